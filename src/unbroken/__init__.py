@@ -1,0 +1,1 @@
+"""Database connections that do not break."""

@@ -1,0 +1,219 @@
+"""The vocabulary of the house: what a driver must be able to do, and the words for what goes wrong.
+
+Everything here is a plain type: no I/O, no clock, nothing from a higher floor. A driver (floor 2) implements
+:class:`Driver` or :class:`AsyncDriver`; the pools (floor 3) call it; the brain (floor 1) only ever sees the
+:class:`Fault` and :class:`Cause` that come out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+#: A driver's own connection object. The pools never wrap it, so nothing is known of its type here.
+Connection: TypeAlias = Any
+
+NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
+
+
+class FaultKind(StrEnum):
+    """What an exception means for the connection it came from and for those who wait for one."""
+
+    LOST = "lost"  #: this connection is gone; another one may work
+    WRONG_SERVER = "wrong server"  #: it answers, but read-only after a failover: find the new primary
+    TOO_MANY = "too many connections"  #: the server is full: wait, do not hammer
+    NOT_READY = "not ready"  #: the server answers, but is starting, stopping or recovering
+    REFUSED = "refused"  #: nobody listens (an attempt costs the server nothing)
+    UNREACHABLE = "unreachable"  #: nothing answers: timed out, no route, name lookup failed for now
+    REJECTED = "rejected"  #: password, permission, unknown database or host: waiting does not help
+    RETRY = "retry"  #: deadlock or serialization failure: the server undid the transaction and asks to try again
+    OTHER = "other"  #: the application's own error; the connection is fine
+
+
+#: Kinds that make an *outage* when a connect fails with them: waiting can help.
+OUTAGE_KINDS = frozenset(
+    {FaultKind.LOST, FaultKind.TOO_MANY, FaultKind.NOT_READY, FaultKind.REFUSED, FaultKind.UNREACHABLE, FaultKind.WRONG_SERVER}
+)
+
+
+class Cause(StrEnum):
+    """Why a connection ended. Every closed connection has exactly one; they are counted and logged."""
+
+    # what the other side did
+    IDLE_LIMIT = "idle limit"  #: the server's wait_timeout / idle_session_timeout
+    KILLED = "killed"  #: KILL, pg_terminate_backend
+    SHUTDOWN = "server shutdown"
+    CRASHED = "server crash"
+    FAILOVER = "failover"  #: the server became read-only
+    TRANSACTION_LIMIT = "transaction limit"  #: idle_in_transaction_session_timeout, transaction_timeout
+    CLOSED_BY_PEER = "closed by the other side"  #: a FIN without a word
+    CONNECTION_RESET = "reset"  #: a RST
+    SILENT_DROP = "silent drop"  #: nothing answered any more: keepalive, user timeout or a ping found out
+    LOST = "lost in use"  #: the driver said so while it was lent, and nothing better is known
+    # what we did
+    MAX_AGE = "max age"
+    MAX_IDLE = "max idle"
+    SURPLUS = "surplus"  #: the pool was made smaller
+    RESET_FAILED = "reset failed"  #: the rollback at release did not work
+    FORGOTTEN = "forgotten"  #: its holder was garbage-collected without giving it back
+    RECLAIMED = "reclaimed"  #: held longer than leak_after, with reclaim on
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"  #: a task was cancelled in the middle of an exchange
+    FORKED = "fork"  #: inherited by a child process, severed there
+    DRAINED = "drained"
+    POOL_CLOSED = "pool closed"
+    DISCARDED = "discarded"  #: the application asked for it
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What an exception (or a last packet) means.
+
+    ``kind`` says what to do, ``cause`` why the connection ended (None where it did not, or is not known),
+    ``code`` is the server's or the system's own code (MySQL errno, SQLSTATE, errno), ``text`` one line for people,
+    never with a password in it.
+    """
+
+    kind: FaultKind
+    cause: Cause | None = None
+    code: int | str | None = None
+    text: str = ""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection it came from must not be used again."""
+        return self.kind in _ENDS_CONNECTION
+
+
+_ENDS_CONNECTION = frozenset({FaultKind.LOST, FaultKind.WRONG_SERVER})
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to connect, taken from a URL. ``options`` are the query's, as text, in the driver's own spelling."""
+
+    scheme: str  #: as written, e.g. ``mysql+pymysql``
+    backend: str  #: ``mysql``, ``mariadb``, ``postgresql`` or ``sqlite``
+    host: str | None = None
+    port: int | None = None
+    unix_socket: str | None = None
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    database: str | None = None
+    options: Mapping[str, str] = NO_OPTIONS
+
+    @property
+    def server(self) -> str:
+        """The server's address for people and as a key: ``db:3306``, ``[::1]:5432``, ``/run/mysqld.sock``."""
+        if self.unix_socket:
+            return self.unix_socket
+        if self.host is None:
+            return "localhost" if self.backend != "sqlite" else "file"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}" if self.port else host
+
+    @property
+    def label(self) -> str:
+        """Server and database for messages: ``db:3306/shop``. Never a user or a password."""
+        return f"{self.server}/{self.database}" if self.database else self.server
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a driver lets us do. ``docs/drivers.md`` is generated from these, and tests hold them to it."""
+
+    fileno: bool = True  #: it shows its socket: deaths are seen without a round trip, a fork is severed
+    transaction_status: bool = False  #: it knows for certain, without asking, whether a transaction is open
+    watchable: bool = False  #: its statements can be seen, so that units of work may be replayed
+    implicit_begin: bool = True  #: it opens a transaction by itself (DB-API); False: ``begin`` must be called
+    abort: bool = True  #: a blocked call can be ended from outside (shutdown on its socket)
+    server: bool = True  #: there is a server at the other end at all (False: SQLite)
+
+
+class BaseDriver(Protocol):
+    """What sync and async drivers have in common: everything that costs no I/O.
+
+    One instance serves one pool: it holds the connect arguments, and what the pool's connections share (an SSL
+    context). ``errors`` are the driver's exception classes that callers already catch, best first: unbroken's own
+    errors derive from ``errors[0]`` too.
+    """
+
+    name: str
+    capabilities: Capabilities
+    target: Target
+    errors: tuple[type[BaseException], ...]
+
+    def fileno(self, conn: Connection) -> int | None:
+        """The socket's descriptor, or None where it is hidden, closed already, or there is none."""
+
+    def is_in_transaction(self, conn: Connection) -> bool | None:
+        """Whether a transaction is open, without a round trip; None where that is not certain. Never raises."""
+
+    def is_quiet(self, conn: Connection) -> bool:
+        """True when it is certain that no exchange is under way and the protocol is in step. Never raises."""
+
+    def classify(self, exc: BaseException) -> Fault:
+        """What *exc*, raised by this driver (or by the system below it), means. Never raises."""
+
+    def session_id(self, conn: Connection) -> str | None:
+        """The server's number of this session (CONNECTION_ID(), backend pid), known without asking; else None."""
+
+    def watch(self, conn: Connection) -> None:
+        """From now on, tell :func:`unbroken.core.unit.current` of every statement and COMMIT on *conn*."""
+
+    def unwatch(self, conn: Connection) -> None:
+        """Undo :meth:`watch`."""
+
+
+@runtime_checkable
+class Driver(BaseDriver, Protocol):
+    """A blocking driver. Timeouts are seconds as floats; what exceeds them raises. Errors are the driver's own."""
+
+    def connect(self, timeout: float) -> Connection:
+        """A new connection, or the driver's exception. Must end within about *timeout*, handshake included."""
+
+    def ping(self, conn: Connection, timeout: float) -> None:
+        """One round trip. Raises when the connection does not answer. Leaves no transaction open."""
+
+    def begin(self, conn: Connection) -> None:
+        """Open a transaction (only called where ``implicit_begin`` is False)."""
+
+    def commit(self, conn: Connection) -> None: ...
+
+    def rollback(self, conn: Connection) -> None: ...
+
+    def close(self, conn: Connection) -> None:
+        """Close politely but without waiting for the other side; never raises."""
+
+    def idle_limit(self, conn: Connection) -> float | None:
+        """How long the server lets this session idle, in seconds; None when it has no limit. One round trip.
+
+        Raises the driver's error where it may not be asked. Leaves no transaction open.
+        """
+
+
+@runtime_checkable
+class AsyncDriver(BaseDriver, Protocol):
+    """A driver for asyncio: as :class:`Driver`, awaited."""
+
+    async def connect(self, timeout: float) -> Connection: ...
+    async def ping(self, conn: Connection, timeout: float) -> None: ...
+    async def begin(self, conn: Connection) -> None: ...
+    async def commit(self, conn: Connection) -> None: ...
+    async def rollback(self, conn: Connection) -> None: ...
+    async def idle_limit(self, conn: Connection) -> float | None: ...
+
+    def close(self, conn: Connection) -> None:
+        """Close at once, without awaiting (abort the transport where there is one); never raises."""
+
+
+class Observer(Protocol):
+    """Told of what happens, outside every lock, on slow paths only. Exceptions from it are logged and swallowed."""
+
+    def __call__(self, event: str, fields: Mapping[str, Any]) -> None: ...
+
+
+Reset: TypeAlias = Callable[[Connection], Any]

@@ -1,0 +1,162 @@
+"""Every knob of a pool: its unit, its default and the reason for it; and all validation of them.
+
+Times are seconds as floats. ``None`` means automatic where that makes sense, ``math.inf`` means never.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from unbroken.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a pool does. Immutable; :meth:`of` builds one from keywords and says clearly what is wrong with them."""
+
+    max_size: int = 10
+    """Connections at most, those being opened included. 10 is HikariCP's default; times processes it must stay
+    below the server's max_connections."""
+
+    min_size: int = 0
+    """Connections kept open while idle. 0: the pool is lazy and opens what is asked for."""
+
+    acquire_timeout: float = 10.0
+    """One deadline for all of an acquire: waiting in line, checking, connecting."""
+
+    connect_timeout: float = 5.0
+    """One attempt to connect, handshake included. Bounded by what is left of the acquire."""
+
+    outage_wait: float = 5.0
+    """How long callers wait for a server that is away. An outage older than this fails new callers at once, while
+    the prober goes on. Long enough for a restart, shorter than a proxy's patience."""
+
+    max_age: float | None = None
+    """Retire a connection this long after it was opened. None: 3600 s, so that a failover, a DNS change or a
+    server's memory of a session is never older. Each connection's own limit is up to a quarter lower, so that they
+    do not retire together (HikariCP's jitter since 6.1)."""
+
+    max_idle: float | None = None
+    """Close a connection that nobody used for this long, above min_size. None: 600 s."""
+
+    idle_limit: float | None = None
+    """How long the server lets a connection idle. None: the server is asked once (wait_timeout,
+    idle_session_timeout), and what it does not say is learned from the deaths seen."""
+
+    keepalive: float | None = None
+    """TCP keepalive: first probe after this much silence. None: 30 s, below the shortest common NAT (60 s).
+    math.inf leaves the socket as the driver made it."""
+
+    ping_after: float | None = None
+    """Ping (one round trip) at acquire when the connection was idle this long. None: 60 s on TCP, where keepalive
+    finds the silent drops; never on a unix socket; 1 s with a driver that hides its descriptor."""
+
+    ping_timeout: float = 2.0
+    """How long a ping may take before the connection counts as dead."""
+
+    leak_after: float = 60.0
+    """Warn once, with the place that took it, about a connection held this long. math.inf: never."""
+
+    reclaim: bool = False
+    """Also end a connection that was held longer than leak_after: its socket is shut down (never closed) from
+    outside, its holder gets an error, the pool its place back."""
+
+    deadline: float | None = None
+    """How long a lent connection may block its holder: acquire, work and commit together. None: for ever."""
+
+    reset: Literal["rollback"] | Callable[[Any], Any] | None = "rollback"
+    """What to do with a connection at release: "rollback" whatever is open (no round trip where it is certain that
+    nothing is), a callable that is given the connection, or None for nothing."""
+
+    max_replays: int = 10
+    """How often one unit of work is run again at most."""
+
+    name: str | None = None
+    """The pool's name in logs and metrics. None: server and database."""
+
+    @classmethod
+    def of(cls, **given: Any) -> Settings:
+        """Settings from keywords. Raises ConfigurationError that names the setting, the value and the remedy."""
+        known = {f.name for f in fields(cls)}
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+                raise ConfigurationError(f"unknown setting {name!r}; {hint}")
+        settings = cls(**given)
+        _validate(settings)
+        return settings
+
+    def changed(self, **given: Any) -> Settings:
+        """A validated copy with some settings changed."""
+        settings = replace(self, **given)
+        _validate(settings)
+        return settings
+
+    @classmethod
+    def split(cls, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Part *options* (a URL's query, say) into (our settings, everything else)."""
+        known = {f.name for f in fields(cls)}
+        ours = {k: v for k, v in options.items() if k in known}
+        return ours, {k: v for k, v in options.items() if k not in known}
+
+    @classmethod
+    def from_text(cls, options: Mapping[str, str]) -> dict[str, Any]:
+        """Keywords for :meth:`of` from text such as a URL's query: ``{"max_size": "5"}`` gives ``{"max_size": 5}``."""
+        return {name: _from_text(name, text) for name, text in options.items()}
+
+
+_INTS = {"max_size": 1, "min_size": 0, "max_replays": 0}
+_POSITIVE = {"acquire_timeout", "connect_timeout", "ping_timeout", "leak_after"}
+_NOT_NEGATIVE = {"outage_wait"}
+_POSITIVE_OR_NONE = {"max_age", "max_idle", "idle_limit", "keepalive", "ping_after", "deadline"}
+_FINITE = {"connect_timeout", "ping_timeout"}
+
+
+def _from_text(name: str, text: str) -> Any:
+    if text.lower() in ("none", "null"):
+        return None
+    if name in ("reset", "name"):
+        return text
+    if name == "reclaim":
+        if text.lower() in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+            return text.lower() in ("1", "true", "yes", "on")
+        raise ConfigurationError(f"reclaim={text!r} is not a boolean; use true or false")
+    try:
+        return int(text) if name in _INTS else float(text)
+    except ValueError:
+        kind = "a whole number" if name in _INTS else "a number of seconds"
+        raise ConfigurationError(f"{name}={text!r} is not {kind}") from None
+
+
+def _validate(s: Settings) -> None:
+    for name, least in _INTS.items():
+        value = getattr(s, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
+    for name in _POSITIVE | _POSITIVE_OR_NONE | _NOT_NEGATIVE:
+        _check_seconds(name, getattr(s, name))
+    if s.min_size > s.max_size:
+        raise ConfigurationError(f"min_size={s.min_size} exceeds max_size={s.max_size}; lower the one or raise the other")
+    if not isinstance(s.reclaim, bool):
+        raise ConfigurationError(f"reclaim={s.reclaim!r} must be True or False")
+    if s.reset is not None and s.reset != "rollback" and not callable(s.reset):
+        raise ConfigurationError(f"reset={s.reset!r} must be 'rollback', None or a callable that takes the connection")
+    if s.name is not None and (not isinstance(s.name, str) or not s.name):
+        raise ConfigurationError(f"name={s.name!r} must be a text that is not empty, or None")
+
+
+def _check_seconds(name: str, value: Any) -> None:
+    if value is None and name in _POSITIVE_OR_NONE:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        allowed = "seconds, or None" if name in _POSITIVE_OR_NONE else "seconds"
+        raise ConfigurationError(f"{name}={value!r} must be a number of {allowed}")
+    if value < 0 or (value == 0 and name not in _NOT_NEGATIVE):
+        raise ConfigurationError(f"{name}={value!r} must be {'at least' if name in _NOT_NEGATIVE else 'more than'} 0 s")
+    if value == math.inf and name in _FINITE:
+        raise ConfigurationError(f"{name}=inf would wait for ever; give it a bound, such as 5.0")
