@@ -181,9 +181,11 @@ class Driver(BaseDriver, Protocol):
     def begin(self, conn: Connection) -> None:
         """Open a transaction (only called where ``implicit_begin`` is False)."""
 
-    def commit(self, conn: Connection) -> None: ...
+    def commit(self, conn: Connection) -> None:
+        """COMMIT; no round trip where the driver itself knows that nothing is open."""
 
-    def rollback(self, conn: Connection) -> None: ...
+    def rollback(self, conn: Connection) -> None:
+        """ROLLBACK, likewise."""
 
     def close(self, conn: Connection) -> None:
         """Close politely but without waiting for the other side; never raises."""
@@ -199,12 +201,23 @@ class Driver(BaseDriver, Protocol):
 class AsyncDriver(BaseDriver, Protocol):
     """A driver for asyncio: as :class:`Driver`, awaited."""
 
-    async def connect(self, timeout: float) -> Connection: ...
-    async def ping(self, conn: Connection, timeout: float) -> None: ...
-    async def begin(self, conn: Connection) -> None: ...
-    async def commit(self, conn: Connection) -> None: ...
-    async def rollback(self, conn: Connection) -> None: ...
-    async def idle_limit(self, conn: Connection) -> float | None: ...
+    async def connect(self, timeout: float) -> Connection:
+        """As :meth:`Driver.connect`."""
+
+    async def ping(self, conn: Connection, timeout: float) -> None:
+        """As :meth:`Driver.ping`."""
+
+    async def begin(self, conn: Connection) -> None:
+        """As :meth:`Driver.begin`."""
+
+    async def commit(self, conn: Connection) -> None:
+        """As :meth:`Driver.commit`."""
+
+    async def rollback(self, conn: Connection) -> None:
+        """As :meth:`Driver.rollback`."""
+
+    async def idle_limit(self, conn: Connection) -> float | None:
+        """As :meth:`Driver.idle_limit`."""
 
     def close(self, conn: Connection) -> None:
         """Close at once, without awaiting (abort the transport where there is one); never raises."""
@@ -213,7 +226,8 @@ class AsyncDriver(BaseDriver, Protocol):
 class Observer(Protocol):
     """Told of what happens, outside every lock, on slow paths only. Exceptions from it are logged and swallowed."""
 
-    def __call__(self, event: str, fields: Mapping[str, Any]) -> None: ...
+    def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
+        """*event* is a short name (``opened``, ``closed``, ``outage began`` …), *fields* what is known of it."""
 
 
 Reset: TypeAlias = Callable[[Connection], Any]

@@ -7,7 +7,7 @@ fact, the numbers, the cause, the remedy; never a password.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeVar
 
 
@@ -56,7 +56,7 @@ class DeadlineExceeded(UnbrokenError, TimeoutError):  # noqa: N818 - a fixed pub
 E = TypeVar("E", bound=UnbrokenError)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _combined(kind: type[UnbrokenError], foreign: type[BaseException]) -> type[UnbrokenError]:
     """*kind* that is also a *foreign* error; plain *kind* where Python cannot combine the two."""
 
@@ -64,7 +64,12 @@ def _combined(kind: type[UnbrokenError], foreign: type[BaseException]) -> type[U
         return _rebuild, (kind, foreign, self.args, dict(self.__dict__))
 
     try:
-        body = {"__reduce__": reduce, "__module__": kind.__module__, "__init__": Exception.__init__, "__str__": Exception.__str__}
+        body: dict[str, Any] = {
+            "__reduce__": reduce,
+            "__module__": kind.__module__,
+            "__init__": Exception.__init__,
+            "__str__": Exception.__str__,
+        }
         return type(foreign)(kind.__name__, (kind, foreign), body)
     except TypeError:
         return kind
@@ -83,7 +88,7 @@ def for_driver(kind: type[E], foreign: type[BaseException] | None, message: str,
     on the error. The result pickles as long as *foreign* does.
     """
     cls = kind if foreign is None or issubclass(kind, foreign) else _combined(kind, foreign)
-    error: Any = cls(message)
+    error = cls(message)
     for name, value in attributes.items():
         setattr(error, name, value)
-    return error  # type: ignore[no-any-return]
+    return error  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""One short file per driver, and the URL that chooses among them."""

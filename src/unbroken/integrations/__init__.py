@@ -1,0 +1,1 @@
+"""Bodies for frameworks, built on the floors below through their public names."""

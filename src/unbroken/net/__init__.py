@@ -1,0 +1,1 @@
+"""Sockets, below every driver: liveness, last words, keepalive, watching, severing."""
