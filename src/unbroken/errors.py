@@ -7,6 +7,7 @@ fact, the numbers, the cause, the remedy; never a password.
 
 from __future__ import annotations
 
+import types
 from functools import cache
 from typing import Any, TypeVar
 
@@ -70,7 +71,8 @@ def _combined(kind: type[UnbrokenError], foreign: type[BaseException]) -> type[U
             "__init__": Exception.__init__,
             "__str__": Exception.__str__,
         }
-        return type(foreign)(kind.__name__, (kind, foreign), body)
+        combined: type[UnbrokenError] = types.new_class(kind.__name__, (kind, foreign), {}, lambda space: space.update(body))
+        return combined
     except TypeError:
         return kind
 
@@ -87,7 +89,9 @@ def for_driver(kind: type[E], foreign: type[BaseException] | None, message: str,
     *foreign* is the driver's (or framework's) ``OperationalError``; None gives a plain *kind*. *attributes* are set
     on the error. The result pickles as long as *foreign* does.
     """
-    cls = kind if foreign is None or issubclass(kind, foreign) else _combined(kind, foreign)
+    cls: type[UnbrokenError] = kind
+    if foreign is not None and not issubclass(kind, foreign):
+        cls = _combined(kind, foreign)  # type: ignore[arg-type] # classes are hashable; the stub of cache does not know
     error = cls(message)
     for name, value in attributes.items():
         setattr(error, name, value)

@@ -1,0 +1,114 @@
+"""One connection's life: when it was born and last used, who has it now, and why it died.
+
+An entry is owned by exactly one party at a time: the pool (it stands in ``Kernel.idle``), a caller (it stands in
+``Kernel.lent``), or a worker that opens, checks or closes it. Only its owner may change it, except for ``condemn``,
+which is one atomic write and may come from anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any
+
+from unbroken.abc import Cause
+
+#: The generation of an entry that must not be lent again. Real generations count up from 0.
+CONDEMNED = -1
+
+
+class Entry:
+    """One connection of a pool and what the pool knows of it. Times are ``time.monotonic()`` seconds."""
+
+    __slots__ = (
+        "__weakref__",
+        "anchor",
+        "born",
+        "cause",
+        "code",
+        "conn",
+        "due",
+        "fd",
+        "generation",
+        "holder",
+        "identity",
+        "key",
+        "last_used",
+        "lasti",
+        "poll",
+        "ref",
+        "reported",
+        "retire_at",
+        "sent",
+        "session",
+        "taken_at",
+        "uses",
+        "watched",
+        "words",
+    )
+
+    def __init__(self, conn: Any, now: float, generation: int, retire_at: float) -> None:
+        self.conn: Any = conn  #: the driver's connection; ``anchor`` while it is lent
+        self.anchor: Any = conn  #: None once a weak reference tells when its holder forgets it
+        self.ref: Any = None  #: that weak reference
+        self.key = id(conn)
+        self.fd: int | None = None
+        self.identity: tuple[int, int] | None = None  #: device and inode of its socket: descriptors are reused
+        self.poll: Callable[[int], list[Any]] = _nothing_to_see
+        self.session: str | None = None  #: the server's number for it
+        self.born = now
+        self.retire_at = retire_at
+        self.last_used = now
+        self.due = now  #: from here on a look at the socket is not enough to lend it
+        self.generation = generation
+        self.uses = 0
+        self.sent: int | None = None  #: data segments sent when it was last certain that no transaction was open
+        self.taken_at = now
+        self.code: CodeType | None = None  #: where it was taken: the code object …
+        self.lasti = -1  #: … and the instruction; the line is worked out only when somebody asks
+        self.holder = 0  #: the thread's ident
+        self.reported = False  #: whether its holder was reported as a leak during this use
+        self.watched = False  #: whether its statements are being told to a unit of work
+        self.cause: Cause | None = None  #: why it ended, or will
+        self.words = ""  #: what the server said about that
+
+    @property
+    def place(self) -> Place | None:
+        """Where it was taken last, or None if it never was."""
+        return None if self.code is None else Place.of(self.code, self.lasti)
+
+    def condemn(self, cause: Cause, words: str = "") -> None:
+        """See to it that it is closed instead of lent again. Safe from any thread; the first cause stands."""
+        if self.cause is None:
+            self.cause, self.words = cause, words
+        self.generation = CONDEMNED
+
+    def __repr__(self) -> str:
+        return f"<connection {self.session or hex(self.key)} used {self.uses} times{f', {self.cause}' if self.cause else ''}>"
+
+
+def _nothing_to_see(_timeout: int) -> list[Any]:
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A line of somebody's code."""
+
+    file: str
+    line: int
+    function: str
+
+    @classmethod
+    def of(cls, code: CodeType, lasti: int) -> Place:
+        """The line of instruction *lasti* of *code*. Kept apart, since working it out costs more than taking both."""
+        line = code.co_firstlineno
+        for start, end, number in code.co_lines():
+            if start <= lasti < end and number is not None:
+                line = number
+                break
+        return cls(code.co_filename, line, code.co_qualname)
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} in {self.function}"

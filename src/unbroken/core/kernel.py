@@ -1,0 +1,231 @@
+"""★ The heart: who has a connection, who waits for one, who is granted one.
+
+Every change of ownership stands in this file. Nothing here does I/O, knows the clock or takes a lock.
+
+**The lock rule.** Two moves are lock-free, because each is one atomic operation on a deque or dict: taking an idle
+entry (``idle.pop()``) and putting one back (``idle.append(entry)``). The bodies do these inline, in this order:
+
+* a taker looks at ``waiting`` first and pops only when nobody waits: it never overtakes the line;
+* a giver appends *first* and looks at ``waiting`` (and at the generation) *afterwards*; a waiter joins ``waiting``
+  first and looks at ``idle`` afterwards (``enter``). Whichever comes second sees the other, so no wake-up is lost.
+
+Everything else is a method below, and the caller must hold the body's lock. Methods return what is to be done
+(tickets to wake, entries to close); the caller does it after letting go of the lock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from unbroken.abc import Cause
+from unbroken.core.entry import CONDEMNED, Entry
+
+
+class Ticket:
+    """One caller's place in the line. Granting changes state at once, not when the caller wakes."""
+
+    __slots__ = ("entry", "error", "signal", "since")
+
+    def __init__(self, since: float, signal: Any) -> None:
+        self.since = since
+        self.signal = signal  #: what the body wakes: a lock, a future
+        self.entry: Entry | None = None
+        self.error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether there is something to wake up for."""
+        return self.entry is not None or self.error is not None
+
+
+class Kernel:
+    """The state of one pool in one process. See the module for the lock rule."""
+
+    __slots__ = ("closed", "entries", "exiled", "generation", "idle", "lent", "max_size", "min_size", "opening", "waiting")
+
+    def __init__(self, max_size: int, min_size: int = 0) -> None:
+        self.max_size = max_size
+        self.min_size = min_size
+        self.idle: deque[Entry] = deque()  #: lent from the right end: the warmest first, the rest may be retired
+        self.lent: dict[int, Entry] = {}  #: by id of the driver's connection
+        self.exiled: dict[int, Entry] = {}  #: taken away from a holder who still has the object
+        self.entries: dict[int, Entry] = {}  #: every open one, by key
+        self.waiting: deque[Ticket] = deque()
+        self.opening = 0  #: places reserved for connections that are being opened
+        self.generation = 0
+        self.closed = False
+
+    @property
+    def size(self) -> int:
+        """Connections that are open or being opened."""
+        return len(self.entries) + self.opening
+
+    # -- the line ------------------------------------------------------------------------------------------------
+
+    def enter(self, ticket: Ticket, *, front: bool = False) -> Entry | None:
+        """Take an idle entry, or join the line and return None. *front*: for one who was granted a dead entry."""
+        if front or not self.waiting:
+            entry = self._pop_idle()
+            if entry is not None:
+                return entry
+        (self.waiting.appendleft if front else self.waiting.append)(ticket)
+        # A giver may have appended to idle after the look above and before it could see this ticket: look again.
+        self._grant()
+        if ticket.entry is not None:
+            entry, ticket.entry = ticket.entry, None
+            return entry
+        return None
+
+    def serve(self) -> tuple[list[Ticket], list[Entry]]:
+        """Grant idle entries to those who wait, in order: (tickets to wake, entries to close)."""
+        stale = self.take_stale()
+        return self._grant(), stale
+
+    def _grant(self) -> list[Ticket]:
+        granted = []
+        while self.waiting:
+            entry = self._pop_idle()
+            if entry is None:
+                break
+            ticket = self.waiting.popleft()
+            ticket.entry = entry
+            granted.append(ticket)
+        return granted
+
+    def leave(self, ticket: Ticket) -> Entry | None:
+        """Give up waiting. What was granted in the meantime is returned: it is the caller's to use or put back."""
+        entry, ticket.entry = ticket.entry, None
+        if entry is None:
+            try:
+                self.waiting.remove(ticket)
+            except ValueError:
+                pass  # it was failed, or has left before
+        return entry
+
+    def fail(self, error: Callable[[], BaseException]) -> list[Ticket]:
+        """End the wait of all who stand in the line, each with an error of its own."""
+        failed = list(self.waiting)
+        self.waiting.clear()
+        for ticket in failed:
+            ticket.error = error()
+        return failed
+
+    def _pop_idle(self) -> Entry | None:
+        while True:
+            try:
+                return self.idle.pop()
+            except IndexError:
+                return None
+
+    # -- places --------------------------------------------------------------------------------------------------
+
+    def reserve(self) -> bool:
+        """Reserve a place for one more connection, if somebody needs one and there is room."""
+        if self.closed or self.size >= self.max_size:
+            return False
+        if len(self.waiting) <= self.opening and self.size >= self.min_size:
+            return False
+        self.opening += 1
+        return True
+
+    @property
+    def wanted(self) -> int:
+        """How many more connections ought to be opened now."""
+        if self.closed:
+            return 0
+        need = max(len(self.waiting) - self.opening, self.min_size - self.size)
+        return max(0, min(need, self.max_size - self.size))
+
+    def unreserve(self) -> None:
+        """Give a reserved place back: the connect failed, or is not needed any more."""
+        self.opening -= 1
+
+    def opened(self, entry: Entry) -> tuple[list[Ticket], list[Entry]]:
+        """A reserved place has become a connection: (tickets to wake, entries to close)."""
+        self.opening -= 1
+        self.entries[entry.key] = entry
+        self.idle.append(entry)
+        return self.serve()
+
+    def forget(self, entry: Entry) -> None:
+        """An entry that its owner is about to close leaves the pool. Its owner must not hold it in idle."""
+        if self.entries.get(entry.key) is entry:
+            del self.entries[entry.key]
+
+    def exile(self, entry: Entry) -> bool:
+        """Take a lent entry away from its holder, who still has the object. False: it came back meanwhile."""
+        if self.lent.pop(entry.key, None) is not entry:
+            return False
+        self.forget(entry)
+        self.exiled[entry.key] = entry
+        return True
+
+    # -- what must not stay --------------------------------------------------------------------------------------
+
+    def claim(self, entry: Entry) -> bool:
+        """Make an idle entry the caller's own. False: somebody else took it first."""
+        try:
+            self.idle.remove(entry)
+        except ValueError:
+            return False
+        return True
+
+    def take_stale(self) -> list[Entry]:
+        """Remove what must not be lent again from idle: condemned, of an older generation, or surplus."""
+        stale = [e for e in tuple(self.idle) if e.generation != self.generation and self.claim(e)]
+        for entry in stale:
+            entry.condemn(Cause.POOL_CLOSED if self.closed else Cause.DRAINED)
+            self.forget(entry)
+        while self.size > self.max_size:
+            try:
+                entry = self.idle.popleft()
+            except IndexError:
+                break
+            entry.condemn(Cause.SURPLUS)
+            self.forget(entry)
+            stale.append(entry)
+        return stale
+
+    def take(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Remove *entries* from the pool, as far as they are idle still; they are the caller's to close."""
+        taken = [e for e in entries if self.claim(e)]
+        for entry in taken:
+            self.forget(entry)
+        return taken
+
+    def strays(self) -> list[Entry]:
+        """Entries that nobody owns: an asynchronous exception struck a caller between taking and noting it.
+
+        What a worker owns for a moment looks the same, so only what is found twice in a row, seconds apart, is one.
+        """
+        idle = set(map(id, tuple(self.idle)))
+        granted = {id(t.entry) for t in tuple(self.waiting)}
+        return [
+            e
+            for e in list(self.entries.values())
+            if id(e) not in idle and e.key not in self.lent and id(e) not in granted and e.cause is None
+        ]
+
+    def drain(self) -> list[Entry]:
+        """Start a new generation: what is idle is closed now, what is lent when it comes back."""
+        self.generation += 1
+        return self.take_stale()
+
+    def resize(self, max_size: int, min_size: int) -> list[Entry]:
+        """Change the bounds: entries to close now; what is lent beyond the new bound is closed when it comes back."""
+        self.max_size, self.min_size = max_size, min_size
+        return self.take_stale()
+
+    def is_surplus(self) -> bool:
+        """Whether an entry that comes back must be closed because the pool was made smaller."""
+        return self.size > self.max_size
+
+    def close(self) -> list[Entry]:
+        """Lend nothing any more: entries to close now. Who waits must be told with ``fail``."""
+        self.closed = True
+        return self.drain()
+
+
+__all__ = ["CONDEMNED", "Kernel", "Ticket"]

@@ -1,0 +1,99 @@
+"""Is the server away? Who may try to reach it, when next, and when should callers be told at once?
+
+One object per server and process, shared by all pools there. During an outage one *prober* tries; everybody else waits
+for its result. Its pace depends on what an attempt costs the server and on whether somebody waits for the answer.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from unbroken.abc import Fault, FaultKind
+
+#: Seconds between attempts (from, to) while callers wait and nothing listens: an attempt costs the server nothing.
+REFUSED_PACE = (0.010, 0.040)
+#: The same when the server answers but is not ready, is full, or nothing answers: from … growing to …
+BUSY_PACE = (0.050, 0.250)
+#: How long such a server is asked at the quick end of that pace before it grows: most restarts take less.
+BUSY_PATIENCE = 2.0
+#: Seconds between attempts when nobody waits; an arriving caller tries at once.
+LONELY_PACE = 1.0
+#: A failure older than this says nothing about now: a caller may not be turned away on its word.
+FRESH = 3.0
+
+
+class Outage:
+    """What is known about one server's absence. The caller holds the lock of the server's record."""
+
+    __slots__ = ("failures", "fault", "last_failure", "next_try", "parallel", "prober", "since")
+
+    #: How many connections one pool opens at a time when all is well.
+    PARALLEL = 4
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        self.fault: Fault | None = None
+        self.last_failure = 0.0
+        self.failures = 0
+        self.next_try = 0.0
+        self.prober: object | None = None
+        self.parallel = self.PARALLEL
+
+    @property
+    def active(self) -> bool:
+        """Whether the last attempt to connect failed for a reason that waiting may cure."""
+        return self.since is not None
+
+    def age(self, now: float) -> float:
+        """How long the server has been away, in seconds; 0 when it is not."""
+        return 0.0 if self.since is None else max(0.0, now - self.since)
+
+    def ask(self, who: object, now: float, waiting: int) -> float | None:
+        """May *who* try to connect? 0: now; more: in so many seconds; None: no, somebody else is the prober."""
+        if self.since is None:
+            return 0.0
+        if self.prober is None:
+            self.prober = who
+        if self.prober is not who:
+            return None
+        next_try = self.next_try if waiting else max(self.next_try, self.last_failure + LONELY_PACE)
+        return max(0.0, next_try - now)
+
+    def failed(self, who: object, now: float, fault: Fault, random: Random) -> bool:
+        """An attempt by *who* failed at *now*. True: this is the beginning of an outage."""
+        began = self.since is None
+        if began:
+            self.since, self.failures = now, 0
+            self.prober = who
+        self.fault, self.last_failure = fault, now
+        self.failures += 1
+        self.parallel = 1
+        self.next_try = now + self._pace(now, fault.kind, random)
+        return began
+
+    def _pace(self, now: float, kind: FaultKind, random: Random) -> float:
+        if kind is FaultKind.REFUSED:
+            return random.uniform(*REFUSED_PACE)
+        shortest, longest = BUSY_PACE
+        growth = max(1.0, self.age(now) / BUSY_PATIENCE)
+        return min(longest, shortest * growth) * random.uniform(0.8, 1.0) if growth > 1.0 else shortest
+
+    def succeeded(self, now: float) -> float | None:
+        """An attempt succeeded. The length of the outage that this ends, in seconds, or None if there was none.
+
+        After an outage the number of connections opened at a time starts at one and grows with each success: a
+        thousand processes that all find the server back at once must not knock it over.
+        """
+        ended = None if self.since is None else now - self.since
+        self.since = self.fault = self.prober = None
+        self.parallel = 1 if ended is not None else min(self.PARALLEL, self.parallel + 1)
+        return ended
+
+    def resign(self, who: object) -> None:
+        """*who* will not try any more; the next who asks becomes the prober."""
+        if self.prober is who:
+            self.prober = None
+
+    def turns_away(self, now: float, patience: float) -> bool:
+        """Whether a caller should be told at once: away for longer than *patience*, and that is fresh knowledge."""
+        return self.since is not None and now - self.since >= patience and now - self.last_failure < FRESH
