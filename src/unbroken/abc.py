@@ -103,7 +103,7 @@ class Target:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     database: str | None = None
-    options: Mapping[str, str] = NO_OPTIONS
+    options: Mapping[str, str] = field(default_factory=lambda: NO_OPTIONS, hash=False)  # a mappingproxy has no hash before Python 3.12
 
     @property
     def server(self) -> str:
