@@ -1,0 +1,17 @@
+"""Real, private database servers for tests and demonstrations: started in a fraction of a second, broken at will.
+
+    from unbroken.testing.servers import PostgreSQL
+
+    with PostgreSQL({"max_connections": 20}) as server:
+        pool = unbroken.Pool(server.url("psycopg"))
+        server.crash(down=1.0)
+
+:func:`available` says whether a kind of server can be had here. No driver is needed: servers are asked in their own protocol.
+"""
+
+from unbroken.testing.servers.base import Server, Session, available
+from unbroken.testing.servers.errors import ServerError, ServerUnavailable
+from unbroken.testing.servers.mariadb import MariaDB
+from unbroken.testing.servers.postgresql import PostgreSQL
+
+__all__ = ["MariaDB", "PostgreSQL", "Server", "ServerError", "ServerUnavailable", "Session", "available"]

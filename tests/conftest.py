@@ -1,0 +1,38 @@
+"""Servers for all tests: shared ones, and fresh ones for tests that stop or kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from unbroken.testing.servers import MariaDB, PostgreSQL
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    """One MariaDB for the whole run: change its settings only with ``temporarily``, and leave no table behind."""
+    with MariaDB() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgreSQL]:
+    """One PostgreSQL for the whole run: change its settings only with ``temporarily``, and leave no table behind."""
+    with PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture
+def new_mariadb() -> Iterator[Callable[..., MariaDB]]:
+    """Makes started MariaDB servers that are this test's own: ``new_mariadb({"wait_timeout": 2})``."""
+    with ExitStack() as stack:
+        yield lambda *args, **kwargs: stack.enter_context(MariaDB(*args, **kwargs))
+
+
+@pytest.fixture
+def new_postgres() -> Iterator[Callable[..., PostgreSQL]]:
+    """Makes started PostgreSQL servers that are this test's own: ``new_postgres({"max_connections": 20})``."""
+    with ExitStack() as stack:
+        yield lambda *args, **kwargs: stack.enter_context(PostgreSQL(*args, **kwargs))
