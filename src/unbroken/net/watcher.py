@@ -1,0 +1,378 @@
+"""Somebody who sees at once when a connection's other side hangs up, and who keeps the time.
+
+A connection's socket is registered once, when it is born; lending and returning it costs nothing. A hang-up (FIN or RST)
+calls its callback, once. There is one :class:`ThreadWatcher` per process (a daemon thread, under gevent a greenlet), or a
+:class:`LoopWatcher` on an asyncio loop. With no timer set, nothing wakes up.
+
+Callbacks run on the watcher, outside its lock, and must not block. What they raise is logged.
+
+Descriptors' numbers are used again, so: ``unwatch`` before the socket is closed. A hang-up that was reported for the
+number's last user never reaches the next one: before a callback is called, the socket is looked at under the lock that
+``watch`` and ``unwatch`` take.
+
+In a forked child every method of an inherited watcher does nothing: the kernel's object behind it is the parent's too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import math
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from asyncio import AbstractEventLoop, TimerHandle
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from unbroken.net.liveness import Liveness, look
+from unbroken.net.patched import threads_are_greenlets
+from unbroken.net.selector import Selector, new_selector
+from unbroken.net.severance import fork_mark
+from unbroken.net.wake import Wake, wait
+
+__all__ = ["LoopWatcher", "ThreadWatcher", "Timer", "Watcher"]
+
+_logger = logging.getLogger("unbroken.net")
+
+Callback: TypeAlias = Callable[[], object]
+
+
+class Timer:
+    """A callback to come. ``when`` is in time.monotonic()'s seconds."""
+
+    __slots__ = ("_callback", "_on_cancel", "when")
+
+    def __init__(self, when: float, callback: Callback, on_cancel: Callback | None = None) -> None:
+        self.when = when
+        self._callback: Callback | None = callback
+        self._on_cancel = on_cancel
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it is still to be called."""
+        return self._callback is not None
+
+    def cancel(self) -> None:
+        """Never call it, if that has not begun yet. May be called twice, from any thread."""
+        if self._callback is not None:
+            self._callback = None
+            if self._on_cancel is not None:
+                self._on_cancel()
+
+    def _run(self) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            _call(callback)
+
+
+def _call(callback: Callback) -> None:
+    try:
+        callback()
+    except BaseException:  # not even a SystemExit may end the watcher: others rely on it
+        _logger.exception("a callback on the watcher failed: %r", callback)
+
+
+class Watcher(ABC):
+    """What the pools see of either watcher."""
+
+    def __init__(self) -> None:
+        self._mark = fork_mark()
+        self._lock = threading.RLock()  # reentrant: a finalizer that runs inside may call unwatch
+        self._callbacks: dict[int, Callback] = {}
+        self._selector: Selector | None = None
+        self._closed = False
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is open, and this process's own."""
+        return bool(self._mark[0]) and not self._closed
+
+    def watch(self, fd: int, callback: Callback) -> None:
+        """Call *callback*, once, when the other side of the socket *fd* hangs up (at once if it has).
+
+        A descriptor that cannot be watched (closed, or no kernel support here) is silently left to the look at acquire.
+        """
+        if not self.is_usable or fd < 0:
+            return
+        with self._lock:
+            selector = self._start()
+            if selector is not None:
+                self._callbacks[fd] = callback
+                selector.add(fd)
+
+    def unwatch(self, fd: int) -> None:
+        """Forget *fd*; to be called before it is closed. A callback that has begun is not stopped."""
+        if not self.is_usable:
+            return
+        with self._lock:
+            if self._callbacks.pop(fd, None) is not None and self._selector is not None:
+                self._selector.remove(fd)
+
+    @abstractmethod
+    def at(self, when: float, callback: Callback) -> Timer:
+        """Call *callback* when ``time.monotonic()`` reaches *when* (never, for ``math.inf``)."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it: no callback begins after this, from another thread at most one that is under way. Idempotent."""
+
+    @abstractmethod
+    def _start(self) -> Selector | None:
+        """Begin to watch, if that has not happened yet. Called under the lock."""
+
+    def _report(self, fds: Iterable[int]) -> None:
+        for fd in fds:
+            callback = self._gone(fd)
+            if callback is not None:
+                _call(callback)
+
+    def _gone(self, fd: int) -> Callback | None:
+        """The callback of *fd*, if its present user is really gone; a report may be about the number's last user."""
+        with self._lock:
+            if fd not in self._callbacks or self._selector is None:
+                return None
+            if look(fd) is not Liveness.DEAD:
+                self._selector.add(fd)
+                return None
+            self._selector.remove(fd)
+            return self._callbacks.pop(fd)
+
+
+class ThreadWatcher(Watcher):
+    """The watcher of a process: one daemon thread (under gevent's patching a greenlet), started when first needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._numbers = itertools.count()
+        self._cancelled = 0
+        self._wakes_at = -math.inf  # when the thread wakes by itself; -inf while it is awake
+        self._wake: Wake | None = None
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def get(cls) -> ThreadWatcher:
+        """This process's watcher: a new one in a forked child, and after :meth:`close`."""
+        global _current
+        found = _current
+        if found is not None and found.is_usable:
+            return found
+        with _making:
+            if _current is None or not _current.is_usable:
+                if _current is not None and not _current._mark[0]:
+                    _inherited.append(_current)
+                _current = cls()
+            return _current
+
+    def at(self, when: float, callback: Callback) -> Timer:
+        """See :class:`Watcher`."""
+        timer = Timer(when, callback, self._count_cancelled)
+        if not self.is_usable or when == math.inf:
+            return timer
+        with self._lock:
+            heapq.heappush(self._timers, (when, next(self._numbers), timer))
+            self._start()
+            if when < self._wakes_at and self._wake is not None:
+                self._wakes_at = when
+                self._wake.set()
+        return timer
+
+    def close(self) -> None:
+        """See :class:`Watcher`. Waits for the thread, unless called on it."""
+        if not self.is_usable:
+            return
+        with self._lock:
+            self._closed = True
+            self._callbacks.clear()
+            self._timers.clear()
+            thread = self._thread
+            if self._wake is not None:
+                self._wake.set()
+        if thread is None:
+            self._let_go()
+        elif thread is not threading.current_thread():
+            thread.join(5.0)
+
+    def _count_cancelled(self) -> None:
+        """Cancelled timers stay in the heap until they are due, or are more than half of it."""
+        self._cancelled += 1
+        if self._cancelled < 64 or self._cancelled * 2 < len(self._timers) or not self._mark[0]:
+            return
+        with self._lock:
+            self._timers = [item for item in self._timers if item[2].is_pending]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
+
+    def _start(self) -> Selector | None:
+        if self._selector is None:
+            self._wake = Wake()
+            self._selector = new_selector()
+            self._selector.add_reader(self._wake.fd)
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="unbroken-watcher", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no thread to be had now, or the interpreter is ending: deaths are found at acquire
+                _logger.warning("no thread for the watcher; timers wait until one can be started", exc_info=True)
+            else:
+                self._thread = thread
+        return self._selector
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        finally:  # also when a greenlet is killed: the next watch or timer starts another
+            if self._mark[0]:
+                with self._lock:
+                    self._thread = None
+                    if self._closed:
+                        self._let_go()
+
+    def _turn(self) -> bool:
+        with self._lock:
+            selector, wake = self._selector, self._wake
+            if self._closed or selector is None or wake is None:
+                return False
+            self._wakes_at = self._timers[0][0] if self._timers else math.inf
+            timeout = None if self._wakes_at == math.inf else max(0.0, self._wakes_at - time.monotonic())
+        try:
+            fds = wait(selector, timeout)
+        except (OSError, ValueError):
+            return self._mark[0] == 1 and self._begin_anew()
+        if not self._mark[0]:
+            return False  # a greenlet that was forked along with its hub
+        self._wakes_at = -math.inf
+        if wake.fd in fds:
+            wake.clear()
+        self._report(fds)
+        self._run_timers()
+        return True
+
+    def _begin_anew(self) -> bool:
+        """Our descriptors were closed under us (a program that closes all that it does not know): make others."""
+        _logger.warning("the watcher's descriptors were closed by somebody else; it goes on with new ones")
+        with self._lock:
+            _lost.append((self._selector, self._wake))
+            self._selector = self._wake = None
+            selector = self._start()
+            for fd in self._callbacks:
+                if selector is not None:
+                    selector.add(fd)
+        return True
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while True:
+            with self._lock:
+                if not self._timers or self._timers[0][0] > now:
+                    return
+                timer = heapq.heappop(self._timers)[2]
+                if not timer.is_pending:
+                    self._cancelled = max(0, self._cancelled - 1)
+            timer._run()
+
+    def _let_go(self) -> None:
+        selector, wake = self._selector, self._wake
+        self._selector = self._wake = None
+        for item in (selector, wake):
+            if item is not None:
+                with contextlib.suppress(OSError):
+                    item.close()
+
+    def _leave_behind(self) -> None:
+        """In a child, right after the fork: close our copies of its descriptors. Changes nothing for the parent."""
+        if not threads_are_greenlets():  # else the child's hub may still wait for them
+            self._let_go()
+
+
+class LoopWatcher(Watcher):
+    """The same on an asyncio loop. All methods are to be called on that loop's thread."""
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = loop
+        self._timers: set[TimerHandle] = set()
+
+    def at(self, when: float, callback: Callback) -> Timer:
+        """See :class:`Watcher`."""
+        handle: list[TimerHandle] = []
+
+        def cancel() -> None:
+            self._timers.discard(handle[0])
+            handle[0].cancel()
+
+        timer = Timer(when, callback, cancel)
+        if not self.is_usable or when == math.inf:
+            timer._on_cancel = None
+            return timer
+
+        def due() -> None:
+            self._timers.discard(handle[0])
+            if self._closed or not self._mark[0]:
+                return
+            if time.monotonic() < when:  # the loop's clock may be another, and may lag behind
+                handle[0] = self._later(when, due)
+            else:
+                timer._run()
+
+        handle.append(self._later(when, due))
+        return timer
+
+    def _later(self, when: float, due: Callback) -> TimerHandle:
+        handle = self._loop.call_at(self._loop.time() + max(0.0, when - time.monotonic()), due)
+        self._timers.add(handle)
+        return handle
+
+    def close(self) -> None:
+        """See :class:`Watcher`. The loop may be closed already."""
+        if not self.is_usable:
+            return
+        with self._lock:
+            self._closed = True
+            self._callbacks.clear()
+            for handle in self._timers:
+                handle.cancel()
+            self._timers.clear()
+            selector, self._selector = self._selector, None
+        if selector is not None:
+            number = selector.fileno()
+            if number is not None and not self._loop.is_closed():
+                self._loop.remove_reader(number)
+            selector.close()
+
+    def _start(self) -> Selector | None:
+        if self._selector is None:
+            self._selector = new_selector()
+            number = self._selector.fileno()
+            if number is not None:
+                self._loop.add_reader(number, self._ready)
+        return self._selector
+
+    def _ready(self) -> None:
+        if self._mark[0] and self._selector is not None:
+            self._report(self._selector.wait(0))
+
+
+_current: ThreadWatcher | None = None
+# Kept, so that they close nothing: their descriptors' numbers may belong to somebody else by now.
+_inherited: list[ThreadWatcher] = []
+_lost: list[object] = []
+_making = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    global _current, _making
+    _making = threading.Lock()
+    if _current is not None:
+        _current._leave_behind()
+        _inherited.append(_current)
+        _current = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
