@@ -147,22 +147,25 @@ class Server(ABC):
         self._own("start")
         if self.is_running:
             return self
-        first = self.folder is None
-        folder = self.folder = folders.private_folder() if self.folder is None else self.folder
+        if self.folder is not None:
+            self._launch(self.folder, timeout)
+            return self
+        folder = self.folder = folders.private_folder()
         _alive.add(self)
         reaper.watch(folder)
-        if first:
-            try:
-                self._prepare(folder)
-            except BaseException:
-                self.close()
-                raise
+        try:
+            self._prepare(folder)
+            self._launch(folder, timeout)
+            self._welcome()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _launch(self, folder: Path, timeout: float) -> None:
         self._process = processes.spawn(self._command(folder), folder, self.log)
         reaper.watch(folder, self._process.pid, self.quick_signal)
         self.wait_ready(timeout)
-        if first:
-            self._welcome()
-        return self
 
     def stop(self, timeout: float = 30.0) -> None:
         """Ask the server to end in order and wait until it has; ServerError (and SIGKILL) when it takes longer."""
@@ -334,10 +337,23 @@ class Server(ABC):
         return len(killed)
 
     def set(self, **options: Value) -> None:
-        """Change settings, for new sessions at least, now and after each restart."""
+        """Change settings, for new sessions at least, now and after each restart.
+
+        ServerError when the server refuses; nothing is changed then. What it takes only at its start goes into
+        :attr:`options`, followed by :meth:`restart`.
+        """
+        before = dict(self.options)
         self.options.update(options)
-        if self.is_running:
+        if not self.is_running:
+            return
+        values = {name: self._present(name) for name in options}
+        try:
             self._apply(options)
+        except ServerError:
+            self.options = before
+            with contextlib.suppress(ServerError):
+                self._apply(values)
+            raise
 
     @contextlib.contextmanager
     def temporarily(self, **options: Value) -> Iterator[Self]:

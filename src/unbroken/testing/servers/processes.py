@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from unbroken.testing.servers.errors import ServerUnavailable
+from unbroken.testing.servers.errors import ServerError, ServerUnavailable
 
 #: Users that exist on most systems and own nothing of value.
 _UNPRIVILEGED = ("nobody", "daemon")
@@ -116,17 +116,24 @@ def _table_of_ps() -> dict[int, tuple[int, str]]:
 
 
 def family(pid: int) -> list[int]:
-    """*pid* and all its descendants that live (zombies do not). PostgreSQL's backends lead sessions of their own,
-    so neither a process group nor a session would name them: only the parent does."""
-    table = _table()
+    """*pid* and all its descendants that live (zombies do not)."""
+    return list(_family(pid, _table()))
+
+
+def _family(pid: int, table: dict[int, tuple[int, str]]) -> dict[int, str]:
+    """The living family of *pid* with their states, elders first.
+
+    PostgreSQL's backends lead sessions of their own, so neither a process group nor a session would name them: only
+    the parent does.
+    """
     children: dict[int, list[int]] = {}
     for child, (parent, state) in table.items():
-        if state != "Z":
+        if state not in "ZX":
             children.setdefault(parent, []).append(child)
-    found = [pid] if pid in table and table[pid][1] != "Z" else []
-    for member in found:
-        found.extend(children.get(member, ()))
-    return found
+    members = [pid] if table.get(pid, (0, "X"))[1] not in "ZX" else []
+    for member in members:
+        members.extend(children.get(member, ()))
+    return {member: table[member][1] for member in members}
 
 
 def send(pids: Iterable[int], number: int) -> None:
@@ -140,16 +147,14 @@ def freeze(pid: int, timeout: float = 5.0) -> list[int]:
     """Stop *pid* and all its descendants, wait until they stand still, and give who they are."""
     deadline = time.monotonic() + timeout
     while True:
-        # the parent first: once it stands still it makes no more children, so a second look finds the last ones
-        members = family(pid)
-        send(members, signal.SIGSTOP)
-        table = _table()
-        moving = [m for m in family(pid) if table.get(m, (0, "T"))[1] not in "TtZX"]
-        if not moving:
-            return members
+        members = _family(pid, _table())
+        moving = [member for member, state in members.items() if state not in "Tt"]
+        if not moving:  # a parent that stands still makes no more children: these are all
+            return list(members)
         if time.monotonic() > deadline:
-            raise TimeoutError(f"processes {moving} did not stop within {timeout} s")
-        time.sleep(0.001)
+            raise ServerError(f"processes {moving} did not stop within {timeout} s")
+        send(moving, signal.SIGSTOP)
+        time.sleep(0.0005)
 
 
 def thaw(pid: int) -> None:
@@ -159,22 +164,13 @@ def thaw(pid: int) -> None:
 
 def kill(process: subprocess.Popen[bytes], timeout: float = 10.0) -> None:
     """SIGKILL *process* and all its descendants, and wait until every one of them is gone."""
-    if process.poll() is None:
-        members = freeze(process.pid)
-        send(members, signal.SIGKILL)
-        process.wait(timeout)
-        wait_gone(members, timeout)
-
-
-def wait_gone(pids: Sequence[int], timeout: float) -> None:
-    """Wait until none of *pids* lives (a zombie of another parent's counts as gone)."""
+    if process.poll() is not None:
+        return
+    members = freeze(process.pid)  # so that none of them sees another one die, nor makes a new one
+    send(members, signal.SIGKILL)
+    process.wait(timeout)
     deadline = time.monotonic() + timeout
-    while left := [pid for pid in pids if _table_row(pid) not in ("", "Z", "X")]:
+    while left := [pid for pid, (_, state) in _table().items() if pid in members and state not in "ZX"]:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"processes {left} did not end within {timeout} s")
-        time.sleep(0.001)
-
-
-def _table_row(pid: int) -> str:
-    """The state's letter of *pid*; empty when there is none such."""
-    return _table().get(pid, (0, ""))[1]
+            raise ServerError(f"processes {left} did not end within {timeout} s")
+        time.sleep(0.0005)
