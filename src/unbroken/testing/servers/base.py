@@ -343,10 +343,10 @@ class Server(ABC):
         :attr:`options`, followed by :meth:`restart`.
         """
         before = dict(self.options)
+        values = {name: self._present(name) for name in options} if self.is_running else {}
         self.options.update(options)
-        if not self.is_running:
+        if not values:
             return
-        values = {name: self._present(name) for name in options}
         try:
             self._apply(options)
         except ServerError:
