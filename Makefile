@@ -1,0 +1,47 @@
+# Each target sets up what it needs in .venv by itself. PYTHON is the interpreter that the venv is made with.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help demo test check bench soak clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## every fault against a private real server, unbroken beside what people use today
+	@$(BIN)/unbroken drill $(ARGS)
+
+test: $(VENV)/.test ## all tests, on real servers (ARGS="-k fork")
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.check ## ruff and mypy
+	@$(BIN)/ruff check -q .
+	@$(BIN)/ruff format -q --check .
+	@$(BIN)/mypy
+
+bench: $(VENV)/.test ## what an acquire costs, beside other pools
+	@$(BIN)/python bench/run.py $(ARGS)
+
+soak: $(VENV)/.test ## the long tests
+	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+clean: ## remove the venv and all caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+
+# One stamp per set of dependencies, made anew when pyproject.toml changes. The servers come first for the tests: mysqlclient
+# is built against MariaDB's client library.
+$(VENV)/.demo: pyproject.toml scripts/setup-venv
+	@scripts/setup-venv "$(PYTHON)" $(VENV) demo
+	@touch $@
+
+$(VENV)/.check: pyproject.toml scripts/setup-venv
+	@scripts/setup-servers "$(PYTHON)" build
+	@scripts/setup-venv "$(PYTHON)" $(VENV) check
+	@touch $@
+
+$(VENV)/.test: pyproject.toml scripts/setup-venv scripts/setup-servers
+	@scripts/setup-servers "$(PYTHON)" build servers
+	@scripts/setup-venv "$(PYTHON)" $(VENV) test
+	@touch $@
