@@ -37,7 +37,6 @@ $(VENV)/.demo: pyproject.toml scripts/setup-venv
 	@touch $@
 
 $(VENV)/.check: pyproject.toml scripts/setup-venv
-	@scripts/setup-servers "$(PYTHON)" build
 	@scripts/setup-venv "$(PYTHON)" $(VENV) check
 	@touch $@
 
