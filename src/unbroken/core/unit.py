@@ -1,0 +1,277 @@
+"""The ledger of a unit of work: may it be run again from the start?
+
+Only when it is provable that nothing of it was committed. Whoever sends something reports it here first, so the ledger
+never knows less than the server; what it cannot follow counts against a replay. The rules, in the order in which
+:meth:`Unit.verdict` applies them when a connection was lost, or the server asked to try again:
+
+1. a COMMIT of writes was sent and its answer was lost: unknown, never guessed;
+2. something may have been committed (an acknowledged COMMIT of writes, a write in autocommit, a statement that commits
+   by itself, something that could not be followed): the error goes to the caller;
+3. another connection still holds writes of this attempt in an open transaction: likewise, they might still be committed;
+4. otherwise whatever was sent is rolled back by the server, and the unit may be run again.
+
+Reports come from any thread or task that runs in the unit's context. Each is a few plain attribute writes, and every
+one of them only ever makes the ledger more careful, except for those of a connection's own state, which belongs to the
+one who uses the connection. So there is no lock. A unit that was left takes no reports any more.
+"""
+
+from __future__ import annotations
+
+import math
+from contextvars import ContextVar
+from contextvars import Token as ContextToken
+from dataclasses import dataclass
+from enum import StrEnum
+
+from unbroken.abc import Fault, FaultKind
+from unbroken.core.statements import Kind, kind, verb
+
+
+class Action(StrEnum):
+    """What to do with a unit of work that failed."""
+
+    REPLAY = "replay"  #: run it again from the start, on another connection
+    RAISE = "raise"  #: hand the error to the caller
+    COMMIT_UNKNOWN = "commit unknown"  #: a COMMIT was sent and its answer was lost: say so
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An action and, in one line, why."""
+
+    action: Action
+    reason: str
+
+
+_REPLAYABLE = frozenset({FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.RETRY})
+
+
+class _Part:
+    """What one connection did in one attempt."""
+
+    __slots__ = ("open", "pending")
+
+    def __init__(self) -> None:
+        self.open = False  # it wrote in a transaction that nobody has ended
+        self.pending = False  # a COMMIT of that went out, and its answer is not known
+
+
+class Unit:
+    """One unit of work, over all its attempts. Reports cost about 0.3 µs each.
+
+    ``conn_id`` (any hashable, usually ``id(conn)``) tells the connections of a unit apart; reports without it count as
+    one connection. ``until`` is the moment, on the runner's clock, after which it is not run again. ``fault`` and
+    ``exc`` pairs are kept (:meth:`note`), so that the runner knows what an exception meant to the driver it came from.
+    """
+
+    __slots__ = ("_barrier", "_closed", "_notes", "_parts", "attempts", "until", "wrote")
+
+    def __init__(self) -> None:
+        self.attempts = 0  #: how many were begun
+        self.until = math.inf
+        self._closed = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self.wrote = False  #: whether this attempt sent anything but reads
+        self._barrier: str | None = None  # why this attempt can never be run again
+        self._parts: dict[int | None, _Part] = {}
+        self._notes: list[tuple[BaseException, Fault]] = []
+
+    # -- the runner's side ---------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether the unit was left: what is reported now is no longer its business."""
+        return self._closed
+
+    def begin_attempt(self) -> None:
+        """A new attempt starts: forget what the last one did. It must be over, its connections rolled back or gone."""
+        self.attempts += 1
+        self._closed = False
+        self._forget()
+
+    def close(self) -> None:
+        """The unit is over; exceptions that were noted are let go. :meth:`verdict` still answers."""
+        self._closed = True
+        self._notes = []
+
+    def note(self, exc: BaseException, fault: Fault) -> None:
+        """Remember that *exc* meant *fault* to the driver that raised it."""
+        if not self._closed:
+            self._notes.append((exc, fault))
+
+    def fault_of(self, exc: BaseException) -> Fault | None:
+        """What *exc* was noted to mean; else what the exception that it was raised from, or in handling which, was."""
+        known = {id(noted): fault for noted, fault in self._notes}
+        seen: set[int] = set()
+        link: BaseException | None = exc
+        while link is not None and id(link) not in seen:
+            if id(link) in known:
+                return known[id(link)]
+            seen.add(id(link))
+            link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+        return None
+
+    def verdict(self, fault: Fault, *, conn_id: int | None = None) -> Verdict:
+        """What to do now that the attempt failed with *fault*, on the connection *conn_id* where that is known.
+
+        Before a replay, roll back or throw away every connection of the attempt. Pure: asking changes nothing.
+        """
+        if fault.kind not in _REPLAYABLE:
+            return Verdict(Action.RAISE, f"an error of the kind {fault.kind.value!r} is not cured by another attempt")
+        parts = dict(self._parts)
+        if any(part.pending for part in parts.values()):
+            if fault.kind is FaultKind.LOST:
+                return Verdict(Action.COMMIT_UNKNOWN, "a COMMIT was sent and the connection was lost before its answer")
+            return Verdict(Action.RAISE, "a COMMIT was sent and its answer was not seen")
+        if self._barrier is not None:
+            return Verdict(Action.RAISE, self._barrier)
+        faulty = conn_id if conn_id in parts else next(iter(parts)) if len(parts) == 1 else None
+        if any(part.open for key, part in parts.items() if len(parts) > 1 and key != faulty):
+            return Verdict(Action.RAISE, "another connection still holds writes of this attempt in an open transaction")
+        done = "the server undid the transaction" if fault.kind is FaultKind.RETRY else "nothing was committed"
+        return Verdict(Action.REPLAY, f"{done}, and no COMMIT of writes was sent before")
+
+    # -- the driver's side ---------------------------------------------------------------------------------------
+
+    def statement(self, sql: str | bytes | None, autocommit: bool | None, *, conn_id: int | None = None) -> None:
+        """*sql* is about to be sent. None: its text is not known.
+
+        *autocommit*: True when it will commit by itself (no transaction is open, autocommit is on), False when it runs
+        inside a transaction, None when nobody knows.
+        """
+        if self._closed:
+            return
+        part = self._part(conn_id)
+        if part.pending:
+            self._commit_happened(part)  # what follows a COMMIT on its connection was sent after its answer
+        what = kind(sql)
+        if what is Kind.READ or what is Kind.ROLLBACK:  # a ROLLBACK counts once it is acknowledged: rolled_back()
+            return
+        if what is Kind.COMMIT:
+            part.pending = part.open
+        elif what is Kind.BEGIN:
+            if part.open:
+                self._bar("a transaction was begun while one with writes was open, which commits that in MySQL")
+        else:
+            self._wrote(part, what, sql, autocommit)
+
+    def _wrote(self, part: _Part, what: Kind, sql: str | bytes | None, autocommit: bool | None) -> None:
+        self.wrote = True
+        if what is Kind.ENDS:
+            self._bar("a statement of unknown text was sent" if sql is None else f"{_a(verb(sql))} was sent, which may commit by itself")
+        elif autocommit is None:
+            self._bar(f"{_a(verb(sql))} was sent, and it is not known whether in autocommit")
+        elif autocommit:
+            self._bar(f"{_a(verb(sql))} was sent in autocommit")
+        else:
+            part.open = True
+
+    def committing(self, *, conn_id: int | None = None) -> None:
+        """A COMMIT is about to be sent. One of a transaction that only read is of no consequence."""
+        if self._closed:
+            return
+        part = self._part(conn_id)
+        if part.pending:
+            self._commit_happened(part)
+        part.pending = part.open
+
+    def committed(self, *, conn_id: int | None = None) -> None:
+        """The COMMIT, sent by method or as a statement, was acknowledged."""
+        if self._closed:
+            return
+        part = self._part(conn_id)
+        if part.open:
+            self._commit_happened(part)
+
+    def commit_failed(self, *, conn_id: int | None = None) -> None:
+        """The server ANSWERED the COMMIT, sent by method or as a statement, with an error: nothing was committed."""
+        if not self._closed:
+            self._part(conn_id).pending = False  # still open: SQLite lets a COMMIT that met a lock be tried again
+
+    def rolled_back(self, *, conn_id: int | None = None) -> None:
+        """A ROLLBACK of the whole transaction was acknowledged."""
+        if self._closed:
+            return
+        part = self._part(conn_id)
+        if part.pending:
+            self._commit_happened(part)  # the connection is alive, so that COMMIT was answered, perhaps with success
+        part.open = False
+
+    def ended(self, *, conn_id: int | None = None) -> None:
+        """The connection left the unit with nothing open: rolled back, committed, or closed for good.
+
+        A COMMIT that went out on it without an answer stays unknown.
+        """
+        if not self._closed:
+            part = self._part(conn_id)
+            part.open = part.open and part.pending
+
+    def doubt(self, reason: str, *, conn_id: int | None = None) -> None:
+        """Something happened that cannot be followed: this attempt is never replayed, because of *reason*."""
+        if not self._closed:
+            self._part(conn_id)
+            self.wrote = True
+            self._bar(reason)
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _part(self, conn_id: int | None) -> _Part:
+        part = self._parts.get(conn_id)
+        return self._parts.setdefault(conn_id, _Part()) if part is None else part
+
+    def _commit_happened(self, part: _Part) -> None:
+        self._bar("a COMMIT was acknowledged before")  # the barrier first: never a moment without either
+        part.open = part.pending = False
+
+    def _bar(self, reason: str) -> None:
+        if self._barrier is None:
+            self._barrier = reason
+
+
+def _a(word: str) -> str:
+    return f"an {word}" if word[0] in "AEIOUX" else f"a {word}"
+
+
+# -- which unit is this? -----------------------------------------------------------------------------------------
+
+_current: ContextVar[Unit | None] = ContextVar("unbroken_unit", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What :func:`leave` needs. ``unit`` is the one that counts; ``outermost`` says whether it is the one entered."""
+
+    unit: Unit
+    outermost: bool
+    _context: ContextToken[Unit | None] | None = None
+
+
+def current() -> Unit | None:
+    """The unit of work that this thread, task or greenlet is in; None outside of one, or after it was left."""
+    unit = _current.get()
+    return None if unit is None or unit._closed else unit
+
+
+def enter(unit: Unit) -> Token:
+    """Make *unit* the current one; inside another unit nothing changes: the outermost one counts, and it replays.
+
+    ``token = enter(Unit())``, then call straight through unless ``token.outermost``; :func:`leave` in any case.
+    """
+    active = current()
+    if active is not None:
+        return Token(active, False)
+    return Token(unit, True, _current.set(unit))
+
+
+def leave(token: Token) -> None:
+    """Undo :func:`enter`. The outermost unit is over with it: reports to it are ignored from now on."""
+    if token._context is None:
+        return
+    token.unit.close()
+    try:
+        _current.reset(token._context)
+    except ValueError:  # left in another context than it was entered in, as an async generator may
+        if _current.get() is token.unit:
+            _current.set(None)
