@@ -31,7 +31,7 @@ from typing import TypeAlias
 from unbroken.net.liveness import Liveness, look
 from unbroken.net.patched import threads_are_greenlets
 from unbroken.net.selector import Selector, new_selector
-from unbroken.net.severance import fork_mark
+from unbroken.net.severance import fork_mark, identity
 from unbroken.net.wake import Wake, wait
 
 __all__ = ["LoopWatcher", "ThreadWatcher", "Timer", "Watcher"]
@@ -94,10 +94,10 @@ class Watcher(ABC):
     def watch(self, fd: int, callback: Callback) -> None:
         """Call *callback*, once, when the other side of the socket *fd* hangs up (at once if it has).
 
-        A descriptor that cannot be watched (closed, or no kernel support here) is silently left to the look at acquire.
+        What cannot be watched (not an open socket, no support in this kernel) is silently left to the look at acquire.
         """
-        if not self.is_usable or fd < 0:
-            return
+        if not self.is_usable or identity(fd) is None:
+            return  # nor may a number that its user closed, and that is our own now, be taken for a connection
         with self._lock:
             selector = self._start()
             if selector is not None:
