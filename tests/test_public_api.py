@@ -1,0 +1,70 @@
+"""What the package shows: every public thing is explained, `__all__` tells the truth, and types are shipped."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.resources
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import unbroken
+
+SRC = Path(unbroken.__file__).parent
+FILES = sorted(p for p in SRC.rglob("*.py") if not any(part.startswith("_") and part != "__init__.py" for part in p.relative_to(SRC).parts))
+
+
+def unexplained(tree: ast.Module) -> Iterator[str]:
+    """Public modules, classes, functions and methods without a docstring. What stands inside a function is private."""
+    if not ast.get_docstring(tree):
+        yield "the module"
+    todo: list[tuple[str, ast.AST]] = [("", tree)]
+    for prefix, parent in todo:
+        for node in ast.iter_child_nodes(parent):
+            if isinstance(node, ast.If | ast.Try | ast.With):
+                todo.append((prefix, node))
+            elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+                # an overriding method is explained where it is first declared
+                inherited = any(ast.unparse(d).split(".")[-1] in ("override", "overload", "setter") for d in node.decorator_list)
+                if not ast.get_docstring(node) and not inherited:
+                    yield f"{prefix}{node.name} (line {node.lineno})"
+                if isinstance(node, ast.ClassDef):
+                    todo.append((f"{prefix}{node.name}.", node))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_everything_public_has_a_docstring(path: Path) -> None:
+    assert list(unexplained(ast.parse(path.read_text()))) == []
+
+
+def test_a_missing_docstring_is_found() -> None:
+    source = "class A:\n  'said'\n  def f(self): pass\n  def _g(self): pass\nasync def h(): pass\nif x:\n  def i(): 'said'\n"
+    assert list(unexplained(ast.parse(source))) == ["the module", "h (line 5)", "A.f (line 3)"]
+
+
+def test_all_names_exist_are_sorted_and_come_from_here() -> None:
+    assert unbroken.__all__ == sorted(set(unbroken.__all__))
+    for name in unbroken.__all__:
+        thing = getattr(unbroken, name)
+        origin = getattr(thing, "__module__", None)
+        assert origin is None or origin.split(".")[0] == "unbroken", name
+
+
+def test_every_public_name_of_the_package_is_in_all() -> None:
+    tree = ast.parse((SRC / "__init__.py").read_text())
+    shown = {alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    shown -= {"annotations"}
+    assert {name for name in shown if not name.startswith("_")} <= set(unbroken.__all__)
+
+
+def test_every_error_is_public() -> None:
+    errors = importlib.import_module("unbroken.errors")
+    classes = {name for name, thing in vars(errors).items() if isinstance(thing, type) and issubclass(thing, unbroken.UnbrokenError)}
+    assert len(classes) > 5
+    assert classes <= set(unbroken.__all__)
+
+
+def test_the_package_ships_its_types() -> None:
+    assert importlib.resources.files("unbroken").joinpath("py.typed").is_file()
