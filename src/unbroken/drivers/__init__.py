@@ -1,1 +1,179 @@
-"""One short file per driver, and the URL that chooses among them."""
+"""One short file per driver, and the URL that chooses among them.
+
+A driver file describes itself, so that adding one touches nothing else: its *module-level* constants say which URLs
+it serves and what to install, and its classes ``Driver`` and/or ``AsyncDriver`` do the work::
+
+    NAME = "pymysql"                     # for driver="pymysql" and unbroken[pymysql]
+    SCHEMES = ("mysql+pymysql", "mariadb+pymysql")
+    DISTRIBUTION = "pymysql"             # what pip installs; None: part of Python
+    MODULE = "pymysql"                   # what is imported, lazily
+    RANK = 20                            # a bare mysql:// takes the lowest rank that is installed
+
+docs/adding-a-driver.md has the whole of it.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal, TypeAlias, overload
+
+from unbroken.abc import AsyncDriver, Driver, Target
+from unbroken.drivers.url import near, parse
+from unbroken.errors import ConfigurationError, DriverNotInstalledError
+
+__all__ = ["Known", "known", "open_driver"]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A driver that there is a file for. ``sync`` and ``asynchronous`` say which pools it serves."""
+
+    name: str
+    schemes: tuple[str, ...]
+    distribution: str | None
+    module: str
+    rank: int
+    file: str
+    sync: bool
+    asynchronous: bool
+
+    @property
+    def installed(self) -> bool:
+        """Whether its library can be imported here. Looked up anew each time; imports nothing."""
+        try:
+            return find_spec(self.module) is not None
+        except (ImportError, ValueError):
+            return False
+
+    @property
+    def backends(self) -> set[str]:
+        """The databases it speaks to: ``mysql``, ``mariadb``, ``postgresql``, ``sqlite``."""
+        return {scheme.partition("+")[0] for scheme in self.schemes}
+
+    def make(self, target: Target | None, connect: Callable[..., Any] | None, is_async: bool) -> Driver | AsyncDriver:
+        """The driver object for one pool."""
+        cls = getattr(import_module(self.file), "AsyncDriver" if is_async else "Driver")
+        driver: Driver | AsyncDriver = cls(target, connect)
+        return driver
+
+
+@cache
+def known() -> tuple[Known, ...]:
+    """Every driver, best first: each module of this folder that has SCHEMES."""
+    found = []
+    for entry in pkgutil.iter_modules(__path__):
+        if entry.name.startswith("_") or entry.name == "url":
+            continue
+        module = import_module(f"{__name__}.{entry.name}")
+        found.append(
+            Known(
+                module.NAME, module.SCHEMES, module.DISTRIBUTION, module.MODULE, module.RANK, module.__name__,
+                sync=hasattr(module, "Driver"), asynchronous=hasattr(module, "AsyncDriver"),
+            )
+        )  # fmt: skip
+    return tuple(sorted(found, key=lambda each: (each.rank, each.name)))
+
+
+Connect: TypeAlias = Callable[[], Any]
+
+
+@overload
+def open_driver(
+    url: str | Target | None = None, *, is_async: Literal[False] = False, connect: Connect | None = None, driver: str | None = None
+) -> Driver: ...
+@overload
+def open_driver(
+    url: str | Target | None = None, *, is_async: Literal[True], connect: Connect | None = None, driver: str | None = None
+) -> AsyncDriver: ...
+
+
+def open_driver(
+    url: str | Target | None = None, *, is_async: bool = False, connect: Connect | None = None, driver: str | None = None
+) -> Driver | AsyncDriver:
+    """The driver for one pool, chosen by *url* (text or Target), or by name with the caller's own *connect*.
+
+    *connect* takes no argument and gives a new connection of the library that *driver* names (async: an awaitable of
+    one). A bare ``mysql://`` or ``postgresql://`` takes the best driver that is installed; *driver* may also narrow it.
+    Raises ConfigurationError, or DriverNotInstalledError with the command that installs it. No I/O.
+    """
+    target = parse(url) if isinstance(url, str) else url
+    if target is None and connect is None:
+        raise ConfigurationError("give a database URL, or connect= with driver=")
+    if connect is not None and not callable(connect):
+        raise ConfigurationError(f"connect={type(connect).__name__} must be a callable that gives a new connection")
+    if target is None and driver is None:
+        raise ConfigurationError(f"connect= needs driver=, the name of its library; {_names(is_async)}")
+    chosen = _named(driver, target) if driver is not None else _by_scheme(target, is_async)  # type: ignore[arg-type] # not None here
+    _check(chosen, is_async)
+    return chosen.make(target, connect, is_async)
+
+
+#: What people call some drivers too.
+_ALIASES = {"mysqldb": "mysqlclient", "psycopg3": "psycopg", "psycopg_async": "psycopg", "sqlite3": "sqlite", "pysqlite": "sqlite"}
+
+
+def _named(name: str, target: Target | None) -> Known:
+    wanted = _ALIASES.get(name.lower(), name.lower())
+    for each in known():
+        if each.name == wanted:
+            if target is not None and target.backend not in each.backends:
+                serves = ", ".join(sorted(each.backends))
+                raise ConfigurationError(f"driver={name!r} does not speak to {target.backend}; it serves {serves}")
+            return each
+    raise ConfigurationError(f"unknown driver {name!r}; {near(name, [each.name for each in known()])}")
+
+
+def _by_scheme(target: Target, is_async: bool) -> Known:
+    scheme = target.scheme.replace("postgres+", "postgresql+")
+    if "+" not in scheme and target.backend != "sqlite":
+        return _best(target.backend, is_async)
+    for each in known():
+        if scheme in each.schemes:
+            return each
+    here = [each for each in known() if target.backend in each.backends and _serves(each, is_async)]
+    names = ", ".join(repr(_scheme(each, target.backend)) for each in here)
+    raise DriverNotInstalledError(f"{scheme}:// is a driver that unbroken does not support yet; use {names}")
+
+
+def _best(backend: str, is_async: bool) -> Known:
+    fitting = [each for each in known() if backend in each.backends and _serves(each, is_async)]
+    for each in fitting:
+        if each.installed:
+            return each
+    kind = "async driver" if is_async else "driver"
+    others = ", ".join(each.name for each in fitting[1:])
+    raise DriverNotInstalledError(
+        f"no {kind} for {backend} is installed; {_pip(fitting[0])}" + (f" (or one of: {others})" if others else "")
+    )
+
+
+def _check(chosen: Known, is_async: bool) -> None:
+    if not _serves(chosen, is_async):
+        backend = sorted(chosen.backends)[-1]
+        others = [each for each in known() if chosen.backends & each.backends and _serves(each, is_async)]
+        names = ", ".join(repr(_scheme(each, backend)) for each in others) or "none yet"
+        kind, pool = ("blocking", "AsyncPool needs an async one") if is_async else ("async", "Pool needs a blocking one (or use AsyncPool)")
+        raise ConfigurationError(f"{chosen.name} is {'a' if kind == 'blocking' else 'an'} {kind} driver and {pool}: {names}")
+    if not chosen.installed:
+        raise DriverNotInstalledError(f"the driver {chosen.name} is not installed; {_pip(chosen)}")
+
+
+def _serves(each: Known, is_async: bool) -> bool:
+    return each.asynchronous if is_async else each.sync
+
+
+def _scheme(each: Known, backend: str) -> str:
+    return next((s for s in each.schemes if s.startswith(backend)), each.schemes[0]) + "://"
+
+
+def _pip(each: Known) -> str:
+    return f'pip install "unbroken[{each.name}]"'
+
+
+def _names(is_async: bool) -> str:
+    return "one of " + ", ".join(each.name for each in known() if _serves(each, is_async))

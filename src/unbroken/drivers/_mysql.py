@@ -1,0 +1,184 @@
+"""What the MySQL drivers share: options, TLS arguments, error codes, and how the server's status is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from unbroken.abc import Cause, Fault, FaultKind, Target
+from unbroken.core import unit
+from unbroken.core.fault import chain, mysql_fault, one_line, os_fault
+from unbroken.drivers._shared import boolean, coerce, from_connect, is_commit, is_rollback, optional_boolean, seconds, whole
+from unbroken.errors import ConfigurationError
+
+#: Flags of the server's status, in every OK and EOF packet (MySQL manual, "Protocol::SERVER_STATUS_flags_enum").
+IN_TRANSACTION, AUTOCOMMIT, MORE_RESULTS = 0x0001, 0x0002, 0x0008
+
+COM_INIT_DB, COM_QUERY, COM_PING, COM_QUIT = 2, 3, 14, 1
+
+#: session value: interactive clients (mysql shell, CLIENT_INTERACTIVE) have another than the global one
+ASK_IDLE_LIMIT = "SELECT @@SESSION.wait_timeout"
+
+Kinds: TypeAlias = Mapping[str, Callable[[str], Any]]
+
+#: Options that every MySQL driver here understands.
+COMMON: Kinds = {
+    "autocommit": optional_boolean, "charset": str, "client_flag": whole, "connect_timeout": seconds, "init_command": str,
+    "local_infile": boolean, "read_default_file": str, "read_default_group": str, "sql_mode": str, "use_unicode": boolean,
+}  # fmt: skip
+
+#: TLS as SQLAlchemy's MySQL dialects name it in a URL: they become PyMySQL's and mysqlclient's ``ssl`` dictionary.
+TLS: Kinds = {
+    "ssl_ca": str, "ssl_capath": str, "ssl_cert": str, "ssl_key": str, "ssl_cipher": str, "ssl_check_hostname": boolean,
+}  # fmt: skip
+
+
+def arguments(target: Target, kinds: Kinds, driver: str, *, password: str, database: str) -> dict[str, Any]:
+    """Keyword arguments for the driver's connect; *password* and *database* are what it calls these two."""
+    out = coerce(target.options, kinds, driver)
+    given = {
+        "host": target.host or "localhost", "port": target.port, "unix_socket": target.unix_socket, "user": target.user,
+        password: target.password, database: target.database,
+    }  # fmt: skip
+    out.update({name: value for name, value in given.items() if value is not None})
+    return out
+
+
+def take_tls(out: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of :data:`TLS` out of *out*, as the ``ssl`` dictionary (``ca``, ``cert`` …)."""
+    return {name.removeprefix("ssl_"): out.pop(name) for name in TLS if name in out}
+
+
+def refuse(out: Mapping[str, Any], names: set[str], why: str) -> None:
+    """ConfigurationError when any of *names* is among the options."""
+    clash = sorted(names & set(out))
+    if clash:
+        raise ConfigurationError(f"option {clash[0]!r} in the URL cannot be used here: {why}")
+
+
+def classify(exc: BaseException, base: type[BaseException], secret: str | None) -> Fault:
+    """What *exc* means; *base* is the driver's ``Error``, *secret* the password to be kept out of the text."""
+    connecting = from_connect(exc)
+    if not isinstance(exc, base):
+        fault = _foreign(exc, connecting)
+    else:
+        errno = exc.args[0] if exc.args and isinstance(exc.args[0], int) else None
+        text = str(exc.args[1]) if len(exc.args) > 1 else str(exc)
+        fault = _of_driver(exc, errno, text, connecting)
+    return replace(fault, text=one_line(fault.text, secret))
+
+
+def _of_driver(exc: BaseException, errno: int | None, text: str, connecting: bool) -> Fault:
+    if not errno:
+        lower = f"{text} {exc}".lower()
+        gone = type(exc).__name__ == "InterfaceError" or any(words in lower for words in _GONE)
+        kind, cause = FaultKind.LOST if gone else FaultKind.OTHER, Cause.CANCELLED if "cancelled" in lower else None
+        return Fault(kind, cause, None, text or "the connection is closed")
+    fault = mysql_fault(errno, text, connecting=connecting or errno in (2001, 2002, 2003, 2005))
+    if errno in (2002, 2003, 2005, 2006, 2013):
+        for inner in list(chain(exc))[1:]:  # aiomysql keeps the system's error only as the cause
+            known = os_fault(inner, connecting=connecting or errno in (2002, 2003, 2005))
+            if known.kind is not FaultKind.OTHER:
+                return replace(known, code=errno, text=text if known.text in text else f"{text} ({known.text})")
+    return fault
+
+
+def _foreign(exc: BaseException, connecting: bool) -> Fault:
+    if isinstance(exc, AttributeError) and "NoneType" in str(exc) and any(word in str(exc) for word in _SOCKET_WORDS):
+        return Fault(FaultKind.LOST, None, None, "the connection is closed")  # its socket went away in the middle of a call
+    return os_fault(exc, connecting=connecting)
+
+
+# What the drivers say without a code when their socket is gone or the protocol out of step: PyMySQL (0, '') besides these
+_GONE = ("closed", "sequence number", "out of sync", "not connected", "cancelled")
+_SOCKET_WORDS = ("sendall", "settimeout", "'read", "recv", "'write", "transport")
+
+
+#: Errors in answer to a COMMIT that do not prove that nothing was committed: interrupted, or failed half way.
+_NOT_FINAL = {1026, 1105, 1180, 1317, 1598, 3100}
+
+
+def refused_commit(exc: BaseException) -> bool:
+    """Whether *exc*, the answer to a COMMIT, proves that nothing was committed."""
+    errno = exc.args[0] if exc.args and isinstance(exc.args[0], int) else 0
+    return errno >= 1000 and not 2000 <= errno < 3000 and errno not in _NOT_FINAL and not mysql_fault(errno, "").is_lost
+
+
+def exact_result(base: type[Any]) -> type[Any]:
+    """A result class (PyMySQL's or aiomysql's) that keeps the server's status out of the EOF packet that ends the rows.
+
+    The drivers throw that one away, which is why their ``server_status`` lies after a SELECT. Costs nothing per row.
+    """
+
+    class Result(base):  # type: ignore[misc] # the base is only known when the driver is
+        eof_status: int | None = None
+
+        def _check_packet_is_eof(self, packet: Any) -> bool:
+            if not packet.is_eof_packet():
+                return False
+            data = packet.get_all_data()
+            self.eof_status = data[3] | data[4] << 8  # 0xFE, warnings (2), status (2)
+            return bool(super()._check_packet_is_eof(packet))
+
+    return Result
+
+
+def status_of(conn: Any) -> int | None:
+    """The server's status at the end of the last exchange on a PyMySQL or aiomysql connection; None when not certain."""
+    result = conn._result
+    if result is None:
+        status: int | None = conn.__dict__.get("_seen_status")
+        return status
+    if result.unbuffered_active or result.has_next:
+        return None
+    return result.server_status if result.server_status is not None else getattr(result, "eof_status", None)
+
+
+def is_quiet(conn: Any) -> bool:
+    """Whether no exchange is under way on a PyMySQL or aiomysql connection."""
+    result = conn._result
+    return not conn.__dict__.get("_seen_busy", False) and (result is None or not (result.unbuffered_active or result.has_next))
+
+
+def in_transaction(conn: Any) -> bool | None:
+    """From :func:`status_of`."""
+    if conn.__dict__.get("_seen_busy", False):
+        return None
+    status = status_of(conn)
+    return None if status is None else bool(status & IN_TRANSACTION)
+
+
+def commits_itself(conn: Any) -> bool | None:
+    """Whether a statement sent now would be committed by itself: autocommit on and no transaction open; None if unknown."""
+    status = status_of(conn)
+    return None if status is None else status & (AUTOCOMMIT | IN_TRANSACTION) == AUTOCOMMIT
+
+
+def tell(conn: Any, ledger: Any, command: int, sql: Any) -> bool | None:
+    """Report one command that is about to go out on a PyMySQL or aiomysql connection.
+
+    Gives True when it is a COMMIT and False when it is a ROLLBACK, whose answers :func:`answered` is told of.
+    """
+    if command != COM_QUERY:
+        ledger.doubt(f"command {command} of the MySQL protocol", conn_id=id(conn))
+        return None
+    if is_commit(sql):
+        ledger.committing(conn_id=id(conn))
+        return True
+    ledger.statement(sql, commits_itself(conn), conn_id=id(conn))
+    return False if is_rollback(sql) else None
+
+
+def answered(conn: Any, commits: bool, error: BaseException | None, alive: bool) -> None:
+    """Tell the ledger what became of a COMMIT (*commits* True) or a ROLLBACK (False)."""
+    ledger = unit.current()
+    if ledger is None:
+        return
+    if error is None:
+        if commits:
+            ledger.committed(conn_id=id(conn))
+        else:
+            ledger.rolled_back(conn_id=id(conn))
+    elif commits and alive and refused_commit(error):
+        ledger.commit_failed(conn_id=id(conn))

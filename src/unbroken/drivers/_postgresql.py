@@ -1,0 +1,50 @@
+"""What the PostgreSQL drivers share: the question for the idle limit, and how an answer to a COMMIT is read."""
+
+from __future__ import annotations
+
+from unbroken.abc import FaultKind
+from unbroken.core import unit
+from unbroken.core.fault import postgres_fault
+from unbroken.drivers._shared import is_commit, is_rollback
+
+#: In milliseconds whatever its display unit; no row before PostgreSQL 14, which had no such limit.
+ASK_IDLE_LIMIT = "SELECT setting FROM pg_settings WHERE name = 'idle_session_timeout'"
+
+
+def limit(setting: str | None) -> float | None:
+    """Seconds from the answer to :data:`ASK_IDLE_LIMIT`; None for no limit."""
+    milliseconds = float(setting) if setting is not None else 0.0
+    return milliseconds / 1000 if milliseconds > 0 else None
+
+
+def refused_commit(sqlstate: str | None, text: str) -> bool:
+    """Whether this error, the answer to a COMMIT, proves that nothing was committed.
+
+    The server's no (a deferred constraint, a serialization failure) does. A connection that ends, an operator's hand
+    (class 57: a commit that waits for a standby is already stored here) or an internal error does not.
+    """
+    if not sqlstate or sqlstate[:2] in ("08", "53", "57", "58", "XX", "F0"):
+        return False
+    return postgres_fault(sqlstate, text).kind is not FaultKind.LOST
+
+
+def about_to_send(ledger: unit.Unit, conn_id: int, sql: str | bytes, autocommit: bool | None) -> bool | None:
+    """Report *sql*. Gives True for a COMMIT and False for a ROLLBACK, whose answers :func:`answered` is told of."""
+    if is_commit(sql):
+        ledger.committing(conn_id=conn_id)
+        return True
+    ledger.statement(sql, autocommit, conn_id=conn_id)
+    return False if is_rollback(sql) else None
+
+
+def answered(ledger: unit.Unit, conn_id: int, commits: bool | None, tag: str | bytes | None) -> None:
+    """Report the positive answer to a COMMIT or ROLLBACK. *tag* is the server's: a failed transaction's COMMIT says ROLLBACK."""
+    if commits is None:
+        return
+    if not commits:
+        ledger.rolled_back(conn_id=conn_id)
+    elif tag in ("ROLLBACK", b"ROLLBACK"):
+        ledger.commit_failed(conn_id=conn_id)
+        ledger.rolled_back(conn_id=conn_id)
+    else:
+        ledger.committed(conn_id=conn_id)

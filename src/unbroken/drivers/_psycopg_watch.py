@@ -1,0 +1,178 @@
+"""psycopg connections that tell the ledger of everything they send.
+
+Three ways lead out of a psycopg connection: a cursor sends its statement after ``_start_query``, which calls the
+connection's own ``_start_query`` first; the connection sends BEGIN, COMMIT, savepoints and a server cursor's FETCH by
+``_exec_command``; and the application may reach for ``pgconn`` and talk to libpq. The first two are reported with their
+text; whatever shows up in none of the known places is reported as doubt.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from functools import cache
+from typing import Any
+
+from unbroken.core import unit
+from unbroken.drivers import _postgresql
+from unbroken.drivers._shared import class_of
+
+_IDLE = 0  # PQtransactionStatus
+
+
+def real_pgconn(conn: Any) -> Any:
+    """libpq's connection below *conn*, watched or not."""
+    return conn.__dict__["pgconn"]
+
+
+def watched(base: Any) -> Any:
+    """*base*, ``psycopg.Connection`` or ``AsyncConnection`` or a subclass, that reports. ``unwatched`` is *base*."""
+    return base if hasattr(base, "unwatched") else _watched(base)
+
+
+@cache
+def _watched(base: Any) -> Any:
+    import psycopg
+
+    class Watched(base):  # type: ignore[misc] # the base is only known here
+        __module__ = base.__module__
+        unwatched = base
+
+        @property
+        def pgconn(self) -> Any:
+            pgconn = self.__dict__["pgconn"]
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if caller.startswith(("psycopg", "unbroken.")) or unit.current() is None:
+                return pgconn
+            return _SeenPGconn(pgconn, id(self))
+
+        @pgconn.setter
+        def pgconn(self, value: Any) -> None:
+            self.__dict__["pgconn"] = value
+
+        def cursor(self, *args: Any, **kwargs: Any) -> Any:
+            cursor = super().cursor(*args, **kwargs)
+            cursor.__class__ = _watched_cursor(class_of(cursor))
+            return cursor
+
+        def pipeline(self) -> Any:
+            ledger = unit.current()
+            if ledger is not None:
+                ledger.doubt("psycopg's pipeline mode: answers come later than statements", conn_id=id(self))
+            return super().pipeline()
+
+        def _start_query(self) -> Generator[Any, Any, None]:
+            ledger = unit.current()
+            if ledger is not None and not self.__dict__.pop("_unbroken_told", False):
+                ledger.statement(None, _commits_itself(self), conn_id=id(self))  # a cursor that was made before the watch began
+            yield from super()._start_query()
+
+        def _exec_command(self, command: Any, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            ledger = unit.current()
+            if ledger is None:
+                return (yield from super()._exec_command(command, *args, **kwargs))
+            sql = _text(command, self)
+            ends = _tell_command(ledger, id(self), sql, _commits_itself(self))
+            try:
+                result = yield from super()._exec_command(command, *args, **kwargs)
+            except psycopg.Error as error:
+                if ends and _postgresql.refused_commit(error.sqlstate, str(error)):
+                    ledger.commit_failed(conn_id=id(self))
+                raise
+            if result is not None:  # None: queued in a pipeline
+                _postgresql.answered(ledger, id(self), ends, result.command_status)
+            return result
+
+    Watched.__name__ = Watched.__qualname__ = base.__name__
+    return Watched
+
+
+def _tell_command(ledger: unit.Unit, conn_id: int, sql: bytes | None, autocommit: bool | None) -> bool | None:
+    if sql is None:
+        ledger.statement(None, autocommit, conn_id=conn_id)
+        return None
+    if sql.startswith((b"DEALLOCATE", b"CLOSE")):  # psycopg's own housekeeping: touches no data
+        return None
+    return _postgresql.about_to_send(ledger, conn_id, sql, autocommit)
+
+
+@cache
+def _watched_cursor(base: Any) -> Any:
+    if hasattr(base, "unwatched"):
+        return base
+    import psycopg
+
+    class Watched(base):  # type: ignore[misc] # the base is only known here
+        __slots__ = ()
+        __module__ = base.__module__
+        unwatched = base
+
+        def _start_query(self, query: Any = None) -> Generator[Any, Any, None]:
+            conn, ledger = self._conn, unit.current()
+            if ledger is None or not hasattr(type(conn), "unwatched"):
+                yield from super()._start_query(query)
+                return
+            autocommit = _commits_itself(conn)
+            conn.__dict__["_unbroken_told"] = True
+            try:
+                yield from super()._start_query(query)  # sends BEGIN where one is needed
+            finally:
+                conn.__dict__.pop("_unbroken_told", None)
+            sql = _text(query, conn)
+            if sql is None:
+                ledger.statement(None, autocommit, conn_id=id(conn))
+            else:
+                conn.__dict__["_unbroken_ends"] = _postgresql.about_to_send(ledger, id(conn), sql, autocommit)
+
+        def _execute_gen(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, None]:
+            state = self._conn.__dict__
+            try:
+                yield from super()._execute_gen(*args, **kwargs)
+            except psycopg.Error as error:
+                ledger = unit.current()
+                if state.pop("_unbroken_ends", None) and ledger is not None and _postgresql.refused_commit(error.sqlstate, str(error)):
+                    ledger.commit_failed(conn_id=id(self._conn))
+                raise
+            ends, ledger = state.pop("_unbroken_ends", None), unit.current()
+            if ends is not None and ledger is not None and self.pgresult is not None and not self._conn._pipeline:
+                _postgresql.answered(ledger, id(self._conn), ends, self.pgresult.command_status)
+
+    Watched.__name__ = Watched.__qualname__ = base.__name__
+    return Watched
+
+
+def _commits_itself(conn: Any) -> bool | None:
+    """Whether a statement of a cursor is committed by itself: autocommit is on and nothing is open."""
+    pgconn = real_pgconn(conn)
+    if pgconn.pipeline_status:
+        return None if conn._autocommit else False
+    return bool(conn._autocommit) and pgconn.transaction_status == _IDLE
+
+
+def _text(query: Any, conn: Any) -> bytes | None:
+    """The text of a query, whatever psycopg takes for one; None where that cannot be told."""
+    if isinstance(query, str):
+        return query.encode("utf-8", "replace")
+    if isinstance(query, bytes):
+        return query
+    try:
+        text: bytes = query.as_bytes(conn)
+        return text
+    except Exception:  # a template string, or something of the application's
+        return None
+
+
+class _SeenPGconn:
+    """libpq's connection in the application's hands: what could send a statement is noticed, the rest passes."""
+
+    __slots__ = ("_conn_id", "_pgconn")
+
+    def __init__(self, pgconn: Any, conn_id: int) -> None:
+        self._pgconn, self._conn_id = pgconn, conn_id
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(("exec", "send_", "put_copy", "reset", "enter_pipeline", "prepare", "pipeline_sync")) or name == "pgconn_ptr":
+            ledger = unit.current()
+            if ledger is not None:
+                ledger.doubt(f"pgconn.{name}: libpq was used directly", conn_id=self._conn_id)
+        return getattr(self._pgconn, name)

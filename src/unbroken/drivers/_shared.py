@@ -1,0 +1,138 @@
+"""What every driver file needs: a URL's options as the library wants them, and what came out of a connect."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from unbroken.abc import Target
+from unbroken.drivers.url import near
+from unbroken.errors import ConfigurationError
+
+T = TypeVar("T")
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off"}
+
+
+def boolean(text: str) -> bool:
+    """``true``, ``1``, ``yes``, ``on`` or their opposites."""
+    if text.lower() in _TRUE:
+        return True
+    if text.lower() in _FALSE:
+        return False
+    raise ValueError("a boolean; use true or false")
+
+
+def whole(text: str) -> int:
+    """A whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("a whole number") from None
+
+
+def seconds(text: str) -> float:
+    """A number of seconds, more than 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e9:
+        raise ValueError("a number of seconds above 0")
+    return value
+
+
+def number(text: str) -> float:
+    """A number that may be 0."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("a number") from None
+
+
+def optional_boolean(text: str) -> bool | None:
+    """A boolean, or ``none`` for the server's own default."""
+    return None if text.lower() == "none" else boolean(text)
+
+
+def coerce(options: Mapping[str, str], kinds: Mapping[str, Callable[[str], Any]], driver: str) -> dict[str, Any]:
+    """*options* of a URL, each turned from text by its entry in *kinds*. Raises ConfigurationError that names the option."""
+    out: dict[str, Any] = {}
+    for name, text in options.items():
+        kind = kinds.get(name)
+        if kind is None:
+            raise ConfigurationError(f"unknown option {name!r} in the URL for {driver}; {near(name, kinds)}")
+        try:
+            out[name] = kind(text)
+        except ValueError as problem:
+            shown = "" if "pass" in name else f"={text!r}"
+            raise ConfigurationError(f"option {name}{shown} in the URL is not {problem}") from None
+    return out
+
+
+def without_target(driver: str, backend: str) -> Target:
+    """The target of a driver that was given ``connect=`` only: nothing is known of where that leads."""
+    return Target(scheme=f"{backend}+{driver}", backend=backend)
+
+
+def class_of(conn: Any) -> Any:
+    """The class of *conn*, as something that may be subclassed and cached by."""
+    return type(conn)
+
+
+_MARK = "_unbroken_connecting"
+
+
+def dial(make: Callable[[], T]) -> T:
+    """Call *make*, and mark what it raises as coming out of an attempt to connect (see :func:`from_connect`)."""
+    try:
+        return make()
+    except BaseException as error:
+        _mark(error)
+        raise
+
+
+async def dial_async(make: Callable[[], Awaitable[T]]) -> T:
+    """As :func:`dial`, awaited."""
+    try:
+        return await make()
+    except BaseException as error:
+        _mark(error)
+        raise
+
+
+def _mark(error: BaseException) -> None:
+    try:
+        setattr(error, _MARK, True)
+    except AttributeError:  # an exception class with __slots__: its errors are then read as if in use
+        pass
+
+
+def from_connect(error: BaseException) -> bool:
+    """Whether *error* came out of an attempt to connect."""
+    return getattr(error, _MARK, False)
+
+
+# ------------------------------------------------------------------------------- statements that a ledger must know
+
+_END = re.compile(rb"\s*(?:COMMIT|END)(?:\s+(?:WORK|TRANSACTION))?\s*;?\s*", re.IGNORECASE)
+_UNDO = re.compile(rb"\s*(?:ROLLBACK|ABORT)(?:\s+(?:WORK|TRANSACTION))?\s*;?\s*", re.IGNORECASE)
+
+
+def as_bytes(sql: str | bytes | bytearray | memoryview) -> bytes:
+    """The start of a statement, as bytes to be looked at; enough of it to know a COMMIT."""
+    if isinstance(sql, str):
+        return sql[:200].encode("utf-8", "replace")
+    return bytes(sql[:200])
+
+
+def is_commit(sql: str | bytes | bytearray) -> bool:
+    """Whether *sql* is a plain COMMIT and nothing else."""
+    return len(sql) < 40 and _END.fullmatch(as_bytes(sql)) is not None
+
+
+def is_rollback(sql: str | bytes | bytearray) -> bool:
+    """Whether *sql* is a plain ROLLBACK (not to a savepoint) and nothing else."""
+    return len(sql) < 40 and _UNDO.fullmatch(as_bytes(sql)) is not None

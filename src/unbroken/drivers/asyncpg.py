@@ -1,0 +1,271 @@
+"""asyncpg: asyncio, its own protocol. It opens no transaction by itself, so the pool does, with asyncpg's own object."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
+from unbroken.core import unit
+from unbroken.core.fault import one_line, os_fault, postgres_fault
+from unbroken.drivers import _postgresql
+from unbroken.drivers._shared import boolean, coerce, dial_async, from_connect, number, seconds, whole, without_target
+
+NAME = "asyncpg"
+SCHEMES = ("postgresql+asyncpg",)
+DISTRIBUTION = "asyncpg"
+MODULE = "asyncpg"
+RANK = 5  # the fastest for asyncio
+
+# What asyncpg reads from a DSN's query only, by libpq's names
+_DSN = (
+    "ssl", "sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword", "sslnegotiation",
+    "ssl_min_protocol_version", "ssl_max_protocol_version",
+)  # fmt: skip
+_SERVER_SETTINGS = (
+    "application_name", "options", "search_path", "timezone", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout",
+)  # fmt: skip
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys((*_DSN, *_SERVER_SETTINGS), str),
+    "command_timeout": seconds, "connect_timeout": seconds, "timeout": seconds, "statement_cache_size": whole,
+    "prepared_statement_cache_size": whole, "max_cached_statement_lifetime": number, "max_cacheable_statement_size": whole,
+    "target_session_attrs": str, "direct_tls": boolean, "passfile": str, "krbsrvname": str, "gsslib": str,
+}  # fmt: skip
+
+
+class AsyncDriver:
+    """See :class:`unbroken.abc.AsyncDriver`."""
+
+    name = NAME
+    capabilities = Capabilities(transaction_status=True, watchable=True, implicit_begin=False)
+
+    def __init__(self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None) -> None:
+        import asyncpg
+
+        self.target = target or without_target(NAME, "postgresql")
+        # asyncpg has no OperationalError; what its users catch for a lost connection are these
+        self.errors: tuple[type[BaseException], ...] = (
+            asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.PostgresError, asyncpg.InternalClientError,
+        )  # fmt: skip
+        self._connect = connect
+        self._asyncpg = asyncpg
+        self._arguments, self._timeout = _arguments(self.target)
+        self._probe_state: Any = None
+
+    async def connect(self, timeout: float) -> Connection:
+        """*timeout* bounds everything, all addresses together."""
+        return await dial_async(lambda: self._dial(min(timeout, self._timeout or timeout)))
+
+    async def _dial(self, timeout: float) -> Connection:
+        async with asyncio.timeout(timeout):
+            if self._connect is not None:
+                return await self._connect()
+            return await self._asyncpg.connect(**self._arguments, timeout=timeout)
+
+    async def ping(self, conn: Connection, timeout: float) -> None:
+        """An empty query: one round trip, no transaction."""
+        async with asyncio.timeout(timeout):
+            await conn.execute("", timeout=timeout)
+
+    async def begin(self, conn: Connection) -> None:
+        """Start a transaction of asyncpg's own, so that the application's ``conn.transaction()`` becomes a savepoint in it."""
+        await conn.transaction().start()
+
+    async def commit(self, conn: Connection) -> None:
+        """Commit what :meth:`begin`, or the application, opened; no round trip where nothing is open."""
+        await self._end(conn, "commit")
+
+    async def rollback(self, conn: Connection) -> None:
+        """Likewise."""
+        await self._end(conn, "rollback")
+
+    async def _end(self, conn: Connection, how: str) -> None:
+        outer = conn._top_xact  # the outermost transaction object; asyncpg keeps it for its own nesting
+        if not conn.is_in_transaction() and self.is_quiet(conn):
+            conn._top_xact = None  # ended by a COMMIT written as text, perhaps
+        elif outer is not None:
+            await getattr(outer, how)()
+        else:
+            await conn.execute(how.upper())
+
+    async def idle_limit(self, conn: Connection) -> float | None:
+        """``idle_session_timeout`` of this session."""
+        return _postgresql.limit(await conn.fetchval(_postgresql.ASK_IDLE_LIMIT))
+
+    def close(self, conn: Connection) -> None:
+        """Abort the transport."""
+        try:
+            conn.terminate()
+        except Exception:  # its loop is closed already
+            pass
+
+    def fileno(self, conn: Connection) -> int | None:
+        """Of the transport's socket; None once it is closing."""
+        transport = conn._transport
+        if conn.is_closed() or transport is None or transport.is_closing():
+            return None
+        sock = transport.get_extra_info("socket")
+        fd = sock.fileno() if sock is not None else -1
+        return fd if fd >= 0 else None
+
+    def is_in_transaction(self, conn: Connection) -> bool | None:
+        """From the last ReadyForQuery; None in the middle of an exchange."""
+        return conn._protocol.is_in_transaction() if self.is_quiet(conn) else None
+
+    def is_quiet(self, conn: Connection) -> bool:
+        """Whether asyncpg would accept a new command now."""
+        if conn.is_closed() or conn._protocol._is_cancelling() or conn._stmt_exclusive_section._acquired:
+            return False
+        return self._accepts(_unseen(conn._protocol))
+
+    def _accepts(self, protocol: Any) -> bool:
+        # The protocol's state is hidden in C. It is checked first thing by every command, before the arguments are:
+        # a command whose arguments cannot be encoded tells it, and sends nothing. 1 µs.
+        if self._probe_state is None:
+            from asyncpg.protocol.protocol import PreparedStatementState
+
+            self._probe_state = PreparedStatementState("", "", protocol, self._asyncpg.Record, False)
+        attempt = protocol.bind_execute(self._probe_state, _NotEncodable(), "", 0, False, None)
+        try:
+            attempt.send(None)
+        except (_NotEncodable.Refused, self._asyncpg.InternalClientError):
+            return True
+        except Exception:
+            return False
+        finally:
+            attempt.close()
+        return False
+
+    def classify(self, exc: BaseException) -> Fault:
+        """By SQLSTATE; by asyncpg's words, or the system's error, where there is none."""
+        connecting = from_connect(exc)
+        fault = self._fault(exc, connecting)
+        return replace(fault, text=one_line(fault.text, self.target.password))
+
+    def _fault(self, exc: BaseException, connecting: bool) -> Fault:
+        if isinstance(exc, self._asyncpg.PostgresError):
+            return postgres_fault(getattr(exc, "sqlstate", None), str(exc), connecting=connecting)
+        if isinstance(exc, (self._asyncpg.InterfaceError, self._asyncpg.InternalClientError)):
+            if isinstance(exc, self._asyncpg.exceptions.TargetServerAttributeNotMatched):
+                return Fault(FaultKind.WRONG_SERVER, Cause.FAILOVER, None, str(exc))
+            if isinstance(exc, (self._asyncpg.exceptions.ClientConfigurationError, self._asyncpg.exceptions.DataError)):
+                return Fault(FaultKind.REJECTED if connecting else FaultKind.OTHER, None, None, str(exc))
+            if isinstance(exc, self._asyncpg.exceptions.ProtocolError) or "another operation is" in str(exc):
+                return Fault(FaultKind.LOST, None, None, str(exc))
+            return postgres_fault(None, str(exc), connecting=connecting)
+        if isinstance(exc, ConnectionError) and "SSL" in str(exc) and connecting:
+            return Fault(FaultKind.REJECTED if "rejected SSL" in str(exc) else FaultKind.NOT_READY, None, None, str(exc))
+        return os_fault(exc, connecting=connecting)
+
+    def session_id(self, conn: Connection) -> str | None:
+        """The backend's pid."""
+        return None if conn.is_closed() else str(conn.get_server_pid())
+
+    def watch(self, conn: Connection) -> None:
+        """Put a reporting layer between the connection and its protocol, through which all of asyncpg goes."""
+        if conn._protocol is not None and not isinstance(conn._protocol, _Seen):
+            conn._protocol = _Seen(conn._protocol, id(conn))
+
+    def unwatch(self, conn: Connection) -> None:
+        """Take that layer away."""
+        if isinstance(conn._protocol, _Seen):
+            conn._protocol = conn._protocol._real
+
+
+class _NotEncodable:
+    """Arguments that no statement can have: no sequence, and without a length."""
+
+    class Refused(Exception):  # noqa: N818 - never seen outside
+        pass
+
+    def __len__(self) -> int:
+        raise self.Refused
+
+
+def _unseen(protocol: Any) -> Any:
+    return protocol._real if isinstance(protocol, _Seen) else protocol
+
+
+class _Seen:
+    """asyncpg's protocol, reporting. Connection, PreparedStatement, Cursor and Transaction all send through it."""
+
+    __slots__ = ("_conn_id", "_real")
+
+    def __init__(self, real: Any, conn_id: int) -> None:
+        self._real, self._conn_id = real, conn_id
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    async def query(self, query: Any, timeout: Any) -> Any:
+        """``execute`` without arguments, ``transaction()``."""
+        return await self._sent(query, self._real.query(query, timeout))
+
+    async def bind_execute(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        """``fetch…``, ``execute`` with arguments, prepared statements, cursors."""
+        return await self._sent(state.query, self._real.bind_execute(state, *args, **kwargs))
+
+    async def bind_execute_many(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        """``executemany``, ``fetchmany``."""
+        return await self._sent(state.query, self._real.bind_execute_many(state, *args, **kwargs))
+
+    async def bind(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        """A cursor's portal."""
+        return await self._sent(state.query, self._real.bind(state, *args, **kwargs))
+
+    async def copy_in(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
+        """``copy_to_table``, ``copy_records_to_table``."""
+        return await self._sent(copy_stmt, self._real.copy_in(copy_stmt, *args, **kwargs))
+
+    async def copy_out(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
+        """``copy_from_table``, ``copy_from_query``."""
+        return await self._sent(copy_stmt, self._real.copy_out(copy_stmt, *args, **kwargs))
+
+    async def _sent(self, sql: Any, sending: Awaitable[Any]) -> Any:
+        ledger = unit.current()
+        if ledger is None:
+            return await sending
+        ends = _postgresql.about_to_send(ledger, self._conn_id, str(sql), not self._real.is_in_transaction())
+        try:
+            result = await sending
+        except Exception as error:
+            if ends and _postgresql.refused_commit(getattr(error, "sqlstate", None), str(error)):
+                ledger.commit_failed(conn_id=self._conn_id)
+            raise
+        _postgresql.answered(ledger, self._conn_id, ends, _tag(result))
+        return result
+
+
+def _tag(result: Any) -> str | bytes | None:
+    if isinstance(result, tuple) and len(result) > 1:
+        result = result[1]  # bind_execute with its status
+    return result if isinstance(result, (str, bytes)) else None
+
+
+def _arguments(target: Target) -> tuple[dict[str, Any], float | None]:
+    """Keyword arguments for ``asyncpg.connect``, and the user's own limit for connecting."""
+    out = coerce(target.options, _OPTIONS, NAME)
+    limits = [out.pop(name) for name in ("connect_timeout", "timeout") if name in out]
+    if "prepared_statement_cache_size" in out:  # SQLAlchemy's name
+        out.setdefault("statement_cache_size", out.pop("prepared_statement_cache_size"))
+    if "ssl" in out:  # SQLAlchemy's and asyncpg's name for libpq's sslmode
+        out["sslmode"] = {"true": "require", "false": "disable"}.get(out["ssl"].lower(), out["ssl"])
+        del out["ssl"]
+    settings = {name: out.pop(name) for name in _SERVER_SETTINGS if name in out}
+    if settings:
+        out["server_settings"] = settings
+    dsn = "&".join(f"{name}={quote(out.pop(name), safe='')}" for name in _DSN if name in out)
+    if dsn:
+        out["dsn"] = f"postgresql://?{dsn}"
+    given = {
+        "host": target.unix_socket or target.host,
+        "port": target.port,
+        "user": target.user,
+        "password": target.password,
+        "database": target.database,
+    }
+    out.update({name: value for name, value in given.items() if value is not None})
+    return out, min(limits) if limits else None

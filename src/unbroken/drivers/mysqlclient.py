@@ -1,0 +1,315 @@
+"""mysqlclient (MySQLdb): the C client library. It shows its socket, but not the server's status, so that is deduced.
+
+It has no timeout per call: a ping is bounded only by the pool's ``shutdown()`` on its descriptor (or a user's own
+``read_timeout``). Its connect timeout is whole seconds: others are rounded up.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from unbroken.abc import Capabilities, Connection, Fault, Target
+from unbroken.core import unit
+from unbroken.drivers import _mysql
+from unbroken.drivers._shared import boolean, class_of, dial, is_commit, is_rollback, seconds, without_target
+
+NAME = "mysqlclient"
+SCHEMES = ("mysql+mysqldb", "mariadb+mysqldb")
+DISTRIBUTION = "mysqlclient"
+MODULE = "MySQLdb"
+RANK = 10
+
+_OPTIONS: _mysql.Kinds = {
+    **_mysql.COMMON, **_mysql.TLS, "read_timeout": seconds, "write_timeout": seconds, "compress": boolean, "collation": str,
+    "auth_plugin": str, "ssl_mode": str, "multi_statements": boolean, "binary_prefix": boolean, "server_public_key_path": str,
+    "local_infile_dir": str,
+}  # fmt: skip
+_WHOLE_SECONDS = ("read_timeout", "write_timeout")
+
+# completion_type=CHAIN makes a COMMIT open the next transaction at once; only asking tells
+_ASK = "SELECT @@SESSION.wait_timeout, @@SESSION.completion_type"
+
+
+class Driver:
+    """See :class:`unbroken.abc.Driver`. Connections are MySQLdb's, of a subclass that follows what is sent."""
+
+    name = NAME
+    capabilities = Capabilities(transaction_status=True, watchable=True)
+
+    def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
+        import MySQLdb
+        import MySQLdb.connections
+
+        self.target = target or without_target(NAME, "mysql")
+        self.errors: tuple[type[BaseException], ...] = (MySQLdb.OperationalError, MySQLdb.InterfaceError, MySQLdb.Error)
+        self._base: type[BaseException] = MySQLdb.Error
+        self._connect = connect
+        self._arguments = _mysql.arguments(self.target, _OPTIONS, NAME, password="password", database="database")  # noqa: S106 - a keyword's name
+        for name in _WHOLE_SECONDS:
+            if name in self._arguments:
+                self._arguments[name] = math.ceil(self._arguments[name])
+        tls = _mysql.take_tls(self._arguments)
+        if tls:
+            _mysql.refuse({f"ssl_{name}": 0 for name in tls}, {"ssl_check_hostname"}, "mysqlclient has ssl_mode=VERIFY_IDENTITY for that")
+            self._arguments["ssl"] = tls
+        base: Any = MySQLdb.connections.Connection
+        self._class = deduced(base)
+        # what the user has run at connect may leave anything open
+        self._fresh = not {"init_command", "read_default_file", "read_default_group"} & set(self._arguments)
+        self._chains = False
+
+    def connect(self, timeout: float) -> Connection:
+        """The client library bounds the TCP connect and the handshake with it, in whole seconds."""
+        return dial(lambda: self._dial(timeout))
+
+    def _dial(self, timeout: float) -> Connection:
+        if self._connect is not None:
+            conn = self._connect()
+            conn.__class__ = deduced(class_of(conn))
+            return conn
+        timeout = min(timeout, self._arguments.get("connect_timeout", timeout))
+        conn = self._class(**{**self._arguments, "connect_timeout": math.ceil(timeout)})
+        conn._seen_open = False if self._fresh else None
+        conn._seen_busy, conn._seen_chains = False, self._chains
+        return conn
+
+    def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as the protocol has it
+        """COM_PING; *timeout* cannot be held by this driver, see above."""
+        conn.ping()
+
+    def begin(self, conn: Connection) -> None:
+        """Not needed: MySQL opens a transaction by itself while autocommit is off."""
+        conn.begin()
+
+    def commit(self, conn: Connection) -> None:
+        """COMMIT, unless nothing can be open."""
+        if self.is_in_transaction(conn) is not False:
+            conn.commit()
+
+    def rollback(self, conn: Connection) -> None:
+        """ROLLBACK, likewise."""
+        if self.is_in_transaction(conn) is not False:
+            conn.rollback()
+
+    def close(self, conn: Connection) -> None:
+        """COM_QUIT and close; the library does not wait for an answer."""
+        try:
+            conn.close()
+        except Exception:  # closed before
+            pass
+
+    def idle_limit(self, conn: Connection) -> float | None:
+        """``wait_timeout`` of this session."""
+        held = self.is_in_transaction(conn)
+        conn.query(_ASK)
+        limit, completion = conn.store_result().fetch_row()[0]
+        completion = completion.decode() if isinstance(completion, bytes) else str(completion)
+        if completion not in ("NO_CHAIN", "0"):
+            self._chains = conn._seen_chains = True
+        if not held:
+            conn.rollback()
+        return float(limit)
+
+    def fileno(self, conn: Connection) -> int | None:
+        """The socket's; the library keeps it through errors, until close."""
+        try:
+            fd: int = conn.fileno()
+        except Exception:
+            return None
+        return fd if fd >= 0 else None
+
+    def is_in_transaction(self, conn: Connection) -> bool | None:
+        """False where what was sent since the last COMMIT or ROLLBACK cannot have opened one; never True."""
+        return False if conn.__dict__.get("_seen_open") is False and not conn.__dict__.get("_seen_chains") else None
+
+    def is_quiet(self, conn: Connection) -> bool:
+        """Whether the last statement was answered in full."""
+        if self.fileno(conn) is None or conn.__dict__.get("_seen_busy", True):
+            return False
+        more = getattr(conn, "more_results", None)
+        return more is not None and not more()
+
+    def classify(self, exc: BaseException) -> Fault:
+        """By MySQL's code, or the system's."""
+        return _mysql.classify(exc, self._base, self.target.password)
+
+    def session_id(self, conn: Connection) -> str | None:
+        """CONNECTION_ID(), from the handshake."""
+        try:
+            return str(conn.thread_id())
+        except Exception:  # closed
+            return None
+
+    def watch(self, conn: Connection) -> None:
+        """Statements go out through ``query``, the rest through a handful of methods of the C class."""
+        conn.__class__ = watched(type(conn))
+
+    def unwatch(self, conn: Connection) -> None:
+        """Back to the class it was."""
+        conn.__class__ = getattr(type(conn), "unwatched", type(conn))
+
+
+# Statements that open no transaction while autocommit is on, if they stand alone.
+_HARMLESS = re.compile(
+    rb"\s*(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|SHOW|EXPLAIN|DESCRIBE|DESC|WITH|SET(?!\s+STATEMENT\b))\b", re.IGNORECASE
+)
+_SETS_CHAIN = re.compile(rb"(?!\s*SELECT\b).*completion_type", re.IGNORECASE | re.DOTALL)
+_TOUCHES_MODE = re.compile(rb"autocommit|completion_type", re.IGNORECASE)
+
+
+def _still_closed(sql: bytes) -> bool:
+    """Whether *sql*, sent with autocommit on and nothing open, leaves nothing open."""
+    return _HARMLESS.match(sql) is not None and b";" not in sql.rstrip(b"; \n\t\r") and _TOUCHES_MODE.search(sql) is None
+
+
+@cache
+def deduced(base: Any) -> Any:
+    """*base*, a MySQLdb connection class, that deduces whether a transaction can be open; *base* itself if it does."""
+    if getattr(base, "_deduces", False):
+        return base
+
+    class Connection(base):  # type: ignore[misc] # the base is only known here
+        __doc__ = base.__doc__
+        __module__ = base.__module__
+        _deduces = True
+
+        def query(self, query: Any) -> None:
+            state = self.__dict__
+            sql = query.encode("utf-8", "surrogateescape") if isinstance(query, str) else bytes(query)
+            if _SETS_CHAIN.match(sql):
+                state["_seen_chains"] = True
+            closed = state.get("_seen_open") is False and self.get_autocommit() and _still_closed(sql)
+            state["_seen_open"], state["_seen_busy"] = None, True
+            try:
+                super().query(query)
+            except self.Error:
+                state["_seen_busy"] = False
+                raise
+            if closed or is_commit(sql) or is_rollback(sql):
+                state["_seen_open"] = False
+            state["_seen_busy"] = self.field_count() > 0
+
+        def store_result(self) -> Any:
+            result = super().store_result()
+            self.__dict__["_seen_busy"] = False
+            return result
+
+        def commit(self) -> None:
+            self._finish(super().commit)
+
+        def rollback(self) -> None:
+            self._finish(super().rollback)
+
+        def _finish(self, send: Callable[[], None]) -> None:
+            self.__dict__["_seen_open"] = None
+            send()
+            self.__dict__["_seen_open"] = False
+
+    for name in ("send_query", "change_user", "set_server_option", "next_result", "kill"):
+        _forgets(Connection, base, name)
+    Connection.__name__ = Connection.__qualname__ = base.__name__
+    return Connection
+
+
+def _forgets(cls: type[Any], base: type[Any], name: str) -> None:
+    """After *name*, nothing is known of the transaction any more."""
+    plain = getattr(base, name, None)
+    if plain is None:
+        return
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = plain(self, *args, **kwargs)
+        if name != "next_result" or out != -1:  # -1: there was no other result, so nothing has changed
+            self.__dict__["_seen_open"] = None
+        return out
+
+    method.__name__, method.__doc__ = name, plain.__doc__
+    setattr(cls, name, method)
+
+
+def watched(base: Any) -> Any:
+    """*base* that tells the ledger of everything it sends. ``unwatched`` is the class to go back to."""
+    if hasattr(base, "unwatched"):
+        return base
+    plain = deduced(base)
+    known = plain.__dict__.get("_watched")
+    if known is not None:
+        return known
+
+    class Watched(plain):  # type: ignore[misc, valid-type] # the base is only known here
+        __module__ = base.__module__
+        unwatched = plain
+
+        def query(self, query: Any) -> None:
+            ledger = unit.current()
+            if ledger is None:
+                super().query(query)
+            elif is_commit(query):
+                _committing(ledger, self, lambda: super(Watched, self).query(query))
+            else:
+                ledger.statement(query, _commits_itself(self), conn_id=id(self))
+                super().query(query)
+                if is_rollback(query):
+                    ledger.rolled_back(conn_id=id(self))
+
+        def commit(self) -> None:
+            ledger = unit.current()
+            if ledger is None:
+                super().commit()
+            else:
+                _committing(ledger, self, super().commit)
+
+        def rollback(self) -> None:
+            super().rollback()
+            ledger = unit.current()
+            if ledger is not None:
+                ledger.rolled_back(conn_id=id(self))
+
+        def autocommit(self, on: Any) -> None:
+            ledger = unit.current()
+            if ledger is not None and bool(on) != self.get_autocommit():
+                ledger.statement(f"SET autocommit={int(bool(on))}", None, conn_id=id(self))
+            super().autocommit(on)
+
+    for name in ("send_query", "change_user", "set_server_option", "kill", "shutdown", "dump_debug_info"):
+        _doubtful(Watched, plain, name)
+    Watched.__name__ = Watched.__qualname__ = base.__name__
+    plain._watched = Watched  # kept with the class, so that both go together
+    return Watched
+
+
+def _commits_itself(conn: Any) -> bool | None:
+    """Whether a statement sent now is committed by itself."""
+    if not conn.get_autocommit():
+        return False
+    return True if conn.__dict__.get("_seen_open") is False else None
+
+
+def _committing(ledger: unit.Unit, conn: Any, send: Callable[[], None]) -> None:
+    ledger.committing(conn_id=id(conn))
+    try:
+        send()
+    except conn.Error as error:
+        if _mysql.refused_commit(error):
+            ledger.commit_failed(conn_id=id(conn))
+        raise
+    ledger.committed(conn_id=id(conn))
+
+
+def _doubtful(cls: type[Any], base: type[Any], name: str) -> None:
+    plain = getattr(base, name, None)
+    if plain is None:
+        return
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ledger = unit.current()
+        if ledger is not None:
+            ledger.doubt(f"{name}() of mysqlclient", conn_id=id(self))
+        return plain(self, *args, **kwargs)
+
+    method.__name__, method.__doc__ = name, plain.__doc__
+    setattr(cls, name, method)

@@ -1,0 +1,318 @@
+"""psycopg 3, blocking and async. libpq knows for certain whether a transaction is open, and shows its socket."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import selectors
+import time
+from collections.abc import Callable, Generator
+from contextvars import ContextVar
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
+from unbroken.core.fault import one_line, os_fault, postgres_fault
+from unbroken.drivers import _postgresql
+from unbroken.drivers._psycopg_watch import real_pgconn, watched
+from unbroken.drivers._shared import coerce, dial, dial_async, from_connect, optional_boolean, whole, without_target
+from unbroken.errors import ConfigurationError
+
+NAME = "psycopg"
+SCHEMES = ("postgresql+psycopg", "postgresql+psycopg_async")
+DISTRIBUTION = "psycopg[binary]"
+MODULE = "psycopg"
+RANK = 10
+
+_IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3  # PQtransactionStatus; 1 is active, 4 unknown
+_OK = 0  # PQstatus
+_FATAL = 7  # PGRES_FATAL_ERROR
+_MINIMUM = 2  # psycopg's (and libpq's) shortest connect_timeout; what is shorter is held by _Bounded
+
+
+class _Base:
+    """What the blocking and the async driver have in common."""
+
+    name = NAME
+    capabilities = Capabilities(transaction_status=True, watchable=True)
+
+    def __init__(self, target: Target | None, connect: Callable[[], Any] | None = None) -> None:
+        import psycopg
+
+        self.target = target or without_target(NAME, "postgresql")
+        self.errors: tuple[type[BaseException], ...] = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.Error)
+        self._psycopg = psycopg
+        self._connect = connect
+        self._arguments = _arguments(self.target)
+
+    def fileno(self, conn: Connection) -> int | None:
+        """libpq's socket, or None once it is closed."""
+        try:
+            fd: int = real_pgconn(conn).socket
+        except Exception:  # psycopg raises its OperationalError for a closed one
+            return None
+        return fd if fd >= 0 else None
+
+    def is_in_transaction(self, conn: Connection) -> bool | None:
+        """From the last ReadyForQuery; None in the middle of an exchange or of a pipeline."""
+        pgconn = real_pgconn(conn)
+        status = pgconn.transaction_status
+        if pgconn.status != _OK or pgconn.pipeline_status:
+            return None
+        return {_IDLE: False, _IN_TRANSACTION: True, _IN_ERROR: True}.get(status)
+
+    def is_quiet(self, conn: Connection) -> bool:
+        """Whether libpq waits for nothing."""
+        pgconn = real_pgconn(conn)
+        return pgconn.status == _OK and pgconn.transaction_status in (_IDLE, _IN_TRANSACTION, _IN_ERROR) and not pgconn.pipeline_status
+
+    def classify(self, exc: BaseException) -> Fault:
+        """By SQLSTATE; by libpq's words where it gives none, as for a failed connect."""
+        connecting = from_connect(exc)
+        if not isinstance(exc, self._psycopg.Error):
+            fault = os_fault(exc, connecting=connecting)
+        elif isinstance(exc, self._psycopg.errors.ConnectionTimeout):
+            fault = os_fault(TimeoutError(str(exc)), connecting=connecting)
+        else:
+            fault = postgres_fault(exc.sqlstate, str(exc), connecting=connecting)
+            if fault.kind is FaultKind.OTHER and isinstance(exc, self._psycopg.OperationalError) and exc.sqlstate is None:
+                pgconn = getattr(exc, "pgconn", None)
+                fault = replace(fault, kind=FaultKind.LOST) if pgconn is not None and pgconn.status != _OK else fault
+        return replace(fault, text=one_line(fault.text, self.target.password))
+
+    def session_id(self, conn: Connection) -> str | None:
+        """The backend's pid."""
+        pgconn = real_pgconn(conn)
+        return str(pgconn.backend_pid) if pgconn.status == _OK else None
+
+    def watch(self, conn: Connection) -> None:
+        """Statements of cursors, and everything that the connection sends by itself."""
+        conn.__class__ = watched(type(conn))
+
+    def unwatch(self, conn: Connection) -> None:
+        """Back to the class it was."""
+        conn.__class__ = getattr(type(conn), "unwatched", type(conn))
+
+    def close(self, conn: Connection) -> None:
+        """libpq sends Terminate without waiting, then closes."""
+        try:
+            conn._closed = True
+            real_pgconn(conn).finish()
+        except Exception:  # finished before
+            pass
+
+    def _timeout_arguments(self, timeout: float) -> dict[str, Any]:
+        given = self._arguments.get("connect_timeout")
+        return {**self._arguments, "connect_timeout": max(_MINIMUM, math.ceil(min(timeout, given or timeout)))}
+
+    def _exchange(self, pgconn: Any, query: bytes) -> Generator[Any, Any, Any]:
+        """One simple query below psycopg, which would open a transaction; gives the last result."""
+        pgconn.send_query(query)
+        results = yield from self._psycopg.generators.execute(pgconn)
+        if results and results[-1].status == _FATAL:
+            raise self._psycopg.errors.error_from_result(results[-1])
+        return results[-1] if results else None
+
+    def _timed_out(self) -> BaseException:
+        error: BaseException = self._psycopg.errors.ConnectionTimeout("the server did not answer in time")
+        return error
+
+    def _check_usable(self, conn: Connection) -> Any:
+        pgconn = real_pgconn(conn)
+        if pgconn.status != _OK:
+            raise self._psycopg.OperationalError("the connection is closed")
+        return pgconn
+
+
+class Driver(_Base):
+    """See :class:`unbroken.abc.Driver`."""
+
+    def connect(self, timeout: float) -> Connection:
+        """*timeout* bounds all hosts and addresses together, and the handshake. Name lookup is the system's."""
+        if self._connect is not None:
+            return dial(self._connect)
+        return dial(lambda: _within(timeout, lambda: _bounded(self._psycopg.Connection).connect(**self._timeout_arguments(timeout))))
+
+    def ping(self, conn: Connection, timeout: float) -> None:
+        """An empty query: one round trip, no transaction."""
+        self._run(conn, b"", timeout)
+
+    def begin(self, conn: Connection) -> None:
+        """Not needed: psycopg opens a transaction by itself while autocommit is off."""
+        conn.execute("BEGIN")
+
+    def commit(self, conn: Connection) -> None:
+        """psycopg sends nothing where nothing is open."""
+        conn.commit()
+
+    def rollback(self, conn: Connection) -> None:
+        """Likewise."""
+        conn.rollback()
+
+    def idle_limit(self, conn: Connection) -> float | None:
+        """``idle_session_timeout`` of this session."""
+        result = self._run(conn, _postgresql.ASK_IDLE_LIMIT.encode(), 10.0)
+        return _postgresql.limit(result.get_value(0, 0).decode() if result is not None and result.ntuples else None)
+
+    def _run(self, conn: Connection, query: bytes, timeout: float) -> Any:
+        with conn.lock:
+            pgconn = self._check_usable(conn)
+            exchange = self._exchange(pgconn, query)
+            until = time.monotonic() + timeout
+            try:
+                want = next(exchange)
+                with selectors.DefaultSelector() as selector:  # gevent's own where it has patched
+                    key = selector.register(pgconn.socket, want)
+                    while True:
+                        if key.events != want:
+                            key = selector.modify(pgconn.socket, want)
+                        ready = selector.select(max(0.0, until - time.monotonic()))
+                        if not ready:
+                            raise self._timed_out()
+                        want = exchange.send(self._psycopg.waiting.Ready(ready[0][1]))
+            except StopIteration as done:
+                return done.value
+
+
+class AsyncDriver(_Base):
+    """See :class:`unbroken.abc.AsyncDriver`."""
+
+    async def connect(self, timeout: float) -> Connection:
+        """*timeout* bounds everything."""
+        return await dial_async(lambda: self._dial(timeout))
+
+    async def _dial(self, timeout: float) -> Connection:
+        try:
+            async with asyncio.timeout(timeout):
+                if self._connect is not None:
+                    return await self._connect()
+                return await self._psycopg.AsyncConnection.connect(**self._timeout_arguments(timeout))
+        except TimeoutError:
+            raise self._psycopg.errors.ConnectionTimeout("connection timeout expired") from None
+
+    async def ping(self, conn: Connection, timeout: float) -> None:
+        """An empty query: one round trip, no transaction."""
+        await self._run(conn, b"", timeout)
+
+    async def begin(self, conn: Connection) -> None:
+        """Not needed: psycopg opens a transaction by itself while autocommit is off."""
+        await conn.execute("BEGIN")
+
+    async def commit(self, conn: Connection) -> None:
+        """psycopg sends nothing where nothing is open."""
+        await conn.commit()
+
+    async def rollback(self, conn: Connection) -> None:
+        """Likewise."""
+        await conn.rollback()
+
+    async def idle_limit(self, conn: Connection) -> float | None:
+        """``idle_session_timeout`` of this session."""
+        result = await self._run(conn, _postgresql.ASK_IDLE_LIMIT.encode(), 10.0)
+        return _postgresql.limit(result.get_value(0, 0).decode() if result is not None and result.ntuples else None)
+
+    async def _run(self, conn: Connection, query: bytes, timeout: float) -> Any:
+        async with conn.lock:
+            pgconn = self._check_usable(conn)
+            exchange = self._exchange(pgconn, query)
+            try:
+                async with asyncio.timeout(timeout):
+                    want = next(exchange)
+                    while True:
+                        ready = await _ready(pgconn.socket, want)
+                        want = exchange.send(self._psycopg.waiting.Ready(ready))
+            except StopIteration as done:
+                return done.value
+            except TimeoutError:
+                raise self._timed_out() from None
+
+
+async def _ready(fd: int, want: int) -> int:
+    """Wait until *fd* is readable (1) and/or writable (2), whichever *want* asks for; gives which."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[int] = loop.create_future()
+
+    def wake(event: int) -> None:
+        if not done.done():
+            done.set_result(event)
+
+    if want & selectors.EVENT_READ:
+        loop.add_reader(fd, wake, selectors.EVENT_READ)
+    if want & selectors.EVENT_WRITE:
+        loop.add_writer(fd, wake, selectors.EVENT_WRITE)
+    try:
+        return await done
+    finally:
+        if want & selectors.EVENT_READ:
+            loop.remove_reader(fd)
+        if want & selectors.EVENT_WRITE:
+            loop.remove_writer(fd)
+
+
+# ---------------------------------------------------------------------------------------------- connecting in time
+
+_until: ContextVar[float] = ContextVar("unbroken_connect_until", default=math.inf)
+
+
+def _within(timeout: float, make: Callable[[], Any]) -> Any:
+    token = _until.set(time.monotonic() + timeout)
+    try:
+        return make()
+    finally:
+        _until.reset(token)
+
+
+@cache
+def _bounded(base: Any) -> Any:
+    """*base* whose ``connect`` obeys one deadline over all its attempts. What it makes is a plain *base*.
+
+    psycopg waits at least 2 s, for each address anew. Its waiting loop wakes the generator ten times a second, so that a
+    generator around it can look at the clock.
+    """
+    import psycopg
+
+    class Bounded(base):  # type: ignore[misc] # the base is only known here
+        @classmethod
+        def _connect_gen(cls, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            inner = base._connect_gen(*args, **kwargs)
+            until, ready = _until.get(), None
+            try:
+                while True:
+                    if time.monotonic() >= until:
+                        raise psycopg.errors.ConnectionTimeout("connection timeout expired")
+                    ready = yield inner.send(ready)
+            except StopIteration as done:
+                return done.value
+            finally:
+                inner.close()
+
+    return Bounded
+
+
+# ---------------------------------------------------------------------------------------------- arguments
+
+_EXTRA: dict[str, Callable[[str], Any]] = {"autocommit": optional_boolean, "prepare_threshold": whole, "connect_timeout": whole}
+
+
+def _arguments(target: Target) -> dict[str, Any]:
+    out = coerce(target.options, {**dict.fromkeys(_libpq_options(), str), **_EXTRA}, NAME)
+    if "connect_timeout" in out and out["connect_timeout"] <= 0:
+        raise ConfigurationError("option connect_timeout in the URL is not a number of seconds above 0")
+    given = {
+        "host": target.unix_socket or target.host,
+        "port": target.port,
+        "user": target.user,
+        "password": target.password,
+        "dbname": target.database,
+    }
+    out.update({name: value for name, value in given.items() if value is not None})
+    return out
+
+
+@cache
+def _libpq_options() -> frozenset[str]:
+    """What this libpq takes in a connection string."""
+    from psycopg import pq
+
+    return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults()) - {"user", "password", "dbname"}

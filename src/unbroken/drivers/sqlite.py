@@ -1,0 +1,167 @@
+"""sqlite3, from Python's standard library: no server, no socket; a pool of it shares files, not sessions.
+
+A file database may have as many connections as the pool likes; after a fork the child drops those it inherited without
+closing them (SQLite forbids using one across a fork). ``sqlite://`` in memory is one database per *pool*: its
+connections share one cache by a private name, since each would otherwise see an empty database of its own; it lives as
+long as one of them is open.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sqlite3
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
+from unbroken.core import unit
+from unbroken.core.fault import one_line, os_fault
+from unbroken.drivers._shared import boolean, coerce, dial, from_connect, number, whole, without_target
+from unbroken.errors import ConfigurationError
+
+NAME = "sqlite"
+SCHEMES = ("sqlite", "sqlite+pysqlite")
+DISTRIBUTION = None
+MODULE = "sqlite3"
+RANK = 10
+
+_ISOLATION: Mapping[str, str | None] = {
+    "none": None,
+    "autocommit": None,
+    "deferred": "DEFERRED",
+    "immediate": "IMMEDIATE",
+    "exclusive": "EXCLUSIVE",
+}
+
+
+def _isolation(text: str) -> str | None:
+    if text.lower() not in _ISOLATION:
+        raise ValueError(f"one of {', '.join(_ISOLATION)}")
+    return _ISOLATION[text.lower()]
+
+
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "timeout": number, "detect_types": whole, "isolation_level": _isolation, "cached_statements": whole, "uri": boolean,
+    "mode": str, "cache": str, "immutable": str, "vfs": str, "nolock": str, "check_same_thread": boolean,
+}  # fmt: skip
+_URI = ("mode", "cache", "immutable", "vfs", "nolock")
+_names = itertools.count(1)
+
+
+class Driver:
+    """See :class:`unbroken.abc.Driver`."""
+
+    name = NAME
+    capabilities = Capabilities(fileno=False, transaction_status=True, watchable=True, abort=False, server=False)
+
+    def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
+        self.target = target or without_target(NAME, "sqlite")
+        self.errors: tuple[type[BaseException], ...] = (sqlite3.OperationalError, sqlite3.Error)
+        self._connect = connect
+        out = coerce(self.target.options, _OPTIONS, NAME)
+        self._uri = [f"{name}={out.pop(name)}" for name in _URI if name in out]
+        self._file_is_uri = bool(out.pop("uri", False))
+        out.pop("check_same_thread", None)
+        self._arguments: dict[str, Any] = {**out, "check_same_thread": False}  # the pool lends it to one thread at a time
+        self._memory = f"file:unbroken-{os.getpid()}-{next(_names)}?mode=memory&cache=shared"
+        if self._uri and not self.target.database:
+            raise ConfigurationError("'sqlite://' is in memory: mode=, cache= and the like need a file, as in 'sqlite:///file.db?mode=ro'")
+
+    def connect(self, timeout: float) -> Connection:  # noqa: ARG002
+        """Opens the file. *timeout* is not used: a lock is waited for by the statement that needs it (option timeout)."""
+        return dial(self._open)
+
+    def _open(self) -> Connection:
+        if self._connect is not None:
+            return self._connect()
+        name, uri = self._name()
+        return sqlite3.connect(name, uri=uri, factory=_Connection, **self._arguments)
+
+    def _name(self) -> tuple[str, bool]:
+        path = self.target.database
+        if path is None:
+            return self._memory, True
+        if self._file_is_uri or path.startswith("file:"):
+            return path + (("&" if "?" in path else "?") + "&".join(self._uri) if self._uri else ""), True
+        if self._uri:
+            escaped = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+            return f"file:{escaped}?{'&'.join(self._uri)}", True
+        return path, False
+
+    def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002
+        """A statement that reads no file."""
+        conn.execute("SELECT 1").fetchone()
+
+    def begin(self, conn: Connection) -> None:
+        """Not needed: sqlite3 opens a transaction by itself before the first change."""
+        conn.execute("BEGIN")
+
+    def commit(self, conn: Connection) -> None:
+        """COMMIT where one is open."""
+        conn.commit()
+
+    def rollback(self, conn: Connection) -> None:
+        """ROLLBACK where one is open."""
+        conn.rollback()
+
+    def close(self, conn: Connection) -> None:
+        """Close the file."""
+        try:
+            conn.close()
+        except Exception:
+            pass
+
+    def idle_limit(self, conn: Connection) -> float | None:  # noqa: ARG002
+        """None: there is no server to get tired of it."""
+        return None
+
+    def fileno(self, conn: Connection) -> int | None:  # noqa: ARG002
+        """None: there is no socket."""
+        return None
+
+    def is_in_transaction(self, conn: Connection) -> bool | None:
+        """As SQLite has it."""
+        try:
+            return bool(conn.in_transaction)
+        except Exception:  # closed
+            return None
+
+    def is_quiet(self, conn: Connection) -> bool:
+        """Always: a call has ended when it returns."""
+        return self.is_in_transaction(conn) is not None
+
+    def classify(self, exc: BaseException) -> Fault:
+        """A closed connection is LOST, a file that cannot be opened REJECTED, a locked database the application's to retry."""
+        connecting, text = from_connect(exc), one_line(exc)
+        code = getattr(exc, "sqlite_errorcode", None)
+        if not isinstance(exc, sqlite3.Error):
+            return os_fault(exc, connecting=connecting)
+        if isinstance(exc, sqlite3.ProgrammingError) and "closed" in text:
+            return Fault(FaultKind.LOST, None, code, text)
+        return Fault(FaultKind.REJECTED if connecting else FaultKind.OTHER, None, code, text)
+
+    def session_id(self, conn: Connection) -> str | None:  # noqa: ARG002
+        """None: there is no server."""
+        return None
+
+    def watch(self, conn: Connection) -> None:
+        """SQLite itself tells of each statement, those that sqlite3 sends unasked included."""
+        conn.set_trace_callback(lambda sql: _tell(conn, sql))
+
+    def unwatch(self, conn: Connection) -> None:
+        """No more."""
+        try:
+            conn.set_trace_callback(None)
+        except Exception:  # closed
+            pass
+
+
+class _Connection(sqlite3.Connection):
+    """sqlite3's connection; a class of its own so that it can be weakly referenced and carries no surprise."""
+
+
+def _tell(conn: Any, sql: str) -> None:
+    ledger = unit.current()
+    if ledger is not None:
+        ledger.statement(sql, not conn.in_transaction, conn_id=id(conn))
