@@ -66,9 +66,9 @@ class AsyncDriver:
             return await self._asyncpg.connect(**self._arguments, timeout=timeout)
 
     async def ping(self, conn: Connection, timeout: float) -> None:
-        """An empty query: one round trip, no transaction."""
+        """One round trip, no transaction. (asyncpg cannot read the answer to an empty query.)"""
         async with asyncio.timeout(timeout):
-            await conn.execute("", timeout=timeout)
+            await conn.execute("SELECT 1", timeout=timeout)
 
     async def begin(self, conn: Connection) -> None:
         """Start a transaction of asyncpg's own, so that the application's ``conn.transaction()`` becomes a savepoint in it."""
