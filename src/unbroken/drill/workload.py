@@ -1,0 +1,130 @@
+"""What one request asks of the database, and how its answer is judged.
+
+Every request carries a number of its own. A reading unit asks the server to say that number (and which session says it), does
+a little work, and reads a row whose content follows from its key: an answer that belongs to somebody else shows. A writing
+unit inserts its number into a journal without a unique key, so that a lost or doubled write shows when the journal is read
+by the administrator afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, TypeAlias
+
+Row: TypeAlias = tuple[Any, ...]
+Rows: TypeAlias = list[Row | None]
+Step: TypeAlias = tuple[str, tuple[Any, ...]]
+
+ITEMS: Final = 64  #: rows in drill_items
+
+_WHO: Final = {"postgresql": "SELECT %s::bigint, pg_backend_pid()", "mariadb": "SELECT %s, CONNECTION_ID()"}
+_ITEM: Final = "SELECT body FROM drill_items WHERE id = %s"
+_NOTE: Final = "INSERT INTO drill_journal (n) VALUES (%s)"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One request's work on the database: steps, with *pause* seconds of the application's own work between them."""
+
+    number: int
+    steps: tuple[Step, ...]
+    pause: float
+    writes: bool
+
+
+def reading(backend: str, number: int, pause: float) -> Unit:
+    """A unit that only reads: its own number and its session's, then an item."""
+    return Unit(number, ((_WHO[backend], (number,)), (_ITEM, (number % ITEMS,))), pause, writes=False)
+
+
+def writing(backend: str, number: int, pause: float) -> Unit:
+    """A unit that asks who it is talking to, then notes its number in the journal."""
+    return Unit(number, ((_WHO[backend], (number,)), (_NOTE, (number,))), pause, writes=True)
+
+
+def who(backend: str, number: int) -> Unit:
+    """The shortest unit: its own number and its session's."""
+    return Unit(number, ((_WHO[backend], (number,)),), 0.0, writes=False)
+
+
+def perform(unit: Unit, execute: Callable[[str, tuple[Any, ...]], Row | None]) -> Rows:
+    """Run the unit's steps through *execute*, which gives a statement's first row, or None."""
+    rows: Rows = []
+    for sql, values in unit.steps:
+        if rows and unit.pause:
+            time.sleep(unit.pause)
+        rows.append(execute(sql, values))
+    return rows
+
+
+async def perform_async(unit: Unit, execute: Callable[[str, tuple[Any, ...]], Awaitable[Row | None]]) -> Rows:
+    """As :func:`perform`, awaited, with the statements' places spelled ``$1``."""
+    rows: Rows = []
+    for sql, values in unit.steps:
+        if rows and unit.pause:
+            await asyncio.sleep(unit.pause)
+        rows.append(await execute(numbered(sql), values))
+    return rows
+
+
+def on_cursor(unit: Unit, conn: Any) -> Rows:
+    """Run the unit's steps on a DB-API connection, one cursor each as the tutorials do."""
+
+    def execute(sql: str, values: tuple[Any, ...]) -> Row | None:
+        cursor = conn.cursor()
+        try:
+            cursor.execute(sql, values)
+            return tuple(cursor.fetchone() or ()) if cursor.description else None
+        finally:
+            cursor.close()
+
+    return perform(unit, execute)
+
+
+@cache
+def numbered(sql: str) -> str:
+    """``%s`` as ``$1``, ``$2`` …"""
+    first, *rest = sql.split("%s")
+    return first + "".join(f"${at}{text}" for at, text in enumerate(rest, 1))
+
+
+def problem(unit: Unit, rows: Rows) -> str | None:
+    """What is wrong with the answer, or None. Anything at all is worse than an error: the user was told a lie."""
+    told = rows[0][0] if rows and rows[0] else None
+    if told != unit.number:
+        return f"asked for {unit.number}, was told {told!r}"
+    if not unit.writes and len(unit.steps) > 1:
+        body = rows[1][0] if rows[1] else None
+        if body != body_of(unit.number % ITEMS):
+            return f"asked for item {unit.number % ITEMS}, was given {body!r}"
+    return None
+
+
+def session(rows: Rows) -> int | None:
+    """The number of the session that answered."""
+    return int(rows[0][1]) if rows and rows[0] and len(rows[0]) > 1 else None
+
+
+def body_of(item: int) -> str:
+    """What drill_items holds under *item*."""
+    return f"item {item}"
+
+
+def tables(backend: str, user: str) -> str:
+    """SQL, for the administrator, that makes both tables anew and lets *user* use them."""
+    serial = "bigserial" if backend == "postgresql" else "bigint AUTO_INCREMENT"
+    rows = ", ".join(f"({item}, '{body_of(item)}')" for item in range(ITEMS))
+    statements = [
+        "DROP TABLE IF EXISTS drill_items, drill_journal",
+        "CREATE TABLE drill_items (id int PRIMARY KEY, body varchar(40) NOT NULL)",
+        f"CREATE TABLE drill_journal (id {serial} PRIMARY KEY, n bigint NOT NULL)",  # n is not unique: doubled writes must show
+        f"INSERT INTO drill_items VALUES {rows}",
+    ]
+    if backend == "postgresql":
+        name = '"' + user.replace('"', '""') + '"'
+        statements.append(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {name}")
+    return "; ".join(statements)
