@@ -161,6 +161,9 @@ class BaseDriver(Protocol):
     def session_id(self, conn: Connection) -> str | None:
         """The server's number of this session (CONNECTION_ID(), backend pid), known without asking; else None."""
 
+    def close(self, conn: Connection) -> None:
+        """Close politely but without waiting for the other side (async: abort the transport); never raises."""
+
     def watch(self, conn: Connection) -> None:
         """From now on, tell :func:`unbroken.core.unit.current` of every statement and COMMIT on *conn*."""
 
@@ -186,9 +189,6 @@ class Driver(BaseDriver, Protocol):
 
     def rollback(self, conn: Connection) -> None:
         """ROLLBACK, likewise."""
-
-    def close(self, conn: Connection) -> None:
-        """Close politely but without waiting for the other side; never raises."""
 
     def idle_limit(self, conn: Connection) -> float | None:
         """How long the server lets this session idle, in seconds; None when it has no limit. One round trip.
@@ -218,9 +218,6 @@ class AsyncDriver(BaseDriver, Protocol):
 
     async def idle_limit(self, conn: Connection) -> float | None:
         """As :meth:`Driver.idle_limit`."""
-
-    def close(self, conn: Connection) -> None:
-        """Close at once, without awaiting (abort the transport where there is one); never raises."""
 
 
 class Observer(Protocol):

@@ -46,6 +46,10 @@ class ConnectRejectedError(UnbrokenError, ConnectionError):
     """The server (or the name service) said no: password, permission, unknown host or database. Waiting won't help."""
 
 
+class ConnectionLostError(UnbrokenError, ConnectionError):
+    """The connection was lost before its COMMIT was sent: nothing of its transaction is stored."""
+
+
 class CommitUnknownError(UnbrokenError, ConnectionError):
     """A COMMIT was sent and the connection was lost before its answer: the work is stored, or it is not."""
 

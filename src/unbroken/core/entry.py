@@ -28,7 +28,7 @@ class Entry:
         "cause",
         "code",
         "conn",
-        "due",
+        "count",
         "fd",
         "generation",
         "holder",
@@ -60,15 +60,15 @@ class Entry:
         self.born = now
         self.retire_at = retire_at
         self.last_used = now
-        self.due = now  #: from here on a look at the socket is not enough to lend it
         self.generation = generation
         self.uses = 0
-        self.sent: int | None = None  #: data segments sent when it was last certain that no transaction was open
+        self.count: Callable[[], int | None] = _not_counted  #: what was sent on its socket so far
+        self.sent: int | None = None  #: that count when it was last certain that no transaction was open
         self.taken_at = now
         self.code: CodeType | None = None  #: where it was taken: the code object …
         self.lasti = -1  #: … and the instruction; the line is worked out only when somebody asks
         self.holder = 0  #: the thread's ident
-        self.reported = False  #: whether its holder was reported as a leak during this use
+        self.reported = 0  #: the use whose holder was reported as a leak
         self.watched = False  #: whether its statements are being told to a unit of work
         self.cause: Cause | None = None  #: why it ended, or will
         self.words = ""  #: what the server said about that
@@ -86,6 +86,10 @@ class Entry:
 
     def __repr__(self) -> str:
         return f"<connection {self.session or hex(self.key)} used {self.uses} times{f', {self.cause}' if self.cause else ''}>"
+
+
+def _not_counted() -> None:
+    return None
 
 
 def _nothing_to_see(_timeout: int) -> list[Any]:

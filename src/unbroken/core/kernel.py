@@ -43,13 +43,14 @@ class Ticket:
 class Kernel:
     """The state of one pool in one process. See the module for the lock rule."""
 
-    __slots__ = ("closed", "entries", "exiled", "generation", "idle", "lent", "max_size", "min_size", "opening", "waiting")
+    __slots__ = ("closed", "entries", "exiled", "generation", "idle", "lent", "max_size", "min_size", "opening", "returning", "waiting")
 
     def __init__(self, max_size: int, min_size: int = 0) -> None:
         self.max_size = max_size
         self.min_size = min_size
         self.idle: deque[Entry] = deque()  #: lent from the right end: the warmest first, the rest may be retired
         self.lent: dict[int, Entry] = {}  #: by id of the driver's connection
+        self.returning: dict[int, Entry] = {}  #: given back, but its reset is still under way
         self.exiled: dict[int, Entry] = {}  #: taken away from a holder who still has the object
         self.entries: dict[int, Entry] = {}  #: every open one, by key
         self.waiting: deque[Ticket] = deque()
@@ -64,19 +65,14 @@ class Kernel:
 
     # -- the line ------------------------------------------------------------------------------------------------
 
-    def enter(self, ticket: Ticket, *, front: bool = False) -> Entry | None:
-        """Take an idle entry, or join the line and return None. *front*: for one who was granted a dead entry."""
-        if front or not self.waiting:
-            entry = self._pop_idle()
-            if entry is not None:
-                return entry
+    def enter(self, ticket: Ticket, *, front: bool = False) -> list[Ticket]:
+        """Give *ticket* an idle entry, or a place in the line: tickets to wake, which may include this one.
+
+        *front*: for one who was granted an entry that proved dead: it does not start again at the end.
+        """
         (self.waiting.appendleft if front else self.waiting.append)(ticket)
-        # A giver may have appended to idle after the look above and before it could see this ticket: look again.
-        self._grant()
-        if ticket.entry is not None:
-            entry, ticket.entry = ticket.entry, None
-            return entry
-        return None
+        # Only after joining the line: a giver that appends from now on sees it, one that appended before is seen here.
+        return self._grant()
 
     def serve(self) -> tuple[list[Ticket], list[Entry]]:
         """Grant idle entries to those who wait, in order: (tickets to wake, entries to close)."""
@@ -198,15 +194,14 @@ class Kernel:
     def strays(self) -> list[Entry]:
         """Entries that nobody owns: an asynchronous exception struck a caller between taking and noting it.
 
-        What a worker owns for a moment looks the same, so only what is found twice in a row, seconds apart, is one.
+        What a worker owns for a moment looks the same: only what is found again and again is one.
         """
-        idle = set(map(id, tuple(self.idle)))
-        granted = {id(t.entry) for t in tuple(self.waiting)}
-        return [
-            e
-            for e in list(self.entries.values())
-            if id(e) not in idle and e.key not in self.lent and id(e) not in granted and e.cause is None
-        ]
+        owned = {id(e) for e in tuple(self.idle)} | {id(t.entry) for t in tuple(self.waiting)}
+        return [e for e in list(self.entries.values()) if not (id(e) in owned or self.is_out(e) or e.cause)]
+
+    def is_out(self, entry: Entry) -> bool:
+        """Whether a caller has *entry*, or is giving it back."""
+        return self.lent.get(entry.key) is entry or self.returning.get(entry.key) is entry
 
     def drain(self) -> list[Entry]:
         """Start a new generation: what is idle is closed now, what is lent when it comes back."""
@@ -216,11 +211,10 @@ class Kernel:
     def resize(self, max_size: int, min_size: int) -> list[Entry]:
         """Change the bounds: entries to close now; what is lent beyond the new bound is closed when it comes back."""
         self.max_size, self.min_size = max_size, min_size
-        return self.take_stale()
-
-    def is_surplus(self) -> bool:
-        """Whether an entry that comes back must be closed because the pool was made smaller."""
-        return self.size > self.max_size
+        stale = self.take_stale()
+        for entry in list(self.lent.values())[: max(0, self.size - max_size)]:
+            entry.condemn(Cause.SURPLUS)
+        return stale
 
     def close(self) -> list[Entry]:
         """Lend nothing any more: entries to close now. Who waits must be told with ``fail``."""

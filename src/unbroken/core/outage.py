@@ -19,7 +19,7 @@ BUSY_PATIENCE = 2.0
 #: Seconds between attempts when nobody waits; an arriving caller tries at once.
 LONELY_PACE = 1.0
 #: A failure older than this says nothing about now: a caller may not be turned away on its word.
-FRESH = 3.0
+FRESH = 10.0
 
 
 class Outage:
@@ -59,11 +59,14 @@ class Outage:
         next_try = self.next_try if waiting else max(self.next_try, self.last_failure + LONELY_PACE)
         return max(0.0, next_try - now)
 
-    def failed(self, who: object, now: float, fault: Fault, random: Random) -> bool:
-        """An attempt by *who* failed at *now*. True: this is the beginning of an outage."""
+    def failed(self, who: object, started: float, now: float, fault: Fault, random: Random) -> bool:
+        """An attempt by *who*, begun at *started*, failed at *now*. True: this is the beginning of an outage.
+
+        The outage counts from the beginning of the attempt: a frozen server is noticed only when its time is up.
+        """
         began = self.since is None
         if began:
-            self.since, self.failures = now, 0
+            self.since, self.failures = started, 0
             self.prober = who
         self.fault, self.last_failure = fault, now
         self.failures += 1
@@ -89,10 +92,12 @@ class Outage:
         self.parallel = 1 if ended is not None else min(self.PARALLEL, self.parallel + 1)
         return ended
 
-    def resign(self, who: object) -> None:
-        """*who* will not try any more; the next who asks becomes the prober."""
-        if self.prober is who:
-            self.prober = None
+    def resign(self, who: object) -> bool:
+        """*who* will not try any more; the next who asks becomes the prober. False: it was not the prober."""
+        if self.prober is not who:
+            return False
+        self.prober = None
+        return self.since is not None
 
     def turns_away(self, now: float, patience: float) -> bool:
         """Whether a caller should be told at once: away for longer than *patience*, and that is fresh knowledge."""

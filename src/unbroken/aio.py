@@ -1,0 +1,522 @@
+"""The pool for asyncio: ``AsyncPool``. The same brain and the same flows as ``Pool``; only the waiting is different.
+
+Everything of one pool runs on one event loop, so nothing is locked. A second loop (another ``asyncio.run``, another
+thread) gets connections of its own, since sockets belong to the loop that opened them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import math
+import os
+import sys
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
+from threading import get_ident
+from time import monotonic
+from types import TracebackType
+from typing import Any, TypeVar
+
+from unbroken.abc import AsyncDriver, Cause, Connection, Observer, Target
+from unbroken.core.entry import Entry
+from unbroken.core.stats import Stats
+from unbroken.core.unit import Unit, current, enter, glimpse, leave
+from unbroken.drivers import open_driver
+from unbroken.errors import NotYoursError
+from unbroken.flows import finish
+from unbroken.flows.acquire import acquire, ping
+from unbroken.flows.connect import connector
+from unbroken.flows.leaks import bury_forgotten
+from unbroken.flows.making import bounded, take_settings
+from unbroken.flows.replay import replay
+from unbroken.flows.state import State
+from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run_async
+from unbroken.flows.upkeep import schedule
+from unbroken.net.severance import fork_mark
+from unbroken.net.watcher import LoopWatcher
+from unbroken.settings import Settings
+
+log = logging.getLogger("unbroken")
+
+T = TypeVar("T")
+
+_getframe = sys._getframe
+_running_loop = asyncio.get_running_loop
+
+
+class LoopShell:
+    """Does the flows' steps by awaiting, on one event loop."""
+
+    def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
+        self.driver = driver
+        self.loop = loop
+        self.watcher = LoopWatcher(loop)
+        self._tasks: set[asyncio.Task[Any]] = set()  # a loop holds its tasks weakly only
+
+    def new_lock(self) -> AbstractContextManager[Any]:
+        """Nothing to lock: between two awaits a task is alone."""
+        return contextlib.nullcontext()
+
+    def new_signal(self) -> asyncio.Future[None]:
+        """A future that somebody resolves."""
+        return self.loop.create_future()
+
+    def wake(self, signal: asyncio.Future[None]) -> None:
+        """Resolve it."""
+        if not signal.done():
+            signal.set_result(None)
+
+    def spawn(self, flow: Flow[Any], name: str) -> None:
+        """Run *flow* as a task, outside any unit of work."""
+        task = self.loop.create_task(self._run_logged(flow), name=f"unbroken-{name}", context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run_logged(self, flow: Flow[Any]) -> None:
+        try:
+            await run_async(flow, self.do)
+        except Exception:
+            log.exception("unbroken: a background worker failed; the next one takes over")
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run *function* on the loop, soon; from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            self.loop.call_soon_threadsafe(function)
+
+    def describe_holder(self, entry: Entry) -> str:
+        """The tasks that are inside the function that took *entry*, and where they are now."""
+        for task in asyncio.all_tasks(self.loop):
+            frames = task.get_stack(limit=8)
+            if any(frame.f_code is entry.code for frame in frames):
+                lines = "\n".join(f"  {f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_qualname}" for f in frames)
+                return f"task {task.get_name()}, which is now at:\n{lines}"
+        return "a task that has ended"
+
+    async def do(self, step: Any) -> Any:
+        """Do one step of a flow."""
+        kind = type(step)
+        if kind is Wait:
+            await asyncio.wait((step.signal,), timeout=step.timeout)
+            return None
+        if kind is Call:
+            return await self._call(step)
+        if kind is Connect:
+            return await self.driver.connect(step.timeout)
+        if kind is Reset:
+            result = step.function(step.conn)
+            return await result if hasattr(result, "__await__") else result
+        if kind is Attempt:
+            return await step.work()
+        raise TypeError(f"unknown step {step!r}")
+
+    async def _call(self, step: Call) -> Any:
+        method = getattr(self.driver, step.method)
+        if step.timeout is None:
+            return await method(step.conn)
+        async with asyncio.timeout(step.timeout * 1.05):
+            return await (method(step.conn, step.timeout) if step.method == "ping" else method(step.conn))
+
+    async def stop(self) -> None:
+        """End the background tasks."""
+        tasks = [t for t in self._tasks if t is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class AsyncLease:
+    """``async with pool.connection() as conn:`` lends a connection, commits on success, rolls back on an exception."""
+
+    __slots__ = ("_conn", "_deadline", "_entry", "_pool", "_state", "_timeout", "_timer", "_transaction", "_unit")
+
+    def __init__(self, pool: AsyncPool, timeout: float | None, deadline: float | None, transaction: bool) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._deadline = deadline
+        self._transaction = transaction
+        self._timer: Any = None
+        self._unit: Unit | None = None
+        self._conn: Connection = None
+
+    async def __aenter__(self) -> Connection:
+        loop, state = self._pool._home
+        entry: Entry | None = None
+        if not state.waiting and state.mark[0] and _running_loop() is loop:
+            try:
+                entry = state.idle.pop()
+            except IndexError:
+                pass
+            else:
+                now = monotonic()
+                if now - entry.last_used < state.fresh_for and not state.glance(0, 1):
+                    frame = _getframe(1)
+                    entry.code = frame.f_code
+                    entry.lasti = frame.f_lasti
+                    entry.holder = get_ident()
+                    entry.taken_at = now
+                    entry.uses += 1
+                    conn = entry.conn
+                    state.lent[entry.key] = entry
+                    entry.conn = entry.anchor
+                    self._state = state
+                    self._entry = entry
+                    self._conn = conn
+                    if self._deadline is None and glimpse() is None and (state.plain or not self._transaction):
+                        return conn
+                    return await self._begin(now)
+        started = monotonic()
+        await self._take(entry, started, _getframe(1))
+        if self._deadline is None and glimpse() is None and (state.plain or not self._transaction):
+            return self._conn
+        return await self._begin(started)
+
+    async def _take(self, suspect: Entry | None, started: float, frame: Any) -> None:
+        self._state, self._entry, self._conn = await self._pool._acquire_slowly(suspect, started, self._timeout, self._deadline, frame)
+
+    async def _begin(self, started: float) -> Connection:
+        """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN.
+
+        A connection that is lost at its BEGIN was not used yet: another one is taken, and the caller sees nothing.
+        """
+        frame = _getframe(2)
+        while True:
+            state, entry, conn = self._state, self._entry, self._conn
+            try:
+                self._unit = unit = current()
+                until = math.inf if self._deadline is None else started + self._deadline
+                if unit is not None:
+                    until = min(until, unit.until)
+                    state.join(unit, entry, conn)
+                if until != math.inf:
+                    self._timer = state.arm(entry, until)
+                if self._transaction and not state.plain:
+                    await state.driver.begin(conn)
+                return conn
+            except BaseException as exc:
+                lost = isinstance(exc, Exception) and state.classify(exc).is_lost and entry.cause is not Cause.DEADLINE
+                if not lost:
+                    await self._leave(exc)
+                    raise
+                await self._drop()
+            await self._take(None, started, frame)
+
+    async def _drop(self) -> None:
+        """Throw this connection away without a word to the caller."""
+        state, entry, conn = self._state, self._entry, self._conn
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        state.part(entry, conn)
+        state.take_back(entry, conn, healthy=False)
+
+    async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        state, entry, conn = self._state, self._entry, self._conn
+        if (
+            exc is None
+            and self._timer is None
+            and self._unit is None
+            and state.mark[0]
+            and state.left_open(conn) is False
+            and state.lent.pop(entry.key, None) is entry
+        ):
+            self._conn = None
+            entry.last_used = state.now
+            entry.conn = conn
+            state.idle.append(entry)
+            if state.waiting or entry.generation != state.kernel.generation:
+                state.settle()
+            return
+        await self._leave(exc)
+
+    async def _leave(self, exc: BaseException | None) -> None:
+        """The end of a lease that needs more than a glance. Raises what the caller should see, if that is not *exc*."""
+        state, entry, conn = self._state, self._entry, self._conn
+        self._conn = None
+        if not state.mark[0]:
+            self._pool._left_in_child(state, exc)
+            return
+        do = state.shell.do
+        seen, healthy = exc, False
+        try:
+            if exc is None:
+                try:
+                    await run_async(finish.success(state, entry, conn, self._unit, commit=self._transaction), do)
+                    healthy = entry.cause is None
+                except Exception as error:
+                    seen = error
+            if seen is not None:
+                healthy = await run_async(finish.after_error(state, entry, conn, seen, self._unit), do)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            state.part(entry, conn)
+            state.take_back(entry, conn, healthy)
+        if seen is not None:
+            shown = finish.translated(state, entry, seen, self._deadline)
+            if shown is not exc:
+                raise shown
+
+
+class AsyncPool:
+    """A pool of connections for asyncio, to one database. Arguments and settings as :class:`unbroken.Pool`.
+
+    *connect* is a callable that gives an awaitable of a new connection. Making a pool connects to nothing and needs no
+    running loop. Raises ConfigurationError (DriverNotInstalledError) for a URL or settings that cannot work.
+    """
+
+    def __init__(
+        self,
+        url: str | Target | None = None,
+        *,
+        connect: Callable[[], Awaitable[Connection]] | None = None,
+        driver: str | None = None,
+        observers: tuple[Observer, ...] = (),
+        **settings: Any,
+    ) -> None:
+        target, given = take_settings(url, settings)
+        self.settings = Settings.of(**given)
+        self._driver = open_driver(target, is_async=True, connect=connect, driver=driver)
+        self.settings = bounded(self._driver, self.settings)
+        self.name = self.settings.name or self._driver.target.label
+        self._observers = observers
+        self._states: dict[tuple[int, int], tuple[asyncio.AbstractEventLoop, State]] = {}
+        self._home: tuple[Any, Any] = (None, _NO_STATE)
+
+    def _emit(self, event: str, fields: Mapping[str, Any]) -> None:
+        for observer in self._observers:
+            try:
+                observer(event, fields)
+            except Exception:
+                log.exception("unbroken: an observer failed at %r", event)
+
+    def _current(self) -> State:
+        """The state of this process and loop; made at first use. Raises RuntimeError outside a running loop."""
+        loop, state = self._home
+        running = _running_loop()
+        if running is loop and state.mark[0]:
+            return state  # type: ignore[no-any-return] # _home holds a State once it holds a loop
+        if loop is not None and not state.mark[0]:
+            self._leave_inherited()
+        key = (os.getpid(), id(running))
+        known = self._states.get(key)
+        if known is None or known[0] is not running:
+            self._forget_closed_loops()
+            shell = LoopShell(self._driver, running)
+            fresh = State(self._driver, self.settings, shell, self.name, self._emit, fork_mark(), connector)
+            known = self._states[key] = (running, fresh)
+            weakref.finalize(self, _abandon, weakref.ref(fresh))
+            if self.settings.min_size:
+                fresh.order()
+                schedule(fresh)
+        self._home = known
+        return known[1]
+
+    def _leave_inherited(self) -> None:
+        for _, state in list(self._states.values()):
+            if not state.mark[0]:
+                state.sever()
+        self._states = {k: v for k, v in self._states.items() if v[1].mark[0]}
+
+    def _forget_closed_loops(self) -> None:
+        """Connections of a loop that has ended can do nothing any more, but hold a session each."""
+        for key, (loop, state) in list(self._states.items()):
+            if loop.is_closed():
+                del self._states[key]
+                for entry in list(state.kernel.entries.values()):
+                    state.cut(entry)
+
+    # -- lending -------------------------------------------------------------------------------------------------
+
+    def connection(self, *, timeout: float | None = None, deadline: float | None = None, transaction: bool = True) -> AsyncLease:
+        """An async context manager that lends the driver's own connection.
+
+        It commits on success and rolls back on an exception (for drivers such as asyncpg, which open no transaction by
+        themselves, it begins one); with ``transaction=False`` it does neither, and only resets what was left open.
+        *timeout*, *deadline* and errors as :meth:`unbroken.Pool.connection`.
+        """
+        return AsyncLease(self, timeout, self.settings.deadline if deadline is None else deadline, transaction)
+
+    async def acquire(self, timeout: float | None = None) -> Connection:
+        """Lend a connection, with no transaction begun; it must be given back with :meth:`release`."""
+        loop, state = self._home
+        entry: Entry | None = None
+        if not state.waiting and state.mark[0] and _running_loop() is loop:
+            try:
+                entry = state.idle.pop()
+            except IndexError:
+                pass
+            else:
+                now = monotonic()
+                if now - entry.last_used < state.fresh_for and not state.glance(0, 1):
+                    frame = _getframe(1)
+                    entry.code = frame.f_code
+                    entry.lasti = frame.f_lasti
+                    entry.holder = get_ident()
+                    entry.taken_at = now
+                    entry.uses += 1
+                    conn = entry.conn
+                    state.lent[entry.key] = entry
+                    entry.conn = entry.anchor
+                    if glimpse() is not None and (unit := current()) is not None:
+                        state.join(unit, entry, conn)
+                    return conn
+        state, entry, conn = await self._acquire_slowly(entry, monotonic(), timeout, None, _getframe(1))
+        if glimpse() is not None and (unit := current()) is not None:
+            state.join(unit, entry, conn)
+        return conn
+
+    async def release(self, conn: Connection) -> None:
+        """Give *conn* back. What is open on it is rolled back (setting ``reset``).
+
+        Raises NotYoursError for a connection that this pool did not lend on this loop, or that was given back before.
+        """
+        state = self._current()
+        entry = state.lent.pop(id(conn), None)
+        if entry is None:
+            if state.kernel.exiled.pop(id(conn), None) is None:
+                raise NotYoursError(f"pool {self.name} did not lend this connection, or it was given back before; release each one once")
+            self._driver.close(conn)
+            return
+        if not entry.watched and ((ask := state.unsettled) is None or ask(conn) is False):
+            entry.last_used = state.now
+            entry.conn = conn
+            state.idle.append(entry)
+            if state.waiting or entry.generation != state.kernel.generation:
+                state.settle()
+            return
+        state.kernel.returning[entry.key] = entry
+        healthy = False
+        try:
+            if self._driver.is_quiet(conn):
+                healthy = await run_async(finish.reset(state, entry, conn), state.shell.do)  # type: ignore[attr-defined] # a LoopShell
+            else:
+                entry.condemn(Cause.CANCELLED)
+        finally:
+            state.part(entry, conn)
+            state.take_back(entry, conn, healthy)
+
+    async def _acquire_slowly(
+        self, suspect: Entry | None, started: float, timeout: float | None, deadline: float | None, frame: Any
+    ) -> tuple[State, Entry, Connection]:
+        state = self._current()
+        patience = state.settings.acquire_timeout if timeout is None else timeout
+        if deadline is not None:
+            patience = min(patience, deadline)
+        unit = current()
+        until = started + patience if unit is None else min(started + patience, unit.until)
+        entry = await run_async(acquire(state, suspect, started, until), state.shell.do)  # type: ignore[attr-defined] # a LoopShell
+        conn = state.lend(entry, frame, monotonic() if deadline is None else started, get_ident())
+        return state, entry, conn
+
+    # -- units of work -------------------------------------------------------------------------------------------
+
+    async def run(self, fn: Callable[..., Awaitable[T]], *args: Any, deadline: float | None = None, **kwargs: Any) -> T:
+        """``await fn(conn, *args, **kwargs)`` as one unit of work, replayed when that is provably safe.
+
+        As :meth:`unbroken.Pool.run`.
+        """
+
+        async def work() -> T:
+            async with AsyncLease(self, None, None, True) as conn:
+                return await fn(conn, *args, **kwargs)
+
+        def count(_why: str) -> None:
+            self._current().counters.replays += 1
+
+        return await run_unit(work, self.settings.deadline if deadline is None else deadline, self.settings.max_replays, count)
+
+    # -- looking after it ----------------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """The pool's numbers in this process and loop at this moment, frozen. Must be called on the loop."""
+        return self._current().stats()
+
+    async def check(self, timeout: float | None = None) -> Stats:
+        """Ping every idle connection now, replace the dead, and make sure that the server answers."""
+        state = self._current()
+        state.sweep()
+        for entry in tuple(state.kernel.idle):
+            if state.kernel.claim(entry) and await run_async(ping(state, entry, state.settings.ping_timeout), state.shell.do):  # type: ignore[attr-defined] # a LoopShell
+                state.put(entry, entry.conn)
+        await self.release(await self.acquire(timeout))
+        return self.stats()
+
+    async def drain(self) -> None:
+        """Replace every connection: idle ones are closed now, lent ones when they come back."""
+        self._current().drain()
+
+    async def resize(self, max_size: int | None = None, min_size: int | None = None) -> None:
+        """Change the bounds while in use. Raises ConfigurationError for impossible ones."""
+        bounds = {"max_size": max_size, "min_size": min_size}
+        self.settings = self.settings.changed(**{k: v for k, v in bounds.items() if v is not None})
+        self._current().resize(self.settings)
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Lend nothing any more, close what is idle, and wait up to *timeout* seconds for what is lent."""
+        state = self._current()
+        state.close()
+        end = monotonic() + timeout
+        while (state.kernel.lent or state.kernel.returning) and monotonic() < end:
+            bury_forgotten(state)
+            await asyncio.sleep(0.005)
+        shell: LoopShell = state.shell  # type: ignore[assignment] # this pool's states have a LoopShell
+        await shell.stop()
+        shell.watcher.close()
+
+    async def __aenter__(self) -> AsyncPool:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        s = self._home[1]
+        return f"<unbroken.AsyncPool {self.name}: {len(s.lent)} used, {len(s.idle)} idle, {len(s.waiting)} waiting>"
+
+    def _left_in_child(self, state: State, exc: BaseException | None) -> None:
+        """A lease that was begun before the fork ends in the child: nothing may be sent."""
+        state.sever()
+        if exc is None:
+            raise NotYoursError(f"this connection of pool {self.name} belongs to the parent process; acquire one after the fork")
+
+
+async def run_unit(work: Callable[[], Awaitable[T]], deadline: float | None, max_replays: int, on_replay: Callable[[str], None]) -> T:
+    """Run *work* as a unit of work in this task, replayed where that is provably safe. Nested: just run it."""
+    token = enter(Unit())
+    if not token.outermost:
+        return await work()
+    token.unit.until = math.inf if deadline is None else monotonic() + deadline
+
+    async def do(step: Any) -> Any:
+        if type(step) is Attempt:
+            return await step.work()
+        return await asyncio.wait((step.signal,), timeout=step.timeout)
+
+    try:
+        result: T = await run_async(replay(token.unit, work, monotonic, max_replays, _running_loop().create_future, on_replay), do)
+        return result
+    finally:
+        leave(token)
+
+
+def _abandon(state_ref: Callable[[], State | None]) -> None:
+    """The pool was collected without being closed."""
+    state = state_ref()
+    if state is not None and state.mark[0]:
+        for entry in list(state.kernel.entries.values()):
+            state.cut(entry)
+
+
+class _NoState:
+    """What stands in for a state before the first use: it always sends the hot path the slow way."""
+
+    mark = (0,)
+    waiting = idle = ()
+    lent: Mapping[int, Any] = {}
+
+
+_NO_STATE = _NoState()

@@ -1,0 +1,184 @@
+"""The slow path of an acquire: check a doubtful connection, stand in line, give up in time and say why."""
+
+from __future__ import annotations
+
+import gc
+
+from unbroken.abc import Cause
+from unbroken.core.entry import Entry
+from unbroken.core.health import Need
+from unbroken.core.kernel import Ticket
+from unbroken.errors import OutageError, PoolTimeoutError
+from unbroken.flows.leaks import bury_forgotten
+from unbroken.flows.state import State
+from unbroken.flows.steps import Call, Flow, Wait
+from unbroken.net.liveness import Liveness, judge
+
+#: A caller in line looks around this often: after forgotten connections, after a worker that got lost.
+GLANCE = 0.25
+#: Its first look comes sooner, and may collect garbage: a forgotten connection is often part of a cycle.
+FIRST_GLANCE = 0.05
+#: At least this long between two such collections: they cost tens of milliseconds in a large process.
+COLLECT_EVERY = 5.0
+
+
+def acquire(state: State, suspect: Entry | None, started: float, until: float) -> Flow[Entry]:
+    """An entry fit to be lent, owned by the caller. *suspect* was popped from idle and needs more than a glance.
+
+    Raises PoolTimeoutError, OutageError, ConnectRejectedError or PoolClosedError at *until* at the latest.
+    """
+    entry = suspect
+    again = False
+    if suspect is not None:
+        state.attend()
+    while True:
+        if entry is None:
+            entry = yield from _stand_in_line(state, started, until, front=again)
+        if (yield from _is_fit(state, entry, until)):
+            return entry
+        entry, again = None, True
+
+
+def _is_fit(state: State, entry: Entry, until: float) -> Flow[bool]:
+    """Whether *entry* may be lent now. What may not is buried."""
+    now = state.clock()
+    looks = judge(entry.poll(0))
+    need = state.policy.need(entry, now)
+    if entry.generation != state.kernel.generation:
+        state.bury(entry, Cause.DRAINED)
+        return False
+    if looks is Liveness.DEAD:
+        state.bury_dead(entry)
+        return False
+    if need is Need.RETIRE:
+        state.bury(entry, Cause.MAX_AGE)
+        return False
+    if looks is Liveness.ALIVE and need is Need.NOTHING:
+        return True
+    return (yield from ping(state, entry, min(state.settings.ping_timeout, max(until - now, 0.05))))
+
+
+def ping(state: State, entry: Entry, timeout: float) -> Flow[bool]:
+    """One round trip on an entry that the caller owns. False: it did not answer and is buried."""
+    idle = state.clock() - entry.last_used
+    try:
+        yield Call("ping", entry.conn, entry, timeout)
+    except Exception as exc:
+        fault = state.classify(exc)
+        cause = fault.cause if fault.cause is not None and fault.cause is not Cause.LOST else Cause.SILENT_DROP
+        state.bury(entry, cause, fault.text)
+        state.sweep()
+        return False
+    except BaseException:
+        state.bury(entry, Cause.CANCELLED)
+        raise
+    entry.last_used = state.clock()
+    entry.sent = entry.count()
+    with state.lock, state.server.lock:
+        state.counters.pings += 1
+        taken_back = state.server.limit.survived(idle)
+    if taken_back:
+        state.decide_policy()
+    return True
+
+
+def _stand_in_line(state: State, started: float, until: float, *, front: bool) -> Flow[Entry]:
+    """Wait until a connection is granted. One wait is one ticket; it is left in every case."""
+    kernel = state.kernel
+    ticket = Ticket(state.clock(), state.shell.new_signal())
+    with state.lock:
+        if kernel.closed:
+            raise state.closed_error()
+        others = [t for t in kernel.enter(ticket, front=front) if t is not ticket]
+    state.wake(others)
+    try:
+        if not ticket.done:
+            state.order()
+            yield from _wait(state, ticket, started, until)
+    except BaseException:
+        _give_up(state, ticket)
+        raise
+    if ticket.error is not None:
+        raise ticket.error
+    entry = ticket.entry
+    assert entry is not None
+    ticket.entry = None
+    return entry
+
+
+def _give_up(state: State, ticket: Ticket) -> None:
+    """Leave the line; what was granted at the last moment goes to the next one."""
+    with state.lock:
+        granted = state.kernel.leave(ticket)
+        if granted is not None:
+            state.kernel.idle.append(granted)
+    if granted is not None:
+        state.settle()
+
+
+def _wait(state: State, ticket: Ticket, started: float, until: float) -> Flow[None]:
+    with state.lock:
+        state.counters.waits += 1
+    begun = state.clock()
+    glance = FIRST_GLANCE
+    try:
+        while not ticket.done:
+            now = state.clock()
+            _raise_if_hopeless(state, now, started, until)
+            yield Wait(ticket.signal, min(glance, max(until - now, 0.0)))
+            if not ticket.done:
+                _look_around(state, now)
+                glance = GLANCE
+    finally:
+        with state.lock:
+            state.counters.wait_seconds += state.clock() - begun
+
+
+def _raise_if_hopeless(state: State, now: float, started: float, until: float) -> None:
+    """End the wait: when the time is up, or when the server has been away for too long and nothing can come back."""
+    if now >= until:
+        outage = state.server.outage
+        with state.lock:
+            state.counters.timeouts += 1
+        if outage.active and not state.kernel.lent:
+            raise _outage_error(state, now, started)
+        raise _timeout_error(state, now, started)
+    if not state.kernel.lent and state.server.outage.turns_away(now, state.settings.outage_wait):
+        with state.lock:
+            state.counters.turned_away += 1
+        raise _outage_error(state, now, started)
+
+
+def _outage_error(state: State, now: float, started: float) -> OutageError:
+    waited = f"within {now - started:.1f} s " if now - started > 0.1 else ""
+    return state.error(
+        OutageError,
+        f"no connection to {state.driver.target.label} {waited}({state.describe_load()}); {state.describe_outage(now)}; "
+        f"the pool goes on trying and recovers by itself",
+        retry_after=1.0,
+    )
+
+
+def _timeout_error(state: State, now: float, started: float) -> PoolTimeoutError:
+    holders = {str(e.place) for e in list(state.kernel.lent.values())[:50] if e.place is not None}
+    held = f"; held by {', '.join(sorted(holders)[:3])}{' …' if len(holders) > 3 else ''}" if holders else ""
+    outage = state.describe_outage(now)
+    busy = "all are in use: give them back sooner, raise max_size, or wait longer (acquire_timeout)"
+    why = outage or (busy if state.kernel.lent else "the server has not answered yet; is it overloaded or frozen?")
+    return state.error(
+        PoolTimeoutError,
+        f"no connection to {state.driver.target.label} within {now - started:.1f} s ({state.describe_load()}){held}; {why}",
+    )
+
+
+def _look_around(state: State, now: float) -> None:
+    """What a caller in line can do itself: find forgotten connections, and see to it that somebody is connecting."""
+    with state.lock:
+        collect = len(state.kernel.lent) >= state.kernel.max_size and now - state.last_collect > COLLECT_EVERY
+        if collect:
+            state.last_collect = now
+    if collect:
+        gc.collect()
+    bury_forgotten(state)
+    state.sweep()
+    state.settle()

@@ -1,0 +1,155 @@
+"""Opening connections: as many at a time as the server's record allows; in an outage, one prober for all."""
+
+from __future__ import annotations
+
+import logging
+
+from unbroken.abc import OUTAGE_KINDS, Connection, Fault
+from unbroken.errors import ConnectRejectedError
+from unbroken.flows.state import State
+from unbroken.flows.steps import Call, Connect, Flow, Wait
+from unbroken.flows.upkeep import schedule
+
+log = logging.getLogger("unbroken")
+
+
+def connector(state: State) -> Flow[None]:
+    """One worker: opens what is wanted, one after the other, and ends when nothing is. ``connectors`` counts it."""
+    try:
+        while True:
+            delay = _ask(state)
+            if delay is None:
+                return
+            if delay > 0.0:
+                yield from _sleep(state, delay)
+            elif not (yield from _open_one(state)):
+                return
+    finally:
+        with state.lock, state.server.lock:
+            state.connectors -= 1
+            resigned = state.connectors == 0 and state.server.outage.resign(state)
+        state.order()  # who came while this one was leaving
+        if resigned:
+            _tell_others(state)
+
+
+def _ask(state: State) -> float | None:
+    """When this worker may try: 0.0 now (a place is reserved), more: later; None: not at all."""
+    with state.lock, state.server.lock:
+        kernel, outage = state.kernel, state.server.outage
+        if kernel.closed or (kernel.wanted == 0 and not (outage.active and kernel.size < kernel.max_size)):
+            return None
+        delay = outage.ask(state, state.clock(), len(kernel.waiting))
+        if delay is None or (outage.active and state.connectors > 1) or state.connectors > outage.parallel:
+            return None
+        if delay == 0.0:
+            kernel.opening += 1
+        return delay
+
+
+def _sleep(state: State, delay: float) -> Flow[None]:
+    """Sleep until the next attempt is due; a caller who arrives during a lonely sleep ends it."""
+    signal = state.shell.new_signal()
+    with state.lock:
+        if not state.kernel.waiting:
+            state.bell = signal
+    try:
+        yield Wait(signal, delay)
+    finally:
+        with state.lock:
+            if state.bell is signal:
+                state.bell = None
+
+
+def _open_one(state: State) -> Flow[bool]:
+    """Try once, with the place that is reserved. False: this worker should end."""
+    started = state.clock()
+    conn: Connection = None
+    try:
+        conn = yield Connect(state.settings.connect_timeout)
+        if not state.server.limit.asked:
+            yield from _ask_limit(state, conn)
+    except Exception as exc:
+        return _failed(state, exc, started)
+    finally:
+        if conn is None:
+            with state.lock:
+                state.kernel.unreserve()
+    _succeeded(state, conn, state.clock() - started)
+    return True
+
+
+def _ask_limit(state: State, conn: Connection) -> Flow[None]:
+    """Ask the server for its idle limit, once per process. Where it may not be asked, learning has to do."""
+    with state.server.lock:
+        if state.server.limit.asked:
+            return
+        state.server.limit.asked = True  # one asks; the others do not wait for the answer
+    try:
+        limit = yield Call("idle_limit", conn, timeout=state.settings.ping_timeout)
+    except Exception as exc:
+        if state.classify(exc).is_lost:
+            state.server.limit.asked = False
+        log.debug("%s: the server's idle limit is not known: %s", state.name, state.classify(exc).text)
+        return
+    with state.server.lock:
+        state.server.limit.tell(limit)
+    state.decide_policy()
+
+
+def _succeeded(state: State, conn: Connection, took: float) -> None:
+    entry = state.adopt(conn)
+    with state.lock, state.server.lock:
+        ended = state.server.outage.succeeded(state.clock())
+        state.counters.opened += 1
+        state.counters.connect_seconds += took
+        if ended is not None:
+            state.counters.outages += 1
+            state.counters.outage_seconds += ended
+        tickets, stale = state.kernel.opened(entry)
+    state.wake(tickets)
+    for old in stale:
+        state.finish_off(old)
+    schedule(state)
+    state.order()  # the number opened at a time may have grown
+    state.emit("opened", {"pool": state.name, "session": entry.session, "seconds": took})
+    if ended is not None:
+        log.warning("%s: %s is back after %.2f s", state.name, state.driver.target.server, ended)
+        state.emit("outage ended", {"pool": state.name, "seconds": ended})
+        _tell_others(state)
+
+
+def _tell_others(state: State) -> None:
+    """The other pools of this server may connect again, or one of them must become the prober."""
+    for other in list(state.server.pools):
+        if other is not state:
+            other.shell.call(other.order)
+
+
+def _failed(state: State, exc: Exception, started: float) -> bool:
+    fault = state.classify(exc)
+    if fault.kind not in OUTAGE_KINDS:
+        _reject(state, exc, fault)
+        return False
+    with state.lock, state.server.lock:
+        began = state.server.outage.failed(state, started, state.clock(), fault, state.random)
+        state.counters.connect_failures += 1
+    if began:
+        log.warning("%s: %s is away: %s", state.name, state.driver.target.server, fault.text)
+        state.emit("outage began", {"pool": state.name, "kind": fault.kind.value, "why": fault.text})
+    return True
+
+
+def _reject(state: State, exc: Exception, fault: Fault) -> None:
+    """The server said no. Waiting does not help: everybody in the line is told, each by an error of their own."""
+
+    def error() -> BaseException:
+        told = state.error(ConnectRejectedError, f"cannot connect to {state.driver.target.label}: {fault.text}")
+        told.__cause__ = exc
+        return told
+
+    with state.lock:
+        state.counters.connect_failures += 1
+        tickets = state.kernel.fail(error)
+    log.error("%s: cannot connect to %s: %s", state.name, state.driver.target.label, fault.text)
+    state.wake(tickets)

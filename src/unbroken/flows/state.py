@@ -1,0 +1,514 @@
+"""Everything one process (and, for asyncio, one event loop) knows of one pool, and the small moves on it.
+
+The pools read ``kernel``, ``mark`` and ``fresh_for`` on their hot paths. The flows beside this file are the slow paths;
+they call the moves here. Locks are held for decisions only: logging, closing and waking happen after letting go.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from random import Random
+from typing import Any, Protocol
+
+from unbroken.abc import BaseDriver, Cause, Connection, Fault
+from unbroken.core import fault as faults
+from unbroken.core import stats
+from unbroken.core.entry import Entry
+from unbroken.core.health import Policy
+from unbroken.core.kernel import Kernel, Ticket
+from unbroken.core.unit import Unit, current
+from unbroken.errors import E, PoolClosedError, for_driver
+from unbroken.flows.servers import Server, server_at
+from unbroken.flows.steps import Flow
+from unbroken.net import keepalive, last_words, liveness, severance, traffic
+from unbroken.net.glance import Glance
+from unbroken.net.watcher import Watcher
+from unbroken.settings import Settings
+
+log = logging.getLogger("unbroken")
+
+
+class Shell(Protocol):
+    """What the flows need of a body: threads or tasks, locks or none."""
+
+    @property
+    def watcher(self) -> Watcher:
+        """Who sees sockets end and keeps the time."""
+
+    def new_lock(self) -> AbstractContextManager[Any]:
+        """A lock for decisions."""
+
+    def new_signal(self) -> Any:
+        """Something that a ``Wait`` step waits for."""
+
+    def wake(self, signal: Any) -> None:
+        """Wake who waits for *signal*; once too often does no harm."""
+
+    def spawn(self, flow: Flow[Any], name: str) -> None:
+        """Run *flow* in the background."""
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run *function* where this pool's state may be touched."""
+
+    def describe_holder(self, entry: Entry) -> str:
+        """Who has a lent *entry*, and where they are now: a thread or a task with its stack."""
+
+
+class State:
+    """One pool in one process. Made anew, from nothing, in a forked child."""
+
+    def __init__(
+        self,
+        driver: BaseDriver,
+        settings: Settings,
+        shell: Shell,
+        name: str,
+        emit: Callable[[str, Mapping[str, Any]], None],
+        mark: Any,
+        connector: Callable[[State], Flow[None]],
+    ) -> None:
+        self.mark = mark
+        self.pid = os.getpid()
+        self.driver = driver
+        self.settings = settings
+        self.shell = shell
+        self.name = name
+        self.emit = emit
+        self.server: Server = server_at(driver.target.server)
+        self.server.pools.add(self)
+        self.lock = shell.new_lock()
+        self.kernel = Kernel(settings.max_size, settings.min_size)
+        self.idle, self.lent, self.waiting = self.kernel.idle, self.kernel.lent, self.kernel.waiting  #: for the hot paths
+        self.sockets = Glance()
+        self.glance = self.sockets.poll  #: ``glance(0, 1)`` is empty: no connection of this pool is known dead
+        self.now = time.monotonic()  #: of the last tick: near enough to note when a connection was used last
+        self.counters = stats.Counters()
+        self.random = Random()
+        self.clock = time.monotonic
+        self.connector = connector  #: the flow that opens connections
+        self.connectors = 0  #: how many of them are at work
+        self.bell: Any = None  #: the sleeping prober's signal
+        self.forgotten: deque[Entry] = deque()  #: finalizers append here; they must not take the lock
+        self.suspects: dict[tuple[int, int], float] = {}  #: strays, and since when they are one
+        self.last_collect = 0.0
+        self.upkeep_timer: Any = None
+        self.upkeep_running = False
+        self.plain = driver.capabilities.implicit_begin  #: a lease need not begin a transaction itself
+        self.left_open, self.unsettled = self._reset_checks()
+        self.is_tcp = driver.target.unix_socket is None
+        self.decide_policy()
+
+    def _reset_checks(self) -> tuple[Callable[[Connection], bool | None], Callable[[Connection], bool | None] | None]:
+        """What to ask of a connection at the end of a lease, and at a plain release: False means nothing is to be done."""
+        ask, how = self.driver.is_in_transaction, self.settings.reset
+        if callable(how):
+            return _unknown, _unknown
+        return ask, (ask if how == "rollback" else None)
+
+    def decide_policy(self) -> None:
+        """Fill in the automatic settings with what is known of the server by now."""
+        limit = self.server.limit.limit
+        self.policy = Policy.decide(self.settings, self.driver.capabilities, is_tcp=self.is_tcp, idle_limit=limit)
+        self.fresh_for = self.policy.fresh_for
+
+    # -- birth ---------------------------------------------------------------------------------------------------
+
+    def adopt(self, conn: Connection) -> Entry:
+        """Make an entry of a fresh connection: its socket known, kept alive and watched."""
+        now = self.clock()
+        driver = self.driver
+        entry = Entry(conn, now, self.kernel.generation, self.policy.retire_at(now, self.random.random()))
+        entry.session = driver.session_id(conn)
+        entry.fd = driver.fileno(conn)
+        if entry.fd is not None:
+            entry.identity = severance.identity(entry.fd)
+            entry.poll = liveness.poller(entry.fd)
+            if not driver.capabilities.transaction_status:
+                entry.count = traffic.counter(entry.fd)
+                entry.sent = entry.count()
+            if self.policy.keepalive != float("inf"):
+                keepalive.apply(entry.fd, self.policy.keepalive)
+            self.sockets.add(entry.fd)
+            this, state = weakref.ref(entry), weakref.ref(self)
+            self.shell.watcher.watch(entry.fd, lambda: _on_end(state, this))
+        self._hold_weakly(entry)
+        return entry
+
+    def _hold_weakly(self, entry: Entry) -> None:
+        """While it is lent, only its holder keeps the connection alive: who forgets it gives it back."""
+        this, state = weakref.ref(entry), weakref.ref(self)
+        try:
+            entry.ref = weakref.ref(entry.conn, lambda _: _on_forgotten(state, this))
+        except TypeError:
+            return  # such objects stay held by the pool; leak_after still reports them
+        entry.anchor = None
+
+    def is_clean(self, entry: Entry, conn: Connection) -> bool:
+        """Whether it is certain, without a round trip, that no transaction is open.
+
+        Either the driver knows, or nothing has been sent since it was certain last: the kernel counts.
+        """
+        status = self.driver.is_in_transaction(conn)
+        if status is None and entry.sent is not None:
+            return entry.count() == entry.sent
+        return status is False
+
+    # -- giving back and granting --------------------------------------------------------------------------------
+
+    def put(self, entry: Entry, conn: Connection) -> None:
+        """Put a healthy entry that the caller owns into idle. (The pools have this inline.)"""
+        entry.conn = conn
+        entry.last_used = self.clock()
+        self.kernel.idle.append(entry)
+        self.settle()
+
+    def settle(self) -> None:
+        """After something was put into idle: grant it to who waits, close what must not stay."""
+        with self.lock:
+            tickets, stale = self.kernel.serve()
+        self.wake(tickets)
+        for entry in stale:
+            self.finish_off(entry)
+        self.order()
+
+    def wake(self, tickets: list[Ticket]) -> None:
+        """Wake the callers who were granted something (or failed)."""
+        for ticket in tickets:
+            self.shell.wake(ticket.signal)
+
+    def order(self) -> None:
+        """See to it that what is wanted is being opened, and that a sleeping prober hears of a caller."""
+        kernel = self.kernel
+        if not kernel.waiting and kernel.size >= kernel.min_size:
+            return
+        with self.lock:
+            if self.bell is not None and kernel.waiting:
+                bell, self.bell = self.bell, None
+                self.shell.wake(bell)
+            outage = self.server.outage
+            somebody_else = outage.active and outage.prober not in (None, self)
+            missing = 0 if somebody_else else max(0, min(kernel.wanted, outage.parallel - self.connectors))
+            self.connectors += missing
+        for _ in range(missing):
+            try:
+                self.shell.spawn(self.connector(self), "connector")
+            except RuntimeError:  # no more threads: the limit is reached, or the interpreter is ending
+                self.connectors -= 1
+                log.exception("%s: cannot start a thread to connect with", self.name)
+
+    # -- death ---------------------------------------------------------------------------------------------------
+
+    def bury(self, entry: Entry, cause: Cause, words: str = "") -> None:
+        """End an entry that the caller owns (it is neither idle nor lent) and make room for another."""
+        entry.condemn(cause, words)
+        with self.lock:
+            self.kernel.forget(entry)
+        self.finish_off(entry)
+        self.order()
+
+    def finish_off(self, entry: Entry) -> None:
+        """Close an entry that has left the kernel; count and log why."""
+        if entry.fd is not None:
+            self.sockets.forget(entry.fd)
+            self.shell.watcher.unwatch(entry.fd)
+        if entry.conn is not None:
+            self.driver.close(entry.conn)
+        cause = entry.cause or Cause.DISCARDED
+        with self.lock:
+            self.counters.closed[cause.value] += 1
+            self.counters.retired_uses += entry.uses
+        level = logging.INFO if cause in THEIR_DOING else logging.DEBUG
+        if log.isEnabledFor(level):
+            said = f': "{entry.words}"' if entry.words else ""
+            idle = f", idle for {self.clock() - entry.last_used:.1f} s" if cause in THEIR_DOING else ""
+            log.log(level, "%s: connection %s ended: %s%s%s", self.name, entry.session or "", cause.value, said, idle)
+        self.emit("closed", {"pool": self.name, "cause": cause.value, "session": entry.session, "words": entry.words})
+        entry.conn = entry.anchor = entry.ref = None
+
+    def bury_dead(self, entry: Entry) -> None:
+        """End an entry that was found dead while idle, and look at all other idle ones at once."""
+        cause, words = self.explain(entry)
+        self.bury(entry, cause, words)
+        self.sweep()
+
+    def sweep(self) -> int:
+        """Look at every idle socket in one poll and bury the dead: how many."""
+        by_fd = {e.fd: e for e in tuple(self.kernel.idle) if e.fd is not None}
+        if not by_fd:
+            return 0
+        dead = [by_fd[fd] for fd, look in liveness.sweep(by_fd).items() if look is liveness.Liveness.DEAD]
+        with self.lock:
+            taken = self.kernel.take(dead)
+        for entry in taken:
+            entry.condemn(*self.explain(entry))
+            self.finish_off(entry)
+        if taken:
+            self.order()
+        return len(taken)
+
+    def attend(self) -> None:
+        """A glance saw a death among all connections: find out whose, and deal with it."""
+        dead = self.sockets.dead()
+        owners = {e.fd: e for e in list(self.kernel.entries.values())}
+        for fd in dead:
+            if fd in owners:
+                self.ended(owners[fd])
+            else:
+                self.sockets.forget(fd)
+        if not dead and self.glance(0, 1):
+            self.sockets.renew()
+            self.glance = self.sockets.poll
+
+    def explain(self, entry: Entry) -> tuple[Cause, str]:
+        """Why the other side ended *entry*: by its last words, or by how long it had been idle."""
+        if entry.cause is not None:
+            return entry.cause, entry.words
+        backend = self.driver.target.backend
+        words = last_words.peek(entry.fd, backend) if entry.fd is not None else None
+        now = self.clock()
+        idle = now - entry.last_used
+        with self.server.lock:
+            if words is not None:
+                return faults.cause_of_words(words.code, words.text, backend), f"{words.code} {words.text}"
+            explained = self.server.limit.explains(idle)
+            learned = self.server.limit.died(now, idle)
+        if learned:
+            log.info("%s: learned that idle connections are ended after about %.1f s", self.name, idle)
+            self.decide_policy()
+        return (Cause.IDLE_LIMIT if explained or learned else Cause.CLOSED_BY_PEER), ""
+
+    def ended(self, entry: Entry) -> None:
+        """The watcher saw the other side end *entry*: evict it if it is idle; let its holder find out at once if not."""
+        with self.lock:
+            taken = self.kernel.take([entry])
+        if taken:
+            entry.condemn(*self.explain(entry))
+            self.finish_off(entry)
+            self.order()
+        elif self.kernel.is_out(entry):
+            if entry.fd is not None:
+                self.sockets.forget(entry.fd)  # known from here on; it must not hide another's death
+            entry.condemn(*self.explain(entry))
+            self.cut(entry)  # else the socket stays in CLOSE_WAIT for as long as its holder thinks
+
+    def cut(self, entry: Entry) -> None:
+        """Shut an entry's socket down, whoever is using it; never close it."""
+        if entry.fd is not None and entry.identity is not None:
+            severance.abort(entry.fd, entry.identity)
+
+    def abort(self, entry: Entry, uses: int, cause: Cause) -> bool:
+        """End use number *uses* of a lent entry from outside. False: that use is over already."""
+        before = entry.generation
+        entry.condemn(cause)
+        if entry.uses != uses or not self.kernel.is_out(entry):
+            if entry.cause is cause and entry.uses == uses:  # it came back in between and nobody has it
+                entry.generation, entry.cause = before, None
+            return False
+        self.cut(entry)
+        return True
+
+    # -- leases --------------------------------------------------------------------------------------------------
+
+    def lend(self, entry: Entry, frame: Any, now: float, holder: int) -> Connection:
+        """Note who has *entry* from now on. (The pools have this inline.)"""
+        entry.code, entry.lasti = frame.f_code, frame.f_lasti
+        entry.holder = holder
+        entry.taken_at = now
+        entry.uses += 1
+        conn = entry.conn
+        self.kernel.lent[entry.key] = entry
+        entry.conn = entry.anchor
+        return conn
+
+    def join(self, unit: Unit, entry: Entry, conn: Connection) -> None:
+        """A unit of work takes *conn*: what is sent on it is told to the unit until :meth:`part`."""
+        if self.driver.capabilities.watchable:
+            self.driver.watch(conn)
+            entry.watched = True
+        else:
+            unit.doubt(f"{self.driver.name} does not show its statements")
+
+    def part(self, entry: Entry, conn: Connection) -> None:
+        """Undo :meth:`join`: nothing is open on *conn* any more, or it is about to be closed."""
+        if entry.watched:
+            entry.watched = False
+            self.driver.unwatch(conn)
+            unit = current()
+            if unit is not None:
+                unit.ended(conn_id=id(conn))
+
+    def arm(self, entry: Entry, until: float) -> Any:
+        """End this use of *entry* at *until*, if it is not over by then: the timer."""
+        uses, this = entry.uses, weakref.ref(self)
+
+        def end() -> None:
+            state = this()
+            if state is not None:
+                state.abort(entry, uses, Cause.DEADLINE)
+
+        return self.shell.watcher.at(until, end)
+
+    def take_back(self, entry: Entry, conn: Connection, healthy: bool) -> None:
+        """A lease is over. *healthy*: its connection may be lent again."""
+        kernel = self.kernel
+        if kernel.lent.pop(entry.key, None) is entry or kernel.returning.pop(entry.key, None) is entry:
+            self.give_back(entry, conn, healthy)
+        elif kernel.exiled.pop(entry.key, None) is entry:
+            self.driver.close(conn)
+
+    def give_back(self, entry: Entry, conn: Connection, healthy: bool) -> None:
+        """An entry that the caller has just taken out of ``lent`` becomes idle, or ends."""
+        entry.conn = conn
+        kernel = self.kernel
+        with self.lock:
+            welcome = entry.generation == kernel.generation and not kernel.closed
+        if healthy and welcome:
+            self.put(entry, conn)
+            return
+        if entry.cause is None:
+            entry.condemn(*self._why_not(entry, healthy))
+        lost = entry.cause in THEIR_DOING
+        self.bury(entry, entry.cause or Cause.DISCARDED)
+        if lost:
+            self.sweep()
+
+    def _why_not(self, entry: Entry, healthy: bool) -> tuple[Cause, str]:
+        if not healthy:
+            return self.explain(entry) if entry.poll(0) else (Cause.RESET_FAILED, "")
+        if self.kernel.closed:
+            return Cause.POOL_CLOSED, ""
+        return Cause.DRAINED, ""
+
+    # -- the whole pool ------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Close what is idle now, what is lent when it comes back; new ones are opened as they are wanted."""
+        with self.lock:
+            idle = self.kernel.drain()
+        for entry in idle:
+            self.finish_off(entry)
+        self.order()
+
+    def resize(self, settings: Settings) -> None:
+        """Take over changed bounds."""
+        self.settings = settings
+        with self.lock:
+            surplus = self.kernel.resize(settings.max_size, settings.min_size)
+        for entry in surplus:
+            self.finish_off(entry)
+        self.order()
+
+    def close(self) -> None:
+        """Lend nothing any more. What is lent is closed when it comes back; who waits is told."""
+        with self.lock:
+            idle = self.kernel.close()
+            tickets = self.kernel.fail(self.closed_error)
+            bell, self.bell = self.bell, None
+            timer, self.upkeep_timer = self.upkeep_timer, None
+        if timer is not None:
+            timer.cancel()
+        if bell is not None:
+            self.shell.wake(bell)
+        self.wake(tickets)
+        for entry in idle:
+            self.finish_off(entry)
+
+    # -- words ---------------------------------------------------------------------------------------------------
+
+    def error(self, kind: type[E], message: str, **attributes: Any) -> E:
+        """One of our errors that the callers of this driver catch too."""
+        return for_driver(kind, self.driver.errors[0], message, **attributes)
+
+    def closed_error(self) -> PoolClosedError:
+        """What an acquire from a closed pool gets."""
+        return self.error(PoolClosedError, f"pool {self.name} is closed; make a new one to connect again")
+
+    def describe_load(self) -> str:
+        """``in use 10, idle 0, waiting 14`` for messages."""
+        k = self.kernel
+        return f"in use {len(k.lent)}, idle {len(k.idle)}, opening {k.opening}, waiting {len(k.waiting)}, max_size {k.max_size}"
+
+    def describe_outage(self, now: float) -> str:
+        """``server away for 7.2 s: [Errno 111] Connection refused``, or nothing."""
+        outage = self.server.outage
+        if not outage.active or outage.fault is None:
+            return ""
+        what = "server is full" if outage.fault.kind.value == "too many connections" else "server away"
+        return f"{what} for {outage.age(now):.1f} s: {outage.fault.text}"
+
+    def classify(self, exc: BaseException) -> Fault:
+        """What the driver (or the system) means by *exc*."""
+        return self.driver.classify(exc)
+
+    def stats(self) -> stats.Stats:
+        """The numbers of this moment."""
+        with self.lock, self.server.lock:
+            return stats.snapshot(
+                self.kernel,
+                self.counters,
+                self.server.outage,
+                self.server.limit,
+                self.clock(),
+                name=self.name,
+                server=self.driver.target.server,
+                pid=self.pid,
+            )
+
+    # -- fork ----------------------------------------------------------------------------------------------------
+
+    def sever(self) -> None:
+        """In a forked child: make every inherited descriptor lead nowhere. Takes no lock: it may be held for ever."""
+        for entry in (*self.kernel.entries.values(), *self.kernel.exiled.values(), *self.forgotten):
+            if entry.fd is not None and entry.identity is not None:
+                severance.sever(entry.fd, entry.identity)
+
+
+def _unknown(_conn: Connection) -> bool | None:
+    return None
+
+
+#: Causes that lie with the other side: worth a line in the log, and a look at the other connections.
+THEIR_DOING = frozenset(
+    {
+        Cause.IDLE_LIMIT,
+        Cause.KILLED,
+        Cause.SHUTDOWN,
+        Cause.CRASHED,
+        Cause.FAILOVER,
+        Cause.TRANSACTION_LIMIT,
+        Cause.CLOSED_BY_PEER,
+        Cause.CONNECTION_RESET,
+        Cause.SILENT_DROP,
+        Cause.LOST,
+    }
+)
+
+
+def _on_end(state_ref: Callable[[], State | None], entry_ref: Callable[[], Entry | None]) -> None:
+    state, entry = state_ref(), entry_ref()
+    if state is not None and entry is not None:
+        state.ended(entry)
+
+
+def _on_forgotten(state_ref: Callable[[], State | None], entry_ref: Callable[[], Entry | None]) -> None:
+    """The holder of a lent connection let it be collected. Runs in a finalizer: no lock, no log.
+
+    In a forked child the collection itself would say goodbye on the parent's session; this runs just before it.
+    """
+    state, entry = state_ref(), entry_ref()
+    if state is None or entry is None:
+        return
+    if not state.mark[0] and entry.fd is not None and entry.identity is not None:
+        severance.sever(entry.fd, entry.identity)
+        return
+    if state.kernel.lent.get(entry.key) is entry:
+        state.kernel.lent.pop(entry.key, None)
+        state.forgotten.append(entry)
+    elif state.kernel.exiled.get(entry.key) is entry:
+        state.kernel.exiled.pop(entry.key, None)

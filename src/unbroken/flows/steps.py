@@ -1,0 +1,89 @@
+"""The steps that flows yield. A step says what I/O to do; each pool does it in its own way and sends the result back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+from unbroken.abc import Connection
+from unbroken.core.entry import Entry
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Open a connection: gives the driver's object, or raises the driver's error."""
+
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Call a method of the driver (``ping``, ``begin``, ``commit``, ``rollback``, ``idle_limit``) on a connection.
+
+    With a *timeout*, what still blocks then is aborted by a shutdown of the socket, whatever the driver.
+    """
+
+    method: str
+    conn: Connection
+    entry: Entry | None = None
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Call the user's own reset function on a connection."""
+
+    function: Callable[[Connection], Any]
+    conn: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait until *signal* is woken, at most *timeout* seconds. Gives nothing: look at the state afterwards."""
+
+    signal: Any
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Run a unit of work once: gives its result, or raises what it raised."""
+
+    work: Callable[[], Any]
+
+
+Step: TypeAlias = Connect | Call | Reset | Wait | Attempt
+Flow: TypeAlias = Generator[Step, Any, T]
+
+
+def run(flow: Flow[T], do: Callable[[Any], Any]) -> T:
+    """Run *flow* to its end, blocking: *do* does one step."""
+    try:
+        step = next(flow)
+        while True:
+            try:
+                result = do(step)
+            except BaseException as exc:
+                step = flow.throw(exc)
+            else:
+                step = flow.send(result)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+async def run_async(flow: Flow[T], do: Callable[[Any], Awaitable[Any]]) -> T:
+    """Run *flow* to its end in a task: *do* does one step."""
+    try:
+        step = next(flow)
+        while True:
+            try:
+                result = await do(step)
+            except BaseException as exc:
+                step = flow.throw(exc)
+            else:
+                step = flow.send(result)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]

@@ -1,0 +1,539 @@
+"""The pool for threads, and for gevent's greenlets: ``Pool``.
+
+The hot path stands here twice, in ``acquire`` and in ``Lease.__enter__``: a call costs more than the lines. What it may do
+without a lock, and in which order, is said in ``core/kernel.py``. Everything slow is a flow.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from threading import get_ident
+from time import monotonic
+from types import TracebackType
+from typing import Any, TypeAlias, TypeVar
+
+from unbroken.abc import Connection, Driver, Observer, Target
+from unbroken.core.entry import Entry
+from unbroken.core.stats import Stats
+from unbroken.core.unit import Unit, current, enter, glimpse, leave
+from unbroken.drivers import open_driver
+from unbroken.errors import NotYoursError
+from unbroken.flows import finish
+from unbroken.flows.acquire import acquire, ping
+from unbroken.flows.connect import connector
+from unbroken.flows.leaks import bury_forgotten
+from unbroken.flows.making import bounded, take_settings
+from unbroken.flows.replay import replay
+from unbroken.flows.state import State
+from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run
+from unbroken.flows.upkeep import schedule
+from unbroken.net.severance import abort, fork_mark, identity
+from unbroken.net.watcher import ThreadWatcher
+from unbroken.settings import Settings
+
+log = logging.getLogger("unbroken")
+
+T = TypeVar("T")
+
+_getframe = sys._getframe
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+class ThreadShell:
+    """Does the flows' steps by blocking the thread that runs them."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.watcher = ThreadWatcher.get()
+
+    def new_lock(self) -> AbstractContextManager[Any]:
+        """A lock of the kind that ``threading`` makes now (gevent may have patched it since import)."""
+        return threading.Lock()
+
+    def new_signal(self) -> Any:
+        """A lock that is held until somebody wakes its waiter: cheaper than an Event."""
+        signal = threading.Lock()
+        signal.acquire()
+        return signal
+
+    def wake(self, signal: Any) -> None:
+        """Let the waiter go on."""
+        try:
+            signal.release()
+        except RuntimeError:
+            pass  # it was woken before
+
+    def spawn(self, flow: Flow[Any], name: str) -> None:
+        """Run *flow* on a daemon thread. Raises RuntimeError where no thread can be started."""
+        threading.Thread(target=self._run_logged, args=(flow,), name=f"unbroken-{name}", daemon=True).start()
+
+    def _run_logged(self, flow: Flow[Any]) -> None:
+        try:
+            run(flow, self.do)
+        except Exception:
+            log.exception("unbroken: a background worker failed; the next one takes over")
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run *function* here: any thread may touch this pool's state."""
+        function()
+
+    def describe_holder(self, entry: Entry) -> str:
+        """The thread that has *entry*, and its stack."""
+        names = [t.name for t in threading.enumerate() if t.ident == entry.holder]
+        frame = sys._current_frames().get(entry.holder)
+        stack = "".join(traceback.format_stack(frame, limit=8)).rstrip() if frame is not None else ""
+        return f"thread {names[0] if names else entry.holder}{f', which is now at:{chr(10)}{stack}' if stack else ', which has ended'}"
+
+    def do(self, step: Any) -> Any:
+        """Do one step of a flow."""
+        kind = type(step)
+        if kind is Wait:
+            return step.signal.acquire(timeout=step.timeout) if step.timeout > 0 else step.signal.acquire(blocking=False)
+        if kind is Call:
+            return self._call(step)
+        if kind is Connect:
+            return self.driver.connect(step.timeout)
+        if kind is Reset:
+            return step.function(step.conn)
+        if kind is Attempt:
+            return step.work()
+        raise TypeError(f"unknown step {step!r}")
+
+    def _call(self, step: Call) -> Any:
+        method = getattr(self.driver, step.method)
+        if step.timeout is None:
+            return method(step.conn)
+        fd = self.driver.fileno(step.conn)
+        who = identity(fd) if fd is not None else None
+        timer = None
+        if fd is not None and who is not None:
+            # Not every driver can bound every call: what still blocks a little later is ended from outside.
+            timer = self.watcher.at(monotonic() + step.timeout * 1.05, lambda: abort(fd, who))
+        try:
+            return method(step.conn, step.timeout) if step.method == "ping" else method(step.conn)
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+
+#: What a lease holds before and after.
+_Held: TypeAlias = tuple[Any, Any, Any, Any]
+_NOTHING: _Held = (None, None, None, None)
+
+
+class Lease:
+    """``with pool.connection() as conn:`` lends a connection, commits on success, rolls back on an exception."""
+
+    __slots__ = ("_held", "_pool")
+
+    _timeout: float | None = None
+    _deadline: float | None = None
+    _transaction = True
+    _held: _Held  #: state, entry, connection; and (unit, timer) where _begin was needed
+    _plain = True  #: nothing to do at the beginning, unless a unit of work looks on
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def __enter__(self) -> Connection:
+        state = self._pool._state
+        entry: Entry | None = None
+        if not state.waiting and state.mark[0]:
+            try:
+                entry = state.idle.pop()
+            except IndexError:
+                pass
+            else:
+                now = monotonic()
+                if now - entry.last_used < state.fresh_for and not state.glance(0, 1):
+                    frame = _getframe(1)
+                    entry.code = frame.f_code
+                    entry.lasti = frame.f_lasti
+                    entry.holder = get_ident()
+                    entry.taken_at = now
+                    entry.uses += 1
+                    conn = entry.conn
+                    state.lent[entry.key] = entry
+                    entry.conn = entry.anchor
+                    self._held = (state, entry, conn, None)
+                    if self._plain and glimpse() is None:
+                        return conn
+                    return self._begin()
+        state, entry, conn = self._pool._acquire_slowly(entry, self._timeout, self._deadline, _getframe(1))
+        self._held = (state, entry, conn, None)
+        if self._plain and glimpse() is None:
+            return conn
+        return self._begin()
+
+    def _begin(self) -> Connection:
+        """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN."""
+        state, entry, conn, _ = self._held
+        unit, timer = current(), None
+        try:
+            until = math.inf if self._deadline is None else entry.taken_at + self._deadline
+            if unit is not None:
+                until = min(until, unit.until)
+                state.join(unit, entry, conn)
+            if until != math.inf:
+                timer = state.arm(entry, until)
+            self._held = (state, entry, conn, (unit, timer))
+            if self._transaction and not state.plain:
+                state.driver.begin(conn)
+        except BaseException as exc:
+            self._leave(exc)
+            raise
+        return conn
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        state, entry, conn, begun = self._held
+        if exc is None and begun is None and state.mark[0] and state.left_open(conn) is False and state.lent.pop(entry.key, None) is entry:
+            self._held = _NOTHING
+            entry.last_used = state.now
+            entry.conn = conn
+            state.idle.append(entry)
+            if state.waiting or entry.generation != state.kernel.generation:
+                state.settle()
+            return
+        self._leave(exc)
+
+    def _leave(self, exc: BaseException | None) -> None:
+        """The end of a lease that needs more than a glance. Raises what the caller should see, if that is not *exc*."""
+        state, entry, conn, begun = self._held
+        self._held = _NOTHING
+        if not state.mark[0]:
+            self._pool._left_in_child(state, exc)
+            return
+        do = state.shell.do
+        unit, timer = begun or (None, None)
+        seen, healthy = exc, False
+        try:
+            if exc is None:
+                try:
+                    run(finish.success(state, entry, conn, unit, commit=self._transaction), do)
+                    healthy = entry.cause is None
+                except Exception as error:
+                    seen = error
+            if seen is not None:
+                healthy = run(finish.after_error(state, entry, conn, seen, unit), do)
+        finally:
+            if timer is not None:
+                timer.cancel()
+            state.part(entry, conn)
+            state.take_back(entry, conn, healthy)
+        if seen is not None:
+            shown = finish.translated(state, entry, seen, self._deadline)
+            if shown is not exc:
+                raise shown
+
+
+class BoundedLease(Lease):
+    """A lease with a timeout, a deadline or no transaction of its own."""
+
+    __slots__ = ("_deadline", "_timeout", "_transaction")
+
+    _plain = False
+
+    def __init__(self, pool: Pool, timeout: float | None, deadline: float | None, transaction: bool) -> None:
+        super().__init__(pool)
+        self._timeout = timeout
+        self._deadline = deadline
+        self._transaction = transaction
+
+
+class Pool:
+    """A pool of connections for threads or greenlets, to one database.
+
+    *url* is spelled as SQLAlchemy spells it (``mysql+pymysql://app:secret@db/shop?max_size=5``); its query may hold the
+    driver's options and the pool's settings. Or give *connect*, a callable that opens one connection, and *driver*, the
+    name of its library. *settings* are those of :class:`unbroken.Settings`. *observers* are called with every event.
+
+    Making a pool connects to nothing. A forked child that uses the pool starts with no connections of its own and never
+    touches its parent's.
+
+    Raises ConfigurationError (DriverNotInstalledError) for a URL or settings that cannot work.
+    """
+
+    def __init__(
+        self,
+        url: str | Target | None = None,
+        *,
+        connect: Callable[[], Connection] | None = None,
+        driver: str | None = None,
+        observers: tuple[Observer, ...] = (),
+        **settings: Any,
+    ) -> None:
+        url, given = take_settings(url, settings)
+        self.settings = Settings.of(**given)
+        self._driver = open_driver(url, connect=connect, driver=driver)
+        self.settings = bounded(self._driver, self.settings)
+        self.name = self.settings.name or self._driver.target.label
+        self._observers = observers
+        self._states: dict[Any, State] = {}
+        self._state = self._new_state()
+        self._states[self._state.pid] = self._state
+        # None where a lease with nothing said is a plain Lease: one look tells (see connection).
+        self._simple: object = None if self.settings.deadline is None and self._driver.capabilities.implicit_begin else self
+        _pools.add(self)
+        if self.settings.min_size:
+            self._state.order()
+            schedule(self._state)
+
+    def _new_state(self) -> State:
+        shell = ThreadShell(self._driver)
+        return State(self._driver, self.settings, shell, self.name, self._emit, fork_mark(), connector)
+
+    def _emit(self, event: str, fields: Mapping[str, Any]) -> None:
+        for observer in self._observers:
+            try:
+                observer(event, fields)
+            except Exception:
+                log.exception("unbroken: an observer failed at %r", event)
+
+    # -- lending -------------------------------------------------------------------------------------------------
+
+    def connection(self, *, timeout: float | None = None, deadline: float | None = None, transaction: bool = True) -> Lease:
+        """A context manager that lends the driver's own connection.
+
+        It commits on success and rolls back on an exception; with ``transaction=False`` it does neither, and only resets
+        what was left open. *timeout*: seconds for the acquire (None: the setting acquire_timeout). *deadline*: seconds for
+        all of it; what still blocks then is ended and DeadlineExceeded raised (None: the setting).
+
+        Raises PoolTimeoutError, OutageError, ConnectRejectedError or PoolClosedError on entry; CommitUnknownError when the
+        answer to the COMMIT was lost; what the work raised.
+        """
+        if timeout is deadline is self._simple and transaction:
+            return Lease(self)
+        return BoundedLease(self, timeout, self.settings.deadline if deadline is None else deadline, transaction)
+
+    def acquire(self, timeout: float | None = None) -> Connection:
+        """Lend a connection; it must be given back with :meth:`release`. Raises as :meth:`connection` does on entry."""
+        state = self._state
+        entry: Entry | None = None
+        if not state.waiting and state.mark[0]:
+            try:
+                entry = state.idle.pop()
+            except IndexError:
+                pass
+            else:
+                now = monotonic()
+                if now - entry.last_used < state.fresh_for and not state.glance(0, 1):
+                    frame = _getframe(1)
+                    entry.code = frame.f_code
+                    entry.lasti = frame.f_lasti
+                    entry.holder = get_ident()
+                    entry.taken_at = now
+                    entry.uses += 1
+                    conn = entry.conn
+                    state.lent[entry.key] = entry
+                    entry.conn = entry.anchor
+                    if glimpse() is not None and (unit := current()) is not None:
+                        state.join(unit, entry, conn)
+                    return conn
+        state, entry, conn = self._acquire_slowly(entry, timeout, None, _getframe(1))
+        if glimpse() is not None and (unit := current()) is not None:
+            state.join(unit, entry, conn)
+        return conn
+
+    def release(self, conn: Connection) -> None:
+        """Give *conn* back. What is open on it is rolled back (setting ``reset``).
+
+        Raises NotYoursError for a connection that this pool did not lend, or that was given back before.
+        """
+        state = self._state
+        entry = state.lent.pop(id(conn), None)
+        if entry is None or not state.mark[0] or entry.watched or ((ask := state.unsettled) is not None and ask(conn) is not False):
+            self._release_slowly(state, entry, conn)
+            return
+        entry.last_used = state.now
+        entry.conn = conn
+        state.idle.append(entry)
+        if state.waiting or entry.generation != state.kernel.generation:
+            state.settle()
+
+    def _acquire_slowly(
+        self, suspect: Entry | None, timeout: float | None, deadline: float | None, frame: Any
+    ) -> tuple[State, Entry, Connection]:
+        state = self._state
+        if not state.mark[0]:
+            state, suspect = self._renew(), None
+        started = monotonic()
+        patience = state.settings.acquire_timeout if timeout is None else timeout
+        if deadline is not None:
+            patience = min(patience, deadline)
+        unit = current()
+        until = started + patience if unit is None else min(started + patience, unit.until)
+        entry = run(acquire(state, suspect, started, until), state.shell.do)  # type: ignore[attr-defined] # a ThreadShell
+        # A deadline counts from the call, a leak from the lending.
+        conn = state.lend(entry, frame, monotonic() if deadline is None else started, get_ident())
+        return state, entry, conn
+
+    def _release_slowly(self, state: State, entry: Entry | None, conn: Connection) -> None:
+        if not state.mark[0]:
+            self._left_in_child(state, None)
+        elif entry is None:
+            self._release_unknown(state, conn)
+        else:
+            state.kernel.returning[entry.key] = entry
+            healthy = False
+            try:
+                healthy = run(finish.reset(state, entry, conn), state.shell.do)  # type: ignore[attr-defined] # a ThreadShell
+            finally:
+                state.part(entry, conn)
+                state.take_back(entry, conn, healthy)
+
+    def _release_unknown(self, state: State, conn: Connection) -> None:
+        if state.kernel.exiled.pop(id(conn), None) is None:
+            raise NotYoursError(f"pool {self.name} did not lend this connection, or it was given back before; release each one once")
+        self._driver.close(conn)
+
+    # -- units of work -------------------------------------------------------------------------------------------
+
+    def run(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """``fn(conn, *args, **kwargs)`` as one unit of work: committed on success, and run again from the start when the
+        connection was lost (or the server asked for it) and it is provable that nothing was committed.
+
+        *fn* should do nothing outside the database that must not happen twice. ``deadline=`` (seconds) bounds all of it;
+        inside another unit of work the outermost one replays. Raises as :meth:`connection` does.
+        """
+        deadline = kwargs.pop("deadline", self.settings.deadline)
+
+        def work() -> T:
+            with Lease(self) as conn:
+                return fn(conn, *args, **kwargs)
+
+        def count(_why: str) -> None:
+            with self._state.lock:
+                self._state.counters.replays += 1
+
+        return run_unit(work, deadline, self.settings.max_replays, count)
+
+    # -- looking after it ----------------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """The pool's numbers in this process at this moment, frozen."""
+        return self._current().stats()
+
+    def check(self, timeout: float | None = None) -> Stats:
+        """Ping every idle connection now, replace the dead, and make sure that the server answers.
+
+        *timeout*: seconds (None: acquire_timeout). Raises what an acquire raises when it does not answer. For readiness
+        checks and after a machine's sleep.
+        """
+        state = self._current()
+        do = state.shell.do  # type: ignore[attr-defined] # a ThreadShell
+        state.sweep()
+        for entry in tuple(state.kernel.idle):
+            with state.lock:
+                mine = state.kernel.claim(entry)
+            if mine and run(ping(state, entry, state.settings.ping_timeout), do):
+                state.put(entry, entry.conn)
+        self.release(self.acquire(timeout))
+        return self.stats()
+
+    def drain(self) -> None:
+        """Replace every connection: idle ones are closed now, lent ones when they come back. For a planned failover."""
+        self._current().drain()
+
+    def resize(self, max_size: int | None = None, min_size: int | None = None) -> None:
+        """Change the bounds while in use. Raises ConfigurationError for impossible ones."""
+        bounds = {"max_size": max_size, "min_size": min_size}
+        self.settings = self.settings.changed(**{k: v for k, v in bounds.items() if v is not None})
+        self._current().resize(self.settings)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Lend nothing any more, close what is idle, and wait up to *timeout* seconds for what is lent.
+
+        What comes back later is closed then. Who waits in line gets PoolClosedError. Closing twice does no harm.
+        """
+        state = self._current()
+        state.close()
+        end = monotonic() + timeout
+        signal = state.shell.new_signal()
+        while state.kernel.lent and monotonic() < end:
+            bury_forgotten(state)
+            signal.acquire(timeout=min(0.01, max(0.0, end - monotonic())))
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        state = self.__dict__.get("_state")
+        if state is not None and state.mark[0] and not state.kernel.closed and not sys.is_finalizing():
+            state.close()
+
+    def __repr__(self) -> str:
+        k = self._state.kernel
+        return f"<unbroken.Pool {self.name}: {len(k.lent)} used, {len(k.idle)} idle, {len(k.waiting)} waiting, max_size {k.max_size}>"
+
+    # -- fork ----------------------------------------------------------------------------------------------------
+
+    def _current(self) -> State:
+        return self._state if self._state.mark[0] else self._renew()
+
+    def _renew(self) -> State:
+        """In a forked child: sever what was inherited and start anew. Old locks are never touched."""
+        old = self._state
+        if old.mark[0]:
+            return old  # another thread of this child was first
+        old.sever()
+        fresh = self._new_state()
+        fresh = self._states.setdefault(fresh.pid, fresh)
+        self._state = fresh
+        if not old.kernel.closed:
+            return fresh
+        fresh.kernel.closed = True
+        return fresh
+
+    def _left_in_child(self, state: State, exc: BaseException | None) -> None:
+        """A lease that was begun before the fork ends in the child: nothing may be sent."""
+        state.sever()
+        if exc is None:
+            raise NotYoursError(f"this connection of pool {self.name} belongs to the parent process; acquire one after the fork")
+
+
+def run_unit(work: Callable[[], T], deadline: float | None, max_replays: int, on_replay: Callable[[str], None]) -> T:
+    """Run *work* as a unit of work on this thread, replayed where that is provably safe. Nested: just run it."""
+    token = enter(Unit())
+    if not token.outermost:
+        return work()
+    token.unit.until = math.inf if deadline is None else monotonic() + deadline
+    do = _Sleeper()
+    try:
+        result: T = run(replay(token.unit, work, monotonic, max_replays, do.new_signal, on_replay), do.do)
+        return result
+    finally:
+        leave(token)
+
+
+class _Sleeper(ThreadShell):
+    """The part of a shell that a unit of work needs; it has no driver."""
+
+    def __init__(self) -> None:
+        pass
+
+
+def _sever_all() -> None:
+    """After a fork that Python sees, and at the end of a child whose fork it did not see: sever what was inherited.
+
+    Not even an exit without a single use may say goodbye on the parent's sessions.
+    """
+    for pool in list(_pools):
+        if not pool._state.mark[0]:
+            pool._state.sever()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_sever_all)
+atexit.register(_sever_all)

@@ -1,0 +1,48 @@
+"""``@unbroken.replayable``: a function whose database work may be run again from the start when a connection is lost."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
+from unbroken import aio, sync
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@overload
+def replayable(function: F, /) -> F: ...
+@overload
+def replayable(*, deadline: float | None = None, max_replays: int = 10) -> Callable[[F], F]: ...
+
+
+def replayable(function: Any = None, /, *, deadline: float | None = None, max_replays: int = 10) -> Any:
+    """Make calls of *function* (sync or async) units of work.
+
+    When a connection that it used is lost, or the server asked to try again (deadlock, serialization failure), and it is
+    provable that nothing was committed, the call is run again from the start; else the error is raised, with a note that
+    says why. *deadline*: seconds for all attempts together (None: no bound); *max_replays*: how often at most.
+
+    What the function does besides its database work happens again too. Nested units: the outermost replays.
+    """
+    if function is None:
+        return functools.partial(replayable, deadline=deadline, max_replays=max_replays)
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def asynchronous(*args: Any, **kwargs: Any) -> Any:
+            return await aio.run_unit(lambda: function(*args, **kwargs), deadline, max_replays, _nobody)
+
+        return asynchronous
+
+    @functools.wraps(function)
+    def blocking(*args: Any, **kwargs: Any) -> Any:
+        return sync.run_unit(lambda: function(*args, **kwargs), deadline, max_replays, _nobody)
+
+    return blocking
+
+
+def _nobody(_why: str) -> None:
+    """Replays outside a pool's own ``run`` are counted by nobody yet."""
