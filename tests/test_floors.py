@@ -20,11 +20,12 @@ FLOORS = {
     "settings": 0.5,  # says what is wrong with itself, so it needs the errors
     "core": 1, "net": 1,
     "drivers": 2, "flows": 2,
+    "making": 2.5,  # of a URL and keywords, the driver's part and the pool's
     "sync": 3, "aio": 3,
     "units": 3.2,  # both pools, seen as one
     "integrations": 4, "testing": 4,
     "sqlalchemy": 4, "django": 4, "peewee": 4, "mongo": 4, "flask": 4, "wsgi": 4, "asgi": 4,
-    "drill": 5, "doctor": 5, "dashboard": 5, "cli": 5,
+    "drill": 5, "doctor": 5, "dashboard": 5, "cli": 5, "__main__": 5.5,
 }  # fmt: skip
 
 #: The package itself, ``import unbroken``: names of the pools' floor, for those above it.

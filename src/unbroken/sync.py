@@ -31,11 +31,11 @@ from unbroken.flows import finish
 from unbroken.flows.acquire import acquire, ping
 from unbroken.flows.connect import connector
 from unbroken.flows.leaks import bury_forgotten
-from unbroken.flows.making import bounded, take_settings
 from unbroken.flows.replay import replay
 from unbroken.flows.state import State
 from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run
 from unbroken.flows.upkeep import schedule
+from unbroken.making import bounded, take_settings
 from unbroken.net.severance import abort, fork_mark, identity
 from unbroken.net.watcher import ThreadWatcher
 from unbroken.settings import Settings
