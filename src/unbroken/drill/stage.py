@@ -98,9 +98,9 @@ def conclude(stage: Stage, result: Result) -> None:
     worker.ask("burst", _PATIENCE, threads=4, each=2)
     report = worker.ask("report")
     records = [Record(*fields) for fields in report["records"]]
+    result.count(records[:before])
     result.unwell = sum(record.outcome != OK for record in records[before:])
     result.sessions = len(server.sessions())
-    result.count(records)
     result.hung = report["hung"]
     result.samples = report["samples"]
     result.recoveries = [recovery(records, fault.down, fault.up) for fault in stage.faults]

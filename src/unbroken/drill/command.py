@@ -1,0 +1,153 @@
+"""``unbroken drill`` on the command line."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from unbroken.drill import contenders, report, scenarios
+from unbroken.drill.contenders import Entrant
+from unbroken.drill.progress import Progress
+from unbroken.drill.results import Result
+from unbroken.drill.run import Drill
+from unbroken.drill.verdict import breaches
+from unbroken.errors import ConfigurationError
+from unbroken.testing.servers import available
+
+_BACKENDS = tuple(report.SERVERS)
+
+
+@click.command()
+@click.option("--all", "everything", is_flag=True, help="Every server, contender and scenario there is.")
+@click.option("--servers", metavar="LIST", help="Of postgresql, mariadb. Default: postgresql.")
+@click.option("--contenders", "who", metavar="LIST", help="Of unbroken, one, sqlalchemy, pre_ping, dbutils, psycopg_pool, peewee.")
+@click.option("--scenarios", "what", metavar="LIST", help="Of idle, kill, restart, crash, freeze, fork, forget, hold, storm.")
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Runs of each; recovery is their median.")
+@click.option("--jobs", type=click.IntRange(1), help="Contenders at a time, each with a server of its own. Default: 2, or 1 on one core.")
+@click.option("--seed", type=int, help="When requests and kills come. Default: a new one, shown at the end.")
+@click.option("--json", "to", metavar="FILE", help="Also write everything as JSON; - for standard output (the tables then go to stderr).")
+@click.option("-v", "--verbose", is_flag=True, help="Also print what the errors said.")
+def drill(
+    *,
+    everything: bool,
+    servers: str | None,
+    who: str | None,
+    what: str | None,
+    repeat: int,
+    jobs: int | None,
+    seed: int | None,
+    to: str | None,
+    verbose: bool,
+) -> None:
+    """Break real servers under real traffic, and print who noticed.
+
+    Starts private servers, puts every contender through every fault, and prints a league table. The exit status is 1 when
+    unbroken breaks its contract, 2 for a wrong command line. LIST: names with commas between.
+    """
+    console = Console(stderr=to == "-", highlight=False)
+    backends = _servers(servers, everything, console)
+    entrants = _entrants(who, everything, backends, console)
+    acts = scenarios.choose(_names(what)) if what is not None else list(scenarios.SCENARIOS)
+    chosen = secrets.randbelow(1_000_000) if seed is None else seed
+    writer = _writable(to)
+    run = Drill(entrants, acts, chosen, repeat, jobs or min(2, os.cpu_count() or 1))
+    with Progress(console, entrants, [act.name for act in acts], len(entrants) * len(acts) * repeat) as progress:
+        rows = run.run(progress)
+    report.final(console, rows, entrants, run.versions, verbose=verbose)
+    footer = facts(chosen, run.versions, entrants)
+    console.print(Text(_footer(footer), "dim"), soft_wrap=False)
+    if writer is not None:
+        _write(writer, {**footer, "results": [row.as_json() for row in rows], "breaches": _breaches(rows)})
+    if any(breaches(row) for row in rows):
+        raise SystemExit(1)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _servers(text: str | None, everything: bool, console: Console) -> list[str]:
+    names = list(dict.fromkeys(_names(text))) if text is not None else list(_BACKENDS) if everything else ["postgresql"]
+    for name in names:
+        if name not in _BACKENDS:
+            raise ConfigurationError(f"there is no server {name!r}; known are {', '.join(_BACKENDS)}")
+    found = []
+    for name in names:
+        reason = available(name)
+        if reason is None:
+            found.append(name)
+        elif text is not None or not everything:
+            raise ConfigurationError(reason)
+        else:
+            console.print(Text(f"{report.SERVERS[name]} is left out: {reason}", "yellow"))
+    if not found:
+        raise ConfigurationError("no server to drill: name one with --servers, such as postgresql")
+    return found
+
+
+def _entrants(text: str | None, everything: bool, backends: Sequence[str], console: Console) -> list[Entrant]:
+    names = _names(text) if text is not None else [e.key for e in contenders.ENTRANTS] if everything else list(contenders.USUAL)
+    there = []
+    for entrant in contenders.choose(names, backends):
+        if entrant.missing:
+            todo = " ".join(entrant.missing)
+            console.print(Text(f"{entrant.title} is left out on {report.SERVERS[entrant.backend]}: pip install {todo}", "yellow"))
+        else:
+            there.append(entrant)
+    if not there:
+        raise ConfigurationError(f"no contender is left: none of {', '.join(names)} is installed for {', '.join(backends)}")
+    return there
+
+
+def _writable(to: str | None) -> Any:
+    if to is None or to == "-":
+        return to
+    path = Path(to)
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"--json {to}: there is no folder {path.parent}")
+    return path
+
+
+def _write(to: Any, document: dict[str, Any]) -> None:
+    text = json.dumps(document, indent=2) + "\n"
+    if to == "-":
+        sys.stdout.write(text)
+    else:
+        to.write_text(text)
+
+
+def facts(seed: int, versions: dict[str, str], entrants: Sequence[Entrant]) -> dict[str, Any]:
+    """What another person needs to do the same: versions, seed, command line, machine."""
+    packages = sorted({name for entrant in entrants for name in entrant.needs})
+    arguments = [argument for argument in sys.argv[1:] if argument]
+    if "--seed" not in arguments:
+        arguments += ["--seed", str(seed)]
+    return {
+        "command": " ".join(["unbroken", *arguments]),
+        "seed": seed,
+        "unbroken": importlib.metadata.version("unbroken"),
+        "servers": {report.SERVERS[name]: version for name, version in versions.items()},
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "machine": f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+    }
+
+
+def _footer(found: dict[str, Any]) -> str:
+    versions = {"unbroken": found["unbroken"], "Python": found["python"], **found["servers"], **found["packages"]}
+    return f"{', '.join(f'{name} {version}' for name, version in versions.items())}\n{found['machine']}\nagain: {found['command']}"
+
+
+def _breaches(rows: Sequence[Result]) -> list[dict[str, str]]:
+    return [{"server": r.server, "scenario": r.scenario, "contender": r.key, "breach": text} for r in rows for text in breaches(r)]

@@ -1,0 +1,223 @@
+"""The drill on a screen: progress while it runs, then every number, the league table, and what the numbers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, TypeAlias
+
+from rich.console import Console, RenderableType
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from unbroken.drill.contenders import Entrant
+from unbroken.drill.results import Result
+from unbroken.drill.scenarios import DEADLINE, SCENARIOS, Scenario
+from unbroken.drill.traffic import WATCHDOG
+from unbroken.drill.verdict import DEADLINE_GRACE, breaches
+
+Cell: TypeAlias = tuple[str, str, str]  #: server, scenario, contender
+
+SERVERS = {"postgresql": "PostgreSQL", "mariadb": "MariaDB"}
+
+#: From here on a request is slow enough to be shown where nothing else went wrong.
+_SLOW = DEADLINE + DEADLINE_GRACE
+
+_WRONG, _BAD, _POOR, _GOOD, _FAINT = "bold white on red", "red", "yellow", "green", "dim"
+
+
+#: Tables without lines, one space between columns: everything fits into 80 columns.
+_STYLE: Final[Any] = {"box": None, "pad_edge": False, "padding": (0, 1, 0, 0), "header_style": _FAINT}
+
+
+def seconds(value: float | None) -> str:
+    """A time for people: ``12 ms``, ``1.6 s``."""
+    if value is None:
+        return "-"
+    return f"{value * 1000:.0f} ms" if value < 0.9995 else f"{value:.1f} s"
+
+
+def cell(row: Result | None) -> Text:
+    """One square of the league table: at most five characters, the worst thing that happened."""
+    if row is None:
+        return Text("·", _FAINT)
+    if row.failure is not None:
+        return Text("fail", _BAD)
+    if row.wrong:
+        return Text(f"W{_short(row.wrong)}", _WRONG)
+    if row.hung:
+        return Text(f"H{_short(row.hung)}", "bold red")
+    if row.errors or row.unwell:
+        return Text(f"{_short(row.errors or row.unwell)}{'!' if row.unwell or row.never_back else ''}", _BAD)
+    if row.told:
+        return Text(f"D{_short(row.told)}", _GOOD if row.slowest <= _SLOW else _POOR)
+    if row.slowest > _SLOW:
+        return Text(f"{row.slowest:.1f}s", _POOR)
+    return Text("✓", _GOOD)
+
+
+def _short(number: int) -> str:
+    return str(number) if number < 10_000 else f"{number // 1000}k"
+
+
+def remarks(row: Result) -> Text:
+    """What the columns do not show."""
+    parts: list[tuple[str, str]] = []
+    if row.failure is not None:
+        parts.append((row.failure, _BAD))
+    if row.wrong:
+        parts.append((f"{row.wrong} wrong", _WRONG))
+    if row.hung:
+        parts.append((f"{row.hung} hung", _BAD))
+    if row.unwell:
+        parts.append(("stays broken", _BAD))
+    if row.told:
+        parts.append((f"{row.told} deadlines", ""))
+    if row.in_doubt:
+        parts.append((f"{row.in_doubt} in doubt", ""))
+    if row.left:
+        parts.append((f"{row.left} left", _POOR))
+    text = Text()
+    for at, (part, style) in enumerate(parts):
+        text.append(", " if at else "").append(part, style)
+    return text
+
+
+def details(rows: Sequence[Result], server: str) -> Iterable[RenderableType]:
+    """Every number of one server: a block for each scenario, best first."""
+    for scenario in SCENARIOS:
+        own = sorted((r for r in rows if (r.server, r.scenario) == (server, scenario.name)), key=_rank)
+        if own:
+            yield _block(scenario, own)
+
+
+def _rank(row: Result) -> tuple[float, ...]:
+    return (*row.badness, row.slowest)
+
+
+def _block(scenario: Scenario, rows: Sequence[Result]) -> Table:
+    title = Text.assemble((scenario.name, "bold"), (f"  {scenario.title}", _FAINT))
+    table = Table(title=title, title_justify="left", title_style="", **_STYLE)
+    table.add_column("", width=20, no_wrap=True)
+    for name, width in (("errors", 6), ("slowest", 7), ("back in", 7), ("sessions", 8), ("CLOSE_WAIT", 10)):
+        table.add_column(name, width=width, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for row in rows:
+        table.add_row(*_numbers(row))
+    return table
+
+
+def _numbers(row: Result) -> list[Text]:
+    name = Text(row.title, "bold" if row.is_ours else "")
+    if row.failure is not None:
+        return [name, *(Text("-", _FAINT) for _ in range(5)), remarks(row)]
+    back = "never" if row.never_back else seconds(row.recovery)
+    stuck = row.close_wait
+    return [
+        name,
+        Text(str(row.errors), _BAD if row.errors else _GOOD),
+        Text(seconds(row.slowest), _POOR if row.slowest > _SLOW else ""),
+        Text(back, _BAD if row.never_back else _POOR if (row.recovery or 0.0) > 0.25 else ""),
+        Text(str(row.sessions)),
+        Text("-" if stuck is None else str(stuck), _POOR if stuck else ""),
+        remarks(row),
+    ]
+
+
+def league(
+    rows: Sequence[Result], entrants: Sequence[Entrant], server: str, title: str, running: Iterable[tuple[str, str, str]] = ()
+) -> Table:
+    """Contenders against scenarios, one square each. Ranked when nothing is running or to come, in their order until then."""
+    now = set(running)
+    names = [s.name for s in SCENARIOS if any((r.server, r.scenario) == (server, s.name) for r in rows)]
+    names = names or [s.name for s in SCENARIOS]
+    table = Table(title=Text(title, "bold"), title_justify="left", **_STYLE)
+    table.add_column("", width=20, no_wrap=True)
+    for name in names:
+        table.add_column(name, width=max(5, len(name)), justify="center", no_wrap=True)
+    found = {(r.scenario, r.key): r for r in rows if r.server == server}
+    for entrant in entrants:
+        if entrant.backend == server:
+            squares = [
+                Text("…", "bold cyan") if (server, name, entrant.key) in now else cell(found.get((name, entrant.key))) for name in names
+            ]
+            table.add_row(Text(entrant.title, "bold" if entrant.is_ours else ""), *squares)
+    return table
+
+
+def ranked(rows: Sequence[Result], entrants: Sequence[Entrant]) -> list[Entrant]:
+    """The entrants, best first: by wrong data, then what hangs, what stays broken, errors, deadlines, slowest request."""
+
+    def key(entrant: Entrant) -> tuple[float, ...]:
+        own = [r for r in rows if (r.server, r.key) == (entrant.backend, entrant.key)]
+        return (*(sum(column) for column in zip(*(r.badness for r in own), strict=True)), max((r.slowest for r in own), default=0.0))
+
+    return sorted(entrants, key=key)
+
+
+_SQUARES = (
+    ("✓", _GOOD, "nobody noticed"),
+    ("12", _BAD, "errors that users saw; 12! = and requests still fail after everything has healed"),
+    ("4.0s", _POOR, f"no error, but the slowest request took that long (shown above {_SLOW} s)"),
+    ("D9", _GOOD, "requests ended by their own deadline, in time and with the reason (unbroken in freeze)"),
+    ("H3", "bold red", f"requests without an answer within {WATCHDOG:.0f} s"),
+    ("W3", _WRONG, "wrong data: another's answer, a shared session, an acknowledged write lost, a write doubled"),
+)
+_COLUMNS = (
+    ("slowest", "the slowest request, failed ones included"),
+    ("back in", "first success after the server accepts again (the drill's own probe says when), thaws, kills, or the burst begins"),
+    ("sessions", "on the server, at rest after the fault; left = still there after the pool was closed"),
+    ("CLOSE_WAIT", "sockets whose other end is gone and nobody noticed, one second after the fault"),
+    ("in doubt", "writes whose COMMIT got no answer, reported as unknown: stored once or not at all"),
+)
+
+
+def legend() -> Table:
+    """What the squares and the columns mean."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(style=_FAINT)
+    for square, style, meaning in _SQUARES:
+        table.add_row(Text(square, style), meaning)
+    for name, meaning in _COLUMNS:
+        table.add_row(Text(name, _FAINT), meaning)
+    return table
+
+
+def broken(rows: Sequence[Result], *, verbose: bool) -> Iterable[Text]:
+    """What unbroken broke of its contract, with what it said; with *verbose*, what every contender said."""
+    for row in rows:
+        lines = breaches(row)
+        for line in lines:
+            yield Text(f"✗ {row.title}, {row.scenario}: {line}", _BAD)
+        if lines or (verbose and row.samples):
+            if not lines:
+                yield Text(f"{row.title}, {row.scenario}:")
+            most = sorted(row.samples.items(), key=lambda item: -item[1])[:5]
+            for sample, times in most:
+                yield Text(f"    {times} x {sample}", _FAINT)
+
+
+def final(
+    console: Console, rows: Sequence[Result], entrants: Sequence[Entrant], versions: dict[str, str], *, verbose: bool = False
+) -> None:
+    """Print everything: details, league tables, breaches, legend."""
+    servers = [server for server in SERVERS if any(r.server == server for r in rows)]
+    for server in servers:
+        console.print(Rule(Text(f"{SERVERS[server]} {versions.get(server, '')}".strip(), "bold"), style=_FAINT))
+        for block in details(rows, server):
+            console.print(block, Text())
+    console.print(Rule(Text("league table", "bold"), style=_FAINT))
+    for server in servers:
+        title = f"{SERVERS[server]} {versions.get(server, '')}".strip()
+        names = [scenario.name for scenario in SCENARIOS if any(row.scenario == scenario.name for row in rows)]
+        console.print(league(rows, ranked(rows, entrants), server, title, names), Text())
+    console.print(legend(), Text())
+    for text in broken(rows, verbose=verbose):
+        console.print(text)
+    ours = [row for row in rows if row.is_ours]
+    bad = sum(bool(breaches(row)) for row in ours)
+    if bad:
+        console.print(Text(f"unbroken broke its contract in {bad} of {len(ours)} rows", "bold red"))
+    elif ours:
+        console.print(Text(f"unbroken kept its contract in all {len(ours)} rows", "bold green"))
