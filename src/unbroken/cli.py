@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -52,6 +53,10 @@ def _run(arguments: Sequence[str]) -> int:
         return _complain(str(error), 1)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
+    except Exception as error:
+        if os.environ.get("UNBROKEN_TRACEBACK"):
+            raise
+        return _complain(f"unexpected {type(error).__name__}: {error}; this is a bug, UNBROKEN_TRACEBACK=1 shows where", 1)
     return 0
 
 

@@ -125,12 +125,10 @@ def _numbers(row: Result) -> list[Text]:
 
 
 def league(
-    rows: Sequence[Result], entrants: Sequence[Entrant], server: str, title: str, running: Iterable[tuple[str, str, str]] = ()
+    rows: Sequence[Result], entrants: Sequence[Entrant], server: str, title: str, names: Sequence[str], running: Iterable[Cell] = ()
 ) -> Table:
-    """Contenders against scenarios, one square each. Ranked when nothing is running or to come, in their order until then."""
+    """Contenders against scenarios, both in the order given, one square each; *running* are those under way."""
     now = set(running)
-    names = [s.name for s in SCENARIOS if any((r.server, r.scenario) == (server, s.name) for r in rows)]
-    names = names or [s.name for s in SCENARIOS]
     table = Table(title=Text(title, "bold"), title_justify="left", **_STYLE)
     table.add_column("", width=20, no_wrap=True)
     for name in names:
