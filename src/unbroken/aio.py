@@ -170,7 +170,7 @@ class AsyncLease:
                     return await self._begin(now)
         started = monotonic()
         await self._take(entry, started, _getframe(1))
-        if self._deadline is None and glimpse() is None and (state.plain or not self._transaction):
+        if self._deadline is None and glimpse() is None and (self._state.plain or not self._transaction):
             return self._conn
         return await self._begin(started)
 
