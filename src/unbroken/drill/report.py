@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -64,7 +64,7 @@ def remarks(row: Result) -> Text:
     """What the columns do not show."""
     parts: list[tuple[str, str]] = []
     if row.failure is not None:
-        parts.append((row.failure, _BAD))
+        parts.append(("not measured", _BAD))
     if row.wrong:
         parts.append((f"{row.wrong} wrong", _WRONG))
     if row.hung:
@@ -95,16 +95,16 @@ def _rank(row: Result) -> tuple[float, ...]:
     return (*row.badness, row.slowest)
 
 
-def _block(scenario: Scenario, rows: Sequence[Result]) -> Table:
+def _block(scenario: Scenario, rows: Sequence[Result]) -> Group:
     title = Text.assemble((scenario.name, "bold"), (f"  {scenario.title}", _FAINT))
-    table = Table(title=title, title_justify="left", title_style="", **_STYLE)
+    table = Table(**_STYLE)
     table.add_column("", width=20, no_wrap=True)
     for name, width in (("errors", 6), ("slowest", 7), ("back in", 7), ("sessions", 8), ("CLOSE_WAIT", 10)):
         table.add_column(name, width=width, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for row in rows:
         table.add_row(*_numbers(row))
-    return table
+    return Group(title, table)
 
 
 def _numbers(row: Result) -> list[Text]:
@@ -183,14 +183,17 @@ def legend() -> Table:
 
 
 def broken(rows: Sequence[Result], *, verbose: bool) -> Iterable[Text]:
-    """What unbroken broke of its contract, with what it said; with *verbose*, what every contender said."""
+    """What unbroken broke of its contract, with what it said; who could not be measured; all errors with *verbose*."""
     for row in rows:
+        where = f"{SERVERS[row.server]} {row.scenario}, {row.title}:"
         lines = breaches(row)
         for line in lines:
-            yield Text(f"✗ {row.title}, {row.scenario}: {line}", _BAD)
+            yield Text(f"✗ {where} {line}", _BAD)
+        if row.failure is not None and not lines:
+            yield Text(f"{where} not measured: {row.failure}", _POOR)
         if lines or (verbose and row.samples):
             if not lines:
-                yield Text(f"{row.title}, {row.scenario}:")
+                yield Text(where)
             most = sorted(row.samples.items(), key=lambda item: -item[1])[:5]
             for sample, times in most:
                 yield Text(f"    {times} x {sample}", _FAINT)

@@ -122,7 +122,8 @@ class Drill:
         result = Result(entrant.backend, scenario.name, entrant.key, entrant.title, entrant.is_ours)
         try:
             server = self._server(entrant.backend, servers)
-            with server.temporarily(**scenario.options.get(entrant.backend, {})):
+            options = scenario.options.get(entrant.backend)
+            with server.temporarily(**options) if options else contextlib.nullcontext():
                 self._play(job, server, result)
         except (WorkerError, ServerError, Interrupted) as error:
             result.failure = one_line(error)

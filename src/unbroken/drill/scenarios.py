@@ -132,6 +132,7 @@ def hold(stage: Stage) -> None:
 def _careless(stage: Stage, *, keep: bool) -> None:
     stage.worker.ask("careless", requests=CARELESS, keep=keep)
     stage.wait(0.3)
+    stage.worker.ask("collect")
     stage.worker.ask("burst", 60.0, threads=ORDINARY, each=1)
     stage.wait(AFTER)
     stage.count_close_wait()

@@ -102,6 +102,8 @@ def conclude(stage: Stage, result: Result) -> None:
     result.unwell = sum(record.outcome != OK for record in records[before:])
     result.sessions = len(server.sessions())
     result.hung = report["hung"]
+    if result.hung:
+        result.slowest = max(result.slowest, WATCHDOG)
     result.samples = report["samples"]
     result.recoveries = [recovery(records, fault.down, fault.up) for fault in stage.faults]
     result.close_wait = _most(stage.close_waits)

@@ -7,6 +7,7 @@ process, whatever it is doing: a drill that was interrupted leaves nothing runni
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import queue
@@ -66,6 +67,10 @@ class Worker:
     def careless(self, *, requests: int, keep: bool) -> None:
         """Requests that never give their connection back; does not wait for them."""
         self.traffic.careless(requests, self._kept if keep else None)
+
+    def collect(self) -> None:
+        """Collect garbage, as a busy application does often and this one would not: a pool that relies on it shall have it."""
+        gc.collect()
 
     def fork(self, *, children: int, times: int) -> None:
         """Fork, and let parent and children ask for their own sessions."""
