@@ -127,8 +127,8 @@ class Unit:
             return Verdict(Action.RAISE, "a COMMIT was sent and its answer was not seen")
         if self._barrier is not None:
             return Verdict(Action.RAISE, self._barrier)
-        faulty = conn_id if conn_id in parts else next(iter(parts)) if len(parts) == 1 else None
-        if any(part.open for key, part in parts.items() if len(parts) > 1 and key != faulty):
+        faulty = next(iter(parts)) if conn_id is None and len(parts) == 1 else conn_id
+        if any(part.open for key, part in parts.items() if key != faulty):
             return Verdict(Action.RAISE, "another connection still holds writes of this attempt in an open transaction")
         done = "the server undid the transaction" if fault.kind is FaultKind.RETRY else "nothing was committed"
         return Verdict(Action.REPLAY, f"{done}, and no COMMIT of writes was sent before")

@@ -1,0 +1,650 @@
+"""The ledger of a unit of work: what it lets be replayed, case by case, and against a model of a database that can lose its connections."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from unbroken.abc import Fault, FaultKind
+from unbroken.core import unit as unit_module
+from unbroken.core.statements import Kind, kind
+from unbroken.core.unit import Action, Unit, current, enter, leave
+
+LOST, RETRY = Fault(FaultKind.LOST), Fault(FaultKind.RETRY)
+INSERT = "INSERT INTO t VALUES (1)"
+
+
+def begun() -> Unit:
+    unit = Unit()
+    unit.begin_attempt()
+    return unit
+
+
+def action(unit: Unit, fault: Fault = LOST, **where: Any) -> Action:
+    return unit.verdict(fault, **where).action
+
+
+# -- what may be replayed ------------------------------------------------------------------------------------------
+
+
+def test_an_attempt_that_sent_nothing_is_replayed() -> None:
+    assert action(begun()) is Action.REPLAY
+
+
+def test_reads_in_autocommit_are_replayed() -> None:
+    unit = begun()
+    unit.statement("SELECT 1", True)
+    unit.statement("SELECT 1", None)
+    assert action(unit) is Action.REPLAY
+    assert not unit.wrote
+
+
+def test_writes_in_a_transaction_that_was_not_committed_are_replayed() -> None:
+    unit = begun()
+    unit.statement("BEGIN", False)
+    unit.statement(INSERT, False)
+    unit.statement("SAVEPOINT a", False)
+    assert unit.wrote
+    assert action(unit) is Action.REPLAY
+    assert action(unit, RETRY) is Action.REPLAY
+    assert action(unit, Fault(FaultKind.WRONG_SERVER)) is Action.REPLAY
+
+
+def test_a_lost_commit_of_reads_is_replayed() -> None:
+    unit = begun()
+    unit.statement("SELECT 1", False)
+    unit.committing()
+    assert action(unit) is Action.REPLAY
+    unit.committed()
+    unit.statement("COMMIT", False)
+    assert action(unit) is Action.REPLAY
+
+
+def test_after_an_acknowledged_rollback_the_commit_of_reads_is_harmless_again() -> None:
+    unit = begun()
+    unit.statement(INSERT, False)
+    unit.rolled_back()
+    unit.statement("SELECT 1", False)
+    unit.committing()
+    assert action(unit) is Action.REPLAY
+
+
+def test_a_serialization_failure_at_the_commit_is_replayed() -> None:
+    unit = begun()
+    unit.statement(INSERT, False)
+    unit.committing()
+    unit.commit_failed()
+    assert action(unit, RETRY) is Action.REPLAY
+
+
+def test_a_commit_as_text_that_was_answered_with_an_error_is_replayed() -> None:
+    unit = begun()
+    unit.statement(INSERT, False)
+    unit.statement("COMMIT", False)
+    unit.commit_failed()
+    assert action(unit, RETRY) is Action.REPLAY
+
+
+def test_a_new_attempt_forgets_the_last_one() -> None:
+    unit = begun()
+    unit.doubt("x")
+    unit.note(KeyError(), LOST)
+    unit.begin_attempt()
+    assert unit.attempts == 2
+    assert not unit.wrote
+    assert action(unit) is Action.REPLAY
+
+
+# -- what may not --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_method", [True, False])
+def test_a_commit_of_writes_without_an_answer_is_unknown(by_method: bool) -> None:
+    unit = begun()
+    unit.statement(INSERT, False)
+    if by_method:
+        unit.committing()
+    else:
+        unit.statement("COMMIT", False)
+    assert unit.verdict(LOST).action is Action.COMMIT_UNKNOWN
+    assert "COMMIT" in unit.verdict(LOST).reason
+    assert unit.verdict(RETRY).action is Action.RAISE  # that may be the answer to something else
+
+
+def test_an_earlier_commit_does_not_hide_that_the_last_one_is_unknown() -> None:
+    unit = begun()
+    unit.statement(INSERT, True)
+    unit.statement(INSERT, False)
+    unit.committing()
+    assert action(unit) is Action.COMMIT_UNKNOWN
+
+
+@pytest.mark.parametrize("fault", [LOST, RETRY])
+def test_nothing_is_replayed_after_an_acknowledged_commit_of_writes(fault: Fault) -> None:
+    unit = begun()
+    unit.statement(INSERT, False)
+    unit.committing()
+    unit.committed()
+    unit.statement("SELECT 1", False)
+    unit.rolled_back()
+    assert unit.verdict(fault).action is Action.RAISE
+    assert unit.verdict(fault).reason == "a COMMIT was acknowledged before"
+
+
+@pytest.mark.parametrize("follow", ["SELECT 1", "ROLLBACK", "COMMIT", "BEGIN", None])
+def test_a_commit_as_text_is_acknowledged_by_what_follows_it(follow: str | None) -> None:
+    unit = begun()
+    unit.statement(INSERT, False)
+    unit.statement("COMMIT", False)
+    unit.statement(follow, True)
+    assert action(unit) is Action.RAISE
+
+
+@pytest.mark.parametrize("report", [Unit.committing, Unit.rolled_back])
+def test_a_commit_without_a_word_is_taken_for_done_when_the_connection_goes_on(report: Callable[[Unit], None]) -> None:
+    unit = begun()
+    unit.statement(INSERT, False)
+    unit.committing()
+    report(unit)
+    assert action(unit) is Action.RAISE
+
+
+@pytest.mark.parametrize(
+    ("sql", "autocommit", "reason"),
+    [
+        (INSERT, True, "an INSERT was sent in autocommit"),
+        ("UPDATE t SET a = 1", None, "an UPDATE was sent, and it is not known whether in autocommit"),
+        ("SELECT f(1)", True, "a SELECT was sent in autocommit"),
+        ("CREATE TABLE t (a INT)", False, "a CREATE was sent, which may commit by itself"),
+        ("XA START 'x'", False, "an XA was sent, which may commit by itself"),
+        (f"{INSERT}; COMMIT", False, "an INSERT was sent, which may commit by itself"),
+        ("hunter2 secret", False, "a statement was sent, which may commit by itself"),
+        (None, False, "a statement of unknown text was sent"),
+    ],
+)
+@pytest.mark.parametrize("fault", [LOST, RETRY])
+def test_what_may_have_been_committed_is_not_replayed_and_says_why(sql: str | None, autocommit: bool, reason: str, fault: Fault) -> None:
+    unit = begun()
+    unit.statement(sql, autocommit)
+    unit.rolled_back()
+    assert unit.verdict(fault).action is Action.RAISE
+    assert unit.verdict(fault).reason == reason
+    assert unit.wrote
+
+
+def test_a_doubt_is_final_and_the_first_one_is_told() -> None:
+    unit = begun()
+    unit.doubt("COPY was used")
+    unit.doubt("something else")
+    unit.rolled_back()
+    assert unit.verdict(LOST) == unit_module.Verdict(Action.RAISE, "COPY was used")
+
+
+def test_a_begin_in_an_open_transaction_with_writes_commits_it_in_mysql() -> None:
+    unit = begun()
+    unit.statement(INSERT, False)
+    unit.statement("START TRANSACTION", False)
+    assert action(unit) is Action.RAISE
+
+
+def test_switching_autocommit_is_a_commit() -> None:
+    unit = begun()
+    unit.statement("SET autocommit = 0", True)
+    unit.statement(INSERT, False)
+    assert action(unit) is Action.REPLAY
+    unit.statement("SET autocommit = 1", False)
+    assert action(unit) is Action.COMMIT_UNKNOWN
+    unit.statement("SELECT 1", True)
+    assert action(unit) is Action.RAISE
+
+
+def test_a_rollback_as_text_counts_only_once_it_is_acknowledged() -> None:
+    unit = begun()
+    unit.statement(INSERT, False)
+    unit.statement("ROLLBACK", False)
+    unit.committing()
+    assert action(unit) is Action.COMMIT_UNKNOWN
+
+
+def test_after_a_failed_commit_a_later_one_still_counts() -> None:
+    unit = begun()
+    unit.statement(INSERT, False)
+    unit.committing()
+    unit.commit_failed()
+    unit.committing()
+    assert action(unit) is Action.COMMIT_UNKNOWN
+
+
+@pytest.mark.parametrize("fault", [k for k in FaultKind if k not in (FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.RETRY)])
+def test_other_faults_are_the_callers(fault: FaultKind) -> None:
+    assert action(begun(), Fault(fault)) is Action.RAISE
+
+
+# -- several connections -------------------------------------------------------------------------------------------
+
+
+def test_open_writes_on_a_connection_that_did_not_fail_forbid_a_replay() -> None:
+    unit = begun()
+    unit.statement(INSERT, False, conn_id=1)
+    unit.statement(INSERT, False, conn_id=2)
+    assert action(unit, conn_id=1) is Action.RAISE  # 2 could still be committed
+    assert action(unit) is Action.RAISE
+    unit.ended(conn_id=2)
+    assert action(unit, conn_id=1) is Action.REPLAY
+    assert action(unit, conn_id=3) is Action.RAISE  # that one never wrote
+    assert action(unit) is Action.RAISE  # nobody said that it was 1
+    unit.rolled_back(conn_id=1)
+    assert action(unit) is Action.REPLAY
+
+
+def test_a_commit_on_one_connection_is_not_acknowledged_by_another() -> None:
+    unit = begun()
+    unit.statement(INSERT, False, conn_id=1)
+    unit.statement("COMMIT", False, conn_id=1)
+    unit.statement("SELECT 1", False, conn_id=2)
+    assert action(unit, conn_id=1) is Action.COMMIT_UNKNOWN
+
+
+def test_a_commit_on_one_connection_forbids_the_replay_of_the_other() -> None:
+    unit = begun()
+    unit.statement(INSERT, False, conn_id=1)
+    unit.committing(conn_id=1)
+    unit.committed(conn_id=1)
+    unit.statement(INSERT, False, conn_id=2)
+    assert action(unit, conn_id=2) is Action.RAISE
+
+
+def test_a_connection_that_ends_with_a_commit_on_its_way_leaves_it_unknown() -> None:
+    unit = begun()
+    unit.statement(INSERT, False, conn_id=1)
+    unit.committing(conn_id=1)
+    unit.ended(conn_id=1)
+    assert action(unit) is Action.COMMIT_UNKNOWN
+
+
+# -- which unit ----------------------------------------------------------------------------------------------------
+
+
+def test_outside_of_a_unit_there_is_none() -> None:
+    assert current() is None
+
+
+def test_the_outermost_unit_is_the_one_that_counts() -> None:
+    outer, inner = Unit(), Unit()
+    token = enter(outer)
+    assert token.outermost
+    nested = enter(inner)
+    assert not nested.outermost
+    assert nested.unit is outer
+    assert current() is outer
+    leave(nested)
+    assert current() is outer
+    leave(token)
+    assert current() is None
+    assert outer.closed
+    assert not inner.closed
+
+
+def test_a_unit_that_was_left_takes_no_reports() -> None:
+    unit = begun()
+    leave(enter(unit))
+    unit.doubt("x")
+    unit.statement(None, None)
+    unit.statement(INSERT, False)
+    unit.committing()
+    unit.committed()
+    unit.commit_failed()
+    unit.rolled_back()
+    unit.ended()
+    unit.note(KeyError(), LOST)
+    assert action(unit) is Action.REPLAY
+    assert not unit.wrote
+
+
+def test_a_context_that_outlives_its_unit_is_in_none_and_may_begin_its_own() -> None:
+    token = enter(Unit())
+    context = contextvars.copy_context()
+    leave(token)
+    assert context.run(current) is None
+    assert context.run(enter, Unit()).outermost
+
+
+def test_a_unit_may_be_left_in_another_context() -> None:
+    unit = Unit()
+    context = contextvars.copy_context()
+    token = context.run(enter, unit)
+    leave(token)
+    assert unit.closed
+    assert current() is None
+    assert context.run(current) is None
+
+
+def test_threads_with_the_units_context_report_to_it() -> None:
+    token = enter(begun())
+    try:
+        context = contextvars.copy_context()
+
+        def work() -> None:
+            found = current()
+            assert found is not None
+            found.doubt("in a thread")
+
+        thread = threading.Thread(target=lambda: context.run(work))
+        thread.start()
+        thread.join(10)
+        assert token.unit.verdict(LOST).reason == "in a thread"
+    finally:
+        leave(token)
+
+
+# -- exceptions ----------------------------------------------------------------------------------------------------
+
+
+def raised(make: Callable[[], object]) -> BaseException:
+    try:
+        make()
+    except BaseException as exc:
+        return exc
+    raise AssertionError
+
+
+def test_an_exception_is_known_by_itself_by_its_cause_and_by_its_context() -> None:
+    unit = begun()
+    first, second = KeyError(), ValueError()
+    unit.note(first, LOST)
+    unit.note(second, RETRY)
+
+    def wrap() -> None:
+        try:
+            raise first
+        except KeyError as exc:
+            raise RuntimeError from exc
+
+    def meet() -> None:
+        try:
+            raise first
+        except KeyError:
+            raise RuntimeError  # noqa: B904 - that is the case under test
+
+    def hide() -> None:
+        try:
+            raise first
+        except KeyError:
+            raise RuntimeError from None
+
+    assert unit.fault_of(first) is LOST
+    assert unit.fault_of(second) is RETRY
+    assert unit.fault_of(raised(wrap)) is LOST
+    assert unit.fault_of(raised(meet)) is LOST
+    assert unit.fault_of(raised(hide)) is None
+    assert unit.fault_of(RuntimeError()) is None
+
+
+def test_a_ring_of_causes_ends() -> None:
+    a, b = KeyError(), KeyError()
+    a.__cause__, b.__cause__ = b, a
+    assert begun().fault_of(a) is None
+
+
+def test_exceptions_are_let_go_with_the_unit() -> None:
+    unit, exc = begun(), KeyError()
+    unit.note(exc, LOST)
+    unit.close()
+    assert unit.fault_of(exc) is None
+
+
+# -- against a model -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Session:
+    """A session of the model's server."""
+
+    autocommit: bool
+    in_transaction: bool = False
+    open: list[int] = field(default_factory=list)  # rows written in the open transaction
+
+
+class Database:
+    """A database that commits as MySQL does: DDL, BEGIN and SET autocommit end what is open. Rows are numbers."""
+
+    def __init__(self) -> None:
+        self.stored: list[int] = []
+
+    def commit(self, session: Session) -> None:
+        self.stored += session.open
+        session.open, session.in_transaction = [], False
+
+    def execute(self, session: Session, sql: str, row: int) -> None:
+        word = sql.split()[0]
+        if word in ("BEGIN", "START", "CREATE", "COMMIT", "SET"):
+            self.commit(session)
+            session.in_transaction = word in ("BEGIN", "START")
+            if word == "CREATE":
+                self.stored.append(row)
+            if word == "SET":
+                session.autocommit = sql.endswith("1")
+        elif word == "ROLLBACK" and "TO" not in sql:
+            session.open, session.in_transaction = [], False
+        elif word in ("INSERT", "WITH", "CALL"):
+            session.in_transaction = session.in_transaction or not session.autocommit
+            session.open.append(row)
+            if not session.in_transaction or word == "CALL":
+                self.commit(session)
+        else:
+            session.in_transaction = session.in_transaction or not session.autocommit
+
+
+STATEMENTS = [
+    "SELECT 1",
+    INSERT,
+    "WITH x AS (SELECT 1) INSERT INTO t SELECT * FROM x",
+    "BEGIN",
+    "START TRANSACTION",
+    "COMMIT",
+    "ROLLBACK",
+    "SAVEPOINT a",
+    "ROLLBACK TO SAVEPOINT a",
+    "CREATE TABLE t (a INT)",
+    "CALL p()",
+    "SET autocommit = 0",
+    "SET autocommit = 1",
+]
+
+
+class Model:
+    """A unit that works on two connections, each of which may be lost at any point of any exchange.
+
+    Each exchange: report, perhaps lose the connection, execute, perhaps lose it, answer. A verdict is asked for whenever
+    an error reaches the unit's runner, and compared with what the database has stored.
+    """
+
+    def __init__(self, first: bool, second: bool) -> None:
+        self.database = Database()
+        self.sessions = [Session(first), Session(second)]
+        self.rows = 0
+        self.failed = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Another attempt or unit begins: every connection was rolled back, or is a new one."""
+        self.unit = begun()
+        self.before = list(self.database.stored)
+        for session in self.sessions:
+            session.open, session.in_transaction = [], False
+
+    def happen(self, event: tuple[Any, ...]) -> None:
+        if self.failed:
+            self.failed = False
+            self.begin()
+        name, which, *rest = event
+        getattr(self, name)(which, self.sessions[which], *rest)
+        if not self.failed and self.database.stored != self.before:
+            assert action(self.unit) is not Action.REPLAY, "a replay would be given although something is stored"
+            assert action(self.unit, RETRY) is not Action.REPLAY
+
+    def send(self, which: int, session: Session, sql: str, outcome: str) -> None:
+        self.unit.statement(sql, session.autocommit and not session.in_transaction, conn_id=which)
+        if outcome != "unsent":
+            self.rows += 1
+            self.database.execute(session, sql, self.rows)
+        if outcome != "answered":
+            self.lose(which, session)
+
+    def commit(self, which: int, session: Session, outcome: str) -> None:
+        self.unit.committing(conn_id=which)
+        if outcome == "refused":
+            session.open, session.in_transaction = [], False
+            self.unit.commit_failed(conn_id=which)
+            self.judge(RETRY, which)
+            return
+        if outcome != "unsent":
+            self.database.commit(session)
+        if outcome == "answered":
+            self.unit.committed(conn_id=which)
+        elif outcome != "silent":  # a driver that does not tell of the answer
+            self.lose(which, session)
+
+    def roll_back(self, which: int, session: Session, outcome: str) -> None:
+        if outcome != "unsent":
+            session.open, session.in_transaction = [], False
+        if outcome == "answered":
+            self.unit.rolled_back(conn_id=which)
+        else:
+            self.lose(which, session)
+
+    def deadlock(self, which: int, session: Session) -> None:
+        self.unit.statement(INSERT, session.autocommit and not session.in_transaction, conn_id=which)
+        session.open, session.in_transaction = [], False
+        self.judge(RETRY, which)
+
+    def raise_an_old_retry(self, which: int, session: Session) -> None:
+        """An application that kept a deadlock's exception, went on, and raises it only now."""
+        self.judge(RETRY, None)
+
+    def give_back(self, which: int, session: Session) -> None:
+        """The pool rolls back and takes the connection."""
+        session.open, session.in_transaction = [], False
+        self.unit.ended(conn_id=which)
+
+    def lose(self, which: int, session: Session) -> None:
+        session.open = []  # the server rolls back what its lost session left open
+        self.judge(LOST, which)
+
+    def judge(self, fault: Fault, which: int | None) -> None:
+        verdict = self.unit.verdict(fault, conn_id=which)
+        self.failed = True
+        if verdict.action is Action.REPLAY:
+            assert self.database.stored == self.before, "replayed although something is stored"
+            assert which is None or not any(s.open for s in self.sessions), "replayed although a connection still holds writes"
+        assert verdict.reason
+
+
+LOSSES = ("unsent", "unanswered")
+ONE = [
+    *[("send", sql, outcome) for sql in STATEMENTS for outcome in ("answered", *LOSSES)],
+    *[("commit", outcome) for outcome in ("answered", "refused", "silent", *LOSSES)],
+    *[("roll_back", outcome) for outcome in ("answered", *LOSSES)],
+    ("deadlock",),
+    ("raise_an_old_retry",),
+    ("give_back",),
+    ("lose",),
+]
+# What keeps a story going, more often than what ends it.
+LIKELY = [e for e in ONE if e[-1] == "answered" and e[1] in ("BEGIN", INSERT, "SELECT 1", "answered")] * 5
+EVENTS = [(e[0], which, *e[1:]) for which in (0, 0, 1) for e in ONE + LIKELY]
+
+
+class Ledgers(RuleBasedStateMachine):
+    """Long stories, with two connections."""
+
+    @initialize(first=st.booleans(), second=st.booleans())
+    def connect(self, first: bool, second: bool) -> None:
+        self.model = Model(first, second)
+
+    @rule(event=st.sampled_from(EVENTS))
+    def happen(self, event: tuple[Any, ...]) -> None:
+        self.model.happen(event)
+
+
+Ledgers.TestCase.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+TestLedgers = Ledgers.TestCase
+
+
+def every_story(length: int) -> None:
+    """Everything that can happen to one connection in *length* events, and the losses of a second one in between."""
+    events = [(e[0], 0, *e[1:]) for e in ONE] + [("lose", 1), ("send", 1, INSERT, "answered")]
+    for autocommit in (False, True):
+        for story in product(events, repeat=length):
+            model = Model(autocommit, False)
+            for event in story:
+                model.happen(event)
+                if model.failed:
+                    break
+
+
+def test_no_short_story_is_judged_wrongly() -> None:
+    every_story(3)
+
+
+def forgets_text_commits(sql: str | bytes | None) -> Kind:
+    return Kind.READ if kind(sql) is Kind.COMMIT else kind(sql)
+
+
+def trusts_ddl(sql: str | bytes | None) -> Kind:
+    return Kind.WRITE if kind(sql) is Kind.ENDS else kind(sql)
+
+
+def trusts_begin(sql: str | bytes | None) -> Kind:
+    return Kind.READ if kind(sql) is Kind.BEGIN else kind(sql)
+
+
+def believes_a_rollback_at_once(self: Unit, sql: str | bytes | None, autocommit: bool | None, *, conn_id: int | None = None) -> None:
+    if kind(sql) is Kind.COMMIT:
+        self._part(conn_id).open = False
+    else:
+        _statement(self, sql, autocommit, conn_id=conn_id)
+
+
+def forgets_the_commit(self: Unit, *, conn_id: int | None = None) -> None:
+    self._part(conn_id).open = self._part(conn_id).pending = False
+
+
+def does_nothing(self: Unit, *args: Any, **kwargs: Any) -> None:
+    pass
+
+
+_statement = Unit.statement
+
+PLANTED: list[tuple[object, str, object]] = [
+    (unit_module, "kind", forgets_text_commits),
+    (unit_module, "kind", trusts_ddl),
+    (unit_module, "kind", trusts_begin),
+    (Unit, "statement", believes_a_rollback_at_once),
+    (Unit, "committing", does_nothing),
+    (Unit, "_commit_happened", does_nothing),
+    (Unit, "_bar", does_nothing),
+    (Unit, "rolled_back", forgets_the_commit),
+    (Unit, "ended", forgets_the_commit),
+]
+
+
+@pytest.mark.parametrize(("where", "name", "fault"), PLANTED, ids=lambda x: getattr(x, "__name__", str(x)).rsplit(".", 1)[-1])
+def test_the_model_finds_planted_faults(monkeypatch: pytest.MonkeyPatch, where: object, name: str, fault: object) -> None:
+    monkeypatch.setattr(where, name, fault)
+    with pytest.raises(AssertionError):
+        every_story(3)
+
+
+def test_the_models_statements_are_what_it_takes_them_for() -> None:
+    """The machine would prove nothing of statements that the ledger already gives up on."""
+    assert {kind(sql) for sql in STATEMENTS} == set(Kind)
