@@ -152,7 +152,7 @@ class AsyncLease:
                 pass
             else:
                 now = monotonic()
-                if now - entry.last_used < state.fresh_for and not state.glance(0, 1):
+                if now - entry.last_used < state.fresh_for and not state.glance():
                     frame = _getframe(1)
                     entry.code = frame.f_code
                     entry.lasti = frame.f_lasti
@@ -351,7 +351,7 @@ class AsyncPool:
                 pass
             else:
                 now = monotonic()
-                if now - entry.last_used < state.fresh_for and not state.glance(0, 1):
+                if now - entry.last_used < state.fresh_for and not state.glance():
                     frame = _getframe(1)
                     entry.code = frame.f_code
                     entry.lasti = frame.f_lasti

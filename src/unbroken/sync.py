@@ -154,7 +154,7 @@ class Lease:
                 pass
             else:
                 now = monotonic()
-                if now - entry.last_used < state.fresh_for and not state.glance(0, 1):
+                if now - entry.last_used < state.fresh_for and not state.glance():
                     frame = _getframe(1)
                     entry.code = frame.f_code
                     entry.lasti = frame.f_lasti
@@ -325,7 +325,7 @@ class Pool:
                 pass
             else:
                 now = monotonic()
-                if now - entry.last_used < state.fresh_for and not state.glance(0, 1):
+                if now - entry.last_used < state.fresh_for and not state.glance():
                     frame = _getframe(1)
                     entry.code = frame.f_code
                     entry.lasti = frame.f_lasti

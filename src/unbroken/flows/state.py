@@ -86,7 +86,7 @@ class State:
         self.kernel = Kernel(settings.max_size, settings.min_size)
         self.idle, self.lent, self.waiting = self.kernel.idle, self.kernel.lent, self.kernel.waiting  #: for the hot paths
         self.sockets = Glance()
-        self.glance = self.sockets.poll  #: ``glance(0, 1)`` is empty: no connection of this pool is known dead
+        self.glance = self.sockets.look  #: ``glance()`` is false: no connection of this pool is known dead
         self.now = time.monotonic()  #: of the last tick: near enough to note when a connection was used last
         self.counters = stats.Counters()
         self.random = Random()
@@ -261,9 +261,9 @@ class State:
                 self.ended(owners[fd])
             else:
                 self.sockets.forget(fd)
-        if not dead and self.glance(0, 1):
+        if not dead and self.glance():
             self.sockets.renew()
-            self.glance = self.sockets.poll
+            self.glance = self.sockets.look
 
     def explain(self, entry: Entry) -> tuple[Cause, str]:
         """Why the other side ended *entry*: by its last words, or by how long it had been idle."""

@@ -1,15 +1,19 @@
 """One look at all sockets of a pool at once, whatever their number, for less than a look at one of them.
 
-``Glance.poll(0, 1)`` asks an epoll set in which each socket stands once, from its birth, for a hang-up only: an empty answer
-means that the kernel knows of no death among them. It takes 0.19 µs where ``select.poll`` on a single socket takes 0.29
-(Linux 6.18, CPython 3.11), since nothing is walked through: deaths are queued when they happen. What waits to be read does not
-count: it is no hang-up. Level-triggered: a death is reported until its socket is forgotten.
+``Glance.look()`` asks an epoll set in which each socket stands once, from its birth, for a hang-up only: a false answer
+means that the kernel knows of no death among them. Nothing is walked through: deaths are queued when they happen. What waits
+to be read does not count: it is no hang-up. Level-triggered: a death is reported until its socket is forgotten.
+
+It keeps the interpreter's lock. ``epoll.poll`` lets go of it, takes 0.20 µs where this takes 0.27 (``select.poll`` on a single
+socket: 0.29; Linux 6.18, CPython 3.11), and invites every other thread that computes to take over: eight threads that do nothing
+but acquire and release needed 39 µs a turn instead of 1, and a caller may wait a switch interval (5 ms) to go on.
 """
 
 from __future__ import annotations
 
 import select
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from unbroken.net.liveness import Liveness, sweep
@@ -20,12 +24,12 @@ _HANG_UP = getattr(select, "EPOLLRDHUP", 0x2000)
 
 
 class Glance:
-    """The sockets of one pool in one process. ``poll`` is the bound method of the kernel's set: keep it at hand."""
+    """The sockets of one pool in one process. ``look`` is built for the kernel's present set: keep it at hand until :meth:`renew`."""
 
     def __init__(self) -> None:
         self._epoll = _new_epoll()
         self._fds: set[int] = set()
-        self.poll: Callable[[int, int], list[Any]] = self._look_at_all if self._epoll is None else self._epoll.poll
+        self.look: Callable[[], Any] = self.dead if self._epoll is None else _looker(self._epoll)
 
     def add(self, fd: int) -> None:
         """Look at *fd* from now on."""
@@ -57,13 +61,24 @@ class Glance:
         if self._epoll is None:
             return
         self._epoll = _new_epoll()  # the old one is not closed here: another thread may be looking
-        self.poll = self._epoll.poll
+        self.look = _looker(self._epoll)
         for fd in list(self._fds):
             self.add(fd)
-
-    def _look_at_all(self, _timeout: int, _most: int) -> list[int]:
-        return self.dead()
 
 
 def _new_epoll() -> Any:
     return original("select", "epoll")() if has("select", "epoll") else None
+
+
+def _looker(epoll: Any) -> Callable[[], Any]:
+    """A function that says, at once and without letting other threads run, whether *epoll* has anything: 0, or something true."""
+    try:
+        import ctypes
+
+        wait = ctypes.PyDLL(None).epoll_wait
+    except (ImportError, AttributeError, OSError):  # a Python without ctypes, or one that does not see the C library
+        return partial(epoll.poll, 0, 1)
+    event = ctypes.create_string_buffer(16)  # one struct epoll_event
+    look = partial(wait, epoll.fileno(), ctypes.byref(event), 1, 0)
+    look.epoll = epoll  # type: ignore[attr-defined] # lives as long as its number is used here
+    return look
