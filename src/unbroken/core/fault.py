@@ -202,6 +202,8 @@ def _mysql_lost(errno: int, line: str, connecting: bool) -> Fault:
 
 def _mysql_connect(errno: int, line: str) -> Fault:
     number = errno_of_text(line)
+    if number == E.EINPROGRESS:  # libmariadb's (115) for a connect that failed at once: a time-out is (110)
+        number = E.ECONNREFUSED
     known = _of_errno(number, line, True) if number is not None else None
     if known is not None:
         return Fault(known.kind, known.cause, errno, line)
