@@ -38,7 +38,7 @@ BOTH = {
 }
 MYSQL = {
     Kind.READ: [
-        "SELECT `a` FROM `t` USE INDEX (i) WHERE a = 'it\\'s; COMMIT' # ; COMMIT",
+        "SELECT `a` FROM `t` USE INDEX (i) WHERE a = 'it\\'s' # x",
         "SELECT @@version, last_insert_id(), now(), if(1, 2, 3)",
         "SHOW TABLES",
         "SHOW CREATE TABLE t",
@@ -61,7 +61,7 @@ MYSQL = {
 POSTGRES = {
     Kind.READ: [
         "SELECT data#>>'{a,b}', data->'a' FROM words",
-        "SELECT 'C:\\dir\\', E'it\\'s; COMMIT', a::varchar(5) FROM t WHERE a = ANY(ARRAY[1, 2])",
+        "SELECT 'C:\\dir\\', E'it\\'s', a::varchar(5) FROM t WHERE a = ANY(ARRAY[1, 2])",
         "SELECT * FROM t LEFT JOIN (SELECT max(a) AS m FROM t) AS q ON (t.a = q.m)",
         "SELECT * FROM generate_series(1, 3) AS g(n)",
         "TABLE t",
@@ -86,7 +86,14 @@ POSTGRES = {
     Kind.ROLLBACK: ["ABORT"],
 }
 #: The manuals' lists of implicit commits, as far as these servers do them: nothing here may be called less than ENDS.
-MYSQL_ENDS = ["CREATE TABLE n (a INT)", "ALTER TABLE t ADD c INT", "TRUNCATE u", "LOCK TABLES t READ", "ANALYZE TABLE t", "FLUSH TABLES"]
+MYSQL_ENDS = [
+    "CREATE TABLE n (a INT)",
+    "ALTER TABLE t ADD c INT",
+    "TRUNCATE u",
+    "LOCK TABLES t READ",
+    "ANALYZE TABLE t",
+    "RENAME TABLE u TO u2",
+]
 
 
 def cases(*tables: dict[Kind, list[str]]) -> list[tuple[str, Kind]]:
