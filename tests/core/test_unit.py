@@ -346,6 +346,43 @@ def test_threads_with_the_units_context_report_to_it() -> None:
         leave(token)
 
 
+def test_a_thread_without_the_context_reports_to_the_unit_that_its_connection_joined() -> None:
+    unit = begun()
+    token = enter(unit)
+    unit.join(7)
+    found: list[Unit | None] = []
+    thread = threading.Thread(target=lambda: found.extend([current(), current(7), current(8)]))
+    thread.start()
+    thread.join(10)
+    assert found == [None, unit, None]
+    assert current(7) is unit
+    unit.ended(conn_id=7)
+    assert contextvars.Context().run(current, 7) is None
+    unit.join(7)
+    leave(token)
+    assert current(7) is None
+    unit.join(7)
+    assert current(7) is None
+
+
+def test_a_unit_that_uses_the_connection_of_another_is_in_doubt_and_the_owner_hears_of_it() -> None:
+    owner, other = begun(), begun()
+    owner.join(7)
+    token = enter(other)
+    assert current(7) is owner
+    assert action(other) is Action.RAISE
+    assert action(owner) is Action.REPLAY
+    leave(token)
+    owner.close()
+
+
+def test_a_connection_that_was_given_back_with_its_transaction_open_forbids_a_replay() -> None:
+    unit = begun()
+    unit.statement(INSERT, False, conn_id=1)
+    unit.ended(conn_id=1, clean=False)
+    assert action(unit, conn_id=2) is Action.RAISE
+
+
 # -- exceptions ----------------------------------------------------------------------------------------------------
 
 

@@ -85,6 +85,11 @@ class Unit:
         """Whether the unit was left: what is reported now is no longer its business."""
         return self._closed
 
+    def join(self, conn_id: int) -> None:
+        """The connection *conn_id* works for this unit from now on, whichever thread uses it (:func:`current`)."""
+        if not self._closed:
+            _joined[conn_id] = self
+
     def begin_attempt(self) -> None:
         """A new attempt starts: forget what the last one did. It must be over, its connections rolled back or gone."""
         self.attempts += 1
@@ -95,6 +100,8 @@ class Unit:
         """The unit is over; exceptions that were noted are let go. :meth:`verdict` still answers."""
         self._closed = True
         self._notes = []
+        for conn_id in [key for key, unit in list(_joined.items()) if unit is self]:
+            _joined.pop(conn_id, None)
 
     def note(self, exc: BaseException, fault: Fault) -> None:
         """Remember that *exc* meant *fault* to the driver that raised it."""
@@ -199,12 +206,14 @@ class Unit:
             self._commit_happened(part)  # the connection is alive, so that COMMIT was answered, perhaps with success
         part.open = False
 
-    def ended(self, *, conn_id: int | None = None) -> None:
-        """The connection left the unit with nothing open: rolled back, committed, or closed for good.
+    def ended(self, *, conn_id: int | None = None, clean: bool = True) -> None:
+        """The connection left the unit. *clean*: with nothing open: rolled back, committed, or closed for good.
 
         A COMMIT that went out on it without an answer stays unknown.
         """
-        if not self._closed:
+        if conn_id is not None and _joined.get(conn_id) is self:
+            del _joined[conn_id]
+        if not self._closed and clean:
             part = self._part(conn_id)
             part.open = part.open and part.pending
 
@@ -251,10 +260,24 @@ class Token:
     _context: ContextToken[Unit | None] | None = None
 
 
-def current() -> Unit | None:
-    """The unit of work that this thread, task or greenlet is in; None outside of one, or after it was left."""
+_joined: dict[int, Unit] = {}
+
+
+def current(conn_id: int | None = None) -> Unit | None:
+    """The unit of work that this thread, task or greenlet is in; None outside of one, or after it was left.
+
+    With *conn_id*: the unit that the connection joined, if any. A thread that was started with a context of its own is in
+    no unit, but what it does on a connection of one must be reported all the same.
+    """
     unit = _current.get()
-    return None if unit is None or unit._closed else unit
+    if unit is not None and unit._closed:
+        unit = None
+    owner = None if conn_id is None else _joined.get(conn_id)
+    if owner is None or owner is unit:
+        return unit
+    if unit is not None:
+        unit.doubt("a connection of another unit of work was used")
+    return owner
 
 
 def enter(unit: Unit) -> Token:
