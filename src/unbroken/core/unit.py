@@ -198,7 +198,10 @@ class Unit:
             self._part(conn_id).pending = False  # still open: SQLite lets a COMMIT that met a lock be tried again
 
     def rolled_back(self, *, conn_id: int | None = None) -> None:
-        """A ROLLBACK of the whole transaction was acknowledged."""
+        """A ROLLBACK of the whole transaction was acknowledged.
+
+        Where it is the answer to a COMMIT (PostgreSQL's, of a transaction that had failed), call commit_failed() first.
+        """
         if self._closed:
             return
         part = self._part(conn_id)
@@ -213,8 +216,8 @@ class Unit:
         """
         if conn_id is not None and _joined.get(conn_id) is self:
             del _joined[conn_id]
-        if not self._closed and clean:
-            part = self._part(conn_id)
+        part = self._parts.get(conn_id)
+        if part is not None and clean and not self._closed:
             part.open = part.open and part.pending
 
     def doubt(self, reason: str, *, conn_id: int | None = None) -> None:
