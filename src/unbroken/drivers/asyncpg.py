@@ -128,10 +128,11 @@ class AsyncDriver:
             from asyncpg.protocol.protocol import PreparedStatementState
 
             self._probe_state = PreparedStatementState("", "", protocol, self._asyncpg.Record, False)
-        attempt = protocol.bind_execute(self._probe_state, _NotEncodable(), "", 0, False, None)
+        attempt = protocol.bind_execute(self._probe_state, _PROBE, "", 0, False, None)
         try:
             attempt.send(None)
-        except (_NotEncodable.Refused, self._asyncpg.InternalClientError):
+        except _Refused as refused:
+            refused.__traceback__ = refused.__context__ = None  # it is one object for all: keep no frames alive
             return True
         except Exception:
             return False
@@ -175,14 +176,24 @@ class AsyncDriver:
             conn._protocol = conn._protocol._real
 
 
-class _NotEncodable:
-    """Arguments that no statement can have: no sequence, and without a length."""
+class _Refused(Exception):  # noqa: N818 - never seen outside
+    pass
 
-    class Refused(Exception):  # noqa: N818 - never seen outside
-        pass
+
+class _NotEncodable:
+    """Arguments that no statement can have: a sequence (asyncpg looks) without a length."""
+
+    __slots__ = ()
 
     def __len__(self) -> int:
-        raise self.Refused
+        raise _REFUSED
+
+    def __getitem__(self, index: int) -> Any:
+        raise _REFUSED
+
+
+_REFUSED = _Refused()
+_PROBE = _NotEncodable()
 
 
 def _unseen(protocol: Any) -> Any:

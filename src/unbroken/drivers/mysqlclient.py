@@ -204,6 +204,10 @@ def deduced(base: Any) -> Any:
         def rollback(self) -> None:
             self._finish(super().rollback)
 
+        def close(self) -> None:
+            self.__dict__["_seen_open"] = None  # nothing is certain of what is closed, least of all that it may be lent again
+            super().close()
+
         def _finish(self, send: Callable[[], None]) -> None:
             self.__dict__["_seen_open"] = None
             send()

@@ -57,10 +57,10 @@ class _Base:
     def is_in_transaction(self, conn: Connection) -> bool | None:
         """From the last ReadyForQuery; None in the middle of an exchange or of a pipeline."""
         pgconn = real_pgconn(conn)
-        status = pgconn.transaction_status
         if pgconn.status != _OK or pgconn.pipeline_status:
             return None
-        return {_IDLE: False, _IN_TRANSACTION: True, _IN_ERROR: True}.get(status)
+        status = pgconn.transaction_status
+        return False if status == _IDLE else True if status in (_IN_TRANSACTION, _IN_ERROR) else None
 
     def is_quiet(self, conn: Connection) -> bool:
         """Whether libpq waits for nothing."""
@@ -102,9 +102,11 @@ class _Base:
         except Exception:  # finished before
             pass
 
+    def _limit(self, timeout: float) -> float:
+        return min(timeout, self._arguments.get("connect_timeout", timeout))
+
     def _timeout_arguments(self, timeout: float) -> dict[str, Any]:
-        given = self._arguments.get("connect_timeout")
-        return {**self._arguments, "connect_timeout": max(_MINIMUM, math.ceil(min(timeout, given or timeout)))}
+        return {**self._arguments, "connect_timeout": max(_MINIMUM, math.ceil(self._limit(timeout)))}
 
     def _exchange(self, pgconn: Any, query: bytes) -> Generator[Any, Any, Any]:
         """One simple query below psycopg, which would open a transaction; gives the last result."""
@@ -132,7 +134,9 @@ class Driver(_Base):
         """*timeout* bounds all hosts and addresses together, and the handshake. Name lookup is the system's."""
         if self._connect is not None:
             return dial(self._connect)
-        return dial(lambda: _within(timeout, lambda: _bounded(self._psycopg.Connection).connect(**self._timeout_arguments(timeout))))
+        return dial(
+            lambda: _within(self._limit(timeout), lambda: _bounded(self._psycopg.Connection).connect(**self._timeout_arguments(timeout)))
+        )
 
     def ping(self, conn: Connection, timeout: float) -> None:
         """An empty query: one round trip, no transaction."""
@@ -184,7 +188,7 @@ class AsyncDriver(_Base):
 
     async def _dial(self, timeout: float) -> Connection:
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(self._limit(timeout)):
                 if self._connect is not None:
                     return await self._connect()
                 return await self._psycopg.AsyncConnection.connect(**self._timeout_arguments(timeout))
