@@ -195,7 +195,14 @@ class Lease:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         state, entry, conn, begun = self._held
-        if exc is None and begun is None and state.mark[0] and state.left_open(conn) is False and state.lent.pop(entry.key, None) is entry:
+        if (
+            exc is None
+            and begun is None
+            and state.mark[0]
+            and state.left_open(conn) is False
+            and entry.cause is None  # what is condemned must not stand in idle even for a moment: a taker does not look
+            and state.lent.pop(entry.key, None) is entry
+        ):
             self._held = _NOTHING
             entry.last_used = state.now
             entry.conn = conn
@@ -350,7 +357,13 @@ class Pool:
         """
         state = self._state
         entry = state.lent.pop(id(conn), None)
-        if entry is None or not state.mark[0] or entry.watched or ((ask := state.unsettled) is not None and ask(conn) is not False):
+        if (
+            entry is None
+            or entry.cause is not None
+            or not state.mark[0]
+            or entry.watched
+            or ((ask := state.unsettled) is not None and ask(conn) is not False)
+        ):
             self._release_slowly(state, entry, conn)
             return
         entry.last_used = state.now
@@ -405,9 +418,14 @@ class Pool:
         inside another unit of work the outermost one replays. Raises as :meth:`connection` does.
         """
         deadline = kwargs.pop("deadline", self.settings.deadline)
+        caller = _getframe(1)
+        code, lasti = caller.f_code, caller.f_lasti
 
         def work() -> T:
-            with Lease(self) as conn:
+            lease = Lease(self)
+            with lease as conn:
+                entry = lease._held[1]
+                entry.code, entry.lasti = code, lasti  # who called run is the place that took it
                 return fn(conn, *args, **kwargs)
 
         def count(_why: str) -> None:

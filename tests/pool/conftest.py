@@ -1,22 +1,31 @@
-"""The pools' tests: for asyncio one face over each driver, so that one suite holds all of them to the same words.
+"""The pools' tests: one face over each driver, so that one suite holds all of them to the same words.
 
-Tests of the asyncio pool run plain ``asyncio.run`` (:meth:`Body.run`) and not a plugin: the beginning and the end of a loop are part of what is
-tested (a pool that is never closed, a second loop, a loop in another thread), and so is the loop itself (uvloop).
+Tests of the asyncio pool run plain ``asyncio.run`` (:meth:`Body.run`) and not a plugin: the beginning and the end of a loop are
+part of what is tested (a pool that is never closed, a second loop, a loop in another thread), and so is the loop itself (uvloop).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import ExitStack, suppress
+from itertools import count
 from typing import Any, TypeVar
 
 import psutil
 import pytest
 
 import unbroken
-from unbroken.testing.servers import Server
+from unbroken import Pool
+from unbroken.testing.servers import MariaDB, PostgreSQL, Server
 
 T = TypeVar("T")
 
@@ -141,3 +150,264 @@ def own_body(request: pytest.FixtureRequest) -> Iterator[Body]:
     made = Body(request.param, request.getfixturevalue("new_mariadb" if request.param == "aiomysql" else "new_postgres")())
     with contextlib.closing(made):
         yield made
+
+
+# ---------------------------------------------------------------------------------------------- the blocking pool
+
+DRIVERS = ["pymysql", "mysqldb", "psycopg"]
+_numbers = count(1)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """Wait until *condition* is true and give what it gave; fail after a deadline."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not true within {seconds} s"
+        time.sleep(0.002)
+    return found
+
+
+@pytest.fixture
+def until() -> Callable[..., Any]:
+    """``until(condition)``: wait until it is true, fail after a deadline."""
+    return wait_until
+
+
+class Face:
+    """One driver on one server, statements in one spelling, pools that are closed in the end."""
+
+    def __init__(self, name: str, server: Server, stack: ExitStack) -> None:
+        self.name, self.server, self._stack = name, server, stack
+        self.is_mysql = name != "psycopg"
+
+    def url(self, **query: object) -> str:
+        return self.server.url(self.name, **query)
+
+    def pool(self, url: str | None = None, **settings: Any) -> Pool:
+        pool = Pool(url or self.url(), **settings)
+        self._stack.callback(pool.close, timeout=0.0)
+        return pool
+
+    def cable(self) -> Cable:
+        cable = Cable(self.server.host, self.server.port)
+        self._stack.callback(cable.close)
+        return cable
+
+    def through(self, cable: Cable, **query: object) -> str:
+        """The URL of the server at the end of *cable*."""
+        return self.url(**query).replace(f":{self.server.port}/", f":{cable.port}/")
+
+    def do(self, conn: Any, sql: str, *args: Any) -> list[tuple[Any, ...]]:
+        with conn.cursor() as cursor:
+            cursor.execute(sql, args or None)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def ask(self, conn: Any, sql: str) -> Any:
+        return self.do(conn, sql)[0][0]
+
+    def session(self, conn: Any) -> int:
+        return int(self.ask(conn, "SELECT CONNECTION_ID()" if self.is_mysql else "SELECT pg_backend_pid()"))
+
+    def sleep(self, conn: Any, seconds: float) -> Any:
+        return self.do(conn, f"SELECT SLEEP({seconds})" if self.is_mysql else f"SELECT pg_sleep({seconds})")
+
+    def table(self) -> str:
+        """A new, empty table (n INT) without a key: what is stored twice is there twice."""
+        name = f"numbers_{os.getpid()}_{next(_numbers)}"
+        self.server.admin(f"CREATE TABLE {name} (n BIGINT)")
+        if not self.is_mysql:
+            self.server.admin(f'ALTER TABLE {name} OWNER TO "{self.server.user}"')
+        self._stack.callback(self._drop, name)
+        return name
+
+    def _drop(self, name: str) -> None:
+        if self.server.is_running:
+            with suppress(Exception):
+                self.server.kill_sessions()  # an open transaction would hold the table
+            self.server.admin(f"DROP TABLE IF EXISTS {name}")
+
+    def stored(self, table: str) -> list[int]:
+        return sorted(int(row[0]) for row in self.server.admin(f"SELECT n FROM {table}"))
+
+    def rollbacks(self) -> int:
+        """How many ROLLBACKs the server has seen so far (PostgreSQL: transactions that ended so)."""
+        if self.is_mysql:
+            return int(self.server.admin("SHOW GLOBAL STATUS LIKE 'Com_rollback'")[0][1])
+        return int(
+            self.server.admin("SELECT pg_stat_clear_snapshot(); SELECT xact_rollback FROM pg_stat_database WHERE datname = 'shop'")[0][0]
+        )
+
+
+class Cable:
+    """A TCP cable to a server: it counts what the client sends, and can be cut at a certain message, or block everything."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._there = (host, port)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
+        self.port: int = self._listener.getsockname()[1]
+        self.connects = 0  #: accepted so far
+        self.messages = 0  #: chunks that clients sent so far
+        self.cut_before: bytes | None = None  #: the next message with this in it is not passed on: both ends are closed
+        self.cut_after: bytes | None = None  #: … is passed on; the answer is awaited and swallowed, then the cable is cut
+        self.cuts = 0
+        self._open = threading.Event()
+        self._open.set()
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def block(self) -> None:
+        """Nothing passes any more, in either direction; nobody is told. New connections are accepted and hear nothing."""
+        self._open.clear()
+
+    def unblock(self) -> None:
+        self._open.set()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connects += 1
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        self._open.wait()
+        try:
+            server = socket.create_connection(self._there)
+        except OSError:
+            client.close()
+            return
+        for sock in (client, server):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._pairs.append((client, server))
+        cut = threading.Event()
+        threading.Thread(target=self._up, args=(client, server, cut), daemon=True).start()
+        self._down(client, server, cut)
+
+    def _up(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
+        with suppress(OSError):
+            while data := client.recv(65536):
+                self._open.wait()
+                self.messages += 1
+                if self.cut_before is not None and self.cut_before in data.upper():
+                    self.cut_before = None
+                    self.cuts += 1
+                    break
+                if self.cut_after is not None and self.cut_after in data.upper():
+                    self.cut_after = None
+                    cut.set()
+                server.sendall(data)
+        self._end(client, server)
+
+    def _down(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
+        with suppress(OSError):
+            while data := server.recv(65536):
+                self._open.wait()
+                if cut.is_set():
+                    self.cuts += 1
+                    break
+                client.sendall(data)
+        self._end(client, server)
+
+    @staticmethod
+    def _end(*socks: socket.socket) -> None:
+        for sock in socks:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+    def sever(self) -> None:
+        """Cut every connection that there is."""
+        for pair in self._pairs:
+            self._end(*pair)
+        self._pairs.clear()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept
+        self._listener.close()
+        self._open.set()
+        self.sever()
+
+
+@pytest.fixture
+def faces() -> Iterator[Callable[[str, Server], Face]]:
+    with ExitStack() as stack:
+        yield lambda name, server: Face(name, server, stack)
+
+
+def _shared(name: str, request: pytest.FixtureRequest) -> Server:
+    server: MariaDB | PostgreSQL = request.getfixturevalue("postgres" if name == "psycopg" else "mariadb")
+    return server
+
+
+@pytest.fixture(params=DRIVERS)
+def face(request: pytest.FixtureRequest, faces: Callable[[str, Server], Face]) -> Face:
+    """Each driver in turn, on the shared server of its kind."""
+    return faces(request.param, _shared(request.param, request))
+
+
+@pytest.fixture(params=DRIVERS)
+def own_face(request: pytest.FixtureRequest, faces: Callable[[str, Server], Face]) -> Face:
+    """Each driver in turn, on a server of its own that may be stopped, killed, frozen and set up."""
+    make = request.getfixturevalue("new_postgres" if request.param == "psycopg" else "new_mariadb")
+    return faces(request.param, make())
+
+
+@pytest.fixture
+def in_threads() -> Callable[..., list[Any]]:
+    """``in_threads(n, fn)``: what ``fn(i)`` gives in *n* threads at once, or the exception that it raised."""
+
+    def run(n: int, fn: Callable[[int], Any], seconds: float = 60.0) -> list[Any]:
+        results: list[Any] = [None] * n
+
+        def one(i: int) -> None:
+            try:
+                results[i] = fn(i)
+            except BaseException as error:
+                results[i] = error
+
+        threads = [threading.Thread(target=one, args=(i,), daemon=True) for i in range(n)]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + seconds
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        stuck = sum(thread.is_alive() for thread in threads)
+        assert not stuck, f"{stuck} of {n} threads still run after {seconds} s"
+        return results
+
+    return run
+
+
+def close_wait() -> int:
+    """How many of this process's TCP sockets the other side has closed and we have not."""
+    ours = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            ours.add(os.readlink(f"/proc/self/fd/{fd}"))
+    found = 0
+    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+        with suppress(OSError), open(table) as lines:
+            found += sum(f[3] == "08" and f"socket:[{f[9]}]" in ours for f in map(str.split, list(lines)[1:]))
+    return found
+
+
+@pytest.fixture
+def in_close_wait() -> Callable[[], int]:
+    return close_wait
+
+
+@pytest.fixture
+def script() -> Callable[..., str]:
+    """``script(text, *args)``: run it in an interpreter of its own; what it printed. Its failure fails the test."""
+
+    def run(text: str, *args: object, timeout: float = 60.0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(text), *map(str, args)], capture_output=True, text=True, timeout=timeout, check=False
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout.strip()
+
+    return run
