@@ -10,6 +10,9 @@ from unbroken.flows.state import State
 from unbroken.flows.steps import Call, Flow, Reset
 from unbroken.net.liveness import Liveness, judge
 
+#: What to do about a COMMIT without an answer.
+LOOK_FIRST = "the work is stored whole or not at all; look before you repeat it"
+
 
 def success(state: State, entry: Entry, conn: Connection, unit: Unit | None, *, commit: bool) -> Flow[None]:
     """The work succeeded: commit what is open (with *commit*), and make the connection fit for the next user."""
@@ -44,8 +47,7 @@ def commit_now(state: State, entry: Entry, conn: Connection, unit: Unit | None) 
                 raise
         raise state.error(
             CommitUnknownError,
-            f"COMMIT was sent to {state.driver.target.label} and the connection was lost before its answer ({fault.text}): "
-            f"the work is stored whole or not at all; look before you repeat it",
+            f"COMMIT was sent to {state.driver.target.label} and the connection was lost before its answer ({fault.text}): {LOOK_FIRST}",
         ) from exc
     entry.sent = entry.count()
 

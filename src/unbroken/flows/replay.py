@@ -9,6 +9,8 @@ from typing import Any
 
 from unbroken.abc import FaultKind
 from unbroken.core.unit import Action, Unit
+from unbroken.errors import CommitUnknownError, for_driver
+from unbroken.flows.finish import LOOK_FIRST
 from unbroken.flows.steps import Attempt, Flow, Wait
 
 log = logging.getLogger("unbroken")
@@ -40,6 +42,8 @@ def replay(
             if fault is None:
                 raise
             verdict = unit.verdict(fault)
+            if verdict.action is Action.COMMIT_UNKNOWN and not isinstance(exc, CommitUnknownError):
+                raise for_driver(CommitUnknownError, type(exc), f"{verdict.reason}: {fault.text}; {LOOK_FIRST}") from exc
             if verdict.action is not Action.REPLAY:
                 if fault.kind in (FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.RETRY):
                     exc.add_note(f"unbroken did not replay this unit of work: {verdict.reason}")

@@ -329,6 +329,7 @@ class State:
     def join(self, unit: Unit, entry: Entry, conn: Connection) -> None:
         """A unit of work takes *conn*: what is sent on it is told to the unit until :meth:`part`."""
         if self.driver.capabilities.watchable:
+            unit.join(id(conn))
             self.driver.watch(conn)
             entry.watched = True
         else:
@@ -339,9 +340,9 @@ class State:
         if entry.watched:
             entry.watched = False
             self.driver.unwatch(conn)
-            unit = current()
+            unit = current(id(conn))
             if unit is not None:
-                unit.ended(conn_id=id(conn))
+                unit.ended(conn_id=id(conn), clean=self.settings.reset is not None or entry.cause is not None)
 
     def arm(self, entry: Entry, until: float) -> Any:
         """End this use of *entry* at *until*, if it is not over by then: the timer."""
