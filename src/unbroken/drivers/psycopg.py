@@ -103,7 +103,8 @@ class _Base:
             pass
 
     def _limit(self, timeout: float) -> float:
-        return min(timeout, self._arguments.get("connect_timeout", timeout))
+        given: float = self._arguments.get("connect_timeout", timeout)
+        return min(timeout, given)
 
     def _timeout_arguments(self, timeout: float) -> dict[str, Any]:
         return {**self._arguments, "connect_timeout": max(_MINIMUM, math.ceil(self._limit(timeout)))}
