@@ -140,9 +140,12 @@ class Traffic:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's class and text on one line, bounded."""
+    """The error's class, text, notes and cause on one line, bounded."""
     text = " ".join(str(error).split()).split(" [SQL: ")[0]  # SQLAlchemy adds statement, values and a link
-    return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    cause = f"; because of {one_line(error.__cause__)}" if error.__cause__ is not None else ""
+    return f"{said}{notes}{cause}"[:400]
 
 
 def merge(samples: Iterable[dict[str, int]]) -> Counter[str]:

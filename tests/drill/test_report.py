@@ -1,0 +1,101 @@
+"""The tables, as people see them."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from unbroken.drill import report
+from unbroken.drill.contenders import ENTRANTS, choose
+from unbroken.drill.progress import line
+from unbroken.drill.results import Result
+from unbroken.drill.scenarios import SCENARIOS
+
+ENTRANTS_SHOWN = choose(["unbroken/psycopg", "one"], ["postgresql"])
+
+
+def row(scenario: str, key: str = "one", title: str = "one connection", **values: object) -> Result:
+    made = Result("postgresql", scenario, key, title, key.startswith("unbroken"), requests=500, recoveries=[0.012], slowest=0.02)
+    for name, value in values.items():
+        setattr(made, name, value)
+    return made
+
+
+def ours(scenario: str, **values: object) -> Result:
+    return row(scenario, "unbroken/psycopg", "unbroken psycopg", **values)
+
+
+def shown(rows: list[Result], width: int = 80, *, verbose: bool = False) -> str:
+    out = io.StringIO()
+    report.final(Console(file=out, width=width, highlight=False), rows, ENTRANTS_SHOWN, {"postgresql": "18.4"}, verbose=verbose)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("values", "square"),
+    [
+        ({}, "✓"),
+        ({"errors": 312}, "312"),
+        ({"errors": 312, "unwell": 8}, "312!"),
+        ({"errors": 12345, "unwell": 8}, "12k!"),
+        ({"told": 8, "slowest": 2.1}, "D8"),
+        ({"slowest": 4.04}, "4.0s"),
+        ({"hung": 3, "errors": 5}, "H3"),
+        ({"wrong": 2, "hung": 3, "errors": 5}, "W2"),
+        ({"failure": "no server"}, "fail"),
+    ],
+)
+def test_a_square_shows_the_worst_that_happened_in_five_characters(values: dict[str, object], square: str) -> None:
+    assert report.cell(row("kill", **values)).plain == square
+    assert len(square) <= 5
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_nothing_is_cut_off_or_overflows(width: int) -> None:
+    bad = {"errors": 9999, "unwell": 8, "wrong": 44, "hung": 3, "in_doubt": 1, "left": 5, "recoveries": [None], "close_wait": 10}
+    text = shown([made(s.name, **values) for s in SCENARIOS for made, values in ((ours, {}), (row, bad))], width)
+    assert "…" not in text
+    assert max(len(shown_line) for shown_line in text.splitlines()) <= width
+    for scenario in SCENARIOS:
+        assert scenario.name in text
+    for entrant in ENTRANTS:
+        assert len(entrant.title) <= 20
+
+
+def test_the_best_comes_first_and_losses_are_shown() -> None:
+    text = shown([ours("freeze", told=8), row("freeze", slowest=4.0), row("kill", errors=7), ours("kill")])
+    freeze = text[text.index("freeze") :]
+    assert freeze.index("one connection") < freeze.index("unbroken psycopg")  # it told its callers; the other only hung
+    table = text[text.index("league table") :]
+    assert table.index("unbroken psycopg") < table.index("one connection")
+
+
+def test_a_breach_is_told_with_what_was_said() -> None:
+    text = shown([ours("kill", errors=2, samples={"OperationalError: gone": 2}), row("kill", errors=9, samples={"secret noise": 9})])
+    assert "✗ PostgreSQL kill, unbroken psycopg: 2 errors that a user would have seen, 0 allowed" in " ".join(text.split())
+    assert "2 x OperationalError: gone" in text
+    assert "secret noise" not in text
+    assert "unbroken broke its contract in 1 of 1 rows" in text
+
+
+def test_what_everybody_said_is_shown_when_asked_for() -> None:
+    text = shown([ours("kill"), row("kill", errors=9, samples={"server closed": 9})], verbose=True)
+    assert "9 x server closed" in text
+    assert "unbroken kept its contract in all 1 rows" in text
+
+
+def test_who_could_not_be_measured_is_named_with_the_reason() -> None:
+    assert "PostgreSQL kill, one connection: not measured: no memory" in shown([row("kill", failure="no memory")])
+
+
+def test_a_plain_line_tells_a_result() -> None:
+    assert line(row("restart", errors=3, in_doubt=1)) == (
+        "PostgreSQL restart, one connection: 3 errors, slowest 20 ms, back in 12 ms, 1 in doubt"
+    )
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "-"), (0.0, "0 ms"), (0.0124, "12 ms"), (0.9999, "1.0 s"), (1.64, "1.6 s")])
+def test_times_are_short(value: float | None, text: str) -> None:
+    assert report.seconds(value) == text
