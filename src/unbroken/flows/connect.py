@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 
-from unbroken.abc import OUTAGE_KINDS, Connection, Fault
+from unbroken.abc import OUTAGE_KINDS, Connection, Fault, FaultKind
+from unbroken.core.entry import Entry
+from unbroken.core.fault import one_line
 from unbroken.errors import ConnectRejectedError
 from unbroken.flows.state import State
 from unbroken.flows.steps import Call, Connect, Flow, Wait
@@ -37,7 +40,7 @@ def _ask(state: State) -> float | None:
     """When this worker may try: 0.0 now (a place is reserved), more: later; None: not at all."""
     with state.lock, state.server.lock:
         kernel, outage = state.kernel, state.server.outage
-        if kernel.closed or (kernel.wanted == 0 and not (outage.active and kernel.size < kernel.max_size)):
+        if kernel.closed or (state.wants == 0 and not (outage.active and kernel.size < kernel.max_size)):
             return None
         delay = outage.ask(state, state.clock(), len(kernel.waiting))
         if delay is None or (outage.active and state.connectors > 1) or state.connectors > outage.parallel:
@@ -65,18 +68,29 @@ def _open_one(state: State) -> Flow[bool]:
     """Try once, with the place that is reserved. False: this worker should end."""
     started = state.clock()
     conn: Connection = None
+    entry: Entry | None = None
     try:
         conn = yield Connect(state.settings.connect_timeout)
         if not state.server.limit.asked:
             yield from _ask_limit(state, conn)
+        entry = state.adopt(conn)
     except Exception as exc:
-        return _failed(state, exc, started)
+        return _failed(state, exc, started) if conn is None else _reject_object(state, conn, exc)
     finally:
-        if conn is None:
+        if entry is None:
             with state.lock:
                 state.kernel.unreserve()
-    _succeeded(state, conn, state.clock() - started)
+            if conn is not None:  # cancelled in between, or not a connection at all
+                state.driver.close(conn)
+    _succeeded(state, entry, state.clock() - started)
     return True
+
+
+def _reject_object(state: State, conn: Connection, exc: Exception) -> bool:
+    """What the caller's own ``connect=`` gave is no connection of this driver."""
+    text = f"connect= gave {type(conn).__name__}, which is no connection of {state.driver.name} ({type(exc).__name__}: {exc})"
+    _reject(state, exc, Fault(FaultKind.REJECTED, text=one_line(text)))
+    return False
 
 
 def _ask_limit(state: State, conn: Connection) -> Flow[None]:
@@ -97,10 +111,10 @@ def _ask_limit(state: State, conn: Connection) -> Flow[None]:
     state.decide_policy()
 
 
-def _succeeded(state: State, conn: Connection, took: float) -> None:
-    entry = state.adopt(conn)
+def _succeeded(state: State, entry: Entry, took: float) -> None:
     with state.lock, state.server.lock:
         ended = state.server.outage.succeeded(state.clock())
+        state.rejected_at = -math.inf
         state.counters.opened += 1
         state.counters.connect_seconds += took
         if ended is not None:
@@ -148,6 +162,7 @@ def _reject(state: State, exc: Exception, fault: Fault) -> None:
         told.__cause__ = exc
         return told
 
+    state.rejected_at = state.clock()
     with state.lock:
         state.counters.connect_failures += 1
         tickets = state.kernel.fail(error)

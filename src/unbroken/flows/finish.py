@@ -129,9 +129,10 @@ def _cause_of(fault: Fault) -> Cause:
 def translated(state: State, entry: Entry, exc: BaseException, deadline: float | None) -> BaseException:
     """The error that the caller should see for *exc*: its own, unless we were the ones who ended the connection."""
     if entry.cause is Cause.DEADLINE and isinstance(exc, Exception) and not isinstance(exc, CommitUnknownError | DeadlineExceeded):
+        limit = "" if deadline is None else f" of {deadline} s"  # a unit's deadline bounds all of its leases together
         error = state.error(
             DeadlineExceeded,
-            f"work on a connection to {state.driver.target.label} took longer than its deadline of {deadline} s; its connection was ended",
+            f"work on a connection to {state.driver.target.label} took longer than its deadline{limit}; its connection was ended",
         )
         error.__cause__ = exc
         return error

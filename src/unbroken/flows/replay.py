@@ -9,7 +9,7 @@ from typing import Any
 
 from unbroken.abc import FaultKind
 from unbroken.core.unit import Action, Unit
-from unbroken.errors import CommitUnknownError, for_driver
+from unbroken.errors import CommitUnknownError, DeadlineExceeded, for_driver
 from unbroken.flows.finish import LOOK_FIRST
 from unbroken.flows.steps import Attempt, Flow, Wait
 
@@ -39,7 +39,7 @@ def replay(
             return (yield Attempt(work))
         except Exception as exc:
             fault = unit.fault_of(exc)
-            if fault is None:
+            if fault is None or isinstance(exc, DeadlineExceeded):  # the caller's time is up, whatever broke for it
                 raise
             verdict = unit.verdict(fault)
             if verdict.action is Action.COMMIT_UNKNOWN and not isinstance(exc, CommitUnknownError):

@@ -7,6 +7,7 @@ import threading
 from typing import Any
 from weakref import WeakSet
 
+from unbroken.abc import BaseDriver
 from unbroken.core.idle_limit import IdleLimit
 from unbroken.core.outage import Outage
 
@@ -20,6 +21,18 @@ class Server:
         self.outage = Outage()
         self.limit = IdleLimit()
         self.pools: WeakSet[Any] = WeakSet()
+
+
+def server_of(driver: BaseDriver) -> Server:
+    """This process's record of the server that *driver* connects to.
+
+    Where the caller's own ``connect=`` leads is not known: then nothing is shared, else one server's outage would close the
+    pools of all others.
+    """
+    target = driver.target
+    if target.host is None and target.unix_socket is None and getattr(driver, "_connect", None) is not None:
+        return Server()
+    return server_at(target.server)
 
 
 _records: dict[tuple[int, str], Server] = {}

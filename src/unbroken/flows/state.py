@@ -7,6 +7,7 @@ they call the moves here. Locks are held for decisions only: logging, closing an
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import weakref
@@ -24,7 +25,7 @@ from unbroken.core.health import Policy
 from unbroken.core.kernel import Kernel, Ticket
 from unbroken.core.unit import Unit, current
 from unbroken.errors import E, PoolClosedError, for_driver
-from unbroken.flows.servers import Server, server_at
+from unbroken.flows.servers import Server, server_of
 from unbroken.flows.steps import Flow
 from unbroken.net import keepalive, last_words, liveness, severance, traffic
 from unbroken.net.glance import Glance
@@ -60,6 +61,10 @@ class Shell(Protocol):
         """Who has a lent *entry*, and where they are now: a thread or a task with its stack."""
 
 
+#: After a no (a wrong password, say) nobody but a caller has the server asked again for so long: some lock an account.
+REJECTED_PAUSE = 30.0
+
+
 class State:
     """One pool in one process. Made anew, from nothing, in a forked child."""
 
@@ -80,7 +85,7 @@ class State:
         self.shell = shell
         self.name = name
         self.emit = emit
-        self.server: Server = server_at(driver.target.server)
+        self.server: Server = server_of(driver)
         self.server.pools.add(self)
         self.lock = shell.new_lock()
         self.kernel = Kernel(settings.max_size, settings.min_size)
@@ -94,6 +99,7 @@ class State:
         self.connector = connector  #: the flow that opens connections
         self.connectors = 0  #: how many of them are at work
         self.bell: Any = None  #: the sleeping prober's signal
+        self.rejected_at = -math.inf  #: when the server last said no: see :meth:`wants`
         self.forgotten: deque[Entry] = deque()  #: finalizers append here; they must not take the lock
         self.suspects: dict[tuple[int, int], float] = {}  #: strays, and since when they are one
         self.last_collect = 0.0
@@ -182,10 +188,18 @@ class State:
         for ticket in tickets:
             self.shell.wake(ticket.signal)
 
+    @property
+    def wants(self) -> int:
+        """How many more connections ought to be opened now. After a no of the server, not for min_size's sake alone for a while."""
+        kernel = self.kernel
+        if not kernel.waiting and (kernel.size >= kernel.min_size or self.clock() - self.rejected_at < REJECTED_PAUSE):
+            return 0
+        return kernel.wanted
+
     def order(self) -> None:
         """See to it that what is wanted is being opened, and that a sleeping prober hears of a caller."""
         kernel = self.kernel
-        if not kernel.waiting and kernel.size >= kernel.min_size:
+        if not kernel.waiting and not self.wants:
             return
         with self.lock:
             if self.bell is not None and kernel.waiting:
@@ -193,7 +207,7 @@ class State:
                 self.shell.wake(bell)
             outage = self.server.outage
             somebody_else = outage.active and outage.prober not in (None, self)
-            missing = 0 if somebody_else else max(0, min(kernel.wanted, outage.parallel - self.connectors))
+            missing = 0 if somebody_else else max(0, min(self.wants, outage.parallel - self.connectors))
             self.connectors += missing
         for _ in range(missing):
             try:
