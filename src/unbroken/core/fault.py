@@ -146,7 +146,7 @@ _MYSQL_CAUSES: dict[int, Cause | None] = {
     1152: None,  # ER_ABORTING_CONNECTION
     1184: None,  # ER_NEW_ABORTING_CONNECTION
     1158: None,  # ER_NET_READ_ERROR
-    1159: Cause.IDLE_LIMIT,  # ER_NET_READ_INTERRUPTED: MariaDB's last word when wait_timeout strikes
+    1159: Cause.IDLE_LIMIT,  # ER_NET_READ_INTERRUPTED: the server waited for us too long
     1160: None,  # ER_NET_ERROR_ON_WRITE
     1161: Cause.SILENT_DROP,  # ER_NET_WRITE_INTERRUPTED: the server could not write to us in net_write_timeout
 }
