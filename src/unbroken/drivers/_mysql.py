@@ -172,7 +172,7 @@ def tell(conn: Any, ledger: Any, command: int, sql: Any) -> bool | None:
 
 def answered(conn: Any, commits: bool, error: BaseException | None, alive: bool) -> None:
     """Tell the ledger what became of a COMMIT (*commits* True) or a ROLLBACK (False)."""
-    ledger = unit.current()
+    ledger = unit.current(id(conn))
     if ledger is None:
         return
     if error is None:

@@ -42,7 +42,7 @@ def _watched(base: Any) -> Any:
         def pgconn(self) -> Any:
             pgconn = self.__dict__["pgconn"]
             caller = sys._getframe(1).f_globals.get("__name__", "")
-            if caller.startswith(("psycopg", "unbroken.")) or unit.current() is None:
+            if caller.startswith(("psycopg", "unbroken.")) or unit.current(id(self)) is None:
                 return pgconn
             return _SeenPGconn(pgconn, id(self))
 
@@ -56,19 +56,19 @@ def _watched(base: Any) -> Any:
             return cursor
 
         def pipeline(self) -> Any:
-            ledger = unit.current()
+            ledger = unit.current(id(self))
             if ledger is not None:
                 ledger.doubt("psycopg's pipeline mode: answers come later than statements", conn_id=id(self))
             return super().pipeline()
 
         def _start_query(self) -> Generator[Any, Any, None]:
-            ledger = unit.current()
+            ledger = unit.current(id(self))
             if ledger is not None and not self.__dict__.pop("_unbroken_told", False):
                 ledger.statement(None, _commits_itself(self), conn_id=id(self))  # a cursor that was made before the watch began
             yield from super()._start_query()
 
         def _exec_command(self, command: Any, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-            ledger = unit.current()
+            ledger = unit.current(id(self))
             if ledger is None:
                 return (yield from super()._exec_command(command, *args, **kwargs))
             sql = _text(command, self)
@@ -108,7 +108,7 @@ def _watched_cursor(base: Any) -> Any:
         unwatched = base
 
         def _start_query(self, query: Any = None) -> Generator[Any, Any, None]:
-            conn, ledger = self._conn, unit.current()
+            conn, ledger = self._conn, unit.current(id(self._conn))
             if ledger is None or not hasattr(type(conn), "unwatched"):
                 yield from super()._start_query(query)
                 return
@@ -129,11 +129,11 @@ def _watched_cursor(base: Any) -> Any:
             try:
                 yield from super()._execute_gen(*args, **kwargs)
             except psycopg.Error as error:
-                ledger = unit.current()
+                ledger = unit.current(id(self._conn))
                 if state.pop("_unbroken_ends", None) and ledger is not None and _postgresql.refused_commit(error.sqlstate, str(error)):
                     ledger.commit_failed(conn_id=id(self._conn))
                 raise
-            ends, ledger = state.pop("_unbroken_ends", None), unit.current()
+            ends, ledger = state.pop("_unbroken_ends", None), unit.current(id(self._conn))
             if ends is not None and ledger is not None and self.pgresult is not None and not self._conn._pipeline:
                 _postgresql.answered(ledger, id(self._conn), ends, self.pgresult.command_status)
 
@@ -172,7 +172,7 @@ class _SeenPGconn:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith(("exec", "send_", "put_copy", "reset", "enter_pipeline", "prepare", "pipeline_sync")) or name == "pgconn_ptr":
-            ledger = unit.current()
+            ledger = unit.current(self._conn_id)
             if ledger is not None:
                 ledger.doubt(f"pgconn.{name}: libpq was used directly", conn_id=self._conn_id)
         return getattr(self._pgconn, name)

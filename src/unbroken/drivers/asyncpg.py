@@ -236,7 +236,7 @@ class _Seen:
         return await self._sent(copy_stmt, self._real.copy_out(copy_stmt, *args, **kwargs))
 
     async def _sent(self, sql: Any, sending: Awaitable[Any]) -> Any:
-        ledger = unit.current()
+        ledger = unit.current(self._conn_id)
         if ledger is None:
             return await sending
         ends = _postgresql.about_to_send(ledger, self._conn_id, str(sql), not self._real.is_in_transaction())

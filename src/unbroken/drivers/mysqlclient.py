@@ -249,7 +249,7 @@ def watched(base: Any) -> Any:
         unwatched = plain
 
         def query(self, query: Any) -> None:
-            ledger = unit.current()
+            ledger = unit.current(id(self))
             if ledger is None:
                 super().query(query)
             elif is_commit(query):
@@ -261,7 +261,7 @@ def watched(base: Any) -> Any:
                     ledger.rolled_back(conn_id=id(self))
 
         def commit(self) -> None:
-            ledger = unit.current()
+            ledger = unit.current(id(self))
             if ledger is None:
                 super().commit()
             else:
@@ -269,12 +269,12 @@ def watched(base: Any) -> Any:
 
         def rollback(self) -> None:
             super().rollback()
-            ledger = unit.current()
+            ledger = unit.current(id(self))
             if ledger is not None:
                 ledger.rolled_back(conn_id=id(self))
 
         def autocommit(self, on: Any) -> None:
-            ledger = unit.current()
+            ledger = unit.current(id(self))
             if ledger is not None and bool(on) != self.get_autocommit():
                 ledger.statement(f"SET autocommit={int(bool(on))}", None, conn_id=id(self))
             super().autocommit(on)
@@ -310,7 +310,7 @@ def _doubtful(cls: type[Any], base: type[Any], name: str) -> None:
         return
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        ledger = unit.current()
+        ledger = unit.current(id(self))
         if ledger is not None:
             ledger.doubt(f"{name}() of mysqlclient", conn_id=id(self))
         return plain(self, *args, **kwargs)

@@ -56,10 +56,10 @@ class _Base:
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
         """From the last ReadyForQuery; None in the middle of an exchange or of a pipeline."""
-        pgconn = real_pgconn(conn)
-        if pgconn.status != _OK or pgconn.pipeline_status:
+        pgconn = conn.__dict__["pgconn"]  # as real_pgconn; asked at the end of every lease, where a call costs as much as all of this
+        if pgconn.pipeline_status:
             return None
-        status = pgconn.transaction_status
+        status = pgconn.transaction_status  # 4 where the connection is lost
         return False if status == _IDLE else True if status in (_IN_TRANSACTION, _IN_ERROR) else None
 
     def is_quiet(self, conn: Connection) -> bool:

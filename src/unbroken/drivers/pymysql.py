@@ -256,7 +256,7 @@ def watched(base: Any) -> Any:
         unwatched = plain
 
         def _execute_command(self, command: int, sql: Any) -> None:
-            ledger = unit.current()
+            ledger = unit.current(id(self))
             pending = None
             if ledger is not None and command not in (_mysql.COM_PING, _mysql.COM_INIT_DB):
                 pending = _mysql.tell(self, ledger, command, sql)

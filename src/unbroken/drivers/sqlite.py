@@ -162,6 +162,6 @@ class _Connection(sqlite3.Connection):
 
 
 def _tell(conn: Any, sql: str) -> None:
-    ledger = unit.current()
+    ledger = unit.current(id(conn))
     if ledger is not None:
         ledger.statement(sql, not conn.in_transaction, conn_id=id(conn))
