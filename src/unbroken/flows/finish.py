@@ -94,7 +94,7 @@ def _unfit(state: State, entry: Entry, exc: Exception) -> bool:
 
 def after_error(state: State, entry: Entry, conn: Connection, exc: BaseException, unit: Unit | None) -> Flow[bool]:
     """The work raised *exc*: roll back. False: the connection is lost or in the middle of something; throw it away."""
-    fault = state.classify(exc)
+    fault = _fault_of(state, entry, conn, exc)
     if unit is not None:
         unit.note(exc, fault)
     if fault.is_lost:
@@ -111,6 +111,16 @@ def after_error(state: State, entry: Entry, conn: Connection, exc: BaseException
     if callable(state.settings.reset):
         return (yield from reset(state, entry, conn))
     return (yield from roll_back(state, entry, conn))
+
+
+def _fault_of(state: State, entry: Entry, conn: Connection, exc: BaseException) -> Fault:
+    """What *exc* means for *conn*. A ConnectionError or TimeoutError may also be about something else that the work does."""
+    fault = state.classify(exc)
+    if not fault.is_lost or isinstance(exc, state.driver.errors) or entry.cause is not None:
+        return fault
+    if state.driver.is_quiet(conn) and judge(entry.poll(0)) is Liveness.ALIVE:
+        return Fault(FaultKind.OTHER, None, fault.code, fault.text)
+    return fault
 
 
 def _condemn_lost(state: State, entry: Entry, fault: Fault) -> None:
