@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from threading import get_ident
 from time import monotonic
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from unbroken.abc import Connection, Driver, Observer, Target
 from unbroken.core.entry import Entry
@@ -125,24 +125,24 @@ class ThreadShell:
                 timer.cancel()
 
 
-#: What a lease holds before and after.
-_Held: TypeAlias = tuple[Any, Any, Any, Any]
-_NOTHING: _Held = (None, None, None, None)
-
-
 class Lease:
-    """``with pool.connection() as conn:`` lends a connection, commits on success, rolls back on an exception."""
+    """``with pool.connection() as conn:`` lends a connection, commits on success, rolls back on an exception.
 
-    __slots__ = ("_held", "_pool")
+    Without ``__init__``: whoever makes one sets ``_pool``, since a call costs more than an attribute.
+    """
+
+    __slots__ = ("_begun", "_conn", "_entry", "_pool", "_state")
 
     _timeout: float | None = None
     _deadline: float | None = None
     _transaction = True
-    _held: _Held  #: state, entry, connection; and (unit, timer) where _begin was needed
     _plain = True  #: nothing to do at the beginning, unless a unit of work looks on
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    _pool: Pool
+    _state: Any  #: a State, whose driver and shell are the blocking ones
+    _entry: Entry
+    _conn: Connection
+    _begun: tuple[Unit | None, Any] | None  #: unit and timer, where _begin was needed
 
     def __enter__(self) -> Connection:
         state = self._pool._state
@@ -161,22 +161,22 @@ class Lease:
                     entry.holder = get_ident()
                     entry.taken_at = now
                     entry.uses += 1
-                    conn = entry.conn
+                    self._state, self._entry, self._begun = state, entry, None
+                    self._conn = conn = entry.conn
                     state.lent[entry.key] = entry
                     entry.conn = entry.anchor
-                    self._held = (state, entry, conn, None)
                     if self._plain and glimpse() is None:
                         return conn
                     return self._begin()
         state, entry, conn = self._pool._acquire_slowly(entry, self._timeout, self._deadline, _getframe(1))
-        self._held = (state, entry, conn, None)
+        self._state, self._entry, self._conn, self._begun = state, entry, conn, None
         if self._plain and glimpse() is None:
             return conn
         return self._begin()
 
     def _begin(self) -> Connection:
         """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN."""
-        state, entry, conn, _ = self._held
+        state, entry, conn = self._state, self._entry, self._conn
         unit, timer = current(), None
         try:
             until = math.inf if self._deadline is None else entry.taken_at + self._deadline
@@ -185,7 +185,7 @@ class Lease:
                 state.join(unit, entry, conn)
             if until != math.inf:
                 timer = state.arm(entry, until)
-            self._held = (state, entry, conn, (unit, timer))
+            self._begun = (unit, timer)
             if self._transaction and not state.plain:
                 state.driver.begin(conn)
         except BaseException as exc:
@@ -194,16 +194,16 @@ class Lease:
         return conn
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        state, entry, conn, begun = self._held
+        state, entry, conn = self._state, self._entry, self._conn
         if (
             exc is None
-            and begun is None
+            and self._begun is None
             and state.mark[0]
             and state.left_open(conn) is False
             and entry.cause is None  # what is condemned must not stand in idle even for a moment: a taker does not look
             and state.lent.pop(entry.key, None) is entry
         ):
-            self._held = _NOTHING
+            self._conn = None
             entry.last_used = state.now
             entry.conn = conn
             state.idle.append(entry)
@@ -214,13 +214,13 @@ class Lease:
 
     def _leave(self, exc: BaseException | None) -> None:
         """The end of a lease that needs more than a glance. Raises what the caller should see, if that is not *exc*."""
-        state, entry, conn, begun = self._held
-        self._held = _NOTHING
+        state, entry, conn = self._state, self._entry, self._conn
+        self._conn = None
         if not state.mark[0]:
             self._pool._left_in_child(state, exc)
             return
         do = state.shell.do
-        unit, timer = begun or (None, None)
+        unit, timer = self._begun or (None, None)
         seen, healthy = exc, False
         try:
             if exc is None:
@@ -250,7 +250,7 @@ class BoundedLease(Lease):
     _plain = False
 
     def __init__(self, pool: Pool, timeout: float | None, deadline: float | None, transaction: bool) -> None:
-        super().__init__(pool)
+        self._pool = pool
         self._timeout = timeout
         self._deadline = deadline
         self._transaction = transaction
@@ -318,7 +318,9 @@ class Pool:
         answer to the COMMIT was lost; what the work raised.
         """
         if timeout is deadline is self._simple and transaction:
-            return Lease(self)
+            lease = Lease()
+            lease._pool = self
+            return lease
         return BoundedLease(self, timeout, self.settings.deadline if deadline is None else deadline, transaction)
 
     def acquire(self, timeout: float | None = None) -> Connection:
@@ -422,9 +424,10 @@ class Pool:
         code, lasti = caller.f_code, caller.f_lasti
 
         def work() -> T:
-            lease = Lease(self)
+            lease = Lease()
+            lease._pool = self
             with lease as conn:
-                entry = lease._held[1]
+                entry = lease._entry
                 entry.code, entry.lasti = code, lasti  # who called run is the place that took it
                 return fn(conn, *args, **kwargs)
 
