@@ -253,11 +253,17 @@ class Cable:
         self._open = threading.Event()
         self._open.set()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._blocked: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def block(self) -> None:
         """Nothing passes any more, in either direction; nobody is told. New connections are accepted and hear nothing."""
         self._open.clear()
+
+    def block_present(self) -> None:
+        """Nothing passes any more on the connections that there are; new ones are well. As a NAT that forgot them."""
+        for pair in self._pairs:
+            self._blocked.update(pair)
 
     def unblock(self) -> None:
         self._open.set()
@@ -289,6 +295,8 @@ class Cable:
         with suppress(OSError):
             while data := client.recv(65536):
                 self._open.wait()
+                if client in self._blocked:
+                    continue
                 self.messages += 1
                 if self.cut_before is not None and self.cut_before in data.upper():
                     self.cut_before = None
@@ -298,7 +306,8 @@ class Cable:
                     self.cut_after = None
                     cut.set()
                 server.sendall(data)
-        self._end(client, server)
+        if client not in self._blocked:
+            self._end(client, server)
 
     def _down(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
         with suppress(OSError):
@@ -308,7 +317,8 @@ class Cable:
                     self.cuts += 1
                     break
                 client.sendall(data)
-        self._end(client, server)
+        if client not in self._blocked:
+            self._end(client, server)
 
     @staticmethod
     def _end(*socks: socket.socket) -> None:

@@ -68,6 +68,8 @@ def ping(state: State, entry: Entry, timeout: float) -> Flow[bool]:
         cause = fault.cause if fault.cause is not None and fault.cause is not Cause.LOST else Cause.SILENT_DROP
         state.bury(entry, cause, fault.text)
         state.sweep()
+        if cause is Cause.SILENT_DROP:
+            state.drop_silent(idle)
         return False
     except BaseException:
         state.bury(entry, Cause.CANCELLED)

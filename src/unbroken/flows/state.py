@@ -228,7 +228,8 @@ class State:
 
     def finish_off(self, entry: Entry) -> None:
         """Close an entry that has left the kernel; count and log why."""
-        if entry.fd is not None:
+        if entry.fd is not None and severance.identity(entry.fd) == entry.identity:
+            # Else its driver has closed it, and the number may be another connection's by now.
             self.sockets.forget(entry.fd)
             self.shell.watcher.unwatch(entry.fd)
         if entry.conn is not None:
@@ -253,14 +254,25 @@ class State:
 
     def sweep(self) -> int:
         """Look at every idle socket in one poll and bury the dead: how many."""
-        by_fd = {e.fd: e for e in tuple(self.kernel.idle) if e.fd is not None}
+        by_fd = {e.fd: e for e in list(self.kernel.idle) if e.fd is not None}
         if not by_fd:
             return 0
         dead = [by_fd[fd] for fd, look in liveness.sweep(by_fd).items() if look is liveness.Liveness.DEAD]
+        return self._evict(dead, self.explain)
+
+    def drop_silent(self, idle: float) -> int:
+        """A connection that was idle for *idle* seconds does not answer: drop those that were as long, or that need a ping.
+
+        What forgot one (a NAT, a balancer) forgot the others too, and a caller must not wait for the silence of each.
+        """
+        since = self.clock() - min(idle, self.fresh_for)
+        return self._evict([e for e in list(self.kernel.idle) if e.last_used <= since], lambda _: (Cause.SILENT_DROP, ""))
+
+    def _evict(self, entries: list[Entry], why: Callable[[Entry], tuple[Cause, str]]) -> int:
         with self.lock:
-            taken = self.kernel.take(dead)
+            taken = self.kernel.take(entries)
         for entry in taken:
-            entry.condemn(*self.explain(entry))
+            entry.condemn(*why(entry))
             self.finish_off(entry)
         if taken:
             self.order()

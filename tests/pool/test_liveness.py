@@ -1,0 +1,228 @@
+"""Connections that end while nobody uses them, and while somebody holds them: never an error, never a socket left behind."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+
+import pytest
+
+
+def fill(face, pool, number):
+    """Open *number* connections and give them all back: their sessions."""
+    held = [pool.acquire() for _ in range(number)]
+    sessions = [face.session(conn) for conn in held]
+    for conn in held:
+        pool.release(conn)
+    assert pool.stats().idle == number
+    return sessions
+
+
+def test_all_sessions_killed_is_no_error(own_face):
+    pool = own_face.pool(max_size=8)
+    for _ in range(3):
+        old = fill(own_face, pool, 8)
+        assert own_face.server.kill_sessions() == 8
+        with pool.connection() as conn:
+            assert own_face.session(conn) not in old
+
+
+def test_the_watcher_evicts_all_that_were_killed_without_any_traffic(own_face, until):
+    pool = own_face.pool(max_size=8)
+    fill(own_face, pool, 8)
+    own_face.server.kill_sessions()
+    until(lambda: pool.stats().size == 0, 1.0)
+    until(lambda: sum(pool.stats().closed.values()) == 8)
+    if not own_face.is_mysql:
+        assert pool.stats().closed == {"killed": 8}
+
+
+def test_what_was_killed_just_before_an_acquire_is_never_handed_out(own_face, until):
+    """Without the watcher's help: what the kernel knows at the moment of the acquire is enough."""
+    pool = own_face.pool(max_size=4)
+    pool._state.ended = lambda entry: None
+    for _ in range(10):
+        old = fill(own_face, pool, 4)
+        own_face.server.kill_sessions()
+        until(lambda: len(pool._state.sockets.dead()) == 4)
+        conn = pool.acquire()
+        assert own_face.session(conn) not in old
+        pool.release(conn)
+
+
+def test_acquires_while_sessions_are_being_killed_never_get_a_dead_one_twice(own_face, in_threads):
+    """A kill may strike after the acquire: then the next acquire must be well."""
+    pool, stop = own_face.pool(max_size=4), threading.Event()
+    failures = []
+
+    def work(i):
+        if i == 0:
+            for _ in range(20):
+                own_face.server.kill_sessions()
+                time.sleep(0.02)
+            stop.set()
+            return
+        while not stop.is_set():
+            conn = pool.acquire()
+            sent = time.monotonic()
+            try:
+                own_face.ask(conn, "SELECT 1")
+            except pool._driver.errors:
+                failures.append(time.monotonic() - sent)
+            pool.release(conn)
+
+    assert in_threads(5, work) == [None] * 5
+    stats = pool.stats()
+    assert stats.used == stats.waiting == 0
+    with pool.connection() as conn:
+        assert own_face.ask(conn, "SELECT 1") == 1
+    assert len(failures) <= 20 * 4  # at most what was lent at each of the 20 kills
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["limit known", "limit not known"])
+def test_the_servers_idle_limit_is_asked_for_and_is_never_an_error(own_face, until, knows):
+    face = own_face
+    face.server.set(**{"wait_timeout": 1} if face.is_mysql else {"idle_session_timeout": "1s"})
+    pool = face.pool(max_size=4, idle_limit=None if knows else math.inf)
+    fill(face, pool, 4)
+    assert pool.stats().idle_limit == 1.0
+    until(lambda: face.server.sessions() == [])
+    until(lambda: pool.stats().size == 0)
+    with pool.connection() as conn:
+        assert face.ask(conn, "SELECT 1") == 1
+    until(lambda: sum(pool.stats().closed.values()) >= 4)
+    assert pool.stats().closed == ({"max idle": 4} if knows else {"idle limit": 4})
+
+
+def test_what_is_kept_warm_is_exercised_before_the_servers_limit_strikes(own_face):
+    face = own_face
+    face.server.set(**{"wait_timeout": 1} if face.is_mysql else {"idle_session_timeout": "1s"})
+    pool = face.pool(min_size=2)
+    pool.check()
+    sessions = {s.id for s in face.server.sessions()}
+    end = time.monotonic() + 2.5
+    while time.monotonic() < end:
+        time.sleep(0.1)
+        assert pool.stats().size == 2
+    assert {s.id for s in face.server.sessions()} >= sessions
+    assert pool.stats().pings > 0
+    assert sum(pool.stats().closed.values()) == 0
+
+
+def test_where_the_limit_may_not_be_asked_it_is_learned_from_the_deaths(own_face, until):
+    face = own_face
+    cable = face.cable()  # something between us and the server that ends what is idle, and says nothing
+    pool = face.pool(face.through(cable), max_size=2, leak_after=0.2)  # looks at the clock every 0.05 s
+    for seconds in (0.9, 0.95):
+        fill(face, pool, 1)
+        time.sleep(seconds)
+        cable.sever()
+        until(lambda: pool.stats().size == 0)
+    assert pool.stats().idle_limit == pytest.approx(0.95, abs=0.25)
+
+
+def test_no_socket_stays_in_close_wait_not_even_one_that_is_held(own_face, until, in_close_wait):
+    pool = own_face.pool(max_size=6)
+    fill(own_face, pool, 6)
+    held = [pool.acquire() for _ in range(3)]
+    own_face.server.kill_sessions()
+    until(lambda: in_close_wait() == 0 and pool.stats().size == 3, 1.0)
+    for conn in held:
+        pool.release(conn)
+    assert pool.stats().size == 0
+
+
+def test_a_killed_connection_that_is_held_does_not_slow_down_the_others(own_face, until):
+    """A death that is known must not be seen again and again by each look at all sockets."""
+    pool = own_face.pool(max_size=3)
+    held = pool.acquire()
+    own_face.server.kill_sessions()
+    entry = next(iter(pool._state.kernel.lent.values()))
+    until(lambda: entry.cause is not None)
+    assert not pool._state.glance()
+    pool.release(held)
+
+
+def test_two_hundred_idle_connections_are_all_seen_to_die(own_face, until):
+    if own_face.name != "pymysql":
+        pytest.skip("once is enough: nothing here depends on the driver")
+    own_face.server.admin("SET GLOBAL max_connections = 300")
+    pool = own_face.pool(max_size=200)
+    fill(own_face, pool, 200)
+    assert own_face.server.kill_sessions() == 200
+    with pool.connection() as conn:
+        assert own_face.ask(conn, "SELECT 1") == 1
+    until(lambda: sum(pool.stats().closed.values()) == 200, 2.0)
+
+
+def test_a_silent_drop_is_found_by_a_ping_before_the_connection_is_lent(face):
+    cable = face.cable()
+    pool = face.pool(face.through(cable), ping_after=0.05, ping_timeout=0.3)
+    old = fill(face, pool, 1)
+    cable.block()
+    time.sleep(0.1)
+    timer = threading.Timer(0.5, cable.unblock)
+    timer.start()
+    with pool.connection() as conn:
+        assert face.session(conn) not in old
+    timer.join()
+    assert pool.stats().closed == {"silent drop": 1}
+
+
+def test_many_silent_drops_cost_one_ping_and_not_one_each(face):
+    """A NAT forgets all of its idle connections at once: a caller must not wait for the ping of each."""
+    cable = face.cable()
+    pool = face.pool(face.through(cable), ping_after=0.05, ping_timeout=0.5, max_size=8, acquire_timeout=3.0)
+    old = fill(face, pool, 8)
+    time.sleep(0.1)
+    cable.block_present()
+    started = time.monotonic()
+    with pool.connection() as conn:
+        assert face.session(conn) not in old
+    assert time.monotonic() - started < 2 * 0.5 + 0.4
+
+
+def test_what_waits_to_be_read_is_not_taken_for_a_death(postgres, faces, until):
+    face = faces("psycopg", postgres)
+    pool = face.pool(face.url(autocommit="true"))
+    with pool.connection() as conn:
+        mine = face.session(conn)
+        face.do(conn, "LISTEN news")
+    with face.pool().connection() as other:
+        face.do(other, "NOTIFY news, 'hello'")
+    until(lambda: next(iter(pool._state.idle)).poll(0))
+    with pool.connection() as conn:
+        assert face.session(conn) == mine
+    assert pool.stats().opened == 1
+
+
+def test_the_descriptors_number_of_a_forgotten_connection_may_be_in_use_again(own_face, until):
+    """What was forgotten is closed by its driver; by the time the pool hears of it, its number may be another's."""
+    face = own_face
+    pool = face.pool(max_size=2)
+    conn = pool.acquire()
+    number = pool._driver.fileno(conn)
+    del conn  # forgotten; nobody has looked yet
+    fresh = pool.acquire()
+    assert pool._driver.fileno(fresh) == number
+    mine = face.session(fresh)
+    until(lambda: pool.stats().closed == {"forgotten": 1})
+    pool.release(fresh)
+    face.server.kill_sessions()
+    until(lambda: pool.stats().size == 0, 1.0)  # nobody forgot to look at the new one
+    with pool.connection() as conn:
+        assert face.session(conn) != mine
+
+
+def test_keepalive_is_set_on_the_socket(face):
+    import socket
+
+    pool = face.pool(keepalive=17.0)
+    with pool.connection() as conn:
+        sock = socket.socket(fileno=pool._driver.fileno(conn))
+        try:
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 17
+        finally:
+            sock.detach()
