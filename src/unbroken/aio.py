@@ -14,11 +14,12 @@ import math
 import os
 import sys
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from threading import get_ident
 from time import monotonic
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 from unbroken.abc import AsyncDriver, Cause, Connection, Observer, Target
@@ -56,6 +57,8 @@ class LoopShell:
         self.loop = loop
         self.watcher = LoopWatcher(loop)
         self._tasks: set[asyncio.Task[Any]] = set()  # a loop holds its tasks weakly only
+        self.finalizer: weakref.finalize[..., Any] | None = None  #: for a pool that is dropped
+        self.farewell: AsyncGenerator[None, None] | None = None  #: for a loop that ends
 
     def new_lock(self) -> AbstractContextManager[Any]:
         """Nothing to lock: between two awaits a task is alone."""
@@ -88,13 +91,20 @@ class LoopShell:
             self.loop.call_soon_threadsafe(function)
 
     def describe_holder(self, entry: Entry) -> str:
-        """The tasks that are inside the function that took *entry*, and where they are now."""
+        """The task that has *entry*, and where it is now: one that is inside the function that took it, best with it in a variable."""
+        conn = None if entry.ref is None else entry.ref()
+        found: tuple[asyncio.Task[Any], list[FrameType]] | None = None
         for task in asyncio.all_tasks(self.loop):
-            frames = task.get_stack(limit=8)
+            frames = _stack(task)
             if any(frame.f_code is entry.code for frame in frames):
-                lines = "\n".join(f"  {f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_qualname}" for f in frames)
-                return f"task {task.get_name()}, which is now at:\n{lines}"
-        return "a task that has ended"
+                found = found or (task, frames)
+                if conn is not None and any(value is conn for frame in frames for value in frame.f_locals.values()):
+                    found = (task, frames)
+                    break
+        if found is None:
+            return "a task that is not there any more"
+        lines = "\n".join(f"  {f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_qualname}" for f in found[1][-8:])
+        return f"task {found[0].get_name()}, which is now at:\n{lines}"
 
     async def do(self, step: Any) -> Any:
         """Do one step of a flow."""
@@ -126,6 +136,18 @@ class LoopShell:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _stack(task: asyncio.Task[Any]) -> list[FrameType]:
+    """Where a suspended *task* is, innermost last. (``Task.get_stack`` knows its outermost coroutine only.)"""
+    frames: list[FrameType] = []
+    inside: Any = task.get_coro()
+    while inside is not None:
+        frame = getattr(inside, "cr_frame", None) or getattr(inside, "gi_frame", None)
+        if frame is not None:
+            frames.append(frame)
+        inside = getattr(inside, "cr_await", None) or getattr(inside, "gi_yieldfrom", None)
+    return frames
 
 
 class AsyncLease:
@@ -242,6 +264,9 @@ class AsyncLease:
         do = state.shell.do
         seen, healthy = exc, False
         try:
+            if isinstance(exc, GeneratorExit):  # the block was collected in the middle: nothing can be awaited any more
+                healthy = _is_spotless(state, entry, conn, Cause.FORGOTTEN)
+                return
             if exc is None:
                 try:
                     await run_async(finish.success(state, entry, conn, self._unit, commit=self._transaction), do)
@@ -250,6 +275,9 @@ class AsyncLease:
                     seen = error
             if seen is not None:
                 healthy = await run_async(finish.after_error(state, entry, conn, seen, self._unit), do)
+        except BaseException:  # struck while it committed or rolled back
+            healthy = _is_spotless(state, entry, conn, Cause.CANCELLED)
+            raise
         finally:
             if self._timer is not None:
                 self._timer.cancel()
@@ -259,6 +287,14 @@ class AsyncLease:
             shown = finish.translated(state, entry, seen, self._deadline)
             if shown is not exc:
                 raise shown
+
+
+def _is_spotless(state: State, entry: Entry, conn: Connection, otherwise: Cause) -> bool:
+    """Whether *conn* may be lent again just as it is; else it is condemned, *otherwise* being why."""
+    if entry.cause is None and state.driver.is_quiet(conn) and state.is_clean(entry, conn):
+        return True
+    entry.condemn(otherwise)
+    return False
 
 
 class AsyncPool:
@@ -282,16 +318,9 @@ class AsyncPool:
         self._driver = open_driver(target, is_async=True, connect=connect, driver=driver)
         self.settings = bounded(self._driver, self.settings)
         self.name = self.settings.name or self._driver.target.label
-        self._observers = observers
-        self._states: dict[tuple[int, int], tuple[asyncio.AbstractEventLoop, State]] = {}
+        self._emit = partial(_tell, observers)  # no method: a state must not keep its pool alive
+        self._states: dict[tuple[int, int], State] = {}
         self._home: tuple[Any, Any] = (None, _NO_STATE)
-
-    def _emit(self, event: str, fields: Mapping[str, Any]) -> None:
-        for observer in self._observers:
-            try:
-                observer(event, fields)
-            except Exception:
-                log.exception("unbroken: an observer failed at %r", event)
 
     def _current(self) -> State:
         """The state of this process and loop; made at first use. Raises RuntimeError outside a running loop."""
@@ -303,31 +332,48 @@ class AsyncPool:
             self._leave_inherited()
         key = (os.getpid(), id(running))
         known = self._states.get(key)
-        if known is None or known[0] is not running:
+        if known is None or _shell(known).loop is not running:
             self._forget_closed_loops()
-            shell = LoopShell(self._driver, running)
-            fresh = State(self._driver, self.settings, shell, self.name, self._emit, fork_mark(), connector)
-            known = self._states[key] = (running, fresh)
-            weakref.finalize(self, _abandon, weakref.ref(fresh))
+            known = self._states[key] = self._new_state(running)
             if self.settings.min_size:
-                fresh.order()
-                schedule(fresh)
-        self._home = known
-        return known[1]
+                known.order()
+                schedule(known)
+        self._home = (running, known)
+        return known
+
+    def _new_state(self, running: asyncio.AbstractEventLoop) -> State:
+        shell = LoopShell(self._driver, running)
+        fresh = State(self._driver, self.settings, shell, self.name, self._emit, fork_mark(), connector)
+        if fresh.unsettled is None:  # reset=None: what a cancelled task left in the middle of an exchange must still not come back
+            fresh.unsettled = partial(_is_busy, self._driver)
+        shell.finalizer = weakref.finalize(self, _abandon, fresh)
+        shell.farewell = _farewell(weakref.ref(self), weakref.ref(fresh))
+        with contextlib.suppress(StopIteration):
+            shell.farewell.__anext__().send(None)  # up to its yield: now the loop knows it
+        return fresh
 
     def _leave_inherited(self) -> None:
-        for _, state in list(self._states.values()):
+        for state in list(self._states.values()):
             if not state.mark[0]:
                 state.sever()
-        self._states = {k: v for k, v in self._states.items() if v[1].mark[0]}
+        self._states = {k: s for k, s in self._states.items() if s.mark[0]}
 
     def _forget_closed_loops(self) -> None:
         """Connections of a loop that has ended can do nothing any more, but hold a session each."""
-        for key, (loop, state) in list(self._states.items()):
-            if loop.is_closed():
+        for state in list(self._states.values()):
+            if _shell(state).loop.is_closed():
+                self._forget(state)
+                _cut_off(state)
+
+    def _forget(self, state: State) -> None:
+        for key, known in list(self._states.items()):
+            if known is state:
                 del self._states[key]
-                for entry in list(state.kernel.entries.values()):
-                    state.cut(entry)
+        if self._home[1] is state:
+            self._home = (None, _NO_STATE)
+        finalizer = _shell(state).finalizer
+        if finalizer is not None:
+            finalizer.detach()
 
     # -- lending -------------------------------------------------------------------------------------------------
 
@@ -392,9 +438,12 @@ class AsyncPool:
         healthy = False
         try:
             if self._driver.is_quiet(conn):
-                healthy = await run_async(finish.reset(state, entry, conn), state.shell.do)  # type: ignore[attr-defined] # a LoopShell
+                healthy = await run_async(finish.reset(state, entry, conn), _shell(state).do)
             else:
                 entry.condemn(Cause.CANCELLED)
+        except BaseException:
+            healthy = _is_spotless(state, entry, conn, Cause.CANCELLED)
+            raise
         finally:
             state.part(entry, conn)
             state.take_back(entry, conn, healthy)
@@ -408,7 +457,7 @@ class AsyncPool:
             patience = min(patience, deadline)
         unit = current()
         until = started + patience if unit is None else min(started + patience, unit.until)
-        entry = await run_async(acquire(state, suspect, started, until), state.shell.do)  # type: ignore[attr-defined] # a LoopShell
+        entry = await run_async(acquire(state, suspect, started, until), _shell(state).do)
         conn = state.lend(entry, frame, monotonic() if deadline is None else started, get_ident())
         return state, entry, conn
 
@@ -463,9 +512,8 @@ class AsyncPool:
         while (state.kernel.lent or state.kernel.returning) and monotonic() < end:
             bury_forgotten(state)
             await asyncio.sleep(0.005)
-        shell: LoopShell = state.shell  # type: ignore[assignment] # this pool's states have a LoopShell
-        await shell.stop()
-        shell.watcher.close()
+        await _shell(state).stop()
+        state.shell.watcher.close()
 
     async def __aenter__(self) -> AsyncPool:
         return self
@@ -503,12 +551,59 @@ async def run_unit(work: Callable[[], Awaitable[T]], deadline: float | None, max
         leave(token)
 
 
-def _abandon(state_ref: Callable[[], State | None]) -> None:
-    """The pool was collected without being closed."""
-    state = state_ref()
-    if state is not None and state.mark[0]:
-        for entry in list(state.kernel.entries.values()):
-            state.cut(entry)
+def _shell(state: State) -> LoopShell:
+    shell = state.shell
+    assert isinstance(shell, LoopShell)
+    return shell
+
+
+def _is_busy(driver: AsyncDriver, conn: Connection) -> bool:
+    return not driver.is_quiet(conn)
+
+
+def _tell(observers: tuple[Observer, ...], event: str, fields: Mapping[str, Any]) -> None:
+    for observer in observers:
+        try:
+            observer(event, fields)
+        except Exception:
+            log.exception("unbroken: an observer failed at %r", event)
+
+
+def _cut_off(state: State) -> None:
+    """End a state whose loop may never run again: its sockets at once, and its part in finding the server again."""
+    for entry in list(state.kernel.entries.values()):
+        state.cut(entry)
+    if state.server.lock.acquire(blocking=False):  # a finalizer may run inside it
+        state.server.outage.resign(state)
+        state.server.lock.release()
+
+
+def _put_away(state: State) -> None:
+    state.close()
+    state.shell.watcher.close()
+
+
+def _abandon(state: State) -> None:
+    """The pool was collected without being closed; by any thread."""
+    if state.mark[0]:
+        _cut_off(state)
+        state.shell.call(partial(_put_away, state))
+
+
+async def _farewell(pool_ref: Callable[[], AsyncPool | None], state_ref: Callable[[], State | None]) -> AsyncGenerator[None, None]:
+    """Waits for the end of its loop, which ends its asynchronous generators before it closes (``asyncio.run`` sees to it).
+
+    So connections of a pool that nobody closed are closed in order, while they can be.
+    """
+    try:
+        yield
+    finally:
+        pool, state = pool_ref(), state_ref()
+        if pool is not None and state is not None and state.mark[0]:
+            pool._forget(state)
+            _put_away(state)
+            await _shell(state).stop()
+            await asyncio.sleep(0)  # transports end in the loop's next turn
 
 
 class _NoState:
