@@ -111,8 +111,8 @@ class AsyncDriver:
         return fd if fd >= 0 else None
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last OK or EOF packet; None after an error, or in the middle of an exchange."""
-        return _mysql.in_transaction(conn)
+        """From the last OK or EOF packet; None after an error, in the middle of an exchange, or once it is closed."""
+        return None if conn._writer is None else _mysql.in_transaction(conn)
 
     def is_quiet(self, conn: Connection) -> bool:
         """Whether the last command was answered in full."""

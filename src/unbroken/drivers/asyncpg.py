@@ -72,6 +72,8 @@ class AsyncDriver:
 
     async def begin(self, conn: Connection) -> None:
         """Start a transaction of asyncpg's own, so that the application's ``conn.transaction()`` becomes a savepoint in it."""
+        if conn._top_xact is not None and not conn.is_in_transaction():
+            conn._top_xact = None  # ended by a COMMIT written as text: asyncpg would send a SAVEPOINT
         await conn.transaction().start()
 
     async def commit(self, conn: Connection) -> None:
@@ -112,8 +114,11 @@ class AsyncDriver:
         return fd if fd >= 0 else None
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last ReadyForQuery; None in the middle of an exchange."""
-        return conn._protocol.is_in_transaction() if self.is_quiet(conn) else None
+        """From the last ReadyForQuery; None in the middle of an exchange, and where asyncpg's own nesting says otherwise."""
+        if not self.is_quiet(conn):
+            return None
+        is_open: bool = conn._protocol.is_in_transaction()
+        return None if conn._top_xact is not None and not is_open else is_open  # :meth:`rollback` tidies that, at no cost
 
     def is_quiet(self, conn: Connection) -> bool:
         """Whether asyncpg would accept a new command now."""
