@@ -81,7 +81,7 @@ def test_a_dead_socket_that_nobody_closed_is_counted(worker: WorkerProcess, serv
 def test_processes_that_share_a_session_are_found_out(worker: WorkerProcess, server: PostgreSQL) -> None:
     worker.setup(find("one", "postgresql"), server, Plan(), seed=1)
     worker.ask("burst", threads=1, each=1)
-    worker.ask("fork", 60.0, children=2, times=20)
+    worker.ask("fork", 60.0, children=2, times=20, patience=3.0)
     report = worker.ask("report")
     assert any(outcome == "wrong" for _, _, outcome, _, _ in report["records"]) or report["hung"]
 

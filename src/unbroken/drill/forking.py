@@ -18,11 +18,11 @@ from unbroken.drill.traffic import WATCHDOG, Record, Traffic, merge, one_line
 _START: Final = 0.3
 
 
-def ask_all(traffic: Traffic, children: int, times: int) -> int:
+def ask_all(traffic: Traffic, children: int, times: int, patience: float = WATCHDOG) -> int:
     """Fork *children*; each process asks *times* who it is talking to. Everything goes into *traffic*; gives what hangs.
 
     The parent asks half of its questions beside its children and half after they have ended, in the ordinary way with
-    all finalizers: a child's end must not end its parent's sessions either.
+    all finalizers: a child's end must not end its parent's sessions either. Children have *patience* seconds.
     """
     begin = time.monotonic() + _START
     born = {}
@@ -31,7 +31,7 @@ def ask_all(traffic: Traffic, children: int, times: int) -> int:
         born[pid] = pipe
     _wait_until(begin)
     traffic.ask_who(times // 2)
-    answers, hung = _collect(born)
+    answers, hung = _collect(born, time.monotonic() + patience)
     traffic.ask_who(times - times // 2)
     _merge(traffic, answers, children)
     return hung
@@ -67,9 +67,8 @@ def _send(fd: int, answer: dict[str, Any]) -> None:
     os.close(fd)
 
 
-def _collect(born: dict[int, int]) -> tuple[list[dict[str, Any]], int]:
-    """Each child's answer, and how many gave none in time or did not end. All have ended afterwards."""
-    deadline = time.monotonic() + WATCHDOG
+def _collect(born: dict[int, int], deadline: float) -> tuple[list[dict[str, Any]], int]:
+    """Each child's answer, and how many gave none until *deadline* or did not end. All have ended afterwards."""
     answers, hung = [], 0
     for pid, pipe in born.items():
         answer = _read(pipe, deadline)

@@ -19,7 +19,7 @@ from typing import Any
 from unbroken.drill import forking
 from unbroken.drill.contenders import find
 from unbroken.drill.contenders.base import Plan, Where
-from unbroken.drill.traffic import Traffic, one_line
+from unbroken.drill.traffic import WATCHDOG, Traffic, one_line
 
 
 class Worker:
@@ -72,9 +72,9 @@ class Worker:
         """Collect garbage, as a busy application does often and this one would not: a pool that relies on it shall have it."""
         gc.collect()
 
-    def fork(self, *, children: int, times: int) -> None:
+    def fork(self, *, children: int, times: int, patience: float = WATCHDOG) -> None:
         """Fork, and let parent and children ask for their own sessions."""
-        self._hung += forking.ask_all(self.traffic, children, times)
+        self._hung += forking.ask_all(self.traffic, children, times, patience)
 
     def report(self) -> dict[str, Any]:
         """Every record so far, the requests that hang, and a line for each kind of failure."""
