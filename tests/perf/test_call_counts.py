@@ -1,0 +1,116 @@
+"""What the hot paths call, by name and number, without a clock: nothing may creep in unseen.
+
+One call of a Python function costs about 50 ns, a tenth of all that an acquire takes besides its look at the sockets. Whoever
+changes a list here has measured it with ``make bench ARGS=checkout``.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import unbroken
+from unbroken.testing.servers import PostgreSQL
+
+pytestmark = pytest.mark.skipif(sys.implementation.name != "cpython", reason="other interpreters report calls differently")
+
+
+@pytest.fixture
+def pool(postgres: PostgreSQL) -> Iterator[unbroken.Pool]:
+    with unbroken.Pool(postgres.url("psycopg")) as pool:
+        pool.release(pool.acquire())
+        yield pool
+
+
+@pytest.fixture
+def bare_pool(postgres: PostgreSQL) -> Iterator[unbroken.Pool]:
+    with unbroken.Pool(postgres.url("psycopg"), reset=None) as pool:
+        pool.release(pool.acquire())
+        yield pool
+
+
+def calls(work: Callable[[], Any]) -> tuple[list[str], list[str]]:
+    """The Python and the C functions that *work* calls, in order."""
+    python: list[str] = []
+    c: list[str] = []
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code is not work.__code__:  # type: ignore[attr-defined] # a function
+            python.append(frame.f_code.co_qualname)
+        elif event == "c_call" and argument is not sys.setprofile:
+            c.append(argument.__name__)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return python, c
+
+
+#: Take an idle entry, read the clock, note who took it where and as what, look for a unit of work.
+TAKE = ["pop", "monotonic", "_getframe", "get_ident", "get"]
+
+
+def test_acquire_calls_no_python_function_at_all(bare_pool: unbroken.Pool) -> None:
+    python, c = calls(lambda: bare_pool.release(bare_pool.acquire()))
+    assert python == ["Pool.acquire", "Pool.release"]
+    assert c == [*TAKE, "id", "pop", "append"]
+
+
+def test_release_asks_the_driver_once_whether_a_transaction_is_open(pool: unbroken.Pool) -> None:
+    python, c = calls(lambda: pool.release(pool.acquire()))
+    assert python == ["Pool.acquire", "Pool.release", "_Base.is_in_transaction"]
+    assert c == [*TAKE, "id", "pop", "append"]
+
+
+def test_with_connection_is_three_calls_and_one_question_to_the_driver(pool: unbroken.Pool) -> None:
+    def work() -> None:
+        with pool.connection():
+            pass
+
+    python, c = calls(work)
+    assert python == ["Pool.connection", "Lease.__enter__", "Lease.__exit__", "_Base.is_in_transaction"]
+    assert c == [*TAKE, "pop", "append"]
+
+
+def test_the_number_of_idle_connections_changes_nothing(pool: unbroken.Pool) -> None:
+    def work() -> None:
+        with pool.connection():
+            pass
+
+    few = calls(work)
+    for conn in [pool.acquire() for _ in range(pool.settings.max_size)]:
+        pool.release(conn)
+    assert calls(work) == few
+    assert pool.stats().idle == pool.settings.max_size
+
+
+def test_a_look_at_the_sockets_lets_no_other_thread_cut_in(pool: unbroken.Pool) -> None:
+    turns, stop = [0], threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            turns[0] += 1
+
+    spinner = threading.Thread(target=spin)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.1)  # who keeps the interpreter's lock is left alone for so long; a tenth of that is enough here
+    try:
+        spinner.start()
+        undisturbed = 0
+        for _ in range(10):
+            seen = turns[0]
+            for _ in range(200):
+                pool._state.glance()
+            undisturbed += turns[0] == seen
+    finally:
+        stop.set()
+        sys.setswitchinterval(before)
+        spinner.join()
+    assert undisturbed >= 8, "epoll.poll itself lets go of the lock: see net/glance.py"
