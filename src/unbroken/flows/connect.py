@@ -33,7 +33,7 @@ def connector(state: State) -> Flow[None]:
             resigned = state.connectors == 0 and state.server.outage.resign(state)
         state.order()  # who came while this one was leaving
         if resigned:
-            _tell_others(state)
+            tell_others(state)
 
 
 def _ask(state: State) -> float | None:
@@ -72,7 +72,7 @@ def _open_one(state: State) -> Flow[bool]:
     try:
         conn = yield Connect(state.settings.connect_timeout)
         if not state.server.limit.asked:
-            yield from _ask_limit(state, conn)
+            yield from ask_limit(state, conn)
         entry = state.adopt(conn)
     except Exception as exc:
         return _failed(state, exc, started) if conn is None else _reject_object(state, conn, exc)
@@ -93,7 +93,7 @@ def _reject_object(state: State, conn: Connection, exc: Exception) -> bool:
     return False
 
 
-def _ask_limit(state: State, conn: Connection) -> Flow[None]:
+def ask_limit(state: State, conn: Connection) -> Flow[None]:
     """Ask the server for its idle limit, once per process. Where it may not be asked, learning has to do."""
     with state.server.lock:
         if state.server.limit.asked:
@@ -130,10 +130,10 @@ def _succeeded(state: State, entry: Entry, took: float) -> None:
     if ended is not None:
         log.warning("%s: %s is back after %.2f s", state.name, state.driver.target.server, ended)
         state.emit("outage ended", {"pool": state.name, "seconds": ended})
-        _tell_others(state)
+        tell_others(state)
 
 
-def _tell_others(state: State) -> None:
+def tell_others(state: State) -> None:
     """The other pools of this server may connect again, or one of them must become the prober."""
     for other in list(state.server.pools):
         if other is not state:

@@ -17,7 +17,7 @@ class Server:
     other way round."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # reentrant: a finalizer that runs inside may end a connection
         self.outage = Outage()
         self.limit = IdleLimit()
         self.pools: WeakSet[Any] = WeakSet()
