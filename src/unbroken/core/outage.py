@@ -6,6 +6,7 @@ for its result. Its pace depends on what an attempt costs the server and on whet
 
 from __future__ import annotations
 
+import math
 from random import Random
 
 from unbroken.abc import Fault, FaultKind
@@ -25,7 +26,7 @@ FRESH = 10.0
 class Outage:
     """What is known about one server's absence. The caller holds the lock of the server's record."""
 
-    __slots__ = ("failures", "fault", "last_failure", "next_try", "parallel", "prober", "since")
+    __slots__ = ("called", "failures", "fault", "last_failure", "next_try", "parallel", "prober", "since")
 
     #: How many connections one pool opens at a time when all is well.
     PARALLEL = 4
@@ -37,6 +38,7 @@ class Outage:
         self.failures = 0
         self.next_try = 0.0
         self.prober: object | None = None
+        self.called = -math.inf  #: when a caller of any pool last wanted the server, be it that he was turned away
         self.parallel = self.PARALLEL
 
     @property
@@ -54,9 +56,11 @@ class Outage:
             return 0.0
         if self.prober is None:
             self.prober = who
+            self.last_failure = -math.inf  # nobody was looking: what was known is old
         if self.prober is not who:
             return None
-        next_try = self.next_try if waiting else max(self.next_try, self.last_failure + LONELY_PACE)
+        wanted = waiting or now - self.called < LONELY_PACE
+        next_try = self.next_try if wanted else max(self.next_try, self.last_failure + LONELY_PACE)
         return max(0.0, next_try - now)
 
     def failed(self, who: object, started: float, now: float, fault: Fault, random: Random) -> bool:
@@ -100,5 +104,5 @@ class Outage:
         return self.since is not None
 
     def turns_away(self, now: float, patience: float) -> bool:
-        """Whether a caller should be told at once: away for longer than *patience*, and that is fresh knowledge."""
-        return self.since is not None and now - self.since >= patience and now - self.last_failure < FRESH
+        """Whether a caller should be told at once: away for longer than *patience*, and somebody has just made sure of it."""
+        return self.since is not None and self.prober is not None and now - self.since >= patience and now - self.last_failure < FRESH

@@ -142,13 +142,18 @@ def _raise_if_hopeless(state: State, now: float, started: float, until: float) -
         outage = state.server.outage
         with state.lock:
             state.counters.timeouts += 1
-        if outage.active and not state.kernel.lent:
+        if outage.active and not _may_come_back(state):
             raise _outage_error(state, now, started)
         raise _timeout_error(state, now, started)
-    if not state.kernel.lent and state.server.outage.turns_away(now, state.settings.outage_wait):
+    if not _may_come_back(state) and state.server.outage.turns_away(now, state.settings.outage_wait):
         with state.lock:
             state.counters.turned_away += 1
         raise _outage_error(state, now, started)
+
+
+def _may_come_back(state: State) -> bool:
+    """Whether something that is lent may still be given back to serve a caller: what is known dead will not."""
+    return any(e.cause is None for e in (*list(state.kernel.lent.values()), *list(state.kernel.returning.values())))
 
 
 def _outage_error(state: State, now: float, started: float) -> OutageError:

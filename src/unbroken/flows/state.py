@@ -196,16 +196,25 @@ class State:
             return 0
         return kernel.wanted
 
+    def ring(self) -> None:
+        """A caller, of this pool or another of the server, has come: the prober need not sleep on."""
+        with self.lock:
+            bell, self.bell = self.bell, None
+        if bell is not None:
+            self.shell.wake(bell)
+
     def order(self) -> None:
         """See to it that what is wanted is being opened, and that a sleeping prober hears of a caller."""
         kernel = self.kernel
         if not kernel.waiting and not self.wants:
             return
+        outage = self.server.outage
+        if kernel.waiting:
+            outage.called = self.clock()
+            prober: Any = outage.prober
+            if prober is not None:
+                prober.shell.call(prober.ring)
         with self.lock:
-            if self.bell is not None and kernel.waiting:
-                bell, self.bell = self.bell, None
-                self.shell.wake(bell)
-            outage = self.server.outage
             somebody_else = outage.active and outage.prober not in (None, self)
             missing = 0 if somebody_else else max(0, min(self.wants, outage.parallel - self.connectors))
             self.connectors += missing
