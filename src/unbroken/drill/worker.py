@@ -84,6 +84,7 @@ class Worker:
     def close(self) -> None:
         """Close the contender; what held connections alive lets go first."""
         self._kept.clear()
+        self.collect()
         self.traffic.contender.close()
 
 
