@@ -115,6 +115,8 @@ def after_error(state: State, entry: Entry, conn: Connection, exc: BaseException
 
 def _fault_of(state: State, entry: Entry, conn: Connection, exc: BaseException) -> Fault:
     """What *exc* means for *conn*. A ConnectionError or TimeoutError may also be about something else that the work does."""
+    if isinstance(exc, ConnectionLostError | CommitUnknownError):  # our own word; the driver would not know it
+        return Fault(FaultKind.LOST, text=str(exc))
     fault = state.classify(exc)
     if not fault.is_lost or isinstance(exc, state.driver.errors) or entry.cause is not None:
         return fault
