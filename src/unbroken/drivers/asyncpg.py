@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,9 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "prepared_statement_cache_size": whole, "max_cached_statement_lifetime": number, "max_cacheable_statement_size": whole,
     "target_session_attrs": str, "direct_tls": boolean, "passfile": str, "krbsrvname": str, "gsslib": str,
 }  # fmt: skip
+
+
+_OUT_OF_STEP = re.compile(r"another operation (?:\(\d+\) )?is|cannot switch to state")
 
 
 class AsyncDriver:
@@ -159,7 +163,8 @@ class AsyncDriver:
                 return Fault(FaultKind.WRONG_SERVER, Cause.FAILOVER, None, str(exc))
             if isinstance(exc, (self._asyncpg.exceptions.ClientConfigurationError, self._asyncpg.exceptions.DataError)):
                 return Fault(FaultKind.REJECTED if connecting else FaultKind.OTHER, None, None, str(exc))
-            if isinstance(exc, self._asyncpg.exceptions.ProtocolError) or "another operation is" in str(exc):
+            # "another operation (2) is in progress": the server's goodbye came in between two statements
+            if isinstance(exc, self._asyncpg.exceptions.ProtocolError) or _OUT_OF_STEP.search(str(exc)):
                 return Fault(FaultKind.LOST, None, None, str(exc))
             return postgres_fault(None, str(exc), connecting=connecting)
         if isinstance(exc, ConnectionError) and "SSL" in str(exc) and connecting:
