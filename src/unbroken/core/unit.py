@@ -108,6 +108,10 @@ class Unit:
         if not self._closed:
             self._notes.append((exc, fault))
 
+    def noted(self) -> tuple[tuple[BaseException, Fault], ...]:
+        """What was noted in this attempt, oldest first."""
+        return tuple(self._notes)
+
     def fault_of(self, exc: BaseException) -> Fault | None:
         """What *exc* was noted to mean; else what the exception that it was raised from, or in handling which, was."""
         known = {id(noted): fault for noted, fault in self._notes}
@@ -304,3 +308,20 @@ def leave(token: Token) -> None:
     except ValueError:  # left in another context than it was entered in, as an async generator may
         if _current.get() is token.unit:
             _current.set(None)
+
+
+# -- what goes wrong, told to whoever answers for it ---------------------------------------------------------------
+
+#: Where errors are listed that the work of this context met, whether or not it lets them through: a framework may turn
+#: one into a page of its own before those around it can see it. None: nobody wants to know.
+_witness: ContextVar[list[BaseException] | None] = ContextVar("unbroken_witness", default=None)
+
+witnesses = _witness.set
+no_longer_witnesses = _witness.reset
+
+
+def testify(exc: BaseException) -> None:
+    """Tell whoever answers for the work of this context that it met *exc*."""
+    heard = _witness.get()
+    if heard is not None:
+        heard.append(exc)

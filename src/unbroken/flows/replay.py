@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from unbroken.abc import FaultKind
-from unbroken.core.unit import Action, Unit
+from unbroken.core.unit import Action, Unit, testify
 from unbroken.errors import CommitUnknownError, DeadlineExceeded, for_driver
 from unbroken.flows.finish import LOOK_FIRST
 from unbroken.flows.steps import Attempt, Flow, Wait
@@ -43,7 +43,9 @@ def replay(
                 raise
             verdict = unit.verdict(fault)
             if verdict.action is Action.COMMIT_UNKNOWN and not isinstance(exc, CommitUnknownError):
-                raise for_driver(CommitUnknownError, type(exc), f"{verdict.reason}: {fault.text}; {LOOK_FIRST}") from exc
+                unknown = for_driver(CommitUnknownError, type(exc), f"{verdict.reason}: {fault.text}; {LOOK_FIRST}")
+                testify(unknown)
+                raise unknown from exc
             if verdict.action is not Action.REPLAY:
                 if fault.kind in (FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.RETRY):
                     exc.add_note(f"unbroken did not replay this unit of work: {verdict.reason}")

@@ -23,7 +23,7 @@ from unbroken.core import stats
 from unbroken.core.entry import Entry
 from unbroken.core.health import Policy
 from unbroken.core.kernel import Kernel, Ticket
-from unbroken.core.unit import Unit, current
+from unbroken.core.unit import Unit, current, testify
 from unbroken.errors import E, PoolClosedError, for_driver
 from unbroken.flows.servers import Server, server_of
 from unbroken.flows.steps import Flow
@@ -459,7 +459,9 @@ class State:
 
     def error(self, kind: type[E], message: str, **attributes: Any) -> E:
         """One of our errors that the callers of this driver catch too."""
-        return for_driver(kind, self.driver.errors[0], message, **attributes)
+        error = for_driver(kind, self.driver.errors[0], message, **attributes)
+        testify(error)
+        return error
 
     def closed_error(self) -> PoolClosedError:
         """What an acquire from a closed pool gets."""
