@@ -169,8 +169,10 @@ class Kernel:
         return True
 
     def take_stale(self) -> list[Entry]:
-        """Remove what must not be lent again from idle: condemned, of an older generation, or surplus."""
-        stale = [e for e in tuple(self.idle) if e.generation != self.generation and self.claim(e)]
+        """Remove what must not be lent again from idle: condemned, of an older generation, of a closed pool, or surplus."""
+        # A list, not a tuple: Python 3.11 may collect garbage, and so let other threads in, between a tuple's first look
+        # at a deque and its last ("deque mutated during iteration").
+        stale = [e for e in list(self.idle) if (self.closed or e.generation != self.generation) and self.claim(e)]
         for entry in stale:
             entry.condemn(Cause.POOL_CLOSED if self.closed else Cause.DRAINED)
             self.forget(entry)
@@ -196,7 +198,7 @@ class Kernel:
 
         What a worker owns for a moment looks the same: only what is found again and again is one.
         """
-        owned = {id(e) for e in tuple(self.idle)} | {id(t.entry) for t in tuple(self.waiting)}
+        owned = {id(e) for e in list(self.idle)} | {id(t.entry) for t in list(self.waiting)}
         return [e for e in list(self.entries.values()) if not (id(e) in owned or self.is_out(e) or e.cause)]
 
     def is_out(self, entry: Entry) -> bool:
