@@ -17,8 +17,10 @@ from unbroken.drivers import open_driver
 from unbroken.testing.servers import MariaDB, PostgreSQL, Server
 
 MYSQL = ["pymysql", "mysqldb", "aiomysql"]
-POSTGRESQL = ["psycopg", "psycopg_async", "asyncpg"]
+POSTGRESQL = ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"]
 ASYNC = {"aiomysql", "psycopg_async", "asyncpg"}
+#: Drivers that cannot bound a single call: the pool ends it from outside.
+WITHOUT_TIMEOUT = {"mysqldb", "psycopg2"}
 
 
 class Face:
@@ -61,8 +63,8 @@ class Face:
         cursor = conn.cursor()
         try:
             cursor.execute(sql)
-            rows = list(cursor.fetchall()) if cursor.description else []
-            while getattr(cursor, "nextset", lambda: None)():
+            rows = [tuple(row) for row in cursor.fetchall()] if cursor.description else []  # pg8000 gives lists
+            while self.is_mysql and cursor.nextset():
                 pass
             return rows
         finally:
@@ -83,6 +85,19 @@ class Face:
         finally:
             with suppress(Exception):
                 await cursor.close()
+
+    @property
+    def bounds_calls(self) -> bool:
+        """Whether its ping ends in time by itself; else the pool ends it from outside."""
+        return self.name not in WITHOUT_TIMEOUT
+
+    def autocommit(self, conn: Any, on: bool) -> None:
+        if self.name in ("psycopg2", "pg8000"):
+            conn.autocommit = on
+        elif self.is_mysql:
+            self.run(conn.autocommit(on))
+        elif self.name != "asyncpg":
+            self.run(conn.set_autocommit(on))
 
     def fault(self, action: Callable[[], Any], driver: Any = None) -> Any:
         """The Fault of what *action* raises."""

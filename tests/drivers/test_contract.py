@@ -29,7 +29,7 @@ def test_a_new_connection_shows_itself(face: Any) -> None:
 
 def test_the_connection_is_the_drivers_own(face: Any) -> None:
     conn = face.connect()
-    assert type(conn).__module__.split(".")[0] in {"pymysql", "MySQLdb", "aiomysql", "psycopg", "asyncpg"}
+    assert type(conn).__module__.split(".")[0] in {"pymysql", "MySQLdb", "aiomysql", "psycopg", "asyncpg", "psycopg2", "pg8000"}
 
 
 def test_a_ping_opens_no_transaction(face: Any) -> None:

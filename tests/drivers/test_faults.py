@@ -87,7 +87,7 @@ def test_a_frozen_server_bounds_connect_and_ping(own_face: Any) -> None:
     try:
         started = time.monotonic()
         assert connecting(face, face.driver, 1.0).kind is FaultKind.UNREACHABLE
-        if face.name != "mysqldb":  # it has no timeout per call
+        if face.bounds_calls:
             fault = face.fault(lambda: face.call("ping", conn, 0.5))
             assert (fault.kind, fault.cause) == (FaultKind.LOST, Cause.SILENT_DROP)
             assert not face.driver.is_quiet(conn)

@@ -36,7 +36,7 @@ def test_mysql_options_reach_the_session(faces: Any, mariadb: Any, name: str) ->
     assert face.execute(conn, "SELECT @@autocommit, @@character_set_client, @told") == [(1, "latin1", 42)]
 
 
-@pytest.mark.parametrize("name", ["psycopg", "psycopg_async", "asyncpg"])
+@pytest.mark.parametrize("name", ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"])
 def test_postgresql_options_reach_the_session(faces: Any, postgres: Any, name: str) -> None:
     face = faces(name, postgres)
     driver = face.make(face.url(application_name="told", options="-c statement_timeout=1234"))
@@ -65,7 +65,7 @@ def test_a_ca_file_makes_tls_and_a_wrong_one_is_refused(faces: Any, new_mariadb:
     assert face.fault(lambda: face.connect(driver=wrong), wrong).kind is FaultKind.REJECTED
 
 
-@pytest.mark.parametrize("name", ["psycopg", "psycopg_async", "asyncpg"])
+@pytest.mark.parametrize("name", ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"])
 def test_sslmode_is_libpqs_with_every_driver(faces: Any, new_postgres: Any, postgres: Any, name: str) -> None:
     server = new_postgres(tls=True)
     face = faces(name, server)

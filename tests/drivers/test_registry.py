@@ -25,7 +25,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_every_driver_file_describes_itself() -> None:
-    assert {each.name for each in known()} >= {"pymysql", "mysqlclient", "psycopg", "asyncpg", "aiomysql", "sqlite"}
+    assert {each.name for each in known()} >= {"pymysql", "mysqlclient", "psycopg", "psycopg2", "pg8000", "asyncpg", "aiomysql", "sqlite"}
     for each in known():
         assert each.sync or each.asynchronous
         assert set(each.schemes) <= set(SCHEMES)
@@ -80,8 +80,6 @@ def test_a_driver_that_is_missing_is_told_with_the_command(installed: Any, argum
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"url": "mysql+asyncmy://h/d", "is_async": True}, "does not support yet; use 'mysql+aiomysql://'"),
-        ({"url": "postgresql+psycopg2://h/d"}, "does not support yet; use 'postgresql+psycopg://'"),
         ({"url": "mysql+pymysql://h/d", "is_async": True}, "AsyncPool needs an async one: 'mysql+aiomysql://'"),
         ({"url": "postgresql+asyncpg://h/d"}, "Pool needs a blocking one (or use AsyncPool): 'postgresql+psycopg://'"),
         ({"url": "mysql+aiomysql://h/d"}, "'mysql+mysqldb://'"),
@@ -105,6 +103,13 @@ def test_what_cannot_work_is_told_at_once(arguments: Any, says: str) -> None:
         open_driver(**arguments)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_scheme_without_a_file_is_told_with_those_that_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = tuple(each for each in known() if each.name != "psycopg2")
+    monkeypatch.setattr(unbroken.drivers, "known", lambda: others)
+    with pytest.raises(DriverNotInstalledError, match=r"does not support yet; use 'postgresql\+psycopg://'"):
+        open_driver("postgresql+psycopg2://h/d")
 
 
 def test_a_target_is_as_good_as_its_url() -> None:

@@ -45,16 +45,9 @@ def take(face: Any, conn: Any, step: str, table: str) -> None:
         elif step.startswith("@driver "):
             face.call(step.split()[1], conn)
         elif step.startswith("@autocommit"):
-            _autocommit(face, conn, step.endswith("on"))
+            face.autocommit(conn, step.endswith("on"))
         else:
             face.run(getattr(conn, step[1:])())
-
-
-def _autocommit(face: Any, conn: Any, on: bool) -> None:
-    if face.is_mysql:
-        face.run(conn.autocommit(on))
-    elif face.name != "asyncpg":
-        face.run(conn.set_autocommit(on))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +101,8 @@ def test_after_the_end_of_a_transaction_it_is_known_that_nothing_is_open(face: A
             face.call("begin", conn)
         with suppress(*face.driver.errors):
             face.execute(conn, sql)
-        face.call(end, conn)
+        with suppress(*face.driver.errors if face.name == "pg8000" else ()):  # it says that a failed one was not committed
+            face.call(end, conn)
         assert face.driver.is_in_transaction(conn) is False
 
 
@@ -151,7 +145,9 @@ def test_what_a_postgresql_driver_says_is_what_postgresql_says(pg_face: Any, pg_
             if step or face.name != "asyncpg":
                 take(face, conn, step, pg_table)
         said = face.driver.is_in_transaction(conn)
-        assert said is not None
+        if said is None:
+            assert face.name == "psycopg2"  # it is mistaken after a COMMIT sent as text, and says so
+            return
         session = face.driver.session_id(conn)
         state = face.server.admin(f"SELECT state FROM pg_stat_activity WHERE pid = {session}")
         assert said == (state[0][0] != "idle"), state

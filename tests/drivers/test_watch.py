@@ -54,10 +54,7 @@ def test_a_rollback_is_told_once_it_is_acknowledged(face: Any, conn: Any, table:
 
 def test_autocommit_is_told_before_the_statement(face: Any, table: str, recorder: Any) -> None:
     conn = face.connect()
-    if face.is_mysql:
-        face.run(conn.autocommit(True))
-    elif face.name != "asyncpg":
-        face.run(conn.set_autocommit(True))
+    face.autocommit(conn, True)
     if face.name == "mysqldb":
         face.call("commit", conn)
     face.driver.watch(conn)
@@ -67,8 +64,7 @@ def test_autocommit_is_told_before_the_statement(face: Any, table: str, recorder
 
 def test_an_explicit_transaction_in_autocommit_is_one(face: Any, table: str, recorder: Any) -> None:
     conn = face.connect()
-    if face.name != "asyncpg":
-        face.run(conn.autocommit(True) if face.is_mysql else conn.set_autocommit(True))
+    face.autocommit(conn, True)
     face.driver.watch(conn)
     face.execute(conn, "BEGIN")
     face.execute(conn, f"INSERT INTO {table} VALUES (1)")
@@ -158,7 +154,8 @@ def test_the_commit_of_a_failed_transaction_is_no_commit(pg_face: Any, recorder:
     begin(pg_face, conn)
     with suppress(*pg_face.driver.errors):
         pg_face.execute(conn, "SELECT * FROM no_such_table")
-    pg_face.call("commit", conn)
+    with suppress(*pg_face.driver.errors):  # pg8000 says that it was none
+        pg_face.call("commit", conn)
     assert recorder.log[-2:] == ["commit failed", "rolled back"]
     assert "committed" not in recorder.log
 

@@ -116,7 +116,9 @@ def _server(target: Target) -> Target:
     """*target* with what stands in the query, but means the address, taken out of there."""
     options, host, port = dict(target.options), target.host, target.port
     socket: str | None = None
-    if target.backend == "postgresql":
+    if target.scheme.endswith("+pg8000") and "unix_sock" in options:
+        socket = options.pop("unix_sock") or None
+    elif target.backend == "postgresql":
         given = options.get("host")
         if given is not None and (given.startswith("/") or host is None):
             del options["host"]

@@ -1,0 +1,364 @@
+"""pg8000: blocking, pure Python, no libpq. Its socket shows, and the server's last word on transactions.
+
+The pool hands out connections of ``pg8000.dbapi``; with ``connect=`` those of ``pg8000.legacy`` and ``pg8000.native`` serve
+too. Its timeout is the socket's: the connect obeys the pool's, later calls the URL's ``timeout``, if any.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
+from unbroken.core import unit
+from unbroken.core.fault import chain, one_line, os_fault, postgres_fault
+from unbroken.drivers import _postgresql
+from unbroken.drivers._shared import boolean, class_of, coerce, dial, from_connect, optional_boolean, seconds, without_target
+from unbroken.errors import ConfigurationError
+
+NAME = "pg8000"
+SCHEMES = ("postgresql+pg8000",)
+DISTRIBUTION = "pg8000"
+MODULE = "pg8000"
+RANK = 40
+
+_SETTINGS = ("options", "search_path", "timezone", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+_TLS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys((*_SETTINGS, *_TLS, "application_name"), str), "timeout": seconds, "connect_timeout": seconds,
+    "tcp_keepalive": boolean, "autocommit": optional_boolean,
+}  # fmt: skip
+_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_SSL_REQUEST = struct.pack("!II", 8, 80877103)  # PostgreSQL manual, "SSLRequest"
+
+
+class Driver:
+    """See :class:`unbroken.abc.Driver`. Connections are pg8000's, of a subclass that knows whether an answer is outstanding."""
+
+    name = NAME
+    capabilities = Capabilities(transaction_status=True, watchable=True)
+
+    def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
+        import pg8000
+        import pg8000.dbapi
+        import pg8000.exceptions
+
+        self.target = target or without_target(NAME, "postgresql")
+        # what its users catch for a lost connection is InterfaceError; it never raises its OperationalError
+        self.errors: tuple[type[BaseException], ...] = (
+            pg8000.exceptions.InterfaceError, pg8000.exceptions.DatabaseError, pg8000.exceptions.Error,
+        )  # fmt: skip
+        self._connect = connect
+        self._options = coerce(self.target.options, _OPTIONS, NAME)
+        self._mode = _mode(self._options)
+        self._context: Any = None  # one TLS context for all connections
+        base: Any = pg8000.dbapi.Connection
+        self._class = exact(base)
+
+    # ---- connecting
+
+    def connect(self, timeout: float) -> Connection:
+        """*timeout* bounds each wait of the connect; a user's own ``timeout`` holds afterwards."""
+        return dial(lambda: self._dial(timeout))
+
+    def _dial(self, timeout: float) -> Connection:
+        if self._connect is not None:
+            conn = self._connect()
+            conn.__class__ = exact(class_of(conn))
+            conn._seen_new()
+            return conn
+        options = self._options
+        sock = self._socket(min(timeout, options.get("connect_timeout", timeout)))
+        try:
+            conn = self._class(self.target.user, **self._arguments(), sock=sock, ssl_context=False)
+        except BaseException:
+            sock.close()  # pg8000 closes it only where it can still say goodbye
+            raise
+        conn._seen_new()
+        sock.settimeout(options.get("timeout"))
+        conn.autocommit = bool(options.get("autocommit"))
+        return conn
+
+    def _arguments(self) -> dict[str, Any]:
+        target, options = self.target, self._options
+        settings = {name: options[name] for name in _SETTINGS if name in options}
+        given = {"database": target.database, "password": target.password, "application_name": options.get("application_name")}
+        return {**{name: value for name, value in given.items() if value is not None}, "startup_params": settings or None}
+
+    def _socket(self, timeout: float) -> Any:
+        """A connected socket, with TLS where it is wanted. pg8000's own way loads the CA store each time, 19 of 20 ms."""
+        path = self.target.unix_socket
+        if path is not None:
+            if not os.path.basename(path).startswith(".s.PGSQL."):  # libpq's spelling: the folder
+                path = os.path.join(path, f".s.PGSQL.{self.target.port or 5432}")
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        host = self.target.host or "localhost"
+        if path is None:
+            sock = socket.create_connection((host, self.target.port or 5432), timeout)
+        try:
+            sock.settimeout(timeout)
+            if path is not None:
+                sock.connect(path)
+            elif self._options.get("tcp_keepalive", True):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            return sock if path is not None or self._mode in ("disable", "allow") else self._with_tls(sock, host)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _with_tls(self, sock: Any, host: str) -> Any:
+        sock.sendall(_SSL_REQUEST)
+        answer = sock.recv(1)
+        if answer == b"S":
+            if self._context is None:
+                self._context = _context(self._mode, self._options)
+            return self._context.wrap_socket(sock, server_hostname=host)
+        if answer != b"N":
+            raise self.errors[0]("network error: the server hung up in the handshake")
+        if self._mode != "prefer":
+            raise self.errors[0](f"server does not support SSL, but sslmode={self._mode} requires it")
+        return sock
+
+    # ---- in use
+
+    def ping(self, conn: Connection, timeout: float) -> None:
+        """An empty query: one round trip, no transaction."""
+        self._bounded(conn, timeout, lambda: plain(conn).execute_simple(conn, ""))
+
+    def _bounded(self, conn: Connection, timeout: float, work: Callable[[], Any]) -> Any:
+        sock = conn._usock
+        if sock is None:
+            raise self.errors[0]("connection is closed")
+        kept = sock.gettimeout()
+        sock.settimeout(timeout)
+        try:
+            return work()
+        finally:
+            with suppress(OSError):
+                sock.settimeout(kept)
+
+    def begin(self, conn: Connection) -> None:
+        """Not needed: pg8000 opens a transaction by itself while autocommit is off."""
+        conn.execute_simple("BEGIN")
+
+    def commit(self, conn: Connection) -> None:
+        """COMMIT; no round trip where nothing is open."""
+        self._end(conn, "commit")
+
+    def rollback(self, conn: Connection) -> None:
+        """Likewise."""
+        self._end(conn, "rollback")
+
+    def _end(self, conn: Connection, how: str) -> None:
+        if self.is_in_transaction(conn) is False:
+            return
+        if not self.is_quiet(conn):
+            # It does not mind, and would take the answer that is still to come for this one's.
+            raise self.errors[0]("connection is closed, or out of step: an answer of the server was not read")
+        conn.execute_simple(how.upper())
+
+    def idle_limit(self, conn: Connection) -> float | None:
+        """``idle_session_timeout`` of this session."""
+        rows = self._bounded(conn, 10.0, lambda: plain(conn).execute_simple(conn, _postgresql.ASK_IDLE_LIMIT)).rows
+        return _postgresql.limit(rows[0][0] if rows else None)
+
+    def close(self, conn: Connection) -> None:
+        """Terminate if the socket takes it at once, then close."""
+        with suppress(Exception):
+            conn._usock.settimeout(0.05)
+        with suppress(Exception):
+            conn.close()
+
+    def fileno(self, conn: Connection) -> int | None:
+        """The socket's, or None once it is closed."""
+        sock = conn._usock
+        fd = sock.fileno() if sock is not None else -1
+        return fd if fd >= 0 else None
+
+    def is_in_transaction(self, conn: Connection) -> bool | None:
+        """From the last ReadyForQuery; None in the middle of an exchange."""
+        return conn._transaction_status != b"I" if self.is_quiet(conn) else None
+
+    def is_quiet(self, conn: Connection) -> bool:
+        """Whether the last statement was answered in full."""
+        return conn._usock is not None and not conn.__dict__.get("_seen_busy", True)
+
+    def classify(self, exc: BaseException) -> Fault:
+        """By SQLSTATE; by the system's error where there is none."""
+        connecting = from_connect(exc)
+        return replace(fault := self._fault(exc, connecting), text=one_line(fault.text, self.target.password))
+
+    def _fault(self, exc: BaseException, connecting: bool) -> Fault:
+        if isinstance(exc, AttributeError) and "NoneType" in str(exc) and any(word in str(exc) for word in ("flush", "write", "read")):
+            return Fault(FaultKind.LOST, None, None, "the connection is closed")
+        if not isinstance(exc, self.errors):
+            return os_fault(exc, connecting=connecting)
+        links = list(chain(exc)) if isinstance(exc, self.errors[0]) else [exc]
+        for link in links:  # the failed goodbye after a failed login hides the server's no
+            fields = link.args[0] if link.args else None
+            if isinstance(fields, dict):
+                return postgres_fault(fields.get("C"), str(fields.get("M")), connecting=connecting)
+        for link in links[1:]:
+            known = os_fault(link, connecting=connecting)
+            if known.kind is not FaultKind.OTHER:
+                return known
+        if "network error" in str(exc):
+            return Fault(FaultKind.LOST, None, None, "the server closed the connection")
+        return postgres_fault(None, str(exc), connecting=connecting)
+
+    def session_id(self, conn: Connection) -> str | None:
+        """The backend's pid."""
+        key = conn._backend_key_data
+        return str(int.from_bytes(key[:4], "big")) if key and conn._usock is not None else None
+
+    def watch(self, conn: Connection) -> None:
+        """Everything goes out through the ``execute_…`` methods of the connection."""
+        conn.__class__ = watched(type(conn))
+
+    def unwatch(self, conn: Connection) -> None:
+        """Back to the class it was."""
+        conn.__class__ = plain(conn)
+
+
+def plain(conn: Any) -> Any:
+    """The class of *conn* when it is not watched."""
+    return getattr(type(conn), "unwatched", type(conn))
+
+
+#: The ways to send, and after how many answers an error of the server's leaves the protocol in step.
+_WAYS = {
+    "execute_simple": (1,),
+    "execute_unnamed": (1, 3),
+    "execute_named": (1,),
+    "prepare_statement": (1,),
+    "close_prepared_statement": (1,),
+}
+
+
+@cache
+def exact(base: Any) -> Any:
+    """*base*, a pg8000 connection class, that knows whether it has read all that it asked for; *base* itself if it does."""
+    if getattr(base, "_knows", False):
+        return base
+
+    class Connection(base):  # type: ignore[misc] # the base is only known here
+        __doc__ = base.__doc__
+        __module__ = base.__module__
+        _knows = True
+        _transaction_status: bytes | None
+
+        def _seen_new(self) -> None:
+            self._seen_busy, self._seen_error, self._seen_answers = False, None, 0
+            if self._transaction_status is None:  # pg8000 forgets what the login ended with
+                self._transaction_status = b"I"
+
+        def handle_messages(self, context: Any) -> None:
+            self._seen_error = None
+            try:
+                super().handle_messages(context)
+            finally:
+                self._seen_answers += 1
+                self._seen_error = context.error
+
+    for name, in_step in _WAYS.items():
+        _followed(Connection, base, name, in_step)
+    Connection.__name__ = Connection.__qualname__ = base.__name__
+    return Connection
+
+
+def _followed(cls: Any, base: Any, name: str, in_step: tuple[int, ...]) -> None:
+    send = getattr(base, name)
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._seen_busy, self._seen_answers = True, 0
+        try:
+            result = send(self, *args, **kwargs)
+        except BaseException as error:
+            if error is self._seen_error and self._seen_answers in in_step:
+                self._seen_busy = False
+            raise
+        self._seen_busy = False
+        return result
+
+    method.__name__, method.__doc__ = name, send.__doc__
+    setattr(cls, name, method)
+
+
+def watched(base: Any) -> Any:
+    """*base* that tells the ledger of everything it sends. ``unwatched`` is the class to go back to."""
+    return base if hasattr(base, "unwatched") else _watched(exact(base))
+
+
+@cache
+def _watched(base: Any) -> Any:
+    class Watched(base):  # type: ignore[misc] # the base is only known here
+        __module__ = base.__module__
+        unwatched = base
+
+        def execute_simple(self, statement: Any) -> Any:
+            return _sent(self, statement, lambda: super(Watched, self).execute_simple(statement))
+
+        def execute_unnamed(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+            return _sent(self, statement, lambda: super(Watched, self).execute_unnamed(statement, *args, **kwargs))
+
+        def execute_named(self, name: Any, params: Any, columns: Any, input_funcs: Any, statement: Any) -> Any:
+            return _sent(self, statement, lambda: super(Watched, self).execute_named(name, params, columns, input_funcs, statement))
+
+    Watched.__name__ = Watched.__qualname__ = base.__name__
+    return Watched
+
+
+def _sent(conn: Any, statement: Any, send: Callable[[], Any]) -> Any:
+    ledger = unit.current(id(conn))
+    if ledger is None:
+        return send()
+    failed = conn._transaction_status == b"E"
+    ends = _postgresql.about_to_send(ledger, id(conn), str(statement), conn._transaction_status == b"I")
+    try:
+        result = send()
+    except Exception as error:
+        _tell_refused(ledger, conn, ends, failed, error)
+        raise
+    _postgresql.answered(ledger, id(conn), ends, "ROLLBACK" if failed else None)
+    return result
+
+
+def _tell_refused(ledger: unit.Unit, conn: Any, ends: bool | None, failed: bool, error: Exception) -> None:
+    if not ends or conn.__dict__.get("_seen_busy", True):
+        return
+    if failed and conn._transaction_status == b"I":  # "in failed transaction block": the server rolled back
+        _postgresql.answered(ledger, id(conn), True, "ROLLBACK")
+    elif error.args and isinstance(error.args[0], dict) and _postgresql.refused_commit(error.args[0].get("C"), str(error)):
+        ledger.commit_failed(conn_id=id(conn))
+
+
+# ---------------------------------------------------------------------------------------------- TLS
+
+
+def _mode(options: dict[str, Any]) -> str:
+    mode: str = options.get("sslmode", "prefer")
+    if mode not in _MODES:
+        raise ConfigurationError(f"option sslmode={mode!r} in the URL is not one of {', '.join(_MODES)}")
+    return mode
+
+
+def _context(mode: str, options: dict[str, Any]) -> Any:
+    """What libpq's *mode* means, as an SSL context."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = mode == "verify-full"
+    root = options.get("sslrootcert")
+    if mode.startswith("verify") or root is not None:
+        context.load_default_certs() if root in (None, "system") else context.load_verify_locations(root)
+    else:
+        context.verify_mode = ssl.CERT_NONE
+    if "sslcert" in options:
+        context.load_cert_chain(options["sslcert"], options.get("sslkey"))
+    return context

@@ -1,0 +1,366 @@
+"""psycopg2: blocking, on libpq, written in C. Its socket and its transaction status show.
+
+Two of its habits are made up for here. In autocommit its ``commit()`` and ``rollback()`` do nothing, even when a BEGIN was
+sent as text. And after a COMMIT sent as text it goes on to believe that its transaction is open, so that no BEGIN precedes
+the next statement: such a connection is rolled back before anybody else gets it.
+
+It has no timeout per call: a ping is bounded only by the pool's ``shutdown()`` on its descriptor. Its connect timeout is
+libpq's: whole seconds, at least 2, for each address of a host.
+
+A cursor that is made past the connection, ``psycopg2.extensions.cursor(conn)``, is noticed by what it leaves behind (an
+error, a changed transaction), not by its statements: inside a unit of work, use ``conn.cursor()``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
+from unbroken.core import unit
+from unbroken.core.fault import one_line, os_fault, postgres_fault
+from unbroken.drivers import _postgresql
+from unbroken.drivers._shared import coerce, dial, from_connect, optional_boolean, seconds, without_target
+
+NAME = "psycopg2"
+SCHEMES = ("postgresql+psycopg2",)
+DISTRIBUTION = "psycopg2-binary"
+MODULE = "psycopg2"
+RANK = 20  # after psycopg 3
+
+_IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3  # PQtransactionStatus; 1 is active, 4 unknown (lost)
+_READY = 1  # psycopg2's own status: it has no transaction open, so a BEGIN comes next
+_MINIMUM = 2  # libpq's shortest connect_timeout
+
+
+class Driver:
+    """See :class:`unbroken.abc.Driver`. Connections and cursors are psycopg2's, of subclasses that can report."""
+
+    name = NAME
+    capabilities = Capabilities(transaction_status=True, watchable=True)
+
+    def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
+        import psycopg2
+
+        self.target = target or without_target(NAME, "postgresql")
+        self.errors: tuple[type[BaseException], ...] = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.Error)
+        self._psycopg2 = psycopg2
+        self._connect = connect
+        self._arguments = _arguments(self.target)
+        self._autocommit = self._arguments.pop("autocommit", None)
+
+    def connect(self, timeout: float) -> Connection:
+        """libpq bounds each address, in whole seconds, at least 2. Name lookup is the system's."""
+        return dial(lambda: self._dial(timeout))
+
+    def _dial(self, timeout: float) -> Connection:
+        if self._connect is not None:
+            return self._connect()
+        limit = max(_MINIMUM, math.ceil(min(timeout, self._arguments.get("connect_timeout", timeout))))
+        factory = reporting(self._psycopg2.extensions.connection)
+        conn = self._psycopg2.connect(**{**self._arguments, "connect_timeout": limit}, connection_factory=factory)
+        if self._autocommit is not None:
+            conn.autocommit = self._autocommit
+        return conn
+
+    def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as the protocol has it
+        """One round trip; *timeout* cannot be held by this driver, see above."""
+        self._ask(conn, "SELECT 1")
+
+    def begin(self, conn: Connection) -> None:
+        """Not needed: psycopg2 opens a transaction by itself while autocommit is off."""
+        with conn.cursor() as cursor:
+            cursor.execute("BEGIN")
+
+    def commit(self, conn: Connection) -> None:
+        """COMMIT; no round trip where nothing is open."""
+        self._end(conn, "commit")
+
+    def rollback(self, conn: Connection) -> None:
+        """Likewise."""
+        self._end(conn, "rollback")
+
+    def _end(self, conn: Connection, how: str) -> None:
+        if self.is_in_transaction(conn) is False:
+            return
+        getattr(conn, how)()
+        if conn.get_transaction_status() in (_IN_TRANSACTION, _IN_ERROR):  # autocommit, and a BEGIN sent as text
+            with conn.cursor() as cursor:
+                cursor.execute(how.upper())
+
+    def idle_limit(self, conn: Connection) -> float | None:
+        """``idle_session_timeout`` of this session."""
+        row = self._ask(conn, _postgresql.ASK_IDLE_LIMIT)
+        return _postgresql.limit(row[0] if row else None)
+
+    def _ask(self, conn: Connection, sql: str) -> Any:
+        """The first row of *sql*, in no transaction unless one is open; nothing is reported."""
+        extensions = self._psycopg2.extensions
+        if conn.closed:  # else it speaks of the cursor
+            raise self._psycopg2.InterfaceError("connection already closed")
+        autocommit = extensions.connection.autocommit
+        switch = conn.get_transaction_status() == _IDLE and conn.status == _READY and not conn.autocommit
+        if switch:
+            autocommit.__set__(conn, True)
+        try:
+            with extensions.cursor(conn) as cursor:
+                cursor.execute(sql)
+                return cursor.fetchone()
+        finally:
+            if switch:
+                with suppress(self._psycopg2.Error):  # it was lost
+                    autocommit.__set__(conn, False)
+
+    def close(self, conn: Connection) -> None:
+        """libpq sends Terminate without waiting for an answer, then closes."""
+        with suppress(Exception):
+            conn.close()
+
+    def fileno(self, conn: Connection) -> int | None:
+        """libpq's socket, or None once it is closed."""
+        try:
+            fd: int = conn.fileno()
+        except Exception:  # psycopg2 raises its InterfaceError for a closed one
+            return None
+        return fd if fd >= 0 else None
+
+    def is_in_transaction(self, conn: Connection) -> bool | None:
+        """From the last ReadyForQuery; None in the middle of an exchange, and where psycopg2 itself is mistaken."""
+        status = conn.get_transaction_status()
+        if status == _IDLE:
+            return False if conn.status == _READY or conn.autocommit else None
+        return True if status in (_IN_TRANSACTION, _IN_ERROR) else None
+
+    def is_quiet(self, conn: Connection) -> bool:
+        """Whether libpq waits for nothing."""
+        return not conn.closed and conn.get_transaction_status() in (_IDLE, _IN_TRANSACTION, _IN_ERROR)
+
+    def classify(self, exc: BaseException) -> Fault:
+        """By SQLSTATE; by libpq's words where psycopg2 gives none, as for every connection that was lost."""
+        connecting = from_connect(exc)
+        if not isinstance(exc, self._psycopg2.Error):
+            fault = os_fault(exc, connecting=connecting)
+        else:
+            fault = postgres_fault(exc.pgcode, str(exc), connecting=connecting)
+            cursor = getattr(exc, "cursor", None)
+            if cursor is not None:
+                _notice_foreign(cursor)
+                if fault.kind is FaultKind.OTHER and exc.pgcode is None and cursor.connection.closed:
+                    fault = replace(fault, kind=FaultKind.LOST)
+        return replace(fault, text=one_line(fault.text, self.target.password))
+
+    def session_id(self, conn: Connection) -> str | None:
+        """The backend's pid."""
+        return None if conn.closed else str(conn.info.backend_pid)
+
+    def watch(self, conn: Connection) -> None:
+        """Our subclass reports by itself from now on; a connection of the caller's own making cannot be followed."""
+        if hasattr(type(conn), "_reports"):
+            conn._watched, conn._seen = True, conn.get_transaction_status()
+            return
+        ledger = unit.current(id(conn))
+        if ledger is not None:
+            ledger.doubt(f"psycopg2's {type(conn).__name__}: what it sends is not seen", conn_id=id(conn))
+
+    def unwatch(self, conn: Connection) -> None:
+        """No more reports."""
+        if hasattr(type(conn), "_reports"):
+            conn._watched = False
+
+
+# ---------------------------------------------------------------------------------------------- what reports
+
+
+@cache
+def reporting(base: Any) -> Any:
+    """*base*, a psycopg2 connection class, that tells the ledger of what it sends, while ``_watched``.
+
+    Made at connect and not swapped in later: Python cannot change the class of an object that is written in C. So cursors
+    from before a watch are followed as well.
+    """
+
+    class Connection(base):  # type: ignore[misc] # the base is only known here
+        __doc__ = base.__doc__
+        __module__ = base.__module__
+        _reports = True
+        _watched = False
+        _seen = _IDLE
+
+        def cursor(self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any) -> Any:
+            factory = cursor_factory or self.cursor_factory or _plain_cursor()
+            if isinstance(factory, type):
+                factory = _reporting_cursor(factory)
+            else:
+                self._doubt("a cursor factory that is no class")
+            return super().cursor(name, factory, *args, **kwargs)
+
+        def commit(self) -> None:
+            ledger = _ledger(self)
+            if ledger is None or self.autocommit or self.status == _READY:
+                super().commit()
+                return
+            failed = self.get_transaction_status() == _IN_ERROR  # the server answers such a COMMIT with ROLLBACK
+            _sent(self, ledger, "COMMIT", super().commit, lambda: "ROLLBACK" if failed else "COMMIT")
+
+        def rollback(self) -> None:
+            ledger = _ledger(self)
+            if ledger is None or self.autocommit or self.status == _READY:
+                super().rollback()
+            else:
+                _sent(self, ledger, "ROLLBACK", super().rollback, lambda: "ROLLBACK")
+
+        def _doubt(self, why: str) -> None:
+            ledger = _ledger(self)
+            if ledger is not None:
+                ledger.doubt(f"psycopg2: {why}", conn_id=id(self))
+
+    for name in ("tpc_begin", "tpc_prepare", "tpc_commit", "tpc_rollback", "lobject", "set_isolation_level", "reset"):
+        _doubtful(Connection, base, name)
+    Connection.__name__ = Connection.__qualname__ = base.__name__
+    return Connection
+
+
+def _doubtful(cls: Any, base: Any, name: str) -> None:
+    plain = getattr(base, name)
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._doubt(f"{name}()")
+        return plain(self, *args, **kwargs)
+
+    method.__name__, method.__doc__ = name, plain.__doc__
+    setattr(cls, name, method)
+
+
+@cache
+def _reporting_cursor(base: Any) -> Any:
+    if hasattr(base, "_reports"):
+        return base
+
+    class Cursor(base):  # type: ignore[misc] # the base is only known here
+        __doc__ = base.__doc__
+        __module__ = base.__module__
+        _reports = True
+
+        def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._send(query, lambda: super(Cursor, self).execute(query, *args, **kwargs))
+
+        def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._send(query, lambda: super(Cursor, self).executemany(query, *args, **kwargs))
+
+        def callproc(self, procname: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._send(f"SELECT * FROM {procname}()", lambda: super(Cursor, self).callproc(procname, *args, **kwargs))
+
+        def copy_expert(self, sql: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._send(None, lambda: super(Cursor, self).copy_expert(sql, *args, **kwargs))
+
+        def copy_from(self, *args: Any, **kwargs: Any) -> Any:
+            return self._send(None, lambda: super(Cursor, self).copy_from(*args, **kwargs))
+
+        def copy_to(self, *args: Any, **kwargs: Any) -> Any:
+            return self._send(None, lambda: super(Cursor, self).copy_to(*args, **kwargs))
+
+        def _send(self, query: Any, send: Callable[[], Any]) -> Any:
+            conn = self.connection
+            ledger = _ledger(conn)
+            if ledger is None or conn.__dict__.get("_telling"):  # its own execute, called by a class between
+                return send()
+            conn._telling = True
+            try:
+                return _sent(conn, ledger, _text(query, conn), send, lambda: self.statusmessage)
+            finally:
+                conn._telling = False
+
+    Cursor.__name__ = Cursor.__qualname__ = base.__name__
+    return Cursor
+
+
+@cache
+def _plain_cursor() -> Any:
+    from psycopg2.extensions import cursor
+
+    return cursor
+
+
+def _ledger(conn: Any) -> unit.Unit | None:
+    return unit.current(id(conn)) if getattr(conn, "_watched", False) else None
+
+
+def _sent(conn: Any, ledger: unit.Unit, sql: str | bytes | None, send: Callable[[], Any], tag: Callable[[], str | None]) -> Any:
+    """Report *sql*, send it, report what became of it. *tag* gives the server's answer to a COMMIT."""
+    if conn.get_transaction_status() != conn._seen:
+        ledger.doubt("psycopg2: something was sent past the connection's own cursors", conn_id=id(conn))
+    ends = None
+    if sql is None:
+        ledger.statement(None, _commits_itself(conn), conn_id=id(conn))
+    else:
+        ends = _postgresql.about_to_send(ledger, id(conn), sql, _commits_itself(conn))
+    try:
+        result = send()
+    except Exception as error:
+        if ends and _postgresql.refused_commit(getattr(error, "pgcode", None), str(error)):
+            ledger.commit_failed(conn_id=id(conn))
+        raise
+    finally:
+        conn._seen = conn.get_transaction_status()
+    _postgresql.answered(ledger, id(conn), ends, tag())
+    return result
+
+
+def _commits_itself(conn: Any) -> bool:
+    """Whether a statement is committed by itself: nothing is open, and psycopg2 sends no BEGIN before it."""
+    return bool(conn.get_transaction_status() == _IDLE and (conn.autocommit or conn.status != _READY))
+
+
+def _text(query: Any, conn: Any) -> str | bytes | None:
+    if isinstance(query, (str, bytes)):
+        return query
+    try:
+        text: str = query.as_string(conn)  # psycopg2.sql
+    except Exception:
+        return None
+    return text
+
+
+def _notice_foreign(cursor: Any) -> None:
+    conn = cursor.connection
+    ledger = _ledger(conn)
+    if ledger is not None and not hasattr(type(cursor), "_reports"):
+        ledger.doubt("psycopg2: a cursor that was made past its connection", conn_id=id(conn))
+
+
+# ---------------------------------------------------------------------------------------------- arguments
+
+
+def _arguments(target: Target) -> dict[str, Any]:
+    kinds: dict[str, Callable[[str], Any]] = {
+        **dict.fromkeys(_libpq_options(), str), "autocommit": optional_boolean, "connect_timeout": seconds,
+    }  # fmt: skip
+    out = coerce(target.options, kinds, NAME)
+    given = {
+        "host": target.unix_socket or target.host,
+        "port": target.port,
+        "user": target.user,
+        "password": target.password,
+        "dbname": target.database,
+    }
+    out.update({name: value for name, value in given.items() if value is not None})
+    out.setdefault("dbname", "")  # libpq's default; psycopg2 refuses to connect without a single argument
+    return out
+
+
+#: What libpq 9.2 to 17 take in a connection string (its manual, "Parameter Key Words"); psycopg2 cannot be asked for the list.
+_LIBPQ = """
+    host hostaddr port passfile require_auth channel_binding connect_timeout client_encoding options application_name
+    fallback_application_name keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout replication gssencmode
+    sslmode sslnegotiation sslcompression sslcert sslkey sslpassword sslcertmode sslrootcert sslcrl sslcrldir sslsni requirepeer
+    ssl_min_protocol_version ssl_max_protocol_version krbsrvname gsslib gssdelegation service target_session_attrs load_balance_hosts
+"""
+
+
+@cache
+def _libpq_options() -> frozenset[str]:
+    return frozenset(_LIBPQ.split())
