@@ -536,7 +536,8 @@ async def run_unit(work: Callable[[], Awaitable[T]], deadline: float | None, max
     """Run *work* as a unit of work in this task, replayed where that is provably safe. Nested: just run it."""
     token = enter(Unit())
     if not token.outermost:
-        return await work()
+        with token.unit.within(monotonic(), deadline):
+            return await work()
     token.unit.until = math.inf if deadline is None else monotonic() + deadline
 
     async def do(step: Any) -> Any:

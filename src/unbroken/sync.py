@@ -56,8 +56,11 @@ class ThreadShell:
         self.watcher = ThreadWatcher.get()
 
     def new_lock(self) -> AbstractContextManager[Any]:
-        """A lock of the kind that ``threading`` makes now (gevent may have patched it since import)."""
-        return threading.Lock()
+        """A lock of the kind that ``threading`` makes now (gevent may have patched it since import).
+
+        Reentrant: a finalizer may end a lease (that of a forgotten generator, say) on a thread that is inside already.
+        """
+        return threading.RLock()
 
     def new_signal(self) -> Any:
         """A lock that is held until somebody wakes its waiter: cheaper than an Event."""
@@ -525,10 +528,11 @@ class Pool:
 
 
 def run_unit(work: Callable[[], T], deadline: float | None, max_replays: int, on_replay: Callable[[str], None]) -> T:
-    """Run *work* as a unit of work on this thread, replayed where that is provably safe. Nested: just run it."""
+    """Run *work* as a unit of work on this thread, replayed where that is provably safe. Nested: just run it, in its time."""
     token = enter(Unit())
     if not token.outermost:
-        return work()
+        with token.unit.within(monotonic(), deadline):
+            return work()
     token.unit.until = math.inf if deadline is None else monotonic() + deadline
     do = _Sleeper()
     try:

@@ -560,3 +560,21 @@ def test_sqlite_is_lent_like_everything_else(tmp_path, in_threads):
     with pool.connection() as conn:
         assert conn.execute("SELECT COUNT(*) FROM numbers WHERE n = 99").fetchone() == (0,)
     pool.close()
+
+
+def test_a_finalizer_may_end_a_lease_on_a_thread_that_is_inside_the_pool(face, in_threads):
+    """A forgotten generator ends its lease wherever the collector happens to run, be it while the pool's lock is held."""
+    pool = face.pool()
+
+    def rows():
+        with pool.connection() as conn:
+            yield face.ask(conn, "SELECT 1")
+
+    def collect(_):
+        generator = rows()
+        next(generator)
+        with pool._state.lock:
+            del generator
+
+    assert in_threads(1, collect, seconds=5.0) == [None]
+    assert (pool.stats().used, pool.stats().idle) == (0, 1)

@@ -226,3 +226,17 @@ def test_keepalive_is_set_on_the_socket(face):
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 17
         finally:
             sock.detach()
+
+
+def test_a_death_that_strikes_between_two_owners_is_not_lost_sight_of(own_face, until):
+    """A worker that pings a connection, or a caller who is just taking it, owns it for a moment; then it is found all the same."""
+    pool = own_face.pool()
+    fill(own_face, pool, 1)
+    state = pool._state
+    entry = state.idle[0]
+    with state.lock:
+        assert state.kernel.claim(entry)
+    own_face.server.kill_sessions()
+    until(lambda: entry.fd not in state.shell.watcher._callbacks)  # the watcher has told what it saw
+    state.kernel.idle.append(entry)
+    until(lambda: pool.stats().size == 0, 1.0)

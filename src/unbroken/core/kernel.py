@@ -85,7 +85,11 @@ class Kernel:
             entry = self._pop_idle()
             if entry is None:
                 break
-            ticket = self.waiting.popleft()
+            try:
+                ticket = self.waiting.popleft()
+            except IndexError:  # a finalizer that ran just now has granted it something
+                self.idle.append(entry)
+                break
             ticket.entry = entry
             granted.append(ticket)
         return granted

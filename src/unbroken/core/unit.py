@@ -18,6 +18,8 @@ one who uses the connection. So there is no lock. A unit that was left takes no 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from contextvars import Token as ContextToken
 from dataclasses import dataclass
@@ -64,12 +66,13 @@ class Unit:
     ``exc`` pairs are kept (:meth:`note`), so that the runner knows what an exception meant to the driver it came from.
     """
 
-    __slots__ = ("_barrier", "_closed", "_notes", "_parts", "attempts", "until", "wrote")
+    __slots__ = ("_barrier", "_closed", "_meanings", "_notes", "_parts", "attempts", "until", "wrote")
 
     def __init__(self) -> None:
         self.attempts = 0  #: how many were begun
         self.until = math.inf
         self._closed = False
+        self._meanings: list[Callable[[BaseException], Fault | None]] = []
         self._forget()
 
     def _forget(self) -> None:
@@ -79,6 +82,17 @@ class Unit:
         self._notes: list[tuple[BaseException, Fault]] = []
 
     # -- the runner's side ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def within(self, now: float, deadline: float | None) -> Iterator[None]:
+        """A nested unit with a deadline of its own, in seconds from *now*: ``until`` is no later inside."""
+        before = self.until
+        if deadline is not None:
+            self.until = min(before, now + deadline)
+        try:
+            yield
+        finally:
+            self.until = before
 
     @property
     def closed(self) -> bool:
@@ -99,7 +113,7 @@ class Unit:
     def close(self) -> None:
         """The unit is over; exceptions that were noted are let go. :meth:`verdict` still answers."""
         self._closed = True
-        self._notes = []
+        self._notes, self._meanings = [], []
         for conn_id in [key for key, unit in list(_joined.items()) if unit is self]:
             _joined.pop(conn_id, None)
 
@@ -108,21 +122,29 @@ class Unit:
         if not self._closed:
             self._notes.append((exc, fault))
 
+    def ask(self, meaning: Callable[[BaseException], Fault | None]) -> None:
+        """*meaning* says what an exception that nobody noted means to a driver that works for this unit; None: nothing."""
+        if not self._closed and meaning not in self._meanings:
+            self._meanings.append(meaning)
+
     def noted(self) -> tuple[tuple[BaseException, Fault], ...]:
         """What was noted in this attempt, oldest first."""
         return tuple(self._notes)
 
     def fault_of(self, exc: BaseException) -> Fault | None:
-        """What *exc* was noted to mean; else what the exception that it was raised from, or in handling which, was."""
+        """What *exc* was noted to mean; else what the exception that it was raised from, or in handling which, was.
+
+        What was noted nowhere along that line, the drivers at work here are asked for (:meth:`ask`).
+        """
         known = {id(noted): fault for noted, fault in self._notes}
-        seen: set[int] = set()
+        line: list[BaseException] = []
         link: BaseException | None = exc
-        while link is not None and id(link) not in seen:
+        while link is not None and link not in line:
             if id(link) in known:
                 return known[id(link)]
-            seen.add(id(link))
+            line.append(link)
             link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-        return None
+        return next((fault for link in line for meaning in self._meanings if (fault := meaning(link)) is not None), None)
 
     def verdict(self, fault: Fault, *, conn_id: int | None = None) -> Verdict:
         """What to do now that the attempt failed with *fault*, on the connection *conn_id* where that is known.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from unbroken.abc import Cause, Connection, Fault, FaultKind
 from unbroken.core.entry import Entry
 from unbroken.core.unit import Action, Unit
-from unbroken.errors import CommitUnknownError, ConnectionLostError, DeadlineExceeded
+from unbroken.errors import CommitUnknownError, ConnectionLostError, DeadlineExceeded, UnbrokenError
 from unbroken.flows.state import State
 from unbroken.flows.steps import Call, Flow, Reset
 from unbroken.net.liveness import Liveness, judge
@@ -117,6 +117,8 @@ def _fault_of(state: State, entry: Entry, conn: Connection, exc: BaseException) 
     """What *exc* means for *conn*. A ConnectionError or TimeoutError may also be about something else that the work does."""
     if isinstance(exc, ConnectionLostError | CommitUnknownError):  # our own word; the driver would not know it
         return Fault(FaultKind.LOST, text=str(exc))
+    if isinstance(exc, UnbrokenError):  # another acquire that failed, or another pool: it only quotes what drivers say
+        return Fault(FaultKind.OTHER, text=str(exc))
     fault = state.classify(exc)
     if not fault.is_lost or isinstance(exc, state.driver.errors) or entry.cause is not None:
         return fault

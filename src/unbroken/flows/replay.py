@@ -9,7 +9,15 @@ from typing import Any
 
 from unbroken.abc import FaultKind
 from unbroken.core.unit import Action, Unit, testify
-from unbroken.errors import CommitUnknownError, DeadlineExceeded, for_driver
+from unbroken.errors import (
+    CommitUnknownError,
+    ConnectRejectedError,
+    DeadlineExceeded,
+    OutageError,
+    PoolClosedError,
+    PoolTimeoutError,
+    for_driver,
+)
 from unbroken.flows.finish import LOOK_FIRST
 from unbroken.flows.steps import Attempt, Flow, Wait
 
@@ -19,6 +27,10 @@ log = logging.getLogger("unbroken")
 #: collided do not collide again.
 FIRST_PAUSE = 0.005
 LONGEST_PAUSE = 0.5
+
+
+#: A pool's last word, whatever broke before it: the caller's time is up, or there is no connection to be had.
+_FINAL = (DeadlineExceeded, PoolTimeoutError, OutageError, ConnectRejectedError, PoolClosedError)
 
 
 def replay(
@@ -39,7 +51,7 @@ def replay(
             return (yield Attempt(work))
         except Exception as exc:
             fault = unit.fault_of(exc)
-            if fault is None or isinstance(exc, DeadlineExceeded):  # the caller's time is up, whatever broke for it
+            if fault is None or isinstance(exc, _FINAL):
                 raise
             verdict = unit.verdict(fault)
             if verdict.action is Action.COMMIT_UNKNOWN and not isinstance(exc, CommitUnknownError):

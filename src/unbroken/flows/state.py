@@ -24,7 +24,7 @@ from unbroken.core.entry import Entry
 from unbroken.core.health import Policy
 from unbroken.core.kernel import Kernel, Ticket
 from unbroken.core.unit import Unit, current, testify
-from unbroken.errors import E, PoolClosedError, for_driver
+from unbroken.errors import E, PoolClosedError, UnbrokenError, for_driver
 from unbroken.flows.servers import Server, server_of
 from unbroken.flows.steps import Flow
 from unbroken.net import keepalive, last_words, liveness, severance, traffic
@@ -63,6 +63,8 @@ class Shell(Protocol):
 
 #: After a no (a wrong password, say) nobody but a caller has the server asked again for so long: some lock an account.
 REJECTED_PAUSE = 30.0
+#: After a death was seen of a connection that nobody owned at that moment.
+LOOK_AGAIN = 0.05
 
 
 class State:
@@ -331,6 +333,9 @@ class State:
                 self.sockets.forget(entry.fd)  # known from here on; it must not hide another's death
             entry.condemn(*self.explain(entry))
             self.cut(entry)  # else the socket stays in CLOSE_WAIT for as long as its holder thinks
+        elif entry.cause is None:  # between two owners, or a worker has it: it will be one or the other soon
+            this, state = weakref.ref(entry), weakref.ref(self)
+            self.shell.watcher.at(self.clock() + LOOK_AGAIN, lambda: _on_end(state, this))
 
     def cut(self, entry: Entry) -> None:
         """Shut an entry's socket down, whoever is using it; never close it."""
@@ -339,6 +344,8 @@ class State:
 
     def abort(self, entry: Entry, uses: int, cause: Cause) -> bool:
         """End use number *uses* of a lent entry from outside. False: that use is over already."""
+        if entry.uses != uses or not self.kernel.is_out(entry):
+            return False
         before = entry.generation
         entry.condemn(cause)
         if entry.uses != uses or not self.kernel.is_out(entry):
@@ -365,6 +372,7 @@ class State:
         """A unit of work takes *conn*: what is sent on it is told to the unit until :meth:`part`."""
         if self.driver.capabilities.watchable:
             unit.join(id(conn))
+            unit.ask(self.meaning)
             self.driver.watch(conn)
             entry.watched = True
         else:
@@ -479,6 +487,10 @@ class State:
             return ""
         what = "server is full" if outage.fault.kind.value == "too many connections" else "server away"
         return f"{what} for {outage.age(now):.1f} s: {outage.fault.text}"
+
+    def meaning(self, exc: BaseException) -> Fault | None:
+        """What *exc* means if it is the driver's own, else None."""
+        return self.classify(exc) if isinstance(exc, self.driver.errors) and not isinstance(exc, UnbrokenError) else None
 
     def classify(self, exc: BaseException) -> Fault:
         """What the driver (or the system) means by *exc*."""
