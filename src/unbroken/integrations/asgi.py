@@ -1,0 +1,287 @@
+"""``unbroken.asgi.Unbroken``: any ASGI app, its requests run again where that is provably safe, an outage answered with 503.
+
+And ``session``: a FastAPI dependency that gives its session back in every case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from time import monotonic
+from typing import Any, TypeAlias
+
+from unbroken import aio
+from unbroken.core import unit as units
+from unbroken.integrations import _health
+from unbroken.integrations._http import HttpSettings, Swallowed, answer_to, fault_of, json_page, log, page, report, swallowed
+
+Message: TypeAlias = dict[str, Any]
+Scope: TypeAlias = dict[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: A page of an error is held back until its app is done, if it is not longer than this: it may become another page.
+HELD = 1 << 16
+
+
+class Unbroken:
+    """*app* with each HTTP request a unit of work; everything else passes through.
+
+    Requests by safe methods (*methods*: GET, HEAD, OPTIONS) and those that *replay* names (path prefixes, or a callable that
+    is given the scope) are run again from the start when a connection was lost, nothing was committed, and the response has
+    not begun. An outage is answered with 503 and Retry-After, a COMMIT without an answer with a 500 that says so: JSON, or
+    HTML where the client asks for it.
+
+    *databases* (pools and engines, sync or async) are what *readyz* (a path; *healthz* likewise) asks. *max_body* (bytes,
+    1 MiB), *max_replays* (10), *deadline* (seconds, None) bound a replay.
+
+    Raises ConfigurationError for settings that cannot work.
+    """
+
+    def __init__(self, app: App, **settings: Any) -> None:
+        self.app = app
+        self.settings = HttpSettings.of(**settings)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the app has beside being callable."""
+        if name in ("app", "settings"):
+            raise AttributeError(name)
+        return getattr(self.app, name)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As the ASGI specification says."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope.get("path", "")
+        settings = self.settings
+        if path and path in (settings.healthz, settings.readyz):
+            await self._health(path, send)
+            return
+        exchange = _Exchange(self.app, scope, receive, send)
+        await exchange.run(settings if settings.may_replay(scope["method"], path, scope) else None)
+
+    async def _health(self, path: str, send: Send) -> None:
+        well, shown = True, {"status": "ok"}
+        if path == self.settings.readyz:
+            well, states = await _health.ready_async(self.settings.databases, self.settings.ready_timeout)
+            shown = {"status": "ok" if well else "away", **states}
+        headers, body = json_page(shown, [("Cache-Control", "no-store")])
+        await _respond(send, 200 if well else 503, headers, body)
+
+
+class _Exchange:
+    """One request: its attempts, and the response that is held back until its first chunk is known."""
+
+    def __init__(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
+        self._app, self._scope, self._receive, self._send = app, scope, receive, send
+        self._before: Scope = {}
+        self._state: dict[str, Any] | None = None
+        self._settings: HttpSettings | None = None
+        self._kept: list[Message] = []  # what the client sent
+        self._size = self._at = 0
+        self._overflowed = False
+        self._held: list[Message] = []  # what the app sent and the client has not seen
+        self._late: BaseException | None = None
+        self._begun = False
+        self._attempt_number = 0
+        self._heard: list[BaseException] = []
+
+    async def run(self, settings: HttpSettings | None) -> None:
+        """Answer the request; with *settings*, run it again until it succeeds or the ledger forbids it."""
+        self._settings = settings
+        witness = units.witnesses(self._heard)
+        try:
+            if settings is None:
+                await self._attempt(self._receive)
+            else:
+                self._before, state = dict(self._scope), self._scope.get("state")
+                self._state = dict(state) if isinstance(state, dict) else None
+                await aio.run_unit(self._again, settings.deadline, settings.max_replays, _nobody)
+            if self._late is not None:
+                raise self._late
+        except Exception as exc:
+            if self._begun:
+                raise
+            await self._failed(exc)
+        finally:
+            units.no_longer_witnesses(witness)
+
+    async def _again(self) -> None:
+        """One attempt within a unit of work. What may not be run again is raised where the unit does not see it."""
+        self._at = 0
+        self._attempt_number += 1
+        if self._attempt_number > 1:
+            self._heard.clear()
+            self._held.clear()
+            self._scope.clear()
+            self._scope.update(self._before)
+            if self._state is not None:
+                self._scope["state"] = dict(self._state)
+        unit = units.current()
+        try:
+            await self._attempt(self._receive_again)
+        except Exception as exc:
+            if self._begun or self._overflowed:
+                self._late = exc
+                return
+            if unit is not None and unit.fault_of(exc) is None and (fault := fault_of(unit, exc)) is not None:
+                unit.note(exc, fault)
+            raise
+
+    async def _attempt(self, receive: Receive) -> None:
+        unit = units.current() if self._settings is not None else None
+        number = self._attempt_number
+
+        async def send(message: Message) -> None:
+            if number == self._attempt_number:  # a task that an attempt left behind says nothing in the next one's name
+                await self._on_send(message, unit)
+
+        await self._app(self._scope, receive, send)
+        if self._held and not self._begun:
+            self._reconsider(self._held[0]["status"], unit)
+            await self._begin(unit)
+
+    async def _receive_again(self) -> Message:
+        """What the client sent, from its beginning in each attempt."""
+        if self._at < len(self._kept):
+            message = self._kept[self._at]
+            self._at += 1
+            return dict(message)
+        message = await self._receive()
+        assert self._settings is not None
+        self._size += len(message.get("body", b""))
+        if self._size > self._settings.max_body:
+            self._overflowed = True
+            self._kept.clear()
+        if not self._overflowed:
+            self._kept.append(message)
+            self._at += 1
+        return message
+
+    async def _on_send(self, message: Message, unit: units.Unit | None) -> None:
+        if self._begun:
+            await self._send(message)
+            return
+        self._held.append(message)
+        if message["type"] == "http.response.start" or self._is_held_back(message):
+            return
+        await self._begin(unit)
+
+    def _is_held_back(self, message: Message) -> bool:
+        """Whether the response still waits: for its first chunk; a page of an error, for its app to be done with it."""
+        if message["type"] == "http.response.body":
+            more = message.get("more_body", False)
+            if not message.get("body") and more:
+                return True
+            if self._held[0].get("status", 0) >= 500:
+                return sum(len(m.get("body", b"")) for m in self._held) <= HELD
+        return False
+
+    async def _begin(self, unit: units.Unit | None) -> None:
+        self._begun = True
+        if unit is not None:
+            unit.close()  # from here on it cannot be run again, and what a stream or a background task does is its own
+        held, self._held = self._held, []
+        for message in held:
+            await self._send(message)
+
+    def _reconsider(self, status: int, unit: units.Unit | None) -> None:
+        """The app made a page of an error. If another attempt would cure it, or it was an outage, the page is not sent."""
+        if status < 500:
+            return
+        cause = swallowed(unit)
+        settings = self._settings
+        another = settings is not None and unit is not None and unit.attempts <= settings.max_replays and monotonic() < unit.until
+        if cause is not None and another and not self._overflowed:
+            raise Swallowed(f"answered with {status}") from cause
+        if status == 500 and answer_to(None, self._heard) is not None:
+            raise Swallowed(f"answered with {status}") from self._heard[-1]
+
+    async def _failed(self, exc: Exception) -> None:
+        answer = answer_to(exc, self._heard)
+        if answer is None:
+            if self._held:
+                await self._begin(None)
+            raise exc
+        scope = self._scope
+        report(answer, scope["method"], scope.get("path", ""))
+        accept = next((value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"accept"), "")
+        headers, body = page(answer, accept)
+        await _respond(self._send, int(answer.status[:3]), headers, b"" if scope["method"] == "HEAD" else body)
+
+
+async def _respond(send: Send, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
+    encoded = [(name.lower().encode(), value.encode()) for name, value in headers]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _nobody(_why: str) -> None:
+    """Replays are in the log; the pools count their own."""
+
+
+# -- sessions ------------------------------------------------------------------------------------------------------
+
+#: Seconds that a session's end may take; then its connection is ended instead of given back.
+PATIENCE = 5.0
+
+_ends: set[asyncio.Task[None]] = set()
+
+
+def session(factory: Callable[[], Any]) -> Callable[[], AsyncIterator[Any]]:
+    """A FastAPI dependency: ``Depends(session(factory))`` is a session for one request.
+
+    *factory* is a sessionmaker or an async_sessionmaker. Whatever becomes of the request (an exception, a client that
+    disconnects, a cancellation at any point), the session is closed: what it did and did not commit is rolled back, and its
+    connection goes back, or is ended where it may be in the middle of something.
+
+    Commit in the endpoint, before it returns: FastAPI runs the end of a dependency when the response has been sent, too late
+    to say that it failed.
+    """
+
+    async def dependency() -> AsyncIterator[Any]:
+        made = factory()
+        struck = True  # by a cancellation, unless it ends otherwise
+        try:
+            yield made
+            struck = False
+        except Exception:
+            struck = False
+            raise
+        finally:
+            await _in_any_case(_end(made, struck))
+
+    return dependency
+
+
+async def _in_any_case(end: Coroutine[Any, Any, None]) -> None:
+    """Wait for *end*, which goes on by itself when this task is cancelled."""
+    task = asyncio.get_running_loop().create_task(end)
+    _ends.add(task)  # a loop holds its tasks weakly only
+    task.add_done_callback(_ends.discard)
+    await asyncio.shield(task)
+
+
+async def _end(made: Any, struck: bool) -> None:
+    try:
+        if not struck:
+            async with asyncio.timeout(PATIENCE):
+                await _call(made.close)
+            return
+    except Exception:
+        log.exception("a session could not be closed at the end of its request; its connection is ended")
+    try:
+        await _call(made.invalidate)
+    except Exception:
+        log.exception("a session's connection could not be ended")
+
+
+async def _call(function: Callable[[], Any]) -> None:
+    """Call what may be a coroutine function; what blocks, on a thread."""
+    if inspect.iscoroutinefunction(function):
+        await function()
+    else:
+        await asyncio.to_thread(function)
