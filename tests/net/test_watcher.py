@@ -285,7 +285,8 @@ def test_without_timers_it_sleeps_for_good(watcher, tcp_pair, until):
 
 
 @pytest.fixture
-def process_watcher():
+def process_watcher(monkeypatch):
+    monkeypatch.setattr("unbroken.net.watcher._current", None)  # pools of other tests keep theirs
     yield ThreadWatcher.get()
     ThreadWatcher.get().close()
 
