@@ -90,7 +90,7 @@ def dial(make: Callable[[], T]) -> T:
     try:
         return make()
     except BaseException as error:
-        _mark(error)
+        mark(error)
         raise
 
 
@@ -99,11 +99,12 @@ async def dial_async(make: Callable[[], Awaitable[T]]) -> T:
     try:
         return await make()
     except BaseException as error:
-        _mark(error)
+        mark(error)
         raise
 
 
-def _mark(error: BaseException) -> None:
+def mark(error: BaseException) -> None:
+    """Mark *error* as coming out of an attempt to connect."""
     try:
         setattr(error, _MARK, True)
     except AttributeError:  # an exception class with __slots__: its errors are then read as if in use

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -51,7 +51,10 @@ class Driver:
             conn = self._connect()
             conn.__class__ = exact(class_of(conn))
             return conn
-        given = self._arguments
+        return self.open(self._arguments, timeout)
+
+    def open(self, given: Mapping[str, Any], timeout: float) -> Connection:
+        """A connection by PyMySQL's own arguments, which may be a framework's; *timeout* bounds the handshake too."""
         timeout = min(timeout, given.get("connect_timeout", timeout))
         conn = self._class(
             **{**given, "connect_timeout": timeout, "read_timeout": timeout, "write_timeout": timeout, "defer_connect": True}

@@ -1,0 +1,189 @@
+"""Where SQLAlchemy's dialects know less than we do: errors that end a connection, transactions that are not open, COMMITs whose
+answer is lost, statements on connections that a unit of work has not seen taken.
+
+These are set on one engine's dialect object, never on a class.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Engine, ExceptionContext
+
+from unbroken.abc import Cause, FaultKind
+from unbroken.core.entry import Entry
+from unbroken.core.unit import current, glimpse
+from unbroken.errors import CommitUnknownError, DeadlineExceeded
+from unbroken.flows.finish import commit_now
+from unbroken.flows.steps import Call, run
+from unbroken.integrations.sqlalchemy.body import VACANT, Body
+from unbroken.integrations.sqlalchemy.plan import Blind, Plan
+
+#: DBAPIs whose COMMIT and ROLLBACK may be left out when nothing is open. Others (asyncpg's, pg8000's) keep state of their own
+#: beside the server's, and send nothing needless anyway.
+_STATELESS = {"pymysql", "mysqlclient", "aiomysql", "asyncmy", "psycopg", "psycopg2", "mysqlconnector", "mariadb", "mariadbconnector"}
+
+
+def known(connection: Any) -> tuple[Any, Entry] | None:
+    """Our body and entry behind what SQLAlchemy calls a DBAPI connection; None where it is not of a pool of ours."""
+    record = getattr(connection, "_connection_record", None)
+    entry = getattr(record, "entry", VACANT)
+    home = getattr(record, "home", None)
+    return None if entry is VACANT or home is None or entry.conn is None else (home, entry)
+
+
+class Hooks:
+    """One engine's."""
+
+    def __init__(self, engine: Engine, plan: Plan) -> None:
+        self.engine = engine
+        self.dialect: Any = engine.dialect
+        self.plan = plan
+        self.driver = plan.driver
+        self.may_skip = self.driver.name in _STATELESS
+
+    def install(self) -> None:
+        """Set them."""
+        dialect, plan = self.dialect, self.plan
+        event.listen(self.engine, "handle_error", self.on_error)
+        if isinstance(self.driver, Blind):
+            self.driver.dialect = dialect
+        dbapi = dialect.loaded_dbapi
+        plan.foreign = getattr(dbapi, "OperationalError", plan.foreign)
+        for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+            setattr(dialect, name, _seen(getattr(dialect, name)))
+        if plan.is_blind:
+            return
+        dialect.do_rollback = self._rollback(dialect.do_rollback)
+        dialect.do_commit = self._commit(dialect.do_commit)
+        opener = getattr(self.driver, "open", None)
+        if opener is not None and getattr(dbapi, "__name__", "") == "pymysql":
+            dialect.connect = self._connect(dialect.connect)
+
+    def _connect(self, original: Any) -> Any:
+        """PyMySQL's connect timeout ends before the handshake; the driver's own way to open has one for both."""
+
+        @functools.wraps(original)
+        def connect(*args: Any, **kwargs: Any) -> Any:
+            if args or kwargs.get("defer_connect"):
+                return original(*args, **kwargs)
+            return self.driver.open(kwargs, self.plan.settings.connect_timeout)  # type: ignore[attr-defined] # PyMySQL's has it
+
+        return connect
+
+    # -- transactions --------------------------------------------------------------------------------------------
+
+    def _rollback(self, original: Any) -> Any:
+        """No round trip where it is certain that nothing is open, and nothing at all on a parent's connection."""
+        ask, may_skip = self.driver.is_in_transaction, self.may_skip
+
+        @functools.wraps(original)
+        def do_rollback(connection: Any) -> None:
+            found = known(connection)
+            if found is None:
+                original(connection)
+                return
+            home, entry = found
+            if not home.mark[0]:
+                home.sever()
+            elif not may_skip or ask(entry.conn) is not False:
+                original(connection)
+                home.counters.rollbacks += 1
+
+        return do_rollback
+
+    def _commit(self, original: Any) -> Any:
+        """Likewise; and a COMMIT whose answer is lost is called unknown, one that was never sent is called lost."""
+        ask, may_skip = self.driver.is_in_transaction, self.may_skip
+
+        @functools.wraps(original)
+        def do_commit(connection: Any) -> None:
+            found = known(connection)
+            if found is None:
+                original(connection)
+                return
+            home, entry = found
+            status = ask(entry.conn)
+            if status is False and may_skip:
+                return
+            if status is False:  # asyncpg's, pg8000's own bookkeeping
+                original(connection)
+                return
+
+            def do(step: Any) -> None:
+                assert type(step) is Call
+                original(connection)
+
+            run(commit_now(home, entry, entry.conn, current()), do)
+
+        return do_commit
+
+    # -- errors --------------------------------------------------------------------------------------------------
+
+    def on_error(self, context: ExceptionContext) -> BaseException | None:
+        """Say what an error means: to SQLAlchemy, to the unit of work, to the pool's books."""
+        exc = context.original_exception
+        connection = context.connection
+        if connection is None or connection.closed:
+            return None
+        proxied = getattr(connection, "_dbapi_connection", None)
+        found = known(proxied) if proxied is not None else None
+        if found is None:
+            return None
+        home, entry = found
+        if not isinstance(exc, Exception):
+            if context.is_disconnect and entry.cause is None:
+                entry.condemn(Cause.CANCELLED)
+            return None
+        return self._judge(context, home, entry, exc)
+
+    def _judge(self, context: ExceptionContext, home: Body, entry: Entry, exc: Exception) -> BaseException | None:
+        fault = home.classify(exc)
+        unit = current()
+        if unit is not None:
+            unit.note(exc, fault)
+        if fault.is_lost:
+            context.is_disconnect = True
+        if context.is_disconnect and entry.cause is None:
+            cause, words = home.explain(entry)
+            if cause in (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT):  # it was in use: say what the driver says
+                cause, words = fault.cause or Cause.LOST, fault.text
+            entry.condemn(cause, words)
+        if entry.fd is not None and fault.kind is not FaultKind.WRONG_SERVER:
+            context.invalidate_pool_on_disconnect = False  # we look at the others instead of throwing them away
+            if context.is_disconnect:
+                home.sweep()
+        if entry.cause is Cause.DEADLINE and not isinstance(exc, CommitUnknownError):
+            deadline = home.settings.deadline
+            return home.error(
+                DeadlineExceeded,
+                f"work on a connection to {home.driver.target.label} took longer than its deadline"
+                f"{'' if deadline is None else f' of {deadline} s'}; its connection was ended",
+            )
+        return None
+
+
+def _seen(original: Any) -> Any:
+    """A statement inside a unit of work, on a connection that was taken outside of it, is a reason not to run it again."""
+
+    @functools.wraps(original)
+    def execute(*args: Any, **kwargs: Any) -> Any:
+        if glimpse() is not None:
+            _doubt(args[-1] if args else kwargs.get("context"))
+        return original(*args, **kwargs)
+
+    return execute
+
+
+def _doubt(context: Any) -> None:
+    unit = current()
+    if unit is None:
+        return
+    connection = getattr(getattr(context, "root_connection", None), "_dbapi_connection", None)
+    found = known(connection) if connection is not None else None
+    if found is None:
+        unit.doubt("a statement went out on a connection that is not from a pool of unbroken's")
+    elif not found[1].watched:
+        unit.doubt("a statement went out on a connection that was checked out before the unit of work began")

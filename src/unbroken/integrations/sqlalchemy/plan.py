@@ -1,0 +1,211 @@
+"""What ``create_engine`` was told, taken apart: our settings, the driver, what SQLAlchemy's own pool is to be given."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy.engine import URL
+
+from unbroken.abc import NO_OPTIONS, BaseDriver, Capabilities, Connection, Fault, FaultKind, Observer, Target
+from unbroken.core.fault import one_line
+from unbroken.drivers import open_driver
+from unbroken.drivers.url import BACKENDS
+from unbroken.errors import ConfigurationError
+from unbroken.settings import Settings
+
+log = logging.getLogger("unbroken")
+
+#: Settings that SQLAlchemy's pool has under another name; theirs count, ours are translated where theirs is not given.
+_THEIRS = {"max_size": "pool_size", "acquire_timeout": "pool_timeout", "reset": "pool_reset_on_return"}
+
+#: How a DBAPI's ``connect`` calls its time limit, and what it takes. Without one, a server that does not answer holds a
+#: caller for minutes.
+_CONNECT_TIMEOUT: Mapping[str, tuple[str, Callable[[float], float]]] = {
+    **dict.fromkeys(
+        ("pymysql", "mysqldb", "asyncmy", "mariadbconnector", "psycopg", "psycopg_async", "psycopg2"), ("connect_timeout", math.ceil)
+    ),
+    "aiomysql": ("connect_timeout", float),
+    "mysqlconnector": ("connection_timeout", math.ceil),
+    "asyncpg": ("timeout", float),
+}
+_TIMEOUT_NAMES = ("connect_timeout", "connection_timeout", "timeout")
+_PORTS = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
+
+_handed: contextvars.ContextVar[Connection] = contextvars.ContextVar("unbroken_sqlalchemy_handed")
+_warned: set[str] = set()
+
+
+class Plan:
+    """One engine's part of unbroken, shared by all the pools that it has in its life."""
+
+    def __init__(self, driver: BaseDriver, settings: Settings, observers: tuple[Observer, ...] = (), *, is_async: bool = False) -> None:
+        self.driver = driver
+        self.settings = settings
+        self.name = settings.name or driver.target.label
+        self.is_async = is_async
+        self.foreign: type[BaseException] = driver.errors[0]  #: what our errors are, too: the DBAPI's OperationalError
+        self._observers = observers
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether there is no driver file for this DBAPI: then the pool is SQLAlchemy's, with reports of leaks."""
+        return isinstance(self.driver, Blind)
+
+    def emit(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Tell the observers."""
+        for observer in self._observers:
+            try:
+                observer(event, fields)
+            except Exception:
+                log.exception("unbroken: an observer failed at %r", event)
+
+    def know(self, raw: Connection) -> Any:
+        """Have the driver look at a connection that SQLAlchemy opened, as it looks at its own. An awaitable for async drivers."""
+        _handed.set(raw)
+        return self.driver.connect(self.settings.connect_timeout)  # type: ignore[attr-defined] # a Driver or an AsyncDriver
+
+
+class Blind:
+    """Stands in where there is no driver file: it knows nothing, and asks SQLAlchemy's dialect whether a connection is lost."""
+
+    name = "unknown"
+    capabilities = Capabilities(fileno=False, transaction_status=False, watchable=False, abort=False)
+    errors: tuple[type[BaseException], ...] = (Exception,)
+
+    def __init__(self, target: Target | None = None) -> None:
+        self.target = target or Target("unknown", "unknown", host="server")
+        self.dialect: Any = None  #: SQLAlchemy's, once there is one
+
+    def classify(self, exc: BaseException) -> Fault:
+        """LOST where the dialect says so."""
+        dialect = self.dialect
+        try:
+            lost = dialect is not None and isinstance(exc, dialect.loaded_dbapi.Error) and dialect.is_disconnect(exc, None, None)
+        except Exception:
+            lost = False
+        return Fault(FaultKind.LOST if lost else FaultKind.OTHER, text=one_line(exc))
+
+    def fileno(self, conn: Connection) -> int | None:  # noqa: ARG002
+        """Not known."""
+        return None
+
+    def is_in_transaction(self, conn: Connection) -> bool | None:  # noqa: ARG002
+        """Not known."""
+        return None
+
+    def is_quiet(self, conn: Connection) -> bool:  # noqa: ARG002
+        """SQLAlchemy looks after that."""
+        return True
+
+    def session_id(self, conn: Connection) -> str | None:  # noqa: ARG002
+        """Not known."""
+        return None
+
+    def close(self, conn: Connection) -> None:
+        """SQLAlchemy closes."""
+
+    def watch(self, conn: Connection) -> None:
+        """Not possible."""
+
+    def unwatch(self, conn: Connection) -> None:
+        """Nothing to undo."""
+
+
+def target_of(url: URL) -> Target:
+    """Where *url* leads, for messages and as the key of the server's record."""
+    backend = BACKENDS.get(url.get_backend_name(), url.get_backend_name())
+    host, port, socket = url.host, url.port, None
+    given = url.query.get("host") or url.query.get("unix_socket") or url.query.get("unix_sock")
+    if given:
+        text = given if isinstance(given, str) else ",".join(given)
+        host, socket = (host, text) if text.startswith("/") else (text, None)
+    return Target(
+        url.drivername,
+        backend,
+        host or "localhost",
+        port or _PORTS.get(backend),
+        socket,
+        url.username,
+        url.password,
+        url.database,
+        NO_OPTIONS,
+    )
+
+
+def open_plan(url: URL, kwargs: dict[str, Any], is_async: bool) -> tuple[Plan, tuple[str, ...]]:
+    """The plan for an engine, and the names of settings that were in *url*'s query. Translates in *kwargs* what is SQLAlchemy's."""
+    given, names = _settings(url, kwargs)
+    observers = tuple(given.pop("observers", ()))
+    _translate(given, kwargs)
+    settings = Settings.of(**given)
+    if settings.max_idle is None:
+        settings = settings.changed(max_idle=math.inf)  # pool_size connections are "kept persistently", says SQLAlchemy
+    target = target_of(url)
+    plan = Plan(_driver(url, target, is_async), settings, observers, is_async=is_async)
+    if not plan.is_blind:
+        _bound_connect(url, kwargs, settings)
+    return plan, names
+
+
+def _settings(url: URL, kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    given = kwargs.pop("unbroken", None) or {}
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"unbroken={given!r} must be a dict of settings, such as unbroken={{'leak_after': 10}}")
+    ours, _ = Settings.split({k: v for k, v in url.query.items() if k != "connect_timeout"})  # that one is the DBAPI's, in a URL
+    several = [k for k, v in ours.items() if not isinstance(v, str)]
+    if several:
+        raise ConfigurationError(f"setting {several[0]!r} stands more than once in the URL; leave one")
+    return {**Settings.from_text(ours), **given}, tuple(ours)
+
+
+def _translate(given: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """Settings that are SQLAlchemy's own business become its arguments."""
+    if given.pop("min_size", 0):
+        raise ConfigurationError("min_size has no meaning here: SQLAlchemy's pool opens what is asked for and keeps up to pool_size")
+    if callable(given.get("reset")):
+        raise ConfigurationError("reset=callable has no meaning here; use SQLAlchemy's pool event 'reset'")
+    Settings.of(**{name: given[name] for name in _THEIRS if name in given})
+    for name, theirs in _THEIRS.items():
+        if name not in given:
+            continue
+        value = given.pop(name)
+        if theirs in kwargs or (name == "max_size" and "max_overflow" in kwargs):
+            raise ConfigurationError(f"{name} and SQLAlchemy's {theirs} say the same; give one of them")
+        kwargs[theirs] = value
+        if name == "max_size":
+            kwargs["max_overflow"] = 0
+
+
+def _driver(url: URL, target: Target, is_async: bool) -> BaseDriver:
+    name = url.get_driver_name()
+    try:
+        if is_async:
+            return open_driver(target, is_async=True, connect=_hand_over_async, driver=name)
+        return open_driver(target, connect=_hand_over, driver=name)
+    except ConfigurationError as why:
+        if name not in _warned:
+            _warned.add(name)
+            log.warning("unbroken cannot look below %s (%s); its connections are pooled as SQLAlchemy does it", url.drivername, why)
+        return Blind(target)
+
+
+def _hand_over() -> Connection:
+    return _handed.get()
+
+
+async def _hand_over_async() -> Connection:
+    return _handed.get()
+
+
+def _bound_connect(url: URL, kwargs: dict[str, Any], settings: Settings) -> None:
+    """Give an attempt to connect our time limit, unless the application gave one."""
+    found = _CONNECT_TIMEOUT.get(url.get_driver_name())
+    args = dict(kwargs.get("connect_args") or {})
+    if found is None or any(name in args or name in url.query for name in _TIMEOUT_NAMES):
+        return
+    name, kind = found
+    kwargs["connect_args"] = {**args, name: kind(settings.connect_timeout)}

@@ -1,0 +1,67 @@
+"""The plugin: ``create_engine(url, plugins=["unbroken"])``, or ``?plugin=unbroken`` in the URL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import pool as sqla_pool
+from sqlalchemy.engine import URL, CreateEnginePlugin, Engine
+
+from unbroken.core.stats import Stats
+from unbroken.errors import ConfigurationError
+from unbroken.integrations.sqlalchemy.hooks import Hooks
+from unbroken.integrations.sqlalchemy.plan import log, open_plan
+from unbroken.integrations.sqlalchemy.pool import AsyncUnbrokenQueuePool, UnbrokenQueuePool
+
+#: Databases without a server, whose pools SQLAlchemy chooses with care: they stay as they are.
+_WITHOUT_SERVER = {"sqlite"}
+
+
+class Plugin(CreateEnginePlugin):
+    """Gives an engine a pool of ours, and hooks where SQLAlchemy's dialects know less than we do.
+
+    Settings are those of :class:`unbroken.Settings`, in ``create_engine(..., unbroken={...})`` or in the URL's query;
+    ``observers`` may be among the former. SQLAlchemy's own pool arguments keep their meaning. Raises ConfigurationError for
+    a setting that cannot work.
+    """
+
+    def __init__(self, url: URL, kwargs: dict[str, Any]) -> None:
+        super().__init__(url, kwargs)
+        self._names: tuple[str, ...] = ()
+        self._plan = None
+        if url.get_backend_name() in _WITHOUT_SERVER or "pool" in kwargs:
+            kwargs.pop("unbroken", None)
+            return
+        is_async = bool(kwargs.get("_is_async", False))
+        self._plan, self._names = open_plan(url, kwargs, is_async)
+        ours = AsyncUnbrokenQueuePool if is_async else UnbrokenQueuePool
+        given = kwargs.get("poolclass")
+        if given in (None, sqla_pool.QueuePool, sqla_pool.AsyncAdaptedQueuePool):
+            kwargs["poolclass"] = ours
+        elif not issubclass(given, (UnbrokenQueuePool, AsyncUnbrokenQueuePool)):
+            log.warning("poolclass=%s stays as you gave it: unbroken looks after connections in its own pool only", given.__name__)
+
+    def update_url(self, url: URL) -> URL:
+        """The URL without what was meant for us."""
+        return url.difference_update_query(self._names)
+
+    def handle_pool_kwargs(self, pool_cls: type[sqla_pool.Pool], pool_args: dict[str, Any]) -> None:
+        """Hand the plan to our pool."""
+        if self._plan is not None and issubclass(pool_cls, (UnbrokenQueuePool, AsyncUnbrokenQueuePool)):
+            pool_args["unbroken"] = self._plan
+
+    def engine_created(self, engine: Engine) -> None:
+        """Hook in where SQLAlchemy classifies errors, ends transactions and sends statements."""
+        if self._plan is not None:
+            Hooks(engine, self._plan).install()
+
+
+def stats(engine: Any) -> Stats:
+    """The numbers of *engine*'s pool in this process at this moment, as :meth:`unbroken.Pool.stats` gives them.
+
+    *engine* is an Engine or an AsyncEngine. Raises ConfigurationError for one without our pool.
+    """
+    pool = getattr(engine, "sync_engine", engine).pool
+    if not isinstance(pool, (UnbrokenQueuePool, AsyncUnbrokenQueuePool)):
+        raise ConfigurationError(f"{engine!r} has no pool of unbroken's; make it with create_engine(..., plugins=['unbroken'])")
+    return pool.unbroken_stats()
