@@ -208,11 +208,10 @@ class AsyncLease:
         while True:
             state, entry, conn = self._state, self._entry, self._conn
             try:
-                self._unit = unit = current()
+                self._unit = unit = state.enlist(entry, conn)
                 until = math.inf if self._deadline is None else started + self._deadline
                 if unit is not None:
                     until = min(until, unit.until)
-                    state.join(unit, entry, conn)
                 if until != math.inf:
                     self._timer = state.arm(entry, until)
                 if self._transaction and not state.plain:
@@ -407,12 +406,12 @@ class AsyncPool:
                     conn = entry.conn
                     state.lent[entry.key] = entry
                     entry.conn = entry.anchor
-                    if glimpse() is not None and (unit := current()) is not None:
-                        state.join(unit, entry, conn)
+                    if glimpse() is not None:
+                        state.enlist_lent(entry, conn)
                     return conn
         state, entry, conn = await self._acquire_slowly(entry, monotonic(), timeout, None, _getframe(1))
-        if glimpse() is not None and (unit := current()) is not None:
-            state.join(unit, entry, conn)
+        if glimpse() is not None:
+            state.enlist_lent(entry, conn)
         return conn
 
     async def release(self, conn: Connection) -> None:

@@ -180,12 +180,12 @@ class Lease:
     def _begin(self) -> Connection:
         """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN."""
         state, entry, conn = self._state, self._entry, self._conn
-        unit, timer = current(), None
+        unit, timer = None, None
         try:
+            unit = state.enlist(entry, conn)
             until = math.inf if self._deadline is None else entry.taken_at + self._deadline
             if unit is not None:
                 until = min(until, unit.until)
-                state.join(unit, entry, conn)
             if until != math.inf:
                 timer = state.arm(entry, until)
             self._begun = (unit, timer)
@@ -347,12 +347,12 @@ class Pool:
                     conn = entry.conn
                     state.lent[entry.key] = entry
                     entry.conn = entry.anchor
-                    if glimpse() is not None and (unit := current()) is not None:
-                        state.join(unit, entry, conn)
+                    if glimpse() is not None:
+                        state.enlist_lent(entry, conn)
                     return conn
         state, entry, conn = self._acquire_slowly(entry, timeout, None, _getframe(1))
-        if glimpse() is not None and (unit := current()) is not None:
-            state.join(unit, entry, conn)
+        if glimpse() is not None:
+            state.enlist_lent(entry, conn)
         return conn
 
     def release(self, conn: Connection) -> None:

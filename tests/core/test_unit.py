@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from unbroken.abc import Fault, FaultKind
 from unbroken.core import unit as unit_module
 from unbroken.core.statements import Kind, kind
-from unbroken.core.unit import Action, Unit, current, enter, leave
+from unbroken.core.unit import Action, Unit, current, enter, is_left_over, leave
 
 LOST, RETRY = Fault(FaultKind.LOST), Fault(FaultKind.RETRY)
 INSERT = "INSERT INTO t VALUES (1)"
@@ -371,9 +371,45 @@ def test_a_unit_that_uses_the_connection_of_another_is_in_doubt_and_the_owner_he
     token = enter(other)
     assert current(7) is owner
     assert action(other) is Action.RAISE
-    assert action(owner) is Action.REPLAY
+    assert action(owner, conn_id=7) is Action.REPLAY
     leave(token)
     owner.close()
+
+
+def test_a_connection_that_a_task_of_the_attempt_still_has_forbids_a_replay() -> None:
+    unit = begun()
+    unit.join(7)
+    unit.join(8)
+    unit.ended(conn_id=7)
+    assert action(unit) is Action.RAISE
+    unit.ended(conn_id=8)
+    assert action(unit) is Action.REPLAY
+    unit.close()
+
+
+def test_a_task_of_an_attempt_that_was_run_again_knows_it_even_when_the_unit_is_over() -> None:
+    unit = Unit()
+    token = enter(unit)
+    unit.begin_attempt()
+    first = contextvars.copy_context()
+    assert not first.run(is_left_over)
+    unit.begin_attempt()
+    second = contextvars.copy_context()
+    assert first.run(is_left_over)
+    leave(token)
+    assert first.run(is_left_over)
+    assert not second.run(is_left_over)
+
+
+def test_nested_deadlines_beside_each_other_do_not_mix() -> None:
+    unit = begun()
+    unit.until = 100.0
+    with unit.within(0.0, 50.0):
+        inside = contextvars.copy_context()
+        with unit.within(0.0, 70.0):
+            assert unit.until == 50.0
+    assert unit.until == 100.0
+    assert inside.run(lambda: unit.until) == 50.0
 
 
 def test_a_connection_that_was_given_back_with_its_transaction_open_forbids_a_replay() -> None:

@@ -7,7 +7,8 @@ never knows less than the server; what it cannot follow counts against a replay.
 1. a COMMIT of writes was sent and its answer was lost: unknown, never guessed;
 2. something may have been committed (an acknowledged COMMIT of writes, a write in autocommit, a statement that commits
    by itself, something that could not be followed): the error goes to the caller;
-3. another connection still holds writes of this attempt in an open transaction: likewise, they might still be committed;
+3. another connection still holds writes of this attempt in an open transaction, or is in the hands of a task or thread
+   that the attempt left behind: likewise, they might still be committed;
 4. otherwise whatever was sent is rolled back by the server, and the unit may be run again.
 
 Reports come from any thread or task that runs in the unit's context. Each is a few plain attribute writes, and every
@@ -66,11 +67,11 @@ class Unit:
     ``exc`` pairs are kept (:meth:`note`), so that the runner knows what an exception meant to the driver it came from.
     """
 
-    __slots__ = ("_barrier", "_closed", "_meanings", "_notes", "_parts", "attempts", "until", "wrote")
+    __slots__ = ("_barrier", "_closed", "_meanings", "_notes", "_parts", "_until", "attempts", "wrote")
 
     def __init__(self) -> None:
         self.attempts = 0  #: how many were begun
-        self.until = math.inf
+        self._until = math.inf
         self._closed = False
         self._meanings: list[Callable[[BaseException], Fault | None]] = []
         self._forget()
@@ -86,13 +87,20 @@ class Unit:
     @contextmanager
     def within(self, now: float, deadline: float | None) -> Iterator[None]:
         """A nested unit with a deadline of its own, in seconds from *now*: ``until`` is no later inside."""
-        before = self.until
-        if deadline is not None:
-            self.until = min(before, now + deadline)
+        token = _inner_until.set(self.until if deadline is None else min(self.until, now + deadline))
         try:
             yield
         finally:
-            self.until = before
+            _inner_until.reset(token)
+
+    @property
+    def until(self) -> float:
+        """The moment, on the runner's clock, after which it is not run again; inside a nested unit that one's, if earlier."""
+        return min(self._until, _inner_until.get())
+
+    @until.setter
+    def until(self, moment: float) -> None:
+        self._until = moment
 
     @property
     def closed(self) -> bool:
@@ -107,6 +115,7 @@ class Unit:
     def begin_attempt(self) -> None:
         """A new attempt starts: forget what the last one did. It must be over, its connections rolled back or gone."""
         self.attempts += 1
+        _attempt.set((self, self.attempts))
         self._closed = False
         self._forget()
 
@@ -163,6 +172,8 @@ class Unit:
         faulty = next(iter(parts)) if conn_id is None and len(parts) == 1 else conn_id
         if any(part.open for key, part in parts.items() if key != faulty):
             return Verdict(Action.RAISE, "another connection still holds writes of this attempt in an open transaction")
+        if any(unit is self for key, unit in list(_joined.items()) if key != faulty):
+            return Verdict(Action.RAISE, "another task or thread of this attempt still has a connection and may go on to write")
         done = "the server undid the transaction" if fault.kind is FaultKind.RETRY else "nothing was committed"
         return Verdict(Action.REPLAY, f"{done}, and no COMMIT of writes was sent before")
 
@@ -276,6 +287,12 @@ def _a(word: str) -> str:
 
 _current: ContextVar[Unit | None] = ContextVar("unbroken_unit", default=None)
 
+# Which attempt of a unit a task was begun in: it inherits both, and may live on when the attempt is over.
+_attempt: ContextVar[tuple[Unit, int] | None] = ContextVar("unbroken_attempt", default=None)
+
+# A nested unit's own deadline. It belongs to the context: nested units stand beside each other in tasks.
+_inner_until: ContextVar[float] = ContextVar("unbroken_inner_until", default=math.inf)
+
 #: For hot paths, at 13 ns: None means that there is certainly no unit here; else ask :func:`current`.
 glimpse = _current.get
 
@@ -307,6 +324,12 @@ def current(conn_id: int | None = None) -> Unit | None:
     if unit is not None:
         unit.doubt("a connection of another unit of work was used")
     return owner
+
+
+def is_left_over() -> bool:
+    """Whether who asks is a task (or thread) of an attempt that was given up: its work was, or will be, done again."""
+    mine = _attempt.get()
+    return mine is not None and mine[1] != mine[0].attempts
 
 
 def enter(unit: Unit) -> Token:

@@ -23,8 +23,8 @@ from unbroken.core import stats
 from unbroken.core.entry import Entry
 from unbroken.core.health import Policy
 from unbroken.core.kernel import Kernel, Ticket
-from unbroken.core.unit import Unit, current, testify
-from unbroken.errors import E, PoolClosedError, UnbrokenError, for_driver
+from unbroken.core.unit import Unit, current, is_left_over, testify
+from unbroken.errors import ConnectionLostError, E, PoolClosedError, UnbrokenError, for_driver
 from unbroken.flows.servers import Server, server_of
 from unbroken.flows.steps import Flow
 from unbroken.net import keepalive, last_words, liveness, severance, traffic
@@ -377,6 +377,30 @@ class State:
             entry.watched = True
         else:
             unit.doubt(f"{self.driver.name} does not show its statements")
+
+    def enlist(self, entry: Entry, conn: Connection) -> Unit | None:
+        """As :meth:`join`, for the unit of who asks, if any: that unit.
+
+        Raises ConnectionLostError for a task that an attempt left behind which is run again: its work would be done twice.
+        """
+        if is_left_over():
+            raise self.error(
+                ConnectionLostError,
+                f"pool {self.name} lends nothing to a task of an attempt that was given up and run again; "
+                f"a unit of work must end its own tasks (asyncio.TaskGroup does)",
+            )
+        unit = current()
+        if unit is not None:
+            self.join(unit, entry, conn)
+        return unit
+
+    def enlist_lent(self, entry: Entry, conn: Connection) -> None:
+        """As :meth:`enlist`; what may not be used goes back."""
+        try:
+            self.enlist(entry, conn)
+        except BaseException:
+            self.take_back(entry, conn, healthy=True)
+            raise
 
     def part(self, entry: Entry, conn: Connection) -> None:
         """Undo :meth:`join`: nothing is open on *conn* any more, or it is about to be closed."""
