@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import importlib
 import inspect
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +17,11 @@ from unbroken.core import unit
 from unbroken.drivers import open_driver
 from unbroken.testing.servers import MariaDB, PostgreSQL, Server
 
-MYSQL = ["pymysql", "mysqldb", "aiomysql"]
+MYSQL = ["pymysql", "mysqldb", "aiomysql", "asyncmy", "mariadbconnector"]
 POSTGRESQL = ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"]
-ASYNC = {"aiomysql", "psycopg_async", "asyncpg"}
+ASYNC = {"aiomysql", "asyncmy", "psycopg_async", "asyncpg"}
 #: Drivers that cannot bound a single call: the pool ends it from outside.
-WITHOUT_TIMEOUT = {"mysqldb", "psycopg2"}
+WITHOUT_TIMEOUT = {"mysqldb", "psycopg2", "mariadbconnector"}
 
 
 class Face:
@@ -91,8 +92,24 @@ class Face:
         """Whether its ping ends in time by itself; else the pool ends it from outside."""
         return self.name not in WITHOUT_TIMEOUT
 
+    @property
+    def libraries(self) -> set[str]:
+        """Where its connections' classes may be from."""
+        return {"mysqldb": {"MySQLdb"}, "mariadbconnector": {"mariadb"}, "mysqlconnector": {"mysql"}}.get(
+            self.name, {self.name.removesuffix("_async")}
+        )
+
+    def streaming_cursor(self, conn: Any) -> Any:
+        """A cursor that leaves the rows on the wire; aiomysql's and its kin's is awaited."""
+        if self.name == "mariadbconnector":
+            return conn.cursor(buffered=False)
+        if self.name.startswith("mysqlconnector"):
+            return conn.cursor()
+        library = {"pymysql": "pymysql.cursors", "mysqldb": "MySQLdb.cursors", "aiomysql": "aiomysql", "asyncmy": "asyncmy.cursors"}
+        return conn.cursor(importlib.import_module(library[self.name]).SSCursor)
+
     def autocommit(self, conn: Any, on: bool) -> None:
-        if self.name in ("psycopg2", "pg8000"):
+        if self.name in ("psycopg2", "pg8000", "mariadbconnector"):
             conn.autocommit = on
         elif self.is_mysql:
             self.run(conn.autocommit(on))

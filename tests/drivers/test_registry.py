@@ -64,7 +64,7 @@ def test_a_bare_scheme_takes_the_best_that_is_installed(
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
-        ({"url": "mysql://h/d"}, DriverNotInstalledError, 'pip install "unbroken[mysqlclient]" (or one of: pymysql)'),
+        ({"url": "mysql://h/d"}, DriverNotInstalledError, 'pip install "unbroken[mysqlclient]" (or one of: pymysql, m'),
         ({"url": "mysql+pymysql://h/d"}, DriverNotInstalledError, 'pip install "unbroken[pymysql]"'),
         ({"url": "postgresql://h/d", "is_async": True}, DriverNotInstalledError, 'pip install "unbroken[asyncpg]"'),
     ],
@@ -80,7 +80,7 @@ def test_a_driver_that_is_missing_is_told_with_the_command(installed: Any, argum
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"url": "mysql+pymysql://h/d", "is_async": True}, "AsyncPool needs an async one: 'mysql+aiomysql://'"),
+        ({"url": "mysql+pymysql://h/d", "is_async": True}, "AsyncPool needs an async one: 'mysql+asyncmy://', 'mysql+aiomysql://'"),
         ({"url": "postgresql+asyncpg://h/d"}, "Pool needs a blocking one (or use AsyncPool): 'postgresql+psycopg://'"),
         ({"url": "mysql+aiomysql://h/d"}, "'mysql+mysqldb://'"),
         ({}, "give a database URL"),

@@ -114,7 +114,10 @@ def open_driver(
 
 
 #: What people call some drivers too.
-_ALIASES = {"mysqldb": "mysqlclient", "psycopg3": "psycopg", "psycopg_async": "psycopg", "sqlite3": "sqlite", "pysqlite": "sqlite"}
+_ALIASES = {
+    "mysqldb": "mysqlclient", "mariadbconnector": "mariadb", "mysql-connector-python": "mysqlconnector", "psycopg3": "psycopg",
+    "psycopg_async": "psycopg", "sqlite3": "sqlite", "pysqlite": "sqlite",
+}  # fmt: skip
 
 
 def _named(name: str, target: Target | None) -> Known:

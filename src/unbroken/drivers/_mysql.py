@@ -63,20 +63,24 @@ def classify(exc: BaseException, base: type[BaseException], secret: str | None) 
     if not isinstance(exc, base):
         fault = _foreign(exc, connecting)
     else:
-        errno = exc.args[0] if exc.args and isinstance(exc.args[0], int) else None
-        text = str(exc.args[1]) if len(exc.args) > 1 else str(exc)
-        fault = _of_driver(exc, errno, text, connecting)
+        fault = _of_driver(exc, number_of(exc), str(exc.args[1]) if len(exc.args) > 1 else str(exc), connecting)
     return replace(fault, text=one_line(fault.text, secret))
 
 
+def number_of(exc: BaseException) -> int | None:
+    """MySQL's number of an error: the first argument with PyMySQL and its kin, an attribute with the connectors."""
+    number = exc.args[0] if exc.args and isinstance(exc.args[0], int) else getattr(exc, "errno", None)
+    return number if isinstance(number, int) and number > 0 else None
+
+
 def _of_driver(exc: BaseException, errno: int | None, text: str, connecting: bool) -> Fault:
-    if not errno:
+    if not errno or errno == 2000:  # CR_UNKNOWN_ERROR: the words have to do
         lower = f"{text} {exc}".lower()
         gone = type(exc).__name__ == "InterfaceError" or any(words in lower for words in _GONE)
         kind, cause = FaultKind.LOST if gone else FaultKind.OTHER, Cause.CANCELLED if "cancelled" in lower else None
         return Fault(kind, cause, None, text or "the connection is closed")
     fault = mysql_fault(errno, text, connecting=connecting or errno in (2001, 2002, 2003, 2005))
-    if errno in (2002, 2003, 2005, 2006, 2013):
+    if errno in (2002, 2003, 2005, 2006, 2013, 2055):
         for inner in list(chain(exc))[1:]:  # aiomysql keeps the system's error only as the cause
             known = os_fault(inner, connecting=connecting or errno in (2002, 2003, 2005))
             if known.kind is not FaultKind.OTHER:
@@ -91,7 +95,7 @@ def _foreign(exc: BaseException, connecting: bool) -> Fault:
 
 
 # What the drivers say without a code when their socket is gone or the protocol out of step: PyMySQL (0, '') besides these
-_GONE = ("closed", "sequence number", "out of sync", "not connected", "cancelled")
+_GONE = ("closed", "sequence number", "out of sync", "not connected", "not available", "cancelled")
 _SOCKET_WORDS = ("sendall", "settimeout", "'read", "recv", "'write", "transport")
 
 
@@ -101,7 +105,7 @@ _NOT_FINAL = {1026, 1105, 1180, 1317, 1598, 3100}
 
 def refused_commit(exc: BaseException) -> bool:
     """Whether *exc*, the answer to a COMMIT, proves that nothing was committed."""
-    errno = exc.args[0] if exc.args and isinstance(exc.args[0], int) else 0
+    errno = number_of(exc) or 0
     return errno >= 1000 and not 2000 <= errno < 3000 and errno not in _NOT_FINAL and not mysql_fault(errno, "").is_lost
 
 

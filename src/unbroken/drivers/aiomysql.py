@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
 
-from unbroken.abc import Capabilities, Connection, Fault, Target
-from unbroken.core import unit
+from unbroken.abc import Connection, Target
 from unbroken.drivers import _mysql
+from unbroken.drivers._mysql_async import Answer, Shared, reporting
 from unbroken.drivers._shared import class_of, dial_async, without_target
 
 NAME = "aiomysql"
@@ -21,11 +21,10 @@ RANK = 30
 _OPTIONS: _mysql.Kinds = {**_mysql.COMMON, **_mysql.TLS, "auth_plugin": str, "program_name": str, "server_public_key": str.encode}
 
 
-class AsyncDriver:
+class AsyncDriver(Shared):
     """See :class:`unbroken.abc.AsyncDriver`. Connections are aiomysql's, of a subclass that keeps the server's status."""
 
     name = NAME
-    capabilities = Capabilities(transaction_status=True, watchable=True)
 
     def __init__(self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None) -> None:
         import aiomysql
@@ -62,36 +61,6 @@ class AsyncDriver:
                 raise
             return conn
 
-    async def ping(self, conn: Connection, timeout: float) -> None:
-        """COM_PING. aiomysql closes the connection when the time is up."""
-        async with asyncio.timeout(timeout):
-            await conn.ping(reconnect=False)
-
-    async def begin(self, conn: Connection) -> None:
-        """Not needed: MySQL opens a transaction by itself while autocommit is off."""
-        await conn.begin()
-
-    async def commit(self, conn: Connection) -> None:
-        """COMMIT, unless the server's last word is that nothing is open."""
-        if self.is_in_transaction(conn) is not False:
-            await conn.commit()
-
-    async def rollback(self, conn: Connection) -> None:
-        """ROLLBACK, likewise."""
-        if self.is_in_transaction(conn) is not False:
-            await conn.rollback()
-
-    async def idle_limit(self, conn: Connection) -> float | None:
-        """``wait_timeout`` of this session."""
-        held = self.is_in_transaction(conn)
-        async with conn.cursor() as cursor:
-            await cursor.execute(_mysql.ASK_IDLE_LIMIT)
-            row = await cursor.fetchone()
-        value = next(iter(row.values())) if isinstance(row, dict) else row[0]
-        if not held:
-            await self.rollback(conn)
-        return float(value)
-
     def close(self, conn: Connection) -> None:
         """Abort the transport."""
         try:
@@ -110,29 +79,9 @@ class AsyncDriver:
         fd = sock.fileno() if sock is not None else -1
         return fd if fd >= 0 else None
 
-    def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last OK or EOF packet; None after an error, in the middle of an exchange, or once it is closed."""
-        return None if conn._writer is None else _mysql.in_transaction(conn)
-
     def is_quiet(self, conn: Connection) -> bool:
         """Whether the last command was answered in full."""
         return conn._writer is not None and _mysql.is_quiet(conn)
-
-    def classify(self, exc: BaseException) -> Fault:
-        """By MySQL's code, or the system's."""
-        return _mysql.classify(exc, self._base, self.target.password)
-
-    def session_id(self, conn: Connection) -> str | None:
-        """CONNECTION_ID(), from the handshake."""
-        return str(conn.server_thread_id[0]) if hasattr(conn, "server_thread_id") else None
-
-    def watch(self, conn: Connection) -> None:
-        """Everything goes out through ``_execute_command``."""
-        conn.__class__ = watched(type(conn))
-
-    def unwatch(self, conn: Connection) -> None:
-        """Back to the class it was."""
-        conn.__class__ = getattr(type(conn), "unwatched", type(conn))
 
 
 @cache
@@ -154,7 +103,7 @@ def exact(base: Any) -> Any:
             self._seen_status, self._seen_busy = None, True
 
         async def _read_ok_packet(self) -> Any:
-            with _Answer(self):
+            with Answer(self, self.Error, _is_open):
                 ok = await super()._read_ok_packet()
             self._seen_status = self.server_status
             return ok
@@ -163,7 +112,7 @@ def exact(base: Any) -> Any:
             # As aiomysql's own, with our result class
             self._result = None
             result = result_class(self)
-            with _Answer(self):
+            with Answer(self, self.Error, _is_open):
                 try:
                     await (result.init_unbuffered_query() if unbuffered else result.read())
                 except BaseException:
@@ -175,60 +124,24 @@ def exact(base: Any) -> Any:
                 self.server_status = result.server_status
 
         async def show_warnings(self) -> Any:
-            with _Answer(self):
+            with Answer(self, self.Error, _is_open):
                 return await super().show_warnings()
 
         async def set_charset(self, charset: str) -> None:
-            with _Answer(self):
+            with Answer(self, self.Error, _is_open):
                 await super().set_charset(charset)
 
     Connection.__name__ = Connection.__qualname__ = base.__name__
     return Connection
 
 
-class _Answer:
-    """Around the reading of an answer: a server's error ends the exchange as well as its OK does."""
-
-    __slots__ = ("conn",)
-
-    def __init__(self, conn: Any) -> None:
-        self.conn = conn
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        conn = self.conn
-        alive = conn._writer is not None
-        if alive and (error is None or isinstance(error, conn.Error)):
-            conn._seen_busy = False
-        pending = conn.__dict__.pop("_seen_pending", None)
-        if pending is not None:
-            _mysql.answered(conn, pending, error, alive)
+def _is_open(conn: Any) -> bool:
+    return conn._writer is not None
 
 
 def watched(base: Any) -> Any:
     """*base* that tells the ledger of everything it sends. ``unwatched`` is the class to go back to."""
-    if hasattr(base, "unwatched"):
-        return base
-    plain = exact(base)
-    known = plain.__dict__.get("_watched")
-    if known is not None:
-        return known
+    return base if hasattr(base, "unwatched") else reporting(exact(base))
 
-    class Watched(plain):  # type: ignore[misc, valid-type] # the base is only known here
-        __module__ = base.__module__
-        unwatched = plain
 
-        async def _execute_command(self, command: int, sql: Any) -> None:
-            ledger = unit.current(id(self))
-            pending = None
-            if ledger is not None and command not in (_mysql.COM_PING, _mysql.COM_INIT_DB):
-                pending = _mysql.tell(self, ledger, command, sql)
-            await super()._execute_command(command, sql)
-            if pending is not None:
-                self._seen_pending = pending
-
-    Watched.__name__ = Watched.__qualname__ = base.__name__
-    plain._watched = Watched  # kept with the class, so that both go together
-    return Watched
+AsyncDriver._watched = watched

@@ -25,7 +25,7 @@ BACKENDS = {"mysql": "mysql", "mariadb": "mariadb", "postgresql": "postgresql", 
 
 #: Every scheme that means something, drivers whose files come later included; for "did you mean".
 SCHEMES = (
-    "mysql", "mysql+pymysql", "mysql+mysqldb", "mysql+mysqlconnector", "mysql+aiomysql", "mysql+asyncmy",
+    "mysql", "mysql+pymysql", "mysql+mysqldb", "mysql+mysqlconnector", "mysql+mariadbconnector", "mysql+aiomysql", "mysql+asyncmy",
     "mariadb", "mariadb+pymysql", "mariadb+mysqldb", "mariadb+mariadbconnector", "mariadb+mysqlconnector", "mariadb+aiomysql",
     "mariadb+asyncmy", "postgresql", "postgresql+psycopg", "postgresql+psycopg_async", "postgresql+psycopg2", "postgresql+pg8000",
     "postgresql+asyncpg", "postgres", "sqlite", "sqlite+pysqlite",

@@ -1,0 +1,296 @@
+"""MariaDB Connector/Python: the C client library. It shows its socket and the server's status, which lies after an error.
+
+``conn.socket`` is never touched: it would own the descriptor, and close it, whoever has it by then. There is no timeout per
+call: a ping is bounded only by the pool's ``shutdown()`` on the descriptor (or a user's own ``read_timeout``). Its connect
+timeout is whole seconds: others are rounded up. The library always speaks utf8mb4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from unbroken.abc import Capabilities, Connection, Fault, Target
+from unbroken.core import unit
+from unbroken.drivers import _mysql
+from unbroken.drivers._shared import boolean, class_of, dial, is_commit, is_rollback, optional_boolean, seconds, whole, without_target
+
+NAME = "mariadb"
+SCHEMES = ("mariadb+mariadbconnector", "mysql+mariadbconnector")
+DISTRIBUTION = "mariadb"
+MODULE = "mariadb"
+RANK = 40
+
+_OPTIONS: _mysql.Kinds = {
+    "autocommit": optional_boolean, "client_flag": whole, "compress": boolean, "connect_timeout": seconds, "default_file": str,
+    "default_group": str, "init_command": str, "local_infile": boolean, "plugin_dir": str, "read_timeout": seconds, "ssl": boolean,
+    "ssl_ca": str, "ssl_capath": str, "ssl_cert": str, "ssl_cipher": str, "ssl_crl": str, "ssl_crlpath": str, "ssl_key": str,
+    "ssl_verify_cert": boolean, "tls_peer_fp": str, "tls_version": str, "write_timeout": seconds,
+}  # fmt: skip
+_WHOLE_SECONDS = ("read_timeout", "write_timeout")
+
+
+class Driver:
+    """See :class:`unbroken.abc.Driver`. Connections are the library's, of a subclass that knows when the status lies."""
+
+    name = NAME
+    capabilities = Capabilities(transaction_status=True, watchable=True)
+
+    def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
+        import mariadb
+        import mariadb.connections
+
+        self.target = target or without_target("mariadbconnector", "mariadb")
+        self.errors: tuple[type[BaseException], ...] = (mariadb.OperationalError, mariadb.InterfaceError, mariadb.Error)
+        self._base: type[BaseException] = mariadb.Error
+        self._connect = connect
+        self._arguments = _mysql.arguments(self.target, _OPTIONS, NAME, password="password", database="database")  # noqa: S106 - a keyword's name
+        for name in _WHOLE_SECONDS:
+            if name in self._arguments:
+                self._arguments[name] = math.ceil(self._arguments[name])
+        if self._arguments.get("autocommit", False) is None:
+            del self._arguments["autocommit"]  # the library knows no default of the server's
+        self._class = exact(mariadb.connections.Connection)
+
+    def connect(self, timeout: float) -> Connection:
+        """The client library bounds the TCP connect and the handshake with it, in whole seconds."""
+        return dial(lambda: self._dial(timeout))
+
+    def _dial(self, timeout: float) -> Connection:
+        if self._connect is not None:
+            conn = self._connect()
+            conn.__class__ = exact(class_of(conn))
+            return conn
+        timeout = min(timeout, self._arguments.get("connect_timeout", timeout))
+        return self._class(**{**self._arguments, "connect_timeout": math.ceil(timeout)})
+
+    def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as the protocol has it
+        """COM_PING; *timeout* cannot be held by this driver, see above."""
+        conn.ping()
+
+    def begin(self, conn: Connection) -> None:
+        """Not needed: MySQL opens a transaction by itself while autocommit is off."""
+        conn.begin()
+
+    def commit(self, conn: Connection) -> None:
+        """COMMIT, unless the server's last word is that nothing is open."""
+        if self.is_in_transaction(conn) is not False:
+            conn.commit()
+
+    def rollback(self, conn: Connection) -> None:
+        """ROLLBACK, likewise."""
+        if self.is_in_transaction(conn) is not False:
+            conn.rollback()
+
+    def close(self, conn: Connection) -> None:
+        """COM_QUIT and close; the library does not wait for an answer."""
+        try:
+            conn.close()
+        except Exception:  # closed before
+            pass
+
+    def idle_limit(self, conn: Connection) -> float | None:
+        """``wait_timeout`` of this session."""
+        held = self.is_in_transaction(conn)
+        cursor = conn.cursor()
+        cursor.execute(_mysql.ASK_IDLE_LIMIT)
+        (value,) = cursor.fetchone()
+        cursor.close()
+        if not held:
+            self.rollback(conn)
+        return float(value)
+
+    def fileno(self, conn: Connection) -> int | None:
+        """The socket's, which stays the library's own; None once it was lost or closed."""
+        try:
+            fd: int = conn._get_socket()
+        except Exception:
+            return None
+        return fd if fd >= 0 else None
+
+    def is_in_transaction(self, conn: Connection) -> bool | None:
+        """From the last OK or EOF packet; None after an error, or in the middle of an exchange."""
+        return bool(_status(conn) & _mysql.IN_TRANSACTION) if self.is_quiet(conn) and not conn.__dict__.get("_seen_failed", True) else None
+
+    def is_quiet(self, conn: Connection) -> bool:
+        """Whether the last statement was answered in full."""
+        return self.fileno(conn) is not None and not conn.__dict__.get("_seen_busy", True)
+
+    def classify(self, exc: BaseException) -> Fault:
+        """By MySQL's code, or the system's."""
+        return _mysql.classify(exc, self._base, self.target.password)
+
+    def session_id(self, conn: Connection) -> str | None:
+        """CONNECTION_ID(), from the handshake."""
+        try:
+            return str(conn.connection_id)
+        except Exception:  # closed
+            return None
+
+    def watch(self, conn: Connection) -> None:
+        """Statements of cursors show as ``_last_executed_statement``, the rest goes through ``_execute_command``."""
+        conn.__class__ = watched(type(conn))
+
+    def unwatch(self, conn: Connection) -> None:
+        """Back to the class it was."""
+        conn.__class__ = getattr(type(conn), "unwatched", type(conn))
+
+
+def _status(conn: Any) -> int:
+    return int(conn.server_status)
+
+
+@cache
+def exact(base: Any) -> Any:
+    """*base*, a mariadb connection class, that knows whether its last statement was answered, and how."""
+    if getattr(base, "_knows", False):
+        return base
+
+    class Connection(base):  # type: ignore[misc] # the base is only known here
+        __doc__ = base.__doc__
+        __module__ = base.__module__
+        _knows = True
+
+        def cursor(self, *args: Any, **kwargs: Any) -> Any:
+            cursor = super().cursor(*args, **kwargs)
+            cursor.__class__ = _following(class_of(cursor))
+            return cursor
+
+        def _execute_command(self, sql: Any) -> Any:
+            self._about_to_send(sql)
+            self._seen_busy = self._seen_failed = True
+            return super()._execute_command(sql)
+
+        def _read_response(self) -> Any:
+            try:
+                result = super()._read_response()
+            except self.Error as error:
+                self._seen_busy = False
+                _answered(self, error)
+                raise
+            self._seen_busy = self._seen_failed = False
+            _answered(self, None)
+            return result
+
+        # Each execute of a cursor writes this first, however the cursor came about.
+        @property
+        def _last_executed_statement(self) -> Any:
+            return self.__dict__.get("_last_executed_statement")
+
+        @_last_executed_statement.setter
+        def _last_executed_statement(self, statement: Any) -> None:
+            self.__dict__["_last_executed_statement"] = statement
+            if statement is not None:
+                self._about_to_send(self.__dict__.pop("_seen_next", None) or statement)
+                self._seen_busy = self._seen_failed = True
+
+        def _about_to_send(self, statement: Any) -> None:
+            pass
+
+    for name in ("change_user", "reset", "reconnect", "dump_debug_info"):
+        _doubtful(Connection, base, name)
+    Connection.__name__ = Connection.__qualname__ = base.__name__
+    return Connection
+
+
+def _doubtful(cls: Any, base: Any, name: str) -> None:
+    plain = getattr(base, name)
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ledger = unit.current(id(self)) if hasattr(type(self), "unwatched") else None
+        if ledger is not None:
+            ledger.doubt(f"{name}() of mariadb", conn_id=id(self))
+        self._seen_failed = True  # nothing is known of the transaction any more
+        return plain(self, *args, **kwargs)
+
+    method.__name__, method.__doc__ = name, plain.__doc__
+    setattr(cls, name, method)
+
+
+@cache
+def _following(base: Any) -> Any:
+    """*base*, a cursor class, that tells its connection how a statement went."""
+    if getattr(base, "_follows", False):
+        return base
+
+    class Cursor(base):  # type: ignore[misc] # the base is only known here
+        __doc__ = base.__doc__
+        __module__ = base.__module__
+        _follows = True
+
+        def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._prepared and self.statement:
+                self.connection.__dict__["_seen_next"] = self.statement  # a prepared cursor runs its own, whatever it is given
+            return self._follow(lambda: super(Cursor, self).execute(statement, *args, **kwargs))
+
+        def executemany(self, *args: Any, **kwargs: Any) -> Any:
+            return self._follow(lambda: super(Cursor, self).executemany(*args, **kwargs))
+
+        def nextset(self) -> Any:
+            return self._follow(super().nextset)
+
+        def _follow(self, send: Callable[[], Any]) -> Any:
+            conn = self.connection
+            state = conn.__dict__
+            try:
+                result = send()
+            except conn.Error as error:
+                state["_seen_busy"] = False
+                _answered(conn, error)
+                raise
+            state["_seen_busy"] = state["_seen_failed"] = not self.buffered and self.field_count > 0  # its rows are still to come
+            _answered(conn, None)
+            return result
+
+        def close(self) -> Any:
+            result = super().close()
+            conn = self.connection
+            if conn is not None and not self.buffered:
+                conn.__dict__["_seen_busy"] = False  # what was left of its rows has been read
+            return result
+
+    Cursor.__name__ = Cursor.__qualname__ = base.__name__
+    return Cursor
+
+
+def _answered(conn: Any, error: BaseException | None) -> None:
+    pending = conn.__dict__.pop("_seen_pending", None)
+    if pending is not None:
+        _mysql.answered(conn, pending, error, True)
+
+
+def watched(base: Any) -> Any:
+    """*base* that tells the ledger of everything it sends. ``unwatched`` is the class to go back to."""
+    return base if hasattr(base, "unwatched") else _watched(exact(base))
+
+
+@cache
+def _watched(base: Any) -> Any:
+    class Watched(base):  # type: ignore[misc] # the base is only known here
+        __module__ = base.__module__
+        unwatched = base
+
+        def _about_to_send(self, sql: Any) -> None:
+            self.__dict__.pop("_seen_pending", None)
+            ledger = unit.current(id(self))
+            if ledger is None:
+                return
+            if is_commit(sql):
+                ledger.committing(conn_id=id(self))
+                self._seen_pending = True
+            else:
+                ledger.statement(sql, _commits_itself(self), conn_id=id(self))
+                if is_rollback(sql):
+                    self._seen_pending = False
+
+    Watched.__name__ = Watched.__qualname__ = base.__name__
+    return Watched
+
+
+def _commits_itself(conn: Any) -> bool | None:
+    """Whether a statement sent now is committed by itself: autocommit on and no transaction open; None if unknown."""
+    if conn.__dict__.get("_seen_failed", True):
+        return None
+    return _status(conn) & (_mysql.AUTOCOMMIT | _mysql.IN_TRANSACTION) == _mysql.AUTOCOMMIT
