@@ -78,7 +78,8 @@ class Policy:
     @property
     def tick(self) -> float:
         """How often idle and lent connections are looked through. Short limits need a closer eye; 1 s is enough else."""
-        return max(0.05, min(1.0, self.idle_limit / 8, self.max_idle / 4, self.max_age / 4))
+        part = (1 - CLOSE_TO_LIMIT) / 2  # often enough to act between "close to the limit" and the limit itself
+        return max(0.05, min(1.0, self.idle_limit * part, self.max_idle / 4, self.max_age / 4))
 
 
 def _ping_after(capabilities: Capabilities, is_tcp: bool) -> float:

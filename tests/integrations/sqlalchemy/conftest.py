@@ -1,0 +1,239 @@
+"""Engines with the plugin on real servers, and a wire to the server on which messages are counted and answers can be lost."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+import unbroken.sqlalchemy
+from unbroken.testing.servers import Server
+
+DRIVERS = ["pymysql", "mysqldb", "psycopg"]
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not true within {seconds} s"
+        time.sleep(0.002)
+    return found
+
+
+@pytest.fixture
+def until() -> Callable[..., Any]:
+    """``until(condition)``: wait until it is true, fail after a deadline."""
+    return wait_until
+
+
+class Wire:
+    """A TCP wire to a server. It counts what the client sends, and can lose the answer to a certain message."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._there = (host, port)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
+        self.port: int = self._listener.getsockname()[1]
+        self.messages = 0
+        self.cut_before: bytes | None = None  #: this message does not arrive: both ends are closed instead
+        self.cut_after: bytes | None = None  #: this one does; its answer is swallowed, then both ends are closed
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self._there)
+            for sock in (client, server):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._pairs.append((client, server))
+            cut = threading.Event()
+            threading.Thread(target=self._up, args=(client, server, cut), daemon=True).start()
+            threading.Thread(target=self._down, args=(client, server, cut), daemon=True).start()
+
+    def _up(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
+        with suppress(OSError):
+            while data := client.recv(65536):
+                self.messages += 1
+                if self.cut_before is not None and self.cut_before in data.upper():
+                    self.cut_before = None
+                    break
+                if self.cut_after is not None and self.cut_after in data.upper():
+                    self.cut_after = None
+                    cut.set()
+                server.sendall(data)
+        self._end(client, server)
+
+    def _down(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
+        with suppress(OSError):
+            while data := server.recv(65536):
+                if cut.is_set():
+                    break
+                client.sendall(data)
+        self._end(client, server)
+
+    @staticmethod
+    def _end(*socks: socket.socket) -> None:
+        for sock in socks:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for pair in self._pairs:
+            self._end(*pair)
+
+
+class Face:
+    """One driver on one server, with engines that are disposed of in the end."""
+
+    def __init__(self, name: str, server: Server, stack: ExitStack) -> None:
+        self.name, self.server, self._stack = name, server, stack
+        self.is_mysql = server.backend in ("mysql", "mariadb")
+        self.session_id = sa.text("SELECT connection_id()" if self.is_mysql else "SELECT pg_backend_pid()")
+
+    def url(self, **query: object) -> str:
+        return self.server.url(self.name, **query)
+
+    def engine(self, url: str | None = None, **kwargs: Any) -> sa.Engine:
+        engine = sa.create_engine(url or self.url(), plugins=["unbroken"], **kwargs)
+        self._stack.callback(engine.dispose)
+        return engine
+
+    def bare(self, url: str | None = None, **kwargs: Any) -> sa.Engine:
+        engine = sa.create_engine(url or self.url(), **kwargs)
+        self._stack.callback(engine.dispose)
+        return engine
+
+    def wire(self) -> Wire:
+        wire = Wire(self.server.host, self.server.port)
+        self._stack.callback(wire.close)
+        return wire
+
+    def through(self, wire: Wire) -> str:
+        """The server's URL at the end of *wire*, without TLS: what goes over it can be read."""
+        url = self.url().replace(f":{self.server.port}/", f":{wire.port}/")
+        plain = {"pymysql": "?ssl_disabled=true", "mysqldb": "?ssl_mode=DISABLED", "psycopg": "?sslmode=disable"}
+        return url + plain.get(self.name, "")
+
+    def warm(self, engine: sa.Engine, count: int) -> list[int]:
+        """Have *count* connections open and idle: their numbers on the server."""
+        held = [engine.connect() for _ in range(count)]
+        numbers = [conn.scalar(self.session_id) for conn in held]
+        for conn in held:
+            conn.close()
+        return numbers
+
+    def ask(self, engine: sa.Engine) -> int:
+        """A request: the number of the session that served it."""
+        with engine.connect() as conn:
+            number = conn.scalar(self.session_id)
+            assert number is not None
+            return int(number)
+
+    def table(self, name: str) -> str:
+        """A new table that is dropped in the end."""
+        self.server.admin(f"DROP TABLE IF EXISTS {name}")
+        kind = " ENGINE=InnoDB" if self.is_mysql else ""
+        bare = self.bare()
+        with bare.begin() as conn:
+            conn.execute(sa.text(f"CREATE TABLE {name} (n INT PRIMARY KEY){kind}"))
+        bare.dispose()
+        self._stack.callback(lambda: self.server.admin(f"DROP TABLE IF EXISTS {name}"))
+        return name
+
+    def rows(self, table: str) -> list[int]:
+        return sorted(int(row[0]) for row in self.server.admin(f"SELECT n FROM {table}"))
+
+
+@pytest.fixture
+def faces() -> Iterator[Callable[[str, Server], Face]]:
+    with ExitStack() as stack:
+        yield lambda name, server: Face(name, server, stack)
+
+
+@pytest.fixture(params=DRIVERS)
+def face(request: pytest.FixtureRequest, faces: Callable[[str, Server], Face]) -> Face:
+    """Each driver in turn, on the shared server of its kind."""
+    return faces(request.param, request.getfixturevalue("postgres" if request.param == "psycopg" else "mariadb"))
+
+
+@pytest.fixture(params=DRIVERS)
+def own_face(request: pytest.FixtureRequest, faces: Callable[[str, Server], Face]) -> Face:
+    """Each driver in turn, on a server of its own that may be stopped and killed."""
+    return faces(request.param, request.getfixturevalue("new_postgres" if request.param == "psycopg" else "new_mariadb")())
+
+
+@pytest.fixture
+def stats() -> Callable[[Any], Any]:
+    return unbroken.sqlalchemy.stats
+
+
+@pytest.fixture
+def in_threads() -> Callable[..., list[Any]]:
+    """``in_threads(n, fn)``: what ``fn(i)`` gives in *n* threads at once, or the exception that it raised."""
+
+    def run(n: int, fn: Callable[[int], Any], seconds: float = 60.0) -> list[Any]:
+        results: list[Any] = [None] * n
+
+        def one(i: int) -> None:
+            try:
+                results[i] = fn(i)
+            except BaseException as error:
+                results[i] = error
+
+        threads = [threading.Thread(target=one, args=(i,), daemon=True) for i in range(n)]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + seconds
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        stuck = sum(thread.is_alive() for thread in threads)
+        assert not stuck, f"{stuck} of {n} threads still run after {seconds} s"
+        return results
+
+    return run
+
+
+@pytest.fixture
+def in_close_wait() -> Callable[[], int]:
+    """How many of this process's TCP sockets the other side has closed and we have not."""
+
+    def count() -> int:
+        ours = set()
+        for fd in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                ours.add(os.readlink(f"/proc/self/fd/{fd}"))
+        with open("/proc/self/net/tcp") as lines:
+            return sum(f[3] == "08" and f"socket:[{f[9]}]" in ours for f in map(str.split, list(lines)[1:]))
+
+    return count
+
+
+@pytest.fixture
+def script() -> Callable[..., str]:
+    """``script(text, *args)``: run it in an interpreter of its own; what it printed. Its failure fails the test."""
+
+    def run(text: str, *args: object, timeout: float = 60.0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(text), *map(str, args)], capture_output=True, text=True, timeout=timeout, check=False
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout.strip()
+
+    return run
