@@ -15,7 +15,15 @@ from sqlalchemy.engine import Engine, ExceptionContext
 from unbroken.abc import Cause, FaultKind
 from unbroken.core.entry import Entry
 from unbroken.core.unit import current, glimpse
-from unbroken.errors import CommitUnknownError, DeadlineExceeded
+from unbroken.errors import (
+    CommitUnknownError,
+    ConnectionLostError,
+    DeadlineExceeded,
+    OutageError,
+    PoolTimeoutError,
+    UnbrokenError,
+    for_driver,
+)
 from unbroken.flows.finish import commit_now
 from unbroken.flows.steps import Call, run
 from unbroken.integrations.sqlalchemy.body import VACANT, Body
@@ -24,6 +32,9 @@ from unbroken.integrations.sqlalchemy.plan import Blind, Plan
 #: DBAPIs whose COMMIT and ROLLBACK may be left out when nothing is open. Others (asyncpg's, pg8000's) keep state of their own
 #: beside the server's, and send nothing needless anyway.
 _STATELESS = {"pymysql", "mysqlclient", "aiomysql", "asyncmy", "psycopg", "psycopg2", "mysqlconnector", "mariadb", "mariadbconnector"}
+
+
+_OURS = (OutageError, PoolTimeoutError, CommitUnknownError, ConnectionLostError, DeadlineExceeded)
 
 
 def known(connection: Any) -> tuple[Any, Entry] | None:
@@ -125,19 +136,18 @@ class Hooks:
     def on_error(self, context: ExceptionContext) -> BaseException | None:
         """Say what an error means: to SQLAlchemy, to the unit of work, to the pool's books."""
         exc = context.original_exception
-        connection = context.connection
-        if connection is None or connection.closed:
-            return None
-        proxied = getattr(connection, "_dbapi_connection", None)
+        proxied = getattr(context.connection, "_dbapi_connection", None)
         found = known(proxied) if proxied is not None else None
-        if found is None:
-            return None
-        home, entry = found
-        if not isinstance(exc, Exception):
-            if context.is_disconnect and entry.cause is None:
+        shown: BaseException | None = None
+        if found is not None:
+            home, entry = found
+            if isinstance(exc, Exception):
+                shown = self._judge(context, home, entry, exc)
+            elif context.is_disconnect and entry.cause is None:
                 entry.condemn(Cause.CANCELLED)
-            return None
-        return self._judge(context, home, entry, exc)
+        if shown is None and isinstance(exc, UnbrokenError):
+            shown = exc
+        return None if shown is None else _as_both(shown, context)
 
     def _judge(self, context: ExceptionContext, home: Body, entry: Entry, exc: Exception) -> BaseException | None:
         fault = home.classify(exc)
@@ -165,6 +175,17 @@ class Hooks:
         return None
 
 
+def _as_both(error: BaseException, context: ExceptionContext) -> BaseException | None:
+    """*error*, one of ours, as an error that is SQLAlchemy's too, with all that SQLAlchemy's would say of itself."""
+    theirs = context.sqlalchemy_exception
+    kind = next((kind for kind in _OURS if isinstance(error, kind)), None)
+    if theirs is None or kind is None:
+        return error if error is not context.original_exception else None
+    shown = for_driver(kind, type(theirs), str(error))
+    shown.__dict__.update({**theirs.__dict__, **error.__dict__, "connection_invalidated": context.is_disconnect})
+    return shown
+
+
 def _seen(original: Any) -> Any:
     """A statement inside a unit of work, on a connection that was taken outside of it, is a reason not to run it again."""
 
@@ -185,5 +206,5 @@ def _doubt(context: Any) -> None:
     found = known(connection) if connection is not None else None
     if found is None:
         unit.doubt("a statement went out on a connection that is not from a pool of unbroken's")
-    elif not found[1].watched:
+    elif not found[1].watched and found[1].key in found[0].lent:  # not while SQLAlchemy sets a new connection up
         unit.doubt("a statement went out on a connection that was checked out before the unit of work began")
