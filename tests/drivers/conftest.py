@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import importlib
 import inspect
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -17,11 +18,13 @@ from unbroken.core import unit
 from unbroken.drivers import open_driver
 from unbroken.testing.servers import MariaDB, PostgreSQL, Server
 
-MYSQL = ["pymysql", "mysqldb", "aiomysql", "asyncmy", "mariadbconnector"]
+MYSQL = ["pymysql", "mysqldb", "aiomysql", "asyncmy", "mariadbconnector", "mysqlconnector", "mysqlconnector_async"]
+if "_mysql_connector" in sys.modules:  # see test_connector_c_extension.py
+    MYSQL = ["mysqlconnector_c"]
 POSTGRESQL = ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"]
-ASYNC = {"aiomysql", "asyncmy", "psycopg_async", "asyncpg"}
+ASYNC = {"aiomysql", "asyncmy", "mysqlconnector_async", "psycopg_async", "asyncpg"}
 #: Drivers that cannot bound a single call: the pool ends it from outside.
-WITHOUT_TIMEOUT = {"mysqldb", "psycopg2", "mariadbconnector"}
+WITHOUT_TIMEOUT = {"mysqldb", "psycopg2", "mariadbconnector", "mysqlconnector_c"}
 
 
 class Face:
@@ -35,7 +38,17 @@ class Face:
         self.driver: Any = self.make(self.url())
 
     def url(self, **query: object) -> str:
-        return self.server.url(self.name.removesuffix("_async"), **query)
+        return self.server.url(self.spelling, **{**self.query, **query})
+
+    @property
+    def spelling(self) -> str:
+        """What follows the plus sign in its URL."""
+        return self.name.removesuffix("_async").removesuffix("_c")
+
+    @property
+    def query(self) -> dict[str, object]:
+        """What its URL needs in any case."""
+        return {"use_pure": "false"} if self.name == "mysqlconnector_c" else {}
 
     def make(self, url: str | None = None, **options: Any) -> Any:
         return open_driver(url, is_async=self.is_async, **options)
@@ -75,11 +88,11 @@ class Face:
     async def _execute(self, conn: Any, sql: str) -> list[tuple[Any, ...]]:
         if self.name == "asyncpg":
             return [tuple(row) for row in await conn.fetch(sql)]
-        cursor = (await conn.cursor()) if self.name == "aiomysql" else conn.cursor()
+        cursor = (await conn.cursor()) if self.name in ("aiomysql", "mysqlconnector_async") else conn.cursor()
         try:
             await cursor.execute(sql)
             rows = list(await cursor.fetchall()) if cursor.description else []
-            if self.name == "aiomysql":
+            if self.is_mysql:
                 while await cursor.nextset():
                     pass
             return rows
@@ -95,9 +108,7 @@ class Face:
     @property
     def libraries(self) -> set[str]:
         """Where its connections' classes may be from."""
-        return {"mysqldb": {"MySQLdb"}, "mariadbconnector": {"mariadb"}, "mysqlconnector": {"mysql"}}.get(
-            self.name, {self.name.removesuffix("_async")}
-        )
+        return {"mysqldb": {"MySQLdb"}, "mariadbconnector": {"mariadb"}, "mysqlconnector": {"mysql"}}.get(self.spelling, {self.spelling})
 
     def streaming_cursor(self, conn: Any) -> Any:
         """A cursor that leaves the rows on the wire; aiomysql's and its kin's is awaited."""
@@ -109,9 +120,9 @@ class Face:
         return conn.cursor(importlib.import_module(library[self.name]).SSCursor)
 
     def autocommit(self, conn: Any, on: bool) -> None:
-        if self.name in ("psycopg2", "pg8000", "mariadbconnector"):
+        if self.name in ("psycopg2", "pg8000", "mariadbconnector", "mysqlconnector", "mysqlconnector_c"):
             conn.autocommit = on
-        elif self.is_mysql:
+        elif self.is_mysql and self.name != "mysqlconnector_async":
             self.run(conn.autocommit(on))
         elif self.name != "asyncpg":
             self.run(conn.set_autocommit(on))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from unbroken.abc import AsyncDriver, Driver, FaultKind
@@ -19,8 +20,7 @@ def test_it_is_what_the_pools_call(face: Any) -> None:
 def test_a_new_connection_shows_itself(face: Any) -> None:
     conn = face.connect()
     fd = face.driver.fileno(conn)
-    assert isinstance(fd, int)
-    assert fd > 2
+    assert fd > 2 if face.driver.capabilities.fileno else fd is None
     assert face.driver.session_id(conn) in {str(session.id) for session in face.server.sessions()}
     assert face.driver.is_quiet(conn)
     assert face.driver.is_in_transaction(conn) is not True
@@ -116,9 +116,9 @@ def test_a_connection_of_the_callers_own_making_is_served_alike(face: Any) -> No
 
 
 def test_a_unix_socket_is_as_good(face: Any) -> None:
-    driver = face.make(face.server.url(face.name.removesuffix("_async"), unix=True))
+    driver = face.make(face.url(unix=True))
     conn = face.connect(driver=driver)
-    assert driver.fileno(conn) is not None
+    assert (driver.fileno(conn) is not None) is driver.capabilities.fileno
     assert driver.target.server == (face.server.unix_socket if face.is_mysql else driver.target.unix_socket)
 
 
@@ -137,7 +137,8 @@ def test_in_the_middle_of_an_exchange_nothing_is_certain(mysql_face: Any) -> Non
         cursor.execute("SELECT seq FROM seq_1_to_5000")
     assert not mysql_face.driver.is_quiet(conn)
     assert mysql_face.driver.is_in_transaction(conn) is not False
-    mysql_face.run(cursor.close())
+    with suppress(*mysql_face.driver.errors):  # mysql-connector refuses while rows are unread
+        mysql_face.run(cursor.close())
 
 
 def test_asyncpg_in_the_middle_of_an_exchange_is_not_quiet(faces: Any, postgres: Any) -> None:

@@ -28,7 +28,7 @@ def test_without_one_a_statement_may_take_longer_than_the_connect_might(faces: A
     assert face.execute(conn, "SELECT SLEEP(0.8)") == [(0,)]
 
 
-@pytest.mark.parametrize("name", ["pymysql", "mysqldb", "aiomysql"])
+@pytest.mark.parametrize("name", ["pymysql", "mysqldb", "aiomysql", "asyncmy", "mysqlconnector", "mysqlconnector_async"])
 def test_mysql_options_reach_the_session(faces: Any, mariadb: Any, name: str) -> None:
     face = faces(name, mariadb)
     driver = face.make(face.url(autocommit="true", charset="latin1", init_command="SET @told = 42"))
@@ -54,7 +54,15 @@ def test_pymysql_loads_the_ca_store_once_per_pool(faces: Any, new_mariadb: Any) 
     assert face.connect(driver=face.make(face.url())).ctx is not first.ctx
 
 
-@pytest.mark.parametrize("name", ["pymysql", "mysqldb", "aiomysql"])
+def test_mariadbs_connector_takes_them_too_but_always_speaks_utf8mb4(faces: Any, mariadb: Any) -> None:
+    face = faces("mariadbconnector", mariadb)
+    conn = face.connect(driver=face.make(face.url(autocommit="true", init_command="SET @told = 42")))
+    assert face.execute(conn, "SELECT @@autocommit, @@character_set_client, @told") == [(1, "utf8mb4", 42)]
+
+
+@pytest.mark.parametrize(
+    "name", ["pymysql", "mysqldb", "aiomysql", "asyncmy", "mariadbconnector", "mysqlconnector", "mysqlconnector_async"]
+)
 def test_a_ca_file_makes_tls_and_a_wrong_one_is_refused(faces: Any, new_mariadb: Any, name: str, tmp_path: Any) -> None:
     server = new_mariadb(tls=True)
     face = faces(name, server)
@@ -94,7 +102,10 @@ def test_a_connect_that_was_given_up_leaves_nothing_open(faces: Any, mariadb: An
 
     with socket.create_server(("127.0.0.1", 0)) as listener, warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
-        for name, server in (("aiomysql", mariadb), ("asyncpg", postgres), ("psycopg_async", postgres), ("pymysql", mariadb)):
+        for name, server in (
+            ("aiomysql", mariadb), ("asyncmy", mariadb), ("mysqlconnector", mariadb), ("mysqlconnector_async", mariadb),
+            ("pymysql", mariadb), ("asyncpg", postgres), ("psycopg_async", postgres), ("pg8000", postgres),
+        ):  # fmt: skip
             face = faces(name, server)
             scheme = face.url().partition("://")[0]
             driver = face.make(f"{scheme}://u@127.0.0.1:{listener.getsockname()[1]}/d")

@@ -46,6 +46,8 @@ def take(face: Any, conn: Any, step: str, table: str) -> None:
             face.call(step.split()[1], conn)
         elif step.startswith("@autocommit"):
             face.autocommit(conn, step.endswith("on"))
+        elif step == "@begin":
+            face.call("begin", conn)
         else:
             face.run(getattr(conn, step[1:])())
 

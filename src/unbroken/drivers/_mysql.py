@@ -57,7 +57,7 @@ def refuse(out: Mapping[str, Any], names: set[str], why: str) -> None:
         raise ConfigurationError(f"option {clash[0]!r} in the URL cannot be used here: {why}")
 
 
-def classify(exc: BaseException, base: type[BaseException], secret: str | None) -> Fault:
+def classify(exc: BaseException, base: type[BaseException] | tuple[type[BaseException], ...], secret: str | None) -> Fault:
     """What *exc* means; *base* is the driver's ``Error``, *secret* the password to be kept out of the text."""
     connecting = from_connect(exc)
     if not isinstance(exc, base):

@@ -1,0 +1,355 @@
+"""mysql-connector-python's connections, of subclasses that know whether the server has answered, and that can report.
+
+Its pure Python and its asyncio connection send everything by ``_send_cmd``, and hear of the server's status in
+``_handle_server_status``: one after each OK, one after a result's columns, one after its rows. After an error that status
+is from before. The C extension sends from a handful of methods, and keeps the status in C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import cache
+from typing import Any
+
+from unbroken.core import unit
+from unbroken.drivers import _mysql
+from unbroken.drivers._shared import is_commit, is_rollback
+
+# Commands of the protocol (MySQL manual, "Command Phase"). These neither change data nor a transaction:
+_INIT_DB, _PING, _PREPARE, _LONG_DATA, _CLOSE, _RESET = 2, 14, 22, 24, 25, 26
+_HARMLESS = {_INIT_DB, _PING, _PREPARE, _LONG_DATA, _CLOSE, _RESET}
+_UNANSWERED = {_LONG_DATA, _CLOSE}
+_QUERY = 3
+_ERR = 0xFF
+
+
+def is_quiet(conn: Any) -> bool:
+    """Whether the last command was answered in full (not for the C extension)."""
+    return not (conn.__dict__.get("_seen_busy", True) or conn.unread_result or conn._have_next_result)
+
+
+def status_of(conn: Any) -> int | None:
+    """The server's status at the end of the last exchange; None when it is not certain."""
+    if not is_quiet(conn):
+        return None
+    status: int | None = conn.__dict__.get("_seen_status")
+    return status
+
+
+class _Seen:
+    """What the pure Python and the asyncio connection share. Before a command nothing is known, after its OK all is."""
+
+    _knows = True
+    _seen_busy: bool
+    _seen_status: int | None
+    _have_next_result: bool
+
+    def _handle_server_status(self, flags: int) -> None:
+        super()._handle_server_status(flags)  # type: ignore[misc] # mixed into a connection
+        self._seen_status, self._seen_busy = flags, False
+
+    def _seen_leftover(self) -> None:
+        """A result that nobody asked for is about to be read; an error would be the last of them."""
+        self._seen_status, self._seen_busy, self._have_next_result = None, True, False
+
+    def _seen_sends(self, command: int) -> None:
+        """*command* is about to go out."""
+        if command not in _UNANSWERED:
+            self._seen_status, self._seen_busy = None, True
+
+    def _seen_first(self, packet: Any) -> None:
+        """The first packet of its answer is here; an error is all there is."""
+        if packet is not None and len(packet) > 4 and packet[4] == _ERR:
+            self._seen_busy = False
+
+    def _seen_prepared(self, status: int | None) -> None:
+        """A statement was prepared: the answer holds no status, and nothing has changed."""
+        self._seen_status, self._seen_busy = status, False
+
+
+@cache
+def exact(base: Any) -> Any:
+    """*base*, a pure Python connection class, that knows its status; *base* itself if it does."""
+    if getattr(base, "_knows", False):
+        return base
+
+    class Connection(_Seen, base):  # type: ignore[misc] # the base is only known here
+        __doc__ = base.__doc__
+        __module__ = base.__module__
+
+        def _send_cmd(self, command: int, *args: Any, **kwargs: Any) -> Any:
+            self.handle_unread_result()
+            while self._have_next_result:
+                self._seen_leftover()
+                self._handle_result(self._socket.recv(self._read_timeout))
+                if self.unread_result:
+                    self.get_rows()
+            self._seen_sends(command)
+            packet = super()._send_cmd(command, *args, **kwargs)
+            self._seen_first(packet)
+            return packet
+
+        def cmd_stmt_prepare(self, *args: Any, **kwargs: Any) -> Any:
+            status = status_of(self)
+            result = super().cmd_stmt_prepare(*args, **kwargs)
+            self._seen_prepared(status)
+            return result
+
+    return _named(Connection, base)
+
+
+@cache
+def exact_async(base: Any) -> Any:
+    """As :func:`exact`, for the connection of ``mysql.connector.aio``."""
+    if getattr(base, "_knows", False):
+        return base
+
+    class Connection(_Seen, base):  # type: ignore[misc] # the base is only known here
+        __doc__ = base.__doc__
+        __module__ = base.__module__
+
+        async def _send_cmd(self, command: int, *args: Any, **kwargs: Any) -> Any:
+            await self.handle_unread_result()
+            while self._have_next_result:
+                self._seen_leftover()
+                await self._handle_result(await self._socket.read(self._read_timeout))
+                if self.unread_result:
+                    await self.get_rows()
+            self._seen_sends(command)
+            packet = await super()._send_cmd(command, *args, **kwargs)
+            self._seen_first(packet)
+            return packet
+
+        async def cmd_stmt_prepare(self, *args: Any, **kwargs: Any) -> Any:
+            status = status_of(self)
+            result = await super().cmd_stmt_prepare(*args, **kwargs)
+            self._seen_prepared(status)
+            return result
+
+    return _named(Connection, base)
+
+
+# ---------------------------------------------------------------------------------------------- the C extension
+
+
+def status_of_c(conn: Any) -> int | None:
+    """As :func:`status_of`, for the C extension."""
+    state = conn.__dict__
+    if not is_quiet_c(conn) or state.get("_seen_failed", True):
+        return None
+    return int(conn._cmysql.st_server_status())
+
+
+def is_quiet_c(conn: Any) -> bool:
+    """As :func:`is_quiet`, for the C extension. No I/O."""
+    if conn._cmysql is None or conn.__dict__.get("_seen_busy", True) or conn.__dict__.get("_seen_closed"):
+        return False
+    return not (conn.unread_result or conn._cmysql.more_results())
+
+
+@cache
+def exact_c(base: Any) -> Any:
+    """As :func:`exact`, for the C extension's connection."""
+    if getattr(base, "_knows", False):
+        return base
+    from _mysql_connector import MySQLInterfaceError
+    from mysql.connector.errors import Error
+
+    class Connection(base):  # type: ignore[misc] # the base is only known here
+        __doc__ = base.__doc__
+        __module__ = base.__module__
+        _knows = True
+
+        def cmd_query(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._follow(query, lambda: super(Connection, self).cmd_query(query, *args, **kwargs))
+
+        _execute_query = cmd_query
+
+        def info_query(self, query: Any) -> Any:
+            return self._follow(query, lambda: super(Connection, self).info_query(query))
+
+        def cmd_stmt_execute(self, *args: Any, **kwargs: Any) -> Any:
+            return self._follow(None, lambda: super(Connection, self).cmd_stmt_execute(*args, **kwargs))
+
+        def get_rows(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super().get_rows(*args, **kwargs)
+            except (Error, MySQLInterfaceError):
+                self._seen_failed = True
+                raise
+
+        def commit(self) -> None:
+            self._follow("COMMIT", super().commit)
+
+        def rollback(self) -> None:
+            self._follow("ROLLBACK", super().rollback)
+
+        @property
+        def autocommit(self) -> Any:
+            return super().autocommit
+
+        @autocommit.setter
+        def autocommit(self, value: Any) -> None:
+            self._follow(f"SET autocommit = {int(bool(value))}", lambda: base.autocommit.fset(self, value))
+
+        def cmd_change_user(self, *args: Any, **kwargs: Any) -> Any:
+            return self._follow(None, lambda: super(Connection, self).cmd_change_user(*args, **kwargs))
+
+        def cmd_reset_connection(self) -> Any:
+            return self._follow(None, super().cmd_reset_connection)
+
+        def close(self) -> None:
+            self._seen_closed = True
+            super().close()
+
+        disconnect = close
+
+        def _open_connection(self) -> None:
+            self._seen_closed = False
+            super()._open_connection()
+
+        def _follow(self, sql: Any, send: Callable[[], Any]) -> Any:
+            pending = self._about_to_send(sql)
+            self._seen_busy = self._seen_failed = True
+            try:
+                result = send()
+            except (Error, MySQLInterfaceError) as error:
+                self._seen_busy = False
+                _answered(self, pending, error)
+                raise
+            self._seen_busy = self._seen_failed = False
+            _answered(self, pending, None)
+            return result
+
+        def _about_to_send(self, sql: Any) -> bool | None:  # noqa: ARG002 - for the one that reports
+            return None
+
+    return _named(Connection, base)
+
+
+# ---------------------------------------------------------------------------------------------- watching
+
+
+@cache
+def watched(base: Any) -> Any:
+    """*base* (of :func:`exact`) that tells the ledger of everything it sends. ``unwatched`` is the class to go back to."""
+    if hasattr(base, "unwatched"):
+        return base
+
+    class Watched(base):  # type: ignore[misc] # the base is only known here
+        __module__ = base.__module__
+        unwatched = base
+
+        def _seen_sends(self, command: int) -> None:
+            _doubt_others(self, command)
+            super()._seen_sends(command)
+
+        def cmd_query(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            return _sent(self, query, lambda: super(Watched, self).cmd_query(query, *args, **kwargs))
+
+        def cmd_query_iter(self, statements: Any, **kwargs: Any) -> Iterator[Any]:
+            pending = _tell(self, statements)
+            yield from super().cmd_query_iter(statements, **kwargs)
+            _answered(self, pending, None)
+
+    return _named(Watched, base)
+
+
+@cache
+def watched_async(base: Any) -> Any:
+    """As :func:`watched`, for asyncio."""
+    if hasattr(base, "unwatched"):
+        return base
+
+    class Watched(base):  # type: ignore[misc] # the base is only known here
+        __module__ = base.__module__
+        unwatched = base
+
+        def _seen_sends(self, command: int) -> None:
+            _doubt_others(self, command)
+            super()._seen_sends(command)
+
+        async def cmd_query(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            return await _sent_async(self, query, super().cmd_query(query, *args, **kwargs))
+
+        async def cmd_query_iter(self, statements: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            pending = _tell(self, statements)
+            async for result in super().cmd_query_iter(statements, **kwargs):
+                yield result
+            _answered(self, pending, None)
+
+    return _named(Watched, base)
+
+
+@cache
+def watched_c(base: Any) -> Any:
+    """As :func:`watched`, for the C extension."""
+    if hasattr(base, "unwatched"):
+        return base
+
+    class Watched(base):  # type: ignore[misc] # the base is only known here
+        __module__ = base.__module__
+        unwatched = base
+
+        def _about_to_send(self, sql: Any) -> bool | None:
+            return _tell(self, sql)
+
+    return _named(Watched, base)
+
+
+def _named(cls: Any, base: Any) -> Any:
+    cls.__name__ = cls.__qualname__ = base.__name__
+    return cls
+
+
+def _doubt_others(conn: Any, command: int) -> None:
+    if command == _QUERY or command in _HARMLESS:
+        return  # queries are told with their text
+    ledger = unit.current(id(conn))
+    if ledger is not None:
+        ledger.doubt(f"command {command} of the MySQL protocol", conn_id=id(conn))
+
+
+def _tell(conn: Any, sql: Any) -> bool | None:
+    """Report *sql*. Gives True for a COMMIT and False for a ROLLBACK, whose answers :func:`_answered` is told of."""
+    ledger = unit.current(id(conn))
+    if ledger is None:
+        return None
+    if sql is not None and is_commit(sql):
+        ledger.committing(conn_id=id(conn))
+        return True
+    ledger.statement(bytes(sql) if isinstance(sql, bytearray) else sql, _commits_itself(conn), conn_id=id(conn))
+    return False if sql is not None and is_rollback(sql) else None
+
+
+def _commits_itself(conn: Any) -> bool | None:
+    """Whether a statement sent now is committed by itself: autocommit on and no transaction open; None if unknown."""
+    status = status_of_c(conn) if hasattr(conn, "_cmysql") else status_of(conn)
+    return None if status is None else status & (_mysql.AUTOCOMMIT | _mysql.IN_TRANSACTION) == _mysql.AUTOCOMMIT
+
+
+def _sent(conn: Any, sql: Any, send: Callable[[], Any]) -> Any:
+    pending = _tell(conn, sql)
+    try:
+        result = send()
+    except Exception as error:
+        _answered(conn, pending, error)
+        raise
+    _answered(conn, pending, None)
+    return result
+
+
+async def _sent_async(conn: Any, sql: Any, sending: Awaitable[Any]) -> Any:
+    pending = _tell(conn, sql)
+    try:
+        result = await sending
+    except Exception as error:
+        _answered(conn, pending, error)
+        raise
+    _answered(conn, pending, None)
+    return result
+
+
+def _answered(conn: Any, pending: bool | None, error: BaseException | None) -> None:
+    if pending is not None:
+        _mysql.answered(conn, pending, error, True)

@@ -1,0 +1,358 @@
+"""mysql-connector-python, Oracle's: blocking in pure Python or by its C extension, and asyncio.
+
+The pure Python form is what a URL means here. The library's own default depends on the order of imports: where its C
+extension needs a newer OpenSSL than Python's, it loads only if ``ssl`` was not imported before. And the extension
+hides its socket: with ``?use_pure=false``, deaths are found by pings instead of a look at the kernel, a call on a frozen
+server lasts until ``read_timeout`` (whole seconds), and a forked child gives its copy up instead of severing it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
+from unbroken.core.fault import os_fault
+from unbroken.drivers import _mysql
+from unbroken.drivers import _mysqlconnector as seen
+from unbroken.drivers._shared import boolean, class_of, dial, dial_async, from_connect, optional_boolean, seconds, whole, without_target
+from unbroken.errors import ConfigurationError
+
+NAME = "mysqlconnector"
+SCHEMES = ("mysql+mysqlconnector", "mariadb+mysqlconnector")
+DISTRIBUTION = "mysql-connector-python"
+MODULE = "mysql.connector"
+RANK = 50
+
+_OPTIONS: _mysql.Kinds = {
+    "allow_local_infile": boolean, "auth_plugin": str, "autocommit": optional_boolean, "buffered": boolean, "charset": str,
+    "client_flags": whole, "collation": str, "compress": boolean, "connect_timeout": seconds, "connection_timeout": seconds,
+    "consume_results": boolean, "converter_str_fallback": boolean, "force_ipv6": boolean, "get_warnings": boolean, "init_command": str,
+    "raise_on_warnings": boolean, "read_timeout": seconds, "sql_mode": str, "ssl_ca": str, "ssl_cert": str, "ssl_disabled": boolean,
+    "ssl_key": str, "ssl_verify_cert": boolean, "ssl_verify_identity": boolean, "time_zone": str, "use_pure": boolean,
+    "use_unicode": boolean, "write_timeout": seconds,
+}  # fmt: skip
+_SEEN = Capabilities(transaction_status=True, watchable=True)
+_HIDDEN = Capabilities(fileno=False, transaction_status=True, watchable=True, abort=False)
+
+
+class _Base:
+    """What the blocking and the asyncio driver have in common."""
+
+    name = NAME
+    capabilities = _SEEN
+
+    def __init__(self, target: Target | None, connect: Callable[[], Any] | None = None) -> None:
+        import mysql.connector.errors as errors
+
+        self.target = target or without_target(NAME, "mysql")
+        self.errors: tuple[type[BaseException], ...] = (errors.OperationalError, errors.InterfaceError, errors.Error)
+        self._timeouts = (errors.ReadTimeoutError, errors.WriteTimeoutError, errors.ConnectionTimeoutError)
+        self._connect = connect
+        self._arguments = _mysql.arguments(self.target, _OPTIONS, NAME, password="password", database="database")  # noqa: S106 - a keyword's name
+        self._pure: bool = self._arguments.pop("use_pure", True)
+        limits = [self._arguments.pop(name) for name in ("connect_timeout", "connection_timeout") if name in self._arguments]
+        self._limit: float | None = min(limits, default=None)
+        for name in ("read_timeout", "write_timeout"):
+            if name in self._arguments:
+                self._arguments[name] = math.ceil(self._arguments[name])  # it takes whole seconds only
+        if self._arguments.get("autocommit", False) is None:
+            del self._arguments["autocommit"]
+        if "ssl_ca" in self._arguments:
+            self._arguments.setdefault("ssl_verify_cert", True)  # a CA that nothing is held against would be no use
+
+    def is_in_transaction(self, conn: Connection) -> bool | None:
+        """From the last OK or EOF packet; None after an error, or in the middle of an exchange."""
+        status = self._status(conn)
+        return None if status is None else bool(status & _mysql.IN_TRANSACTION)
+
+    def _status(self, conn: Connection) -> int | None:
+        return seen.status_of(conn) if self.is_quiet(conn) else None
+
+    def is_quiet(self, conn: Connection) -> bool:
+        """Whether the last command was answered in full."""
+        return self.fileno(conn) is not None and seen.is_quiet(conn)
+
+    def fileno(self, conn: Connection) -> int | None:
+        """The socket's, or None once it is closed."""
+        raise NotImplementedError
+
+    def _check_in_step(self, conn: Connection) -> None:
+        """Raise where an answer is still to come: the connector would take it for that of the next command."""
+        closed = self.fileno(conn) is None if self.capabilities.fileno else conn.__dict__.get("_seen_closed", False)
+        if closed or conn.__dict__.get("_seen_busy", True):
+            raise self.errors[0]("MySQL Connection not available: it is closed, or an answer was not read")
+
+    def classify(self, exc: BaseException) -> Fault:
+        """By MySQL's code, or the system's."""
+        connecting = from_connect(exc)
+        if isinstance(exc, self._timeouts):  # its number is that of a statement which took too long on the server
+            fault = os_fault(TimeoutError("the server did not answer in time"), connecting=connecting)
+            return fault if fault.cause or connecting else replace(fault, kind=FaultKind.LOST, cause=Cause.SILENT_DROP)
+        return _mysql.classify(exc, self.errors, self.target.password)
+
+    def session_id(self, conn: Connection) -> str | None:
+        """CONNECTION_ID(), from the handshake."""
+        try:
+            number = conn.connection_id
+        except Exception:  # closed
+            return None
+        return str(number) if number else None
+
+    def unwatch(self, conn: Connection) -> None:
+        """Back to the class it was."""
+        conn.__class__ = getattr(type(conn), "unwatched", type(conn))
+
+
+class Driver(_Base):
+    """See :class:`unbroken.abc.Driver`."""
+
+    forms = {"": _SEEN, "use_pure=false": _HIDDEN}  # noqa: RUF012 - for the page about drivers
+
+    def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
+        super().__init__(target, connect)
+        if not self._pure:
+            self._use_c()
+            return
+        from mysql.connector.connection import MySQLConnection
+
+        self._class = _with_shared_tls(seen.exact(MySQLConnection))
+
+    def _use_c(self) -> None:
+        self.capabilities = _HIDDEN
+        try:
+            import _mysql_connector
+            from mysql.connector.connection_cext import CMySQLConnection
+        except ImportError as error:
+            raise ConfigurationError(
+                f"use_pure=false: the C extension of mysql-connector-python does not load here ({error}); leave the option out, "
+                "or import _mysql_connector before anything that imports ssl"
+            ) from None
+        self.errors = (*self.errors, _mysql_connector.MySQLInterfaceError)  # its commit() raises what lies below
+        self._class = seen.exact_c(CMySQLConnection)
+
+    def connect(self, timeout: float) -> Connection:
+        """*timeout* bounds each wait of the connect (C extension: in whole seconds); a user's read_timeout holds afterwards."""
+        return dial(lambda: self._dial(min(timeout, self._limit or timeout)))
+
+    def _dial(self, timeout: float) -> Connection:
+        if self._connect is not None:
+            return self._adopted(self._connect())
+        if not self._pure:
+            return self._class(**self._arguments, connection_timeout=math.ceil(timeout))
+        given = dict(self._arguments)
+        kept = given.pop("read_timeout", None), given.pop("write_timeout", None)
+        conn = self._class()
+        conn._connection_timeout = timeout
+        conn._read_timeout = conn._write_timeout = math.ceil(timeout)  # for the settings that it sends once it is connected
+        try:
+            conn.connect(**given)
+        except BaseException:
+            self.close(conn)
+            raise
+        conn._read_timeout, conn._write_timeout = kept
+        return conn
+
+    def _adopted(self, conn: Connection) -> Connection:
+        if hasattr(conn, "_cmysql"):
+            if self._pure:
+                self._pure = False
+                self._use_c()
+            conn.__class__ = seen.exact_c(class_of(conn))
+        elif hasattr(conn, "_send_cmd"):
+            conn.__class__ = seen.exact(class_of(conn))
+        else:
+            raise self.errors[0](f"connect= gave {type(conn).__name__}; it must be a plain connection of mysql.connector, of no pool")
+        return conn
+
+    def ping(self, conn: Connection, timeout: float) -> None:
+        """COM_PING, bounded by the socket's timeout (not with the C extension)."""
+        if not self._pure:
+            conn.ping()
+            return
+        self._check_in_step(conn)
+        kept = conn._read_timeout, conn._write_timeout
+        conn._read_timeout = conn._write_timeout = timeout
+        try:
+            conn.cmd_ping()
+        finally:
+            conn._read_timeout, conn._write_timeout = kept
+
+    def begin(self, conn: Connection) -> None:
+        """Not needed: MySQL opens a transaction by itself while autocommit is off."""
+        conn.start_transaction()
+
+    def commit(self, conn: Connection) -> None:
+        """COMMIT, unless the server's last word is that nothing is open."""
+        if self.is_in_transaction(conn) is not False:
+            self._check_in_step(conn)
+            conn.commit()
+
+    def rollback(self, conn: Connection) -> None:
+        """ROLLBACK, likewise."""
+        if self.is_in_transaction(conn) is not False:
+            self._check_in_step(conn)
+            conn.rollback()
+
+    def idle_limit(self, conn: Connection) -> float | None:
+        """``wait_timeout`` of this session."""
+        held = self.is_in_transaction(conn)
+        value = conn.info_query(_mysql.ASK_IDLE_LIMIT)
+        if not held:
+            self.rollback(conn)
+        return float(next(iter(value.values())) if isinstance(value, dict) else value[0])
+
+    def close(self, conn: Connection) -> None:
+        """COM_QUIT where nothing is outstanding, then close; it does not wait for an answer."""
+        with suppress(Exception):
+            if self._pure and not self.is_quiet(conn):
+                conn._socket.close_connection()  # it would read the rest of a result first
+            else:
+                conn.close()
+
+    def abandon(self, conn: Connection) -> None:
+        """In a forked child: see to it that this copy of the parent's connection never says a word. Only the C extension needs it."""
+        c = getattr(conn, "_cmysql", None)
+        if c is None:
+            return
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(c))  # its deallocation would end the parent's session, at exit too
+        conn._cmysql = None
+
+    def fileno(self, conn: Connection) -> int | None:
+        """The socket's, or None once it is closed; always None with the C extension."""
+        holder = getattr(conn, "_socket", None)
+        sock = holder.sock if holder is not None else None
+        fd = sock.fileno() if sock is not None else -1
+        return fd if fd >= 0 else None
+
+    def is_quiet(self, conn: Connection) -> bool:
+        """Whether the last command was answered in full."""
+        return super().is_quiet(conn) if self._pure else seen.is_quiet_c(conn)
+
+    def _status(self, conn: Connection) -> int | None:
+        return super()._status(conn) if self._pure else seen.status_of_c(conn)
+
+    def watch(self, conn: Connection) -> None:
+        """Everything goes out through ``_send_cmd``; with the C extension, through a handful of methods."""
+        conn.__class__ = seen.watched(class_of(conn)) if self._pure else seen.watched_c(class_of(conn))
+
+
+class AsyncDriver(_Base):
+    """See :class:`unbroken.abc.AsyncDriver`."""
+
+    def __init__(self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None) -> None:
+        super().__init__(target, connect)
+        if not self._pure:
+            raise ConfigurationError("use_pure=false: mysql-connector-python has no C extension for asyncio; leave the option out")
+        from mysql.connector.aio.connection import MySQLConnection
+
+        self._class = _with_shared_tls(seen.exact_async(MySQLConnection))
+
+    async def connect(self, timeout: float) -> Connection:
+        """*timeout* bounds everything, the handshake included."""
+        return await dial_async(lambda: self._dial(min(timeout, self._limit or timeout)))
+
+    async def _dial(self, timeout: float) -> Connection:
+        async with asyncio.timeout(timeout):
+            if self._connect is not None:
+                conn = await self._connect()
+                conn.__class__ = seen.exact_async(class_of(conn))
+                return conn
+            conn = self._class(**{name: value for name, value in self._arguments.items() if name != "ssl_ca"})
+            conn._ssl_ca = self._arguments.get("ssl_ca")  # its constructor refuses a CA without a client certificate
+            try:
+                await conn.connect()
+            except BaseException as error:
+                if not (isinstance(error, TypeError) and _is_without_tls(conn)):
+                    self.close(conn)
+                    raise
+            return conn
+
+    async def ping(self, conn: Connection, timeout: float) -> None:
+        """COM_PING."""
+        self._check_in_step(conn)
+        async with asyncio.timeout(timeout):
+            await conn.cmd_ping()
+
+    async def begin(self, conn: Connection) -> None:
+        """Not needed: MySQL opens a transaction by itself while autocommit is off."""
+        await conn.start_transaction()
+
+    async def commit(self, conn: Connection) -> None:
+        """COMMIT, unless the server's last word is that nothing is open."""
+        if self.is_in_transaction(conn) is not False:
+            self._check_in_step(conn)
+            await conn.commit()
+
+    async def rollback(self, conn: Connection) -> None:
+        """ROLLBACK, likewise."""
+        if self.is_in_transaction(conn) is not False:
+            self._check_in_step(conn)
+            await conn.rollback()
+
+    async def idle_limit(self, conn: Connection) -> float | None:
+        """``wait_timeout`` of this session."""
+        held = self.is_in_transaction(conn)
+        value = await conn.info_query(_mysql.ASK_IDLE_LIMIT)
+        if not held:
+            await self.rollback(conn)
+        return float(next(iter(value.values())) if isinstance(value, dict) else value[0])
+
+    def close(self, conn: Connection) -> None:
+        """Abort the transport."""
+        with suppress(Exception):  # its loop is closed already
+            holder, conn._socket = conn._socket, None
+            if holder is not None and holder._writer is not None:
+                holder._is_connected = False
+                holder._writer.transport.abort()
+
+    def fileno(self, conn: Connection) -> int | None:
+        """Of the transport's socket; None once it is closing."""
+        holder = conn._socket
+        writer = holder._writer if holder is not None else None
+        if writer is None or writer.transport.is_closing():
+            return None
+        sock = writer.transport.get_extra_info("socket")
+        fd = sock.fileno() if sock is not None else -1
+        return fd if fd >= 0 else None
+
+    def watch(self, conn: Connection) -> None:
+        """Everything goes out through ``_send_cmd``."""
+        conn.__class__ = seen.watched_async(class_of(conn))
+
+
+def _is_without_tls(conn: Any) -> bool:
+    """Whether the server offered no TLS. The last thing that a connect does, once all is well, is to fail over its missing cipher."""
+    holder = conn._socket
+    return holder is not None and holder._writer is not None and holder._writer.get_extra_info("cipher") is None and seen.is_quiet(conn)
+
+
+def _with_shared_tls(base: Any) -> Any:
+    """One SSL context for all of a pool's connections: loading the CA store is 19 of the 20 ms that a connect takes."""
+    contexts: dict[str, Any] = {}
+
+    class Connection(base):  # type: ignore[misc]
+        __doc__ = base.__doc__
+        __module__ = base.__module__
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "_socket" and value is not None:
+                build = value.build_ssl_context
+
+                def shared(*args: Any, **kwargs: Any) -> Any:
+                    key = repr((args, sorted(kwargs.items())))
+                    if key not in contexts:
+                        contexts[key] = build(*args, **kwargs)
+                    return contexts[key]
+
+                value.build_ssl_context = shared
+            super().__setattr__(name, value)
+
+    Connection.__name__ = Connection.__qualname__ = base.__name__
+    return Connection
