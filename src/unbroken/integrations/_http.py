@@ -168,7 +168,7 @@ def answer_to(exc: BaseException | None, heard: Iterable[BaseException] = ()) ->
     for link in found:
         if isinstance(link, (OutageError, PoolTimeoutError, DeadlineExceeded, ConnectionLostError)) or _is_queue_timeout(link):
             seconds = max(1, math.ceil(getattr(link, "retry_after", 1.0)))
-            words = f"The database cannot be reached at the moment; nothing was stored. Please try again in {seconds} s."
+            words = f"The database cannot be reached at the moment. Please try again in {seconds} s."
             if not isinstance(link, (OutageError, ConnectionLostError)):
                 words = f"The database did not answer in time. Please try again in {seconds} s."
             return Answer("503 Service Unavailable", "service unavailable", words, seconds, one_line(link))

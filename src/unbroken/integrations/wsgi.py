@@ -173,10 +173,15 @@ class Exchange:
         if unit is not None:
             unit.close()  # from here on it cannot be run again, and what a stream does is its own
         self._begin()
-        if whole:
-            self.owner.clean(self.taken)
-            return body
-        return _Body(self, body, chunks)
+        if whole or self._is_all(chunks):
+            self.owner.clean(self.taken)  # nothing more is computed: do not wait for the client to have it
+        return body if whole else _Body(self, body, chunks)
+
+    def _is_all(self, chunks: Any) -> bool:
+        """Whether the first chunk is the whole response, as its headers say."""
+        assert self._head is not None
+        length = next((value for name, value in self._head[1] if name.lower() == "content-length"), None)
+        return length == str(len(chunks.first or b""))
 
     def _reconsider(self, status: str, unit: units.Unit | None) -> None:
         """The app made a page of an error. If another attempt would cure it, or it was an outage, the page is not sent."""
@@ -244,15 +249,15 @@ class _Chunks:
 
     def __init__(self, body: Iterable[bytes]) -> None:
         self._rest = iter(body)
-        self._first: bytes | None = None
+        self.first: bytes | None = None
         for chunk in self._rest:
             if chunk:
-                self._first = chunk
+                self.first = chunk
                 break
 
     def __iter__(self) -> Iterator[bytes]:
-        if self._first is not None:
-            first, self._first = self._first, None
+        if self.first is not None:
+            first, self.first = self.first, None
             yield first
         yield from self._rest
 
