@@ -123,7 +123,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a driver lets us do. ``docs/drivers.md`` is generated from these, and tests hold them to it."""
+    """What a driver lets us do. ``docs/drivers.md`` is generated from these, and tests hold them to it.
+
+    A driver without ``fileno`` whose connections say goodbye when they are deallocated has a method ``abandon(conn)`` too: in
+    a forked child, it sees to it that the inherited copy never says a word, not even at exit.
+    """
 
     fileno: bool = True  #: it shows its socket: deaths are seen without a round trip, a fork is severed
     transaction_status: bool = False  #: it knows for certain, without asking, whether a transaction is open

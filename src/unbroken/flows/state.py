@@ -57,6 +57,9 @@ class Shell(Protocol):
     def call(self, function: Callable[[], None]) -> None:
         """Run *function* where this pool's state may be touched."""
 
+    def is_awake(self) -> bool:
+        """Whether what is spawned makes progress: an event loop may stand still. From any thread."""
+
     def describe_holder(self, entry: Entry) -> str:
         """Who has a lent *entry*, and where they are now: a thread or a task with its stack."""
 
@@ -214,8 +217,11 @@ class State:
         if kernel.waiting:
             outage.called = self.clock()
             prober: Any = outage.prober
-            if prober is not None:
+            if prober is not None and prober.shell.is_awake():
                 prober.shell.call(prober.ring)
+            elif prober is not None:
+                with self.server.lock:
+                    outage.resign(prober)
         with self.lock:
             somebody_else = outage.active and outage.prober not in (None, self)
             missing = 0 if somebody_else else max(0, min(self.wants, outage.parallel - self.connectors))
@@ -537,10 +543,18 @@ class State:
     # -- fork ----------------------------------------------------------------------------------------------------
 
     def sever(self) -> None:
-        """In a forked child: make every inherited descriptor lead nowhere. Takes no lock: it may be held for ever."""
+        """In a forked child: make every inherited descriptor lead nowhere. Takes no lock: it may be held for ever.
+
+        A driver that hides its descriptors has a method ``abandon`` for that (see :class:`unbroken.abc.Capabilities`).
+        """
+        abandon = getattr(self.driver, "abandon", None)
         for entry in (*self.kernel.entries.values(), *self.kernel.exiled.values(), *self.forgotten):
             if entry.fd is not None and entry.identity is not None:
                 severance.sever(entry.fd, entry.identity)
+            elif abandon is not None:
+                conn = entry.conn if entry.conn is not None or entry.ref is None else entry.ref()
+                if conn is not None:
+                    abandon(conn)
 
 
 def _unknown(_conn: Connection) -> bool | None:
