@@ -14,6 +14,7 @@ docs/adding-a-driver.md has the whole of it.
 
 from __future__ import annotations
 
+import codecs
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,6 +111,7 @@ def open_driver(
         raise ConfigurationError(f"connect= needs driver=, the name of its library; {_names(is_async)}")
     chosen = _named(driver, target) if driver is not None else _by_scheme(target, is_async)  # type: ignore[arg-type] # not None here
     _check(chosen, is_async)
+    codecs.lookup("idna")  # imported now and not by the first connects, on threads: a fork meanwhile would hang its child there
     return chosen.make(target, connect, is_async)
 
 

@@ -43,6 +43,9 @@ class Driver:
     def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
         import MySQLdb
         import MySQLdb.connections
+        import MySQLdb.constants.CLIENT  # what the library imports only while it connects: a child that is forked in the
+        import MySQLdb.constants.FIELD_TYPE  # middle of another thread's import waits for that module for ever
+        import MySQLdb.converters
 
         self.target = target or without_target(NAME, "mysql")
         self.errors: tuple[type[BaseException], ...] = (MySQLdb.OperationalError, MySQLdb.InterfaceError, MySQLdb.Error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -225,6 +227,13 @@ class _Answer:
             _mysql.answered(conn, pending, error, alive)
 
 
+#: Held while the CA store is loaded, and during a fork: OpenSSL's own locks would stay locked for ever in a child that is
+#: forked in the middle of it.
+_loading = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
+
+
 def _with_shared_tls(base: Any) -> Any:
     """One SSL context for all of a pool's connections: loading the CA store is 19 of the 20 ms that a connect takes."""
     contexts: dict[str, Any] = {}
@@ -238,7 +247,9 @@ def _with_shared_tls(base: Any) -> Any:
                 return super()._create_ssl_ctx(sslp)
             key = repr(sorted(sslp.items()))
             if key not in contexts:
-                contexts[key] = super()._create_ssl_ctx(sslp)
+                with _loading:
+                    if key not in contexts:
+                        contexts[key] = super()._create_ssl_ctx(sslp)
             return contexts[key]
 
     Connection.__name__ = Connection.__qualname__ = base.__name__
