@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from threading import get_ident
@@ -47,6 +47,8 @@ T = TypeVar("T")
 
 _getframe = sys._getframe
 _running_loop = asyncio.get_running_loop
+_pools: weakref.WeakSet[AsyncPool] = weakref.WeakSet()
+_inherited: list[State] = []  # kept in a child, so that nothing of theirs is collected: finalizers talk to the parent's loop
 
 
 class LoopShell:
@@ -90,17 +92,21 @@ class LoopShell:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
             self.loop.call_soon_threadsafe(function)
 
+    def is_awake(self) -> bool:
+        """Whether somebody runs the loop just now."""
+        return self.loop.is_running()
+
     def describe_holder(self, entry: Entry) -> str:
-        """The task that has *entry*, and where it is now: one that is inside the function that took it, best with it in a variable."""
+        """The task that has *entry*, and where it is now: one that has it in a variable, else one inside the function that took it."""
         conn = None if entry.ref is None else entry.ref()
         found: tuple[asyncio.Task[Any], list[FrameType]] | None = None
         for task in asyncio.all_tasks(self.loop):
             frames = _stack(task)
+            if conn is not None and any(value is conn for frame in frames for value in frame.f_locals.values()):
+                found = (task, frames)
+                break
             if any(frame.f_code is entry.code for frame in frames):
                 found = found or (task, frames)
-                if conn is not None and any(value is conn for frame in frames for value in frame.f_locals.values()):
-                    found = (task, frames)
-                    break
         if found is None:
             return "a task that is not there any more"
         lines = "\n".join(f"  {f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_qualname}" for f in found[1][-8:])
@@ -320,6 +326,7 @@ class AsyncPool:
         self._emit = partial(_tell, observers)  # no method: a state must not keep its pool alive
         self._states: dict[tuple[int, int], State] = {}
         self._home: tuple[Any, Any] = (None, _NO_STATE)
+        _pools.add(self)
 
     def _current(self) -> State:
         """The state of this process and loop; made at first use. Raises RuntimeError outside a running loop."""
@@ -355,7 +362,9 @@ class AsyncPool:
         for state in list(self._states.values()):
             if not state.mark[0]:
                 state.sever()
+                _inherited.append(state)
         self._states = {k: s for k, s in self._states.items() if s.mark[0]}
+        self._home = (None, _NO_STATE)
 
     def _forget_closed_loops(self) -> None:
         """Connections of a loop that has ended can do nothing any more, but hold a session each."""
@@ -462,20 +471,26 @@ class AsyncPool:
 
     # -- units of work -------------------------------------------------------------------------------------------
 
-    async def run(self, fn: Callable[..., Awaitable[T]], *args: Any, deadline: float | None = None, **kwargs: Any) -> T:
+    def run(self, fn: Callable[..., Awaitable[T]], *args: Any, deadline: float | None = None, **kwargs: Any) -> Coroutine[Any, Any, T]:
         """``await fn(conn, *args, **kwargs)`` as one unit of work, replayed when that is provably safe.
 
         As :meth:`unbroken.Pool.run`.
         """
 
+        caller = _getframe(1)  # as a task of its own it would have none
+        code, lasti = caller.f_code, caller.f_lasti
+
         async def work() -> T:
-            async with AsyncLease(self, None, None, True) as conn:
+            lease = AsyncLease(self, None, None, True)
+            async with lease as conn:
+                entry = lease._entry
+                entry.code, entry.lasti = code, lasti  # who called run is the place that took it
                 return await fn(conn, *args, **kwargs)
 
         def count(_why: str) -> None:
             self._current().counters.replays += 1
 
-        return await run_unit(work, self.settings.deadline if deadline is None else deadline, self.settings.max_replays, count)
+        return run_unit(work, self.settings.deadline if deadline is None else deadline, self.settings.max_replays, count)
 
     # -- looking after it ----------------------------------------------------------------------------------------
 
@@ -551,6 +566,17 @@ async def run_unit(work: Callable[[], Awaitable[T]], deadline: float | None, max
         leave(token)
 
 
+def _sever_all() -> None:
+    """After a fork that Python sees: a connection that is collected in the child would unregister its socket from the
+    parent's loop (epoll belongs to both), or say goodbye on the parent's session."""
+    for pool in list(_pools):
+        pool._leave_inherited()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_sever_all)
+
+
 def _shell(state: State) -> LoopShell:
     shell = state.shell
     assert isinstance(shell, LoopShell)
@@ -573,6 +599,8 @@ def _cut_off(state: State) -> None:
     """End a state whose loop may never run again: its sockets at once, and its part in finding the server again."""
     for entry in list(state.kernel.entries.values()):
         state.cut(entry)
+        if entry.conn is not None and _shell(state).loop.is_closed():
+            state.driver.close(entry.conn)  # or it would try to in its finalizer, and say that it cannot
     if state.server.lock.acquire(blocking=False):  # a finalizer may run inside it
         state.server.outage.resign(state)
         state.server.lock.release()
@@ -602,6 +630,10 @@ async def _farewell(pool_ref: Callable[[], AsyncPool | None], state_ref: Callabl
         if pool is not None and state is not None and state.mark[0]:
             pool._forget(state)
             _put_away(state)
+            for entry in list(state.kernel.lent.values()):  # whoever has these still can do nothing with them any more
+                conn = entry.conn if entry.ref is None else entry.ref()
+                if conn is not None:
+                    state.driver.close(conn)
             await _shell(state).stop()
             await asyncio.sleep(0)  # transports end in the loop's next turn
 

@@ -89,6 +89,10 @@ class ThreadShell:
         """Run *function* here: any thread may touch this pool's state."""
         function()
 
+    def is_awake(self) -> bool:
+        """Threads are."""
+        return True
+
     def describe_holder(self, entry: Entry) -> str:
         """The thread that has *entry*, and its stack."""
         names = [t.name for t in threading.enumerate() if t.ident == entry.holder]
