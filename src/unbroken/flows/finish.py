@@ -28,9 +28,10 @@ def commit_now(state: State, entry: Entry, conn: Connection, unit: Unit | None) 
     A socket that is known dead beforehand is not written to: then it is certain that nothing was committed.
     """
     if judge(entry.poll(0)) is Liveness.DEAD:
+        why = "" if entry.cause is None else f" ({entry.cause.value})"
         error = state.error(
             ConnectionLostError,
-            f"connection to {state.driver.target.label} was lost before COMMIT was sent; nothing of its transaction is stored",
+            f"connection to {state.driver.target.label} was lost{why} before COMMIT was sent; nothing of its transaction is stored",
         )
         if unit is not None:
             unit.note(error, Fault(FaultKind.LOST, text=str(error)))
@@ -150,4 +151,6 @@ def translated(state: State, entry: Entry, exc: BaseException, deadline: float |
         )
         error.__cause__ = exc
         return error
+    if entry.cause is Cause.RECLAIMED:
+        exc.add_note(f"unbroken ended this connection, which was held for more than leak_after={state.settings.leak_after} s (reclaim is on)")
     return exc
