@@ -152,5 +152,5 @@ def translated(state: State, entry: Entry, exc: BaseException, deadline: float |
         error.__cause__ = exc
         return error
     if entry.cause is Cause.RECLAIMED:
-        exc.add_note(f"unbroken ended this connection, which was held for more than leak_after={state.settings.leak_after} s (reclaim is on)")
+        exc.add_note(f"unbroken ended this connection: it was held for more than leak_after={state.settings.leak_after} s, and reclaim is on")
     return exc
