@@ -172,7 +172,6 @@ class Outcome:
 
     def row(self) -> str:
         bad = sum(self.not_200.values())
-        by = ", ".join(f"{phase} {n}" for phase, n in sorted(Counter({p: 0 for p, _ in self.not_200}).items()))
         parts = Counter[str]()
         for (phase, _), n in self.not_200.items():
             parts[phase] += n
@@ -282,6 +281,7 @@ def commands(web: str, port: int, app: str) -> list[str]:
         "gevent": [*gunicorn, "-k", "gevent"],
         "uwsgi": [str(BIN / "uwsgi"), "--http-socket", bind, "--master", "--processes", "2", "--need-app", "--die-on-term",
                   "--module", f"{app}:app", "--home", str(BIN.parent), "--disable-logging"],
-        "uvicorn": [str(BIN / "uvicorn"), "--host", "127.0.0.1", "--port", str(port), "--workers", "2", "--log-level", "warning", f"{app}:app"],
+        "uvicorn": [str(BIN / "uvicorn"), "--host", "127.0.0.1", "--port", str(port), "--workers", "2", "--log-level", "warning",
+                    f"{app}:app"],
     }  # fmt: skip
     return [*kinds[name], *options]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi import Depends, FastAPI
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -244,8 +244,8 @@ async def test_everything_else_than_http_passes_through() -> None:
 
 
 @pytest.fixture(params=["asyncpg", "psycopg", "aiomysql"])
-def url(request: pytest.FixtureRequest, postgres: PostgreSQL, mariadb: MariaDB) -> Iterator[str]:
-    yield (mariadb if request.param == "aiomysql" else postgres).url(request.param)
+def url(request: pytest.FixtureRequest, postgres: PostgreSQL, mariadb: MariaDB) -> str:
+    return (mariadb if request.param == "aiomysql" else postgres).url(request.param)
 
 
 @pytest.mark.parametrize("plugins", [[], ["unbroken"]])
@@ -253,11 +253,11 @@ async def test_an_async_session_comes_back_in_every_case(url: str, plugins: list
     engine = create_async_engine(url, plugins=plugins, pool_size=2, max_overflow=0, pool_timeout=5)
     app = FastAPI()
     nap = "SELECT SLEEP(20)" if "mysql" in url else "SELECT pg_sleep(20)"
-    Db = Annotated[AsyncSession, Depends(unbroken.asgi.session(async_sessionmaker(engine)))]
+    session = Depends(unbroken.asgi.session(async_sessionmaker(engine)))
     inside = asyncio.Event()
 
     @app.get("/{what}")
-    async def endpoint(what: str, db: Db) -> Any:
+    async def endpoint(what: str, db: Any = session) -> Any:
         await db.execute(sa.text("SELECT 1"))
         if what == "raise":
             raise ValueError("the app's own")
@@ -281,7 +281,7 @@ async def test_an_async_session_comes_back_in_every_case(url: str, plugins: list
         for what in ("query", "sleep"):
             inside.clear()
             task = asyncio.create_task(ask(wrapped, path=f"/{what}"))
-            await inside.wait()
+            await asyncio.wait_for(inside.wait(), 10)
             await asyncio.sleep(0.02)  # into the query
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -317,11 +317,11 @@ async def _leave_a_stream(app: Any) -> None:
 async def test_a_blocking_session_comes_back_in_every_case(mariadb: MariaDB) -> None:
     engine = sa.create_engine(mariadb.url("pymysql"), plugins=["unbroken"], pool_size=2, max_overflow=0, pool_timeout=5)
     app = FastAPI()
-    Db = Annotated[Session, Depends(unbroken.asgi.session(sessionmaker(engine)))]
+    session = Depends(unbroken.asgi.session(sessionmaker(engine)))
     inside = asyncio.Event()
 
     @app.get("/{what}")
-    def endpoint(what: str, db: Db) -> Any:
+    def endpoint(what: str, db: Any = session) -> Any:
         db.execute(sa.text("SELECT 1"))
         if what == "raise":
             raise ValueError("the app's own")
@@ -337,7 +337,7 @@ async def test_a_blocking_session_comes_back_in_every_case(mariadb: MariaDB) -> 
             await ask(wrapped, path=f"/{what}")
         inside.clear()
         task = asyncio.create_task(ask(wrapped, path="/query"))
-        await inside.wait()
+        await asyncio.wait_for(inside.wait(), 10)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task

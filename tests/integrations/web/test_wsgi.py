@@ -14,7 +14,6 @@ import unbroken
 import unbroken.wsgi
 from unbroken.testing.servers import MariaDB, PostgreSQL
 
-
 #: PyMySQL says the one or the other, depending on whether the FIN has come before it sends.
 LOST = "Lost connection|gone away"
 
