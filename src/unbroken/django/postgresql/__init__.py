@@ -1,0 +1,1 @@
+"""``ENGINE = "unbroken.django.postgresql"``."""

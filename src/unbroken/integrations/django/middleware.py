@@ -1,0 +1,218 @@
+"""``unbroken.django.middleware.UnbrokenMiddleware``: requests run again where that is provably safe, outages answered with 503."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from time import monotonic
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured, RequestDataTooBig
+from django.http import HttpRequest, HttpResponse
+from django.http.request import RawPostDataException, UnreadablePostError
+from django.urls import Resolver404, resolve
+
+from unbroken import aio, sync
+from unbroken.core import unit as units
+from unbroken.errors import ConfigurationError
+from unbroken.integrations._http import HttpSettings, Swallowed, answer_to, fault_of, page, report, swallowed
+from unbroken.integrations.django.units import attempt, attempt_async, give_back
+
+#: Where a request holds its :class:`_Exchange`.
+KEY = "_unbroken_exchange"
+_OURS = ("methods", "replay", "max_body", "max_replays", "deadline")
+
+
+class UnbrokenMiddleware:
+    """Put it first in MIDDLEWARE. Sync and async.
+
+    Requests by safe methods (GET, HEAD, OPTIONS) and those whose view is ``@unbroken.django.replayable`` are run again from
+    here on when a connection was lost and nothing was committed. An outage is answered with 503 and Retry-After.
+
+    The setting UNBROKEN, a dictionary, may say otherwise: ``methods``, ``replay`` (path prefixes, or a callable that is given
+    ``request.META``), ``max_body`` (bytes), ``max_replays``, ``deadline`` (seconds). Raises ImproperlyConfigured.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.get_response = get_response
+        self.settings = _settings()
+        self.is_async = iscoroutinefunction(get_response)
+        if self.is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> Any:
+        """The response; under ASGI, an awaitable of it."""
+        exchange = _Exchange(self.settings, request)
+        return self._run_async(exchange) if self.is_async else self._run(exchange)
+
+    def _run(self, exchange: _Exchange) -> Any:
+        token = units.witnesses(exchange.heard)
+        try:
+            if not exchange.prepare():
+                return exchange.finish(self.get_response(exchange.request))
+
+            def once() -> Any:
+                exchange.begin()
+                return exchange.consider(self.get_response(exchange.request))
+
+            limits = self.settings
+            return exchange.finish(sync.run_unit(lambda: attempt(once), limits.deadline, limits.max_replays, exchange.count))
+        except Exception as exc:
+            return exchange.failed(exc)
+        finally:
+            units.no_longer_witnesses(token)
+
+    async def _run_async(self, exchange: _Exchange) -> Any:
+        token = units.witnesses(exchange.heard)
+        try:
+            if not exchange.prepare():
+                return exchange.finish(await self.get_response(exchange.request))
+
+            async def once() -> Any:
+                exchange.begin()
+                return exchange.consider(await self.get_response(exchange.request))
+
+            limits = self.settings
+            done = await aio.run_unit(lambda: attempt_async(once), limits.deadline, limits.max_replays, exchange.count)
+            return exchange.finish(done)
+        except Exception as exc:
+            return exchange.failed(exc)
+        finally:
+            units.no_longer_witnesses(token)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> Any:
+        """A view raised: before Django makes a page of it and reports it, see whether another attempt follows."""
+        exchange = request.__dict__.get(KEY)
+        return None if exchange is None else exchange.raised(exception)
+
+
+def _settings() -> HttpSettings:
+    given = getattr(settings, "UNBROKEN", {})
+    for name in given:
+        if name not in _OURS and name in {field.name for field in fields(HttpSettings)}:
+            raise ImproperlyConfigured(f"UNBROKEN[{name!r}] is not for Django; known: {', '.join(_OURS)}")
+    try:
+        return HttpSettings.of(**given)
+    except ConfigurationError as exc:
+        raise ImproperlyConfigured(f"UNBROKEN: {exc}") from exc
+
+
+class _Exchange:
+    """One request, its attempts and its response."""
+
+    def __init__(self, limits: HttpSettings, request: HttpRequest) -> None:
+        self.settings, self.request = limits, request
+        self.heard: list[BaseException] = []  #: errors of the database's, whether or not the site let them through
+        self.replaying = False
+        self._before: dict[str, Any] = {}
+        self._meta: dict[str, Any] = {}
+
+    # -- attempts --------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> bool:
+        """Whether this request may be run again; then what another attempt needs is kept."""
+        request = self.request
+        self.replaying = self._may_replay() and self._keep_body()
+        if self.replaying:
+            self._before, self._meta = dict(request.__dict__), dict(request.META)
+        request.__dict__[KEY] = self
+        return self.replaying
+
+    def _may_replay(self) -> bool:
+        request = self.request
+        if self.settings.may_replay(request.method, request.path, request.META):
+            return True
+        if self.settings.replay is not None and callable(self.settings.replay):
+            return False
+        try:
+            view = resolve(request.path_info, getattr(request, "urlconf", None)).func
+        except Resolver404:
+            return False
+        return getattr(view, "unbroken_replayable", False) is True
+
+    def _keep_body(self) -> bool:
+        request = self.request
+        length = request.META.get("CONTENT_LENGTH") or "0"
+        if not request.META.get("HTTP_TRANSFER_ENCODING") and length == "0":
+            return True
+        if not length.isdigit() or not 0 < int(length) <= self.settings.max_body:
+            return False
+        try:
+            request.body  # noqa: B018 - Django keeps it from now on
+        except (RawPostDataException, UnreadablePostError, RequestDataTooBig):  # that is for the view to meet
+            return False
+        return True
+
+    def begin(self) -> None:
+        """An attempt begins; from the second on, the request is as it was."""
+        unit = units.current()
+        if unit is None or unit.attempts < 2:
+            return
+        self.heard.clear()
+        request = self.request
+        request.__dict__.clear()
+        request.__dict__.update(self._before)
+        request.META.clear()
+        request.META.update(self._meta)
+        request.__dict__[KEY] = self
+
+    def count(self, _why: str) -> None:
+        """Replays are in the log."""
+
+    def raised(self, exc: Exception) -> Any:
+        """A view raised *exc*: a response that stands for it, or None: let Django go on."""
+        unit = units.current()
+        if self.replaying and unit is not None:
+            give_back()
+            fault = fault_of(unit, exc)
+            if fault is not None and unit.verdict(fault).action is units.Action.REPLAY and self._has_time(unit):
+                stands_for = HttpResponse(status=503)
+                stands_for.unbroken_cause = exc
+                return stands_for
+        return self._answered(exc)
+
+    def _has_time(self, unit: units.Unit) -> bool:
+        return unit.attempts <= self.settings.max_replays and monotonic() < unit.until
+
+    def consider(self, response: Any) -> Any:
+        """The response of an attempt; raises when another attempt should follow."""
+        cause = getattr(response, "unbroken_cause", None)
+        if cause is not None:
+            raise cause
+        unit = units.current()
+        if response.status_code >= 500 and unit is not None and self._has_time(unit):
+            cause = swallowed(unit)
+            if cause is not None:
+                raise Swallowed(f"answered with {response.status_code}") from cause
+        return response
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def finish(self, response: Any) -> Any:
+        """The response to send: for a page that Django made of an outage, ours."""
+        if response.status_code == 500 and not hasattr(response, "unbroken_answer"):
+            return self._answered(None) or response
+        return response
+
+    def failed(self, exc: Exception) -> Any:
+        """No attempt succeeded. Raises what Django should make a page of."""
+        response = self._answered(exc)
+        if response is not None:
+            return response
+        raise exc.__cause__ if isinstance(exc, Swallowed) and exc.__cause__ is not None else exc
+
+    def _answered(self, exc: BaseException | None) -> Any:
+        answer = answer_to(exc, self.heard)
+        if answer is None:
+            return None
+        request = self.request
+        report(answer, request.method, request.path)
+        headers, body = page(answer, request.META.get("HTTP_ACCEPT", ""))
+        response = HttpResponse(body, status=int(answer.status[:3]), headers=dict(headers))
+        response.unbroken_answer = True
+        return response

@@ -1,0 +1,38 @@
+"""``ENGINE = "unbroken.django.postgresql"``: Django's backend for PostgreSQL over a pool. psycopg 3 or psycopg2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQL
+from django.db.backends.postgresql.psycopg_any import IsolationLevel, is_psycopg3
+
+from unbroken.integrations.django import checks, pools
+from unbroken.integrations.django.wrapper import Pooled
+
+
+class DatabaseWrapper(Pooled, PostgreSQL):  # type: ignore[misc] # Django has no types
+    """Django's, with its connections from a pool of ours."""
+
+    def unbroken_driver(self) -> str:
+        """Whichever of the two Django itself has chosen."""
+        return "psycopg" if is_psycopg3 else "psycopg2"
+
+    @property
+    def pool(self) -> None:
+        """Django's own pool is not used here; ours is ``unbroken_pool``."""
+        return
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        """A connection of the pool's, which has the isolation level that the settings name."""
+        connection = super().get_new_connection(conn_params)
+        if self._held is not None:
+            self.isolation_level = IsolationLevel(self.settings_dict["OPTIONS"].get("isolation_level", IsolationLevel.READ_COMMITTED))
+        return connection
+
+    def close_pool(self) -> None:
+        """Close the pool of this alias in this process. A new one is made when it is next needed."""
+        pools.close_pools(self.alias)
+
+
+checks.register()

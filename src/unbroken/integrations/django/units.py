@@ -1,0 +1,81 @@
+"""Views and other functions as units of work, whose connections Django's wrappers hold."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, overload
+
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.db import connections
+
+from unbroken import aio, sync
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+def give_back() -> None:
+    """End what this thread's wrappers hold outside ``atomic``: an attempt is over, or about to begin."""
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close()
+
+
+async def give_back_async() -> None:
+    """As :func:`give_back`, for the thread that sync code of this task runs on."""
+    await sync_to_async(give_back, thread_sensitive=True)()
+
+
+def attempt(work: Callable[[], T]) -> T:
+    """One attempt: when it fails, nothing of it stays open."""
+    try:
+        return work()
+    except Exception:
+        give_back()
+        raise
+
+
+async def attempt_async(work: Callable[[], Awaitable[T]]) -> T:
+    """As :func:`attempt`."""
+    try:
+        return await work()
+    except Exception:
+        await give_back_async()
+        raise
+
+
+@overload
+def replayable(function: F, /) -> F: ...
+@overload
+def replayable(*, deadline: float | None = None, max_replays: int = 10) -> Callable[[F], F]: ...
+
+
+def replayable(function: Any = None, /, *, deadline: float | None = None, max_replays: int = 10) -> Any:
+    """:func:`unbroken.replayable` for Django's connections: for any function, and for a view, whatever its method.
+
+    Under the middleware a view that is marked so is run again by it, with all that lies between; elsewhere the function is a
+    unit of work by itself. Within ``atomic`` it is part of that block, and is not run again.
+    """
+    if function is None:
+        return functools.partial(replayable, deadline=deadline, max_replays=max_replays)
+    if iscoroutinefunction(function) or inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def asynchronous(*args: Any, **kwargs: Any) -> Any:
+            return await aio.run_unit(lambda: attempt_async(lambda: function(*args, **kwargs)), deadline, max_replays, _nobody)
+
+        asynchronous.unbroken_replayable = True  # type: ignore[attr-defined] # read by the middleware
+        return asynchronous
+
+    @functools.wraps(function)
+    def blocking(*args: Any, **kwargs: Any) -> Any:
+        return sync.run_unit(lambda: attempt(lambda: function(*args, **kwargs)), deadline, max_replays, _nobody)
+
+    blocking.unbroken_replayable = True  # type: ignore[attr-defined] # read by the middleware
+    return blocking
+
+
+def _nobody(_why: str) -> None:
+    """Replays are in the log."""

@@ -1,0 +1,255 @@
+"""What our two DatabaseWrappers share: their connection comes from a pool, and goes back to it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper, debug_transaction
+from django.db.utils import DatabaseErrorWrapper, OperationalError
+from django.utils.functional import cached_property
+
+from unbroken import errors
+from unbroken.core.unit import current, glimpse
+from unbroken.errors import ConnectRejectedError, UnbrokenError, for_driver
+from unbroken.flows import finish
+from unbroken.flows.steps import run
+from unbroken.integrations.django import pools
+from unbroken.integrations.django.held import Held, with_this_thread
+from unbroken.integrations.django.session import Noticing
+
+
+class Cursor(Noticing, CursorWrapper):  # type: ignore[misc] # Django has no types
+    """Django's, which tells what a statement leaves behind."""
+
+
+class Errors(DatabaseErrorWrapper):  # type: ignore[misc] # Django has no types
+    """Django's translation of the driver's errors; ours stay recognisable as well."""
+
+    def __exit__(self, kind: Any, exc: Any, trace: Any) -> None:
+        if exc is None:
+            return
+        shown = self.wrapper.unbroken_met(exc)
+        if isinstance(shown, UnbrokenError):
+            self.wrapper.errors_occurred = True
+            raise _translated(shown).with_traceback(trace) from exc
+        super().__exit__(kind, exc, trace)
+
+
+def _translated(exc: UnbrokenError) -> BaseException:
+    """*exc* as Django's users catch it: OutageError and OperationalError in one."""
+    kind = next(cls for cls in type(exc).__mro__ if cls.__module__ == errors.__name__ and getattr(errors, cls.__name__, None) is cls)
+    translated: BaseException = for_driver(kind, OperationalError, str(exc), **exc.__dict__)
+    return translated
+
+
+class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
+    """Mixed in before one of Django's DatabaseWrappers.
+
+    ``connect`` takes a connection from the pool of this alias, ``close`` gives it back, and between two statements outside
+    ``atomic`` one that was lost is replaced.
+    """
+
+    unbroken_bare = False  #: opens sessions for the pool
+    _held: Held | None = None
+    _guarded = False
+    _connecting = False
+    connection: Any
+    autocommit: bool
+
+    def unbroken_driver(self) -> str:
+        """The name of the driver that this wrapper uses, as ``unbroken.Pool`` takes it."""
+        raise NotImplementedError
+
+    @property
+    def unbroken_pool(self) -> Any:
+        """The pool of this alias, in this process: an :class:`unbroken.Pool`."""
+        return pools.source_of(self).pool
+
+    # -- connecting ------------------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Django's: take a connection, and tell the receivers of ``connection_created``."""
+        self._connecting = True
+        try:
+            super().connect()
+        finally:
+            self._connecting = False
+
+    def get_connection_params(self) -> dict[str, Any]:
+        """Django's, without our settings, bounded in time."""
+        params: dict[str, Any] = super().get_connection_params()
+        params.pop("unbroken", None)
+        if self.unbroken_bare:
+            params.setdefault("connect_timeout", math.ceil(pools.settings_of(self.settings_dict).connect_timeout))
+        return params
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        """A connection of the pool's; for the pool, and for creating databases, a new one."""
+        if self.unbroken_bare or not pools.is_pooled(self):
+            return super().get_new_connection(conn_params)
+        if self.settings_dict["OPTIONS"].get("pool"):
+            raise ImproperlyConfigured(
+                f'DATABASES[{self.alias!r}]: OPTIONS["pool"] is for Django\'s own pool; remove it and say OPTIONS["unbroken"] = '
+                '{"max_size": …} instead'
+            )
+        self._give_back()
+        if not self._guarded:
+            self._guarded = True
+            with_this_thread(self)
+        try:
+            self._held = Held(pools.source_of(self))
+        except ConnectRejectedError as exc:
+            if exc.__cause__ is None or isinstance(exc.__cause__, self.Database.OperationalError):
+                raise
+            raise exc.__cause__ from None  # not the server's no: of Django's own settings, or of what is run on a new session
+        return self._held.conn
+
+    def init_connection_state(self) -> None:
+        """A pool's connection was set up when it was opened."""
+        if self._held is not None and self._connecting:
+            BaseDatabaseWrapper.init_connection_state(self)
+        else:
+            super().init_connection_state()
+
+    def check_database_version_supported(self) -> None:
+        """Told to the caller, not to a thread of the pool's."""
+        if not self.unbroken_bare:
+            super().check_database_version_supported()
+
+    def _look(self) -> None:
+        """Outside a transaction: what was lost while idle is let go of, so that a new one takes its place."""
+        held = self._held
+        if held is None or self.in_atomic_block or self.connection is not held.conn:
+            return
+        if not held.is_inherited:
+            between = self.autocommit or held.failed or held.state.driver.is_in_transaction(held.conn) is False
+            if not between or not held.must_go():
+                return
+        self._give_back()
+        self.connection = None
+
+    def _cursor(self, name: str | None = None) -> Any:
+        self._look()
+        return super()._cursor(name)
+
+    def get_autocommit(self) -> bool:
+        """Django's, which connects; ``atomic`` begins with it."""
+        self._look()
+        return bool(super().get_autocommit())
+
+    def set_autocommit(self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False) -> None:
+        """Django's; what a connection that is not there yet will be anyway needs none."""
+        usual = autocommit == self.settings_dict["AUTOCOMMIT"] and not self.run_commit_hooks_on_set_autocommit_on
+        if self.connection is None and usual and not self.in_atomic_block and pools.is_pooled(self):
+            self.autocommit = autocommit
+            return
+        self._look()
+        super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
+
+    # -- using -----------------------------------------------------------------------------------------------------
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        """Django's; remembered until it is closed."""
+        cursor = super().create_cursor(name)
+        if self._held is not None:
+            self._held.opened(getattr(cursor, "cursor", cursor))
+        return cursor
+
+    def make_cursor(self, cursor: Any) -> Any:
+        """Django's, noticing."""
+        return Cursor(cursor, self)
+
+    def make_debug_cursor(self, cursor: Any) -> Any:
+        """Django's, noticing."""
+        made = super().make_debug_cursor(cursor)
+        made.__class__ = _noticing(type(made))
+        return made
+
+    def _commit(self) -> None:
+        held = self._held
+        if held is None or self.connection is not held.conn or self.unbroken_bare:
+            super()._commit()
+            return
+        unit = current(id(held.conn)) if glimpse() is not None else None
+        with debug_transaction(self, "COMMIT"), self.wrap_database_errors:
+            run(finish.commit_now(held.state, held.entry, held.conn, unit), held.state.shell.do)
+
+    @cached_property  # type: ignore[untyped-decorator] # Django has no types
+    def wrap_database_errors(self) -> Any:
+        """Django's, ours kept."""
+        return Errors(self)
+
+    def unbroken_met(self, exc: BaseException) -> BaseException:
+        """An error came up: what it says of the connection is noted. Gives the one to show."""
+        held = self._held
+        if held is None or not isinstance(exc, Exception) or held.is_inherited:
+            return exc
+        shown: BaseException = exc
+        if isinstance(exc, held.state.driver.errors):
+            fault = held.state.classify(exc) if not isinstance(exc, UnbrokenError) else None
+            unit = current(id(held.conn)) if glimpse() is not None else None
+            if fault is not None and unit is not None:
+                unit.note(exc, fault)
+            if fault is None or fault.is_lost:
+                held.failed = held.failed or fault is not None or held.is_dead
+            shown = finish.translated(held.state, held.entry, exc, held.state.settings.deadline)
+            if fault is not None and fault.is_lost and shown is exc and self.in_atomic_block:
+                cause, words = held.state.explain(held.entry)
+                exc.add_note(f"unbroken: the connection was lost inside atomic ({words or cause.value}); its work is undone, "
+                             "and the next block gets another connection")  # fmt: skip
+        return shown
+
+    # -- giving back -----------------------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        held = self._held
+        if held is None:
+            super()._close()
+            return
+        self._give_back()
+        self.connection = None  # as with Django's own pool: in an atomic block, no other takes its place
+
+    def _give_back(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.give_back()
+
+    def unbroken_abandon(self) -> None:
+        """The thread that held a connection through this wrapper has ended."""
+        if self._held is not None:
+            self._give_back()
+            self.connection = None
+
+    def close_if_unusable_or_obsolete(self) -> None:
+        """Between requests the connection goes back, whatever CONN_MAX_AGE is: the next one is taken up in microseconds."""
+        if self.connection is not None:
+            self.close()
+
+    def is_usable(self) -> bool:
+        """Whether the server answers: one round trip."""
+        return self.connection is not None and bool(super().is_usable())
+
+    def close_if_health_check_failed(self) -> None:
+        """Not needed: the pool looks at each connection's socket when it is taken up, without a round trip."""
+        if self._held is None:
+            super().close_if_health_check_failed()
+
+    def close_pool(self) -> None:
+        """Close the pool of this alias in this process. A new one is made when it is next needed."""
+        pools.close_pools(self.alias)
+
+
+_classes: dict[type, type] = {}
+
+
+def _noticing(base: type) -> type:
+    made = _classes.get(base)
+    if made is None:
+        made = _classes[base] = type(base.__name__, (Noticing, base), {"__module__": base.__module__})
+    return made
+
+
+__all__ = ["Cursor", "Errors", "Pooled"]
