@@ -419,3 +419,54 @@ def test_a_connect_without_an_answer_is_bounded(body: Any, silent: _Silent) -> N
             assert all(isinstance(e, unbroken.OutageError) for e in errors), errors
 
     body.run(main())
+
+
+def test_a_statements_own_timeout_is_neither_a_loss_nor_run_again(body: Any) -> None:
+    """asyncpg's ``timeout=`` and ``command_timeout``; for the others asyncio's."""
+
+    async def main() -> None:
+        calls = 0
+        async with body.pool(max_size=1) as pool:
+
+            async def work(conn: Any) -> None:
+                nonlocal calls
+                calls += 1
+                if body.is_asyncpg:
+                    await conn.execute("SELECT pg_sleep(3)", timeout=0.1)
+                else:
+                    await asyncio.wait_for(body.slow(conn, 3), 0.1)
+
+            assert type(await body.outcome(pool.run(work))) is TimeoutError
+            assert calls == 1
+            assert await asyncio.wait_for(pool.run(body.who), 2.0)
+
+    body.run(main())
+
+
+def test_a_statements_own_timeout_on_a_frozen_server_does_not_hang_at_the_end_of_the_block(own_body: Any) -> None:
+    body = own_body
+    if body.name == "psycopg":
+        pytest.skip("psycopg itself waits for ever: it lets no cancelled task go before its query has ended (use deadline=)")
+
+    async def main() -> None:
+        async with body.pool(max_size=1) as pool:
+            await use(body, pool)
+
+            async def work() -> None:
+                async with pool.connection(transaction=False) as conn:
+                    body.server.freeze()
+                    if body.is_asyncpg:
+                        await conn.execute("SELECT 1", timeout=0.2)
+                    else:
+                        await asyncio.wait_for(body.who(conn), 0.2)
+
+            try:
+                started = time.monotonic()
+                assert type(await body.outcome(asyncio.wait_for(work(), 9.0))) is TimeoutError
+                assert time.monotonic() - started < 8.0
+                assert pool.stats().used == 0
+            finally:
+                body.server.thaw()
+            await use(body, pool)
+
+    body.run(main())

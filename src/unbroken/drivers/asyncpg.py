@@ -169,6 +169,8 @@ class AsyncDriver:
             return postgres_fault(None, str(exc), connecting=connecting)
         if isinstance(exc, ConnectionError) and "SSL" in str(exc) and connecting:
             return Fault(FaultKind.REJECTED if "rejected SSL" in str(exc) else FaultKind.NOT_READY, None, None, str(exc))
+        if isinstance(exc, TimeoutError) and exc.errno is None and not connecting:  # command_timeout, timeout=: asyncpg cancels the query
+            return Fault(FaultKind.OTHER, None, None, "a statement took longer than its timeout")
         return os_fault(exc, connecting=connecting)
 
     def session_id(self, conn: Connection) -> str | None:

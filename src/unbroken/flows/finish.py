@@ -104,7 +104,7 @@ def after_error(state: State, entry: Entry, conn: Connection, exc: BaseException
     if entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
         _condemn_lost(state, entry, fault)
         return False
-    if not isinstance(exc, Exception):
+    if not isinstance(exc, Exception) or isinstance(exc, TimeoutError):
         if not state.driver.is_quiet(conn):
             entry.condemn(Cause.CANCELLED)  # struck in the middle of an exchange: the rest of the answer is still to come
             return False
@@ -121,6 +121,8 @@ def _fault_of(state: State, entry: Entry, conn: Connection, exc: BaseException) 
     if isinstance(exc, UnbrokenError):  # another acquire that failed, or another pool: it only quotes what drivers say
         return Fault(FaultKind.OTHER, text=str(exc))
     fault = state.classify(exc)
+    if isinstance(exc, TimeoutError) and type(exc.__cause__).__name__ == "CancelledError":  # asyncio.timeout: the caller's own
+        return Fault(FaultKind.OTHER, None, fault.code, fault.text)
     if not fault.is_lost or isinstance(exc, state.driver.errors) or entry.cause is not None:
         return fault
     if state.driver.is_quiet(conn) and judge(entry.poll(0)) is Liveness.ALIVE:
@@ -152,5 +154,7 @@ def translated(state: State, entry: Entry, exc: BaseException, deadline: float |
         error.__cause__ = exc
         return error
     if entry.cause is Cause.RECLAIMED:
-        exc.add_note(f"unbroken ended this connection: it was held for more than leak_after={state.settings.leak_after} s, and reclaim is on")
+        exc.add_note(
+            f"unbroken ended this connection: it was held for more than leak_after={state.settings.leak_after} s, and reclaim is on"
+        )
     return exc
