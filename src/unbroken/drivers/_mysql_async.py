@@ -49,8 +49,8 @@ class Shared:
         return float(value)
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last OK or EOF packet; None after an error, or in the middle of an exchange."""
-        return _mysql.in_transaction(conn)
+        """From the last OK or EOF packet; None after an error, in the middle of an exchange, or once it is closed."""
+        return None if conn._writer is None else _mysql.in_transaction(conn)
 
     def classify(self, exc: BaseException) -> Fault:
         """By MySQL's code, or the system's."""
