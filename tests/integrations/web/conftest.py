@@ -243,6 +243,12 @@ class Stand:
 
 
 @pytest.fixture
+def until() -> Callable[..., Any]:
+    """``until(condition)``: wait until it is true, fail after a deadline."""
+    return wait_until
+
+
+@pytest.fixture
 def ordeals() -> Callable[..., Outcome]:
     """``ordeals(stand)``: everything that happens to a database, under traffic; what came of it."""
 
@@ -258,12 +264,13 @@ def stands(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
     numbers = count()
     with ExitStack() as stack:
 
-        def make(web: str, driver: str, *, plain: bool = False, app: str = "flask_app", folder: Path | None = None, **env: str) -> Stand:
+        def make(web: str, driver: str, *, plain: bool = False, app: str = "flask_app", query: str = "") -> Stand:
             server = stack.enter_context(database(driver))
             port = free_port("127.0.0.1")
-            env = {"DATABASE_URL": server.url(driver), "PLAIN": "1" if plain else "", "PYTHONUNBUFFERED": "1", **env}
+            url = f"{server.url(driver)}?{query}" if query else server.url(driver)
+            env = {"DATABASE_URL": url, "PLAIN": "1" if plain else "", "PYTHONUNBUFFERED": "1"}
             log = tmp_path / f"web{next(numbers)}.log"
-            site = Site(commands(web, port, app), port, env, log, folder or ROOT / "examples")
+            site = Site(commands(web, port, app), port, env, log, ROOT / "examples")
             stack.callback(site.close)
             return Stand(server, site.wait_ready())
 
@@ -281,6 +288,7 @@ def commands(web: str, port: int, app: str) -> list[str]:
         "gevent": [*gunicorn, "-k", "gevent"],
         "uwsgi": [str(BIN / "uwsgi"), "--http-socket", bind, "--master", "--processes", "2", "--need-app", "--die-on-term",
                   "--module", f"{app}:app", "--home", str(BIN.parent), "--disable-logging"],
+        "tornado": [sys.executable, f"{app}.py", str(port)],
         "uvicorn": [str(BIN / "uvicorn"), "--host", "127.0.0.1", "--port", str(port), "--workers", "2", "--log-level", "warning",
                     f"{app}:app"],
     }  # fmt: skip

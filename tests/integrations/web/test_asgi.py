@@ -99,6 +99,21 @@ async def test_it_is_run_again_under_middleware_and_through_a_page_that_the_app_
         assert work.calls == 5
 
 
+async def test_it_may_also_be_added_as_one_of_the_apps_own_middlewares(postgres: PostgreSQL) -> None:
+    async with Work(postgres, times=2) as work:
+        app = FastAPI()
+        app.add_middleware(unbroken.asgi.Unbroken, readyz="/readyz", databases=work.pool)
+
+        @app.get("/")
+        async def endpoint() -> int:
+            return await work()
+
+        assert (await ask(app)).json() == 3
+        assert (await ask(app, path="/readyz")).status_code == 200
+        work.times = 100
+        assert (await ask(app)).status_code == 500
+
+
 async def test_the_apps_own_errors_are_its_own(postgres: PostgreSQL) -> None:
     async def endpoint(_request: Request) -> Any:
         raise ValueError("the app's own")
