@@ -15,7 +15,7 @@ def take_settings(url: str | Target | None, given: Mapping[str, Any]) -> tuple[T
     """Part a URL's query into the driver's options (they stay) and the pool's settings; keywords win over the query."""
     if url is None:
         return None, dict(given)
-    target = parse(url) if isinstance(url, str) else url
+    target = url if isinstance(url, Target) else parse(url)
     ours, theirs = Settings.split(target.options)
     return replace(target, options=theirs), {**Settings.from_text(ours), **given}
 

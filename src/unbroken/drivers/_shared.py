@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from unbroken.abc import Target
 from unbroken.drivers.url import near
 from unbroken.errors import ConfigurationError
+from unbroken.settings import Settings
 
 T = TypeVar("T")
 
@@ -63,7 +65,8 @@ def coerce(options: Mapping[str, str], kinds: Mapping[str, Callable[[str], Any]]
     for name, text in options.items():
         kind = kinds.get(name)
         if kind is None:
-            raise ConfigurationError(f"unknown option {name!r} in the URL for {driver}; {near(name, kinds)}")
+            hint = near(name, [*kinds, *(each.name for each in fields(Settings))])
+            raise ConfigurationError(f"unknown option {name!r} in the URL for {driver}; {hint}")
         try:
             out[name] = kind(text)
         except ValueError as problem:
@@ -78,8 +81,11 @@ def without_target(driver: str, backend: str) -> Target:
 
 
 def class_of(conn: Any) -> Any:
-    """The class of *conn*, as something that may be subclassed and cached by."""
-    return type(conn)
+    """The class of *conn*, as something that may be subclassed and cached by. TypeError for what cannot be a connection."""
+    cls = type(conn)
+    if cls.__module__ == "builtins":
+        raise TypeError(f"connect= gave {cls.__name__}, which is no connection of this driver")
+    return cls
 
 
 _MARK = "_unbroken_connecting"
