@@ -24,7 +24,7 @@ FLOORS = {
     "sync": 3, "aio": 3,
     "units": 3.2,  # both pools, seen as one
     "integrations": 4, "testing": 4,
-    "sqlalchemy": 4.2,  # an import path for what stands in integrations
+    "sqlalchemy": 4.2, "peewee": 4.2,  # an import path for what stands in integrations
     "peewee": 4, "mongo": 4,
     "flask": 4.2, "wsgi": 4.2, "asgi": 4.2, "django": 4.2,
     "drill": 5, "doctor": 5, "dashboard": 5, "cli": 5, "__main__": 5.5,
@@ -42,6 +42,7 @@ NOT_IN_CORE = {
 #: What a file may import beside what it is named after.
 THIRD_PARTY_OF = {
     "flask": {"werkzeug"},
+    "peewee": {"playhouse"},
     "mongo": {"pymongo", "bson", "gridfs", "mongoengine"},
     "pytest_plugin": {"pytest"},
     "mysqlclient": {"MySQLdb"},

@@ -114,6 +114,22 @@ def after_error(state: State, entry: Entry, conn: Connection, exc: BaseException
     return (yield from roll_back(state, entry, conn))
 
 
+def heard(state: State, entry: Entry, conn: Connection, exc: BaseException, unit: Unit | None) -> Fault:
+    """Work on a lent *conn* raised *exc*, and its holder keeps it for now: what that means.
+
+    The unit of work is told; what is lost, or was struck in the middle of an exchange, is condemned. For bodies whose lending
+    does not end with the error.
+    """
+    fault = _fault_of(state, entry, conn, exc)
+    if unit is not None:
+        unit.note(exc, fault)
+    if fault.is_lost or entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
+        _condemn_lost(state, entry, fault)
+    elif not isinstance(exc, Exception) and not state.driver.is_quiet(conn):
+        entry.condemn(Cause.CANCELLED)
+    return fault
+
+
 def _fault_of(state: State, entry: Entry, conn: Connection, exc: BaseException) -> Fault:
     """What *exc* means for *conn*. A ConnectionError or TimeoutError may also be about something else that the work does."""
     if isinstance(exc, ConnectionLostError | CommitUnknownError):  # our own word; the driver would not know it

@@ -1,0 +1,462 @@
+"""The body: a peewee database whose connections come from a pool of unbroken's.
+
+Who keeps a connection, and until when, is said in ``slot.py``. Nothing here waits under a lock: peewee's own ``connect`` and
+``close`` hold one for all threads, so that a caller who waits for a connection would keep others from giving theirs back.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import peewee
+from playhouse.pool import MaxConnectionsExceeded
+
+from unbroken.core.statements import Kind, kind
+from unbroken.core.unit import current, glimpse
+from unbroken.errors import UnbrokenError
+from unbroken.flows.finish import commit_now
+from unbroken.flows.steps import run
+from unbroken.integrations.peewee import care, plan
+from unbroken.integrations.peewee.errors import LazyQueryError, translated
+from unbroken.integrations.peewee.poolish import Poolish
+from unbroken.integrations.peewee.result import Result
+from unbroken.integrations.peewee.slot import PerThread, Shared, Slot, caller, place
+from unbroken.integrations.peewee.unit import Atomic, unit
+from unbroken.settings import Settings
+from unbroken.sync import Pool
+
+log = logging.getLogger("unbroken")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+__all__ = ["MaxConnectionsExceeded", "PooledDatabase"]
+
+
+class PooledDatabase(Poolish, peewee.Database):  # type: ignore[misc] # peewee ships no types that we could use
+    """Mixed in before one of peewee's MySQL or PostgreSQL databases, as playhouse's class of that name is.
+
+    *max_connections* (20; 0: no bound), *stale_timeout* (seconds that a connection may live; None: 3600) and *timeout* (seconds
+    to wait for one; None: 10, 0: for ever) are playhouse's; every setting of :class:`unbroken.Settings` may be given by its own
+    name. *strict*: refuse statements outside of a scope instead of connecting for them. *reconnect*: replace a connection that an
+    explicit ``connect()`` holds and that ended between two statements, with no transaction open (its session state is lost).
+    """
+
+    def __init__(
+        self, database: Any, max_connections: Any = 20, stale_timeout: Any = None, timeout: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        self.strict = bool(kwargs.pop("strict", False))
+        self.reconnect = bool(kwargs.pop("reconnect", True))
+        self._made: Pool | None = None
+        self._retired: list[Pool] = []
+        self._given = plan.settings_of(max_connections, stale_timeout, timeout, {})
+        super().__init__(database, *args, **kwargs)
+
+    def init(self, database: Any, max_connections: Any = None, stale_timeout: Any = None, timeout: Any = None, **kwargs: Any) -> None:
+        """As playhouse's; takes unbroken's settings too. What was pooled before is closed, what is lent when it comes back.
+
+        Raises ConfigurationError for settings that cannot work.
+        """
+        self.strict = bool(kwargs.pop("strict", self.strict))
+        self.reconnect = bool(kwargs.pop("reconnect", self.reconnect))
+        ours, theirs = Settings.split(kwargs)
+        given = {**self._given, **plan.settings_of(max_connections, stale_timeout, timeout, ours)}
+        Settings.of(**given)
+        super().init(database, **theirs)
+        self._given = given
+        self._retire()
+
+    @property
+    def pool(self) -> Pool:
+        """The pool behind this database. Made when it is asked for; connects to nothing by itself."""
+        made = self._made
+        return made if made is not None else self._make()
+
+    def _make(self) -> Pool:
+        if self.deferred:
+            raise peewee.InterfaceError("Error, database must be initialized before opening a connection.")
+        driver = plan.driver_of(self)
+        settings = Settings.of(**self._given)
+        connect = plan.opener(self, type(self)._dial, driver, settings)
+        pool = Pool(plan.target_of(self, driver), connect=connect, driver=driver, **self._given)
+        if self._made is None:
+            self._made = pool
+        else:
+            pool.close(timeout=0.0)  # another thread was first
+        return self._made
+
+    def _retire(self) -> None:
+        pool, self._made = self._made, None
+        if pool is not None:
+            pool.close(timeout=0.0)
+            self._retired = [*(p for p in self._retired if p._state.kernel.lent), pool]
+
+    def _dial(self) -> Any:
+        """A new connection, peewee's own way."""
+        return super()._connect()
+
+    # -- which connection ----------------------------------------------------------------------------------------
+
+    @property
+    def _state(self) -> Slot:
+        slot: Slot = self._threads.slot
+        home = slot.home
+        if home is not None and not home.mark[0]:
+            slot.inherited()
+        return slot
+
+    @_state.setter
+    def _state(self, _theirs: Any) -> None:
+        self._threads: Any = PerThread() if self.thread_safe else Shared()
+
+    def is_closed(self) -> bool:
+        """Whether this thread has no connection, nor a scope that has one."""
+        slot = self._state
+        return slot.closed and not slot.held
+
+    def connect(self, reuse_if_open: bool = False) -> bool:
+        """Take a connection from the pool for this thread, until ``close()``. As peewee's.
+
+        Raises PoolTimeoutError (also a MaxConnectionsExceeded), OutageError or ConnectRejectedError, each also a
+        ``peewee.OperationalError``.
+        """
+        slot = self._state
+        if slot.is_bound:
+            if reuse_if_open:
+                return False
+            raise peewee.OperationalError("Connection already opened.")
+        if slot.closed:
+            self._take(slot)
+        slot.held = True
+        return True
+
+    def close(self) -> bool:
+        """Give this thread's connection back. As peewee's: whether there was one."""
+        if self.deferred:
+            raise peewee.InterfaceError("Error, database must be initialized before opening a connection.")
+        slot = self._state
+        if slot.transactions:
+            raise peewee.OperationalError("Attempting to close database while transaction is open.")
+        was_open = slot.held or not slot.closed
+        if not slot.closed:
+            self._give_back(slot, caller() if self.strict else None)
+        slot.reset()
+        return was_open
+
+    def connection(self) -> Any:
+        """The driver's connection of this thread; opens one as ``connect()`` does, until ``close()``."""
+        slot = self._state
+        if slot.closed:
+            if not slot.held:
+                self.connect()
+            else:
+                self._take(slot)
+        else:
+            slot.held = True
+        slot.raw = True
+        return slot.conn
+
+    def __enter__(self) -> Any:
+        opened = self.is_closed()
+        try:
+            return super().__enter__()
+        except BaseException:
+            if opened and not self._state.transactions:
+                self.close()
+            raise
+
+    def _connect(self) -> Any:
+        try:
+            return self.pool.acquire()
+        except UnbrokenError as error:
+            raise translated(error) from error
+
+    def _close(self, conn: Any, close_conn: bool = False) -> None:
+        for pool in (self._made, *self._retired):
+            if pool is not None and id(conn) in pool._state.lent:
+                if close_conn:
+                    care.discard(pool, conn)
+                pool.release(conn)
+                return
+
+    def _take(self, slot: Slot) -> None:
+        """Take a connection into *slot*; whoever asked sees to it that it is kept."""
+        if self.deferred:
+            raise peewee.InterfaceError("Error, database must be initialized before opening a connection.")
+        conn = self._connect()
+        slot.conn, slot.closed = conn, False
+        pool = self._made
+        home: Any = pool._state if pool is not None else None
+        entry = home.lent.get(id(conn)) if home is not None else None
+        if entry is not None:
+            where = caller()
+            entry.code, entry.lasti = slot.opened = where
+            slot.home, slot.entry, slot.last_used = home, entry, entry.taken_at
+            if glimpse() is not None:
+                slot.unit = current()
+            if home.settings.deadline is not None:
+                slot.timer = home.arm(entry, entry.taken_at + home.settings.deadline)
+        try:
+            if self.server_version is None:
+                self._set_server_version(conn)
+            self._initialize_connection(conn)
+        except BaseException:
+            self._give_back(slot)
+            raise
+
+    def _give_back(self, slot: Slot, where: Any = None) -> None:
+        """Take the connection out of *slot*, whose scope stays, and release it."""
+        with slot.lock:
+            conn, timer = slot.conn, slot.timer
+            readers = [reader for ref in list(slot.readers.values()) if (reader := ref()) is not None]
+            slot.drop()
+        slot.left = where
+        if timer is not None:
+            timer.cancel()
+        for reader in readers:
+            reader.let_go(rows=True)
+        if conn is not None:
+            self._close(conn)
+
+    def _settle(self, slot: Slot) -> None:
+        """Give back what nobody keeps any more."""
+        with slot.lock:
+            if not slot.is_free:
+                return
+            slot.pins += 1  # from here on it is ours to give back
+        try:
+            self._give_back(slot)
+        finally:
+            slot.pins -= 1
+
+    def _unpin(self, slot: Slot) -> None:
+        with slot.lock:
+            slot.pins -= 1
+        if not slot.is_bound:
+            self._settle(slot)
+
+    def _reader_ended(self, slot: Slot, key: int) -> None:
+        """A result was read to its end, or closed."""
+        slot.readers.pop(key, None)
+        if not slot.is_bound:
+            self._settle(slot)
+
+    def _reader_collected(self, slot: Slot, key: int, result: Result) -> None:
+        """A result is being collected, on any thread; a forked child's is the parent's business."""
+        home = slot.home
+        if home is None or not home.mark[0] or slot.readers.pop(key, None) is None or slot.is_bound:
+            return
+        with slot.lock:
+            last = slot.is_free
+        if last:
+            result.let_go()
+            self._settle(slot)
+
+    # -- statements ----------------------------------------------------------------------------------------------
+
+    def _ready(self) -> Slot:
+        """This thread's slot with a connection in it that is fit for a statement, pinned until :meth:`_unpin`."""
+        slot = self._state
+        with slot.lock:
+            slot.pins += 1
+        try:
+            if slot.closed:
+                self._allow(slot)
+                self._take(slot)
+            elif slot.entry is not None:
+                care.look_after(self, slot)
+            if glimpse() is not None:
+                care.join(slot)
+        except BaseException:
+            self._unpin(slot)
+            raise
+        return slot
+
+    def _allow(self, slot: Slot) -> None:
+        """May a connection be opened for what is about to run? Raises what says no."""
+        if slot.orphan and slot.transactions:
+            raise peewee.OperationalError(
+                "this transaction belongs to the parent process; leave its block (or call dispose()) before using the database in the child"
+            )
+        if slot.held or slot.opening:
+            return
+        if not self.autoconnect:
+            raise peewee.InterfaceError("Error, database connection not opened.")
+        if self.strict:
+            raise LazyQueryError(_refusal(slot))
+
+    def cursor(self, named_cursor: Any = None) -> Any:
+        """As peewee's. A cursor on a connection that was opened for it keeps that until it is closed or collected."""
+        slot = self._ready()
+        try:
+            raw = super().cursor(named_cursor)
+            if slot.is_bound:
+                slot.raw = slot.raw or slot.sql is None
+                return raw
+            return Result(raw, self, slot)
+        finally:
+            self._unpin(slot)
+
+    def _execute_cursor(self, sql: Any, params: Any, **options: Any) -> Any:
+        self._log_query(sql, params)
+        start = time.perf_counter() if self.query_hooks else None
+        slot = self._state
+        with slot.lock:
+            slot.pins += 1
+        slot.sql = sql
+        result: Any = None
+        try:
+            with peewee.__exception_wrapper__:
+                result = self.cursor(**options)
+                if type(result) is not Result:
+                    result = Result(result, self, slot)
+                result._reusable = False
+                result._cursor.execute(sql, params or ())
+            self._executed(slot, result)
+        except BaseException as exc:
+            slot.sql = None
+            if result is not None:
+                slot.readers.pop(id(result), None)
+            error = care.failed(self, slot, exc, sql)
+            if start is not None and isinstance(exc, Exception):
+                self._notify_hooks(sql, params, start, exc)
+            if error is not exc:
+                raise error from exc
+            raise
+        finally:
+            slot.sql = None
+            self._unpin(slot)
+        if start is not None:
+            self._notify_hooks(sql, params, start, None)
+        return result
+
+    def _executed(self, slot: Slot, result: Result) -> None:
+        home = slot.home
+        if home is not None:
+            status = home.driver.is_in_transaction(slot.conn)
+            slot.open, slot.clean, slot.last_used = status is True, status is False, home.now
+        if result._cursor.description is None:  # nothing to be read
+            slot.readers.pop(id(result), None)
+            if not slot.is_bound:
+                result.let_go()
+
+    def execute(self, query: Any, *args: Any, **options: Any) -> Any:
+        """As peewee's. A SELECT in autocommit whose connection is lost is asked again, for it changed nothing."""
+        tries = 0
+        while True:
+            try:
+                return super().execute(query, *args, **options)
+            except Exception as exc:
+                sql = getattr(exc, "_unbroken_lost", None)
+                if sql is None or not isinstance(query, peewee.SelectBase) or kind(sql) is not Kind.READ:
+                    raise
+                slot = self._state
+                if slot.transactions or slot.begun or slot.raw or tries >= self.pool.settings.max_replays:
+                    raise
+            tries += 1
+            self._count_replay("a lost SELECT")
+
+    def _count_replay(self, _why: str) -> None:
+        state = self.pool._state
+        with state.lock:
+            state.counters.replays += 1
+
+    # -- transactions --------------------------------------------------------------------------------------------
+
+    def begin(self, *args: Any, **kwargs: Any) -> None:
+        """As peewee's. A BEGIN whose connection is lost is sent again on another: nothing was done yet."""
+        slot = self._state
+        tries = 0
+        while True:
+            with slot.lock:
+                slot.pins += 1
+            before, slot.opening, slot.sql = slot.opening, True, "BEGIN"
+            try:
+                super().begin(*args, **kwargs)
+                slot.begun, slot.clean = True, False
+                return
+            except BaseException as exc:
+                error = care.failed(self, slot, exc, "BEGIN")
+                if not hasattr(exc, "_unbroken_lost") or tries >= self.pool.settings.max_replays:
+                    if error is not exc:
+                        raise error from exc
+                    raise
+            finally:
+                slot.opening, slot.sql = before, None
+                self._unpin(slot)
+            tries += 1
+
+    def commit(self) -> None:
+        """As peewee's. Raises CommitUnknownError when the answer to the COMMIT was lost, ConnectionLostError when it was not sent."""
+        slot = self._state
+        if slot.closed:
+            raise peewee.InterfaceError("Cannot commit, database connection not open.")
+        with slot.lock:
+            slot.pins += 1
+        try:
+            with peewee.__exception_wrapper__:
+                self._commit(slot)
+            slot.begun = slot.open = False
+            slot.clean = True
+        except BaseException as exc:
+            error = care.failed(self, slot, exc, "COMMIT", stays=True)
+            if error is not exc:
+                raise error from exc
+            raise
+        finally:
+            self._unpin(slot)
+
+    def _commit(self, slot: Slot) -> None:
+        send = super().cursor
+        if slot.entry is None or not (slot.begun or slot.open):
+            send().execute("COMMIT")
+            return
+        run(commit_now(slot.home, slot.entry, slot.conn, current()), lambda _step: send().execute("COMMIT"))
+
+    def rollback(self) -> None:
+        """As peewee's. A lost connection needs no ROLLBACK: the server has done it."""
+        slot = self._state
+        if slot.closed and not slot.transactions and not slot.held:
+            raise peewee.InterfaceError("Cannot rollback, database connection not open.")
+        with slot.lock:
+            slot.pins += 1
+        try:
+            if not slot.closed and not care.is_lost(slot):
+                with peewee.__exception_wrapper__:
+                    super().cursor().execute("ROLLBACK")
+            slot.clean = True
+        except BaseException as exc:
+            care.failed(self, slot, exc, "ROLLBACK")
+            if not hasattr(exc, "_unbroken_lost"):
+                raise
+        finally:
+            slot.begun = slot.open = False
+            if care.is_lost(slot):
+                self._give_back(slot)
+            self._unpin(slot)
+
+    def pop_transaction(self) -> Any:
+        """As peewee's."""
+        slot = self._state
+        top = slot.transactions.pop()
+        if not slot.is_bound:
+            self._settle(slot)
+        return top
+
+    def atomic(self, *args: Any, **kwargs: Any) -> Any:
+        """As peewee's. As a decorator, the outermost one makes its function a unit of work: replayed when that is provably safe."""
+        return Atomic(self, *args, **kwargs)
+
+    def unit(self, function: Any = None, /, **options: Any) -> Any:
+        """``@db.unit``: see :func:`unbroken.peewee.unit`."""
+        return unit(self, function, **options)
+
+
+def _refusal(slot: Slot) -> str:
+    what = "a cursor" if slot.sql is None else " ".join(str(slot.sql).split())[:300]
+    text = f"strict: {what} ran outside of a scope, at {place(caller())}"
+    if slot.opened is not None and slot.left is not None:
+        text += f"; the last scope of this thread was opened at {place(slot.opened)} and left at {place(slot.left)}"
+    return f"{text}; run it inside db.connection_context(), or let @db.unit make its result whole before it is returned"

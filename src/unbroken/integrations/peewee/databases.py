@@ -1,0 +1,67 @@
+"""The databases by playhouse's names, one for each way that peewee has to connect, and their URLs."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import peewee
+from playhouse import db_url, mysql_ext, postgres_ext
+
+from unbroken.errors import ConfigurationError
+from unbroken.integrations.peewee.database import PooledDatabase
+
+
+class PooledMySQLDatabase(PooledDatabase, peewee.MySQLDatabase):  # type: ignore[misc] # peewee ships no types that we could use
+    """playhouse's ``PooledMySQLDatabase``, unbroken: PyMySQL, or mysqlclient where peewee takes that."""
+
+
+class PooledMySQLConnectorDatabase(PooledDatabase, mysql_ext.MySQLConnectorDatabase):  # type: ignore[misc]
+    """playhouse's, unbroken: mysql-connector-python."""
+
+
+class PooledMariaDBConnectorDatabase(PooledDatabase, mysql_ext.MariaDBConnectorDatabase):  # type: ignore[misc]
+    """playhouse's, unbroken: MariaDB Connector/Python."""
+
+
+class PooledPostgresqlDatabase(PooledDatabase, peewee.PostgresqlDatabase):  # type: ignore[misc]
+    """playhouse's ``PooledPostgresqlDatabase``, unbroken: psycopg2, or psycopg 3 with ``prefer_psycopg3=True``."""
+
+
+class PooledPostgresqlExtDatabase(PooledDatabase, postgres_ext.PostgresqlExtDatabase):  # type: ignore[misc]
+    """playhouse's, unbroken: hstore, server-side cursors."""
+
+
+class PooledPsycopg3Database(PooledDatabase, postgres_ext.Psycopg3Database):  # type: ignore[misc]
+    """playhouse's, unbroken: psycopg 3."""
+
+
+_SCHEMES = {
+    "mysql": PooledMySQLDatabase,
+    "mariadb": PooledMySQLDatabase,
+    "mysqlconnector": PooledMySQLConnectorDatabase,
+    "mariadbconnector": PooledMariaDBConnectorDatabase,
+    "postgres": PooledPostgresqlDatabase,
+    "postgresql": PooledPostgresqlDatabase,
+    "postgresext": PooledPostgresqlExtDatabase,
+    "postgresqlext": PooledPostgresqlExtDatabase,
+    "psycopg3": PooledPsycopg3Database,
+}
+for _name, _kind in _SCHEMES.items():
+    db_url.register_database(_kind, f"{_name}+unbroken")  # playhouse.db_url.connect("mysql+unbroken://...")
+
+
+def connect(url: str, **options: Any) -> Any:
+    """As ``playhouse.db_url.connect``, for any of its MySQL and PostgreSQL schemes (``mysql``, ``mysql+pool``, ``psycopg3+pool`` …).
+
+    Settings may stand in the query: ``postgresql+pool://…/shop?max_connections=5&strict=true``. User and password are
+    unquoted. Raises ConfigurationError for a scheme that unbroken does not serve.
+    """
+    scheme = urlsplit(url).scheme
+    name = scheme.removesuffix("+pool").removesuffix("+unbroken")
+    if name not in _SCHEMES:
+        raise ConfigurationError(
+            f"{scheme}:// is not served by unbroken.peewee; it knows {', '.join(_SCHEMES)}, each with or without +pool"
+        )
+    options = {"unquote_password": True, "unquote_user": True, **options}
+    return db_url.connect(f"{name}+unbroken{url[len(scheme) :]}", **options)

@@ -1,0 +1,80 @@
+"""playhouse's ways to look after its pool by hand, and the pool's own numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any
+
+from unbroken.abc import Cause
+from unbroken.core.stats import Stats
+from unbroken.flows.leaks import reclaim
+
+
+class Poolish:
+    """What playhouse's pooled databases can be asked for beside peewee's own."""
+
+    def stats(self) -> Stats:
+        """The pool's numbers in this process at this moment."""
+        return self.pool.stats()  # type: ignore[attr-defined, no-any-return] # the database's
+
+    def manual_close(self: Any) -> bool:
+        """Close this thread's connection for good instead of giving it back. False: there was none."""
+        slot = self._state
+        if slot.closed:
+            return False
+        if slot.entry is not None:
+            slot.entry.condemn(Cause.DISCARDED)
+        self.close()
+        return True
+
+    def close_idle(self: Any) -> None:
+        """Close the connections that nobody uses."""
+        if self._made is not None:
+            state = self._made._current()
+            for entry in list(state.kernel.idle):
+                with state.lock:
+                    taken = state.kernel.take([entry])
+                for each in taken:
+                    each.condemn(Cause.DISCARDED)
+                    state.finish_off(each)
+
+    def close_stale(self: Any, age: float = 600) -> int:
+        """End the connections that were taken more than *age* seconds ago, whoever uses them: how many.
+
+        Their sockets are shut down; what their users do next raises. The setting ``reclaim`` does this by itself.
+        """
+        if self._made is None:
+            return 0
+        state = self._made._current()
+        old = [entry for entry in list(state.kernel.lent.values()) if monotonic() - entry.taken_at > age]
+        before = len(state.kernel.exiled)
+        for entry in old:
+            reclaim(state, entry, entry.uses)
+        return len(state.kernel.exiled) - before
+
+    def close_all(self: Any) -> None:
+        """Close all connections: this thread's and the idle ones now, others' when they come back. The next use opens anew."""
+        if not self.is_closed():
+            self.close()
+        self._retire()
+
+    def dispose(self: Any) -> None:
+        """Forget this thread's connection, and close the others. A forked child need not call it."""
+        slot = self._state
+        if not slot.closed:
+            if slot.entry is not None:
+                slot.entry.condemn(Cause.DISCARDED)
+            self._give_back(slot)
+        slot.reset()
+        self._retire()
+
+    @property
+    def _in_use(self: Any) -> Mapping[int, Any]:
+        """playhouse's, for those who count it."""
+        return {} if self._made is None else dict(self._made._current().kernel.lent)
+
+    @property
+    def _connections(self: Any) -> list[Any]:
+        """playhouse's, for those who count it."""
+        return [] if self._made is None else list(self._made._current().kernel.idle)

@@ -1,0 +1,112 @@
+"""What one thread (or greenlet) has of a database: peewee's connection state, and who keeps the connection.
+
+A connection is kept by an explicit ``connect()`` (``held``), by a transaction (``begun``, ``transactions``, ``open``), by
+results that are not read to the end (``readers``) and by a call that is at work (``pins``). When none of them is left, it
+goes back. A result may be collected on any thread: so the last two are changed under ``lock``, inside which nothing waits.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import CodeType
+from typing import Any
+
+from unbroken.core.entry import Entry, Place
+from unbroken.core.unit import Unit
+
+#: Whose frames are not the place where a caller took a connection.
+_INNER = ("playhouse.", "unbroken.integrations.peewee")
+
+
+class Slot:
+    """peewee's ``_ConnectionState`` (its names are peewee's: closed, conn, ctx, transactions, commit_callbacks) and more."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.pins = 0
+        self.readers: dict[int, Any] = {}  #: weak references to results that are being read
+        self.opening = False  #: a BEGIN is about to be sent: opening a connection for it is no accident
+        self.sql: str | None = None  #: what is about to run, for error messages
+        self.opened: tuple[CodeType, int] | None = None  #: where the last connection was taken …
+        self.left: tuple[CodeType, int] | None = None  #: … and given back (strict mode)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.ctx: list[Any] = []
+        self.transactions: list[Any] = []
+        self.commit_callbacks: list[Any] = []
+        self.held = False
+        self.orphan = False  #: a forked child inside its parent's transaction
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget the connection; the scope stays."""
+        self.closed = True
+        self.conn: Any = None
+        self.home: Any = None  #: the pool's State that lent it
+        self.entry: Entry | None = None
+        self.unit: Unit | None = None  #: which unit of work is being told of it
+        self.timer: Any = None
+        self.begun = False  #: db.begin() was called, and neither commit nor rollback since
+        self.open = False  #: the driver said after the last statement that a transaction is open
+        self.clean = True  #: … for certain that none is
+        self.raw = False  #: the caller has the connection itself, or a cursor of it
+        self.last_used = 0.0
+        self.readers.clear()
+
+    def set_connection(self, conn: Any) -> None:
+        """As peewee's."""
+        self.reset()
+        self.conn = conn
+        self.closed = False
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether a transaction or an explicit connect holds the connection."""
+        return self.held or self.begun or self.open or bool(self.transactions)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody keeps the connection any more."""
+        return not (self.closed or self.pins or self.readers or self.is_bound)
+
+    def inherited(self) -> None:
+        """This is a forked child: the connection is the parent's. An open transaction's scope stays, to be refused."""
+        transactions, ctx = self.transactions, self.ctx
+        self.lock = threading.RLock()
+        self.pins = 0
+        self.reset()
+        self.transactions, self.ctx = transactions, ctx
+        self.orphan = bool(transactions)
+
+
+class PerThread(threading.local):
+    """One slot for each thread or greenlet."""
+
+    def __init__(self) -> None:
+        self.slot = Slot()
+
+
+class Shared:
+    """One slot for all (``thread_safe=False``)."""
+
+    def __init__(self) -> None:
+        self.slot = Slot()
+
+
+def caller() -> tuple[CodeType, int]:
+    """The nearest place outside of peewee, playhouse and this package: 0.1 µs a frame."""
+    frame: Any = sys._getframe(2)
+    while frame.f_back is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name != "peewee" and not name.startswith(_INNER):
+            break
+        frame = frame.f_back
+    return frame.f_code, frame.f_lasti
+
+
+def place(where: tuple[CodeType, int]) -> Place:
+    """A place that can be read."""
+    return Place.of(*where)
