@@ -25,7 +25,7 @@ FLOORS = {
     "units": 3.2,  # both pools, seen as one
     "integrations": 4, "testing": 4,
     "sqlalchemy": 4.2, "peewee": 4.2,  # an import path for what stands in integrations
-    "peewee": 4, "mongo": 4,
+    "mongo": 4,
     "flask": 4.2, "wsgi": 4.2, "asgi": 4.2, "django": 4.2,
     "drill": 5, "doctor": 5, "dashboard": 5, "cli": 5, "__main__": 5.5,
 }  # fmt: skip
@@ -42,6 +42,7 @@ NOT_IN_CORE = {
 #: What a file may import beside what it is named after.
 THIRD_PARTY_OF = {
     "flask": {"werkzeug"},
+    "django": {"asgiref"},
     "peewee": {"playhouse"},
     "mongo": {"pymongo", "bson", "gridfs", "mongoengine"},
     "pytest_plugin": {"pytest"},

@@ -37,8 +37,10 @@ class Driver:
         import pymysql
 
         self.target = target or without_target(NAME, "mysql")
-        self.errors: tuple[type[BaseException], ...] = (pymysql.err.OperationalError, pymysql.err.InterfaceError, pymysql.err.Error)
-        self._base: type[BaseException] = pymysql.err.Error
+        # Not pymysql.err: in mysqlclient's place (install_as_MySQLdb) that comes to name a second copy, as MySQLdb.err, of whatever
+        # imports MySQLdb.converters, as Django does.
+        self.errors: tuple[type[BaseException], ...] = (pymysql.OperationalError, pymysql.InterfaceError, pymysql.Error)
+        self._base: type[BaseException] = pymysql.Error
         self._connect = connect
         self._arguments = _arguments(self.target)
         base: Any = pymysql.connections.Connection

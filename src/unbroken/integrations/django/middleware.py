@@ -54,14 +54,14 @@ class UnbrokenMiddleware:
         token = units.witnesses(exchange.heard)
         try:
             if not exchange.prepare():
-                return exchange.finish(self.get_response(exchange.request))
+                return _done(exchange.finish(self.get_response(exchange.request)))
 
             def once() -> Any:
                 exchange.begin()
                 return exchange.consider(self.get_response(exchange.request))
 
             limits = self.settings
-            return exchange.finish(sync.run_unit(lambda: attempt(once), limits.deadline, limits.max_replays, exchange.count))
+            return _done(exchange.finish(sync.run_unit(lambda: attempt(once), limits.deadline, limits.max_replays, exchange.count)))
         except Exception as exc:
             return exchange.failed(exc)
         finally:
@@ -89,6 +89,13 @@ class UnbrokenMiddleware:
         """A view raised: before Django makes a page of it and reports it, see whether another attempt follows."""
         exchange = request.__dict__.get(KEY)
         return None if exchange is None else exchange.raised(exception)
+
+
+def _done(response: Any) -> Any:
+    """The connection goes back now: some servers (Tornado's WSGIContainer) end a response on another thread than it was made."""
+    if not response.streaming:
+        give_back()
+    return response
 
 
 def _settings() -> HttpSettings:
