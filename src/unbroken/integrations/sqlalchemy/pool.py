@@ -22,7 +22,7 @@ from typing import Any
 
 from sqlalchemy import exc as sqla_exc
 from sqlalchemy import pool as sqla_pool
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool.base import _ConnectionFairy
 from sqlalchemy.util import queue as sqla_queue
 from sqlalchemy.util.concurrency import await_only
@@ -39,7 +39,7 @@ from unbroken.integrations.sqlalchemy import gate
 from unbroken.integrations.sqlalchemy.body import VACANT, Body, GreenletShell, SyncShell
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
 from unbroken.integrations.sqlalchemy.queue import COLLECT_EVERY, FIRST_LOOK, SlotQueue
-from unbroken.integrations.sqlalchemy.record import NO_BODY, Record, explain_timeout, outside
+from unbroken.integrations.sqlalchemy.record import NO_BODY, Record, explain_timeout, in_greenlet, outside
 from unbroken.net.liveness import Liveness, judge
 from unbroken.settings import Settings
 
@@ -47,8 +47,8 @@ _getframe = sys._getframe
 _checkout = _ConnectionFairy._checkout
 _pools: weakref.WeakSet[Any] = weakref.WeakSet()
 
-_RAW_CONNECTION = Engine.raw_connection.__code__
-_ENGINE_CONNECT = Engine.connect.__code__
+#: The usual way in. (A tuple: finding a code object in it is done by identity; the hash of one is slow.)
+_STEPS = (Engine.raw_connection.__code__, Connection.__init__.__code__, Engine.connect.__code__)
 
 #: A new connection that is lost again while SQLAlchemy sets it up is replaced this often.
 SETUP_ATTEMPTS = 3
@@ -112,12 +112,8 @@ class _Unbroken(sqla_pool.QueuePool):
         entry = record.entry
         if entry is VACANT:  # a checkout event has replaced the connection by something of its own
             return fairy
-        frame = _getframe(1)
-        if frame.f_code is _RAW_CONNECTION:
-            frame = _getframe(3)  # past Connection.__init__, which is called by Engine.connect
-            if frame.f_code is _ENGINE_CONNECT:
-                frame = _getframe(4)
-        while frame.f_globals.get("__name__", "").startswith("sqlalchemy."):
+        frame: Any = _getframe(1)
+        while frame.f_code in _STEPS or frame.f_globals.get("__name__", "").startswith("sqlalchemy."):
             frame = frame.f_back or outside(frame)
         entry.code, entry.lasti = frame.f_code, frame.f_lasti
         entry.holder = get_ident()
@@ -446,6 +442,16 @@ class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
 
     def _wait_for(self, value: Any) -> Any:
         return await_only(value)
+
+    def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
+        """On the event loop itself nothing can be awaited: there the driver closes at once, which not every dialect can."""
+        if self._plan.is_blind or in_greenlet():
+            super()._close_connection(connection, terminate=terminate)
+            return
+        raw = self._dialect.get_driver_connection(connection)
+        if self._body.mark[0]:
+            self._body.bid_farewell(connection)
+        self._plan.driver.close(raw)
 
     def queued(self) -> list[Any]:
         """See above."""

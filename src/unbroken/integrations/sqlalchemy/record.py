@@ -60,6 +60,12 @@ def explain_timeout(body: Any, exc: BaseException) -> None:
         exc.add_note(f"unbroken: {outage}")
 
 
+def in_greenlet() -> bool:
+    """Whether this is inside one of SQLAlchemy's greenlets, where async drivers can be waited for."""
+    greenlet: Any = sys.modules.get("greenlet")
+    return greenlet is not None and getattr(greenlet.getcurrent(), "__sqlalchemy_greenlet_provider__", False)
+
+
 def outside(frame: Any) -> Any:
     """The frame that waits for SQLAlchemy's greenlet: the async caller's side. *frame* is the outermost inside."""
     greenlet: Any = sys.modules.get("greenlet")
