@@ -82,9 +82,8 @@ def test_every_write_that_was_acknowledged_is_there_once(own_body: Any) -> None:
             assert (stats.used, stats.waiting) == (0, 0)
             await body.until(lambda: pool.stats().idle == pool.stats().size <= 5)
             await body.until(lambda: not body.close_waits(), 1.0)
-            print(
-                f"\n{body.name}: {stats.replays} replays, {stats.outages} outages of {stats.outage_seconds:.1f} s, closed {dict(stats.closed)}"
-            )
+            outages = f"{stats.outages} outages of {stats.outage_seconds:.1f} s"
+            print(f"\n{body.name}: {stats.replays} replays, {outages}, closed {dict(stats.closed)}")
             return history
 
     history = body.run(main(), timeout=SECONDS + 60)

@@ -56,6 +56,10 @@ class Shared:
         """By MySQL's code, or the system's."""
         return _mysql.classify(exc, self._base, self.target.password)
 
+    def unread(self, conn: Connection) -> bytes:
+        """What asyncio has read off the socket and the driver not yet: the server's last words, once it is idle."""
+        return bytes(getattr(getattr(conn, "_reader", None), "_buffer", b""))
+
     def session_id(self, conn: Connection) -> str | None:
         """CONNECTION_ID(), from the handshake."""
         return str(conn.server_thread_id[0]) if hasattr(conn, "server_thread_id") else None

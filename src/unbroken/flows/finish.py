@@ -146,11 +146,17 @@ def _fault_of(state: State, entry: Entry, conn: Connection, exc: BaseException) 
     return fault
 
 
+#: What is said of a connection in use that ended without a word. The driver may have read the word.
+_VAGUE = (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT)
+
+
 def _condemn_lost(state: State, entry: Entry, fault: Fault) -> None:
+    if entry.cause in _VAGUE and fault.cause is not None:  # the watcher saw the end before we did
+        entry.cause, entry.words = fault.cause, fault.text
     if entry.cause is not None:
         return
     cause, words = state.explain(entry)
-    if cause is Cause.CLOSED_BY_PEER or cause is Cause.IDLE_LIMIT:  # it was in use: say what the driver says
+    if cause in _VAGUE:
         cause, words = _cause_of(fault), fault.text
     entry.condemn(cause, words)
 

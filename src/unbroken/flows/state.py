@@ -314,6 +314,8 @@ class State:
             return entry.cause, entry.words
         backend = self.driver.target.backend
         words = last_words.peek(entry.fd, backend) if entry.fd is not None else None
+        if words is None and entry.conn is not None and (unread := getattr(self.driver, "unread", None)) is not None:
+            words = last_words.parse(unread(entry.conn), backend)  # an event loop takes what comes off the socket at once
         now = self.clock()
         idle = now - entry.last_used
         with self.server.lock:
