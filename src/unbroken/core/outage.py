@@ -24,6 +24,8 @@ BUSY_PATIENCE = 2.0
 LONELY_PACE = 1.0
 #: A failure older than this says nothing about now: a caller may not be turned away on its word.
 FRESH = 10.0
+#: What an attempt takes when nobody listens, or somebody does: a caller can wait for that.
+ONE_TRY = 0.04
 
 
 class Outage:
@@ -94,7 +96,7 @@ class Outage:
             return STARTING_PACE[self.busy - 1]
         shortest, longest = BUSY_PACE
         growth = max(1.0, (now - self.busy_since) / BUSY_PATIENCE)
-        return min(longest, shortest * growth) * random.uniform(0.8, 1.0) if growth > 1.0 else shortest
+        return max(shortest, min(longest, shortest * growth) * random.uniform(0.8, 1.0))
 
     def succeeded(self, now: float) -> float | None:
         """An attempt succeeded. The length of the outage that this ends, in seconds, or None if there was none.
@@ -114,6 +116,11 @@ class Outage:
         self.prober = None
         return self.since is not None
 
-    def turns_away(self, now: float, patience: float) -> bool:
-        """Whether a caller should be told at once: away for longer than *patience*, and somebody has just made sure of it."""
-        return self.since is not None and self.prober is not None and now - self.since >= patience and now - self.last_failure < FRESH
+    def turns_away(self, now: float, patience: float, came: float = -math.inf) -> bool:
+        """Whether a caller should be told at once: away for longer than *patience*, and somebody has just made sure of it.
+
+        Who came (at *came*) after a lull is given the time of the attempt that he has called for: the server may be back.
+        """
+        if self.since is None or self.prober is None or now - self.since < patience or now - self.last_failure >= FRESH:
+            return False
+        return self.last_failure >= came - BUSY_PACE[1] or now - came >= ONE_TRY

@@ -126,7 +126,7 @@ def _wait(state: State, ticket: Ticket, started: float, until: float) -> Flow[No
     try:
         while not ticket.done:
             now = state.clock()
-            _raise_if_hopeless(state, now, started, until)
+            _raise_if_hopeless(state, now, started, until, begun)
             yield Wait(ticket.signal, min(glance, max(until - now, 0.0)))
             if not ticket.done:
                 _look_around(state, now)
@@ -136,7 +136,7 @@ def _wait(state: State, ticket: Ticket, started: float, until: float) -> Flow[No
             state.counters.wait_seconds += state.clock() - begun
 
 
-def _raise_if_hopeless(state: State, now: float, started: float, until: float) -> None:
+def _raise_if_hopeless(state: State, now: float, started: float, until: float, came: float) -> None:
     """End the wait: when the time is up, or when the server has been away for too long and nothing can come back."""
     if now >= until:
         outage = state.server.outage
@@ -145,7 +145,7 @@ def _raise_if_hopeless(state: State, now: float, started: float, until: float) -
         if outage.active and not _may_come_back(state):
             raise _outage_error(state, now, started)
         raise _timeout_error(state, now, started)
-    if not _may_come_back(state) and state.server.outage.turns_away(now, state.settings.outage_wait):
+    if not _may_come_back(state) and state.server.outage.turns_away(now, state.settings.outage_wait, came):
         with state.lock:
             state.counters.turned_away += 1
         raise _outage_error(state, now, started)

@@ -1,0 +1,586 @@
+"""A world in which the real pool runs against a server in memory, one step at a time, chosen by a seed.
+
+Every thread is a greenlet, and nothing else is faked than what the pool cannot have here: sockets (``Net``), locks and
+threads (``Shell``), time (``FakeClock``), the server and its driver (``unbroken.testing.fake``). Threads are interrupted
+at round trips, at waits, and, in some worlds, at every look at the clock and every lock. The same seed gives the same story.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import greenlet
+
+from unbroken import sync
+from unbroken.abc import Capabilities, Cause, FaultKind
+from unbroken.flows import acquire as acquire_module
+from unbroken.flows import replay as replay_module
+from unbroken.flows import state as state_module
+from unbroken.flows.servers import Server
+from unbroken.flows.state import State
+from unbroken.flows.steps import run
+from unbroken.net.last_words import Words
+from unbroken.net.liveness import Liveness
+from unbroken.sync import Pool, ThreadShell
+from unbroken.testing.fake import PATIENCE, FakeClock, FakeConnection, FakeDriver, FakeOperationalError, FakeServer, Session
+
+_HUNG_UP, _READABLE = 0x2000, 0x1  # POLLRDHUP, POLLIN
+
+
+class Violation(AssertionError):  # noqa: N818 - it is no error of anything that runs here
+    """A promise was broken."""
+
+
+class Cancelled(BaseException):
+    """What strikes a thread from outside: a signal handler's exception, a worker's time limit."""
+
+
+class Vanished(BaseException):
+    """The world has ended; a suspended thread unwinds without a trace."""
+
+
+class Thread:
+    """A greenlet with what it waits for."""
+
+    def __init__(self, work: Callable[[], Any], name: str) -> None:
+        self.name = name
+        self.greenlet = greenlet.greenlet(work)
+        self.greenlet.thread = self  # type: ignore[attr-defined] # greenlets take attributes
+        self.ready: Callable[[], bool] = lambda: True
+        self.until = math.inf
+        self.strike: BaseException | None = None  #: raised in it when it goes on
+        self.is_waiting = False  #: for an answer or a signal: here exceptions may strike
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class SimServer(FakeServer):
+    """Its callers wait in the world's own way: here a call comes when there is an answer, or when the time is up."""
+
+    def _await(self, session: Session | None, timeout: float) -> None:
+        pass
+
+
+class Connection(FakeConnection):
+    """A connection with a number that the system uses again once it is closed."""
+
+    fd = -1
+
+    def __init__(self, world: World, session: Session, is_hidden: bool) -> None:
+        super().__init__(session)
+        self.world = world
+        self.is_hidden = is_hidden
+        self.process = world.process
+        self.fd = world.net.open(self)
+
+    def fileno(self) -> int:
+        return -1 if self.is_closed else self.fd
+
+    def _exchange(self, timeout: float | None = None) -> None:
+        if self.is_closed:
+            super()._exchange(timeout)
+        self.world.touch(self)
+        self.world.round_trip(self, math.inf)
+        self.world.net.unread.discard(self.fd)
+        super()._exchange(timeout)
+
+    def close(self) -> None:
+        if self.is_closed or self.fd < 0:
+            return
+        severed = self.world.net.close(self.fd)
+        if severed or self.world.is_over:
+            self.is_closed = True
+        else:
+            self.world.touch(self)
+            super().close()
+
+
+class Net:
+    """The kernel's side of sockets."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.sessions: dict[int, tuple[Session, int]] = {}  #: by descriptor, with what tells one from its successor
+        self.severed: set[int] = set()
+        self.unread: set[int] = set()
+        self.callbacks: dict[int, Callable[[], Any]] = {}
+        self.sent: dict[int, int] = {}
+        self.processes: dict[int, Any] = {}  #: who opened it
+        self._serial = 0
+
+    def open(self, conn: Connection) -> int:
+        fd = next(n for n in range(3, 10_000) if n not in self.sessions)
+        self._serial += 1
+        self.sessions[fd] = (conn.session, self._serial)
+        self.processes[fd] = self.world.process
+        conn.session.on_hang_up = lambda: self._hung_up(fd)
+        return fd
+
+    def close(self, fd: int) -> bool:
+        """Free the number; say whether it was severed."""
+        del self.sessions[fd]
+        self.unread.discard(fd)
+        severed = fd in self.severed
+        self.severed.discard(fd)
+        return severed
+
+    def identity(self, fd: int) -> tuple[int, int] | None:
+        return (1, self.sessions[fd][1]) if fd in self.sessions else None
+
+    def poll(self, fd: int) -> list[tuple[int, int]]:
+        if fd not in self.sessions or fd in self.severed or self.sessions[fd][0].has_hung_up:
+            return [(fd, _HUNG_UP)]
+        return [(fd, _READABLE)] if fd in self.unread else []
+
+    def sweep(self, fds: Any) -> dict[int, Liveness]:
+        looks = {fd: self.poll(fd) for fd in fds}
+        return {fd: Liveness.DEAD if events[0][1] == _HUNG_UP else Liveness.UNDECIDED for fd, events in looks.items() if events}
+
+    def last_words(self, fd: int, _backend: str) -> Words | None:
+        session = self.sessions[fd][0] if fd in self.sessions else None
+        said = None if session is None or session.open else session.goodbye
+        return None if said is None or said.cause is Cause.IDLE_LIMIT else Words(1927, said.text)
+
+    def abort(self, fd: int, identity: tuple[int, int]) -> bool:
+        if self.identity(fd) != identity:
+            return False
+        if fd not in self.severed:
+            session = self.sessions[fd][0]
+            session.is_dropped = False
+            session.end()
+        return True
+
+    def sever(self, fd: int, identity: tuple[int, int]) -> bool:
+        if self.identity(fd) != identity:
+            return False
+        self.severed.add(fd)
+        return True
+
+    def find_silent_ones(self) -> None:
+        """What TCP keepalive does after a while."""
+        for session, _ in list(self.sessions.values()):
+            if session.is_dropped:
+                session.is_dropped = False
+                if session.on_hang_up is not None:
+                    session.on_hang_up()
+
+    # what a watcher does
+
+    def watch(self, fd: int, callback: Callable[[], Any]) -> None:
+        self.callbacks[fd] = callback
+        if fd in self.sessions and self.sessions[fd][0].has_hung_up:
+            self._hung_up(fd)
+
+    def unwatch(self, fd: int) -> None:
+        self.callbacks.pop(fd, None)
+
+    def _hung_up(self, fd: int) -> None:
+        if not self.world.is_over:
+            self.world.start(lambda: self._report(fd), "watcher")
+
+    def _report(self, fd: int) -> None:
+        if fd in self.sessions and self.sessions[fd][0].has_hung_up:
+            callback = self.callbacks.pop(fd, None)
+            if callback is not None:
+                callback()
+
+    def at(self, when: float, callback: Callable[[], Any]) -> Any:
+        if when == math.inf:
+            return SimpleNamespace(cancel=lambda: None)
+        process = self.world.process
+
+        def due() -> None:
+            if self.world.process is process:  # a child has no watcher of its parent's
+                self.world.start(callback, "timer")
+
+        return self.world.clock.at(when, due)
+
+
+class Glance:
+    """One look at all sockets of a pool."""
+
+    def __init__(self, net: Net) -> None:
+        self.net = net
+        self.known: dict[int, tuple[int, int] | None] = {}
+        self.look = self.seen
+
+    def seen(self) -> list[int]:
+        """As epoll: a socket that was closed is looked at no more."""
+        net = self.net
+        return [fd for fd, who in self.known.items() if who == net.identity(fd) and net.sweep([fd]).get(fd) is Liveness.DEAD]
+
+    def add(self, fd: int) -> None:
+        self.known[fd] = self.net.identity(fd)
+
+    def forget(self, fd: int) -> None:
+        self.known.pop(fd, None)
+
+    def dead(self) -> list[int]:
+        return [fd for fd, look in self.net.sweep(list(self.known)).items() if look is Liveness.DEAD]
+
+    def renew(self) -> None:
+        pass
+
+
+class Lock:
+    """A lock; trying to take it is a moment in which another thread may come first."""
+
+    def __init__(self, world: World, *, reentrant: bool = False) -> None:
+        self.world, self.reentrant = world, reentrant
+        self.process = world.process
+        self.holder: Any = None
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        world = self.world
+        me = greenlet.getcurrent()
+        if world.is_over:
+            return
+        if self.process is not world.process:
+            raise world.violation("a lock of the parent process was touched in the child")
+        if self.holder is me:
+            if not self.reentrant:
+                raise world.violation("a thread waits for a lock that it holds")
+            self.depth += 1
+            return
+        world.pause()
+        while self.holder is not None:
+            world.wait(lambda: self.holder is None, math.inf)
+        self.holder, self.depth = me, 1
+
+    def __exit__(self, *_exc: object) -> None:
+        self.depth -= 1
+        if self.depth <= 0:
+            self.holder = None
+
+
+class Signal:
+    """A lock that its waiter waits on, as ``ThreadShell.new_signal`` gives."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.is_set = world, False
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        until = math.inf if timeout < 0 else self.world.clock.now + timeout
+        self.world.wait(lambda: self.is_set, until if blocking else self.world.clock.now, safe=True)
+        woken, self.is_set = self.is_set, False
+        return woken
+
+    def release(self) -> None:
+        if self.is_set:
+            raise RuntimeError("release unlocked lock")
+        self.is_set = True
+
+
+class Driver(FakeDriver):
+    """The fake driver, each of whose calls takes its time in the world."""
+
+    def __init__(self, world: World, *, knows_status: bool, shows_socket: bool) -> None:
+        super().__init__(world.server, knows_status=knows_status)
+        self.world = world
+        self.capabilities = Capabilities(fileno=shows_socket, transaction_status=knows_status, watchable=True)
+
+    def connect(self, timeout: float) -> FakeConnection:
+        world = self.world
+        with world.attempt():
+            world.round_trip(None, world.clock.now + timeout)
+            return Connection(world, self.server.accept(timeout), is_hidden=not self.capabilities.fileno)
+
+    def fileno(self, conn: FakeConnection) -> int | None:
+        return super().fileno(conn) if self.capabilities.fileno else None
+
+    def ping(self, conn: FakeConnection, timeout: float) -> None:
+        assert isinstance(conn, Connection)
+        self.world.round_trip(conn, self.world.clock.now + timeout)
+        self.world.touch(conn)
+        self.world.net.unread.discard(conn.fd)
+        FakeConnection._exchange(conn, timeout)
+
+    def commit(self, conn: FakeConnection) -> None:
+        assert isinstance(conn, Connection)
+        self.world.touch(conn)
+        self.world.round_trip(conn, math.inf)
+        super().commit(conn)
+
+
+class World:
+    """Everything there is, and who goes next."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.random = Random(seed)
+        self.clock = FakeClock()
+        self.server = SimServer(self.clock, max_connections=self.random.choice((3, 8, 100)))
+        self.net = Net(self)
+        self.hub = greenlet.getcurrent()
+        self.threads: list[Thread] = []
+        self.pools: list[Pool] = []
+        self.buried: list[Any] = []  #: threads of a parent process: they do not exist, nor may they unwind
+        self.process = SimpleNamespace(number=1)
+        self.mark = [1]
+        self.record = self._new_record()
+        self.is_over = False
+        self.failure: BaseException | None = None
+        self.steps = 0
+        self.interrupts = self.random.choice((0.0, 0.0, 0.02, 0.2, 0.5))  #: how often a thread is interrupted
+        self.latency = self.random.choice((0.0, 0.001, 0.02))
+        self.probes = 0  #: attempts under way that were begun during an outage
+        self.last_failure: tuple[float, FaultKind] | None = None
+        self.on_attempt: Callable[[], None] = lambda: None
+        self.rejections: list[float] = []
+        self.collections = 0
+        self.garbage: list[Any] = []  #: connections in reference cycles: only a collection ends them
+
+    def violation(self, what: str) -> Violation:
+        """Note a broken promise at once: whoever raised it may be surrounded by something that swallows it."""
+        broken = Violation(f"{what} [seed {self.seed}, step {self.steps}, t={self.clock.now - 1000:.3f} s]")
+        self.failure = self.failure or broken
+        return broken
+
+    def demand(self, holds: bool, what: str) -> None:
+        if not holds:
+            raise self.violation(what)
+
+    # -- threads -------------------------------------------------------------------------------------------------
+
+    def start(self, work: Callable[[], Any], name: str) -> Thread:
+        thread = Thread(lambda: self._guarded(work), name)
+        if not self.is_over:
+            self.threads.append(thread)
+        return thread
+
+    def _guarded(self, work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except (Vanished, greenlet.GreenletExit):
+            pass
+        except BaseException as exc:
+            if not self.is_over:
+                self.failure = self.failure or exc
+
+    def me(self) -> Thread | None:
+        return getattr(greenlet.getcurrent(), "thread", None)
+
+    def wait(self, ready: Callable[[], bool], until: float, *, safe: bool = False) -> None:
+        """Let others go on until *ready*, or until the clock reaches *until*. *safe*: exceptions may strike here."""
+        if self.is_over:
+            raise Vanished
+        thread = self.me()
+        if thread is None:
+            return  # the hub itself: a timer, a fault
+        thread.ready, thread.until, thread.is_waiting = ready, until, safe
+        self.hub.switch()
+        thread.is_waiting = False
+        if self.is_over:
+            raise Vanished
+        if thread.strike is not None:
+            strike, thread.strike = thread.strike, None
+            try:
+                raise strike
+            finally:
+                del strike  # else its traceback would hold this frame, and this frame it
+
+    def pause(self) -> None:
+        """A moment in which a thread may be interrupted."""
+        if self.interrupts and not self.is_over and self.random.random() < self.interrupts:
+            self.wait(lambda: True, self.clock.now)
+
+    def round_trip(self, conn: Connection | None, until: float) -> None:
+        """Wait for an answer, at most until *until* (or PATIENCE)."""
+        now = self.clock.now
+        session = None if conn is None else conn.session
+        if self.latency:
+            self.wait(lambda: False, now + self.random.random() * self.latency, safe=True)
+        if not self.server.answers(session) or self.interrupts:
+            self.wait(lambda: self.server.answers(session), min(until, now + PATIENCE), safe=True)
+
+    def run(self, until: Callable[[], bool], at_most: float) -> bool:
+        """Let threads take turns until *until*; False: *at_most* seconds were not enough, or nothing can happen any more."""
+        end = self.clock.now + at_most
+        moved = self.steps
+        while not until():
+            able = [t for t in self.threads if t.strike is not None or t.until <= self.clock.now or t.ready()]
+            if able:
+                self.step(able[self.random.randrange(len(able))] if len(able) > 1 else able[0])
+                self.demand(self.steps - moved < 20_000, "it spins: no time passes")
+                continue
+            timer = self.clock.next_timer
+            moment = min([t.until for t in self.threads] + ([] if timer is None else [timer]), default=math.inf)
+            if moment > end:
+                self.clock.advance_to(end)
+                return until()
+            if moment > self.clock.now:
+                moved = self.steps
+            self.clock.advance_to(moment)
+        return True
+
+    def step(self, thread: Thread) -> None:
+        self.steps += 1
+        thread.until, thread.ready = math.inf, lambda: False
+        thread.greenlet.switch()
+        if thread.greenlet.dead and thread in self.threads:  # it may have forked
+            self.threads.remove(thread)
+        self.check()
+        if self.failure is not None:
+            raise self.failure
+
+    check: Callable[[], None] = staticmethod(lambda: None)  # type: ignore[assignment]
+
+    # -- what the pool is told -----------------------------------------------------------------------------------
+
+    def _new_record(self) -> Server:
+        record = Server()
+        record.lock = Lock(self, reentrant=True)  # type: ignore[assignment]
+        record.pools = Ordered()  # type: ignore[assignment]
+        return record
+
+    def touch(self, conn: Connection) -> None:
+        """Something goes out on *conn*."""
+        inherited = conn.process is not self.process and conn.fd not in self.net.severed
+        if inherited and not conn.is_hidden and not self.is_over:  # what hides its socket cannot be severed
+            self.violation("a child used, or said goodbye on, its parent's session")  # a finalizer could not raise it
+        self.net.sent[conn.fd] = self.net.sent.get(conn.fd, 0) + 1
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Around an attempt to connect."""
+        process, probing = self.process, self.record.outage.active
+        self.on_attempt()
+        self.demand(not (probing and self.probes) or self.interrupts > 0, "two probe at the same time")
+        self.probes += probing
+        try:
+            yield
+        except FakeOperationalError as error:
+            if error.fault.kind is FaultKind.REJECTED:
+                self.rejections.append(self.clock.now)
+            else:
+                self.last_failure = (self.clock.now, error.fault.kind)
+            raise
+        finally:
+            if process is self.process:
+                self.probes -= probing
+
+    def collect(self) -> None:
+        self.collections += 1
+        self.garbage.clear()
+
+    def fork(self, keep: Thread | None) -> None:
+        """From here on this is the child: of all threads only the one that forked goes on."""
+        self.buried += [t for t in self.threads if t is not keep]
+        self.buried.append(self.record)
+        self.threads = [] if keep is None else [keep]
+        self.mark[0] = 0
+        self.mark = [1]
+        self.process = SimpleNamespace(number=self.process.number + 1)
+        self.record = self._new_record()
+        self.net.callbacks = {}
+        self.probes, self.last_failure = 0, None
+
+    def end(self) -> None:
+        """Unwind what is suspended; nothing of that counts."""
+        self.is_over = True
+        for thread in [*self.threads, *(t for t in self.buried if isinstance(t, Thread))]:
+            while thread.greenlet and not thread.greenlet.dead:
+                thread.greenlet.throw(Vanished)
+        self.threads, self.buried = [], []
+        for pool in self.pools:
+            for state in pool._states.values():
+                state.kernel.closed = True  # its finalizer comes when this world is no more
+                for held in (state.kernel.entries, state.kernel.exiled, state.kernel.idle, state.kernel.lent):
+                    held.clear()
+
+    def new_pool(self, *, knows_status: bool = True, shows_socket: bool = True, **settings: Any) -> Pool:
+        driver = Driver(self, knows_status=knows_status, shows_socket=shows_socket)
+        sync.open_driver = lambda *_args, **_kwargs: driver  # type: ignore[assignment]
+        pool = Pool(connect=lambda: None, driver="fake", **settings)
+        self.pools.append(pool)
+        return pool
+
+
+class Ordered(list[Any]):
+    """Pools in the order in which they came: a weak set's order is not the seed's."""
+
+    add = list.append
+
+
+def _shell_for(world: World) -> type[ThreadShell]:
+    class Shell(ThreadShell):
+        def __init__(self, driver: Any = None) -> None:
+            self.driver = driver
+            self.watcher = world.net  # type: ignore[assignment]
+
+        def new_lock(self) -> Any:
+            return Lock(world)
+
+        def new_signal(self) -> Any:
+            return Signal(world)
+
+        def spawn(self, flow: Any, name: str) -> None:
+            world.start(lambda: run(flow, self.do), name)
+
+        def describe_holder(self, entry: Any) -> str:
+            return "a thread of the simulation"
+
+    return Shell
+
+
+@contextlib.contextmanager
+def installed(world: World) -> Iterator[None]:
+    """Put *world* in the place of the real one, below the real pool."""
+    shell = _shell_for(world)
+    net = world.net
+
+    def now() -> float:
+        world.pause()
+        return world.clock.now
+
+    def new_state(*args: Any) -> State:
+        state = State(*args)
+        state.clock = now
+        return state
+
+    time = SimpleNamespace(monotonic=lambda: world.clock.now)
+    patches: list[tuple[Any, str, Any]] = [
+        (sync, "monotonic", now),
+        (sync, "identity", net.identity),
+        (sync, "abort", net.abort),
+        (sync, "fork_mark", lambda: world.mark),
+        (sync, "open_driver", None),
+        (sync, "ThreadShell", shell),
+        (sync, "_Sleeper", shell),
+        (sync, "State", new_state),
+        (state_module, "liveness", SimpleNamespace(poller=lambda fd: lambda _t: net.poll(fd), sweep=net.sweep, Liveness=Liveness)),
+        (state_module, "severance", SimpleNamespace(identity=net.identity, abort=net.abort, sever=net.sever)),
+        (state_module, "keepalive", SimpleNamespace(apply=lambda *_: None)),
+        (state_module, "last_words", SimpleNamespace(peek=net.last_words)),
+        (state_module, "traffic", SimpleNamespace(counter=lambda fd: lambda: net.sent.get(fd, 0))),
+        (state_module, "Glance", lambda: Glance(net)),
+        (state_module, "server_of", lambda _driver: world.record),
+        (state_module, "os", SimpleNamespace(getpid=lambda: world.process.number)),
+        (state_module, "Random", lambda: Random(world.random.random())),
+        (state_module, "time", time),
+        (replay_module, "Random", lambda: Random(world.random.random())),
+        (acquire_module, "gc", SimpleNamespace(collect=world.collect)),
+    ]
+    before = [(where, name, getattr(where, name)) for where, name, _ in patches]
+    silence = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    for where, name, what in patches:
+        setattr(where, name, what)
+    try:
+        yield
+    finally:
+        world.end()
+        for where, name, what in before:
+            setattr(where, name, what)
+        logging.disable(silence)
+
+
+__all__ = ["Cancelled", "Connection", "Thread", "Violation", "World", "installed"]
