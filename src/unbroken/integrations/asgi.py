@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from time import monotonic
 from typing import Any, TypeAlias
@@ -86,6 +88,7 @@ class _Exchange:
         self._held: list[Message] = []  # what the app sent and the client has not seen
         self._late: BaseException | None = None
         self._begun = False
+        self._status = 0
         self._attempt_number = 0
         self._heard: list[BaseException] = []
 
@@ -108,6 +111,7 @@ class _Exchange:
             await self._failed(exc)
         finally:
             units.no_longer_witnesses(witness)
+            self._heard.clear()
 
     async def _again(self) -> None:
         """One attempt within a unit of work. What may not be run again is raised where the unit does not see it."""
@@ -116,6 +120,7 @@ class _Exchange:
         if self._attempt_number > 1:
             self._heard.clear()
             self._held.clear()
+            self._status = 0
             self._scope.clear()
             self._scope.update(self._before)
             if self._state is not None:
@@ -141,7 +146,7 @@ class _Exchange:
 
         await self._app(self._scope, receive, send)
         if self._held and not self._begun:
-            self._reconsider(self._held[0]["status"], unit)
+            self._reconsider(self._status, unit)
             await self._begin(unit)
 
     async def _receive_again(self) -> Message:
@@ -166,9 +171,10 @@ class _Exchange:
             await self._send(message)
             return
         self._held.append(message)
-        if message["type"] == "http.response.start" or self._is_held_back(message):
-            return
-        await self._begin(unit)
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+        elif message["type"] != "http.response.debug" and not self._is_held_back(message):
+            await self._begin(unit)
 
     def _is_held_back(self, message: Message) -> bool:
         """Whether the response still waits: for its first chunk; a page of an error, for its app to be done with it."""
@@ -176,7 +182,7 @@ class _Exchange:
             more = message.get("more_body", False)
             if not message.get("body") and more:
                 return True
-            if self._held[0].get("status", 0) >= 500:
+            if self._status >= 500:
                 return sum(len(m.get("body", b"")) for m in self._held) <= HELD
         return False
 
@@ -227,6 +233,8 @@ def _nobody(_why: str) -> None:
 
 #: Seconds that a session's end may take; then its connection is ended instead of given back.
 PATIENCE = 5.0
+#: … and that a blocking endpoint may go on with it after its request was cancelled.
+LONG = 60.0
 
 _ends: set[asyncio.Task[None]] = set()
 
@@ -266,6 +274,9 @@ async def _in_any_case(end: Coroutine[Any, Any, None]) -> None:
 
 
 async def _end(made: Any, struck: bool) -> None:
+    if struck and not inspect.iscoroutinefunction(made.close) and not await _let_go(made):
+        log.warning("a session is still in use on a thread %.0f s after its request was cancelled; it is left to that thread", LONG)
+        return
     try:
         if not struck:
             async with asyncio.timeout(PATIENCE):
@@ -277,6 +288,28 @@ async def _end(made: Any, struck: bool) -> None:
         await _call(made.invalidate)
     except Exception:
         log.exception("a session's connection could not be ended")
+
+
+async def _let_go(made: Any) -> bool:
+    """Wait until no thread has the session *made* in its hands: a thread that runs an endpoint goes on when its task is cancelled,
+    and a session, or its connection, must not be closed under it."""
+    until = monotonic() + LONG
+    while _is_in_hand(made):
+        if monotonic() > until:
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
+def _is_in_hand(made: Any) -> bool:
+    me = threading.get_ident()
+    for thread, top in sys._current_frames().items():
+        frame: Any = top if thread != me else None
+        while frame is not None:
+            if any(value is made for value in frame.f_locals.values()):
+                return True
+            frame = frame.f_back
+    return False
 
 
 async def _call(function: Callable[[], Any]) -> None:

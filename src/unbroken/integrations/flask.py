@@ -11,6 +11,7 @@ from werkzeug.exceptions import HTTPException, ServiceUnavailable
 from unbroken.errors import ConfigurationError
 from unbroken.integrations import _health, _leftovers
 from unbroken.integrations import wsgi as _wsgi
+from unbroken.integrations._flask_engines import make_unbroken
 from unbroken.integrations._http import Answer, HttpSettings, answer_to, json_page, log, page, report
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,6 +36,8 @@ def no_replay(view: F) -> F:
 
 class Unbroken:
     """The extension: ``Unbroken(app)``, or ``Unbroken()`` and ``init_app(app)``.
+
+    Flask-SQLAlchemy's engines get ``plugins=["unbroken"]``, unless the configuration chose a pool class.
 
     Each request by a safe method (*methods*), or to a view marked with :func:`replay`, is run again from the start,
     ``before_request`` and teardown included, when a connection was lost and nothing was committed. An outage is answered
@@ -66,6 +69,7 @@ class Unbroken:
         if "unbroken" in app.extensions:
             raise ConfigurationError("this app is unbroken already; make one Unbroken per app")
         app.extensions["unbroken"] = self
+        make_unbroken(app)
         app.wsgi_app = _App(app, self, self._settings)  # type: ignore[method-assign] # Flask's documented way
         _Hooks(app, self).install()
 

@@ -117,6 +117,9 @@ class Exchange:
         finally:
             _leftovers.current.reset(taking)
             units.no_longer_witnesses(witness)
+            self.environ.pop(KEY, None)  # no circle, no traceback outlives the request
+            self._before.clear()
+            self.heard.clear()
 
     def _prepare(self, settings: HttpSettings) -> None:
         environ = self.environ

@@ -223,7 +223,7 @@ async def test_an_outage_is_a_503_and_readiness_says_so(new_postgres: Callable[.
             return PlainTextResponse("sorry", 500)
 
         engine = create_async_engine(server.url("asyncpg"), plugins=["unbroken"])
-        settings = {"databases": [work.pool, engine], "healthz": "/healthz", "readyz": "/readyz", "ready_timeout": 0.5}
+        settings = {"databases": [work.pool, engine], "healthz": "/healthz", "readyz": "/readyz", "ready_timeout": 2}
         app = unbroken.asgi.Unbroken(starlette(endpoint), **settings)
         assert (await ask(app)).status_code == 200
         ready = await ask(app, path="/readyz")

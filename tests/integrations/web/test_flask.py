@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import flask
 import pytest
@@ -25,7 +26,6 @@ class Shop:
         self.server = server
         self.app = flask.Flask("shop")
         self.app.config["SQLALCHEMY_DATABASE_URI"] = server.url("pymysql")
-        self.app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"plugins": ["unbroken"]}
         self.extension = unbroken.flask.Unbroken(self.app, **settings)
         self.db = SQLAlchemy(self.app)
         self.calls: list[str] = []
@@ -348,7 +348,7 @@ def test_a_lost_commit_of_a_view_that_may_be_run_again_is_run_again_while_nothin
 def away(new_mariadb: Callable[..., MariaDB]) -> Iterator[Shop]:
     """A shop whose server is away."""
     server = new_mariadb()
-    shop = Shop(server, readyz="/ready", ready_timeout=0.3)
+    shop = Shop(server, readyz="/ready", ready_timeout=2)
     shop.app.config["SQLALCHEMY_DATABASE_URI"] = server.url("pymysql", outage_wait=0.2)
     with contextlib.suppress(KeyError):
         del shop.app.extensions["sqlalchemy"]
@@ -418,6 +418,75 @@ def test_a_plain_pool_of_the_apps_is_enough(mariadb: MariaDB) -> None:
         assert client.get("/").text == "well"
         assert len(calls) == 2
         assert client.get("/readyz").status_code == 200
+
+
+def pools(app: flask.Flask, db: SQLAlchemy) -> list[str]:
+    return sorted(type(engine.pool).__name__ for engine in db._app_engines[app].values())
+
+
+def test_engines_get_the_plugin_by_themselves_before_and_after_flask_sqlalchemy_and_in_binds() -> None:
+    there = "mysql+pymysql://app:secret@127.0.0.1/shop"
+    for unbroken_first in (True, False):
+        app = flask.Flask("x")
+        app.config["SQLALCHEMY_DATABASE_URI"] = there
+        app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_size": 3}
+        app.config["SQLALCHEMY_BINDS"] = {"text": there, "made": {"url": there, "pool_size": 7}, "file": "sqlite:///:memory:"}
+        db = SQLAlchemy()
+        for extension in (unbroken.flask.Unbroken(), db) if unbroken_first else (db, unbroken.flask.Unbroken()):
+            extension.init_app(app)
+        assert pools(app, db) == ["StaticPool", *["UnbrokenQueuePool"] * 3]
+        engines = db._app_engines[app]
+        assert (engines[None].pool.size(), engines["made"].pool.size()) == (3, 7)  # type: ignore[attr-defined]
+        assert app.teardown_appcontext_funcs.count(db._teardown_session) == 1
+
+
+def test_engines_whose_pool_was_chosen_or_that_are_in_use_stay_as_they_are(mariadb: MariaDB, caplog: pytest.LogCaptureFixture) -> None:
+    app = flask.Flask("x")
+    app.config["SQLALCHEMY_DATABASE_URI"] = mariadb.url("pymysql")
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"poolclass": sa.pool.NullPool}
+    unbroken.flask.Unbroken(app)
+    assert pools(app, SQLAlchemy(app)) == ["NullPool"]
+    app = flask.Flask("y")
+    app.config["SQLALCHEMY_DATABASE_URI"] = mariadb.url("pymysql")
+    db = SQLAlchemy(app)
+    with app.app_context():
+        db.session.execute(sa.text("SELECT 1"))
+    unbroken.flask.Unbroken(app)
+    assert pools(app, db) == ["QueuePool"]
+    assert "in use already" in caplog.text
+    db._app_engines[app][None].dispose()
+
+
+def test_a_request_leaves_no_circle_behind_that_would_keep_what_it_had(shops: Callable[..., Shop]) -> None:
+    import gc
+    import weakref
+
+    shop = shops()
+    seen: list[Any] = []
+
+    class Kept:
+        pass
+
+    @shop.app.get("/")
+    def view() -> str:
+        kept = Kept()
+        seen.append(weakref.ref(kept))
+        flask.request.environ["kept"] = kept
+        shop.lose()
+        return "x"
+
+    gc.collect()
+    gc.disable()
+    try:
+        environ: dict[str, Any] = {"PATH_INFO": "/"}
+        setup_testing_defaults(environ)
+        body = shop.app.wsgi_app(environ, lambda *_: None)  # type: ignore[arg-type, return-value]
+        assert b"".join(body) == b"x"
+        body.close()  # type: ignore[attr-defined]
+        del body, environ
+        assert [ref() for ref in seen] == [None]
+    finally:
+        gc.enable()
 
 
 def test_an_app_is_made_unbroken_once_and_settings_that_cannot_work_are_refused() -> None:

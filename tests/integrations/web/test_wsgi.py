@@ -360,7 +360,7 @@ def test_what_a_request_took_from_a_named_pool_is_taken_back(
 def test_health_says_that_the_process_lives_and_readiness_that_the_database_answers(new_mariadb: Callable[..., MariaDB]) -> None:
     server = new_mariadb()
     with unbroken.Pool(server.url("pymysql")) as pool:
-        client = Client(unbroken.wsgi.Unbroken(lambda *_: [], databases=pool, healthz="/live", readyz="/ready", ready_timeout=0.3))
+        client = Client(unbroken.wsgi.Unbroken(lambda *_: [], databases=pool, healthz="/live", readyz="/ready", ready_timeout=2))
         assert client.ask(path="/ready") == b'{"status": "ok", "shop": "ok"}\n'
         server.stop()
         assert client.ask(path="/ready") == b'{"status": "away", "shop": "away"}\n'
