@@ -38,7 +38,7 @@ from unbroken.flows.acquire import ping
 from unbroken.integrations.sqlalchemy import gate
 from unbroken.integrations.sqlalchemy.body import VACANT, Body, GreenletShell, SyncShell
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
-from unbroken.integrations.sqlalchemy.queue import COLLECT_EVERY, FIRST_LOOK, SlotQueue
+from unbroken.integrations.sqlalchemy.queue import COLLECT_EVERY, LOOKS, SlotQueue
 from unbroken.integrations.sqlalchemy.record import NO_BODY, Record, explain_timeout, in_greenlet, outside
 from unbroken.net.liveness import Liveness, judge
 from unbroken.settings import Settings
@@ -414,16 +414,17 @@ class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
 
     def _get_patiently(self) -> Any:
         """SQLAlchemy's ``_do_get``; who has waited for a moment has the garbage collected, and goes on waiting."""
-        timeout, body = self._timeout, self._body
-        full = self._max_overflow > -1 and self._overflow >= self._max_overflow and self._pool.empty()
-        if not full or timeout <= FIRST_LOOK or body.clock() - body.last_collect < COLLECT_EVERY:
-            return super()._do_get()
-        try:
-            return self._pool.get(True, FIRST_LOOK)
-        except sqla_queue.Empty:
-            pass
-        body.last_collect = body.clock()
-        gc.collect()
+        body = self._body
+        end = body.clock() + self._timeout
+        for patience in LOOKS:
+            if self._max_overflow < 0 or self._overflow < self._max_overflow or not self._pool.empty():
+                break
+            try:
+                return self._pool.get(True, min(patience, max(0.0, end - body.clock())))
+            except sqla_queue.Empty:
+                if body.clock() - body.last_collect >= COLLECT_EVERY:
+                    body.last_collect = body.clock()
+                    gc.collect()
         return super()._do_get()
 
     def dispose(self) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 from sqlalchemy.util.queue import Empty, Full, Queue
 
-#: Who waits looks after forgotten connections after this long: they are often part of a cycle that nobody has collected yet.
-FIRST_LOOK = 0.05
-#: At least this long between two such collections: they cost tens of milliseconds in a large process.
-COLLECT_EVERY = 5.0
+#: At least this long between two collections of garbage: they cost tens of milliseconds in a large process.
+COLLECT_EVERY = 1.0
+#: Who waits has it collected after these times: forgotten connections are often part of a cycle that nobody has collected yet.
+LOOKS = (0.05, COLLECT_EVERY)
 
 
 class SlotQueue(Queue):  # type: ignore[type-arg] # of records, whatever SQLAlchemy says of its own
@@ -47,16 +47,20 @@ class SlotQueue(Queue):  # type: ignore[type-arg] # of records, whatever SQLAlch
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """As SQLAlchemy's. Who has waited for a moment has the garbage collected: a forgotten connection may be in it."""
-        try:
-            return self._get_within(min(FIRST_LOOK, timeout if timeout is not None else FIRST_LOOK) if block else 0.0)
-        except Empty:
-            if not block:
-                raise
-        now = monotonic()
-        if now - self.last_collect > COLLECT_EVERY:
+        end = None if timeout is None else monotonic() + timeout
+        for patience in LOOKS if block else ():
+            left = patience if end is None else min(patience, end - monotonic())
+            try:
+                return self._get_within(left)
+            except Empty:
+                self.collect(monotonic())
+        return self._get_within(0.0 if not block else None if end is None else max(0.0, end - monotonic()))
+
+    def collect(self, now: float) -> None:
+        """Collect the garbage, unless that was done a short while ago."""
+        if now - self.last_collect >= COLLECT_EVERY:
             self.last_collect = now
             gc.collect()
-        return self._get_within(None if timeout is None else max(0.0, timeout - FIRST_LOOK))
 
     def _get_within(self, seconds: float | None) -> Any:
         end = None if seconds is None else monotonic() + seconds

@@ -1,0 +1,302 @@
+"""Async engines: the same faults, and what only asyncio has: cancellation, loops that end, garbage that cannot be awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import math
+import random
+import threading
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+import unbroken
+from unbroken import replayable
+from unbroken.sqlalchemy import stats
+
+DRIVERS = ["asyncpg", "psycopg", "aiomysql"]
+
+
+class AsyncFace:
+    """One async driver on one server."""
+
+    def __init__(self, name: str, server: Any) -> None:
+        self.name, self.server = name, server
+        self.is_mysql = name in ("aiomysql", "asyncmy")
+        self.session_id = sa.text("SELECT connection_id()" if self.is_mysql else "SELECT pg_backend_pid()")
+
+    @asynccontextmanager
+    async def engine(self, **kwargs: Any) -> AsyncIterator[AsyncEngine]:
+        engine = create_async_engine(self.server.url(self.name), plugins=["unbroken"], **kwargs)
+        try:
+            yield engine
+        finally:
+            await engine.dispose()
+
+    async def ask(self, engine: AsyncEngine) -> int:
+        async with engine.connect() as conn:
+            return int(await conn.scalar(self.session_id))  # type: ignore[arg-type]
+
+    async def warm(self, engine: AsyncEngine, count: int) -> list[int]:
+        held = [await engine.connect() for _ in range(count)]
+        numbers = [int(await conn.scalar(self.session_id)) for conn in held]  # type: ignore[arg-type]
+        for conn in held:
+            await conn.close()
+        return numbers
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not true within {seconds} s"
+        await asyncio.sleep(0.002)
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(work, 60))
+
+
+@pytest.fixture(params=DRIVERS)
+def aface(request: pytest.FixtureRequest) -> AsyncFace:
+    return AsyncFace(request.param, request.getfixturevalue("mariadb" if request.param == "aiomysql" else "postgres"))
+
+
+@pytest.fixture(params=DRIVERS)
+def own_aface(request: pytest.FixtureRequest) -> AsyncFace:
+    return AsyncFace(request.param, request.getfixturevalue("new_mariadb" if request.param == "aiomysql" else "new_postgres")())
+
+
+def test_what_the_server_ended_while_idle_is_replaced_unseen(aface: AsyncFace, in_close_wait: Any) -> None:
+    async def work() -> None:
+        setting: dict[str, Any] = {"wait_timeout": 1} if aface.is_mysql else {"idle_session_timeout": "1s"}
+        with aface.server.temporarily(**setting):
+            async with aface.engine(unbroken={"idle_limit": math.inf}) as engine:
+                before = await aface.warm(engine, 3)
+                await until(lambda: stats(engine).size == 0)
+                assert in_close_wait() == 0
+                assert not {await aface.ask(engine) for _ in range(5)} & set(before)
+                assert "lost in use" not in stats(engine).closed
+
+    run(work())
+
+
+def test_killed_idle_connections_are_never_an_error(aface: AsyncFace, in_close_wait: Any) -> None:
+    async def work() -> None:
+        async with aface.engine(pool_size=4) as engine:
+            for _ in range(4):
+                before = await aface.warm(engine, 4)
+                await asyncio.to_thread(aface.server.kill_sessions)
+                assert not {await aface.ask(engine) for _ in range(8)} & set(before)
+            await until(lambda: in_close_wait() == 0)
+
+    run(work())
+
+
+def test_callers_wait_through_a_restart_without_blocking_the_loop(own_aface: AsyncFace) -> None:
+    async def work() -> None:
+        async with own_aface.engine(pool_size=6) as engine:
+            await own_aface.warm(engine, 6)
+            await asyncio.to_thread(own_aface.server.stop)
+            threading.Timer(0.7, own_aface.server.start).start()
+            beats = 0
+
+            async def heart() -> None:
+                nonlocal beats
+                while True:
+                    await asyncio.sleep(0.005)
+                    beats += 1
+
+            beating = asyncio.create_task(heart())
+            assert len(await asyncio.gather(*(own_aface.ask(engine) for _ in range(6)))) == 6
+            beating.cancel()
+            assert beats > 20
+            assert stats(engine).outages == 1
+
+    run(work())
+
+
+def test_an_outage_is_told_in_time_and_ends_without_traffic(own_aface: AsyncFace) -> None:
+    async def work() -> None:
+        async with own_aface.engine(unbroken={"outage_wait": 0.3}) as engine:
+            await own_aface.ask(engine)
+            await asyncio.to_thread(own_aface.server.stop)
+            for _ in range(5):
+                with pytest.raises(unbroken.OutageError, match="away for") as caught:
+                    await own_aface.ask(engine)
+                assert isinstance(caught.value, sa.exc.OperationalError)
+            await asyncio.to_thread(own_aface.server.start)
+            await until(lambda: stats(engine).away_for == 0.0)
+            await own_aface.ask(engine)
+
+    run(work())
+
+
+def test_a_session_that_lost_its_connection_is_run_again(aface: AsyncFace, faces: Any) -> None:
+    table = faces("pymysql" if aface.is_mysql else "psycopg", aface.server).table("async_t")
+    runs = 0
+
+    async def work() -> None:
+        async with aface.engine() as engine:
+
+            @replayable
+            async def unit() -> None:
+                nonlocal runs
+                async with AsyncSession(engine) as session:
+                    await session.execute(sa.text(f"INSERT INTO {table} VALUES (1)"))
+                    runs += 1
+                    if runs == 1:
+                        aface.server._kill_session(await session.scalar(aface.session_id))
+                    await session.execute(sa.text(f"INSERT INTO {table} VALUES (2)"))
+                    await session.commit()
+
+            await unit()
+            assert stats(engine).used == 0
+
+    run(work())
+    assert runs == 2
+    assert sorted(aface.server.admin(f"SELECT n FROM {table}")) == [("1",), ("2",)]
+
+
+def test_nothing_is_run_again_once_something_was_committed(aface: AsyncFace, faces: Any) -> None:
+    table = faces("pymysql" if aface.is_mysql else "psycopg", aface.server).table("async_t")
+    runs = 0
+
+    async def work() -> None:
+        async with aface.engine() as engine:
+
+            @replayable
+            async def unit() -> None:
+                nonlocal runs
+                runs += 1
+                async with engine.begin() as conn:
+                    await conn.execute(sa.text(f"INSERT INTO {table} VALUES ({runs})"))
+                async with engine.begin() as conn:
+                    aface.server._kill_session(await conn.scalar(aface.session_id))
+                    await conn.execute(sa.text(f"INSERT INTO {table} VALUES (9)"))
+
+            with pytest.raises(sa.exc.DBAPIError):
+                await unit()
+
+    run(work())
+    assert aface.server.admin(f"SELECT n FROM {table}") == [("1",)]
+
+
+def test_no_transaction_survives_a_cancelled_or_careless_user(aface: AsyncFace, faces: Any) -> None:
+    table = faces("pymysql" if aface.is_mysql else "psycopg", aface.server).table("async_t")
+
+    async def work() -> None:
+        async with aface.engine(pool_size=1, max_overflow=0) as engine:
+
+            async def hang() -> None:
+                async with engine.connect() as conn:
+                    await conn.execute(sa.text(f"INSERT INTO {table} VALUES (1)"))
+                    await conn.execute(sa.text("SELECT SLEEP(30)" if aface.is_mysql else "SELECT pg_sleep(30)"))
+
+            task = asyncio.create_task(hang())
+            await until(lambda: stats(engine).used == 1)
+            await asyncio.sleep(0.1)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            async with engine.connect() as conn:
+                assert await conn.scalar(sa.text(f"SELECT COUNT(*) FROM {table}")) == 0
+            assert (stats(engine).size, stats(engine).idle) == (1, 1)
+
+    run(work())
+
+
+def test_a_second_event_loop_starts_with_connections_of_its_own(aface: AsyncFace) -> None:
+    engine = create_async_engine(aface.server.url(aface.name), plugins=["unbroken"])
+    first = run(aface.ask(engine))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        second = run(aface.ask(engine))
+        gc.collect()
+    assert first != second
+    run(engine.dispose())
+
+
+def test_the_place_of_a_leak_is_the_tasks_own_line(aface: AsyncFace, caplog: Any) -> None:
+    async def work() -> None:
+        async with aface.engine(unbroken={"leak_after": 0.2}) as engine, engine.connect() as conn:
+            await conn.scalar(aface.session_id)
+            await until(lambda: "has been held for" in caplog.text)
+
+    with caplog.at_level(logging.WARNING, "unbroken"):
+        run(work())
+    assert "in test_the_place_of_a_leak_is_the_tasks_own_line.<locals>.work" in caplog.text
+
+
+def test_what_is_forgotten_does_not_fill_the_pool(aface: AsyncFace, caplog: Any) -> None:
+    async def forgetful(engine: AsyncEngine) -> None:
+        conn = await engine.connect()
+        await conn.scalar(aface.session_id)
+        cycle: list[Any] = [conn]
+        cycle.append(cycle)
+
+    async def work() -> None:
+        async with aface.engine(pool_size=3, max_overflow=0, pool_timeout=5) as engine:
+            for _ in range(8):
+                await forgetful(engine)
+            for _ in range(6):
+                await aface.ask(engine)
+            assert stats(engine).size <= 3
+            await until(lambda: stats(engine).leaked >= 5)
+
+    gc.disable()
+    try:
+        with caplog.at_level(logging.WARNING, "unbroken"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run(work())
+    finally:
+        gc.enable()
+    assert "forgetful" in caplog.text
+
+
+def test_a_thousand_tasks_with_cancellations_and_kills_leave_nothing_behind(aface: AsyncFace) -> None:
+    """Each asks for a number of its own: a row that is another's would show at once."""
+    chance = random.Random(7)
+    done: list[int] = []
+
+    async def one(engine: AsyncEngine, number: int) -> None:
+        @replayable
+        async def unit() -> None:
+            async with engine.connect() as conn:
+                for _ in range(3):
+                    assert await conn.scalar(sa.text(f"SELECT {number}")) == number
+
+        await unit()
+        done.append(number)
+
+    async def disturb(engine: AsyncEngine, tasks: list[asyncio.Task[None]]) -> None:
+        for turn in range(20):
+            for task in chance.sample(tasks, 20):
+                task.cancel()
+            if turn % 5 == 4:
+                await asyncio.to_thread(aface.server.kill_sessions)
+            await asyncio.sleep(0.01)
+
+    async def work() -> None:
+        async with aface.engine(pool_size=8, max_overflow=4, pool_timeout=50) as engine:
+            tasks = [asyncio.create_task(one(engine, number)) for number in range(1000)]
+            await disturb(engine, tasks)
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            wrong = [r for r in results if r is not None and not isinstance(r, asyncio.CancelledError)]
+            assert wrong == []
+            assert len(done) >= 600
+            found = stats(engine)
+            assert found.used == 0
+            assert found.size == found.idle <= 8
+            pool: Any = engine.sync_engine.pool
+            assert pool.checkedout() == 0
+            for _ in range(12):
+                await aface.ask(engine)
+
+    run(work())
