@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from random import Random
+from random import uniform
 from typing import Any
 
 from unbroken.abc import FaultKind
@@ -43,7 +43,6 @@ def replay(
 ) -> Flow[Any]:
     """Attempt *work* until it succeeds, fails for good, has been replayed *max_replays* times, or its
     ``until`` has passed."""
-    random = Random()
     replays = 0
     while True:
         unit.begin_attempt()
@@ -69,6 +68,6 @@ def replay(
             on_replay(fault.kind.value)
             retry = fault.kind is FaultKind.RETRY
         if retry:
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**replays) * random.uniform(0.5, 1.5)
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**replays) * uniform(0.5, 1.5)
             yield Wait(new_signal(), max(0.0, min(pause, unit.until - clock())))
         replays += 1
