@@ -12,7 +12,6 @@ import math
 import os
 import sys
 import threading
-import traceback
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -30,6 +29,7 @@ from unbroken.errors import NotYoursError
 from unbroken.flows import finish
 from unbroken.flows.acquire import acquire, ping
 from unbroken.flows.connect import connector
+from unbroken.flows.holder import describe
 from unbroken.flows.leaks import bury_forgotten
 from unbroken.flows.replay import replay
 from unbroken.flows.state import State
@@ -94,11 +94,8 @@ class ThreadShell:
         return True
 
     def describe_holder(self, entry: Entry) -> str:
-        """The thread that has *entry*, and its stack."""
-        names = [t.name for t in threading.enumerate() if t.ident == entry.holder]
-        frame = sys._current_frames().get(entry.holder)
-        stack = "".join(traceback.format_stack(frame, limit=8)).rstrip() if frame is not None else ""
-        return f"thread {names[0] if names else entry.holder}{f', which is now at:{chr(10)}{stack}' if stack else ', which has ended'}"
+        """The thread (or greenlet) that has *entry*, and its stack."""
+        return describe(entry.holder)
 
     def do(self, step: Any) -> Any:
         """Do one step of a flow."""
@@ -334,6 +331,10 @@ class Pool:
         """Lend a connection; it must be given back with :meth:`release`. Raises as :meth:`connection` does on entry."""
         state = self._state
         entry: Entry | None = None
+        try:
+            frame = _getframe(1)
+        except ValueError:  # called from C, as the first thing that a greenlet does
+            frame = _getframe()
         if not state.waiting and state.mark[0]:
             try:
                 entry = state.idle.pop()
@@ -342,7 +343,6 @@ class Pool:
             else:
                 now = monotonic()
                 if now - entry.last_used < state.fresh_for and not state.glance():
-                    frame = _getframe(1)
                     entry.code = frame.f_code
                     entry.lasti = frame.f_lasti
                     entry.holder = get_ident()
@@ -354,7 +354,7 @@ class Pool:
                     if glimpse() is not None:
                         state.enlist_lent(entry, conn)
                     return conn
-        state, entry, conn = self._acquire_slowly(entry, timeout, None, _getframe(1))
+        state, entry, conn = self._acquire_slowly(entry, timeout, None, frame)
         if glimpse() is not None:
             state.enlist_lent(entry, conn)
         return conn
@@ -427,7 +427,10 @@ class Pool:
         inside another unit of work the outermost one replays. Raises as :meth:`connection` does.
         """
         deadline = kwargs.pop("deadline", self.settings.deadline)
-        caller = _getframe(1)
+        try:
+            caller = _getframe(1)
+        except ValueError:  # called from C, as the first thing that a greenlet does
+            caller = _getframe()
         code, lasti = caller.f_code, caller.f_lasti
 
         def work() -> T:

@@ -75,7 +75,8 @@ def _open_one(state: State) -> Flow[bool]:
             yield from ask_limit(state, conn)
         entry = state.adopt(conn)
     except Exception as exc:
-        return _failed(state, exc, started) if conn is None else _reject_object(state, conn, exc)
+        lost = conn is None or state.classify(exc).is_lost
+        return _failed(state, exc, started) if lost else _reject_object(state, conn, exc)
     finally:
         if entry is None:
             with state.lock:
@@ -104,6 +105,7 @@ def ask_limit(state: State, conn: Connection) -> Flow[None]:
     except Exception as exc:
         if state.classify(exc).is_lost:
             state.server.limit.asked = False
+            raise  # it must not be lent: a driver that knows it to be closed shows no socket to look at any more
         log.debug("%s: the server's idle limit is not known: %s", state.name, state.classify(exc).text)
         return
     with state.server.lock:
