@@ -20,9 +20,10 @@ from threading import get_ident
 from time import monotonic
 from typing import Any
 
+import sqlalchemy
 from sqlalchemy import exc as sqla_exc
 from sqlalchemy import pool as sqla_pool
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Engine
 from sqlalchemy.pool.base import _ConnectionFairy
 from sqlalchemy.util import queue as sqla_queue
 from sqlalchemy.util.concurrency import await_only
@@ -47,8 +48,8 @@ _getframe = sys._getframe
 _checkout = _ConnectionFairy._checkout
 _pools: weakref.WeakSet[Any] = weakref.WeakSet()
 
-#: The usual way in. (A tuple: finding a code object in it is done by identity; the hash of one is slow.)
-_STEPS = (Engine.raw_connection.__code__, Connection.__init__.__code__, Engine.connect.__code__)
+_SQLALCHEMY = os.path.dirname(sqlalchemy.__file__) + os.sep  #: where SQLAlchemy's own frames are from
+_RAW_CONNECTION, _ENGINE_CONNECT = Engine.raw_connection.__code__, Engine.connect.__code__  #: the usual way in
 
 #: A new connection that is lost again while SQLAlchemy sets it up is replaced this often.
 SETUP_ATTEMPTS = 3
@@ -113,8 +114,17 @@ class _Unbroken(sqla_pool.QueuePool):
         if entry is VACANT:  # a checkout event has replaced the connection by something of its own
             return fairy
         frame: Any = _getframe(1)
-        while frame.f_code in _STEPS or frame.f_globals.get("__name__", "").startswith("sqlalchemy."):
-            frame = frame.f_back or outside(frame)
+        if frame.f_code is _RAW_CONNECTION:
+            try:
+                if _getframe(3).f_code is _ENGINE_CONNECT:
+                    frame = _getframe(4)
+            except ValueError:
+                pass  # the stack ends there: a greenlet's
+        while frame.f_code.co_filename.startswith(_SQLALCHEMY):
+            up = frame.f_back or outside()
+            if up is None:
+                break
+            frame = up
         entry.code, entry.lasti = frame.f_code, frame.f_lasti
         entry.holder = get_ident()
         entry.uses += 1
@@ -371,14 +381,25 @@ class UnbrokenQueuePool(_Unbroken):
             raise
         return self._examine(record)
 
-    def _put(self, record: Any, entry: Entry) -> None:
-        queue = self._pool
-        if self._overflow > 0 or not queue.maxsize:
-            super()._put(record, entry)
+    def _do_return_conn(self, record: Any) -> None:
+        body, entry = self._body, record.entry
+        if (
+            body.lent.pop(entry.key, None) is entry
+            and body.mark[0]
+            and entry.cause is None
+            and not record.begun
+            and record.dbapi_connection is not None
+        ):
+            entry.last_used = body.now
+            queue = self._pool
+            if self._overflow > 0 or not queue.maxsize:
+                self._put(record, entry)
+                return
+            queue.append(record)  # no more connections than places: there is room for each
+            if queue.waiting:
+                queue.announce()
             return
-        queue.append(record)  # no more connections than places: there is room for each
-        if queue.waiting:
-            queue.announce()
+        self._return_slowly(record, entry)
 
     def _new_body(self, counters: Any) -> Body:
         return Body(self, self._plan, SyncShell(self._plan.driver), gate.let_in, counters)  # type: ignore[arg-type] # a blocking driver

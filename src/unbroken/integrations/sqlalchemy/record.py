@@ -66,17 +66,8 @@ def in_greenlet() -> bool:
     return greenlet is not None and getattr(greenlet.getcurrent(), "__sqlalchemy_greenlet_provider__", False)
 
 
-def outside(frame: Any) -> Any:
-    """The frame that waits for SQLAlchemy's greenlet: the async caller's side. *frame* is the outermost inside."""
+def outside() -> Any:
+    """The frame that waits for SQLAlchemy's greenlet, on the async caller's side; None where there is none."""
     greenlet: Any = sys.modules.get("greenlet")
     parent = greenlet.getcurrent().parent if greenlet is not None else None
-    found = parent.gr_frame if parent is not None else None
-    return found or _Nowhere(frame)
-
-
-class _Nowhere:
-    """The caller cannot be told: SQLAlchemy's outermost frame has to do."""
-
-    def __init__(self, frame: Any) -> None:
-        self.f_code, self.f_lasti = frame.f_code, frame.f_lasti
-        self.f_globals: dict[str, Any] = {}
+    return parent.gr_frame if parent is not None else None
