@@ -61,6 +61,35 @@ async def _fail(body: Any, pool: unbroken.AsyncPool) -> None:
         await body.do(conn, "SELECT no_such_thing FROM nowhere")
 
 
+@pytest.mark.parametrize("way", ["connection", "run"])
+def test_work_that_postgresql_rolled_back_is_not_taken_for_stored(body: Any, way: str) -> None:
+    """It answers the COMMIT of a failed transaction with a friendly ROLLBACK: an error that was caught would cost the work."""
+    table = body.table()
+
+    async def main() -> None:
+        async with body.pool() as pool:
+
+            async def work(conn: Any) -> None:
+                await body.do(conn, f"INSERT INTO {table} VALUES (1)")
+                await body.outcome(body.do(conn, "SELECT no_such_thing"))
+
+            async def lease() -> None:
+                async with pool.connection() as conn:
+                    await work(conn)
+
+            error = await body.outcome(lease() if way == "connection" else pool.run(work))
+            if body.is_mysql:  # a failed statement is undone, the transaction goes on
+                assert error is None
+                assert body.rows() == [1]
+            else:
+                assert "InFailedS" in type(error).__name__
+                assert "savepoint" in str(error)
+                assert body.rows() == []
+            assert (pool.stats().idle, pool.stats().opened) == (1, 1)
+
+    body.run(main())
+
+
 def test_without_a_transaction_nothing_is_committed_that_was_begun(body: Any) -> None:
     table = body.table()
 

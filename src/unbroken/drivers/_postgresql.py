@@ -11,6 +11,13 @@ from unbroken.drivers._shared import is_commit, is_rollback
 ASK_IDLE_LIMIT = "SELECT setting FROM pg_settings WHERE name = 'idle_session_timeout'"
 
 
+#: PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK, and no driver tells: the work would be lost unnoticed.
+NOT_COMMITTED = (
+    "nothing of this transaction is stored: a statement in it failed, its error was caught, and PostgreSQL rolls back what "
+    "is committed then; let the error through, or put the statement into a savepoint"
+)
+
+
 def limit(setting: str | None) -> float | None:
     """Seconds from the answer to :data:`ASK_IDLE_LIMIT`; None for no limit."""
     milliseconds = float(setting) if setting is not None else 0.0

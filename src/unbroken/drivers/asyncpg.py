@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -71,8 +72,11 @@ class AsyncDriver:
 
     async def ping(self, conn: Connection, timeout: float) -> None:
         """One round trip, no transaction. (asyncpg cannot read the answer to an empty query.)"""
-        async with asyncio.timeout(timeout):
-            await conn.execute("SELECT 1", timeout=timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                await conn.execute("SELECT 1", timeout=timeout)
+        except TimeoutError as error:
+            raise TimeoutError(errno.ETIMEDOUT, f"the server did not answer within {timeout} s") from error
 
     async def begin(self, conn: Connection) -> None:
         """Start a transaction of asyncpg's own, so that the application's ``conn.transaction()`` becomes a savepoint in it."""
@@ -81,8 +85,17 @@ class AsyncDriver:
         await conn.transaction().start()
 
     async def commit(self, conn: Connection) -> None:
-        """Commit what :meth:`begin`, or the application, opened; no round trip where nothing is open."""
-        await self._end(conn, "commit")
+        """Commit what :meth:`begin`, or the application, opened; no round trip where nothing is open.
+
+        Raises InFailedSQLTransactionError where PostgreSQL answered that with a rollback.
+        """
+        if conn._top_xact is None or not conn.is_in_transaction():
+            await self._end(conn, "commit")
+            return
+        # As asyncpg's own commit does, but with a look at the answer
+        conn._top_xact = None
+        if await conn.execute("COMMIT") == "ROLLBACK":
+            raise self._asyncpg.InFailedSQLTransactionError(_postgresql.NOT_COMMITTED)
 
     async def rollback(self, conn: Connection) -> None:
         """Likewise."""
@@ -118,11 +131,13 @@ class AsyncDriver:
         return fd if fd >= 0 else None
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last ReadyForQuery; None in the middle of an exchange, and where asyncpg's own nesting says otherwise."""
+        """From the last ReadyForQuery; None in the middle of an exchange."""
         if not self.is_quiet(conn):
             return None
         is_open: bool = conn._protocol.is_in_transaction()
-        return None if conn._top_xact is not None and not is_open else is_open  # :meth:`rollback` tidies that, at no cost
+        if not is_open:
+            conn._top_xact = None  # ended by a COMMIT written as text, perhaps: asyncpg's own nesting would not know
+        return is_open
 
     def is_quiet(self, conn: Connection) -> bool:
         """Whether asyncpg would accept a new command now."""

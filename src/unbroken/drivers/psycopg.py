@@ -121,6 +121,14 @@ class _Base:
         error: BaseException = self._psycopg.errors.ConnectionTimeout("the server did not answer in time")
         return error
 
+    def _is_failed(self, conn: Connection) -> bool:
+        pgconn = real_pgconn(conn)
+        return bool(pgconn.status == _OK and pgconn.transaction_status == _IN_ERROR)
+
+    def _tell(self, failed: bool) -> None:
+        if failed:
+            raise self._psycopg.errors.InFailedSqlTransaction(_postgresql.NOT_COMMITTED)
+
     def _check_usable(self, conn: Connection) -> Any:
         pgconn = real_pgconn(conn)
         if pgconn.status != _OK:
@@ -148,8 +156,10 @@ class Driver(_Base):
         conn.execute("BEGIN")
 
     def commit(self, conn: Connection) -> None:
-        """psycopg sends nothing where nothing is open."""
+        """psycopg sends nothing where nothing is open. Raises InFailedSqlTransaction where that was a rollback."""
+        failed = self._is_failed(conn)
         conn.commit()
+        self._tell(failed)
 
     def rollback(self, conn: Connection) -> None:
         """Likewise."""
@@ -205,8 +215,10 @@ class AsyncDriver(_Base):
         await conn.execute("BEGIN")
 
     async def commit(self, conn: Connection) -> None:
-        """psycopg sends nothing where nothing is open."""
+        """psycopg sends nothing where nothing is open. Raises InFailedSqlTransaction where that was a rollback."""
+        failed = self._is_failed(conn)
         await conn.commit()
+        self._tell(failed)
 
     async def rollback(self, conn: Connection) -> None:
         """Likewise."""

@@ -87,10 +87,13 @@ class Driver:
     def _end(self, conn: Connection, how: str) -> None:
         if self.is_in_transaction(conn) is False:
             return
+        failed = how == "commit" and conn.get_transaction_status() == _IN_ERROR
         getattr(conn, how)()
         if conn.get_transaction_status() in (_IN_TRANSACTION, _IN_ERROR):  # autocommit, and a BEGIN sent as text
             with conn.cursor() as cursor:
                 cursor.execute(how.upper())
+        if failed:
+            raise self._psycopg2.errors.InFailedSqlTransaction(_postgresql.NOT_COMMITTED)
 
     def idle_limit(self, conn: Connection) -> float | None:
         """``idle_session_timeout`` of this session."""
