@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from random import Random
 from types import SimpleNamespace
@@ -26,9 +27,9 @@ from unbroken.flows.servers import Server
 from unbroken.flows.state import State
 from unbroken.flows.steps import run
 from unbroken.net.last_words import Words
-from unbroken.net.liveness import Liveness
+from unbroken.net.liveness import Liveness, judge
 from unbroken.sync import Pool, ThreadShell
-from unbroken.testing.fake import PATIENCE, FakeClock, FakeConnection, FakeDriver, FakeOperationalError, FakeServer, Session
+from unbroken.testing.fake import PATIENCE, FakeClock, FakeConnection, FakeDriver, FakeOperationalError, FakeServer, Mode, Session
 
 _HUNG_UP, _READABLE = 0x2000, 0x1  # POLLRDHUP, POLLIN
 
@@ -285,12 +286,15 @@ class Driver(FakeDriver):
     def __init__(self, world: World, *, knows_status: bool, shows_socket: bool) -> None:
         super().__init__(world.server, knows_status=knows_status)
         self.world = world
+        self.rejected_at = -math.inf
         self.capabilities = Capabilities(fileno=shows_socket, transaction_status=knows_status, watchable=True)
 
     def connect(self, timeout: float) -> FakeConnection:
         world = self.world
         with world.attempt():
             world.round_trip(None, world.clock.now + timeout)
+            if self.server.mode is Mode.REJECTING:
+                self.rejected_at = world.clock.now
             return Connection(world, self.server.accept(timeout), is_hidden=not self.capabilities.fileno)
 
     def fileno(self, conn: FakeConnection) -> int | None:
@@ -334,7 +338,6 @@ class World:
         self.probes = 0  #: attempts under way that were begun during an outage
         self.last_failure: tuple[float, FaultKind] | None = None
         self.on_attempt: Callable[[], None] = lambda: None
-        self.rejections: list[float] = []
         self.collections = 0
         self.garbage: list[Any] = []  #: connections in reference cycles: only a collection ends them
 
@@ -409,7 +412,7 @@ class World:
             able = [t for t in self.threads if t.strike is not None or t.until <= self.clock.now or t.ready()]
             if able:
                 self.step(able[self.random.randrange(len(able))] if len(able) > 1 else able[0])
-                self.demand(self.steps - moved < 20_000, "it spins: no time passes")
+                self.demand(self.steps - moved < 5_000, "it spins: no time passes")
                 continue
             timer = self.clock.next_timer
             moment = min([t.until for t in self.threads] + ([] if timer is None else [timer]), default=math.inf)
@@ -458,9 +461,7 @@ class World:
         try:
             yield
         except FakeOperationalError as error:
-            if error.fault.kind is FaultKind.REJECTED:
-                self.rejections.append(self.clock.now)
-            else:
+            if error.fault.kind is not FaultKind.REJECTED:
                 self.last_failure = (self.clock.now, error.fault.kind)
             raise
         finally:
@@ -504,10 +505,17 @@ class World:
         return pool
 
 
-class Ordered(list[Any]):
+class Ordered:
     """Pools in the order in which they came: a weak set's order is not the seed's."""
 
-    add = list.append
+    def __init__(self) -> None:
+        self._refs: list[weakref.ref[Any]] = []
+
+    def add(self, pool: Any) -> None:
+        self._refs.append(weakref.ref(pool))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([pool for ref in self._refs if (pool := ref()) is not None])
 
 
 def _shell_for(world: World) -> type[ThreadShell]:
@@ -556,7 +564,11 @@ def installed(world: World) -> Iterator[None]:
         (sync, "ThreadShell", shell),
         (sync, "_Sleeper", shell),
         (sync, "State", new_state),
-        (state_module, "liveness", SimpleNamespace(poller=lambda fd: lambda _t: net.poll(fd), sweep=net.sweep, Liveness=Liveness)),
+        (
+            state_module,
+            "liveness",
+            SimpleNamespace(poller=lambda fd: lambda _t: net.poll(fd), sweep=net.sweep, judge=judge, Liveness=Liveness),
+        ),
         (state_module, "severance", SimpleNamespace(identity=net.identity, abort=net.abort, sever=net.sever)),
         (state_module, "keepalive", SimpleNamespace(apply=lambda *_: None)),
         (state_module, "last_words", SimpleNamespace(peek=net.last_words)),
@@ -566,7 +578,7 @@ def installed(world: World) -> Iterator[None]:
         (state_module, "os", SimpleNamespace(getpid=lambda: world.process.number)),
         (state_module, "Random", lambda: Random(world.random.random())),
         (state_module, "time", time),
-        (replay_module, "Random", lambda: Random(world.random.random())),
+        (replay_module, "uniform", world.random.uniform),
         (acquire_module, "gc", SimpleNamespace(collect=world.collect)),
     ]
     before = [(where, name, getattr(where, name)) for where, name, _ in patches]

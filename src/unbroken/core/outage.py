@@ -31,7 +31,19 @@ ONE_TRY = 0.04
 class Outage:
     """What is known about one server's absence. The caller holds the lock of the server's record."""
 
-    __slots__ = ("busy", "busy_since", "called", "failures", "fault", "last_failure", "next_try", "parallel", "prober", "since")
+    __slots__ = (
+        "busy",
+        "busy_since",
+        "called",
+        "failures",
+        "fault",
+        "last_failure",
+        "last_success",
+        "next_try",
+        "parallel",
+        "prober",
+        "since",
+    )
 
     #: How many connections one pool opens at a time when all is well.
     PARALLEL = 4
@@ -40,6 +52,7 @@ class Outage:
         self.since: float | None = None
         self.fault: Fault | None = None
         self.last_failure = 0.0
+        self.last_success = -math.inf
         self.failures = 0
         self.next_try = 0.0
         self.busy = 0  #: failures in a row that were not refusals: the server, or something in its place, is there
@@ -76,6 +89,8 @@ class Outage:
         The outage counts from the beginning of the attempt: a frozen server is noticed only when its time is up.
         """
         began = self.since is None
+        if began and started < self.last_success:
+            return False  # it hung until its time was up; others, begun later, have been answered since
         if began:
             self.since, self.failures, self.busy = started, 0, 0
             self.prober = who
@@ -105,6 +120,7 @@ class Outage:
         thousand processes that all find the server back at once must not knock it over.
         """
         ended = None if self.since is None else now - self.since
+        self.last_success = now
         self.since = self.fault = self.prober = None
         self.parallel = 1 if ended is not None else min(self.PARALLEL, self.parallel + 1)
         return ended

@@ -80,7 +80,7 @@ def ping(state: State, entry: Entry, timeout: float) -> Flow[bool]:
         state.counters.pings += 1
         taken_back = state.server.limit.survived(idle)
     if taken_back:
-        state.decide_policy()
+        state.limit_changed()
     return True
 
 

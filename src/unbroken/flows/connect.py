@@ -66,14 +66,14 @@ def _sleep(state: State, delay: float) -> Flow[None]:
 
 def _open_one(state: State) -> Flow[bool]:
     """Try once, with the place that is reserved. False: this worker should end."""
-    started = state.clock()
+    started, generation = state.clock(), state.kernel.generation
     conn: Connection = None
     entry: Entry | None = None
     try:
         conn = yield Connect(state.settings.connect_timeout)
         if not state.server.limit.asked:
             yield from ask_limit(state, conn)
-        entry = state.adopt(conn)
+        entry = state.adopt(conn, generation)
     except Exception as exc:
         lost = conn is None or state.classify(exc).is_lost
         return _failed(state, exc, started) if lost else _reject_object(state, conn, exc)
@@ -110,18 +110,15 @@ def ask_limit(state: State, conn: Connection) -> Flow[None]:
         return
     with state.server.lock:
         state.server.limit.tell(limit)
-    state.decide_policy()
+    state.limit_changed()
 
 
 def _succeeded(state: State, entry: Entry, took: float) -> None:
     with state.lock, state.server.lock:
-        ended = state.server.outage.succeeded(state.clock())
+        ended = _end_outage(state)
         state.rejected_at = -math.inf
         state.counters.opened += 1
         state.counters.connect_seconds += took
-        if ended is not None:
-            state.counters.outages += 1
-            state.counters.outage_seconds += ended
         tickets, stale = state.kernel.opened(entry)
     state.wake(tickets)
     for old in stale:
@@ -129,6 +126,19 @@ def _succeeded(state: State, entry: Entry, took: float) -> None:
     schedule(state)
     state.order()  # the number opened at a time may have grown
     state.emit("opened", {"pool": state.name, "session": entry.session, "seconds": took})
+    _announce_end(state, ended)
+
+
+def _end_outage(state: State) -> float | None:
+    """The server answers: how long it was away, if it was. The caller holds both locks."""
+    ended = state.server.outage.succeeded(state.clock())
+    if ended is not None:
+        state.counters.outages += 1
+        state.counters.outage_seconds += ended
+    return ended
+
+
+def _announce_end(state: State, ended: float | None) -> None:
     if ended is not None:
         log.warning("%s: %s is back after %.2f s", state.name, state.driver.target.server, ended)
         state.emit("outage ended", {"pool": state.name, "seconds": ended})
@@ -137,7 +147,9 @@ def _succeeded(state: State, entry: Entry, took: float) -> None:
 
 def tell_others(state: State) -> None:
     """The other pools of this server may connect again, or one of them must become the prober."""
-    for other in list(state.server.pools):
+    with state.server.lock:
+        pools = list(state.server.pools)
+    for other in pools:
         if other is not state:
             other.shell.call(other.order)
 
@@ -165,8 +177,10 @@ def _reject(state: State, exc: Exception, fault: Fault) -> None:
         return told
 
     state.rejected_at = state.clock()
-    with state.lock:
+    with state.lock, state.server.lock:
+        ended = _end_outage(state)  # it says no, so it is there
         state.counters.connect_failures += 1
         tickets = state.kernel.fail(error)
     log.error("%s: cannot connect to %s: %s", state.name, state.driver.target.label, fault.text)
     state.wake(tickets)
+    _announce_end(state, ended)

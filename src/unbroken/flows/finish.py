@@ -155,7 +155,7 @@ def _condemn_lost(state: State, entry: Entry, fault: Fault) -> None:
         entry.cause, entry.words = fault.cause, fault.text
     if entry.cause is not None:
         return
-    cause, words = state.explain(entry)
+    cause, words = state.explain(entry, in_use=True)
     if cause in _VAGUE:
         cause, words = _cause_of(fault), fault.text
     entry.condemn(cause, words)

@@ -91,7 +91,8 @@ class State:
         self.name = name
         self.emit = emit
         self.server: Server = server_of(driver)
-        self.server.pools.add(self)
+        with self.server.lock:
+            self.server.pools.add(self)
         self.lock = shell.new_lock()
         self.kernel = Kernel(settings.max_size, settings.min_size)
         self.idle, self.lent, self.waiting = self.kernel.idle, self.kernel.lent, self.kernel.waiting  #: for the hot paths
@@ -128,13 +129,24 @@ class State:
         self.policy = Policy.decide(self.settings, self.driver.capabilities, is_tcp=self.is_tcp, idle_limit=limit)
         self.fresh_for = self.policy.fresh_for
 
+    def limit_changed(self) -> None:
+        """The server's idle limit was told or learned, or taken back: that concerns all its pools."""
+        with self.server.lock:
+            pools = list(self.server.pools)
+        for pool in pools:
+            pool.decide_policy()
+
     # -- birth ---------------------------------------------------------------------------------------------------
 
-    def adopt(self, conn: Connection) -> Entry:
-        """Make an entry of a fresh connection: its socket known, kept alive and watched."""
+    def adopt(self, conn: Connection, generation: int | None = None) -> Entry:
+        """Make an entry of a fresh connection: its socket known, kept alive and watched.
+
+        *generation* is the pool's when the attempt began: what was being opened during a drain is drained too.
+        """
         now = self.clock()
         driver = self.driver
-        entry = Entry(conn, now, self.kernel.generation, self.policy.retire_at(now, self.random.random()))
+        generation = self.kernel.generation if generation is None else generation
+        entry = Entry(conn, now, generation, self.policy.retire_at(now, self.random.random()))
         entry.session = driver.session_id(conn)
         entry.fd = driver.fileno(conn)
         if entry.fd is not None:
@@ -230,7 +242,8 @@ class State:
             try:
                 self.shell.spawn(self.connector(self), "connector")
             except RuntimeError:  # no more threads: the limit is reached, or the interpreter is ending
-                self.connectors -= 1
+                with self.lock:
+                    self.connectors -= 1
                 log.exception("%s: cannot start a thread to connect with", self.name)
 
     # -- death ---------------------------------------------------------------------------------------------------
@@ -308,8 +321,8 @@ class State:
             self.sockets.renew()
             self.glance = self.sockets.look
 
-    def explain(self, entry: Entry) -> tuple[Cause, str]:
-        """Why the other side ended *entry*: by its last words, or by how long it had been idle."""
+    def explain(self, entry: Entry, *, in_use: bool = False) -> tuple[Cause, str]:
+        """Why the other side ended *entry*: by its last words, or by how long it had been idle. *in_use*: it was not."""
         if entry.cause is not None:
             return entry.cause, entry.words
         backend = self.driver.target.backend
@@ -321,11 +334,11 @@ class State:
         with self.server.lock:
             if words is not None:
                 return faults.cause_of_words(words.code, words.text, backend), f"{words.code} {words.text}"
-            explained = self.server.limit.explains(idle)
-            learned = self.server.limit.died(now, idle)
+            explained = not in_use and self.server.limit.explains(idle)
+            learned = not in_use and self.server.limit.died(now, idle)
         if learned:
             log.info("%s: learned that idle connections are ended after about %.1f s", self.name, idle)
-            self.decide_policy()
+            self.limit_changed()
         return (Cause.IDLE_LIMIT if explained or learned else Cause.CLOSED_BY_PEER), ""
 
     def ended(self, entry: Entry) -> None:
@@ -339,7 +352,7 @@ class State:
         elif self.kernel.is_out(entry):
             if entry.fd is not None:
                 self.sockets.forget(entry.fd)  # known from here on; it must not hide another's death
-            entry.condemn(*self.explain(entry))
+            entry.condemn(*self.explain(entry, in_use=True))
             self.cut(entry)  # else the socket stays in CLOSE_WAIT for as long as its holder thinks
         elif entry.cause is None:  # between two owners, or a worker has it: it will be one or the other soon
             this, state = weakref.ref(entry), weakref.ref(self)
@@ -456,7 +469,8 @@ class State:
 
     def _why_not(self, entry: Entry, healthy: bool) -> tuple[Cause, str]:
         if not healthy:
-            return self.explain(entry) if entry.poll(0) else (Cause.RESET_FAILED, "")
+            is_dead = liveness.judge(entry.poll(0)) is liveness.Liveness.DEAD
+            return self.explain(entry, in_use=True) if is_dead else (Cause.RESET_FAILED, "")
         if self.kernel.closed:
             return Cause.POOL_CLOSED, ""
         return Cause.DRAINED, ""

@@ -36,7 +36,11 @@ def _tick(state_ref: Callable[[], State | None]) -> None:
         state.upkeep_running = state.upkeep_running or due
         live = bool(state.kernel.size or state.forgotten or state.kernel.min_size)
     if due:
-        state.shell.spawn(upkeep(state), "upkeep")
+        try:
+            state.shell.spawn(upkeep(state), "upkeep")
+        except RuntimeError:  # no thread to be had now: the next tick tries again
+            state.upkeep_running = False
+            schedule(state)
     elif live:
         schedule(state)
 
@@ -46,7 +50,7 @@ def _is_due(state: State, now: float) -> bool:
         return True
     spare = len(state.kernel.entries) > state.kernel.min_size
     policy = state.policy
-    for entry in tuple(state.kernel.idle):
+    for entry in list(state.kernel.idle):
         if policy.overdue(entry, now, spare=spare) or (not spare and policy.wants_exercise(entry, now)):
             return True
     for entry in list(state.kernel.lent.values()):
@@ -70,7 +74,7 @@ def upkeep(state: State) -> Flow[None]:
 
 def _tend_idle(state: State) -> Flow[None]:
     now = state.clock()
-    for entry in tuple(state.kernel.idle):
+    for entry in list(state.kernel.idle):
         with state.lock:
             spare = len(state.kernel.entries) > state.kernel.min_size
             cause = state.policy.overdue(entry, now, spare=spare)

@@ -1,0 +1,214 @@
+"""Single moments of the slow paths, each set up on purpose in the simulated world."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.errors import ConnectRejectedError, OutageError
+from unbroken.flows.state import State
+from unbroken.sync import Pool
+from unbroken.testing.fake import Mode
+
+from .simulation import Connection, World, installed
+
+UNREACHABLE = Fault(FaultKind.UNREACHABLE, None, 110, "timed out")
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World(1)
+    world.interrupts, world.latency, world.server.max_connections = 0.0, 0.0, 100
+    gc.disable()
+    try:
+        with installed(world):
+            yield world
+    finally:
+        gc.enable()
+
+
+def do(world: World, work: Callable[[], Any], within: float = 60.0) -> Any:
+    """Run *work* as a thread of the world until it ends; its result, or what it raised."""
+    results: list[Any] = []
+
+    def thread() -> None:
+        try:
+            results.append((work(), None))
+        except Exception as error:
+            results.append((None, error))
+
+    world.start(thread, "test")
+    assert world.run(lambda: bool(results), within), "it never ended"
+    result, error = results[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def pass_time(world: World, seconds: float) -> None:
+    world.run(lambda: False, seconds)
+
+
+def use(pool: Pool) -> None:
+    with pool.connection() as conn:
+        conn.execute("INSERT", 1)
+
+
+def hold(world: World, pool: Pool, seconds: float) -> None:
+    """A thread takes a connection for so long, and does not mind its end."""
+
+    def thread() -> None:
+        conn = pool.acquire()
+        world.wait(lambda: False, world.clock.now + seconds)
+        pool.release(conn)
+
+    world.start(thread, "holder")
+    pass_time(world, 0.0)
+
+
+def test_deaths_in_use_teach_nothing_about_idleness(world: World) -> None:
+    pool = world.new_pool()
+    for _ in range(3):
+        hold(world, pool, 10.0)
+        pass_time(world, 5.0)
+        world.server.kill_sessions(None)  # without a word, as by a balancer's limit on long requests
+        pass_time(world, 10.0)
+    limit = pool._state.server.limit
+    assert limit.learned is None
+    assert pool.stats().closed == {Cause.CLOSED_BY_PEER.value: 3}
+
+
+def test_deaths_while_idle_do_teach(world: World) -> None:
+    pool = world.new_pool()
+    for _ in range(2):
+        do(world, lambda: use(pool))
+        pass_time(world, 5.0)
+        world.server.kill_sessions(None)
+        pass_time(world, 1.0)
+    assert pool._state.server.limit.learned == pytest.approx(5.0, rel=0.1)
+    assert pool._state.policy.idle_limit == pytest.approx(5.0, rel=0.1)
+
+
+def test_what_one_pool_is_told_of_the_server_all_its_pools_know(world: World) -> None:
+    world.server.idle_limit = 3.0
+    first, second = world.new_pool(), world.new_pool()
+    do(world, lambda: use(first))
+    do(world, lambda: use(second))
+    assert first._state.policy.idle_limit == second._state.policy.idle_limit == 3.0
+
+
+def test_an_attempt_that_fails_late_does_not_speak_of_a_server_that_answered_since(world: World) -> None:
+    """One attempt hangs until its time is up; others, begun later, succeeded."""
+    pool = world.new_pool(connect_timeout=5.0, outage_wait=2.0)
+    do(world, lambda: use(pool))
+    pass_time(world, 10.0)
+    state = pool._state
+    assert state.server.outage.failed(state, world.clock.now - 11.0, world.clock.now, UNREACHABLE, state.random) is False
+    assert not state.server.outage.active
+
+
+def test_what_was_being_opened_during_a_drain_is_replaced_too(world: World) -> None:
+    """It may have been opened to the server that is drained away from."""
+    pool = world.new_pool()
+    world.server.mode = Mode.UNREACHABLE
+    hold(world, pool, 1.0)
+    pass_time(world, 0.5)
+    pool.drain()
+    world.server.up()
+    pass_time(world, 0.1)
+    assert [e.session for e in pool._state.kernel.entries.values()] == ["2"]
+    assert pool.stats().closed == {Cause.DRAINED.value: 1}
+
+
+def test_upkeep_goes_on_after_a_moment_without_threads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = world.new_pool(max_idle=2.0)
+    do(world, lambda: use(pool))
+    shell, refused = pool._state.shell, []
+    spawn = shell.spawn
+
+    def refuse(flow: Any, name: str) -> None:
+        if name == "upkeep" and len(refused) < 3:
+            refused.append(name)
+            raise RuntimeError("can't start new thread")
+        spawn(flow, name)
+
+    monkeypatch.setattr(shell, "spawn", refuse)
+    pass_time(world, 20.0)
+    assert len(refused) == 3
+    assert pool.stats().size == 0, "idle for longer than max_idle, and nobody closed it"
+
+
+def test_a_moment_without_threads_does_not_lose_a_place_for_connectors(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = world.new_pool()
+    shell, refused = pool._state.shell, []
+    spawn = shell.spawn
+
+    def refuse(flow: Any, name: str) -> None:
+        if len(refused) < 2:
+            refused.append(name)
+            raise RuntimeError("can't start new thread")
+        spawn(flow, name)
+
+    monkeypatch.setattr(shell, "spawn", refuse)
+    do(world, lambda: use(pool))
+    pass_time(world, 1.0)
+    assert pool._state.connectors == 0
+
+
+def test_an_answer_left_unread_is_no_word_of_the_servers_end(world: World) -> None:
+    pool = world.new_pool()
+    state: State = pool._state
+    conn: Connection = do(world, pool.acquire)
+    world.net.unread.add(conn.fd)
+    entry = state.kernel.lent[id(conn)]
+    state.take_back(entry, conn, healthy=False)
+    assert pool.stats().closed == {Cause.RESET_FAILED.value: 1}
+
+
+def test_who_comes_when_the_server_has_just_come_back_is_served(world: World) -> None:
+    """Although the outage is old, and nobody has waited for a while."""
+    pool = world.new_pool(outage_wait=0.5)
+    world.server.mode = Mode.REFUSING
+    with pytest.raises(OutageError):
+        do(world, lambda: use(pool))
+    for _ in range(20):
+        pass_time(world, 3.3)
+        world.server.up()
+        do(world, lambda: use(pool))
+        world.server.crash()
+        with pytest.raises(OutageError):
+            do(world, lambda: use(pool))
+
+
+def test_a_refused_password_is_told_although_there_was_an_outage_before(world: World) -> None:
+    pool = world.new_pool(outage_wait=0.5)
+    world.server.mode = Mode.REFUSING
+    for _ in range(5):
+        with pytest.raises(OutageError):
+            do(world, lambda: use(pool))
+    world.server.reject()
+    pass_time(world, 0.5)  # the next attempt is told
+    for _ in range(5):
+        with pytest.raises(ConnectRejectedError):
+            do(world, lambda: use(pool))
+    assert pool.stats().away_for == 0.0, "the server answers: it is not away"
+
+
+def test_callers_of_a_second_pool_do_not_wait_for_the_first_ones_leisure(world: World) -> None:
+    """The prober of the server belongs to a pool for which nobody waits."""
+    first, second = world.new_pool(), world.new_pool(acquire_timeout=30.0, outage_wait=30.0)
+    world.server.mode = Mode.REFUSING
+    with pytest.raises(OutageError):
+        do(world, lambda: use(first))
+    pass_time(world, 5.0)
+    done: list[float] = []
+    world.start(lambda: (use(second), done.append(world.clock.now)), "caller")
+    pass_time(world, 3.0)
+    world.server.up()
+    back = world.clock.now
+    assert world.run(lambda: bool(done), 5.0)
+    assert done[0] - back < 0.05
