@@ -1,6 +1,6 @@
 """The site of django_app.py under ASGI, with an async view.
 
-    DATABASE_URL=postgresql://app:secret@127.0.0.1/shop uvicorn --workers 2 django_asgi:app
+DATABASE_URL=postgresql://app:secret@127.0.0.1/shop uvicorn --workers 2 django_asgi:app
 """
 
 from __future__ import annotations

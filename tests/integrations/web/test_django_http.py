@@ -54,10 +54,14 @@ def test_django_under_every_server_beside_its_own_backends(
 ) -> None:
     worst = 0
     for engine in ENGINES[driver]:
-        plain = ordeals(stands(web, driver, app=app, query=f"engine={engine}"))
-        worst = max(worst, sum(plain.not_200.values()))
+        try:
+            plain = ordeals(stands(web, driver, app=app, query=f"engine={engine}"))
+            row, bad = plain.row(), sum(plain.not_200.values())
+        except AssertionError as error:  # it never comes back: Django's own pool, inherited through a fork
+            row, bad = f"does not answer: {str(error).splitlines()[0][:80]}", 1
+        worst = max(worst, bad)
         with capsys.disabled():
-            print(f"\n{web:18s} {driver:10s} {engine:10s} {plain.row()}", end="")
+            print(f"\n{web:18s} {driver:10s} {engine:10s} {row}", end="")
     stand = stands(web, driver, app=app)
     outcome = ordeals(stand)
     with capsys.disabled():

@@ -122,7 +122,7 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     def _look(self) -> None:
         """Outside a transaction: what was lost while idle is let go of, so that a new one takes its place."""
         held = self._held
-        if held is None or self.in_atomic_block or self.connection is not held.conn:
+        if held is None or self._connecting or self.in_atomic_block or self.connection is not held.conn:
             return
         if not held.is_inherited:
             between = self.autocommit or held.failed or held.state.driver.is_in_transaction(held.conn) is False

@@ -1,0 +1,25 @@
+"""Django is set up once per process; each test adds its own databases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import django
+import pytest
+from django.conf import settings as site_settings
+
+if not site_settings.configured:
+    site_settings.configure(DATABASES={}, SECRET_KEY="of tests only", USE_TZ=True, ALLOWED_HOSTS=["*"], INSTALLED_APPS=[], MIDDLEWARE=[])
+    django.setup()
+
+
+@pytest.fixture
+def settings() -> Iterator[Any]:
+    """Django's settings; what a test sets is undone."""
+    before = dict(site_settings._wrapped.__dict__)
+    yield site_settings
+    site_settings._wrapped.__dict__.clear()
+    site_settings._wrapped.__dict__.update(before)
+    for name in [name for name in site_settings.__dict__ if name != "_wrapped"]:
+        site_settings.__dict__.pop(name)

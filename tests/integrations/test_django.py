@@ -1,0 +1,536 @@
+"""Django's backends over a pool, on real servers: lending, losses, what is left behind, round trips."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import logging
+import math
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError, ProgrammingError, connections, transaction
+from django.db.backends.signals import connection_created
+from django.db.transaction import TransactionManagementError
+
+import unbroken
+from unbroken.abc import Cause
+from unbroken.errors import CommitUnknownError, OutageError, PoolTimeoutError
+
+BOTH = ["mysql", "postgresql"]
+
+
+def settings_for(server: Any, kind: str, **more: Any) -> dict[str, Any]:
+    given = {
+        "ENGINE": f"unbroken.django.{kind}", "NAME": server.database, "USER": server.user, "PASSWORD": server.password,
+        "HOST": server.host, "PORT": server.port, **more,
+    }  # fmt: skip
+    return connections.configure_settings({"default": {}, "x": given})["x"]
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, f"not true within {seconds} s"
+        time.sleep(0.01)
+    return found
+
+
+class Site:
+    """One alias in Django's own registry, and the server behind it."""
+
+    def __init__(self, kind: str, server: Any, alias: str, **more: Any) -> None:
+        self.kind, self.server, self.alias = kind, server, alias
+        connections.settings[alias] = settings_for(server, kind, **more)
+
+    @property
+    def connection(self) -> Any:
+        """This thread's wrapper."""
+        return connections[self.alias]
+
+    @property
+    def pool(self) -> unbroken.Pool:
+        return self.connection.unbroken_pool
+
+    def ask(self, sql: str, params: Any = None) -> Any:
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql, params)
+            return cursor.fetchone()[0]
+
+    def run(self, sql: str) -> None:
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql)
+
+    def session(self) -> int:
+        return int(self.ask("SELECT CONNECTION_ID()" if self.kind == "mysql" else "SELECT pg_backend_pid()"))
+
+    def close(self) -> None:
+        self.connection.close()
+        self.connection.close_pool()
+        del connections[self.alias]
+        connections.settings.pop(self.alias, None)
+
+
+@pytest.fixture
+def make(mariadb: Any, postgres: Any) -> Iterator[Callable[..., Site]]:
+    """``make(kind, **DATABASES)``: an alias on a server of that kind; options of the pool as ``pool={…}``."""
+    made: list[Site] = []
+
+    def site(kind: str, server: Any = None, pool: dict[str, Any] | None = None, **more: Any) -> Site:
+        more.setdefault("OPTIONS", {})["unbroken"] = pool or {}
+        made.append(Site(kind, server or (mariadb if kind == "mysql" else postgres), f"alias{len(made)}", **more))
+        return made[-1]
+
+    yield site
+    for each in made:
+        each.close()
+
+
+@pytest.fixture(params=BOTH)
+def site(request: Any, make: Any) -> Site:
+    return make(request.param)
+
+
+# -- lending -----------------------------------------------------------------------------------------------------------
+
+
+def test_close_gives_the_connection_back_and_the_next_user_gets_the_same(site: Site) -> None:
+    first = site.session()
+    site.connection.close()
+    assert site.connection.connection is None
+    assert site.pool.stats().idle == 1
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(site.session).result() == first
+
+
+def test_between_requests_the_connection_goes_back_whatever_conn_max_age_is(make: Any) -> None:
+    site = make("mysql", CONN_MAX_AGE=None)
+    site.session()
+    site.connection.close_if_unusable_or_obsolete()
+    assert site.connection.connection is None
+    assert site.pool.stats().idle == 1
+
+
+def test_conn_max_age_becomes_the_age_at_which_connections_retire(make: Any) -> None:
+    assert make("mysql", CONN_MAX_AGE=60).pool.settings.max_age == 60
+    assert make("mysql", CONN_MAX_AGE=0).pool.settings.max_age is None
+    assert make("mysql", CONN_MAX_AGE=60, pool={"max_age": 5.0}).pool.settings.max_age == 5.0
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_two_hundred_threads_share_five_sessions_without_an_error(kind: str, make: Any) -> None:
+    site = make(kind, pool={"max_size": 5, "acquire_timeout": 30.0})
+    most = 0
+
+    def work() -> int:
+        try:
+            return int(site.ask("SELECT 1 FROM (SELECT SLEEP(0.01)) t" if kind == "mysql" else "SELECT 1 FROM pg_sleep(0.01)"))
+        finally:
+            site.connection.close()
+
+    with ThreadPoolExecutor(200) as threads:
+        running = [threads.submit(work) for _ in range(200)]
+        while not all(each.done() for each in running):
+            most = max(most, len(site.server.sessions()))
+        assert [each.result() for each in running] == [1] * 200
+    assert 1 <= most <= 5
+    assert site.pool.stats().opened <= 5
+
+
+def test_threads_that_end_without_closing_give_back_what_they_held(site: Site) -> None:
+    site.pool.resize(max_size=2)
+    gc.disable()  # the wrapper is part of a cycle: it is not the collector that saves us
+    try:
+        for _ in range(6):
+            thread = threading.Thread(target=site.session)
+            thread.start()
+            thread.join()
+        wait_until(lambda: site.pool.stats().idle >= 1)
+        assert site.pool.stats().opened <= 2
+        assert site.pool.stats().leaked == 0
+    finally:
+        gc.enable()
+
+
+def test_a_full_pool_says_who_holds_it(make: Any) -> None:
+    site = make("mysql", pool={"max_size": 1, "acquire_timeout": 0.2})
+    site.session()
+    with ThreadPoolExecutor(1) as other, pytest.raises(OperationalError, match=r"test_django\.py:\d+") as caught:
+        other.submit(site.session).result()
+    assert isinstance(caught.value, PoolTimeoutError)
+
+
+def test_a_leak_is_reported_with_the_line_that_took_it(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    site = make("mysql", pool={"leak_after": 0.2})
+    with caplog.at_level(logging.WARNING, "unbroken"):
+        site.session()
+        wait_until(lambda: "has been held for" in caplog.text)
+    assert "test_django.py:" in caplog.text
+
+
+def test_the_signal_connection_created_comes_with_each_take_up(site: Site) -> None:
+    seen: list[Any] = []
+
+    def receiver(connection: Any, **_kwargs: Any) -> None:
+        seen.append(connection)
+
+    connection_created.connect(receiver)
+    try:
+        site.session()
+        site.connection.close()
+        site.session()
+    finally:
+        connection_created.disconnect(receiver)
+    assert seen == [site.connection, site.connection]
+
+
+# -- losses ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_loop_heals_between_statements_without_any_help(site: Site) -> None:
+    for _ in range(3):
+        first = site.session()
+        site.server.kill_sessions()
+        assert site.session() != first
+
+
+def test_a_worker_loop_heals_before_atomic(site: Site) -> None:
+    first = site.session()
+    site.server.kill_sessions()
+    with transaction.atomic(using=site.alias):
+        assert site.session() != first
+
+
+def test_a_loss_inside_atomic_is_an_error_with_its_cause_and_the_next_block_works(site: Site) -> None:
+    with pytest.raises(OperationalError) as caught, transaction.atomic(using=site.alias):
+        site.session()
+        site.server.kill_sessions()
+        site.session()
+    assert any("lost inside atomic" in note for note in caught.value.__cause__.__notes__)
+    with transaction.atomic(using=site.alias):
+        assert site.session()
+
+
+def test_a_loss_between_two_statements_of_a_transaction_of_ones_own_is_not_hidden(site: Site) -> None:
+    site.connection.set_autocommit(False)
+    site.session()
+    site.server.kill_sessions()
+    with pytest.raises(OperationalError):
+        site.session()
+    site.connection.close()
+    assert site.session()
+    assert site.connection.get_autocommit() is True
+
+
+def test_a_commit_on_a_connection_that_is_gone_says_that_nothing_is_stored(site: Site) -> None:
+    site.run("CREATE TABLE IF NOT EXISTS gone (n integer)")
+    with pytest.raises(OperationalError) as caught, transaction.atomic(using=site.alias):
+        site.run("INSERT INTO gone VALUES (1)")
+        site.server.kill_sessions()
+        wait_until(lambda: site.connection._held.is_dead)
+    assert isinstance(caught.value, unbroken.ConnectionLostError)
+    assert not isinstance(caught.value, CommitUnknownError)
+    assert site.ask("SELECT count(*) FROM gone") == 0
+    site.run("DROP TABLE gone")
+
+
+def test_an_outage_is_an_operational_error_and_an_outage_error_in_one(make: Any, new_mariadb: Any) -> None:
+    server = new_mariadb()
+    site = make("mysql", server, pool={"outage_wait": 0.1, "acquire_timeout": 0.5})
+    site.session()
+    site.connection.close()
+    server.stop()
+    with pytest.raises(OutageError) as caught:
+        site.session()
+    assert isinstance(caught.value, OperationalError)
+    assert caught.value.retry_after > 0
+    server.start()
+
+    def answers() -> bool:
+        try:
+            return bool(site.session())
+        except OutageError:
+            return False
+
+    wait_until(answers)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_worker_that_idles_past_the_servers_limit_sees_nothing_of_it(kind: str, make: Any, new_mariadb: Any, new_postgres: Any) -> None:
+    server = new_mariadb({"wait_timeout": 1}) if kind == "mysql" else new_postgres({"idle_session_timeout": "1s"})
+    site = make(kind, server)
+    first = site.session()
+    wait_until(lambda: not server.sessions())
+    assert site.session() != first
+    assert set(site.pool.stats().closed) <= {Cause.IDLE_LIMIT.value, Cause.CLOSED_BY_PEER.value}
+
+
+def test_a_worker_that_goes_on_and_on_takes_turns(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unbroken.integrations.django.held.TURN", 0.0)
+    site = make("mysql", pool={"max_size": 1})
+    site.session()
+    over = threading.Event()
+
+    def other() -> None:
+        try:
+            site.session()
+        finally:
+            site.connection.close()
+            over.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    wait_until(lambda: site.session() and over.is_set())
+    thread.join()
+
+
+def test_a_forked_child_uses_sessions_of_its_own_and_leaves_the_parents_alone(site: Site) -> None:
+    mine = site.session()
+    fork = multiprocessing.get_context("fork")
+    answers: Any = fork.Queue()
+
+    def child() -> None:
+        answers.put(site.session())
+
+    worker = fork.Process(target=child)
+    worker.start()
+    theirs = answers.get(timeout=20)
+    worker.join(20)
+    assert theirs != mine
+    assert site.session() == mine
+
+
+# -- what is left behind -----------------------------------------------------------------------------------------------
+
+LEAVINGS = [
+    ("mysql", "SET SESSION group_concat_max_len = 7"),
+    ("mysql", "/* app */ SET @x = 5"),
+    ("mysql", "SELECT @x := 5"),
+    ("mysql", "CREATE TEMPORARY TABLE left_behind (n int)"),
+    ("mysql", "SELECT GET_LOCK('left', 0)"),
+    ("mysql", "SET foreign_key_checks=0"),
+    ("postgresql", "SET statement_timeout = 4321"),
+    ("postgresql", "-- app\nSET TIME ZONE 'Asia/Tokyo'"),
+    ("postgresql", "CREATE TEMP TABLE left_behind (n int)"),
+    ("postgresql", "SELECT pg_advisory_lock(42)"),
+    ("postgresql", "SELECT set_config('work_mem', '1MB', false)"),
+    ("postgresql", "LISTEN left_behind"),
+]
+
+
+@pytest.mark.parametrize(("kind", "leave"), LEAVINGS)
+def test_what_a_user_leaves_on_a_session_ends_with_it(kind: str, leave: str, make: Any) -> None:
+    site = make(kind, pool={"max_size": 1})
+    first = site.session()
+    site.run(leave)
+    assert site.session() == first  # it is theirs for as long as they have it
+    site.connection.close()
+    assert site.session() != first
+    assert site.pool.stats().closed.get(Cause.DISCARDED.value) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "sql"),
+    [
+        ("mysql", "SELECT 1"), ("mysql", "SET foreign_key_checks=0; SET foreign_key_checks=1"), ("mysql", "SELECT 'reset '"),
+        ("postgresql", "SET LOCAL statement_timeout = 5"), ("postgresql", "SET CONSTRAINTS ALL IMMEDIATE"),
+        ("postgresql", "SELECT pg_advisory_xact_lock(42)"), ("postgresql", "SELECT 'SET statement_timeout = 5'"),
+    ],
+)  # fmt: skip
+def test_what_leaves_nothing_costs_no_connection(kind: str, sql: str, make: Any) -> None:
+    site = make(kind, pool={"max_size": 1})
+    first = site.session()
+    for part in sql.split("; "):
+        site.run(part)
+    site.connection.close()
+    assert site.session() == first
+
+
+def test_an_open_transaction_is_rolled_back_before_the_next_user(site: Site) -> None:
+    site.run("CREATE TABLE IF NOT EXISTS open_work (n integer)")
+    site.connection.set_autocommit(False)
+    site.run("INSERT INTO open_work VALUES (1)")
+    site.connection.close()
+    assert site.connection.get_autocommit() is True
+    assert site.ask("SELECT count(*) FROM open_work") == 0
+    site.run("DROP TABLE open_work")
+
+
+def test_a_cursor_that_is_kept_does_not_reach_the_next_user(site: Site) -> None:
+    cursor = site.connection.cursor()
+    cursor.execute("SELECT 1")
+    site.connection.close()
+    with pytest.raises(Exception, match=r"closed|NoneType"):
+        cursor.execute("SELECT 1")
+
+
+def test_a_server_side_cursor_left_open_ends_with_its_session(make: Any) -> None:
+    site = make("postgresql", pool={"max_size": 1})
+    first = site.session()
+    cursor = site.connection.chunked_cursor()
+    cursor.execute("SELECT * FROM generate_series(1, 1000)")
+    cursor.fetchmany(10)
+    site.connection.close()
+    assert site.session() != first
+
+
+def test_a_lock_that_was_lost_with_its_session_is_not_hidden(site: Site) -> None:
+    site.run("SELECT GET_LOCK('mine', 0)" if site.kind == "mysql" else "SELECT pg_advisory_lock(7)")
+    site.server.kill_sessions()
+    wait_until(lambda: site.connection._held.is_dead)
+    with pytest.raises(OperationalError):
+        site.session()
+    assert site.session()
+
+
+def test_a_session_is_set_up_as_django_sets_up_its_own(make: Any) -> None:
+    mysql = make("mysql", OPTIONS={"isolation_level": "serializable"})
+    assert mysql.ask("SELECT @@tx_isolation") == "SERIALIZABLE"
+    postgres = make("postgresql", TIME_ZONE="Asia/Tokyo")
+    assert postgres.ask("SHOW timezone") == "Asia/Tokyo"
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(postgres.ask, "SHOW timezone").result() == "Asia/Tokyo"
+
+
+def test_closing_inside_atomic_allows_no_query_until_the_block_ends(site: Site) -> None:
+    with transaction.atomic(using=site.alias):
+        site.session()
+        site.connection.close()
+        with pytest.raises((TransactionManagementError, ProgrammingError)):
+            site.session()
+    assert site.session()
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"unbroken": {"max_sise": 5}}, r"did you mean 'max_size'"),
+        ({"unbroken": {"max_size": 0}}, r"max_size=0"),
+        ({"unbroken": 5}, r"must be a dictionary"),
+        ({"pool": True}, r'OPTIONS\["pool"\]'),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_in_words(options: dict[str, Any], words: str, postgres: Any) -> None:
+    from unbroken.django.postgresql.base import DatabaseWrapper
+
+    wrapper = DatabaseWrapper(settings_for(postgres, "postgresql", OPTIONS=options), "wrong")
+    with pytest.raises(ImproperlyConfigured, match=words):
+        wrapper.ensure_connection()
+
+
+def test_a_refused_password_is_an_error_at_once_without_the_password(make: Any) -> None:
+    for kind in BOTH:
+        site = make(kind, PASSWORD="not-this-one")
+        started = time.monotonic()
+        with pytest.raises(OperationalError) as caught:
+            site.session()
+        assert isinstance(caught.value, unbroken.ConnectRejectedError)
+        assert time.monotonic() - started < 5
+        assert "not-this-one" not in str(caught.value)
+
+
+def test_system_checks_say_what_to_do(make: Any, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unbroken.integrations.django import checks
+
+    make("postgresql", OPTIONS={"pool": True}, CONN_HEALTH_CHECKS=True)
+    make("mysql", pool={"max_sise": 3})
+    found = {message.id: message for message in checks.check_settings()}
+    assert set(found) == {"unbroken.E001", "unbroken.E002", "unbroken.I003"}
+    assert "max_size" in found["unbroken.E001"].msg
+    assert "max_size" in found["unbroken.E002"].hint
+
+
+def test_the_deployment_check_holds_pools_and_processes_against_the_server(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unbroken.integrations.django import checks
+
+    site = make("postgresql", pool={"max_size": 20})
+    assert [m.id for m in checks.check_deployment()] == []
+    monkeypatch.setenv("WEB_CONCURRENCY", "50")
+    found = {m.id: m for m in checks.check_deployment()}
+    assert set(found) == {"unbroken.W004", "unbroken.W005"}  # the first check has used the database, "before the fork"
+    limit = int(site.ask("SHOW max_connections"))
+    assert f"20 × 50 processes (WEB_CONCURRENCY) = 1000, above the server's max_connections {limit}" in found["unbroken.W005"].msg
+    assert f"to {max(1, limit // 50)} at most" in found["unbroken.W005"].hint
+
+
+def test_the_deployment_check_warns_of_persistent_connections_under_asgi(settings: Any, mariadb: Any) -> None:
+    from unbroken.integrations.django import checks
+
+    settings.ASGI_APPLICATION = "site.asgi.application"
+    connections.settings["plain"] = settings_for(mariadb, "mysql", ENGINE="django.db.backends.mysql", CONN_MAX_AGE=None)
+    try:
+        assert [m.id for m in checks.check_deployment()] == ["unbroken.W006"]
+    finally:
+        connections.settings.pop("plain")
+
+
+# -- round trips -------------------------------------------------------------------------------------------------------
+
+
+def counting() -> Any:
+    path = Path(__file__).parents[2] / "bench" / "counting.py"
+    spec = importlib.util.spec_from_file_location("counting", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.CountingProxy
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_request_with_one_query_is_one_round_trip_on_the_wire(kind: str, make: Any) -> None:
+    site = make(kind, pool={"max_size": 1})
+    with counting()(site.server.port) as proxy:
+        connections.settings[site.alias]["PORT"] = proxy.port
+
+        def request() -> None:
+            site.ask("SELECT 1")
+            site.connection.close_if_unusable_or_obsolete()
+
+        for _ in range(3):  # connects; asks for the idle limit and the version once per process
+            with ThreadPoolExecutor(1) as threads:  # each request on a thread of its own, as under ASGI
+                threads.submit(request).result()
+        before = proxy.trips
+        for _ in range(20):
+            with ThreadPoolExecutor(1) as threads:
+                threads.submit(request).result()
+        assert proxy.trips - before == 20
+        assert site.pool.stats().opened == 1
+
+
+def test_an_atomic_block_costs_what_it_costs_with_django(make: Any) -> None:
+    site = make("mysql", pool={"max_size": 1})
+    with counting()(site.server.port) as proxy:
+        connections.settings[site.alias]["PORT"] = proxy.port
+
+        def request() -> None:
+            with transaction.atomic(using=site.alias):
+                site.ask("SELECT 1")
+            site.connection.close_if_unusable_or_obsolete()
+
+        for _ in range(3):
+            request()
+        before = proxy.trips
+        for _ in range(10):
+            request()
+        assert proxy.trips - before == 40  # autocommit off, the query, COMMIT, autocommit on
+
+
+def test_deadline_bounds_a_query_and_says_so(make: Any) -> None:
+    site = make("postgresql", pool={"deadline": 0.3})
+    started = time.monotonic()
+    with pytest.raises(unbroken.DeadlineExceeded) as caught:
+        site.ask("SELECT 1 FROM pg_sleep(30)")
+    assert isinstance(caught.value, OperationalError)
+    assert time.monotonic() - started < math.ceil(0.3) + 10
+    assert site.session()

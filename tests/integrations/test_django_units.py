@@ -1,0 +1,366 @@
+"""Requests and functions as units of work: run again where that is safe, an outage answered with 503."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import OperationalError, connections, transaction
+from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
+from django.test import AsyncClient, Client
+from django.urls import path
+
+from unbroken.django import replayable
+from unbroken.testing.servers import MariaDB, PostgreSQL
+
+server: Any = None  #: the one that the views speak to
+alias = ""  #: and by which name: asgiref keeps a thread, with its wrappers, from test to test
+numbers = itertools.count()
+calls: list[str] = []
+kills = 0
+
+
+def kill() -> None:
+    """The sessions end, as often as the test asked for it."""
+    global kills
+    if kills:
+        kills -= 1
+        server.kill_sessions()
+
+
+def ask(sql: str) -> Any:
+    with connections[alias].cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchone()[0] if cursor.description else None
+
+
+def count() -> int:
+    return int(ask("SELECT count(*) FROM note"))
+
+
+def read(request: Any) -> Any:
+    calls.append("read")
+    request.visits = getattr(request, "visits", 0) + 1
+    before = count()
+    kill()
+    with transaction.atomic(using=alias):  # a statement outside would be healed without anybody's help
+        ask("SELECT 1")
+        kill()
+        return JsonResponse({"notes": count(), "before": before, "visits": request.visits})
+
+
+def write(request: Any) -> Any:
+    calls.append("write")
+    with transaction.atomic(using=alias):
+        ask("INSERT INTO note VALUES (1)")
+        kill()
+        return JsonResponse({"notes": count(), "text": request.POST.get("text")})
+
+
+def write_alone(request: Any) -> Any:
+    calls.append("write_alone")
+    ask("INSERT INTO note VALUES (1)")
+    with transaction.atomic(using=alias):
+        ask("SELECT 1")
+        kill()
+        return JsonResponse({"notes": count()})
+
+
+def swallow(request: Any) -> Any:
+    calls.append("swallow")
+    try:
+        return read(request)
+    except OperationalError:
+        return HttpResponse("sorry", status=500)
+
+
+def stream(request: Any) -> Any:
+    calls.append("stream")
+
+    def lines() -> Iterator[str]:
+        yield f"{count()}\n"
+        kill()
+        yield f"{count()}\n"
+
+    return StreamingHttpResponse(lines())
+
+
+async def read_async(request: Any) -> Any:
+    calls.append("read_async")
+    return await sync_to_async(read)(request)
+
+
+marked = replayable(write)
+urlpatterns = [
+    path("read", read), path("write", write), path("marked", marked), path("write_alone", write_alone), path("swallow", swallow),
+    path("stream", stream), path("read_async", read_async),
+]  # fmt: skip
+
+
+@pytest.fixture(params=["mysql", "postgresql"])
+def site(request: Any, settings: Any, new_mariadb: Any, new_postgres: Any) -> Iterator[Client]:
+    """A client of a site under the middleware."""
+    global server, kills, alias
+    alias = f"site{next(numbers)}"
+    server = new_mariadb() if request.param == "mysql" else new_postgres()
+    connections.settings[alias] = connections.configure_settings(
+        {
+            "default": {},
+            "x": {
+                "ENGINE": f"unbroken.django.{request.param}", "NAME": server.database, "USER": server.user, "HOST": server.host,
+                "PASSWORD": server.password, "PORT": server.port, "OPTIONS": {"unbroken": {"outage_wait": 0.2, "acquire_timeout": 1.0}},
+            },
+        }
+    )["x"]  # fmt: skip
+    settings.ROOT_URLCONF = __name__
+    settings.MIDDLEWARE = ["unbroken.django.middleware.UnbrokenMiddleware"]
+    calls.clear()
+    kills = 0
+    ask("CREATE TABLE note (n integer)")
+    connections[alias].close()
+    yield Client(raise_request_exception=False)
+    connections[alias].close()
+    connections[alias].close_pool()
+    del connections[alias]
+    connections.settings.pop(alias)
+
+
+def stored() -> int:
+    return int(server.admin("SELECT count(*) FROM note")[0][0])
+
+
+def test_a_get_whose_connection_is_lost_is_run_again_and_finds_the_request_as_it_was(site: Client) -> None:
+    global kills
+    kills = 2
+    response = site.get("/read")
+    assert (response.status_code, response.json()["visits"]) == (200, 1)
+    assert calls == ["read", "read"]
+    assert connections[alias].connection is None  # given back before the response went out
+
+
+def test_a_get_is_not_run_again_after_a_write_in_autocommit(site: Client) -> None:
+    global kills
+    kills = 1
+    assert site.get("/write_alone").status_code == 500
+    assert calls == ["write_alone"]
+    assert stored() == 1
+
+
+def test_a_post_is_run_again_only_where_its_view_says_so(site: Client) -> None:
+    global kills
+    kills = 1
+    assert site.post("/write", {"text": "a"}).status_code == 500
+    assert stored() == 0
+    kills = 1
+    response = site.post("/marked", {"text": "b"})
+    assert (response.status_code, response.json()) == (200, {"notes": 1, "text": "b"})
+    assert calls == ["write", "write", "write"]
+    assert stored() == 1
+
+
+def test_atomic_requests_are_run_again_too(site: Client) -> None:
+    global kills
+    connections[alias].settings_dict["ATOMIC_REQUESTS"] = True
+    kills = 1
+    response = site.post("/marked", {"text": "b"})
+    assert (response.status_code, response.json()["notes"]) == (200, 1)
+    assert stored() == 1
+
+
+def test_an_error_page_that_the_site_made_of_a_loss_is_not_sent(site: Client) -> None:
+    global kills
+    kills = 2
+    assert site.get("/swallow").status_code == 200
+    assert calls == ["swallow", "read", "swallow", "read"]
+
+
+def test_nobody_is_told_of_an_error_that_another_attempt_cures(site: Client) -> None:
+    global kills
+    from django.core.signals import got_request_exception
+
+    told: list[Any] = []
+
+    def receiver(**kwargs: Any) -> None:
+        told.append(kwargs)
+
+    got_request_exception.connect(receiver)
+    try:
+        kills = 2
+        assert site.get("/read").status_code == 200
+        assert told == []
+    finally:
+        got_request_exception.disconnect(receiver)
+
+
+def test_a_streaming_response_heals_between_its_statements_and_gives_back_at_its_end(site: Client) -> None:
+    global kills
+    kills = 1
+    response = site.get("/stream")
+    assert list(response.streaming_content) == [b"0\n", b"0\n"]
+    response.close()
+    assert calls == ["stream"]
+
+
+@pytest.mark.parametrize(("accept", "kind"), [("text/html", "text/html; charset=utf-8"), ("*/*", "application/json")])
+def test_an_outage_is_answered_with_503_and_retry_after(site: Client, accept: str, kind: str) -> None:
+    assert site.get("/read").status_code == 200
+    server.stop()
+    response = site.get("/read", headers={"accept": accept})
+    assert (response.status_code, response["Content-Type"]) == (503, kind)
+    assert int(response["Retry-After"]) >= 1
+    assert server.password.encode() not in response.content
+    assert site.post("/write").status_code == 503
+
+
+def test_async_views_and_middleware_do_the_same(site: Client) -> None:
+    global kills
+
+    async def go() -> tuple[int, int, int]:
+        client = AsyncClient(raise_request_exception=False)
+        lost = await client.get("/read_async")
+        sync_view = await client.get("/read")
+        server.stop()
+        away = await client.get("/read_async")
+        await sync_to_async(lambda: connections[alias].close())()
+        return lost.status_code, sync_view.status_code, away.status_code
+
+    kills = 2
+    assert asyncio.run(go()) == (200, 200, 503)
+    assert calls[:4] == ["read_async", "read", "read_async", "read"]
+
+
+def test_a_function_of_a_worker_is_a_unit_of_work(site: Client) -> None:
+    global kills
+    tries: list[int] = []
+
+    @replayable
+    def job() -> int:
+        tries.append(1)
+        with transaction.atomic(using=alias):
+            ask("INSERT INTO note VALUES (2)")
+            kill()
+            return count()
+
+    kills = 2
+    count()  # the worker has its connection from before
+    assert job() == 1
+    assert len(tries) == 3
+    assert stored() == 1
+
+
+def test_an_attempt_that_committed_is_not_run_again(site: Client) -> None:
+    global kills
+
+    @replayable
+    def job() -> None:
+        with transaction.atomic(using=alias):
+            ask("INSERT INTO note VALUES (3)")
+        with transaction.atomic(using=alias):
+            ask("SELECT 1")
+            kill()
+            count()
+
+    kills = 1
+    with pytest.raises(OperationalError):
+        job()
+    assert stored() == 1
+
+
+def test_a_deadlock_is_tried_again(site: Client) -> None:
+    ask("INSERT INTO note VALUES (1), (2)")
+    if connections[alias].vendor == "mysql":
+        ask("ALTER TABLE note ADD PRIMARY KEY (n)")
+    connections[alias].close()
+    both_hold_one = threading.Barrier(2)
+    tries: list[int] = []
+
+    @replayable
+    def job(first: int, second: int) -> None:
+        tries.append(first)
+        with transaction.atomic(using=alias):
+            ask(f"UPDATE note SET n = n WHERE n = {first}")
+            if tries.count(first) == 1:
+                both_hold_one.wait(10)
+            ask(f"UPDATE note SET n = n WHERE n = {second}")
+
+    def run(first: int, second: int) -> None:
+        try:
+            job(first, second)
+        finally:
+            connections[alias].close()
+
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(run, 1, 2), threads.submit(run, 2, 1)]:
+            done.result()
+    assert len(tries) == 3
+
+
+def test_settings_of_the_middleware_that_cannot_work_are_refused(settings: Any) -> None:
+    from django.core.exceptions import ImproperlyConfigured
+
+    from unbroken.django.middleware import UnbrokenMiddleware
+
+    for given, words in (
+        ({"max_bodi": 1}, "did you mean 'max_body'"),
+        ({"readyz": "/r"}, "not for Django"),
+        ({"deadline": -1}, "deadline=-1"),
+    ):
+        settings.UNBROKEN = given
+        with pytest.raises(ImproperlyConfigured, match=words):
+            UnbrokenMiddleware(lambda request: None)
+
+
+# -- the other drivers, each of which needs a process of its own -----------------------------------------------------------
+
+PROGRAM = """
+import json, sys
+sys.modules.update(HIDE)
+if PYMYSQL:
+    import pymysql; pymysql.install_as_MySQLdb()
+from django.conf import settings
+settings.configure(DATABASES={"default": json.loads(sys.argv[1])}, SECRET_KEY="x", USE_TZ=True)
+import django; django.setup()
+from django.db import connection, transaction
+def session():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT CONNECTION_ID()" if connection.vendor == "mysql" else "SELECT pg_backend_pid()")
+        return cursor.fetchone()[0]
+first = session(); connection.close(); assert session() == first
+connection.connection.close()  # as a server would
+assert session() != first
+with transaction.atomic():
+    session()
+connection.close()
+with connection.cursor() as cursor:
+    cursor.execute("SET time_zone = '+01:00'" if connection.vendor == "mysql" else "SET statement_timeout = 5000")
+second = session(); connection.close(); assert session() != second
+connection.close()
+print(type(connection.unbroken_pool._driver).__module__, connection.unbroken_pool.stats().opened)
+"""
+
+
+@pytest.mark.parametrize(("kind", "driver"), [("mysql", "pymysql"), ("postgresql", "psycopg2")])
+def test_the_other_driver_that_django_takes_works_alike(kind: str, driver: str, mariadb: MariaDB, postgres: PostgreSQL) -> None:
+    there: Any = mariadb if kind == "mysql" else postgres
+    given = {
+        "ENGINE": f"unbroken.django.{kind}", "NAME": there.database, "USER": there.user, "PASSWORD": there.password, "HOST": there.host,
+        "PORT": there.port,
+    }  # fmt: skip
+    program = textwrap.dedent(PROGRAM).replace("HIDE", '{"psycopg": None}' if driver == "psycopg2" else "{}")
+    program = program.replace("PYMYSQL", str(driver == "pymysql"))
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(given)], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parent
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == [f"unbroken.drivers.{driver}", "3"]
