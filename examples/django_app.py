@@ -51,7 +51,7 @@ settings.configure(
     ROOT_URLCONF=__name__,
     MIDDLEWARE=["unbroken.django.middleware.UnbrokenMiddleware"] if UNBROKEN else [],
     INSTALLED_APPS=["unbroken.django"],
-    SECRET_KEY="only of an example",
+    SECRET_KEY="only of an example",  # noqa: S106 - and known to everybody
     ALLOWED_HOSTS=["*"],
     USE_TZ=True,
 )
@@ -72,6 +72,8 @@ class Item(models.Model):  # type: ignore[misc] # Django has no types
     number = models.IntegerField()
 
     class Meta:
+        """Where it is stored: this file is no app."""
+
         app_label = "shop"
         db_table = "item"
 
