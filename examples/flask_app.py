@@ -20,10 +20,9 @@ PLAIN = bool(os.environ.get("PLAIN"))
 
 app = Flask(__name__)
 app.config["SQLALCHEMY_DATABASE_URI"] = os.environ["DATABASE_URL"]
-app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {} if PLAIN else {"plugins": ["unbroken"]}
-db = SQLAlchemy(app)
 if not PLAIN:
     unbroken.flask.Unbroken(app, healthz="/healthz", readyz="/readyz")
+db = SQLAlchemy(app)
 
 
 class Item(db.Model):  # type: ignore[name-defined, misc] # Flask-SQLAlchemy makes the base

@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server
+from unbroken.testing.servers import MariaDB, MySQL, PostgreSQL, Server
 from unbroken.testing.servers.folders import free_port
 
 ROOT = Path(__file__).parents[3]
@@ -179,7 +179,7 @@ class Outcome:
         failed = sum(n for status, n in self.posts.items() if status != 200)
         return (
             f"GET {self.gets:5d}  not 200 {bad:4d} {'(' + by + ')' if by else '':40s} POST {self.posts.total():5d} failed {failed:4d} "
-            f"lost {len(self.lost)} doubled {len(self.doubled)} slowest {self.slowest:.2f} s"
+            f"(unknown {self.unknown}) lost {len(self.lost)} doubled {len(self.doubled)} slowest {self.slowest:.2f} s"
         )
 
 
@@ -231,6 +231,8 @@ def database(driver: str) -> Server:
     """A server whose idle limit is 2 s."""
     if driver in ("psycopg", "asyncpg", "psycopg2"):
         return PostgreSQL({"idle_session_timeout": "2s"})
+    if driver.startswith("mysql9"):
+        return MySQL({"wait_timeout": 2, "interactive_timeout": 2})
     return MariaDB({"wait_timeout": 2, "interactive_timeout": 2})
 
 
@@ -267,7 +269,8 @@ def stands(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
         def make(web: str, driver: str, *, plain: bool = False, app: str = "flask_app", query: str = "") -> Stand:
             server = stack.enter_context(database(driver))
             port = free_port("127.0.0.1")
-            url = f"{server.url(driver)}?{query}" if query else server.url(driver)
+            url = server.url(driver.removeprefix("mysql9 "))
+            url = f"{url}?{query}" if query else url
             env = {"DATABASE_URL": url, "PLAIN": "1" if plain else "", "PYTHONUNBUFFERED": "1"}
             log = tmp_path / f"web{next(numbers)}.log"
             site = Site(commands(web, port, app), port, env, log, ROOT / "examples")

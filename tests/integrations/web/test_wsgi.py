@@ -336,6 +336,13 @@ def test_a_commit_without_an_answer_is_said_to_be_unknown_and_not_run_again(post
     assert len(calls) == 1
 
 
+def test_a_deadline_bounds_all_attempts_and_is_answered_with_503(pool: unbroken.Pool) -> None:
+    app = Breaking(pool, None, times=0, sql="SELECT SLEEP(30)")
+    client = Client(unbroken.wsgi.Unbroken(app, deadline=0.3))
+    assert b"did not answer in time" in client.ask()
+    assert (client.status, app.calls) == ("503 Service Unavailable", 1)
+
+
 def test_what_a_request_took_from_a_named_pool_is_taken_back(
     pool: unbroken.Pool, mariadb: MariaDB, caplog: pytest.LogCaptureFixture
 ) -> None:
