@@ -7,13 +7,20 @@ from contextlib import ExitStack
 
 import pytest
 
-from unbroken.testing.servers import MariaDB, PostgreSQL
+from unbroken.testing.servers import MariaDB, MySQL, PostgreSQL
 
 
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[MariaDB]:
     """One MariaDB for the whole run: change its settings only with ``temporarily``, and leave no table behind."""
     with MariaDB() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mysql() -> Iterator[MySQL]:
+    """One MySQL for the whole run, likewise."""
+    with MySQL() as server:
         yield server
 
 

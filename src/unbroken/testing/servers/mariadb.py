@@ -14,7 +14,8 @@ from unbroken.testing.servers.base import Server, Session, Value
 from unbroken.testing.servers.errors import ServerError, ServerUnavailable
 from unbroken.testing.servers.wire import mysql_query
 
-_PLACES = ("/usr/sbin", "/usr/local/sbin", "/usr/libexec", "/usr/local/bin", "/opt/homebrew/opt/mariadb/bin", "/usr/local/opt/mariadb/bin")
+#: Where a server's program may be that is not in PATH.
+PLACES = ("/usr/sbin", "/usr/local/sbin", "/usr/libexec", "/usr/local/bin", "/opt/homebrew/opt/mariadb/bin", "/usr/local/opt/mariadb/bin")
 _NO_SUCH_THREAD = 1094  # ER_NO_SUCH_THREAD: it ended by itself before it was killed
 
 #: Small, quick, and safe when killed: the log is written (not flushed) at each commit, so that a crash of the process, though
@@ -50,7 +51,7 @@ class MariaDB(Server):
     def find(cls, *, tls: bool = False) -> Path:
         """The ``mariadbd`` to run."""
         named = os.environ.get("UNBROKEN_MARIADBD")
-        found = named or shutil.which("mariadbd") or shutil.which("mariadbd", path=os.pathsep.join(_PLACES))
+        found = named or shutil.which("mariadbd") or shutil.which("mariadbd", path=os.pathsep.join(PLACES))
         if found is None:
             raise ServerUnavailable("no mariadbd here: install mariadb-server (apt-get, dnf, brew), or set UNBROKEN_MARIADBD to its path")
         if not os.access(found, os.X_OK):
@@ -79,7 +80,9 @@ class MariaDB(Server):
         if tool is None:
             raise ServerUnavailable(f"no mariadb-install-db beside {self.binary} nor in PATH: install mariadb-server")
         flags = ["--no-defaults", f"--basedir={base}", f"--datadir={data}", "--skip-test-db", "--auth-root-authentication-method=normal"]
-        processes.run([tool, *flags, *_flags({n: _SETTINGS[n] for n in ("innodb_log_file_size", "innodb_buffer_pool_size")})], data.parent)
+        processes.run(
+            [tool, *flags, *as_flags({n: _SETTINGS[n] for n in ("innodb_log_file_size", "innodb_buffer_pool_size")})], data.parent
+        )
 
     def _command(self, folder: Path) -> list[str | Path]:
         (folder / "tmp").mkdir(exist_ok=True)
@@ -95,7 +98,7 @@ class MariaDB(Server):
         }
         tls = {"ssl_cert": "server.pem", "ssl_key": "server.key"} if self.tls else {}
         files: dict[str, Value] = {name: str(folder / "tls" / file) for name, file in tls.items()}
-        return [self.binary, "--no-defaults", *_flags({**_SETTINGS, **self.options, **places, **files})]
+        return [self.binary, "--no-defaults", *as_flags({**_SETTINGS, **self.options, **places, **files})]
 
     def _welcome(self) -> None:
         name, password = f"{_text(self.user)}@'%'", _text(self.password)
@@ -139,7 +142,8 @@ class MariaDB(Server):
         return {"unix_socket": self.unix_socket}
 
 
-def _flags(options: Mapping[str, Value]) -> list[str]:
+def as_flags(options: Mapping[str, Value]) -> list[str]:
+    """*options* as a command line's."""
     return [f"--{name.replace('_', '-')}={_plain(value)}" for name, value in options.items()]
 
 

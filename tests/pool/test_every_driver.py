@@ -1,0 +1,168 @@
+"""Every driver's pool, on every server, plain and with TLS, through every fault: no error that an application would see.
+
+A server's faults are the same for all: so all drivers' pools, each in a process of its own (every_driver_worker.py), go through
+them together, once per server, and each test looks at one driver's part of that.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unbroken.testing.servers import MariaDB, MySQL, PostgreSQL, Server
+
+WORKER = Path(__file__).with_name("every_driver_worker.py")
+MYSQL = ["pymysql", "mysqldb", "mariadbconnector", "mysqlconnector", "mysqlconnector_c", "aiomysql", "asyncmy", "mysqlconnector_async"]
+POSTGRESQL = ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"]
+KINDS: dict[str, tuple[type[Server], list[str]]] = {
+    "mariadb": (MariaDB, MYSQL), "mysql": (MySQL, MYSQL), "postgresql": (PostgreSQL, POSTGRESQL),
+}  # fmt: skip
+ROWS = [
+    pytest.param((kind, driver, tls), id=f"{kind}-{driver}-{'tls' if tls else 'plain'}")
+    for kind, (_, drivers) in KINDS.items()
+    for driver in drivers
+    for tls in (False, True)
+]
+
+
+class Worker:
+    """A driver's process."""
+
+    def __init__(self, driver: str, url: str) -> None:
+        self.driver = driver
+        self._process = subprocess.Popen(
+            [sys.executable, str(WORKER), driver, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def tell(self, command: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else {"failed": f"it ended with status {self._process.wait(5)}"}
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+class Fleet:
+    """All drivers of one server; what each said in each scene."""
+
+    def __init__(self, server: Server, workers: dict[tuple[str, bool], Worker]) -> None:
+        self.server, self.workers = server, workers
+        self.said: dict[str, dict[tuple[str, bool], Any]] = {}
+
+    def ask(self, command: str, scene: str | None = None) -> dict[tuple[str, bool], Any]:
+        for worker in self.workers.values():
+            worker.tell(command)
+        answers = {who: worker.answer() for who, worker in self.workers.items()}
+        if scene:
+            self.said[scene] = answers
+        return answers
+
+    def during_traffic(self, scene: str, fault: Callable[[], Any]) -> None:
+        assert set(self.ask("traffic").values()) == {"going"}
+        fault()
+        self.ask("", scene)
+
+    def play(self) -> None:
+        server = self.server
+        self.ask("warm", "warm")
+        self.ask("cipher", "cipher")
+        limit: dict[str, Any] = {"idle_session_timeout": 700} if isinstance(server, PostgreSQL) else {"wait_timeout": 1}
+        self.ask("fork", "fork")
+        self.ask("forget", "forget")
+        server.kill_sessions()
+        self.ask("burst", "kill")
+        with server.temporarily(**limit):
+            server.kill_sessions()
+            self.ask("warm")
+            _until(lambda: not server.sessions())
+        self.ask("burst", "idle")
+        server.kill_sessions()  # those that were opened under the short limit
+        self.during_traffic("kill in traffic", server.kill_sessions)
+        self.during_traffic("restart", lambda: server.restart(down=0.3))
+        self.during_traffic("crash", lambda: server.crash(down=0.3))
+        self.ask("warm")
+        server.freeze()
+        try:
+            self.ask("frozen", "freeze")
+        finally:
+            server.thaw()
+        self.ask("burst", "thaw")
+
+
+def _until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not true within {seconds} s"
+        time.sleep(0.02)
+
+
+def _url(server: Server, driver: str, tls: bool) -> str:
+    query: dict[str, object] = {}
+    if isinstance(server, PostgreSQL):
+        query = {"sslmode": "verify-ca", "sslrootcert": str(server.ca_file)} if tls else {"sslmode": "disable"}
+    elif tls:
+        query = {"ssl_ca": str(server.ca_file)}
+    if driver == "mysqlconnector_c":
+        query |= {"use_pure": "false", "read_timeout": 2}  # nothing else would end a call on a frozen server
+    return server.url(driver.removesuffix("_async").removesuffix("_c"), **query)
+
+
+@pytest.fixture(scope="module")
+def fleets() -> Iterator[Callable[[str], Fleet]]:
+    """The fleet of a kind of server, when all has been played: made for the first test that asks for it."""
+    made: dict[str, Fleet] = {}
+    with ExitStack() as stack:
+
+        def fleet(kind: str) -> Fleet:
+            if kind not in made:
+                cls, drivers = KINDS[kind]
+                with ExitStack() as here:
+                    server = here.enter_context(cls(tls=True))
+                    workers = {(name, tls): Worker(name, _url(server, name, tls)) for name in drivers for tls in (False, True)}
+                    for worker in workers.values():
+                        here.callback(worker.close)
+                    made[kind] = Fleet(server, workers)
+                    made[kind].play()
+            return made[kind]
+
+        yield fleet
+        stack.close()
+
+
+@pytest.fixture(params=ROWS)
+def row(request: pytest.FixtureRequest, fleets: Callable[[str], Fleet]) -> Callable[[str], Any]:
+    """``row(scene)``: what one driver, on one server, plain or with TLS, said of it."""
+    kind, driver, tls = request.param
+    fleet = fleets(kind)
+    assert not (failed := fleet.said["warm"][driver, tls]) or "failed" not in failed, failed
+    return lambda scene: fleet.said[scene][driver, tls]
+
+
+@pytest.mark.timeout(240)
+def test_no_fault_is_an_error_that_an_application_sees(row: Callable[[str], Any], request: pytest.FixtureRequest) -> None:
+    tls = request.node.callspec.params["row"][2]
+    assert bool(row("cipher")) or not tls
+    quiet = ("kill", "idle", "thaw", "fork", "forget")
+    assert {scene: row(scene) for scene in quiet} == {scene: [] for scene in quiet}
+    for scene in ("kill in traffic", "restart", "crash"):
+        assert row(scene)["errors"] == [], scene
+        assert row(scene)["asked"] > 0
+    frozen = row("freeze")
+    hidden = "mysqlconnector_c" in request.node.name
+    assert frozen["said"].startswith("a TimeoutError: ") or hidden, frozen
+    assert frozen["took"] < 15, frozen
