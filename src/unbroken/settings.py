@@ -153,10 +153,17 @@ def _validate(s: Settings) -> None:
 def _check_seconds(name: str, value: Any) -> None:
     if value is None and name in _POSITIVE_OR_NONE:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_a_time(value):
         allowed = "seconds, or None" if name in _POSITIVE_OR_NONE else "seconds"
         raise ConfigurationError(f"{name}={value!r} must be a number of {allowed}")
     if value < 0 or (value == 0 and name not in _NOT_NEGATIVE):
         raise ConfigurationError(f"{name}={value!r} must be {'at least' if name in _NOT_NEGATIVE else 'more than'} 0 s")
     if value == math.inf and name in _FINITE:
         raise ConfigurationError(f"{name}=inf would wait for ever; give it a bound, such as 5.0")
+
+
+def _is_a_time(value: float) -> bool:
+    try:
+        return not math.isnan(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False

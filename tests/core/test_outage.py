@@ -1,0 +1,136 @@
+"""One prober, at a pace that costs the server little, and callers who are told in time."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unbroken.abc import OUTAGE_KINDS, Fault, FaultKind
+from unbroken.core.outage import BUSY_PACE, FRESH, LONELY_PACE, REFUSED_PACE, STARTING_PACE, Outage
+
+ME, OTHER = object(), object()
+
+
+def away(kind: FaultKind = FaultKind.REFUSED, at: float = 100.0) -> Outage:
+    outage = Outage()
+    assert outage.failed(ME, at, at, Fault(kind, text="away"), Random(1))
+    return outage
+
+
+def test_while_all_is_well_everybody_may_try() -> None:
+    outage = Outage()
+    assert outage.ask(ME, 0.0, 1) == outage.ask(OTHER, 0.0, 1) == 0.0
+    assert not outage.active
+
+
+def test_the_first_failure_begins_it_and_the_next_do_not() -> None:
+    outage = away()
+    assert outage.active
+    assert not outage.failed(ME, 101.0, 101.0, Fault(FaultKind.REFUSED), Random(1))
+    assert outage.age(103.0) == pytest.approx(3.0)
+
+
+def test_it_counts_from_the_beginning_of_the_attempt_that_hung() -> None:
+    outage = Outage()
+    outage.failed(ME, 100.0, 105.0, Fault(FaultKind.UNREACHABLE), Random(1))
+    assert outage.age(105.0) == 5.0
+
+
+def test_an_attempt_that_hung_since_before_the_last_success_begins_nothing() -> None:
+    outage = Outage()
+    outage.succeeded(103.0)
+    assert not outage.failed(ME, 100.0, 105.0, Fault(FaultKind.UNREACHABLE), Random(1))
+    assert not outage.active
+
+
+def test_only_who_found_it_tries() -> None:
+    outage = away()
+    assert outage.ask(OTHER, 101.0, 5) is None
+    assert outage.ask(ME, 101.0, 5) == 0.0
+
+
+def test_who_resigns_leaves_the_place_to_the_next_who_asks() -> None:
+    outage = away()
+    assert not outage.resign(OTHER)
+    assert outage.resign(ME)
+    assert outage.ask(OTHER, 101.0, 1) == 0.0
+    assert outage.ask(ME, 101.0, 1) is None
+
+
+def test_while_nobody_waits_it_tries_once_a_second() -> None:
+    assert away().ask(ME, 100.0, 0) == pytest.approx(LONELY_PACE)
+
+
+def test_a_caller_who_was_just_here_counts_as_one_who_waits() -> None:
+    outage = away()
+    outage.called = 99.9
+    delay = outage.ask(ME, 100.0, 0)
+    assert delay is not None
+    assert delay <= REFUSED_PACE[1]
+
+
+@given(st.integers(), st.sampled_from(sorted(OUTAGE_KINDS)), st.integers(1, 60))
+def test_the_pace_keeps_within_its_bounds(seed: int, kind: FaultKind, failures: int) -> None:
+    outage, random, now = Outage(), Random(seed), 100.0
+    for number in range(failures):
+        outage.failed(ME, now, now, Fault(kind), random)
+        delay = outage.ask(ME, now, 1)
+        assert delay is not None
+        if kind is FaultKind.REFUSED:
+            assert REFUSED_PACE[0] - 1e-9 <= delay <= REFUSED_PACE[1] + 1e-9
+        elif kind is FaultKind.NOT_READY and number < len(STARTING_PACE):
+            assert delay == pytest.approx(STARTING_PACE[number])
+        else:
+            assert BUSY_PACE[0] - 1e-9 <= delay <= BUSY_PACE[1] + 1e-9
+        now += delay
+
+
+def test_a_busy_server_is_asked_less_often_the_longer_it_takes() -> None:
+    outage, random, now = Outage(), Random(1), 100.0
+    while now < 120.0:
+        outage.failed(ME, now, now, Fault(FaultKind.TOO_MANY), random)
+        now += (delay := outage.ask(ME, now, 1) or 0.0)
+    assert delay >= 0.8 * BUSY_PACE[1] - 1e-9
+
+
+def test_success_ends_it_and_says_how_long_it_was() -> None:
+    outage = away(at=100.0)
+    assert outage.succeeded(107.0) == 7.0
+    assert not outage.active
+    assert outage.succeeded(108.0) is None
+
+
+def test_after_an_outage_the_pool_fills_slowly_then_faster() -> None:
+    outage = away()
+    seen = []
+    for _ in range(6):
+        outage.succeeded(101.0)
+        seen.append(outage.parallel)
+    assert seen == [1, 2, 3, 4, 4, 4]
+
+
+def test_callers_are_turned_away_once_it_is_older_than_their_patience() -> None:
+    outage = away(at=100.0)
+    assert not outage.turns_away(104.9, 5.0)
+    assert outage.turns_away(105.0, 5.0)
+
+
+def test_old_knowledge_turns_nobody_away() -> None:
+    assert not away(at=100.0).turns_away(100.0 + FRESH, 5.0)
+
+
+def test_nobody_is_turned_away_while_nobody_tries() -> None:
+    outage = away(at=100.0)
+    outage.resign(ME)
+    assert not outage.turns_away(106.0, 5.0)
+
+
+def test_who_comes_after_a_lull_is_given_the_time_of_one_try() -> None:
+    outage = away(at=100.0)
+    assert not outage.turns_away(106.0, 5.0, came=106.0)
+    assert outage.turns_away(106.05, 5.0, came=106.0), "it did not help"
+    outage.failed(ME, 106.01, 106.01, Fault(FaultKind.REFUSED), Random(1))
+    assert outage.turns_away(106.02, 5.0, came=106.0), "the try was refused"
