@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from threading import get_ident
 from time import monotonic
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 from unbroken.abc import Connection, Driver, Observer, Target
@@ -46,6 +46,14 @@ T = TypeVar("T")
 
 _getframe = sys._getframe
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _caller() -> FrameType:
+    """Who called the function that calls this; that function itself when it was C, as the first thing that a greenlet does."""
+    try:
+        return _getframe(2)
+    except ValueError:
+        return _getframe(1)
 
 
 class ThreadShell:
@@ -331,10 +339,6 @@ class Pool:
         """Lend a connection; it must be given back with :meth:`release`. Raises as :meth:`connection` does on entry."""
         state = self._state
         entry: Entry | None = None
-        try:
-            frame = _getframe(1)
-        except ValueError:  # called from C, as the first thing that a greenlet does
-            frame = _getframe()
         if not state.waiting and state.mark[0]:
             try:
                 entry = state.idle.pop()
@@ -343,6 +347,10 @@ class Pool:
             else:
                 now = monotonic()
                 if now - entry.last_used < state.fresh_for and not state.glance():
+                    try:
+                        frame = _getframe(1)
+                    except ValueError:  # see _caller
+                        frame = _getframe()
                     entry.code = frame.f_code
                     entry.lasti = frame.f_lasti
                     entry.holder = get_ident()
@@ -354,7 +362,7 @@ class Pool:
                     if glimpse() is not None:
                         state.enlist_lent(entry, conn)
                     return conn
-        state, entry, conn = self._acquire_slowly(entry, timeout, None, frame)
+        state, entry, conn = self._acquire_slowly(entry, timeout, None, _caller())
         if glimpse() is not None:
             state.enlist_lent(entry, conn)
         return conn
@@ -427,10 +435,7 @@ class Pool:
         inside another unit of work the outermost one replays. Raises as :meth:`connection` does.
         """
         deadline = kwargs.pop("deadline", self.settings.deadline)
-        try:
-            caller = _getframe(1)
-        except ValueError:  # called from C, as the first thing that a greenlet does
-            caller = _getframe()
+        caller = _caller()
         code, lasti = caller.f_code, caller.f_lasti
 
         def work() -> T:
