@@ -132,8 +132,12 @@ class Body(State):
     # -- birth and death -----------------------------------------------------------------------------------------
 
     def welcome(self, record: Any, connection: Any, raw: Connection) -> Entry:
-        """A new connection: *connection* is what SQLAlchemy knows, *raw* the driver's own object."""
-        entry = self.adopt(raw)
+        """A new connection: *connection* is what SQLAlchemy knows, *raw* the driver's own object (None: it cannot be told)."""
+        if raw is None:
+            entry = Entry(None, self.clock(), 0, float("inf"))
+            entry.key = id(connection)
+        else:
+            entry = self.adopt(raw)
         with self.lock:
             self.kernel.entries[entry.key] = entry
             self.by_connection[id(connection)] = entry
@@ -186,7 +190,7 @@ class Body(State):
             exiled, key = self.kernel.exiled, entry.key
             entry.ref = weakref.ref(entry.conn, lambda _: exiled.pop(key, None))
             exiled[key] = entry
-        entry.conn = None
+        entry.conn = entry.anchor = None
 
     def bury(self, entry: Entry, cause: Cause, words: str = "") -> None:
         """End an entry that the caller owns; its record stays, without a connection."""

@@ -78,7 +78,8 @@ class Hooks:
 
         @functools.wraps(original)
         def connect(*args: Any, **kwargs: Any) -> Any:
-            if args or kwargs.get("defer_connect"):
+            dbapi = self.dialect.loaded_dbapi
+            if args or kwargs.get("defer_connect") or dbapi.connect is not dbapi.connections.Connection:  # somebody traces it
                 return original(*args, **kwargs)
             return self.driver.open(kwargs, self.plan.settings.connect_timeout)  # type: ignore[attr-defined] # PyMySQL's has it
 

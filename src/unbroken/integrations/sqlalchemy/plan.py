@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL
 
 from unbroken.abc import NO_OPTIONS, BaseDriver, Capabilities, Connection, Fault, FaultKind, Observer, Target
 from unbroken.core.fault import one_line
+from unbroken.drivers import known as all_known
 from unbroken.drivers import open_driver
 from unbroken.drivers.url import BACKENDS
 from unbroken.errors import ConfigurationError
@@ -49,6 +50,20 @@ class Plan:
         self.is_async = is_async
         self.foreign: type[BaseException] = driver.errors[0]  #: what our errors are, too: the DBAPI's OperationalError
         self._observers = observers
+        self._module = next((each.module.partition(".")[0] for each in all_known() if each.name == driver.name), None)
+
+    def genuine(self, raw: Any) -> Connection | None:
+        """The driver's own object: *raw*, or what a tracer's proxy around it wraps; None where neither can be told."""
+        for _ in range(5):
+            if any(each.__module__.partition(".")[0] == self._module for each in type(raw).__mro__):  # a proxy lies about its __class__
+                return raw
+            raw = getattr(raw, "__wrapped__", None)
+        if "proxy" not in _warned:
+            _warned.add("proxy")
+            log.warning(
+                "%s: connections are wrapped by something that unbroken cannot look below; they are pooled as SQLAlchemy does it", self.name
+            )
+        return None
 
     @property
     def is_blind(self) -> bool:

@@ -140,7 +140,10 @@ class _Unbroken(sqla_pool.QueuePool):
         until = float("inf") if body.settings.deadline is None else entry.taken_at + body.settings.deadline
         if unit is not None:
             until = min(until, unit.until)
-            body.join(unit, entry, entry.conn)
+            if entry.conn is None:
+                unit.doubt("its connections are wrapped by something that cannot be looked below")
+            else:
+                body.join(unit, entry, entry.conn)
         if until != float("inf"):
             body.timers[entry.key] = body.arm(entry, until)
 
@@ -172,7 +175,7 @@ class _Unbroken(sqla_pool.QueuePool):
             body.bury_dead(entry)
         elif need is Need.RETIRE:
             body.bury(entry, Cause.MAX_AGE)
-        elif (looks is not Liveness.ALIVE or need is Need.PING) and not body.plan.is_blind:
+        elif (looks is not Liveness.ALIVE or need is Need.PING) and not body.plan.is_blind and entry.conn is not None:
             body.run(ping(body, entry, body.settings.ping_timeout))
         return record
 
@@ -263,7 +266,9 @@ class _Unbroken(sqla_pool.QueuePool):
     def _know(self, body: Body, connection: Any) -> Any:
         """The driver's object below *connection*, known to the driver; the server asked for its idle limit, once."""
         try:
-            raw = self._dialect.get_driver_connection(connection)
+            raw = body.plan.genuine(self._dialect.get_driver_connection(connection))
+            if raw is None:
+                return None
             self._wait_for(body.plan.know(raw))
             if not body.server.limit.asked:
                 body.run(gate.ask_limit(body, raw))
@@ -316,6 +321,9 @@ class _Unbroken(sqla_pool.QueuePool):
     def _leave(self, old: Any) -> None:
         """Start with nothing: what *old* held is the parent's, or of a loop that has ended."""
         old.sever()
+        if old.pid == os.getpid():  # a loop that has ended: its transports complain if they are left to the garbage collector
+            for entry in list(old.kernel.entries.values()):
+                self._plan.driver.close(entry.conn)
         self._inherited = (old, self._pool)  # its records are kept: their end must not be a goodbye
         self._pool = self._queue_class(self._pool.maxsize, use_lifo=self._pool.use_lifo)
         self._overflow = 0 - self._pool.maxsize
@@ -470,7 +478,7 @@ class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
         if self._plan.is_blind or in_greenlet():
             super()._close_connection(connection, terminate=terminate)
             return
-        raw = self._dialect.get_driver_connection(connection)
+        raw = self._plan.genuine(self._dialect.get_driver_connection(connection))
         if self._body.mark[0]:
             self._body.bid_farewell(connection)
         self._plan.driver.close(raw)
