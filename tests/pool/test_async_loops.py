@@ -163,8 +163,7 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("flags", [(), ("-X", "dev")])
+@pytest.mark.parametrize(("ending", "flags"), [*((ending, ("-X", "dev")) for ending in ENDINGS), ("idle", ()), ("lent", ())])
 def test_a_pool_that_is_never_closed_ends_quietly_with_its_loop(body: Any, ending: str, flags: tuple[str, ...]) -> None:
     more = ENDINGS[ending]
     script = textwrap.dedent(SCRIPT).replace("MORE", more)
