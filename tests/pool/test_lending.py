@@ -463,6 +463,21 @@ def test_a_timeout_says_who_holds_the_connections(face):
         pool.release(conn)
 
 
+def test_looking_for_forgotten_connections_takes_nobody_more_time_than_they_have(face, monkeypatch):
+    """Collecting garbage takes half a second in a large process: a caller with less patience leaves it to others."""
+    import gc
+
+    collections = []
+    monkeypatch.setattr(gc, "collect", lambda *generation: collections.append(time.sleep(0.5)) or 0)
+    pool = face.pool(max_size=1)
+    held = pool.acquire()
+    for patience, most in ((0.12, 0), (1.0, 1), (0.7, 1)):
+        with pytest.raises(PoolTimeoutError):
+            pool.acquire(timeout=patience)
+        assert len(collections) == most
+    pool.release(held)
+
+
 def test_a_run_that_holds_a_connection_is_named_by_the_line_that_called_it(face):
     pool = face.pool(max_size=1)
 

@@ -8,6 +8,9 @@ import time
 
 import pytest
 
+#: The pool promises one second; the rest is for machines that are busy with something else.
+SOON = 3.0
+
 
 def fill(face, pool, number):
     """Open *number* connections and give them all back: their sessions."""
@@ -32,7 +35,7 @@ def test_the_watcher_evicts_all_that_were_killed_without_any_traffic(own_face, u
     pool = own_face.pool(max_size=8)
     fill(own_face, pool, 8)
     own_face.server.kill_sessions()
-    until(lambda: pool.stats().size == 0, 1.0)
+    until(lambda: pool.stats().size == 0, SOON)
     until(lambda: sum(pool.stats().closed.values()) == 8)
     if not own_face.is_mysql:
         assert pool.stats().closed == {"killed": 8}
@@ -97,11 +100,11 @@ def test_the_servers_idle_limit_is_asked_for_and_is_never_an_error(own_face, unt
 
 def test_what_is_kept_warm_is_exercised_before_the_servers_limit_strikes(own_face):
     face = own_face
-    face.server.set(**{"wait_timeout": 1} if face.is_mysql else {"idle_session_timeout": "1s"})
+    face.server.set(**{"wait_timeout": 2} if face.is_mysql else {"idle_session_timeout": "2s"})
     pool = face.pool(min_size=2)
     pool.check()
     sessions = {s.id for s in face.server.sessions()}
-    end = time.monotonic() + 2.5
+    end = time.monotonic() + 3.0
     while time.monotonic() < end:
         time.sleep(0.1)
         assert pool.stats().size == 2
@@ -127,7 +130,7 @@ def test_no_socket_stays_in_close_wait_not_even_one_that_is_held(own_face, until
     fill(own_face, pool, 6)
     held = [pool.acquire() for _ in range(3)]
     own_face.server.kill_sessions()
-    until(lambda: in_close_wait() == 0 and pool.stats().size == 3, 1.0)
+    until(lambda: in_close_wait() == 0 and pool.stats().size == 3, SOON)
     for conn in held:
         pool.release(conn)
     assert pool.stats().size == 0
@@ -210,7 +213,7 @@ def test_the_descriptors_number_of_a_forgotten_connection_may_be_in_use_again(ow
     until(lambda: pool.stats().closed == {"forgotten": 1})
     pool.release(fresh)
     face.server.kill_sessions()
-    until(lambda: pool.stats().size == 0, 1.0)  # nobody forgot to look at the new one
+    until(lambda: pool.stats().size == 0, SOON)  # nobody forgot to look at the new one
     with pool.connection() as conn:
         assert face.session(conn) != mine
 
@@ -239,4 +242,4 @@ def test_a_death_that_strikes_between_two_owners_is_not_lost_sight_of(own_face, 
     own_face.server.kill_sessions()
     until(lambda: entry.fd not in state.shell.watcher._callbacks)  # the watcher has told what it saw
     state.kernel.idle.append(entry)
-    until(lambda: pool.stats().size == 0, 1.0)
+    until(lambda: pool.stats().size == 0, SOON)

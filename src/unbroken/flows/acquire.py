@@ -20,6 +20,8 @@ GLANCE = 0.25
 FIRST_GLANCE = 0.05
 #: At least this long between two such collections: they cost tens of milliseconds in a large process.
 COLLECT_EVERY = 5.0
+#: … and this many times what the last one took: a busy pool is no reason to spend more than 1 % of the time on it.
+COLLECT_SHARE = 100.0
 
 
 def acquire(state: State, suspect: Entry | None, started: float, until: float) -> Flow[Entry]:
@@ -129,7 +131,7 @@ def _wait(state: State, ticket: Ticket, started: float, until: float) -> Flow[No
             _raise_if_hopeless(state, now, started, until, begun)
             yield Wait(ticket.signal, min(glance, max(until - now, 0.0)))
             if not ticket.done:
-                _look_around(state, now)
+                _look_around(state, until)
                 glance = GLANCE
     finally:
         with state.lock:
@@ -178,14 +180,17 @@ def _timeout_error(state: State, now: float, started: float) -> PoolTimeoutError
     )
 
 
-def _look_around(state: State, now: float) -> None:
-    """What a caller in line can do itself: find forgotten connections, and see to it that somebody is connecting."""
+def _look_around(state: State, until: float) -> None:
+    """What a caller in line, who has time *until* then, can do itself: find forgotten connections, and see that somebody connects."""
+    now = state.clock()
     with state.lock:
-        collect = len(state.kernel.lent) >= state.kernel.max_size and now - state.last_collect > COLLECT_EVERY
+        due = now - state.last_collect > max(COLLECT_EVERY, COLLECT_SHARE * state.collect_took)
+        collect = due and len(state.kernel.lent) >= state.kernel.max_size and until - now > 2 * state.collect_took
         if collect:
             state.last_collect = now
     if collect:
         gc.collect()
+        state.collect_took = state.clock() - now
     bury_forgotten(state)
     state.sweep()
     state.settle()

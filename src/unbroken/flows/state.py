@@ -109,6 +109,7 @@ class State:
         self.forgotten: deque[Entry] = deque()  #: finalizers append here; they must not take the lock
         self.suspects: dict[tuple[int, int], float] = {}  #: strays, and since when they are one
         self.last_collect = 0.0
+        self.collect_took = 0.1  #: seconds; who has less patience than that does not collect
         self.upkeep_timer: Any = None
         self.upkeep_running = False
         self.plain = driver.capabilities.implicit_begin  #: a lease need not begin a transaction itself
