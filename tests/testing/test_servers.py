@@ -489,7 +489,7 @@ def test_what_is_available_and_what_is_not_is_said_in_a_line(monkeypatch: pytest
     assert available("mariadb") is None
     assert available("mysql") is None
     assert available("postgresql") is None
-    assert "known are mariadb, mysql, pgbouncer, postgresql" in (available("oracle") or "")
+    assert "known are mariadb, mongodb, mysql, pgbouncer, postgresql" in (available("oracle") or "")
     monkeypatch.setenv("UNBROKEN_MARIADBD", "/nowhere/mariadbd")
     monkeypatch.setenv("UNBROKEN_POSTGRES_BIN", "/nowhere")
     for kind in ("mariadb", "postgresql"):

@@ -12,8 +12,12 @@
 from unbroken.testing.servers.base import Server, Session, available
 from unbroken.testing.servers.errors import ServerError, ServerUnavailable
 from unbroken.testing.servers.mariadb import MariaDB
+from unbroken.testing.servers.mongodb import MongoDB, MongoReplicaSet
 from unbroken.testing.servers.mysql import MySQL
 from unbroken.testing.servers.pgbouncer import PgBouncer
 from unbroken.testing.servers.postgresql import PostgreSQL
 
-__all__ = ["MariaDB", "MySQL", "PgBouncer", "PostgreSQL", "Server", "ServerError", "ServerUnavailable", "Session", "available"]
+__all__ = [
+    "MariaDB", "MongoDB", "MongoReplicaSet", "MySQL", "PgBouncer", "PostgreSQL", "Server", "ServerError", "ServerUnavailable", "Session",
+    "available",
+]  # fmt: skip

@@ -22,7 +22,7 @@ _UTF8MB4 = 45
 _POSTGRES_VERSION_3 = 196608
 
 
-class _Stream:
+class Stream:
     """A unix socket that is read by exact sizes."""
 
     def __init__(self, path: str, timeout: float) -> None:
@@ -31,7 +31,7 @@ class _Stream:
         self.path, self.timeout = path, timeout
         self._buffer = b""
 
-    def __enter__(self) -> _Stream:
+    def __enter__(self) -> Stream:
         try:
             self.sock.connect(self.path)
         except OSError as error:
@@ -43,6 +43,7 @@ class _Stream:
         self.sock.close()
 
     def exactly(self, size: int) -> bytes:
+        """The next *size* bytes; ServerError when they do not come."""
         while len(self._buffer) < size:
             try:
                 more = self.sock.recv(65536)
@@ -57,6 +58,7 @@ class _Stream:
         return taken
 
     def send(self, data: bytes) -> None:
+        """All of *data*; ServerError when the other side hung up."""
         try:
             self.sock.sendall(data)
         except OSError as error:
@@ -65,7 +67,7 @@ class _Stream:
 
 def mysql_query(path: str, user: str, sql: str, database: str | None = None, timeout: float = 30.0) -> Rows:
     """Run *sql* (several statements too) as *user*, who has no password, and give the last statement's rows."""
-    with _Stream(path, timeout) as stream:
+    with Stream(path, timeout) as stream:
         _mysql_login(stream, user, database)
         _mysql_send(stream, 0, b"\x03" + sql.encode())
         rows: Rows = []
@@ -76,7 +78,7 @@ def mysql_query(path: str, user: str, sql: str, database: str | None = None, tim
         return rows
 
 
-def _mysql_login(stream: _Stream, user: str, database: str | None) -> None:
+def _mysql_login(stream: Stream, user: str, database: str | None) -> None:
     number, _greeting = _mysql_packet(stream)
     flags = _MYSQL_FLAGS | (_MYSQL_CONNECT_WITH_DB if database else 0)
     name = database.encode() + b"\0" if database else b""
@@ -88,11 +90,11 @@ def _mysql_login(stream: _Stream, user: str, database: str | None) -> None:
         _mysql_packet(stream)
 
 
-def _mysql_send(stream: _Stream, number: int, body: bytes) -> None:
+def _mysql_send(stream: Stream, number: int, body: bytes) -> None:
     stream.send(struct.pack("<I", len(body))[:3] + bytes([number]) + body)
 
 
-def _mysql_packet(stream: _Stream) -> tuple[int, bytes]:
+def _mysql_packet(stream: Stream) -> tuple[int, bytes]:
     """The next packet's number and body; an ERR packet is raised."""
     head = stream.exactly(4)
     body = stream.exactly(int.from_bytes(head[:3], "little"))
@@ -104,7 +106,7 @@ def _mysql_packet(stream: _Stream) -> tuple[int, bytes]:
     return head[3], body
 
 
-def _mysql_result(stream: _Stream) -> tuple[Rows, bool]:
+def _mysql_result(stream: Stream) -> tuple[Rows, bool]:
     """One statement's rows, and whether another statement's follow."""
     _, body = _mysql_packet(stream)
     if body[0] == 0:  # OK: affected rows, insert id, status
@@ -145,7 +147,7 @@ def _mysql_number(body: bytes, at: int) -> tuple[int, int]:
 
 def postgres_query(path: str, user: str, sql: str, database: str, timeout: float = 30.0) -> Rows:
     """Run *sql* (several statements too) as *user*, whom the server trusts, and give the last statement's rows."""
-    with _Stream(path, timeout) as stream:
+    with Stream(path, timeout) as stream:
         names = f"user\0{user}\0database\0{database}\0application_name\0unbroken admin\0\0".encode()
         stream.send(struct.pack(">II", len(names) + 8, _POSTGRES_VERSION_3) + names)
         _postgres_answer(stream)
@@ -156,7 +158,7 @@ def postgres_query(path: str, user: str, sql: str, database: str, timeout: float
         return rows
 
 
-def _postgres_answer(stream: _Stream) -> Rows:
+def _postgres_answer(stream: Stream) -> Rows:
     """Read until the server is ready for more; an error is raised then (or at once, when it ends the session)."""
     rows: Rows = []
     error: ServerError | None = None
