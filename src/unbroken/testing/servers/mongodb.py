@@ -100,7 +100,7 @@ class MongoDB(Server):
         ]
         member = ["--replSet", self.replica_set] if self.replica_set else []
         parameters = [f"--setParameter={name}={_plain(value)}" for name, value in {**_SETTINGS, **self.options}.items()]
-        return [self.binary, *places, *member, "--wiredTigerCacheSizeGB", "0.25", "--quiet", *parameters]
+        return [self.binary, "--dbpath", folder / "data", *address, *member, "--wiredTigerCacheSizeGB", "0.25", "--quiet", *parameters]
 
     def _welcome(self) -> None:
         if self.replica_set and self.peers == (self,):
