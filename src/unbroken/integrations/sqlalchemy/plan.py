@@ -58,12 +58,14 @@ class Plan:
             if any(each.__module__.partition(".")[0] == self._module for each in type(raw).__mro__):  # a proxy lies about its __class__
                 return raw
             raw = getattr(raw, "__wrapped__", None)
-        if "proxy" not in _warned:
-            _warned.add("proxy")
-            log.warning(
-                "%s: connections are wrapped by something that unbroken cannot look below; they are pooled as SQLAlchemy does it", self.name
-            )
+        self.warn_unknown("they are wrapped by something else")
         return None
+
+    def warn_unknown(self, why: object) -> None:
+        """Say once that connections cannot be looked below."""
+        if self.name not in _warned:
+            _warned.add(self.name)
+            log.warning("%s: unbroken cannot look below these connections (%s); they are pooled as SQLAlchemy does it", self.name, why)
 
     @property
     def is_blind(self) -> bool:

@@ -269,7 +269,11 @@ class _Unbroken(sqla_pool.QueuePool):
             raw = body.plan.genuine(self._dialect.get_driver_connection(connection))
             if raw is None:
                 return None
-            self._wait_for(body.plan.know(raw))
+            try:
+                self._wait_for(body.plan.know(raw))
+            except (TypeError, AttributeError) as why:  # an object of another make than the driver file knows
+                body.plan.warn_unknown(why)
+                return None
             if not body.server.limit.asked:
                 body.run(gate.ask_limit(body, raw))
         except BaseException:
