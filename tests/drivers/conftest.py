@@ -110,6 +110,24 @@ class Face:
         """Where its connections' classes may be from."""
         return {"mysqldb": {"MySQLdb"}, "mariadbconnector": {"mariadb"}, "mysqlconnector": {"mysql"}}.get(self.spelling, {self.spelling})
 
+    def by_library(self) -> Any:
+        """A new connection by the library's own function (async: an awaitable of one), as an application makes it."""
+        server = self.server
+        where: dict[str, Any] = {"host": server.host, "port": server.port, "user": server.user, "password": server.password}
+        where["dbname" if self.name in ("psycopg", "psycopg_async", "psycopg2") else "database"] = server.database
+        if self.name == "aiomysql":
+            where["db"] = where.pop("database")
+        if self.name.startswith("mysqlconnector"):
+            where |= {"ssl_disabled": True} if self.is_async else {"use_pure": self.name == "mysqlconnector"}
+        module, _, name = {
+            "mysqldb": "MySQLdb.connect", "mariadbconnector": "mariadb.connect", "mysqlconnector": "mysql.connector.connect",
+            "mysqlconnector_c": "mysql.connector.connect", "mysqlconnector_async": "mysql.connector.aio.connect",
+            "psycopg_async": "psycopg.AsyncConnection.connect", "pg8000": "pg8000.dbapi.connect",
+        }.get(self.name, f"{self.name}.connect").rpartition(".")  # fmt: skip
+        if module == "psycopg.AsyncConnection":
+            return importlib.import_module("psycopg").AsyncConnection.connect(**where)
+        return getattr(importlib.import_module(module), name)(**where)
+
     def streaming_cursor(self, conn: Any) -> Any:
         """A cursor that leaves the rows on the wire; aiomysql's and its kin's is awaited."""
         if self.name == "mariadbconnector":

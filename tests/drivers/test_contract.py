@@ -104,10 +104,7 @@ def test_using_a_closed_connection_is_a_lost_connection(face: Any) -> None:
 
 
 def test_a_connection_of_the_callers_own_making_is_served_alike(face: Any) -> None:
-    theirs = face.make(face.url())
-    name = face.driver.name
-    connect = (lambda: theirs.connect(5.0)) if theirs._connect is None else None
-    driver = face.make(None, connect=connect, driver=name)
+    driver = face.make(None, connect=face.by_library, driver=face.driver.name)
     conn = face.connect(driver=driver)
     face.execute(conn, "SELECT 1")
     face.call("commit", conn, driver=driver)

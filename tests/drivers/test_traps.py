@@ -1,0 +1,137 @@
+"""Habits of single drivers that would harm the next borrower, and what is made up for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from unbroken.abc import FaultKind
+from unbroken.core import unit
+from unbroken.errors import ConfigurationError
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_psycopg2_ends_a_transaction_that_was_begun_as_text_in_autocommit(faces: Any, postgres: Any, end: str) -> None:
+    face = faces("psycopg2", postgres)
+    conn = face.connect()
+    conn.autocommit = True
+    face.execute(conn, "BEGIN")
+    getattr(conn, end)()
+    assert face.driver.is_in_transaction(conn) is True  # by itself it does nothing
+    face.call(end, conn)
+    assert face.driver.is_in_transaction(conn) is False
+
+
+def test_after_a_commit_sent_as_text_psycopg2_is_put_right_before_the_next_borrower(faces: Any, postgres: Any) -> None:
+    face = faces("psycopg2", postgres)
+    conn = face.connect()
+    face.execute(conn, "SELECT 1")
+    face.execute(conn, "COMMIT")
+    assert face.driver.is_in_transaction(conn) is None  # it believes so; the next statement would be in no transaction
+    face.call("rollback", conn)
+    assert face.driver.is_in_transaction(conn) is False
+    face.execute(conn, "SELECT 1")
+    assert face.driver.is_in_transaction(conn) is True
+
+
+def test_what_psycopg2_hides_is_a_doubt(faces: Any, postgres: Any, recorder: Any) -> None:
+    import psycopg2.extensions as extensions
+
+    face = faces("psycopg2", postgres)
+    theirs = face.by_library()
+    face.driver.watch(theirs)
+    assert len(recorder.doubts) == 1
+    theirs.close()
+    conn = face.connect()
+    face.driver.watch(conn)
+    extensions.cursor(conn).execute("SELECT 1")  # past the connection's own: it leaves a transaction open
+    face.execute(conn, "SELECT 2")
+    assert len(recorder.doubts) == 2
+    with pytest.raises(face.driver.errors) as caught:
+        extensions.cursor(conn).execute("SELEKT")
+    face.driver.classify(caught.value)
+    assert len(recorder.doubts) == 3
+
+
+def test_pg8000_with_an_answer_still_to_come_is_not_used_again(faces: Any, postgres: Any) -> None:
+    face = faces("pg8000", postgres)
+    conn = face.connect()
+    with pytest.raises(UnicodeEncodeError):
+        conn.cursor().execute("SELECT %s::text", ("\ud800",))  # it finds out after it has begun to ask
+    assert not face.driver.is_quiet(conn)
+    assert face.driver.is_in_transaction(conn) is None
+    assert face.fault(lambda: face.call("rollback", conn)).kind is FaultKind.LOST
+    conn = face.connect()
+    for sql in ("SELEKT", "SELECT 1/0"):  # errors of the server's are answers
+        with pytest.raises(face.driver.errors):
+            conn.cursor().execute(sql)
+        assert face.driver.is_quiet(conn)
+        conn.rollback()
+    with pytest.raises(face.driver.errors):
+        conn.cursor().execute("SELECT 1/%s::int", (0,))
+    assert face.driver.is_quiet(conn)
+    face.call("rollback", conn)
+    assert face.execute(conn, "SELECT 7") == [(7,)]
+
+
+@pytest.mark.parametrize("name", ["mysqlconnector", "mysqlconnector_async"])
+def test_mysql_connector_takes_no_old_result_for_a_new_answer(faces: Any, mariadb: Any, name: str) -> None:
+    face = faces(name, mariadb)
+    mariadb.admin("CREATE OR REPLACE PROCEDURE two_results() BEGIN SELECT 1; SELECT 2; END")
+    conn = face.connect()
+
+    async def asynchronous() -> None:
+        cursor = await conn.cursor()
+        await cursor.execute("CALL two_results()")
+        await cursor.fetchall()
+
+    if face.is_async:
+        face.run(asynchronous())
+    else:
+        cursor = conn.cursor()
+        cursor.execute("CALL two_results()")
+        cursor.fetchall()
+    assert not face.driver.is_quiet(conn)
+    face.call("rollback", conn)
+    assert face.execute(conn, "SELECT 3") == [(3,)]
+    mariadb.admin("DROP PROCEDURE two_results")
+
+
+def test_a_pooled_connection_of_mysql_connector_is_refused(faces: Any, mariadb: Any) -> None:
+    face = faces("mysqlconnector", mariadb)
+    driver = face.make(None, connect=lambda: object(), driver="mysqlconnector")
+    with pytest.raises(face.driver.errors, match="plain connection"):
+        driver.connect(1.0)
+
+
+def test_a_prepared_cursor_of_mariadb_is_told_by_what_it_runs(faces: Any, mariadb: Any, recorder: Any) -> None:
+    face = faces("mariadbconnector", mariadb)
+    conn = face.connect()
+    face.driver.watch(conn)
+    cursor = conn.cursor(prepared=True)
+    cursor.execute("SELECT ?", (1,))
+    cursor.execute("SELECT 'something else'", (2,))  # it runs the first one again
+    assert recorder.sent == ["SELECT ?", "SELECT ?"]
+
+
+def test_a_cursor_of_mariadb_made_past_its_connection_is_told_too(faces: Any, mariadb: Any, recorder: Any) -> None:
+    import mariadb as library
+
+    face = faces("mariadbconnector", mariadb)
+    conn = face.connect()
+    face.driver.watch(conn)
+    library.cursors.Cursor(conn).execute("SELECT 5")
+    assert recorder.sent == ["SELECT 5"]
+    assert face.driver.is_in_transaction(conn) is None
+    assert unit.current(id(conn)) is recorder
+
+
+@pytest.mark.parametrize("mode", ["disable", "prefer", "require", "verify-ca", "verify-full"])
+def test_pg8000_keeps_libpqs_modes_of_tls(faces: Any, new_postgres: Any, mode: str) -> None:
+    server = new_postgres(tls=True)
+    face = faces("pg8000", server)
+    conn = face.connect(driver=face.make(face.url(sslmode=mode, **({"sslrootcert": str(server.ca_file)} if "verify" in mode else {}))))
+    assert face.execute(conn, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(mode != "disable",)]
+    with pytest.raises(ConfigurationError, match="one of disable"):
+        face.make(face.url(sslmode="perhaps"))
