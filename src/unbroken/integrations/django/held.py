@@ -11,7 +11,7 @@ from typing import Any
 from unbroken.abc import Cause
 from unbroken.core.health import Need
 from unbroken.core.unit import current, glimpse
-from unbroken.flows.steps import run
+from unbroken.flows.steps import Call, run
 from unbroken.integrations.django.pools import Source
 from unbroken.integrations.django.session import UNDONE
 from unbroken.net.liveness import Liveness, judge
@@ -105,8 +105,6 @@ class Held:
         return False
 
     def _answers(self) -> bool:
-        from unbroken.flows.steps import Call
-
         try:
             run(_one(Call("ping", self.conn, self.entry, self.state.settings.ping_timeout)), self.state.shell.do)
         except Exception:
@@ -188,4 +186,5 @@ def with_this_thread(wrapper: Any) -> None:
     thread = getattr(_here, "thread", None)
     if thread is None:
         thread = _here.thread = _Thread()
+    thread.wrappers = [ref for ref in thread.wrappers if ref() is not None]
     thread.wrappers.append(weakref.ref(wrapper))
