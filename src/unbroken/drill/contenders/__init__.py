@@ -45,6 +45,7 @@ _PG, _MA = "postgresql", "mariadb"
 ENTRANTS: tuple[Entrant, ...] = (
     Entrant("unbroken/psycopg", "unbroken psycopg", _PG, "psycopg", "unbroken:Unbroken", ("psycopg",)),
     Entrant("unbroken/asyncpg", "unbroken asyncpg", _PG, "asyncpg", "unbroken:UnbrokenAsync", ("asyncpg",)),
+    Entrant("unbroken/peewee", "unbroken peewee", _PG, "psycopg", "peewee:UnbrokenPeewee", ("psycopg", "peewee")),
     Entrant("one", "one connection", _PG, "psycopg", "one:OneConnection", ("psycopg",)),
     Entrant("sqlalchemy", "SQLAlchemy", _PG, "psycopg", "sqlalchemy:SQLAlchemy", ("psycopg", "sqlalchemy")),
     Entrant("pre_ping", "SQLAlchemy pre_ping", _PG, "psycopg", "sqlalchemy:PrePing", ("psycopg", "sqlalchemy")),
@@ -53,6 +54,7 @@ ENTRANTS: tuple[Entrant, ...] = (
     Entrant("peewee", "peewee", _PG, "psycopg", "peewee:Peewee", ("psycopg", "peewee")),
     Entrant("unbroken/pymysql", "unbroken PyMySQL", _MA, "pymysql", "unbroken:Unbroken", ("pymysql",)),
     Entrant("unbroken/mysqlclient", "unbroken mysqlclient", _MA, "mysqldb", "unbroken:Unbroken", ("mysqlclient",)),
+    Entrant("unbroken/peewee", "unbroken peewee", _MA, "pymysql", "peewee:UnbrokenPeewee", ("pymysql", "peewee")),
     Entrant("one", "one connection", _MA, "pymysql", "one:OneConnection", ("pymysql",)),
     Entrant("sqlalchemy", "SQLAlchemy", _MA, "pymysql", "sqlalchemy:SQLAlchemy", ("pymysql", "sqlalchemy")),
     Entrant("pre_ping", "SQLAlchemy pre_ping", _MA, "pymysql", "sqlalchemy:PrePing", ("pymysql", "sqlalchemy")),

@@ -18,7 +18,8 @@ T = TypeVar("T")
 _IN_TIME = (errors.DeadlineExceeded, errors.OutageError, errors.PoolTimeoutError)
 
 
-def _settings(plan: Plan) -> dict[str, Any]:
+def settings_of(plan: Plan) -> dict[str, Any]:
+    """unbroken's settings for *plan*."""
     settings: dict[str, Any] = {
         "max_size": plan.size,
         "acquire_timeout": ACQUIRE_TIMEOUT,
@@ -30,7 +31,9 @@ def _settings(plan: Plan) -> dict[str, Any]:
     return settings
 
 
-class _Ours(Contender):
+class Ours(Contender):
+    """What is held to the contract."""
+
     def __init__(self, where: Where, plan: Plan) -> None:
         del where
         self._has_deadline = plan.deadline is not None
@@ -42,12 +45,12 @@ class _Ours(Contender):
         return TOLD if self._has_deadline and isinstance(error, _IN_TIME) else ERROR
 
 
-class Unbroken(_Ours):
+class Unbroken(Ours):
     """``pool.run(unit)`` in each request; nothing at all for forks."""
 
     def __init__(self, where: Where, plan: Plan) -> None:
         super().__init__(where, plan)
-        self._pool: Any = library.Pool(where.url, **_settings(plan))
+        self._pool: Any = library.Pool(where.url, **settings_of(plan))
 
     def work(self, unit: Unit) -> Rows:
         """One unit of work: replayed when that is provably safe."""
@@ -65,13 +68,13 @@ class Unbroken(_Ours):
         self._pool.close()
 
 
-class UnbrokenAsync(_Ours):
+class UnbrokenAsync(Ours):
     """``await apool.run(unit)``, each request a task on one event loop that runs in a thread."""
 
     def __init__(self, where: Where, plan: Plan) -> None:
         super().__init__(where, plan)
         self._loop = _loop_in_a_thread()
-        self._pool: Any = self._ask(self._make(where.url, _settings(plan)))
+        self._pool: Any = self._ask(self._make(where.url, settings_of(plan)))
 
     async def _make(self, url: str, settings: dict[str, Any]) -> Any:
         return library.AsyncPool(url, **settings)

@@ -87,7 +87,7 @@ def failed(database: Any, slot: Slot, exc: BaseException, sql: Any, *, stays: bo
     if entry.cause is Cause.CANCELLED:
         home.cut(entry)  # the rest of an answer is still to come: nobody must wait for it
     shown = _shown(home, entry, exc)
-    if fault.is_lost and isinstance(exc, Exception):
+    if fault.is_lost and isinstance(exc, Exception) and entry.cause is not Cause.DEADLINE:
         exc._unbroken_lost = sql  # type: ignore[attr-defined] # asked by execute() and begin()
     if entry.cause is not None and not stays and not (slot.begun or slot.transactions):
         database._give_back(slot)

@@ -7,6 +7,7 @@ Who keeps a connection, and until when, is said in ``slot.py``. Nothing here wai
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,13 +18,12 @@ from playhouse.pool import MaxConnectionsExceeded
 from unbroken.core.statements import Kind, kind
 from unbroken.core.unit import current, glimpse
 from unbroken.errors import UnbrokenError
-from unbroken.flows.finish import commit_now
-from unbroken.flows.steps import run
 from unbroken.integrations.peewee import care, plan
 from unbroken.integrations.peewee.errors import LazyQueryError, translated
 from unbroken.integrations.peewee.poolish import Poolish
 from unbroken.integrations.peewee.result import Result
 from unbroken.integrations.peewee.slot import PerThread, Shared, Slot, caller, place
+from unbroken.integrations.peewee.transactions import Transactions
 from unbroken.integrations.peewee.unit import Atomic, unit
 from unbroken.settings import Settings
 from unbroken.sync import Pool
@@ -35,7 +35,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 __all__ = ["MaxConnectionsExceeded", "PooledDatabase"]
 
 
-class PooledDatabase(Poolish, peewee.Database):  # type: ignore[misc] # peewee ships no types that we could use
+class PooledDatabase(Transactions, Poolish, peewee.Database):  # type: ignore[misc] # peewee ships no types that we could use
     """Mixed in before one of peewee's MySQL or PostgreSQL databases, as playhouse's class of that name is.
 
     *max_connections* (20; 0: no bound), *stale_timeout* (seconds that a connection may live; None: 3600) and *timeout* (seconds
@@ -196,8 +196,9 @@ class PooledDatabase(Poolish, peewee.Database):  # type: ignore[misc] # peewee s
             slot.home, slot.entry, slot.last_used = home, entry, entry.taken_at
             if glimpse() is not None:
                 slot.unit = current()
-            if home.settings.deadline is not None:
-                slot.timer = home.arm(entry, entry.taken_at + home.settings.deadline)
+            until = slot.until if home.settings.deadline is None else min(slot.until, entry.taken_at + home.settings.deadline)
+            if until != math.inf:
+                slot.timer = home.arm(entry, until)
         try:
             if self.server_version is None:
                 self._set_server_version(conn)
@@ -363,87 +364,7 @@ class PooledDatabase(Poolish, peewee.Database):  # type: ignore[misc] # peewee s
         with state.lock:
             state.counters.replays += 1
 
-    # -- transactions --------------------------------------------------------------------------------------------
-
-    def begin(self, *args: Any, **kwargs: Any) -> None:
-        """As peewee's. A BEGIN whose connection is lost is sent again on another: nothing was done yet."""
-        slot = self._state
-        tries = 0
-        while True:
-            with slot.lock:
-                slot.pins += 1
-            before, slot.opening, slot.sql = slot.opening, True, "BEGIN"
-            try:
-                super().begin(*args, **kwargs)
-                slot.begun, slot.clean = True, False
-                return
-            except BaseException as exc:
-                error = care.failed(self, slot, exc, "BEGIN")
-                if not hasattr(exc, "_unbroken_lost") or tries >= self.pool.settings.max_replays:
-                    if error is not exc:
-                        raise error from exc
-                    raise
-            finally:
-                slot.opening, slot.sql = before, None
-                self._unpin(slot)
-            tries += 1
-
-    def commit(self) -> None:
-        """As peewee's. Raises CommitUnknownError when the answer to the COMMIT was lost, ConnectionLostError when it was not sent."""
-        slot = self._state
-        if slot.closed:
-            raise peewee.InterfaceError("Cannot commit, database connection not open.")
-        with slot.lock:
-            slot.pins += 1
-        try:
-            with peewee.__exception_wrapper__:
-                self._commit(slot)
-            slot.begun = slot.open = False
-            slot.clean = True
-        except BaseException as exc:
-            error = care.failed(self, slot, exc, "COMMIT", stays=True)
-            if error is not exc:
-                raise error from exc
-            raise
-        finally:
-            self._unpin(slot)
-
-    def _commit(self, slot: Slot) -> None:
-        send = super().cursor
-        if slot.entry is None or not (slot.begun or slot.open):
-            send().execute("COMMIT")
-            return
-        run(commit_now(slot.home, slot.entry, slot.conn, current()), lambda _step: send().execute("COMMIT"))
-
-    def rollback(self) -> None:
-        """As peewee's. A lost connection needs no ROLLBACK: the server has done it."""
-        slot = self._state
-        if slot.closed and not slot.transactions and not slot.held:
-            raise peewee.InterfaceError("Cannot rollback, database connection not open.")
-        with slot.lock:
-            slot.pins += 1
-        try:
-            if not slot.closed and not care.is_lost(slot):
-                with peewee.__exception_wrapper__:
-                    super().cursor().execute("ROLLBACK")
-            slot.clean = True
-        except BaseException as exc:
-            care.failed(self, slot, exc, "ROLLBACK")
-            if not hasattr(exc, "_unbroken_lost"):
-                raise
-        finally:
-            slot.begun = slot.open = False
-            if care.is_lost(slot):
-                self._give_back(slot)
-            self._unpin(slot)
-
-    def pop_transaction(self) -> Any:
-        """As peewee's."""
-        slot = self._state
-        top = slot.transactions.pop()
-        if not slot.is_bound:
-            self._settle(slot)
-        return top
+    # -- units of work -------------------------------------------------------------------------------------------
 
     def atomic(self, *args: Any, **kwargs: Any) -> Any:
         """As peewee's. As a decorator, the outermost one makes its function a unit of work: replayed when that is provably safe."""

@@ -50,6 +50,8 @@ class Result:
     def fetchmany(self, *args: Any, **kwargs: Any) -> Any:
         """The next rows; none are left when the list is empty."""
         if self._cursor is None:
+            if self._cut:
+                self._kept_row()
             size = args[0] if args else kwargs.get("size", self._kept.get("arraysize", 1))
             return [row for _ in range(size) if (row := self._kept_row()) is not None]
         rows = self._cursor.fetchmany(*args, **kwargs)
@@ -160,6 +162,8 @@ class Result:
         cursor = self._cursor
         if cursor is not None:
             return getattr(cursor, name)
+        if name == "closed":
+            return True
         try:
             return self._kept[name]
         except KeyError:

@@ -7,6 +7,7 @@ goes back. A result may be collected on any thread: so the last two are changed 
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from types import CodeType
@@ -30,6 +31,7 @@ class Slot:
         self.sql: str | None = None  #: what is about to run, for error messages
         self.opened: tuple[CodeType, int] | None = None  #: where the last connection was taken …
         self.left: tuple[CodeType, int] | None = None  #: … and given back (strict mode)
+        self.until = math.inf  #: when the unit of work that this thread is in must be over
         self.reset()
 
     def reset(self) -> None:

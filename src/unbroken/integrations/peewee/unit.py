@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator
-from time import monotonic
 from typing import Any, Literal
 
 import peewee
 
+from unbroken.core.unit import current
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.peewee.errors import LazyQueryError
 from unbroken.integrations.peewee.result import Result
@@ -48,15 +49,17 @@ def unit(
     def call(*args: Any, **kwargs: Any) -> Any:
         db = database.obj if isinstance(database, peewee.Proxy) else database
 
+        settings = db.pool.settings
+        limit = settings.deadline if deadline is None else deadline
+
         def work() -> Any:
-            with _Scope(db, deadline):
+            with _Scope(db):
                 if not atomic:
                     return whole(function(*args, **kwargs), db, function, lazy)
                 with peewee._atomic(db):
                     return whole(function(*args, **kwargs), db, function, lazy)
 
-        most = db.pool.settings.max_replays if max_replays is None else max_replays
-        return run_unit(work, deadline, most, db._count_replay)
+        return run_unit(work, limit, settings.max_replays if max_replays is None else max_replays, db._count_replay)
 
     return call
 
@@ -64,23 +67,31 @@ def unit(
 class _Scope:
     """Connected inside; afterwards as it was before. Whatever is left open is rolled back."""
 
-    __slots__ = ("db", "deadline", "opened")
+    __slots__ = ("before", "db", "opened", "timer")
 
-    def __init__(self, db: Any, deadline: float | None) -> None:
+    def __init__(self, db: Any) -> None:
         self.db = db
-        self.deadline = deadline
 
     def __enter__(self) -> None:
-        slot = self.db._state
-        self.opened = not slot.is_bound
-        if self.opened:
-            self.db.connect()
-            if self.deadline is not None and slot.timer is None and slot.entry is not None:
-                slot.timer = slot.home.arm(slot.entry, monotonic() + self.deadline)
+        slot, work = self.db._state, current()
+        self.opened, self.before, self.timer = not slot.is_bound, slot.until, None
+        if work is not None:
+            slot.until = min(slot.until, work.until)  # what is taken from here on is ended then
+        try:
+            if self.opened:
+                self.db.connect()
+            elif slot.until != math.inf and slot.entry is not None:
+                self.timer = slot.home.arm(slot.entry, slot.until)
+        except BaseException:
+            slot.until = self.before
+            raise
 
     def __exit__(self, *_exc: object) -> None:
+        slot = self.db._state
+        slot.until = self.before
+        if self.timer is not None:
+            self.timer.cancel()
         if self.opened:
-            slot = self.db._state
             slot.transactions.clear()  # left open by the function: the pool rolls it back
             self.db.close()
 
@@ -146,8 +157,10 @@ class Atomic(peewee._atomic):  # type: ignore[misc] # peewee ships no types that
         def inner(*args: Any, **kwargs: Any) -> Any:
             db = self.db
 
+            arguments, options = self._transaction_args
+
             def work() -> Any:
-                with self._build_ctx():
+                with type(self)(db, *arguments, **options):  # each call has its own
                     return function(*args, **kwargs)
 
             if db.transaction_depth():
@@ -159,8 +172,6 @@ class Atomic(peewee._atomic):  # type: ignore[misc] # peewee ships no types that
 
 class DatabaseProxy(peewee.DatabaseProxy):  # type: ignore[misc]
     """peewee's, with ``@proxy.unit`` before it is initialized, and ``@proxy.atomic()`` as a unit of work."""
-
-    __slots__ = ()
 
     def unit(self, function: Any = None, /, **options: Any) -> Any:
         """``@proxy.unit``: see :func:`unit`."""

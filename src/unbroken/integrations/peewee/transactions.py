@@ -1,0 +1,97 @@
+"""BEGIN, COMMIT and ROLLBACK of a peewee database: what holds a connection, and what a lost one means to each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peewee
+
+from unbroken.core.unit import current
+from unbroken.flows.finish import commit_now
+from unbroken.flows.steps import run
+from unbroken.integrations.peewee import care
+from unbroken.integrations.peewee.slot import Slot
+
+
+class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no types that we could use
+    """peewee's own, with an ear for what is lost."""
+
+    def begin(self, *args: Any, **kwargs: Any) -> None:
+        """As peewee's. A BEGIN whose connection is lost is sent again on another: nothing was done yet."""
+        slot = self._state
+        tries = 0
+        while True:
+            with slot.lock:
+                slot.pins += 1
+            before, slot.opening, slot.sql = slot.opening, True, "BEGIN"
+            try:
+                super().begin(*args, **kwargs)
+                slot.begun, slot.clean = True, False
+                return
+            except BaseException as exc:
+                error = care.failed(self, slot, exc, "BEGIN")
+                if not hasattr(exc, "_unbroken_lost") or tries >= self.pool.settings.max_replays:
+                    if error is not exc:
+                        raise error from exc
+                    raise
+            finally:
+                slot.opening, slot.sql = before, None
+                self._unpin(slot)
+            tries += 1
+
+    def commit(self) -> None:
+        """As peewee's. Raises CommitUnknownError when the answer to the COMMIT was lost, ConnectionLostError when it was not sent."""
+        slot = self._state
+        if slot.closed:
+            raise peewee.InterfaceError("Cannot commit, database connection not open.")
+        with slot.lock:
+            slot.pins += 1
+        try:
+            with peewee.__exception_wrapper__:
+                self._commit(slot)
+            slot.begun = slot.open = False
+            slot.clean = True
+        except BaseException as exc:
+            error = care.failed(self, slot, exc, "COMMIT", stays=True)
+            if error is not exc:
+                raise error from exc
+            raise
+        finally:
+            self._unpin(slot)
+
+    def _commit(self, slot: Slot) -> None:
+        send = super().cursor
+        if slot.entry is None or not (slot.begun or slot.open):
+            send().execute("COMMIT")
+            return
+        run(commit_now(slot.home, slot.entry, slot.conn, current()), lambda _step: send().execute("COMMIT"))
+
+    def rollback(self) -> None:
+        """As peewee's. A lost connection needs no ROLLBACK: the server has done it."""
+        slot = self._state
+        if slot.closed and not slot.transactions and not slot.held:
+            raise peewee.InterfaceError("Cannot rollback, database connection not open.")
+        with slot.lock:
+            slot.pins += 1
+        try:
+            if not slot.closed and not care.is_lost(slot):
+                with peewee.__exception_wrapper__:
+                    super().cursor().execute("ROLLBACK")
+            slot.clean = True
+        except BaseException as exc:
+            care.failed(self, slot, exc, "ROLLBACK")
+            if not hasattr(exc, "_unbroken_lost"):
+                raise
+        finally:
+            slot.begun = slot.open = False
+            if care.is_lost(slot):
+                self._give_back(slot)
+            self._unpin(slot)
+
+    def pop_transaction(self) -> Any:
+        """As peewee's."""
+        slot = self._state
+        top = slot.transactions.pop()
+        if not slot.is_bound:
+            self._settle(slot)
+        return top

@@ -1,0 +1,171 @@
+"""peewee's own tests, on playhouse's pooled databases and on ours, side by side; what differs is printed.
+
+    python tests/integrations/peewee_suite.py [--source DIR_OR_TARBALL] [--backends mysql,postgres,psycopg3] [module ...]
+
+The source distribution has no tests since peewee 4; ``--source`` takes a checkout or an archive of the repository. Without it
+the tag of the installed version is asked of pip (``pip download git+https://github.com/coleifer/peewee@VERSION``). The tests run
+against that source's own peewee. Each server is private, each run one process. Exit status 1 when a test ends differently
+on our databases and the difference is not explained below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import peewee
+
+from unbroken.testing.servers import MariaDB, PostgreSQL
+
+MODULES = "db_tests fields manytomany models model_sql prefetch_tests results schema sql transactions with_related_tests".split()
+MODULES += "dataset extra_fields hybrid kv migrations reflection schema_diff shortcuts signals postgres mysql_ext test_utils".split()
+
+#: Tests (by a pattern) that end differently, and why that is right. Every difference that is not listed here is a failure.
+EXPLAINED = {
+    r"TestReconnectMixin\.": "it breaks the connection and expects an error; ours replaces one that ended between two statements",
+}
+
+#: What the tests' modules import instead of the plain databases, after their own imports.
+_KINDS = """
+from {module} import PooledMySQLDatabase as MySQLDatabase, PooledPostgresqlDatabase as PostgresqlDatabase
+from {connectors} import PooledMariaDBConnectorDatabase as MariaDBConnectorDatabase
+from {connectors} import PooledMySQLConnectorDatabase as MySQLConnectorDatabase
+from {extensions} import PooledPostgresqlExtDatabase as PostgresqlExtDatabase, PooledPsycopg3Database as Psycopg3Database
+"""
+_OURS = dict.fromkeys(("module", "connectors", "extensions"), "unbroken.peewee")
+_THEIRS = {"module": "playhouse.pool", "connectors": "playhouse.mysql_ext", "extensions": "playhouse.postgres_ext"}
+
+_RUN = """
+import json, os, sys, unittest
+source, out, modules = sys.argv[1], sys.argv[2], sys.argv[3:]
+sys.path.insert(0, source)
+import peewee
+assert peewee.__file__.startswith(source), peewee.__file__
+
+class Result(unittest.TextTestResult):
+    ends = {}
+    def note(self, test, how, why=""):
+        self.ends.setdefault(test.id(), [how, why])
+    def addSuccess(self, test):
+        super().addSuccess(test); self.note(test, "ok")
+    def addSkip(self, test, reason):
+        super().addSkip(test, reason); self.note(test, "skipped")
+    def addFailure(self, test, err):
+        super().addFailure(test, err); self.note(test, "failed", self._exc_info_to_string(err, test)[-1500:])
+    def addError(self, test, err):
+        super().addError(test, err); self.note(test, "error", self._exc_info_to_string(err, test)[-1500:])
+
+suite = unittest.TestSuite()
+for name in modules:
+    try:
+        suite.addTest(unittest.TestLoader().loadTestsFromName("tests." + name))
+    except Exception as problem:
+        Result.ends[name] = ["not loaded", repr(problem)]
+unittest.TextTestRunner(resultclass=Result, verbosity=0, stream=open(os.devnull, "w")).run(suite)
+with open(out, "w") as file:
+    json.dump(Result.ends, file)
+os._exit(0)
+"""
+
+
+def main() -> int:
+    """Run both ways on each backend."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("modules", nargs="*", default=MODULES)
+    parser.add_argument("--source", type=Path)
+    parser.add_argument("--backends", default="mysql,postgres,psycopg3")
+    parser.add_argument("--verbose", action="store_true", help="show why a test ended differently")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        source = unpacked(options.source, Path(folder))
+        differ = [difference for backend in options.backends.split(",") for difference in compare(backend, source, folder, options)]
+    return 1 if differ else 0
+
+
+def unpacked(given: Path | None, folder: Path) -> Path:
+    """The folder that has ``tests/`` in it."""
+    if given is None:
+        wanted = f"peewee @ git+https://github.com/coleifer/peewee@{peewee.__version__}"
+        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), wanted], check=True)
+        (given,) = folder.glob("peewee*.zip")
+    if given.is_dir():
+        return given.resolve()
+    if given.suffix == ".zip":
+        zipfile.ZipFile(given).extractall(folder)
+    else:
+        subprocess.run(["tar", "xf", str(given), "-C", str(folder)], check=True)
+    return next(path.parent.parent for path in folder.rglob("tests/base.py")).resolve()
+
+
+def adapted(source: Path, to: Path, names: dict[str, str]) -> Path:
+    """A copy of *source* whose tests use pooled databases under the plain ones' names."""
+    shutil.copytree(source, to, ignore=shutil.ignore_patterns(".git", "docs", "examples"))
+    (to / "suite_kinds.py").write_text(_KINDS.format(**names))
+    for path in (to / "tests").glob("*.py"):
+        text = re.sub(
+            r"(?m)^(from (?:peewee|playhouse\.\w+) import (?:\*|(?:MySQL|Postgres|Psycopg|MariaDB)\w*))$",
+            r"\1\nfrom suite_kinds import *",
+            path.read_text(),
+        )
+        path.write_text(text)
+    return to
+
+
+def compare(backend: str, source: Path, folder: str, options: Any) -> list[str]:
+    """The tests that end differently on *backend* without an explanation."""
+    with (MariaDB if backend == "mysql" else PostgreSQL)({"max_connections": 200}) as server:
+        theirs, ours = (run(kind, backend, server, source, folder, options.modules) for kind in ("playhouse", "unbroken"))
+    passed = [sum(how == "ok" for how, _ in ends.values()) for ends in (theirs, ours)]
+    print(f"{backend}: {len(ours)} tests; playhouse passes {passed[0]}, unbroken {passed[1]}", flush=True)
+    for name, (how, why) in ours.items():
+        if how == "not loaded":
+            print(f"  tests.{name} is left out, in both runs alike or not: {why}")
+    unexplained = []
+    for name in sorted(theirs.keys() | ours.keys()):
+        before, after = theirs.get(name, ["missing", ""]), ours.get(name, ["missing", ""])
+        if before[0] == after[0]:
+            continue
+        reason = next((why for pattern, why in EXPLAINED.items() if re.search(pattern, name)), None)
+        if reason is None and after[0] != "ok":
+            unexplained.append(name)
+        print(f"  {name}: {before[0]} -> {after[0]}" + (f" ({reason})" if reason else ""))
+        if options.verbose:
+            print(after[1] or before[1])
+    return unexplained
+
+
+def run(kind: str, backend: str, server: Any, source: Path, folder: str, modules: list[str]) -> dict[str, list[str]]:
+    """How each test ended."""
+    server.admin("DROP DATABASE IF EXISTS peewee_test")
+    if backend == "mysql":
+        server.admin("CREATE DATABASE peewee_test")
+        server.admin(f"GRANT ALL ON *.* TO `{server.user}`@`%` WITH GRANT OPTION")
+    else:
+        server.admin(f'ALTER ROLE "{server.user}" SUPERUSER')
+        server.admin(f'CREATE DATABASE peewee_test OWNER "{server.user}"')
+    key = "MYSQL" if backend == "mysql" else "PSQL"
+    where = {f"PEEWEE_{key}_{part.upper()}": str(getattr(server, part)) for part in ("host", "port", "user", "password")}
+    out = Path(folder) / f"{kind}-{backend}.json"
+    source = adapted(source, Path(folder) / f"{kind}-{backend}", _OURS if kind == "unbroken" else _THEIRS)
+    subprocess.run(
+        [sys.executable, "-c", _RUN, str(source), str(out), *modules],
+        env={**os.environ, **where, "PEEWEE_TEST_BACKEND": backend},
+        cwd=source,
+        check=True,
+        timeout=900,
+    )
+    ends: dict[str, list[str]] = json.loads(out.read_text())
+    return ends
+
+
+if __name__ == "__main__":
+    sys.exit(main())
