@@ -36,35 +36,40 @@ def status_of(conn: Any) -> int | None:
     return status
 
 
-class _Seen:
-    """What the pure Python and the asyncio connection share. Before a command nothing is known, after its OK all is."""
+def _seen(base: Any) -> Any:
+    """*base* as a class that listens. One line of bases and no mixin: else Python lets no connection change into it."""
 
-    _knows = True
-    _seen_busy: bool
-    _seen_status: int | None
-    _have_next_result: bool
+    class Seen(base):  # type: ignore[misc] # the base is only known here
+        """What the pure Python and the asyncio connection share. Before a command nothing is known, after its OK all is."""
 
-    def _handle_server_status(self, flags: int) -> None:
-        super()._handle_server_status(flags)  # type: ignore[misc] # mixed into a connection
-        self._seen_status, self._seen_busy = flags, False
+        _knows = True
+        _seen_busy: bool
+        _seen_status: int | None
+        _have_next_result: bool
 
-    def _seen_leftover(self) -> None:
-        """A result that nobody asked for is about to be read; an error would be the last of them."""
-        self._seen_status, self._seen_busy, self._have_next_result = None, True, False
+        def _handle_server_status(self, flags: int) -> None:
+            super()._handle_server_status(flags)
+            self._seen_status, self._seen_busy = flags, False
 
-    def _seen_sends(self, command: int) -> None:
-        """*command* is about to go out."""
-        if command not in _UNANSWERED:
-            self._seen_status, self._seen_busy = None, True
+        def _seen_leftover(self) -> None:
+            """A result that nobody asked for is about to be read; an error would be the last of them."""
+            self._seen_status, self._seen_busy, self._have_next_result = None, True, False
 
-    def _seen_first(self, packet: Any) -> None:
-        """The first packet of its answer is here; an error is all there is."""
-        if packet is not None and len(packet) > 4 and packet[4] == _ERR:
-            self._seen_busy = False
+        def _seen_sends(self, command: int) -> None:
+            """*command* is about to go out."""
+            if command not in _UNANSWERED:
+                self._seen_status, self._seen_busy = None, True
 
-    def _seen_prepared(self, status: int | None) -> None:
-        """A statement was prepared: the answer holds no status, and nothing has changed."""
-        self._seen_status, self._seen_busy = status, False
+        def _seen_first(self, packet: Any) -> None:
+            """The first packet of its answer is here; an error is all there is."""
+            if packet is not None and len(packet) > 4 and packet[4] == _ERR:
+                self._seen_busy = False
+
+        def _seen_prepared(self, status: int | None) -> None:
+            """A statement was prepared: the answer holds no status, and nothing has changed."""
+            self._seen_status, self._seen_busy = status, False
+
+    return Seen
 
 
 @cache
@@ -73,7 +78,7 @@ def exact(base: Any) -> Any:
     if getattr(base, "_knows", False):
         return base
 
-    class Connection(_Seen, base):  # type: ignore[misc] # the base is only known here
+    class Connection(_seen(base)):  # type: ignore[misc] # the base is only known here
         __doc__ = base.__doc__
         __module__ = base.__module__
 
@@ -104,7 +109,7 @@ def exact_async(base: Any) -> Any:
     if getattr(base, "_knows", False):
         return base
 
-    class Connection(_Seen, base):  # type: ignore[misc] # the base is only known here
+    class Connection(_seen(base)):  # type: ignore[misc] # the base is only known here
         __doc__ = base.__doc__
         __module__ = base.__module__
 
