@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.errors import ConnectRejectedError, OutageError
 from unbroken.flows.state import State
+from unbroken.flows.steps import Flow, Wait, run, run_async
 from unbroken.sync import Pool
 from unbroken.testing.fake import Mode
 
@@ -212,3 +215,33 @@ def test_callers_of_a_second_pool_do_not_wait_for_the_first_ones_leisure(world: 
     back = world.clock.now
     assert world.run(lambda: bool(done), 5.0)
     assert done[0] - back < 0.05
+
+
+class Opened:
+    """What a step gave."""
+
+
+def test_an_error_does_not_keep_alive_what_the_same_worker_opened_before() -> None:
+    """Errors are kept for long: as the cause of what callers are told. A forgotten connection must still be seen to go."""
+    seen: list[weakref.ref[Opened]] = []
+    errors: list[Exception] = []
+
+    def flow() -> Flow[None]:
+        seen.append(weakref.ref((yield Wait(None, 1.0))))
+        try:
+            yield Wait(None, 2.0)
+        except ValueError as error:
+            errors.append(error)
+
+    def do(step: Wait) -> Opened:
+        if step.timeout == 1.0:
+            return Opened()
+        raise ValueError("refused")
+
+    async def do_later(step: Wait) -> Opened:
+        return do(step)
+
+    run(flow(), do)
+    asyncio.run(run_async(flow(), do_later))
+    assert len(errors) == 2
+    assert [ref() for ref in seen] == [None, None]

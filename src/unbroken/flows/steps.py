@@ -69,7 +69,7 @@ def run(flow: Flow[T], do: Callable[[Any], Any]) -> T:
             except BaseException as exc:
                 step = flow.throw(exc)
             else:
-                step = flow.send(result)
+                step, result = flow.send(result), None  # a later error's traceback must not keep a connection alive
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
 
@@ -84,6 +84,6 @@ async def run_async(flow: Flow[T], do: Callable[[Any], Awaitable[Any]]) -> T:
             except BaseException as exc:
                 step = flow.throw(exc)
             else:
-                step = flow.send(result)
+                step, result = flow.send(result), None  # a later error's traceback must not keep a connection alive
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
