@@ -15,7 +15,7 @@ import sys
 import report
 from measure import Effort, Result
 
-SUBJECTS = ("checkout", "checkout_async", "flat", "connecting", "round_trips", "recovery", "at_rest", "web", "engine")
+SUBJECTS = ("checkout", "checkout_async", "flat", "connecting", "round_trips", "recovery", "at_rest", "web", "engine", "peewee_pools")
 
 
 def main() -> int:

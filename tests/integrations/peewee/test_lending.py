@@ -300,6 +300,8 @@ def test_urls_make_the_same_databases(shops: Any, how: str) -> None:
         assert (db.pool.settings.max_size, db.pool.settings.acquire_timeout) == (3, 2.5)
         assert db.execute_sql("SELECT 1").fetchone()[0] == 1
         db.close_all()
+    db = unbroken.peewee.connect(shops("psycopg").server.url("psycopg"))
+    assert type(db) is unbroken.peewee.PooledPsycopg3Database
     with pytest.raises(ConfigurationError, match="sqlite"):
         unbroken.peewee.connect("sqlite:///x.db")
 

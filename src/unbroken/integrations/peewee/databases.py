@@ -47,6 +47,15 @@ _SCHEMES = {
     "postgresqlext": PooledPostgresqlExtDatabase,
     "psycopg3": PooledPsycopg3Database,
 }
+#: SQLAlchemy's names of the same drivers.
+_ALIASES = {
+    "mysql+pymysql": "mysql",
+    "mariadb+pymysql": "mysql",
+    "mysql+mysqlconnector": "mysqlconnector",
+    "mariadb+mariadbconnector": "mariadbconnector",
+    "postgresql+psycopg2": "postgresql",
+    "postgresql+psycopg": "psycopg3",
+}
 for _name, _kind in _SCHEMES.items():
     db_url.register_database(_kind, f"{_name}+unbroken")  # playhouse.db_url.connect("mysql+unbroken://...")
 
@@ -58,7 +67,7 @@ def connect(url: str, **options: Any) -> Any:
     unquoted. Raises ConfigurationError for a scheme that unbroken does not serve.
     """
     scheme = urlsplit(url).scheme
-    name = scheme.removesuffix("+pool").removesuffix("+unbroken")
+    name = _ALIASES.get(scheme, scheme).removesuffix("+pool").removesuffix("+unbroken")
     if name not in _SCHEMES:
         raise ConfigurationError(
             f"{scheme}:// is not served by unbroken.peewee; it knows {', '.join(_SCHEMES)}, each with or without +pool"
