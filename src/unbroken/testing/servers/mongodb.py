@@ -88,16 +88,7 @@ class MongoDB(Server):
         folders.own(folder / "data")
 
     def _command(self, folder: Path) -> list[str | Path]:
-        places: list[str | Path] = [
-            "--dbpath",
-            folder / "data",
-            "--bind_ip",
-            self.host,
-            "--port",
-            str(self.port),
-            "--unixSocketPrefix",
-            folder,
-        ]
+        address: list[str | Path] = ["--bind_ip", self.host, "--port", str(self.port), "--unixSocketPrefix", folder]
         member = ["--replSet", self.replica_set] if self.replica_set else []
         parameters = [f"--setParameter={name}={_plain(value)}" for name, value in {**_SETTINGS, **self.options}.items()]
         return [self.binary, "--dbpath", folder / "data", *address, *member, "--wiredTigerCacheSizeGB", "0.25", "--quiet", *parameters]
