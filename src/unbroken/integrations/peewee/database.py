@@ -21,7 +21,7 @@ from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee import care, plan
 from unbroken.integrations.peewee.errors import LazyQueryError, translated
 from unbroken.integrations.peewee.poolish import Poolish
-from unbroken.integrations.peewee.result import Result
+from unbroken.integrations.peewee.result import Result, is_streaming
 from unbroken.integrations.peewee.slot import PerThread, Shared, Slot, caller, place
 from unbroken.integrations.peewee.transactions import Transactions
 from unbroken.integrations.peewee.unit import Atomic, unit
@@ -338,7 +338,7 @@ class PooledDatabase(Transactions, Poolish, peewee.Database):  # type: ignore[mi
         if home is not None:
             status = home.driver.is_in_transaction(slot.conn)
             slot.open, slot.clean, slot.last_used = status is True, status is False, home.now
-        if result._cursor.description is None:  # nothing to be read
+        if result._cursor.description is None and not is_streaming(result._cursor):  # nothing to be read
             slot.readers.pop(id(result), None)
             if not slot.is_bound:
                 result.let_go()

@@ -131,11 +131,10 @@ class Result:
                 self._kept[name] = getattr(cursor, name)
         self._kept["__class__"] = type(cursor)
         try:
-            if rows and self._kept.get("description"):
-                if _is_streaming(cursor):
-                    self._cut = True
-                else:
-                    self._rows.extend(cursor.fetchall())
+            if rows and is_streaming(cursor):
+                self._cut = True
+            elif rows and self._kept.get("description"):
+                self._rows.extend(cursor.fetchall())
         except Exception:
             self._cut = True
         with suppress(Exception):  # its connection may be lost
@@ -170,7 +169,7 @@ class Result:
             raise AttributeError(f"{name}: this cursor is closed, and its connection was given back") from None
 
 
-def _is_streaming(cursor: Any) -> bool:
-    """Whether the rows are still on the server: a named cursor, or MySQL's unbuffered kinds."""
+def is_streaming(cursor: Any) -> bool:
+    """Whether the rows are still on the server: a named cursor (psycopg2's has no description yet), or MySQL's unbuffered kinds."""
     kinds = {kind.__name__ for kind in type(cursor).__mro__}
     return bool(getattr(cursor, "name", None)) or bool(kinds & {"SSCursor", "CursorUseResultMixIn", "ServerCursor"})
