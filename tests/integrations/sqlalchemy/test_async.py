@@ -283,8 +283,10 @@ def test_a_thousand_tasks_with_cancellations_and_kills_leave_nothing_behind(afac
                 await asyncio.to_thread(aface.server.kill_sessions)
             await asyncio.sleep(0.01)
 
+    patient = {"outage_wait": 50, "connect_timeout": 30}  # a machine under such a load may be slow to connect
+
     async def work() -> None:
-        async with aface.engine(pool_size=8, max_overflow=4, pool_timeout=50) as engine:
+        async with aface.engine(pool_size=8, max_overflow=4, pool_timeout=50, unbroken=patient) as engine:
             tasks = [asyncio.create_task(one(engine, number)) for number in range(1000)]
             await disturb(engine, tasks)
             results = await asyncio.gather(*tasks, return_exceptions=True)

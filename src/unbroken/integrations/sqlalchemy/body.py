@@ -239,10 +239,14 @@ class Body(State):
         if not self.mark[0]:
             self.sever()
         elif self.lent.pop(entry.key, None) is entry:
-            ghost = Entry(None, entry.born, 0, 0.0)  # SQLAlchemy takes the connection back; this is for the report
-            ghost.key, ghost.uses, ghost.reported = id(ghost), entry.uses, entry.reported
-            ghost.code, ghost.lasti = entry.code, entry.lasti
-            self.forgotten.append(ghost)
+            self.report_forgotten(entry)
+
+    def report_forgotten(self, entry: Entry) -> None:
+        """Leave word of a forgotten *entry* for the next look through the pool. SQLAlchemy takes the connection itself back."""
+        ghost = Entry(None, entry.born, 0, 0.0)
+        ghost.key, ghost.uses, ghost.reported = id(ghost), entry.uses, entry.reported
+        ghost.code, ghost.lasti = entry.code, entry.lasti
+        self.forgotten.append(ghost)
 
     # -- connecting ----------------------------------------------------------------------------------------------
 

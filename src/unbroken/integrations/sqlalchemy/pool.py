@@ -48,6 +48,7 @@ _getframe = sys._getframe
 _checkout = _ConnectionFairy._checkout
 _pools: weakref.WeakSet[Any] = weakref.WeakSet()
 
+_IS_2_0 = sqlalchemy.__version__.startswith("2.0.")
 _SQLALCHEMY = os.path.dirname(sqlalchemy.__file__) + os.sep  #: where SQLAlchemy's own frames are from
 _RAW_CONNECTION, _ENGINE_CONNECT = Engine.raw_connection.__code__, Engine.connect.__code__  #: the usual way in
 
@@ -208,6 +209,8 @@ class _Unbroken(sqla_pool.QueuePool):
             return
         if entry is not VACANT:
             if record.dbapi_connection is None:
+                if _IS_2_0 and self._is_asyncio and not in_greenlet():  # an async user who detaches is in a greenlet; a finalizer is not
+                    body.report_forgotten(entry)
                 body.detach(entry)
             else:
                 body.release(entry)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import sqlalchemy
 from sqlalchemy.pool.base import _ConnectionRecord
 
 from unbroken.core.entry import Entry
@@ -46,6 +47,15 @@ class Record(_ConnectionRecord):
         if needs and self.home is not None:
             self.home.note_forgotten(self.entry)
         return needs
+
+    if sqlalchemy.__version__.startswith("2.0."):
+
+        def checkin(self, _fairy_was_created: bool = True) -> None:
+            """There, a finalizer comes straight here; the one it comes for is gone by then."""
+            ref = self.fairy_ref
+            if ref is not None and ref() is None and self.home is not None:
+                self.home.note_forgotten(self.entry)
+            super().checkin(_fairy_was_created)
 
 
 def explain_timeout(body: Any, exc: BaseException) -> None:
