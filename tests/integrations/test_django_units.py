@@ -346,6 +346,7 @@ with connection.cursor() as cursor:
     cursor.execute("SET time_zone = '+01:00'" if connection.vendor == "mysql" else "SET statement_timeout = 5000")
 second = session(); connection.close(); assert session() != second
 connection.close()
+assert connection.unbroken_pool._driver.errors[0] is connection.Database.OperationalError  # not a second copy of its module
 print(type(connection.unbroken_pool._driver).__module__, connection.unbroken_pool.stats().opened)
 """
 
