@@ -183,3 +183,14 @@ def test_with_the_real_clock_a_frozen_server_blocks_until_it_thaws() -> None:
     server.up()
     thread.join(10.0)
     assert done
+
+
+def test_an_idle_session_ends_at_any_time_of_day() -> None:
+    """Whatever the last digit of a sum of floats is."""
+    for number in range(200):
+        clock = FakeClock(1000.0 + number / 7)
+        server = FakeServer(clock, idle_limit=1.1)
+        conn = FakeDriver(server).connect(5.0)
+        clock.advance(1.2)
+        assert not server.sessions, number
+        conn.close()

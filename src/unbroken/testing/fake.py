@@ -306,7 +306,7 @@ class FakeServer:
         def look() -> None:
             if not session.open:
                 return
-            if clock.now - session.last_active >= limit:
+            if clock.now >= session.last_active + limit:  # the very sum that the timer is set to
                 session.end(Fault(FaultKind.LOST, Cause.IDLE_LIMIT, 4031, "disconnected by the server because of inactivity"))
             else:
                 clock.at(session.last_active + limit, look)
