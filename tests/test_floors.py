@@ -20,6 +20,7 @@ FLOORS = {
     "settings": 0.5,  # says what is wrong with itself, so it needs the errors
     "core": 1, "net": 1,
     "drivers": 2, "flows": 2,
+    "threads": 2.7, "loops": 2.7,  # how each of them does the flows' steps
     "making": 2.5,  # of a URL and keywords, the driver's part and the pool's
     "sync": 3, "aio": 3,
     "units": 3.2,  # both pools, seen as one

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import logging
 import math
 import os
 import sys
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from threading import get_ident
 from time import monotonic
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, TypeVar
 
 from unbroken.abc import AsyncDriver, Cause, Connection, Observer, Target
@@ -34,11 +32,11 @@ from unbroken.flows.connect import connector
 from unbroken.flows.leaks import bury_forgotten
 from unbroken.flows.replay import replay
 from unbroken.flows.state import State
-from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run_async
+from unbroken.flows.steps import Attempt, run_async
 from unbroken.flows.upkeep import schedule
+from unbroken.loops import LoopShell, abandon, cut_off, put_away, shell_of
 from unbroken.making import bounded, take_settings
 from unbroken.net.severance import fork_mark
-from unbroken.net.watcher import LoopWatcher
 from unbroken.settings import Settings
 
 log = logging.getLogger("unbroken")
@@ -49,111 +47,6 @@ _getframe = sys._getframe
 _running_loop = asyncio.get_running_loop
 _pools: weakref.WeakSet[AsyncPool] = weakref.WeakSet()
 _inherited: list[State] = []  # kept in a child, so that nothing of theirs is collected: finalizers talk to the parent's loop
-
-
-class LoopShell:
-    """Does the flows' steps by awaiting, on one event loop."""
-
-    def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
-        self.driver = driver
-        self.loop = loop
-        self.watcher = LoopWatcher(loop)
-        self._tasks: set[asyncio.Task[Any]] = set()  # a loop holds its tasks weakly only
-        self.finalizer: weakref.finalize[..., Any] | None = None  #: for a pool that is dropped
-        self.farewell: AsyncGenerator[None, None] | None = None  #: for a loop that ends
-
-    def new_lock(self) -> AbstractContextManager[Any]:
-        """Nothing to lock: between two awaits a task is alone."""
-        return contextlib.nullcontext()
-
-    def new_signal(self) -> asyncio.Future[None]:
-        """A future that somebody resolves."""
-        return self.loop.create_future()
-
-    def wake(self, signal: asyncio.Future[None]) -> None:
-        """Resolve it."""
-        if not signal.done():
-            signal.set_result(None)
-
-    def spawn(self, flow: Flow[Any], name: str) -> None:
-        """Run *flow* as a task, outside any unit of work."""
-        task = self.loop.create_task(self._run_logged(flow), name=f"unbroken-{name}", context=contextvars.Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _run_logged(self, flow: Flow[Any]) -> None:
-        try:
-            await run_async(flow, self.do)
-        except Exception:
-            log.exception("unbroken: a background worker failed; the next one takes over")
-
-    def call(self, function: Callable[[], None]) -> None:
-        """Run *function* on the loop, soon; from any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-            self.loop.call_soon_threadsafe(function)
-
-    def is_awake(self) -> bool:
-        """Whether somebody runs the loop just now."""
-        return self.loop.is_running()
-
-    def describe_holder(self, entry: Entry) -> str:
-        """The task that has *entry*, and where it is now: one that has it in a variable, else one inside the function that took it."""
-        conn = None if entry.ref is None else entry.ref()
-        found: tuple[asyncio.Task[Any], list[FrameType]] | None = None
-        for task in asyncio.all_tasks(self.loop):
-            frames = _stack(task)
-            if conn is not None and any(value is conn for frame in frames for value in frame.f_locals.values()):
-                found = (task, frames)
-                break
-            if any(frame.f_code is entry.code for frame in frames):
-                found = found or (task, frames)
-        if found is None:
-            return "a task that is not there any more"
-        lines = "\n".join(f"  {f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_qualname}" for f in found[1][-8:])
-        return f"task {found[0].get_name()}, which is now at:\n{lines}"
-
-    async def do(self, step: Any) -> Any:
-        """Do one step of a flow."""
-        kind = type(step)
-        if kind is Wait:
-            await asyncio.wait((step.signal,), timeout=step.timeout)
-            return None
-        if kind is Call:
-            return await self._call(step)
-        if kind is Connect:
-            return await self.driver.connect(step.timeout)
-        if kind is Reset:
-            result = step.function(step.conn)
-            return await result if hasattr(result, "__await__") else result
-        if kind is Attempt:
-            return await step.work()
-        raise TypeError(f"unknown step {step!r}")
-
-    async def _call(self, step: Call) -> Any:
-        method = getattr(self.driver, step.method)
-        if step.timeout is None:
-            return await method(step.conn)
-        async with asyncio.timeout(step.timeout * 1.05):
-            return await (method(step.conn, step.timeout) if step.method == "ping" else method(step.conn))
-
-    async def stop(self) -> None:
-        """End the background tasks."""
-        tasks = [t for t in self._tasks if t is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _stack(task: asyncio.Task[Any]) -> list[FrameType]:
-    """Where a suspended *task* is, innermost last. (``Task.get_stack`` knows its outermost coroutine only.)"""
-    frames: list[FrameType] = []
-    inside: Any = task.get_coro()
-    while inside is not None:
-        frame = getattr(inside, "cr_frame", None) or getattr(inside, "gi_frame", None)
-        if frame is not None:
-            frames.append(frame)
-        inside = getattr(inside, "cr_await", None) or getattr(inside, "gi_yieldfrom", None)
-    return frames
 
 
 class AsyncLease:
@@ -338,7 +231,7 @@ class AsyncPool:
             self._leave_inherited()
         key = (os.getpid(), id(running))
         known = self._states.get(key)
-        if known is None or _shell(known).loop is not running:
+        if known is None or shell_of(known).loop is not running:
             self._forget_closed_loops()
             known = self._states[key] = self._new_state(running)
             if self.settings.min_size:
@@ -352,7 +245,7 @@ class AsyncPool:
         fresh = State(self._driver, self.settings, shell, self.name, self._emit, fork_mark(), connector)
         if fresh.unsettled is None:  # reset=None: what a cancelled task left in the middle of an exchange must still not come back
             fresh.unsettled = partial(_is_busy, self._driver)
-        shell.finalizer = weakref.finalize(self, _abandon, fresh)
+        shell.finalizer = weakref.finalize(self, abandon, fresh)
         shell.farewell = _farewell(weakref.ref(self), weakref.ref(fresh))
         with contextlib.suppress(StopIteration):
             shell.farewell.__anext__().send(None)  # up to its yield: now the loop knows it
@@ -369,9 +262,9 @@ class AsyncPool:
     def _forget_closed_loops(self) -> None:
         """Connections of a loop that has ended can do nothing any more, but hold a session each."""
         for state in list(self._states.values()):
-            if _shell(state).loop.is_closed():
+            if shell_of(state).loop.is_closed():
                 self._forget(state)
-                _cut_off(state)
+                cut_off(state)
 
     def _forget(self, state: State) -> None:
         for key, known in list(self._states.items()):
@@ -379,7 +272,7 @@ class AsyncPool:
                 del self._states[key]
         if self._home[1] is state:
             self._home = (None, _NO_STATE)
-        finalizer = _shell(state).finalizer
+        finalizer = shell_of(state).finalizer
         if finalizer is not None:
             finalizer.detach()
 
@@ -446,7 +339,7 @@ class AsyncPool:
         healthy = False
         try:
             if self._driver.is_quiet(conn):
-                healthy = await run_async(finish.reset(state, entry, conn), _shell(state).do)
+                healthy = await run_async(finish.reset(state, entry, conn), shell_of(state).do)
             else:
                 entry.condemn(Cause.CANCELLED)
         except BaseException:
@@ -465,7 +358,7 @@ class AsyncPool:
             patience = min(patience, deadline)
         unit = current()
         until = started + patience if unit is None else min(started + patience, unit.until)
-        entry = await run_async(acquire(state, suspect, started, until), _shell(state).do)
+        entry = await run_async(acquire(state, suspect, started, until), shell_of(state).do)
         conn = state.lend(entry, frame, monotonic() if deadline is None else started, get_ident())
         return state, entry, conn
 
@@ -526,7 +419,7 @@ class AsyncPool:
         while (state.kernel.lent or state.kernel.returning) and monotonic() < end:
             bury_forgotten(state)
             await asyncio.sleep(0.005)
-        await _shell(state).stop()
+        await shell_of(state).stop()
         state.shell.watcher.close()
 
     async def __aenter__(self) -> AsyncPool:
@@ -577,12 +470,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_sever_all)
 
 
-def _shell(state: State) -> LoopShell:
-    shell = state.shell
-    assert isinstance(shell, LoopShell)
-    return shell
-
-
 def _is_busy(driver: AsyncDriver, conn: Connection) -> bool:
     return not driver.is_quiet(conn)
 
@@ -593,29 +480,6 @@ def _tell(observers: tuple[Observer, ...], event: str, fields: Mapping[str, Any]
             observer(event, fields)
         except Exception:
             log.exception("unbroken: an observer failed at %r", event)
-
-
-def _cut_off(state: State) -> None:
-    """End a state whose loop may never run again: its sockets at once, and its part in finding the server again."""
-    for entry in list(state.kernel.entries.values()):
-        state.cut(entry)
-        if entry.conn is not None and _shell(state).loop.is_closed():
-            state.driver.close(entry.conn)  # or it would try to in its finalizer, and say that it cannot
-    if state.server.lock.acquire(blocking=False):  # a finalizer may run inside it
-        state.server.outage.resign(state)
-        state.server.lock.release()
-
-
-def _put_away(state: State) -> None:
-    state.close()
-    state.shell.watcher.close()
-
-
-def _abandon(state: State) -> None:
-    """The pool was collected without being closed; by any thread."""
-    if state.mark[0]:
-        _cut_off(state)
-        state.shell.call(partial(_put_away, state))
 
 
 async def _farewell(pool_ref: Callable[[], AsyncPool | None], state_ref: Callable[[], State | None]) -> AsyncGenerator[None, None]:
@@ -629,12 +493,12 @@ async def _farewell(pool_ref: Callable[[], AsyncPool | None], state_ref: Callabl
         pool, state = pool_ref(), state_ref()
         if pool is not None and state is not None and state.mark[0]:
             pool._forget(state)
-            _put_away(state)
+            put_away(state)
             for entry in list(state.kernel.lent.values()):  # whoever has these still can do nothing with them any more
                 conn = entry.conn if entry.ref is None else entry.ref()
                 if conn is not None:
                     state.driver.close(conn)
-            await _shell(state).stop()
+            await shell_of(state).stop()
             await asyncio.sleep(0)  # transports end in the loop's next turn
 
 

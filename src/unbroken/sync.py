@@ -11,16 +11,14 @@ import logging
 import math
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from threading import get_ident
 from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
-from unbroken.abc import Connection, Driver, Observer, Target
+from unbroken.abc import Connection, Observer, Target
 from unbroken.core.entry import Entry
 from unbroken.core.stats import Stats
 from unbroken.core.unit import Unit, current, enter, glimpse, leave
@@ -29,16 +27,15 @@ from unbroken.errors import NotYoursError
 from unbroken.flows import finish
 from unbroken.flows.acquire import acquire, ping
 from unbroken.flows.connect import connector
-from unbroken.flows.holder import describe
 from unbroken.flows.leaks import bury_forgotten
 from unbroken.flows.replay import replay
 from unbroken.flows.state import State
-from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run
+from unbroken.flows.steps import run
 from unbroken.flows.upkeep import schedule
 from unbroken.making import bounded, take_settings
-from unbroken.net.severance import abort, fork_mark, identity
-from unbroken.net.watcher import ThreadWatcher
+from unbroken.net.severance import fork_mark
 from unbroken.settings import Settings
+from unbroken.threads import Sleeper, ThreadShell
 
 log = logging.getLogger("unbroken")
 
@@ -54,87 +51,6 @@ def _caller() -> FrameType:
         return _getframe(2)
     except ValueError:
         return _getframe(1)
-
-
-class ThreadShell:
-    """Does the flows' steps by blocking the thread that runs them."""
-
-    def __init__(self, driver: Driver) -> None:
-        self.driver = driver
-        self.watcher = ThreadWatcher.get()
-
-    def new_lock(self) -> AbstractContextManager[Any]:
-        """A lock of the kind that ``threading`` makes now (gevent may have patched it since import).
-
-        Reentrant: a finalizer may end a lease (that of a forgotten generator, say) on a thread that is inside already.
-        """
-        return threading.RLock()
-
-    def new_signal(self) -> Any:
-        """A lock that is held until somebody wakes its waiter: cheaper than an Event."""
-        signal = threading.Lock()
-        signal.acquire()
-        return signal
-
-    def wake(self, signal: Any) -> None:
-        """Let the waiter go on."""
-        try:
-            signal.release()
-        except RuntimeError:
-            pass  # it was woken before
-
-    def spawn(self, flow: Flow[Any], name: str) -> None:
-        """Run *flow* on a daemon thread. Raises RuntimeError where no thread can be started."""
-        threading.Thread(target=self._run_logged, args=(flow,), name=f"unbroken-{name}", daemon=True).start()
-
-    def _run_logged(self, flow: Flow[Any]) -> None:
-        try:
-            run(flow, self.do)
-        except Exception:
-            log.exception("unbroken: a background worker failed; the next one takes over")
-
-    def call(self, function: Callable[[], None]) -> None:
-        """Run *function* here: any thread may touch this pool's state."""
-        function()
-
-    def is_awake(self) -> bool:
-        """Threads are."""
-        return True
-
-    def describe_holder(self, entry: Entry) -> str:
-        """The thread (or greenlet) that has *entry*, and its stack."""
-        return describe(entry.holder)
-
-    def do(self, step: Any) -> Any:
-        """Do one step of a flow."""
-        kind = type(step)
-        if kind is Wait:
-            return step.signal.acquire(timeout=step.timeout) if step.timeout > 0 else step.signal.acquire(blocking=False)
-        if kind is Call:
-            return self._call(step)
-        if kind is Connect:
-            return self.driver.connect(step.timeout)
-        if kind is Reset:
-            return step.function(step.conn)
-        if kind is Attempt:
-            return step.work()
-        raise TypeError(f"unknown step {step!r}")
-
-    def _call(self, step: Call) -> Any:
-        method = getattr(self.driver, step.method)
-        if step.timeout is None:
-            return method(step.conn)
-        fd = self.driver.fileno(step.conn)
-        who = identity(fd) if fd is not None else None
-        timer = None
-        if fd is not None and who is not None:
-            # Not every driver can bound every call: what still blocks a little later is ended from outside.
-            timer = self.watcher.at(monotonic() + step.timeout * 1.05, lambda: abort(fd, who))
-        try:
-            return method(step.conn, step.timeout) if step.method == "ping" else method(step.conn)
-        finally:
-            if timer is not None:
-                timer.cancel()
 
 
 class Lease:
@@ -546,19 +462,12 @@ def run_unit(work: Callable[[], T], deadline: float | None, max_replays: int, on
         with token.unit.within(monotonic(), deadline):
             return work()
     token.unit.until = math.inf if deadline is None else monotonic() + deadline
-    do = _Sleeper()
+    do = Sleeper()
     try:
         result: T = run(replay(token.unit, work, monotonic, max_replays, do.new_signal, on_replay), do.do)
         return result
     finally:
         leave(token)
-
-
-class _Sleeper(ThreadShell):
-    """The part of a shell that a unit of work needs; it has no driver."""
-
-    def __init__(self) -> None:
-        pass
 
 
 def _sever_all() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import greenlet
 
-from unbroken import sync
+from unbroken import sync, threads
 from unbroken.abc import Capabilities, Cause, FaultKind
 from unbroken.flows import acquire as acquire_module
 from unbroken.flows import replay as replay_module
@@ -28,8 +28,9 @@ from unbroken.flows.state import State
 from unbroken.flows.steps import run
 from unbroken.net.last_words import Words
 from unbroken.net.liveness import Liveness, judge
-from unbroken.sync import Pool, ThreadShell
+from unbroken.sync import Pool
 from unbroken.testing.fake import PATIENCE, FakeClock, FakeConnection, FakeDriver, FakeOperationalError, FakeServer, Mode, Session
+from unbroken.threads import ThreadShell
 
 _HUNG_UP, _READABLE = 0x2000, 0x1  # POLLRDHUP, POLLIN
 
@@ -557,12 +558,13 @@ def installed(world: World) -> Iterator[None]:
     time = SimpleNamespace(monotonic=lambda: world.clock.now)
     patches: list[tuple[Any, str, Any]] = [
         (sync, "monotonic", now),
-        (sync, "identity", net.identity),
-        (sync, "abort", net.abort),
+        (threads, "monotonic", now),
+        (threads, "identity", net.identity),
+        (threads, "abort", net.abort),
         (sync, "fork_mark", lambda: world.mark),
         (sync, "open_driver", None),
         (sync, "ThreadShell", shell),
-        (sync, "_Sleeper", shell),
+        (sync, "Sleeper", shell),
         (sync, "State", new_state),
         (
             state_module,

@@ -445,7 +445,6 @@ def do_nothing(self: Any) -> None:
     ("where", "name", "planted", "found"),
     [
         (Kernel, "_grant", grant_without_taking, "two owners"),
-        (acquire_module, "_is_fit", find_fit_without_a_look, "known dead was lent"),
         (finish_module, "roll_back", forget_to_roll_back, "open transaction"),
         (connect_module, "_reject", tell_nobody, "not told at once|it spins"),
         (Outage, "ask", try_at_once, "after an attempt that ended|it spins"),
@@ -458,4 +457,11 @@ def do_nothing(self: Any) -> None:
 def test_the_stories_find_a_planted_bug(where: Any, name: str, planted: Any, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(where, name, planted)
     with pytest.raises(Violation, match=found):
+        tell_all(range(500))
+
+
+def test_the_stories_find_an_acquire_that_never_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acquire_module, "_is_fit", find_fit_without_a_look)
+    monkeypatch.setattr(State, "attend", do_nothing)  # either of the two is enough to find a death
+    with pytest.raises(Violation, match="known dead was lent|a caller got"):
         tell_all(range(500))

@@ -20,7 +20,6 @@ from sqlalchemy.util import greenlet_spawn
 from sqlalchemy.util.concurrency import await_only
 
 from unbroken.abc import AsyncDriver, Cause, Connection, Driver, Fault, FaultKind
-from unbroken.aio import LoopShell
 from unbroken.core.entry import Entry
 from unbroken.core.kernel import Kernel
 from unbroken.core.stats import Counters
@@ -31,8 +30,9 @@ from unbroken.flows.state import State
 from unbroken.flows.steps import Attempt, Flow, run
 from unbroken.flows.upkeep import schedule
 from unbroken.integrations.sqlalchemy.plan import Plan
+from unbroken.loops import LoopShell
 from unbroken.net.severance import fork_mark
-from unbroken.sync import ThreadShell
+from unbroken.threads import ThreadShell
 
 #: What a record points to while it has no connection. Never changed, never lent.
 VACANT = Entry(None, float("-inf"), -1, float("-inf"))

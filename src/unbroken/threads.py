@@ -1,0 +1,107 @@
+"""How a pool for threads does the flows' steps: by blocking the thread that runs them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from time import monotonic
+from typing import Any
+
+from unbroken.abc import Driver
+from unbroken.core.entry import Entry
+from unbroken.flows.holder import describe
+from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run
+from unbroken.net.severance import abort, identity
+from unbroken.net.watcher import ThreadWatcher
+
+log = logging.getLogger("unbroken")
+
+
+class ThreadShell:
+    """Does the flows' steps by blocking the thread that runs them."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.watcher = ThreadWatcher.get()
+
+    def new_lock(self) -> AbstractContextManager[Any]:
+        """A lock of the kind that ``threading`` makes now (gevent may have patched it since import).
+
+        Reentrant: a finalizer may end a lease (that of a forgotten generator, say) on a thread that is inside already.
+        """
+        return threading.RLock()
+
+    def new_signal(self) -> Any:
+        """A lock that is held until somebody wakes its waiter: cheaper than an Event."""
+        signal = threading.Lock()
+        signal.acquire()
+        return signal
+
+    def wake(self, signal: Any) -> None:
+        """Let the waiter go on."""
+        try:
+            signal.release()
+        except RuntimeError:
+            pass  # it was woken before
+
+    def spawn(self, flow: Flow[Any], name: str) -> None:
+        """Run *flow* on a daemon thread. Raises RuntimeError where no thread can be started."""
+        threading.Thread(target=self._run_logged, args=(flow,), name=f"unbroken-{name}", daemon=True).start()
+
+    def _run_logged(self, flow: Flow[Any]) -> None:
+        try:
+            run(flow, self.do)
+        except Exception:
+            log.exception("unbroken: a background worker failed; the next one takes over")
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run *function* here: any thread may touch this pool's state."""
+        function()
+
+    def is_awake(self) -> bool:
+        """Threads are."""
+        return True
+
+    def describe_holder(self, entry: Entry) -> str:
+        """The thread (or greenlet) that has *entry*, and its stack."""
+        return describe(entry.holder)
+
+    def do(self, step: Any) -> Any:
+        """Do one step of a flow."""
+        kind = type(step)
+        if kind is Wait:
+            return step.signal.acquire(timeout=step.timeout) if step.timeout > 0 else step.signal.acquire(blocking=False)
+        if kind is Call:
+            return self._call(step)
+        if kind is Connect:
+            return self.driver.connect(step.timeout)
+        if kind is Reset:
+            return step.function(step.conn)
+        if kind is Attempt:
+            return step.work()
+        raise TypeError(f"unknown step {step!r}")
+
+    def _call(self, step: Call) -> Any:
+        method = getattr(self.driver, step.method)
+        if step.timeout is None:
+            return method(step.conn)
+        fd = self.driver.fileno(step.conn)
+        who = identity(fd) if fd is not None else None
+        timer = None
+        if fd is not None and who is not None:
+            # Not every driver can bound every call: what still blocks a little later is ended from outside.
+            timer = self.watcher.at(monotonic() + step.timeout * 1.05, lambda: abort(fd, who))
+        try:
+            return method(step.conn, step.timeout) if step.method == "ping" else method(step.conn)
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+
+class Sleeper(ThreadShell):
+    """The part of a shell that a unit of work needs; it has no driver."""
+
+    def __init__(self) -> None:
+        pass
