@@ -463,5 +463,5 @@ def test_the_stories_find_a_planted_bug(where: Any, name: str, planted: Any, fou
 def test_the_stories_find_an_acquire_that_never_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acquire_module, "_is_fit", find_fit_without_a_look)
     monkeypatch.setattr(State, "attend", do_nothing)  # either of the two is enough to find a death
-    with pytest.raises(Violation, match="known dead was lent|a caller got"):
+    with pytest.raises(Violation, match=r"known dead was lent|a caller got"):
         tell_all(range(500))
