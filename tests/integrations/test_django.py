@@ -19,9 +19,12 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, ProgrammingError, connections, transaction
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
+from django.test import RequestFactory
 
 import unbroken
 from unbroken.abc import Cause
+from unbroken.django import replayable
+from unbroken.django.middleware import UnbrokenMiddleware
 from unbroken.errors import CommitUnknownError, OutageError, PoolTimeoutError
 
 BOTH = ["mysql", "postgresql"]
@@ -239,6 +242,43 @@ def test_a_commit_on_a_connection_that_is_gone_says_that_nothing_is_stored(site:
     assert not isinstance(caught.value, CommitUnknownError)
     assert site.ask("SELECT count(*) FROM gone") == 0
     site.run("DROP TABLE gone")
+
+
+@pytest.mark.parametrize("inside", ["a block of its own", "a replayable function", "a request under the middleware"])
+@pytest.mark.parametrize("arrives", [False, True], ids=["lost on the way", "answer lost"])
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_commit_without_an_answer_is_an_error_of_djangos_that_says_unknown(
+    kind: str, arrives: bool, inside: str, make: Any, lossy: Any
+) -> None:
+    site = make(kind, pool={"max_size": 1}, OPTIONS={"ssl_mode": "DISABLED"} if kind == "mysql" else {"sslmode": "disable"})
+    wire = lossy(site.server)
+    connections.settings[site.alias]["PORT"] = wire.port
+    site.run("DROP TABLE IF EXISTS unknown")
+    site.run("CREATE TABLE unknown (n integer)")
+    site.connection.close()
+    runs: list[str] = []
+
+    def work(_request: Any = None) -> None:
+        with transaction.atomic(using=site.alias):
+            runs.append("begun")
+            transaction.on_commit(lambda: runs.append("committed"), using=site.alias)
+            site.run("INSERT INTO unknown VALUES (1)")
+            wire.lose, wire.arrives = b"COMMIT", arrives
+
+    if inside == "a request under the middleware":
+        reply = UnbrokenMiddleware(replayable(work))(RequestFactory().get("/"))
+        assert reply.status_code == 500
+        assert b"outcome unknown" in reply.content
+    else:
+        with pytest.raises(OperationalError) as caught:
+            (replayable(work) if inside == "a replayable function" else work)()
+        assert isinstance(caught.value, CommitUnknownError)
+        assert isinstance(caught.value.__cause__, Exception)
+        assert "\n" not in str(caught.value)
+    assert wire.lost == 1
+    assert runs == ["begun"]
+    assert site.ask("SELECT count(*) FROM unknown") == (1 if arrives else 0)
+    site.run("DROP TABLE unknown")
 
 
 def test_an_outage_is_an_operational_error_and_an_outage_error_in_one(make: Any, new_mariadb: Any) -> None:
