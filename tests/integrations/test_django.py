@@ -197,16 +197,22 @@ def test_the_signal_connection_created_comes_with_each_take_up(site: Site) -> No
 # -- losses ------------------------------------------------------------------------------------------------------------
 
 
+def kill(site: Site) -> None:
+    """The sessions end, and word of it is here: a PostgreSQL session is gone from the server's list before its socket closes."""
+    site.server.kill_sessions()
+    wait_until(lambda: site.connection._held.is_dead)
+
+
 def test_a_worker_loop_heals_between_statements_without_any_help(site: Site) -> None:
     for _ in range(3):
         first = site.session()
-        site.server.kill_sessions()
+        kill(site)
         assert site.session() != first
 
 
 def test_a_worker_loop_heals_before_atomic(site: Site) -> None:
     first = site.session()
-    site.server.kill_sessions()
+    kill(site)
     with transaction.atomic(using=site.alias):
         assert site.session() != first
 
