@@ -84,10 +84,10 @@ def run(script, face):
 
 FORKS = ["os.fork", "raw"]
 LEAVES = ["os._exit", "sys.exit"]
+BOTH = [("os.fork", "os._exit"), ("raw", "sys.exit")]
 
 
-@pytest.mark.parametrize("leave", LEAVES)
-@pytest.mark.parametrize("fork", FORKS)
+@pytest.mark.parametrize(("fork", "leave"), BOTH)
 def test_a_child_gets_sessions_of_its_own_and_the_parent_keeps_all_of_its(run, fork, leave):
     said = run(f"""
 before = warm()
@@ -168,8 +168,7 @@ print("well")
     assert said == "well"
 
 
-@pytest.mark.parametrize("leave", LEAVES)
-@pytest.mark.parametrize("fork", FORKS)
+@pytest.mark.parametrize(("fork", "leave"), BOTH)
 def test_a_fork_inside_a_block_leaves_the_parents_transaction_alone(run, fork, leave, face):
     table = face.table()
     said = run(f"""

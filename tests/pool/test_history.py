@@ -95,7 +95,7 @@ def play(face, in_threads, seconds):
 
 
 def test_every_acknowledged_write_is_stored_once_and_no_other_twice(own_face, in_threads):
-    play(own_face, in_threads, SECONDS or 5.0)
+    play(own_face, in_threads, SECONDS or 4.0)
 
 
 @pytest.mark.soak

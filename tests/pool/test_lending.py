@@ -311,12 +311,12 @@ def test_a_pool_shrinks_to_min_size_when_it_is_not_used(face, until):
 
 
 def test_connections_retire_at_max_age_but_not_all_at_once(face, until):
-    pool = face.pool(max_age=2.0, max_size=8)
+    pool = face.pool(max_age=1.0, max_size=8)
     held = [pool.acquire() for _ in range(8)]
     for conn in held:
         pool.release(conn)
     limits = sorted(e.retire_at - e.born for e in pool._state.kernel.entries.values())
-    assert 1.5 <= limits[0] < limits[-1] <= 2.0
+    assert 0.75 <= limits[0] < limits[-1] <= 1.0
     until(lambda: pool.stats().closed == {"max age": 8})
 
 

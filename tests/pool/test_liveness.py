@@ -45,7 +45,7 @@ def test_what_was_killed_just_before_an_acquire_is_never_handed_out(own_face, un
     """Without the watcher's help: what the kernel knows at the moment of the acquire is enough."""
     pool = own_face.pool(max_size=4)
     pool._state.ended = lambda entry: None
-    for _ in range(10):
+    for _ in range(5):
         old = fill(own_face, pool, 4)
         own_face.server.kill_sessions()
         until(lambda: len(pool._state.sockets.dead()) == 4)
@@ -61,7 +61,7 @@ def test_acquires_while_sessions_are_being_killed_never_get_a_dead_one_twice(own
 
     def work(i):
         if i == 0:
-            for _ in range(20):
+            for _ in range(10):
                 own_face.server.kill_sessions()
                 time.sleep(0.02)
             stop.set()
@@ -80,7 +80,7 @@ def test_acquires_while_sessions_are_being_killed_never_get_a_dead_one_twice(own
     assert stats.used == stats.waiting == 0
     with pool.connection() as conn:
         assert own_face.ask(conn, "SELECT 1") == 1
-    assert len(failures) <= 20 * 4  # at most what was lent at each of the 20 kills
+    assert len(failures) <= 10 * 4  # at most what was lent at each of the 10 kills
 
 
 @pytest.mark.parametrize("knows", [True, False], ids=["limit known", "limit not known"])

@@ -83,7 +83,7 @@ def test_a_storm_with_kills_leaves_the_pool_whole(own_face, in_threads, until, h
     def work(i):
         rng = random.Random(i)
         if i == 0:
-            end = time.monotonic() + 2.5
+            end = time.monotonic() + 1.5
             while time.monotonic() < end:
                 face.server.kill_sessions()
                 time.sleep(rng.random() * 0.05)
