@@ -109,12 +109,13 @@ def gather(mariadb: Any, postgres: Any, tmp_path: Path) -> Any:
         }  # fmt: skip
         out = tmp_path / "out"
         most, until = 0, time.monotonic() + 60
+        others = {session.id for session in server.sessions()}  # of tests before: a server may take its time to end one
         with out.open("wb") as file:
             child = subprocess.Popen([sys.executable, "-c", script, json.dumps(given), str(CROWD)], stdout=file, stderr=subprocess.STDOUT)
         try:
             while child.poll() is None:
                 assert time.monotonic() < until, out.read_text()[-2000:]
-                most = max(most, len(server.sessions()))
+                most = max(most, len({session.id for session in server.sessions()} - others))
                 time.sleep(0.005)
         finally:
             child.kill()
@@ -132,8 +133,9 @@ def hold(told: dict[str, Any], most: int) -> None:
     assert (told["used"], told["waiting"], told["leaked"]) == (0, 0, 0)
     assert told["line"] > CROWD / 2, "they did not wait at once: nothing is shown"
     place = {number: at for at, number in enumerate(told["served"])}
-    worst = max(abs(place[number] - at) for at, number in enumerate(told["came"]))
-    assert worst <= 4 * MAX_SIZE, f"somebody was served {worst} places away from where they stood in line"
+    off = sorted(abs(place[number] - at) for at, number in enumerate(told["came"]))
+    # A thread may be set aside by the system just before it joins the line, so not every last one can be held to this.
+    assert off[CROWD * 9 // 10] <= 2 * MAX_SIZE, f"served so many places away from where they stood in line: {off}"
 
 
 @pytest.mark.parametrize("driver", ["pymysql", "psycopg"])
