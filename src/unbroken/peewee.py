@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from unbroken.integrations.peewee import (
     DatabaseProxy,
     LazyQueryError,
@@ -16,7 +18,12 @@ from unbroken.integrations.peewee import (
     unit,
 )
 
+if TYPE_CHECKING:
+    from unbroken.integrations.peewee.aio import AsyncMySQLDatabase, AsyncPostgresqlDatabase
+
 __all__ = [
+    "AsyncMySQLDatabase",
+    "AsyncPostgresqlDatabase",
     "DatabaseProxy",
     "LazyQueryError",
     "PooledDatabase",
@@ -29,3 +36,11 @@ __all__ = [
     "connect",
     "unit",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("AsyncMySQLDatabase", "AsyncPostgresqlDatabase"):  # playhouse.pwasyncio wants greenlet, and a newer peewee
+        from unbroken.integrations.peewee import aio
+
+        return getattr(aio, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,6 +20,9 @@ _UNBOUNDED = 1_000_000
 #: What each driver calls the time that connecting may take, and its least whole number (libpq: 2; see each driver's file).
 _CONNECT_TIMEOUT = {"psycopg": 2, "psycopg2": 2, "mysqlclient": 1, "mariadb": 1, "mysqlconnector": 1, "pymysql": 1}
 
+#: What aiomysql's and asyncpg's own pools call two of the settings.
+_RENAMED = {"pool_recycle": "max_age", "max_inactive_connection_lifetime": "max_idle"}
+
 
 def settings_of(max_connections: Any, stale_timeout: Any, timeout: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings for the pool from playhouse's arguments (None: not given) and unbroken's own, which win."""
@@ -31,6 +34,22 @@ def settings_of(max_connections: Any, stale_timeout: Any, timeout: Any, given: M
     if timeout is not None:
         out["acquire_timeout"] = float(timeout) or math.inf
     return {**out, **given}
+
+
+def async_settings(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part *kwargs* in the pool's settings (pwasyncio's names, the blocking databases', unbroken's own, which win) and the driver's."""
+    ours, theirs = Settings.split(kwargs)
+    sizes = [theirs.pop(name, None) for name in ("max_connections", "pool_size")]
+    out = settings_of(next((n for n in sizes if n is not None), None), theirs.pop("stale_timeout", None), None, {})
+    if (least := theirs.pop("pool_min_size", None)) is not None:
+        out["min_size"] = int(least)
+    for name, setting in _RENAMED.items():
+        if (seconds := theirs.pop(name, None)) is not None:
+            out[setting] = float(seconds) if seconds > 0 else math.inf
+    theirs.pop("max_queries", None)
+    if ours.get("acquire_timeout", 0) is None:  # pwasyncio: wait for ever
+        ours["acquire_timeout"] = math.inf
+    return {**out, **ours}, theirs
 
 
 def driver_of(database: Any) -> str:
