@@ -19,6 +19,7 @@ from unbroken.errors import (
     DeadlineExceeded,
     DriverNotInstalledError,
     OutageError,
+    PoolClosedError,
     PoolTimeoutError,
     UnbrokenError,
     for_driver,
@@ -32,6 +33,7 @@ KINDS = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(
 #: What callers of each driver catch.
 FOREIGN = [
     "pymysql.err.OperationalError", "MySQLdb.OperationalError", "psycopg.OperationalError",
+    "psycopg2.OperationalError", "pg8000.dbapi.OperationalError", "mysql.connector.errors.OperationalError", "mariadb.OperationalError",
     "sqlite3.OperationalError", "asyncpg.exceptions.PostgresConnectionError", "asyncpg.exceptions.InterfaceError",
     "unbroken.testing.fake.FakeOperationalError", "builtins.ConnectionError", "builtins.OSError", "builtins.Exception",
 ]  # fmt: skip
@@ -85,12 +87,13 @@ def test_the_combined_class_is_made_once() -> None:
 
 
 def test_without_a_driver_the_error_is_just_ours() -> None:
-    assert type(for_driver(OutageError, None, "x")) is OutageError
+    assert type(for_driver(OutageError, None, "x")).__bases__ == (OutageError, ConnectionError)
+    assert type(for_driver(PoolClosedError, None, "x")) is PoolClosedError
 
 
 def test_what_is_the_drivers_already_is_not_combined_again() -> None:
-    assert type(for_driver(OutageError, ConnectionError, "x")) is OutageError
-    assert type(for_driver(PoolTimeoutError, Exception, "x")) is PoolTimeoutError
+    assert type(for_driver(OutageError, ConnectionError, "x")).__bases__ == (OutageError, ConnectionError)
+    assert type(for_driver(PoolClosedError, Exception, "x")) is PoolClosedError
 
 
 def test_a_class_that_cannot_be_combined_leaves_ours() -> None:
@@ -99,11 +102,14 @@ def test_a_class_that_cannot_be_combined_leaves_ours() -> None:
 
 
 def test_errors_are_what_python_programmers_expect_them_to_be() -> None:
-    assert issubclass(PoolTimeoutError, TimeoutError)
-    assert issubclass(DeadlineExceeded, TimeoutError)
-    assert issubclass(OutageError, ConnectionError)
-    assert issubclass(ConnectRejectedError, ConnectionError)
-    assert issubclass(CommitUnknownError, ConnectionError)
+    for kind, besides in (
+        (PoolTimeoutError, TimeoutError),
+        (DeadlineExceeded, TimeoutError),
+        (OutageError, ConnectionError),
+        (ConnectRejectedError, ConnectionError),
+        (CommitUnknownError, ConnectionError),
+    ):
+        assert isinstance(for_driver(kind, None, "x"), besides)
     assert issubclass(ConfigurationError, ValueError)
     assert issubclass(DriverNotInstalledError, ImportError)
     assert asyncio.TimeoutError is TimeoutError

@@ -15,6 +15,10 @@ from typing import Any, TypeVar
 class UnbrokenError(Exception):
     """The base of everything that unbroken raises by itself."""
 
+    #: What an error of this kind is besides, wherever the driver's error leaves room for it (psycopg2's does not: its
+    #: memory layout and OSError's exclude each other).
+    _besides: type[Exception] | None = None
+
 
 class ConfigurationError(UnbrokenError, ValueError):
     """A URL, a setting or a combination of settings that cannot work. Raised at once, before any connection."""
@@ -32,56 +36,79 @@ class PoolClosedError(UnbrokenError):
     """The pool is closed: it lends nothing any more."""
 
 
-class PoolTimeoutError(UnbrokenError, TimeoutError):
-    """No connection became free within the time the caller had. The server itself is well."""
+class PoolTimeoutError(UnbrokenError):
+    """No connection became free within the time the caller had. The server itself is well. Also a TimeoutError."""
+
+    _besides = TimeoutError
 
 
-class OutageError(UnbrokenError, ConnectionError):
-    """The server is away. ``retry_after`` is a fair number of seconds before asking again."""
+class OutageError(UnbrokenError):
+    """The server is away. ``retry_after`` is a fair number of seconds before asking again. Also a ConnectionError."""
+
+    _besides = ConnectionError
 
     retry_after: float = 1.0
 
 
-class ConnectRejectedError(UnbrokenError, ConnectionError):
-    """The server (or the name service) said no: password, permission, unknown host or database. Waiting won't help."""
+class ConnectRejectedError(UnbrokenError):
+    """The server (or the name service) said no: password, permission, unknown host or database. Waiting won't help.
+
+    Also a ConnectionError.
+    """
+
+    _besides = ConnectionError
 
 
-class ConnectionLostError(UnbrokenError, ConnectionError):
-    """The connection was lost before its COMMIT was sent: nothing of its transaction is stored."""
+class ConnectionLostError(UnbrokenError):
+    """The connection was lost before its COMMIT was sent: nothing of its transaction is stored. Also a ConnectionError."""
+
+    _besides = ConnectionError
 
 
-class CommitUnknownError(UnbrokenError, ConnectionError):
-    """A COMMIT was sent and the connection was lost before its answer: the work is stored, or it is not."""
+class CommitUnknownError(UnbrokenError):
+    """A COMMIT was sent and the connection was lost before its answer: the work is stored, or it is not. Also a ConnectionError."""
+
+    _besides = ConnectionError
 
 
-class DeadlineExceeded(UnbrokenError, TimeoutError):  # noqa: N818 - a fixed public name, after the field's usage
-    """The work took longer than its ``deadline=``; its connection was ended to free the caller."""
+class DeadlineExceeded(UnbrokenError):  # noqa: N818 - a fixed public name, after the field's usage
+    """The work took longer than its ``deadline=``; its connection was ended to free the caller. Also a TimeoutError."""
+
+    _besides = TimeoutError
 
 
 E = TypeVar("E", bound=UnbrokenError)
 
 
 @cache
-def _combined(kind: type[UnbrokenError], foreign: type[BaseException]) -> type[UnbrokenError]:
-    """*kind* that is also a *foreign* error; plain *kind* where Python cannot combine the two."""
+def _combined(kind: type[UnbrokenError], foreign: type[BaseException] | None) -> type[UnbrokenError]:
+    """*kind* that is also a *foreign* error, and what it is besides; less of that where Python cannot combine them."""
 
     def reduce(self: BaseException) -> tuple[Any, ...]:
         return _rebuild, (kind, foreign, self.args, dict(self.__dict__))
 
-    try:
-        body: dict[str, Any] = {
-            "__reduce__": reduce,
-            "__module__": kind.__module__,
-            "__init__": Exception.__init__,
-            "__str__": Exception.__str__,
-        }
-        combined: type[UnbrokenError] = types.new_class(kind.__name__, (kind, foreign), {}, lambda space: space.update(body))
-        return combined
-    except TypeError:
-        return kind
+    body: dict[str, Any] = {
+        "__reduce__": reduce,
+        "__module__": kind.__module__,
+        "__init__": Exception.__init__,
+        "__str__": Exception.__str__,
+    }
+    for bases in ((kind, foreign, kind._besides), (kind, foreign), (kind, kind._besides)):
+        wanted = [base for at, base in enumerate(bases) if base is not None and not any(_covers(base, other) for other in bases[:at])]
+        try:
+            combined: type[UnbrokenError] = types.new_class(kind.__name__, tuple(wanted), {}, lambda space: space.update(body))
+            combined("")  # some layouts combine and cannot be made
+            return combined
+        except TypeError:
+            continue
+    return kind
 
 
-def _rebuild(kind: type[E], foreign: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> E:
+def _covers(base: type[BaseException], other: type[BaseException] | None) -> bool:
+    return other is not None and issubclass(other, base)
+
+
+def _rebuild(kind: type[E], foreign: type[BaseException] | None, args: tuple[Any, ...], state: dict[str, Any]) -> E:
     error = for_driver(kind, foreign, *args)
     error.__dict__.update(state)
     return error
@@ -90,11 +117,13 @@ def _rebuild(kind: type[E], foreign: type[BaseException], args: tuple[Any, ...],
 def for_driver(kind: type[E], foreign: type[BaseException] | None, message: str, **attributes: Any) -> E:
     """A *kind* of error that callers who catch *foreign* catch too.
 
-    *foreign* is the driver's (or framework's) ``OperationalError``; None gives a plain *kind*. *attributes* are set
-    on the error. The result pickles as long as *foreign* does.
+    *foreign* is the driver's (or framework's) ``OperationalError``; None: there is none. *attributes* are set on the
+    error. The result pickles as long as *foreign* does.
     """
     cls: type[UnbrokenError] = kind
-    if foreign is not None and not issubclass(kind, foreign):
+    if foreign is not None and issubclass(kind, foreign):
+        foreign = None
+    if foreign is not None or (kind._besides is not None and not issubclass(kind, kind._besides)):
         cls = _combined(kind, foreign)  # type: ignore[arg-type] # classes are hashable; the stub of cache does not know
     error = cls(message)
     for name, value in attributes.items():

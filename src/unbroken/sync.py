@@ -441,8 +441,10 @@ class Pool:
             return old  # another thread of this child was first
         old.sever()
         fresh = self._new_state()
-        fresh = self._states.setdefault(fresh.pid, fresh)
-        self._state = fresh
+        known = self._states.setdefault(fresh.pid, fresh)
+        if not known.mark[0]:  # a grandparent's, whose process id this one has got
+            known = self._states[fresh.pid] = fresh
+        self._state = fresh = known
         if not old.kernel.closed:
             return fresh
         fresh.kernel.closed = True

@@ -378,7 +378,7 @@ def test_a_units_deadline_holds_over_all_of_its_attempts(face):
 
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded) as caught:
-        pool.run(work, deadline=0.3)
+        pool.run(work, deadline=1.0)  # long enough to connect on a busy machine
     assert time.monotonic() - started < 5.0
     assert "None" not in str(caught.value)
     assert len(runs) == 1

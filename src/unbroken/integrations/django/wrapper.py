@@ -197,7 +197,7 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
                 held.failed = held.failed or fault is not None or held.is_dead
             shown = finish.translated(held.state, held.entry, exc, held.state.settings.deadline)
             if fault is not None and fault.is_lost and shown is exc and self.in_atomic_block:
-                cause, words = held.state.explain(held.entry)
+                cause, words = held.state.explain(held.entry, in_use=True)
                 exc.add_note(f"unbroken: the connection was lost inside atomic ({words or cause.value}); its work is undone, "
                              "and the next block gets another connection")  # fmt: skip
         return shown

@@ -38,7 +38,7 @@ def look_after(database: Any, slot: Slot) -> None:
         return
     cause, words = entry.cause, entry.words
     if cause is None:
-        cause, words = home.explain(entry)
+        cause, words = home.explain(entry, in_use=True)
         entry.condemn(cause, words)
     database._give_back(slot)
     log.warning("%s: the connection held since %s ended (%s); another one takes its place", home.name, entry.place, cause.value)

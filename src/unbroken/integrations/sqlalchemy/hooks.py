@@ -158,7 +158,7 @@ class Hooks:
         if fault.is_lost:
             context.is_disconnect = True
         if context.is_disconnect and entry.cause is None:
-            cause, words = home.explain(entry)
+            cause, words = home.explain(entry, in_use=True)
             if cause in (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT):  # it was in use: say what the driver says
                 cause, words = fault.cause or Cause.LOST, fault.text
             entry.condemn(cause, words)
