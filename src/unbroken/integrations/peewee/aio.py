@@ -81,7 +81,7 @@ class _Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee sh
 
     def loss(self) -> UnbrokenError:
         """The error that says so."""
-        taken, why = place((self.entry.code, self.entry.lasti)), self.home.explain(self.entry)[0].value
+        taken, why = place((self.entry.code, self.entry.lasti)), self.home.explain(self.entry, in_use=True)[0].value
         what = f"connection of pool {self.home.name}, taken at {taken}, was lost ({why}) in a transaction; nothing of it is stored"
         return translated(self.home.error(ConnectionLostError, what))
 
@@ -155,6 +155,7 @@ class AsyncPooledDatabase(pwasyncio.AsyncDatabaseMixin):  # type: ignore[misc]
             if lent.is_open or self._state.transactions:
                 with lent.listening():
                     raise lent.loss()
+            lent.entry.condemn(*lent.home.explain(lent.entry, in_use=True))
             log.warning("%s: the connection of this task ended; another one takes its place", lent.home.name)
             await self._drop()
             lent = None
