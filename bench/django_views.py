@@ -1,6 +1,6 @@
 """Django's views on each way of connecting: requests a second, processor time, sessions opened, in one run.
 
-    python bench/django_views.py [--seconds 1.0] [--rounds 3]
+    python bench/django_views.py [--seconds 1.0] [--rounds 3]    with rates, which `make bench` leaves out
 
 The site is examples/django_app.py, its view one query; requests go straight into Django's WSGI or ASGI handler, without HTTP.
 Each way runs in a process of its own, in turns. Numbers are medians of the rounds. Processor time is the site's own, not the
@@ -23,10 +23,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from measure import Effort, Result, Row, Table, Target
+
 from unbroken.testing.servers import MariaDB, PostgreSQL
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WAYS = {"mysqldb": ("default", "persistent", "checked", "unbroken"), "psycopg": ("default", "persistent", "checked", "pool", "unbroken")}
+NAMES = {
+    "default": "Django, as it comes", "persistent": "Django, CONN_MAX_AGE=None", "checked": "… with health checks",
+    "pool": "Django's own pool", "unbroken": "unbroken.django",
+}  # fmt: skip
+NOTE = "Django's own work is in each row; unbroken's holds its middleware, which may run a request again."
 REQUESTS = 1000
 
 
@@ -140,6 +147,30 @@ def measure(server: Any, driver: str, way: str, what: str, seconds: float) -> tu
         return 0.0, 0
     after = opened(server) if what in ("threads", "asgi") else 0
     return float(json.loads(done.stdout)), after - before - 1
+
+
+def run(effort: Effort) -> Result:
+    """Processor time of a request, and (not with --quick) sessions opened: what hardly minds how busy the machine is."""
+    result = Result()
+    for server, driver in ((MariaDB({"max_connections": 1100}), "mysqldb"), (PostgreSQL({"max_connections": 1100}), "psycopg")):
+        with server:
+            times: dict[str, list[float]] = {way: [] for way in WAYS[driver]}
+            for _ in range(effort.repeats):
+                for way in times:
+                    times[way].append(measure(server, driver, way, "cpu", 0.0)[0] / 1e6)
+            if not all(map(all, times.values())):
+                raise RuntimeError("a site did not answer; its error stands above")
+            base = min(times["persistent"])
+            rows = [Row(NAMES[way], min(took), statistics.median(took), min(took) / base) for way, took in times.items()]
+            where = f"{server.backend}, {driver}"
+            result.tables.append(Table(f"Django, a view with one query, processor time: {where}", "µs", rows, NAMES["persistent"], NOTE))
+            ours, theirs = min(times["unbroken"]), min(times["default"])
+            result.targets.append(Target(f"Django, {where}: less processor time than a connection for each request", ours / theirs, 1.0))
+            if effort.repeats > 1:
+                for what, how in (("threads", "on a thread each"), ("asgi", "under ASGI")):
+                    counts = [Row(NAMES[way], measure(server, driver, way, what, 0.0)[1]) for way in times]
+                    result.tables.append(Table(f"Django, 1,000 requests {how}: {where}", "sessions opened", counts))
+    return result
 
 
 def main() -> None:

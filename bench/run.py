@@ -15,7 +15,10 @@ import sys
 import report
 from measure import Effort, Result
 
-SUBJECTS = ("checkout", "checkout_async", "flat", "connecting", "round_trips", "recovery", "at_rest", "web", "engine", "peewee_pools")
+SUBJECTS = (
+    "checkout", "checkout_async", "flat", "connecting", "round_trips", "recovery", "at_rest", "web", "engine", "peewee_pools",
+    "django_views",
+)  # fmt: skip
 
 
 def main() -> int:

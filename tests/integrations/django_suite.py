@@ -33,7 +33,7 @@ ENGINES = {
 #: Tests (by a pattern) that end differently, and why that is right. Every difference that is not listed here is a failure.
 EXPLAINED = {
     r"ConnectionHealthChecksTests\.": "the connection goes back between requests whatever CONN_MAX_AGE is, and is looked at without a ping",
-    r"postgresql\.tests\.Tests\.test_(connect_pool|pooling_)": 'OPTIONS["pool"], Django\'s own pool, is refused: there is ours',
+    r"postgresql\.tests\.Tests\.test_(connect_pool|pool(ing)?_)": 'OPTIONS["pool"], Django\'s own pool, is refused: there is ours',
 }
 
 _SETTINGS = """
