@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from unbroken.abc import Cause, Connection, Fault, FaultKind
 from unbroken.core.entry import Entry
+from unbroken.core.fault import mysql_fault, postgres_fault
 from unbroken.core.unit import Action, Unit
 from unbroken.errors import CommitUnknownError, ConnectionLostError, DeadlineExceeded, UnbrokenError
 from unbroken.flows.state import State
 from unbroken.flows.steps import Call, Flow, Reset
+from unbroken.net import last_words
 from unbroken.net.liveness import Liveness, judge
 
 #: What to do about a COMMIT without an answer.
@@ -25,9 +27,9 @@ def success(state: State, entry: Entry, conn: Connection, unit: Unit | None, *, 
 def commit_now(state: State, entry: Entry, conn: Connection, unit: Unit | None) -> Flow[None]:
     """COMMIT what is open. Raises CommitUnknownError when its answer was lost, never guesses.
 
-    A socket that is known dead beforehand is not written to: then it is certain that nothing was committed.
+    A session that is known to have ended is not written to: then it is certain that nothing was committed.
     """
-    if judge(entry.poll(0)) is Liveness.DEAD:
+    if _has_ended(state, entry):
         why = "" if entry.cause is None else f" ({entry.cause.value})"
         error = state.error(
             ConnectionLostError,
@@ -51,6 +53,23 @@ def commit_now(state: State, entry: Entry, conn: Connection, unit: Unit | None) 
             f"COMMIT was sent to {state.driver.target.label} and the connection was lost before its answer ({fault.text}): {LOOK_FIRST}",
         ) from exc
     entry.sent = entry.count()
+
+
+def _has_ended(state: State, entry: Entry) -> bool:
+    """Whether the session is known, without a round trip, to have ended: hung up, or its goodbye is there already.
+
+    PostgreSQL's goodbye arrives up to a millisecond before the hang-up; a COMMIT sent in between would be in doubt for nothing.
+    """
+    looks = judge(entry.poll(0))
+    if looks is not Liveness.UNDECIDED or entry.fd is None:
+        return looks is Liveness.DEAD
+    backend = state.driver.target.backend
+    words = last_words.peek(entry.fd, backend)
+    if words is None:
+        return False
+    if backend == "postgresql":
+        return postgres_fault(str(words.code), words.text).is_lost
+    return mysql_fault(int(words.code), words.text).is_lost
 
 
 def reset_or_condemn(state: State, entry: Entry, conn: Connection) -> Flow[None]:
