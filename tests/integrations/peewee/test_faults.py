@@ -308,13 +308,13 @@ def test_a_child_inside_its_parents_transaction_is_refused(shop: Any) -> None:
     assert shop.names(task) == ["parent", "task 0", "task 1", "task 2"]
 
 
-def test_careless_threads_do_not_empty_the_pool(shop: Any, in_threads: Any) -> None:
+def test_careless_threads_do_not_empty_the_pool(shop: Any, in_threads: Any, until: Any) -> None:
     db = shop.database(max_connections=3, timeout=10)
     task = shop.tasks(db)
     assert all(each is True for each in in_threads(6, lambda _: db.connect()))
     gc.collect()
     assert in_threads(6, lambda _: task.select().count()) == [3] * 6
-    assert db.stats().leaked >= 3
+    until(lambda: db.stats().leaked >= 3)  # they are counted when somebody waits, or at the next look through the pool
 
 
 def test_what_is_held_too_long_is_reclaimed_and_its_place_is_named(shop: Any, caplog: Any, until: Any) -> None:
