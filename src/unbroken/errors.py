@@ -18,6 +18,8 @@ class UnbrokenError(Exception):
     #: What an error of this kind is besides, wherever the driver's error leaves room for it (psycopg2's does not: its
     #: memory layout and OSError's exclude each other).
     _besides: type[Exception] | None = None
+    #: Which of the two goes where there is room for one only.
+    _besides_first = False
 
 
 class ConfigurationError(UnbrokenError, ValueError):
@@ -75,6 +77,7 @@ class DeadlineExceeded(UnbrokenError):  # noqa: N818 - a fixed public name, afte
     """The work took longer than its ``deadline=``; its connection was ended to free the caller. Also a TimeoutError."""
 
     _besides = TimeoutError
+    _besides_first = True
 
 
 E = TypeVar("E", bound=UnbrokenError)
@@ -93,7 +96,8 @@ def _combined(kind: type[UnbrokenError], foreign: type[BaseException] | None) ->
         "__init__": Exception.__init__,
         "__str__": Exception.__str__,
     }
-    for bases in ((kind, foreign, kind._besides), (kind, foreign), (kind, kind._besides)):
+    one = [(kind, foreign), (kind, kind._besides)]
+    for bases in ((kind, foreign, kind._besides), *(reversed(one) if kind._besides_first else one)):
         wanted = [base for at, base in enumerate(bases) if base is not None and not any(_covers(base, other) for other in bases[:at])]
         try:
             combined: type[UnbrokenError] = types.new_class(kind.__name__, tuple(wanted), {}, lambda space: space.update(body))

@@ -48,6 +48,7 @@ K = FaultKind
         (2005, "Unknown server host 'db' (-2)", True, K.REJECTED, None),
         (2005, "Unknown server host 'db' (-3)", True, K.UNREACHABLE, None),
         (2026, "TLS/SSL error: self-signed certificate in certificate chain", True, K.REJECTED, None),
+        (2026, "TLS/SSL error: unexpected eof while reading", True, K.LOST, None),
         (2026, "SSL connection error: error:00000005", False, K.LOST, None),
         (1040, "Too many connections", True, K.TOO_MANY, None),
         (1203, "User app already has more than 'max_user_connections' active connections", True, K.TOO_MANY, None),

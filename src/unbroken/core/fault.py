@@ -152,6 +152,8 @@ _MYSQL_CAUSES: dict[int, Cause | None] = {
 }
 #: Client codes: the connection is gone (2006, 2013, 2055), or out of step with the protocol (2014, 2027, 2048).
 _MYSQL_CLIENT_LOST = {2006, 2013, 2014, 2027, 2045, 2048, 2055}
+#: How OpenSSL says that the other side went away during the handshake.
+_HUNG_UP_IN_TLS = ("unexpected eof", "connection reset", "broken pipe", "connection was closed")
 _MYSQL_CLIENT_CONNECT = {2001, 2002, 2003, 2004, 2005, 2009, 2010, 2011, 2012}
 _MYSQL_TOO_MANY = {1040, 1203, 1135}  # server full, user full, no thread to be had
 _MYSQL_REJECTED = {
@@ -195,7 +197,8 @@ def _mysql_lost(errno: int, line: str, connecting: bool) -> Fault:
     known = _of_errno(number, line, connecting) if number is not None else None
     if known is not None and known.kind in (_K.LOST, _K.UNREACHABLE):
         return Fault(known.kind, known.cause, errno, line)
-    if errno == 2026 and connecting:  # TLS: a certificate or a version that will not do
+    # TLS: a certificate or a version that will not do, unless the server was ended in the middle of it
+    if errno == 2026 and connecting and not any(word in line.lower() for word in _HUNG_UP_IN_TLS):
         return Fault(_K.REJECTED, None, errno, line)
     return Fault(_K.LOST, None, errno, line)
 

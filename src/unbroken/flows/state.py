@@ -91,8 +91,6 @@ class State:
         self.name = name
         self.emit = emit
         self.server: Server = server_of(driver)
-        with self.server.lock:
-            self.server.pools.add(self)
         self.lock = shell.new_lock()
         self.kernel = Kernel(settings.max_size, settings.min_size)
         self.idle, self.lent, self.waiting = self.kernel.idle, self.kernel.lent, self.kernel.waiting  #: for the hot paths
@@ -116,6 +114,8 @@ class State:
         self.left_open, self.unsettled = self._reset_checks()
         self.is_tcp = driver.target.unix_socket is None
         self.decide_policy()
+        with self.server.lock:
+            self.server.pools.add(self)  # last: from now on other pools' threads come here with news
 
     def _reset_checks(self) -> tuple[Callable[[Connection], bool | None], Callable[[Connection], bool | None] | None]:
         """What to ask of a connection at the end of a lease, and at a plain release: False means nothing is to be done."""
