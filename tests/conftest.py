@@ -7,7 +7,6 @@ from contextlib import ExitStack
 
 import pytest
 
-from unbroken.flows import servers
 from unbroken.testing.servers import MariaDB, MySQL, PostgreSQL
 
 
@@ -44,9 +43,3 @@ def new_postgres() -> Iterator[Callable[..., PostgreSQL]]:
     """Makes started PostgreSQL servers that are this test's own: ``new_postgres({"max_connections": 20})``."""
     with ExitStack() as stack:
         yield lambda *args, **kwargs: stack.enter_context(PostgreSQL(*args, **kwargs))
-
-
-@pytest.fixture(autouse=True)
-def _no_old_news() -> None:
-    """Pools made from now on ask their server anew: what an earlier test's pools knew of it may have changed since."""
-    servers._records.clear()

@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 import unbroken.sqlalchemy
+from unbroken.flows import servers
 from unbroken.testing.servers import Server
 
 DRIVERS = ["pymysql", "mysqldb", "psycopg"]
@@ -237,3 +238,9 @@ def script() -> Callable[..., str]:
         return done.stdout.strip()
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def _no_old_news() -> None:
+    """Engines made from now on ask their server anew: what an earlier test's pools knew of it may have changed since."""
+    servers._records.clear()
