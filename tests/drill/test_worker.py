@@ -83,11 +83,12 @@ def test_processes_that_share_a_session_are_found_out(worker: WorkerProcess, ser
     worker.ask("burst", threads=1, each=1)
     try:
         worker.ask("fork", 30.0, children=2, times=20, patience=3.0)
-    except WorkerError:
-        return  # it hangs: the parent itself waits for an answer that a child has read
+    except WorkerError as failure:
+        if "hangs in 'fork'" not in str(failure):
+            raise
+        return  # found out as well: the parent itself waits for an answer that a child has read
     report = worker.ask("report")
-    # Three on one socket get each other's answers, none, or the driver's complaint about what it read: never only right ones.
-    assert any(outcome in ("wrong", "error") for _, _, outcome, _, _ in report["records"]) or report["hung"]
+    assert any(outcome == "wrong" for _, _, outcome, _, _ in report["records"]) or report["hung"]
 
 
 def test_processes_with_sessions_of_their_own_are_well(worker: WorkerProcess, server: PostgreSQL) -> None:
