@@ -1,0 +1,204 @@
+"""Follows PostgreSQL's protocol, version 3: which statements a client has executed, and where their answers begin and end.
+
+Source: PostgreSQL manual, "Frontend/Backend Protocol". An answer is complete with ReadyForQuery: only then is a statement
+outside a transaction block committed, when it came by the extended protocol.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from unbroken.testing.proxy.cuts import HEAD, Answer, Spoken
+
+_SSL_REQUEST, _GSS_REQUEST = 80877103, 80877104
+_TLS_HELLO = b"\x16"  # sslnegotiation=direct begins with it
+_MOST = 1 << 30  # a longer message is not PostgreSQL's
+
+TLS = "TLS began (SSLRequest): its statements cannot be read"
+GSS = "GSSAPI encryption began (GSSENCRequest): its statements cannot be read"
+FOREIGN = "this is not PostgreSQL's protocol: its statements cannot be read"
+
+
+@dataclass(slots=True)
+class Message:
+    """One message. ``start`` and ``end`` are offsets into the chunk just read."""
+
+    kind: bytes  #: its letter; empty for the first message of a client
+    head: bytes  #: the first bytes of its body, HEAD at most
+    start: int
+    end: int
+
+
+class Messages:
+    """Cuts a stream into messages, whatever the pieces it comes in. *first*: the next one has no letter."""
+
+    def __init__(self, *, first: bool) -> None:
+        self.first = first
+        self.is_wrong = False
+        self._header = b""
+        self._body = bytearray()
+        self._left = 0
+
+    @property
+    def is_between(self) -> bool:
+        """Whether no message is under way."""
+        return not self._header
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Each message when it is complete."""
+        at = start = 0
+        while at < len(data) and not self.is_wrong:
+            size = 4 if self.first else 5
+            if len(self._header) < size:
+                take = min(size - len(self._header), len(data) - at)
+                start = at if not self._header else 0
+                self._header += data[at : at + take]
+                at += take
+                if len(self._header) < size:
+                    return
+                self._left = int.from_bytes(self._header[-4:], "big") - 4
+                self._body.clear()
+                if not 0 <= self._left < _MOST:
+                    self.is_wrong = True
+                    return
+            take = min(self._left, len(data) - at)
+            if len(self._body) < HEAD:
+                self._body += data[at : at + min(take, HEAD - len(self._body))]
+            at += take
+            self._left -= take
+            if not self._left:
+                message = Message(self._header[:-4], bytes(self._body), start, at)
+                self._header = b""
+                start = at
+                yield message
+
+
+@dataclass(slots=True)
+class _Awaited:
+    ticket: int
+    ready: int  # complete with so many ReadyForQuery
+    began: bool = False
+
+
+class PostgreSQLReader:
+    """One connection's reader; see :class:`unbroken.testing.proxy.cuts.Reader`."""
+
+    def __init__(self) -> None:
+        self.unreadable: str | None = None
+        self._client, self._server = Messages(first=True), Messages(first=False)
+        self._asked: bytes | None = None  # a request for encryption, which the server answers with one letter
+        self._tickets = 0
+        self._to_come = 1  # ReadyForQuery that were asked for; the login's is the first
+        self._came = 0
+        self._statements: dict[bytes, str] = {}
+        self._portals: dict[bytes, str] = {}
+        self._awaited: deque[_Awaited] = deque()
+        self._flushed = False  # a Flush came after an Execute, and no Sync yet
+
+    # ---- the client
+
+    def up(self, data: bytes) -> Iterator[Spoken]:
+        """The client sent *data*."""
+        if self._client.first and self._client.is_between and data[:1] == _TLS_HELLO:
+            self.unreadable = TLS
+        if self.unreadable or not data:
+            return
+        for message in self._client.feed(data):
+            if self._client.first:
+                self._introduction(message)
+                continue
+            text = self._said(message)
+            if text is not None:
+                self._tickets += 1
+                self._awaited.append(_Awaited(self._tickets, self._to_come + (message.kind == b"E")))
+                yield Spoken(self._tickets, text, message.start, message.end)
+        if self._client.is_wrong:
+            self.unreadable = FOREIGN
+
+    def _introduction(self, message: Message) -> None:
+        code = int.from_bytes(message.head[:4], "big")
+        if code in (_SSL_REQUEST, _GSS_REQUEST):
+            self._asked = TLS.encode() if code == _SSL_REQUEST else GSS.encode()
+        else:
+            self._client.first = False
+            if len(message.head) < 4 or (code >> 16 != 3 and code != 80877102):  # CancelRequest
+                self.unreadable = FOREIGN
+
+    def _said(self, message: Message) -> str | None:
+        """The statement that *message* has executed, if it does."""
+        kind, body = message.kind, message.head
+        if kind == b"Q":
+            self._to_come += 1
+            return _text(body)
+        if kind in (b"S", b"F"):  # Sync, FunctionCall
+            self._to_come += 1
+            self._flushed = False
+        elif kind == b"P":
+            name, _, rest = body.partition(b"\0")
+            self._statements[name] = _text(rest)
+        elif kind == b"B":
+            portal, _, rest = body.partition(b"\0")
+            self._portals[portal] = self._statements.get(rest.partition(b"\0")[0], "")
+        elif kind == b"E":
+            return self._portals.get(body.partition(b"\0")[0], "")
+        elif kind == b"H":
+            self._flushed = True
+        elif kind == b"C":
+            known = self._statements if body[:1] == b"S" else self._portals
+            known.pop(body[1:].partition(b"\0")[0], None)
+        return None
+
+    # ---- the server
+
+    def down(self, data: bytes) -> Iterator[Answer]:
+        """The server sent *data*."""
+        if self.unreadable or not data:
+            return
+        skipped = 0
+        if self._asked is not None:
+            if data[:1] in (b"S", b"G"):
+                self.unreadable = self._asked.decode()
+                return
+            self._asked, skipped = None, 1  # N: it does not; the client goes on in plain, or an error follows
+            if data[:1] == b"E":
+                skipped = 0
+        rest = data[skipped:]
+        if self._server.is_between and rest:
+            yield from self._begins(skipped)
+        for message in self._server.feed(rest):
+            end = skipped + message.end
+            self._came += message.kind == b"Z"
+            yield from self._ends(message.kind, end)
+            if message.end < len(rest):
+                yield from self._begins(end)
+        if self._server.is_wrong:
+            self.unreadable = FOREIGN
+
+    def _begins(self, at: int) -> Iterator[Answer]:
+        """A message begins at *at*: the answer to whatever comes next."""
+        for awaited in self._awaited:
+            if awaited.ready - 1 > self._came:
+                return
+            if not awaited.began:
+                awaited.began = True
+                yield Answer(awaited.ticket, at, complete=False)
+
+    def _ends(self, kind: bytes, at: int) -> Iterator[Answer]:
+        while self._awaited and self._is_answered(self._awaited[0], kind):
+            yield Answer(self._awaited.popleft().ticket, at, complete=True)
+            if kind != b"Z":
+                return
+
+    def _is_answered(self, awaited: _Awaited, kind: bytes) -> bool:
+        if awaited.ready <= self._came:
+            return True
+        if not awaited.began:
+            return False
+        # CopyInResponse, CopyBothResponse: the client's turn. After a Flush its Sync may wait for this answer.
+        return kind in (b"G", b"W") or (self._flushed and awaited.ready > self._to_come and kind in (b"C", b"E", b"I", b"s"))
+
+
+def _text(body: bytes) -> str:
+    return body.partition(b"\0")[0].decode(errors="replace")

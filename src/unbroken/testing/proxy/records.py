@@ -1,0 +1,75 @@
+"""What a proxy tells of itself: frozen snapshots of its connections, and a log of what happened."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+#: Events that are remembered; older ones are forgotten.
+KEPT = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionInfo:
+    """One connection through the proxy, as it was when this was asked for."""
+
+    n: int  #: the nth that was accepted, from 1
+    peer: str  #: the client's address; empty for a unix socket
+    state: str  #: ``connecting`` (to the server), ``open``, ``half closed``, ``closed``
+    to_server: int  #: bytes handed on to the server
+    to_client: int  #: bytes handed on to the client
+    dropped: int  #: bytes swallowed by a black hole, both ways
+    held: int  #: bytes waiting in the proxy, both ways
+    round_trips: int  #: how often the client spoke after the server had (or first)
+    opened: float  #: seconds since the proxy started
+    closed: float | None = None
+    reason: str = ""  #: why it ended
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened. *name* is one of a few words (``accepted``, ``closed``, ``rst`` …), *text* for people."""
+
+    serial: int  #: from 1
+    at: float  #: seconds since the proxy started
+    name: str
+    n: int | None = None  #: the connection, where it is about one
+    text: str = ""
+
+    def __str__(self) -> str:
+        who = f" #{self.n}" if self.n is not None else ""
+        return f"{self.at:9.4f} {self.name}{who}{' ' if self.text else ''}{self.text}"
+
+
+class Log:
+    """Events, as they come; may be read and waited for from any thread."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._events: deque[Event] = deque(maxlen=KEPT)
+        self._serial = 0
+        self._news = threading.Condition()
+
+    def now(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._began
+
+    def add(self, name: str, n: int | None = None, text: str = "") -> None:
+        """Note that something happened."""
+        with self._news:
+            self._serial += 1
+            self._events.append(Event(self._serial, self.now(), name, n, text))
+            self._news.notify_all()
+
+    def after(self, serial: int = 0) -> tuple[Event, ...]:
+        """What is remembered of the events after that one."""
+        with self._news:
+            return tuple(event for event in self._events if event.serial > serial)
+
+    def wait(self, serial: int, timeout: float) -> tuple[Event, ...]:
+        """As :meth:`after`, but waits up to *timeout* seconds for the first."""
+        with self._news:
+            self._news.wait_for(lambda: self._serial > serial, timeout)
+        return self.after(serial)
