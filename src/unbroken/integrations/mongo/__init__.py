@@ -1,0 +1,7 @@
+"""MongoDB: PyMongo's client by name, made anew in each process, with every wait bounded. See docs/mongodb.md."""
+
+from __future__ import annotations
+
+from unbroken.integrations.mongo.client import MongoClient
+
+__all__ = ["MongoClient"]

@@ -1,0 +1,26 @@
+"""unbroken's errors as PyMongo's callers catch them."""
+
+from __future__ import annotations
+
+from pymongo.errors import InvalidOperation, ServerSelectionTimeoutError
+
+from unbroken.errors import NotYoursError, OutageError, for_driver
+
+
+def outage_error(message: str, retry_after: float) -> OutageError:
+    """An OutageError that is a ServerSelectionTimeoutError too (and so an AutoReconnect and a ConnectionFailure).
+
+    Of all kinds of ConnectionFailure this is the one that says: nothing was sent. PyMongo does not try again on it, and after a
+    first attempt that may have reached the server it raises *that* one's error instead.
+    """
+    error = for_driver(OutageError, ServerSelectionTimeoutError, message, retry_after=retry_after)
+    plain = ServerSelectionTimeoutError(message)
+    error.__dict__.update(plain.__dict__)  # what its own __init__ would have set: labels, details
+    return error
+
+
+def not_yours(message: str) -> NotYoursError:
+    """A NotYoursError that is PyMongo's InvalidOperation too."""
+    error = for_driver(NotYoursError, InvalidOperation, message)
+    error.__dict__.update(InvalidOperation(message).__dict__)
+    return error

@@ -1,0 +1,45 @@
+"""What an error that PyMongo notes of a server means, in the brain's words."""
+
+from __future__ import annotations
+
+from pymongo.errors import NetworkTimeout, NotPrimaryError, OperationFailure
+
+from unbroken.abc import Cause, Fault, FaultKind
+
+#: The server says that it is stopping (SDAM specification, "node is shutting down").
+_SHUTDOWN = {91, 11600}
+
+#: By what the text says, since PyMongo keeps no cause with the error that it notes.
+_BY_TEXT = (
+    ("refused", FaultKind.REFUSED, Cause.CRASHED),
+    ("reset by peer", FaultKind.LOST, Cause.CONNECTION_RESET),
+    ("connection closed", FaultKind.LOST, Cause.CLOSED_BY_PEER),
+    ("timed out", FaultKind.UNREACHABLE, Cause.SILENT_DROP),
+    ("certificate", FaultKind.REJECTED, None),
+)
+
+
+def fault_of(error: BaseException | None) -> Fault:
+    """What *error*, as a server description or a heartbeat carries it, means. None: the server does not do what is asked for."""
+    if error is None:
+        return Fault(FaultKind.WRONG_SERVER, Cause.FAILOVER, None, "no primary")
+    text = said(error)
+    if isinstance(error, (NotPrimaryError, OperationFailure)):
+        code = (error.details or {}).get("code") if isinstance(error.details, dict) else None
+        if code in _SHUTDOWN:
+            return Fault(FaultKind.NOT_READY, Cause.SHUTDOWN, code, text)
+        if isinstance(error, NotPrimaryError):
+            return Fault(FaultKind.WRONG_SERVER, Cause.FAILOVER, code, text)
+        return Fault(FaultKind.NOT_READY, None, code, text)
+    if isinstance(error, NetworkTimeout):
+        return Fault(FaultKind.UNREACHABLE, Cause.SILENT_DROP, None, text)
+    small = text.lower()
+    for words, kind, cause in _BY_TEXT:
+        if words in small:
+            return Fault(kind, cause, None, text)
+    return Fault(FaultKind.UNREACHABLE, None, None, text)
+
+
+def said(error: BaseException) -> str:
+    """One line of what *error* says, without PyMongo's list of the timeouts that were configured."""
+    return " ".join(str(error).split(" (configured timeouts:")[0].split(", full error:")[0].split()) or type(error).__name__

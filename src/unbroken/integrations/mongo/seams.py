@@ -1,0 +1,35 @@
+"""Where PyMongo's client is taken hold of. None of these names is public; all exist from PyMongo 4.9 to 4.20, and are checked at import.
+
+The gate needs none of them: it reads heartbeats and topology descriptions, which are public.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pymongo
+
+from unbroken.errors import ConfigurationError
+
+#: Methods that are overridden, and what each is overridden for.
+SEAMS = {
+    "_init_background": "makes topology and threads: not before the first use in a process",
+    "_get_topology": "begins to connect: in the process that asks",
+    "_select_server": "each operation's first step: the gate stands here",
+    "_start_session": "a session belongs to the process that started it",
+    "_cleanup_cursor_no_lock": "a cursor is ended by the process that opened it, not by its child",
+    "_cleanup_cursor_lock": "likewise",
+    "_close_cursor_soon": "likewise",
+    "_after_fork": "PyMongo's own fork hook",
+}
+
+
+def check(*kinds: type[Any]) -> None:
+    """Raise ConfigurationError when this PyMongo's client is not built as we know it."""
+    for kind in kinds:
+        missing = [name for name in SEAMS if not hasattr(kind, name)]
+        if missing:
+            raise ConfigurationError(
+                f"PyMongo {pymongo.version} has no {kind.__name__}.{missing[0]}; unbroken.mongo knows PyMongo 4.9 to 4.20: "
+                "install one of these, or a newer unbroken"
+            )

@@ -1,0 +1,84 @@
+"""MongoDB alone and as a replica set of one, shared by the tests of a file; and a fork that Python does not see."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from unbroken.testing.servers import MongoDB
+
+#: The C library's own fork: what uWSGI calls. None of Python's fork hooks runs.
+raw_fork: Callable[[], int] = ctypes.PyDLL(None).fork
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[MongoDB]:
+    with MongoDB() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def of_one() -> Iterator[MongoDB]:
+    with MongoDB(replica_set="one") as server:
+        yield server
+
+
+@pytest.fixture
+def name() -> str:
+    """A database of the test's own."""
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+def in_child(work: Callable[[], Any], fork: Callable[[], int] = raw_fork, timeout: float = 30.0) -> str:
+    """Do *work* in a forked child; what it returned, as text, or AssertionError with what it raised."""
+    reader, writer = os.pipe()
+    pid = fork()
+    if pid == 0:
+        told = "never said"
+        try:
+            told = f"ok {work()}"
+        except BaseException:
+            told = traceback.format_exc()
+        finally:
+            os.write(writer, told.encode()[:60000])
+            os._exit(0)
+    os.close(writer)
+    try:
+        return _answer(reader, pid, timeout)
+    finally:
+        os.close(reader)
+
+
+def _answer(reader: int, pid: int, timeout: float) -> str:
+    deadline = time.monotonic() + timeout
+    while os.waitpid(pid, os.WNOHANG)[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            raise AssertionError(f"the child did not end within {timeout} s")
+        time.sleep(0.005)
+    told = os.read(reader, 65536).decode()
+    assert told.startswith("ok "), told
+    return told[3:]
+
+
+def until(condition: Callable[[], Any], timeout: float = 20.0) -> float:
+    """Wait for *condition*; how long it took. What it raises counts as not yet."""
+    started, last = time.monotonic(), None
+    while time.monotonic() < started + timeout:
+        try:
+            if condition():
+                return time.monotonic() - started
+        except Exception as error:
+            last = error
+        time.sleep(0.005)
+    print(last, file=sys.stderr)
+    raise AssertionError(f"not within {timeout} s")
