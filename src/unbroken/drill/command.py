@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -35,6 +36,7 @@ _BACKENDS = tuple(report.SERVERS)
 @click.option("--scenarios", "what", metavar="LIST", help="Of idle, kill, restart, crash, freeze, fork, forget, hold, storm.")
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Runs of each; recovery is their median.")
 @click.option("--jobs", type=click.IntRange(1), help="Contenders at a time, each with a server of its own. Default: 2, or 1 on one core.")
+@click.option("--gevent", "green", is_flag=True, help="Greenlets for threads: gevent's monkey.patch_all() in each contender's process.")
 @click.option("--seed", type=int, help="When requests and kills come. Default: a new one, shown at the end.")
 @click.option("--json", "to", metavar="FILE", help="Also write everything as JSON; - for standard output (the tables then go to stderr).")
 @click.option("-v", "--verbose", is_flag=True, help="Also print what the errors said.")
@@ -46,6 +48,7 @@ def drill(
     what: str | None,
     repeat: int,
     jobs: int | None,
+    green: bool,
     seed: int | None,
     to: str | None,
     verbose: bool,
@@ -57,15 +60,15 @@ def drill(
     """
     console = Console(stderr=to == "-", highlight=False)
     backends = _servers(servers, everything, console)
-    entrants = _entrants(who, everything, backends, console)
+    entrants = _entrants(who, everything, backends, green, console)
     acts = scenarios.choose(_names(what)) if what is not None else list(scenarios.SCENARIOS)
     chosen = secrets.randbelow(1_000_000) if seed is None else seed
     writer = _writable(to)
-    run = Drill(entrants, acts, chosen, repeat, jobs or min(2, os.cpu_count() or 1))
+    run = Drill(entrants, acts, chosen, repeat, jobs or min(2, os.cpu_count() or 1), green)
     with Progress(console, entrants, [act.name for act in acts], len(entrants) * len(acts) * repeat) as progress:
         rows = run.run(progress)
     report.final(console, rows, entrants, run.versions, verbose=verbose)
-    footer = facts(chosen, run.versions, entrants)
+    footer = facts(chosen, run.versions, entrants, green=green)
     console.print(Text(_footer(footer), "dim"), soft_wrap=False)
     if writer is not None:
         _write(writer, {**footer, "results": [row.as_json() for row in rows], "breaches": _breaches(rows)})
@@ -96,13 +99,17 @@ def _servers(text: str | None, everything: bool, console: Console) -> list[str]:
     return found
 
 
-def _entrants(text: str | None, everything: bool, backends: Sequence[str], console: Console) -> list[Entrant]:
+def _entrants(text: str | None, everything: bool, backends: Sequence[str], green: bool, console: Console) -> list[Entrant]:
+    if green and importlib.util.find_spec("gevent") is None:
+        raise ConfigurationError("--gevent needs gevent: pip install gevent")
     names = _names(text) if text is not None else [e.key for e in contenders.ENTRANTS] if everything else list(contenders.USUAL)
     there = []
     for entrant in contenders.choose(names, backends):
         if entrant.missing:
             todo = " ".join(entrant.missing)
             console.print(Text(f"{entrant.title} is left out on {report.SERVERS[entrant.backend]}: pip install {todo}", "yellow"))
+        elif green and not entrant.is_green:
+            console.print(Text(f"{entrant.title} is left out: it does not wait by gevent", "yellow"))
         else:
             there.append(entrant)
     if not there:
@@ -127,9 +134,9 @@ def _write(to: Any, document: dict[str, Any]) -> None:
         to.write_text(text)
 
 
-def facts(seed: int, versions: dict[str, str], entrants: Sequence[Entrant]) -> dict[str, Any]:
+def facts(seed: int, versions: dict[str, str], entrants: Sequence[Entrant], *, green: bool = False) -> dict[str, Any]:
     """What another person needs to do the same: versions, seed, command line, machine."""
-    packages = sorted({name for entrant in entrants for name in entrant.needs})
+    packages = sorted({name for entrant in entrants for name in entrant.needs} | ({"gevent"} if green else set()))
     arguments = [argument for argument in sys.argv[1:] if argument]
     if "--seed" not in arguments:
         arguments += ["--seed", str(seed)]

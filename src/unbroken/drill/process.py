@@ -24,13 +24,20 @@ class WorkerError(UnbrokenError):
     """A worker failed, hangs or is gone; the message says in one line why."""
 
 
-class WorkerProcess:
-    """One ``unbroken.drill.worker``, in a session of its own: a context manager that ends it with all its children."""
+#: Before anything else is imported, so that every thread and socket of the worker's is gevent's.
+_GREEN = "from gevent import monkey; monkey.patch_all(); from unbroken.drill import worker; worker.main()"
 
-    def __init__(self) -> None:
+
+class WorkerProcess:
+    """One ``unbroken.drill.worker``, in a session of its own: a context manager that ends it with all its children.
+
+    *green*: with greenlets for threads.
+    """
+
+    def __init__(self, *, green: bool = False) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "unbroken.drill.worker"],
+            [sys.executable, *(["-c", _GREEN] if green else ["-m", "unbroken.drill.worker"])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -58,6 +58,7 @@ class Drill:
     seed: int
     repeat: int = 1
     lanes: int = 1
+    green: bool = False  #: greenlets for threads
     versions: dict[str, str] = field(default_factory=dict)  #: of the servers that ran, by backend
     _stop: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -143,7 +144,7 @@ class Drill:
     def _play(self, job: Job, server: Server, result: Result) -> None:
         seed = random.Random(f"{self.seed} {job.scenario.name} {job.round}").randrange(2**32)
         prepare(server)
-        with WorkerProcess() as worker:
+        with WorkerProcess(green=self.green) as worker:
             with self._lock:
                 self._crew.append(worker)
             try:

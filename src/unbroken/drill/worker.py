@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import queue
+import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -111,7 +112,7 @@ def _listen(commands: queue.SimpleQueue[str]) -> None:
 def _lines(fd: int) -> Iterator[str]:
     """Lines of a descriptor. Not of ``sys.stdin``, whose lock a forked child would inherit taken."""
     buffer = b""
-    while more := os.read(fd, 65536):
+    while select.select([fd], [], []) and (more := os.read(fd, 65536)):  # under gevent only select lets the others work
         *lines, buffer = (buffer + more).split(b"\n")
         for line in lines:
             yield line.decode()

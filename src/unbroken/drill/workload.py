@@ -22,8 +22,8 @@ Step: TypeAlias = tuple[str, tuple[Any, ...]]
 ITEMS: Final = 64  #: rows in drill_items
 
 _WHO: Final = {"postgresql": "SELECT %s::bigint, pg_backend_pid()", "mariadb": "SELECT %s, CONNECTION_ID()"}
-_ITEM: Final = "SELECT body FROM drill_items WHERE id = %s"
-_NOTE: Final = "INSERT INTO drill_journal (n) VALUES (%s)"
+ITEM: Final = "SELECT body FROM drill_items WHERE id = %s"
+NOTE: Final = "INSERT INTO drill_journal (n) VALUES (%s)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class Unit:
 
 def reading(backend: str, number: int, pause: float) -> Unit:
     """A unit that only reads: its own number and its session's, then an item."""
-    return Unit(number, ((_WHO[backend], (number,)), (_ITEM, (number % ITEMS,))), pause, writes=False)
+    return Unit(number, ((_WHO[backend], (number,)), (ITEM, (number % ITEMS,))), pause, writes=False)
 
 
 def writing(backend: str, number: int, pause: float) -> Unit:
     """A unit that asks who it is talking to, then notes its number in the journal."""
-    return Unit(number, ((_WHO[backend], (number,)), (_NOTE, (number,))), pause, writes=True)
+    return Unit(number, ((_WHO[backend], (number,)), (NOTE, (number,))), pause, writes=True)
 
 
 def who(backend: str, number: int) -> Unit:

@@ -28,6 +28,11 @@ class Entrant:
         return self.key.startswith("unbroken")
 
     @property
+    def is_green(self) -> bool:
+        """Whether it can do with greenlets for threads: not what is written in C, nor an event loop."""
+        return self.driver in ("psycopg", "pymysql") and "mysqlclient" not in self.needs
+
+    @property
     def missing(self) -> list[str]:
         """The packages that are not installed here."""
         return [name for name in self.needs if importlib.util.find_spec(_MODULES.get(name, name)) is None]
