@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from unbroken.drill import contenders, report, scenarios
+from unbroken.drill.app import command as app
 from unbroken.drill.contenders import Entrant
 from unbroken.drill.progress import Progress
 from unbroken.drill.results import Result
@@ -26,16 +27,21 @@ from unbroken.drill.verdict import breaches
 from unbroken.errors import ConfigurationError
 from unbroken.testing.servers import available
 
-_BACKENDS = tuple(report.SERVERS)
+_BACKENDS = ("postgresql", "mariadb")  #: that contenders here have drivers for
 
 
 @click.command()
+@app.app_options
 @click.option("--all", "everything", is_flag=True, help="Every server, contender and scenario there is.")
-@click.option("--servers", metavar="LIST", help="Of postgresql, mariadb. Default: postgresql.")
+@click.option("--servers", metavar="LIST", help="Of postgresql, mariadb; for an app one, also mysql or mongodb. Default: postgresql.")
 @click.option("--contenders", "who", metavar="LIST", help="Of unbroken, one, sqlalchemy, pre_ping, dbutils, psycopg_pool, peewee.")
-@click.option("--scenarios", "what", metavar="LIST", help="Of idle, kill, restart, crash, freeze, fork, forget, hold, storm.")
+@click.option(
+    "--scenarios", "what", metavar="LIST", help="Of idle, kill, restart, crash, freeze, fork, forget, hold, storm (apps: see above)."
+)
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Runs of each; recovery is their median.")
-@click.option("--jobs", type=click.IntRange(1), help="Contenders at a time, each with a server of its own. Default: 2, or 1 on one core.")
+@click.option(
+    "--jobs", type=click.IntRange(1), help="How many at a time, each with a server of its own. Default: 2, or 1 on one core; apps 1."
+)
 @click.option("--gevent", "green", is_flag=True, help="Greenlets for threads: gevent's monkey.patch_all() in each contender's process.")
 @click.option("--seed", type=int, help="When requests and kills come. Default: a new one, shown at the end.")
 @click.option("--json", "to", metavar="FILE", help="Also write everything as JSON; - for standard output (the tables then go to stderr).")
@@ -52,12 +58,25 @@ def drill(
     seed: int | None,
     to: str | None,
     verbose: bool,
+    **of_app: Any,
 ) -> None:
     """Break real servers under real traffic, and print who noticed.
 
-    Starts private servers, puts every contender through every fault, and prints a league table. The exit status is 1 when
-    unbroken breaks its contract, 2 for a wrong command line. LIST: names with commas between.
+    With --url and a command, your own app is drilled, in whatever language: a private server and a fault proxy are
+    started, your app is started with --env pointing there, and every fault is played under HTTP traffic (scenarios idle,
+    kill, restart, crash, freeze, reset, nat, silence, refuse, slow, and those of drill.toml). Without, the pools: unbroken
+    beside what people use.
+
+    \b
+        unbroken drill
+        unbroken drill --url http://127.0.0.1:8000/items --env DATABASE_URL -- gunicorn app:app
+
+    The exit status is 1 when a limit is broken (an app's, or unbroken's contract), 2 for a wrong command line. LIST: names
+    with commas between.
     """
+    if app.wanted(of_app, of_pools=everything or who is not None or repeat > 1 or green):
+        of_app |= {"servers": servers, "scenarios": what, "jobs": jobs, "seed": seed, "json": to, "verbose": verbose}
+        return app.run(of_app)
     console = Console(stderr=to == "-", highlight=False)
     backends = _servers(servers, everything, console)
     entrants = _entrants(who, everything, backends, green, console)
@@ -74,6 +93,7 @@ def drill(
         _write(writer, {**footer, "results": [row.as_json() for row in rows], "breaches": _breaches(rows)})
     if any(breaches(row) for row in rows):
         raise SystemExit(1)
+    return None
 
 
 def _names(text: str) -> list[str]:

@@ -41,13 +41,22 @@ class Probe(threading.Thread):
         return self.accepted
 
 
-def close_wait(pid: int) -> int | None:
-    """How many sockets of process *pid* are in CLOSE_WAIT: the server hung up and nobody noticed. None without /proc."""
+def close_wait(*pids: int, port: int | None = None) -> int | None:
+    """How many sockets of the processes *pids* are in CLOSE_WAIT: the server hung up and nobody noticed.
+
+    A socket that several of them share counts once; *port*: only those whose other end is that port. None without /proc.
+    """
     try:
-        mine = _sockets(pid)
-        return sum(_inode(line) in mine for line in _connections(pid) if line.split()[3] == _CLOSE_WAIT)
+        mine = set().union(*(_sockets(pid) for pid in pids))
+        lines = _connections(pids[0]) if pids else []
+        return sum(_inode(line) in mine and _is_stuck(line, port) for line in lines)
     except OSError:
         return None
+
+
+def _is_stuck(line: str, port: int | None) -> bool:
+    _, _, peer, state, *_ = line.split()
+    return state == _CLOSE_WAIT and (port is None or int(peer.rpartition(":")[2], 16) == port)
 
 
 def _connections(pid: int) -> list[str]:

@@ -13,19 +13,18 @@ from rich.live import Live
 from rich.text import Text
 
 from unbroken.drill import report
-from unbroken.drill.contenders import Entrant
-from unbroken.drill.results import Result
-from unbroken.drill.run import Job
+from unbroken.drill.results import Contestant, Result
+from unbroken.drill.run import AnyJob
 
 
 class Progress:
     """Watches a drill (see :class:`unbroken.drill.run.Watcher`); a context manager that takes its display away at the end."""
 
-    def __init__(self, console: Console, entrants: Sequence[Entrant], scenarios: Sequence[str], total: int) -> None:
+    def __init__(self, console: Console, entrants: Sequence[Contestant], scenarios: Sequence[str], total: int) -> None:
         self._console, self._entrants, self._scenarios, self._total = console, entrants, scenarios, total
         self._lock = threading.Lock()
         self._rows: dict[tuple[str, str, str], Result] = {}
-        self._running: list[Job] = []
+        self._running: list[AnyJob] = []
         self._done = 0
         self._began = time.monotonic()
         self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
@@ -39,12 +38,12 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def began(self, job: Job) -> None:
+    def began(self, job: AnyJob) -> None:
         """*job* is under way."""
         with self._lock:
             self._running.append(job)
 
-    def ended(self, job: Job, result: Result, done: int, total: int) -> None:
+    def ended(self, job: AnyJob, result: Result, done: int, total: int) -> None:
         """*job* gave *result*."""
         with self._lock:
             self._running.remove(job)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from unbroken.drill.contenders import Entrant
-from unbroken.drill.results import Result
+from unbroken.drill.results import Contestant, Result
 from unbroken.drill.scenarios import DEADLINE, SCENARIOS, Scenario
 from unbroken.drill.traffic import WATCHDOG
 from unbroken.drill.verdict import DEADLINE_GRACE, breaches
 
 Cell: TypeAlias = tuple[str, str, str]  #: server, scenario, contender
 
-SERVERS = {"postgresql": "PostgreSQL", "mariadb": "MariaDB"}
+C = TypeVar("C", bound=Contestant)
+
+SERVERS = {"postgresql": "PostgreSQL", "mariadb": "MariaDB", "mysql": "MySQL", "mongodb": "MongoDB"}
 
 #: From here on a request is slow enough to be shown where nothing else went wrong.
 _SLOW = DEADLINE + DEADLINE_GRACE
@@ -27,7 +28,7 @@ _WRONG, _BAD, _POOR, _GOOD, _FAINT = "bold white on red", "red", "yellow", "gree
 
 
 #: Tables without lines, one space between columns: everything fits into 80 columns.
-_STYLE: Final[Any] = {"box": None, "pad_edge": False, "padding": (0, 1, 0, 0), "header_style": _FAINT}
+STYLE: Final[Any] = {"box": None, "pad_edge": False, "padding": (0, 1, 0, 0), "header_style": _FAINT}
 
 
 def seconds(value: float | None) -> str:
@@ -44,19 +45,20 @@ def cell(row: Result | None) -> Text:
     if row.failure is not None:
         return Text("fail", _BAD)
     if row.wrong:
-        return Text(f"W{_short(row.wrong)}", _WRONG)
+        return Text(f"W{short(row.wrong)}", _WRONG)
     if row.hung:
-        return Text(f"H{_short(row.hung)}", "bold red")
+        return Text(f"H{short(row.hung)}", "bold red")
     if row.errors or row.unwell:
-        return Text(f"{_short(row.errors or row.unwell)}{'!' if row.unwell or row.never_back else ''}", _BAD)
+        return Text(f"{short(row.errors or row.unwell)}{'!' if row.unwell or row.never_back else ''}", _BAD)
     if row.told:
-        return Text(f"D{_short(row.told)}", _GOOD if row.slowest <= _SLOW else _POOR)
+        return Text(f"D{short(row.told)}", _GOOD if row.slowest <= _SLOW else _POOR)
     if row.slowest > _SLOW:
         return Text(f"{row.slowest:.1f}s", _POOR)
     return Text("✓", _GOOD)
 
 
-def _short(number: int) -> str:
+def short(number: int) -> str:
+    """A count in at most four characters."""
     return str(number) if number < 10_000 else f"{number // 1000}k"
 
 
@@ -97,7 +99,7 @@ def _rank(row: Result) -> tuple[float, ...]:
 
 def _block(scenario: Scenario, rows: Sequence[Result]) -> Group:
     title = Text.assemble((scenario.name, "bold"), (f"  {scenario.title}", _FAINT))
-    table = Table(**_STYLE)
+    table = Table(**STYLE)
     table.add_column("", width=20, no_wrap=True)
     for name, width in (("errors", 6), ("slowest", 7), ("back in", 7), ("sessions", 8), ("CLOSE_WAIT", 10)):
         table.add_column(name, width=width, justify="right", no_wrap=True)
@@ -125,12 +127,18 @@ def _numbers(row: Result) -> list[Text]:
 
 
 def league(
-    rows: Sequence[Result], entrants: Sequence[Entrant], server: str, title: str, names: Sequence[str], running: Iterable[Cell] = ()
+    rows: Sequence[Result],
+    entrants: Sequence[Contestant],
+    server: str,
+    title: str,
+    names: Sequence[str],
+    running: Iterable[Cell] = (),
+    width: int = 20,
 ) -> Table:
     """Contenders against scenarios, both in the order given, one square each; *running* are those under way."""
     now = set(running)
-    table = Table(title=Text(title, "bold"), title_justify="left", **_STYLE)
-    table.add_column("", width=20, no_wrap=True)
+    table = Table(title=Text(title, "bold"), title_justify="left", **STYLE)
+    table.add_column("", width=width, no_wrap=True)
     for name in names:
         table.add_column(name, width=max(5, len(name)), justify="center", no_wrap=True)
     found = {(r.scenario, r.key): r for r in rows if r.server == server}
@@ -143,10 +151,10 @@ def league(
     return table
 
 
-def ranked(rows: Sequence[Result], entrants: Sequence[Entrant]) -> list[Entrant]:
+def ranked(rows: Sequence[Result], entrants: Sequence[C]) -> list[C]:
     """The entrants, best first: by wrong data, then what hangs, what stays broken, errors, deadlines, slowest request."""
 
-    def key(entrant: Entrant) -> tuple[float, ...]:
+    def key(entrant: C) -> tuple[float, ...]:
         own = [r for r in rows if (r.server, r.key) == (entrant.backend, entrant.key)]
         return (*(sum(column) for column in zip(*(r.badness for r in own), strict=True)), max((r.slowest for r in own), default=0.0))
 
@@ -200,7 +208,7 @@ def broken(rows: Sequence[Result], *, verbose: bool) -> Iterable[Text]:
 
 
 def final(
-    console: Console, rows: Sequence[Result], entrants: Sequence[Entrant], versions: dict[str, str], *, verbose: bool = False
+    console: Console, rows: Sequence[Result], entrants: Sequence[Contestant], versions: dict[str, str], *, verbose: bool = False
 ) -> None:
     """Print everything: details, league tables, breaches, legend."""
     servers = [server for server in SERVERS if any(r.server == server for r in rows)]

@@ -5,11 +5,39 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
 from unbroken.drill.contenders.base import DOUBT, ERROR, OK, TOLD, WRONG
 from unbroken.drill.traffic import Record
+
+
+class Named(Protocol):
+    """A scenario, of any kind."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+
+class Contestant(Protocol):
+    """Who a row is about: a contender of ours, or somebody's app."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from the others."""
+
+    @property
+    def title(self) -> str:
+        """As the table shows it, at most 20 characters."""
+
+    @property
+    def backend(self) -> str:
+        """On which kind of server."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is held to unbroken's contract."""
 
 
 @dataclass(slots=True)
@@ -85,8 +113,8 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """The row for machines."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return {**fields, "recovery": self.recovery, "slowest": round(self.slowest, 6)}
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**own, "recovery": self.recovery, "slowest": round(self.slowest, 6)}
 
 
 def recovery(records: Iterable[Record], down: float, up: float) -> float | None:

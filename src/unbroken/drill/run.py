@@ -8,18 +8,17 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from unbroken.drill.contenders import Entrant
+from unbroken.drill.lanes import run_lanes
 from unbroken.drill.process import WorkerError, WorkerProcess
-from unbroken.drill.results import Result, combined
+from unbroken.drill.results import Contestant, Named, Result, combined
 from unbroken.drill.scenarios import Scenario
 from unbroken.drill.stage import Interrupted, Stage, conclude, prepare
 from unbroken.drill.traffic import one_line
 from unbroken.testing.servers import Server, ServerError
-
-#: How often the main thread looks up from waiting, so that a Ctrl-C and the display are prompt.
-_TICK = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +35,29 @@ class Job:
         return self.entrant.backend, self.scenario.name, self.entrant.key
 
 
+class AnyJob(Protocol):
+    """A contender (of any kind) in a scenario (of any kind)."""
+
+    @property
+    def entrant(self) -> Contestant:
+        """Who."""
+
+    @property
+    def scenario(self) -> Named:
+        """In what."""
+
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        """Where its result belongs: server, scenario, contender."""
+
+
 class Watcher(Protocol):
     """Is told how the drill goes, from its lanes' threads; :meth:`tick` from the main thread."""
 
-    def began(self, job: Job) -> None:
+    def began(self, job: AnyJob) -> None:
         """*job* is under way."""
 
-    def ended(self, job: Job, result: Result, done: int, total: int) -> None:
+    def ended(self, job: AnyJob, result: Result, done: int, total: int) -> None:
         """*job* gave *result*."""
 
     def tick(self) -> None:
@@ -76,19 +91,7 @@ class Drill:
                 for round_ in range(self.repeat):
                     self._jobs.extend(Job(e, scenario, round_) for e in self.entrants if e.backend == backend)
         self._total = len(self._jobs)
-        lanes = [threading.Thread(target=self._lane, args=(watcher,), name=f"drill lane {n}") for n in range(min(self.lanes, self._total))]
-        try:
-            for lane in lanes:
-                lane.start()
-            while alive := [lane for lane in lanes if lane.is_alive()]:
-                alive[0].join(_TICK)
-                watcher.tick()
-        except BaseException:
-            self._end_all()
-            raise
-        finally:
-            for lane in lanes:
-                lane.join()
+        run_lanes(min(self.lanes, self._total), partial(self._lane, watcher), watcher.tick, self._end_all)
         return [combined(rows) for rows in self._results.values()]
 
     def _end_all(self) -> None:
@@ -137,7 +140,7 @@ class Drill:
         if backend not in servers:
             server = Server.kinds[backend]({"max_connections": 150})  # MariaDB's default: 100 are PostgreSQL's
             servers[backend] = server.start()
-            self.versions.setdefault(backend, _version(server))
+            self.versions.setdefault(backend, version(server))
         servers[backend].start()
         return servers[backend]
 
@@ -157,6 +160,7 @@ class Drill:
                     self._crew.remove(worker)
 
 
-def _version(server: Server) -> str:
+def version(server: Server) -> str:
+    """The running server's version, without the words around it."""
     text = server.admin("SELECT version()")[0][0]
     return text.removeprefix("PostgreSQL ").split("-")[0].split()[0]

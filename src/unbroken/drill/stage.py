@@ -109,7 +109,7 @@ def conclude(stage: Stage, result: Result) -> None:
     result.close_wait = _most(stage.close_waits)
     result.check_journal(records, journal(server))
     worker.ask("close", 10.0)
-    result.left = _sessions_left(server)
+    result.left = sessions_left(server)
 
 
 def _count(report: dict[str, Any]) -> int:
@@ -121,7 +121,7 @@ def _most(counts: list[int | None]) -> int | None:
     return max(known) if known else None
 
 
-def _sessions_left(server: Server, timeout: float = 1.0) -> int:
+def sessions_left(server: Server, timeout: float = 1.0) -> int:
     """Sessions that are still there *timeout* seconds after the contender was closed."""
     deadline = time.monotonic() + timeout
     while (left := len(server.sessions())) and time.monotonic() < deadline:
