@@ -1,35 +1,56 @@
-"""The sockets of one client in one process: known by number and identity, so that a forked child can cut off what it inherits.
+"""The connections of one client in one process: counted, and known by number and identity, so that a child can cut off what it inherits.
 
-A connection that a thread was reading from at the fork (the monitors' always are) is reachable in the child by nobody: the thread
-is gone, its frame is not. Its descriptor would stay open there for good, and sit in CLOSE_WAIT once the server is gone.
+A connection that a thread was reading from at a fork (the monitors' always are) is reachable in the child by nobody: the thread is
+gone, its frame is not. Its descriptor would stay open there for good, and sit in CLOSE_WAIT once the server is gone.
 """
 
 from __future__ import annotations
 
 import functools
+import time
 import weakref
+from collections import Counter
 from typing import Any
 
 from unbroken.net.severance import abort, identity, sever
 
 
 class Sockets:
-    """Every connection that was opened, until it is closed or collected. Adding and removing are atomic: no lock."""
+    """Every connection that was opened, until it is closed. Adding to and taking from a dictionary is atomic: no lock."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[weakref.ref[Any], int, tuple[int, int]]] = {}
+        self.opened = 0
+        self.connect_seconds = 0.0
+        self.connect_failures = 0
+        self.closed: Counter[str] = Counter()  #: by PyMongo's reasons
 
-    def note(self, conn: Any) -> None:
-        """Remember *conn*, a connection of PyMongo's that has just been opened."""
-        fd = _descriptor(conn)
+    def began(self) -> float:
+        """An attempt to connect begins."""
+        return time.monotonic()
+
+    def failed(self) -> None:
+        """It failed."""
+        self.connect_failures += 1
+
+    def note(self, conn: Any, began: float) -> None:
+        """Remember *conn*, a connection of PyMongo's that has just been opened, and hear of its end."""
+        self.opened += 1
+        self.connect_seconds += time.monotonic() - began
+        key, fd = id(conn), _descriptor(conn)
         who = None if fd is None else identity(fd)
-        if fd is None or who is None:
-            return
-        key = id(conn)
-        self._known[key] = (weakref.ref(conn, functools.partial(self._forget, key)), fd, who)
+        ref = weakref.ref(conn, functools.partial(self._forget, key))
+        if fd is not None and who is not None:
+            self._known[key] = (ref, fd, who)
+        conn.close_conn = _Closing(ref, self, key)
 
-    def _forget(self, key: int, _ref: Any) -> None:
+    def _forget(self, key: int, _ref: Any = None) -> None:
         self._known.pop(key, None)
+
+    def ended(self, key: int, reason: str | None) -> None:
+        """The connection known as *key* was closed, for PyMongo's *reason*."""
+        self._forget(key)
+        self.closed[reason or "garbage"] += 1
 
     def sever(self) -> None:
         """In a forked child: put a dead socket in the place of each that was inherited. Reaches nobody else's."""
@@ -42,9 +63,23 @@ class Sockets:
         for _, fd, who in list(self._known.values()):
             abort(fd, who)
 
-    def count(self) -> int:
-        """How many there are, about: those that are closed and not yet collected count too."""
-        return len(self._known)
+
+class _Closing:
+    """Stands in for a connection's ``close_conn``, to hear the reason; without keeping the connection alive."""
+
+    __slots__ = ("_conn", "_key", "_sockets")
+
+    def __init__(self, conn: weakref.ref[Any], sockets: Sockets, key: int) -> None:
+        self._conn, self._sockets, self._key = conn, sockets, key
+
+    def __call__(self, reason: str | None) -> Any:
+        """Close it. What PyMongo's own gives: None, or a coroutine."""
+        conn = self._conn()
+        if conn is None:
+            return None
+        if not conn.closed:
+            self._sockets.ended(self._key, reason)
+        return type(conn).close_conn(conn, reason)
 
 
 def _descriptor(conn: Any) -> int | None:
@@ -58,17 +93,33 @@ def _descriptor(conn: Any) -> int | None:
     return fd if fd >= 0 else None
 
 
-def recording(pool: type[Any], sockets: Sockets, *, awaited: bool) -> type[Any]:
+def recording(pool: type[Any], sockets: Sockets) -> type[Any]:
     """A class like PyMongo's *pool* that tells *sockets* of each connection it opens."""
 
     def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
-        conn = pool.connect(self, *args, **kwargs)
-        sockets.note(conn)
+        began = sockets.began()
+        try:
+            conn = pool.connect(self, *args, **kwargs)
+        except BaseException:
+            sockets.failed()
+            raise
+        sockets.note(conn, began)
         return conn
 
-    async def aconnect(self: Any, *args: Any, **kwargs: Any) -> Any:
-        conn = await pool.connect(self, *args, **kwargs)
-        sockets.note(conn)
+    return type(pool.__name__, (pool,), {"connect": connect})
+
+
+def recording_async(pool: type[Any], sockets: Sockets) -> type[Any]:
+    """As :func:`recording`, for PyMongo's pool of asyncio connections."""
+
+    async def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
+        began = sockets.began()
+        try:
+            conn = await pool.connect(self, *args, **kwargs)
+        except BaseException:
+            sockets.failed()
+            raise
+        sockets.note(conn, began)
         return conn
 
-    return type(pool.__name__, (pool,), {"connect": aconnect if awaited else connect})
+    return type(pool.__name__, (pool,), {"connect": connect})

@@ -1,0 +1,182 @@
+"""What the clients for threads and for asyncio have in common: they outlive the processes and loops that PyMongo's own lives in.
+
+A client *is* PyMongo's (a subclass), and the one that databases, collections, cursors and sessions refer to. What must not cross a
+fork (topology, pools, monitors, locks, server sessions) is kept in a *body*, PyMongo's own client, one for each process (and loop),
+made at its first use there. So whatever was kept in a variable before a fork is right after it: a collection asks its client at
+each operation, and the client asks which process this is.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+import pymongo
+from pymongo.errors import InvalidOperation
+
+from unbroken.integrations.mongo import plan
+from unbroken.integrations.mongo.errors import not_yours
+from unbroken.integrations.mongo.home import Home, Now, Unborn, origin_of, warn_of_fork
+
+if TYPE_CHECKING:
+    from pymongo.driver_info import DriverInfo
+
+#: What lives in the body: inherited methods that ask for it are given the body's.
+_LIVE = frozenset({"_kill_cursors_executor", "_kill_cursors_queue", "_lock", "_loop", "_opened", "_closed", "_encrypter"})
+_NOT_ADOPTED = _LIVE | {"_topology", "_home"}
+
+
+class Outliving:
+    """The common half of both clients. Its methods take no lock that another process may hold."""
+
+    _body: ClassVar[type[Any]]  #: PyMongo's client, belonging to one process
+    _sketch: ClassVar[type[Any]]  #: PyMongo's client as far as it can be made without making anything
+
+    def _begin(self, arguments: dict[str, Any], outage_wait: float) -> None:
+        """Read and check the arguments; make nothing."""
+        self._doors: dict[int, Any] = {}
+        self._metadata: list[DriverInfo] = []
+        self._shut = False
+        self._outage_wait = plan.checked_wait(outage_wait)
+        self._arguments = arguments
+        sketch = self._sketch(connect=False, **arguments)
+        self._adopt(sketch)
+        self._unborn = Unborn(sketch._topology_settings, self._settle)
+        self._now = Now(None, None, self._unborn)
+        self._by_name_service = "+srv:" in str(arguments["host"])
+        if self._options.auto_encryption_opts is None:
+            vars(self)["_encrypter"] = None  # asked for at each operation: worth a place of its own
+
+    if TYPE_CHECKING:
+        _options: Any
+        _topology_settings: Any
+
+    def _adopt(self, made: Any) -> None:
+        """Take over what *made* knows and what does not change any more."""
+        vars(self).update({name: value for name, value in vars(made).items() if name not in _NOT_ADOPTED})
+
+    # -- which process is this?
+
+    def _door(self) -> Any:
+        """This process's own lock: one that was inherited may be held by a thread that does not exist here."""
+        return self._doors.setdefault(os.getpid(), threading.RLock())
+
+    def _settle(self) -> Now:
+        """Make PyMongo's client of this process, if there is none."""
+        with self._door():
+            before = self._now
+            if before.mark[0]:
+                return before
+            now = self._now = self._born(None)
+        if before.body is not None:
+            self._leave(before)
+        return now
+
+    def _born(self, loop: Any) -> Now:
+        if self._shut:
+            raise InvalidOperation(f"Cannot use {type(self).__name__} after close")
+        home = Home(self._outage_wait)
+        body = self._body(home, self._arguments)
+        home.receives(body)
+        for info in self._metadata:
+            body.append_metadata(info)
+        self._topology_settings = body._topology_settings  # what log lines name this client by
+        return Now(body, home, body._topology, loop)
+
+    def _leave(self, inherited: Now) -> None:
+        """Drop what was inherited: its sockets are cut off here, nothing of it is closed or locked, and the parent keeps it."""
+        home: Home = inherited.body._home
+        home.sockets.sever()
+        if inherited.opened:
+            warn_of_fork(home.pid)
+
+    def _is_open(self, now: Now, topology: Any) -> Any:
+        """*now*'s body has opened its *topology*."""
+        now.topology = topology
+        if self._by_name_service:
+            self._adopt(now.body)  # only now is it known what the name service says of options
+        now.opened = True
+        return topology
+
+    # -- what inherited methods ask for
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _LIVE:
+            return getattr(self._settle().body, name)
+        return super().__getattr__(name)  # type: ignore[misc] # PyMongo's: a database of that name
+
+    @property
+    def _topology_id(self) -> Any:
+        return self._topology_settings._topology_id
+
+    # -- the gate
+
+    def _pass(self, now: Now, server_selector: Any, address: Any) -> None:
+        """Go through the gate, or OutageError; who is turned away has the monitors look again soon."""
+        try:
+            now.gate.admit(now.topology.description, server_selector, address, self._where())
+        except BaseException:
+            for server in list(now.topology._servers.values()):
+                server.request_check()
+            raise
+
+    def _told(self, now: Now, error: Any, server_selector: Any) -> Any:
+        """What a caller is told whose wait for a server ended with *error*."""
+        return error if now.topology is None else now.gate.translated(error, now.topology.description, server_selector, self._where())
+
+    def _where(self) -> str:
+        """The servers' addresses, for messages."""
+        seeds = self._topology_settings.seeds
+        return ",".join(sorted(f"{host}:{port}" if port else str(host) for host, port in seeds))
+
+    # -- sessions and cursors belong to the process that began them
+
+    def _refuse(self, session: Any) -> None:
+        """*session* is known to the server by another process's (or loop's) number."""
+        if session._client is not self:
+            return  # PyMongo says that it is another client's
+        origin = origin_of(session._server_session.generation)
+        where = f"process {origin}, before process {os.getpid()} was forked from it" if origin != os.getpid() else "another event loop"
+        raise not_yours(
+            f"this session (or the cursor, transaction or change stream that uses it) was begun in {where}, and stays there: "
+            "begin another here"
+        )
+
+    def _is_inherited(self, session: Any) -> bool:
+        generation = getattr(getattr(session, "_server_session", None), "generation", None)
+        return generation is not None and origin_of(generation) != os.getpid()
+
+    def _close_cursor_soon(self, *args: Any, **kwargs: Any) -> None:
+        now = self._now
+        if now.mark[0]:  # else it is the parent's
+            now.body._close_cursor_soon(*args, **kwargs)
+
+    # -- the rest of the public face
+
+    def append_metadata(self, driver_info: DriverInfo) -> None:
+        """As PyMongo's (4.14 and newer): for the connections of this process and of those that are forked from it."""
+        super().append_metadata(driver_info)  # type: ignore[misc]
+        self._metadata.append(driver_info)
+        if self._now.mark[0]:
+            self._now.body.append_metadata(driver_info)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, (pymongo.MongoClient, pymongo.AsyncMongoClient)):
+            return _identity(self) == _identity(other)
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(_identity(self))
+
+    def __del__(self) -> None:
+        """Its body says for itself that it was left open."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} cannot be pickled or copied: each process makes its own; pass its URI instead")
+
+
+def _identity(client: Any) -> tuple[Any, ...]:
+    """What makes two clients equal to PyMongo."""
+    known = client._topology_settings
+    return tuple(sorted(known.seeds)), known.replica_set_name, known.fqdn, known.srv_service_name
