@@ -77,6 +77,13 @@ class Cut:
         return f"<Cut {'before' if self.before else 'after'} {self.statement!r}: {self.hits} done, {self.left} to come>"
 
     @property
+    def story(self) -> str:
+        """What it does, for the log."""
+        if self.before:
+            return f"before {self.statement} reached the server"
+        return f"after {self.statement} was answered, before the client heard of it"
+
+    @property
     def hits(self) -> int:
         """How often it cut so far."""
         return len(self.connections)

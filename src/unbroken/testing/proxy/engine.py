@@ -24,6 +24,7 @@ from unbroken.testing.proxy.gate import Gate
 from unbroken.testing.proxy.link import Link
 from unbroken.testing.proxy.plan import UNTOUCHED, Change, Conduct, Scope, Standing
 from unbroken.testing.proxy.records import ConnectionInfo, Log
+from unbroken.testing.proxy.tap import Tap
 
 T = TypeVar("T")
 
@@ -151,9 +152,8 @@ class Engine:
             raise ProxyError(f"connection {on} is closed already; open are {', '.join(map(str, self.links)) or 'none'}")
         self.log.add(name, None, f"on {on if isinstance(on, str) else f'connection {on}'}{': ' if text else ''}{text}")
         self.standing.add(on, change)
-        if on != "new":
-            for link in [*self.links.values()] if isinstance(on, str) else [self.links[on]] if on in self.links else []:
-                link.obey(change(link.conduct))
+        for link in self._meant(on):
+            link.obey(change(link.conduct))
 
     def heal(self, on: Scope) -> None:
         """No fault any more for those that are meant."""
@@ -165,9 +165,14 @@ class Engine:
             self.open_gate()
         elif isinstance(on, int):
             self.standing.add(on, _untouched)
-        if on != "new":
-            for link in [*self.links.values()] if isinstance(on, str) else [self.links[on]] if on in self.links else []:
-                link.obey(UNTOUCHED)
+        for link in self._meant(on):
+            link.heal()
+
+    def _meant(self, on: Scope) -> list[Link]:
+        """The connections there are that *on* means."""
+        if isinstance(on, int):
+            return [self.links[on]] if on in self.links else []
+        return [] if on == "new" else list(self.links.values())
 
     def open_gate(self) -> None:
         """Accept connections again."""
@@ -184,7 +189,7 @@ class Engine:
         self._regate(self.gate.hang)
 
     def _regate(self, change: Callable[[], None]) -> None:
-        if self.gate.sock in self._selector.get_map():
+        if self.gate.is_open:
             self._selector.unregister(self.gate.sock)
         try:
             change()
@@ -255,8 +260,8 @@ class Engine:
     def _welcome(self, client: socket.socket, peer: str) -> None:
         self.count += 1
         n = self.count
-        reader = self._new_reader() if self._new_reader is not None else None
-        link = Link(self, n, client, peer, Random(f"{self._seed}:{n}"), reader)
+        tap = Tap(n, self._new_reader()) if self._new_reader is not None else None
+        link = Link(self, n, client, peer, Random(f"{self._seed}:{n}"), tap)
         self.links[n] = link
         self.log.add("accepted", n, f"from {peer}" if peer else "")
         conduct: Conduct = self.standing.conduct(n)

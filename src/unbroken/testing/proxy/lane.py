@@ -47,6 +47,8 @@ class Lane:
     def take(self, data: bytes, now: float) -> None:
         """*data* came at *now*."""
         rules = self.rules
+        if not data:
+            return
         if rules.hole == "drop":
             self.dropped += len(data)
             return

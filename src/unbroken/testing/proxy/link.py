@@ -13,10 +13,11 @@ from random import Random
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Protocol
 
-from unbroken.testing.proxy.cuts import Cut, Reader
+from unbroken.testing.proxy.cuts import Cut
 from unbroken.testing.proxy.lane import Lane
 from unbroken.testing.proxy.plan import UNTOUCHED, Conduct, Cutoff, How
 from unbroken.testing.proxy.records import ConnectionInfo, Log
+from unbroken.testing.proxy.tap import Tap
 
 _CHUNK = 64 * 1024
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER, on, 0 s: close() sends a RST
@@ -66,7 +67,7 @@ class Half:
 class Link:
     """The *n*-th connection."""
 
-    def __init__(self, house: House, n: int, client: socket.socket, peer: str, random: Random, reader: Reader | None) -> None:
+    def __init__(self, house: House, n: int, client: socket.socket, peer: str, random: Random, tap: Tap | None) -> None:
         self.house, self.n, self.peer = house, n, peer
         self.client, self.server = client, None  # type: socket.socket, socket.socket | None
         self.up, self.down = Half(random), Half(random)
@@ -76,10 +77,8 @@ class Link:
         self.round_trips = 0
         self.reason = ""
         self.opened, self.closed = house.log.now(), None  # type: float, float | None
-        self._reader = reader
+        self._tap = tap
         self._told_unreadable = False
-        self._awaited: dict[int, Cut] = {}  # cuts that wait for their statement's answer
-        self._withholding = False
         self._bytes_left: int | None = None
         self._server_spoke = True  # so that the client's first word is a round trip
         self._attempt = 0  # which of the server's addresses is tried
@@ -148,13 +147,13 @@ class Link:
         if self.closed is not None:
             return
         self.closed, self.state, self.reason = self.house.log.now(), "closed", reason
-        for cut in self._awaited.values():
-            cut.left += 1  # its answer never came: another one may have it
+        if self._tap is not None:
+            self._tap.give_back()
+        self.house.log.add(name or how, self.n, reason)  # first: who sees the end finds it in the log
         for sock in (self.client, self.server):
             if sock is not None:
                 self._watch(sock, 0)
                 (_fin if how == "fin" else _rst)(sock)
-        self.house.log.add(name or how, self.n, reason)
         self.house.ended(self)
 
     def abandon(self) -> None:
@@ -240,61 +239,36 @@ class Link:
         self._server_spoke = half is self.down
         if half.finished:  # half closed by us: nobody is to hear this
             return
-        if self._reader is not None:
-            data = self._overhear(half, data)
-        if data and self.closed is None:
+        if self._tap is not None:
+            self._overhear(self._tap, half, data)
+        else:
             half.lane.take(data, self._active)
 
-    def _overhear(self, half: Half, data: bytes) -> bytes:
-        """Follow the protocol; what of *data* is to be handed on."""
-        assert self._reader is not None
-        data = self._hear_client(self._reader, data) if half is self.up else self._hear_server(self._reader, data)
-        if self._reader.unreadable and not self._told_unreadable:
+    def _overhear(self, tap: Tap, half: Half, data: bytes) -> None:
+        """Pass on what may pass of *data*, and make the cut that is due."""
+        data, cut = tap.up(data, self.house.cuts) if half is self.up else tap.down(data)
+        half.lane.take(data, self._active)
+        if cut is not None:
+            self._flush(half)
+            cut.done(self.n)
+            self.end(cut.how, cut.story, "cut")
+        elif tap.unreadable and not self._told_unreadable:
             self._told_unreadable = True
-            self.house.log.add("unreadable", self.n, self._reader.unreadable)
+            self.house.log.add("unreadable", self.n, tap.unreadable)
             for cut in self.house.cuts:
                 if cut.left and cut.covers(self.n):
-                    cut.cannot_read(self.n, self._reader.unreadable)
-        return data
+                    cut.cannot_read(self.n, tap.unreadable)
 
     @property
     def unreadable(self) -> str | None:
         """Why this connection's statements cannot be read."""
-        return self._reader.unreadable if self._reader is not None else None
+        return self._tap.unreadable if self._tap is not None else None
 
-    def _hear_client(self, reader: Reader, data: bytes) -> bytes:
-        for spoken in reader.up(data):
-            cut = next((cut for cut in self.house.cuts if cut.matches(self.n, spoken.text)), None)
-            if cut is None:
-                continue
-            cut.left -= 1
-            if not cut.before:
-                self._awaited[spoken.ticket] = cut
-                continue
-            self.up.lane.take(data[: spoken.start], self._active)
-            self._flush(self.up)
-            self.end(cut.how, f"before {_short(spoken.text)} reached the server", "cut")
-            cut.done(self.n)
-            return b""
-        return data
-
-    def _hear_server(self, reader: Reader, data: bytes) -> bytes:
-        passing = b"" if self._withholding else data
-        for answer in reader.down(data):
-            cut = self._awaited.get(answer.ticket)
-            if cut is None:
-                continue
-            if not self._withholding:
-                self._withholding = True
-                passing = data[: answer.at]
-            if answer.complete:
-                del self._awaited[answer.ticket]
-                self.down.lane.take(passing, self._active)
-                self._flush(self.down)
-                self.end(cut.how, f"after {cut.statement} was answered, before the client heard of it", "cut")
-                cut.done(self.n)
-                return b""
-        return passing
+    def heal(self) -> None:
+        """No fault any more, and no cut to come."""
+        if self._tap is not None and not self._tap.is_withholding:
+            self._tap.give_back()
+        self.obey(UNTOUCHED)
 
     def _go_on(self) -> None:
         """Hand on what can be handed on, and wait for what comes next."""
@@ -398,8 +372,3 @@ def _no_delay(sock: socket.socket) -> None:
     if sock.family != socket.AF_UNIX:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _short(text: str) -> str:
-    words = " ".join(text[:200].split())
-    return words if len(words) <= 60 else words[:57] + "..."
