@@ -1,7 +1,7 @@
-"""``unbroken.mongo``: PyMongo's client, unbroken. See docs/mongodb.md."""
+"""``unbroken.mongo``: PyMongo's clients, unbroken. See docs/mongodb.md."""
 
 from __future__ import annotations
 
-from unbroken.integrations.mongo import MongoClient
+from unbroken.integrations.mongo import AsyncMongoClient, MongoClient
 
-__all__ = ["MongoClient"]
+__all__ = ["AsyncMongoClient", "MongoClient"]

@@ -1,0 +1,206 @@
+"""AsyncMongoClient: PyMongo's by name, arguments and behaviour; made anew in each process and on each event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import _get_running_loop  # get_running_loop, without an exception where there is none
+from collections.abc import Sequence
+from typing import Any
+
+import pymongo
+from pymongo.asynchronous.pool import Pool
+from pymongo.errors import ServerSelectionTimeoutError
+
+from unbroken.integrations.mongo import plan, seams
+from unbroken.integrations.mongo.face import Outliving
+from unbroken.integrations.mongo.home import Home, Now, Unborn
+from unbroken.integrations.mongo.sockets import recording_async
+
+_Plain = pymongo.AsyncMongoClient
+seams.check(_Plain)
+# Called at each operation: by name, which is quicker than super().
+_plain_select_server = _Plain._select_server
+_plain_cleanup_cursor_no_lock = _Plain._cleanup_cursor_no_lock
+_plain_cleanup_cursor_lock = _Plain._cleanup_cursor_lock
+
+
+class Body(_Plain[Any]):
+    """PyMongo's client, belonging to one process and one event loop."""
+
+    def __init__(self, home: Home, arguments: dict[str, Any]) -> None:
+        self._home = home
+        arguments = {**arguments, "connect": False}
+        arguments["_pool_class"] = recording_async(arguments.get("_pool_class") or Pool, home.sockets)
+        arguments["event_listeners"] = [*(arguments.get("event_listeners") or ()), home.heartbeats]
+        super().__init__(**arguments)
+
+    def _init_background(self, *args: Any) -> None:
+        super()._init_background(*args)
+        self._home.settle_sessions(self._topology)
+
+    def _after_fork(self) -> None:
+        """PyMongo's fork hook, in the child: what was inherited is cut off, and never used again."""
+        self._home.sockets.sever()
+
+    def __del__(self) -> None:
+        home = vars(self).get("_home")
+        if home is not None and home.mark[0]:
+            super().__del__()
+
+
+Body.__name__ = "AsyncMongoClient"  # what its warnings and messages call it
+
+
+class Sketch(_Plain[Any]):
+    """PyMongo's client as far as it can be made without making anything: the options are read and checked, that is all."""
+
+    def _init_background(self, *_: Any) -> None:
+        self._topology: Any = Unborn(self._topology_settings, _never)
+        self._kill_cursors_executor: Any = None
+        self._opened = False
+
+    def _after_fork(self) -> None:
+        """Nothing was made, so nothing was inherited."""
+
+    def __del__(self) -> None:
+        """Nothing was opened, so nothing is left open."""
+
+
+def _never() -> Any:
+    raise NotImplementedError  # a sketch is only read
+
+
+class AsyncMongoClient(Outliving, _Plain[Any]):
+    """PyMongo's AsyncMongoClient that survives forks, restarts, failovers and the end of its event loop.
+
+    Arguments, defaults and errors are :class:`~unbroken.integrations.mongo.client.MongoClient`'s. It may be made anywhere, also where
+    no loop runs yet; each event loop that uses it has connections of its own.
+    """
+
+    _body = Body
+    _sketch = Sketch
+
+    def __init__(
+        self,
+        host: str | Sequence[str] | None = None,
+        port: int | None = None,
+        document_class: type[Any] | None = None,
+        tz_aware: bool | None = None,
+        connect: bool | None = None,  # noqa: ARG002 - PyMongo's has it, and does nothing with it
+        type_registry: Any = None,
+        *,
+        outage_wait: float = plan.OUTAGE_WAIT,
+        **kwargs: Any,
+    ) -> None:
+        given = {"host": host, "port": port, "document_class": document_class, "tz_aware": tz_aware, "type_registry": type_registry}
+        self._elsewhere: list[Now] = []
+        self._begin({**given, **plan.with_defaults(host, kwargs)}, outage_wait)
+
+    # -- which process and which loop is this?
+
+    def _settle(self) -> Now:
+        loop = _get_running_loop()
+        with self._door():
+            before = self._now
+            found = self._found(loop)
+            if found is not None:
+                self._now = found
+                return found
+            now = self._now = self._born(loop)
+            self._elsewhere = [*self._still_alive(), now]
+        if before.body is not None and not before.mark[0]:
+            self._leave(before)
+        return now
+
+    def _found(self, loop: Any) -> Now | None:
+        """What this process has for *loop*; without a loop, what was used last."""
+        if self._now.mark[0] and (loop is None or self._now.loop is loop):
+            return self._now
+        return next((one for one in self._elsewhere if one.mark[0] and one.loop is loop), None)
+
+    def _still_alive(self) -> list[Now]:
+        """The others of this process. Those whose loop is closed are let go: nobody can await their end, so they end from outside."""
+        alive = []
+        for one in self._elsewhere:
+            if one.mark[0] and one.loop is not None and one.loop.is_closed():
+                one.body._home.sockets.abort()
+                one.body._closed = True
+            elif one.mark[0]:
+                alive.append(one)
+        return alive
+
+    @property
+    def _topology(self) -> Any:
+        now = self._now
+        if now.mark[0] and now.loop is _get_running_loop():
+            return now.topology
+        found = self._found(_get_running_loop())
+        return self._unborn if found is None else found.topology
+
+    @_topology.setter
+    def _topology(self, topology: Any) -> None:
+        now = self._settle()
+        now.topology = now.body._topology = topology
+
+    async def _get_topology(self) -> Any:
+        now = self._now
+        if not now.mark[0] or now.loop is not _get_running_loop():
+            now = self._settle()
+        return now.topology if now.opened else self._is_open(now, await now.body._get_topology())
+
+    async def _select_server(
+        self,
+        server_selector: Any,
+        session: Any,
+        operation: Any,
+        address: Any = None,
+        deprioritized_servers: Any = None,
+        operation_id: Any = None,
+    ) -> Any:
+        now = self._now
+        if not now.mark[0] or now.loop is not _get_running_loop():
+            now = self._settle()
+        if session is not None and getattr(session._server_session, "generation", now.generation) != now.generation:
+            self._refuse(session)
+        if now.opened and now.topology.description is not now.gate.good and operation != "commitTransaction":
+            self._pass(now, server_selector, address)
+        try:
+            return await _plain_select_server(self, server_selector, session, operation, address, deprioritized_servers, operation_id)
+        except ServerSelectionTimeoutError as error:
+            told = self._told(now, error, server_selector)
+            if told is error:
+                raise
+            raise told from error
+
+    def _cleanup_cursor_no_lock(self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any) -> None:
+        if not ((cursor_id or conn_mgr) and self._is_inherited(session)):
+            _plain_cleanup_cursor_no_lock(self, cursor_id, address, conn_mgr, session, *more)
+
+    async def _cleanup_cursor_lock(self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any) -> None:
+        if not ((cursor_id or conn_mgr) and self._is_inherited(session)):
+            await _plain_cleanup_cursor_lock(self, cursor_id, address, conn_mgr, session, *more)
+
+    async def close(self) -> None:
+        """Close what this process has open. Takes at most half a second, also with a server that is away or frozen.
+
+        What other loops that still run have open is closed there, soon.
+        """
+        self._shut = True
+        loop = _get_running_loop()
+        others, self._elsewhere = [one for one in self._still_alive() if one.loop is not loop], []
+        for one in others:
+            asyncio.run_coroutine_threadsafe(_closed(one), one.loop)
+        now = self._now
+        if now.mark[0] and now.loop is loop:
+            await _closed(now)
+
+    aclose = close
+
+
+async def _closed(now: Now) -> None:
+    body = now.body
+    if now.topology is not None and not body.topology_description.known_servers:
+        body._topology.pop_all_sessions()  # nobody is there who could be told of their end
+        body._kill_cursors_queue.clear()
+    with pymongo.timeout(0.5):
+        await body.close()
