@@ -1,0 +1,119 @@
+"""MongoEngine on clients that outlive forks: its own ``connect``, ``register_connection`` and ``disconnect`` by name and arguments.
+
+MongoEngine keeps a client for each alias, a database for each alias and a collection in each document class. All of them refer to our
+client, which asks at each call which process this is: so a document that was touched before a fork is right after it.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import Any
+
+import pymongo
+from pymongo.server_selectors import writable_server_selector
+
+from unbroken.errors import DriverNotInstalledError
+from unbroken.integrations.mongo.client import MongoClient
+
+#: MongoEngine's, and Flask-MongoEngine's.
+DEFAULT_ALIAS = "default"
+
+
+class EngineClient(MongoClient):
+    """The client that MongoEngine is given. Its questions after the server are operations: bounded in time, and behind the gate.
+
+    MongoEngine asks ``is_primary`` before it makes a document's indexes, and PyMongo lets that wait for 30 s in an outage.
+    """
+
+    def _server_property(self, attr_name: str) -> Any:
+        try:
+            with pymongo.timeout(self._options.timeout):
+                server = self._select_server(writable_server_selector, None, "test")
+        except Exception:
+            detach(self)
+            raise
+        return getattr(server.description, attr_name)
+
+
+EngineClient.__name__ = EngineClient.__qualname__ = "MongoClient"  # what its messages call it
+
+
+def detach(client: Any) -> None:
+    """Have the documents on *client* ask for their collections anew.
+
+    MongoEngine keeps a collection before its indexes are made; if that fails, only a document that has none tries it again.
+    """
+    engine = _mongoengine()
+    documents_by_db = engine.base.common._get_documents_by_db
+    for alias in [alias for alias, each in list(engine.connection._connections.items()) if each is client]:
+        for document in documents_by_db(alias, DEFAULT_ALIAS):
+            if issubclass(document, engine.Document):
+                document._disconnect()
+
+
+def connect(db: str | None = None, alias: str = DEFAULT_ALIAS, **kwargs: Any) -> Any:
+    """``mongoengine.connect`` with a :class:`unbroken.mongo.MongoClient`: takes what it takes, and ``outage_wait`` (seconds).
+
+    Gives the client. Nothing is made before the first use in a process: no thread, no socket. A ``mongo_client_class`` of your own
+    (mongomock's, say) stays. Raises MongoEngine's ConnectionFailure, and ConfigurationError when MongoEngine is not installed.
+    """
+    return _mongoengine().connect(db, alias=alias, **_with_client(kwargs))
+
+
+def register_connection(alias: str, db: str | None = None, **kwargs: Any) -> None:
+    """``mongoengine.register_connection`` with a :class:`unbroken.mongo.MongoClient`, which is made when *alias* is first used."""
+    _mongoengine().register_connection(alias, db=db, **_with_client(kwargs))
+
+
+def disconnect(alias: str = DEFAULT_ALIAS) -> None:
+    """``mongoengine.disconnect``: close the client of *alias* (unless another alias has it too) and detach the documents.
+
+    Takes half a second at most, also with a server that is away or frozen, and also when the client is PyMongo's own. In a forked
+    process only what that process opened is closed.
+    """
+    with pymongo.timeout(0.5):
+        _mongoengine().disconnect(alias)
+
+
+def disconnect_all() -> None:
+    """:func:`disconnect` for every alias."""
+    for alias in list(_mongoengine().connection._connections):
+        disconnect(alias)
+
+
+def adopt(alias: str) -> Any:
+    """Give *alias*, as it was registered, a client that outlives forks in place of PyMongo's own, which is closed."""
+    known = dict(_mongoengine().connection._connection_settings[alias])
+    disconnect(alias)
+    return connect(alias=alias, **known)
+
+
+def clients() -> dict[str, Any]:
+    """Every alias that has been used or connected, and its client. Empty when MongoEngine is not installed."""
+    try:
+        return dict(_mongoengine().connection._connections)
+    except DriverNotInstalledError:
+        return {}
+
+
+def plain_aliases() -> list[str]:
+    """The aliases that are registered with PyMongo's own client."""
+    settings = _mongoengine().connection._connection_settings
+    return [alias for alias, known in list(settings.items()) if known.get("mongo_client_class") in (None, pymongo.MongoClient)]
+
+
+def _with_client(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {"mongo_client_class": EngineClient, **kwargs}
+
+
+@functools.cache
+def _mongoengine() -> ModuleType:
+    try:
+        import mongoengine
+    except ImportError as error:
+        raise DriverNotInstalledError(
+            f"MongoEngine cannot be imported ({error}); pip install 'mongoengine>=0.29.1': older ones do not know PyMongo 4.9 and newer"
+        ) from error
+    module: ModuleType = mongoengine
+    return module
