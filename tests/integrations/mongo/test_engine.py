@@ -1,0 +1,156 @@
+"""MongoEngine on our client: documents are right after a fork, and no question after a server that is away takes 30 s."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mongoengine
+import mongomock
+import pymongo
+import pytest
+
+import unbroken
+import unbroken.mongo
+from unbroken.testing.servers import MongoDB
+from unbroken.testing.servers.folders import free_port
+
+#: The fork that uWSGI makes: none of Python's fork hooks runs.
+raw_fork: Callable[[], int] = ctypes.PyDLL(None).fork
+KNOWN = {"uuidRepresentation": "standard"}
+
+
+class Item(mongoengine.Document):  # type: ignore[misc]
+    number = mongoengine.IntField(unique=True)
+
+
+@pytest.fixture(autouse=True)
+def afresh() -> Iterator[None]:
+    yield
+    unbroken.mongo.disconnect_all()
+    mongoengine.connection._connection_settings.clear()
+
+
+@pytest.fixture
+def nobody() -> str:
+    """The address of a server that does not exist."""
+    return f"mongodb://127.0.0.1:{free_port('127.0.0.1')}/shop"
+
+
+def answer_of_child(work: Callable[[], Any]) -> str:
+    """What *work* gives in a child that was forked as uWSGI forks."""
+    reader, writer = os.pipe()
+    if (pid := raw_fork()) == 0:
+        try:
+            os.write(writer, repr(work()).encode())
+        except BaseException as error:
+            os.write(writer, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        told = pipe.read().decode()
+    os.waitpid(pid, 0)
+    return told
+
+
+def client_of(document: Any) -> Any:
+    return document._collection.database.client
+
+
+def test_connect_makes_no_thread_and_gives_our_client(nobody: str) -> None:
+    before = threading.active_count()
+    client = unbroken.mongo.connect(host=nobody, **KNOWN)
+    assert isinstance(client, unbroken.mongo.MongoClient)
+    assert client is mongoengine.get_connection()
+    assert mongoengine.get_db().name == "shop"
+    assert threading.active_count() == before
+
+
+def test_documents_that_were_touched_before_a_fork_are_right_in_the_child_and_in_the_parent(alone: MongoDB, name: str) -> None:
+    unbroken.mongo.connect(host=alone.url().replace("/" + alone.database, "/" + name), **KNOWN)
+    Item(number=1).save()
+    kept, queryset = Item._collection, Item.objects(number=1)
+    sessions = {session.id for session in alone.sessions()}
+
+    def child() -> Any:
+        assert Item._collection is kept
+        Item(number=2).save()
+        mine = {session.id for session in alone.sessions()} - sessions
+        return queryset.count(), Item.objects.count(), len(mine) > 0
+
+    assert answer_of_child(child) == "(1, 2, True)"
+    assert sorted(item.number for item in Item.objects) == [1, 2]
+
+
+def test_a_document_first_touched_in_an_outage_fails_in_the_bound_and_has_its_indexes_afterwards(name: str) -> None:
+    with MongoDB() as server:
+        unbroken.mongo.connect(host=server.url().replace("/" + server.database, "/" + name), timeoutMS=500, outage_wait=0, **KNOWN)
+        server.stop()
+        started = time.monotonic()
+        with pytest.raises(unbroken.OutageError):
+            Item.objects.count()
+        with pytest.raises(unbroken.OutageError):
+            Item(number=1).save()
+        assert time.monotonic() - started < 15.0  # PyMongo's wait for a server is 30 s
+        server.start()
+        deadline = time.monotonic() + 15.0
+        while True:
+            try:
+                Item(number=1).save()
+                break
+            except unbroken.OutageError:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        assert "number_1" in Item._get_collection().index_information()
+        with pytest.raises(mongoengine.NotUniqueError):
+            Item(number=1).save()
+
+
+def test_disconnect_does_not_wait_for_a_frozen_server_nor_for_one_that_pymongo_s_own_client_has(name: str) -> None:
+    with MongoDB() as server:
+        host = server.url().replace("/" + server.database, "/" + name)
+        unbroken.mongo.connect(host=host, **KNOWN)
+        mongoengine.connect(alias="plain", host=host, appname="plain", **KNOWN)
+        Item(number=1).save()
+        mongoengine.get_db("plain").item.find_one()
+        server.freeze()
+        started = time.monotonic()
+        unbroken.mongo.disconnect_all()
+        assert time.monotonic() - started < 15.0  # PyMongo's own close takes 30 s
+        assert Item._collection is None
+        server.thaw()
+
+
+def test_one_client_serves_the_aliases_that_are_registered_alike(alone: MongoDB) -> None:
+    unbroken.mongo.register_connection("default", "one", host=f"127.0.0.1:{alone.port}", **KNOWN)
+    unbroken.mongo.register_connection("other", "two", host=f"127.0.0.1:{alone.port}", **KNOWN)
+    assert mongoengine.get_connection() is mongoengine.get_connection("other")
+    unbroken.mongo.disconnect("other")
+    assert Item.objects.count() >= 0
+    assert mongoengine.get_db().name == "one"
+
+
+def test_mongomock_s_client_stays_when_it_is_asked_for() -> None:
+    unbroken.mongo.connect("shop", mongo_client_class=mongomock.MongoClient, **KNOWN)
+    Item(number=3).save()
+    assert Item.objects.count() == 1
+
+
+def test_adopting_replaces_pymongo_s_client_and_detaches_documents(alone: MongoDB, name: str) -> None:
+    from unbroken.integrations.mongo import engine
+
+    plain = mongoengine.connect(host=alone.url().replace("/" + alone.database, "/" + name), tz_aware=True, **KNOWN)
+    Item(number=4).save()
+    assert engine.plain_aliases() == ["default"]
+    ours = engine.adopt("default")
+    assert engine.plain_aliases() == []
+    assert Item.objects.count() == 1
+    assert client_of(Item) is ours
+    assert ours.codec_options.tz_aware
+    with pytest.raises(pymongo.errors.InvalidOperation):
+        plain.admin.command("ping")
