@@ -27,7 +27,7 @@ FLOORS = {
     "integrations": 4, "testing": 4,
     "sqlalchemy": 4.2, "peewee": 4.2, "mongo": 4.2,  # an import path for what stands in integrations
     "flask": 4.2, "wsgi": 4.2, "asgi": 4.2, "django": 4.2,
-    "drill": 5, "doctor": 5, "dashboard": 5, "cli": 5, "__main__": 5.5,
+    "drill": 5, "doctor": 5, "dashboard": 5, "proxy_command": 5, "cli": 5, "__main__": 5.5,
 }  # fmt: skip
 
 #: The package itself, ``import unbroken``: names of the pools' floor, for those above it.

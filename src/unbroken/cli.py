@@ -31,6 +31,7 @@ def _run(arguments: Sequence[str]) -> int:
         return _complain('the command line needs two packages more: pip install "unbroken[cli]"', 2)
     from unbroken.drill.command import drill
     from unbroken.errors import ConfigurationError, UnbrokenError
+    from unbroken.proxy_command import proxy
 
     @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
     @click.version_option(package_name="unbroken", message="unbroken %(version)s")
@@ -38,6 +39,7 @@ def _run(arguments: Sequence[str]) -> int:
         """Database connections that do not break."""
 
     unbroken.add_command(drill)
+    unbroken.add_command(proxy)
     try:
         unbroken.main(list(arguments), prog_name="unbroken", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 #: Connections that are closed and still remembered, with their counts.
 REMEMBERED = 10_000
+_LONGEST_NAP = 3600.0  # the system's calls do not take every float
 _PATIENCE = 30.0  #: for what another thread asks: it is done in well under a millisecond
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -223,7 +224,7 @@ class Engine:
     def _until_next(self) -> float | None:
         if self._asked:
             return 0.0
-        return max(0.0, self._timers[0][0] - self.now()) if self._timers else None
+        return min(max(0.0, self._timers[0][0] - self.now()), _LONGEST_NAP) if self._timers else None
 
     def _serve(self, key: selectors.SelectorKey, mask: int) -> None:
         link = key.data

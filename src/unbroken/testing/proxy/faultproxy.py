@@ -104,6 +104,11 @@ class FaultProxy:
         """The port listened on; 0 for a unix socket."""
         return self._house.gate.address.port
 
+    @property
+    def upstream(self) -> str:
+        """The server's address, for people: ``127.0.0.1:3306``, or a unix socket's path."""
+        return str(self._upstream)
+
     def url(self, url: str) -> str:
         """The same *url*, through the proxy: only its host and port (or its unix socket) are replaced."""
         return through(url, self._house.gate.address)

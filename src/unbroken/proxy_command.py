@@ -1,0 +1,105 @@
+"""``unbroken proxy`` on the command line: a fault proxy before a server, steered by HTTP, with a live log."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from unbroken.drivers.url import parse
+from unbroken.errors import ConfigurationError
+from unbroken.testing.proxy import Event, FaultProxy
+from unbroken.testing.proxy.control import VERBS, Control
+
+_PORTS = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
+_PROTOCOLS = {"mysql": "mysql", "mariadb": "mysql", "postgresql": "postgresql"}
+_POLL = 0.5  #: seconds after which a silent log looks whether it is to end
+_QUIET = ("listening", "accepted", "connected", "closed", "fin passed on")  #: what happens without any fault
+_GOOD, _WARNING = ("healed",), ("unreadable", "connect failed", "accept failed", "failed")
+
+
+@click.command()
+@click.argument("upstream")
+@click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="ADDRESS", help="Where clients connect. Port 0: a free one.")
+@click.option("--control", default="127.0.0.1:0", show_default=True, metavar="ADDRESS", help="The HTTP port that takes orders; - for none.")
+@click.option("--control-anywhere", is_flag=True, help="Let --control be an address that others reach: they may then break connections.")
+@click.option("--protocol", type=click.Choice(["mysql", "postgresql"]), help="Needed by cut_at. Known already when UPSTREAM is a URL.")
+@click.option("--seed", type=int, help="For jitter. Default: a new one, shown at the start.")
+def proxy(*, upstream: str, listen: str, control: str, control_anywhere: bool, protocol: str | None, seed: int | None) -> None:
+    """Stand before a server, and break connections to it on demand.
+
+    UPSTREAM is HOST:PORT, a unix socket's path, or a database URL. Connect the application to the address that is shown,
+    then give orders by HTTP, and see what happens:
+
+    \b
+      curl -d '' http://127.0.0.1:8475/rst
+      curl -d '{"mode": "hold"}' http://127.0.0.1:8475/blackhole
+      curl -d '' http://127.0.0.1:8475/heal
+
+    The verbs: fin, rst, half_close, cut_after, blackhole, stall, idle_limit, latency, throttle, slice, refuse, hang_connect,
+    fail_next, cut_at, heal. A GET of / tells their arguments. Ctrl-C ends it.
+    """
+    console = Console(highlight=False)
+    where, spoken = _server(upstream)
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(FaultProxy(where, listen, protocol=protocol or spoken, seed=seed))
+        port = stack.enter_context(Control(made, control, anywhere=control_anywhere)) if control != "-" else None
+        if port is not None:
+            console.print(Text(f"control: http://{port.address}/ (POST {VERBS[0]}, {VERBS[1]} …; GET / tells all)", "bold"), soft_wrap=True)
+        _end_with_sigterm(stack)
+        with contextlib.suppress(KeyboardInterrupt):
+            follow(made, console)
+        console.print(Text(summary(made), "bold"), soft_wrap=True)
+
+
+def _server(upstream: str) -> tuple[Any, str | None]:
+    """The address in *upstream*, and the protocol where it is a URL that tells."""
+    if "://" not in upstream:
+        return upstream, None
+    target = parse(upstream)
+    if target.backend not in _PORTS:
+        raise ConfigurationError(f"a {target.backend} URL names no server to stand before")
+    address = target.unix_socket or (target.host or "localhost", target.port or _PORTS[target.backend])
+    return address, _PROTOCOLS[target.backend]
+
+
+def _end_with_sigterm(stack: contextlib.ExitStack) -> None:
+    """SIGTERM ends it as Ctrl-C does."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(ValueError):  # not in the main thread
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, end))
+
+
+def follow(made: FaultProxy, console: Console) -> None:
+    """Print events as they come, until interrupted."""
+    last = 0
+    while True:
+        for event in made.events_after(last, _POLL):
+            if event.serial > last + 1:
+                console.print(Text(f"{event.serial - last - 1} events were too many to show", "dim"))
+            last = event.serial
+            console.print(Text(str(event), style(event)), soft_wrap=True)
+
+
+def style(event: Event) -> str:
+    """The colour of *event*'s line."""
+    if event.name in _GOOD:
+        return "green"
+    if event.name in _WARNING:
+        return "yellow"
+    return "dim" if event.name in _QUIET else "red"
+
+
+def summary(made: FaultProxy) -> str:
+    """What passed, in one line."""
+    found = made.connections
+    total, dropped = found[-1].n if found else 0, sum(info.dropped for info in found)
+    up, down = sum(info.to_server for info in found), sum(info.to_client for info in found)
+    return f"connections: {total}; bytes to the server: {up}, to clients: {down}, dropped: {dropped}"
