@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import pymongo
+
+from unbroken.errors import DriverNotInstalledError
+
+if pymongo.version_tuple < (4, 9):
+    raise DriverNotInstalledError(f"unbroken.mongo needs PyMongo 4.9 or newer, and {pymongo.version} is installed: pip install -U pymongo")
+
 from unbroken.integrations.mongo.aio import AsyncMongoClient
 from unbroken.integrations.mongo.client import MongoClient
+from unbroken.integrations.mongo.stats import stats
 
-__all__ = ["AsyncMongoClient", "MongoClient"]
+__all__ = ["AsyncMongoClient", "MongoClient", "stats"]

@@ -112,6 +112,9 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
             self._leave(before)
         return now
 
+    def _present(self) -> Now | None:
+        return self._found(_get_running_loop())
+
     def _found(self, loop: Any) -> Now | None:
         """What this process has for *loop*; without a loop, what was used last."""
         if self._now.mark[0] and (loop is None or self._now.loop is loop):
@@ -160,6 +163,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         now = self._now
         if not now.mark[0] or now.loop is not _get_running_loop():
             now = self._settle()
+        now.uses += 1
         if session is not None and getattr(session._server_session, "generation", now.generation) != now.generation:
             self._refuse(session)
         if now.opened and now.topology.description is not now.gate.good and operation != "commitTransaction":
@@ -199,6 +203,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
 
 async def _closed(now: Now) -> None:
     body = now.body
+    body._home.leaves()
     if now.topology is not None and not body.topology_description.known_servers:
         body._topology.pop_all_sessions()  # nobody is there who could be told of their end
         body._kill_cursors_queue.clear()

@@ -128,6 +128,7 @@ class MongoClient(Outliving, _Plain[Any]):
         now = self._now
         if not now.mark[0]:
             now = self._settle()
+        now.uses += 1
         if session is not None and getattr(session._server_session, "generation", now.generation) != now.generation:
             self._refuse(session)
         if now.opened and now.topology.description is not now.gate.good and operation != "commitTransaction":
@@ -155,6 +156,7 @@ class MongoClient(Outliving, _Plain[Any]):
         if not now.mark[0]:
             return
         body = now.body
+        body._home.leaves()
         if now.topology is not None and not body.topology_description.known_servers:
             body._topology.pop_all_sessions()  # nobody is there who could be told of their end
             body._kill_cursors_queue.clear()

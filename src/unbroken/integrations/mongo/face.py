@@ -76,7 +76,7 @@ class Outliving:
     def _born(self, loop: Any) -> Now:
         if self._shut:
             raise InvalidOperation(f"Cannot use {type(self).__name__} after close")
-        home = Home(self._outage_wait)
+        home = Home(self._where(), self._outage_wait)
         body = self._body(home, self._arguments)
         home.receives(body)
         for info in self._metadata:
@@ -99,6 +99,10 @@ class Outliving:
         now.opened = True
         return topology
 
+    def _present(self) -> Now | None:
+        """What there is already in this process (and on this loop). Makes nothing."""
+        return self._now if self._now.mark[0] else None
+
     # -- what inherited methods ask for
 
     def __getattr__(self, name: str) -> Any:
@@ -115,7 +119,7 @@ class Outliving:
     def _pass(self, now: Now, server_selector: Any, address: Any) -> None:
         """Go through the gate, or OutageError; who is turned away has the monitors look again soon."""
         try:
-            now.gate.admit(now.topology.description, server_selector, address, self._where())
+            now.gate.admit(now.topology.description, server_selector, address)
         except BaseException:
             for server in list(now.topology._servers.values()):
                 server.request_check()
@@ -123,7 +127,7 @@ class Outliving:
 
     def _told(self, now: Now, error: Any, server_selector: Any) -> Any:
         """What a caller is told whose wait for a server ended with *error*."""
-        return error if now.topology is None else now.gate.translated(error, now.topology.description, server_selector, self._where())
+        return error if now.topology is None else now.gate.translated(error, now.topology.description, server_selector)
 
     def _where(self) -> str:
         """The servers' addresses, for messages."""

@@ -7,6 +7,7 @@ nobody serves at all.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from random import Random
@@ -16,17 +17,20 @@ from pymongo.read_preferences import Primary
 from pymongo.server_selectors import writable_server_selector
 from pymongo.topology_description import TOPOLOGY_TYPE, TopologyDescription
 
-from unbroken.abc import Fault
+from unbroken.abc import Cause, Fault
 from unbroken.core.outage import Outage
 from unbroken.errors import OutageError
 from unbroken.integrations.mongo.errors import outage_error
 from unbroken.integrations.mongo.faults import fault_of
 
+log = logging.getLogger("unbroken")
+
 
 class Gate:
     """One client's gate in one process. ``lock`` guards the outages; nothing is done under it but look and note."""
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, name: str, patience: float) -> None:
+        self.name = name  #: the servers' addresses, for messages
         self.patience = patience
         self.lock = threading.Lock()
         self.writes = Outage()
@@ -35,6 +39,7 @@ class Gate:
         self.turned_away = 0
         self.outages = 0
         self.outage_seconds = 0.0
+        self.cause: Cause | None = None  #: of the last fault: why the connections of a pool ended that PyMongo cleared
         self._random = Random()
 
     def look(self, description: TopologyDescription) -> None:
@@ -44,18 +49,27 @@ class Gate:
         lacking = None if writes and reads else _lacking(description)
         with self.lock:
             self._note(self.reads, reads, now, lacking)
-            self._note(self.writes, writes, now, lacking)
+            ended = self._note(self.writes, writes, now, lacking)
         self.good = description if writes and reads else None
+        if ended is not None:
+            log.warning("%s: the server is back after %.2f s", self.name, ended)
 
-    def _note(self, outage: Outage, serves: bool, now: float, lacking: Fault | None) -> None:
+    def _note(self, outage: Outage, serves: bool, now: float, lacking: Fault | None) -> float | None:
+        """The caller holds the lock. How long the outage of writes was that has just ended."""
         if serves:
             ended = outage.succeeded(now) if outage.active else None
-            if ended is not None and outage is self.writes:
-                self.outage_seconds += ended
-        elif lacking is not None and outage.failed(self, now, now, lacking, self._random) and outage is self.writes:
-            self.outages += 1
+            if ended is None or outage is not self.writes:
+                return None
+            self.outage_seconds += ended
+            return ended
+        if lacking is not None:
+            self.cause = lacking.cause
+            if outage.failed(self, now, now, lacking, self._random) and outage is self.writes:
+                self.outages += 1
+                log.warning("%s: the server is away: %s", self.name, lacking.text)
+        return None
 
-    def admit(self, description: TopologyDescription, selector: Any, address: Any, where: str) -> None:
+    def admit(self, description: TopologyDescription, selector: Any, address: Any) -> None:
         """Raise OutageError when no server can serve a call that chooses by *selector*, and has not for a while."""
         self.look(description)
         outage = self._outage_for(selector)
@@ -67,7 +81,7 @@ class Gate:
             if not outage.turns_away(now, self.patience):
                 return
             self.turned_away += 1
-        raise self.error(outage, now, where)
+        raise self.error(outage, now)
 
     def _outage_for(self, selector: Any) -> Outage | None:
         if self.reads.active:
@@ -76,23 +90,23 @@ class Gate:
             return self.writes
         return None
 
-    def translated(self, error: Any, description: TopologyDescription, selector: Any, where: str) -> Any:
+    def translated(self, error: Any, description: TopologyDescription, selector: Any) -> Any:
         """What a caller is told whose wait for a server ended with *error*: an OutageError, where there is an outage."""
         self.look(description)
         outage = self._outage_for(selector)
         if outage is None or isinstance(error, OutageError):
             return error
-        told: Any = self.error(outage, time.monotonic(), where)
+        told: Any = self.error(outage, time.monotonic())
         for label in error._error_labels:
             told._add_error_label(label)
         return told
 
-    def error(self, outage: Outage, now: float, where: str) -> OutageError:
+    def error(self, outage: Outage, now: float) -> OutageError:
         """What a caller is told who is turned away now."""
         what = "MongoDB server answers" if outage is self.reads else "MongoDB server takes writes"
         because = f": {outage.fault.text}" if outage.fault else ""
         return outage_error(
-            f"no {what} at {where}, for {outage.age(now):.1f} s now{because} "
+            f"no {what} at {self.name}, for {outage.age(now):.1f} s now{because} "
             f"(calls fail at once after {self.patience:g} s of an outage; outage_wait= says how long they wait)",
             retry_after=1.0,
         )

@@ -13,6 +13,7 @@ from pymongo import monitoring
 from pymongo.server_description import ServerDescription
 from pymongo.topology_description import TopologyDescription
 
+from unbroken.abc import Cause
 from unbroken.integrations.mongo.gate import Gate
 from unbroken.integrations.mongo.sockets import Sockets
 from unbroken.net.severance import ForkMark, fork_mark
@@ -57,11 +58,11 @@ def _nobody() -> None:
 class Home:
     """Made with each body, and referred to by it; refers to it weakly."""
 
-    def __init__(self, outage_wait: float) -> None:
+    def __init__(self, name: str, outage_wait: float) -> None:
         self.mark: ForkMark = fork_mark()
         self.pid = os.getpid()
-        self.sockets = Sockets()
-        self.gate = Gate(outage_wait)
+        self.gate = Gate(name, outage_wait)
+        self.sockets = Sockets(self.gate)
         self.heartbeats = Heartbeats(self.gate)
         #: What PyMongo's pool of server sessions calls its own: no other process or loop has this number.
         self.generation = (time.time_ns() << _PID_BITS) + self.pid
@@ -69,6 +70,11 @@ class Home:
     def receives(self, body: Any) -> None:
         """From now on *body* lives here."""
         self.heartbeats.body = weakref.ref(body)
+
+    def leaves(self) -> None:
+        """The body is about to be closed: what its monitors see from now on is our own doing."""
+        self.heartbeats.body = _nobody
+        self.gate.cause = Cause.POOL_CLOSED
 
     def settle_sessions(self, topology: Any) -> None:
         """Sessions that another process or loop began are not taken into *topology*'s pool of them."""
@@ -83,7 +89,7 @@ def origin_of(generation: int) -> int:
 class Now:
     """What a client asks at each operation: is this still the process, and what is here. One object, so that it is all of one piece."""
 
-    __slots__ = ("body", "gate", "generation", "loop", "mark", "opened", "topology")
+    __slots__ = ("body", "gate", "generation", "loop", "mark", "opened", "topology", "uses")
 
     def __init__(self, body: Any, home: Home | None, topology: Any, loop: Any = None) -> None:
         self.body = body
@@ -93,6 +99,7 @@ class Now:
         self.topology = topology
         self.opened = False
         self.loop = loop
+        self.uses = 0
 
 
 class Unborn:

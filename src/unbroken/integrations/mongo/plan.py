@@ -10,12 +10,16 @@ from urllib.parse import unquote, urlsplit
 from unbroken.errors import ConfigurationError
 
 #: Milliseconds. An operation ends after two seconds, whatever blocks it: a server that refuses, is frozen or has vanished. A
-#: frozen server is found out by a heartbeat within about two (1 s between heartbeats and 1 s to connect or answer).
-DEFAULTS: Mapping[str, int] = {"timeoutMS": 2000, "heartbeatFrequencyMS": 1000, "connectTimeoutMS": 1000}
+#: frozen server is found out by a heartbeat within about two (1 s between heartbeats and 1 s to connect or answer). The third
+#: bounds the few waits that PyMongo does not count as operations (``client.address``, ending a cursor).
+DEFAULTS: Mapping[str, int] = {
+    "timeoutMS": 2000,
+    "heartbeatFrequencyMS": 1000,
+    "connectTimeoutMS": 1000,
+    "serverSelectionTimeoutMS": 2000,
+}
 #: Who sets one of these bounds operations the older way; ``timeoutMS`` would overrule it.
 _OLDER_BOUNDS = {"sockettimeoutms", "serverselectiontimeoutms", "waitqueuetimeoutms"}
-#: What bounds the wait for a server, then.
-_OLDER_DEFAULT = {"serverSelectionTimeoutMS": DEFAULTS["timeoutMS"]}
 
 #: How long callers wait for a server that is away, in seconds.
 OUTAGE_WAIT = 1.0
@@ -34,10 +38,9 @@ def given_options(host: Any, kwargs: Iterable[str]) -> set[str]:
 def with_defaults(host: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """*kwargs*, and the defaults for what neither they nor the URI say."""
     given = given_options(host, kwargs)
-    defaults: dict[str, int] = dict(DEFAULTS)
-    if given & _OLDER_BOUNDS and "timeoutms" not in given:
+    defaults = dict(DEFAULTS)
+    if given & _OLDER_BOUNDS:
         del defaults["timeoutMS"]
-        defaults.update(_OLDER_DEFAULT)
     return {**{name: value for name, value in defaults.items() if name.lower() not in given}, **kwargs}
 
 

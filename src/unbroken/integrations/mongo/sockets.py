@@ -10,20 +10,35 @@ import functools
 import time
 import weakref
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from pymongo.monitoring import ConnectionClosedReason
+
+from unbroken.abc import Cause
 from unbroken.net.severance import abort, identity, sever
+
+if TYPE_CHECKING:
+    from unbroken.integrations.mongo.gate import Gate
+
+#: By PyMongo's reasons. "stale", and None for a monitor's own, are not among them: they end for the gate's cause.
+_CAUSES: Mapping[str | None, Cause] = {
+    ConnectionClosedReason.IDLE: Cause.MAX_IDLE,
+    ConnectionClosedReason.ERROR: Cause.LOST,
+    ConnectionClosedReason.POOL_CLOSED: Cause.POOL_CLOSED,
+}
 
 
 class Sockets:
     """Every connection that was opened, until it is closed. Adding to and taking from a dictionary is atomic: no lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
         self._known: dict[int, tuple[weakref.ref[Any], int, tuple[int, int]]] = {}
         self.opened = 0
         self.connect_seconds = 0.0
         self.connect_failures = 0
-        self.closed: Counter[str] = Counter()  #: by PyMongo's reasons
+        self.closed: Counter[str] = Counter()  #: by cause
 
     def began(self) -> float:
         """An attempt to connect begins."""
@@ -50,7 +65,8 @@ class Sockets:
     def ended(self, key: int, reason: str | None) -> None:
         """The connection known as *key* was closed, for PyMongo's *reason*."""
         self._forget(key)
-        self.closed[reason or "garbage"] += 1
+        cause = _CAUSES.get(reason) or self._gate.cause or Cause.CLOSED_BY_PEER
+        self.closed[cause.value] += 1
 
     def sever(self) -> None:
         """In a forked child: put a dead socket in the place of each that was inherited. Reaches nobody else's."""
