@@ -31,7 +31,7 @@ def ask_all(traffic: Traffic, children: int, times: int, patience: float = WATCH
         born[pid] = pipe
     _wait_until(begin)
     traffic.ask_who(times // 2)
-    answers, hung = _collect(born, time.monotonic() + patience)
+    answers, hung = _collect(born, patience)
     traffic.ask_who(times - times // 2)
     _merge(traffic, answers, children)
     return hung
@@ -67,14 +67,19 @@ def _send(fd: int, answer: dict[str, Any]) -> None:
     os.close(fd)
 
 
-def _collect(born: dict[int, int], deadline: float) -> tuple[list[dict[str, Any]], int]:
-    """Each child's answer, and how many gave none until *deadline* or did not end. All have ended afterwards."""
+def _collect(born: dict[int, int], patience: float) -> tuple[list[dict[str, Any]], int]:
+    """Each child's answer, and how many gave none within *patience* seconds or did not end. All have ended afterwards.
+
+    To end takes 0.1 s of the processor's time, finalizers and all, which on a busy machine may be seconds: a child that has
+    answered may take as long again.
+    """
+    deadline = time.monotonic() + patience
     answers, hung = [], 0
     for pid, pipe in born.items():
         answer = _read(pipe, deadline)
         if answer is not None:
             answers.append(answer)
-        if not _ended(pid, deadline if answer is None else time.monotonic() + 2.0) or answer is None:
+        if not _ended(pid, deadline if answer is None else time.monotonic() + patience) or answer is None:
             hung += 1
     return answers, hung
 

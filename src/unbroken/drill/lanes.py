@@ -16,17 +16,28 @@ def run_lanes(count: int, lane: Callable[[], None], tick: Callable[[], None], in
     Whatever is raised here, a KeyboardInterrupt too: *interrupt* is called, which must make the lanes end, and they are
     waited for.
     """
-    lanes = [threading.Thread(target=lane, name=f"drill lane {number}") for number in range(count)]
+    ended = threading.Semaphore(0)
+
+    def one() -> None:
+        try:
+            lane()
+        finally:
+            ended.release()
+
+    lanes = [threading.Thread(target=one, name=f"drill lane {number}") for number in range(count)]
+    begun: list[threading.Thread] = []
     try:
         for each in lanes:
             each.start()
-        while alive := [each for each in lanes if each.is_alive()]:
-            alive[0].join(_TICK)
+            begun.append(each)
+        left = count
+        # not Thread.join: a Ctrl-C within it makes Python 3.11 take the thread for ended
+        while left:
+            left -= ended.acquire(timeout=_TICK)
             tick()
     except BaseException:
         interrupt()
         raise
     finally:
-        for each in lanes:
-            if each.ident is not None:
-                each.join()
+        for each in begun:
+            each.join()

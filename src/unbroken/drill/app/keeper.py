@@ -65,12 +65,18 @@ def _watch(app: subprocess.Popen[bytes], bell: int) -> float:
 
 
 def _end_all() -> None:
+    """Kill our descendants until there are none, and leave no dead one for others to bury."""
     while left := processes.family(os.getpid())[1:]:
         processes.send(left, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        _bury()
         time.sleep(_PACE)
+    _bury()
+
+
+def _bury() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 if __name__ == "__main__":

@@ -7,12 +7,16 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from unbroken.drill.app.keeper import GRACE
 from unbroken.errors import UnbrokenError
 from unbroken.testing.servers import processes
+
+_PACE: Final = 0.02
 
 
 class AppError(UnbrokenError):
@@ -92,15 +96,17 @@ class App:
                 return " / ".join(" ".join(line.split()) for line in text.splitlines()[-lines:])[-600:]
         return "it printed nothing"
 
-    def run_once(self, command: Sequence[str], timeout: float) -> None:
-        """Run *command* (a migration) as the app would run. Raises AppError when it fails or takes longer."""
+    def run_once(self, command: Sequence[str], timeout: float, wait: Callable[[float], None]) -> None:
+        """Run *command* (a migration) as the app would run. Raises AppError when it fails or takes longer.
+
+        *wait* sleeps, and raises when there is no use in waiting any longer.
+        """
+        deadline = time.monotonic() + timeout
         with App(command, self.environment, self.log, self.folder) as one:
             one.start()
-            keeper = one._keeper
-            assert keeper is not None
-            try:
-                status = keeper.wait(timeout)
-            except subprocess.TimeoutExpired:
-                raise AppError(f"--setup {shlex.join(command)} does not end within {timeout:.0f} s: {one.said()}") from None
-            if status:
-                raise AppError(f"--setup {shlex.join(command)} ended with status {status}: {one.said()}")
+            while one.is_running:
+                wait(_PACE)
+                if time.monotonic() > deadline:
+                    raise AppError(f"--setup {shlex.join(command)} does not end within {timeout:.0f} s: {one.said()}")
+            if one.status:
+                raise AppError(f"--setup {shlex.join(command)} ended with status {one.status}: {one.said()}")

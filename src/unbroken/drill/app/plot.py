@@ -52,7 +52,7 @@ def plot(row: AppResult, patience: float) -> str:
             f'<div class="faults">{"".join(_fault_labels(row, scale))}</div>',
             f'<div class="y">{"".join(_latency_labels(scale))}</div>',
             _picture("latency", [*_grid(scale), *_bands(row, scale), *_dots(row, scale)]),
-            f'<div class="y"><span style="top:0">{rate:.0f}/s</span><span style="top:100%">0</span></div>',
+            f'<div class="y rate"><span style="top:0">{rate:.0f}/s</span><span style="top:100%">0</span></div>',
             _picture("rate", [*_bands(row, scale), *_bars(row, scale, rate)]),
             f'<div class="x">{"".join(_time_labels(scale))}</div>',
             "</div>",
@@ -82,7 +82,8 @@ def _decades(scale: Scale) -> list[float]:
 def _bands(row: AppResult, scale: Scale) -> Iterable[str]:
     for begin, end in spans(row.marks):
         left, right = scale.x(begin - row.began), scale.x(end - row.began)
-        yield f'<rect class="fault" x="{left}" y="0" width="{max(right - left, 4)}" height="{_HEIGHT}"/>'
+        yield f'<rect class="fault" x="{left}" y="0" width="{right - left}" height="{_HEIGHT}"/>'
+        yield f'<path class="edge" d="M{left} 0V{_HEIGHT}M{right} 0V{_HEIGHT}"/>'
 
 
 def _dots(row: AppResult, scale: Scale) -> Iterable[str]:

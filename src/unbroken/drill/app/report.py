@@ -128,6 +128,7 @@ def legend() -> Table:
 def judgement(rows: Sequence[AppResult], plan: Plan) -> Iterable[Text]:
     """A line for each limit that is broken, and one for all."""
     judged = [row for row in rows if not plan.judge or row.key in plan.judge]
+    whose = f" of {', '.join(plan.judge)}" if plan.judge else ""
     bad = 0
     for row in judged:
         lines = breaches(row, plan)
@@ -135,6 +136,6 @@ def judgement(rows: Sequence[AppResult], plan: Plan) -> Iterable[Text]:
         for line in lines:
             yield Text(f"✗ {row.scenario}, {row.title}: {line}", _BAD)
     if bad:
-        yield Text(f"limits broken in {bad} of {len(judged)} rows", "bold red")
+        yield Text(f"limits broken in {bad} of {len(judged)} rows{whose}", "bold red")
     else:
-        yield Text(f"limits kept in all {len(judged)} rows", "bold green")
+        yield Text(f"limits kept in all {len(judged)} rows{whose}", "bold green")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -51,7 +50,9 @@ class AppResult(Result):
         last = self.replies[-1].due if replies else 0.0
         faults = [span for span in spans(marks) if span[1] < last]  # of one that lasts to the end nobody recovers
         until = [begin for begin, _ in faults[1:]] + [float("inf")]
-        self.recoveries = [recovery(self.replies, up, end) for (_, up), end in zip(faults, until, strict=True)]
+        # a request that is under way when the next fault comes says nothing of this one
+        windows = [(up, [r for r in self.replies if up <= r.due and r.end < end]) for (_, up), end in zip(faults, until, strict=True)]
+        self.recoveries = [recovery(after, up) for up, after in windows if after]
 
     def as_json(self) -> dict[str, Any]:
         """The row for machines; times on the timeline count from its beginning."""
@@ -89,15 +90,11 @@ def spans(marks: Sequence[Mark]) -> list[tuple[float, float]]:
     return found
 
 
-def recovery(replies: Sequence[Reply], up: float, until: float) -> float | None:
-    """From *up* to the answer of the first request from which on all went well, of those due before *until*.
+def recovery(replies: Sequence[Reply], up: float) -> float | None:
+    """From *up* to the answer of the first of *replies* from which on all went well; None: they still failed at the end.
 
-    *replies* are in the order they were due. None: they still failed at the end.
+    *replies* are those due since then, in that order.
     """
-    first = bisect.bisect_left(replies, up, key=lambda reply: reply.due)
-    after = [reply for reply in replies[first:] if reply.due < until]
-    failed = [at for at, reply in enumerate(after) if reply.outcome != OK]
-    well = after[failed[-1] + 1 :] if failed else after
-    if not well:
-        return None
-    return max(0.0, min(reply.end for reply in well) - up)
+    failed = [at for at, reply in enumerate(replies) if reply.outcome != OK]
+    well = replies[failed[-1] + 1 :] if failed else replies
+    return max(0.0, min(reply.end for reply in well) - up) if well else None

@@ -175,7 +175,7 @@ class Lane:
             exits.enter_context(traffic)
             scene = Scene(server, self.proxy, app, traffic, self._stop, self._plan.start_timeout)
             exits.callback(scene.make_well)
-            self._prepare(job.variant, app)
+            self._prepare(job.variant, app, scene)
             perform(scene, scenario.steps, result)
         if server is not None:
             result.left = sessions_left(server)
@@ -192,10 +192,10 @@ class Lane:
         app = App(argv, environment, log, plan.folder)
         return app, Traffic(targets, plan.rate, plan.concurrency, plan.timeout, seeded(plan.seed, job.scenario.name))
 
-    def _prepare(self, variant: Variant, app: App) -> None:
+    def _prepare(self, variant: Variant, app: App, scene: Scene) -> None:
         """Run the setup command, once for each variant on this server."""
         if self._plan.setup and variant.name not in self._set_up:
-            app.run_once(self._plan.setup, self._plan.start_timeout)
+            app.run_once(self._plan.setup, self._plan.start_timeout, scene.wait)
             self._set_up.add(variant.name)
 
 

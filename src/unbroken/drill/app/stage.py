@@ -69,6 +69,12 @@ class Scene:
         answer = f"status {reply.status} ({reply.line})" if reply.status else reply.line
         return f"before any fault, {target.method} {target.url} does not work within {self.start_timeout:.0f} s: {answer}"
 
+    def settle(self) -> None:
+        """End the traffic, and wait for what is under way."""
+        self.traffic.pause()
+        while self.traffic.is_busy:
+            self.wait(_PACE)
+
     # ---- the steps
 
     def play(self, step: Step) -> None:
@@ -87,8 +93,7 @@ class Scene:
         self.wait(step.values["seconds"])
 
     def _quiet(self, step: Step) -> None:
-        self.traffic.pause()
-        self.traffic.settle()
+        self.settle()
         self.wait(step.values["seconds"])
 
     @property
@@ -156,8 +161,7 @@ def perform(scene: Scene, steps: tuple[Step, ...], result: AppResult) -> None:
     try:
         for step in steps[first:]:
             scene.play(step)
-        scene.traffic.pause()
-        scene.traffic.settle()
+        scene.settle()
     finally:
         scene.traffic.pause()
         scene.make_well()
@@ -180,6 +184,7 @@ def _see_health(scene: Scene, result: AppResult) -> None:
     if not scene.app.is_running:
         result.ended = f"status {scene.app.status}: {scene.app.said()}"
     for _ in range(CHECKS):
+        scene.wait(0.0)
         result.unwell += sum(reply.outcome != OK for reply in scene.traffic.ask(1, _GLANCE))
         if result.unwell >= _ENOUGH:
             break

@@ -81,6 +81,7 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 
 _ON: Final = Value("on", _scope, "all")
+_EXISTING: Final = Value("on", _scope, "existing")
 _SECONDS: Final = (Value("seconds", _number),)
 
 
@@ -89,7 +90,7 @@ def _fault(name: str, help_: str, *values: Value) -> Verb:
 
 
 def _strike(name: str, help_: str, *values: Value) -> Verb:
-    return Verb(name, "proxy", help_, (*values, _ON), strikes=True)
+    return Verb(name, "proxy", help_, (*values, _EXISTING), strikes=True)
 
 
 #: Every verb, in the order of the help.

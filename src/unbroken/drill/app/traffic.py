@@ -103,11 +103,10 @@ class Traffic:
         if schedule is not None:
             schedule.cancel()
 
-    def settle(self) -> None:
-        """Wait until nothing is under way: no longer than the patience."""
-        deadline = time.monotonic() + self.patience + 1.0
-        while self._under_way and time.monotonic() < deadline:
-            time.sleep(0.01)
+    @property
+    def is_busy(self) -> bool:
+        """Whether requests are under way: no longer than the patience after :meth:`pause`."""
+        return bool(self._under_way)
 
     def ask(self, count: int = 1, patience: float | None = None) -> list[Reply]:
         """Send *count* requests to each target, one after another, and give their replies; they are not in :attr:`replies`."""
