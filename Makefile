@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test check bench soak clean
+.PHONY: help demo test check bench soak simulate clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -26,6 +26,9 @@ bench: $(VENV)/.test ## what an acquire costs, beside other pools
 
 soak: $(VENV)/.test ## the long tests
 	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+simulate: $(VENV)/.test ## a million schedules of the real pool in a simulated world; goes on where it was stopped
+	@PYTHONPATH=tests $(BIN)/python -m core.soak $(ARGS)
 
 clean: ## remove the venv and all caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

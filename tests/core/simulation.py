@@ -20,6 +20,7 @@ import greenlet
 
 from unbroken import sync, threads
 from unbroken.abc import Capabilities, Cause, FaultKind
+from unbroken.core import entry as entry_module
 from unbroken.flows import acquire as acquire_module
 from unbroken.flows import replay as replay_module
 from unbroken.flows import state as state_module
@@ -29,6 +30,7 @@ from unbroken.flows.steps import run
 from unbroken.net.last_words import Words
 from unbroken.net.liveness import Liveness, judge
 from unbroken.sync import Pool
+from unbroken.testing import fake as fake_module
 from unbroken.testing.fake import PATIENCE, FakeClock, FakeConnection, FakeDriver, FakeOperationalError, FakeServer, Mode, Session
 from unbroken.threads import ThreadShell
 
@@ -54,9 +56,11 @@ class Thread:
         self.name = name
         self.greenlet = greenlet.greenlet(work)
         self.greenlet.thread = self  # type: ignore[attr-defined] # greenlets take attributes
-        self.ready: Callable[[], bool] = lambda: True
-        self.until = math.inf
+        self.ready: Callable[[], bool] | None = None  #: None: nothing but the time wakes it
+        self.until = -math.inf
         self.strike: BaseException | None = None  #: raised in it when it goes on
+        self.is_held_up = False  #: everybody else goes first: the rarest orders are those in which one comes last
+        self.is_at_rest = False  #: interrupted, and time passes meanwhile
         self.is_waiting = False  #: for an answer or a signal: here exceptions may strike
 
     def __repr__(self) -> str:
@@ -74,13 +78,20 @@ class Connection(FakeConnection):
     """A connection with a number that the system uses again once it is closed."""
 
     fd = -1
+    address = -1
 
     def __init__(self, world: World, session: Session, is_hidden: bool) -> None:
         super().__init__(session)
         self.world = world
+        self.address = world.new_address()
         self.is_hidden = is_hidden
         self.process = world.process
         self.fd = world.net.open(self)
+
+    def __del__(self) -> None:
+        super().__del__()
+        if self.address >= 0:
+            self.world.free_addresses.append(self.address)
 
     def fileno(self) -> int:
         return -1 if self.is_closed else self.fd
@@ -240,6 +251,9 @@ class Lock:
         self.holder: Any = None
         self.depth = 0
 
+    def is_free(self) -> bool:
+        return self.holder is None
+
     def __enter__(self) -> None:
         world = self.world
         me = greenlet.getcurrent()
@@ -247,6 +261,9 @@ class Lock:
             return
         if self.process is not world.process:
             raise world.violation("a lock of the parent process was touched in the child")
+        if self.holder is None and not world.interrupts:
+            self.holder, self.depth = me, 1
+            return
         if self.holder is me:
             if not self.reentrant:
                 raise world.violation("a thread waits for a lock that it holds")
@@ -254,7 +271,7 @@ class Lock:
             return
         world.pause()
         while self.holder is not None:
-            world.wait(lambda: self.holder is None, math.inf)
+            world.wait(self.is_free, math.inf)
         self.holder, self.depth = me, 1
 
     def __exit__(self, *_exc: object) -> None:
@@ -269,9 +286,12 @@ class Signal:
     def __init__(self, world: World) -> None:
         self.world, self.is_set = world, False
 
+    def has_been_set(self) -> bool:
+        return self.is_set
+
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         until = math.inf if timeout < 0 else self.world.clock.now + timeout
-        self.world.wait(lambda: self.is_set, until if blocking else self.world.clock.now, safe=True)
+        self.world.wait(self.has_been_set, until if blocking else self.world.clock.now, safe=True)
         woken, self.is_set = self.is_set, False
         return woken
 
@@ -335,12 +355,15 @@ class World:
         self.failure: BaseException | None = None
         self.steps = 0
         self.interrupts = self.random.choice((0.0, 0.0, 0.02, 0.2, 0.5))  #: how often a thread is interrupted
+        self.rested_until = -math.inf  #: somebody who was interrupted may have been at rest until then
         self.latency = self.random.choice((0.0, 0.001, 0.02))
         self.probes = 0  #: attempts under way that were begun during an outage
         self.last_failure: tuple[float, FaultKind] | None = None
         self.on_attempt: Callable[[], None] = lambda: None
         self.collections = 0
         self.garbage: list[Any] = []  #: connections in reference cycles: only a collection ends them
+        self.free_addresses: list[int] = []  #: where connections have been in memory: others may come there
+        self._addresses = 0
 
     def violation(self, what: str) -> Violation:
         """Note a broken promise at once: whoever raised it may be surrounded by something that swallows it."""
@@ -351,6 +374,13 @@ class World:
     def demand(self, holds: bool, what: str) -> None:
         if not holds:
             raise self.violation(what)
+
+    def new_address(self) -> int:
+        """Where the next connection stands in memory, for ``id``: chosen by the seed like all else."""
+        if self.free_addresses and self.random.random() < 0.7:
+            return self.free_addresses.pop()
+        self._addresses += 1
+        return self._addresses
 
     # -- threads -------------------------------------------------------------------------------------------------
 
@@ -372,11 +402,11 @@ class World:
     def me(self) -> Thread | None:
         return getattr(greenlet.getcurrent(), "thread", None)
 
-    def wait(self, ready: Callable[[], bool], until: float, *, safe: bool = False) -> None:
+    def wait(self, ready: Callable[[], bool] | None, until: float, *, safe: bool = False) -> None:
         """Let others go on until *ready*, or until the clock reaches *until*. *safe*: exceptions may strike here."""
         if self.is_over:
             raise Vanished
-        thread = self.me()
+        thread = getattr(greenlet.getcurrent(), "thread", None)
         if thread is None:
             return  # the hub itself: a timer, a fault
         thread.ready, thread.until, thread.is_waiting = ready, until, safe
@@ -394,48 +424,77 @@ class World:
     def pause(self) -> None:
         """A moment in which a thread may be interrupted."""
         if self.interrupts and not self.is_over and self.random.random() < self.interrupts:
-            self.wait(lambda: True, self.clock.now)
+            me = self.me()
+            chance = self.random.random()
+            if me is not None and chance < 0.05:  # the system lets it rest for a while, whatever it holds
+                until = self.clock.now + chance * 0.1
+                self.rested_until = max(self.rested_until, until)
+                me.is_at_rest = True
+                self.wait(None, until)
+            elif self.able(but=me):
+                if me is not None:
+                    me.is_held_up = chance < 0.25
+                self.wait(None, self.clock.now)
+            else:
+                self.look()  # nobody else can go on: no need to go by way of the hub
 
     def round_trip(self, conn: Connection | None, until: float) -> None:
         """Wait for an answer, at most until *until* (or PATIENCE)."""
         now = self.clock.now
         session = None if conn is None else conn.session
         if self.latency:
-            self.wait(lambda: False, now + self.random.random() * self.latency, safe=True)
+            self.wait(None, now + self.random.random() * self.latency, safe=True)
         if not self.server.answers(session) or self.interrupts:
             self.wait(lambda: self.server.answers(session), min(until, now + PATIENCE), safe=True)
 
     def run(self, until: Callable[[], bool], at_most: float) -> bool:
         """Let threads take turns until *until*; False: *at_most* seconds were not enough, or nothing can happen any more."""
-        end = self.clock.now + at_most
+        clock = self.clock
+        end = clock.now + at_most
         moved = self.steps
         while not until():
-            able = [t for t in self.threads if t.strike is not None or t.until <= self.clock.now or t.ready()]
-            if able:
+            now = clock.now
+            if able := self.able():
+                able = [t for t in able if not t.is_held_up] or able
                 self.step(able[self.random.randrange(len(able))] if len(able) > 1 else able[0])
-                self.demand(self.steps - moved < 5_000, "it spins: no time passes")
+                if self.steps - moved >= 5_000:
+                    raise self.violation("it spins: no time passes")
                 continue
-            timer = self.clock.next_timer
-            moment = min([t.until for t in self.threads] + ([] if timer is None else [timer]), default=math.inf)
+            self.pass_time()
+            timer = clock.next_timer
+            moment = min([t.until for t in self.threads], default=math.inf)
+            if timer is not None and timer < moment:
+                moment = timer
             if moment > end:
-                self.clock.advance_to(end)
+                clock.advance_to(end)
                 return until()
-            if moment > self.clock.now:
+            if moment > now:
                 moved = self.steps
-            self.clock.advance_to(moment)
+            clock.advance_to(moment)
         return True
 
+    def able(self, but: Thread | None = None) -> list[Thread]:
+        """Who can go on at this moment."""
+        now = self.clock.now
+        return [t for t in self.threads if (t.until <= now or (t.ready is not None and t.ready()) or t.strike is not None) and t is not but]
+
     def step(self, thread: Thread) -> None:
-        self.steps += 1
-        thread.until, thread.ready = math.inf, lambda: False
+        thread.until, thread.ready = math.inf, None
+        thread.is_held_up = thread.is_at_rest = False
         thread.greenlet.switch()
         if thread.greenlet.dead and thread in self.threads:  # it may have forked
             self.threads.remove(thread)
+        self.look()
+
+    def look(self) -> None:
+        """A step has been made: does all that must hold?"""
+        self.steps += 1
         self.check()
         if self.failure is not None:
             raise self.failure
 
     check: Callable[[], None] = staticmethod(lambda: None)  # type: ignore[assignment]
+    pass_time: Callable[[], None] = staticmethod(lambda: None)  # type: ignore[assignment] # nobody can go on before time passes
 
     # -- what the pool is told -----------------------------------------------------------------------------------
 
@@ -519,6 +578,11 @@ class Ordered:
         return iter([pool for ref in self._refs if (pool := ref()) is not None])
 
 
+def address_of(thing: Any) -> int:
+    """What ``id`` says in the simulated world."""
+    return thing.address if type(thing) is Connection else id(thing)
+
+
 def _shell_for(world: World) -> type[ThreadShell]:
     class Shell(ThreadShell):
         def __init__(self, driver: Any = None) -> None:
@@ -546,9 +610,12 @@ def installed(world: World) -> Iterator[None]:
     shell = _shell_for(world)
     net = world.net
 
+    clock = world.clock
+
     def now() -> float:
-        world.pause()
-        return world.clock.now
+        if world.interrupts:
+            world.pause()
+        return clock.now
 
     def new_state(*args: Any) -> State:
         state = State(*args)
@@ -582,8 +649,9 @@ def installed(world: World) -> Iterator[None]:
         (state_module, "time", time),
         (replay_module, "uniform", world.random.uniform),
         (acquire_module, "gc", SimpleNamespace(collect=world.collect)),
+        *((module, "id", address_of) for module in (sync, state_module, entry_module, fake_module)),
     ]
-    before = [(where, name, getattr(where, name)) for where, name, _ in patches]
+    before = [(where, name, getattr(where, name, id)) for where, name, _ in patches]
     silence = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     for where, name, what in patches:

@@ -167,7 +167,7 @@ def test_an_answer_left_unread_is_no_word_of_the_servers_end(world: World) -> No
     state: State = pool._state
     conn: Connection = do(world, pool.acquire)
     world.net.unread.add(conn.fd)
-    entry = state.kernel.lent[id(conn)]
+    entry = state.kernel.lent[conn.address]
     state.take_back(entry, conn, healthy=False)
     assert pool.stats().closed == {Cause.RESET_FAILED.value: 1}
 

@@ -33,7 +33,7 @@ def bury_strays(state: State) -> None:
     now = state.clock()
     patience = max(30.0, 5 * state.settings.ping_timeout)  # longer than any worker owns an entry
     with state.lock:
-        strays = {(id(e), e.uses): e for e in state.kernel.strays()}
+        strays = {(e, e.uses): e for e in state.kernel.strays()}
         state.suspects = {key: state.suspects.get(key, now) for key in strays}
         lost = [e for key, e in strays.items() if now - state.suspects[key] > patience]
         for entry in lost:

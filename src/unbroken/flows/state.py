@@ -105,7 +105,7 @@ class State:
         self.bell: Any = None  #: the sleeping prober's signal
         self.rejected_at = -math.inf  #: when the server last said no: see :meth:`wants`
         self.forgotten: deque[Entry] = deque()  #: finalizers append here; they must not take the lock
-        self.suspects: dict[tuple[int, int], float] = {}  #: strays, and since when they are one
+        self.suspects: dict[tuple[Entry, int], float] = {}  #: strays, and since when they are one
         self.last_collect = 0.0
         self.collect_took = 0.1  #: seconds; who has less patience than that does not collect
         self.upkeep_timer: Any = None
