@@ -1,9 +1,10 @@
-"""Does a database answer? For /readyz: a pool of ours, or an engine of SQLAlchemy's, sync or async."""
+"""Does a database answer? For /readyz: a pool of ours, an engine of SQLAlchemy's, a client or a database of PyMongo's, sync or async."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,8 @@ from unbroken.integrations._http import log, one_line
 
 def name_of(database: Any) -> str:
     """What a database is called on the page of /readyz: never more than its name."""
+    if mongo_client(database) is not None:
+        return _mongo_name(database)
     url = getattr(database, "url", None)
     if url is not None and getattr(url, "database", None):
         return str(url.database)
@@ -20,6 +23,11 @@ def name_of(database: Any) -> str:
 
 def ask(database: Any, timeout: float) -> None:
     """Have *database* answer once. Raises what it raises."""
+    client = mongo_client(database)
+    if client is not None:
+        with sys.modules["pymongo"].timeout(timeout):
+            client.admin.command("ping")
+        return
     if hasattr(database, "check"):
         database.check(timeout)
         return
@@ -29,13 +37,37 @@ def ask(database: Any, timeout: float) -> None:
 
 async def ask_async(database: Any, timeout: float) -> None:
     """As :func:`ask`, for async pools and engines too; blocking ones are asked on a thread."""
-    if hasattr(database, "sync_engine"):
+    client = mongo_client(database)
+    if client is not None and inspect.iscoroutinefunction(client.close):
+        with sys.modules["pymongo"].timeout(timeout):
+            await client.admin.command("ping")
+    elif client is None and hasattr(database, "sync_engine"):
         async with asyncio.timeout(timeout), database.connect() as connection:
             await connection.exec_driver_sql("SELECT 1")
-    elif inspect.iscoroutinefunction(getattr(database, "check", None)):
+    elif client is None and inspect.iscoroutinefunction(getattr(database, "check", None)):
         await database.check(timeout)
     else:
         await asyncio.to_thread(ask, database, timeout)
+
+
+def mongo_client(database: Any) -> Any:
+    """The client that *database* is or belongs to, if it is PyMongo's, else None. (Asked for anything, these say that they have it.)"""
+    pymongo = sys.modules.get("pymongo")
+    if pymongo is None:
+        return None
+    if isinstance(database, (pymongo.MongoClient, pymongo.AsyncMongoClient)):
+        return database
+    from pymongo.asynchronous.database import AsyncDatabase
+    from pymongo.database import Database
+
+    return database.client if isinstance(database, (Database, AsyncDatabase)) else None
+
+
+def _mongo_name(database: Any) -> str:
+    if mongo_client(database) is not database:
+        return str(database.name)
+    named = database.get_default_database(default="mongodb")
+    return str(named.name)
 
 
 def ready(databases: Iterable[Any], timeout: float) -> tuple[bool, dict[str, str]]:

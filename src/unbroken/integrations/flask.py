@@ -9,7 +9,7 @@ import flask
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
 from unbroken.errors import ConfigurationError
-from unbroken.integrations import _health, _leftovers
+from unbroken.integrations import _flask_mongo, _health, _leftovers
 from unbroken.integrations import wsgi as _wsgi
 from unbroken.integrations._flask_engines import make_unbroken
 from unbroken.integrations._http import Answer, HttpSettings, answer_to, json_page, log, page, report
@@ -37,7 +37,8 @@ def no_replay(view: F) -> F:
 class Unbroken:
     """The extension: ``Unbroken(app)``, or ``Unbroken()`` and ``init_app(app)``.
 
-    Flask-SQLAlchemy's engines get ``plugins=["unbroken"]``, unless the configuration chose a pool class.
+    Flask-SQLAlchemy's engines get ``plugins=["unbroken"]``, unless the configuration chose a pool class. MongoEngine's connections
+    are registered as ``MONGODB_SETTINGS`` says, Flask-PyMongo's clients made ours, and ``MONGO_URI`` is :attr:`mongo`.
 
     Each request by a safe method (*methods*), or to a view marked with :func:`replay`, is run again from the start,
     ``before_request`` and teardown included, when a connection was lost and nothing was committed. An outage is answered
@@ -61,6 +62,7 @@ class Unbroken:
                 raise ConfigurationError(f"sessions={registry!r} must be scoped_session registries: they have remove()")
         self._settings = settings
         HttpSettings.of(**settings)  # says what is wrong now, not at init_app
+        self._app: flask.Flask | None = None
         if app is not None:
             self.init_app(app)
 
@@ -69,9 +71,22 @@ class Unbroken:
         if "unbroken" in app.extensions:
             raise ConfigurationError("this app is unbroken already; make one Unbroken per app")
         app.extensions["unbroken"] = self
+        self._app = app
         make_unbroken(app)
+        _flask_mongo.make_unbroken(app)
         app.wsgi_app = _App(app, self, self._settings)  # type: ignore[method-assign] # Flask's documented way
         _Hooks(app, self).install()
+
+    @property
+    def mongo(self) -> _flask_mongo.Mongo:
+        """What ``MONGO_URI`` names: ``mongo.db`` and its client ``mongo.cx``, as Flask-PyMongo has them. For the current app."""
+        if self._app is None and not flask.has_app_context():
+            raise ConfigurationError("mongo is an app's: use it in a request or an app context, or after Unbroken(app)")
+        app = flask.current_app._get_current_object() if flask.has_app_context() else self._app  # type: ignore[attr-defined] # a proxy
+        found = _flask_mongo.mongos(app)
+        if not found:
+            raise ConfigurationError('this app has no MONGO_URI: set app.config["MONGO_URI"] before it is made unbroken')
+        return found[0]
 
     def blueprint(self, name: str = "unbroken", **options: Any) -> flask.Blueprint:
         """``/healthz`` and ``/readyz`` as a blueprint, for those who want them among their views (url_prefix, decorators)."""
@@ -87,7 +102,7 @@ class Unbroken:
         def readyz() -> flask.Response:
             app = flask.current_app
             middleware = next(m for m in _layers(app.wsgi_app) if isinstance(m, _App))
-            well, states = _health.ready(middleware.databases(), middleware.settings.ready_timeout)
+            well, states = _health.ready(middleware.asked(), middleware.settings.ready_timeout)
             return _json({"status": "ok" if well else "away", **states}, 200 if well else 503)
 
         return pages
@@ -112,8 +127,12 @@ class _App(_wsgi.Unbroken):
         super().__init__(app.wsgi_app, **settings)
         self._flask, self._extension = app, extension
         self._marks: dict[str, Any] | None = None
+        self._begun = False
 
     def __call__(self, environ: _wsgi.Environ, start_response: _wsgi.StartResponse) -> Iterable[bytes]:
+        if not self._begun:
+            self._begun = True
+            _flask_mongo.warn_of_plain_aliases()
         for engine in self._engines():
             _leftovers.watch(engine)
         return super().__call__(environ, start_response)
@@ -147,6 +166,12 @@ class _App(_wsgi.Unbroken):
         """Those that were named, and Flask-SQLAlchemy's engines."""
         named = tuple(self.settings.databases)
         return (*named, *(engine for engine in self._engines() if engine not in named))
+
+    def asked(self) -> Iterable[Any]:
+        """Those, and MongoDB's."""
+        named = tuple(self.databases())
+        clients = [client for each in named if (client := _health.mongo_client(each)) is not None]
+        return (*named, *(each for each in _flask_mongo.databases(self._flask) if _health.mongo_client(each) not in clients))
 
     def _engines(self) -> Iterable[Any]:
         extension = self._flask.extensions.get("sqlalchemy")

@@ -67,6 +67,10 @@ class Unbroken:
         """What nothing stays taken out of, and what /readyz asks."""
         return self.settings.databases
 
+    def asked(self) -> Iterable[Any]:
+        """What /readyz asks."""
+        return self.databases()
+
     def clean(self, taken: _leftovers.Taken) -> None:
         """A request, or an attempt at one, is over."""
         _leftovers.take_back(taken, self.databases())
@@ -74,7 +78,7 @@ class Unbroken:
     def _health(self, path: str, start_response: StartResponse) -> Iterable[bytes]:
         well, shown = True, {"status": "ok"}
         if path == self.settings.readyz:
-            well, states = _health.ready(self.databases(), self.settings.ready_timeout)
+            well, states = _health.ready(self.asked(), self.settings.ready_timeout)
             shown = {"status": "ok" if well else "away", **states}
         headers, body = json_page(shown, [("Cache-Control", "no-store")])
         start_response("200 OK" if well else "503 Service Unavailable", headers)

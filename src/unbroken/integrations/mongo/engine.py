@@ -89,12 +89,20 @@ def adopt(alias: str) -> Any:
     return connect(alias=alias, **known)
 
 
+def check(alias: str) -> None:
+    """Make the client of *alias*, which is registered, and let it go again: it says now what is wrong with its options."""
+    _mongoengine().get_connection(alias)
+    del _mongoengine().connection._connections[alias]
+
+
+def aliases() -> list[str]:
+    """Every alias that is registered or connected."""
+    return list(_mongoengine().connection._connection_settings)
+
+
 def clients() -> dict[str, Any]:
-    """Every alias that has been used or connected, and its client. Empty when MongoEngine is not installed."""
-    try:
-        return dict(_mongoengine().connection._connections)
-    except DriverNotInstalledError:
-        return {}
+    """Every alias that has been used or connected, and its client."""
+    return dict(_mongoengine().connection._connections)
 
 
 def plain_aliases() -> list[str]:
