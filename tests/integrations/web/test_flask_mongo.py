@@ -100,7 +100,7 @@ def test_an_app_without_flask_mongoengine_keeps_its_settings(uri: str) -> None:
     app = made(
         MONGODB_SETTINGS=[
             {"host": uri, "uuidRepresentation": "standard"},
-            {"host": uri, "alias": "aware", "tz_aware": True, "timeoutMS": 700},
+            {"host": uri + "x", "alias": "aware", "tz_aware": True, "timeoutMS": 700},
         ]
     )
     unbroken.flask.Unbroken(app, readyz="/readyz")
