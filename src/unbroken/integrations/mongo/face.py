@@ -12,7 +12,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-import pymongo
+from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import InvalidOperation
 
 from unbroken.integrations.mongo import plan
@@ -166,7 +166,7 @@ class Outliving:
             self._now.body.append_metadata(driver_info)
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, (pymongo.MongoClient, pymongo.AsyncMongoClient)):
+        if isinstance(other, (MongoClient, AsyncMongoClient)):
             return _identity(self) == _identity(other)
         return NotImplemented
 

@@ -129,8 +129,8 @@ class Unborn:
 def warn_of_fork(parent: int) -> None:
     """Say once what using a client before a fork means, and what to do."""
     warnings.warn(
-        f"this MongoClient was used in process {parent} before process {os.getpid()} was forked from it; it works in both, with "
-        "connections of its own in each. Threads that run at a fork are a risk, though: make no call to MongoDB before the fork "
+        f"MongoClient opened before fork: it was used in process {parent} before process {os.getpid()} was forked from it. It works in "
+        "both, with connections of its own in each; but threads that run at a fork are a risk: make no call to MongoDB before the fork "
         "(creating the client is fine), or have uWSGI load the app in each worker (lazy-apps = true)",
         RuntimeWarning,
         stacklevel=5,

@@ -109,8 +109,10 @@ def _descriptor(conn: Any) -> int | None:
     return fd if fd >= 0 else None
 
 
-def recording(pool: type[Any], sockets: Sockets) -> type[Any]:
-    """A class like PyMongo's *pool* that tells *sockets* of each connection it opens."""
+def recording(pool: Any, sockets: Sockets) -> Any:
+    """A class like PyMongo's *pool* that tells *sockets* of each connection it opens. What is no class is left as it is."""
+    if not isinstance(pool, type):
+        return pool
 
     def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
         began = sockets.began()
@@ -125,8 +127,10 @@ def recording(pool: type[Any], sockets: Sockets) -> type[Any]:
     return type(pool.__name__, (pool,), {"connect": connect})
 
 
-def recording_async(pool: type[Any], sockets: Sockets) -> type[Any]:
+def recording_async(pool: Any, sockets: Sockets) -> Any:
     """As :func:`recording`, for PyMongo's pool of asyncio connections."""
+    if not isinstance(pool, type):
+        return pool
 
     async def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
         began = sockets.began()

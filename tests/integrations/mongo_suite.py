@@ -1,0 +1,169 @@
+"""PyMongo's own tests, on its clients and on ours, side by side; what differs is printed.
+
+    python tests/integrations/mongo_suite.py [--source DIR_OR_TARBALL] [--servers alone,set] [--async] [module ...]
+
+The source distribution has the tests; without ``--source``, that of the installed version is asked of pip. They run against the
+installed PyMongo, each way in a process of its own, on a private server: alone, and the only member of a replica set, both with
+failpoints. Among them are MongoDB's specification tests (server discovery, retryable reads and writes, client-side timeouts,
+transactions), which PyMongo's runner runs.
+
+Ours is tested as itself, with its own defaults. Exit status 1 when a test ends differently on our client and the difference is
+not explained below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as Xml
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pymongo
+
+from unbroken.testing.servers import MongoDB
+
+MODULES = """test_client test_client_context test_connection_monitoring test_connections_survive_primary_stepdown_spec test_csot
+test_cursor test_collection test_database test_bulk test_discovery_and_monitoring test_fork test_gridfs test_gridfs_bucket
+test_heartbeat_monitoring test_load_balancer test_monitor test_monitoring test_pooling test_read_preferences test_retryable_reads
+test_retryable_reads_unified test_retryable_writes test_retryable_writes_unified test_run_command test_sdam_monitoring_spec
+test_server_selection test_server_selection_in_window test_server_selection_logging test_server_selection_rtt test_session
+test_sessions_unified test_srv_polling test_streaming_protocol test_threads test_topology test_transactions
+test_transactions_unified test_unified_format test_change_stream test_client_backpressure test_command_monitoring
+test_connection_logging test_client_metadata""".split()
+
+#: Tests (by a pattern) that end differently, and why that is right. Every difference that is not listed here is a failure.
+EXPLAINED: dict[str, str] = {}
+
+_KINDS = """
+import pymongo.mongo_client
+import unbroken.mongo
+MongoClient = pymongo.MongoClient = pymongo.mongo_client.MongoClient = unbroken.mongo.MongoClient
+AsyncMongoClient = pymongo.AsyncMongoClient = unbroken.mongo.AsyncMongoClient
+"""
+
+
+def main() -> int:
+    """Run both ways on each kind of server."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("modules", nargs="*", default=MODULES)
+    parser.add_argument("--source", type=Path)
+    parser.add_argument("--servers", default="alone,set")
+    parser.add_argument("--async", dest="awaited", action="store_true", help="the same modules' asyncio halves")
+    parser.add_argument("--verbose", action="store_true", help="show why a test ended differently")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        source = unpacked(options.source, Path(folder))
+        differ = [difference for kind in options.servers.split(",") for difference in compare(kind, source, Path(folder), options)]
+    return 1 if differ else 0
+
+
+def unpacked(given: Path | None, folder: Path) -> Path:
+    """The folder that has ``test/`` in it."""
+    if given is None:
+        wanted = ["--no-deps", "--no-binary", "pymongo", "-d", str(folder), f"pymongo=={pymongo.version}"]
+        subprocess.run([shutil.which("python3") or sys.executable, "-m", "pip", "download", "-q", *wanted], check=True)
+        (given,) = folder.glob("pymongo*.tar.gz")
+    if given.is_dir():
+        return given.resolve()
+    subprocess.run(["tar", "xf", str(given), "-C", str(folder)], check=True)
+    return next(path.parent.parent for path in folder.glob("*/test/unified_format.py")).resolve()
+
+
+def adapted(source: Path, to: Path, ours: bool) -> Path:
+    """A copy of *source*'s tests, which use our clients under PyMongo's names where *ours* says so."""
+    to.mkdir()
+    for name in ("test", "tools"):
+        shutil.copytree(source / name, to / name)
+    shutil.copy(source / "pyproject.toml", to)
+    if not ours:
+        return to
+    (to / "suite_kinds.py").write_text(_KINDS)
+    for path in (to / "test").rglob("*.py"):
+        text = path.read_text()
+        if "MongoClient" in text:
+            path.write_text(with_ours(text))
+    return to
+
+
+def with_ours(text: str) -> str:
+    """*text*, a test's, in which what it imports of PyMongo's clients is ours."""
+    lines = text.splitlines(keepends=True)
+    for node in sorted(ast.walk(ast.parse(text)), key=lambda node: -getattr(node, "lineno", 0)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pymongo" and node.end_lineno:
+            names = {alias.name for alias in node.names} & {"MongoClient", "AsyncMongoClient"}
+            indent = " " * node.col_offset
+            lines[node.end_lineno : node.end_lineno] = [f"{indent}from suite_kinds import {name}\n" for name in sorted(names)]
+        elif isinstance(node, ast.Import) and any(alias.name == "pymongo" for alias in node.names) and node.end_lineno:
+            lines[node.end_lineno : node.end_lineno] = [f"{' ' * node.col_offset}import suite_kinds\n"]
+    return "".join(lines)
+
+
+def compare(kind: str, source: Path, folder: Path, options: Any) -> list[str]:
+    """The tests that end differently on a server of that *kind* without an explanation."""
+    theirs, ours = (run(who, kind, source, folder, options) for who in ("pymongo", "unbroken"))
+    passed = [sum(how == "passed" for how, _ in ends.values()) for ends in (theirs, ours)]
+    print(f"{kind}: {len(theirs)} tests; PyMongo's client passes {passed[0]}, ours {passed[1]}", flush=True)
+    unexplained = []
+    for name in sorted(theirs.keys() | ours.keys()):
+        before, after = theirs.get(name, ("missing", "")), ours.get(name, ("missing", ""))
+        if before[0] == after[0]:
+            continue
+        reason = next((why for pattern, why in EXPLAINED.items() if re.search(pattern, name)), None)
+        if reason is None and after[0] not in ("passed", "skipped"):
+            unexplained.append(name)
+        print(f"  {name}: {before[0]} -> {after[0]}" + (f" ({reason})" if reason else ""))
+        if options.verbose:
+            print(after[1] or before[1])
+    return unexplained
+
+
+def run(who: str, kind: str, source: Path, folder: Path, options: Any) -> dict[str, tuple[str, str]]:
+    """How each test ended."""
+    home = adapted(source, folder / f"{who}-{kind}", who == "unbroken")
+    out = home / "results.xml"
+    rooms = ["test", "asynchronous"] if options.awaited else ["test"]
+    files = [str(Path(*rooms, f"{name}.py")) for name in options.modules]
+    with ExitStack() as stack:
+        server = stack.enter_context(MongoDB(replica_set="one" if kind == "set" else None))
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:randomly",
+            "-W",
+            "ignore::pytest.PytestDeprecationWarning",
+        ]
+        command += ["-o", f"addopts=-m 'default or default_async' --junitxml={out}", *[f for f in files if (home / f).exists()]]
+        env = {**os.environ, "DB_IP": server.host, "DB_PORT": str(server.port), "PYTHONPATH": str(home)}
+        with (home / "log").open("w") as log:
+            subprocess.run(command, cwd=home, env=env, stdout=log, stderr=log, check=False, timeout=3600)
+    if not out.exists():
+        raise SystemExit(f"{who}: the tests did not end: {(home / 'log').read_text()[-3000:]}")
+    return ends_in(out)
+
+
+def ends_in(results: Path) -> dict[str, tuple[str, str]]:
+    """By name: passed, failed, error or skipped; and why."""
+    ends = {}
+    for case in Xml.parse(results).iter("testcase"):
+        name = f"{case.get('classname')}.{case.get('name')}"
+        found = [child for child in case if child.tag in ("failure", "error", "skipped")]
+        how = {"failure": "failed", "error": "error", "skipped": "skipped"}[found[0].tag] if found else "passed"
+        ends[name] = (how, (found[0].text or "")[-3000:] if found else "")
+    return ends
+
+
+if __name__ == "__main__":
+    sys.exit(main())
