@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
-from counting import CountingProxy
 from measure import Effort, Result, Row, Table, Target, best_of, interleaved, repeated
 
+from unbroken.testing import FaultProxy
 from unbroken.testing.servers import MariaDB, PostgreSQL, Server, available
 
 SIZE = 10
@@ -81,14 +81,14 @@ def _round_trips(result: Result, server: Server, driver: str) -> None:
 
 
 def _counted(server: Server, driver: str, kwargs: dict[str, Any], request: Callable[[sa.Engine], None]) -> float:
-    with CountingProxy(server.port) as proxy:
-        engine = sa.create_engine(proxy.through(server.url(driver)), **kwargs)
+    with FaultProxy((server.host, server.port)) as proxy:
+        engine = sa.create_engine(proxy.url(server.url(driver)), **kwargs)
         for _ in range(REQUESTS):
             request(engine)
-        before = proxy.trips
+        before = proxy.round_trips
         for _ in range(REQUESTS):
             request(engine)
-        trips = (proxy.trips - before) / REQUESTS
+        trips = (proxy.round_trips - before) / REQUESTS
         engine.dispose()
         return trips
 

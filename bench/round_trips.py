@@ -7,10 +7,10 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from counting import CountingProxy
 from measure import Effort, Result, Row, Table, Target
 
 import unbroken
+from unbroken.testing import FaultProxy
 from unbroken.testing.servers import MariaDB, PostgreSQL, Server, available
 
 REQUESTS = 20
@@ -52,14 +52,14 @@ def _make_table(server: Server, driver: str) -> None:
 def _counted(name: str, server: Server, make: Callable[[str, contextlib.ExitStack], Callable[[], Any]]) -> Row:
     """*make* gives what does one request through a URL."""
     scheme = name.split(", ")[1] if name.startswith("unbroken") else None
-    with CountingProxy(server.port) as proxy, contextlib.ExitStack() as stack:
-        request = make(proxy.through(server.url(scheme)), stack)
+    with FaultProxy((server.host, server.port)) as proxy, contextlib.ExitStack() as stack:
+        request = make(proxy.url(server.url(scheme)), stack)
         for _ in range(REQUESTS):
             request()  # connects, asks for limits and versions; psycopg prepares what it has seen five times
-        before = proxy.trips
+        before = proxy.round_trips
         for _ in range(REQUESTS):
             request()
-        return Row(name, (proxy.trips - before) / REQUESTS)
+        return Row(name, (proxy.round_trips - before) / REQUESTS)
 
 
 def _unbroken(server: Server, driver: str) -> list[Row]:

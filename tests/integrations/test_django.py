@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import logging
 import math
 import multiprocessing
@@ -11,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +24,7 @@ from unbroken.abc import Cause
 from unbroken.django import replayable
 from unbroken.django.middleware import UnbrokenMiddleware
 from unbroken.errors import CommitUnknownError, OutageError, PoolTimeoutError
+from unbroken.testing import FaultProxy
 
 BOTH = ["mysql", "postgresql"]
 
@@ -255,22 +254,23 @@ def test_a_commit_on_a_connection_that_is_gone_says_that_nothing_is_stored(site:
 @pytest.mark.parametrize("arrives", [False, True], ids=["lost on the way", "answer lost"])
 @pytest.mark.parametrize("kind", BOTH)
 def test_a_commit_without_an_answer_is_an_error_of_djangos_that_says_unknown(
-    kind: str, arrives: bool, inside: str, make: Any, lossy: Any
+    kind: str, arrives: bool, inside: str, make: Any, proxied: Any
 ) -> None:
     site = make(kind, pool={"max_size": 1}, OPTIONS={"ssl_mode": "DISABLED"} if kind == "mysql" else {"sslmode": "disable"})
-    wire = lossy(site.server)
-    connections.settings[site.alias]["PORT"] = wire.port
+    proxy = proxied(site.server, kind)
+    connections.settings[site.alias]["PORT"] = proxy.port
     site.run("DROP TABLE IF EXISTS unknown")
     site.run("CREATE TABLE unknown (n integer)")
     site.connection.close()
     runs: list[str] = []
+    cuts: list[Any] = []
 
     def work(_request: Any = None) -> None:
         with transaction.atomic(using=site.alias):
             runs.append("begun")
             transaction.on_commit(lambda: runs.append("committed"), using=site.alias)
             site.run("INSERT INTO unknown VALUES (1)")
-            wire.lose, wire.arrives = b"COMMIT", arrives
+            cuts.append(proxy.cut_at("COMMIT", before=not arrives))
 
     if inside == "a request under the middleware":
         reply = UnbrokenMiddleware(replayable(work))(RequestFactory().get("/"))
@@ -282,7 +282,7 @@ def test_a_commit_without_an_answer_is_an_error_of_djangos_that_says_unknown(
         assert isinstance(caught.value, CommitUnknownError)
         assert isinstance(caught.value.__cause__, Exception)
         assert "\n" not in str(caught.value)
-    assert wire.lost == 1
+    assert [cut.hits for cut in cuts] == [1]
     assert runs == ["begun"]
     assert site.ask("SELECT count(*) FROM unknown") == (1 if arrives else 0)
     site.run("DROP TABLE unknown")
@@ -524,20 +524,10 @@ def test_the_deployment_check_warns_of_persistent_connections_under_asgi(setting
 # -- round trips -------------------------------------------------------------------------------------------------------
 
 
-def counting() -> Any:
-    path = Path(__file__).parents[2] / "bench" / "counting.py"
-    spec = importlib.util.spec_from_file_location("counting", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.CountingProxy
-
-
 @pytest.mark.parametrize("kind", BOTH)
 def test_a_request_with_one_query_is_one_round_trip_on_the_wire(kind: str, make: Any) -> None:
     site = make(kind, pool={"max_size": 1})
-    with counting()(site.server.port) as proxy:
+    with FaultProxy((site.server.host, site.server.port)) as proxy:
         connections.settings[site.alias]["PORT"] = proxy.port
 
         def request() -> None:
@@ -547,17 +537,17 @@ def test_a_request_with_one_query_is_one_round_trip_on_the_wire(kind: str, make:
         for _ in range(3):  # connects; asks for the idle limit and the version once per process
             with ThreadPoolExecutor(1) as threads:  # each request on a thread of its own, as under ASGI
                 threads.submit(request).result()
-        before = proxy.trips
+        before = proxy.round_trips
         for _ in range(20):
             with ThreadPoolExecutor(1) as threads:
                 threads.submit(request).result()
-        assert proxy.trips - before == 20
+        assert proxy.round_trips - before == 20
         assert site.pool.stats().opened == 1
 
 
 def test_an_atomic_block_costs_what_it_costs_with_django(make: Any) -> None:
     site = make("mysql", pool={"max_size": 1})
-    with counting()(site.server.port) as proxy:
+    with FaultProxy((site.server.host, site.server.port)) as proxy:
         connections.settings[site.alias]["PORT"] = proxy.port
 
         def request() -> None:
@@ -567,10 +557,10 @@ def test_an_atomic_block_costs_what_it_costs_with_django(make: Any) -> None:
 
         for _ in range(3):
             request()
-        before = proxy.trips
+        before = proxy.round_trips
         for _ in range(10):
             request()
-        assert proxy.trips - before == 40  # autocommit off, the query, COMMIT, autocommit on
+        assert proxy.round_trips - before == 40  # autocommit off, the query, COMMIT, autocommit on
 
 
 def test_deadline_bounds_a_query_and_says_so(make: Any) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -25,6 +24,7 @@ import pytest
 
 import unbroken
 from unbroken import Pool
+from unbroken.testing import FaultProxy
 from unbroken.testing.servers import MariaDB, PostgreSQL, Server
 
 T = TypeVar("T")
@@ -188,14 +188,10 @@ class Face:
         self._stack.callback(pool.close, timeout=0.0)
         return pool
 
-    def cable(self) -> Cable:
-        cable = Cable(self.server.host, self.server.port)
-        self._stack.callback(cable.close)
-        return cable
-
-    def through(self, cable: Cable, **query: object) -> str:
-        """The URL of the server at the end of *cable*."""
-        return self.url(**query).replace(f":{self.server.port}/", f":{cable.port}/")
+    def proxy(self) -> FaultProxy:
+        """A proxy before the server."""
+        protocol = "mysql" if self.is_mysql else "postgresql"
+        return self._stack.enter_context(FaultProxy((self.server.host, self.server.port), protocol=protocol))
 
     def do(self, conn: Any, sql: str, *args: Any) -> list[tuple[Any, ...]]:
         with conn.cursor() as cursor:
@@ -236,109 +232,6 @@ class Face:
         return int(
             self.server.admin("SELECT pg_stat_clear_snapshot(); SELECT xact_rollback FROM pg_stat_database WHERE datname = 'shop'")[0][0]
         )
-
-
-class Cable:
-    """A TCP cable to a server: it counts what the client sends, and can be cut at a certain message, or block everything."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._there = (host, port)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
-        self.port: int = self._listener.getsockname()[1]
-        self.connects = 0  #: accepted so far
-        self.messages = 0  #: chunks that clients sent so far
-        self.cut_before: bytes | None = None  #: the next message with this in it is not passed on: both ends are closed
-        self.cut_after: bytes | None = None  #: … is passed on; the answer is awaited and swallowed, then the cable is cut
-        self.cuts = 0
-        self._open = threading.Event()
-        self._open.set()
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        self._blocked: set[socket.socket] = set()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def block(self) -> None:
-        """Nothing passes any more, in either direction; nobody is told. New connections are accepted and hear nothing."""
-        self._open.clear()
-
-    def block_present(self) -> None:
-        """Nothing passes any more on the connections that there are; new ones are well. As a NAT that forgot them."""
-        for pair in self._pairs:
-            self._blocked.update(pair)
-
-    def unblock(self) -> None:
-        self._open.set()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connects += 1
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        self._open.wait()
-        try:
-            server = socket.create_connection(self._there)
-        except OSError:
-            client.close()
-            return
-        for sock in (client, server):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._pairs.append((client, server))
-        cut = threading.Event()
-        threading.Thread(target=self._up, args=(client, server, cut), daemon=True).start()
-        self._down(client, server, cut)
-
-    def _up(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
-        with suppress(OSError):
-            while data := client.recv(65536):
-                self._open.wait()
-                if client in self._blocked:
-                    continue
-                self.messages += 1
-                if self.cut_before is not None and self.cut_before in data.upper():
-                    self.cut_before = None
-                    self.cuts += 1
-                    break
-                if self.cut_after is not None and self.cut_after in data.upper():
-                    self.cut_after = None
-                    cut.set()
-                server.sendall(data)
-        if client not in self._blocked:
-            self._end(client, server)
-
-    def _down(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
-        with suppress(OSError):
-            while data := server.recv(65536):
-                self._open.wait()
-                if cut.is_set():
-                    self.cuts += 1
-                    break
-                client.sendall(data)
-        if client not in self._blocked:
-            self._end(client, server)
-
-    @staticmethod
-    def _end(*socks: socket.socket) -> None:
-        for sock in socks:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
-
-    def sever(self) -> None:
-        """Cut every connection that there is."""
-        for pair in self._pairs:
-            self._end(*pair)
-        self._pairs.clear()
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept
-        self._listener.close()
-        self._open.set()
-        self.sever()
 
 
 @pytest.fixture

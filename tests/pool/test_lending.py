@@ -22,10 +22,10 @@ def test_the_drivers_own_connection_is_handed_out(face):
 
 
 def test_making_a_pool_connects_to_nothing(face):
-    cable = face.cable()
-    pool = face.pool(face.through(cable))
+    proxy = face.proxy()
+    pool = face.pool(proxy.url(face.url()))
     assert pool.stats().size == 0
-    assert cable.connects == 0
+    assert proxy.connections == ()
 
 
 def test_a_block_that_succeeds_is_committed(face):
@@ -90,14 +90,14 @@ def test_without_a_transaction_of_its_own_a_block_neither_commits_nor_leaves_any
 
 
 def messages_of(face, work, **settings):
-    """How many messages *work* costs on a warm pool, through a cable that counts them."""
-    cable = face.cable()
-    pool = face.pool(face.through(cable), **settings)
+    """How many messages *work* costs on a warm pool, through a proxy that counts them."""
+    proxy = face.proxy()
+    pool = face.pool(proxy.url(face.url()), **settings)
     with pool.connection() as conn:
         face.ask(conn, "SELECT 1")
-    before = cable.messages
+    before = proxy.round_trips
     work(pool)
-    return cable.messages - before
+    return proxy.round_trips - before
 
 
 def test_an_acquire_and_a_release_cost_no_round_trip(face):
@@ -146,13 +146,13 @@ def test_in_autocommit_nothing_is_sent_but_the_statement(face):
         face.do(conn, f"INSERT INTO {table} VALUES (2)")
         pool.release(conn)
 
-    cable = face.cable()
-    pool = face.pool(face.through(cable, autocommit="true"))
+    proxy = face.proxy()
+    pool = face.pool(proxy.url(face.url(autocommit="true")))
     with pool.connection() as conn:
         face.ask(conn, "SELECT 1")
-    before = cable.messages
+    before = proxy.round_trips
     work(pool)
-    assert cable.messages - before == 2
+    assert proxy.round_trips - before == 2
     assert face.stored(table) == [1, 2]
 
 

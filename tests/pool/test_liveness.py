@@ -115,12 +115,12 @@ def test_what_is_kept_warm_is_exercised_before_the_servers_limit_strikes(own_fac
 
 def test_where_the_limit_may_not_be_asked_it_is_learned_from_the_deaths(own_face, until):
     face = own_face
-    cable = face.cable()  # something between us and the server that ends what is idle, and says nothing
-    pool = face.pool(face.through(cable), max_size=2, leak_after=0.2)  # looks at the clock every 0.05 s
+    proxy = face.proxy()  # something between us and the server that ends what is idle, and says nothing
+    pool = face.pool(proxy.url(face.url()), max_size=2, leak_after=0.2)  # looks at the clock every 0.05 s
     for seconds in (0.9, 0.95):
         fill(face, pool, 1)
         time.sleep(seconds)
-        cable.sever()
+        proxy.fin()
         until(lambda: pool.stats().size == 0)
     assert pool.stats().idle_limit == pytest.approx(0.95, abs=0.25)
 
@@ -160,12 +160,12 @@ def test_two_hundred_idle_connections_are_all_seen_to_die(own_face, until):
 
 
 def test_a_silent_drop_is_found_by_a_ping_before_the_connection_is_lent(face):
-    cable = face.cable()
-    pool = face.pool(face.through(cable), ping_after=0.05, ping_timeout=0.3)
+    proxy = face.proxy()
+    pool = face.pool(proxy.url(face.url()), ping_after=0.05, ping_timeout=0.3)
     old = fill(face, pool, 1)
-    cable.block()
+    proxy.blackhole("hold")
     time.sleep(0.1)
-    timer = threading.Timer(0.5, cable.unblock)
+    timer = threading.Timer(0.5, proxy.heal)
     timer.start()
     with pool.connection() as conn:
         assert face.session(conn) not in old
@@ -175,11 +175,11 @@ def test_a_silent_drop_is_found_by_a_ping_before_the_connection_is_lent(face):
 
 def test_many_silent_drops_cost_one_ping_and_not_one_each(face):
     """A NAT forgets all of its idle connections at once: a caller must not wait for the ping of each."""
-    cable = face.cable()
-    pool = face.pool(face.through(cable), ping_after=0.05, ping_timeout=0.5, max_size=8, acquire_timeout=3.0)
+    proxy = face.proxy()
+    pool = face.pool(proxy.url(face.url()), ping_after=0.05, ping_timeout=0.5, max_size=8, acquire_timeout=3.0)
     old = fill(face, pool, 8)
     time.sleep(0.1)
-    cable.block_present()
+    proxy.blackhole("hold", on="existing")
     started = time.monotonic()
     with pool.connection() as conn:
         assert face.session(conn) not in old

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -332,11 +333,11 @@ def test_a_pool_fills_at_a_bounded_pace_after_an_outage(own_face, until, in_thre
 
 def test_a_connection_that_is_lost_while_the_server_is_asked_for_its_limit_is_not_lent(face):
     """The first thing that a new connection does is to ask; what dies in the middle of that must not go to a caller."""
-    cable = face.cable()
-    cable.cut_before = b"WAIT_TIMEOUT" if face.is_mysql else b"IDLE_SESSION_TIMEOUT"
-    pool = face.pool(face.through(cable))
+    proxy = face.proxy()
+    cut = proxy.cut_at(re.compile("(?i)wait_timeout" if face.is_mysql else "(?i)idle_session_timeout"), before=True)
+    pool = face.pool(proxy.url(face.url()))
     with pool.connection() as conn:
         assert face.ask(conn, "SELECT 1") == 1
-    assert cable.cuts == 1
+    assert cut.hits == 1
     assert pool.stats().connect_failures == 1
     assert pool.stats().idle_limit == (28800.0 if face.is_mysql else None)

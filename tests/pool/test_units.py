@@ -134,18 +134,15 @@ def test_nothing_is_run_again_after_a_commit_of_its_own(shop):
 @pytest.mark.parametrize("arrives", [False, True], ids=["lost on the way", "answer lost"])
 def test_a_commit_whose_answer_is_lost_is_reported_as_unknown(own_face, arrives, own):
     face = own_face
-    table, cable = face.table(), face.cable()
-    pool = face.pool(face.through(cable))
+    table, proxy = face.table(), face.proxy()
+    pool = face.pool(proxy.url(face.url()))
     pool.check()
-    runs = []
+    runs, cuts = [], []
 
     def work(conn):
         runs.append(1)
         face.do(conn, f"INSERT INTO {table} VALUES (1)")
-        if arrives:
-            cable.cut_after = b"COMMIT"
-        else:
-            cable.cut_before = b"COMMIT"
+        cuts.append(proxy.cut_at("COMMIT", before=not arrives))
         if own:
             conn.commit()
 
@@ -155,40 +152,40 @@ def test_a_commit_whose_answer_is_lost_is_reported_as_unknown(own_face, arrives,
     assert isinstance(caught.value, pool._driver.errors[0])
     assert "\n" not in str(caught.value)
     assert len(runs) == 1
-    assert cable.cuts == 1
+    assert [cut.hits for cut in cuts] == [1]
     assert face.stored(table) == ([1] if arrives else [])
     assert pool.run(lambda conn: face.ask(conn, "SELECT 1")) == 1
 
 
 def test_a_block_reports_a_lost_commit_as_unknown_too(own_face):
     face = own_face
-    table, cable = face.table(), face.cable()
-    pool = face.pool(face.through(cable))
+    table, proxy = face.table(), face.proxy()
+    pool = face.pool(proxy.url(face.url()))
     with pytest.raises(CommitUnknownError), pool.connection() as conn:
         face.do(conn, f"INSERT INTO {table} VALUES (1)")
-        cable.cut_after = b"COMMIT"
+        proxy.cut_at("COMMIT")
     assert face.stored(table) == [1]
 
 
 @pytest.mark.parametrize("arrives", [False, True], ids=["lost on the way", "answer lost"])
 def test_a_unit_that_only_reads_is_run_again_even_then(own_face, arrives):
     face = own_face
-    table, cable = face.table(), face.cable()
+    table, proxy = face.table(), face.proxy()
     face.server.admin(f"INSERT INTO {table} VALUES (5)")
-    pool = face.pool(face.through(cable))
+    pool = face.pool(proxy.url(face.url()))
     pool.check()
-    runs = []
+    runs, cuts = [], []
 
     def work(conn):
         runs.append(1)
         found = face.ask(conn, f"SELECT n FROM {table}")
         if len(runs) == 1:
-            cable.cut_after, cable.cut_before = (b"COMMIT", None) if arrives else (None, b"COMMIT")
+            cuts.append(proxy.cut_at("COMMIT", before=not arrives))
         return found
 
     assert pool.run(work) == 5
     assert len(runs) == 2
-    assert cable.cuts == 1
+    assert [cut.hits for cut in cuts] == [1]
 
 
 def test_two_that_deadlock_both_succeed(face, in_threads):

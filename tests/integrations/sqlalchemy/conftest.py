@@ -1,9 +1,8 @@
-"""Engines with the plugin on real servers, and a wire to the server on which messages are counted and answers can be lost."""
+"""Engines with the plugin on real servers, directly and through a fault proxy."""
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -18,6 +17,7 @@ import sqlalchemy as sa
 
 import unbroken.sqlalchemy
 from unbroken.flows import servers
+from unbroken.testing import FaultProxy
 from unbroken.testing.servers import Server
 
 DRIVERS = ["pymysql", "mysqldb", "psycopg"]
@@ -35,69 +35,6 @@ def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
 def until() -> Callable[..., Any]:
     """``until(condition)``: wait until it is true, fail after a deadline."""
     return wait_until
-
-
-class Wire:
-    """A TCP wire to a server. It counts what the client sends, and can lose the answer to a certain message."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._there = (host, port)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
-        self.port: int = self._listener.getsockname()[1]
-        self.messages = 0
-        self.cut_before: bytes | None = None  #: this message does not arrive: both ends are closed instead
-        self.cut_after: bytes | None = None  #: this one does; its answer is swallowed, then both ends are closed
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(self._there)
-            for sock in (client, server):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._pairs.append((client, server))
-            cut = threading.Event()
-            threading.Thread(target=self._up, args=(client, server, cut), daemon=True).start()
-            threading.Thread(target=self._down, args=(client, server, cut), daemon=True).start()
-
-    def _up(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
-        with suppress(OSError):
-            while data := client.recv(65536):
-                self.messages += 1
-                if self.cut_before is not None and self.cut_before in data.upper():
-                    self.cut_before = None
-                    break
-                if self.cut_after is not None and self.cut_after in data.upper():
-                    self.cut_after = None
-                    cut.set()
-                server.sendall(data)
-        self._end(client, server)
-
-    def _down(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
-        with suppress(OSError):
-            while data := server.recv(65536):
-                if cut.is_set():
-                    break
-                client.sendall(data)
-        self._end(client, server)
-
-    @staticmethod
-    def _end(*socks: socket.socket) -> None:
-        for sock in socks:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for pair in self._pairs:
-            self._end(*pair)
 
 
 class Face:
@@ -121,16 +58,14 @@ class Face:
         self._stack.callback(engine.dispose)
         return engine
 
-    def wire(self) -> Wire:
-        wire = Wire(self.server.host, self.server.port)
-        self._stack.callback(wire.close)
-        return wire
+    def proxy(self) -> FaultProxy:
+        protocol = "mysql" if self.is_mysql else "postgresql"
+        return self._stack.enter_context(FaultProxy((self.server.host, self.server.port), protocol=protocol))
 
-    def through(self, wire: Wire) -> str:
-        """The server's URL at the end of *wire*, without TLS: what goes over it can be read."""
-        url = self.url().replace(f":{self.server.port}/", f":{wire.port}/")
-        plain = {"pymysql": "?ssl_disabled=true", "mysqldb": "?ssl_mode=DISABLED", "psycopg": "?sslmode=disable"}
-        return url + plain.get(self.name, "")
+    def through(self, proxy: FaultProxy) -> str:
+        """The server's URL through *proxy*, without TLS: what goes over it can be read."""
+        plain = {"pymysql": {"ssl_disabled": "true"}, "mysqldb": {"ssl_mode": "DISABLED"}, "psycopg": {"sslmode": "disable"}}
+        return proxy.url(self.url(**plain.get(self.name, {})))
 
     def warm(self, engine: sa.Engine, count: int) -> list[int]:
         """Have *count* connections open and idle: their numbers on the server."""

@@ -107,14 +107,14 @@ def test_no_transaction_survives_and_no_row_is_foreign(face: Any, how: str) -> N
 
 
 def _messages(face: Any, make: Any, request: Any, **kwargs: Any) -> int:
-    wire = face.wire()
-    engine = make(face.through(wire), **kwargs)
+    proxy = face.proxy()
+    engine = make(face.through(proxy), **kwargs)
     for _ in range(3):
         request(engine)
-    before = wire.messages
+    before = proxy.round_trips
     for _ in range(10):
         request(engine)
-    return int(wire.messages - before)
+    return int(proxy.round_trips - before)
 
 
 def test_no_round_trip_is_added_and_the_rollback_after_a_commit_is_gone(face: Any) -> None:

@@ -109,15 +109,15 @@ def test_a_statement_in_autocommit_is_never_sent_twice(face: Any, table: str) ->
 
 
 def test_a_commit_whose_answer_was_lost_is_unknown_and_not_run_again(face: Any, table: str) -> None:
-    wire = face.wire()
-    engine = face.engine(face.through(wire))
+    proxy = face.proxy()
+    engine = face.engine(face.through(proxy))
     _, count = _runs()
 
     @replayable
     def work() -> None:
         with engine.begin() as conn:
             conn.execute(sa.text(f"INSERT INTO {table} VALUES ({count()})"))
-            wire.cut_after = b"COMMIT"
+            proxy.cut_at("COMMIT")
 
     with pytest.raises(unbroken.CommitUnknownError) as caught:
         work()
@@ -126,7 +126,7 @@ def test_a_commit_whose_answer_was_lost_is_unknown_and_not_run_again(face: Any, 
     assert face.rows(table) == [1]
     with pytest.raises(unbroken.CommitUnknownError), engine.begin() as conn:  # outside of a unit it is said as well
         conn.execute(sa.text(f"INSERT INTO {table} VALUES (2)"))
-        wire.cut_after = b"COMMIT"
+        proxy.cut_at("COMMIT")
 
 
 def test_a_commit_that_never_went_out_is_lost_and_run_again(face: Any, table: str, until: Any) -> None:
