@@ -107,6 +107,6 @@ class App:
             while one.is_running:
                 wait(_PACE)
                 if time.monotonic() > deadline:
-                    raise AppError(f"--setup {shlex.join(command)} does not end within {timeout:.0f} s: {one.said()}")
+                    raise AppError(f"--setup {shlex.join(command)} does not end within {timeout:g} s: {one.said()}")
             if one.status:
                 raise AppError(f"--setup {shlex.join(command)} ended with status {one.status}: {one.said()}")

@@ -49,7 +49,7 @@ class AppResult(Result):
         self.quiet_latency = before[len(before) // 2] if before else None
         last = self.replies[-1].due if replies else 0.0
         faults = [span for span in spans(marks) if span[1] < last]  # of one that lasts to the end nobody recovers
-        until = [begin for begin, _ in faults[1:]] + [float("inf")]
+        until = [*(begin for begin, _ in faults), float("inf")][1:]
         # a request that is under way when the next fault comes says nothing of this one
         windows = [(up, [r for r in self.replies if up <= r.due and r.end < end]) for (_, up), end in zip(faults, until, strict=True)]
         self.recoveries = [recovery(after, up) for up, after in windows if after]

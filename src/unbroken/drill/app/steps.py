@@ -134,9 +134,12 @@ VERBS: Final[Mapping[str, Verb]] = {
 def read(text: str) -> Step:
     """A step from its text. Raises ConfigurationError in one line for what cannot be meant."""
     try:
-        word, *rest = shlex.split(text)
+        words = shlex.split(text)
     except ValueError as error:
-        raise ConfigurationError(f"step {text!r}: {error or 'it is empty'}") from None
+        raise ConfigurationError(f"step {text!r}: {error}") from None
+    if not words:
+        raise ConfigurationError(f"step {text!r}: it is empty")
+    word, *rest = words
     verb = VERBS.get(word)
     if verb is None:
         raise ConfigurationError(f"step {text!r}: there is no {word!r}{nearest(word, VERBS)}; known are {', '.join(VERBS)}")
