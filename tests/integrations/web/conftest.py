@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import psutil
 import pytest
 
 from unbroken.testing.servers import MariaDB, MySQL, PostgreSQL, Server
@@ -87,6 +88,15 @@ class Site:
         except AssertionError as error:
             raise AssertionError(f"{error}: {self.tail()}") from None
         return self
+
+    @property
+    def pids(self) -> list[int]:
+        """Of all its processes."""
+        try:
+            leader = psutil.Process(self._process.pid)
+            return [leader.pid, *(child.pid for child in leader.children(recursive=True))]
+        except psutil.NoSuchProcess:
+            return []
 
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-3000:]
@@ -261,21 +271,31 @@ def ordeals() -> Callable[..., Outcome]:
 
 
 @pytest.fixture
-def stands(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
+def stands(sites: Callable[..., Site]) -> Iterator[Callable[..., Stand]]:
     """``stands(web, driver)``: an app of examples/ under the web server *web*, on a database of its own."""
-    numbers = count()
     with ExitStack() as stack:
 
         def make(web: str, driver: str, *, plain: bool = False, app: str = "flask_app", query: str = "") -> Stand:
             server = stack.enter_context(database(driver))
-            port = free_port("127.0.0.1")
             url = server.url(driver.removeprefix("mysql9 "))
-            url = f"{url}?{query}" if query else url
-            env = {"DATABASE_URL": url, "PLAIN": "1" if plain else "", "PYTHONUNBUFFERED": "1"}
-            log = tmp_path / f"web{next(numbers)}.log"
-            site = Site(commands(web, port, app), port, env, log, ROOT / "examples")
-            stack.callback(site.close)
+            site = sites(web, app, f"{url}?{query}" if query else url, plain=plain)
             return Stand(server, site.wait_ready())
+
+        yield make
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """``sites(web, app, url)``: an app of examples/ under the web server *web*, on the database at *url*."""
+    numbers = count()
+    with ExitStack() as stack:
+
+        def make(web: str, app: str, url: str, *, plain: bool = False, **more: str) -> Site:
+            port = free_port("127.0.0.1")
+            env = {"DATABASE_URL": url, "PLAIN": "1" if plain else "", "PYTHONUNBUFFERED": "1", **more}
+            site = Site(commands(web, port, app), port, env, tmp_path / f"web{next(numbers)}.log", ROOT / "examples")
+            stack.callback(site.close)
+            return site
 
         yield make
 

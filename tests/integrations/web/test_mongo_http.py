@@ -1,0 +1,234 @@
+"""The MongoDB examples under real web servers, as these come: workers that are forked from a process that used its client, and outages."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import pytest
+
+from unbroken.testing.servers import MongoDB
+
+#: Requests per second. They come whether or not those before were answered.
+RATE = 10.0
+
+
+@dataclass
+class Answer:
+    began: float
+    method: str
+    number: int
+    reply: Any
+
+    @property
+    def ended(self) -> float:
+        return self.began + float(self.reply.seconds)
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.reply.status == 200)
+
+
+@dataclass
+class OpenLoop:
+    """Requests at a steady pace, GET and POST in turn; who waits does not keep the others from coming."""
+
+    site: Any
+    rate: float = RATE
+    query: bool = False  #: the POST's number in the URL instead of a form
+    answers: list[Answer] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._over = threading.Event()
+        self._pacer = threading.Thread(target=self._pace, daemon=True)
+        self._asking: list[threading.Thread] = []
+
+    def _pace(self) -> None:
+        number = 0
+        started = time.monotonic()
+        while not self._over.wait(max(0.0, started + number / self.rate - time.monotonic())):
+            number += 1
+            thread = threading.Thread(target=self._ask, args=(number,), daemon=True)
+            self._asking.append(thread)
+            thread.start()
+
+    def _ask(self, number: int) -> None:
+        began = time.monotonic()
+        if number % 2:
+            reply = self.site.ask("/items")
+        else:
+            path, form = (f"/items?number={number}", {}) if self.query else ("/items", {"number": number})
+            reply = self.site.ask(path, form)
+        self.answers.append(Answer(began, "GET" if number % 2 else "POST", number, reply))
+
+    def __enter__(self) -> OpenLoop:
+        self._pacer.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._over.set()
+        self._pacer.join()
+        for thread in self._asking:
+            thread.join(70.0)
+
+    def since(self, began: float) -> list[Answer]:
+        return [each for each in list(self.answers) if each.began >= began]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a stop and a start under traffic."""
+
+    before: tuple[int, int]  #: good answers, of how many, until the stop
+    first_good: float | None  #: seconds from when the server was up to the first good answer to a request
+    after: tuple[int, int]  #: of the requests sent from then on
+    failed: int  #: from the stop to the first good answer
+    quick: float  #: the median of these failures, seconds
+    worst: float  #: the longest that any request took, seconds
+    close_wait: int  #: sockets to MongoDB in CLOSE_WAIT, a second after it was up
+    workers: int  #: how many answered, in the last phase
+    lost: int  #: acknowledged and not stored
+
+    def row(self) -> str:
+        first = "never" if self.first_good is None else f"+{self.first_good:.2f} s"
+        return (
+            f"before {self.before[0]}/{self.before[1]}  failed {self.failed} (median {self.quick * 1000:.0f} ms)  worst {self.worst:.1f} s"
+            f"  first ok {first}  then {self.after[0]}/{self.after[1]}  CLOSE_WAIT {self.close_wait}  workers {self.workers}"
+            f"  lost {self.lost}"
+        )
+
+
+def to_mongo(site: Any, server: MongoDB, state: str) -> int:
+    """How many of *site*'s sockets to *server* are in *state*."""
+    pids = set(site.pids)
+    return sum(c.pid in pids and c.status == state and bool(c.raddr) and c.raddr.port == server.port for c in psutil.net_connections("tcp"))
+
+
+def stop_and_start(server: MongoDB, site: Any, seconds: float, quiet: float, patience: float, query: bool = False) -> Outcome:
+    """Traffic for *quiet* seconds; MongoDB away for *seconds*; traffic for *quiet* more after the first good answer, within *patience*."""
+    with OpenLoop(site, query=query) as traffic:
+        time.sleep(quiet)
+        stopped = time.monotonic()
+        server.stop()
+        time.sleep(seconds)
+        server.start()
+        up = time.monotonic()
+        time.sleep(1.0)
+        close_wait = to_mongo(site, server, psutil.CONN_CLOSE_WAIT)
+        first = None
+        while time.monotonic() < up + patience and (first is None or time.monotonic() < first.ended + quiet):
+            good = [each for each in traffic.since(stopped) if each.ok and each.ended > up]
+            first = min(good, key=lambda each: each.ended, default=None)
+            time.sleep(0.05)
+    close_wait = max(close_wait, to_mongo(site, server, psutil.CONN_CLOSE_WAIT))
+    return judged(server, traffic, stopped, up, first, close_wait)
+
+
+def judged(server: MongoDB, traffic: OpenLoop, stopped: float, up: float, first: Answer | None, close_wait: int) -> Outcome:
+    before = [each for each in traffic.answers if each.ended < stopped]
+    since = first.ended if first else time.monotonic()
+    after = traffic.since(since)
+    failed = [each for each in traffic.since(stopped - 0.2) if each.began < since and not each.ok]
+    stored = {int(document["number"]) for document in documents(server)}
+    return Outcome(
+        before=(sum(each.ok for each in before), len(before)),
+        first_good=max(0.0, first.ended - up) if first else None,
+        after=(sum(each.ok for each in after), len(after)),
+        failed=len(failed),
+        quick=statistics.median([each.reply.seconds for each in failed]) if failed else 0.0,
+        worst=max(each.reply.seconds for each in traffic.answers),
+        close_wait=close_wait,
+        workers=len({each.reply.json["worker"] for each in after if each.ok}),
+        lost=sum(each.ok and each.method == "POST" and each.number not in stored for each in traffic.answers),
+    )
+
+
+def documents(server: MongoDB) -> list[dict[str, Any]]:
+    found = server.command({"find": "item", "batchSize": 100_000, "singleBatch": True}, server.database)
+    return list(found["cursor"]["firstBatch"])
+
+
+@pytest.fixture
+def server() -> Iterator[MongoDB]:
+    with MongoDB() as mongod:
+        yield mongod
+
+
+def hold(outcome: Outcome, site: Any) -> None:
+    """What the users of an app may see of an outage: refusals while it lasts."""
+    try:
+        assert outcome.before[0] == outcome.before[1] > 5
+        assert outcome.first_good is not None
+        assert outcome.after[0] == outcome.after[1] > 5
+        assert outcome.close_wait == 0
+        assert outcome.workers == 2
+        assert outcome.lost == 0
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{outcome.row()}\n{site.tail()}") from None
+
+
+@pytest.mark.parametrize(
+    ("web", "app"), [("uwsgi", "flask_pymongo_app"), ("gevent --preload", "flask_mongoengine_app"), ("uvicorn", "fastapi_mongo_app")]
+)
+def test_workers_come_back_by_themselves_after_three_seconds_without_mongodb(web: str, app: str, server: MongoDB, sites: Any) -> None:
+    site = sites(web, app, server.url(), WARM="1").wait_ready()
+    outcome = stop_and_start(server, site, 3.0, 2.0, 20.0, query="fastapi" in app)
+    print(f"\n{web} {app} {outcome.row()}")
+    hold(outcome, site)
+
+
+# -- the matrix ----------------------------------------------------------------------------------------------------
+
+WEBS = [
+    "uwsgi",
+    "uwsgi --enable-threads",
+    "uwsgi --threads 4",
+    "uwsgi --gevent 50 --gevent-monkey-patch",
+    "sync --preload",
+    "gthread --preload",
+    "gevent --preload",
+]
+ALL = [
+    *((web, "flask_pymongo_app") for web in WEBS),
+    *(
+        (web, "flask_mongoengine_app")
+        for web in ("uwsgi", "uwsgi --threads 4", "uwsgi --gevent 50 --gevent-monkey-patch", "gevent --preload")
+    ),
+    ("uvicorn", "fastapi_mongo_app"),
+]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("web", "app"), ALL)
+def test_ten_seconds_without_mongodb_beside_the_plain_client(web: str, app: str, sites: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The client is used at import, before the fork. Rows for docs/mongodb.md."""
+    for plain in (True, False):
+        with MongoDB() as server:
+            site = sites(web, app, server.url(), plain=plain, WARM="1")
+            booted = boots(site)
+            outcome = stop_and_start(server, site, 10.0, 5.0, 20.0, query="fastapi" in app) if booted else None
+            with capsys.disabled():
+                print(
+                    f"\n{web:40s} {app:22s} {'plain' if plain else 'unbroken':8s} {outcome.row() if outcome else 'does not boot'}", end=""
+                )
+            if not plain:
+                assert outcome is not None, site.tail()
+                hold(outcome, site)
+                assert outcome.first_good is not None
+                assert outcome.first_good <= 1.0
+                assert outcome.worst < 5.0  # timeoutMS and one more for those in line before it
+            site.close()
+
+
+def boots(site: Any) -> bool:
+    try:
+        site.wait_ready()
+    except AssertionError:
+        return False
+    return True
