@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unbroken.integrations.peewee import (
-    DatabaseProxy,
-    LazyQueryError,
-    PooledDatabase,
+from unbroken.integrations.peewee.database import PooledDatabase
+from unbroken.integrations.peewee.databases import (
     PooledMariaDBConnectorDatabase,
     PooledMySQLConnectorDatabase,
     PooledMySQLDatabase,
@@ -15,8 +13,9 @@ from unbroken.integrations.peewee import (
     PooledPostgresqlExtDatabase,
     PooledPsycopg3Database,
     connect,
-    unit,
 )
+from unbroken.integrations.peewee.errors import LazyQueryError
+from unbroken.integrations.peewee.unit import DatabaseProxy, unit
 
 if TYPE_CHECKING:
     from unbroken.integrations.peewee.aio import AsyncMySQLDatabase, AsyncPostgresqlDatabase

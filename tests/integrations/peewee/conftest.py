@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from typing import Any
 
@@ -13,6 +14,7 @@ import peewee
 import pytest
 
 import unbroken.peewee
+from unbroken.testing import FaultProxy
 from unbroken.testing.servers import MariaDB, PostgreSQL, Server
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -22,6 +24,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "psycopg2": ("PooledPostgresqlDatabase", {}),
     "psycopg": ("PooledPostgresqlDatabase", {"prefer_psycopg3": True}),
 }
+ASYNC_KINDS = {"mariadb": "AsyncMySQLDatabase", "postgres": "AsyncPostgresqlDatabase"}
 _numbers = count(1)
 
 
@@ -74,6 +77,63 @@ class Shop:
     def names(self, task: Any) -> list[str]:
         """What is stored for good."""
         return sorted(row[0] for row in self.server.admin(f"SELECT name FROM {task._meta.table_name}"))
+
+
+class AsyncShop:
+    """A database with one table, while *scenario* runs."""
+
+    def __init__(self, backend: str, server: Any) -> None:
+        self.server, self.port, self.kind = server, server.port, getattr(unbroken.peewee, ASYNC_KINDS[backend])
+        self.is_mysql = backend == "mariadb"
+
+    def database(self, **settings: Any) -> Any:
+        s = self.server
+        return self.kind(s.database, host=s.host, port=self.port, user=s.user, password=s.password, **settings)
+
+    def run(self, scenario: Callable[[Any, Any], Coroutine[Any, Any, None]], **settings: Any) -> None:
+        """``await scenario(db, Task)``, with three tasks stored; afterwards nothing is lent."""
+
+        async def main() -> None:
+            self.db = db = self.database(**settings)
+
+            class Task(db.Model):  # type: ignore[misc, name-defined]
+                name = peewee.CharField(unique=True)
+
+                class Meta:
+                    table_name = f"async_task_{next(_numbers)}"
+
+            self.model = Task
+            await db.acreate_tables([Task])
+            await Task.abulk_create([Task(name=f"task {i}") for i in range(3)])
+            await db.aclose()
+            try:
+                async with asyncio.timeout(30):
+                    await scenario(db, Task)
+                await db.aclose()
+                await self.until(lambda: db.stats().used == 0)
+                await db.adrop_tables([Task])
+            finally:
+                await db.close_pool()
+
+        asyncio.run(main())
+
+    def names(self, model: Any) -> list[str]:
+        """What is stored for good."""
+        return sorted(row[0] for row in self.server.admin(f"SELECT name FROM {model._meta.table_name}"))
+
+    @staticmethod
+    async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"not true within {seconds} s"
+            await asyncio.sleep(0.002)
+
+    @contextmanager
+    def proxy(self) -> Iterator[FaultProxy]:
+        """A fault proxy that knows the protocol, on the way of all databases that are made from here on."""
+        with FaultProxy((self.server.host, self.server.port), protocol="mysql" if self.is_mysql else "postgresql") as proxy:
+            self.port = proxy.port
+            yield proxy
 
 
 @pytest.fixture
@@ -138,3 +198,15 @@ def in_threads() -> Callable[..., list[Any]]:
         return results
 
     return run
+
+
+@pytest.fixture(params=list(ASYNC_KINDS))
+def async_shop(request: pytest.FixtureRequest) -> AsyncShop:
+    """aiomysql and asyncpg in turn, on the shared servers."""
+    return AsyncShop(request.param, request.getfixturevalue(request.param))
+
+
+@pytest.fixture(params=list(ASYNC_KINDS))
+def own_async_shop(request: pytest.FixtureRequest) -> AsyncShop:
+    """Likewise, on servers that may be stopped and killed."""
+    return AsyncShop(request.param, request.getfixturevalue(f"new_{request.param}")())

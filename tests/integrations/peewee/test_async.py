@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
-from collections.abc import Callable, Coroutine
 from itertools import count
 from typing import Any
 
@@ -16,71 +14,18 @@ import unbroken
 import unbroken.peewee
 from unbroken.errors import ConnectionLostError, PoolTimeoutError
 
-KINDS = {"mariadb": "AsyncMySQLDatabase", "postgres": "AsyncPostgresqlDatabase"}
-_numbers = count(1)
+
+@pytest.fixture
+def shop(async_shop: Any) -> Any:
+    return async_shop
 
 
-class Shop:
-    """A database with one table, while *scenario* runs."""
-
-    def __init__(self, backend: str, server: Any) -> None:
-        self.server, self.kind = server, getattr(unbroken.peewee, KINDS[backend])
-        self.is_mysql = backend == "mariadb"
-
-    def database(self, **settings: Any) -> Any:
-        s = self.server
-        return self.kind(s.database, host=s.host, port=s.port, user=s.user, password=s.password, **settings)
-
-    def run(self, scenario: Callable[[Any, Any], Coroutine[Any, Any, None]], **settings: Any) -> None:
-        """``await scenario(db, Task)``, with three tasks stored; afterwards nothing is lent."""
-
-        async def main() -> None:
-            self.db = db = self.database(**settings)
-
-            class Task(db.Model):  # type: ignore[misc, name-defined]
-                name = peewee.CharField(unique=True)
-
-                class Meta:
-                    table_name = f"async_task_{next(_numbers)}"
-
-            self.model = Task
-            await db.acreate_tables([Task])
-            await Task.abulk_create([Task(name=f"task {i}") for i in range(3)])
-            await db.aclose()
-            try:
-                async with asyncio.timeout(30):
-                    await scenario(db, Task)
-                await db.aclose()
-                await until(lambda: db.stats().used == 0)
-                await db.adrop_tables([Task])
-            finally:
-                await db.close_pool()
-
-        asyncio.run(main())
-
-    def names(self, model: Any) -> list[str]:
-        """What is stored for good."""
-        return sorted(row[0] for row in self.server.admin(f"SELECT name FROM {model._meta.table_name}"))
+@pytest.fixture
+def own_shop(own_async_shop: Any) -> Any:
+    return own_async_shop
 
 
-async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not true within {seconds} s"
-        await asyncio.sleep(0.002)
-
-
-@pytest.fixture(params=list(KINDS))
-def shop(request: pytest.FixtureRequest) -> Shop:
-    return Shop(request.param, request.getfixturevalue(request.param))
-
-
-@pytest.fixture(params=list(KINDS))
-def own_shop(request: pytest.FixtureRequest) -> Shop:
-    return Shop(request.param, request.getfixturevalue(f"new_{request.param}")())
-
-
-def test_rows_are_created_read_changed_and_deleted(shop: Shop) -> None:
+def test_rows_are_created_read_changed_and_deleted(shop: Any) -> None:
     async def scenario(db: Any, task: Any) -> None:
         lamp = await task.acreate(name="lamp")
         assert (await task.aget(task.name == "lamp")).id == lamp.id
@@ -98,7 +43,7 @@ def test_rows_are_created_read_changed_and_deleted(shop: Shop) -> None:
     shop.run(scenario)
 
 
-def test_a_transaction_commits_whole_or_not_at_all(shop: Shop) -> None:
+def test_a_transaction_commits_whole_or_not_at_all(shop: Any) -> None:
     async def scenario(db: Any, task: Any) -> None:
         async with db.atomic():
             await task.acreate(name="kept")
@@ -110,20 +55,20 @@ def test_a_transaction_commits_whole_or_not_at_all(shop: Shop) -> None:
             async with db.atomic():
                 await task.acreate(name="outer")
                 raise ValueError("outer")
-        assert not db._state.conn.is_open
+        assert db.is_closed()
         assert shop.names(task) == ["kept", "task 0", "task 1", "task 2"]
 
     shop.run(scenario)
 
 
-def test_a_transaction_left_open_by_a_task_is_rolled_back(shop: Shop) -> None:
+def test_a_transaction_left_open_by_a_task_is_rolled_back(shop: Any) -> None:
     async def scenario(db: Any, task: Any) -> None:
         async def leave() -> None:
             await db.atomic().__aenter__()
             await task.acreate(name="left")
 
         await asyncio.create_task(leave())
-        await until(lambda: db.stats().used == 0)
+        await shop.until(lambda: db.stats().used == 0)
         assert await db.count(task.select()) == 3
         assert db.stats().opened == 1
         assert shop.names(task) == ["task 0", "task 1", "task 2"]
@@ -131,7 +76,7 @@ def test_a_transaction_left_open_by_a_task_is_rolled_back(shop: Shop) -> None:
     shop.run(scenario, max_size=1)
 
 
-def test_sessions_killed_while_idle_are_not_noticed(own_shop: Shop) -> None:
+def test_sessions_killed_while_idle_are_not_noticed(own_shop: Any) -> None:
     async def scenario(db: Any, task: Any) -> None:
         for _ in range(3):  # held by this task, and then also idle in the pool
             assert await db.count(task.select()) == 3
@@ -148,26 +93,26 @@ def test_sessions_killed_while_idle_are_not_noticed(own_shop: Shop) -> None:
     own_shop.run(scenario)
 
 
-def test_a_restart_is_not_noticed_by_whoever_takes_a_connection(own_shop: Shop) -> None:
+def test_a_restart_is_not_noticed_by_whoever_takes_a_connection(own_shop: Any) -> None:
     async def scenario(db: Any, task: Any) -> None:
         assert await db.count(task.select()) == 3
         await asyncio.to_thread(own_shop.server.restart)
         assert len(await asyncio.gather(*(task.aget(task.name == f"task {i}") for i in range(3)))) == 3
         restart = asyncio.create_task(asyncio.to_thread(own_shop.server.restart, 0.3))
-        await until(lambda: not own_shop.server.is_running)
+        await own_shop.until(lambda: not own_shop.server.is_running)
         assert await db.count(task.select()) == 3
         await restart
 
     own_shop.run(scenario, outage_wait=20.0, acquire_timeout=20.0)
 
 
-def test_a_transaction_whose_connection_ends_fails_and_goes_on_nowhere_else(shop: Shop) -> None:
+def test_a_transaction_whose_connection_ends_fails_and_goes_on_nowhere_else(shop: Any) -> None:
     async def scenario(db: Any, task: Any) -> None:
         with pytest.raises(peewee.OperationalError, match="nothing of it is stored") as caught:
             async with db.atomic():
                 await task.acreate(name="first")
                 shop.server.kill_sessions()
-                await until(lambda: db._state.conn.stale())
+                await shop.until(lambda: db._state.conn.stale())
                 await task.acreate(name="second")
         assert isinstance(caught.value, ConnectionLostError)
         assert shop.names(task) == ["task 0", "task 1", "task 2"]
@@ -175,14 +120,14 @@ def test_a_transaction_whose_connection_ends_fails_and_goes_on_nowhere_else(shop
             async with db.atomic():
                 await task.acreate(name="third")
                 shop.server.kill_sessions()
-                await until(lambda: db._state.conn.stale())
+                await shop.until(lambda: db._state.conn.stale())
         assert db.transaction_depth() == 0
         assert await db.count(task.select()) == 3
 
     shop.run(scenario)
 
 
-def test_a_transaction_begun_by_hand_is_not_gone_on_with_elsewhere(shop: Shop) -> None:
+def test_a_transaction_begun_by_hand_is_not_gone_on_with_elsewhere(shop: Any) -> None:
     async def scenario(db: Any, task: Any) -> None:
         await db.aexecute_sql("BEGIN")
         await task.acreate(name="first")
@@ -197,7 +142,7 @@ def test_a_transaction_begun_by_hand_is_not_gone_on_with_elsewhere(shop: Shop) -
     shop.run(scenario)
 
 
-def test_a_unit_of_work_is_run_again_also_on_a_connection_that_is_older(shop: Shop) -> None:
+def test_a_unit_of_work_is_run_again_also_on_a_connection_that_is_older(shop: Any) -> None:
     async def scenario(db: Any, task: Any) -> None:
         attempts = count()
 
@@ -215,7 +160,7 @@ def test_a_unit_of_work_is_run_again_also_on_a_connection_that_is_older(shop: Sh
             await task.acreate(name=f"careless {next(attempts)}")
             shop.server.kill_sessions()
             async with db.atomic():
-                await until(lambda: db._state.conn is None or not db._state.conn.stale())
+                await shop.until(lambda: db._state.conn is None or not db._state.conn.stale())
                 shop.server.kill_sessions()
                 await task.acreate(name="never")
 
@@ -229,15 +174,16 @@ def test_a_unit_of_work_is_run_again_also_on_a_connection_that_is_older(shop: Sh
     shop.run(scenario)
 
 
-def test_a_hundred_tasks_share_five_sessions(shop: Shop) -> None:
+def test_a_hundred_tasks_share_five_sessions(shop: Any) -> None:
     async def scenario(db: Any, task: Any) -> None:
         most = 0
 
         async def look(i: int) -> int:
             nonlocal most
-            name = (await task.aget(task.name == f"task {i % 3}")).name
-            most = max(most, db.stats().used)
-            await task.acreate(name=f"new {i}")
+            async with db:
+                name = (await task.aget(task.name == f"task {i % 3}")).name
+                most = max(most, db.stats().used)
+                await task.acreate(name=f"new {i}")
             return int(name[-1])
 
         before = len(shop.server.sessions()) - db.stats().idle
@@ -255,7 +201,7 @@ def test_a_hundred_tasks_share_five_sessions(shop: Shop) -> None:
     shop.run(scenario, max_connections=5)
 
 
-def test_cancelled_tasks_leave_nothing_lent(shop: Shop) -> None:
+def test_cancelled_tasks_leave_nothing_lent(shop: Any) -> None:
     async def scenario(db: Any, task: Any) -> None:
         sleep = "SELECT SLEEP(0.02)" if shop.is_mysql else "SELECT pg_sleep(0.02)"
         chance = random.Random(7)
@@ -273,7 +219,7 @@ def test_cancelled_tasks_leave_nothing_lent(shop: Shop) -> None:
         await asyncio.wait(tasks)
         assert any(t.cancelled() for t in tasks)
         assert not [t.exception() for t in tasks if not t.cancelled() and t.exception()]
-        await until(lambda: db.stats().used == 0)
+        await shop.until(lambda: db.stats().used == 0)
         names = shop.names(task)
         for i in range(40):
             assert (f"whole {i}" in names) == (f"also whole {i}" in names)
@@ -285,16 +231,16 @@ def test_cancelled_tasks_leave_nothing_lent(shop: Shop) -> None:
     shop.run(scenario, pool_size=4)
 
 
-def test_a_full_pool_and_a_closing_one_end_in_time(shop: Shop) -> None:
+def test_a_full_pool_and_a_closing_one_end_in_time(shop: Any) -> None:
     async def scenario(db: Any, task: Any) -> None:
         released = asyncio.Event()
 
         async def hold() -> None:
-            await db.count(task.select())
-            await released.wait()
+            async with db:
+                await released.wait()
 
         holder = asyncio.create_task(hold())
-        await until(lambda: db.stats().used == 1)
+        await shop.until(lambda: db.stats().used == 1)
         with pytest.raises(peewee.OperationalError) as caught:
             await db.count(task.select())
         assert isinstance(caught.value, PoolTimeoutError)
@@ -307,7 +253,7 @@ def test_a_full_pool_and_a_closing_one_end_in_time(shop: Shop) -> None:
     shop.run(scenario, pool_size=1, acquire_timeout=0.2)
 
 
-def test_settings_are_taken_from_init_too(shop: Shop) -> None:
+def test_settings_are_taken_from_init_too(shop: Any) -> None:
     db = shop.kind(None, pool_size=3)
     s = shop.server
     db.init(s.database, host=s.host, port=s.port, user=s.user, password=s.password, acquire_timeout=None, max_age=60)

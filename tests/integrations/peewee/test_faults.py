@@ -16,7 +16,7 @@ import pytest
 from playhouse import pool as playhouse
 
 from unbroken.errors import CommitUnknownError, ConnectionLostError
-from unbroken.integrations.peewee import LazyQueryError
+from unbroken.peewee import LazyQueryError
 
 
 def test_the_story(shops: Any) -> None:

@@ -1,45 +1,4 @@
-"""peewee: its pooled databases by name, on a pool that does not break; lazy queries that cannot leak. See docs/peewee.md."""
+"""peewee: its pooled databases by name, on a pool that does not break; lazy queries that cannot leak. See docs/peewee.md.
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-from unbroken.integrations.peewee.database import PooledDatabase
-from unbroken.integrations.peewee.databases import (
-    PooledMariaDBConnectorDatabase,
-    PooledMySQLConnectorDatabase,
-    PooledMySQLDatabase,
-    PooledPostgresqlDatabase,
-    PooledPostgresqlExtDatabase,
-    PooledPsycopg3Database,
-    connect,
-)
-from unbroken.integrations.peewee.errors import LazyQueryError
-from unbroken.integrations.peewee.unit import DatabaseProxy, unit
-
-if TYPE_CHECKING:
-    from unbroken.integrations.peewee.aio import AsyncMySQLDatabase, AsyncPostgresqlDatabase
-
-__all__ = [
-    "AsyncMySQLDatabase",
-    "AsyncPostgresqlDatabase",
-    "DatabaseProxy",
-    "LazyQueryError",
-    "PooledDatabase",
-    "PooledMariaDBConnectorDatabase",
-    "PooledMySQLConnectorDatabase",
-    "PooledMySQLDatabase",
-    "PooledPostgresqlDatabase",
-    "PooledPostgresqlExtDatabase",
-    "PooledPsycopg3Database",
-    "connect",
-    "unit",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("AsyncMySQLDatabase", "AsyncPostgresqlDatabase"):  # playhouse.pwasyncio wants greenlet, and a newer peewee
-        from unbroken.integrations.peewee import aio
-
-        return getattr(aio, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+The public names are in ``unbroken.peewee``.
+"""

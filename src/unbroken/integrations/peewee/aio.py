@@ -2,131 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from time import monotonic
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from contextvars import ContextVar
 from typing import Any
 
 import peewee
-from playhouse import pwasyncio
+from playhouse import db_url, pwasyncio
 
-from unbroken.abc import Cause, FaultKind
+from unbroken.abc import Cause
 from unbroken.aio import AsyncPool
 from unbroken.core.unit import current
-from unbroken.errors import ConnectionLostError, UnbrokenError
+from unbroken.errors import UnbrokenError
 from unbroken.flows import finish
 from unbroken.flows.steps import run_async
 from unbroken.integrations.peewee import plan
+from unbroken.integrations.peewee.again import AskedAgain
 from unbroken.integrations.peewee.care import log
-from unbroken.integrations.peewee.errors import origin, translated
+from unbroken.integrations.peewee.errors import LazyQueryError, translated
+from unbroken.integrations.peewee.lent import Lent
 from unbroken.integrations.peewee.poolish import Poolish
-from unbroken.integrations.peewee.slot import caller, place
-from unbroken.net.liveness import Liveness, judge
+from unbroken.integrations.peewee.slot import Where, caller, refusal
+from unbroken.integrations.peewee.unit import unit
 from unbroken.settings import Settings
 
-
-class _Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee ships no types that we could use
-    """A connection in a task's hands; mixed in before pwasyncio's wrapper, whose ``conn`` is the driver's own."""
-
-    def __init__(self, conn: Any, pool: AsyncPool) -> None:
-        super().__init__(conn)
-        self._pool = pool
-        self.home: Any = pool._current()
-        self.entry: Any = self.home.lent[id(conn)]
-        self.entry.code, self.entry.lasti = caller()
-        self.unit, self.last_used = current(), self.entry.taken_at
-        self.is_open = False  #: whether a statement left a transaction open
-        deadline = self.home.settings.deadline
-        self.timer = None if deadline is None else self.home.arm(self.entry, self.last_used + deadline)
-
-    def stale(self) -> bool:
-        """Whether this connection is known to be lost. No round trip."""
-        known = self.conn is None or self.entry.cause is not None or super().stale()
-        return known or (not self._streaming and judge(self.entry.poll(0)) is Liveness.DEAD)
-
-    async def answers(self) -> bool:
-        """After long silence one ping tells whether the connection was dropped silently, as the pool does before it lends one."""
-        if monotonic() - self.last_used >= self.home.fresh_for and not (self.is_open or self._streaming):
-            try:
-                await self.home.driver.ping(self.conn, self.home.settings.ping_timeout)
-            except Exception as exc:
-                fault = self.home.classify(exc)
-                self.entry.condemn(Cause.SILENT_DROP if fault.is_lost else Cause.LOST, fault.text)
-        return self.entry.cause is None
-
-    def join(self) -> None:
-        """A statement is about to run within a unit of work: it must hear of it, also where the connection is older."""
-        unit = current()
-        if unit is not None and unit is not self.unit:
-            if self.is_open:
-                unit.doubt("a transaction that was begun before the unit of work is used in it")
-            self.home.join(unit, self.entry, self.conn)
-            self.unit = unit
-
-    def look(self) -> None:
-        """The server has answered: what is open now."""
-        self.is_open = self.home.driver.is_in_transaction(self.conn) is not False
-        self.last_used = monotonic()
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """The pool and the unit of work are told what it means that a statement inside raises."""
-        try:
-            yield
-        except BaseException as exc:
-            fault = finish.heard(self.home, self.entry, self.conn, origin(exc), current())
-            if fault.kind is FaultKind.OTHER and self.entry.cause is None:
-                self.look()
-            raise
-
-    def loss(self) -> UnbrokenError:
-        """The error that says so."""
-        taken, why = place((self.entry.code, self.entry.lasti)), self.home.explain(self.entry, in_use=True)[0].value
-        what = f"connection of pool {self.home.name}, taken at {taken}, was lost ({why}) in a transaction; nothing of it is stored"
-        return translated(self.home.error(ConnectionLostError, what))
-
-    async def execute(self, sql: str, params: Any = None) -> Any:
-        """As pwasyncio's."""
-        with self.listening():
-            result = await super().execute(sql, params)
-        self.look()
-        return result
-
-    async def execute_iter(self, sql: str, params: Any = None) -> Any:
-        """As pwasyncio's."""
-        with self.listening():
-            return await super().execute_iter(sql, params)
-
-    async def close(self) -> None:
-        """Give it back to the pool that lent it; what is lost is closed."""
-        conn: Any = self.conn
-        self.conn: Any = None
-        if self.timer is not None:
-            self.timer.cancel()
-        if conn is not None:
-            if self.entry.cause is not None:
-                self.home.driver.close(conn)
-            await self._pool.release(conn)
+_last_scope: ContextVar[tuple[Where | None, Where | None]] = ContextVar("unbroken_peewee_scope", default=(None, None))
 
 
-class AsyncPooledDatabase(pwasyncio.AsyncDatabaseMixin):  # type: ignore[misc]
-    """Mixed in before one of pwasyncio's databases. A task's connection goes back at ``close()`` or when the task is done, as there.
+class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ignore[misc] # peewee ships no types that we could use
+    """Mixed in before one of pwasyncio's databases.
+
+    What ``aconnect()``, ``async with db`` or ``@db.unit`` took is kept by the task until ``aclose()``, the end of the block, or its
+    own end; what a statement or a transaction took by itself goes back when that is over.
 
     *pool_size* (or *max_connections*; 10), *pool_min_size* (0) and *acquire_timeout* (seconds; 10) are pwasyncio's; every setting of
-    :class:`unbroken.Settings` may be given by its own name. Raises ConfigurationError for settings that cannot work.
+    :class:`unbroken.Settings` may be given by its own name. *strict*: refuse statements outside of a scope instead of connecting
+    for them. Raises ConfigurationError for settings that cannot work.
     """
+
+    is_async = True
 
     _driver, _like = "", ""  # _like: a blocking driver of the same server
     _wrapper: Any
     server_version: Any
 
     def __init__(self, database: Any, **kwargs: Any) -> None:
+        self.strict = bool(kwargs.pop("strict", False))
         self._given, theirs = plan.async_settings(kwargs)
         self._pool: AsyncPool | None = None
         super().__init__(database, **theirs)
 
     def init(self, database: Any, **kwargs: Any) -> None:
         """As peewee's; takes the pool's settings too. Whoever has a connection of the former pool keeps it until it comes back."""
+        self.strict = bool(kwargs.pop("strict", self.strict))
         ours, theirs = plan.async_settings(kwargs)
         Settings.of(**(given := {**self._given, **ours}))
         super().init(database, **theirs)
@@ -150,14 +78,16 @@ class AsyncPooledDatabase(pwasyncio.AsyncDatabaseMixin):  # type: ignore[misc]
         """
         if self._closing:
             raise peewee.InterfaceError("Database pool is shutting down.")
-        lent = self._state.conn
+        state = self._state._current()
+        lent, by_itself = state.conn, False
         if lent is not None and (lent.stale() or not await lent.answers()):
-            if lent.is_open or self._state.transactions:
+            if lent.is_open or state.transactions:
                 with lent.listening():
                     raise lent.loss()
             lent.entry.condemn(*lent.home.explain(lent.entry, in_use=True))
             log.warning("%s: the connection of this task ended; another one takes its place", lent.home.name)
-            await self._drop()
+            by_itself = lent.by_itself
+            await self._drop(state)
             lent = None
         if lent is None:
             pool = self.pool
@@ -165,15 +95,74 @@ class AsyncPooledDatabase(pwasyncio.AsyncDatabaseMixin):  # type: ignore[misc]
                 lent = self._wrapper(await pool.acquire(), pool)
             except UnbrokenError as error:
                 raise translated(error) from error
-            self._state.set_connection(lent)
+            lent.by_itself = by_itself
+            state.conn, state.closed = lent, False
         lent.join()
         return lent
 
-    async def _drop(self) -> None:
-        """Give this task's connection back, its transactions aside."""
-        state: Any = self._state._current()
+    async def _pin(self, sql: Any = None) -> tuple[Any, Any]:
+        """This task's state and the connection in it, for *sql* (None: a transaction), until :meth:`_unpin`.
+
+        If it had none, nobody keeps this one afterwards.
+        """
+        state = self._state._current()
+        is_free = state.conn is None
+        if is_free and self.strict and sql is not None:
+            raise LazyQueryError(refusal(sql, *_last_scope.get()))
+        lent = await self.aconnect()
+        lent.by_itself = is_free or lent.by_itself
+        lent.pins += 1
+        return state, lent
+
+    async def _unpin(self, state: Any, lent: Any) -> None:
+        lent.pins -= 1
+        await self._settle(state)
+
+    async def _settle(self, state: Any) -> None:
+        """Give back a connection that nobody keeps any more."""
+        lent = state.conn
+        if lent is not None and lent.by_itself and not (lent.pins or lent.is_open or state.transactions):
+            await self._drop(state)
+
+    async def _drop(self, state: Any) -> None:
+        """Give a task's connection back, its transactions aside."""
         lent, state.conn, state.closed = state.conn, None, True
-        await lent.close()
+        if lent is not None:
+            await lent.close()
+
+    async def aclose(self) -> None:
+        """As pwasyncio's."""
+        self._note_scope()
+        await super().aclose()
+
+    def _note_scope(self) -> None:
+        """For the words of a refusal: where what is about to be left was opened, and where it is left."""
+        lent = self._state.conn
+        if self.strict and lent is not None:
+            _last_scope.set(((lent.entry.code, lent.entry.lasti), caller()))
+
+    async def aexecute_sql(self, sql: Any, params: Any = None) -> Any:
+        """As pwasyncio's. A connection that is taken for this alone goes back at once: its result is read."""
+        pinned = await self._pin(sql)
+        try:
+            return await super().aexecute_sql(sql, params)
+        finally:
+            await self._unpin(*pinned)
+
+    async def iterate(self, query: Any, buffer_size: int | None = None) -> AsyncIterator[Any]:
+        """As pwasyncio's. A connection that is taken for this alone goes back when it is read to the end or closed."""
+        query.bind(self)
+        pinned = await self._pin(query.sql()[0])
+        try:
+            async with aclosing(super().iterate(query, buffer_size)) as rows:
+                async for row in rows:
+                    yield row
+        finally:
+            await self._unpin(*pinned)
+
+    def _is_bound_to_session(self) -> bool:
+        state = self._state._current()
+        return bool(state.transactions) or (state.conn is not None and state.conn.is_open)
 
     async def _pool_release(self, lent: Any) -> None:
         await lent.close()
@@ -184,24 +173,33 @@ class AsyncPooledDatabase(pwasyncio.AsyncDatabaseMixin):  # type: ignore[misc]
 
     def begin(self, *args: Any, **kwargs: Any) -> None:
         """As peewee's; a BEGIN that met a lost connection is sent on another."""
-        lent = pwasyncio.await_(self.aconnect())
-        try:
-            super().begin(*args, **kwargs)
-        except Exception:
-            if lent.entry.cause is None or self._state.transactions:
-                raise
-            self.begin(*args, **kwargs)
+        while True:
+            state, lent = pwasyncio.await_(self._pin())
+            try:
+                super().begin(*args, **kwargs)
+                state.conn.is_open = True
+                return
+            except Exception:
+                if lent.entry.cause in (None, Cause.DEADLINE) or state.transactions:
+                    raise
+            finally:
+                pwasyncio.await_(self._unpin(state, lent))
 
     def commit(self) -> None:
         """As peewee's. Raises CommitUnknownError or ConnectionLostError where it was lost."""
-        pwasyncio.await_(self._commit(self._state.conn))
+        try:
+            pwasyncio.await_(self._commit(self._state.conn))
+        finally:
+            pwasyncio.await_(self._settle(self._state._current()))
 
     def rollback(self) -> None:
         """As peewee's; what was lost is rolled back by the server."""
-        if not self.is_closed() and self._state.conn.stale():
-            pwasyncio.await_(self._drop())
+        state = self._state._current()
+        if state.conn is not None and state.conn.stale():
+            pwasyncio.await_(self._drop(state))
         else:
             super().rollback()
+            pwasyncio.await_(self._settle(state))
 
     async def _commit(self, lent: Any) -> None:
         """COMMIT. Raises CommitUnknownError where its answer was lost, ConnectionLostError where it was never sent."""
@@ -214,8 +212,12 @@ class AsyncPooledDatabase(pwasyncio.AsyncDatabaseMixin):  # type: ignore[misc]
             raise translated(error) from error
         lent.look()
 
+    def unit(self, function: Any = None, /, **options: Any) -> Any:
+        """``@db.unit`` on an ``async def``: see :func:`unbroken.peewee.unit`."""
+        return unit(self, function, **options)
 
-class AsyncMySQLConnection(_Lent, pwasyncio.AsyncMySQLConnection):  # type: ignore[misc] # peewee ships no types that we could use
+
+class AsyncMySQLConnection(Lent, pwasyncio.AsyncMySQLConnection):  # type: ignore[misc]
     """pwasyncio's, lent by a pool."""
 
 
@@ -238,22 +240,35 @@ class AsyncMySQLDatabase(AsyncPooledDatabase, pwasyncio.AsyncMySQLDatabase):  # 
         return conn
 
 
-class AsyncPostgresqlConnection(_Lent, pwasyncio.AsyncPostgresqlConnection):  # type: ignore[misc]
+class AsyncPostgresqlConnection(Lent, pwasyncio.AsyncPostgresqlConnection):  # type: ignore[misc]
     """pwasyncio's, lent by a pool."""
 
 
 class AsyncPgAtomic(pwasyncio.AsyncPgAtomic):  # type: ignore[misc]
     """pwasyncio's transaction or savepoint, which hears what became of its connection."""
 
+    def __exit__(self, *exc: Any) -> None:
+        """As pwasyncio's."""
+        state = self.db._state._current()
+        try:
+            super().__exit__(*exc)
+        finally:
+            pwasyncio.await_(self.db._settle(state))
+
     async def _abegin(self) -> Any:
         while True:
-            self._lent = lent = await self.db.aconnect()
+            state, lent = await self.db._pin()
             try:
                 with lent.listening():
-                    return await super()._abegin()
+                    began = await super()._abegin()
+                self._lent = state.conn  # another one, if it was lost since
+                self._lent.is_open = True
+                return began
             except Exception:
-                if lent.entry.cause is None or self.db._state.transactions:
+                if lent.entry.cause in (None, Cause.DEADLINE) or state.transactions:
                     raise
+            finally:
+                await self.db._unpin(state, lent)
 
     async def acommit(self, begin: bool = True) -> None:
         """Raises CommitUnknownError or ConnectionLostError where the outermost one was lost."""
@@ -271,7 +286,7 @@ class AsyncPgAtomic(pwasyncio.AsyncPgAtomic):  # type: ignore[misc]
             await super().arollback(False)
             self._lent.look()
         elif not self.db._state.transactions and self.db._state.conn is self._lent:
-            await self.db._drop()
+            await self.db._drop(self.db._state._current())
         if begin:
             await self._abegin()
 
@@ -298,3 +313,8 @@ class AsyncPostgresqlDatabase(AsyncPooledDatabase, pwasyncio.AsyncPostgresqlData
         return AsyncPgAtomic(self, *args, **kwargs)
 
     transaction = savepoint = atomic
+
+
+# unbroken.peewee.connect("postgresql+asyncpg://...") means these
+db_url.register_database(AsyncMySQLDatabase, "aiomysql+unbroken")
+db_url.register_database(AsyncPostgresqlDatabase, "asyncpg+unbroken")

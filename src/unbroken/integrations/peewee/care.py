@@ -12,6 +12,7 @@ from unbroken.abc import Cause, FaultKind
 from unbroken.core.unit import current
 from unbroken.errors import CommitUnknownError, ConnectionLostError, DeadlineExceeded, UnbrokenError
 from unbroken.flows import finish
+from unbroken.integrations.peewee.again import mark
 from unbroken.integrations.peewee.errors import origin, translated
 from unbroken.integrations.peewee.slot import Slot
 from unbroken.net.liveness import Liveness, judge
@@ -86,15 +87,16 @@ def failed(database: Any, slot: Slot, exc: BaseException, sql: Any, *, stays: bo
         slot.open = not slot.clean and slot.open
     if entry.cause is Cause.CANCELLED:
         home.cut(entry)  # the rest of an answer is still to come: nobody must wait for it
-    shown = _shown(home, entry, exc)
+    told = shown(home, entry, exc)
     if fault.is_lost and isinstance(exc, Exception) and entry.cause is not Cause.DEADLINE:
-        exc._unbroken_lost = sql  # type: ignore[attr-defined] # asked by execute() and begin()
+        mark(exc, sql)
     if entry.cause is not None and not stays and not (slot.begun or slot.transactions):
         database._give_back(slot)
-    return shown
+    return told
 
 
-def _shown(home: Any, entry: Any, exc: BaseException) -> BaseException:
+def shown(home: Any, entry: Any, exc: BaseException) -> BaseException:
+    """The error that the caller should see for *exc*."""
     if isinstance(exc, CommitUnknownError | ConnectionLostError):
         return translated(exc)
     if entry.cause is Cause.DEADLINE and isinstance(exc, peewee.PeeweeException) and not isinstance(exc, UnbrokenError):

@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 import peewee
 from playhouse.pool import MaxConnectionsExceeded
 
-from unbroken.core.statements import Kind, kind
 from unbroken.core.unit import current, glimpse
 from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee import care, plan
+from unbroken.integrations.peewee.again import AskedAgain
 from unbroken.integrations.peewee.errors import LazyQueryError, translated
 from unbroken.integrations.peewee.poolish import Poolish
 from unbroken.integrations.peewee.result import Result, is_streaming
-from unbroken.integrations.peewee.slot import PerThread, Shared, Slot, caller, place
+from unbroken.integrations.peewee.slot import PerThread, Shared, Slot, caller, refusal
 from unbroken.integrations.peewee.transactions import Transactions
 from unbroken.integrations.peewee.unit import Atomic, unit
 from unbroken.settings import Settings
@@ -35,7 +35,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 __all__ = ["MaxConnectionsExceeded", "PooledDatabase"]
 
 
-class PooledDatabase(Transactions, Poolish, peewee.Database):  # type: ignore[misc] # peewee ships no types that we could use
+class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # type: ignore[misc] # peewee ships no types that we could use
     """Mixed in before one of peewee's MySQL or PostgreSQL databases, as playhouse's class of that name is.
 
     *max_connections* (20; 0: no bound), *stale_timeout* (seconds that a connection may live; None: 3600) and *timeout* (seconds
@@ -43,6 +43,8 @@ class PooledDatabase(Transactions, Poolish, peewee.Database):  # type: ignore[mi
     name. *strict*: refuse statements outside of a scope instead of connecting for them. *reconnect*: replace a connection that an
     explicit ``connect()`` holds and that ended between two statements, with no transaction open (its session state is lost).
     """
+
+    is_async = False
 
     def __init__(
         self, database: Any, max_connections: Any = 20, stale_timeout: Any = None, timeout: Any = None, *args: Any, **kwargs: Any
@@ -286,7 +288,7 @@ class PooledDatabase(Transactions, Poolish, peewee.Database):  # type: ignore[mi
         if not self.autoconnect:
             raise peewee.InterfaceError("Error, database connection not opened.")
         if self.strict:
-            raise LazyQueryError(_refusal(slot))
+            raise LazyQueryError(refusal(slot.sql, slot.opened, slot.left))
 
     def cursor(self, named_cursor: Any = None) -> Any:
         """As peewee's. A cursor on a connection that was opened for it keeps that until it is closed or collected."""
@@ -343,26 +345,9 @@ class PooledDatabase(Transactions, Poolish, peewee.Database):  # type: ignore[mi
             if not slot.is_bound:
                 result.let_go()
 
-    def execute(self, query: Any, *args: Any, **options: Any) -> Any:
-        """As peewee's. A SELECT in autocommit whose connection is lost is asked again, for it changed nothing."""
-        tries = 0
-        while True:
-            try:
-                return super().execute(query, *args, **options)
-            except Exception as exc:
-                sql = getattr(exc, "_unbroken_lost", None)
-                if sql is None or not isinstance(query, peewee.SelectBase) or kind(sql) is not Kind.READ:
-                    raise
-                slot = self._state
-                if slot.transactions or slot.begun or slot.raw or tries >= self.pool.settings.max_replays:
-                    raise
-            tries += 1
-            self._count_replay("a lost SELECT")
-
-    def _count_replay(self, _why: str) -> None:
-        state = self.pool._state
-        with state.lock:
-            state.counters.replays += 1
+    def _is_bound_to_session(self) -> bool:
+        slot = self._state
+        return bool(slot.transactions or slot.begun or slot.raw)
 
     # -- units of work -------------------------------------------------------------------------------------------
 
@@ -373,11 +358,3 @@ class PooledDatabase(Transactions, Poolish, peewee.Database):  # type: ignore[mi
     def unit(self, function: Any = None, /, **options: Any) -> Any:
         """``@db.unit``: see :func:`unbroken.peewee.unit`."""
         return unit(self, function, **options)
-
-
-def _refusal(slot: Slot) -> str:
-    what = "a cursor" if slot.sql is None else " ".join(str(slot.sql).split())[:300]
-    text = f"strict: {what} ran outside of a scope, at {place(caller())}"
-    if slot.opened is not None and slot.left is not None:
-        text += f"; the last scope of this thread was opened at {place(slot.opened)} and left at {place(slot.left)}"
-    return f"{text}; run it inside db.connection_context(), or let @db.unit make its result whole before it is returned"

@@ -56,6 +56,12 @@ _ALIASES = {
     "postgresql+psycopg2": "postgresql",
     "postgresql+psycopg": "psycopg3",
 }
+_ASYNC = {
+    "mysql+aiomysql": "aiomysql",
+    "mariadb+aiomysql": "aiomysql",
+    "postgres+asyncpg": "asyncpg",
+    "postgresql+asyncpg": "asyncpg",
+}
 for _name, _kind in _SCHEMES.items():
     db_url.register_database(_kind, f"{_name}+unbroken")  # playhouse.db_url.connect("mysql+unbroken://...")
 
@@ -63,14 +69,21 @@ for _name, _kind in _SCHEMES.items():
 def connect(url: str, **options: Any) -> Any:
     """As ``playhouse.db_url.connect``, for any of its MySQL and PostgreSQL schemes (``mysql``, ``mysql+pool``, ``psycopg3+pool`` …).
 
+    ``mysql+aiomysql`` and ``postgresql+asyncpg`` make the asyncio databases.
+
     Settings may stand in the query: ``postgresql+pool://…/shop?max_connections=5&strict=true``. User and password are
     unquoted. Raises ConfigurationError for a scheme that unbroken does not serve.
     """
     scheme = urlsplit(url).scheme
-    name = _ALIASES.get(scheme, scheme).removesuffix("+pool").removesuffix("+unbroken")
-    if name not in _SCHEMES:
+    if scheme in _ASYNC:
+        import unbroken.integrations.peewee.aio  # noqa: F401 - registers its schemes
+    name = _ASYNC.get(scheme) or _ALIASES.get(scheme, scheme).removesuffix("+pool").removesuffix("+unbroken")
+    if name not in (*_SCHEMES, *_ASYNC.values()):
         raise ConfigurationError(
-            f"{scheme}:// is not served by unbroken.peewee; it knows {', '.join(_SCHEMES)}, each with or without +pool"
+            f"{scheme}:// is not served by unbroken.peewee; it knows {', '.join(_SCHEMES)}, each with or without +pool, and for asyncio "
+            f"{', '.join(_ASYNC)}"
         )
+    if not urlsplit(url).path.strip("/") and "database" not in options:  # playhouse's error would show the URL, with its password
+        raise ConfigurationError(f"{scheme}:// without a database's name; write {scheme}://user:password@host/name")
     options = {"unquote_password": True, "unquote_user": True, **options}
     return db_url.connect(f"{name}+unbroken{url[len(scheme) :]}", **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import peewee
 from playhouse.pool import MaxConnectionsExceeded
@@ -41,7 +41,7 @@ _KINDS: tuple[type[UnbrokenError], ...] = (
 )
 
 
-def translated(error: UnbrokenError) -> UnbrokenError:
+def translated(error: Any) -> UnbrokenError:
     """*error* as one that ``except peewee.OperationalError`` catches too (and ``MaxConnectionsExceeded``, where the pool is full)."""
     kinds = () if isinstance(error, peewee.PeeweeException) else _KINDS
     for kind in kinds:
@@ -50,7 +50,7 @@ def translated(error: UnbrokenError) -> UnbrokenError:
             told: UnbrokenError = for_driver(kind, foreign, str(error), **vars(error))
             told.__cause__ = error
             return told
-    return error
+    return cast("UnbrokenError", error)
 
 
 def origin(error: BaseException) -> BaseException:

@@ -11,10 +11,12 @@ import math
 import sys
 import threading
 from types import CodeType
-from typing import Any
+from typing import Any, TypeAlias
 
 from unbroken.core.entry import Entry, Place
 from unbroken.core.unit import Unit
+
+Where: TypeAlias = tuple[CodeType, int]
 
 #: Whose frames are not the place where a caller took a connection.
 _INNER = ("playhouse.", "unbroken.integrations.peewee")
@@ -29,8 +31,8 @@ class Slot:
         self.readers: dict[int, Any] = {}  #: weak references to results that are being read
         self.opening = False  #: a BEGIN is about to be sent: opening a connection for it is no accident
         self.sql: str | None = None  #: what is about to run, for error messages
-        self.opened: tuple[CodeType, int] | None = None  #: where the last connection was taken …
-        self.left: tuple[CodeType, int] | None = None  #: … and given back (strict mode)
+        self.opened: Where | None = None  #: where the last connection was taken …
+        self.left: Where | None = None  #: … and given back (strict mode)
         self.until = math.inf  #: when the unit of work that this thread is in must be over
         self.reset()
 
@@ -98,7 +100,7 @@ class Shared:
         self.slot = Slot()
 
 
-def caller() -> tuple[CodeType, int]:
+def caller() -> Where:
     """The nearest place outside of peewee, playhouse and this package: 0.1 µs a frame."""
     frame: Any = sys._getframe(2)
     while frame.f_back is not None:
@@ -109,6 +111,15 @@ def caller() -> tuple[CodeType, int]:
     return frame.f_code, frame.f_lasti
 
 
-def place(where: tuple[CodeType, int]) -> Place:
+def place(where: Where) -> Place:
     """A place that can be read."""
     return Place.of(*where)
+
+
+def refusal(sql: Any, opened: Where | None, left: Where | None) -> str:
+    """The words of strict mode: what ran (None: a cursor), here and now, and where the last scope was *opened* and *left*."""
+    what = "a cursor" if sql is None else " ".join(str(sql).split())[:300]
+    text = f"strict: {what} ran outside of a scope, at {place(caller())}"
+    if opened is not None and left is not None:
+        text += f"; the last scope of this thread was opened at {place(opened)} and left at {place(left)}"
+    return f"{text}; run it inside db.connection_context(), or let @db.unit make its result whole before it is returned"

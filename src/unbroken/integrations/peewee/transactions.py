@@ -10,6 +10,7 @@ from unbroken.core.unit import current
 from unbroken.flows.finish import commit_now
 from unbroken.flows.steps import run
 from unbroken.integrations.peewee import care
+from unbroken.integrations.peewee.again import lost_by
 from unbroken.integrations.peewee.slot import Slot
 
 
@@ -30,7 +31,7 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
                 return
             except BaseException as exc:
                 error = care.failed(self, slot, exc, "BEGIN")
-                if not hasattr(exc, "_unbroken_lost") or tries >= self.pool.settings.max_replays:
+                if lost_by(exc) is None or tries >= self.pool.settings.max_replays:
                     if error is not exc:
                         raise error from exc
                     raise
@@ -80,7 +81,7 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
             slot.clean = True
         except BaseException as exc:
             care.failed(self, slot, exc, "ROLLBACK")
-            if not hasattr(exc, "_unbroken_lost"):
+            if lost_by(exc) is None:
                 raise
         finally:
             slot.begun = slot.open = False

@@ -5,19 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import peewee
 
 from unbroken.core.unit import current
 from unbroken.errors import ConfigurationError
-from unbroken.integrations.peewee.errors import LazyQueryError
-from unbroken.integrations.peewee.result import Result
-from unbroken.integrations.peewee.slot import place
+from unbroken.integrations.peewee.lazy import Lazy, whole
 from unbroken.sync import run_unit
-
-Lazy = Literal["read", "refuse"]
 
 
 def unit(
@@ -37,18 +33,23 @@ def unit(
     returns (a query, an unread cursor, a generator; also inside lists, tuples, sets and dicts) is read to the end first; with
     ``lazy="refuse"`` it is a LazyQueryError. *atomic*: all of it in one transaction. *deadline*: seconds for all attempts
     together; *max_replays*: None, the database's setting. Inside another unit the outermost one replays.
+
+    On an asyncio database *function* is an ``async def``, and so is what this gives. Raises ConfigurationError where they do not fit.
     """
     if function is None:
         return functools.partial(unit, database, lazy=lazy, atomic=atomic, deadline=deadline, max_replays=max_replays)
     if lazy not in ("read", "refuse"):
         raise ConfigurationError(f"lazy={lazy!r} must be 'read' or 'refuse'")
+    if not isinstance(database, peewee.Proxy):
+        resolved(database, function)
     if inspect.iscoroutinefunction(function):
-        raise ConfigurationError(f"{function.__qualname__} is async: @db.unit is for blocking functions; use @unbroken.replayable")
+        from unbroken.integrations.peewee.aunit import awaited
+
+        return awaited(database, function, lazy, atomic, deadline, max_replays)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        db = database.obj if isinstance(database, peewee.Proxy) else database
-
+        db = resolved(database, function)
         settings = db.pool.settings
         limit = settings.deadline if deadline is None else deadline
 
@@ -62,6 +63,23 @@ def unit(
         return run_unit(work, limit, settings.max_replays if max_replays is None else max_replays, db._count_replay)
 
     return call
+
+
+def resolved(database: Any, function: Any) -> Any:
+    """The database behind *database*, if *function* is of its kind: blocking or asyncio's."""
+    db = database.obj if isinstance(database, peewee.Proxy) else database
+    if db is None:
+        raise peewee.InterfaceError(f"{function.__qualname__} was called before its database proxy was initialized")
+    if db.is_async and not inspect.iscoroutinefunction(function):
+        raise ConfigurationError(
+            f"{function.__qualname__} is no async def, and {type(db).__name__} is for asyncio: make it one that awaits db.run(...) inside"
+        )
+    if not db.is_async and (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
+        raise ConfigurationError(
+            f"{function.__qualname__} is async, and {type(db).__name__} blocks: use unbroken.peewee's AsyncMySQLDatabase or "
+            f"AsyncPostgresqlDatabase"
+        )
+    return db
 
 
 class _Scope:
@@ -94,57 +112,6 @@ class _Scope:
         if self.opened:
             slot.transactions.clear()  # left open by the function: the pool rolls it back
             self.db.close()
-
-
-def whole(value: Any, db: Any, function: Any, lazy: Lazy, depth: int = 3) -> Any:
-    """*value* with all that is lazy in it read to the end (the query itself keeps its rows), or a LazyQueryError."""
-    if isinstance(value, dict | list | tuple | set | frozenset):
-        if depth:
-            for each in list(value.values() if isinstance(value, dict) else value):
-                if not inspect.isgenerator(each):
-                    whole(each, db, function, lazy, depth - 1)
-        return value
-    unread = _unread(value)
-    if unread is None:
-        return value
-    if lazy == "refuse":
-        where = "" if db._state.opened is None else f", called at {place(db._state.opened)}"
-        code = inspect.unwrap(function).__code__
-        raise LazyQueryError(
-            f"{function.__qualname__} ({code.co_filename}:{code.co_firstlineno}) returned {unread} unread{where}: its connection is given "
-            f"back first; return a list, or let @db.unit read it (lazy='read')"
-        )
-    return _read(value)
-
-
-def _unread(value: Any) -> str | None:
-    """What a lazy *value* is, in words; None where nothing is left to be read."""
-    if isinstance(value, peewee.SelectQuery | peewee.RawQuery):
-        read = value._cursor_wrapper is not None and value._cursor_wrapper.populated
-        return None if read or not value._database else f"the query {value.sql()[0][:300]}"
-    if isinstance(value, peewee.CursorWrapper):
-        return None if value.populated else "a result"
-    if type(value) is Result:
-        return None if value.raw_cursor is None else "a cursor"
-    if isinstance(value, peewee.ResultIterator):
-        return None if value.cursor_wrapper.populated else "a result"
-    return "a generator" if inspect.isgenerator(value) else None
-
-
-def _read(value: Any) -> Any:
-    if isinstance(value, peewee.SelectQuery | peewee.RawQuery):
-        value._ensure_execution()
-        value._cursor_wrapper.fill_cache()
-    elif isinstance(value, peewee.CursorWrapper):
-        value.fill_cache()
-    elif isinstance(value, peewee.ResultIterator):
-        value.cursor_wrapper.fill_cache()
-    elif type(value) is Result:
-        value.let_go(rows=True)
-    else:
-        rows: Iterator[Any] = iter(list(value))
-        return rows
-    return value
 
 
 class Atomic(peewee._atomic):  # type: ignore[misc] # peewee ships no types that we could use

@@ -1,0 +1,74 @@
+"""``@db.unit`` for asyncio: coroutine functions as units of work, with the connection handled and lazy results made whole."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any
+
+from unbroken.aio import run_unit
+from unbroken.core.unit import current
+from unbroken.integrations.peewee.lazy import Lazy, whole
+from unbroken.integrations.peewee.unit import resolved
+
+
+def awaited(
+    database: Any, function: Callable[..., Awaitable[Any]], lazy: Lazy, atomic: bool, deadline: float | None, max_replays: int | None
+) -> Any:
+    """*function* as a unit of work on an asyncio *database*: see :func:`unbroken.peewee.unit`."""
+
+    @functools.wraps(function)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        db = resolved(database, function)
+        settings = db.pool.settings
+
+        async def work() -> Any:
+            async with _Scope(db):
+                if not atomic:
+                    return await _whole(await function(*args, **kwargs), db, function, lazy)
+                async with db.atomic():
+                    return await _whole(await function(*args, **kwargs), db, function, lazy)
+
+        limit = settings.deadline if deadline is None else deadline
+        return await run_unit(work, limit, settings.max_replays if max_replays is None else max_replays, db._count_replay)
+
+    return call
+
+
+class _Scope:
+    """Connected inside; afterwards as it was before. Whatever is left open is rolled back."""
+
+    __slots__ = ("db", "opened", "timer")
+
+    def __init__(self, db: Any) -> None:
+        self.db = db
+
+    async def __aenter__(self) -> None:
+        work = current()
+        self.opened, self.timer = self.db._state.conn is None, None
+        lent = await self.db.aconnect()
+        if not self.opened:  # what is taken in a unit is ended in its time anyway
+            self.timer = lent.arm(math.inf if work is None else work.until)
+
+    async def __aexit__(self, *_exc: object) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.opened:
+            state = self.db._state._current()
+            state.transactions.clear()  # left open by the function: the pool rolls it back
+            self.db._note_scope()
+            await self.db._drop(state)
+
+
+async def _whole(value: Any, db: Any, function: Any, lazy: Lazy) -> Any:
+    """As :func:`whole`, which reads through pwasyncio's bridge."""
+    if inspect.isasyncgen(value) and lazy == "read":
+        return _given([row async for row in value])
+    return await db.run(whole, value, db, function, lazy)
+
+
+async def _given(rows: Iterable[Any]) -> AsyncIterator[Any]:
+    for row in rows:
+        yield row

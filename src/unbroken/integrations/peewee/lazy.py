@@ -1,0 +1,69 @@
+"""What is lazy in a function's result, and reading it to the end while there is a connection."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import peewee
+
+from unbroken.integrations.peewee.errors import LazyQueryError
+from unbroken.integrations.peewee.result import Result
+from unbroken.integrations.peewee.slot import place
+
+Lazy = Literal["read", "refuse"]
+
+
+def whole(value: Any, db: Any, function: Any, lazy: Lazy, depth: int = 3) -> Any:
+    """*value* with all that is lazy in it read to the end (the query itself keeps its rows), or a LazyQueryError."""
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        if depth:
+            for each in list(value.values() if isinstance(value, dict) else value):
+                if not inspect.isgenerator(each):
+                    whole(each, db, function, lazy, depth - 1)
+        return value
+    unread = _unread(value)
+    if unread is None:
+        return value
+    if lazy == "refuse":
+        opened = getattr(db._state, "opened", None)
+        where = "" if opened is None else f", called at {place(opened)}"
+        code = inspect.unwrap(function).__code__
+        raise LazyQueryError(
+            f"{function.__qualname__} ({code.co_filename}:{code.co_firstlineno}) returned {unread} unread{where}: its connection is given "
+            f"back first; return a list, or let @db.unit read it (lazy='read')"
+        )
+    return _read(value)
+
+
+def _unread(value: Any) -> str | None:
+    """What a lazy *value* is, in words; None where nothing is left to be read."""
+    if isinstance(value, peewee.SelectQuery | peewee.RawQuery):
+        read = value._cursor_wrapper is not None and value._cursor_wrapper.populated
+        return None if read or not value._database else f"the query {value.sql()[0][:300]}"
+    if isinstance(value, peewee.CursorWrapper):
+        return None if value.populated else "a result"
+    if type(value) is Result:
+        return None if value.raw_cursor is None else "a cursor"
+    if isinstance(value, peewee.ResultIterator):
+        return None if value.cursor_wrapper.populated else "a result"
+    if inspect.isgenerator(value):
+        return "a generator"
+    return "an async generator" if inspect.isasyncgen(value) else None
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, peewee.SelectQuery | peewee.RawQuery):
+        value._ensure_execution()
+        value._cursor_wrapper.fill_cache()
+    elif isinstance(value, peewee.CursorWrapper):
+        value.fill_cache()
+    elif isinstance(value, peewee.ResultIterator):
+        value.cursor_wrapper.fill_cache()
+    elif type(value) is Result:
+        value.let_go(rows=True)
+    else:
+        rows: Iterator[Any] = iter(list(value))
+        return rows
+    return value

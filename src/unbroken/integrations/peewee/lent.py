@@ -1,0 +1,116 @@
+"""A connection of a pool's in a task's hands: pwasyncio's wrapper with an ear for what is lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+from playhouse import pwasyncio
+
+from unbroken.abc import Cause, FaultKind
+from unbroken.aio import AsyncPool
+from unbroken.core.unit import current
+from unbroken.errors import ConnectionLostError, UnbrokenError
+from unbroken.flows import finish
+from unbroken.integrations.peewee.again import mark
+from unbroken.integrations.peewee.errors import origin, translated
+from unbroken.integrations.peewee.slot import caller, place
+from unbroken.net.liveness import Liveness, judge
+
+
+class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee ships no types that we could use
+    """A connection in a task's hands; mixed in before pwasyncio's wrapper, whose ``conn`` is the driver's own."""
+
+    def __init__(self, conn: Any, pool: AsyncPool) -> None:
+        super().__init__(conn)
+        self._pool = pool
+        self.home: Any = pool._current()
+        self.entry: Any = self.home.lent[id(conn)]
+        self.entry.code, self.entry.lasti = caller()
+        self.unit, self.last_used = current(), self.entry.taken_at
+        self.is_open = False  #: whether a statement left a transaction open
+        self.pins = 0  #: statements that are at work on it
+        self.by_itself = False  #: taken by a statement or a transaction, not by connect(): nobody keeps it afterwards
+        limit = self.home.settings.deadline
+        until = min(math.inf if limit is None else self.last_used + limit, math.inf if self.unit is None else self.unit.until)
+        self.timer = self.arm(until)
+
+    def arm(self, until: float) -> Any:
+        """End the connection's use at *until* (infinite: never), if it is not over by then: the timer."""
+        return None if until == math.inf else self.home.arm(self.entry, until)
+
+    def stale(self) -> bool:
+        """Whether this connection is known to be lost. No round trip."""
+        known = self.conn is None or self.entry.cause is not None or super().stale()
+        return known or (not self._streaming and judge(self.entry.poll(0)) is Liveness.DEAD)
+
+    async def answers(self) -> bool:
+        """After long silence one ping tells whether the connection was dropped silently, as the pool does before it lends one."""
+        if monotonic() - self.last_used >= self.home.fresh_for and not (self.is_open or self._streaming):
+            try:
+                await self.home.driver.ping(self.conn, self.home.settings.ping_timeout)
+            except Exception as exc:
+                fault = self.home.classify(exc)
+                self.entry.condemn(Cause.SILENT_DROP if fault.is_lost else Cause.LOST, fault.text)
+        return self.entry.cause is None
+
+    def join(self) -> None:
+        """A statement is about to run within a unit of work: it must hear of it, also where the connection is older."""
+        unit = current()
+        if unit is not None and unit is not self.unit:
+            if self.is_open:
+                unit.doubt("a transaction that was begun before the unit of work is used in it")
+            self.home.join(unit, self.entry, self.conn)
+            self.unit = unit
+
+    def look(self) -> None:
+        """The server has answered: what is open now."""
+        self.is_open = self.home.driver.is_in_transaction(self.conn) is not False
+        self.last_used = monotonic()
+
+    @contextmanager
+    def listening(self, sql: Any = "") -> Iterator[None]:
+        """The pool and the unit of work are told what it means that *sql*, sent inside, raises."""
+        try:
+            yield
+        except BaseException as exc:
+            fault = finish.heard(self.home, self.entry, self.conn, origin(exc), current())
+            if fault.kind is FaultKind.OTHER and self.entry.cause is None:
+                self.look()
+            if isinstance(exc, Exception) and not isinstance(exc, UnbrokenError) and self.entry.cause is Cause.DEADLINE:
+                raise translated(finish.translated(self.home, self.entry, exc, self.home.settings.deadline)) from exc
+            if isinstance(exc, Exception) and fault.is_lost:
+                mark(exc, sql)
+            raise
+
+    def loss(self) -> UnbrokenError:
+        """The error that says so."""
+        taken, why = place((self.entry.code, self.entry.lasti)), self.home.explain(self.entry, in_use=True)[0].value
+        what = f"connection of pool {self.home.name}, taken at {taken}, was lost ({why}) in a transaction; nothing of it is stored"
+        return translated(self.home.error(ConnectionLostError, what))
+
+    async def execute(self, sql: str, params: Any = None) -> Any:
+        """As pwasyncio's."""
+        with self.listening(sql):
+            result = await super().execute(sql, params)
+        self.look()
+        return result
+
+    async def execute_iter(self, sql: str, params: Any = None) -> Any:
+        """As pwasyncio's."""
+        with self.listening():
+            return await super().execute_iter(sql, params)
+
+    async def close(self) -> None:
+        """Give it back to the pool that lent it; what is lost is closed."""
+        conn: Any = self.conn
+        self.conn: Any = None
+        if self.timer is not None:
+            self.timer.cancel()
+        if conn is not None:
+            if self.entry.cause is not None:
+                self.home.driver.close(conn)
+            await self._pool.release(conn)
