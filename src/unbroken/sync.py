@@ -128,16 +128,17 @@ class Lease:
             and self._begun is None
             and state.mark[0]
             and state.left_open(conn) is False
-            and entry.cause is None  # what is condemned must not stand in idle even for a moment: a taker does not look
             and state.lent.pop(entry.key, None) is entry
         ):
-            self._conn = None
-            entry.last_used = state.now
-            entry.conn = conn
-            state.idle.append(entry)
-            if state.waiting or entry.generation != state.kernel.generation:
-                state.settle()
-            return
+            if entry.cause is None:  # asked after the pop (see State.ended): a taker does not look at what stands in idle
+                self._conn = None
+                entry.last_used = state.now
+                entry.conn = conn
+                state.idle.append(entry)
+                if state.waiting or entry.generation != state.kernel.generation:
+                    state.settle()
+                return
+            state.lent[entry.key] = entry
         self._leave(exc)
 
     def _leave(self, exc: BaseException | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.core.entry import Entry
 from unbroken.errors import ConnectRejectedError, OutageError
 from unbroken.flows.state import State
 from unbroken.flows.steps import Flow, Wait, run, run_async
@@ -170,6 +171,31 @@ def test_an_answer_left_unread_is_no_word_of_the_servers_end(world: World) -> No
     entry = state.kernel.lent[conn.address]
     state.take_back(entry, conn, healthy=False)
     assert pool.stats().closed == {Cause.RESET_FAILED.value: 1}
+
+
+@pytest.mark.parametrize("by_lease", [False, True])
+def test_a_connection_given_back_while_its_end_is_being_explained_is_lent_to_nobody(
+    by_lease: bool, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = world.new_pool()
+    state: State = pool._state
+    lease = pool.connection()
+    conn: Connection = do(world, lease.__enter__ if by_lease else pool.acquire)
+    explain = State.explain
+
+    def give_back_meanwhile(self: State, entry: Entry, **how: bool) -> tuple[Cause, str]:
+        said = explain(self, entry, **how)
+        if state.kernel.lent:
+            lease.__exit__(None, None, None) if by_lease else pool.release(conn)
+        return said
+
+    monkeypatch.setattr(State, "explain", give_back_meanwhile)
+    monkeypatch.setattr(world.net, "watch", lambda *_: None)
+    world.net.callbacks.clear()
+    world.server.kill_sessions()
+    do(world, lambda: state.ended(next(iter(state.kernel.entries.values()))))
+    assert not state.kernel.idle
+    assert do(world, pool.acquire).session.open
 
 
 def test_who_comes_when_the_server_has_just_come_back_is_served(world: World) -> None:

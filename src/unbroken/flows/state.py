@@ -344,17 +344,17 @@ class State:
 
     def ended(self, entry: Entry) -> None:
         """The watcher saw the other side end *entry*: evict it if it is idle; let its holder find out at once if not."""
-        with self.lock:
-            taken = self.kernel.take([entry])
-        if taken:
-            entry.condemn(*self.explain(entry))
-            self.finish_off(entry)
-            self.order()
-        elif self.kernel.is_out(entry):
-            if entry.fd is not None:
-                self.sockets.forget(entry.fd)  # known from here on; it must not hide another's death
+        if self._evict([entry], self.explain):
+            return
+        if self.kernel.is_out(entry):
             entry.condemn(*self.explain(entry, in_use=True))
+            if self._evict([entry], self.explain):
+                return  # it came back before it was condemned
             self.cut(entry)  # else the socket stays in CLOSE_WAIT for as long as its holder thinks
+            if entry.fd is not None and self.kernel.is_out(entry):
+                # Who gives it back from here on sees the cause, so it is lent to nobody; and it must not hide another's
+                # death. Any earlier, it could come back to idle in between, where nobody would look at it again.
+                self.sockets.forget(entry.fd)
         elif entry.cause is None:  # between two owners, or a worker has it: it will be one or the other soon
             this, state = weakref.ref(entry), weakref.ref(self)
             self.shell.watcher.at(self.clock() + LOOK_AGAIN, lambda: _on_end(state, this))
