@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +89,7 @@ class Outcome:
     before: tuple[int, int]  #: good answers, of how many, until the stop
     first_good: float | None  #: seconds from when the server was up to the first good answer to a request
     after: tuple[int, int]  #: of the requests sent from then on
-    failed: int  #: from the stop to the first good answer
+    failed: Counter[tuple[str, int]]  #: by method and status, from the stop to the first good answer
     quick: float  #: the median of these failures, seconds
     worst: float  #: the longest that any request took, seconds
     close_wait: int  #: sockets to MongoDB in CLOSE_WAIT, a second after it was up
@@ -96,8 +98,9 @@ class Outcome:
 
     def row(self) -> str:
         first = "never" if self.first_good is None else f"+{self.first_good:.2f} s"
+        said = ", ".join(f"{n} {method} {status}" for (method, status), n in sorted(self.failed.items())) or 0
         return (
-            f"before {self.before[0]}/{self.before[1]}  failed {self.failed} (median {self.quick * 1000:.0f} ms)  worst {self.worst:.1f} s"
+            f"before {self.before[0]}/{self.before[1]}  failed {said} (median {self.quick * 1000:.0f} ms)  worst {self.worst:.1f} s"
             f"  first ok {first}  then {self.after[0]}/{self.after[1]}  CLOSE_WAIT {self.close_wait}  workers {self.workers}"
             f"  lost {self.lost}"
         )
@@ -139,7 +142,7 @@ def judged(server: MongoDB, traffic: OpenLoop, stopped: float, up: float, first:
         before=(sum(each.ok for each in before), len(before)),
         first_good=max(0.0, first.ended - up) if first else None,
         after=(sum(each.ok for each in after), len(after)),
-        failed=len(failed),
+        failed=Counter((each.method, each.reply.status) for each in failed),
         quick=statistics.median([each.reply.seconds for each in failed]) if failed else 0.0,
         worst=max(each.reply.seconds for each in traffic.answers),
         close_wait=close_wait,
@@ -172,14 +175,49 @@ def hold(outcome: Outcome, site: Any) -> None:
         raise AssertionError(f"{error}\n{outcome.row()}\n{site.tail()}") from None
 
 
-@pytest.mark.parametrize(
-    ("web", "app"), [("uwsgi", "flask_pymongo_app"), ("gevent --preload", "flask_mongoengine_app"), ("uvicorn", "fastapi_mongo_app")]
-)
+@pytest.mark.parametrize(("web", "app"), [("uwsgi", "flask_pymongo_app"), ("gevent --preload", "flask_mongoengine_app")])
 def test_workers_come_back_by_themselves_after_three_seconds_without_mongodb(web: str, app: str, server: MongoDB, sites: Any) -> None:
     site = sites(web, app, server.url(), WARM="1").wait_ready()
     outcome = stop_and_start(server, site, 3.0, 2.0, 20.0, query="fastapi" in app)
     print(f"\n{web} {app} {outcome.row()}")
     hold(outcome, site)
+
+
+def test_the_fastapi_example_stores_what_it_says_and_is_ready(server: MongoDB, sites: Any) -> None:
+    site = sites("uvicorn", "fastapi_mongo_app", server.url()).wait_ready()
+    assert site.ask("/items?number=7", {}).json["stored"] == 7
+    assert [document["number"] for document in documents(server)] == [7]
+    assert site.ask("/readyz").json == {"status": "ok", server.database: "ok"}
+
+
+def insert_over_http(site: Any, several: int, at_once: int = 4) -> tuple[set[int], set[int]]:
+    """POST so many numbers; those that were acknowledged, and the workers that did."""
+    answers: list[tuple[int, Any]] = []
+    todo = list(range(several))
+
+    def work() -> None:
+        while todo:
+            with suppress(IndexError):
+                number = todo.pop()
+                answers.append((number, site.ask("/items", {"number": number})))
+
+    threads = [threading.Thread(target=work) for _ in range(at_once)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    good = [(number, reply.json["worker"]) for number, reply in answers if reply.status == 200]
+    return {number for number, _ in good}, {worker for _, worker in good}
+
+
+def test_no_acknowledged_insert_is_lost_between_uwsgi_workers_on_a_replica_set(sites: Any) -> None:
+    """Plain clients that were used before the fork share a server session, and MongoDB takes one's insert for a retry of the other's."""
+    with MongoDB(replica_set="one") as server:
+        site = sites("uwsgi", "flask_pymongo_app", server.url(), WARM="1").wait_ready()
+        acknowledged, workers = insert_over_http(site, 200)
+        stored = [int(document["number"]) for document in documents(server)]
+        assert len(workers) == 2
+        assert sorted(stored) == sorted(acknowledged) == list(range(200))
 
 
 # -- the matrix ----------------------------------------------------------------------------------------------------
@@ -224,6 +262,47 @@ def test_ten_seconds_without_mongodb_beside_the_plain_client(web: str, app: str,
                 assert outcome.first_good <= 1.0
                 assert outcome.worst < 5.0  # timeoutMS and one more for those in line before it
             site.close()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("app", ["flask_pymongo_app", "flask_mongoengine_app"])
+def test_inserts_of_uwsgi_workers_beside_the_plain_client(app: str, sites: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for plain in (True, False):
+        with MongoDB(replica_set="one") as server:
+            site = sites("uwsgi", app, server.url(), plain=plain, WARM="1")
+            if boots(site):
+                acknowledged, _ = insert_over_http(site, 400)
+                lost = acknowledged - {int(document["number"]) for document in documents(server)}
+                with capsys.disabled():
+                    print(f"\n{app:22s} {'plain' if plain else 'unbroken':8s} acknowledged {len(acknowledged)}  lost {len(lost)}", end="")
+                assert plain or (len(acknowledged) == 400 and not lost)
+            site.close()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("web", ["uwsgi", "uwsgi --threads 4"])
+def test_no_worker_is_dead_after_twenty_boots(web: str, server: MongoDB, sites: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for plain in (True, False):
+        dead = Counter(workers_that_answer(sites(web, "flask_pymongo_app", server.url(), plain=plain, WARM="1")) for _ in range(20))
+        with capsys.disabled():
+            print(f"\n{web:20s} {'plain' if plain else 'unbroken':8s} boots by workers that answer: {dict(sorted(dead.items()))}", end="")
+        assert plain or dead == {2: 20}
+
+
+def workers_that_answer(site: Any) -> int:
+    """How many of the two workers do, within a few seconds of the first answer of either."""
+    found: set[int] = set()
+    if boots(site):
+        with OpenLoop(site, rate=30.0) as traffic:
+            deadline = time.monotonic() + 5.0
+            while len(found) < 2 and time.monotonic() < deadline:
+                found = {each.reply.json["worker"] for each in list(traffic.answers) if each.ok}
+                time.sleep(0.02)
+            threading.Thread(target=site.close).start()  # what hangs is let go, so that the traffic ends
+    site.close()
+    return len(found)
 
 
 def boots(site: Any) -> bool:
