@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test check bench soak simulate clean
+.PHONY: help demo test check bench soak simulate pythons clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,8 +30,12 @@ soak: $(VENV)/.test ## the long tests
 simulate: $(VENV)/.test ## a million schedules of the real pool in a simulated world; goes on where it was stopped
 	@PYTHONPATH=tests $(BIN)/python -m core.soak $(ARGS)
 
-clean: ## remove the venv and all caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+pythons: ## the tests of the pools on every Python that is here (ARGS: interpreters)
+	@scripts/setup-servers "$(PYTHON)" build servers browser
+	@scripts/test-pythons $(ARGS)
+
+clean: ## remove the venvs and all caches
+	rm -rf $(VENV) .venvs .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
 
 # One stamp per set of dependencies, made anew when pyproject.toml changes. The servers come first for the tests: mysqlclient
 # is built against MariaDB's client library.
@@ -44,6 +48,6 @@ $(VENV)/.check: pyproject.toml scripts/setup-venv
 	@touch $@
 
 $(VENV)/.test: pyproject.toml scripts/setup-venv scripts/setup-servers
-	@scripts/setup-servers "$(PYTHON)" build servers
+	@scripts/setup-servers "$(PYTHON)" build servers browser
 	@scripts/setup-venv "$(PYTHON)" $(VENV) test
 	@touch $@
