@@ -31,7 +31,7 @@ simulate: $(VENV)/.test ## a million schedules of the real pool in a simulated w
 	@PYTHONPATH=tests $(BIN)/python -m core.soak $(ARGS)
 
 pythons: ## the tests of the pools on every Python that is here (ARGS: interpreters)
-	@scripts/setup-servers "$(PYTHON)" build servers browser
+	@scripts/setup-servers "$(PYTHON)" build servers
 	@scripts/test-pythons $(ARGS)
 
 clean: ## remove the venvs and all caches
