@@ -9,6 +9,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -37,24 +38,64 @@ def name() -> str:
     return f"t{uuid.uuid4().hex[:12]}"
 
 
+@pytest.fixture
+def closing() -> Iterator[ExitStack]:
+    """What is entered here is closed after the test."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(params=[raw_fork, os.fork], ids=["raw fork", "os.fork"])
+def fork(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def child() -> Callable[..., str]:
+    return in_child
+
+
+@pytest.fixture
+def children() -> Callable[..., list[str]]:
+    return in_children
+
+
+@pytest.fixture(name="until")
+def until_fixture() -> Callable[..., float]:
+    return until
+
+
 def in_child(work: Callable[[], Any], fork: Callable[[], int] = raw_fork, timeout: float = 30.0) -> str:
     """Do *work* in a forked child; what it returned, as text, or AssertionError with what it raised."""
-    reader, writer = os.pipe()
-    pid = fork()
-    if pid == 0:
-        told = "never said"
-        try:
-            told = f"ok {work()}"
-        except BaseException:
-            told = traceback.format_exc()
-        finally:
-            os.write(writer, told.encode()[:60000])
-            os._exit(0)
-    os.close(writer)
+    return in_children([work], fork, timeout)[0]
+
+
+def in_children(works: list[Callable[[], Any]], fork: Callable[[], int] = raw_fork, timeout: float = 30.0) -> list[str]:
+    """As :func:`in_child`, each in a child of its own, all at once."""
+    pipes = [os.pipe() for _ in works]
+    pids = []
+    for work, (_, writer) in zip(works, pipes, strict=True):
+        pid = fork()
+        if pid == 0:
+            _tell(work, writer)
+        pids.append(pid)
     try:
-        return _answer(reader, pid, timeout)
+        return [_answer(reader, pid, timeout) for (reader, _), pid in zip(pipes, pids, strict=True)]
     finally:
-        os.close(reader)
+        for ends in pipes:
+            for end in ends:
+                os.close(end)
+
+
+def _tell(work: Callable[[], Any], writer: int) -> None:
+    told = "never said"
+    try:
+        told = f"ok {work()}"
+    except BaseException:
+        told = traceback.format_exc()
+    finally:
+        os.write(writer, told.encode()[:60000])
+        os._exit(0)
 
 
 def _answer(reader: int, pid: int, timeout: float) -> str:

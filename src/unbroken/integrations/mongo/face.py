@@ -8,8 +8,10 @@ each operation, and the client asks which process this is.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from pymongo import AsyncMongoClient, MongoClient
@@ -17,7 +19,7 @@ from pymongo.errors import InvalidOperation
 
 from unbroken.integrations.mongo import plan
 from unbroken.integrations.mongo.errors import not_yours
-from unbroken.integrations.mongo.home import Home, Now, Unborn, origin_of, warn_of_fork
+from unbroken.integrations.mongo.home import Home, Now, Unborn, forget_threads, origin_of, warn_of_fork
 
 if TYPE_CHECKING:
     from pymongo.driver_info import DriverInfo
@@ -25,6 +27,17 @@ if TYPE_CHECKING:
 #: What lives in the body: inherited methods that ask for it are given the body's.
 _LIVE = frozenset({"_kill_cursors_executor", "_kill_cursors_queue", "_lock", "_loop", "_opened", "_closed", "_encrypter"})
 _NOT_ADOPTED = _LIVE | {"_topology", "_home"}
+
+#: Every client, for the end of a child that has inherited some and not used them. It is registered after PyMongo's own, so it runs first.
+_clients: weakref.WeakValueDictionary[int, Outliving] = weakref.WeakValueDictionary()
+
+
+@atexit.register
+def _forget_inherited() -> None:
+    for client in list(_clients.values()):
+        now = client._now
+        if now.body is not None and not now.mark[0]:
+            forget_threads(now.body)
 
 
 class Outliving:
@@ -44,6 +57,7 @@ class Outliving:
         self._adopt(sketch)
         self._unborn = Unborn(sketch._topology_settings, self._settle)
         self._now = Now(None, None, self._unborn)
+        _clients[id(self)] = self
         self._by_name_service = "+srv:" in str(arguments["host"])
         if self._options.auto_encryption_opts is None:
             vars(self)["_encrypter"] = None  # asked for at each operation: worth a place of its own
@@ -88,6 +102,7 @@ class Outliving:
         """Drop what was inherited: its sockets are cut off here, nothing of it is closed or locked, and the parent keeps it."""
         home: Home = inherited.body._home
         home.sockets.sever()
+        forget_threads(inherited.body)
         if inherited.opened:
             warn_of_fork(home.pid)
 

@@ -86,6 +86,21 @@ def origin_of(generation: int) -> int:
     return generation & ((1 << _PID_BITS) - 1)
 
 
+def forget_threads(body: Any) -> None:
+    """In a forked child: PyMongo must not wait, at exit, a second for each thread of *body* that exists in the parent only.
+
+    Python believes that such a thread lives, when it was not told of the fork.
+    """
+    topology = body._topology
+    owners = [topology, *(server._monitor for server in list(getattr(topology, "_servers", {}).values()))]
+    owners += [getattr(owner, "_rtt_monitor", None) for owner in owners] + [getattr(topology, "_srv_monitor", None), body]
+    for owner in owners:
+        for name in ("_executor", "_events_executor", "_kill_cursors_executor"):
+            executor = getattr(owner, name, None)
+            if executor is not None:
+                executor._thread = None
+
+
 class Now:
     """What a client asks at each operation: is this still the process, and what is here. One object, so that it is all of one piece."""
 

@@ -113,11 +113,12 @@ def recording(pool: Any, sockets: Sockets) -> Any:
     """A class like PyMongo's *pool* that tells *sockets* of each connection it opens. What is no class is left as it is."""
     if not isinstance(pool, type):
         return pool
+    plain: Any = pool
 
     def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
         began = sockets.began()
         try:
-            conn = pool.connect(self, *args, **kwargs)
+            conn = plain.connect(self, *args, **kwargs)
         except BaseException:
             sockets.failed()
             raise
@@ -131,11 +132,12 @@ def recording_async(pool: Any, sockets: Sockets) -> Any:
     """As :func:`recording`, for PyMongo's pool of asyncio connections."""
     if not isinstance(pool, type):
         return pool
+    plain: Any = pool
 
     async def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
         began = sockets.began()
         try:
-            conn = await pool.connect(self, *args, **kwargs)
+            conn = await plain.connect(self, *args, **kwargs)
         except BaseException:
             sockets.failed()
             raise
