@@ -128,13 +128,17 @@ def stop_and_start(server: MongoDB, site: Any, seconds: float, quiet: float, pat
             good = [each for each in traffic.since(stopped) if each.ok and each.ended > up]
             first = min(good, key=lambda each: each.ended, default=None)
             time.sleep(0.05)
-    close_wait = max(close_wait, to_mongo(site, server, psutil.CONN_CLOSE_WAIT))
-    return judged(server, traffic, stopped, up, first, close_wait)
+        close_wait = max(close_wait, to_mongo(site, server, psutil.CONN_CLOSE_WAIT))
+        ended = time.monotonic()
+        if first is None:
+            site.close()  # else those who wait would wait on
+    return judged(server, traffic, (stopped, up, ended), first, close_wait)
 
 
-def judged(server: MongoDB, traffic: OpenLoop, stopped: float, up: float, first: Answer | None, close_wait: int) -> Outcome:
+def judged(server: MongoDB, traffic: OpenLoop, moments: tuple[float, float, float], first: Answer | None, close_wait: int) -> Outcome:
+    stopped, up, ended = moments
     before = [each for each in traffic.answers if each.ended < stopped]
-    since = first.ended if first else time.monotonic()
+    since = first.ended if first else ended
     after = traffic.since(since)
     failed = [each for each in traffic.since(stopped - 0.2) if each.began < since and not each.ok]
     stored = {int(document["number"]) for document in documents(server)}
