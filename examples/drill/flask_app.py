@@ -1,9 +1,9 @@
 """A small shop in Flask and PyMySQL or SQLAlchemy, in four variants, for ``unbroken drill``.
 
-    VARIANT=global_connection   one PyMySQL connection for the process, as many tutorials show it
-    VARIANT=sqlalchemy          SQLAlchemy as it comes
-    VARIANT=pre_ping            with pool_pre_ping=True
-    VARIANT=unbroken            with unbroken
+    VARIANT=one         one global PyMySQL connection for the process, as many tutorials show it
+    VARIANT=sqlalchemy  SQLAlchemy as it comes
+    VARIANT=pre_ping    with pool_pre_ping=True
+    VARIANT=unbroken    with unbroken
 
 ``drill.toml`` beside this file runs them all against each other: ``unbroken drill`` in this folder.
 """
@@ -22,7 +22,7 @@ URL = os.environ["DATABASE_URL"]
 
 app = Flask(__name__)
 
-if VARIANT == "global_connection":
+if VARIANT == "one":
     import pymysql
 
     parts = urlsplit(URL)
@@ -75,4 +75,5 @@ def items() -> dict[str, object]:
 @app.errorhandler(Exception)
 def explain(error: Exception) -> tuple[str, int]:
     """What went wrong, on one line: the drill counts errors by it."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300], error.code or 500 if isinstance(error, HTTPException) else 500
+    cause = getattr(error, "orig", None) or error  # the driver's own, where SQLAlchemy wraps it
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:300], error.code or 500 if isinstance(error, HTTPException) else 500

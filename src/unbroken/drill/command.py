@@ -64,7 +64,7 @@ def drill(
 
     With --url and a command, your own app is drilled, in whatever language: a private server and a fault proxy are
     started, your app is started with --env pointing there, and every fault is played under HTTP traffic (scenarios idle,
-    kill, restart, crash, freeze, reset, nat, silence, refuse, slow, and those of drill.toml). Without, the pools: unbroken
+    kill, restart, crash, freeze, reset, nat, mute, refuse, slow, and those of drill.toml). Without, the pools: unbroken
     beside what people use.
 
     \b

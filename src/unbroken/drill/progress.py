@@ -64,7 +64,8 @@ class Progress:
         title = f"unbroken drill: {report.SERVERS[backend]}, {self._done} of {self._total}, {time.monotonic() - self._began:.0f} s"
         now = [job.cell for job in running]
         under_way = ", ".join(f"{job.scenario.name}: {job.entrant.title}" for job in running)
-        table = report.league(rows, self._entrants, backend, title, self._scenarios, now)
+        width = max(len(entrant.title) for entrant in self._entrants)
+        table = report.league(rows, self._entrants, backend, title, self._scenarios, now, width)
         return Group(table, Text(f"now {under_way}" if under_way else "", "cyan"))
 
 

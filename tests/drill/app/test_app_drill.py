@@ -57,7 +57,7 @@ def short(tmp_path: Path) -> Path:
 
 
 def test_one_global_connection_fails_where_unbroken_does_not(tmp_path: Path) -> None:
-    commands = (f"one: VARIANT=global_connection {SERVE}", f"unbroken: VARIANT=unbroken {SERVE}")
+    commands = (f"one: VARIANT=one {SERVE}", f"unbroken: VARIANT=unbroken {SERVE}")
     files = ("--json", str(tmp_path / "drill.json"), "--html", str(tmp_path / "drill.html"))
     drill = unbroken("--config", str(short(tmp_path)), "--scenarios", "kill,restart", "--seed", "5", *files, "--compare", *commands)
     said = finish(drill)
@@ -138,8 +138,8 @@ def test_four_ways_to_use_a_database_in_flask_stand_as_they_should(tmp_path: Pat
     rows = json.loads((tmp_path / "drill.json").read_text())["results"]
     totals = {key: sum(row["errors"] + row["hung"] for row in rows if row["key"] == key) for key in {row["key"] for row in rows}}
     assert totals["unbroken"] == 0
-    assert 0 < totals["pre_ping"] < totals["global connection"]
-    assert 0 < totals["SQLAlchemy"] < totals["global connection"]
+    assert 0 < totals["pre_ping"] < totals["one connection"]
+    assert 0 < totals["SQLAlchemy"] < totals["one connection"]
 
 
 @pytest.mark.soak

@@ -20,6 +20,9 @@ from unbroken.drill.report import seconds
 _BAD, _POOR, _GOOD, _FAINT = "red", "yellow", "green", "dim"
 _COLUMNS: Final = (("errors", 6), ("hung", 5), ("slowest", 7), ("back in", 7), ("sessions", 8), ("CLOSE_WAIT", 10))
 
+#: A drill that sends requests later than this, in seconds, says so.
+_LATE: Final = 0.1
+
 #: Of what errors said, so many lines are shown (all with ``-v``).
 _SAID: Final = 3
 
@@ -42,16 +45,32 @@ def final(
     for block in details(rows, plan, verbose=verbose):
         console.print(block, Text())
     console.print(Rule(Text("league table", "bold"), style=_FAINT))
-    console.print(league(rows, players, plan, server), Text())
+    for table in leagues(rows, players, plan, server, console.width):
+        console.print(table, Text())
     console.print(legend(), Text())
-    for text in judgement(rows, plan):
+    for text in (*judgement(rows, plan), *lateness(rows)):
         console.print(text)
 
 
-def league(rows: Sequence[AppResult], players: Sequence[Player], plan: Plan, title: str) -> Table:
-    """Apps against scenarios, best app first."""
-    names = [scenario.name for scenario in plan.scenarios]
-    return report.league(rows, report.ranked(rows, players), plan.backend, title, names, width=_width(players))
+def lateness(rows: Sequence[AppResult]) -> Iterable[Text]:
+    """A word of warning where the drill itself was not in time, which says more of the machine than of the app."""
+    late = max((row.late for row in rows), default=0.0)
+    if late > _LATE:
+        yield Text(
+            f"requests were sent up to {seconds(late)} late (it counts as latency): the machine is busy, or --concurrency low", _POOR
+        )
+
+
+def leagues(rows: Sequence[AppResult], players: Sequence[Player], plan: Plan, title: str, room: int) -> Iterable[Table]:
+    """Apps against scenarios, best app first; in several tables where one would be wider than *room*."""
+    ranked, width = report.ranked(rows, players), _width(players)
+    names: list[str] = []
+    for name in (scenario.name for scenario in plan.scenarios):
+        if names and width + sum(max(5, len(each)) + 1 for each in (*names, name)) > room:
+            yield report.league(rows, ranked, plan.backend, title, names, width=width)
+            names = []
+        names.append(name)
+    yield report.league(rows, ranked, plan.backend, title, names, width=width)
 
 
 def _width(players: Sequence[Player]) -> int:

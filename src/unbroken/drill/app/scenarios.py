@@ -59,7 +59,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     scenario("freeze", "the server does not answer for 3 s, then it goes on", ["run 2", "freeze", "run 3", "thaw", "run 3"]),
     scenario("reset", "the network resets all connections, three times", ["run 2", "rst", "run 1", "rst", "run 1", "rst", "run 3"]),
     scenario("nat", "a NAT or balancer resets connections idle for 1 s", ["idle_limit 1 reset=yes", "run 2", "quiet 2.5", "run 3"]),
-    scenario("silence", "nothing gets through for 3 s, then all that was sent", ["run 2", "blackhole hold", "run 3", "heal", "run 3"]),
+    scenario("mute", "nothing gets through for 3 s, then all that was sent", ["run 2", "blackhole hold", "run 3", "heal", "run 3"]),
     scenario("refuse", "connections reset, new ones refused for 2 s", ["run 2", "refuse", "rst", "run 2", "heal", "run 4"]),
     scenario("slow", "each packet takes 0.1 s longer for 3 s", ["run 2", "latency 0.1 jitter=0.02", "run 3", "heal", "run 3"]),
 )
