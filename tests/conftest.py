@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from unbroken.testing.servers import MariaDB, MySQL, PostgreSQL
+from unbroken.testing.servers import MariaDB, MongoDB, MySQL, PostgreSQL
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +28,13 @@ def mysql() -> Iterator[MySQL]:
 def postgres() -> Iterator[PostgreSQL]:
     """One PostgreSQL for the whole run: change its settings only with ``temporarily``, and leave no table behind."""
     with PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mongodb() -> Iterator[MongoDB]:
+    """One MongoDB for the whole run: use a database of your own, and drop it."""
+    with MongoDB() as server:
         yield server
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import mongoengine
 import pytest
 
+import unbroken.mongo
 from unbroken.settings import Settings
-from unbroken.testing.servers import MariaDB, PostgreSQL
+from unbroken.testing.servers import MariaDB, MongoDB, PostgreSQL
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -16,6 +18,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 #: Where the pages' examples live; the tests put a real server there.
 MYSQL, POSTGRES = "mysql+pymysql://app:secret@127.0.0.1/shop", "postgresql+asyncpg://app:secret@127.0.0.1/shop"
 PSYCOPG = "postgresql+psycopg://app:secret@127.0.0.1/shop"
+MONGO = "mongodb://127.0.0.1/shop"
 
 
 def blocks() -> list[object]:
@@ -27,7 +30,10 @@ def blocks() -> list[object]:
 
 
 @pytest.mark.parametrize("code", blocks())
-def test_a_code_block_runs_as_it_stands(code: str, mariadb: MariaDB, postgres: PostgreSQL) -> None:
+def test_a_code_block_runs_as_it_stands(code: str, mariadb: MariaDB, postgres: PostgreSQL, request: pytest.FixtureRequest) -> None:
+    if MONGO in code:
+        run_on_mongodb(code, request.getfixturevalue("mongodb"))
+        return
     for server in (mariadb, postgres):
         server.admin("CREATE TABLE IF NOT EXISTS item (id INT PRIMARY KEY, name VARCHAR(50))")
     postgres.admin(f"GRANT ALL ON item TO {postgres.user}")
@@ -38,6 +44,18 @@ def test_a_code_block_runs_as_it_stands(code: str, mariadb: MariaDB, postgres: P
     finally:
         for server in (mariadb, postgres):
             server.admin("DROP TABLE item")
+
+
+def run_on_mongodb(code: str, server: MongoDB) -> None:
+    try:
+        exec(
+            compile(code.replace(MONGO, f"mongodb://127.0.0.1:{server.port}/shop"), "<documentation>", "exec"),
+            {"__name__": "documentation"},
+        )
+    finally:
+        unbroken.mongo.disconnect_all()
+        mongoengine.connection._connection_settings.clear()
+        server.command({"dropDatabase": 1}, "shop")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
