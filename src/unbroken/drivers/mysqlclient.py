@@ -126,8 +126,9 @@ class Driver:
         return fd if fd >= 0 else None
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """False where what was sent since the last COMMIT or ROLLBACK cannot have opened one; never True."""
-        return False if conn.__dict__.get("_seen_open") is False and not conn.__dict__.get("_seen_chains") else None
+        """By what was sent since the last COMMIT, ROLLBACK or BEGIN: False if it opened none for certain, True if it did not end it."""
+        seen = conn.__dict__.get("_seen_open")
+        return None if seen is False and conn.__dict__.get("_seen_chains") else seen
 
     def is_quiet(self, conn: Connection) -> bool:
         """Whether the last statement was answered in full."""
@@ -160,13 +161,32 @@ class Driver:
 _HARMLESS = re.compile(
     rb"\s*(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|SHOW|EXPLAIN|DESCRIBE|DESC|WITH|SET(?!\s+STATEMENT\b))\b", re.IGNORECASE
 )
+# Statements that begin one for certain, and that, if they stand alone and succeed, do not end it.
+_BEGINS = re.compile(rb"\s*(?:BEGIN(?:\s+WORK)?|START\s+TRANSACTION(?:\s[\w\s,]+)?)\s*;?\s*", re.IGNORECASE)
+_STAYS = re.compile(
+    rb"\s*(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|SHOW|EXPLAIN|DESCRIBE|DESC|WITH|SAVEPOINT|RELEASE\s+SAVEPOINT|ROLLBACK\s+TO)\b",
+    re.IGNORECASE,
+)
 _SETS_CHAIN = re.compile(rb"(?!\s*SELECT\b).*completion_type", re.IGNORECASE | re.DOTALL)
 _TOUCHES_MODE = re.compile(rb"autocommit|completion_type", re.IGNORECASE)
 
 
 def _still_closed(sql: bytes) -> bool:
     """Whether *sql*, sent with autocommit on and nothing open, leaves nothing open."""
-    return _HARMLESS.match(sql) is not None and b";" not in sql.rstrip(b"; \n\t\r") and _TOUCHES_MODE.search(sql) is None
+    return _HARMLESS.match(sql) is not None and _is_alone(sql) and _TOUCHES_MODE.search(sql) is None
+
+
+def _is_open_after(sql: bytes, before: bool | None) -> bool | None:
+    """Whether a transaction is open after *sql*, which succeeded; None if that is not certain."""
+    if is_commit(sql) or is_rollback(sql):
+        return False
+    if _BEGINS.fullmatch(sql) is not None:
+        return True
+    return True if before and _STAYS.match(sql) is not None and _is_alone(sql) else None
+
+
+def _is_alone(sql: bytes) -> bool:
+    return b";" not in sql.rstrip(b"; \n\t\r")
 
 
 @cache
@@ -185,15 +205,15 @@ def deduced(base: Any) -> Any:
             sql = query.encode("utf-8", "surrogateescape") if isinstance(query, str) else bytes(query)
             if _SETS_CHAIN.match(sql):
                 state["_seen_chains"] = True
-            closed = state.get("_seen_open") is False and self.get_autocommit() and _still_closed(sql)
+            before = state.get("_seen_open")
+            closed = before is False and self.get_autocommit() and _still_closed(sql)
             state["_seen_open"], state["_seen_busy"] = None, True
             try:
                 super().query(query)
             except self.Error:
                 state["_seen_busy"] = False
                 raise
-            if closed or is_commit(sql) or is_rollback(sql):
-                state["_seen_open"] = False
+            state["_seen_open"] = False if closed else _is_open_after(sql, before)
             state["_seen_busy"] = self.field_count() > 0
 
         def store_result(self) -> Any:
@@ -206,6 +226,11 @@ def deduced(base: Any) -> Any:
 
         def rollback(self) -> None:
             self._finish(super().rollback)
+
+        def autocommit(self, on: Any) -> None:
+            super().autocommit(on)
+            if self.__dict__.get("_seen_open"):  # switching it on commits
+                self.__dict__["_seen_open"] = None
 
         def close(self) -> None:
             self.__dict__["_seen_open"] = None  # nothing is certain of what is closed, least of all that it may be lent again
@@ -293,7 +318,8 @@ def _commits_itself(conn: Any) -> bool | None:
     """Whether a statement sent now is committed by itself."""
     if not conn.get_autocommit():
         return False
-    return True if conn.__dict__.get("_seen_open") is False else None
+    seen: bool | None = conn.__dict__.get("_seen_open")
+    return None if seen is None else not seen
 
 
 def _committing(ledger: unit.Unit, conn: Any, send: Callable[[], None]) -> None:

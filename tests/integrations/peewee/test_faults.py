@@ -19,12 +19,13 @@ from unbroken.errors import CommitUnknownError, ConnectionLostError
 from unbroken.peewee import LazyQueryError
 
 
-def test_the_story(shops: Any) -> None:
-    shop = shops("pymysql", wait_timeout=1)
+@pytest.mark.parametrize(("limit", "sleep", "times"), [(1, 1.6, 3), pytest.param(3, 5.0, 5, marks=pytest.mark.soak)])
+def test_the_story(shops: Any, limit: int, sleep: float, times: int) -> None:
+    shop = shops("pymysql", wait_timeout=limit)
     db = shop.database(max_connections=1, stale_timeout=300)
     task = shop.tasks(db)
-    for _ in range(3):
-        time.sleep(1.6)  # longer than the server lets a session idle
+    for _ in range(times):
+        time.sleep(sleep)  # longer than the server lets a session idle
         assert task.get(task.id == 1).name == "task 0"
 
     def find() -> Any:
@@ -41,7 +42,7 @@ def test_the_story(shops: Any) -> None:
 
     with pytest.raises(ValueError, match="mine"):
         broken()
-    assert db.stats().opened >= 3  # each sleep cost a session; nobody noticed
+    assert db.stats().opened >= times  # each sleep cost a session; nobody noticed
 
 
 @pytest.mark.parametrize("fault", ["kill", "restart", "crash"])
@@ -370,3 +371,38 @@ def test_greenlets_have_connections_of_their_own(shops: Any, name: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["3", "0"]
+
+
+def test_mysqlclient_serves_where_pymysql_is_not_installed(shops: Any) -> None:
+    server = shops("pymysql", own=True).server
+    script = """
+        import sys; sys.modules["pymysql"] = None
+        import peewee, unbroken.peewee
+        assert peewee.mysql.__name__ == "MySQLdb"
+        user, password, host, port, database = sys.argv[1:]
+        db = unbroken.peewee.PooledMySQLDatabase(database, user=user, password=password, host=host, port=int(port), max_connections=1)
+        assert db.pool._driver.name == "mysqlclient", db.pool._driver.name
+        class Task(db.Model):
+            name = peewee.CharField()
+        db.create_tables([Task])
+        @db.unit(atomic=True)
+        def add():
+            Task.create(name="a")
+            if db.stats().replays == 0:
+                print("kill", flush=True)
+                input()
+            Task.create(name="b")
+            return Task.select().order_by(Task.id)
+        assert [task.name for task in add()] == ["a", "b"]
+        assert db.is_closed() and db.stats().replays == 1
+        print("done")
+    """
+    where = [server.user, server.password, server.host, str(server.port), server.database]
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *where], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "kill"
+        server.kill_sessions()
+        out, _ = process.communicate("go on\n", timeout=30)
+    assert (process.returncode, out.strip()) == (0, "done")
