@@ -152,8 +152,11 @@ class Answer:
     cause: str
 
 
-def answer_to(exc: BaseException | None, heard: Iterable[BaseException] = ()) -> Answer | None:
-    """What to send for an error of the database's; None for any other. *heard* are errors that the app did not let through."""
+def answer_to(exc: BaseException | None, heard: Iterable[BaseException] = (), method: str = "POST") -> Answer | None:
+    """What to send for an error of the database's; None for any other. *heard* are errors that the app did not let through.
+
+    *method*: the request's. One that is safe wrote nothing whose fate could be unknown.
+    """
     found = [*chain(exc), *(link for each in heard for link in chain(each))]
     for link in found:
         if isinstance(link, CommitUnknownError):
@@ -165,6 +168,9 @@ def answer_to(exc: BaseException | None, heard: Iterable[BaseException] = ()) ->
                 None,
                 one_line(link),
             )
+    unanswered = next((link for link in found if _is_of_mongo(link)), None)
+    if unanswered is not None and not isinstance(unanswered, OutageError):  # one behind it, of another attempt, says less
+        return _of_mongo(unanswered, method)
     for link in found:
         if isinstance(link, (OutageError, PoolTimeoutError, DeadlineExceeded, ConnectionLostError)) or _is_queue_timeout(link):
             seconds = max(1, math.ceil(getattr(link, "retry_after", 1.0)))
@@ -173,6 +179,22 @@ def answer_to(exc: BaseException | None, heard: Iterable[BaseException] = ()) ->
                 words = f"The database did not answer in time. Please try again in {seconds} s."
             return Answer("503 Service Unavailable", "service unavailable", words, seconds, one_line(link))
     return None
+
+
+def _is_of_mongo(exc: BaseException) -> bool:
+    """Whether PyMongo says so of a server that is not there, does not answer in time, or hung up."""
+    errors = sys.modules.get("pymongo.errors")
+    return errors is not None and isinstance(exc, errors.ConnectionFailure)
+
+
+def _of_mongo(exc: Any, method: str) -> Answer:
+    errors = sys.modules["pymongo.errors"]
+    nothing_sent = isinstance(exc, (errors.ServerSelectionTimeoutError, errors.WaitQueueTimeoutError))
+    if nothing_sent or exc.has_error_label("NoWritesPerformed") or method in SAFE:
+        words = "The database did not answer in time. Please try again in 1 s."
+        return Answer("503 Service Unavailable", "service unavailable", words, 1, one_line(exc))
+    words = "The database did not answer: what was sent to it last is stored, or it is not. Look before you repeat it."
+    return Answer("500 Internal Server Error", "outcome unknown", words, None, one_line(exc))
 
 
 def _is_queue_timeout(exc: BaseException) -> bool:

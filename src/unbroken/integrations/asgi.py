@@ -207,7 +207,7 @@ class _Exchange:
             raise Swallowed(f"answered with {status}") from self._heard[-1]
 
     async def _failed(self, exc: Exception) -> None:
-        answer = answer_to(exc, self._heard)
+        answer = answer_to(exc, self._heard, self._scope["method"])
         if answer is None:
             if self._held:
                 await self._begin(None)

@@ -235,7 +235,7 @@ class _Hooks:
             return self._exception(*args)
         if exchange.would_replay(exc):
             raise exc
-        answer = answer_to(exc, exchange.heard)
+        answer = answer_to(exc, exchange.heard, flask.request.method)
         if answer is None:
             return self._exception(*args)
         report(answer, flask.request.method, flask.request.path)

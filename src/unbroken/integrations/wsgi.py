@@ -199,7 +199,7 @@ class Exchange:
             raise Swallowed(f"answered with {status}") from self.heard[-1]
 
     def _failed(self, exc: Exception) -> Iterable[bytes]:
-        answer = answer_to(exc, self.heard)
+        answer = answer_to(exc, self.heard, self.environ["REQUEST_METHOD"])
         if answer is None:
             raise exc
         environ = self.environ

@@ -139,7 +139,7 @@ def judged(server: MongoDB, traffic: OpenLoop, moments: tuple[float, float, floa
     stopped, up, ended = moments
     before = [each for each in traffic.answers if each.ended < stopped]
     since = first.ended if first else ended
-    after = traffic.since(since)
+    after = traffic.since(since) if first else []
     failed = [each for each in traffic.since(stopped - 0.2) if each.began < since and not each.ok]
     stored = {int(document["number"]) for document in documents(server)}
     return Outcome(

@@ -214,7 +214,7 @@ class _Exchange:
         raise exc.__cause__ if isinstance(exc, Swallowed) and exc.__cause__ is not None else exc
 
     def _answered(self, exc: BaseException | None) -> Any:
-        answer = answer_to(exc, self.heard)
+        answer = answer_to(exc, self.heard, self.request.method)
         if answer is None:
             return None
         request = self.request
