@@ -65,8 +65,8 @@ class Progress:
         now = [job.cell for job in running]
         under_way = ", ".join(f"{job.scenario.name}: {job.entrant.title}" for job in running)
         width = max(len(entrant.title) for entrant in self._entrants)
-        table = report.league(rows, self._entrants, backend, title, self._scenarios, now, width)
-        return Group(table, Text(f"now {under_way}" if under_way else "", "cyan"))
+        table = report.league(rows, self._entrants, backend, "", self._scenarios, now, width)
+        return Group(Text(title, "bold"), table, Text(f"now {under_way}" if under_way else "", "cyan"))
 
 
 def line(row: Result) -> str:

@@ -137,7 +137,7 @@ def league(
 ) -> Table:
     """Contenders against scenarios, both in the order given, one square each; *running* are those under way."""
     now = set(running)
-    table = Table(title=Text(title, "bold"), title_justify="left", **STYLE)
+    table = Table(title=Text(title, "bold") if title else None, title_justify="left", **STYLE)
     table.add_column("", width=width, no_wrap=True)
     for name in names:
         table.add_column(name, width=max(5, len(name)), justify="center", no_wrap=True)

@@ -177,6 +177,8 @@ def _see_connections(scene: Scene, result: AppResult) -> None:
         result.close_wait = close_wait(*scene.app.pids, port=scene.proxy.port)
     if scene.server is not None:
         result.sessions = len(scene.server.sessions())
+    else:
+        result.sessions = sum(each.state == "open" for each in scene.proxy.connections)
 
 
 def _see_health(scene: Scene, result: AppResult) -> None:
