@@ -110,9 +110,10 @@ def _meanings() -> str:
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    items = "".join(f"<dt>{escape(name)}</dt><dd><code>{escape(_plain(value))}</code></dd>" for name, value in facts.items())
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{'<br>'.join(_lines(value))}</dd>" for name, value in facts.items())
     return f"<h2>The same again</h2><dl>{items}</dl>"
 
 
-def _plain(value: Any) -> str:
-    return ", ".join(f"{name} {one}" for name, one in value.items()) if isinstance(value, Mapping) else str(value)
+def _lines(value: Any) -> Iterable[str]:
+    texts = [f"{name}: {one}" for name, one in value.items()] if isinstance(value, Mapping) else [str(value)]
+    return (f"<code>{escape(text)}</code>" for text in texts)

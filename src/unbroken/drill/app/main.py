@@ -109,7 +109,9 @@ def facts(plan: Plan, server: str) -> dict[str, Any]:
         arguments[at:at] = ["--seed", str(plan.seed)]
     return {
         "command": _shown(arguments),
-        "apps": {each.name: _shown(each.argv) for each in plan.variants},
+        "apps": {
+            each.name: _shown([*(f"{name}={value}" for name, value in each.environment.items()), *each.argv]) for each in plan.variants
+        },
         "seed": plan.seed,
         "server": server,
         "versions": {"unbroken": metadata.version("unbroken"), "Python": platform.python_version()},
