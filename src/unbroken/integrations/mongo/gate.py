@@ -52,7 +52,7 @@ class Gate:
             ended = self._note(self.writes, writes, now, lacking)
         self.good = description if writes and reads else None
         if ended is not None:
-            log.warning("%s: the server is back after %.2f s", self.name, ended)
+            log.warning("%s: a server takes writes again after %.2f s", self.name, ended)
 
     def _note(self, outage: Outage, serves: bool, now: float, lacking: Fault | None) -> float | None:
         """The caller holds the lock. How long the outage of writes was that has just ended."""
@@ -66,7 +66,8 @@ class Gate:
             self.cause = lacking.cause
             if outage.failed(self, now, now, lacking, self._random) and outage is self.writes:
                 self.outages += 1
-                log.warning("%s: the server is away: %s", self.name, lacking.text)
+                does = "answers" if self.reads.active else "takes writes"
+                log.warning("%s: no server %s: %s", self.name, does, lacking.text)
         return None
 
     def admit(self, description: TopologyDescription, selector: Any, address: Any) -> None:
