@@ -43,6 +43,10 @@ class Kernel:
     def close(self) -> None:
         self._sock.close()
 
+    def shutdown(self) -> None:
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     def _info(self, layout: str) -> Any:
         return struct.unpack_from(layout, self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232))[0]
 
@@ -86,9 +90,9 @@ class Client:
         return Asked(lambda: self.ask(sql))
 
     def close(self) -> None:
+        self.kernel.shutdown()  # a thread may still be waiting for an answer, and close() for that thread
         self.kernel.close()
         with suppress(Exception):
-            os.close(os.dup(self.fd))
             self.conn.close()
 
 
@@ -140,7 +144,7 @@ class Line:
             more: dict[str, Any] = {"ssl": {"ca": str(server.ca_file)}} if self.tls else {"ssl_disabled": True}
             return pymysql.connect(
                 host="127.0.0.1", port=port, user=server.user, password=server.password, database=server.database,
-                autocommit=True, connect_timeout=timeout, **more,
+                autocommit=True, connect_timeout=timeout, read_timeout=60, **more,
             )  # fmt: skip
         more = {"sslmode": "verify-ca", "sslrootcert": str(server.ca_file)} if self.tls else {"sslmode": "disable"}
         return psycopg.connect(

@@ -6,6 +6,9 @@ import asyncio
 import errno
 import os
 import socket
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -159,7 +162,7 @@ def test_a_stalled_sender_is_stuck_with_its_bytes_until_healed(line: Line) -> No
 
 def test_an_idle_connection_is_forgotten_without_a_word_and_a_busy_one_is_not(line: Line) -> None:
     idle, busy = line.client(), line.client()
-    line.proxy.idle_limit(0.5)
+    line.proxy.idle_limit(1.0)
     until(lambda: busy.ask() and any(event.name == "forgotten" for event in line.proxy.events))
     asked = idle.in_background()
     assert busy.ask() == 1
@@ -195,8 +198,9 @@ def test_latency_is_added_each_way(line: Line) -> None:
     line.proxy.latency(0.1, way="down")
     line.proxy.latency(0.0, way="up")
     assert took(client.ask) >= 0.1
+    slow = took(client.ask)
     line.proxy.heal()
-    assert min(took(client.ask) for _ in range(5)) < 0.08
+    assert min(took(client.ask) for _ in range(5)) < slow
 
 
 def test_a_throttle_takes_its_time_for_every_byte(line: Line) -> None:
@@ -290,9 +294,11 @@ def test_a_verb_reaches_those_that_were_meant(plain_line: Line) -> None:
     slow, quick = plain_line.client(), plain_line.client()
     plain_line.proxy.latency(0.0, on="existing")
     plain_line.proxy.latency(0.1, on=4)
-    assert took(slow.ask) >= 0.2 > took(quick.ask)
+    delayed = took(slow.ask)
+    assert delayed >= 0.2
+    assert min(took(quick.ask) for _ in range(5)) < delayed
     plain_line.proxy.heal(4)
-    assert took(slow.ask) < 0.2
+    assert min(took(slow.ask) for _ in range(5)) < delayed
     with pytest.raises(ProxyError, match="connection 2 is closed already; open are 1, 4, 5"):
         plain_line.proxy.rst(2)
 
@@ -429,3 +435,81 @@ def test_a_name_that_nobody_knows_and_an_address_that_is_taken_are_said(plain_li
         FaultProxy(("no-such-host.invalid", 1)).start()
     with pytest.raises(ProxyError, match=r"cannot listen on .* in use; choose another"):
         FaultProxy(("127.0.0.1", 9), (plain_line.proxy.host, plain_line.proxy.port)).start()
+
+
+def script(text: str, *arguments: object) -> str:
+    """What *text* prints, in an interpreter of its own."""
+    command = [sys.executable, "-c", textwrap.dedent(text), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_name_with_several_addresses_is_tried_through_and_ipv6_is_listened_on() -> None:
+    server = socket.create_server(("127.0.0.1", 0))  # localhost may be ::1 first, where nobody listens
+    with server, FaultProxy(("localhost", server.getsockname()[1]), ("::1", 0)) as proxy:
+        assert proxy.url("mysql://app:x@db/shop") == f"mysql://app:x@[::1]:{proxy.port}/shop"
+        with socket.create_connection((proxy.host, proxy.port), 10) as client:
+            accepted, _ = server.accept()
+            accepted.sendall(b"hello")
+            assert client.recv(5) == b"hello"
+            accepted.close()
+
+
+def test_out_of_descriptors_it_waits_for_some_and_goes_on() -> None:
+    said = script(
+        """
+        import resource, socket, time
+        from unbroken.testing import FaultProxy
+
+        def wait(condition):
+            deadline = time.monotonic() + 30
+            while not condition():
+                assert time.monotonic() < deadline, proxy.events
+                time.sleep(0.01)
+
+        with socket.create_server(("127.0.0.1", 0), backlog=100) as server, FaultProxy(server.getsockname()) as proxy:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
+            clients = []
+            try:
+                while True:
+                    clients.append(socket.create_connection((proxy.host, proxy.port), 20))
+            except OSError:
+                pass  # none is left for anybody
+            wait(lambda: any(event.name.endswith("failed") for event in proxy.events))
+            tries = len(proxy.events)
+            for each in clients:
+                each.close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            with socket.create_connection((proxy.host, proxy.port), 20) as late:
+                wait(lambda: any(i.peer.endswith(f":{late.getsockname()[1]}") and i.state == "open" for i in proxy.connections))
+            print("spun" if tries > 2000 else "waited")
+        """
+    )
+    assert said == "waited"
+
+
+def test_it_works_where_gevent_has_patched_everything(plain_line: Line) -> None:
+    server = plain_line.server
+    assert (
+        script(
+            """
+            from gevent import monkey
+            monkey.patch_all()
+            import sys
+            import unbroken
+            from unbroken.testing import FaultProxy
+
+            with FaultProxy(("127.0.0.1", int(sys.argv[2]))) as proxy, unbroken.Pool(proxy.url(sys.argv[1])) as pool:
+                for _ in range(3):
+                    with pool.connection() as conn:
+                        conn.cursor().execute("SELECT 1")
+                    proxy.rst()
+                print(len(proxy.connections))
+            """,
+            server.url("pymysql" if plain_line.is_mysql else "psycopg"),
+            server.port,
+        )
+        == "3"
+    )

@@ -31,6 +31,7 @@ T = TypeVar("T")
 #: Connections that are closed and still remembered, with their counts.
 REMEMBERED = 10_000
 _LONGEST_NAP = 3600.0  # the system's calls do not take every float
+_PAUSE = 0.1  # after a connection that could not be accepted
 _PATIENCE = 30.0  #: for what another thread asks: it is done in well under a millisecond
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -59,9 +60,10 @@ class Engine:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._owner = os.getpid()
-        self._running = True
+        self._running, self._has_ended = True, False
+        self._gate_is_watched = False
         self._selector.register(self._bell, selectors.EVENT_READ)
-        self._selector.register(self.gate.sock, selectors.EVENT_READ)
+        self._watch_gate(True)
         self._thread = threading.Thread(target=self._run, name=f"fault proxy {self.gate.address}", daemon=True)
         _engines.add(self)
         self.log.add("listening", None, f"on {self.gate.address}, before {upstream}, seed {seed}")
@@ -78,7 +80,7 @@ class Engine:
         future: Future[T] = Future()
         self._asked.append((future, work))
         self._ring()
-        if not self._thread.is_alive():
+        if self._has_ended:  # looked at after the append, and set before the last look at what is asked: one of us sees the other
             self._refuse_what_is_asked()
         return future.result(_PATIENCE)
 
@@ -149,12 +151,16 @@ class Engine:
 
     def change(self, on: Scope, change: Change, name: str, text: str) -> None:
         """Apply *change* to the connections that are meant."""
-        if isinstance(on, int) and on <= self.count and on not in self.links:
-            raise ProxyError(f"connection {on} is closed already; open are {', '.join(map(str, self.links)) or 'none'}")
+        self.expect(on)
         self.log.add(name, None, f"on {on if isinstance(on, str) else f'connection {on}'}{': ' if text else ''}{text}")
         self.standing.add(on, change)
         for link in self._meant(on):
             link.obey(change(link.conduct))
+
+    def expect(self, on: Scope) -> None:
+        """ProxyError when *on* is a connection that has ended."""
+        if isinstance(on, int) and on <= self.count and on not in self.links:
+            raise ProxyError(f"connection {on} is closed already; open are {', '.join(map(str, self.links)) or 'none'}")
 
     def heal(self, on: Scope) -> None:
         """No fault any more for those that are meant."""
@@ -190,15 +196,21 @@ class Engine:
         self._regate(self.gate.hang)
 
     def _regate(self, change: Callable[[], None]) -> None:
-        if self.gate.is_open:
-            self._selector.unregister(self.gate.sock)
+        self._watch_gate(False)
         try:
             change()
         except OSError as error:
             raise ProxyError(f"cannot listen on {self.gate.address} again: {error}") from None
         finally:
-            if self.gate.is_open:
+            self._watch_gate(self.gate.is_open)
+
+    def _watch_gate(self, wanted: bool) -> None:
+        if wanted != self._gate_is_watched:
+            if wanted:
                 self._selector.register(self.gate.sock, selectors.EVENT_READ)
+            else:
+                self._selector.unregister(self.gate.sock)
+            self._gate_is_watched = wanted
 
     def connections(self) -> tuple[ConnectionInfo, ...]:
         """All that are remembered, in order."""
@@ -251,8 +263,10 @@ class Engine:
         for _ in range(64):
             try:
                 found = self.gate.accept()
-            except OSError as error:
+            except OSError as error:  # no descriptors left, say: it would fail again and again
                 self.log.add("accept failed", None, str(error))
+                self._watch_gate(False)
+                self.at(self.now() + _PAUSE, lambda: self._watch_gate(self.gate.is_open))
                 return
             if found is None:
                 return
@@ -305,6 +319,7 @@ class Engine:
         self._bell.close()
         self._ringer.close()
         self.log.add("closed", None, "the proxy")
+        self._has_ended = True
         self._refuse_what_is_asked()
 
     def abandon(self) -> None:

@@ -32,10 +32,10 @@ class FaultProxy:
     (default: a new one, in :attr:`seed`).
 
     A context manager, in ``with`` and in ``async with``: its sockets live in a thread of their own, so it serves threads,
-    asyncio and other processes alike. Verbs may be called from any thread or task; each returns, within a millisecond,
-    when it has taken effect. It holds until :meth:`heal`, for the connections that ``on`` names: ``"all"`` (those there
-    are and those to come), ``"existing"``, ``"new"``, or the number of one, from 1. Verbs add up; the same one again
-    replaces its setting. ``way`` is ``"both"``, ``"up"`` (client to server) or ``"down"``. Times are seconds as floats.
+    asyncio and other processes alike. Verbs may be called from any thread or task; each returns when it has taken effect,
+    which takes a fraction of a millisecond. It holds until :meth:`heal`, for the connections that ``on`` names: ``"all"``
+    (those there are and those to come), ``"existing"``, ``"new"``, or the number of one, from 1. Verbs add up; the same
+    one again replaces its setting. ``way`` is ``"both"``, ``"up"`` (client to server) or ``"down"``. Times are seconds.
 
     Raises ConfigurationError for what cannot be meant, ProxyError for what cannot be done.
     """
@@ -241,6 +241,7 @@ class FaultProxy:
         count, first, end = plan.whole("times", times), plan.yes_or_no("before", before), plan.how(how)
 
         def arm() -> Cut:
+            house.expect(scope)
             cut = Cut(statement, before=first, times=count, on=scope, how=end, count=house.count)
             for link in house.links.values():
                 if link.unreadable and cut.covers(link.n):
