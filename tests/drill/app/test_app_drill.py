@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from unbroken.testing.servers import MariaDB
+
 EXAMPLES = Path(__file__).parents[3] / "examples" / "drill"
 BIN = Path(sys.executable).parent
 
@@ -78,6 +80,55 @@ def test_one_global_connection_fails_where_unbroken_does_not(tmp_path: Path) -> 
     assert document["breaches"] == []
     assert [mark["text"] for mark in rows["restart", "one"]["marks"]] == ["stop"]
     assert "<!doctype html>" in (tmp_path / "drill.html").read_text()
+
+
+#: An app of the standard library and PyMySQL: a connection for each request, and every note is stored.
+NOTES = """
+import http.server, os, pymysql
+def connect():
+    get = os.environ.get
+    return pymysql.connect(host=get("DB_HOST"), port=int(get("DB_PORT")), user=get("DB_USER"), password=get("DB_PASSWORD"), database="shop")
+class Notes(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        number = int(self.rfile.read(int(self.headers["Content-Length"])))
+        try:
+            with connect() as conn, conn.cursor() as cursor:
+                cursor.execute("INSERT INTO drill_notes VALUES (%s)", (number,))
+                conn.commit()
+            self.answer(200, "stored")
+        except pymysql.Error as error:
+            self.answer(500, f"{error.args[0]}")
+    def answer(self, status, text):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+if __name__ == "__main__":
+    http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Notes).serve_forever()
+"""
+
+
+def test_a_server_of_somebodys_own_is_drilled_on_its_network_only(tmp_path: Path, mariadb: MariaDB) -> None:
+    (tmp_path / "notes.py").write_text(NOTES)
+    create = "with notes.connect() as c, c.cursor() as s: s.execute('CREATE TABLE IF NOT EXISTS drill_notes (n INT)')"
+    (tmp_path / "migrate.py").write_text(f"import notes\n{create}\n")
+    parts = [f"--env=DB_{name.upper()}={{{name}}}" for name in ("host", "port", "user", "password")]
+    story = '[[scenario]]\nname = "lost"\nsteps = ["run 0.5", "cut_at COMMIT", "run 1"]\n'
+    (tmp_path / "drill.toml").write_text(f"max_errors = 1\n{story}")
+    where = ("--db", mariadb.url("pymysql"), "--harm", *parts, "--url", "http://127.0.0.1:{port}/", "--body", "{n}")
+    rest = ("--scenarios", "lost", "--json", "drill.json", "--setup", f"{sys.executable} migrate.py", "--", sys.executable, "notes.py")
+    try:
+        drill = unbroken(*where, *rest, folder=tmp_path)
+        said = finish(drill)
+        assert drill.returncode == 0, said
+        (row,) = json.loads((tmp_path / "drill.json").read_text())["results"]
+        assert row["statuses"].pop("500") == 1
+        assert list(row["samples"]) == ["500 2013"]
+        stored, different = mariadb.admin("SELECT COUNT(*), COUNT(DISTINCT n) FROM drill_notes")[0]
+        assert stored == different
+        assert int(stored) > row["statuses"]["200"]  # the one whose answer was lost, and those before and after the traffic
+        assert mariadb.password not in said
+    finally:
+        mariadb.admin("DROP TABLE IF EXISTS drill_notes")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)

@@ -21,12 +21,14 @@ from rich.text import Text
 from unbroken.drill import report as league_report
 from unbroken.drill.app import html, options, project, report
 from unbroken.drill.app.command import CONFIG
+from unbroken.drill.app.launch import AppError
 from unbroken.drill.app.plan import Plan
 from unbroken.drill.app.results import AppResult
 from unbroken.drill.app.run import AppDrill
 from unbroken.drill.app.verdict import breaches
 from unbroken.drill.progress import Progress
 from unbroken.errors import ConfigurationError
+from unbroken.testing.servers import ServerError
 
 
 def run(given: Mapping[str, Any]) -> None:
@@ -42,7 +44,10 @@ def run(given: Mapping[str, Any]) -> None:
     drill = AppDrill(plan)
     names = [scenario.name for scenario in plan.scenarios]
     with _ended_by_sigterm(), Progress(console, drill.players, names, len(drill.jobs())) as progress:
-        rows = drill.run(progress)
+        try:
+            rows = drill.run(progress)
+        except (AppError, ServerError) as error:  # before the first scenario: status 2, for it says nothing of the app
+            raise ConfigurationError(str(error)) from None
     if all(row.failure is not None for row in rows):
         raise ConfigurationError(f"nothing could be measured: {rows[0].failure}")
     server = f"{league_report.SERVERS[plan.backend]} {drill.version}".strip()

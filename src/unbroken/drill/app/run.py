@@ -21,8 +21,9 @@ from unbroken.drill.lanes import run_lanes
 from unbroken.drill.run import Watcher, version
 from unbroken.drill.stage import Interrupted, sessions_left
 from unbroken.drill.traffic import one_line
+from unbroken.errors import UnbrokenError
 from unbroken.testing import FaultProxy
-from unbroken.testing.servers import Server, ServerError
+from unbroken.testing.servers import MongoDB, Server, ServerError
 from unbroken.testing.servers.folders import free_port
 
 _HOST = "127.0.0.1"
@@ -112,7 +113,7 @@ class AppDrill:
         result = AppResult(*job.cell, job.variant.name, is_ours=False)
         try:
             lane.play(job, result)
-        except (AppError, ServerError) as error:
+        except UnbrokenError as error:  # the app, the server or the proxy: this row alone cannot be measured
             result.failure = one_line(error).partition(": ")[2]
         with self._lock:
             self._results[job.cell] = result
@@ -136,7 +137,7 @@ class Lane:
             exits.callback(shutil.rmtree, self._folder, ignore_errors=True)
             if self._plan.db is None:
                 self.server = exits.enter_context(Server.kinds[self._plan.backend]())
-                self.version = version(self.server)
+                self.version = _version(self.server)
                 upstream, url = (self.server.host, self.server.port), self.server.url(self._plan.driver)
                 if self._plan.setup_sql:
                     self._run_sql(self.server, self._plan.setup_sql)
@@ -197,6 +198,10 @@ class Lane:
         if self._plan.setup and variant.name not in self._set_up:
             app.run_once(self._plan.setup, self._plan.start_timeout, scene.wait)
             self._set_up.add(variant.name)
+
+
+def _version(server: Server) -> str:
+    return str(server.command({"buildInfo": 1})["version"]) if isinstance(server, MongoDB) else version(server)
 
 
 def _protocol(backend: str) -> str | None:
