@@ -197,6 +197,8 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         now = self._now
         if now.mark[0] and now.loop is loop:
             await _closed(now)
+        else:
+            self._now = Now(None, None, self._unborn)
 
     aclose = close
 
