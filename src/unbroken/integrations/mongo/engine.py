@@ -7,10 +7,13 @@ client, which asks at each call which process this is: so a document that was to
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import pymongo
+from pymongo.errors import ConnectionFailure
 from pymongo.server_selectors import writable_server_selector
 
 from unbroken.errors import DriverNotInstalledError
@@ -23,7 +26,8 @@ DEFAULT_ALIAS = "default"
 class EngineClient(MongoClient):
     """The client that MongoEngine is given. Its questions after the server are operations: bounded in time, and behind the gate.
 
-    MongoEngine asks ``is_primary`` before it makes a document's indexes, and PyMongo lets that wait for 30 s in an outage.
+    MongoEngine asks ``is_primary`` before it makes a document's indexes, and PyMongo lets that wait for 30 s in an outage. And it keeps
+    a document's collection before its indexes are made: if that fails, only a document that has none tries it again.
     """
 
     def _server_property(self, attr_name: str) -> Any:
@@ -35,15 +39,22 @@ class EngineClient(MongoClient):
             raise
         return getattr(server.description, attr_name)
 
+    @contextmanager
+    def _conn_for_writes(self, session: Any, operation: str, *more: Any) -> Iterator[Any]:  # type: ignore[override] # a class there
+        try:
+            with super()._conn_for_writes(session, operation, *more) as conn:
+                yield conn
+        except ConnectionFailure:
+            if operation == "createIndexes":
+                detach(self)
+            raise
+
 
 EngineClient.__name__ = EngineClient.__qualname__ = "MongoClient"  # what its messages call it
 
 
 def detach(client: Any) -> None:
-    """Have the documents on *client* ask for their collections anew.
-
-    MongoEngine keeps a collection before its indexes are made; if that fails, only a document that has none tries it again.
-    """
+    """Have the documents on *client* ask for their collections anew."""
     engine = _mongoengine()
     documents_by_db = engine.base.common._get_documents_by_db
     for alias in [alias for alias, each in list(engine.connection._connections.items()) if each is client]:
@@ -69,8 +80,8 @@ def register_connection(alias: str, db: str | None = None, **kwargs: Any) -> Non
 def disconnect(alias: str = DEFAULT_ALIAS) -> None:
     """``mongoengine.disconnect``: close the client of *alias* (unless another alias has it too) and detach the documents.
 
-    Takes half a second at most, also with a server that is away or frozen, and also when the client is PyMongo's own. In a forked
-    process only what that process opened is closed.
+    Takes half a second at most, also with a server that is away or frozen, and also when the client is PyMongo's own (in the process that
+    opened it). In a forked process only what that process opened is closed.
     """
     with pymongo.timeout(0.5):
         _mongoengine().disconnect(alias)
