@@ -1,7 +1,9 @@
-"""Flask with MongoDB: configured as Flask-MongoEngine and Flask-PyMongo are, and 503 in an outage."""
+"""Web apps with MongoDB: in Flask configured as Flask-MongoEngine and Flask-PyMongo are; and 503 in an outage, in all of them."""
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import sys
 import uuid
 from collections.abc import Iterator
@@ -10,12 +12,14 @@ from typing import Any
 import flask
 import flask_mongoengine
 import flask_pymongo
+import httpx
 import mongoengine
 import mongomock
 import pymongo
 import pytest
 
 import unbroken
+import unbroken.asgi
 import unbroken.flask
 import unbroken.mongo
 import unbroken.wsgi
@@ -265,3 +269,28 @@ def test_any_wsgi_app_answers_503_in_an_outage_of_mongodb() -> None:
     assert dict(said[1])["Retry-After"]
     assert b"cannot be reached" in b"".join(body)
     client.close()
+
+
+@pytest.mark.parametrize("kind", [unbroken.mongo.AsyncMongoClient, unbroken.mongo.MongoClient])
+def test_any_asgi_app_answers_503_in_an_outage_of_mongodb_and_is_not_ready(kind: Any) -> None:
+    async def main() -> None:
+        client = kind(f"mongodb://127.0.0.1:{free_port('127.0.0.1')}/shop", timeoutMS=300, outage_wait=0)
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            found = client.shop.item.find_one()
+            if inspect.isawaitable(found):
+                await found
+            raise AssertionError("nobody is there")
+
+        made = unbroken.asgi.Unbroken(app, databases=client, readyz="/readyz")
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="http://test") as web:
+            answer = await web.post("/items")
+            assert (answer.status_code, answer.json()["error"]) == (503, "service unavailable")
+            assert answer.headers["Retry-After"]
+            ready = await web.get("/readyz")
+            assert (ready.status_code, ready.json()) == (503, {"status": "away", "shop": "away"})
+        closed = client.close()
+        if closed is not None:
+            await closed
+
+    asyncio.run(main())
