@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.text import Text
 
-from unbroken.drivers.url import parse
-from unbroken.errors import ConfigurationError
 from unbroken.testing.proxy import Event, FaultProxy
 from unbroken.testing.proxy.control import VERBS, Control
 
-_PORTS = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
-_PROTOCOLS = {"mysql": "mysql", "mariadb": "mysql", "postgresql": "postgresql"}
 _POLL = 0.5  #: seconds after which a silent log looks whether it is to end
 _QUIET = ("listening", "accepted", "connected", "closed", "fin passed on")  #: what happens without any fault
 _GOOD, _WARNING = ("healed",), ("unreadable", "connect failed", "accept failed", "failed")
@@ -44,9 +39,8 @@ def proxy(*, upstream: str, listen: str, control: str, control_anywhere: bool, p
     fail_next, cut_at, heal. A GET of / tells their arguments. Ctrl-C ends it.
     """
     console = Console(highlight=False)
-    where, spoken = _server(upstream)
     with contextlib.ExitStack() as stack:
-        made = stack.enter_context(FaultProxy(where, listen, protocol=protocol or spoken, seed=seed))
+        made = stack.enter_context(FaultProxy(upstream, listen, protocol=protocol, seed=seed))
         port = stack.enter_context(Control(made, control, anywhere=control_anywhere)) if control != "-" else None
         if port is not None:
             console.print(Text(f"control: http://{port.address}/ (POST {VERBS[0]}, {VERBS[1]} …; GET / tells all)", "bold"), soft_wrap=True)
@@ -54,17 +48,6 @@ def proxy(*, upstream: str, listen: str, control: str, control_anywhere: bool, p
         with contextlib.suppress(KeyboardInterrupt):
             follow(made, console)
         console.print(Text(summary(made), "bold"), soft_wrap=True)
-
-
-def _server(upstream: str) -> tuple[Any, str | None]:
-    """The address in *upstream*, and the protocol where it is a URL that tells."""
-    if "://" not in upstream:
-        return upstream, None
-    target = parse(upstream)
-    if target.backend not in _PORTS:
-        raise ConfigurationError(f"a {target.backend} URL names no server to stand before")
-    address = target.unix_socket or (target.host or "localhost", target.port or _PORTS[target.backend])
-    return address, _PROTOCOLS[target.backend]
 
 
 def _end_with_sigterm(stack: contextlib.ExitStack) -> None:

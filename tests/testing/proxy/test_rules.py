@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from unbroken.drivers.url import parse
 from unbroken.errors import ConfigurationError
 from unbroken.testing import FaultProxy
-from unbroken.testing.proxy.addresses import Address, address, through
+from unbroken.testing.proxy.addresses import Address, address, of_url, through
 from unbroken.testing.proxy.lane import FULL, Lane
 from unbroken.testing.proxy.plan import PLAIN, UNTOUCHED, Conduct, Rules, Standing
 
@@ -207,6 +207,34 @@ def test_any_text_is_an_address_or_a_clear_error(text: str) -> None:
     with contextlib.suppress(ConfigurationError):
         found = address(text, "upstream")
         assert found.path is not None or 0 < found.port < 65536
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("mysql+pymysql://app:s@db/shop", (Address("db", 3306), "mysql")),
+        ("mariadb://app:s@db:33/shop", (Address("db", 33), "mysql")),
+        ("postgresql://app:s@[::1]/shop", (Address("::1", 5432), "postgresql")),
+        ("mysql://app:s@/shop?unix_socket=/run/s", (Address(path="/run/s"), "mysql")),
+        ("postgresql://app:s@/shop?host=/run", (Address(path="/run/.s.PGSQL.5432"), "postgresql")),
+        ("postgresql+pg8000://app:s@/shop?unix_sock=/run/.s.PGSQL.7", (Address(path="/run/.s.PGSQL.7"), "postgresql")),
+        ("mongodb://app:s@db/shop", (Address("db", 27017), None)),
+        ("redis://db:6379/0", (Address("db", 6379), None)),
+    ],
+)
+def test_a_url_names_the_server_and_its_protocol(url: str, found: Any) -> None:
+    assert of_url(url) == found
+
+
+@given(st.text(), st.sampled_from(["mysql", "postgresql", "sqlite", "mongodb", "x"]))
+def test_any_url_names_a_server_or_is_refused_without_its_password(text: str, scheme: str) -> None:
+    for url in (f"{scheme}://{text}", f"{scheme}://app:geheim@{text}", text + "://"):
+        with contextlib.suppress(ConfigurationError):
+            found, _ = of_url(url)
+            assert found.path is not None or 0 < found.port < 65536
+    with pytest.raises(ConfigurationError) as caught:
+        of_url(f"{scheme}x://app:geheim@a b c")
+    assert "geheim" not in str(caught.value)
 
 
 HERE = Address("127.0.0.1", 4000)

@@ -11,15 +11,17 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
+from unbroken.abc import Target
 from unbroken.drivers.url import BACKENDS, SCHEMES, parse, render
 from unbroken.errors import ConfigurationError
 from unbroken.testing.proxy.errors import ProxyError
 
-#: ``(host, port)``, ``"host:port"``, ``"[::1]:port"``, or a unix socket's path.
+#: ``(host, port)``, ``"host:port"``, ``"[::1]:port"``, or a unix socket's path; a proxy's upstream may be a URL too.
 Given: TypeAlias = tuple[str, int] | Sequence[Any] | str | os.PathLike[str]
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]*://)([^/?#]*)(.*)", re.DOTALL)
 _PG_SOCKET = re.compile(r"\.s\.PGSQL\.(\d+)")
+_PORTS = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432, "mongodb": 27017}
 _SOCKET_OPTIONS = ("unix_socket", "unix_sock", "host", "port")
 
 
@@ -77,6 +79,37 @@ def address(given: Given, what: str, *, least_port: int = 1) -> Address:
     if not good or not least_port <= number < 65536:
         raise wrong
     return Address(name, number)
+
+
+def of_url(url: str) -> tuple[Address, str | None]:
+    """The server's address in *url*, and the protocol that is spoken there, ``mysql`` or ``postgresql``, where it is one of these.
+
+    ConfigurationError, never with a password in it, where the URL names no server.
+    """
+    scheme = url.partition("://")[0].lower()
+    if scheme.partition("+")[0] in BACKENDS:
+        target = parse(url)
+        if target.backend not in _PORTS:
+            raise ConfigurationError(f"a {target.backend} URL names no server to stand before")
+        protocol = "postgresql" if target.backend == "postgresql" else "mysql"
+        if target.unix_socket is not None:
+            return Address(path=_postgresql_path(target) if protocol == "postgresql" else target.unix_socket), protocol
+        return Address(target.host or "localhost", target.port or _PORTS[target.backend]), protocol
+    found = _URL.fullmatch(url)
+    authority = found[2].rpartition("@")[2] if found is not None else ""
+    port = _PORTS.get(scheme)
+    has_port = re.search(r":\d+$", authority) is not None
+    try:
+        return address(authority if has_port or port is None else f"{authority}:{port}", "upstream"), None
+    except ConfigurationError:
+        raise ConfigurationError(
+            "the URL names no server's host and port: write something like mysql://app:secret@127.0.0.1:3306/shop"
+        ) from None
+
+
+def _postgresql_path(target: Target) -> str:
+    folder = target.unix_socket or ""
+    return folder if _PG_SOCKET.fullmatch(os.path.basename(folder)) else os.path.join(folder, f".s.PGSQL.{target.port or 5432}")
 
 
 def through(url: str, here: Address) -> str:

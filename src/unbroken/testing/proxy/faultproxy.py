@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 
 from unbroken.errors import ConfigurationError
 from unbroken.testing.proxy import plan
-from unbroken.testing.proxy.addresses import Given, address, through
+from unbroken.testing.proxy.addresses import Given, address, of_url, through
 from unbroken.testing.proxy.cuts import Cut, Reader
 from unbroken.testing.proxy.engine import Engine
 from unbroken.testing.proxy.errors import ProxyError
@@ -27,9 +27,9 @@ _TLS_REMEDY = "connect without TLS and compression where statements are to be ma
 class FaultProxy:
     """A proxy for TCP and unix sockets that breaks connections as networks, servers and balancers do.
 
-    *upstream* is the server: ``(host, port)``, ``"host:port"`` or a unix socket's path. *listen* likewise (port 0: a free
-    one). *protocol*, ``"mysql"`` or ``"postgresql"``, is needed by :meth:`cut_at` only. *seed* makes jitter repeatable
-    (default: a new one, in :attr:`seed`).
+    *upstream* is the server: ``(host, port)``, ``"host:port"``, a unix socket's path, or a database URL, which tells the
+    protocol as well. *listen* likewise, but no URL (port 0: a free one). *protocol*, ``"mysql"`` or ``"postgresql"``, is
+    needed by :meth:`cut_at` only. *seed* makes jitter repeatable (default: a new one, in :attr:`seed`).
 
     A context manager, in ``with`` and in ``async with``: its sockets live in a thread of their own, so it serves threads,
     asyncio and other processes alike. Verbs may be called from any thread or task; each returns when it has taken effect,
@@ -47,13 +47,17 @@ class FaultProxy:
         protocol: str | None = None,
         seed: int | None = None,
     ) -> None:
-        self._upstream = address(upstream, "upstream")
+        spoken = None
+        if isinstance(upstream, str) and "://" in upstream:
+            self._upstream, spoken = of_url(upstream)
+        else:
+            self._upstream = address(upstream, "upstream")
         self._listen = address(listen, "listen", least_port=0)
         if protocol not in (None, "mysql", "postgresql"):
             raise ConfigurationError(f"protocol={protocol!r} must be 'mysql', 'postgresql' or None")
         if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
             raise ConfigurationError(f"seed={seed!r} must be a whole number or None")
-        self.protocol = protocol
+        self.protocol = protocol or spoken
         self.seed = secrets.randbelow(1_000_000) if seed is None else seed
         self._engine: Engine | None = None
 
