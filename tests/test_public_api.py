@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.resources
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,9 +56,18 @@ def test_all_names_exist_are_sorted_and_come_from_here() -> None:
 
 def test_every_public_name_of_the_package_is_in_all() -> None:
     tree = ast.parse((SRC / "__init__.py").read_text())
-    shown = {alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    shown -= {"annotations"}
-    assert {name for name in shown if not name.startswith("_")} <= set(unbroken.__all__)
+    ours = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and str(node.module).startswith("unbroken")]
+    assert {alias.asname or alias.name for node in ours for alias in node.names} == set(unbroken.__all__)
+
+
+def test_nothing_is_imported_before_something_is_used() -> None:
+    program = "import sys, unbroken, unbroken.testing; print(*sorted(m for m in sys.modules if m.startswith('unbroken')))"
+    program += "; print(unbroken.Pool.__name__, unbroken.errors.OutageError.__name__, unbroken.testing.FaultProxy.__name__)"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said == ["unbroken unbroken.testing", "Pool OutageError FaultProxy"]
+    with pytest.raises(AttributeError, match="no attribute 'Puddle'"):
+        _ = unbroken.Puddle  # type: ignore[attr-defined]
+    assert set(unbroken.__all__) <= set(dir(unbroken))
 
 
 def test_every_error_is_public() -> None:

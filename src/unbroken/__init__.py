@@ -1,23 +1,29 @@
 """unbroken: database connections that do not break."""
 
-from unbroken.aio import AsyncPool
-from unbroken.core.stats import Stats
-from unbroken.errors import (
-    CommitUnknownError,
-    ConfigurationError,
-    ConnectionLostError,
-    ConnectRejectedError,
-    DeadlineExceeded,
-    DriverNotInstalledError,
-    NotYoursError,
-    OutageError,
-    PoolClosedError,
-    PoolTimeoutError,
-    UnbrokenError,
-)
-from unbroken.settings import Settings
-from unbroken.sync import Pool
-from unbroken.units import replayable
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unbroken.aio import AsyncPool
+    from unbroken.core.stats import Stats
+    from unbroken.errors import (
+        CommitUnknownError,
+        ConfigurationError,
+        ConnectionLostError,
+        ConnectRejectedError,
+        DeadlineExceeded,
+        DriverNotInstalledError,
+        NotYoursError,
+        OutageError,
+        PoolClosedError,
+        PoolTimeoutError,
+        UnbrokenError,
+    )
+    from unbroken.settings import Settings
+    from unbroken.sync import Pool
+    from unbroken.units import replayable
 
 __version__ = "0.1.0"
 
@@ -39,3 +45,25 @@ __all__ = [
     "UnbrokenError",
     "replayable",
 ]
+
+_PUBLIC = ("aio", "core.stats", "errors", "settings", "sync", "units")  #: where these names are
+_MODULES = {"abc", "aio", "core", "drivers", "errors", "flows", "net", "settings", "sync", "testing", "units"}
+
+
+def __getattr__(name: str) -> Any:
+    """Nothing is imported before something is used: who only loads the package (a test runner its plugin) waits for nothing.
+
+    The first public name imports them all, so that no later one does so in the middle of a fork.
+    """
+    if name in _MODULES:
+        return import_module(f"unbroken.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module 'unbroken' has no attribute {name!r}")
+    for where in _PUBLIC:
+        module = import_module(f"unbroken.{where}")
+        globals().update({each: vars(module)[each] for each in __all__ if each in vars(module)})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
