@@ -58,7 +58,7 @@ def test_its_clients_are_its_sessions() -> None:
         client.sendall((16 + 5 + len(hello)).to_bytes(4, "little") + b"\1\0\0\0" + b"\0" * 4 + b"\xdd\7\0\0" + b"\0" * 5 + hello)
         assert client.recv(10)
         mine = "{}:{}".format(*client.getsockname())
-        assert mine in [session.peer for session in server.sessions()]
+        assert [session.peer for session in server.sessions()] == [mine]  # and not the one that asks
 
 
 def test_a_frozen_server_answers_when_it_is_thawed() -> None:

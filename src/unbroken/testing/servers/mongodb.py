@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -132,7 +133,8 @@ class MongoDB(Server):
         """The clients' connections over TCP, oldest first."""
         pipeline = [{"$currentOp": {"allUsers": True, "idleConnections": True}}]
         batch = self.command({"aggregate": 1, "pipeline": pipeline, "cursor": {"batchSize": 10000}})["cursor"]["firstBatch"]
-        found = [op for op in batch if ":" in str(op.get("client", "")) and "connectionId" in op]
+        # over its unix socket a client is called "anonymous unix socket:27017": that is we ourselves
+        found = [op for op in batch if re.fullmatch(r"\S+:\d+", str(op.get("client", ""))) and "connectionId" in op]
         states = {True: "active", False: "idle"}
         return sorted(
             (Session(int(op["connectionId"]), "", op["client"], "", states[bool(op.get("active"))]) for op in found), key=lambda one: one.id
