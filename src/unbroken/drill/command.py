@@ -30,7 +30,23 @@ from unbroken.testing.servers import available
 _BACKENDS = ("postgresql", "mariadb")  #: that contenders here have drivers for
 
 
-@click.command()
+_HELP = """Break real servers under real traffic, and print who noticed.
+
+With --url and a command, your own app is drilled, in whatever language: a private server and a fault proxy are
+started, your app is started with --env pointing there, and every fault is played under HTTP traffic (scenarios idle,
+kill, restart, crash, freeze, reset, nat, mute, refuse, slow, and those of drill.toml). Without, the pools: unbroken
+beside what people use.
+
+\b
+    unbroken drill
+    unbroken drill --url http://127.0.0.1:8000/items --env DATABASE_URL -- gunicorn app:app
+
+The exit status is 1 when a limit is broken (an app's, or unbroken's contract), 2 for a wrong command line. LIST: names
+with commas between.
+"""
+
+
+@click.command(help=_HELP)
 @app.app_options
 @click.option("--all", "everything", is_flag=True, help="Every server, contender and scenario there is.")
 @click.option("--servers", metavar="LIST", help="Of postgresql, mariadb; for an app one, also mysql or mongodb. Default: postgresql.")
@@ -60,20 +76,7 @@ def drill(
     verbose: bool,
     **of_app: Any,
 ) -> None:
-    """Break real servers under real traffic, and print who noticed.
-
-    With --url and a command, your own app is drilled, in whatever language: a private server and a fault proxy are
-    started, your app is started with --env pointing there, and every fault is played under HTTP traffic (scenarios idle,
-    kill, restart, crash, freeze, reset, nat, mute, refuse, slow, and those of drill.toml). Without, the pools: unbroken
-    beside what people use.
-
-    \b
-        unbroken drill
-        unbroken drill --url http://127.0.0.1:8000/items --env DATABASE_URL -- gunicorn app:app
-
-    The exit status is 1 when a limit is broken (an app's, or unbroken's contract), 2 for a wrong command line. LIST: names
-    with commas between.
-    """
+    """The drill of pools, or of an app."""
     if app.wanted(of_app, of_pools=everything or who is not None or repeat > 1 or green):
         of_app |= {"servers": servers, "scenarios": what, "jobs": jobs, "seed": seed, "json": to, "verbose": verbose}
         return app.run(of_app)

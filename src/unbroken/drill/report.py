@@ -180,13 +180,16 @@ _COLUMNS = (
 
 def legend() -> Table:
     """What the squares and the columns mean."""
+    return explained([*_SQUARES, *((name, _FAINT, meaning) for name, meaning in _COLUMNS)])
+
+
+def explained(signs: Iterable[tuple[str, str, str]]) -> Table:
+    """Signs, each with its style and its meaning, below each other."""
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True)
     table.add_column(style=_FAINT)
-    for square, style, meaning in _SQUARES:
-        table.add_row(Text(square, style), meaning)
-    for name, meaning in _COLUMNS:
-        table.add_row(Text(name, _FAINT), meaning)
+    for sign, style, meaning in signs:
+        table.add_row(Text(sign, style), meaning)
     return table
 
 

@@ -21,7 +21,7 @@ _OPTIONS: Final = (
     click.option("--env", multiple=True, metavar="NAME[=TEMPLATE]", help="The variable that your app reads its database URL from."),
     click.option("--compare", is_flag=True, help="What follows are whole commands, each quoted: NAME: COMMAND."),
     click.option("--config", metavar="FILE", help="Read options and scenarios from here. Default: ./drill.toml where there is one."),
-    click.option("--db", metavar="URL", help="This server instead of a private one; says so with --harm."),
+    click.option("--db", metavar="URL", help="This server instead of a private one; needs --harm."),
     click.option("--harm", is_flag=True, default=None, help="Yes, the server of --db may be harmed."),
     click.option("--driver", help="The driver in the URL's scheme: pymysql gives mysql+pymysql://."),
     click.option("--setup", metavar="COMMAND", help="Run once before the app, as it would run: a migration."),

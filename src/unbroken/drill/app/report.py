@@ -47,7 +47,7 @@ def final(
     console.print(Rule(Text("league table", "bold"), style=_FAINT))
     for table in leagues(rows, players, plan, server, console.width):
         console.print(table, Text())
-    console.print(legend(), Text())
+    console.print(report.explained(LEGEND), Text())
     for text in (*judgement(rows, plan), *lateness(rows)):
         console.print(text)
 
@@ -132,16 +132,6 @@ def _said(rows: Sequence[AppResult], most: int) -> Iterable[Text]:
             yield Text(f"  {row.title}: {row.failure}", _POOR)
         for line, times in list(row.samples.items())[:most]:
             yield Text(f"  {row.title}: {times} x {line}", _FAINT)
-
-
-def legend() -> Table:
-    """What the squares and columns mean."""
-    table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True)
-    table.add_column(style=_FAINT)
-    for square, style, meaning in LEGEND:
-        table.add_row(Text(square, style), meaning)
-    return table
 
 
 def judgement(rows: Sequence[AppResult], plan: Plan) -> Iterable[Text]:
