@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from random import Random
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unbroken.abc import OUTAGE_KINDS, Fault, FaultKind
-from unbroken.core.outage import BUSY_PACE, FRESH, LONELY_PACE, REFUSED_PACE, STARTING_PACE, Outage
+from unbroken.core.outage import BUSY_PACE, FRESH, LONELY_PACE, REFUSED_PACE, SPREAD, STARTING_PACE, Outage
 
 ME, OTHER = object(), object()
 
@@ -82,7 +83,7 @@ def test_the_pace_keeps_within_its_bounds(seed: int, kind: FaultKind, failures: 
         if kind is FaultKind.REFUSED:
             assert REFUSED_PACE[0] - 1e-9 <= delay <= REFUSED_PACE[1] + 1e-9
         elif kind is FaultKind.NOT_READY and number < len(STARTING_PACE):
-            assert delay == pytest.approx(STARTING_PACE[number])
+            assert STARTING_PACE[number] <= delay <= (1 + SPREAD) * STARTING_PACE[number] + 1e-9
         else:
             assert BUSY_PACE[0] - 1e-9 <= delay <= BUSY_PACE[1] + 1e-9
         now += delay
@@ -134,3 +135,19 @@ def test_who_comes_after_a_lull_is_given_the_time_of_one_try() -> None:
     assert outage.turns_away(106.05, 5.0, came=106.0), "it did not help"
     outage.failed(ME, 106.01, 106.01, Fault(FaultKind.REFUSED), Random(1))
     assert outage.turns_away(106.02, 5.0, came=106.0), "the try was refused"
+
+
+@pytest.mark.parametrize("kind", [FaultKind.REFUSED, FaultKind.NOT_READY, FaultKind.TOO_MANY, FaultKind.UNREACHABLE])
+def test_processes_that_lost_the_server_at_one_moment_do_not_go_on_asking_at_one_moment(kind: FaultKind) -> None:
+    """A hundred records of one server, each with its own prober, all told at once that it is away."""
+    tries = []
+    for seed in range(100):
+        outage, random, now = Outage(), Random(seed), 100.0
+        for _ in range(12):
+            outage.failed("me", now, now, Fault(kind), random)
+            now += outage.ask("me", now, 1) or 0.0
+            tries.append(now)
+    later = [now for now in tries if now > 100.2]
+    assert len(later) > 50
+    at_once = Counter(round(now, 3) for now in later).most_common(1)[0][1]
+    assert at_once <= 15

@@ -18,6 +18,8 @@ BUSY_PACE = (0.050, 0.250)
 #: A server that begins to answer but is not ready yet is most often the fraction of a second from it: its first answers
 #: of that kind are followed up sooner, once each, before the pace above begins.
 STARTING_PACE = (0.015, 0.025, 0.040)
+#: Every pace is spread by this part: what thousands of processes lost at one moment they must not ask for at one moment, again and again.
+SPREAD = 0.25
 #: How long such a server is asked at the quick end of that pace before it grows: most restarts take less.
 BUSY_PATIENCE = 2.0
 #: Seconds between attempts when nobody waits; an arriving caller tries at once.
@@ -108,10 +110,11 @@ class Outage:
             self.busy_since = now
         self.busy += 1
         if kind is FaultKind.NOT_READY and self.busy <= len(STARTING_PACE):
-            return STARTING_PACE[self.busy - 1]
+            return STARTING_PACE[self.busy - 1] * random.uniform(1.0, 1.0 + SPREAD)
         shortest, longest = BUSY_PACE
         growth = max(1.0, (now - self.busy_since) / BUSY_PATIENCE)
-        return max(shortest, min(longest, shortest * growth) * random.uniform(0.8, 1.0))
+        most = min(longest, shortest * max(growth, 1.0 + SPREAD))
+        return random.uniform(max(shortest, most / (1.0 + SPREAD)), most)
 
     def succeeded(self, now: float) -> float | None:
         """An attempt succeeded. The length of the outage that this ends, in seconds, or None if there was none.
