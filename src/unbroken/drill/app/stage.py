@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import threading
 import time
@@ -173,8 +172,7 @@ def perform(scene: Scene, steps: tuple[Step, ...], result: AppResult) -> None:
 
 
 def _see_connections(scene: Scene, result: AppResult) -> None:
-    with contextlib.suppress(IndexError):
-        result.close_wait = close_wait(*scene.app.pids, port=scene.proxy.port)
+    result.close_wait = close_wait(*scene.app.pids, port=scene.proxy.port)
     if scene.server is not None:
         result.sessions = len(scene.server.sessions())
     else:
