@@ -30,6 +30,9 @@ WITHOUT_TIMEOUT = {"mysqldb", "psycopg2", "mariadbconnector", "mysqlconnector_c"
 class Face:
     """A driver with its async methods already awaited, and statements in one spelling."""
 
+    class Hung(Exception):  # noqa: N818 - what happened, not a kind of error
+        """An async method waits for something that does not come."""
+
     def __init__(self, name: str, server: Server, runner: asyncio.Runner) -> None:
         self.name, self.server, self.runner = name, server, runner
         self.is_async = name in ASYNC
@@ -58,7 +61,13 @@ class Face:
             return value
 
         async def wait() -> Any:
-            return await value
+            try:
+                async with asyncio.timeout(8) as limit:
+                    return await value
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise self.Hung(f"{self.name} waited 8 s for an answer") from error
 
         return self.runner.run(wait(), context=contextvars.copy_context())
 

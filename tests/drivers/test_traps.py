@@ -98,6 +98,17 @@ def test_mysql_connector_takes_no_old_result_for_a_new_answer(faces: Any, mariad
     mariadb.admin("DROP PROCEDURE two_results")
 
 
+@pytest.mark.parametrize("name", ["mysqlconnector", "mysqlconnector_async"])
+def test_an_error_in_the_place_of_a_second_result_ends_the_answer(faces: Any, mariadb: Any, name: str) -> None:
+    face = faces(name, mariadb)
+    conn = face.connect()
+    mariadb.admin("CREATE OR REPLACE PROCEDURE half() BEGIN SELECT 1; SELECT * FROM no_such_table; END")
+    with pytest.raises(face.driver.errors):
+        face.execute(conn, "CALL half()")
+    assert [int(row[0]) for row in face.execute(conn, "SELECT 2")] == [2]  # it would wait for a third one for ever
+    assert face.call("ping", conn, 5.0) is None
+
+
 def test_a_pooled_connection_of_mysql_connector_is_refused(faces: Any, mariadb: Any) -> None:
     face = faces("mysqlconnector", mariadb)
     driver = face.make(None, connect=lambda: object(), driver="mysqlconnector")

@@ -61,9 +61,20 @@ def _seen(base: Any) -> Any:
                 self._seen_status, self._seen_busy = None, True
 
         def _seen_first(self, packet: Any) -> None:
-            """The first packet of its answer is here; an error is all there is."""
+            """The first packet of an answer, or of one of its results, is here; after an error nothing follows.
+
+            The connector itself still waits for a next result then, where the one before had announced it.
+            """
             if packet is not None and len(packet) > 4 and packet[4] == _ERR:
-                self._seen_busy = False
+                self._seen_busy = self._have_next_result = False
+
+        def _handle_result(self, packet: Any, *args: Any, **kwargs: Any) -> Any:
+            self._seen_first(packet)
+            return super()._handle_result(packet, *args, **kwargs)
+
+        def _handle_binary_result(self, packet: Any, *args: Any, **kwargs: Any) -> Any:
+            self._seen_first(packet)
+            return super()._handle_binary_result(packet, *args, **kwargs)
 
         def _seen_prepared(self, status: int | None) -> None:
             """A statement was prepared: the answer holds no status, and nothing has changed."""
