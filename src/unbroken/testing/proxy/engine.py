@@ -57,7 +57,7 @@ class Engine:
         for sock in (self._bell, self._ringer):
             sock.setblocking(False)
         self._asked: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timers: list[tuple[float, int, Callable[[], None], Link | None]] = []
         self._order = count()
         self._owner = os.getpid()
         self._running, self._has_ended = True, False
@@ -110,9 +110,12 @@ class Engine:
         """Monotonic seconds."""
         return time.monotonic()
 
-    def at(self, when: float, work: Callable[[], None]) -> None:
-        """Do *work* then."""
-        heapq.heappush(self._timers, (when, next(self._order), work))
+    def at(self, when: float, work: Callable[[], None], link: Link | None = None) -> None:
+        """Do *work* then, unless *link* is closed."""
+        if len(self._timers) > 1000 + 8 * len(self.links):  # most are of links that are closed: let go of these
+            self._timers = [each for each in self._timers if each[3] is None or each[3].closed is None]
+            heapq.heapify(self._timers)
+        heapq.heappush(self._timers, (when, next(self._order), work, link))
 
     def watch(self, sock: socket.socket, mask: int, link: Link) -> None:
         """Tell *link* when *sock* is ready."""
@@ -288,11 +291,11 @@ class Engine:
     def _do_timers(self) -> None:
         now = self.now()
         while self._timers and self._timers[0][0] <= now:
-            work = heapq.heappop(self._timers)[2]
-            try:
+            _, _, work, link = heapq.heappop(self._timers)
+            if link is None:
                 work()
-            except Exception as error:
-                self.log.add("failed", None, f"{type(error).__name__}: {error}")
+            elif link.closed is None:
+                self._guarded(link, work)
 
     def _do_asked(self) -> None:
         while self._asked:

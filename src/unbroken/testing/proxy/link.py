@@ -32,8 +32,8 @@ class House(Protocol):
     def now(self) -> float:
         """The engine's clock, in seconds."""
 
-    def at(self, when: float, work: Callable[[], None]) -> None:
-        """Do *work* then."""
+    def at(self, when: float, work: Callable[[], None], link: Link) -> None:
+        """Do *work* then, unless *link* is closed."""
 
     def watch(self, sock: socket.socket, mask: int, link: Link) -> None:
         """Tell *link* when *sock* is ready for what *mask* says."""
@@ -79,6 +79,7 @@ class Link:
         self.opened, self.closed = house.log.now(), None  # type: float, float | None
         self._tap = tap
         self._told_unreadable = False
+        self._first_to_close = ""
         self._bytes_left: int | None = None
         self._server_spoke = True  # so that the client's first word is a round trip
         self._attempt = 0  # which of the server's addresses is tried
@@ -110,24 +111,24 @@ class Link:
         if cutoff is not before.cutoff:
             self._bytes_left = cutoff.bytes if cutoff is not None else None
             if cutoff is not None and cutoff.seconds is not None:
-                self.house.at(now + cutoff.seconds, partial(self._time_is_up, cutoff))
+                self.house.at(now + cutoff.seconds, partial(self._time_is_up, cutoff), self)
         if conduct.idle_limit is not None and conduct.idle_limit != before.idle_limit:
-            self.house.at(self._active + conduct.idle_limit, self._look_whether_idle)
+            self.house.at(self._active + conduct.idle_limit, self._look_whether_idle, self)
         if self.server is None and (conduct.up.hole != "drop" or conduct.down.hole != "drop"):
             self._connect()
         self._go_on()
 
     def _time_is_up(self, cutoff: Cutoff) -> None:
-        if self.closed is None and self.conduct.cutoff is cutoff:
+        if self.conduct.cutoff is cutoff:
             self.end(cutoff.how, f"cut after {cutoff.seconds:g} s")
 
     def _look_whether_idle(self) -> None:
         limit = self.conduct.idle_limit
-        if self.closed is not None or limit is None:
+        if limit is None:
             return
         idle = self.house.now() - self._active
         if idle < limit:
-            self.house.at(self._active + limit, self._look_whether_idle)
+            self.house.at(self._active + limit, self._look_whether_idle, self)
         elif self.conduct.idle_reset:
             self.end("rst", f"idle for {idle:.3f} s")
         else:
@@ -139,7 +140,7 @@ class Link:
         """FIN to the client; what it sends is still handed on, what the server sends is thrown away."""
         if not self.down.finished:
             self._finish(self.down)
-            self.state = "half closed"
+            self.state, self._first_to_close = "half closed", "proxy"
             self.house.log.add("half closed", self.n)
 
     def end(self, how: How, reason: str, name: str | None = None) -> None:
@@ -314,9 +315,9 @@ class Link:
         elif half.ended and not half.finished:
             self._finish(half)
             if self.up.finished and self.down.finished:
-                self.end("fin", f"the {who} closed it last" if self.state == "half closed" else "both sides closed it", "closed")
+                self.end("fin", f"the {self._first_to_close} closed it", "closed")
             else:
-                self.state = "half closed"
+                self.state, self._first_to_close = "half closed", who
                 self.house.log.add("fin passed on", self.n, f"from the {who}")
 
     def _finish(self, half: Half) -> None:
@@ -333,10 +334,9 @@ class Link:
 
         def ring() -> None:
             half.timer = None
-            if self.closed is None:
-                self._go_on()
+            self._go_on()
 
-        self.house.at(when, ring)
+        self.house.at(when, ring, self)
 
     def _interest(self) -> None:
         if self.server is not None:
