@@ -17,7 +17,7 @@ from measure import Effort, Result
 
 SUBJECTS = (
     "checkout", "checkout_async", "flat", "connecting", "round_trips", "recovery", "at_rest", "web", "engine", "peewee_pools",
-    "django_views", "proxy",
+    "django_views", "fleet", "mongo", "proxy",
 )  # fmt: skip
 
 

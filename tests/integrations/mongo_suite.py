@@ -7,8 +7,8 @@ installed PyMongo, each way in a process of its own, on a private server: alone,
 failpoints. Among them are MongoDB's specification tests (server discovery, retryable reads and writes, client-side timeouts,
 transactions), which PyMongo's runner runs.
 
-Ours is tested as itself, with its own defaults. Exit status 1 when a test ends differently on our client and the difference is
-not explained below.
+Ours waits as long as PyMongo does there, unless --defaults: its own bounds would end what some tests let take longer. Exit status
+1 when a test ends differently on our client and the difference is not explained below.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ EXPLAINED: dict[str, str] = {}
 
 _KINDS = """
 import pymongo.mongo_client
+import unbroken.integrations.mongo.plan
 import unbroken.mongo
+{waits}
 MongoClient = pymongo.MongoClient = pymongo.mongo_client.MongoClient = unbroken.mongo.MongoClient
 AsyncMongoClient = pymongo.AsyncMongoClient = unbroken.mongo.AsyncMongoClient
 """
@@ -57,6 +59,7 @@ def main() -> int:
     parser.add_argument("--source", type=Path)
     parser.add_argument("--servers", default="alone,set")
     parser.add_argument("--async", dest="awaited", action="store_true", help="the same modules' asyncio halves")
+    parser.add_argument("--defaults", action="store_true", help="ours with its own bounds of waits")
     parser.add_argument("--verbose", action="store_true", help="show why a test ended differently")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +80,7 @@ def unpacked(given: Path | None, folder: Path) -> Path:
     return next(path.parent.parent for path in folder.glob("*/test/unified_format.py")).resolve()
 
 
-def adapted(source: Path, to: Path, ours: bool) -> Path:
+def adapted(source: Path, to: Path, ours: bool, defaults: bool) -> Path:
     """A copy of *source*'s tests, which use our clients under PyMongo's names where *ours* says so."""
     to.mkdir()
     for name in ("test", "tools"):
@@ -85,7 +88,7 @@ def adapted(source: Path, to: Path, ours: bool) -> Path:
     shutil.copy(source / "pyproject.toml", to)
     if not ours:
         return to
-    (to / "suite_kinds.py").write_text(_KINDS)
+    (to / "suite_kinds.py").write_text(_KINDS.format(waits="" if defaults else "unbroken.integrations.mongo.plan.DEFAULTS = {}"))
     for path in (to / "test").rglob("*.py"):
         text = path.read_text()
         if "MongoClient" in text:
@@ -127,7 +130,7 @@ def compare(kind: str, source: Path, folder: Path, options: Any) -> list[str]:
 
 def run(who: str, kind: str, source: Path, folder: Path, options: Any) -> dict[str, tuple[str, str]]:
     """How each test ended."""
-    home = adapted(source, folder / f"{who}-{kind}", who == "unbroken")
+    home = adapted(source, folder / f"{who}-{kind}", who == "unbroken", options.defaults)
     out = home / "results.xml"
     rooms = ["test", "asynchronous"] if options.awaited else ["test"]
     files = [str(Path(*rooms, f"{name}.py")) for name in options.modules]

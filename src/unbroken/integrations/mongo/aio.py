@@ -13,15 +13,12 @@ from pymongo.errors import ServerSelectionTimeoutError
 
 from unbroken.integrations.mongo import plan, seams
 from unbroken.integrations.mongo.face import Outliving
-from unbroken.integrations.mongo.home import Home, Now, Unborn
+from unbroken.integrations.mongo.home import Home, Now, Unborn, is_inherited
 from unbroken.integrations.mongo.sockets import recording_async
 
 _Plain = pymongo.AsyncMongoClient
 seams.check(_Plain)
-# Called at each operation: by name, which is quicker than super().
-_plain_select_server = _Plain._select_server
-_plain_cleanup_cursor_no_lock = _Plain._cleanup_cursor_no_lock
-_plain_cleanup_cursor_lock = _Plain._cleanup_cursor_lock
+_plain_select_server = _Plain._select_server  # called at each operation: so it is quicker than by super()
 
 
 class Body(_Plain[Any]):
@@ -70,6 +67,18 @@ def _never() -> Any:
     raise NotImplementedError  # a sketch is only read
 
 
+class Guard:
+    """A cursor that was inherited is not ended here: it is the parent's, and the server knows it by the same number."""
+
+    def _cleanup_cursor_no_lock(self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any) -> None:
+        if not is_inherited(session):
+            super()._cleanup_cursor_no_lock(cursor_id, address, conn_mgr, session, *more)  # type: ignore[misc] # PyMongo's
+
+    async def _cleanup_cursor_lock(self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any) -> None:
+        if not is_inherited(session):
+            await super()._cleanup_cursor_lock(cursor_id, address, conn_mgr, session, *more)  # type: ignore[misc]
+
+
 class AsyncMongoClient(Outliving, _Plain[Any]):
     """PyMongo's AsyncMongoClient that survives forks, restarts, failovers and the end of its event loop.
 
@@ -79,6 +88,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
 
     _body = Body
     _sketch = Sketch
+    _guard = Guard
 
     def __init__(
         self,
@@ -176,13 +186,9 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
                 raise
             raise told from error
 
-    def _cleanup_cursor_no_lock(self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any) -> None:
-        if not ((cursor_id or conn_mgr) and self._is_inherited(session)):
-            _plain_cleanup_cursor_no_lock(self, cursor_id, address, conn_mgr, session, *more)
-
-    async def _cleanup_cursor_lock(self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any) -> None:
-        if not ((cursor_id or conn_mgr) and self._is_inherited(session)):
-            await _plain_cleanup_cursor_lock(self, cursor_id, address, conn_mgr, session, *more)
+    async def _close_cursor_now(self, cursor_id: Any, address: Any, session: Any = None, conn_mgr: Any = None) -> None:
+        if not is_inherited(session):
+            await super()._close_cursor_now(cursor_id, address, session, conn_mgr)
 
     async def close(self) -> None:
         """Close what this process has open. Takes at most half a second, also with a server that is away or frozen.

@@ -11,15 +11,12 @@ from pymongo.synchronous.pool import Pool
 
 from unbroken.integrations.mongo import plan, seams
 from unbroken.integrations.mongo.face import Outliving
-from unbroken.integrations.mongo.home import Home, Unborn
+from unbroken.integrations.mongo.home import Home, Unborn, is_inherited
 from unbroken.integrations.mongo.sockets import recording
 
 _Plain = pymongo.MongoClient
 seams.check(_Plain)
-# Called at each operation: by name, which is quicker than super().
-_plain_select_server = _Plain._select_server
-_plain_cleanup_cursor_no_lock = _Plain._cleanup_cursor_no_lock
-_plain_cleanup_cursor_lock = _Plain._cleanup_cursor_lock
+_plain_select_server = _Plain._select_server  # called at each operation: so it is quicker than by super()
 
 
 class Body(_Plain[Any]):
@@ -68,6 +65,18 @@ def _never() -> Any:
     raise NotImplementedError  # a sketch is only read
 
 
+class Guard:
+    """A cursor that was inherited is not ended here: it is the parent's, and the server knows it by the same number."""
+
+    def _cleanup_cursor_no_lock(self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any) -> None:
+        if not is_inherited(session):
+            super()._cleanup_cursor_no_lock(cursor_id, address, conn_mgr, session, *more)  # type: ignore[misc] # PyMongo's
+
+    def _cleanup_cursor_lock(self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any) -> None:
+        if not is_inherited(session):
+            super()._cleanup_cursor_lock(cursor_id, address, conn_mgr, session, *more)  # type: ignore[misc]
+
+
 class MongoClient(Outliving, _Plain[Any]):
     """PyMongo's MongoClient that survives forks, restarts and failovers. Takes what PyMongo's takes, and:
 
@@ -82,6 +91,7 @@ class MongoClient(Outliving, _Plain[Any]):
 
     _body = Body
     _sketch = Sketch
+    _guard = Guard
 
     def __init__(
         self,
@@ -141,13 +151,9 @@ class MongoClient(Outliving, _Plain[Any]):
                 raise
             raise told from error
 
-    def _cleanup_cursor_no_lock(self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any) -> None:
-        if not ((cursor_id or conn_mgr) and self._is_inherited(session)):
-            _plain_cleanup_cursor_no_lock(self, cursor_id, address, conn_mgr, session, *more)
-
-    def _cleanup_cursor_lock(self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any) -> None:
-        if not ((cursor_id or conn_mgr) and self._is_inherited(session)):
-            _plain_cleanup_cursor_lock(self, cursor_id, address, conn_mgr, session, *more)
+    def _close_cursor_now(self, cursor_id: Any, address: Any, session: Any = None, conn_mgr: Any = None) -> None:
+        if not is_inherited(session):
+            super()._close_cursor_now(cursor_id, address, session, conn_mgr)
 
     def close(self) -> None:
         """Close what this process has open. Takes at most half a second, also with a server that is away or frozen."""

@@ -9,6 +9,7 @@ each operation, and the client asks which process this is.
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import threading
 import weakref
@@ -45,6 +46,7 @@ class Outliving:
 
     _body: ClassVar[type[Any]]  #: PyMongo's client, belonging to one process
     _sketch: ClassVar[type[Any]]  #: PyMongo's client as far as it can be made without making anything
+    _guard: ClassVar[type[Any]]  #: what it does besides in a process that has inherited cursors
 
     def _begin(self, arguments: dict[str, Any], outage_wait: float) -> None:
         """Read and check the arguments; make nothing."""
@@ -104,6 +106,8 @@ class Outliving:
         home.sockets.sever()
         forget_threads(inherited.body)
         if inherited.opened:
+            kind: Any = type(self)
+            self.__class__ = _guarding(kind)
             warn_of_fork(home.pid)
 
     def _is_open(self, now: Now, topology: Any) -> Any:
@@ -162,10 +166,6 @@ class Outliving:
             "begin another here"
         )
 
-    def _is_inherited(self, session: Any) -> bool:
-        generation = getattr(getattr(session, "_server_session", None), "generation", None)
-        return generation is not None and origin_of(generation) != os.getpid()
-
     def _close_cursor_soon(self, *args: Any, **kwargs: Any) -> None:
         now = self._now
         if now.mark[0]:  # else it is the parent's
@@ -193,6 +193,16 @@ class Outliving:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{type(self).__name__} cannot be pickled or copied: each process makes its own; pass its URI instead")
+
+
+@functools.cache
+def _guarding(kind: type[Any]) -> type[Any]:
+    """*kind*, in a process that may have inherited cursors from its parent. The others need not ask whose each cursor is."""
+    if issubclass(kind, kind._guard):
+        return kind
+    return type(
+        kind.__name__, (kind._guard, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    )
 
 
 def _identity(client: Any) -> tuple[Any, ...]:

@@ -86,6 +86,12 @@ def origin_of(generation: int) -> int:
     return generation & ((1 << _PID_BITS) - 1)
 
 
+def is_inherited(session: Any) -> bool:
+    """Whether *session* (of PyMongo's) was begun by a parent of this process."""
+    generation = getattr(getattr(session, "_server_session", None), "generation", None)
+    return generation is not None and origin_of(generation) != os.getpid()
+
+
 def forget_threads(body: Any) -> None:
     """In a forked child: PyMongo must not wait, at exit, a second for each thread of *body* that exists in the parent only.
 

@@ -16,10 +16,10 @@ SEAMS = {
     "_init_background": "makes topology and threads: not before the first use in a process",
     "_get_topology": "begins to connect: in the process that asks",
     "_select_server": "each operation's first step: the gate stands here",
-    "_start_session": "a session belongs to the process that started it",
     "_cleanup_cursor_no_lock": "a cursor is ended by the process that opened it, not by its child",
     "_cleanup_cursor_lock": "likewise",
     "_close_cursor_soon": "likewise",
+    "_close_cursor_now": "likewise",
     "_after_fork": "PyMongo's own fork hook",
 }
 
