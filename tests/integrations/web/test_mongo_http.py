@@ -87,9 +87,10 @@ class Outcome:
     """What came of a stop and a start under traffic."""
 
     before: tuple[int, int]  #: good answers, of how many, until the stop
-    first_good: float | None  #: seconds from when the server was up to the first good answer to a request
-    after: tuple[int, int]  #: of the requests sent from then on
-    failed: Counter[tuple[str, int]]  #: by method and status, from the stop to the first good answer
+    first_good: float | None  #: seconds from when the server was up to the first good answer
+    last_bad: float  #: … and to the last request that was not answered well, by any of the workers
+    after: int  #: good answers to requests after that
+    failed: Counter[tuple[str, int]]  #: by method and status, from the stop on
     quick: float  #: the median of these failures, seconds
     worst: float  #: the longest that any request took, seconds
     close_wait: int  #: sockets to MongoDB in CLOSE_WAIT, a second after it was up
@@ -101,8 +102,8 @@ class Outcome:
         said = ", ".join(f"{n} {method} {status}" for (method, status), n in sorted(self.failed.items())) or 0
         return (
             f"before {self.before[0]}/{self.before[1]}  failed {said} (median {self.quick * 1000:.0f} ms)  worst {self.worst:.1f} s"
-            f"  first ok {first}  then {self.after[0]}/{self.after[1]}  CLOSE_WAIT {self.close_wait}  workers {self.workers}"
-            f"  lost {self.lost}"
+            f"  first ok {first}  last bad +{self.last_bad:.2f} s  then {self.after} ok  CLOSE_WAIT {self.close_wait}"
+            f"  workers {self.workers}  lost {self.lost}"
         )
 
 
@@ -123,34 +124,41 @@ def stop_and_start(server: MongoDB, site: Any, seconds: float, quiet: float, pat
         up = time.monotonic()
         time.sleep(1.0)
         close_wait = to_mongo(site, server, psutil.CONN_CLOSE_WAIT)
-        first = None
-        while time.monotonic() < up + patience and (first is None or time.monotonic() < first.ended + quiet):
-            good = [each for each in traffic.since(stopped) if each.ok and each.ended > up]
-            first = min(good, key=lambda each: each.ended, default=None)
+        while time.monotonic() < up + patience and not (good := good_since(traffic, stopped, up, quiet)):
             time.sleep(0.05)
         close_wait = max(close_wait, to_mongo(site, server, psutil.CONN_CLOSE_WAIT))
-        ended = time.monotonic()
-        if first is None:
+        if not good:
             site.close()  # else those who wait would wait on
-    return judged(server, traffic, (stopped, up, ended), first, close_wait)
+    return judged(server, traffic, stopped, up, close_wait)
 
 
-def judged(server: MongoDB, traffic: OpenLoop, moments: tuple[float, float, float], first: Answer | None, close_wait: int) -> Outcome:
-    stopped, up, ended = moments
+def good_since(traffic: OpenLoop, stopped: float, up: float, quiet: float) -> bool:
+    """Whether there was a good answer after MongoDB was *up*, and then nothing but good ones for *quiet* seconds."""
+    answers = traffic.since(stopped)
+    first = min((each.ended for each in answers if each.ok and each.ended > up), default=None)
+    if first is None:
+        return False
+    return time.monotonic() > quiet + max([first, *(each.ended for each in answers if not each.ok)])
+
+
+def judged(server: MongoDB, traffic: OpenLoop, stopped: float, up: float, close_wait: int) -> Outcome:
     before = [each for each in traffic.answers if each.ended < stopped]
-    since = first.ended if first else ended
-    after = traffic.since(since) if first else []
-    failed = [each for each in traffic.since(stopped - 0.2) if each.began < since and not each.ok]
+    since = [each for each in traffic.answers if each.ended >= stopped]
+    failed = [each for each in since if not each.ok]
+    first = min((each.ended for each in since if each.ok and each.ended > up), default=None)
+    last = max((each.began for each in failed), default=stopped)
+    after = [each for each in since if each.ok and each.began > max(last, up)]
     stored = {int(document["number"]) for document in documents(server)}
     return Outcome(
         before=(sum(each.ok for each in before), len(before)),
-        first_good=max(0.0, first.ended - up) if first else None,
-        after=(sum(each.ok for each in after), len(after)),
+        first_good=None if first is None else first - up,
+        last_bad=max(0.0, last - up),
+        after=len(after),
         failed=Counter((each.method, each.reply.status) for each in failed),
         quick=statistics.median([each.reply.seconds for each in failed]) if failed else 0.0,
         worst=max(each.reply.seconds for each in traffic.answers),
         close_wait=close_wait,
-        workers=len({each.reply.json["worker"] for each in after if each.ok}),
+        workers=len({each.reply.json["worker"] for each in after}),
         lost=sum(each.ok and each.method == "POST" and each.number not in stored for each in traffic.answers),
     )
 
@@ -171,7 +179,7 @@ def hold(outcome: Outcome, site: Any) -> None:
     try:
         assert outcome.before[0] == outcome.before[1] > 5
         assert outcome.first_good is not None
-        assert outcome.after[0] == outcome.after[1] > 5
+        assert outcome.after > 5
         assert outcome.close_wait == 0
         assert outcome.workers == 2
         assert outcome.lost == 0
@@ -264,6 +272,7 @@ def test_ten_seconds_without_mongodb_beside_the_plain_client(web: str, app: str,
                 hold(outcome, site)
                 assert outcome.first_good is not None
                 assert outcome.first_good <= 1.0
+                assert outcome.last_bad <= 1.0
                 assert outcome.worst < 5.0  # timeoutMS and one more for those in line before it
             site.close()
 

@@ -11,10 +11,12 @@ import pymongo
 from pymongo.asynchronous.pool import Pool
 from pymongo.errors import ServerSelectionTimeoutError
 
+from unbroken.core.unit import glimpse
 from unbroken.integrations.mongo import plan, seams
 from unbroken.integrations.mongo.face import Outliving
 from unbroken.integrations.mongo.home import Home, Now, Unborn, is_inherited
 from unbroken.integrations.mongo.sockets import recording_async
+from unbroken.integrations.mongo.units import report
 
 _Plain = pymongo.AsyncMongoClient
 seams.check(_Plain)
@@ -179,12 +181,15 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         if now.opened and now.topology.description is not now.gate.good and operation != "commitTransaction":
             self._pass(now, server_selector, address)
         try:
-            return await _plain_select_server(self, server_selector, session, operation, address, deprioritized_servers, operation_id)
+            server = await _plain_select_server(self, server_selector, session, operation, address, deprioritized_servers, operation_id)
         except ServerSelectionTimeoutError as error:
             told = self._told(now, error, server_selector)
             if told is error:
                 raise
             raise told from error
+        if glimpse() is not None:
+            report(operation)
+        return server
 
     async def _close_cursor_now(self, cursor_id: Any, address: Any, session: Any = None, conn_mgr: Any = None) -> None:
         if not is_inherited(session):

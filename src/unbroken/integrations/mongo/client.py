@@ -9,10 +9,12 @@ import pymongo
 from pymongo.errors import ServerSelectionTimeoutError
 from pymongo.synchronous.pool import Pool
 
+from unbroken.core.unit import glimpse
 from unbroken.integrations.mongo import plan, seams
 from unbroken.integrations.mongo.face import Outliving
 from unbroken.integrations.mongo.home import Home, Unborn, is_inherited
 from unbroken.integrations.mongo.sockets import recording
+from unbroken.integrations.mongo.units import report
 
 _Plain = pymongo.MongoClient
 seams.check(_Plain)
@@ -144,12 +146,15 @@ class MongoClient(Outliving, _Plain[Any]):
         if now.opened and now.topology.description is not now.gate.good and operation != "commitTransaction":
             self._pass(now, server_selector, address)
         try:
-            return _plain_select_server(self, server_selector, session, operation, address, deprioritized_servers, operation_id)
+            server = _plain_select_server(self, server_selector, session, operation, address, deprioritized_servers, operation_id)
         except ServerSelectionTimeoutError as error:
             told = self._told(now, error, server_selector)
             if told is error:
                 raise
             raise told from error
+        if glimpse() is not None:
+            report(operation)
+        return server
 
     def _close_cursor_now(self, cursor_id: Any, address: Any, session: Any = None, conn_mgr: Any = None) -> None:
         if not is_inherited(session):
