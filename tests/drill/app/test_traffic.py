@@ -82,7 +82,8 @@ def test_a_stall_is_charged_to_every_request_that_it_kept_waiting(site: Any) -> 
     assert len(slow) > 15
     assert all(reply.outcome == OK for reply in running.replies)
     latencies = [reply.end - reply.due for reply in sorted(slow)]
-    assert latencies[0] > 2 * latencies[-1]  # who was due first has waited longest
+    half = len(latencies) // 2
+    assert sum(latencies[:half]) > sum(latencies[-half:])  # who was due first has waited longest
 
 
 def test_no_more_than_the_limit_are_under_way_and_waiting_for_a_place_counts(site: Any) -> None:
