@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +17,6 @@ import unbroken.mongo
 from unbroken.testing.servers import MongoDB
 from unbroken.testing.servers.folders import free_port
 
-#: The fork that uWSGI makes: none of Python's fork hooks runs.
-raw_fork: Callable[[], int] = ctypes.PyDLL(None).fork
 KNOWN = {"uuidRepresentation": "standard"}
 
 
@@ -41,23 +37,6 @@ def nobody() -> str:
     return f"mongodb://127.0.0.1:{free_port('127.0.0.1')}/shop"
 
 
-def answer_of_child(work: Callable[[], Any]) -> str:
-    """What *work* gives in a child that was forked as uWSGI forks."""
-    reader, writer = os.pipe()
-    if (pid := raw_fork()) == 0:
-        try:
-            os.write(writer, repr(work()).encode())
-        except BaseException as error:
-            os.write(writer, repr(error).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        told = pipe.read().decode()
-    os.waitpid(pid, 0)
-    return told
-
-
 def session_of(document: Any) -> int:
     """The server's number of the connection that this process uses."""
     return int(client_of(document).admin.command("hello")["connectionId"])
@@ -76,39 +55,43 @@ def test_connect_makes_no_thread_and_gives_our_client(nobody: str) -> None:
     assert threading.active_count() == before
 
 
-def test_documents_that_were_touched_before_a_fork_are_right_in_the_child_and_in_the_parent(alone: MongoDB, name: str) -> None:
+def test_documents_that_were_touched_before_a_fork_are_right_in_the_child_and_in_the_parent(
+    alone: MongoDB, name: str, child: Callable[..., str], fork: Any
+) -> None:
     unbroken.mongo.connect(host=alone.url().replace("/" + alone.database, "/" + name), **KNOWN)
     Item(number=1).save()
     kept, queryset = Item._collection, Item.objects(number=1)
     mine = session_of(Item)
 
-    def child() -> Any:
+    def work() -> Any:
         assert Item._collection is kept
         Item(number=2).save()
         return queryset.count(), Item.objects.count(), session_of(Item) != mine
 
-    assert answer_of_child(child) == "(1, 2, True)"
+    assert child(work, fork) == "(1, 2, True)"
     assert session_of(Item) == mine
     assert sorted(item.number for item in Item.objects) == [1, 2]
 
 
-def test_a_child_that_disconnects_leaves_its_parent_connected(alone: MongoDB, name: str) -> None:
+def test_a_child_that_disconnects_leaves_its_parent_connected(alone: MongoDB, name: str, child: Callable[..., str], fork: Any) -> None:
     unbroken.mongo.connect(host=alone.url().replace("/" + alone.database, "/" + name), **KNOWN)
     Item(number=1).save()
     mine = session_of(Item)
 
-    def child() -> Any:
+    def work() -> Any:
         Item(number=2).save()
         unbroken.mongo.disconnect()
         return Item._collection
 
-    assert answer_of_child(child) == "None"
+    assert child(work, fork) == "None"
     assert Item.objects.count() == 2
     assert session_of(Item) == mine
 
 
 @pytest.mark.parametrize("connected", [False, True])
-def test_a_document_first_touched_in_an_outage_fails_in_the_bound_and_has_its_indexes_afterwards(name: str, connected: bool) -> None:
+def test_a_document_first_touched_in_an_outage_fails_in_the_bound_and_has_its_indexes_afterwards(
+    name: str, connected: bool, until: Callable[..., float]
+) -> None:
     with MongoDB() as server:
         unbroken.mongo.connect(host=server.url().replace("/" + server.database, "/" + name), timeoutMS=500, outage_wait=0, **KNOWN)
         if connected:
@@ -120,14 +103,7 @@ def test_a_document_first_touched_in_an_outage_fails_in_the_bound_and_has_its_in
                 touch()
         assert time.monotonic() - started < 15.0  # PyMongo's wait for a server is 30 s
         server.start()
-        deadline = time.monotonic() + 15.0
-        while True:
-            try:
-                Item(number=1).save()
-                break
-            except pymongo.errors.ConnectionFailure:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+        until(lambda: Item(number=1).save())
         assert "number_1" in Item._get_collection().index_information()
         with pytest.raises(mongoengine.NotUniqueError):
             Item(number=1).save()
