@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
+import bars
 from measure import Effort, Result, Row, Slice, Table, Target, best_of, interleaved, threaded
 
 import unbroken
@@ -30,6 +31,8 @@ def run(effort: Effort) -> Result:
             title = "one thread" if threads == 1 else f"{threads} threads"
             note = "" if threads == 1 else "All threads' time, divided by all threads' operations."
             result.tables.append(Table(f"Take and give back a connection: {title}, pool of {SIZE}", "µs", rows, BASE, note))
+            if threads == 1:
+                result.plots["checkout"] = bars.draw(result.tables[-1])
             if threads in (1, 8):
                 result.targets += _targets(rows, title)
     return result

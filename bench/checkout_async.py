@@ -24,7 +24,7 @@ Loop: TypeAlias = Callable[[int, Any], Awaitable[None]]
 
 
 def run(effort: Effort) -> Result:
-    """One task that never waits; 8 and 32 tasks that hold their connection for one turn of the loop."""
+    """One task that never waits; 2, 8 and 32 tasks that hold their connection for one turn of the loop."""
     with PostgreSQL({"max_connections": 200}) as server, asyncio.Runner() as runner:
         return _measure(server, runner, effort)
 
@@ -32,7 +32,7 @@ def run(effort: Effort) -> Result:
 def _measure(server: PostgreSQL, runner: asyncio.Runner, effort: Effort) -> Result:
     result = Result()
     stack, loops = runner.run(_contenders(server))
-    for tasks in (1, 8, 32):
+    for tasks in (1, 2, 8, 32):
         slices = {name: _slice(runner, loop, tasks) for name, loop in loops.items()}
         if tasks > 1:
             slices["(holding nothing)"] = _slice(runner, _nothing, tasks)

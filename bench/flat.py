@@ -1,27 +1,37 @@
-"""Whether an acquire costs the same however many connections are idle. Real sessions of a real server."""
+"""Whether an acquire costs the same however many connections are idle."""
 
 from __future__ import annotations
 
 from time import perf_counter
 
+from crowd import crowd, fill, pool_on
 from measure import Effort, Result, Slice, Table, Target, best_of, interleaved
 
 import unbroken
 from unbroken.testing.servers import MariaDB, PostgreSQL, Server, available
 
 SIZES = (10, 100, 1000)
+CROWDS = (10, 1000, 10_000)
 
 
 def run(effort: Effort) -> Result:
-    """With 10, 100 and 1,000 idle connections."""
+    """Up to 1,000 sessions of a real server, up to 10,000 sockets without one."""
+    result = Result()
     with _server() as server:
-        pools = {size: _full(server, size) for size in SIZES}
-        rows = interleaved({_name(size): _loop(pool) for size, pool in pools.items()}, effort, _name(SIZES[0]))
-        for pool in pools.values():
-            pool.close()
-    ratio = best_of(rows, _name(SIZES[-1])) / best_of(rows, _name(SIZES[0]))
-    title = f"Acquire and release beside many idle connections ({server.backend})"
-    return Result([Table(title, "µs", rows, _name(SIZES[0]))], [Target("flat: 1000 idle connections within 10 % of 10", ratio, 1.1)])
+        _measure(f"sessions of {server.backend}", {size: _full(server, size) for size in SIZES}, effort, result)
+    with crowd() as driver:
+        pools = {size: fill(pool_on(driver, size, reset=None), size) for size in CROWDS}
+        _measure("TCP sockets, no database behind them", pools, effort, result)
+    return result
+
+
+def _measure(what: str, pools: dict[int, unbroken.Pool], effort: Effort, result: Result) -> None:
+    rows = interleaved({_name(size): _loop(pool) for size, pool in pools.items()}, effort, _name(min(pools)))
+    for pool in pools.values():
+        pool.close()
+    ratio = best_of(rows, _name(max(pools))) / best_of(rows, _name(min(pools)))
+    result.tables.append(Table(f"Acquire and release beside many idle connections ({what})", "µs", rows, _name(min(pools))))
+    result.targets.append(Target(f"flat: {max(pools):,} idle connections within 10 % of {min(pools)}", ratio, 1.1))
 
 
 def _server() -> Server:
@@ -32,15 +42,12 @@ def _server() -> Server:
 
 
 def _name(size: int) -> str:
-    return f"unbroken, {size} idle"
+    return f"unbroken, {size:,} idle"
 
 
 def _full(server: Server, size: int) -> unbroken.Pool:
     driver = "pymysql" if server.backend == "mariadb" else "psycopg"
-    pool = unbroken.Pool(server.url(driver), max_size=size, reset=None)
-    for conn in [pool.acquire() for _ in range(size)]:
-        pool.release(conn)
-    return pool
+    return fill(unbroken.Pool(server.url(driver), max_size=size, reset=None), size)
 
 
 def _loop(pool: unbroken.Pool) -> Slice:

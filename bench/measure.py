@@ -76,6 +76,7 @@ class Result:
 
     tables: list[Table] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
+    plots: dict[str, str] = field(default_factory=dict)  #: by file name without its end, SVG
 
 
 def interleaved(contenders: Mapping[str, Slice], effort: Effort, base: str | None = None) -> list[Row]:

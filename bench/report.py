@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from measure import Effort, Result, Row, Table, Target
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- tables: written by make bench ARGS=--write -->", "<!-- end of tables -->"
+_SECTION = re.compile(r"<!-- subject: (\w+) -->\n(.*?)(?=<!-- subject: |\Z)", re.DOTALL)
 _SCALE = {"µs": 1e6, "ms": 1e3, "s": 1.0}
 _PACKAGES = "SQLAlchemy psycopg psycopg-pool asyncpg DBUtils peewee PyMySQL mysqlclient aiomysql".split()
 
@@ -107,15 +109,21 @@ def as_json(results: dict[str, Result], effort: Effort) -> str:
 
 
 def write(results: dict[str, Result], effort: Effort) -> None:
-    """Replace the tables in docs/benchmarks.md."""
-    parts = [f"### {table.title}\n\n{_grid(table, pad=False)}\n{_note(table)}" for result in results.values() for table in result.tables]
-    verdicts = [f"| {'yes' if t.kept else '**no**'} | {t.promise} | {t.figure:.3g} {t.unit} | {t.limit:.3g} |" for t in _all(results)]
-    promises = "\n".join(["### Promises about the cost", "", "| kept | promise | figure | limit |", "|---|---|---:|---:|", *verdicts])
-    tables = "\n\n".join([*(part.rstrip() for part in parts), promises, footer(effort).strip()])
+    """Replace what docs/benchmarks.md says of these subjects, and their plots beside it; all others stay as they are."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
+    between, _, after = rest.partition(END)
+    sections = {match[1]: match[2].strip() for match in _SECTION.finditer(between)}
+    for name, result in results.items():
+        for plot, picture in result.plots.items():
+            (PAGE.parent / f"{plot}.svg").write_text(picture)
+        sections[name] = _section(result, effort)
+    parts = "\n\n".join(f"<!-- subject: {name} -->\n\n{text}" for name, text in sections.items())
+    PAGE.write_text(f"{before}{BEGIN}\n\n{parts}\n\n{END}{after}")
 
 
-def _all(results: dict[str, Result]) -> list[Target]:
-    return [target for result in results.values() for target in result.targets]
+def _section(result: Result, effort: Effort) -> str:
+    plots = [f"![{name}]({name}.svg)" for name in result.plots]
+    tables = [f"### {table.title}\n\n{_grid(table, pad=False)}\n{_note(table)}".rstrip() for table in result.tables]
+    verdicts = [f"| {'yes' if t.kept else '**no**'} | {t.promise} | {t.figure:.3g} {t.unit} | {t.limit:.3g} |" for t in result.targets]
+    promises = ["\n".join(["| kept | promise | figure | limit |", "|---|---|---:|---:|", *verdicts])] if verdicts else []
+    return "\n\n".join([*plots, *tables, *promises, f"<sub>{footer(effort).strip()}</sub>"])
