@@ -28,12 +28,12 @@ def proxy(*, upstream: str, listen: str, control: str, control_anywhere: bool, p
     """Stand before a server, and break connections to it on demand.
 
     UPSTREAM is HOST:PORT, a unix socket's path, or a database URL. Connect the application to the address that is shown,
-    then give orders by HTTP, and see what happens:
+    then give orders to the control port, and see what happens:
 
     \b
-      curl -d '' http://127.0.0.1:8475/rst
-      curl -d '{"mode": "hold"}' http://127.0.0.1:8475/blackhole
-      curl -d '' http://127.0.0.1:8475/heal
+      curl -d '' http://127.0.0.1:PORT/rst
+      curl -d '{"mode": "hold"}' http://127.0.0.1:PORT/blackhole
+      curl -d '' http://127.0.0.1:PORT/heal
 
     The verbs: fin, rst, half_close, cut_after, blackhole, stall, idle_limit, latency, throttle, slice, refuse, hang_connect,
     fail_next, cut_at, heal. A GET of / tells their arguments. Ctrl-C ends it.

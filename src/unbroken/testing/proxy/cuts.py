@@ -13,9 +13,6 @@ from unbroken.errors import ConfigurationError
 from unbroken.testing.proxy.errors import ProxyError
 from unbroken.testing.proxy.plan import How, Scope
 
-#: So much of a statement is looked at; the rest passes unread.
-HEAD = 64 * 1024
-
 
 @dataclass(frozen=True, slots=True)
 class Spoken:

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from unbroken.testing.proxy.cuts import HEAD, Answer, Spoken
+from unbroken.testing.proxy.cuts import Answer, Spoken
+from unbroken.testing.proxy.frames import Frame, Frames
 
 _COMPRESS, _SSL, _ZSTD, _QUERY_ATTRIBUTES = 0x20, 0x800, 0x4000000, 0x8000000
 _QUERY, _PREPARE, _EXECUTE, _LONG_DATA, _CLOSE, _QUIT, _BULK_EXECUTE = 0x03, 0x16, 0x17, 0x18, 0x19, 0x01, 0xFA
@@ -24,54 +25,6 @@ FOREIGN = "this is not MySQL's protocol: its statements cannot be read"
 
 
 @dataclass(slots=True)
-class Packet:
-    """One packet, as far as it has come. ``start`` and ``end`` are offsets into the chunk just read."""
-
-    number: int
-    length: int
-    head: bytes  #: the first bytes of its body, HEAD at most
-    start: int
-    end: int
-    complete: bool
-
-
-class Packets:
-    """Cuts a stream into packets, whatever the pieces it comes in."""
-
-    def __init__(self) -> None:
-        self._header = b""
-        self._body = bytearray()
-        self._left = 0
-
-    def feed(self, data: bytes) -> Iterator[Packet]:
-        """Each packet when its header is complete, and once more when all of it is (an empty one: both at once)."""
-        at = start = 0
-        while at < len(data):
-            if len(self._header) < 4:
-                take = min(4 - len(self._header), len(data) - at)
-                start = at if not self._header else 0
-                self._header += data[at : at + take]
-                at += take
-                if len(self._header) < 4:
-                    return
-                self._left = int.from_bytes(self._header[:3], "little")
-                self._body.clear()
-                yield self._packet(start, at, complete=False)
-            take = min(self._left, len(data) - at)
-            if len(self._body) < HEAD:
-                self._body += data[at : at + min(take, HEAD - len(self._body))]
-            at += take
-            self._left -= take
-            if not self._left:
-                yield self._packet(start, at, complete=True)
-                self._header = b""
-                start = at
-
-    def _packet(self, start: int, end: int, *, complete: bool) -> Packet:
-        return Packet(self._header[3], int.from_bytes(self._header[:3], "little"), bytes(self._body), start, end, complete)
-
-
-@dataclass(slots=True)
 class _Command:
     ticket: int
     prepares: str | None = None  # the text that the answer gives a number to
@@ -82,7 +35,7 @@ class MySQLReader:
 
     def __init__(self) -> None:
         self.unreadable: str | None = None
-        self._client, self._server = Packets(), Packets()
+        self._client, self._server = Frames(4, _length), Frames(4, _length)
         self._server_can = 0
         self._client_wants: int | None = None  # its capability flags, once it said them
         self._greeted = False
@@ -103,7 +56,7 @@ class MySQLReader:
             continued, self._continued = self._continued, packet.length == _MORE
             if continued:
                 continue
-            if packet.number:
+            if packet.header[3]:
                 self._introduction(packet)  # or an answer in an exchange that the server began
                 if self.unreadable:
                     return
@@ -123,7 +76,7 @@ class MySQLReader:
                 if self.unreadable:
                     return
                 continue
-            if not packet.complete and packet.number == 1 and self._unanswered:
+            if not packet.complete and packet.header[3] == 1 and self._unanswered:
                 self._answering = self._unanswered.popleft()
                 yield Answer(self._answering.ticket, packet.start, complete=False)
             elif packet.complete and self._answering is not None:
@@ -133,7 +86,7 @@ class MySQLReader:
 
     # ---- the login
 
-    def _greeting(self, packet: Packet) -> None:
+    def _greeting(self, packet: Frame) -> None:
         self._greeted = True
         body = packet.head
         if body[:1] == b"\xff":  # too many connections, a blocked host …
@@ -145,7 +98,7 @@ class MySQLReader:
             return
         self._server_can = int.from_bytes(body[flags : flags + 2], "little") | int.from_bytes(body[flags + 5 : flags + 7], "little") << 16
 
-    def _introduction(self, packet: Packet) -> None:
+    def _introduction(self, packet: Frame) -> None:
         if self._client_wants is not None:
             return
         if len(packet.head) < 4:
@@ -159,7 +112,7 @@ class MySQLReader:
 
     # ---- commands
 
-    def _command(self, packet: Packet) -> Spoken | None:
+    def _command(self, packet: Frame) -> Spoken | None:
         body = packet.head
         if not body:
             return None
@@ -180,13 +133,17 @@ class MySQLReader:
             self._unanswered.append(command)
         return Spoken(command.ticket, text, packet.start, packet.end) if text is not None else None
 
-    def _note_prepared(self, command: _Command, packet: Packet) -> None:
+    def _note_prepared(self, command: _Command, packet: Frame) -> None:
         if command.prepares is not None and packet.head[:1] == b"\0" and len(packet.head) >= 5:
             self._prepared[int.from_bytes(packet.head[1:5], "little")] = command.prepares
 
     @property
     def _has_attributes(self) -> bool:
         return bool((self._client_wants or 0) & self._server_can & _QUERY_ATTRIBUTES)
+
+
+def _length(header: bytes) -> int:
+    return int.from_bytes(header[:3], "little")  # the fourth byte is the packet's number in its exchange
 
 
 def _text(body: bytes, *, attributes: bool) -> str:

@@ -10,69 +10,17 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from unbroken.testing.proxy.cuts import HEAD, Answer, Spoken
+from unbroken.testing.proxy.cuts import Answer, Spoken
+from unbroken.testing.proxy.frames import Frame, Frames
 
 _SSL_REQUEST, _GSS_REQUEST = 80877103, 80877104
 _TLS_HELLO = b"\x16"  # sslnegotiation=direct begins with it
 _MOST = 1 << 30  # a longer message is not PostgreSQL's
+_FIRST, _LATER = 4, 5  # a header's size: a client's first message (and a request for encryption) has no letter
 
 TLS = "TLS began (SSLRequest): its statements cannot be read"
 GSS = "GSSAPI encryption began (GSSENCRequest): its statements cannot be read"
 FOREIGN = "this is not PostgreSQL's protocol: its statements cannot be read"
-
-
-@dataclass(slots=True)
-class Message:
-    """One message. ``start`` and ``end`` are offsets into the chunk just read."""
-
-    kind: bytes  #: its letter; empty for the first message of a client
-    head: bytes  #: the first bytes of its body, HEAD at most
-    start: int
-    end: int
-
-
-class Messages:
-    """Cuts a stream into messages, whatever the pieces it comes in. *first*: the next one has no letter."""
-
-    def __init__(self, *, first: bool) -> None:
-        self.first = first
-        self.is_wrong = False
-        self._header = b""
-        self._body = bytearray()
-        self._left = 0
-
-    @property
-    def is_between(self) -> bool:
-        """Whether no message is under way."""
-        return not self._header
-
-    def feed(self, data: bytes) -> Iterator[Message]:
-        """Each message when it is complete."""
-        at = start = 0
-        while at < len(data) and not self.is_wrong:
-            size = 4 if self.first else 5
-            if len(self._header) < size:
-                take = min(size - len(self._header), len(data) - at)
-                start = at if not self._header else 0
-                self._header += data[at : at + take]
-                at += take
-                if len(self._header) < size:
-                    return
-                self._left = int.from_bytes(self._header[-4:], "big") - 4
-                self._body.clear()
-                if not 0 <= self._left < _MOST:
-                    self.is_wrong = True
-                    return
-            take = min(self._left, len(data) - at)
-            if len(self._body) < HEAD:
-                self._body += data[at : at + min(take, HEAD - len(self._body))]
-            at += take
-            self._left -= take
-            if not self._left:
-                message = Message(self._header[:-4], bytes(self._body), start, at)
-                self._header = b""
-                start = at
-                yield message
 
 
 @dataclass(slots=True)
@@ -87,7 +35,7 @@ class PostgreSQLReader:
 
     def __init__(self) -> None:
         self.unreadable: str | None = None
-        self._client, self._server = Messages(first=True), Messages(first=False)
+        self._client, self._server = Frames(_FIRST, _length), Frames(_LATER, _length)
         self._asked: bytes | None = None  # a request for encryption, which the server answers with one letter
         self._tickets = 0
         self._to_come = 1  # ReadyForQuery that were asked for; the login's is the first
@@ -101,34 +49,36 @@ class PostgreSQLReader:
 
     def up(self, data: bytes) -> Iterator[Spoken]:
         """The client sent *data*."""
-        if self._client.first and self._client.is_between and data[:1] == _TLS_HELLO:
+        if self._client.size == _FIRST and self._client.is_between and data[:1] == _TLS_HELLO:
             self.unreadable = TLS
         if self.unreadable or not data:
             return
         for message in self._client.feed(data):
-            if self._client.first:
+            if not message.complete:
+                continue
+            if self._client.size == _FIRST:
                 self._introduction(message)
                 continue
             text = self._said(message)
             if text is not None:
                 self._tickets += 1
-                self._awaited.append(_Awaited(self._tickets, self._to_come + (message.kind == b"E")))
+                self._awaited.append(_Awaited(self._tickets, self._to_come + (message.header[:1] == b"E")))
                 yield Spoken(self._tickets, text, message.start, message.end)
         if self._client.is_wrong:
             self.unreadable = FOREIGN
 
-    def _introduction(self, message: Message) -> None:
+    def _introduction(self, message: Frame) -> None:
         code = int.from_bytes(message.head[:4], "big")
         if code in (_SSL_REQUEST, _GSS_REQUEST):
             self._asked = TLS.encode() if code == _SSL_REQUEST else GSS.encode()
         else:
-            self._client.first = False
+            self._client.size = _LATER
             if len(message.head) < 4 or (code >> 16 != 3 and code != 80877102):  # CancelRequest
                 self.unreadable = FOREIGN
 
-    def _said(self, message: Message) -> str | None:
+    def _said(self, message: Frame) -> str | None:
         """The statement that *message* has executed, if it does."""
-        kind, body = message.kind, message.head
+        kind, body = message.header[:1], message.head
         if kind == b"Q":
             self._to_come += 1
             return _text(body)
@@ -168,9 +118,11 @@ class PostgreSQLReader:
         if self._server.is_between and rest:
             yield from self._begins(skipped)
         for message in self._server.feed(rest):
-            end = skipped + message.end
-            self._came += message.kind == b"Z"
-            yield from self._ends(message.kind, end)
+            if not message.complete:
+                continue
+            end, kind = skipped + message.end, message.header[:1]
+            self._came += kind == b"Z"
+            yield from self._ends(kind, end)
             if message.end < len(rest):
                 yield from self._begins(end)
         if self._server.is_wrong:
@@ -198,6 +150,11 @@ class PostgreSQLReader:
             return False
         # CopyInResponse, CopyBothResponse: the client's turn. After a Flush its Sync may wait for this answer.
         return kind in (b"G", b"W") or (self._flushed and awaited.ready > self._to_come and kind in (b"C", b"E", b"I", b"s"))
+
+
+def _length(header: bytes) -> int:
+    length = int.from_bytes(header[-4:], "big") - 4  # it counts itself
+    return length if length < _MOST else -1
 
 
 def _text(body: bytes) -> str:
