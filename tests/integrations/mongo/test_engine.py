@@ -20,7 +20,7 @@ from unbroken.testing.servers.folders import free_port
 KNOWN = {"uuidRepresentation": "standard"}
 
 
-class Item(mongoengine.Document):  # type: ignore[misc]
+class Article(mongoengine.Document):  # type: ignore[misc]
     number = mongoengine.IntField(unique=True)
 
 
@@ -59,33 +59,33 @@ def test_documents_that_were_touched_before_a_fork_are_right_in_the_child_and_in
     alone: MongoDB, name: str, child: Callable[..., str], fork: Any
 ) -> None:
     unbroken.mongo.connect(host=alone.url().replace("/" + alone.database, "/" + name), **KNOWN)
-    Item(number=1).save()
-    kept, queryset = Item._collection, Item.objects(number=1)
-    mine = session_of(Item)
+    Article(number=1).save()
+    kept, queryset = Article._collection, Article.objects(number=1)
+    mine = session_of(Article)
 
     def work() -> Any:
-        assert Item._collection is kept
-        Item(number=2).save()
-        return queryset.count(), Item.objects.count(), session_of(Item) != mine
+        assert Article._collection is kept
+        Article(number=2).save()
+        return queryset.count(), Article.objects.count(), session_of(Article) != mine
 
     assert child(work, fork) == "(1, 2, True)"
-    assert session_of(Item) == mine
-    assert sorted(item.number for item in Item.objects) == [1, 2]
+    assert session_of(Article) == mine
+    assert sorted(item.number for item in Article.objects) == [1, 2]
 
 
 def test_a_child_that_disconnects_leaves_its_parent_connected(alone: MongoDB, name: str, child: Callable[..., str], fork: Any) -> None:
     unbroken.mongo.connect(host=alone.url().replace("/" + alone.database, "/" + name), **KNOWN)
-    Item(number=1).save()
-    mine = session_of(Item)
+    Article(number=1).save()
+    mine = session_of(Article)
 
     def work() -> Any:
-        Item(number=2).save()
+        Article(number=2).save()
         unbroken.mongo.disconnect()
-        return Item._collection
+        return Article._collection
 
     assert child(work, fork) == "None"
-    assert Item.objects.count() == 2
-    assert session_of(Item) == mine
+    assert Article.objects.count() == 2
+    assert session_of(Article) == mine
 
 
 @pytest.mark.parametrize("connected", [False, True])
@@ -98,15 +98,15 @@ def test_a_document_first_touched_in_an_outage_fails_in_the_bound_and_has_its_in
             mongoengine.get_connection().admin.command("ping")  # then it is a question of moments what the client knows
         server.stop()
         started = time.monotonic()
-        for touch in (lambda: Item.objects.count(), lambda: Item(number=1).save()):
+        for touch in (lambda: Article.objects.count(), lambda: Article(number=1).save()):
             with pytest.raises(pymongo.errors.ConnectionFailure):
                 touch()
         assert time.monotonic() - started < 15.0  # PyMongo's wait for a server is 30 s
         server.start()
-        until(lambda: Item(number=1).save())
-        assert "number_1" in Item._get_collection().index_information()
+        until(lambda: Article(number=1).save())
+        assert "number_1" in Article._get_collection().index_information()
         with pytest.raises(mongoengine.NotUniqueError):
-            Item(number=1).save()
+            Article(number=1).save()
 
 
 def test_disconnect_does_not_wait_for_a_frozen_server_nor_for_one_that_pymongo_s_own_client_has(name: str) -> None:
@@ -114,13 +114,13 @@ def test_disconnect_does_not_wait_for_a_frozen_server_nor_for_one_that_pymongo_s
         host = server.url().replace("/" + server.database, "/" + name)
         unbroken.mongo.connect(host=host, **KNOWN)
         mongoengine.connect(alias="plain", host=host, appname="plain", **KNOWN)
-        Item(number=1).save()
+        Article(number=1).save()
         mongoengine.get_db("plain").item.find_one()
         server.freeze()
         started = time.monotonic()
         unbroken.mongo.disconnect_all()
         assert time.monotonic() - started < 15.0  # PyMongo's own close takes 30 s
-        assert Item._collection is None
+        assert Article._collection is None
         server.thaw()
 
 
@@ -129,26 +129,26 @@ def test_one_client_serves_the_aliases_that_are_registered_alike(alone: MongoDB)
     unbroken.mongo.register_connection("other", "two", host=f"127.0.0.1:{alone.port}", **KNOWN)
     assert mongoengine.get_connection() is mongoengine.get_connection("other")
     unbroken.mongo.disconnect("other")
-    assert Item.objects.count() >= 0
+    assert Article.objects.count() >= 0
     assert mongoengine.get_db().name == "one"
 
 
 def test_mongomock_s_client_stays_when_it_is_asked_for() -> None:
     unbroken.mongo.connect("shop", mongo_client_class=mongomock.MongoClient, **KNOWN)
-    Item(number=3).save()
-    assert Item.objects.count() == 1
+    Article(number=3).save()
+    assert Article.objects.count() == 1
 
 
 def test_adopting_replaces_pymongo_s_client_and_detaches_documents(alone: MongoDB, name: str) -> None:
     from unbroken.integrations.mongo import engine
 
     plain = mongoengine.connect(host=alone.url().replace("/" + alone.database, "/" + name), tz_aware=True, **KNOWN)
-    Item(number=4).save()
+    Article(number=4).save()
     assert engine.plain_aliases() == ["default"]
     ours = engine.adopt("default")
     assert engine.plain_aliases() == []
-    assert Item.objects.count() == 1
-    assert client_of(Item) is ours
+    assert Article.objects.count() == 1
+    assert client_of(Article) is ours
     assert ours.codec_options.tz_aware
     with pytest.raises(pymongo.errors.InvalidOperation):
         plain.admin.command("ping")

@@ -28,7 +28,7 @@ from unbroken.testing.servers import MongoDB
 from unbroken.testing.servers.folders import free_port
 
 
-class Item(mongoengine.Document):  # type: ignore[misc]
+class Product(mongoengine.Document):  # type: ignore[misc]
     number = mongoengine.IntField()
 
 
@@ -111,8 +111,8 @@ def test_an_app_without_flask_mongoengine_keeps_its_settings(uri: str) -> None:
 
     @app.get("/items")
     def items() -> dict[str, int]:
-        Item(number=1).save()
-        return {"items": Item.objects.count()}
+        Product(number=1).save()
+        return {"items": Product.objects.count()}
 
     assert app.test_client().get("/items").json == {"items": 1}
     client = mongoengine.get_connection("aware")
@@ -137,16 +137,16 @@ def test_flask_mongoengine_s_connections_become_ours(before: bool, uri: str, cap
     app = made(MONGODB_SETTINGS={"host": uri, "uuidRepresentation": "standard"})
     if before:
         db = flask_mongoengine.MongoEngine(app)
-        Item(number=1).save()
+        Product(number=1).save()
         unbroken.flask.Unbroken(app)
     else:
         unbroken.flask.Unbroken(app)
         db = flask_mongoengine.MongoEngine(app)
-        Item(number=1).save()
+        Product(number=1).save()
 
     @app.get("/items")
     def items() -> dict[str, int]:
-        return {"items": Item.objects.count()}
+        return {"items": Product.objects.count()}
 
     assert app.test_client().get("/items").json == {"items": 1}
     assert isinstance(mongoengine.get_connection(), unbroken.mongo.MongoClient)
