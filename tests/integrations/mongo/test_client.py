@@ -122,7 +122,8 @@ def test_listeners_are_told_once(of_one: MongoDB, name: str) -> None:
     commands, topology = Commands(), Threading()
     client = MongoClient(of_one.url(), event_listeners=[commands, topology])
     client[name].items.insert_one({})
-    client.append_metadata(DriverInfo("shop", "1.0"))
+    if pymongo.version_tuple >= (4, 14):
+        client.append_metadata(DriverInfo("shop", "1.0"))
     client.close()
     assert commands.heard == ["insert", "endSessions"]
     assert topology.heard.count("TopologyOpenedEvent") == 1

@@ -75,7 +75,7 @@ def test_calls_fail_fast_and_recover_by_themselves(server: MongoDB, name: str, h
     getattr(server, how)()
     first = [timed(items.find_one) for _ in range(2)]  # these may wait
     assert all(took < SOON and isinstance(error, ConnectionFailure) for took, error in first)
-    until(lambda: stats(client).away_for > 0.2)
+    until(lambda: stats(client).away_for > 0.2 and "refused" in stats(client).away_because)
     later = [timed(items.find_one) for _ in range(50)]
     for _, error in later:
         assert isinstance(error, OutageError)

@@ -195,6 +195,10 @@ class Outliving:
         raise TypeError(f"{type(self).__name__} cannot be pickled or copied: each process makes its own; pass its URI instead")
 
 
+if not hasattr(MongoClient, "append_metadata"):
+    del Outliving.append_metadata  # PyMongo before 4.14
+
+
 @functools.cache
 def _guarding(kind: type[Any]) -> type[Any]:
     """*kind*, in a process that may have inherited cursors from its parent. The others need not ask whose each cursor is."""

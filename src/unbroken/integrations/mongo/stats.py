@@ -50,7 +50,7 @@ def _counted(now: Now, most: int, least: int) -> Stats:
         idle=idle,
         used=used - pending,
         opening=pending,
-        waiting=sum(max(0, pool.operation_count - pool.requests) for pool in pools),
+        waiting=sum(_waiting(pool) for pool in pools),
         acquired=now.uses,
         opened=sockets.opened,
         connect_seconds=sockets.connect_seconds,
@@ -63,3 +63,9 @@ def _counted(now: Now, most: int, least: int) -> Stats:
         away_because=gate.writes.fault.text if gate.writes.fault else "",
         pings=beats.successes + beats.failures,
     )
+
+
+def _waiting(pool: Any) -> int:
+    """How many stand in line for a connection of *pool*, in the ways of PyMongo 4.9 to 4.20."""
+    line = getattr(pool.size_cond, "_condition", pool.size_cond)
+    return len(getattr(line, "_waiters", ()))
