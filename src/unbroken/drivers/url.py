@@ -47,6 +47,8 @@ def parse(url: str) -> Target:
     """The target that *url* names. Raises ConfigurationError, never with a password in it."""
     if not isinstance(url, str):
         raise ConfigurationError(f"a database URL must be a text such as {EXAMPLE!r}, not a {type(url).__name__}")
+    if not _is_unicode(url):
+        raise ConfigurationError("the database URL holds bytes that are not UTF-8 (of an environment variable?); percent-encode them")
     found = _SCHEME.fullmatch(url.strip())
     if not found:
         raise ConfigurationError(f"this is not a database URL (no scheme://); write something like {EXAMPLE!r}")
@@ -65,6 +67,15 @@ def parse(url: str) -> Target:
     host, port = _address(address)
     database = _decoded(path, "database") or None
     return _server(Target(scheme, backend, host, port, None, user, password, database, _options(query)))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be encoded: what Python reads from the environment may stand for bytes that are no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _unknown_scheme(scheme: str) -> str:
