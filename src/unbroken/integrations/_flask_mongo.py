@@ -34,7 +34,7 @@ class Mongo:
     db: Any  #: the URI's database, or None where it names none
 
 
-#: By app: the clients that stand for its MONGO_URI.
+#: By app: the clients that stand for its MONGO_URI. One, unless Flask-PyMongo was initialised several times.
 _mongos: weakref.WeakKeyDictionary[Any, list[Mongo]] = weakref.WeakKeyDictionary()
 
 
@@ -47,20 +47,23 @@ def make_unbroken(app: Any) -> None:
         _engine(app, settings)
     if "flask_pymongo" in sys.modules:
         _flask_pymongo(app)
-    elif app.config.get("MONGO_URI"):
+    else:
+        mongo_of(app)
+
+
+def mongo_of(app: Any) -> Mongo | None:
+    """What stands for the MONGO_URI of *app*: Flask-PyMongo's, if it has been initialised; None without that setting."""
+    uri = app.config.get("MONGO_URI")
+    if app not in _mongos and uri:
         from unbroken.integrations.mongo import MongoClient
 
-        _note(app, MongoClient(app.config["MONGO_URI"]), app.config["MONGO_URI"])
-
-
-def mongos(app: Any) -> list[Mongo]:
-    """What stands for the MONGO_URI of *app*: one, unless Flask-PyMongo was initialised several times."""
-    return _mongos.get(app, [])
+        return _note(app, MongoClient(uri), uri)
+    return next(iter(_mongos.get(app, ())), None)
 
 
 def databases(app: Any) -> Iterable[Any]:
     """Every database of *app*'s that /readyz asks: those of its MONGO_URI, and those that MongoEngine has an alias for."""
-    found = [mongo.cx if mongo.db is None else mongo.db for mongo in mongos(app)]
+    found = [mongo.cx if mongo.db is None else mongo.db for mongo in _mongos.get(app, ())]
     engine = sys.modules.get("mongoengine")
     if engine is not None:
         of_engine = (engine.get_db(alias) for alias in list(engine.connection._connection_settings))
@@ -132,15 +135,22 @@ def _engine(app: Any, settings: list[dict[str, Any]]) -> None:
 def _made_by_extension(app: Any) -> list[Any]:
     """The clients that Flask-MongoEngine made for *app*."""
     made: list[Any] = []
-    for state in app.extensions.get("mongoengine", {}).values():
+    for state in _states(app):
         conn = state["conn"]
         made.extend(conn.values() if isinstance(conn, dict) else [conn])
     return made
 
 
+def _states(app: Any) -> list[dict[str, Any]]:
+    """What Flask-MongoEngine notes with *app*: one for each time that it was initialised."""
+    noted = app.extensions.get("mongoengine")
+    states = noted.values() if isinstance(noted, dict) else ()
+    return [state for state in states if isinstance(state, dict) and "conn" in state]
+
+
 def _exchange(app: Any, before: Any, after: Any) -> None:
     """In what Flask-MongoEngine shows as its connections."""
-    for state in app.extensions["mongoengine"].values():
+    for state in _states(app):
         conn = state["conn"]
         if conn is before:
             state["conn"] = after

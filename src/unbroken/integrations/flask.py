@@ -83,10 +83,10 @@ class Unbroken:
         if self._app is None and not flask.has_app_context():
             raise ConfigurationError("mongo is an app's: use it in a request or an app context, or after Unbroken(app)")
         app = flask.current_app._get_current_object() if flask.has_app_context() else self._app  # type: ignore[attr-defined] # a proxy
-        found = _flask_mongo.mongos(app)
-        if not found:
+        found = _flask_mongo.mongo_of(app)
+        if found is None:
             raise ConfigurationError('this app has no MONGO_URI: set app.config["MONGO_URI"] before it is made unbroken')
-        return found[0]
+        return found
 
     def blueprint(self, name: str = "unbroken", **options: Any) -> flask.Blueprint:
         """``/healthz`` and ``/readyz`` as a blueprint, for those who want them among their views (url_prefix, decorators)."""

@@ -186,8 +186,10 @@ def test_flask_pymongo_before_unbroken_is_told_of(uri: str, caplog: pytest.LogCa
     mongo.cx.close()
 
 
-def test_mongo_uri_needs_no_extension(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "flask_pymongo")
+@pytest.mark.parametrize("imported", [False, True])
+def test_mongo_uri_needs_no_extension(imported: bool, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not imported:
+        monkeypatch.delitem(sys.modules, "flask_pymongo")
     app = made(MONGO_URI=uri)
     extension = unbroken.flask.Unbroken()
     with pytest.raises(unbroken.ConfigurationError, match="app context"):
