@@ -373,6 +373,17 @@ def test_a_socket_file_that_nobody_listens_on_is_replaced(tmp_path: Path) -> Non
         client.connect(here)
 
 
+def test_on_a_unix_socket_a_connect_hangs_too_until_healed(plain_line: Line, tmp_path: Path) -> None:
+    here = str(tmp_path / "s")
+    with FaultProxy(plain_line.server.unix_socket, here) as proxy, socket.socket(socket.AF_UNIX) as client:
+        proxy.hang_connect()
+        asked = Asked(lambda: client.connect(here))
+        quiet(asked)
+        proxy.heal()
+        assert asked.wait() is None
+        until(lambda: [info.state for info in proxy.connections] == ["open"])  # and nobody else was taken for a client
+
+
 def test_it_serves_asyncio_and_its_verbs_may_be_called_in_the_loop(plain_line: Line) -> None:
     server = plain_line.server
 
@@ -445,10 +456,21 @@ def script(text: str, *arguments: object) -> str:
     return done.stdout.strip()
 
 
+def has_ipv6() -> bool:
+    """Whether this machine can listen on ::1; containers often cannot."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 def test_a_name_with_several_addresses_is_tried_through_and_ipv6_is_listened_on() -> None:
     server = socket.create_server(("127.0.0.1", 0))  # localhost may be ::1 first, where nobody listens
-    with server, FaultProxy(("localhost", server.getsockname()[1]), ("::1", 0)) as proxy:
-        assert proxy.url("mysql://app:x@db/shop") == f"mysql://app:x@[::1]:{proxy.port}/shop"
+    six = has_ipv6()
+    with server, FaultProxy(("localhost", server.getsockname()[1]), ("::1" if six else "127.0.0.1", 0)) as proxy:
+        host = "[::1]" if six else "127.0.0.1"
+        assert proxy.url("mysql://app:x@db/shop") == f"mysql://app:x@{host}:{proxy.port}/shop"
         with socket.create_connection((proxy.host, proxy.port), 10) as client:
             accepted, _ = server.accept()
             accepted.sendall(b"hello")

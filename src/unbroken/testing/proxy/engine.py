@@ -328,6 +328,7 @@ class Engine:
     def abandon(self) -> None:
         """In a forked child: let go of everything inherited, without a word on the wire."""
         self._running = False
+        self.log.renew()
         for link in list(self.links.values()):
             link.abandon()
         self.gate.abandon()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import select
 import socket
 import stat
 from typing import Any
@@ -12,6 +14,7 @@ from unbroken.testing.proxy.addresses import Address
 from unbroken.testing.proxy.errors import ProxyError
 
 BACKLOG = 512
+_AT_ONCE = 0.02  #: seconds in which the kernel connects to itself, many times over
 _FILLERS = 8  #: a queue of length 0 takes one on Linux; other systems round up
 
 
@@ -95,11 +98,10 @@ class Gate:
             if self._family == socket.AF_UNIX:
                 with contextlib.suppress(OSError):
                     filler.bind("")  # Linux gives it a name, to be known by
-            self._fillers.append(filler)
-            if filler.connect_ex(self._own_name()) not in (0, 115, 36):  # EINPROGRESS, on Linux and on macOS
-                break
-            with contextlib.suppress(OSError):
-                self._filler_names.add(filler.getsockname())
+            self._fillers.append(filler)  # kept, also the one that hangs: it is closed when we open again
+            if filler.connect_ex(self._own_name()) not in (0, errno.EINPROGRESS) or not _is_through(filler):
+                return  # the queue is full
+            self._filler_names.add(filler.getsockname())
 
     def _own_name(self) -> Any:
         if self._family == socket.AF_UNIX:
@@ -120,7 +122,7 @@ class Gate:
         self.is_open = True
 
     def close(self) -> None:
-        """Listen no more."""
+        """Listen no more; a unix socket's file is removed."""
         for filler in self._fillers:
             filler.close()
         self.sock.close()
@@ -132,3 +134,10 @@ class Gate:
         """In a forked child: let go of the parent's sockets, silently."""
         for sock in (*self._fillers, self.sock):
             sock.close()
+
+
+def _is_through(sock: socket.socket) -> bool:
+    """Whether a connect that was begun is done."""
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(_AT_ONCE * 1000)) and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0

@@ -52,6 +52,10 @@ class Log:
         self._serial = 0
         self._news = threading.Condition()
 
+    def renew(self) -> None:
+        """In a forked child: a lock that nobody holds, for its holder may not exist here."""
+        self._news = threading.Condition()
+
     def now(self) -> float:
         """Seconds since the beginning."""
         return time.monotonic() - self._began
