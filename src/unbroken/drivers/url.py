@@ -38,7 +38,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9_.+-]{0,40})://(.*)", re.DOTALL)
 _USERINFO = re.compile(r"([^:/?@]*)(?::([^@]*))?@")
 # … unless it looks like a port and what follows one: then host:3306/db?option=a@b is meant, which has no password.
 _PORT_FIRST = re.compile(r"\d{1,5}[/?]")
-_HOST = re.compile(r"[^\s\[\]/?#@:\\%<>\"']+")
+_HOST = re.compile(r"[^\s\x00-\x1f\x7f\[\]/?#@:\\%<>\"']+")
 _IPV6 = re.compile(r"(?=[^%]*:)[0-9A-Fa-f:.]+(%[\w.-]+)?", re.ASCII)
 _ENCODE = "'@', '/', '?' and ':' in a user, password or database are percent-encoded (%40 %2F %3F %3A)"
 
@@ -133,7 +133,7 @@ def _server(target: Target) -> Target:
         given = options.get("host")
         if given is not None and (given.startswith("/") or host is None):
             del options["host"]
-            socket, host = (given, host) if given.startswith("/") else (None, given)
+            socket, host = (given, host) if given.startswith("/") else (None, _host(given))
         if "port" in options and port is None:
             port = _port(options.pop("port"))
     elif "unix_socket" in options:
@@ -163,10 +163,14 @@ def _address(address: str) -> tuple[str | None, int | None]:
     host, _, port = address.partition(":")
     if ":" in port:
         raise ConfigurationError(f"the host holds more than one ':'; an IPv6 address stands in [brackets], and {_ENCODE}")
-    host = _decoded(host, "host")
-    if host and not _HOST.fullmatch(host):
+    return _host(_decoded(host, "host")) or None, _port(port) if port else None
+
+
+def _host(name: str) -> str:
+    """*name*, decoded, if a host can be called so."""
+    if name and not _HOST.fullmatch(name) and not _IPV6.fullmatch(name):
         raise ConfigurationError(f"the host holds a character that no host has; {_ENCODE}")
-    return host or None, _port(port) if port else None
+    return name
 
 
 def _port(text: str) -> int:
