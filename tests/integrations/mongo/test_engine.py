@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -107,6 +108,22 @@ def test_a_document_first_touched_in_an_outage_fails_in_the_bound_and_has_its_in
         assert "number_1" in Article._get_collection().index_information()
         with pytest.raises(mongoengine.NotUniqueError):
             Article(number=1).save()
+
+
+def test_a_client_s_own_questions_after_a_server_that_is_away_are_bounded_too(nobody: str) -> None:
+    started = time.monotonic()
+    with unbroken.mongo.MongoClient(nobody, timeoutMS=300) as client:
+        for question in ("is_primary", "is_mongos", "address"):
+            with pytest.raises(unbroken.OutageError):
+                getattr(client, question)
+
+    async def ask() -> None:
+        async with unbroken.mongo.AsyncMongoClient(nobody, timeoutMS=300) as client:
+            with pytest.raises(unbroken.OutageError):
+                await client.is_primary
+
+    asyncio.run(ask())
+    assert time.monotonic() - started < 15.0  # PyMongo's wait for a server is 30 s each time
 
 
 def test_disconnect_does_not_wait_for_a_frozen_server_nor_for_one_that_pymongo_s_own_client_has(name: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pymongo
 from pymongo.errors import ServerSelectionTimeoutError
+from pymongo.server_selectors import writable_server_selector
 from pymongo.synchronous.pool import Pool
 
 from unbroken.core.unit import glimpse
@@ -155,6 +156,12 @@ class MongoClient(Outliving, _Plain[Any]):
         if glimpse() is not None:
             report(operation)
         return server
+
+    def _server_property(self, attr_name: str) -> Any:
+        """``address``, ``is_primary``, ``is_mongos``: PyMongo lets these wait for 30 s, whatever timeoutMS is."""
+        with pymongo.timeout(self._options.timeout):
+            server = self._select_server(writable_server_selector, None, "testOperation")
+        return getattr(server.description, attr_name)
 
     def _close_cursor_now(self, cursor_id: Any, address: Any, session: Any = None, conn_mgr: Any = None) -> None:
         if not is_inherited(session):

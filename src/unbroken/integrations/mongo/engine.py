@@ -14,7 +14,6 @@ from typing import Any
 
 import pymongo
 from pymongo.errors import ConnectionFailure
-from pymongo.server_selectors import writable_server_selector
 
 from unbroken.errors import DriverNotInstalledError
 from unbroken.integrations.mongo.client import MongoClient
@@ -24,20 +23,18 @@ DEFAULT_ALIAS = "default"
 
 
 class EngineClient(MongoClient):
-    """The client that MongoEngine is given. Its questions after the server are operations: bounded in time, and behind the gate.
+    """The client that MongoEngine is given, so that an outage does not leave a document without its indexes.
 
-    MongoEngine asks ``is_primary`` before it makes a document's indexes, and PyMongo lets that wait for 30 s in an outage. And it keeps
-    a document's collection before its indexes are made: if that fails, only a document that has none tries it again.
+    MongoEngine keeps a document's collection, then asks ``is_primary``, then makes the indexes. If one of these fails, only a document
+    that has no collection tries it again.
     """
 
     def _server_property(self, attr_name: str) -> Any:
         try:
-            with pymongo.timeout(self._options.timeout):
-                server = self._select_server(writable_server_selector, None, "test")
+            return super()._server_property(attr_name)
         except Exception:
             detach(self)
             raise
-        return getattr(server.description, attr_name)
 
     @contextmanager
     def _conn_for_writes(self, session: Any, operation: str, *more: Any) -> Iterator[Any]:  # type: ignore[override] # a class there
