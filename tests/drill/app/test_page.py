@@ -112,6 +112,10 @@ def test_every_scenario_and_app_has_its_plot(page: Page) -> None:
     assert (first.locator("svg.latency path.ok").get_attribute("d") or "").count("h0") == 158
     assert first.locator("svg.rate path.bar").count() == 3
     assert first.locator("svg.latency rect.fault").count() == 3
+    picture = first.locator("svg.latency")
+    seen = picture.screenshot()
+    picture.locator("path.ok").evaluate("element => element.style.visibility = 'hidden'")
+    assert picture.screenshot() != seen  # the dots can be seen, and not only found
     colour = "element => getComputedStyle(element).stroke"
     assert first.locator("svg.latency path.ok").evaluate(colour) != first.locator("svg.latency path.error").evaluate(colour)
 
