@@ -133,12 +133,12 @@ def stop_and_start(server: MongoDB, site: Any, seconds: float, quiet: float, pat
 
 
 def good_since(traffic: OpenLoop, stopped: float, up: float, quiet: float) -> bool:
-    """Whether there was a good answer after MongoDB was *up*, and then nothing but good ones for *quiet* seconds."""
+    """Whether both workers have answered well after MongoDB was *up*, and nobody otherwise for *quiet* seconds since."""
     answers = traffic.since(stopped)
-    first = min((each.ended for each in answers if each.ok and each.ended > up), default=None)
-    if first is None:
+    good = [each for each in answers if each.ok and each.ended > up]
+    if len({each.reply.json["worker"] for each in good}) < 2:
         return False
-    return time.monotonic() > quiet + max([first, *(each.ended for each in answers if not each.ok)])
+    return time.monotonic() > quiet + max([min(each.ended for each in good), *(each.ended for each in answers if not each.ok)])
 
 
 def judged(server: MongoDB, traffic: OpenLoop, stopped: float, up: float, close_wait: int) -> Outcome:
