@@ -115,6 +115,7 @@ def test_each_end_of_a_request_has_its_name(site: Any, path: str, outcome: str, 
         (reply,) = running.ask()
     assert (reply.outcome, reply.status, reply.line) == (outcome, status, line)
     assert running.replies == []
+    assert len(site.seen) == 1  # nothing is sent a second time behind our back
 
 
 def test_a_refused_connection_is_an_error_without_a_status() -> None:

@@ -118,7 +118,11 @@ class Traffic:
     async def _open(self) -> None:
         connector = aiohttp.TCPConnector(force_close=True, limit=0)
         self._session = aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=None), trust_env=False
+            connector=connector,
+            middlewares=(_once,),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),
+            trust_env=False,
         )
         self._gate = asyncio.Semaphore(self._concurrency)
 
@@ -159,8 +163,8 @@ class Traffic:
                     status, line = await self._exchange(self.targets[target], number)
         except TimeoutError:
             status, line = 0, f"{_HUNG} {patience:g} s"
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            status, line = 0, _why(error)
+        except (_Broken, aiohttp.ClientError, OSError, ValueError) as error:
+            status, line = 0, _why(error.__cause__ if isinstance(error, _Broken) else error)
         replies.append(Reply(due, sent, time.monotonic(), status, line, target))
 
     async def _exchange(self, target: Target, number: int) -> tuple[int, str]:
@@ -185,7 +189,21 @@ def first_line(text: str) -> str:
     return next((" ".join(line.split())[:_LINE] for line in text.splitlines() if line.strip()), "")
 
 
-def _why(error: Exception) -> str:
+class _Broken(Exception):  # noqa: N818 - never seen outside
+    """The connection of a request broke; the cause says how."""
+
+
+async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Send it once: by itself aiohttp sends a GET again whose connection broke, and nobody would see the error."""
+    try:
+        return await send(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _Broken from error
+
+
+def _why(error: BaseException | None) -> str:
     """Why there was no HTTP response, without the addresses that would make each message another."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the connection was closed without a response"
