@@ -1,6 +1,6 @@
 """One driver's pool in a process of its own, told by lines on stdin what to do, answering each with a line of JSON.
 
-Run by test_every_driver.py: python every_driver_worker.py DRIVER URL
+Run by test_every_driver.py and test_fork_wire.py: python every_driver_worker.py DRIVER URL
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import ctypes
 import faulthandler
 import gc
 import json
+import multiprocessing
 import os
 import select
 import time
@@ -199,18 +200,49 @@ def _child(how: Callable[[], int], leave: Callable[[int], Any]) -> str:
     pid = how()
     if pid == 0:
         faulthandler.dump_traceback_later(20, exit=True)  # says where it hangs, if it does
-        try:
-            answer = str(body.in_child(body.ask)[0])
-        except BaseException as error:
-            answer = repr(error)
-        os.write(writer, answer.encode())
-        os.close(writer)
+        _ask_and_tell(writer)
         leave(0)  # what it does at its exit may hang too
     os.close(writer)
     with open(reader) as file:
         answer = file.read()
     os.waitpid(pid, 0)
     return answer
+
+
+def one_child(way: str) -> dict[str, Any]:
+    """A child of the kind that *way* says: its exit status, and the session that it asked."""
+    if way == "multiprocessing":
+        reader, writer = os.pipe()
+        process = multiprocessing.get_context("fork").Process(target=_ask_and_tell, args=(writer,))
+        process.start()
+        os.close(writer)
+        with open(reader) as file:
+            said = file.read()
+        process.join(20)
+        return {"status": process.exitcode, "session": int(said or 0)}
+    how, leave = (raw_fork if "raw" in way else os.fork), (os._exit if "_exit" in way else sys.exit)
+    reader, writer = os.pipe()
+    pid = how()
+    if pid == 0:
+        faulthandler.dump_traceback_later(20, exit=True)
+        if way == "never touches the pool":
+            gc.collect()
+        else:
+            _ask_and_tell(writer)
+        leave(0)
+    os.close(writer)
+    with open(reader) as file:
+        said = file.read()
+    return {"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), "session": int(said or 0)}
+
+
+def _ask_and_tell(writer: int) -> None:
+    try:
+        answer = str(body.in_child(body.ask)[0])
+    except BaseException as error:
+        answer = repr(error)
+    os.write(writer, answer.encode())
+    os.close(writer)
 
 
 def forget() -> list[str]:
@@ -226,11 +258,12 @@ def forget() -> list[str]:
     return wrong + ([] if leaked == 3 else [f"{leaked} forgotten connections were reported"])
 
 
-COMMANDS = {each.__name__: each for each in (warm, cipher, burst, traffic, frozen, fork, forget)}
+COMMANDS = {each.__name__: each for each in (warm, cipher, burst, traffic, frozen, fork, one_child, forget)}
 
 for line in sys.stdin:
+    command, _, argument = line.strip().partition(" ")
     try:
-        answer = COMMANDS[line.strip()]()
+        answer = COMMANDS[command](*[argument] * bool(argument))
     except Exception as error:
         answer = {"failed": f"{type(error).__name__}: {error}"}
     print(json.dumps(answer), flush=True)
