@@ -63,7 +63,7 @@ class Progress:
         backend = running[0].entrant.backend if running else rows[-1].server if rows else self._entrants[0].backend
         title = f"unbroken drill: {report.SERVERS[backend]}, {self._done} of {self._total}, {time.monotonic() - self._began:.0f} s"
         now = [job.cell for job in running]
-        under_way = ", ".join(f"{job.scenario.name}: {job.entrant.title}" for job in running)
+        under_way = ", ".join(f"{job.scenario.name}: {job.entrant.title}{f' ({job.detail})' if job.detail else ''}" for job in running)
         width = max(len(entrant.title) for entrant in self._entrants)
         table = report.league(rows, self._entrants, backend, "", self._scenarios, now, width)
         return Group(Text(title, "bold"), table, Text(f"now {under_way}" if under_way else "", "cyan"))

@@ -34,6 +34,11 @@ class Job:
         """Where its result belongs: server, scenario, contender."""
         return self.entrant.backend, self.scenario.name, self.entrant.key
 
+    @property
+    def detail(self) -> str:
+        """Nothing: it is over in seconds."""
+        return ""
+
 
 class AnyJob(Protocol):
     """A contender (of any kind) in a scenario (of any kind)."""
@@ -49,6 +54,10 @@ class AnyJob(Protocol):
     @property
     def cell(self) -> tuple[str, str, str]:
         """Where its result belongs: server, scenario, contender."""
+
+    @property
+    def detail(self) -> str:
+        """What happens in it now, in a word; empty: nothing to tell."""
 
 
 class Watcher(Protocol):

@@ -48,13 +48,18 @@ class Player:
         return False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AppJob:
     """One variant in one scenario."""
 
     variant: Variant
     scenario: Scenario
     entrant: Player
+    detail: str = ""  #: the step that it is at
+
+    def tell(self, detail: str) -> None:
+        """Note the step that it is at."""
+        self.detail = detail
 
     @property
     def cell(self) -> tuple[str, str, str]:
@@ -174,7 +179,7 @@ class Lane:
             app, traffic = self._make(job)
             exits.enter_context(app)
             exits.enter_context(traffic)
-            scene = Scene(server, self.proxy, app, traffic, self._stop, self._plan.start_timeout)
+            scene = Scene(server, self.proxy, app, traffic, self._stop, self._plan.start_timeout, job.tell)
             exits.callback(scene.make_well)
             self._prepare(job.variant, app, scene)
             perform(scene, scenario.steps, result)

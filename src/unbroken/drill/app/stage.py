@@ -38,6 +38,7 @@ class Scene:
     traffic: Traffic
     stop: threading.Event  #: set when the whole drill is to end
     start_timeout: float
+    tell: Callable[[str], None]  #: is told what happens now
     marks: list[Mark] = field(default_factory=list)
     _open: list[tuple[str, float]] = field(default_factory=list)  #: faults that last: text and beginning
 
@@ -50,6 +51,7 @@ class Scene:
 
     def bring_up(self) -> None:
         """Start the app and wait until every URL answers well. Raises AppError with what it said instead."""
+        self.tell("start of the app")
         self.app.start()
         deadline = time.monotonic() + self.start_timeout
         while True:
@@ -78,6 +80,7 @@ class Scene:
 
     def play(self, step: Step) -> None:
         """Do one step, and note on the timeline what it was."""
+        self.tell(step.text)
         now = time.monotonic()
         if step.verb.begins:
             self._open.append((step.text, now))
@@ -181,6 +184,7 @@ def _see_connections(scene: Scene, result: AppResult) -> None:
 
 def _see_health(scene: Scene, result: AppResult) -> None:
     """Is all well by itself? If not, an administrator would restart the app now: so do we, and say whether it helped."""
+    scene.tell("is it well?")
     if not scene.app.is_running:
         result.ended = f"status {scene.app.status}: {scene.app.said()}"
     for _ in range(CHECKS):
