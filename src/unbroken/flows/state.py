@@ -25,6 +25,7 @@ from unbroken.core.health import Policy
 from unbroken.core.kernel import Kernel, Ticket
 from unbroken.core.unit import Unit, current, is_left_over, testify
 from unbroken.errors import ConnectionLostError, E, PoolClosedError, UnbrokenError, for_driver
+from unbroken.flows.registry import registry
 from unbroken.flows.servers import Server, server_of
 from unbroken.flows.steps import Flow
 from unbroken.net import keepalive, last_words, liveness, severance, traffic
@@ -116,6 +117,7 @@ class State:
         self.decide_policy()
         with self.server.lock:
             self.server.pools.add(self)  # last: from now on other pools' threads come here with news
+        registry.add(self)
 
     def _reset_checks(self) -> tuple[Callable[[Connection], bool | None], Callable[[Connection], bool | None] | None]:
         """What to ask of a connection at the end of a lease, and at a plain release: False means nothing is to be done."""

@@ -1,0 +1,102 @@
+"""Which connections were taken and not given back, and where: for tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Self
+
+from unbroken.core.entry import Entry
+from unbroken.flows.registry import registry
+from unbroken.flows.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """A connection that was taken and not given back."""
+
+    pool: str
+    place: str  #: ``file:line in function``: who took it
+    forgotten: bool  #: its holder let it be collected; False: somebody has it still
+
+    def __str__(self) -> str:
+        what = "forgotten without being given back" if self.forgotten else "still checked out"
+        return f"a connection of pool {self.pool} is {what}; it was taken at {self.place}"
+
+
+class LeakWatch:
+    """A context manager that watches every pool of unbroken's in this process, whichever framework it serves.
+
+    :meth:`leaks` says what was taken since the block began and did not come back. Pools that are made inside are kept until
+    the end of the block, so that one that was dropped with its connections is seen too.
+    """
+
+    def __init__(self) -> None:
+        self._states: list[State] = []
+        self._before: set[tuple[Entry, int]] = set()
+        self._forgotten: list[Leak] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(registry.watching(self._meet))
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stack.close()
+        self._states.clear()
+
+    def _meet(self, state: State) -> None:
+        self._states.append(state)
+        self._before.update((entry, entry.uses) for entry in (*_lent(state), *_dropped(state)))
+        tell = state.emit
+
+        def emit(event: str, fields: Mapping[str, Any]) -> None:
+            if event == "forgotten":
+                self._forgotten.append(Leak(state.name, str(fields["place"]), forgotten=True))
+            tell(event, fields)
+
+        state.emit = emit
+        self._stack.callback(_put_back, state, emit, tell)
+
+    def leaks(self, grace: float = 0.0) -> list[Leak]:
+        """What has not come back yet. Threads that are about to give back have *grace* seconds for it."""
+        deadline = time.monotonic() + grace
+        while True:
+            found = self._now()
+            if not found or time.monotonic() >= deadline:
+                return found
+            time.sleep(0.005)
+
+    def _now(self) -> list[Leak]:
+        out = list(self._forgotten)
+        for state in self._states:
+            if state.mark[0]:  # else it is a parent process's
+                out += [Leak(state.name, str(e.place), forgotten=False) for e in _lent(state) if self._is_new(e)]
+                out += [Leak(state.name, str(e.place), forgotten=True) for e in _dropped(state) if self._is_new(e)]
+        return out
+
+    def _is_new(self, entry: Entry) -> bool:
+        return (entry, entry.uses) not in self._before
+
+
+def _lent(state: State) -> list[Entry]:
+    return _copied(lambda: list(state.lent.values()))
+
+
+def _dropped(state: State) -> list[Entry]:
+    return _copied(lambda: list(state.forgotten))
+
+
+def _copied(copy: Callable[[], list[Entry]]) -> list[Entry]:
+    while True:
+        try:
+            return copy()
+        except RuntimeError:  # it changed meanwhile
+            continue
+
+
+def _put_back(state: State, ours: Any, theirs: Any) -> None:
+    if state.emit is ours:
+        state.emit = theirs

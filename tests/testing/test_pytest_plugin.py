@@ -1,0 +1,399 @@
+"""The pytest plugin, in runs of pytest's own: servers with fresh databases, faults by name, and the watch over connections."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+HEAD = "import asyncio, time\nimport pytest, unbroken\n"
+
+
+def run(pytester: pytest.Pytester, source: str, *arguments: str) -> pytest.RunResult:
+    """In a process of its own: pytester's other way imports drivers anew each time, which those in C do not survive."""
+    pytester.makepyfile(HEAD + textwrap.dedent(source))
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "ignore", "-rA", "--strict-markers", *arguments)
+
+
+def said(result: pytest.RunResult) -> str:
+    return result.stdout.str()
+
+
+# -- being there ---------------------------------------------------------------------------------------------------
+
+
+def test_loading_it_imports_nothing_and_it_can_be_left_out(pytester: pytest.Pytester) -> None:
+    source = """
+    import sys
+
+    def test_modules():
+        print("loaded:", *sorted(name for name in sys.modules if name.startswith("unbroken")))
+
+    def test_fixture(request):
+        request.getfixturevalue("unbroken_pool")
+    """
+    pytester.makepyfile(source)
+    found = pytester.runpytest_subprocess("-rA", "-k", "modules")
+    found.assert_outcomes(passed=1)
+    assert "loaded: unbroken unbroken.testing unbroken.testing.pytest_plugin\n" in said(found)
+    without = pytester.runpytest_subprocess("-rA", "-p", "no:unbroken")
+    without.assert_outcomes(passed=1, failed=1)
+    assert "loaded: \n" in said(without) or "loaded:\n" in said(without)
+    assert "fixture 'unbroken_pool' not found" in said(without)
+
+
+def test_its_fixtures_markers_and_settings_are_listed(pytester: pytest.Pytester) -> None:
+    fixtures = said(pytester.runpytest_inprocess("--fixtures"))
+    for name in ("mariadb", "mysql", "postgres", "mongodb", "fault_proxy", "unbroken_pool", "fault", "no_connection_leaks"):
+        assert f"\n{name} -- " in fixtures
+    markers = said(pytester.runpytest_inprocess("--markers"))
+    assert "@pytest.mark.faults(*names" in markers
+    assert "@pytest.mark.no_connection_leaks" in markers
+    assert "unbroken_missing_server" in said(pytester.runpytest_inprocess("--help"))
+
+
+# -- servers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "setting"), [("postgres", "lock_timeout"), ("mariadb", "wait_timeout")])
+def test_each_test_has_a_fresh_database_on_a_server_that_is_well(pytester: pytest.Pytester, kind: str, setting: str) -> None:
+    source = f"""
+    seen = []
+
+    def use(server):
+        with unbroken.Pool(server.url()) as pool, pool.connection() as conn:
+            conn.cursor().execute("CREATE TABLE thing (n INT)")  # fails where it is there
+        seen.append((server.database, server.port))
+
+    def test_leaves_a_table({kind}): use({kind})
+    def test_stops_it({kind}): use({kind}); {kind}.stop()
+    def test_kills_it({kind}): use({kind}); {kind}.kill()
+    def test_freezes_it({kind}): use({kind}); {kind}.freeze()
+    def test_changes_a_setting({kind}):
+        use({kind})
+        {kind}.set({setting}=77)
+
+    def test_leaves_a_transaction_open({kind}, unbroken_pool):
+        use({kind})
+        global conn
+        conn = unbroken_pool({kind}).acquire()
+        conn.cursor().execute("SELECT * FROM thing")
+
+    def test_finds_nothing_of_all_that({kind}):
+        use({kind})
+        assert "77" not in {kind}.admin("SHOW {"VARIABLES LIKE '" + setting + "'" if kind == "mariadb" else setting}")[0]
+        assert len(set(seen)) == 7
+        assert len({{port for _, port in seen}}) == 1
+        rows = {kind}.admin("SELECT {"schema_name FROM information_schema.schemata" if kind == "mariadb" else "datname FROM pg_database"}")
+        assert [name for name, in rows if name.startswith("test_")] == [{kind}.database]
+    """
+    run(pytester, source).assert_outcomes(passed=7)
+
+
+def test_mysql_and_mongodb_are_there_too(pytester: pytest.Pytester) -> None:
+    source = """
+    import pymongo
+
+    def test_mysql(mysql, unbroken_pool):
+        with unbroken_pool(mysql, "pymysql", max_size=1).connection() as conn:
+            with conn.cursor() as cursor:
+                cursor.execute("CREATE TABLE thing (n INT)")
+                cursor.execute("SELECT VERSION(), DATABASE()")
+                version, database = cursor.fetchone()
+        assert "MariaDB" not in version
+        assert database == mysql.database
+
+    @pytest.mark.parametrize("again", range(2))
+    def test_mongodb(mongodb, again):
+        with pymongo.MongoClient(mongodb.url()) as client:
+            things = client.get_default_database()["thing"]
+            assert things.count_documents({}) == 0
+            things.insert_one({"n": 1})
+    """
+    run(pytester, source).assert_outcomes(passed=3)
+
+
+@pytest.mark.parametrize("setting", ["", "skip"])
+def test_a_server_that_is_not_installed_fails_the_test_in_one_line_or_skips_it(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setenv("UNBROKEN_POSTGRES_BIN", "/nowhere")
+    if setting:
+        pytester.makeini(f"[pytest]\nunbroken_missing_server = {setting}\n")
+    result = run(pytester, "def test_it(postgres): pass")
+    result.assert_outcomes(**({"skipped": 1} if setting else {"errors": 1}))
+    assert "UNBROKEN_POSTGRES_BIN=/nowhere: no program postgres in that folder" in said(result)
+    assert "Traceback" not in said(result)
+
+
+def test_a_conftest_may_have_its_own_fixture_of_the_same_name(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("import pytest\n@pytest.fixture\ndef postgres(): return 'mine'\n")
+    run(pytester, "def test_it(postgres): assert postgres == 'mine'").assert_outcomes(passed=1)
+
+
+# -- faults --------------------------------------------------------------------------------------------------------
+
+ALL = '"kill", "restart", "crash", "freeze", "fin", "rst", "half_close", "blackhole", "refuse", "hang_connect", "latency", "silent_drop"'
+
+
+@pytest.mark.parametrize(("kind", "driver"), [("postgres", "psycopg"), ("mariadb", "pymysql")])
+def test_a_test_runs_once_per_fault_and_plays_it_when_it_likes(pytester: pytest.Pytester, kind: str, driver: str) -> None:
+    source = f"""
+    def ask(conn):
+        with conn.cursor() as cursor:
+            cursor.execute("SELECT 42")
+            return cursor.fetchone()[0]
+
+    @pytest.mark.faults({ALL}, seconds=0.1)
+    def test_nobody_notices({kind}, fault, unbroken_pool, request):
+        assert fault.name == request.node.callspec.id
+        pool = unbroken_pool(fault, "{driver}", max_size=1, ping_after=0.05, ping_timeout=0.5, connect_timeout=1.0)
+        assert pool.run(ask) == 42
+        fault()
+        assert fault.played == 1
+        time.sleep(0.06)  # ping_after
+        assert pool.run(ask) == 42
+
+    @pytest.mark.faults("lost_commit", "unsent_commit")
+    def test_a_commit_in_doubt({kind}, fault, unbroken_pool):
+        pool = unbroken_pool(fault, "{driver}")
+        with pool.connection() as conn:
+            conn.cursor().execute("CREATE TABLE thing (n INT)")
+        fault()
+        with pytest.raises(unbroken.CommitUnknownError), pool.connection() as conn:
+            conn.cursor().execute("INSERT INTO thing VALUES (1)")
+        deadline = time.monotonic() + 10
+        while (rows := {kind}.admin("SELECT COUNT(*) FROM thing")[0][0]) != "01"[fault.name == "lost_commit"]:
+            assert time.monotonic() < deadline, rows
+
+    @pytest.mark.faults("restart", "refuse")
+    def test_it_lasts_as_long_as_its_block({kind}, fault, unbroken_pool):
+        pool = unbroken_pool(fault, "{driver}")
+        assert pool.run(ask) == 42
+        with fault:
+            with pytest.raises(unbroken.OutageError):
+                pool.acquire(timeout=0.2)
+        assert pool.run(ask) == 42
+    """
+    result = run(pytester, source)
+    result.assert_outcomes(passed=16)
+    assert "test_nobody_notices[half_close]" in said(result)
+
+
+def test_a_fault_comes_beside_a_test_that_does_not_play_it(pytester: pytest.Pytester) -> None:
+    source = """
+    def ask(conn):
+        return conn.execute("SELECT pg_backend_pid()").fetchone()[0]
+
+    @pytest.mark.faults("crash", "restart", after=0.0, every=0.1, seconds=0.1)
+    def test_it_comes(postgres, unbroken_pool):
+        pool = unbroken_pool(postgres, "psycopg")
+        first, deadline = postgres.pid, time.monotonic() + 20
+        while not postgres.is_running or postgres.pid == first:
+            pool.run(ask)
+            assert time.monotonic() < deadline
+
+    @pytest.mark.faults("kill", after=0.0, every=0.01)
+    def test_it_comes_again_and_again(postgres, unbroken_pool):
+        pool = unbroken_pool(postgres, "psycopg")
+        seen, deadline = set(), time.monotonic() + 20
+        while len(seen) < 4:
+            seen.add(pool.run(ask))
+            assert time.monotonic() < deadline
+
+    @pytest.mark.faults("kill", after=60)
+    def test_it_is_over_before(postgres):
+        pass
+
+    @pytest.mark.faults("kill", after=0.0)
+    def test_it_cannot_be_played(mongodb):
+        time.sleep(0.2)
+
+    @pytest.mark.faults("kill", after=60)
+    def test_its_own_failure_is_the_one_that_counts(postgres):
+        assert "mine" == "yours"
+    """
+    result = run(pytester, source)
+    result.assert_outcomes(passed=3, failed=3)
+    assert "the test was over before its fault 'kill' came, after 60 s" in said(result)
+    assert "the fault 'kill' could not be played: MongoDB cannot end a client's session" in said(result)
+    assert "'mine' == 'yours'" in said(result)
+
+
+@pytest.mark.parametrize(
+    ("source", "answer"),
+    [
+        ('@pytest.mark.faults("kil")\ndef test_it(postgres): pass', "there is no fault 'kil'; faults are kill, restart,"),
+        ("@pytest.mark.faults\ndef test_it(postgres): pass", "it names no fault; faults are kill, restart,"),
+        ('@pytest.mark.faults("kill", second=1)\ndef test_it(postgres): pass', "there is no option 'second'"),
+    ],
+)
+def test_what_cannot_be_meant_is_answered_in_one_line(pytester: pytest.Pytester, source: str, answer: str) -> None:
+    pytester.makepyfile("import pytest\n" + source)
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    assert result.ret != 0
+    assert answer in said(result) + result.stderr.str()
+    assert "Traceback" not in said(result)
+    assert "INTERNALERROR" not in said(result)
+
+
+def test_a_fault_needs_a_server_and_a_marker(pytester: pytest.Pytester) -> None:
+    source = """
+    @pytest.mark.faults("kill")
+    def test_none(): pass
+
+    @pytest.mark.faults("kill", server="oracle")
+    def test_unknown(): pass
+
+    def test_unmarked(fault): pass
+    """
+    result = run(pytester, source)
+    result.assert_outcomes(errors=3)
+    assert "the test uses none; say faults(…, server=…), of mariadb," in said(result)
+    assert "the test says server='oracle'" in said(result)
+    assert "the fixture fault needs faults: @pytest.mark.faults(" in said(result)
+    assert "Traceback" not in said(result)
+
+
+# -- leaks ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_test_that_leaves_a_connection_checked_out_fails_and_the_place_is_named(pytester: pytest.Pytester) -> None:
+    source = """
+    import threading
+    from sqlalchemy import create_engine
+
+    pytestmark = pytest.mark.no_connection_leaks
+    kept = []
+
+    def take(pool):
+        kept.append(pool.acquire())
+
+    @pytest.fixture(scope="module")
+    def url(unbroken_servers):
+        return unbroken_servers.get("postgres").url("psycopg")
+
+    @pytest.fixture(scope="module")
+    def pool(url):
+        with unbroken.Pool(url, max_size=20) as pool:
+            yield pool
+
+    @pytest.fixture
+    def held(pool):
+        conn = pool.acquire()
+        yield conn
+        pool.release(conn)
+
+    def test_keeps_one(pool): take(pool)
+    def test_forgets_one(pool): pool.acquire()
+    def test_drops_its_own_pool(url): unbroken.Pool(url).acquire()
+    def test_of_sqlalchemy(url):
+        engine = create_engine(url, plugins=["unbroken"])
+        kept.append(engine.connect())
+
+    def test_gives_back(pool, held):  # the fixture's is the fixture's
+        with pool.connection():
+            pass
+
+    def test_gives_back_a_little_later(pool):
+        conn = pool.acquire()
+        threading.Timer(0.05, pool.release, (conn,)).start()
+
+    def test_fails_by_itself(pool):
+        take(pool)
+        assert "mine" == "yours"
+    """
+    result = run(pytester, source)
+    result.assert_outcomes(passed=2, failed=5)
+    lines = said(result).splitlines()
+    leaks = [line for line in lines if line.startswith("  a connection of pool")]
+    assert any("still checked out" in line and line.rstrip().endswith("in take") for line in leaks)
+    assert any("is forgotten" in line and line.rstrip().endswith("in test_forgets_one") for line in leaks)
+    assert any("is forgotten" in line and line.rstrip().endswith("in test_drops_its_own_pool") for line in leaks)
+    assert any("still checked out" in line and line.rstrip().endswith("in test_of_sqlalchemy") for line in leaks)
+    assert "'mine' == 'yours'" in said(result)
+    assert f"{pytester.path}" in leaks[0]
+
+
+COROUTINES = """
+    pytestmark = [{mark}, pytest.mark.no_connection_leaks]
+    kept = []
+
+    @pytest.fixture
+    def anyio_backend(): return "asyncio"
+
+    async def test_keeps_one(postgres):
+        pool = unbroken.AsyncPool(postgres.url("asyncpg"))
+        kept.append(await pool.acquire())
+
+    async def test_forgets_one(postgres):
+        await unbroken.AsyncPool(postgres.url("asyncpg")).acquire()
+
+    async def test_gives_back(postgres):
+        async with unbroken.AsyncPool(postgres.url("asyncpg")) as pool, pool.connection() as conn:
+            assert await conn.fetchval("SELECT 1") == 1
+
+    @pytest.mark.faults("kill", "rst")
+    async def test_nobody_notices(postgres, fault):
+        async with unbroken.AsyncPool(fault.url("asyncpg"), max_size=1) as pool:
+            for _ in range(2):
+                assert await pool.run(lambda conn: conn.fetchval("SELECT 1")) == 1
+                await asyncio.to_thread(fault)
+
+    @pytest.mark.faults("kill", after=0.0, every=0.02)
+    async def test_beside(postgres):
+        async with unbroken.AsyncPool(postgres.url("asyncpg"), max_size=1) as pool:
+            seen = set()
+            async with asyncio.timeout(20):
+                while len(seen) < 2:
+                    seen.add(await pool.run(lambda conn: conn.fetchval("SELECT pg_backend_pid()")))
+                    await asyncio.sleep(0.01)
+"""
+
+
+def test_it_works_for_coroutines_of_pytest_asyncio_and_anyio(pytester: pytest.Pytester) -> None:
+    modules = {"test_asyncio": "pytest.mark.asyncio", "test_anyio": "pytest.mark.anyio"}
+    pytester.makepyfile(**{name: HEAD + textwrap.dedent(COROUTINES.format(mark=mark)) for name, mark in modules.items()})
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "ignore")
+    result.assert_outcomes(passed=8, failed=4)
+    leaks = [line.rstrip() for line in said(result).splitlines() if line.startswith("  a connection of pool")]
+    for name in modules:
+        assert any(f"{name}.py" in line and line.endswith("in test_keeps_one") for line in leaks)
+        assert any(f"{name}.py" in line and line.endswith("in test_forgets_one") for line in leaks)
+
+
+def test_a_setting_watches_every_test_also_those_of_asyncio_by_itself(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\nasyncio_mode = auto\nunbroken_no_connection_leaks = true\n")
+    source = """
+    async def test_keeps_one(postgres):
+        global conn
+        conn = await unbroken.AsyncPool(postgres.url("asyncpg")).acquire()
+
+    def test_keeps_another(postgres, unbroken_pool):
+        global other
+        other = unbroken_pool(postgres, "psycopg").acquire()
+    """
+    result = run(pytester, source)
+    result.assert_outcomes(failed=2)
+    assert said(result).count("is still checked out") == 2
+
+
+def test_each_worker_of_xdist_has_servers_of_its_own(pytester: pytest.Pytester) -> None:
+    source = """
+    import os
+
+    @pytest.mark.no_connection_leaks
+    @pytest.mark.parametrize("number", range(4))
+    @pytest.mark.faults("kill", "restart")
+    def test_it(postgres, fault, unbroken_pool, number):
+        pool = unbroken_pool(postgres, "psycopg")
+        for _ in range(2):
+            assert pool.run(lambda conn: conn.execute("SELECT current_database()").fetchone()[0]) == postgres.database
+            fault()
+        print("server", os.environ["PYTEST_XDIST_WORKER"], postgres.port)
+    """
+    result = run(pytester, source, "-n", "2")
+    result.assert_outcomes(passed=8)
+    servers = {line for line in said(result).splitlines() if line.startswith("server gw")}
+    assert {line.split()[1] for line in servers} == {"gw0", "gw1"}
+    assert len({line.split()[2] for line in servers}) == 2
