@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from unbroken.drivers.url import parse
 from unbroken.errors import ConfigurationError
-from unbroken.testing import FaultProxy
+from unbroken.testing import FaultProxy, ProxyError
 from unbroken.testing.proxy.addresses import Address, address, of_url, through
 from unbroken.testing.proxy.lane import FULL, Lane
 from unbroken.testing.proxy.plan import PLAIN, UNTOUCHED, Conduct, Rules, Standing
@@ -195,11 +196,36 @@ def test_addresses_are_read_as_people_write_them(given: Any, found: Address) -> 
 
 
 @pytest.mark.parametrize(
-    "given", ["db", "db:", ":1", "db:x", "db:99999", "db:0", "a:b:1", ("db",), ("db", "1"), ("", 1), 7, None, "mysql://db/x", ("a\0b", 1)]
+    "given",
+    [
+        "db",
+        "db:",
+        ":1",
+        "db:x",
+        "db:99999",
+        "db:0",
+        "a:b:1",
+        ("db",),
+        ("db", "1"),
+        ("", 1),
+        7,
+        None,
+        "mysql://db/x",
+        ("a\0b", 1),
+        "/a\0b",
+    ],
 )
 def test_what_is_no_address_is_said(given: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"upstream=.* is not an address"):
         address(given, "upstream")
+
+
+@pytest.mark.parametrize("given", ["x" * 300 + ":1", "\ud800:1", "a b:1", "/" + "x" * 300, Path("x" * 300)])
+def test_an_address_that_cannot_be_is_a_clear_error_when_it_is_listened_on(given: Any) -> None:
+    with pytest.raises(ProxyError) as caught:
+        FaultProxy(("127.0.0.1", 9), given).start()
+    assert str(caught.value).startswith(("cannot listen on", "cannot find"))
+    assert "\n" not in str(caught.value)
 
 
 @given(st.text())

@@ -49,7 +49,7 @@ class Address:
             return [(socket.AF_UNIX, self.path)]
         try:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a name may also be one that DNS cannot spell
             raise ProxyError(f"cannot find {self.host!r}: {error}; give an address, or a name that this machine knows") from None
         return [(family, address) for family, _, _, _, address in found]
 
@@ -60,7 +60,10 @@ def address(given: Given, what: str, *, least_port: int = 1) -> Address:
         f"{what}={given!r} is not an address: write (host, port), 'host:port', '[::1]:port' or the path of a unix socket"
     )
     if isinstance(given, os.PathLike):
-        return Address(path=os.fspath(given))
+        given = os.fspath(given)
+        given = given if not isinstance(given, str) or "/" in given else f"./{given}"
+    if isinstance(given, str) and "\0" in given:
+        raise wrong
     if isinstance(given, str):
         if "/" in given and "://" not in given:
             return Address(path=given)

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
@@ -143,6 +144,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     proxy: FaultProxy
+
+    def server_bind(self) -> None:
+        """As the base class, but without asking the name service who we are, which can take seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[0], self.server_address[1]  # type: ignore[assignment]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hung up is nobody's business."""
