@@ -101,6 +101,15 @@ class Site:
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-3000:]
 
+    def ends(self, seconds: float = 30.0) -> bool:
+        """Whether all its processes end in that time when they are told to, as systemd does."""
+        os.killpg(self._process.pid, signal.SIGTERM)
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def close(self) -> None:
         """End all its processes: they lead a session of their own."""
         with suppress(ProcessLookupError):

@@ -38,6 +38,7 @@ def test_flask_answers_200_through_idleness_kills_a_restart_and_a_crash(web: str
         hold(outcome)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{outcome}\n{stand.site.tail()}") from None
+    assert stand.site.ends(), stand.site.tail()  # a signal must not end in one of our threads: uWSGI then waits for a minute
 
 
 @pytest.mark.soak

@@ -16,6 +16,7 @@ from unbroken.integrations.mongo.face import Outliving
 from unbroken.integrations.mongo.home import Home, Unborn, is_inherited
 from unbroken.integrations.mongo.sockets import recording
 from unbroken.integrations.mongo.units import report
+from unbroken.net.signals import unsignalled
 
 _Plain = pymongo.MongoClient
 seams.check(_Plain)
@@ -127,7 +128,10 @@ class MongoClient(Outliving, _Plain[Any]):
         now = self._now
         if not now.mark[0]:
             now = self._settle()
-        return now.topology if now.opened else self._is_open(now, now.body._get_topology())
+        if now.opened:
+            return now.topology
+        with unsignalled():  # it starts the monitors' threads, and these start others
+            return self._is_open(now, now.body._get_topology())
 
     def _select_server(
         self,
