@@ -202,18 +202,17 @@ def test_the_fastapi_example_stores_what_it_says_and_is_ready(server: MongoDB, s
     assert site.ask("/readyz").json == {"status": "ok", server.database: "ok"}
 
 
-def insert_over_http(site: Any, several: int, at_once: int = 4) -> tuple[set[int], set[int]]:
-    """POST so many numbers; those that were acknowledged, and the workers that did."""
+def insert_over_http(site: Any, several: int) -> tuple[set[int], set[int]]:
+    """POST so many numbers, two at a time; those that were acknowledged, and the workers that did."""
     answers: list[tuple[int, Any]] = []
-    todo = list(range(several))
 
-    def work() -> None:
-        while todo:
-            with suppress(IndexError):
-                number = todo.pop()
-                answers.append((number, site.ask("/items", {"number": number})))
+    def work(first: int) -> None:
+        for number in range(first, several, 2):
+            together.wait()
+            answers.append((number, site.ask("/items", {"number": number})))
 
-    threads = [threading.Thread(target=work) for _ in range(at_once)]
+    together = threading.Barrier(2)
+    threads = [threading.Thread(target=work, args=(first,)) for first in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
