@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from asyncio import _get_running_loop  # get_running_loop, without an exception where there is none
 from collections.abc import Sequence
 from typing import Any
@@ -162,7 +163,12 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         now = self._now
         if not now.mark[0] or now.loop is not _get_running_loop():
             now = self._settle()
-        return now.topology if now.opened else self._is_open(now, await now.body._get_topology())
+        return now.topology if now.opened else self._is_open(now, await self._opened_topology(now))
+
+    async def _opened_topology(self, now: Now) -> Any:
+        # In a context of its own: else the monitors' tasks, which live on, would inherit this operation's deadline (PyMongo before 4.15).
+        opening: Any = now.loop.create_task(now.body._get_topology(), context=contextvars.Context())
+        return await opening
 
     async def _select_server(
         self,
