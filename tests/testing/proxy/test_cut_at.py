@@ -140,6 +140,23 @@ def test_a_cut_is_for_the_connections_that_were_meant_and_is_forgotten_when_heal
         plain_line.proxy.cut_at("SELECT").wait(0.01)
 
 
+def test_a_cut_whose_answer_never_came_waits_for_the_next_statement(plain_line: Line) -> None:
+    """The server ends the session before it has answered: that was no cut, and it is still to come, whatever was ordered meanwhile."""
+    sleep = "SELECT SLEEP(30)" if plain_line.is_mysql else "SELECT pg_sleep(30)"
+    cut = plain_line.proxy.cut_at("SELECT")
+    client = plain_line.client()
+    asked = client.in_background(sleep)
+    until(lambda: cut.left == 0)
+    plain_line.proxy.cut_at("DELETE")
+    plain_line.server.kill_sessions()
+    until(lambda: cut.left == 1 or cut.hits)  # MySQL's servers may answer the KILL with an error first, which is an answer
+    assert isinstance(asked.wait(), Exception)
+    if not cut.hits:
+        with pytest.raises(LOST):
+            plain_line.client().ask()
+    assert cut.hits == 1
+
+
 def test_where_tls_hides_the_statements_that_is_said_at_once_and_never_silently_not_matched(servers: Any) -> None:
     for kind in ("mariadb", "postgresql"):
         with ExitStack() as stack:

@@ -64,7 +64,8 @@ class Cut:
         self._anchored = isinstance(statement, str)
         self.statement = statement if isinstance(statement, str) else statement.pattern
         self.before, self.on, self.how = before, on, how
-        self.left = times  #: cuts to come
+        self.times = times
+        self.left = times  #: cuts to come, those not counted whose statement's answer is awaited
         self.connections: tuple[int, ...] = ()  #: which ones were cut, in order
         self._count = count  # connections accepted before this
         self._unreadable: list[str] = []
@@ -84,6 +85,11 @@ class Cut:
     def hits(self) -> int:
         """How often it cut so far."""
         return len(self.connections)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it has cut as often as it was to."""
+        return self.hits >= self.times
 
     def covers(self, n: int) -> bool:
         """Whether the connection *n* is meant."""

@@ -250,7 +250,7 @@ class FaultProxy:
             for link in house.links.values():
                 if link.unreadable and cut.covers(link.n):
                     raise ProxyError(f"connection {link.n}: {link.unreadable}; {_TLS_REMEDY}")
-            house.cuts = [known for known in house.cuts if known.left] + [cut]
+            house.cuts = [known for known in house.cuts if not known.is_spent] + [cut]
             house.log.add("cut at", None, f"{cut.statement!r}, {'before' if first else 'after'} it, {count} times")
             return cut
 

@@ -310,6 +310,8 @@ class Link:
         if self.closed is not None or half.lane.queued or not half.lane.is_open:
             return
         who = "client" if half is self.up else "server"
+        if self._tap is not None and half is self.down and half.ended:
+            self._tap.give_back()  # no answer can come any more
         if half.broken:
             self.end("rst", f"the {who} reset it", "closed")
         elif half.ended and not half.finished:
