@@ -6,6 +6,7 @@ import gc
 import logging
 import math
 import multiprocessing
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -286,6 +287,69 @@ def test_a_commit_without_an_answer_is_an_error_of_djangos_that_says_unknown(
     assert runs == ["begun"]
     assert site.ask("SELECT count(*) FROM unknown") == (1 if arrives else 0)
     site.run("DROP TABLE unknown")
+
+
+AUTOCOMMIT_ON = re.compile(r"set\s+autocommit\s*=\s*1", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["answer lost", "lost on the way"])
+def test_a_connection_that_is_lost_just_after_its_commit_was_answered_is_nobodys_error(before: bool, make: Any, proxied: Any) -> None:
+    site = make("mysql", pool={"max_size": 1}, OPTIONS={"ssl_mode": "DISABLED"})
+    proxy = proxied(site.server, "mysql")
+    connections.settings[site.alias]["PORT"] = proxy.port
+    site.run("CREATE OR REPLACE TABLE answered (n integer)")
+    runs: list[str] = []
+
+    @replayable
+    def work() -> Any:
+        with transaction.atomic(using=site.alias):
+            runs.append("begun")
+            transaction.on_commit(lambda: runs.append("committed"), using=site.alias)
+            site.run("INSERT INTO answered VALUES (1)")
+            return proxy.cut_at(AUTOCOMMIT_ON, before=before)
+
+    assert work().hits == 1
+    assert runs == ["begun", "committed"]
+    assert site.connection.get_autocommit() is True
+    assert site.ask("SELECT count(*) FROM answered") == 1
+    site.run("DROP TABLE answered")
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_an_outage_that_begins_just_after_a_commit_was_answered_is_nobodys_error(kind: str, make: Any, request: Any) -> None:
+    server = request.getfixturevalue("new_mariadb" if kind == "mysql" else "new_postgres")()
+    site = make(kind, server, pool={"outage_wait": 0.1, "acquire_timeout": 0.5})
+    site.run("CREATE TABLE answered (n integer)")
+    committed: list[bool] = []
+    commit = site.connection._commit
+
+    def commit_and_stop() -> None:
+        commit()
+        server.stop()
+        wait_until(lambda: site.connection._held.is_dead)
+
+    site.connection._commit = commit_and_stop
+    with transaction.atomic(using=site.alias):
+        transaction.on_commit(lambda: committed.append(True), using=site.alias)
+        site.run("INSERT INTO answered VALUES (1)")
+    assert committed == [True]
+    server.start()
+    assert server.admin("SELECT count(*) FROM answered") == [("1",)]
+
+
+def test_a_transaction_by_hand_that_is_lost_where_its_end_would_commit_it_is_an_error(make: Any, proxied: Any) -> None:
+    site = make("mysql", pool={"max_size": 1}, OPTIONS={"ssl_mode": "DISABLED"})
+    proxy = proxied(site.server, "mysql")
+    connections.settings[site.alias]["PORT"] = proxy.port
+    site.run("CREATE OR REPLACE TABLE by_hand (n integer)")
+    site.connection.set_autocommit(False)
+    site.run("INSERT INTO by_hand VALUES (1)")
+    proxy.cut_at(AUTOCOMMIT_ON, before=True)
+    with pytest.raises(OperationalError):
+        site.connection.set_autocommit(True)
+    site.connection.close()
+    assert site.ask("SELECT count(*) FROM by_hand") == 0
+    site.run("DROP TABLE by_hand")
 
 
 def test_an_outage_is_an_operational_error_and_an_outage_error_in_one(make: Any, new_mariadb: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper, debug_transaction
-from django.db.utils import DatabaseErrorWrapper, OperationalError
+from django.db.utils import DatabaseError, DatabaseErrorWrapper, OperationalError
 from django.utils.functional import cached_property
 
 from unbroken import errors
@@ -56,8 +56,10 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     _held: Held | None = None
     _guarded = False
     _connecting = False
+    _settled = False  #: nothing was sent since a COMMIT or ROLLBACK was answered
     connection: Any
     autocommit: bool
+    run_commit_hooks_on_set_autocommit_on: bool
 
     def unbroken_driver(self) -> str:
         """The name of the driver that this wrapper uses, as ``unbroken.Pool`` takes it."""
@@ -141,18 +143,33 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         return bool(super().get_autocommit())
 
     def set_autocommit(self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False) -> None:
-        """Django's; what a connection that is not there yet will be anyway needs none."""
-        usual = autocommit == self.settings_dict["AUTOCOMMIT"] and not self.run_commit_hooks_on_set_autocommit_on
-        if self.connection is None and usual and not self.in_atomic_block and pools.is_pooled(self):
-            self.autocommit = autocommit
-            return
+        """Django's; what a connection that is not there will be anyway needs none: a COMMIT may be its last word."""
         self._look()
-        super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
+        usual = autocommit == self.settings_dict["AUTOCOMMIT"] and not self.in_atomic_block and pools.is_pooled(self)
+        if self.connection is not None or not usual:
+            super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
+            return
+        self.autocommit = autocommit
+        if autocommit and self.run_commit_hooks_on_set_autocommit_on:
+            self.run_and_clear_commit_hooks()
+            self.run_commit_hooks_on_set_autocommit_on = False
+
+    def _set_autocommit(self, autocommit: bool) -> None:
+        """Django's. One that is lost just here is let go of if nothing is open on it: what was committed did not fail."""
+        try:
+            super()._set_autocommit(autocommit)
+        except DatabaseError:
+            usual = autocommit == self.settings_dict["AUTOCOMMIT"]
+            if not (usual and self._settled and self._held is not None and self._held.is_dead):
+                raise
+            self._give_back()
+            self.connection = None
 
     # -- using -----------------------------------------------------------------------------------------------------
 
     def create_cursor(self, name: str | None = None) -> Any:
         """Django's; remembered until it is closed."""
+        self._settled = False
         cursor = super().create_cursor(name)
         if self._held is not None:
             self._held.opened(getattr(cursor, "cursor", cursor))
@@ -169,13 +186,18 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         return made
 
     def _commit(self) -> None:
-        held = self._held
+        held, self._settled = self._held, False
         if held is None or self.connection is not held.conn or self.unbroken_bare:
             super()._commit()
             return
         unit = current(id(held.conn)) if glimpse() is not None else None
         with debug_transaction(self, "COMMIT"), self.wrap_database_errors:
             run(finish.commit_now(held.state, held.entry, held.conn, unit), held.state.shell.do)
+        self._settled = True
+
+    def _rollback(self) -> None:
+        super()._rollback()
+        self._settled = True
 
     @cached_property  # type: ignore[untyped-decorator] # Django has no types
     def wrap_database_errors(self) -> Any:
