@@ -1,0 +1,257 @@
+"""How each body of unbroken's runs a unit of work. Whoever has something else that runs units adds a class here, and a case to cases.py.
+
+A client is made of a URL. ``unit(work, again=, deadline=)`` runs ``work``, which gives an iterator of steps (statements, and seconds to be
+waited), as one transaction: with *again* as a unit of work that is replayed where that is safe, *deadline* seconds at most. It raises
+what an application would see. Those of asyncio have the same methods, awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import unbroken
+from unbroken.core.stats import Stats
+
+from .workload import Step
+
+Work = Callable[[], Iterator[Step]]
+
+#: Time enough for every fault, so that nobody is refused who did not ask for haste.
+PATIENCE: dict[str, Any] = {"acquire_timeout": 60.0, "outage_wait": 60.0, "max_replays": 100}
+MAX_SIZE = 4
+
+
+class Client(Protocol):
+    """What a history needs of whatever it is that talks to a database."""
+
+    def unit(self, work: Work, *, again: bool, deadline: float | None) -> Any:
+        """Run *work* as one transaction (asyncio: awaited)."""
+
+    def stats(self) -> Stats:
+        """The numbers of its pool."""
+
+    def close(self) -> Any:
+        """End it (asyncio: awaited)."""
+
+
+def steps(work: Work, execute: Callable[[str], Any]) -> None:
+    """Do the steps of *work*."""
+    for step in work():
+        if isinstance(step, float):
+            time.sleep(step)
+        else:
+            execute(step)
+
+
+async def asteps(work: Work, execute: Callable[[str], Any]) -> None:
+    """As :func:`steps`, awaited."""
+    for step in work():
+        await (asyncio.sleep(step) if isinstance(step, float) else execute(step))
+
+
+class PoolClient:
+    """``unbroken.Pool``."""
+
+    def __init__(self, url: str) -> None:
+        self.pool = unbroken.Pool(url, max_size=MAX_SIZE, **PATIENCE)
+        self.stats, self.close = self.pool.stats, self.pool.close
+
+    def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
+        if again:
+            return self.pool.run(self._do, work, deadline=deadline)
+        with self.pool.connection(deadline=deadline) as conn:
+            return self._do(conn, work)
+
+    def _do(self, conn: Any, work: Work) -> None:
+        def execute(sql: str) -> None:
+            cursor = conn.cursor()
+            cursor.execute(sql)
+            if cursor.description:
+                cursor.fetchall()
+            cursor.close()
+
+        steps(work, execute)
+
+
+class AsyncPoolClient:
+    """``unbroken.AsyncPool``."""
+
+    def __init__(self, url: str) -> None:
+        self.pool = unbroken.AsyncPool(url, max_size=MAX_SIZE, **PATIENCE)
+        self.stats, self.close = self.pool.stats, self.pool.close
+        driver = url.partition("://")[0].partition("+")[2]
+        self._execute = self._by_conn if driver == "asyncpg" else self._by_cursor
+        self._awaits_cursor = driver in ("aiomysql", "mysqlconnector")
+
+    async def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
+        if again:
+            return await self.pool.run(self._do, work, deadline=deadline)
+        async with self.pool.connection(deadline=deadline) as conn:
+            return await self._do(conn, work)
+
+    async def _do(self, conn: Any, work: Work) -> None:
+        await asteps(work, lambda sql: self._execute(conn, sql))
+
+    async def _by_conn(self, conn: Any, sql: str) -> None:
+        await conn.execute(sql)
+
+    async def _by_cursor(self, conn: Any, sql: str) -> None:
+        cursor = (await conn.cursor()) if self._awaits_cursor else conn.cursor()
+        await cursor.execute(sql)
+        if cursor.description:
+            await cursor.fetchall()
+        await cursor.close()
+
+
+class SQLAlchemyClient:
+    """An engine with the plugin."""
+
+    def __init__(self, url: str) -> None:
+        import sqlalchemy as sa
+
+        import unbroken.sqlalchemy
+
+        self.engine = sa.create_engine(url, plugins=["unbroken"], pool_size=MAX_SIZE, max_overflow=0, **_patient_engine())
+        self.stats, self.close = lambda: unbroken.sqlalchemy.stats(self.engine), self.engine.dispose
+
+    def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
+        def transaction() -> None:
+            with self.engine.begin() as conn:
+                steps(work, conn.exec_driver_sql)
+
+        _again(transaction, again, deadline)()
+
+
+class AsyncSQLAlchemyClient:
+    """An async engine with the plugin."""
+
+    def __init__(self, url: str) -> None:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        import unbroken.sqlalchemy
+
+        self.engine = create_async_engine(url, plugins=["unbroken"], pool_size=MAX_SIZE, max_overflow=0, **_patient_engine())
+        self.stats, self.close = lambda: unbroken.sqlalchemy.stats(self.engine), self.engine.dispose
+
+    async def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
+        async def transaction() -> None:
+            async with self.engine.begin() as conn:
+                await asteps(work, conn.exec_driver_sql)
+
+        await _again(transaction, again, deadline)()
+
+
+def _patient_engine() -> dict[str, Any]:
+    return {"pool_timeout": PATIENCE["acquire_timeout"], "unbroken": {"outage_wait": PATIENCE["outage_wait"]}}
+
+
+def _again(function: Any, again: bool, deadline: float | None, replayable: Any = unbroken.replayable) -> Any:
+    return replayable(function, deadline=deadline, max_replays=PATIENCE["max_replays"]) if again else function
+
+
+class PeeweeClient:
+    """A database of ``unbroken.peewee``'s."""
+
+    def __init__(self, url: str) -> None:
+        import unbroken.peewee
+
+        self.db = unbroken.peewee.connect(url, max_size=MAX_SIZE, **PATIENCE)
+        self.stats, self.close = self.db.stats, self.db.close_all
+
+    def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
+        def execute(sql: str) -> None:
+            cursor = self.db.execute_sql(sql)
+            if cursor.description:
+                cursor.fetchall()
+
+        def statements() -> None:
+            steps(work, execute)
+
+        if again:
+            self.db.unit(statements, atomic=True, deadline=deadline)()
+        else:
+            with self.db.connection_context(), self.db.atomic():
+                statements()
+
+
+class AsyncPeeweeClient:
+    """An asyncio database of ``unbroken.peewee``'s."""
+
+    def __init__(self, url: str) -> None:
+        import unbroken.peewee
+
+        self.db = unbroken.peewee.connect(url, pool_size=MAX_SIZE, **PATIENCE)
+        self.stats, self.close = self.db.stats, self.db.close_pool
+
+    async def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
+        async def statements() -> None:
+            await asteps(work, self.db.aexecute_sql)
+
+        if again:
+            await self.db.unit(statements, atomic=True, deadline=deadline)()
+        else:
+            async with self.db, self.db.atomic():
+                await statements()
+
+
+class DjangoClient:
+    """An alias of a Django site, whose settings this process gets from it."""
+
+    def __init__(self, url: str) -> None:
+        from django.conf import settings
+        from django.db import connections
+
+        if not settings.configured:
+            settings.configure(DATABASES={}, USE_TZ=True)
+        self.alias = f"shop{len(connections.settings)}"
+        given = connections.configure_settings({"default": {}, self.alias: _django_settings(url)})
+        connections.settings[self.alias] = given[self.alias]
+
+    def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
+        from django.db import connections, transaction
+
+        import unbroken.django
+
+        def statements() -> None:
+            with transaction.atomic(using=self.alias):
+                steps(work, self._execute)
+
+        try:
+            _again(statements, again, deadline, unbroken.django.replayable)()
+        finally:
+            connections[self.alias].close()  # as at the end of a request
+
+    def _execute(self, sql: str) -> None:
+        from django.db import connections
+
+        with connections[self.alias].cursor() as cursor:
+            cursor.execute(sql)
+            if cursor.description:
+                cursor.fetchall()
+
+    def stats(self) -> Stats:
+        from django.db import connections
+
+        return connections[self.alias].unbroken_pool.stats()  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        from django.db import connections
+
+        connections[self.alias].close()
+        connections[self.alias].close_pool()
+
+
+def _django_settings(url: str) -> dict[str, Any]:
+    from unbroken.drivers.url import parse
+
+    target = parse(url)
+    is_mysql = url.startswith("mysql")
+    options: dict[str, Any] = {"unbroken": {"max_size": MAX_SIZE, **PATIENCE}}
+    return {
+        "ENGINE": f"unbroken.django.{'mysql' if is_mysql else 'postgresql'}", "NAME": target.database, "USER": target.user,
+        "PASSWORD": target.password, "HOST": target.host, "PORT": target.port,
+        "OPTIONS": options if is_mysql else options | {"sslmode": "disable"},
+    }  # fmt: skip

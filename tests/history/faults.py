@@ -1,0 +1,123 @@
+"""What is done to the server, the way to it and the clients: faults whose order, strengths and pauses a seed decides."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from random import Random
+from typing import Any, Literal
+
+from unbroken.testing import FaultProxy, ProxyError
+from unbroken.testing.servers import Server
+
+#: How often each comes up in one deck, which is shuffled and played to its end before the next.
+DECK = {
+    "kill one": 3, "kill": 1, "restart": 1, "crash": 1, "freeze": 1, "fin": 1, "rst": 1, "fin one": 1, "rst one": 1, "black hole": 1,
+    "silent drop": 1, "cut after COMMIT": 8, "cut before COMMIT": 4, "fork": 2,
+}  # fmt: skip
+
+#: A short history begins with these, so that each kind of trouble is met.
+FIRST = ("cut after COMMIT", "kill", "fork", "cut before COMMIT", "crash")
+
+
+def order(random: Random) -> Iterator[str]:
+    """The names of the faults, one after the other, for ever."""
+    yield from FIRST
+    while True:
+        deck = [name for name, times in DECK.items() for _ in range(times)]
+        random.shuffle(deck)
+        yield from deck
+
+
+class Faults:
+    """Plays faults on *server* and *proxy*, one after the other; *fork* has the clients' process make a child."""
+
+    def __init__(self, server: Server, proxy: FaultProxy, fork: Callable[[], object], seed: int) -> None:
+        self.server, self.proxy, self.fork = server, proxy, fork
+        self.random = Random(seed)
+        self.played: Counter[str] = Counter()
+        self._order = order(Random(seed))
+        self._cuts: list[Any] = []
+
+    @property
+    def cuts(self) -> int:
+        """How many COMMITs were cut so far, before or after they were executed."""
+        return sum(cut.hits for cut in self._cuts)
+
+    def play(self, seconds: float) -> None:
+        """One after the other, for so long, and each of FIRST in any case; in the end all is well again."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end or self.played.total() < len(FIRST):
+            self.play_one()
+            time.sleep(self.random.uniform(0.02, 0.25))
+        self.proxy.heal()
+
+    def play_one(self) -> None:
+        """The next one, to its end."""
+        name = next(self._order)
+        self.played[name] += 1
+        if name.startswith("cut"):
+            return self._cut(before="before" in name)
+        if name in ("black hole", "silent drop"):
+            return self._silence("hold" if name == "black hole" else "drop")
+        return getattr(self, "_" + name.replace(" ", "_"))()  # type: ignore[no-any-return]
+
+    # ---- the server
+
+    def _kill_one(self) -> None:
+        if sessions := self.server.sessions():
+            self.server._kill_session(self.random.choice(sessions).id)
+
+    def _kill(self) -> None:
+        self.server.kill_sessions()
+
+    def _restart(self) -> None:
+        self.server.restart(down=self.random.uniform(0.0, 0.4))
+
+    def _crash(self) -> None:
+        self.server.crash(down=self.random.uniform(0.0, 0.4))
+
+    def _freeze(self) -> None:
+        self.server.freeze()
+        try:
+            time.sleep(self.random.uniform(0.05, 0.5))
+        finally:
+            self.server.thaw()
+
+    # ---- the way to it
+
+    def _fin(self) -> None:
+        self.proxy.fin()
+
+    def _rst(self) -> None:
+        self.proxy.rst()
+
+    def _fin_one(self) -> None:
+        self._end_one(self.proxy.fin)
+
+    def _rst_one(self) -> None:
+        self._end_one(self.proxy.rst)
+
+    def _end_one(self, end: Callable[..., None]) -> None:
+        alive = [each.n for each in self.proxy.connections if each.state == "open"]
+        if alive:
+            with suppress(ProxyError):  # it has ended meanwhile
+                end(on=self.random.choice(alive))
+
+    def _silence(self, mode: Literal["drop", "hold"]) -> None:
+        self.proxy.blackhole(mode)
+        time.sleep(self.random.uniform(0.05, 0.5))
+        self.proxy.heal()
+
+    def _cut(self, *, before: bool) -> None:
+        cut = self.proxy.cut_at("COMMIT", before=before, how=self.random.choice(["fin", "rst"]))
+        self._cuts.append(cut)
+        with suppress(ProxyError):  # it is counted by its hits
+            cut.wait(2.0)
+
+    # ---- the clients
+
+    def _fork(self) -> None:
+        self.fork()

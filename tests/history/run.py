@@ -1,0 +1,184 @@
+"""Play histories: clients in a process of their own, faults meanwhile, and in the end the checker.
+
+From a shell: PYTHONPATH=tests python -m history.run pymysql asyncpg --seconds 20 --seed 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from unbroken.testing import FaultProxy
+from unbroken.testing.servers import Server
+
+from .cases import CASES, FAMILIES, Case
+from .checker import Stored, Verdict, check
+from .clients import MAX_SIZE
+from .faults import Faults
+from .journal import History
+from .workload import Workload, schema
+
+#: How long the clients may take for what they have begun, once all is well again.
+AFTERMATH = 150.0
+
+
+@dataclass
+class Report:
+    """What came out of one or more histories."""
+
+    name: str
+    seconds: float
+    acknowledged: int = 0
+    unknown: int = 0
+    unknown_stored: int = 0
+    refused: int = 0
+    cuts: int = 0  #: COMMITs that the proxy cut
+    replays: int = 0  #: as far as the pools count them
+    opened: int = 0
+    children: list[int] = field(default_factory=list)  #: their exit statuses
+    faults: Counter[str] = field(default_factory=Counter)
+    wrongs: dict[str, list[object]] = field(default_factory=dict)
+
+    def __add__(self, other: Report) -> Report:
+        total = Report(self.name, self.seconds + other.seconds)
+        for name in ("acknowledged", "unknown", "unknown_stored", "refused", "cuts", "replays", "opened", "children", "faults"):
+            setattr(total, name, getattr(self, name) + getattr(other, name))
+        total.wrongs = {name: self.wrongs.get(name, []) + other.wrongs.get(name, []) for name in {*self.wrongs, *other.wrongs}}
+        return total
+
+    def __str__(self) -> str:
+        wrong = {name: len(self.wrongs.get(name, ())) for name in ("lost", "torn", "doubled", "refused")}
+        return (
+            f"{self.name}, {self.seconds:.0f} s: {self.acknowledged:,} acknowledged, {self.unknown} unknown ({self.unknown_stored} of them "
+            f"stored), {self.refused:,} refused; {self.cuts} COMMITs cut, {self.replays} replays, {self.opened} connections, "
+            f"{len(self.children)} forks; lost {wrong['lost']}, torn {wrong['torn']}, doubled {wrong['doubled']}, refused and stored "
+            f"{wrong['refused']}; faults {dict(self.faults)}"
+        )
+
+
+def play(case: Case, server: Server, seconds: float, seed: int) -> Report:
+    """One history of *case* on *server*, which is running and nobody else's."""
+    server.start()  # after a history that broke off
+    server.kill_sessions()
+    for statement in schema(case.is_mysql, server.user):
+        server.admin(statement)
+    with tempfile.TemporaryDirectory() as folder, _proxy(case, server) as proxy:
+        journal = Path(folder) / "journal"
+        url = case.url(server)
+        with _Clients(case, seed, journal, [proxy.url(url), url]) as clients:
+            faults = Faults(server, proxy, lambda: clients.tell("fork"), seed)
+            faults.play(seconds)
+            left = clients.stop()
+        history = History.of(journal.read_text().splitlines())
+    server.kill_sessions()  # who is still in a transaction rolls back
+    verdict = check(history, _stored(server), Workload(seed).unit)
+    return _report(case, seconds, history, verdict, faults, left)
+
+
+def _proxy(case: Case, server: Server) -> FaultProxy:
+    return FaultProxy((server.host, server.port), protocol="mysql" if case.is_mysql else "postgresql")
+
+
+class _Clients:
+    """The worker's process, once it works."""
+
+    def __init__(self, case: Case, seed: int, journal: Path, urls: list[str]) -> None:
+        tests = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "history.worker", case.name, str(seed), str(journal), *urls],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": tests},
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline().strip()
+        assert said == "going", f"the clients did not begin: {said}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def tell(self, order: str) -> None:
+        """Give an order. One who has ended is found out by :meth:`stop`."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(order + "\n")
+            self._process.stdin.flush()
+
+    def stop(self) -> dict[str, Any]:
+        """Have them finish; what is left of them. AssertionError when they do not."""
+        try:
+            said, _ = self._process.communicate("stop\n", timeout=AFTERMATH)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the clients still work {AFTERMATH:.0f} s after all was well again") from None
+        assert self._process.returncode == 0, f"the clients ended with status {self._process.returncode}"
+        left: dict[str, Any] = json.loads(said)
+        return left
+
+
+def _stored(server: Server) -> Stored:
+    return Stored(
+        Counter((int(n), int(part)) for n, part in server.admin("SELECT n, part FROM numbers")),
+        {int(n): int(value) for n, value in server.admin("SELECT id, balance FROM accounts")},
+        {int(n): int(value) for n, value in server.admin("SELECT id, value FROM counters")},
+    )
+
+
+def _report(case: Case, seconds: float, history: History, verdict: Verdict, faults: Faults, left: dict[str, Any]) -> Report:
+    pools = left["pools"]
+    wrongs = verdict.wrongs
+    if left["close_wait"] or any(p["used"] or p["waiting"] or p["idle"] != p["size"] or p["size"] > MAX_SIZE for p in pools):
+        wrongs["not at rest"] = [left]
+    if any(left["children"]):
+        wrongs["children"] = left["children"]
+    return Report(
+        case.name, seconds, len(history.acknowledged), len(history.unknown), verdict.unknown_stored, len(history.refused), faults.cuts,
+        sum(pool["replays"] for pool in pools), sum(pool["opened"] for pool in pools), left["children"], faults.played, wrongs,
+    )  # fmt: skip
+
+
+def play_family(name: str, seconds: float, seed: int) -> Report:
+    """*seconds* divided among the cases of a family, one after the other; each is printed."""
+    total = Report(name, 0.0)
+    cases = FAMILIES[name]
+    for case in cases:
+        with case.server() as server:
+            report = play(case, server, seconds / len(cases), seed)
+        print(report, *(f"  {what}: {which[:5]}" for what, which in report.wrongs.items()), sep="\n", flush=True)
+        total += report
+    total.name = name
+    print(total, flush=True)
+    return total
+
+
+def main() -> int:
+    """Play what the command line says; 1 when something is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m history.run", description="Play histories of clients, and check them.")
+    parser.add_argument("names", nargs="+", choices=[*CASES, *FAMILIES], metavar="NAME", help=f"{', '.join([*CASES, *FAMILIES])}")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each name (default: 10)")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    bad = 0
+    for name in options.names:
+        if name in FAMILIES:
+            bad += bool(play_family(name, options.seconds, options.seed).wrongs)
+            continue
+        with CASES[name].server() as server:
+            report = play(CASES[name], server, options.seconds, options.seed)
+        print(report, *(f"  {what}: {which[:5]}" for what, which in report.wrongs.items()), sep="\n", flush=True)
+        bad += bool(report.wrongs)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

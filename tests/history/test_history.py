@@ -1,0 +1,63 @@
+"""No acknowledged write is lost, none is stored twice, none that was refused is stored, whatever happens meanwhile.
+
+Eight clients of each kind run units of work while the server, the way to it and their own process suffer faults; then what they were
+told is compared with what is stored. ``make test`` gives each kind a second or two, ``make soak`` 600 to each family of them.
+``UNBROKEN_SECONDS=60`` changes both, ``UNBROKEN_SEED=7`` the history.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from unbroken.testing.servers import Server
+
+from .cases import CASES, FAMILIES, Case
+from .faults import FIRST
+from .run import play, play_family
+
+SECONDS = float(os.environ.get("UNBROKEN_SECONDS", "0"))
+SEED = int(os.environ.get("UNBROKEN_SEED", "1"))
+LONG = SECONDS or 600.0
+
+
+@pytest.fixture(scope="module")
+def server_of() -> Iterator[Callable[[Case], Server]]:
+    """A server of each kind, for these tests alone."""
+    made: dict[bool, Server] = {}
+    with ExitStack() as stack:
+
+        def server(case: Case) -> Server:
+            if case.is_mysql not in made:
+                made[case.is_mysql] = stack.enter_context(case.server())
+            return made[case.is_mysql]
+
+        yield server
+
+
+@pytest.mark.timeout(SECONDS + 240)
+@pytest.mark.parametrize("name", CASES)
+def test_what_clients_were_told_is_what_is_stored(server_of: Callable[[Case], Server], name: str) -> None:
+    case = CASES[name]
+    report = play(case, server_of(case), SECONDS or 1.0, SEED)
+    print(report)
+    assert report.wrongs == {}
+    assert report.acknowledged > 20
+    assert set(report.faults) >= set(FIRST)
+    assert report.cuts >= 1
+    assert report.unknown >= 1
+    assert report.children[:1] == [0]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(LONG + 1800)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_for_long(family: str) -> None:
+    report = play_family(family, LONG, SEED)
+    assert report.wrongs == {}
+    assert report.acknowledged > LONG
+    assert report.cuts >= LONG / 6
+    assert family == "frameworks" or report.replays > 0  # replayable() counts none

@@ -1,0 +1,113 @@
+"""What clients do to the database: units of work, each made of a seed and its number alone, so that the checker knows them too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+ACCOUNTS = 12
+COUNTERS = 3
+START = 1000  #: what each account holds at first
+
+Kind = Literal["insert", "insert many", "transfer", "increment"]
+Manner = Literal["unit", "plain", "impatient", "fickle"]
+KINDS: tuple[Kind, ...] = ("insert", "insert many", "transfer", "increment")
+MANNERS: tuple[Manner, ...] = ("unit", "plain", "impatient", "fickle")
+
+#: A statement to be executed, or seconds to be waited.
+Step = str | float
+
+
+class ChangedMindError(Exception):
+    """The application's own error, at the end of a unit's work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One unit of work.
+
+    *manner* says how it is to be run. ``unit``: replayed where that is safe, with time enough, so that its client has to see
+    either success or a COMMIT in doubt. ``plain``: a transaction that nobody replays. ``impatient``: replayed, with a deadline.
+    ``fickle``: it raises an error of its own when all is done, and must leave nothing.
+    """
+
+    number: int
+    kind: Kind
+    manner: Manner = "unit"
+    parts: int = 1  #: rows (number, 0), (number, 1) …; an increment leaves none
+    source: int = 0
+    target: int = 1
+    amount: int = 1
+    counter: int = 0
+    reads: bool = False  #: looks before it writes
+    pause: float = 0.0  #: seconds between its statements
+    deadline: float | None = None
+
+    @property
+    def again(self) -> bool:
+        """Whether it is to be replayed where that is safe."""
+        return self.manner != "plain"
+
+    def steps(self) -> Iterator[Step]:
+        """Its statements and pauses, anew for each attempt."""
+        if self.reads:
+            yield f"SELECT balance FROM accounts WHERE id = {self.source}"
+        for statement in self._writes():
+            yield statement
+            yield self.pause
+        if self.manner == "fickle":
+            raise ChangedMindError(f"unit {self.number} changed its mind")
+
+    def _writes(self) -> Iterator[str]:
+        rows = [f"({self.number}, {part})" for part in range(self.parts)]
+        if self.kind == "increment":
+            yield f"UPDATE counters SET value = value + 1 WHERE id = {self.counter}"
+        elif self.kind == "transfer":
+            yield f"UPDATE accounts SET balance = balance - {self.amount} WHERE id = {self.source}"
+            yield f"INSERT INTO numbers VALUES {rows[0]}"
+            yield f"UPDATE accounts SET balance = balance + {self.amount} WHERE id = {self.target}"
+        elif self.parts > 2:  # one statement of two rows, then a statement for each other
+            yield f"INSERT INTO numbers VALUES {rows[0]}, {rows[1]}"
+            yield from (f"INSERT INTO numbers VALUES {row}" for row in rows[2:])
+        else:
+            yield from (f"INSERT INTO numbers VALUES {row}" for row in rows)
+
+
+class Workload:
+    """All units of one *seed*, by number."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def unit(self, number: int) -> Unit:
+        """The unit with that number: always the same."""
+        rng = Random(f"{self.seed}:{number}")
+        kind = rng.choices(KINDS, [35, 20, 30, 15])[0]
+        manner = rng.choices(MANNERS, [70, 12, 8, 10])[0]
+        source, target = rng.sample(range(ACCOUNTS), 2)
+        return Unit(
+            number, kind, manner,
+            parts={"insert": 1, "insert many": rng.randint(2, 4), "transfer": 1, "increment": 0}[kind],
+            source=source, target=target, amount=rng.randint(1, 50), counter=rng.randrange(COUNTERS),
+            reads=rng.random() < 0.3, pause=rng.random() * 0.003,
+            deadline=rng.uniform(0.1, 0.5) if manner == "impatient" else None,
+        )  # fmt: skip
+
+
+def schema(is_mysql: bool, user: str) -> Iterable[str]:
+    """Statements that make the tables, empty and at their beginnings. ``numbers`` has no key: what is stored twice is there twice."""
+    engine = " ENGINE=InnoDB" if is_mysql else ""
+    columns = {
+        "numbers": "n BIGINT, part INT",
+        "accounts": "id INT PRIMARY KEY, balance BIGINT",
+        "counters": "id INT PRIMARY KEY, value BIGINT",
+    }
+    for table, described in columns.items():
+        yield f"DROP TABLE IF EXISTS {table}"
+        yield f"CREATE TABLE {table} ({described}){engine}"
+        if not is_mysql:
+            yield f'GRANT ALL ON {table} TO "{user}"'
+    yield f"INSERT INTO accounts VALUES {', '.join(f'({n}, {START})' for n in range(ACCOUNTS))}"
+    yield f"INSERT INTO counters VALUES {', '.join(f'({n}, 0)' for n in range(COUNTERS))}"
