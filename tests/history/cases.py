@@ -74,4 +74,7 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
     for family, drivers in POOLS.items()
 } | {"frameworks": FRAMEWORKS}
 
+#: Tries again whatever was lost. In no family: it is there to be caught.
+CARELESS = Case("careless", clients.CarelessClient, "pymysql", True)
+
 CASES = {case.name: case for family in FAMILIES.values() for case in family}

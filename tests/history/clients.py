@@ -76,6 +76,18 @@ class PoolClient:
         steps(work, execute)
 
 
+class CarelessClient(PoolClient):
+    """What many an application does: on any lost connection, try again. The checker has to find out."""
+
+    def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
+        while True:
+            try:
+                return super().unit(work, again=False, deadline=deadline)
+            except self.pool._driver.errors[0]:
+                if not again:
+                    raise
+
+
 class AsyncPoolClient:
     """``unbroken.AsyncPool``."""
 

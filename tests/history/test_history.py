@@ -15,7 +15,7 @@ import pytest
 
 from unbroken.testing.servers import Server
 
-from .cases import CASES, FAMILIES, Case
+from .cases import CARELESS, CASES, FAMILIES, Case
 from .faults import FIRST
 from .run import play, play_family
 
@@ -50,6 +50,11 @@ def test_what_clients_were_told_is_what_is_stored(server_of: Callable[[Case], Se
     assert report.cuts >= 1
     assert report.unknown >= 1
     assert report.children[:1] == [0]
+
+
+def test_a_client_that_tries_again_whatever_was_lost_is_caught(server_of: Callable[[Case], Server]) -> None:
+    report = play(CARELESS, server_of(CARELESS), 1.0, SEED)
+    assert {"doubled", "counters"} & set(report.wrongs)
 
 
 @pytest.mark.soak
