@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
+from pathlib import Path
 
 import pytest
 
 HEAD = "import asyncio, time\nimport pytest, unbroken\n"
 
 
+@pytest.fixture(autouse=True)
+def alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other plugin, whose loading takes longer than most of these runs; ``with_others`` has them all, as they are installed."""
+    if "with_others" not in request.fixturenames:
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        monkeypatch.setenv("PYTEST_PLUGINS", "unbroken.testing.pytest_plugin")
+
+
+@pytest.fixture
+def with_others() -> None:
+    pass
+
+
 def run(pytester: pytest.Pytester, source: str, *arguments: str) -> pytest.RunResult:
     """In a process of its own: pytester's other way imports drivers anew each time, which those in C do not survive."""
     pytester.makepyfile(HEAD + textwrap.dedent(source))
-    return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "ignore", "-rA", "--strict-markers", *arguments)
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "ignore", "-rA", "--strict-markers", *arguments, timeout=150)
 
 
 def said(result: pytest.RunResult) -> str:
@@ -22,7 +37,7 @@ def said(result: pytest.RunResult) -> str:
 # -- being there ---------------------------------------------------------------------------------------------------
 
 
-def test_loading_it_imports_nothing_and_it_can_be_left_out(pytester: pytest.Pytester) -> None:
+def test_loading_it_imports_nothing_and_it_can_be_left_out(pytester: pytest.Pytester, with_others: None) -> None:
     source = """
     import sys
 
@@ -50,6 +65,14 @@ def test_its_fixtures_markers_and_settings_are_listed(pytester: pytest.Pytester)
     assert "@pytest.mark.faults(*names" in markers
     assert "@pytest.mark.no_connection_leaks" in markers
     assert "unbroken_missing_server" in said(pytester.runpytest_inprocess("--help"))
+
+
+def test_the_pages_examples_pass_as_they_stand(pytester: pytest.Pytester) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text().split("# The pytest plugin\n")[1]
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)):
+        pytester.makepyfile(**{f"test_example_{number}": block})
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "ignore", "--strict-markers", timeout=120)
+    result.assert_outcomes(passed=3 + 1 + 2)
 
 
 # -- servers -------------------------------------------------------------------------------------------------------
@@ -351,7 +374,7 @@ COROUTINES = """
 """
 
 
-def test_it_works_for_coroutines_of_pytest_asyncio_and_anyio(pytester: pytest.Pytester) -> None:
+def test_it_works_for_coroutines_of_pytest_asyncio_and_anyio(pytester: pytest.Pytester, with_others: None) -> None:
     modules = {"test_asyncio": "pytest.mark.asyncio", "test_anyio": "pytest.mark.anyio"}
     pytester.makepyfile(**{name: HEAD + textwrap.dedent(COROUTINES.format(mark=mark)) for name, mark in modules.items()})
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "ignore")
@@ -362,7 +385,7 @@ def test_it_works_for_coroutines_of_pytest_asyncio_and_anyio(pytester: pytest.Py
         assert any(f"{name}.py" in line and line.endswith("in test_forgets_one") for line in leaks)
 
 
-def test_a_setting_watches_every_test_also_those_of_asyncio_by_itself(pytester: pytest.Pytester) -> None:
+def test_a_setting_watches_every_test_also_those_of_asyncio_by_itself(pytester: pytest.Pytester, with_others: None) -> None:
     pytester.makeini("[pytest]\nasyncio_mode = auto\nunbroken_no_connection_leaks = true\n")
     source = """
     async def test_keeps_one(postgres):
@@ -378,7 +401,7 @@ def test_a_setting_watches_every_test_also_those_of_asyncio_by_itself(pytester: 
     assert said(result).count("is still checked out") == 2
 
 
-def test_each_worker_of_xdist_has_servers_of_its_own(pytester: pytest.Pytester) -> None:
+def test_each_worker_of_xdist_has_servers_of_its_own(pytester: pytest.Pytester, with_others: None) -> None:
     source = """
     import os
 
