@@ -11,7 +11,6 @@ if sys.argv[1:2] == ["mysqlconnector_c"]:
     import _mysql_connector  # noqa: F401 - before ssl, see the driver
 
 import asyncio
-import ctypes
 import faulthandler
 import gc
 import json
@@ -22,6 +21,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from raw_fork import raw_fork
+
 import unbroken
 
 NAME, URL = sys.argv[1:3]
@@ -31,7 +32,6 @@ ME = "SELECT CONNECTION_ID()" if IS_MYSQL else "SELECT pg_backend_pid()"
 SLEEP = "SELECT SLEEP(20)" if IS_MYSQL else "SELECT pg_sleep(20)"
 CIPHER = "SHOW STATUS LIKE 'Ssl_cipher'" if IS_MYSQL else "SELECT '', cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
 SETTINGS: dict[str, Any] = {"max_size": 3, "acquire_timeout": 20.0, "outage_wait": 20.0}
-raw_fork = ctypes.PyDLL(None).fork
 
 
 class Blocking:
