@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import sys
+import threading
 import time
 import traceback
 import uuid
@@ -60,6 +62,11 @@ def children() -> Callable[..., list[str]]:
     return in_children
 
 
+@pytest.fixture
+def start_children() -> Callable[..., Callable[[], list[str]]]:
+    return started
+
+
 @pytest.fixture(name="until")
 def until_fixture() -> Callable[..., float]:
     return until
@@ -72,24 +79,63 @@ def in_child(work: Callable[[], Any], fork: Callable[[], int] = raw_fork, timeou
 
 def in_children(works: list[Callable[[], Any]], fork: Callable[[], int] = raw_fork, timeout: float = 30.0) -> list[str]:
     """As :func:`in_child`, each in a child of its own, all at once."""
-    pipes = [os.pipe() for _ in works]
-    pids = []
-    for work, (_, writer) in zip(works, pipes, strict=True):
+    return started(works, fork, timeout)()
+
+
+def started(works: list[Callable[[], Any]], fork: Callable[[], int] = raw_fork, timeout: float = 30.0) -> Callable[[], list[str]]:
+    """As :func:`in_children`; what is given waits for them."""
+    children = [_forked(work, fork) for work in works]
+
+    def answers() -> list[str]:
+        try:
+            return [_answer(reader, pid, timeout) for reader, pid in children]
+        finally:
+            for reader, _ in children:
+                os.close(reader)
+
+    return answers
+
+
+def _forked(work: Callable[[], Any], fork: Callable[[], int]) -> tuple[int, int]:
+    """A child that runs, and where its answer can be read.
+
+    A raw fork may copy the interpreter's own lock while a thread waits for it that the child has not: such a child never runs,
+    whatever it would do. It is forked again.
+    """
+    for _ in range(5):
+        reader, writer = os.pipe()
         pid = fork()
         if pid == 0:
             _tell(work, writer)
-        pids.append(pid)
-    try:
-        return [_answer(reader, pid, timeout) for (reader, _), pid in zip(pipes, pids, strict=True)]
-    finally:
-        for ends in pipes:
-            for end in ends:
-                os.close(end)
+        os.close(writer)
+        if select.select([reader], [], [], 5)[0] and os.read(reader, 1) == b"!":
+            return reader, pid
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        os.close(reader)
+    raise AssertionError("five children never ran")
+
+
+def _contend() -> None:
+    """Have threads take the interpreter's lock from each other for a moment."""
+    end = time.monotonic() + 0.05
+
+    def spin() -> None:
+        while time.monotonic() < end:
+            pass
+
+    threads = [threading.Thread(target=spin) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def _tell(work: Callable[[], Any], writer: int) -> None:
     told = "never said"
     try:
+        _contend()
+        os.write(writer, b"!")
         told = f"ok {work()}"
     except BaseException:
         told = traceback.format_exc()

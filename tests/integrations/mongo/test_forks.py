@@ -111,8 +111,12 @@ def test_the_parent_keeps_its_connections_and_its_child_has_none_of_them(
     client[name].items.find_one()
     until(lambda: len(sockets() - before) == 3)  # two monitors', and one that was used
     mine = sockets() - before
-    known = {session.id for session in of_one.sessions() if session.peer in addresses(mine)}
-    assert len(known) == 3
+
+    def sessions() -> set[int]:
+        return {session.id for session in of_one.sessions() if session.peer in addresses(mine)}
+
+    until(lambda: len(sessions()) == 3)
+    known = sessions()
 
     def work() -> int:
         client[name].items.find_one()
@@ -124,7 +128,7 @@ def test_the_parent_keeps_its_connections_and_its_child_has_none_of_them(
     assert child(work, fork) == "0"
     client[name].items.find_one()
     assert sockets() - before == mine
-    assert {session.id for session in of_one.sessions() if session.peer in addresses(mine)} == known
+    assert sessions() == known
 
 
 def test_locks_that_a_thread_of_the_parent_holds_are_not_taken_in_the_child(
@@ -210,12 +214,13 @@ def test_a_session_of_the_parent_is_refused_in_the_child(of_one: MongoDB, name: 
     watched.close()
 
 
-def test_a_child_without_fork_hooks_outlives_the_restart_of_its_server(name: str, child: Any, until: Any, closing: ExitStack) -> None:
+def test_a_child_without_fork_hooks_outlives_the_restart_of_its_server(
+    name: str, start_children: Any, until: Any, closing: ExitStack
+) -> None:
     server = closing.enter_context(MongoDB())
     client = closing.enter_context(MongoClient(server.url()))
     collection = client[name].items
     collection.insert_one({"_id": "parent"})
-    told: list[str] = []
 
     def work() -> int:
         collection.insert_one({"_id": "child"})
@@ -224,14 +229,12 @@ def test_a_child_without_fork_hooks_outlives_the_restart_of_its_server(name: str
         collection.insert_one({"_id": "child again"})
         return collection.count_documents({})
 
-    forking = threading.Thread(target=lambda: told.append(child(work)))
-    forking.start()
+    told = start_children([work])
     until(lambda: collection.find_one({"_id": "child"}))
     server.stop()
     until(lambda: fails(collection))
     server.start()
-    forking.join()
-    assert told == ["3"]
+    assert told() == ["3"]
     until(lambda: collection.find_one())
 
 
@@ -308,6 +311,45 @@ def test_a_forked_child_does_not_wait_at_its_end_for_threads_that_it_never_had(o
     plain = ending("plain", "unused")  # a second for each of its threads
     assert ending("ours", "unused") < plain / 4
     assert ending("ours", "used") < plain
+
+
+_MASTER = """
+import ctypes, os, sys, threading, time, types, warnings
+uwsgi = sys.modules["uwsgi"] = types.SimpleNamespace(worker_id=lambda: 0, mule_id=lambda: 0)  # as it is at import
+import psutil
+from unbroken.mongo import MongoClient
+where, name = sys.argv[1:]
+client = MongoClient(where, connect=True)
+items = client[name].items
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    items.insert_many([{} for _ in range(10)])
+    assert len(list(items.find(batch_size=3))) == 10
+(said,) = [str(each.message) for each in caught]
+assert "uWSGI's master" in said and "lazy-apps" in said, said
+assert threading.active_count() == 1, threading.enumerate()
+assert not [one for one in psutil.Process().net_connections() if one.raddr]
+fork = ctypes.PyDLL(None).fork
+warnings.simplefilter("error")
+for _ in range(10):
+    if (pid := fork()) == 0:
+        uwsgi.worker_id = lambda: 1
+        items.insert_one({})
+        assert threading.active_count() > 1
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+items.insert_one({})
+uwsgi.worker_id = lambda: 1  # without --master the process that has loaded the app serves itself
+items.insert_one({})
+assert threading.active_count() > 1
+print(items.count_documents({}))
+client.close()
+"""
+
+
+def test_in_uwsgis_master_it_keeps_no_thread_and_no_connection(of_one: MongoDB, name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _MASTER, of_one.url(), name], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("22\n", "")
 
 
 def test_children_that_python_forks_from_a_busy_parent_all_work(of_one: MongoDB, name: str, child: Any, closing: ExitStack) -> None:

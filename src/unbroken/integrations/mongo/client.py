@@ -14,6 +14,7 @@ from unbroken.core.unit import glimpse
 from unbroken.integrations.mongo import plan, seams
 from unbroken.integrations.mongo.face import Outliving
 from unbroken.integrations.mongo.home import Home, Unborn, is_inherited
+from unbroken.integrations.mongo.prefork import is_master, rest
 from unbroken.integrations.mongo.sockets import recording
 from unbroken.integrations.mongo.units import report
 from unbroken.net.signals import unsignalled
@@ -29,7 +30,7 @@ class Body(_Plain[Any]):
     def __init__(self, home: Home, arguments: dict[str, Any]) -> None:
         self._home = home
         arguments = {**arguments, "connect": False}
-        arguments["_pool_class"] = recording(arguments.get("_pool_class") or Pool, home.sockets)
+        arguments["_pool_class"] = recording(arguments.get("_pool_class") or Pool, home.sockets, keep=not home.quiet)
         arguments["event_listeners"] = [*(arguments.get("event_listeners") or ()), home.heartbeats]
         super().__init__(**arguments)
 
@@ -111,7 +112,7 @@ class MongoClient(Outliving, _Plain[Any]):
     ) -> None:
         given = {"host": host, "port": port, "document_class": document_class, "tz_aware": tz_aware, "type_registry": type_registry}
         self._begin({**given, **plan.with_defaults(host, kwargs)}, outage_wait)
-        if connect:
+        if connect and not is_master():
             self._get_topology()
 
     @property
@@ -157,6 +158,8 @@ class MongoClient(Outliving, _Plain[Any]):
             if told is error:
                 raise
             raise told from error
+        if now.quiet:
+            rest(now.body)
         if glimpse() is not None:
             report(operation)
         return server

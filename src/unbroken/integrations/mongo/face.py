@@ -20,7 +20,8 @@ from pymongo.errors import InvalidOperation
 
 from unbroken.integrations.mongo import plan
 from unbroken.integrations.mongo.errors import not_yours
-from unbroken.integrations.mongo.home import Home, Now, Unborn, forget_threads, origin_of, warn_of_fork
+from unbroken.integrations.mongo.home import Home, Now, Unborn, origin_of
+from unbroken.integrations.mongo.prefork import forget_threads, warn_in_master, warn_of_fork
 
 if TYPE_CHECKING:
     from pymongo.driver_info import DriverInfo
@@ -105,7 +106,7 @@ class Outliving:
         home: Home = inherited.body._home
         home.sockets.sever()
         forget_threads(inherited.body)
-        if inherited.opened:
+        if inherited.opened and home.pid != os.getpid() and not home.quiet:
             kind: Any = type(self)
             self.__class__ = _guarding(kind)
             warn_of_fork(home.pid)
@@ -116,6 +117,8 @@ class Outliving:
         if self._by_name_service:
             self._adopt(now.body)  # only now is it known what the name service says of options
         now.opened = True
+        if now.quiet:
+            warn_in_master()
         return topology
 
     def _present(self) -> Now | None:

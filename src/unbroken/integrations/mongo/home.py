@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from pymongo.server_description import ServerDescription
 from pymongo.topology_description import TopologyDescription
 
 from unbroken.abc import Cause
+from unbroken.integrations.mongo import prefork
 from unbroken.integrations.mongo.gate import Gate
 from unbroken.integrations.mongo.sockets import Sockets
 from unbroken.net.severance import ForkMark, fork_mark
@@ -44,10 +44,10 @@ class Heartbeats(monitoring.ServerHeartbeatListener):
             self.gate.look(body.topology_description)
 
     def failed(self, event: monitoring.ServerHeartbeatFailedEvent) -> None:
-        """A server has not answered."""
+        """A server has not answered. (Or its monitor was told to stop asking: that says nothing of the server.)"""
         self.failures += 1
         body = self.body()
-        if body is not None:
+        if body is not None and type(event.reply).__name__ != "_OperationCancelled":
             self.gate.heartbeat_failed(body.topology_description, event.connection_id, event.reply)
 
 
@@ -59,7 +59,8 @@ class Home:
     """Made with each body, and referred to by it; refers to it weakly."""
 
     def __init__(self, name: str, outage_wait: float) -> None:
-        self.mark: ForkMark = fork_mark()
+        self.quiet = prefork.is_master()
+        self.mark: ForkMark = prefork.WhileMaster() if self.quiet else fork_mark()
         self.pid = os.getpid()
         self.gate = Gate(name, outage_wait)
         self.sockets = Sockets(self.gate)
@@ -92,25 +93,10 @@ def is_inherited(session: Any) -> bool:
     return generation is not None and origin_of(generation) != os.getpid()
 
 
-def forget_threads(body: Any) -> None:
-    """In a forked child: PyMongo must not wait, at exit, a second for each thread of *body* that exists in the parent only.
-
-    Python believes that such a thread lives, when it was not told of the fork.
-    """
-    topology = body._topology
-    owners = [topology, *(server._monitor for server in list(getattr(topology, "_servers", {}).values()))]
-    owners += [getattr(owner, "_rtt_monitor", None) for owner in owners] + [getattr(topology, "_srv_monitor", None), body]
-    for owner in owners:
-        for name in ("_executor", "_events_executor", "_kill_cursors_executor"):
-            executor = getattr(owner, name, None)
-            if executor is not None:
-                executor._thread = None
-
-
 class Now:
     """What a client asks at each operation: is this still the process, and what is here. One object, so that it is all of one piece."""
 
-    __slots__ = ("body", "gate", "generation", "loop", "mark", "opened", "topology", "uses")
+    __slots__ = ("body", "gate", "generation", "loop", "mark", "opened", "quiet", "topology", "uses")
 
     def __init__(self, body: Any, home: Home | None, topology: Any, loop: Any = None) -> None:
         self.body = body
@@ -119,6 +105,7 @@ class Now:
         self.generation = home.generation if home else 0
         self.topology = topology
         self.opened = False
+        self.quiet = home.quiet if home else False
         self.loop = loop
         self.uses = 0
 
@@ -145,14 +132,3 @@ class Unborn:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._settle().topology, name)
-
-
-def warn_of_fork(parent: int) -> None:
-    """Say once what using a client before a fork means, and what to do."""
-    warnings.warn(
-        f"MongoClient opened before fork: it was used in process {parent} before process {os.getpid()} was forked from it. It works in "
-        "both, with connections of its own in each; but threads that run at a fork are a risk: make no call to MongoDB before the fork "
-        "(creating the client is fine), or have uWSGI load the app in each worker (lazy-apps = true)",
-        RuntimeWarning,
-        stacklevel=5,
-    )

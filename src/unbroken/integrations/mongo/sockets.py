@@ -109,8 +109,11 @@ def _descriptor(conn: Any) -> int | None:
     return fd if fd >= 0 else None
 
 
-def recording(pool: Any, sockets: Sockets) -> Any:
-    """A class like PyMongo's *pool* that tells *sockets* of each connection it opens. What is no class is left as it is."""
+def recording(pool: Any, sockets: Sockets, *, keep: bool = True) -> Any:
+    """A class like PyMongo's *pool* that tells *sockets* of each connection it opens, and that need not *keep* one after its use.
+
+    What is no class is left as it is.
+    """
     if not isinstance(pool, type):
         return pool
     plain: Any = pool
@@ -125,7 +128,11 @@ def recording(pool: Any, sockets: Sockets) -> Any:
         sockets.note(conn, began)
         return conn
 
-    return type(pool.__name__, (pool,), {"connect": connect})
+    def checkin(self: Any, conn: Any) -> None:
+        conn.generation = -1  # of another age than the pool's: it closes such
+        plain.checkin(self, conn)
+
+    return type(pool.__name__, (pool,), {"connect": connect} if keep else {"connect": connect, "checkin": checkin})
 
 
 def recording_async(pool: Any, sockets: Sockets) -> Any:

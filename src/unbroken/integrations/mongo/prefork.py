@@ -1,0 +1,87 @@
+"""A client that is used where a fork is still to come and nobody tells Python of it: in uWSGI's master.
+
+A thread that waits for the interpreter's lock at such a fork is waited for, in the child, for ever: the worker never runs. So
+in the master a client keeps no thread and no connection beyond the operation. What it does not keep, the workers do not inherit.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+
+def is_master() -> bool:
+    """Whether this is uWSGI's master (or an app that it loads before it has workers)."""
+    uwsgi = sys.modules.get("uwsgi")  # part of uWSGI's interpreter, and of no other
+    try:
+        return uwsgi is not None and uwsgi.worker_id() == 0 and uwsgi.mule_id() == 0
+    except AttributeError:
+        return False  # a module of that name, and another one
+
+
+class WhileMaster:
+    """A mark as :func:`unbroken.net.severance.fork_mark` gives, of the time that this process is the master."""
+
+    __slots__ = ("_pid",)
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    def __getitem__(self, _index: int, /) -> int:
+        return 1 if os.getpid() == self._pid and is_master() else 0
+
+
+def rest(body: Any) -> None:
+    """End *body*'s threads, and wait for that: half a second at the first operation, nothing at those that follow.
+
+    PyMongo needs none of them while it has found a server, and starts them again when it looks for another.
+    """
+    for executor in executors_of(body):
+        executor.close()
+    for server in list(body._topology._servers.values()):
+        server._monitor.close()
+    for executor in executors_of(body):
+        executor.join(2)
+
+
+def executors_of(body: Any) -> list[Any]:
+    """PyMongo's threads of *body*: its monitors', and those that tidy up."""
+    topology = body._topology
+    owners = [topology, *(server._monitor for server in list(getattr(topology, "_servers", {}).values()))]
+    owners += [getattr(owner, "_rtt_monitor", None) for owner in owners] + [getattr(topology, "_srv_monitor", None), body]
+    names = ("_executor", "_events_executor", "_kill_cursors_executor")
+    found = [getattr(owner, name, None) for owner in owners for name in names]
+    return [executor for executor in found if executor is not None]
+
+
+def forget_threads(body: Any) -> None:
+    """In a forked child: PyMongo must not wait, at exit, a second for each thread of *body* that exists in the parent only.
+
+    Python believes that such a thread lives, when it was not told of the fork.
+    """
+    for executor in executors_of(body):
+        executor._thread = None
+
+
+def warn_in_master() -> None:
+    """Say once, in uWSGI's master, what a call before the fork means, and what to do."""
+    warnings.warn(
+        "MongoDB was called in uWSGI's master, before it forks its workers. It works, and each call here makes a connection of its own "
+        "and no thread; better make no call at import (creating the client is fine), or have uWSGI load the app in each worker "
+        "(lazy-apps = true)",
+        RuntimeWarning,
+        stacklevel=5,
+    )
+
+
+def warn_of_fork(parent: int) -> None:
+    """Say once, in a forked child, what using a client before a fork means, and what to do."""
+    warnings.warn(
+        f"MongoClient opened before fork: it was used in process {parent} before process {os.getpid()} was forked from it. It works in "
+        "both, with connections of its own in each; but threads that run at a fork are a risk: make no call to MongoDB before the fork "
+        "(creating the client is fine), or have uWSGI load the app in each worker (lazy-apps = true)",
+        RuntimeWarning,
+        stacklevel=5,
+    )
