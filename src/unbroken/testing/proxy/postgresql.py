@@ -58,6 +58,8 @@ class PostgreSQLReader:
                 continue
             if self._client.size == _FIRST:
                 self._introduction(message)
+                if self.unreadable:
+                    return
                 continue
             text = self._said(message)
             if text is not None:
