@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from unbroken.net.liveness import Liveness, sweep
+from unbroken.net.liveness import SUPPORTED, Liveness, sweep
 from unbroken.net.patched import has, original
 
 #: Asked for; errors and full hang-ups (EPOLLERR, EPOLLHUP) come unasked.
@@ -29,7 +29,8 @@ class Glance:
     def __init__(self) -> None:
         self._epoll = _new_epoll()
         self._fds: set[int] = set()
-        self.look: Callable[[], Any] = self.dead if self._epoll is None else _looker(self._epoll)
+        blind = self.dead if SUPPORTED else self.doubtful
+        self.look: Callable[[], Any] = blind if self._epoll is None else _looker(self._epoll)
 
     def add(self, fd: int) -> None:
         """Look at *fd* from now on."""
@@ -55,6 +56,10 @@ class Glance:
         """The descriptors that have hung up."""
         looks = sweep(list(self._fds))
         return [fd for fd, look in looks.items() if look is Liveness.DEAD]
+
+    def doubtful(self) -> list[int]:
+        """Those and all that have something to read: where the kernel shows no hang-up behind a goodbye, that may be one."""
+        return list(sweep(list(self._fds)))
 
     def renew(self) -> None:
         """Make the kernel's set anew: a socket that was closed unseen, while a child still holds it, stays in the old one."""
