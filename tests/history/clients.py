@@ -213,11 +213,13 @@ class DjangoClient:
     """An alias of a Django site, whose settings this process gets from it."""
 
     def __init__(self, url: str) -> None:
+        import django
         from django.conf import settings
         from django.db import connections
 
         if not settings.configured:
             settings.configure(DATABASES={}, USE_TZ=True)
+            django.setup()
         self.alias = f"shop{len(connections.settings)}"
         given = connections.configure_settings({"default": {}, self.alias: _django_settings(url)})
         connections.settings[self.alias] = given[self.alias]
