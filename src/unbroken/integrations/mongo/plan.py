@@ -40,7 +40,7 @@ def with_defaults(host: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     given = given_options(host, kwargs)
     defaults = dict(DEFAULTS)
     if given & _OLDER_BOUNDS:
-        del defaults["timeoutMS"]
+        defaults.pop("timeoutMS", None)
     return {**{name: value for name, value in defaults.items() if name.lower() not in given}, **kwargs}
 
 
