@@ -121,6 +121,7 @@ class FakeKqueueApi:
 
     def __init__(self):
         self.open = 0
+        self.number = 1_000_000
 
     def kqueue(self):
         api, self.open = self, self.open + 1
@@ -142,6 +143,9 @@ class FakeKqueueApi:
                 seen = look(fd)
                 if seen is not Liveness.ALIVE:
                     yield FakeKevent(fd, api.KQ_FILTER_READ, api.KQ_EV_EOF if seen is Liveness.DEAD else 0)
+
+            def fileno(self):
+                return api.number
 
             def close(self):
                 api.open -= 1
@@ -165,6 +169,8 @@ def test_by_kqueue_eof_is_death_and_data_is_undecided(tcp_pair, until):
     found = {fd: judge([(fd, bits)]) for fd, bits in liveness._kqueue_events([*fds, -1], api=api)}
     assert found == {fds[0]: Liveness.DEAD, fds[1]: Liveness.UNDECIDED, fds[2]: Liveness.DEAD, -1: Liveness.DEAD}
     assert liveness._kqueue_events([], api=api) == []
+    api.number = fds[3]  # what was a connection's number is the queue's own by now
+    assert [judge([(fd, bits)]) for fd, bits in liveness._kqueue_events([fds[3]], api=api)] == [Liveness.DEAD]
     assert api.open == 0
 
 

@@ -35,6 +35,7 @@ class kqueue:
         self.fileno, self.close = self.epoll.fileno, self.epoll.close
 
     def control(self, changes, most, timeout=None):
+        failed = []
         for change in changes or ():
             if change.flags & select.KQ_EV_DELETE:
                 self.epoll.unregister(change.ident)
@@ -45,6 +46,10 @@ class kqueue:
                 self.epoll.register(change.ident, bits)
             except FileExistsError:
                 self.epoll.modify(change.ident, bits)
+            except OSError as error:
+                failed.append(kevent(change.ident, flags=select.KQ_EV_ERROR, data=error.errno))
+        if failed:
+            return failed[:most]
         found = self.epoll.poll(-1 if timeout is None else timeout, most) if most else []
         return [kevent(fd, flags=select.KQ_EV_EOF if bits & RDHUP else 0) for fd, bits in found]
 

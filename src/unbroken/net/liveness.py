@@ -106,11 +106,13 @@ def _kqueue_events(fds: Iterable[int], *, api: Any = None) -> Events:
     api = _Select() if api is None else api
     wanted = set(fds)
     found = {fd: _NVAL for fd in wanted if fd < 0}
-    changes = [api.kevent(fd, api.KQ_FILTER_READ, api.KQ_EV_ADD | api.KQ_EV_ONESHOT) for fd in wanted if fd >= 0]
-    if not changes:
+    if len(found) == len(wanted):
         return list(found.items())
     queue = kqueue()
     try:
+        if queue.fileno() in wanted:
+            found[queue.fileno()] = _NVAL  # a number that was free a moment ago is no connection's
+        changes = [api.kevent(fd, api.KQ_FILTER_READ, api.KQ_EV_ADD | api.KQ_EV_ONESHOT) for fd in wanted if fd not in found]
         # Twice: where a change fails, the first call reports only the failures (XNU, kevent_internal).
         for event in queue.control(changes, len(changes), 0) + queue.control(None, len(changes), 0):
             found[event.ident] = found.get(event.ident, 0) | _from_kevent(event, api)
