@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -89,8 +90,7 @@ def play(
                 yield _pause(1.0 - 0.1 * random.random())  # Retry-After: 1
             yield _pause(random.random() * THINK + (0.0 if events.now > began else 0.001))
 
-    logging.getLogger("unbroken").setLevel(logging.CRITICAL)
-    with without_sockets():
+    with without_sockets(), _in_silence():
         for number in range(processes):
             process = make(server, Random(random.random()))
             for place in range(SIZE):
@@ -105,6 +105,18 @@ def play(
         server.mode = "up"
         events.run(back + patience, lambda: len(served) == users)
     return Outcome(away, [(when - BUSY, what) for when, what in server.attempts], list(served.values()), users)
+
+
+@contextmanager
+def _in_silence() -> Iterator[None]:
+    """A thousand processes that each report their outage would be all that one sees."""
+    logger = logging.getLogger("unbroken")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _pause(seconds: float) -> Wait:
