@@ -37,7 +37,7 @@ def mended(three: MongoReplicaSet) -> Iterator[MongoReplicaSet]:
     yield three
     for server in three.servers:
         mend(server)
-    three.wait_primary()
+    three.wait_primary(60)
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_an_election_is_ridden_through_by_who_waits(mended: MongoReplicaSet, nam
 def test_without_a_primary_writes_fail_fast_and_secondaries_are_read(
     mended: MongoReplicaSet, name: str, closing: ExitStack, until: Any
 ) -> None:
-    client = closing.enter_context(MongoClient(mended.url(), outage_wait=0.2))
+    client = closing.enter_context(MongoClient(mended.url(), outage_wait=0.2, timeoutMS=5000))
     items = client[name].get_collection("items", write_concern=pymongo.WriteConcern(3))
     nearby = client[name].get_collection("items", read_preference=pymongo.ReadPreference.SECONDARY_PREFERRED)
     items.insert_one({"_id": 1})
@@ -229,14 +229,14 @@ def test_without_a_primary_writes_fail_fast_and_secondaries_are_read(
     assert nearby.find_one({"_id": 1})
     primary.start()
     others[0].start()
-    mended.wait_primary()
-    until(lambda: items.insert_one({}))
+    mended.wait_primary(60)
+    until(lambda: items.insert_one({}), 60)
 
 
 def test_a_transaction_fails_soon_in_an_outage_and_works_after_it(
     mended: MongoReplicaSet, name: str, closing: ExitStack, until: Any
 ) -> None:
-    client = closing.enter_context(MongoClient(mended.url(), outage_wait=0.2))
+    client = closing.enter_context(MongoClient(mended.url(), outage_wait=0.2, timeoutMS=5000))
     items = client[name].items
     items.insert_one({"_id": 0})
 
@@ -255,7 +255,8 @@ def test_a_transaction_fails_soon_in_an_outage_and_works_after_it(
     assert took < 3 * SOON  # PyMongo's own would try for 120 s
     for server in mended.servers:
         server.thaw()
-    until(lambda: items.find_one({"_id": 1}) or all_of_it())  # type: ignore[func-returns-value]
+    mended.wait_primary(60)
+    until(lambda: items.find_one({"_id": 1}) or all_of_it(), 60)  # type: ignore[func-returns-value]
     assert items.find_one({"_id": 0})["seen"] == 1
 
 

@@ -15,8 +15,9 @@ from pymongo.server_selectors import writable_server_selector
 
 from unbroken.core.unit import glimpse
 from unbroken.integrations.mongo import plan, seams
+from unbroken.integrations.mongo.body import Living, Sketched
 from unbroken.integrations.mongo.face import Outliving
-from unbroken.integrations.mongo.home import Home, Now, Unborn, is_inherited
+from unbroken.integrations.mongo.home import Home, Now, is_inherited
 from unbroken.integrations.mongo.sockets import recording_async
 from unbroken.integrations.mongo.units import report
 
@@ -25,50 +26,18 @@ seams.check(_Plain)
 _plain_select_server = _Plain._select_server  # called at each operation: so it is quicker than by super()
 
 
-class Body(_Plain[Any]):
+class Body(Living, _Plain[Any]):
     """PyMongo's client, belonging to one process and one event loop."""
 
     def __init__(self, home: Home, arguments: dict[str, Any]) -> None:
-        self._home = home
-        arguments = {**arguments, "connect": False}
-        arguments["_pool_class"] = recording_async(arguments.get("_pool_class") or Pool, home.sockets)
-        arguments["event_listeners"] = [*(arguments.get("event_listeners") or ()), home.heartbeats]
-        super().__init__(**arguments)
-
-    def _init_background(self, *args: Any) -> None:
-        super()._init_background(*args)
-        self._home.settle_sessions(self._topology)
-
-    def _after_fork(self) -> None:
-        """PyMongo's fork hook, in the child: what was inherited is cut off, and never used again."""
-        self._home.sockets.sever()
-
-    def __del__(self) -> None:
-        home = vars(self).get("_home")
-        if home is not None and home.mark[0]:
-            super().__del__()
+        super().__init__(home, arguments, recording_async(arguments.get("_pool_class") or Pool, home.sockets))
 
 
 Body.__name__ = "AsyncMongoClient"  # what its warnings and messages call it
 
 
-class Sketch(_Plain[Any]):
-    """PyMongo's client as far as it can be made without making anything: the options are read and checked, that is all."""
-
-    def _init_background(self, *_: Any) -> None:
-        self._topology: Any = Unborn(self._topology_settings, _never)
-        self._kill_cursors_executor: Any = None
-        self._opened = False
-
-    def _after_fork(self) -> None:
-        """Nothing was made, so nothing was inherited."""
-
-    def __del__(self) -> None:
-        """Nothing was opened, so nothing is left open."""
-
-
-def _never() -> Any:
-    raise NotImplementedError  # a sketch is only read
+class Sketch(Sketched, _Plain[Any]):
+    """PyMongo's client as far as it can be made without making anything."""
 
 
 class Guard:

@@ -1,0 +1,51 @@
+"""PyMongo's own client, in two forms: as it lives in one process (and loop), and as far as it can be without making anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unbroken.integrations.mongo.home import Home, Unborn
+
+
+class Living:
+    """Mixed into PyMongo's client: it belongs to one process. *pool*: the class of its pools."""
+
+    _topology: Any
+
+    def __init__(self, home: Home, arguments: dict[str, Any], pool: Any) -> None:
+        self._home = home
+        listeners = [*(arguments.get("event_listeners") or ()), home.heartbeats]
+        given: dict[str, Any] = {**arguments, "connect": False, "_pool_class": pool, "event_listeners": listeners}
+        super().__init__(**given)
+
+    def _init_background(self, *args: Any) -> None:
+        super()._init_background(*args)  # type: ignore[misc] # PyMongo's
+        self._home.settle_sessions(self._topology)
+
+    def _after_fork(self) -> None:
+        """PyMongo's fork hook, in the child: what was inherited is cut off, and never used again."""
+        self._home.sockets.sever()
+
+    def __del__(self) -> None:
+        home = vars(self).get("_home")
+        if home is not None and home.mark[0]:
+            super().__del__()  # type: ignore[misc]
+
+
+class Sketched:
+    """Mixed into PyMongo's client: the options are read and checked, and that is all."""
+
+    _topology_settings: Any
+
+    def _init_background(self, *_: Any) -> None:
+        vars(self).update(_topology=Unborn(self._topology_settings, _never), _kill_cursors_executor=None, _opened=False)
+
+    def _after_fork(self) -> None:
+        """Nothing was made, so nothing was inherited."""
+
+    def __del__(self) -> None:
+        """Nothing was opened, so nothing is left open."""
+
+
+def _never() -> Any:
+    raise NotImplementedError  # a sketch is only read
