@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -133,10 +134,10 @@ def _uwsgi(folder: Path, stack: ExitStack) -> tuple[subprocess.Popen[bytes], int
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).with_name("uwsgi")), "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "2",
                "--wsgi-file", "app.py", "--die-on-term", "--enable-threads", "--need-app"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=(folder / "log").open("wb"))
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=(folder / "log").open("wb"), start_new_session=True)
 
     def end() -> None:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGKILL)  # master and workers: how uWSGI ends is not looked at here
         process.wait(20)
 
     stack.callback(end)

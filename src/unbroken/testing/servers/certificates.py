@@ -31,7 +31,8 @@ def make(folder: Path, host: str) -> None:
     except ValueError:
         name = f"DNS:{host}"
     names = f"subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1,{name}"
-    ca = ["-x509", "-subj", "/CN=unbroken test CA", "-keyout", "ca.key", "-out", "ca.pem"]
+    signs = "keyUsage=critical,keyCertSign,cRLSign"  # Python 3.13 verifies strictly (VERIFY_X509_STRICT): RFC 5280, 4.2.1.3
+    ca = ["-x509", "-subj", "/CN=unbroken test CA", "-addext", signs, "-keyout", "ca.key", "-out", "ca.pem"]
     server = ["-x509", "-CA", "ca.pem", "-CAkey", "ca.key", "-subj", "/CN=localhost", "-addext", names]
     plain = ["-addext", "basicConstraints=critical,CA:FALSE", "-keyout", "server.key", "-out", "server.pem"]
     processes.run([openssl, "req", *_KEY, *ca], folder)
