@@ -201,6 +201,13 @@ def test_the_fastapi_example_stores_what_it_says_and_is_ready(server: MongoDB, s
     assert site.ask("/readyz").json == {"status": "ok", server.database: "ok"}
 
 
+def test_gevent_patches_a_uwsgi_worker_whose_master_has_used_its_client(server: MongoDB, sites: Any) -> None:
+    """uWSGI has gevent patch each worker after the fork, and gevent looks at every object there is."""
+    site = sites("uwsgi --gevent 50 --gevent-monkey-patch", "flask_pymongo_app", server.url(), WARM="1").wait_ready()
+    assert site.ask("/items", {"number": 1}).status == 200
+    assert site.ends(), site.tail()
+
+
 def insert_over_http(site: Any, several: int) -> tuple[set[int], set[int]]:
     """POST so many numbers, two at a time; those that were acknowledged, and the workers that did."""
     answers: list[tuple[int, Any]] = []

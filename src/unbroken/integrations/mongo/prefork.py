@@ -44,6 +44,15 @@ def rest(body: Any) -> None:
         server._monitor.close()
     for executor in executors_of(body):
         executor.join(2)
+        if not _is_alive(executor):
+            executor._thread = None  # a proxy of what is gone: gevent stumbles over such a thing when it patches a worker
+
+
+def _is_alive(executor: Any) -> bool:
+    try:
+        return executor._thread is not None and bool(executor._thread.is_alive())
+    except ReferenceError:
+        return False
 
 
 def executors_of(body: Any) -> list[Any]:
