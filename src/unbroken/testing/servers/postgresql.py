@@ -117,6 +117,16 @@ class PostgreSQL(Server):
     def _kill_session(self, number: int) -> bool:
         return self._query(f"SELECT pg_terminate_backend({number})", None, 30.0) == [("t",)]
 
+    def _is_ending(self, number: int) -> bool:
+        """A session's number is its process's: it leaves the list first, and closes its socket at its end."""
+        try:
+            os.kill(number, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
     def _apply(self, options: Mapping[str, Value]) -> None:  # noqa: ARG002 - the file holds them all
         # written to the file rather than by ALTER SYSTEM, so that what is taken back leaves no trace
         before = self._loaded()
