@@ -142,8 +142,7 @@ def test_a_killed_connection_that_is_held_does_not_slow_down_the_others(own_face
     held = pool.acquire()
     own_face.server.kill_sessions()
     entry = next(iter(pool._state.kernel.lent.values()))
-    until(lambda: entry.cause is not None)
-    assert not pool._state.glance()
+    until(lambda: entry.cause is not None and not pool._state.glance())
     pool.release(held)
 
 
