@@ -215,12 +215,15 @@ class Kernel:
         return self.take_stale()
 
     def resize(self, max_size: int, min_size: int) -> list[Entry]:
-        """Change the bounds: entries to close now; what is lent beyond the new bound is closed when it comes back."""
+        """Change the bounds: entries to close now; what is out beyond the new bound is closed when it comes back."""
         self.max_size, self.min_size = max_size, min_size
         stale = self.take_stale()
-        for entry in list(self.lent.values())[: max(0, self.size - max_size)]:
+        # What is lent is not all that is out: one may be on its way to a taker, or from a giver.
+        out = {id(e): e for e in [*self.lent.values(), *self.entries.values()]}.values()
+        staying = [e for e in out if e.cause is None]
+        for entry in staying[: max(0, self.size - max_size - (len(out) - len(staying)))]:
             entry.condemn(Cause.SURPLUS)
-        return stale
+        return stale + self.take_stale()  # a giver looks after it appends: one that looked just before has appended by now
 
     def close(self) -> list[Entry]:
         """Lend nothing any more: entries to close now. Who waits must be told with ``fail``."""
