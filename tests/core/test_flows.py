@@ -198,6 +198,24 @@ def test_a_connection_given_back_while_its_end_is_being_explained_is_lent_to_nob
     assert do(world, pool.acquire).session.open
 
 
+def test_a_connection_that_ends_before_it_has_its_place_is_lent_to_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody looks at all sockets at that moment, and finds a dead one that is nobody's yet."""
+    adopt = State.adopt
+    adopted: list[Entry] = []
+
+    def end_at_once(self: State, conn: Connection, generation: int | None = None) -> Entry:
+        adopted.append(adopt(self, conn, generation))
+        if len(adopted) == 1:
+            conn.session.end()
+            self.attend()
+        return adopted[-1]
+
+    monkeypatch.setattr(State, "adopt", end_at_once)
+    pool = world.new_pool(min_size=1)
+    assert world.run(lambda: bool(pool._state.kernel.idle), 1.0)
+    assert do(world, pool.acquire).session.open
+
+
 def test_who_comes_when_the_server_has_just_come_back_is_served(world: World) -> None:
     """Although the outage is old, and nobody has waited for a while."""
     pool = world.new_pool(outage_wait=0.5)

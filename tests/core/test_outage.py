@@ -65,6 +65,21 @@ def test_while_nobody_waits_it_tries_once_a_second() -> None:
     assert away().ask(ME, 100.0, 0) == pytest.approx(LONELY_PACE)
 
 
+def test_who_takes_the_place_over_at_once_goes_on_at_the_same_pace() -> None:
+    outage = away()
+    outage.resign(ME)
+    assert outage.ask(OTHER, 100.25, 0) == pytest.approx(LONELY_PACE - 0.25)
+
+
+def test_who_takes_the_place_over_turns_nobody_away_before_having_tried() -> None:
+    outage = away(at=100.0)
+    outage.resign(ME)
+    outage.ask(OTHER, 100.25, 1)
+    assert not outage.turns_away(106.0, 5.0)
+    outage.failed(OTHER, 106.0, 106.0, Fault(FaultKind.REFUSED), Random(1))
+    assert outage.turns_away(106.0, 5.0)
+
+
 def test_a_caller_who_was_just_here_counts_as_one_who_waits() -> None:
     outage = away()
     outage.called = 99.9

@@ -41,6 +41,7 @@ class Outage:
         "fault",
         "last_failure",
         "last_success",
+        "next_lonely_try",
         "next_try",
         "parallel",
         "prober",
@@ -56,7 +57,8 @@ class Outage:
         self.last_failure = 0.0
         self.last_success = -math.inf
         self.failures = 0
-        self.next_try = 0.0
+        self.next_try = 0.0  #: while callers wait …
+        self.next_lonely_try = 0.0  #: … and while nobody does, whoever the prober is by then
         self.busy = 0  #: failures in a row that were not refusals: the server, or something in its place, is there
         self.busy_since = 0.0
         self.prober: object | None = None
@@ -82,8 +84,7 @@ class Outage:
         if self.prober is not who:
             return None
         wanted = waiting or now - self.called < LONELY_PACE
-        next_try = self.next_try if wanted else max(self.next_try, self.last_failure + LONELY_PACE)
-        return max(0.0, next_try - now)
+        return max(0.0, (self.next_try if wanted else self.next_lonely_try) - now)
 
     def failed(self, who: object, started: float, now: float, fault: Fault, random: Random) -> bool:
         """An attempt by *who*, begun at *started*, failed at *now*. True: this is the beginning of an outage.
@@ -100,6 +101,7 @@ class Outage:
         self.failures += 1
         self.parallel = 1
         self.next_try = now + self._pace(now, fault.kind, random)
+        self.next_lonely_try = now + LONELY_PACE  # never the sooner of the two
         return began
 
     def _pace(self, now: float, kind: FaultKind, random: Random) -> float:

@@ -313,13 +313,16 @@ class State:
 
     def attend(self) -> None:
         """A glance saw a death among all connections: find out whose, and deal with it."""
-        dead = self.sockets.dead()
-        owners = {e.fd: e for e in list(self.kernel.entries.values())}
+        with self.lock:
+            dead = self.sockets.dead()
+            owners = {e.fd: e for e in list(self.kernel.entries.values())}
+            # What has no owner may be one that is being opened, and is about to stand in idle: it must stay in sight.
+            leftovers = [] if self.kernel.opening else [fd for fd in dead if fd not in owners]
+            for fd in leftovers:
+                self.sockets.forget(fd)
         for fd in dead:
             if fd in owners:
                 self.ended(owners[fd])
-            else:
-                self.sockets.forget(fd)
         if not dead and self.glance():
             self.sockets.renew()
             self.glance = self.sockets.look
