@@ -7,7 +7,8 @@ installed PyMongo, each way in a process of its own, on a private server: alone,
 failpoints. Among them are MongoDB's specification tests (server discovery, retryable reads and writes, client-side timeouts,
 transactions), which PyMongo's runner runs.
 
-Ours waits as long as PyMongo does there, unless --defaults: its own bounds would end what some tests let take longer. Exit status
+Ours connects at once there, and waits as long as PyMongo does unless --defaults: some tests count on the one, and its own bounds
+would end what others let take longer. --known takes PyMongo's ends from an earlier run (its results are kept there). Exit status
 1 when a test ends differently on our client and the difference is not explained below.
 """
 
@@ -47,6 +48,8 @@ import pymongo.mongo_client
 import unbroken.integrations.mongo.plan
 import unbroken.mongo
 {waits}
+init = unbroken.mongo.MongoClient.__init__
+init.__defaults__ = (*init.__defaults__[:4], True, *init.__defaults__[5:])  # connect
 MongoClient = pymongo.MongoClient = pymongo.mongo_client.MongoClient = unbroken.mongo.MongoClient
 AsyncMongoClient = pymongo.AsyncMongoClient = unbroken.mongo.AsyncMongoClient
 """
@@ -60,6 +63,7 @@ def main() -> int:
     parser.add_argument("--servers", default="alone,set")
     parser.add_argument("--async", dest="awaited", action="store_true", help="the same modules' asyncio halves")
     parser.add_argument("--defaults", action="store_true", help="ours with its own bounds of waits")
+    parser.add_argument("--known", type=Path, help="a folder for the results of PyMongo's client: written, and read where they are")
     parser.add_argument("--verbose", action="store_true", help="show why a test ended differently")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +115,9 @@ def with_ours(text: str) -> str:
 
 def compare(kind: str, source: Path, folder: Path, options: Any) -> list[str]:
     """The tests that end differently on a server of that *kind* without an explanation."""
-    theirs, ours = (run(who, kind, source, folder, options) for who in ("pymongo", "unbroken"))
+    known = options.known / f"pymongo-{kind}.xml" if options.known else None
+    theirs = ends_in(known) if known and known.exists() else run("pymongo", kind, source, folder, options)
+    ours = run("unbroken", kind, source, folder, options)
     passed = [sum(how == "passed" for how, _ in ends.values()) for ends in (theirs, ours)]
     print(f"{kind}: {len(theirs)} tests; PyMongo's client passes {passed[0]}, ours {passed[1]}", flush=True)
     unexplained = []
@@ -154,6 +160,8 @@ def run(who: str, kind: str, source: Path, folder: Path, options: Any) -> dict[s
             subprocess.run(command, cwd=home, env=env, stdout=log, stderr=log, check=False, timeout=3600)
     if not out.exists():
         raise SystemExit(f"{who}: the tests did not end: {(home / 'log').read_text()[-3000:]}")
+    if who == "pymongo" and options.known:
+        shutil.copy(out, options.known / f"pymongo-{kind}.xml")
     return ends_in(out)
 
 

@@ -79,6 +79,8 @@ class MongoClient(Outliving, _Plain[Any]):
         outage_wait: float = plan.OUTAGE_WAIT,
         **kwargs: Any,
     ) -> None:
+        host = self.HOST if host is None else host  # which a subclass may have set, or an app on this one
+        port = self.PORT if port is None else port
         given = {"host": host, "port": port, "document_class": document_class, "tz_aware": tz_aware, "type_registry": type_registry}
         self._begin({**given, **plan.with_defaults(host, kwargs)}, outage_wait)
         if connect and not is_master():
@@ -127,6 +129,8 @@ class MongoClient(Outliving, _Plain[Any]):
             if told is error:
                 raise
             raise told from error
+        if now.gate.good is None:  # an outage that has ended in between has ended, whatever comes next
+            now.gate.look(now.topology.description)
         if now.quiet:
             rest(now.body)
         if glimpse() is not None:

@@ -6,6 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from pymongo import monitoring
@@ -118,12 +119,16 @@ class Unborn:
         self._settle = settle
         self._topology_id = settings._topology_id
 
-    @property
+    @cached_property
     def description(self) -> TopologyDescription:
         """What was configured, and nothing found out."""
         settings = self._settings
         servers = {address: ServerDescription(address) for address in settings.seeds}
         return TopologyDescription(settings.get_topology_type(), servers, settings.replica_set_name, None, None, settings)
+
+    @property
+    def _description(self) -> TopologyDescription:
+        return self.description
 
     def return_server_session(self, *_: Any) -> None:
         """It came from another process: it is not kept."""
