@@ -75,6 +75,16 @@ def test_it_is_a_client_of_pymongos(of_one: MongoDB, closing: ExitStack) -> None
         iter(client)
 
 
+def test_a_class_may_say_where_its_clients_lead(of_one: MongoDB) -> None:
+    class Here(MongoClient):
+        HOST, PORT = of_one.host, of_one.port
+
+    with Here() as client:
+        assert client.topology_description is client.topology_description
+        client.shop.items.find_one()
+        assert client.address == (of_one.host, of_one.port)
+
+
 @pytest.mark.parametrize("kind", [MongoClient, AsyncMongoClient])
 def test_it_is_never_copied_or_pickled(of_one: MongoDB, kind: Any) -> None:
     client = kind(of_one.url())
