@@ -301,6 +301,7 @@ def user():
         except Exception as error:
             errors.append(error)
 
+warm()  # a child of a fork beside a first connect may find OpenSSL's locks taken for ever: docs/contract.md
 threads = [threading.Thread(target=user, daemon=True) for _ in range(6)]
 for thread in threads:
     thread.start()
