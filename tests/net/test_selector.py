@@ -93,7 +93,7 @@ def test_where_there_is_neither_timers_still_come(monkeypatch, tcp_pair, until, 
     watcher.unwatch(ours.fileno())
     watcher.close()
     assert calls == ["time"]
-    assert descriptors() == before
+    assert descriptors() <= before  # fewer, if a thread of an earlier test has ended meanwhile
 
 
 def test_an_epoll_in_a_child_may_be_closed_and_the_parents_registrations_stay(in_child):

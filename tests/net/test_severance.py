@@ -137,7 +137,7 @@ def test_severing_leaks_no_descriptor_and_keeps_inheritance(tcp_pair, descriptor
     os.set_inheritable(ours.fileno(), True)
     assert sever(ours.fileno(), identity(ours.fileno()))
     assert os.get_inheritable(ours.fileno())
-    assert descriptors() == before + 2
+    assert descriptors() <= before + 2
 
 
 @pytest.mark.parametrize("driver", ["pymysql", "mysqlclient", "psycopg"])

@@ -310,7 +310,7 @@ def test_after_close_it_calls_nobody_and_another_one_is_given(process_watcher, t
     process_watcher.close()
     process_watcher.close()
     assert not thread.is_alive()
-    assert descriptors() == before
+    assert descriptors() <= before
     theirs.close()
     process_watcher.watch(ours.fileno(), lambda: calls.append(3))
     process_watcher.at(0.0, lambda: calls.append(4))
@@ -470,7 +470,7 @@ def test_a_loop_watcher_may_be_closed_after_its_loop(tcp_pair, descriptors):
 
     before = descriptors()
     asyncio.run(main()).close()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_a_child_does_not_touch_the_loop_of_its_parent(tcp_pair, in_child):

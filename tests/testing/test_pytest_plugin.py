@@ -13,7 +13,12 @@ HEAD = "import asyncio, time\nimport pytest, unbroken\n"
 
 @pytest.fixture(autouse=True)
 def alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other plugin, whose loading takes longer than most of these runs; ``with_others`` has them all, as they are installed."""
+    """No other plugin, whose loading takes longer than most of these runs; ``with_others`` has them all, as they are installed.
+
+    And no sign of a CI machine, where pytest's summary says every failure a second time, whole.
+    """
+    for sign in ("CI", "BUILD_NUMBER"):
+        monkeypatch.delenv(sign, raising=False)
     if "with_others" not in request.fixturenames:
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
         monkeypatch.setenv("PYTEST_PLUGINS", "unbroken.testing.pytest_plugin")

@@ -115,6 +115,7 @@ def test_what_was_only_slowed_and_silenced_arrives_whole(echo: Echo, seed: int) 
     with FaultProxy(echo.address, seed=seed) as proxy:
         proxy.throttle(500_000)  # else all would have passed before the first verb
         talkers = [Talker(proxy.address, 300_000, seed + each) for each in range(3)]
+        until(lambda: len(proxy.connections) == 3)  # refuse() ends what still waits to be accepted
         for _ in range(15):
             dice.choice(GENTLE)(proxy, dice)
             threading.Event().wait(dice.uniform(0, 0.02))
