@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI
 from sqlalchemy import func, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -37,11 +38,19 @@ class Item(Base):
     number: Mapped[int]
 
 
+async def make_tables() -> None:
+    """Make what is not there yet."""
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+
+
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     """Make the table; in the end close what is open."""
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
+    try:
+        await make_tables()
+    except DBAPIError:  # another worker made it between our look and our CREATE TABLE: it is there now
+        await make_tables()
     yield
     await engine.dispose()
 

@@ -13,6 +13,7 @@ import os
 from flask import Flask, request
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 import unbroken.flask
 
@@ -32,8 +33,11 @@ class Item(db.Model):  # type: ignore[name-defined, misc] # Flask-SQLAlchemy mak
     number = db.Column(db.Integer, nullable=False)
 
 
-with app.app_context():
-    db.create_all()  # under --preload this warms the pool before the fork, and no harm is done
+with app.app_context():  # under --preload this warms the pool before the fork, and no harm is done
+    try:
+        db.create_all()
+    except DBAPIError:  # another worker made the table between our look and our CREATE TABLE: it is there now
+        db.create_all()
 
 
 @app.get("/items")

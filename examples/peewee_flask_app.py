@@ -31,7 +31,10 @@ class Item(flask_db.Model):  # type: ignore[name-defined, misc] # peewee makes t
         table_name = "peewee_flask_item"
 
 
-db.create_tables([Item])
+try:
+    db.create_tables([Item])
+except peewee.IntegrityError:  # PostgreSQL's IF NOT EXISTS does not keep two workers apart; the other one has made it
+    db.create_tables([Item])
 
 
 @app.get("/items")
