@@ -115,7 +115,7 @@ def with_ours(text: str) -> str:
 
 def compare(kind: str, source: Path, folder: Path, options: Any) -> list[str]:
     """The tests that end differently on a server of that *kind* without an explanation."""
-    known = options.known / f"pymongo-{kind}.xml" if options.known else None
+    known = options.known / known_name(kind, options) if options.known else None
     theirs = ends_in(known) if known and known.exists() else run("pymongo", kind, source, folder, options)
     ours = run("unbroken", kind, source, folder, options)
     passed = [sum(how == "passed" for how, _ in ends.values()) for ends in (theirs, ours)]
@@ -132,6 +132,11 @@ def compare(kind: str, source: Path, folder: Path, options: Any) -> list[str]:
         if options.verbose:
             print(after[1] or before[1])
     return unexplained
+
+
+def known_name(kind: str, options: Any) -> str:
+    """The file that keeps how PyMongo's own client ended."""
+    return f"pymongo-{'async-' if options.awaited else ''}{kind}.xml"
 
 
 def run(who: str, kind: str, source: Path, folder: Path, options: Any) -> dict[str, tuple[str, str]]:
@@ -161,7 +166,7 @@ def run(who: str, kind: str, source: Path, folder: Path, options: Any) -> dict[s
     if not out.exists():
         raise SystemExit(f"{who}: the tests did not end: {(home / 'log').read_text()[-3000:]}")
     if who == "pymongo" and options.known:
-        shutil.copy(out, options.known / f"pymongo-{kind}.xml")
+        shutil.copy(out, options.known / known_name(kind, options))
     return ends_in(out)
 
 

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pymongo
+import pymongo.monitoring
 import pytest
 from pymongo.errors import ConnectionFailure, InvalidOperation, PyMongoError, ServerSelectionTimeoutError
 
@@ -55,6 +56,25 @@ async def opened(server: MongoDB, **given: Any) -> AsyncIterator[AsyncMongoClien
         yield client
     finally:
         await client.close()
+
+
+def test_sessions_are_ended_at_the_close_of_a_client_that_has_not_heard_from_its_server_yet(of_one: MongoDB) -> None:
+    heard: list[str] = []
+
+    class Commands(pymongo.monitoring.CommandListener):
+        def started(self, event: Any) -> None:
+            heard.append(event.command_name)
+
+        succeeded = failed = lambda *_: None
+
+    async def main() -> None:
+        async with opened(of_one, event_listeners=[Commands()]) as client:
+            async with client.start_session() as session:
+                assert session.session_id
+            await client.aconnect()  # the first heartbeat is still to come
+
+    asyncio.run(main())
+    assert heard == ["endSessions"]
 
 
 def test_it_is_a_client_of_pymongos(of_one: MongoDB, name: str) -> None:

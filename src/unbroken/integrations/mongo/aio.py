@@ -69,7 +69,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         port: int | None = None,
         document_class: type[Any] | None = None,
         tz_aware: bool | None = None,
-        connect: bool | None = None,  # noqa: ARG002 - PyMongo's has it, and does nothing with it
+        connect: bool | None = None,
         type_registry: Any = None,
         *,
         outage_wait: float = plan.OUTAGE_WAIT,
@@ -79,7 +79,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         port = self.PORT if port is None else port
         given = {"host": host, "port": port, "document_class": document_class, "tz_aware": tz_aware, "type_registry": type_registry}
         self._elsewhere: list[Now] = []
-        self._begin({**given, **plan.with_defaults(host, kwargs)}, outage_wait)
+        self._begin({**given, **plan.with_defaults(host, kwargs)}, connect, outage_wait)
 
     # -- which process and which loop is this?
 
@@ -203,7 +203,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
 async def _closed(now: Now) -> None:
     body = now.body
     body._home.leaves()
-    if now.topology is not None and not body.topology_description.known_servers:
+    if now.gate.reads.active:
         body._topology.pop_all_sessions()  # nobody is there who could be told of their end
         body._kill_cursors_queue.clear()
     with pymongo.timeout(0.5):

@@ -40,6 +40,9 @@ class Sketched:
     def _init_background(self, *_: Any) -> None:
         vars(self).update(_topology=Unborn(self._topology_settings, _never), _kill_cursors_executor=None, _opened=False)
 
+    def _get_topology(self) -> Any:
+        """Nothing is connected to, whatever connect= says."""
+
     def _after_fork(self) -> None:
         """Nothing was made, so nothing was inherited."""
 

@@ -82,7 +82,7 @@ class MongoClient(Outliving, _Plain[Any]):
         host = self.HOST if host is None else host  # which a subclass may have set, or an app on this one
         port = self.PORT if port is None else port
         given = {"host": host, "port": port, "document_class": document_class, "tz_aware": tz_aware, "type_registry": type_registry}
-        self._begin({**given, **plan.with_defaults(host, kwargs)}, outage_wait)
+        self._begin({**given, **plan.with_defaults(host, kwargs)}, connect, outage_wait)
         if connect and not is_master():
             self._get_topology()
 
@@ -155,7 +155,7 @@ class MongoClient(Outliving, _Plain[Any]):
             return
         body = now.body
         body._home.leaves()
-        if now.topology is not None and not body.topology_description.known_servers:
+        if now.gate.reads.active:
             body._topology.pop_all_sessions()  # nobody is there who could be told of their end
             body._kill_cursors_queue.clear()
         with pymongo.timeout(0.5):

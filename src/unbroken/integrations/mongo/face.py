@@ -49,14 +49,14 @@ class Outliving:
     _sketch: ClassVar[type[Any]]  #: PyMongo's client as far as it can be made without making anything
     _guard: ClassVar[type[Any]]  #: what it does besides in a process that has inherited cursors
 
-    def _begin(self, arguments: dict[str, Any], outage_wait: float) -> None:
+    def _begin(self, arguments: dict[str, Any], connect: bool | None, outage_wait: float) -> None:
         """Read and check the arguments; make nothing."""
         self._doors: dict[int, Any] = {}
         self._metadata: list[DriverInfo] = []
         self._shut = False
         self._outage_wait = plan.checked_wait(outage_wait)
         self._arguments = arguments
-        sketch = self._sketch(connect=False, **arguments)
+        sketch = self._sketch(connect=connect, **arguments)
         self._adopt(sketch)
         self._unborn = Unborn(sketch._topology_settings, self._settle)
         self._now = Now(None, None, self._unborn)

@@ -130,6 +130,10 @@ class Unborn:
     def _description(self) -> TopologyDescription:
         return self.description
 
+    @_description.setter
+    def _description(self, description: TopologyDescription) -> None:
+        self._settle().topology._description = description
+
     def return_server_session(self, *_: Any) -> None:
         """It came from another process: it is not kept."""
 

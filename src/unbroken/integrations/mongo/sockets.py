@@ -10,7 +10,7 @@ import functools
 import time
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pymongo.monitoring import ConnectionClosedReason
@@ -48,7 +48,7 @@ class Sockets:
         """It failed."""
         self.connect_failures += 1
 
-    def note(self, conn: Any, began: float) -> None:
+    def note(self, conn: Any, began: float, closing: Any) -> None:
         """Remember *conn*, a connection of PyMongo's that has just been opened, and hear of its end."""
         self.opened += 1
         self.connect_seconds += time.monotonic() - began
@@ -57,7 +57,7 @@ class Sockets:
         ref = weakref.ref(conn, functools.partial(self._forget, key))
         if fd is not None and who is not None:
             self._known[key] = (ref, fd, who)
-        conn.close_conn = _Closing(ref, self, key)
+        conn.close_conn = closing(ref, self, key)
 
     def _forget(self, key: int, _ref: Any = None) -> None:
         self._known.pop(key, None)
@@ -80,22 +80,28 @@ class Sockets:
             abort(fd, who)
 
 
-class _Closing:
-    """Stands in for a connection's ``close_conn``, to hear the reason; without keeping the connection alive."""
+def _closing(conn_ref: weakref.ref[Any], sockets: Sockets, key: int) -> Callable[[str | None], None]:
+    """What stands in for a connection's ``close_conn``, to hear the reason; without keeping the connection alive."""
 
-    __slots__ = ("_conn", "_key", "_sockets")
+    def close_conn(reason: str | None) -> None:
+        conn = conn_ref()
+        if conn is not None and not conn.closed:
+            sockets.ended(key, reason)
+            type(conn).close_conn(conn, reason)
 
-    def __init__(self, conn: weakref.ref[Any], sockets: Sockets, key: int) -> None:
-        self._conn, self._sockets, self._key = conn, sockets, key
+    return close_conn
 
-    def __call__(self, reason: str | None) -> Any:
-        """Close it. What PyMongo's own gives: None, or a coroutine."""
-        conn = self._conn()
-        if conn is None:
-            return None
-        if not conn.closed:
-            self._sockets.ended(self._key, reason)
-        return type(conn).close_conn(conn, reason)
+
+def _closing_async(conn_ref: weakref.ref[Any], sockets: Sockets, key: int) -> Callable[[str | None], Awaitable[None]]:
+    """As :func:`_closing`, awaited."""
+
+    async def close_conn(reason: str | None) -> None:
+        conn = conn_ref()
+        if conn is not None and not conn.closed:
+            sockets.ended(key, reason)
+            await type(conn).close_conn(conn, reason)
+
+    return close_conn
 
 
 def _descriptor(conn: Any) -> int | None:
@@ -125,7 +131,7 @@ def recording(pool: Any, sockets: Sockets, *, keep: bool = True) -> Any:
         except BaseException:
             sockets.failed()
             raise
-        sockets.note(conn, began)
+        sockets.note(conn, began, _closing)
         return conn
 
     def checkin(self: Any, conn: Any) -> None:
@@ -148,7 +154,7 @@ def recording_async(pool: Any, sockets: Sockets) -> Any:
         except BaseException:
             sockets.failed()
             raise
-        sockets.note(conn, began)
+        sockets.note(conn, began, _closing_async)
         return conn
 
     return type(pool.__name__, (pool,), {"connect": connect})
