@@ -33,7 +33,7 @@ class Item(flask_db.Model):  # type: ignore[name-defined, misc] # peewee makes t
 
 try:
     db.create_tables([Item])
-except peewee.IntegrityError:  # PostgreSQL's IF NOT EXISTS does not keep two workers apart; the other one has made it
+except peewee.DatabaseError:  # PostgreSQL's IF NOT EXISTS does not keep two workers apart; the other one has made it
     db.create_tables([Item])
 
 
