@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.core.entry import Entry
 from unbroken.errors import ConnectRejectedError, OutageError
+from unbroken.flows.leaks import reclaim
 from unbroken.flows.state import State
 from unbroken.flows.steps import Flow, Wait, run, run_async
 from unbroken.sync import Pool
@@ -214,6 +216,32 @@ def test_a_connection_that_ends_before_it_has_its_place_is_lent_to_nobody(world:
     pool = world.new_pool(min_size=1)
     assert world.run(lambda: bool(pool._state.kernel.idle), 1.0)
     assert do(world, pool.acquire).session.open
+
+
+def test_a_connection_given_back_while_it_is_about_to_be_reclaimed_takes_no_other_with_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder drops it at that moment, and the next connection comes to stand where it stood in memory."""
+    addresses = count()
+    monkeypatch.setattr(world, "new_address", lambda: world.free_addresses.pop() if world.free_addresses else next(addresses))
+    pool = world.new_pool(max_size=1)
+    state: State = pool._state
+    held: list[Connection] = [do(world, pool.acquire)]
+    (entry,) = state.kernel.lent.values()
+    abort = State.abort
+
+    def give_back_meanwhile(self: State, entry: Entry, uses: int, cause: Cause) -> bool:
+        ended = abort(self, entry, uses, cause)
+        pool.release(held.pop())
+        held.append(pool.acquire())
+        return ended
+
+    monkeypatch.setattr(State, "abort", give_back_meanwhile)
+    do(world, lambda: reclaim(state, entry, entry.uses))
+    (conn,) = held
+    assert list(state.kernel.lent) == [conn.address]
+    pool.release(held.pop())
+    assert pool.stats().idle == 1
 
 
 def test_who_comes_when_the_server_has_just_come_back_is_served(world: World) -> None:

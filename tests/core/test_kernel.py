@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
@@ -367,6 +368,45 @@ def test_looking_through_idle_survives_a_collection_that_lets_another_thread_in(
             look(kernel)
     finally:
         gc.set_threshold(*before)
+
+
+class Restless(deque[Entry]):
+    """One that others change whenever somebody walks through it: so it is without the interpreter's lock."""
+
+    def __iter__(self) -> Iterator[Entry]:
+        raise RuntimeError("deque mutated during iteration")
+
+
+def test_all_idle_is_found_where_others_change_it_meanwhile() -> None:
+    kernel = Kernel(100)
+    idle = [opened(kernel) for _ in range(70)]  # more than one of a deque's blocks
+    kernel.idle = Restless(kernel.idle)
+    assert kernel.all_idle() == idle
+    kernel.idle.clear()
+    assert kernel.all_idle() == []
+
+
+def test_what_stays_idle_is_found_while_threads_take_and_give() -> None:
+    kernel, stop = Kernel(100), threading.Event()
+    staying = {opened(kernel) for _ in range(70)}
+    for _ in range(3):
+        opened(kernel)
+
+    def take_and_give() -> None:
+        while not stop.is_set():
+            kernel.idle.append(kernel.idle.pop())
+
+    threads = [threading.Thread(target=take_and_give) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(500):
+            assert staying <= set(kernel.all_idle())
+            assert not staying & set(kernel.strays())
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 # -- all of them, interleaved ------------------------------------------------------------------------------------------

@@ -514,6 +514,7 @@ def do_nothing(self: Any) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
+@pytest.mark.timeout(900)  # thousands of stories: on a slow and busy machine that may take minutes
 def test_the_stories_find_a_planted_bug(where: Any, name: str, planted: Any, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(where, name, planted)
     with pytest.raises(Violation, match=found):

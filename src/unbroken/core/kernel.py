@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from unbroken.abc import Cause
@@ -155,7 +156,10 @@ class Kernel:
             del self.entries[entry.key]
 
     def exile(self, entry: Entry) -> bool:
-        """Take a lent entry away from its holder, who still has the object. False: it came back meanwhile."""
+        """Take a lent entry away from its holder, who still has the object. False: it came back meanwhile.
+
+        The asker keeps the object alive, so that no other connection can have its key.
+        """
         if self.lent.pop(entry.key, None) is not entry:
             return False
         self.forget(entry)
@@ -163,6 +167,20 @@ class Kernel:
         return True
 
     # -- what must not stay --------------------------------------------------------------------------------------
+
+    def all_idle(self) -> list[Entry]:
+        """Whatever is idle now, while others go on to take and to give. One that does both meanwhile may be in it twice."""
+        try:
+            # A list, not a tuple: Python 3.11 may collect garbage, and so let other threads in, between a tuple's first
+            # look at a deque and its last.
+            return list(self.idle)
+        except RuntimeError:  # "deque mutated during iteration": an interpreter without a lock of its own lets others in
+            pass
+        found: list[Entry] = []
+        with suppress(IndexError):
+            while True:  # takers and givers work at the other end: what stands before that keeps its number
+                found.append(self.idle[len(found)])
+        return found
 
     def claim(self, entry: Entry) -> bool:
         """Make an idle entry the caller's own. False: somebody else took it first."""
@@ -174,9 +192,7 @@ class Kernel:
 
     def take_stale(self) -> list[Entry]:
         """Remove what must not be lent again from idle: condemned, of an older generation, of a closed pool, or surplus."""
-        # A list, not a tuple: Python 3.11 may collect garbage, and so let other threads in, between a tuple's first look
-        # at a deque and its last ("deque mutated during iteration").
-        stale = [e for e in list(self.idle) if (self.closed or e.generation != self.generation) and self.claim(e)]
+        stale = [e for e in self.all_idle() if (self.closed or e.generation != self.generation) and self.claim(e)]
         for entry in stale:
             entry.condemn(Cause.POOL_CLOSED if self.closed else Cause.DRAINED)
             self.forget(entry)
@@ -202,7 +218,7 @@ class Kernel:
 
         What a worker owns for a moment looks the same: only what is found again and again is one.
         """
-        owned = {id(e) for e in list(self.idle)} | {id(t.entry) for t in list(self.waiting)}
+        owned = {id(e) for e in self.all_idle()} | {id(t.entry) for t in list(self.waiting)}
         return [e for e in list(self.entries.values()) if not (id(e) in owned or self.is_out(e) or e.cause)]
 
     def is_out(self, entry: Entry) -> bool:

@@ -9,6 +9,7 @@ from unbroken.abc import OUTAGE_KINDS, Connection, Fault, FaultKind
 from unbroken.core.entry import Entry
 from unbroken.core.fault import one_line
 from unbroken.errors import ConnectRejectedError
+from unbroken.flows.registry import every
 from unbroken.flows.state import State
 from unbroken.flows.steps import Call, Connect, Flow, Wait
 from unbroken.flows.upkeep import schedule
@@ -148,7 +149,7 @@ def _announce_end(state: State, ended: float | None) -> None:
 def tell_others(state: State) -> None:
     """The other pools of this server may connect again, or one of them must become the prober."""
     with state.server.lock:
-        pools = list(state.server.pools)
+        pools = every(state.server.pools)
     for other in pools:
         if other is not state:
             other.shell.call(other.order)

@@ -6,27 +6,38 @@ import gc
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+#: Asked at call time: an extension module that needs the lock brings it back. Python names it from 3.13 on.
+_one_at_a_time: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
+
+
+def thread_frames() -> dict[int, FrameType] | None:
+    """Where each thread is now, by its ident; None where threads run at once, without a lock of the interpreter's.
+
+    There a frame goes on while somebody else reads it, which may crash the interpreter (Python's free-threading HOWTO).
+    """
+    return sys._current_frames() if _one_at_a_time() else None
+
 
 def describe(ident: int) -> str:
-    """The thread or greenlet with *ident* (``get_ident()`` of whichever ``threading`` knows), and its stack."""
-    frame, name = _thread(ident)
+    """The thread or greenlet with *ident* (``get_ident()`` of whichever ``threading`` knows), and its stack where that may be read."""
+    frames = thread_frames()
+    name = next((thread.name for thread in threading.enumerate() if thread.ident == ident), None)
+    frame, who = (frames or {}).get(ident), f"thread {ident if name is None else name}"
+    if frames is None and name is not None:
+        return f"{who} (without the interpreter's lock another thread's stack cannot be read)"
     if frame is None:
-        frame, name = _greenlet(ident)
+        frame, who = _greenlet(ident, who)
     if frame is None:
-        return f"{name}, which has ended"
+        return f"{who}, which has ended"
     stack = "".join(traceback.format_stack(frame, limit=8)).rstrip()
-    return f"{name}, which is now at:\n{stack}"
+    return f"{who}, which is now at:\n{stack}"
 
 
-def _thread(ident: int) -> tuple[FrameType | None, str]:
-    names = [t.name for t in threading.enumerate() if t.ident == ident]
-    return sys._current_frames().get(ident), f"thread {names[0] if names else ident}"
-
-
-def _greenlet(ident: int) -> tuple[FrameType | None, str]:
+def _greenlet(ident: int, otherwise: str) -> tuple[FrameType | None, str]:
     """Under gevent a thread's ident is its greenlet's id. Looking for it takes milliseconds: only for a report of a leak."""
     module: Any = sys.modules.get("greenlet")
     if module is not None:
@@ -34,4 +45,4 @@ def _greenlet(ident: int) -> tuple[FrameType | None, str]:
             if id(found) == ident and isinstance(found, module.greenlet):
                 frame = found.gr_frame or (sys._getframe() if found is module.getcurrent() else None)
                 return frame, f"greenlet {getattr(found, 'name', ident)}"
-    return None, _thread(ident)[1]
+    return None, otherwise

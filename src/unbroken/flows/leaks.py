@@ -81,7 +81,8 @@ def _report(state: State, entry: Entry, now: float) -> None:
 
 def reclaim(state: State, entry: Entry, uses: int) -> None:
     """End a connection under its holder's hands, safely: shutdown, never close. The pool gets its place back."""
-    if not state.abort(entry, uses, Cause.RECLAIMED):
+    held = entry.anchor if entry.ref is None else entry.ref()  # kept until the end: else a new connection may get its key
+    if held is None or not state.abort(entry, uses, Cause.RECLAIMED):
         return
     with state.lock:
         taken = state.kernel.exile(entry)

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
+
+T = TypeVar("T")
+
+
+def every(things: WeakSet[T]) -> list[T]:
+    """What is in *things* now, while other threads make and drop such."""
+    while True:
+        try:
+            return list(things)
+        except RuntimeError:  # "set changed size during iteration"
+            continue
 
 
 class Registry:
@@ -26,18 +37,11 @@ class Registry:
         """Within the block *meet* is called with every state: those there are, now, and those to come, as they are made."""
         self._watchers.append(meet)
         try:
-            for state in self._all():
+            for state in every(self._states):
                 meet(state)
             yield
         finally:
             self._watchers.remove(meet)
-
-    def _all(self) -> list[Any]:
-        while True:
-            try:
-                return list(self._states)
-            except RuntimeError:  # another thread has made one meanwhile
-                continue
 
 
 registry = Registry()

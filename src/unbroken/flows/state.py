@@ -25,7 +25,7 @@ from unbroken.core.health import Policy
 from unbroken.core.kernel import Kernel, Ticket
 from unbroken.core.unit import Unit, current, is_left_over, testify
 from unbroken.errors import ConnectionLostError, E, PoolClosedError, UnbrokenError, for_driver
-from unbroken.flows.registry import registry
+from unbroken.flows.registry import every, registry
 from unbroken.flows.servers import Server, server_of
 from unbroken.flows.steps import Flow
 from unbroken.net import keepalive, last_words, liveness, severance, traffic
@@ -135,7 +135,7 @@ class State:
     def limit_changed(self) -> None:
         """The server's idle limit was told or learned, or taken back: that concerns all its pools."""
         with self.server.lock:
-            pools = list(self.server.pools)
+            pools = every(self.server.pools)
         for pool in pools:
             pool.decide_policy()
 
@@ -287,7 +287,7 @@ class State:
 
     def sweep(self) -> int:
         """Look at every idle socket in one poll and bury the dead: how many."""
-        by_fd = {e.fd: e for e in list(self.kernel.idle) if e.fd is not None}
+        by_fd = {e.fd: e for e in self.kernel.all_idle() if e.fd is not None}
         if not by_fd:
             return 0
         dead = [by_fd[fd] for fd, look in liveness.sweep(by_fd).items() if look is liveness.Liveness.DEAD]
@@ -299,7 +299,7 @@ class State:
         What forgot one (a NAT, a balancer) forgot the others too, and a caller must not wait for the silence of each.
         """
         since = self.clock() - min(idle, self.fresh_for)
-        return self._evict([e for e in list(self.kernel.idle) if e.last_used <= since], lambda _: (Cause.SILENT_DROP, ""))
+        return self._evict([e for e in self.kernel.all_idle() if e.last_used <= since], lambda _: (Cause.SILENT_DROP, ""))
 
     def _evict(self, entries: list[Entry], why: Callable[[Entry], tuple[Cause, str]]) -> int:
         with self.lock:

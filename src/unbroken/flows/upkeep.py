@@ -50,7 +50,7 @@ def _is_due(state: State, now: float) -> bool:
         return True
     spare = len(state.kernel.entries) > state.kernel.min_size
     policy = state.policy
-    for entry in list(state.kernel.idle):
+    for entry in state.kernel.all_idle():
         if policy.overdue(entry, now, spare=spare) or (not spare and policy.wants_exercise(entry, now)):
             return True
     for entry in list(state.kernel.lent.values()):
@@ -74,7 +74,7 @@ def upkeep(state: State) -> Flow[None]:
 
 def _tend_idle(state: State) -> Flow[None]:
     now = state.clock()
-    for entry in list(state.kernel.idle):
+    for entry in state.kernel.all_idle():
         with state.lock:
             spare = len(state.kernel.entries) > state.kernel.min_size
             cause = state.policy.overdue(entry, now, spare=spare)
