@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +16,40 @@ from unbroken.testing.servers import MariaDB, MongoDB, MySQL, PostgreSQL
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; the programs that tests interrupt would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+#: What tests call a library that has not been released for free-threaded Pythons, or would bring the lock back: by its module.
+_LIBRARIES = {
+    "mysqldb": "MySQLdb", "mysqlclient": "MySQLdb", "mariadbconnector": "mariadb", "psycopg2": "psycopg2", "asyncpg": "asyncpg",
+    "mysqlconnector_c": "_mysql_connector", "asyncmy": "asyncmy", "uvloop": "uvloop", "gevent": "gevent",
+}  # fmt: skip
+_FREE = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+_MISSING = {name for name, module in _LIBRARIES.items() if _FREE and find_spec(module) is None}
+
+
+def pytest_report_header() -> str | None:
+    """On a free-threaded Python only: what is not run."""
+    return f"free-threaded, without {', '.join(sorted(_MISSING))}" if _MISSING else None
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What was to be tested without the interpreter's lock must have been: a module that needs it brings it back."""
+    if _FREE and sys._is_gil_enabled():  # type: ignore[attr-defined] # from Python 3.13 on
+        print("\nthe interpreter's lock was brought back by a module that was imported")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Files that are about such a library."""
+    about = {"test_gevent.py": "gevent", "test_async_loops.py": "uvloop", "test_async_storm.py": "uvloop"}
+    return about.get(collection_path.name) in _MISSING or None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that are given the name of such a library."""
+    left_out = [item for item in items if _MISSING & set(item.name.partition("[")[2].rstrip("]").split("-"))]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

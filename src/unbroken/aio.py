@@ -395,7 +395,7 @@ class AsyncPool:
         """Ping every idle connection now, replace the dead, and make sure that the server answers."""
         state = self._current()
         state.sweep()
-        for entry in list(state.kernel.idle):
+        for entry in state.kernel.all_idle():
             if state.kernel.claim(entry) and await run_async(ping(state, entry, state.settings.ping_timeout), state.shell.do):  # type: ignore[attr-defined] # a LoopShell
                 state.put(entry, entry.conn)
         await self.release(await self.acquire(timeout))

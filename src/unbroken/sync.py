@@ -384,7 +384,7 @@ class Pool:
         state = self._current()
         do = state.shell.do  # type: ignore[attr-defined] # a ThreadShell
         state.sweep()
-        for entry in list(state.kernel.idle):
+        for entry in state.kernel.all_idle():
             with state.lock:
                 mine = state.kernel.claim(entry)
             if mine and run(ping(state, entry, state.settings.ping_timeout), do):

@@ -14,7 +14,7 @@ from unbroken.core.entry import Entry
 from unbroken.flows.holder import describe
 from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run
 from unbroken.net.severance import abort, identity
-from unbroken.net.signals import unsignalled
+from unbroken.net.signals import start_thread
 from unbroken.net.watcher import ThreadWatcher
 
 log = logging.getLogger("unbroken")
@@ -49,8 +49,7 @@ class ThreadShell:
 
     def spawn(self, flow: Flow[Any], name: str) -> None:
         """Run *flow* on a daemon thread. Raises RuntimeError where no thread can be started."""
-        with unsignalled():
-            threading.Thread(target=self._run_logged, args=(flow,), name=f"unbroken-{name}", daemon=True).start()
+        start_thread(self._run_logged, flow, name=f"unbroken-{name}")
 
     def _run_logged(self, flow: Flow[Any]) -> None:
         try:

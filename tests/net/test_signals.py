@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import signal
 import subprocess
 import sys
 import threading
 
-from unbroken.net.signals import unsignalled
+from unbroken.net.signals import start_thread, unsignalled
 
 
 def mask() -> set[int]:
@@ -60,3 +61,20 @@ def test_greenlets_have_no_signals_of_their_own() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
+
+
+def test_a_thread_for_everybody_is_in_nobodys_context_and_takes_no_signals() -> None:
+    var: contextvars.ContextVar[str] = contextvars.ContextVar("var", default="nobody's")
+    seen: list[object] = []
+
+    def work(word: str) -> None:
+        seen.extend([word, var.get(), signal.SIGTERM in mask()])
+
+    token = var.set("mine")
+    try:
+        thread = start_thread(work, "word", name="for everybody")
+        thread.join(10)
+    finally:
+        var.reset(token)
+    assert seen == ["word", "nobody's", True]
+    assert (thread.name, thread.daemon) == ("for everybody", True)

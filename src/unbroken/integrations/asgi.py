@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from time import monotonic
@@ -15,6 +14,7 @@ from typing import Any, TypeAlias
 
 from unbroken import aio
 from unbroken.core import unit as units
+from unbroken.flows.holder import thread_frames
 from unbroken.integrations import _health
 from unbroken.integrations._http import HttpSettings, Swallowed, answer_to, fault_of, json_page, log, page, report, swallowed
 
@@ -275,7 +275,9 @@ async def _in_any_case(end: Coroutine[Any, Any, None]) -> None:
 
 async def _end(made: Any, struck: bool) -> None:
     if struck and not inspect.iscoroutinefunction(made.close) and not await _let_go(made):
-        log.warning("a session is still in use on a thread %.0f s after its request was cancelled; it is left to that thread", LONG)
+        log.warning(
+            "a session may still be in use on a thread, after up to %.0f s; its request was cancelled, and it is left to that thread", LONG
+        )
         return
     try:
         if not struck:
@@ -293,6 +295,8 @@ async def _end(made: Any, struck: bool) -> None:
 async def _let_go(made: Any) -> bool:
     """Wait until no thread has the session *made* in its hands: a thread that runs an endpoint goes on when its task is cancelled,
     and a session, or its connection, must not be closed under it."""
+    if thread_frames() is None:
+        return False  # nobody can tell
     until = monotonic() + LONG
     while _is_in_hand(made):
         if monotonic() > until:
@@ -303,7 +307,7 @@ async def _let_go(made: Any) -> bool:
 
 def _is_in_hand(made: Any) -> bool:
     me = threading.get_ident()
-    for thread, top in sys._current_frames().items():
+    for thread, top in (thread_frames() or {}).items():
         frame: Any = top if thread != me else None
         while frame is not None:
             if any(value is made for value in frame.f_locals.values()):

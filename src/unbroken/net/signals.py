@@ -1,4 +1,6 @@
-"""Threads that take no signals: these are for the main thread, or for the web server that owns the process.
+"""Threads that work for everybody: in nobody's context, and without signals.
+
+Signals are for the main thread, or for the web server that owns the process.
 
 The kernel hands a signal that is sent to a process to any of its threads that does not block it. uWSGI's handler then ends the worker
 from within that thread: Python waits there for the main thread, which waits for the next request, and the worker never ends.
@@ -8,9 +10,13 @@ from __future__ import annotations
 
 # The C module itself: signal makes an enumeration of all 64 each time, which takes 45 µs instead of 9.
 import _signal  # type: ignore[import-not-found]
+import contextvars
 import signal
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from unbroken.net.patched import threads_are_greenlets
 
@@ -33,3 +39,15 @@ def unsignalled() -> Iterator[None]:
         yield
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+
+
+def start_thread(function: Callable[..., object], *args: Any, name: str) -> threading.Thread:
+    """Start a daemon thread that takes no signals and is in no unit of work, whoever starts it.
+
+    A free-threaded Python 3.14 has a thread inherit the context of who starts it. Raises RuntimeError where none can be started.
+    """
+    apart: dict[str, Any] = {"context": contextvars.Context()} if sys.version_info >= (3, 14) else {}
+    thread = threading.Thread(target=function, args=args, name=name, daemon=True, **apart)
+    with unsignalled():
+        thread.start()
+    return thread

@@ -32,7 +32,7 @@ from unbroken.net.liveness import Liveness, look
 from unbroken.net.patched import threads_are_greenlets
 from unbroken.net.selector import Selector, new_selector
 from unbroken.net.severance import fork_mark, identity
-from unbroken.net.signals import unsignalled
+from unbroken.net.signals import start_thread
 from unbroken.net.wake import Wake, wait
 
 __all__ = ["LoopWatcher", "ThreadWatcher", "Timer", "Watcher"]
@@ -214,14 +214,10 @@ class ThreadWatcher(Watcher):
             self._selector = new_selector()
             self._selector.add_reader(self._wake.fd)
         if self._thread is None:
-            thread = threading.Thread(target=self._run, name="unbroken-watcher", daemon=True)
             try:
-                with unsignalled():
-                    thread.start()
+                self._thread = start_thread(self._run, name="unbroken-watcher")
             except RuntimeError:  # no thread to be had now, or the interpreter is ending: deaths are found at acquire
                 _logger.warning("no thread for the watcher; timers wait until one can be started", exc_info=True)
-            else:
-                self._thread = thread
         return self._selector
 
     def _run(self) -> None:

@@ -32,7 +32,7 @@ class Poolish:
         """Close the connections that nobody uses."""
         if self._made is not None:
             state = self._made._current()
-            for entry in list(state.kernel.idle):
+            for entry in state.kernel.all_idle():
                 with state.lock:
                     taken = state.kernel.take([entry])
                 for each in taken:
@@ -77,4 +77,4 @@ class Poolish:
     @property
     def _connections(self: Any) -> list[Any]:
         """playhouse's, for those who count it."""
-        return [] if self._made is None else list(self._made._current().kernel.idle)
+        return [] if self._made is None else self._made._current().kernel.all_idle()

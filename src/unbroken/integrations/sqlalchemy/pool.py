@@ -95,7 +95,7 @@ class _Unbroken(sqla_pool.QueuePool):
             if not body.mark[0]:
                 self._enter()
                 return
-            for entry in list(body.kernel.idle):
+            for entry in body.kernel.all_idle():
                 entry.condemn(Cause.DRAINED)
         super().dispose()
 
