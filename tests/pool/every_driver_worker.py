@@ -1,6 +1,6 @@
 """One driver's pool in a process of its own, told by lines on stdin what to do, answering each with a line of JSON.
 
-Run by test_every_driver.py and test_fork_wire.py: python every_driver_worker.py DRIVER URL
+Run by every_driver.py: python every_driver_worker.py DRIVER URL
 """
 
 from __future__ import annotations
@@ -221,13 +221,18 @@ def one_child(way: str) -> dict[str, Any]:
         process.join(20)
         return {"status": process.exitcode, "session": int(said or 0)}
     how, leave = (raw_fork if "raw" in way else os.fork), (os._exit if "_exit" in way else sys.exit)
+    inherited = [] if ASYNC else [entry.conn for entry in body.pool._state.kernel.entries.values()]
     reader, writer = os.pipe()
     pid = how()
     if pid == 0:
         faulthandler.dump_traceback_later(20, exit=True)
+        if "closes its parent's" in way:
+            for conn in inherited:
+                body.pool._driver.close(conn)
+        del inherited[:]
         if way == "never touches the pool":
             gc.collect()
-        else:
+        elif "and that is all" not in way:
             _ask_and_tell(writer)
         leave(0)
     os.close(writer)

@@ -18,6 +18,12 @@ def raw_fork() -> int:
     in the middle of asking for it, a child inherits a condition variable with a waiter that does not exist there, and hangs
     at its own next switch of threads, whatever it does: seen in ``drop_gil``, once in some hundred forks under load.
     """
+    wait_for_rest()
+    return int(_fork())
+
+
+def wait_for_rest() -> None:
+    """Until no other thread of this process runs or waits for the interpreter's lock."""
     deadline = time.monotonic() + 20
     before = None
     while (now := _others()) != before or any(state not in ("S", "D") for state, _ in now.values()):
@@ -25,7 +31,6 @@ def raw_fork() -> int:
             raise TimeoutError(f"the other threads do not come to rest: {now}")
         before = now
         time.sleep(0.005)  # who waits for the lock gets it now
-    return int(_fork())
 
 
 def _others() -> dict[str, tuple[str, str]]:

@@ -6,55 +6,23 @@ them together, once per server, and each test looks at one driver's part of that
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from unbroken.testing.servers import MariaDB, MySQL, PostgreSQL, Server
+from unbroken.testing.servers import PostgreSQL, Server
 
-WORKER = Path(__file__).with_name("every_driver_worker.py")
-MYSQL = ["pymysql", "mysqldb", "mariadbconnector", "mysqlconnector", "mysqlconnector_c", "aiomysql", "asyncmy", "mysqlconnector_async"]
-POSTGRESQL = ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"]
-KINDS: dict[str, tuple[type[Server], list[str]]] = {
-    "mariadb": (MariaDB, MYSQL), "mysql": (MySQL, MYSQL), "postgresql": (PostgreSQL, POSTGRESQL),
-}  # fmt: skip
+from .every_driver import KINDS, Worker, url_of
+
 ROWS = [
     pytest.param((kind, driver, tls), id=f"{kind}-{driver}-{'tls' if tls else 'plain'}")
     for kind, (_, drivers) in KINDS.items()
     for driver in drivers
     for tls in (False, True)
 ]
-
-
-class Worker:
-    """A driver's process."""
-
-    def __init__(self, driver: str, url: str) -> None:
-        self.driver = driver
-        self._process = subprocess.Popen(
-            [sys.executable, str(WORKER), driver, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def tell(self, command: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        return json.loads(line) if line else {"failed": f"it ended with status {self._process.wait(5)}"}
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
 
 
 class Fleet:
@@ -111,17 +79,6 @@ def _until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def _url(server: Server, driver: str, tls: bool) -> str:
-    query: dict[str, object] = {}
-    if isinstance(server, PostgreSQL):
-        query = {"sslmode": "verify-ca", "sslrootcert": str(server.ca_file)} if tls else {"sslmode": "disable"}
-    elif tls:
-        query = {"ssl_ca": str(server.ca_file)}
-    if driver == "mysqlconnector_c":
-        query |= {"use_pure": "false", "read_timeout": 2}  # nothing else would end a call on a frozen server
-    return server.url(driver.removesuffix("_async").removesuffix("_c"), **query)
-
-
 @pytest.fixture(scope="module")
 def fleets() -> Iterator[Callable[[str], Fleet]]:
     """The fleet of a kind of server, when all has been played: made for the first test that asks for it."""
@@ -133,7 +90,7 @@ def fleets() -> Iterator[Callable[[str], Fleet]]:
                 cls, drivers = KINDS[kind]
                 with ExitStack() as here:
                     server = here.enter_context(cls(tls=True))
-                    workers = {(name, tls): Worker(name, _url(server, name, tls)) for name in drivers for tls in (False, True)}
+                    workers = {(name, tls): Worker(name, url_of(server, name, tls)) for name in drivers for tls in (False, True)}
                     for worker in workers.values():
                         here.callback(worker.close)
                     made[kind] = Fleet(server, workers)
