@@ -11,6 +11,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import threading
 import time
@@ -155,6 +156,8 @@ def own_body(request: pytest.FixtureRequest) -> Iterator[Body]:
 # ---------------------------------------------------------------------------------------------- the blocking pool
 
 DRIVERS = ["pymysql", "mysqldb", "psycopg"]
+if sysconfig.get_config_var("Py_GIL_DISABLED"):  # mysqlclient brings the lock back
+    DRIVERS = ["pymysql", "psycopg", "pg8000"]
 _numbers = count(1)
 
 
@@ -178,7 +181,7 @@ class Face:
 
     def __init__(self, name: str, server: Server, stack: ExitStack) -> None:
         self.name, self.server, self._stack = name, server, stack
-        self.is_mysql = name != "psycopg"
+        self.is_mysql = name not in ("psycopg", "pg8000")
 
     def url(self, **query: object) -> str:
         return self.server.url(self.name, **query)
@@ -195,8 +198,8 @@ class Face:
 
     def do(self, conn: Any, sql: str, *args: Any) -> list[tuple[Any, ...]]:
         with conn.cursor() as cursor:
-            cursor.execute(sql, args or None)
-            return list(cursor.fetchall()) if cursor.description else []
+            cursor.execute(sql, args or (() if self.name == "pg8000" else None))
+            return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
 
     def ask(self, conn: Any, sql: str) -> Any:
         return self.do(conn, sql)[0][0]
@@ -241,7 +244,7 @@ def faces() -> Iterator[Callable[[str, Server], Face]]:
 
 
 def _shared(name: str, request: pytest.FixtureRequest) -> Server:
-    server: MariaDB | PostgreSQL = request.getfixturevalue("postgres" if name == "psycopg" else "mariadb")
+    server: MariaDB | PostgreSQL = request.getfixturevalue("postgres" if name in ("psycopg", "pg8000") else "mariadb")
     return server
 
 
@@ -254,7 +257,7 @@ def face(request: pytest.FixtureRequest, faces: Callable[[str, Server], Face]) -
 @pytest.fixture(params=DRIVERS)
 def own_face(request: pytest.FixtureRequest, faces: Callable[[str, Server], Face]) -> Face:
     """Each driver in turn, on a server of its own that may be stopped, killed, frozen and set up."""
-    make = request.getfixturevalue("new_postgres" if request.param == "psycopg" else "new_mariadb")
+    make = request.getfixturevalue("new_postgres" if request.param in ("psycopg", "pg8000") else "new_mariadb")
     return faces(request.param, make())
 
 

@@ -109,7 +109,10 @@ def fork_mark() -> ForkMark:
 
     Also after a ``fork`` that Python does not see (uWSGI, a C library). A child makes its own.
     """
-    return _wiped_page() or _PidMark()
+    page = _wiped_page()
+    # A view: a free-threaded Python locks the page itself at each look, and a child that Python does not see being made may inherit
+    # that lock held.
+    return _PidMark() if page is None else memoryview(page)
 
 
 def _wiped_page() -> mmap.mmap | None:
