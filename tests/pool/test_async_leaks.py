@@ -12,6 +12,9 @@ import pytest
 
 import unbroken
 
+#: The pool promises one second; the rest is for machines that are busy with something else.
+SOON = 3.0
+
 
 def told(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name.startswith("unbroken") and words in record.getMessage()]
@@ -102,9 +105,11 @@ def test_forgotten_connections_come_back_are_told_and_leave_no_session(body: Any
             conns = await asyncio.gather(*(pool.acquire() for _ in range(3)))
             assert pool.stats().size == 3
             await body.until(lambda: len(body.ids()) == 3)  # the forgotten ones have ended on the server too
-            await body.until(lambda: not body.close_waits(), 1.0)
+            await body.until(lambda: not body.close_waits(), SOON)
             for conn in conns:
                 await pool.release(conn)
+            # A new connection may be given the address, and with it the place, of one whose end nobody has noted yet.
+            await body.until(lambda: pool.stats().leaked == 7)
             messages = told(caplog, "forgotten")
             assert len(messages) == 7, (pool.stats(), messages)
             assert all("test_async_leaks.py" in text and "forget" in text for text in messages)
@@ -209,7 +214,7 @@ def test_reclaim_ends_a_connection_under_its_holders_hands_and_gives_the_place_b
             await pool.release(other)
             assert pool.stats().closed == {"reclaimed": 1}
             await body.until(lambda: len(body.ids()) == 1)
-            await body.until(lambda: not body.close_waits(), 1.0)
+            await body.until(lambda: not body.close_waits(), SOON)
 
     body.run(main())
 

@@ -101,7 +101,7 @@ def test_a_forgotten_connection_comes_back_by_itself_and_is_reported_with_its_pl
     forget(pool)
     with pool.connection() as conn:  # there is only one place
         assert face.ask(conn, "SELECT 1") == 1
-    until(lambda: warnings(caplog))
+    until(lambda: pool.stats().closed)
     assert f"{__file__}:{line_of(forget)} in forget" in warnings(caplog)[0]
     assert "forgotten" in warnings(caplog)[0]
     assert pool.stats().closed == {"forgotten": 1}
@@ -115,7 +115,7 @@ def test_a_forgotten_connection_is_found_without_any_traffic(face, until):
     assert pool.stats().size == 0
 
 
-def test_connections_forgotten_in_reference_cycles_come_back_too(face):
+def test_connections_forgotten_in_reference_cycles_come_back_too(face, until):
     pool = face.pool(max_size=3, acquire_timeout=10)
 
     class Cycle:
@@ -130,7 +130,7 @@ def test_connections_forgotten_in_reference_cycles_come_back_too(face):
             assert face.ask(conn, "SELECT 1") == 1
     finally:
         gc.enable()
-    assert pool.stats().closed["forgotten"] == 3
+    until(lambda: pool.stats().closed == {"forgotten": 3})  # a new one may have the address, and so the place, of one not noted yet
     assert pool.stats().used == 0
 
 
@@ -192,7 +192,7 @@ def test_reclaim_ends_a_held_connection_and_the_pool_gets_its_place_back(face, u
     gone = weakref.ref(held)
     del held
     gc.collect()
-    assert gone() is None  # nobody keeps it
+    until(lambda: gone() is None)  # nobody keeps it; the thread that took it away may be a moment longer at its end
     assert pool._state.kernel.exiled == {}
     assert face.stored(table) == []
     stats = pool.stats()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -199,14 +201,30 @@ def test_what_waits_to_be_read_is_not_taken_for_a_death(postgres, faces, until):
     assert pool.stats().opened == 1
 
 
+@contextmanager
+def no_lower_descriptor_free(number):
+    """Within the block *number* is what the kernel gives next, once it is closed."""
+    with ExitStack() as stack:
+        while (taken := os.open(os.devnull, os.O_RDONLY)) < number:
+            stack.callback(os.close, taken)
+        os.close(taken)
+        yield
+
+
+def is_open(number):
+    return os.path.lexists(f"/proc/self/fd/{number}")
+
+
 def test_the_descriptors_number_of_a_forgotten_connection_may_be_in_use_again(own_face, until):
     """What was forgotten is closed by its driver; by the time the pool hears of it, its number may be another's."""
     face = own_face
     pool = face.pool(max_size=2)
     conn = pool.acquire()
     number = pool._driver.fileno(conn)
-    del conn  # forgotten; nobody has looked yet
-    fresh = pool.acquire()
+    with no_lower_descriptor_free(number):
+        del conn  # forgotten; nobody has looked yet
+        until(lambda: not is_open(number))  # the thread that opened it may be a moment longer at its end than we
+        fresh = pool.acquire()
     assert pool._driver.fileno(fresh) == number
     mine = face.session(fresh)
     until(lambda: pool.stats().closed == {"forgotten": 1})
