@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from unbroken.abc import Target
 from unbroken.drivers.url import near
 from unbroken.errors import ConfigurationError
+from unbroken.net.forks import Connecting
 from unbroken.settings import Settings
 
 T = TypeVar("T")
@@ -92,9 +93,10 @@ _MARK = "_unbroken_connecting"
 
 
 def dial(make: Callable[[], T]) -> T:
-    """Call *make*, and mark what it raises as coming out of an attempt to connect (see :func:`from_connect`)."""
+    """Call *make*, which connects, not while this process forks; mark what it raises as coming out of that (see :func:`from_connect`)."""
     try:
-        return make()
+        with Connecting():
+            return make()
     except BaseException as error:
         mark(error)
         raise
@@ -103,7 +105,8 @@ def dial(make: Callable[[], T]) -> T:
 async def dial_async(make: Callable[[], Awaitable[T]]) -> T:
     """As :func:`dial`, awaited."""
     try:
-        return await make()
+        async with Connecting():
+            return await make()
     except BaseException as error:
         mark(error)
         raise

@@ -229,11 +229,16 @@ class _Answer:
             _mysql.answered(conn, pending, error, alive)
 
 
-#: Held while the CA store is loaded, and during a fork: OpenSSL's own locks would stay locked for ever in a child that is
-#: forked in the middle of it.
-_loading = threading.RLock()
+_loading = threading.Lock()  # one thread loads the CA store, the others wait for it
+
+
+def _after_fork_in_child() -> None:
+    global _loading
+    _loading = threading.Lock()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _with_shared_tls(base: Any) -> Any:
