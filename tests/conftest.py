@@ -45,8 +45,9 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that are given the name of such a library."""
-    left_out = [item for item in items if _MISSING & set(item.name.partition("[")[2].rstrip("]").split("-"))]
+    """Tests that have the name of such a library in their own, or are given it."""
+    names = [{*item.name.partition("[")[0].split("_"), *item.name.partition("[")[2].rstrip("]").split("-")} for item in items]
+    left_out = [item for item, words in zip(items, names, strict=True) if _MISSING & words]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

@@ -351,7 +351,8 @@ def test_a_thread_without_the_context_reports_to_the_unit_that_its_connection_jo
     token = enter(unit)
     unit.join(7)
     found: list[Unit | None] = []
-    thread = threading.Thread(target=lambda: found.extend([current(), current(7), current(8)]))
+    look = lambda: found.extend([current(), current(7), current(8)])  # noqa: E731
+    thread = threading.Thread(target=contextvars.Context().run, args=(look,))  # a free-threaded Python's thread inherits else
     thread.start()
     thread.join(10)
     assert found == [None, unit, None]

@@ -52,7 +52,7 @@ def test_a_signal_that_comes_meanwhile_is_handled_afterwards() -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_greenlets_have_no_signals_of_their_own() -> None:
+def test_greenlets_of_gevent_have_no_signals_of_their_own() -> None:
     program = (
         "from gevent import monkey; monkey.patch_all()\n"
         "import signal\n"

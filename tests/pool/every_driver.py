@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import sysconfig
 from contextlib import AbstractContextManager, closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,13 @@ from unbroken.testing.servers import MariaDB, MySQL, PostgreSQL, Server
 WORKER = Path(__file__).with_name("every_driver_worker.py")
 MYSQL = ["pymysql", "mysqldb", "mariadbconnector", "mysqlconnector", "mysqlconnector_c", "aiomysql", "asyncmy", "mysqlconnector_async"]
 POSTGRESQL = ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"]
+if sysconfig.get_config_var("Py_GIL_DISABLED"):  # some have no release for free-threaded Pythons
+    for _name, _module in {
+        "mysqldb": "MySQLdb", "mariadbconnector": "mariadb", "mysqlconnector_c": "_mysql_connector", "psycopg2": "psycopg2",
+        "asyncpg": "asyncpg",
+    }.items():  # fmt: skip
+        if find_spec(_module) is None:
+            (POSTGRESQL if _name in POSTGRESQL else MYSQL).remove(_name)
 KINDS: dict[str, tuple[type[Server], list[str]]] = {
     "mariadb": (MariaDB, MYSQL), "mysql": (MySQL, MYSQL), "postgresql": (PostgreSQL, POSTGRESQL),
 }  # fmt: skip

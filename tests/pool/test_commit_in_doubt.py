@@ -20,9 +20,9 @@ import pytest
 from unbroken import Pool
 from unbroken.testing.servers import MariaDB, MySQL, PostgreSQL, Server
 
+from .every_driver import MYSQL, POSTGRESQL
+
 WORKER = Path(__file__).with_name("commit_in_doubt_worker.py")
-MYSQL = ["pymysql", "mysqldb", "mariadbconnector", "mysqlconnector", "mysqlconnector_c", "aiomysql", "asyncmy", "mysqlconnector_async"]
-POSTGRESQL = ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"]
 KINDS: dict[str, type[Server]] = {"mariadb": MariaDB, "mysql": MySQL, "postgresql": PostgreSQL}
 ROWS = [
     *(("mariadb", name) for name in MYSQL),
