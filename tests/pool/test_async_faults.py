@@ -14,6 +14,9 @@ import pytest
 
 import unbroken
 
+#: The pool promises one second; the rest is for machines that are busy with something else.
+SOON = 3.0
+
 # ---------------------------------------------------------------------------------------------- dying while idle
 
 
@@ -23,8 +26,8 @@ def test_what_is_killed_while_idle_is_evicted_without_traffic_and_is_no_error(bo
             for _ in range(3):
                 await body.fill(pool, 5)
                 await asyncio.to_thread(body.server.kill_sessions)
-                await body.until(lambda: pool.stats().size == 0, 1.0)
-                await body.until(lambda: body.close_waits() == 0, 1.0)
+                await body.until(lambda: pool.stats().size == 0, SOON)
+                await body.until(lambda: body.close_waits() == 0, SOON)
             assert await asyncio.gather(*(use(body, pool) for _ in range(20)))
             assert sum(pool.stats().closed.values()) == 15
             assert pool.stats().pings == 0
@@ -61,7 +64,7 @@ def test_one_that_is_killed_costs_the_others_nothing(body: Any) -> None:
         async with body.pool(max_size=4) as pool:
             ids = await body.fill(pool, 4)
             await asyncio.to_thread(body.server._kill_session, ids[0])
-            await body.until(lambda: pool.stats().size == 3, 1.0)
+            await body.until(lambda: pool.stats().size == 3, SOON)
             assert set(ids[1:]) <= set(await body.fill(pool, 4))
             assert pool.stats().opened == 5
 
@@ -82,10 +85,11 @@ def test_the_servers_idle_limit_is_no_error(own_body: Any) -> None:
         async with body.pool(max_size=4, observers=(see,), max_idle=100) as pool:
             await body.fill(pool, 4)
             pool._current().policy = replace(pool._current().policy, idle_limit=math.inf)  # so that the server is first
-            await body.until(lambda: not body.ids(), 5.0)
-            await body.until(lambda: pool.stats().size == 0, 1.0)
-            await body.until(lambda: body.close_waits() == 0, 1.0)
-            assert len(set(await asyncio.gather(*(use(body, pool) for _ in range(8))))) <= 4
+            await body.until(lambda: not body.ids())
+            await body.until(lambda: pool.stats().size == 0, SOON)
+            await body.until(lambda: body.close_waits() == 0, SOON)
+            used = set(await asyncio.gather(*(use(body, pool) for _ in range(8))))
+            assert len(used) <= len(ends)  # on a slow machine the limit may strike again: one more for each that ended since
             assert pool.stats().idle_limit == 1.0
             assert [end["cause"] for end in ends[:4]] == ["idle limit"] * 4
             if body.name == "psycopg":  # asyncpg keeps the server's last words to itself, MariaDB has none
@@ -122,7 +126,7 @@ def test_last_words_that_the_loop_has_read_already_are_heard(body: Any) -> None:
             await pool.release(conn)
             reader.feed_data((len(text) + 1).to_bytes(3, "little") + b"\0\xff" + text)
             await asyncio.to_thread(body.server._kill_session, me)
-            await body.until(lambda: pool.stats().size == 0, 1.0)
+            await body.until(lambda: pool.stats().size == 0, SOON)
             assert pool.stats().closed == {"idle limit": 1}
 
     body.run(main())
@@ -146,7 +150,7 @@ def test_what_the_application_closes_itself_is_not_lent_again(body: Any) -> None
             for _ in range(3):
                 ids = await body.fill(pool, 2)
             await asyncio.to_thread(body.server._kill_session, ids[0])
-            await body.until(lambda: pool.stats().size == 1, 1.0)  # each descriptor is still watched
+            await body.until(lambda: pool.stats().size == 1, SOON)  # each descriptor is still watched
 
     body.run(main())
 
@@ -170,7 +174,7 @@ def test_what_dies_in_use_is_the_drivers_error_and_gone(body: Any) -> None:
             assert pool.stats().size == 0
             if body.name == "psycopg":  # the others lose the server's word for it
                 assert pool.stats().closed == {"killed": 1}
-            await body.until(lambda: not body.close_waits(), 1.0)
+            await body.until(lambda: not body.close_waits(), SOON)
             await use(body, pool)
 
     body.run(main())
@@ -247,7 +251,7 @@ def test_traffic_goes_on_through_a_restart(own_body: Any, how: str) -> None:
             stop = True
             await asyncio.gather(*tasks)
             assert errors == []
-            await body.until(lambda: body.close_waits() == 0, 1.0)
+            await body.until(lambda: body.close_waits() == 0, SOON)
             await body.until(lambda: pool.stats().idle == pool.stats().size <= 4)
             assert (pool.stats().outages, pool.stats().away_for) == (1, 0.0)
 
@@ -363,7 +367,7 @@ def test_a_frozen_server_holds_nobody_longer_than_the_time_given(own_body: Any) 
             assert await asyncio.gather(*(use(body, pool) for _ in range(6)))
             await body.until(lambda: pool.stats().idle == pool.stats().size <= 2)
             await body.until(lambda: len(body.ids()) <= 2)
-            await body.until(lambda: body.close_waits() == 0, 1.0)
+            await body.until(lambda: body.close_waits() == 0, SOON)
 
     body.run(main())
 
@@ -380,6 +384,7 @@ def test_a_slow_statement_ends_at_the_deadline(body: Any, way: str) -> None:
                 async with pool.connection(**options) as conn:
                     await work(conn)
 
+            await pool.check()  # the deadline is for the statement, not for a slow machine's connect
             started = time.monotonic()
             if way == "run":
                 error = await body.outcome(pool.run(work, deadline=0.3))
@@ -446,7 +451,7 @@ def silent() -> Iterator[_Silent]:
 def test_a_connect_without_an_answer_is_bounded(body: Any, silent: _Silent) -> None:
     async def main() -> None:
         url = body.server.url(body.name).replace(f":{body.server.port}/", f":{silent.port}/")
-        async with body.pool(url=url, connect_timeout=0.2, acquire_timeout=0.7) as pool:
+        async with body.pool(url=url, connect_timeout=0.2, acquire_timeout=1.5) as pool:
             started = time.monotonic()
             errors = await asyncio.gather(*(body.outcome(pool.acquire()) for _ in range(5)))
             assert time.monotonic() - started < 4.0
@@ -466,13 +471,14 @@ def test_a_statements_own_timeout_is_neither_a_loss_nor_run_again(body: Any) -> 
                 nonlocal calls
                 calls += 1
                 if body.is_asyncpg:
-                    await conn.execute("SELECT pg_sleep(3)", timeout=0.1)
+                    await conn.execute("SELECT pg_sleep(20)", timeout=0.1)
                 else:
-                    await asyncio.wait_for(body.slow(conn, 3), 0.1)
+                    await asyncio.wait_for(body.slow(conn, 20), 0.1)
 
             assert type(await body.outcome(pool.run(work))) is TimeoutError
             assert calls == 1
-            assert await asyncio.wait_for(pool.run(body.who), 2.0)
+            assert await asyncio.wait_for(pool.run(body.who), 10.0)
+        await asyncio.to_thread(body.server.kill_sessions)
 
     body.run(main())
 

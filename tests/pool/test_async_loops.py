@@ -18,6 +18,9 @@ import uvloop
 
 import unbroken
 
+#: The pool promises one second; the rest is for machines that are busy with something else.
+SOON = 3.0
+
 
 async def use(body: Any, pool: unbroken.AsyncPool) -> int:
     async with pool.connection() as conn:
@@ -357,8 +360,8 @@ def test_uvloop_sees_the_deaths_of_idle_connections(on_uvloop: Any) -> None:
             for _ in range(5):
                 await body.fill(pool, 4)
                 await asyncio.to_thread(body.server.kill_sessions)
-                await body.until(lambda: pool.stats().size == 0, 1.0)
-                await body.until(lambda: body.close_waits() == 0, 1.0)
+                await body.until(lambda: pool.stats().size == 0, SOON)
+                await body.until(lambda: body.close_waits() == 0, SOON)
             assert await asyncio.gather(*(use(body, pool) for _ in range(20)))
 
     body.run(main())

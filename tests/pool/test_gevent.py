@@ -5,22 +5,39 @@ from __future__ import annotations
 import pytest
 
 HEAD = """
-from gevent import monkey; monkey.patch_all()
+import _thread, time
+from gevent import monkey; real = _thread.start_new_thread, time.sleep; monkey.patch_all()
 import sys, threading, time
 import gevent
 import unbroken
 from unbroken.testing.servers import MariaDB, PostgreSQL
 
 name, mysql = sys.argv[1], sys.argv[1] != "psycopg"
-beats, stop = [], []
+beats, ticks, stop = [], [], []
 
 def heart():
     while not stop:
         beats.append(time.monotonic())
         gevent.sleep(0.005)
 
-def longest_silence():
-    return max(b - a for a, b in zip(beats, beats[1:]))
+def clock():
+    "A thread of the system's: it stops only when the machine has no time for this process."
+    while not stop:
+        ticks.append(time.monotonic())
+        real[1](0.005)
+
+def begin(pool):
+    "Count from here: what is imported and read from disk at the first connect, and a server's making, are nobody's doing."
+    pool.check(timeout=30)
+    beats.clear()
+    ticks.clear()
+
+def longest(times):
+    return max(b - a for a, b in zip(times, times[1:]))
+
+def goes_on(seconds):
+    "Whether the hub was never silent for so long, but for when the whole process was."
+    return longest(beats) < seconds + 2 * longest(ticks)
 
 def until(condition, seconds=10):
     deadline = time.monotonic() + seconds
@@ -41,6 +58,7 @@ def whole(pool):
     return pool.stats().size <= pool.stats().max_size
 
 ticker = gevent.spawn(heart)
+real[0](clock, ())
 """
 
 DRIVERS = ["pymysql", "psycopg"]
@@ -73,6 +91,7 @@ def run_own(request, script):
 def test_a_hundred_greenlets_share_five_connections_and_the_hub_goes_on(run):
     said = run("""
 pool = unbroken.Pool(url, max_size=5, acquire_timeout=20)
+begin(pool)
 ids, most = set(), []
 
 def work(i):
@@ -88,9 +107,9 @@ gevent.joinall(jobs, timeout=40, raise_error=True)
 assert all(job.successful() for job in jobs)
 assert max(most) == 5 and len(ids) <= 5, (max(most), len(ids))
 assert whole(pool)
-assert pool.stats().acquired == 300
+assert pool.stats().acquired == 300 + 1
 assert len(beats) > 20
-assert longest_silence() < 0.5, longest_silence()
+assert goes_on(0.5), (longest(beats), longest(ticks))
 print("well")
 """)
     assert said == "well"
@@ -123,6 +142,7 @@ print("well")
 def test_kills_and_a_restart_are_no_error_to_any_greenlet(run_own):
     said = run_own("""
 pool = unbroken.Pool(url, max_size=5, acquire_timeout=30, outage_wait=30)
+begin(pool)
 done = []
 
 def work(i):
@@ -142,11 +162,12 @@ gevent.joinall(jobs, timeout=40, raise_error=True)
 assert all(job.successful() for job in jobs)
 assert whole(pool)
 assert pool.stats().outages >= 1
-print("well", longest_silence() < 2.0)
+assert goes_on(2.0), (longest(beats), longest(ticks))
+print("well")
 pool.close()
 server.close()
 """)
-    assert said == "well True"
+    assert said == "well"
 
 
 def test_the_watcher_evicts_what_was_killed_without_any_traffic(run_own):
@@ -156,7 +177,7 @@ held = [pool.acquire() for _ in range(5)]
 for conn in held:
     pool.release(conn)
 server.kill_sessions()
-until(lambda: pool.stats().size == 0, 1.0)
+until(lambda: pool.stats().size == 0, 3.0)
 assert pool.run(ask) == 42
 print("well")
 pool.close()

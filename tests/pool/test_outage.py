@@ -10,6 +10,7 @@ import time
 import pytest
 
 from unbroken import ConnectRejectedError, OutageError, PoolTimeoutError
+from unbroken.core.outage import LONELY_PACE
 
 
 @pytest.fixture
@@ -112,17 +113,20 @@ def test_a_caller_waits_no_longer_than_outage_wait_and_is_told_why(down):
 
 def test_an_outage_that_is_old_fails_new_callers_at_once_and_recovers_by_itself(down, until):
     face, _ = down
-    pool = face.pool(outage_wait=0.3)
-    with pytest.raises(OutageError):
-        pool.acquire()
-    for _ in range(10):
+    pool = face.pool(outage_wait=1.0)
+
+    def turned_away(times):
         started = time.monotonic()
-        with pytest.raises(OutageError):
-            pool.acquire()
-        assert time.monotonic() - started < 0.15
+        for _ in range(times):
+            with pytest.raises(OutageError):
+                pool.acquire()
+        return time.monotonic() - started
+
+    first = turned_away(1)
+    assert turned_away(10) < first  # all ten in less time than the one who waited
     assert pool.stats().turned_away >= 10
     face.server.start()
-    until(lambda: pool.stats().away_for == 0.0, 3.0)
+    until(lambda: pool.stats().away_for == 0.0)
     with pool.connection() as conn:
         assert face.ask(conn, "SELECT 1") == 1
 
@@ -134,12 +138,12 @@ def test_callers_who_are_turned_away_keep_the_prober_quick(down, until):
     with pytest.raises(OutageError):
         pool.acquire()
     failures = pool.stats().connect_failures
-    end = time.monotonic() + 0.7
-    while time.monotonic() < end:
+    started = time.monotonic()
+    while pool.stats().connect_failures - failures < 10:
         with pytest.raises(OutageError):
             pool.acquire()
         time.sleep(0.01)
-    assert pool.stats().connect_failures - failures >= 6  # at the lonely pace it would be one or two
+        assert time.monotonic() - started < 5 * LONELY_PACE  # at that pace it would take ten times as long
 
 
 def test_callers_of_one_pool_wake_the_prober_of_another_on_the_same_server(down, until):
@@ -148,16 +152,15 @@ def test_callers_of_one_pool_wake_the_prober_of_another_on_the_same_server(down,
     with pytest.raises(OutageError):
         one.acquire()
     until(lambda: one._state.server.outage.prober is one._state)
-    failures = one.stats().connect_failures
+    failures = sum(pool.stats().connect_failures for pool in (one, other))
     waiter = threading.Thread(target=lambda: other.release(other.acquire()))
     waiter.start()
     until(lambda: other.stats().waiting == 1)
-    time.sleep(0.7)
-    attempts = one.stats().connect_failures - failures + other.stats().connect_failures
+    # At the lonely pace it would take twice as long.
+    until(lambda: sum(pool.stats().connect_failures for pool in (one, other)) >= failures + 10, 5 * LONELY_PACE)
     face.server.start()
     waiter.join(10)
     assert not waiter.is_alive()
-    assert attempts >= 6  # at the lonely pace it would be one or two
 
 
 def test_attempts_during_an_outage_are_few_and_made_by_one(own_face, until):
@@ -165,7 +168,7 @@ def test_attempts_during_an_outage_are_few_and_made_by_one(own_face, until):
     face = own_face
     pools = [face.pool(max_size=5, outage_wait=20, acquire_timeout=1.0) for _ in range(4)]
     for pool in pools:
-        pool.check()
+        pool.check(timeout=10)
     before = sum(p.stats().connect_failures for p in pools)
     face.server.stop()
     started = time.monotonic()
@@ -192,7 +195,7 @@ def test_attempts_during_an_outage_are_few_and_made_by_one(own_face, until):
 def test_a_dead_connection_that_somebody_holds_does_not_keep_the_others_waiting(own_face, until):
     """What is held cannot come back to serve a caller when the server has taken it away."""
     face = own_face
-    pool = face.pool(max_size=4, outage_wait=0.3, acquire_timeout=5)
+    pool = face.pool(max_size=4, outage_wait=0.3, acquire_timeout=10)
     held = pool.acquire()
     entry = next(iter(pool._state.kernel.lent.values()))
     face.server.kill()
@@ -200,7 +203,7 @@ def test_a_dead_connection_that_somebody_holds_does_not_keep_the_others_waiting(
     started = time.monotonic()
     with pytest.raises(OutageError):
         pool.acquire()
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < 5
     pool.release(held)
 
 
@@ -220,13 +223,13 @@ def test_a_pool_made_after_an_outage_is_not_turned_away_on_old_news(down, until)
 def test_a_frozen_server_ends_nobodys_session_and_all_are_well_after_the_thaw(own_face):
     face = own_face
     pool = face.pool(max_size=2, acquire_timeout=0.5)
-    held = pool.acquire()
+    held = pool.acquire(timeout=10)
     mine = face.session(held)
     face.server.freeze()
     try:
         with pytest.raises((PoolTimeoutError, OutageError)) as caught:
             pool.acquire()
-        assert "within 0.5 s" in str(caught.value) or "server away" in str(caught.value)
+        assert re.search(r"within \d+\.\d s", str(caught.value)) or "server away" in str(caught.value)
     finally:
         face.server.thaw()
     assert face.session(held) == mine
@@ -243,10 +246,15 @@ def test_a_server_that_is_full_is_waited_for_and_not_hammered(own_face, until):
         face.server.restart()
     other = face.pool(max_size=30, acquire_timeout=0.5)
     hogs = []
-    with pytest.raises((PoolTimeoutError, OutageError)) as caught:
-        while True:
+
+    def is_full():
+        try:
             hogs.append(other.acquire())
-    assert "too many" in str(caught.value).lower() or "server is full" in str(caught.value) or "slots" in str(caught.value)
+        except (PoolTimeoutError, OutageError) as error:  # a slow machine may not be done with a connect in time, which is no news
+            return any(words in str(error).lower() for words in ("too many", "server is full", "slots"))
+        return False
+
+    until(is_full, 30)
     assert len(hogs) >= 4
     other._state.kernel.max_size = len(hogs)  # it wants no more
     pool = face.pool(acquire_timeout=20, outage_wait=20)
@@ -254,11 +262,12 @@ def test_a_server_that_is_full_is_waited_for_and_not_hammered(own_face, until):
     waiter = threading.Thread(target=lambda: served.append(pool.run(lambda conn: face.ask(conn, "SELECT 1"))))
     waiter.start()
     until(lambda: pool.stats().waiting == 1)
-    start = pool.stats().connect_failures + other.stats().connect_failures
+    start, began = pool.stats().connect_failures + other.stats().connect_failures, time.monotonic()
     time.sleep(0.6)
+    until(lambda: pool.stats().connect_failures + other.stats().connect_failures > start)
     attempts = pool.stats().connect_failures + other.stats().connect_failures - start
     assert not served
-    assert 1 <= attempts <= 0.6 / 0.050 + 3
+    assert attempts <= (time.monotonic() - began) / 0.050 + 3
     for conn in hogs:
         other.release(conn)
     other.close(timeout=0)
@@ -303,7 +312,7 @@ def test_a_host_that_never_answers_is_given_up_in_time(face):
         started = time.monotonic()
         with pytest.raises((PoolTimeoutError, OutageError)):
             pool.acquire()
-        assert 0.4 < time.monotonic() - started < 3.0
+        assert 0.4 < time.monotonic() - started < 10.0  # by itself it would never end
 
 
 def test_a_pool_fills_at_a_bounded_pace_after_an_outage(own_face, until, in_threads):
