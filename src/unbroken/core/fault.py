@@ -152,8 +152,9 @@ _MYSQL_CAUSES: dict[int, Cause | None] = {
 }
 #: Client codes: the connection is gone (2006, 2013, 2055), or out of step with the protocol (2014, 2027, 2048).
 _MYSQL_CLIENT_LOST = {2006, 2013, 2014, 2027, 2045, 2048, 2055}
-#: How OpenSSL says that the other side went away during the handshake.
-_HUNG_UP_IN_TLS = ("unexpected eof", "connection reset", "broken pipe", "connection was closed")
+#: How OpenSSL says that the other side went away during the handshake; the last two are the client library's words where OpenSSL has no
+#: error of its own to tell: nothing, or SSL_ERROR_SYSCALL.
+_HUNG_UP_IN_TLS = ("unexpected eof", "connection reset", "broken pipe", "connection was closed", "error:00000000", "error:00000005")
 _MYSQL_CLIENT_CONNECT = {2001, 2002, 2003, 2004, 2005, 2009, 2010, 2011, 2012}
 _MYSQL_TOO_MANY = {1040, 1203, 1135}  # server full, user full, no thread to be had
 _MYSQL_REJECTED = {
