@@ -2,48 +2,68 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from unbroken.testing.servers import MariaDB, MySQL, PostgreSQL, Server
+from unbroken.testing import FaultProxy
+from unbroken.testing.servers import MariaDB, MongoDB, MySQL, PostgreSQL, Server
 
-from . import clients
+from . import clients, mongo
+from .checker import Stored
+from .workload import schema
 
 #: PostgreSQL looks for deadlocks after a second, which is most of a short history.
 SERVERS: dict[str, tuple[type[Server], dict[str, Any]]] = {
     "mariadb": (MariaDB, {"innodb_lock_wait_timeout": 5}),
     "mysql": (MySQL, {"innodb_lock_wait_timeout": 5}),
     "postgresql": (PostgreSQL, {"deadlock_timeout": "50ms"}),
+    "mongodb": (MongoDB, {}),
 }
+#: What the proxy has to understand, to cut at a COMMIT.
+PROTOCOLS = {"mariadb": "mysql", "mysql": "mysql", "postgresql": "postgresql"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of client, the driver in its URL, and the kind of its server."""
+    """A kind of client, the driver in its URL, and the kind of its server, spoken to by TLS or plainly."""
 
     name: str
     client: type[Any]
     driver: str
     backend: str
-
-    @property
-    def is_mysql(self) -> bool:
-        """Or MariaDB."""
-        return self.backend != "postgresql"
+    tls: bool = False
 
     @property
     def is_async(self) -> bool:
         """Whether its units are awaited."""
         return self.client.__name__.startswith("Async")
 
+    @property
+    def deck(self) -> str:
+        """Which faults are played on it (see faults.py)."""
+        return "mongodb" if self.backend == "mongodb" else "tls" if self.tls else "plain"
+
     def server(self) -> Server:
         """A server of its kind, not started."""
         kind, options = SERVERS[self.backend]
-        return kind(options)
+        return MongoDB(options, replica_set="one") if self.backend == "mongodb" else kind(options, tls=self.tls)
 
-    def url(self, server: Server) -> str:
-        """The server's URL, without TLS: the proxy has to read the statements."""
-        return server.url(self.driver, **self._plain())
+    def proxy(self, server: Server) -> FaultProxy:
+        """A proxy before it, which reads the statements where it can."""
+        return FaultProxy((server.host, server.port), protocol=None if self.tls else PROTOCOLS.get(self.backend))
+
+    def urls(self, server: Server, proxy: FaultProxy) -> tuple[str, str]:
+        """The way through the proxy, and the one to the server itself."""
+        if self.backend == "mongodb":  # a client that knew the whole set would find its way round the proxy
+            return proxy.url(server.url(None, directConnection="true")), server.url()
+        url = server.url(self.driver, **(self._by_tls(server) if self.tls else self._plain()))
+        return proxy.url(url), url
+
+    def _by_tls(self, server: Server) -> dict[str, object]:
+        if self.backend == "postgresql":
+            return {"sslmode": "verify-ca", "sslrootcert": str(server.ca_file)}
+        return {"ssl_ca": str(server.ca_file)} | ({"use_pure": "false"} if self.name.endswith("_c") else {})
 
     def _plain(self) -> dict[str, object]:
         if self.driver == "mysqlconnector":
@@ -54,12 +74,32 @@ class Case:
             return {"sslmode": "disable"}
         return {"ssl_disabled": "true"} if self.backend == "mysql" and self.driver == "pymysql" else {}
 
+    def prepare(self, server: Server) -> None:
+        """Empty tables, and nobody else there."""
+        if isinstance(server, MongoDB):
+            return mongo.prepare(server)
+        server.kill_sessions()
+        for statement in schema(self.backend != "postgresql", server.user):
+            server.admin(statement)
+        return None
 
-def _pools(backend: str, client: type[Any], drivers: str, prefix: str = "") -> tuple[Case, ...]:
+    def stored(self, server: Server) -> Stored:
+        """What the database holds in the end, when those who are still in a transaction have been sent away."""
+        if isinstance(server, MongoDB):
+            return mongo.stored(server)
+        server.kill_sessions()
+        return Stored(
+            Counter((int(n), int(part)) for n, part in server.admin("SELECT n, part FROM numbers")),
+            {int(n): int(value) for n, value in server.admin("SELECT id, balance FROM accounts")},
+            {int(n): int(value) for n, value in server.admin("SELECT id, value FROM counters")},
+        )
+
+
+def _pools(backend: str, client: type[Any], drivers: str, prefix: str = "", *, tls: bool = False) -> tuple[Case, ...]:
     def spelled(name: str) -> str:
         return name.removesuffix("_async").removesuffix("_c")
 
-    return tuple(Case(prefix + name, client, spelled(name), backend) for name in drivers.split())
+    return tuple(Case(prefix + name, client, spelled(name), backend, tls) for name in drivers.split())
 
 
 FAMILIES: dict[str, tuple[Case, ...]] = {
@@ -84,9 +124,28 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
         *_pools("mysql", clients.PoolClient, "pymysql mysqldb mariadbconnector", "mysql9-"),
         *_pools("mysql", clients.AsyncPoolClient, "aiomysql asyncmy", "mysql9-"),
     ),
+    "mysql-tls": (
+        *_pools("mariadb", clients.PoolClient, "pymysql mysqldb mysqlconnector mysqlconnector_c mariadbconnector", "tls-", tls=True),
+        *_pools("mariadb", clients.AsyncPoolClient, "aiomysql asyncmy mysqlconnector_async", "tls-", tls=True),
+    ),
+    "mysql-9-tls": (
+        *_pools("mysql", clients.PoolClient, "pymysql mysqldb mysqlconnector mysqlconnector_c mariadbconnector", "mysql9-tls-", tls=True),
+        *_pools("mysql", clients.AsyncPoolClient, "aiomysql asyncmy mysqlconnector_async", "mysql9-tls-", tls=True),
+    ),
+    "postgresql-tls": (
+        *_pools("postgresql", clients.PoolClient, "psycopg psycopg2 pg8000", "tls-", tls=True),
+        *_pools("postgresql", clients.AsyncPoolClient, "psycopg_async asyncpg", "tls-", tls=True),
+    ),
+    "mongodb": (
+        Case("pymongo", mongo.MongoDBClient, "pymongo", "mongodb"),
+        Case("pymongo_async", mongo.AsyncMongoDBClient, "pymongo", "mongodb"),
+    ),
 }  # fmt: skip
 
-#: Tries again whatever was lost. In no family: it is there to be caught.
-CARELESS = Case("careless", clients.CarelessClient, "pymysql", "mariadb")
-
 CASES = {case.name: case for family in FAMILIES.values() for case in family}
+
+#: They try again whatever was lost. In no family: they are there to be caught.
+CARELESS = {
+    "careless": Case("careless", clients.CarelessClient, "pymysql", "mariadb"),
+    "careless-pymongo": Case("careless-pymongo", mongo.CarelessMongoDBClient, "pymongo", "mongodb"),
+}

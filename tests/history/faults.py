@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from random import Random
 from typing import Any, Literal
@@ -21,24 +21,40 @@ DECK = {
 #: A short history begins with these, so that each kind of trouble is met.
 FIRST = ("cut after COMMIT", "kill", "fork", "cut before COMMIT", "crash")
 
+#: Inside TLS, and MongoDB's protocol, the proxy finds no COMMIT: it loses the answers to whatever is asked, and cuts wherever it is.
+_BLIND = {"fin one": 4, "rst one": 6, "lost answers": 8}
+#: MongoDB's server ends no session by itself, and is slow to start.
+DECKS = {
+    "plain": (DECK, FIRST),
+    "tls": (
+        {name: times for name, times in DECK.items() if "COMMIT" not in name} | _BLIND,
+        ("lost answers", "kill", "fork", "rst", "crash"),
+    ),
+    "mongodb": (
+        {"restart": 1, "crash": 2, "freeze": 2, "fin": 1, "rst": 1, "black hole": 1, "silent drop": 1, "fork": 3} | _BLIND,
+        ("lost answers", "fork", "rst", "freeze", "crash"),
+    ),
+}
 
-def order(random: Random) -> Iterator[str]:
+
+def order(random: Random, deck: dict[str, int] = DECK, first: Sequence[str] = FIRST) -> Iterator[str]:
     """The names of the faults, one after the other, for ever."""
-    yield from FIRST
+    yield from first
     while True:
-        deck = [name for name, times in DECK.items() for _ in range(times)]
-        random.shuffle(deck)
-        yield from deck
+        names = [name for name, times in deck.items() for _ in range(times)]
+        random.shuffle(names)
+        yield from names
 
 
 class Faults:
     """Plays faults on *server* and *proxy*, one after the other; *fork* has the clients' process make a child."""
 
-    def __init__(self, server: Server, proxy: FaultProxy, fork: Callable[[], object], seed: int) -> None:
+    def __init__(self, server: Server, proxy: FaultProxy, fork: Callable[[], object], seed: int, deck: str = "plain") -> None:
         self.server, self.proxy, self.fork = server, proxy, fork
         self.random = Random(seed)
         self.played: Counter[str] = Counter()
-        self._order = order(Random(seed))
+        self._first = DECKS[deck][1]
+        self._order = order(Random(seed), *DECKS[deck])
         self._cuts: list[Any] = []
 
     @property
@@ -47,9 +63,9 @@ class Faults:
         return sum(cut.hits for cut in self._cuts)
 
     def play(self, seconds: float) -> None:
-        """One after the other, for so long, and each of FIRST in any case; in the end all is well again."""
+        """One after the other, for so long, and each of the first in any case; in the end all is well again."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end or self.played.total() < len(FIRST):
+        while time.monotonic() < end or self.played.total() < len(self._first):
             self.play_one()
             time.sleep(self.random.uniform(0.02, 0.25))
         self.proxy.heal()
@@ -60,8 +76,8 @@ class Faults:
         self.played[name] += 1
         if name.startswith("cut"):
             return self._cut(before="before" in name)
-        if name in ("black hole", "silent drop"):
-            return self._silence("hold" if name == "black hole" else "drop")
+        if name in ("black hole", "silent drop", "lost answers"):
+            return self._silence("hold" if name == "black hole" else "drop", "down" if name == "lost answers" else "both")
         return getattr(self, "_" + name.replace(" ", "_"))()  # type: ignore[no-any-return]
 
     # ---- the server
@@ -106,8 +122,8 @@ class Faults:
             with suppress(ProxyError):  # it has ended meanwhile
                 end(on=self.random.choice(alive))
 
-    def _silence(self, mode: Literal["drop", "hold"]) -> None:
-        self.proxy.blackhole(mode)
+    def _silence(self, mode: Literal["drop", "hold"], way: Literal["both", "down"]) -> None:
+        self.proxy.blackhole(mode, way=way)
         time.sleep(self.random.uniform(0.05, 0.5))
         self.proxy.heal()
 

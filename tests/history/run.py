@@ -17,15 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from unbroken.testing import FaultProxy
 from unbroken.testing.servers import Server
 
 from .cases import CASES, FAMILIES, Case
-from .checker import Stored, Verdict, check
+from .checker import Verdict, check
 from .clients import MAX_SIZE
 from .faults import Faults
 from .journal import History
-from .workload import Workload, schema
+from .workload import Workload
 
 #: How long the clients may take for what they have begun, once all is well again.
 AFTERMATH = 150.0
@@ -68,30 +67,22 @@ class Report:
 def play(case: Case, server: Server, seconds: float, seed: int) -> Report:
     """One history of *case* on *server*, which is running and nobody else's."""
     server.start()  # after a history that broke off
-    server.kill_sessions()
-    for statement in schema(case.is_mysql, server.user):
-        server.admin(statement)
-    with tempfile.TemporaryDirectory() as folder, _proxy(case, server) as proxy:
+    case.prepare(server)
+    with tempfile.TemporaryDirectory() as folder, case.proxy(server) as proxy:
         journal = Path(folder) / "journal"
-        url = case.url(server)
-        with _Clients(case, seed, journal, [proxy.url(url), url]) as clients:
-            faults = Faults(server, proxy, lambda: clients.tell("fork"), seed)
+        with _Clients(case, seed, journal, case.urls(server, proxy)) as clients:
+            faults = Faults(server, proxy, lambda: clients.tell("fork"), seed, case.deck)
             faults.play(seconds)
             left = clients.stop()
         history = History.of(journal.read_text().splitlines())
-    server.kill_sessions()  # who is still in a transaction rolls back
-    verdict = check(history, _stored(server), Workload(seed).unit)
+    verdict = check(history, case.stored(server), Workload(seed).unit)
     return _report(case, seconds, history, verdict, faults, left)
-
-
-def _proxy(case: Case, server: Server) -> FaultProxy:
-    return FaultProxy((server.host, server.port), protocol="mysql" if case.is_mysql else "postgresql")
 
 
 class _Clients:
     """The worker's process, once it works."""
 
-    def __init__(self, case: Case, seed: int, journal: Path, urls: list[str]) -> None:
+    def __init__(self, case: Case, seed: int, journal: Path, urls: tuple[str, str]) -> None:
         tests = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "history.worker", case.name, str(seed), str(journal), *urls],
@@ -124,14 +115,6 @@ class _Clients:
         assert self._process.returncode == 0, f"the clients ended with status {self._process.returncode}"
         left: dict[str, Any] = json.loads(said)
         return left
-
-
-def _stored(server: Server) -> Stored:
-    return Stored(
-        Counter((int(n), int(part)) for n, part in server.admin("SELECT n, part FROM numbers")),
-        {int(n): int(value) for n, value in server.admin("SELECT id, balance FROM accounts")},
-        {int(n): int(value) for n, value in server.admin("SELECT id, value FROM counters")},
-    )
 
 
 def _report(case: Case, seconds: float, history: History, verdict: Verdict, faults: Faults, left: dict[str, Any]) -> Report:

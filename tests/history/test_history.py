@@ -16,7 +16,7 @@ import pytest
 from unbroken.testing.servers import Server
 
 from .cases import CARELESS, CASES, FAMILIES, Case
-from .faults import FIRST
+from .faults import DECKS
 from .run import play, play_family
 
 SECONDS = float(os.environ.get("UNBROKEN_SECONDS", "0"))
@@ -31,29 +31,37 @@ def server_of() -> Iterator[Callable[[Case], Server]]:
     with ExitStack() as stack:
 
         def server(case: Case) -> Server:
-            if case.backend not in made:
-                made[case.backend] = stack.enter_context(case.server())
-            return made[case.backend]
+            kind = f"{case.backend} {case.tls}"
+            if kind not in made:
+                made[kind] = stack.enter_context(case.server())
+            return made[kind]
 
         yield server
 
 
+#: MySQL starts slowly; and one driver in C by TLS stands for all, which ``make soak`` plays.
+SHORT = [case.name for case in CASES.values() if case.backend != "mysql" and (not case.tls or case.name in ("tls-mysqldb", "tls-psycopg"))]
+
+
 @pytest.mark.timeout(SECONDS + 240)
-@pytest.mark.parametrize("name", [case.name for case in CASES.values() if case.backend != "mysql"])  # which starts slowly
+@pytest.mark.parametrize("name", SHORT)
 def test_what_clients_were_told_is_what_is_stored(server_of: Callable[[Case], Server], name: str) -> None:
     case = CASES[name]
     report = play(case, server_of(case), SECONDS or 1.0, SEED)
     print(report)
     assert report.wrongs == {}
     assert report.acknowledged > 20
-    assert set(report.faults) >= set(FIRST)
-    assert report.cuts >= 1
-    assert report.unknown >= 1
+    assert set(report.faults) >= set(DECKS[case.deck][1])
     assert report.children[:1] == [0]
+    if case.deck == "plain":
+        assert report.cuts >= 1
+        assert report.unknown >= 1
 
 
-def test_a_client_that_tries_again_whatever_was_lost_is_caught(server_of: Callable[[Case], Server]) -> None:
-    report = play(CARELESS, server_of(CARELESS), 1.0, SEED)
+@pytest.mark.parametrize(("name", "seconds"), [("careless", 1.0), pytest.param("careless-pymongo", 20.0, marks=pytest.mark.soak)])
+def test_a_client_that_tries_again_whatever_was_lost_is_caught(server_of: Callable[[Case], Server], name: str, seconds: float) -> None:
+    case = CARELESS[name]
+    report = play(case, server_of(case), seconds, SEED)
     assert {"doubled", "counters"} & set(report.wrongs)
 
 
@@ -64,5 +72,7 @@ def test_the_same_for_long(family: str) -> None:
     report = play_family(family, LONG, SEED)
     assert report.wrongs == {}
     assert report.acknowledged > LONG
-    assert report.cuts >= LONG / 6
-    assert family == "frameworks" or report.replays > 0  # replayable() counts none
+    decks = {case.deck for case in FAMILIES[family]}
+    assert report.cuts >= LONG / 6 or decks != {"plain"}
+    assert report.unknown >= LONG / 60
+    assert family in ("frameworks", "mongodb") or report.replays > 0  # replayable() counts none, nor does PyMongo

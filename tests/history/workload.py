@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
+from typing import Any, Literal, Self
 
 ACCOUNTS = 12
 COUNTERS = 3
@@ -16,8 +16,21 @@ Manner = Literal["unit", "plain", "impatient", "fickle"]
 KINDS: tuple[Kind, ...] = ("insert", "insert many", "transfer", "increment")
 MANNERS: tuple[Manner, ...] = ("unit", "plain", "impatient", "fickle")
 
+
+class Statement(str):
+    """A statement in SQL; ``means`` is the same for a database that has none: collection, what is done to it, and its arguments."""
+
+    __slots__ = ("means",)
+    means: tuple[str, str, tuple[dict[str, Any], ...]]
+
+    def __new__(cls, sql: str, collection: str, method: str, *arguments: dict[str, Any]) -> Self:
+        made = super().__new__(cls, sql)
+        made.means = (collection, method, arguments)
+        return made
+
+
 #: A statement to be executed, or seconds to be waited.
-Step = str | float
+Step = Statement | float
 
 
 class ChangedMindError(Exception):
@@ -53,26 +66,35 @@ class Unit:
     def steps(self) -> Iterator[Step]:
         """Its statements and pauses, anew for each attempt."""
         if self.reads:
-            yield f"SELECT balance FROM accounts WHERE id = {self.source}"
+            where = {"_id": self.source}
+            yield Statement(f"SELECT balance FROM accounts WHERE id = {self.source}", "accounts", "find_one", where)
         for statement in self._writes():
             yield statement
             yield self.pause
         if self.manner == "fickle":
             raise ChangedMindError(f"unit {self.number} changed its mind")
 
-    def _writes(self) -> Iterator[str]:
-        rows = [f"({self.number}, {part})" for part in range(self.parts)]
+    def _writes(self) -> Iterator[Statement]:
         if self.kind == "increment":
-            yield f"UPDATE counters SET value = value + 1 WHERE id = {self.counter}"
+            yield _add("counters", "value", self.counter, 1)
         elif self.kind == "transfer":
-            yield f"UPDATE accounts SET balance = balance - {self.amount} WHERE id = {self.source}"
-            yield f"INSERT INTO numbers VALUES {rows[0]}"
-            yield f"UPDATE accounts SET balance = balance + {self.amount} WHERE id = {self.target}"
+            yield _add("accounts", "balance", self.source, -self.amount)
+            yield self._insert(0)
+            yield _add("accounts", "balance", self.target, self.amount)
         elif self.parts > 2:  # one statement of two rows, then a statement for each other
-            yield f"INSERT INTO numbers VALUES {rows[0]}, {rows[1]}"
-            yield from (f"INSERT INTO numbers VALUES {row}" for row in rows[2:])
+            yield self._insert(0, 1)
+            yield from (self._insert(part) for part in range(2, self.parts))
         else:
-            yield from (f"INSERT INTO numbers VALUES {row}" for row in rows)
+            yield from (self._insert(part) for part in range(self.parts))
+
+    def _insert(self, *parts: int) -> Statement:
+        rows = ", ".join(f"({self.number}, {part})" for part in parts)
+        return Statement(f"INSERT INTO numbers VALUES {rows}", "numbers", "insert", *({"n": self.number, "part": part} for part in parts))
+
+
+def _add(table: str, column: str, which: int, amount: int) -> Statement:
+    sql = f"UPDATE {table} SET {column} = {column} {'-' if amount < 0 else '+'} {abs(amount)} WHERE id = {which}"
+    return Statement(sql, table, "update_one", {"_id": which}, {"$inc": {column: amount}})
 
 
 class Workload:
