@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -171,34 +168,3 @@ def test_a_fork_waits_for_a_task_whose_loop_goes_on_to_connect(monkeypatch: pyte
     with thread(lambda: asyncio.run(first())):
         inside.wait(20)
         assert in_child(lambda: log == ["the second", "the first"])
-
-
-def test_a_greenlets_fork_does_not_wait_for_the_hub_that_it_stops() -> None:
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(GREENLETS)], capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout.strip() == "well", done.stderr
-
-
-GREENLETS = """
-    from gevent import monkey; monkey.patch_all()
-    import os, gevent
-    from time import monotonic
-    from unbroken.net import forks
-    forks.PATIENCE = 50.0
-
-    def connect():
-        with forks.Connecting():
-            gevent.sleep(0.2)
-
-    greenlet = gevent.spawn(connect)
-    gevent.sleep(0)
-    assert len(forks._connects) == 1
-    began = monotonic()
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if not forks._connects else 1)
-    assert monotonic() - began < 50
-    assert os.waitpid(pid, 0)[1] == 0
-    greenlet.get()
-    assert forks._connects == forks._forks == {}
-    print("well")
-"""

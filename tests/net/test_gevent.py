@@ -172,3 +172,31 @@ def test_an_abort_wakes_a_greenlet_that_reads(run):
         print(reader.get(timeout=10), peek(ours.fileno(), "mysql"), segments_sent(ours.fileno()))
     """)
     assert said == "b'' None None"
+
+
+def test_a_greenlets_fork_does_not_wait_for_the_connect_of_another_which_it_stops(run):
+    said = run(
+        """
+        from unbroken.net import forks
+
+        forks.PATIENCE = 50.0
+
+        def connect():
+            with forks.Connecting():
+                gevent.sleep(0.2)
+
+        greenlet = gevent.spawn(connect)
+        gevent.sleep(0)
+        assert len(forks._connects) == 1
+        began = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(1 if forks._connects else 0)
+        assert time.monotonic() - began < forks.PATIENCE
+        assert os.waitpid(pid, 0)[1] == 0
+        greenlet.get()
+        assert forks._connects == forks._forks == {}
+        print("well")
+        """
+    )
+    assert said == "well"
