@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pymongo
 import pytest
 
 import unbroken
-from unbroken.testing.servers import PostgreSQL
+import unbroken.mongo
+from unbroken.integrations.mongo.plan import DEFAULTS
+from unbroken.testing.servers import MongoDB, PostgreSQL
 
 pytestmark = pytest.mark.skipif(sys.implementation.name != "cpython", reason="other interpreters report calls differently")
 
@@ -97,3 +101,27 @@ def test_the_look_at_the_sockets_does_not_let_go_of_the_interpreters_lock(pool: 
     assert look.func.__name__ == "epoll_wait", "epoll.poll lets go of it, so that threads that compute cut in: see net/glance.py"
     assert look.func._flags_ & ctypes._FUNCFLAG_PYTHONAPI  # type: ignore[attr-defined] # what makes a PyDLL of a CDLL
     assert not look()
+
+
+def names_called_by_find_one(client: Any) -> tuple[Counter[str], Counter[str]]:
+    """The quickest of some: a heartbeat in between, or a pause of a second, has PyMongo or us look once more."""
+
+    def work() -> None:
+        items.find_one({"_id": 1})
+
+    items = client.call_counts.items
+    work()
+    python, c = min((calls(work) for _ in range(9)), key=lambda found: len(found[0]) + len(found[1]))
+    return Counter(name.rpartition(".")[2] for name in python), Counter(c)
+
+
+def test_find_one_with_mongodbs_client_is_seven_short_calls_more_than_with_pymongos(mongodb: MongoDB) -> None:
+    """Of about 450: our step before PyMongo's _select_server, which topology is this process's, and is there a unit of work?"""
+    with unbroken.mongo.MongoClient(mongodb.url()) as client, pymongo.MongoClient(mongodb.url(), **DEFAULTS) as plain:
+        (python, c), (plain_python, plain_c) = names_called_by_find_one(client), names_called_by_find_one(plain)
+    assert not plain_python - python
+    assert not plain_c - c
+    more = python - plain_python
+    assert more.pop("_topology") <= 5  # as often as PyMongo asks: 5 times in 4.20
+    assert more == {"_select_server": 1}
+    assert c - plain_c == {"getattr": 1, "get": 1}

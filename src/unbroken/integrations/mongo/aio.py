@@ -156,7 +156,8 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         now.uses += 1
         if session is not None and getattr(session._server_session, "generation", now.generation) != now.generation:
             self._refuse(session)
-        if now.opened and now.topology.description is not now.gate.good and operation != "commitTransaction":
+        gate = now.gate
+        if now.opened and now.topology._description is not gate.good and operation != "commitTransaction":
             self._pass(now, server_selector, address)
         try:
             server = await _plain_select_server(self, server_selector, session, operation, address, deprioritized_servers, operation_id)
@@ -165,8 +166,8 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
             if told is error:
                 raise
             raise told from error
-        if now.gate.good is None:  # an outage that has ended in between has ended, whatever comes next
-            now.gate.look(now.topology.description)
+        if gate.good is None:  # an outage that has ended in between has ended, whatever comes next
+            gate.look(now.topology.description)
         if glimpse() is not None:
             report(operation)
         return server
