@@ -234,6 +234,22 @@ def test_the_place_of_a_leak_is_the_tasks_own_line(aface: AsyncFace, caplog: Any
     assert "in test_the_place_of_a_leak_is_the_tasks_own_line.<locals>.work" in caplog.text
 
 
+def test_a_crowd_that_waits_does_not_collect_garbage_one_after_the_other(aface: AsyncFace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a large process it takes more than a second, in which the loop stands still: whoever came next would find it due again."""
+    collections: list[None] = []
+    monkeypatch.setattr(gc, "collect", lambda: collections.append(time.sleep(1.1)))
+
+    async def work() -> None:
+        async with aface.engine(pool_size=1, max_overflow=0, pool_timeout=30) as engine:
+            async with engine.connect():
+                crowd = [asyncio.create_task(aface.ask(engine)) for _ in range(40)]
+                await until(lambda: collections)
+            assert len(set(await asyncio.gather(*crowd))) == 1
+            assert len(collections) <= 3
+
+    run(work())
+
+
 def test_what_is_forgotten_does_not_fill_the_pool(aface: AsyncFace, caplog: Any) -> None:
     async def forgetful(engine: AsyncEngine) -> None:
         conn = await engine.connect()

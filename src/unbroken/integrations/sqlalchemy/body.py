@@ -30,6 +30,7 @@ from unbroken.flows.state import State
 from unbroken.flows.steps import Attempt, Flow, run
 from unbroken.flows.upkeep import schedule
 from unbroken.integrations.sqlalchemy.plan import Plan
+from unbroken.integrations.sqlalchemy.queue import Collector
 from unbroken.loops import LoopShell
 from unbroken.net.severance import fork_mark
 from unbroken.threads import ThreadShell
@@ -117,6 +118,7 @@ class Body(State):
         self.claimed: set[int] = set()  #: keys of entries whose records were taken out of the queue
         self.line: deque[Any] = deque()  #: who waits to connect: see gate.py
         self.timers: dict[int, Any] = {}  #: by an entry's key: ends a use that has a deadline
+        self.collector = Collector()
         self.probing = False
         self.bounded = self.settings.deadline is not None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import gc
 import os
 import sys
 import threading
@@ -39,7 +38,7 @@ from unbroken.flows.acquire import ping
 from unbroken.integrations.sqlalchemy import gate
 from unbroken.integrations.sqlalchemy.body import VACANT, Body, GreenletShell, SyncShell
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
-from unbroken.integrations.sqlalchemy.queue import COLLECT_EVERY, LOOKS, SlotQueue
+from unbroken.integrations.sqlalchemy.queue import LOOKS, SlotQueue
 from unbroken.integrations.sqlalchemy.record import NO_BODY, Record, explain_timeout, in_greenlet, outside
 from unbroken.net.liveness import Liveness, judge
 from unbroken.settings import Settings
@@ -458,9 +457,7 @@ class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
             try:
                 return self._pool.get(True, min(patience, max(0.0, end - body.clock())))
             except sqla_queue.Empty:
-                if body.clock() - body.last_collect >= COLLECT_EVERY:
-                    body.last_collect = body.clock()
-                    gc.collect()
+                body.collector.collect(end - body.clock())
         return super()._do_get()
 
     def dispose(self) -> None:

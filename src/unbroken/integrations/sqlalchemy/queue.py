@@ -6,16 +6,42 @@ Taking an item that is there is one atomic operation on a deque and takes no loc
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any
 
 from sqlalchemy.util.queue import Empty, Full, Queue
 
 #: At least this long between two collections of garbage: they cost tens of milliseconds in a large process.
 COLLECT_EVERY = 1.0
+#: … and this many times what the last one took of the processor: where it takes seconds, a crowd that waits must not do one each.
+COLLECT_SHARE = 5.0
 #: Who waits has it collected after these times: forgotten connections are often part of a cycle that nobody has collected yet.
 LOOKS = (0.05, COLLECT_EVERY)
+
+
+class Collector:
+    """Has the garbage collected for those who wait, but leaves most of the time to those who work."""
+
+    __slots__ = ("ended", "took")
+
+    def __init__(self) -> None:
+        self.ended, self.took = -math.inf, 0.0
+
+    def collect(self, left: float) -> None:
+        """Collect the garbage. Not when that ended a short while ago, nor when who waits has less time *left* than it takes.
+
+        Counted from the end: on an event loop all others wait for it too, and each would find it long ago by then.
+        """
+        now = monotonic()
+        if now - self.ended < max(COLLECT_EVERY, COLLECT_SHARE * self.took) or left < 2 * self.took:
+            return
+        self.ended = now  # at once: other threads come here meanwhile
+        began = thread_time()
+        gc.collect()
+        self.took = thread_time() - began
+        self.ended = monotonic()
 
 
 class SlotQueue(Queue):  # type: ignore[type-arg] # of records, whatever SQLAlchemy says of its own
@@ -24,7 +50,7 @@ class SlotQueue(Queue):  # type: ignore[type-arg] # of records, whatever SQLAlch
     def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
         super().__init__(maxsize, use_lifo)
         self.waiting = 0
-        self.last_collect = 0.0
+        self.collector = Collector()
         self.take: Callable[[], Any] = self.queue.pop if use_lifo else self.queue.popleft
         self.append = self.queue.append  #: for who knows that there is room; call :meth:`announce` if somebody waits then
 
@@ -53,14 +79,8 @@ class SlotQueue(Queue):  # type: ignore[type-arg] # of records, whatever SQLAlch
             try:
                 return self._get_within(left)
             except Empty:
-                self.collect(monotonic())
+                self.collector.collect(math.inf if end is None else end - monotonic())
         return self._get_within(0.0 if not block else None if end is None else max(0.0, end - monotonic()))
-
-    def collect(self, now: float) -> None:
-        """Collect the garbage, unless that was done a short while ago."""
-        if now - self.last_collect >= COLLECT_EVERY:
-            self.last_collect = now
-            gc.collect()
 
     def _get_within(self, seconds: float | None) -> Any:
         end = None if seconds is None else monotonic() + seconds
