@@ -43,13 +43,13 @@ def steps(work: Work, execute: Callable[[str], Any]) -> None:
         if isinstance(step, float):
             time.sleep(step)
         else:
-            execute(step)
+            execute(str(step))  # asyncpg takes no subclass
 
 
 async def asteps(work: Work, execute: Callable[[str], Any]) -> None:
     """As :func:`steps`, awaited."""
     for step in work():
-        await (asyncio.sleep(step) if isinstance(step, float) else execute(step))
+        await (asyncio.sleep(step) if isinstance(step, float) else execute(str(step)))
 
 
 class PoolClient:
