@@ -13,12 +13,12 @@ from . import clients, mongo
 from .checker import Stored
 from .workload import schema
 
-#: PostgreSQL looks for deadlocks after a second, which is most of a short history.
+#: PostgreSQL looks for deadlocks after a second, most of a short history; MongoDB keeps a transaction whose client is gone for a minute.
 SERVERS: dict[str, tuple[type[Server], dict[str, Any]]] = {
     "mariadb": (MariaDB, {"innodb_lock_wait_timeout": 5}),
     "mysql": (MySQL, {"innodb_lock_wait_timeout": 5}),
     "postgresql": (PostgreSQL, {"deadlock_timeout": "50ms"}),
-    "mongodb": (MongoDB, {}),
+    "mongodb": (MongoDB, {"transactionLifetimeLimitSeconds": 5}),
 }
 #: What the proxy has to understand, to cut at a COMMIT.
 PROTOCOLS = {"mariadb": "mysql", "mysql": "mysql", "postgresql": "postgresql"}

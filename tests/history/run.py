@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -111,6 +112,9 @@ class _Clients:
         try:
             said, _ = self._process.communicate("stop\n", timeout=AFTERMATH)
         except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGUSR1)  # says where its threads are
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(2.0)
             raise AssertionError(f"the clients still work {AFTERMATH:.0f} s after all was well again") from None
         assert self._process.returncode == 0, f"the clients ended with status {self._process.returncode}"
         left: dict[str, Any] = json.loads(said)

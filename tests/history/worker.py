@@ -16,6 +16,7 @@ import faulthandler
 import json
 import logging
 import os
+import signal
 import threading
 import time
 from itertools import count
@@ -170,6 +171,7 @@ def _close_waits() -> int:
 def main() -> None:
     """Play what the command line says."""
     name, seed, journal, *urls = sys.argv[1:]
+    faulthandler.register(signal.SIGUSR1)  # asked for by run.py, when they do not end
     logging.getLogger("unbroken").setLevel(logging.ERROR)  # an outage or two a second are no news here
     case = (CASES | CARELESS)[name]
     kind = Asyncio if case.is_async else Blocking
