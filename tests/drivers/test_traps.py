@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import socket
+import sys
 from typing import Any
 
 import pytest
@@ -146,3 +149,22 @@ def test_pg8000_keeps_libpqs_modes_of_tls(faces: Any, new_postgres: Any, mode: s
     assert face.execute(conn, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(mode != "disable",)]
     with pytest.raises(ConfigurationError, match="one of disable"):
         face.make(face.url(sslmode="perhaps"))
+
+
+def test_what_pg8000_could_not_send_is_not_complained_of_later(faces: Any, postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python 3.13 on a file that is collected says so; by the order of a free-threaded one's collector it would each time."""
+    face, said = faces("pg8000", postgres), []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    conn = face.connect()
+    conn._usock.shutdown(socket.SHUT_RDWR)
+    try:
+        face.execute(conn, "SELECT 1")
+    except Exception as error:
+        cycle: list[Any] = [error]  # with all that its frames hold
+        cycle.append(cycle)
+        del cycle
+    face.driver.close(conn)
+    face.opened.clear()
+    del conn
+    gc.collect()
+    assert said == []

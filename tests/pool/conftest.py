@@ -197,7 +197,7 @@ class Face:
         return self._stack.enter_context(FaultProxy((self.server.host, self.server.port), protocol=protocol))
 
     def do(self, conn: Any, sql: str, *args: Any) -> list[tuple[Any, ...]]:
-        with conn.cursor() as cursor:
+        with contextlib.closing(conn.cursor()) as cursor:
             cursor.execute(sql, args or (() if self.name == "pg8000" else None))
             return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
 

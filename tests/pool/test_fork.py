@@ -10,6 +10,7 @@ import pytest
 from .every_driver import KINDS, url_of
 
 HEAD = """
+from contextlib import closing
 import gc, multiprocessing, os, sys, threading, time, traceback
 import unbroken
 
@@ -20,7 +21,7 @@ url, mysql = sys.argv[1], sys.argv[2] == "True"
 pool = unbroken.Pool(url, max_size=3, acquire_timeout=10)
 
 def session(conn):
-    with conn.cursor() as cursor:
+    with closing(conn.cursor()) as cursor:
         cursor.execute("SELECT CONNECTION_ID()" if mysql else "SELECT pg_backend_pid()")
         return cursor.fetchone()[0]
 
@@ -196,13 +197,13 @@ def test_a_fork_inside_a_block_leaves_the_parents_transaction_alone(run, fork, l
 warm()
 with pool.connection() as conn:
     mine = session(conn)
-    with conn.cursor() as cursor:
+    with closing(conn.cursor()) as cursor:
         cursor.execute("INSERT INTO {table} VALUES (1)")
     status, answer = child(ask, {fork}, {leave})
     assert status == 0, answer
     assert int(answer) != mine
     assert session(conn) == mine
-    with conn.cursor() as cursor:
+    with closing(conn.cursor()) as cursor:
         cursor.execute("INSERT INTO {table} VALUES (2)")
 print("well")
 """)
@@ -227,7 +228,7 @@ def work():
 lease = pool.connection()
 conn = lease.__enter__()
 mine = session(conn)
-with conn.cursor() as cursor:
+with closing(conn.cursor()) as cursor:
     cursor.execute("INSERT INTO {table} VALUES (1)")
 assert child(work, {fork}, sys.exit) == (0, "True")
 assert session(conn) == mine

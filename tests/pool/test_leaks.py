@@ -11,6 +11,7 @@ import weakref
 import pytest
 
 from unbroken import PoolTimeoutError
+from unbroken.flows.holder import thread_frames
 
 
 def warnings(caplog):
@@ -50,7 +51,7 @@ def test_a_connection_that_is_held_too_long_is_reported_once_with_place_holder_a
     text = warnings(caplog)[0]
     assert f"{__file__}:{line_of(take_and_keep)} in take_and_keep" in text
     assert "thread the-holder" in text
-    assert "out.wait(20)" in text
+    assert ("out.wait(20)" in text) is (thread_frames() is not None)
     assert "leak_after 0.2 s" in text
     assert pool.stats().closed == {}
 

@@ -242,7 +242,7 @@ def test_a_server_that_is_full_is_waited_for_and_not_hammered(own_face, until):
     face = own_face
     face.server.set(max_connections=10) if face.is_mysql else None
     if not face.is_mysql:
-        face.server.options.update(max_connections=8, superuser_reserved_connections=3, reserved_connections=0)
+        face.server.options.update(max_connections=8, superuser_reserved_connections=3)
         face.server.restart()
     other = face.pool(max_size=30, acquire_timeout=0.5)
     hogs = []
