@@ -63,15 +63,20 @@ class Outliving:
         _clients[id(self)] = self
         self._by_name_service = "+srv:" in str(arguments["host"])
         if self._options.auto_encryption_opts is None:
-            vars(self)["_encrypter"] = None  # asked for at each operation: worth a place of its own
+            setattr(self, "_encrypter", None)  # noqa: B010 - asked for at each operation: worth a place of its own
 
     if TYPE_CHECKING:
         _options: Any
         _topology_settings: Any
 
     def _adopt(self, made: Any) -> None:
-        """Take over what *made* knows and what does not change any more."""
-        vars(self).update({name: value for name, value in vars(made).items() if name not in _NOT_ADOPTED})
+        """Take over what *made* knows and what does not change any more.
+
+        One by one: an object whose ``__dict__`` was never asked for keeps its attributes in a row, and is read faster (CPython 3.11).
+        """
+        for name, value in vars(made).items():
+            if name not in _NOT_ADOPTED:
+                setattr(self, name, value)
 
     # -- which process is this?
 
