@@ -88,11 +88,11 @@ POSTGRES = {
 #: The manuals' lists of implicit commits, as far as these servers do them: nothing here may be called less than ENDS.
 MYSQL_ENDS = [
     "CREATE TABLE n (a INT)",
-    "ALTER TABLE t ADD c INT",
+    "ALTER TABLE altered ADD c INT",
     "TRUNCATE u",
     "LOCK TABLES t READ",
     "ANALYZE TABLE t",
-    "RENAME TABLE u TO u2",
+    "RENAME TABLE renamed TO renamed_2",
 ]
 
 
@@ -135,6 +135,7 @@ def my() -> Iterator[Server]:
     with MariaDB() as server:
         at = {"host": server.host, "port": server.port, "user": server.user, "password": server.password, "database": server.database}
         setup = ["CREATE FUNCTION f(x INT) RETURNS INT DETERMINISTIC RETURN x", "CREATE TABLE words (w TEXT)", "CREATE INDEX i ON t (a)"]
+        setup += ["CREATE TABLE altered (a INT)", "CREATE TABLE renamed (a INT)"]  # the others may come after these
         yield Server(lambda: pymysql.connect(autocommit=True, **at), setup)  # type: ignore[arg-type]
 
 

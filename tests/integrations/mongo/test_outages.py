@@ -28,6 +28,10 @@ SOON = 10.0
 @pytest.fixture(scope="module")
 def three() -> Iterator[MongoReplicaSet]:
     with MongoReplicaSet(3) as group:
+        for server in group.servers:
+            # What a frozen server reads when it thaws may begin a transaction whose client has gone: it is in the way of others
+            # until the server ends it, by default after a minute.
+            server.set(transactionLifetimeLimitSeconds=5)
         yield group
 
 
