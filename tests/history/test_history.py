@@ -60,9 +60,9 @@ def test_what_clients_were_told_is_what_is_stored(server_of: Callable[[Case], Se
 
 @pytest.mark.parametrize(("name", "seconds"), [("careless", 1.0), pytest.param("careless-pymongo", 20.0, marks=pytest.mark.soak)])
 def test_a_client_that_tries_again_whatever_was_lost_is_caught(server_of: Callable[[Case], Server], name: str, seconds: float) -> None:
-    case = CARELESS[name]
-    report = play(case, server_of(case), seconds, SEED)
-    assert {"doubled", "counters"} & set(report.wrongs)
+    case, seeds = CARELESS[name], range(SEED, SEED + 5)
+    # On a busy machine so short a history may hold no commit whose answer was lost.
+    assert any({"doubled", "counters"} & set(play(case, server_of(case), seconds, seed).wrongs) for seed in seeds)
 
 
 @pytest.mark.soak
