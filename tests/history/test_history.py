@@ -39,8 +39,9 @@ def server_of() -> Iterator[Callable[[Case], Server]]:
         yield server
 
 
-#: MySQL starts slowly; and one driver in C by TLS stands for all, which ``make soak`` plays.
-SHORT = [case.name for case in CASES.values() if case.backend != "mysql" and (not case.tls or case.name in ("tls-mysqldb", "tls-psycopg"))]
+#: MySQL and MongoDB start slowly; one driver in C by TLS stands for all. ``make soak`` plays them all.
+LONG_ONLY = {case.name for case in CASES.values() if case.backend == "mysql" or case.tls} | {"pymongo_async"}
+SHORT = [name for name in CASES if name not in LONG_ONLY - {"tls-mysqldb", "tls-psycopg"}]
 
 
 @pytest.mark.timeout(SECONDS + 240)
