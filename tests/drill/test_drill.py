@@ -111,6 +111,7 @@ def test_a_contender_whose_package_is_missing_is_left_out_with_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(contenders.Entrant, "missing", property(lambda self: list(self.needs)))
+    monkeypatch.setenv("COLUMNS", "40")  # as it is in a narrow terminal
     with pytest.raises(SystemExit) as caught:
         cli.main(["drill", "--contenders", "dbutils"])
     assert caught.value.code == 2

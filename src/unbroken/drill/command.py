@@ -130,7 +130,8 @@ def _entrants(text: str | None, everything: bool, backends: Sequence[str], green
     for entrant in contenders.choose(names, backends):
         if entrant.missing:
             todo = " ".join(entrant.missing)
-            console.print(Text(f"{entrant.title} is left out on {report.SERVERS[entrant.backend]}: pip install {todo}", "yellow"))
+            said = f"{entrant.title} is left out on {report.SERVERS[entrant.backend]}: pip install {todo}"
+            console.print(Text(said, "yellow"), soft_wrap=True)  # the command in it is to be copied
         elif green and not entrant.is_green:
             console.print(Text(f"{entrant.title} is left out: it does not wait by gevent", "yellow"))
         else:
