@@ -70,7 +70,8 @@ def test_a_fork_waits_for_the_connects_of_other_threads_and_holds_new_ones_back(
     assert threading.get_native_id() not in forks._forks
 
 
-def test_a_connect_that_hangs_holds_up_one_fork_for_a_moment_and_later_ones_not_at_all() -> None:
+def test_a_connect_that_hangs_holds_up_one_fork_for_a_moment_and_later_ones_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "PATIENCE", 1.0)
     inside, answer = threading.Event(), threading.Event()
     who: list[int] = []
 

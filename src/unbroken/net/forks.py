@@ -21,9 +21,9 @@ from types import TracebackType
 from unbroken.net.patched import original
 
 #: For how many seconds a fork waits for a connect, counted from the connect's beginning: a bound for the fork, whatever hangs. Loading the
-#: CA store takes 20 ms, four round trips across an ocean, with TLS, 0.6 s. What takes longer waits for a server that does not answer, and
-#: that is a sleep in poll, where no lock is held.
-PATIENCE = 1.0
+#: CA store takes 20 ms, four round trips across an ocean, with TLS, 0.6 s, on a machine so busy that all takes ten times as long more than
+#: a second. What takes longer waits for a server that does not answer, and that is a sleep in poll, where no lock is held.
+PATIENCE = 3.0
 
 _TICK = 0.001  #: seconds between two looks; a fork takes about as long
 
@@ -32,7 +32,7 @@ _forks: dict[int, float] = {}  #: threads that are about to fork, and since when
 
 
 class Connecting:
-    """``with Connecting():`` around one attempt to connect, or ``async with``. Waits, 1 s at most, while another thread forks.
+    """``with Connecting():`` around one attempt to connect, or ``async with``. Waits while another thread forks, PATIENCE at most.
 
     A fork by the connecting thread itself (from a callback, another greenlet, another task) does not wait for it.
     """
