@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -364,6 +365,21 @@ def test_a_thread_without_the_context_reports_to_the_unit_that_its_connection_jo
     assert current(7) is None
     unit.join(7)
     assert current(7) is None
+
+
+def test_a_thread_begun_in_a_unit_belongs_to_its_attempt_where_threads_inherit_contexts() -> None:
+    inherits = bool(getattr(sys.flags, "thread_inherit_context", 0))  # a free-threaded Python 3.14, unless told otherwise
+    unit, gate = Unit(), threading.Event()
+    token = enter(unit)
+    unit.begin_attempt()
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.extend([gate.wait(10), current(), is_left_over()]))
+    thread.start()
+    unit.begin_attempt()
+    gate.set()
+    thread.join(10)
+    leave(token)
+    assert found == [True, unit if inherits else None, inherits]
 
 
 def test_a_unit_that_uses_the_connection_of_another_is_in_doubt_and_the_owner_hears_of_it() -> None:
