@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ import sqlalchemy as sa
 
 import unbroken
 from unbroken.testing.servers import PostgreSQL
+
+#: Where raw_fork.py is, which forks as a C library does.
+RAW_FORK = Path(__file__).parents[2] / "pool"
 
 
 @pytest.fixture
@@ -201,9 +205,11 @@ def test_a_forked_child_has_sessions_of_its_own_and_leaves_its_parents_alone(fac
 def test_a_fork_that_python_does_not_see_is_noticed_at_checkout(face: Any, script: Any) -> None:
     script(
         """
-        import ctypes, os, sys
+        import os, sys
         import sqlalchemy as sa
-        url, question = sys.argv[1:]
+        url, question, tools = sys.argv[1:]
+        sys.path.insert(0, tools)
+        from raw_fork import raw_fork
         engine = sa.create_engine(url, plugins=["unbroken"])
         ask = sa.text(question)
 
@@ -212,7 +218,7 @@ def test_a_fork_that_python_does_not_see_is_noticed_at_checkout(face: Any, scrip
                 return conn.scalar(ask)
 
         mine = one()
-        pid = ctypes.CDLL(None).fork()   # as uWSGI's master does
+        pid = raw_fork()   # as uWSGI's master does
         if not pid:
             other = one()
             engine.dispose()
@@ -222,4 +228,5 @@ def test_a_fork_that_python_does_not_see_is_noticed_at_checkout(face: Any, scrip
         """,
         face.url(),
         str(face.session_id),
+        str(RAW_FORK),
     )
