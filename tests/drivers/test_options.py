@@ -22,8 +22,8 @@ def test_a_users_read_timeout_holds_after_the_handshake(faces: Any, mariadb: Any
 
 def test_without_one_a_statement_may_take_longer_than_the_connect_might(faces: Any, mariadb: Any) -> None:
     face = faces("pymysql", mariadb)
-    conn = face.connect(0.5)
-    assert face.execute(conn, "SELECT SLEEP(0.8)") == [(0,)]
+    conn = face.connect(1.5)
+    assert face.execute(conn, "SELECT SLEEP(1.8)") == [(0,)]
     face.call("ping", conn, 0.5)
     assert face.execute(conn, "SELECT SLEEP(0.8)") == [(0,)]
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -19,6 +18,7 @@ import pytest
 
 from unbroken.testing import FaultProxy
 from unbroken.testing.servers import PostgreSQL, Server
+from unbroken.testing.servers.folders import free_port
 
 from .every_driver import KINDS, Worker, url_of
 
@@ -191,8 +191,7 @@ def test_no_worker_of_uwsgi_puts_a_byte_on_its_masters_connection(
 
 
 def _uwsgi(folder: Path, stack: ExitStack) -> tuple[subprocess.Popen[bytes], int]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port("127.0.0.1")
     command = [str(Path(sys.executable).with_name("uwsgi")), "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "2",
                "--wsgi-file", "app.py", "--die-on-term", "--enable-threads", "--need-app"]  # fmt: skip
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=(folder / "log").open("wb"), start_new_session=True)
