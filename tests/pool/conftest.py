@@ -25,6 +25,7 @@ import pytest
 
 import unbroken
 from unbroken import Pool
+from unbroken.flows import servers
 from unbroken.testing import FaultProxy
 from unbroken.testing.servers import MariaDB, PostgreSQL, Server
 
@@ -137,6 +138,12 @@ class Body:
                 self.server.admin(f"DROP TABLE IF EXISTS {name}")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_known_of_any_server() -> None:
+    """A process learns a server's idle limit from deaths, and on a busy machine tests that kill teach it one of half a second."""
+    servers._records.clear()
+
+
 @pytest.fixture(params=["psycopg", "asyncpg", "aiomysql"])
 def body(request: pytest.FixtureRequest) -> Iterator[Body]:
     """Each async driver in turn, on the shared server of its kind."""
@@ -174,6 +181,37 @@ def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
 def until() -> Callable[..., Any]:
     """``until(condition)``: wait until it is true, fail after a deadline."""
     return wait_until
+
+
+@pytest.fixture
+def steadily() -> Callable[[float, Callable[[], Any]], None]:
+    """``steadily(0.2, work)``: what *work* shows holds on a machine that has time for this process at least every 0.2 s.
+
+    Where it had not, a failure says nothing, and *work* is done again, five times at most.
+    """
+
+    def run(most: float, work: Callable[[], Any]) -> None:
+        for left in reversed(range(5)):
+            over, stalls = threading.Event(), [0.0]
+            clock = threading.Thread(target=_measure, args=(over, stalls))
+            clock.start()
+            try:
+                return work()
+            except AssertionError:
+                if max(stalls) <= most or not left:
+                    raise
+            finally:
+                over.set()
+                clock.join()
+
+    return run
+
+
+def _measure(over: threading.Event, stalls: list[float]) -> None:
+    while not over.is_set():
+        before = time.monotonic()
+        time.sleep(0.02)
+        stalls.append(time.monotonic() - before)
 
 
 class Face:
