@@ -55,6 +55,9 @@ EXPLAINED: dict[str, str] = {
     ),
 }
 
+#: Some tests store 48 MB in one transaction, which the small cache of a server for tests does not always hold.
+ROOMY = {"setParameter": 1, "wiredTigerEngineRuntimeConfig": "cache_size=1G"}
+
 #: How a test ended (passed, failed, error, skipped or missing), and why.
 Ended: TypeAlias = tuple[str, str]
 
@@ -182,6 +185,7 @@ def run(who: str, kind: str, source: Path, folder: Path, options: Any, only: lis
     command += ["-o", f"addopts=-m 'default or default_async' --junitxml={out}", *chosen]
     with ExitStack() as stack:
         server = stack.enter_context(MongoDB(replica_set="one" if kind == "set" else None))
+        server.command(ROOMY)
         env = {**os.environ, "DB_IP": server.host, "DB_PORT": str(server.port), "PYTHONPATH": str(home)}
         with (home / "log").open("w") as log:
             subprocess.run(command, cwd=home, env=env, stdout=log, stderr=log, check=False, timeout=3600)
