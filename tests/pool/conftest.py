@@ -196,7 +196,8 @@ def steadily() -> Callable[[float, Callable[[], Any]], None]:
             clock = threading.Thread(target=_measure, args=(over, stalls))
             clock.start()
             try:
-                return work()
+                work()
+                return
             except AssertionError:
                 if max(stalls) <= most or not left:
                     raise

@@ -100,19 +100,24 @@ def test_the_servers_idle_limit_is_asked_for_and_is_never_an_error(own_face, unt
     assert pool.stats().closed == ({"max idle": 4} if knows else {"idle limit": 4})
 
 
-def test_what_is_kept_warm_is_exercised_before_the_servers_limit_strikes(own_face):
+def test_what_is_kept_warm_is_exercised_before_the_servers_limit_strikes(own_face, until, steadily):
     face = own_face
     face.server.set(**{"wait_timeout": 2} if face.is_mysql else {"idle_session_timeout": "2s"})
-    pool = face.pool(min_size=2)
-    pool.check()
-    sessions = {s.id for s in face.server.sessions()}
-    end = time.monotonic() + 3.0
-    while time.monotonic() < end:
-        time.sleep(0.1)
-        assert pool.stats().size == 2
-    assert {s.id for s in face.server.sessions()} >= sessions
-    assert pool.stats().pings > 0
-    assert sum(pool.stats().closed.values()) == 0
+
+    def keep_warm():
+        with face.pool(min_size=2) as pool:
+            pool.check()
+            until(lambda: pool.stats().idle == 2)
+            sessions = {s.id for s in face.server.sessions()}
+            end = time.monotonic() + 3.0
+            while time.monotonic() < end:
+                time.sleep(0.1)
+                assert pool.stats().size == 2
+            assert {s.id for s in face.server.sessions()} >= sessions
+            assert pool.stats().pings > 0
+            assert sum(pool.stats().closed.values()) == 0
+
+    steadily(0.2, keep_warm)
 
 
 def test_where_the_limit_may_not_be_asked_it_is_learned_from_the_deaths(own_face, until):
