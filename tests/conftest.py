@@ -22,7 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
 #: What tests call a library that has not been released for free-threaded Pythons, or would bring the lock back: by its module.
 _LIBRARIES = {
     "mysqldb": "MySQLdb", "mysqlclient": "MySQLdb", "mariadbconnector": "mariadb", "psycopg2": "psycopg2", "asyncpg": "asyncpg",
-    "mysqlconnector_c": "_mysql_connector", "asyncmy": "asyncmy", "uvloop": "uvloop", "gevent": "gevent",
+    "mysqlconnector_c": "_mysql_connector", "asyncmy": "asyncmy", "uvloop": "uvloop", "gevent": "gevent", "uwsgi": "uwsgi",
 }  # fmt: skip
 _FREE = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 _MISSING = {name for name, module in _LIBRARIES.items() if _FREE and find_spec(module) is None}
