@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import gridfs
@@ -20,6 +21,7 @@ from pymongo import monitoring
 from pymongo.driver_info import DriverInfo
 from pymongo.errors import InvalidOperation, InvalidURI
 from pymongo.server_api import ServerApi
+from pymongo.server_description import ServerDescription
 
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.mongo import plan, seams
@@ -55,6 +57,19 @@ def test_making_one_makes_no_thread_and_no_socket(of_one: MongoDB) -> None:
     assert all(now <= then for now, then in zip((threading.active_count(), descriptors()), before, strict=True))
     client.close()
     plain.close()
+
+
+def test_a_server_that_is_lost_as_it_is_chosen_is_not_taken_for_one_that_takes_no_writes(
+    of_one: MongoDB, monkeypatch: pytest.MonkeyPatch, closing: ExitStack
+) -> None:
+    """MongoEngine asks once, and would leave a document without its indexes for good."""
+    client = closing.enter_context(MongoClient(of_one.url()))
+    client.admin.command("ping")
+    lost = SimpleNamespace(description=ServerDescription((of_one.host, of_one.port)))
+    answers, select = [lost, lost], MongoClient._select_server
+    monkeypatch.setattr(MongoClient, "_select_server", lambda *given: answers.pop() if answers else select(*given))
+    assert client.is_primary
+    assert not answers
 
 
 def test_it_is_a_client_of_pymongos(of_one: MongoDB, closing: ExitStack) -> None:

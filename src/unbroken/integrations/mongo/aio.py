@@ -173,10 +173,16 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         return server
 
     async def _server_property(self, attr_name: str) -> Any:
-        """``address``, ``is_primary``, ``is_mongos``: PyMongo lets these wait for 30 s, whatever timeoutMS is."""
+        """``address``, ``is_primary``, ``is_mongos``: PyMongo lets these wait for 30 s, whatever timeoutMS is.
+
+        A server that was lost just after it had been chosen says nothing: PyMongo would say that it is no primary.
+        """
         with pymongo.timeout(self._options.timeout):
-            server = await self._select_server(writable_server_selector, None, "testOperation")
-        return getattr(server.description, attr_name)
+            while True:
+                server = await self._select_server(writable_server_selector, None, "testOperation")
+                description = server.description
+                if description.is_server_type_known:
+                    return getattr(description, attr_name)
 
     async def _close_cursor_now(self, cursor_id: Any, address: Any, session: Any = None, conn_mgr: Any = None) -> None:
         if not is_inherited(session):
