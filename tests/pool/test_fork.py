@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from .every_driver import KINDS, url_of
+from unbroken.testing.servers import PostgreSQL
+
+from .every_driver import url_of
 
 HEAD = """
 from contextlib import closing
@@ -88,20 +89,6 @@ def run(script, face):
         return script(HEAD.replace("FOLDER", repr(str(Path(__file__).parent))) + text, face.url(), face.is_mysql, **kwargs)
 
     return run
-
-
-@pytest.fixture(scope="module")
-def tls_server():
-    """``tls_server(kind)``: a server with a certificate."""
-    made = {}
-    with ExitStack() as stack:
-
-        def server(kind):
-            if kind not in made:
-                made[kind] = stack.enter_context(KINDS[kind][0](tls=True))
-            return made[kind]
-
-        yield server
 
 
 FORKS = ["os.fork", "raw"]
@@ -319,6 +306,7 @@ def user():
         except Exception as error:
             errors.append(error)
 
+warm()  # a child of a fork beside a thread's first use of OpenSSL may find its locks taken for ever: docs/contract.md
 threads = [threading.Thread(target=user, daemon=True) for _ in range(6)]
 for thread in threads:
     thread.start()
@@ -347,14 +335,15 @@ print("well")
 """
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(40, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
-@pytest.mark.parametrize(("kind", "driver"), [("postgresql", "psycopg"), ("postgresql", "psycopg2"), ("mariadb", "mysqldb")])
-def test_a_fork_in_the_middle_of_a_first_connect_by_tls_hangs_no_child(script, tls_server, kind, driver, processes):
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_a_fork_in_the_middle_of_a_first_connect_by_tls_hangs_no_child(script, driver):
     """Without care, a child inherits OpenSSL's locks, taken by a thread that it has not: once in some 60 forks with psycopg."""
-    server = tls_server(kind)
     head = HEAD.replace("FOLDER", repr(str(Path(__file__).parent)))
-    for _ in range(processes):
-        assert script(head + FIRST_CONNECTS, url_of(server, driver, tls=True), kind == "mariadb", timeout=300) == "well"
+    with PostgreSQL(tls=True) as server:
+        for _ in range(40):
+            assert script(head + FIRST_CONNECTS, url_of(server, driver, tls=True), False, timeout=300) == "well"
 
 
 def test_many_children_at_once_ask_for_their_own_session_all_the_time(run):
