@@ -20,7 +20,7 @@ AGAIN, BARE = "pymongo.MongoClient, the same once more", "pymongo.MongoClient, a
 def run(effort: Effort) -> Result:
     """Both clients on one server, a replica set of one, over loopback."""
     result = Result()
-    legs, seconds = (6, 0.5) if effort.repeats == 1 else (20, 2.5)
+    legs, seconds = (6, 0.5) if effort.repeats == 1 else (24, 2.0)
     with MongoDB(replica_set="one") as server:
         found, busy = compare(lambda label: finding(server, label), (OURS, AGAIN, BARE), THEIRS, legs, seconds)
         with clients(server, OURS, THEIRS) as made:

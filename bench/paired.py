@@ -18,7 +18,7 @@ import math
 import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from time import perf_counter, thread_time
 from typing import Any, TypeAlias
@@ -65,9 +65,11 @@ def compare(
     waited for, so it is the steadier on a busy machine.
     """
     played: dict[str, list[list[tuple[Cost, Cost]]]] = {name: [] for name in names}
-    for name in itertools.chain.from_iterable(itertools.repeat(names, legs)):
-        with apart(make, name) as run, apart(make, base) as beside:
-            played[name].append(_played(run, beside, seconds))
+    for leg, name in itertools.product(range(legs), names):
+        with ExitStack() as stack:
+            order = (name, base) if leg % 2 else (base, name)  # neither is always made first
+            made = {each: stack.enter_context(apart(make, each)) for each in order}
+            played[name].append(_played(made[name], made[base], seconds))
     return _found(played, base, 0), _found(played, base, 1)
 
 
