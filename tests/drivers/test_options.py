@@ -100,6 +100,7 @@ def test_short_timeouts_of_psycopg_are_held_although_libpq_has_a_minimum(faces: 
 def test_a_connect_that_was_given_up_leaves_nothing_open(faces: Any, mariadb: Any, postgres: Any) -> None:
     import socket
 
+    gc.collect()  # what earlier tests left is not this one's
     with socket.create_server(("127.0.0.1", 0)) as listener, warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         for name, server in (

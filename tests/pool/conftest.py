@@ -166,6 +166,16 @@ DRIVERS = ["pymysql", "mysqldb", "psycopg"]
 if sysconfig.get_config_var("Py_GIL_DISABLED"):  # mysqlclient brings the lock back
     DRIVERS = ["pymysql", "psycopg", "pg8000"]
 _numbers = count(1)
+_CYCLE = "pg8000's connections refer to themselves: a forgotten one is found when the collector runs"
+#: Words of pool tests that pg8000 breaks by its own ways, with or without the interpreter's lock.
+NOT_PG8000 = {
+    "test_a_forgotten_connection_is_found_without_any_traffic": _CYCLE,
+    "test_what_a_forgotten_connection_had_written_is_rolled_back": _CYCLE,
+    "test_a_request_that_fails_and_drops_its_connection_costs_nobody_a_place": _CYCLE,
+    "test_the_descriptors_number_of_a_forgotten_connection_may_be_in_use_again": _CYCLE,
+    "test_reclaim_ends_a_held_connection_and_the_pool_gets_its_place_back": "pg8000 raises when a connection that has ended is closed",
+    "test_acquires_while_sessions_are_being_killed_never_get_a_dead_one_twice": "pg8000 lets a reset through as it came from the system",
+}
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
@@ -287,17 +297,26 @@ def _shared(name: str, request: pytest.FixtureRequest) -> Server:
     return server
 
 
+def _fitting(request: pytest.FixtureRequest) -> str:
+    """The driver in turn, if the test is one for it."""
+    name: str = request.param
+    if name == "pg8000" and request.node.originalname in NOT_PG8000:
+        pytest.skip(NOT_PG8000[request.node.originalname])
+    return name
+
+
 @pytest.fixture(params=DRIVERS)
 def face(request: pytest.FixtureRequest, faces: Callable[[str, Server], Face]) -> Face:
     """Each driver in turn, on the shared server of its kind."""
-    return faces(request.param, _shared(request.param, request))
+    return faces(_fitting(request), _shared(request.param, request))
 
 
 @pytest.fixture(params=DRIVERS)
 def own_face(request: pytest.FixtureRequest, faces: Callable[[str, Server], Face]) -> Face:
     """Each driver in turn, on a server of its own that may be stopped, killed, frozen and set up."""
-    make = request.getfixturevalue("new_postgres" if request.param in ("psycopg", "pg8000") else "new_mariadb")
-    return faces(request.param, make())
+    name = _fitting(request)
+    make = request.getfixturevalue("new_postgres" if name in ("psycopg", "pg8000") else "new_mariadb")
+    return faces(name, make())
 
 
 @pytest.fixture

@@ -66,6 +66,7 @@ sys.platform = "darwin"
 """
 
 STORY = """
+from contextlib import closing
 import unbroken
 from unbroken.net import liveness
 from unbroken.net.selector import new_selector
@@ -79,9 +80,9 @@ me = "SELECT CONNECTION_ID()" if mysql else "SELECT pg_backend_pid()"
 kill = "KILL %d" if mysql else "SELECT pg_terminate_backend(%d)"
 
 def ask(conn, sql=me):
-    with conn.cursor() as cursor:
-        cursor.execute(sql)
-        return cursor.fetchone()[0]
+    cursor = conn.cursor()
+    cursor.execute(sql)
+    return cursor.fetchone()[0]
 
 def sessions(pool, number):
     held = [pool.acquire() for _ in range(number)]
@@ -94,7 +95,7 @@ with unbroken.Pool(url, max_size=4, acquire_timeout=20) as pool, unbroken.Pool(u
     before = sessions(pool, 3)
     assert sessions(pool, 3) == before
     for session in before:
-        with killer.connection(transaction=False) as conn, conn.cursor() as cursor:
+        with killer.connection(transaction=False) as conn, closing(conn.cursor()) as cursor:
             cursor.execute(kill % session)
     deadline = time.monotonic() + 20
     while sees and pool.stats().size > 0:  # the watcher sees each end
