@@ -174,6 +174,7 @@ NOT_PG8000 = {
     "test_a_request_that_fails_and_drops_its_connection_costs_nobody_a_place": _CYCLE,
     "test_the_descriptors_number_of_a_forgotten_connection_may_be_in_use_again": _CYCLE,
     "test_reclaim_ends_a_held_connection_and_the_pool_gets_its_place_back": "pg8000 raises when a connection that has ended is closed",
+    "test_a_storm_with_kills_leaves_the_pool_whole": "pg8000 lets a reset through as it came from the system",
     "test_acquires_while_sessions_are_being_killed_never_get_a_dead_one_twice": "pg8000 lets a reset through as it came from the system",
 }
 
@@ -302,6 +303,8 @@ def _fitting(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name == "pg8000" and request.node.originalname in NOT_PG8000:
         pytest.skip(NOT_PG8000[request.node.originalname])
+    if sysconfig.get_config_var("Py_GIL_DISABLED") and "inside_the_locks" in request.node.name and "raw" in request.node.name:
+        pytest.skip("a fork(2) beside other threads may find Python's own locks taken: docs/pythons.md")
     return name
 
 
