@@ -115,7 +115,7 @@ def names_called_by_find_one(client: Any) -> tuple[Counter[str], Counter[str]]:
     return Counter(name.rpartition(".")[2] for name in python), Counter(c)
 
 
-def test_find_one_with_mongodbs_client_is_seven_short_calls_more_than_with_pymongos(mongodb: MongoDB) -> None:
+def test_find_one_with_mongodbs_client_is_eight_short_calls_more_than_with_pymongos(mongodb: MongoDB) -> None:
     """Of about 450: our step before PyMongo's _select_server, which topology is this process's, and is there a unit of work?"""
     with unbroken.mongo.MongoClient(mongodb.url()) as client, pymongo.MongoClient(mongodb.url(), **DEFAULTS) as plain:
         (python, c), (plain_python, plain_c) = names_called_by_find_one(client), names_called_by_find_one(plain)
