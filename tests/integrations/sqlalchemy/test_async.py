@@ -234,6 +234,13 @@ def test_the_place_of_a_leak_is_the_tasks_own_line(aface: AsyncFace, caplog: Any
     assert "in test_the_place_of_a_leak_is_the_tasks_own_line.<locals>.work" in caplog.text
 
 
+def spin(seconds: float) -> None:
+    """Use the processor for so long."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
+
+
 def test_a_crowd_that_waits_does_not_collect_garbage_one_after_the_other(aface: AsyncFace, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a large process it takes more than a second, in which the loop stands still: whoever came next would find it due again."""
     collections: list[None] = []
@@ -250,7 +257,11 @@ def test_a_crowd_that_waits_does_not_collect_garbage_one_after_the_other(aface: 
     run(work())
 
 
-def test_what_is_forgotten_does_not_fill_the_pool(aface: AsyncFace, caplog: Any) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 0.4], ids=["a small process", "a large one"])
+def test_what_is_forgotten_does_not_fill_the_pool(aface: AsyncFace, caplog: Any, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    collect = gc.collect
+    monkeypatch.setattr(gc, "collect", lambda: (spin(seconds), collect()))
+
     async def forgetful(engine: AsyncEngine) -> None:
         conn = await engine.connect()
         await conn.scalar(aface.session_id)
@@ -258,7 +269,7 @@ def test_what_is_forgotten_does_not_fill_the_pool(aface: AsyncFace, caplog: Any)
         cycle.append(cycle)
 
     async def work() -> None:
-        async with aface.engine(pool_size=3, max_overflow=0, pool_timeout=5) as engine:
+        async with aface.engine(pool_size=3, max_overflow=0, pool_timeout=20) as engine:
             for _ in range(8):
                 await forgetful(engine)
             for _ in range(6):

@@ -38,7 +38,7 @@ from unbroken.flows.acquire import ping
 from unbroken.integrations.sqlalchemy import gate
 from unbroken.integrations.sqlalchemy.body import VACANT, Body, GreenletShell, SyncShell
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
-from unbroken.integrations.sqlalchemy.queue import LOOKS, SlotQueue
+from unbroken.integrations.sqlalchemy.queue import SlotQueue
 from unbroken.integrations.sqlalchemy.record import NO_BODY, Record, explain_timeout, in_greenlet, outside
 from unbroken.net.liveness import Liveness, judge
 from unbroken.settings import Settings
@@ -451,13 +451,13 @@ class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
         """SQLAlchemy's ``_do_get``; who has waited for a moment has the garbage collected, and goes on waiting."""
         body = self._body
         end = body.clock() + self._timeout
-        for patience in LOOKS:
+        for patience in body.collector.looks(end):
             if self._max_overflow < 0 or self._overflow < self._max_overflow or not self._pool.empty():
                 break
             try:
                 return self._pool.get(True, min(patience, max(0.0, end - body.clock())))
             except sqla_queue.Empty:
-                body.collector.collect(end - body.clock())
+                body.collector.collect(end)
         return super()._do_get()
 
     def dispose(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic, thread_time
 from typing import Any
 
@@ -24,20 +24,39 @@ LOOKS = (0.05, COLLECT_EVERY)
 class Collector:
     """Has the garbage collected for those who wait, but leaves most of the time to those who work."""
 
-    __slots__ = ("ended", "took")
+    __slots__ = ("began", "ended", "took")
 
     def __init__(self) -> None:
-        self.ended, self.took = -math.inf, 0.0
+        self.began = self.ended = -math.inf
+        self.took = 0.0
 
-    def collect(self, left: float) -> None:
-        """Collect the garbage. Not when that ended a short while ago, nor when who waits has less time *left* than it takes.
+    def looks(self, end: float | None) -> Iterator[float]:
+        """For how many seconds who comes now, and waits until *end* (None: for ever), does so each time before :meth:`collect`.
+
+        Soon, which mostly is enough, and then when it is due, until there has been one since he came. No more: who looks stands at
+        the end of the line again.
+        """
+        came = monotonic()
+        yield from LOOKS
+        while self.began < came and self._has_time(max(self._due, monotonic()), end):
+            yield max(self._due - monotonic(), LOOKS[0])
+
+    @property
+    def _due(self) -> float:
+        return self.ended + max(COLLECT_EVERY, COLLECT_SHARE * self.took)
+
+    def _has_time(self, now: float, end: float | None) -> bool:
+        return end is None or end - now >= 2 * self.took
+
+    def collect(self, end: float | None) -> None:
+        """Collect the garbage. Not when that ended a short while ago, nor when who waits, until *end*, has less time than it takes.
 
         Counted from the end: on an event loop all others wait for it too, and each would find it long ago by then.
         """
         now = monotonic()
-        if now - self.ended < max(COLLECT_EVERY, COLLECT_SHARE * self.took) or left < 2 * self.took:
+        if now < self._due or not self._has_time(now, end):
             return
-        self.ended = now  # at once: other threads come here meanwhile
+        self.began = self.ended = now  # at once: other threads come here meanwhile
         began = thread_time()
         gc.collect()
         self.took = thread_time() - began
@@ -74,12 +93,12 @@ class SlotQueue(Queue):  # type: ignore[type-arg] # of records, whatever SQLAlch
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """As SQLAlchemy's. Who has waited for a moment has the garbage collected: a forgotten connection may be in it."""
         end = None if timeout is None else monotonic() + timeout
-        for patience in LOOKS if block else ():
+        for patience in self.collector.looks(end) if block else ():
             left = patience if end is None else min(patience, end - monotonic())
             try:
                 return self._get_within(left)
             except Empty:
-                self.collector.collect(math.inf if end is None else end - monotonic())
+                self.collector.collect(end)
         return self._get_within(0.0 if not block else None if end is None else max(0.0, end - monotonic()))
 
     def _get_within(self, seconds: float | None) -> Any:
