@@ -123,8 +123,10 @@ def test_no_rollback_goes_out_after_a_commit_just_acknowledged(face):
     begin = 0 if face.is_mysql else 1
     insert = 3 if face.name == "pg8000" else 1  # parsed, bound, executed
     assert messages_of(face, work) == begin + insert + 1
+    pool = face.pool()
+    pool.release(pool.acquire())  # the first connection asks the server for its idle limit; mysqlclient's rolls that back
     before = face.rollbacks()
-    work(face.pool())
+    work(pool)
     assert face.rollbacks() == before
 
 
@@ -160,6 +162,7 @@ def test_in_autocommit_nothing_is_sent_but_the_statement(face):
 
 def test_reset_none_sends_nothing_at_release_and_leaves_the_transaction_open(face):
     pool, table = face.pool(reset=None), face.table()
+    pool.release(pool.acquire())  # which asks for the idle limit
     before = face.rollbacks()
     conn = pool.acquire()
     face.do(conn, f"INSERT INTO {table} VALUES (1)")
