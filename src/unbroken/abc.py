@@ -61,7 +61,8 @@ class Cause(StrEnum):
     FORGOTTEN = "forgotten"  #: its holder was garbage-collected without giving it back
     RECLAIMED = "reclaimed"  #: held longer than leak_after, with reclaim on
     DEADLINE = "deadline"
-    CANCELLED = "cancelled"  #: a task was cancelled in the middle of an exchange
+    CANCELLED = "cancelled"  #: an exchange was broken off half way: a cancellation, a time limit, a signal
+    CLOSED_BY_HOLDER = "closed by its holder"  #: the application closed it while it had it
     FORKED = "fork"  #: inherited by a child process, severed there
     DRAINED = "drained"
     POOL_CLOSED = "pool closed"
@@ -157,7 +158,25 @@ class BaseDriver(Protocol):
         """Whether a transaction is open, without a round trip; None where that is not certain. Never raises."""
 
     def is_quiet(self, conn: Connection) -> bool:
-        """True when it is certain that no exchange is under way and the protocol is in step. Never raises."""
+        """True when it is certain that every request was answered in full and nothing is left unread. Never raises.
+
+        The driver counts a request as sent before its first byte leaves, and as answered after the last step of
+        reading the answer. Only an error that the server sent ends an exchange; any other exception leaves it open.
+        """
+
+    def traits(self, conn: Connection) -> Any:
+        """What a holder can change on *conn* and what is known of it without a round trip: autocommit, isolation
+        level, row factory and the like, as one comparable value. Never raises.
+        """
+
+    def is_clean(self, conn: Connection, traits: Any) -> bool:
+        """True when it is certain, without a round trip, that *conn* is open and quiet, in no transaction, and still
+        has the *traits* that it was opened with. Asked at every release. Never raises.
+        """
+
+    #: Why the statements of this driver's connections cannot be followed, so that no unit of work may be replayed
+    #: (a newer library works differently, say); None: they can be followed.
+    blindness: str | None
 
     def classify(self, exc: BaseException) -> Fault:
         """What *exc*, raised by this driver (or by the system below it), means. Never raises."""
@@ -194,6 +213,9 @@ class Driver(BaseDriver, Protocol):
     def rollback(self, conn: Connection) -> None:
         """ROLLBACK, likewise."""
 
+    def restore(self, conn: Connection, traits: Any) -> None:
+        """Put *traits* back, with at most one round trip. Nothing is open. Raises where that fails."""
+
     def idle_limit(self, conn: Connection) -> float | None:
         """How long the server lets this session idle, in seconds; None when it has no limit. One round trip.
 
@@ -219,6 +241,9 @@ class AsyncDriver(BaseDriver, Protocol):
 
     async def rollback(self, conn: Connection) -> None:
         """As :meth:`Driver.rollback`."""
+
+    async def restore(self, conn: Connection, traits: Any) -> None:
+        """As :meth:`Driver.restore`."""
 
     async def idle_limit(self, conn: Connection) -> float | None:
         """As :meth:`Driver.idle_limit`."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, Target
 from unbroken.drivers import _mysql
+from unbroken.drivers._base import Awaited
 
 
-class Shared:
+class Shared(Awaited):
     """The part of an :class:`unbroken.abc.AsyncDriver` that both share. ``_watched`` makes the class that reports."""
 
     capabilities = Capabilities(transaction_status=True, watchable=True)

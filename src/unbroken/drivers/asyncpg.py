@@ -14,6 +14,7 @@ from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Targ
 from unbroken.core import unit
 from unbroken.core.fault import one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
+from unbroken.drivers._base import Awaited
 from unbroken.drivers._shared import boolean, coerce, dial_async, from_connect, number, seconds, whole, without_target
 
 NAME = "asyncpg"
@@ -41,7 +42,7 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
 _OUT_OF_STEP = re.compile(r"another operation (?:\(\d+\) )?is|cannot switch to state")
 
 
-class AsyncDriver:
+class AsyncDriver(Awaited):
     """See :class:`unbroken.abc.AsyncDriver`."""
 
     name = NAME

@@ -15,6 +15,7 @@ from typing import Any
 from unbroken.abc import Capabilities, Connection, Fault, Target
 from unbroken.core import unit
 from unbroken.drivers import _mysql
+from unbroken.drivers._base import Blocking
 from unbroken.drivers._shared import boolean, class_of, dial, is_commit, is_rollback, optional_boolean, seconds, whole, without_target
 
 NAME = "mariadb"
@@ -32,7 +33,7 @@ _OPTIONS: _mysql.Kinds = {
 _WHOLE_SECONDS = ("read_timeout", "write_timeout")
 
 
-class Driver:
+class Driver(Blocking):
     """See :class:`unbroken.abc.Driver`. Connections are the library's, of a subclass that knows when the status lies."""
 
     name = NAME

@@ -15,6 +15,7 @@ from typing import Any
 from unbroken.abc import Capabilities, Connection, Fault, Target
 from unbroken.core import unit
 from unbroken.drivers import _mysql
+from unbroken.drivers._base import Blocking
 from unbroken.drivers._shared import boolean, class_of, dial, is_commit, is_rollback, seconds, without_target
 
 NAME = "mysqlclient"
@@ -34,7 +35,7 @@ _WHOLE_SECONDS = ("read_timeout", "write_timeout")
 _ASK = "SELECT @@SESSION.wait_timeout, @@SESSION.completion_type"
 
 
-class Driver:
+class Driver(Blocking):
     """See :class:`unbroken.abc.Driver`. Connections are MySQLdb's, of a subclass that follows what is sent."""
 
     name = NAME

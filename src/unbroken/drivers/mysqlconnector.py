@@ -19,6 +19,7 @@ from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Targ
 from unbroken.core.fault import os_fault
 from unbroken.drivers import _mysql
 from unbroken.drivers import _mysqlconnector as seen
+from unbroken.drivers._base import Awaited, Blocking
 from unbroken.drivers._shared import boolean, class_of, dial, dial_async, from_connect, optional_boolean, seconds, whole, without_target
 from unbroken.errors import ConfigurationError
 
@@ -108,7 +109,7 @@ class _Base:
         conn.__class__ = getattr(type(conn), "unwatched", type(conn))
 
 
-class Driver(_Base):
+class Driver(_Base, Blocking):
     """See :class:`unbroken.abc.Driver`."""
 
     forms = {"": _SEEN, "use_pure=false": _HIDDEN}  # noqa: RUF012 - for the page about drivers
@@ -243,7 +244,7 @@ class Driver(_Base):
         conn.__class__ = seen.watched(class_of(conn)) if self._pure else seen.watched_c(class_of(conn))
 
 
-class AsyncDriver(_Base):
+class AsyncDriver(_Base, Awaited):
     """See :class:`unbroken.abc.AsyncDriver`."""
 
     def __init__(self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None) -> None:

@@ -20,6 +20,7 @@ from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
 from unbroken.core import unit
 from unbroken.core.fault import chain, one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
+from unbroken.drivers._base import Blocking
 from unbroken.drivers._shared import boolean, class_of, coerce, dial, from_connect, optional_boolean, seconds, without_target
 from unbroken.errors import ConfigurationError
 
@@ -39,7 +40,7 @@ _MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _SSL_REQUEST = struct.pack("!II", 8, 80877103)  # PostgreSQL manual, "SSLRequest"
 
 
-class Driver:
+class Driver(Blocking):
     """See :class:`unbroken.abc.Driver`. Connections are pg8000's, of a subclass that knows whether an answer is outstanding."""
 
     name = NAME

@@ -15,6 +15,7 @@ from typing import Any
 from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
 from unbroken.core.fault import one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
+from unbroken.drivers._base import Awaited, Blocking
 from unbroken.drivers._psycopg_watch import real_pgconn, watched
 from unbroken.drivers._shared import coerce, dial, dial_async, from_connect, optional_boolean, whole, without_target
 from unbroken.errors import ConfigurationError
@@ -136,7 +137,7 @@ class _Base:
         return pgconn
 
 
-class Driver(_Base):
+class Driver(_Base, Blocking):
     """See :class:`unbroken.abc.Driver`."""
 
     def connect(self, timeout: float) -> Connection:
@@ -190,7 +191,7 @@ class Driver(_Base):
                 return done.value
 
 
-class AsyncDriver(_Base):
+class AsyncDriver(_Base, Awaited):
     """See :class:`unbroken.abc.AsyncDriver`."""
 
     async def connect(self, timeout: float) -> Connection:

@@ -24,6 +24,7 @@ from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
 from unbroken.core import unit
 from unbroken.core.fault import one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
+from unbroken.drivers._base import Blocking
 from unbroken.drivers._shared import coerce, dial, from_connect, optional_boolean, seconds, without_target
 
 NAME = "psycopg2"
@@ -37,7 +38,7 @@ _READY = 1  # psycopg2's own status: it has no transaction open, so a BEGIN come
 _MINIMUM = 2  # libpq's shortest connect_timeout
 
 
-class Driver:
+class Driver(Blocking):
     """See :class:`unbroken.abc.Driver`. Connections and cursors are psycopg2's, of subclasses that can report."""
 
     name = NAME

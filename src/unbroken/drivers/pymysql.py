@@ -12,6 +12,7 @@ from typing import Any
 from unbroken.abc import Capabilities, Connection, Fault, Target
 from unbroken.core import unit
 from unbroken.drivers import _mysql
+from unbroken.drivers._base import Blocking
 from unbroken.drivers._shared import boolean, class_of, dial, seconds, whole, without_target
 
 NAME = "pymysql"
@@ -27,7 +28,7 @@ _OPTIONS: _mysql.Kinds = {
 }  # fmt: skip
 
 
-class Driver:
+class Driver(Blocking):
     """See :class:`unbroken.abc.Driver`. Connections are PyMySQL's, of a subclass that keeps the server's status."""
 
     name = NAME

@@ -17,6 +17,7 @@ from typing import Any
 from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
 from unbroken.core import unit
 from unbroken.core.fault import one_line, os_fault
+from unbroken.drivers._base import Blocking
 from unbroken.drivers._shared import boolean, coerce, dial, from_connect, number, whole, without_target
 from unbroken.errors import ConfigurationError
 
@@ -49,7 +50,7 @@ _URI = ("mode", "cache", "immutable", "vfs", "nolock")
 _names = itertools.count(1)
 
 
-class Driver:
+class Driver(Blocking):
     """See :class:`unbroken.abc.Driver`."""
 
     name = NAME

@@ -27,6 +27,7 @@ from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Fault, FaultKind, Target
 from unbroken.core.unit import current
+from unbroken.drivers._base import Blocking
 
 __all__ = ["FakeClock", "FakeConnection", "FakeDriver", "FakeError", "FakeOperationalError", "FakeServer", "FakeTimer", "Mode"]
 
@@ -371,7 +372,7 @@ class FakeConnection:
         self.close()
 
 
-class FakeDriver:
+class FakeDriver(Blocking):
     """A blocking driver (:class:`unbroken.abc.Driver`) for a :class:`FakeServer`.
 
     *sockets*: give each connection a real socket, so that the pools see its end without a round trip. *knows_status*:

@@ -14,6 +14,7 @@ from unbroken.abc import NO_OPTIONS, BaseDriver, Capabilities, Connection, Fault
 from unbroken.core.fault import one_line
 from unbroken.drivers import known as all_known
 from unbroken.drivers import open_driver
+from unbroken.drivers._base import Base
 from unbroken.drivers.url import BACKENDS
 from unbroken.errors import ConfigurationError
 from unbroken.settings import Settings
@@ -86,7 +87,7 @@ class Plan:
         return self.driver.connect(self.settings.connect_timeout)  # type: ignore[attr-defined] # a Driver or an AsyncDriver
 
 
-class Blind:
+class Blind(Base):
     """Stands in where there is no driver file: it knows nothing, and asks SQLAlchemy's dialect whether a connection is lost."""
 
     name = "unknown"
