@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from unbroken.abc import Fault, FaultKind
 from unbroken.core import unit as unit_module
 from unbroken.core.statements import Kind, kind
-from unbroken.core.unit import Action, Unit, current, enter, is_left_over, leave
+from unbroken.core.unit import Action, Fate, Unit, current, enter, is_left_over, leave
 
 LOST, RETRY = Fault(FaultKind.LOST), Fault(FaultKind.RETRY)
 INSERT = "INSERT INTO t VALUES (1)"
@@ -436,6 +436,255 @@ def test_a_connection_that_was_given_back_with_its_transaction_open_forbids_a_re
     assert action(unit, conn_id=2) is Action.RAISE
 
 
+# -- what became of the writes -------------------------------------------------------------------------------------
+
+
+def test_a_unit_that_only_read_stored_nothing() -> None:
+    unit = begun()
+    unit.statement("SELECT 1", True, conn_id=1)
+    unit.statement("SELECT 1", None, conn_id=2)
+    unit.committing(conn_id=2)
+    unit.committed(conn_id=2)
+    assert unit.fate() is Fate.NOTHING
+
+
+def test_writes_that_were_rolled_back_or_lost_before_their_commit_are_not_stored() -> None:
+    unit = begun()
+    for conn_id in (1, 2):
+        unit.statement(INSERT, False, conn_id=conn_id)
+    assert unit.fate() is Fate.UNKNOWN  # somebody may still commit them
+    unit.rolled_back(conn_id=1)
+    unit.ended(conn_id=2)
+    assert unit.fate() is Fate.NOTHING
+
+
+def test_an_acknowledged_commit_of_writes_is_stored_also_when_the_unit_is_over() -> None:
+    token = enter(unit := begun())
+    unit.statement(INSERT, False, conn_id=1)
+    unit.committing(conn_id=1)
+    assert unit.fate() is Fate.UNKNOWN
+    unit.committed(conn_id=1)
+    assert unit.fate() is Fate.STORED
+    leave(token)
+    assert unit.fate() is Fate.STORED
+
+
+def test_one_commit_without_an_answer_makes_all_unknown() -> None:
+    unit = begun()
+    for conn_id in (1, 2):
+        unit.statement(INSERT, False, conn_id=conn_id)
+        unit.committing(conn_id=conn_id)
+    unit.committed(conn_id=1)
+    unit.ended(conn_id=2)
+    assert unit.fate() is Fate.UNKNOWN
+
+
+def test_a_commit_that_the_server_refused_stored_nothing() -> None:
+    unit = begun()
+    unit.statement(INSERT, False, conn_id=1)
+    unit.committing(conn_id=1)
+    unit.commit_failed(conn_id=1)
+    unit.rolled_back(conn_id=1)
+    assert unit.fate() is Fate.NOTHING
+
+
+def test_a_commit_whose_answer_nobody_told_is_unknown_although_the_connection_goes_on() -> None:
+    unit = begun()
+    unit.statement(INSERT, False, conn_id=1)
+    unit.committing(conn_id=1)
+    unit.statement("SELECT 1", False, conn_id=1)
+    assert unit.fate() is Fate.UNKNOWN
+
+
+@pytest.mark.parametrize("follow", [None, "SELECT 1", "COMMIT"])
+def test_a_write_in_autocommit_is_unknown_until_its_answer_is_told(follow: str | None) -> None:
+    unit = begun()
+    unit.statement(INSERT, True, conn_id=1)
+    if follow is not None:
+        unit.statement(follow, True, conn_id=1)
+    unit.ended(conn_id=1)
+    assert unit.fate() is Fate.UNKNOWN
+
+
+@pytest.mark.parametrize(("stored", "fate"), [(True, Fate.STORED), (False, Fate.NOTHING)])
+def test_a_write_in_autocommit_has_the_fate_that_the_server_told(stored: bool, fate: Fate) -> None:
+    unit = begun()
+    unit.statement(INSERT, True, conn_id=1)
+    unit.acknowledged(conn_id=1, stored=stored)
+    unit.statement("SELECT 1", True, conn_id=1)
+    unit.acknowledged(conn_id=1)  # a read's answer says nothing
+    unit.ended(conn_id=1)
+    assert unit.fate() is fate
+
+
+@pytest.mark.parametrize(
+    ("sql", "autocommit"),
+    [
+        ("CREATE TABLE t (a INT)", False),
+        (None, False),
+        ("CALL p()", False),
+        ("COMMIT PREPARED 'a'", True),
+        ("XA COMMIT 'a'", True),
+        (INSERT, None),
+    ],
+)
+def test_what_may_commit_by_itself_is_unknown_for_ever(sql: str | None, autocommit: bool | None) -> None:
+    unit = begun()
+    unit.statement(sql, autocommit, conn_id=1)
+    unit.rolled_back(conn_id=1)
+    unit.ended(conn_id=1)
+    assert unit.fate() is Fate.UNKNOWN
+
+
+def test_a_doubt_makes_the_fate_unknown() -> None:
+    unit = begun()
+    unit.doubt("x")
+    assert unit.fate() is Fate.UNKNOWN
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_savepoints_alone_store_nothing(as_bytes: bool) -> None:
+    unit = begun()
+    for sql in ("SAVEPOINT a", "SELECT 1", "ROLLBACK TO SAVEPOINT a", "RELEASE SAVEPOINT a"):
+        unit.statement(sql.encode() if as_bytes else sql, False, conn_id=1)
+    assert unit.fate() is Fate.NOTHING
+    unit.committing(conn_id=1)
+    unit.committed(conn_id=1)
+    assert unit.fate() is Fate.NOTHING
+    for sql in ("SAVEPOINT a", INSERT, "RELEASE SAVEPOINT a"):
+        unit.statement(sql, False, conn_id=1)
+    unit.committing(conn_id=1)
+    unit.committed(conn_id=1)
+    assert unit.fate() is Fate.STORED
+
+
+def test_what_an_attempt_wrote_that_was_run_again_does_not_count() -> None:
+    unit = begun()
+    unit.statement(INSERT, False, conn_id=1)
+    assert action(unit) is Action.REPLAY
+    unit.begin_attempt()
+    assert unit.fate() is Fate.NOTHING
+
+
+# -- one that watches ----------------------------------------------------------------------------------------------
+
+
+def test_a_unit_inside_an_observing_one_is_an_outermost_one_and_its_fate_counts_for_both() -> None:
+    observer = Unit(observing=True)
+    outer = enter(observer)
+    inner = enter(begun())
+    assert inner.outermost
+    assert current() is inner.unit
+    assert not enter(Unit()).outermost
+    inner.unit.statement(INSERT, False, conn_id=1)
+    assert observer.fate() is Fate.UNKNOWN  # before it is left, too
+    inner.unit.committing(conn_id=1)
+    inner.unit.committed(conn_id=1)
+    assert observer.fate() is Fate.STORED
+    leave(inner)
+    assert current() is observer
+    assert observer.fate() is Fate.STORED
+    leave(outer)
+    assert current() is None
+    assert observer.fate() is Fate.STORED
+
+
+def test_an_observing_unit_in_one_that_replays_is_part_of_it() -> None:
+    outer = enter(begun())
+    inner = enter(Unit(observing=True))
+    assert not inner.outermost
+    assert inner.unit is outer.unit
+    leave(inner)
+    leave(outer)
+
+
+def test_what_an_inner_unit_leaves_open_is_followed_by_the_observing_one() -> None:
+    observer = Unit(observing=True)
+    outer = enter(observer)
+    inner = enter(begun())
+    inner.unit.join(7)
+    inner.unit.statement(INSERT, False, conn_id=7)
+    leave(inner)
+    assert current(7) is observer
+    assert observer.fate() is Fate.UNKNOWN
+    observer.committing(conn_id=7)
+    observer.committed(conn_id=7)
+    observer.ended(conn_id=7)
+    assert observer.fate() is Fate.STORED
+    leave(outer)
+    assert current(7) is None
+
+
+def test_an_inner_unit_that_uses_a_connection_of_the_observing_one_is_not_replayed_and_its_fate_stays_known() -> None:
+    observer = Unit(observing=True)
+    outer = enter(observer)
+    observer.join(7)
+    inner = enter(begun())
+    assert current(7) is observer
+    assert action(inner.unit) is Action.RAISE
+    leave(inner)
+    assert observer.fate() is Fate.NOTHING
+    leave(outer)
+
+
+def test_who_uses_a_connection_of_an_inner_unit_reports_to_it_and_doubts_nothing() -> None:
+    observer = Unit(observing=True)
+    outer = enter(observer)
+    context = contextvars.copy_context()
+    inner = enter(begun())
+    inner.unit.join(7)
+    assert context.run(current, 7) is inner.unit
+    leave(inner)
+    assert observer.fate() is Fate.NOTHING
+    leave(outer)
+
+
+def test_a_task_that_an_inner_unit_left_behind_reports_to_the_observing_one() -> None:
+    observer = Unit(observing=True)
+    outer = enter(observer)
+    inner = enter(begun())
+    context = contextvars.copy_context()
+    leave(inner)
+    assert context.run(current) is observer
+    leave(outer)
+    assert context.run(current) is None
+
+
+def test_an_observing_unit_keeps_no_exceptions() -> None:
+    observer = Unit(observing=True)
+    observer.note(exc := KeyError(), LOST)
+    assert observer.noted() == ()
+    assert observer.fault_of(exc) is None
+
+
+def test_an_observing_unit_waits_for_the_answer_to_every_commit() -> None:
+    """Without a unit such a COMMIT is unknown: what a SELECT called may have written."""
+    observer = Unit(observing=True)
+    observer.statement("SELECT f()", False, conn_id=1)
+    observer.committing(conn_id=1)
+    assert observer.fate() is Fate.UNKNOWN
+    assert action(observer) is Action.COMMIT_UNKNOWN
+    observer.committed(conn_id=1)
+    observer.statement("SELECT 1", False, conn_id=1)
+    observer.committing(conn_id=1)
+    observer.committed(conn_id=1)
+    assert observer.fate() is (Fate.STORED if kind("SELECT f()") is Kind.WRITE else Fate.NOTHING)
+
+
+def test_a_connection_from_before_a_unit_is_no_reason_for_doubt_where_an_observing_one_hears_of_it() -> None:
+    observer = Unit(observing=True)
+    outer = enter(observer)
+    observer.join(7)
+    inner = enter(begun())
+    inner.unit.forbid("it is older", conn_id=7)
+    assert inner.unit.verdict(LOST).reason == "it is older"
+    assert observer.fate() is Fate.NOTHING
+    inner.unit.forbid("it is older", conn_id=8)
+    assert observer.fate() is Fate.UNKNOWN
+    leave(inner)
+    leave(outer)
+
+
 # -- exceptions ----------------------------------------------------------------------------------------------------
 
 
@@ -581,6 +830,17 @@ class Model:
         if not self.failed and self.database.stored != self.before:
             assert action(self.unit) is not Action.REPLAY, "a replay would be given although something is stored"
             assert action(self.unit, RETRY) is not Action.REPLAY
+        self.check_fate()
+
+    def check_fate(self) -> None:
+        """Asked at every moment, also after a failure."""
+        fate = self.unit.fate()
+        if fate is Fate.NOTHING:
+            assert self.database.stored == self.before, "said to be nothing although something is stored"
+            assert not any(s.open for s in self.sessions), "said to be nothing although it may still be committed"
+        if fate is Fate.STORED:
+            assert self.database.stored != self.before, "said to be stored although nothing is"
+            assert not any(s.open for s in self.sessions), "said to be stored although some of it may still be undone"
 
     def send(self, which: int, session: Session, sql: str, outcome: str) -> None:
         self.unit.statement(sql, session.autocommit and not session.in_transaction, conn_id=which)
@@ -709,6 +969,11 @@ def forgets_the_commit(self: Unit, *, conn_id: int | None = None) -> None:
     self._part(conn_id).open = self._part(conn_id).pending = False
 
 
+def believes_every_write(self: Unit, part: Any) -> None:
+    self._stored = self._stored or part.direct or part.pending
+    part.direct = part.pending = part.open = False
+
+
 def does_nothing(self: Unit, *args: Any, **kwargs: Any) -> None:
     pass
 
@@ -723,6 +988,8 @@ PLANTED: list[tuple[object, str, object]] = [
     (Unit, "committing", does_nothing),
     (Unit, "_commit_happened", does_nothing),
     (Unit, "_bar", does_nothing),
+    (Unit, "_answered", does_nothing),
+    (Unit, "_answered", believes_every_write),
     (Unit, "rolled_back", forgets_the_commit),
     (Unit, "ended", forgets_the_commit),
 ]

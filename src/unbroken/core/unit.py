@@ -46,17 +46,48 @@ class Verdict:
     reason: str
 
 
+class Fate(StrEnum):
+    """What the ledger knows of a unit's writes, over all of its attempts.
+
+    Where the ledger cannot tell *stored* from *unknown*, it says *unknown*.
+    """
+
+    NOTHING = "nothing stored"  #: none of its writes is in the database, now or later
+    STORED = "stored"  #: the server acknowledged what the unit committed; nothing is in doubt
+    UNKNOWN = "unknown"  #: some of its writes may be stored, now or later
+
+
 _REPLAYABLE = frozenset({FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.RETRY})
 
 
 class _Part:
     """What one connection did in one attempt."""
 
-    __slots__ = ("open", "pending")
+    __slots__ = ("direct", "open", "pending", "savepoints", "undoing")
 
     def __init__(self) -> None:
         self.open = False  # it wrote in a transaction that nobody has ended
+        self.savepoints = True  # … nothing but savepoints
+        self.undoing = False  # a ROLLBACK of that went out as text, and its answer is not known
         self.pending = False  # a COMMIT of that went out, and its answer is not known
+        self.direct = False  # a write in autocommit went out, and its answer is not known
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether something of it may be stored, now or later, without a word of the server's."""
+        return self.pending or self.direct or (self.open and not self.savepoints)
+
+    def add(self, other: _Part) -> None:
+        """What *other* did counts as done here."""
+        self.savepoints = self.savepoints and other.savepoints
+        self.open = self.open or other.open
+        self.undoing = self.undoing or other.undoing
+        self.pending = self.pending or other.pending
+        self.direct = self.direct or other.direct
+
+
+#: A statement of the kind WRITE that begins so stores nothing. Other spellings count as writes.
+_SAVEPOINTS = frozenset({"SAVEPOINT", b"SAVEPOINT", "RELEASE S", b"RELEASE S", "ROLLBACK ", b"ROLLBACK "})
 
 
 class Unit:
@@ -65,15 +96,37 @@ class Unit:
     ``conn_id`` (any hashable, usually ``id(conn)``) tells the connections of a unit apart; reports without it count as
     one connection. ``until`` is the moment, on the runner's clock, after which it is not run again. ``fault`` and
     ``exc`` pairs are kept (:meth:`note`), so that the runner knows what an exception meant to the driver it came from.
+
+    *observing*: the unit watches a whole request and is never replayed. Units that are entered
+    inside it replay as they would without it, and their reports count for its :meth:`fate`.
     """
 
-    __slots__ = ("_barrier", "_closed", "_meanings", "_notes", "_parts", "_until", "attempts", "wrote")
+    __slots__ = (
+        "_barrier",
+        "_closed",
+        "_inner",
+        "_meanings",
+        "_notes",
+        "_parts",
+        "_stored",
+        "_uncertain",
+        "_until",
+        "above",
+        "attempts",
+        "observing",
+        "wrote",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, *, observing: bool = False) -> None:
+        self.observing = observing
+        self.above: Unit | None = None  #: the observing unit that this one was entered in
         self.attempts = 0  #: how many were begun
         self._until = math.inf
         self._closed = False
         self._meanings: list[Callable[[BaseException], Fault | None]] = []
+        self._inner: list[Unit] = []  # entered in this observing one, and not left yet
+        self._stored = False  # the server acknowledged something
+        self._uncertain = False  # something may be stored, and nobody will ever say so
         self._forget()
 
     def _forget(self) -> None:
@@ -126,14 +179,27 @@ class Unit:
         for conn_id in [key for key, unit in list(_joined.items()) if unit is self]:
             _joined.pop(conn_id, None)
 
+    def fate(self) -> Fate:
+        """What is known now of the writes of all attempts; also of those of units inside this one.
+
+        It answers after the unit was left, too. Writes in an open transaction are *unknown*: end
+        the transaction before you ask.
+        """
+        if self._uncertain or any(part.is_unsettled for part in list(self._parts.values())):
+            return Fate.UNKNOWN
+        inner = {unit.fate() for unit in list(self._inner)}
+        if Fate.UNKNOWN in inner:
+            return Fate.UNKNOWN
+        return Fate.STORED if self._stored or Fate.STORED in inner else Fate.NOTHING
+
     def note(self, exc: BaseException, fault: Fault) -> None:
         """Remember that *exc* meant *fault* to the driver that raised it."""
-        if not self._closed:
+        if not self._closed and not self.observing:
             self._notes.append((exc, fault))
 
     def ask(self, meaning: Callable[[BaseException], Fault | None]) -> None:
         """*meaning* says what an exception that nobody noted means to a driver that works for this unit; None: nothing."""
-        if not self._closed and meaning not in self._meanings:
+        if not self._closed and not self.observing and meaning not in self._meanings:
             self._meanings.append(meaning)
 
     def noted(self) -> tuple[tuple[BaseException, Fault], ...]:
@@ -188,38 +254,48 @@ class Unit:
         if self._closed:
             return
         part = self._part(conn_id)
-        if part.pending:
-            self._commit_happened(part)  # what follows a COMMIT on its connection was sent after its answer
+        self._answered(part)
         what = kind(sql)
-        if what is Kind.READ or what is Kind.ROLLBACK:  # a ROLLBACK counts once it is acknowledged: rolled_back()
+        if what is Kind.READ:
             return
-        if what is Kind.COMMIT:
+        if what is Kind.ROLLBACK:
+            part.undoing = part.open  # it counts once it is acknowledged: rolled_back()
+        elif what is Kind.COMMIT:
             part.pending = part.open
         elif what is Kind.BEGIN:
             if part.open:
+                self._uncertain = True
                 self._bar("a transaction was begun while one with writes was open, which commits that in MySQL")
         else:
             self._wrote(part, what, sql, autocommit)
 
     def _wrote(self, part: _Part, what: Kind, sql: str | bytes | None, autocommit: bool | None) -> None:
         self.wrote = True
+        is_savepoint = isinstance(sql, (str, bytes)) and sql[:9].upper() in _SAVEPOINTS
         if what is Kind.ENDS:
+            self._uncertain = True
             self._bar("a statement of unknown text was sent" if sql is None else f"{_a(verb(sql))} was sent, which may commit by itself")
         elif autocommit is None:
+            self._uncertain = True
             self._bar(f"{_a(verb(sql))} was sent, and it is not known whether in autocommit")
         elif autocommit:
+            part.direct = part.direct or not is_savepoint
             self._bar(f"{_a(verb(sql))} was sent in autocommit")
         else:
+            part.savepoints = is_savepoint and (part.savepoints or not part.open)
             part.open = True
 
     def committing(self, *, conn_id: int | None = None) -> None:
-        """A COMMIT is about to be sent. One of a transaction that only read is of no consequence."""
+        """A COMMIT is about to be sent. One of a transaction that only read never stops a replay.
+
+        An observing unit is never replayed, so it waits for the answer to that COMMIT as well: a
+        function that a SELECT called may have written.
+        """
         if self._closed:
             return
         part = self._part(conn_id)
-        if part.pending:
-            self._commit_happened(part)
-        part.pending = part.open
+        self._answered(part)
+        part.pending = part.open or self.observing
 
     def committed(self, *, conn_id: int | None = None) -> None:
         """The COMMIT, sent by method or as a statement, was acknowledged."""
@@ -227,7 +303,21 @@ class Unit:
             return
         part = self._part(conn_id)
         if part.open:
+            self._stored = self._stored or not part.savepoints
+            self._uncertain = self._uncertain or part.undoing
             self._commit_happened(part)
+        part.pending = False
+
+    def acknowledged(self, *, conn_id: int | None = None, stored: bool = True) -> None:
+        """The server answered the last write in autocommit.
+
+        *stored*: True for success, False for an error that undid all of the statement. A driver
+        that is certain of neither does not call this; then the fate stays *unknown*.
+        """
+        part = None if self._closed else self._parts.get(conn_id)
+        if part is not None and part.direct:
+            self._stored = self._stored or stored  # first: never a moment without either
+            part.direct = False
 
     def commit_failed(self, *, conn_id: int | None = None) -> None:
         """The server ANSWERED the COMMIT, sent by method or as a statement, with an error: nothing was committed."""
@@ -242,9 +332,8 @@ class Unit:
         if self._closed:
             return
         part = self._part(conn_id)
-        if part.pending:
-            self._commit_happened(part)  # the connection is alive, so that COMMIT was answered, perhaps with success
-        part.open = False
+        self._answered(part)
+        part.open = part.undoing = False
 
     def ended(self, *, conn_id: int | None = None, clean: bool = True) -> None:
         """The connection left the unit. *clean*: with nothing open: rolled back, committed, or closed for good.
@@ -256,13 +345,27 @@ class Unit:
         part = self._parts.get(conn_id)
         if part is not None and clean and not self._closed:
             part.open = part.open and part.pending
+            part.undoing = part.undoing and part.open
 
     def doubt(self, reason: str, *, conn_id: int | None = None) -> None:
         """Something happened that cannot be followed: this attempt is never replayed, because of *reason*."""
         if not self._closed:
             self._part(conn_id)
-            self.wrote = True
+            self.wrote = self._uncertain = True
             self._bar(reason)
+
+    def forbid(self, reason: str, *, conn_id: int) -> None:
+        """The unit uses the connection *conn_id*, which was in use before: this attempt is never
+        replayed, because of *reason*.
+
+        The fate stays known where this unit, or an observing one above it, hears of everything
+        that is sent on the connection. Otherwise this is a :meth:`doubt`.
+        """
+        if self._hears(conn_id):
+            if not self._closed:
+                self._bar(reason)
+        else:
+            self.doubt(reason)
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -270,9 +373,47 @@ class Unit:
         part = self._parts.get(conn_id)
         return self._parts.setdefault(conn_id, _Part()) if part is None else part
 
+    def _answered(self, part: _Part) -> None:
+        """A report follows on this connection, so the server answered what went out before.
+
+        The driver did not say how the server answered: the fate is unknown.
+        """
+        if part.direct:
+            self._uncertain, part.direct = True, False
+        if part.pending:
+            self._uncertain = self._uncertain or part.open
+            self._commit_happened(part)
+
     def _commit_happened(self, part: _Part) -> None:
         self._bar("a COMMIT was acknowledged before")  # the barrier first: never a moment without either
-        part.open = part.pending = False
+        part.open = part.pending = part.undoing = False
+
+    def _hears(self, conn_id: int) -> bool:
+        """Whether reports on the connection *conn_id* reach this unit or one above it."""
+        owner = _joined.get(conn_id)
+        return owner is not None and self._is_within(owner)
+
+    def _is_within(self, other: Unit) -> bool:
+        """Whether this unit is *other*, or stands below it."""
+        unit: Unit | None = self
+        while unit is not None and unit is not other:
+            unit = unit.above
+        return unit is not None
+
+    def _hand_over(self, observer: Unit) -> None:
+        """The unit ends: its fate, and what is open on its connections, is now the *observer*'s."""
+        if self._stored:
+            observer._stored = True
+        if self._uncertain:
+            observer._uncertain = True
+        if observer._closed:
+            return
+        for conn_id, part in list(self._parts.items()):
+            if part.is_unsettled:
+                observer._part(conn_id).add(part)
+        for conn_id, unit in list(_joined.items()):
+            if unit is self:
+                _joined[conn_id] = observer
 
     def _bar(self, reason: str) -> None:
         if self._barrier is None:
@@ -316,13 +457,13 @@ def current(conn_id: int | None = None) -> Unit | None:
     no unit, but what it does on a connection of one must be reported all the same.
     """
     unit = _current.get()
-    if unit is not None and unit._closed:
-        unit = None
+    while unit is not None and unit._closed:
+        unit = unit.above
     owner = None if conn_id is None else _joined.get(conn_id)
     if owner is None or owner is unit:
         return unit
-    if unit is not None:
-        unit.doubt("a connection of another unit of work was used")
+    if unit is not None and conn_id is not None and not owner._is_within(unit):
+        unit.forbid("a connection of another unit of work was used", conn_id=conn_id)
     return owner
 
 
@@ -335,11 +476,17 @@ def is_left_over() -> bool:
 def enter(unit: Unit) -> Token:
     """Make *unit* the current one; inside another unit nothing changes: the outermost one counts, and it replays.
 
+    A unit that is entered inside an observing one is an outermost one too; it stands below it.
+
     ``token = enter(Unit())``, then call straight through unless ``token.outermost``; :func:`leave` in any case.
     """
     active = current()
-    if active is not None:
+    if active is None:
+        return Token(unit, True, _current.set(unit))
+    if not active.observing:
         return Token(active, False)
+    unit.above = active
+    active._inner.append(unit)
     return Token(unit, True, _current.set(unit))
 
 
@@ -347,6 +494,10 @@ def leave(token: Token) -> None:
     """Undo :func:`enter`. The outermost unit is over with it: reports to it are ignored from now on."""
     if token._context is None:
         return
+    above = token.unit.above
+    if above is not None:
+        token.unit._hand_over(above)
+        above._inner.remove(token.unit)
     token.unit.close()
     try:
         _current.reset(token._context)
