@@ -178,6 +178,15 @@ class BaseDriver(Protocol):
     #: (a newer library works differently, say); None: they can be followed.
     blindness: str | None
 
+    #: Whether its connections belong to an event loop.
+    is_async: bool
+
+    def needs_trial(self, conn: Connection) -> bool:
+        """Whether connections like *conn* still have to prove, by ``probe(conn)``, that their statements are seen."""
+
+    def tried(self, conn: Connection, flaw: str | None, *, final: bool = True) -> None:
+        """That trial has ended, with *flaw* or well (None). Unless *final*, the next connection is tried again."""
+
     def classify(self, exc: BaseException) -> Fault:
         """What *exc*, raised by this driver (or by the system below it), means. Never raises."""
 

@@ -33,6 +33,7 @@ class Entry:
         "generation",
         "holder",
         "identity",
+        "joined",
         "key",
         "last_used",
         "lasti",
@@ -69,6 +70,7 @@ class Entry:
         self.lasti = -1  #: … and the instruction; the line is worked out only when somebody asks
         self.holder = 0  #: the thread's ident
         self.reported = 0  #: the use whose holder was reported as a leak
+        self.joined: tuple[int | None, int] = (None, 0)  #: what was sent, and reported, when it joined a unit of work
         self.watched = False  #: whether its statements are being told to a unit of work
         self.cause: Cause | None = None  #: why it ended, or will
         self.words = ""  #: what the server said about that

@@ -63,9 +63,10 @@ _REPLAYABLE = frozenset({FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.RETRY
 class _Part:
     """What one connection did in one attempt."""
 
-    __slots__ = ("direct", "open", "pending", "savepoints", "undoing")
+    __slots__ = ("direct", "open", "pending", "reports", "savepoints", "undoing")
 
     def __init__(self) -> None:
+        self.reports = 0  # how many came
         self.open = False  # it wrote in a transaction that nobody has ended
         self.savepoints = True  # … nothing but savepoints
         self.undoing = False  # a ROLLBACK of that went out as text, and its answer is not known
@@ -164,6 +165,11 @@ class Unit:
         """The connection *conn_id* works for this unit from now on, whichever thread uses it (:func:`current`)."""
         if not self._closed:
             _joined[conn_id] = self
+
+    def reports(self, conn_id: int) -> int:
+        """How many reports came from *conn_id* in this attempt. None, though it sent something, means that it is not seen."""
+        part = self._parts.get(conn_id)
+        return 0 if part is None else part.reports
 
     def begin_attempt(self) -> None:
         """A new attempt starts: forget what the last one did. It must be over, its connections rolled back or gone."""
@@ -371,7 +377,10 @@ class Unit:
 
     def _part(self, conn_id: int | None) -> _Part:
         part = self._parts.get(conn_id)
-        return self._parts.setdefault(conn_id, _Part()) if part is None else part
+        if part is None:
+            part = self._parts.setdefault(conn_id, _Part())
+        part.reports += 1
+        return part
 
     def _answered(self, part: _Part) -> None:
         """A report follows on this connection, so the server answered what went out before.
@@ -465,6 +474,16 @@ def current(conn_id: int | None = None) -> Unit | None:
     if unit is not None and conn_id is not None and not owner._is_within(unit):
         unit.forbid("a connection of another unit of work was used", conn_id=conn_id)
     return owner
+
+
+@contextmanager
+def aside(unit: Unit) -> Iterator[None]:
+    """Make *unit* the current one for a while, inside another unit too, which hears nothing of it."""
+    token = _current.set(unit)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 def is_left_over() -> bool:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping
+from inspect import isawaitable
+from typing import Any, ClassVar
 
 from unbroken.abc import Connection
+from unbroken.drivers import _seams
+from unbroken.drivers._seams import Seam
 
 
 class Base:
@@ -12,6 +17,12 @@ class Base:
 
     #: Why the statements of this driver's connections cannot be followed; None: they can.
     blindness: str | None = None
+    #: Whether its connections belong to an event loop.
+    is_async: bool = False
+    #: What the driver relies on in its library; see _seams.py.
+    seams: ClassVar[tuple[Seam, ...]] = ()
+    #: Whether the library has all seams. False: the driver uses only what is public.
+    is_known: bool = True
 
     def traits(self, conn: Connection) -> Any:  # noqa: ARG002
         """Nothing is known of what a holder can change."""
@@ -22,9 +33,79 @@ class Base:
         driver: Any = self
         return driver.is_in_transaction(conn) is False and driver.is_quiet(conn) and self.traits(conn) == traits
 
+    # -- the proof -------------------------------------------------------------------------------------------------
+
+    def check_seams(self) -> None:
+        """Compare the installed library with the one that the driver's file knows. Called first in each constructor."""
+        module = sys.modules[type(self).__module__]
+        flaw = _seams.flaw(self.seams)
+        if flaw is not None:
+            self.is_known = False
+            self.go_blind(flaw)
+            return
+        reason = _seams.untested(module.MODULE, module.DISTRIBUTION, module.TESTED)
+        if reason is not None:
+            self._tell_blind(reason)
+
+    def needs_trial(self, conn: Connection) -> bool:
+        """Whether connections like *conn* still have to prove that their statements are seen, by ``probe``. Once per process."""
+        if not self.is_known or not hasattr(self, "probe"):
+            return False
+        tried, flaw = _seams.verdict(self, conn)
+        if flaw is not None:
+            self.go_blind(flaw)
+        return not tried
+
+    def tried(self, conn: Connection, flaw: str | None, *, final: bool = True) -> None:
+        """A trial on *conn* has ended: with *flaw*, or well. Unless *final*, the next connection is tried again."""
+        if final:
+            _seams.remember(self, conn, flaw)
+        if flaw is not None:
+            self.go_blind(flaw)
+        elif _seams.trust(self):  # an earlier trial could not be carried out
+            self.blindness = None
+            self.check_seams()
+
+    def go_blind(self, reason: str) -> None:
+        """From now on nothing that the driver notes about its connections counts, because of *reason*."""
+        _seams.distrust(self, self.public_calls())
+        self._tell_blind(reason)
+
+    def public_calls(self) -> Mapping[str, Callable[..., Any]]:
+        """Methods in place of the driver's own that need nothing but what its library documents."""
+        return {}
+
+    def _tell_blind(self, reason: str) -> None:
+        module = sys.modules[type(self).__module__]
+        self.blindness = f"{module.NAME} cannot be followed: {reason}"
+        _seams.warn(self, module, reason)
+
+
+def _cannot_ask(_conn: Connection) -> Any:
+    raise NotImplementedError("the idle limit is learned: this version of the driver is not known")
+
 
 class Blocking(Base):
     """For a :class:`unbroken.abc.Driver`."""
+
+    is_async = False
+
+    def public_calls(self) -> Mapping[str, Callable[..., Any]]:
+        """As Python's DB-API has it."""
+
+        def ping(conn: Connection, _timeout: float) -> None:
+            cursor = conn.cursor()
+            cursor.execute("SELECT 1")
+            cursor.fetchall()
+            cursor.close()
+            conn.rollback()
+
+        return {
+            "ping": ping,
+            "commit": lambda conn: conn.commit(),
+            "rollback": lambda conn: conn.rollback(),
+            "idle_limit": _cannot_ask,
+        }
 
     def restore(self, conn: Connection, traits: Any) -> None:
         """Nothing to put back."""
@@ -32,6 +113,30 @@ class Blocking(Base):
 
 class Awaited(Base):
     """For an :class:`unbroken.abc.AsyncDriver`."""
+
+    is_async = True
+
+    def public_calls(self) -> Mapping[str, Callable[..., Any]]:
+        """As Python's DB-API has it, awaited."""
+
+        async def ping(conn: Connection, _timeout: float) -> None:
+            cursor = conn.cursor()
+            if isawaitable(cursor):
+                cursor = await cursor
+            await cursor.execute("SELECT 1")
+            await cursor.fetchall()
+            await cursor.close()
+            await conn.rollback()
+
+        async def idle_limit(conn: Connection) -> float | None:
+            return _cannot_ask(conn)  # type: ignore[no-any-return]
+
+        return {
+            "ping": ping,
+            "commit": lambda conn: conn.commit(),
+            "rollback": lambda conn: conn.rollback(),
+            "idle_limit": idle_limit,
+        }
 
     async def restore(self, conn: Connection, traits: Any) -> None:
         """Nothing to put back."""

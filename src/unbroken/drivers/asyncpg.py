@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -15,12 +15,14 @@ from unbroken.core import unit
 from unbroken.core.fault import one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Awaited
+from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
 from unbroken.drivers._shared import boolean, coerce, dial_async, from_connect, number, seconds, whole, without_target
 
 NAME = "asyncpg"
 SCHEMES = ("postgresql+asyncpg",)
 DISTRIBUTION = "asyncpg"
 MODULE = "asyncpg"
+TESTED = ">=0.29,<0.33"
 RANK = 5  # the fastest for asyncio
 
 # What asyncpg reads from a DSN's query only, by libpq's names
@@ -39,6 +41,20 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
 }  # fmt: skip
 
 
+_CONNECTION, _PROTOCOL = "asyncpg.connection:Connection", "asyncpg.protocol.protocol:BaseProtocol"
+_SEAMS = (
+    *(Seam(_CONNECTION, name) for name in ("_protocol", "_transport", "_top_xact", "_stmt_exclusive_section")),
+    Seam(_PROTOCOL, "query", ("self", "query", "timeout")),
+    Seam(_PROTOCOL, "bind_execute", ("self", "state", "args", "portal_name", "limit", "return_extra", "timeout")),
+    Seam(_PROTOCOL, "bind_execute_many", ("self", "state", "args", ...)),
+    Seam(_PROTOCOL, "bind", ("self", "state", "args", ...)),
+    Seam(_PROTOCOL, "copy_in", ("self", "copy_stmt", ...)),
+    Seam(_PROTOCOL, "copy_out", ("self", "copy_stmt", ...)),
+    Seam(_PROTOCOL, "is_in_transaction", ("self",)),
+    Seam(_PROTOCOL, "_is_cancelling", ("self",)),
+    Seam("asyncpg.protocol.protocol", "PreparedStatementState"),
+)  # fmt: skip
+
 _OUT_OF_STEP = re.compile(r"another operation (?:\(\d+\) )?is|cannot switch to state")
 
 
@@ -47,10 +63,12 @@ class AsyncDriver(Awaited):
 
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True, implicit_begin=False)
+    seams = _SEAMS
 
     def __init__(self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None) -> None:
         import asyncpg
 
+        self.check_seams()
         self.target = target or without_target(NAME, "postgresql")
         # asyncpg has no OperationalError; what its users catch for a lost connection are these
         self.errors: tuple[type[BaseException], ...] = (
@@ -70,6 +88,48 @@ class AsyncDriver(Awaited):
             if self._connect is not None:
                 return await self._connect()
             return await self._asyncpg.connect(**self._arguments, timeout=timeout)
+
+    def public_calls(self) -> Mapping[str, Callable[..., Any]]:
+        """asyncpg's own, in place of Python's DB-API."""
+        begun: dict[int, Any] = {}
+
+        async def ping(conn: Connection, timeout: float) -> None:
+            await conn.execute("SELECT 1", timeout=timeout)
+
+        async def begin(conn: Connection) -> None:
+            begun[id(conn)] = transaction = conn.transaction()
+            await transaction.start()
+
+        async def end(conn: Connection, how: str) -> None:
+            transaction = begun.pop(id(conn), None)
+            if transaction is not None and conn.is_in_transaction():
+                await getattr(transaction, how)()
+            elif conn.is_in_transaction():
+                await conn.execute(how.upper())
+
+        def end_by(how: str) -> Callable[[Connection], Awaitable[None]]:
+            return lambda conn: end(conn, how)
+
+        return {**super().public_calls(), "ping": ping, "begin": begin, "commit": end_by("commit"), "rollback": end_by("rollback")}
+
+    async def probe(self, conn: Connection) -> str | None:
+        """What is wrong with what our layer reports and asyncpg tells; None: nothing. Five round trips."""
+        with Trial(self, conn) as trial:
+            if self.is_in_transaction(conn):  # the caller's own connect= began it: it must stay as it is
+                await conn.fetchval(PROBE)
+                return trial.flaw([(PROBE, False)])
+            transaction = conn.transaction()
+            await transaction.start()
+            await conn.fetchval(PROBE)
+            opened = self.is_in_transaction(conn)
+            await transaction.commit()
+            closed = self.is_in_transaction(conn)
+            under_way = asyncio.ensure_future(conn.execute(PROBE))
+            await asyncio.sleep(0)
+            busy = not self.is_quiet(conn)
+            await under_way
+        flaw = trial.flaw(_REPORTS) or flaw_of_status(opened, closed)
+        return flaw or (None if busy and self.is_quiet(conn) else "its connection does not tell when an answer is due")
 
     async def ping(self, conn: Connection, timeout: float) -> None:
         """One round trip, no transaction. (asyncpg cannot read the answer to an empty query.)"""
@@ -202,6 +262,9 @@ class AsyncDriver(Awaited):
         """Take that layer away."""
         if isinstance(conn._protocol, _Seen):
             conn._protocol = conn._protocol._real
+
+
+_REPORTS = (("BEGIN", True), (PROBE, False), "committing", "committed", (PROBE, True))
 
 
 class _Refused(Exception):  # noqa: N818 - never seen outside

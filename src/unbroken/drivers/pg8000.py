@@ -21,6 +21,7 @@ from unbroken.core import unit
 from unbroken.core.fault import chain, one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
+from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
 from unbroken.drivers._shared import boolean, class_of, coerce, dial, from_connect, optional_boolean, seconds, without_target
 from unbroken.errors import ConfigurationError
 
@@ -28,6 +29,7 @@ NAME = "pg8000"
 SCHEMES = ("postgresql+pg8000",)
 DISTRIBUTION = "pg8000"
 MODULE = "pg8000"
+TESTED = ">=1.30,<1.32"
 RANK = 40
 
 _SETTINGS = ("options", "search_path", "timezone", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
@@ -38,6 +40,23 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
 }  # fmt: skip
 _MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _SSL_REQUEST = struct.pack("!II", 8, 80877103)  # PostgreSQL manual, "SSLRequest"
+_CORE, _DBAPI = "pg8000.core:CoreConnection", "pg8000.dbapi"
+_SEAMS = (
+    Seam(_CORE, "handle_messages", ("self", "context"), ("_sock",)),
+    Seam(_CORE, "execute_simple", ("self", "statement"), ("handle_messages",)),
+    Seam(_CORE, "execute_unnamed", ("self", "statement", "vals", "oids", "stream"), ("handle_messages",)),
+    Seam(_CORE, "execute_named", ("self", "statement_name_bin", "params", "columns", "input_funcs", "statement"), ("handle_messages",)),
+    Seam(_CORE, "prepare_statement", ("self", "statement", "oids"), ("handle_messages",)),
+    Seam(_CORE, "close_prepared_statement", ("self", "statement_name_bin"), ("handle_messages",)),
+    Seam(_CORE, "handle_READY_FOR_QUERY", ("self", "data", "context"), ("_transaction_status",)),
+    Seam(_CORE, "handle_BACKEND_KEY_DATA", ("self", "data", "context"), ("_backend_key_data",)),
+    Seam(_CORE, "close", ("self",), ("_usock", "_sock")),
+    Seam(f"{_DBAPI}:Cursor", "execute", ("self", "operation", "args", "stream"), ("execute_simple", "execute_unnamed")),
+    Seam(f"{_DBAPI}:Cursor", "executemany", ("self", "operation", "param_sets")),
+    Seam(f"{_DBAPI}:Connection", "commit", ("self",), ("execute_unnamed",)),
+    Seam(f"{_DBAPI}:Connection", "rollback", ("self",), ("execute_unnamed",)),
+)  # fmt: skip
+_REPORTS = (("BEGIN", True), (PROBE, False), "committing", "committed", (PROBE, True))
 
 
 class Driver(Blocking):
@@ -45,12 +64,14 @@ class Driver(Blocking):
 
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True)
+    seams = _SEAMS
 
     def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
         import pg8000
         import pg8000.dbapi
         import pg8000.exceptions
 
+        self.check_seams()
         self.target = target or without_target(NAME, "postgresql")
         # what its users catch for a lost connection is InterfaceError; it never raises its OperationalError
         self.errors: tuple[type[BaseException], ...] = (
@@ -61,7 +82,7 @@ class Driver(Blocking):
         self._mode = _mode(self._options)
         self._context: Any = None  # one TLS context for all connections
         base: Any = pg8000.dbapi.Connection
-        self._class = exact(base)
+        self._class = exact(base) if self.is_known else base
 
     # ---- connecting
 
@@ -72,6 +93,8 @@ class Driver(Blocking):
     def _dial(self, timeout: float) -> Connection:
         if self._connect is not None:
             conn = self._connect()
+            if not self.is_known:
+                return conn
             conn.__class__ = exact(class_of(conn))
             conn._seen_new()
             return conn
@@ -82,7 +105,8 @@ class Driver(Blocking):
         except BaseException:
             sock.close()  # pg8000 closes it only where it can still say goodbye
             raise
-        conn._seen_new()
+        if self.is_known:
+            conn._seen_new()
         sock.settimeout(options.get("timeout"))
         conn.autocommit = bool(options.get("autocommit"))
         return conn
@@ -128,6 +152,30 @@ class Driver(Blocking):
         return sock
 
     # ---- in use
+
+    def probe(self, conn: Connection) -> str | None:
+        """What is wrong with what our subclass reports and tells; None: nothing. Four round trips."""
+        if not hasattr(conn, "cursor"):
+            return self._probe_native(conn)
+        autocommit, cursor = conn.autocommit, conn.cursor()
+        with Trial(self, conn) as trial:
+            if self.is_in_transaction(conn):  # the caller's own connect= began it: it must stay as it is
+                cursor.execute(PROBE)
+                return trial.flaw([(PROBE, False)])
+            conn.autocommit = False
+            cursor.execute(PROBE)
+            opened = self.is_in_transaction(conn)
+            conn.commit()
+            closed = self.is_in_transaction(conn)
+            conn.autocommit = True
+            cursor.execute(PROBE)
+            conn.autocommit = autocommit
+        return trial.flaw(_REPORTS) or flaw_of_status(opened, closed)
+
+    def _probe_native(self, conn: Connection) -> str | None:
+        with Trial(self, conn) as trial:
+            conn.run(PROBE)
+        return trial.flaw([(PROBE, not self.is_in_transaction(conn))])
 
     def ping(self, conn: Connection, timeout: float) -> None:
         """An empty query: one round trip, no transaction."""

@@ -15,8 +15,9 @@ from typing import Any
 from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
 from unbroken.core.fault import one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
-from unbroken.drivers._base import Awaited, Blocking
+from unbroken.drivers._base import Awaited, Base, Blocking
 from unbroken.drivers._psycopg_watch import real_pgconn, watched
+from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
 from unbroken.drivers._shared import coerce, dial, dial_async, from_connect, optional_boolean, whole, without_target
 from unbroken.errors import ConfigurationError
 
@@ -24,7 +25,30 @@ NAME = "psycopg"
 SCHEMES = ("postgresql+psycopg", "postgresql+psycopg_async")
 DISTRIBUTION = "psycopg[binary]"
 MODULE = "psycopg"
+TESTED = ">=3.2,<3.4"
 RANK = 10
+
+_CONNECTION, _CURSOR = "psycopg._connection_base:BaseConnection", "psycopg._cursor_base:BaseCursor"
+_SEAMS = (
+    Seam(_CONNECTION, "_start_query", ("self",), ("_autocommit", "_exec_command")),
+    Seam(_CONNECTION, "_exec_command", ("self", "command", "result_format")),
+    Seam(_CONNECTION, "_commit_gen", ("self",), ("_exec_command",)),
+    Seam(_CONNECTION, "_rollback_gen", ("self",), ("_exec_command",)),
+    Seam(_CURSOR, "_start_query", ("self", "query"), ("_start_query",)),
+    Seam(_CURSOR, "_execute_gen", ("self", "query", "params", ...), ("_start_query",)),
+    Seam(_CURSOR, "_executemany_gen_no_pipeline", ("self", "query", "params_seq", "returning"), ("_start_query",)),
+    Seam(_CURSOR, "_executemany_gen_pipeline", ("self", "query", "params_seq", "returning"), ("_start_query",)),
+    Seam(_CURSOR, "_stream_send_gen", ("self", "query", "params", ...), ("_start_query",)),
+    Seam(_CURSOR, "_start_copy_gen", ("self", "statement", "params"), ("_start_query",)),
+    Seam("psycopg._server_cursor_base:ServerCursorMixin", "_declare_gen", ("self", "query", ...), ("_start_query",)),
+    Seam("psycopg._server_cursor_base:ServerCursorMixin", "_fetch_gen", ("self", "num"), ("_exec_command",)),
+    Seam("psycopg.transaction:BaseTransaction", "_enter_gen", ("self",), ("_exec_command",)),
+    Seam("psycopg.transaction:BaseTransaction", "_commit_gen", ("self",), ("_exec_command",)),
+    Seam("psycopg.transaction:BaseTransaction", "_rollback_gen", ("self", "exc_val"), ("_exec_command",)),
+    Seam("psycopg:Connection", "_connect_gen", ("conninfo",)),
+    Seam("psycopg.generators", "execute"),
+    Seam("psycopg.waiting", "Ready"),
+)  # fmt: skip
 
 _IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3  # PQtransactionStatus; 1 is active, 4 unknown
 _OK = 0  # PQstatus
@@ -32,15 +56,17 @@ _FATAL = 7  # PGRES_FATAL_ERROR
 _MINIMUM = 2  # psycopg's (and libpq's) shortest connect_timeout; what is shorter is held by _Bounded
 
 
-class _Base:
+class _Base(Base):
     """What the blocking and the async driver have in common."""
 
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True)
+    seams = _SEAMS
 
     def __init__(self, target: Target | None, connect: Callable[[], Any] | None = None) -> None:
         import psycopg
 
+        self.check_seams()
         self.target = target or without_target(NAME, "postgresql")
         self.errors: tuple[type[BaseException], ...] = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.Error)
         self._psycopg = psycopg
@@ -137,13 +163,15 @@ class _Base:
         return pgconn
 
 
-class Driver(_Base, Blocking):
+class Driver(Blocking, _Base):
     """See :class:`unbroken.abc.Driver`."""
 
     def connect(self, timeout: float) -> Connection:
         """*timeout* bounds all hosts and addresses together, and the handshake. Name lookup is the system's."""
         if self._connect is not None:
             return dial(self._connect)
+        if not self.is_known:
+            return dial(lambda: self._psycopg.Connection.connect(**self._timeout_arguments(timeout)))
         return dial(
             lambda: _within(self._limit(timeout), lambda: _bounded(self._psycopg.Connection).connect(**self._timeout_arguments(timeout)))
         )
@@ -171,6 +199,23 @@ class Driver(_Base, Blocking):
         result = self._run(conn, _postgresql.ASK_IDLE_LIMIT.encode(), 10.0)
         return _postgresql.limit(result.get_value(0, 0).decode() if result is not None and result.ntuples else None)
 
+    def probe(self, conn: Connection) -> str | None:
+        """What is wrong with what our subclass reports and libpq tells; None: nothing. Four round trips."""
+        rows, autocommit, opened = self._psycopg.rows.tuple_row, conn.autocommit, self.is_in_transaction(conn)
+        with Trial(self, conn) as trial:
+            if opened:  # the caller's own connect= began a transaction: it must stay as it is
+                conn.cursor(row_factory=rows).execute(PROBE)
+                return trial.flaw([(PROBE, False)])
+            conn.autocommit = False
+            conn.cursor(row_factory=rows).execute(PROBE)
+            opened = self.is_in_transaction(conn)
+            conn.commit()
+            closed = self.is_in_transaction(conn)
+            conn.autocommit = True
+            conn.cursor(row_factory=rows).execute(PROBE)
+            conn.autocommit = autocommit
+        return trial.flaw(_REPORTS) or flaw_of_status(opened, closed)
+
     def _run(self, conn: Connection, query: bytes, timeout: float) -> Any:
         with conn.lock:
             pgconn = self._check_usable(conn)
@@ -191,7 +236,7 @@ class Driver(_Base, Blocking):
                 return done.value
 
 
-class AsyncDriver(_Base, Awaited):
+class AsyncDriver(Awaited, _Base):
     """See :class:`unbroken.abc.AsyncDriver`."""
 
     async def connect(self, timeout: float) -> Connection:
@@ -230,6 +275,23 @@ class AsyncDriver(_Base, Awaited):
         result = await self._run(conn, _postgresql.ASK_IDLE_LIMIT.encode(), 10.0)
         return _postgresql.limit(result.get_value(0, 0).decode() if result is not None and result.ntuples else None)
 
+    async def probe(self, conn: Connection) -> str | None:
+        """As the blocking driver's."""
+        rows, autocommit, opened = self._psycopg.rows.tuple_row, conn.autocommit, self.is_in_transaction(conn)
+        with Trial(self, conn) as trial:
+            if opened:
+                await conn.cursor(row_factory=rows).execute(PROBE)
+                return trial.flaw([(PROBE, False)])
+            await conn.set_autocommit(False)
+            await conn.cursor(row_factory=rows).execute(PROBE)
+            opened = self.is_in_transaction(conn)
+            await conn.commit()
+            closed = self.is_in_transaction(conn)
+            await conn.set_autocommit(True)
+            await conn.cursor(row_factory=rows).execute(PROBE)
+            await conn.set_autocommit(autocommit)
+        return trial.flaw(_REPORTS) or flaw_of_status(opened, closed)
+
     async def _run(self, conn: Connection, query: bytes, timeout: float) -> Any:
         async with conn.lock:
             pgconn = self._check_usable(conn)
@@ -244,6 +306,9 @@ class AsyncDriver(_Base, Awaited):
                 return done.value
             except TimeoutError:
                 raise self._timed_out() from None
+
+
+_REPORTS = (("BEGIN", False), (PROBE, False), "committing", "committed", (PROBE, True))
 
 
 async def _ready(fd: int, want: int) -> int:

@@ -25,13 +25,24 @@ from unbroken.core import unit
 from unbroken.core.fault import one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
+from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
 from unbroken.drivers._shared import coerce, dial, from_connect, optional_boolean, seconds, without_target
 
 NAME = "psycopg2"
 SCHEMES = ("postgresql+psycopg2",)
 DISTRIBUTION = "psycopg2-binary"
 MODULE = "psycopg2"
+TESTED = ">=2.9,<2.10"
 RANK = 20  # after psycopg 3
+
+_CONNECTION, _CURSOR = "psycopg2.extensions:connection", "psycopg2.extensions:cursor"
+_SEAMS = (  # written in C, so without a shape to look at
+    *(Seam(_CONNECTION, name) for name in ("cursor", "commit", "rollback", "status", "autocommit", "closed", "cursor_factory")),
+    *(Seam(_CONNECTION, name) for name in ("get_transaction_status", "set_isolation_level", "reset", "lobject")),
+    *(Seam(_CONNECTION, name) for name in ("tpc_begin", "tpc_prepare", "tpc_commit", "tpc_rollback")),
+    *(Seam(_CURSOR, name) for name in ("execute", "executemany", "callproc", "copy_expert", "copy_from", "copy_to", "statusmessage")),
+)
+_REPORTS = ((PROBE, False), "committing", "committed", (PROBE, True))
 
 _IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3  # PQtransactionStatus; 1 is active, 4 unknown (lost)
 _READY = 1  # psycopg2's own status: it has no transaction open, so a BEGIN comes next
@@ -43,10 +54,12 @@ class Driver(Blocking):
 
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True)
+    seams = _SEAMS
 
     def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
         import psycopg2
 
+        self.check_seams()
         self.target = target or without_target(NAME, "postgresql")
         self.errors: tuple[type[BaseException], ...] = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.Error)
         self._psycopg2 = psycopg2
@@ -62,11 +75,30 @@ class Driver(Blocking):
         if self._connect is not None:
             return self._connect()
         limit = max(_MINIMUM, math.ceil(min(timeout, self._arguments.get("connect_timeout", timeout))))
-        factory = reporting(self._psycopg2.extensions.connection)
+        base = self._psycopg2.extensions.connection
+        factory = reporting(base) if self.is_known else base
         conn = self._psycopg2.connect(**{**self._arguments, "connect_timeout": limit}, connection_factory=factory)
         if self._autocommit is not None:
             conn.autocommit = self._autocommit
         return conn
+
+    def needs_trial(self, conn: Connection) -> bool:
+        """Not for connections of the caller's own making: they never report, and :meth:`watch` says so."""
+        return hasattr(type(conn), "_reports") and super().needs_trial(conn)
+
+    def probe(self, conn: Connection) -> str | None:
+        """What is wrong with what our subclass reports and libpq tells; None: nothing. Four round trips."""
+        autocommit = conn.autocommit
+        with Trial(self, conn) as trial:
+            conn.autocommit = False
+            _send_probe(conn)
+            opened = self.is_in_transaction(conn)
+            conn.commit()
+            closed = self.is_in_transaction(conn)
+            conn.autocommit = True
+            _send_probe(conn)
+            conn.autocommit = autocommit
+        return trial.flaw(_REPORTS) or flaw_of_status(opened, closed)
 
     def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as the protocol has it
         """One round trip; *timeout* cannot be held by this driver, see above."""
@@ -174,6 +206,11 @@ class Driver(Blocking):
         """No more reports."""
         if hasattr(type(conn), "_reports"):
             conn._watched = False
+
+
+def _send_probe(conn: Connection) -> None:
+    with conn.cursor() as cursor:
+        cursor.execute(PROBE)
 
 
 # ---------------------------------------------------------------------------------------------- what reports

@@ -18,6 +18,7 @@ from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
 from unbroken.core import unit
 from unbroken.core.fault import one_line, os_fault
 from unbroken.drivers._base import Blocking
+from unbroken.drivers._seams import PROBE, Trial
 from unbroken.drivers._shared import boolean, coerce, dial, from_connect, number, whole, without_target
 from unbroken.errors import ConfigurationError
 
@@ -25,6 +26,7 @@ NAME = "sqlite"
 SCHEMES = ("sqlite", "sqlite+pysqlite")
 DISTRIBUTION = None
 MODULE = "sqlite3"
+TESTED = ""  # it comes with Python
 RANK = 10
 
 _ISOLATION: Mapping[str, str | None] = {
@@ -89,6 +91,12 @@ class Driver(Blocking):
             escaped = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
             return f"file:{escaped}?{'&'.join(self._uri)}", True
         return path, False
+
+    def probe(self, conn: Connection) -> str | None:
+        """What is wrong with what SQLite traces; None: nothing."""
+        with Trial(self, conn) as trial:
+            conn.execute(PROBE).fetchone()
+        return trial.flaw([(PROBE, not conn.in_transaction)])
 
     def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002
         """A statement that reads no file."""

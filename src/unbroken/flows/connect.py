@@ -74,6 +74,7 @@ def _open_one(state: State) -> Flow[bool]:
         conn = yield Connect(state.settings.connect_timeout)
         if not state.server.limit.asked:
             yield from ask_limit(state, conn)
+        yield from prove(state, conn)
         entry = state.adopt(conn, generation)
     except Exception as exc:
         lost = conn is None or state.classify(exc).is_lost
@@ -112,6 +113,22 @@ def ask_limit(state: State, conn: Connection) -> Flow[None]:
     with state.server.lock:
         state.server.limit.tell(limit)
     state.limit_changed()
+
+
+def prove(state: State, conn: Connection) -> Flow[None]:
+    """Have the driver prove, once per process, that it sees what its library sends; without proof no unit is replayed."""
+    driver = state.driver
+    if not driver.needs_trial(conn):
+        return
+    try:
+        flaw = yield Call("probe", conn, timeout=state.settings.ping_timeout)
+    except Exception as exc:
+        fault = state.classify(exc)
+        if fault.is_lost:
+            raise  # another connection has to prove it
+        driver.tried(conn, f"a trial of what it sends failed: {fault.text or repr(exc)}", final=False)
+    else:
+        driver.tried(conn, flaw)
 
 
 def _succeeded(state: State, entry: Entry, took: float) -> None:

@@ -155,8 +155,8 @@ class State:
         if entry.fd is not None:
             entry.identity = severance.identity(entry.fd)
             entry.poll = liveness.poller(entry.fd)
-            if not driver.capabilities.transaction_status:
-                entry.count = traffic.counter(entry.fd)
+            entry.count = traffic.counter(entry.fd)
+            if not driver.capabilities.transaction_status or driver.blindness is not None:
                 entry.sent = entry.count()
             if self.policy.keepalive != float("inf"):
                 keepalive.apply(entry.fd, self.policy.keepalive)
@@ -164,6 +164,7 @@ class State:
             this, state = weakref.ref(entry), weakref.ref(self)
             self.shell.watcher.watch(entry.fd, lambda: _on_end(state, this))
         self._hold_weakly(entry)
+        self.left_open, self.unsettled = self._reset_checks()  # the driver may have found out that it knows nothing
         return entry
 
     def _hold_weakly(self, entry: Entry) -> None:
@@ -397,13 +398,17 @@ class State:
 
     def join(self, unit: Unit, entry: Entry, conn: Connection) -> None:
         """A unit of work takes *conn*: what is sent on it is told to the unit until :meth:`part`."""
-        if self.driver.capabilities.watchable:
-            unit.join(id(conn))
-            unit.ask(self.meaning)
-            self.driver.watch(conn)
-            entry.watched = True
-        else:
-            unit.doubt(f"{self.driver.name} does not show its statements")
+        reason = self.driver.blindness
+        if reason is None and not self.driver.capabilities.watchable:
+            reason = f"{self.driver.name} does not show its statements"
+        if reason is not None:
+            unit.doubt(reason)
+            return
+        unit.join(id(conn))
+        unit.ask(self.meaning)
+        self.driver.watch(conn)
+        entry.watched = True
+        entry.joined = (entry.count(), unit.reports(id(conn)))
 
     def enlist(self, entry: Entry, conn: Connection) -> Unit | None:
         """As :meth:`join`, for the unit of who asks, if any: that unit.
@@ -436,7 +441,21 @@ class State:
             self.driver.unwatch(conn)
             unit = current(id(conn))
             if unit is not None:
+                if self._was_unseen(unit, entry, conn):
+                    unit.doubt("something was sent on a connection, and its driver reported nothing", conn_id=id(conn))
                 unit.ended(conn_id=id(conn), clean=self.settings.reset is not None or entry.cause is not None)
+
+    def _was_unseen(self, unit: Unit, entry: Entry, conn: Connection) -> bool:
+        """Whether bytes may have gone out on *conn* since it joined *unit*, without any report.
+
+        A socket that is closed tells no count. An event loop closes one by itself when the server hangs up; a blocking
+        driver only after it tried to send or to read.
+        """
+        before, reports = entry.joined
+        if before is None or unit.reports(id(conn)) != reports:
+            return False
+        sent = entry.count()
+        return sent != before if sent is not None else not self.driver.is_async
 
     def arm(self, entry: Entry, until: float) -> Any:
         """End this use of *entry* at *until*, if it is not over by then: the timer."""

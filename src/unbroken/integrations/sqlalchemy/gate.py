@@ -13,13 +13,13 @@ from typing import Any
 from unbroken.abc import OUTAGE_KINDS, Fault
 from unbroken.core.unit import current
 from unbroken.errors import OutageError, PoolTimeoutError
-from unbroken.flows.connect import ask_limit, tell_others
+from unbroken.flows.connect import ask_limit, prove, tell_others
 from unbroken.flows.steps import Attempt, Flow, Wait
 from unbroken.integrations.sqlalchemy.body import Body
 
 log = logging.getLogger("unbroken")
 
-__all__ = ["ask_limit", "connect", "let_in"]
+__all__ = ["ask_limit", "connect", "let_in", "prove"]
 
 #: Who waits looks around this often, in case that whoever should have woken it got lost.
 GLANCE = 0.25

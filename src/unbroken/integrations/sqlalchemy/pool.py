@@ -278,6 +278,7 @@ class _Unbroken(sqla_pool.QueuePool):
                 return None
             if not body.server.limit.asked:
                 body.run(gate.ask_limit(body, raw))
+            body.run(gate.prove(body, raw))
         except BaseException:
             super()._close_connection(connection, terminate=True)
             raise
