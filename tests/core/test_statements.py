@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unbroken.core import statements
-from unbroken.core.statements import Kind, kind, verb
+from unbroken.core.statements import Kind, kind, may_hide_a_write, verb
 
 # MySQL 9.3 and MariaDB, "Statements That Cause an Implicit Commit", one or more spellings of each.
 IMPLICIT_COMMIT = """
@@ -99,18 +99,13 @@ EXECUTE IMMEDIATE 'COMMIT'
 PREPARE TRANSACTION 'x'
 PREPARE p AS INSERT INTO t VALUES (1)
 PREPARE p FROM 'COMMIT'
-COMMIT PREPARED 'x'
 ROLLBACK PREPARED 'x'
-COMMIT AND CHAIN
-COMMIT WORK AND CHAIN
-COMMIT RELEASE
 COMMIT TO SAVEPOINT a
 ROLLBACK AND CHAIN
 ROLLBACK RELEASE
 END; SELECT 1
 XA START 'x'
 XA BEGIN 'x'
-XA COMMIT 'x' ONE PHASE
 XA PREPARE 'x'
 XA ROLLBACK 'x'
 BEGIN NOT ATOMIC COMMIT; END
@@ -257,6 +252,10 @@ SET LOCAL statement_timeout = 100
 SET foreign_key_checks = 0
 DEALLOCATE ALL
 DEALLOCATE PREPARE p
+ROLLBACK TO a
+ROLLBACK TO SAVEPOINT `a`
+ROLLBACK WORK TO SAVEPOINT "a"
+ROLLBACK TRANSACTION TO a
 -- ping
 /* ping */
 ;
@@ -315,10 +314,6 @@ SHOW TABLES WHERE f(1)
 SAVEPOINT a
 RELEASE SAVEPOINT a
 RELEASE a
-ROLLBACK TO a
-ROLLBACK TO SAVEPOINT `a`
-ROLLBACK WORK TO SAVEPOINT "a"
-ROLLBACK TRANSACTION TO a
 CREATE TEMPORARY TABLE t (a INT)
 CREATE TEMP TABLE t AS SELECT 1
 DROP TEMPORARY TABLE t
@@ -354,6 +349,9 @@ TRANSACTIONS = {
         |SET @@session.autocommit := 1|SET LOCAL autocommit = DEFAULT""",
     Kind.ROLLBACK: """
         ROLLBACK|rollback ;|ROLLBACK WORK|ROLLBACK TRANSACTION|ABORT|ABORT WORK|ROLLBACK AND NO CHAIN|ROLLBACK NO RELEASE""",
+    Kind.SETTLES: """
+        COMMIT PREPARED 'x'|COMMIT AND CHAIN|COMMIT WORK AND CHAIN NO RELEASE|COMMIT RELEASE|COMMIT TRANSACTION AND NO CHAIN RELEASE
+        |XA COMMIT 'x'|XA COMMIT 'x','y',1|XA COMMIT 'x' ONE PHASE""",
 }
 
 
@@ -442,6 +440,61 @@ TRICKS = [
 @pytest.mark.parametrize(("sql", "expected"), TRICKS)
 def test_the_most_careful_reading_of_any_server_counts(sql: str, expected: Kind) -> None:
     assert kind(sql) is expected
+
+
+# Reads that run nothing of the application's on any server.
+PLAIN_READS = """
+SELECT 1
+select 1;
+SELECT 'a', 2.5 AS "two", NULL
+SELECT 'it''s' AS x
+SELECT @@version, @@session.wait_timeout
+SELECT version(), now(), CURRENT_DATE
+SELECT connection_id()
+SHOW TABLES
+SET NAMES utf8mb4
+DESCRIBE t
+DEALLOCATE ALL
+ROLLBACK TO SAVEPOINT a
+/* ping */
+;
+"""
+
+# Reads that may run a view's function, an operator's, a cast's, a type's, or one with the name of a harmless one.
+LOOKING_READS = """
+SELECT * FROM t
+TABLE t
+VALUES (1)
+WITH t AS (SELECT 1) SELECT * FROM t
+(SELECT 1)
+SELECT 1 + 1
+SELECT 1 ### 2
+SELECT -1
+SELECT @ 5
+SELECT 'a' LIKE 'b'
+SELECT 1 IN (1, 2)
+SELECT 5::natural_number
+SELECT CAST(5 AS natural_number)
+SELECT natural_number '5'
+SELECT lower('x')
+SELECT sleep(5)
+SELECT a FROM generate_series(1, 5) AS g(a)
+SELECT 1 UNION SELECT n FROM t
+EXPLAIN SELECT * FROM t
+SELECT 'a\\' AS x
+"""
+
+
+@pytest.mark.parametrize(("sql", "hides"), [*((s, False) for s in lines(PLAIN_READS)), *((s, True) for s in lines(LOOKING_READS))])
+def test_a_read_may_hide_a_write_unless_its_text_rules_that_out(sql: str, hides: bool) -> None:
+    assert kind(sql) is Kind.READ
+    assert may_hide_a_write(sql) is hides
+    assert may_hide_a_write(sql.encode()) is hides
+
+
+@pytest.mark.parametrize("sql", [None, 5, "SELECT '" + "x" * 5000 + "'", b"\xbf\\; SELECT 1"])
+def test_a_text_that_is_not_read_may_hide_anything(sql: object) -> None:
+    assert may_hide_a_write(sql)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("unknown", [None, 5, object(), memoryview(b"SELECT 1"), ["SELECT 1"]])

@@ -121,6 +121,36 @@ def test_a_commit_of_writes_without_an_answer_is_unknown(by_method: bool) -> Non
     assert unit.verdict(RETRY).action is Action.RAISE  # that may be the answer to something else
 
 
+@pytest.mark.parametrize("sql", ["COMMIT PREPARED 'a'", "XA COMMIT 'a'", "COMMIT AND CHAIN"])
+@pytest.mark.parametrize("autocommit", [True, False, None])
+def test_a_commit_of_another_kind_without_an_answer_is_unknown(sql: str, autocommit: bool | None) -> None:
+    unit = begun()
+    unit.statement(sql, autocommit)
+    assert action(unit) is Action.COMMIT_UNKNOWN
+    assert action(unit, RETRY) is Action.RAISE
+    assert unit.fate() is Fate.UNKNOWN
+    unit.statement("SELECT 1", True)
+    assert unit.verdict(LOST).reason == "a COMMIT was acknowledged before"
+    assert unit.fate() is Fate.UNKNOWN
+
+
+@pytest.mark.parametrize(("stored", "fate"), [(True, Fate.STORED), (False, Fate.NOTHING)])
+def test_a_commit_of_another_kind_has_the_fate_that_the_server_told(stored: bool, fate: Fate) -> None:
+    unit = begun()
+    unit.statement("COMMIT PREPARED 'a'", True)
+    unit.acknowledged(stored=stored)
+    assert unit.fate() is fate
+    assert action(unit) is (Action.RAISE if stored else Action.REPLAY)
+
+
+@pytest.mark.parametrize("autocommit", [True, False, None])
+def test_a_rollback_to_a_savepoint_stores_nothing_whatever_is_known_of_the_connection(autocommit: bool | None) -> None:
+    unit = begun()
+    unit.statement(INSERT, False)
+    unit.statement("ROLLBACK TO SAVEPOINT a", autocommit)
+    assert action(unit) is Action.REPLAY
+
+
 def test_an_earlier_commit_does_not_hide_that_the_last_one_is_unknown() -> None:
     unit = begun()
     unit.statement(INSERT, True)
@@ -523,8 +553,6 @@ def test_a_write_in_autocommit_has_the_fate_that_the_server_told(stored: bool, f
         ("CREATE TABLE t (a INT)", False),
         (None, False),
         ("CALL p()", False),
-        ("COMMIT PREPARED 'a'", True),
-        ("XA COMMIT 'a'", True),
         (INSERT, None),
     ],
 )
@@ -765,7 +793,9 @@ class Database:
 
     def execute(self, session: Session, sql: str, row: int) -> None:
         word = sql.split()[0]
-        if word in ("BEGIN", "START", "CREATE", "COMMIT", "SET"):
+        if word == "XA":
+            self.stored.append(row)  # what another session prepared
+        elif word in ("BEGIN", "START", "CREATE", "COMMIT", "SET"):
             self.commit(session)
             session.in_transaction = word in ("BEGIN", "START")
             if word == "CREATE":
@@ -795,6 +825,7 @@ STATEMENTS = [
     "ROLLBACK TO SAVEPOINT a",
     "CREATE TABLE t (a INT)",
     "CALL p()",
+    "XA COMMIT 'x'",
     "SET autocommit = 0",
     "SET autocommit = 1",
 ]

@@ -6,8 +6,9 @@ read in every dialect it could be written in (:mod:`unbroken.core.tokens`), the 
 what is not known is :attr:`Kind.ENDS`.
 
 Sources: MySQL and MariaDB manuals, "Statements That Cause an Implicit Commit"; PostgreSQL, "SQL Commands". Beyond a
-text's reach: a view, an operator or a trigger that calls a function with effects outside its transaction, and tables
-without transactions (MyISAM, Aria, MEMORY), whose rows stay after a ROLLBACK.
+text's reach: tables without transactions (MyISAM, Aria, MEMORY), whose rows stay after a ROLLBACK, and a function with
+effects outside its transaction. A SELECT from a view may call a function that writes: :func:`may_hide_a_write` says
+where a text cannot rule that out, and the server is asked.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Kind(StrEnum):
     BEGIN = "begin"  #: opens a transaction (and commits the one that is open, in MySQL)
     COMMIT = "commit"  #: commits what is open, and does nothing else
     ROLLBACK = "rollback"  #: undoes what is open, and does nothing else
+    SETTLES = "settles"  #: commits, but more or something else than what is open here: XA COMMIT
     ENDS = "ends"  #: may commit by itself, may be several statements, or is not known
 
 
@@ -97,6 +99,53 @@ def _judged(text: str) -> Kind:
 
 
 _cached = lru_cache(maxsize=2000)(_judged)
+
+
+def may_hide_a_write(sql: str | bytes | None) -> bool:
+    """Whether *sql*, of the kind READ, may run code of the application's own on the server.
+
+    A table may be a view that calls a function which writes, and so may an operator, a cast or a
+    function with a usual name. False only where the text rules all of them out.
+    """
+    text = _decoded(bytes(sql)) if isinstance(sql, (bytes, bytearray)) else sql
+    if not isinstance(text, str) or len(text) > LONGEST_CACHED:
+        return True
+    return _cached_hides(str(text))
+
+
+def _hides(text: str) -> bool:
+    return any(isinstance(tokens, Refusal) or not _is_plain(tokens) for tokens in readings(text))
+
+
+_cached_hides = lru_cache(maxsize=2000)(_hides)
+
+
+def _is_plain(tokens: list[str]) -> bool:
+    """Whether this asks for literals, settings and the server's own facts, and for nothing else."""
+    first = tokens[0] if tokens else ";"
+    if first in _OWN_FACTS:
+        return True
+    if first != "SELECT":
+        return first == ";"
+    for at, (word, after) in enumerate(zip(tokens, [*tokens[1:], ";"], strict=True)):
+        if word == "@":
+            fits = after == "@" or after.isidentifier()
+        elif word.endswith("("):
+            fits = word != "(" and after == ")"  # now(): no other function can have that name and no argument
+        elif word.isidentifier():
+            fits = word not in _OPERATORS and (after != STRING or at == 0 or word == "AS")  # point '(1,2)' calls a type's function
+        else:
+            fits = word in (STRING, NUMBER, QUOTED, ",", ".", ")", ";")
+        if not fits:
+            return False
+    return True
+
+
+_OWN_FACTS = frozenset({"SHOW", "SET", "DEALLOCATE", "DESCRIBE", "DESC", "SAVEPOINT", "ROLLBACK"})
+_OPERATORS = words(
+    "FROM JOIN TABLE WHERE WITH VALUES ORDER GROUP HAVING LIMIT UNION INTERSECT EXCEPT LIKE ILIKE SIMILAR BETWEEN IN ANY SOME ALL "
+    "CAST ARRAY ROW INTERVAL COLLATE AND OR XOR NOT IS DIV MOD RLIKE REGEXP SOUNDS OVERLAPS MEMBER AT DISTINCT ISNULL NOTNULL"
+)
 
 
 def _one(tokens: list[str] | Refusal) -> Kind:
@@ -172,8 +221,8 @@ _BEGIN_OPTIONS = words(
     "DEFERRABLE DEFERRED IMMEDIATE EXCLUSIVE CONCURRENT ,"
 )
 
-# What may follow COMMIT or ROLLBACK: CHAIN opens the next transaction at once, RELEASE ends the session, PREPARED is a
-# transaction of its own. All of those are left to Kind.ENDS.
+# What may follow COMMIT or ROLLBACK when it does nothing else: CHAIN opens the next transaction at once, RELEASE ends the
+# session, PREPARED is a transaction of its own.
 _REST = frozenset(
     work + chain + release
     for work in ((), ("WORK",), ("TRANSACTION",))
@@ -182,8 +231,24 @@ _REST = frozenset(
 )
 
 
+#: What else may follow COMMIT. PREPARED names a transaction of another session; CHAIN and RELEASE do more than commit.
+_MORE = frozenset(
+    work + chain + release
+    for work in ((), ("WORK",), ("TRANSACTION",))
+    for chain in ((), ("AND", "NO", "CHAIN"), ("AND", "CHAIN"))
+    for release in ((), ("NO", "RELEASE"), ("RELEASE",))
+) | {("PREPARED", STRING)}
+
+
 def _commit(tokens: list[str]) -> Kind:
-    return Kind.COMMIT if tuple(tokens[1:]) in _REST else Kind.ENDS
+    rest = tuple(tokens[1:])
+    if rest in _REST:
+        return Kind.COMMIT
+    return Kind.SETTLES if tokens[0] == "COMMIT" and rest in _MORE else Kind.ENDS
+
+
+def _xa(tokens: list[str]) -> Kind:
+    return Kind.SETTLES if tokens[1:2] == ["COMMIT"] else Kind.ENDS
 
 
 def _rollback(tokens: list[str]) -> Kind:
@@ -192,7 +257,7 @@ def _rollback(tokens: list[str]) -> Kind:
         rest = rest[1:]
     if rest[:1] == ["TO"]:
         names = rest[2:] if rest[1:2] == ["SAVEPOINT"] and len(rest) > 2 else rest[1:]
-        return Kind.WRITE if _is_one_name(names) else Kind.ENDS
+        return Kind.READ if _is_one_name(names) else Kind.ENDS  # it only undoes, and no server commits with it
     return Kind.ROLLBACK if tuple(rest) in _REST else Kind.ENDS
 
 
@@ -244,6 +309,7 @@ _JUDGES: dict[str, Callable[[list[str]], Kind]] = {
     "END": _commit,
     "ROLLBACK": _rollback,
     "ABORT": _rollback,
+    "XA": _xa,
     "SAVEPOINT": _savepoint,
     "RELEASE": _savepoint,
     "CREATE": _temporary_table,

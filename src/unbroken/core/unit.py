@@ -63,7 +63,7 @@ _REPLAYABLE = frozenset({FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.RETRY
 class _Part:
     """What one connection did in one attempt."""
 
-    __slots__ = ("direct", "open", "pending", "reports", "savepoints", "undoing")
+    __slots__ = ("direct", "open", "pending", "reports", "savepoints", "settling", "undoing")
 
     def __init__(self) -> None:
         self.reports = 0  # how many came
@@ -71,6 +71,7 @@ class _Part:
         self.savepoints = True  # … nothing but savepoints
         self.undoing = False  # a ROLLBACK of that went out as text, and its answer is not known
         self.pending = False  # a COMMIT of that went out, and its answer is not known
+        self.settling = False  # … of another kind: XA COMMIT
         self.direct = False  # a write in autocommit went out, and its answer is not known
 
     @property
@@ -84,6 +85,7 @@ class _Part:
         self.open = self.open or other.open
         self.undoing = self.undoing or other.undoing
         self.pending = self.pending or other.pending
+        self.settling = self.settling or other.settling
         self.direct = self.direct or other.direct
 
 
@@ -268,6 +270,9 @@ class Unit:
             part.undoing = part.open  # it counts once it is acknowledged: rolled_back()
         elif what is Kind.COMMIT:
             part.pending = part.open
+        elif what is Kind.SETTLES:
+            self.wrote = part.open = part.pending = part.settling = True
+            part.savepoints = False
         elif what is Kind.BEGIN:
             if part.open:
                 self._uncertain = True
@@ -315,7 +320,7 @@ class Unit:
         part.pending = False
 
     def acknowledged(self, *, conn_id: int | None = None, stored: bool = True) -> None:
-        """The server answered the last write in autocommit.
+        """The server answered the last write in autocommit, or the last ``XA COMMIT`` and its like.
 
         *stored*: True for success, False for an error that undid all of the statement. A driver
         that is certain of neither does not call this; then the fate stays *unknown*.
@@ -324,6 +329,12 @@ class Unit:
         if part is not None and part.direct:
             self._stored = self._stored or stored  # first: never a moment without either
             part.direct = False
+        if part is not None and part.settling:
+            self._stored = self._stored or stored
+            if stored:
+                self._commit_happened(part)
+            else:
+                part.open = part.pending = part.settling = False
 
     def commit_failed(self, *, conn_id: int | None = None) -> None:
         """The server ANSWERED the COMMIT, sent by method or as a statement, with an error: nothing was committed."""
@@ -395,7 +406,7 @@ class Unit:
 
     def _commit_happened(self, part: _Part) -> None:
         self._bar("a COMMIT was acknowledged before")  # the barrier first: never a moment without either
-        part.open = part.pending = part.undoing = False
+        part.open = part.pending = part.undoing = part.settling = False
 
     def _hears(self, conn_id: int) -> bool:
         """Whether reports on the connection *conn_id* reach this unit or one above it."""
