@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from unbroken.aio import AsyncPool
     from unbroken.core.stats import Stats
     from unbroken.errors import (
+        ClosedByHolderError,
         CommitUnknownError,
         ConfigurationError,
         ConnectionLostError,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncPool",
+    "ClosedByHolderError",
     "CommitUnknownError",
     "ConfigurationError",
     "ConnectRejectedError",

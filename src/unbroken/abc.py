@@ -169,6 +169,9 @@ class BaseDriver(Protocol):
         level, row factory and the like, as one comparable value. Never raises.
         """
 
+    def was_closed(self, conn: Connection) -> bool:
+        """True when the application closed *conn*, which was well. False where it was lost, or where nobody can tell."""
+
     def is_clean(self, conn: Connection, traits: Any) -> bool:
         """True when it is certain, without a round trip, that *conn* is open and quiet, in no transaction, and still
         has the *traits* that it was opened with. Asked at every release. Never raises.

@@ -20,16 +20,16 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
 
-from unbroken.abc import AsyncDriver, Cause, Connection, Observer, Target
+from unbroken.abc import Cause, Connection, Observer, Target
 from unbroken.core.entry import Entry
 from unbroken.core.stats import Stats
 from unbroken.core.unit import Unit, current, enter, glimpse, leave
 from unbroken.drivers import open_driver
 from unbroken.errors import NotYoursError
-from unbroken.flows import finish
 from unbroken.flows.acquire import acquire, ping
 from unbroken.flows.connect import connector
 from unbroken.flows.leaks import bury_forgotten
+from unbroken.flows.loan import Loan
 from unbroken.flows.replay import replay
 from unbroken.flows.state import State
 from unbroken.flows.steps import Attempt, run_async
@@ -49,70 +49,66 @@ _pools: weakref.WeakSet[AsyncPool] = weakref.WeakSet()
 _inherited: list[State] = []  # kept in a child, so that nothing of theirs is collected: finalizers talk to the parent's loop
 
 
-class AsyncLease:
+class AsyncLease(Loan):
     """``async with pool.connection() as conn:`` lends a connection, commits on success, rolls back on an exception."""
 
-    __slots__ = ("_conn", "_deadline", "_entry", "_pool", "_state", "_timeout", "_timer", "_transaction", "_unit")
+    __slots__ = ("_deadline", "_pool", "_timeout", "_transaction")
 
     def __init__(self, pool: AsyncPool, timeout: float | None, deadline: float | None, transaction: bool) -> None:
         self._pool = pool
         self._timeout = timeout
         self._deadline = deadline
         self._transaction = transaction
-        self._timer: Any = None
-        self._unit: Unit | None = None
-        self._conn: Connection = None
+        self.begun = None
+        self.conn = None
 
     async def __aenter__(self) -> Connection:
-        loop, state = self._pool._home
-        entry: Entry | None = None
-        if not state.waiting and state.mark[0] and _running_loop() is loop:
-            try:
-                entry = state.idle.pop()
-            except IndexError:
-                pass
-            else:
-                now = monotonic()
-                if now - entry.last_used < state.fresh_for and not state.glance():
-                    frame = _getframe(1)
-                    entry.code = frame.f_code
-                    entry.lasti = frame.f_lasti
-                    entry.holder = get_ident()
-                    entry.taken_at = now
-                    entry.uses += 1
-                    conn = entry.conn
-                    state.lent[entry.key] = entry
-                    entry.conn = entry.anchor
-                    self._state = state
-                    self._entry = entry
-                    self._conn = conn
-                    if self._deadline is None and glimpse() is None and (state.plain or not self._transaction):
-                        return conn
-                    return await self._begin(now)
-        started = monotonic()
-        await self._take(entry, started, _getframe(1))
-        if self._deadline is None and glimpse() is None and (self._state.plain or not self._transaction):
-            return self._conn
-        return await self._begin(started)
+        try:
+            loop, state = self._pool._home
+            entry: Entry | None = None
+            if not state.waiting and state.mark[0] and _running_loop() is loop:
+                try:
+                    entry = state.idle.pop()
+                except IndexError:
+                    pass
+                else:
+                    now = monotonic()
+                    if now - entry.last_used < state.fresh_for and not state.glance():
+                        frame = _getframe(1)
+                        entry.code = frame.f_code
+                        entry.lasti = frame.f_lasti
+                        entry.holder = get_ident()
+                        entry.taken_at = now
+                        entry.uses += 1
+                        self.state, self.entry = state, entry
+                        self.conn = conn = entry.conn
+                        state.lent[entry.key] = entry
+                        entry.conn = entry.anchor
+                        if self._deadline is None and glimpse() is None and (state.plain or not self._transaction):
+                            return conn
+                        return await self._start(now)
+            started = monotonic()
+            await self._take(entry, started, _getframe(1))
+            if self._deadline is None and glimpse() is None and (self.state.plain or not self._transaction):
+                return self.conn
+            return await self._start(started)
+        except BaseException:
+            self._give_up()
+            raise
 
     async def _take(self, suspect: Entry | None, started: float, frame: Any) -> None:
-        self._state, self._entry, self._conn = await self._pool._acquire_slowly(suspect, started, self._timeout, self._deadline, frame)
+        await self._pool._acquire_slowly(self, suspect, started, self._timeout, self._deadline, frame)
 
-    async def _begin(self, started: float) -> Connection:
+    async def _start(self, started: float) -> Connection:
         """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN.
 
         A connection that is lost at its BEGIN was not used yet: another one is taken, and the caller sees nothing.
         """
         frame = _getframe(2)
         while True:
-            state, entry, conn = self._state, self._entry, self._conn
+            state, entry, conn = self.state, self.entry, self.conn
             try:
-                self._unit = unit = state.enlist(entry, conn)
-                until = math.inf if self._deadline is None else started + self._deadline
-                if unit is not None:
-                    until = min(until, unit.until)
-                if until != math.inf:
-                    self._timer = state.arm(entry, until)
+                self.begin(math.inf if self._deadline is None else started + self._deadline)
                 if self._transaction and not state.plain:
                     await state.driver.begin(conn)
                 return conn
@@ -121,78 +117,61 @@ class AsyncLease:
                 if not lost:
                     await self._leave(exc)
                     raise
-                await self._drop()
+                self.drop()
+                self.conn = self.begun = None
             await self._take(None, started, frame)
 
-    async def _drop(self) -> None:
-        """Throw this connection away without a word to the caller."""
-        state, entry, conn = self._state, self._entry, self._conn
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        state.part(entry, conn)
-        state.take_back(entry, conn, healthy=False)
+    def _give_up(self) -> None:
+        """An exception came between taking a connection and handing it out, or while it went back."""
+        if self.conn is not None:
+            self.give_back(Cause.CANCELLED)
+            self.conn = None
 
     async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        state, entry, conn = self._state, self._entry, self._conn
-        if (
-            exc is None
-            and self._timer is None
-            and self._unit is None
-            and state.mark[0]
-            and state.left_open(conn) is False
-            and state.lent.pop(entry.key, None) is entry
-        ):
-            self._conn = None
-            entry.last_used = state.now
-            entry.conn = conn
-            state.idle.append(entry)
-            if state.waiting or entry.generation != state.kernel.generation:
-                state.settle()
-            return
-        await self._leave(exc)
+        try:
+            state, entry, conn = self.state, self.entry, self.conn
+            if (
+                exc is None
+                and self.begun is None
+                and state.mark[0]
+                and state.leaves_clean(conn, entry.traits)
+                and state.lent.pop(entry.key, None) is entry
+            ):
+                if entry.cause is None:
+                    self.conn = None
+                    entry.last_used = state.now
+                    entry.conn = conn
+                    state.idle.append(entry)
+                    if state.waiting or entry.generation != state.kernel.generation:
+                        state.settle()
+                    return
+                state.lent[entry.key] = entry
+            await self._leave(exc)
+        except BaseException:
+            self._give_up()
+            raise
 
     async def _leave(self, exc: BaseException | None) -> None:
         """The end of a lease that needs more than a glance. Raises what the caller should see, if that is not *exc*."""
-        state, entry, conn = self._state, self._entry, self._conn
-        self._conn = None
+        state = self.state
         if not state.mark[0]:
+            self.conn = None
             self._pool._left_in_child(state, exc)
             return
-        do = state.shell.do
-        seen, healthy = exc, False
+        otherwise: Cause | None = Cause.CANCELLED
         try:
             if isinstance(exc, GeneratorExit):  # the block was collected in the middle: nothing can be awaited any more
-                healthy = _is_spotless(state, entry, conn, Cause.FORGOTTEN)
+                otherwise = Cause.FORGOTTEN
                 return
-            if exc is None:
-                try:
-                    await run_async(finish.success(state, entry, conn, self._unit, commit=self._transaction), do)
-                    healthy = entry.cause is None
-                except Exception as error:
-                    seen = error
-            if seen is not None:
-                healthy = await run_async(finish.after_error(state, entry, conn, seen, self._unit), do)
-        except BaseException:  # struck while it committed or rolled back
-            healthy = _is_spotless(state, entry, conn, Cause.CANCELLED)
-            raise
+            seen = await run_async(self.finish(exc, commit=self._transaction), state.shell.do)
+            otherwise = None
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
-            state.part(entry, conn)
-            state.take_back(entry, conn, healthy)
+            self.give_back(otherwise)
+            self.conn = None
         if seen is not None:
-            shown = finish.translated(state, entry, seen, self._deadline)
+            shown = self.shown(seen, self._deadline)
             if shown is not exc:
                 raise shown
-
-
-def _is_spotless(state: State, entry: Entry, conn: Connection, otherwise: Cause) -> bool:
-    """Whether *conn* may be lent again just as it is; else it is condemned, *otherwise* being why."""
-    if entry.cause is None and state.driver.is_quiet(conn) and state.is_clean(entry, conn):
-        return True
-    entry.condemn(otherwise)
-    return False
 
 
 class AsyncPool:
@@ -243,8 +222,6 @@ class AsyncPool:
     def _new_state(self, running: asyncio.AbstractEventLoop) -> State:
         shell = LoopShell(self._driver, running)
         fresh = State(self._driver, self.settings, shell, self.name, self._emit, fork_mark(), connector)
-        if fresh.unsettled is None:  # reset=None: what a cancelled task left in the middle of an exchange must still not come back
-            fresh.unsettled = partial(_is_busy, self._driver)
         shell.finalizer = weakref.finalize(self, abandon, fresh)
         shell.farewell = _farewell(weakref.ref(self), weakref.ref(fresh))
         with contextlib.suppress(StopIteration):
@@ -289,32 +266,48 @@ class AsyncPool:
 
     async def acquire(self, timeout: float | None = None) -> Connection:
         """Lend a connection, with no transaction begun; it must be given back with :meth:`release`."""
+        conn: Connection = None
         loop, state = self._home
         entry: Entry | None = None
-        if not state.waiting and state.mark[0] and _running_loop() is loop:
-            try:
-                entry = state.idle.pop()
-            except IndexError:
-                pass
-            else:
-                now = monotonic()
-                if now - entry.last_used < state.fresh_for and not state.glance():
-                    frame = _getframe(1)
-                    entry.code = frame.f_code
-                    entry.lasti = frame.f_lasti
-                    entry.holder = get_ident()
-                    entry.taken_at = now
-                    entry.uses += 1
-                    conn = entry.conn
-                    state.lent[entry.key] = entry
-                    entry.conn = entry.anchor
-                    if glimpse() is not None:
-                        state.enlist_lent(entry, conn)
-                    return conn
-        state, entry, conn = await self._acquire_slowly(entry, monotonic(), timeout, None, _getframe(1))
-        if glimpse() is not None:
-            state.enlist_lent(entry, conn)
-        return conn
+        try:
+            if not state.waiting and state.mark[0] and _running_loop() is loop:
+                try:
+                    entry = state.idle.pop()
+                except IndexError:
+                    pass
+                else:
+                    now = monotonic()
+                    if now - entry.last_used < state.fresh_for and not state.glance():
+                        frame = _getframe(1)
+                        entry.code = frame.f_code
+                        entry.lasti = frame.f_lasti
+                        entry.holder = get_ident()
+                        entry.taken_at = now
+                        entry.uses += 1
+                        conn = entry.conn
+                        state.lent[entry.key] = entry
+                        entry.conn = entry.anchor
+                        if glimpse() is not None:
+                            Loan.of(state, entry, conn).enlist()
+                        return conn
+            return (await self._acquire_loan(entry, timeout, _getframe(1))).conn
+        except BaseException:
+            if entry is not None and conn is not None and state.lent.get(entry.key) is entry:
+                Loan.of(state, entry, conn).give_back(Cause.CANCELLED)
+            raise
+
+    async def _acquire_loan(self, suspect: Entry | None, timeout: float | None, frame: Any) -> Loan:
+        """The slow way to a connection that :meth:`release` gives back."""
+        loan = Loan()
+        try:
+            await self._acquire_slowly(loan, suspect, monotonic(), timeout, None, frame)
+            if glimpse() is not None:
+                loan.enlist()
+        except BaseException:
+            if getattr(loan, "conn", None) is not None:
+                loan.give_back(Cause.CANCELLED)
+            raise
+        return loan
 
     async def release(self, conn: Connection) -> None:
         """Give *conn* back. What is open on it is rolled back (setting ``reset``).
@@ -328,7 +321,7 @@ class AsyncPool:
                 raise NotYoursError(f"pool {self.name} did not lend this connection, or it was given back before; release each one once")
             self._driver.close(conn)
             return
-        if not entry.watched and ((ask := state.unsettled) is None or ask(conn) is False):
+        if not entry.watched and entry.cause is None and state.returns_clean(conn, entry.traits):
             entry.last_used = state.now
             entry.conn = conn
             state.idle.append(entry)
@@ -336,22 +329,17 @@ class AsyncPool:
                 state.settle()
             return
         state.kernel.returning[entry.key] = entry
-        healthy = False
+        loan, otherwise = Loan.of(state, entry, conn), Cause.CANCELLED
         try:
-            if self._driver.is_quiet(conn):
-                healthy = await run_async(finish.reset(state, entry, conn), shell_of(state).do)
-            else:
-                entry.condemn(Cause.CANCELLED)
-        except BaseException:
-            healthy = _is_spotless(state, entry, conn, Cause.CANCELLED)
-            raise
+            await run_async(loan.reset(), shell_of(state).do)
+            otherwise = None  # type: ignore[assignment] # the pool finds out why
         finally:
-            state.part(entry, conn)
-            state.take_back(entry, conn, healthy)
+            loan.give_back(otherwise)
 
     async def _acquire_slowly(
-        self, suspect: Entry | None, started: float, timeout: float | None, deadline: float | None, frame: Any
-    ) -> tuple[State, Entry, Connection]:
+        self, loan: Loan, suspect: Entry | None, started: float, timeout: float | None, deadline: float | None, frame: Any
+    ) -> None:
+        """Take a connection the slow way, into *loan*."""
         state = self._current()
         patience = state.settings.acquire_timeout if timeout is None else timeout
         if deadline is not None:
@@ -359,8 +347,13 @@ class AsyncPool:
         unit = current()
         until = started + patience if unit is None else min(started + patience, unit.until)
         entry = await run_async(acquire(state, suspect, started, until), shell_of(state).do)
-        conn = state.lend(entry, frame, monotonic() if deadline is None else started, get_ident())
-        return state, entry, conn
+        state.lend(loan, entry, frame, monotonic() if deadline is None else started, get_ident())
+
+    def loan_of(self, conn: Connection) -> Loan | None:
+        """The :class:`Loan` of a connection that this pool has lent on this loop; None for any other."""
+        state = self._current()
+        entry = state.lent.get(id(conn))
+        return None if entry is None else Loan.of(state, entry, conn)
 
     # -- units of work -------------------------------------------------------------------------------------------
 
@@ -376,7 +369,7 @@ class AsyncPool:
         async def work() -> T:
             lease = AsyncLease(self, None, None, True)
             async with lease as conn:
-                entry = lease._entry
+                entry = lease.entry
                 entry.code, entry.lasti = code, lasti  # who called run is the place that took it
                 return await fn(conn, *args, **kwargs)
 
@@ -468,10 +461,6 @@ def _sever_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_sever_all)
-
-
-def _is_busy(driver: AsyncDriver, conn: Connection) -> bool:
-    return not driver.is_quiet(conn)
 
 
 def _tell(observers: tuple[Observer, ...], event: str, fields: Mapping[str, Any]) -> None:

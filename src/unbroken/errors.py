@@ -73,6 +73,15 @@ class CommitUnknownError(UnbrokenError):
     _besides = ConnectionError
 
 
+class ClosedByHolderError(UnbrokenError):
+    """The code that had the connection closed it itself, so the pool could not commit.
+
+    What that code committed is stored; what was still open is not. Also a ConnectionError.
+    """
+
+    _besides = ConnectionError
+
+
 class DeadlineExceeded(UnbrokenError):  # noqa: N818 - a fixed public name, after the field's usage
     """The work took longer than its ``deadline=``; its connection was ended to free the caller. Also a TimeoutError."""
 

@@ -67,6 +67,10 @@ class LoopShell:
         """Whether somebody runs the loop just now."""
         return self.loop.is_running()
 
+    def in_hands(self, wanted: set[int]) -> set[int] | None:  # noqa: ARG002 - as the blocking one has it
+        """None: a task inside an asynchronous generator does not show its stack."""
+        return None
+
     def describe_holder(self, entry: Entry) -> str:
         """The task that has *entry*, and where it is now: one that has it in a variable, else one inside the function that took it."""
         conn = None if entry.ref is None else entry.ref()
@@ -103,9 +107,9 @@ class LoopShell:
     async def _call(self, step: Call) -> Any:
         method = getattr(self.driver, step.method)
         if step.timeout is None:
-            return await method(step.conn)
+            return await method(step.conn, *step.args)
         async with asyncio.timeout(step.timeout * 1.05):
-            return await (method(step.conn, step.timeout) if step.method == "ping" else method(step.conn))
+            return await (method(step.conn, step.timeout) if step.method == "ping" else method(step.conn, *step.args))
 
     async def stop(self) -> None:
         """End the background tasks."""

@@ -24,10 +24,10 @@ from unbroken.core.stats import Stats
 from unbroken.core.unit import Unit, current, enter, glimpse, leave
 from unbroken.drivers import open_driver
 from unbroken.errors import NotYoursError
-from unbroken.flows import finish
 from unbroken.flows.acquire import acquire, ping
 from unbroken.flows.connect import connector
 from unbroken.flows.leaks import bury_forgotten
+from unbroken.flows.loan import Loan
 from unbroken.flows.replay import replay
 from unbroken.flows.state import State
 from unbroken.flows.steps import run
@@ -53,13 +53,13 @@ def _caller() -> FrameType:
         return _getframe(1)
 
 
-class Lease:
+class Lease(Loan):
     """``with pool.connection() as conn:`` lends a connection, commits on success, rolls back on an exception.
 
     Without ``__init__``: whoever makes one sets ``_pool``, since a call costs more than an attribute.
     """
 
-    __slots__ = ("_begun", "_conn", "_entry", "_pool", "_state")
+    __slots__ = ("_pool",)
 
     _timeout: float | None = None
     _deadline: float | None = None
@@ -67,53 +67,45 @@ class Lease:
     _plain = True  #: nothing to do at the beginning, unless a unit of work looks on
 
     _pool: Pool
-    _state: Any  #: a State, whose driver and shell are the blocking ones
-    _entry: Entry
-    _conn: Connection
-    _begun: tuple[Unit | None, Any] | None  #: unit and timer, where _begin was needed
 
     def __enter__(self) -> Connection:
-        state = self._pool._state
-        entry: Entry | None = None
-        if not state.waiting and state.mark[0]:
-            try:
-                entry = state.idle.pop()
-            except IndexError:
-                pass
-            else:
-                now = monotonic()
-                if now - entry.last_used < state.fresh_for and not state.glance():
-                    frame = _getframe(1)
-                    entry.code = frame.f_code
-                    entry.lasti = frame.f_lasti
-                    entry.holder = get_ident()
-                    entry.taken_at = now
-                    entry.uses += 1
-                    self._state, self._entry, self._begun = state, entry, None
-                    self._conn = conn = entry.conn
-                    state.lent[entry.key] = entry
-                    entry.conn = entry.anchor
-                    if self._plain and glimpse() is None:
-                        return conn
-                    return self._begin()
-        state, entry, conn = self._pool._acquire_slowly(entry, self._timeout, self._deadline, _getframe(1))
-        self._state, self._entry, self._conn, self._begun = state, entry, conn, None
-        if self._plain and glimpse() is None:
-            return conn
-        return self._begin()
-
-    def _begin(self) -> Connection:
-        """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN."""
-        state, entry, conn = self._state, self._entry, self._conn
-        unit, timer = None, None
         try:
-            unit = state.enlist(entry, conn)
-            until = math.inf if self._deadline is None else entry.taken_at + self._deadline
-            if unit is not None:
-                until = min(until, unit.until)
-            if until != math.inf:
-                timer = state.arm(entry, until)
-            self._begun = (unit, timer)
+            state = self._pool._state
+            entry: Entry | None = None
+            if not state.waiting and state.mark[0]:
+                try:
+                    entry = state.idle.pop()
+                except IndexError:
+                    pass
+                else:
+                    now = monotonic()
+                    if now - entry.last_used < state.fresh_for and not state.glance():
+                        frame = _getframe(1)
+                        entry.code = frame.f_code
+                        entry.lasti = frame.f_lasti
+                        entry.holder = get_ident()
+                        entry.taken_at = now
+                        entry.uses += 1
+                        self.state, self.entry, self.begun = state, entry, None
+                        self.conn = conn = entry.conn
+                        state.lent[entry.key] = entry
+                        entry.conn = entry.anchor
+                        if self._plain and glimpse() is None:
+                            return conn
+                        return self._start()
+            self._pool._acquire_slowly(self, entry, self._timeout, self._deadline, _getframe(1))
+            if self._plain and glimpse() is None:
+                return self.conn
+            return self._start()
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _start(self) -> Connection:
+        """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN."""
+        state, conn = self.state, self.conn
+        try:
+            self.begin(math.inf if self._deadline is None else self.entry.taken_at + self._deadline)
             if self._transaction and not state.plain:
                 state.driver.begin(conn)
         except BaseException as exc:
@@ -121,52 +113,50 @@ class Lease:
             raise
         return conn
 
+    def _give_up(self) -> None:
+        """An exception came between taking a connection and handing it out, or while it went back."""
+        if getattr(self, "conn", None) is not None:
+            self.give_back()
+            self.conn = None
+
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        state, entry, conn = self._state, self._entry, self._conn
-        if (
-            exc is None
-            and self._begun is None
-            and state.mark[0]
-            and state.left_open(conn) is False
-            and state.lent.pop(entry.key, None) is entry
-        ):
-            if entry.cause is None:  # asked after the pop (see State.ended): a taker does not look at what stands in idle
-                self._conn = None
-                entry.last_used = state.now
-                entry.conn = conn
-                state.idle.append(entry)
-                if state.waiting or entry.generation != state.kernel.generation:
-                    state.settle()
-                return
-            state.lent[entry.key] = entry
-        self._leave(exc)
+        try:
+            state, entry, conn = self.state, self.entry, self.conn
+            if (
+                exc is None
+                and self.begun is None
+                and state.mark[0]
+                and state.leaves_clean(conn, entry.traits)
+                and state.lent.pop(entry.key, None) is entry
+            ):
+                if entry.cause is None:  # asked after the pop (see State.ended): a taker does not look at what stands in idle
+                    self.conn = None
+                    entry.last_used = state.now
+                    entry.conn = conn
+                    state.idle.append(entry)
+                    if state.waiting or entry.generation != state.kernel.generation:
+                        state.settle()
+                    return
+                state.lent[entry.key] = entry
+            self._leave(exc)
+        except BaseException:
+            self._give_up()
+            raise
 
     def _leave(self, exc: BaseException | None) -> None:
         """The end of a lease that needs more than a glance. Raises what the caller should see, if that is not *exc*."""
-        state, entry, conn = self._state, self._entry, self._conn
-        self._conn = None
+        state = self.state
         if not state.mark[0]:
+            self.conn = None
             self._pool._left_in_child(state, exc)
             return
-        do = state.shell.do
-        unit, timer = self._begun or (None, None)
-        seen, healthy = exc, False
         try:
-            if exc is None:
-                try:
-                    run(finish.success(state, entry, conn, unit, commit=self._transaction), do)
-                    healthy = entry.cause is None
-                except Exception as error:
-                    seen = error
-            if seen is not None:
-                healthy = run(finish.after_error(state, entry, conn, seen, unit), do)
+            seen = run(self.finish(exc, commit=self._transaction), state.shell.do)
         finally:
-            if timer is not None:
-                timer.cancel()
-            state.part(entry, conn)
-            state.take_back(entry, conn, healthy)
+            self.give_back()
+            self.conn = None
         if seen is not None:
-            shown = finish.translated(state, entry, seen, self._deadline)
+            shown = self.shown(seen, self._deadline)
             if shown is not exc:
                 raise shown
 
@@ -254,35 +244,51 @@ class Pool:
 
     def acquire(self, timeout: float | None = None) -> Connection:
         """Lend a connection; it must be given back with :meth:`release`. Raises as :meth:`connection` does on entry."""
+        conn: Connection = None
         state = self._state
         entry: Entry | None = None
-        if not state.waiting and state.mark[0]:
-            try:
-                entry = state.idle.pop()
-            except IndexError:
-                pass
-            else:
-                now = monotonic()
-                if now - entry.last_used < state.fresh_for and not state.glance():
-                    try:
-                        frame = _getframe(1)
-                    except ValueError:  # see _caller
-                        frame = _getframe()
-                    entry.code = frame.f_code
-                    entry.lasti = frame.f_lasti
-                    entry.holder = get_ident()
-                    entry.taken_at = now
-                    entry.uses += 1
-                    conn = entry.conn
-                    state.lent[entry.key] = entry
-                    entry.conn = entry.anchor
-                    if glimpse() is not None:
-                        state.enlist_lent(entry, conn)
-                    return conn
-        state, entry, conn = self._acquire_slowly(entry, timeout, None, _caller())
-        if glimpse() is not None:
-            state.enlist_lent(entry, conn)
-        return conn
+        try:
+            if not state.waiting and state.mark[0]:
+                try:
+                    entry = state.idle.pop()
+                except IndexError:
+                    pass
+                else:
+                    now = monotonic()
+                    if now - entry.last_used < state.fresh_for and not state.glance():
+                        try:
+                            frame = _getframe(1)
+                        except ValueError:  # see _caller
+                            frame = _getframe()
+                        entry.code = frame.f_code
+                        entry.lasti = frame.f_lasti
+                        entry.holder = get_ident()
+                        entry.taken_at = now
+                        entry.uses += 1
+                        conn = entry.conn
+                        state.lent[entry.key] = entry
+                        entry.conn = entry.anchor
+                        if glimpse() is not None:
+                            Loan.of(state, entry, conn).enlist()
+                        return conn
+            return self._acquire_loan(entry, timeout, _caller()).conn
+        except BaseException:
+            if entry is not None and conn is not None and state.lent.get(entry.key) is entry:
+                Loan.of(state, entry, conn).give_back()
+            raise
+
+    def _acquire_loan(self, suspect: Entry | None, timeout: float | None, frame: Any) -> Loan:
+        """The slow way to a connection that :meth:`release` gives back."""
+        loan = Loan()
+        try:
+            self._acquire_slowly(loan, suspect, timeout, None, frame)
+            if glimpse() is not None:
+                loan.enlist()
+        except BaseException:
+            if getattr(loan, "conn", None) is not None:
+                loan.give_back()
+            raise
+        return loan
 
     def release(self, conn: Connection) -> None:
         """Give *conn* back. What is open on it is rolled back (setting ``reset``).
@@ -291,13 +297,7 @@ class Pool:
         """
         state = self._state
         entry = state.lent.pop(id(conn), None)
-        if (
-            entry is None
-            or entry.cause is not None
-            or not state.mark[0]
-            or entry.watched
-            or ((ask := state.unsettled) is not None and ask(conn) is not False)
-        ):
+        if entry is None or entry.cause is not None or not state.mark[0] or entry.watched or not state.returns_clean(conn, entry.traits):
             self._release_slowly(state, entry, conn)
             return
         entry.last_used = state.now
@@ -306,9 +306,8 @@ class Pool:
         if state.waiting or entry.generation != state.kernel.generation:
             state.settle()
 
-    def _acquire_slowly(
-        self, suspect: Entry | None, timeout: float | None, deadline: float | None, frame: Any
-    ) -> tuple[State, Entry, Connection]:
+    def _acquire_slowly(self, loan: Loan, suspect: Entry | None, timeout: float | None, deadline: float | None, frame: Any) -> None:
+        """Take a connection the slow way, into *loan*."""
         state = self._state
         if not state.mark[0]:
             state, suspect = self._renew(), None
@@ -320,8 +319,7 @@ class Pool:
         until = started + patience if unit is None else min(started + patience, unit.until)
         entry = run(acquire(state, suspect, started, until), state.shell.do)  # type: ignore[attr-defined] # a ThreadShell
         # A deadline counts from the call, a leak from the lending.
-        conn = state.lend(entry, frame, monotonic() if deadline is None else started, get_ident())
-        return state, entry, conn
+        state.lend(loan, entry, frame, monotonic() if deadline is None else started, get_ident())
 
     def _release_slowly(self, state: State, entry: Entry | None, conn: Connection) -> None:
         if not state.mark[0]:
@@ -330,17 +328,22 @@ class Pool:
             self._release_unknown(state, conn)
         else:
             state.kernel.returning[entry.key] = entry
-            healthy = False
+            loan = Loan.of(state, entry, conn)
             try:
-                healthy = run(finish.reset(state, entry, conn), state.shell.do)  # type: ignore[attr-defined] # a ThreadShell
+                run(loan.reset(), loan.state.shell.do)
             finally:
-                state.part(entry, conn)
-                state.take_back(entry, conn, healthy)
+                loan.give_back()
 
     def _release_unknown(self, state: State, conn: Connection) -> None:
         if state.kernel.exiled.pop(id(conn), None) is None:
             raise NotYoursError(f"pool {self.name} did not lend this connection, or it was given back before; release each one once")
         self._driver.close(conn)
+
+    def loan_of(self, conn: Connection) -> Loan | None:
+        """The :class:`Loan` of a connection that this pool has lent in this process; None for any other."""
+        state = self._state
+        entry = state.lent.get(id(conn)) if state.mark[0] else None
+        return None if entry is None else Loan.of(state, entry, conn)
 
     # -- units of work -------------------------------------------------------------------------------------------
 
@@ -359,7 +362,7 @@ class Pool:
             lease = Lease()
             lease._pool = self
             with lease as conn:
-                entry = lease._entry
+                entry = lease.entry
                 entry.code, entry.lasti = code, lasti  # who called run is the place that took it
                 return fn(conn, *args, **kwargs)
 
@@ -414,6 +417,17 @@ class Pool:
         while state.kernel.lent and monotonic() < end:
             bury_forgotten(state)
             signal.acquire(timeout=min(0.01, max(0.0, end - monotonic())))
+
+    def __copy__(self) -> Pool:
+        """A pool is one thing with an identity: a copy is the pool itself."""
+        return self
+
+    def __deepcopy__(self, _memo: Any) -> Pool:
+        """As :meth:`__copy__`: settings that hold a pool may be copied."""
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an unbroken.Pool cannot be pickled; give the other process the URL, and let it make a pool of its own")
 
     def __enter__(self) -> Pool:
         return self

@@ -11,8 +11,9 @@ from typing import Any
 
 from unbroken.abc import Driver
 from unbroken.core.entry import Entry
-from unbroken.flows.holder import describe
+from unbroken.flows.holder import describe, referred_to, thread_frames
 from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run
+from unbroken.net.patched import threads_are_greenlets
 from unbroken.net.severance import abort, identity
 from unbroken.net.signals import start_thread
 from unbroken.net.watcher import ThreadWatcher
@@ -65,6 +66,11 @@ class ThreadShell:
         """Threads are."""
         return True
 
+    def in_hands(self, wanted: set[int]) -> set[int] | None:
+        """Which of the entries with these ids a thread has in a variable; None where that cannot be seen (greenlets)."""
+        frames = None if threads_are_greenlets() else thread_frames()
+        return None if frames is None else referred_to(frames.values(), wanted)
+
     def describe_holder(self, entry: Entry) -> str:
         """The thread (or greenlet) that has *entry*, and its stack."""
         return describe(entry.holder)
@@ -87,7 +93,7 @@ class ThreadShell:
     def _call(self, step: Call) -> Any:
         method = getattr(self.driver, step.method)
         if step.timeout is None:
-            return method(step.conn)
+            return method(step.conn, *step.args)
         fd = self.driver.fileno(step.conn)
         who = identity(fd) if fd is not None else None
         timer = None
@@ -95,7 +101,7 @@ class ThreadShell:
             # Not every driver can bound every call: what still blocks a little later is ended from outside.
             timer = self.watcher.at(monotonic() + step.timeout * 1.05, lambda: abort(fd, who))
         try:
-            return method(step.conn, step.timeout) if step.method == "ping" else method(step.conn)
+            return method(step.conn, step.timeout) if step.method == "ping" else method(step.conn, *step.args)
         finally:
             if timer is not None:
                 timer.cancel()

@@ -22,6 +22,7 @@ from unbroken import sync, threads
 from unbroken.abc import Capabilities, Cause, FaultKind
 from unbroken.core import entry as entry_module
 from unbroken.flows import acquire as acquire_module
+from unbroken.flows import loan as loan_module
 from unbroken.flows import replay as replay_module
 from unbroken.flows import state as state_module
 from unbroken.flows.servers import Server
@@ -601,6 +602,9 @@ def _shell_for(world: World) -> type[ThreadShell]:
         def describe_holder(self, entry: Any) -> str:
             return "a thread of the simulation"
 
+        def in_hands(self, wanted: set[int]) -> set[int] | None:
+            return None
+
     return Shell
 
 
@@ -641,6 +645,7 @@ def installed(world: World) -> Iterator[None]:
         (state_module, "severance", SimpleNamespace(identity=net.identity, abort=net.abort, sever=net.sever)),
         (state_module, "keepalive", SimpleNamespace(apply=lambda *_: None)),
         (state_module, "last_words", SimpleNamespace(peek=net.last_words)),
+        (loan_module, "last_words", SimpleNamespace(peek=net.last_words)),
         (state_module, "traffic", SimpleNamespace(counter=lambda fd: lambda: net.sent.get(fd, 0))),
         (state_module, "Glance", lambda: Glance(net)),
         (state_module, "server_of", lambda _driver: world.record),
@@ -649,7 +654,7 @@ def installed(world: World) -> Iterator[None]:
         (state_module, "time", time),
         (replay_module, "uniform", world.random.uniform),
         (acquire_module, "gc", SimpleNamespace(collect=world.collect)),
-        *((module, "id", address_of) for module in (sync, state_module, entry_module, fake_module)),
+        *((module, "id", address_of) for module in (sync, state_module, loan_module, entry_module, fake_module)),
     ]
     before = [(where, name, getattr(where, name, id)) for where, name, _ in patches]
     silence = logging.root.manager.disable

@@ -25,7 +25,7 @@ from unbroken.errors import (
 )
 from unbroken.flows import acquire as acquire_module
 from unbroken.flows import connect as connect_module
-from unbroken.flows import finish as finish_module
+from unbroken.flows.loan import Loan
 from unbroken.flows.state import State
 from unbroken.flows.steps import Call, Flow
 from unbroken.sync import Pool
@@ -459,7 +459,7 @@ def release_looks_first(self: Pool, conn: Any) -> None:
     """It looks whether somebody waits, and puts the connection back afterwards: a wake-up is lost in between."""
     state = self._state
     entry = state.lent.pop(conn.address, None)
-    if entry is None or entry.cause or not state.mark[0] or entry.watched or state.unsettled is None or state.unsettled(conn) is not False:
+    if entry is None or entry.cause or not state.mark[0] or entry.watched or not state.returns_clean(conn, entry.traits):
         self._release_slowly(state, entry, conn)
         return
     is_awaited = bool(state.waiting) or entry.generation != state.kernel.generation
@@ -475,9 +475,9 @@ def find_fit_without_a_look(state: State, entry: Entry, until: float) -> Flow[bo
     yield
 
 
-def forget_to_roll_back(state: State, entry: Entry, conn: Any, timeout: float | None = None) -> Flow[bool]:
+def take_all_for_good(self: State, entry: Entry, conn: Any) -> bool:
+    """Nothing is rolled back, and nothing keeps a connection with an open transaction from going back."""
     return True
-    yield
 
 
 def tell_nobody(state: State, exc: Exception, fault: Fault) -> None:
@@ -489,10 +489,10 @@ def try_at_once(self: Outage, who: object, now: float, waiting: int) -> float | 
     return 0.0
 
 
-def guess(state: State, entry: Entry, conn: Any, unit: Any) -> Flow[None]:
+def guess(self: Loan, send: Call | None = None) -> Flow[None]:
     """A COMMIT without an answer is taken for one that failed."""
-    yield Call("commit", conn)
-    entry.sent = entry.count()
+    yield Call("commit", self.conn)
+    self.entry.sent, self.entry.settled_at = self.entry.count(), self.entry.uses
 
 
 def do_nothing(self: Any) -> None:
@@ -505,10 +505,10 @@ def do_nothing(self: Any) -> None:
         (Kernel, "_grant", grant_without_taking, "two owners"),
         (Kernel, "serve", serve_nobody, "waits beside an idle connection"),
         (Pool, "release", release_looks_first, "waits beside an idle connection"),
-        (finish_module, "roll_back", forget_to_roll_back, "open transaction"),
+        (State, "is_good", take_all_for_good, "open transaction"),
         (connect_module, "_reject", tell_nobody, "not told at once|it spins"),
         (Outage, "ask", try_at_once, "after an attempt that ended|it spins"),
-        (finish_module, "commit_now", guess, "was refused and is there 1 times"),
+        (Loan, "commit", guess, "was refused and is there 1 times"),
         (State, "sever", do_nothing, "goodbye on, its parent's session"),
         (Kernel, "unreserve", do_nothing, "not come to rest|a caller got|nobody gets"),
     ],

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from unbroken.core.entry import Entry
-from unbroken.flows.finish import _has_ended
+from unbroken.flows.loan import Loan
 from unbroken.net.liveness import poller
 
 
@@ -48,6 +48,7 @@ def test_only_a_goodbye_ends_a_session_before_its_hang_up(pair, backend: str, wa
     theirs.sendall(waiting)
     entry = Entry(object(), 0.0, 0, 1.0)
     entry.fd, entry.poll = ours.fileno(), poller(ours.fileno())
-    state = SimpleNamespace(driver=SimpleNamespace(target=SimpleNamespace(backend=backend)))
-    assert _has_ended(state, entry) is ended
+    driver = SimpleNamespace(target=SimpleNamespace(backend=backend), fileno=lambda _conn: entry.fd)
+    loan = Loan.of(SimpleNamespace(driver=driver), entry, entry.conn)  # type: ignore[arg-type]
+    assert loan.has_ended() is ended
     assert ours.recv(1000) == waiting  # nothing was taken out of the stream

@@ -43,7 +43,9 @@ class Entry:
         "retire_at",
         "sent",
         "session",
+        "settled_at",
         "taken_at",
+        "traits",
         "uses",
         "watched",
         "words",
@@ -65,6 +67,8 @@ class Entry:
         self.uses = 0
         self.count: Callable[[], int | None] = _not_counted  #: what was sent on its socket so far
         self.sent: int | None = None  #: that count when it was last certain that no transaction was open
+        self.settled_at = -1  #: the use in which our own COMMIT or ROLLBACK was answered last
+        self.traits: Any = None  #: how its driver described it when it was opened
         self.taken_at = now
         self.code: CodeType | None = None  #: where it was taken: the code object …
         self.lasti = -1  #: … and the instruction; the line is worked out only when somebody asks

@@ -362,6 +362,13 @@ def _pg_goodbye(lower: str) -> Cause | None:
 # ---------------------------------------------------------------------------------------------- last words
 
 
+def is_goodbye(code: int | str, text: str, backend: str) -> bool:
+    """Whether a server that sent *code* (MySQL errno or SQLSTATE) and *text* unasked ends the session with it."""
+    if backend == "postgresql":
+        return postgres_fault(str(code), text).is_lost
+    return mysql_fault(int(code), text).is_lost
+
+
 def cause_of_words(code: int | str | None, text: str, backend: str) -> Cause:
     """Why a server ended an idle connection, from its last packet: *code* (MySQL errno or SQLSTATE) and *text*.
 

@@ -28,6 +28,10 @@ class Base:
         """Nothing is known of what a holder can change."""
         return None
 
+    def was_closed(self, conn: Connection) -> bool:  # noqa: ARG002
+        """Not known: a closed connection counts as lost."""
+        return False
+
     def is_clean(self, conn: Connection, traits: Any) -> bool:
         """Quiet, in no transaction, and as it was opened."""
         driver: Any = self

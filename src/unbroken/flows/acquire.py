@@ -9,7 +9,7 @@ from unbroken.core.entry import Entry
 from unbroken.core.health import Need
 from unbroken.core.kernel import Ticket
 from unbroken.errors import OutageError, PoolTimeoutError
-from unbroken.flows.leaks import bury_forgotten
+from unbroken.flows.leaks import bury_forgotten, recover_strays
 from unbroken.flows.state import State
 from unbroken.flows.steps import Call, Flow, Wait
 from unbroken.net.liveness import Liveness, judge
@@ -90,12 +90,12 @@ def _stand_in_line(state: State, started: float, until: float, *, front: bool) -
     """Wait until a connection is granted. One wait is one ticket; it is left in every case."""
     kernel = state.kernel
     ticket = Ticket(state.clock(), state.shell.new_signal())
-    with state.lock:
-        if kernel.closed:
-            raise state.closed_error()
-        others = [t for t in kernel.enter(ticket, front=front) if t is not ticket]
-    state.wake(others)
     try:
+        with state.lock:
+            if kernel.closed:
+                raise state.closed_error()
+            others = [t for t in kernel.enter(ticket, front=front) if t is not ticket]
+        state.wake(others)
         if not ticket.done:
             state.order()
             yield from _wait(state, ticket, started, until)
@@ -192,5 +192,6 @@ def _look_around(state: State, until: float) -> None:
         gc.collect()
         state.collect_took = state.clock() - now
     bury_forgotten(state)
+    recover_strays(state)
     state.sweep()
     state.settle()

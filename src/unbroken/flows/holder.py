@@ -6,9 +6,12 @@ import gc
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Callable, Iterable
+from types import FrameType, GeneratorType
 from typing import Any
+
+from unbroken.core.entry import Entry
+from unbroken.core.kernel import Ticket
 
 #: Asked at call time: an extension module that needs the lock brings it back. Python names it from 3.13 on.
 _one_at_a_time: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
@@ -20,6 +23,41 @@ def thread_frames() -> dict[int, FrameType] | None:
     There a frame goes on while somebody else reads it, which may crash the interpreter (Python's free-threading HOWTO).
     """
     return sys._current_frames() if _one_at_a_time() else None
+
+
+def referred_to(frames: Iterable[FrameType], wanted: set[int]) -> set[int]:
+    """Which of the pool entries with the ids in *wanted* stand in a variable of one of the stacks that end in *frames*.
+
+    A flow that waits for one of its steps is looked into as well: it is a variable of the function that runs it.
+    """
+    found: set[int] = set()
+    seen: set[int] = set()  # flows
+    for top in frames:
+        frame: FrameType | None = top
+        while frame is not None:
+            _look_into(frame, wanted, found, seen)
+            frame = frame.f_back
+    return found
+
+
+def _look_into(frame: FrameType, wanted: set[int], found: set[int], seen: set[int]) -> None:
+    for value in list(frame.f_locals.values()):
+        for each in value if type(value) in (list, tuple) and len(value) < 100 else (value,):
+            if isinstance(each, GeneratorType):
+                _look_into_flow(each, wanted, found, seen)
+            elif isinstance(each, Entry):
+                found.update({id(each)} & wanted)
+            elif isinstance(each, Ticket):
+                found.update({id(each.entry)} & wanted)
+
+
+def _look_into_flow(flow: Any, wanted: set[int], found: set[int], seen: set[int]) -> None:
+    while isinstance(flow, GeneratorType):
+        if id(flow) in seen or flow.gi_running or flow.gi_frame is None:
+            return  # a running one is on its thread's stack
+        seen.add(id(flow))
+        _look_into(flow.gi_frame, wanted, found, seen)
+        flow = flow.gi_yieldfrom
 
 
 def describe(ident: int) -> str:

@@ -28,19 +28,42 @@ def bury_forgotten(state: State) -> None:
         state.bury(entry, Cause.FORGOTTEN)
 
 
-def bury_strays(state: State) -> None:
-    """Take back what an asynchronous exception (a signal, a worker's time limit) struck out of its holder's hands."""
-    now = state.clock()
-    patience = max(30.0, 5 * state.settings.ping_timeout)  # longer than any worker owns an entry
+#: An entry that nobody is seen to have counts as lost after so many seconds. Moving one between two owners takes microseconds.
+STRAY_AFTER = 0.04
+#: … and where stacks cannot be read, after longer than any worker has one to itself.
+STRAY_UNSEEN = 30.0
+
+
+def recover_strays(state: State) -> None:
+    """Take back the places of connections that an exception struck out of their holder's hands.
+
+    A signal handler or a worker's time limit may raise at any instruction, also between taking an entry out of one place
+    and noting it in the next. Such an entry is in none of the pool's books, and no thread's stack knows it any more.
+    """
     with state.lock:
-        strays = {(e, e.uses): e for e in state.kernel.strays()}
+        now = state.clock()
+        strays = {(e, e.uses): e for e in state.kernel.strays() if e not in state.forgotten}
         state.suspects = {key: state.suspects.get(key, now) for key in strays}
-        lost = [e for key, e in strays.items() if now - state.suspects[key] > patience]
+        ripe = [e for key, e in strays.items() if now - state.suspects[key] >= STRAY_AFTER]
+    if not ripe:
+        return
+    held = state.shell.in_hands({id(e) for e in ripe})
+    with state.lock:
+        patience = max(STRAY_UNSEEN, 5 * state.settings.ping_timeout) if held is None else STRAY_AFTER
+        still = {(e, e.uses) for e in state.kernel.strays()}
+        lost = [
+            e for e in ripe if (e, e.uses) in still and now - state.suspects.get((e, e.uses), now) >= patience and id(e) not in (held or ())
+        ]
         for entry in lost:
             entry.condemn(Cause.FORGOTTEN)
             state.kernel.forget(entry)
     for entry in lost:
+        state.cut(entry)
+        if entry.conn is None and entry.ref is not None:
+            entry.conn = entry.ref()
         state.finish_off(entry)
+    if lost:
+        state.order()
 
 
 def is_leak(state: State, entry: Entry, now: float) -> bool:

@@ -18,7 +18,7 @@ from unbroken.errors import (
     PoolTimeoutError,
     for_driver,
 )
-from unbroken.flows.finish import LOOK_FIRST
+from unbroken.flows.loan import LOOK_FIRST
 from unbroken.flows.steps import Attempt, Flow, Wait
 
 log = logging.getLogger("unbroken")

@@ -23,8 +23,8 @@ from unbroken.core import stats
 from unbroken.core.entry import Entry
 from unbroken.core.health import Policy
 from unbroken.core.kernel import Kernel, Ticket
-from unbroken.core.unit import Unit, current, is_left_over, testify
-from unbroken.errors import ConnectionLostError, E, PoolClosedError, UnbrokenError, for_driver
+from unbroken.core.unit import Unit, current, testify
+from unbroken.errors import E, PoolClosedError, UnbrokenError, for_driver
 from unbroken.flows.registry import every, registry
 from unbroken.flows.servers import Server, server_of
 from unbroken.flows.steps import Flow
@@ -60,6 +60,9 @@ class Shell(Protocol):
 
     def is_awake(self) -> bool:
         """Whether what is spawned makes progress: an event loop may stand still. From any thread."""
+
+    def in_hands(self, wanted: set[int]) -> set[int] | None:
+        """Which of the entries with these ids somebody's stack refers to; None where stacks cannot be read."""
 
     def describe_holder(self, entry: Entry) -> str:
         """Who has a lent *entry*, and where they are now: a thread or a task with its stack."""
@@ -112,19 +115,21 @@ class State:
         self.upkeep_timer: Any = None
         self.upkeep_running = False
         self.plain = driver.capabilities.implicit_begin  #: a lease need not begin a transaction itself
-        self.left_open, self.unsettled = self._reset_checks()
+        self.leaves_clean, self.returns_clean = self._end_checks()
         self.is_tcp = driver.target.unix_socket is None
         self.decide_policy()
         with self.server.lock:
             self.server.pools.add(self)  # last: from now on other pools' threads come here with news
         registry.add(self)
 
-    def _reset_checks(self) -> tuple[Callable[[Connection], bool | None], Callable[[Connection], bool | None] | None]:
-        """What to ask of a connection at the end of a lease, and at a plain release: False means nothing is to be done."""
-        ask, how = self.driver.is_in_transaction, self.settings.reset
+    def _end_checks(self) -> tuple[Callable[[Connection, Any], bool], Callable[[Connection, Any], bool]]:
+        """What to ask of a connection at the end of a lease, and at a plain release: True means nothing has to be done."""
+        driver, how = self.driver, self.settings.reset
         if callable(how):
-            return _unknown, _unknown
-        return ask, (ask if how == "rollback" else None)
+            return _never, _never
+        if how is None:
+            return driver.is_clean, lambda conn, _traits: driver.is_quiet(conn)
+        return driver.is_clean, driver.is_clean
 
     def decide_policy(self) -> None:
         """Fill in the automatic settings with what is known of the server by now."""
@@ -151,12 +156,13 @@ class State:
         generation = self.kernel.generation if generation is None else generation
         entry = Entry(conn, now, generation, self.policy.retire_at(now, self.random.random()))
         entry.session = driver.session_id(conn)
+        entry.traits = driver.traits(conn)
         entry.fd = driver.fileno(conn)
         if entry.fd is not None:
             entry.identity = severance.identity(entry.fd)
             entry.poll = liveness.poller(entry.fd)
             entry.count = traffic.counter(entry.fd)
-            if not driver.capabilities.transaction_status or driver.blindness is not None:
+            if not self.knows_status:
                 entry.sent = entry.count()
             if self.policy.keepalive != float("inf"):
                 keepalive.apply(entry.fd, self.policy.keepalive)
@@ -176,15 +182,44 @@ class State:
             return  # such objects stay held by the pool; leak_after still reports them
         entry.anchor = None
 
-    def is_clean(self, entry: Entry, conn: Connection) -> bool:
+    # -- what is known of a connection in use ----------------------------------------------------------------------
+
+    @property
+    def knows_status(self) -> bool:
+        """Whether the driver's own word on a connection counts. Where it does not, the kernel's count of bytes does."""
+        return self.driver.capabilities.transaction_status and self.driver.blindness is None
+
+    def is_settled(self, entry: Entry, conn: Connection) -> bool:
         """Whether it is certain, without a round trip, that no transaction is open.
 
-        Either the driver knows, or nothing has been sent since it was certain last: the kernel counts.
+        Either the driver knows, or nothing has been sent since it was certain last.
         """
         status = self.driver.is_in_transaction(conn)
-        if status is None and entry.sent is not None:
-            return entry.count() == entry.sent
-        return status is False
+        return status is False if status is not None else self._is_untouched(entry)
+
+    def is_in_step(self, entry: Entry, conn: Connection) -> bool:
+        """Whether it is certain that every answer was read: a statement sent now gets its own."""
+        return self.driver.is_quiet(conn) or (not self.knows_status and self._is_untouched(entry))
+
+    def is_streaming(self, conn: Connection) -> bool:
+        """Whether nothing but a result that the application left half read is missing, and the driver can read the rest."""
+        ask = getattr(self.driver, "is_streaming", None)
+        return ask is not None and bool(ask(conn))
+
+    def is_good(self, entry: Entry, conn: Connection) -> bool:
+        """Whether *conn* is known to be fit for the next user just as it is."""
+        driver = self.driver
+        if self.settings.reset is None:
+            return self.is_in_step(entry, conn)
+        if driver.is_clean(conn, entry.traits):
+            return True
+        if self.knows_status or driver.traits(conn) != entry.traits:
+            return False
+        return self._is_untouched(entry) or (driver.is_quiet(conn) and entry.settled_at == entry.uses)
+
+    def _is_untouched(self, entry: Entry) -> bool:
+        """Whether nothing was sent since the connection was known to be well: the kernel counts."""
+        return entry.sent is not None and entry.count() == entry.sent
 
     # -- giving back and granting --------------------------------------------------------------------------------
 
@@ -385,16 +420,16 @@ class State:
 
     # -- leases --------------------------------------------------------------------------------------------------
 
-    def lend(self, entry: Entry, frame: Any, now: float, holder: int) -> Connection:
-        """Note who has *entry* from now on. (The pools have this inline.)"""
+    def lend(self, loan: Any, entry: Entry, frame: Any, now: float, holder: int) -> None:
+        """Note in *loan* and in the books who has *entry* from now on. (The pools have this inline.)"""
         entry.code, entry.lasti = frame.f_code, frame.f_lasti
         entry.holder = holder
         entry.taken_at = now
         entry.uses += 1
-        conn = entry.conn
+        loan.state, loan.entry, loan.begun = self, entry, None
+        loan.conn = entry.conn
         self.kernel.lent[entry.key] = entry
         entry.conn = entry.anchor
-        return conn
 
     def join(self, unit: Unit, entry: Entry, conn: Connection) -> None:
         """A unit of work takes *conn*: what is sent on it is told to the unit until :meth:`part`."""
@@ -409,30 +444,6 @@ class State:
         self.driver.watch(conn)
         entry.watched = True
         entry.joined = (entry.count(), unit.reports(id(conn)))
-
-    def enlist(self, entry: Entry, conn: Connection) -> Unit | None:
-        """As :meth:`join`, for the unit of who asks, if any: that unit.
-
-        Raises ConnectionLostError for a task that an attempt left behind which is run again: its work would be done twice.
-        """
-        if is_left_over():
-            raise self.error(
-                ConnectionLostError,
-                f"pool {self.name} lends nothing to a task of an attempt that was given up and run again; "
-                f"a unit of work must end its own tasks (asyncio.TaskGroup does)",
-            )
-        unit = current()
-        if unit is not None:
-            self.join(unit, entry, conn)
-        return unit
-
-    def enlist_lent(self, entry: Entry, conn: Connection) -> None:
-        """As :meth:`enlist`; what may not be used goes back."""
-        try:
-            self.enlist(entry, conn)
-        except BaseException:
-            self.take_back(entry, conn, healthy=True)
-            raise
 
     def part(self, entry: Entry, conn: Connection) -> None:
         """Undo :meth:`join`: nothing is open on *conn* any more, or it is about to be closed."""
@@ -598,8 +609,8 @@ class State:
                     abandon(conn)
 
 
-def _unknown(_conn: Connection) -> bool | None:
-    return None
+def _never(_conn: Connection, _traits: Any) -> bool:
+    return False
 
 
 #: Causes that lie with the other side: worth a line in the log, and a look at the other connections.

@@ -21,7 +21,7 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Call a method of the driver (``ping``, ``begin``, ``commit``, ``rollback``, ``idle_limit``) on a connection.
+    """Call a method of the driver (``ping``, ``begin``, ``commit``, ``rollback``, ``restore`` …) on a connection.
 
     With a *timeout*, what still blocks then is aborted by a shutdown of the socket, whatever the driver.
     """
@@ -30,6 +30,7 @@ class Call:
     conn: Connection
     entry: Entry | None = None
     timeout: float | None = None
+    args: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from unbroken.abc import Cause
 from unbroken.flows.acquire import ping
-from unbroken.flows.leaks import bury_forgotten, bury_strays, is_leak, report_leaks
+from unbroken.flows.leaks import bury_forgotten, is_leak, recover_strays, report_leaks
 from unbroken.flows.state import State
 from unbroken.flows.steps import Flow
 
@@ -63,7 +63,7 @@ def upkeep(state: State) -> Flow[None]:
     """One look through the pool."""
     try:
         bury_forgotten(state)
-        bury_strays(state)
+        recover_strays(state)
         report_leaks(state)
         yield from _tend_idle(state)
         state.order()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import weakref
@@ -11,37 +12,37 @@ from typing import Any
 from unbroken.abc import Cause
 from unbroken.core.health import Need
 from unbroken.core.unit import current, glimpse
-from unbroken.flows.steps import Call, run
+from unbroken.flows.loan import Loan
+from unbroken.flows.steps import run
 from unbroken.integrations.django.pools import Source
 from unbroken.integrations.django.session import UNDONE
-from unbroken.net.liveness import Liveness, judge
 
 #: A connection that is used for longer than this outside transactions stands at disposal again between two statements:
 #: to who waits in line, and to retirement.
 TURN = 1.0
 
 
-class Held:
+class Held(Loan):
     """One connection, from take-up to giving back."""
 
-    __slots__ = ("conn", "cursors", "entry", "failed", "left_behind", "pool", "source", "state", "taken_at", "timer", "unit", "used_at")
+    __slots__ = ("cursors", "left_behind", "lost", "pool", "seen_by", "source", "taken_at", "used_at")
 
     def __init__(self, source: Source) -> None:
         """Raises what an acquire raises."""
         self.source = source
         self.pool = source.pool
-        self.conn: Any = self.pool.acquire()
-        self.state: Any = self.pool._state
-        self.entry = self.state.lent[id(self.conn)]
+        conn = self.pool.acquire()
+        loan: Any = self.pool.loan_of(conn)
+        self.state, self.entry, self.conn, self.begun = loan.state, loan.entry, conn, None
         self._mark_place()
         self.taken_at = self.used_at = self.entry.taken_at
         self.left_behind: set[str] = set()  #: what the next user must not find
         self.cursors: list[Any] = []  #: weak references to those that may be open
-        self.failed = False  #: an error said that it is lost
+        self.lost = False  #: an error said that it is lost
         unit = current() if glimpse() is not None else None
-        self.unit = None if unit is None else (unit, unit.attempts)
+        self.seen_by = None if unit is None else (unit, unit.attempts)
         deadline = self.pool.settings.deadline
-        self.timer = None if deadline is None else self.state.arm(self.entry, self.taken_at + deadline)
+        self.arm(math.inf if deadline is None else self.taken_at + deadline)
 
     def _mark_place(self) -> None:
         """The line that is named if it leaks: the first outside Django and us."""
@@ -71,11 +72,6 @@ class Held:
         return not self.state.mark[0]
 
     @property
-    def is_dead(self) -> bool:
-        """Whether the other side is known to have hung up, or an error said so. No round trip."""
-        return self.failed or self.entry.cause is not None or judge(self.entry.poll(0)) is Liveness.DEAD
-
-    @property
     def is_tied(self) -> bool:
         """Whether something of the session, or a cursor, is still needed: another connection would not do."""
         return bool(self.left_behind) or any(_is_open(ref()) for ref in self.cursors)
@@ -83,12 +79,12 @@ class Held:
     def must_go(self) -> bool:
         """Between two statements, outside any transaction: whether another connection has to take this one's place."""
         if self.is_dead:
-            return not self.left_behind or self.failed  # a lock or a temporary table is gone with it: that is for an error to say
-        if glimpse() is not None and (unit := current()) is not None and self.unit != (unit, unit.attempts):
+            return not self.left_behind or self.lost  # a lock or a temporary table is gone with it: that is for an error to say
+        if glimpse() is not None and (unit := current()) is not None and self.seen_by != (unit, unit.attempts):
             if not self.is_tied:
                 return True  # so that the unit sees what is sent
             unit.doubt("a connection was used that had been taken before the unit of work began")
-            self.unit = (unit, unit.attempts)
+            self.seen_by = (unit, unit.attempts)
         now = monotonic()
         idle_since, self.used_at = self.used_at, now
         return now - self.taken_at >= TURN and self._turn(now, idle_since)
@@ -97,41 +93,31 @@ class Held:
         state, entry = self.state, self.entry
         entry.last_used = idle_since
         need = state.policy.need(entry, now)
-        if need is Need.PING and not self._answers():
+        if need is Need.PING and not run(self.answers(idle_since), state.shell.do):
             return True
         if not self.is_tied and (need is Need.RETIRE or state.waiting or entry.generation != state.kernel.generation):
             return True
         self.taken_at = entry.taken_at = now
         return False
 
-    def _answers(self) -> bool:
-        try:
-            run(_one(Call("ping", self.conn, self.entry, self.state.settings.ping_timeout)), self.state.shell.do)
-        except Exception:
-            self.failed = True
-            return False
-        return True
-
     # -- the end ---------------------------------------------------------------------------------------------------
 
-    def give_back(self) -> None:
+    def put_back(self) -> None:
         """To the pool; or, where something would be left for the next user, to its end."""
-        if self.timer is not None:
-            self.timer.cancel()
+        self.disarm()
         if self.is_inherited:
             self.pool._left_in_child(self.state, RuntimeError())
             return
         if self.is_dead:
-            self._end(None)
+            self.drop()
             return
         for ref in self.cursors:
             cursor = ref()
             if _is_open(cursor):
                 self._close(cursor)
         if self.left_behind and self.state.settings.reset == "rollback":
-            self._end(f"session state: {', '.join(sorted(self.left_behind))}")
-        elif not self.state.driver.is_quiet(self.conn):
-            self._end("in the middle of an exchange", Cause.CANCELLED)
+            self.entry.condemn(Cause.DISCARDED, f"session state: {', '.join(sorted(self.left_behind))}")
+            self.drop()
         else:
             self.pool.release(self.conn)
 
@@ -144,16 +130,6 @@ class Held:
             cursor.close()
         except Exception:
             self.left_behind.add("a cursor that would not close")
-
-    def _end(self, words: str | None, cause: Cause = Cause.DISCARDED) -> None:
-        if words is not None:
-            self.entry.condemn(cause, words)
-        self.state.part(self.entry, self.conn)
-        self.state.take_back(self.entry, self.conn, healthy=False)
-
-
-def _one(step: Any) -> Any:
-    return (yield step)
 
 
 def _is_open(cursor: Any) -> bool:

@@ -12,9 +12,7 @@ from django.db.utils import DatabaseError, DatabaseErrorWrapper, OperationalErro
 from django.utils.functional import cached_property
 
 from unbroken import errors
-from unbroken.core.unit import current, glimpse
 from unbroken.errors import ConnectRejectedError, UnbrokenError, for_driver
-from unbroken.flows import finish
 from unbroken.flows.steps import run
 from unbroken.integrations.django import pools
 from unbroken.integrations.django.held import Held, with_this_thread
@@ -127,7 +125,7 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         if held is None or self._connecting or self.in_atomic_block or self.connection is not held.conn:
             return
         if not held.is_inherited:
-            between = self.autocommit or held.failed or held.state.driver.is_in_transaction(held.conn) is False
+            between = self.autocommit or held.entry.cause is not None or held.state.driver.is_in_transaction(held.conn) is False
             if not between or not held.must_go():
                 return
         self._give_back()
@@ -190,9 +188,8 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         if held is None or self.connection is not held.conn or self.unbroken_bare:
             super()._commit()
             return
-        unit = current(id(held.conn)) if glimpse() is not None else None
         with debug_transaction(self, "COMMIT"), self.wrap_database_errors:
-            run(finish.commit_now(held.state, held.entry, held.conn, unit), held.state.shell.do)
+            run(held.commit(), held.state.shell.do)
         self._settled = True
 
     def _rollback(self) -> None:
@@ -207,21 +204,17 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     def unbroken_met(self, exc: BaseException) -> BaseException:
         """An error came up: what it says of the connection is noted. Gives the one to show."""
         held = self._held
-        if held is None or not isinstance(exc, Exception) or held.is_inherited:
+        if held is None or held.is_inherited:
             return exc
-        shown: BaseException = exc
-        if isinstance(exc, held.state.driver.errors):
-            fault = held.state.classify(exc) if not isinstance(exc, UnbrokenError) else None
-            unit = current(id(held.conn)) if glimpse() is not None else None
-            if fault is not None and unit is not None:
-                unit.note(exc, fault)
-            if fault is None or fault.is_lost:
-                held.failed = held.failed or fault is not None or held.is_dead
-            shown = finish.translated(held.state, held.entry, exc, held.state.settings.deadline)
-            if fault is not None and fault.is_lost and shown is exc and self.in_atomic_block:
-                cause, words = held.state.explain(held.entry, in_use=True)
-                exc.add_note(f"unbroken: the connection was lost inside atomic ({words or cause.value}); its work is undone, "
-                             "and the next block gets another connection")  # fmt: skip
+        fault = held.failed(exc)
+        if not isinstance(exc, held.state.driver.errors):
+            return exc
+        held.lost = held.lost or held.entry.cause is not None
+        shown = held.shown(exc, held.state.settings.deadline)
+        if fault.is_lost and shown is exc and self.in_atomic_block and not isinstance(exc, UnbrokenError):
+            why = held.entry.words or (held.entry.cause or fault.kind).value
+            exc.add_note(f"unbroken: the connection was lost inside atomic ({why}); its work is undone, "
+                         "and the next block gets another connection")  # fmt: skip
         return shown
 
     # -- giving back -----------------------------------------------------------------------------------------------
@@ -237,7 +230,7 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     def _give_back(self) -> None:
         held, self._held = self._held, None
         if held is not None:
-            held.give_back()
+            held.put_back()
 
     def unbroken_abandon(self) -> None:
         """The thread that held a connection through this wrapper has ended."""

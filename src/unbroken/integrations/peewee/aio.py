@@ -12,9 +12,7 @@ from playhouse import db_url, pwasyncio
 
 from unbroken.abc import Cause
 from unbroken.aio import AsyncPool
-from unbroken.core.unit import current
 from unbroken.errors import UnbrokenError
-from unbroken.flows import finish
 from unbroken.flows.steps import run_async
 from unbroken.integrations.peewee import plan
 from unbroken.integrations.peewee.again import AskedAgain
@@ -207,7 +205,7 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
             raise peewee.InterfaceError("Cannot commit, database connection not open.")
         try:
             with peewee.__exception_wrapper__, lent.listening():
-                await run_async(finish.commit_now(lent.home, lent.entry, lent.conn, current()), lent.home.shell.do)
+                await run_async(lent.loan.commit(), lent.home.shell.do)
         except UnbrokenError as error:
             raise translated(error) from error
         lent.look()

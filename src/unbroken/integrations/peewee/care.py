@@ -10,12 +10,12 @@ import peewee
 
 from unbroken.abc import Cause, FaultKind
 from unbroken.core.unit import current
-from unbroken.errors import CommitUnknownError, ConnectionLostError, DeadlineExceeded, UnbrokenError
-from unbroken.flows import finish
+from unbroken.errors import ClosedByHolderError, CommitUnknownError, ConnectionLostError, DeadlineExceeded, UnbrokenError
+from unbroken.flows.loan import Loan
+from unbroken.flows.steps import run
 from unbroken.integrations.peewee.again import mark
 from unbroken.integrations.peewee.errors import origin, translated
 from unbroken.integrations.peewee.slot import Slot
-from unbroken.net.liveness import Liveness, judge
 from unbroken.sync import Pool
 
 log = logging.getLogger("unbroken")
@@ -23,8 +23,7 @@ log = logging.getLogger("unbroken")
 
 def is_lost(slot: Slot) -> bool:
     """Whether the connection in *slot* is known to be lost."""
-    entry = slot.entry
-    return entry is not None and (entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD)
+    return slot.loan is not None and slot.loan.is_dead
 
 
 def look_after(database: Any, slot: Slot) -> None:
@@ -32,45 +31,30 @@ def look_after(database: Any, slot: Slot) -> None:
 
     Only its session's state is: what was SET, temporary tables, locks. Whoever took the connection itself is left alone.
     """
-    entry, home = slot.entry, slot.home
-    if entry is None or not database.reconnect or slot.raw or slot.begun or not slot.clean:
+    loan = slot.loan
+    if loan is None or not database.reconnect or slot.raw or slot.begun or not slot.clean:
         return
-    if entry.cause is None and (not home.glance() or judge(entry.poll(0)) is not Liveness.DEAD) and _answers(home, slot):
+    home, entry = loan.state, loan.entry
+    since, now = slot.last_used, monotonic()
+    if entry.cause is None and not home.glance() and now - since < home.fresh_for:
         return
-    cause, words = entry.cause, entry.words
-    if cause is None:
-        cause, words = home.explain(entry, in_use=True)
-        entry.condemn(cause, words)
-    database._give_back(slot)
-    log.warning("%s: the connection held since %s ended (%s); another one takes its place", home.name, entry.place, cause.value)
-    database._take(slot)
-
-
-def _answers(home: Any, slot: Slot) -> bool:
-    """After long silence one ping tells whether a connection was dropped silently, as the pool does before it lends one."""
-    now = monotonic()
-    if now - slot.last_used < home.fresh_for:
-        return True
     slot.last_used = now
-    try:
-        home.driver.ping(slot.conn, home.settings.ping_timeout)
-    except Exception as exc:
-        fault = home.classify(exc)
-        slot.entry.condemn(Cause.SILENT_DROP if fault.is_lost else Cause.LOST, fault.text)  # type: ignore[union-attr] # there is one
-        return False
-    return True
+    if run(loan.answers(since), home.shell.do):
+        return
+    if entry.cause is None:
+        entry.condemn(*home.explain(entry, in_use=True))
+    log.warning("%s: the connection held since %s ended (%s); another one takes its place", home.name, entry.place, entry.cause)
+    database._give_back(slot)
+    database._take(slot)
 
 
 def join(slot: Slot) -> None:
     """A statement is about to run within a unit of work: the unit must hear of it, also where the connection is older."""
-    unit = current()
-    if unit is None or slot.unit is unit or slot.entry is None:
+    unit, loan = current(), slot.loan
+    if unit is None or loan is None or loan.has_joined(unit):
         return
-    if slot.begun or not slot.clean:
-        unit.doubt("a transaction that was begun before the unit of work is used in it")
-    else:
-        slot.home.join(unit, slot.entry, slot.conn)
-    slot.unit = unit
+    older = slot.begun or not slot.clean
+    loan.join(unit, "a transaction that was begun before the unit of work is used in it" if older else None)
 
 
 def failed(database: Any, slot: Slot, exc: BaseException, sql: Any, *, stays: bool = False) -> BaseException:
@@ -78,16 +62,15 @@ def failed(database: Any, slot: Slot, exc: BaseException, sql: Any, *, stays: bo
 
     A lost connection that no transaction needs goes back at once, unless it *stays* for a ROLLBACK to come.
     """
-    entry, home = slot.entry, slot.home
-    if entry is None:
+    loan = slot.loan
+    if loan is None:
         return exc
-    fault = finish.heard(home, entry, slot.conn, origin(exc), current())
+    entry, home = loan.entry, loan.state
+    fault = loan.failed(origin(exc))
     if fault.kind is FaultKind.OTHER:
         slot.clean = home.driver.is_in_transaction(slot.conn) is False
         slot.open = not slot.clean and slot.open
-    if entry.cause is Cause.CANCELLED:
-        home.cut(entry)  # the rest of an answer is still to come: nobody must wait for it
-    told = shown(home, entry, exc)
+    told = shown(loan, exc)
     if fault.is_lost and isinstance(exc, Exception) and entry.cause is not Cause.DEADLINE:
         mark(exc, sql)
     if entry.cause is not None and not stays and not (slot.begun or slot.transactions):
@@ -95,18 +78,18 @@ def failed(database: Any, slot: Slot, exc: BaseException, sql: Any, *, stays: bo
     return told
 
 
-def shown(home: Any, entry: Any, exc: BaseException) -> BaseException:
+def shown(loan: Loan, exc: BaseException) -> BaseException:
     """The error that the caller should see for *exc*."""
-    if isinstance(exc, CommitUnknownError | ConnectionLostError):
+    if isinstance(exc, CommitUnknownError | ConnectionLostError | ClosedByHolderError):
         return translated(exc)
-    if entry.cause is Cause.DEADLINE and isinstance(exc, peewee.PeeweeException) and not isinstance(exc, UnbrokenError):
-        told = finish.translated(home, entry, exc, home.settings.deadline)
+    if loan.entry.cause is Cause.DEADLINE and isinstance(exc, peewee.PeeweeException) and not isinstance(exc, UnbrokenError):
+        told = loan.shown(exc, loan.state.settings.deadline)
         return translated(told) if isinstance(told, DeadlineExceeded) else exc
     return exc
 
 
 def discard(pool: Pool, conn: Any) -> None:
     """See to it that *conn*, which *pool* has lent, is closed when it comes back."""
-    entry = pool._state.lent.get(id(conn))
-    if entry is not None:
-        entry.condemn(Cause.DISCARDED)
+    loan = pool.loan_of(conn)
+    if loan is not None:
+        loan.entry.condemn(Cause.DISCARDED)

@@ -7,7 +7,6 @@ Who keeps a connection, and until when, is said in ``slot.py``. Nothing here wai
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -104,8 +103,8 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
     @property
     def _state(self) -> Slot:
         slot: Slot = self._threads.slot
-        home = slot.home
-        if home is not None and not home.mark[0]:
+        loan = slot.loan
+        if loan is not None and not loan.state.mark[0]:
             slot.inherited()
         return slot
 
@@ -177,7 +176,7 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
 
     def _close(self, conn: Any, close_conn: bool = False) -> None:
         for pool in (self._made, *self._retired):
-            if pool is not None and id(conn) in pool._state.lent:
+            if pool is not None and pool.loan_of(conn) is not None:
                 if close_conn:
                     care.discard(pool, conn)
                 pool.release(conn)
@@ -190,17 +189,14 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         conn = self._connect()
         slot.conn, slot.closed = conn, False
         pool = self._made
-        home: Any = pool._state if pool is not None else None
-        entry = home.lent.get(id(conn)) if home is not None else None
-        if entry is not None:
-            where = caller()
-            entry.code, entry.lasti = slot.opened = where
-            slot.home, slot.entry, slot.last_used = home, entry, entry.taken_at
+        loan = pool.loan_of(conn) if pool is not None else None
+        if loan is not None:
+            entry, deadline = loan.entry, loan.state.settings.deadline
+            entry.code, entry.lasti = slot.opened = caller()
+            slot.loan, slot.last_used = loan, entry.taken_at
             if glimpse() is not None:
-                slot.unit = current()
-            until = slot.until if home.settings.deadline is None else min(slot.until, entry.taken_at + home.settings.deadline)
-            if until != math.inf:
-                slot.timer = home.arm(entry, until)
+                loan.begun = (current(), None)  # acquire() has enlisted it
+            loan.arm(slot.until if deadline is None else min(slot.until, entry.taken_at + deadline))
         try:
             if self.server_version is None:
                 self._set_server_version(conn)
@@ -212,12 +208,12 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
     def _give_back(self, slot: Slot, where: Any = None) -> None:
         """Take the connection out of *slot*, whose scope stays, and release it."""
         with slot.lock:
-            conn, timer = slot.conn, slot.timer
+            conn, loan = slot.conn, slot.loan
             readers = [reader for ref in list(slot.readers.values()) if (reader := ref()) is not None]
             slot.drop()
         slot.left = where
-        if timer is not None:
-            timer.cancel()
+        if loan is not None:
+            loan.disarm()
         for reader in readers:
             reader.let_go(rows=True)
         if conn is not None:
@@ -248,8 +244,8 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
 
     def _reader_collected(self, slot: Slot, key: int, result: Result) -> None:
         """A result is being collected, on any thread; a forked child's is the parent's business."""
-        home = slot.home
-        if home is None or not home.mark[0] or slot.readers.pop(key, None) is None or slot.is_bound:
+        loan = slot.loan
+        if loan is None or not loan.state.mark[0] or slot.readers.pop(key, None) is None or slot.is_bound:
             return
         with slot.lock:
             last = slot.is_free
@@ -268,7 +264,7 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
             if slot.closed:
                 self._allow(slot)
                 self._take(slot)
-            elif slot.entry is not None:
+            elif slot.loan is not None:
                 care.look_after(self, slot)
             if glimpse() is not None:
                 care.join(slot)
@@ -336,10 +332,10 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         return result
 
     def _executed(self, slot: Slot, result: Result) -> None:
-        home = slot.home
-        if home is not None:
-            status = home.driver.is_in_transaction(slot.conn)
-            slot.open, slot.clean, slot.last_used = status is True, status is False, home.now
+        loan = slot.loan
+        if loan is not None:
+            status = loan.state.driver.is_in_transaction(slot.conn)
+            slot.open, slot.clean, slot.last_used = status is True, status is False, loan.state.now
         if result._cursor.description is None and not is_streaming(result._cursor):  # nothing to be read
             slot.readers.pop(id(result), None)
             if not slot.is_bound:

@@ -14,11 +14,10 @@ from unbroken.abc import Cause, FaultKind
 from unbroken.aio import AsyncPool
 from unbroken.core.unit import current
 from unbroken.errors import ConnectionLostError, UnbrokenError
-from unbroken.flows import finish
+from unbroken.flows.steps import run_async
 from unbroken.integrations.peewee.again import mark
 from unbroken.integrations.peewee.errors import origin, translated
-from unbroken.integrations.peewee.slot import caller, place
-from unbroken.net.liveness import Liveness, judge
+from unbroken.integrations.peewee.slot import caller
 
 
 class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee ships no types that we could use
@@ -27,44 +26,35 @@ class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
     def __init__(self, conn: Any, pool: AsyncPool) -> None:
         super().__init__(conn)
         self._pool = pool
-        self.home: Any = pool._current()
-        self.entry: Any = self.home.lent[id(conn)]
+        loan: Any = pool.loan_of(conn)
+        self.loan, self.home, self.entry = loan, loan.state, loan.entry
         self.entry.code, self.entry.lasti = caller()
-        self.unit, self.last_used = current(), self.entry.taken_at
+        loan.begun = (unit := current(), None)  # acquire() has enlisted it
+        self.last_used = self.entry.taken_at
         self.is_open = False  #: whether a statement left a transaction open
         self.pins = 0  #: statements that are at work on it
         self.by_itself = False  #: taken by a statement or a transaction, not by connect(): nobody keeps it afterwards
         limit = self.home.settings.deadline
-        until = min(math.inf if limit is None else self.last_used + limit, math.inf if self.unit is None else self.unit.until)
-        self.timer = self.arm(until)
-
-    def arm(self, until: float) -> Any:
-        """End the connection's use at *until* (infinite: never), if it is not over by then: the timer."""
-        return None if until == math.inf else self.home.arm(self.entry, until)
+        loan.arm(min(math.inf if limit is None else self.last_used + limit, math.inf if unit is None else unit.until))
 
     def stale(self) -> bool:
         """Whether this connection is known to be lost. No round trip."""
         known = self.conn is None or self.entry.cause is not None or super().stale()
-        return known or (not self._streaming and judge(self.entry.poll(0)) is Liveness.DEAD)
+        return known or (not self._streaming and self.loan.is_dead)
 
     async def answers(self) -> bool:
         """After long silence one ping tells whether the connection was dropped silently, as the pool does before it lends one."""
         if monotonic() - self.last_used >= self.home.fresh_for and not (self.is_open or self._streaming):
-            try:
-                await self.home.driver.ping(self.conn, self.home.settings.ping_timeout)
-            except Exception as exc:
-                fault = self.home.classify(exc)
-                self.entry.condemn(Cause.SILENT_DROP if fault.is_lost else Cause.LOST, fault.text)
+            await run_async(self.loan.answers(self.last_used), self.home.shell.do)
         return self.entry.cause is None
 
     def join(self) -> None:
         """A statement is about to run within a unit of work: it must hear of it, also where the connection is older."""
         unit = current()
-        if unit is not None and unit is not self.unit:
+        if unit is not None and not self.loan.has_joined(unit):
             if self.is_open:
                 unit.doubt("a transaction that was begun before the unit of work is used in it")
-            self.home.join(unit, self.entry, self.conn)
-            self.unit = unit
+            self.loan.join(unit)
 
     def look(self) -> None:
         """The server has answered: what is open now."""
@@ -77,18 +67,18 @@ class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         try:
             yield
         except BaseException as exc:
-            fault = finish.heard(self.home, self.entry, self.conn, origin(exc), current())
+            fault = self.loan.failed(origin(exc))
             if fault.kind is FaultKind.OTHER and self.entry.cause is None:
                 self.look()
             if isinstance(exc, Exception) and not isinstance(exc, UnbrokenError) and self.entry.cause is Cause.DEADLINE:
-                raise translated(finish.translated(self.home, self.entry, exc, self.home.settings.deadline)) from exc
+                raise translated(self.loan.shown(exc, self.home.settings.deadline)) from exc
             if isinstance(exc, Exception) and fault.is_lost:
                 mark(exc, sql)
             raise
 
     def loss(self) -> UnbrokenError:
         """The error that says so."""
-        taken, why = place((self.entry.code, self.entry.lasti)), self.home.explain(self.entry, in_use=True)[0].value
+        taken, why = self.entry.place, self.home.explain(self.entry, in_use=True)[0].value
         what = f"connection of pool {self.home.name}, taken at {taken}, was lost ({why}) in a transaction; nothing of it is stored"
         return translated(self.home.error(ConnectionLostError, what))
 
@@ -108,8 +98,7 @@ class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         """Give it back to the pool that lent it; what is lost is closed."""
         conn: Any = self.conn
         self.conn: Any = None
-        if self.timer is not None:
-            self.timer.cancel()
+        self.loan.disarm()
         if conn is not None:
             if self.entry.cause is not None:
                 self.home.driver.close(conn)

@@ -23,8 +23,8 @@ class Poolish:
         slot = self._state
         if slot.closed:
             return False
-        if slot.entry is not None:
-            slot.entry.condemn(Cause.DISCARDED)
+        if slot.loan is not None:
+            slot.loan.entry.condemn(Cause.DISCARDED)
         self.close()
         return True
 
@@ -63,8 +63,8 @@ class Poolish:
         """Forget this thread's connection, and close the others. A forked child need not call it."""
         slot = self._state
         if not slot.closed:
-            if slot.entry is not None:
-                slot.entry.condemn(Cause.DISCARDED)
+            if slot.loan is not None:
+                slot.loan.entry.condemn(Cause.DISCARDED)
             self._give_back(slot)
         slot.reset()
         self._retire()

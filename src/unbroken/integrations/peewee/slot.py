@@ -13,8 +13,8 @@ import threading
 from types import CodeType
 from typing import Any, TypeAlias
 
-from unbroken.core.entry import Entry, Place
-from unbroken.core.unit import Unit
+from unbroken.core.entry import Place
+from unbroken.flows.loan import Loan
 
 Where: TypeAlias = tuple[CodeType, int]
 
@@ -49,10 +49,7 @@ class Slot:
         """Forget the connection; the scope stays."""
         self.closed = True
         self.conn: Any = None
-        self.home: Any = None  #: the pool's State that lent it
-        self.entry: Entry | None = None
-        self.unit: Unit | None = None  #: which unit of work is being told of it
-        self.timer: Any = None
+        self.loan: Loan | None = None  #: what the pool knows of it
         self.begun = False  #: db.begin() was called, and neither commit nor rollback since
         self.open = False  #: the driver said after the last statement that a transaction is open
         self.clean = True  #: … for certain that none is

@@ -6,9 +6,7 @@ from typing import Any
 
 import peewee
 
-from unbroken.core.unit import current
-from unbroken.flows.finish import commit_now
-from unbroken.flows.steps import run
+from unbroken.flows.steps import Call, run
 from unbroken.integrations.peewee import care
 from unbroken.integrations.peewee.again import lost_by
 from unbroken.integrations.peewee.slot import Slot
@@ -62,10 +60,13 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
 
     def _commit(self, slot: Slot) -> None:
         send = super().cursor
-        if slot.entry is None or not (slot.begun or slot.open):
+        loan = slot.loan
+        if loan is None or not (slot.begun or slot.open):
             send().execute("COMMIT")
             return
-        run(commit_now(slot.home, slot.entry, slot.conn, current()), lambda _step: send().execute("COMMIT"))
+        do = loan.state.shell.do
+        commit = Call("commit", loan.conn, loan.entry)  # peewee has a way of its own to send it
+        run(loan.commit(commit), lambda step: send().execute("COMMIT") if step is commit else do(step))
 
     def rollback(self) -> None:
         """As peewee's. A lost connection needs no ROLLBACK: the server has done it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -98,8 +97,8 @@ class _Scope:
         try:
             if self.opened:
                 self.db.connect()
-            elif slot.until != math.inf and slot.entry is not None:
-                self.timer = slot.home.arm(slot.entry, slot.until)
+            elif slot.loan is not None:
+                self.timer = slot.loan.timer(slot.until)
         except BaseException:
             slot.until = self.before
             raise

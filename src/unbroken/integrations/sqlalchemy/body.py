@@ -121,6 +121,7 @@ class Body(State):
         self.collector = Collector()
         self.probing = False
         self.bounded = self.settings.deadline is not None
+        self.is_quiet = plan.driver.is_quiet
 
     @property
     def pool(self) -> Any:

@@ -16,6 +16,7 @@ from unbroken.abc import Cause, FaultKind
 from unbroken.core.entry import Entry
 from unbroken.core.unit import current, glimpse
 from unbroken.errors import (
+    ClosedByHolderError,
     CommitUnknownError,
     ConnectionLostError,
     DeadlineExceeded,
@@ -24,9 +25,9 @@ from unbroken.errors import (
     UnbrokenError,
     for_driver,
 )
-from unbroken.flows.finish import commit_now
+from unbroken.flows.loan import Loan
 from unbroken.flows.steps import Call, run
-from unbroken.integrations.sqlalchemy.body import VACANT, Body
+from unbroken.integrations.sqlalchemy.body import VACANT
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
 
 #: DBAPIs whose COMMIT and ROLLBACK may be left out when nothing is open. Others (asyncpg's, pg8000's) keep state of their own
@@ -34,7 +35,7 @@ from unbroken.integrations.sqlalchemy.plan import Blind, Plan
 _STATELESS = {"pymysql", "mysqlclient", "aiomysql", "asyncmy", "psycopg", "psycopg2", "mysqlconnector", "mariadb", "mariadbconnector"}
 
 
-_OURS = (OutageError, PoolTimeoutError, CommitUnknownError, ConnectionLostError, DeadlineExceeded)
+_OURS = (OutageError, PoolTimeoutError, CommitUnknownError, ConnectionLostError, ClosedByHolderError, DeadlineExceeded)
 
 
 def known(connection: Any) -> tuple[Any, Entry] | None:
@@ -100,6 +101,8 @@ class Hooks:
             home, entry = found
             if not home.mark[0]:
                 home.sever()
+            elif not home.is_in_step(entry, entry.conn):
+                Loan.of(home, entry, entry.conn).break_off()  # its end is the rollback
             elif not may_skip or ask(entry.conn) is not False:
                 original(connection)
                 home.counters.rollbacks += 1
@@ -124,11 +127,9 @@ class Hooks:
                 original(connection)
                 return
 
-            def do(step: Any) -> None:
-                assert type(step) is Call
-                original(connection)
-
-            run(commit_now(home, entry, entry.conn, current()), do)
+            commit = Call("commit", entry.conn, entry)
+            do = home.shell.do_here
+            run(Loan.of(home, entry, entry.conn).commit(commit), lambda step: original(connection) if step is commit else do(step))
 
         return do_commit
 
@@ -141,38 +142,24 @@ class Hooks:
         found = known(proxied) if proxied is not None else None
         shown: BaseException | None = None
         if found is not None:
-            home, entry = found
-            if isinstance(exc, Exception):
-                shown = self._judge(context, home, entry, exc)
-            elif context.is_disconnect and entry.cause is None:
-                entry.condemn(Cause.CANCELLED)
+            shown = self._judge(context, Loan.of(*found, found[1].conn), exc)
         if shown is None and isinstance(exc, UnbrokenError):
             shown = exc
         return None if shown is None else _as_both(shown, context)
 
-    def _judge(self, context: ExceptionContext, home: Body, entry: Entry, exc: Exception) -> BaseException | None:
-        fault = home.classify(exc)
-        unit = current()
-        if unit is not None:
-            unit.note(exc, fault)
-        if fault.is_lost:
+    def _judge(self, context: ExceptionContext, loan: Loan, exc: BaseException) -> BaseException | None:
+        home, entry = loan.state, loan.entry
+        fault = loan.failed(exc)
+        if entry.cause is not None:
             context.is_disconnect = True
-        if context.is_disconnect and entry.cause is None:
-            cause, words = home.explain(entry, in_use=True)
-            if cause in (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT):  # it was in use: say what the driver says
-                cause, words = fault.cause or Cause.LOST, fault.text
-            entry.condemn(cause, words)
+        elif context.is_disconnect:  # SQLAlchemy's own word, or its rule for what is no Exception
+            entry.condemn(fault.cause or (Cause.LOST if isinstance(exc, Exception) else Cause.CANCELLED), fault.text)
         if entry.fd is not None and fault.kind is not FaultKind.WRONG_SERVER:
             context.invalidate_pool_on_disconnect = False  # we look at the others instead of throwing them away
             if context.is_disconnect:
                 home.sweep()
-        if entry.cause is Cause.DEADLINE and not isinstance(exc, CommitUnknownError):
-            deadline = home.settings.deadline
-            return home.error(
-                DeadlineExceeded,
-                f"work on a connection to {home.driver.target.label} took longer than its deadline"
-                f"{'' if deadline is None else f' of {deadline} s'}; its connection was ended",
-            )
+        if isinstance(exc, Exception) and isinstance(told := loan.shown(exc, home.settings.deadline), DeadlineExceeded):
+            return told
         return None
 
 

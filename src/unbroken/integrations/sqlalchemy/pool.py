@@ -35,6 +35,7 @@ from unbroken.core.unit import current, glimpse
 from unbroken.drivers._shared import dial
 from unbroken.errors import UnbrokenError
 from unbroken.flows.acquire import ping
+from unbroken.flows.loan import Loan
 from unbroken.integrations.sqlalchemy import gate
 from unbroken.integrations.sqlalchemy.body import VACANT, Body, GreenletShell, SyncShell
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
@@ -189,6 +190,7 @@ class _Unbroken(sqla_pool.QueuePool):
             and entry.cause is None
             and not record.begun
             and record.dbapi_connection is not None
+            and (entry.conn is None or body.is_quiet(entry.conn))
         ):
             entry.last_used = body.now
             self._put(record, entry)
@@ -212,6 +214,8 @@ class _Unbroken(sqla_pool.QueuePool):
                     body.report_forgotten(entry)
                 body.detach(entry)
             else:
+                if entry.conn is not None and not body.is_in_step(entry, entry.conn):
+                    Loan.of(body, entry, entry.conn).break_off()
                 body.release(entry)
                 entry.last_used = body.clock()
                 if entry.cause is not None:
@@ -404,6 +408,7 @@ class UnbrokenQueuePool(_Unbroken):
             and entry.cause is None
             and not record.begun
             and record.dbapi_connection is not None
+            and (entry.conn is None or body.is_quiet(entry.conn))
         ):
             entry.last_used = body.now
             queue = self._pool

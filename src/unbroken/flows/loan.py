@@ -1,0 +1,402 @@
+"""One connection while a caller has it: every decision about it, for every body.
+
+A body (threads, asyncio, SQLAlchemy, Django, peewee) asks a :class:`Loan` and nothing else: is the connection dead, whose
+fault is it, what does an error mean, is the exchange with the server known to have ended, may the connection go back, and
+what is the caller told. What is not known to be good is closed, and the pool opens another one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from unbroken.abc import Cause, Connection, Fault, FaultKind
+from unbroken.core.entry import Entry
+from unbroken.core.fault import is_goodbye
+from unbroken.core.unit import Action, Unit, current, is_left_over
+from unbroken.errors import (
+    ClosedByHolderError,
+    CommitUnknownError,
+    ConnectionLostError,
+    DeadlineExceeded,
+    UnbrokenError,
+)
+from unbroken.flows.state import State
+from unbroken.flows.steps import Call, Flow, Reset
+from unbroken.net import last_words
+from unbroken.net.liveness import Liveness, judge
+
+#: What to do about a COMMIT without an answer.
+LOOK_FIRST = "the work is stored whole or not at all; look before you repeat it"
+
+#: What is said of a connection in use that ended without a word. The driver may have read the word.
+_VAGUE = (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT)
+
+
+class Loan:
+    """One connection in a caller's hands, from the moment it was noted in ``Kernel.lent`` until it goes back.
+
+    Methods that talk to the server are flows: the body runs their steps in its own way. ``begun`` is None until
+    :meth:`begin`; then it holds the unit of work that looks on and the timer that ends this use, either of them None.
+    """
+
+    __slots__ = ("begun", "conn", "entry", "state")
+
+    state: Any  #: a State, whose driver and shell are of the body's kind
+    entry: Entry
+    conn: Connection
+    begun: tuple[Unit | None, Any] | None
+
+    @classmethod
+    def of(cls, state: State, entry: Entry, conn: Connection) -> Loan:
+        """The loan of *entry*, whose connection is *conn*, for a body that keeps none of its own."""
+        loan = cls()
+        loan.state, loan.entry, loan.conn, loan.begun = state, entry, conn, None
+        return loan
+
+    @property
+    def unit(self) -> Unit | None:
+        """The unit of work that is told what is sent on this connection."""
+        if self.begun is not None and self.begun[0] is not None:
+            return self.begun[0]
+        return current(id(self.conn))
+
+    # -- the beginning -------------------------------------------------------------------------------------------
+
+    def begin(self, until: float = math.inf) -> Unit | None:
+        """Enlist in the caller's unit of work, if any, and end this use at *until* or when the unit's time is up.
+
+        Returns the unit. Raises ConnectionLostError for a task that an attempt left behind which is run again.
+        """
+        unit = self.enlist()
+        self.begun = (unit, None)
+        self.arm(until if unit is None else min(until, unit.until))
+        return unit
+
+    def arm(self, until: float) -> None:
+        """End this use at *until* (infinite: never), if it is not over by then. Without a deadline before."""
+        if until != math.inf:
+            self.begun = (None if self.begun is None else self.begun[0], self.timer(until))
+
+    def timer(self, until: float) -> Any:
+        """A timer of the caller's own that ends this use at *until*; None where that is infinite."""
+        return None if until == math.inf else self.state.arm(self.entry, until)
+
+    def join(self, unit: Unit, doubt: str | None = None) -> None:
+        """*unit* hears what is sent from now on; *doubt*: why it must not be replayed all the same."""
+        if doubt is not None:
+            unit.doubt(doubt)
+        else:
+            self.state.join(unit, self.entry, self.conn)
+        self.begun = (unit, None if self.begun is None else self.begun[1])
+
+    def has_joined(self, unit: Unit) -> bool:
+        """Whether *unit* has met this connection."""
+        return self.begun is not None and self.begun[0] is unit
+
+    def enlist(self) -> Unit | None:
+        """Let the caller's unit of work hear what is sent from now on. Returns that unit, if there is one."""
+        state = self.state
+        if is_left_over():
+            raise state.error(
+                ConnectionLostError,
+                f"pool {state.name} lends nothing to a task of an attempt that was given up and run again; "
+                f"a unit of work must end its own tasks (asyncio.TaskGroup does)",
+            )
+        unit = current()
+        if unit is not None:
+            state.join(unit, self.entry, self.conn)
+        return unit
+
+    def disarm(self) -> None:
+        """This use has no deadline any more."""
+        if self.begun is not None and self.begun[1] is not None:
+            self.begun[1].cancel()
+            self.begun = (self.begun[0], None)
+
+    # -- between statements --------------------------------------------------------------------------------------
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the connection is known to have ended, or must not be used again. No round trip."""
+        return self.entry.cause is not None or judge(self.entry.poll(0)) is Liveness.DEAD
+
+    @property
+    def is_closed_by_holder(self) -> bool:
+        """Whether the application closed the connection while it had it."""
+        return bool(self.entry.cause in (None, Cause.CLOSED_BY_HOLDER) and self.state.driver.was_closed(self.conn))
+
+    def answers(self, since: float) -> Flow[bool]:
+        """Whether the connection is fit for another statement. *since*: the moment it was used last.
+
+        After as long a silence as the pool itself would not trust, one ping tells, within ``ping_timeout``. A connection
+        that does not answer is condemned.
+        """
+        state, entry = self.state, self.entry
+        if self.is_dead:
+            return False
+        if state.clock() - since < state.fresh_for:
+            return True
+        try:
+            yield Call("ping", self.conn, entry, state.settings.ping_timeout)
+        except Exception as exc:
+            fault = state.classify(exc)
+            entry.condemn(Cause.SILENT_DROP if fault.is_lost else Cause.LOST, fault.text)
+            return False
+        return True
+
+    def failed(self, exc: BaseException) -> Fault:
+        """Work on the connection raised *exc*: what that means. The unit of work is told.
+
+        A connection that was lost, that its holder closed, or whose exchange is not known to have ended is condemned:
+        it is never used again.
+        """
+        state, entry = self.state, self.entry
+        if self.is_closed_by_holder:
+            fault = Fault(FaultKind.LOST, Cause.CLOSED_BY_HOLDER, text="the application closed this connection while it had it")
+        else:
+            fault = self._fault_of(exc)
+        unit = self.unit
+        if unit is not None:
+            unit.note(exc, fault)
+        if fault.is_lost or entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
+            self._condemn_lost(fault)
+        elif not (state.is_in_step(entry, self.conn) or state.is_streaming(self.conn)):
+            self.break_off()
+        return fault
+
+    def break_off(self) -> None:
+        """End a connection whose last exchange is not known to have ended: nobody must wait for the rest of an answer, or
+        take it for another's."""
+        self.entry.condemn(Cause.CLOSED_BY_HOLDER if self.is_closed_by_holder else Cause.CANCELLED)
+        self.state.cut(self.entry)
+
+    def _fault_of(self, exc: BaseException) -> Fault:
+        """What *exc* means here. A ConnectionError or TimeoutError may also be about something else that the work does."""
+        state, entry = self.state, self.entry
+        if isinstance(exc, ConnectionLostError | CommitUnknownError):  # our own word; the driver would not know it
+            return Fault(FaultKind.LOST, text=str(exc))
+        if isinstance(exc, UnbrokenError):  # another acquire that failed, or another pool: it only quotes what drivers say
+            return Fault(FaultKind.OTHER, text=str(exc))
+        fault: Fault = state.classify(exc)
+        if isinstance(exc, TimeoutError) and type(exc.__cause__).__name__ == "CancelledError":  # asyncio.timeout: the caller's own
+            return Fault(FaultKind.OTHER, None, fault.code, fault.text)
+        if not fault.is_lost or isinstance(exc, state.driver.errors) or entry.cause is not None:
+            return fault
+        if state.driver.is_quiet(self.conn) and judge(entry.poll(0)) is Liveness.ALIVE:
+            return Fault(FaultKind.OTHER, None, fault.code, fault.text)
+        return fault
+
+    def _condemn_lost(self, fault: Fault) -> None:
+        entry = self.entry
+        if entry.cause in _VAGUE and fault.cause is not None:  # the watcher saw the end before we did
+            entry.cause, entry.words = fault.cause, fault.text
+        if entry.cause is not None:
+            return
+        if fault.cause is Cause.CLOSED_BY_HOLDER:
+            entry.condemn(Cause.CLOSED_BY_HOLDER)
+            return
+        cause, words = self.state.explain(entry, in_use=True)
+        if cause in _VAGUE:
+            cause, words = fault.cause or Cause.LOST, fault.text
+        entry.condemn(cause, words)
+
+    # -- COMMIT --------------------------------------------------------------------------------------------------
+
+    def commit(self, send: Call | None = None) -> Flow[None]:
+        """COMMIT what is open; *send* is the step that does it, where the body has a way of its own.
+
+        Raises ConnectionLostError where COMMIT was not sent, CommitUnknownError where its answer was lost. A connection
+        that is known to have ended is not written to, and neither is one whose last exchange is not known to have ended.
+        """
+        state, entry, unit = self.state, self.entry, self.unit
+        yield from self._make_ready()
+        try:
+            yield send or Call("commit", self.conn, entry)
+        except Exception as exc:
+            fault = state.classify(exc)
+            if not fault.is_lost:
+                raise
+            if unit is not None:
+                unit.note(exc, fault)
+                if unit.verdict(fault).action is not Action.COMMIT_UNKNOWN:
+                    raise
+            raise state.error(
+                CommitUnknownError,
+                f"COMMIT was sent to {state.driver.target.label} and the connection was lost before its answer ({fault.text}): "
+                f"{LOOK_FIRST}",
+            ) from exc
+        entry.sent, entry.settled_at = entry.count(), entry.uses
+
+    def _make_ready(self) -> Flow[None]:
+        """Make sure that a COMMIT sent now can be the next thing that the server answers. Raises what the caller is told if not."""
+        state, entry, conn = self.state, self.entry, self.conn
+        if self.is_closed_by_holder:
+            entry.condemn(Cause.CLOSED_BY_HOLDER)
+            raise self._not_sent(
+                ClosedByHolderError,
+                f"the connection to {state.driver.target.label} was closed by the code that had it, before the pool could commit",
+                "what that code committed itself is stored, what was still open is not",
+            )
+        if self.has_ended():
+            why = "" if entry.cause is None else f" ({entry.cause.value})"
+            raise self._not_sent(ConnectionLostError, f"connection to {state.driver.target.label} was lost{why} before COMMIT was sent")
+        if state.is_in_step(entry, conn):
+            return
+        if state.is_streaming(conn):
+            try:
+                yield Call("drain", conn, entry)
+            except Exception as exc:
+                self.failed(exc)
+                raise self._not_sent(
+                    ConnectionLostError,
+                    f"connection to {state.driver.target.label} was lost while the rest of a result was read, before COMMIT was sent",
+                ) from exc
+        if not state.is_in_step(entry, conn):
+            self.break_off()
+            raise self._not_sent(
+                ConnectionLostError,
+                f"COMMIT was not sent to {state.driver.target.label}: an answer of the server was not read to its end (a time limit, "
+                f"a signal or a cancellation broke off a statement, or its result was left unread); the connection was closed",
+            )
+
+    def _not_sent(self, kind: type[UnbrokenError], fact: str, rest: str = "the transaction that was open is not stored") -> UnbrokenError:
+        state, unit = self.state, self.unit
+        error: UnbrokenError = state.error(kind, f"{fact}; {rest}")
+        if unit is not None:
+            unit.note(error, Fault(FaultKind.LOST, self.entry.cause, text=str(error)))
+        return error
+
+    def has_ended(self) -> bool:
+        """Whether the session is known, without a round trip, to have ended: hung up, closed, or its goodbye is there already.
+
+        PostgreSQL's goodbye arrives up to a millisecond before the hang-up; a COMMIT sent in between would be in doubt for
+        nothing.
+        """
+        state, entry = self.state, self.entry
+        looks = judge(entry.poll(0))
+        if looks is Liveness.DEAD or entry.fd is None:
+            return looks is Liveness.DEAD
+        if state.driver.fileno(self.conn) is None:
+            return True  # the driver has let go of its socket: nothing can be sent
+        if looks is not Liveness.UNDECIDED:
+            return False
+        words = last_words.peek(entry.fd, state.driver.target.backend)
+        return words is not None and is_goodbye(words.code, words.text, state.driver.target.backend)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def finish(self, exc: BaseException | None, *, commit: bool) -> Flow[BaseException | None]:
+        """The caller is done; *exc* is what its work raised. Gives the exception that counts, None where all went well.
+
+        On success commit what is open (with *commit*); else roll it back. Afterwards the connection is as it was opened, or
+        condemned.
+        """
+        if exc is None:
+            try:
+                yield from self._succeed(commit)
+            except Exception as error:
+                exc = error
+            else:
+                return None
+        yield from self._fail(exc)
+        return exc
+
+    def _succeed(self, commit: bool) -> Flow[None]:
+        state = self.state
+        if commit and not state.is_settled(self.entry, self.conn):
+            yield from self.commit()
+        if not commit or callable(state.settings.reset) or not state.is_good(self.entry, self.conn):
+            yield from self.reset()
+
+    def _fail(self, exc: BaseException) -> Flow[None]:
+        state, entry = self.state, self.entry
+        self.failed(exc)
+        if entry.cause is not None:
+            return
+        if not isinstance(exc, Exception) or isinstance(exc, TimeoutError):
+            yield from self.roll_back(state.settings.ping_timeout)  # a caller that cancels does not want to wait
+        elif callable(state.settings.reset):
+            yield from self.reset()
+        else:
+            yield from self.roll_back()
+
+    def reset(self) -> Flow[None]:
+        """Make the connection fit for the next user, as the setting ``reset`` says, or condemn it."""
+        state, entry = self.state, self.entry
+        how = state.settings.reset
+        if how is None or entry.cause is not None:
+            return
+        if judge(entry.poll(0)) is Liveness.DEAD:
+            return
+        if how != "rollback":
+            try:
+                yield Reset(how, self.conn)
+            except Exception as exc:
+                self._unfit(exc)
+                return
+        yield from self.roll_back()
+
+    def roll_back(self, timeout: float | None = None) -> Flow[None]:
+        """Roll back what is open and put back what its holder changed, or condemn the connection.
+
+        Nothing is sent where nothing needs to be, nor on a connection whose last exchange is not known to have ended.
+        """
+        state, entry, conn = self.state, self.entry, self.conn
+        if state.is_good(entry, conn):
+            return
+        if not state.is_in_step(entry, conn):
+            self.break_off()
+            return
+        try:
+            if not state.is_settled(entry, conn):
+                yield Call("rollback", conn, entry, timeout)
+                with state.lock:
+                    state.counters.rollbacks += 1
+                entry.sent = entry.count()
+                entry.settled_at = entry.uses
+            if state.driver.traits(conn) != entry.traits:
+                yield Call("restore", conn, entry, timeout, (entry.traits,))
+        except Exception as exc:
+            self._unfit(exc)
+
+    def _unfit(self, exc: Exception) -> None:
+        fault = self.state.classify(exc)
+        cause = (fault.cause or Cause.LOST) if fault.is_lost else Cause.RESET_FAILED
+        self.entry.condemn(cause, fault.text or repr(exc))
+
+    def give_back(self, otherwise: Cause | None = None) -> None:
+        """The connection goes back to the pool where it is known to be good. Else it is closed, *otherwise* being why."""
+        state, entry, conn = self.state, self.entry, self.conn
+        self.disarm()
+        state.part(entry, conn)
+        good = entry.cause is None and state.is_good(entry, conn)
+        if not good and otherwise is not None:
+            entry.condemn(otherwise)
+        state.take_back(entry, conn, healthy=good)
+
+    def drop(self) -> None:
+        """Close the connection, whatever state it is in; the pool opens another one."""
+        state, entry, conn = self.state, self.entry, self.conn
+        self.disarm()
+        state.part(entry, conn)
+        state.take_back(entry, conn, healthy=False)
+
+    # -- words ---------------------------------------------------------------------------------------------------
+
+    def shown(self, exc: BaseException, deadline: float | None) -> BaseException:
+        """The error that the caller should see for *exc*: its own, unless we were the ones who ended the connection."""
+        state, entry = self.state, self.entry
+        if entry.cause is Cause.DEADLINE and isinstance(exc, Exception) and not isinstance(exc, CommitUnknownError | DeadlineExceeded):
+            limit = "" if deadline is None else f" of {deadline} s"  # a unit's deadline bounds all of its loans together
+            error: BaseException = state.error(
+                DeadlineExceeded,
+                f"work on a connection to {state.driver.target.label} took longer than its deadline{limit}; its connection was ended",
+            )
+            error.__cause__ = exc
+            return error
+        if entry.cause is Cause.RECLAIMED:
+            exc.add_note(
+                f"unbroken ended this connection: it was held for more than leak_after={state.settings.leak_after} s, and reclaim is on"
+            )
+        return exc
