@@ -73,7 +73,7 @@ def test_a_loss_seen_before_the_commit_is_sent_is_run_again(shop, until):
 
 def test_outside_of_a_unit_the_same_loss_is_told_as_what_it_is(shop, until):
     face, pool, table, kill = shop
-    with pytest.raises(ConnectionLostError, match="nothing of its transaction is stored") as caught, pool.connection() as conn:
+    with pytest.raises(ConnectionLostError, match="nothing of the open transaction is stored") as caught, pool.connection() as conn:
         face.do(conn, f"INSERT INTO {table} VALUES (1)")
         kill()
         entry = next(iter(pool._state.kernel.lent.values()))

@@ -260,7 +260,7 @@ class Loan:
                 f"a signal or a cancellation broke off a statement, or its result was left unread); the connection was closed",
             )
 
-    def _not_sent(self, kind: type[UnbrokenError], fact: str, rest: str = "the transaction that was open is not stored") -> UnbrokenError:
+    def _not_sent(self, kind: type[UnbrokenError], fact: str, rest: str = "nothing of the open transaction is stored") -> UnbrokenError:
         state, unit = self.state, self.unit
         error: UnbrokenError = state.error(kind, f"{fact}; {rest}")
         if unit is not None:

@@ -128,7 +128,11 @@ class State:
         if callable(how):
             return _never, _never
         if how is None:
-            return driver.is_clean, lambda conn, _traits: driver.is_quiet(conn)
+
+            def is_quiet(conn: Connection, _traits: Any) -> bool:
+                return driver.is_quiet(conn)
+
+            return driver.is_clean, is_quiet
         return driver.is_clean, driver.is_clean
 
     def decide_policy(self) -> None:
