@@ -74,6 +74,7 @@ class Driver(Blocking):
         if self._connect is not None:
             conn = self._connect()
             conn.__class__ = deduced(class_of(conn))
+            conn.__dict__.setdefault("_seen_busy", False)  # it was given to us as one that can be used
             return conn
         timeout = min(timeout, self._arguments.get("connect_timeout", timeout))
         conn = self._class(**{**self._arguments, "connect_timeout": math.ceil(timeout)})

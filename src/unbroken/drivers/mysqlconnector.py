@@ -164,8 +164,10 @@ class Driver(_Base, Blocking):
                 self._pure = False
                 self._use_c()
             conn.__class__ = seen.exact_c(class_of(conn))
+            conn.__dict__.setdefault("_seen_busy", False)  # it was given to us as one that can be used
         elif hasattr(conn, "_send_cmd"):
             conn.__class__ = seen.exact(class_of(conn))
+            conn.__dict__.setdefault("_seen_busy", False)
         else:
             raise self.errors[0](f"connect= gave {type(conn).__name__}; it must be a plain connection of mysql.connector, of no pool")
         return conn
@@ -264,6 +266,7 @@ class AsyncDriver(_Base, Awaited):
             if self._connect is not None:
                 conn = await self._connect()
                 conn.__class__ = seen.exact_async(class_of(conn))
+                conn.__dict__.setdefault("_seen_busy", False)
                 return conn
             conn = self._class(**{name: value for name, value in self._arguments.items() if name != "ssl_ca"})
             conn._ssl_ca = self._arguments.get("ssl_ca")  # its constructor refuses a CA without a client certificate

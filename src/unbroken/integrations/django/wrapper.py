@@ -125,7 +125,7 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         if held is None or self._connecting or self.in_atomic_block or self.connection is not held.conn:
             return
         if not held.is_inherited:
-            between = self.autocommit or held.entry.cause is not None or held.state.driver.is_in_transaction(held.conn) is False
+            between = self.autocommit or held.lost or held.state.driver.is_in_transaction(held.conn) is False
             if not between or not held.must_go():
                 return
         self._give_back()
