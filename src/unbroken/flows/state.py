@@ -174,7 +174,7 @@ class State:
             this, state = weakref.ref(entry), weakref.ref(self)
             self.shell.watcher.watch(entry.fd, lambda: _on_end(state, this))
         self._hold_weakly(entry)
-        self.left_open, self.unsettled = self._reset_checks()  # the driver may have found out that it knows nothing
+        self.leaves_clean, self.returns_clean = self._end_checks()  # the driver may have found out that it knows nothing
         return entry
 
     def _hold_weakly(self, entry: Entry) -> None:
