@@ -35,8 +35,8 @@ def proxy(*, upstream: str, listen: str, control: str, control_anywhere: bool, p
       curl -d '{"mode": "hold"}' http://127.0.0.1:PORT/blackhole
       curl -d '' http://127.0.0.1:PORT/heal
 
-    The verbs: fin, rst, half_close, cut_after, blackhole, stall, idle_limit, latency, throttle, slice, refuse, hang_connect,
-    fail_next, cut_at, heal. A GET of / tells their arguments. Ctrl-C ends it.
+    The verbs: fin, rst, half_close, cut_after, blackhole, stall, idle_limit, latency, throttle, slice,
+    quiet_after, refuse, hang_connect, fail_next, cut_at, heal. A GET of / tells their arguments. Ctrl-C ends it.
     """
     console = Console(highlight=False)
     with contextlib.ExitStack() as stack:

@@ -64,6 +64,11 @@ class Kernel:
         return int(self._info("=144xI"))
 
     @property
+    def unacknowledged(self) -> int:
+        """Segments that were sent and not acknowledged."""
+        return int(self._info("=24xI"))
+
+    @property
     def segments_in(self) -> int:
         """Segments with data that came."""
         return int(self._info("=152xI"))

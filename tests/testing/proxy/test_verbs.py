@@ -128,6 +128,47 @@ def test_a_black_hole_that_drops_heals_for_those_who_lost_nothing_and_resets_tho
     assert "dropped, which nobody can send again" in line.info(2).reason
 
 
+def test_what_is_lost_below_tcp_is_not_acknowledged_and_is_sent_again_once_healed(line: Line) -> None:
+    client = line.client()
+    line.proxy.blackhole("lose")
+    asked = client.in_background("SELECT 5")
+    until(lambda: client.kernel.unacknowledged > 0)
+    quiet(asked)
+    assert client.kernel.unacknowledged > 0
+    line.proxy.heal()
+    assert asked.wait(30) == 5
+
+
+def test_a_connect_into_the_loss_hangs_and_those_that_were_not_meant_go_on(line: Line) -> None:
+    client, other = line.client(), line.client()
+    line.proxy.blackhole("lose", on=1)
+    asked = client.in_background()
+    assert other.ask() == line.client().ask() == 1
+    line.proxy.blackhole("lose", on="new")
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        assert sock.connect_ex((line.proxy.host, line.proxy.port)) == errno.EINPROGRESS
+        kernel = Kernel(sock.fileno())
+        quiet(asked)
+        assert kernel.state == SYN_SENT
+        assert other.ask() == 1
+        line.proxy.heal()
+        until(lambda: kernel.state == ESTABLISHED)
+        kernel.close()
+    assert asked.wait(30) == 1
+
+
+@pytest.mark.parametrize("rate", [0.0, 20.0])
+def test_after_so_many_bytes_of_the_server_hardly_anything_comes(line: Line, rate: float) -> None:
+    line.proxy.quiet_after(30, rate=rate)
+    asked = Asked(lambda: line.connect().close())
+    until(lambda: line.proxy.connections and line.info(1).to_client >= 30 + bool(rate))
+    quiet(asked)
+    assert line.info(1).to_client <= (30 if not rate else 100)
+    line.proxy.heal()
+    assert asked.wait() is None
+
+
 def test_a_connection_made_in_a_black_hole_hears_nothing_until_it_is_healed(line: Line) -> None:
     line.proxy.blackhole("hold")
     asked = Asked(lambda: line.connect().close())

@@ -31,7 +31,7 @@ from unbroken.testing.proxy.faultproxy import FaultProxy
 
 #: What may be asked by POST; the arguments are those of FaultProxy's method of that name.
 VERBS = (
-    "fin", "rst", "half_close", "cut_after", "blackhole", "stall", "idle_limit", "latency", "throttle", "slice", "refuse",
+    "fin", "rst", "half_close", "cut_after", "blackhole", "stall", "idle_limit", "latency", "throttle", "slice", "quiet_after", "refuse",
     "hang_connect", "fail_next", "cut_at", "heal",
 )  # fmt: skip
 _MOST = 64 * 1024  #: bytes of a request's body

@@ -24,6 +24,7 @@ from unbroken.testing.proxy.gate import Gate
 from unbroken.testing.proxy.link import Link
 from unbroken.testing.proxy.plan import UNTOUCHED, Change, Conduct, Scope, Standing
 from unbroken.testing.proxy.records import ConnectionInfo, Log
+from unbroken.testing.proxy.silence import find, lose
 from unbroken.testing.proxy.tap import Tap
 
 T = TypeVar("T")
@@ -173,10 +174,16 @@ class Engine:
             self.cuts.clear()
             self.failing = 0
             self.open_gate()
+            find(self.gate.sock)
         elif isinstance(on, int):
             self.standing.add(on, _untouched)
         for link in self._meant(on):
             link.heal()
+
+    def lose_connects(self, on: Scope) -> None:
+        """Keep connects to come from the door, if they are meant. ProxyError where the system cannot."""
+        if on in ("all", "new"):
+            lose(self.gate.sock)
 
     def _meant(self, on: Scope) -> list[Link]:
         """The connections there are that *on* means."""

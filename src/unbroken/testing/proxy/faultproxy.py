@@ -168,8 +168,16 @@ class FaultProxy:
         ``"hold"`` keeps what comes (and reads no further than 256 KiB per direction) and delivers it when healed, as TCP's
         retransmission does after a short loss. ``"drop"`` throws it away for good: the proxy has acknowledged it, so
         neither side's TCP will send it again. A connection that lost bytes so can never be in step again; healing resets it.
+
+        ``"lose"`` is the cable that was cut (Linux, TCP, both ways): the kernel throws packets away before TCP sees them,
+        so nothing is acknowledged, keepalive probes are not answered, and new connects hang as in :meth:`hang_connect`.
+        Healed in time, TCP sends again what was lost. Raises ProxyError where the system cannot do it.
         """
-        hole: Hole = plan.one_of("mode", mode, ("drop", "hold"))
+        hole: Hole = plan.one_of("mode", mode, ("drop", "hold", "lose"))
+        if hole == "lose":
+            if way != "both":
+                raise ConfigurationError(f"way={way!r}: blackhole('lose') is for both ways")
+            self._do(lambda: self._house.lose_connects(plan.scope(on)))
         self._rule("blackhole", on, way, lambda rules: replace(rules, hole=hole), hole)
 
     def stall(self, on: Scope = "all", way: Way = "both") -> None:
@@ -186,6 +194,14 @@ class FaultProxy:
         self._change("idle limit", on, lambda conduct: replace(conduct, idle_limit=limit, idle_reset=with_rst), text)
 
     # ---- slowness
+
+    def quiet_after(self, bytes: int, rate: float = 0.0, on: Scope = "all", way: Way = "down") -> None:  # noqa: A002
+        """Hand on so many bytes, counted from now on each connection, and then only *rate* bytes a second (0: none at all).
+
+        As a server that falls silent, or nearly so, in the middle of a login. It reads on, and keeps the connection open.
+        """
+        quota = plan.Quota(plan.whole("bytes", bytes, 0), plan.number("rate", rate, "bytes"))
+        self._rule("quiet after", on, way, lambda rules: replace(rules, quota=quota), f"{bytes} bytes, then {rate:g} bytes/s")
 
     def latency(self, seconds: float, jitter: float = 0.0, on: Scope = "all", way: Way = "both") -> None:
         """Hand everything on so much later, give or take up to *jitter* (seeded); in order. Both ways: a round trip takes it twice."""

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from random import Random
 
-from unbroken.testing.proxy.plan import PLAIN, Rules
+from unbroken.testing.proxy.plan import PLAIN, Quota, Rules
 
 #: A lane that holds more than this is read into no further: what comes then waits in the sender's own buffers.
 FULL = 256 * 1024
@@ -24,9 +24,13 @@ class Lane:
         self.is_plain = rules == PLAIN
         self.queued = 0
         self.dropped = 0
+        self._left = _allowance(rules.quota)  # bytes that may pass before the quota's rate begins
 
     def obey(self, rules: Rules) -> None:
         """Go by *rules* from now on; what is queued already is delayed no longer than it was meant to be, and not at all when plain."""
+        if rules.quota is not self.rules.quota:
+            self._left = _allowance(rules.quota)
+            self._free_at = -math.inf
         self.rules = rules
         self.is_plain = rules == PLAIN
         if not rules.latency:
@@ -41,8 +45,10 @@ class Lane:
 
     @property
     def is_open(self) -> bool:
-        """Whether anything passes at all: no hole, no stall."""
-        return self.rules.hole is None and not self.rules.stalled
+        """Whether anything passes at all: no hole, no stall, no quota that is used up for good."""
+        quota = self.rules.quota
+        used_up = quota is not None and not self._left and not quota.rate
+        return self.rules.hole is None and not self.rules.stalled and not used_up
 
     def take(self, data: bytes, now: float) -> None:
         """*data* came at *now*."""
@@ -72,6 +78,8 @@ class Lane:
             most = min(most, self.rules.piece)
         if self.rules.rate != math.inf:
             most = min(most, max(1, int(self.rules.rate * _TURN)))
+        if self.rules.quota is not None:
+            most = min(most, int(self._left) if self._left else max(1, int(self.rules.quota.rate * _TURN)))
         return data[:most]
 
     def gone(self, count: int, now: float) -> None:
@@ -84,9 +92,21 @@ class Lane:
             self._free_at = max(self._free_at, now) + count / self.rules.rate
         if count and self.rules.piece is not None:
             self._free_at = max(self._free_at, now + self.rules.gap)
+        if count and self.rules.quota is not None:
+            self._spend(self.rules.quota, count, now)
+
+    def _spend(self, quota: Quota, count: int, now: float) -> None:
+        if self._left:
+            self._left -= count
+        if not self._left and quota.rate:
+            self._free_at = max(self._free_at, now) + count / quota.rate
 
     def wake_at(self) -> float | None:
         """When :meth:`give` will have something; None: not by the mere passing of time."""
         if not self._queue or not self.is_open:
             return None
         return max(self._queue[0][0], self._free_at)
+
+
+def _allowance(quota: Quota | None) -> float:
+    return math.inf if quota is None else quota.bytes

@@ -17,6 +17,7 @@ from unbroken.testing.proxy.cuts import Cut
 from unbroken.testing.proxy.lane import Lane
 from unbroken.testing.proxy.plan import UNTOUCHED, Conduct, Cutoff, How
 from unbroken.testing.proxy.records import ConnectionInfo, Log
+from unbroken.testing.proxy.silence import find, lose
 from unbroken.testing.proxy.tap import Tap
 
 _CHUNK = 64 * 1024
@@ -85,6 +86,7 @@ class Link:
         self._attempt = 0  # which of the server's addresses is tried
         self._why = "the server has no address"
         self._is_connecting = False
+        self._lost = False  # the kernel keeps everything from both sockets
         self._active = house.now()
         self._masks = {client: 0}
         _no_delay(client)
@@ -101,6 +103,7 @@ class Link:
                 self.end("rst", f"{half.lane.dropped} bytes of it were dropped, which nobody can send again")
                 return
             half.lane.obey(rules)
+        self._lose(conduct.up.hole == "lose")
         if conduct.end == "half":
             self.half_close()
         elif conduct.end is not None:
@@ -117,6 +120,15 @@ class Link:
         if self.server is None and (conduct.up.hole != "drop" or conduct.down.hole != "drop"):
             self._connect()
         self._go_on()
+
+    def _lose(self, wanted: bool) -> None:
+        """Keep from both sockets what comes for them, or let it in again."""
+        if wanted == self._lost:
+            return
+        self._lost = wanted
+        for sock in (self.client, self.server):
+            if sock is not None:
+                (lose if wanted else find)(sock)
 
     def _time_is_up(self, cutoff: Cutoff) -> None:
         if self.conduct.cutoff is cutoff:

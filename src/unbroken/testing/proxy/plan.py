@@ -9,13 +9,21 @@ from typing import Any, Literal, TypeAlias
 
 from unbroken.errors import ConfigurationError
 
-Hole: TypeAlias = Literal["drop", "hold"]
+Hole: TypeAlias = Literal["drop", "hold", "lose"]
 How: TypeAlias = Literal["fin", "rst"]
 Way: TypeAlias = Literal["both", "up", "down"]
 #: Which connections: those there are, those to come, both, or the nth ever accepted (from 1).
 Scope: TypeAlias = Literal["all", "existing", "new"] | int
 
 _SCOPES = ("all", "existing", "new")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quota:
+    """After so many bytes, counted from when it was said, only so many a second pass; 0: none. Each one said is one of its own."""
+
+    bytes: int
+    rate: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,7 @@ class Rules:
     rate: float = math.inf  #: bytes per second
     piece: int | None = None  #: bytes in one segment at most, …
     gap: float = 0.0  #: … and seconds between two of them
+    quota: Quota | None = None  #: so many bytes pass, then nearly none
 
 
 PLAIN = Rules()
