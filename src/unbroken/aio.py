@@ -32,7 +32,7 @@ from unbroken.flows.leaks import bury_forgotten
 from unbroken.flows.loan import Loan
 from unbroken.flows.replay import replay
 from unbroken.flows.state import State
-from unbroken.flows.steps import Attempt, run_async
+from unbroken.flows.steps import Attempt, Call, run_async
 from unbroken.flows.upkeep import schedule
 from unbroken.loops import LoopShell, abandon, cut_off, put_away, shell_of
 from unbroken.making import bounded, take_settings
@@ -110,7 +110,7 @@ class AsyncLease(Loan):
             try:
                 self.begin(math.inf if self._deadline is None else started + self._deadline)
                 if self._transaction and not state.plain:
-                    await state.driver.begin(conn)
+                    await state.shell.do(Call("begin", conn, entry))
                 return conn
             except BaseException as exc:
                 lost = isinstance(exc, Exception) and state.classify(exc).is_lost and entry.cause is not Cause.DEADLINE

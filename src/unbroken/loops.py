@@ -6,24 +6,32 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import math
 import weakref
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from types import FrameType
 from typing import Any
 
-from unbroken.abc import AsyncDriver
+from unbroken.abc import AsyncDriver, Connection
 from unbroken.core.entry import Entry
+from unbroken.flows.bounds import Bound, limits_of
 from unbroken.flows.state import State
 from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run_async
 from unbroken.net.watcher import LoopWatcher
+from unbroken.settings import Settings
 
 log = logging.getLogger("unbroken")
+
+#: Seconds that a driver has to notice that its socket was ended, before its call is cancelled.
+AFTER_THE_END = 0.25
 
 
 class LoopShell:
     """Does the flows' steps by awaiting, on one event loop."""
+
+    limits: Mapping[str, float] = limits_of(Settings())  #: seconds for each of the driver's methods; the pool's own come from its state
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
         self.driver = driver
@@ -98,18 +106,32 @@ class LoopShell:
         if kind is Connect:
             return await self.driver.connect(step.timeout)
         if kind is Reset:
-            result = step.function(step.conn)
-            return await result if hasattr(result, "__await__") else result
+            return await self._reset(step)
         if kind is Attempt:
             return await step.work()
         raise TypeError(f"unknown step {step!r}")
 
     async def _call(self, step: Call) -> Any:
         method = getattr(self.driver, step.method)
-        if step.timeout is None:
-            return await method(step.conn, *step.args)
-        async with asyncio.timeout(step.timeout * 1.05):
-            return await (method(step.conn, step.timeout) if step.method == "ping" else method(step.conn, *step.args))
+        limit = self.limits[step.method] if step.timeout is None else step.timeout
+        async with self._bounded(step.conn, limit, step.method, step.entry):
+            return await (method(step.conn, limit) if step.method == "ping" else method(step.conn, *step.args))
+
+    async def _reset(self, step: Reset) -> Any:
+        async with self._bounded(step.conn, self.limits["reset"], "the reset function"):
+            result = step.function(step.conn)
+            return await result if hasattr(result, "__await__") else result
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self, conn: Connection, limit: float, what: str, entry: Entry | None = None) -> AsyncIterator[None]:
+        """End the socket when the time is up, which every driver notices; then cancel a call that goes on in spite of it.
+
+        A cancelled driver may itself wait for the server first (psycopg asks it to cancel the query, asyncpg too).
+        """
+        last = None if limit == math.inf else limit * 1.05 + AFTER_THE_END
+        with Bound(self.watcher, self.driver, conn, limit * 1.05, what, entry):
+            async with asyncio.timeout(last):
+                yield
 
     async def stop(self) -> None:
         """End the background tasks."""

@@ -47,9 +47,15 @@ class Settings:
     """How long the server lets a connection idle. None: the server is asked once (wait_timeout,
     idle_session_timeout), and what it does not say is learned from the deaths seen."""
 
+    send_timeout: float = 12.0
+    """How long the network may be silent: data that was sent and not acknowledged ends a connection after this
+    (TCP_USER_TIMEOUT), and so do unanswered keepalive probes. It says nothing of a server that is there and works
+    on a long statement, or is frozen: `deadline` bounds that. math.inf leaves it to the system (about 15 minutes)."""
+
     keepalive: float | None = None
-    """TCP keepalive: first probe after this much silence. None: 30 s, below the shortest common NAT (60 s).
-    math.inf leaves the socket as the driver made it."""
+    """TCP keepalive: first probe after this much silence. None: half of send_timeout, below the shortest common
+    NAT (60 s). Never later than that half, so that three probes are lost before a connection counts as lost.
+    math.inf leaves keepalive as the driver made it."""
 
     ping_after: float | None = None
     """Ping (one round trip) at acquire when the connection was idle this long. None: 60 s on TCP, where keepalive
@@ -57,6 +63,13 @@ class Settings:
 
     ping_timeout: float = 2.0
     """How long a ping may take before the connection counts as dead."""
+
+    reset_timeout: float = 5.0
+    """How long the pool's own ROLLBACK, BEGIN or reset may take. Then the pool ends the connection and opens another."""
+
+    commit_timeout: float = 60.0
+    """How long the COMMIT at the end of a lease may take. Then the pool ends the connection, and the outcome is
+    unknown (CommitUnknownError). A lease's deadline ends it sooner. math.inf: no bound but the deadline's."""
 
     leak_after: float = 60.0
     """Warn once, with the place that took it, about a connection held this long. math.inf: never."""
@@ -111,10 +124,12 @@ class Settings:
 
 
 _INTS = {"max_size": 1, "min_size": 0, "max_replays": 0}
-_POSITIVE = {"acquire_timeout", "connect_timeout", "ping_timeout", "leak_after"}
+_POSITIVE = {
+    "acquire_timeout", "connect_timeout", "ping_timeout", "leak_after", "send_timeout", "reset_timeout", "commit_timeout",
+}  # fmt: skip
 _NOT_NEGATIVE = {"outage_wait"}
 _POSITIVE_OR_NONE = {"max_age", "max_idle", "idle_limit", "keepalive", "ping_after", "deadline"}
-_FINITE = {"connect_timeout", "ping_timeout"}
+_FINITE = {"connect_timeout", "ping_timeout", "reset_timeout"}
 
 
 def _from_text(name: str, text: str) -> Any:

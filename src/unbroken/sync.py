@@ -30,7 +30,7 @@ from unbroken.flows.leaks import bury_forgotten
 from unbroken.flows.loan import Loan
 from unbroken.flows.replay import replay
 from unbroken.flows.state import State
-from unbroken.flows.steps import run
+from unbroken.flows.steps import Call, run
 from unbroken.flows.upkeep import schedule
 from unbroken.making import bounded, take_settings
 from unbroken.net.severance import fork_mark
@@ -107,7 +107,7 @@ class Lease(Loan):
         try:
             self.begin(math.inf if self._deadline is None else self.entry.taken_at + self._deadline)
             if self._transaction and not state.plain:
-                state.driver.begin(conn)
+                state.shell.do(Call("begin", conn, self.entry))
         except BaseException as exc:
             self._leave(exc)
             raise

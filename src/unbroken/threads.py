@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from time import monotonic
 from typing import Any
 
 from unbroken.abc import Driver
 from unbroken.core.entry import Entry
+from unbroken.flows.bounds import Bound, limits_of
 from unbroken.flows.holder import describe, referred_to, thread_frames
 from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run
 from unbroken.net.patched import threads_are_greenlets
-from unbroken.net.severance import abort, identity
 from unbroken.net.signals import start_thread
 from unbroken.net.watcher import ThreadWatcher
+from unbroken.settings import Settings
 
 log = logging.getLogger("unbroken")
 
 
 class ThreadShell:
     """Does the flows' steps by blocking the thread that runs them."""
+
+    limits: Mapping[str, float] = limits_of(Settings())  #: seconds for each of the driver's methods; the pool's own come from its state
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
@@ -85,26 +87,18 @@ class ThreadShell:
         if kind is Connect:
             return self.driver.connect(step.timeout)
         if kind is Reset:
-            return step.function(step.conn)
+            with Bound(self.watcher, self.driver, step.conn, self.limits["reset"], "the reset function"):
+                return step.function(step.conn)
         if kind is Attempt:
             return step.work()
         raise TypeError(f"unknown step {step!r}")
 
     def _call(self, step: Call) -> Any:
         method = getattr(self.driver, step.method)
-        if step.timeout is None:
-            return method(step.conn, *step.args)
-        fd = self.driver.fileno(step.conn)
-        who = identity(fd) if fd is not None else None
-        timer = None
-        if fd is not None and who is not None:
-            # Not every driver can bound every call: what still blocks a little later is ended from outside.
-            timer = self.watcher.at(monotonic() + step.timeout * 1.05, lambda: abort(fd, who))
-        try:
-            return method(step.conn, step.timeout) if step.method == "ping" else method(step.conn, *step.args)
-        finally:
-            if timer is not None:
-                timer.cancel()
+        limit = self.limits[step.method] if step.timeout is None else step.timeout
+        # Not every driver can bound every call: what still blocks a little later is ended from outside.
+        with Bound(self.watcher, self.driver, step.conn, limit * 1.05, step.method, step.entry):
+            return method(step.conn, limit) if step.method == "ping" else method(step.conn, *step.args)
 
 
 class Sleeper(ThreadShell):

@@ -18,10 +18,11 @@ from typing import Any
 
 import greenlet
 
-from unbroken import sync, threads
+from unbroken import sync
 from unbroken.abc import Capabilities, Cause, FaultKind
 from unbroken.core import entry as entry_module
 from unbroken.flows import acquire as acquire_module
+from unbroken.flows import bounds, windows
 from unbroken.flows import loan as loan_module
 from unbroken.flows import replay as replay_module
 from unbroken.flows import state as state_module
@@ -629,9 +630,9 @@ def installed(world: World) -> Iterator[None]:
     time = SimpleNamespace(monotonic=lambda: world.clock.now)
     patches: list[tuple[Any, str, Any]] = [
         (sync, "monotonic", now),
-        (threads, "monotonic", now),
-        (threads, "identity", net.identity),
-        (threads, "abort", net.abort),
+        (bounds, "monotonic", now),
+        (bounds, "identity", net.identity),
+        (bounds, "abort", net.abort),
         (sync, "fork_mark", lambda: world.mark),
         (sync, "open_driver", None),
         (sync, "ThreadShell", shell),
@@ -643,10 +644,11 @@ def installed(world: World) -> Iterator[None]:
             SimpleNamespace(poller=lambda fd: lambda _t: net.poll(fd), sweep=net.sweep, judge=judge, Liveness=Liveness),
         ),
         (state_module, "severance", SimpleNamespace(identity=net.identity, abort=net.abort, sever=net.sever)),
-        (state_module, "keepalive", SimpleNamespace(apply=lambda *_: None)),
+        (state_module, "keepalive", SimpleNamespace(bound=lambda *_: None)),
         (state_module, "last_words", SimpleNamespace(peek=net.last_words)),
         (loan_module, "last_words", SimpleNamespace(peek=net.last_words)),
-        (state_module, "traffic", SimpleNamespace(counter=lambda fd: lambda: net.sent.get(fd, 0))),
+        (state_module, "traffic", SimpleNamespace(counter=lambda fd: lambda: net.sent.get(fd, 0), has_unsent=lambda _fd: False)),
+        (windows, "traffic", SimpleNamespace(unread_for=lambda _fd: None)),
         (state_module, "Glance", lambda: Glance(net)),
         (state_module, "server_of", lambda _driver: world.record),
         (state_module, "os", SimpleNamespace(getpid=lambda: world.process.number)),

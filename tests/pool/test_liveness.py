@@ -240,15 +240,18 @@ def test_the_descriptors_number_of_a_forgotten_connection_may_be_in_use_again(ow
         assert face.session(conn) != mine
 
 
-def test_keepalive_is_set_on_the_socket(face):
+@pytest.mark.parametrize(
+    ("settings", "idle"), [({"keepalive": 4.0}, 4), ({}, 6), ({"keepalive": 30.0}, 6), ({"keepalive": 17.0, "send_timeout": math.inf}, 17)]
+)
+def test_keepalive_is_set_on_the_socket(face, settings, idle):
     import socket
 
-    pool = face.pool(keepalive=17.0)
+    pool = face.pool(**settings)
     with pool.connection() as conn:
         sock = socket.socket(fileno=pool._driver.fileno(conn))
         try:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 17
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == idle
         finally:
             sock.detach()
 

@@ -17,6 +17,12 @@ CLOSE_TO_LIMIT = 0.9
 #: The last part of max_age over which retirements are spread (HikariCP: 25 % since 6.1.0).
 AGE_JITTER = 0.25
 
+#: Keepalive probes that must go unanswered before a connection counts as lost.
+PROBES = 3
+
+#: The first keepalive probe where nothing else bounds it: below the shortest common NAT's memory, 60 s.
+KEEPALIVE = 30.0
+
 
 class Need(Enum):
     """What has to happen before a connection is lent."""
@@ -35,6 +41,7 @@ class Policy:
     ping_after: float
     idle_limit: float
     keepalive: float
+    send_timeout: float
 
     @classmethod
     def decide(cls, settings: Settings, capabilities: Capabilities, *, is_tcp: bool = True, idle_limit: float | None = None) -> Policy:
@@ -44,8 +51,15 @@ class Policy:
             max_idle=_default(settings.max_idle, 600.0),
             ping_after=_default(settings.ping_after, _ping_after(capabilities, is_tcp)),
             idle_limit=_default(settings.idle_limit, _default(idle_limit, math.inf)),
-            keepalive=_default(settings.keepalive, 30.0),
+            keepalive=_keepalive(settings.keepalive, settings.send_timeout),
+            send_timeout=settings.send_timeout,
         )
+
+    @property
+    def probe_every(self) -> float:
+        """Seconds between keepalive probes: PROBES of them are lost when send_timeout is over."""
+        left = self.keepalive if self.send_timeout == math.inf else self.send_timeout - self.keepalive
+        return max(left / PROBES, 1.0)
 
     @property
     def fresh_for(self) -> float:
@@ -79,7 +93,7 @@ class Policy:
     def tick(self) -> float:
         """How often idle and lent connections are looked through. Short limits need a closer eye; 1 s is enough else."""
         part = (1 - CLOSE_TO_LIMIT) / 2  # often enough to act between "close to the limit" and the limit itself
-        return max(0.05, min(1.0, self.idle_limit * part, self.max_idle / 4, self.max_age / 4))
+        return max(0.05, min(1.0, self.idle_limit * part, self.max_idle / 4, self.max_age / 4, self.send_timeout / 4))
 
 
 def _ping_after(capabilities: Capabilities, is_tcp: bool) -> float:
@@ -88,6 +102,12 @@ def _ping_after(capabilities: Capabilities, is_tcp: bool) -> float:
     if not capabilities.fileno:
         return 1.0
     return 60.0 if is_tcp else math.inf  # on a unix socket nothing gets lost without the kernel knowing
+
+
+def _keepalive(given: float | None, send_timeout: float) -> float:
+    """When the first probe is sent. Once send_timeout is over, the kernel takes a single lost probe for the end (tcp(7))."""
+    half = send_timeout / 2
+    return given if given == math.inf else min(half, _default(given, KEEPALIVE))
 
 
 def _default(value: float | None, otherwise: float) -> float:

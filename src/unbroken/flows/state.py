@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from random import Random
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from unbroken.abc import BaseDriver, Cause, Connection, Fault
 from unbroken.core import fault as faults
@@ -25,6 +26,7 @@ from unbroken.core.health import Policy
 from unbroken.core.kernel import Kernel, Ticket
 from unbroken.core.unit import Unit, current, testify
 from unbroken.errors import E, PoolClosedError, UnbrokenError, for_driver
+from unbroken.flows.bounds import limits_of
 from unbroken.flows.registry import every, registry
 from unbroken.flows.servers import Server, server_of
 from unbroken.flows.steps import Flow
@@ -38,6 +40,8 @@ log = logging.getLogger("unbroken")
 
 class Shell(Protocol):
     """What the flows need of a body: threads or tasks, locks or none."""
+
+    limits: Mapping[str, float]  #: see :func:`unbroken.flows.bounds.limits_of`
 
     @property
     def watcher(self) -> Watcher:
@@ -92,6 +96,7 @@ class State:
         self.driver = driver
         self.settings = settings
         self.shell = shell
+        shell.limits = limits_of(settings)
         self.name = name
         self.emit = emit
         self.server: Server = server_of(driver)
@@ -109,6 +114,7 @@ class State:
         self.bell: Any = None  #: the sleeping prober's signal
         self.rejected_at = -math.inf  #: when the server last said no: see :meth:`wants`
         self.forgotten: deque[Entry] = deque()  #: finalizers append here; they must not take the lock
+        self.borne: WeakKeyDictionary[Entry, float] = WeakKeyDictionary()  #: since when: see :mod:`unbroken.flows.windows`
         self.suspects: dict[tuple[Entry, int], float] = {}  #: strays, and since when they are one
         self.last_collect = 0.0
         self.collect_took = 0.1  #: seconds; who has less patience than that does not collect
@@ -168,8 +174,8 @@ class State:
             entry.count = traffic.counter(entry.fd)
             if not self.knows_status:
                 entry.sent = entry.count()
-            if self.policy.keepalive != float("inf"):
-                keepalive.apply(entry.fd, self.policy.keepalive)
+            policy = self.policy
+            keepalive.bound(entry.fd, policy.keepalive, policy.probe_every, policy.send_timeout)
             self.sockets.add(entry.fd)
             this, state = weakref.ref(entry), weakref.ref(self)
             self.shell.watcher.watch(entry.fd, lambda: _on_end(state, this))
@@ -305,6 +311,8 @@ class State:
             # Else its driver has closed it, and the number may be another connection's by now.
             self.sockets.forget(entry.fd)
             self.shell.watcher.unwatch(entry.fd)
+            if traffic.has_unsent(entry.fd):
+                self.cut(entry)  # the goodbye would wait behind what the server does not take
         if entry.conn is not None:
             self.driver.close(entry.conn)
         cause = entry.cause or Cause.DISCARDED

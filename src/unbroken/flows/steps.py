@@ -23,7 +23,8 @@ class Connect:
 class Call:
     """Call a method of the driver (``ping``, ``begin``, ``commit``, ``rollback``, ``restore`` …) on a connection.
 
-    With a *timeout*, what still blocks then is aborted by a shutdown of the socket, whatever the driver.
+    What still blocks after *timeout* seconds (None: the setting for that method) is aborted by a shutdown of the socket,
+    whatever the driver.
     """
 
     method: str

@@ -10,6 +10,7 @@ from unbroken.flows.acquire import ping
 from unbroken.flows.leaks import bury_forgotten, is_leak, recover_strays, report_leaks
 from unbroken.flows.state import State
 from unbroken.flows.steps import Flow
+from unbroken.flows.windows import bear
 
 
 def schedule(state: State) -> None:
@@ -32,6 +33,7 @@ def _tick(state_ref: Callable[[], State | None]) -> None:
         state.upkeep_timer = None
         if state.kernel.closed:
             return
+        bear(state)
         due = not state.upkeep_running and _is_due(state, state.clock())
         state.upkeep_running = state.upkeep_running or due
         live = bool(state.kernel.size or state.forgotten or state.kernel.min_size)

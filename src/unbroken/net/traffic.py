@@ -20,6 +20,8 @@ from unbroken.net.borrow import borrowed
 _TCP_INFO = 11
 _LENGTH = 208
 _OFFSETS = struct.Struct("=144xI52xQ")
+# tcpi_unacked at 24, tcpi_last_ack_recv (milliseconds ago) at 56, tcpi_notsent_bytes (since Linux 4.6) at 144.
+_STANDING = struct.Struct("=24xI28xI84xI")
 
 
 class _Call(ctypes.Structure):
@@ -60,6 +62,30 @@ def counter(fd: int | None) -> Callable[[], int | None]:
 def segments_sent(fd: int | None) -> int | None:
     """The count once, for callers who do not look again and again: see :func:`counter`."""
     return counter(fd)()
+
+
+def unread_for(fd: int) -> float | None:
+    """Whether the other side takes no data though there is some to send: seconds since it last acknowledged anything.
+
+    None when nothing waits to be sent, or nothing is known. A server that is there answers the kernel's window probes all
+    the while, so the number stays small: it only does not read, being busy with what it has.
+    """
+    try:
+        with borrowed(fd) as sock:
+            unacked, last_ack, unsent = _STANDING.unpack(sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _STANDING.size))
+    except (OSError, struct.error):
+        return None
+    return last_ack / 1000 if unsent and not unacked else None
+
+
+def has_unsent(fd: int) -> bool:
+    """Whether data waits to be sent on *fd* because the other side takes none: to write more may take for ever."""
+    try:
+        with borrowed(fd) as sock:
+            _, _, unsent = _STANDING.unpack(sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _STANDING.size))
+    except (OSError, struct.error):
+        return False
+    return bool(unsent)
 
 
 def _unknown() -> None:

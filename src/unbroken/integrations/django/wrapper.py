@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -13,6 +14,7 @@ from django.utils.functional import cached_property
 
 from unbroken import errors
 from unbroken.errors import ConnectRejectedError, UnbrokenError, for_driver
+from unbroken.flows.bounds import bounded
 from unbroken.flows.steps import run
 from unbroken.integrations.django import pools
 from unbroken.integrations.django.held import Held, with_this_thread
@@ -155,7 +157,8 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     def _set_autocommit(self, autocommit: bool) -> None:
         """Django's. One that is lost just here is let go of if nothing is open on it: what was committed did not fail."""
         try:
-            super()._set_autocommit(autocommit)
+            with self._bounded("rollback"):
+                super()._set_autocommit(autocommit)
         except DatabaseError:
             usual = autocommit == self.settings_dict["AUTOCOMMIT"]
             if not (usual and self._settled and self._held is not None and self._held.is_dead):
@@ -193,8 +196,14 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         self._settled = True
 
     def _rollback(self) -> None:
-        super()._rollback()
+        with self._bounded("rollback"):
+            super()._rollback()
         self._settled = True
+
+    def _bounded(self, what: str) -> Any:
+        """The time that the pool's own call of that name has."""
+        held = self._held
+        return nullcontext() if held is None or held.is_inherited else bounded(held.state, what, held.entry)
 
     @cached_property  # type: ignore[untyped-decorator] # Django has no types
     def wrap_database_errors(self) -> Any:

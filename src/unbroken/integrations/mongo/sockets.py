@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from pymongo.monitoring import ConnectionClosedReason
 
-from unbroken.abc import Cause
+from unbroken.abc import Capabilities, Cause
+from unbroken.core.health import Policy
+from unbroken.net import keepalive
 from unbroken.net.severance import abort, identity, sever
+from unbroken.settings import Settings
 
 if TYPE_CHECKING:
     from unbroken.integrations.mongo.gate import Gate
+
+#: As for every other connection. PyMongo's own keepalive begins after two minutes, and it has no bound for what nobody acknowledges.
+_BOUNDS = Policy.decide(Settings(), Capabilities())
 
 #: By PyMongo's reasons. "stale", and None for a monitor's own, are not among them: they end for the gate's cause.
 _CAUSES: Mapping[str | None, Cause] = {
@@ -57,6 +63,7 @@ class Sockets:
         ref = weakref.ref(conn, functools.partial(self._forget, key))
         if fd is not None and who is not None:
             self._known[key] = (ref, fd, who)
+            keepalive.bound(fd, _BOUNDS.keepalive, _BOUNDS.probe_every, _BOUNDS.send_timeout)
         conn.close_conn = closing(ref, self, key)
 
     def _forget(self, key: int, _ref: Any = None) -> None:

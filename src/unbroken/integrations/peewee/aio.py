@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,6 +13,7 @@ from playhouse import db_url, pwasyncio
 from unbroken.abc import Cause
 from unbroken.aio import AsyncPool
 from unbroken.errors import UnbrokenError
+from unbroken.flows.bounds import bounded
 from unbroken.flows.steps import run_async
 from unbroken.integrations.peewee import plan
 from unbroken.integrations.peewee.again import AskedAgain
@@ -174,7 +175,8 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         while True:
             state, lent = pwasyncio.await_(self._pin())
             try:
-                super().begin(*args, **kwargs)
+                with bounded(lent.home, "begin", lent.entry):
+                    super().begin(*args, **kwargs)
                 state.conn.is_open = True
                 return
             except Exception:
@@ -196,7 +198,8 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         if state.conn is not None and state.conn.stale():
             pwasyncio.await_(self._drop(state))
         else:
-            super().rollback()
+            with nullcontext() if state.conn is None else bounded(state.conn.home, "rollback", state.conn.entry):
+                super().rollback()
             pwasyncio.await_(self._settle(state))
 
     async def _commit(self, lent: Any) -> None:
@@ -257,7 +260,7 @@ class AsyncPgAtomic(pwasyncio.AsyncPgAtomic):  # type: ignore[misc]
         while True:
             state, lent = await self.db._pin()
             try:
-                with lent.listening():
+                with lent.listening(), bounded(lent.home, "begin", lent.entry):
                     began = await super()._abegin()
                 self._lent = state.conn  # another one, if it was lost since
                 self._lent.is_open = True
@@ -281,7 +284,8 @@ class AsyncPgAtomic(pwasyncio.AsyncPgAtomic):  # type: ignore[misc]
     async def arollback(self, begin: bool = True) -> None:
         """What was lost is rolled back by the server."""
         if not self._lent.stale():
-            await super().arollback(False)
+            with bounded(self._lent.home, "rollback", self._lent.entry):
+                await super().arollback(False)
             self._lent.look()
         elif not self.db._state.transactions and self.db._state.conn is self._lent:
             await self.db._drop(self.db._state._current())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import peewee
 
+from unbroken.flows.bounds import bounded
 from unbroken.flows.steps import Call, run
 from unbroken.integrations.peewee import care
 from unbroken.integrations.peewee.again import lost_by
@@ -64,9 +66,16 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
         if loan is None or not (slot.begun or slot.open):
             send().execute("COMMIT")
             return
-        do = loan.state.shell.do
+        state = loan.state
         commit = Call("commit", loan.conn, loan.entry)  # peewee has a way of its own to send it
-        run(loan.commit(commit), lambda step: send().execute("COMMIT") if step is commit else do(step))
+
+        def do(step: Any) -> Any:
+            if step is not commit:
+                return state.shell.do(step)
+            with bounded(state, "commit", loan.entry):
+                return send().execute("COMMIT")
+
+        run(loan.commit(commit), do)
 
     def rollback(self) -> None:
         """As peewee's. A lost connection needs no ROLLBACK: the server has done it."""
@@ -77,7 +86,8 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
             slot.pins += 1
         try:
             if not slot.closed and not care.is_lost(slot):
-                with peewee.__exception_wrapper__:
+                loan = slot.loan
+                with peewee.__exception_wrapper__, nullcontext() if loan is None else bounded(loan.state, "rollback", loan.entry):
                     super().cursor().execute("ROLLBACK")
             slot.clean = True
         except BaseException as exc:

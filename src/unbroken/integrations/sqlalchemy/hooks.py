@@ -25,6 +25,7 @@ from unbroken.errors import (
     UnbrokenError,
     for_driver,
 )
+from unbroken.flows.bounds import bounded
 from unbroken.flows.loan import Loan
 from unbroken.flows.steps import Call, run
 from unbroken.integrations.sqlalchemy.body import VACANT
@@ -104,7 +105,8 @@ class Hooks:
             elif not home.is_in_step(entry, entry.conn):
                 Loan.of(home, entry, entry.conn).break_off()  # its end is the rollback
             elif not may_skip or ask(entry.conn) is not False:
-                original(connection)
+                with bounded(home, "rollback", entry):
+                    original(connection)
                 home.counters.rollbacks += 1
 
         return do_rollback
@@ -128,8 +130,14 @@ class Hooks:
                 return
 
             commit = Call("commit", entry.conn, entry)
-            do = home.shell.do_here
-            run(Loan.of(home, entry, entry.conn).commit(commit), lambda step: original(connection) if step is commit else do(step))
+
+            def do(step: Any) -> Any:
+                if step is not commit:
+                    return home.shell.do_here(step)
+                with bounded(home, "commit", entry):
+                    return original(connection)
+
+            run(Loan.of(home, entry, entry.conn).commit(commit), do)
 
         return do_commit
 
