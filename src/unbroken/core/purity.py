@@ -14,7 +14,7 @@ _CHANGES = frozenset({"INSERT", "DELETE", "MERGE", "REPLACE", "INTO", "CALL", "E
 _CALLS = frozenset(f"{word}(" for word in ("INSERT", "UPDATE", "DELETE", "MERGE", "NEXTVAL"))
 
 # Reserved in MySQL, MariaDB and PostgreSQL alike (or, in PostgreSQL, not allowed as a function's name).
-_RESERVED = words(
+RESERVED = words(
     "SELECT FROM WHERE AND OR NOT IN ON USING HAVING AS UNION ALL DISTINCT CASE WHEN THEN ELSE BETWEEN EXISTS LIMIT VALUES INTERVAL"
 )
 # Reserved in some of them only; but no call can stand where these words follow those.
@@ -34,7 +34,7 @@ _AFTER: dict[str, frozenset[str]] = {
 _NAMES_A_TABLE = frozenset({"AS", "WITH", "RECURSIVE"})  # … name (columns), or AS type(length)
 _BEFORE_PLAIN = frozenset("()=<>+-*/%|&^~!@#?:,")
 
-_PURE = words(
+PURE = words(
     """
     ABS ACOS ASIN ATAN ATAN2 CBRT CEIL CEILING CONV COS COT CRC32 DEGREES DIV EXP FLOOR GCD GREATEST LCM LEAST LN LOG LOG10 LOG2 MOD
     PI POW POWER RADIANS RAND RANDOM ROUND SIGN SIN SQRT TAN TRUNC TRUNCATE WIDTH_BUCKET
@@ -115,7 +115,7 @@ def _is_harmless(tokens: list[str], at: int, has_distinct_on: bool) -> bool:
     if previous in _NAMES_A_TABLE or (previous == ":" and before > 0 and tokens[before - 1] == ":"):
         return True  # AS x(a, b), AS decimal(10, 2), ::varchar(20)
     if previous == ".":
-        return is_adjacent and name in _PURE and before > 0 and tokens[before - 1] == "PG_CATALOG"
-    if name in _RESERVED or (is_adjacent and name in _PURE):
+        return is_adjacent and name in PURE and before > 0 and tokens[before - 1] == "PG_CATALOG"
+    if name in RESERVED or (is_adjacent and name in PURE):
         return True
     return name != QUOTED and previous in _AFTER.get(name, ()) and not (has_distinct_on and previous == ")")

@@ -45,13 +45,29 @@ def about_to_send(ledger: unit.Unit, conn_id: int, sql: str | bytes, autocommit:
 
 
 def answered(ledger: unit.Unit, conn_id: int, commits: bool | None, tag: str | bytes | None) -> None:
-    """Report the positive answer to a COMMIT or ROLLBACK. *tag* is the server's: a failed transaction's COMMIT says ROLLBACK."""
+    """Report the positive answer to a statement. *commits* is what :func:`about_to_send` gave.
+
+    *tag* is the server's: the COMMIT of a failed transaction says ROLLBACK.
+    """
     if commits is None:
-        return
-    if not commits:
+        ledger.acknowledged(conn_id=conn_id)
+    elif not commits:
         ledger.rolled_back(conn_id=conn_id)
     elif tag in ("ROLLBACK", b"ROLLBACK"):
         ledger.commit_failed(conn_id=conn_id)
         ledger.rolled_back(conn_id=conn_id)
     else:
         ledger.committed(conn_id=conn_id)
+
+
+def refused(ledger: unit.Unit, conn_id: int, commits: bool | None, sqlstate: str | None, text: str) -> None:
+    """Report the server's error in answer to one statement, where it proves that nothing of it was stored.
+
+    Not for a call that sends several statements: those before the error may be stored.
+    """
+    if commits is False or not refused_commit(sqlstate, text):
+        return
+    if commits:
+        ledger.commit_failed(conn_id=conn_id)
+    else:
+        ledger.acknowledged(conn_id=conn_id, stored=False)

@@ -18,6 +18,7 @@ from unbroken.drivers import _postgresql
 from unbroken.drivers._shared import class_of
 
 _IDLE = 0  # PQtransactionStatus
+_OK = 0  # PQstatus
 
 
 def real_pgconn(conn: Any) -> Any:
@@ -63,21 +64,20 @@ def _watched(base: Any) -> Any:
 
         def _start_query(self) -> Generator[Any, Any, None]:
             ledger = unit.current(id(self))
-            if ledger is not None and not self.__dict__.pop("_unbroken_told", False):
+            if ledger is not None and not self.__dict__.pop("_unbroken_told", False) and _can_send(self):
                 ledger.statement(None, _commits_itself(self), conn_id=id(self))  # a cursor that was made before the watch began
             yield from super()._start_query()
 
         def _exec_command(self, command: Any, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
             ledger = unit.current(id(self))
-            if ledger is None:
+            if ledger is None or not _can_send(self):
                 return (yield from super()._exec_command(command, *args, **kwargs))
             sql = _text(command, self)
             ends = _tell_command(ledger, id(self), sql, _commits_itself(self))
             try:
                 result = yield from super()._exec_command(command, *args, **kwargs)
             except psycopg.Error as error:
-                if ends and _postgresql.refused_commit(error.sqlstate, str(error)):
-                    ledger.commit_failed(conn_id=id(self))
+                _postgresql.refused(ledger, id(self), ends, error.sqlstate, str(error))
                 raise
             if result is not None:  # None: queued in a pipeline
                 _postgresql.answered(ledger, id(self), ends, result.command_status)
@@ -109,7 +109,7 @@ def _watched_cursor(base: Any) -> Any:
 
         def _start_query(self, query: Any = None) -> Generator[Any, Any, None]:
             conn, ledger = self._conn, unit.current(id(self._conn))
-            if ledger is None or not hasattr(type(conn), "unwatched"):
+            if ledger is None or not hasattr(type(conn), "unwatched") or not _can_send(conn):
                 yield from super()._start_query(query)
                 return
             autocommit = _commits_itself(conn)
@@ -125,20 +125,26 @@ def _watched_cursor(base: Any) -> Any:
                 conn.__dict__["_unbroken_ends"] = _postgresql.about_to_send(ledger, id(conn), sql, autocommit)
 
         def _execute_gen(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, None]:
-            state = self._conn.__dict__
+            conn = self._conn
+            conn.__dict__.pop("_unbroken_ends", None)
             try:
                 yield from super()._execute_gen(*args, **kwargs)
             except psycopg.Error as error:
-                ledger = unit.current(id(self._conn))
-                if state.pop("_unbroken_ends", None) and ledger is not None and _postgresql.refused_commit(error.sqlstate, str(error)):
-                    ledger.commit_failed(conn_id=id(self._conn))
+                ledger = unit.current(id(conn))
+                if ledger is not None and "_unbroken_ends" in conn.__dict__:  # it was sent
+                    _postgresql.refused(ledger, id(conn), conn.__dict__.pop("_unbroken_ends"), error.sqlstate, str(error))
                 raise
-            ends, ledger = state.pop("_unbroken_ends", None), unit.current(id(self._conn))
-            if ends is not None and ledger is not None and self.pgresult is not None and not self._conn._pipeline:
-                _postgresql.answered(ledger, id(self._conn), ends, self.pgresult.command_status)
+            ledger = unit.current(id(conn))
+            if ledger is not None and "_unbroken_ends" in conn.__dict__ and self.pgresult is not None and not conn._pipeline:
+                _postgresql.answered(ledger, id(conn), conn.__dict__.pop("_unbroken_ends"), self.pgresult.command_status)
 
     Watched.__name__ = Watched.__qualname__ = base.__name__
     return Watched
+
+
+def _can_send(conn: Any) -> bool:
+    """Whether libpq would send at all: a statement on a connection that it knows to be closed reaches nobody."""
+    return bool(real_pgconn(conn).status == _OK)
 
 
 def _commits_itself(conn: Any) -> bool | None:

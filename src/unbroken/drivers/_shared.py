@@ -125,6 +125,20 @@ def from_connect(error: BaseException) -> bool:
     return getattr(error, _MARK, False)
 
 
+_LOST = "_unbroken_lost"
+
+
+def lost(error: T) -> T:
+    """Mark *error*, which we make ourselves, as one after which its connection must not be used again."""
+    setattr(error, _LOST, True)
+    return error
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether *error* was marked by :func:`lost`."""
+    return getattr(error, _LOST, False)
+
+
 # ------------------------------------------------------------------------------- statements that a ledger must know
 
 _END = re.compile(rb"\s*(?:COMMIT|END)(?:\s+(?:WORK|TRANSACTION))?\s*;?\s*", re.IGNORECASE)

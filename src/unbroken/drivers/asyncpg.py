@@ -11,12 +11,12 @@ from typing import Any
 from urllib.parse import quote
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
-from unbroken.core import unit
 from unbroken.core.fault import one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
+from unbroken.drivers._asyncpg_layer import SENDS, Layer, noting, unknown
 from unbroken.drivers._base import Awaited
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
-from unbroken.drivers._shared import boolean, coerce, dial_async, from_connect, number, seconds, whole, without_target
+from unbroken.drivers._shared import boolean, class_of, coerce, dial_async, from_connect, number, seconds, whole, without_target
 
 NAME = "asyncpg"
 SCHEMES = ("postgresql+asyncpg",)
@@ -52,6 +52,10 @@ _SEAMS = (
     Seam(_PROTOCOL, "copy_out", ("self", "copy_stmt", ...)),
     Seam(_PROTOCOL, "is_in_transaction", ("self",)),
     Seam(_PROTOCOL, "_is_cancelling", ("self",)),
+    *(Seam(_PROTOCOL, name) for name in ("is_connected", "queries_count", *sorted(SENDS))),
+    *(Seam(_CONNECTION, name) for name in ("_listeners", "_log_listeners", "_query_loggers", "_termination_listeners")),
+    *(Seam(_CONNECTION, name, None, ("_introspect_type",)) for name in ("set_type_codec", "reset_type_codec", "set_builtin_type_codec")),
+    Seam(_CONNECTION, "get_reset_query", ("self",)),
     Seam("asyncpg.protocol.protocol", "PreparedStatementState"),
 )  # fmt: skip
 
@@ -86,8 +90,20 @@ class AsyncDriver(Awaited):
     async def _dial(self, timeout: float) -> Connection:
         async with asyncio.timeout(timeout):
             if self._connect is not None:
-                return await self._connect()
-            return await self._asyncpg.connect(**self._arguments, timeout=timeout)
+                return self._known(await self._connect())
+            return self._known(await self._asyncpg.connect(**self._arguments, timeout=timeout))
+
+    def _known(self, conn: Connection) -> Connection:
+        """*conn* with our layer in front of its protocol, by a class that notes what a holder changes."""
+        if self.is_known and getattr(conn, "_protocol", None) is not None and not isinstance(conn._protocol, Layer):
+            try:
+                layer = Layer(conn._protocol, id(conn))
+            except AttributeError as missing:
+                self.go_blind(one_line(missing))
+                return conn
+            conn.__class__ = noting(class_of(conn))
+            conn._protocol = layer
+        return conn
 
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
         """asyncpg's own, in place of Python's DB-API."""
@@ -114,6 +130,12 @@ class AsyncDriver(Awaited):
 
     async def probe(self, conn: Connection) -> str | None:
         """What is wrong with what our layer reports and asyncpg tells; None: nothing. Five round trips."""
+        layer = conn._protocol
+        if not isinstance(layer, Layer):
+            return "its connection has no protocol of the known kind"
+        protocol: Any = type(layer.real)
+        if (flaw := unknown(protocol)) is not None:
+            return flaw
         with Trial(self, conn) as trial:
             if self.is_in_transaction(conn):  # the caller's own connect= began it: it must stay as it is
                 await conn.fetchval(PROBE)
@@ -126,7 +148,7 @@ class AsyncDriver(Awaited):
             closed = self.is_in_transaction(conn)
             under_way = asyncio.ensure_future(conn.execute(PROBE))
             await asyncio.sleep(0)
-            busy = not self.is_quiet(conn)
+            busy = layer.may_be_busy and not self.is_quiet(conn)
             await under_way
         flaw = trial.flaw(_REPORTS) or flaw_of_status(opened, closed)
         return flaw or (None if busy and self.is_quiet(conn) else "its connection does not tell when an answer is due")
@@ -141,6 +163,7 @@ class AsyncDriver(Awaited):
 
     async def begin(self, conn: Connection) -> None:
         """Start a transaction of asyncpg's own, so that the application's ``conn.transaction()`` becomes a savepoint in it."""
+        self._check_open(conn)
         if conn._top_xact is not None and not conn.is_in_transaction():
             conn._top_xact = None  # ended by a COMMIT written as text: asyncpg would send a SAVEPOINT
         await conn.transaction().start()
@@ -150,6 +173,7 @@ class AsyncDriver(Awaited):
 
         Raises InFailedSQLTransactionError where PostgreSQL answered that with a rollback.
         """
+        self._check_open(conn)
         if conn._top_xact is None or not conn.is_in_transaction():
             await self._end(conn, "commit")
             return
@@ -160,7 +184,12 @@ class AsyncDriver(Awaited):
 
     async def rollback(self, conn: Connection) -> None:
         """Likewise."""
+        self._check_open(conn)
         await self._end(conn, "rollback")
+
+    def _check_open(self, conn: Connection) -> None:
+        if conn.is_closed():  # asyncpg's own methods would fail for want of a protocol
+            raise self._asyncpg.InterfaceError("connection is closed")
 
     async def _end(self, conn: Connection, how: str) -> None:
         outer = conn._top_xact  # the outermost transaction object; asyncpg keeps it for its own nesting
@@ -170,6 +199,62 @@ class AsyncDriver(Awaited):
             await getattr(outer, how)()
         else:
             await conn.execute(how.upper())
+
+    def traits(self, conn: Connection) -> Any:
+        """Listeners of every kind. What was sent is followed by the layer, and codecs are noted by it."""
+        try:
+            listeners = {channel: set(callbacks) for channel, callbacks in conn._listeners.items()}
+            return listeners, set(conn._log_listeners), set(conn._query_loggers), set(conn._termination_listeners)
+        except Exception:  # another make of connection
+            return None
+
+    def is_clean(self, conn: Connection, traits: Any) -> bool:
+        """Every answer was read, nothing is open, and nothing was left on the session or the connection."""
+        try:
+            layer = conn._protocol
+            listeners, log_listeners, query_loggers, termination_listeners = traits
+            if (
+                layer.residue
+                or layer.changed_codecs
+                or not layer.is_connected()
+                or layer.is_in_transaction()
+                or conn._listeners != listeners
+                or conn._log_listeners != log_listeners
+                or conn._query_loggers != query_loggers
+                or conn._termination_listeners != termination_listeners
+                or (layer.may_be_busy and not self.is_quiet(conn))
+            ):
+                return False
+            conn._top_xact = None  # ended by a COMMIT written as text, perhaps: asyncpg's own nesting would not know
+        except Exception:  # closed, or of another make
+            return False
+        return True
+
+    async def restore(self, conn: Connection, traits: Any) -> None:
+        """As asyncpg's own pool does, but only what is due: one round trip for the session, one for each codec that was set.
+
+        Raises InterfaceError where the caller's own ``connect=`` may have changed the session before: what it set cannot be
+        told from what the holder set.
+        """
+        self._check_open(conn)
+        layer = conn._protocol
+        if traits is None or self.is_in_transaction(conn) is not False or (not layer.was_new and (layer.residue or layer.changed_codecs)):
+            raise self._asyncpg.InterfaceError("the connection cannot be put back to what it was")
+        listeners, log_listeners, query_loggers, termination_listeners = traits
+        conn._listeners.clear()
+        conn._listeners.update({channel: set(callbacks) for channel, callbacks in listeners.items()})
+        for found, wanted in (
+            (conn._log_listeners, log_listeners), (conn._query_loggers, query_loggers),
+            (conn._termination_listeners, termination_listeners),
+        ):  # fmt: skip
+            found.clear()
+            found.update(wanted)
+        if layer.residue:
+            await conn.execute(f"{conn.get_reset_query()}\n{_MORE_RESETS}")
+            layer.residue = False
+        for typename, schema in list(layer.changed_codecs):
+            await conn.reset_type_codec(typename, schema=schema)
+            layer.changed_codecs.discard((typename, schema))
 
     async def idle_limit(self, conn: Connection) -> float | None:
         """``idle_session_timeout`` of this session."""
@@ -202,9 +287,18 @@ class AsyncDriver(Awaited):
 
     def is_quiet(self, conn: Connection) -> bool:
         """Whether asyncpg would accept a new command now."""
-        if conn.is_closed() or conn._protocol._is_cancelling() or conn._stmt_exclusive_section._acquired:
+        try:
+            layer = conn._protocol
+            if conn.is_closed() or layer._is_cancelling() or conn._stmt_exclusive_section._acquired:
+                return False
+            if not layer.may_be_busy:
+                return True
+            if not self._accepts(layer.real):
+                return False
+            layer.may_be_busy = False
+        except Exception:  # closed meanwhile, or of another make
             return False
-        return self._accepts(_unseen(conn._protocol))
+        return True
 
     def _accepts(self, protocol: Any) -> bool:
         # The protocol's state is hidden in C. It is checked first thing by every command, before the arguments are:
@@ -254,16 +348,19 @@ class AsyncDriver(Awaited):
         return None if conn.is_closed() else str(conn.get_server_pid())
 
     def watch(self, conn: Connection) -> None:
-        """Put a reporting layer between the connection and its protocol, through which all of asyncpg goes."""
-        if conn._protocol is not None and not isinstance(conn._protocol, _Seen):
-            conn._protocol = _Seen(conn._protocol, id(conn))
+        """Our layer reports from now on."""
+        self._known(conn)
+        if isinstance(conn._protocol, Layer):
+            conn._protocol.watched = True
 
     def unwatch(self, conn: Connection) -> None:
-        """Take that layer away."""
-        if isinstance(conn._protocol, _Seen):
-            conn._protocol = conn._protocol._real
+        """No more reports."""
+        if isinstance(conn._protocol, Layer):
+            conn._protocol.watched = False
 
 
+#: What asyncpg's own reset leaves behind.
+_MORE_RESETS = "RESET ROLE; RESET SESSION AUTHORIZATION; DISCARD TEMP;"
 _REPORTS = (("BEGIN", True), (PROBE, False), "committing", "committed", (PROBE, True))
 
 
@@ -285,66 +382,6 @@ class _NotEncodable:
 
 _REFUSED = _Refused()
 _PROBE = _NotEncodable()
-
-
-def _unseen(protocol: Any) -> Any:
-    return protocol._real if isinstance(protocol, _Seen) else protocol
-
-
-class _Seen:
-    """asyncpg's protocol, reporting. Connection, PreparedStatement, Cursor and Transaction all send through it."""
-
-    __slots__ = ("_conn_id", "_real")
-
-    def __init__(self, real: Any, conn_id: int) -> None:
-        self._real, self._conn_id = real, conn_id
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-    async def query(self, query: Any, timeout: Any) -> Any:
-        """``execute`` without arguments, ``transaction()``."""
-        return await self._sent(query, self._real.query(query, timeout))
-
-    async def bind_execute(self, state: Any, *args: Any, **kwargs: Any) -> Any:
-        """``fetch…``, ``execute`` with arguments, prepared statements, cursors."""
-        return await self._sent(state.query, self._real.bind_execute(state, *args, **kwargs))
-
-    async def bind_execute_many(self, state: Any, *args: Any, **kwargs: Any) -> Any:
-        """``executemany``, ``fetchmany``."""
-        return await self._sent(state.query, self._real.bind_execute_many(state, *args, **kwargs))
-
-    async def bind(self, state: Any, *args: Any, **kwargs: Any) -> Any:
-        """A cursor's portal."""
-        return await self._sent(state.query, self._real.bind(state, *args, **kwargs))
-
-    async def copy_in(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
-        """``copy_to_table``, ``copy_records_to_table``."""
-        return await self._sent(copy_stmt, self._real.copy_in(copy_stmt, *args, **kwargs))
-
-    async def copy_out(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
-        """``copy_from_table``, ``copy_from_query``."""
-        return await self._sent(copy_stmt, self._real.copy_out(copy_stmt, *args, **kwargs))
-
-    async def _sent(self, sql: Any, sending: Awaitable[Any]) -> Any:
-        ledger = unit.current(self._conn_id)
-        if ledger is None:
-            return await sending
-        ends = _postgresql.about_to_send(ledger, self._conn_id, str(sql), not self._real.is_in_transaction())
-        try:
-            result = await sending
-        except Exception as error:
-            if ends and _postgresql.refused_commit(getattr(error, "sqlstate", None), str(error)):
-                ledger.commit_failed(conn_id=self._conn_id)
-            raise
-        _postgresql.answered(ledger, self._conn_id, ends, _tag(result))
-        return result
-
-
-def _tag(result: Any) -> str | bytes | None:
-    if isinstance(result, tuple) and len(result) > 1:
-        result = result[1]  # bind_execute with its status
-    return result if isinstance(result, (str, bytes)) else None
 
 
 def _arguments(target: Target) -> tuple[dict[str, Any], float | None]:

@@ -16,13 +16,13 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
+from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
 from unbroken.core import unit
 from unbroken.core.fault import chain, one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
-from unbroken.drivers._shared import boolean, class_of, coerce, dial, from_connect, optional_boolean, seconds, without_target
+from unbroken.drivers._shared import boolean, class_of, coerce, dial, from_connect, is_lost, lost, optional_boolean, seconds, without_target
 from unbroken.errors import ConfigurationError
 
 NAME = "pg8000"
@@ -157,7 +157,7 @@ class Driver(Blocking):
         """What is wrong with what our subclass reports and tells; None: nothing. Four round trips."""
         if not hasattr(conn, "cursor"):
             return self._probe_native(conn)
-        autocommit, cursor = conn.autocommit, conn.cursor()
+        autocommit, cursor, sent = conn.autocommit, conn.cursor(), conn._seen_sent
         with Trial(self, conn) as trial:
             if self.is_in_transaction(conn):  # the caller's own connect= began it: it must stay as it is
                 cursor.execute(PROBE)
@@ -170,6 +170,8 @@ class Driver(Blocking):
             conn.autocommit = True
             cursor.execute(PROBE)
             conn.autocommit = autocommit
+        if conn._seen_sent - sent != len([each for each in _REPORTS if each != "committed"]) or not conn._seen_answers:
+            return "its connection does not tell when an answer is due"
         return trial.flaw(_REPORTS) or flaw_of_status(opened, closed)
 
     def _probe_native(self, conn: Connection) -> str | None:
@@ -206,12 +208,8 @@ class Driver(Blocking):
         self._end(conn, "rollback")
 
     def _end(self, conn: Connection, how: str) -> None:
-        if self.is_in_transaction(conn) is False:
-            return
-        if not self.is_quiet(conn):
-            # It does not mind, and would take the answer that is still to come for this one's.
-            raise self.errors[0]("connection is closed, or out of step: an answer of the server was not read")
-        conn.execute_simple(how.upper())
+        if self.is_in_transaction(conn) is not False:
+            conn.execute_simple(how.upper())
 
     def idle_limit(self, conn: Connection) -> float | None:
         """``idle_session_timeout`` of this session."""
@@ -236,14 +234,55 @@ class Driver(Blocking):
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
         """From the last ReadyForQuery; None in the middle of an exchange."""
-        return conn._transaction_status != b"I" if self.is_quiet(conn) else None
+        return bool(conn._transaction_status != b"I") if self.is_quiet(conn) else None
 
     def is_quiet(self, conn: Connection) -> bool:
-        """Whether the last statement was answered in full."""
-        return conn._usock is not None and not conn.__dict__.get("_seen_busy", True)
+        """Whether every statement was answered in full."""
+        try:
+            return bool(conn._usock is not None and conn._seen_sent == conn._seen_answered)
+        except AttributeError:  # another make of connection
+            return False
+
+    def traits(self, conn: Connection) -> Any:
+        """Autocommit, and how many types were registered."""
+        return getattr(conn, "autocommit", None), len(getattr(conn, "_seen_registered", ()))
+
+    def is_clean(self, conn: Connection, traits: Any) -> bool:
+        """Answered in full, with nothing open, and the traits are as they were; the server said nothing unasked."""
+        try:
+            return (
+                conn._seen_sent == conn._seen_answered
+                and conn._transaction_status == b"I"
+                and conn._usock is not None
+                and (getattr(conn, "autocommit", None), len(conn._seen_registered)) == traits
+                and conn._xid is None
+                and not conn.notices
+                and not conn.notifications
+            )
+        except Exception:
+            return False
+
+    def restore(self, conn: Connection, traits: Any) -> None:
+        """No round trip: pg8000 sends none of it to the server."""
+        if self.is_in_transaction(conn) is not False or conn._xid is not None:
+            raise lost(self.errors[0](_OUT_OF_STEP))
+        autocommit, registered = traits
+        if autocommit is not None:
+            conn.autocommit = autocommit
+        while len(conn._seen_registered) > registered:
+            types, key, before = conn._seen_registered[-1]
+            if before is _MISSING:
+                types.pop(key, None)
+            else:
+                types[key] = before
+            conn._seen_registered.pop()
+        conn.notices.clear()
+        conn.notifications.clear()
 
     def classify(self, exc: BaseException) -> Fault:
         """By SQLSTATE; by the system's error where there is none."""
+        if is_lost(exc):
+            return Fault(FaultKind.LOST, Cause.CANCELLED, None, str(exc))
         connecting = from_connect(exc)
         return replace(fault := self._fault(exc, connecting), text=one_line(fault.text, self.target.password))
 
@@ -314,7 +353,10 @@ def exact(base: Any) -> Any:
         _transaction_status: bytes | None
 
         def _seen_new(self) -> None:
-            self._seen_busy, self._seen_error, self._seen_answers = False, None, 0
+            #: Statements sent, and statements answered. Equal: nothing is under way, nothing is half read.
+            self._seen_sent = self._seen_answered = 0
+            self._seen_error, self._seen_answers = None, 0
+            self._seen_registered: list[tuple[Any, Any, Any]] = []  # what to undo
             if self._transaction_status is None:  # pg8000 forgets what the login ended with
                 self._transaction_status = b"I"
 
@@ -326,6 +368,14 @@ def exact(base: Any) -> Any:
                 self._seen_answers += 1
                 self._seen_error = context.error
 
+        def register_out_adapter(self, typ: Any, out_func: Any) -> None:
+            _register(self, self.py_types, typ)
+            super().register_out_adapter(typ, out_func)
+
+        def register_in_adapter(self, oid: Any, in_func: Any) -> None:
+            _register(self, self.pg_types, oid)
+            super().register_in_adapter(oid, in_func)
+
     for name, in_step in _WAYS.items():
         _followed(Connection, base, name, in_step)
     Connection.__name__ = Connection.__qualname__ = base.__name__
@@ -336,18 +386,38 @@ def _followed(cls: Any, base: Any, name: str, in_step: tuple[int, ...]) -> None:
     send = getattr(base, name)
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self._seen_busy, self._seen_answers = True, 0
+        if self._seen_sent != self._seen_answered:  # pg8000 would take the answer that is still to come for this one's
+            raise lost(_error()(_OUT_OF_STEP))
+        self._seen_sent += 1
+        self._seen_answers = 0
         try:
             result = send(self, *args, **kwargs)
         except BaseException as error:
             if error is self._seen_error and self._seen_answers in in_step:
-                self._seen_busy = False
+                self._seen_answered = self._seen_sent
             raise
-        self._seen_busy = False
+        self._seen_answered = self._seen_sent
         return result
 
     method.__name__, method.__doc__ = name, send.__doc__
     setattr(cls, name, method)
+
+
+_MISSING = object()
+
+
+def _register(conn: Any, types: Any, key: Any) -> None:
+    conn._seen_registered.append((types, key, types.get(key, _MISSING)))
+
+
+@cache
+def _error() -> Any:
+    from pg8000.exceptions import InterfaceError
+
+    return InterfaceError
+
+
+_OUT_OF_STEP = "connection is closed, or out of step: an answer of the server was not read to its end"
 
 
 def watched(base: Any) -> Any:
@@ -376,7 +446,7 @@ def _watched(base: Any) -> Any:
 
 def _sent(conn: Any, statement: Any, send: Callable[[], Any]) -> Any:
     ledger = unit.current(id(conn))
-    if ledger is None:
+    if ledger is None or conn._usock is None or conn._seen_sent != conn._seen_answered:  # then nothing is sent
         return send()
     failed = conn._transaction_status == b"E"
     ends = _postgresql.about_to_send(ledger, id(conn), str(statement), conn._transaction_status == b"I")
@@ -390,12 +460,12 @@ def _sent(conn: Any, statement: Any, send: Callable[[], Any]) -> Any:
 
 
 def _tell_refused(ledger: unit.Unit, conn: Any, ends: bool | None, failed: bool, error: Exception) -> None:
-    if not ends or conn.__dict__.get("_seen_busy", True):
+    if conn._seen_sent != conn._seen_answered:
         return
-    if failed and conn._transaction_status == b"I":  # "in failed transaction block": the server rolled back
+    if ends and failed and conn._transaction_status == b"I":  # "in failed transaction block": the server rolled back
         _postgresql.answered(ledger, id(conn), True, "ROLLBACK")
-    elif error.args and isinstance(error.args[0], dict) and _postgresql.refused_commit(error.args[0].get("C"), str(error)):
-        ledger.commit_failed(conn_id=id(conn))
+    elif error.args and isinstance(error.args[0], dict):
+        _postgresql.refused(ledger, id(conn), ends, error.args[0].get("C"), str(error))
 
 
 # ---------------------------------------------------------------------------------------------- TLS

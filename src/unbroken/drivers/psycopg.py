@@ -12,13 +12,25 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
+from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
 from unbroken.core.fault import one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Awaited, Base, Blocking
+from unbroken.drivers._psycopg_traits import Traits, is_as_opened, keep_adapters, noting, put_back, traits_of
 from unbroken.drivers._psycopg_watch import real_pgconn, watched
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
-from unbroken.drivers._shared import coerce, dial, dial_async, from_connect, optional_boolean, whole, without_target
+from unbroken.drivers._shared import (
+    class_of,
+    coerce,
+    dial,
+    dial_async,
+    from_connect,
+    is_lost,
+    lost,
+    optional_boolean,
+    whole,
+    without_target,
+)
 from unbroken.errors import ConfigurationError
 
 NAME = "psycopg"
@@ -46,12 +58,25 @@ _SEAMS = (
     Seam("psycopg.transaction:BaseTransaction", "_commit_gen", ("self",), ("_exec_command",)),
     Seam("psycopg.transaction:BaseTransaction", "_rollback_gen", ("self", "exc_val"), ("_exec_command",)),
     Seam("psycopg:Connection", "_connect_gen", ("conninfo",)),
+    Seam(_CONNECTION, "_commit_gen", None, ("_num_transactions", "_tpc", "_pipeline")),
+    Seam(_CONNECTION, "_get_tx_start_command", None, ("_begin_statement",)),
+    Seam(_CONNECTION, "__init__", None, ("pgconn", "_adapters", "_prepared", "_closed", "_notice_handlers", "_notify_handlers")),
+    Seam(_CONNECTION, "__init__", None, ("_isolation_level", "_read_only", "_deferrable", "_autocommit")),
+    Seam("psycopg:Connection", "commit", ("self",), ("lock", "_commit_gen")),
+    Seam("psycopg:AsyncConnection", "commit", ("self",), ("lock", "_commit_gen")),
+    Seam("psycopg:Cursor", "execute", ("self", "query", ...), ("lock", "_execute_gen")),
+    Seam("psycopg:AsyncCursor", "execute", ("self", "query", ...), ("lock", "_execute_gen")),
+    Seam("psycopg._preparing:PrepareManager", "get", None, ("prepare_threshold",)),
+    Seam("psycopg._adapters_map:AdaptersMap", "register_dumper", ("self", "cls", "dumper")),
+    Seam("psycopg._adapters_map:AdaptersMap", "register_loader", ("self", "oid", "loader")),
+    Seam("psycopg._typeinfo:TypesRegistry", "add", ("self", "info")),
     Seam("psycopg.generators", "execute"),
     Seam("psycopg.waiting", "Ready"),
 )  # fmt: skip
 
 _IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3  # PQtransactionStatus; 1 is active, 4 unknown
 _OK = 0  # PQstatus
+_IN_PROGRESS = "another command is already in progress"  # libpq's word for a connection that is out of step
 _FATAL = 7  # PGRES_FATAL_ERROR
 _MINIMUM = 2  # psycopg's (and libpq's) shortest connect_timeout; what is shorter is held by _Bounded
 
@@ -95,14 +120,59 @@ class _Base(Base):
         return bool(pgconn.transaction_status == _IDLE and not pgconn.pipeline_status)
 
     def is_quiet(self, conn: Connection) -> bool:
-        """Whether libpq waits for nothing."""
+        """Whether libpq waits for nothing, and nobody holds the connection's lock: a half-read ``stream()`` does, and
+        ``notifies()`` that was left in a variable; whoever asked for the lock would wait for ever.
+        """
         pgconn = real_pgconn(conn)
-        return pgconn.status == _OK and pgconn.transaction_status in (_IDLE, _IN_TRANSACTION, _IN_ERROR) and not pgconn.pipeline_status
+        return (
+            pgconn.status == _OK
+            and pgconn.transaction_status in (_IDLE, _IN_TRANSACTION, _IN_ERROR)
+            and not pgconn.pipeline_status
+            and not conn.lock.locked()
+        )
+
+    def traits(self, conn: Connection) -> Traits | None:
+        """Transactions' modes, factories, adapters, handlers: all that psycopg keeps for a connection."""
+        try:
+            keep_adapters(conn)
+            return traits_of(conn)
+        except Exception:  # another make of connection
+            return None
+
+    def is_clean(self, conn: Connection, traits: Any) -> bool:
+        """libpq is idle, the lock is free and the traits are as they were."""
+        try:
+            return (
+                conn.pgconn.transaction_status == _IDLE
+                and not conn.lock.locked()
+                and (not conn._unbroken_changed or is_as_opened(conn, traits))
+            )
+        except Exception:  # something was taken away, or replaced
+            return False
+
+    def _known(self, conn: Connection) -> Connection:
+        """A connection of the caller's own making, by a class that notes changes."""
+        if self.is_known:
+            conn.__class__ = noting(class_of(conn))
+        return conn
+
+    def _restore(self, conn: Connection, traits: Any) -> None:
+        if traits is None or not put_back(conn, traits):
+            raise self._out_of_step()
+
+    def _out_of_step(self) -> BaseException:
+        return lost(self._psycopg.OperationalError("the connection is out of step: an answer was not read to its end"))
+
+    def _check_free(self, conn: Connection) -> None:
+        if conn.lock.locked():
+            raise self._out_of_step()
 
     def classify(self, exc: BaseException) -> Fault:
         """By SQLSTATE; by libpq's words where it gives none, as for a failed connect."""
         connecting = from_connect(exc)
-        if not isinstance(exc, self._psycopg.Error):
+        if is_lost(exc):
+            fault = Fault(FaultKind.LOST, Cause.CANCELLED, None, str(exc))
+        elif not isinstance(exc, self._psycopg.Error):
             fault = os_fault(exc, connecting=connecting)
         elif isinstance(exc, self._psycopg.errors.ConnectionTimeout):
             fault = os_fault(TimeoutError(str(exc)), connecting=connecting)
@@ -110,7 +180,8 @@ class _Base(Base):
             fault = postgres_fault(exc.sqlstate, str(exc), connecting=connecting)
             if fault.kind is FaultKind.OTHER and isinstance(exc, self._psycopg.OperationalError) and exc.sqlstate is None:
                 pgconn = getattr(exc, "pgconn", None)
-                fault = replace(fault, kind=FaultKind.LOST) if pgconn is not None and pgconn.status != _OK else fault
+                gone = pgconn is not None and pgconn.status != _OK
+                fault = replace(fault, kind=FaultKind.LOST) if gone or _IN_PROGRESS in str(exc) else fault
         return replace(fault, text=one_line(fault.text, self.target.password))
 
     def session_id(self, conn: Connection) -> str | None:
@@ -174,11 +245,13 @@ class Driver(Blocking, _Base):
     def connect(self, timeout: float) -> Connection:
         """*timeout* bounds all hosts and addresses together, and the handshake. Name lookup is the system's."""
         if self._connect is not None:
-            return dial(self._connect)
+            return self._known(dial(self._connect))
         if not self.is_known:
             return dial(lambda: self._psycopg.Connection.connect(**self._timeout_arguments(timeout)))
         return dial(
-            lambda: _within(self._limit(timeout), lambda: _bounded(self._psycopg.Connection).connect(**self._timeout_arguments(timeout)))
+            lambda: _within(
+                self._limit(timeout), lambda: _bounded(noting(self._psycopg.Connection)).connect(**self._timeout_arguments(timeout))
+            )
         )
 
     def ping(self, conn: Connection, timeout: float) -> None:
@@ -191,13 +264,19 @@ class Driver(Blocking, _Base):
 
     def commit(self, conn: Connection) -> None:
         """psycopg sends nothing where nothing is open. Raises InFailedSqlTransaction where that was a rollback."""
+        self._check_free(conn)
         failed = self._is_failed(conn)
         conn.commit()
         self._tell(failed)
 
     def rollback(self, conn: Connection) -> None:
         """Likewise."""
+        self._check_free(conn)
         conn.rollback()
+
+    def restore(self, conn: Connection, traits: Any) -> None:
+        """No round trip: psycopg sends its modes with the next BEGIN."""
+        self._restore(conn, traits)
 
     def idle_limit(self, conn: Connection) -> float | None:
         """``idle_session_timeout`` of this session."""
@@ -222,6 +301,7 @@ class Driver(Blocking, _Base):
         return trial.flaw(_REPORTS) or flaw_of_status(opened, closed)
 
     def _run(self, conn: Connection, query: bytes, timeout: float) -> Any:
+        self._check_free(conn)
         with conn.lock:
             pgconn = self._check_usable(conn)
             exchange = self._exchange(pgconn, query)
@@ -252,8 +332,9 @@ class AsyncDriver(Awaited, _Base):
         try:
             async with asyncio.timeout(self._limit(timeout)):
                 if self._connect is not None:
-                    return await self._connect()
-                return await self._psycopg.AsyncConnection.connect(**self._timeout_arguments(timeout))
+                    return self._known(await self._connect())
+                kind = self._psycopg.AsyncConnection
+                return await (noting(kind) if self.is_known else kind).connect(**self._timeout_arguments(timeout))
         except TimeoutError:
             raise self._psycopg.errors.ConnectionTimeout("connection timeout expired") from None
 
@@ -267,13 +348,19 @@ class AsyncDriver(Awaited, _Base):
 
     async def commit(self, conn: Connection) -> None:
         """psycopg sends nothing where nothing is open. Raises InFailedSqlTransaction where that was a rollback."""
+        self._check_free(conn)
         failed = self._is_failed(conn)
         await conn.commit()
         self._tell(failed)
 
     async def rollback(self, conn: Connection) -> None:
         """Likewise."""
+        self._check_free(conn)
         await conn.rollback()
+
+    async def restore(self, conn: Connection, traits: Any) -> None:
+        """No round trip: psycopg sends its modes with the next BEGIN."""
+        self._restore(conn, traits)
 
     async def idle_limit(self, conn: Connection) -> float | None:
         """``idle_session_timeout`` of this session."""
@@ -298,6 +385,7 @@ class AsyncDriver(Awaited, _Base):
         return trial.flaw(_REPORTS) or flaw_of_status(opened, closed)
 
     async def _run(self, conn: Connection, query: bytes, timeout: float) -> Any:
+        self._check_free(conn)
         async with conn.lock:
             pgconn = self._check_usable(conn)
             exchange = self._exchange(pgconn, query)

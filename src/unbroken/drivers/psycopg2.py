@@ -38,7 +38,8 @@ RANK = 20  # after psycopg 3
 _CONNECTION, _CURSOR = "psycopg2.extensions:connection", "psycopg2.extensions:cursor"
 _SEAMS = (  # written in C, so without a shape to look at
     *(Seam(_CONNECTION, name) for name in ("cursor", "commit", "rollback", "status", "autocommit", "closed", "cursor_factory")),
-    *(Seam(_CONNECTION, name) for name in ("get_transaction_status", "set_isolation_level", "reset", "lobject")),
+    *(Seam(_CONNECTION, name) for name in ("get_transaction_status", "set_isolation_level", "reset", "lobject", "set_session")),
+    *(Seam(_CONNECTION, name) for name in ("isolation_level", "readonly", "deferrable", "encoding", "notices", "string_types")),
     *(Seam(_CONNECTION, name) for name in ("tpc_begin", "tpc_prepare", "tpc_commit", "tpc_rollback")),
     *(Seam(_CURSOR, name) for name in ("execute", "executemany", "callproc", "copy_expert", "copy_from", "copy_to", "statusmessage")),
 )
@@ -175,6 +176,53 @@ class Driver(Blocking):
         """Whether libpq waits for nothing."""
         return not conn.closed and conn.get_transaction_status() in (_IDLE, _IN_TRANSACTION, _IN_ERROR)
 
+    def traits(self, conn: Connection) -> Any:
+        """Transactions' modes, encoding, typecasters, cursor factory, and what the server said without being asked."""
+        try:
+            return _traits(conn)
+        except Exception:  # closed
+            return None
+
+    def is_clean(self, conn: Connection, traits: Any) -> bool:
+        """libpq is idle, psycopg2 agrees, and the traits are as they were."""
+        try:
+            return (
+                conn.get_transaction_status() == _IDLE
+                and (conn.status == _READY or (conn.autocommit and not conn.closed))
+                and (not conn._changed or self._is_as_opened(conn, traits))
+                and not conn.notices
+                and conn.string_types == traits[0]
+            )
+        except AttributeError:  # of the caller's own making: it does not note changes
+            return self._is_as_opened(conn, traits)
+        except Exception:
+            return False
+
+    def _is_as_opened(self, conn: Connection, traits: Any) -> bool:
+        if self.is_in_transaction(conn) is not False or self.traits(conn) != traits:
+            return False
+        if hasattr(type(conn), "_reports"):
+            conn.__dict__["_changed"] = False
+        return True
+
+    def restore(self, conn: Connection, traits: Any) -> None:
+        """No round trip, unless the client's encoding was changed, or modes in autocommit: psycopg2 sends those at once."""
+        if traits is None or self.is_in_transaction(conn) is not False:
+            raise self._psycopg2.InterfaceError("connection is closed, or in a transaction")
+        types, binary, autocommit, modes, encoding, factory, notices, notifies = traits
+        if encoding != conn.encoding:
+            conn.set_client_encoding(encoding)
+        if modes != _modes(conn):
+            conn.isolation_level, conn.readonly, conn.deferrable = modes
+        if conn.autocommit != autocommit:
+            conn.autocommit = autocommit
+        conn.cursor_factory = factory
+        for found, wanted in ((conn.string_types, types), (conn.binary_types, binary)):
+            if found != wanted:
+                found.clear()
+                found.update(wanted)
+        conn.notices, conn.notifies = list(notices), list(notifies)
+
     def classify(self, exc: BaseException) -> Fault:
         """By SQLSTATE; by libpq's words where psycopg2 gives none, as for every connection that was lost."""
         connecting = from_connect(exc)
@@ -213,6 +261,17 @@ def _send_probe(conn: Connection) -> None:
         cursor.execute(PROBE)
 
 
+def _modes(conn: Connection) -> tuple[Any, ...]:
+    return conn.isolation_level, conn.readonly, conn.deferrable
+
+
+def _traits(conn: Connection) -> tuple[Any, ...]:
+    return (
+        dict(conn.string_types), dict(conn.binary_types), conn.autocommit, _modes(conn), conn.encoding, conn.cursor_factory,
+        tuple(conn.notices), tuple(conn.notifies),
+    )  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------- what reports
 
 
@@ -230,6 +289,20 @@ def reporting(base: Any) -> Any:
         _reports = True
         _watched = False
         _seen = _IDLE
+        _changed = True  #: whether a trait may have been set since they were compared
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in _NOTED:
+                self.__dict__["_changed"] = True
+            super().__setattr__(name, value)
+
+        def set_session(self, *args: Any, **kwargs: Any) -> None:
+            self.__dict__["_changed"] = True
+            super().set_session(*args, **kwargs)
+
+        def set_client_encoding(self, encoding: str) -> None:
+            self.__dict__["_changed"] = True
+            super().set_client_encoding(encoding)
 
         def cursor(self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any) -> Any:
             factory = cursor_factory or self.cursor_factory or _plain_cursor()
@@ -265,10 +338,14 @@ def reporting(base: Any) -> Any:
     return Connection
 
 
+_NOTED = frozenset({"autocommit", "isolation_level", "readonly", "deferrable", "cursor_factory", "notices", "notifies"})
+
+
 def _doubtful(cls: Any, base: Any, name: str) -> None:
     plain = getattr(base, name)
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.__dict__["_changed"] = True
         self._doubt(f"{name}()")
         return plain(self, *args, **kwargs)
 
@@ -287,7 +364,7 @@ def _reporting_cursor(base: Any) -> Any:
         _reports = True
 
         def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-            return self._send(query, lambda: super(Cursor, self).execute(query, *args, **kwargs))
+            return self._send(query, lambda: super(Cursor, self).execute(query, *args, **kwargs), one=True)
 
         def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
             return self._send(query, lambda: super(Cursor, self).executemany(query, *args, **kwargs))
@@ -304,14 +381,14 @@ def _reporting_cursor(base: Any) -> Any:
         def copy_to(self, *args: Any, **kwargs: Any) -> Any:
             return self._send(None, lambda: super(Cursor, self).copy_to(*args, **kwargs))
 
-        def _send(self, query: Any, send: Callable[[], Any]) -> Any:
+        def _send(self, query: Any, send: Callable[[], Any], *, one: bool = False) -> Any:
             conn = self.connection
             ledger = _ledger(conn)
             if ledger is None or conn.__dict__.get("_telling"):  # its own execute, called by a class between
                 return send()
             conn._telling = True
             try:
-                return _sent(conn, ledger, _text(query, conn), send, lambda: self.statusmessage)
+                return _sent(conn, ledger, _text(query, conn), send, lambda: self.statusmessage, one=one)
             finally:
                 conn._telling = False
 
@@ -330,8 +407,15 @@ def _ledger(conn: Any) -> unit.Unit | None:
     return unit.current(id(conn)) if getattr(conn, "_watched", False) else None
 
 
-def _sent(conn: Any, ledger: unit.Unit, sql: str | bytes | None, send: Callable[[], Any], tag: Callable[[], str | None]) -> Any:
-    """Report *sql*, send it, report what became of it. *tag* gives the server's answer to a COMMIT."""
+def _sent(
+    conn: Any, ledger: unit.Unit, sql: str | bytes | None, send: Callable[[], Any], tag: Callable[[], str | None], *, one: bool = True
+) -> Any:
+    """Report *sql*, send it, report what became of it. *tag* gives the server's answer to a COMMIT.
+
+    *one*: it is sent once. Else an error says nothing of what was sent before it.
+    """
+    if conn.closed:  # psycopg2 knows it, and sends nothing
+        return send()
     if conn.get_transaction_status() != conn._seen:
         ledger.doubt("psycopg2: something was sent past the connection's own cursors", conn_id=id(conn))
     ends = None
@@ -342,8 +426,8 @@ def _sent(conn: Any, ledger: unit.Unit, sql: str | bytes | None, send: Callable[
     try:
         result = send()
     except Exception as error:
-        if ends and _postgresql.refused_commit(getattr(error, "pgcode", None), str(error)):
-            ledger.commit_failed(conn_id=id(conn))
+        if one:
+            _postgresql.refused(ledger, id(conn), ends, getattr(error, "pgcode", None), str(error))
         raise
     finally:
         conn._seen = conn.get_transaction_status()

@@ -140,6 +140,30 @@ class Driver(Blocking):
         """Always: a call has ended when it returns."""
         return self.is_in_transaction(conn) is not None
 
+    def traits(self, conn: Connection) -> Any:
+        """How transactions begin, and how rows and text come out."""
+        try:
+            return conn.isolation_level, conn.row_factory, conn.text_factory, getattr(conn, "autocommit", None)
+        except Exception:  # closed
+            return None
+
+    def is_clean(self, conn: Connection, traits: Any) -> bool:
+        """In no transaction, and the traits are as they were."""
+        try:
+            return not conn.in_transaction and traits == (
+                conn.isolation_level, conn.row_factory, conn.text_factory, getattr(conn, "autocommit", None)
+            )  # fmt: skip
+        except Exception:  # closed
+            return False
+
+    def restore(self, conn: Connection, traits: Any) -> None:
+        """Put the four back."""
+        isolation_level, conn.row_factory, conn.text_factory, autocommit = traits
+        if autocommit is not None and conn.autocommit != autocommit:
+            conn.autocommit = autocommit
+        if conn.isolation_level != isolation_level:
+            conn.isolation_level = isolation_level
+
     def classify(self, exc: BaseException) -> Fault:
         """A closed connection is LOST, a file that cannot be opened REJECTED, a locked database the application's to retry."""
         connecting, text = from_connect(exc), one_line(exc)

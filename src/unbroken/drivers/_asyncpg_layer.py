@@ -1,0 +1,181 @@
+"""A layer between an asyncpg connection and its protocol, through which all that asyncpg sends goes.
+
+It knows whether an answer is due, whether something may be left on the session that the next holder must not find, and
+it tells the ledger what is sent while a unit of work looks on. The protocol itself is written in C and hides its state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import cache
+from typing import Any
+
+from unbroken.core import unit
+from unbroken.core.residue import may_stay
+from unbroken.drivers import _postgresql
+
+#: The protocol's methods that send. All of them must be known: see :func:`unknown`.
+SENDS = frozenset({
+    "query", "bind_execute", "bind_execute_many", "bind", "copy_in", "copy_out",  # statements
+    "prepare", "close_statement", "execute", "close_portal",  # the rest of one, which executes nothing by itself
+    "close",  # goodbye
+})  # fmt: skip
+
+
+class Layer:
+    """asyncpg's protocol, followed. Connection, PreparedStatement, Cursor and Transaction all send through it."""
+
+    __slots__ = (
+        "_conn_id",
+        "_is_cancelling",
+        "changed_codecs",
+        "is_connected",
+        "is_in_transaction",
+        "may_be_busy",
+        "real",
+        "residue",
+        "was_new",
+        "watched",
+    )
+
+    def __init__(self, real: Any, conn_id: int) -> None:
+        self.real, self._conn_id = real, conn_id
+        self.is_connected, self.is_in_transaction = real.is_connected, real.is_in_transaction
+        self._is_cancelling = real._is_cancelling
+        self.watched = False  #: whether the ledger is told
+        self.may_be_busy = True  #: False only when every answer was read; True: the protocol itself must be asked
+        self.residue = False  #: whether something may have been left on the session
+        self.was_new = real.queries_count == 0  #: whether nothing had been sent when we came
+        self.changed_codecs: set[tuple[str, str]] = set()  #: types, with their schemas, whose codecs were set
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    async def query(self, query: Any, timeout: Any) -> Any:
+        """``execute`` without arguments, ``transaction()``."""
+        return await self._statement(query, lambda: self.real.query(query, timeout))
+
+    async def bind_execute(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        """``fetch…``, ``execute`` with arguments, prepared statements, cursors."""
+        return await self._statement(state.query, lambda: self.real.bind_execute(state, *args, **kwargs))
+
+    async def bind_execute_many(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        """``executemany``, ``fetchmany``."""
+        return await self._statement(state.query, lambda: self.real.bind_execute_many(state, *args, **kwargs))
+
+    async def bind(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        """A cursor's portal."""
+        return await self._statement(state.query, lambda: self.real.bind(state, *args, **kwargs))
+
+    async def copy_in(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
+        """``copy_to_table``, ``copy_records_to_table``."""
+        return await self._statement(copy_stmt, lambda: self.real.copy_in(copy_stmt, *args, **kwargs))
+
+    async def copy_out(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
+        """``copy_from_table``, ``copy_from_query``."""
+        return await self._statement(copy_stmt, lambda: self.real.copy_out(copy_stmt, *args, **kwargs))
+
+    async def prepare(self, *args: Any, **kwargs: Any) -> Any:
+        """Before the first execution of a statement."""
+        return await self._exchange(self.real.prepare(*args, **kwargs))
+
+    async def close_statement(self, *args: Any, **kwargs: Any) -> Any:
+        """Housekeeping."""
+        return await self._exchange(self.real.close_statement(*args, **kwargs))
+
+    async def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """A cursor's next rows."""
+        return await self._exchange(self.real.execute(*args, **kwargs))
+
+    async def close_portal(self, *args: Any, **kwargs: Any) -> Any:
+        """The end of a cursor."""
+        return await self._exchange(self.real.close_portal(*args, **kwargs))
+
+    async def _exchange(self, sending: Awaitable[Any]) -> Any:
+        self.may_be_busy = True
+        result = await sending
+        self.may_be_busy = False
+        return result
+
+    async def _statement(self, sql: Any, send: Callable[[], Awaitable[Any]]) -> Any:
+        text = str(sql)
+        self.may_be_busy = True
+        if not self.residue and may_stay(text):
+            self.residue = True
+        ledger = unit.current(self._conn_id) if self.watched else None
+        if ledger is None:
+            result = await send()
+        else:
+            result = await self._told(ledger, text, send)
+        self.may_be_busy = False
+        return result
+
+    async def _told(self, ledger: unit.Unit, sql: str, send: Callable[[], Awaitable[Any]]) -> Any:
+        if not self.is_connected():  # asyncpg knows it, and sends nothing
+            return await send()
+        ends = _postgresql.about_to_send(ledger, self._conn_id, sql, not self.is_in_transaction())
+        try:
+            result = await send()
+        except Exception as error:
+            _postgresql.refused(ledger, self._conn_id, ends, getattr(error, "sqlstate", None), str(error))
+            raise
+        _postgresql.answered(ledger, self._conn_id, ends, _tag(result))
+        return result
+
+
+def _tag(result: Any) -> str | bytes | None:
+    if isinstance(result, tuple) and len(result) > 1:
+        result = result[1]  # bind_execute with its status
+    return result if isinstance(result, (str, bytes)) else None
+
+
+@cache
+def unknown(protocol: Any) -> str | None:
+    """What is wrong with *protocol*, asyncpg's class: a way to send that the layer does not know; None: nothing."""
+    found = {
+        name
+        for name in dir(protocol)
+        if not name.startswith("_") and name not in _CALLBACKS and name not in SENDS and callable(getattr(protocol, name))
+    }
+    return f"its protocol has {sorted(found)[0]}(), which is not known" if found else None
+
+
+#: The protocol's other public methods: what asyncio calls, and what sends nothing.
+_CALLBACKS = frozenset(
+    "abort connection_lost connection_made data_received eof_received get_record_class get_server_pid get_settings is_closed "
+    "is_connected is_in_transaction is_ssl pause_writing resume_writing set_connection".split()
+)
+
+
+@cache
+def noting(base: Any) -> Any:
+    """*base*, an asyncpg connection class, that notes which codecs a holder sets; *base* itself if it does."""
+    if hasattr(base, "_unbroken_notes"):
+        return base
+
+    class Connection(base):  # type: ignore[misc] # the base is only known here
+        __doc__ = base.__doc__
+        __module__ = base.__module__
+        __slots__ = ()
+        _unbroken_notes = True
+
+        async def set_type_codec(self, typename: str, *, schema: str = "public", **kwargs: Any) -> None:
+            _note(self, typename, schema)
+            await super().set_type_codec(typename, schema=schema, **kwargs)
+
+        async def reset_type_codec(self, typename: str, *, schema: str = "public") -> None:
+            _note(self, typename, schema)
+            await super().reset_type_codec(typename, schema=schema)
+
+        async def set_builtin_type_codec(self, typename: str, *, schema: str = "public", **kwargs: Any) -> None:
+            _note(self, typename, schema)
+            await super().set_builtin_type_codec(typename, schema=schema, **kwargs)
+
+    Connection.__name__ = Connection.__qualname__ = base.__name__
+    return Connection
+
+
+def _note(conn: Any, typename: str, schema: str) -> None:
+    layer = conn._protocol
+    if isinstance(layer, Layer):
+        layer.changed_codecs.add((typename, schema))

@@ -1,0 +1,167 @@
+"""What a holder can change on a psycopg connection without a word to the server, and how it is put back.
+
+The pool asks at every release whether a connection is as it was opened, so that must be cheap: the connection gets a
+subclass of its own class that notes when one of its traits is set. Only then are the traits compared one by one.
+"""
+
+from __future__ import annotations
+
+import weakref
+from functools import cache
+from typing import Any, NamedTuple
+
+from unbroken.drivers._psycopg_watch import real_pgconn
+
+_OK, _IDLE = 0, 0  # PQstatus, PQtransactionStatus
+
+
+class Traits(NamedTuple):
+    """The attributes of one connection. Plain values and objects that are compared by identity."""
+
+    autocommit: bool
+    isolation_level: Any
+    read_only: bool | None
+    deferrable: bool | None
+    row_factory: Any
+    cursor_factory: Any
+    server_cursor_factory: Any
+    prepare_threshold: int | None
+    prepared_max: int | None
+    notice_handlers: tuple[Any, ...]
+    notify_handlers: tuple[Any, ...]
+
+
+#: Attributes whose assignment is noted. Those of transactions, pipelines and 2PC must be as at the beginning.
+_NOTED = frozenset(
+    "_autocommit _isolation_level _read_only _deferrable row_factory cursor_factory server_cursor_factory _adapters "
+    "_num_transactions _tpc _pipeline _prepared lock pgconn".split()
+)
+
+
+@cache
+def noting(base: Any) -> Any:
+    """*base*, a psycopg connection class, that notes when a trait may have changed; *base* itself if it does."""
+    if hasattr(base, "_unbroken_changed"):
+        return base
+
+    class Connection(base):  # type: ignore[misc] # the base is only known here
+        __doc__ = base.__doc__
+        __module__ = base.__module__
+        _unbroken_changed = True  #: until the first comparison
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in _NOTED:
+                self.__dict__["_unbroken_changed"] = True
+            super().__setattr__(name, value)
+
+    for name in ("add_notice_handler", "remove_notice_handler", "add_notify_handler", "remove_notify_handler"):
+        setattr(Connection, name, _noted(getattr(base, name)))
+    for name in ("prepare_threshold", "prepared_max"):
+        plain = getattr(base, name)
+        setattr(Connection, name, property(plain.fget, _noted(plain.fset), doc=plain.__doc__))
+    Connection.__name__ = Connection.__qualname__ = base.__name__
+    return Connection
+
+
+def _noted(plain: Any) -> Any:
+    def method(self: Any, *args: Any) -> Any:
+        self.__dict__["_unbroken_changed"] = True
+        return plain(self, *args)
+
+    method.__name__, method.__doc__ = plain.__name__, plain.__doc__
+    return method
+
+
+def traits_of(conn: Any) -> Traits:
+    """The traits of *conn* now."""
+    prepared = conn._prepared
+    return Traits(
+        conn._autocommit, conn._isolation_level, conn._read_only, conn._deferrable,
+        conn.row_factory, conn.cursor_factory, conn.server_cursor_factory, prepared.prepare_threshold, prepared.prepared_max,
+        tuple(conn._notice_handlers), tuple(conn._notify_handlers),
+    )  # fmt: skip
+
+
+def is_as_opened(conn: Any, traits: Any) -> bool:
+    """Whether *conn* still has its *traits*, and is in no block of transaction(), 2PC or pipeline."""
+    if conn._num_transactions or conn._tpc is not None or conn._pipeline is not None or traits_of(conn) != traits:
+        return False
+    adapters = conn._adapters
+    if adapters is not None and getattr(adapters, "touched", True):
+        return False
+    conn.__dict__["_unbroken_changed"] = False
+    return True
+
+
+def put_back(conn: Any, traits: Traits) -> bool:
+    """Give *conn* its *traits* again. False: it is in the middle of something and must be closed."""
+    pgconn = real_pgconn(conn)
+    if pgconn.status != _OK or pgconn.transaction_status != _IDLE or pgconn.pipeline_status or conn._pipeline is not None:
+        return False
+    if conn.lock.locked() or conn._num_transactions or conn._tpc is not None:
+        return False
+    conn._autocommit = traits.autocommit
+    conn._isolation_level, conn._read_only, conn._deferrable = traits.isolation_level, traits.read_only, traits.deferrable
+    conn._begin_statement = b""  # made of the three, and kept
+    conn.row_factory, conn.cursor_factory = traits.row_factory, traits.cursor_factory
+    conn.server_cursor_factory = traits.server_cursor_factory
+    conn._prepared.prepare_threshold, conn._prepared.prepared_max = traits.prepare_threshold, traits.prepared_max
+    conn._notice_handlers[:], conn._notify_handlers[:] = traits.notice_handlers, traits.notify_handlers
+    adapters = conn._adapters
+    if adapters is not None and getattr(adapters, "touched", True):
+        conn._adapters = None
+        conn._adapters = _adapters_class()(getattr(adapters, "template", None) or conn.adapters, conn)
+    return is_as_opened(conn, traits)
+
+
+def keep_adapters(conn: Any) -> None:
+    """Note registrations in the adapters that *conn* was opened with. Those that psycopg copies at first use come later."""
+    if conn._adapters is not None and not hasattr(conn._adapters, "touched"):
+        conn._adapters = _adapters_class()(conn._adapters, conn)
+
+
+@cache
+def _adapters_class() -> Any:
+    """psycopg's AdaptersMap that notes when something is registered in it."""
+    from psycopg._adapters_map import AdaptersMap
+    from psycopg._typeinfo import TypesRegistry
+
+    class Types(TypesRegistry):
+        __module__ = TypesRegistry.__module__
+        note: Any = None  #: called before each change
+
+        def add(self, info: Any) -> None:
+            self.note()
+            super().add(info)
+
+    class Adapters(AdaptersMap):
+        __module__ = AdaptersMap.__module__
+
+        def __init__(self, template: Any, conn: Any) -> None:
+            super().__init__(template)
+            self.template = AdaptersMap(template)  #: as it is now, for the next holder
+            self.touched = False
+            touch = _toucher(weakref.ref(self), weakref.ref(conn))
+            self.note, self.types = touch, Types(template.types)
+            self.types.note = touch
+
+        def register_dumper(self, *args: Any, **kwargs: Any) -> None:
+            self.note()
+            super().register_dumper(*args, **kwargs)
+
+        def register_loader(self, *args: Any, **kwargs: Any) -> None:
+            self.note()
+            super().register_loader(*args, **kwargs)
+
+    return Adapters
+
+
+def _toucher(adapters_ref: Any, conn_ref: Any) -> Any:
+    def touch() -> None:
+        adapters, conn = adapters_ref(), conn_ref()
+        if adapters is not None:
+            adapters.touched = True
+        if conn is not None:
+            conn.__dict__["_unbroken_changed"] = True
+
+    return touch

@@ -1,0 +1,257 @@
+"""What a holder can change on a connection without a word to the server is seen for nothing, and put back."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from unbroken.drivers import open_driver
+
+
+def _psycopg(name: str, value: Any) -> Callable[[Any, Any], Any]:
+    """Set by the blocking connection's property, or by the async one's method."""
+
+    def change(face: Any, conn: Any) -> None:
+        if face.is_async:
+            face.run(getattr(conn, f"set_{name}")(value))
+        else:
+            setattr(conn, name, value)
+
+    return change
+
+
+def _attribute(name: str, value: Any) -> Callable[[Any, Any], None]:
+    return lambda _face, conn: setattr(conn, name, value)
+
+
+def _loader(_face: Any, conn: Any) -> None:
+    from psycopg.types.string import TextLoader
+
+    conn.adapters.register_loader("int4", TextLoader)
+
+
+def _registered(_face: Any, conn: Any) -> None:
+    from psycopg.types import TypeInfo
+
+    TypeInfo("somebodys", 123456, 123457).register(conn)
+
+
+def _handler(_face: Any, conn: Any) -> None:
+    conn.add_notice_handler(print)
+
+
+def _rows(name: str) -> Callable[[Any, Any], None]:
+    def change(_face: Any, conn: Any) -> None:
+        import psycopg
+
+        conn.row_factory = getattr(psycopg.rows, name)
+
+    return change
+
+
+def _cursors(_face: Any, conn: Any) -> None:
+    import psycopg
+
+    conn.cursor_factory = psycopg.AsyncClientCursor if _face.is_async else psycopg.ClientCursor
+
+
+_PSYCOPG = {
+    "autocommit": _psycopg("autocommit", True),
+    "isolation level": _psycopg("isolation_level", 4),
+    "read only": _psycopg("read_only", True),
+    "deferrable": _psycopg("deferrable", True),
+    "row factory": _rows("dict_row"),
+    "cursor factory": _cursors,
+    "prepare threshold": _attribute("prepare_threshold", 1),
+    "prepared statements at most": _attribute("prepared_max", 7),
+    "loader": _loader,
+    "type": _registered,
+    "notice handler": _handler,
+}
+
+
+def _typecaster(_face: Any, conn: Any) -> None:
+    from psycopg2 import extras
+
+    extras.register_uuid(conn_or_curs=conn)
+
+
+def _notice(face: Any, conn: Any) -> None:
+    face.execute(conn, "DO $$ BEGIN RAISE NOTICE 'heard'; END $$")
+    face.call("rollback", conn)
+
+
+def _in_autocommit(_face: Any, conn: Any) -> None:
+    conn.autocommit = True
+    conn.set_session(isolation_level="SERIALIZABLE", readonly=True)
+
+
+_PSYCOPG2 = {
+    "autocommit": _attribute("autocommit", True),
+    "isolation level": _attribute("isolation_level", "SERIALIZABLE"),
+    "read only": _attribute("readonly", True),
+    "session": lambda _face, conn: conn.set_session(deferrable=True),
+    "session in autocommit": _in_autocommit,
+    "old isolation level": lambda _face, conn: conn.set_isolation_level(0),
+    "encoding": lambda _face, conn: conn.set_client_encoding("LATIN1"),
+    "cursor factory": lambda _face, conn: setattr(conn, "cursor_factory", __import__("psycopg2.extras").extras.DictCursor),
+    "typecaster": _typecaster,
+    "notice": _notice,
+}
+_PG8000 = {
+    "autocommit": _attribute("autocommit", True),
+    "reader": lambda _face, conn: conn.register_in_adapter(23, str),
+    "reader of an unknown type": lambda _face, conn: conn.register_in_adapter(123456, str),
+    "writer": lambda _face, conn: conn.register_out_adapter(int, str),
+    "notice": _notice,
+}
+
+
+def _says(sql: str) -> Callable[[Any, Any], None]:
+    def change(face: Any, conn: Any) -> None:
+        face.execute(conn, sql)
+
+    return change
+
+
+def _codec(face: Any, conn: Any) -> None:
+    face.run(conn.set_type_codec("int4", schema="pg_catalog", encoder=str, decoder=str))
+
+
+def _listening(face: Any, conn: Any) -> None:
+    face.run(conn.add_listener("somebody", print))
+
+
+_ASYNCPG = {
+    "setting": _says("SET search_path TO nowhere"),
+    "setting by a function": _says("SELECT set_config('search_path', 'nowhere', false)"),
+    "isolation level": _says("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE"),
+    "advisory lock": _says("SELECT pg_advisory_lock(11)"),
+    "LISTEN": _says("LISTEN somebody"),
+    "temporary table": _says("CREATE TEMPORARY TABLE left_behind (n INT)"),
+    "listener": _listening,
+    "listener to the log": lambda _face, conn: conn.add_log_listener(print),
+    "listener to queries": lambda _face, conn: conn.add_query_logger(print),
+    "listener to the end": lambda _face, conn: conn.add_termination_listener(print),
+    "codec": _codec,
+}
+CHANGES: dict[str, dict[str, Callable[[Any, Any], Any]]] = {
+    "asyncpg": _ASYNCPG,
+    "pg8000": _PG8000,
+    "psycopg": _PSYCOPG, "psycopg_async": _PSYCOPG, "psycopg2": _PSYCOPG2,
+}  # fmt: skip
+
+
+_MODES = "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only'), current_setting('client_encoding')"
+
+
+#: What asyncpg's holder may have left on the session, all of it by functions that leave nothing.
+_LEFT = """
+    SELECT current_setting('search_path'), ARRAY(SELECT pg_listening_channels()), to_regclass('left_behind'),
+    (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()), current_user, 5::int4
+"""
+
+
+@pytest.fixture(params=[(name, change) for name, changes in CHANGES.items() for change in changes], ids=lambda param: "-".join(param))
+def changed(request: pytest.FixtureRequest, faces: Any, postgres: Any) -> Any:
+    """A driver's face, a connection with its traits, and a change."""
+    name, change = request.param
+    face = faces(name, postgres)
+    return face, CHANGES[name][change]
+
+
+def test_a_change_is_seen_without_a_round_trip_and_put_back(changed: Any) -> None:
+    face, change = changed
+    driver, conn = face.driver, face.connect()
+    traits, left = driver.traits(conn), _LEFT if face.name == "asyncpg" else "SELECT 1"
+    assert driver.is_clean(conn, traits)
+    before = face.execute(conn, left)
+    face.call("rollback", conn)
+    if not driver.is_clean(conn, traits):  # at the first use psycopg copies its adapters
+        face.call("restore", conn, traits)
+    assert driver.is_clean(conn, traits)
+    change(face, conn)
+    assert not driver.is_clean(conn, traits)
+    face.call("restore", conn, traits)
+    assert driver.is_clean(conn, traits)
+    assert face.execute(conn, "SELECT 7") == [(7,)]
+    if not face.is_mysql:
+        assert face.execute(conn, _MODES) == [("read committed", "off", "UTF8")]
+        assert face.execute(conn, left) == before
+    assert driver.is_in_transaction(conn) is (face.name != "asyncpg")
+    face.call("rollback", conn)
+    assert driver.is_clean(conn, traits)
+
+
+@pytest.mark.parametrize("name", ["psycopg", "psycopg_async"])
+def test_what_was_registered_for_all_connections_at_the_beginning_stays(faces: Any, postgres: Any, name: str) -> None:
+    from psycopg.types.string import TextLoader
+
+    face = faces(name, postgres)
+    conn = face.connect()
+    conn.adapters.register_loader("int4", TextLoader)  # as a connect= of the application's own does
+    traits = face.driver.traits(conn)
+    conn.adapters.register_loader("int8", TextLoader)
+    assert not face.driver.is_clean(conn, traits)
+    face.call("restore", conn, traits)
+    assert face.execute(conn, "SELECT 1::int4, 2::int8") == [("1", 2)]
+
+
+def test_what_asyncpgs_holder_sends_every_day_costs_no_reset(faces: Any, postgres: Any) -> None:
+    face = faces("asyncpg", postgres)
+    conn = face.connect()
+    traits = face.driver.traits(conn)
+    for sql in ("BEGIN", "SELECT count(*) FROM pg_class", "ROLLBACK"):
+        face.run(conn.execute(sql))
+    face.run(conn.fetchval("SELECT $1::int", 1))
+    face.run(conn.executemany("SELECT $1::int", [(1,), (2,)]))
+    assert face.driver.is_clean(conn, traits)
+
+
+def test_what_asyncpgs_connect_set_is_not_reset_but_ends_the_connection(faces: Any, postgres: Any) -> None:
+    async def connect() -> Any:
+        conn = await face.by_library()
+        await conn.execute("SET search_path TO nowhere")
+        return conn
+
+    face = faces("asyncpg", postgres)
+    driver = face.make(connect=connect, driver="asyncpg")
+    conn = face.connect(driver=driver)
+    traits = driver.traits(conn)
+    assert driver.is_clean(conn, traits)
+    face.execute(conn, "SET work_mem TO '5MB'")
+    assert not driver.is_clean(conn, traits)
+    with pytest.raises(driver.errors):
+        face.call("restore", conn, traits, driver=driver)
+
+
+def test_a_connection_in_a_transaction_is_not_clean_and_cannot_be_put_back(face: Any) -> None:
+    if face.name not in CHANGES:
+        pytest.skip("its traits are not followed yet")
+    conn = face.connect()
+    traits = face.driver.traits(conn)
+    if face.name == "asyncpg":
+        face.call("begin", conn)
+    face.execute(conn, "SELECT 1")
+    assert not face.driver.is_clean(conn, traits)
+    with pytest.raises(face.driver.errors):
+        face.call("restore", conn, traits)
+
+
+@pytest.mark.parametrize(("name", "value"), [("isolation_level", None), ("row_factory", sqlite3.Row), ("text_factory", bytes)])
+def test_what_a_holder_of_sqlite_changes_is_put_back(name: str, value: Any) -> None:
+    driver = open_driver("sqlite://")
+    conn = driver.connect(1.0)
+    traits = driver.traits(conn)
+    assert driver.is_clean(conn, traits)
+    before = getattr(conn, name)
+    setattr(conn, name, value)
+    assert not driver.is_clean(conn, traits)
+    driver.restore(conn, traits)
+    assert driver.is_clean(conn, traits)
+    assert getattr(conn, name) == before
+    driver.close(conn)
+    assert not driver.is_clean(conn, traits)
