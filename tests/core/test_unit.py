@@ -643,6 +643,17 @@ def test_what_an_inner_unit_leaves_open_is_followed_by_the_observing_one() -> No
     assert current(7) is None
 
 
+def test_the_observing_one_knows_how_many_reports_an_inner_unit_heard_from_a_connection() -> None:
+    observer = Unit(observing=True)
+    outer = enter(observer)
+    inner = enter(begun())
+    inner.unit.join(7)
+    inner.unit.statement("SELECT 1", False, conn_id=7)
+    leave(inner)
+    assert observer.reports(7) == 1
+    leave(outer)
+
+
 def test_an_inner_unit_that_uses_a_connection_of_the_observing_one_is_not_replayed_and_its_fate_stays_known() -> None:
     observer = Unit(observing=True)
     outer = enter(observer)

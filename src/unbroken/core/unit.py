@@ -433,6 +433,7 @@ class Unit:
                 observer._part(conn_id).add(part)
         for conn_id, unit in list(_joined.items()):
             if unit is self:
+                observer._part(conn_id).reports = self.reports(conn_id)
                 _joined[conn_id] = observer
 
     def _bar(self, reason: str) -> None:
@@ -533,7 +534,7 @@ def leave(token: Token) -> None:
         _current.reset(token._context)
     except ValueError:  # left in another context than it was entered in, as an async generator may
         if _current.get() is token.unit:
-            _current.set(None)
+            _current.set(above)
 
 
 # -- what goes wrong, told to whoever answers for it ---------------------------------------------------------------

@@ -57,7 +57,7 @@ class Loan:
     @property
     def unit(self) -> Unit | None:
         """The unit of work that is told what is sent on this connection."""
-        if self.begun is not None and self.begun[0] is not None:
+        if self.begun is not None and self.begun[0] is not None and not self.begun[0].closed:
             return self.begun[0]
         return current(id(self.conn))
 
@@ -85,7 +85,7 @@ class Loan:
     def join(self, unit: Unit, doubt: str | None = None) -> None:
         """*unit* hears what is sent from now on; *doubt*: why it must not be replayed all the same."""
         if doubt is not None:
-            unit.doubt(doubt)
+            unit.forbid(doubt, conn_id=id(self.conn))
         else:
             self.state.join(unit, self.entry, self.conn)
         self.begun = (unit, None if self.begun is None else self.begun[1])

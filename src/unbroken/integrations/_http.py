@@ -11,14 +11,19 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from time import monotonic
 from typing import Any
 from urllib.parse import unquote
 
 from unbroken.abc import Fault
-from unbroken.core.unit import Action, Unit
+from unbroken.core import unit as units
+from unbroken.core.unit import Action, Fate, Unit
 from unbroken.errors import CommitUnknownError, ConfigurationError, ConnectionLostError, DeadlineExceeded, OutageError, PoolTimeoutError
 
 log = logging.getLogger("unbroken")
+
+#: Where a WSGI environ or an ASGI scope holds the request's :class:`Exchange`.
+KEY = "unbroken.exchange"
 
 #: Methods that RFC 9110, section 9.2.1, calls safe and that apps implement.
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -149,52 +154,59 @@ class Answer:
     error: str
     detail: str
     retry_after: int | None
+    fate: Fate
     cause: str
 
 
-def answer_to(exc: BaseException | None, heard: Iterable[BaseException] = (), method: str = "POST") -> Answer | None:
-    """What to send for an error of the database's; None for any other. *heard* are errors that the app did not let through.
+_STORED = "What this request had committed is stored; the answer could not be made. Look before you repeat it."
+_UNKNOWN = "It is not known whether what this request wrote is stored. Look before you repeat it."
 
-    *method*: the request's. One that is safe wrote nothing whose fate could be unknown.
+
+def answer_to(exc: BaseException | None, heard: Iterable[BaseException], fate: Fate, method: str) -> Answer | None:
+    """What to send for an error of the database's; None for any other error.
+
+    *heard* are errors that the app did not let through. *fate* is what the ledger knows of the
+    writes of the request, *method* is the request's. Only a request that stored nothing is told
+    to try again.
     """
     found = [*chain(exc), *(link for each in heard for link in chain(each))]
-    for link in found:
-        if isinstance(link, CommitUnknownError):
-            return Answer(
-                "500 Internal Server Error",
-                "outcome unknown",
-                "The connection to the database was lost while the work was being committed: it is stored whole, or not at all. "
-                "Look before you repeat it.",
-                None,
-                one_line(link),
-            )
-    unanswered = next((link for link in found if _is_of_mongo(link)), None)
-    if unanswered is not None and not isinstance(unanswered, OutageError):  # one behind it, of another attempt, says less
-        return _of_mongo(unanswered, method)
-    for link in found:
-        if isinstance(link, (OutageError, PoolTimeoutError, DeadlineExceeded, ConnectionLostError)) or _is_queue_timeout(link):
-            seconds = max(1, math.ceil(getattr(link, "retry_after", 1.0)))
-            words = f"The database cannot be reached at the moment. Please try again in {seconds} s."
-            if not isinstance(link, (OutageError, ConnectionLostError)):
-                words = f"The database did not answer in time. Please try again in {seconds} s."
-            return Answer("503 Service Unavailable", "service unavailable", words, seconds, one_line(link))
-    return None
+    kinds = (_is_unknown, _is_of_mongo, _is_away)  # the worst is told
+    away = next((link for is_so in kinds for link in found if is_so(link)), None)
+    if away is None:
+        return None
+    cause = one_line(away)
+    if _is_unknown(away) or (_is_of_mongo(away) and _may_have_stored(away, method)):
+        fate = Fate.UNKNOWN
+    if fate is Fate.UNKNOWN:
+        return Answer("500 Internal Server Error", "outcome unknown", _UNKNOWN, None, fate, cause)
+    if fate is Fate.STORED:
+        return Answer("500 Internal Server Error", "stored, not answered", _STORED, None, fate, cause)
+    seconds = max(1, math.ceil(getattr(away, "retry_after", 1.0)))
+    cannot = isinstance(away, (OutageError, ConnectionLostError))
+    why = "cannot be reached at the moment" if cannot else "did not answer in time"
+    words = f"The database {why}; nothing of this request is stored. Please try again in {seconds} s."
+    return Answer("503 Service Unavailable", "service unavailable", words, seconds, fate, cause)
+
+
+def _is_unknown(exc: BaseException) -> bool:
+    return isinstance(exc, CommitUnknownError)
+
+
+def _is_away(exc: BaseException) -> bool:
+    return isinstance(exc, (OutageError, PoolTimeoutError, DeadlineExceeded, ConnectionLostError)) or _is_queue_timeout(exc)
 
 
 def _is_of_mongo(exc: BaseException) -> bool:
-    """Whether PyMongo says so of a server that is not there, does not answer in time, or hung up."""
     errors = sys.modules.get("pymongo.errors")
     return errors is not None and isinstance(exc, errors.ConnectionFailure)
 
 
-def _of_mongo(exc: Any, method: str) -> Answer:
+def _may_have_stored(exc: Any, method: str) -> bool:
+    """Whether an error of PyMongo's leaves a write in doubt. A plain client's are in no ledger."""
     errors = sys.modules["pymongo.errors"]
-    nothing_sent = isinstance(exc, (errors.ServerSelectionTimeoutError, errors.WaitQueueTimeoutError))
-    if nothing_sent or exc.has_error_label("NoWritesPerformed") or method in SAFE:
-        words = "The database did not answer in time. Please try again in 1 s."
-        return Answer("503 Service Unavailable", "service unavailable", words, 1, one_line(exc))
-    words = "The database did not answer: what was sent to it last is stored, or it is not. Look before you repeat it."
-    return Answer("500 Internal Server Error", "outcome unknown", words, None, one_line(exc))
+    unsent = (errors.ServerSelectionTimeoutError, errors.WaitQueueTimeoutError)
+    certain = isinstance(exc, unsent) or exc.has_error_label("NoWritesPerformed")
+    return not certain and method not in SAFE
 
 
 def _is_queue_timeout(exc: BaseException) -> bool:
@@ -208,16 +220,6 @@ def one_line(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {' '.join(str(exc).split())}"
 
 
-def swallowed(unit: Unit | None) -> BaseException | None:
-    """What made the app answer with a server error, if another attempt would cure it."""
-    if unit is None:
-        return None
-    for exc, fault in reversed(unit.noted()):
-        if unit.verdict(fault).action is Action.REPLAY:
-            return exc
-    return None
-
-
 def fault_of(unit: Unit, exc: BaseException) -> Fault | None:
     """As the unit's own, also through SQLAlchemy's wrappers and exception groups."""
     for link in chain(exc):
@@ -225,6 +227,156 @@ def fault_of(unit: Unit, exc: BaseException) -> Fault | None:
         if fault is not None:
             return fault
     return None
+
+
+# -- one request ---------------------------------------------------------------------------------------------------
+
+
+class Exchange:
+    """One request: the ledger that watches all of it, and what may still be done about an error.
+
+    Each request has its own, also one that is made inside another (a test client's in a view). A
+    part of the same request (a mounted app) shares the ledger of the whole.
+    """
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self.limits: HttpSettings | None = None  #: what bounds its attempts; None: never run again
+        self.attempts = 0  #: how many were begun of one that may be run again
+        self.begun = False  #: something went out: no other attempt, no other answer
+        self.heard: list[BaseException] = []  #: the database's errors, whatever the app made of them
+        self._said: tuple[Answer, BaseException] | None = None  # an answer, not sent yet, and why
+        self._whole: Exchange | None = None
+        self._own: Unit | None = None  # the unit of work of its attempts, where it is not another's
+        self._token: units.Token | None = None
+        self._witness: Any = None
+
+    # -- the ledger ------------------------------------------------------------------------------------------------
+
+    def watch(self, whole: Exchange | None) -> None:
+        """From now on, hear of the database's errors and follow all writes.
+
+        *whole*: the exchange that this one is a part of, if that is the same request.
+        """
+        self._whole = whole
+        self._witness = units.witnesses(self.heard)
+        watched = None if whole is None else units.current()
+        if watched is None:
+            self._token = units.enter(Unit(observing=True))
+        else:
+            self._token = units.Token(watched, False)
+
+    def unwatch(self) -> None:
+        """The exchange is over. Call it in any case, in the context of :meth:`watch`."""
+        if self._token is not None:
+            units.leave(self._token)
+        if self._witness is not None:
+            units.no_longer_witnesses(self._witness)
+        self.heard.clear()
+        self._said = self._whole = self._own = None
+
+    @property
+    def fate(self) -> Fate:
+        """What the ledger knows of what this request wrote."""
+        return Fate.UNKNOWN if self._token is None else self._token.unit.fate()
+
+    @property
+    def unit(self) -> Unit | None:
+        """The unit of work that an attempt at this request is now in; None: it is not run again from here."""
+        unit = units.current()
+        return None if unit is None or unit.observing else unit
+
+    def attempt(self) -> bool:
+        """An attempt begins, in its unit of work. Whether there was one before, which is forgotten."""
+        self.attempts += 1
+        unit = units.current()
+        is_own = self._token is not None and unit is not self._token.unit
+        self._own = unit if is_own else None
+        self.heard.clear()
+        self._said = None
+        return self.attempts > 1
+
+    def go_out(self) -> None:
+        """The response goes out: it cannot be run again, and what a stream or a background task
+        does from here on is its own."""
+        self.begun = True
+        if self._own is not None:
+            self._own.close()
+        if self._token is not None and self._token.outermost:
+            self._token.unit.close()
+
+    # -- another attempt? ------------------------------------------------------------------------------------------
+
+    def is_cut_off(self) -> bool:
+        """Whether some of the client's body was read and not kept, so that no attempt can read it again."""
+        return False
+
+    def has_turn(self) -> Unit | None:
+        """The unit of this attempt, if attempts and time are left for another one."""
+        unit, limits = self.unit, self.limits
+        if unit is None or limits is None or self.begun or self.is_cut_off():
+            return None
+        return unit if unit.attempts <= limits.max_replays and monotonic() < unit.until else None
+
+    def would_replay(self, exc: BaseException) -> bool:
+        """Whether another attempt follows if the app raises *exc* now."""
+        unit = self.has_turn()
+        fault = None if unit is None else fault_of(unit, exc)
+        return unit is not None and fault is not None and unit.verdict(fault).action is Action.REPLAY
+
+    def curable(self) -> BaseException | None:
+        """The last error of the database's in this attempt that another attempt would cure."""
+        unit = self.has_turn()
+        if unit is not None:
+            for exc, fault in reversed(unit.noted()):
+                if unit.verdict(fault).action is Action.REPLAY:
+                    return exc
+        return None
+
+    def tell(self, exc: BaseException) -> None:
+        """Have the unit know *exc* by what it was raised from, also through SQLAlchemy's wrappers and groups."""
+        unit = self.unit
+        if unit is not None and unit.fault_of(exc) is None and (fault := fault_of(unit, exc)) is not None:
+            unit.note(exc, fault)
+
+    # -- the answer ------------------------------------------------------------------------------------------------
+
+    def answer(self, exc: BaseException | None) -> Answer | None:
+        """What to send for *exc*; with None, for what the app made a page of. None: the app's own matter."""
+        answer = answer_to(exc, self.heard, self.fate, self.method)
+        if answer is not None:
+            self._say(answer, self.heard[-1] if exc is None else exc)
+        return answer
+
+    def _say(self, answer: Answer, cause: BaseException) -> None:
+        self._said = answer, cause
+        if self._whole is not None:
+            self._whole._say(answer, cause)
+
+    def reconsider(self, status: int) -> None:
+        """The app is done, and *status* is not sent yet. Raises Swallowed if another answer is due.
+
+        That is so when another attempt would cure an error that the app made a page of, when an
+        outage made the app answer 500, and when the app stored something after it was told that
+        nothing is stored.
+        """
+        if status < 500:
+            return
+        cause = self.curable()
+        if cause is None:
+            cause = self._due(status)
+        if cause is not None:
+            raise Swallowed(f"answered with {status}") from cause
+
+    def _due(self, status: int) -> BaseException | None:
+        """Why an answer of ours must take the place of the app's page."""
+        if self._said is not None and self._said[0].fate is not Fate.NOTHING:
+            return None  # the page says so, or the app chose another one
+        if self._said is not None and self.fate is not Fate.NOTHING:
+            return self._said[1]
+        if status == 500 and answer_to(None, self.heard, self.fate, self.method) is not None:
+            return self.heard[-1]
+        return None
 
 
 # -- pages ---------------------------------------------------------------------------------------------------------
@@ -243,7 +395,7 @@ def page(answer: Answer, accept: str) -> tuple[list[tuple[str, str]], bytes]:
     if prefers_html(accept):
         body = _PAGE.format(title=html.escape(answer.error.capitalize()), detail=html.escape(answer.detail)).encode()
         return [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(body))), *headers], body
-    shown: dict[str, Any] = {"error": answer.error, "detail": answer.detail}
+    shown: dict[str, Any] = {"error": answer.error, "detail": answer.detail, "fate": answer.fate.value}
     if answer.retry_after is not None:
         shown["retry_after"] = answer.retry_after
     return json_page(shown, headers)
@@ -271,7 +423,8 @@ def prefers_html(accept: str) -> bool:
 
 def report(answer: Answer, method: str, path: str) -> None:
     """One line in the log in place of a traceback."""
-    log.warning("%s %s was answered %s: %s", method, printable(path), answer.status.split(" ", 1)[0], answer.cause)
+    status = answer.status.split(" ", 1)[0]
+    log.warning("%s %s was answered %s, %s: %s", method, printable(path), status, answer.fate.value, answer.cause)
 
 
 def printable(path: str) -> str:

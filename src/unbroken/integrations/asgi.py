@@ -13,10 +13,9 @@ from time import monotonic
 from typing import Any, TypeAlias
 
 from unbroken import aio
-from unbroken.core import unit as units
 from unbroken.flows.holder import thread_frames
-from unbroken.integrations import _health
-from unbroken.integrations._http import HttpSettings, Swallowed, answer_to, fault_of, json_page, log, page, report, swallowed
+from unbroken.integrations import _health, _http
+from unbroken.integrations._http import KEY, HttpSettings, json_page, log, page, report
 
 Message: TypeAlias = dict[str, Any]
 Scope: TypeAlias = dict[str, Any]
@@ -74,29 +73,28 @@ class Unbroken:
         await _respond(send, 200 if well else 503, headers, body)
 
 
-class _Exchange:
+class _Exchange(_http.Exchange):
     """One request: its attempts, and the response that is held back until its first chunk is known."""
 
     def __init__(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(scope["method"])
         self._app, self._scope, self._receive, self._send = app, scope, receive, send
         self._before: Scope = {}
         self._state: dict[str, Any] | None = None
-        self._settings: HttpSettings | None = None
         self._kept: list[Message] = []  # what the client sent
         self._size = self._at = 0
         self._overflowed = False
         self._held: list[Message] = []  # what the app sent and the client has not seen
         self._late: BaseException | None = None
-        self._begun = False
         self._status = 0
-        self._attempt_number = 0
-        self._heard: list[BaseException] = []
 
     async def run(self, settings: HttpSettings | None) -> None:
         """Answer the request; with *settings*, run it again until it succeeds or the ledger forbids it."""
-        self._settings = settings
-        witness = units.witnesses(self._heard)
+        self.limits = settings
+        whole = self._scope.get(KEY)
+        self._scope[KEY] = self
         try:
+            self.watch(whole)
             if settings is None:
                 await self._attempt(self._receive)
             else:
@@ -106,48 +104,50 @@ class _Exchange:
             if self._late is not None:
                 raise self._late
         except Exception as exc:
-            if self._begun:
+            if self.begun:
                 raise
             await self._failed(exc)
         finally:
-            units.no_longer_witnesses(witness)
-            self._heard.clear()
+            self.unwatch()
+            if whole is None:
+                self._scope.pop(KEY, None)
+            else:
+                self._scope[KEY] = whole
 
     async def _again(self) -> None:
         """One attempt within a unit of work. What may not be run again is raised where the unit does not see it."""
         self._at = 0
-        self._attempt_number += 1
-        if self._attempt_number > 1:
-            self._heard.clear()
+        if self.attempt():
             self._held.clear()
             self._status = 0
             self._scope.clear()
             self._scope.update(self._before)
             if self._state is not None:
                 self._scope["state"] = dict(self._state)
-        unit = units.current()
         try:
             await self._attempt(self._receive_again)
         except Exception as exc:
-            if self._begun or self._overflowed:
+            if self.begun or self._overflowed:
                 self._late = exc
                 return
-            if unit is not None and unit.fault_of(exc) is None and (fault := fault_of(unit, exc)) is not None:
-                unit.note(exc, fault)
+            self.tell(exc)
             raise
 
+    def is_cut_off(self) -> bool:
+        """Whether more of the body was read than is kept."""
+        return self._overflowed
+
     async def _attempt(self, receive: Receive) -> None:
-        unit = units.current() if self._settings is not None else None
-        number = self._attempt_number
+        number = self.attempts
 
         async def send(message: Message) -> None:
-            if number == self._attempt_number:  # a task that an attempt left behind says nothing in the next one's name
-                await self._on_send(message, unit)
+            if number == self.attempts:  # a task that an attempt left behind says nothing in the next one's name
+                await self._on_send(message)
 
         await self._app(self._scope, receive, send)
-        if self._held and not self._begun:
-            self._reconsider(self._status, unit)
-            await self._begin(unit)
+        if self._held and not self.begun:
+            self.reconsider(self._status)
+            await self._begin()
 
     async def _receive_again(self) -> Message:
         """What the client sent, from its beginning in each attempt."""
@@ -156,9 +156,9 @@ class _Exchange:
             self._at += 1
             return dict(message)
         message = await self._receive()
-        assert self._settings is not None
+        assert self.limits is not None
         self._size += len(message.get("body", b""))
-        if self._size > self._settings.max_body:
+        if self._size > self.limits.max_body:
             self._overflowed = True
             self._kept.clear()
         if not self._overflowed:
@@ -166,15 +166,15 @@ class _Exchange:
             self._at += 1
         return message
 
-    async def _on_send(self, message: Message, unit: units.Unit | None) -> None:
-        if self._begun:
+    async def _on_send(self, message: Message) -> None:
+        if self.begun:
             await self._send(message)
             return
         self._held.append(message)
         if message["type"] == "http.response.start":
             self._status = message["status"]
         elif message["type"] != "http.response.debug" and not self._is_held_back(message):
-            await self._begin(unit)
+            await self._begin()
 
     def _is_held_back(self, message: Message) -> bool:
         """Whether the response still waits: for its first chunk; a page of an error, for its app to be done with it."""
@@ -186,37 +186,23 @@ class _Exchange:
                 return sum(len(m.get("body", b"")) for m in self._held) <= HELD
         return False
 
-    async def _begin(self, unit: units.Unit | None) -> None:
-        self._begun = True
-        if unit is not None:
-            unit.close()  # from here on it cannot be run again, and what a stream or a background task does is its own
+    async def _begin(self) -> None:
+        self.go_out()
         held, self._held = self._held, []
         for message in held:
             await self._send(message)
 
-    def _reconsider(self, status: int, unit: units.Unit | None) -> None:
-        """The app made a page of an error. If another attempt would cure it, or it was an outage, the page is not sent."""
-        if status < 500:
-            return
-        cause = swallowed(unit)
-        settings = self._settings
-        another = settings is not None and unit is not None and unit.attempts <= settings.max_replays and monotonic() < unit.until
-        if cause is not None and another and not self._overflowed:
-            raise Swallowed(f"answered with {status}") from cause
-        if status == 500 and answer_to(None, self._heard) is not None:
-            raise Swallowed(f"answered with {status}") from self._heard[-1]
-
     async def _failed(self, exc: Exception) -> None:
-        answer = answer_to(exc, self._heard, self._scope["method"])
+        answer = self.answer(exc)
         if answer is None:
             if self._held:
-                await self._begin(None)
+                await self._begin()
             raise exc
         scope = self._scope
-        report(answer, scope["method"], scope.get("path", ""))
+        report(answer, self.method, scope.get("path", ""))
         accept = next((value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"accept"), "")
         headers, body = page(answer, accept)
-        await _respond(self._send, int(answer.status[:3]), headers, b"" if scope["method"] == "HEAD" else body)
+        await _respond(self._send, int(answer.status[:3]), headers, b"" if self.method == "HEAD" else body)
 
 
 async def _respond(send: Send, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:

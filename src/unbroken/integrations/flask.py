@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 import flask
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
+from unbroken.core.unit import Fate
 from unbroken.errors import ConfigurationError
 from unbroken.integrations import _flask_mongo, _health, _leftovers
 from unbroken.integrations import wsgi as _wsgi
 from unbroken.integrations._flask_engines import make_unbroken
-from unbroken.integrations._http import Answer, HttpSettings, answer_to, json_page, log, page, report
+from unbroken.integrations._http import KEY, Answer, HttpSettings, answer_to, json_page, log, page, report
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -235,12 +236,22 @@ class _Hooks:
             return self._exception(*args)
         if exchange.would_replay(exc):
             raise exc
-        answer = answer_to(exc, exchange.heard, flask.request.method)
-        if answer is None:
+        if answer_to(exc, exchange.heard, Fate.NOTHING, exchange.method) is None:
             return self._exception(*args)
+        self._roll_back()  # what is open still might be committed, by an after_request function, say
+        answer = exchange.answer(exc)
+        assert answer is not None
         report(answer, flask.request.method, flask.request.path)
         response: flask.Response = self._app.finalize_request(*args[:-1], self._page(answer), from_error_handler=True)
         return response
+
+    def _roll_back(self) -> None:
+        for registry in self._registries():
+            try:
+                if registry.registry.has():
+                    registry.rollback()
+            except Exception:
+                log.exception("a session could not be rolled back")
 
     def _page(self, answer: Answer) -> Any:
         """The app's own page for 503 where it has one; ours otherwise."""
@@ -276,14 +287,12 @@ class _Hooks:
                 if registry.registry.has():
                     registry.commit()
         except Exception as exc:
-            for registry in self._registries():
-                if registry.registry.has():
-                    registry.rollback()
+            self._roll_back()
             response = self._app.finalize_request(*args, self._app.handle_user_exception(*args, exc))
         return response
 
 
 def _exchange() -> _wsgi.Exchange | None:
     """The request's, if it came in by way of our middleware."""
-    exchange: _wsgi.Exchange | None = flask.request.environ.get(_wsgi.KEY) if flask.has_request_context() else None
+    exchange: _wsgi.Exchange | None = flask.request.environ.get(KEY) if flask.has_request_context() else None
     return exchange

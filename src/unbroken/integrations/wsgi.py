@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator
-from time import monotonic
 from typing import Any, TypeAlias
 
 from unbroken import sync
-from unbroken.core import unit as units
-from unbroken.integrations import _health, _leftovers
-from unbroken.integrations._http import HttpSettings, Swallowed, answer_to, fault_of, json_page, log, page, report, swallowed
+from unbroken.integrations import _health, _http, _leftovers
+from unbroken.integrations._http import KEY, HttpSettings, json_page, log, page, report
 
 Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Any]
-
-#: Where the environ holds the :class:`Exchange`.
-KEY = "unbroken.exchange"
 
 
 class Unbroken:
@@ -85,27 +80,27 @@ class Unbroken:
         return [body]
 
 
-class Exchange:
+class Exchange(_http.Exchange):
     """One request: its attempts, and the response that is held back until its first chunk is known."""
 
     def __init__(self, owner: Unbroken, environ: Environ, start_response: StartResponse) -> None:
+        super().__init__(environ["REQUEST_METHOD"])
         self.owner, self.environ = owner, environ
         self._start_response = start_response
         self._before: Environ = {}
         self._keeper: _Keeper | None = None
         self._head: tuple[Any, ...] | None = None  # status, headers and exc_info, held back
         self._late: BaseException | None = None
-        self._replaying: HttpSettings | None = None
-        self.begun = False  #: something went out: this request cannot be run again
-        self.heard: list[BaseException] = []  #: errors of the database's, whether or not the app let them through
         self.taken = _leftovers.Taken()
 
     def run(self, settings: HttpSettings | None) -> Iterable[bytes]:
         """The response; with *settings*, run again until it succeeds or the ledger forbids it."""
-        self._replaying = settings
+        self.limits = settings
+        whole = self.environ.get(KEY)
         self.environ[KEY] = self
-        witness, taking = units.witnesses(self.heard), _leftovers.current.set(self.taken)
+        taking = _leftovers.current.set(self.taken)
         try:
+            self.watch(whole)
             if settings is None:
                 body = self._attempt()
             else:
@@ -119,11 +114,17 @@ class Exchange:
                 raise
             return self._failed(exc)
         finally:
+            self.unwatch()  # no traceback outlives the request
             _leftovers.current.reset(taking)
-            units.no_longer_witnesses(witness)
-            self.environ.pop(KEY, None)  # no circle, no traceback outlives the request
+            self._leave_environ(whole)
             self._before.clear()
-            self.heard.clear()
+
+    def _leave_environ(self, whole: Any) -> None:
+        """No circle outlives the request either."""
+        if whole is None:
+            self.environ.pop(KEY, None)
+        else:
+            self.environ[KEY] = whole
 
     def _prepare(self, settings: HttpSettings) -> None:
         environ = self.environ
@@ -133,9 +134,7 @@ class Exchange:
 
     def _again(self) -> Iterable[bytes]:
         """One attempt within a unit of work. What may not be run again is raised where the unit does not see it."""
-        unit = units.current()
-        if unit is not None and unit.attempts > 1:
-            self.heard.clear()
+        if self.attempt():
             self._head = None
             self.environ.clear()
             self.environ.update(self._before)
@@ -144,41 +143,28 @@ class Exchange:
         try:
             return self._attempt()
         except Exception as exc:
-            if self.begun or self._is_cut_off():
+            if self.begun or self.is_cut_off():
                 self._late = exc
                 return ()
-            if unit is not None and unit.fault_of(exc) is None and (fault := fault_of(unit, exc)) is not None:
-                unit.note(exc, fault)
+            self.tell(exc)
             raise
 
-    def _is_cut_off(self) -> bool:
+    def is_cut_off(self) -> bool:
+        """Whether more of the body was read than is kept."""
         return self._keeper is not None and self._keeper.overflowed
 
-    def would_replay(self, exc: BaseException) -> bool:
-        """Whether another attempt follows if the app raises *exc* now."""
-        unit = units.current()
-        if self._replaying is None or self.begun or unit is None or self._is_cut_off():
-            return False
-        if unit.attempts > self._replaying.max_replays or monotonic() >= unit.until:
-            return False
-        fault = fault_of(unit, exc)
-        return fault is not None and unit.verdict(fault).action is units.Action.REPLAY
-
     def _attempt(self) -> Iterable[bytes]:
-        unit = units.current()
         body: Iterable[bytes] = ()
         try:
             body = self.owner.app(self.environ, self._start)
             whole = isinstance(body, (list, tuple)) or self._is_file(body)
             chunks = body if whole else _Chunks(body)
             if self._head is not None and not self.begun and self._head[0][:1] == "5":
-                self._reconsider(self._head[0][:3], unit)
+                self.reconsider(int(self._head[0][:3]))
         except BaseException:
             self._close(body)
             self.owner.clean(self.taken)
             raise
-        if unit is not None:
-            unit.close()  # from here on it cannot be run again, and what a stream does is its own
         self._begin()
         if whole or self._is_all(chunks):
             self.owner.clean(self.taken)  # nothing more is computed: do not wait for the client to have it
@@ -190,23 +176,15 @@ class Exchange:
         length = next((value for name, value in self._head[1] if name.lower() == "content-length"), None)
         return length == str(len(chunks.first or b""))
 
-    def _reconsider(self, status: str, unit: units.Unit | None) -> None:
-        """The app made a page of an error. If another attempt would cure it, or it was an outage, the page is not sent."""
-        cause = swallowed(unit)
-        if cause is not None and self.would_replay(cause):
-            raise Swallowed(f"answered with {status}") from cause
-        if status == "500" and answer_to(None, self.heard) is not None:
-            raise Swallowed(f"answered with {status}") from self.heard[-1]
-
     def _failed(self, exc: Exception) -> Iterable[bytes]:
-        answer = answer_to(exc, self.heard, self.environ["REQUEST_METHOD"])
+        answer = self.answer(exc)
         if answer is None:
             raise exc
         environ = self.environ
-        report(answer, environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
+        report(answer, self.method, environ.get("PATH_INFO", ""))
         headers, body = page(answer, environ.get("HTTP_ACCEPT", ""))
         self._start_response(answer.status, headers)
-        return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
+        return [b"" if self.method == "HEAD" else body]
 
     # -- the response ----------------------------------------------------------------------------------------------
 
@@ -226,7 +204,7 @@ class Exchange:
         if not self.begun:
             if self._head is None:
                 raise AssertionError("the app returned before it called start_response")
-            self.begun = True
+            self.go_out()
             self._old_write = self._start_response(*self._head)
 
     def _is_file(self, body: Any) -> bool:

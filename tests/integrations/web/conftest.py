@@ -225,7 +225,8 @@ def ordeal(server: Server, site: Site, post: Callable[[int], tuple[str, dict[str
 def judge(server: Server, traffic: Traffic) -> Outcome:
     stored = Counter(int(row[0]) for row in server.admin("SELECT number FROM item"))
     told = {number: reply for number, (_, reply) in traffic.posts.items()}
-    unknown = {n for n, reply in told.items() if reply.status == 500 and b"outcome unknown" in reply.body}
+    said = (b"outcome unknown", b"stored, not answered")
+    unknown = {n for n, reply in told.items() if reply.status == 500 and any(words in reply.body for words in said)}
     away = {n for n, (phase, reply) in traffic.posts.items() if reply.status == 503 and phase in ("restart", "crash")}
     others = [
         (phase, reply.status, reply.body[:200])

@@ -163,6 +163,49 @@ def test_a_view_is_marked_for_replay_or_against_it(shops: Callable[..., Shop]) -
     assert shop.taken == 0
 
 
+@pytest.mark.parametrize("inner", ["GET", "POST"])
+@pytest.mark.parametrize("outer", ["GET", "POST"])
+def test_a_view_that_uses_a_test_client_is_run_again_as_any_other(outer: str, inner: str, shops: Callable[..., Shop]) -> None:
+    shop = shops()
+
+    @shop.app.route("/inner", methods=["GET", "POST"])
+    def asked() -> str:
+        return str(shop.read())
+
+    @shop.app.route("/outer", methods=["GET", "POST"])
+    def asking() -> str:
+        shop.read()
+        found = shop.app.test_client().open("/inner", method=inner).text
+        shop.lose()
+        return found
+
+    shop.kills = 1
+    response = shop.ask("/outer", outer)
+    assert response.status_code == (200 if outer == "GET" else 500)
+    assert shop.calls.count("view") == (2 if outer == "GET" else 1)
+    assert shop.taken == 0
+
+
+def test_what_a_test_client_inside_a_view_stored_counts_for_that_view_too(shops: Callable[..., Shop]) -> None:
+    shop = shops()
+
+    @shop.app.post("/inner")
+    def asked() -> str:
+        shop.insert()
+        shop.db.session.commit()
+        return "x"
+
+    @shop.app.get("/outer")
+    def asking() -> str:
+        shop.app.test_client().post("/inner")
+        shop.lose()
+        return "well"
+
+    shop.kills = 1
+    assert shop.ask("/outer").status_code == 500
+    assert (shop.calls.count("view"), shop.stored()) == (1, 1)
+
+
 def test_what_was_committed_before_the_loss_is_never_done_again(shops: Callable[..., Shop]) -> None:
     shop = shops(methods=["POST"])
 

@@ -83,7 +83,7 @@ class Held(Loan):
         if glimpse() is not None and (unit := current()) is not None and self.seen_by != (unit, unit.attempts):
             if not self.is_tied:
                 return True  # so that the unit sees what is sent
-            unit.doubt("a connection was used that had been taken before the unit of work began")
+            unit.forbid("a connection was used that had been taken before the unit of work began", conn_id=id(self.conn))
             self.seen_by = (unit, unit.attempts)
         now = monotonic()
         idle_since, self.used_at = self.used_at, now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from time import monotonic
+from io import BytesIO
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -15,10 +15,11 @@ from django.http.request import RawPostDataException, UnreadablePostError
 from django.urls import Resolver404, resolve
 
 from unbroken import aio, sync
-from unbroken.core import unit as units
+from unbroken.core.unit import Fate
 from unbroken.errors import ConfigurationError
-from unbroken.integrations._http import HttpSettings, Swallowed, answer_to, fault_of, page, report, swallowed
-from unbroken.integrations.django.units import attempt, attempt_async, give_back
+from unbroken.integrations import _http
+from unbroken.integrations._http import Exchange, HttpSettings, Swallowed, answer_to, page, report
+from unbroken.integrations.django.units import attempt, attempt_async, give_back, give_back_async
 
 #: Where a request holds its :class:`_Exchange`.
 KEY = "_unbroken_exchange"
@@ -51,39 +52,42 @@ class UnbrokenMiddleware:
         return self._run_async(exchange) if self.is_async else self._run(exchange)
 
     def _run(self, exchange: _Exchange) -> Any:
-        token = units.witnesses(exchange.heard)
         try:
+            exchange.watch(exchange.whole())
             if not exchange.prepare():
-                return _done(exchange.finish(self.get_response(exchange.request)))
+                return exchange.finish(self.get_response(exchange.request))
 
             def once() -> Any:
                 exchange.begin()
                 return exchange.consider(self.get_response(exchange.request))
 
             limits = self.settings
-            return _done(exchange.finish(sync.run_unit(lambda: attempt(once), limits.deadline, limits.max_replays, exchange.count)))
+            done = sync.run_unit(lambda: attempt(once), limits.deadline, limits.max_replays, _nobody)
+            return exchange.finish(done)
         except Exception as exc:
+            give_back()
             return exchange.failed(exc)
         finally:
-            units.no_longer_witnesses(token)
+            exchange.unwatch()
 
     async def _run_async(self, exchange: _Exchange) -> Any:
-        token = units.witnesses(exchange.heard)
         try:
+            exchange.watch(exchange.whole())
             if not exchange.prepare():
-                return exchange.finish(await self.get_response(exchange.request))
+                return await exchange.finish_async(await self.get_response(exchange.request))
 
             async def once() -> Any:
                 exchange.begin()
                 return exchange.consider(await self.get_response(exchange.request))
 
             limits = self.settings
-            done = await aio.run_unit(lambda: attempt_async(once), limits.deadline, limits.max_replays, exchange.count)
-            return exchange.finish(done)
+            done = await aio.run_unit(lambda: attempt_async(once), limits.deadline, limits.max_replays, _nobody)
+            return await exchange.finish_async(done)
         except Exception as exc:
+            await give_back_async()
             return exchange.failed(exc)
         finally:
-            units.no_longer_witnesses(token)
+            exchange.unwatch()
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> Any:
         """A view raised: before Django makes a page of it and reports it, see whether another attempt follows."""
@@ -91,11 +95,8 @@ class UnbrokenMiddleware:
         return None if exchange is None else exchange.raised(exception)
 
 
-def _done(response: Any) -> Any:
-    """The connection goes back now: some servers (Tornado's WSGIContainer) end a response on another thread than it was made."""
-    if not response.streaming:
-        give_back()
-    return response
+def _nobody(_why: str) -> None:
+    """Replays are in the log."""
 
 
 def _settings() -> HttpSettings:
@@ -109,26 +110,33 @@ def _settings() -> HttpSettings:
         raise ImproperlyConfigured(f"UNBROKEN: {exc}") from exc
 
 
-class _Exchange:
+class _Exchange(Exchange):
     """One request, its attempts and its response."""
 
-    def __init__(self, limits: HttpSettings, request: HttpRequest) -> None:
-        self.settings, self.request = limits, request
-        self.heard: list[BaseException] = []  #: errors of the database's, whether or not the site let them through
-        self.replaying = False
+    def __init__(self, settings: HttpSettings, request: HttpRequest) -> None:
+        super().__init__(request.method or "")
+        self.settings, self.request = settings, request
         self._before: dict[str, Any] = {}
         self._meta: dict[str, Any] = {}
+        self._body: bytes | None = None  # as the client sent it, where it may be read again
+
+    def whole(self) -> Exchange | None:
+        """The exchange of a middleware of ours around all of Django, for the same request."""
+        scope = getattr(self.request, "scope", None)
+        whole: Exchange | None = (self.request.META if scope is None else scope).get(_http.KEY)
+        return whole
 
     # -- attempts --------------------------------------------------------------------------------------------------
 
     def prepare(self) -> bool:
         """Whether this request may be run again; then what another attempt needs is kept."""
         request = self.request
-        self.replaying = self._may_replay() and self._keep_body()
-        if self.replaying:
-            self._before, self._meta = dict(request.__dict__), dict(request.META)
         request.__dict__[KEY] = self
-        return self.replaying
+        if not (self._may_replay() and self._keep_body()):
+            return False
+        self.limits = self.settings
+        self._before, self._meta = dict(request.__dict__), dict(request.META)
+        return True
 
     def _may_replay(self) -> bool:
         request = self.request
@@ -150,60 +158,67 @@ class _Exchange:
         if not length.isdigit() or not 0 < int(length) <= self.settings.max_body:
             return False
         try:
-            request.body  # noqa: B018 - Django keeps it from now on
+            self._body = request.body  # Django keeps it, too, from now on
         except (RawPostDataException, UnreadablePostError, RequestDataTooBig):  # that is for the view to meet
             return False
         return True
 
     def begin(self) -> None:
         """An attempt begins; from the second on, the request is as it was."""
-        unit = units.current()
-        if unit is None or unit.attempts < 2:
-            return
-        self.heard.clear()
         request = self.request
-        request.__dict__.clear()
-        request.__dict__.update(self._before)
-        request.META.clear()
-        request.META.update(self._meta)
-        request.__dict__[KEY] = self
-
-    def count(self, _why: str) -> None:
-        """Replays are in the log."""
+        if self.attempt():
+            request.__dict__.clear()
+            request.__dict__.update(self._before)
+            request.META.clear()
+            request.META.update(self._meta)
+        if self._body is not None:  # whoever reads the request, or below it, finds all of it
+            request._stream = BytesIO(self._body)
+            if "wsgi.input" in request.META:
+                request.META["wsgi.input"] = BytesIO(self._body)
 
     def raised(self, exc: Exception) -> Any:
         """A view raised *exc*: a response that stands for it, or None: let Django go on."""
-        unit = units.current()
-        if self.replaying and unit is not None:
+        if self.unit is not None and self.limits is not None:
             give_back()
-            fault = fault_of(unit, exc)
-            if fault is not None and unit.verdict(fault).action is units.Action.REPLAY and self._has_time(unit):
+            if self.would_replay(exc):
                 stands_for = HttpResponse(status=503)
                 stands_for.unbroken_cause = exc
                 return stands_for
-        return self._answered(exc)
-
-    def _has_time(self, unit: units.Unit) -> bool:
-        return unit.attempts <= self.settings.max_replays and monotonic() < unit.until
+        return self._answered(exc, settle=True)
 
     def consider(self, response: Any) -> Any:
         """The response of an attempt; raises when another attempt should follow."""
         cause = getattr(response, "unbroken_cause", None)
         if cause is not None:
             raise cause
-        unit = units.current()
-        if response.status_code >= 500 and unit is not None and self._has_time(unit):
-            cause = swallowed(unit)
-            if cause is not None:
-                raise Swallowed(f"answered with {response.status_code}") from cause
+        cause = self.curable() if response.status_code >= 500 else None
+        if cause is not None:
+            raise Swallowed(f"answered with {response.status_code}") from cause
         return response
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def finish(self, response: Any) -> Any:
-        """The response to send: for a page that Django made of an outage, ours."""
-        if response.status_code == 500 and not hasattr(response, "unbroken_answer"):
-            return self._answered(None) or response
+        """The response to send: for a page that Django made of an outage, ours.
+
+        The connection goes back now: some servers (Tornado's WSGIContainer) end a response on
+        another thread than it was made.
+        """
+        if not response.streaming:
+            give_back()
+        return self._finished(response)
+
+    async def finish_async(self, response: Any) -> Any:
+        """As :meth:`finish`."""
+        if response.status_code >= 500:
+            await give_back_async()
+        return self._finished(response)
+
+    def _finished(self, response: Any) -> Any:
+        try:
+            self.reconsider(response.status_code)
+        except Swallowed as exc:
+            return self._answered(exc) or response
         return response
 
     def failed(self, exc: Exception) -> Any:
@@ -213,13 +228,14 @@ class _Exchange:
             return response
         raise exc.__cause__ if isinstance(exc, Swallowed) and exc.__cause__ is not None else exc
 
-    def _answered(self, exc: BaseException | None) -> Any:
-        answer = answer_to(exc, self.heard, self.request.method)
-        if answer is None:
+    def _answered(self, exc: BaseException, *, settle: bool = False) -> Any:
+        if answer_to(exc, self.heard, Fate.NOTHING, self.method) is None:
             return None
+        if settle:
+            give_back()
+        answer = self.answer(exc)
+        assert answer is not None
         request = self.request
-        report(answer, request.method, request.path)
+        report(answer, self.method, request.path)
         headers, body = page(answer, request.META.get("HTTP_ACCEPT", ""))
-        response = HttpResponse(body, status=int(answer.status[:3]), headers=dict(headers))
-        response.unbroken_answer = True
-        return response
+        return HttpResponse(body, status=int(answer.status[:3]), headers=dict(headers))

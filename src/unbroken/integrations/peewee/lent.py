@@ -52,9 +52,8 @@ class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         """A statement is about to run within a unit of work: it must hear of it, also where the connection is older."""
         unit = current()
         if unit is not None and not self.loan.has_joined(unit):
-            if self.is_open:
-                unit.doubt("a transaction that was begun before the unit of work is used in it")
-            self.loan.join(unit)
+            older = "a transaction that was begun before the unit of work is used in it"
+            self.loan.join(unit, older if self.is_open else None)
 
     def look(self) -> None:
         """The server has answered: what is open now."""
