@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -71,7 +72,10 @@ class ThreadShell:
     def in_hands(self, wanted: set[int]) -> set[int] | None:
         """Which of the entries with these ids a thread has in a variable; None where that cannot be seen (greenlets)."""
         frames = None if threads_are_greenlets() else thread_frames()
-        return None if frames is None else referred_to(frames.values(), wanted)
+        if frames is None:
+            return None
+        frames[threading.get_ident()] = sys._getframe(2)  # above the function that asks, whose variables they are
+        return referred_to(frames.values(), wanted)
 
     def describe_holder(self, entry: Entry) -> str:
         """The thread (or greenlet) that has *entry*, and its stack."""

@@ -13,7 +13,7 @@ from typing import Any
 from unbroken.abc import Cause, Connection, Fault, FaultKind
 from unbroken.core.entry import Entry
 from unbroken.core.fault import is_goodbye
-from unbroken.core.unit import Action, Unit, current, is_left_over
+from unbroken.core.unit import Action, Fate, Unit, current, is_left_over
 from unbroken.errors import (
     ClosedByHolderError,
     CommitUnknownError,
@@ -28,6 +28,13 @@ from unbroken.net.liveness import Liveness, judge
 
 #: What to do about a COMMIT without an answer.
 LOOK_FIRST = "the work is stored whole or not at all; look before you repeat it"
+
+#: What an error says of the caller's writes.
+_FATES = {
+    Fate.NOTHING: "and nothing is stored",
+    Fate.STORED: "and what was committed before is stored",
+    Fate.UNKNOWN: "and it is not known whether what it wrote is stored: look before you repeat it",
+}
 
 #: What is said of a connection in use that ended without a word. The driver may have read the word.
 _VAGUE = (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT)
@@ -74,9 +81,18 @@ class Loan:
         return unit
 
     def arm(self, until: float) -> None:
-        """End this use at *until* (infinite: never), if it is not over by then. Without a deadline before."""
-        if until != math.inf:
-            self.begun = (None if self.begun is None else self.begun[0], self.timer(until))
+        """End this use at *until* (infinite: never), if it is not over by then. Without a deadline before.
+
+        What such an end means for the caller's writes only a ledger can say. Outside of a unit of work, the use gets one
+        of its own.
+        """
+        if until == math.inf:
+            return
+        unit = self.unit
+        if unit is None:
+            unit = Unit(observing=True)
+            self.state.join(unit, self.entry, self.conn)
+        self.begun = (unit, self.timer(until))
 
     def timer(self, until: float) -> Any:
         """A timer of the caller's own that ends this use at *until*; None where that is infinite."""
@@ -225,6 +241,7 @@ class Loan:
                 CommitUnknownError,
                 f"COMMIT was sent to {state.driver.target.label} and the connection was lost before its answer ({fault.text}): "
                 f"{LOOK_FIRST}",
+                fate=Fate.UNKNOWN,
             ) from exc
         entry.sent, entry.settled_at = entry.count(), entry.uses
 
@@ -262,7 +279,7 @@ class Loan:
 
     def _not_sent(self, kind: type[UnbrokenError], fact: str, rest: str = "nothing of the open transaction is stored") -> UnbrokenError:
         state, unit = self.state, self.unit
-        error: UnbrokenError = state.error(kind, f"{fact}; {rest}")
+        error: UnbrokenError = state.error(kind, f"{fact}; {rest}", fate=None if unit is None else self._fate())
         if unit is not None:
             unit.note(error, Fault(FaultKind.LOST, self.entry.cause, text=str(error)))
         return error
@@ -325,9 +342,11 @@ class Loan:
         """Make the connection fit for the next user, as the setting ``reset`` says, or condemn it."""
         state, entry = self.state, self.entry
         how = state.settings.reset
-        if how is None or entry.cause is not None:
+        if entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
             return
-        if judge(entry.poll(0)) is Liveness.DEAD:
+        if not (state.is_in_step(entry, self.conn) or state.is_streaming(self.conn)):
+            self.break_off()
+        if how is None or entry.cause is not None:
             return
         if how != "rollback":
             try:
@@ -384,14 +403,25 @@ class Loan:
 
     # -- words ---------------------------------------------------------------------------------------------------
 
+    def _fate(self) -> Fate:
+        """What the ledger says of the writes, now that the connection is condemned: what was open on it is rolled back."""
+        unit = self.unit
+        if unit is None:
+            return Fate.UNKNOWN
+        unit.ended(conn_id=id(self.conn))
+        return unit.fate()
+
     def shown(self, exc: BaseException, deadline: float | None) -> BaseException:
         """The error that the caller should see for *exc*: its own, unless we were the ones who ended the connection."""
         state, entry = self.state, self.entry
         if entry.cause is Cause.DEADLINE and isinstance(exc, Exception) and not isinstance(exc, CommitUnknownError | DeadlineExceeded):
             limit = "" if deadline is None else f" of {deadline} s"  # a unit's deadline bounds all of its loans together
+            fate = self._fate()
             error: BaseException = state.error(
                 DeadlineExceeded,
-                f"work on a connection to {state.driver.target.label} took longer than its deadline{limit}; its connection was ended",
+                f"work on a connection to {state.driver.target.label} took longer than its deadline{limit}; its connection was ended, "
+                f"{_FATES[fate]}",
+                fate=fate,
             )
             error.__cause__ = exc
             return error

@@ -110,29 +110,33 @@ class _Unbroken(sqla_pool.QueuePool):
             fairy = _checkout(self)
         except Exception as exc:
             fairy = self._again(exc)
-        record: Any = fairy._connection_record
-        entry = record.entry
-        if entry is VACANT:  # a checkout event has replaced the connection by something of its own
-            return fairy
-        frame: Any = _getframe(1)
-        if frame.f_code is _RAW_CONNECTION:
-            try:
-                if _getframe(3).f_code is _ENGINE_CONNECT:
-                    frame = _getframe(4)
-            except ValueError:
-                pass  # the stack ends there: a greenlet's
-        while frame.f_code.co_filename.startswith(_SQLALCHEMY):
-            up = frame.f_back or outside()
-            if up is None:
-                break
-            frame = up
-        entry.code, entry.lasti = frame.f_code, frame.f_lasti
-        entry.holder = get_ident()
-        entry.uses += 1
-        body.lent[entry.key] = entry
-        if body.bounded or glimpse() is not None:
-            record.begun = True
-            self._begin(body, entry)
+        try:
+            record: Any = fairy._connection_record
+            entry = record.entry
+            if entry is VACANT:  # a checkout event has replaced the connection by something of its own
+                return fairy
+            frame: Any = _getframe(1)
+            if frame.f_code is _RAW_CONNECTION:
+                try:
+                    if _getframe(3).f_code is _ENGINE_CONNECT:
+                        frame = _getframe(4)
+                except ValueError:
+                    pass  # the stack ends there: a greenlet's
+            while frame.f_code.co_filename.startswith(_SQLALCHEMY):
+                up = frame.f_back or outside()
+                if up is None:
+                    break
+                frame = up
+            entry.code, entry.lasti = frame.f_code, frame.f_lasti
+            entry.holder = get_ident()
+            entry.uses += 1
+            body.lent[entry.key] = entry
+            if body.bounded or glimpse() is not None:
+                record.begun = True
+                self._begin(body, entry)
+        except BaseException:
+            fairy.close()
+            raise
         return fairy
 
     def _begin(self, body: Body, entry: Entry) -> None:
@@ -145,8 +149,14 @@ class _Unbroken(sqla_pool.QueuePool):
                 unit.doubt("its connections are wrapped by something that cannot be looked below")
             else:
                 body.join(unit, entry, entry.conn)
-        if until != float("inf"):
+        if until == float("inf"):
+            return
+        if entry.conn is None:
             body.timers[entry.key] = body.arm(entry, until)
+        else:
+            loan = Loan.of(body, entry, entry.conn)
+            loan.arm(until)
+            body.timers[entry.key] = loan.begun[1]  # type: ignore[index] # it is armed
 
     def _again(self, exc: BaseException) -> Any:
         """A checkout failed. A new connection that was lost while it was being set up is replaced; all else is the caller's."""
