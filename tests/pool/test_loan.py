@@ -225,7 +225,7 @@ def test_a_strike_at_any_line_of_taking_and_giving_back_loses_no_place(faces: An
         lines[0] += 1
         if lines[0] == target:
             sys.settrace(None)
-            where[:] = [f"{event} of {frame.f_code.co_qualname}"]
+            where[:] = [frame.f_code.co_qualname]
             raise Stop
         return count
 
@@ -241,7 +241,7 @@ def test_a_strike_at_any_line_of_taking_and_giving_back_loses_no_place(faces: An
         try:
             job()
         except Stop as struck_by:
-            if where[0] not in ("call of Lease.__exit__", "call of Pool.release"):  # which did not begin: their callers have it still
+            if where[0] not in ("Lease.__exit__", "Pool.release"):  # at their first line the caller has the connection still
                 kept.append(struck_by)
         finally:
             sys.settrace(None)

@@ -132,7 +132,7 @@ def _wait(state: State, ticket: Ticket, started: float, until: float) -> Flow[No
             yield Wait(ticket.signal, min(glance, max(until - now, 0.0)))
             if not ticket.done:
                 _look_around(state, until)
-                glance = GLANCE
+                glance = FIRST_GLANCE if state.suspects else GLANCE  # a stray is one when it is seen again
     finally:
         with state.lock:
             state.counters.wait_seconds += state.clock() - begun
