@@ -114,11 +114,6 @@ class _Base(Base):
         status = pgconn.transaction_status  # 4 where the connection is lost
         return False if status == _IDLE else True if status in (_IN_TRANSACTION, _IN_ERROR) else None
 
-    def is_clean(self, conn: Connection, traits: Any) -> bool:  # noqa: ARG002
-        """Idle, by the last ReadyForQuery: an exchange that is under way, or a lost connection, has another status."""
-        pgconn = conn.__dict__["pgconn"]
-        return bool(pgconn.transaction_status == _IDLE and not pgconn.pipeline_status)
-
     def is_quiet(self, conn: Connection) -> bool:
         """Whether libpq waits for nothing, and nobody holds the connection's lock: a half-read ``stream()`` does, and
         ``notifies()`` that was left in a variable; whoever asked for the lock would wait for ever.
