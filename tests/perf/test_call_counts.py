@@ -57,7 +57,8 @@ def calls(work: Callable[[], Any]) -> tuple[list[str], list[str]]:
     return python, c
 
 
-#: Take an idle entry, read the clock, note who took it where and as what, look for a unit of work.
+#: Take an idle entry, read the clock, note who took it where and as what, look for a unit of work. At the end the driver looks
+#: whether its own lock is free, too ("locked"): a half-read stream holds psycopg's, and a ROLLBACK would wait for it for ever.
 TAKE = ["pop", "monotonic", "_getframe", "get_ident", "get"]
 
 
@@ -65,13 +66,13 @@ def test_acquire_calls_no_python_function_and_release_only_asks_whether_an_answe
     """Also with ``reset=None``: an answer that was not read would be taken for the next caller's."""
     python, c = calls(lambda: bare_pool.release(bare_pool.acquire()))
     assert python == ["Pool.acquire", "Pool.release", "State._end_checks.<locals>.is_quiet", "_Base.is_quiet", "real_pgconn"]
-    assert c == [*TAKE, "id", "pop", "append"]
+    assert c == [*TAKE, "id", "pop", "locked", "append"]
 
 
 def test_release_asks_the_driver_once_whether_the_connection_is_clean(pool: unbroken.Pool) -> None:
     python, c = calls(lambda: pool.release(pool.acquire()))
     assert python == ["Pool.acquire", "Pool.release", "_Base.is_clean"]
-    assert c == [*TAKE, "id", "pop", "append"]
+    assert c == [*TAKE, "id", "pop", "locked", "append"]
 
 
 def test_with_connection_is_three_calls_and_one_question_to_the_driver(pool: unbroken.Pool) -> None:
@@ -81,7 +82,7 @@ def test_with_connection_is_three_calls_and_one_question_to_the_driver(pool: unb
 
     python, c = calls(work)
     assert python == ["Pool.connection", "Lease.__enter__", "Lease.__exit__", "_Base.is_clean"]
-    assert c == [*TAKE, "pop", "append"]
+    assert c == [*TAKE, "locked", "pop", "append"]
 
 
 def test_the_number_of_idle_connections_changes_nothing(pool: unbroken.Pool) -> None:
