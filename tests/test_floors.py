@@ -19,6 +19,7 @@ FLOORS = {
     "errors": 0, "abc": 0,
     "settings": 0.5,  # says what is wrong with itself, so it needs the errors
     "core": 1, "net": 1,
+    "contexts": 1.5,  # what the core must be told of threads and tasks
     "drivers": 2, "flows": 2,
     "threads": 2.7, "loops": 2.7,  # how each of them does the flows' steps
     "making": 2.5,  # of a URL and keywords, the driver's part and the pool's

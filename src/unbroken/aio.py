@@ -434,11 +434,7 @@ class AsyncPool:
 
 async def run_unit(work: Callable[[], Awaitable[T]], deadline: float | None, max_replays: int, on_replay: Callable[[str], None]) -> T:
     """Run *work* as a unit of work in this task, replayed where that is provably safe. Nested: just run it."""
-    token = enter(Unit())
-    if not token.outermost:
-        with token.unit.within(monotonic(), deadline):
-            return await work()
-    token.unit.until = math.inf if deadline is None else monotonic() + deadline
+    unit, token = Unit(), None
 
     async def do(step: Any) -> Any:
         if type(step) is Attempt:
@@ -446,10 +442,21 @@ async def run_unit(work: Callable[[], Awaitable[T]], deadline: float | None, max
         return await asyncio.wait((step.signal,), timeout=step.timeout)
 
     try:
-        result: T = await run_async(replay(token.unit, work, monotonic, max_replays, _running_loop().create_future, on_replay), do)
-        return result
-    finally:
-        leave(token)
+        try:
+            token = enter(unit, id(_getframe()))
+            if not token.outermost:
+                with token.unit.within(monotonic(), deadline):
+                    return await work()
+            unit.until = math.inf if deadline is None else monotonic() + deadline
+            signal = _running_loop().create_future
+            result: T = await run_async(replay(unit, work, monotonic, max_replays, signal, on_replay), do)
+            return result
+        finally:
+            if token is not None:
+                leave(token)
+    finally:  # again: an exception of a signal's may have struck while it was left
+        if token is not None:
+            leave(token)
 
 
 def _sever_all() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import logging
 import math
 import weakref
@@ -16,6 +15,7 @@ from typing import Any
 
 from unbroken.abc import AsyncDriver, Connection
 from unbroken.core.entry import Entry
+from unbroken.core.unit import apart
 from unbroken.flows.bounds import Bound, limits_of
 from unbroken.flows.state import State
 from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run_async
@@ -56,7 +56,7 @@ class LoopShell:
 
     def spawn(self, flow: Flow[Any], name: str) -> None:
         """Run *flow* as a task, outside any unit of work."""
-        task = self.loop.create_task(self._run_logged(flow), name=f"unbroken-{name}", context=contextvars.Context())
+        task = self.loop.create_task(self._run_logged(flow), name=f"unbroken-{name}", context=apart())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

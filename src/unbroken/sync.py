@@ -474,17 +474,23 @@ class Pool:
 
 def run_unit(work: Callable[[], T], deadline: float | None, max_replays: int, on_replay: Callable[[str], None]) -> T:
     """Run *work* as a unit of work on this thread, replayed where that is provably safe. Nested: just run it, in its time."""
-    token = enter(Unit())
-    if not token.outermost:
-        with token.unit.within(monotonic(), deadline):
-            return work()
-    token.unit.until = math.inf if deadline is None else monotonic() + deadline
-    do = Sleeper()
+    unit, token = Unit(), None
     try:
-        result: T = run(replay(token.unit, work, monotonic, max_replays, do.new_signal, on_replay), do.do)
-        return result
-    finally:
-        leave(token)
+        try:
+            token = enter(unit, id(_getframe()))
+            if not token.outermost:
+                with token.unit.within(monotonic(), deadline):
+                    return work()
+            unit.until = math.inf if deadline is None else monotonic() + deadline
+            do = Sleeper()
+            result: T = run(replay(unit, work, monotonic, max_replays, do.new_signal, on_replay), do.do)
+            return result
+        finally:
+            if token is not None:
+                leave(token)
+    finally:  # again: an exception of a signal's may have struck while it was left
+        if token is not None:
+            leave(token)
 
 
 def _sever_all() -> None:

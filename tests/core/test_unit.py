@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextvars
+import math
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from unbroken.abc import Fault, FaultKind
 from unbroken.core import unit as unit_module
 from unbroken.core.statements import Kind, kind
 from unbroken.core.unit import Action, Fate, Unit, current, enter, is_left_over, leave
+from unbroken.sync import run_unit
 
 LOST, RETRY = Fault(FaultKind.LOST), Fault(FaultKind.RETRY)
 INSERT = "INSERT INTO t VALUES (1)"
@@ -377,39 +380,21 @@ def test_threads_with_the_units_context_report_to_it() -> None:
         leave(token)
 
 
-def test_a_thread_without_the_context_reports_to_the_unit_that_its_connection_joined() -> None:
-    unit = begun()
-    token = enter(unit)
-    unit.join(7)
+def test_a_thread_of_no_unit_reports_to_the_unit_that_its_connection_joined() -> None:
+    unit, gate = begun(), threading.Event()
     found: list[Unit | None] = []
-    look = lambda: found.extend([current(), current(7), current(8)])  # noqa: E731
-    thread = threading.Thread(target=contextvars.Context().run, args=(look,))  # a free-threaded Python's thread inherits else
+    thread = threading.Thread(target=lambda: found.extend([gate.wait(10) or None, current(), current(7), current(8)]))
     thread.start()
-    thread.join(10)
-    assert found == [None, unit, None]
-    assert current(7) is unit
-    unit.ended(conn_id=7)
-    assert contextvars.Context().run(current, 7) is None
-    unit.join(7)
-    leave(token)
-    assert current(7) is None
-    unit.join(7)
-    assert current(7) is None
-
-
-def test_a_thread_begun_in_a_unit_belongs_to_its_attempt_where_threads_inherit_contexts() -> None:
-    inherits = bool(getattr(sys.flags, "thread_inherit_context", 0))  # a free-threaded Python 3.14, unless told otherwise
-    unit, gate = Unit(), threading.Event()
     token = enter(unit)
-    unit.begin_attempt()
-    found: list[object] = []
-    thread = threading.Thread(target=lambda: found.extend([gate.wait(10), current(), is_left_over()]))
-    thread.start()
-    unit.begin_attempt()
+    unit.join(7)
     gate.set()
     thread.join(10)
+    assert found == [True, None, unit, None]
+    assert current(7) is unit
+    unit.ended(conn_id=7)
     leave(token)
-    assert found == [True, unit if inherits else None, inherits]
+    unit.join(7)
+    assert current(7) is None
 
 
 def test_a_unit_that_uses_the_connection_of_another_is_in_doubt_and_the_owner_hears_of_it() -> None:
@@ -457,6 +442,112 @@ def test_nested_deadlines_beside_each_other_do_not_mix() -> None:
             assert unit.until == 50.0
     assert unit.until == 100.0
     assert inside.run(lambda: unit.until) == 50.0
+
+
+class Strike(BaseException):
+    """What a signal handler raises."""
+
+
+def strike_at(number: int, work: Callable[[], object], modules: tuple[str, ...]) -> Strike | None:
+    """Run *work*, with a Strike at instruction *number* in code of *modules*; None: it has fewer."""
+    left = [number]
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        if frame.f_globals.get("__name__") not in modules:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left[0] -= 1
+            if left[0] < 0:
+                sys.settrace(None)
+                raise Strike
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    except Strike as strike:
+        return strike
+    finally:
+        sys.settrace(None)
+    return None
+
+
+def every_strike(work: Callable[[], object], *modules: str) -> int:
+    """After a Strike at any instruction of *work* this thread is in no unit; gives how many there were."""
+    number = 0
+    while (strike := strike_at(number, work, modules)) is not None:
+        # The exception, and with it each frame that it came through, is still there.
+        assert current() is None, f"in a dead unit after a strike at instruction {number}"
+        assert unit_module.entered() == []
+        token = enter(Unit())
+        assert token.outermost
+        leave(token)
+        assert not is_left_over()
+        del strike
+        number += 1
+    return number
+
+
+def test_an_exception_at_any_instruction_of_a_unit_leaves_no_thread_in_a_dead_one() -> None:
+    work = lambda: run_unit(lambda: None, None, 3, lambda _: None)  # noqa: E731
+    assert every_strike(work, "unbroken.core.unit", "unbroken.contexts", "unbroken.sync", "unbroken.flows.replay") > 200
+
+
+def test_an_exception_at_any_instruction_of_a_nested_unit_leaves_no_thread_in_a_dead_one() -> None:
+    inner = lambda: run_unit(lambda: None, 5.0, 3, lambda _: None)  # noqa: E731
+    work = lambda: run_unit(inner, None, 3, lambda _: None)  # noqa: E731
+    assert every_strike(work, "unbroken.core.unit", "unbroken.sync") > 200
+
+
+def test_an_exception_at_any_instruction_inside_an_observing_unit_leaves_the_thread_in_that() -> None:
+    number, outer = 0, enter(observer := Unit(observing=True))
+    work = lambda: run_unit(lambda: None, None, 3, lambda _: None)  # noqa: E731
+    while (strike := strike_at(number, work, ("unbroken.core.unit", "unbroken.sync"))) is not None:
+        assert current() is observer
+        token = enter(Unit())
+        assert token.outermost
+        assert token.unit.above is observer
+        leave(token)
+        del strike
+        number += 1
+    assert observer.fate() is Fate.NOTHING
+    leave(outer)
+
+
+def test_a_unit_whose_runner_never_left_it_is_none() -> None:
+    def runner() -> FrameType:
+        token = enter(Unit(), id(sys._getframe()))
+        frame = sys._getframe()
+        assert token.outermost
+        return frame  # as a traceback does, this keeps the token
+
+    kept = runner()
+    token = enter(Unit())
+    assert token.outermost
+    leave(token)
+    assert current() is None
+    del kept
+
+
+def test_a_unit_ends_with_its_token() -> None:
+    unit = Unit()
+    token = enter(unit)
+    context = contextvars.copy_context()
+    del token
+    assert unit.is_over
+    assert current() is None
+    assert context.run(current) is None
+    assert unit_module.glimpse() is None
+
+
+def test_a_deadline_of_a_nested_unit_does_not_outlive_its_outer_unit() -> None:
+    outer = begun()
+    stays = outer.within(0.0, 5.0)
+    stays.__enter__()
+    assert outer.until == 5.0
+    assert begun().until == math.inf
+    stays.__exit__(None, None, None)
 
 
 def test_a_connection_that_was_given_back_with_its_transaction_open_forbids_a_replay() -> None:

@@ -8,7 +8,8 @@ never knows less than the server; what it cannot follow counts against a replay.
 2. something may have been committed (an acknowledged COMMIT of writes, a write in autocommit, a statement that commits
    by itself, something that could not be followed): the error goes to the caller;
 3. another connection still holds writes of this attempt in an open transaction, or is in the hands of a task or thread
-   that the attempt left behind: likewise, they might still be committed;
+   that the attempt left behind, or a thread or job that the attempt started has not ended: likewise, more might still be
+   committed;
 4. otherwise whatever was sent is rolled back by the server, and the unit may be run again.
 
 Reports come from any thread or task that runs in the unit's context. Each is a few plain attribute writes, and every
@@ -19,12 +20,16 @@ one who uses the connection. So there is no lock. A unit that was left takes no 
 from __future__ import annotations
 
 import math
+import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from contextvars import Token as ContextToken
 from dataclasses import dataclass
 from enum import StrEnum
+from types import FrameType
+from typing import Any, Protocol
 
 from unbroken.abc import Fault, FaultKind
 from unbroken.core.statements import Kind, kind, verb
@@ -105,13 +110,16 @@ class Unit:
     """
 
     __slots__ = (
+        "__weakref__",
         "_barrier",
         "_closed",
+        "_helpers",
         "_inner",
         "_meanings",
         "_notes",
         "_parts",
         "_stored",
+        "_token",
         "_uncertain",
         "_until",
         "above",
@@ -126,6 +134,7 @@ class Unit:
         self.attempts = 0  #: how many were begun
         self._until = math.inf
         self._closed = False
+        self._token: weakref.ref[Token] | None = None  # of :func:`enter`
         self._meanings: list[Callable[[BaseException], Fault | None]] = []
         self._inner: list[Unit] = []  # entered in this observing one, and not left yet
         self._stored = False  # the server acknowledged something
@@ -137,22 +146,26 @@ class Unit:
         self._barrier: str | None = None  # why this attempt can never be run again
         self._parts: dict[int | None, _Part] = {}
         self._notes: list[tuple[BaseException, Fault]] = []
+        self._helpers: list[Callable[[], bool]] = []  # threads and jobs of this attempt: have they ended?
 
     # -- the runner's side ---------------------------------------------------------------------------------------
 
     @contextmanager
     def within(self, now: float, deadline: float | None) -> Iterator[None]:
         """A nested unit with a deadline of its own, in seconds from *now*: ``until`` is no later inside."""
-        token = _inner_until.set(self.until if deadline is None else min(self.until, now + deadline))
+        token = None
         try:
+            token = _inner_until.set((self, self.until if deadline is None else min(self.until, now + deadline)))
             yield
         finally:
-            _inner_until.reset(token)
+            if token is not None:
+                _inner_until.reset(token)
 
     @property
     def until(self) -> float:
         """The moment, on the runner's clock, after which it is not run again; inside a nested unit that one's, if earlier."""
-        return min(self._until, _inner_until.get())
+        inner = _inner_until.get()
+        return self._until if inner is None or inner[0] is not self else min(self._until, inner[1])
 
     @until.setter
     def until(self, moment: float) -> None:
@@ -162,6 +175,25 @@ class Unit:
     def closed(self) -> bool:
         """Whether the unit was left: what is reported now is no longer its business."""
         return self._closed
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody can leave the unit any more: it was left, or an exception kept its runner from leaving it."""
+        return self._token is not None and self._token() is None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the unit was closed, or its runner is gone."""
+        return self._closed or (self._token is not None and self._token() is None)
+
+    def helped_by(self, is_done: Callable[[], bool]) -> None:
+        """A thread or a job was started that works for this attempt. *is_done* says whether it has ended; it never raises."""
+        if len(self._helpers) > 100:
+            self._helpers = [each for each in self._helpers if not each()]
+        self._helpers.append(is_done)
+
+    def _is_helped(self) -> bool:
+        return any(not is_done() for is_done in list(self._helpers))
 
     def join(self, conn_id: int) -> None:
         """The connection *conn_id* works for this unit from now on, whichever thread uses it (:func:`current`)."""
@@ -175,8 +207,8 @@ class Unit:
 
     def begin_attempt(self) -> None:
         """A new attempt starts: forget what the last one did. It must be over, its connections rolled back or gone."""
+        _attempt.set((self, self.attempts + 1))  # first: nobody is left over in between
         self.attempts += 1
-        _attempt.set((self, self.attempts))
         self._closed = False
         self._forget()
 
@@ -191,9 +223,10 @@ class Unit:
         """What is known now of the writes of all attempts; also of those of units inside this one.
 
         It answers after the unit was left, too. Writes in an open transaction are *unknown*: end
-        the transaction before you ask.
+        the transaction before you ask. So is what a thread does that the unit started and that
+        has not ended.
         """
-        if self._uncertain or any(part.is_unsettled for part in list(self._parts.values())):
+        if self._uncertain or self._is_helped() or any(part.is_unsettled for part in list(self._parts.values())):
             return Fate.UNKNOWN
         inner = {unit.fate() for unit in list(self._inner)}
         if Fate.UNKNOWN in inner:
@@ -248,6 +281,8 @@ class Unit:
             return Verdict(Action.RAISE, "another connection still holds writes of this attempt in an open transaction")
         if any(unit is self for key, unit in list(_joined.items()) if key != faulty):
             return Verdict(Action.RAISE, "another task or thread of this attempt still has a connection and may go on to write")
+        if self._is_helped():
+            return Verdict(Action.RAISE, "a thread or a job that this attempt started has not ended and may go on to write")
         done = "the server undid the transaction" if fault.kind is FaultKind.RETRY else "nothing was committed"
         return Verdict(Action.REPLAY, f"{done}, and no COMMIT of writes was sent before")
 
@@ -428,6 +463,7 @@ class Unit:
             observer._uncertain = True
         if observer._closed:
             return
+        observer._helpers += [each for each in self._helpers if not each()]
         for conn_id, part in list(self._parts.items()):
             if part.is_unsettled:
                 observer._part(conn_id).add(part)
@@ -447,28 +483,83 @@ def _a(word: str) -> str:
 
 # -- which unit is this? -----------------------------------------------------------------------------------------
 
-_current: ContextVar[Unit | None] = ContextVar("unbroken_unit", default=None)
+
+class Surroundings(Protocol):
+    """Threads, tasks and greenlets, which the core knows nothing of. :mod:`unbroken.contexts` does."""
+
+    def place(self) -> object:
+        """Where this code runs. Two places are equal for code of the same thread, task or greenlet."""
+
+    def is_running(self, frame: int) -> bool:
+        """Whether the frame with this ``id`` is among the callers of this code."""
+
+    def entering(self) -> None:
+        """A unit is about to be entered."""
+
+    def find_out(self) -> Unit | None:
+        """The unit of a context that was never told one; None where it is in no unit."""
+
+
+class _Alone:
+    """There is one thread, and nothing is handed over."""
+
+    def place(self) -> object:
+        return None
+
+    def is_running(self, frame: int) -> bool:
+        caller: FrameType | None = sys._getframe(1)
+        while caller is not None and id(caller) != frame:
+            caller = caller.f_back
+        return caller is not None
+
+    def entering(self) -> None:
+        pass
+
+    def find_out(self) -> Unit | None:
+        return None
+
+
+around: Surroundings = _Alone()
+
+#: What a context holds that was never told its unit. A context inherits what the one has in which it
+#: was made; only the first of a thread and ``Context()`` begin with this.
+UNTOLD: Any = type("Untold", (), {"__slots__": ()})()
+
+_current: ContextVar[Unit | None] = ContextVar("unbroken_unit", default=UNTOLD)
 
 # Which attempt of a unit a task was begun in: it inherits both, and may live on when the attempt is over.
 _attempt: ContextVar[tuple[Unit, int] | None] = ContextVar("unbroken_attempt", default=None)
 
 # A nested unit's own deadline. It belongs to the context: nested units stand beside each other in tasks.
-_inner_until: ContextVar[float] = ContextVar("unbroken_inner_until", default=math.inf)
+_inner_until: ContextVar[tuple[Unit, float] | None] = ContextVar("unbroken_inner_until", default=None)
 
 #: For hot paths, at 13 ns: None means that there is certainly no unit here; else ask :func:`current`.
 glimpse = _current.get
 
 
-@dataclass(frozen=True, slots=True)
 class Token:
-    """What :func:`leave` needs. ``unit`` is the one that counts; ``outermost`` says whether it is the one entered."""
+    """What :func:`leave` needs. ``unit`` is the one that counts; ``outermost`` says whether it is the one entered.
 
-    unit: Unit
-    outermost: bool
-    _context: ContextToken[Unit | None] | None = None
+    The unit ends with its token: a token that nobody holds any more cannot be given to :func:`leave`.
+    """
+
+    __slots__ = ("__weakref__", "_context", "frame", "outermost", "place", "unit")
+
+    def __init__(self, unit: Unit, outermost: bool, frame: int | None = None) -> None:
+        self.unit, self.outermost = unit, outermost
+        self.frame = frame  #: the ``id`` of the frame that leaves it before it returns
+        self.place: object = None
+        self._context: ContextToken[Unit | None] | None = None
 
 
 _joined: dict[int, Unit] = {}
+_entered: dict[int, weakref.ref[Token]] = {}
+
+
+def entered() -> list[Token]:
+    """The tokens of all units of this process that were entered and not left, oldest first."""
+    tokens = [ref() for ref in list(_entered.values())]
+    return [token for token in tokens if token is not None and not token.unit.is_over]
 
 
 def current(conn_id: int | None = None) -> Unit | None:
@@ -478,14 +569,55 @@ def current(conn_id: int | None = None) -> Unit | None:
     no unit, but what it does on a connection of one must be reported all the same.
     """
     unit = _current.get()
-    while unit is not None and unit._closed:
-        unit = unit.above
     owner = None if conn_id is None else _joined.get(conn_id)
+    if unit is UNTOLD:
+        return owner or around.find_out()
+    if unit is not None and unit.is_over:
+        unit = _above(unit)
     if owner is None or owner is unit:
         return unit
     if unit is not None and conn_id is not None and not owner._is_within(unit):
         unit.forbid("a connection of another unit of work was used", conn_id=conn_id)
     return owner
+
+
+def _above(unit: Unit | None) -> Unit | None:
+    """The unit that counts where *unit*, which is over, was entered. A unit that cannot come back is forgotten here."""
+    is_gone = True
+    while unit is not None and unit.is_over:
+        is_gone = is_gone and unit.is_gone
+        unit = unit.above
+    if is_gone:
+        _current.set(unit)
+    return unit
+
+
+def tell(unit: Unit | None, attempt: tuple[Unit, int] | None = None) -> None:
+    """From now on this context is in *unit*, or in none; *attempt* is what :func:`attempt` gave where the unit is known."""
+    _current.set(unit)
+    _attempt.set(attempt)
+
+
+def is_told(context: Context) -> bool:
+    """Whether *context* knows its unit, or that it is in none."""
+    return context.get(_current, UNTOLD) is not UNTOLD
+
+
+def told(context: Context) -> Unit | None:
+    """What *context* knows."""
+    unit = context.get(_current, None)
+    return None if unit is None or unit.is_over else unit
+
+
+def apart() -> Context:
+    """A new context that is in no unit, for work that belongs to everybody."""
+    context = Context()
+    context.run(tell, None)
+    return context
+
+
+#: Of which attempt this context is, for :func:`tell`.
+attempt = _attempt.get
 
 
 @contextmanager
@@ -501,40 +633,70 @@ def aside(unit: Unit) -> Iterator[None]:
 def is_left_over() -> bool:
     """Whether who asks is a task (or thread) of an attempt that was given up: its work was, or will be, done again."""
     mine = _attempt.get()
-    return mine is not None and mine[1] != mine[0].attempts
+    return mine is not None and mine[1] < mine[0].attempts
 
 
-def enter(unit: Unit) -> Token:
+def enter(unit: Unit, frame: int | None = None) -> Token:
     """Make *unit* the current one; inside another unit nothing changes: the outermost one counts, and it replays.
 
-    A unit that is entered inside an observing one is an outermost one too; it stands below it.
+    A unit that is entered inside an observing one is an outermost one too; it stands below it. *frame* is the ``id`` of the
+    caller's frame, if that leaves the unit before it returns: a unit whose frame is gone was never left, and is none.
 
-    ``token = enter(Unit())``, then call straight through unless ``token.outermost``; :func:`leave` in any case.
+    ``token = enter(Unit())`` inside ``try``, then call straight through unless ``token.outermost``; :func:`leave` in any
+    case, and hold the token until then.
     """
-    active = current()
-    if active is None:
-        return Token(unit, True, _current.set(unit))
-    if not active.observing:
+    around.entering()
+    place = around.place()
+    active = _not_stale(current(), place)
+    if active is not None and not active.observing:
         return Token(active, False)
-    unit.above = active
-    active._inner.append(unit)
-    return Token(unit, True, _current.set(unit))
+    token = Token(unit, True, frame)
+    try:
+        token.place = place
+        unit._token = weakref.ref(token)
+        if active is not None:
+            unit.above = active
+            active._inner.append(unit)
+        _entered[id(token)] = unit._token
+        token._context = _current.set(unit)
+        return token
+    except BaseException:  # a signal's: nobody will leave what was never entered
+        unit.close()
+        raise
+
+
+def _not_stale(unit: Unit | None, place: object) -> Unit | None:
+    """*unit*, or the one above it, without those that an exception kept from being left."""
+    while unit is not None:
+        token = None if unit._token is None else unit._token()
+        if token is None or token.frame is None or token.place != place or around.is_running(token.frame):
+            return unit
+        unit.close()
+        unit = _above(unit)
+        _current.set(unit)
+    return None
 
 
 def leave(token: Token) -> None:
-    """Undo :func:`enter`. The outermost unit is over with it: reports to it are ignored from now on."""
+    """Undo :func:`enter`. The outermost unit is over with it: reports to it are ignored from now on. Leaving twice is harmless."""
     if token._context is None:
         return
-    above = token.unit.above
-    if above is not None:
-        token.unit._hand_over(above)
-        above._inner.remove(token.unit)
-    token.unit.close()
-    try:
-        _current.reset(token._context)
-    except ValueError:  # left in another context than it was entered in, as an async generator may
-        if _current.get() is token.unit:
+    unit = token.unit
+    above = unit.above
+    if above is not None and unit in above._inner:
+        unit._hand_over(above)
+        above._inner.remove(unit)
+    unit.close()
+    _entered.pop(id(token), None)
+    context, token._context = token._context, None
+    if _current.get() is unit:
+        try:
+            _current.reset(context)
+        except ValueError:  # left in another context than it was entered in, as an async generator may
             _current.set(above)
+
+
+_current.set(None)  # whoever imports this is in no unit, and so is what its context is copied to
 
 
 # -- what goes wrong, told to whoever answers for it ---------------------------------------------------------------

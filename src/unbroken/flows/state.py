@@ -18,6 +18,7 @@ from random import Random
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+from unbroken import contexts  # noqa: F401 - follows what units hand to threads and tasks
 from unbroken.abc import BaseDriver, Cause, Connection, Fault
 from unbroken.core import fault as faults
 from unbroken.core import stats

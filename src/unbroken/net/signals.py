@@ -41,6 +41,10 @@ def unsignalled() -> Iterator[None]:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
 
+#: An attribute of threads that are in no unit of work, even if a unit starts them (:mod:`unbroken.contexts`).
+IN_NO_UNIT = "_unbroken_in_no_unit"
+
+
 def start_thread(function: Callable[..., object], *args: Any, name: str) -> threading.Thread:
     """Start a daemon thread that takes no signals and is in no unit of work, whoever starts it.
 
@@ -48,6 +52,7 @@ def start_thread(function: Callable[..., object], *args: Any, name: str) -> thre
     """
     apart: dict[str, Any] = {"context": contextvars.Context()} if sys.version_info >= (3, 14) else {}
     thread = threading.Thread(target=function, args=args, name=name, daemon=True, **apart)
+    thread.__dict__[IN_NO_UNIT] = True
     with unsignalled():
         thread.start()
     return thread

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from asyncio import _get_running_loop  # get_running_loop, without an exception where there is none
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from pymongo.asynchronous.pool import Pool
 from pymongo.errors import ServerSelectionTimeoutError
 from pymongo.server_selectors import writable_server_selector
 
-from unbroken.core.unit import glimpse
+from unbroken.core.unit import apart, glimpse
 from unbroken.integrations.mongo import plan, seams
 from unbroken.integrations.mongo.body import Living, Sketched
 from unbroken.integrations.mongo.face import Outliving
@@ -138,7 +137,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
 
     async def _opened_topology(self, now: Now) -> Any:
         # In a context of its own: else the monitors' tasks, which live on, would inherit this operation's deadline (PyMongo before 4.15).
-        opening: Any = now.loop.create_task(now.body._get_topology(), context=contextvars.Context())
+        opening: Any = now.loop.create_task(now.body._get_topology(), context=apart())
         return await opening
 
     async def _select_server(
