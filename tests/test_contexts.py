@@ -614,7 +614,12 @@ GEVENT = """
         told.append(current())
     gevent.spawn(background)
     gevent.sleep(0)
-    leave(enter(Unit()))
+    token = enter(Unit())
+    older.set()
+    gevent.sleep(0.01)
+    assert told == [None]
+    assert verdict(token.unit).action is Action.REPLAY
+    leave(token)
 
     threads = gevent.get_hub().threadpool
     ways = {

@@ -16,6 +16,7 @@ Threads, tasks and greenlets that were started outside of units are in none, wha
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 import threading
@@ -302,6 +303,13 @@ def _wrap_pools(module: Any) -> None:
         _wrap(module.Pool, name, _imap)
 
 
+def _wrap_greenlets(module: Any) -> None:
+    for each in gc.get_objects():
+        if isinstance(each, module.Greenlet):
+            setattr(each, IN_NO_UNIT, True)  # it is older than the first unit
+    module.Greenlet.add_spawn_callback(_spawned)
+
+
 #: What is wrapped as soon as its module is there.
 _PLACES: dict[str, Callable[[Any], None]] = {
     "threading": _wrap_threads,
@@ -313,7 +321,7 @@ _PLACES: dict[str, Callable[[Any], None]] = {
     "multiprocessing.process": lambda module: _wrap(module.BaseProcess, "start", _elsewhere),
     "asyncio.base_events": lambda module: _wrap(module.BaseEventLoop, "create_task", _create_task),
     "uvloop": lambda module: _wrap(module.Loop, "create_task", _create_task),
-    "gevent.greenlet": lambda module: module.Greenlet.add_spawn_callback(_spawned),
+    "gevent.greenlet": _wrap_greenlets,
     "gevent.threadpool": lambda module: _wrap(module.ThreadPool, "spawn", _submit),
 }
 
