@@ -134,7 +134,7 @@ class AsyncLease(Loan):
                 exc is None
                 and self.begun is None
                 and state.mark[0]
-                and state.leaves_clean(conn, entry.traits)
+                and state.is_clean(conn, entry.traits)
                 and state.lent.pop(entry.key, None) is entry
             ):
                 if entry.cause is None:
@@ -321,7 +321,7 @@ class AsyncPool:
                 raise NotYoursError(f"pool {self.name} did not lend this connection, or it was given back before; release each one once")
             self._driver.close(conn)
             return
-        if not entry.watched and entry.cause is None and state.returns_clean(conn, entry.traits):
+        if not entry.watched and entry.cause is None and state.is_clean(conn, entry.traits):
             entry.last_used = state.now
             entry.conn = conn
             state.idle.append(entry)

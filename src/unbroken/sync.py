@@ -126,7 +126,7 @@ class Lease(Loan):
                 exc is None
                 and self.begun is None
                 and state.mark[0]
-                and state.leaves_clean(conn, entry.traits)
+                and state.is_clean(conn, entry.traits)
                 and state.lent.pop(entry.key, None) is entry
             ):
                 if entry.cause is None:  # asked after the pop (see State.ended): a taker does not look at what stands in idle
@@ -297,7 +297,7 @@ class Pool:
         """
         state = self._state
         entry = state.lent.pop(id(conn), None)
-        if entry is None or entry.cause is not None or not state.mark[0] or entry.watched or not state.returns_clean(conn, entry.traits):
+        if entry is None or entry.cause is not None or not state.mark[0] or entry.watched or not state.is_clean(conn, entry.traits):
             self._release_slowly(state, entry, conn)
             return
         entry.last_used = state.now

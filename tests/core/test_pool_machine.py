@@ -459,7 +459,7 @@ def release_looks_first(self: Pool, conn: Any) -> None:
     """It looks whether somebody waits, and puts the connection back afterwards: a wake-up is lost in between."""
     state = self._state
     entry = state.lent.pop(conn.address, None)
-    if entry is None or entry.cause or not state.mark[0] or entry.watched or not state.returns_clean(conn, entry.traits):
+    if entry is None or entry.cause or not state.mark[0] or entry.watched or not state.is_clean(conn, entry.traits):
         self._release_slowly(state, entry, conn)
         return
     is_awaited = bool(state.waiting) or entry.generation != state.kernel.generation

@@ -25,6 +25,17 @@ def thread_frames() -> dict[int, FrameType] | None:
     return sys._current_frames() if _one_at_a_time() else None
 
 
+def outside(packages: frozenset[str]) -> FrameType:
+    """The nearest frame above the caller's that belongs to none of these top-level *packages*: whose code took a connection.
+
+    0.1 µs a frame.
+    """
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in packages:
+        frame = frame.f_back
+    return frame
+
+
 def referred_to(frames: Iterable[FrameType], wanted: set[int]) -> set[int]:
     """Which of the pool entries with the ids in *wanted* stand in a variable of one of the stacks that end in *frames*.
 

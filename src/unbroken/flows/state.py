@@ -122,25 +122,16 @@ class State:
         self.upkeep_timer: Any = None
         self.upkeep_running = False
         self.plain = driver.capabilities.implicit_begin  #: a lease need not begin a transaction itself
-        self.leaves_clean, self.returns_clean = self._end_checks()
+        self.is_clean = self._end_check()
         self.is_tcp = driver.target.unix_socket is None
         self.decide_policy()
         with self.server.lock:
             self.server.pools.add(self)  # last: from now on other pools' threads come here with news
         registry.add(self)
 
-    def _end_checks(self) -> tuple[Callable[[Connection, Any], bool], Callable[[Connection, Any], bool]]:
-        """What to ask of a connection at the end of a lease, and at a plain release: True means nothing has to be done."""
-        driver, how = self.driver, self.settings.reset
-        if callable(how):
-            return _never, _never
-        if how is None:
-
-            def is_quiet(conn: Connection, _traits: Any) -> bool:
-                return driver.is_quiet(conn)
-
-            return driver.is_clean, is_quiet
-        return driver.is_clean, driver.is_clean
+    def _end_check(self) -> Callable[[Connection, Any], bool]:
+        """What to ask of a connection when it comes back: True means nothing has to be done."""
+        return _never if callable(self.settings.reset) else self.driver.is_clean
 
     def decide_policy(self) -> None:
         """Fill in the automatic settings with what is known of the server by now."""
@@ -181,7 +172,7 @@ class State:
             this, state = weakref.ref(entry), weakref.ref(self)
             self.shell.watcher.watch(entry.fd, lambda: _on_end(state, this))
         self._hold_weakly(entry)
-        self.leaves_clean, self.returns_clean = self._end_checks()  # the driver may have found out that it knows nothing
+        self.is_clean = self._end_check()  # the driver may have found out that it knows nothing
         return entry
 
     def _hold_weakly(self, entry: Entry) -> None:

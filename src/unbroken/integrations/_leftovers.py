@@ -5,7 +5,6 @@ Each is said once per place in the code, and ended rather than lent again: who f
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from time import monotonic
 from typing import Any
 
 from unbroken import sync
+from unbroken.flows.holder import outside
 from unbroken.flows.leaks import reclaim
 from unbroken.integrations._http import log
 
@@ -48,9 +48,7 @@ class _Note:
     def __init__(self, taken: Taken, fairy: Any) -> None:
         self.taken = taken
         self.fairy = weakref.ref(fairy)
-        frame: Any = sys._getframe(2)
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".", 1)[0] in _BETWEEN:
-            frame = frame.f_back
+        frame = outside(_BETWEEN)
         self.code, self.line = frame.f_code, frame.f_lineno
 
     @property

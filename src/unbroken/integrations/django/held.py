@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import weakref
 from time import monotonic
@@ -12,6 +11,7 @@ from typing import Any
 from unbroken.abc import Cause
 from unbroken.core.health import Need
 from unbroken.core.unit import current, glimpse
+from unbroken.flows.holder import outside
 from unbroken.flows.loan import Loan
 from unbroken.flows.steps import run
 from unbroken.integrations.django.pools import Source
@@ -20,6 +20,10 @@ from unbroken.integrations.django.session import UNDONE
 #: A connection that is used for longer than this outside transactions stands at disposal again between two statements:
 #: to who waits in line, and to retirement.
 TURN = 1.0
+
+
+#: Frames of these packages did not take a connection for themselves.
+_BETWEEN = frozenset({"django", "unbroken", "contextlib"})
 
 
 class Held(Loan):
@@ -46,9 +50,7 @@ class Held(Loan):
 
     def _mark_place(self) -> None:
         """The line that is named if it leaks: the first outside Django and us."""
-        frame: Any = sys._getframe(2)
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("django", "unbroken", "contextlib"):
-            frame = frame.f_back
+        frame = outside(_BETWEEN)
         self.entry.code, self.entry.lasti = frame.f_code, frame.f_lasti
 
     # -- while it is held ------------------------------------------------------------------------------------------

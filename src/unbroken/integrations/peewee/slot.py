@@ -8,18 +8,18 @@ goes back. A result may be collected on any thread: so the last two are changed 
 from __future__ import annotations
 
 import math
-import sys
 import threading
 from types import CodeType
 from typing import Any, TypeAlias
 
 from unbroken.core.entry import Place
+from unbroken.flows.holder import outside
 from unbroken.flows.loan import Loan
 
 Where: TypeAlias = tuple[CodeType, int]
 
-#: Whose frames are not the place where a caller took a connection.
-_INNER = ("playhouse.", "unbroken.integrations.peewee")
+#: Frames of these packages did not take a connection for themselves.
+_BETWEEN = frozenset({"peewee", "playhouse", "unbroken"})
 
 
 class Slot:
@@ -99,12 +99,7 @@ class Shared:
 
 def caller() -> Where:
     """The nearest place outside of peewee, playhouse and this package: 0.1 µs a frame."""
-    frame: Any = sys._getframe(2)
-    while frame.f_back is not None:
-        name = frame.f_globals.get("__name__", "")
-        if name != "peewee" and not name.startswith(_INNER):
-            break
-        frame = frame.f_back
+    frame = outside(_BETWEEN)
     return frame.f_code, frame.f_lasti
 
 
