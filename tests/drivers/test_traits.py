@@ -173,8 +173,10 @@ def test_a_change_is_seen_without_a_round_trip_and_put_back(changed: Any) -> Non
     if not driver.is_clean(conn, traits):  # at the first use psycopg copies its adapters
         face.call("restore", conn, traits)
     assert driver.is_clean(conn, traits)
+    assert driver.traits(conn) == traits
     change(face, conn)
     assert not driver.is_clean(conn, traits)
+    assert driver.traits(conn) != traits  # so the pool puts them back
     face.call("restore", conn, traits)
     assert driver.is_clean(conn, traits)
     assert face.execute(conn, "SELECT 7") == [(7,)]
@@ -191,9 +193,16 @@ def test_what_was_registered_for_all_connections_at_the_beginning_stays(faces: A
     from psycopg.types.string import TextLoader
 
     face = faces(name, postgres)
-    conn = face.connect()
-    conn.adapters.register_loader("int4", TextLoader)  # as a connect= of the application's own does
+    made = face.connect()
+    made.adapters.register_loader("int4", TextLoader)  # as a connect= of the application's own does
+
+    async def connect() -> Any:
+        return made
+
+    driver = face.make(connect=connect if face.is_async else lambda: made, driver="psycopg")
+    conn = face.connect(driver=driver)
     traits = face.driver.traits(conn)
+    assert face.driver.is_clean(conn, traits)
     conn.adapters.register_loader("int8", TextLoader)
     assert not face.driver.is_clean(conn, traits)
     face.call("restore", conn, traits)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 from unbroken.core import unit
 from unbroken.core.residue import may_stay
@@ -159,6 +160,14 @@ def noting(base: Any) -> Any:
         __slots__ = ()
         _unbroken_notes = True
 
+        async def close(self, *args: Any, **kwargs: Any) -> None:
+            _closes(self)
+            await super().close(*args, **kwargs)
+
+        def terminate(self) -> None:
+            _closes(self)
+            super().terminate()
+
         async def set_type_codec(self, typename: str, *, schema: str = "public", **kwargs: Any) -> None:
             _note(self, typename, schema)
             await super().set_type_codec(typename, schema=schema, **kwargs)
@@ -173,6 +182,15 @@ def noting(base: Any) -> Any:
 
     Connection.__name__ = Connection.__qualname__ = base.__name__
     return Connection
+
+
+#: Connections that were open when the application closed them.
+closed_by_holder: WeakSet[Any] = WeakSet()
+
+
+def _closes(conn: Any) -> None:
+    if not conn.is_closed():
+        closed_by_holder.add(conn)
 
 
 def _note(conn: Any, typename: str, schema: str) -> None:

@@ -29,6 +29,7 @@ class Traits(NamedTuple):
     prepared_max: int | None
     notice_handlers: tuple[Any, ...]
     notify_handlers: tuple[Any, ...]
+    adapters_changed: bool = False
 
 
 #: Attributes whose assignment is noted. Those of transactions, pipelines and 2PC must be as at the beginning.
@@ -79,15 +80,13 @@ def traits_of(conn: Any) -> Traits:
         conn._autocommit, conn._isolation_level, conn._read_only, conn._deferrable,
         conn.row_factory, conn.cursor_factory, conn.server_cursor_factory, prepared.prepare_threshold, prepared.prepared_max,
         tuple(conn._notice_handlers), tuple(conn._notify_handlers),
+        conn._adapters is not None and getattr(conn._adapters, "touched", True),
     )  # fmt: skip
 
 
 def is_as_opened(conn: Any, traits: Any) -> bool:
     """Whether *conn* still has its *traits*, and is in no block of transaction(), 2PC or pipeline."""
     if conn._num_transactions or conn._tpc is not None or conn._pipeline is not None or traits_of(conn) != traits:
-        return False
-    adapters = conn._adapters
-    if adapters is not None and getattr(adapters, "touched", True):
         return False
     conn.__dict__["_unbroken_changed"] = False
     return True

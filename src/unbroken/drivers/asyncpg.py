@@ -13,7 +13,7 @@ from urllib.parse import quote
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
 from unbroken.core.fault import one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
-from unbroken.drivers._asyncpg_layer import SENDS, Layer, noting, unknown
+from unbroken.drivers._asyncpg_layer import SENDS, Layer, closed_by_holder, noting, unknown
 from unbroken.drivers._base import Awaited
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
 from unbroken.drivers._shared import boolean, class_of, coerce, dial_async, from_connect, number, seconds, whole, without_target
@@ -200,11 +200,18 @@ class AsyncDriver(Awaited):
         else:
             await conn.execute(how.upper())
 
+    def was_closed(self, conn: Connection) -> bool:
+        """Whether ``close()`` or ``terminate()`` ended it, and not a loss."""
+        return conn in closed_by_holder and conn.is_closed()
+
     def traits(self, conn: Connection) -> Any:
-        """Listeners of every kind. What was sent is followed by the layer, and codecs are noted by it."""
+        """Listeners of every kind, whether something may be left on the session, and codecs that were set."""
         try:
-            listeners = {channel: set(callbacks) for channel, callbacks in conn._listeners.items()}
-            return listeners, set(conn._log_listeners), set(conn._query_loggers), set(conn._termination_listeners)
+            listeners, layer = {channel: set(callbacks) for channel, callbacks in conn._listeners.items()}, conn._protocol
+            return (
+                listeners, set(conn._log_listeners), set(conn._query_loggers), set(conn._termination_listeners),
+                layer.residue, frozenset(layer.changed_codecs),
+            )  # fmt: skip
         except Exception:  # another make of connection
             return None
 
@@ -212,7 +219,7 @@ class AsyncDriver(Awaited):
         """Every answer was read, nothing is open, and nothing was left on the session or the connection."""
         try:
             layer = conn._protocol
-            listeners, log_listeners, query_loggers, termination_listeners = traits
+            listeners, log_listeners, query_loggers, termination_listeners, _, _ = traits
             if (
                 layer.residue
                 or layer.changed_codecs
@@ -240,7 +247,7 @@ class AsyncDriver(Awaited):
         layer = conn._protocol
         if traits is None or self.is_in_transaction(conn) is not False or (not layer.was_new and (layer.residue or layer.changed_codecs)):
             raise self._asyncpg.InterfaceError("the connection cannot be put back to what it was")
-        listeners, log_listeners, query_loggers, termination_listeners = traits
+        listeners, log_listeners, query_loggers, termination_listeners, _, _ = traits
         conn._listeners.clear()
         conn._listeners.update({channel: set(callbacks) for channel, callbacks in listeners.items()})
         for found, wanted in (

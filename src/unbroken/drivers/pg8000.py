@@ -243,9 +243,14 @@ class Driver(Blocking):
         except AttributeError:  # another make of connection
             return False
 
+    def was_closed(self, conn: Connection) -> bool:
+        """Whether ``close()`` said goodbye while nothing was under way."""
+        return bool(conn._usock is None and getattr(conn, "_seen_closed", False))
+
     def traits(self, conn: Connection) -> Any:
-        """Autocommit, and how many types were registered."""
-        return getattr(conn, "autocommit", None), len(getattr(conn, "_seen_registered", ()))
+        """Autocommit, how many types were registered, and how much the server said unasked."""
+        registered = len(getattr(conn, "_seen_registered", ()))
+        return getattr(conn, "autocommit", None), registered, len(conn.notices), len(conn.notifications)
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
         """Answered in full, with nothing open, and the traits are as they were; the server said nothing unasked."""
@@ -254,10 +259,8 @@ class Driver(Blocking):
                 conn._seen_sent == conn._seen_answered
                 and conn._transaction_status == b"I"
                 and conn._usock is not None
-                and (getattr(conn, "autocommit", None), len(conn._seen_registered)) == traits
                 and conn._xid is None
-                and not conn.notices
-                and not conn.notifications
+                and (getattr(conn, "autocommit", None), len(conn._seen_registered), len(conn.notices), len(conn.notifications)) == traits
             )
         except Exception:
             return False
@@ -266,7 +269,7 @@ class Driver(Blocking):
         """No round trip: pg8000 sends none of it to the server."""
         if self.is_in_transaction(conn) is not False or conn._xid is not None:
             raise lost(self.errors[0](_OUT_OF_STEP))
-        autocommit, registered = traits
+        autocommit, registered, _, _ = traits
         if autocommit is not None:
             conn.autocommit = autocommit
         while len(conn._seen_registered) > registered:
@@ -351,11 +354,15 @@ def exact(base: Any) -> Any:
         __module__ = base.__module__
         _knows = True
         _transaction_status: bytes | None
+        _seen_sent = _seen_answered = 0
+        _seen_closed = False
 
         def _seen_new(self) -> None:
             #: Statements sent, and statements answered. Equal: nothing is under way, nothing is half read.
             self._seen_sent = self._seen_answered = 0
             self._seen_error, self._seen_answers = None, 0
+            self.notices.clear()
+            self.notifications.clear()
             self._seen_registered: list[tuple[Any, Any, Any]] = []  # what to undo
             if self._transaction_status is None:  # pg8000 forgets what the login ended with
                 self._transaction_status = b"I"
@@ -367,6 +374,11 @@ def exact(base: Any) -> Any:
             finally:
                 self._seen_answers += 1
                 self._seen_error = context.error
+
+        def close(self) -> None:
+            in_step = self._usock is not None and self._seen_sent == self._seen_answered
+            super().close()
+            self._seen_closed = in_step
 
         def register_out_adapter(self, typ: Any, out_func: Any) -> None:
             _register(self, self.py_types, typ)

@@ -126,10 +126,13 @@ class _Base(Base):
             and not conn.lock.locked()
         )
 
+    def was_closed(self, conn: Connection) -> bool:
+        """psycopg's ``close()`` notes it, unless libpq had lost the connection before. ``with conn:`` calls it."""
+        return bool(conn.__dict__.get("_closed", False))
+
     def traits(self, conn: Connection) -> Traits | None:
         """Transactions' modes, factories, adapters, handlers: all that psycopg keeps for a connection."""
         try:
-            keep_adapters(conn)
             return traits_of(conn)
         except Exception:  # another make of connection
             return None
@@ -149,6 +152,7 @@ class _Base(Base):
         """A connection of the caller's own making, by a class that notes changes."""
         if self.is_known:
             conn.__class__ = noting(class_of(conn))
+            keep_adapters(conn)
         return conn
 
     def _restore(self, conn: Connection, traits: Any) -> None:

@@ -38,7 +38,7 @@ RANK = 20  # after psycopg 3
 _CONNECTION, _CURSOR = "psycopg2.extensions:connection", "psycopg2.extensions:cursor"
 _SEAMS = (  # written in C, so without a shape to look at
     *(Seam(_CONNECTION, name) for name in ("cursor", "commit", "rollback", "status", "autocommit", "closed", "cursor_factory")),
-    *(Seam(_CONNECTION, name) for name in ("get_transaction_status", "set_isolation_level", "reset", "lobject", "set_session")),
+    *(Seam(_CONNECTION, name) for name in ("get_transaction_status", "close", "set_isolation_level", "reset", "lobject", "set_session")),
     *(Seam(_CONNECTION, name) for name in ("isolation_level", "readonly", "deferrable", "encoding", "notices", "string_types")),
     *(Seam(_CONNECTION, name) for name in ("tpc_begin", "tpc_prepare", "tpc_commit", "tpc_rollback")),
     *(Seam(_CURSOR, name) for name in ("execute", "executemany", "callproc", "copy_expert", "copy_from", "copy_to", "statusmessage")),
@@ -176,6 +176,10 @@ class Driver(Blocking):
         """Whether libpq waits for nothing."""
         return not conn.closed and conn.get_transaction_status() in (_IDLE, _IN_TRANSACTION, _IN_ERROR)
 
+    def was_closed(self, conn: Connection) -> bool:
+        """Our subclass notes it; psycopg2's own ``closed`` does not tell it from a loss that was closed afterwards."""
+        return bool(conn.closed and getattr(conn, "_closed_well", False))
+
     def traits(self, conn: Connection) -> Any:
         """Transactions' modes, encoding, typecasters, cursor factory, and what the server said without being asked."""
         try:
@@ -190,7 +194,7 @@ class Driver(Blocking):
                 conn.get_transaction_status() == _IDLE
                 and (conn.status == _READY or (conn.autocommit and not conn.closed))
                 and (not conn._changed or self._is_as_opened(conn, traits))
-                and not conn.notices
+                and conn.notices == traits[6]
                 and conn.string_types == traits[0]
             )
         except AttributeError:  # of the caller's own making: it does not note changes
@@ -268,7 +272,7 @@ def _modes(conn: Connection) -> tuple[Any, ...]:
 def _traits(conn: Connection) -> tuple[Any, ...]:
     return (
         dict(conn.string_types), dict(conn.binary_types), conn.autocommit, _modes(conn), conn.encoding, conn.cursor_factory,
-        tuple(conn.notices), tuple(conn.notifies),
+        list(conn.notices), list(conn.notifies),
     )  # fmt: skip
 
 
@@ -289,12 +293,18 @@ def reporting(base: Any) -> Any:
         _reports = True
         _watched = False
         _seen = _IDLE
+        _closed_well = False  #: whether it was closed while it was open
         _changed = True  #: whether a trait may have been set since they were compared
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name in _NOTED:
                 self.__dict__["_changed"] = True
             super().__setattr__(name, value)
+
+        def close(self) -> None:
+            if not self.closed:
+                self._closed_well = True
+            super().close()
 
         def set_session(self, *args: Any, **kwargs: Any) -> None:
             self.__dict__["_changed"] = True

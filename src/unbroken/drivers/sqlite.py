@@ -140,6 +140,10 @@ class Driver(Blocking):
         """Always: a call has ended when it returns."""
         return self.is_in_transaction(conn) is not None
 
+    def was_closed(self, conn: Connection) -> bool:
+        """Nothing else ends a connection to a file."""
+        return self.is_in_transaction(conn) is None
+
     def traits(self, conn: Connection) -> Any:
         """How transactions begin, and how rows and text come out."""
         try:

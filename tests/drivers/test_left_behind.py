@@ -1,7 +1,8 @@
-"""A connection whose holder left something half read is not quiet, and nothing waits for it or takes the rest for its answer."""
+"""A connection whose holder left something half read, or closed it, is known for what it is, and nothing waits for it."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -65,3 +66,59 @@ def test_what_was_left_half_read_is_neither_quiet_nor_waited_for(faces: Any, pos
         assert fault.is_lost, method
     face.driver.close(conn)
     del kept
+
+
+def _close(face: Any, conn: Any) -> None:
+    face.run(conn.close())
+
+
+def _with(face: Any, conn: Any) -> None:
+    if not face.is_async:
+        with conn:
+            pass
+        return
+
+    async def leave() -> None:
+        async with conn:
+            pass
+
+    face.run(leave())
+
+
+CLOSES = [(name, _close) for name in ("psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000")] + [
+    ("psycopg", _with), ("psycopg_async", _with), ("pg8000", _with), ("asyncpg", lambda _face, conn: conn.terminate()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "close"), CLOSES)
+def test_a_connection_that_its_holder_closed_is_told_from_a_lost_one_and_fails_as_such(
+    faces: Any, postgres: Any, name: str, close: Any
+) -> None:
+    face = faces(name, postgres)
+    driver, conn = face.driver, face.connect()
+    traits = driver.traits(conn)
+    assert not driver.was_closed(conn)
+    close(face, conn)
+    assert driver.was_closed(conn)
+    assert driver.fileno(conn) is None
+    assert not driver.is_quiet(conn)
+    assert not driver.is_clean(conn, traits)
+    assert driver.is_in_transaction(conn) is None
+    driver.watch(conn)
+    for method, more in (("commit", ()), ("rollback", ()), ("ping", (1.0,)), ("restore", (traits,)), ("idle_limit", ()), ("begin", ())):
+        fault = face.fault(lambda method=method, more=more: face.call(method, conn, *more))
+        assert fault.is_lost, (method, fault)
+    driver.unwatch(conn)
+    driver.close(conn)
+
+
+@pytest.mark.parametrize("name", ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"])
+def test_a_connection_that_was_lost_and_closed_afterwards_was_not_closed_by_its_holder(faces: Any, postgres: Any, name: str) -> None:
+    face = faces(name, postgres)
+    conn = face.connect()
+    postgres.kill_sessions()
+    with contextlib.suppress(*face.driver.errors):
+        face.execute(conn, "SELECT 1")
+    with contextlib.suppress(*face.driver.errors):
+        face.run(conn.close())
+    assert not face.driver.was_closed(conn)
