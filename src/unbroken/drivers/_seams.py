@@ -275,6 +275,7 @@ def distrust(driver: Any, instead: Mapping[str, Callable[..., Any]]) -> None:
         "is_quiet": lambda _conn: False,
         "is_clean": lambda _conn, _traits: False,
         "is_streaming": lambda _conn: False,
+        "was_closed": lambda _conn: False,
         "fileno": _guarded(driver.fileno),
         "session_id": _guarded(driver.session_id),
         "traits": _guarded(driver.traits),

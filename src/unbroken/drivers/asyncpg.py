@@ -95,7 +95,10 @@ class AsyncDriver(Awaited):
 
     def _known(self, conn: Connection) -> Connection:
         """*conn* with our layer in front of its protocol, by a class that notes what a holder changes."""
-        if self.is_known and getattr(conn, "_protocol", None) is not None and not isinstance(conn._protocol, Layer):
+        if not isinstance(conn, self._asyncpg.Connection):
+            class_of(conn)
+            raise TypeError(f"connect= gave {type(conn).__name__}, which is no connection of asyncpg")
+        if self.is_known and conn._protocol is not None and not isinstance(conn._protocol, Layer):
             try:
                 layer = Layer(conn._protocol, id(conn))
             except AttributeError as missing:
