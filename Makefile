@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test check bench soak simulate pythons fuzz clean
+.PHONY: help demo test check bench soak simulate pythons drivers fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -33,6 +33,10 @@ simulate: $(VENV)/.test ## a million schedules of the real pool in a simulated w
 pythons: ## the tests of the pools on every Python that is here (ARGS: interpreters)
 	@scripts/setup-servers "$(PYTHON)" build servers
 	@scripts/test-pythons $(ARGS)
+
+drivers: ## the drivers' tests with the oldest and the newest version of each that pyproject.toml allows (ARGS="oldest psycopg")
+	@scripts/setup-servers "$(PYTHON)" build servers
+	@$(PYTHON) scripts/test-driver-versions $(ARGS)
 
 fuzz: ## a coverage-guided fuzzer on all that reads what others wrote (ARGS="--seconds 300 wire")
 	@[ -x .venvs/fuzz/bin/python ] || { mkdir -p .venvs && scripts/setup-venv "$(PYTHON)" .venvs/fuzz fuzz; }

@@ -102,13 +102,15 @@ def flaw(seams: Sequence[Seam]) -> str | None:
 
 
 def installed_version(module: str, distribution: str | None) -> str | None:
-    """The version of the library *module*, which *distribution* installs; None where it cannot be told."""
+    """The version of the library *module*, which *distribution* installs; None where it cannot be told.
+
+    PyMySQL's own ``__version__`` is mysqlclient's, in whose place it stands; so what was installed is asked first.
+    """
+    for name in ((distribution or module).partition("[")[0], module):  # psycopg2-binary, psycopg2
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
     version = getattr(import_module(module), "__version__", None)
-    if isinstance(version, str) and version:
-        return version.split()[0]
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version((distribution or module).partition("[")[0])
-    return None
+    return version.split()[0] if isinstance(version, str) and version else None
 
 
 def is_within(version: str, tested: str) -> bool:
