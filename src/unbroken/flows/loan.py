@@ -138,6 +138,11 @@ class Loan:
         return self.entry.cause is not None or judge(self.entry.poll(0)) is Liveness.DEAD
 
     @property
+    def is_in_step(self) -> bool:
+        """Whether a statement sent now would get its own answer. A half-read result that the driver can read to its end counts."""
+        return bool(self.state.is_in_step(self.entry, self.conn) or self.state.is_streaming(self.conn))
+
+    @property
     def is_closed_by_holder(self) -> bool:
         """Whether the application closed the connection while it had it."""
         return bool(self.entry.cause in (None, Cause.CLOSED_BY_HOLDER) and self.state.driver.was_closed(self.conn))
@@ -167,7 +172,7 @@ class Loan:
         A connection that was lost, that its holder closed, or whose exchange is not known to have ended is condemned:
         it is never used again.
         """
-        state, entry = self.state, self.entry
+        entry = self.entry
         if self.is_closed_by_holder:
             fault = Fault(FaultKind.LOST, Cause.CLOSED_BY_HOLDER, text="the application closed this connection while it had it")
         else:
@@ -177,7 +182,7 @@ class Loan:
             unit.note(exc, fault)
         if fault.is_lost or entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
             self._condemn_lost(fault)
-        elif not (state.is_in_step(entry, self.conn) or state.is_streaming(self.conn)):
+        elif not self.is_in_step:
             self.break_off()
         return fault
 
@@ -344,7 +349,7 @@ class Loan:
         how = state.settings.reset
         if entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
             return
-        if not (state.is_in_step(entry, self.conn) or state.is_streaming(self.conn)):
+        if not self.is_in_step:
             self.break_off()
         if how is None or entry.cause is not None:
             return

@@ -21,7 +21,7 @@ from unbroken.integrations.peewee.again import AskedAgain
 from unbroken.integrations.peewee.errors import LazyQueryError, translated
 from unbroken.integrations.peewee.poolish import Poolish
 from unbroken.integrations.peewee.result import Result, is_streaming
-from unbroken.integrations.peewee.slot import PerThread, Shared, Slot, caller, refusal
+from unbroken.integrations.peewee.slot import PerThread, Pin, Shared, Slot, caller, refusal
 from unbroken.integrations.peewee.transactions import Transactions
 from unbroken.integrations.peewee.unit import Atomic, unit
 from unbroken.settings import Settings
@@ -224,15 +224,14 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         with slot.lock:
             if not slot.is_free:
                 return
-            slot.pins += 1  # from here on it is ours to give back
+            pin = Pin(self, slot)  # from here on it is ours to give back
         try:
             self._give_back(slot)
         finally:
-            slot.pins -= 1
+            pin.take_out()
 
-    def _unpin(self, slot: Slot) -> None:
-        with slot.lock:
-            slot.pins -= 1
+    def _unpin(self, slot: Slot, pin: Pin) -> None:
+        pin.take_out()
         if not slot.is_bound:
             self._settle(slot)
 
@@ -255,11 +254,10 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
 
     # -- statements ----------------------------------------------------------------------------------------------
 
-    def _ready(self) -> Slot:
+    def _ready(self) -> tuple[Slot, Pin]:
         """This thread's slot with a connection in it that is fit for a statement, pinned until :meth:`_unpin`."""
         slot = self._state
-        with slot.lock:
-            slot.pins += 1
+        pin = Pin(self, slot)
         try:
             if slot.closed:
                 self._allow(slot)
@@ -269,9 +267,9 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
             if glimpse() is not None:
                 care.join(slot)
         except BaseException:
-            self._unpin(slot)
+            self._unpin(slot, pin)
             raise
-        return slot
+        return slot, pin
 
     def _allow(self, slot: Slot) -> None:
         """May a connection be opened for what is about to run? Raises what says no."""
@@ -288,7 +286,7 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
 
     def cursor(self, named_cursor: Any = None) -> Any:
         """As peewee's. A cursor on a connection that was opened for it keeps that until it is closed or collected."""
-        slot = self._ready()
+        slot, pin = self._ready()
         try:
             raw = super().cursor(named_cursor)
             if slot.is_bound:
@@ -296,14 +294,13 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
                 return raw
             return Result(raw, self, slot)
         finally:
-            self._unpin(slot)
+            self._unpin(slot, pin)
 
     def _execute_cursor(self, sql: Any, params: Any, **options: Any) -> Any:
         self._log_query(sql, params)
         start = time.perf_counter() if self.query_hooks else None
         slot = self._state
-        with slot.lock:
-            slot.pins += 1
+        pin = Pin(self, slot)
         slot.sql = sql
         result: Any = None
         try:
@@ -326,7 +323,7 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
             raise
         finally:
             slot.sql = None
-            self._unpin(slot)
+            self._unpin(slot, pin)
         if start is not None:
             self._notify_hooks(sql, params, start, None)
         return result

@@ -7,8 +7,11 @@ goes back. A result may be collected on any thread: so the last two are changed 
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 import threading
+import weakref
 from types import CodeType
 from typing import Any, TypeAlias
 
@@ -27,7 +30,7 @@ class Slot:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.pins = 0
+        self.pins: weakref.WeakSet[Pin] = weakref.WeakSet()
         self.readers: dict[int, Any] = {}  #: weak references to results that are being read
         self.opening = False  #: a BEGIN is about to be sent: opening a connection for it is no accident
         self.sql: str | None = None  #: what is about to run, for error messages
@@ -77,10 +80,37 @@ class Slot:
         """This is a forked child: the connection is the parent's. An open transaction's scope stays, to be refused."""
         transactions, ctx = self.transactions, self.ctx
         self.lock = threading.RLock()
-        self.pins = 0
+        self.pins = weakref.WeakSet()
         self.reset()
         self.transactions, self.ctx = transactions, ctx
         self.orphan = bool(transactions)
+
+
+class Pin:
+    """Keeps a slot's connection there while a call is at work, however the call ends.
+
+    The slot refers to it weakly: where an exception (of a signal handler, say) strikes before the call can take its pin
+    out, the pin goes with the call's frame, and the connection that nobody keeps any more is given back.
+    """
+
+    __slots__ = ("__weakref__", "_database", "_slot")
+
+    def __init__(self, database: Any, slot: Slot) -> None:
+        self._database, self._slot = database, slot
+        with slot.lock:
+            slot.pins.add(self)
+
+    def take_out(self) -> None:
+        """The call does not need the connection any more."""
+        slot, self._slot = self._slot, None  # type: ignore[assignment] # it is over
+        with slot.lock:
+            slot.pins.discard(self)
+
+    def __del__(self) -> None:
+        slot = self._slot
+        if slot is not None and not slot.is_bound and not sys.is_finalizing():
+            with contextlib.suppress(Exception):
+                self._database._settle(slot)
 
 
 class PerThread(threading.local):

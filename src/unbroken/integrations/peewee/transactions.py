@@ -11,7 +11,7 @@ from unbroken.flows.bounds import bounded
 from unbroken.flows.steps import Call, run
 from unbroken.integrations.peewee import care
 from unbroken.integrations.peewee.again import lost_by
-from unbroken.integrations.peewee.slot import Slot
+from unbroken.integrations.peewee.slot import Pin, Slot
 
 
 class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no types that we could use
@@ -22,8 +22,7 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
         slot = self._state
         tries = 0
         while True:
-            with slot.lock:
-                slot.pins += 1
+            pin = Pin(self, slot)
             before, slot.opening, slot.sql = slot.opening, True, "BEGIN"
             try:
                 super().begin(*args, **kwargs)
@@ -37,7 +36,7 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
                     raise
             finally:
                 slot.opening, slot.sql = before, None
-                self._unpin(slot)
+                self._unpin(slot, pin)
             tries += 1
 
     def commit(self) -> None:
@@ -45,8 +44,7 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
         slot = self._state
         if slot.closed:
             raise peewee.InterfaceError("Cannot commit, database connection not open.")
-        with slot.lock:
-            slot.pins += 1
+        pin = Pin(self, slot)
         try:
             with peewee.__exception_wrapper__:
                 self._commit(slot)
@@ -58,7 +56,7 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
                 raise error from exc
             raise
         finally:
-            self._unpin(slot)
+            self._unpin(slot, pin)
 
     def _commit(self, slot: Slot) -> None:
         send = super().cursor
@@ -82,11 +80,12 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
         slot = self._state
         if slot.closed and not slot.transactions and not slot.held:
             raise peewee.InterfaceError("Cannot rollback, database connection not open.")
-        with slot.lock:
-            slot.pins += 1
+        pin = Pin(self, slot)
         try:
+            loan = slot.loan
+            if loan is not None and not loan.is_in_step:
+                loan.break_off()
             if not slot.closed and not care.is_lost(slot):
-                loan = slot.loan
                 with peewee.__exception_wrapper__, nullcontext() if loan is None else bounded(loan.state, "rollback", loan.entry):
                     super().cursor().execute("ROLLBACK")
             slot.clean = True
@@ -98,7 +97,7 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
             slot.begun = slot.open = False
             if care.is_lost(slot):
                 self._give_back(slot)
-            self._unpin(slot)
+            self._unpin(slot, pin)
 
     def pop_transaction(self) -> Any:
         """As peewee's."""
