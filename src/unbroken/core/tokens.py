@@ -98,16 +98,22 @@ _LITE = _Dialect(_pattern(string=_PLAIN_STRING, name=f"{_PLAIN_NAME}|{_BACKTICKE
 _SAME_EVERYWHERE = (_PG,)
 _NO_BACKSLASH = (_PG, _MY, _LITE)
 _ALL = (_PG, _MY, _LITE, _PG_OLD, _MY_ANSI, _MY_PLAIN)
+_OF: dict[str, tuple[_Dialect, ...]] = {"postgresql": (_PG, _PG_OLD), "mysql": (_MY, _MY_ANSI, _MY_PLAIN)}
 _ODD = re.compile(r"[#$`\[]|--|/\*")  # what the dialects read differently, apart from the backslash
 
 
-def readings(text: str) -> list[list[str] | Refusal]:
+def readings(text: str, backend: str | None = None) -> list[list[str] | Refusal]:
     """Every reading of *text*: its tokens, or why there are none in that dialect. Never empty, never raises.
+
+    *backend*: "postgresql" or "mysql", where it is known which server reads it; None: any.
 
     Words come in upper case (ASCII letters only: no other letter may turn into one), with a ``(`` at their end when it
     follows at once: for MySQL ``now()`` is the server's function and ``now ()`` may be one of the user's. Literals and
     quoted names come as :data:`STRING`, :data:`QUOTED` and :data:`NUMBER`, anything else character by character.
     """
+    if backend is not None:
+        of = _OF[backend]
+        return [_cut(text, dialect) for dialect in (of if "\\" in text else of[:1])]
     if "\\" in text:
         dialects: tuple[_Dialect, ...] = _ALL
     else:

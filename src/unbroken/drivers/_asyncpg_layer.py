@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakSet
 
 from unbroken.core import unit
-from unbroken.core.residue import may_stay
+from unbroken.core.residue import NOTHING, left_by
 from unbroken.drivers import _postgresql
 
 #: The protocol's methods that send. All of them must be known: see :func:`unknown`.
@@ -45,7 +45,7 @@ class Layer:
         self._is_cancelling = real._is_cancelling
         self.watched = False  #: whether the ledger is told
         self.may_be_busy = True  #: False only when every answer was read; True: the protocol itself must be asked
-        self.residue = False  #: whether something may have been left on the session
+        self.residue = NOTHING  #: what may have been left on the session
         self.was_new = real.queries_count == 0  #: whether nothing had been sent when we came
         self.changed_codecs: set[tuple[str, str]] = set()  #: types, with their schemas, whose codecs were set
 
@@ -101,8 +101,9 @@ class Layer:
     async def _statement(self, sql: Any, send: Callable[[], Awaitable[Any]]) -> Any:
         text = str(sql)
         self.may_be_busy = True
-        if not self.residue and may_stay(text):
-            self.residue = True
+        left = left_by(text, "postgresql")
+        if left:
+            self.residue |= left
         ledger = unit.current(self._conn_id) if self.watched else None
         if ledger is None:
             result = await send()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from unbroken.abc import FaultKind
 from unbroken.core import unit
 from unbroken.core.fault import postgres_fault
+from unbroken.core.residue import Left
 from unbroken.drivers._shared import is_commit, is_rollback
 
 #: In milliseconds whatever its display unit; no row before PostgreSQL 14, which had no such limit.
@@ -16,6 +19,23 @@ NOT_COMMITTED = (
     "nothing of this transaction is stored: a statement in it failed, its error was caught, and PostgreSQL rolls back what "
     "is committed then; let the error through, or put the statement into a savepoint"
 )
+
+
+#: As DISCARD ALL, which refuses to share a round trip with anything else, but for statements that a driver prepared.
+_RESET = (
+    "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); "
+    "DISCARD TEMP; DISCARD SEQUENCES"
+)
+#: Statements that were prepared by SQL. The drivers' own stay, and so does what the drivers know of them.
+_DEALLOCATE = (
+    "; DO $$DECLARE found text; BEGIN FOR found IN SELECT name FROM pg_prepared_statements WHERE from_sql "
+    "LOOP EXECUTE format('DEALLOCATE %I', found); END LOOP; END$$"
+)
+
+
+def reset_of(left: Collection[Left]) -> str:
+    """Statements, for one round trip outside a transaction, that undo what is *left* on a session."""
+    return _RESET + (_DEALLOCATE if Left.PREPARED in left or Left.UNKNOWN in left else "")
 
 
 def limit(setting: str | None) -> float | None:

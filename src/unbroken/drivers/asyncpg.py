@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
 from unbroken.core.fault import one_line, os_fault, postgres_fault
+from unbroken.core.residue import NOTHING, Left
 from unbroken.drivers import _postgresql
 from unbroken.drivers._asyncpg_layer import SENDS, Layer, closed_by_holder, noting, unknown
 from unbroken.drivers._base import Awaited
@@ -55,7 +56,6 @@ _SEAMS = (
     *(Seam(_PROTOCOL, name) for name in ("is_connected", "queries_count", *sorted(SENDS))),
     *(Seam(_CONNECTION, name) for name in ("_listeners", "_log_listeners", "_query_loggers", "_termination_listeners")),
     *(Seam(_CONNECTION, name, None, ("_introspect_type",)) for name in ("set_type_codec", "reset_type_codec", "set_builtin_type_codec")),
-    Seam(_CONNECTION, "get_reset_query", ("self",)),
     Seam("asyncpg.protocol.protocol", "PreparedStatementState"),
 )  # fmt: skip
 
@@ -259,9 +259,11 @@ class AsyncDriver(Awaited):
         ):  # fmt: skip
             found.clear()
             found.update(wanted)
+        if Left.ENDLESS in layer.residue:
+            raise self._asyncpg.InterfaceError("no reset undoes what was left on the session")
         if layer.residue:
-            await conn.execute(f"{conn.get_reset_query()}\n{_MORE_RESETS}")
-            layer.residue = False
+            await conn.execute(_postgresql.reset_of(layer.residue))
+            layer.residue = NOTHING
         for typename, schema in list(layer.changed_codecs):
             await conn.reset_type_codec(typename, schema=schema)
             layer.changed_codecs.discard((typename, schema))
@@ -369,8 +371,6 @@ class AsyncDriver(Awaited):
             conn._protocol.watched = False
 
 
-#: What asyncpg's own reset leaves behind.
-_MORE_RESETS = "RESET ROLE; RESET SESSION AUTHORIZATION; DISCARD TEMP;"
 _REPORTS = (("BEGIN", True), (PROBE, False), "committing", "committed", (PROBE, True))
 
 
