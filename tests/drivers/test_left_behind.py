@@ -25,8 +25,8 @@ def _stream(face: Any, conn: Any) -> Any:
 def _notifies(face: Any, conn: Any) -> Any:
     """psycopg's ``notifies()`` after its first notification."""
     face.execute(conn, "LISTEN half_read")
-    face.execute(conn, "NOTIFY half_read")
     face.call("commit", conn)
+    face.server.admin("NOTIFY half_read")
     found = conn.notifies(timeout=5)
     face.run(found.__anext__()) if face.is_async else next(found)
     return found

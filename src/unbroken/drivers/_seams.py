@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, metadata
-from inspect import Parameter, signature
+from inspect import Parameter, isbuiltin, ismethoddescriptor, signature
 from types import CodeType, EllipsisType, TracebackType
 from typing import Any
 
@@ -71,8 +71,8 @@ def _resolve(owner: str) -> Any:
 def _takes(function: Any, wanted: tuple[str | EllipsisType, ...]) -> bool:
     try:
         found = [each for each in signature(function).parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
-    except (TypeError, ValueError):  # written in C, without a signature
-        return False
+    except (TypeError, ValueError):
+        return isbuiltin(function) or ismethoddescriptor(function)  # written in C, without a signature: behaviour has to do
     names: list[str | EllipsisType] = [each.name for each in found]
     return names[: len(wanted) - 1] == list(wanted[:-1]) if wanted[-1:] == (...,) else names == list(wanted)
 

@@ -29,7 +29,7 @@ NAME = "pg8000"
 SCHEMES = ("postgresql+pg8000",)
 DISTRIBUTION = "pg8000"
 MODULE = "pg8000"
-TESTED = ">=1.30,<1.32"
+TESTED = ">=1.31.3,<1.32"
 RANK = 40
 
 _SETTINGS = ("options", "search_path", "timezone", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")

@@ -40,7 +40,7 @@ MODULE = "psycopg"
 TESTED = ">=3.2,<3.4"
 RANK = 10
 
-_CONNECTION, _CURSOR = "psycopg._connection_base:BaseConnection", "psycopg._cursor_base:BaseCursor"
+_CONNECTION, _CURSOR, _BASE = "psycopg:Connection", "psycopg:Cursor", "psycopg._connection_base:BaseConnection"
 _SEAMS = (
     Seam(_CONNECTION, "_start_query", ("self",), ("_autocommit", "_exec_command")),
     Seam(_CONNECTION, "_exec_command", ("self", "command", "result_format")),
@@ -52,23 +52,23 @@ _SEAMS = (
     Seam(_CURSOR, "_executemany_gen_pipeline", ("self", "query", "params_seq", "returning"), ("_start_query",)),
     Seam(_CURSOR, "_stream_send_gen", ("self", "query", "params", ...), ("_start_query",)),
     Seam(_CURSOR, "_start_copy_gen", ("self", "statement", "params"), ("_start_query",)),
-    Seam("psycopg._server_cursor_base:ServerCursorMixin", "_declare_gen", ("self", "query", ...), ("_start_query",)),
-    Seam("psycopg._server_cursor_base:ServerCursorMixin", "_fetch_gen", ("self", "num"), ("_exec_command",)),
-    Seam("psycopg.transaction:BaseTransaction", "_enter_gen", ("self",), ("_exec_command",)),
-    Seam("psycopg.transaction:BaseTransaction", "_commit_gen", ("self",), ("_exec_command",)),
-    Seam("psycopg.transaction:BaseTransaction", "_rollback_gen", ("self", "exc_val"), ("_exec_command",)),
-    Seam("psycopg:Connection", "_connect_gen", ("conninfo",)),
+    Seam("psycopg:ServerCursor", "_declare_gen", ("self", "query", ...), ("_start_query",)),
+    Seam("psycopg:ServerCursor", "_fetch_gen", ("self", "num"), ("_exec_command",)),
+    Seam("psycopg:Transaction", "_enter_gen", ("self",), ("_exec_command",)),
+    Seam("psycopg:Transaction", "_commit_gen", ("self",), ("_exec_command",)),
+    Seam("psycopg:Transaction", "_rollback_gen", ("self", "exc_val"), ("_exec_command",)),
+    Seam("psycopg:Connection", "_connect_gen", ("conninfo", ...)),
     Seam(_CONNECTION, "_commit_gen", None, ("_num_transactions", "_tpc", "_pipeline")),
     Seam(_CONNECTION, "_get_tx_start_command", None, ("_begin_statement",)),
-    Seam(_CONNECTION, "__init__", None, ("pgconn", "_adapters", "_prepared", "_closed", "_notice_handlers", "_notify_handlers")),
-    Seam(_CONNECTION, "__init__", None, ("_isolation_level", "_read_only", "_deferrable", "_autocommit")),
+    Seam(_BASE, "__init__", None, ("pgconn", "_adapters", "_prepared", "_closed", "_notice_handlers", "_notify_handlers")),
+    Seam(_BASE, "__init__", None, ("_isolation_level", "_read_only", "_deferrable", "_autocommit")),
     Seam("psycopg:Connection", "commit", ("self",), ("lock", "_commit_gen")),
     Seam("psycopg:AsyncConnection", "commit", ("self",), ("lock", "_commit_gen")),
     Seam("psycopg:Cursor", "execute", ("self", "query", ...), ("lock", "_execute_gen")),
     Seam("psycopg:AsyncCursor", "execute", ("self", "query", ...), ("lock", "_execute_gen")),
     Seam("psycopg._preparing:PrepareManager", "get", None, ("prepare_threshold",)),
-    Seam("psycopg._adapters_map:AdaptersMap", "register_dumper", ("self", "cls", "dumper")),
-    Seam("psycopg._adapters_map:AdaptersMap", "register_loader", ("self", "oid", "loader")),
+    Seam("psycopg.adapt:AdaptersMap", "register_dumper", ("self", "cls", "dumper")),
+    Seam("psycopg.adapt:AdaptersMap", "register_loader", ("self", "oid", "loader")),
     Seam("psycopg._typeinfo:TypesRegistry", "add", ("self", "info")),
     Seam("psycopg.generators", "execute"),
     Seam("psycopg.waiting", "Ready"),

@@ -32,7 +32,7 @@ NAME = "psycopg2"
 SCHEMES = ("postgresql+psycopg2",)
 DISTRIBUTION = "psycopg2-binary"
 MODULE = "psycopg2"
-TESTED = ">=2.9,<2.10"
+TESTED = ">=2.9.5,<2.10"
 RANK = 20  # after psycopg 3
 
 _CONNECTION, _CURSOR = "psycopg2.extensions:connection", "psycopg2.extensions:cursor"
