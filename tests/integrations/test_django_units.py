@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import json
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,23 @@ async def read_async(request: Any) -> Any:
     return await sync_to_async(read)(request)
 
 
+reading: list[Callable[[Any], Any]] = []
+
+
+@replayable
+def reader(request: Any) -> Any:
+    """Reads the request as the test wants it, and stores a row."""
+    reading[-1](request)
+    with transaction.atomic(using=alias):
+        ask("INSERT INTO note VALUES (1)")
+        kill()
+        ask("SELECT 1")
+    return HttpResponse("read")
+
+
 marked = replayable(write)
 urlpatterns = [
+    path("reader", reader),
     path("read", read), path("write", write), path("marked", marked), path("write_alone", write_alone), path("swallow", swallow),
     path("stream", stream), path("read_async", read_async),
 ]  # fmt: skip
@@ -166,6 +182,85 @@ def test_a_post_is_run_again_only_where_its_view_says_so(site: Client) -> None:
     response = site.post("/marked", {"text": "b"})
     assert (response.status_code, response.json()) == (200, {"notes": 1, "text": "b"})
     assert calls == ["write", "write", "write"]
+    assert stored() == 1
+
+
+CONTENT = b"".join(b'"line %d", ' % number for number in range(3000))
+
+READERS: dict[str, Callable[[Any], Any]] = {
+    "body": lambda request: request.body,
+    "read": lambda request: request.read(),
+    "read in parts": lambda request: b"".join(iter(lambda: request.read(1000), b"")),
+    "readline": lambda request: b"".join(iter(request.readline, b"")),
+    "readlines": lambda request: b"".join(request.readlines()),
+    "iteration": b"".join,
+    "read, then body": lambda request: (request.read(10), request.body)[1],
+    "below the request": lambda request: request.META["wsgi.input"].read(),
+}
+
+
+@pytest.mark.parametrize("how", list(READERS))
+def test_a_view_that_reads_the_request_itself_finds_all_of_it_in_each_attempt(how: str, site: Client) -> None:
+    global kills
+    kills, reader, found = 2, READERS[how], []
+    reading.append(lambda request: found.append(reader(request)))
+    assert site.generic("POST", "/reader", CONTENT, "text/plain").status_code == 200
+    assert found == [CONTENT] * 3
+    assert stored() == 1
+
+
+@pytest.mark.parametrize("how", [how for how in READERS if how != "below the request"])
+def test_it_finds_all_of_it_under_asgi_too(how: str, site: Client) -> None:
+    global kills
+    kills, reader, found = 2, READERS[how], []
+    reading.append(lambda request: found.append(reader(request)))
+
+    async def go() -> int:
+        response = await AsyncClient(raise_request_exception=False).generic("POST", "/reader", CONTENT, "text/plain")
+        await sync_to_async(lambda: connections[alias].close())()
+        return int(response.status_code)
+
+    assert asyncio.run(go()) == 200
+    assert found == [CONTENT] * 3
+
+
+def test_json_forms_and_files_are_there_in_each_attempt(site: Client) -> None:
+    global kills
+    found: list[Any] = []
+    reading.append(lambda request: found.append(json.load(request)))
+    kills = 1
+    assert site.post("/reader", {"a": 1}, "application/json").status_code == 200
+    reading.append(lambda request: found.append((request.read(5), request.POST["a"])))
+    kills = 1
+    assert site.post("/reader", "a=1&b=2", "application/x-www-form-urlencoded").status_code == 200
+    reading.append(lambda request: found.append((request.POST["a"], request.FILES["file"].read())))
+    kills = 1
+    assert site.post("/reader", {"a": "1", "file": io.BytesIO(CONTENT)}).status_code == 200
+    assert found == [{"a": 1}] * 2 + [(b"a=1&b", "1")] * 2 + [("1", CONTENT)] * 2
+    assert stored() == 3
+
+
+@pytest.mark.parametrize("how", [how for how in READERS if how != "below the request"])
+def test_a_view_that_is_a_unit_by_itself_finds_all_of_it_too(how: str, site: Client, settings: Any) -> None:
+    """Without the middleware."""
+    global kills
+    settings.MIDDLEWARE = []
+    kills, reader, found = 2, READERS[how], []
+    reading.append(lambda request: found.append(reader(request)))
+    assert Client(raise_request_exception=False).generic("POST", "/reader", CONTENT, "text/plain").status_code == 200
+    assert found == [CONTENT] * 3
+    assert stored() == 1
+
+
+def test_a_body_that_is_too_long_to_be_kept_is_read_whole_and_its_request_not_run_again(site: Client, settings: Any) -> None:
+    global kills
+    found: list[bytes] = []
+    settings.UNBROKEN = {"max_body": 1000}
+    reading.append(lambda request: found.append(request.read()))
+    assert site.generic("POST", "/reader", CONTENT, "text/plain").status_code == 200
+    kills = 1
+    assert site.generic("POST", "/reader", CONTENT, "text/plain").status_code == 500
+    assert found == [CONTENT] * 2
     assert stored() == 1
 
 

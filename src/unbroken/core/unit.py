@@ -124,6 +124,7 @@ class Unit:
         "_until",
         "above",
         "attempts",
+        "met",
         "observing",
         "wrote",
     )
@@ -132,6 +133,7 @@ class Unit:
         self.observing = observing
         self.above: Unit | None = None  #: the observing unit that this one was entered in
         self.attempts = 0  #: how many were begun
+        self.met = 0  #: how many errors were noted, in all attempts and in the units inside
         self._until = math.inf
         self._closed = False
         self._token: weakref.ref[Token] | None = None  # of :func:`enter`
@@ -235,7 +237,10 @@ class Unit:
 
     def note(self, exc: BaseException, fault: Fault) -> None:
         """Remember that *exc* meant *fault* to the driver that raised it."""
-        if not self._closed and not self.observing:
+        if self._closed:
+            return
+        self.met += 1
+        if not self.observing:
             self._notes.append((exc, fault))
 
     def ask(self, meaning: Callable[[BaseException], Fault | None]) -> None:
@@ -461,6 +466,7 @@ class Unit:
             observer._stored = True
         if self._uncertain:
             observer._uncertain = True
+        observer.met += self.met
         if observer._closed:
             return
         observer._helpers += [each for each in self._helpers if not each()]

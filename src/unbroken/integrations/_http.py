@@ -281,6 +281,12 @@ class Exchange:
         return Fate.UNKNOWN if self._token is None else self._token.unit.fate()
 
     @property
+    def is_troubled(self) -> bool:
+        """Whether a database raised an error in this attempt, whatever the app made of it."""
+        watching = None if self._token is None else self._token.unit
+        return bool(self.heard) or any(unit is not None and unit.met for unit in (self._own, watching))
+
+    @property
     def unit(self) -> Unit | None:
         """The unit of work that an attempt at this request is now in; None: it is not run again from here."""
         unit = units.current()
@@ -298,12 +304,10 @@ class Exchange:
 
     def go_out(self) -> None:
         """The response goes out: it cannot be run again, and what a stream or a background task
-        does from here on is its own."""
+        does from here on is no part of its unit of work."""
         self.begun = True
         if self._own is not None:
             self._own.close()
-        if self._token is not None and self._token.outermost:
-            self._token.unit.close()
 
     # -- another attempt? ------------------------------------------------------------------------------------------
 

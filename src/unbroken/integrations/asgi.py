@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from unbroken import aio
 from unbroken.flows.holder import thread_frames
 from unbroken.integrations import _health, _http
-from unbroken.integrations._http import KEY, HttpSettings, json_page, log, page, report
+from unbroken.integrations._http import KEY, HttpSettings, Swallowed, json_page, log, page, report
 
 Message: TypeAlias = dict[str, Any]
 Scope: TypeAlias = dict[str, Any]
@@ -25,6 +25,9 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: A page of an error is held back until its app is done, if it is not longer than this: it may become another page.
 HELD = 1 << 16
+
+#: For how many turns of the event loop the end of a stream waits to see whether the app raises.
+TURNS = 100
 
 
 class Unbroken:
@@ -87,6 +90,9 @@ class _Exchange(_http.Exchange):
         self._held: list[Message] = []  # what the app sent and the client has not seen
         self._late: BaseException | None = None
         self._status = 0
+        self._is_open_ended = self._is_empty = False  # the response: without a length; without a byte so far
+        self._waiting: asyncio.Task[None] | None = None  # sends the last message, if the app goes on for long
+        self._is_sending = False
 
     async def run(self, settings: HttpSettings | None) -> None:
         """Answer the request; with *settings*, run it again until it succeeds or the ledger forbids it."""
@@ -108,6 +114,8 @@ class _Exchange(_http.Exchange):
                 raise
             await self._failed(exc)
         finally:
+            if self._waiting is not None:
+                self._waiting.cancel()
             self.unwatch()
             if whole is None:
                 self._scope.pop(KEY, None)
@@ -124,8 +132,15 @@ class _Exchange(_http.Exchange):
             self._scope.update(self._before)
             if self._state is not None:
                 self._scope["state"] = dict(self._state)
+        number = self.attempts
+
+        async def receive() -> Message:
+            if number != self.attempts:  # a task that an attempt left behind
+                return {"type": "http.disconnect"}
+            return await self._receive_again()
+
         try:
-            await self._attempt(self._receive_again)
+            await self._attempt(receive)
         except Exception as exc:
             if self.begun or self._overflowed:
                 self._late = exc
@@ -145,9 +160,13 @@ class _Exchange(_http.Exchange):
                 await self._on_send(message)
 
         await self._app(self._scope, receive, send)
+        await self._no_longer_wait()
         if self._held and not self.begun:
             self.reconsider(self._status)
-            await self._begin()
+            if self._is_open_ended and self._is_empty and (cause := self.curable()) is not None:
+                raise Swallowed("answered with an empty stream") from cause
+        if self._held:
+            await self._release()
 
     async def _receive_again(self) -> Message:
         """What the client sent, from its beginning in each attempt."""
@@ -167,14 +186,18 @@ class _Exchange(_http.Exchange):
         return message
 
     async def _on_send(self, message: Message) -> None:
-        if self.begun:
+        if message["type"] == "http.response.start":
+            self._status, self._is_empty = message["status"], True
+            self._is_open_ended = _has_no_length(message)
+        elif message.get("body"):
+            self._is_empty = False
+        if self.begun and not self._is_an_end_to_doubt(message):
             await self._send(message)
             return
         self._held.append(message)
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-        elif message["type"] != "http.response.debug" and not self._is_held_back(message):
-            await self._begin()
+        kind = message["type"]
+        if kind not in ("http.response.start", "http.response.debug") and not self._is_held_back(message):
+            await self._release()
 
     def _is_held_back(self, message: Message) -> bool:
         """Whether the response still waits: for its first chunk; a page of an error, for its app to be done with it."""
@@ -182,12 +205,44 @@ class _Exchange(_http.Exchange):
             more = message.get("more_body", False)
             if not message.get("body") and more:
                 return True
-            if self._status >= 500:
+            if not self.begun and self._status >= 500:
                 return sum(len(m.get("body", b"")) for m in self._held) <= HELD
+            if self._is_an_end_to_doubt(message):
+                self._wait_for_the_app()
+                return True
         return False
 
-    async def _begin(self) -> None:
-        self.go_out()
+    def _is_an_end_to_doubt(self, message: Message) -> bool:
+        """Whether the app may have ended a stream because it broke: Starlette's BaseHTTPMiddleware
+        ends one in order, and raises afterwards. An answer with a length shows what is missing."""
+        if message["type"] != "http.response.body" or message.get("body") or message.get("more_body"):
+            return False
+        return self._is_open_ended and (self._is_empty or self.is_troubled)
+
+    def _wait_for_the_app(self) -> None:
+        """Send what is held when the app is done, or when it goes on by itself (a background task)."""
+        if self._waiting is None and asyncio._get_running_loop() is not None:
+            self._waiting = asyncio.get_running_loop().create_task(self._send_soon())
+
+    async def _send_soon(self) -> None:
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        self._is_sending = True
+        await self._release()
+
+    async def _no_longer_wait(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return
+        if self._is_sending:
+            await waiting
+        else:
+            waiting.cancel()
+
+    async def _release(self) -> None:
+        """Send what is held."""
+        if not self.begun:
+            self.go_out()
         held, self._held = self._held, []
         for message in held:
             await self._send(message)
@@ -195,14 +250,22 @@ class _Exchange(_http.Exchange):
     async def _failed(self, exc: Exception) -> None:
         answer = self.answer(exc)
         if answer is None:
-            if self._held:
-                await self._begin()
+            if self._status >= 500 and self._held:  # the app's page for it
+                await self._release()
             raise exc
         scope = self._scope
         report(answer, self.method, scope.get("path", ""))
         accept = next((value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"accept"), "")
         headers, body = page(answer, accept)
         await _respond(self._send, int(answer.status[:3]), headers, b"" if self.method == "HEAD" else body)
+
+
+def _has_no_length(start: Message) -> bool:
+    """Whether only its end tells how long a response is."""
+    status: int = start["status"]
+    if status < 200 or status in (204, 304):
+        return False
+    return all(name.lower() != b"content-length" for name, _ in start.get("headers", ()))
 
 
 async def _respond(send: Send, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:

@@ -172,6 +172,194 @@ async def test_a_stream_goes_out_as_it_is_made_and_is_not_begun_again(postgres: 
     assert events == ["http.response.start", b"", b"3", "made 0", b"x", "made 1", b"x"]
 
 
+@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("how", ["body", "stream", "one chunk", "json"])
+async def test_the_body_is_there_again_whole_however_it_is_read(how: str, layers: int, postgres: PostgreSQL) -> None:
+    content = b'{"word": "' + b"x" * 70_000 + b'"}'
+    seen: list[Any] = []
+
+    async def parts() -> AsyncIterator[bytes]:
+        for at in range(0, len(content), 10_000):
+            yield content[at : at + 10_000]
+
+    async with Work(postgres, times=2) as work:
+
+        async def endpoint(request: Request) -> Any:
+            if how == "body":
+                seen.append(await request.body())
+            elif how == "stream":
+                seen.append(b"".join([part async for part in request.stream()]))
+            elif how == "one chunk":
+                async for part in request.stream():
+                    seen.append(part)
+                    break
+            else:
+                seen.append(await request.json())
+            return PlainTextResponse(str(await work()))
+
+        app = unbroken.asgi.Unbroken(behind(endpoint, layers), replay="/")
+        response = await ask(app, "POST", content=parts())
+        assert (response.status_code, response.text) == (200, "3")
+    whole = {"body": content, "stream": content, "one chunk": content[:10_000]}.get(how, {"word": "x" * 70_000})
+    assert seen == [whole] * 3
+
+
+async def test_a_body_that_is_too_long_to_be_kept_is_read_whole_and_its_request_not_run_again(postgres: PostgreSQL) -> None:
+    seen: list[int] = []
+
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(8):
+            yield b"x" * 1000
+
+    async with Work(postgres, times=1) as work:
+
+        async def endpoint(request: Request) -> Any:
+            seen.append(len(await request.body()))
+            return PlainTextResponse(str(await work()))
+
+        app = unbroken.asgi.Unbroken(starlette(endpoint), replay="/", max_body=4500)
+        assert (await ask(app, "POST", content=parts())).status_code == 500
+        assert (await ask(app, "POST", content=parts())).status_code == 200
+    assert seen == [8000, 8000]
+
+
+# -- streams behind middleware that ends them in order, whatever became of them --------------------------------------
+
+
+async def passing(request: Request, call_next: Any) -> Any:
+    return await call_next(request)
+
+
+def behind(endpoint: Callable[..., Any], layers: int) -> Starlette:
+    app = starlette(endpoint)
+    for _ in range(layers):
+        app.add_middleware(BaseHTTPMiddleware, dispatch=passing)
+    return app
+
+
+async def sent_by(app: Any, method: str = "GET") -> tuple[list[Any], BaseException | None]:
+    """What a server is given, message by message, and what the app raised."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message["status"] if message["type"] == "http.response.start" else (message["body"], message.get("more_body", False)))
+
+    scope = {"type": "http", "method": method, "path": "/", "headers": [], "query_string": b"", "asgi": {"spec_version": "2.4"}}
+    try:
+        await app(scope, receive, send)
+    except Exception as exc:
+        return sent, exc
+    return sent, None
+
+
+@pytest.mark.parametrize("layers", [0, 1, 5])
+async def test_a_stream_that_is_lost_before_its_first_chunk_is_run_again_or_an_error(layers: int, postgres: PostgreSQL) -> None:
+    async with Work(postgres, times=1) as work:
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"%d" % await work()
+            yield b"!"
+
+        async def endpoint(_request: Request) -> Any:
+            return StreamingResponse(chunks())
+
+        app = unbroken.asgi.Unbroken(behind(endpoint, layers))
+        response = await ask(app)
+        assert (response.status_code, response.text) == (200, "2!")
+        work.calls = 0
+        work.calls = 0
+        assert (await ask(app, "POST")).status_code == 500
+        work.calls = 0
+        sent, raised = await sent_by(app, "POST")
+        assert (sent, raised is not None) == ([], True)
+
+
+@pytest.mark.parametrize("layers", [1, 5])
+async def test_an_outage_before_a_streams_first_chunk_is_a_503(layers: int, new_postgres: Callable[..., PostgreSQL]) -> None:
+    server = new_postgres()
+    async with Work(server, times=0) as work:
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"%d" % await work()
+
+        async def endpoint(_request: Request) -> Any:
+            return StreamingResponse(chunks())
+
+        app = unbroken.asgi.Unbroken(behind(endpoint, layers))
+        assert (await ask(app)).text == "1"
+        await asyncio.to_thread(server.stop)
+        for method in ("GET", "POST"):
+            response = await ask(app, method, raising=True)
+            assert (response.status_code, response.json()["fate"]) == (503, "nothing stored")
+
+
+@pytest.mark.parametrize("layers", [1, 5])
+async def test_a_stream_that_the_app_breaks_before_its_first_chunk_is_an_error_and_no_empty_answer(layers: int) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        if layers:
+            raise ValueError("the app's own")
+        yield b"never"
+
+    async def endpoint(_request: Request) -> Any:
+        return StreamingResponse(chunks())
+
+    app = unbroken.asgi.Unbroken(behind(endpoint, layers))
+    for method in ("GET", "POST"):
+        assert (await ask(app, method)).status_code == 500  # the server's: the app began with a 200
+        sent, raised = await sent_by(app, method)
+        assert sent == []
+        assert isinstance(raised, ValueError)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_stream_that_is_lost_after_its_first_chunk_is_not_ended_as_if_it_were_whole(method: str, postgres: PostgreSQL) -> None:
+    async with Work(postgres, times=0) as work:
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"first"
+            work.times = 100
+            yield b"%d" % await work()
+
+        async def endpoint(_request: Request) -> Any:
+            return StreamingResponse(chunks())
+
+        sent, raised = await sent_by(unbroken.asgi.Unbroken(behind(endpoint, 2)), method)
+        assert sent == [200, (b"first", True)]
+        assert raised is not None
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+async def test_an_empty_stream_is_whole_before_its_background_task_is_done(layers: int) -> None:
+    finished, whole = asyncio.Event(), asyncio.Event()
+
+    async def later() -> None:
+        await whole.wait()
+        finished.set()
+
+    async def endpoint(_request: Request) -> Any:
+        return StreamingResponse(iter(()), background=BackgroundTask(later))
+
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            assert not finished.is_set()
+            whole.set()
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "asgi": {"spec_version": "2.4"}}
+    async with asyncio.timeout(20):
+        await unbroken.asgi.Unbroken(behind(endpoint, layers))(scope, receive, send)
+    assert finished.is_set()
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+
+
 async def test_what_runs_after_the_response_is_a_unit_of_its_own(postgres: PostgreSQL) -> None:
     calls: list[int] = []
 

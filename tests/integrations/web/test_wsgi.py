@@ -151,6 +151,36 @@ def test_the_body_is_there_again_whole_in_each_attempt(read: int, pool: unbroken
     assert app.bodies == [whole, whole]
 
 
+READERS: dict[str, Callable[[Any], bytes]] = {
+    "read": lambda source: source.read(),
+    "read in parts": lambda source: b"".join(iter(lambda: source.read(1000), b"")),
+    "read1": lambda source: b"".join(iter(lambda: source.read1(1000), b"")),
+    "readline": lambda source: b"".join(iter(source.readline, b"")),
+    "readlines": lambda source: b"".join(source.readlines()),
+    "iteration": b"".join,
+    "readinto": lambda source: bytes((buffer := bytearray(50_000))[: source.readinto(buffer)]),
+    "a wrapper": lambda source: io.TextIOWrapper(source).read().encode(),
+}
+
+
+@pytest.mark.parametrize("how", list(READERS))
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_body_is_whole_however_it_is_read(how: str, kept: bool, pool: unbroken.Pool, mariadb: MariaDB) -> None:
+    """Also one that is too long to be kept: that request is not run again."""
+    body = b"".join(b"line %d\n" % number for number in range(3000))
+    seen: list[bytes] = []
+    inner = Breaking(pool, mariadb, times=2 if kept else 0)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        seen.append(READERS[how](environ["wsgi.input"]))
+        return inner({**environ, "CONTENT_LENGTH": ""}, start_response)
+
+    client = Client(unbroken.wsgi.Unbroken(app, methods="POST", max_body=50_000 if kept else 10_000))
+    client.ask("POST", body=body)
+    assert client.status == "200 OK"
+    assert seen == [body] * (3 if kept else 1)
+
+
 def test_a_request_with_a_longer_body_than_is_kept_is_not_run_again(pool: unbroken.Pool, mariadb: MariaDB) -> None:
     app = Breaking(pool, mariadb)
     with pytest.raises(Exception, match=LOST):

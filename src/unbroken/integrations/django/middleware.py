@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from io import BytesIO
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured, RequestDataTooBig
+from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse
-from django.http.request import RawPostDataException, UnreadablePostError
 from django.urls import Resolver404, resolve
 
 from unbroken import aio, sync
@@ -19,6 +17,7 @@ from unbroken.core.unit import Fate
 from unbroken.errors import ConfigurationError
 from unbroken.integrations import _http
 from unbroken.integrations._http import Exchange, HttpSettings, Swallowed, answer_to, page, report
+from unbroken.integrations.django.bodies import Body
 from unbroken.integrations.django.units import attempt, attempt_async, give_back, give_back_async
 
 #: Where a request holds its :class:`_Exchange`.
@@ -118,7 +117,7 @@ class _Exchange(Exchange):
         self.settings, self.request = settings, request
         self._before: dict[str, Any] = {}
         self._meta: dict[str, Any] = {}
-        self._body: bytes | None = None  # as the client sent it, where it may be read again
+        self._body: Body | None = None  # where it may be read again
 
     def whole(self) -> Exchange | None:
         """The exchange of a middleware of ours around all of Django, for the same request."""
@@ -132,7 +131,9 @@ class _Exchange(Exchange):
         """Whether this request may be run again; then what another attempt needs is kept."""
         request = self.request
         request.__dict__[KEY] = self
-        if not (self._may_replay() and self._keep_body()):
+        if self._may_replay():
+            self._body = Body.of(request, self.settings.max_body)
+        if self._body is None:
             return False
         self.limits = self.settings
         self._before, self._meta = dict(request.__dict__), dict(request.META)
@@ -150,19 +151,6 @@ class _Exchange(Exchange):
             return False
         return getattr(view, "unbroken_replayable", False) is True
 
-    def _keep_body(self) -> bool:
-        request = self.request
-        length = request.META.get("CONTENT_LENGTH") or "0"
-        if not request.META.get("HTTP_TRANSFER_ENCODING") and length == "0":
-            return True
-        if not length.isdigit() or not 0 < int(length) <= self.settings.max_body:
-            return False
-        try:
-            self._body = request.body  # Django keeps it, too, from now on
-        except (RawPostDataException, UnreadablePostError, RequestDataTooBig):  # that is for the view to meet
-            return False
-        return True
-
     def begin(self) -> None:
         """An attempt begins; from the second on, the request is as it was."""
         request = self.request
@@ -171,10 +159,8 @@ class _Exchange(Exchange):
             request.__dict__.update(self._before)
             request.META.clear()
             request.META.update(self._meta)
-        if self._body is not None:  # whoever reads the request, or below it, finds all of it
-            request._stream = BytesIO(self._body)
-            if "wsgi.input" in request.META:
-                request.META["wsgi.input"] = BytesIO(self._body)
+        if self._body is not None:
+            self._body.rewind()
 
     def raised(self, exc: Exception) -> Any:
         """A view raised *exc*: a response that stands for it, or None: let Django go on."""

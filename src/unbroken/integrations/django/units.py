@@ -11,6 +11,8 @@ from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.db import connections
 
 from unbroken import aio, sync
+from unbroken.core.unit import current
+from unbroken.integrations.django.bodies import Body, longest, request_in
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -64,17 +66,47 @@ def replayable(function: Any = None, /, *, deadline: float | None = None, max_re
 
         @functools.wraps(function)
         async def asynchronous(*args: Any, **kwargs: Any) -> Any:
-            return await aio.run_unit(lambda: attempt_async(lambda: function(*args, **kwargs)), deadline, max_replays, _nobody)
+            times, rewind = _again(args, max_replays)
+
+            async def once() -> Any:
+                rewind()
+                return await function(*args, **kwargs)
+
+            return await aio.run_unit(lambda: attempt_async(once), deadline, times, _nobody)
 
         asynchronous.unbroken_replayable = True  # type: ignore[attr-defined] # read by the middleware
         return asynchronous
 
     @functools.wraps(function)
     def blocking(*args: Any, **kwargs: Any) -> Any:
-        return sync.run_unit(lambda: attempt(lambda: function(*args, **kwargs)), deadline, max_replays, _nobody)
+        times, rewind = _again(args, max_replays)
+
+        def once() -> Any:
+            rewind()
+            return function(*args, **kwargs)
+
+        return sync.run_unit(lambda: attempt(once), deadline, times, _nobody)
 
     blocking.unbroken_replayable = True  # type: ignore[attr-defined] # read by the middleware
     return blocking
+
+
+def _again(args: tuple[Any, ...], max_replays: int) -> tuple[int, Callable[[], None]]:
+    """How often a call may be run again, and what to do before each attempt.
+
+    A view reads its request, so it runs again only where the body can be kept. Inside another unit
+    (the middleware's) the outermost one sees to that.
+    """
+    request = request_in(args)
+    unit = current()
+    if request is None or (unit is not None and not unit.observing):
+        return max_replays, _nothing
+    body = Body.of(request, longest())
+    return (0, _nothing) if body is None else (max_replays, body.rewind)
+
+
+def _nothing() -> None:
+    """Before an attempt that reads no request."""
 
 
 def _nobody(_why: str) -> None:
