@@ -37,12 +37,13 @@ _POOLS = ("concurrent.futures.", "multiprocessing.pool", "multiprocessing.queues
 class Job:
     """Work that is handed over: runs *function* in the unit and attempt of the code that makes the job."""
 
-    __slots__ = ("_attempt", "_function", "_once", "calls", "is_done", "unit")
+    __slots__ = ("_attempt", "_function", "_once", "_place", "calls", "is_done", "unit")
 
     def __init__(self, unit: Unit, function: Callable[..., Any], *, once: bool = False) -> None:
         self.unit, self._attempt, self._function, self._once = unit, (unit, unit.attempts), function, once
         self.calls = 0  #: how many are under way
         self.is_done = False  #: whether one has ended
+        self._place: object = None  # where the last one runs
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What *function* gives or raises."""
@@ -52,6 +53,7 @@ class Job:
         place = units.around.place()
         outside = _jobs.get(place)
         self.calls += 1
+        self._place = place
         try:
             _jobs[place] = self.unit
             units.tell(self.unit, self._attempt)
@@ -64,6 +66,10 @@ class Job:
                 _jobs[place] = outside
             self.calls -= 1
             self.is_done = True
+
+    def is_out_of_the_way(self) -> bool:
+        """Whether one call has ended, or is the one that asks: a job cannot wait for its own end."""
+        return self.is_done or (self.calls == 1 and self._place == units.around.place())
 
 
 #: Python's own. gevent puts a class that derives from it into its place.
@@ -93,7 +99,7 @@ def _start(original: Callable[..., Any]) -> Callable[..., Any]:
             return
         job = Job(unit, self.run, once=True)
         self.run = job  # type: ignore[method-assign]
-        unit.helped_by(lambda: job.is_done)
+        unit.helped_by(job.is_out_of_the_way)
         try:
             original(self)
         except BaseException:
@@ -118,7 +124,7 @@ def _start_new_thread(original: Callable[..., Any]) -> Callable[..., Any]:
         if unit is None:
             return original(functools.partial(_freely, function), *args)
         job = Job(unit, function)
-        unit.helped_by(lambda: job.is_done)
+        unit.helped_by(job.is_out_of_the_way)
         return original(job, *args)
 
     return start_new_thread
@@ -153,7 +159,7 @@ def _ended(job: Job, future: Any) -> Callable[[], bool]:
     ref = weakref.ref(future)
 
     def is_done() -> bool:
-        if job.is_done:
+        if job.is_out_of_the_way():
             return True
         waiting = ref()
         return waiting is None or (hasattr(waiting, "cancelled") and waiting.cancelled() and not job.calls)

@@ -318,6 +318,39 @@ def test_an_outage_is_answered_with_503_and_retry_after(site: Client, accept: st
     assert site.post("/write").status_code == 503
 
 
+def plain_middleware(get_response: Any) -> Any:
+    """Blocking only: under ASGI, Django runs it and all below it on threads, in turn with the loop."""
+
+    def middleware(request: Any) -> Any:
+        response = get_response(request)
+        response["X-Seen"] = str(response.status_code)
+        return response
+
+    return middleware
+
+
+@pytest.mark.parametrize("where", ["/read", "/read_async"])
+def test_blocking_middleware_under_asgi_changes_nothing_and_what_it_adds_is_kept(where: str, site: Client, settings: Any) -> None:
+    global kills
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.plain_middleware", f"{__name__}.plain_middleware"]
+
+    async def go() -> list[Any]:
+        client = AsyncClient(raise_request_exception=False)
+        found = [await client.get(where)]
+        await sync_to_async(server.stop)()
+        found += [await client.get(where), await client.post(where)]
+        await sync_to_async(lambda: connections[alias].close())()
+        return found
+
+    kills = 2
+    lost, *away = asyncio.run(go())
+    assert (lost.status_code, lost["X-Seen"]) == (200, "200")
+    for response in away:
+        assert (response.status_code, response["X-Seen"], response["Retry-After"]) == (503, "503", "1")
+        assert response.json()["fate"] == "nothing stored"
+        assert int(response["Content-Length"]) == len(response.content)
+
+
 def test_async_views_and_middleware_do_the_same(site: Client) -> None:
     global kills
 

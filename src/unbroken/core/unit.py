@@ -202,6 +202,10 @@ class Unit:
         if not self._closed:
             _joined[conn_id] = self
 
+    def has(self, conn_id: int) -> bool:
+        """Whether the connection *conn_id* works for this unit, which hears of all that is sent on it."""
+        return _joined.get(conn_id) is self
+
     def reports(self, conn_id: int) -> int:
         """How many reports came from *conn_id* in this attempt. None, though it sent something, means that it is not seen."""
         part = self._parts.get(conn_id)

@@ -456,7 +456,7 @@ class State:
             self.driver.unwatch(conn)
             unit = current(id(conn))
             if unit is not None:
-                if self._was_unseen(unit, entry, conn):
+                if unit.has(id(conn)) and self._was_unseen(unit, entry, conn):
                     unit.doubt("something was sent on a connection, and its driver reported nothing", conn_id=id(conn))
                 unit.ended(conn_id=id(conn), clean=self.settings.reset is not None or entry.cause is not None)
 

@@ -256,13 +256,14 @@ class Exchange:
     def watch(self, whole: Exchange | None) -> None:
         """From now on, hear of the database's errors and follow all writes.
 
-        *whole*: the exchange that this one is a part of, if that is the same request.
+        *whole*: the exchange that this one is a part of, if that is the same request. The caller's
+        frame must call :meth:`unwatch` before it returns.
         """
         self._whole = whole
         self._witness = units.witnesses(self.heard)
         watched = None if whole is None else units.current()
         if watched is None:
-            self._token = units.enter(Unit(observing=True))
+            self._token = units.enter(Unit(observing=True), id(sys._getframe(1)))
         else:
             self._token = units.Token(watched, False)
 

@@ -163,24 +163,30 @@ class _Exchange(Exchange):
             self._body.rewind()
 
     def raised(self, exc: Exception) -> Any:
-        """A view raised *exc*: a response that stands for it, or None: let Django go on."""
-        if self.unit is not None and self.limits is not None:
+        """A view raised *exc*: a response that stands for what comes of it, or None: let Django go on.
+
+        What is answered is decided when all middleware is done: until then something may be stored.
+        """
+        if self.limits is not None:
             give_back()
-            if self.would_replay(exc):
-                stands_for = HttpResponse(status=503)
-                stands_for.unbroken_cause = exc
-                return stands_for
-        return self._answered(exc, settle=True)
+        if not self.would_replay(exc) and not self._is_ours(exc):
+            return None
+        stands_for = HttpResponse(status=503)
+        stands_for.unbroken_cause = exc
+        return stands_for
 
     def consider(self, response: Any) -> Any:
         """The response of an attempt; raises when another attempt should follow."""
         cause = getattr(response, "unbroken_cause", None)
-        if cause is not None:
+        if cause is not None and self.would_replay(cause):
             raise cause
         cause = self.curable() if response.status_code >= 500 else None
         if cause is not None:
             raise Swallowed(f"answered with {response.status_code}") from cause
         return response
+
+    def _is_ours(self, exc: BaseException) -> bool:
+        return answer_to(exc, self.heard, Fate.NOTHING, self.method) is not None
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -201,27 +207,30 @@ class _Exchange(Exchange):
         return self._finished(response)
 
     def _finished(self, response: Any) -> Any:
-        try:
-            self.reconsider(response.status_code)
-        except Swallowed as exc:
-            return self._answered(exc) or response
-        return response
+        cause = response.__dict__.pop("unbroken_cause", None)
+        if cause is None:
+            try:
+                self.reconsider(response.status_code)
+                return response
+            except Swallowed as exc:
+                response, cause = HttpResponse(), exc
+        return self._filled(response, cause)
 
     def failed(self, exc: Exception) -> Any:
         """No attempt succeeded. Raises what Django should make a page of."""
-        response = self._answered(exc)
-        if response is not None:
-            return response
-        raise exc.__cause__ if isinstance(exc, Swallowed) and exc.__cause__ is not None else exc
+        if not self._is_ours(exc):
+            raise exc.__cause__ if isinstance(exc, Swallowed) and exc.__cause__ is not None else exc
+        return self._filled(HttpResponse(), exc)
 
-    def _answered(self, exc: BaseException, *, settle: bool = False) -> Any:
-        if answer_to(exc, self.heard, Fate.NOTHING, self.method) is None:
-            return None
-        if settle:
-            give_back()
+    def _filled(self, response: Any, exc: BaseException) -> Any:
+        """*response* as the answer to *exc*, with what middleware has added to its headers."""
         answer = self.answer(exc)
         assert answer is not None
-        request = self.request
-        report(answer, self.method, request.path)
-        headers, body = page(answer, request.META.get("HTTP_ACCEPT", ""))
-        return HttpResponse(body, status=int(answer.status[:3]), headers=dict(headers))
+        report(answer, self.method, self.request.path)
+        headers, body = page(answer, self.request.META.get("HTTP_ACCEPT", ""))
+        for name in ("Content-Encoding", "ETag"):  # of the page that it stood for
+            response.headers.pop(name, None)
+        response.status_code, response.content = int(answer.status[:3]), body
+        for name, value in headers:
+            response.headers[name] = value
+        return response
