@@ -61,8 +61,15 @@ class LoopShell:
         task.add_done_callback(self._tasks.discard)
 
     async def _run_logged(self, flow: Flow[Any]) -> None:
+        task = asyncio.current_task()
+
+        async def do(step: Any) -> Any:
+            if task is not None and task.cancelling():  # a driver made an error of its own of the cancellation
+                raise asyncio.CancelledError
+            return await self.do(step)
+
         try:
-            await run_async(flow, self.do)
+            await run_async(flow, do)
         except Exception:
             log.exception("unbroken: a background worker failed; the next one takes over")
 

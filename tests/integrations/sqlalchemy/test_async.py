@@ -329,3 +329,29 @@ def test_a_thousand_tasks_with_cancellations_and_kills_leave_nothing_behind(afac
                 await aface.ask(engine)
 
     run(work())
+
+
+def test_a_loop_ends_although_a_driver_made_an_error_of_its_own_of_the_probers_cancellation() -> None:
+    """aiomysql's connect does so. The prober would try again, and ``asyncio.run`` would wait for it for ever."""
+    calls: list[int] = []
+
+    async def connect() -> Any:
+        calls.append(1)
+        try:
+            await asyncio.sleep(60 if len(calls) > 1 else 0)
+        except asyncio.CancelledError:
+            pass
+        raise ConnectionRefusedError("nobody is there")
+
+    async def main() -> None:
+        url = "postgresql+asyncpg://app@127.0.0.1:1/shop?outage_wait=0.2"
+        engine = create_async_engine(url, plugins=["unbroken"], async_creator=connect)
+        with pytest.raises(unbroken.OutageError):
+            await engine.connect()
+        await engine.dispose()
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert len(calls) > 1
