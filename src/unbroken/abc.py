@@ -181,6 +181,9 @@ class BaseDriver(Protocol):
     #: (a newer library works differently, say); None: they can be followed.
     blindness: str | None
 
+    #: For a caller's own ``connect=``: whether it changes nothing of a session but its settings. None: not known.
+    sets_only: bool | None
+
     #: Whether its connections belong to an event loop.
     is_async: bool
 
@@ -228,6 +231,17 @@ class Driver(BaseDriver, Protocol):
     def restore(self, conn: Connection, traits: Any) -> None:
         """Put *traits* back, with at most one round trip. Nothing is open. Raises where that fails."""
 
+    def remember(self, conn: Connection) -> Any:
+        """What :meth:`reset_session` has to set again, asked of a session that was just opened. One round trip.
+
+        None where that is not known: such a session is closed instead of reset.
+        """
+
+    def reset_session(self, conn: Connection, opening: Any, left: Any) -> None:
+        """Undo everything that was left on the session (kinds *left*, of :class:`unbroken.core.residue.Left`), then set
+        *opening* again. Nothing is open. Raises where that fails.
+        """
+
     def idle_limit(self, conn: Connection) -> float | None:
         """How long the server lets this session idle, in seconds; None when it has no limit. One round trip.
 
@@ -256,6 +270,12 @@ class AsyncDriver(BaseDriver, Protocol):
 
     async def restore(self, conn: Connection, traits: Any) -> None:
         """As :meth:`Driver.restore`."""
+
+    async def remember(self, conn: Connection) -> Any:
+        """As :meth:`Driver.remember`."""
+
+    async def reset_session(self, conn: Connection, opening: Any, left: Any) -> None:
+        """As :meth:`Driver.reset_session`."""
 
     async def idle_limit(self, conn: Connection) -> float | None:
         """As :meth:`Driver.idle_limit`."""

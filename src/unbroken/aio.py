@@ -84,12 +84,13 @@ class AsyncLease(Loan):
                         self.conn = conn = entry.conn
                         state.lent[entry.key] = entry
                         entry.conn = entry.anchor
-                        if self._deadline is None and glimpse() is None and (state.plain or not self._transaction):
+                        if self._deadline is None and glimpse() is None and (state.plain or not self._transaction) and not state.follows:
                             return conn
                         return await self._start(now)
             started = monotonic()
             await self._take(entry, started, _getframe(1))
-            if self._deadline is None and glimpse() is None and (self.state.plain or not self._transaction):
+            state = self.state
+            if self._deadline is None and glimpse() is None and (state.plain or not self._transaction) and not state.follows:
                 return self.conn
             return await self._start(started)
         except BaseException:
@@ -287,7 +288,7 @@ class AsyncPool:
                         conn = entry.conn
                         state.lent[entry.key] = entry
                         entry.conn = entry.anchor
-                        if glimpse() is not None:
+                        if glimpse() is not None or state.follows:
                             Loan.of(state, entry, conn).enlist()
                         return conn
             return (await self._acquire_loan(entry, timeout, _getframe(1))).conn
@@ -301,7 +302,7 @@ class AsyncPool:
         loan = Loan()
         try:
             await self._acquire_slowly(loan, suspect, monotonic(), timeout, None, frame)
-            if glimpse() is not None:
+            if glimpse() is not None or loan.state.follows:
                 loan.enlist()
         except BaseException:
             if getattr(loan, "conn", None) is not None:

@@ -81,9 +81,11 @@ class Settings:
     deadline: float | None = None
     """How long a lent connection may block its holder: acquire, work and commit together. None: for ever."""
 
-    reset: Literal["rollback"] | Callable[[Any], Any] | None = "rollback"
+    reset: Literal["rollback", "session"] | Callable[[Any], Any] | None = "rollback"
     """What to do with a connection at release: "rollback" whatever is open (no round trip where it is certain that
-    nothing is), a callable that is given the connection, or None for nothing."""
+    nothing is); "session" to undo also what statements left on the session (settings, locks, temporary tables), in
+    one or two round trips and only when they may have left something; a callable that is given the connection; or
+    None for nothing."""
 
     max_replays: int = 10
     """How often one unit of work is run again at most."""
@@ -159,8 +161,8 @@ def _validate(s: Settings) -> None:
         raise ConfigurationError(f"min_size={s.min_size} exceeds max_size={s.max_size}; lower the one or raise the other")
     if not isinstance(s.reclaim, bool):
         raise ConfigurationError(f"reclaim={s.reclaim!r} must be True or False")
-    if s.reset is not None and s.reset != "rollback" and not callable(s.reset):
-        raise ConfigurationError(f"reset={s.reset!r} must be 'rollback', None or a callable that takes the connection")
+    if s.reset not in (None, "rollback", "session") and not callable(s.reset):
+        raise ConfigurationError(f"reset={s.reset!r} must be 'rollback', 'session', None or a callable that takes the connection")
     if s.name is not None and (not isinstance(s.name, str) or not s.name):
         raise ConfigurationError(f"name={s.name!r} must be a text that is not empty, or None")
 

@@ -207,7 +207,8 @@ class Pool:
         self._state = self._new_state()
         self._states[self._state.pid] = self._state
         # None where a lease with nothing said is a plain Lease: one look tells (see connection).
-        self._simple: object = None if self.settings.deadline is None and self._driver.capabilities.implicit_begin else self
+        is_plain = self.settings.deadline is None and self.settings.reset != "session" and self._driver.capabilities.implicit_begin
+        self._simple: object = None if is_plain else self
         _pools.add(self)
         if self.settings.min_size:
             self._state.order()
@@ -268,7 +269,7 @@ class Pool:
                         conn = entry.conn
                         state.lent[entry.key] = entry
                         entry.conn = entry.anchor
-                        if glimpse() is not None:
+                        if glimpse() is not None or state.follows:
                             Loan.of(state, entry, conn).enlist()
                         return conn
             return self._acquire_loan(entry, timeout, _caller()).conn
@@ -282,7 +283,7 @@ class Pool:
         loan = Loan()
         try:
             self._acquire_slowly(loan, suspect, timeout, None, frame)
-            if glimpse() is not None:
+            if glimpse() is not None or loan.state.follows:
                 loan.enlist()
         except BaseException:
             if getattr(loan, "conn", None) is not None:

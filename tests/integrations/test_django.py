@@ -427,21 +427,145 @@ LEAVINGS = [
     ("mysql", "CREATE TEMPORARY TABLE left_behind (n int)"),
     ("mysql", "SELECT GET_LOCK('left', 0)"),
     ("mysql", "SET foreign_key_checks=0"),
+    ("mysql", "SELECT 5 INTO @x"),
+    ("mysql", "/*!40101 SET @x = 5 */"),
+    ("mysql", "/*!40101 SET NAMES utf8mb4 */"),
+    ("mysql", "EXECUTE IMMEDIATE 'SET @x = 5'"),
+    ("mysql", "BEGIN NOT ATOMIC SET @x = 5; END"),
+    ("mysql", "SELECT GET_LOCK ('left', 0)"),
+    ("mysql", "select/**/get_lock/* a */( 'left', 0)"),
+    ("mysql", "SELECT `GET_LOCK`('left', 0)"),
+    ("mysql", "SET sql_mode = ''"),
+    ("mysql", "SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED"),
+    ("mysql", "USE information_schema"),
+    ("mysql", "LOCK TABLES lasting WRITE"),
+    ("mysql", "SET autocommit = 0"),
+    ("mysql", "CALL leaving(@x)"),
     ("postgresql", "SET statement_timeout = 4321"),
     ("postgresql", "-- app\nSET TIME ZONE 'Asia/Tokyo'"),
     ("postgresql", "CREATE TEMP TABLE left_behind (n int)"),
     ("postgresql", "SELECT pg_advisory_lock(42)"),
     ("postgresql", "SELECT set_config('work_mem', '1MB', false)"),
     ("postgresql", "LISTEN left_behind"),
+    ("postgresql", "SELECT set_config ('work_mem', '1MB', false)"),
+    ("postgresql", "SELECT \"set_config\"('work_mem', '1MB', false)"),
+    ("postgresql", "UPDATE pg_settings SET setting = '1024' WHERE name = 'work_mem'"),
+    ("postgresql", "DO $$ BEGIN SET work_mem = '1MB'; END $$"),
+    ("postgresql", "CREATE OR REPLACE TEMP VIEW left_behind AS SELECT 1 AS n"),
+    ("postgresql", "CREATE TABLE pg_temp.left_behind (n int)"),
+    ("postgresql", "SELECT 1 AS n INTO TEMP left_behind"),
+    ("postgresql", "SELECT 1; SET work_mem = '1MB'"),
+    ("postgresql", "PREPARE left_behind AS SELECT 1"),
+    ("postgresql", "DECLARE left_behind CURSOR WITH HOLD FOR SELECT 1"),
+    ("postgresql", "SET ROLE app"),
+    ("postgresql", "SET client_encoding = 'LATIN1'"),
+    ("postgresql", "RESET timezone"),
+    ("postgresql", "DISCARD ALL"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "leave"), LEAVINGS)
-def test_what_a_user_leaves_on_a_session_ends_with_it(kind: str, leave: str, make: Any) -> None:
+def test_what_a_user_leaves_on_a_session_does_not_reach_the_next(kind: str, leave: str, make: Any) -> None:
+    site = make(kind, pool={"max_size": 1}, TIME_ZONE="Asia/Tokyo", OPTIONS=_ISOLATED[kind])
+    first, before = site.session(), state_of(site)
+    site.run("CREATE TABLE IF NOT EXISTS lasting (n integer)")
+    if leave.startswith("CALL"):
+        site.run("CREATE PROCEDURE leaving (OUT n integer) SET n = 5")
+    site.connection.close()
+    try:
+        site.run(leave)
+        site.session()
+        assert site.session() == first  # it is theirs for as long as they have it
+        site.connection.close()
+        assert site.session() == first
+        assert state_of(site) == before
+    finally:
+        site.connection.close()
+        site.run("DROP TABLE lasting")
+        if leave.startswith("CALL"):
+            site.run("DROP PROCEDURE leaving")
+
+
+_ISOLATED = {
+    "mysql": {"isolation_level": "serializable", "charset": "latin1"},
+    "postgresql": {"isolation_level": 3, "assume_role": None},
+}
+_STATE = {
+    "mysql": """
+        SELECT CONCAT_WS('|', @@time_zone, @@group_concat_max_len, IFNULL(@x, '-'), @@foreign_key_checks, @@sql_mode,
+        @@tx_isolation, @@character_set_client, @@collation_connection, IS_FREE_LOCK('left'), DATABASE(), @@autocommit)""",
+    "postgresql": """
+        SELECT concat_ws('|', current_setting('timezone'), current_setting('work_mem'), current_setting('statement_timeout'),
+        current_setting('search_path'), current_setting('role'), current_setting('client_encoding'), to_regclass('left_behind'),
+        (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
+        (SELECT count(*) FROM pg_prepared_statements WHERE from_sql), (SELECT count(*) FROM pg_cursors WHERE is_holdable),
+        (SELECT count(*) FROM pg_listening_channels()))""",
+}
+
+
+def state_of(site: Site) -> list[Any]:
+    """What a session shows of what users may have left on it."""
+    found = [site.ask(_STATE[site.kind])]
+    if site.kind == "mysql":
+        try:
+            found.append(site.ask("SELECT n FROM left_behind"))
+        except ProgrammingError:
+            found.append("no temporary table")
+    return found
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_hundred_requests_with_set_share_one_session(kind: str, make: Any) -> None:
+    site = make(kind, pool={"max_size": 2})
+    for number in range(100):
+        site.run(f"SET @x = {number}" if kind == "mysql" else f"SET search_path TO tenant{number}, public")
+        site.ask("SELECT 1")
+        site.connection.close()
+    assert site.pool.stats().opened == 1
+    assert not site.pool.stats().closed
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("way", ["connection", "cursor", "attribute"])
+def test_what_is_sent_past_djangos_cursors_does_not_reach_the_next_user(kind: str, way: str, make: Any) -> None:
     site = make(kind, pool={"max_size": 1})
+    first, before = site.session(), state_of(site)
+    leave = "SET @x = 5" if kind == "mysql" else "SET work_mem TO '5MB'"
+    if way == "connection":
+        cursor = site.connection.connection.cursor()
+        cursor.execute(leave)
+        cursor.close()
+    elif way == "cursor":
+        with site.connection.cursor() as wrapper:
+            wrapper.cursor.execute(leave)
+    else:
+        with site.connection.cursor() as wrapper:
+            wrapper.connection.cursor().execute(leave)
+    site.connection.close()
+    assert (site.session(), state_of(site)) == (first, before)
+
+
+def test_the_ordinary_costs_no_reset(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    driver = site.pool._driver
+    plain = driver.reset_session
+    monkeypatch.setattr(driver, "reset_session", lambda *args: (asked.append(args), plain(*args)), raising=False)
+    for _ in range(3):
+        with transaction.atomic(using=site.alias):
+            site.ask("SELECT count(*) FROM (SELECT 1 AS a) AS x WHERE a IN (1, 2)")
+        site.connection.close()
+    assert not asked
+    site.run("SET @x = 1" if site.kind == "mysql" else "SET work_mem TO '5MB'")
+    site.connection.close()
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_what_no_reset_undoes_ends_the_session(kind: str, make: Any) -> None:
+    options = {"init_command": "SET @opened = 1"} if kind == "mysql" else {}
+    site = make(kind, pool={"max_size": 1}, OPTIONS=options)
     first = site.session()
-    site.run(leave)
-    assert site.session() == first  # it is theirs for as long as they have it
+    site.run("SET @x = 5" if kind == "mysql" else "SELECT setseed(0.5)")
     site.connection.close()
     assert site.session() != first
     assert site.pool.stats().closed.get(Cause.DISCARDED.value) == 1
@@ -482,14 +606,15 @@ def test_a_cursor_that_is_kept_does_not_reach_the_next_user(site: Site) -> None:
         cursor.execute("SELECT 1")
 
 
-def test_a_server_side_cursor_left_open_ends_with_its_session(make: Any) -> None:
+def test_a_server_side_cursor_left_open_does_not_reach_the_next_user(make: Any) -> None:
     site = make("postgresql", pool={"max_size": 1})
     first = site.session()
     cursor = site.connection.chunked_cursor()
     cursor.execute("SELECT * FROM generate_series(1, 1000)")
     cursor.fetchmany(10)
     site.connection.close()
-    assert site.session() != first
+    assert site.session() == first
+    assert site.ask("SELECT count(*) FROM pg_cursors") == 0
 
 
 def test_a_lock_that_was_lost_with_its_session_is_not_hidden(site: Site) -> None:

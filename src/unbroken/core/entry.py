@@ -37,9 +37,11 @@ class Entry:
         "key",
         "last_used",
         "lasti",
+        "opening",
         "poll",
         "ref",
         "reported",
+        "reset_at",
         "retire_at",
         "sent",
         "session",
@@ -68,6 +70,8 @@ class Entry:
         self.count: Callable[[], int | None] = _not_counted  #: what was sent on its socket so far
         self.sent: int | None = None  #: that count when it was last certain that no transaction was open
         self.settled_at = -1  #: the use in which our own COMMIT or ROLLBACK was answered last
+        self.opening: Any = None  #: what a reset of its session has to set again; None: it is not known, so it is closed
+        self.reset_at = -1  #: the use after which its session was reset
         self.traits: Any = None  #: how its driver described it when it was opened
         self.taken_at = now
         self.code: CodeType | None = None  #: where it was taken: the code object …

@@ -33,6 +33,7 @@ class Left(StrEnum):
     CURSOR = "a cursor"
     DATABASE = "another default database"
     FUNCTION = "what a function did"  #: of a function that is not known, or of a call that was not read
+    UNSEEN = "what was sent past us"
     UNKNOWN = "something"
     ENDLESS = "something that no reset undoes"
 
@@ -40,7 +41,9 @@ class Left(StrEnum):
 NOTHING: frozenset[Left] = frozenset()
 
 #: May be nothing at all: the holder does not count on it. The next user must not find it all the same.
-DOUBTFUL = frozenset({Left.FUNCTION})
+DOUBTFUL = frozenset({Left.FUNCTION, Left.UNSEEN})
+#: What a reset must take for anything.
+VAGUE = frozenset({Left.UNKNOWN, Left.UNSEEN})
 
 
 def left_by(sql: str | bytes, backend: str) -> frozenset[Left]:
@@ -64,6 +67,26 @@ def left_by(sql: str | bytes, backend: str) -> frozenset[Left]:
 def may_stay(sql: str) -> bool:
     """Whether *sql* may leave something on its PostgreSQL session."""
     return bool(left_by(sql, "postgresql"))
+
+
+class Trace:
+    """What was left on one session by the statements that its driver reported."""
+
+    __slots__ = ("backend", "left")
+
+    def __init__(self, backend: str) -> None:
+        self.backend, self.left = backend, NOTHING
+
+
+#: By the id of its connection, while somebody uses it. A ledger notes here what it hears.
+followed: dict[int, Trace] = {}
+
+
+def note(conn_id: int | None, sql: str | bytes | None) -> None:
+    """*sql* is about to be sent on a connection. None: its text is not known."""
+    trace = None if conn_id is None else followed.get(conn_id)
+    if trace is not None:
+        trace.left |= frozenset({Left.UNKNOWN}) if sql is None else left_by(sql, trace.backend)
 
 
 _NOT_READ = frozenset({Left.UNKNOWN, Left.ENDLESS})

@@ -32,6 +32,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from unbroken.abc import Fault, FaultKind
+from unbroken.core import residue
 from unbroken.core.statements import Kind, kind, verb
 
 
@@ -303,6 +304,8 @@ class Unit:
         *autocommit*: True when it will commit by itself (no transaction is open, autocommit is on), False when it runs
         inside a transaction, None when nobody knows.
         """
+        if residue.followed:
+            residue.note(conn_id, sql)
         if self._closed:
             return
         part = self._part(conn_id)
@@ -410,6 +413,8 @@ class Unit:
 
     def doubt(self, reason: str, *, conn_id: int | None = None) -> None:
         """Something happened that cannot be followed: this attempt is never replayed, because of *reason*."""
+        if residue.followed:
+            residue.note(conn_id, None)
         if not self._closed:
             self._part(conn_id)
             self.wrote = self._uncertain = True
@@ -589,6 +594,11 @@ def current(conn_id: int | None = None) -> Unit | None:
     if unit is not None and conn_id is not None and not owner._is_within(unit):
         unit.forbid("a connection of another unit of work was used", conn_id=conn_id)
     return owner
+
+
+def heard_by(conn_id: int) -> Unit | None:
+    """The unit that the connection has joined and not left."""
+    return _joined.get(conn_id)
 
 
 def _above(unit: Unit | None) -> Unit | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from inspect import isawaitable
 from typing import Any, ClassVar
 
 from unbroken.abc import Connection
+from unbroken.core.residue import Left
 from unbroken.drivers import _seams
 from unbroken.drivers._seams import Seam
 
@@ -27,6 +28,9 @@ class Base:
     def traits(self, conn: Connection) -> Any:  # noqa: ARG002
         """Nothing is known of what a holder can change."""
         return None
+
+    #: For a caller's own ``connect=``: whether it changes nothing but the session's settings. None: not known.
+    sets_only: bool | None = None
 
     def was_closed(self, conn: Connection) -> bool:  # noqa: ARG002
         """Not known: a closed connection counts as lost."""
@@ -114,6 +118,13 @@ class Blocking(Base):
     def restore(self, conn: Connection, traits: Any) -> None:
         """Nothing to put back."""
 
+    def remember(self, conn: Connection) -> Any:
+        """This driver knows no reset: a session with something left on it is closed."""
+
+    def reset_session(self, conn: Connection, opening: Any, left: Collection[Left]) -> None:
+        """Never called, for want of an *opening*."""
+        raise NotImplementedError
+
 
 class Awaited(Base):
     """For an :class:`unbroken.abc.AsyncDriver`."""
@@ -144,3 +155,10 @@ class Awaited(Base):
 
     async def restore(self, conn: Connection, traits: Any) -> None:
         """Nothing to put back."""
+
+    async def remember(self, conn: Connection) -> Any:
+        """This driver knows no reset: a session with something left on it is closed."""
+
+    async def reset_session(self, conn: Connection, opening: Any, left: Collection[Left]) -> None:
+        """Never called, for want of an *opening*."""
+        raise NotImplementedError

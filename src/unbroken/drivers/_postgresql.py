@@ -7,7 +7,7 @@ from collections.abc import Collection
 from unbroken.abc import FaultKind
 from unbroken.core import unit
 from unbroken.core.fault import postgres_fault
-from unbroken.core.residue import Left
+from unbroken.core.residue import VAGUE, Left
 from unbroken.drivers._shared import is_commit, is_rollback
 
 #: In milliseconds whatever its display unit; no row before PostgreSQL 14, which had no such limit.
@@ -33,9 +33,33 @@ _DEALLOCATE = (
 )
 
 
-def reset_of(left: Collection[Left]) -> str:
-    """Statements, for one round trip outside a transaction, that undo what is *left* on a session."""
-    return _RESET + (_DEALLOCATE if Left.PREPARED in left or Left.UNKNOWN in left else "")
+def reset_of(left: Collection[Left], opening: str = "") -> str:
+    """Statements, for one round trip outside a transaction, that undo what is *left* on a session. The last is a SELECT.
+
+    *opening*: what sets again what the session was opened with.
+    """
+    return _RESET + ("" if (VAGUE | {Left.PREPARED}).isdisjoint(left) else _DEALLOCATE) + opening + "; SELECT 1"
+
+
+def ask_opening(sets_only: bool | None) -> str:
+    """The question for what a session was given by SQL when it was opened: one row, one text; see :func:`opening`.
+
+    Unless *sets_only*, whatever else a reset would undo is asked for, too.
+    """
+    return f"SELECT CASE WHEN {'false' if sets_only else _HAS_MORE} THEN NULL ELSE {_SETTINGS} END"
+
+
+_HAS_MORE = (
+    "pg_my_temp_schema() <> 0 OR EXISTS (SELECT FROM pg_listening_channels()) OR EXISTS (SELECT FROM pg_cursors WHERE is_holdable) "
+    "OR EXISTS (SELECT FROM pg_prepared_statements WHERE from_sql) OR session_user <> "
+    "(SELECT usename FROM pg_stat_activity WHERE pid = pg_backend_pid()) "
+    "OR EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())"
+)
+_SETTINGS = (
+    "coalesce((SELECT string_agg(format('; SELECT set_config(%L, %L, false)', name, current_setting(name)), '') "
+    "FROM pg_settings WHERE source = 'session'), '') || CASE WHEN current_setting('role') = 'none' THEN '' "
+    "ELSE format('; SELECT set_config(''role'', %L, false)', current_setting('role')) END"
+)
 
 
 def limit(setting: str | None) -> float | None:

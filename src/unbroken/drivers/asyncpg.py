@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -267,6 +267,17 @@ class AsyncDriver(Awaited):
         for typename, schema in list(layer.changed_codecs):
             await conn.reset_type_codec(typename, schema=schema)
             layer.changed_codecs.discard((typename, schema))
+
+    async def remember(self, conn: Connection) -> Any:
+        """Nothing is set when it is opened. What the caller's own ``connect=`` set is not known: see :meth:`restore`."""
+        layer = conn._protocol
+        return "" if isinstance(layer, Layer) and layer.was_new else None
+
+    async def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:  # noqa: ARG002
+        """One round trip."""
+        conn._protocol.residue |= frozenset(left)
+        await conn.execute(_postgresql.reset_of(left))
+        conn._protocol.residue = NOTHING
 
     async def idle_limit(self, conn: Connection) -> float | None:
         """``idle_session_timeout`` of this session."""

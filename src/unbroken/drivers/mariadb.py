@@ -8,13 +8,14 @@ timeout is whole seconds: others are rounded up. The library always speaks utf8m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, Target
 from unbroken.core import unit
-from unbroken.drivers import _mysql
+from unbroken.core.residue import Left
+from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._shared import boolean, class_of, dial, is_commit, is_rollback, optional_boolean, seconds, whole, without_target
 
@@ -102,6 +103,28 @@ class Driver(Blocking):
         if not held:
             self.rollback(conn)
         return float(value)
+
+    def remember(self, conn: Connection) -> str | None:
+        """The statement that sets again what was set when *conn* was opened."""
+        if not (_mysql_reset.sets_nothing_else(self._arguments) if self._connect is None else self.sets_only):
+            return None
+        with conn.cursor(named_tuple=False, dictionary=False) as cursor:
+            cursor.execute(_mysql_reset.ASK)
+            rows = cursor.fetchall()
+        conn.rollback()
+        return _mysql_reset.set_again(rows)
+
+    def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
+        """COM_RESET_CONNECTION and one statement."""
+        conn.reset()
+        database = self.target.database
+        with conn.cursor() as cursor:
+            if _mysql_reset.may_have_moved(left):
+                if database is None:
+                    raise conn.OperationalError("its database is not known")
+                cursor.execute("USE `" + database.replace("`", "``") + "`")
+            cursor.execute(opening)
+        conn.rollback()
 
     def fileno(self, conn: Connection) -> int | None:
         """The socket's, which stays the library's own; None once it was lost or closed."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, Target
 from unbroken.core import unit
-from unbroken.drivers import _mysql
+from unbroken.core.residue import Left
+from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._shared import boolean, class_of, dial, is_commit, is_rollback, seconds, without_target
 
@@ -118,6 +119,22 @@ class Driver(Blocking):
         if not held:
             conn.rollback()
         return float(limit)
+
+    def remember(self, conn: Connection) -> str | None:
+        """The statement that sets again what was set when *conn* was opened."""
+        known = _mysql_reset.sets_nothing_else(self._arguments) if self._connect is None else self.sets_only
+        if not known or self.target.user is None or self.target.database is None:
+            return None
+        conn.query(_mysql_reset.ASK)
+        rows = conn.store_result().fetch_row(0)
+        conn.rollback()
+        return _mysql_reset.set_again(rows)
+
+    def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:  # noqa: ARG002
+        """COM_CHANGE_USER to the same user, which is what the library has, and one statement."""
+        conn.change_user(self.target.user, self.target.password or "", self.target.database)
+        conn.query(opening)
+        conn.rollback()
 
     def fileno(self, conn: Connection) -> int | None:
         """The socket's; the library keeps it through errors, until close."""

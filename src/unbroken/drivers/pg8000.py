@@ -10,7 +10,7 @@ import gc
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -19,6 +19,7 @@ from typing import Any
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
 from unbroken.core import unit
 from unbroken.core.fault import chain, one_line, os_fault, postgres_fault
+from unbroken.core.residue import Left
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
@@ -215,6 +216,18 @@ class Driver(Blocking):
         """``idle_session_timeout`` of this session."""
         rows = self._bounded(conn, 10.0, lambda: plain(conn).execute_simple(conn, _postgresql.ASK_IDLE_LIMIT)).rows
         return _postgresql.limit(rows[0][0] if rows else None)
+
+    def remember(self, conn: Connection) -> str | None:
+        """Statements that set again what was set when *conn* was opened."""
+        ask = _postgresql.ask_opening(self._connect is None or self.sets_only)
+        rows = self._bounded(conn, 10.0, lambda: plain(conn).execute_simple(conn, ask)).rows
+        opening: str | None = rows[0][0]
+        return opening
+
+    def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
+        """One round trip."""
+        reset = _postgresql.reset_of(left, opening)
+        self._bounded(conn, 10.0, lambda: plain(conn).execute_simple(conn, reset))
 
     def close(self, conn: Connection) -> None:
         """Terminate if the socket takes it at once, then close."""

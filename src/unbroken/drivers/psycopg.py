@@ -6,7 +6,7 @@ import asyncio
 import math
 import selectors
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import cache
@@ -14,6 +14,7 @@ from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
 from unbroken.core.fault import one_line, os_fault, postgres_fault
+from unbroken.core.residue import Left
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Awaited, Base, Blocking
 from unbroken.drivers._psycopg_traits import Traits, is_as_opened, keep_adapters, noting, put_back, traits_of
@@ -237,6 +238,13 @@ class _Base(Base):
             raise self._psycopg.OperationalError("the connection is closed")
         return pgconn
 
+    def _ask_opening(self) -> bytes:
+        return _postgresql.ask_opening(self._connect is None or self.sets_only).encode()
+
+    def _opening(self, result: Any) -> str | None:
+        value = result.get_value(0, 0)
+        return None if value is None else value.decode()
+
 
 class Driver(Blocking, _Base):
     """See :class:`unbroken.abc.Driver`."""
@@ -281,6 +289,14 @@ class Driver(Blocking, _Base):
         """``idle_session_timeout`` of this session."""
         result = self._run(conn, _postgresql.ASK_IDLE_LIMIT.encode(), 10.0)
         return _postgresql.limit(result.get_value(0, 0).decode() if result is not None and result.ntuples else None)
+
+    def remember(self, conn: Connection) -> str | None:
+        """Statements that set again what was set when *conn* was opened."""
+        return self._opening(self._run(conn, self._ask_opening(), 10.0))
+
+    def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
+        """One round trip. Statements that psycopg prepared stay."""
+        self._run(conn, _postgresql.reset_of(left, opening).encode(), 10.0)
 
     def probe(self, conn: Connection) -> str | None:
         """What is wrong with what our subclass reports and libpq tells; None: nothing. Four round trips."""
@@ -365,6 +381,14 @@ class AsyncDriver(Awaited, _Base):
         """``idle_session_timeout`` of this session."""
         result = await self._run(conn, _postgresql.ASK_IDLE_LIMIT.encode(), 10.0)
         return _postgresql.limit(result.get_value(0, 0).decode() if result is not None and result.ntuples else None)
+
+    async def remember(self, conn: Connection) -> str | None:
+        """As the blocking driver's."""
+        return self._opening(await self._run(conn, self._ask_opening(), 10.0))
+
+    async def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
+        """As the blocking driver's."""
+        await self._run(conn, _postgresql.reset_of(left, opening).encode(), 10.0)
 
     async def probe(self, conn: Connection) -> str | None:
         """As the blocking driver's."""

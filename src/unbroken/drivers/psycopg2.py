@@ -14,7 +14,7 @@ error, a changed transaction), not by its statements: inside a unit of work, use
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -23,6 +23,7 @@ from typing import Any
 from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
 from unbroken.core import unit
 from unbroken.core.fault import one_line, os_fault, postgres_fault
+from unbroken.core.residue import Left
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
@@ -133,6 +134,17 @@ class Driver(Blocking):
         """``idle_session_timeout`` of this session."""
         row = self._ask(conn, _postgresql.ASK_IDLE_LIMIT)
         return _postgresql.limit(row[0] if row else None)
+
+    def remember(self, conn: Connection) -> str | None:
+        """Statements that set again what was set when *conn* was opened."""
+        row = self._ask(conn, _postgresql.ask_opening(self._connect is None or self.sets_only))
+        opening: str | None = row[0]
+        return opening
+
+    def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
+        """One round trip."""
+        self._ask(conn, _postgresql.reset_of(left, opening))
+        conn.notices, conn.notifies = [], []
 
     def _ask(self, conn: Connection, sql: str) -> Any:
         """The first row of *sql*, in no transaction unless one is open; nothing is reported."""

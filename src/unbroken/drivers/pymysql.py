@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, Target
 from unbroken.core import unit
-from unbroken.drivers import _mysql
+from unbroken.core.residue import Left
+from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._shared import boolean, class_of, dial, seconds, whole, without_target
 
@@ -112,6 +113,25 @@ class Driver(Blocking):
             self.rollback(conn)
         return float(value)
 
+    def remember(self, conn: Connection) -> str | None:
+        """The statement that sets again what was set when *conn* was opened."""
+        if not (_mysql_reset.sets_nothing_else(self._arguments) if self._connect is None else self.sets_only):
+            return None
+        with conn.cursor(_plain_cursor()) as cursor:
+            cursor.execute(_mysql_reset.ASK)
+            rows = cursor.fetchall()
+        self.rollback(conn)
+        return _mysql_reset.set_again(rows)
+
+    def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
+        """COM_RESET_CONNECTION and one statement."""
+        conn._execute_command(_mysql_reset.COM_RESET_CONNECTION, b"")
+        conn._read_ok_packet()
+        database = self.target.database or conn.db
+        if database and _mysql_reset.may_have_moved(left):
+            conn.select_db(database)
+        conn.query(opening)
+
     def fileno(self, conn: Connection) -> int | None:
         """The socket's, or None once PyMySQL has let go of it."""
         sock = conn._sock
@@ -150,6 +170,13 @@ def _arguments(target: Target) -> dict[str, Any]:
         return out
     tls = _mysql.take_tls(out)
     return {**out, "ssl": tls} if tls else out
+
+
+@cache
+def _plain_cursor() -> Any:
+    from pymysql.cursors import Cursor
+
+    return Cursor
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 from unbroken.abc import OUTAGE_KINDS, Connection, Fault, FaultKind
 from unbroken.core.entry import Entry
@@ -75,7 +76,9 @@ def _open_one(state: State) -> Flow[bool]:
         if not state.server.limit.asked:
             yield from ask_limit(state, conn)
         yield from prove(state, conn)
+        opening = (yield from remember(state, conn)) if state.settings.reset == "session" else None
         entry = state.adopt(conn, generation)
+        entry.opening = opening
     except Exception as exc:
         lost = conn is None or state.classify(exc).is_lost
         return _failed(state, exc, started) if lost else _reject_object(state, conn, exc)
@@ -113,6 +116,18 @@ def ask_limit(state: State, conn: Connection) -> Flow[None]:
     with state.server.lock:
         state.server.limit.tell(limit)
     state.limit_changed()
+
+
+def remember(state: State, conn: Connection) -> Flow[Any]:
+    """What a reset of this session has to set again; None where that is not known. One round trip."""
+    try:
+        return (yield Call("remember", conn, timeout=state.settings.ping_timeout))
+    except Exception as exc:
+        fault = state.classify(exc)
+        if fault.is_lost or not state.driver.is_quiet(conn):
+            raise
+        log.debug("%s: sessions are closed instead of reset: %s", state.name, fault.text)
+        return None
 
 
 def prove(state: State, conn: Connection) -> Flow[None]:

@@ -13,6 +13,7 @@ from typing import Any
 from unbroken.abc import Cause, Connection, Fault, FaultKind
 from unbroken.core.entry import Entry
 from unbroken.core.fault import is_goodbye
+from unbroken.core.residue import NOTHING, Left
 from unbroken.core.unit import Action, Fate, Unit, current, is_left_over
 from unbroken.errors import (
     ClosedByHolderError,
@@ -120,7 +121,9 @@ class Loan:
                 f"a unit of work must end its own tasks (asyncio.TaskGroup does)",
             )
         unit = current()
-        if unit is not None:
+        if state.settings.reset == "session":
+            state.follow(unit, self.entry, self.conn)
+        elif unit is not None:
             state.join(unit, self.entry, self.conn)
         return unit
 
@@ -328,7 +331,8 @@ class Loan:
         state = self.state
         if commit and not state.is_settled(self.entry, self.conn):
             yield from self.commit()
-        if not commit or callable(state.settings.reset) or not state.is_good(self.entry, self.conn):
+        how = state.settings.reset
+        if not commit or callable(how) or how == "session" or not state.is_good(self.entry, self.conn):
             yield from self.reset()
 
     def _fail(self, exc: BaseException) -> Flow[None]:
@@ -338,7 +342,8 @@ class Loan:
             return
         if not isinstance(exc, Exception) or isinstance(exc, TimeoutError):
             yield from self.roll_back(state.settings.ping_timeout)  # a caller that cancels does not want to wait
-        elif callable(state.settings.reset):
+            yield from self.undo(state.settings.ping_timeout)
+        elif callable(state.settings.reset) or state.settings.reset == "session":
             yield from self.reset()
         else:
             yield from self.roll_back()
@@ -353,13 +358,43 @@ class Loan:
             self.break_off()
         if how is None or entry.cause is not None:
             return
-        if how != "rollback":
+        if callable(how):
             try:
                 yield Reset(how, self.conn)
             except Exception as exc:
                 self._unfit(exc)
                 return
         yield from self.roll_back()
+        yield from self.undo()
+
+    def left(self) -> frozenset[Left]:
+        """What this use may have left on the session for the next one, as the setting ``reset`` wants to know it."""
+        if self.state.settings.reset != "session" or self.entry.reset_at == self.entry.uses:
+            return NOTHING
+        return self.find_left()
+
+    def find_left(self) -> frozenset[Left]:
+        """What the ledgers heard, or anything where they cannot have heard it all."""
+        left: frozenset[Left] = self.state.left(self.entry, self.conn)
+        return left
+
+    def undo(self, timeout: float | None = None) -> Flow[None]:
+        """Reset the session if something was left on it, or condemn the connection. Nothing is open on it."""
+        entry, conn = self.entry, self.conn
+        left = self.left()
+        if not left or entry.cause is not None:
+            return
+        if entry.opening is None or Left.ENDLESS in left:
+            entry.condemn(Cause.DISCARDED, f"it had {' and '.join(sorted(left))}")
+            return
+        try:
+            yield Call("reset_session", conn, entry, timeout, (entry.opening, left))
+        except Exception as exc:
+            self._unfit(exc)
+            return
+        entry.sent, entry.settled_at = entry.count(), entry.uses
+        entry.reset_at = entry.uses
+        yield from self.roll_back()  # puts back what the holder changed on the object
 
     def roll_back(self, timeout: float | None = None) -> Flow[None]:
         """Roll back what is open and put back what its holder changed, or condemn the connection.
@@ -379,7 +414,7 @@ class Loan:
                     state.counters.rollbacks += 1
                 entry.sent = entry.count()
                 entry.settled_at = entry.uses
-            if state.driver.traits(conn) != entry.traits:
+            if not state.is_good(entry, conn):
                 yield Call("restore", conn, entry, timeout, (entry.traits,))
         except Exception as exc:
             self._unfit(exc)
@@ -393,8 +428,8 @@ class Loan:
         """The connection goes back to the pool where it is known to be good. Else it is closed, *otherwise* being why."""
         state, entry, conn = self.state, self.entry, self.conn
         self.disarm()
+        good = entry.cause is None and state.is_good(entry, conn) and not self.left()
         state.part(entry, conn)
-        good = entry.cause is None and state.is_good(entry, conn)
         if not good and otherwise is not None:
             entry.condemn(otherwise)
         state.take_back(entry, conn, healthy=good)

@@ -25,7 +25,8 @@ from unbroken.core import stats
 from unbroken.core.entry import Entry
 from unbroken.core.health import Policy
 from unbroken.core.kernel import Kernel, Ticket
-from unbroken.core.unit import Unit, current, testify
+from unbroken.core.residue import Left, Trace, followed
+from unbroken.core.unit import Unit, current, heard_by, testify
 from unbroken.errors import E, PoolClosedError, UnbrokenError, for_driver
 from unbroken.flows.bounds import limits_of
 from unbroken.flows.registry import every, registry
@@ -121,6 +122,7 @@ class State:
         self.collect_took = 0.1  #: seconds; who has less patience than that does not collect
         self.upkeep_timer: Any = None
         self.upkeep_running = False
+        self.follows = settings.reset == "session"  #: what a use leaves on its session is followed
         self.plain = driver.capabilities.implicit_begin  #: a lease need not begin a transaction itself
         self.is_clean = self._end_check()
         self.is_tcp = driver.target.unix_socket is None
@@ -131,7 +133,7 @@ class State:
 
     def _end_check(self) -> Callable[[Connection, Any], bool]:
         """What to ask of a connection when it comes back: True means nothing has to be done."""
-        return _never if callable(self.settings.reset) else self.driver.is_clean
+        return _never if callable(self.settings.reset) or self.settings.reset == "session" else self.driver.is_clean
 
     def decide_policy(self) -> None:
         """Fill in the automatic settings with what is known of the server by now."""
@@ -449,8 +451,23 @@ class State:
         entry.watched = True
         entry.joined = (entry.count(), unit.reports(id(conn)))
 
+    def follow(self, unit: Unit | None, entry: Entry, conn: Connection) -> None:
+        """As :meth:`join`, and note what statements leave on the session. Without a *unit*, for that alone."""
+        followed.pop(id(conn), None)
+        self.join(Unit(observing=True) if unit is None else unit, entry, conn)
+        if entry.watched:
+            followed[id(conn)] = Trace(self.driver.target.backend)
+
+    def left(self, entry: Entry, conn: Connection) -> frozenset[Left]:
+        """What may have been left on the session since :meth:`follow`. Anything, where something was not heard."""
+        trace, unit = followed.get(id(conn)), heard_by(id(conn))
+        if trace is None or unit is None or self._was_unseen(unit, entry, conn):
+            return frozenset({Left.UNSEEN})
+        return trace.left
+
     def part(self, entry: Entry, conn: Connection) -> None:
         """Undo :meth:`join`: nothing is open on *conn* any more, or it is about to be closed."""
+        followed.pop(id(conn), None)
         if entry.watched:
             entry.watched = False
             self.driver.unwatch(conn)

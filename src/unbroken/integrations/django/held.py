@@ -8,14 +8,13 @@ import weakref
 from time import monotonic
 from typing import Any
 
-from unbroken.abc import Cause
 from unbroken.core.health import Need
+from unbroken.core.residue import DOUBTFUL, NOTHING, Left
 from unbroken.core.unit import current, glimpse
 from unbroken.flows.holder import outside
 from unbroken.flows.loan import Loan
 from unbroken.flows.steps import run
 from unbroken.integrations.django.pools import Source
-from unbroken.integrations.django.session import UNDONE
 
 #: A connection that is used for longer than this outside transactions stands at disposal again between two statements:
 #: to who waits in line, and to retirement.
@@ -40,7 +39,7 @@ class Held(Loan):
         self.state, self.entry, self.conn, self.begun = loan.state, loan.entry, conn, None
         self._mark_place()
         self.taken_at = self.used_at = self.entry.taken_at
-        self.left_behind: set[str] = set()  #: what the next user must not find
+        self.left_behind = NOTHING  #: what the next user must not find
         self.cursors: list[Any] = []  #: weak references to those that may be open
         self.lost = False  #: an error said that it is lost
         unit = current() if glimpse() is not None else None
@@ -54,13 +53,6 @@ class Held(Loan):
         self.entry.code, self.entry.lasti = frame.f_code, frame.f_lasti
 
     # -- while it is held ------------------------------------------------------------------------------------------
-
-    def notice(self, word: str) -> None:
-        """A statement leaves *word* on the session (see session.py)."""
-        if word is UNDONE:
-            self.left_behind.discard("foreign_key_checks")
-        else:
-            self.left_behind.add(word)
 
     def opened(self, cursor: Any) -> None:
         """A cursor was made."""
@@ -76,12 +68,12 @@ class Held(Loan):
     @property
     def is_tied(self) -> bool:
         """Whether something of the session, or a cursor, is still needed: another connection would not do."""
-        return bool(self.left_behind) or any(_is_open(ref()) for ref in self.cursors)
+        return not self.left_behind <= DOUBTFUL or any(_is_open(ref()) for ref in self.cursors)
 
     def must_go(self) -> bool:
         """Between two statements, outside any transaction: whether another connection has to take this one's place."""
         if self.is_dead:
-            return not self.left_behind or self.lost  # a lock or a temporary table is gone with it: that is for an error to say
+            return self.left_behind <= DOUBTFUL or self.lost  # a lock or a temporary table is gone with it: that is for an error to say
         if glimpse() is not None and (unit := current()) is not None and self.seen_by != (unit, unit.attempts):
             if not self.is_tied:
                 return True  # so that the unit sees what is sent
@@ -105,7 +97,7 @@ class Held(Loan):
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def put_back(self) -> None:
-        """To the pool; or, where something would be left for the next user, to its end."""
+        """To the pool, as it was opened; or, where that cannot be, to its end."""
         self.disarm()
         if self.is_inherited:
             self.pool._left_in_child(self.state, RuntimeError())
@@ -117,21 +109,25 @@ class Held(Loan):
             cursor = ref()
             if _is_open(cursor):
                 self._close(cursor)
-        if self.left_behind and self.state.settings.reset == "rollback":
-            self.entry.condemn(Cause.DISCARDED, f"session state: {', '.join(sorted(self.left_behind))}")
-            self.drop()
-        else:
-            self.pool.release(self.conn)
+        self.cursors.clear()
+        try:
+            run(self.reset(), self.state.shell.do)
+        finally:
+            self.give_back()
+
+    def find_left(self) -> frozenset[Left]:
+        """What Django's cursors noted."""
+        return self.left_behind
 
     def _close(self, cursor: Any) -> None:
         """Whoever keeps a cursor for longer must not reach the connection's next user through it."""
-        if getattr(cursor, "name", None):  # on the server
-            self.left_behind.add("a server-side cursor")
-            return
         try:
-            cursor.close()
+            cursor.close()  # one round trip where it is on the server
         except Exception:
-            self.left_behind.add("a cursor that would not close")
+            self.left_behind |= {Left.ENDLESS}
+            return
+        if getattr(cursor, "name", None):
+            self.left_behind |= {Left.CURSOR}
 
 
 def _is_open(cursor: Any) -> bool:

@@ -9,6 +9,7 @@ from django.db.backends.base.base import NO_DB_ALIAS, RAN_DB_VERSION_CHECK
 from django.db.utils import Error
 
 from unbroken.abc import Target
+from unbroken.drivers._mysql_reset import sets_nothing_else
 from unbroken.errors import ConfigurationError
 from unbroken.settings import Settings
 from unbroken.sync import Pool
@@ -81,14 +82,27 @@ def _make(wrapper: Any) -> Pool:
     try:
         settings = settings_of(given)
         chosen = dict(given["OPTIONS"].get("unbroken") or {})
-        return Pool(
+        # What a user leaves is known from Django's cursors: the session is reset when it goes back, but only where it is due.
+        reset = "session" if settings.reset == "rollback" else settings.reset
+        pool = Pool(
             _target(wrapper, given),
             connect=lambda: _open(cls, given, alias),
             driver=wrapper.unbroken_driver(),
-            **{**chosen, "max_age": settings.max_age, "name": settings.name or alias},
+            **{**chosen, "max_age": settings.max_age, "name": settings.name or alias, "reset": reset},
         )
     except ConfigurationError as exc:
         raise ImproperlyConfigured(f"DATABASES[{alias!r}]: {exc}") from exc
+    pool._driver.sets_only = _sets_only(cls, given["OPTIONS"])
+    return pool
+
+
+def _sets_only(cls: type, options: dict[str, Any]) -> bool:
+    """Whether :func:`_open` changes nothing of a new session but its settings: no code but Django's and ours takes part."""
+    foreign = any(not each.__module__.startswith(_OWN) for each in cls.__mro__[:-1])
+    return not foreign and sets_nothing_else(options)
+
+
+_OWN = ("django.db.", "unbroken.")
 
 
 def _target(wrapper: Any, given: dict[str, Any]) -> Target:

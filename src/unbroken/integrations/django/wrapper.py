@@ -13,12 +13,13 @@ from django.db.utils import DatabaseError, DatabaseErrorWrapper, OperationalErro
 from django.utils.functional import cached_property
 
 from unbroken import errors
+from unbroken.core.residue import Left
 from unbroken.errors import ConnectRejectedError, UnbrokenError, for_driver
 from unbroken.flows.bounds import bounded
 from unbroken.flows.steps import run
 from unbroken.integrations.django import pools
 from unbroken.integrations.django.held import Held, with_this_thread
-from unbroken.integrations.django.session import Noticing
+from unbroken.integrations.django.session import Noticing, is_foreign
 
 
 class Cursor(Noticing, CursorWrapper):  # type: ignore[misc] # Django has no types
@@ -57,9 +58,20 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     _guarded = False
     _connecting = False
     _settled = False  #: nothing was sent since a COMMIT or ROLLBACK was answered
-    connection: Any
     autocommit: bool
     run_commit_hooks_on_set_autocommit_on: bool
+
+    @property
+    def connection(self) -> Any:
+        """The driver's own. Code that takes it from here, other than Django's, may send anything."""
+        held = self._held
+        if held is not None and Left.UNSEEN not in held.left_behind and is_foreign(1):
+            held.left_behind |= {Left.UNSEEN}
+        return self.__dict__.get("connection")
+
+    @connection.setter
+    def connection(self, connection: Any) -> None:
+        self.__dict__["connection"] = connection
 
     def unbroken_driver(self) -> str:
         """The name of the driver that this wrapper uses, as ``unbroken.Pool`` takes it."""
