@@ -121,7 +121,7 @@ class Loan:
                 f"a unit of work must end its own tasks (asyncio.TaskGroup does)",
             )
         unit = current()
-        if state.settings.reset == "session":
+        if state.follows:
             state.follow(unit, self.entry, self.conn)
         elif unit is not None:
             state.join(unit, self.entry, self.conn)

@@ -11,8 +11,18 @@ from django.db.utils import Error
 from unbroken.abc import Target
 from unbroken.drivers._mysql_reset import sets_nothing_else
 from unbroken.errors import ConfigurationError
+from unbroken.flows.state import State
 from unbroken.settings import Settings
 from unbroken.sync import Pool
+
+
+class _Pool(Pool):
+    """Django's cursors tell what is left on a session, so its statements need not be followed."""
+
+    def _new_state(self) -> State:
+        state = super()._new_state()
+        state.follows = False
+        return state
 
 
 class Source:
@@ -84,7 +94,7 @@ def _make(wrapper: Any) -> Pool:
         chosen = dict(given["OPTIONS"].get("unbroken") or {})
         # What a user leaves is known from Django's cursors: the session is reset when it goes back, but only where it is due.
         reset = "session" if settings.reset == "rollback" else settings.reset
-        pool = Pool(
+        pool = _Pool(
             _target(wrapper, given),
             connect=lambda: _open(cls, given, alias),
             driver=wrapper.unbroken_driver(),

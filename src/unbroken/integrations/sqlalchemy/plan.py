@@ -186,6 +186,8 @@ def _translate(given: dict[str, Any], kwargs: dict[str, Any]) -> None:
         raise ConfigurationError("min_size has no meaning here: SQLAlchemy's pool opens what is asked for and keeps up to pool_size")
     if callable(given.get("reset")):
         raise ConfigurationError("reset=callable has no meaning here; use SQLAlchemy's pool event 'reset'")
+    if given.get("reset") == "session":
+        raise ConfigurationError("reset='session' has no meaning here; use SQLAlchemy's pool event 'reset'")
     Settings.of(**{name: given[name] for name in _THEIRS if name in given})
     for name, theirs in _THEIRS.items():
         if name not in given:
