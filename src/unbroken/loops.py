@@ -83,8 +83,8 @@ class LoopShell:
         return self.loop.is_running()
 
     def in_hands(self, wanted: set[int]) -> set[int] | None:  # noqa: ARG002 - as the blocking one has it
-        """None: a task inside an asynchronous generator does not show its stack."""
-        return None
+        """None of them: between two awaits a task is alone, and what it owns while it awaits the pool notes itself."""
+        return set()
 
     def describe_holder(self, entry: Entry) -> str:
         """The task that has *entry*, and where it is now: one that has it in a variable, else one inside the function that took it."""

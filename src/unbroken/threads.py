@@ -14,7 +14,6 @@ from unbroken.core.entry import Entry
 from unbroken.flows.bounds import Bound, limits_of
 from unbroken.flows.holder import describe, referred_to, thread_frames
 from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run
-from unbroken.net.patched import threads_are_greenlets
 from unbroken.net.signals import start_thread
 from unbroken.net.watcher import ThreadWatcher
 from unbroken.settings import Settings
@@ -70,8 +69,11 @@ class ThreadShell:
         return True
 
     def in_hands(self, wanted: set[int]) -> set[int] | None:
-        """Which of the entries with these ids a thread has in a variable; None where that cannot be seen (greenlets)."""
-        frames = None if threads_are_greenlets() else thread_frames()
+        """Which of the entries with these ids a thread has in a variable; None where that cannot be seen.
+
+        A greenlet that is not running owns nothing but what the pool has noted: it is only switched away from where it waits.
+        """
+        frames = thread_frames()
         if frames is None:
             return None
         frames[threading.get_ident()] = sys._getframe(2)  # above the function that asks, whose variables they are

@@ -28,6 +28,11 @@ def is_quiet(conn: Any) -> bool:
     return not (conn.__dict__.get("_seen_busy", True) or conn.unread_result or conn._have_next_result)
 
 
+def is_half_read(conn: Any) -> bool:
+    """Whether all that is unread are rows or further results that the application left."""
+    return not conn.__dict__.get("_seen_busy", True) and bool(conn.unread_result or conn._have_next_result)
+
+
 def status_of(conn: Any) -> int | None:
     """The server's status at the end of the last exchange; None when it is not certain."""
     if not is_quiet(conn):
@@ -36,8 +41,36 @@ def status_of(conn: Any) -> int | None:
     return status
 
 
+def is_answer(error: BaseException) -> bool:
+    """Whether *error*, which the connector raised, is an ERR packet of the server's. That ends an exchange, nothing else does."""
+    number = getattr(error, "errno", None)
+    if not isinstance(number, int) or number < 1000 or 2000 <= number < 3000:
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return module.startswith("mysql.connector") and type(error).__name__ not in _TIMEOUTS
+
+
+#: The connector's own errors with the number of a server's.
+_TIMEOUTS = frozenset({"ReadTimeoutError", "WriteTimeoutError", "ConnectionTimeoutError"})
+_OUT_OF_STEP = "Commands out of sync: the answer to an earlier command was not read to its end"
+
+
+def refuse_if_busy(conn: Any) -> None:
+    """Raise, as for a lost connection, where the answer to an earlier command was not read to its end."""
+    if conn.__dict__.get("_seen_busy", False):
+        from mysql.connector.errors import OperationalError
+
+        raise OperationalError(errno=2014, msg=_OUT_OF_STEP)
+
+
 def _seen(base: Any) -> Any:
-    """*base* as a class that listens. One line of bases and no mixin: else Python lets no connection change into it."""
+    """*base* as a class that listens. One line of bases and no mixin: else Python lets no connection change into it.
+
+    ``_seen_busy`` is set before the first byte of a command leaves, and cleared as the last step of reading its answer.
+    """
 
     class Seen(base):  # type: ignore[misc] # the base is only known here
         """What the pure Python and the asyncio connection share. Before a command nothing is known, after its OK all is."""
@@ -45,11 +78,27 @@ def _seen(base: Any) -> Any:
         _knows = True
         _seen_busy: bool
         _seen_status: int | None
+        _seen_inside = False  #: in the middle of a result, where an EOF packet ends nothing
+        _seen_closed = False  #: the application closed it
         _have_next_result: bool
 
         def _handle_server_status(self, flags: int) -> None:
             super()._handle_server_status(flags)
-            self._seen_status, self._seen_busy = flags, False
+            self._seen_status = flags
+
+        def _handle_ok(self, packet: Any) -> Any:
+            result = super()._handle_ok(packet)
+            self._seen_ended()
+            return result
+
+        def _handle_eof(self, packet: Any) -> Any:
+            result = super()._handle_eof(packet)
+            self._seen_ended()
+            return result
+
+        def _seen_ended(self) -> None:
+            if not self._seen_inside:
+                self._seen_busy = False
 
         def _seen_leftover(self) -> None:
             """A result that nobody asked for is about to be read; an error would be the last of them."""
@@ -58,6 +107,7 @@ def _seen(base: Any) -> Any:
         def _seen_sends(self, command: int) -> None:
             """*command* is about to go out."""
             if command not in _UNANSWERED:
+                self._seen_inside = False
                 self._seen_status, self._seen_busy = None, True
 
         def _seen_first(self, packet: Any) -> None:
@@ -66,18 +116,18 @@ def _seen(base: Any) -> Any:
             The connector itself still waits for a next result then, where the one before had announced it.
             """
             if packet is not None and len(packet) > 4 and packet[4] == _ERR:
-                self._seen_busy = self._have_next_result = False
+                self._have_next_result = False
+                self._seen_busy = False
 
-        def _handle_result(self, packet: Any, *args: Any, **kwargs: Any) -> Any:
-            self._seen_first(packet)
-            return super()._handle_result(packet, *args, **kwargs)
-
-        def _handle_binary_result(self, packet: Any, *args: Any, **kwargs: Any) -> Any:
-            self._seen_first(packet)
-            return super()._handle_binary_result(packet, *args, **kwargs)
+        def _seen_row_failed(self, error: BaseException) -> None:
+            """Reading rows raised *error*. The server's own ends the result."""
+            if is_answer(error):
+                self._have_next_result = False
+                self._seen_busy = False
 
         def _seen_prepared(self, status: int | None) -> None:
             """A statement was prepared: the answer holds no status, and nothing has changed."""
+            self._seen_inside = False
             self._seen_status, self._seen_busy = status, False
 
     return Seen
@@ -94,22 +144,112 @@ def exact(base: Any) -> Any:
         __module__ = base.__module__
 
         def _send_cmd(self, command: int, *args: Any, **kwargs: Any) -> Any:
+            refuse_if_busy(self)
             self.handle_unread_result()
-            while self._have_next_result:
-                self._seen_leftover()
-                self._handle_result(self._socket.recv(self._read_timeout))
-                if self.unread_result:
-                    self.get_rows()
+            self._seen_drain_results()
             self._seen_sends(command)
             packet = super()._send_cmd(command, *args, **kwargs)
             self._seen_first(packet)
             return packet
 
+        def _seen_drain_results(self) -> None:
+            while self._have_next_result:
+                self._seen_leftover()
+                self._handle_result(self._socket.recv(self._read_timeout))
+                if self.unread_result:
+                    self.get_rows()
+
+        def _seen_drain(self) -> None:
+            """Read the rest of what the application left half-read."""
+            refuse_if_busy(self)
+            if self.unread_result:
+                self.get_rows()
+            self._seen_drain_results()
+
+        def _handle_result(self, packet: Any, *args: Any, **kwargs: Any) -> Any:
+            self._seen_inside = True
+            self._seen_first(packet)
+            result = super()._handle_result(packet, *args, **kwargs)
+            self._seen_inside = False
+            self._seen_busy = False
+            return result
+
+        def _handle_binary_result(self, packet: Any, *args: Any, **kwargs: Any) -> Any:
+            self._seen_inside = True
+            self._seen_first(packet)
+            result = super()._handle_binary_result(packet, *args, **kwargs)
+            self._seen_inside = False
+            self._seen_busy = False
+            return result
+
+        def get_rows(self, *args: Any, **kwargs: Any) -> Any:
+            if not self.unread_result:
+                return super().get_rows(*args, **kwargs)
+            refuse_if_busy(self)
+            self._seen_busy = True
+            try:
+                rows = super().get_rows(*args, **kwargs)
+            except BaseException as error:
+                self._seen_row_failed(error)
+                raise
+            self._seen_busy = False
+            return rows
+
+        def cmd_query_iter(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+            results = super().cmd_query_iter(*args, **kwargs)
+            while True:
+                if self._have_next_result and not self.unread_result:
+                    self._seen_busy = True  # the next packet is taken off the socket before it is looked at
+                try:
+                    result = next(results)
+                except StopIteration:
+                    return
+                yield result
+
+        def cmd_stmt_fetch(self, *args: Any, **kwargs: Any) -> Any:
+            result = super().cmd_stmt_fetch(*args, **kwargs)
+            self._seen_busy = False  # what follows are rows, which are unread
+            return result
+
         def cmd_stmt_prepare(self, *args: Any, **kwargs: Any) -> Any:
             status = status_of(self)
+            self._seen_inside = True
             result = super().cmd_stmt_prepare(*args, **kwargs)
             self._seen_prepared(status)
             return result
+
+        def cmd_statistics(self) -> Any:
+            return self._seen_whole(super().cmd_statistics)
+
+        def cmd_change_user(self, *args: Any, **kwargs: Any) -> Any:
+            return self._seen_whole(lambda: super(Connection, self).cmd_change_user(*args, **kwargs))
+
+        def _seen_whole(self, send: Callable[[], Any]) -> Any:
+            """A command that goes past ``_send_cmd``."""
+            refuse_if_busy(self)
+            self.handle_unread_result()
+            status = self.__dict__.get("_seen_status")
+            self._seen_status, self._seen_busy = None, True
+            result = send()
+            if self.__dict__.get("_seen_status") is None:
+                self._seen_status = status
+            self._seen_busy = False
+            return result
+
+        def close(self) -> None:
+            if self._socket and self._socket.sock is not None:
+                self._seen_closed = True
+                if not is_quiet(self):  # its goodbye would wait for the rest of an answer
+                    self._socket.close_connection()
+                    self._handshake = None
+                    return
+            super().close()
+
+        disconnect = close
+
+        def _open_connection(self) -> None:
+            self._seen_closed = self._seen_busy = False
+            super()._open_connection()
 
     return _named(Connection, base)
 
@@ -125,22 +265,111 @@ def exact_async(base: Any) -> Any:
         __module__ = base.__module__
 
         async def _send_cmd(self, command: int, *args: Any, **kwargs: Any) -> Any:
+            refuse_if_busy(self)
             await self.handle_unread_result()
-            while self._have_next_result:
-                self._seen_leftover()
-                await self._handle_result(await self._socket.read(self._read_timeout))
-                if self.unread_result:
-                    await self.get_rows()
+            await self._seen_drain_results()
             self._seen_sends(command)
             packet = await super()._send_cmd(command, *args, **kwargs)
             self._seen_first(packet)
             return packet
 
+        async def _seen_drain_results(self) -> None:
+            while self._have_next_result:
+                self._seen_leftover()
+                await self._handle_result(await self._socket.read(self._read_timeout))
+                if self.unread_result:
+                    await self.get_rows()
+
+        async def _seen_drain(self) -> None:
+            """Read the rest of what the application left half-read."""
+            refuse_if_busy(self)
+            if self.unread_result:
+                await self.get_rows()
+            await self._seen_drain_results()
+
+        async def _handle_result(self, packet: Any, *args: Any, **kwargs: Any) -> Any:
+            self._seen_inside = True
+            self._seen_first(packet)
+            result = await super()._handle_result(packet, *args, **kwargs)
+            self._seen_inside = False
+            self._seen_busy = False
+            return result
+
+        async def _handle_binary_result(self, packet: Any, *args: Any, **kwargs: Any) -> Any:
+            self._seen_inside = True
+            self._seen_first(packet)
+            result = await super()._handle_binary_result(packet, *args, **kwargs)
+            self._seen_inside = False
+            self._seen_busy = False
+            return result
+
+        async def get_rows(self, *args: Any, **kwargs: Any) -> Any:
+            if not self.unread_result:
+                return await super().get_rows(*args, **kwargs)
+            refuse_if_busy(self)
+            self._seen_busy = True
+            try:
+                rows = await super().get_rows(*args, **kwargs)
+            except BaseException as error:
+                self._seen_row_failed(error)
+                raise
+            self._seen_busy = False
+            return rows
+
+        async def cmd_query_iter(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            results = super().cmd_query_iter(*args, **kwargs)
+            while True:
+                if self._have_next_result and not self.unread_result:
+                    self._seen_busy = True  # the next packet is taken off the socket before it is looked at
+                try:
+                    result = await anext(results)
+                except StopAsyncIteration:
+                    return
+                yield result
+
+        async def cmd_stmt_fetch(self, *args: Any, **kwargs: Any) -> Any:
+            result = await super().cmd_stmt_fetch(*args, **kwargs)
+            self._seen_busy = False  # what follows are rows, which are unread
+            return result
+
         async def cmd_stmt_prepare(self, *args: Any, **kwargs: Any) -> Any:
             status = status_of(self)
+            self._seen_inside = True
             result = await super().cmd_stmt_prepare(*args, **kwargs)
             self._seen_prepared(status)
             return result
+
+        async def cmd_statistics(self) -> Any:
+            return await self._seen_whole(super().cmd_statistics)
+
+        async def cmd_change_user(self, *args: Any, **kwargs: Any) -> Any:
+            return await self._seen_whole(lambda: super(Connection, self).cmd_change_user(*args, **kwargs))
+
+        async def _seen_whole(self, send: Callable[[], Awaitable[Any]]) -> Any:
+            """A command that goes past ``_send_cmd``."""
+            refuse_if_busy(self)
+            await self.handle_unread_result()
+            status = self.__dict__.get("_seen_status")
+            self._seen_status, self._seen_busy = None, True
+            result = await send()
+            if self.__dict__.get("_seen_status") is None:
+                self._seen_status = status
+            self._seen_busy = False
+            return result
+
+        async def close(self) -> None:
+            if self._socket and self._socket.is_connected():
+                self._seen_closed = True
+                if not is_quiet(self):  # its goodbye would wait for the rest of an answer
+                    await self.shutdown()
+                    return
+            await super().close()
+
+        disconnect = close
+
+        async def connect(self) -> None:
+            self._seen_closed = self._seen_busy = False
+            await super().connect()
 
     return _named(Connection, base)
 
@@ -230,7 +459,9 @@ def exact_c(base: Any) -> Any:
             try:
                 result = send()
             except (Error, MySQLInterfaceError) as error:
-                self._seen_busy = False
+                number = getattr(error, "errno", None)
+                if isinstance(number, int) and number >= 1000 and not 2000 <= number < 3000:
+                    self._seen_busy = False  # the server's own
                 _answered(self, pending, error)
                 raise
             self._seen_busy = self._seen_failed = False
@@ -329,13 +560,21 @@ def _doubt_others(conn: Any, command: int) -> None:
 def _tell(conn: Any, sql: Any) -> bool | None:
     """Report *sql*. Gives True for a COMMIT and False for a ROLLBACK, whose answers :func:`_answered` is told of."""
     ledger = unit.current(id(conn))
-    if ledger is None:
-        return None
+    if ledger is None or is_closed(conn):
+        return None  # nothing can be sent on a closed one
     if sql is not None and is_commit(sql):
         ledger.committing(conn_id=id(conn))
         return True
     ledger.statement(bytes(sql) if isinstance(sql, bytearray) else sql, _commits_itself(conn), conn_id=id(conn))
     return False if sql is not None and is_rollback(sql) else None
+
+
+def is_closed(conn: Any) -> bool:
+    """Whether the connector knows that *conn* is closed."""
+    if hasattr(conn, "_cmysql"):
+        return conn._cmysql is None or bool(conn.__dict__.get("_seen_closed"))
+    holder = conn._socket
+    return holder is None or (getattr(holder, "sock", holder) is None)
 
 
 def _commits_itself(conn: Any) -> bool | None:

@@ -37,6 +37,11 @@ _OPTIONS: _mysql.Kinds = {
     "ssl_key": str, "ssl_verify_cert": boolean, "ssl_verify_identity": boolean, "time_zone": str, "use_pure": boolean,
     "use_unicode": boolean, "write_timeout": seconds,
 }  # fmt: skip
+#: What a holder can change on a connection object: what only the object knows …
+_PLAIN_TRAITS = ("_raw", "_buffered", "_get_warnings", "_raise_on_warnings", "_consume_results", "_converter_class", "converter")
+#: … and what the session has, too.
+_TRAITS = (*_PLAIN_TRAITS, "_charset_id", "_use_unicode", "_time_zone", "_sql_mode", "_database")
+
 _SEEN = Capabilities(transaction_status=True, watchable=True)
 _HIDDEN = Capabilities(fileno=False, transaction_status=True, watchable=True, abort=False)
 
@@ -77,6 +82,40 @@ class _Base:
     def is_quiet(self, conn: Connection) -> bool:
         """Whether the last command was answered in full."""
         return self.fileno(conn) is not None and seen.is_quiet(conn)
+
+    def is_streaming(self, conn: Connection) -> bool:
+        """Whether all that is unread are rows or results that the application left."""
+        return bool(self._pure and self.fileno(conn) is not None and seen.is_half_read(conn))
+
+    def was_closed(self, conn: Connection) -> bool:
+        """Whether ``close()`` was called."""
+        return bool(conn.__dict__.get("_seen_closed", False))
+
+    def traits(self, conn: Connection) -> tuple[Any, ...] | None:
+        """Autocommit by the server's status, and what the connector keeps on the connection."""
+        status = self._status(conn)
+        if status is None:
+            return None
+        return (status & _mysql.AUTOCOMMIT, *(getattr(conn, name, None) for name in _TRAITS))
+
+    def is_clean(self, conn: Connection, traits: Any) -> bool:
+        """Quiet, nothing open by the server's last status, and as it was opened."""
+        if self.is_in_transaction(conn) is not False:
+            return False
+        return bool(self.traits(conn) == traits)
+
+    def _to_restore(self, conn: Connection, traits: Any) -> str | None:
+        """Put back what needs no round trip. Gives the statement that puts back the rest. Raises where one is not enough."""
+        now = self.traits(conn)
+        if now is None or traits is None or len(now) != len(traits):
+            raise self.errors[0]("the connection cannot be put back as it was opened")
+        for name, before, value in zip(_TRAITS, traits[1:], now[1:], strict=True):
+            if before == value:
+                continue
+            if name not in _PLAIN_TRAITS:
+                raise self.errors[0](f"the connection cannot be put back as it was opened: {name.strip('_')} was changed")
+            setattr(conn, name, before)
+        return f"SET autocommit = {int(bool(traits[0]))}" if now[0] != traits[0] else None
 
     def fileno(self, conn: Connection) -> int | None:
         """The socket's, or None once it is closed."""
@@ -201,6 +240,16 @@ class Driver(_Base, Blocking):
             self._check_in_step(conn)
             conn.rollback()
 
+    def drain(self, conn: Connection) -> None:
+        """Read the rest of what the application left half-read."""
+        conn._seen_drain()
+
+    def restore(self, conn: Connection, traits: Any) -> None:
+        """Attributes, then autocommit."""
+        statement = self._to_restore(conn, traits)
+        if statement is not None:
+            conn.cmd_query(statement)
+
     def idle_limit(self, conn: Connection) -> float | None:
         """``wait_timeout`` of this session."""
         held = self.is_in_transaction(conn)
@@ -299,6 +348,16 @@ class AsyncDriver(_Base, Awaited):
         if self.is_in_transaction(conn) is not False:
             self._check_in_step(conn)
             await conn.rollback()
+
+    async def drain(self, conn: Connection) -> None:
+        """Read the rest of what the application left half-read."""
+        await conn._seen_drain()
+
+    async def restore(self, conn: Connection, traits: Any) -> None:
+        """Attributes, then autocommit."""
+        statement = self._to_restore(conn, traits)
+        if statement is not None:
+            await conn.cmd_query(statement)
 
     async def idle_limit(self, conn: Connection) -> float | None:
         """``wait_timeout`` of this session."""

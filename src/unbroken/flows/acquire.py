@@ -64,6 +64,7 @@ def ping(state: State, entry: Entry, timeout: float) -> Flow[bool]:
     """One round trip on an entry that the caller owns. False: it did not answer and is buried."""
     idle = state.clock() - entry.last_used
     try:
+        state.minded.add(entry)
         yield Call("ping", entry.conn, entry, timeout)
     except Exception as exc:
         fault = state.classify(exc)
@@ -76,6 +77,8 @@ def ping(state: State, entry: Entry, timeout: float) -> Flow[bool]:
     except BaseException:
         state.bury(entry, Cause.CANCELLED)
         raise
+    finally:
+        state.minded.discard(entry)
     entry.last_used = state.clock()
     entry.sent = entry.count()
     with state.lock, state.server.lock:
@@ -91,6 +94,7 @@ def _stand_in_line(state: State, started: float, until: float, *, front: bool) -
     kernel = state.kernel
     ticket = Ticket(state.clock(), state.shell.new_signal())
     try:
+        state.tickets.add(ticket)
         with state.lock:
             if kernel.closed:
                 raise state.closed_error()
@@ -102,6 +106,8 @@ def _stand_in_line(state: State, started: float, until: float, *, front: bool) -
     except BaseException:
         _give_up(state, ticket)
         raise
+    finally:
+        state.tickets.discard(ticket)
     if ticket.error is not None:
         raise ticket.error
     entry = ticket.entry

@@ -48,12 +48,12 @@ def recover_strays(state: State) -> None:
     if not ripe:
         return
     held = state.shell.in_hands({id(e) for e in ripe})
+    owned = {id(e) for e in (*state.minded, *(ticket.entry for ticket in list(state.tickets)))} | (held or set())
     with state.lock:
         patience = max(STRAY_UNSEEN, 5 * state.settings.ping_timeout) if held is None else STRAY_AFTER
         still = {(e, e.uses) for e in state.kernel.strays()}
-        lost = [
-            e for e in ripe if (e, e.uses) in still and now - state.suspects.get((e, e.uses), now) >= patience and id(e) not in (held or ())
-        ]
+        lost = [e for e in ripe if (e, e.uses) in still and id(e) not in owned]
+        lost = [e for e in lost if now - state.suspects.get((e, e.uses), now) >= patience]
         for entry in lost:
             entry.condemn(Cause.FORGOTTEN)
             state.kernel.forget(entry)
