@@ -1,0 +1,253 @@
+"""Sweeps one body on one driver, in a process of its own: strikes every point of every scene, one point per run.
+
+Run by run.py: python -m strikes.worker ORDER, a JSON object (see orders.py). It says what it found as lines of JSON. The
+file of *progress* says which point it is at, for the case that the process dies there.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if "mysqlconnector_c" in "".join(sys.argv[1:2]):
+    import _mysql_connector  # noqa: F401 - before ssl, see the driver
+
+import contextvars
+import gc
+import json
+import logging
+import mmap
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from unbroken.core.unit import current
+
+from .bodies import BODIES, PATIENCE, Body, DjangoPyMySQLBody, Told
+from .orders import Order
+from .points import KINDS, Point, Striker, Where, chosen
+from .watchdog import Hang, Watchdog
+
+#: Seconds for one point and all that is asked afterwards.
+BOUND = 5.0 * PATIENCE
+
+
+class Progress:
+    """Where the sweep is, in a file that outlives the process."""
+
+    def __init__(self, path: str) -> None:
+        with open(path, "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 64)
+
+    def at(self, number: int, scene: int, point: int) -> None:
+        """The sweep is about to strike there."""
+        self._map[:32] = f"{number} {scene} {point}".ljust(32).encode()
+
+
+class Sweep:
+    """The sweep of one body on one driver."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        kind = BODIES[order.body][0]
+        self._kind = DjangoPyMySQLBody if (order.body, order.driver) == ("django", "pymysql") else kind
+        self.told = Told()
+        self.striker = Striker(Where(order.driver))
+        self.dog = Watchdog(BOUND, {urlsplit(order.url).port or 0})
+        self.progress = Progress(order.progress)
+        self.points = self.missed = 0
+        self._known: dict[int, set[Any]] = {}  #: by pass
+        self.body: Body | None = None
+        self.label = ""
+        self.slowest = 0.0
+
+    def play(self) -> None:
+        """All passes."""
+        scenes = self.order.scenes or list(self._kind.scenes)
+        skip = self.order.skip
+        for number, (size, kind) in enumerate(self.order.passes):
+            for index, scene in enumerate(scenes):
+                first = 0
+                if skip is not None:
+                    if [number, index] < skip[:2]:
+                        continue
+                    first = skip[2] + 1 if [number, index] == skip[:2] else 0
+                self._scene(number, index, scene, size, kind, first)
+        self._discard()
+        say(points=self.points, missed=self.missed, slowest=self.slowest, told=summary(self.told))
+
+    def _scene(self, number: int, index: int, scene: str, size: int, kind: str, first: int) -> None:
+        before, started = self.points, time.monotonic()
+        self._survey(self._body(size), scene)  # what is done once only
+        known = set() if self.order.all else self._known.setdefault(number, set())
+        points = self._survey(self._body(size), scene)
+        points = points if self.order.all else chosen(points, known)
+        shares = len(self.order.passes) if self.order.share else 1
+        for at in range(number % shares, len(points), self.order.step * shares):
+            if at < first:
+                continue
+            self.progress.at(number, index, at)
+            # In a context of its own, so that a unit of work that a strike left open is not open at the next point.
+            context = contextvars.copy_context()
+            hit = context.run(self._point, self._body(size), scene, points[at], KINDS[kind])
+            self.points += hit
+            self.missed += not hit
+            if not hit:
+                print(f"missed {points[at]}", file=sys.stderr)
+            if at % 256 == 0:
+                gc.collect()
+        say(scene=scene, size=size, kind=kind, points=self.points - before, seconds=time.monotonic() - started)
+
+    def _survey(self, body: Body, scene: str) -> list[Point]:
+        """All points of *scene*."""
+        with body.stage(scene) as job:
+            return self.striker.survey(lambda: self._request(body, job))
+
+    def _body(self, size: int) -> Body:
+        if self.body is None or self.body.size != size:
+            self._discard()
+            self.body = self._kind(self.order.driver, self.order.url, size, self.told)
+            self.body.begin = self.striker.begin
+            self.told.point = "none"
+            for _ in range(3):
+                try:
+                    self._warm(self.body)
+                    break
+                except Exception as error:  # a busy machine may take its time to connect
+                    print(f"cannot begin: {error!r}", file=sys.stderr)
+        return self.body
+
+    def _warm(self, body: Body) -> None:
+        """All connections open, all code loaded."""
+        for scene in body.scenes:
+            with body.stage(scene) as job:
+                body.end()
+                job()
+                body.end()
+        body.let_go(body.hold())
+
+    def _discard(self) -> None:
+        body, self.body = self.body, None
+        if body is not None:
+            self.dog.begin()
+            try:
+                body.close()
+            except BaseException as error:
+                print(f"cannot close after {self.label}: {error!r}", file=sys.stderr)
+            self.dog.end()
+
+    # -- one point ------------------------------------------------------------------------------------------------
+
+    def _point(self, body: Body, scene: str, point: Point, kind: type[BaseException]) -> bool:
+        """Strike one point and look what came of it. False: the work did not come by there this time."""
+        self.label = self.told.point = f"{scene}/{body.size}/{kind.__name__} {point}"
+        body.limits = (kind,)
+        self.dog.begin()
+        try:
+            with body.stage(scene) as job:
+                wrong = self._struck(body, job, point, kind)
+        except Hang:
+            wrong = None
+        struck = self.striker.struck
+        if wrong is not None:
+            self._found("wrong" if wrong.startswith("wrong") else "failed", wrong)
+        if struck and current() is not None:
+            self._found("unit", "the thread is still in a unit of work")
+        if struck or wrong is not None:
+            self._aftermath(body)
+        if self.dog.hung:
+            self._found("hang", "")
+        self.dog.end()
+        return struck
+
+    def _struck(self, body: Body, job: Callable[[], Any], point: Point, kind: type[BaseException]) -> str | None:
+        """Run *job*, struck; what is wrong with how it ended, or None."""
+        try:
+            self.striker.run(lambda: self._request(body, job), point, kind)
+        except Hang:
+            return None
+        except AssertionError as wrong:
+            return f"wrong: {wrong}"
+        except BaseException as raised:
+            # The strike itself, or what a library made of it.
+            return f"{raised!r}"[:500] if not self.striker.struck else None
+        return None
+
+    def _aftermath(self, body: Body) -> None:
+        """The next jobs of the same thread, then all places at once."""
+        for job in (body.select, body.write, body.select):
+            if not self._innocent(job.__name__, lambda job=job: self._request(body, job)):
+                return
+        started = time.monotonic()
+        if not self._innocent("place", lambda: self._all_places(body), "place"):
+            return
+        took = time.monotonic() - started
+        self.slowest = max(self.slowest, took)
+        if took > PATIENCE and not self.dog.hung:
+            self._found("place", f"back after {took:.2f} s")
+            self._discard()
+            return
+        stats = body.stats()
+        if (stats.idle, stats.size, stats.used) != (body.size, body.size, 0):
+            self._found("rest", f"idle {stats.idle}, size {stats.size}, used {stats.used} of {body.size}")
+
+    def _request(self, body: Body, job: Callable[[], Any]) -> None:
+        body.end()
+        try:
+            job()
+        finally:
+            body.end()
+
+    def _all_places(self, body: Body) -> None:
+        held = body.hold()
+        try:
+            for conn in held:
+                body.ask_raw(conn)
+        finally:
+            body.let_go(held)
+
+    def _innocent(self, name: str, job: Callable[[], Any], kind: str = "failed") -> bool:
+        """Run a job that nothing strikes; what is wrong is told, and the body is made anew."""
+        try:
+            job()
+            return True
+        except Hang:
+            self._found("hang", f"in the next {name}")
+        except AssertionError as wrong:
+            self._found("wrong", f"the next {name}: {wrong}")
+        except BaseException as error:
+            kind = "place" if "TimeoutError" in type(error).__name__ else kind
+            self._found(kind, f"the next {name}: {type(error).__name__}: {error}"[:600])
+        self._discard()
+        return False
+
+    def _found(self, what: str, detail: str) -> None:
+        say(found=what, at=self.label, detail=detail)
+
+
+def summary(told: Told) -> dict[str, Any]:
+    """What was told, for run.py to compare with what is stored."""
+    return {
+        "acknowledged": sorted(told.acknowledged), "given_up": sorted(told.given_up), "begun": told.begun,
+    }  # fmt: skip
+
+
+def say(**words: Any) -> None:
+    """One line of JSON."""
+    os.write(1, (json.dumps(words) + "\n").encode())
+
+
+def main() -> None:
+    """Do what the command line says."""
+    order = Order(**json.loads(sys.argv[1]))
+    logging.getLogger("unbroken").setLevel(logging.CRITICAL)
+    logging.getLogger("sqlalchemy").setLevel(logging.CRITICAL)
+    logging.getLogger("django").setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None  # a strike within a finalizer is not raised; what it did is looked at
+    Sweep(order).play()
+    os._exit(0)  # at its end the interpreter would run finalizers of what is broken
+
+
+if __name__ == "__main__":
+    main()
