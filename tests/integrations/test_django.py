@@ -644,6 +644,92 @@ def test_closing_inside_atomic_allows_no_query_until_the_block_ends(site: Site) 
     assert site.session()
 
 
+# -- yielding ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_threads_that_hold_an_idle_connection_yield_it_to_those_that_wait(kind: str, make: Any) -> None:
+    site = make(kind, pool={"max_size": 10, "acquire_timeout": 10.0})
+    together = threading.Barrier(16)
+
+    def work() -> set[int]:
+        found = set()
+        for _ in range(3):
+            found.add(site.session())
+            together.wait(30)  # all of them hold one at this moment, as far as they know
+            with transaction.atomic(using=site.alias):
+                assert site.session() == site.session()
+        return found
+
+    with ThreadPoolExecutor(16) as workers:
+        futures = [workers.submit(work) for _ in range(16)]
+        for _ in range(5):
+            assert site.session()
+        sessions = set().union(*(future.result(60) for future in futures))
+        assert site.session()
+        assert len(sessions) <= 10
+        assert site.pool.stats().size <= 10
+        assert not site.pool.stats().timeouts
+        assert not site.pool.stats().closed
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_no_thread_loses_a_connection_that_it_needs(kind: str, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unbroken.integrations.django.held.REST", 0.0)
+    site = make(kind, pool={"max_size": 2, "acquire_timeout": 60.0})
+    leave, look = ("SET @mine = %s", "SELECT @mine") if kind == "mysql" else ("SET my.own = '%s'", "SELECT current_setting('my.own', true)")
+    until = time.monotonic() + 4.0
+
+    def work(number: int) -> int:
+        done = 0
+        while time.monotonic() < until:
+            done += 1
+            choice = (number + done) % 4
+            if choice == 0:
+                with transaction.atomic(using=site.alias):
+                    first = site.session()
+                    time.sleep(0.001)
+                    assert site.session() == first
+            elif choice == 1:
+                site.run(leave % number)
+                time.sleep(0.001)
+                assert str(site.ask(look)) == str(number)
+                site.connection.close()
+            elif choice == 2:
+                with site.connection.cursor() as cursor:
+                    cursor.execute("SELECT 1")
+                    time.sleep(0.001)
+                    assert cursor.fetchone() == (1,)
+            else:
+                assert site.ask(look) in (None, "")
+        return done
+
+    with ThreadPoolExecutor(6) as workers:
+        assert all(workers.map(work, range(6)))
+    assert not site.pool.stats().timeouts
+    assert not site.pool.stats().closed
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_test_database_can_be_dropped_though_other_aliases_lead_to_it(kind: str, make: Any, new_mariadb: Any, new_postgres: Any) -> None:
+    server = new_mariadb() if kind == "mysql" else new_postgres()
+    server.admin("CREATE DATABASE test_shop" + ("" if kind == "mysql" else f" OWNER {server.user}"))
+    if kind == "mysql":
+        server.admin(f"GRANT ALL ON test_shop.* TO '{server.user}'@'%'")
+    primary, twin, mirror = (make(kind, server, NAME="test_shop") for _ in range(3))
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(twin.session).result()  # at rest from now on
+        assert primary.session()
+        assert mirror.session()
+        mirror.connection.close()
+        time.sleep(0.02)  # longer than a thread is waited for before it counts as being at rest
+        primary.connection.close()
+        primary.connection.creation._destroy_test_db("test_shop", 0)
+        with pytest.raises(Exception, match="test_shop"):
+            mirror.session()
+        thread.submit(lambda: twin.connection.close()).result()
+
+
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,7 @@ class Entry:
         "lasti",
         "opening",
         "poll",
+        "recall",
         "ref",
         "reported",
         "reset_at",
@@ -71,6 +72,7 @@ class Entry:
         self.sent: int | None = None  #: that count when it was last certain that no transaction was open
         self.settled_at = -1  #: the use in which our own COMMIT or ROLLBACK was answered last
         self.opening: Any = None  #: what a reset of its session has to set again; None: it is not known, so it is closed
+        self.recall: Callable[[], Any] = _not_counted  #: gives what asks its holder to give it back, or None
         self.reset_at = -1  #: the use after which its session was reset
         self.traits: Any = None  #: how its driver described it when it was opened
         self.taken_at = now

@@ -131,6 +131,7 @@ def _wait(state: State, ticket: Ticket, started: float, until: float) -> Flow[No
         state.counters.waits += 1
     begun = state.clock()
     glance = FIRST_GLANCE
+    recall(state)
     try:
         while not ticket.done:
             now = state.clock()
@@ -186,6 +187,14 @@ def _timeout_error(state: State, now: float, started: float) -> PoolTimeoutError
     )
 
 
+def recall(state: State) -> None:
+    """Ask holders for a connection that they do not need just now; the one that has it for longest is asked first."""
+    for entry in list(state.kernel.lent.values()):
+        ask = entry.recall()
+        if ask is not None and ask():
+            return
+
+
 def _look_around(state: State, until: float) -> None:
     """What a caller in line, who has time *until* then, can do itself: find forgotten connections, and see that somebody connects."""
     now = state.clock()
@@ -199,5 +208,6 @@ def _look_around(state: State, until: float) -> None:
         state.collect_took = state.clock() - now
     bury_forgotten(state)
     recover_strays(state)
+    recall(state)
     state.sweep()
     state.settle()

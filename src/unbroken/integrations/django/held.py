@@ -10,7 +10,7 @@ from typing import Any
 
 from unbroken.core.health import Need
 from unbroken.core.residue import DOUBTFUL, NOTHING, Left
-from unbroken.core.unit import current, glimpse
+from unbroken.core.unit import current, glimpse, heard_by
 from unbroken.flows.holder import outside
 from unbroken.flows.loan import Loan
 from unbroken.flows.steps import run
@@ -21,6 +21,12 @@ from unbroken.integrations.django.pools import Source
 TURN = 1.0
 
 
+#: A thread at rest for less than that, in seconds, is about to go on.
+REST = 0.005
+#: What may be left on a session that its holder does not count on. After a use past Django's cursors, nobody knows who else
+#: has the driver's connection.
+_NOT_COUNTED_ON = DOUBTFUL - {Left.UNSEEN}
+
 #: Frames of these packages did not take a connection for themselves.
 _BETWEEN = frozenset({"django", "unbroken", "contextlib"})
 
@@ -28,11 +34,18 @@ _BETWEEN = frozenset({"django", "unbroken", "contextlib"})
 class Held(Loan):
     """One connection, from take-up to giving back."""
 
-    __slots__ = ("cursors", "left_behind", "lost", "pool", "seen_by", "source", "taken_at", "used_at")
+    __slots__ = (
+        "__weakref__", "_claim", "_lock", "_rested_at", "_wrapper", "cursors", "is_resting", "left_behind", "lost", "pool",
+        "seen_by", "source", "taken_at", "used_at",
+    )  # fmt: skip
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, wrapper: Any) -> None:
         """Raises what an acquire raises."""
         self.source = source
+        self._wrapper = weakref.ref(wrapper)
+        self._claim: dict[str, object] = {}
+        self._lock = threading.RLock()  # a finalizer may come in between
+        self._rested_at, self.is_resting = 0.0, False
         self.pool = source.pool
         conn = self.pool.acquire()
         loan: Any = self.pool.loan_of(conn)
@@ -46,6 +59,7 @@ class Held(Loan):
         self.seen_by = None if unit is None else (unit, unit.attempts)
         deadline = self.pool.settings.deadline
         self.arm(math.inf if deadline is None else self.taken_at + deadline)
+        self.entry.recall = weakref.WeakMethod(self.yield_to_waiter)
 
     def _mark_place(self) -> None:
         """The line that is named if it leaks: the first outside Django and us."""
@@ -94,11 +108,63 @@ class Held(Loan):
         self.taken_at = entry.taken_at = now
         return False
 
+    # -- at rest ---------------------------------------------------------------------------------------------------
+    #
+    # Between two uses the holder's thread is at rest. Then a thread that waits may take the connection from it. The lock
+    # decides: the holder works again with the lock, and finds either its connection or none. Whoever claims the end of
+    # this use, holder or waiter, gives the connection back; the other one leaves it alone.
+
+    def rest(self) -> None:
+        """The holder's thread has done with the connection for now: a cursor was closed, a transaction ended."""
+        self._rested_at, self.is_resting = monotonic(), True
+
+    def work(self) -> None:
+        """The holder's thread is about to use the connection, if it still has it."""
+        with self._lock:
+            self.is_resting = False
+
+    def claim(self, by: object) -> bool:
+        """Whether it is for *by* to give the connection back: for the first that asks."""
+        return self._claim.setdefault("by", by) is by
+
+    def yield_to_waiter(self) -> bool:
+        """Give the connection back in place of its holder, if the holder does not need this one. From any thread."""
+        if not self.is_resting or monotonic() - self._rested_at < REST or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            wrapper = self._wrapper()
+            if wrapper is None or not self._is_spare(wrapper) or not self.claim(waiter := object()):
+                return False
+            wrapper.unbroken_let_go(self)
+        finally:
+            self._lock.release()
+        del waiter
+        self.put_back()
+        return True
+
+    def _is_spare(self, wrapper: Any) -> bool:
+        """Whether the holder, at rest, would notice no difference between this connection and another one."""
+        return bool(
+            self.is_resting
+            and wrapper.autocommit
+            and not wrapper._connecting
+            and not wrapper.allow_thread_sharing
+            and not wrapper.in_atomic_block
+            and not self.is_inherited
+            and self.left_behind <= _NOT_COUNTED_ON
+            and not any(_is_open(ref()) for ref in self.cursors)
+            and not (self.entry.watched and heard_by(id(self.conn)) is not None)
+            and not self.is_dead
+            and self.state.is_in_step(self.entry, self.conn)
+            and self.state.is_settled(self.entry, self.conn)
+        )
+
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def put_back(self) -> None:
         """To the pool, as it was opened; or, where that cannot be, to its end."""
         self.disarm()
+        self.entry.recall = _nobody
         if self.is_inherited:
             self.pool._left_in_child(self.state, RuntimeError())
             return
@@ -128,6 +194,10 @@ class Held(Loan):
             return
         if getattr(cursor, "name", None):
             self.left_behind |= {Left.CURSOR}
+
+
+def _nobody() -> None:
+    return None
 
 
 def _is_open(cursor: Any) -> bool:

@@ -19,9 +19,10 @@ class DatabaseCreation(Creation):  # type: ignore[misc] # Django has no types
         self.connection.close_pool()
         return super()._clone_test_db(*args, **kwargs)
 
-    def _destroy_test_db(self, *args: Any, **kwargs: Any) -> Any:
+    def _destroy_test_db(self, test_database_name: str, *args: Any, **kwargs: Any) -> Any:
         self.connection.close_pool()
-        return super()._destroy_test_db(*args, **kwargs)
+        pools.close_database(test_database_name, self.connection)
+        return super()._destroy_test_db(test_database_name, *args, **kwargs)
 
 
 class DatabaseWrapper(Pooled, MySQL):  # type: ignore[misc] # Django has no types

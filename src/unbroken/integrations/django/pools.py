@@ -66,6 +66,23 @@ def close_pools(alias: str) -> None:
             source.pool.close(0)
 
 
+def close_database(name: str, wrapper: Any) -> None:
+    """Close the pools of every alias that leads to the database *name* of *wrapper*'s server: it is about to be dropped.
+
+    What other threads hold at rest goes back, and is closed then.
+    """
+    given = wrapper.settings_dict
+    place = (name, given["HOST"], given["PORT"])
+    for key in [key for key in list(_sources) if (key[2], key[5], key[6]) == place and key[1].vendor == wrapper.vendor]:
+        source = _sources.pop(key, None)
+        if source is not None:
+            for entry in list(source.pool._state.kernel.lent.values()):
+                ask = entry.recall()
+                if ask is not None:
+                    ask()
+            source.pool.close(0)
+
+
 def settings_of(settings_dict: dict[str, Any]) -> Settings:
     """The pool's settings: those in ``OPTIONS["unbroken"]``; CONN_MAX_AGE gives the default of ``max_age``.
 

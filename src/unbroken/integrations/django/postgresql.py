@@ -5,14 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQL
+from django.db.backends.postgresql.creation import DatabaseCreation as Creation
 from django.db.backends.postgresql.psycopg_any import IsolationLevel, is_psycopg3
 
 from unbroken.integrations.django import checks, pools
 from unbroken.integrations.django.wrapper import Pooled
 
 
+class DatabaseCreation(Creation):  # type: ignore[misc] # Django has no types
+    """Django's; the sessions of all pools to a database end before it is dropped."""
+
+    def _destroy_test_db(self, test_database_name: str, *args: Any, **kwargs: Any) -> Any:
+        pools.close_database(test_database_name, self.connection)
+        return super()._destroy_test_db(test_database_name, *args, **kwargs)
+
+
 class DatabaseWrapper(Pooled, PostgreSQL):  # type: ignore[misc] # Django has no types
     """Django's, with its connections from a pool of ours."""
+
+    creation_class = DatabaseCreation
 
     def unbroken_driver(self) -> str:
         """Whichever of the two Django itself has chosen."""

@@ -48,6 +48,13 @@ class Noticing:
         self._notice(sql)
         return super()._executemany(sql, param_list, *rest)  # type: ignore[misc] # Django's
 
+    def close(self) -> None:
+        """The driver's. The connection is at rest then."""
+        self.__dict__["cursor"].close()
+        held = self.db._held
+        if held is not None:
+            held.rest()
+
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
         """Django's. What a procedure leaves is not known."""
         self._leave(frozenset({Left.UNKNOWN}))
@@ -72,7 +79,7 @@ class Noticing:
     def _notice(self, sql: Any) -> None:
         db = self.db
         if db._held is not None:
-            left = left_on(db.connection, sql, db.vendor)
+            left = left_on(db._held.conn, sql, db.vendor)
             if left:
                 self._leave(left)
 

@@ -65,8 +65,11 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     def connection(self) -> Any:
         """The driver's own. Code that takes it from here, other than Django's, may send anything."""
         held = self._held
-        if held is not None and Left.UNSEEN not in held.left_behind and is_foreign(1):
-            held.left_behind |= {Left.UNSEEN}
+        if held is not None:
+            if held.is_resting:
+                held.work()
+            if Left.UNSEEN not in held.left_behind and is_foreign(1):
+                held.left_behind |= {Left.UNSEEN}
         return self.__dict__.get("connection")
 
     @connection.setter
@@ -90,6 +93,8 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         try:
             super().connect()
         finally:
+            if self._held is not None:
+                self._held.work()  # it was taken up for something
             self._connecting = False
 
     def get_connection_params(self) -> dict[str, Any]:
@@ -114,7 +119,7 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
             self._guarded = True
             with_this_thread(self)
         try:
-            self._held = Held(pools.source_of(self))
+            self._held = Held(pools.source_of(self), self)
         except ConnectRejectedError as exc:
             if exc.__cause__ is None or isinstance(exc.__cause__, self.Database.OperationalError):
                 raise
@@ -160,6 +165,8 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         usual = autocommit == self.settings_dict["AUTOCOMMIT"] and not self.in_atomic_block and pools.is_pooled(self)
         if self.connection is not None or not usual:
             super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
+            if autocommit and self._held is not None:
+                self._held.rest()
             return
         self.autocommit = autocommit
         if autocommit and self.run_commit_hooks_on_set_autocommit_on:
@@ -206,11 +213,14 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         with debug_transaction(self, "COMMIT"), self.wrap_database_errors:
             run(held.commit(), held.state.shell.do)
         self._settled = True
+        held.rest()
 
     def _rollback(self) -> None:
         with self._bounded("rollback"):
             super()._rollback()
         self._settled = True
+        if self._held is not None:
+            self._held.rest()
 
     def _bounded(self, what: str) -> Any:
         """The time that the pool's own call of that name has."""
@@ -250,8 +260,13 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
 
     def _give_back(self) -> None:
         held, self._held = self._held, None
-        if held is not None:
+        if held is not None and held.claim(self):
             held.put_back()
+
+    def unbroken_let_go(self, held: Held) -> None:
+        """A waiter has claimed what this thread held at rest; with the lock of *held*."""
+        if self._held is held:
+            self._held = self.__dict__["connection"] = None
 
     def unbroken_abandon(self) -> None:
         """The thread that held a connection through this wrapper has ended."""
