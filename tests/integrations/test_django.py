@@ -165,9 +165,10 @@ def test_threads_that_end_without_closing_give_back_what_they_held(site: Site) -
 
 def test_a_full_pool_says_who_holds_it(make: Any) -> None:
     site = make("mysql", pool={"max_size": 1, "acquire_timeout": 0.2})
-    site.session()
-    with ThreadPoolExecutor(1) as other, pytest.raises(OperationalError, match=r"test_django\.py:\d+") as caught:
-        other.submit(site.session).result()
+    with transaction.atomic(using=site.alias):
+        site.session()
+        with ThreadPoolExecutor(1) as other, pytest.raises(OperationalError, match=r"test_django\.py:\d+") as caught:
+            other.submit(site.session).result()
     assert isinstance(caught.value, PoolTimeoutError)
 
 
