@@ -27,7 +27,7 @@ from unbroken.core.entry import CONDEMNED, Entry
 class Ticket:
     """One caller's place in the line. Granting changes state at once, not when the caller wakes."""
 
-    __slots__ = ("entry", "error", "signal", "since")
+    __slots__ = ("__weakref__", "entry", "error", "signal", "since")
 
     def __init__(self, since: float, signal: Any) -> None:
         self.since = since

@@ -73,6 +73,16 @@ def number_of(exc: BaseException) -> int | None:
     return number if isinstance(number, int) and number > 0 else None
 
 
+def is_answer(exc: BaseException) -> bool:
+    """Whether *exc*, of a driver on a C library, is an ERR packet of the server's. It ends an exchange, nothing else does."""
+    number = number_of(exc)
+    return number is not None and number >= 1000 and not 2000 <= number < 3000
+
+
+#: What is raised instead of sending on a connection whose last answer was not read to its end: a lost connection.
+OUT_OF_STEP = "Commands out of sync: the answer to an earlier command was not read to its end"
+
+
 def _of_driver(exc: BaseException, errno: int | None, text: str, connecting: bool) -> Fault:
     if not errno or errno == 2000:  # CR_UNKNOWN_ERROR: the words have to do
         lower = f"{text} {exc}".lower()

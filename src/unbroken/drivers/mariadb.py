@@ -18,6 +18,7 @@ from unbroken.core.residue import Left
 from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._shared import boolean, class_of, dial, is_commit, is_rollback, optional_boolean, seconds, whole, without_target
+from unbroken.net.severance import abort, identity
 
 NAME = "mariadb"
 SCHEMES = ("mariadb+mariadbconnector", "mysql+mariadbconnector")
@@ -64,6 +65,7 @@ class Driver(Blocking):
         if self._connect is not None:
             conn = self._connect()
             conn.__class__ = exact(class_of(conn))
+            conn.__dict__.setdefault("_seen_busy", False)  # it was given to us as one that can be used
             return conn
         timeout = min(timeout, self._arguments.get("connect_timeout", timeout))
         return self._class(**{**self._arguments, "connect_timeout": math.ceil(timeout)})
@@ -89,7 +91,7 @@ class Driver(Blocking):
     def close(self, conn: Connection) -> None:
         """COM_QUIT and close; the library does not wait for an answer."""
         try:
-            conn.close()
+            conn.close()  # a connection that is out of step only loses its socket: see exact()
         except Exception:  # closed before
             pass
 
@@ -139,8 +141,31 @@ class Driver(Blocking):
         return bool(_status(conn) & _mysql.IN_TRANSACTION) if self.is_quiet(conn) and not conn.__dict__.get("_seen_failed", True) else None
 
     def is_quiet(self, conn: Connection) -> bool:
-        """Whether the last statement was answered in full."""
-        return self.fileno(conn) is not None and not conn.__dict__.get("_seen_busy", True)
+        """Whether the last statement was answered in full, and its rows were read."""
+        state = conn.__dict__
+        return self.fileno(conn) is not None and not (state.get("_seen_busy", True) or state.get("_seen_rows"))
+
+    def was_closed(self, conn: Connection) -> bool:
+        """Whether ``close()`` was called."""
+        return bool(conn.__dict__.get("_seen_closed"))
+
+    def traits(self, conn: Connection) -> tuple[Any, ...] | None:
+        """Autocommit by the server's status, the converter, and what a reconnect would do by itself."""
+        try:
+            return _status(conn) & _mysql.AUTOCOMMIT, conn._converter, conn.auto_reconnect
+        except Exception:  # closed
+            return None
+
+    def is_clean(self, conn: Connection, traits: Any) -> bool:
+        """Quiet, nothing open by the server's last status, and as it was opened."""
+        return self.is_in_transaction(conn) is False and traits is not None and self.traits(conn) == traits
+
+    def restore(self, conn: Connection, traits: Any) -> None:
+        """Attributes, then autocommit."""
+        if traits is None:
+            raise conn.InterfaceError("the connection cannot be put back as it was opened")
+        autocommit, conn._converter, conn.auto_reconnect = traits
+        conn.autocommit = bool(autocommit)
 
     def classify(self, exc: BaseException) -> Fault:
         """By MySQL's code, or the system's."""
@@ -182,7 +207,10 @@ def exact(base: Any) -> Any:
             cursor.__class__ = _following(class_of(cursor))
             return cursor
 
+        _seen_rows = False  #: rows of an unbuffered cursor are still to come
+
         def _execute_command(self, sql: Any) -> Any:
+            self._seen_refuse()
             self._about_to_send(sql)
             self._seen_busy = self._seen_failed = True
             return super()._execute_command(sql)
@@ -191,12 +219,28 @@ def exact(base: Any) -> Any:
             try:
                 result = super()._read_response()
             except self.Error as error:
-                self._seen_busy = False
-                _answered(self, error)
+                _failed(self, error)
                 raise
-            self._seen_busy = self._seen_failed = False
             _answered(self, None)
+            self._seen_failed = False
+            self._seen_busy = False
             return result
+
+        def _seen_refuse(self) -> None:
+            """Send nothing after an exchange that is not known to have ended."""
+            if self.__dict__.get("_seen_busy", False):
+                raise self.OperationalError(_mysql.OUT_OF_STEP)
+
+        def close(self) -> None:
+            self._seen_closed = True
+            if self.__dict__.get("_seen_busy", False):
+                # The library may crash where it closes in the middle of an exchange: its memory goes with the object.
+                fd = self._get_socket()
+                who = identity(fd)
+                if who is not None:
+                    abort(fd, who)
+                return
+            super().close()
 
         # Each execute of a cursor writes this first, however the cursor came about.
         @property
@@ -207,7 +251,9 @@ def exact(base: Any) -> Any:
         def _last_executed_statement(self, statement: Any) -> None:
             self.__dict__["_last_executed_statement"] = statement
             if statement is not None:
+                self._seen_refuse()
                 self._about_to_send(self.__dict__.pop("_seen_next", None) or statement)
+                self._seen_sent = False
                 self._seen_busy = self._seen_failed = True
 
         def _about_to_send(self, statement: Any) -> None:
@@ -258,25 +304,51 @@ def _following(base: Any) -> Any:
         def _follow(self, send: Callable[[], Any]) -> Any:
             conn = self.connection
             state = conn.__dict__
+            before = state.get("_seen_failed", True)
             try:
                 result = send()
             except conn.Error as error:
-                state["_seen_busy"] = False
-                _answered(conn, error)
+                if state.get("_seen_sent", True):
+                    _failed(conn, error)
+                else:  # the library refused it: nothing was sent
+                    state["_seen_failed"] = before
+                    state["_seen_busy"] = False
                 raise
-            state["_seen_busy"] = state["_seen_failed"] = not self.buffered and self.field_count > 0  # its rows are still to come
             _answered(conn, None)
+            state["_seen_rows"] = state["_seen_failed"] = not self.buffered and self.field_count > 0  # its rows are still to come
+            state["_seen_busy"] = False
             return result
 
+        def _execute_text(self, *args: Any) -> Any:
+            self.connection.__dict__["_seen_sent"] = True
+            return super()._execute_text(*args)
+
+        def _execute_binary(self, *args: Any) -> Any:
+            self.connection.__dict__["_seen_sent"] = True
+            return super()._execute_binary(*args)
+
+        def _execute_bulk(self, *args: Any) -> Any:
+            self.connection.__dict__["_seen_sent"] = True
+            return super()._execute_bulk(*args)
+
         def close(self) -> Any:
-            result = super().close()
             conn = self.connection
+            if conn is not None and conn.__dict__.get("_seen_busy", False):
+                return None  # the rest of an answer that was broken off is not to be had; it goes with the connection
+            result = super().close()
             if conn is not None and not self.buffered:
-                conn.__dict__["_seen_busy"] = False  # what was left of its rows has been read
+                conn.__dict__["_seen_rows"] = False  # what was left of its rows has been read
             return result
 
     Cursor.__name__ = Cursor.__qualname__ = base.__name__
     return Cursor
+
+
+def _failed(conn: Any, error: BaseException) -> None:
+    """A call on *conn* raised *error* of the library's: the server's own ends the exchange."""
+    if _mysql.is_answer(error):
+        _answered(conn, error)
+        conn.__dict__["_seen_busy"] = False
 
 
 def _answered(conn: Any, error: BaseException | None) -> None:
@@ -299,7 +371,7 @@ def _watched(base: Any) -> Any:
         def _about_to_send(self, sql: Any) -> None:
             self.__dict__.pop("_seen_pending", None)
             ledger = unit.current(id(self))
-            if ledger is None:
+            if ledger is None or self.__dict__.get("_seen_closed"):
                 return
             if is_commit(sql):
                 ledger.committing(conn_id=id(self))

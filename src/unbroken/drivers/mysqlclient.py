@@ -30,6 +30,8 @@ _OPTIONS: _mysql.Kinds = {
     "auth_plugin": str, "ssl_mode": str, "multi_statements": boolean, "binary_prefix": boolean, "server_public_key_path": str,
     "local_infile_dir": str,
 }  # fmt: skip
+#: What MySQLdb keeps on a connection, and a holder can change.
+_TRAITS = ("cursorclass", "converter", "encoders", "string_decoder", "encoding", "use_unicode")
 _WHOLE_SECONDS = ("read_timeout", "write_timeout")
 
 # completion_type=CHAIN makes a COMMIT open the next transaction at once; only asking tells
@@ -156,6 +158,38 @@ class Driver(Blocking):
         more = getattr(conn, "more_results", None)
         return more is not None and not more()
 
+    def was_closed(self, conn: Connection) -> bool:
+        """Whether ``close()`` was called."""
+        return bool(conn.__dict__.get("_seen_closed"))
+
+    def traits(self, conn: Connection) -> tuple[Any, ...] | None:
+        """Autocommit and character set, as the client library has them, and what MySQLdb keeps on the connection."""
+        try:
+            return conn.get_autocommit(), conn.character_set_name(), *(getattr(conn, name, None) for name in _TRAITS)
+        except Exception:  # closed
+            return None
+
+    def is_clean(self, conn: Connection, traits: Any) -> bool:
+        """Answered in full, nothing open for certain, and as it was opened."""
+        state = conn.__dict__
+        if state.get("_seen_open") is not False or state.get("_seen_busy", True) or state.get("_seen_chains"):
+            return False
+        return traits is not None and self.traits(conn) == traits and self.is_quiet(conn)
+
+    def restore(self, conn: Connection, traits: Any) -> None:
+        """Attributes, then autocommit or the character set."""
+        now = self.traits(conn)
+        if now is None or traits is None or (now[0] != traits[0] and now[1] != traits[1]):
+            raise conn.InterfaceError(0, "the connection cannot be put back as it was opened")
+        for name, value in zip(_TRAITS, traits[2:], strict=True):
+            if getattr(conn, name, None) is not value:
+                setattr(conn, name, value)
+        if now[0] != traits[0]:
+            conn.autocommit(traits[0])
+            conn.__dict__["_seen_open"] = False  # nothing was open before
+        elif now[1] != traits[1]:
+            conn.set_character_set(traits[1])
+
     def classify(self, exc: BaseException) -> Fault:
         """By MySQL's code, or the system's."""
         return _mysql.classify(exc, self._base, self.target.password)
@@ -221,6 +255,7 @@ def deduced(base: Any) -> Any:
 
         def query(self, query: Any) -> None:
             state = self.__dict__
+            self._seen_refuse()
             sql = query.encode("utf-8", "surrogateescape") if isinstance(query, str) else bytes(query)
             if _SETS_CHAIN.match(sql):
                 state["_seen_chains"] = True
@@ -229,8 +264,9 @@ def deduced(base: Any) -> Any:
             state["_seen_open"], state["_seen_busy"] = None, True
             try:
                 super().query(query)
-            except self.Error:
-                state["_seen_busy"] = False
+            except self.Error as error:
+                if _mysql.is_answer(error):
+                    state["_seen_busy"] = False
                 raise
             state["_seen_open"] = False if closed else _is_open_after(sql, before)
             state["_seen_busy"] = self.field_count() > 0
@@ -253,14 +289,36 @@ def deduced(base: Any) -> Any:
 
         def close(self) -> None:
             self.__dict__["_seen_open"] = None  # nothing is certain of what is closed, least of all that it may be lent again
+            self.__dict__["_seen_closed"] = True
             super().close()
 
-        def _finish(self, send: Callable[[], None]) -> None:
-            self.__dict__["_seen_open"] = None
-            send()
-            self.__dict__["_seen_open"] = False
+        def next_result(self) -> Any:
+            out = super().next_result()
+            if out == -1:  # there is no other, and the rows of the last one were read: else the library would not say so
+                self.__dict__["_seen_busy"] = False
+            else:
+                self.__dict__["_seen_open"], self.__dict__["_seen_busy"] = None, True
+            return out
 
-    for name in ("send_query", "change_user", "set_server_option", "next_result", "kill"):
+        def _finish(self, send: Callable[[], None]) -> None:
+            state = self.__dict__
+            self._seen_refuse()
+            state["_seen_open"], state["_seen_busy"] = None, True
+            try:
+                send()
+            except self.Error as error:
+                if _mysql.is_answer(error):
+                    state["_seen_busy"] = False
+                raise
+            state["_seen_open"] = False
+            state["_seen_busy"] = False
+
+        def _seen_refuse(self) -> None:
+            """Send nothing after an exchange that is not known to have ended."""
+            if self.__dict__.get("_seen_busy", False):
+                raise self.OperationalError(2014, _mysql.OUT_OF_STEP)
+
+    for name in ("send_query", "change_user", "set_server_option", "kill"):
         _forgets(Connection, base, name)
     Connection.__name__ = Connection.__qualname__ = base.__name__
     return Connection
@@ -273,10 +331,10 @@ def _forgets(cls: type[Any], base: type[Any], name: str) -> None:
         return
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        out = plain(self, *args, **kwargs)
-        if name != "next_result" or out != -1:  # -1: there was no other result, so nothing has changed
-            self.__dict__["_seen_open"] = None
-        return out
+        self.__dict__["_seen_open"] = None
+        if name == "send_query":
+            self.__dict__["_seen_busy"] = True  # its answer is read by calls that nobody follows
+        return plain(self, *args, **kwargs)
 
     method.__name__, method.__doc__ = name, plain.__doc__
     setattr(cls, name, method)
@@ -296,7 +354,7 @@ def watched(base: Any) -> Any:
         unwatched = plain
 
         def query(self, query: Any) -> None:
-            ledger = unit.current(id(self))
+            ledger = None if self.__dict__.get("_seen_closed") else unit.current(id(self))
             if ledger is None:
                 super().query(query)
             elif is_commit(query):

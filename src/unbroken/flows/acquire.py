@@ -63,8 +63,10 @@ def _is_fit(state: State, entry: Entry, until: float) -> Flow[bool]:
 def ping(state: State, entry: Entry, timeout: float) -> Flow[bool]:
     """One round trip on an entry that the caller owns. False: it did not answer and is buried."""
     idle = state.clock() - entry.last_used
+    mine = Ticket(state.clock(), None)
+    mine.entry = entry
+    state.tickets.add(mine)
     try:
-        state.minded.add(entry)
         yield Call("ping", entry.conn, entry, timeout)
     except Exception as exc:
         fault = state.classify(exc)
@@ -77,8 +79,7 @@ def ping(state: State, entry: Entry, timeout: float) -> Flow[bool]:
     except BaseException:
         state.bury(entry, Cause.CANCELLED)
         raise
-    finally:
-        state.minded.discard(entry)
+    mine.entry = None
     entry.last_used = state.clock()
     entry.sent = entry.count()
     with state.lock, state.server.lock:
@@ -106,8 +107,6 @@ def _stand_in_line(state: State, started: float, until: float, *, front: bool) -
     except BaseException:
         _give_up(state, ticket)
         raise
-    finally:
-        state.tickets.discard(ticket)
     if ticket.error is not None:
         raise ticket.error
     entry = ticket.entry

@@ -7,6 +7,7 @@ import math
 
 from unbroken.abc import Cause
 from unbroken.core.entry import Entry
+from unbroken.flows.registry import every
 from unbroken.flows.state import State
 
 log = logging.getLogger("unbroken")
@@ -48,7 +49,7 @@ def recover_strays(state: State) -> None:
     if not ripe:
         return
     held = state.shell.in_hands({id(e) for e in ripe})
-    owned = {id(e) for e in (*state.minded, *(ticket.entry for ticket in list(state.tickets)))} | (held or set())
+    owned = {id(ticket.entry) for ticket in every(state.tickets)} | (held or set())
     with state.lock:
         patience = max(STRAY_UNSEEN, 5 * state.settings.ping_timeout) if held is None else STRAY_AFTER
         still = {(e, e.uses) for e in state.kernel.strays()}

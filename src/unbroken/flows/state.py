@@ -118,8 +118,9 @@ class State:
         self.forgotten: deque[Entry] = deque()  #: finalizers append here; they must not take the lock
         self.borne: WeakKeyDictionary[Entry, float] = WeakKeyDictionary()  #: since when: see :mod:`unbroken.flows.windows`
         self.suspects: dict[tuple[Entry, int], float] = {}  #: strays, and since when they are one
-        self.minded: set[Entry] = set()  #: entries that a flow owns while it waits for the server
-        self.tickets: set[Ticket] = set()  #: of callers that wait, or were granted an entry and do not have it yet
+        #: Of flows that wait for an entry, were granted one and do not have it yet, or own one while they wait for the server.
+        #: Weak: a ticket goes with its flow, wherever an exception strikes.
+        self.tickets: weakref.WeakSet[Ticket] = weakref.WeakSet()
         self.last_collect = 0.0
         self.collect_took = 0.1  #: seconds; who has less patience than that does not collect
         self.upkeep_timer: Any = None
