@@ -31,7 +31,7 @@ from unbroken.core.unit import Token, Unit
 from unbroken.net.signals import IN_NO_UNIT
 
 #: Threads of these libraries work for everybody. What they are given brings its own unit with it.
-_POOLS = ("concurrent.futures.", "multiprocessing.pool", "multiprocessing.queues", "anyio.", "gevent.", "trio.")
+_POOLS = ("concurrent.futures.", "multiprocessing.pool", "multiprocessing.queues", "anyio.", "gevent.", "trio.", "pymongo.")
 
 
 class Job:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from unbroken import aio
 from unbroken.flows.holder import thread_frames
-from unbroken.integrations import _health, _http
+from unbroken.integrations import _foreign, _health, _http
 from unbroken.integrations._http import KEY, HttpSettings, Swallowed, json_page, log, page, report
 
 Message: TypeAlias = dict[str, Any]
@@ -47,6 +47,8 @@ class Unbroken:
     def __init__(self, app: App, **settings: Any) -> None:
         self.app = app
         self.settings = HttpSettings.of(**settings)
+        for database in self.settings.databases:
+            _foreign.follow(database)
 
     def __getattr__(self, name: str) -> Any:
         """What the app has beside being callable."""

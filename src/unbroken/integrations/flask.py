@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
 from unbroken.core.unit import Fate
 from unbroken.errors import ConfigurationError
-from unbroken.integrations import _flask_mongo, _health, _leftovers
+from unbroken.integrations import _flask_mongo, _foreign, _health, _leftovers
 from unbroken.integrations import wsgi as _wsgi
 from unbroken.integrations._flask_engines import make_unbroken
 from unbroken.integrations._http import KEY, Answer, HttpSettings, answer_to, json_page, log, page, report
@@ -136,6 +136,7 @@ class _App(_wsgi.Unbroken):
             _flask_mongo.warn_of_plain_aliases()
         for engine in self._engines():
             _leftovers.watch(engine)
+            _foreign.follow(engine)
         return super().__call__(environ, start_response)
 
     def may_replay(self, environ: _wsgi.Environ) -> bool:

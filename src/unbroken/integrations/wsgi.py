@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 from unbroken import sync
-from unbroken.integrations import _health, _http, _leftovers
+from unbroken.integrations import _foreign, _health, _http, _leftovers
 from unbroken.integrations._http import KEY, HttpSettings, json_page, log, page, report
 
 Environ: TypeAlias = dict[str, Any]
@@ -34,6 +34,7 @@ class Unbroken:
         for database in self.settings.databases:
             if _leftovers.is_engine(database):
                 _leftovers.watch(database)
+            _foreign.follow(database)
 
     def __getattr__(self, name: str) -> Any:
         """What the app has beside being callable."""

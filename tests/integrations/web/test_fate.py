@@ -687,3 +687,89 @@ def test_atomic_requests_on_two_databases_of_which_one_was_committed(is_async: b
         connections[outer].close_pool()
         del connections[outer]
         connections.settings.pop(outer)
+
+
+# -- databases that no driver of ours speaks to -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        ("SELECT COUNT(*) FROM other", (503, "nothing stored")),
+        ("INSERT INTO other VALUES (1)", (500, "unknown")),
+        ("raw", (500, "unknown")),
+    ],
+)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_write_through_an_engine_without_the_plugin_is_unknown(
+    step: str, expected: tuple[int, str], kind: str, place: Place, tmp_path: Any
+) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/other.db")
+    with engine.begin() as conn:
+        conn.execute(sa.text("CREATE TABLE other (number INT)"))
+
+    def write() -> None:
+        if step == "raw":
+            engine.raw_connection().close()
+            return
+        with engine.begin() as conn:
+            conn.execute(sa.text(step))
+
+    class Writing(Wsgi if kind == "sync" else Awaiting):  # type: ignore[misc]
+        if kind == "sync":
+
+            def store(self) -> None:
+                write()
+
+        else:
+
+            async def store(self) -> None:
+                await asyncio.to_thread(write)
+
+    body = Writing(place)
+    body.steps = ["store", "away", "read"]
+    assert told(body.ask("POST", databases=[engine])) == expected
+    body.close()
+    engine.dispose()
+
+
+def test_a_write_to_a_flask_bind_without_the_plugin_is_unknown(place: Place, tmp_path: Any) -> None:
+    app = flask.Flask("binds")
+    app.config["SQLALCHEMY_DATABASE_URI"] = place.url("psycopg" if place.is_postgres else "pymysql", outage_wait=0.2)
+    app.config["SQLALCHEMY_BINDS"] = {"file": f"sqlite:///{tmp_path}/other.db"}
+    unbroken.flask.Unbroken(app)
+    db = SQLAlchemy(app)
+
+    @app.post("/")
+    def view() -> str:
+        with db.engines["file"].begin() as conn:
+            conn.execute(sa.text("CREATE TABLE other (number INT)"))
+        place.away()
+        db.session.execute(sa.text(COUNT))
+        return "well"
+
+    assert told(ask_wsgi(app, "POST")) == (500, "unknown")
+    with app.app_context():
+        for engine in db.engines.values():
+            engine.dispose()
+
+
+@pytest.mark.parametrize(("sql", "expected"), [("SELECT 1", (503, "nothing stored")), ("CREATE TABLE other (n int)", (500, "unknown"))])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_write_to_a_database_of_django_with_another_engine_is_unknown(
+    sql: str, expected: tuple[int, str], is_async: bool, site: Django, tmp_path: Any
+) -> None:
+    other = f"other{next(numbers)}"
+    made = {"default": {}, "x": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "other.db")}}
+    connections.settings[other] = connections.configure_settings(made)["x"]
+
+    def store() -> None:
+        with connections[other].cursor() as cursor:
+            cursor.execute(sql)
+
+    site.store = store  # type: ignore[method-assign]
+    site.steps = ["store", "away", "read"]
+    assert told((DjangoAsync if is_async else Django).ask(site, "POST")) == expected
+    connections[other].close()
+    del connections[other]
+    connections.settings.pop(other)

@@ -9,6 +9,7 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.signals import connection_created
 from django.http import HttpRequest, HttpResponse
 from django.urls import Resolver404, resolve
 
@@ -18,6 +19,7 @@ from unbroken.errors import ConfigurationError
 from unbroken.integrations import _http
 from unbroken.integrations._http import Exchange, HttpSettings, Swallowed, answer_to, page, report
 from unbroken.integrations.django.bodies import Body
+from unbroken.integrations.django.others import follow, follow_others
 from unbroken.integrations.django.units import attempt, attempt_async, give_back, give_back_async
 
 #: Where a request holds its :class:`_Exchange`.
@@ -42,6 +44,7 @@ class UnbrokenMiddleware:
         self.get_response = get_response
         self.settings = _settings()
         self.is_async = iscoroutinefunction(get_response)
+        connection_created.connect(follow, dispatch_uid="unbroken")
         if self.is_async:
             markcoroutinefunction(self)
 
@@ -131,6 +134,7 @@ class _Exchange(Exchange):
         """Whether this request may be run again; then what another attempt needs is kept."""
         request = self.request
         request.__dict__[KEY] = self
+        follow_others()
         if self._may_replay():
             self._body = Body.of(request, self.settings.max_body)
         if self._body is None:
