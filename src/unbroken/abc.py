@@ -24,6 +24,8 @@ class FaultKind(StrEnum):
 
     LOST = "lost"  #: this connection is gone; another one may work
     WRONG_SERVER = "wrong server"  #: it answers, but read-only after a failover: find the new primary
+    READ_ONLY = "read only"  #: it refused a write: the application wanted it so, or it was demoted; only the server can tell
+    TOO_LARGE = "too large"  #: a statement larger than it takes; this connection is gone
     TOO_MANY = "too many connections"  #: the server is full: wait, do not hammer
     NOT_READY = "not ready"  #: the server answers, but is starting, stopping or recovering
     REFUSED = "refused"  #: nobody listens (an attempt costs the server nothing)
@@ -89,7 +91,7 @@ class Fault:
         return self.kind in _ENDS_CONNECTION
 
 
-_ENDS_CONNECTION = frozenset({FaultKind.LOST, FaultKind.WRONG_SERVER})
+_ENDS_CONNECTION = frozenset({FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.TOO_LARGE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +250,9 @@ class Driver(BaseDriver, Protocol):
         Raises the driver's error where it may not be asked. Leaves no transaction open.
         """
 
+    def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
+        """The rows of *sql*, a question of the pool's own. May leave a transaction open."""
+
 
 @runtime_checkable
 class AsyncDriver(BaseDriver, Protocol):
@@ -279,6 +284,9 @@ class AsyncDriver(BaseDriver, Protocol):
 
     async def idle_limit(self, conn: Connection) -> float | None:
         """As :meth:`Driver.idle_limit`."""
+
+    async def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
+        """As :meth:`Driver.ask`."""
 
 
 class Observer(Protocol):

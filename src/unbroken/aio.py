@@ -20,10 +20,12 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
 
+from unbroken import threads
 from unbroken.abc import Cause, Connection, Observer, Target
 from unbroken.core.entry import Entry
+from unbroken.core.questions import Question
 from unbroken.core.stats import Stats
-from unbroken.core.unit import Unit, current, enter, glimpse, leave
+from unbroken.core.unit import Unit, current, enter, glimpse, leave, outside
 from unbroken.drivers import open_driver
 from unbroken.errors import NotYoursError
 from unbroken.flows.acquire import acquire, ping
@@ -450,7 +452,7 @@ async def run_unit(work: Callable[[], Awaitable[T]], deadline: float | None, max
                     return await work()
             unit.until = math.inf if deadline is None else monotonic() + deadline
             signal = _running_loop().create_future
-            result: T = await run_async(replay(unit, work, monotonic, max_replays, signal, on_replay), do)
+            result: T = await run_async(replay(unit, work, monotonic, max_replays, signal, on_replay, inquire), do)
             return result
         finally:
             if token is not None:
@@ -458,6 +460,16 @@ async def run_unit(work: Callable[[], Awaitable[T]], deadline: float | None, max
     finally:  # again: an exception of a signal's may have struck while it was left
         if token is not None:
             leave(token)
+
+
+async def inquire(home: Any, question: Question, until: float) -> Any:
+    """As :func:`unbroken.threads.inquire`, awaited; a pool for threads is asked on one."""
+    if not home.driver.is_async:
+        return await asyncio.to_thread(threads.inquire, home, question, until)
+    if home.shell.loop is not _running_loop():
+        return None
+    with outside():
+        return await run_async(home.inquire(question, until), home.shell.do)
 
 
 def _sever_all() -> None:

@@ -8,12 +8,17 @@ fact, the numbers, the cause, the remedy; never a password.
 from __future__ import annotations
 
 import types
+from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar
 
 
 class UnbrokenError(Exception):
     """The base of everything that unbroken raises by itself."""
+
+    #: What became of the writes of the unit of work that it ended, as a :class:`unbroken.core.unit.Fate`, which is one of the texts
+    #: "nothing stored", "stored" and "unknown". None: no ledger knows, as outside of units.
+    fate: StrEnum | None = None
 
     #: What an error of this kind is besides, wherever the driver's error leaves room for it (psycopg2's does not: its
     #: memory layout and OSError's exclude each other).

@@ -35,7 +35,7 @@ from unbroken.flows.upkeep import schedule
 from unbroken.making import bounded, take_settings
 from unbroken.net.severance import fork_mark
 from unbroken.settings import Settings
-from unbroken.threads import Sleeper, ThreadShell
+from unbroken.threads import Sleeper, ThreadShell, inquire
 
 log = logging.getLogger("unbroken")
 
@@ -484,7 +484,7 @@ def run_unit(work: Callable[[], T], deadline: float | None, max_replays: int, on
                     return work()
             unit.until = math.inf if deadline is None else monotonic() + deadline
             do = Sleeper()
-            result: T = run(replay(unit, work, monotonic, max_replays, do.new_signal, on_replay), do.do)
+            result: T = run(replay(unit, work, monotonic, max_replays, do.new_signal, on_replay, inquire), do.do)
             return result
         finally:
             if token is not None:

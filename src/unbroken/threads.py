@@ -11,6 +11,8 @@ from typing import Any
 
 from unbroken.abc import Driver
 from unbroken.core.entry import Entry
+from unbroken.core.questions import Question
+from unbroken.core.unit import outside
 from unbroken.flows.bounds import Bound, limits_of
 from unbroken.flows.holder import describe, referred_to, thread_frames
 from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run
@@ -112,3 +114,14 @@ class Sleeper(ThreadShell):
 
     def __init__(self) -> None:
         pass
+
+
+def inquire(home: Any, question: Question, until: float) -> Any:
+    """What the server of *home*, a pool's state, answers to *question*; None where it cannot be asked here.
+
+    Raises what an acquire raises.
+    """
+    if home.driver.is_async:
+        return None
+    with outside():
+        return run(home.inquire(question, until), home.shell.do)

@@ -17,8 +17,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from unbroken.abc import Fault, FaultKind
+from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.core import unit as unit_module
+from unbroken.core.questions import Question
 from unbroken.core.statements import Kind, kind
 from unbroken.core.unit import Action, Fate, Unit, current, enter, is_left_over, leave
 from unbroken.sync import run_unit
@@ -303,6 +304,195 @@ def test_a_connection_that_ends_with_a_commit_on_its_way_leaves_it_unknown() -> 
     unit.committing(conn_id=1)
     unit.ended(conn_id=1)
     assert action(unit) is Action.COMMIT_UNKNOWN
+
+
+# -- what the server is asked --------------------------------------------------------------------------------------
+
+LOOK = "SELECT * FROM v"
+
+
+class Server:
+    """Where a connection came from."""
+
+    def __init__(self, backend: str = "mysql") -> None:
+        self.backend = backend
+
+
+def looked(home: Server, autocommit: bool = False) -> Unit:
+    """A unit that has read from what may be a view."""
+    unit = begun()
+    unit.join(1, home)
+    unit.statement(LOOK, autocommit, conn_id=1)
+    return unit
+
+
+def test_a_select_that_was_lost_with_its_transaction_asks_nothing() -> None:
+    unit = looked(Server())
+    unit.ended(conn_id=1, lost=True)
+    assert unit.verdict(LOST).asks == ()
+    assert action(unit) is Action.REPLAY
+
+
+@pytest.mark.parametrize("how", ["answered", "silent", "autocommit", "begin", "set"])
+def test_a_select_that_was_committed_asks_whether_it_may_have_written(how: str) -> None:
+    home = Server()
+    unit = looked(home, how == "autocommit")
+    if how in ("answered", "silent"):
+        unit.committing(conn_id=1)
+    if how == "answered":
+        unit.committed(conn_id=1)
+    if how == "begin":
+        unit.statement("START TRANSACTION", False, conn_id=1)
+    if how == "set":
+        unit.statement("SET autocommit = 1", False, conn_id=1)
+    unit.ended(conn_id=1, lost=True)
+    verdict = unit.verdict(LOST)
+    assert verdict.action is Action.REPLAY
+    assert verdict.asks == ((home, Question.HIDDEN_WRITES),)
+    unit.hear(home, Question.HIDDEN_WRITES, "")
+    assert unit.verdict(LOST).asks == ()
+    assert action(unit) is Action.REPLAY
+    assert unit.fate() is Fate.NOTHING
+
+
+@pytest.mark.parametrize("answer", ["view v calls f", None])
+def test_a_select_that_may_have_written_and_was_committed_is_not_run_again(answer: str | None) -> None:
+    home = Server()
+    unit = looked(home)
+    unit.committing(conn_id=1)
+    unit.committed(conn_id=1)
+    unit.ended(conn_id=1)
+    unit.hear(home, Question.HIDDEN_WRITES, answer)
+    assert action(unit) is Action.RAISE
+    assert (answer or "could not be asked") in unit.verdict(LOST).reason
+    assert unit.fate() is Fate.UNKNOWN
+
+
+def test_a_lost_commit_of_a_select_that_may_have_written_is_unknown() -> None:
+    home = Server()
+    unit = looked(home)
+    unit.committing(conn_id=1)
+    unit.ended(conn_id=1, lost=True)
+    unit.hear(home, Question.HIDDEN_WRITES, "view v calls f")
+    assert action(unit) is Action.COMMIT_UNKNOWN
+
+
+def test_a_select_that_was_rolled_back_asks_nothing() -> None:
+    unit = looked(Server())
+    unit.rolled_back(conn_id=1)
+    unit.committing(conn_id=1)
+    unit.committed(conn_id=1)
+    assert unit.verdict(LOST).asks == ()
+
+
+def test_a_select_that_was_committed_where_nobody_can_be_asked_is_not_run_again() -> None:
+    unit = begun()
+    unit.statement(LOOK, True)
+    assert "nobody can be asked" in unit.verdict(LOST).reason
+
+
+def test_each_server_is_asked_once_for_each_attempt() -> None:
+    one, other = Server(), Server("postgresql")
+    unit = begun()
+    for conn_id, home in ((1, one), (2, one), (3, other)):
+        unit.join(conn_id, home)
+        unit.statement(LOOK, True, conn_id=conn_id)
+        unit.ended(conn_id=conn_id)
+    assert set(unit.verdict(LOST).asks) == {(one, Question.HIDDEN_WRITES), (other, Question.HIDDEN_WRITES)}
+    unit.begin_attempt()
+    assert unit.verdict(LOST).asks == ()
+
+
+# -- replays without sense -----------------------------------------------------------------------------------------
+
+
+def dies(unit: Unit, sql: str, *, fresh: bool = True, before: str | None = None) -> None:
+    """An attempt in which *sql* ends its connection; what was sent *before* it was answered."""
+    unit.begin_attempt()
+    unit.join(1, Server(), fresh=fresh)
+    if before is not None:
+        unit.statement(before, False, conn_id=1)
+    unit.statement(sql, False, conn_id=1)
+    unit.ended(conn_id=1, lost=True)
+
+
+def test_a_statement_that_ended_two_fresh_connections_is_not_sent_again() -> None:
+    unit = Unit()
+    dies(unit, "SELECT f(1)")
+    assert action(unit) is Action.REPLAY
+    dies(unit, "SELECT f(2)")
+    assert "ends its session" in unit.verdict(LOST).reason
+
+
+def test_one_that_ended_two_connections_which_had_just_answered_is_not_sent_again() -> None:
+    unit = Unit()
+    for _ in range(2):
+        dies(unit, "SELECT f('a')", fresh=False, before="SELECT 1")
+    assert action(unit) is Action.RAISE
+
+
+@pytest.mark.parametrize("second", ["SELECT g(1)", "BEGIN"])
+def test_two_losses_at_different_statements_are_an_accident(second: str) -> None:
+    unit = Unit()
+    dies(unit, "SELECT f(1)")
+    dies(unit, second)
+    dies(unit, "SELECT h(1)")
+    assert action(unit) is Action.REPLAY
+
+
+def test_a_connection_that_may_have_been_lost_before_it_was_used_blames_no_statement() -> None:
+    unit = Unit()
+    for _ in range(3):
+        dies(unit, INSERT, fresh=False)
+        assert action(unit) is Action.REPLAY
+
+
+def test_a_begin_is_never_to_blame() -> None:
+    unit = Unit()
+    for _ in range(3):
+        dies(unit, "BEGIN")
+        assert action(unit) is Action.REPLAY
+
+
+def test_a_connection_that_was_lost_after_an_answer_blames_no_statement() -> None:
+    unit = Unit()
+    for _ in range(3):
+        unit.begin_attempt()
+        unit.join(1, Server(), fresh=True)
+        unit.statement(INSERT, False, conn_id=1)
+        unit.acknowledged(conn_id=1)
+        unit.ended(conn_id=1, lost=True)
+        assert action(unit) is Action.REPLAY
+
+
+def test_a_connection_that_its_holder_closed_is_not_replaced() -> None:
+    assert "closed by the code" in begun().verdict(Fault(FaultKind.LOST, Cause.CLOSED_BY_HOLDER)).reason
+
+
+def test_a_large_statement_that_was_lost_asks_how_large_one_may_be() -> None:
+    home = Server("mariadb")
+    unit = begun()
+    unit.join(1, home)
+    unit.statement("INSERT INTO t VALUES ('" + "x" * 5000 + "')", False, conn_id=1)
+    assert unit.verdict(LOST).asks == ()
+    unit.ended(conn_id=1, lost=True)
+    assert unit.verdict(LOST).asks == ((home, Question.PACKET),)
+    unit.hear(home, Question.PACKET, 1024)
+    assert unit.verdict(LOST).reason == "an INSERT of 5,026 bytes was sent, and the server takes max_allowed_packet = 1,024 bytes at most"
+    unit.hear(home, Question.PACKET, 16_777_216)
+    assert action(unit) is Action.REPLAY
+    unit.hear(home, Question.PACKET, None)
+    assert "could not be asked" in unit.verdict(LOST).reason
+
+
+def test_a_refusal_for_being_read_only_is_the_callers_unless_the_server_takes_no_writes() -> None:
+    unit, exc = begun(), KeyError()
+    refusal = Fault(FaultKind.READ_ONLY, None, "25006")
+    unit.note(exc, refusal)
+    assert action(unit, refusal) is Action.RAISE
+    unit.found_demoted()
+    assert unit.fault_of(exc) == Fault(FaultKind.WRONG_SERVER, Cause.FAILOVER, "25006")
+    assert action(unit, Fault(FaultKind.WRONG_SERVER)) is Action.REPLAY
 
 
 # -- which unit ----------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ class Entry:
         "sent",
         "session",
         "settled_at",
+        "suspect",
         "taken_at",
         "traits",
         "uses",
@@ -74,7 +75,8 @@ class Entry:
         self.opening: Any = None  #: what a reset of its session has to set again; None: it is not known, so it is closed
         self.recall: Callable[[], Any] = _not_counted  #: gives what asks its holder to give it back, or None
         self.reset_at = -1  #: the use after which its session was reset
-        self.traits: Any = None  #: how its driver described it when it was opened
+        self.traits: Any = None  #: how its driver described it when it was opened; see :meth:`doubt`
+        self.suspect: tuple[Any] | None = None  #: those traits, while the server has to be asked why it took no write
         self.taken_at = now
         self.code: CodeType | None = None  #: where it was taken: the code object …
         self.lasti = -1  #: … and the instruction; the line is worked out only when somebody asks
@@ -90,6 +92,16 @@ class Entry:
         """Where it was taken last, or None if it never was."""
         return None if self.code is None else Place.of(self.code, self.lasti)
 
+    def doubt(self) -> None:
+        """The server refused a write as read-only: before the next use it is asked why. Until then nobody takes it for clean."""
+        if self.suspect is None:
+            self.suspect, self.traits = (self.traits,), _DOUBTED
+
+    def cleared(self) -> None:
+        """The opposite of :meth:`doubt`."""
+        if self.suspect is not None:
+            (self.traits,), self.suspect = self.suspect, None
+
     def condemn(self, cause: Cause, words: str = "") -> None:
         """See to it that it is closed instead of lent again. Safe from any thread; the first cause stands."""
         if self.cause is None:
@@ -98,6 +110,10 @@ class Entry:
 
     def __repr__(self) -> str:
         return f"<connection {self.session or hex(self.key)} used {self.uses} times{f', {self.cause}' if self.cause else ''}>"
+
+
+#: Traits that no connection has.
+_DOUBTED = object()
 
 
 def _not_counted() -> None:

@@ -159,9 +159,10 @@ _MYSQL_CLIENT_CONNECT = {2001, 2002, 2003, 2004, 2005, 2009, 2010, 2011, 2012}
 _MYSQL_TOO_MANY = {1040, 1203, 1135}  # server full, user full, no thread to be had
 _MYSQL_REJECTED = {
     1044, 1045, 1049, 1129, 1130, 1251, 1524, 1698, 1820, 1862, 3118, 3159, 4151,  # the server's no
-    2007, 2019, 2020, 2047, 2049, 2054, 2058, 2059, 2060, 2061,  # the client's: protocol, character set, authentication plugin
+    2007, 2019, 2047, 2049, 2054, 2058, 2059, 2060, 2061,  # the client's: protocol, character set, authentication plugin
 }  # fmt: skip
-_MYSQL_READ_ONLY = {1792, 1836}
+_MYSQL_READ_ONLY = {1836}  # the server is; 1792 is the transaction, which the application may have wanted so
+_MYSQL_TOO_LARGE = {1153, 2020}
 _MYSQL_RETRY = {1213, 3101}  # deadlock (and Galera's certification failure), group replication's forced rollback
 
 
@@ -184,6 +185,10 @@ def mysql_fault(errno: int | None, text: str, *, connecting: bool = False) -> Fa
         return Fault(_K.TOO_MANY, None, errno, line)
     if errno in _MYSQL_REJECTED or (errno == 1226 and "max_connections_per_hour" in text):
         return Fault(_K.REJECTED, None, errno, line)
+    if errno in _MYSQL_TOO_LARGE:
+        return Fault(_K.REJECTED if connecting else _K.TOO_LARGE, None, errno, f"larger than max_allowed_packet: {line}")
+    if errno == 1792:
+        return Fault(_K.READ_ONLY, None, errno, line)
     if errno in _MYSQL_READ_ONLY or (errno == 1290 and "read-only" in text.replace("_", "-").lower()):
         return Fault(_K.WRONG_SERVER, Cause.FAILOVER, errno, line)
     if errno == 1047 and "wsrep" in text.lower():  # a Galera node outside the primary component
@@ -301,8 +306,8 @@ def postgres_fault(sqlstate: str | None, text: str, *, connecting: bool = False)
         return Fault(_K.RETRY, None, sqlstate, line)
     if sqlstate in _PG_REJECTED or (connecting and sqlstate in ("42501", "42704", "22023")):
         return Fault(_K.REJECTED, None, sqlstate, line)
-    if sqlstate == "25006":
-        return Fault(_K.WRONG_SERVER, Cause.FAILOVER, sqlstate, line)
+    if sqlstate == "25006":  # after a failover, or because the application asked for it
+        return Fault(_K.WRONG_SERVER if connecting else _K.READ_ONLY, Cause.FAILOVER if connecting else None, sqlstate, line)
     if sqlstate == "08P01":
         return _bouncer(sqlstate, line, connecting)
     if sqlstate.startswith("08"):

@@ -70,6 +70,13 @@ def verb(sql: str | bytes | None) -> str:
     return word if word in _USUAL else "statement"
 
 
+def shape(sql: str | bytes) -> str:
+    """*sql* without its literals, as far as 2,000 characters: the same for the same statement with other values."""
+    text = sql[:LONGEST_CACHED] if isinstance(sql, str) else bytes(sql[:LONGEST_CACHED]).decode("utf-8", "replace")
+    return " ".join(_LITERAL.sub("?", text).split())
+
+
+_LITERAL = re.compile(r"'(?:[^'\\]|\\.|'')*+(?:'|\Z)|\b[0-9][0-9.eE+-]*", re.DOTALL)
 _FIRST_WORD = re.compile(rf"(?:[{_BLANK}(]|/\*.*?\*/|--[^\n]*+\n)*+([A-Za-z]+)", re.DOTALL)
 _USUAL = words(
     "ABORT ALTER ANALYZE BEGIN CALL COMMIT COPY CREATE DELETE DO DROP END EXECUTE EXPLAIN GRANT INSERT LISTEN LOAD LOCK MERGE NOTIFY "

@@ -6,11 +6,13 @@ never knows less than the server; what it cannot follow counts against a replay.
 
 1. a COMMIT of writes was sent and its answer was lost: unknown, never guessed;
 2. something may have been committed (an acknowledged COMMIT of writes, a write in autocommit, a statement that commits
-   by itself, something that could not be followed): the error goes to the caller;
+   by itself, something that could not be followed), or another attempt would end as this one did (the application closed
+   the connection, a statement is too large or ends its session): the error goes to the caller;
 3. another connection still holds writes of this attempt in an open transaction, or is in the hands of a task or thread
    that the attempt left behind, or a thread or job that the attempt started has not ended: likewise, more might still be
    committed;
-4. otherwise whatever was sent is rolled back by the server, and the unit may be run again.
+4. otherwise whatever was sent is rolled back by the server, and the unit may be run again. Where a SELECT was committed that
+   may have called a function that writes, the server is asked first.
 
 Reports come from any thread or task that runs in the unit's context. Each is a few plain attribute writes, and every
 one of them only ever makes the ledger more careful, except for those of a connection's own state, which belongs to the
@@ -26,14 +28,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from contextvars import Token as ContextToken
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import FrameType
 from typing import Any, Protocol
 
-from unbroken.abc import Fault, FaultKind
+from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.core import residue
-from unbroken.core.statements import Kind, kind, verb
+from unbroken.core.questions import PG_LARGEST, Question
+from unbroken.core.statements import Kind, kind, may_hide_a_write, shape, verb
 
 
 class Action(StrEnum):
@@ -44,12 +47,21 @@ class Action(StrEnum):
     COMMIT_UNKNOWN = "commit unknown"  #: a COMMIT was sent and its answer was lost: say so
 
 
+class Home(Protocol):
+    """The pool that a connection came from, for the ledger: what can be asked on another one of its connections."""
+
+    @property
+    def backend(self) -> str:
+        """``mysql``, ``mariadb``, ``postgresql`` or ``sqlite``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """An action and, in one line, why."""
+    """An action and, in one line, why. A replay only after each of *asks* was asked and :meth:`Unit.hear` got the answer."""
 
     action: Action
     reason: str
+    asks: tuple[tuple[Home, Question], ...] = ()
 
 
 class Fate(StrEnum):
@@ -69,10 +81,32 @@ _REPLAYABLE = frozenset({FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.RETRY
 class _Part:
     """What one connection did in one attempt."""
 
-    __slots__ = ("direct", "open", "pending", "reports", "savepoints", "settling", "undoing")
+    __slots__ = (
+        "dead",
+        "direct",
+        "fresh",
+        "home",
+        "last",
+        "looked",
+        "open",
+        "pending",
+        "reports",
+        "savepoints",
+        "sent",
+        "settling",
+        "undoing",
+        "unheard",
+    )
 
     def __init__(self) -> None:
+        self.home: Home | None = None  # the pool that it came from
+        self.fresh = False  # it was opened for this attempt
         self.reports = 0  # how many came
+        self.sent = 0  # how many statements went out
+        self.last: str | bytes | None = None  # the last of them, as long as nobody told that it was answered
+        self.dead = False  # it was lost
+        self.looked = False  # a SELECT in the open transaction may have called something that writes
+        self.unheard = False  # a COMMIT of that went out, and its answer is not known
         self.open = False  # it wrote in a transaction that nobody has ended
         self.savepoints = True  # … nothing but savepoints
         self.undoing = False  # a ROLLBACK of that went out as text, and its answer is not known
@@ -95,6 +129,9 @@ class _Part:
         self.direct = self.direct or other.direct
 
 
+#: A statement of more bytes may be larger than the server takes (the least value of max_allowed_packet is 1,024).
+_LARGE = 1_000
+
 #: A statement of the kind WRITE that begins so stores nothing. Other spellings count as writes.
 _SAVEPOINTS = frozenset({"SAVEPOINT", b"SAVEPOINT", "RELEASE S", b"RELEASE S", "ROLLBACK ", b"ROLLBACK "})
 
@@ -114,8 +151,11 @@ class Unit:
         "__weakref__",
         "_barrier",
         "_closed",
+        "_deaths",
         "_helpers",
         "_inner",
+        "_limits",
+        "_looks",
         "_meanings",
         "_notes",
         "_parts",
@@ -142,12 +182,15 @@ class Unit:
         self._inner: list[Unit] = []  # entered in this observing one, and not left yet
         self._stored = False  # the server acknowledged something
         self._uncertain = False  # something may be stored, and nobody will ever say so
+        self._deaths: dict[str, set[int]] = {}  # in which attempts a statement ended its connection, which had just worked
+        self._limits: dict[int, int | None] = {}  # how large a statement a home takes, by its id
         self._forget()
 
     def _forget(self) -> None:
         self.wrote = False  #: whether this attempt sent anything but reads
         self._barrier: str | None = None  # why this attempt can never be run again
         self._parts: dict[int | None, _Part] = {}
+        self._looks: dict[int, Home | None] = {}  # where a SELECT was committed that may have written, by the home's id
         self._notes: list[tuple[BaseException, Fault]] = []
         self._helpers: list[Callable[[], bool]] = []  # threads and jobs of this attempt: have they ended?
 
@@ -198,10 +241,15 @@ class Unit:
     def _is_helped(self) -> bool:
         return any(not is_done() for is_done in list(self._helpers))
 
-    def join(self, conn_id: int) -> None:
-        """The connection *conn_id* works for this unit from now on, whichever thread uses it (:func:`current`)."""
+    def join(self, conn_id: int, home: Home | None = None, *, fresh: bool = False) -> None:
+        """The connection *conn_id* works for this unit from now on, whichever thread uses it (:func:`current`).
+
+        *home* is where another one can be taken to ask something. *fresh*: this one was opened just now.
+        """
         if not self._closed:
             _joined[conn_id] = self
+            part = self._known(conn_id)
+            part.home, part.fresh = home, part.fresh or fresh
 
     def has(self, conn_id: int) -> bool:
         """Whether the connection *conn_id* works for this unit, which hears of all that is sent on it."""
@@ -284,19 +332,84 @@ class Unit:
             if fault.kind is FaultKind.LOST:
                 return Verdict(Action.COMMIT_UNKNOWN, "a COMMIT was sent and the connection was lost before its answer")
             return Verdict(Action.RAISE, "a COMMIT was sent and its answer was not seen")
+        against = self._against(fault, conn_id, parts)
+        if against is not None:
+            return Verdict(Action.RAISE, against)
+        done = "the server undid the transaction" if fault.kind is FaultKind.RETRY else "nothing was committed"
+        return Verdict(Action.REPLAY, f"{done}, and no COMMIT of writes was sent before", self._asks(parts))
+
+    def _against(self, fault: Fault, conn_id: int | None, parts: dict[int | None, _Part]) -> str | None:
+        """What forbids a replay, if anything."""
         if self._barrier is not None:
-            return Verdict(Action.RAISE, self._barrier)
+            return self._barrier
+        if fault.cause is Cause.CLOSED_BY_HOLDER:
+            return "the connection was closed by the code that had it"
         faulty = next(iter(parts)) if conn_id is None and len(parts) == 1 else conn_id
         if any(part.open for key, part in parts.items() if key != faulty):
-            return Verdict(Action.RAISE, "another connection still holds writes of this attempt in an open transaction")
+            return "another connection still holds writes of this attempt in an open transaction"
         if any(unit is self for key, unit in list(_joined.items()) if key != faulty):
-            return Verdict(Action.RAISE, "another task or thread of this attempt still has a connection and may go on to write")
+            return "another task or thread of this attempt still has a connection and may go on to write"
         if self._is_helped():
-            return Verdict(Action.RAISE, "a thread or a job that this attempt started has not ended and may go on to write")
-        done = "the server undid the transaction" if fault.kind is FaultKind.RETRY else "nothing was committed"
-        return Verdict(Action.REPLAY, f"{done}, and no COMMIT of writes was sent before")
+            return "a thread or a job that this attempt started has not ended and may go on to write"
+        if None in self._looks.values():
+            return "a SELECT was committed that may have called a function that writes, and nobody can be asked"
+        return self._too_large(parts) or self._always_fatal()
+
+    def _always_fatal(self) -> str | None:
+        for attempts in self._deaths.values():
+            if self.attempts in attempts and len(attempts) > 1:
+                return "two attempts lost a connection that had just worked at the same statement: what is sent there ends its session"
+        return None
+
+    def _too_large(self, parts: dict[int | None, _Part]) -> str | None:
+        for part in parts.values():
+            size = part.dead and part.home is not None and _size(part.last)
+            if not size or part.home is None:
+                continue
+            limit = PG_LARGEST if part.home.backend == "postgresql" else self._limits.get(id(part.home), 0)
+            if limit is None:
+                return "how large a statement the server takes could not be asked"
+            if 0 < limit <= size:
+                name = "" if part.home.backend == "postgresql" else "max_allowed_packet = "
+                return f"{_a(verb(part.last))} of {size:,} bytes was sent, and the server takes {name}{limit:,} bytes at most"
+        return None
+
+    def _asks(self, parts: dict[int | None, _Part]) -> tuple[tuple[Home, Question], ...]:
+        """What the server has to be asked before the replay."""
+        hidden = [(home, Question.HIDDEN_WRITES) for home in self._looks.values() if home is not None]
+        large = {
+            id(part.home): (part.home, Question.PACKET)
+            for part in parts.values()
+            if part.dead and part.home is not None and _is_mysql(part.home) and id(part.home) not in self._limits
+            if _size(part.last) > _LARGE
+        }
+        return (*hidden, *large.values())
+
+    def hear(self, home: Home, question: Question, answer: Any) -> None:
+        """The *answer* of :attr:`Verdict.asks` (see :class:`Question`); None: it could not be had."""
+        if question is Question.PACKET:
+            self._limits[id(home)] = answer
+            return
+        self._looks.pop(id(home), None)
+        if answer == "":
+            return
+        self.wrote = self._uncertain = True
+        for part in list(self._parts.values()):
+            if part.home is home and part.unheard:
+                part.open = part.pending = True
+        why = answer or "the server could not be asked whether it called a function that writes"
+        self._bar(f"a SELECT was committed, and {why}")
+
+    def found_demoted(self) -> None:
+        """The server that refused a write as read-only takes none from anybody: a failover, so another attempt may help."""
+        self._notes = [(exc, _demoted(fault)) for exc, fault in self._notes]
 
     # -- the driver's side ---------------------------------------------------------------------------------------
+
+    def harmless(self, *, conn_id: int | None = None) -> None:
+        """A command is about to be sent that neither reads nor changes anything, such as a ping."""
+        if not self._closed:
+            self._part(conn_id)
 
     def statement(self, sql: str | bytes | None, autocommit: bool | None, *, conn_id: int | None = None) -> None:
         """*sql* is about to be sent. None: its text is not known.
@@ -310,22 +423,39 @@ class Unit:
             return
         part = self._part(conn_id)
         self._answered(part)
+        part.sent += 1
+        part.last = sql
         what = kind(sql)
         if what is Kind.READ:
-            return
-        if what is Kind.ROLLBACK:
+            if may_hide_a_write(sql):
+                self._look(part, autocommit)
+        elif what is Kind.ROLLBACK:
             part.undoing = part.open  # it counts once it is acknowledged: rolled_back()
         elif what is Kind.COMMIT:
+            self._commit_goes_out(part)
             part.pending = part.open
         elif what is Kind.SETTLES:
             self.wrote = part.open = part.pending = part.settling = True
             part.savepoints = False
         elif what is Kind.BEGIN:
+            self._commit_goes_out(part)
             if part.open:
                 self._uncertain = True
                 self._bar("a transaction was begun while one with writes was open, which commits that in MySQL")
         else:
             self._wrote(part, what, sql, autocommit)
+
+    def _look(self, part: _Part, autocommit: bool | None) -> None:
+        """A SELECT goes out that may call something that writes."""
+        part.looked = True
+        if autocommit is not False:
+            self._commit_goes_out(part)
+
+    def _commit_goes_out(self, part: _Part) -> None:
+        """What was looked at may be committed from now on."""
+        if part.looked and not self.observing:
+            part.looked, part.unheard = False, True
+            self._looks[id(part.home)] = part.home
 
     def _wrote(self, part: _Part, what: Kind, sql: str | bytes | None, autocommit: bool | None) -> None:
         self.wrote = True
@@ -353,6 +483,9 @@ class Unit:
             return
         part = self._part(conn_id)
         self._answered(part)
+        part.sent += 1
+        part.last = "COMMIT"
+        self._commit_goes_out(part)
         part.pending = part.open or self.observing
 
     def committed(self, *, conn_id: int | None = None) -> None:
@@ -360,11 +493,12 @@ class Unit:
         if self._closed:
             return
         part = self._part(conn_id)
+        part.last = None
         if part.open:
             self._stored = self._stored or not part.savepoints
             self._uncertain = self._uncertain or part.undoing
             self._commit_happened(part)
-        part.pending = False
+        part.pending = part.unheard = False
 
     def acknowledged(self, *, conn_id: int | None = None, stored: bool = True) -> None:
         """The server answered the last write in autocommit, or the last ``XA COMMIT`` and its like.
@@ -373,6 +507,8 @@ class Unit:
         that is certain of neither does not call this; then the fate stays *unknown*.
         """
         part = None if self._closed else self._parts.get(conn_id)
+        if part is not None:
+            part.last = None
         if part is not None and part.direct:
             self._stored = self._stored or stored  # first: never a moment without either
             part.direct = False
@@ -397,19 +533,29 @@ class Unit:
             return
         part = self._part(conn_id)
         self._answered(part)
-        part.open = part.undoing = False
+        part.open = part.undoing = part.looked = False
+        part.last = None
 
-    def ended(self, *, conn_id: int | None = None, clean: bool = True) -> None:
+    def ended(self, *, conn_id: int | None = None, clean: bool = True, lost: bool = False) -> None:
         """The connection left the unit. *clean*: with nothing open: rolled back, committed, or closed for good.
 
-        A COMMIT that went out on it without an answer stays unknown.
+        A COMMIT that went out on it without an answer stays unknown. *lost*: the other side ended it, and nobody knows why.
         """
         if conn_id is not None and _joined.get(conn_id) is self:
             del _joined[conn_id]
         part = self._parts.get(conn_id)
-        if part is not None and clean and not self._closed:
+        if part is None or self._closed:
+            return
+        if clean:
             part.open = part.open and part.pending
             part.undoing = part.undoing and part.open
+            part.looked = False
+            part.unheard = part.unheard and lost
+        if lost:
+            part.dead = True
+            is_to_blame = part.last is not None and kind(part.last) not in (Kind.BEGIN, Kind.ROLLBACK)
+            if is_to_blame and part.last is not None and (part.fresh or part.sent > 1):
+                self._deaths.setdefault(shape(part.last), set()).add(self.attempts)
 
     def doubt(self, reason: str, *, conn_id: int | None = None) -> None:
         """Something happened that cannot be followed: this attempt is never replayed, because of *reason*."""
@@ -435,10 +581,12 @@ class Unit:
 
     # ------------------------------------------------------------------------------------------------------------
 
-    def _part(self, conn_id: int | None) -> _Part:
+    def _known(self, conn_id: int | None) -> _Part:
         part = self._parts.get(conn_id)
-        if part is None:
-            part = self._parts.setdefault(conn_id, _Part())
+        return self._parts.setdefault(conn_id, _Part()) if part is None else part
+
+    def _part(self, conn_id: int | None) -> _Part:
+        part = self._known(conn_id)
         part.reports += 1
         return part
 
@@ -447,6 +595,7 @@ class Unit:
 
         The driver did not say how the server answered: the fate is unknown.
         """
+        part.unheard = False
         if part.direct:
             self._uncertain, part.direct = True, False
         if part.pending:
@@ -494,6 +643,21 @@ class Unit:
 
 def _a(word: str) -> str:
     return f"an {word}" if word[0] in "AEIOUX" else f"a {word}"
+
+
+def _size(sql: str | bytes | None) -> int:
+    """The bytes of *sql* and of the command that carries it."""
+    if sql is None:
+        return 0
+    return 1 + (len(sql) if isinstance(sql, (bytes, bytearray)) or len(sql) * 4 < _LARGE else len(sql.encode("utf-8", "replace")))
+
+
+def _is_mysql(home: Home) -> bool:
+    return home.backend in ("mysql", "mariadb")
+
+
+def _demoted(fault: Fault) -> Fault:
+    return replace(fault, kind=FaultKind.WRONG_SERVER, cause=Cause.FAILOVER) if fault.kind is FaultKind.READ_ONLY else fault
 
 
 # -- which unit is this? -----------------------------------------------------------------------------------------
@@ -648,6 +812,17 @@ def aside(unit: Unit) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """Be in no unit for a while: what is done inside is no unit's business."""
+    unit = _current.get()
+    try:
+        _current.set(None)
+        yield
+    finally:
+        _current.set(unit)
 
 
 def is_left_over() -> bool:

@@ -89,6 +89,11 @@ class Base:
         _seams.warn(self, module, reason)
 
 
+def _plain(row: Any) -> tuple[Any, ...]:
+    """A row in the order of its columns, whatever kind of cursor gave it."""
+    return tuple(row.values() if isinstance(row, Mapping) else row)
+
+
 def _cannot_ask(_conn: Connection) -> Any:
     raise NotImplementedError("the idle limit is learned: this version of the driver is not known")
 
@@ -124,6 +129,15 @@ class Blocking(Base):
     def reset_session(self, conn: Connection, opening: Any, left: Collection[Left]) -> None:
         """Never called, for want of an *opening*."""
         raise NotImplementedError
+
+    def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
+        """The rows of *sql*, which asks the server something. May leave a transaction open."""
+        cursor = conn.cursor()
+        try:
+            cursor.execute(sql)
+            return [_plain(row) for row in cursor.fetchall()]
+        finally:
+            cursor.close()
 
 
 class Awaited(Base):
@@ -162,3 +176,16 @@ class Awaited(Base):
     async def reset_session(self, conn: Connection, opening: Any, left: Collection[Left]) -> None:
         """Never called, for want of an *opening*."""
         raise NotImplementedError
+
+    async def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
+        """The rows of *sql*, which asks the server something. May leave a transaction open."""
+        cursor = conn.cursor()
+        if isawaitable(cursor):
+            cursor = await cursor
+        try:
+            await cursor.execute(sql)
+            return [_plain(row) for row in await cursor.fetchall()]
+        finally:
+            closing = cursor.close()
+            if isawaitable(closing):
+                await closing

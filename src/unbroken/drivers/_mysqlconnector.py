@@ -550,10 +550,12 @@ def _named(cls: Any, base: Any) -> Any:
 
 
 def _doubt_others(conn: Any, command: int) -> None:
-    if command == _QUERY or command in _HARMLESS:
+    if command == _QUERY:
         return  # queries are told with their text
     ledger = unit.current(id(conn))
-    if ledger is not None:
+    if ledger is not None and command in _HARMLESS:
+        ledger.harmless(conn_id=id(conn))
+    elif ledger is not None:
         ledger.doubt(f"command {command} of the MySQL protocol", conn_id=id(conn))
 
 

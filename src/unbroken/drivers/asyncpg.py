@@ -279,6 +279,10 @@ class AsyncDriver(Awaited):
         await conn.execute(_postgresql.reset_of(left))
         conn._protocol.residue = NOTHING
 
+    async def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
+        """The rows of *sql*."""
+        return [tuple(row) for row in await conn.fetch(sql)]
+
     async def idle_limit(self, conn: Connection) -> float | None:
         """``idle_session_timeout`` of this session."""
         return _postgresql.limit(await conn.fetchval(_postgresql.ASK_IDLE_LIMIT))

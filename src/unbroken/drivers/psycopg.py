@@ -285,6 +285,10 @@ class Driver(Blocking, _Base):
         """No round trip: psycopg sends its modes with the next BEGIN."""
         self._restore(conn, traits)
 
+    def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
+        """The rows of *sql*, below psycopg: no transaction is opened, and the values are as the server sent them."""
+        return _rows(self._run(conn, sql.encode(), 10.0))
+
     def idle_limit(self, conn: Connection) -> float | None:
         """``idle_session_timeout`` of this session."""
         result = self._run(conn, _postgresql.ASK_IDLE_LIMIT.encode(), 10.0)
@@ -377,6 +381,10 @@ class AsyncDriver(Awaited, _Base):
         """No round trip: psycopg sends its modes with the next BEGIN."""
         self._restore(conn, traits)
 
+    async def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
+        """As the blocking driver's."""
+        return _rows(await self._run(conn, sql.encode(), 10.0))
+
     async def idle_limit(self, conn: Connection) -> float | None:
         """``idle_session_timeout`` of this session."""
         result = await self._run(conn, _postgresql.ASK_IDLE_LIMIT.encode(), 10.0)
@@ -425,6 +433,12 @@ class AsyncDriver(Awaited, _Base):
 
 
 _REPORTS = (("BEGIN", False), (PROBE, False), "committing", "committed", (PROBE, True))
+
+
+def _rows(result: Any) -> list[tuple[Any, ...]]:
+    if result is None:
+        return []
+    return [tuple(result.get_value(row, column) for column in range(result.nfields)) for row in range(result.ntuples)]
 
 
 async def _ready(fd: int, want: int) -> int:

@@ -17,7 +17,7 @@ from unbroken.settings import Settings
 def limits_of(settings: Settings) -> Mapping[str, float]:
     """Seconds by the name of a driver's method. "reset" stands for the user's own reset function."""
     own = dict.fromkeys(("begin", "rollback", "restore", "drain", "reset", "reset_session"), settings.reset_timeout)
-    asking = dict.fromkeys(("ping", "idle_limit", "probe", "remember"), settings.ping_timeout)
+    asking = dict.fromkeys(("ping", "idle_limit", "probe", "remember", "ask"), settings.ping_timeout)
     return {**own, **asking, "commit": settings.commit_timeout}
 
 

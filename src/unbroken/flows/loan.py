@@ -7,12 +7,14 @@ what is the caller told. What is not known to be good is closed, and the pool op
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
 from unbroken.abc import Cause, Connection, Fault, FaultKind
 from unbroken.core.entry import Entry
 from unbroken.core.fault import is_goodbye
+from unbroken.core.questions import Question, answer, text_of
 from unbroken.core.residue import NOTHING, Left
 from unbroken.core.unit import Action, Fate, Unit, current, is_left_over
 from unbroken.errors import (
@@ -26,6 +28,8 @@ from unbroken.flows.state import State
 from unbroken.flows.steps import Call, Flow, Reset
 from unbroken.net import last_words
 from unbroken.net.liveness import Liveness, judge
+
+log = logging.getLogger("unbroken")
 
 #: What to do about a COMMIT without an answer.
 LOOK_FIRST = "the work is stored whole or not at all; look before you repeat it"
@@ -183,6 +187,8 @@ class Loan:
         unit = self.unit
         if unit is not None:
             unit.note(exc, fault)
+        if fault.kind is FaultKind.READ_ONLY:
+            entry.doubt()
         if fault.is_lost or entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
             self._condemn_lost(fault)
         elif not self.is_in_step:
@@ -401,6 +407,44 @@ class Loan:
 
         Nothing is sent where nothing needs to be, nor on a connection whose last exchange is not known to have ended.
         """
+        was_doubted = self.entry.suspect is not None
+        self.entry.cleared()
+        yield from self._undo(timeout)
+        if was_doubted and self.entry.cause is None:
+            yield from self.ask_why_read_only()
+
+    def ask_why_read_only(self) -> Flow[None]:
+        """The server refused a write as read-only: leave it where it takes none from anybody, after a failover, say.
+
+        A transaction that the application wanted read-only is its own affair. Nothing is open on the connection.
+        """
+        entry, unit = self.entry, self.unit
+        entry.cleared()
+        demoted = yield from self.ask(Question.READ_ONLY)
+        yield from self._undo()
+        if demoted is None:
+            entry.condemn(Cause.FAILOVER, "it refused a write as read-only, and could not be asked why")
+        elif demoted:
+            entry.condemn(Cause.FAILOVER, "it takes no writes")
+            if unit is not None:
+                unit.found_demoted()
+
+    def ask(self, question: Question) -> Flow[Any]:
+        """What the server answers on this connection; None where it does not. May leave a transaction open."""
+        state = self.state
+        try:
+            while (text := text_of(question, state.backend)) is not None:
+                rows = yield Call("ask", self.conn, self.entry, state.settings.ping_timeout, (text,))
+                heard = answer(question, state.backend, rows)
+                if not isinstance(heard, Question):
+                    return heard
+                question = heard
+        except Exception as exc:
+            log.info("%s: the server did not say: %s (%s)", state.name, question.value, state.classify(exc).text)
+            self.failed(exc)
+        return None
+
+    def _undo(self, timeout: float | None = None) -> Flow[None]:
         state, entry, conn = self.state, self.entry, self.conn
         if state.is_good(entry, conn):
             return

@@ -25,6 +25,7 @@ from unbroken.core import stats
 from unbroken.core.entry import Entry
 from unbroken.core.health import Policy
 from unbroken.core.kernel import Kernel, Ticket
+from unbroken.core.questions import Question
 from unbroken.core.residue import Left, Trace, followed
 from unbroken.core.unit import Unit, current, heard_by, testify
 from unbroken.errors import E, PoolClosedError, UnbrokenError, for_driver
@@ -76,6 +77,8 @@ class Shell(Protocol):
 
 #: After a no (a wrong password, say) nobody but a caller has the server asked again for so long: some lock an account.
 REJECTED_PAUSE = 30.0
+#: A connection that is not older, and was never used, was well a moment ago.
+JUST_OPENED = 5.0
 #: After a death was seen of a connection that nobody owned at that moment.
 LOOK_AGAIN = 0.05
 
@@ -448,7 +451,7 @@ class State:
         if reason is not None:
             unit.doubt(reason)
             return
-        unit.join(id(conn))
+        unit.join(id(conn), self, fresh=entry.uses <= 1 and self.clock() - entry.born < JUST_OPENED)
         unit.ask(self.meaning)
         self.driver.watch(conn)
         entry.watched = True
@@ -478,7 +481,8 @@ class State:
             if unit is not None:
                 if unit.has(id(conn)) and self._was_unseen(unit, entry, conn):
                     unit.doubt("something was sent on a connection, and its driver reported nothing", conn_id=id(conn))
-                unit.ended(conn_id=id(conn), clean=self.settings.reset is not None or entry.cause is not None)
+                clean = self.settings.reset is not None or entry.cause is not None
+                unit.ended(conn_id=id(conn), clean=clean, lost=entry.cause in UNEXPLAINED)
 
     def _was_unseen(self, unit: Unit, entry: Entry, conn: Connection) -> bool:
         """Whether bytes may have gone out on *conn* since it joined *unit*, without any report.
@@ -581,6 +585,17 @@ class State:
         """What an acquire from a closed pool gets."""
         return self.error(PoolClosedError, f"pool {self.name} is closed; make a new one to connect again")
 
+    @property
+    def backend(self) -> str:
+        """``mysql``, ``mariadb``, ``postgresql`` or ``sqlite``."""
+        return self.driver.target.backend
+
+    def inquire(self, question: Question, until: float) -> Flow[Any]:
+        """See :func:`unbroken.flows.inquiry.inquire`."""
+        from unbroken.flows.inquiry import inquire
+
+        return inquire(self, question, until)
+
     def describe_load(self) -> str:
         """``in use 10, idle 0, waiting 14`` for messages."""
         k = self.kernel
@@ -652,6 +667,10 @@ THEIR_DOING = frozenset(
         Cause.LOST,
     }
 )
+
+
+#: Of these, the causes that say nothing of what else ended the connection than the statement that it carried.
+UNEXPLAINED = THEIR_DOING - {Cause.IDLE_LIMIT, Cause.SHUTDOWN, Cause.CRASHED, Cause.FAILOVER}
 
 
 def _on_end(state_ref: Callable[[], State | None], entry_ref: Callable[[], Entry | None]) -> None:

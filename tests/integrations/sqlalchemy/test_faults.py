@@ -147,16 +147,32 @@ def test_a_server_that_became_read_only_is_left(face: Any, stats: Any) -> None:
     table = face.table("readonly_t")
     engine = face.engine()
     before = face.ask(engine)
-    with engine.connect() as conn:
-        conn.execute(
-            sa.text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY" if not face.is_mysql else "SET SESSION TRANSACTION READ ONLY")
-        )
-        conn.commit()
-        with pytest.raises(sa.exc.DBAPIError) as caught:
-            conn.execute(sa.text(f"INSERT INTO {table} VALUES (1)"))
-        assert caught.value.connection_invalidated
+    option = {"read_only": 1} if face.is_mysql else {"default_transaction_read_only": "on"}
+    with face.server.temporarily(**option), pytest.raises(sa.exc.DBAPIError), engine.begin() as conn:
+        conn.execute(sa.text(f"INSERT INTO {table} VALUES (1)"))
     assert stats(engine).closed == {"failover": 1}
     assert face.ask(engine) != before
+
+
+@pytest.mark.parametrize("how", ["session", "transaction"])
+def test_a_transaction_that_the_application_wanted_read_only_is_no_failover(face: Any, stats: Any, how: str) -> None:
+    table = face.table("readonly_t")
+    engine = face.engine()
+    idle = [engine.connect() for _ in range(2)]
+    before = {conn.scalar(face.session_id) for conn in idle}
+    for conn in idle:
+        conn.close()
+    session = "SET SESSION TRANSACTION READ ONLY" if face.is_mysql else "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+    transaction = "START TRANSACTION READ ONLY" if face.is_mysql else "SET TRANSACTION READ ONLY"
+    with engine.connect() as conn:
+        conn.execute(sa.text(session if how == "session" else transaction))
+        if how == "session":
+            conn.commit()
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            conn.execute(sa.text(f"INSERT INTO {table} VALUES (1)"))
+        assert not caught.value.connection_invalidated
+    assert stats(engine).closed.get("failover", 0) == 0
+    assert {face.ask(engine) for _ in range(3)} <= before
 
 
 def test_a_forked_child_has_sessions_of_its_own_and_leaves_its_parents_alone(face: Any, script: Any) -> None:

@@ -22,10 +22,12 @@ from sqlalchemy.util.concurrency import await_only
 from unbroken.abc import AsyncDriver, Cause, Connection, Driver, Fault, FaultKind
 from unbroken.core.entry import Entry
 from unbroken.core.kernel import Kernel
+from unbroken.core.questions import Question, text_of
 from unbroken.core.stats import Counters
 from unbroken.core.unit import testify
 from unbroken.drivers._shared import from_connect, mark
 from unbroken.errors import CommitUnknownError, ConnectionLostError, E, for_driver
+from unbroken.flows.loan import Loan
 from unbroken.flows.state import State
 from unbroken.flows.steps import Attempt, Flow, run
 from unbroken.flows.upkeep import schedule
@@ -262,6 +264,23 @@ class Body(State):
     def wants(self) -> int:
         """Upkeep opens nothing here: SQLAlchemy's pool is lazy."""
         return 0
+
+    def inquire(self, question: Question, until: float) -> Flow[Any]:  # noqa: ARG002 - pool_timeout bounds it
+        """What the server answers to *question*, on a connection of SQLAlchemy's pool; None where it does not."""
+        if self.plan.is_blind or text_of(question, self.backend) is None:
+            return "" if self.backend == "sqlite" and question is Question.HIDDEN_WRITES else None
+        return (yield Attempt(lambda: self._ask(question)))
+
+    def _ask(self, question: Question) -> Any:
+        pool = self.pool
+        fairy = None if pool is None else pool.connect()
+        if fairy is None:
+            return None
+        try:
+            entry = fairy._connection_record.entry
+            return None if entry.conn is None else self.run(Loan.of(self, entry, entry.conn).ask(question))
+        finally:
+            fairy.close()
 
     # -- words ---------------------------------------------------------------------------------------------------
 

@@ -108,6 +108,8 @@ class Hooks:
                 with bounded(home, "rollback", entry):
                     original(connection)
                 home.counters.rollbacks += 1
+            if entry.suspect is not None and home.mark[0] and entry.cause is None:
+                home.run(Loan.of(home, entry, entry.conn).ask_why_read_only())
 
         return do_rollback
 
