@@ -26,7 +26,7 @@ from starlette.concurrency import run_in_threadpool
 
 from unbroken import contexts
 from unbroken.abc import Fault, FaultKind
-from unbroken.core.unit import Action, Unit, current, enter, glimpse, is_left_over, leave
+from unbroken.core.unit import Action, Fate, Unit, current, enter, glimpse, is_left_over, leave
 
 LOST = Fault(FaultKind.LOST)
 assert contexts.Job
@@ -431,6 +431,12 @@ def test_a_job_that_has_not_ended_or_not_begun_forbids_a_replay() -> None:
         gate.set()
         first.result(10)
         assert may_be_replayed(unit)
+
+
+@pytest.mark.parametrize("way", BLOCKING)
+def test_code_inside_a_job_does_not_take_that_for_something_left_behind(way: Callable[..., Any]) -> None:
+    with work() as unit:
+        assert way(lambda: (may_be_replayed(unit), unit.fate())) == (True, Fate.NOTHING)
 
 
 def test_a_job_of_a_pool_of_threads_that_has_not_ended_forbids_a_replay() -> None:

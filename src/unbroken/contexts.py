@@ -22,7 +22,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from contextvars import Context, copy_context
+from contextvars import Context, ContextVar, copy_context
 from types import FrameType
 from typing import Any
 
@@ -37,39 +37,49 @@ _POOLS = ("concurrent.futures.", "multiprocessing.pool", "multiprocessing.queues
 class Job:
     """Work that is handed over: runs *function* in the unit and attempt of the code that makes the job."""
 
-    __slots__ = ("_attempt", "_function", "_once", "_place", "calls", "is_done", "unit")
+    __slots__ = ("_attempt", "_chain", "_function", "_once", "_was_run", "calls", "unit")
 
     def __init__(self, unit: Unit, function: Callable[..., Any], *, once: bool = False) -> None:
         self.unit, self._attempt, self._function, self._once = unit, (unit, unit.attempts), function, once
+        self._chain = (*_within.get(), self)
         self.calls = 0  #: how many are under way
-        self.is_done = False  #: whether one has ended
-        self._place: object = None  # where the last one runs
+        self._was_run = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a call has ended, or this code is part of one: then it is not left behind."""
+        return self._was_run or self.is_around
+
+    @property
+    def is_around(self) -> bool:
+        """Whether this code is part of a call: by its context, or because the call is on this thread's stack."""
+        on_thread = _running.get(threading.get_ident())
+        return self in _within.get() or (on_thread is not None and self in on_thread._chain)
+
+    def fail(self) -> None:
+        """It will never be called."""
+        self._was_run = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What *function* gives or raises."""
         before, function = (units.glimpse(), units.attempt()), self._function
         if self._once:
             self._function = _nothing  # a thread refers to its job, and this would refer to the thread
-        place = units.around.place()
-        outside = _jobs.get(place)
+        place, ident = units.around.place(), threading.get_ident()
+        outside, below, chain = _jobs.get(place), _running.get(ident), _within.get()
         self.calls += 1
-        self._place = place
         try:
-            _jobs[place] = self.unit
+            _within.set(self._chain)
+            _jobs[place], _running[ident] = self.unit, self
             units.tell(self.unit, self._attempt)
             return function(*args, **kwargs)
         finally:
+            _within.set(chain)
             units.tell(*before)
-            if outside is None:
-                _jobs.pop(place, None)
-            else:
-                _jobs[place] = outside
+            _put_back(_jobs, place, outside)
+            _put_back(_running, ident, below)
             self.calls -= 1
-            self.is_done = True
-
-    def is_out_of_the_way(self) -> bool:
-        """Whether one call has ended, or is the one that asks: a job cannot wait for its own end."""
-        return self.is_done or (self.calls == 1 and self._place == units.around.place())
+            self._was_run = True
 
 
 #: Python's own. gevent puts a class that derives from it into its place.
@@ -77,7 +87,20 @@ _Thread: Any = next(each for each in threading.Thread.__mro__ if "start" in each
 
 _TASKS_SHOW_CONTEXTS = sys.version_info >= (3, 12)
 
+#: The jobs that this code is part of. What a job starts inherits it.
+_within: ContextVar[tuple[Job, ...]] = ContextVar("unbroken_within_jobs", default=())
+
 _jobs: dict[object, Unit] = {}  # the unit of the job that runs at a place
+
+
+_running: dict[int, Job] = {}  # the innermost job on a thread's stack
+
+
+def _put_back(table: dict[Any, Any], key: object, value: Any) -> None:
+    if value is None:
+        table.pop(key, None)
+    else:
+        table[key] = value
 
 
 def _nothing() -> None:
@@ -99,11 +122,11 @@ def _start(original: Callable[..., Any]) -> Callable[..., Any]:
             return
         job = Job(unit, self.run, once=True)
         self.run = job  # type: ignore[method-assign]
-        unit.helped_by(job.is_out_of_the_way)
+        unit.helped_by(lambda: job.is_done)
         try:
             original(self)
         except BaseException:
-            job.is_done = True
+            job.fail()
             raise
 
     return start
@@ -124,7 +147,7 @@ def _start_new_thread(original: Callable[..., Any]) -> Callable[..., Any]:
         if unit is None:
             return original(functools.partial(_freely, function), *args)
         job = Job(unit, function)
-        unit.helped_by(job.is_out_of_the_way)
+        unit.helped_by(lambda: job.is_done)
         return original(job, *args)
 
     return start_new_thread
@@ -159,7 +182,7 @@ def _ended(job: Job, future: Any) -> Callable[[], bool]:
     ref = weakref.ref(future)
 
     def is_done() -> bool:
-        if job.is_out_of_the_way():
+        if job.is_done:
             return True
         waiting = ref()
         return waiting is None or (hasattr(waiting, "cancelled") and waiting.cancelled() and not job.calls)
@@ -175,8 +198,9 @@ def _apply(original: Callable[..., Any]) -> Callable[..., Any]:
         unit = units.current()
         if unit is None or not _has_threads(self, unit):
             return original(self, func, *args, **kwargs)
-        result = original(self, Job(unit, func), *args, **kwargs)
-        unit.helped_by(result.ready)
+        job = Job(unit, func)
+        result = original(self, job, *args, **kwargs)
+        unit.helped_by(lambda: job.is_around or result.ready())
         return result
 
     return apply
@@ -192,7 +216,7 @@ def _imap(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, func, *args, **kwargs)
         job = Job(unit, func)
         results = original(self, job, *args, **kwargs)
-        unit.helped_by(lambda: not job.calls and _is_exhausted(results))
+        unit.helped_by(lambda: job.is_around or (not job.calls and _is_exhausted(results)))
         return results
 
     return imap

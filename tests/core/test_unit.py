@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.core import unit as unit_module
+from unbroken.core.entry import Entry
 from unbroken.core.questions import Question
 from unbroken.core.statements import Kind, kind
 from unbroken.core.unit import Action, Fate, Unit, current, enter, is_left_over, leave
@@ -316,6 +317,10 @@ class Server:
 
     def __init__(self, backend: str = "mysql") -> None:
         self.backend = backend
+        self.has_hung_up = False
+
+    def has_ended(self, _entry: object) -> bool:
+        return self.has_hung_up
 
 
 def looked(home: Server, autocommit: bool = False) -> Unit:
@@ -444,6 +449,21 @@ def test_a_connection_that_may_have_been_lost_before_it_was_used_blames_no_state
     unit = Unit()
     for _ in range(3):
         dies(unit, INSERT, fresh=False)
+        assert action(unit) is Action.REPLAY
+
+
+@pytest.mark.parametrize("how", ["seen", "not seen"])
+def test_a_statement_that_met_a_connection_which_was_lost_before_is_not_to_blame(how: str) -> None:
+    unit = Unit()
+    for _ in range(3):
+        unit.begin_attempt()
+        home, entry = Server(), Entry(None, 0.0, 0, 0.0)
+        unit.join(1, home, entry, fresh=True)
+        home.has_hung_up = True
+        if how == "seen":
+            entry.condemn(Cause.KILLED)
+        unit.statement(INSERT, False, conn_id=1)
+        unit.ended(conn_id=1, lost=True)
         assert action(unit) is Action.REPLAY
 
 

@@ -285,7 +285,7 @@ def test_replays_are_bounded(own_face):
 
     def work(conn):
         kill()
-        face.ask(conn, f"SELECT {'1, ' * kill.calls}1")  # another statement each time
+        face.ask(conn, "SELECT 1")
 
     with pytest.raises(pool._driver.errors) as caught:
         pool.run(work)

@@ -54,6 +54,9 @@ class Home(Protocol):
     def backend(self) -> str:
         """``mysql``, ``mariadb``, ``postgresql`` or ``sqlite``."""
 
+    def has_ended(self, entry: Any) -> bool:
+        """Whether the other side is known to have ended *entry*, without a round trip."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -84,6 +87,7 @@ class _Part:
     __slots__ = (
         "dead",
         "direct",
+        "entry",
         "fresh",
         "home",
         "last",
@@ -100,6 +104,7 @@ class _Part:
 
     def __init__(self) -> None:
         self.home: Home | None = None  # the pool that it came from
+        self.entry: Any = None  # what that pool knows of it
         self.fresh = False  # it was opened for this attempt
         self.reports = 0  # how many came
         self.sent = 0  # how many statements went out
@@ -241,15 +246,16 @@ class Unit:
     def _is_helped(self) -> bool:
         return any(not is_done() for is_done in list(self._helpers))
 
-    def join(self, conn_id: int, home: Home | None = None, *, fresh: bool = False) -> None:
+    def join(self, conn_id: int, home: Home | None = None, entry: Any = None, *, fresh: bool = False) -> None:
         """The connection *conn_id* works for this unit from now on, whichever thread uses it (:func:`current`).
 
-        *home* is where another one can be taken to ask something. *fresh*: this one was opened just now.
+        *home* is where another one can be taken to ask something; *entry* is what it knows of this one, which was opened just
+        now if it is *fresh*.
         """
         if not self._closed:
             _joined[conn_id] = self
             part = self._known(conn_id)
-            part.home, part.fresh = home, part.fresh or fresh
+            part.home, part.entry, part.fresh = home, entry, part.fresh or fresh
 
     def has(self, conn_id: int) -> bool:
         """Whether the connection *conn_id* works for this unit, which hears of all that is sent on it."""
@@ -423,8 +429,7 @@ class Unit:
             return
         part = self._part(conn_id)
         self._answered(part)
-        part.sent += 1
-        part.last = sql
+        self._goes_out(part, sql)
         what = kind(sql)
         if what is Kind.READ:
             if may_hide_a_write(sql):
@@ -444,6 +449,14 @@ class Unit:
                 self._bar("a transaction was begun while one with writes was open, which commits that in MySQL")
         else:
             self._wrote(part, what, sql, autocommit)
+
+    def _goes_out(self, part: _Part, sql: str | bytes | None) -> None:
+        """What was lost before it is not lost by *sql*. (A look at the socket costs as much as a report: the second loss must be certain.)"""
+        part.sent += 1
+        part.last = sql
+        entry = part.entry
+        if entry is not None and (entry.cause is not None or (self.attempts > 1 and part.home is not None and part.home.has_ended(entry))):
+            part.last = None
 
     def _look(self, part: _Part, autocommit: bool | None) -> None:
         """A SELECT goes out that may call something that writes."""
@@ -483,8 +496,7 @@ class Unit:
             return
         part = self._part(conn_id)
         self._answered(part)
-        part.sent += 1
-        part.last = "COMMIT"
+        self._goes_out(part, "COMMIT")
         self._commit_goes_out(part)
         part.pending = part.open or self.observing
 

@@ -451,7 +451,7 @@ class State:
         if reason is not None:
             unit.doubt(reason)
             return
-        unit.join(id(conn), self, fresh=entry.uses <= 1 and self.clock() - entry.born < JUST_OPENED)
+        unit.join(id(conn), self, entry, fresh=entry.uses <= 1 and self.clock() - entry.born < JUST_OPENED)
         unit.ask(self.meaning)
         self.driver.watch(conn)
         entry.watched = True
@@ -589,6 +589,10 @@ class State:
     def backend(self) -> str:
         """``mysql``, ``mariadb``, ``postgresql`` or ``sqlite``."""
         return self.driver.target.backend
+
+    def has_ended(self, entry: Entry) -> bool:
+        """Whether the other side is known to have ended a quiet *entry*: hung up, or said something unasked."""
+        return entry.cause is not None or liveness.judge(entry.poll(0)) is not liveness.Liveness.ALIVE
 
     def inquire(self, question: Question, until: float) -> Flow[Any]:
         """See :func:`unbroken.flows.inquiry.inquire`."""

@@ -1,18 +1,25 @@
-"""A SELECT of peewee's own, in autocommit, whose connection was lost is asked again: it changed nothing."""
+"""A SELECT of peewee's own, in autocommit, whose connection was lost is asked again, if it can have changed nothing."""
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Any
 
 import peewee
 
-from unbroken.core.statements import Kind, kind
-from unbroken.integrations.peewee.errors import origin
+from unbroken.core.entry import Entry
+from unbroken.core.questions import Question
+from unbroken.core.statements import Kind, kind, may_hide_a_write
+from unbroken.errors import UnbrokenError
+from unbroken.flows.state import JUST_OPENED
+from unbroken.integrations.peewee.errors import origin, translated
 
 
-def mark(exc: BaseException, sql: Any) -> None:
-    """*exc* says that the connection was lost when *sql* was sent: to be asked by :func:`lost_by`."""
-    origin(exc)._unbroken_lost = sql  # type: ignore[attr-defined]
+def mark(exc: BaseException, sql: Any, entry: Entry) -> None:
+    """*exc* says that the connection of *entry* was lost when *sql* was sent: to be asked by :func:`lost_by`."""
+    lost: Any = origin(exc)
+    lost._unbroken_lost = sql
+    lost._unbroken_was_new = entry.uses <= 1 and monotonic() - entry.born < JUST_OPENED
 
 
 def lost_by(exc: BaseException) -> Any:
@@ -26,8 +33,8 @@ class AskedAgain:
     pool: Any
 
     def execute(self, query: Any, *args: Any, **options: Any) -> Any:
-        """As peewee's. A SELECT in autocommit whose connection is lost is asked again, for it changed nothing."""
-        tries = 0
+        """As peewee's. A SELECT in autocommit whose connection is lost is asked again, if it can have changed nothing."""
+        tries = fatal = 0
         while True:
             try:
                 return super().execute(query, *args, **options)  # type: ignore[misc] # the database's
@@ -37,8 +44,27 @@ class AskedAgain:
                     raise
                 if self._is_bound_to_session() or tries >= self.pool.settings.max_replays:
                     raise
+                fatal += getattr(origin(exc), "_unbroken_was_new", False)
+                why = "it ended two new connections" if fatal > 1 else self._why_not(sql)
+                if why:
+                    exc.add_note(f"unbroken did not ask this SELECT again: {why}")
+                    raise
             tries += 1
             self._count_replay("a lost SELECT")
+
+    def _why_not(self, sql: Any) -> str:
+        """Why *sql*, which is committed by itself, may have stored something; nothing where the server rules that out."""
+        if not may_hide_a_write(sql):
+            return ""
+        try:
+            said = self._inquire(Question.HIDDEN_WRITES)
+        except UnbrokenError as error:
+            raise translated(error) from error
+        return "the server could not be asked whether it called a function that writes" if said is None else str(said)
+
+    def _inquire(self, question: Question) -> Any:
+        """What the server answers, on a connection of the pool."""
+        raise NotImplementedError
 
     def _is_bound_to_session(self) -> bool:
         """Whether what runs now belongs to a transaction, or the caller has the connection itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import aclosing, nullcontext
 from contextvars import ContextVar
@@ -11,7 +12,8 @@ import peewee
 from playhouse import db_url, pwasyncio
 
 from unbroken.abc import Cause
-from unbroken.aio import AsyncPool
+from unbroken.aio import AsyncPool, inquire
+from unbroken.core.questions import Question
 from unbroken.errors import UnbrokenError
 from unbroken.flows.bounds import bounded
 from unbroken.flows.steps import run_async
@@ -158,6 +160,9 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
                     yield row
         finally:
             await self._unpin(*pinned)
+
+    def _inquire(self, question: Question) -> Any:
+        return pwasyncio.await_(inquire(self.pool._current(), question, math.inf))
 
     def _is_bound_to_session(self) -> bool:
         state = self._state._current()

@@ -72,7 +72,7 @@ def failed(database: Any, slot: Slot, exc: BaseException, sql: Any, *, stays: bo
         slot.open = not slot.clean and slot.open
     told = shown(loan, exc)
     if fault.is_lost and isinstance(exc, Exception) and entry.cause is not Cause.DEADLINE:
-        mark(exc, sql)
+        mark(exc, sql, entry)
     if entry.cause is not None and not stays and not (slot.begun or slot.transactions):
         database._give_back(slot)
     return told

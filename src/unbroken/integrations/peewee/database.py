@@ -7,6 +7,7 @@ Who keeps a connection, and until when, is said in ``slot.py``. Nothing here wai
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 import peewee
 from playhouse.pool import MaxConnectionsExceeded
 
+from unbroken import threads
+from unbroken.core.questions import Question
 from unbroken.core.unit import current, glimpse
 from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee import care, plan
@@ -337,6 +340,9 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
             slot.readers.pop(id(result), None)
             if not slot.is_bound:
                 result.let_go()
+
+    def _inquire(self, question: Question) -> Any:
+        return threads.inquire(self.pool._current(), question, math.inf)
 
     def _is_bound_to_session(self) -> bool:
         slot = self._state

@@ -72,7 +72,7 @@ class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
             if isinstance(exc, Exception) and not isinstance(exc, UnbrokenError) and self.entry.cause is Cause.DEADLINE:
                 raise translated(self.loan.shown(exc, self.home.settings.deadline)) from exc
             if isinstance(exc, Exception) and fault.is_lost:
-                mark(exc, sql)
+                mark(exc, sql, self.entry)
             raise
 
     def loss(self) -> UnbrokenError:
