@@ -451,7 +451,7 @@ class Unit:
             self._wrote(part, what, sql, autocommit)
 
     def _goes_out(self, part: _Part, sql: str | bytes | None) -> None:
-        """What was lost before it is not lost by *sql*. (A look at the socket costs as much as a report: the second loss must be certain.)"""
+        """What was lost before it is not lost by *sql*. A look at the socket costs as much as a report, so only later attempts take one."""
         part.sent += 1
         part.last = sql
         entry = part.entry
