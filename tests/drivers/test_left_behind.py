@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from unbroken import Pool
+from unbroken.net import severance
 
 ROWS = "SELECT n FROM generate_series(1, 100000) AS n"
 
@@ -122,3 +127,78 @@ def test_a_connection_that_was_lost_and_closed_afterwards_was_not_closed_by_its_
     with contextlib.suppress(*face.driver.errors):
         face.run(conn.close())
     assert not face.driver.was_closed(conn)
+
+
+@pytest.mark.parametrize(("name", "leave"), CASES)
+def test_a_holder_that_would_wait_for_itself_is_told_so(faces: Any, postgres: Any, name: str, leave: Any) -> None:
+    face = faces(name, postgres)
+    conn = face.connect()
+    kept = leave(face, conn)
+    for action in (lambda: face.execute(conn, "SELECT 1"), lambda: face.run(conn.commit()), lambda: face.run(conn.rollback())):
+        assert face.fault(action).is_lost
+    face.driver.close(conn)
+    del kept
+
+
+def test_a_thread_that_waits_for_anothers_half_read_result_ends_with_the_socket(faces: Any, postgres: Any) -> None:
+    face = faces("psycopg", postgres)
+    conn = face.connect()
+    kept, errors = _stream(face, conn), []
+
+    def wait() -> None:
+        try:
+            conn.execute("SELECT 1")
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    fd = face.driver.fileno(conn)
+    severance.abort(fd, severance.identity(fd))  # as a deadline does
+    thread.join(10)
+    assert not thread.is_alive()
+    assert face.driver.classify(errors[0]).is_lost
+    del kept
+
+
+def test_threads_that_share_a_connection_wait_for_each_other_as_ever(faces: Any, postgres: Any) -> None:
+    face = faces("psycopg", postgres)
+    conn = face.connect()
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda n=n: answers.append(conn.execute(f"SELECT {n} FROM pg_sleep(0.02)").fetchone()[0])) for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(answers) == list(range(8))
+
+
+def test_tasks_that_share_a_connection_wait_for_each_other_as_ever(faces: Any, postgres: Any) -> None:
+    face = faces("psycopg_async", postgres)
+    conn = face.connect()
+
+    async def ask(n: int) -> int:
+        cursor = await conn.execute(f"SELECT {n} FROM pg_sleep(0.02)")
+        return int((await cursor.fetchone())[0])
+
+    async def all_of_them() -> list[int]:
+        return list(await asyncio.gather(*map(ask, range(8))))
+
+    assert face.run(all_of_them()) == list(range(8))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_pool_takes_back_a_half_read_stream_at_once(postgres: Any, error: type[BaseException]) -> None:
+    with Pool(postgres.url("psycopg"), max_size=1) as pool:
+        with pytest.raises(error), pool.connection(deadline=30) as conn:
+            rows = conn.cursor().stream(ROWS)
+            next(rows)
+            raise error
+        with pool.connection(timeout=5) as another:
+            assert another is not conn
+            assert another.execute("SELECT 5").fetchone() == (5,)
+        del rows

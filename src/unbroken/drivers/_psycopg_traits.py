@@ -7,10 +7,14 @@ subclass of its own class that notes when one of its traits is set. Only then ar
 from __future__ import annotations
 
 import weakref
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import cache
+from inspect import isasyncgenfunction, unwrap
 from typing import Any, NamedTuple
 
 from unbroken.drivers._psycopg_watch import real_pgconn
+from unbroken.drivers._shared import lost
 
 _OK, _IDLE = 0, 0  # PQstatus, PQtransactionStatus
 
@@ -35,7 +39,7 @@ class Traits(NamedTuple):
 #: Attributes whose assignment is noted. Those of transactions, pipelines and 2PC must be as at the beginning.
 _NOTED = frozenset(
     "_autocommit _isolation_level _read_only _deferrable row_factory cursor_factory server_cursor_factory _adapters "
-    "_num_transactions _tpc _pipeline _prepared lock pgconn".split()
+    "_num_transactions _tpc _pipeline _prepared lock pgconn _unbroken_inside".split()
 )
 
 
@@ -49,12 +53,32 @@ def noting(base: Any) -> Any:
         __doc__ = base.__doc__
         __module__ = base.__module__
         _unbroken_changed = True  #: until the first comparison
+        _unbroken_inside = 0  #: how many blocks of pipeline() are entered
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name in _NOTED:
                 self.__dict__["_unbroken_changed"] = True
             super().__setattr__(name, value)
 
+        def _start_query(self) -> Generator[Any, Any, None]:
+            check_step(self)
+            yield from super()._start_query()
+
+        def _exec_command(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            check_step(self)
+            return (yield from super()._exec_command(*args, **kwargs))
+
+        def _commit_gen(self) -> Generator[Any, Any, None]:
+            check_step(self)
+            yield from super()._commit_gen()
+
+        def _rollback_gen(self) -> Generator[Any, Any, None]:
+            check_step(self)
+            yield from super()._rollback_gen()
+
+    for name in ("pipeline", "_pipeline_nolock"):
+        if hasattr(base, name):
+            setattr(Connection, name, _counted(name, getattr(base, name)))
     for name in ("add_notice_handler", "remove_notice_handler", "add_notify_handler", "remove_notify_handler"):
         setattr(Connection, name, _noted(getattr(base, name)))
     for name in ("prepare_threshold", "prepared_max"):
@@ -62,6 +86,51 @@ def noting(base: Any) -> Any:
         setattr(Connection, name, property(plain.fget, _noted(plain.fset), doc=plain.__doc__))
     Connection.__name__ = Connection.__qualname__ = base.__name__
     return Connection
+
+
+def _counted(name: str, plain: Any) -> Any:
+    """psycopg's ``pipeline()``, with a count of the blocks that are entered."""
+
+    @contextmanager
+    def pipeline(self: Any) -> Iterator[Any]:
+        with plain(self) as found:
+            self._unbroken_inside += 1
+            try:
+                yield found
+            finally:
+                self._unbroken_inside -= 1
+
+    @asynccontextmanager
+    async def async_pipeline(self: Any) -> AsyncIterator[Any]:
+        async with plain(self) as found:
+            self._unbroken_inside += 1
+            try:
+                yield found
+            finally:
+                self._unbroken_inside -= 1
+
+    method = async_pipeline if isasyncgenfunction(unwrap(plain)) else pipeline
+    method.__name__, method.__doc__ = name, plain.__doc__
+    return method
+
+
+def is_out_of_pipelines(conn: Any) -> bool:
+    """Whether neither psycopg nor we take *conn* for one in pipeline mode."""
+    return conn._pipeline is None and not getattr(conn, "_unbroken_inside", 0)
+
+
+def check_step(conn: Any) -> None:
+    """Raise OperationalError where an exception struck psycopg on its way into pipeline mode, or out of it.
+
+    A statement would be sent then, and its answer not be read.
+    """
+    if (conn._pipeline is not None) != bool(conn._unbroken_inside) or (conn._pipeline is None and real_pgconn(conn).pipeline_status):
+        import psycopg
+
+        raise lost(psycopg.OperationalError(OUT_OF_STEP))
+
+
+OUT_OF_STEP = "the connection is out of step: an answer was not read to its end"
 
 
 def _noted(plain: Any) -> Any:
@@ -86,7 +155,7 @@ def traits_of(conn: Any) -> Traits:
 
 def is_as_opened(conn: Any, traits: Any) -> bool:
     """Whether *conn* still has its *traits*, and is in no block of transaction(), 2PC or pipeline."""
-    if conn._num_transactions or conn._tpc is not None or conn._pipeline is not None or traits_of(conn) != traits:
+    if conn._num_transactions or conn._tpc is not None or not is_out_of_pipelines(conn) or traits_of(conn) != traits:
         return False
     conn.__dict__["_unbroken_changed"] = False
     return True
@@ -95,7 +164,7 @@ def is_as_opened(conn: Any, traits: Any) -> bool:
 def put_back(conn: Any, traits: Traits) -> bool:
     """Give *conn* its *traits* again. False: it is in the middle of something and must be closed."""
     pgconn = real_pgconn(conn)
-    if pgconn.status != _OK or pgconn.transaction_status != _IDLE or pgconn.pipeline_status or conn._pipeline is not None:
+    if pgconn.status != _OK or pgconn.transaction_status != _IDLE or pgconn.pipeline_status or not is_out_of_pipelines(conn):
         return False
     if conn.lock.locked() or conn._num_transactions or conn._tpc is not None:
         return False

@@ -403,6 +403,8 @@ def exact(base: Any) -> Any:
 
     for name, in_step in _WAYS.items():
         _followed(Connection, base, name, in_step)
+    if hasattr(base, "rollback"):
+        _refusing(Connection, base, "rollback")
     Connection.__name__ = Connection.__qualname__ = base.__name__
     return Connection
 
@@ -425,6 +427,19 @@ def _followed(cls: Any, base: Any, name: str, in_step: tuple[int, ...]) -> None:
         return result
 
     method.__name__, method.__doc__ = name, send.__doc__
+    setattr(cls, name, method)
+
+
+def _refusing(cls: Any, base: Any, name: str) -> None:
+    """pg8000's ``rollback()`` sends nothing where it believes that nothing is open; out of step it does not know."""
+    plain = getattr(base, name)
+
+    def method(self: Any) -> None:
+        if self._seen_sent != self._seen_answered:
+            raise lost(_error()(_OUT_OF_STEP))
+        plain(self)
+
+    method.__name__, method.__doc__ = name, plain.__doc__
     setattr(cls, name, method)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 import selectors
 import time
+import weakref
 from collections.abc import Callable, Collection, Generator
 from contextvars import ContextVar
 from dataclasses import replace
@@ -17,7 +18,17 @@ from unbroken.core.fault import one_line, os_fault, postgres_fault
 from unbroken.core.residue import Left
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Awaited, Base, Blocking
-from unbroken.drivers._psycopg_traits import Traits, is_as_opened, keep_adapters, noting, put_back, traits_of
+from unbroken.drivers._psycopg_lock import TaskLock, ThreadLock
+from unbroken.drivers._psycopg_traits import (
+    OUT_OF_STEP,
+    Traits,
+    is_as_opened,
+    is_out_of_pipelines,
+    keep_adapters,
+    noting,
+    put_back,
+    traits_of,
+)
 from unbroken.drivers._psycopg_watch import real_pgconn, watched
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
 from unbroken.drivers._shared import (
@@ -110,7 +121,7 @@ class _Base(Base):
     def is_in_transaction(self, conn: Connection) -> bool | None:
         """From the last ReadyForQuery; None in the middle of an exchange or of a pipeline."""
         pgconn = conn.__dict__["pgconn"]  # as real_pgconn; asked at the end of every lease, where a call costs as much as all of this
-        if pgconn.pipeline_status:
+        if pgconn.pipeline_status or conn.lock.locked() or not is_out_of_pipelines(conn):
             return None
         status = pgconn.transaction_status  # 4 where the connection is lost
         return False if status == _IDLE else True if status in (_IN_TRANSACTION, _IN_ERROR) else None
@@ -125,6 +136,7 @@ class _Base(Base):
             and pgconn.transaction_status in (_IDLE, _IN_TRANSACTION, _IN_ERROR)
             and not pgconn.pipeline_status
             and not conn.lock.locked()
+            and is_out_of_pipelines(conn)
         )
 
     def was_closed(self, conn: Connection) -> bool:
@@ -154,6 +166,10 @@ class _Base(Base):
         if self.is_known:
             conn.__class__ = noting(class_of(conn))
             keep_adapters(conn)
+            if not conn.lock.locked():
+                this = weakref.ref(conn)
+                kind = TaskLock if self.is_async else ThreadLock
+                conn.lock = kind(lambda: None if (conn := this()) is None else self.fileno(conn), self._out_of_step)
         return conn
 
     def _restore(self, conn: Connection, traits: Any) -> None:
@@ -161,10 +177,11 @@ class _Base(Base):
             raise self._out_of_step()
 
     def _out_of_step(self) -> BaseException:
-        return lost(self._psycopg.OperationalError("the connection is out of step: an answer was not read to its end"))
+        return lost(self._psycopg.OperationalError(OUT_OF_STEP))
 
     def _check_free(self, conn: Connection) -> None:
-        if conn.lock.locked():
+        """Raise where a statement would wait for ever, or not get its own answer."""
+        if real_pgconn(conn).status == _OK and not self.is_quiet(conn):
             raise self._out_of_step()
 
     def classify(self, exc: BaseException) -> Fault:
@@ -255,11 +272,8 @@ class Driver(Blocking, _Base):
             return self._known(dial(self._connect))
         if not self.is_known:
             return dial(lambda: self._psycopg.Connection.connect(**self._timeout_arguments(timeout)))
-        return dial(
-            lambda: _within(
-                self._limit(timeout), lambda: _bounded(noting(self._psycopg.Connection)).connect(**self._timeout_arguments(timeout))
-            )
-        )
+        kind = _bounded(noting(self._psycopg.Connection))
+        return self._known(dial(lambda: _within(self._limit(timeout), lambda: kind.connect(**self._timeout_arguments(timeout)))))
 
     def ping(self, conn: Connection, timeout: float) -> None:
         """An empty query: one round trip, no transaction."""
@@ -353,7 +367,7 @@ class AsyncDriver(Awaited, _Base):
                 if self._connect is not None:
                     return self._known(await self._connect())
                 kind = self._psycopg.AsyncConnection
-                return await (noting(kind) if self.is_known else kind).connect(**self._timeout_arguments(timeout))
+                return self._known(await (noting(kind) if self.is_known else kind).connect(**self._timeout_arguments(timeout)))
         except TimeoutError:
             raise self._psycopg.errors.ConnectionTimeout("connection timeout expired") from None
 

@@ -1,0 +1,132 @@
+"""The lock of a psycopg connection, without waits that never end.
+
+psycopg holds its lock for as long as a ``stream()``, ``notifies()`` or ``copy()`` is half read, and for ever after an
+exception struck between two lines of its own. A holder that asked for it again waited for itself, and no deadline ended
+that. These locks raise in such a case; and a wait for another thread or task ends when the connection's socket does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from unbroken.net.liveness import Liveness, look
+from unbroken.net.patched import threads_are_greenlets
+
+#: A wait for another thread or task looks at the socket this often, in seconds.
+GLANCE = 0.05
+#: After so many glances at a lock that is locked and that nobody has any more, nobody will release it.
+ORPHANED = 5
+
+
+class _Base:
+    """What both locks share: who has it, and whether a wait for it can end."""
+
+    __slots__ = ("_error", "_fileno", "_inner", "locked", "owner")
+
+    def __init__(self, inner: Any, fileno: Callable[[], int | None], error: Callable[[], BaseException]) -> None:
+        self._inner, self._fileno, self._error = inner, fileno, error
+        self.locked: Callable[[], bool] = inner.locked  #: whether somebody has it
+        self.owner: object = None  #: the thread or task that has it; an exception may strike before it is noted
+
+    def release(self) -> None:
+        """Let the next one have it."""
+        self.owner = None
+        self._inner.release()
+
+    def _raise_if_hopeless(self, me: object, orphaned: int) -> int:
+        """Raise where *me* waits for itself, for nobody, or for an answer that cannot come any more.
+
+        *orphaned* is how often it was locked so far though nobody had it, or nobody who is there; gives the new count.
+        """
+        orphaned = orphaned + 1 if self.locked() and not self._is_owned() else 0
+        fd = self._fileno()
+        if self.owner == me or orphaned == ORPHANED or fd is None or look(fd) is Liveness.DEAD:
+            raise self._error()
+        return orphaned
+
+    def _is_owned(self) -> bool:
+        """Whether the thread or task that has it is there and goes on."""
+        raise NotImplementedError
+
+
+class ThreadLock(_Base):
+    """For psycopg's blocking connections, in place of a ``threading.Lock``."""
+
+    __slots__ = ()
+
+    def __init__(self, fileno: Callable[[], int | None], error: Callable[[], BaseException]) -> None:
+        super().__init__(threading.Lock(), fileno, error)
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """As ``threading.Lock``'s. Raises OperationalError where the wait could not end."""
+        me = threading.get_ident()
+        if not self._inner.acquire(blocking=False) and (not blocking or not self._wait(me, timeout)):
+            return False
+        self.owner = me
+        return True
+
+    def _wait(self, me: int, timeout: float) -> bool:
+        left, orphaned = timeout, 0
+        while True:
+            step = GLANCE if timeout < 0 else min(GLANCE, left)
+            if self._inner.acquire(timeout=step):
+                return True
+            left -= step
+            if timeout >= 0 and left <= 0:
+                return False
+            orphaned = self._raise_if_hopeless(me, orphaned)
+
+    def _is_owned(self) -> bool:
+        if self.owner is None:
+            return False
+        return threads_are_greenlets() or any(thread.ident == self.owner for thread in threading.enumerate())
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+
+class TaskLock(_Base):
+    """For psycopg's async connections, in place of an ``asyncio.Lock``."""
+
+    __slots__ = ()
+
+    def __init__(self, fileno: Callable[[], int | None], error: Callable[[], BaseException]) -> None:
+        super().__init__(asyncio.Lock(), fileno, error)
+
+    async def acquire(self) -> bool:
+        """As ``asyncio.Lock``'s. Raises OperationalError where the wait could not end."""
+        me = asyncio.current_task()
+        if self._inner.locked():
+            await self._wait(me)
+        else:
+            await self._inner.acquire()
+        self.owner = me
+        return True
+
+    async def _wait(self, me: object) -> None:
+        orphaned = 0
+        while True:
+            try:
+                async with asyncio.timeout(GLANCE) as limit:
+                    await self._inner.acquire()
+                return
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+            orphaned = self._raise_if_hopeless(me, orphaned)
+
+    def _is_owned(self) -> bool:
+        return isinstance(self.owner, asyncio.Task) and not self.owner.done()
+
+    async def __aenter__(self) -> bool:
+        return await self.acquire()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
