@@ -16,7 +16,7 @@ from unbroken.drivers._mysql_reset import set_again, sets_nothing_else
 from .conftest import POSTGRESQL
 
 #: Drivers that close a session instead of resetting it.
-CLOSING = {"mysqlconnector", "mysqlconnector_c", "mysqlconnector_async", "aiomysql", "asyncmy"}
+CLOSING = {"mysqlconnector", "mysqlconnector_c", "mysqlconnector_async"}
 
 LEAVES = {
     True: [

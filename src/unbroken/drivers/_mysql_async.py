@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, Target
-from unbroken.drivers import _mysql
+from unbroken.core.residue import Left
+from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers._base import Awaited
 
 
@@ -17,6 +18,8 @@ class Shared(Awaited):
     capabilities = Capabilities(transaction_status=True, watchable=True)
     target: Target
     _base: type[BaseException]
+    _arguments: dict[str, Any]
+    _connect: Callable[[], Any] | None
     _watched: Callable[[Any], Any]
 
     async def ping(self, conn: Connection, timeout: float) -> None:
@@ -48,6 +51,24 @@ class Shared(Awaited):
         if not held:
             await self.rollback(conn)
         return float(value)
+
+    async def remember(self, conn: Connection) -> str | None:
+        """The statement that sets again what was set when *conn* was opened."""
+        if not (_mysql_reset.sets_nothing_else(self._arguments) if self._connect is None else self.sets_only):
+            return None
+        async with conn.cursor() as cursor:
+            await cursor.execute(_mysql_reset.ASK)
+            rows = await cursor.fetchall()
+        await self.rollback(conn)
+        return _mysql_reset.set_again(row.values() if isinstance(row, dict) else row for row in rows)
+
+    async def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
+        """COM_RESET_CONNECTION and one statement."""
+        await conn._execute_command(_mysql_reset.COM_RESET_CONNECTION, b"")
+        await conn._read_ok_packet()
+        if self.target.database and _mysql_reset.may_have_moved(left):
+            await conn.select_db(self.target.database)
+        await conn.query(opening)
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
         """From the last OK or EOF packet; None after an error, in the middle of an exchange, or once it is closed."""
