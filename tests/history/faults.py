@@ -31,6 +31,10 @@ DECKS = {
         {name: times for name, times in DECK.items() if "COMMIT" not in name} | _BLIND,
         ("lost answers", "kill", "fork", "rst", "crash"),
     ),
+    "http": (
+        {name: times for name, times in DECK.items() if name != "fork"} | {"kill worker": 1},
+        ("cut after COMMIT", "crash", "cut before COMMIT", "kill", "rst"),
+    ),
     "mongodb": (
         {"restart": 1, "crash": 2, "freeze": 2, "fin": 1, "rst": 1, "black hole": 1, "silent drop": 1, "fork": 3} | _BLIND,
         ("lost answers", "fork", "rst", "freeze", "crash"),
@@ -48,7 +52,7 @@ def order(random: Random, deck: dict[str, int] = DECK, first: Sequence[str] = FI
 
 
 class Faults:
-    """Plays faults on *server* and *proxy*, one after the other; *fork* has the clients' process make a child."""
+    """Plays faults on *server* and *proxy*, one after the other; *fork* has the clients' process make a child, or a web worker end."""
 
     def __init__(self, server: Server, proxy: FaultProxy, fork: Callable[[], object], seed: int, deck: str = "plain") -> None:
         self.server, self.proxy, self.fork = server, proxy, fork
@@ -141,3 +145,5 @@ class Faults:
 
     def _fork(self) -> None:
         self.fork()
+
+    _kill_worker = _fork

@@ -23,6 +23,7 @@ class Watchdog:
     def __init__(self, seconds: float, ports: set[int]) -> None:
         self.seconds, self._ports = seconds, ports
         self._until = float("inf")
+        self._parent = os.getppid()
         self.hung = False
         signal.signal(signal.SIGUSR2, self._wake)
         threading.Thread(target=self._watch, daemon=True).start()
@@ -43,6 +44,8 @@ class Watchdog:
     def _watch(self) -> None:
         while True:
             time.sleep(0.1)
+            if os.getppid() != self._parent:
+                os._exit(78)  # nobody listens any more
             if time.monotonic() < self._until:
                 continue
             until, self.hung = self._until, True
