@@ -139,7 +139,7 @@ class State:
 
     def _end_check(self) -> Callable[[Connection, Any], bool]:
         """What to ask of a connection when it comes back: True means nothing has to be done."""
-        return _never if callable(self.settings.reset) or self.settings.reset == "session" else self.driver.is_clean
+        return _never if callable(self.settings.reset) or self.follows else self.driver.is_clean
 
     def decide_policy(self) -> None:
         """Fill in the automatic settings with what is known of the server by now."""

@@ -176,6 +176,10 @@ class Held(Loan):
             if _is_open(cursor):
                 self._close(cursor)
         self.cursors.clear()
+        state, entry = self.state, self.entry
+        if not self.left_behind and not entry.watched and state.is_clean(self.conn, entry.traits):
+            self.pool.release(self.conn)  # nothing is due
+            return
         try:
             run(self.reset(), self.state.shell.do)
         finally:

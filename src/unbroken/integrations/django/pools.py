@@ -22,6 +22,7 @@ class _Pool(Pool):
     def _new_state(self) -> State:
         state = super()._new_state()
         state.follows = False
+        state.is_clean = state._end_check()
         return state
 
 
