@@ -23,6 +23,7 @@ from unbroken.flows import acquire as acquire_module
 from unbroken.flows import state as state_module
 from unbroken.flows.acquire import acquire
 from unbroken.flows.connect import connector
+from unbroken.flows.loan import Loan
 from unbroken.flows.state import State
 from unbroken.flows.steps import Call, Connect, Wait
 from unbroken.settings import Settings
@@ -47,7 +48,7 @@ class Events:
         cell: list[Any] = [do]
         if when != math.inf:
             heappush(self._heap, (max(when, self.now), self._count, cell))
-        return SimpleNamespace(cancel=cell.clear)
+        return SimpleNamespace(cancel=cell.clear, when=when)
 
     def run(self, until: float, enough: Callable[[], bool] = lambda: False) -> None:
         """Let time pass until *until*, or until it is *enough*."""
@@ -145,7 +146,7 @@ class Server:
     counted: Counter[str] = field(default_factory=Counter)
     _free_at: float = 0.0
 
-    def connect(self, owner: Any, timeout: float, done: Callable[..., Any]) -> None:
+    def connect(self, owner: Any, timeout: float, done: Callable[..., Any], dialing: Dialing | None = None) -> None:
         """Somebody's attempt: *done* is called with a session, or with ``error=``."""
         events = self.events
         if self.mode == "refusing":
@@ -154,8 +155,10 @@ class Server:
             self._end("not ready", FaultKind.NOT_READY, events.now + self.round_trip, done)
         elif self.mode == "unreachable":
             self.attempts.append((events.now, "no answer"))
-            self._send_again(owner, events.now, timeout, done)
+            self._send_again(owner, events.now, timeout, done, dialing)
         else:
+            if dialing is not None:
+                dialing.is_in_line = True
             self._open(owner, events.now + timeout, done)
 
     def _end(self, what: str, kind: FaultKind, when: float, done: Callable[..., Any]) -> None:
@@ -164,7 +167,7 @@ class Server:
         error = FleetError(Fault(kind, None, None, what))
         self.events.at(when, lambda: done(error=error))
 
-    def _send_again(self, owner: Any, begun: float, timeout: float, done: Callable[..., Any]) -> None:
+    def _send_again(self, owner: Any, begun: float, timeout: float, done: Callable[..., Any], dialing: Dialing | None) -> None:
         """Nothing answered: the kernel sends its SYN again, until the caller's time is up."""
         events = self.events
         due = next((begun + after for after in SYN_AGAIN if begun + after > events.now), math.inf)
@@ -176,9 +179,9 @@ class Server:
 
         def again() -> None:
             if self.mode == "unreachable":
-                self._send_again(owner, begun, timeout, done)
+                self._send_again(owner, begun, timeout, done, dialing)
             else:
-                self.connect(owner, begun + timeout - events.now, done)
+                self.connect(owner, begun + timeout - events.now, done, dialing)
 
         events.at(due, again)
 
@@ -228,6 +231,7 @@ class Driver:
     errors = (FleetError,)
     capabilities = Capabilities(fileno=True, transaction_status=True)
     target = Target(scheme="fleet", backend="fleet", host=None, database="fleet")
+    blindness = None
     _connect = True  # a record of its own for each: each pool is a process
 
     def __init__(self, server: Server) -> None:
@@ -242,11 +246,57 @@ class Driver:
     def is_in_transaction(self, _conn: Session) -> bool:
         return False
 
+    def is_clean(self, _conn: Session, _traits: Any) -> bool:
+        return True
+
+    def is_quiet(self, _conn: Session) -> bool:
+        return True
+
+    def traits(self, _conn: Session) -> None:
+        return None
+
+    def needs_trial(self, _conn: Session) -> bool:
+        return False
+
     def classify(self, exc: BaseException) -> Fault:
         return exc.fault if isinstance(exc, FleetError) else Fault(FaultKind.OTHER, text=str(exc))
 
     def close(self, conn: Session) -> None:
         self.server.close(conn)
+
+
+class Dialing:
+    """One attempt to connect, which its process may give up; it costs the server the same."""
+
+    def __init__(self, server: Server, limit: float) -> None:
+        self.server, self.limit = server, limit
+        self.is_ended = self.is_over = self.is_in_line = False
+        self._done: Callable[..., Any] = lambda **_: None
+
+    def begin(self, owner: Any, done: Callable[..., Any]) -> None:
+        self._done = done
+        self.server.connect(owner, self.limit, self._came, self)
+
+    def _came(self, session: Session | None = None, error: Exception | None = None) -> None:
+        if not self.is_ended:
+            self.is_over = True
+            self._done(session, error)
+        elif session is not None:
+            self.server.close(session)
+
+    def end(self, *, overtaken: bool = False) -> None:
+        if not self.is_over and not self.is_ended:
+            self.is_ended = True
+            self._done(error=FleetError(Fault(FaultKind.UNREACHABLE, None, 110, "timed out")))
+
+    def has_made(self, fd: int | None) -> None:
+        """No question hangs here."""
+
+    def is_moving(self, within: float) -> bool:
+        return False
+
+    def is_connected(self) -> bool:
+        return self.is_in_line
 
 
 class Process:
@@ -279,6 +329,9 @@ class Process:
     def is_awake(self) -> bool:
         return True
 
+    def dialing(self, limit: float) -> Dialing:
+        return Dialing(self.server, limit)
+
     def describe_holder(self, _entry: Any) -> str:
         return ""
 
@@ -297,7 +350,7 @@ class Process:
 
     def _as_event(self, step: Any) -> Any:
         if isinstance(step, Connect):
-            return lambda done: self.server.connect(self, step.timeout, done)
+            return lambda done: step.dialing.begin(self, done)
         if isinstance(step, Call):
             return lambda done: self.events.at(self.events.now + self.server.round_trip, lambda: self._answer(step, done))
         return step
@@ -320,10 +373,11 @@ class Process:
         state, events = self.state, self.events
         started = events.now
         entry = yield from self._steps(acquire(state, None, started, started + self.settings.acquire_timeout))
-        conn = state.lend(entry, sys._getframe(), events.now, 1)
-        yield Wait(conn.end, hold)
-        served = conn.is_open
-        state.take_back(entry, conn, healthy=served)
+        loan = Loan()
+        state.lend(loan, entry, sys._getframe(), events.now, 1)
+        yield Wait(loan.conn.end, hold)
+        served: bool = loan.conn.is_open
+        state.take_back(entry, loan.conn, healthy=served)
         return served
 
 

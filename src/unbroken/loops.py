@@ -19,6 +19,7 @@ from unbroken.core.unit import apart
 from unbroken.flows.bounds import Bound, limits_of
 from unbroken.flows.state import State
 from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run_async
+from unbroken.net.dialing import Dialing, OnLoop
 from unbroken.net.watcher import LoopWatcher
 from unbroken.settings import Settings
 
@@ -86,6 +87,10 @@ class LoopShell:
         """None of them: between two awaits a task is alone, and what it owns while it awaits the pool notes itself."""
         return set()
 
+    def dialing(self, limit: float) -> Dialing:
+        """An attempt to connect, of the task that makes it."""
+        return OnLoop(self.watcher, limit)
+
     def describe_holder(self, entry: Entry) -> str:
         """The task that has *entry*, and where it is now: one that has it in a variable, else one inside the function that took it."""
         conn = None if entry.ref is None else entry.ref()
@@ -111,12 +116,16 @@ class LoopShell:
         if kind is Call:
             return await self._call(step)
         if kind is Connect:
-            return await self.driver.connect(step.timeout)
+            async with step.dialing:
+                return await self._connect(step)
         if kind is Reset:
             return await self._reset(step)
         if kind is Attempt:
             return await step.work()
         raise TypeError(f"unknown step {step!r}")
+
+    async def _connect(self, step: Connect) -> Any:
+        return await self.driver.connect(step.timeout)
 
     async def _call(self, step: Call) -> Any:
         method = getattr(self.driver, step.method)

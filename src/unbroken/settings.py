@@ -29,7 +29,8 @@ class Settings:
     """One deadline for all of an acquire: waiting in line, checking, connecting."""
 
     connect_timeout: float = 5.0
-    """One attempt to connect, handshake included. Bounded by what is left of the acquire."""
+    """One attempt to connect, in total: name lookup, TCP, TLS, login and the pool's first questions, whatever the driver.
+    What takes longer is ended from outside. Other attempts begin beside one that is silent: see docs/settings.md, Bounds."""
 
     outage_wait: float = 5.0
     """How long callers wait for a server that is away. An outage older than this fails new callers at once, while

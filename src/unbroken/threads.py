@@ -16,6 +16,7 @@ from unbroken.core.unit import outside
 from unbroken.flows.bounds import Bound, limits_of
 from unbroken.flows.holder import describe, referred_to, thread_frames
 from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run
+from unbroken.net.dialing import Dialing, blocking
 from unbroken.net.signals import start_thread
 from unbroken.net.watcher import ThreadWatcher
 from unbroken.settings import Settings
@@ -81,6 +82,12 @@ class ThreadShell:
         frames[threading.get_ident()] = sys._getframe(2)  # above the function that asks, whose variables they are
         return referred_to(frames.values(), wanted)
 
+    def dialing(self, limit: float) -> Dialing:
+        """An attempt to connect, of the thread that makes it."""
+        target = self.driver.target
+        is_unix = target.unix_socket is not None or target.host is None  # or it is the caller's own connect, and nobody knows
+        return blocking(self.watcher, limit, is_unix=is_unix)
+
     def describe_holder(self, entry: Entry) -> str:
         """The thread (or greenlet) that has *entry*, and its stack."""
         return describe(entry.holder)
@@ -93,7 +100,10 @@ class ThreadShell:
         if kind is Call:
             return self._call(step)
         if kind is Connect:
-            return self.driver.connect(step.timeout)
+            with step.dialing:
+                if step.make is None:
+                    return self.driver.connect(step.timeout)
+                return step.make() if step.context is None else step.context.run(step.make)
         if kind is Reset:
             with Bound(self.watcher, self.driver, step.conn, self.limits["reset"], "the reset function"):
                 return step.function(step.conn)

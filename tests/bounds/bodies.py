@@ -227,7 +227,8 @@ class AsyncPeeweeBody(OnLoop):
     async def begin(self, url: str, settings: dict[str, Any]) -> None:
         import unbroken.peewee
 
-        self.db = unbroken.peewee.connect(url, **settings)
+        given = _tls(url)["connect_args"] if "?" in url else {}  # both drivers take a context only
+        self.db = unbroken.peewee.connect(url.partition("?")[0], **given, **settings)
 
     async def awork(self, sql: str, before_commit: Callable[[], None]) -> Any:
         async with self.db, self.db.atomic():

@@ -19,8 +19,10 @@ from typing import Any
 import greenlet
 
 from unbroken import sync
-from unbroken.abc import Capabilities, Cause, FaultKind
+from unbroken.abc import Capabilities, Cause, Fault, FaultKind
 from unbroken.core import entry as entry_module
+from unbroken.core import unit as unit_module
+from unbroken.core.outage import AT_ONCE
 from unbroken.flows import acquire as acquire_module
 from unbroken.flows import bounds, windows
 from unbroken.flows import loan as loan_module
@@ -64,6 +66,7 @@ class Thread:
         self.is_held_up = False  #: everybody else goes first: the rarest orders are those in which one comes last
         self.is_at_rest = False  #: interrupted, and time passes meanwhile
         self.is_waiting = False  #: for an answer or a signal: here exceptions may strike
+        self.dialing: Dialing | None = None  #: the attempt to connect that it makes
 
     def __repr__(self) -> str:
         return self.name
@@ -303,6 +306,43 @@ class Signal:
         self.is_set = True
 
 
+class Dialing:
+    """An attempt to connect that can be ended from outside."""
+
+    def __init__(self, world: World, limit: float) -> None:
+        self.world, self.limit = world, limit
+        self.is_ended = self.is_over = False
+        self.made: tuple[int, tuple[int, int]] | None = None
+
+    def end(self, *, overtaken: bool = False) -> None:
+        self.is_ended = True
+        if self.is_over and self.made is not None:
+            self.world.net.abort(*self.made)
+
+    def has_made(self, fd: int | None) -> None:
+        who = None if fd is None else self.world.net.identity(fd)
+        self.made = None if fd is None or who is None else (fd, who)
+
+    def is_moving(self, within: float) -> bool:
+        return False
+
+    def is_connected(self) -> bool | None:
+        return None
+
+    def __enter__(self) -> None:
+        me = self.world.me()
+        if me is not None:
+            me.dialing = self
+        self.timer = self.world.net.at(self.world.clock.now + self.limit, self.end)
+
+    def __exit__(self, *_exc: object) -> None:
+        me = self.world.me()
+        if me is not None:
+            me.dialing = None
+        self.is_over = True
+        self.timer.cancel()
+
+
 class Driver(FakeDriver):
     """The fake driver, each of whose calls takes its time in the world."""
 
@@ -315,7 +355,7 @@ class Driver(FakeDriver):
     def connect(self, timeout: float) -> FakeConnection:
         world = self.world
         with world.attempt():
-            world.round_trip(None, world.clock.now + timeout)
+            world.dial(world.clock.now + timeout)
             if self.server.mode is Mode.REJECTING:
                 self.rejected_at = world.clock.now
             return Connection(world, self.server.accept(timeout), is_hidden=not self.capabilities.fileno)
@@ -359,6 +399,7 @@ class World:
         self.interrupts = self.random.choice((0.0, 0.0, 0.02, 0.2, 0.5))  #: how often a thread is interrupted
         self.rested_until = -math.inf  #: somebody who was interrupted may have been at rest until then
         self.latency = self.random.choice((0.0, 0.001, 0.02))
+        self.stuck = 0.3  #: how often an attempt that began while nothing answered stays without an answer for good
         self.probes = 0  #: attempts under way that were begun during an outage
         self.last_failure: tuple[float, FaultKind] | None = None
         self.on_attempt: Callable[[], None] = lambda: None
@@ -440,14 +481,29 @@ class World:
             else:
                 self.look()  # nobody else can go on: no need to go by way of the hub
 
-    def round_trip(self, conn: Connection | None, until: float) -> None:
+    def dial(self, until: float) -> None:
+        """The way of an attempt to connect. What began while nothing answered may get no answer later either."""
+        me = self.me()
+        dialing = None if me is None else me.dialing
+        stuck = not self.server.answers() and self.random.random() < self.stuck
+        if not stuck:
+            self.round_trip(None, until, dialing)
+        elif dialing is not None:
+            self.wait(lambda: dialing.is_ended, min(until, self.clock.now + PATIENCE), safe=True)
+        if dialing is not None and dialing.is_ended:
+            raise TimeoutError("ended from outside")
+        if stuck:
+            raise FakeOperationalError(Fault(FaultKind.UNREACHABLE, None, 110, "timed out"))
+
+    def round_trip(self, conn: Connection | None, until: float, dialing: Dialing | None = None) -> None:
         """Wait for an answer, at most until *until* (or PATIENCE)."""
         now = self.clock.now
         session = None if conn is None else conn.session
         if self.latency:
             self.wait(None, now + self.random.random() * self.latency, safe=True)
         if not self.server.answers(session) or self.interrupts:
-            self.wait(lambda: self.server.answers(session), min(until, now + PATIENCE), safe=True)
+            ready = self.server.answers
+            self.wait(lambda: ready(session) or (dialing is not None and dialing.is_ended), min(until, now + PATIENCE), safe=True)
 
     def run(self, until: Callable[[], bool], at_most: float) -> bool:
         """Let threads take turns until *until*; False: *at_most* seconds were not enough, or nothing can happen any more."""
@@ -518,7 +574,7 @@ class World:
         """Around an attempt to connect."""
         process, probing = self.process, self.record.outage.active
         self.on_attempt()
-        self.demand(not (probing and self.probes) or self.interrupts > 0, "two probe at the same time")
+        self.demand(not probing or self.probes < AT_ONCE or self.interrupts > 0, "more probe at the same time than may")
         self.probes += probing
         try:
             yield
@@ -597,6 +653,9 @@ def _shell_for(world: World) -> type[ThreadShell]:
         def new_signal(self) -> Any:
             return Signal(world)
 
+        def dialing(self, limit: float) -> Any:
+            return Dialing(world, limit)
+
         def spawn(self, flow: Any, name: str) -> None:
             world.start(lambda: run(flow, self.do), name)
 
@@ -667,6 +726,7 @@ def installed(world: World) -> Iterator[None]:
         yield
     finally:
         world.end()
+        unit_module._joined.clear()  # by addresses, which the next world gives to others
         for where, name, what in before:
             setattr(where, name, what)
         logging.disable(silence)

@@ -28,7 +28,7 @@ UNREACHABLE = Fault(FaultKind.UNREACHABLE, None, 110, "timed out")
 @pytest.fixture
 def world() -> Iterator[World]:
     world = World(1)
-    world.interrupts, world.latency, world.server.max_connections = 0.0, 0.0, 100
+    world.interrupts, world.latency, world.stuck, world.server.max_connections = 0.0, 0.0, 0.0, 100
     gc.disable()
     try:
         with installed(world):
@@ -126,8 +126,9 @@ def test_what_was_being_opened_during_a_drain_is_replaced_too(world: World) -> N
     pool.drain()
     world.server.up()
     pass_time(world, 0.1)
-    assert [e.session for e in pool._state.kernel.entries.values()] == ["2"]
-    assert pool.stats().closed == {Cause.DRAINED.value: 1}
+    (entry,) = pool._state.kernel.entries.values()
+    assert entry.generation == pool._state.kernel.generation
+    assert pool.stats().closed == {Cause.DRAINED.value: len(world.server.attempts) - 1}  # others had begun beside the silent one
 
 
 def test_upkeep_goes_on_after_a_moment_without_threads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,6 +288,41 @@ def test_callers_of_a_second_pool_do_not_wait_for_the_first_ones_leisure(world: 
     back = world.clock.now
     assert world.run(lambda: bool(done), 5.0)
     assert done[0] - back < 0.05
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("patience", [0.5, 5.0])
+def test_the_first_success_follows_the_servers_return_though_all_attempts_under_way_are_stuck_for_good(
+    world: World, size: int, patience: float
+) -> None:
+    world.stuck = 1.0
+    pool = world.new_pool(max_size=size, connect_timeout=patience, outage_wait=30.0, acquire_timeout=30.0)
+    do(world, lambda: use(pool))
+    for away in (0.1, 0.7, 2.3, 4.1, 6.6):
+        world.server.mode = Mode.UNREACHABLE
+        world.server.kill_sessions()
+        done: list[float] = []
+        world.start(lambda done=done: (use(pool), done.append(world.clock.now)), "caller")
+        pass_time(world, away)
+        world.server.up()
+        back = world.clock.now
+        assert world.run(lambda done=done: bool(done), 10.0)
+        most = 0.3 if size > 1 else 2.0 + 0.3  # every fourth is given more time where there is room for one only
+        assert done[0] - back < most
+
+
+def test_never_more_attempts_than_there_are_places(world: World) -> None:
+    world.stuck = 1.0
+    pool = world.new_pool(max_size=2, outage_wait=30.0, acquire_timeout=30.0)
+    world.server.mode = Mode.UNREACHABLE
+    for _ in range(5):
+        world.start(lambda: use(pool), "caller")
+    most = 0
+    for _ in range(100):
+        pass_time(world, 0.1)
+        most = max(most, pool._state.kernel.size)
+        assert len(pool._state.tries) == pool._state.kernel.opening
+    assert most == 2
 
 
 class Opened:

@@ -10,7 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unbroken.abc import OUTAGE_KINDS, Fault, FaultKind
-from unbroken.core.outage import BUSY_PACE, FRESH, LONELY_PACE, REFUSED_PACE, SPREAD, STARTING_PACE, Outage
+from unbroken.core.outage import (
+    AT_ONCE,
+    BUSY_PACE,
+    FRESH,
+    LONELY_PACE,
+    QUICK_FOR,
+    QUIETEST,
+    REFUSED_PACE,
+    SILENT,
+    SLOW,
+    SPREAD,
+    STARTING_PACE,
+    USUAL,
+    Outage,
+    Try,
+)
 
 ME, OTHER = object(), object()
 
@@ -166,3 +181,137 @@ def test_processes_that_lost_the_server_at_one_moment_do_not_go_on_asking_at_one
     assert len(later) > 50
     at_once = Counter(round(now, 3) for now in later).most_common(1)[0][1]
     assert at_once <= 15
+
+
+# -- attempts that hang ----------------------------------------------------------------------------------------------
+
+
+def begun(outage: Outage, *times: float, who: object = ME) -> list[Try]:
+    return [outage.began(who, when) for when in times]
+
+
+def test_an_attempt_that_is_silent_makes_room_for_another_beside_it() -> None:
+    outage = Outage()
+    begun(outage, 100.0)
+    assert outage.room(ME, 100.0 + SILENT / 2, 1) == outage.PARALLEL - 1
+    outage.parallel = 1
+    assert outage.room(ME, 100.0 + SILENT / 2, 1) == 0
+    assert outage.room(ME, 100.0 + SILENT, 1) == 1
+    assert outage.silent(ME, 100.0 + SILENT) == 1
+
+
+def test_in_an_outage_the_prober_begins_one_beside_a_silent_one_and_never_more_than_a_few() -> None:
+    outage = away(FaultKind.UNREACHABLE)
+    now = 101.0
+    for number in range(1, AT_ONCE + 1):
+        begun(outage, now)
+        assert outage.ask(ME, now, 1) == pytest.approx(SILENT), "not before it is silent"
+        now += SILENT
+        assert outage.ask(ME, now, 1) == 0.0
+        assert outage.room(ME, now, number) == (number < AT_ONCE)
+
+
+def test_of_the_silent_ones_the_oldest_goes_on_and_the_next_gives_way() -> None:
+    outage = Outage()
+    first, second, *_, last = begun(outage, *(100.0 + n * SILENT for n in range(AT_ONCE)))
+    assert outage.to_end(ME, last.started, 9) is None, "the last one may still succeed"
+    now = last.started + SILENT
+    assert outage.to_end(ME, now, 9) is second
+    assert outage.to_end(ME, now, 9, moving=[second]) not in (first, second), "the server has just said something on it"
+    second.is_ended = True
+    assert outage.to_end(ME, now, 9) is None, "one at a time"
+
+
+def test_none_is_ended_while_there_is_room_for_another() -> None:
+    outage = Outage()
+    begun(outage, 100.0, 100.0 + SILENT)
+    assert outage.to_end(ME, 101.0, 1) is None
+    assert outage.to_end(ME, 101.0, 0) is not None
+
+
+def test_with_room_for_one_each_fourth_has_more_and_more_time() -> None:
+    outage = Outage()
+    outage.usual.append(0.01)
+    lives, now = [], 100.0
+    for _ in range(12):
+        (attempt,) = begun(outage, now)
+        while outage.to_end(ME, now, 0) is None:
+            now += 0.05
+        lives.append(now - attempt.started)
+        outage.over(attempt)
+    assert lives[:3] == pytest.approx([SILENT] * 3, abs=0.06)
+    assert lives[3] == pytest.approx(2 * SILENT, abs=0.06)
+    assert lives[11] == pytest.approx(8 * SILENT, abs=0.06)
+
+
+def test_a_server_whose_connects_take_long_is_given_that_time() -> None:
+    outage = Outage()
+    for took in (0.5, 0.9, 0.7):
+        outage.succeeded(99.0, took)
+    assert outage.silent_after(200.0) == pytest.approx(USUAL * 0.5)
+    outage.succeeded(99.0, 0.01)
+    assert outage.silent_after(200.0) == SILENT
+
+
+def test_one_connect_that_waited_for_the_end_of_an_outage_says_nothing_of_the_server() -> None:
+    outage = Outage()
+    for took in (0.01, 4.0, 0.01):
+        outage.succeeded(99.0, took)
+    assert outage.silent_after(200.0) == SILENT
+
+
+def test_a_server_that_said_no_a_moment_ago_is_there_and_slow() -> None:
+    outage = away(FaultKind.NOT_READY)
+    assert outage.silent_after(100.0) == SLOW
+    outage.succeeded(101.0, 0.01)
+    assert outage.silent_after(101.0) == SILENT, "it lets in quickly"
+
+
+def test_a_server_that_was_away_and_now_acknowledges_is_slow_until_it_lets_somebody_in_quickly() -> None:
+    """A fleet stands in its line: those who have the patience are served soonest."""
+    outage = Outage()
+    begun(outage, 100.0)
+    outage.seen(100.5, [False, None])
+    assert outage.silent_after(100.5) == SILENT, "nothing is there: to try again costs nobody anything"
+    outage.seen(101.0, [False, True])
+    assert outage.silent_after(101.0) == SLOW
+    outage.succeeded(102.0, 1.4)
+    assert outage.silent_after(102.0) == SLOW
+    outage.succeeded(103.0, 0.02)
+    assert outage.silent_after(103.0) == SILENT
+
+
+def test_what_acknowledged_from_the_beginning_is_not_called_slow_for_that() -> None:
+    outage = Outage()
+    begun(outage, 100.0)
+    outage.seen(100.5, [True])
+    outage.seen(101.0, [True, True])
+    assert outage.silent_after(101.0) == SILENT
+
+
+def test_the_longer_the_silence_the_less_often_another_attempt_begins() -> None:
+    outage = Outage()
+    begun(outage, 100.0)
+    assert outage.silent_after(100.0 + QUICK_FOR - 1) == SILENT
+    assert SILENT < outage.silent_after(100.0 + 2 * QUICK_FOR) < outage.silent_after(100.0 + 4 * QUICK_FOR) <= QUIETEST
+
+
+def test_an_attempt_whose_time_is_up_keeps_its_place_and_is_not_ended_again() -> None:
+    """A name lookup that hangs."""
+    outage = Outage()
+    (attempt,) = begun(outage, 100.0)
+    attempt.is_late = True
+    assert outage.silent(ME, 105.0) == 1
+    assert outage.to_end(ME, 105.0, 0) is None
+
+
+def test_who_comes_after_a_lull_is_given_an_attempt_although_an_older_one_hangs() -> None:
+    outage = away(FaultKind.UNREACHABLE, at=100.0)
+    (attempt,) = begun(outage, 103.0)
+    outage.call(108.0)
+    assert outage.to_end(ME, 108.0, 0) is attempt
+    assert not outage.turns_away(108.0, 5.0, came=108.0)
+    outage.over(attempt)
+    begun(outage, 108.05)
+    assert not outage.turns_away(108.06, 5.0, came=108.0), "it may succeed"
+    assert outage.turns_away(108.05 + SILENT, 5.0, came=108.0)

@@ -44,7 +44,20 @@ class Ticket:
 class Kernel:
     """The state of one pool in one process. See the module for the lock rule."""
 
-    __slots__ = ("closed", "entries", "exiled", "generation", "idle", "lent", "max_size", "min_size", "opening", "returning", "waiting")
+    __slots__ = (
+        "closed",
+        "entries",
+        "exiled",
+        "generation",
+        "idle",
+        "lent",
+        "max_size",
+        "min_size",
+        "opening",
+        "returning",
+        "silent",
+        "waiting",
+    )
 
     def __init__(self, max_size: int, min_size: int = 0) -> None:
         self.max_size = max_size
@@ -56,6 +69,7 @@ class Kernel:
         self.entries: dict[int, Entry] = {}  #: every open one, by key
         self.waiting: deque[Ticket] = deque()
         self.opening = 0  #: places reserved for connections that are being opened
+        self.silent = 0  #: those of them that nobody can count on
         self.generation = 0
         self.closed = False
 
@@ -136,7 +150,7 @@ class Kernel:
         """How many more connections ought to be opened now."""
         if self.closed:
             return 0
-        need = max(len(self.waiting) - self.opening, self.min_size - self.size)
+        need = max(len(self.waiting) - (self.opening - self.silent), self.min_size - self.size)
         return max(0, min(need, self.max_size - self.size))
 
     def unreserve(self) -> None:

@@ -7,6 +7,8 @@ for its result. Its pace depends on what an attempt costs the server and on whet
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Iterable
 from random import Random
 
 from unbroken.abc import Fault, FaultKind
@@ -29,6 +31,44 @@ FRESH = 10.0
 #: What an attempt takes when nobody listens, or somebody does: a caller can wait for that.
 ONE_TRY = 0.04
 
+#: How many attempts one pool has under way at a time.
+AT_ONCE = 4
+#: An attempt that takes longer than this, and than USUAL times what connects take, is silent: no connection is coming that
+#: callers could count on, and another attempt begins beside it.
+SILENT = 0.2
+USUAL = 4.0
+#: The same for a server that is there, and slow: a short while ago it answered that it is not ready yet, or full, or it is back
+#: and has let in nobody quickly yet. More attempts, or other ones for those that stand in its line, would make it slower.
+SLOW = 1.0
+SLOW_FOR = 10.0
+#: How many of the last connects tell what they usually take: the quickest of them, so that one that waited for the end of
+#: an outage says nothing.
+LAST = 3
+#: Of the attempts that are silent the oldest may go on until its time is up: the server may just be slow. The others are
+#: ended, the oldest first, for a new one to begin every SILENT seconds. After so many seconds without an answer …
+QUICK_FOR = 30.0
+#: … a new one begins less and less often, after a minute twice, after two minutes this much later.
+QUIETEST = 1.0
+#: With room for one attempt only, each but every fourth is ended after that time; every fourth may take twice as long as the fourth
+#: before it.
+PATIENT_ONE = 4
+
+#: Failures that the server itself, or what stands in its place, has put into words.
+ANSWERS = (FaultKind.NOT_READY, FaultKind.TOO_MANY, FaultKind.REFUSED)
+
+
+class Try:
+    """One attempt to connect that is under way."""
+
+    __slots__ = ("is_ended", "is_late", "number", "started", "who")
+
+    def __init__(self, who: object, started: float, number: int) -> None:
+        self.who = who
+        self.started = started
+        self.number = number  #: among the attempts since the server last answered, from 1
+        self.is_ended = False  #: it was told to end, for another to begin in its place
+        self.is_late = False  #: its time is up and it was counted as failed, though it still blocks
+
 
 class Outage:
     """What is known about one server's absence. The caller holds the lock of the server's record."""
@@ -45,11 +85,18 @@ class Outage:
         "next_try",
         "parallel",
         "prober",
+        "quiet_since",
+        "recalled",
         "since",
+        "slow_since",
+        "tried",
+        "tries",
+        "unheard",
+        "usual",
     )
 
     #: How many connections one pool opens at a time when all is well.
-    PARALLEL = 4
+    PARALLEL = AT_ONCE
 
     def __init__(self) -> None:
         self.since: float | None = None
@@ -62,8 +109,15 @@ class Outage:
         self.busy = 0  #: failures in a row that were not refusals: the server, or something in its place, is there
         self.busy_since = 0.0
         self.prober: object | None = None
+        self.recalled = -math.inf  #: when the first caller came after a while without any
         self.called = -math.inf  #: when a caller of any pool last wanted the server, be it that he was turned away
         self.parallel = self.PARALLEL
+        self.tries: list[Try] = []  #: attempts under way, of all pools, the oldest first
+        self.tried = 0  #: attempts begun since the server last answered
+        self.quiet_since = -math.inf  #: when the first of these began
+        self.unheard = False  #: one of these was not even acknowledged: the network, or the machine, was away
+        self.slow_since = -math.inf  #: when the server was last seen to be there, and slow
+        self.usual: deque[float] = deque(maxlen=LAST)  #: what the last connects took
 
     @property
     def active(self) -> bool:
@@ -83,8 +137,110 @@ class Outage:
             self.last_failure = -math.inf  # nobody was looking: what was known is old
         if self.prober is not who:
             return None
-        wanted = waiting or now - self.called < LONELY_PACE
-        return max(0.0, (self.next_try if wanted else self.next_lonely_try) - now)
+        wanted = waiting or self.is_called(now)
+        when = self.next_try if wanted else self.next_lonely_try
+        mine = self.mine(who)
+        if mine:  # beside one that is silent
+            when = max(when, mine[-1].started + (self.silent_after(now) if wanted else LONELY_PACE))
+        return max(0.0, when - now)
+
+    def call(self, now: float) -> None:
+        """A caller, of whatever pool, waits for a connection."""
+        if not self.is_called(now):
+            self.recalled = now
+        self.called = now
+
+    def is_called(self, now: float) -> bool:
+        """Whether a caller, of whatever pool, has wanted the server a moment ago."""
+        return now - self.called < LONELY_PACE
+
+    # -- attempts that hang --------------------------------------------------------------------------------------
+
+    def began(self, who: object, now: float) -> Try:
+        """*who* begins an attempt. Say with :meth:`over` when it has ended, however it did."""
+        if not self.tried:
+            self.quiet_since, self.unheard = now, False
+        self.tried += 1
+        attempt = Try(who, now, self.tried)
+        self.tries.append(attempt)
+        return attempt
+
+    def over(self, attempt: Try) -> None:
+        """It has ended."""
+        if attempt in self.tries:
+            self.tries.remove(attempt)
+
+    def mine(self, who: object) -> list[Try]:
+        """The attempts of *who* that are under way, the oldest first."""
+        return [each for each in self.tries if each.who is who]
+
+    def seen(self, now: float, connected: Iterable[bool | None]) -> None:
+        """How far silent attempts have come: False where nothing acknowledged even the first packet, True where something did."""
+        found = set(connected)
+        if self.unheard and True in found:
+            self.slow_since = now  # what was away is back, and has not got round to us yet
+        self.unheard = self.unheard or False in found
+
+    def is_slow(self, now: float) -> bool:
+        """Whether the server is known to be there, and slow."""
+        return now - self.slow_since < SLOW_FOR
+
+    def silent_after(self, now: float) -> float:
+        """How many seconds an attempt may take before another begins beside it."""
+        least = SLOW if self.is_slow(now) else SILENT
+        if len(self.usual) == LAST:
+            least = max(least, USUAL * min(self.usual))
+        quiet = now - self.quiet_since if self.tried else 0.0
+        return least if quiet < QUICK_FOR else max(least, min(QUIETEST, SILENT * quiet / QUICK_FOR))
+
+    def is_silent(self, attempt: Try, now: float) -> bool:
+        """Whether nobody can count on it any more."""
+        return attempt.is_ended or attempt.is_late or now - attempt.started >= self.silent_after(now)
+
+    def silent(self, who: object, now: float) -> int:
+        """How many attempts of *who* are silent: they are no connections to come."""
+        return sum(self.is_silent(each, now) for each in self.mine(who))
+
+    def room(self, who: object, now: float, workers: int) -> int:
+        """How many more *who*, with so many *workers* already, may set to connecting."""
+        fresh = workers - self.silent(who, now)
+        return max(0, min((1 if self.active else self.parallel) - fresh, AT_ONCE - workers))
+
+    def to_end(self, who: object, now: float, places: int, moving: Iterable[Try] = ()) -> Try | None:
+        """The attempt of *who* that should give way to a new one, for which there are so many *places*. None: none, now.
+
+        *moving*: attempts on which the server has just said something.
+        """
+        mine = [each for each in self.mine(who) if not each.is_late]
+        if not mine or (places > 0 and len(mine) < AT_ONCE) or any(each.is_ended for each in mine):
+            return None
+        if mine[-1].started < self.recalled and now - mine[-1].started >= SILENT:
+            return mine[0]  # the caller who came after a lull is given an attempt of his own
+        if now - mine[-1].started < self.silent_after(now) or not all(self.is_silent(each, now) for each in mine):
+            return None
+        if len(mine) > 1:
+            if self.is_slow(now) and now - mine[-1].started < 2 * SLOW:
+                return None  # they stand in its line
+            return next((each for each in mine[1:] if each not in moving), None)
+        only = mine[0]
+        return only if only not in moving and now - only.started >= self._life(only.number, now) else None
+
+    def _life(self, number: int, now: float) -> float:
+        """How long attempt *number* may take where there is room for one only."""
+        is_known = len(self.usual) == LAST or any(took < SILENT for took in self.usual)
+        base = self.silent_after(now) if is_known else max(SLOW, self.silent_after(now))
+        return base if number % PATIENT_ONE else base * 2.0 ** (number // PATIENT_ONE)
+
+    def look_again(self, who: object, now: float, waiting: bool) -> float | None:
+        """When the attempts of *who* are to be looked at again, if none of them ends before; None: there are none."""
+        mine = self.mine(who)
+        if not mine:
+            return None
+        newest = mine[-1].started
+        when = newest + (SILENT if newest < self.recalled else self.silent_after(now))
+        return when if when > now else now + (SILENT / 5 if waiting else LONELY_PACE)
+
+    # -- how attempts end ----------------------------------------------------------------------------------------
 
     def failed(self, who: object, started: float, now: float, fault: Fault, random: Random) -> bool:
         """An attempt by *who*, begun at *started*, failed at *now*. True: this is the beginning of an outage.
@@ -98,6 +254,9 @@ class Outage:
             self.since, self.failures, self.busy = started, 0, 0
             self.prober = who
         self.fault, self.last_failure = fault, now
+        if fault.kind in ANSWERS:
+            self.tried = 0
+            self.slow_since = now
         self.failures += 1
         self.parallel = 1
         self.next_try = now + self._pace(now, fault.kind, random)
@@ -118,14 +277,21 @@ class Outage:
         most = min(longest, shortest * max(growth, 1.0 + SPREAD))
         return random.uniform(max(shortest, most / (1.0 + SPREAD)), most)
 
-    def succeeded(self, now: float) -> float | None:
-        """An attempt succeeded. The length of the outage that this ends, in seconds, or None if there was none.
+    def succeeded(self, now: float, took: float | None = None) -> float | None:
+        """An attempt succeeded, in *took* seconds. The length of the outage that this ends, in seconds, or None if there was none.
 
         After an outage the number of connections opened at a time starts at one and grows with each success: a
         thousand processes that all find the server back at once must not knock it over.
         """
         ended = None if self.since is None else now - self.since
         self.last_success = now
+        if took is not None:
+            self.usual.append(took)
+            if took < SILENT:
+                self.slow_since = -math.inf
+            elif ended is not None or self.tried > 1:
+                self.slow_since = now
+        self.tried = 0
         self.since = self.fault = self.prober = None
         self.parallel = 1 if ended is not None else min(self.PARALLEL, self.parallel + 1)
         return ended
@@ -140,8 +306,17 @@ class Outage:
     def turns_away(self, now: float, patience: float, came: float = -math.inf) -> bool:
         """Whether a caller should be told at once: away for longer than *patience*, and somebody has just made sure of it.
 
-        Who came (at *came*) after a lull is given the time of the attempt that he has called for: the server may be back.
+        A caller who came (at *came*) after a lull is given the time of the attempt that he has called for: the server may be
+        back. That attempt begins later where an older one is silent.
         """
-        if self.since is None or self.prober is None or now - self.since < patience or now - self.last_failure >= FRESH:
+        if self.since is None or self.prober is None or now - self.since < patience:
             return False
-        return self.last_failure >= came - BUSY_PACE[1] or now - came >= ONE_TRY
+        silences = [each.started + self.silent_after(now) for each in self.tries]
+        made_sure = max([self.last_failure, *(each for each in silences if each <= now)])
+        if now - made_sure >= FRESH:
+            return False
+        his = [each.started for each in self.tries if each.started >= came]
+        told_at = min(his, default=came) + ONE_TRY
+        if self.tries and not his:  # one begins when these are silent
+            told_at = max(came, min(max(silences), came + SLOW)) + SILENT
+        return made_sure >= came - BUSY_PACE[1] or now >= told_at

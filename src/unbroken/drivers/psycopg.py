@@ -44,6 +44,7 @@ from unbroken.drivers._shared import (
     without_target,
 )
 from unbroken.errors import ConfigurationError
+from unbroken.net.severance import abort, identity
 
 NAME = "psycopg"
 SCHEMES = ("postgresql+psycopg", "postgresql+psycopg_async")
@@ -367,9 +368,14 @@ class AsyncDriver(Awaited, _Base):
                 if self._connect is not None:
                     return self._known(await self._connect())
                 kind = self._psycopg.AsyncConnection
-                return self._known(await (noting(kind) if self.is_known else kind).connect(**self._timeout_arguments(timeout)))
+                made = await _open(noting(kind) if self.is_known else kind, **self._timeout_arguments(timeout))
+                return self._known(made)
         except TimeoutError:
             raise self._psycopg.errors.ConnectionTimeout("connection timeout expired") from None
+
+    async def open(self, *args: Any, **kwargs: Any) -> Connection:
+        """A connection by psycopg's own arguments, which may be a framework's. One that is cancelled leaves no socket open."""
+        return await _open(self._psycopg.AsyncConnection, *args, **kwargs)
 
     async def ping(self, conn: Connection, timeout: float) -> None:
         """An empty query: one round trip, no transaction."""
@@ -490,6 +496,25 @@ def _within(timeout: float, make: Callable[[], Any]) -> Any:
         _until.reset(token)
 
 
+_asked: ContextVar[list[Any] | None] = ContextVar("unbroken_connect_asked", default=None)
+
+
+async def _open(kind: Any, *args: Any, **kwargs: Any) -> Any:
+    """A connection of *kind*. Its socket is shut down where that fails: a generator that was left lives as long as its traceback."""
+    asked: list[Any] = []  # what psycopg's generator waits for: a descriptor, and for what
+    token = _asked.set(asked)
+    try:
+        return await _bounded(kind).connect(*args, **kwargs)
+    except BaseException:
+        fd = asked[0][0] if asked and isinstance(asked[0], tuple) else -1
+        who = identity(fd) if isinstance(fd, int) and fd >= 0 else None
+        if who is not None:
+            abort(fd, who)
+        raise
+    finally:
+        _asked.reset(token)
+
+
 @cache
 def _bounded(base: Any) -> Any:
     """*base* whose ``connect`` obeys one deadline over all its attempts. What it makes is a plain *base*.
@@ -503,12 +528,15 @@ def _bounded(base: Any) -> Any:
         @classmethod
         def _connect_gen(cls, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
             inner = base._connect_gen(*args, **kwargs)
-            until, ready = _until.get(), None
+            until, ready, asked = _until.get(), None, _asked.get()
             try:
                 while True:
                     if time.monotonic() >= until:
                         raise psycopg.errors.ConnectionTimeout("connection timeout expired")
-                    ready = yield inner.send(ready)
+                    wanted = inner.send(ready)
+                    if asked is not None:
+                        asked[:] = [wanted]
+                    ready = yield wanted
             except StopIteration as done:
                 return done.value
             finally:

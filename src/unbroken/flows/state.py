@@ -25,6 +25,7 @@ from unbroken.core import stats
 from unbroken.core.entry import Entry
 from unbroken.core.health import Policy
 from unbroken.core.kernel import Kernel, Ticket
+from unbroken.core.outage import Try
 from unbroken.core.questions import Question
 from unbroken.core.residue import Left, Trace, followed
 from unbroken.core.unit import Unit, current, heard_by, testify
@@ -71,12 +72,17 @@ class Shell(Protocol):
     def in_hands(self, wanted: set[int]) -> set[int] | None:
         """Which of the entries with these ids somebody's stack refers to; None where stacks cannot be read."""
 
+    def dialing(self, limit: float) -> Any:
+        """An attempt to connect that can be ended from outside: see :mod:`unbroken.net.dialing`."""
+
     def describe_holder(self, entry: Entry) -> str:
         """Who has a lent *entry*, and where they are now: a thread or a task with its stack."""
 
 
 #: After a no (a wrong password, say) nobody but a caller has the server asked again for so long: some lock an account.
 REJECTED_PAUSE = 30.0
+#: Seconds for a driver that keeps the time to connect itself, and says better why it failed, before it is ended from outside.
+AT_THE_LIMIT = 0.1
 #: A connection that is not older, and was never used, was well a moment ago.
 JUST_OPENED = 5.0
 #: After a death was seen of a connection that nobody owned at that moment.
@@ -116,6 +122,10 @@ class State:
         self.clock = time.monotonic
         self.connector = connector  #: the flow that opens connections
         self.connectors = 0  #: how many of them are at work
+        self.tries: dict[Try, Any] = {}  #: their attempts under way, and what can end each of these
+        self.connect_limit = settings.connect_timeout + AT_THE_LIMIT  #: when an attempt is ended from outside
+        self.oversight: Any = None  #: the timer for the next look at these
+        self.oversee: Callable[[State], None] = _look_away  #: has that look not be later than it must be
         self.bell: Any = None  #: the sleeping prober's signal
         self.rejected_at = -math.inf  #: when the server last said no: see :meth:`wants`
         self.forgotten: deque[Entry] = deque()  #: finalizers append here; they must not take the lock
@@ -260,7 +270,19 @@ class State:
         kernel = self.kernel
         if not kernel.waiting and (kernel.size >= kernel.min_size or self.clock() - self.rejected_at < REJECTED_PAUSE):
             return 0
+        kernel.silent = self.server.outage.silent(self, self.clock()) if self.tries else 0
         return kernel.wanted
+
+    @property
+    def unserved(self) -> int:
+        """How many callers wait for whom no connection is coming."""
+        kernel = self.kernel
+        return len(kernel.waiting) - (kernel.opening - kernel.silent)
+
+    @property
+    def places(self) -> int:
+        """How many more connections there may be."""
+        return self.kernel.max_size - self.kernel.size
 
     def ring(self) -> None:
         """A caller, of this pool or another of the server, has come: the prober need not sleep on."""
@@ -268,6 +290,18 @@ class State:
             bell, self.bell = self.bell, None
         if bell is not None:
             self.shell.wake(bell)
+        elif self.tries:
+            self.hasten()
+
+    def hasten(self) -> None:
+        """A caller, of this pool or another of the server, waits: where the prober's attempts are silent, begin one beside them."""
+        with self.lock:
+            outage = self.server.outage
+            wanted = outage.active and outage.prober is self and self.places > 0
+            missing = min(1, outage.room(self, self.clock(), self.connectors)) if wanted else 0
+            self.connectors += missing
+        self._start_workers(missing)
+        self.oversee(self)
 
     def order(self) -> None:
         """See to it that what is wanted is being opened, and that a sleeping prober hears of a caller."""
@@ -276,7 +310,7 @@ class State:
             return
         outage = self.server.outage
         if kernel.waiting:
-            outage.called = self.clock()
+            outage.call(self.clock())
             prober: Any = outage.prober
             if prober is not None and prober.shell.is_awake():
                 prober.shell.call(prober.ring)
@@ -285,9 +319,15 @@ class State:
                     outage.resign(prober)
         with self.lock:
             somebody_else = outage.active and outage.prober not in (None, self)
-            missing = 0 if somebody_else else max(0, min(self.wants, outage.parallel - self.connectors))
+            room = 0 if somebody_else else outage.room(self, self.clock(), self.connectors)
+            missing = min(self.wants, room) if room else 0
             self.connectors += missing
-        for _ in range(missing):
+        self._start_workers(missing)
+        if self.tries and kernel.waiting:
+            self.oversee(self)
+
+    def _start_workers(self, number: int) -> None:
+        for _ in range(number):
             try:
                 self.shell.spawn(self.connector(self), "connector")
             except RuntimeError:  # no more threads: the limit is reached, or the interpreter is ending
@@ -654,6 +694,10 @@ class State:
 
 def _never(_conn: Connection, _traits: Any) -> bool:
     return False
+
+
+def _look_away(_state: State) -> None:
+    pass
 
 
 #: Causes that lie with the other side: worth a line in the log, and a look at the other connections.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -14,9 +15,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Open a connection: gives the driver's object, or raises the driver's error."""
+    """Open a connection: gives the driver's object, or raises the driver's error. *dialing* can end it from outside.
+
+    With *make* that is called instead, in *context*.
+    """
 
     timeout: float
+    dialing: Any
+    make: Callable[[], Any] | None = None
+    context: Context | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ class Gate:
             return
         now = time.monotonic()
         with self.lock:
-            outage.called = now
+            outage.call(now)
             if not outage.turns_away(now, self.patience):
                 return
             self.turned_away += 1

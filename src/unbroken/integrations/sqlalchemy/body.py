@@ -28,8 +28,8 @@ from unbroken.core.unit import testify
 from unbroken.drivers._shared import from_connect, mark
 from unbroken.errors import CommitUnknownError, ConnectionLostError, E, for_driver
 from unbroken.flows.loan import Loan
-from unbroken.flows.state import State
-from unbroken.flows.steps import Attempt, Flow, run
+from unbroken.flows.state import AT_THE_LIMIT, State
+from unbroken.flows.steps import Attempt, Connect, Flow, run
 from unbroken.flows.upkeep import schedule
 from unbroken.integrations.sqlalchemy.plan import Plan
 from unbroken.integrations.sqlalchemy.queue import Collector
@@ -37,6 +37,8 @@ from unbroken.loops import LoopShell
 from unbroken.net.severance import fork_mark
 from unbroken.threads import ThreadShell
 
+#: Places for connections where SQLAlchemy's pool has no bound.
+UNBOUNDED = 1_000_000
 #: What a record points to while it has no connection. Never changed, never lent.
 VACANT = Entry(None, float("-inf"), -1, float("-inf"))
 VACANT.key = -1
@@ -51,7 +53,7 @@ class Slots(Kernel):
         self.returning: dict[int, Entry] = {}
         self.exiled: dict[int, Entry] = {}
         self.entries: dict[int, Entry] = {}
-        self.min_size = self.generation = 0
+        self.min_size = self.generation = self.opening = self.silent = 0
         self.closed = False
 
     @property
@@ -76,12 +78,6 @@ class Slots(Kernel):
         """pool_size and max_overflow together; 0 where they are without bound."""
         pool = self._pool
         return 0 if pool is None or pool._max_overflow < 0 else pool._pool.maxsize + pool._max_overflow
-
-    @property
-    def opening(self) -> int:  # type: ignore[override]
-        """Attempts to connect that are under way."""
-        body = self._body()
-        return 0 if body is None else body.connectors
 
     def exile(self, entry: Entry) -> bool:
         """Give a lent *entry*'s place to another. False: it is closed when it comes back, by then with its own record."""
@@ -108,11 +104,10 @@ class Slots(Kernel):
 class Body(State):
     """One pool of SQLAlchemy's in one process, for an async engine on one event loop. Made anew after a fork."""
 
-    def __init__(self, pool: Any, plan: Plan, shell: Any, let_in: Callable[[Body], None], counters: Counters | None) -> None:
-        super().__init__(plan.driver, plan.settings, shell, plan.name, plan.emit, _mark_of(shell), _no_connector)
+    def __init__(self, pool: Any, plan: Plan, shell: Any, connector: Callable[[Any], Flow[None]], counters: Counters | None) -> None:
+        super().__init__(plan.driver, plan.settings, shell, plan.name, plan.emit, _mark_of(shell), connector)
         self._pool = weakref.ref(pool)
         self.plan = plan
-        self.let_in = let_in  #: gate.let_in, which stands above
         self.kernel = Slots(self)
         self.lent, self.counters = self.kernel.lent, counters or self.counters
         self.by_connection: dict[int, Entry] = {}  #: by id of what SQLAlchemy calls the DBAPI connection
@@ -121,7 +116,8 @@ class Body(State):
         self.line: deque[Any] = deque()  #: who waits to connect: see gate.py
         self.timers: dict[int, Any] = {}  #: by an entry's key: ends a use that has a deadline
         self.collector = Collector()
-        self.probing = False
+        self.last_failure: Exception | None = None  #: of an attempt to connect
+        self.connect_limit = plan.connect_limit + AT_THE_LIMIT
         self.bounded = self.settings.deadline is not None
         self.is_quiet = plan.driver.is_quiet
 
@@ -255,15 +251,24 @@ class Body(State):
 
     # -- connecting ----------------------------------------------------------------------------------------------
 
-    def order(self) -> None:
-        """Let in who may connect now, or see to it that somebody probes."""
-        if self.line or self.server.outage.active:
-            self.let_in(self)
-
     @property
     def wants(self) -> int:
-        """Upkeep opens nothing here: SQLAlchemy's pool is lazy."""
-        return 0
+        """For how many in line no connection is coming. SQLAlchemy's pool is lazy: nothing is opened for nobody."""
+        if not self.line:
+            return 0
+        self.kernel.silent = self.server.outage.silent(self, self.clock()) if self.tries else 0
+        return max(0, min(self.unserved, self.places))
+
+    @property
+    def unserved(self) -> int:
+        """For how many in line no connection is coming."""
+        return len(self.line) - (len(self.tries) - self.kernel.silent)
+
+    @property
+    def places(self) -> int:
+        """How many more connections there may be."""
+        most = self.kernel.max_size
+        return most - self.kernel.size if most else UNBOUNDED
 
     def inquire(self, question: Question, until: float) -> Flow[Any]:  # noqa: ARG002 - pool_timeout bounds it
         """What the server answers to *question*, on a connection of SQLAlchemy's pool; None where it does not."""
@@ -326,11 +331,6 @@ def _mark_of(shell: Any) -> Any:
     return LoopMark(shell.loop) if isinstance(shell, GreenletShell) else fork_mark()
 
 
-def _no_connector(_state: State) -> Flow[None]:
-    """Callers connect by themselves here."""
-    yield from ()
-
-
 class SyncShell(ThreadShell):
     """Blocking engines. Locks are reentrant: SQLAlchemy gives connections back in finalizers, which run anywhere."""
 
@@ -355,6 +355,11 @@ class GreenletShell(LoopShell):
     async def do(self, step: Any) -> Any:
         """A worker's step. What it attempts is SQLAlchemy's code, which needs a greenlet."""
         return await (greenlet_spawn(step.work) if type(step) is Attempt else super().do(step))
+
+    async def _connect(self, step: Connect) -> Any:
+        if step.make is None:
+            return await super()._connect(step)
+        return await self.loop.create_task(greenlet_spawn(step.make), context=step.context)
 
     def do_here(self, step: Any) -> Any:
         """A caller's step, inside its greenlet."""

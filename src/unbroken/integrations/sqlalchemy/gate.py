@@ -1,127 +1,101 @@
-"""Connecting for SQLAlchemy: callers connect by themselves, a few at a time; in an outage one prober tries, and all wait for it.
+"""Connecting for SQLAlchemy: callers stand in line, and workers connect for them, a few at a time; in an outage one prober tries.
 
-The prober is a worker of its own, so that it goes on when callers have given up, and new ones can be told at once. What it
-opens is handed to the caller who has waited longest.
+A worker calls the very function that SQLAlchemy would have called, in the caller's context, and hands over what it gives. So a
+caller who has no more time can leave while the attempt is stuck, and others can begin beside it.
 """
 
 from __future__ import annotations
 
+import contextvars
+import errno
 import logging
 from collections.abc import Callable
 from typing import Any
 
 from unbroken.abc import OUTAGE_KINDS, Fault
+from unbroken.core.fault import chain
+from unbroken.core.outage import Try
 from unbroken.core.unit import current
 from unbroken.errors import OutageError, PoolTimeoutError
-from unbroken.flows.connect import ask_limit, prove, tell_others
-from unbroken.flows.steps import Attempt, Flow, Wait
+from unbroken.flows.connect import ask_limit, prove, tell_others, work
+from unbroken.flows.steps import Attempt, Connect, Flow, Wait
 from unbroken.integrations.sqlalchemy.body import Body
 
 log = logging.getLogger("unbroken")
 
-__all__ = ["ask_limit", "connect", "let_in", "prove"]
+__all__ = ["arrived", "ask_limit", "connect", "prove", "seek"]
 
-#: Who waits looks around this often, in case that whoever should have woken it got lost.
+#: A caller in line looks around this often, in case that the worker that should have woken it got lost.
 GLANCE = 0.25
 
 
 class Seeker:
     """One caller's place in the line."""
 
-    __slots__ = ("go", "made", "make", "signal")
+    __slots__ = ("context", "error", "made", "make", "signal", "tries")
 
     def __init__(self, make: Callable[[], Any], signal: Any) -> None:
         self.make = make  #: opens a connection for this caller
+        self.context = contextvars.copy_context()
         self.signal = signal
-        self.go = False  #: it may connect now, and is counted among the connectors
-        self.made: Any = None  #: the connection that the prober opened for it
+        self.tries = 0  #: attempts under way for it
+        self.made: Any = None  #: the connection that was opened for it
+        self.error: BaseException | None = None  #: what the server said that waiting does not cure
 
 
 def connect(body: Body, make: Callable[[], Any], patience: float) -> Flow[Any]:
-    """What *make* gives, as soon as the server can be reached. Raises what it raised when waiting does not help.
+    """What *make* gives, as soon as the server can be reached. Its place is counted until :func:`arrived`.
 
-    Raises OutageError after *patience* seconds, or when the server has been away for longer than ``outage_wait``.
+    Raises what *make* raised when waiting does not help; OutageError or PoolTimeoutError after *patience* seconds, or when
+    the server has been away for longer than ``outage_wait``.
     """
     started = body.clock()
     unit = current()
     until = started + patience if unit is None else min(started + patience, unit.until)
-    last: BaseException | None = None
-    while True:
-        seeker = _enter(body, make)
-        if seeker is not None:
-            made = yield from _stand(body, seeker, started, until, last)
-            if made is not None:
-                return made
-        began = body.clock()
-        try:
-            made = yield Attempt(make)
-        except BaseException as exc:
-            fault = body.classify(exc) if isinstance(exc, Exception) else None
-            away = fault is not None and fault.kind in OUTAGE_KINDS
-            failed(body, fault if away else None, began)
-            _leave(body)
-            if not away:
-                raise
-            last = exc
-        else:
-            succeeded(body, body.clock() - began)
-            _leave(body)
-            return made
-
-
-def _enter(body: Body, make: Callable[[], Any]) -> Seeker | None:
-    """A place in the line; None: go ahead (counted among the connectors)."""
-    with body.lock, body.server.lock:
-        outage = body.server.outage
-        if not (outage.active or body.line or body.connectors >= outage.parallel):
-            body.connectors += 1
-            return None
-        seeker = Seeker(make, body.shell.new_signal())
+    seeker = Seeker(make, body.shell.new_signal())
+    with body.lock:
         body.line.append(seeker)
-    body.order()
-    return seeker
-
-
-def _leave(body: Body) -> None:
-    with body.lock:
-        body.connectors -= 1
-    body.order()
-
-
-def _stand(body: Body, seeker: Seeker, started: float, until: float, last: BaseException | None) -> Flow[Any]:
-    """Wait for the prober's connection, or for leave to try (None)."""
-    begun = body.clock()
-    with body.lock:
         body.counters.waits += 1
     try:
-        while seeker.made is None and not seeker.go:
+        body.order()
+        while seeker.made is None and seeker.error is None:
             now = body.clock()
-            _raise_if_hopeless(body, now, started, until, last)
+            _raise_if_hopeless(body, now, started, until)
             yield Wait(seeker.signal, min(GLANCE, max(until - now, 0.0)))
-            if seeker.made is None and not seeker.go:
+            if seeker.made is None and seeker.error is None:
                 body.order()
     except BaseException:
         _give_up(body, seeker)
         raise
     finally:
         with body.lock:
-            body.counters.wait_seconds += body.clock() - begun
+            body.counters.wait_seconds += body.clock() - started
+    if seeker.error is not None:
+        raise seeker.error
     return seeker.made
 
 
+def arrived(body: Body) -> None:
+    """What :func:`connect` gave is in the pool's books now, or closed."""
+    with body.lock:
+        body.kernel.opening -= 1
+    body.order()
+
+
 def _give_up(body: Body, seeker: Seeker) -> None:
-    """Leave the line; what was granted at the last moment goes back."""
+    """Leave the line; what was granted at the last moment is closed."""
     with body.lock:
         if seeker in body.line:
             body.line.remove(seeker)
         made, seeker.made = seeker.made, None
-    if seeker.go:
-        _leave(body)
     if made is not None:
-        body.pool._close_connection(made, terminate=True)
+        try:
+            body.pool._close_connection(made, terminate=True)
+        finally:
+            arrived(body)
 
 
-def _raise_if_hopeless(body: Body, now: float, started: float, until: float, last: BaseException | None) -> None:
+def _raise_if_hopeless(body: Body, now: float, started: float, until: float) -> None:
     away = body.server.outage.turns_away(now, body.settings.outage_wait)
     if not away and now < until:
         return
@@ -136,7 +110,7 @@ def _raise_if_hopeless(body: Body, now: float, started: float, until: float, las
     why = f"{outage}; the engine goes on trying and recovers by itself" if outage else "the server is slow to answer"
     message = f"no connection to {where} {waited}({body.describe_load()}); {why}"
     error = body.error(kind, message, retry_after=1.0) if outage else body.error(kind, message)
-    raise error from last
+    raise error from body.last_failure
 
 
 # -- in and out of an outage -------------------------------------------------------------------------------------
@@ -157,7 +131,7 @@ def failed(body: Body, fault: Fault | None, began: float) -> None:
 def succeeded(body: Body, took: float | None) -> None:
     """An attempt succeeded after *took* seconds (None: it was refused, but the server is there)."""
     with body.lock, body.server.lock:
-        ended = body.server.outage.succeeded(body.clock())
+        ended = body.server.outage.succeeded(body.clock(), took)
         if took is not None:
             body.counters.opened += 1
             body.counters.connect_seconds += took
@@ -170,94 +144,78 @@ def succeeded(body: Body, took: float | None) -> None:
         tell_others(body)
 
 
-def let_in(body: Body) -> None:
-    """Let those in who may connect now; in an outage, see to it that somebody probes, and hears of the callers."""
-    woken: list[Seeker] = []
-    prober: Any = None
-    with body.lock, body.server.lock:
-        outage = body.server.outage
-        spawn = outage.active and not body.probing and outage.prober in (None, body)
-        if outage.active:
-            body.probing = body.probing or spawn
-            if body.line:
-                outage.called, prober = body.clock(), outage.prober
-        while not outage.active and body.line and body.connectors < outage.parallel:
-            seeker = body.line.popleft()
-            seeker.go = True
-            body.connectors += 1
-            woken.append(seeker)
-    for seeker in woken:
-        body.shell.wake(seeker.signal)
-    if prober is not None:
-        prober.shell.call(prober.ring)
-    if spawn:
-        try:
-            body.shell.spawn(_probe(body), "prober")
-        except RuntimeError:  # no more threads, or the interpreter is ending: whoever waits asks again
-            body.probing = False
-            log.exception("%s: cannot start a thread to probe the server with", body.name)
+# -- the workers -----------------------------------------------------------------------------------------------------
 
 
-def _probe(body: Body) -> Flow[None]:
-    """Try at the outage's pace until it is over."""
-    try:
-        while True:
-            with body.lock, body.server.lock:
-                outage = body.server.outage
-                delay = outage.ask(body, body.clock(), len(body.line)) if outage.active and body.mark[0] else None
-            if delay is None or body.pool is None:
-                return
-            if delay > 0.0:
-                yield from _sleep(body, delay)
-            else:
-                yield from _try(body)
-    finally:
-        with body.lock, body.server.lock:
-            body.probing = False
-            resigned = body.server.outage.resign(body)
-        if resigned:
-            tell_others(body)
-        if body.line:
-            body.order()
+def seek(body: Body) -> Flow[None]:
+    """One worker: connects for those in line, and during an outage for nobody, only to know."""
+    yield from work(body, _open_one)
 
 
-def _sleep(body: Body, delay: float) -> Flow[None]:
-    signal = body.shell.new_signal()
+def _open_one(body: Body, attempt: Try) -> Flow[bool]:
+    """Try once, for the caller who has waited longest among those for whom fewest attempts are under way. False: end."""
+    dialing = body.tries[attempt]
     with body.lock:
-        if not body.line:
-            body.bell = signal
+        seeker: Seeker | None = min(body.line, key=lambda each: each.tries, default=None)
+        if seeker is not None:
+            seeker.tries += 1
+        pool = body.pool
+    handed = False
+    made: Any = None
     try:
-        yield Wait(signal, delay)
+        if pool is None:
+            return False
+        make, context = (pool.look_in, None) if seeker is None else (seeker.make, seeker.context.copy())
+        made = yield Connect(body.connect_limit, dialing, make, context)
+        if dialing.is_ended:
+            raise TimeoutError(errno.ETIMEDOUT, "it came too late")
+        succeeded(body, body.clock() - attempt.started)
+        handed = made is not None and _hand_over(body, seeker, made)
+        return True
+    except Exception as exc:
+        return attempt.is_ended or attempt.is_late or _failed(body, seeker, exc, attempt.started)
     finally:
         with body.lock:
-            if body.bell is signal:
-                body.bell = None
+            if seeker is not None:
+                seeker.tries -= 1
+            if not handed:
+                body.kernel.opening -= 1
+        if made is not None and not handed and pool is not None:
+            yield Attempt(lambda: pool._close_connection(made, terminate=True))
 
 
-def _try(body: Body) -> Flow[None]:
-    """One attempt, for the caller who has waited longest, or for nobody: then only to know."""
+def _without_frames(exc: Exception) -> Exception:
+    """*exc*, to be kept: its tracebacks would keep all that the attempt had in its hands."""
+    for link in chain(exc):
+        link.__traceback__ = None
+    return exc
+
+
+def _hand_over(body: Body, seeker: Seeker | None, made: Any) -> bool:
+    """Give *made* to *seeker*, for whom it was made. False: he has left, or was served by another attempt."""
     with body.lock:
-        seeker = body.line[0] if body.line else None
-    began = body.clock()
-    try:
-        made = yield Attempt(seeker.make if seeker is not None else body.pool.look_in)
-    except Exception as exc:
-        fault = body.classify(exc)
-        if fault.kind in OUTAGE_KINDS:
-            failed(body, fault, began)
-        else:  # refused: it is there, and each caller shall hear why for itself
-            failed(body, None, began)
-            succeeded(body, None)
-        return
-    succeeded(body, body.clock() - began)
-    if seeker is None:
-        return
+        if seeker is None or seeker not in body.line:
+            return False
+        body.line.remove(seeker)
+        seeker.made = made
+    body.shell.wake(seeker.signal)
+    return True
+
+
+def _failed(body: Body, seeker: Seeker | None, exc: Exception, began: float) -> bool:
+    """An attempt failed. Whether the worker should go on."""
+    fault = body.classify(exc)
+    if fault.kind in OUTAGE_KINDS:
+        body.last_failure = _without_frames(exc)
+        failed(body, fault, began)
+        return True
+    failed(body, None, began)
+    succeeded(body, None)  # refused: it is there, and each caller shall hear why for itself
     with body.lock:
-        waits = seeker in body.line
-        if waits:
+        waits = seeker is not None and seeker in body.line
+        if seeker is not None and waits:
             body.line.remove(seeker)
-            seeker.made = made
-    if waits:
+            seeker.error = exc
+    if seeker is not None and waits:
         body.shell.wake(seeker.signal)
-    else:
-        yield Attempt(lambda: body.pool._close_connection(made, terminate=True))
+    return bool(body.line)

@@ -74,6 +74,8 @@ class Hooks:
         opener = getattr(self.driver, "open", None)
         if opener is not None and getattr(dbapi, "__name__", "") == "pymysql":
             dialect.connect = self._connect(dialect.connect)
+        elif opener is not None and plan.is_async:
+            dialect.connect = _opening(dialect.connect, opener)
 
     def _connect(self, original: Any) -> Any:
         """PyMySQL's connect timeout ends before the handshake; the driver's own way to open has one for both."""
@@ -171,6 +173,17 @@ class Hooks:
         if isinstance(exc, Exception) and isinstance(told := loan.shown(exc, home.settings.deadline), DeadlineExceeded):
             return told
         return None
+
+
+def _opening(original: Any, opener: Any) -> Any:
+    """SQLAlchemy's way to connect with the driver's way to open: what is cancelled leaves nothing open."""
+
+    @functools.wraps(original)
+    def connect(*args: Any, **kwargs: Any) -> Any:
+        kwargs.setdefault("async_creator_fn", opener)
+        return original(*args, **kwargs)
+
+    return connect
 
 
 def _as_both(error: BaseException, context: ExceptionContext) -> BaseException | None:

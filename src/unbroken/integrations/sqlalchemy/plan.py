@@ -49,6 +49,7 @@ class Plan:
         self.settings = settings
         self.name = settings.name or driver.target.label
         self.is_async = is_async
+        self.connect_limit = settings.connect_timeout  #: seconds for one attempt; the application's own word counts
         self.foreign: type[BaseException] = driver.errors[0]  #: what our errors are, too: the DBAPI's OperationalError
         self._observers = observers
         self._module = next((each.module.partition(".")[0] for each in all_known() if each.name == driver.name), None)
@@ -165,7 +166,7 @@ def open_plan(url: URL, kwargs: dict[str, Any], is_async: bool) -> tuple[Plan, t
     target = target_of(url)
     plan = Plan(_driver(url, target, is_async), settings, observers, is_async=is_async)
     if not plan.is_blind:
-        _bound_connect(url, kwargs, settings)
+        plan.connect_limit = _bound_connect(url, kwargs, settings)
     return plan, names
 
 
@@ -221,11 +222,22 @@ async def _hand_over_async() -> Connection:
     return _handed.get()
 
 
-def _bound_connect(url: URL, kwargs: dict[str, Any], settings: Settings) -> None:
-    """Give an attempt to connect our time limit, unless the application gave one."""
-    found = _CONNECT_TIMEOUT.get(url.get_driver_name())
+def _bound_connect(url: URL, kwargs: dict[str, Any], settings: Settings) -> float:
+    """Give an attempt to connect our time limit, unless the application gave one. Returns the one that holds, in seconds."""
     args = dict(kwargs.get("connect_args") or {})
-    if found is None or any(name in args or name in url.query for name in _TIMEOUT_NAMES):
-        return
-    name, kind = found
-    kwargs["connect_args"] = {**args, name: kind(settings.connect_timeout)}
+    given = next((source[name] for name in _TIMEOUT_NAMES for source in (args, url.query) if name in source), None)
+    if given is not None:
+        return _seconds(given, settings.connect_timeout)
+    found = _CONNECT_TIMEOUT.get(url.get_driver_name())
+    if found is not None:
+        name, kind = found
+        kwargs["connect_args"] = {**args, name: kind(settings.connect_timeout)}
+    return settings.connect_timeout
+
+
+def _seconds(given: Any, otherwise: float) -> float:
+    try:
+        seconds = float(given)
+    except (TypeError, ValueError):
+        return otherwise
+    return seconds if 0.0 < seconds < math.inf else otherwise

@@ -270,13 +270,13 @@ class _Unbroken(sqla_pool.QueuePool):
             body = self._enter()
         if body.plan.is_blind:
             connection = inner()
-            raw = connection
-        else:
-            connection = body.run(gate.connect(body, lambda: dial(inner), self._timeout))
-            raw = self._know(body, connection)
-        if isinstance(record, Record):
-            entry = body.welcome(record, connection, raw)
-            entry.taken_at = entry.born
+            _welcome(body, record, connection, connection)
+            return connection
+        connection = body.run(gate.connect(body, lambda: dial(inner), self._timeout))
+        try:
+            _welcome(body, record, connection, self._know(body, connection))
+        finally:
+            gate.arrived(body)
         return connection
 
     def _know(self, body: Body, connection: Any) -> Any:
@@ -432,7 +432,7 @@ class UnbrokenQueuePool(_Unbroken):
         self._return_slowly(record, entry)
 
     def _new_body(self, counters: Any) -> Body:
-        return Body(self, self._plan, SyncShell(self._plan.driver), gate.let_in, counters)  # type: ignore[arg-type] # a blocking driver
+        return Body(self, self._plan, SyncShell(self._plan.driver), gate.seek, counters)  # type: ignore[arg-type] # a blocking driver
 
     def queued(self) -> list[Any]:
         """See above."""
@@ -488,7 +488,7 @@ class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
         return asyncio.get_running_loop()
 
     def _new_body(self, counters: Any) -> Body:
-        return Body(self, self._plan, GreenletShell(self._plan.driver, self._loop_here()), gate.let_in, counters)  # type: ignore[arg-type] # an async one
+        return Body(self, self._plan, GreenletShell(self._plan.driver, self._loop_here()), gate.seek, counters)  # type: ignore[arg-type] # an async one
 
     def _wait_for(self, value: Any) -> Any:
         return await_only(value)
@@ -524,6 +524,12 @@ class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
         queue = self._pool._queue
         (queue._queue.appendleft if self._pool.use_lifo else queue._queue.append)(record)
         queue._wakeup_next(queue._getters)
+
+
+def _welcome(body: Body, record: Any, connection: Any, raw: Any) -> None:
+    if isinstance(record, Record):
+        entry = body.welcome(record, connection, raw)
+        entry.taken_at = entry.born
 
 
 def _sever_all() -> None:
