@@ -102,6 +102,21 @@ async def read_async(request: Any) -> Any:
     return await sync_to_async(read)(request)
 
 
+def asking(request: Any) -> Any:
+    """Asks the site itself, and loses its connection afterwards."""
+    calls.append("asking")
+    before = Client(raise_request_exception=False).generic(request.GET["method"], "/count").content.decode()
+    with transaction.atomic(using=alias):
+        ask("SELECT 1")
+        kill()
+        return HttpResponse(f"{before} {count()}")
+
+
+def counting(_request: Any) -> Any:
+    calls.append("counting")
+    return HttpResponse(str(count()))
+
+
 reading: list[Callable[[Any], Any]] = []
 
 
@@ -118,7 +133,7 @@ def reader(request: Any) -> Any:
 
 marked = replayable(write)
 urlpatterns = [
-    path("reader", reader),
+    path("reader", reader), path("asking", asking), path("count", counting),
     path("read", read), path("write", write), path("marked", marked), path("write_alone", write_alone), path("swallow", swallow),
     path("stream", stream), path("read_async", read_async),
 ]  # fmt: skip
@@ -183,6 +198,14 @@ def test_a_post_is_run_again_only_where_its_view_says_so(site: Client) -> None:
     assert (response.status_code, response.json()) == (200, {"notes": 1, "text": "b"})
     assert calls == ["write", "write", "write"]
     assert stored() == 1
+
+
+@pytest.mark.parametrize("inner", ["GET", "POST"])
+def test_a_view_that_uses_a_client_inside_is_run_again_as_any_other(inner: str, site: Client) -> None:
+    global kills
+    kills = 1
+    assert site.get(f"/asking?method={inner}").content == b"0 0"
+    assert calls == ["asking", "counting"] * 2
 
 
 CONTENT = b"".join(b'"line %d", ' % number for number in range(3000))

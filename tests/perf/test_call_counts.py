@@ -17,6 +17,7 @@ import pytest
 
 import unbroken
 import unbroken.mongo
+import unbroken.wsgi
 from unbroken.integrations.mongo.plan import DEFAULTS
 from unbroken.testing.servers import MongoDB, PostgreSQL
 
@@ -103,6 +104,25 @@ def test_the_look_at_the_sockets_does_not_let_go_of_the_interpreters_lock(pool: 
     assert look.func.__name__ == "epoll_wait", "epoll.poll lets go of it, so that threads that compute cut in: see net/glance.py"
     assert look.func._flags_ & ctypes._FUNCFLAG_PYTHONAPI  # type: ignore[attr-defined] # what makes a PyDLL of a CDLL
     assert not look()
+
+
+def test_a_request_that_uses_no_database_is_watched_by_few_calls() -> None:
+    """8 µs for one that is never run again, 4 of them for the ledger that watches it; 19 µs for one that is a unit of work."""
+
+    def app(_environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    watched = unbroken.wsgi.Unbroken(app)
+    environ = {"REQUEST_METHOD": "POST", "PATH_INFO": "/"}
+
+    def work() -> None:
+        watched(environ, lambda _status, _headers: None)
+
+    work()
+    assert len(calls(work)[0]) <= 34
+    environ["REQUEST_METHOD"] = "GET"
+    assert len(calls(work)[0]) <= 72
 
 
 def names_called_by_find_one(client: Any) -> tuple[Counter[str], Counter[str]]:

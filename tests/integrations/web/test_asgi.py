@@ -114,6 +114,25 @@ async def test_it_may_also_be_added_as_one_of_the_apps_own_middlewares(postgres:
         assert (await ask(app)).status_code == 500
 
 
+@pytest.mark.parametrize("inner", ["GET", "POST"])
+@pytest.mark.parametrize(("outer", "status", "tries"), [("GET", 200, 2), ("POST", 500, 1)])
+async def test_an_endpoint_that_uses_a_client_inside_is_run_again_as_any_other(
+    outer: str, status: int, tries: int, inner: str, postgres: PostgreSQL
+) -> None:
+    asked: list[str] = []
+    async with Work(postgres, times=1) as work:
+
+        async def endpoint(request: Request) -> Any:
+            if "inner" in request.query_params:
+                return PlainTextResponse("inner")
+            asked.append((await ask(app, inner, params={"inner": "1"})).text)
+            return PlainTextResponse(str(await work()))
+
+        app = unbroken.asgi.Unbroken(starlette(endpoint))
+        assert (await ask(app, outer)).status_code == status
+    assert asked == ["inner"] * tries
+
+
 async def test_the_apps_own_errors_are_its_own(postgres: PostgreSQL) -> None:
     async def endpoint(_request: Request) -> Any:
         raise ValueError("the app's own")
