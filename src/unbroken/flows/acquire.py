@@ -19,7 +19,7 @@ GLANCE = 0.25
 #: Its first look comes sooner, and may collect garbage: a forgotten connection is often part of a cycle.
 FIRST_GLANCE = 0.05
 #: At least this long between two such collections: they cost tens of milliseconds in a large process.
-COLLECT_EVERY = 5.0
+COLLECT_EVERY = 0.5
 #: … and this many times what the last one took: a busy pool is no reason to spend more than 1 % of the time on it.
 COLLECT_SHARE = 100.0
 
