@@ -11,7 +11,7 @@ from collections import deque
 import pytest
 
 import unbroken
-from unbroken import ConnectionLostError, NotYoursError, Pool, PoolClosedError, PoolTimeoutError
+from unbroken import ClosedByHolderError, NotYoursError, Pool, PoolClosedError, PoolTimeoutError
 
 
 def test_the_drivers_own_connection_is_handed_out(face):
@@ -214,7 +214,7 @@ def test_a_connection_that_is_killed_while_it_is_held_is_thrown_away_at_release(
 
 def test_what_the_holder_closed_itself_is_not_lent_again(face):
     pool = face.pool()
-    with pytest.raises(ConnectionLostError, match="before COMMIT was sent"), pool.connection() as conn:
+    with pytest.raises(ClosedByHolderError, match="before the pool could commit"), pool.connection() as conn:
         conn.close()
     with pool.connection() as conn:
         assert face.ask(conn, "SELECT 1") == 1

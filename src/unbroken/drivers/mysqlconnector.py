@@ -40,7 +40,7 @@ _OPTIONS: _mysql.Kinds = {
 #: What a holder can change on a connection object: what only the object knows …
 _PLAIN_TRAITS = ("_raw", "_buffered", "_get_warnings", "_raise_on_warnings", "_consume_results", "_converter_class", "converter")
 #: … and what the session has, too.
-_TRAITS = (*_PLAIN_TRAITS, "_charset_id", "_use_unicode", "_time_zone", "_sql_mode", "_database")
+_TRAITS = (*_PLAIN_TRAITS, "_charset_id", "_use_unicode", "_database")
 
 _SEEN = Capabilities(transaction_status=True, watchable=True)
 _HIDDEN = Capabilities(fileno=False, transaction_status=True, watchable=True, abort=False)
