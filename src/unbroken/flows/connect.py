@@ -51,7 +51,7 @@ def work(state: State, open_one: Callable[[Any, Try], Flow[bool]]) -> Flow[None]
                 return
     finally:
         with state.lock, state.server.lock:
-            state.connectors -= 1
+            state.at_work -= 1
             resigned = state.connectors == 0 and state.server.outage.resign(state)
         state.order()  # who came while this one was leaving
         if resigned:

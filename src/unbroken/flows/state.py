@@ -89,6 +89,15 @@ JUST_OPENED = 5.0
 LOOK_AGAIN = 0.05
 
 
+class Start:
+    """A worker that was ordered."""
+
+    __slots__ = ("is_called_off",)
+
+    def __init__(self) -> None:
+        self.is_called_off = False
+
+
 class State:
     """One pool in one process. Made anew, from nothing, in a forked child."""
 
@@ -121,7 +130,8 @@ class State:
         self.random = Random()
         self.clock = time.monotonic
         self.connector = connector  #: the flow that opens connections
-        self.connectors = 0  #: how many of them are at work
+        self.at_work = 0  #: how many of them have begun and not ended
+        self.ordered: set[Start] = set()  #: those that were ordered and have not begun
         self.tries: dict[Try, Any] = {}  #: their attempts under way, and what can end each of these
         self.connect_limit = settings.connect_timeout + AT_THE_LIMIT  #: when an attempt is ended from outside
         self.oversight: Any = None  #: the timer for the next look at these
@@ -298,9 +308,8 @@ class State:
         with self.lock:
             outage = self.server.outage
             wanted = outage.active and outage.prober is self and self.places > 0
-            missing = min(1, outage.room(self, self.clock(), self.connectors)) if wanted else 0
-            self.connectors += missing
-        self._start_workers(missing)
+        if wanted:
+            self._start_workers(lambda: min(1, outage.room(self, self.clock(), self.connectors)))
         self.oversee(self)
 
     def order(self) -> None:
@@ -317,23 +326,47 @@ class State:
             elif prober is not None:
                 with self.server.lock:
                     outage.resign(prober)
-        with self.lock:
-            somebody_else = outage.active and outage.prober not in (None, self)
-            room = 0 if somebody_else else outage.room(self, self.clock(), self.connectors)
-            missing = min(self.wants, room) if room else 0
-            self.connectors += missing
-        self._start_workers(missing)
+        self._start_workers(self._missing_workers)
         if self.tries and kernel.waiting:
             self.oversee(self)
 
-    def _start_workers(self, number: int) -> None:
-        for _ in range(number):
-            try:
-                self.shell.spawn(self.connector(self), "connector")
-            except RuntimeError:  # no more threads: the limit is reached, or the interpreter is ending
-                with self.lock:
-                    self.connectors -= 1
-                log.exception("%s: cannot start a thread to connect with", self.name)
+    @property
+    def connectors(self) -> int:
+        """How many workers open connections, or are about to begin."""
+        return self.at_work + len(self.ordered)
+
+    def _missing_workers(self) -> int:
+        outage = self.server.outage
+        somebody_else = outage.active and outage.prober not in (None, self)
+        room = 0 if somebody_else else outage.room(self, self.clock(), self.connectors)
+        return min(self.wants, room) if room else 0
+
+    def _start_workers(self, missing: Callable[[], int]) -> None:
+        """Start as many workers as *missing* says. An exception that strikes here leaves none counted that did not begin."""
+        starts: list[Start] = []
+        try:
+            with self.lock:
+                starts = [Start() for _ in range(missing())]
+                self.ordered.update(starts)
+            for start in starts:
+                self.shell.spawn(self._work(start), "connector")
+        except BaseException as exc:
+            with self.lock:
+                for start in starts:
+                    start.is_called_off = start in self.ordered
+                self.ordered.difference_update(starts)
+            if not isinstance(exc, RuntimeError):
+                raise
+            # No more threads: the limit is reached, or the interpreter is ending.
+            log.exception("%s: cannot start a thread to connect with", self.name)
+
+    def _work(self, start: Start) -> Flow[None]:
+        with self.lock:
+            if start.is_called_off:
+                return
+            self.ordered.discard(start)
+            self.at_work += 1
+        yield from self.connector(self)
 
     # -- death ---------------------------------------------------------------------------------------------------
 
