@@ -45,13 +45,14 @@ def test_postgresql_options_reach_the_session(faces: Any, postgres: Any, name: s
     assert face.execute(conn, "SHOW statement_timeout") == [("1234ms",)]
 
 
-def test_pymysql_loads_the_ca_store_once_per_pool(faces: Any, new_mariadb: Any) -> None:
+def test_pymysql_loads_the_ca_store_once_for_all_pools_of_the_same_options(faces: Any, new_mariadb: Any) -> None:
     server = new_mariadb(tls=True)
     face = faces("pymysql", server)
     first, second = face.connect(), face.connect()
     assert first.ctx is second.ctx
     assert face.execute(first, "SHOW STATUS LIKE 'Ssl_cipher'")[0][1]
-    assert face.connect(driver=face.make(face.url())).ctx is not first.ctx
+    assert face.connect(driver=face.make(face.url())).ctx is first.ctx
+    assert face.connect(driver=face.make(face.url(ssl_ca=server.ca_file))).ctx is not first.ctx
 
 
 def test_mariadbs_connector_takes_them_too_but_always_speaks_utf8mb4(faces: Any, mariadb: Any) -> None:

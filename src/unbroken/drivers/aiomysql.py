@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Connection, Target
-from unbroken.drivers import _mysql
+from unbroken.drivers import _mysql, _tls
 from unbroken.drivers._mysql_async import Answer, Shared, reporting
 from unbroken.drivers._shared import class_of, dial_async, without_target
 
@@ -36,10 +36,9 @@ class AsyncDriver(Shared):
         self._base: type[BaseException] = pymysql.err.Error
         self._connect = connect
         self._arguments = _mysql.arguments(self.target, _OPTIONS, NAME, password="password", database="db")  # noqa: S106 - a keyword's name
-        tls = _mysql.take_tls(self._arguments)
-        if tls:
-            # aiomysql wants a context; PyMySQL knows how to make one of these options. One for all connections.
-            self._arguments["ssl"] = pymysql.connections.Connection._create_ssl_ctx(None, tls)
+        self._tls = _mysql.take_tls(self._arguments)
+        # aiomysql wants a context; PyMySQL knows how to make one of these options
+        self._make_context: Any = pymysql.connections.Connection._create_ssl_ctx
         base: Any = aiomysql.connection.Connection
         self._class = exact(base)
 
@@ -53,13 +52,20 @@ class AsyncDriver(Shared):
                 conn = await self._connect()
                 conn.__class__ = exact(class_of(conn))
                 return conn
-            conn = self._class(**self._arguments)
+            conn = self._class(**self._arguments, **self._with_tls())
             try:
                 await conn._connect()
             except BaseException:
                 self.close(conn)  # aiomysql leaves the socket open when it is cancelled here
                 raise
             return conn
+
+    def _with_tls(self) -> dict[str, Any]:
+        tls = self._tls
+        if not tls:
+            return {}
+        files = [tls.get(name) for name in ("ca", "capath", "cert", "key")]
+        return {"ssl": _tls.shared(("aiomysql", repr(sorted(tls.items()))), files, lambda: self._make_context(None, tls))}
 
     def close(self, conn: Connection) -> None:
         """Abort the transport."""

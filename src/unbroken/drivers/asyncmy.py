@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Connection, Target
-from unbroken.drivers import _mysql
+from unbroken.drivers import _mysql, _tls
 from unbroken.drivers._mysql_async import Answer, Shared, reporting
 from unbroken.drivers._shared import boolean, class_of, dial_async, seconds, whole, without_target
 
@@ -39,9 +39,7 @@ class AsyncDriver(Shared):
         self._base: type[BaseException] = errors.MySQLError
         self._connect = connect
         self._arguments = _mysql.arguments(self.target, _OPTIONS, NAME, password="password", database="database")  # noqa: S106 - a keyword's name
-        tls = _mysql.take_tls(self._arguments)
-        if tls:
-            self._arguments["ssl"] = tls
+        self._tls = _mysql.take_tls(self._arguments)
         self._class = exact(asyncmy.connection.Connection)
 
     async def connect(self, timeout: float) -> Connection:
@@ -54,15 +52,22 @@ class AsyncDriver(Shared):
                 conn = await self._connect()
                 conn.__class__ = exact(class_of(conn))
                 return conn
-            conn = self._class(**self._arguments)
-            if "ssl" in self._arguments:
-                self._arguments["ssl"] = conn._ssl_context  # the first one's, for all
+            conn = self._class(**self._arguments, **self._with_tls())
             try:
                 await conn.connect()
             except BaseException:
                 self.close(conn)
                 raise
             return conn
+
+    def _with_tls(self) -> dict[str, Any]:
+        tls = self._tls
+        if not tls:
+            return {}
+        files = [tls.get(name) for name in ("ca", "capath", "cert", "key")]
+        # asyncmy makes a context in a connection's constructor, and takes one that was made already
+        make = lambda: self._class(**self._arguments, ssl=tls)._ssl_context  # noqa: E731
+        return {"ssl": _tls.shared(("asyncmy", repr(sorted(tls.items()))), files, make)}
 
     def close(self, conn: Connection) -> None:
         """Abort the transport."""

@@ -13,11 +13,12 @@ import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
 from unbroken.core.fault import os_fault
-from unbroken.drivers import _mysql
+from unbroken.drivers import _mysql, _tls
 from unbroken.drivers import _mysqlconnector as seen
 from unbroken.drivers._base import Awaited, Blocking
 from unbroken.drivers._shared import boolean, class_of, dial, dial_async, from_connect, optional_boolean, seconds, whole, without_target
@@ -396,9 +397,9 @@ def _is_without_tls(conn: Any) -> bool:
     return holder is not None and holder._writer is not None and holder._writer.get_extra_info("cipher") is None and seen.is_quiet(conn)
 
 
+@cache
 def _with_shared_tls(base: Any) -> Any:
-    """One SSL context for all of a pool's connections: loading the CA store is 19 of the 20 ms that a connect takes."""
-    contexts: dict[str, Any] = {}
+    """*base* whose connections of the same TLS options share a context: see _tls.py."""
 
     class Connection(base):  # type: ignore[misc]
         __doc__ = base.__doc__
@@ -409,10 +410,9 @@ def _with_shared_tls(base: Any) -> Any:
                 build = value.build_ssl_context
 
                 def shared(*args: Any, **kwargs: Any) -> Any:
-                    key = repr((args, sorted(kwargs.items())))
-                    if key not in contexts:
-                        contexts[key] = build(*args, **kwargs)
-                    return contexts[key]
+                    files = [*args[:3], *(kwargs.get(option) for option in ("ssl_ca", "ssl_cert", "ssl_key"))]
+                    key = ("mysqlconnector", type(value).__module__, repr((args, sorted(kwargs.items()))))
+                    return _tls.shared(key, files, lambda: build(*args, **kwargs))
 
                 value.build_ssl_context = shared
             super().__setattr__(name, value)

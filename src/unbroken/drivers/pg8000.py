@@ -20,7 +20,7 @@ from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Targ
 from unbroken.core import unit
 from unbroken.core.fault import chain, one_line, os_fault, postgres_fault
 from unbroken.core.residue import Left
-from unbroken.drivers import _postgresql
+from unbroken.drivers import _postgresql, _tls
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
 from unbroken.drivers._shared import boolean, class_of, coerce, dial, from_connect, is_lost, lost, optional_boolean, seconds, without_target
@@ -34,7 +34,8 @@ TESTED = ">=1.31.3,<1.32"
 RANK = 40
 
 _SETTINGS = ("options", "search_path", "timezone", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
-_TLS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
+_TLS_FILES = ("sslrootcert", "sslcert", "sslkey")
+_TLS = ("sslmode", *_TLS_FILES)
 _OPTIONS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys((*_SETTINGS, *_TLS, "application_name"), str), "timeout": seconds, "connect_timeout": seconds,
     "tcp_keepalive": boolean, "autocommit": optional_boolean,
@@ -81,7 +82,6 @@ class Driver(Blocking):
         self._connect = connect
         self._options = coerce(self.target.options, _OPTIONS, NAME)
         self._mode = _mode(self._options)
-        self._context: Any = None  # one TLS context for all connections
         base: Any = pg8000.dbapi.Connection
         self._class = exact(base) if self.is_known else base
 
@@ -143,9 +143,9 @@ class Driver(Blocking):
         sock.sendall(_SSL_REQUEST)
         answer = sock.recv(1)
         if answer == b"S":
-            if self._context is None:
-                self._context = _context(self._mode, self._options)
-            return self._context.wrap_socket(sock, server_hostname=host)
+            files = [self._options.get(name) for name in _TLS_FILES]
+            context = _tls.shared(("pg8000", self._mode, *files), files, lambda: _context(self._mode, self._options))
+            return context.wrap_socket(sock, server_hostname=host)
         if answer != b"N":
             raise self.errors[0]("network error: the server hung up in the handshake")
         if self._mode != "prefer":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
@@ -12,7 +10,7 @@ from typing import Any
 from unbroken.abc import Capabilities, Connection, Fault, Target
 from unbroken.core import unit
 from unbroken.core.residue import Left
-from unbroken.drivers import _mysql, _mysql_reset
+from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._shared import boolean, class_of, dial, seconds, whole, without_target
 
@@ -257,21 +255,9 @@ class _Answer:
             _mysql.answered(conn, pending, error, alive)
 
 
-_loading = threading.Lock()  # one thread loads the CA store, the others wait for it
-
-
-def _after_fork_in_child() -> None:
-    global _loading
-    _loading = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
+@cache
 def _with_shared_tls(base: Any) -> Any:
-    """One SSL context for all of a pool's connections: loading the CA store is 19 of the 20 ms that a connect takes."""
-    contexts: dict[str, Any] = {}
+    """*base* whose connections of the same TLS options share a context: see _tls.py."""
 
     class Connection(base):  # type: ignore[misc]
         __doc__ = base.__doc__
@@ -280,12 +266,9 @@ def _with_shared_tls(base: Any) -> Any:
         def _create_ssl_ctx(self, sslp: Any) -> Any:
             if not isinstance(sslp, dict):
                 return super()._create_ssl_ctx(sslp)
-            key = repr(sorted(sslp.items()))
-            if key not in contexts:
-                with _loading:
-                    if key not in contexts:
-                        contexts[key] = super()._create_ssl_ctx(sslp)
-            return contexts[key]
+            key = ("pymysql", repr(sorted(sslp.items(), key=lambda item: str(item[0]))))
+            files = [sslp.get(name) for name in ("ca", "capath", "cert", "key")]
+            return _tls.shared(key, files, lambda: super(Connection, self)._create_ssl_ctx(sslp))
 
     Connection.__name__ = Connection.__qualname__ = base.__name__
     return Connection

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from unbroken.net.blocked import end_wait, heard_for, is_connected
+from unbroken.net.keepalive import close_on_exec
 from unbroken.net.patched import threads_are_greenlets
 from unbroken.net.severance import abort, identity
 from unbroken.net.watcher import Watcher
@@ -58,6 +59,8 @@ class Dialing(ABC):
 
     def has_made(self, fd: int | None) -> None:
         """It gave a connection, which is asked something before it is used: from now on :meth:`end` ends that."""
+        if fd is not None:
+            close_on_exec(fd)
         who = None if fd is None else identity(fd)
         self._made = None if fd is None or who is None else (fd, who)
 
