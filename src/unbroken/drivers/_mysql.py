@@ -9,11 +9,12 @@ from typing import Any, TypeAlias
 from unbroken.abc import Cause, Fault, FaultKind, Target
 from unbroken.core import unit
 from unbroken.core.fault import chain, mysql_fault, one_line, os_fault
-from unbroken.drivers._shared import boolean, coerce, from_connect, is_commit, is_rollback, optional_boolean, seconds, whole
+from unbroken.drivers._shared import boolean, coerce, from_connect, optional_boolean, seconds, whole
 from unbroken.errors import ConfigurationError
 
 #: Flags of the server's status, in every OK and EOF packet (MySQL manual, "Protocol::SERVER_STATUS_flags_enum").
 IN_TRANSACTION, AUTOCOMMIT, MORE_RESULTS = 0x0001, 0x0002, 0x0008
+NO_BACKSLASH_ESCAPES, IN_READ_ONLY, ANSI_QUOTES = 0x0200, 0x2000, 0x8000  # the last one is MariaDB's
 
 COM_INIT_DB, COM_QUERY, COM_PING, COM_QUIT = 2, 3, 14, 1
 
@@ -117,71 +118,6 @@ def refused_commit(exc: BaseException) -> bool:
     """Whether *exc*, the answer to a COMMIT, proves that nothing was committed."""
     errno = number_of(exc) or 0
     return errno >= 1000 and not 2000 <= errno < 3000 and errno not in _NOT_FINAL and not mysql_fault(errno, "").is_lost
-
-
-def exact_result(base: type[Any]) -> type[Any]:
-    """A result class (PyMySQL's or aiomysql's) that keeps the server's status out of the EOF packet that ends the rows.
-
-    The drivers throw that one away, which is why their ``server_status`` lies after a SELECT. Costs nothing per row.
-    """
-
-    class Result(base):  # type: ignore[misc] # the base is only known when the driver is
-        eof_status: int | None = None
-
-        def _check_packet_is_eof(self, packet: Any) -> bool:
-            if not packet.is_eof_packet():
-                return False
-            data = packet.get_all_data()
-            self.eof_status = data[3] | data[4] << 8  # 0xFE, warnings (2), status (2)
-            return bool(super()._check_packet_is_eof(packet))
-
-    return Result
-
-
-def status_of(conn: Any) -> int | None:
-    """The server's status at the end of the last exchange on a PyMySQL or aiomysql connection; None when not certain."""
-    result = conn._result
-    if result is None:
-        status: int | None = conn.__dict__.get("_seen_status")
-        return status
-    if result.unbuffered_active or result.has_next:
-        return None
-    return result.server_status if result.server_status is not None else getattr(result, "eof_status", None)
-
-
-def is_quiet(conn: Any) -> bool:
-    """Whether no exchange is under way on a PyMySQL or aiomysql connection."""
-    result = conn._result
-    return not conn.__dict__.get("_seen_busy", False) and (result is None or not (result.unbuffered_active or result.has_next))
-
-
-def in_transaction(conn: Any) -> bool | None:
-    """From :func:`status_of`."""
-    if conn.__dict__.get("_seen_busy", False):
-        return None
-    status = status_of(conn)
-    return None if status is None else bool(status & IN_TRANSACTION)
-
-
-def commits_itself(conn: Any) -> bool | None:
-    """Whether a statement sent now would be committed by itself: autocommit on and no transaction open; None if unknown."""
-    status = status_of(conn)
-    return None if status is None else status & (AUTOCOMMIT | IN_TRANSACTION) == AUTOCOMMIT
-
-
-def tell(conn: Any, ledger: Any, command: int, sql: Any) -> bool | None:
-    """Report one command that is about to go out on a PyMySQL or aiomysql connection.
-
-    Gives True when it is a COMMIT and False when it is a ROLLBACK, whose answers :func:`answered` is told of.
-    """
-    if command != COM_QUERY:
-        ledger.doubt(f"command {command} of the MySQL protocol", conn_id=id(conn))
-        return None
-    if is_commit(sql):
-        ledger.committing(conn_id=id(conn))
-        return True
-    ledger.statement(sql, commits_itself(conn), conn_id=id(conn))
-    return False if is_rollback(sql) else None
 
 
 def answered(conn: Any, commits: bool, error: BaseException | None, alive: bool) -> None:

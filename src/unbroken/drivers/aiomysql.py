@@ -8,8 +8,9 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Connection, Target
-from unbroken.drivers import _mysql, _tls
-from unbroken.drivers._mysql_async import Answer, Shared, reporting
+from unbroken.drivers import _mysql, _mysql_async, _tls
+from unbroken.drivers import _mysql_exchange as exchange
+from unbroken.drivers._mysql_async import Shared
 from unbroken.drivers._shared import class_of, dial_async, without_target
 
 NAME = "aiomysql"
@@ -25,6 +26,8 @@ class AsyncDriver(Shared):
     """See :class:`unbroken.abc.AsyncDriver`. Connections are aiomysql's, of a subclass that keeps the server's status."""
 
     name = NAME
+    _compared = ("cursorclass", "_encoding", "use_unicode", "encoders", "decoders")
+    _tables = ("encoders", "decoders")
 
     def __init__(self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None) -> None:
         import aiomysql
@@ -34,6 +37,7 @@ class AsyncDriver(Shared):
         self.target = target or without_target(NAME, "mysql")
         self.errors: tuple[type[BaseException], ...] = (pymysql.err.OperationalError, pymysql.err.InterfaceError, pymysql.err.Error)
         self._base: type[BaseException] = pymysql.err.Error
+        self._charsets = pymysql.charset.charset_by_name
         self._connect = connect
         self._arguments = _mysql.arguments(self.target, _OPTIONS, NAME, password="password", database="db")  # noqa: S106 - a keyword's name
         self._tls = _mysql.take_tls(self._arguments)
@@ -76,78 +80,33 @@ class AsyncDriver(Shared):
         except Exception:  # its loop is closed already
             pass
 
-    def fileno(self, conn: Connection) -> int | None:
-        """Of the transport's socket; None once it is closing."""
-        writer = conn._writer
-        if writer is None or writer.transport.is_closing():
-            return None
-        sock = writer.transport.get_extra_info("socket")
-        fd = sock.fileno() if sock is not None else -1
-        return fd if fd >= 0 else None
+    @staticmethod
+    def _is_open(conn: Connection) -> bool:
+        return conn._writer is not None
 
-    def is_quiet(self, conn: Connection) -> bool:
-        """Whether the last command was answered in full."""
-        return conn._writer is not None and _mysql.is_quiet(conn)
+    def is_clean(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
+        """By one comparison. The status is only known where everything that was sent was answered in full."""
+        seen = (conn._seen_status, conn.cursorclass, conn._encoding, conn.use_unicode, conn.encoders, conn.decoders)
+        return seen == traits and conn._writer is not None and not conn._writer.is_closing()
 
 
 @cache
 def exact(base: Any) -> Any:
-    """*base*, an aiomysql connection class, plus exact knowledge of the server's status; *base* itself if it has that."""
+    """*base*, an aiomysql connection class, plus exact knowledge of its exchange; *base* itself if it has that."""
     if getattr(base, "_keeps_status", False):
         return base
     from aiomysql.connection import MySQLResult
 
-    result_class = _mysql.exact_result(MySQLResult)
-
-    class Connection(base):  # type: ignore[misc] # the base is only known here
-        __doc__ = base.__doc__
-        __module__ = base.__module__
-        _keeps_status = True
-
-        async def _execute_command(self, command: int, sql: Any) -> None:
-            await super()._execute_command(command, sql)  # reads what is left of an unbuffered result first
-            self._seen_status, self._seen_busy = None, True
-
-        async def _read_ok_packet(self) -> Any:
-            with Answer(self, self.Error, _is_open):
-                ok = await super()._read_ok_packet()
-            self._seen_status = self.server_status
-            return ok
-
-        async def _read_query_result(self, unbuffered: bool = False) -> None:
-            # As aiomysql's own, with our result class
-            self._result = None
-            result = result_class(self)
-            with Answer(self, self.Error, _is_open):
-                try:
-                    await (result.init_unbuffered_query() if unbuffered else result.read())
-                except BaseException:
-                    result.unbuffered_active, result.connection = False, None
-                    raise
-            self._result = result
-            self._affected_rows = result.affected_rows
-            if result.server_status is not None:
-                self.server_status = result.server_status
-
-        async def show_warnings(self) -> Any:
-            with Answer(self, self.Error, _is_open):
-                return await super().show_warnings()
-
-        async def set_charset(self, charset: str) -> None:
-            with Answer(self, self.Error, _is_open):
-                await super().set_charset(charset)
-
-    Connection.__name__ = Connection.__qualname__ = base.__name__
-    return Connection
+    return _mysql_async.exact(base, MySQLResult, _status_after, AsyncDriver._is_open)
 
 
-def _is_open(conn: Any) -> bool:
-    return conn._writer is not None
+def _status_after(conn: Any, result: Any) -> int | None:  # noqa: ARG001 - as asyncmy's
+    return exchange.status_after(result)
 
 
 def watched(base: Any) -> Any:
     """*base* that tells the ledger of everything it sends. ``unwatched`` is the class to go back to."""
-    return base if hasattr(base, "unwatched") else reporting(exact(base))
+    return base if hasattr(base, "unwatched") else _mysql_async.reporting(exact(base), AsyncDriver._is_open)
 
 
 AsyncDriver._watched = watched

@@ -8,8 +8,9 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Connection, Target
-from unbroken.drivers import _mysql, _tls
-from unbroken.drivers._mysql_async import Answer, Shared, reporting
+from unbroken.drivers import _mysql, _mysql_async, _tls
+from unbroken.drivers import _mysql_exchange as exchange
+from unbroken.drivers._mysql_async import Shared
 from unbroken.drivers._shared import boolean, class_of, dial_async, seconds, whole, without_target
 
 NAME = "asyncmy"
@@ -23,13 +24,19 @@ _OPTIONS: _mysql.Kinds = {
     "server_public_key": str.encode, "stmt_cache_size": whole, "echo": boolean,
 }  # fmt: skip
 
+_CLOSE = 25  # COM_STMT_CLOSE
+_BINARY = (22, 23, 250)  # COM_STMT_PREPARE, COM_STMT_EXECUTE and MariaDB's COM_STMT_BULK_EXECUTE: their answers are read another way
+
 
 class AsyncDriver(Shared):
     """See :class:`unbroken.abc.AsyncDriver`. Connections are asyncmy's, of a subclass that keeps the server's status."""
 
     name = NAME
+    _compared = ("_cursor_cls", "_encoding", "_use_unicode", "_encoders", "_decoders")
+    _tables = ("_decoders",)  # it takes nothing but a plain dictionary of encoders
 
     def __init__(self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None) -> None:
+        import asyncmy.charset
         import asyncmy.connection
         import asyncmy.errors
 
@@ -37,6 +44,7 @@ class AsyncDriver(Shared):
         errors: Any = asyncmy.errors
         self.errors: tuple[type[BaseException], ...] = (errors.OperationalError, errors.InterfaceError, errors.Error)
         self._base: type[BaseException] = errors.MySQLError
+        self._charsets = asyncmy.charset.charset_by_name
         self._connect = connect
         self._arguments = _mysql.arguments(self.target, _OPTIONS, NAME, password="password", database="database")  # noqa: S106 - a keyword's name
         self._tls = _mysql.take_tls(self._arguments)
@@ -78,86 +86,93 @@ class AsyncDriver(Shared):
         except Exception:  # its loop is closed already
             pass
 
-    def fileno(self, conn: Connection) -> int | None:
-        """Of the transport's socket; None once it is closing."""
-        transport = conn._transport
-        if transport is None or transport.is_closing():
-            return None
-        sock = transport.get_extra_info("socket")
-        fd = sock.fileno() if sock is not None else -1
-        return fd if fd >= 0 else None
+    @staticmethod
+    def _is_open(conn: Connection) -> bool:
+        return bool(conn._connected)
 
-    def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last OK packet; None after an error, in the middle of an exchange, or where a result ends without one."""
-        if not conn._connected or not self.is_quiet(conn):
-            return None
-        status = _status(conn)
-        return None if status is None else bool(status & _mysql.IN_TRANSACTION)
-
-    def is_quiet(self, conn: Connection) -> bool:
-        """Whether the last command was answered in full."""
-        if not conn._connected:
-            return False
-        result = conn._result
-        if result is None:
-            return not conn.__dict__.get("_seen_busy", False)
-        return result.connection is None and not result.unbuffered_active and not result.has_next
-
-
-def _status(conn: Any) -> int | None:
-    """The server's status at the end of the last exchange; before MariaDB 10.2 and MySQL 5.7 a result tells none."""
-    result = conn._result
-    if result is None:
-        status: int | None = conn.__dict__.get("_seen_status")
-        return status
-    return int(result.server_status) if conn._deprecate_eof or not result.field_count else None
+    def is_clean(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
+        """By one comparison. The status is only known where everything that was sent was answered in full."""
+        seen = (conn._seen_status, conn._cursor_cls, conn._encoding, conn._use_unicode, conn._encoders, conn._decoders)
+        return seen == traits and bool(conn._connected) and not conn._transport.is_closing()
 
 
 @cache
 def exact(base: Any) -> Any:
-    """*base*, an asyncmy connection class, plus exact knowledge of the server's status; *base* itself if it has that."""
+    """*base*, an asyncmy connection class, plus exact knowledge of its exchange; *base* itself if it has that."""
     if getattr(base, "_keeps_status", False):
         return base
-    from asyncmy.errors import MySQLError
+    from asyncmy.connection import MySQLResult
 
-    class Connection(base):  # type: ignore[misc] # the base is only known here
+    plain = _mysql_async.exact(base, MySQLResult, _status_after, AsyncDriver._is_open)
+    if not hasattr(base, "prepare"):  # before 0.2.12
+        return plain
+
+    class Connection(plain):  # type: ignore[misc, valid-type] # the base is only known here
         __doc__ = base.__doc__
         __module__ = base.__module__
-        _keeps_status = True
 
         async def _execute_command(self, command: int, sql: Any) -> None:
-            await super()._execute_command(command, sql)  # reads what is left of an unbuffered result first
-            self._seen_status, self._seen_busy = None, True
+            status = self._seen_status
+            await super()._execute_command(command, sql)
+            if command == _CLOSE:  # which is not answered
+                exchange.ended(self, status)
+            elif command in _BINARY:
+                self._seen_busy = exchange.BUSY
 
-        async def _read_ok_packet(self) -> Any:
-            with Answer(self, MySQLError, _is_open):
-                ok = await super()._read_ok_packet()
-            self._seen_status = self.server_status
-            return ok
-
-        async def _read_query_result(self, unbuffered: bool = False) -> None:
-            with Answer(self, MySQLError, _is_open):
-                await super()._read_query_result(unbuffered)
-
-        async def show_warnings(self) -> Any:
-            with Answer(self, MySQLError, _is_open):
-                return await super().show_warnings()
-
-        async def set_charset(self, charset: str) -> None:
-            with Answer(self, MySQLError, _is_open):
-                await super().set_charset(charset)
+        async def prepare(self, query: Any) -> Any:
+            try:
+                statement = await super().prepare(query)
+            except BaseException as error:
+                exchange.failed(self, error)
+                raise
+            cls: Any = type(statement)
+            statement.__class__ = _following(cls)
+            exchange.ended(self, None)
+            return statement
 
     Connection.__name__ = Connection.__qualname__ = base.__name__
     return Connection
 
 
-def _is_open(conn: Any) -> bool:
-    return bool(conn._connected)
+@cache
+def _following(base: Any) -> Any:
+    """*base*, a class of prepared statements, that tells its connection when the answer was read to its end."""
+
+    class Statement(base):  # type: ignore[misc] # the base is only known here
+        __doc__ = base.__doc__
+        __module__ = base.__module__
+
+        async def execute(self, args: Any = ()) -> Any:
+            return await self._followed(super().execute(args))
+
+        async def execute_bulk(self, rows: Any) -> Any:
+            return await self._followed(super().execute_bulk(rows))
+
+        async def _followed(self, running: Awaitable[Any]) -> Any:
+            conn = self._connection
+            try:
+                result = await running
+            except BaseException as error:
+                if conn is not None:
+                    exchange.failed(conn, error)
+                raise
+            exchange.ended(conn, _status_after(conn, result))
+            return result
+
+    Statement.__name__ = Statement.__qualname__ = base.__name__
+    return Statement
+
+
+def _status_after(conn: Any, result: Any) -> int | None:
+    """The server's status after *result*. Where results end without one, asyncmy has 0 in its place."""
+    if not conn._deprecate_eof and result.field_count and getattr(result, "eof_status", None) is None:
+        return None
+    return exchange.status_after(result)
 
 
 def watched(base: Any) -> Any:
     """*base* that tells the ledger of everything it sends. ``unwatched`` is the class to go back to."""
-    return base if hasattr(base, "unwatched") else reporting(exact(base))
+    return base if hasattr(base, "unwatched") else _mysql_async.reporting(exact(base), AsyncDriver._is_open)
 
 
 AsyncDriver._watched = watched

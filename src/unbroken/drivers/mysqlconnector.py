@@ -208,6 +208,8 @@ class Driver(_Base, Blocking):
         elif hasattr(conn, "_send_cmd"):
             conn.__class__ = seen.exact(class_of(conn))
             conn.__dict__.setdefault("_seen_busy", False)
+            if "_seen_status" not in conn.__dict__:
+                conn.cmd_ping()  # its answer tells the status, which decides what "as it was opened" means
         else:
             raise self.errors[0](f"connect= gave {type(conn).__name__}; it must be a plain connection of mysql.connector, of no pool")
         return conn
@@ -317,6 +319,8 @@ class AsyncDriver(_Base, Awaited):
                 conn = await self._connect()
                 conn.__class__ = seen.exact_async(class_of(conn))
                 conn.__dict__.setdefault("_seen_busy", False)
+                if "_seen_status" not in conn.__dict__:
+                    await conn.cmd_ping()  # as for the blocking one
                 return conn
             conn = self._class(**{name: value for name, value in self._arguments.items() if name != "ssl_ca"})
             conn._ssl_ca = self._arguments.get("ssl_ca")  # its constructor refuses a CA without a client certificate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ from unbroken.abc import Capabilities, Connection, Fault, Target
 from unbroken.core import unit
 from unbroken.core.residue import Left
 from unbroken.drivers import _mysql, _mysql_reset, _tls
+from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._shared import boolean, class_of, dial, seconds, whole, without_target
 
@@ -25,6 +27,10 @@ _OPTIONS: _mysql.Kinds = {
     "max_allowed_packet": whole, "program_name": str, "ssl_disabled": boolean, "ssl_key_password": str, "ssl_verify_cert": boolean,
     "ssl_verify_identity": boolean, "binary_prefix": boolean,
 }  # fmt: skip
+
+#: What a holder can change on a connection object: what is compared at each release, and what is only put back.
+_COMPARED = ("cursorclass", "encoding", "use_unicode", "encoders", "decoders")
+_KEPT = ("charset", "collation", "_read_timeout", "_write_timeout")
 
 
 class Driver(Blocking):
@@ -72,11 +78,13 @@ class Driver(Blocking):
     def ping(self, conn: Connection, timeout: float) -> None:
         """COM_PING, bounded by the socket's timeout."""
         kept = conn._read_timeout, conn._write_timeout
+        exchange.touch(conn, exchange.TIMEOUTS)
         conn._read_timeout = conn._write_timeout = timeout
         try:
             conn.ping(reconnect=False)
         finally:
             conn._read_timeout, conn._write_timeout = kept
+        exchange.untouch(conn, exchange.TIMEOUTS)
 
     def begin(self, conn: Connection) -> None:
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""
@@ -129,6 +137,7 @@ class Driver(Blocking):
         if database and _mysql_reset.may_have_moved(left):
             conn.select_db(database)
         conn.query(opening)
+        exchange.untouch(conn, exchange.DATABASE | exchange.CHARSET)
 
     def fileno(self, conn: Connection) -> int | None:
         """The socket's, or None once PyMySQL has let go of it."""
@@ -138,11 +147,45 @@ class Driver(Blocking):
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
         """From the last OK or EOF packet; None after an error, in the middle of an exchange, or once it is closed."""
-        return None if conn._sock is None else _mysql.in_transaction(conn)
+        return None if conn._sock is None else exchange.in_transaction(conn)
 
     def is_quiet(self, conn: Connection) -> bool:
         """Whether the last command was answered in full."""
-        return conn._sock is not None and _mysql.is_quiet(conn)
+        return conn._sock is not None and exchange.is_quiet(conn)
+
+    def was_closed(self, conn: Connection) -> bool:
+        """PyMySQL notes what was closed by ``close()``; a lost one it lets go of without."""
+        return conn._sock is None and bool(getattr(conn, "_closed", False))
+
+    def is_streaming(self, conn: Connection) -> bool:
+        """Whether all that is unread are rows or results that the application left."""
+        return conn._sock is not None and exchange.is_half_read(conn)
+
+    def drain(self, conn: Connection) -> None:
+        """Read them."""
+        conn._seen_drain()
+
+    def traits(self, conn: Connection) -> tuple[Any, ...]:
+        """The server's status (autocommit, how strings are quoted), and what PyMySQL keeps on the connection."""
+        return exchange.adopt(conn, _KEPT, ("encoders", "decoders")), *(getattr(conn, name) for name in _COMPARED)
+
+    def is_clean(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
+        """By one comparison. The status is only known where everything that was sent was answered in full."""
+        seen = (conn._seen_status, conn.cursorclass, conn.encoding, conn.use_unicode, conn.encoders, conn.decoders)
+        return seen == traits and conn._sock is not None
+
+    def restore(self, conn: Connection, traits: tuple[Any, ...]) -> None:
+        """Attributes, then autocommit and the character set, or else the database."""
+        exchange.put_back(conn, _COMPARED, traits[1:])
+        charset = f"{conn.charset} COLLATE {conn.collation}" if conn.collation else conn.charset
+        statement = exchange.to_put_back(conn, traits[0], charset)
+        if statement:
+            conn.query(statement)
+        elif conn._seen_touched & exchange.DATABASE:
+            conn.select_db(conn.db)
+        exchange.untouch(conn, conn._seen_touched)
+        if not self.is_clean(conn, traits):
+            raise exchange.out_of_shape(conn)
 
     def classify(self, exc: BaseException) -> Fault:
         """By MySQL's code, or the system's."""
@@ -179,80 +222,180 @@ def _plain_cursor() -> Any:
 
 @cache
 def exact(base: Any) -> Any:
-    """*base*, a PyMySQL connection class, plus exact knowledge of the server's status; *base* itself if it has that."""
+    """*base*, a PyMySQL connection class, plus exact knowledge of its exchange with the server; *base* itself if it has that."""
     if getattr(base, "_keeps_status", False):
         return base
     from pymysql.connections import MySQLResult
 
-    result_class = _mysql.exact_result(MySQLResult)
+    result_class = _result(MySQLResult)
 
     class Connection(base):  # type: ignore[misc] # the base is only known here
         __doc__ = base.__doc__
         __module__ = base.__module__
         _keeps_status = True
         _handshake_until: float | None = None
+        _result: Any
+        _closed: bool
+        _seen_busy = exchange.QUIET
+        _seen_status: int | None = None
+        _seen_pending: bool | None = None
+        _seen_touched = 0
+        _seen_opened: Mapping[str, Any] | None = None
 
-        def _request_authentication(self) -> Any:
+        def connect(self, *args: Any, **kwargs: Any) -> None:
+            self._seen_status = self._result = None
+            self._seen_busy = exchange.BUSY  # until it has logged in
+            super().connect(*args, **kwargs)
+            exchange.untouch(self, self._seen_touched)  # what the connect itself did
+            if self._seen_opened is not None:
+                exchange.touch(self, exchange.OTHERS)  # another session than the pool's
+
+        def _request_authentication(self) -> None:
             if self._handshake_until is not None:  # what is left of the time to connect
                 self._read_timeout = max(0.01, self._handshake_until - time.monotonic())
-            return super()._request_authentication()
+            super()._request_authentication()
+            self._seen_busy = exchange.QUIET
 
         def _execute_command(self, command: int, sql: Any) -> None:
-            super()._execute_command(command, sql)  # reads what is left of an unbuffered result first
-            self._seen_status, self._seen_busy = None, True
+            self._seen_ready()
+            super()._execute_command(command, sql)
+            self._seen_busy = exchange.SENT
+
+        def _write_bytes(self, data: bytes) -> None:
+            self._seen_status = None
+            if self._seen_busy < exchange.BUSY:
+                self._seen_busy = exchange.BUSY
+            super()._write_bytes(data)
+
+        def write_packet(self, payload: bytes) -> None:
+            exchange.begin_writing(self)
+            super().write_packet(payload)
+            self._seen_busy = exchange.BUSY
+
+        def _seen_ready(self) -> None:
+            """Make sure that a command may be sent: raise where an answer is outstanding, read what was left half-read."""
+            if self._sock is None:
+                return  # which PyMySQL says itself
+            if self._seen_busy:
+                raise exchange.out_of_step(self)
+            if self._result is not None and exchange.is_half_read(self):
+                if self._result.unbuffered_active:
+                    warnings.warn("Previous unbuffered result was left incomplete", stacklevel=4)  # as PyMySQL does
+                self._seen_drain()
+
+        def _seen_drain(self) -> None:
+            """Read what was left of a result, and the results after it."""
+            result = self._result
+            if result is not None and result.unbuffered_active:
+                result._finish_unbuffered_query()
+            while self._result is not None and self._result.has_next:
+                self.next_result()
 
         def _read_ok_packet(self) -> Any:
-            with _Answer(self):
+            exchange.begin_reading(self)
+            try:
                 ok = super()._read_ok_packet()
-            self._seen_status = self.server_status
+            except BaseException as error:
+                exchange.failed(self, error)
+                raise
+            if not ok.has_next:
+                exchange.ended(self, ok.server_status & exchange.KEPT)
             return ok
 
         def _read_query_result(self, unbuffered: bool = False) -> Any:
             # As PyMySQL's own, with our result class
+            exchange.begin_reading(self)
             self._result = None
             result = result_class(self)
-            with _Answer(self):
-                try:
-                    result.init_unbuffered_query() if unbuffered else result.read()
-                except BaseException:
-                    result.unbuffered_active, result.connection = False, None
-                    raise
+            try:
+                result.init_unbuffered_query() if unbuffered else result.read()
+            except BaseException as error:
+                result.unbuffered_active, result.connection = False, None
+                exchange.failed(self, error)
+                raise
             self._result = result
             if result.server_status is not None:
                 self.server_status = result.server_status
-            return result.affected_rows
+            affected = result.affected_rows
+            exchange.ended(self, exchange.status_after(result))
+            return affected
 
         def show_warnings(self) -> Any:
-            with _Answer(self):
-                return super().show_warnings()
+            self._execute_command(_mysql.COM_QUERY, "SHOW WARNINGS")
+            self._read_query_result()
+            rows, self._result = self._result.rows, None
+            return rows
 
-        def set_character_set(self, *args: Any, **kwargs: Any) -> Any:
-            with _Answer(self):
-                return super().set_character_set(*args, **kwargs)
+        def set_character_set(self, *args: Any, **kwargs: Any) -> None:
+            exchange.touch(self, exchange.CHARSET)
+            try:
+                super().set_character_set(*args, **kwargs)
+            except BaseException as error:
+                exchange.failed(self, error)
+                raise
+            exchange.ended(self, None)
+
+        def select_db(self, db: Any) -> None:
+            if self.db:
+                exchange.touch(self, exchange.DATABASE)
+            super().select_db(db)
+
+        def close(self) -> None:
+            if not self._closed and not exchange.is_quiet(self):  # the bytes of a goodbye might complete a command
+                self._closed = True
+                self._force_close()
+            else:
+                super().close()
 
     Connection.__name__ = Connection.__qualname__ = base.__name__
     return Connection
 
 
-class _Answer:
-    """Around the reading of an answer: a server's error ends the exchange as well as its OK does."""
+def _result(base: Any) -> Any:
+    """PyMySQL's result class, *base*, whose connection is out of step for as long as a row is read."""
 
-    __slots__ = ("conn",)
+    class Result(exchange.exact_result(base)):  # type: ignore[misc] # the base is only known here
+        connection: Any
+        unbuffered_active: bool
 
-    def __init__(self, conn: Any) -> None:
-        self.conn = conn
+        def __del__(self) -> None:
+            """Read nothing: a finalizer may run anywhere. What is half-read is read before the next command."""
 
-    def __enter__(self) -> None:
-        pass
+        def _read_load_local_packet(self, first_packet: Any) -> None:
+            with exchange.loading(self.connection):
+                super()._read_load_local_packet(first_packet)
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        conn = self.conn
-        alive = conn._sock is not None
-        if alive and (error is None or isinstance(error, conn.Error)):
-            conn._seen_busy = False
-        pending = conn.__dict__.pop("_seen_pending", None)
-        if pending is not None:
-            _mysql.answered(conn, pending, error, alive)
+        def _read_rowdata_packet_unbuffered(self) -> Any:
+            if not self.unbuffered_active:
+                return None
+            conn = self.connection
+            if conn._seen_busy:
+                raise exchange.out_of_step(conn)
+            conn._seen_busy = exchange.BUSY
+            try:
+                row = super()._read_rowdata_packet_unbuffered()
+            except BaseException as error:
+                exchange.failed(conn, error)
+                raise
+            exchange.ended(conn, exchange.status_after(self))
+            return row
+
+        def _finish_unbuffered_query(self) -> None:
+            conn = self.connection
+            if not self.unbuffered_active:
+                return
+            if conn._seen_busy or conn._sock is None:  # nothing of it is to be had any more; a close need not raise for that
+                self.unbuffered_active = False
+                return
+            conn._seen_busy = exchange.BUSY
+            try:
+                super()._finish_unbuffered_query()
+            except BaseException as error:
+                exchange.failed(conn, error)
+                raise
+            exchange.ended(conn, exchange.status_after(self))
+
+    return Result
 
 
 @cache
@@ -289,12 +432,13 @@ def watched(base: Any) -> Any:
 
         def _execute_command(self, command: int, sql: Any) -> None:
             ledger = unit.current(id(self))
-            pending = None
-            if ledger is not None and command not in (_mysql.COM_PING, _mysql.COM_INIT_DB):
-                pending = _mysql.tell(self, ledger, command, sql)
+            if ledger is None or command in exchange.UNREPORTED:
+                super()._execute_command(command, sql)
+                return
+            self._seen_ready()
+            pending = None if self._sock is None else exchange.tell(self, ledger, command, sql)
             super()._execute_command(command, sql)
-            if pending is not None:
-                self._seen_pending = pending
+            self._seen_pending = pending
 
     Watched.__name__ = Watched.__qualname__ = base.__name__
     plain._watched = Watched  # kept with the class, so that both go together

@@ -1,0 +1,46 @@
+"""An exception at any step of a driver's code never leads to another statement's answer; see striking.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+DRIVERS = ["pymysql", "aiomysql", "asyncmy"]
+OPTIONS = {"local_infile": 1, "max_connections": 400}  # what was struck is ended without a goodbye, and lingers for a moment
+#: What is struck at every step in the default tests; all kinds of calls are in the long ones.
+SHORT = "insert,refused,commit,driver_rollback,results,stream,restored"
+
+
+def struck(name: str, server: Any, *args: str) -> dict[str, Any]:
+    """Run the sweep in an interpreter of its own: what is reported, once it ended well."""
+    where = {"host": server.host, "port": server.port, "user": server.user, "password": server.password, "database": server.database}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "striking.py"), name, json.dumps(where), *args],
+        capture_output=True, text=True, timeout=900, env={**os.environ}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert not report["faults"], "\n".join(report["told"])[:5000]
+    return report
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_no_strike_at_any_step_shifts_an_answer(name: str, new_mariadb: Any) -> None:
+    figures = struck(name, new_mariadb(OPTIONS), "--strikes", "Struck", "--only", SHORT)["figures"]
+    assert figures["strikes"] > 500
+    assert figures["quiet"] > 100
+    assert figures["not quiet"] > 100
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", DRIVERS)
+def test_no_strike_at_any_step_of_any_call_shifts_an_answer(name: str, new_mariadb: Any) -> None:
+    assert struck(name, new_mariadb(OPTIONS))["figures"]["strikes"] > 3000
