@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import unbroken
-from unbroken import ConnectionLostError, DeadlineExceeded
+from unbroken import ClosedByHolderError, ConnectionLostError, DeadlineExceeded
 from unbroken.core.unit import Fate
 
 
@@ -114,6 +114,63 @@ def test_a_reset_of_the_applications_own_is_not_asked_about_a_broken_exchange(fa
         ask(conn, "SELECT 1")
     assert not seen
     assert answers_are_in_step(pool)
+
+
+# -- what a holder leaves behind -----------------------------------------------------------------------------------
+
+
+def test_a_half_read_result_is_read_to_its_end_before_the_commit(pool: unbroken.Pool) -> None:
+    from pymysql.cursors import SSCursor
+
+    with pool.connection() as conn:
+        ask(conn, "INSERT INTO loan VALUES (1)")
+        cursor = conn.cursor(SSCursor)
+        cursor.execute("SELECT seq FROM seq_1_to_5000")
+        cursor.fetchone()
+    del cursor
+    assert pool.run(ask, "SELECT COUNT(*) FROM loan") == ((1,),)
+    assert pool.stats().closed == {}
+
+
+def test_autocommit_that_a_holder_left_on_does_not_reach_the_next(face: Any) -> None:
+    pool, table = face.pool(max_size=1), face.table()
+    with pool.connection() as conn:
+        switch = conn.autocommit
+        if callable(switch):
+            switch(True)
+        else:
+            conn.autocommit = True
+    with pytest.raises(TimeLimit), pool.connection() as conn:
+        face.do(conn, f"INSERT INTO {table} VALUES (1)")
+        raise TimeLimit
+    with pool.connection() as conn:
+        assert face.ask(conn, f"SELECT COUNT(*) FROM {table}") == 0
+
+
+def test_what_the_holder_closed_is_a_cause_of_its_own_and_no_lost_connection(face: Any) -> None:
+    pool = face.pool(max_size=1)
+    with pytest.raises(ClosedByHolderError, match="what that code committed itself is stored"), pool.connection() as conn:
+        face.do(conn, "SELECT 1")
+        conn.close()
+    held = pool.acquire()
+    held.close()
+    pool.release(held)
+    assert pool.stats().closed == {"closed by its holder": 2}
+    with pool.connection() as conn:
+        assert face.ask(conn, "SELECT 1") == 1
+
+
+def test_work_that_closes_its_connection_is_run_once(face: Any) -> None:
+    pool, runs = face.pool(), []
+
+    def work(conn: Any) -> None:
+        runs.append(conn)
+        conn.close()
+        face.do(conn, "SELECT 1")
+
+    with pytest.raises(Exception, match=r".+"):
+        pool.run(work)
+    assert len(runs) == 1
 
 
 # -- words ---------------------------------------------------------------------------------------------------------

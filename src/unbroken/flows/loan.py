@@ -43,6 +43,7 @@ _FATES = {
 
 #: What is said of a connection in use that ended without a word. The driver may have read the word.
 _VAGUE = (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT)
+_MAY_BE_THE_HOLDER = (None, Cause.CLOSED_BY_HOLDER, *_VAGUE)
 
 
 class Loan:
@@ -152,7 +153,12 @@ class Loan:
     @property
     def is_closed_by_holder(self) -> bool:
         """Whether the application closed the connection while it had it."""
-        return bool(self.entry.cause in (None, Cause.CLOSED_BY_HOLDER) and self.state.driver.was_closed(self.conn))
+        return bool(self.entry.cause in _MAY_BE_THE_HOLDER and self.state.driver.was_closed(self.conn))
+
+    def _blame_holder(self) -> None:
+        """Note that the application closed the connection: the server's hang-up that answers may have been seen first."""
+        self.entry.cause, self.entry.words = None, ""
+        self.entry.condemn(Cause.CLOSED_BY_HOLDER)
 
     def answers(self, since: float) -> Flow[bool]:
         """Whether the connection is fit for another statement. *since*: the moment it was used last.
@@ -198,7 +204,9 @@ class Loan:
     def break_off(self) -> None:
         """End a connection whose last exchange is not known to have ended: nobody must wait for the rest of an answer, or
         take it for another's."""
-        self.entry.condemn(Cause.CLOSED_BY_HOLDER if self.is_closed_by_holder else Cause.CANCELLED)
+        if self.is_closed_by_holder:
+            self._blame_holder()
+        self.entry.condemn(Cause.CANCELLED)  # the first cause stands
         self.state.cut(self.entry)
 
     def _fault_of(self, exc: BaseException) -> Fault:
@@ -219,12 +227,12 @@ class Loan:
 
     def _condemn_lost(self, fault: Fault) -> None:
         entry = self.entry
+        if fault.cause is Cause.CLOSED_BY_HOLDER:
+            self._blame_holder()
+            return
         if entry.cause in _VAGUE and fault.cause is not None:  # the watcher saw the end before we did
             entry.cause, entry.words = fault.cause, fault.text
         if entry.cause is not None:
-            return
-        if fault.cause is Cause.CLOSED_BY_HOLDER:
-            entry.condemn(Cause.CLOSED_BY_HOLDER)
             return
         cause, words = self.state.explain(entry, in_use=True)
         if cause in _VAGUE:
@@ -263,7 +271,7 @@ class Loan:
         """Make sure that a COMMIT sent now can be the next thing that the server answers. Raises what the caller is told if not."""
         state, entry, conn = self.state, self.entry, self.conn
         if self.is_closed_by_holder:
-            entry.condemn(Cause.CLOSED_BY_HOLDER)
+            self._blame_holder()
             raise self._not_sent(
                 ClosedByHolderError,
                 f"the connection to {state.driver.target.label} was closed by the code that had it, before the pool could commit",
@@ -472,6 +480,8 @@ class Loan:
         """The connection goes back to the pool where it is known to be good. Else it is closed, *otherwise* being why."""
         state, entry, conn = self.state, self.entry, self.conn
         self.disarm()
+        if self.is_closed_by_holder:
+            self._blame_holder()
         good = entry.cause is None and state.is_good(entry, conn) and not self.left()
         state.part(entry, conn)
         if not good and otherwise is not None:
