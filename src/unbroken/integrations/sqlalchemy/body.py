@@ -253,11 +253,15 @@ class Body(State):
 
     @property
     def wants(self) -> int:
-        """For how many in line no connection is coming. SQLAlchemy's pool is lazy: nothing is opened for nobody."""
+        """For how many in line no connection is coming. SQLAlchemy's pool is lazy: nothing is opened for nobody.
+
+        SQLAlchemy has given each caller in line a place, so one attempt for each needs no other. Only what begins beside a
+        silent attempt needs a place of its own.
+        """
         if not self.line:
             return 0
         self.kernel.silent = self.server.outage.silent(self, self.clock()) if self.tries else 0
-        return max(0, min(self.unserved, self.places))
+        return max(0, len(self.line) - len(self.tries), min(self.unserved, self.places))
 
     @property
     def unserved(self) -> int:
