@@ -25,7 +25,8 @@ class PostgreSQL(Subject):  # type: ignore[misc] # its module is found at run ti
     def __init__(self, name: str, where: dict[str, Any]) -> None:
         self.name, self.where = name, where
         self.is_async = name in ASYNC
-        self.resumes = name == "psycopg2"  # libpq's blocking calls end a COPY that was broken off
+        # libpq ends a COPY that was broken off, asyncpg waits for the answer, an event loop closes generators that were left
+        self.resumes = name in ("psycopg2", "asyncpg", "psycopg_async")
         place = f"{where['user']}:{where['password']}@{where['host']}:{where['port']}/{where['database']}"
         self.driver = open_driver(f"postgresql+{name.removesuffix('_async')}://{place}", is_async=self.is_async)
         self.observer = open_driver(f"postgresql+psycopg2://{place}?autocommit=true").connect(5.0)

@@ -137,6 +137,7 @@ _ASYNCPG = {
     "listener to queries": lambda _face, conn: conn.add_query_logger(print),
     "listener to the end": lambda _face, conn: conn.add_termination_listener(print),
     "codec": _codec,
+    "statement that was only prepared": lambda face, conn: face.run(conn.prepare("SELECT 'only prepared'")),
 }
 CHANGES: dict[str, dict[str, Callable[[Any, Any], Any]]] = {
     "asyncpg": _ASYNCPG,

@@ -35,6 +35,7 @@ class Layer:
         "may_be_busy",
         "real",
         "residue",
+        "unsynced",
         "was_new",
         "watched",
     )
@@ -46,6 +47,7 @@ class Layer:
         self.watched = False  #: whether the ledger is told
         self.may_be_busy = True  #: False only when every answer was read; True: the protocol itself must be asked
         self.residue = NOTHING  #: what may have been left on the session
+        self.unsynced = False  #: whether a statement was only prepared: the server waits for the rest, and keeps its locks
         self.was_new = real.queries_count == 0  #: whether nothing had been sent when we came
         self.changed_codecs: set[tuple[str, str]] = set()  #: types, with their schemas, whose codecs were set
 
@@ -77,8 +79,9 @@ class Layer:
         return await self._statement(copy_stmt, lambda: self.real.copy_out(copy_stmt, *args, **kwargs))
 
     async def prepare(self, *args: Any, **kwargs: Any) -> Any:
-        """Before the first execution of a statement."""
-        return await self._exchange(self.real.prepare(*args, **kwargs))
+        """Before the first execution of a statement. It sends no Sync, unlike everything else."""
+        self.unsynced = True
+        return await self._exchange(self.real.prepare(*args, **kwargs), syncs=False)
 
     async def close_statement(self, *args: Any, **kwargs: Any) -> Any:
         """Housekeeping."""
@@ -92,11 +95,16 @@ class Layer:
         """The end of a cursor."""
         return await self._exchange(self.real.close_portal(*args, **kwargs))
 
-    async def _exchange(self, sending: Awaitable[Any]) -> Any:
+    async def _exchange(self, sending: Awaitable[Any], *, syncs: bool = True) -> Any:
         self.may_be_busy = True
         result = await sending
+        self.unsynced = self.unsynced and not syncs
         self.may_be_busy = False
         return result
+
+    async def unreported(self, sql: str) -> None:
+        """Send *sql* on the pool's own behalf: no ledger hears of it."""
+        await self._exchange(self.real.query(sql, None))
 
     async def _statement(self, sql: Any, send: Callable[[], Awaitable[Any]]) -> Any:
         text = str(sql)
@@ -109,7 +117,7 @@ class Layer:
             result = await send()
         else:
             result = await self._told(ledger, text, send)
-        self.may_be_busy = False
+        self.may_be_busy = self.unsynced = False
         return result
 
     async def _told(self, ledger: unit.Unit, sql: str, send: Callable[[], Awaitable[Any]]) -> Any:

@@ -25,11 +25,12 @@ ORPHANED = 5
 class _Base:
     """What both locks share: who has it, and whether a wait for it can end."""
 
-    __slots__ = ("_error", "_fileno", "_inner", "locked", "owner")
+    __slots__ = ("_error", "_fileno", "_inner", "locked", "owner", "turns")
 
     def __init__(self, inner: Any, fileno: Callable[[], int | None], error: Callable[[], BaseException]) -> None:
         self._inner, self._fileno, self._error = inner, fileno, error
         self.locked: Callable[[], bool] = inner.locked  #: whether somebody has it
+        self.turns = 0  #: how often it was taken
         self.owner: object = None  #: the thread or task that has it; an exception may strike before it is noted
 
     def release(self) -> None:
@@ -67,6 +68,7 @@ class ThreadLock(_Base):
         if not self._inner.acquire(blocking=False) and (not blocking or not self._wait(me, timeout)):
             return False
         self.owner = me
+        self.turns += 1
         return True
 
     def _wait(self, me: int, timeout: float) -> bool:
@@ -108,6 +110,7 @@ class TaskLock(_Base):
         else:
             await self._inner.acquire()
         self.owner = me
+        self.turns += 1
         return True
 
     async def _wait(self, me: object) -> None:

@@ -54,6 +54,7 @@ def noting(base: Any) -> Any:
         __module__ = base.__module__
         _unbroken_changed = True  #: until the first comparison
         _unbroken_inside = 0  #: how many blocks of pipeline() are entered
+        _unbroken_turn: int | None = None  #: the one hold on the lock that the pipeline is for; None: for any
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name in _NOTED:
@@ -89,12 +90,20 @@ def noting(base: Any) -> Any:
 
 
 def _counted(name: str, plain: Any) -> Any:
-    """psycopg's ``pipeline()``, with a count of the blocks that are entered."""
+    """psycopg's ``pipeline()``, with a count of the blocks that are entered.
+
+    The one that ``executemany()`` uses by itself lasts no longer than its hold on the lock.
+    """
+    is_internal = name == "_pipeline_nolock"
+
+    def entered(self: Any) -> None:
+        self._unbroken_turn = getattr(self.lock, "turns", None) if is_internal else None
+        self._unbroken_inside += 1
 
     @contextmanager
     def pipeline(self: Any) -> Iterator[Any]:
         with plain(self) as found:
-            self._unbroken_inside += 1
+            entered(self)
             try:
                 yield found
             finally:
@@ -103,7 +112,7 @@ def _counted(name: str, plain: Any) -> Any:
     @asynccontextmanager
     async def async_pipeline(self: Any) -> AsyncIterator[Any]:
         async with plain(self) as found:
-            self._unbroken_inside += 1
+            entered(self)
             try:
                 yield found
             finally:
@@ -124,7 +133,11 @@ def check_step(conn: Any) -> None:
 
     A statement would be sent then, and its answer not be read.
     """
-    if (conn._pipeline is not None) != bool(conn._unbroken_inside) or (conn._pipeline is None and real_pgconn(conn).pipeline_status):
+    if conn._pipeline is None:
+        is_well = not conn._unbroken_inside and not real_pgconn(conn).pipeline_status
+    else:
+        is_well = bool(conn._unbroken_inside) and conn._unbroken_turn in (None, getattr(conn.lock, "turns", None))
+    if not is_well:
         import psycopg
 
         raise lost(psycopg.OperationalError(OUT_OF_STEP))

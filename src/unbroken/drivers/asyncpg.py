@@ -17,7 +17,19 @@ from unbroken.drivers import _postgresql
 from unbroken.drivers._asyncpg_layer import SENDS, Layer, closed_by_holder, noting, unknown
 from unbroken.drivers._base import Awaited
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
-from unbroken.drivers._shared import boolean, class_of, coerce, dial_async, from_connect, number, seconds, whole, without_target
+from unbroken.drivers._shared import (
+    boolean,
+    class_of,
+    coerce,
+    dial_async,
+    from_connect,
+    is_lost,
+    lost,
+    number,
+    seconds,
+    whole,
+    without_target,
+)
 
 NAME = "asyncpg"
 SCHEMES = ("postgresql+asyncpg",)
@@ -158,6 +170,7 @@ class AsyncDriver(Awaited):
 
     async def ping(self, conn: Connection, timeout: float) -> None:
         """One round trip, no transaction. (asyncpg cannot read the answer to an empty query.)"""
+        self._check_ready(conn)
         try:
             async with asyncio.timeout(timeout):
                 await conn.execute("SELECT 1", timeout=timeout)
@@ -166,7 +179,7 @@ class AsyncDriver(Awaited):
 
     async def begin(self, conn: Connection) -> None:
         """Start a transaction of asyncpg's own, so that the application's ``conn.transaction()`` becomes a savepoint in it."""
-        self._check_open(conn)
+        self._check_ready(conn)
         if conn._top_xact is not None and not conn.is_in_transaction():
             conn._top_xact = None  # ended by a COMMIT written as text: asyncpg would send a SAVEPOINT
         await conn.transaction().start()
@@ -176,7 +189,7 @@ class AsyncDriver(Awaited):
 
         Raises InFailedSQLTransactionError where PostgreSQL answered that with a rollback.
         """
-        self._check_open(conn)
+        self._check_ready(conn)
         if conn._top_xact is None or not conn.is_in_transaction():
             await self._end(conn, "commit")
             return
@@ -187,12 +200,15 @@ class AsyncDriver(Awaited):
 
     async def rollback(self, conn: Connection) -> None:
         """Likewise."""
-        self._check_open(conn)
+        self._check_ready(conn)
         await self._end(conn, "rollback")
 
-    def _check_open(self, conn: Connection) -> None:
-        if conn.is_closed():  # asyncpg's own methods would fail for want of a protocol
+    def _check_ready(self, conn: Connection) -> None:
+        """Raise where nothing can be sent: asyncpg's own methods would fail for want of a protocol, or wait."""
+        if conn.is_closed():
             raise self._asyncpg.InterfaceError("connection is closed")
+        if not self.is_quiet(conn):
+            raise lost(self._asyncpg.InterfaceError("the connection is out of step: an answer was not read to its end"))
 
     async def _end(self, conn: Connection, how: str) -> None:
         outer = conn._top_xact  # the outermost transaction object; asyncpg keeps it for its own nesting
@@ -213,7 +229,7 @@ class AsyncDriver(Awaited):
             listeners, layer = {channel: set(callbacks) for channel, callbacks in conn._listeners.items()}, conn._protocol
             return (
                 listeners, set(conn._log_listeners), set(conn._query_loggers), set(conn._termination_listeners),
-                layer.residue, frozenset(layer.changed_codecs),
+                layer.residue, frozenset(layer.changed_codecs), layer.unsynced,
             )  # fmt: skip
         except Exception:  # another make of connection
             return None
@@ -222,9 +238,11 @@ class AsyncDriver(Awaited):
         """Every answer was read, nothing is open, and nothing was left on the session or the connection."""
         try:
             layer = conn._protocol
-            listeners, log_listeners, query_loggers, termination_listeners, _, _ = traits
+            listeners, log_listeners, query_loggers, termination_listeners, _, _, _ = traits
             if (
                 layer.residue
+                or layer.unsynced
+                or conn._stmt_exclusive_section._acquired
                 or layer.changed_codecs
                 or not layer.is_connected()
                 or layer.is_in_transaction()
@@ -246,11 +264,11 @@ class AsyncDriver(Awaited):
         Raises InterfaceError where the caller's own ``connect=`` may have changed the session before: what it set cannot be
         told from what the holder set.
         """
-        self._check_open(conn)
+        self._check_ready(conn)
         layer = conn._protocol
         if traits is None or self.is_in_transaction(conn) is not False or (not layer.was_new and (layer.residue or layer.changed_codecs)):
             raise self._asyncpg.InterfaceError("the connection cannot be put back to what it was")
-        listeners, log_listeners, query_loggers, termination_listeners, _, _ = traits
+        listeners, log_listeners, query_loggers, termination_listeners, *_ = traits
         conn._listeners.clear()
         conn._listeners.update({channel: set(callbacks) for channel, callbacks in listeners.items()})
         for found, wanted in (
@@ -261,12 +279,16 @@ class AsyncDriver(Awaited):
             found.update(wanted)
         if Left.ENDLESS in layer.residue:
             raise self._asyncpg.InterfaceError("no reset undoes what was left on the session")
-        if layer.residue:
-            await conn.execute(_postgresql.reset_of(layer.residue))
+        if layer.residue or layer.unsynced:
+            await layer.unreported(_postgresql.reset_of(layer.residue) if layer.residue else "SELECT 1")
             layer.residue = NOTHING
-        for typename, schema in list(layer.changed_codecs):
-            await conn.reset_type_codec(typename, schema=schema)
-            layer.changed_codecs.discard((typename, schema))
+        watched, layer.watched = layer.watched, False
+        try:
+            for typename, schema in list(layer.changed_codecs):
+                await conn.reset_type_codec(typename, schema=schema)
+                layer.changed_codecs.discard((typename, schema))
+        finally:
+            layer.watched = watched
 
     async def remember(self, conn: Connection) -> Any:
         """Nothing is set when it is opened. What the caller's own ``connect=`` set is not known: see :meth:`restore`."""
@@ -276,7 +298,7 @@ class AsyncDriver(Awaited):
     async def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:  # noqa: ARG002
         """One round trip."""
         conn._protocol.residue |= frozenset(left)
-        await conn.execute(_postgresql.reset_of(left))
+        await conn._protocol.unreported(_postgresql.reset_of(left))
         conn._protocol.residue = NOTHING
 
     async def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
@@ -348,6 +370,8 @@ class AsyncDriver(Awaited):
 
     def classify(self, exc: BaseException) -> Fault:
         """By SQLSTATE; by asyncpg's words, or the system's error, where there is none."""
+        if is_lost(exc):
+            return Fault(FaultKind.LOST, Cause.CANCELLED, None, str(exc))
         connecting = from_connect(exc)
         fault = self._fault(exc, connecting)
         return replace(fault, text=one_line(fault.text, self.target.password))

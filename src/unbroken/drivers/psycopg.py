@@ -8,6 +8,7 @@ import selectors
 import time
 import weakref
 from collections.abc import Callable, Collection, Generator
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import cache
@@ -376,6 +377,18 @@ class AsyncDriver(Awaited, _Base):
     async def open(self, *args: Any, **kwargs: Any) -> Connection:
         """A connection by psycopg's own arguments, which may be a framework's. One that is cancelled leaves no socket open."""
         return await _open(self._psycopg.AsyncConnection, *args, **kwargs)
+
+    def close(self, conn: Connection) -> None:
+        """As the blocking driver's. What an exception left of a wait in the event loop goes first: the loop would keep the
+        descriptor's number, and the next connection that gets that number could not be waited for.
+        """
+        fd = self.fileno(conn)
+        if fd is not None:
+            with suppress(RuntimeError, OSError, ValueError):  # no loop runs here
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(fd)
+                loop.remove_writer(fd)
+        super().close(conn)
 
     async def ping(self, conn: Connection, timeout: float) -> None:
         """An empty query: one round trip, no transaction."""
