@@ -207,7 +207,8 @@ class Loan:
         if self.is_closed_by_holder:
             self._blame_holder()
         self.entry.condemn(Cause.CANCELLED)  # the first cause stands
-        self.state.cut(self.entry)
+        if not getattr(self.state.driver, "is_async", False):  # a transport is aborted when the connection goes back
+            self.state.cut(self.entry)
 
     def _fault_of(self, exc: BaseException) -> Fault:
         """What *exc* means here. A ConnectionError or TimeoutError may also be about something else that the work does."""
