@@ -72,7 +72,7 @@ def test_a_url_that_cannot_work(url, says):
         ("outage_wait", -1, "at least 0"),
         ("leak_after", -5, "more than 0"),
         ("reclaim", "yes", "True or False"),
-        ("reset", "commit", "'rollback', None or a callable"),
+        ("reset", "commit", "'rollback', 'session', None or a callable"),
         ("deadline", 0, "more than 0"),
         ("name", "", "not empty"),
     ],

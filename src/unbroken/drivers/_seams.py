@@ -177,6 +177,7 @@ class Trial(unit.Unit):
         try:
             self._driver.unwatch(self._conn)
         finally:
+            self._conn = None  # a context may keep the trial, which must not keep the connection
             self.close()
             self._aside.__exit__(kind, error, trace)
 

@@ -213,6 +213,9 @@ def ask_limit(state: State, conn: Connection, until: float = math.inf) -> Flow[N
             state.server.limit.asked = False
             raise  # it must not be lent: a driver that knows it to be closed shows no socket to look at any more
         log.debug("%s: the server's idle limit is not known: %s", state.name, state.classify(exc).text)
+        if state.knows_status and not state.driver.is_quiet(conn):
+            # Its answer may still come: nobody may get this connection. The next one is not asked.
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the question for the idle limit was broken off") from exc
         return
     with state.server.lock:
         state.server.limit.tell(limit)
