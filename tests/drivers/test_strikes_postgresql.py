@@ -12,7 +12,7 @@ import pytest
 
 PROGRAM = Path(__file__).with_name("striking_postgresql.py")
 DRIVERS = ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"]
-#: Enough for each way to send and each way to fail. Everything: ``pytest -m soak``.
+#: Enough for each way to send and each way to fail.
 SHORT = "select,parameters,refused_by_value,insert,library_commit,ping,restored,copy_out"
 
 
@@ -31,6 +31,7 @@ def holds(found: dict[str, Any]) -> None:
     assert found["figures"]["strikes"] > 100
 
 
+@pytest.mark.soak  # minutes for each driver; tests/strikes sweeps the pool on psycopg in every run
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", DRIVERS)
 def test_a_strike_at_any_line_of_the_usual_calls(new_postgres: Any, name: str) -> None:
