@@ -80,7 +80,9 @@ class Storm:
             expected = self.pool._driver.classify(error).is_lost or isinstance(
                 error, unbroken.ConnectionLostError | unbroken.CommitUnknownError
             )
-            if how == 1 or not expected:
+            # run() replays a unit, but sends no statement a third time whose session ended on two fresh connections
+            is_given_up = any("ends its session" in note for note in getattr(error, "__notes__", ()))
+            if not expected or (how == 1 and not is_given_up):
                 self.unexpected.append(error)
 
     async def rage(self, *, kills: int) -> None:
