@@ -67,13 +67,19 @@ class ConnectRejectedError(UnbrokenError):
 
 
 class ConnectionLostError(UnbrokenError):
-    """The connection was lost before its COMMIT was sent: nothing of its transaction is stored. Also a ConnectionError."""
+    """The connection was lost, and no COMMIT of its open transaction was sent: nothing of that transaction is stored.
+
+    What was committed before on the same connection is stored. Also a ConnectionError.
+    """
 
     _besides = ConnectionError
 
 
 class CommitUnknownError(UnbrokenError):
-    """A COMMIT was sent and the connection was lost before its answer: the work is stored, or it is not. Also a ConnectionError."""
+    """A COMMIT was sent and the connection was lost before its answer: the work is stored whole, or not at all.
+
+    ``XA COMMIT``, ``COMMIT PREPARED`` and their like count as a COMMIT. Look before you repeat the work. Also a ConnectionError.
+    """
 
     _besides = ConnectionError
 
@@ -88,7 +94,11 @@ class ClosedByHolderError(UnbrokenError):
 
 
 class DeadlineExceeded(UnbrokenError):  # noqa: N818 - a fixed public name, after the field's usage
-    """The work took longer than its ``deadline=``; its connection was ended to free the caller. Also a TimeoutError."""
+    """The work took longer than its ``deadline=``; its connection was ended to free the caller.
+
+    ``fate`` says what became of its writes. Without a ledger it is unknown: a statement in autocommit, or a COMMIT that was
+    under way, may still be stored. Also a TimeoutError.
+    """
 
     _besides = TimeoutError
     _besides_first = True

@@ -318,6 +318,10 @@ class Server:
     def __init__(self, backend: str = "mysql") -> None:
         self.backend = backend
         self.has_hung_up = False
+        self.may_hide_writes = True
+
+    def looked(self) -> None:
+        pass
 
     def has_ended(self, _entry: object) -> bool:
         return self.has_hung_up
@@ -380,6 +384,27 @@ def test_a_lost_commit_of_a_select_that_may_have_written_is_unknown() -> None:
     unit.ended(conn_id=1, lost=True)
     unit.hear(home, Question.HIDDEN_WRITES, "view v calls f")
     assert action(unit) is Action.COMMIT_UNKNOWN
+
+
+@pytest.mark.parametrize("observing", [False, True])
+def test_what_a_select_may_have_stored_is_unknown_unless_the_server_ruled_it_out(observing: bool) -> None:
+    home = Server()
+    outer = enter(Unit(observing=True)) if observing else None
+    unit = begun()
+    inner = enter(unit)
+    unit.join(1, home)
+    unit.statement(LOOK, False, conn_id=1)
+    assert unit.fate() is Fate.NOTHING  # nobody has committed it
+    unit.committing(conn_id=1)
+    unit.committed(conn_id=1)
+    unit.ended(conn_id=1)
+    leave(inner)
+    asked = unit if outer is None else outer.unit
+    assert asked.fate() is Fate.UNKNOWN
+    home.may_hide_writes = False
+    assert asked.fate() is Fate.NOTHING
+    if outer is not None:
+        leave(outer)
 
 
 def test_a_select_that_was_rolled_back_asks_nothing() -> None:

@@ -410,6 +410,67 @@ def test_a_function_of_a_worker_is_a_unit_of_work(site: Client) -> None:
     assert stored() == 1
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("caught", [False, True])
+def test_a_loss_inside_a_savepoint_is_run_again(site: Client, depth: int, caught: bool) -> None:
+    global kills
+    tries: list[int] = []
+
+    def nested(left: int) -> None:
+        with transaction.atomic(using=alias):
+            ask(f"INSERT INTO note VALUES ({left})")
+            if left:
+                nested(left - 1)
+            else:
+                kill()
+                ask("INSERT INTO note VALUES (9)")
+
+    @replayable
+    def job() -> None:
+        tries.append(1)
+        with transaction.atomic(using=alias):
+            ask("INSERT INTO note VALUES (7)")
+            try:
+                nested(depth - 1)
+            except OperationalError:
+                if caught:
+                    ask("SELECT 1")  # Django refuses it; the loss is behind that
+                raise
+
+    kills = 1
+    job()
+    assert len(tries) == 2
+    assert stored() == depth + 2
+
+
+def test_a_select_that_wrote_through_a_view_is_not_run_again(site: Client) -> None:
+    global kills
+    if connections[alias].vendor == "mysql":
+        server.admin("CREATE FUNCTION put() RETURNS INT BEGIN INSERT INTO note VALUES (1); RETURN 1; END")
+    else:
+        server.admin("CREATE FUNCTION put() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'INSERT INTO note VALUES (1) RETURNING 1'")
+        server.admin("GRANT ALL ON note TO PUBLIC")
+    server.admin("CREATE VIEW writing AS SELECT put() AS n")
+    if connections[alias].vendor == "postgresql":
+        server.admin("GRANT ALL ON writing TO PUBLIC")
+    tries: list[int] = []
+
+    @replayable
+    def job() -> None:
+        tries.append(1)
+        ask("SELECT n FROM writing")  # committed by itself
+        with transaction.atomic(using=alias):
+            ask("SELECT 1")
+            kill()
+            ask("SELECT 1")
+
+    kills = 1
+    with pytest.raises(OperationalError):
+        job()
+    assert len(tries) == 1
+    assert stored() == 1
+
+
 def test_an_attempt_that_committed_is_not_run_again(site: Client) -> None:
     global kills
 

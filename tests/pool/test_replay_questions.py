@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sysconfig
 from collections.abc import Iterator
 from typing import Any
@@ -379,3 +380,91 @@ def test_an_unanswered_xa_commit_is_unknown(own_face: Any) -> None:
     assert caught.value.fate is Fate.UNKNOWN
     assert len(runs) == 1
     assert face.stored(table) == [1]
+
+
+# -- asyncio -------------------------------------------------------------------------------------------------------
+
+
+async def _lose(body: Any, conn: Any) -> None:
+    me = await body.who(conn)
+    await asyncio.to_thread(body.server._kill_session, me)
+    await body.until(lambda: me not in body.ids())
+
+
+def test_a_select_that_wrote_and_was_committed_is_not_run_again_on_asyncio(own_body: Any) -> None:
+    body = own_body
+    table, admin = body.table(), body.server.admin
+    if body.is_mysql:
+        admin(f"CREATE FUNCTION put() RETURNS INT BEGIN INSERT INTO {table} VALUES (1); RETURN 1; END")
+    else:
+        admin(f"CREATE FUNCTION put() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'INSERT INTO {table} VALUES (1) RETURNING 1'")
+    admin("CREATE VIEW writing AS SELECT put() AS n")
+    if not body.is_mysql:
+        admin("GRANT ALL ON writing TO PUBLIC")
+    runs = []
+
+    async def main() -> None:
+        async with body.pool(max_size=3) as pool:
+
+            @unbroken.replayable
+            async def unit() -> None:
+                runs.append(1)
+                async with pool.connection() as conn:
+                    await body.ask(conn, "SELECT n FROM writing")
+                async with pool.connection() as conn:
+                    await _lose(body, conn)
+                    await body.ask(conn, "SELECT 1")
+
+            error = await body.outcome(unit())
+            assert error is not None
+            assert any("may write" in note for note in error.__notes__)
+
+    body.run(main())
+    assert runs == [1]
+    assert body.rows() == [1]
+
+
+def test_a_task_that_read_committed_and_reads_again_is_run_again(own_body: Any) -> None:
+    body = own_body
+    table, runs = body.table(), []
+
+    async def main() -> None:
+        async with body.pool(max_size=3) as pool:
+
+            @unbroken.replayable
+            async def unit() -> None:
+                runs.append(1)
+                async with pool.connection() as conn:
+                    await body.ask(conn, f"SELECT n FROM {table}")
+                async with pool.connection() as conn:
+                    if len(runs) == 1:
+                        await _lose(body, conn)
+                    await body.ask(conn, f"SELECT n FROM {table}")
+
+            await unit()
+
+    body.run(main())
+    assert runs == [1, 1]
+
+
+def test_a_write_that_a_task_forbade_itself_is_its_own_error(own_body: Any) -> None:
+    body = own_body
+    table, runs = body.table(), []
+
+    async def main() -> None:
+        async with body.pool(max_size=2) as pool:
+
+            async def work(conn: Any) -> None:
+                runs.append(1)
+                await body.do(conn, "START TRANSACTION READ ONLY" if body.is_mysql else "SET TRANSACTION READ ONLY")
+                await body.do(conn, f"INSERT INTO {table} VALUES (1)")
+
+            error = await body.outcome(pool.run(work))
+            assert isinstance(error, pool._driver.errors)
+            assert pool.stats().closed.get("failover", 0) == 0
+            await pool.run(lambda conn: body.do(conn, f"INSERT INTO {table} VALUES (2)"))
+            assert pool.stats().opened == 1
+
+    body.run(main())
+    assert runs == [1]
+    assert body.rows() == [2]

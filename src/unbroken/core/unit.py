@@ -54,6 +54,13 @@ class Home(Protocol):
     def backend(self) -> str:
         """``mysql``, ``mariadb``, ``postgresql`` or ``sqlite``."""
 
+    @property
+    def may_hide_writes(self) -> bool:
+        """Whether a SELECT may store something there, as far as the server said last."""
+
+    def looked(self) -> None:
+        """A SELECT was committed that may have stored something."""
+
     def has_ended(self, entry: Any) -> bool:
         """Whether the other side is known to have ended *entry*, without a round trip."""
 
@@ -105,7 +112,7 @@ class _Part:
     def __init__(self) -> None:
         self.home: Home | None = None  # the pool that it came from
         self.entry: Any = None  # what that pool knows of it
-        self.fresh = False  # it was opened for this attempt
+        self.fresh = False  # it was opened, or used, just before
         self.reports = 0  # how many came
         self.sent = 0  # how many statements went out
         self.last: str | bytes | None = None  # the last of them, as long as nobody told that it was answered
@@ -249,8 +256,8 @@ class Unit:
     def join(self, conn_id: int, home: Home | None = None, entry: Any = None, *, fresh: bool = False) -> None:
         """The connection *conn_id* works for this unit from now on, whichever thread uses it (:func:`current`).
 
-        *home* is where another one can be taken to ask something; *entry* is what it knows of this one, which was opened just
-        now if it is *fresh*.
+        *home* is where another one can be taken to ask something; *entry* is what it knows of this one, which was opened or
+        used just now if it is *fresh*.
         """
         if not self._closed:
             _joined[conn_id] = self
@@ -285,9 +292,11 @@ class Unit:
 
         It answers after the unit was left, too. Writes in an open transaction are *unknown*: end
         the transaction before you ask. So is what a thread does that the unit started and that
-        has not ended.
+        has not ended, and what a SELECT may have stored.
         """
         if self._uncertain or self._is_helped() or any(part.is_unsettled for part in list(self._parts.values())):
+            return Fate.UNKNOWN
+        if any(home is None or home.may_hide_writes for home in list(self._looks.values())):
             return Fate.UNKNOWN
         inner = {unit.fate() for unit in list(self._inner)}
         if Fate.UNKNOWN in inner:
@@ -466,9 +475,11 @@ class Unit:
 
     def _commit_goes_out(self, part: _Part) -> None:
         """What was looked at may be committed from now on."""
-        if part.looked and not self.observing:
+        if part.looked:
             part.looked, part.unheard = False, True
             self._looks[id(part.home)] = part.home
+            if part.home is not None:
+                part.home.looked()
 
     def _wrote(self, part: _Part, what: Kind, sql: str | bytes | None, autocommit: bool | None) -> None:
         self.wrote = True
@@ -639,6 +650,7 @@ class Unit:
         observer.met += self.met
         if observer._closed:
             return
+        observer._looks.update(self._looks)
         observer._helpers += [each for each in self._helpers if not each()]
         for conn_id, part in list(self._parts.items()):
             if part.is_unsettled:

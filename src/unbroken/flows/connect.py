@@ -169,6 +169,8 @@ def _open_one(state: State, attempt: Try) -> Flow[bool]:
         if not state.server.limit.asked:
             yield from ask_limit(state, conn, until)
         yield from prove(state, conn, until)
+        if state.hidden.is_due(started):
+            yield from state.ask_hidden(conn, until=until)
         opening = (yield from remember(state, conn, until)) if state.settings.reset == "session" else None
         entry = state.adopt(conn, generation)
         entry.opening = opening

@@ -33,6 +33,9 @@ def inquire(state: State, question: Question, until: float) -> Flow[Any]:
         state.lend(loan, entry, sys._getframe(), state.clock(), get_ident())
         try:
             heard = yield from loan.ask(question)
+            if question is Question.HIDDEN_WRITES:
+                state.hidden.asking(started)
+                state.hidden.answer = heard
             yield from loan.roll_back()
             if entry.cause is None or heard is not None:
                 return heard

@@ -14,7 +14,7 @@ from typing import Any
 from unbroken.abc import Cause, Connection, Fault, FaultKind
 from unbroken.core.entry import Entry
 from unbroken.core.fault import is_goodbye
-from unbroken.core.questions import Question, answer, text_of
+from unbroken.core.questions import Question
 from unbroken.core.residue import NOTHING, Left
 from unbroken.core.unit import Action, Fate, Unit, current, is_left_over
 from unbroken.errors import (
@@ -442,12 +442,7 @@ class Loan:
         """What the server answers on this connection; None where it does not. May leave a transaction open."""
         state = self.state
         try:
-            while (text := text_of(question, state.backend)) is not None:
-                rows = yield Call("ask", self.conn, self.entry, state.settings.ping_timeout, (text,))
-                heard = answer(question, state.backend, rows)
-                if not isinstance(heard, Question):
-                    return heard
-                question = heard
+            return (yield from state.read_answer(self.conn, question, self.entry))
         except Exception as exc:
             log.info("%s: the server did not say: %s (%s)", state.name, question.value, state.classify(exc).text)
             self.failed(exc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from typing import Any
@@ -10,6 +11,28 @@ from weakref import WeakSet
 from unbroken.abc import BaseDriver
 from unbroken.core.idle_limit import IdleLimit
 from unbroken.core.outage import Outage
+
+#: Seconds after which a server is asked again what a SELECT may do: a view may have been made meanwhile.
+REMEMBERED = 60.0
+
+
+class Hidden:
+    """Whether a SELECT in one database may store something, as its server said last (``Question.HIDDEN_WRITES``)."""
+
+    __slots__ = ("answer", "asked_at", "wanted")
+
+    def __init__(self) -> None:
+        self.answer: str | None = None  #: why it may; "": it does not; None: not known
+        self.asked_at = -math.inf
+        self.wanted = True  #: whether somebody would like to know, again
+
+    def is_due(self, now: float) -> bool:
+        """Whether the server is to be asked at *now*."""
+        return self.wanted and now - self.asked_at >= REMEMBERED
+
+    def asking(self, now: float) -> None:
+        """The server is asked at *now*."""
+        self.asked_at, self.wanted = now, False
 
 
 class Server:
@@ -20,7 +43,12 @@ class Server:
         self.lock = threading.RLock()  # reentrant: a finalizer that runs inside may end a connection
         self.outage = Outage()
         self.limit = IdleLimit()
+        self._hidden: dict[str | None, Hidden] = {}
         self.pools: WeakSet[Any] = WeakSet()
+
+    def hidden(self, database: str | None) -> Hidden:
+        """What is known of *database*."""
+        return self._hidden.setdefault(database, Hidden())
 
 
 def server_of(driver: BaseDriver) -> Server:

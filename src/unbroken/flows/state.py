@@ -26,14 +26,14 @@ from unbroken.core.entry import Entry
 from unbroken.core.health import Policy
 from unbroken.core.kernel import Kernel, Ticket
 from unbroken.core.outage import Try
-from unbroken.core.questions import Question
+from unbroken.core.questions import Question, answer, text_of
 from unbroken.core.residue import Left, Trace, followed
 from unbroken.core.unit import Unit, current, heard_by, testify
 from unbroken.errors import E, PoolClosedError, UnbrokenError, for_driver
 from unbroken.flows.bounds import limits_of
 from unbroken.flows.registry import every, registry
 from unbroken.flows.servers import Server, server_of
-from unbroken.flows.steps import Flow
+from unbroken.flows.steps import Call, Flow
 from unbroken.net import keepalive, last_words, liveness, severance, traffic
 from unbroken.net.glance import Glance
 from unbroken.net.watcher import Watcher
@@ -83,8 +83,8 @@ class Shell(Protocol):
 REJECTED_PAUSE = 30.0
 #: Seconds for a driver that keeps the time to connect itself, and says better why it failed, before it is ended from outside.
 AT_THE_LIMIT = 0.1
-#: A connection that is not older, and was never used, was well a moment ago.
-JUST_OPENED = 5.0
+#: A connection that was opened, or used, so many seconds ago was well a moment ago.
+JUST_USED = 5.0
 #: After a death was seen of a connection that nobody owned at that moment.
 LOOK_AGAIN = 0.05
 
@@ -120,6 +120,7 @@ class State:
         self.name = name
         self.emit = emit
         self.server: Server = server_of(driver)
+        self.hidden = self.server.hidden(driver.target.database)
         self.lock = shell.new_lock()
         self.kernel = Kernel(settings.max_size, settings.min_size)
         self.idle, self.lent, self.waiting = self.kernel.idle, self.kernel.lent, self.kernel.waiting  #: for the hot paths
@@ -524,7 +525,7 @@ class State:
         if reason is not None:
             unit.doubt(reason)
             return
-        unit.join(id(conn), self, entry, fresh=entry.uses <= 1 and self.clock() - entry.born < JUST_OPENED)
+        unit.join(id(conn), self, entry, fresh=self.clock() - entry.last_used < JUST_USED)
         unit.ask(self.meaning)
         self.driver.watch(conn)
         entry.watched = True
@@ -662,6 +663,48 @@ class State:
     def backend(self) -> str:
         """``mysql``, ``mariadb``, ``postgresql`` or ``sqlite``."""
         return self.driver.target.backend
+
+    @property
+    def may_hide_writes(self) -> bool:
+        """Whether a SELECT may store something here, as far as the server said."""
+        return self.backend != "sqlite" and self.hidden.answer != ""
+
+    def looked(self) -> None:
+        """A SELECT was committed that may have stored something: what the server says of that should be kept new."""
+        self.hidden.wanted = True
+
+    def ask_hidden(self, conn: Connection, entry: Entry | None = None, until: float = math.inf) -> Flow[None]:
+        """Ask the server whether a SELECT may store something, so that the ledger can tell when the server is away.
+
+        Ends at *until*, and leaves no transaction open. Raises the driver's error where *conn* must not be used any more.
+        """
+        self.hidden.asking(self.clock())
+        try:
+            self.hidden.answer = yield from self.read_answer(conn, Question.HIDDEN_WRITES, entry, until)
+        except Exception as exc:
+            fault = self.classify(exc)
+            if fault.is_lost:
+                self.hidden.wanted, self.hidden.asked_at = True, -math.inf
+                raise
+            log.debug("%s: what a SELECT may store here is not known: %s", self.name, fault.text)
+        if self.driver.is_in_transaction(conn) is not False:
+            yield Call("rollback", conn, entry, self._time_for_questions(until))
+
+    def read_answer(self, conn: Connection, question: Question, entry: Entry | None = None, until: float = math.inf) -> Flow[Any]:
+        """What the server answers to *question* on *conn*; None where it cannot be asked. Raises the driver's error.
+
+        May leave a transaction open.
+        """
+        while (text := text_of(question, self.backend)) is not None:
+            rows = yield Call("ask", conn, entry, self._time_for_questions(until), (text,))
+            heard = answer(question, self.backend, rows)
+            if not isinstance(heard, Question):
+                return heard
+            question = heard
+        return None
+
+    def _time_for_questions(self, until: float) -> float:
+        return min(self.settings.ping_timeout, max(0.05, until - self.clock()))
 
     def has_ended(self, entry: Entry) -> bool:
         """Whether the other side is known to have ended a quiet *entry*: hung up, or said something unasked."""

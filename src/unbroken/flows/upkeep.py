@@ -48,6 +48,8 @@ def _tick(state_ref: Callable[[], State | None]) -> None:
 
 
 def _is_due(state: State, now: float) -> bool:
+    if state.hidden.is_due(now) and state.kernel.idle:
+        return True
     if state.forgotten or state.wants or state.kernel.strays() or state.suspects:
         return True
     spare = len(state.kernel.entries) > state.kernel.min_size
@@ -68,10 +70,28 @@ def upkeep(state: State) -> Flow[None]:
         recover_strays(state)
         report_leaks(state)
         yield from _tend_idle(state)
+        yield from _ask_hidden(state)
         state.order()
     finally:
         state.upkeep_running = False
         schedule(state)
+
+
+def _ask_hidden(state: State) -> Flow[None]:
+    """Keep what is known of SELECTs that may store something new, where units of work want to know it."""
+    for entry in state.kernel.all_idle() if state.hidden.is_due(state.clock()) else ():
+        with state.lock:
+            if not state.kernel.claim(entry):
+                continue
+        try:
+            yield from state.ask_hidden(entry.conn, entry)
+        except Exception as exc:
+            fault = state.classify(exc)
+            state.bury(entry, fault.cause or Cause.LOST, fault.text)
+        else:
+            entry.sent = entry.count()
+            state.put(entry, entry.conn)
+        return
 
 
 def _tend_idle(state: State) -> Flow[None]:

@@ -145,6 +145,94 @@ def test_a_commit_that_never_went_out_is_lost_and_run_again(face: Any, table: st
     assert face.rows(table) == [1]
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("caught", [False, True])
+def test_a_loss_inside_a_savepoint_is_run_again(face: Any, table: str, depth: int, caught: bool) -> None:
+    engine = face.engine()
+    runs, count = _runs()
+
+    def nested(session: Session, left: int) -> None:
+        with session.begin_nested():
+            session.add(Number(n=10 + left))
+            session.flush()
+            if left:
+                nested(session, left - 1)
+            elif len(runs) == 1:
+                _kill(face, session.connection())
+                session.execute(sa.text("SELECT 1"))
+
+    @replayable
+    def work() -> None:
+        count()
+        with Session(engine) as session:
+            session.add(Number(n=1))
+            session.flush()
+            try:
+                nested(session, depth - 1)
+            except sa.exc.DBAPIError:
+                if caught:
+                    session.execute(sa.text("SELECT 1"))
+                raise
+            session.commit()
+
+    work()
+    assert len(runs) == 2
+    assert face.rows(table) == [1, *range(10, 10 + depth)]
+
+
+@pytest.mark.parametrize("level", ["", "AUTOCOMMIT"])
+def test_a_select_that_wrote_through_a_view_is_not_run_again(face: Any, table: str, level: str) -> None:
+    engine = face.engine(isolation_level=level or None) if level else face.engine()
+    runs, count = _runs()
+    admin = face.server.admin
+    body = f"INSERT INTO {table} VALUES (1)"
+    admin(
+        f"CREATE FUNCTION put_it() RETURNS INT BEGIN {body}; RETURN 1; END"
+        if face.is_mysql
+        else f"CREATE FUNCTION put_it() RETURNS int LANGUAGE sql SECURITY DEFINER AS '{body} RETURNING 1'"
+    )
+    admin("CREATE VIEW writing AS SELECT put_it() AS n")
+    if not face.is_mysql:
+        admin("GRANT ALL ON writing TO PUBLIC")
+
+    @replayable
+    def work() -> None:
+        with engine.begin() as conn:
+            conn.scalar(sa.text("SELECT n FROM writing"))
+        with engine.begin() as conn:
+            if count() == 1:
+                _kill(face, conn)
+            conn.scalar(sa.text("SELECT 1"))
+
+    try:
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            work()
+        assert len(runs) == 1
+        assert any("may write" in note for note in caught.value.__notes__)
+        assert face.rows(table) == [1]
+    finally:
+        engine.dispose()
+        admin("DROP VIEW writing")
+        admin("DROP FUNCTION put_it")
+
+
+def test_a_session_that_read_committed_and_reads_again_is_run_again(face: Any, table: str) -> None:
+    engine = face.engine(pool_size=1, max_overflow=0)
+    runs, count = _runs()
+
+    @replayable
+    def work() -> int:
+        with Session(engine) as session:
+            session.scalars(sa.select(Number)).all()
+            session.commit()
+            if count() == 1:
+                _kill(face, session.connection())
+            return len(session.scalars(sa.select(Number)).all())
+
+    assert work() == 0
+    assert len(runs) == 2
+
+
 def test_a_deadlock_is_run_again(face: Any, table: str, in_threads: Any) -> None:
     engine = face.engine()
     with engine.begin() as conn:

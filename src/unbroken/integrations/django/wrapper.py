@@ -59,6 +59,7 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     _connecting = False
     _settled = False  #: nothing was sent since a COMMIT or ROLLBACK was answered
     autocommit: bool
+    rollback_exc: BaseException | None
     run_commit_hooks_on_set_autocommit_on: bool
 
     @property
@@ -244,6 +245,7 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         shown = held.shown(exc, held.state.settings.deadline)
         if fault.is_lost and shown is exc and self.in_atomic_block and not isinstance(exc, UnbrokenError):
             why = held.entry.words or (held.entry.cause or fault.kind).value
+            self.rollback_exc = exc  # what Django refuses from here on is refused because of that
             exc.add_note(f"unbroken: the connection was lost inside atomic ({why}); its work is undone, "
                          "and the next block gets another connection")  # fmt: skip
         return shown
@@ -260,6 +262,7 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
 
     def _give_back(self) -> None:
         held, self._held = self._held, None
+        self.rollback_exc = None
         if held is not None and held.claim(self):
             held.put_back()
 

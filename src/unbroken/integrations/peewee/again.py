@@ -11,7 +11,7 @@ from unbroken.core.entry import Entry
 from unbroken.core.questions import Question
 from unbroken.core.statements import Kind, kind, may_hide_a_write
 from unbroken.errors import UnbrokenError
-from unbroken.flows.state import JUST_OPENED
+from unbroken.flows.state import JUST_USED
 from unbroken.integrations.peewee.errors import origin, translated
 
 
@@ -19,7 +19,7 @@ def mark(exc: BaseException, sql: Any, entry: Entry) -> None:
     """*exc* says that the connection of *entry* was lost when *sql* was sent: to be asked by :func:`lost_by`."""
     lost: Any = origin(exc)
     lost._unbroken_lost = sql
-    lost._unbroken_was_new = entry.uses <= 1 and monotonic() - entry.born < JUST_OPENED
+    lost._unbroken_was_well = monotonic() - entry.last_used < JUST_USED
 
 
 def lost_by(exc: BaseException) -> Any:
@@ -44,8 +44,8 @@ class AskedAgain:
                     raise
                 if self._is_bound_to_session() or tries >= self.pool.settings.max_replays:
                     raise
-                fatal += getattr(origin(exc), "_unbroken_was_new", False)
-                why = "it ended two new connections" if fatal > 1 else self._why_not(sql)
+                fatal += getattr(origin(exc), "_unbroken_was_well", False)
+                why = "it ended two connections that had just worked" if fatal > 1 else self._why_not(sql)
                 if why:
                     exc.add_note(f"unbroken did not ask this SELECT again: {why}")
                     raise

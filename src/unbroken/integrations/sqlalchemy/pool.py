@@ -293,6 +293,8 @@ class _Unbroken(sqla_pool.QueuePool):
             if not body.server.limit.asked:
                 body.run(gate.ask_limit(body, raw))
             body.run(gate.prove(body, raw))
+            if body.hidden.is_due(body.clock()):
+                body.run(body.ask_hidden(raw))
         except BaseException:
             super()._close_connection(connection, terminate=True)
             raise
