@@ -570,6 +570,97 @@ def test_a_task_that_was_begun_before_the_units_does_not_concern_them() -> None:
     asyncio.run(main())
 
 
+# -- queues --------------------------------------------------------------------------------------------------------
+
+
+class Consumer:
+    """A thread that is older than any unit here, and works on what is put into its queue, as applications have them."""
+
+    def __init__(self, tasks: Any) -> None:
+        self.tasks = tasks
+        self.results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while (item := self.tasks.get()) != (9, None):
+            self.results.put(item[1]())
+
+    def do(self, task: Callable[[], Any]) -> Any:
+        self.tasks.put((5, task))
+        return self.results.get(timeout=10)
+
+
+@pytest.mark.parametrize("kind", [queue.Queue, queue.PriorityQueue, queue.LifoQueue])
+def test_an_older_thread_works_in_the_unit_that_put_its_work_into_a_queue(kind: Any, worker: Worker) -> None:
+    with work():
+        pass  # queues are followed from the first unit on
+    consumer = Consumer(kind())
+    assert consumer.do(current) is None
+    with work() as unit:
+        assert consumer.do(lambda: (current(), glimpse() is None)) == (unit, False)
+        assert worker.do(lambda: consumer.do(current)) is None  # somebody else's work
+        assert consumer.do(lambda: (current(), is_left_over())) == (unit, False)
+        assert may_be_replayed(unit)
+        unit.begin_attempt()
+        assert consumer.do(is_left_over) is False
+    assert consumer.do(lambda: (current(), glimpse())) == (None, None)
+    with work() as another:
+        assert consumer.do(current) is another
+    consumer.tasks.put((9, None))
+    consumer.thread.join(10)
+
+
+def test_a_queue_remembers_nothing_of_what_was_taken_out_or_never_went_in() -> None:
+    tasks: queue.Queue[Any] = queue.Queue(2)
+    with work():
+        for item in (None, None):
+            tasks.put(item)
+        with pytest.raises(queue.Full):
+            tasks.put_nowait(None)
+    for _ in range(2):
+        tasks.get()
+    tasks.put(None)
+    tasks.get()
+    assert tasks.__dict__["_unbroken_tags"]._by_item == {}
+
+
+def test_an_older_task_works_in_the_unit_that_put_its_work_into_a_queue() -> None:
+    async def main() -> None:
+        tasks: asyncio.Queue[Any] = asyncio.Queue()
+        results: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def consume() -> None:
+            while (task := await tasks.get()) is not None:
+                await results.put(task())
+
+        async def do(task: Callable[[], Any]) -> Any:
+            await tasks.put(task)
+            return await results.get()
+
+        consumer = asyncio.create_task(consume())
+        assert await do(current) is None
+        with work() as unit:
+            assert await do(current) is unit
+            assert current() is unit
+            assert may_be_replayed(unit)
+        assert await do(lambda: (current(), glimpse())) == (None, None)
+        await tasks.put(None)
+        await consumer
+
+    asyncio.run(main())
+
+
+def test_code_of_a_unit_that_gets_from_a_queue_stays_in_it() -> None:
+    results: queue.Queue[int] = queue.Queue()
+    with work():
+        results.put(1)
+    results.put(2)
+    with work() as unit:
+        assert (results.get(), results.get()) == (1, 2)
+        assert current() is unit
+
+
 # -- processes -----------------------------------------------------------------------------------------------------
 
 

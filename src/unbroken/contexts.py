@@ -5,6 +5,7 @@ on a thread. Threads, executors and greenlets do not. So the first unit that is 
 over, once per process: the work gets the unit, and the unit is not run again before that work has ended.
 
 - A thread, a job of an executor or of a thread pool, and a greenlet get the unit of the code that started them.
+- What is put into a queue is worked on in the unit of the code that put it there, by a thread or task that is in none.
 - A task with a context of its own gets the unit of the code that created it.
 - Code in an empty context (``contextvars.Context().run(...)``) is in the unit that was entered on the same thread, greenlet or task.
 - Where nobody can tell who started something, no unit that might have is run again.
@@ -21,10 +22,11 @@ import os
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 from unbroken.core import unit as units
 from unbroken.core.unit import Token, Unit
@@ -81,6 +83,9 @@ class Job:
             self.calls -= 1
             self._was_run = True
 
+
+#: Whether the unit of this context came with something that was taken out of a queue.
+_fed: ContextVar[bool] = ContextVar("unbroken_fed", default=False)
 
 #: Python's own. gevent puts a class that derives from it into its place.
 _Thread: Any = next(each for each in threading.Thread.__mro__ if "start" in each.__dict__)
@@ -282,6 +287,84 @@ def _tell(context: Context, unit: Unit | None) -> None:
         pass
 
 
+class _Tags:
+    """Which unit put each item of one queue there, by the item's ``id``, oldest first; kept from the first unit's item on."""
+
+    __slots__ = ("_by_item", "_lock")
+
+    def __init__(self) -> None:
+        self._by_item: dict[int, deque[_Tag | None]] = {}
+        self._lock = threading.RLock()  # a finalizer may use the queue, too
+
+    def add(self, item: object, tag: _Tag | None) -> None:
+        with self._lock:
+            self._by_item.setdefault(id(item), deque()).append(tag)
+
+    def take(self, item: object, *, last: bool = False) -> _Tag | None:
+        with self._lock:
+            tags = self._by_item.get(id(item))
+            if not tags:
+                return None
+            tag = tags.pop() if last else tags.popleft()
+            if not tags:
+                del self._by_item[id(item)]
+            return tag
+
+
+_Tag: TypeAlias = "tuple[weakref.ref[Unit], int]"
+
+
+def _put(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``put`` of a queue: the item will be worked on in the unit that put it there."""
+
+    @functools.wraps(original)
+    def put(self: Any, item: Any, *args: Any, **kwargs: Any) -> Any:
+        unit = units.current() if units.glimpse() is not None else None
+        is_of_unit = unit is not None and not unit.observing
+        tags = self.__dict__.get(_TAGS)
+        if tags is None:
+            if not is_of_unit:
+                return original(self, item, *args, **kwargs)
+            tags = self.__dict__.setdefault(_TAGS, _Tags())
+        tags.add(item, (weakref.ref(unit), unit.attempts) if unit is not None and is_of_unit else None)
+        try:
+            return original(self, item, *args, **kwargs)
+        except BaseException:
+            tags.take(item, last=True)
+            raise
+
+    return put
+
+
+_TAGS = "_unbroken_tags"
+
+
+def _get(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``get`` of a queue: code that is in no unit by itself is in the one that put the item there, until it gets another."""
+
+    @functools.wraps(original)
+    def get(self: Any, *args: Any, **kwargs: Any) -> Any:
+        item = original(self, *args, **kwargs)
+        tags = self.__dict__.get(_TAGS)
+        if tags is not None or _fed.get():
+            _feed(None if tags is None else tags.take(item))
+        return item
+
+    return get
+
+
+def _feed(tag: _Tag | None) -> None:
+    if not _fed.get() and units.current() is not None:
+        return  # it is in a unit of its own
+    unit = None if tag is None else tag[0]()
+    if unit is None or tag is None or unit.is_over:
+        units.tell(None)
+        _fed.set(False)
+    else:
+        units.tell(unit, (unit, tag[1]))
+        _fed.set(True)
+
+
 def _spawned(greenlet: Any) -> None:
     """gevent starts *greenlet*, on the spawning greenlet's stack."""
     run = getattr(greenlet, "_run", None)
@@ -333,6 +416,11 @@ def _wrap_pools(module: Any) -> None:
         _wrap(module.Pool, name, _imap)
 
 
+def _wrap_queue(owner: Any, put: str, get: str) -> None:
+    _wrap(owner, put, _put)
+    _wrap(owner, get, _get)
+
+
 def _wrap_greenlets(module: Any) -> None:
     for each in gc.get_objects():
         if isinstance(each, module.Greenlet):
@@ -345,6 +433,8 @@ _PLACES: dict[str, Callable[[Any], None]] = {
     "threading": _wrap_threads,
     "_thread": lambda module: _wrap(module, "start_new_thread", _start_new_thread),
     "os": lambda module: module.register_at_fork(before=_leaving_the_process) if hasattr(module, "register_at_fork") else None,
+    "queue": lambda module: _wrap_queue(module.Queue, "put", "get"),
+    "asyncio.queues": lambda module: _wrap_queue(module.Queue, "put_nowait", "get_nowait"),
     "concurrent.futures.thread": lambda module: _wrap(module.ThreadPoolExecutor, "submit", _submit),
     "concurrent.futures.process": lambda module: _wrap(module.ProcessPoolExecutor, "submit", _elsewhere),
     "multiprocessing.pool": _wrap_pools,
