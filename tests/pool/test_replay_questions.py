@@ -187,6 +187,7 @@ def test_a_server_that_cannot_be_asked_forbids_the_replay(own_face: Any, monkeyp
 def test_no_question_is_asked_where_nothing_is_run_again_or_nothing_was_looked_at(own_face: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     face = own_face
     table, pool, asked, runs = face.table(), face.pool(max_size=3), [], []
+    pool.check()  # a server is asked once when it is first connected to
     monkeypatch.setattr(pool._driver, "ask", lambda *_: asked.append(1), raising=False)
 
     def work(conn: Any) -> None:
@@ -275,8 +276,7 @@ def test_a_standby_is_told_from_a_read_only_transaction(own_face: Any, monkeypat
     with pytest.raises(pool._driver.errors), pool.connection() as conn:
         face.do(conn, "SET TRANSACTION READ ONLY")
         face.do(conn, f"INSERT INTO {table} VALUES (1)")
-    assert len(asked) == 1
-    assert "pg_is_in_recovery" in asked[0]
+    assert sum("pg_is_in_recovery" in sql for sql in asked) == 1
     assert pool.stats().closed == {"failover": 1}
 
 
