@@ -28,6 +28,7 @@ from unbroken.flows.acquire import acquire, ping
 from unbroken.flows.connect import connector
 from unbroken.flows.leaks import bury_forgotten
 from unbroken.flows.loan import Loan
+from unbroken.flows.outsiders import watching
 from unbroken.flows.replay import replay
 from unbroken.flows.state import State
 from unbroken.flows.steps import Call, run
@@ -484,7 +485,7 @@ def run_unit(work: Callable[[], T], deadline: float | None, max_replays: int, on
                     return work()
             unit.until = math.inf if deadline is None else monotonic() + deadline
             do = Sleeper()
-            result: T = run(replay(unit, work, monotonic, max_replays, do.new_signal, on_replay, inquire), do.do)
+            result: T = run(replay(unit, watching(unit, work), monotonic, max_replays, do.new_signal, on_replay, inquire), do.do)
             return result
         finally:
             if token is not None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import unbroken
-from unbroken.core.unit import Fate
+from unbroken.core.unit import Fate, Unit, enter, leave
 from unbroken.drivers._base import Base
+from unbroken.flows import servers
 
 BLOCKING = ["pymysql", "mysqldb", "mysqlconnector", "mariadbconnector", "psycopg", "psycopg2", "pg8000"]
 if sysconfig.get_config_var("Py_GIL_DISABLED"):  # as far as they are released for it
@@ -468,3 +469,39 @@ def test_a_write_that_a_task_forbade_itself_is_its_own_error(own_body: Any) -> N
     body.run(main())
     assert runs == [1]
     assert body.rows() == [2]
+
+
+# -- what is known when the server is away -------------------------------------------------------------------------
+
+
+def test_a_read_that_was_committed_stored_nothing_as_far_as_the_server_said(
+    own_face: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A web body may tell its client to try again only where nothing is stored, and cannot ask when the server is away."""
+    face = own_face
+    monkeypatch.setattr(servers, "REMEMBERED", 0.05)
+    table, pool = face.table(), face.pool(max_size=2)
+
+    def fate_of(sql: str) -> Fate:
+        unit = Unit(observing=True)
+        token = enter(unit)
+        try:
+            with pool.connection() as conn:
+                face.do(conn, sql)
+        finally:
+            leave(token)
+        return unit.fate()
+
+    assert fate_of(f"SELECT n FROM {table}") is Fate.NOTHING
+    if face.is_mysql:
+        face.server.admin(f"CREATE FUNCTION put() RETURNS INT BEGIN INSERT INTO {table} VALUES (1); RETURN 1; END")
+    else:
+        face.server.admin(f"CREATE FUNCTION put() RETURNS int LANGUAGE sql AS 'INSERT INTO {table} VALUES (1) RETURNING 1'")
+    face.server.admin("CREATE VIEW writing AS SELECT put() AS n")
+    fate_of("SELECT 1 + 1")  # it is asked again soon after somebody looked at something
+    until(lambda: pool._state.may_hide_writes)
+    assert fate_of(f"SELECT n FROM {table}") is Fate.UNKNOWN
+    assert fate_of("SELECT 1") is Fate.NOTHING
+    face.server.admin("DROP VIEW writing")
+    until(lambda: not pool._state.may_hide_writes)
+    assert fate_of(f"SELECT n FROM {table}") is Fate.NOTHING

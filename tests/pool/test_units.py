@@ -349,6 +349,43 @@ def test_a_unit_reaches_over_a_restart_of_the_server(own_face):
     assert face.stored(table) == [1, 2]
 
 
+def test_a_connection_from_before_the_unit_that_is_used_in_it_forbids_a_replay(shop):
+    face, pool, table, _ = shop
+    older, runs = pool.acquire(), []
+
+    def work(conn):
+        runs.append(1)
+        face.do(older, f"INSERT INTO {table} VALUES (1)")
+        older.commit()
+        me = face.session(conn)
+        face.server._kill_session(me)
+        face.ask(conn, "SELECT 1")
+
+    with pytest.raises(pool._driver.errors) as caught:
+        pool.run(work)
+    assert len(runs) == 1
+    assert face.stored(table) == [1]
+    assert any("before the unit of work began" in note for note in caught.value.__notes__)
+    pool.release(older)
+
+
+def test_a_connection_from_before_the_unit_that_rests_meanwhile_forbids_nothing(shop):
+    face, pool, table, _ = shop
+    older, runs = pool.acquire(), []
+    face.ask(older, "SELECT 1")
+
+    def work(conn):
+        runs.append(1)
+        if len(runs) == 1:
+            face.server._kill_session(face.session(conn))
+        face.do(conn, f"INSERT INTO {table} VALUES (1)")
+
+    pool.run(work)
+    assert len(runs) == 2
+    assert face.ask(older, "SELECT 1") == 1
+    pool.release(older)
+
+
 # ---------------------------------------------------------------------------------------------- deadlines
 # The connection is there before: a short deadline is for the statement, and a busy machine may take as long to connect.
 

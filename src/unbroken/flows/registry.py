@@ -43,5 +43,10 @@ class Registry:
         finally:
             self._watchers.remove(meet)
 
+    def states(self) -> list[Any]:
+        """All there are now."""
+        return every(self._states)
+
 
 registry = Registry()
+every_state = registry.states
