@@ -128,7 +128,7 @@ class AsyncSweep:
         for at, point in await self._points(number, scene, size, kind):
             if at < first or (kind == "line" and at % self.order.step):
                 continue
-            self.progress.at(number, index, at)
+            self.progress.at(number, index, at, f"{scene} {kind} {point}")
             hit = await self._point(await self._body(size), scene, point, kind)
             if kind != "line" and not hit:
                 break
@@ -150,10 +150,15 @@ class AsyncSweep:
 
     async def _survey(self, body: AsyncBody, scene: str) -> list[Point]:
         """All points of *scene*."""
-        async with body.stage(scene) as job:
-            self.striker.look()
-            await asyncio.create_task(_run(Struck(job(), None, "line", self.striker)))
-            return self.striker.points()
+        for _ in range(3):
+            try:
+                async with body.stage(scene) as job:
+                    self.striker.look()
+                    await asyncio.create_task(_run(Struck(job(), None, "line", self.striker)))
+                    return self.striker.points()
+            except TimeoutError as error:  # a busy machine may take its time to connect
+                print(f"cannot survey {scene}: {error!r}", file=sys.stderr)
+        return []
 
     async def _body(self, size: int) -> AsyncBody:
         if self.body is None or self.body.size != size:

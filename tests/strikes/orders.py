@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+#: Size of the file that says where a sweep is (bytes).
+PROGRESS = 256
+
 
 @dataclass(kw_only=True)
 class How:

@@ -4,8 +4,9 @@ A signal handler, a debugger's time limit and ``PyThreadState_SetAsyncExc`` rais
 where a function starts, after a call, and where a loop goes back. :class:`Striker` raises at each of these places, and at each
 line and each return as well, one place per run of the work.
 
-One place is left out: the line event with which a ``with`` block ends normally. No interpreter delivers an exception there,
-and a lock that is held by a ``with`` block relies on that.
+Two places are left out, because no interpreter delivers an exception there. One is the line event with which a ``with`` block
+ends normally: a lock that is held by a ``with`` block relies on that. The other is the return of a generator or coroutine that
+is only suspended: it would never be resumed, and none of its ``finally`` would run.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ class HardStrike(BaseException):
 
 #: What is raised, by the name of the kind. A handler that raises TimeoutError is easily taken for one of the socket's.
 KINDS: dict[str, type[BaseException]] = {
-    "exception": Strike, "base": HardStrike, "timeout": TimeoutError, "interrupt": KeyboardInterrupt,
+    "exception": Strike, "base": HardStrike, "timeout": TimeoutError, "interrupt": KeyboardInterrupt, "kept": Strike,
 }  # fmt: skip
+#: Kinds whose exception is kept while the next jobs run, as one is by its handler: its traceback holds what its frames held.
+KEPT = ("kept",)
 
 #: The Python modules of each driver, by the name that the tests give it.
 MODULES: dict[str, tuple[str, ...]] = {
@@ -198,7 +201,7 @@ class Striker:
         elif event == "line":
             if frame.f_lasti not in _ends_of_with(frame.f_code):
                 self._point(frame, "line")
-        elif event == "return":
+        elif event == "return" and frame.f_lasti not in _yields(frame.f_code):
             self._point(frame, "return")
         return self._within
 
@@ -248,6 +251,12 @@ def _after_calls(code: CodeType) -> frozenset[int]:
             found.add(instruction.offset)
         previous = instruction.opname
     return frozenset(found)
+
+
+@cache
+def _yields(code: CodeType) -> frozenset[int]:
+    """Offsets of the instructions that suspend a generator or a coroutine."""
+    return frozenset(each.offset for each in dis.get_instructions(code) if each.opname == "YIELD_VALUE")
 
 
 @cache

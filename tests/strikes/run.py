@@ -22,12 +22,12 @@ from unbroken.testing.servers import MariaDB, PostgreSQL, Server
 
 from .abodies import ABODIES
 from .bodies import BODIES
-from .orders import How, Order
+from .orders import PROGRESS, How, Order
 
 #: After so many deaths of its process a pair is given up.
 DEATHS = 25
 #: What a report is about. All of them must be 0.
-WRONGS = ("wrong", "lost", "doubled", "undead", "failed", "place", "rest", "unit", "hang", "crash", "strange")
+WRONGS = ("wrong", "lost", "doubled", "undead", "failed", "place", "rest", "unit", "blind", "hang", "crash", "strange")
 
 
 @dataclass
@@ -96,16 +96,16 @@ def sweep(name: str, servers: dict[str, Server], how: How) -> Report:
         url = url_of(driver, servers, Path(folder))
         order = Order(**asdict(how), body=body, driver=driver, url=url, progress=str(progress))
         for _ in range(DEATHS):
-            progress.write_bytes(b" " * 64)
+            progress.write_bytes(b" " * PROGRESS)
             store.prepare()
             status, told = _run(module, order, report)
             if told is not None:
                 _compare(told, store.rows(), report)
             if status == 0:
                 break
-            where = progress.read_bytes().decode().split()
-            report.found.append(("crash", " ".join(where), f"the process ended with status {status}"))
-            if how.signals or not where or order.skip == (skip := [int(n) for n in where]):
+            where = progress.read_bytes().decode().split(maxsplit=3)
+            report.found.append(("crash", " ".join(where).strip(), f"the process ended with status {status}"))
+            if how.signals or not where or order.skip == (skip := [int(n) for n in where[:3]]):
                 break
             order.skip = skip
     report.seconds = time.monotonic() - started
@@ -120,9 +120,13 @@ def _run(module: str, order: Order, report: Report) -> tuple[int, dict[str, Any]
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, "PYTHONPATH": tests})
         assert process.stdout is not None
-        for line in process.stdout:
-            told = _take(json.loads(line), order.loud, report) or told
-        status = process.wait()
+        try:
+            for line in process.stdout:
+                told = _take(json.loads(line), order.loud, report) or told
+            status = process.wait()
+        finally:  # a test's time limit
+            process.kill()
+            process.wait()
         errors.seek(0)
         report.stderr += errors.read()
     return status, told

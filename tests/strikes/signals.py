@@ -84,7 +84,10 @@ class Signals:
             thread.join(BOUND)
         self._look_at_rest(body)
         say(scene="signals", size=size, kind=kind.__name__, points=self.strikes - before, seconds=time.monotonic() - started)
-        body.close()
+        try:
+            body.close()
+        except Exception as error:
+            say(found="failed", at=self.label, detail=f"at the end: {type(error).__name__}: {error}"[:600])
 
     def _time(self, body: Body, name: str) -> float:
         started = time.monotonic()

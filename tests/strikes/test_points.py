@@ -96,6 +96,16 @@ def _with_callback(callback: Callable[[], None]) -> int:
     return len("abc")
 
 
+def test_a_generator_is_not_struck_where_it_is_only_suspended(striker: Striker) -> None:
+    def _work() -> Any:
+        yield _inner("a")
+        yield _inner("b")
+
+    points = [point for point in striker.survey(lambda: list(_work())) if point.code.co_name == "_work"]
+    assert [point.event for point in points].count("return") == 1
+    assert [point.event for point in points].count("call") == 3
+
+
 def test_of_many_times_the_first_and_the_last_are_chosen_and_known_ones_are_not(striker: Striker) -> None:
     known: set[Any] = set()
     points = chosen(striker.survey(_work), known)

@@ -1,6 +1,6 @@
 """An exception at any moment of a job costs nobody else an answer or an acknowledged write, and the pool keeps working.
 
-Real signals at random moments, and strikes at every so many points. Whole sweeps: ``python -m strikes.run all``.
+Strikes at every so many points (test_signals.py: real signals). Whole sweeps: ``python -m strikes.run all``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,6 @@ def never(name: str, how: How, mariadb: MariaDB, postgres: PostgreSQL) -> None:
     report = sweep(name, {"mariadb": mariadb, "postgresql": postgres}, how)
     assert report.points > 100, str(report)
     assert {what: report.wrongs[what] for what in NEVER if what in report.wrongs} == {}, str(report)
-
-
-@pytest.mark.timeout(170)
-@pytest.mark.parametrize("name", ["pool-pymysql", "pool-mysqldb", "pool-mariadbconnector", "pool-mysqlconnector", "pool-psycopg"])
-def test_signals_at_random_moments_cost_no_answer_and_no_acknowledged_write(name: str, mariadb: MariaDB, postgres: PostgreSQL) -> None:
-    passes = [(1, "exception"), (1, "base")]
-    never(name, How(passes=passes, scenes=[], step=1, share=False, all=False, signals=1.0, seed=1, loud=False), mariadb, postgres)
 
 
 @pytest.mark.timeout(170)

@@ -22,15 +22,19 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from unbroken.core.unit import current
+from unbroken.core.unit import Fate, Unit, current, enter, leave
 
 from .bodies import BODIES, PATIENCE, Body, DjangoPyMySQLBody, Told
-from .orders import Order
-from .points import KINDS, Point, Striker, Where, chosen
+from .orders import PROGRESS, Order
+from .points import KEPT, KINDS, Point, Striker, Where, chosen
 from .watchdog import Hang, Watchdog
 
 #: Seconds for one point and all that is asked afterwards.
 BOUND = 5.0 * PATIENCE
+
+
+class Blind(Exception):  # noqa: N818 - it is told already
+    """The ledger does not see what is sent."""
 
 
 class Progress:
@@ -38,11 +42,11 @@ class Progress:
 
     def __init__(self, path: str) -> None:
         with open(path, "r+b") as file:
-            self._map = mmap.mmap(file.fileno(), 64)
+            self._map = mmap.mmap(file.fileno(), PROGRESS)
 
-    def at(self, number: int, scene: int, point: int) -> None:
+    def at(self, number: int, scene: int, point: int, label: object) -> None:
         """The sweep is about to strike there."""
-        self._map[:32] = f"{number} {scene} {point}".ljust(32).encode()
+        self._map[:] = f"{number} {scene} {point} {label}"[:PROGRESS].ljust(PROGRESS).encode("ascii", "replace")
 
 
 class Sweep:
@@ -57,6 +61,7 @@ class Sweep:
         self.dog = Watchdog(BOUND, {urlsplit(order.url).port or 0})
         self.progress = Progress(order.progress)
         self.points = self.missed = 0
+        self._fates: dict[str, Fate] = {}  #: what the ledger says of a job
         self._known: dict[int, set[Any]] = {}  #: by pass
         self.body: Body | None = None
         self.label = ""
@@ -87,22 +92,27 @@ class Sweep:
         for at in range(number % shares, len(points), self.order.step * shares):
             if at < first:
                 continue
-            self.progress.at(number, index, at)
+            self.progress.at(number, index, at, f"{scene} {points[at]}")
             # In a context of its own, so that a unit of work that a strike left open is not open at the next point.
             context = contextvars.copy_context()
-            hit = context.run(self._point, self._body(size), scene, points[at], KINDS[kind])
+            hit = context.run(self._point, self._body(size), scene, points[at], kind)
             self.points += hit
             self.missed += not hit
             if not hit:
-                print(f"missed {points[at]}", file=sys.stderr)
+                print(f"missed {scene} {points[at]}", file=sys.stderr)
             if at % 256 == 0:
                 gc.collect()
         say(scene=scene, size=size, kind=kind, points=self.points - before, seconds=time.monotonic() - started)
 
     def _survey(self, body: Body, scene: str) -> list[Point]:
         """All points of *scene*."""
-        with body.stage(scene) as job:
-            return self.striker.survey(lambda: self._request(body, job))
+        for _ in range(3):
+            try:
+                with body.stage(scene) as job:
+                    return self.striker.survey(lambda: self._request(body, job))
+            except TimeoutError as error:  # a busy machine may take its time to connect
+                print(f"cannot survey {scene}: {error!r}", file=sys.stderr)
+        return []
 
     def _body(self, size: int) -> Body:
         if self.body is None or self.body.size != size:
@@ -126,6 +136,8 @@ class Sweep:
                 job()
                 body.end()
         body.let_go(body.hold())
+        for job in (body.select, body.write):
+            self._seen(body, job)
 
     def _discard(self) -> None:
         body, self.body = self.body, None
@@ -139,45 +151,47 @@ class Sweep:
 
     # -- one point ------------------------------------------------------------------------------------------------
 
-    def _point(self, body: Body, scene: str, point: Point, kind: type[BaseException]) -> bool:
+    def _point(self, body: Body, scene: str, point: Point, kind: str) -> bool:
         """Strike one point and look what came of it. False: the work did not come by there this time."""
-        self.label = self.told.point = f"{scene}/{body.size}/{kind.__name__} {point}"
-        body.limits = (kind,)
+        self.label = self.told.point = f"{scene}/{body.size}/{kind} {point}"
+        body.limits = (KINDS[kind],)
         self.dog.begin()
         try:
             with body.stage(scene) as job:
-                wrong = self._struck(body, job, point, kind)
+                self._struck(body, job, point, kind)
         except Hang:
-            wrong = None
-        struck = self.striker.struck
-        if wrong is not None:
-            self._found("wrong" if wrong.startswith("wrong") else "failed", wrong)
-        if struck and current() is not None:
-            self._found("unit", "the thread is still in a unit of work")
-        if struck or wrong is not None:
+            pass
+        if self.striker.struck and kind not in KEPT:
             self._aftermath(body)
         if self.dog.hung:
             self._found("hang", "")
         self.dog.end()
-        return struck
+        return self.striker.struck
 
-    def _struck(self, body: Body, job: Callable[[], Any], point: Point, kind: type[BaseException]) -> str | None:
-        """Run *job*, struck; what is wrong with how it ended, or None."""
+    def _struck(self, body: Body, job: Callable[[], Any], point: Point, kind: str) -> None:
+        """Run *job*, struck, and look how it ended."""
         try:
-            self.striker.run(lambda: self._request(body, job), point, kind)
+            self.striker.run(lambda: self._request(body, job), point, KINDS[kind])
         except Hang:
-            return None
+            return
         except AssertionError as wrong:
-            return f"wrong: {wrong}"
+            self._found("wrong", f"in the job itself: {wrong}")
         except BaseException as raised:
             # The strike itself, or what a library made of it.
-            return f"{raised!r}"[:500] if not self.striker.struck else None
-        return None
+            if not self.striker.struck:
+                self._found("failed", f"with no strike: {raised!r}"[:500])
+            elif kind in KEPT:
+                self._aftermath(body)
+                return
+        if self.striker.struck and kind in KEPT:
+            self._aftermath(body)
 
     def _aftermath(self, body: Body) -> None:
         """The next jobs of the same thread, then all places at once."""
+        if current() is not None:
+            self._found("unit", "the thread is still in a unit of work")
         for job in (body.select, body.write, body.select):
-            if not self._innocent(job.__name__, lambda job=job: self._request(body, job)):
+            if not self._innocent(job.__name__, lambda job=job: self._seen(body, job)):
                 return
         started = time.monotonic()
         if not self._innocent("place", lambda: self._all_places(body), "place"):
@@ -191,6 +205,19 @@ class Sweep:
         stats = body.stats()
         if (stats.idle, stats.size, stats.used) != (body.size, body.size, 0):
             self._found("rest", f"idle {stats.idle}, size {stats.size}, used {stats.used} of {body.size}")
+
+    def _seen(self, body: Body, job: Callable[[], Any]) -> None:
+        """Run *job* as a web request is run; its ledger must know whether something was stored."""
+        unit = Unit(observing=True)
+        token = enter(unit, id(sys._getframe()))
+        try:
+            self._request(body, job)
+        finally:
+            leave(token)
+        due = self._fates.setdefault(job.__name__, unit.fate())  # the first time without a strike
+        if unit.fate() is not due:
+            self._found("blind", f"after the next {job.__name__} the ledger says {unit.fate().value!r}, not {due.value!r}")
+            raise Blind
 
     def _request(self, body: Body, job: Callable[[], Any]) -> None:
         body.end()
@@ -214,6 +241,8 @@ class Sweep:
             return True
         except Hang:
             self._found("hang", f"in the next {name}")
+        except Blind:
+            pass
         except AssertionError as wrong:
             self._found("wrong", f"the next {name}: {wrong}")
         except BaseException as error:

@@ -1,0 +1,47 @@
+"""Time limits that real signals keep, at random moments: nobody else gets a wrong answer, and what was acknowledged is stored.
+
+``make test`` gives each pool some seconds, ``make soak`` two minutes to each pair of a body and a driver.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from unbroken.testing.servers import MariaDB, PostgreSQL
+
+from .abodies import ABODIES
+from .orders import How
+from .run import pairs, sweep
+
+#: For each kind of exception and each size of the pool; by default 2 in ``make test``, and 30 in ``make soak``.
+SECONDS = float(os.environ.get("UNBROKEN_SECONDS", "0"))
+SEED = int(os.environ.get("UNBROKEN_SEED", "1"))
+PASSES = [(1, "exception"), (3, "base")]
+LONG_PASSES = [(size, kind) for size in (1, 3) for kind in ("exception", "base", "timeout", "interrupt")]
+#: Among these whatever is wrong is a fault; of the frameworks, whose own transactions a strike may leave open, what concerns data.
+POOLS = [name for name, (body, _) in pairs().items() if body == "pool"]
+FRAMEWORKS = ["django-psycopg", "peewee-psycopg", "peewee-pymysql"]
+LONG = [name for name, (body, _) in pairs().items() if body not in ABODIES]
+DATA = ("wrong", "lost", "doubled", "undead", "hang", "crash")
+
+
+@pytest.mark.timeout(2 * SECONDS + 180)
+@pytest.mark.parametrize("name", POOLS + FRAMEWORKS)
+def test_a_signal_at_a_random_moment_costs_nobody_else_anything(mariadb: MariaDB, postgres: PostgreSQL, name: str) -> None:
+    report = sweep(name, {"mariadb": mariadb, "postgresql": postgres}, How(passes=PASSES, signals=SECONDS or 2.0, seed=SEED))
+    print(report)
+    assert report.points > 20
+    assert {what: places for what, places in report.wrongs.items() if name in POOLS or what in DATA} == {}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(8 * (SECONDS or 30.0) + 600)
+@pytest.mark.parametrize("name", LONG)
+def test_nor_does_one_in_minutes(name: str) -> None:
+    with MariaDB() as mariadb, PostgreSQL() as postgres:
+        how = How(passes=LONG_PASSES, signals=SECONDS or 30.0, seed=SEED)
+        report = sweep(name, {"mariadb": mariadb, "postgresql": postgres}, how)
+    print(report)
+    assert report.wrongs == {}
