@@ -82,7 +82,7 @@ class AsyncLease(Loan):
                         entry.holder = get_ident()
                         entry.taken_at = now
                         entry.uses += 1
-                        self.state, self.entry = state, entry
+                        self.state, self.entry, self.begun = state, entry, None
                         self.conn = conn = entry.conn
                         state.lent[entry.key] = entry
                         entry.conn = entry.anchor
@@ -116,8 +116,7 @@ class AsyncLease(Loan):
                     await state.shell.do(Call("begin", conn, entry))
                 return conn
             except BaseException as exc:
-                lost = isinstance(exc, Exception) and state.classify(exc).is_lost and entry.cause is not Cause.DEADLINE
-                if not lost:
+                if not self.is_lost_at_begin(exc):
                     await self._leave(exc)
                     raise
                 self.drop()
@@ -268,7 +267,10 @@ class AsyncPool:
         return AsyncLease(self, timeout, self.settings.deadline if deadline is None else deadline, transaction)
 
     async def acquire(self, timeout: float | None = None) -> Connection:
-        """Lend a connection, with no transaction begun; it must be given back with :meth:`release`."""
+        """Lend a connection, with no transaction begun; it must be given back with :meth:`release`.
+
+        As :meth:`unbroken.Pool.acquire`.
+        """
         conn: Connection = None
         loop, state = self._home
         entry: Entry | None = None
@@ -320,9 +322,7 @@ class AsyncPool:
         state = self._current()
         entry = state.lent.pop(id(conn), None)
         if entry is None:
-            if state.kernel.exiled.pop(id(conn), None) is None:
-                raise NotYoursError(f"pool {self.name} did not lend this connection, or it was given back before; release each one once")
-            self._driver.close(conn)
+            self._release_unknown(state, conn)
             return
         if not entry.watched and entry.cause is None and state.is_clean(conn, entry.traits):
             entry.last_used = state.now
@@ -338,6 +338,14 @@ class AsyncPool:
             otherwise = None  # type: ignore[assignment] # the pool finds out why
         finally:
             loan.give_back(otherwise)
+
+    def _release_unknown(self, state: State, conn: Connection) -> None:
+        for inherited in _inherited:
+            if id(conn) in inherited.kernel.lent:
+                self._left_in_child(inherited, None)
+        if state.kernel.exiled.pop(id(conn), None) is None:
+            raise NotYoursError(f"pool {self.name} did not lend this connection, or it was given back before; release each one once")
+        self._driver.close(conn)
 
     async def _acquire_slowly(
         self, loan: Loan, suspect: Entry | None, started: float, timeout: float | None, deadline: float | None, frame: Any
@@ -388,7 +396,10 @@ class AsyncPool:
         return self._current().stats()
 
     async def check(self, timeout: float | None = None) -> Stats:
-        """Ping every idle connection now, replace the dead, and make sure that the server answers."""
+        """Ping every idle connection of this loop now, replace the dead ones, and make sure that the server answers.
+
+        As :meth:`unbroken.Pool.check`.
+        """
         state = self._current()
         state.sweep()
         for entry in state.kernel.all_idle():
@@ -398,17 +409,24 @@ class AsyncPool:
         return self.stats()
 
     async def drain(self) -> None:
-        """Replace every connection: idle ones are closed now, lent ones when they come back."""
+        """Replace every connection of this loop: idle ones are closed now, those in use when they are returned.
+
+        As :meth:`unbroken.Pool.drain`.
+        """
         self._current().drain()
 
     async def resize(self, max_size: int | None = None, min_size: int | None = None) -> None:
-        """Change the bounds while in use. Raises ConfigurationError for impossible ones."""
+        """Change the bounds while in use, for this loop and those to come. Raises ConfigurationError for impossible ones."""
         bounds = {"max_size": max_size, "min_size": min_size}
         self.settings = self.settings.changed(**{k: v for k, v in bounds.items() if v is not None})
         self._current().resize(self.settings)
 
     async def close(self, timeout: float = 5.0) -> None:
-        """Lend nothing any more, close what is idle, and wait up to *timeout* seconds for what is lent."""
+        """Close this loop's idle connections, and wait up to *timeout* seconds until those in use are returned.
+
+        A connection that is returned later is closed then. An acquire on this loop, also one that waits already, raises
+        PoolClosedError. Calling it more than once is harmless. Other loops are not affected.
+        """
         state = self._current()
         state.close()
         end = monotonic() + timeout
@@ -418,6 +436,17 @@ class AsyncPool:
         await shell_of(state).stop()
         state.shell.watcher.close()
 
+    def __copy__(self) -> AsyncPool:
+        """A pool is one thing with an identity: a copy is the pool itself."""
+        return self
+
+    def __deepcopy__(self, _memo: Any) -> AsyncPool:
+        """As :meth:`__copy__`: settings that hold a pool may be copied."""
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an unbroken.AsyncPool cannot be pickled; give the other process the URL, and let it make a pool of its own")
+
     async def __aenter__(self) -> AsyncPool:
         return self
 
@@ -426,7 +455,8 @@ class AsyncPool:
 
     def __repr__(self) -> str:
         s = self._home[1]
-        return f"<unbroken.AsyncPool {self.name}: {len(s.lent)} used, {len(s.idle)} idle, {len(s.waiting)} waiting>"
+        used = f"{len(s.lent)} used, {len(s.idle)} idle, {len(s.waiting)} waiting"
+        return f"<unbroken.AsyncPool {self.name}: {used}, max_size {self.settings.max_size}>"
 
     def _left_in_child(self, state: State, exc: BaseException | None) -> None:
         """A lease that was begun before the fork ends in the child: nothing may be sent."""

@@ -94,7 +94,7 @@ class Lease(Loan):
                         if self._plain and glimpse() is None:
                             return conn
                         return self._start()
-            self._pool._acquire_slowly(self, entry, self._timeout, self._deadline, _getframe(1))
+            self._take(entry, monotonic(), _getframe(1))
             if self._plain and glimpse() is None:
                 return self.conn
             return self._start()
@@ -102,17 +102,29 @@ class Lease(Loan):
             self._give_up()
             raise
 
+    def _take(self, suspect: Entry | None, started: float, frame: Any) -> None:
+        self._pool._acquire_slowly(self, suspect, started, self._timeout, self._deadline, frame)
+
     def _start(self) -> Connection:
-        """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN."""
-        state, conn = self.state, self.conn
-        try:
-            self.begin(math.inf if self._deadline is None else self.entry.taken_at + self._deadline)
-            if self._transaction and not state.plain:
-                state.shell.do(Call("begin", conn, self.entry))
-        except BaseException as exc:
-            self._leave(exc)
-            raise
-        return conn
+        """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN.
+
+        A connection that is lost at its BEGIN was not used yet: another one is taken, and the caller sees nothing.
+        """
+        started, frame = self.entry.taken_at, _getframe(2)
+        while True:
+            state, conn = self.state, self.conn
+            try:
+                self.begin(math.inf if self._deadline is None else started + self._deadline)
+                if self._transaction and not state.plain:
+                    state.shell.do(Call("begin", conn, self.entry))
+                return conn
+            except BaseException as exc:
+                if not self.is_lost_at_begin(exc):
+                    self._leave(exc)
+                    raise
+                self.drop()
+                self.conn = self.begun = None
+            self._take(None, started, frame)
 
     def _give_up(self) -> None:
         """An exception came between taking a connection and handing it out, or while it went back."""
@@ -283,7 +295,7 @@ class Pool:
         """The slow way to a connection that :meth:`release` gives back."""
         loan = Loan()
         try:
-            self._acquire_slowly(loan, suspect, timeout, None, frame)
+            self._acquire_slowly(loan, suspect, monotonic(), timeout, None, frame)
             if glimpse() is not None or loan.state.follows:
                 loan.enlist()
         except BaseException:
@@ -308,12 +320,13 @@ class Pool:
         if state.waiting or entry.generation != state.kernel.generation:
             state.settle()
 
-    def _acquire_slowly(self, loan: Loan, suspect: Entry | None, timeout: float | None, deadline: float | None, frame: Any) -> None:
+    def _acquire_slowly(
+        self, loan: Loan, suspect: Entry | None, started: float, timeout: float | None, deadline: float | None, frame: Any
+    ) -> None:
         """Take a connection the slow way, into *loan*."""
         state = self._state
         if not state.mark[0]:
             state, suspect = self._renew(), None
-        started = monotonic()
         patience = state.settings.acquire_timeout if timeout is None else timeout
         if deadline is not None:
             patience = min(patience, deadline)
@@ -349,14 +362,14 @@ class Pool:
 
     # -- units of work -------------------------------------------------------------------------------------------
 
-    def run(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    def run(self, fn: Callable[..., T], *args: Any, deadline: float | None = None, **kwargs: Any) -> T:
         """``fn(conn, *args, **kwargs)`` as one unit of work: committed on success, and run again from the start when the
         connection was lost (or the server asked for it) and it is provable that nothing was committed.
 
-        *fn* should do nothing outside the database that must not happen twice. ``deadline=`` (seconds) bounds all of it;
-        inside another unit of work the outermost one replays. Raises as :meth:`connection` does.
+        *fn* should do nothing outside the database that must not happen twice. *deadline* (seconds) bounds all of it
+        (None: the setting); ``deadline=math.inf`` sets no bound. Inside another unit of work the outermost one replays.
+        Raises as :meth:`connection` does.
         """
-        deadline = kwargs.pop("deadline", self.settings.deadline)
         caller = _caller()
         code, lasti = caller.f_code, caller.f_lasti
 
@@ -372,7 +385,8 @@ class Pool:
             with self._state.lock:
                 self._state.counters.replays += 1
 
-        return run_unit(work, deadline, self.settings.max_replays, count)
+        limit = self.settings.deadline if deadline is None else deadline
+        return run_unit(work, limit, self.settings.max_replays, count)
 
     # -- looking after it ----------------------------------------------------------------------------------------
 
@@ -408,15 +422,16 @@ class Pool:
         self._current().resize(self.settings)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Lend nothing any more, close what is idle, and wait up to *timeout* seconds for what is lent.
+        """Close the idle connections, and wait up to *timeout* seconds until those in use are returned.
 
-        What comes back later is closed then. Who waits in line gets PoolClosedError. Closing twice does no harm.
+        A connection that is returned later is closed then. An acquire, also one that waits already, raises
+        PoolClosedError. Calling it more than once is harmless.
         """
         state = self._current()
         state.close()
         end = monotonic() + timeout
         signal = state.shell.new_signal()
-        while state.kernel.lent and monotonic() < end:
+        while (state.kernel.lent or state.kernel.returning) and monotonic() < end:
             bury_forgotten(state)
             signal.acquire(timeout=min(0.01, max(0.0, end - monotonic())))
 

@@ -86,6 +86,13 @@ class Loan:
         self.arm(until if unit is None else min(until, unit.until))
         return unit
 
+    def is_lost_at_begin(self, exc: BaseException) -> bool:
+        """Whether BEGIN failed with *exc* because the connection was lost: nothing was done on it, so another one will do."""
+        state = self.state
+        if not isinstance(exc, Exception) or isinstance(exc, UnbrokenError):
+            return False
+        return bool(state.classify(exc).is_lost and self.entry.cause is not Cause.DEADLINE)
+
     def arm(self, until: float) -> None:
         """End this use at *until* (infinite: never), if it is not over by then. Without a deadline before.
 
