@@ -112,10 +112,95 @@ def test_min_size_is_kept_alive_below_the_servers_idle_limit(own_body: Any, stea
     steadily(0.2, lambda: body.run(main()))
 
 
+_FATAL = b"SFATAL\0VFATAL\0C57P05\0Mterminating connection due to idle-session timeout\0\0"
+_GOODBYE = b"E" + (len(_FATAL) + 4).to_bytes(4, "big") + _FATAL
+
+
+@pytest.mark.parametrize("before", [b"", b"N\0\0\0\x0cMwell?\0\0"], ids=["alone", "behind a notice"])
+def test_a_goodbye_that_the_loop_has_read_ends_an_idle_connection_at_once(body: Any, before: bytes) -> None:
+    """asyncpg would keep it to itself, and fail at the next statement until the hang-up comes."""
+    if body.name != "asyncpg":
+        pytest.skip("asyncpg only: nobody else takes what arrives off an idle PostgreSQL connection")
+
+    async def main() -> None:
+        async with body.pool() as pool:
+            async with pool.connection() as conn:
+                me, layer = await body.who(conn), conn._protocol
+            layer.data_received(before + _GOODBYE)
+            async with pool.connection(transaction=False) as conn:  # no turn of the loop in between
+                assert await body.who(conn) != me
+            await body.until(lambda: pool.stats().closed == {"idle limit": 1}, SOON)
+
+    body.run(main())
+
+
+def test_a_goodbye_to_a_connection_in_use_is_told_by_the_next_statement(body: Any) -> None:
+    if body.name != "asyncpg":
+        pytest.skip("asyncpg only: nobody else takes what arrives off an idle PostgreSQL connection")
+
+    async def main() -> None:
+        async with body.pool() as pool:
+            import asyncpg
+
+            with pytest.raises(asyncpg.PostgresConnectionError, match="idle-session timeout"):
+                async with pool.connection(transaction=False) as conn:
+                    conn._protocol.data_received(_GOODBYE)
+                    await conn.fetchval("SELECT 1")
+            await body.until(lambda: pool.stats().size == 0, SOON)
+
+    body.run(main())
+
+
+def test_a_goodbye_that_comes_together_with_an_answer_keeps_the_connection_from_the_next_user(body: Any) -> None:
+    if body.name != "asyncpg":
+        pytest.skip("asyncpg only: nobody else takes what arrives off an idle PostgreSQL connection")
+
+    async def main() -> None:
+        async with body.pool() as pool:
+            async with pool.connection(transaction=False) as conn:
+                me, layer = await body.who(conn), conn._protocol
+                conn._transport.set_protocol(_Appending(layer, _GOODBYE))
+                await conn.execute("SELECT 1")
+            async with pool.connection(transaction=False) as conn:
+                assert await body.who(conn) != me
+
+    body.run(main())
+
+
+class _Appending:
+    """asyncpg's protocol, to which each chunk comes with something behind it."""
+
+    def __init__(self, real: Any, more: bytes) -> None:
+        self._real, self._more = real, more
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def data_received(self, data: bytes) -> None:
+        self._real.data_received(data + self._more)
+
+
+def test_notices_and_notifications_end_no_connection(body: Any) -> None:
+    if body.name != "asyncpg":
+        pytest.skip("asyncpg only: nobody else takes what arrives off an idle PostgreSQL connection")
+    heard: list[str] = []
+
+    async def main() -> None:
+        async with body.pool(max_size=2) as pool, pool.connection(transaction=False) as conn:
+            me = await body.who(conn)
+            await conn.add_listener("news", lambda *told: heard.append(told[-1]))
+            async with pool.connection(transaction=False) as other:
+                await other.execute("SELECT pg_notify('news', repeat('E', 7000))")
+            await body.until(lambda: heard)
+            assert await body.who(conn) == me
+
+    body.run(main())
+
+
 def test_last_words_that_the_loop_has_read_already_are_heard(body: Any) -> None:
     """MySQL's 4031 before it ends an idle session (MariaDB says nothing)."""
     if not body.is_mysql:
-        pytest.skip("psycopg reads nothing of an idle connection, asyncpg keeps to itself what it reads")
+        pytest.skip("PostgreSQL's are tested above: asyncpg; psycopg reads nothing of an idle connection")
     text = b"\xbf\x0f#HY000The client was disconnected by the server because of inactivity."
 
     async def main() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from unbroken.core.entry import Entry
 from unbroken.flows.loan import Loan
+from unbroken.flows.state import State
 from unbroken.net.liveness import poller
 
 
@@ -49,6 +52,8 @@ def test_only_a_goodbye_ends_a_session_before_its_hang_up(pair, backend: str, wa
     entry = Entry(object(), 0.0, 0, 1.0)
     entry.fd, entry.poll = ours.fileno(), poller(ours.fileno())
     driver = SimpleNamespace(target=SimpleNamespace(backend=backend), fileno=lambda _conn: entry.fd)
-    loan = Loan.of(SimpleNamespace(driver=driver), entry, entry.conn)  # type: ignore[arg-type]
+    state: Any = SimpleNamespace(driver=driver)
+    state.last_words = partial(State.last_words, state)
+    loan = Loan.of(state, entry, entry.conn)
     assert loan.has_ended() is ended
     assert ours.recv(1000) == waiting  # nothing was taken out of the stream

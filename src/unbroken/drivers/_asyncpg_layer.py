@@ -12,8 +12,11 @@ from typing import Any
 from weakref import WeakSet
 
 from unbroken.core import unit
+from unbroken.core.fault import is_goodbye
 from unbroken.core.residue import NOTHING, left_by
 from unbroken.drivers import _postgresql
+from unbroken.net import last_words
+from unbroken.net.severance import abort, identity
 
 #: The protocol's methods that send. All of them must be known: see :func:`unknown`.
 SENDS = frozenset({
@@ -24,15 +27,22 @@ SENDS = frozenset({
 
 
 class Layer:
-    """asyncpg's protocol, followed. Connection, PreparedStatement, Cursor and Transaction all send through it."""
+    """asyncpg's protocol, followed. Connection, PreparedStatement, Cursor and Transaction all send through it.
+
+    What arrives comes through it as well, so that the server's goodbye to a session without a request is understood.
+    """
 
     __slots__ = (
         "_conn_id",
+        "_gone",
         "_is_cancelling",
+        "_transport",
         "changed_codecs",
+        "goodbye",
         "is_connected",
         "is_in_transaction",
         "may_be_busy",
+        "may_have_ended",
         "real",
         "residue",
         "unsynced",
@@ -40,8 +50,9 @@ class Layer:
         "watched",
     )
 
-    def __init__(self, real: Any, conn_id: int) -> None:
-        self.real, self._conn_id = real, conn_id
+    def __init__(self, real: Any, transport: Any, conn_id: int, gone: Callable[[str], Exception]) -> None:
+        self.real, self._transport, self._conn_id = real, transport, conn_id
+        self._gone = gone  #: asyncpg's error for a connection that has ended
         self.is_connected, self.is_in_transaction = real.is_connected, real.is_in_transaction
         self._is_cancelling = real._is_cancelling
         self.watched = False  #: whether the ledger is told
@@ -50,9 +61,42 @@ class Layer:
         self.unsynced = False  #: whether a statement was only prepared: the server waits for the rest, and keeps its locks
         self.was_new = real.queries_count == 0  #: whether nothing had been sent when we came
         self.changed_codecs: set[tuple[str, str]] = set()  #: types, with their schemas, whose codecs were set
+        self.may_have_ended = False  #: whether the last that came is the server's goodbye
+        self.goodbye = b""  #: … and that
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
+
+    def hear(self) -> None:
+        """Stand between the transport and the protocol from now on."""
+        self._transport.set_protocol(self)
+
+    def data_received(self, data: bytes) -> None:
+        """What the event loop has read. asyncpg keeps an error that nothing was asked for to itself."""
+        if self.may_be_busy:
+            # Behind an answer that ended, or in the middle of a row: then more is to come
+            self.may_have_ended = data[-2:] == b"\0\0" and (start := data.rfind(b"SFATAL\0")) >= 5
+            if self.may_have_ended:
+                self.goodbye = bytes(data[start - 5 :])
+        else:
+            self._overhear(data)
+        self.real.data_received(data)
+
+    def _overhear(self, data: bytes) -> None:
+        """PostgreSQL says why it ends a session up to a millisecond before it hangs up. From here on the socket says so too.
+
+        Otherwise the connection would pass for a good one in that time, and its next statement would fail with asyncpg's
+        "cannot switch to state 15; another operation (2) is in progress".
+        """
+        words = last_words.parse(data, "postgresql")
+        if words is None or not is_goodbye(words.code, words.text, "postgresql"):
+            return
+        self.goodbye, self.may_have_ended = bytes(data), True
+        sock = self._transport.get_extra_info("socket")
+        fd = -1 if sock is None else sock.fileno()
+        mark = identity(fd) if fd >= 0 else None
+        if mark is not None:
+            abort(fd, mark)
 
     async def query(self, query: Any, timeout: Any) -> Any:
         """``execute`` without arguments, ``transaction()``."""
@@ -95,29 +139,37 @@ class Layer:
         """The end of a cursor."""
         return await self._exchange(self.real.close_portal(*args, **kwargs))
 
-    async def _exchange(self, sending: Awaitable[Any], *, syncs: bool = True) -> Any:
+    async def _exchange(self, sending: Any, *, syncs: bool = True) -> Any:
+        if self.may_have_ended:
+            sending.close()
+            raise self._ended()
         self.may_be_busy = True
         result = await sending
         self.unsynced = self.unsynced and not syncs
-        self.may_be_busy = False
+        self.may_be_busy = self.may_have_ended
         return result
+
+    def _ended(self) -> Exception:
+        """What asyncpg would say a moment later, when it has seen the hang-up. Nothing has been sent."""
+        words = last_words.parse(self.goodbye, "postgresql")
+        return self._gone(f"connection was closed by the server{'' if words is None else f': {words.text}'}")
 
     async def unreported(self, sql: str) -> None:
         """Send *sql* on the pool's own behalf: no ledger hears of it."""
         await self._exchange(self.real.query(sql, None))
 
     async def _statement(self, sql: Any, send: Callable[[], Awaitable[Any]]) -> Any:
+        if self.may_have_ended:
+            raise self._ended()
         text = str(sql)
         self.may_be_busy = True
         left = left_by(text, "postgresql")
         if left:
             self.residue |= left
         ledger = unit.current(self._conn_id) if self.watched else None
-        if ledger is None:
-            result = await send()
-        else:
-            result = await self._told(ledger, text, send)
-        self.may_be_busy = self.unsynced = False
+        result = await (send() if ledger is None else self._told(ledger, text, send))
+        self.unsynced = False
+        self.may_be_busy = self.may_have_ended
         return result
 
     async def _told(self, ledger: unit.Unit, sql: str, send: Callable[[], Awaitable[Any]]) -> Any:

@@ -112,7 +112,8 @@ class AsyncDriver(Awaited):
             raise TypeError(f"connect= gave {type(conn).__name__}, which is no connection of asyncpg")
         if self.is_known and conn._protocol is not None and not isinstance(conn._protocol, Layer):
             try:
-                layer = Layer(conn._protocol, id(conn))
+                layer = Layer(conn._protocol, conn._transport, id(conn), self._asyncpg.ConnectionDoesNotExistError)
+                layer.hear()
             except AttributeError as missing:
                 self.go_blind(one_line(missing))
                 return conn
@@ -342,6 +343,8 @@ class AsyncDriver(Awaited):
                 return False
             if not layer.may_be_busy:
                 return True
+            if layer.may_have_ended:
+                return False
             if not self._accepts(layer.real):
                 return False
             layer.may_be_busy = False
@@ -393,6 +396,11 @@ class AsyncDriver(Awaited):
         if isinstance(exc, TimeoutError) and exc.errno is None and not connecting:  # command_timeout, timeout=: asyncpg cancels the query
             return Fault(FaultKind.OTHER, None, None, "a statement took longer than its timeout")
         return os_fault(exc, connecting=connecting)
+
+    def unread(self, conn: Connection) -> bytes:
+        """What the server said when it ended the session, which asyncpg has read and keeps to itself."""
+        layer = getattr(conn, "_protocol", None)
+        return layer.goodbye if isinstance(layer, Layer) else b""
 
     def session_id(self, conn: Connection) -> str | None:
         """The backend's pid."""

@@ -26,7 +26,6 @@ from unbroken.errors import (
 )
 from unbroken.flows.state import State
 from unbroken.flows.steps import Call, Flow, Reset
-from unbroken.net import last_words
 from unbroken.net.liveness import Liveness, judge
 
 log = logging.getLogger("unbroken")
@@ -326,9 +325,7 @@ class Loan:
             return looks is Liveness.DEAD
         if state.driver.fileno(self.conn) is None:
             return True  # the driver has let go of its socket: nothing can be sent
-        if looks is not Liveness.UNDECIDED:
-            return False
-        words = last_words.peek(entry.fd, state.driver.target.backend)
+        words = state.last_words(entry, self.conn, arrived=looks is Liveness.UNDECIDED)
         return words is not None and is_goodbye(words.code, words.text, state.driver.target.backend)
 
     # -- the end -------------------------------------------------------------------------------------------------

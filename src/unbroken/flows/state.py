@@ -454,9 +454,7 @@ class State:
         if entry.cause is not None:
             return entry.cause, entry.words
         backend = self.driver.target.backend
-        words = last_words.peek(entry.fd, backend) if entry.fd is not None else None
-        if words is None and entry.conn is not None and (unread := getattr(self.driver, "unread", None)) is not None:
-            words = last_words.parse(unread(entry.conn), backend)  # an event loop takes what comes off the socket at once
+        words = self.last_words(entry, entry.conn)
         now = self.clock()
         idle = now - entry.last_used
         with self.server.lock:
@@ -468,6 +466,14 @@ class State:
             log.info("%s: learned that idle connections are ended after about %.1f s", self.name, idle)
             self.limit_changed()
         return (Cause.IDLE_LIMIT if explained or learned else Cause.CLOSED_BY_PEER), ""
+
+    def last_words(self, entry: Entry, conn: Connection | None, *, arrived: bool = True) -> last_words.Words | None:
+        """What the server said unasked on *entry*'s connection; *arrived*: something may wait on its socket."""
+        backend = self.driver.target.backend
+        words = last_words.peek(entry.fd, backend) if arrived and entry.fd is not None else None
+        if words is None and conn is not None and (unread := getattr(self.driver, "unread", None)) is not None:
+            words = last_words.parse(unread(conn), backend)  # an event loop takes what comes off the socket at once
+        return words
 
     def ended(self, entry: Entry) -> None:
         """The watcher saw the other side end *entry*: evict it if it is idle; let its holder find out at once if not."""
