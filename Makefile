@@ -13,8 +13,8 @@ help: ## this list
 demo: $(VENV)/.demo ## every fault against a private real server, unbroken beside what people use today
 	@$(BIN)/unbroken drill $(ARGS)
 
-test: $(VENV)/.test ## all tests, on real servers (ARGS="-k fork")
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.test ## all tests, on real servers, two at a time (ARGS="-k fork", ARGS="-n 0 --pdb": one after the other)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: $(VENV)/.check ## ruff and mypy
 	@$(BIN)/ruff check -q .

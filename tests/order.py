@@ -1,0 +1,70 @@
+"""In which order ``pytest -n 2`` runs the tests: files beside each other, and what must run alone when they are done.
+
+A file stays together, so that what its tests share is made once, and the files that take longest begin first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xdist.scheduler import LoadScopeScheduling
+
+#: What measures time, or looks at what all processes of the machine do. Beginnings of tests' names.
+ALONE = ("tests/perf/", "tests/bounds/", "tests/strikes/test_signals.py")
+#: What takes minutes.
+LONG: tuple[str, ...] = ()
+#: Files whose tests share nothing that takes long to make: their tests need not stay together.
+APART: tuple[str, ...] = ()
+
+
+class Order(LoadScopeScheduling):
+    """Gives files to workers. When none is left, all workers but one end, and the last one gets what must run alone."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(ALONE):
+            return "alone"
+        return nodeid.partition("[" if nodeid.startswith(APART) else "::")[0]
+
+    def _assign_work_unit(self, node: Any) -> None:
+        if not self._is_waiting(node):
+            self.workqueue.move_to_end(min(self.workqueue, key=_rank), last=False)
+            super()._assign_work_unit(node)
+
+    def _reschedule(self, node: Any) -> None:
+        if node.shutting_down:
+            return
+        if not self._is_waiting(node):
+            super()._reschedule(node)
+        elif any(not each.shutting_down for each in self.nodes if each is not node):
+            node.shutdown()  # it ends what it has
+
+    def _is_waiting(self, node: Any) -> bool:
+        """Whether only what must run alone is left, and another worker still works."""
+        others = [each for each in self.nodes if each is not node]
+        works = any(not each.shutting_down or self._pending_of(self.assigned_work[each]) for each in others)
+        return list(self.workqueue) == ["alone"] and works
+
+    def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
+        super().mark_test_complete(node, item_index, duration)
+        for each in self.nodes:
+            if each is not node:
+                self._reschedule(each)
+
+    def remove_node(self, node: Any) -> str | None:
+        """*node* has ended. Gives the test in which it crashed; all others that it had are run elsewhere."""
+        units = self.assigned_work.pop(node)
+        left = [(unit, nodeid) for unit in units.values() for nodeid, done in unit.items() if not done]
+        crashed = None
+        if left:
+            unit, crashed = left[0]
+            unit[crashed] = True
+            self.workqueue.update({scope: unit for scope, unit in units.items() if not all(unit.values())})
+        for each in self.nodes:
+            self._reschedule(each)
+        return crashed
+
+
+def _rank(scope: str) -> int:
+    if scope == "alone":
+        return len(LONG) + 1
+    return next((rank for rank, long in enumerate(LONG) if scope.startswith(long)), len(LONG))
