@@ -381,7 +381,7 @@ class AsyncPool:
             lease = AsyncLease(self, None, None, True)
             async with lease as conn:
                 entry = lease.entry
-                entry.code, entry.lasti = code, lasti  # who called run is the place that took it
+                entry.taken_at_call(code, lasti)  # who called run is the place that took it
                 return await fn(conn, *args, **kwargs)
 
         def count(_why: str) -> None:

@@ -87,6 +87,14 @@ class LoopShell:
         """None of them: between two awaits a task is alone, and what it owns while it awaits the pool notes itself."""
         return set()
 
+    def stacks(self) -> list[FrameType] | None:
+        """Nobody can say: a coroutine may wait anywhere. No exception strikes a task but where it awaits something."""
+        return None
+
+    def stacks_aside(self) -> list[FrameType]:
+        """See :meth:`stacks`."""
+        return []
+
     def dialing(self, limit: float) -> Dialing:
         """An attempt to connect, of the task that makes it."""
         return OnLoop(self.watcher, limit)

@@ -65,6 +65,7 @@ class Lease(Loan):
     _timeout: float | None = None
     _deadline: float | None = None
     _transaction = True
+    in_block = True
     _plain = True  #: nothing to do at the beginning, unless a unit of work looks on
 
     _pool: Pool
@@ -275,7 +276,7 @@ class Pool:
                         except ValueError:  # see _caller
                             frame = _getframe()
                         entry.code = frame.f_code
-                        entry.lasti = frame.f_lasti
+                        entry.lasti = ~frame.f_lasti
                         entry.holder = get_ident()
                         entry.taken_at = now
                         entry.uses += 1
@@ -378,7 +379,8 @@ class Pool:
             lease._pool = self
             with lease as conn:
                 entry = lease.entry
-                entry.code, entry.lasti = code, lasti  # who called run is the place that took it
+                entry.taken_at_call(code, lasti)  # who called run is the place that took it
+                entry.run_in = entry.uses
                 return fn(conn, *args, **kwargs)
 
         def count(_why: str) -> None:

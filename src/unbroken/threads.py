@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any
 
 from unbroken.abc import Driver
@@ -14,7 +15,7 @@ from unbroken.core.entry import Entry
 from unbroken.core.questions import Question
 from unbroken.core.unit import outside
 from unbroken.flows.bounds import Bound, limits_of
-from unbroken.flows.holder import describe, referred_to, thread_frames
+from unbroken.flows.holder import describe, referred_to, suspended, thread_frames
 from unbroken.flows.steps import Attempt, Call, Connect, Flow, Reset, Wait, run
 from unbroken.net.dialing import Dialing, blocking
 from unbroken.net.signals import start_thread
@@ -81,6 +82,15 @@ class ThreadShell:
             return None
         frames[threading.get_ident()] = sys._getframe(2)  # above the function that asks, whose variables they are
         return referred_to(frames.values(), wanted)
+
+    def stacks(self) -> list[FrameType] | None:
+        """Where each thread is."""
+        frames = thread_frames()
+        return None if frames is None else list(frames.values())
+
+    def stacks_aside(self) -> list[FrameType]:
+        """Where each greenlet is that is switched away."""
+        return suspended()
 
     def dialing(self, limit: float) -> Dialing:
         """An attempt to connect, of the thread that makes it."""

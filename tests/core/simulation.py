@@ -665,6 +665,12 @@ def _shell_for(world: World) -> type[ThreadShell]:
         def in_hands(self, wanted: set[int]) -> set[int] | None:
             return None
 
+        def stacks(self) -> None:
+            return None
+
+        def stacks_aside(self) -> list[Any]:
+            return []
+
     return Shell
 
 

@@ -44,6 +44,7 @@ class Entry:
         "reported",
         "reset_at",
         "retire_at",
+        "run_in",
         "sent",
         "session",
         "settled_at",
@@ -79,7 +80,8 @@ class Entry:
         self.suspect: tuple[Any] | None = None  #: those traits, while the server has to be asked why it took no write
         self.taken_at = now
         self.code: CodeType | None = None  #: where it was taken: the code object …
-        self.lasti = -1  #: … and the instruction; the line is worked out only when somebody asks
+        self.lasti = -1  #: … and the instruction, inverted where it began no ``with`` block of ours: see :meth:`taken_at_call`
+        self.run_in = -1  #: the use that a call of ``run`` is: it ends when that call does
         self.holder = 0  #: the thread's ident
         self.reported = 0  #: the use whose holder was reported as a leak
         self.joined: tuple[int | None, int] = (None, 0)  #: what was sent, and reported, when it joined a unit of work
@@ -90,7 +92,16 @@ class Entry:
     @property
     def place(self) -> Place | None:
         """Where it was taken last, or None if it never was."""
-        return None if self.code is None else Place.of(self.code, self.lasti)
+        return None if self.code is None else Place.of(self.code, self.instruction)
+
+    @property
+    def instruction(self) -> int:
+        """Of ``code``: the one at which it was taken."""
+        return self.lasti if self.lasti >= 0 else ~self.lasti
+
+    def taken_at_call(self, code: CodeType, lasti: int) -> None:
+        """Note the place of a use that may go on after the call at *lasti* has returned, and the function with it."""
+        self.code, self.lasti = code, ~lasti
 
     def doubt(self) -> None:
         """The server refused a write as read-only: before the next use it is asked why. Until then nobody takes it for clean."""
@@ -134,7 +145,7 @@ class Place:
 
     @classmethod
     def of(cls, code: CodeType, lasti: int) -> Place:
-        """The line of instruction *lasti* of *code*. Kept apart, since working it out costs more than taking both."""
+        """The line of instruction *lasti* of *code*. Worked out only when somebody asks: that costs more than noting both."""
         line = code.co_firstlineno
         for start, end, number in code.co_lines():
             if start <= lasti < end and number is not None:

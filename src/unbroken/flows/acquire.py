@@ -9,7 +9,7 @@ from unbroken.core.entry import Entry
 from unbroken.core.health import Need
 from unbroken.core.kernel import Ticket
 from unbroken.errors import OutageError, PoolTimeoutError
-from unbroken.flows.leaks import bury_forgotten, recover_strays
+from unbroken.flows.leaks import bury_forgotten, recover_left, recover_strays
 from unbroken.flows.state import State
 from unbroken.flows.steps import Call, Flow, Wait
 from unbroken.net.liveness import Liveness, judge
@@ -207,6 +207,7 @@ def _look_around(state: State, until: float) -> None:
         state.collect_took = state.clock() - now
     bury_forgotten(state)
     recover_strays(state)
+    recover_left(state)
     recall(state)
     state.sweep()
     state.settle()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dis
 import gc
+import inspect
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable
-from types import FrameType, GeneratorType
+from functools import lru_cache
+from types import CodeType, FrameType, GeneratorType
 from typing import Any
 
 from unbroken.core.entry import Entry
@@ -69,6 +72,41 @@ def _look_into_flow(flow: Any, wanted: set[int], found: set[int], seen: set[int]
         seen.add(id(flow))
         _look_into(flow.gi_frame, wanted, found, seen)
         flow = flow.gi_yieldfrom
+
+
+@lru_cache(maxsize=256)
+def enters_block(code: CodeType, lasti: int) -> bool:
+    """Whether instruction *lasti* of *code* enters a ``with`` block that ends with its call of *code* at the latest.
+
+    The frame of a generator or coroutine may be put aside inside the block: of these nobody can say.
+    """
+    if code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+        return False
+    before = ""
+    for instruction in dis.get_instructions(code):
+        if instruction.offset == lasti:  # since Python 3.14 it is a call of what LOAD_SPECIAL found
+            return instruction.opname == "BEFORE_WITH" or before == "LOAD_SPECIAL"
+        before = instruction.opname
+    return False
+
+
+def suspended() -> list[FrameType]:
+    """Where each greenlet is that is switched away. Looking for them takes tens of milliseconds in a large process."""
+    module: Any = sys.modules.get("greenlet")
+    if module is None:
+        return []
+    return [each.gr_frame for each in gc.get_objects() if isinstance(each, module.greenlet) and each.gr_frame is not None]
+
+
+def is_inside(tops: Iterable[FrameType], code: CodeType, lasti: int | None) -> bool:
+    """Whether a call of *code* is under way on one of these stacks, at instruction *lasti* if one is given."""
+    for top in tops:
+        frame: FrameType | None = top
+        while frame is not None:
+            if frame.f_code is code and lasti in (None, frame.f_lasti):
+                return True
+            frame = frame.f_back
+    return False
 
 
 def describe(ident: int) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from types import CodeType, FrameType
+from typing import Any
 
 from unbroken.abc import Cause
 from unbroken.core.entry import Entry
+from unbroken.flows.holder import enters_block, is_inside
 from unbroken.flows.registry import every
 from unbroken.flows.state import State
 
@@ -67,6 +70,60 @@ def recover_strays(state: State) -> None:
         state.order()
 
 
+#: At least so many seconds between two looks for what was left behind …
+LOOK_EVERY = 0.2
+#: … and between two wide ones so many times what the last one took: 5 % of the time at most, while somebody waits.
+WIDE_SHARE = 20.0
+
+
+def recover_left(state: State) -> None:
+    """Take back connections whose ``with`` block, or whose call of ``run``, was left without giving them back.
+
+    An exception that strikes before the first instruction of ``__exit__`` does that. As long as somebody keeps it, its
+    traceback keeps the connection. Each is looked at twice before it is taken: a greenlet may be switched to meanwhile.
+    """
+    now = state.clock()
+    with state.lock:
+        if now < state.next_look:
+            return
+        state.next_look = now + LOOK_EVERY
+    left = _left_blocks(state, now)
+    if left is None:
+        return
+    again, state.unseen = left & state.unseen, left
+    for entry, uses in again:
+        place = entry.place
+        if not reclaim(state, entry, uses, Cause.FORGOTTEN):
+            continue
+        with state.lock:
+            state.counters.leaked += 1
+        log.warning("%s: a connection was left behind by an exception at the end of its use; it was taken at %s", state.name, place)
+        state.emit("forgotten", {"pool": state.name, "place": str(place)})
+
+
+def _left_blocks(state: State, now: float) -> set[tuple[Entry, int]] | None:
+    """The uses, by entry and number, that no stack is inside of any more; None where that cannot be told now."""
+    lent = {(e, e.uses): (e.code, e.lasti, e.run_in == e.uses) for e in list(state.kernel.lent.values())}
+    spots = {
+        key: (code, ~lasti if by_run else None)
+        for key, (code, lasti, by_run) in lent.items()
+        if code is not None and (by_run or (lasti >= 0 and enters_block(code, lasti)))
+    }
+    spots = _outside(spots, state.shell.stacks() if spots else None)
+    if not spots:
+        return set()
+    if now < state.next_wide_look:
+        return None
+    spots = _outside(spots, state.shell.stacks_aside())
+    state.next_wide_look = now + WIDE_SHARE * (state.clock() - now)
+    return set(_outside(spots, state.shell.stacks()))  # one that was aside may have been switched to meanwhile
+
+
+def _outside(spots: dict[Any, tuple[CodeType, int | None]], tops: list[FrameType] | None) -> dict[Any, tuple[CodeType, int | None]]:
+    """Those of *spots* that none of the stacks that end in *tops* is inside of."""
+    return {} if tops is None else {key: spot for key, spot in spots.items() if not is_inside(tops, *spot)}
+
+
 def is_leak(state: State, entry: Entry, now: float) -> bool:
     """Whether a lent *entry* is held for too long and something is still to be done about it."""
     held = now - entry.taken_at
@@ -103,16 +160,20 @@ def _report(state: State, entry: Entry, now: float) -> None:
     state.emit("leaked", {"pool": state.name, "place": str(entry.place), "seconds": now - entry.taken_at})
 
 
-def reclaim(state: State, entry: Entry, uses: int) -> None:
-    """End a connection under its holder's hands, safely: shutdown, never close. The pool gets its place back."""
+def reclaim(state: State, entry: Entry, uses: int, cause: Cause = Cause.RECLAIMED) -> bool:
+    """End a connection under its holder's hands, safely: shutdown, never close. The pool gets its place back.
+
+    False: it came back meanwhile.
+    """
     held = entry.anchor if entry.ref is None else entry.ref()  # kept until the end: else a new connection may get its key
-    if held is None or not state.abort(entry, uses, Cause.RECLAIMED):
-        return
+    if held is None or not state.abort(entry, uses, cause):
+        return False
     with state.lock:
         taken = state.kernel.exile(entry)
     if not taken:
-        return
+        return False
     entry.conn, ref = None, entry.ref  # the object stays its holder's: closing it here could crash the driver
     state.finish_off(entry)
     entry.ref = ref  # tells when the holder drops it
     state.order()
+    return True

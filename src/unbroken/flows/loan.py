@@ -54,6 +54,7 @@ class Loan:
 
     __slots__ = ("begun", "conn", "entry", "state")
 
+    in_block = False  #: whether it ends with the ``with`` block that took the connection
     state: Any  #: a State, whose driver and shell are of the body's kind
     entry: Entry
     conn: Connection

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from random import Random
+from types import FrameType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -71,6 +72,12 @@ class Shell(Protocol):
 
     def in_hands(self, wanted: set[int]) -> set[int] | None:
         """Which of the entries with these ids somebody's stack refers to; None where stacks cannot be read."""
+
+    def stacks(self) -> list[FrameType] | None:
+        """Where all are that run now; None where that cannot be seen."""
+
+    def stacks_aside(self) -> list[FrameType]:
+        """Where all are that were put aside and will go on. Expensive."""
 
     def dialing(self, limit: float) -> Any:
         """An attempt to connect that can be ended from outside: see :mod:`unbroken.net.dialing`."""
@@ -142,6 +149,8 @@ class State:
         self.forgotten: deque[Entry] = deque()  #: finalizers append here; they must not take the lock
         self.borne: WeakKeyDictionary[Entry, float] = WeakKeyDictionary()  #: since when: see :mod:`unbroken.flows.windows`
         self.suspects: dict[tuple[Entry, int], float] = {}  #: strays, and since when they are one
+        self.next_look, self.next_wide_look = 0.0, 0.0  #: when to look for those again
+        self.unseen: set[tuple[Entry, int]] = set()  #: uses that nobody was seen to be inside of
         #: Of flows that wait for an entry, were granted one and do not have it yet, or own one while they wait for the server.
         #: Weak: a ticket goes with its flow, wherever an exception strikes.
         self.tickets: weakref.WeakSet[Ticket] = weakref.WeakSet()
@@ -514,7 +523,7 @@ class State:
 
     def lend(self, loan: Any, entry: Entry, frame: Any, now: float, holder: int) -> None:
         """Note in *loan* and in the books who has *entry* from now on. (The pools have this inline.)"""
-        entry.code, entry.lasti = frame.f_code, frame.f_lasti
+        entry.code, entry.lasti = frame.f_code, frame.f_lasti if loan.in_block else ~frame.f_lasti
         entry.holder = holder
         entry.taken_at = now
         entry.uses += 1

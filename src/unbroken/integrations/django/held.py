@@ -64,7 +64,7 @@ class Held(Loan):
     def _mark_place(self) -> None:
         """The line that is named if it leaks: the first outside Django and us."""
         frame = outside(_BETWEEN)
-        self.entry.code, self.entry.lasti = frame.f_code, frame.f_lasti
+        self.entry.taken_at_call(frame.f_code, frame.f_lasti)
 
     # -- while it is held ------------------------------------------------------------------------------------------
 

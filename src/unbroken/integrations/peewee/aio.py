@@ -140,7 +140,7 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         """For the words of a refusal: where what is about to be left was opened, and where it is left."""
         lent = self._state.conn
         if self.strict and lent is not None:
-            _last_scope.set(((lent.entry.code, lent.entry.lasti), caller()))
+            _last_scope.set(((lent.entry.code, lent.entry.instruction), caller()))
 
     async def aexecute_sql(self, sql: Any, params: Any = None) -> Any:
         """As pwasyncio's. A connection that is taken for this alone goes back at once: its result is read."""

@@ -195,7 +195,8 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         loan = pool.loan_of(conn) if pool is not None else None
         if loan is not None:
             entry, deadline = loan.entry, loan.state.settings.deadline
-            entry.code, entry.lasti = slot.opened = caller()
+            slot.opened = caller()
+            entry.taken_at_call(*slot.opened)
             slot.loan, slot.last_used = loan, entry.taken_at
             if glimpse() is not None:
                 loan.begun = (current(), None)  # acquire() has enlisted it

@@ -28,7 +28,7 @@ class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         self._pool = pool
         loan: Any = pool.loan_of(conn)
         self.loan, self.home, self.entry = loan, loan.state, loan.entry
-        self.entry.code, self.entry.lasti = caller()
+        self.entry.taken_at_call(*caller())
         loan.begun = (unit := current(), None)  # acquire() has enlisted it
         self.last_used = self.entry.taken_at
         self.is_open = False  #: whether a statement left a transaction open

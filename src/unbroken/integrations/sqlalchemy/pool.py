@@ -127,7 +127,7 @@ class _Unbroken(sqla_pool.QueuePool):
                 if up is None:
                     break
                 frame = up
-            entry.code, entry.lasti = frame.f_code, frame.f_lasti
+            entry.taken_at_call(frame.f_code, frame.f_lasti)
             entry.holder = get_ident()
             entry.uses += 1
             body.lent[entry.key] = entry
