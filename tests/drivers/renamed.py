@@ -6,6 +6,11 @@ the library works as before, and only those who relied on the name do not find i
 
 from __future__ import annotations
 
+import sys
+
+if "use_pure=false" in sys.argv[-1]:
+    import _mysql_connector  # type: ignore[import-not-found] # noqa: F401 # before ssl, see test_connector_c_extension.py
+
 import asyncio
 import contextlib
 import importlib
@@ -13,10 +18,12 @@ import json
 import logging
 import re
 import shutil
-import sys
 from importlib.util import find_spec
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any
+
+from unbroken.testing.servers import wire
 
 NEW = "renamed_by_a_test"
 
@@ -28,7 +35,7 @@ def renamed(package: str, name: str, folder: Path, after: str = r"\b") -> None:
     assert spec.origin is not None
     source = Path(spec.origin).parent
     target = folder / package
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "tests"))
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "tests", "vendor", "ai"))
     for libraries in source.parent.glob(f"{package.replace('-', '_')}*.libs"):
         (folder / libraries.name).symlink_to(libraries)
     found = 0
@@ -87,11 +94,18 @@ class Warnings(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-KILL = "SELECT pg_terminate_backend(pg_backend_pid())"
+KILL = {"postgresql": "SELECT pg_terminate_backend(pg_backend_pid())", "mysql": "SELECT CONNECTION_ID()"}
 
 
-def use(pool: Any, table: str, execute: Any) -> dict[str, Any]:
+def end(job: dict[str, Any], rows: Any) -> None:
+    """With MySQL, end the session whose number is in *rows* as an administrator does; PostgreSQL's has ended itself."""
+    if not job["url"].startswith("postgresql"):
+        wire.mysql_query(job["socket"], "root", f"KILL {rows[0][0]}")
+
+
+def use(pool: Any, job: dict[str, Any], execute: Any) -> dict[str, Any]:
     """Plain use, then a unit of work that writes and loses its connection: how it went."""
+    table, kill = job["table"], KILL["postgresql" if job["url"].startswith("postgresql") else "mysql"]
     for n in range(3):
         with pool.connection() as conn:
             execute(conn, f"INSERT INTO {table} VALUES ({n})")
@@ -106,7 +120,8 @@ def use(pool: Any, table: str, execute: Any) -> dict[str, Any]:
         attempts.append(conn)
         execute(conn, f"INSERT INTO {table} VALUES (200)")
         if len(attempts) == 1:
-            execute(conn, KILL)
+            end(job, execute(conn, kill))
+            execute(conn, kill)
 
     error = None
     try:
@@ -118,8 +133,9 @@ def use(pool: Any, table: str, execute: Any) -> dict[str, Any]:
     return {"attempts": len(attempts), "error": error, "rows": [row[0] for row in rows]}
 
 
-async def use_async(pool: Any, table: str, execute: Any) -> dict[str, Any]:
+async def use_async(pool: Any, job: dict[str, Any], execute: Any) -> dict[str, Any]:
     """As :func:`use`."""
+    table, kill = job["table"], KILL["postgresql" if job["url"].startswith("postgresql") else "mysql"]
     for n in range(3):
         async with pool.connection() as conn:
             await execute(conn, f"INSERT INTO {table} VALUES ({n})")
@@ -133,7 +149,8 @@ async def use_async(pool: Any, table: str, execute: Any) -> dict[str, Any]:
         attempts.append(conn)
         await execute(conn, f"INSERT INTO {table} VALUES (200)")
         if len(attempts) == 1:
-            await execute(conn, KILL)
+            end(job, await execute(conn, kill))
+            await execute(conn, kill)
 
     error = None
     try:
@@ -153,8 +170,11 @@ def by_cursor(conn: Any, sql: str) -> Any:
 
 
 async def by_async_cursor(conn: Any, sql: str) -> Any:
-    """As psycopg's AsyncConnection has it."""
-    cursor = await conn.execute(sql)
+    """As the libraries for asyncio have it; some await a cursor."""
+    cursor = conn.cursor()
+    if isawaitable(cursor):
+        cursor = await cursor
+    await cursor.execute(sql)
     return await cursor.fetchall() if cursor.description else None
 
 
@@ -163,12 +183,12 @@ async def by_fetch(conn: Any, sql: str) -> Any:
     return await conn.fetch(sql)
 
 
-async def run_async(url: str, table: str) -> dict[str, Any]:
+async def run_async(job: dict[str, Any]) -> dict[str, Any]:
     """The whole, for asyncio."""
     from unbroken import AsyncPool
 
-    async with AsyncPool(url, max_size=2) as pool:
-        return await use_async(pool, table, by_fetch if "asyncpg" in url else by_async_cursor)
+    async with AsyncPool(job["url"], max_size=2) as pool:
+        return await use_async(pool, job, by_fetch if "asyncpg" in job["url"] else by_async_cursor)
 
 
 def main(job: dict[str, Any]) -> None:
@@ -182,10 +202,10 @@ def main(job: dict[str, Any]) -> None:
     if job["route"] is not None:
         route_around(job["route"])
     if job["async"]:
-        outcome = asyncio.run(run_async(job["url"], job["table"]))
+        outcome = asyncio.run(run_async(job))
     else:
         with Pool(job["url"], max_size=2) as pool:
-            outcome = use(pool, job["table"], by_cursor)
+            outcome = use(pool, job, by_cursor)
     print(json.dumps({**outcome, "warnings": warnings.texts}, default=str))
 
 

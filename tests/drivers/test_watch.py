@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -61,6 +62,82 @@ def test_autocommit_is_told_before_the_statement(face: Any, table: str, recorder
     face.driver.watch(conn)
     face.execute(conn, f"INSERT INTO {table} VALUES (1)")
     assert recorder.log == [(f"INSERT INTO {table} VALUES (1)", True)]
+
+
+@pytest.fixture
+def ledger() -> Any:
+    """A real one, which says what became of the writes."""
+    entered = unit.Unit()
+    token = unit.enter(entered)
+    yield entered
+    unit.leave(token)
+
+
+_SLOW_MYSQL = "SELECT SLEEP(30)"
+_RUNNING = {
+    "mariadb": "SELECT id FROM information_schema.processlist WHERE info LIKE 'INSERT%SLEEP%'",
+    "postgresql": "SELECT pid FROM pg_stat_activity WHERE query LIKE 'INSERT%sleep%' AND state = 'active'",
+}
+
+
+def kill_what_runs(server: Any, backend: str) -> None:
+    """End the session whose statement sleeps, once it does."""
+    deadline = time.monotonic() + 10
+    while not (rows := server.admin(_RUNNING[backend])):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    server.admin(f"KILL {rows[0][0]}" if backend == "mariadb" else f"SELECT pg_terminate_backend({rows[0][0]})")
+
+
+def in_autocommit(face: Any, ledger: unit.Unit) -> Any:
+    conn = face.connect()
+    face.autocommit(conn, True)
+    if face.name == "mysqldb":
+        face.call("commit", conn)
+    ledger.join(id(conn))
+    face.driver.watch(conn)
+    return conn
+
+
+@pytest.mark.parametrize("returning", [False, True])
+def test_a_write_in_autocommit_is_stored_once_it_is_answered(face: Any, table: str, ledger: unit.Unit, returning: bool) -> None:
+    conn = in_autocommit(face, ledger)
+    face.execute(conn, f"INSERT INTO {table} VALUES (1)" + " RETURNING n" * returning)
+    assert ledger.fate() is unit.Fate.STORED
+    face.execute(conn, "SELECT 1")
+    assert ledger.fate() is unit.Fate.STORED
+
+
+def test_a_write_in_autocommit_that_is_refused_is_not_stored_or_not_known(face: Any, table: str, ledger: unit.Unit) -> None:
+    conn = in_autocommit(face, ledger)
+    with pytest.raises(face.driver.errors):
+        face.execute(conn, f"INSERT INTO {table} VALUES (1), (1, 2)")
+    # MySQL's server does not say whether something of the statement stays, as it does in a table without transactions
+    assert ledger.fate() is (unit.Fate.UNKNOWN if face.is_mysql else unit.Fate.NOTHING)
+
+
+def test_a_write_in_autocommit_that_is_not_answered_is_not_known(face: Any, table: str, ledger: unit.Unit) -> None:
+    conn = in_autocommit(face, ledger)
+    face.execute(conn, f"INSERT INTO {table} VALUES (1)")
+    kill = threading.Thread(target=kill_what_runs, args=(face.server, face.server.backend))
+    kill.start()
+    with pytest.raises(Exception):  # noqa: B017 - each library has its own for what is lost
+        face.execute(conn, f"INSERT INTO {table} " + (_SLOW_MYSQL if face.is_mysql else "SELECT 1 FROM pg_sleep(30)"))
+    kill.join()
+    assert ledger.fate() is unit.Fate.UNKNOWN
+
+
+def test_rows_that_are_still_to_come_leave_a_write_unknown(mysql_face: Any, ledger: unit.Unit) -> None:
+    face = mysql_face
+    face.server.admin("CREATE TABLE watch_streams (n INT)")
+    try:
+        conn = in_autocommit(face, ledger)
+        cursor = face.run(face.streaming_cursor(conn))
+        face.run(cursor.execute("INSERT INTO watch_streams VALUES (1), (2) RETURNING n"))
+        assert ledger.fate() is unit.Fate.UNKNOWN
+    finally:
+        face.close()
+        face.server.admin("DROP TABLE watch_streams")
 
 
 def test_an_explicit_transaction_in_autocommit_is_one(face: Any, table: str, recorder: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Mapping
 from inspect import isawaitable
-from typing import Any, ClassVar
+from typing import Any
 
 from unbroken.abc import Connection
 from unbroken.core.residue import Left
@@ -21,7 +21,7 @@ class Base:
     #: Whether its connections belong to an event loop.
     is_async: bool = False
     #: What the driver relies on in its library; see _seams.py.
-    seams: ClassVar[tuple[Seam, ...]] = ()
+    seams: tuple[Seam, ...] = ()
     #: Whether the library has all seams. False: the driver uses only what is public.
     is_known: bool = True
 

@@ -120,15 +120,24 @@ def refused_commit(exc: BaseException) -> bool:
     return errno >= 1000 and not 2000 <= errno < 3000 and errno not in _NOT_FINAL and not mysql_fault(errno, "").is_lost
 
 
-def answered(conn: Any, commits: bool, error: BaseException | None, alive: bool) -> None:
-    """Tell the ledger what became of a COMMIT (*commits* True) or a ROLLBACK (False)."""
+#: What was reported last on a connection, and is not answered yet: what :func:`answered` is told of.
+COMMIT, ROLLBACK, STATEMENT = 1, 2, 3
+
+
+def answered(conn: Any, what: int, error: BaseException | None) -> None:
+    """Tell the ledger that *what* was answered in full: with success, or with *error*.
+
+    An error in answer to a statement tells nothing of what is stored: tables without transactions keep what was done before.
+    """
     ledger = unit.current(id(conn))
     if ledger is None:
         return
-    if error is None:
-        if commits:
-            ledger.committed(conn_id=id(conn))
-        else:
-            ledger.rolled_back(conn_id=id(conn))
-    elif commits and alive and refused_commit(error):
-        ledger.commit_failed(conn_id=id(conn))
+    if error is not None:
+        if what == COMMIT and refused_commit(error):
+            ledger.commit_failed(conn_id=id(conn))
+    elif what == COMMIT:
+        ledger.committed(conn_id=id(conn))
+    elif what == ROLLBACK:
+        ledger.rolled_back(conn_id=id(conn))
+    else:
+        ledger.acknowledged(conn_id=id(conn))

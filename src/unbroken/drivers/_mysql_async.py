@@ -12,7 +12,7 @@ from unbroken.core import unit
 from unbroken.core.residue import Left
 from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers import _mysql_exchange as exchange
-from unbroken.drivers._base import Awaited
+from unbroken.drivers._mysql_driver import Awaited
 
 
 class Shared(Awaited):
@@ -166,7 +166,7 @@ def exact(base: Any, result_base: Any, status_of: Callable[[Any, Any], int | Non
         _result: Any
         _seen_busy = exchange.QUIET
         _seen_status: int | None = None
-        _seen_pending: bool | None = None
+        _seen_pending: int | None = None
         _seen_touched = 0
         _seen_opened: Mapping[str, Any] | None = None
         _seen_closed = False  # by the application

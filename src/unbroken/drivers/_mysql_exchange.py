@@ -122,9 +122,9 @@ def begin_reading(conn: Any) -> None:
 def ended(conn: Any, status: int | None) -> None:
     """The answer was read to its end, and *status* is the server's; this is the last step of it."""
     pending = conn._seen_pending
-    if pending is not None:
+    if pending is not None and not (pending == _mysql.STATEMENT and _is_unfinished(conn)):
         conn._seen_pending = None
-        _mysql.answered(conn, pending, None, True)
+        _mysql.answered(conn, pending, None)
     conn._seen_busy = QUIET
     if status is not None:
         conn._seen_status = status | conn._seen_touched
@@ -137,7 +137,7 @@ def failed(conn: Any, error: BaseException) -> None:
     pending = conn._seen_pending
     if pending is not None:
         conn._seen_pending = None
-        _mysql.answered(conn, pending, error, True)
+        _mysql.answered(conn, pending, error)
     conn._seen_busy = QUIET
 
 
@@ -160,8 +160,12 @@ def is_answer(error: BaseException) -> bool:
 
 def is_half_read(conn: Any) -> bool:
     """Whether nothing but rows, or further results, of an answer are left to be read, which the application did not want yet."""
+    return not conn._seen_busy and _is_unfinished(conn)
+
+
+def _is_unfinished(conn: Any) -> bool:
     result = conn._result
-    return not conn._seen_busy and result is not None and bool(result.unbuffered_active or result.has_next)
+    return result is not None and bool(result.unbuffered_active or result.has_next)
 
 
 def is_quiet(conn: Any) -> bool:
@@ -277,16 +281,13 @@ def commits_itself(conn: Any) -> bool | None:
     return None if status is None else status & (AUTOCOMMIT | IN_TRANSACTION) == AUTOCOMMIT
 
 
-def tell(conn: Any, ledger: Any, command: int, sql: Any) -> bool | None:
-    """Report one command that is about to go out .
-
-    Gives True when it is a COMMIT and False when it is a ROLLBACK, whose answers :func:`ended` and :func:`failed` report.
-    """
+def tell(conn: Any, ledger: Any, command: int, sql: Any) -> int | None:
+    """Report one command that is about to go out. Gives what :func:`ended` and :func:`failed` report the answer of."""
     if command != _mysql.COM_QUERY:
         ledger.doubt(f"command {command} of the MySQL protocol", conn_id=id(conn))
         return None
     if is_commit(sql):
         ledger.committing(conn_id=id(conn))
-        return True
+        return _mysql.COMMIT
     ledger.statement(sql, commits_itself(conn), conn_id=id(conn))
-    return False if is_rollback(sql) else None
+    return _mysql.ROLLBACK if is_rollback(sql) else _mysql.STATEMENT

@@ -193,6 +193,7 @@ def exact(base: Any) -> Any:
                 self._seen_row_failed(error)
                 raise
             self._seen_busy = False
+            _rest_answered(self)
             return rows
 
         def cmd_query_iter(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -314,6 +315,7 @@ def exact_async(base: Any) -> Any:
                 self._seen_row_failed(error)
                 raise
             self._seen_busy = False
+            _rest_answered(self)
             return rows
 
         async def cmd_query_iter(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
@@ -418,10 +420,12 @@ def exact_c(base: Any) -> Any:
 
         def get_rows(self, *args: Any, **kwargs: Any) -> Any:
             try:
-                return super().get_rows(*args, **kwargs)
+                rows = super().get_rows(*args, **kwargs)
             except (Error, MySQLInterfaceError):
                 self._seen_failed = True
                 raise
+            _rest_answered(self)
+            return rows
 
         def commit(self) -> None:
             self._follow("COMMIT", super().commit)
@@ -468,7 +472,7 @@ def exact_c(base: Any) -> Any:
             _answered(self, pending, None)
             return result
 
-        def _about_to_send(self, sql: Any) -> bool | None:  # noqa: ARG002 - for the one that reports
+        def _about_to_send(self, sql: Any) -> int | None:  # noqa: ARG002 - for the one that reports
             return None
 
     return _named(Connection, base)
@@ -538,7 +542,7 @@ def watched_c(base: Any) -> Any:
         __module__ = base.__module__
         unwatched = base
 
-        def _about_to_send(self, sql: Any) -> bool | None:
+        def _about_to_send(self, sql: Any) -> int | None:
             return _tell(self, sql)
 
     return _named(Watched, base)
@@ -559,16 +563,17 @@ def _doubt_others(conn: Any, command: int) -> None:
         ledger.doubt(f"command {command} of the MySQL protocol", conn_id=id(conn))
 
 
-def _tell(conn: Any, sql: Any) -> bool | None:
-    """Report *sql*. Gives True for a COMMIT and False for a ROLLBACK, whose answers :func:`_answered` is told of."""
+def _tell(conn: Any, sql: Any) -> int | None:
+    """Report *sql*. Gives what :func:`_answered` is told of when the answer is there."""
+    conn.__dict__.pop("_seen_told", None)
     ledger = unit.current(id(conn))
     if ledger is None or is_closed(conn):
         return None  # nothing can be sent on a closed one
     if sql is not None and is_commit(sql):
         ledger.committing(conn_id=id(conn))
-        return True
+        return _mysql.COMMIT
     ledger.statement(bytes(sql) if isinstance(sql, bytearray) else sql, _commits_itself(conn), conn_id=id(conn))
-    return False if sql is not None and is_rollback(sql) else None
+    return _mysql.ROLLBACK if sql is not None and is_rollback(sql) else _mysql.STATEMENT
 
 
 def is_closed(conn: Any) -> bool:
@@ -607,6 +612,22 @@ async def _sent_async(conn: Any, sql: Any, sending: Awaitable[Any]) -> Any:
     return result
 
 
-def _answered(conn: Any, pending: bool | None, error: BaseException | None) -> None:
-    if pending is not None:
-        _mysql.answered(conn, pending, error, True)
+def _answered(conn: Any, told: int | None, error: BaseException | None) -> None:
+    if told is None:
+        return
+    if told == _mysql.STATEMENT and error is None and _is_unread(conn):
+        conn.__dict__["_seen_told"] = told  # its rows are still to come
+    else:
+        _mysql.answered(conn, told, error)
+
+
+def _rest_answered(conn: Any) -> None:
+    """Rows were read."""
+    told = conn.__dict__.get("_seen_told")
+    if told is not None and not _is_unread(conn):
+        del conn.__dict__["_seen_told"]
+        _mysql.answered(conn, told, None)
+
+
+def _is_unread(conn: Any) -> bool:
+    return bool(conn.unread_result or (conn._cmysql.more_results() if hasattr(conn, "_cmysql") else conn._have_next_result))

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 log = logging.getLogger("unbroken")
@@ -45,6 +45,26 @@ def shared(key: Any, files: Iterable[Any], make: Callable[[], Any]) -> Any:
         while len(_kept) > MOST:
             _kept.popitem(last=False)
         return known[1]
+
+
+def context(options: Mapping[str, Any]) -> Any:
+    """A context of PyMySQL's *options* (``ca``, ``capath``, ``cert``, ``key``, ``cipher``, ``check_hostname``), as PyMySQL makes it.
+
+    Without a CA nothing is verified.
+    """
+    import ssl
+
+    ca, capath = options.get("ca"), options.get("capath")
+    made = ssl.create_default_context(cafile=ca, capath=capath)
+    made.verify_flags &= ~ssl.VERIFY_X509_STRICT  # which certificates that MySQL made by itself do not pass
+    verifies = ca is not None or capath is not None
+    made.check_hostname = verifies and options.get("check_hostname", True)
+    made.verify_mode = ssl.CERT_REQUIRED if verifies else ssl.CERT_NONE
+    if "cert" in options:
+        made.load_cert_chain(options["cert"], keyfile=options.get("key"))
+    if "cipher" in options:
+        made.set_ciphers(options["cipher"])
+    return made
 
 
 def _stamp(path: Any) -> tuple[int, int, int] | None:

@@ -11,12 +11,14 @@ from unbroken.abc import Connection, Target
 from unbroken.drivers import _mysql, _mysql_async, _tls
 from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_async import Shared
+from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import boolean, class_of, dial_async, seconds, whole, without_target
 
 NAME = "asyncmy"
 SCHEMES = ("mysql+asyncmy", "mariadb+asyncmy")
 DISTRIBUTION = "asyncmy"
 MODULE = "asyncmy"
+TESTED = ">=0.2.10,<0.3"
 RANK = 20  # faster than aiomysql
 
 _OPTIONS: _mysql.Kinds = {
@@ -27,11 +29,36 @@ _OPTIONS: _mysql.Kinds = {
 _CLOSE = 25  # COM_STMT_CLOSE
 _BINARY = (22, 23, 250)  # COM_STMT_PREPARE, COM_STMT_EXECUTE and MariaDB's COM_STMT_BULK_EXECUTE: their answers are read another way
 
+_CONNECTION, _RESULT = "asyncmy.connection:Connection", "asyncmy.connection:MySQLResult"
+_SEAMS = (  # compiled: what the functions use cannot be looked at, so the trial has to do
+    *(Seam(_CONNECTION, name) for name in ("_connected", "_transport", "_result", "_affected_rows", "_encoding", "server_status")),
+    *(Seam(_CONNECTION, name) for name in ("_cursor_cls", "_deprecate_eof", "_request_authentication", "ensure_closed", "close")),
+    Seam(_CONNECTION, "_execute_command", ("self", "command", "sql")),
+    Seam(_CONNECTION, "_write_bytes", ("self", "data")),
+    Seam(_CONNECTION, "write_packet", ("self", "payload")),
+    Seam(_CONNECTION, "_read_ok_packet", ("self",)),
+    Seam(_CONNECTION, "_read_query_result", ("self", "unbuffered")),
+    Seam(_CONNECTION, "next_result", ("self", ...)),
+    Seam(_CONNECTION, "query", ("self", "sql", ...)),
+    Seam(_CONNECTION, "set_charset", ("self", "charset")),
+    *(Seam(_CONNECTION, name) for name in ("connect", "begin", "commit", "rollback", "select_db", "ping", "show_warnings")),
+    *(Seam(_RESULT, name) for name in ("connection", "has_next", "unbuffered_active", "server_status", "affected_rows", "field_count")),
+    Seam(_RESULT, "read", ("self",)),
+    Seam(_RESULT, "init_unbuffered_query", ("self",)),
+    Seam(_RESULT, "_check_packet_is_eof", ("self", "packet")),
+    Seam(_RESULT, "_read_load_local_packet", ("self", "first_packet")),
+    Seam(_RESULT, "_read_rowdata_packet_unbuffered", ("self",)),
+    Seam(_RESULT, "_finish_unbuffered_query", ("self",)),
+    Seam("asyncmy.errors", "raise_mysql_exception"),
+    Seam("asyncmy.cursors:Cursor", "_query"),
+)
+
 
 class AsyncDriver(Shared):
     """See :class:`unbroken.abc.AsyncDriver`. Connections are asyncmy's, of a subclass that keeps the server's status."""
 
     name = NAME
+    seams = _SEAMS
     _compared = ("_cursor_cls", "_encoding", "_use_unicode", "_encoders", "_decoders")
     _tables = ("_decoders",)  # it takes nothing but a plain dictionary of encoders
 
@@ -40,6 +67,7 @@ class AsyncDriver(Shared):
         import asyncmy.connection
         import asyncmy.errors
 
+        self.check_seams()
         self.target = target or without_target(NAME, "mysql")
         errors: Any = asyncmy.errors
         self.errors: tuple[type[BaseException], ...] = (errors.OperationalError, errors.InterfaceError, errors.Error)
@@ -48,7 +76,8 @@ class AsyncDriver(Shared):
         self._connect = connect
         self._arguments = _mysql.arguments(self.target, _OPTIONS, NAME, password="password", database="database")  # noqa: S106 - a keyword's name
         self._tls = _mysql.take_tls(self._arguments)
-        self._class = exact(asyncmy.connection.Connection)
+        base: Any = asyncmy.connection.Connection
+        self._class = exact(base) if self.is_known else base
 
     async def connect(self, timeout: float) -> Connection:
         """*timeout* bounds everything, the handshake included."""
@@ -58,7 +87,8 @@ class AsyncDriver(Shared):
         async with asyncio.timeout(timeout):
             if self._connect is not None:
                 conn = await self._connect()
-                conn.__class__ = exact(class_of(conn))
+                if self.is_known:
+                    conn.__class__ = exact(class_of(conn))
                 return conn
             conn = self._class(**self._arguments, **self._with_tls())
             try:
@@ -73,9 +103,7 @@ class AsyncDriver(Shared):
         if not tls:
             return {}
         files = [tls.get(name) for name in ("ca", "capath", "cert", "key")]
-        # asyncmy makes a context in a connection's constructor, and takes one that was made already
-        make = lambda: self._class(**self._arguments, ssl=tls)._ssl_context  # noqa: E731
-        return {"ssl": _tls.shared(("asyncmy", repr(sorted(tls.items()))), files, make)}
+        return {"ssl": _tls.shared(("asyncmy", repr(sorted(tls.items()))), files, lambda: _tls.context(tls))}
 
     def close(self, conn: Connection) -> None:
         """Abort the transport."""

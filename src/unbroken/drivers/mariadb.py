@@ -8,7 +8,7 @@ timeout is whole seconds: others are rounded up. The library always speaks utf8m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,8 @@ from unbroken.abc import Capabilities, Connection, Fault, Target
 from unbroken.core import unit
 from unbroken.core.residue import Left
 from unbroken.drivers import _mysql, _mysql_reset
-from unbroken.drivers._base import Blocking
+from unbroken.drivers._mysql_driver import Blocking, by_attribute
+from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import boolean, class_of, dial, is_commit, is_rollback, optional_boolean, seconds, whole, without_target
 from unbroken.net.severance import abort, identity
 
@@ -24,6 +25,7 @@ NAME = "mariadb"
 SCHEMES = ("mariadb+mariadbconnector", "mysql+mariadbconnector")
 DISTRIBUTION = "mariadb"
 MODULE = "mariadb"
+TESTED = ">=1.1,<1.2"
 RANK = 40
 
 _OPTIONS: _mysql.Kinds = {
@@ -34,12 +36,28 @@ _OPTIONS: _mysql.Kinds = {
 }  # fmt: skip
 _WHOLE_SECONDS = ("read_timeout", "write_timeout")
 
+_CONNECTION, _CURSOR = "mariadb.connections:Connection", "mariadb.cursors:Cursor"
+_DOUBTFUL = ("change_user", "reset", "reconnect", "dump_debug_info")
+_SEAMS = (
+    Seam(_CONNECTION, "__init__", None, ("_last_executed_statement", "_converter", "auto_reconnect")),
+    *(Seam(_CONNECTION, name) for name in ("_execute_command", "_read_response", "_get_socket", "server_status", "connection_id")),
+    *(Seam(_CONNECTION, name) for name in (*_DOUBTFUL, "ping", "close", "autocommit", "cursor")),
+    *(Seam(_CONNECTION, name, None, ("_execute_command", "_read_response")) for name in ("begin", "commit", "rollback")),
+    Seam(_CURSOR, "__init__", None, ("_prepared", "buffered")),
+    Seam(_CURSOR, "execute", None, ("connection", "_last_executed_statement", "_prepared", "statement")),
+    Seam(_CURSOR, "execute", None, ("_execute_text", "_execute_binary")),
+    Seam(_CURSOR, "executemany", None, ("connection", "_last_executed_statement", "_execute_bulk")),
+    *(Seam(_CURSOR, name) for name in ("_execute_text", "_execute_binary", "_execute_bulk", "nextset", "close", "connection")),
+    *(Seam(_CURSOR, name) for name in ("buffered", "field_count", "statement")),
+)
+
 
 class Driver(Blocking):
     """See :class:`unbroken.abc.Driver`. Connections are the library's, of a subclass that knows when the status lies."""
 
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True)
+    seams = _SEAMS
 
     def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
         import mariadb
@@ -55,7 +73,9 @@ class Driver(Blocking):
                 self._arguments[name] = math.ceil(self._arguments[name])
         if self._arguments.get("autocommit", False) is None:
             del self._arguments["autocommit"]  # the library knows no default of the server's
-        self._class = exact(mariadb.connections.Connection)
+        self.check_seams()
+        base: Any = mariadb.connections.Connection
+        self._class = exact(base) if self.is_known else base
 
     def connect(self, timeout: float) -> Connection:
         """The client library bounds the TCP connect and the handshake with it, in whole seconds."""
@@ -64,8 +84,9 @@ class Driver(Blocking):
     def _dial(self, timeout: float) -> Connection:
         if self._connect is not None:
             conn = self._connect()
-            conn.__class__ = exact(class_of(conn))
-            conn.__dict__.setdefault("_seen_busy", False)  # it was given to us as one that can be used
+            if self.is_known:
+                conn.__class__ = exact(class_of(conn))
+                conn.__dict__.setdefault("_seen_busy", False)  # it was given to us as one that can be used
             return conn
         timeout = min(timeout, self._arguments.get("connect_timeout", timeout))
         return self._class(**{**self._arguments, "connect_timeout": math.ceil(timeout)})
@@ -167,6 +188,10 @@ class Driver(Blocking):
         autocommit, conn._converter, conn.auto_reconnect = traits
         conn.autocommit = bool(autocommit)
 
+    def public_calls(self) -> Mapping[str, Callable[..., Any]]:
+        """As all, and autocommit."""
+        return {**super().public_calls(), **by_attribute(self)}
+
     def classify(self, exc: BaseException) -> Fault:
         """By MySQL's code, or the system's."""
         return _mysql.classify(exc, self._base, self.target.password)
@@ -259,7 +284,7 @@ def exact(base: Any) -> Any:
         def _about_to_send(self, statement: Any) -> None:
             pass
 
-    for name in ("change_user", "reset", "reconnect", "dump_debug_info"):
+    for name in _DOUBTFUL:
         _doubtful(Connection, base, name)
     Connection.__name__ = Connection.__qualname__ = base.__name__
     return Connection
@@ -314,8 +339,11 @@ def _following(base: Any) -> Any:
                     state["_seen_failed"] = before
                     state["_seen_busy"] = False
                 raise
+            comes = not self.buffered and self.field_count > 0  # its rows are still to come
+            if comes and state.get("_seen_pending") == _mysql.STATEMENT:
+                del state["_seen_pending"]  # an error may follow them
             _answered(conn, None)
-            state["_seen_rows"] = state["_seen_failed"] = not self.buffered and self.field_count > 0  # its rows are still to come
+            state["_seen_rows"] = state["_seen_failed"] = comes
             state["_seen_busy"] = False
             return result
 
@@ -354,7 +382,7 @@ def _failed(conn: Any, error: BaseException) -> None:
 def _answered(conn: Any, error: BaseException | None) -> None:
     pending = conn.__dict__.pop("_seen_pending", None)
     if pending is not None:
-        _mysql.answered(conn, pending, error, True)
+        _mysql.answered(conn, pending, error)
 
 
 def watched(base: Any) -> Any:
@@ -375,11 +403,10 @@ def _watched(base: Any) -> Any:
                 return
             if is_commit(sql):
                 ledger.committing(conn_id=id(self))
-                self._seen_pending = True
+                self._seen_pending = _mysql.COMMIT
             else:
                 ledger.statement(sql, _commits_itself(self), conn_id=id(self))
-                if is_rollback(sql):
-                    self._seen_pending = False
+                self._seen_pending = _mysql.ROLLBACK if is_rollback(sql) else _mysql.STATEMENT
 
     Watched.__name__ = Watched.__qualname__ = base.__name__
     return Watched

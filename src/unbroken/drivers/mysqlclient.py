@@ -16,13 +16,15 @@ from unbroken.abc import Capabilities, Connection, Fault, Target
 from unbroken.core import unit
 from unbroken.core.residue import Left
 from unbroken.drivers import _mysql, _mysql_reset
-from unbroken.drivers._base import Blocking
+from unbroken.drivers._mysql_driver import Blocking
+from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import boolean, class_of, dial, is_commit, is_rollback, seconds, without_target
 
 NAME = "mysqlclient"
 SCHEMES = ("mysql+mysqldb", "mariadb+mysqldb")
 DISTRIBUTION = "mysqlclient"
 MODULE = "MySQLdb"
+TESTED = ">=2.2,<2.4"
 RANK = 10
 
 _OPTIONS: _mysql.Kinds = {
@@ -37,12 +39,30 @@ _WHOLE_SECONDS = ("read_timeout", "write_timeout")
 # completion_type=CHAIN makes a COMMIT open the next transaction at once; only asking tells
 _ASK = "SELECT @@SESSION.wait_timeout, @@SESSION.completion_type"
 
+_CONNECTION = "MySQLdb.connections:Connection"
+_SENDS = ("send_query", "change_user", "set_server_option", "kill", "shutdown", "dump_debug_info")
+_SEAMS = (  # for the most part written in C
+    *(Seam(_CONNECTION, name) for name in ("store_result", "use_result", "next_result", "more_results", "field_count")),
+    *(Seam(_CONNECTION, name) for name in ("get_autocommit", "commit", "rollback", "close", "ping", "fileno", "thread_id")),
+    *(Seam(_CONNECTION, name) for name in ("character_set_name", "converter")),
+    *(Seam(_CONNECTION, name) for name in _SENDS),
+    Seam(_CONNECTION, "__init__", None, ("cursorclass", "encoders", "encoding", "converter")),
+    Seam(_CONNECTION, "query", ("self", "query")),
+    Seam(_CONNECTION, "autocommit", ("self", "on"), ("get_autocommit",)),
+    Seam(_CONNECTION, "set_character_set", ("self", "charset", "collation"), ("encoding",)),
+    Seam("MySQLdb.cursors:BaseCursor", "_query", ("self", "q"), ("query",)),
+    Seam("MySQLdb.cursors:BaseCursor", "nextset", ("self",), ("next_result",)),
+    Seam("MySQLdb.cursors:CursorStoreResultMixIn", "_get_result", ("self",), ("store_result",)),
+    Seam("MySQLdb.cursors:CursorUseResultMixIn", "_get_result", ("self",), ("use_result",)),
+)
+
 
 class Driver(Blocking):
     """See :class:`unbroken.abc.Driver`. Connections are MySQLdb's, of a subclass that follows what is sent."""
 
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True)
+    seams = _SEAMS
 
     def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
         import MySQLdb
@@ -51,6 +71,7 @@ class Driver(Blocking):
         import MySQLdb.constants.FIELD_TYPE  # middle of another thread's import waits for that module for ever
         import MySQLdb.converters
 
+        self.check_seams()
         self.target = target or without_target(NAME, "mysql")
         self.errors: tuple[type[BaseException], ...] = (MySQLdb.OperationalError, MySQLdb.InterfaceError, MySQLdb.Error)
         self._base: type[BaseException] = MySQLdb.Error
@@ -64,7 +85,7 @@ class Driver(Blocking):
             _mysql.refuse({f"ssl_{name}": 0 for name in tls}, {"ssl_check_hostname"}, "mysqlclient has ssl_mode=VERIFY_IDENTITY for that")
             self._arguments["ssl"] = tls
         base: Any = MySQLdb.connections.Connection
-        self._class = deduced(base)
+        self._class = deduced(base) if self.is_known else base
         # what the user has run at connect may leave anything open
         self._fresh = not {"init_command", "read_default_file", "read_default_group"} & set(self._arguments)
         self._chains = False
@@ -76,13 +97,15 @@ class Driver(Blocking):
     def _dial(self, timeout: float) -> Connection:
         if self._connect is not None:
             conn = self._connect()
-            conn.__class__ = deduced(class_of(conn))
-            conn.__dict__.setdefault("_seen_busy", False)  # it was given to us as one that can be used
+            if self.is_known:
+                conn.__class__ = deduced(class_of(conn))
+                conn.__dict__.setdefault("_seen_busy", False)  # it was given to us as one that can be used
             return conn
         timeout = min(timeout, self._arguments.get("connect_timeout", timeout))
         conn = self._class(**{**self._arguments, "connect_timeout": math.ceil(timeout)})
-        conn._seen_open = False if self._fresh else None
-        conn._seen_busy, conn._seen_chains = False, self._chains
+        if self.is_known:
+            conn._seen_open = False if self._fresh else None
+            conn._seen_busy, conn._seen_chains = False, self._chains
         return conn
 
     def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as the protocol has it
@@ -354,7 +377,9 @@ def watched(base: Any) -> Any:
         unwatched = plain
 
         def query(self, query: Any) -> None:
-            ledger = None if self.__dict__.get("_seen_closed") else unit.current(id(self))
+            state = self.__dict__
+            state.pop("_seen_told", None)
+            ledger = None if state.get("_seen_closed") else unit.current(id(self))
             if ledger is None:
                 super().query(query)
             elif is_commit(query):
@@ -362,8 +387,18 @@ def watched(base: Any) -> Any:
             else:
                 ledger.statement(query, _commits_itself(self), conn_id=id(self))
                 super().query(query)
-                if is_rollback(query):
-                    ledger.rolled_back(conn_id=id(self))
+                told = _mysql.ROLLBACK if is_rollback(query) else _mysql.STATEMENT
+                if state.get("_seen_busy"):
+                    state["_seen_told"] = told  # its rows are still to come
+                else:
+                    _mysql.answered(self, told, None)
+
+        def store_result(self) -> Any:
+            result = super().store_result()
+            told = self.__dict__.pop("_seen_told", None)
+            if told is not None:
+                _mysql.answered(self, told, None)
+            return result
 
         def commit(self) -> None:
             ledger = unit.current(id(self))
@@ -384,7 +419,7 @@ def watched(base: Any) -> Any:
                 ledger.statement(f"SET autocommit={int(bool(on))}", None, conn_id=id(self))
             super().autocommit(on)
 
-    for name in ("send_query", "change_user", "set_server_option", "kill", "shutdown", "dump_debug_info"):
+    for name in _SENDS:
         _doubtful(Watched, plain, name)
     Watched.__name__ = Watched.__qualname__ = base.__name__
     plain._watched = Watched  # kept with the class, so that both go together

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -20,7 +20,8 @@ from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Targ
 from unbroken.core.fault import os_fault
 from unbroken.drivers import _mysql, _tls
 from unbroken.drivers import _mysqlconnector as seen
-from unbroken.drivers._base import Awaited, Blocking
+from unbroken.drivers._mysql_driver import Awaited, Blocking, by_attribute
+from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import boolean, class_of, dial, dial_async, from_connect, optional_boolean, seconds, whole, without_target
 from unbroken.errors import ConfigurationError
 
@@ -28,6 +29,7 @@ NAME = "mysqlconnector"
 SCHEMES = ("mysql+mysqlconnector", "mariadb+mysqlconnector")
 DISTRIBUTION = "mysql-connector-python"
 MODULE = "mysql.connector"
+TESTED = ">=9.1,<27"
 RANK = 50
 
 _OPTIONS: _mysql.Kinds = {
@@ -41,7 +43,64 @@ _OPTIONS: _mysql.Kinds = {
 #: What a holder can change on a connection object: what only the object knows …
 _PLAIN_TRAITS = ("_raw", "_buffered", "_get_warnings", "_raise_on_warnings", "_consume_results", "_converter_class", "converter")
 #: … and what the session has, too.
-_TRAITS = (*_PLAIN_TRAITS, "_charset_id", "_use_unicode", "_database")
+_TRAITS = (*_PLAIN_TRAITS, "charset_id", "_use_unicode", "_database")
+
+_CONNECTOR = "mysql.connector.connection:MySQLConnection"
+_ASYNC = "mysql.connector.aio.connection:MySQLConnection"
+_C = "mysql.connector.connection_cext:CMySQLConnection"
+
+
+def _shared_seams(owner: str, network: str, receives: str) -> tuple[Seam, ...]:
+    """Of the pure Python form and of the asyncio form."""
+    return (
+        Seam(owner, "__init__", None, ("_socket", "_have_next_result", "_handshake", "_use_unicode", "_database", "_converter_class")),
+        Seam(owner, "__init__", None, ("_raw", "_get_warnings", "_buffered", "_unread_result")),
+        Seam(owner, "_send_cmd", ("self", "command", ...), ("_socket", "_read_timeout", "_write_timeout")),
+        Seam(owner, "_handle_server_status", ("self", "flags"), ("_have_next_result",)),
+        Seam(owner, "_handle_ok", ("self", "packet"), ("_handle_server_status",)),
+        Seam(owner, "_handle_eof", ("self", "packet"), ("_handle_server_status",)),
+        Seam(owner, "_handle_result", ("self", "packet", ...), ("_handle_ok", "_handle_eof", "_socket", receives, "unread_result")),
+        Seam(owner, "_handle_binary_result", ("self", "packet", ...), ("_handle_ok", "_handle_eof", "_socket", receives)),
+        Seam(owner, "get_rows", ("self", ...), ("_handle_server_status", "_socket", "unread_result", "converter")),
+        Seam(owner, "cmd_statistics", ("self",), ("_socket", receives)),
+        Seam(owner, "cmd_change_user", None, ("_socket", "_handle_ok")),
+        Seam(owner, "cmd_query_iter", ("self", "statements", ...), ("_send_cmd", "_handle_result", "_have_next_result")),
+        Seam(owner, "cmd_query_iter", None, ("_socket", receives)),
+        Seam(owner, "cmd_stmt_fetch", None, ("_send_cmd", "unread_result")),
+        Seam(owner, "cmd_stmt_prepare", None, ("_send_cmd", "_handle_eof", "_socket", receives)),
+        Seam(owner, "cmd_ping", ("self",), ("_send_cmd", "_handle_ok")),
+        Seam(owner, "cmd_reset_connection", ("self",), ("_send_cmd", "_handle_ok")),
+        *(Seam(owner, name, ("self",), ("_execute_query",)) for name in ("commit", "rollback")),
+        *(Seam(owner, name) for name in ("cmd_query", "cmd_stmt_execute", "info_query", "connection_id", "close", "charset_id")),
+        *(Seam(owner, name) for name in ("handle_unread_result", "unread_result", "disconnect")),
+        Seam(network, "build_ssl_context"),
+    )
+
+
+_PURE_SEAMS = (
+    *_shared_seams(_CONNECTOR, "mysql.connector.network:MySQLSocket", "recv"),
+    Seam(_CONNECTOR, "_open_connection", ("self",), ("_socket", "sock", "close_connection", "open_connection")),
+    Seam(_CONNECTOR, "close", ("self",), ("_socket", "_handshake", "close_connection")),
+    Seam("mysql.connector.abstracts:MySQLConnectionAbstract", "connect", None, ("_open_connection",)),
+    Seam("mysql.connector.abstracts:MySQLConnectionAbstract", "__init__", None, ("_connection_timeout", "_consume_results")),
+    Seam("mysql.connector.abstracts:MySQLConnectionAbstract", "__init__", None, ("_raise_on_warnings", "_read_timeout", "_write_timeout")),
+    Seam("mysql.connector.network:MySQLSocket", "close_connection", ("self",), ("sock",)),
+)
+_ASYNC_SEAMS = (
+    *_shared_seams(_ASYNC, "mysql.connector.aio.network:MySQLSocket", "read"),
+    Seam(_ASYNC, "connect", ("self",), ("_socket", "_writer", "open_connection")),
+    Seam(_ASYNC, "shutdown", ("self",), ("_socket",)),
+    Seam("mysql.connector.aio.network:MySQLSocket", "__init__", None, ("_writer", "_is_connected")),
+    Seam("mysql.connector.aio.network:MySQLSocket", "is_connected"),
+    Seam("mysql.connector.aio.abstracts:MySQLConnectionAbstract", "__init__", None, ("_ssl_ca", "_consume_results", "_read_timeout")),
+)
+_C_SEAMS = (
+    *(Seam(_C, name) for name in ("cmd_query", "_execute_query", "info_query", "cmd_stmt_execute", "get_rows", "autocommit")),
+    *(Seam(_C, name, None, ("_cmysql",)) for name in ("commit", "rollback", "cmd_change_user", "cmd_reset_connection", "close")),
+    *(Seam(_C, name) for name in ("unread_result", "disconnect", "charset_id")),
+    Seam(_C, "_open_connection", ("self",), ("_cmysql",)),
+    *(Seam("_mysql_connector:MySQL", name) for name in ("st_server_status", "more_results", "query", "commit", "rollback")),
+)
 
 _SEEN = Capabilities(transaction_status=True, watchable=True)
 _HIDDEN = Capabilities(fileno=False, transaction_status=True, watchable=True, abort=False)
@@ -56,10 +115,10 @@ class _Base:
     def __init__(self, target: Target | None, connect: Callable[[], Any] | None = None) -> None:
         import mysql.connector.errors as errors
 
+        self._connect = connect
         self.target = target or without_target(NAME, "mysql")
         self.errors: tuple[type[BaseException], ...] = (errors.OperationalError, errors.InterfaceError, errors.Error)
         self._timeouts = (errors.ReadTimeoutError, errors.WriteTimeoutError, errors.ConnectionTimeoutError)
-        self._connect = connect
         self._arguments = _mysql.arguments(self.target, _OPTIONS, NAME, password="password", database="database")  # noqa: S106 - a keyword's name
         self._pure: bool = self._arguments.pop("use_pure", True)
         limits = [self._arguments.pop(name) for name in ("connect_timeout", "connection_timeout") if name in self._arguments]
@@ -161,7 +220,9 @@ class Driver(_Base, Blocking):
             return
         from mysql.connector.connection import MySQLConnection
 
-        self._class = _with_shared_tls(seen.exact(MySQLConnection))
+        self.seams = _PURE_SEAMS
+        self.check_seams()
+        self._class: Any = _with_shared_tls(seen.exact(MySQLConnection)) if self.is_known else MySQLConnection
 
     def _use_c(self) -> None:
         self.capabilities = _HIDDEN
@@ -174,7 +235,9 @@ class Driver(_Base, Blocking):
                 "or import _mysql_connector before anything that imports ssl"
             ) from None
         self.errors = (*self.errors, _mysql_connector.MySQLInterfaceError)  # its commit() raises what lies below
-        self._class = seen.exact_c(CMySQLConnection)
+        self.seams = _C_SEAMS
+        self.check_seams()
+        self._class = seen.exact_c(CMySQLConnection) if self.is_known else CMySQLConnection
 
     def connect(self, timeout: float) -> Connection:
         """*timeout* bounds each wait of the connect (C extension: in whole seconds); a user's read_timeout holds afterwards."""
@@ -183,7 +246,7 @@ class Driver(_Base, Blocking):
     def _dial(self, timeout: float) -> Connection:
         if self._connect is not None:
             return self._adopted(self._connect())
-        if not self._pure:
+        if not self._pure or not self.is_known:
             return self._class(**self._arguments, connection_timeout=math.ceil(timeout))
         given = dict(self._arguments)
         kept = given.pop("read_timeout", None), given.pop("write_timeout", None)
@@ -203,8 +266,11 @@ class Driver(_Base, Blocking):
             if self._pure:
                 self._pure = False
                 self._use_c()
-            conn.__class__ = seen.exact_c(class_of(conn))
-            conn.__dict__.setdefault("_seen_busy", False)  # it was given to us as one that can be used
+            if self.is_known:
+                conn.__class__ = seen.exact_c(class_of(conn))
+                conn.__dict__.setdefault("_seen_busy", False)  # it was given to us as one that can be used
+        elif not self.is_known:
+            pass
         elif hasattr(conn, "_send_cmd"):
             conn.__class__ = seen.exact(class_of(conn))
             conn.__dict__.setdefault("_seen_busy", False)
@@ -226,6 +292,15 @@ class Driver(_Base, Blocking):
             conn.cmd_ping()
         finally:
             conn._read_timeout, conn._write_timeout = kept
+
+    def public_calls(self) -> Mapping[str, Callable[..., Any]]:
+        """As all, and autocommit."""
+
+        def close(conn: Connection) -> None:
+            with suppress(Exception):
+                conn.close()
+
+        return {**super().public_calls(), **by_attribute(self), "traits": _nothing, "close": close}
 
     def begin(self, conn: Connection) -> None:
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""
@@ -307,7 +382,9 @@ class AsyncDriver(_Base, Awaited):
             raise ConfigurationError("use_pure=false: mysql-connector-python has no C extension for asyncio; leave the option out")
         from mysql.connector.aio.connection import MySQLConnection
 
-        self._class = _with_shared_tls(seen.exact_async(MySQLConnection))
+        self.seams = _ASYNC_SEAMS
+        self.check_seams()
+        self._class: Any = _with_shared_tls(seen.exact_async(MySQLConnection)) if self.is_known else MySQLConnection
 
     async def connect(self, timeout: float) -> Connection:
         """*timeout* bounds everything, the handshake included."""
@@ -317,6 +394,8 @@ class AsyncDriver(_Base, Awaited):
         async with asyncio.timeout(timeout):
             if self._connect is not None:
                 conn = await self._connect()
+                if not self.is_known:
+                    return conn
                 conn.__class__ = seen.exact_async(class_of(conn))
                 conn.__dict__.setdefault("_seen_busy", False)
                 if "_seen_status" not in conn.__dict__:
@@ -324,6 +403,8 @@ class AsyncDriver(_Base, Awaited):
                 return conn
             conn = self._class(**{name: value for name, value in self._arguments.items() if name != "ssl_ca"})
             conn._ssl_ca = self._arguments.get("ssl_ca")  # its constructor refuses a CA without a client certificate
+            if not self.is_known:
+                return await _connected(conn)
             try:
                 await conn.connect()
             except BaseException as error:
@@ -337,6 +418,22 @@ class AsyncDriver(_Base, Awaited):
         self._check_in_step(conn)
         async with asyncio.timeout(timeout):
             await conn.cmd_ping()
+
+    def public_calls(self) -> Mapping[str, Callable[..., Any]]:
+        """As all, and autocommit."""
+
+        async def rollback(conn: Connection) -> None:
+            await conn.rollback()
+            if self._connect is None:
+                await conn.set_autocommit(self._arguments.get("autocommit", False))
+
+        def close(conn: Connection) -> None:
+            with suppress(Exception):  # there is no loop any more
+                closing = asyncio.get_running_loop().create_task(conn.close())
+                _closing.add(closing)
+                closing.add_done_callback(_closing.discard)
+
+        return {**super().public_calls(), "rollback": rollback, "traits": _nothing, "close": close}
 
     async def begin(self, conn: Connection) -> None:
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""
@@ -393,6 +490,24 @@ class AsyncDriver(_Base, Awaited):
     def watch(self, conn: Connection) -> None:
         """Everything goes out through ``_send_cmd``."""
         conn.__class__ = seen.watched_async(class_of(conn))
+
+
+#: Connections of a library that is not known close in tasks, which a loop does not hold.
+_closing: set[asyncio.Task[None]] = set()
+
+
+def _nothing(_conn: Connection) -> None:
+    """What a holder can change cannot be asked of the library for nothing."""
+
+
+async def _connected(conn: Any) -> Any:
+    """*conn*, connected by what the library documents. It fails over a missing cipher, after all else, where there is no TLS."""
+    try:
+        await conn.connect()
+    except TypeError:
+        if not await conn.is_connected():
+            raise
+    return conn
 
 
 def _is_without_tls(conn: Any) -> bool:

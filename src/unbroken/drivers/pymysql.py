@@ -13,13 +13,15 @@ from unbroken.core import unit
 from unbroken.core.residue import Left
 from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysql_exchange as exchange
-from unbroken.drivers._base import Blocking
+from unbroken.drivers._mysql_driver import Blocking
+from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import boolean, class_of, dial, seconds, whole, without_target
 
 NAME = "pymysql"
 SCHEMES = ("mysql+pymysql", "mariadb+pymysql")
 DISTRIBUTION = "pymysql"
 MODULE = "pymysql"
+TESTED = ">=1.1,<1.3"
 RANK = 20  # after mysqlclient, which is faster where it could be built
 
 _OPTIONS: _mysql.Kinds = {
@@ -32,16 +34,53 @@ _OPTIONS: _mysql.Kinds = {
 _COMPARED = ("cursorclass", "encoding", "use_unicode", "encoders", "decoders")
 _KEPT = ("charset", "collation", "_read_timeout", "_write_timeout")
 
+_CONNECTION, _RESULT = "pymysql.connections:Connection", "pymysql.connections:MySQLResult"
+_SEAMS = (
+    Seam(_CONNECTION, "__init__", None, ("_sock", "_result", "_read_timeout", "_write_timeout", "db", "charset", "collation")),
+    Seam(_CONNECTION, "__init__", None, ("cursorclass", "encoding", "use_unicode", "encoders", "decoders")),
+    Seam(_CONNECTION, "connect", None, ("_sock", "_closed", "_request_authentication", "set_character_set", "_force_close")),
+    Seam(_CONNECTION, "_get_server_information", ("self",), ("server_thread_id",)),
+    Seam(_CONNECTION, "_request_authentication", ("self",)),
+    Seam(_CONNECTION, "_create_ssl_ctx", ("self", "sslp")),
+    Seam(_CONNECTION, "_force_close", ("self",), ("_sock",)),
+    Seam(_CONNECTION, "close", ("self",), ("_closed", "_force_close", "_write_bytes")),
+    Seam(_CONNECTION, "_execute_command", ("self", "command", "sql"), ("_sock", "_result", "_write_bytes", "write_packet")),
+    Seam(_CONNECTION, "_write_bytes", ("self", "data"), ("_sock", "_write_timeout")),
+    Seam(_CONNECTION, "write_packet", ("self", "payload"), ("_write_bytes",)),
+    Seam(_CONNECTION, "_read_packet", ("self", ...), ("_read_timeout", "_result", "unbuffered_active", "raise_for_error")),
+    Seam(_CONNECTION, "_read_ok_packet", ("self",), ("_read_packet",)),
+    Seam(_CONNECTION, "_read_query_result", ("self", "unbuffered"), ("_result", "init_unbuffered_query", "read", "server_status")),
+    Seam(_CONNECTION, "query", ("self", "sql", "unbuffered"), ("_execute_command", "_read_query_result")),
+    Seam(_CONNECTION, "next_result", ("self", "unbuffered"), ("_read_query_result",)),
+    *(Seam(_CONNECTION, name, None, ("_execute_command", "_read_ok_packet")) for name in ("begin", "commit", "rollback")),
+    *(Seam(_CONNECTION, name, None, ("_execute_command", "_read_ok_packet")) for name in ("select_db", "ping")),
+    Seam(_CONNECTION, "set_character_set", ("self", "charset", "collation"), ("_execute_command", "_read_packet", "encoding")),
+    Seam(_CONNECTION, "show_warnings", ("self",), ("_execute_command",)),
+    Seam(_RESULT, "__init__", ("self", "connection"), ("connection", "has_next", "unbuffered_active", "server_status", "affected_rows")),
+    Seam(_RESULT, "read", ("self",), ("_read_packet", "_read_load_local_packet", "_read_result_packet")),
+    Seam(_RESULT, "init_unbuffered_query", ("self",), ("_read_packet", "_read_load_local_packet", "unbuffered_active")),
+    Seam(_RESULT, "_check_packet_is_eof", ("self", "packet"), ("has_next",)),
+    Seam(_RESULT, "_read_load_local_packet", ("self", "first_packet"), ("_read_packet", "write_packet")),
+    Seam(_RESULT, "_read_rowdata_packet", ("self",), ("_read_packet", "_check_packet_is_eof")),
+    Seam(_RESULT, "_read_rowdata_packet_unbuffered", ("self",), ("_read_packet", "_check_packet_is_eof", "unbuffered_active")),
+    Seam(_RESULT, "_finish_unbuffered_query", ("self",), ("_read_packet", "_check_packet_is_eof", "unbuffered_active")),
+    Seam("pymysql.protocol:MysqlPacket", "get_all_data", ("self",)),
+    Seam("pymysql.protocol:MysqlPacket", "raise_for_error", ("self",), ("raise_mysql_exception",)),
+    Seam("pymysql.cursors:Cursor", "_query", ("self", "q"), ("query",)),
+)
+
 
 class Driver(Blocking):
     """See :class:`unbroken.abc.Driver`. Connections are PyMySQL's, of a subclass that keeps the server's status."""
 
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True)
+    seams = _SEAMS
 
     def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
         import pymysql
 
+        self.check_seams()
         self.target = target or without_target(NAME, "mysql")
         # Not pymysql.err: in mysqlclient's place (install_as_MySQLdb) that comes to name a second copy, as MySQLdb.err, of whatever
         # imports MySQLdb.converters, as Django does.
@@ -50,7 +89,7 @@ class Driver(Blocking):
         self._connect = connect
         self._arguments = _arguments(self.target)
         base: Any = pymysql.connections.Connection
-        self._class = _with_shared_tls(exact(base))
+        self._class = _with_shared_tls(exact(base)) if self.is_known else base
 
     def connect(self, timeout: float) -> Connection:
         """*timeout* bounds the TCP connect and each wait of the handshake together; a user's read_timeout holds afterwards."""
@@ -59,13 +98,16 @@ class Driver(Blocking):
     def _dial(self, timeout: float) -> Connection:
         if self._connect is not None:
             conn = self._connect()
-            conn.__class__ = exact(class_of(conn))
+            if self.is_known:
+                conn.__class__ = exact(class_of(conn))
             return conn
         return self.open(self._arguments, timeout)
 
     def open(self, given: Mapping[str, Any], timeout: float) -> Connection:
         """A connection by PyMySQL's own arguments, which may be a framework's; *timeout* bounds the handshake too."""
         timeout = min(timeout, given.get("connect_timeout", timeout))
+        if not self.is_known:
+            return self._class(**{**given, "connect_timeout": timeout})
         conn = self._class(
             **{**given, "connect_timeout": timeout, "read_timeout": timeout, "write_timeout": timeout, "defer_connect": True}
         )
@@ -238,7 +280,7 @@ def exact(base: Any) -> Any:
         _closed: bool
         _seen_busy = exchange.QUIET
         _seen_status: int | None = None
-        _seen_pending: bool | None = None
+        _seen_pending: int | None = None
         _seen_touched = 0
         _seen_opened: Mapping[str, Any] | None = None
 
