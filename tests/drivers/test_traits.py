@@ -210,6 +210,22 @@ def test_what_was_registered_for_all_connections_at_the_beginning_stays(faces: A
     assert face.execute(conn, "SELECT 1::int4, 2::int8") == [("1", 2)]
 
 
+@pytest.mark.parametrize("name", ["psycopg", "psycopg_async"])
+def test_what_is_registered_on_a_connection_that_the_pool_has_used_before_is_seen(faces: Any, postgres: Any, name: str) -> None:
+    from psycopg.types.string import TextLoader
+
+    face = faces(name, postgres)
+    conn = face.connect()
+    assert conn.adapters is not None  # psycopg copies its adapters here, as it does for a statement with parameters
+    face.call("rollback", conn)
+    traits = face.driver.traits(conn)
+    assert face.driver.is_clean(conn, traits)
+    conn.adapters.register_loader("int4", TextLoader)
+    assert not face.driver.is_clean(conn, traits)
+    face.call("restore", conn, traits)
+    assert face.execute(conn, "SELECT 1::int4") == [(1,)]
+
+
 def test_what_asyncpgs_holder_sends_every_day_costs_no_reset(faces: Any, postgres: Any) -> None:
     face = faces("asyncpg", postgres)
     conn = face.connect()

@@ -148,6 +148,8 @@ class _Base(Base):
     def traits(self, conn: Connection) -> Traits | None:
         """Transactions' modes, factories, adapters, handlers: all that psycopg keeps for a connection."""
         try:
+            if self.is_known:
+                keep_adapters(conn)  # what was asked of it since it was opened may have had psycopg make them
             return traits_of(conn)
         except Exception:  # another make of connection
             return None
