@@ -17,7 +17,7 @@ from unbroken.drivers import open_driver
 from unbroken.errors import ConfigurationError
 
 HERE = Path(__file__).parent
-FILES = ["test_contract.py", "test_faults.py", "test_transaction_status.py", "test_watch.py"]
+FILES = ["test_contract.py", "test_faults.py", "test_transaction_status.py", "test_watch.py", "test_session_resets.py", "test_traits.py"]
 FIRST = "import _mysql_connector, sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
 
 

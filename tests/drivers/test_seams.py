@@ -134,11 +134,13 @@ def test_with_the_library_as_it_is_the_unit_is_run_again_and_nobody_is_warned(us
 MOST = 3
 
 
-def renames() -> Any:
-    for driver, names in RENAMED.items():
-        for at, name in enumerate(names):
-            marks = pytest.mark.soak if at >= MOST and driver not in POSTGRESQL else ()
-            yield from (pytest.param(driver, is_async, name, marks=marks) for is_async in KINDS[driver])
+def renames() -> list[Any]:
+    return [
+        pytest.param(driver, is_async, name, marks=pytest.mark.soak if at >= MOST and driver not in POSTGRESQL else ())
+        for driver, names in RENAMED.items()
+        for at, name in enumerate(names)
+        for is_async in KINDS[driver]
+    ]
 
 
 @pytest.mark.parametrize(("driver", "is_async", "name"), renames())

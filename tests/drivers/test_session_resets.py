@@ -11,12 +11,10 @@ import pytest
 
 import unbroken
 from unbroken.abc import Cause
+from unbroken.core import unit
 from unbroken.drivers._mysql_reset import set_again, sets_nothing_else
 
 from .conftest import POSTGRESQL
-
-#: Drivers that close a session instead of resetting it.
-CLOSING = {"mysqlconnector", "mysqlconnector_c", "mysqlconnector_async"}
 
 LEAVES = {
     True: [
@@ -111,8 +109,20 @@ def test_what_a_use_leaves_on_its_session_does_not_reach_the_next(face: Any, use
             continue  # asyncpg has cursors of its own, and that library always speaks utf8mb4
         use.run(leave, by_hand=by_hand)
         assert use.state() == before, leave
-    if face.name not in CLOSING:
-        assert use.session() == first
+    assert use.session() == first
+
+
+def test_a_unit_of_work_does_not_hear_of_the_reset(face: Any, uses: Any) -> None:
+    use = uses()
+    use.session()
+    ledger = unit.Unit()
+    token = unit.enter(ledger)
+    try:
+        use.run(LEAVES[face.is_mysql][0])
+        use.run("SELECT 1")
+        assert ledger.fate() is unit.Fate.NOTHING
+    finally:
+        unit.leave(token)
 
 
 def test_what_leaves_nothing_costs_no_reset(face: Any, uses: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from unbroken.core import unit
 from unbroken.core.residue import Left
 from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers import _mysql_exchange as exchange
-from unbroken.drivers._mysql_driver import Awaited
+from unbroken.drivers._mysql_driver import Awaited, unheard
 
 
 class Shared(Awaited):
@@ -70,12 +70,13 @@ class Shared(Awaited):
 
     async def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
         """COM_RESET_CONNECTION and one statement."""
-        await conn._execute_command(_mysql_reset.COM_RESET_CONNECTION, b"")
-        await conn._read_ok_packet()
-        if self.target.database and _mysql_reset.may_have_moved(left):
-            await conn.select_db(self.target.database)
-        await conn.query(opening)
-        exchange.untouch(conn, exchange.DATABASE | exchange.CHARSET)
+        with unheard(self, conn):
+            await conn._execute_command(_mysql_reset.COM_RESET_CONNECTION, b"")
+            await conn._read_ok_packet()
+            if self.target.database and _mysql_reset.may_have_moved(left):
+                await conn.select_db(self.target.database)
+            await conn.query(opening)
+            exchange.untouch(conn, exchange.DATABASE | exchange.CHARSET)
 
     @staticmethod
     def _is_open(conn: Connection) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from inspect import isawaitable
 from typing import Any
 
@@ -31,6 +32,17 @@ def _flaw_of(trial: Trial, opened: bool | None, closed: bool | None, rows: list[
 
 
 _UNCLEAN = "its connection does not tell that it is as it was opened"
+
+
+@contextmanager
+def unheard(driver: Any, conn: Connection) -> Iterator[None]:
+    """A reset of a session is the pool's business: the unit of work that follows *conn* does not hear of it."""
+    cls = type(conn)
+    driver.unwatch(conn)
+    try:
+        yield
+    finally:
+        conn.__class__ = cls
 
 
 class Blocking(_base.Blocking):

@@ -13,6 +13,7 @@ from typing import Any
 
 from unbroken.core import unit
 from unbroken.drivers import _mysql
+from unbroken.drivers._mysql_reset import COM_RESET_CONNECTION
 from unbroken.drivers._shared import is_commit, is_rollback
 
 # Commands of the protocol (MySQL manual, "Command Phase"). These neither change data nor a transaction:
@@ -376,7 +377,22 @@ def exact_async(base: Any) -> Any:
     return _named(Connection, base)
 
 
+def reset(conn: Any) -> None:
+    """COM_RESET_CONNECTION, without what the connector's own method sends after it."""
+    conn._handle_ok(conn._send_cmd(COM_RESET_CONNECTION))
+
+
+async def reset_async(conn: Any) -> None:
+    """As :func:`reset`."""
+    conn._handle_ok(await conn._send_cmd(COM_RESET_CONNECTION))
+
+
 # ---------------------------------------------------------------------------------------------- the C extension
+
+
+def reset_c(conn: Any) -> None:
+    """As :func:`reset`, for the C extension."""
+    conn._follow(None, conn._cmysql.reset_connection)
 
 
 def status_of_c(conn: Any) -> int | None:

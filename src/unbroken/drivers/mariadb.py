@@ -16,7 +16,7 @@ from unbroken.abc import Capabilities, Connection, Fault, Target
 from unbroken.core import unit
 from unbroken.core.residue import Left
 from unbroken.drivers import _mysql, _mysql_reset
-from unbroken.drivers._mysql_driver import Blocking, by_attribute
+from unbroken.drivers._mysql_driver import Blocking, by_attribute, unheard
 from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import boolean, class_of, dial, is_commit, is_rollback, optional_boolean, seconds, whole, without_target
 from unbroken.net.severance import abort, identity
@@ -139,15 +139,16 @@ class Driver(Blocking):
 
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
         """COM_RESET_CONNECTION and one statement."""
-        conn.reset()
-        database = self.target.database
-        with conn.cursor() as cursor:
-            if _mysql_reset.may_have_moved(left):
-                if database is None:
-                    raise conn.OperationalError("its database is not known")
-                cursor.execute("USE `" + database.replace("`", "``") + "`")
-            cursor.execute(opening)
-        conn.rollback()
+        with unheard(self, conn):
+            conn.reset()
+            database = self.target.database
+            with conn.cursor() as cursor:
+                if _mysql_reset.may_have_moved(left):
+                    if database is None:
+                        raise conn.OperationalError("its database is not known")
+                    cursor.execute("USE `" + database.replace("`", "``") + "`")
+                cursor.execute(opening)
+            conn.rollback()
 
     def fileno(self, conn: Connection) -> int | None:
         """The socket's, which stays the library's own; None once it was lost or closed."""
@@ -183,7 +184,7 @@ class Driver(Blocking):
 
     def restore(self, conn: Connection, traits: Any) -> None:
         """Attributes, then autocommit."""
-        if traits is None:
+        if traits is None or self.is_in_transaction(conn) is not False:
             raise conn.InterfaceError("the connection cannot be put back as it was opened")
         autocommit, conn._converter, conn.auto_reconnect = traits
         conn.autocommit = bool(autocommit)

@@ -16,7 +16,7 @@ from unbroken.abc import Capabilities, Connection, Fault, Target
 from unbroken.core import unit
 from unbroken.core.residue import Left
 from unbroken.drivers import _mysql, _mysql_reset
-from unbroken.drivers._mysql_driver import Blocking
+from unbroken.drivers._mysql_driver import Blocking, unheard
 from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import boolean, class_of, dial, is_commit, is_rollback, seconds, without_target
 
@@ -32,8 +32,9 @@ _OPTIONS: _mysql.Kinds = {
     "auth_plugin": str, "ssl_mode": str, "multi_statements": boolean, "binary_prefix": boolean, "server_public_key_path": str,
     "local_infile_dir": str,
 }  # fmt: skip
-#: What MySQLdb keeps on a connection, and a holder can change.
-_TRAITS = ("cursorclass", "converter", "encoders", "string_decoder", "encoding", "use_unicode")
+#: What MySQLdb keeps on a connection, and a holder can change: tables of converters, and all else.
+_TABLES = ("converter", "encoders")
+_TRAITS = (*_TABLES, "cursorclass", "encoding")
 _WHOLE_SECONDS = ("read_timeout", "write_timeout")
 
 # completion_type=CHAIN makes a COMMIT open the next transaction at once; only asking tells
@@ -157,9 +158,10 @@ class Driver(Blocking):
 
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:  # noqa: ARG002
         """COM_CHANGE_USER to the same user, which is what the library has, and one statement."""
-        conn.change_user(self.target.user, self.target.password or "", self.target.database)
-        conn.query(opening)
-        conn.rollback()
+        with unheard(self, conn):
+            conn.change_user(self.target.user, self.target.password or "", self.target.database)
+            conn.query(opening)
+            conn.rollback()
 
     def fileno(self, conn: Connection) -> int | None:
         """The socket's; the library keeps it through errors, until close."""
@@ -188,25 +190,33 @@ class Driver(Blocking):
     def traits(self, conn: Connection) -> tuple[Any, ...] | None:
         """Autocommit and character set, as the client library has them, and what MySQLdb keeps on the connection."""
         try:
-            return conn.get_autocommit(), conn.character_set_name(), *(getattr(conn, name, None) for name in _TRAITS)
+            autocommit, charset, converter, encoders, *others = self._now(conn)
+            return autocommit, charset, {**converter}, {**encoders}, *others
         except Exception:  # closed
             return None
+
+    @staticmethod
+    def _now(conn: Connection) -> tuple[Any, ...]:
+        return conn.get_autocommit(), conn.character_set_name(), conn.converter, conn.encoders, conn.cursorclass, conn.encoding
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
         """Answered in full, nothing open for certain, and as it was opened."""
         state = conn.__dict__
         if state.get("_seen_open") is not False or state.get("_seen_busy", True) or state.get("_seen_chains"):
             return False
-        return traits is not None and self.traits(conn) == traits and self.is_quiet(conn)
+        try:
+            return traits is not None and self._now(conn) == traits and self.is_quiet(conn)
+        except Exception:  # closed
+            return False
 
     def restore(self, conn: Connection, traits: Any) -> None:
         """Attributes, then autocommit or the character set."""
         now = self.traits(conn)
-        if now is None or traits is None or (now[0] != traits[0] and now[1] != traits[1]):
+        if now is None or traits is None or (now[0] != traits[0] and now[1] != traits[1]) or self.is_in_transaction(conn) is not False:
             raise conn.InterfaceError(0, "the connection cannot be put back as it was opened")
         for name, value in zip(_TRAITS, traits[2:], strict=True):
-            if getattr(conn, name, None) is not value:
-                setattr(conn, name, value)
+            if getattr(conn, name) != value:
+                setattr(conn, name, {**value} if name in _TABLES else value)
         if now[0] != traits[0]:
             conn.autocommit(traits[0])
             conn.__dict__["_seen_open"] = False  # nothing was open before

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -18,9 +18,10 @@ from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
 from unbroken.core.fault import os_fault
-from unbroken.drivers import _mysql, _tls
+from unbroken.core.residue import Left
+from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysqlconnector as seen
-from unbroken.drivers._mysql_driver import Awaited, Blocking, by_attribute
+from unbroken.drivers._mysql_driver import Awaited, Blocking, by_attribute, unheard
 from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import boolean, class_of, dial, dial_async, from_connect, optional_boolean, seconds, whole, without_target
 from unbroken.errors import ConfigurationError
@@ -70,6 +71,7 @@ def _shared_seams(owner: str, network: str, receives: str) -> tuple[Seam, ...]:
         Seam(owner, "cmd_stmt_prepare", None, ("_send_cmd", "_handle_eof", "_socket", receives)),
         Seam(owner, "cmd_ping", ("self",), ("_send_cmd", "_handle_ok")),
         Seam(owner, "cmd_reset_connection", ("self",), ("_send_cmd", "_handle_ok")),
+        Seam(owner, "cmd_init_db", ("self", "database"), ("_send_cmd", "_handle_ok")),
         *(Seam(owner, name, ("self",), ("_execute_query",)) for name in ("commit", "rollback")),
         *(Seam(owner, name) for name in ("cmd_query", "cmd_stmt_execute", "info_query", "connection_id", "close", "charset_id")),
         *(Seam(owner, name) for name in ("handle_unread_result", "unread_result", "disconnect")),
@@ -97,9 +99,9 @@ _ASYNC_SEAMS = (
 _C_SEAMS = (
     *(Seam(_C, name) for name in ("cmd_query", "_execute_query", "info_query", "cmd_stmt_execute", "get_rows", "autocommit")),
     *(Seam(_C, name, None, ("_cmysql",)) for name in ("commit", "rollback", "cmd_change_user", "cmd_reset_connection", "close")),
-    *(Seam(_C, name) for name in ("unread_result", "disconnect", "charset_id")),
+    *(Seam(_C, name) for name in ("cmd_init_db", "unread_result", "disconnect", "charset_id")),
     Seam(_C, "_open_connection", ("self",), ("_cmysql",)),
-    *(Seam("_mysql_connector:MySQL", name) for name in ("st_server_status", "more_results", "query", "commit", "rollback")),
+    *(Seam("_mysql_connector:MySQL", name) for name in ("st_server_status", "more_results", "query", "reset_connection")),
 )
 
 _SEEN = Capabilities(transaction_status=True, watchable=True)
@@ -164,18 +166,34 @@ class _Base:
             return False
         return bool(self.traits(conn) == traits)
 
-    def _to_restore(self, conn: Connection, traits: Any) -> str | None:
-        """Put back what needs no round trip. Gives the statement that puts back the rest. Raises where one is not enough."""
+    def _to_restore(self, conn: Connection, traits: Any) -> tuple[str | None, int | None]:
+        """Put back what needs no round trip. Gives the statement or the character set that puts back the rest.
+
+        Raises where one round trip is not enough.
+        """
         now = self.traits(conn)
-        if now is None or traits is None or len(now) != len(traits):
+        if now is None or traits is None or len(now) != len(traits) or self.is_in_transaction(conn) is not False:
             raise self.errors[0]("the connection cannot be put back as it was opened")
-        for name, before, value in zip(_TRAITS, traits[1:], now[1:], strict=True):
-            if before == value:
-                continue
-            if name not in _PLAIN_TRAITS:
-                raise self.errors[0](f"the connection cannot be put back as it was opened: {name.strip('_')} was changed")
-            setattr(conn, name, before)
-        return f"SET autocommit = {int(bool(traits[0]))}" if now[0] != traits[0] else None
+        changed = {name for name, before, value in zip(_TRAITS, traits[1:], now[1:], strict=True) if before != value}
+        if "_database" in changed or ("charset_id" in changed and now[0] != traits[0]):
+            raise self.errors[0]("the connection cannot be put back as it was opened: more than one thing was changed, or its database")
+        before = dict(zip(_TRAITS, traits[1:], strict=True))
+        for name in changed & {*_PLAIN_TRAITS}:
+            setattr(conn, name, before[name])
+        if "_use_unicode" in changed:
+            conn.use_unicode = before["_use_unicode"]
+        return (f"SET autocommit = {int(bool(traits[0]))}" if now[0] != traits[0] else None), (
+            before["charset_id"] if "charset_id" in changed else None
+        )
+
+    def _sets_nothing_else(self) -> bool:
+        driver: Any = self
+        return bool(_mysql_reset.sets_nothing_else(self._arguments) if self._connect is None else driver.sets_only)
+
+    def _database(self) -> str:
+        if self.target.database is None:
+            raise self.errors[0]("its database is not known")
+        return self.target.database
 
     def fileno(self, conn: Connection) -> int | None:
         """The socket's, or None once it is closed."""
@@ -323,10 +341,12 @@ class Driver(_Base, Blocking):
         conn._seen_drain()
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """Attributes, then autocommit."""
-        statement = self._to_restore(conn, traits)
+        """Attributes, then autocommit or the character set."""
+        statement, charset = self._to_restore(conn, traits)
         if statement is not None:
             conn.cmd_query(statement)
+        if charset is not None:
+            conn.set_charset_collation(charset)
 
     def idle_limit(self, conn: Connection) -> float | None:
         """``wait_timeout`` of this session."""
@@ -335,6 +355,22 @@ class Driver(_Base, Blocking):
         if not held:
             self.rollback(conn)
         return float(next(iter(value.values())) if isinstance(value, dict) else value[0])
+
+    def remember(self, conn: Connection) -> str | None:
+        """The statement that sets again what was set when *conn* was opened."""
+        if not self._sets_nothing_else():
+            return None
+        rows = self.ask(conn, _mysql_reset.ASK)
+        conn.rollback()
+        return _mysql_reset.set_again(rows)
+
+    def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
+        """COM_RESET_CONNECTION and one statement."""
+        with unheard(self, conn):
+            seen.reset(conn) if self._pure else seen.reset_c(conn)
+            if _mysql_reset.may_have_moved(left):
+                conn.cmd_init_db(self._database())
+            conn.cmd_query(opening)
 
     def close(self, conn: Connection) -> None:
         """COM_QUIT where nothing is outstanding, then close; it does not wait for an answer."""
@@ -456,10 +492,12 @@ class AsyncDriver(_Base, Awaited):
         await conn._seen_drain()
 
     async def restore(self, conn: Connection, traits: Any) -> None:
-        """Attributes, then autocommit."""
-        statement = self._to_restore(conn, traits)
+        """Attributes, then autocommit or the character set."""
+        statement, charset = self._to_restore(conn, traits)
         if statement is not None:
             await conn.cmd_query(statement)
+        if charset is not None:
+            await conn.set_charset_collation(charset)
 
     async def idle_limit(self, conn: Connection) -> float | None:
         """``wait_timeout`` of this session."""
@@ -468,6 +506,22 @@ class AsyncDriver(_Base, Awaited):
         if not held:
             await self.rollback(conn)
         return float(next(iter(value.values())) if isinstance(value, dict) else value[0])
+
+    async def remember(self, conn: Connection) -> str | None:
+        """The statement that sets again what was set when *conn* was opened."""
+        if not self._sets_nothing_else():
+            return None
+        rows = await self.ask(conn, _mysql_reset.ASK)
+        await conn.rollback()
+        return _mysql_reset.set_again(rows)
+
+    async def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
+        """COM_RESET_CONNECTION and one statement."""
+        with unheard(self, conn):
+            await seen.reset_async(conn)
+            if _mysql_reset.may_have_moved(left):
+                await conn.cmd_init_db(self._database())
+            await conn.cmd_query(opening)
 
     def close(self, conn: Connection) -> None:
         """Abort the transport."""

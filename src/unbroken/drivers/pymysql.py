@@ -13,7 +13,7 @@ from unbroken.core import unit
 from unbroken.core.residue import Left
 from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysql_exchange as exchange
-from unbroken.drivers._mysql_driver import Blocking
+from unbroken.drivers._mysql_driver import Blocking, unheard
 from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import boolean, class_of, dial, seconds, whole, without_target
 
@@ -173,13 +173,14 @@ class Driver(Blocking):
 
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
         """COM_RESET_CONNECTION and one statement."""
-        conn._execute_command(_mysql_reset.COM_RESET_CONNECTION, b"")
-        conn._read_ok_packet()
-        database = self.target.database or conn.db
-        if database and _mysql_reset.may_have_moved(left):
-            conn.select_db(database)
-        conn.query(opening)
-        exchange.untouch(conn, exchange.DATABASE | exchange.CHARSET)
+        with unheard(self, conn):
+            conn._execute_command(_mysql_reset.COM_RESET_CONNECTION, b"")
+            conn._read_ok_packet()
+            database = self.target.database or conn.db
+            if database and _mysql_reset.may_have_moved(left):
+                conn.select_db(database)
+            conn.query(opening)
+            exchange.untouch(conn, exchange.DATABASE | exchange.CHARSET)
 
     def fileno(self, conn: Connection) -> int | None:
         """The socket's, or None once PyMySQL has let go of it."""
