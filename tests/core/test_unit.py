@@ -510,6 +510,34 @@ def test_a_connection_that_was_lost_after_an_answer_blames_no_statement() -> Non
         assert action(unit) is Action.REPLAY
 
 
+def pauses(unit: Unit, after: int, *, fresh: bool = True) -> None:
+    unit.begin_attempt()
+    unit.join(1, Server(), fresh=fresh)
+    for _ in range(after):
+        unit.statement(INSERT, False, conn_id=1)
+        unit.acknowledged(conn_id=1)
+    unit.ended(conn_id=1, paused=True)
+
+
+def test_a_pause_that_ends_its_session_twice_at_the_same_point_is_not_made_a_third_time() -> None:
+    unit = Unit()
+    pauses(unit, 2)
+    assert action(unit) is Action.REPLAY
+    pauses(unit, 3)
+    assert action(unit) is Action.REPLAY
+    pauses(unit, 2)
+    assert action(unit) is Action.RAISE
+    assert "idle" in unit.verdict(LOST).reason
+
+
+@pytest.mark.parametrize(("after", "fresh"), [(0, True), (1, False)])
+def test_a_connection_that_had_been_idle_before_the_unit_blames_no_pause(after: int, fresh: bool) -> None:
+    unit = Unit()
+    for _ in range(3):
+        pauses(unit, after, fresh=fresh)
+        assert action(unit) is Action.REPLAY
+
+
 def test_a_connection_that_its_holder_closed_is_not_replaced() -> None:
     assert "closed by the code" in begun().verdict(Fault(FaultKind.LOST, Cause.CLOSED_BY_HOLDER)).reason
 

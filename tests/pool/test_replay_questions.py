@@ -505,3 +505,22 @@ def test_a_read_that_was_committed_stored_nothing_as_far_as_the_server_said(
     face.server.admin("DROP VIEW writing")
     until(lambda: not pool._state.may_hide_writes)
     assert fate_of(f"SELECT n FROM {table}") is Fate.NOTHING
+
+
+def test_a_pause_that_is_longer_than_the_server_allows_is_made_twice_and_no_more(any_face: Any, until: Any) -> None:
+    """MySQL counts it as idleness, PostgreSQL as idleness in a transaction."""
+    face = any_face
+    face.server.set(**({"wait_timeout": 1} if face.is_mysql else {"idle_in_transaction_session_timeout": "1s"}))
+    pool, table, calls = face.pool(), face.table(), []
+
+    def work(conn: Any) -> None:
+        calls.append(face.session(conn))
+        face.do(conn, f"INSERT INTO {table} VALUES (1)")
+        until(lambda: calls[-1] not in {session.id for session in face.server.sessions()})
+        face.ask(conn, "SELECT 1")
+
+    with pytest.raises(pool._driver.errors):
+        pool.run(work)
+    assert len(calls) == 2
+    assert pool.stats().closed == {"idle limit" if face.is_mysql else "transaction limit": 2}
+    assert face.stored(table) == []

@@ -171,6 +171,7 @@ class Unit:
         "_meanings",
         "_notes",
         "_parts",
+        "_pauses",
         "_stored",
         "_token",
         "_uncertain",
@@ -195,6 +196,7 @@ class Unit:
         self._stored = False  # the server acknowledged something
         self._uncertain = False  # something may be stored, and nobody will ever say so
         self._deaths: dict[str, set[int]] = {}  # in which attempts a statement ended its connection, which had just worked
+        self._pauses: dict[int, set[int]] = {}  # … or a pause did, by the number of statements before it
         self._limits: dict[int, int | None] = {}  # how large a statement a home takes, by its id
         self._forget()
 
@@ -374,6 +376,9 @@ class Unit:
         for attempts in self._deaths.values():
             if self.attempts in attempts and len(attempts) > 1:
                 return "two attempts lost a connection that had just worked at the same statement: what is sent there ends its session"
+        for attempts in self._pauses.values():
+            if self.attempts in attempts and len(attempts) > 1:
+                return "two attempts asked nothing of the server for longer than it lets a session or a transaction idle, at the same point"
         return None
 
     def _too_large(self, parts: dict[int | None, _Part]) -> str | None:
@@ -559,10 +564,11 @@ class Unit:
         part.open = part.undoing = part.looked = False
         part.last = None
 
-    def ended(self, *, conn_id: int | None = None, clean: bool = True, lost: bool = False) -> None:
+    def ended(self, *, conn_id: int | None = None, clean: bool = True, lost: bool = False, paused: bool = False) -> None:
         """The connection left the unit. *clean*: with nothing open: rolled back, committed, or closed for good.
 
         A COMMIT that went out on it without an answer stays unknown. *lost*: the other side ended it, and nobody knows why.
+        *paused*: the other side ended it because nothing was asked of it for too long.
         """
         if conn_id is not None and _joined.get(conn_id) is self:
             del _joined[conn_id]
@@ -574,6 +580,8 @@ class Unit:
             part.undoing = part.undoing and part.open
             part.looked = False
             part.unheard = part.unheard and lost
+        if paused and part.sent and (part.fresh or part.sent > 1):  # else it had been idle before it came here
+            self._pauses.setdefault(part.sent, set()).add(self.attempts)
         if lost:
             part.dead = True
             is_to_blame = part.last is not None and kind(part.last) not in (Kind.BEGIN, Kind.ROLLBACK)

@@ -42,6 +42,8 @@ _FATES = {
 
 #: What is said of a connection in use that ended without a word. The driver may have read the word.
 _VAGUE = (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT)
+#: Causes that a driver makes of nothing but the end of the stream: no reason to forget for how long nothing had been asked.
+_WORDLESS = (Cause.CLOSED_BY_PEER, Cause.CONNECTION_RESET, Cause.LOST, Cause.SILENT_DROP)
 _MAY_BE_THE_HOLDER = (None, Cause.CLOSED_BY_HOLDER, *_VAGUE)
 
 
@@ -238,7 +240,8 @@ class Loan:
         if fault.cause is Cause.CLOSED_BY_HOLDER:
             self._blame_holder()
             return
-        if entry.cause in _VAGUE and fault.cause is not None:  # the watcher saw the end before we did
+        known = fault.cause is not None and not (entry.cause is Cause.IDLE_LIMIT and fault.cause in _WORDLESS)
+        if entry.cause in _VAGUE and known:  # the watcher saw the end before we did
             entry.cause, entry.words = fault.cause, fault.text
         if entry.cause is not None:
             return

@@ -459,18 +459,21 @@ class State:
             self.glance = self.sockets.look
 
     def explain(self, entry: Entry, *, in_use: bool = False) -> tuple[Cause, str]:
-        """Why the other side ended *entry*: by its last words, or by how long it had been idle. *in_use*: it was not."""
+        """Why the other side ended *entry*: by its last words, or by how long it had been idle.
+
+        *in_use*: somebody had it, but may have left it idle as well.
+        """
         if entry.cause is not None:
             return entry.cause, entry.words
         backend = self.driver.target.backend
         words = self.last_words(entry, entry.conn)
         now = self.clock()
-        idle = now - entry.last_used
+        idle = (traffic.quiet_for(entry.fd) if entry.fd is not None else None) if in_use else now - entry.last_used
         with self.server.lock:
             if words is not None:
                 return faults.cause_of_words(words.code, words.text, backend), f"{words.code} {words.text}"
-            explained = not in_use and self.server.limit.explains(idle)
-            learned = not in_use and self.server.limit.died(now, idle)
+            explained = idle is not None and self.server.limit.explains(idle)
+            learned = not in_use and idle is not None and self.server.limit.died(now, idle)
         if learned:
             log.info("%s: learned that idle connections are ended after about %.1f s", self.name, idle)
             self.limit_changed()
@@ -571,7 +574,7 @@ class State:
                 if unit.has(id(conn)) and self._was_unseen(unit, entry, conn):
                     unit.doubt("something was sent on a connection, and its driver reported nothing", conn_id=id(conn))
                 clean = self.settings.reset is not None or entry.cause is not None
-                unit.ended(conn_id=id(conn), clean=clean, lost=entry.cause in UNEXPLAINED)
+                unit.ended(conn_id=id(conn), clean=clean, lost=entry.cause in UNEXPLAINED, paused=entry.cause in PAUSED)
 
     def _was_unseen(self, unit: Unit, entry: Entry, conn: Connection) -> bool:
         """Whether bytes may have gone out on *conn* since it joined *unit*, without any report.
@@ -811,7 +814,9 @@ THEIR_DOING = frozenset(
 
 
 #: Of these, the causes that say nothing of what else ended the connection than the statement that it carried.
-UNEXPLAINED = THEIR_DOING - {Cause.IDLE_LIMIT, Cause.SHUTDOWN, Cause.CRASHED, Cause.FAILOVER}
+UNEXPLAINED = THEIR_DOING - {Cause.IDLE_LIMIT, Cause.TRANSACTION_LIMIT, Cause.SHUTDOWN, Cause.CRASHED, Cause.FAILOVER}
+#: … and those that say that the holder had asked nothing of the server for too long.
+PAUSED = frozenset({Cause.IDLE_LIMIT, Cause.TRANSACTION_LIMIT})
 
 
 def _on_end(state_ref: Callable[[], State | None], entry_ref: Callable[[], Entry | None]) -> None:

@@ -21,6 +21,7 @@ _TCP_INFO = 11
 _LENGTH = 208
 _OFFSETS = struct.Struct("=144xI52xQ")
 # tcpi_unacked at 24, tcpi_last_ack_recv (milliseconds ago) at 56, tcpi_notsent_bytes (since Linux 4.6) at 144.
+_LAST_DATA = struct.Struct("=44xI4xI")  # tcpi_last_data_sent at 44, tcpi_last_data_recv at 52, both in milliseconds
 _STANDING = struct.Struct("=24xI28xI84xI")
 
 
@@ -76,6 +77,18 @@ def unread_for(fd: int) -> float | None:
     except (OSError, struct.error):
         return None
     return last_ack / 1000 if unsent and not unacked else None
+
+
+def quiet_for(fd: int) -> float | None:
+    """Seconds since data was last sent or received on *fd*; None where that is not known. A hang-up is no data."""
+    if not _is_tcp(fd):
+        return None
+    try:
+        with borrowed(fd) as sock:
+            sent, received = _LAST_DATA.unpack(sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LAST_DATA.size))
+    except (OSError, struct.error):
+        return None
+    return float(min(sent, received)) / 1000
 
 
 def has_unsent(fd: int) -> bool:
