@@ -16,10 +16,12 @@ demo: $(VENV)/.demo ## every fault against a private real server, unbroken besid
 test: $(VENV)/.test ## all tests, on real servers, two at a time (ARGS="-k fork", ARGS="-n 0 --pdb": one after the other)
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
-check: $(VENV)/.check ## ruff and mypy
+check: $(VENV)/.check ## ruff, mypy and pyright
 	@$(BIN)/ruff check -q .
 	@$(BIN)/ruff format -q --check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy tests/typing
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
 bench: $(VENV)/.test ## what an acquire costs, beside other pools
 	@$(BIN)/python bench/run.py $(ARGS)

@@ -129,7 +129,7 @@ def wrong_inside(module: str, each: Import) -> str | None:
 
 
 def wrong_outside(module: str, each: Import) -> str | None:
-    if floor(module) >= 5:
+    if floor(module) >= 5 or (each.for_types and each.name.startswith("typing_extensions")):  # type checkers know it by themselves
         return None
     if floor(module) not in (2, 4) or room(module) == "flows" or module == "unbroken":
         return "nothing outside the standard library is imported here"

@@ -11,10 +11,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 #: A driver's own connection object. The pools never wrap it, so nothing is known of its type here.
 Connection: TypeAlias = Any
+
+#: The same, where a pool was told its type: ``Pool[psycopg.Connection]``, or by its ``connect=``. Without a word it is Any.
+if TYPE_CHECKING:  # both checkers know this module by themselves; at run time a TypeVar has a default from Python 3.13 on
+    from typing_extensions import TypeVar
+
+    ConnectionT = TypeVar("ConnectionT", default=Any)
+else:
+    from typing import TypeVar
+
+    ConnectionT = TypeVar("ConnectionT")
 
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 

@@ -18,10 +18,10 @@ from functools import partial
 from threading import get_ident
 from time import monotonic
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from unbroken import threads
-from unbroken.abc import Cause, Connection, Observer, Target
+from unbroken.abc import Cause, Connection, ConnectionT, Observer, Target
 from unbroken.core.entry import Entry
 from unbroken.core.questions import Question
 from unbroken.core.stats import Stats
@@ -44,19 +44,20 @@ from unbroken.settings import Settings
 log = logging.getLogger("unbroken")
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 _getframe = sys._getframe
 _running_loop = asyncio.get_running_loop
-_pools: weakref.WeakSet[AsyncPool] = weakref.WeakSet()
+_pools: weakref.WeakSet[AsyncPool[Any]] = weakref.WeakSet()
 _inherited: list[State] = []  # kept in a child, so that nothing of theirs is collected: finalizers talk to the parent's loop
 
 
-class AsyncLease(Loan):
+class AsyncLease(Loan, Generic[ConnectionT]):
     """``async with pool.connection() as conn:`` lends a connection, commits on success, rolls back on an exception."""
 
     __slots__ = ("_deadline", "_pool", "_timeout", "_transaction")
 
-    def __init__(self, pool: AsyncPool, timeout: float | None, deadline: float | None, transaction: bool) -> None:
+    def __init__(self, pool: AsyncPool[ConnectionT], timeout: float | None, deadline: float | None, transaction: bool) -> None:
         self._pool = pool
         self._timeout = timeout
         self._deadline = deadline
@@ -64,7 +65,7 @@ class AsyncLease(Loan):
         self.begun = None
         self.conn = None
 
-    async def __aenter__(self) -> Connection:
+    async def __aenter__(self) -> ConnectionT:
         try:
             loop, state = self._pool._home
             entry: Entry | None = None
@@ -102,7 +103,7 @@ class AsyncLease(Loan):
     async def _take(self, suspect: Entry | None, started: float, frame: Any) -> None:
         await self._pool._acquire_slowly(self, suspect, started, self._timeout, self._deadline, frame)
 
-    async def _start(self, started: float) -> Connection:
+    async def _start(self, started: float) -> ConnectionT:
         """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN.
 
         A connection that is lost at its BEGIN was not used yet: another one is taken, and the caller sees nothing.
@@ -176,7 +177,7 @@ class AsyncLease(Loan):
                 raise shown
 
 
-class AsyncPool:
+class AsyncPool(Generic[ConnectionT]):
     """A pool of connections for asyncio, to one database. Arguments and settings as :class:`unbroken.Pool`.
 
     *connect* is a callable that gives an awaitable of a new connection. Making a pool connects to nothing and needs no
@@ -187,7 +188,7 @@ class AsyncPool:
         self,
         url: str | Target | None = None,
         *,
-        connect: Callable[[], Awaitable[Connection]] | None = None,
+        connect: Callable[[], Awaitable[ConnectionT]] | None = None,
         driver: str | None = None,
         observers: tuple[Observer, ...] = (),
         **settings: Any,
@@ -207,7 +208,7 @@ class AsyncPool:
         loop, state = self._home
         running = _running_loop()
         if running is loop and state.mark[0]:
-            return state  # type: ignore[no-any-return] # _home holds a State once it holds a loop
+            return state
         if loop is not None and not state.mark[0]:
             self._leave_inherited()
         key = (os.getpid(), id(running))
@@ -257,7 +258,9 @@ class AsyncPool:
 
     # -- lending -------------------------------------------------------------------------------------------------
 
-    def connection(self, *, timeout: float | None = None, deadline: float | None = None, transaction: bool = True) -> AsyncLease:
+    def connection(
+        self, *, timeout: float | None = None, deadline: float | None = None, transaction: bool = True
+    ) -> AsyncLease[ConnectionT]:
         """An async context manager that lends the driver's own connection.
 
         It commits on success and rolls back on an exception (for drivers such as asyncpg, which open no transaction by
@@ -266,7 +269,7 @@ class AsyncPool:
         """
         return AsyncLease(self, timeout, self.settings.deadline if deadline is None else deadline, transaction)
 
-    async def acquire(self, timeout: float | None = None) -> Connection:
+    async def acquire(self, timeout: float | None = None) -> ConnectionT:
         """Lend a connection, with no transaction begun; it must be given back with :meth:`release`.
 
         As :meth:`unbroken.Pool.acquire`.
@@ -314,7 +317,7 @@ class AsyncPool:
             raise
         return loan
 
-    async def release(self, conn: Connection) -> None:
+    async def release(self, conn: ConnectionT) -> None:
         """Give *conn* back. What is open on it is rolled back (setting ``reset``).
 
         Raises NotYoursError for a connection that this pool did not lend on this loop, or that was given back before.
@@ -360,7 +363,7 @@ class AsyncPool:
         entry = await run_async(acquire(state, suspect, started, until), shell_of(state).do)
         state.lend(loan, entry, frame, monotonic() if deadline is None else started, get_ident())
 
-    def loan_of(self, conn: Connection) -> Loan | None:
+    def loan_of(self, conn: ConnectionT) -> Loan | None:
         """The :class:`Loan` of a connection that this pool has lent on this loop; None for any other."""
         state = self._current()
         entry = state.lent.get(id(conn))
@@ -368,7 +371,14 @@ class AsyncPool:
 
     # -- units of work -------------------------------------------------------------------------------------------
 
-    def run(self, fn: Callable[..., Awaitable[T]], *args: Any, deadline: float | None = None, **kwargs: Any) -> Coroutine[Any, Any, T]:
+    @overload
+    def run(self, fn: Callable[..., Awaitable[T]], *args: Any, deadline: float | None, **kwargs: Any) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def run(self, fn: Callable[Concatenate[ConnectionT, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]: ...
+
+    def run(  # type: ignore[misc] # as the blocking twin's
+        self, fn: Callable[..., Awaitable[T]], *args: Any, deadline: float | None = None, **kwargs: Any
+    ) -> Coroutine[Any, Any, T]:
         """``await fn(conn, *args, **kwargs)`` as one unit of work, replayed when that is provably safe.
 
         As :meth:`unbroken.Pool.run`.
@@ -378,7 +388,7 @@ class AsyncPool:
         code, lasti = caller.f_code, caller.f_lasti
 
         async def work() -> T:
-            lease = AsyncLease(self, None, None, True)
+            lease: AsyncLease[ConnectionT] = AsyncLease(self, None, None, True)
             async with lease as conn:
                 entry = lease.entry
                 entry.taken_at_call(code, lasti)  # who called run is the place that took it
@@ -436,18 +446,18 @@ class AsyncPool:
         await shell_of(state).stop()
         state.shell.watcher.close()
 
-    def __copy__(self) -> AsyncPool:
+    def __copy__(self) -> AsyncPool[ConnectionT]:
         """A pool is one thing with an identity: a copy is the pool itself."""
         return self
 
-    def __deepcopy__(self, _memo: Any) -> AsyncPool:
+    def __deepcopy__(self, _memo: Any) -> AsyncPool[ConnectionT]:
         """As :meth:`__copy__`: settings that hold a pool may be copied."""
         return self
 
     def __reduce__(self) -> Any:
         raise TypeError("an unbroken.AsyncPool cannot be pickled; give the other process the URL, and let it make a pool of its own")
 
-    async def __aenter__(self) -> AsyncPool:
+    async def __aenter__(self) -> AsyncPool[ConnectionT]:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -521,7 +531,7 @@ def _tell(observers: tuple[Observer, ...], event: str, fields: Mapping[str, Any]
             log.exception("unbroken: an observer failed at %r", event)
 
 
-async def _farewell(pool_ref: Callable[[], AsyncPool | None], state_ref: Callable[[], State | None]) -> AsyncGenerator[None, None]:
+async def _farewell(pool_ref: Callable[[], AsyncPool[Any] | None], state_ref: Callable[[], State | None]) -> AsyncGenerator[None, None]:
     """Waits for the end of its loop, which ends its asynchronous generators before it closes (``asyncio.run`` sees to it).
 
     So connections of a pool that nobody closed are closed in order, while they can be.

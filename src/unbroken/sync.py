@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from threading import get_ident
 from time import monotonic
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from unbroken.abc import Connection, Observer, Target
+from unbroken.abc import Connection, ConnectionT, Observer, Target
 from unbroken.core.entry import Entry
 from unbroken.core.stats import Stats
 from unbroken.core.unit import Unit, current, enter, glimpse, leave
@@ -41,9 +41,10 @@ from unbroken.threads import Sleeper, ThreadShell, inquire
 log = logging.getLogger("unbroken")
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 _getframe = sys._getframe
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_pools: weakref.WeakSet[Pool[Any]] = weakref.WeakSet()
 
 
 def _caller() -> FrameType:
@@ -54,7 +55,7 @@ def _caller() -> FrameType:
         return _getframe(1)
 
 
-class Lease(Loan):
+class Lease(Loan, Generic[ConnectionT]):
     """``with pool.connection() as conn:`` lends a connection, commits on success, rolls back on an exception.
 
     Without ``__init__``: whoever makes one sets ``_pool``, since a call costs more than an attribute.
@@ -68,9 +69,9 @@ class Lease(Loan):
     in_block = True
     _plain = True  #: nothing to do at the beginning, unless a unit of work looks on
 
-    _pool: Pool
+    _pool: Pool[ConnectionT]
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> ConnectionT:
         try:
             state = self._pool._state
             entry: Entry | None = None
@@ -106,7 +107,7 @@ class Lease(Loan):
     def _take(self, suspect: Entry | None, started: float, frame: Any) -> None:
         self._pool._acquire_slowly(self, suspect, started, self._timeout, self._deadline, frame)
 
-    def _start(self) -> Connection:
+    def _start(self) -> ConnectionT:
         """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN.
 
         A connection that is lost at its BEGIN was not used yet: another one is taken, and the caller sees nothing.
@@ -175,21 +176,21 @@ class Lease(Loan):
                 raise shown
 
 
-class BoundedLease(Lease):
+class BoundedLease(Lease[ConnectionT]):
     """A lease with a timeout, a deadline or no transaction of its own."""
 
     __slots__ = ("_deadline", "_timeout", "_transaction")
 
     _plain = False
 
-    def __init__(self, pool: Pool, timeout: float | None, deadline: float | None, transaction: bool) -> None:
+    def __init__(self, pool: Pool[ConnectionT], timeout: float | None, deadline: float | None, transaction: bool) -> None:
         self._pool = pool
         self._timeout = timeout
         self._deadline = deadline
         self._transaction = transaction
 
 
-class Pool:
+class Pool(Generic[ConnectionT]):
     """A pool of connections for threads or greenlets, to one database.
 
     *url* is spelled as SQLAlchemy spells it (``mysql+pymysql://app:secret@db/shop?max_size=5``); its query may hold the
@@ -206,7 +207,7 @@ class Pool:
         self,
         url: str | Target | None = None,
         *,
-        connect: Callable[[], Connection] | None = None,
+        connect: Callable[[], ConnectionT] | None = None,
         driver: str | None = None,
         observers: tuple[Observer, ...] = (),
         **settings: Any,
@@ -241,7 +242,7 @@ class Pool:
 
     # -- lending -------------------------------------------------------------------------------------------------
 
-    def connection(self, *, timeout: float | None = None, deadline: float | None = None, transaction: bool = True) -> Lease:
+    def connection(self, *, timeout: float | None = None, deadline: float | None = None, transaction: bool = True) -> Lease[ConnectionT]:
         """A context manager that lends the driver's own connection.
 
         It commits on success and rolls back on an exception; with ``transaction=False`` it does neither, and only resets
@@ -252,12 +253,12 @@ class Pool:
         answer to the COMMIT was lost; what the work raised.
         """
         if timeout is deadline is self._simple and transaction:
-            lease = Lease()
+            lease: Lease[ConnectionT] = Lease()
             lease._pool = self
             return lease
         return BoundedLease(self, timeout, self.settings.deadline if deadline is None else deadline, transaction)
 
-    def acquire(self, timeout: float | None = None) -> Connection:
+    def acquire(self, timeout: float | None = None) -> ConnectionT:
         """Lend a connection; it must be given back with :meth:`release`. Raises as :meth:`connection` does on entry."""
         conn: Connection = None
         state = self._state
@@ -305,7 +306,7 @@ class Pool:
             raise
         return loan
 
-    def release(self, conn: Connection) -> None:
+    def release(self, conn: ConnectionT) -> None:
         """Give *conn* back. What is open on it is rolled back (setting ``reset``).
 
         Raises NotYoursError for a connection that this pool did not lend, or that was given back before.
@@ -355,7 +356,7 @@ class Pool:
             raise NotYoursError(f"pool {self.name} did not lend this connection, or it was given back before; release each one once")
         self._driver.close(conn)
 
-    def loan_of(self, conn: Connection) -> Loan | None:
+    def loan_of(self, conn: ConnectionT) -> Loan | None:
         """The :class:`Loan` of a connection that this pool has lent in this process; None for any other."""
         state = self._state
         entry = state.lent.get(id(conn)) if state.mark[0] else None
@@ -363,7 +364,14 @@ class Pool:
 
     # -- units of work -------------------------------------------------------------------------------------------
 
-    def run(self, fn: Callable[..., T], *args: Any, deadline: float | None = None, **kwargs: Any) -> T:
+    @overload
+    def run(self, fn: Callable[..., T], *args: Any, deadline: float | None, **kwargs: Any) -> T: ...
+    @overload
+    def run(self, fn: Callable[Concatenate[ConnectionT, P], T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    def run(  # type: ignore[misc] # a function with a keyword deadline of its own never gets it
+        self, fn: Callable[..., T], *args: Any, deadline: float | None = None, **kwargs: Any
+    ) -> T:
         """``fn(conn, *args, **kwargs)`` as one unit of work: committed on success, and run again from the start when the
         connection was lost (or the server asked for it) and it is provable that nothing was committed.
 
@@ -375,7 +383,7 @@ class Pool:
         code, lasti = caller.f_code, caller.f_lasti
 
         def work() -> T:
-            lease = Lease()
+            lease: Lease[ConnectionT] = Lease()
             lease._pool = self
             with lease as conn:
                 entry = lease.entry
@@ -437,18 +445,18 @@ class Pool:
             bury_forgotten(state)
             signal.acquire(timeout=min(0.01, max(0.0, end - monotonic())))
 
-    def __copy__(self) -> Pool:
+    def __copy__(self) -> Pool[ConnectionT]:
         """A pool is one thing with an identity: a copy is the pool itself."""
         return self
 
-    def __deepcopy__(self, _memo: Any) -> Pool:
+    def __deepcopy__(self, _memo: Any) -> Pool[ConnectionT]:
         """As :meth:`__copy__`: settings that hold a pool may be copied."""
         return self
 
     def __reduce__(self) -> Any:
         raise TypeError("an unbroken.Pool cannot be pickled; give the other process the URL, and let it make a pool of its own")
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Pool[ConnectionT]:
         return self
 
     def __exit__(self, *_exc: object) -> None:

@@ -279,7 +279,7 @@ async def one_lease_used_twice(twin: Twin) -> Any:
 @scene
 async def a_pool_that_is_full(twin: Twin) -> Any:
     pool = twin.pool(max_size=1, acquire_timeout=0.05)
-    conn = await twin.on(pool.acquire())
+    conn = await twin.on(pool.acquire(30))
     said = [
         await twin.outcome(pool.acquire),
         await twin.outcome(pool.acquire, 0.01),
