@@ -69,7 +69,7 @@ class Storm:
                 finally:
                     await self.pool.release(conn)
             else:
-                async with self.pool.connection(transaction=False, deadline=5.0) as conn:
+                async with self.pool.connection(transaction=False, deadline=60.0) as conn:
                     await self.check(conn, number, pause)
                     await asyncio.sleep(0)
             self.done += 1
