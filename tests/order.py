@@ -9,10 +9,16 @@ from typing import Any
 
 from xdist.scheduler import LoadScopeScheduling
 
-#: What measures time, or looks at what all processes of the machine do. Beginnings of tests' names.
-ALONE = ("tests/perf/", "tests/bounds/", "tests/strikes/test_signals.py")
+#: What measures time, counts attempts to connect, or looks at what all processes of the machine do. Beginnings of tests' names.
+ALONE = (
+    "tests/perf/", "tests/bounds/", "tests/drill/test_drill.py", "tests/drill/app/test_app_drill.py", "tests/strikes/test_signals.py",
+    "tests/testing/proxy/test_verbs.py::test_it_works_where_gevent_has_patched_everything",
+)  # fmt: skip
 #: What takes minutes.
-LONG: tuple[str, ...] = ()
+LONG = (
+    "tests/history/", "tests/core/test_pool_machine.py", "tests/pool/test_every_driver.py", "tests/pool/test_fork_wire.py",
+    "tests/drivers/test_seams.py", "tests/testing/test_pytest_plugin.py", "tests/integrations/web/", "tests/integrations/mongo/",
+)  # fmt: skip
 #: Files whose tests share nothing that takes long to make: their tests need not stay together.
 APART: tuple[str, ...] = ()
 
