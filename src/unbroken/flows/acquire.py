@@ -188,7 +188,7 @@ def _timeout_error(state: State, now: float, started: float) -> PoolTimeoutError
 
 def recall(state: State) -> None:
     """Ask holders for a connection that they do not need just now; the one that has it for longest is asked first."""
-    for entry in list(state.kernel.lent.values()):
+    for entry in [*state.kernel.lent.values(), *state.kernel.returning.values()]:
         ask = entry.recall()
         if ask is not None and ask():
             return

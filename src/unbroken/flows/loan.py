@@ -332,6 +332,23 @@ class Loan:
         words = state.last_words(entry, self.conn, arrived=looks is Liveness.UNDECIDED)
         return words is not None and is_goodbye(words.code, words.text, state.driver.target.backend)
 
+    def end_unless_settled(self) -> bool:
+        """Before a body sends what would commit in passing (autocommit switched on, say): whether nothing is open.
+
+        A connection of which that is not certain is ended. Its server rolls back.
+        """
+        state, entry = self.state, self.entry
+        if entry.cause is None and state.is_in_step(entry, self.conn) and state.is_settled(entry, self.conn):
+            return True
+        self.end("a transaction was open on it that was not committed")
+        return False
+
+    def end(self, why: str) -> None:
+        """End this connection, so that the server rolls back what is open on it and nothing more can be sent."""
+        self.entry.condemn(Cause.DISCARDED, why)
+        if not getattr(self.state.driver, "is_async", False):
+            self.state.cut(self.entry)
+
     # -- the end -------------------------------------------------------------------------------------------------
 
     def finish(self, exc: BaseException | None, *, commit: bool) -> Flow[BaseException | None]:

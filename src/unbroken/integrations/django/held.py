@@ -12,7 +12,7 @@ from unbroken.core.health import Need
 from unbroken.core.residue import DOUBTFUL, NOTHING, Left
 from unbroken.core.unit import current, glimpse, heard_by
 from unbroken.flows.holder import outside
-from unbroken.flows.loan import Loan
+from unbroken.flows.kept import Kept
 from unbroken.flows.steps import run
 from unbroken.integrations.django.pools import Source
 
@@ -31,20 +31,17 @@ _NOT_COUNTED_ON = DOUBTFUL - {Left.UNSEEN}
 _BETWEEN = frozenset({"django", "unbroken", "contextlib"})
 
 
-class Held(Loan):
+class Held(Kept):
     """One connection, from take-up to giving back."""
 
     __slots__ = (
-        "__weakref__", "_claim", "_lock", "_rested_at", "_wrapper", "cursors", "is_resting", "left_behind", "lost", "pool",
-        "seen_by", "source", "taken_at", "used_at",
+        "_rested_at", "_wrapper", "cursors", "is_resting", "left_behind", "lost", "pool", "seen_by", "source", "taken_at", "used_at",
     )  # fmt: skip
 
     def __init__(self, source: Source, wrapper: Any) -> None:
         """Raises what an acquire raises."""
         self.source = source
         self._wrapper = weakref.ref(wrapper)
-        self._claim: dict[str, object] = {}
-        self._lock = threading.RLock()  # a finalizer may come in between
         self._rested_at, self.is_resting = 0.0, False
         self.pool = source.pool
         conn = self.pool.acquire()
@@ -59,7 +56,7 @@ class Held(Loan):
         self.seen_by = None if unit is None else (unit, unit.attempts)
         deadline = self.pool.settings.deadline
         self.arm(math.inf if deadline is None else self.taken_at + deadline)
-        self.entry.recall = weakref.WeakMethod(self.yield_to_waiter)
+        self.keep()
 
     def _mark_place(self) -> None:
         """The line that is named if it leaks: the first outside Django and us."""
@@ -111,7 +108,7 @@ class Held(Loan):
     # -- at rest ---------------------------------------------------------------------------------------------------
     #
     # Between two uses the holder's thread is at rest. Then a thread that waits may take the connection from it. The lock
-    # decides: the holder works again with the lock, and finds either its connection or none. Whoever claims the end of
+    # decides: the holder works again with the lock, and finds either its connection or none. Whoever begins the end of
     # this use, holder or waiter, gives the connection back; the other one leaves it alone.
 
     def rest(self) -> None:
@@ -123,23 +120,29 @@ class Held(Loan):
         with self._lock:
             self.is_resting = False
 
-    def claim(self, by: object) -> bool:
-        """Whether it is for *by* to give the connection back: for the first that asks."""
-        return self._claim.setdefault("by", by) is by
+    def give_back_from(self, wrapper: Any) -> None:
+        """*wrapper* has done with the connection, and knows of it until it is back."""
+        if self.is_inherited:
+            self.put_back()  # a lock that another thread held at the fork is held for ever
+        else:
+            self.end_once(self.put_back)
+        if wrapper._leaving is self and (self.is_inherited or self.is_over):
+            wrapper._leaving = None
 
     def yield_to_waiter(self) -> bool:
         """Give the connection back in place of its holder, if the holder does not need this one. From any thread."""
-        if not self.is_resting or monotonic() - self._rested_at < REST or not self._lock.acquire(blocking=False):
+        if super().yield_to_waiter():
+            return True
+        if not self.is_resting or monotonic() - self._rested_at < REST:
             return False
-        try:
-            wrapper = self._wrapper()
-            if wrapper is None or not self._is_spare(wrapper) or not self.claim(waiter := object()):
-                return False
-            wrapper.unbroken_let_go(self)
-        finally:
-            self._lock.release()
-        del waiter
-        self.put_back()
+        return self.end_once(self.put_back, self._let_go)
+
+    def _let_go(self) -> bool:
+        """With the lock: the holder's wrapper has no connection any more, if it can do without."""
+        wrapper = self._wrapper()
+        if self._giver is not None or wrapper is None or not self._is_spare(wrapper):
+            return False
+        wrapper.unbroken_let_go(self)
         return True
 
     def _is_spare(self, wrapper: Any) -> bool:
@@ -164,7 +167,6 @@ class Held(Loan):
     def put_back(self) -> None:
         """To the pool, as it was opened; or, where that cannot be, to its end."""
         self.disarm()
-        self.entry.recall = _nobody
         if self.is_inherited:
             self.pool._left_in_child(self.state, RuntimeError())
             return
@@ -177,7 +179,7 @@ class Held(Loan):
                 self._close(cursor)
         self.cursors.clear()
         state, entry = self.state, self.entry
-        if not self.left_behind and not entry.watched and state.is_clean(self.conn, entry.traits):
+        if not self.left_behind and not entry.watched and state.is_clean(self.conn, entry.traits) and state.lent.get(entry.key) is entry:
             self.pool.release(self.conn)  # nothing is due
             return
         try:
@@ -198,10 +200,6 @@ class Held(Loan):
             return
         if getattr(cursor, "name", None):
             self.left_behind |= {Left.CURSOR}
-
-
-def _nobody() -> None:
-    return None
 
 
 def _is_open(cursor: Any) -> bool:

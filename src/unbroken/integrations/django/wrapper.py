@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from contextlib import nullcontext
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper, debug_transaction
+from django.db.transaction import TransactionManagementError
 from django.db.utils import DatabaseError, DatabaseErrorWrapper, OperationalError
 from django.utils.functional import cached_property
 
@@ -18,6 +20,7 @@ from unbroken.errors import ConnectRejectedError, UnbrokenError, for_driver
 from unbroken.flows.bounds import bounded
 from unbroken.flows.steps import run
 from unbroken.integrations.django import pools
+from unbroken.integrations.django.blocks import Blocks, Savepoints, is_left
 from unbroken.integrations.django.held import Held, with_this_thread
 from unbroken.integrations.django.session import Noticing, is_foreign
 
@@ -55,10 +58,21 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
 
     unbroken_bare = False  #: opens sessions for the pool
     _held: Held | None = None
+    _leaving: Held | None = None  #: on its way back to the pool
     _guarded = False
     _connecting = False
     _settled = False  #: nothing was sent since a COMMIT or ROLLBACK was answered
+    _in_atomic = False  #: autocommit was switched off by ``atomic``, and is not on again
+    _undoing = False  #: a ROLLBACK was begun, and not answered
+    _switching = False  #: autocommit is being switched: which way it is, is not known
+    _outer: BaseException | None = None  #: what was being handled when autocommit was switched off
+    _due: int | None = None  #: what was done within so many savepoints is to be undone, and is not
     autocommit: bool
+    in_atomic_block: bool
+    closed_in_transaction: bool
+    commit_on_exit: bool
+    needs_rollback: bool
+    run_on_commit: list[Any]
     rollback_exc: BaseException | None
     run_commit_hooks_on_set_autocommit_on: bool
 
@@ -76,6 +90,24 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     @connection.setter
     def connection(self, connection: Any) -> None:
         self.__dict__["connection"] = connection
+
+    @property
+    def savepoint_ids(self) -> Any:
+        """Django's stack, watched."""
+        return self.__dict__["savepoint_ids"]
+
+    @savepoint_ids.setter
+    def savepoint_ids(self, ids: Any) -> None:
+        self.__dict__["savepoint_ids"] = Savepoints(self, ids)
+
+    @property
+    def atomic_blocks(self) -> Any:
+        """Django's stack, watched."""
+        return self.__dict__["atomic_blocks"]
+
+    @atomic_blocks.setter
+    def atomic_blocks(self, blocks: Any) -> None:
+        self.__dict__["atomic_blocks"] = Blocks(self, blocks)
 
     def unbroken_driver(self) -> str:
         """The name of the driver that this wrapper uses, as ``unbroken.Pool`` takes it."""
@@ -141,8 +173,14 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
 
     def _look(self) -> None:
         """Outside a transaction: what was lost while idle is let go of, so that a new one takes its place."""
+        if self._leaving is not None:
+            self._finish_leaving()
         held = self._held
-        if held is None or self._connecting or self.in_atomic_block or self.connection is not held.conn:
+        if self.in_atomic_block:
+            if self.__dict__["atomic_blocks"] and is_left(self.__dict__["atomic_blocks"]):
+                self.unbroken_abandon_blocks()
+            return
+        if held is None or self._connecting or self.connection is not held.conn:
             return
         if not held.is_inherited:
             between = self.autocommit or held.lost or held.state.driver.is_in_transaction(held.conn) is False
@@ -151,31 +189,111 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         self._give_back()
         self.connection = None
 
+    def _begin_anew(self) -> None:
+        """Outside of ``atomic``, before a statement: a block whose end was broken off ends now."""
+        if (self._in_atomic or self._undoing or self._switching) and not self.in_atomic_block and not self._connecting:
+            self._discard("a transaction on it was broken off")
+
     def _cursor(self, name: str | None = None) -> Any:
+        self._begin_anew()
         self._look()
         return super()._cursor(name)
 
     def get_autocommit(self) -> bool:
         """Django's, which connects; ``atomic`` begins with it."""
+        self._begin_anew()
         self._look()
         return bool(super().get_autocommit())
 
     def set_autocommit(self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False) -> None:
-        """Django's; what a connection that is not there will be anyway needs none: a COMMIT may be its last word."""
+        """Django's; what a connection that is not there will be anyway needs none: a COMMIT may be its last word.
+
+        Where a transaction is open that was to be rolled back, autocommit is not switched on, since MySQL would commit it:
+        the connection is ended. Raises TransactionManagementError where the application did so itself after an exception.
+        """
+        if autocommit:
+            self._commit_nothing()
+        else:
+            self._begin_anew()
         self._look()
+        if not autocommit and self.autocommit:
+            self._begin_block(by_atomic=force_begin_transaction_with_broken_autocommit)
         usual = autocommit == self.settings_dict["AUTOCOMMIT"] and not self.in_atomic_block and pools.is_pooled(self)
         if self.connection is not None or not usual:
             super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
             if autocommit and self._held is not None:
                 self._held.rest()
             return
-        self.autocommit = autocommit
+        self._switched(autocommit)
         if autocommit and self.run_commit_hooks_on_set_autocommit_on:
             self.run_and_clear_commit_hooks()
             self.run_commit_hooks_on_set_autocommit_on = False
 
+    def _switched(self, autocommit: bool) -> None:
+        self.autocommit = autocommit
+        if autocommit:
+            self._in_atomic, self._outer = False, None
+        self._switching = False
+
+    def _begin_block(self, *, by_atomic: bool) -> None:
+        if by_atomic and not self.in_atomic_block and not self.unbroken_bare:
+            self.ensure_connection()
+            self.run_on_commit = []  # of a block that was broken off
+            self._due, self._in_atomic = None, True
+        self._outer = sys.exc_info()[1]
+
+    def _commit_nothing(self) -> None:
+        """Autocommit is about to be switched on: end a connection with a transaction that was to be rolled back."""
+        held = self._held
+        if held is None or held.is_inherited or self._settled or self._connecting or self.autocommit or self.in_atomic_block:
+            return
+        by_app, error = not (self._in_atomic or self._undoing), sys.exc_info()[1]
+        if (by_app and (error is None or error is self._outer or held.is_dead)) or held.end_unless_settled():
+            return
+        self._discard("")
+        if by_app:
+            raise TransactionManagementError(
+                "set_autocommit(True) came after an exception, with a transaction open that was neither committed nor rolled back: "
+                "its connection was closed, and nothing of it is stored. Commit or roll back first"
+            )
+
+    def _discard(self, why: str) -> None:
+        """The connection is ended, and its server rolls back what is open. The next statement gets another one."""
+        held = self._held
+        if held is not None and not held.is_inherited:
+            held.end(why)
+        self.needs_rollback, self.run_on_commit = False, []
+        self.run_commit_hooks_on_set_autocommit_on = False
+        self._give_back()
+        self.connection = None
+        self._switched(self.settings_dict["AUTOCOMMIT"])
+
+    def unbroken_due(self, depth: int) -> None:
+        """What was done in a block within *depth* others is to be undone. Until it is, nothing is committed."""
+        self._due = depth if self._due is None else min(depth, self._due)
+
+    def unbroken_abandon_blocks(self) -> None:
+        """Nobody is in a block of ``atomic`` any more, though Django's stacks say so: begin anew."""
+        self.in_atomic_block = self.closed_in_transaction = False
+        self.commit_on_exit = True
+        self.savepoint_ids, self.atomic_blocks = [], []
+        self._discard("a block of atomic was broken off")
+
+    def set_rollback(self, rollback: bool) -> None:
+        """Django's."""
+        super().set_rollback(rollback)
+        if not rollback:
+            self._due = None  # the application knows better
+
+    def savepoint_rollback(self, sid: str) -> None:
+        """Django's."""
+        super().savepoint_rollback(sid)
+        if self._due is not None and self._due >= len(self.savepoint_ids):
+            self._due = None
+
     def _set_autocommit(self, autocommit: bool) -> None:
         """Django's. One that is lost just here is let go of if nothing is open on it: what was committed did not fail."""
+        self._switching = True
         try:
             with self._bounded("rollback"):
                 super()._set_autocommit(autocommit)
@@ -185,6 +303,7 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
                 raise
             self._give_back()
             self.connection = None
+        self._switched(autocommit)
 
     # -- using -----------------------------------------------------------------------------------------------------
 
@@ -206,7 +325,19 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         made.__class__ = _noticing(type(made))
         return made
 
+    def rollback(self) -> None:
+        """Django's."""
+        self.validate_thread_sharing()
+        self._undoing = not (self._settled or self.in_atomic_block)
+        super().rollback()
+        self._undoing = False
+
     def _commit(self) -> None:
+        if (self._due is not None or self._undoing) and not self.unbroken_bare:
+            raise TransactionManagementError(
+                "COMMIT was not sent: a block of atomic, or a rollback, was broken off (by a signal handler or a time limit), "
+                "and what it was to undo would be stored"
+            )
         held, self._settled = self._held, False
         if held is None or self.connection is not held.conn or self.unbroken_bare:
             super()._commit()
@@ -219,7 +350,7 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     def _rollback(self) -> None:
         with self._bounded("rollback"):
             super()._rollback()
-        self._settled = True
+        self._settled, self._undoing, self._due = True, False, None
         if self._held is not None:
             self._held.rest()
 
@@ -261,25 +392,43 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         self.connection = None  # as with Django's own pool: in an atomic block, no other takes its place
 
     def _give_back(self) -> None:
-        held, self._held = self._held, None
-        self.rollback_exc = None
-        if held is not None and held.claim(self):
-            held.put_back()
+        if self._held is not None:
+            self._finish_leaving()
+            self._leaving = self._held  # first: at no moment does nobody know of it
+        self.rollback_exc = self._due = self._outer = None
+        self._in_atomic = self._undoing = self._switching = False
+        self._finish_leaving()
+
+    def _finish_leaving(self) -> None:
+        """What this thread gives back, or was struck while it did, goes back."""
+        leaving = self._leaving
+        if leaving is not None:
+            if self._held is leaving:
+                self._held = self.__dict__["connection"] = None
+            leaving.give_back_from(self)
 
     def unbroken_let_go(self, held: Held) -> None:
         """A waiter has claimed what this thread held at rest; with the lock of *held*."""
         if self._held is held:
+            self._leaving = held
             self._held = self.__dict__["connection"] = None
 
     def unbroken_abandon(self) -> None:
         """The thread that held a connection through this wrapper has ended."""
-        if self._held is not None:
+        if self._held is not None or self._leaving is not None:
             self._give_back()
             self.connection = None
 
+    def close(self) -> None:
+        """Django's. Blocks of ``atomic`` that nobody is in any more end with it."""
+        if self.in_atomic_block and (not self.atomic_blocks or is_left(self.atomic_blocks, thoroughly=True)):
+            self.unbroken_abandon_blocks()
+        super().close()
+
     def close_if_unusable_or_obsolete(self) -> None:
         """Between requests the connection goes back, whatever CONN_MAX_AGE is: the next one is taken up in microseconds."""
-        if self.connection is not None:
+        self._finish_leaving()
+        if self.connection is not None or self.in_atomic_block:
             self.close()
 
     def is_usable(self) -> bool:
