@@ -611,6 +611,67 @@ def test_an_older_thread_works_in_the_unit_that_put_its_work_into_a_queue(kind: 
     consumer.thread.join(10)
 
 
+FIRST_UNIT = """
+import queue, sys, threading, time
+from unbroken import contexts
+from unbroken.core.unit import Unit, current, enter, leave
+
+tasks, found = getattr(queue, sys.argv[1])(), []
+
+def consume():
+    for _ in range(2):
+        tasks.get()[1]()
+
+def look(done):
+    found.append(current())
+    done.set()
+
+thread = threading.Thread(target=consume)
+thread.start()
+deadline = time.monotonic() + 10
+while not tasks.not_empty._waiters:
+    assert time.monotonic() < deadline
+    time.sleep(0.001)
+for _ in range(2):
+    unit, done = Unit(), threading.Event()
+    token = enter(unit)
+    unit.begin_attempt()
+    tasks.put((5, lambda: look(done)))
+    assert done.wait(10)
+    leave(token)
+    assert found.pop() is unit
+thread.join()
+assert contexts.Job
+"""
+
+
+@pytest.mark.parametrize("kind", ["Queue", "PriorityQueue", "LifoQueue"])
+def test_a_thread_that_waited_at_a_queue_before_the_first_unit_works_in_that_unit(kind: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", FIRST_UNIT, kind], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_queue_of_the_applications_own_kind_is_followed_too() -> None:
+    class Newest(queue.Queue[Any]):
+        def _get(self) -> Any:
+            return self.queue.pop()
+
+    class Counting(queue.Queue[Any]):
+        taken = 0
+
+        def _get(self) -> Any:
+            self.taken += 1
+            return super()._get()
+
+    for kind in (Newest, Counting):
+        consumer = Consumer(kind())
+        with work() as unit:
+            assert consumer.do(current) is unit
+        assert consumer.do(current) is None
+        consumer.tasks.put((9, None))
+        consumer.thread.join(10)
+
+
 def test_a_queue_remembers_nothing_of_what_was_taken_out_or_never_went_in() -> None:
     tasks: queue.Queue[Any] = queue.Queue(2)
     with work():

@@ -290,9 +290,10 @@ def _tell(context: Context, unit: Unit | None) -> None:
 class _Tags:
     """Which unit put each item of one queue there, by the item's ``id``, oldest first; kept from the first unit's item on."""
 
-    __slots__ = ("_by_item", "_lock")
+    __slots__ = ("_by_item", "_lock", "handed")
 
     def __init__(self) -> None:
+        self.handed: dict[int, int] = {}  #: to which thread ``_get`` has just given which item
         self._by_item: dict[int, deque[_Tag | None]] = {}
         self._lock = threading.RLock()  # a finalizer may use the queue, too
 
@@ -346,11 +347,28 @@ def _get(original: Callable[..., Any]) -> Callable[..., Any]:
     def get(self: Any, *args: Any, **kwargs: Any) -> Any:
         item = original(self, *args, **kwargs)
         tags = self.__dict__.get(_TAGS)
+        if tags is not None and tags.handed.pop(threading.get_ident(), None) == id(item):
+            return item
         if tags is not None or _fed.get():
             _feed(None if tags is None else tags.take(item))
         return item
 
     return get
+
+
+def _take_out(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``_get`` of a queue, which ``get`` calls: also the one in which a thread waited when the first unit began."""
+
+    @functools.wraps(original)
+    def _get(self: Any) -> Any:
+        item = original(self)
+        tags = self.__dict__.get(_TAGS)
+        if tags is not None:
+            tags.handed[threading.get_ident()] = id(item)
+            _feed(tags.take(item))
+        return item
+
+    return _get
 
 
 def _feed(tag: _Tag | None) -> None:
@@ -421,6 +439,13 @@ def _wrap_queue(owner: Any, put: str, get: str) -> None:
     _wrap(owner, get, _get)
 
 
+def _wrap_queues(module: Any) -> None:
+    _wrap_queue(module.Queue, "put", "get")
+    for kind in (module.Queue, module.LifoQueue, module.PriorityQueue):
+        if "_get" in kind.__dict__:
+            _wrap(kind, "_get", _take_out)
+
+
 def _wrap_greenlets(module: Any) -> None:
     for each in gc.get_objects():
         if isinstance(each, module.Greenlet):
@@ -433,7 +458,7 @@ _PLACES: dict[str, Callable[[Any], None]] = {
     "threading": _wrap_threads,
     "_thread": lambda module: _wrap(module, "start_new_thread", _start_new_thread),
     "os": lambda module: module.register_at_fork(before=_leaving_the_process) if hasattr(module, "register_at_fork") else None,
-    "queue": lambda module: _wrap_queue(module.Queue, "put", "get"),
+    "queue": _wrap_queues,
     "asyncio.queues": lambda module: _wrap_queue(module.Queue, "put_nowait", "get_nowait"),
     "concurrent.futures.thread": lambda module: _wrap(module.ThreadPoolExecutor, "submit", _submit),
     "concurrent.futures.process": lambda module: _wrap(module.ProcessPoolExecutor, "submit", _elsewhere),
