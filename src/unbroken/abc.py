@@ -184,6 +184,11 @@ class BaseDriver(Protocol):
     def was_closed(self, conn: Connection) -> bool:
         """True when the application closed *conn*, which was well. False where it was lost, or where nobody can tell."""
 
+    def has_ended(self, conn: Connection) -> bool:
+        """Whether an event loop has read the server's goodbye already, though the socket shows no end yet. Asked of an
+        idle connection before a caller gets it. No I/O. Never raises.
+        """
+
     def is_clean(self, conn: Connection, traits: Any) -> bool:
         """True when it is certain, without a round trip, that *conn* is open and quiet, in no transaction, and still
         has the *traits* that it was opened with. Asked at every release. Never raises.
@@ -228,6 +233,12 @@ class Driver(BaseDriver, Protocol):
     def connect(self, timeout: float) -> Connection:
         """A new connection, or the driver's exception. Must end within about *timeout*, handshake included."""
 
+    def adopt(self, conn: Connection) -> Connection:
+        """Have a connection that a framework opened note and report as this driver's own do. Returns it.
+
+        Raises TypeError or AttributeError for an object of another make.
+        """
+
     def ping(self, conn: Connection, timeout: float) -> None:
         """One round trip. Raises when the connection does not answer. Leaves no transaction open."""
 
@@ -270,6 +281,9 @@ class AsyncDriver(BaseDriver, Protocol):
 
     async def connect(self, timeout: float) -> Connection:
         """As :meth:`Driver.connect`."""
+
+    async def adopt(self, conn: Connection) -> Connection:
+        """As :meth:`Driver.adopt`."""
 
     async def ping(self, conn: Connection, timeout: float) -> None:
         """As :meth:`Driver.ping`."""

@@ -15,6 +15,7 @@ Everything else is a method below, and the caller must hold the body's lock. Met
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -45,23 +46,15 @@ class Kernel:
     """The state of one pool in one process. See the module for the lock rule."""
 
     __slots__ = (
-        "closed",
-        "entries",
-        "exiled",
-        "generation",
-        "idle",
-        "lent",
-        "max_size",
-        "min_size",
-        "opening",
-        "returning",
-        "silent",
-        "waiting",
-    )
+        "closed", "entries", "exiled", "generation", "idle", "keep", "lent", "max_size", "min_size", "oldest_first", "opening",
+        "returning", "silent", "waiting",
+    )  # fmt: skip
 
     def __init__(self, max_size: int, min_size: int = 0) -> None:
         self.max_size = max_size
         self.min_size = min_size
+        self.keep = math.inf  #: idle connections kept at most: those beyond are closed
+        self.oldest_first = False  #: lend from the left end of idle instead, which a framework may promise
         self.idle: deque[Entry] = deque()  #: lent from the right end: the warmest first, the rest may be retired
         self.lent: dict[int, Entry] = {}  #: by id of the driver's connection
         self.returning: dict[int, Entry] = {}  #: given back, but its reset is still under way
@@ -92,7 +85,8 @@ class Kernel:
     def serve(self) -> tuple[list[Ticket], list[Entry]]:
         """Grant idle entries to those who wait, in order: (tickets to wake, entries to close)."""
         stale = self.take_stale()
-        return self._grant(), stale
+        granted = self._grant()
+        return granted, stale + self._take_spare()
 
     def _grant(self) -> list[Ticket]:
         granted = []
@@ -130,9 +124,22 @@ class Kernel:
     def _pop_idle(self) -> Entry | None:
         while True:
             try:
-                return self.idle.pop()
+                return self.idle.popleft() if self.oldest_first else self.idle.pop()
             except IndexError:
                 return None
+
+    def _take_spare(self) -> list[Entry]:
+        """Remove what came back last beyond the number of idle connections to keep."""
+        spare: list[Entry] = []
+        while len(self.idle) > self.keep:
+            try:
+                entry = self.idle.pop()
+            except IndexError:
+                break
+            entry.condemn(Cause.SURPLUS)
+            self.forget(entry)
+            spare.append(entry)
+        return spare
 
     # -- places --------------------------------------------------------------------------------------------------
 
@@ -163,6 +170,32 @@ class Kernel:
         self.entries[entry.key] = entry
         self.idle.append(entry)
         return self.serve()
+
+    def grant_places(self, make: Callable[[], Entry]) -> list[Ticket]:
+        """For a body whose callers connect by themselves: as long as there is room, each in the line gets an entry without
+        a connection, made by *make*. Tickets to wake.
+        """
+        granted = []
+        while self.waiting and self.size < self.max_size and not self.closed:
+            ticket = self.waiting.popleft()
+            ticket.entry = place = make()
+            self.entries[place.key] = place
+            granted.append(ticket)
+        return granted
+
+    def replace(self, entry: Entry, other: Entry) -> bool:
+        """The holder of a lent *entry* has *other* in its place from now on. False: *entry* is not lent."""
+        if self.lent.pop(entry.key, None) is not entry:
+            return False
+        self.forget(entry)
+        self.entries[other.key] = self.lent[other.key] = other
+        return True
+
+    def drop(self, entry: Entry) -> None:
+        """An entry leaves the pool, whoever is noted to have it."""
+        if self.lent.get(entry.key) is entry:
+            del self.lent[entry.key]
+        self.forget(entry)
 
     def forget(self, entry: Entry) -> None:
         """An entry that its owner is about to close leaves the pool. Its owner must not hold it in idle."""

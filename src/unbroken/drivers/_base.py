@@ -36,6 +36,10 @@ class Base:
         """Not known: a closed connection counts as lost."""
         return False
 
+    def has_ended(self, conn: Connection) -> bool:  # noqa: ARG002
+        """Not known beyond what the socket shows."""
+        return False
+
     def is_clean(self, conn: Connection, traits: Any) -> bool:
         """Quiet, in no transaction, and as it was opened."""
         driver: Any = self
@@ -103,6 +107,10 @@ class Blocking(Base):
 
     is_async = False
 
+    def adopt(self, conn: Connection) -> Connection:
+        """*conn*, which was opened elsewhere, as this driver can look after it. Here: as it is."""
+        return conn
+
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
         """As Python's DB-API has it."""
 
@@ -144,6 +152,10 @@ class Awaited(Base):
     """For an :class:`unbroken.abc.AsyncDriver`."""
 
     is_async = True
+
+    async def adopt(self, conn: Connection) -> Connection:
+        """*conn*, which was opened elsewhere, as this driver can look after it. Here: as it is."""
+        return conn
 
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
         """As Python's DB-API has it, awaited."""

@@ -140,6 +140,11 @@ class Shared(Awaited):
         """What asyncio has read off the socket and the driver not yet: the server's last words, once it is idle."""
         return bytes(getattr(getattr(conn, "_reader", None), "_buffer", b""))
 
+    def has_ended(self, conn: Connection) -> bool:
+        """Whether the server said something unasked, its last words, or has hung up."""
+        reader = getattr(conn, "_reader", None)  # None: asyncmy hides it
+        return reader is not None and (bool(getattr(reader, "_buffer", b"")) or bool(reader.at_eof()))
+
     def session_id(self, conn: Connection) -> str | None:
         """CONNECTION_ID(), from the handshake."""
         return str(conn.server_thread_id[0]) if hasattr(conn, "server_thread_id") else None

@@ -91,10 +91,7 @@ class AsyncDriver(Shared):
     async def _dial(self, timeout: float) -> Connection:
         async with asyncio.timeout(timeout):
             if self._connect is not None:
-                conn = await self._connect()
-                if self.is_known:
-                    conn.__class__ = exact(class_of(conn))
-                return conn
+                return await self.adopt(await self._connect())
             if not self.is_known:
                 return await self._connect_publicly(**self._arguments, **self._with_tls())
             conn = self._class(**self._arguments, **self._with_tls())
@@ -111,6 +108,12 @@ class AsyncDriver(Shared):
             return {}
         files = [tls.get(name) for name in ("ca", "capath", "cert", "key")]
         return {"ssl": _tls.shared(("aiomysql", repr(sorted(tls.items()))), files, lambda: _tls.context(tls))}
+
+    async def adopt(self, conn: Connection) -> Connection:
+        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        if self.is_known:
+            conn.__class__ = exact(class_of(conn))
+        return conn
 
     def close(self, conn: Connection) -> None:
         """Abort the transport."""

@@ -105,6 +105,10 @@ class AsyncDriver(Awaited):
                 return self._known(await self._connect())
             return self._known(await self._asyncpg.connect(**self._arguments, timeout=timeout))
 
+    async def adopt(self, conn: Connection) -> Connection:
+        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        return self._known(conn)
+
     def _known(self, conn: Connection) -> Connection:
         """*conn* with our layer in front of its protocol, by a class that notes what a holder changes."""
         if not isinstance(conn, self._asyncpg.Connection):

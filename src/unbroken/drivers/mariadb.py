@@ -83,13 +83,16 @@ class Driver(Blocking):
 
     def _dial(self, timeout: float) -> Connection:
         if self._connect is not None:
-            conn = self._connect()
-            if self.is_known:
-                conn.__class__ = exact(class_of(conn))
-                conn.__dict__.setdefault("_seen_busy", False)  # it was given to us as one that can be used
-            return conn
+            return self.adopt(self._connect())
         timeout = min(timeout, self._arguments.get("connect_timeout", timeout))
         return self._class(**{**self._arguments, "connect_timeout": math.ceil(timeout)})
+
+    def adopt(self, conn: Connection) -> Connection:
+        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        if self.is_known:
+            conn.__class__ = exact(class_of(conn))
+            conn.__dict__.setdefault("_seen_busy", False)  # it was given to us as one that can be used
+        return conn
 
     def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as the protocol has it
         """COM_PING; *timeout* cannot be held by this driver, see above."""

@@ -263,7 +263,7 @@ class Driver(_Base, Blocking):
 
     def _dial(self, timeout: float) -> Connection:
         if self._connect is not None:
-            return self._adopted(self._connect())
+            return self.adopt(self._connect())
         if not self._pure or not self.is_known:
             return self._class(**self._arguments, connection_timeout=math.ceil(timeout))
         given = dict(self._arguments)
@@ -279,7 +279,8 @@ class Driver(_Base, Blocking):
         conn._read_timeout, conn._write_timeout = kept
         return conn
 
-    def _adopted(self, conn: Connection) -> Connection:
+    def adopt(self, conn: Connection) -> Connection:
+        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
         if hasattr(conn, "_cmysql"):
             if self._pure:
                 self._pure = False
@@ -426,17 +427,20 @@ class AsyncDriver(_Base, Awaited):
         """*timeout* bounds everything, the handshake included."""
         return await dial_async(lambda: self._dial(min(timeout, self._limit or timeout)))
 
+    async def adopt(self, conn: Connection) -> Connection:
+        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        if not self.is_known:
+            return conn
+        conn.__class__ = seen.exact_async(class_of(conn))
+        conn.__dict__.setdefault("_seen_busy", False)
+        if "_seen_status" not in conn.__dict__:
+            await conn.cmd_ping()  # as for the blocking one
+        return conn
+
     async def _dial(self, timeout: float) -> Connection:
         async with asyncio.timeout(timeout):
             if self._connect is not None:
-                conn = await self._connect()
-                if not self.is_known:
-                    return conn
-                conn.__class__ = seen.exact_async(class_of(conn))
-                conn.__dict__.setdefault("_seen_busy", False)
-                if "_seen_status" not in conn.__dict__:
-                    await conn.cmd_ping()  # as for the blocking one
-                return conn
+                return await self.adopt(await self._connect())
             conn = self._class(**{name: value for name, value in self._arguments.items() if name != "ssl_ca"})
             conn._ssl_ca = self._arguments.get("ssl_ca")  # its constructor refuses a CA without a client certificate
             if not self.is_known:

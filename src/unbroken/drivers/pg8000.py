@@ -93,12 +93,7 @@ class Driver(Blocking):
 
     def _dial(self, timeout: float) -> Connection:
         if self._connect is not None:
-            conn = self._connect()
-            if not self.is_known:
-                return conn
-            conn.__class__ = exact(class_of(conn))
-            conn._seen_new()
-            return conn
+            return self.adopt(self._connect())
         options = self._options
         sock = self._socket(min(timeout, options.get("connect_timeout", timeout)))
         try:
@@ -117,6 +112,13 @@ class Driver(Blocking):
         settings = {name: options[name] for name in _SETTINGS if name in options}
         given = {"database": target.database, "password": target.password, "application_name": options.get("application_name")}
         return {**{name: value for name, value in given.items() if value is not None}, "startup_params": settings or None}
+
+    def adopt(self, conn: Connection) -> Connection:
+        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        if self.is_known:
+            conn.__class__ = exact(class_of(conn))
+            conn._seen_new()
+        return conn
 
     def _socket(self, timeout: float) -> Any:
         """A connected socket, with TLS where it is wanted. pg8000's own way loads the CA store each time, 19 of 20 ms."""

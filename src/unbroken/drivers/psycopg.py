@@ -279,6 +279,10 @@ class Driver(Blocking, _Base):
         kind = _bounded(noting(self._psycopg.Connection))
         return self._known(dial(lambda: _within(self._limit(timeout), lambda: kind.connect(**self._timeout_arguments(timeout)))))
 
+    def adopt(self, conn: Connection) -> Connection:
+        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        return self._known(conn)
+
     def ping(self, conn: Connection, timeout: float) -> None:
         """An empty query: one round trip, no transaction."""
         self._run(conn, b"", timeout)
@@ -391,6 +395,10 @@ class AsyncDriver(Awaited, _Base):
                 loop.remove_reader(fd)
                 loop.remove_writer(fd)
         super().close(conn)
+
+    async def adopt(self, conn: Connection) -> Connection:
+        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        return self._known(conn)
 
     async def ping(self, conn: Connection, timeout: float) -> None:
         """An empty query: one round trip, no transaction."""

@@ -14,7 +14,7 @@ error, a changed transaction), not by its statements: inside a unit of work, use
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -75,7 +75,7 @@ class Driver(Blocking):
 
     def _dial(self, timeout: float) -> Connection:
         if self._connect is not None:
-            return self._connect()
+            return self.adopt(self._connect())
         limit = max(_MINIMUM, math.ceil(min(timeout, self._arguments.get("connect_timeout", timeout))))
         base = self._psycopg2.extensions.connection
         factory = reporting(base) if self.is_known else base
@@ -83,6 +83,16 @@ class Driver(Blocking):
         if self._autocommit is not None:
             conn.autocommit = self._autocommit
         return conn
+
+    def reporting_arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """*given*, arguments for psycopg2's own ``connect``, such that its connections tell what they send.
+
+        Where a framework connects; a connection factory that is no class stays as it is.
+        """
+        base = given.get("connection_factory") or self._psycopg2.extensions.connection
+        if not self.is_known or not isinstance(base, type):
+            return dict(given)
+        return {**given, "connection_factory": reporting(base)}
 
     def needs_trial(self, conn: Connection) -> bool:
         """Not for connections of the caller's own making: they never report, and :meth:`watch` says so."""

@@ -97,11 +97,14 @@ class Driver(Blocking):
 
     def _dial(self, timeout: float) -> Connection:
         if self._connect is not None:
-            conn = self._connect()
-            if self.is_known:
-                conn.__class__ = exact(class_of(conn))
-            return conn
+            return self.adopt(self._connect())
         return self.open(self._arguments, timeout)
+
+    def adopt(self, conn: Connection) -> Connection:
+        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        if self.is_known:
+            conn.__class__ = exact(class_of(conn))
+        return conn
 
     def open(self, given: Mapping[str, Any], timeout: float) -> Connection:
         """A connection by PyMySQL's own arguments, which may be a framework's; *timeout* bounds the handshake too."""

@@ -13,7 +13,6 @@ from unbroken.abc import OUTAGE_KINDS, Connection, Fault, FaultKind
 from unbroken.core.entry import Entry
 from unbroken.core.fault import one_line
 from unbroken.core.outage import SILENT, Try
-from unbroken.errors import ConnectRejectedError
 from unbroken.flows.registry import every
 from unbroken.flows.state import AT_THE_LIMIT, State
 from unbroken.flows.steps import Call, Connect, Flow, Wait
@@ -310,16 +309,11 @@ def _failed(state: State, exc: Exception, started: float) -> bool:
 def _reject(state: State, exc: Exception, fault: Fault) -> None:
     """The server said no. Waiting does not help: everybody in the line is told, each by an error of their own."""
 
-    def error() -> BaseException:
-        told = state.error(ConnectRejectedError, f"cannot connect to {state.driver.target.label}: {fault.text}")
-        told.__cause__ = exc
-        return told
-
     state.rejected_at = state.clock()
     with state.lock, state.server.lock:
         ended = _end_outage(state)  # it says no, so it is there
         state.counters.connect_failures += 1
-        tickets = state.kernel.fail(error)
+        tickets = state.kernel.fail(lambda: state.rejection(exc, fault))
     log.error("%s: cannot connect to %s: %s", state.name, state.driver.target.label, fault.text)
     state.wake(tickets)
     _announce_end(state, ended)

@@ -39,6 +39,10 @@ def outside(packages: frozenset[str]) -> FrameType:
     return frame
 
 
+#: Objects of other kinds that stand for an entry, and how to get at it: a framework's own record of a connection, say.
+HANDLES: dict[type, Callable[[Any], Entry | None]] = {Ticket: lambda ticket: ticket.entry}
+
+
 def referred_to(frames: Iterable[FrameType], wanted: set[int]) -> set[int]:
     """Which of the pool entries with the ids in *wanted* stand in a variable of one of the stacks that end in *frames*.
 
@@ -61,8 +65,8 @@ def _look_into(frame: FrameType, wanted: set[int], found: set[int], seen: set[in
                 _look_into_flow(each, wanted, found, seen)
             elif isinstance(each, Entry):
                 found.update({id(each)} & wanted)
-            elif isinstance(each, Ticket):
-                found.update({id(each.entry)} & wanted)
+            elif (entry_of := HANDLES.get(type(each))) is not None:
+                found.update({id(entry_of(each))} & wanted)
 
 
 def _look_into_flow(flow: Any, wanted: set[int], found: set[int], seen: set[int]) -> None:

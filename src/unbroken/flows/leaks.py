@@ -46,7 +46,7 @@ def recover_strays(state: State) -> None:
     """
     with state.lock:
         now = state.clock()
-        strays = {(e, e.uses): e for e in state.kernel.strays() if e not in state.forgotten}
+        strays = {(e, e.uses): e for e in state.strays() if e not in state.forgotten}
         state.suspects = {key: state.suspects.get(key, now) for key in strays}
         ripe = [e for key, e in strays.items() if now - state.suspects[key] >= STRAY_AFTER]
     if not ripe:
@@ -55,12 +55,12 @@ def recover_strays(state: State) -> None:
     owned = {id(ticket.entry) for ticket in every(state.tickets)} | (held or set())
     with state.lock:
         patience = max(STRAY_UNSEEN, 5 * state.settings.ping_timeout) if held is None else STRAY_AFTER
-        still = {(e, e.uses) for e in state.kernel.strays()}
+        still = {(e, e.uses) for e in state.strays()}
         lost = [e for e in ripe if (e, e.uses) in still and id(e) not in owned]
         lost = [e for e in lost if now - state.suspects.get((e, e.uses), now) >= patience]
         for entry in lost:
             entry.condemn(Cause.FORGOTTEN)
-            state.kernel.forget(entry)
+            state.kernel.drop(entry)
     for entry in lost:
         state.cut(entry)
         if entry.conn is None and entry.ref is not None:

@@ -30,7 +30,7 @@ from unbroken.core.outage import Try
 from unbroken.core.questions import Question, answer, text_of
 from unbroken.core.residue import Left, Trace, followed
 from unbroken.core.unit import Unit, current, heard_by, testify
-from unbroken.errors import E, PoolClosedError, UnbrokenError, for_driver
+from unbroken.errors import ConnectRejectedError, E, PoolClosedError, UnbrokenError, for_driver
 from unbroken.flows.bounds import limits_of
 from unbroken.flows.registry import every, registry
 from unbroken.flows.servers import Server, server_of
@@ -108,6 +108,8 @@ class Start:
 class State:
     """One pool in one process. Made anew, from nothing, in a forked child."""
 
+    entry_kind: type[Entry] = Entry  #: what a body keeps of a connection, if it is more than an Entry
+
     def __init__(
         self,
         driver: BaseDriver,
@@ -155,12 +157,13 @@ class State:
         #: Weak: a ticket goes with its flow, wherever an exception strikes.
         self.tickets: weakref.WeakSet[Ticket] = weakref.WeakSet()
         self.last_collect = 0.0
-        self.collect_took = 0.1  #: seconds; a caller with less time left than twice that does not collect
+        self.collect_took = 0.1  #: seconds of the processor's; a caller with less time left than twice that does not collect
         self.upkeep_timer: Any = None
         self.upkeep_running = False
         self.follows = settings.reset == "session"  #: what a use leaves on its session is followed
         self.plain = driver.capabilities.implicit_begin  #: a lease need not begin a transaction itself
         self.is_clean = self._end_check()
+        self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
         self.is_tcp = driver.target.unix_socket is None
         self.decide_policy()
         with self.server.lock:
@@ -194,7 +197,7 @@ class State:
         now = self.clock()
         driver = self.driver
         generation = self.kernel.generation if generation is None else generation
-        entry = Entry(conn, now, generation, self.policy.retire_at(now, self.random.random()))
+        entry = self.entry_kind(conn, now, generation, self.policy.retire_at(now, self.random.random()))
         entry.session = driver.session_id(conn)
         entry.traits = driver.traits(conn)
         entry.fd = driver.fileno(conn)
@@ -212,6 +215,10 @@ class State:
         self._hold_weakly(entry)
         self.is_clean = self._end_check()  # the driver may have found out that it knows nothing
         return entry
+
+    def strays(self) -> list[Entry]:
+        """Entries that seem to have no owner: see :meth:`Kernel.strays`."""
+        return self.kernel.strays()
 
     def _hold_weakly(self, entry: Entry) -> None:
         """While it is lent, only its holder keeps the connection alive: who forgets it gives it back."""
@@ -736,6 +743,12 @@ class State:
 
         return inquire(self, question, until)
 
+    def rejection(self, exc: Exception, fault: Fault) -> BaseException:
+        """What each caller in the line gets when the server (or its driver) rejects a connect with *exc*."""
+        told = self.error(ConnectRejectedError, f"cannot connect to {self.driver.target.label}: {fault.text}")
+        told.__cause__ = exc
+        return told
+
     def describe_load(self) -> str:
         """``in use 10, idle 0, waiting 14`` for messages."""
         k = self.kernel
@@ -786,6 +799,10 @@ class State:
                 conn = entry.conn if entry.conn is not None or entry.ref is None else entry.ref()
                 if conn is not None:
                     abandon(conn)
+
+
+def _not_known(_conn: Connection) -> bool:
+    return False
 
 
 def _never(_conn: Connection, _traits: Any) -> bool:

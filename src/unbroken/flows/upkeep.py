@@ -50,7 +50,7 @@ def _tick(state_ref: Callable[[], State | None]) -> None:
 def _is_due(state: State, now: float) -> bool:
     if state.hidden.is_due(now) and state.kernel.idle:
         return True
-    if state.forgotten or state.wants or state.kernel.strays() or state.suspects:
+    if state.forgotten or state.wants or state.strays() or state.suspects:
         return True
     spare = len(state.kernel.entries) > state.kernel.min_size
     policy = state.policy

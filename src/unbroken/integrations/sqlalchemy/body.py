@@ -1,19 +1,20 @@
 """What one process (and event loop) knows of one SQLAlchemy pool: the pools' State, with SQLAlchemy's records in its hands.
 
-SQLAlchemy's own pool says who has a connection and who waits. The kernel's questions (which are idle? is this one lent?) are
-answered by :class:`Slots` from there, so the same flows look after these connections as after a ``Pool``'s: upkeep, leaks,
-the watcher, a look at all when one dies.
+Who has a connection, who waits, who connects and who is told that the server is away is decided by the same kernel and flows
+as for a ``Pool``. What differs stands here: SQLAlchemy opens and closes the connections and calls its events.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import sys
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.util import greenlet_spawn
@@ -21,105 +22,59 @@ from sqlalchemy.util.concurrency import await_only
 
 from unbroken.abc import AsyncDriver, Cause, Connection, Driver, Fault, FaultKind
 from unbroken.core.entry import Entry
-from unbroken.core.kernel import Kernel
 from unbroken.core.questions import Question, text_of
-from unbroken.core.stats import Counters
+from unbroken.core.stats import Counters, Stats
 from unbroken.core.unit import testify
-from unbroken.drivers._shared import from_connect, mark
-from unbroken.errors import CommitUnknownError, ConnectionLostError, E, for_driver
+from unbroken.drivers._shared import dial, from_connect, mark
+from unbroken.errors import CommitUnknownError, ConnectionLostError, E, PoolClosedError, for_driver
+from unbroken.flows.connect import connector
 from unbroken.flows.loan import Loan
 from unbroken.flows.state import AT_THE_LIMIT, State
 from unbroken.flows.steps import Attempt, Connect, Flow, run
 from unbroken.flows.upkeep import schedule
 from unbroken.integrations.sqlalchemy.plan import Plan
-from unbroken.integrations.sqlalchemy.queue import Collector
+from unbroken.integrations.sqlalchemy.record import Record, Slot
 from unbroken.loops import LoopShell
 from unbroken.net.severance import fork_mark
 from unbroken.threads import ThreadShell
 
-#: Places for connections where SQLAlchemy's pool has no bound.
-UNBOUNDED = 1_000_000
-#: What a record points to while it has no connection. Never changed, never lent.
-VACANT = Entry(None, float("-inf"), -1, float("-inf"))
-VACANT.key = -1
-
-
-class Slots(Kernel):
-    """The kernel's view of SQLAlchemy's pool. It grants nothing: SQLAlchemy does."""
-
-    def __init__(self, body: Body) -> None:
-        self._body = weakref.ref(body)
-        self.lent: dict[int, Entry] = {}
-        self.returning: dict[int, Entry] = {}
-        self.exiled: dict[int, Entry] = {}
-        self.entries: dict[int, Entry] = {}
-        self.min_size = self.generation = self.opening = self.silent = 0
-        self.closed = False
-
-    @property
-    def _pool(self) -> Any:
-        body = self._body()
-        return None if body is None else body.pool
-
-    @property
-    def idle(self) -> Any:  # type: ignore[override] # made anew from SQLAlchemy's queue at each question
-        """The connections of the records that are in SQLAlchemy's queue."""
-        pool = self._pool
-        return deque(r.entry for r in pool.queued() if r.entry is not VACANT) if pool is not None else deque()
-
-    @property
-    def waiting(self) -> Any:  # type: ignore[override]
-        """Who waits for SQLAlchemy's queue, and who waits to connect. Only the number means something."""
-        pool, body = self._pool, self._body()
-        return range((0 if pool is None else pool.waiting()) + (0 if body is None else len(body.line)))
-
-    @property
-    def max_size(self) -> int:  # type: ignore[override]
-        """pool_size and max_overflow together; 0 where they are without bound."""
-        pool = self._pool
-        return 0 if pool is None or pool._max_overflow < 0 else pool._pool.maxsize + pool._max_overflow
-
-    def exile(self, entry: Entry) -> bool:
-        """Give a lent *entry*'s place to another. False: it is closed when it comes back, by then with its own record."""
-        pool = self._pool
-        if pool is not None:
-            pool.exile(entry)
-        return False
-
-    def claim(self, entry: Entry) -> bool:
-        """Take *entry*'s record out of the queue."""
-        body = self._body()
-        return body is not None and body.claim(entry)
-
-    @property
-    def wanted(self) -> int:
-        """None: SQLAlchemy's pool is lazy."""
-        return 0
-
-    def strays(self) -> list[Entry]:
-        """None: what SQLAlchemy has in its hands is not ours to judge."""
-        return []
+#: Causes for which SQLAlchemy closes a connection; for all others it invalidates one.
+_GENTLE = frozenset({Cause.SURPLUS, Cause.DRAINED, Cause.POOL_CLOSED})
+#: Connections that were opened and have no entry yet: more than this many at a time are forgotten ones.
+_FRESH = 32
 
 
 class Body(State):
     """One pool of SQLAlchemy's in one process, for an async engine on one event loop. Made anew after a fork."""
 
-    def __init__(self, pool: Any, plan: Plan, shell: Any, connector: Callable[[Any], Flow[None]], counters: Counters | None) -> None:
+    entry_kind = Slot
+
+    def __init__(self, pool: Any, plan: Plan, shell: Any, counters: Counters | None) -> None:
         super().__init__(plan.driver, plan.settings, shell, plan.name, plan.emit, _mark_of(shell), connector)
         self._pool = weakref.ref(pool)
         self.plan = plan
-        self.kernel = Slots(self)
-        self.lent, self.counters = self.kernel.lent, counters or self.counters
-        self.by_connection: dict[int, Entry] = {}  #: by id of what SQLAlchemy calls the DBAPI connection
-        self.records: dict[int, Any] = {}  #: by an entry's key
-        self.claimed: set[int] = set()  #: keys of entries whose records were taken out of the queue
-        self.line: deque[Any] = deque()  #: who waits to connect: see gate.py
-        self.timers: dict[int, Any] = {}  #: by an entry's key: ends a use that has a deadline
-        self.collector = Collector()
-        self.last_failure: Exception | None = None  #: of an attempt to connect
+        self.counters = counters or self.counters
+        self.by_connection: dict[int, list[Slot]] = {}  #: by id of what SQLAlchemy calls the DBAPI connection
+        self.fresh: dict[int, tuple[Connection, Any, Record]] = {}  #: opened, by id of the driver's object: no entry yet
         self.connect_limit = plan.connect_limit + AT_THE_LIMIT
         self.bounded = self.settings.deadline is not None
-        self.is_quiet = plan.driver.is_quiet
+        self.abrupt = False  #: what is being closed now must not be waited for
+        this = weakref.ref(self)
+        shell.opener = lambda: _opened_by(this)
+        self._look()
+        self._take_bounds(pool)
+
+    def _take_bounds(self, pool: Any) -> None:
+        size, overflow, kernel = pool._pool.maxsize, pool._max_overflow, self.kernel
+        kernel.max_size = sys.maxsize if overflow < 0 else size + overflow
+        kernel.keep = self.keep = size or sys.maxsize
+        kernel.oldest_first = not pool._pool.use_lifo
+        self.take: Callable[[], Any] = kernel.idle.popleft if kernel.oldest_first else kernel.idle.pop
+
+    def _look(self) -> None:
+        """What the hot paths ask of the driver."""
+        self.driver, self.connects_here = self.plan.driver, self.plan.is_blind
+        self.is_quiet, self.heard_goodbye = self.driver.is_quiet, self.driver.has_ended
 
     @property
     def pool(self) -> Any:
@@ -130,149 +85,224 @@ class Body(State):
         """Run *flow* for a caller of SQLAlchemy's: on this thread, or inside SQLAlchemy's greenlet."""
         return run(flow, self.shell.do_here)  # type: ignore[attr-defined] # both shells below have it
 
-    # -- birth and death -----------------------------------------------------------------------------------------
+    # -- connecting ----------------------------------------------------------------------------------------------
 
-    def welcome(self, record: Any, connection: Any, raw: Connection) -> Entry:
-        """A new connection: *connection* is what SQLAlchemy knows, *raw* the driver's own object (None: it cannot be told)."""
-        if raw is None:
-            entry = Entry(None, self.clock(), 0, float("inf"))
-            entry.key = id(connection)
-        else:
-            entry = self.adopt(raw)
+    def open(self) -> Connection:
+        """Open a connection the way that SQLAlchemy does: the driver's own object. On this thread, or inside a greenlet."""
+        pool = self.pool
+        if pool is None:
+            raise self.error(PoolClosedError, f"the engine of {self.name} is gone")
+        record = pool.blank()
+        connection = dial(lambda: pool.raw_creator(record))
+        try:
+            raw = self._look_below(pool, connection)
+        except BaseException:
+            pool.close_raw(connection)
+            raise
+        while len(self.fresh) >= _FRESH:
+            self.fresh.pop(next(iter(self.fresh)), None)
+        self.fresh[id(raw)] = (raw, connection, record)
+        return raw
+
+    def _look_below(self, pool: Any, connection: Any) -> Connection:
+        """The driver's object below *connection*. Where that cannot be told, the pool goes on without looking there."""
+        if self.plan.is_blind:
+            return connection
+        raw = self.plan.genuine(pool._dialect.get_driver_connection(connection))
+        if raw is not None:
+            try:
+                return self.shell.wait_for(self.driver.adopt(raw))  # type: ignore[attr-defined] # Driver and AsyncDriver have it
+            except (TypeError, AttributeError) as why:  # an object of another make than the driver file knows
+                self.plan.warn_unknown(why)
+        self.plan.go_blind(pool._dialect)
+        self._look()
+        self.decide_policy()
+        self.server.limit.asked = True
+        return connection
+
+    def adopt(self, conn: Connection, generation: int | None = None) -> Slot:
+        """An entry of a connection that :meth:`open` gave."""
+        entry = super().adopt(conn, generation)
+        assert isinstance(entry, Slot)
+        _, dbapi, record = self.fresh.pop(id(conn), (conn, conn, None))
+        self._tie(entry, dbapi, record if record is not None else self.pool.blank())
+        return entry
+
+    def _tie(self, entry: Slot, dbapi: Any, record: Record) -> None:
+        entry.dbapi, entry.record = dbapi, record
+        record.hold(entry, self)
         with self.lock:
-            self.kernel.entries[entry.key] = entry
-            self.by_connection[id(connection)] = entry
-            self.records[entry.key] = record
-        record.entry, record.home = entry, self
+            self.by_connection.setdefault(id(dbapi), []).append(entry)
+
+    def fill(self, record: Record, connection: Any) -> None:
+        """The caller who has *record*'s place has opened *connection* for it."""
+        place, entry = record.entry, State.adopt(self, connection)
+        assert isinstance(entry, Slot)
+        self._tie(entry, connection, record)
+        entry.uses, entry.taken_at = 1, entry.born
+        with self.lock:
+            self.counters.opened += 1
+            if place is None or not self.kernel.replace(place, entry):
+                self.kernel.entries[entry.key] = self.kernel.lent[entry.key] = entry
         schedule(self)
         self.emit("opened", {"pool": self.name, "session": entry.session})
-        return entry
+
+    def place(self) -> Slot:
+        """A place for a connection that its holder opens."""
+        now = self.clock()
+        place = Slot(None, now, self.kernel.generation, float("inf"))
+        place.taken_at = now
+        return place
+
+    def order(self) -> None:
+        """Have opened what is wanted: by workers; where nothing is known of the driver, by the callers themselves."""
+        if not self.connects_here:
+            super().order()
+            return
+        with self.lock:
+            tickets = self.kernel.grant_places(self.place)
+        self.wake(tickets)
+
+    def rejection(self, exc: Exception, fault: Fault) -> BaseException:  # noqa: ARG002 - as State has it
+        """The driver's own error, as SQLAlchemy would give it: a copy for each caller."""
+        try:
+            return copy.copy(exc)
+        except Exception:  # an exception class that cannot be copied
+            return exc
+
+    # -- the end of a connection -----------------------------------------------------------------------------------
 
     def _hold_weakly(self, entry: Entry) -> None:
         """Not here: SQLAlchemy's record holds the connection, and SQLAlchemy finds out who forgot it."""
 
-    def bid_farewell(self, connection: Any) -> None:
-        """SQLAlchemy is about to close *connection*: look after it no more, count why it ended."""
-        entry = self.by_connection.pop(id(connection), None)
-        if entry is None:
+    def finish_off(self, entry: Entry) -> None:
+        """Have SQLAlchemy close it: its events are called, and :meth:`bid_farewell` from there."""
+        assert isinstance(entry, Slot)
+        if self.kernel.exiled.get(entry.key) is entry:  # its holder keeps the object
+            super().finish_off(entry)
             return
-        self.kernel.exiled.pop(entry.key, None)
-        record = self.records.pop(entry.key, None)
-        if record is not None and record.entry is entry:
-            record.entry = VACANT
-        with self.lock:
-            self.kernel.forget(entry)
-        self.lent.pop(entry.key, None)
-        self.release(entry)
-        entry.conn = None  # SQLAlchemy closes it
-        super().finish_off(entry)
+        record, dbapi, pool = entry.record, entry.dbapi, self.pool
+        if dbapi is None:
+            return  # a place, or a note about what was forgotten
+        self.abrupt = entry.cause not in _GENTLE
+        try:
+            if pool is None:
+                self.bid_farewell(dbapi, close=True)
+            elif record is None or record.dbapi_connection is not dbapi:
+                pool._close_connection(dbapi, terminate=True)
+            elif entry.cause in _GENTLE:
+                record.close()
+            else:
+                record.invalidate()
+        finally:
+            self.abrupt = False
+            if entry.dbapi is not None:  # an event's listener raised: nothing was closed
+                self.bid_farewell(dbapi, close=True)
+            if pool is not None and record is not None:
+                pool.stash(record)
 
-    def release(self, entry: Entry) -> None:
+    def bid_farewell(self, connection: Any, *, close: bool = False) -> None:
+        """SQLAlchemy is about to close *connection* (or does not, then *close*): look after it no more, count why it ended."""
+        with self.lock:
+            entries = self.by_connection.get(id(connection))
+            if not entries:
+                return
+            entry = next((each for each in entries if each.record is not None and each.record.closing), entries[-1])
+            entries.remove(entry)
+            if not entries:
+                del self.by_connection[id(connection)]
+        if self.kernel.exiled.pop(entry.key, None) is entry:
+            return
+        record = entry.record
+        self.release(entry)
+        with self.lock:
+            place = self.place()
+            place.vacated = record is not None and record.used >= 0
+            place.record, place.code, place.lasti, place.holder = record, entry.code, entry.lasti, entry.holder
+            kept = self.kernel.replace(entry, place)
+            self.kernel.forget(entry)
+        if record is not None and record.entry is entry:
+            record.entry = place if kept else None
+        if not close:
+            entry.conn = None  # SQLAlchemy closes it
+        super().finish_off(entry)
+        entry.record = entry.dbapi = None
+
+    def release(self, entry: Slot) -> None:
         """A use of *entry* is over: its unit of work and its deadline with it."""
+        if entry.record is not None and entry.record.loan is not None:
+            entry.record.loan.disarm()
+            entry.record.loan = None
         if entry.watched:
             self.part(entry, entry.conn)
-        if self.timers and (timer := self.timers.pop(entry.key, None)) is not None:
-            timer.cancel()
 
-    def detach(self, entry: Entry) -> None:
+    def give_up(self, record: Record, place: Slot) -> None:
+        """A place goes back without a connection: to the next caller, where callers connect by themselves."""
+        if self.connects_here and place.vacated:
+            if self.kernel.lent.pop(place.key, None) is place:
+                self.put(place, None)
+            return
+        with self.lock:
+            self.kernel.drop(place)
+        record.entry = place.record = None
+        self.pool.stash(record)
+        self.order()
+
+    def detach(self, entry: Slot) -> None:
         """Its holder took the connection out of the pool for good; only a fork still concerns us."""
         self.release(entry)
         if entry.fd is not None:
             self.sockets.forget(entry.fd)
             self.shell.watcher.unwatch(entry.fd)
-        record = self.records.pop(entry.key, None)
-        if record is not None:
-            record.entry = VACANT
         with self.lock:
-            self.kernel.forget(entry)
+            entries = self.by_connection.pop(id(entry.dbapi), [])
+            self.kernel.drop(entry)
             self.counters.closed[Cause.DISCARDED.value] += 1
             self.counters.retired_uses += entry.uses
+            if others := [each for each in entries if each is not entry]:
+                self.by_connection[id(entry.dbapi)] = others
         with contextlib.suppress(TypeError):
             exiled, key = self.kernel.exiled, entry.key
             entry.ref = weakref.ref(entry.conn, lambda _: exiled.pop(key, None))
             exiled[key] = entry
-        entry.conn = entry.anchor = None
+        entry.conn = entry.anchor = entry.dbapi = entry.record = None
+        self.order()
 
-    def bury(self, entry: Entry, cause: Cause, words: str = "") -> None:
-        """End an entry that the caller owns; its record stays, without a connection."""
-        entry.condemn(cause, words)
-        self.finish_off(entry)
+    # -- giving back -----------------------------------------------------------------------------------------------
 
-    def finish_off(self, entry: Entry) -> None:
-        """Have SQLAlchemy close it: its events are called, and :meth:`bid_farewell` from there."""
-        record = self.records.get(entry.key)
-        if record is None or record.entry is not entry:
-            return
-        try:
-            record.invalidate()
-        finally:
-            self.hand_back(entry, record)
+    def is_good(self, entry: Entry, conn: Connection) -> bool:
+        """Whether *conn* may go back as it is: what is open on it, and what was set, is SQLAlchemy's business."""
+        return self.is_in_step(entry, conn)
 
-    def claim(self, entry: Entry) -> bool:
-        """Take the record of an idle *entry* out of SQLAlchemy's queue. False: somebody has it."""
-        record, pool = self.records.get(entry.key), self.pool
-        if record is None or pool is None or not pool.take_out(record):
-            return False
-        self.claimed.add(entry.key)
-        return True
+    # -- what callers forgot, or lost ------------------------------------------------------------------------------
 
-    def hand_back(self, entry: Entry, record: Any) -> None:
-        """The opposite of :meth:`claim`: a record without a connection goes where it is used last."""
-        if entry.key in self.claimed:
-            self.claimed.discard(entry.key)
-            pool = self.pool
-            if pool is not None:
-                pool.put_in(record)
+    def strays(self) -> list[Entry]:
+        """Also what is noted as lent, and SQLAlchemy has not handed out yet or has taken back already.
 
-    def put(self, entry: Entry, conn: Connection) -> None:  # noqa: ARG002 - as State has it
-        """An idle entry that was claimed is well: it goes back."""
-        record = self.records.get(entry.key)
-        if record is not None:
-            self.hand_back(entry, record)
+        Only where stacks can be read, which tell whether a thread is at it just now.
+        """
+        found = self.kernel.strays()
+        if isinstance(self.shell, SyncShell):
+            lent = [e for e in list(self.lent.values()) if isinstance(e, Slot) and e.cause is None]
+            found += [e for e in lent if e.record is None or e.record.fairy_ref is None]
+        return found
 
-    # -- what callers forgot -------------------------------------------------------------------------------------
-
-    def note_forgotten(self, entry: Entry) -> None:
+    def note_forgotten(self, entry: Slot | None) -> None:
         """SQLAlchemy found out that nobody refers to a connection that is lent. In a finalizer: no lock, no log.
 
         In a forked child it is about to roll back, on the parent's session; this runs just before.
         """
         if not self.mark[0]:
             self.sever()
-        elif self.lent.pop(entry.key, None) is entry:
+        elif entry is not None and self.lent.get(entry.key) is entry:
             self.report_forgotten(entry)
 
-    def report_forgotten(self, entry: Entry) -> None:
+    def report_forgotten(self, entry: Slot) -> None:
         """Leave word of a forgotten *entry* for the next look through the pool. SQLAlchemy takes the connection itself back."""
-        ghost = Entry(None, entry.born, 0, 0.0)
-        ghost.key, ghost.uses, ghost.reported = id(ghost), entry.uses, entry.reported
+        ghost = Slot(None, entry.born, 0, 0.0)
+        ghost.uses, ghost.reported = entry.uses, entry.reported
         ghost.code, ghost.lasti = entry.code, entry.lasti
         self.forgotten.append(ghost)
-
-    # -- connecting ----------------------------------------------------------------------------------------------
-
-    @property
-    def wants(self) -> int:
-        """For how many in line no connection is coming. SQLAlchemy's pool is lazy: nothing is opened for nobody.
-
-        SQLAlchemy has given each caller in line a place, so one attempt for each needs no other. Only what begins beside a
-        silent attempt needs a place of its own.
-        """
-        if not self.line:
-            return 0
-        self.kernel.silent = self.server.outage.silent(self, self.clock()) if self.tries else 0
-        return max(0, len(self.line) - len(self.tries), min(self.unserved, self.places))
-
-    @property
-    def unserved(self) -> int:
-        """For how many in line no connection is coming."""
-        return len(self.line) - (len(self.tries) - self.kernel.silent)
-
-    @property
-    def places(self) -> int:
-        """How many more connections there may be."""
-        most = self.kernel.max_size
-        return most - self.kernel.size if most else UNBOUNDED
 
     def inquire(self, question: Question, until: float) -> Flow[Any]:  # noqa: ARG002 - pool_timeout bounds it
         """What the server answers to *question*, on a connection of SQLAlchemy's pool; None where it does not."""
@@ -287,11 +317,16 @@ class Body(State):
             return None
         try:
             entry = fairy._connection_record.entry
-            return None if entry.conn is None else self.run(Loan.of(self, entry, entry.conn).ask(question))
+            return None if entry is None or entry.conn is None else self.run(Loan.of(self, entry, entry.conn).ask(question))
         finally:
             fairy.close()
 
     # -- words ---------------------------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """The numbers of this moment; ``max_size`` 0: without bound."""
+        found = super().stats()
+        return found if found.max_size != sys.maxsize else replace(found, max_size=0)
 
     def classify(self, exc: BaseException) -> Fault:
         """What *exc* means. SQLAlchemy's async dialects and its own errors wrap the driver's: the first that says something counts."""
@@ -335,8 +370,17 @@ def _mark_of(shell: Any) -> Any:
     return LoopMark(shell.loop) if isinstance(shell, GreenletShell) else fork_mark()
 
 
+def _opened_by(body_ref: Callable[[], Body | None]) -> Connection:
+    body = body_ref()
+    if body is None:
+        raise PoolClosedError("the engine is gone")
+    return body.open()
+
+
 class SyncShell(ThreadShell):
     """Blocking engines. Locks are reentrant: SQLAlchemy gives connections back in finalizers, which run anywhere."""
+
+    opener: Callable[[], Connection]
 
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
@@ -345,25 +389,35 @@ class SyncShell(ThreadShell):
         """See the class."""
         return threading.RLock()
 
-    def do_here(self, step: Any) -> Any:
-        """A caller's step: workers' are done the same way."""
-        return self.do(step)
+    def do(self, step: Any) -> Any:
+        """A step, a worker's or a caller's. SQLAlchemy opens the connections."""
+        return super().do(replace(step, make=self.opener) if type(step) is Connect else step)
+
+    do_here = do
+
+    def wait_for(self, result: Any) -> Any:
+        """A blocking driver has waited already."""
+        return result
 
 
 class GreenletShell(LoopShell):
     """Async engines. Workers are tasks; callers are in SQLAlchemy's greenlets, and wait through them."""
 
+    opener: Callable[[], Connection]
+
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(driver, loop)
 
     async def do(self, step: Any) -> Any:
-        """A worker's step. What it attempts is SQLAlchemy's code, which needs a greenlet."""
+        """A worker's step. What SQLAlchemy does in it needs a greenlet."""
         return await (greenlet_spawn(step.work) if type(step) is Attempt else super().do(step))
 
-    async def _connect(self, step: Connect) -> Any:
-        if step.make is None:
-            return await super()._connect(step)
-        return await self.loop.create_task(greenlet_spawn(step.make), context=step.context)
+    async def _connect(self, step: Connect) -> Any:  # noqa: ARG002 - as LoopShell has it
+        return await greenlet_spawn(self.opener)
+
+    def wait_for(self, result: Any) -> Any:
+        """What an async driver's method gives, inside a greenlet."""
+        return await_only(result)
 
     def do_here(self, step: Any) -> Any:
         """A caller's step, inside its greenlet."""

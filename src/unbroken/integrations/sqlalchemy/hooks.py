@@ -13,7 +13,6 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine, ExceptionContext
 
 from unbroken.abc import Cause, FaultKind
-from unbroken.core.entry import Entry
 from unbroken.core.unit import current, glimpse
 from unbroken.errors import (
     ClosedByHolderError,
@@ -28,8 +27,8 @@ from unbroken.errors import (
 from unbroken.flows.bounds import bounded
 from unbroken.flows.loan import Loan
 from unbroken.flows.steps import Call, run
-from unbroken.integrations.sqlalchemy.body import VACANT
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
+from unbroken.integrations.sqlalchemy.record import Slot
 
 #: DBAPIs whose COMMIT and ROLLBACK may be left out when nothing is open. Others (asyncpg's, pg8000's) keep state of their own
 #: beside the server's, and send nothing needless anyway.
@@ -39,12 +38,12 @@ _STATELESS = {"pymysql", "mysqlclient", "aiomysql", "asyncmy", "psycopg", "psyco
 _OURS = (OutageError, PoolTimeoutError, CommitUnknownError, ConnectionLostError, ClosedByHolderError, DeadlineExceeded)
 
 
-def known(connection: Any) -> tuple[Any, Entry] | None:
+def known(connection: Any) -> tuple[Any, Slot] | None:
     """Our body and entry behind what SQLAlchemy calls a DBAPI connection; None where it is not of a pool of ours."""
     record = getattr(connection, "_connection_record", None)
-    entry = getattr(record, "entry", VACANT)
+    entry = getattr(record, "entry", None)
     home = getattr(record, "home", None)
-    return None if entry is VACANT or home is None or entry.conn is None else (home, entry)
+    return None if entry is None or home is None or entry.conn is None else (home, entry)
 
 
 class Hooks:
@@ -72,7 +71,9 @@ class Hooks:
         dialect.do_rollback = self._rollback(dialect.do_rollback)
         dialect.do_commit = self._commit(dialect.do_commit)
         opener = getattr(self.driver, "open", None)
-        if opener is not None and getattr(dbapi, "__name__", "") == "pymysql":
+        if self.driver.name == "psycopg2":
+            dialect.connect = self._reporting(dialect.connect)
+        elif opener is not None and getattr(dbapi, "__name__", "") == "pymysql":
             dialect.connect = self._connect(dialect.connect)
         elif opener is not None and plan.is_async:
             dialect.connect = _opening(dialect.connect, opener)
@@ -86,6 +87,15 @@ class Hooks:
             if args or kwargs.get("defer_connect") or dbapi.connect is not dbapi.connections.Connection:  # somebody traces it
                 return original(*args, **kwargs)
             return self.driver.open(kwargs, self.plan.settings.connect_timeout)  # type: ignore[attr-defined] # PyMySQL's has it
+
+        return connect
+
+    def _reporting(self, original: Any) -> Any:
+        """psycopg2's connections are written in C: only those of a class of ours can tell what they send."""
+
+        @functools.wraps(original)
+        def connect(*args: Any, **kwargs: Any) -> Any:
+            return original(*args, **self.driver.reporting_arguments(kwargs))  # type: ignore[attr-defined] # psycopg2's has it
 
         return connect
 
@@ -217,5 +227,5 @@ def _doubt(context: Any) -> None:
     found = known(connection) if connection is not None else None
     if found is None:
         unit.doubt("a statement went out on a connection that is not from a pool of unbroken's")
-    elif not found[1].watched and found[1].key in found[0].lent:  # not while SQLAlchemy sets a new connection up
+    elif not found[1].watched and found[1].record.used == found[1].uses:  # not while SQLAlchemy sets a new connection up
         unit.doubt("a statement went out on a connection that was checked out before the unit of work began")

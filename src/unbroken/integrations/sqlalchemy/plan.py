@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -37,7 +36,6 @@ _CONNECT_TIMEOUT: Mapping[str, tuple[str, Callable[[float], float]]] = {
 _TIMEOUT_NAMES = ("connect_timeout", "connection_timeout", "timeout")
 _PORTS = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
 
-_handed: contextvars.ContextVar[Connection] = contextvars.ContextVar("unbroken_sqlalchemy_handed")
 _warned: set[str] = set()
 
 
@@ -82,17 +80,17 @@ class Plan:
             except Exception:
                 log.exception("unbroken: an observer failed at %r", event)
 
-    def know(self, raw: Connection) -> Any:
-        """Have the driver look at a connection that SQLAlchemy opened, as it looks at its own. An awaitable for async drivers."""
-        _handed.set(raw)
-        return self.driver.connect(self.settings.connect_timeout)  # type: ignore[attr-defined] # a Driver or an AsyncDriver
+    def go_blind(self, dialect: Any) -> None:
+        """The connections cannot be looked below: from now on the engine's pools are SQLAlchemy's, with reports of leaks."""
+        self.driver = Blind(self.driver.target)
+        self.driver.dialect = dialect
 
 
 class Blind(Base):
     """Stands in where there is no driver file: it knows nothing, and asks SQLAlchemy's dialect whether a connection is lost."""
 
     name = "unknown"
-    capabilities = Capabilities(fileno=False, transaction_status=False, watchable=False, abort=False)
+    capabilities = Capabilities(fileno=False, transaction_status=False, watchable=False, abort=False, server=False)
     errors: tuple[type[BaseException], ...] = (Exception,)
 
     def __init__(self, target: Target | None = None) -> None:
@@ -205,8 +203,8 @@ def _driver(url: URL, target: Target, is_async: bool) -> BaseDriver:
     name = url.get_driver_name()
     try:
         if is_async:
-            return open_driver(target, is_async=True, connect=_hand_over_async, driver=name)
-        return open_driver(target, connect=_hand_over, driver=name)
+            return open_driver(target, is_async=True, connect=_opens_nothing, driver=name)
+        return open_driver(target, connect=_opens_nothing, driver=name)
     except ConfigurationError as why:
         if name not in _warned:
             _warned.add(name)
@@ -214,12 +212,8 @@ def _driver(url: URL, target: Target, is_async: bool) -> BaseDriver:
         return Blind(target)
 
 
-def _hand_over() -> Connection:
-    return _handed.get()
-
-
-async def _hand_over_async() -> Connection:
-    return _handed.get()
+def _opens_nothing() -> Any:
+    raise NotImplementedError("SQLAlchemy opens the connections")
 
 
 def _bound_connect(url: URL, kwargs: dict[str, Any], settings: Settings) -> float:

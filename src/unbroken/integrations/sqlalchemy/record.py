@@ -1,9 +1,11 @@
-"""SQLAlchemy's record with what unbroken knows of the connection in it, and who took it where."""
+"""A pool entry with SQLAlchemy's side of it, and SQLAlchemy's record with ours."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -11,15 +13,31 @@ import sqlalchemy
 from sqlalchemy.pool.base import _ConnectionRecord
 
 from unbroken.core.entry import Entry
-from unbroken.integrations.sqlalchemy.body import VACANT, Body
+from unbroken.flows.holder import HANDLES
+
+
+class Slot(Entry):
+    """A pool entry, and what SQLAlchemy calls its DBAPI connection and its record.
+
+    Without ``conn`` it is a place: its holder opens a connection, or gives the place back.
+    """
+
+    __slots__ = ("dbapi", "record", "vacated")
+
+    def __init__(self, conn: Any, now: float, generation: int, retire_at: float) -> None:
+        super().__init__(conn, now, generation, retire_at)
+        self.key = id(self)  # some drivers (and mocks) give one object for several connections
+        self.dbapi: Any = None
+        self.record: Any = None
+        self.vacated = False  #: a place that had a connection before: SQLAlchemy keeps it
 
 
 class _NoBody:
     """Stands in for a body before the first use: it sends every path the slow way."""
 
     mark = (0,)
+    waiting = idle = ()
     lent: Mapping[int, Entry] = MappingProxyType({})
-    timers: Mapping[int, Any] = lent
 
     def sever(self) -> None:
         """Nothing is inherited."""
@@ -27,18 +45,92 @@ class _NoBody:
 
 NO_BODY: Any = _NoBody()
 
+_IS_2_0 = sqlalchemy.__version__.startswith("2.0.")
+
 
 class Record(_ConnectionRecord):
-    """SQLAlchemy's slot for one connection, and what unbroken knows of the connection in it."""
+    """SQLAlchemy's record of one connection, and the pool entry that the connection belongs to."""
 
-    __slots__ = ("begun", "entry", "exiled", "home")
+    __slots__ = ("closing", "entry", "home", "loan", "pool", "used")
 
     def __init__(self, pool: Any, connect: bool = True) -> None:
-        self.entry: Entry = VACANT
-        self.home: Body | None = None
-        self.begun = False  #: this use has a unit of work or a deadline, which end with it
-        self.exiled = False  #: its place was given to another record while its holder kept it for too long
+        self.pool = pool
+        self.entry: Slot | None = None
+        self.home: Any = None  #: the Body that the entry is of
+        self.loan: Any = None  #: what this use has of a unit of work or a deadline, which end with it
+        self.closing = False  #: it is this record's connection that is being closed now
+        self.used = -1  #: the use of the entry that a caller has got hold of; 0: of another entry, -1: none yet
         super().__init__(pool, connect)
+
+    def hold(self, entry: Slot, home: Any) -> None:
+        """From now on this is the record of *entry*, which is *home*'s."""
+        self.entry, self.home, self.used = entry, home, min(self.used, 0)
+
+    def get_connection(self) -> Any:
+        """SQLAlchemy's DBAPI connection; a new one where it has ended or must not be used any more."""
+        conn, pool = self.dbapi_connection, self.pool
+        if (
+            conn is not None
+            and pool._recycle < 0
+            and pool._invalidate_time <= self.starttime
+            and self._soft_invalidate_time <= self.starttime
+        ):
+            return conn
+        return self._get_slowly()
+
+    def _get_slowly(self) -> Any:
+        entry = self.entry  # a variable of this frame: whoever looks for strays sees that this thread has it
+        opened = entry is not None and self.dbapi_connection is None and entry.dbapi is not None
+        if opened or self.home is None or self.home.connects_here:
+            with self._closing():
+                return super().get_connection()
+        if self.dbapi_connection is not None:
+            if not self.is_stale():
+                return self.dbapi_connection
+            self.recycle()
+        return self.pool.renew(self)
+
+    def is_stale(self) -> bool:
+        """Whether SQLAlchemy's rules (``pool_recycle``, an invalidation) say that the connection must not be used again."""
+        age = self.pool._recycle
+        return self._is_hard_or_soft_invalidated() or (age > -1 and time.time() - self.starttime > age)
+
+    def recycle(self) -> None:
+        """Close the connection as SQLAlchemy does for one that is stale."""
+        self.pool.logger.info("Connection %r is stale; recycling", self.dbapi_connection)
+        with self._closing():
+            getattr(self, "_ConnectionRecord__close")(terminate=True)  # noqa: B009 - written out it would be mangled
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        self.closing = True
+        try:
+            yield
+        finally:
+            self.closing = False
+
+    def close(self) -> None:
+        """As SQLAlchemy's."""
+        with self._closing():
+            super().close()
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
+        """As SQLAlchemy's."""
+        with self._closing():
+            super().invalidate(e, soft)
+
+    def take_over(self, other: Record) -> Any:
+        """*other*'s connection becomes this record's; no event is due for it. Returns it."""
+        entry = other.entry
+        self.dbapi_connection, other.dbapi_connection = other.dbapi_connection, None
+        self.starttime, self._soft_invalidate_time, self.fresh = other.starttime, other._soft_invalidate_time, False
+        self.info.clear()
+        self.info.update(other.info)
+        other.entry = None
+        if entry is not None:
+            entry.record = self
+            self.hold(entry, other.home)
+        return self.dbapi_connection
 
     @property
     def needs_gc(self) -> bool:
@@ -48,7 +140,7 @@ class Record(_ConnectionRecord):
             self.home.note_forgotten(self.entry)
         return needs
 
-    if sqlalchemy.__version__.startswith("2.0."):
+    if _IS_2_0:
 
         def checkin(self, _fairy_was_created: bool = True) -> None:
             """There, a finalizer comes straight here; the one it comes for is gone by then."""
@@ -58,10 +150,44 @@ class Record(_ConnectionRecord):
             super().checkin(_fairy_was_created)
 
 
-def explain_timeout(body: Any, exc: BaseException) -> None:
+HANDLES[Record] = lambda record: record.entry
+
+
+class Shelf:
+    """What SQLAlchemy (and applications) read of a QueuePool's queue: its idle records, from our kernel."""
+
+    def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
+        self.maxsize, self.use_lifo = maxsize, use_lifo
+        self.pool: Any = None  #: a weak reference
+
+    def _idle(self) -> list[Any]:
+        pool = self.pool() if self.pool is not None else None
+        return [] if pool is None or not pool._body.mark[0] else pool._body.kernel.all_idle()
+
+    @property
+    def queue(self) -> list[Any]:
+        """The idle records."""
+        return [entry.record for entry in self._idle()]
+
+    @queue.setter
+    def queue(self, records: Any) -> None:
+        """Idle records that are not among *records* leave the pool."""
+        kept = list(records)
+        gone = [entry for entry in self._idle() if entry.record not in kept]
+        if gone:
+            self.pool()._body.kernel.take(gone)
+
+    def qsize(self) -> int:
+        """How many connections are idle."""
+        return len(self._idle())
+
+    def empty(self) -> bool:
+        """Whether none is."""
+        return not self._idle()
+
+
+def note_holders(body: Any, exc: BaseException) -> None:
     """Say in a note who holds what everybody waits for."""
-    with body.lock:
-        body.counters.timeouts += 1
     places = sorted({str(e.place) for e in list(body.lent.values())[:50] if e.place is not None})
     if places:
         exc.add_note(f"unbroken: connections are held by {', '.join(places[:3])}{' …' if len(places) > 3 else ''}")
