@@ -202,14 +202,16 @@ def _look_around(state: State, until: float) -> None:
     """What a caller in line, who has time *until* then, can do itself: find forgotten connections, and see that somebody connects."""
     now = state.clock()
     with state.lock:
-        due = now - state.last_collect > max(COLLECT_EVERY, COLLECT_SHARE * state.collect_took)
+        due = now - state.last_collect > max(COLLECT_EVERY, COLLECT_SHARE * state.collect_cost)
         collect = due and len(state.kernel.lent) >= state.kernel.max_size and until - now > 2 * state.collect_took
         if collect:
             state.last_collect = now
     if collect:
-        began = thread_time()  # not the clock: other threads and processes run meanwhile
+        began = thread_time()  # other threads and processes run meanwhile
         gc.collect()
-        state.collect_took = thread_time() - began
+        state.collect_cost = thread_time() - began
+        state.last_collect = state.clock()  # from its end: on an event loop, all others have waited for it
+        state.collect_took = state.last_collect - now
     bury_forgotten(state)
     recover_strays(state)
     recover_left(state)

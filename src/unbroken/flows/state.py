@@ -157,7 +157,8 @@ class State:
         #: Weak: a ticket goes with its flow, wherever an exception strikes.
         self.tickets: weakref.WeakSet[Ticket] = weakref.WeakSet()
         self.last_collect = 0.0
-        self.collect_took = 0.1  #: seconds of the processor's; a caller with less time left than twice that does not collect
+        self.collect_took = 0.1  #: seconds; a caller with less time left than twice that does not collect
+        self.collect_cost = 0.0  #: seconds of the processor's that it took
         self.upkeep_timer: Any = None
         self.upkeep_running = False
         self.follows = settings.reset == "session"  #: what a use leaves on its session is followed
