@@ -141,6 +141,47 @@ def test_a_cursor_of_mariadb_made_past_its_connection_is_told_too(faces: Any, ma
     assert unit.current(id(conn)) is recorder
 
 
+@pytest.mark.parametrize("how", ["plain", "a class of the application's", "a function of the application's"])
+def test_a_cursor_of_mariadb_that_is_garbage_takes_nothing_from_its_connection(faces: Any, mariadb: Any, how: str) -> None:
+    """By itself, the library tells the collector of a reference that it does not own: later uses of the connection crash."""
+    import mariadb as library
+
+    class Own(library.cursors.Cursor):  # type: ignore[misc]
+        pass
+
+    given = {
+        "plain": (),
+        "a class of the application's": (Own,),
+        "a function of the application's": (lambda *args, **kw: Own(*args, **kw),),
+    }
+    face = faces("mariadbconnector", mariadb)
+    conn = face.connect()
+    before = sys.getrefcount(conn)
+    for _ in range(20):
+        cursor = conn.cursor(*given[how])
+        assert not gc.is_tracked(cursor), "the next lines would crash"
+        cursor.execute("SELECT 5")
+        cycle = [cursor]
+        cycle.append(cycle)
+        del cursor, cycle
+    gc.collect()
+    assert sys.getrefcount(conn) == before
+    assert face.execute(conn, "SELECT 6") == [(6,)]
+
+
+def test_a_connection_of_mariadb_may_be_closed_before_a_cursor_with_rows_to_come(faces: Any, mariadb: Any) -> None:
+    face = faces("mariadbconnector", mariadb)
+    for _ in range(20):
+        conn = face.connect()
+        cursor = conn.cursor(buffered=False)
+        cursor.execute("SELECT seq FROM seq_1_to_10000")
+        assert cursor.fetchone() == (1,)
+        face.driver.close(conn)
+        assert face.driver.fileno(conn) is None or not face.driver.is_quiet(conn)
+        cursor.close()
+        del cursor, conn
+
+
 @pytest.mark.parametrize("mode", ["disable", "prefer", "require", "verify-ca", "verify-full"])
 def test_pg8000_keeps_libpqs_modes_of_tls(faces: Any, new_postgres: Any, mode: str) -> None:
     server = new_postgres(tls=True)

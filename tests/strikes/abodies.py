@@ -424,7 +424,7 @@ class AsyncSQLAlchemyBody(AsyncBody):
         return self.engine.sync_engine.pool._body  # type: ignore[attr-defined] # the plugin's pool
 
     def is_awaited(self) -> bool:
-        return bool(self.engine.sync_engine.pool.waiting())  # type: ignore[attr-defined] # likewise
+        return bool(self.state.waiting)
 
     async def drain(self) -> None:
         await self.engine.dispose()

@@ -462,7 +462,7 @@ class SQLAlchemyBody(Body):
         return self.engine.pool._body  # type: ignore[attr-defined] # the plugin's pool
 
     def is_awaited(self) -> bool:
-        return bool(self.engine.pool.waiting())  # type: ignore[attr-defined] # likewise
+        return bool(self.state.waiting)
 
     def take(self) -> Any:
         return self.engine.raw_connection()

@@ -231,8 +231,12 @@ def exact(base: Any) -> Any:
         __module__ = base.__module__
         _knows = True
 
-        def cursor(self, *args: Any, **kwargs: Any) -> Any:
-            cursor = super().cursor(*args, **kwargs)
+        def cursor(self, cursorclass: Any = None, **kwargs: Any) -> Any:
+            kind = cursor_class() if cursorclass is None else cursorclass
+            if isinstance(kind, type):
+                return super().cursor(_following(kind), **kwargs)
+            cursor = super().cursor(kind, **kwargs)
+            _hide(cursor)
             cursor.__class__ = _following(class_of(cursor))
             return cursor
 
@@ -262,8 +266,9 @@ def exact(base: Any) -> Any:
 
         def close(self) -> None:
             self._seen_closed = True
-            if self.__dict__.get("_seen_busy", False):
-                # The library may crash where it closes in the middle of an exchange: its memory goes with the object.
+            if self.__dict__.get("_seen_busy", False) or self._seen_rows:
+                # The library may crash where it closes in the middle of an exchange, or where a cursor with rows to come
+                # outlives its connection: its memory goes with the object.
                 fd = self._get_socket()
                 who = identity(fd)
                 if who is not None:
@@ -308,6 +313,30 @@ def _doubtful(cls: Any, base: Any, name: str) -> None:
     setattr(cls, name, method)
 
 
+def cursor_class() -> Any:
+    """The library's own."""
+    from mariadb.cursors import Cursor
+
+    return Cursor
+
+
+def _hider() -> Callable[[Any], None]:
+    try:
+        import ctypes
+
+        hide: Any = ctypes.pythonapi.PyObject_GC_UnTrack
+    except (ImportError, AttributeError):  # not CPython
+        return lambda _cursor: None
+    hide.argtypes, hide.restype = [ctypes.py_object], None
+    return hide  # type: ignore[no-any-return]
+
+
+#: Hide a cursor from the collector of garbage. The library's cursors tell it of a reference to their connection that they do
+#: not own. So where a cursor is part of a cycle (an exception's traceback, say), the collector would destroy its connection
+#: under other owners' hands. A hidden cursor is destroyed when the last reference to it goes.
+_hide = _hider()
+
+
 @cache
 def _following(base: Any) -> Any:
     """*base*, a cursor class, that tells its connection how a statement went."""
@@ -318,6 +347,11 @@ def _following(base: Any) -> Any:
         __doc__ = base.__doc__
         __module__ = base.__module__
         _follows = True
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            cursor = super().__new__(cls, *args, **kwargs)
+            _hide(cursor)
+            return cursor
 
         def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
             if self._prepared and self.statement:

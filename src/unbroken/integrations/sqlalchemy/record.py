@@ -83,7 +83,10 @@ class Record(_ConnectionRecord):
         opened = entry is not None and self.dbapi_connection is None and entry.dbapi is not None
         if opened or self.home is None or self.home.connects_here:
             with self._closing():
-                return super().get_connection()
+                conn = super().get_connection()
+            if entry is not None and entry.conn is not None:
+                entry.traits = self.home.driver.traits(entry.conn)  # after the events that set a connection up
+            return conn
         if self.dbapi_connection is not None:
             if not self.is_stale():
                 return self.dbapi_connection
