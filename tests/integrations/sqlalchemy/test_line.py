@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import random
 import time
 from typing import Any
@@ -234,3 +235,30 @@ def test_engines_that_come_and_go_leave_no_classes_behind(mariadb: Any, faces: A
         engine.dispose()
         counts.append(classes(pymysql.connections.Connection))
     assert counts[1] == counts[-1]
+
+
+TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant")
+
+
+def test_what_connects_sees_the_context_of_a_caller(postgres: Any, faces: Any) -> None:
+    """As where it runs in the caller's thread: a ``creator`` or ``do_connect`` may ask its web framework for the request."""
+    seen: list[str] = []
+
+    def listen(engine: sa.Engine) -> sa.Engine:
+        sa.event.listen(engine, "do_connect", lambda *_: seen.append(TENANT.get("nobody")))
+        return engine
+
+    async def work() -> None:
+        engine = create_async_engine(postgres.url("asyncpg"), plugins=["unbroken"])
+        listen(engine.sync_engine)
+        TENANT.set("a task's")
+        async with engine.connect() as conn:
+            await conn.execute(sa.text("SELECT 1"))
+        await engine.dispose()
+
+    engine = listen(faces("psycopg", postgres).engine())
+    contextvars.copy_context().run(lambda: (TENANT.set("a thread's"), engine.connect().close()))
+    asyncio.run(work())
+    assert seen[0] == "a thread's"
+    assert seen[-1] == "a task's"
+    assert engine.pool._body.caller is None  # type: ignore[attr-defined] # nothing of the request is kept

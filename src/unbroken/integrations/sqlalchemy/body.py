@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from contextvars import Context
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from unbroken.abc import AsyncDriver, Cause, Connection, Driver, Fault, FaultKin
 from unbroken.core.entry import Entry
 from unbroken.core.questions import Question, text_of
 from unbroken.core.stats import Counters, Stats
-from unbroken.core.unit import testify
+from unbroken.core.unit import apart, tell, testify
 from unbroken.drivers._shared import dial, from_connect, mark
 from unbroken.errors import CommitUnknownError, ConnectionLostError, E, PoolClosedError, for_driver
 from unbroken.flows.connect import connector
@@ -59,8 +60,10 @@ class Body(State):
         self.connect_limit = plan.connect_limit + AT_THE_LIMIT
         self.bounded = self.settings.deadline is not None
         self.abrupt = False  #: what is being closed now must not be waited for
+        self.caller: Context | None = None  #: of one that waits: an application's ``creator`` may read its context variables
         this = weakref.ref(self)
         shell.opener = lambda: _opened_by(this)
+        shell.context = lambda: _context_of(this)
         self._look()
         self._take_bounds(pool)
 
@@ -370,6 +373,17 @@ def _mark_of(shell: Any) -> Any:
     return LoopMark(shell.loop) if isinstance(shell, GreenletShell) else fork_mark()
 
 
+def _context_of(body_ref: Callable[[], Body | None]) -> Context:
+    """A context for an attempt to connect: a waiting caller's, outside its unit of work."""
+    body = body_ref()
+    caller = None if body is None else body.caller
+    if caller is None:
+        return apart()
+    context = caller.copy()
+    context.run(tell, None)
+    return context
+
+
 def _opened_by(body_ref: Callable[[], Body | None]) -> Connection:
     body = body_ref()
     if body is None:
@@ -381,6 +395,7 @@ class SyncShell(ThreadShell):
     """Blocking engines. Locks are reentrant: SQLAlchemy gives connections back in finalizers, which run anywhere."""
 
     opener: Callable[[], Connection]
+    context: Callable[[], Context]
 
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
@@ -391,7 +406,7 @@ class SyncShell(ThreadShell):
 
     def do(self, step: Any) -> Any:
         """A step, a worker's or a caller's. SQLAlchemy opens the connections."""
-        return super().do(replace(step, make=self.opener) if type(step) is Connect else step)
+        return super().do(replace(step, make=self.opener, context=self.context()) if type(step) is Connect else step)
 
     do_here = do
 
@@ -404,6 +419,7 @@ class GreenletShell(LoopShell):
     """Async engines. Workers are tasks; callers are in SQLAlchemy's greenlets, and wait through them."""
 
     opener: Callable[[], Connection]
+    context: Callable[[], Context]
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(driver, loop)
@@ -413,7 +429,7 @@ class GreenletShell(LoopShell):
         return await (greenlet_spawn(step.work) if type(step) is Attempt else super().do(step))
 
     async def _connect(self, step: Connect) -> Any:  # noqa: ARG002 - as LoopShell has it
-        return await greenlet_spawn(self.opener)
+        return await self.loop.create_task(greenlet_spawn(self.opener), context=self.context())
 
     def wait_for(self, result: Any) -> Any:
         """What an async driver's method gives, inside a greenlet."""

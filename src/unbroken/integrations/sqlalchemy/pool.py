@@ -15,6 +15,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from threading import get_ident
 from time import monotonic
 from typing import Any
@@ -179,10 +180,14 @@ class _Unbroken(sqla_pool.QueuePool):
         unit = current()
         if unit is not None:
             until = min(until, unit.until)
+        body.caller = copy_context()
         try:
             entry = body.run(acquire(body, suspect, started, until, again=again))
         except PoolTimeoutError as exc:
             raise self._timed_out(body, exc) from None
+        finally:
+            if not body.waiting:
+                body.caller = None
         if entry.record is None:
             entry.record = record = self.blank()
             record.hold(entry, body)
