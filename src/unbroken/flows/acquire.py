@@ -19,11 +19,13 @@ from unbroken.net.liveness import Liveness, judge
 GLANCE = 0.25
 #: Its first look comes sooner, and may collect garbage: a forgotten connection is often part of a cycle.
 FIRST_GLANCE = 0.05
+#: At least this long between two looks, whoever looks: a line of a thousand must not spend its time on looking.
+GLANCE_APART = 0.04
 #: At least this long between two such collections: they cost tens of milliseconds in a large process.
 COLLECT_EVERY = 0.5
-#: … and this many times the processor's time that the last one took. A busy pool must not spend more than 5 % of the time on
-#: it; where one takes 0.4 s, a caller with the default timeout still gets one.
-COLLECT_SHARE = 20.0
+#: … and this many times the processor's time that the last one took. A busy pool must not spend more than a tenth of the time on
+#: it; where one takes a second, a caller with the default timeout still gets one.
+COLLECT_SHARE = 10.0
 
 
 def acquire(state: State, suspect: Entry | None, started: float, until: float, *, again: bool = False) -> Flow[Entry]:
@@ -202,6 +204,9 @@ def _look_around(state: State, until: float) -> None:
     """What a caller in line, who has time *until* then, can do itself: find forgotten connections, and see that somebody connects."""
     now = state.clock()
     with state.lock:
+        if now < state.next_glance:
+            return  # another caller has just looked, for all
+        state.next_glance = now + GLANCE_APART
         due = now - state.last_collect > max(COLLECT_EVERY, COLLECT_SHARE * state.collect_cost)
         collect = due and len(state.kernel.lent) >= state.kernel.max_size and until - now > 2 * state.collect_took
         if collect:

@@ -156,6 +156,7 @@ class State:
         #: Of flows that wait for an entry, were granted one and do not have it yet, or own one while they wait for the server.
         #: Weak: a ticket goes with its flow, wherever an exception strikes.
         self.tickets: weakref.WeakSet[Ticket] = weakref.WeakSet()
+        self.next_glance = 0.0  #: when a caller in line looks around again
         self.last_collect = 0.0
         self.collect_took = 0.1  #: seconds; a caller with less time left than twice that does not collect
         self.collect_cost = 0.0  #: seconds of the processor's that it took
