@@ -10,7 +10,7 @@ from crowd import crowd, fill, pool_on
 from measure import Effort, Result, Row, Table, Target
 
 import unbroken
-from unbroken.testing.servers import MariaDB, PostgreSQL, available
+from unbroken_drill.servers import MariaDB, PostgreSQL, available
 
 SIZES = (10, 100, 1000)
 CROWD = 10_000

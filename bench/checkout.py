@@ -11,7 +11,7 @@ import bars
 from measure import Effort, Result, Row, Slice, Table, Target, best_of, interleaved, threaded
 
 import unbroken
-from unbroken.testing.servers import PostgreSQL
+from unbroken_drill.servers import PostgreSQL
 
 SIZE = 10
 BASE = "SQLAlchemy QueuePool, no check, no reset"

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from measure import Effort, Result, Row, Slice, Table, Target, best_of, interleaved, shared
 
 import unbroken
-from unbroken.testing.servers import PostgreSQL
+from unbroken_drill.servers import PostgreSQL
 
 SIZE = 10
 BASE = "psycopg_pool.AsyncConnectionPool, no check"

@@ -10,7 +10,7 @@ from typing import Any
 from measure import Effort, Result, Slice, Table, interleaved, repeated
 
 import unbroken
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server, available
+from unbroken_drill.servers import MariaDB, PostgreSQL, Server, available
 
 
 def run(effort: Effort) -> Result:

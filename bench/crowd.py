@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import unbroken
 from unbroken import sync
-from unbroken.testing.fake import FakeConnection, FakeDriver, FakeServer
+from unbroken_drill.fake import FakeConnection, FakeDriver, FakeServer
 
 _KEEPER = """
 import socket, sys

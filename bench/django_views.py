@@ -25,7 +25,7 @@ from typing import Any
 
 from measure import Effort, Result, Row, Table, Target
 
-from unbroken.testing.servers import MariaDB, PostgreSQL
+from unbroken_drill.servers import MariaDB, PostgreSQL
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WAYS = {"mysqldb": ("default", "persistent", "checked", "unbroken"), "psycopg": ("default", "persistent", "checked", "pool", "unbroken")}

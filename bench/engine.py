@@ -10,8 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 from measure import Effort, Result, Row, Table, Target, best_of, interleaved, repeated
 
-from unbroken.testing import FaultProxy
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server, available
+from unbroken_drill import FaultProxy
+from unbroken_drill.servers import MariaDB, PostgreSQL, Server, available
 
 SIZE = 10
 REQUESTS = 20

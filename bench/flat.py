@@ -8,7 +8,7 @@ from crowd import crowd, fill, pool_on
 from measure import Effort, Result, Slice, Table, Target, best_of, interleaved
 
 import unbroken
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server, available
+from unbroken_drill.servers import MariaDB, PostgreSQL, Server, available
 
 SIZES = (10, 100, 1000)
 CROWDS = (10, 1000, 10_000)

@@ -11,7 +11,7 @@ from typing import Any
 from measure import Effort, Result, Row, Slice, Table, Target, best_of, interleaved, repeated
 from paired import Found, compare
 
-from unbroken.testing.servers import MongoDB
+from unbroken_drill.servers import MongoDB
 
 OURS, THEIRS = "unbroken.mongo.MongoClient", "pymongo.MongoClient, the same timeouts"
 AGAIN, BARE = "pymongo.MongoClient, the same once more", "pymongo.MongoClient, as it comes"

@@ -7,7 +7,7 @@ from typing import Any
 
 from measure import Effort, Result, Slice, Table, Target, best_of, interleaved, repeated
 
-from unbroken.testing.servers import MariaDB, PostgreSQL
+from unbroken_drill.servers import MariaDB, PostgreSQL
 
 OURS, THEIRS = "unbroken.peewee", "playhouse.pool"
 KINDS: tuple[tuple[str, Any, str, dict[str, Any]], ...] = (

@@ -12,8 +12,8 @@ from typing import Any
 from measure import Effort, Result, Row, Slice, Table, interleaved, repeated
 
 import unbroken
-from unbroken.testing import FaultProxy
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server, available
+from unbroken_drill import FaultProxy
+from unbroken_drill.servers import MariaDB, PostgreSQL, Server, available
 
 BLOCK = 64 * 1024
 HELLO = (8).to_bytes(4, "big") + (196608).to_bytes(4, "big")  # a startup message without parameters

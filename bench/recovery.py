@@ -12,7 +12,7 @@ from typing import Any
 from measure import Effort, Result, Row, Table, Target
 
 import unbroken
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server, ServerError, available
+from unbroken_drill.servers import MariaDB, PostgreSQL, Server, ServerError, available
 
 THREADS = 4
 DOWN = 1.5

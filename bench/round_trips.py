@@ -10,8 +10,8 @@ from typing import Any
 from measure import Effort, Result, Row, Table, Target
 
 import unbroken
-from unbroken.testing import FaultProxy
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server, available
+from unbroken_drill import FaultProxy
+from unbroken_drill.servers import MariaDB, PostgreSQL, Server, available
 
 REQUESTS = 20
 SELECT = "SELECT n FROM stock"

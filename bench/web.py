@@ -13,7 +13,7 @@ from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import unbroken.flask
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server, available
+from unbroken_drill.servers import MariaDB, PostgreSQL, Server, available
 
 SELECT = text("SELECT n FROM stock")
 BARE = "Flask-SQLAlchemy, as it comes"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from unbroken import DriverNotInstalledError
-from unbroken.testing.servers import MariaDB, MongoDB, MySQL, PostgreSQL
+from unbroken_drill.servers import MariaDB, MongoDB, MySQL, PostgreSQL
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; the programs that tests interrupt would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -35,7 +35,7 @@ FOREIGN = [
     "pymysql.err.OperationalError", "MySQLdb.OperationalError", "psycopg.OperationalError",
     "psycopg2.OperationalError", "pg8000.dbapi.OperationalError", "mysql.connector.errors.OperationalError", "mariadb.OperationalError",
     "sqlite3.OperationalError", "asyncpg.exceptions.PostgresConnectionError", "asyncpg.exceptions.InterfaceError",
-    "unbroken.testing.fake.FakeOperationalError", "builtins.ConnectionError", "builtins.OSError", "builtins.Exception",
+    "unbroken_drill.fake.FakeOperationalError", "builtins.ConnectionError", "builtins.OSError", "builtins.Exception",
 ]  # fmt: skip
 
 

@@ -194,10 +194,10 @@ def test_importing_unbroken_loads_nothing_but_the_standard_library() -> None:
         ("unbroken.sync", "from unbroken.aio import AsyncPool", "both are on floor 3"),
         ("unbroken.sync", "import sqlalchemy", "nothing outside the standard library"),
         ("unbroken.integrations.peewee", "import sqlalchemy", "only peewee, playhouse may be imported"),
-        ("unbroken.testing.servers.base", "import psutil", "only base, servers may be imported"),
-        ("unbroken.testing.proxy", "import unbroken.drill", "floor 5 is above floor 4"),
+        ("unbroken_drill.servers.base", "import psutil", "only base, servers may be imported"),
+        ("unbroken_drill.proxy", "import unbroken_drill.drill", "floor 5 is above floor 4"),
         ("unbroken.sync", "import unbroken.attic", "it has no floor"),
-        ("unbroken", "from unbroken.testing import servers", "floor 4 is above floor 3.5"),
+        ("unbroken", "from unbroken_drill import servers", "floor 4 is above floor 3.5"),
     ],
 )
 def test_a_wrong_import_is_found(module: str, source: str, reason: str) -> None:
@@ -213,7 +213,7 @@ def test_a_wrong_import_is_found(module: str, source: str, reason: str) -> None:
         ("unbroken.drivers.mysqldb", "if TYPE_CHECKING:\n    import MySQLdb"),
         ("unbroken.integrations.peewee", "import peewee\nimport unbroken\nfrom unbroken.sync import Pool"),
         ("unbroken.integrations.django.mysql.base", "from django.db.backends.mysql import base"),
-        ("unbroken.cli", "import rich\ndef main():\n    import unbroken.drill"),
+        ("unbroken.cli", "import rich\ndef main():\n    import unbroken_drill.drill"),
         ("unbroken", "from unbroken.sync import Pool\ndef __getattr__(name):\n    import unbroken.mongo"),
     ],
 )

@@ -61,10 +61,10 @@ def test_every_public_name_of_the_package_is_in_all() -> None:
 
 
 def test_nothing_is_imported_before_something_is_used() -> None:
-    program = "import sys, unbroken, unbroken.testing; print(*sorted(m for m in sys.modules if m.startswith('unbroken')))"
-    program += "; print(unbroken.Pool.__name__, unbroken.errors.OutageError.__name__, unbroken.testing.FaultProxy.__name__)"
+    program = "import sys, unbroken, unbroken_drill; print(*sorted(m for m in sys.modules if m.startswith('unbroken')))"
+    program += "; print(unbroken.Pool.__name__, unbroken.errors.OutageError.__name__, unbroken_drill.FaultProxy.__name__)"
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert said == ["unbroken unbroken.testing", "Pool OutageError FaultProxy"]
+    assert said == ["unbroken unbroken_drill", "Pool OutageError FaultProxy"]
     with pytest.raises(AttributeError, match="no attribute 'Puddle'"):
         _ = unbroken.Puddle  # type: ignore[attr-defined]
     assert set(unbroken.__all__) <= set(dir(unbroken))

@@ -26,7 +26,7 @@ from unbroken.drivers import known, open_driver
 from unbroken.drivers.url import parse
 from unbroken.errors import UnbrokenError
 from unbroken.net.last_words import parse as parse_last_words
-from unbroken.testing.servers import MariaDB, PostgreSQL, base
+from unbroken_drill.servers import MariaDB, PostgreSQL, base
 
 PLANTED = "pl4nted-s3cret+/@'x"  # what must be encoded, quoted and escaped on its way
 PIECES = (PLANTED, quote(PLANTED, safe=""), "pl4nted", "s3cret")

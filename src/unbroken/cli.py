@@ -29,9 +29,9 @@ def _run(arguments: Sequence[str]) -> int:
         import rich  # noqa: F401 - the commands print with it
     except ImportError:
         return _complain('the command line needs two packages more: pip install "unbroken[cli]"', 2)
-    from unbroken.drill.command import drill
     from unbroken.errors import ConfigurationError, UnbrokenError
-    from unbroken.proxy_command import proxy
+    from unbroken_drill.drill.command import drill
+    from unbroken_drill.proxy_command import proxy
 
     @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
     @click.version_option(package_name="unbroken", message="unbroken %(version)s")

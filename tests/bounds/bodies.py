@@ -11,7 +11,7 @@ from typing import Any
 
 import unbroken
 from unbroken.drivers.url import parse
-from unbroken.testing.servers import PostgreSQL, Server
+from unbroken_drill.servers import PostgreSQL, Server
 
 #: Longer than anything here may take: what is not over by then hangs.
 HANGS = 40.0

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from unbroken.flows import servers as records
-from unbroken.testing import FaultProxy
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server
+from unbroken_drill import FaultProxy
+from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 
 from .bodies import HANGS, KINDS, Kind
 

@@ -17,8 +17,8 @@ import pytest
 
 import unbroken
 from unbroken.drivers import open_driver
-from unbroken.testing import FaultProxy
-from unbroken.testing.servers import Server
+from unbroken_drill import FaultProxy
+from unbroken_drill.servers import Server
 
 from .bodies import KINDS
 from .conftest import Crowd, Outcome, timed

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from unbroken.drivers import _tls
-from unbroken.testing.servers import Server, certificates
+from unbroken_drill.servers import Server, certificates
 
 from .bodies import KINDS
 from .conftest import timed

@@ -14,7 +14,7 @@ import pytest
 import unbroken
 from unbroken.mongo import MongoClient
 from unbroken.net.borrow import borrowed
-from unbroken.testing import FaultProxy
+from unbroken_drill import FaultProxy
 
 from .bodies import KINDS
 from .conftest import Crowd, Outcome

@@ -1,7 +1,7 @@
 """A world in which the real pool runs against a server in memory, one step at a time, chosen by a seed.
 
 Every thread is a greenlet, and nothing else is faked than what the pool cannot have here: sockets (``Net``), locks and
-threads (``Shell``), time (``FakeClock``), the server and its driver (``unbroken.testing.fake``). Threads are interrupted
+threads (``Shell``), time (``FakeClock``), the server and its driver (``unbroken_drill.fake``). Threads are interrupted
 at round trips, at waits, and, in some worlds, at every look at the clock and every lock. The same seed gives the same story.
 """
 
@@ -34,9 +34,9 @@ from unbroken.flows.steps import run
 from unbroken.net.last_words import Words
 from unbroken.net.liveness import Liveness, judge
 from unbroken.sync import Pool
-from unbroken.testing import fake as fake_module
-from unbroken.testing.fake import PATIENCE, FakeClock, FakeConnection, FakeDriver, FakeOperationalError, FakeServer, Mode, Session
 from unbroken.threads import ThreadShell
+from unbroken_drill import fake as fake_module
+from unbroken_drill.fake import PATIENCE, FakeClock, FakeConnection, FakeDriver, FakeOperationalError, FakeServer, Mode, Session
 
 _HUNG_UP, _READABLE = 0x2000, 0x1  # POLLRDHUP, POLLIN
 

@@ -18,7 +18,7 @@ from unbroken.flows.leaks import reclaim
 from unbroken.flows.state import State
 from unbroken.flows.steps import Flow, Wait, run, run_async
 from unbroken.sync import Pool
-from unbroken.testing.fake import Mode
+from unbroken_drill.fake import Mode
 
 from .simulation import Connection, World, installed
 

@@ -29,7 +29,7 @@ from unbroken.flows.loan import Loan
 from unbroken.flows.state import State
 from unbroken.flows.steps import Call, Flow
 from unbroken.sync import Pool
-from unbroken.testing.fake import FakeOperationalError, Mode
+from unbroken_drill.fake import FakeOperationalError, Mode
 
 from .simulation import Cancelled, Connection, Thread, Violation, World, installed
 

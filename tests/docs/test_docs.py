@@ -10,7 +10,7 @@ import pytest
 
 import unbroken.mongo
 from unbroken.settings import Settings
-from unbroken.testing.servers import MariaDB, MongoDB, PostgreSQL
+from unbroken_drill.servers import MariaDB, MongoDB, PostgreSQL
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from unbroken import cli
-from unbroken.drill import contenders, scenarios
 from unbroken.errors import ConfigurationError
+from unbroken_drill.drill import contenders, scenarios
 
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 
-from unbroken.drill.measure import close_wait
+from unbroken_drill.drill.measure import close_wait
 
 
 def test_a_socket_that_processes_share_is_stuck_once_and_only_if_it_leads_to_that_port() -> None:

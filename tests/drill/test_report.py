@@ -7,11 +7,11 @@ import io
 import pytest
 from rich.console import Console
 
-from unbroken.drill import report
-from unbroken.drill.contenders import ENTRANTS, choose
-from unbroken.drill.progress import line
-from unbroken.drill.results import Result
-from unbroken.drill.scenarios import SCENARIOS
+from unbroken_drill.drill import report
+from unbroken_drill.drill.contenders import ENTRANTS, choose
+from unbroken_drill.drill.progress import line
+from unbroken_drill.drill.results import Result
+from unbroken_drill.drill.scenarios import SCENARIOS
 
 ENTRANTS_SHOWN = choose(["unbroken/psycopg", "one"], ["postgresql"])
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from unbroken.drill.contenders.base import DOUBT, ERROR, OK, TOLD, WRONG
-from unbroken.drill.results import Result, combined, recovery
-from unbroken.drill.traffic import Record
+from unbroken_drill.drill.contenders.base import DOUBT, ERROR, OK, TOLD, WRONG
+from unbroken_drill.drill.results import Result, combined, recovery
+from unbroken_drill.drill.traffic import Record
 
 
 def result(*, ours: bool = True, **values: object) -> Result:

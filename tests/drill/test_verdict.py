@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from unbroken.drill.results import Result
-from unbroken.drill.verdict import breaches
+from unbroken_drill.drill.results import Result
+from unbroken_drill.drill.verdict import breaches
 
 
 def row(scenario: str, *, ours: bool = True, **values: object) -> Result:

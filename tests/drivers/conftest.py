@@ -16,7 +16,7 @@ import pytest
 
 from unbroken.core import unit
 from unbroken.drivers import open_driver
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server
+from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 
 MYSQL = ["pymysql", "mysqldb", "aiomysql", "asyncmy", "mariadbconnector", "mysqlconnector", "mysqlconnector_async"]
 if "_mysql_connector" in sys.modules:  # see test_connector_c_extension.py

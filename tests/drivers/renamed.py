@@ -23,7 +23,7 @@ from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
-from unbroken.testing.servers import wire
+from unbroken_drill.servers import wire
 
 NEW = "renamed_by_a_test"
 

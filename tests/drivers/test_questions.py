@@ -11,7 +11,7 @@ import pymysql
 import pytest
 
 from unbroken.core.questions import Question, answer, text_of
-from unbroken.testing.servers import MariaDB, PostgreSQL
+from unbroken_drill.servers import MariaDB, PostgreSQL
 
 Ask = Callable[[Question], Any]
 

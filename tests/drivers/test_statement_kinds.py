@@ -10,7 +10,7 @@ import pymysql
 import pytest
 
 from unbroken.core.statements import Kind, kind
-from unbroken.testing.servers import MariaDB, PostgreSQL
+from unbroken_drill.servers import MariaDB, PostgreSQL
 
 BOTH = {
     Kind.READ: [

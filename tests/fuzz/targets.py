@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 
 from unbroken.core import fault, statements
-from unbroken.drill.app import plan, project
 from unbroken.drivers import url
 from unbroken.errors import ConfigurationError
 from unbroken.making import take_settings
 from unbroken.net import last_words
 from unbroken.settings import Settings
-from unbroken.testing.proxy import addresses, control
-from unbroken.testing.proxy.errors import ProxyError
-from unbroken.testing.proxy.mysql import MySQLReader
-from unbroken.testing.proxy.postgresql import PostgreSQLReader
+from unbroken_drill.drill.app import plan, project
+from unbroken_drill.proxy import addresses, control
+from unbroken_drill.proxy.errors import ProxyError
+from unbroken_drill.proxy.mysql import MySQLReader
+from unbroken_drill.proxy.postgresql import PostgreSQLReader
 
 SECRET = "tr0ub4dor"
 _NAMES = tuple(field.name for field in fields(Settings))

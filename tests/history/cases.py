@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from unbroken.testing import FaultProxy
-from unbroken.testing.servers import MariaDB, MongoDB, MySQL, PostgreSQL, Server
+from unbroken_drill import FaultProxy
+from unbroken_drill.servers import MariaDB, MongoDB, MySQL, PostgreSQL, Server
 
 from . import clients, mongo
 from .checker import Stored

@@ -9,8 +9,8 @@ from contextlib import suppress
 from random import Random
 from typing import Any, Literal
 
-from unbroken.testing import FaultProxy, ProxyError
-from unbroken.testing.servers import Server
+from unbroken_drill import FaultProxy, ProxyError
+from unbroken_drill.servers import Server
 
 #: How often each comes up in one deck, which is shuffled and played to its end before the next.
 DECK = {

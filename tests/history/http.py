@@ -25,9 +25,9 @@ from typing import Self
 
 import psutil
 
-from unbroken.testing import FaultProxy
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server
-from unbroken.testing.servers.folders import free_port
+from unbroken_drill import FaultProxy
+from unbroken_drill.servers import MariaDB, PostgreSQL, Server
+from unbroken_drill.servers.folders import free_port
 
 from .faults import Faults
 

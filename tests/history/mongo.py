@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import unbroken
-from unbroken.testing.servers import MongoDB
+from unbroken_drill.servers import MongoDB
 
 from .checker import Stored
 from .clients import MAX_SIZE, PATIENCE, Work

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from unbroken.testing.servers import Server
+from unbroken_drill.servers import Server
 
 from .cases import CASES, FAMILIES, Case
 from .checker import Verdict, check

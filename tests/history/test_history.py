@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from unbroken.testing.servers import Server
+from unbroken_drill.servers import Server
 
 from .cases import CARELESS, CASES, FAMILIES, Case
 from .faults import DECKS

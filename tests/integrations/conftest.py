@@ -10,7 +10,7 @@ import django
 import pytest
 from django.conf import settings as site_settings
 
-from unbroken.testing import FaultProxy
+from unbroken_drill import FaultProxy
 
 if not site_settings.configured:
     site_settings.configure(DATABASES={}, SECRET_KEY="of tests only", USE_TZ=True, ALLOWED_HOSTS=["*"], INSTALLED_APPS=[], MIDDLEWARE=[])

@@ -22,7 +22,7 @@ from typing import Any
 
 import django
 
-from unbroken.testing.servers import MariaDB, PostgreSQL
+from unbroken_drill.servers import MariaDB, PostgreSQL
 
 LABELS = "basic backends transactions transaction_hooks select_for_update queries aggregation test_utils servers async".split()
 ENGINES = {

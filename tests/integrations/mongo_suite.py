@@ -32,7 +32,7 @@ from typing import Any, TypeAlias
 
 import pymongo
 
-from unbroken.testing.servers import MongoDB
+from unbroken_drill.servers import MongoDB
 
 MODULES = """test_client test_client_context test_connection_monitoring test_connections_survive_primary_stepdown_spec test_csot
 test_cursor test_collection test_database test_bulk test_discovery_and_monitoring test_fork test_gridfs test_gridfs_bucket

@@ -25,7 +25,7 @@ from typing import Any
 
 import peewee
 
-from unbroken.testing.servers import MariaDB, PostgreSQL
+from unbroken_drill.servers import MariaDB, PostgreSQL
 
 MODULES = "db_tests fields manytomany models model_sql prefetch_tests results schema sql transactions with_related_tests".split()
 MODULES += "dataset extra_fields hybrid json_field kv migrations reflection schema_diff shortcuts signals mysql_ext test_utils".split()

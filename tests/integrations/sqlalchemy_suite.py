@@ -25,7 +25,7 @@ from pathlib import Path
 
 import sqlalchemy
 
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server
+from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 
 #: Parts of a test's name, and why its outcome may differ.
 EXPLAINED: dict[str, str] = {

@@ -25,7 +25,7 @@ from unbroken.abc import Cause
 from unbroken.django import replayable
 from unbroken.django.middleware import UnbrokenMiddleware
 from unbroken.errors import CommitUnknownError, OutageError, PoolTimeoutError
-from unbroken.testing import FaultProxy
+from unbroken_drill import FaultProxy
 
 BOTH = ["mysql", "postgresql"]
 

@@ -23,7 +23,7 @@ from django.test import AsyncClient, Client
 from django.urls import path
 
 from unbroken.django import replayable
-from unbroken.testing.servers import MariaDB, PostgreSQL
+from unbroken_drill.servers import MariaDB, PostgreSQL
 
 server: Any = None  #: the one that the views speak to
 alias = ""  #: and by which name: asgiref keeps a thread, with its wrappers, from test to test

@@ -19,7 +19,7 @@ import unbroken
 import unbroken.mongo
 import unbroken.wsgi
 from unbroken.integrations.mongo.plan import DEFAULTS
-from unbroken.testing.servers import MongoDB, PostgreSQL
+from unbroken_drill.servers import MongoDB, PostgreSQL
 
 pytestmark = pytest.mark.skipif(sys.implementation.name != "cpython", reason="other interpreters report calls differently")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import unbroken
 from unbroken.drivers.url import parse
-from unbroken.testing import FaultProxy
+from unbroken_drill import FaultProxy
 
 NAME, URL, TABLE, COUNT = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 ASYNC = NAME in ("aiomysql", "asyncmy", "mysqlconnector_async", "psycopg_async", "asyncpg")

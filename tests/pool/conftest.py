@@ -26,8 +26,8 @@ import pytest
 import unbroken
 from unbroken import Pool
 from unbroken.flows import servers
-from unbroken.testing import FaultProxy
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server
+from unbroken_drill import FaultProxy
+from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from unbroken.testing.servers import MariaDB, MySQL, PostgreSQL, Server
+from unbroken_drill.servers import MariaDB, MySQL, PostgreSQL, Server
 
 WORKER = Path(__file__).with_name("every_driver_worker.py")
 MYSQL = ["pymysql", "mysqldb", "mariadbconnector", "mysqlconnector", "mysqlconnector_c", "aiomysql", "asyncmy", "mysqlconnector_async"]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from unbroken import Pool
-from unbroken.testing.servers import MariaDB, MySQL, PostgreSQL, Server
+from unbroken_drill.servers import MariaDB, MySQL, PostgreSQL, Server
 
 from .every_driver import MYSQL, POSTGRESQL
 

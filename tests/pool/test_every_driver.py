@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from unbroken.testing.servers import PostgreSQL, Server
+from unbroken_drill.servers import PostgreSQL, Server
 
 from .every_driver import KINDS, Worker, url_of
 

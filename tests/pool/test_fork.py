@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unbroken.testing.servers import PostgreSQL
+from unbroken_drill.servers import PostgreSQL
 
 from .every_driver import url_of
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from unbroken.testing import FaultProxy
-from unbroken.testing.servers import PostgreSQL, Server
-from unbroken.testing.servers.folders import free_port
+from unbroken_drill import FaultProxy
+from unbroken_drill.servers import PostgreSQL, Server
+from unbroken_drill.servers.folders import free_port
 
 from .every_driver import KINDS, Worker, url_of
 

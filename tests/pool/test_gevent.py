@@ -10,7 +10,7 @@ from gevent import monkey; real = _thread.start_new_thread, time.sleep; monkey.p
 import sys, threading, time
 import gevent
 import unbroken
-from unbroken.testing.servers import MariaDB, PostgreSQL
+from unbroken_drill.servers import MariaDB, PostgreSQL
 
 name, mysql = sys.argv[1], sys.argv[1] != "psycopg"
 beats, ticks, stop = [], [], []

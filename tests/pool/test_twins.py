@@ -28,8 +28,8 @@ from unbroken.flows import steps
 from unbroken.integrations.mongo.aio import AsyncMongoClient
 from unbroken.integrations.mongo.client import MongoClient
 from unbroken.loops import LoopShell
-from unbroken.testing.fake import FakeDriver, FakeServer
 from unbroken.threads import ThreadShell
+from unbroken_drill.fake import FakeDriver, FakeServer
 
 # ---------------------------------------------------------------------------------------------- names, parameters, words
 

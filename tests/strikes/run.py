@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server
+from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 
 from .abodies import ABODIES
 from .bodies import BODIES

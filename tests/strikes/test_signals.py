@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from unbroken.testing.servers import MariaDB, PostgreSQL
+from unbroken_drill.servers import MariaDB, PostgreSQL
 
 from .abodies import ABODIES
 from .orders import How

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from unbroken.testing.servers import MariaDB, PostgreSQL
+from unbroken_drill.servers import MariaDB, PostgreSQL
 
 from .run import How, sweep
 

@@ -10,7 +10,7 @@ import pytest
 
 from unbroken.abc import Cause, Driver, FaultKind
 from unbroken.net.liveness import Liveness, look
-from unbroken.testing.fake import FakeClock, FakeConnection, FakeDriver, FakeOperationalError, FakeServer, Mode
+from unbroken_drill.fake import FakeClock, FakeConnection, FakeDriver, FakeOperationalError, FakeServer, Mode
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from unbroken.testing.servers import MongoDB, MongoReplicaSet, ServerError
-from unbroken.testing.servers.wire_mongo import decode, encode
+from unbroken_drill.servers import MongoDB, MongoReplicaSet, ServerError
+from unbroken_drill.servers.wire_mongo import decode, encode
 
 
 def store(server: MongoDB, number: int) -> None:

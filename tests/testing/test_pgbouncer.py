@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import unbroken
-from unbroken.testing.servers import PgBouncer, PostgreSQL, ServerError
+from unbroken_drill.servers import PgBouncer, PostgreSQL, ServerError
 
 MODES = ["session", "transaction"]
 DRIVERS = ["psycopg", "psycopg2", "pg8000"]

@@ -21,7 +21,7 @@ def alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.delenv(sign, raising=False)
     if "with_others" not in request.fixturenames:
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-        monkeypatch.setenv("PYTEST_PLUGINS", "unbroken.testing.pytest_plugin")
+        monkeypatch.setenv("PYTEST_PLUGINS", "unbroken_drill.pytest_plugin")
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_loading_it_imports_nothing_and_it_can_be_left_out(pytester: pytest.Pyte
     pytester.makepyfile(source)
     found = pytester.runpytest_subprocess("-rA", "-k", "modules")
     found.assert_outcomes(passed=1)
-    assert "loaded: unbroken unbroken.testing unbroken.testing.pytest_plugin\n" in said(found)
+    assert "loaded: unbroken unbroken_drill unbroken_drill.pytest_plugin\n" in said(found)
     without = pytester.runpytest_subprocess("-rA", "-p", "no:unbroken")
     without.assert_outcomes(passed=1, failed=1)
     assert "loaded: \n" in said(without) or "loaded:\n" in said(without)

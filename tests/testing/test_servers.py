@@ -21,8 +21,8 @@ import psycopg
 import pymysql
 import pytest
 
-from unbroken.testing import servers
-from unbroken.testing.servers import MariaDB, MySQL, PostgreSQL, Server, ServerError, ServerUnavailable, available, folders, processes
+from unbroken_drill import servers
+from unbroken_drill.servers import MariaDB, MySQL, PostgreSQL, Server, ServerError, ServerUnavailable, available, folders, processes
 
 KINDS = [pytest.param(MariaDB, id="mariadb"), pytest.param(MySQL, id="mysql"), pytest.param(PostgreSQL, id="postgresql")]
 
@@ -396,7 +396,7 @@ def shared_memory() -> set[str]:
 
 CHILD = """
 import os, sys, threading, time
-from unbroken.testing.servers import {kind}
+from unbroken_drill.servers import {kind}
 server = {kind}()
 thread = threading.Thread(target=server.start)  # the thread that starts it ends: the server must not
 thread.start(); thread.join()
@@ -542,7 +542,7 @@ def test_many_processes_may_make_the_cache_at_once(kind: type[Server], tmp_path:
     for parent in tmp_path.parents:
         if parent.stat().st_uid == os.geteuid() and str(parent).startswith(str(tmp_path.parents[1])):
             parent.chmod(0o755)
-    program = f"from unbroken.testing.servers import {kind.__name__} as K\nwith K() as s: print(s.admin('SELECT 1'))"
+    program = f"from unbroken_drill.servers import {kind.__name__} as K\nwith K() as s: print(s.admin('SELECT 1'))"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     children = [
         subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from unbroken.testing.servers import MariaDB
+from unbroken_drill.servers import MariaDB
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "drill"
 BIN = Path(sys.executable).parent

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from unbroken.drill.app.launch import App, AppError
+from unbroken_drill.drill.app.launch import App, AppError
 
 #: An app that ignores SIGTERM, and has a child that made itself a daemon: a session of its own, an orphan.
 STUBBORN = "trap '' TERM; (setsid sleep 1000 &) ; echo up; while :; do sleep 0.1; done"
@@ -62,7 +62,7 @@ def test_the_keeper_ends_with_its_app_and_has_its_status(tmp_path: Path) -> None
 
 def test_a_killed_drill_leaves_nothing(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from unbroken.drill.app.launch import App\n"
+        "import sys, time; from pathlib import Path; from unbroken_drill.drill.app.launch import App\n"
         f"one = App(['bash', '-c', {STUBBORN!r}], {{}}, Path('log'), Path('.')); one.start()\n"
         "while len(one.pids) < 3: time.sleep(0.01)\n"
         "print(*one.pids, flush=True); time.sleep(1000)"

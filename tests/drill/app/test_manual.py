@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from unbroken.drill.app import options, project
-from unbroken.drill.app.command import _OPTIONS, CONFIG
-from unbroken.drill.app.scenarios import SCENARIOS
-from unbroken.drill.app.steps import VERBS
-from unbroken.drill.command import drill
+from unbroken_drill.drill.app import options, project
+from unbroken_drill.drill.app.command import _OPTIONS, CONFIG
+from unbroken_drill.drill.app.scenarios import SCENARIOS
+from unbroken_drill.drill.app.steps import VERBS
+from unbroken_drill.drill.command import drill
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "drill.md").read_text().partition("# The drill of pools")[0]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from unbroken.drill.app import main, options, project
-from unbroken.drill.app.plan import Where, database_variable, fill
-from unbroken.drill.command import drill
 from unbroken.errors import ConfigurationError
+from unbroken_drill.drill.app import main, options, project
+from unbroken_drill.drill.app.plan import Where, database_variable, fill
+from unbroken_drill.drill.command import drill
 
 GOOD: dict[str, Any] = {"url": ["http://127.0.0.1:{port}/items"], "env": ["DATABASE_URL"], "arguments": ("python3", "app.py"), "seed": 1}
 HERE = Where.of("mysql://app:p%40ss@127.0.0.1:4711/shop")

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from unbroken.drill.app import html, options, plot
-from unbroken.drill.app.results import AppResult, Mark
-from unbroken.drill.app.run import Player
-from unbroken.drill.app.scenarios import SCENARIOS
-from unbroken.drill.app.traffic import Reply
+from unbroken_drill.drill.app import html, options, plot
+from unbroken_drill.drill.app.results import AppResult, Mark
+from unbroken_drill.drill.app.run import Player
+from unbroken_drill.drill.app.scenarios import SCENARIOS
+from unbroken_drill.drill.app.traffic import Reply
 
 PLANTED = "<script>document.title = 'planted'</script><img src=x onerror=\"document.title='planted'\">"
 FLAGS = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from unbroken.drill.app.results import AppResult, Mark, recovery, spans
-from unbroken.drill.app.traffic import Reply
+from unbroken_drill.drill.app.results import AppResult, Mark, recovery, spans
+from unbroken_drill.drill.app.traffic import Reply
 
 
 def reply(due: float, latency: float = 0.1, status: int = 200, line: str = "") -> Reply:

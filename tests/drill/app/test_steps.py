@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unbroken.drill.app.scenarios import IDLE_OPTION, SCENARIOS, choose, scenario
-from unbroken.drill.app.stage import _DO, _POSITIONAL
-from unbroken.drill.app.steps import VERBS, read, read_all
 from unbroken.errors import ConfigurationError
-from unbroken.testing import FaultProxy
+from unbroken_drill import FaultProxy
+from unbroken_drill.drill.app.scenarios import IDLE_OPTION, SCENARIOS, choose, scenario
+from unbroken_drill.drill.app.stage import _DO, _POSITIONAL
+from unbroken_drill.drill.app.steps import VERBS, read, read_all
 
 
 def test_values_are_read_by_place_and_by_name() -> None:

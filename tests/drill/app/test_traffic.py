@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from unbroken.drill.app.traffic import ERROR, HUNG, OK, Target, Traffic, first_line
+from unbroken_drill.drill.app.traffic import ERROR, HUNG, OK, Target, Traffic, first_line
 
 
 class Answers(BaseHTTPRequestHandler):

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from unbroken.testing.servers import MongoDB
+from unbroken_drill.servers import MongoDB
 
 #: The C library's own fork: what uWSGI calls. None of Python's fork hooks runs.
 raw_fork: Callable[[], int] = ctypes.PyDLL(None).fork

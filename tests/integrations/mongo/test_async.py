@@ -19,7 +19,7 @@ from pymongo.errors import ConnectionFailure, InvalidOperation, PyMongoError, Se
 
 from unbroken.errors import NotYoursError, OutageError
 from unbroken.mongo import AsyncMongoClient, stats
-from unbroken.testing.servers import MongoDB
+from unbroken_drill.servers import MongoDB
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from pymongo.server_description import ServerDescription
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.mongo import plan, seams
 from unbroken.mongo import AsyncMongoClient, MongoClient, stats
-from unbroken.testing.servers import MongoDB
+from unbroken_drill.servers import MongoDB
 
 
 class Threading(monitoring.ServerListener, monitoring.TopologyListener):

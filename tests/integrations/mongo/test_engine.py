@@ -15,8 +15,8 @@ import pytest
 
 import unbroken
 import unbroken.mongo
-from unbroken.testing.servers import MongoDB
-from unbroken.testing.servers.folders import free_port
+from unbroken_drill.servers import MongoDB
+from unbroken_drill.servers.folders import free_port
 
 KNOWN = {"uuidRepresentation": "standard"}
 

@@ -20,7 +20,7 @@ from pymongo.errors import InvalidOperation
 
 from unbroken.errors import NotYoursError
 from unbroken.mongo import MongoClient, stats
-from unbroken.testing.servers import MongoDB
+from unbroken_drill.servers import MongoDB
 
 
 @pytest.fixture(autouse=True)

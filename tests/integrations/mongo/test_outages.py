@@ -19,7 +19,7 @@ from pymongo.errors import AutoReconnect, ConnectionFailure, PyMongoError, Serve
 
 from unbroken.errors import OutageError
 from unbroken.mongo import MongoClient, stats
-from unbroken.testing.servers import MongoDB, MongoReplicaSet
+from unbroken_drill.servers import MongoDB, MongoReplicaSet
 
 #: Far above every bound that is set here, far below what the plain client takes.
 SOON = 10.0

@@ -17,7 +17,7 @@ from pymongo.errors import PyMongoError
 
 from unbroken.errors import OutageError
 from unbroken.mongo import MongoClient
-from unbroken.testing.servers import MongoDB, MongoReplicaSet
+from unbroken_drill.servers import MongoDB, MongoReplicaSet
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 

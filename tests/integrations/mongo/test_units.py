@@ -13,7 +13,7 @@ import pytest
 import unbroken
 import unbroken.flask
 import unbroken.mongo
-from unbroken.testing.servers import MongoDB
+from unbroken_drill.servers import MongoDB
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import peewee
 import pytest
 
 import unbroken.peewee
-from unbroken.testing import FaultProxy
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server
+from unbroken_drill import FaultProxy
+from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "pymysql": ("PooledMySQLDatabase", {}),

@@ -9,7 +9,7 @@ from typing import Any
 import peewee
 import pytest
 
-from unbroken.testing import FaultProxy
+from unbroken_drill import FaultProxy
 
 
 def hide(server: Any, is_mysql: bool) -> None:

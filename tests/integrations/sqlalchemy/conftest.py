@@ -17,8 +17,8 @@ import sqlalchemy as sa
 
 import unbroken.sqlalchemy
 from unbroken.flows import servers
-from unbroken.testing import FaultProxy
-from unbroken.testing.servers import Server
+from unbroken_drill import FaultProxy
+from unbroken_drill.servers import Server
 
 DRIVERS = ["pymysql", "mysqldb", "psycopg"]
 

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 import unbroken
-from unbroken.testing.servers import PostgreSQL
+from unbroken_drill.servers import PostgreSQL
 
 #: Where raw_fork.py is, which forks as a C library does.
 RAW_FORK = Path(__file__).parents[2] / "pool"

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from unbroken import replayable
 from unbroken.sqlalchemy import stats
-from unbroken.testing.servers import PostgreSQL
+from unbroken_drill.servers import PostgreSQL
 
 #: What MariaDB sends to a session that is killed.
 GOODBYE = b"\x16\x00\x00\x00\xff\x86\x07#70100Query killed"

@@ -22,8 +22,8 @@ from urllib.parse import urlencode
 import psutil
 import pytest
 
-from unbroken.testing.servers import MariaDB, MySQL, PostgreSQL, Server
-from unbroken.testing.servers.folders import free_port
+from unbroken_drill.servers import MariaDB, MySQL, PostgreSQL, Server
+from unbroken_drill.servers.folders import free_port
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 import unbroken
 import unbroken.asgi
-from unbroken.testing.servers import MariaDB, PostgreSQL
+from unbroken_drill.servers import MariaDB, PostgreSQL
 
 pytestmark = pytest.mark.anyio
 

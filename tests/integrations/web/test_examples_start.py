@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from unbroken.testing.servers import PostgreSQL
+from unbroken_drill.servers import PostgreSQL
 
 from .conftest import ROOT, database
 

@@ -32,8 +32,8 @@ import unbroken.asgi
 import unbroken.django
 import unbroken.flask
 import unbroken.wsgi
-from unbroken.testing import FaultProxy
-from unbroken.testing.servers import MariaDB, PostgreSQL
+from unbroken_drill import FaultProxy
+from unbroken_drill.servers import MariaDB, PostgreSQL
 
 INSERT = "INSERT INTO fate VALUES (1)"
 COUNT = "SELECT COUNT(*) FROM fate"

@@ -16,7 +16,7 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 
 import unbroken
 import unbroken.flask
-from unbroken.testing.servers import MariaDB
+from unbroken_drill.servers import MariaDB
 
 
 class Shop:

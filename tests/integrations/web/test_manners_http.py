@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unbroken.testing.servers import MariaDB
+from unbroken_drill.servers import MariaDB
 
 
 @pytest.mark.parametrize("web", ["sync", "gthread", "gevent --preload"])

@@ -24,8 +24,8 @@ import unbroken.flask
 import unbroken.mongo
 import unbroken.wsgi
 from unbroken.integrations._flask_mongo import read_settings
-from unbroken.testing.servers import MongoDB
-from unbroken.testing.servers.folders import free_port
+from unbroken_drill.servers import MongoDB
+from unbroken_drill.servers.folders import free_port
 
 
 class Product(mongoengine.Document):  # type: ignore[misc]

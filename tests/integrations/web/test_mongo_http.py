@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from unbroken.testing.servers import MongoDB
+from unbroken_drill.servers import MongoDB
 
 #: Requests per second. They come whether or not those before were answered.
 RATE = 10.0

@@ -12,7 +12,7 @@ import pytest
 
 import unbroken
 import unbroken.wsgi
-from unbroken.testing.servers import MariaDB, PostgreSQL
+from unbroken_drill.servers import MariaDB, PostgreSQL
 
 #: PyMySQL says the one or the other, depending on whether the FIN has come before it sends.
 LOST = "Lost connection|gone away"

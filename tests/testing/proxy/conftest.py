@@ -16,8 +16,8 @@ import psycopg
 import pymysql
 import pytest
 
-from unbroken.testing import FaultProxy
-from unbroken.testing.servers import MariaDB, PostgreSQL, Server
+from unbroken_drill import FaultProxy
+from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 
 _numbers = count(1)
 

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unbroken.errors import ConfigurationError
-from unbroken.testing import FaultProxy, ProxyError
-from unbroken.testing.proxy import control
-from unbroken.testing.proxy.control import VERBS, Control
+from unbroken_drill import FaultProxy, ProxyError
+from unbroken_drill.proxy import control
+from unbroken_drill.proxy.control import VERBS, Control
 
 from .conftest import CLOSED, Line, until
 

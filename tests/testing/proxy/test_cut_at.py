@@ -10,7 +10,7 @@ import psycopg
 import pymysql
 import pytest
 
-from unbroken.testing import ProxyError
+from unbroken_drill import ProxyError
 
 from .conftest import CLOSE_WAIT, CLOSED, Line, until
 

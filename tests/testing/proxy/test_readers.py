@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unbroken.testing.proxy import mysql, postgresql
-from unbroken.testing.proxy.cuts import Cut, Reader
-from unbroken.testing.proxy.mysql import MySQLReader
-from unbroken.testing.proxy.postgresql import PostgreSQLReader
-from unbroken.testing.proxy.tap import Tap
+from unbroken_drill.proxy import mysql, postgresql
+from unbroken_drill.proxy.cuts import Cut, Reader
+from unbroken_drill.proxy.mysql import MySQLReader
+from unbroken_drill.proxy.postgresql import PostgreSQLReader
+from unbroken_drill.proxy.tap import Tap
 
 READERS = [MySQLReader, PostgreSQLReader]
 Talk = list[tuple[str, bytes]]  #: who says what, in turn: "up" or "down"

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from unbroken.drivers.url import parse
 from unbroken.errors import ConfigurationError
-from unbroken.testing import FaultProxy, ProxyError
-from unbroken.testing.proxy.addresses import Address, address, of_url, through
-from unbroken.testing.proxy.lane import FULL, Lane
-from unbroken.testing.proxy.plan import PLAIN, UNTOUCHED, Conduct, Rules, Standing
+from unbroken_drill import FaultProxy, ProxyError
+from unbroken_drill.proxy.addresses import Address, address, of_url, through
+from unbroken_drill.proxy.lane import FULL, Lane
+from unbroken_drill.proxy.plan import PLAIN, UNTOUCHED, Conduct, Rules, Standing
 
 # ---------------------------------------------------------------------------------------------- lanes
 

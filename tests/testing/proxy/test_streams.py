@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from unbroken.testing import FaultProxy
+from unbroken_drill import FaultProxy
 
 from .conftest import until
 

@@ -17,7 +17,7 @@ import psycopg
 import pymysql
 import pytest
 
-from unbroken.testing import FaultProxy, ProxyError
+from unbroken_drill import FaultProxy, ProxyError
 
 from .conftest import CLOSE_WAIT, CLOSED, ESTABLISHED, SYN_SENT, Asked, Kernel, Line, until
 
@@ -523,7 +523,7 @@ def test_out_of_descriptors_it_waits_for_some_and_goes_on() -> None:
     said = script(
         """
         import resource, socket, time
-        from unbroken.testing import FaultProxy
+        from unbroken_drill import FaultProxy
 
         def wait(condition):
             deadline = time.monotonic() + 30
@@ -562,7 +562,7 @@ def test_it_works_where_gevent_has_patched_everything(plain_line: Line) -> None:
             monkey.patch_all()
             import sys
             import unbroken
-            from unbroken.testing import FaultProxy
+            from unbroken_drill import FaultProxy
 
             with FaultProxy(("127.0.0.1", int(sys.argv[2]))) as proxy, unbroken.Pool(proxy.url(sys.argv[1])) as pool:
                 for _ in range(3):

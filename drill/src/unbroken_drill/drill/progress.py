@@ -1,0 +1,80 @@
+"""How the drill shows that it is under way: a table that fills in on a terminal, a line per result elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from unbroken_drill.drill import report
+from unbroken_drill.drill.results import Contestant, Result
+from unbroken_drill.drill.run import AnyJob
+
+
+class Progress:
+    """Watches a drill (see :class:`unbroken_drill.drill.run.Watcher`); a context manager that takes its display away at the end."""
+
+    def __init__(self, console: Console, entrants: Sequence[Contestant], scenarios: Sequence[str], total: int) -> None:
+        self._console, self._entrants, self._scenarios, self._total = console, entrants, scenarios, total
+        self._lock = threading.Lock()
+        self._rows: dict[tuple[str, str, str], Result] = {}
+        self._running: list[AnyJob] = []
+        self._done = 0
+        self._began = time.monotonic()
+        self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def began(self, job: AnyJob) -> None:
+        """*job* is under way."""
+        with self._lock:
+            self._running.append(job)
+
+    def ended(self, job: AnyJob, result: Result, done: int, total: int) -> None:
+        """*job* gave *result*."""
+        with self._lock:
+            self._running.remove(job)
+            self._rows[job.cell] = result
+            self._done = done
+        if self._live is None:
+            self._console.print(Text(f"[{done:>{len(str(total))}}/{total}] {line(result)}"), soft_wrap=True)
+
+    def tick(self) -> None:
+        """Draw anew."""
+        if self._live is not None:
+            self._live.update(self._picture(), refresh=True)
+
+    def _picture(self) -> Group:
+        with self._lock:
+            rows, running = list(self._rows.values()), list(self._running)
+        backend = running[0].entrant.backend if running else rows[-1].server if rows else self._entrants[0].backend
+        title = f"unbroken drill: {report.SERVERS[backend]}, {self._done} of {self._total}, {time.monotonic() - self._began:.0f} s"
+        now = [job.cell for job in running]
+        under_way = ", ".join(f"{job.scenario.name}: {job.entrant.title}{f' ({job.detail})' if job.detail else ''}" for job in running)
+        width = max(len(entrant.title) for entrant in self._entrants)
+        table = report.league(rows, self._entrants, backend, "", self._scenarios, now, width)
+        return Group(Text(title, "bold"), table, Text(f"now {under_way}" if under_way else "", "cyan"))
+
+
+def line(row: Result) -> str:
+    """A result on one line."""
+    where = f"{report.SERVERS[row.server]} {row.scenario}, {row.title}:"
+    if row.failure is not None:
+        return f"{where} {row.failure}"
+    back = "never" if row.never_back else report.seconds(row.recovery)
+    text = f"{where} {row.errors} errors, slowest {report.seconds(row.slowest)}, back in {back}"
+    more = report.remarks(row).plain
+    return f"{text}, {more}" if more else text

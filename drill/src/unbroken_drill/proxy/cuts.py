@@ -1,0 +1,125 @@
+"""A cut at a statement: which one, before or after, how often. And what a reader of a protocol tells of a stream."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from unbroken.errors import ConfigurationError
+from unbroken_drill.proxy.errors import ProxyError
+from unbroken_drill.proxy.plan import How, Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """The client had a statement executed. Offsets are into the chunk just read."""
+
+    ticket: int  #: the number that its answer will have
+    text: str
+    start: int  #: where its message begins; 0 when it began in an earlier chunk
+    end: int  #: where its message ends
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A piece of news about the answer to a statement: it begins at *at*, or (*complete*) has ended there."""
+
+    ticket: int
+    at: int
+    complete: bool
+
+
+class Reader(Protocol):
+    """Follows one connection's protocol in both directions, whatever the pieces it is given. Never raises."""
+
+    unreadable: str | None  #: why statements cannot be read any more (TLS, compression, not this protocol at all)
+
+    def up(self, data: bytes) -> Iterable[Spoken]:
+        """The client sent *data*."""
+
+    def down(self, data: bytes) -> Iterable[Answer]:
+        """The server sent *data*."""
+
+
+def pattern(statement: str | re.Pattern[str]) -> re.Pattern[str]:
+    """What finds *statement*: a pattern searches the text, a text must begin it, in any case of letters, in whole words."""
+    if isinstance(statement, re.Pattern) and isinstance(statement.pattern, str):
+        return statement
+    if not isinstance(statement, str) or not statement.strip():
+        raise ConfigurationError(f"statement={statement!r} must be the beginning of a statement, such as 'COMMIT', or a compiled pattern")
+    words = r"\s+".join(re.escape(word) for word in statement.split())
+    border = r"(?!\w)" if re.search(r"\w$", words) else ""
+    return re.compile(rf"\s*{words}{border}", re.IGNORECASE)
+
+
+class Cut:
+    """A cut that is waiting for its statement: what :meth:`FaultProxy.cut_at` gives. ``hits``: how often it cut so far."""
+
+    def __init__(self, statement: str | re.Pattern[str], *, before: bool, times: int, on: Scope, how: How, count: int) -> None:
+        self._pattern = pattern(statement)
+        self._anchored = isinstance(statement, str)
+        self.statement = statement if isinstance(statement, str) else statement.pattern
+        self.before, self.on, self.how = before, on, how
+        self.times = times
+        self.left = times  #: cuts to come, those not counted whose statement's answer is awaited
+        self.connections: tuple[int, ...] = ()  #: which ones were cut, in order
+        self._count = count  # connections accepted before this
+        self._unreadable: list[str] = []
+        self._news = threading.Condition()
+
+    def __repr__(self) -> str:
+        return f"<Cut {'before' if self.before else 'after'} {self.statement!r}: {self.hits} done, {self.left} to come>"
+
+    @property
+    def story(self) -> str:
+        """What it does, for the log."""
+        if self.before:
+            return f"before {self.statement} reached the server"
+        return f"after {self.statement} was answered, before the client heard of it"
+
+    @property
+    def hits(self) -> int:
+        """How often it cut so far."""
+        return len(self.connections)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it has cut as often as it was to."""
+        return self.hits >= self.times
+
+    def covers(self, n: int) -> bool:
+        """Whether the connection *n* is meant."""
+        if isinstance(self.on, int):
+            return n == self.on
+        return self.on == "all" or (n <= self._count) == (self.on == "existing")
+
+    def matches(self, n: int, text: str) -> bool:
+        """Whether to cut the connection *n*, which has *text* executed."""
+        find = self._pattern.match if self._anchored else self._pattern.search
+        return self.left > 0 and self.covers(n) and find(text) is not None
+
+    def done(self, n: int) -> None:
+        """The connection *n* was cut."""
+        with self._news:
+            self.connections += (n,)
+            self._news.notify_all()
+
+    def cannot_read(self, n: int, why: str) -> None:
+        """The connection *n* cannot be read: whoever waits is told."""
+        with self._news:
+            self._unreadable.append(f"connection {n}: {why}")
+            self._news.notify_all()
+
+    def wait(self, timeout: float = 10.0, hits: int = 1) -> None:
+        """Wait until it has cut *hits* times. Raises ProxyError after *timeout* seconds, or at once when a connection cannot be read."""
+        end = time.monotonic() + timeout
+        with self._news:
+            while self.hits < hits:
+                if self._unreadable:
+                    raise ProxyError(f"no cut at {self.statement!r}: {self._unreadable[0]}")
+                if not self._news.wait(max(0.0, end - time.monotonic())) and self.hits < hits:
+                    raise ProxyError(f"no cut at {self.statement!r} within {timeout:g} s: {self.hits} of {hits}; was it executed?")

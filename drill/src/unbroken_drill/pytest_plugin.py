@@ -1,0 +1,222 @@
+"""unbroken's pytest plugin: real servers, faults by name, and a watch over connections. See docs/testing.md.
+
+Loaded by every pytest run where unbroken is installed, so nothing is imported here before a fixture or marker is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from unbroken import Pool
+    from unbroken_drill.databases import SharedServers
+    from unbroken_drill.faults import Fault
+    from unbroken_drill.proxy import FaultProxy
+    from unbroken_drill.servers import MariaDB, MongoDB, MySQL, PostgreSQL
+
+_SERVERS = ("mariadb", "mysql", "postgres", "mongodb")
+_FAULTS = "faults(*names, server=None, seconds=0.3, after=0.1, every=None)"
+#: How long threads that are about to give a connection back have for it when a test ends.
+_GRACE = 0.5
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The settings for pytest.ini and pyproject.toml."""
+    parser.addini("unbroken_missing_server", "what a test does whose server is not installed: fail (the default) or skip", default="fail")
+    parser.addini("unbroken_no_connection_leaks", "watch every test as no_connection_leaks does", type="bool", default=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The markers."""
+    config.addinivalue_line("markers", f"{_FAULTS}: run the test once per fault: played when it calls its fixture fault, else beside it")
+    config.addinivalue_line("markers", "no_connection_leaks: fail the test if it leaves a connection checked out, and say who took it")
+
+
+# -- servers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def unbroken_servers() -> Iterator[SharedServers]:
+    """The servers of this process (an xdist worker has its own), started when a test asks for one: ``unbroken_servers.get("mysql")``."""
+    from unbroken_drill.databases import SharedServers
+
+    with SharedServers() as servers:
+        yield servers
+
+
+def _fresh(request: pytest.FixtureRequest, kind: str) -> Iterator[Any]:
+    from unbroken_drill.servers import ServerUnavailable
+
+    servers: SharedServers = request.getfixturevalue("unbroken_servers")
+    try:
+        servers.get(kind)
+    except ServerUnavailable as reason:
+        if request.config.getini("unbroken_missing_server") == "skip":
+            pytest.skip(str(reason))
+        pytest.fail(str(reason), pytrace=False)
+    with servers.fresh(kind) as server:
+        yield server
+
+
+@pytest.fixture
+def mariadb(request: pytest.FixtureRequest) -> Iterator[MariaDB]:
+    """A MariaDB server with a fresh database: ``mariadb.url("pymysql")``. It may be stopped, killed, frozen, and told other settings."""
+    yield from _fresh(request, "mariadb")
+
+
+@pytest.fixture
+def mysql(request: pytest.FixtureRequest) -> Iterator[MySQL]:
+    """A MySQL server with a fresh database, likewise."""
+    yield from _fresh(request, "mysql")
+
+
+@pytest.fixture
+def postgres(request: pytest.FixtureRequest) -> Iterator[PostgreSQL]:
+    """A PostgreSQL server with a fresh database, likewise."""
+    yield from _fresh(request, "postgres")
+
+
+@pytest.fixture
+def mongodb(request: pytest.FixtureRequest) -> Iterator[MongoDB]:
+    """A MongoDB server with a fresh database, likewise."""
+    yield from _fresh(request, "mongodb")
+
+
+# -- what stands on the way --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fault_proxy() -> Iterator[Callable[..., FaultProxy]]:
+    """``fault_proxy(postgres)``: a started FaultProxy before a server (or an address), closed with the test."""
+    from unbroken_drill.faults import for_server
+    from unbroken_drill.proxy import FaultProxy
+    from unbroken_drill.servers import Server
+
+    with ExitStack() as stack:
+
+        def make(upstream: Any, **options: Any) -> FaultProxy:
+            proxy = for_server(upstream, **options) if isinstance(upstream, Server) else FaultProxy(upstream, **options)
+            return stack.enter_context(proxy)
+
+        yield make
+
+
+@pytest.fixture
+def unbroken_pool() -> Iterator[Callable[..., Pool]]:
+    """``unbroken_pool(postgres)``: an unbroken.Pool to a server, a fault or a URL, closed with the test.
+
+    ``unbroken_pool(postgres, "psycopg", max_size=3)``: with that driver, and settings.
+    """
+    from unbroken import Pool
+
+    with ExitStack() as stack:
+
+        def make(where: Any, driver: str | None = None, **settings: Any) -> Pool:
+            pool = Pool(where if isinstance(where, str) else where.url(driver), **settings)
+            stack.callback(pool.close, timeout=0.0)
+            return pool
+
+        yield make
+
+
+# -- faults ------------------------------------------------------------------------------------------------------
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with the marker ``faults`` runs once per fault."""
+    marker = metafunc.definition.get_closest_marker("faults")
+    if marker is None:
+        return
+    from unbroken_drill.faults import KINDS
+
+    wrong = [name for name in marker.args if name not in KINDS]
+    options = set(marker.kwargs) - {"server", "seconds", "after", "every"}
+    if wrong or options or not marker.args:
+        what = f"there is no fault {wrong[0]!r}" if wrong else f"there is no option {min(options)!r}" if options else "it names no fault"
+        raise pytest.UsageError(f"{metafunc.definition.nodeid}: @pytest.mark.{_FAULTS}: {what}; faults are {', '.join(KINDS)}")
+    by_itself = "fault" not in metafunc.fixturenames
+    if by_itself:
+        metafunc.fixturenames.append("fault")  # so that it may be parametrized; pytest_itemcollected has it set up
+    metafunc.parametrize("fault", [(name, by_itself) for name in marker.args], ids=marker.args, indirect=True)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A test that does not name the fixture ``fault`` gets it all the same."""
+    names = getattr(item, "fixturenames", None)
+    if names is not None and "fault" not in names and _is_played_beside(item):
+        names.append("fault")
+
+
+@pytest.fixture
+def fault(request: pytest.FixtureRequest) -> Iterator[Fault]:
+    """The fault of this run of a test with the marker ``faults``: ``fault()`` plays it, ``fault.url()`` is where to connect."""
+    from unbroken_drill.faults import Fault
+
+    marker = request.node.get_closest_marker("faults")
+    if marker is None:
+        pytest.fail(f'the fixture fault needs faults: @pytest.mark.{_FAULTS}, such as faults("kill", "restart")', pytrace=False)
+    name, _by_itself = request.param
+    kind = marker.kwargs.get("server")
+    kinds = [kind] if kind is not None else [each for each in _SERVERS if each in request.fixturenames]
+    if len(kinds) != 1 or kinds[0] not in _SERVERS:
+        said = f"uses {' and '.join(kinds) or 'none'}" if kind is None else f"says server={kind!r}"
+        pytest.fail(f"which server is to have the fault? the test {said}; say faults(…, server=…), of {', '.join(_SERVERS)}", pytrace=False)
+    with Fault(name, request.getfixturevalue(kinds[0]), marker.kwargs.get("seconds", 0.3)).ready() as made:
+        yield made
+
+
+@pytest.fixture
+def no_connection_leaks() -> None:
+    """The test fails if it leaves a connection of any unbroken pool checked out. As a marker, too."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Play a fault beside a test that does not play it itself; watch its connections if it asked for that."""
+    beside, watched = _is_played_beside(item), _is_watched(item)
+    if not (beside or watched):
+        return (yield)
+    from unbroken_drill.faults import Player
+    from unbroken_drill.leaks import LeakWatch
+
+    with ExitStack() as stack:
+        watch = stack.enter_context(LeakWatch()) if watched else None
+        if not beside:
+            result = yield
+        else:
+            fault, options = item.funcargs["fault"], _marker(item).kwargs  # type: ignore[attr-defined] # a Function
+            after = options.get("after", 0.1)
+            with Player(fault, after, options.get("every")) as player:
+                result = yield
+            if player.error is not None:
+                pytest.fail(f"the fault {fault.name!r} could not be played: {player.error}", pytrace=False)
+            if not fault.played:
+                said = "ask for the fixture fault and play it, or let it come sooner: faults(…, after=0.0)"
+                pytest.fail(f"the test was over before its fault {fault.name!r} came, after {after} s: {said}", pytrace=False)
+        leaks = watch.leaks(_GRACE) if watch is not None else []
+        if leaks:
+            pytest.fail("\n".join(["the test left connections behind:", *(f"  {leak}" for leak in leaks)]), pytrace=False)
+    return result
+
+
+def _marker(item: Any) -> pytest.Mark:
+    marker: pytest.Mark = item.get_closest_marker("faults")
+    return marker
+
+
+def _is_played_beside(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    if callspec is None or item.get_closest_marker("faults") is None:
+        return False
+    _name, by_itself = callspec.params["fault"]
+    return bool(by_itself)
+
+
+def _is_watched(item: pytest.Item) -> bool:
+    if item.get_closest_marker("no_connection_leaks") is not None or "no_connection_leaks" in getattr(item, "fixturenames", ()):
+        return True
+    return bool(item.config.getini("unbroken_no_connection_leaks"))

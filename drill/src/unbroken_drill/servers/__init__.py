@@ -1,0 +1,23 @@
+"""Real, private database servers for tests and demonstrations: started in a fraction of a second, broken at will.
+
+    from unbroken_drill.servers import PostgreSQL
+
+    with PostgreSQL({"max_connections": 20}) as server:
+        pool = unbroken.Pool(server.url("psycopg"))
+        server.crash(down=1.0)
+
+:func:`available` says whether a kind of server can be had here. No driver is needed: servers are asked in their own protocol.
+"""
+
+from unbroken_drill.servers.base import Server, Session, available
+from unbroken_drill.servers.errors import ServerError, ServerUnavailable
+from unbroken_drill.servers.mariadb import MariaDB
+from unbroken_drill.servers.mongodb import MongoDB, MongoReplicaSet
+from unbroken_drill.servers.mysql import MySQL
+from unbroken_drill.servers.pgbouncer import PgBouncer
+from unbroken_drill.servers.postgresql import PostgreSQL
+
+__all__ = [
+    "MariaDB", "MongoDB", "MongoReplicaSet", "MySQL", "PgBouncer", "PostgreSQL", "Server", "ServerError", "ServerUnavailable", "Session",
+    "available",
+]  # fmt: skip

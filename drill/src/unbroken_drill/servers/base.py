@@ -1,0 +1,396 @@
+"""A real database server, private to the process that made it, that can be stopped, killed, frozen and asked."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+from urllib.parse import quote, urlencode
+
+from unbroken_drill.servers import folders, processes
+from unbroken_drill.servers.errors import ServerError, ServerUnavailable
+from unbroken_drill.servers.reaper import reaper
+
+#: How often a starting server is asked whether it answers: one attempt costs it well under a millisecond.
+_POLL = 0.002
+
+#: What an option may be set to: text and numbers as the server spells them, True and False as on and off.
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One session of the application's user, as the server sees it."""
+
+    id: int  #: what KILL or pg_terminate_backend takes
+    user: str
+    peer: str  #: ``address:port`` of the client, or ``localhost`` / empty for a unix socket
+    database: str
+    state: str  #: in the server's words: ``Sleep``, ``Query`` (MariaDB); ``idle``, ``active`` … (PostgreSQL)
+
+
+class Server(ABC):
+    """A server of one kind on a free port, with a folder of its own; a context manager that starts and ends it.
+
+    *options* are the server's own settings (``{"wait_timeout": 2}``). *user* and *password* (default: a random one,
+    required over TCP) may do everything in *database*. *host* is the address to listen on, *port* a fixed port instead
+    of a free one. *tls* makes a private CA (:attr:`ca_file`) and offers TLS. *binary* is the server's program, instead of
+    the best one found (see each class for where it is looked for).
+
+    As root, the server runs as an unprivileged user. It ends with the block, with :meth:`close`, with the interpreter,
+    and also when this process is killed. A forked child may ask it, freeze it and end its sessions, but neither
+    ends it nor removes its folder.
+    """
+
+    backend: ClassVar[str]  #: ``mariadb``, ``postgresql``: what :func:`available` is asked with
+    schemes: ClassVar[Mapping[str, str]] = {}  #: drivers whose URL does not begin with the usual scheme
+    scheme: ClassVar[str]
+    polite_signal: ClassVar[signal.Signals]  #: asks the server to end in order, without waiting for clients
+    quick_signal: ClassVar[signal.Signals]  #: ends it at once, leaving nothing behind in the system
+
+    hello: ClassVar[str] = "SELECT 1"  #: what a starting server is asked
+    kinds: ClassVar[dict[str, type[Server]]] = {}  #: every kind there is, by its backend
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Server.kinds[cls.backend] = cls
+
+    def __init__(
+        self,
+        options: Mapping[str, Value] | None = None,
+        *,
+        user: str = "app",
+        password: str | None = None,
+        database: str = "shop",
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        tls: bool = False,
+        binary: str | Path | None = None,
+    ) -> None:
+        self.options: dict[str, Value] = dict(options or {})
+        self.user, self.database, self.host, self.tls = user, database, host, tls
+        self.password = secrets.token_urlsafe(12) if password is None else password
+        self.port = port or folders.free_port(host)
+        self.binary = self.find(tls=tls) if binary is None else Path(binary)
+        self.folder: Path | None = None
+        self.ready_at: float | None = None  #: ``time.monotonic()`` of the first answer after the last start
+        self._owner = os.getpid()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    # ---- what each kind says for itself
+
+    @classmethod
+    @abstractmethod
+    def find(cls, *, tls: bool = False) -> Path:
+        """The program of the best server of this kind here; ServerUnavailable says what to do when there is none."""
+
+    @abstractmethod
+    def _prepare(self, folder: Path) -> None:
+        """Fill the new *folder*: the data folder, certificates."""
+
+    @abstractmethod
+    def _command(self, folder: Path) -> list[str | Path]:
+        """The command line that serves *folder*; writes the present options where the server reads them."""
+
+    @abstractmethod
+    def _welcome(self) -> None:
+        """On the first start: make the application's user and database."""
+
+    @property
+    @abstractmethod
+    def unix_socket(self) -> str:
+        """The path of the server's socket."""
+
+    @abstractmethod
+    def _query(self, sql: str, database: str | None, timeout: float) -> list[tuple[str, ...]]:
+        """Run *sql* as the administrator, over the unix socket."""
+
+    @abstractmethod
+    def sessions(self) -> list[Session]:
+        """The sessions of the application's user, oldest first; never the administrator's."""
+
+    @abstractmethod
+    def _kill_session(self, number: int) -> bool:
+        """End one session; whether it was there."""
+
+    @abstractmethod
+    def _apply(self, options: Mapping[str, Value]) -> None:
+        """Make the running server follow *options*, in new sessions at least."""
+
+    @abstractmethod
+    def _present(self, name: str) -> Value:
+        """The running server's value of an option, in a form that :meth:`set` takes."""
+
+    @abstractmethod
+    def _socket_query(self, driver: str | None) -> dict[str, str]:
+        """The URL's query that makes *driver* use the unix socket."""
+
+    # ---- life
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def start(self, timeout: float = 30.0) -> Self:
+        """Start the server and wait until it answers; nothing when it runs already. After a kill it recovers itself."""
+        self._own("start")
+        if self.is_running:
+            return self
+        if self.folder is not None:
+            self._launch(self.folder, timeout)
+            return self
+        folder = self.folder = folders.private_folder()
+        _alive.add(self)
+        reaper.watch(folder)
+        try:
+            self._prepare(folder)
+            self._launch(folder, timeout)
+            self._welcome()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _launch(self, folder: Path, timeout: float) -> None:
+        self._process = processes.spawn(self._command(folder), folder, self.log)
+        reaper.watch(folder, self._process.pid, self.quick_signal)
+        self.wait_ready(timeout)
+
+    def stop(self, timeout: float = 30.0) -> None:
+        """Ask the server to end in order and wait until it has; ServerError (and SIGKILL) when it takes longer."""
+        self._own("stop")
+        if self._process is None or not self.is_running:
+            return self._ended()
+        self.thaw()
+        self._process.send_signal(self.polite_signal)
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise ServerError(f"{self!r} did not end within {timeout} s of being asked, so it was killed") from None
+        return self._ended()
+
+    def kill(self) -> None:
+        """SIGKILL all its processes at once, as a crash would; gives when none of them is left."""
+        self._own("kill")
+        if self._process is not None:
+            processes.kill(self._process)
+        self._ended()
+
+    def restart(self, down: float = 0.0) -> None:
+        """Stop, stay away for *down* seconds, start again on the same port."""
+        self.stop()
+        time.sleep(down)
+        self.start()
+
+    def crash(self, down: float = 0.0) -> None:
+        """Kill, stay away for *down* seconds, start again on the same port."""
+        self.kill()
+        time.sleep(down)
+        self.start()
+
+    def freeze(self) -> None:
+        """Stop all its processes in their tracks: connections stay open, nothing answers. The kernel goes on to
+        accept new TCP connections until the listen queue is full."""
+        processes.freeze(self.pid)
+
+    def thaw(self) -> None:
+        """Let a frozen server go on."""
+        processes.thaw(self.pid)
+
+    def close(self) -> None:
+        """End the server, quickly, and remove its folder. In a forked child: nothing."""
+        if os.getpid() != self._owner:
+            return
+        if self._process is not None and self.is_running:
+            self.thaw()
+            self._process.send_signal(self.quick_signal)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5.0)
+            processes.kill(self._process)
+        self._ended()
+        folder, self.folder = self.folder, None
+        if folder is not None:
+            self._clean(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            reaper.forget(folder)
+        _alive.discard(self)
+
+    def _clean(self, folder: Path) -> None:  # noqa: B027 - most kinds leave nothing outside their folder
+        """Give back what a killed server left in the system, outside its *folder*."""
+
+    def _ended(self) -> None:
+        self._process = None
+        self.ready_at = None
+        if self.folder is not None:
+            reaper.watch(self.folder)
+
+    def _own(self, verb: str) -> None:
+        if os.getpid() != self._owner:
+            raise ServerError(f"cannot {verb} the server of process {self._owner} from its child {os.getpid()}")
+
+    def wait_ready(self, timeout: float = 30.0) -> None:
+        """Wait until the server answers; ServerError with the end of its log when it ends or takes longer."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                self._query(self.hello, None, max(0.1, deadline - time.monotonic()))
+            except ServerError as error:
+                reason = str(error)
+            else:
+                if self.ready_at is None:
+                    self.ready_at = time.monotonic()
+                return
+            if not self.is_running:
+                status = self._process.returncode if self._process else None
+                self._ended()
+                raise ServerError(f"{self.backend} ended with status {status} while starting: {self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise ServerError(f"{self!r} does not answer within {timeout} s ({reason}): {self.log_tail()}")
+            time.sleep(_POLL)
+
+    # ---- what is known of it
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its main process lives (frozen or not, ready or not)."""
+        if self._process is None:
+            return False
+        if os.getpid() != self._owner:
+            return bool(processes.family(self._process.pid))
+        return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The main process; ServerError when it does not run."""
+        if self._process is None or not self.is_running:
+            raise ServerError(f"{self!r} does not run: start() it")
+        return self._process.pid
+
+    @property
+    def ca_file(self) -> Path:
+        """The certificate of the private CA that signed this server's (with ``tls=True``)."""
+        if not self.tls or self.folder is None:
+            raise ServerError("only a started server with tls=True has a CA")
+        return self.folder / "tls" / "ca.pem"
+
+    @property
+    def log(self) -> Path:
+        """What the server printed."""
+        return self._home / "server.log"
+
+    def log_tail(self, lines: int = 5) -> str:
+        """The last *lines* of the log, as one."""
+        with contextlib.suppress(OSError):
+            return " / ".join(self.log.read_text(errors="replace").strip().splitlines()[-lines:])
+        return "no log"
+
+    @property
+    def _home(self) -> Path:
+        if self.folder is None:
+            raise ServerError(f"{self!r} was never started, or is closed: start() it")
+        return self.folder
+
+    def url(self, driver: str | None = None, *, unix: bool = False, **query: object) -> str:
+        """The application's URL in SQLAlchemy's spelling, password included: ``url("pymysql", max_size=5)``.
+
+        Without *driver* a bare ``mysql://`` or ``postgresql://``; *unix* goes over the unix socket.
+        """
+        scheme = f"{self.schemes.get(driver, self.scheme)}+{driver}" if driver else self.scheme
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        where = "" if unix else f"{host}:{self.port}"
+        pairs = {**(self._socket_query(driver) if unix else {}), **query}
+        tail = f"?{urlencode(pairs)}" if pairs else ""
+        return f"{scheme}://{quote(self.user, safe='')}:{quote(self.password, safe='')}@{where}/{quote(self.database)}{tail}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {self.host}:{self.port}, {'running' if self.is_running else 'not running'}>"
+
+    # ---- what it can be asked
+
+    def admin(self, sql: str, *, timeout: float = 30.0) -> list[tuple[str, ...]]:
+        """Run *sql* as the administrator, in the application's database: the last statement's rows, as text, NULL as "".
+
+        One connection of its own over the unix socket; ServerError with the server's code when it refuses.
+        """
+        return self._query(sql, self.database, timeout)
+
+    def kill_sessions(self, timeout: float = 5.0) -> int:
+        """End the application's sessions as an administrator would, wait until they are gone, and give how many."""
+        killed = {session.id for session in self.sessions() if self._kill_session(session.id)}
+        deadline = time.monotonic() + timeout
+        while left := {number for number in killed if self._is_ending(number)} | (killed & {session.id for session in self.sessions()}):
+            if time.monotonic() > deadline:
+                raise ServerError(f"sessions {sorted(left)} still live {timeout} s after they were killed")
+            time.sleep(_POLL)
+        return len(killed)
+
+    def _is_ending(self, number: int) -> bool:  # noqa: ARG002 - what a server calls a session is its own affair
+        """Whether a session that the server no longer lists may still have its socket."""
+        return False
+
+    def set(self, **options: Value) -> None:
+        """Change settings, for new sessions at least, now and after each restart.
+
+        ServerError when the server refuses; nothing is changed then. What it takes only at its start goes into
+        :attr:`options`, followed by :meth:`restart`.
+        """
+        before = dict(self.options)
+        values = {name: self._present(name) for name in options} if self.is_running else {}
+        self.options.update(options)
+        if not values:
+            return
+        try:
+            self._apply(options)
+        except ServerError:
+            self.options = before
+            with contextlib.suppress(ServerError):
+                self._apply(values)
+            raise
+
+    @contextlib.contextmanager
+    def temporarily(self, **options: Value) -> Iterator[Self]:
+        """Change settings within the block, and change them back afterwards: for servers that tests share."""
+        before = dict(self.options)
+        values = {name: self._present(name) for name in options}
+        self.set(**options)
+        try:
+            yield self
+        finally:
+            self.options = before
+            if self.is_running:
+                self._apply(values)
+
+
+#: Servers that have a folder, kept alive until they are closed: ended with the interpreter.
+_alive: set[Server] = set()
+
+
+@atexit.register
+def _close_all() -> None:
+    for server in list(_alive):
+        with contextlib.suppress(Exception):
+            server.close()
+
+
+def available(kind: str) -> str | None:
+    """None when a server of *kind* (``mariadb``, ``postgresql``) can be had here; else one line that says what to do."""
+    if kind not in Server.kinds:
+        return f"there is no server of kind {kind!r}; known are {', '.join(sorted(Server.kinds))}"
+    try:
+        Server.kinds[kind].find()
+    except ServerUnavailable as error:
+        return str(error)
+    return None

@@ -1,0 +1,169 @@
+"""MariaDB: the distribution's ``mariadbd``, with a private data folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from signal import SIGKILL, SIGTERM
+from typing import ClassVar
+
+from unbroken_drill.servers import certificates, folders, processes
+from unbroken_drill.servers.base import Server, Session, Value
+from unbroken_drill.servers.errors import ServerError, ServerUnavailable
+from unbroken_drill.servers.wire import mysql_query
+
+#: Where a server's program may be that is not in PATH.
+PLACES = ("/usr/sbin", "/usr/local/sbin", "/usr/libexec", "/usr/local/bin", "/opt/homebrew/opt/mariadb/bin", "/usr/local/opt/mariadb/bin")
+_NO_SUCH_THREAD = 1094  # ER_NO_SUCH_THREAD: it ended by itself before it was killed
+
+#: Small, quick, and safe when killed: the log is written (not flushed) at each commit, so that a crash of the process, though
+#: not of the machine, loses nothing acknowledged; the doublewrite buffer stays on, for a SIGKILL may tear a page.
+_SETTINGS: Mapping[str, Value] = {
+    "skip_name_resolve": True,
+    "innodb_flush_log_at_trx_commit": 2,
+    "innodb_log_file_size": "8M",
+    "innodb_buffer_pool_size": "16M",
+    "innodb_buffer_pool_dump_at_shutdown": False,
+    "innodb_buffer_pool_load_at_startup": False,
+    "performance_schema": False,
+    "key_buffer_size": "1M",
+    "aria_pagecache_buffer_size": "1M",
+    "character_set_server": "utf8mb4",
+}
+
+
+class MariaDB(Server):
+    """A MariaDB server, for ``mysql+…://`` and ``mariadb+…://`` URLs.
+
+    The program is, first of all, what ``UNBROKEN_MARIADBD`` names, then ``mariadbd`` in PATH, then in the usual folders
+    for servers. ``mariadb-install-db`` is looked for beside it and in PATH.
+    """
+
+    backend: ClassVar[str] = "mariadb"
+    scheme = "mysql"
+    schemes: ClassVar[Mapping[str, str]] = {"mariadbconnector": "mariadb"}
+    polite_signal = SIGTERM
+    quick_signal = SIGKILL
+
+    @classmethod
+    def find(cls, *, tls: bool = False) -> Path:
+        """The ``mariadbd`` to run."""
+        named = os.environ.get("UNBROKEN_MARIADBD")
+        found = named or shutil.which("mariadbd") or shutil.which("mariadbd", path=os.pathsep.join(PLACES))
+        if found is None:
+            raise ServerUnavailable("no mariadbd here: install mariadb-server (apt-get, dnf, brew), or set UNBROKEN_MARIADBD to its path")
+        if not os.access(found, os.X_OK):
+            raise ServerUnavailable(f"UNBROKEN_MARIADBD={named}: no program there")
+        if tls:
+            certificates.require()
+        return Path(found).resolve()
+
+    @property
+    def unix_socket(self) -> str:
+        """The path of the server's socket."""
+        return str(self._home / "s")
+
+    def _prepare(self, folder: Path) -> None:
+        version = processes.run([self.binary, "--no-defaults", "--version"], folder).split("Ver ")[-1].split()[0]
+        user = processes.server_user()
+        name = f"mariadb-{version}-{user.pw_name if user else 'self'}-1".replace("/", "_")
+        folders.unpack_template(name, self._install, folder / "data")
+        if self.tls:
+            certificates.make(folder / "tls", self.host)
+
+    def _install(self, data: Path) -> None:
+        base = self.binary.parent.parent
+        beside = os.pathsep.join(str(base / name) for name in ("bin", "sbin", "scripts"))
+        tool = shutil.which("mariadb-install-db", path=f"{beside}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
+        if tool is None:
+            raise ServerUnavailable(f"no mariadb-install-db beside {self.binary} nor in PATH: install mariadb-server")
+        flags = ["--no-defaults", f"--basedir={base}", f"--datadir={data}", "--skip-test-db", "--auth-root-authentication-method=normal"]
+        processes.run(
+            [tool, *flags, *as_flags({n: _SETTINGS[n] for n in ("innodb_log_file_size", "innodb_buffer_pool_size")})], data.parent
+        )
+
+    def _command(self, folder: Path) -> list[str | Path]:
+        (folder / "tmp").mkdir(exist_ok=True)
+        folders.own(folder / "tmp")
+        places: dict[str, Value] = {
+            "basedir": str(self.binary.parent.parent),
+            "datadir": str(folder / "data"),
+            "tmpdir": str(folder / "tmp"),
+            "socket": self.unix_socket,
+            "pid_file": str(folder / "pid"),
+            "bind_address": self.host,
+            "port": self.port,
+        }
+        tls = {"ssl_cert": "server.pem", "ssl_key": "server.key"} if self.tls else {}
+        files: dict[str, Value] = {name: str(folder / "tls" / file) for name, file in tls.items()}
+        return [self.binary, "--no-defaults", *as_flags({**_SETTINGS, **self.options, **places, **files})]
+
+    def _welcome(self) -> None:
+        name, password = f"{_text(self.user)}@'%'", _text(self.password)
+        self._query(
+            f"CREATE DATABASE {_name(self.database)}; CREATE USER {name} IDENTIFIED BY {password};"
+            f"GRANT ALL ON {_name(self.database)}.* TO {name}",
+            None,
+            30.0,
+        )
+
+    def _query(self, sql: str, database: str | None, timeout: float) -> list[tuple[str, ...]]:
+        return mysql_query(self.unix_socket, "root", sql, database, timeout)
+
+    def sessions(self) -> list[Session]:
+        """The sessions of the application's user, oldest first."""
+        rows = self._query(
+            "SELECT id, user, host, COALESCE(db, ''), command FROM information_schema.processlist"
+            f" WHERE user = {_text(self.user)} ORDER BY id",
+            None,
+            30.0,
+        )
+        return [Session(int(number), *rest) for number, *rest in rows]
+
+    def _kill_session(self, number: int) -> bool:
+        try:
+            self._query(f"KILL {number}", None, 30.0)
+        except ServerError as error:
+            if error.code != _NO_SUCH_THREAD:
+                raise
+            return False
+        return True
+
+    def _apply(self, options: Mapping[str, Value]) -> None:
+        changes = [f"GLOBAL {_name(name)} = {_value(value)}" for name, value in options.items()]
+        self._query(f"SET {', '.join(changes)}", None, 30.0)  # one statement: all or none
+
+    def _present(self, name: str) -> Value:
+        return self._query(f"SELECT @@GLOBAL.{_name(name)}", None, 30.0)[0][0]
+
+    def _socket_query(self, driver: str | None) -> dict[str, str]:  # noqa: ARG002 - all drivers spell it alike
+        return {"unix_socket": self.unix_socket}
+
+
+def as_flags(options: Mapping[str, Value]) -> list[str]:
+    """*options* as a command line's."""
+    return [f"--{name.replace('_', '-')}={_plain(value)}" for name, value in options.items()]
+
+
+def _plain(value: Value) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _value(value: Value) -> str:
+    """A value for SET GLOBAL: numbers bare (the server refuses them quoted), everything else quoted."""
+    plain = _plain(value)
+    try:
+        float(plain)
+    except ValueError:
+        return _text(plain)
+    return plain
+
+
+def _text(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _name(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
