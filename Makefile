@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+PROJECTS := pyproject.toml drill/pyproject.toml
 
 .PHONY: help demo test check bench soak simulate pythons drivers fuzz clean
 .DEFAULT_GOAL := help
@@ -45,19 +46,19 @@ fuzz: ## a coverage-guided fuzzer on all that reads what others wrote (ARGS="--s
 	@.venvs/fuzz/bin/python tests/fuzz/run.py $(ARGS)
 
 clean: ## remove the venvs and all caches
-	rm -rf $(VENV) .venvs .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) .venvs .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build drill/dist drill/build
 
-# One stamp per set of dependencies, made anew when pyproject.toml changes. The servers come first for the tests: mysqlclient
+# One stamp per set of dependencies, made anew when a pyproject.toml changes. The servers come first for the tests: mysqlclient
 # is built against MariaDB's client library.
-$(VENV)/.demo: pyproject.toml scripts/setup-venv
+$(VENV)/.demo: $(PROJECTS) scripts/setup-venv
 	@scripts/setup-venv "$(PYTHON)" $(VENV) demo
 	@touch $@
 
-$(VENV)/.check: pyproject.toml scripts/setup-venv
+$(VENV)/.check: $(PROJECTS) scripts/setup-venv
 	@scripts/setup-venv "$(PYTHON)" $(VENV) check
 	@touch $@
 
-$(VENV)/.test: pyproject.toml scripts/setup-venv scripts/setup-servers
+$(VENV)/.test: $(PROJECTS) scripts/setup-venv scripts/setup-servers
 	@scripts/setup-servers "$(PYTHON)" build servers browser
 	@scripts/setup-venv "$(PYTHON)" $(VENV) test
 	@touch $@

@@ -54,7 +54,7 @@ def _fill(pool: unbroken.Pool, size: int) -> int:
     tracemalloc.start()
     fill(pool, size)
     found = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "*/unbroken/*"), tracemalloc.Filter(False, "*/drivers/*")])
-    found = found.filter_traces([tracemalloc.Filter(False, "*/testing/*")])
+    found = found.filter_traces([tracemalloc.Filter(False, "*/unbroken_drill/*")])
     tracemalloc.stop()
     return sum(trace.size for trace in found.traces)
 

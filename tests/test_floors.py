@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-SRC = Path(__file__).parents[1] / "src"
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src"
+#: Where each distribution's package stands. Only the first is installed in production.
+PACKAGES = {"unbroken": SRC, "unbroken_drill": ROOT / "drill" / "src"}
 
 #: Every room below src/unbroken and its floor. A new room is entered here, once it is known where it stands.
 FLOORS = {
@@ -25,14 +28,21 @@ FLOORS = {
     "making": 2.5,  # of a URL and keywords, the driver's part and the pool's
     "sync": 3, "aio": 3,
     "units": 3.2,  # both pools, seen as one
-    "integrations": 4, "testing": 4,
+    "integrations": 4,
     "sqlalchemy": 4.2, "peewee": 4.2, "mongo": 4.2,  # an import path for what stands in integrations
     "flask": 4.2, "wsgi": 4.2, "asgi": 4.2, "django": 4.2,
-    "drill": 5, "doctor": 5, "dashboard": 5, "proxy_command": 5, "cli": 5, "__main__": 5.5,
+    "cli": 5, "__main__": 5.5,
 }  # fmt: skip
 
-#: The package itself, ``import unbroken``: names of the pools' floor, for those above it.
-PACKAGE = 3.5
+#: The rooms of the second distribution, above the whole first one. None of the first may import any of them.
+DRILL_FLOORS = {
+    "fake": 10, "leaks": 10, "proxy": 10, "servers": 10,
+    "databases": 10.5, "faults": 10.7, "pytest_plugin": 10.9,  # a proxy before a server
+    "drill": 11, "proxy_command": 11, "cli": 11.5,
+}  # fmt: skip
+
+#: The packages themselves: ``import unbroken`` has names of the pools' floor, for those above it.
+PACKAGE = {"unbroken": 3.5, "unbroken_drill": 10.3}
 
 #: The brain decides; it has no hands, no ears and no clock.
 NOT_IN_CORE = {
@@ -87,7 +97,7 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[Import]:
 
 def submodule(base: str, name: str) -> str:
     """``from base import name``: the module ``base.name`` where there is one, else ``base``."""
-    path = SRC.joinpath(*base.split("."), name)
+    path = PACKAGES.get(base.split(".")[0], SRC).joinpath(*base.split("."), name)
     return f"{base}.{name}" if path.with_suffix(".py").exists() or path.is_dir() else base
 
 
@@ -96,9 +106,13 @@ def room(module: str) -> str:
     return parts[1] if len(parts) > 1 else ""
 
 
+def floors_of(module: str) -> dict[str, float]:
+    return FLOORS if module.split(".")[0] == "unbroken" else DRILL_FLOORS
+
+
 def floor(module: str) -> float:
     """A room without a floor is as low as can be: whatever it imports is an offence, until it is given one."""
-    return FLOORS.get(room(module), -1) if room(module) else PACKAGE
+    return floors_of(module).get(room(module), -1) if room(module) else PACKAGE[module.split(".")[0]]
 
 
 def offences(source: str, module: str, is_package: bool = False) -> list[str]:
@@ -106,7 +120,7 @@ def offences(source: str, module: str, is_package: bool = False) -> list[str]:
     found = []
     for each in imports(source, module, is_package):
         where = f"{module}:{each.line} imports {each.name}"
-        if each.name.split(".")[0] == "unbroken":
+        if each.name.split(".")[0] in PACKAGES:
             found.extend(f"{where}: {why}" for why in [wrong_inside(module, each)] if why)
         elif each.name.split(".")[0] not in sys.stdlib_module_names:
             found.extend(f"{where}: {why}" for why in [wrong_outside(module, each)] if why)
@@ -116,12 +130,14 @@ def offences(source: str, module: str, is_package: bool = False) -> list[str]:
 
 
 def wrong_inside(module: str, each: Import) -> str | None:
-    if room(each.name) and room(each.name) not in FLOORS:
+    if room(each.name) and room(each.name) not in floors_of(each.name):
         return "it has no floor: give it one"
-    if room(module) == room(each.name):
+    if module.split(".")[:2] == each.name.split(".")[:2]:
+        return None
+    if module == "unbroken.cli" and each.name == "unbroken_drill.cli" and each.lazy:  # the one door between the two distributions
         return None
     mine, other = floor(module), floor(each.name)
-    if other > mine and not (module == "unbroken" and each.lazy):  # the package may load a framework's names when asked
+    if other > mine and not (module == "unbroken" and each.lazy and other < 10):  # it may load a framework's names when asked
         return f"floor {other} is above floor {mine}"
     if other == mine and not (each.lazy and mine >= 3):
         return f"both are on floor {mine}"
@@ -129,9 +145,9 @@ def wrong_inside(module: str, each: Import) -> str | None:
 
 
 def wrong_outside(module: str, each: Import) -> str | None:
-    if floor(module) >= 5 or (each.for_types and each.name.startswith("typing_extensions")):  # type checkers know it by themselves
+    if floor(module) >= 11 or (each.for_types and each.name.startswith("typing_extensions")):  # type checkers know it by themselves
         return None
-    if floor(module) not in (2, 4) or room(module) == "flows" or module == "unbroken":
+    if (floor(module) not in (2, 4) and floor(module) < 10) or room(module) == "flows" or module == "unbroken":
         return "nothing outside the standard library is imported here"
     if room(module) == "drivers":
         return None if each.lazy or each.for_types else "a driver is imported when a pool is made, not before"
@@ -144,14 +160,15 @@ def wrong_outside(module: str, each: Import) -> str | None:
 
 def modules() -> dict[str, Path]:
     found = {}
-    for path in sorted((SRC / "unbroken").rglob("*.py")):
-        parts = path.relative_to(SRC).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    for package, src in PACKAGES.items():
+        for path in sorted((src / package).rglob("*.py")):
+            parts = path.relative_to(src).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
 def test_every_room_has_a_floor() -> None:
-    assert {room(module) for module in modules()} - {""} <= set(FLOORS)
+    assert {module for module in modules() if room(module) and room(module) not in floors_of(module)} == set()
 
 
 def test_imports_go_down_only() -> None:
@@ -194,10 +211,14 @@ def test_importing_unbroken_loads_nothing_but_the_standard_library() -> None:
         ("unbroken.sync", "from unbroken.aio import AsyncPool", "both are on floor 3"),
         ("unbroken.sync", "import sqlalchemy", "nothing outside the standard library"),
         ("unbroken.integrations.peewee", "import sqlalchemy", "only peewee, playhouse may be imported"),
-        ("unbroken_drill.servers.base", "import psutil", "only base, servers may be imported"),
-        ("unbroken_drill.proxy", "import unbroken_drill.drill", "floor 5 is above floor 4"),
+        ("unbroken_drill.servers.base", "import psutil", "only base may be imported"),
+        ("unbroken_drill.proxy", "import unbroken_drill.drill", "floor 11 is above floor 10"),
+        ("unbroken_drill.proxy.engine", "from unbroken_drill.servers import Server", "both are on floor 10"),
         ("unbroken.sync", "import unbroken.attic", "it has no floor"),
-        ("unbroken", "from unbroken_drill import servers", "floor 4 is above floor 3.5"),
+        ("unbroken", "def f():\n    from unbroken_drill import servers", "floor 10 is above floor 3.5"),
+        ("unbroken.cli", "from unbroken_drill.cli import run", "floor 11.5 is above floor 5"),
+        ("unbroken.cli", "def f():\n    from unbroken_drill.drill import command", "floor 11 is above floor 5"),
+        ("unbroken.cli", "def f():\n    import click", "nothing outside the standard library"),
     ],
 )
 def test_a_wrong_import_is_found(module: str, source: str, reason: str) -> None:
@@ -213,7 +234,9 @@ def test_a_wrong_import_is_found(module: str, source: str, reason: str) -> None:
         ("unbroken.drivers.mysqldb", "if TYPE_CHECKING:\n    import MySQLdb"),
         ("unbroken.integrations.peewee", "import peewee\nimport unbroken\nfrom unbroken.sync import Pool"),
         ("unbroken.integrations.django.mysql.base", "from django.db.backends.mysql import base"),
-        ("unbroken.cli", "import rich\ndef main():\n    import unbroken_drill.drill"),
+        ("unbroken.cli", "def main():\n    import unbroken_drill.cli"),
+        ("unbroken_drill.cli", "import rich\nimport unbroken_drill.drill\nfrom unbroken.errors import UnbrokenError"),
+        ("unbroken_drill.faults", "from unbroken_drill.proxy import FaultProxy\nimport unbroken"),
         ("unbroken", "from unbroken.sync import Pool\ndef __getattr__(name):\n    import unbroken.mongo"),
     ],
 )

@@ -13,9 +13,16 @@ from pathlib import Path
 import pytest
 
 import unbroken
+import unbroken_drill
 
 SRC = Path(unbroken.__file__).parent
-FILES = sorted(p for p in SRC.rglob("*.py") if not any(part.startswith("_") and part != "__init__.py" for part in p.relative_to(SRC).parts))
+ROOTS = (SRC, Path(unbroken_drill.__file__).parent)
+FILES = [
+    path
+    for root in ROOTS
+    for path in sorted(root.rglob("*.py"))
+    if not any(part.startswith("_") and part != "__init__.py" for part in path.relative_to(root).parts)
+]
 
 
 def unexplained(tree: ast.Module) -> Iterator[str]:
@@ -36,7 +43,7 @@ def unexplained(tree: ast.Module) -> Iterator[str]:
                     todo.append((f"{prefix}{node.name}.", node))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p).rpartition("/src/")[2])
 def test_everything_public_has_a_docstring(path: Path) -> None:
     assert list(unexplained(ast.parse(path.read_text()))) == []
 
@@ -77,5 +84,6 @@ def test_every_error_is_public() -> None:
     assert classes <= set(unbroken.__all__)
 
 
-def test_the_package_ships_its_types() -> None:
-    assert importlib.resources.files("unbroken").joinpath("py.typed").is_file()
+@pytest.mark.parametrize("package", ["unbroken", "unbroken_drill"])
+def test_a_package_ships_its_types(package: str) -> None:
+    assert importlib.resources.files(package).joinpath("py.typed").is_file()

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 _PUBLIC = ("aio", "core.stats", "errors", "settings", "sync", "units")  #: where these names are
-_MODULES = {"abc", "aio", "core", "drivers", "errors", "flows", "net", "settings", "sync", "testing", "units"}
+_MODULES = {"abc", "aio", "core", "drivers", "errors", "flows", "net", "settings", "sync", "units"}
 
 
 def __getattr__(name: str) -> Any:

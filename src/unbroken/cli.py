@@ -1,10 +1,20 @@
-"""The command ``unbroken``. Errors are one line; the packages it needs are the extra ``[cli]``."""
+"""The command ``unbroken``. Errors are one line.
+
+Its commands are for tests and trials: the second distribution, unbroken-drill, brings them and the packages that they need.
+"""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
+
+#: The commands of unbroken-drill, and what each does.
+ELSEWHERE = {
+    "drill": "break a real database under traffic, and show what pools or an app of yours do",
+    "proxy": "break the connections between any client and its server",
+}
+INSTALL = 'pip install "unbroken[drill]"'
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -16,52 +26,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = _run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
-        status = _complain("interrupted", 130)
-    except BrokenPipeError:  # whoever read our output has seen enough
+        status = complain("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has closed it
         sys.stderr.close()
         status = 1
     raise SystemExit(status)
 
 
 def _run(arguments: Sequence[str]) -> int:
-    try:
-        import click
-        import rich  # noqa: F401 - the commands print with it
-    except ImportError:
-        return _complain('the command line needs two packages more: pip install "unbroken[cli]"', 2)
-    from unbroken.errors import ConfigurationError, UnbrokenError
-    from unbroken_drill.drill.command import drill
-    from unbroken_drill.proxy_command import proxy
+    if find_spec("unbroken_drill") is None:
+        return _run_alone(arguments)
+    from unbroken_drill.cli import run
 
-    @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-    @click.version_option(package_name="unbroken", message="unbroken %(version)s")
-    def unbroken() -> None:
-        """Database connections that do not break."""
-
-    unbroken.add_command(drill)
-    unbroken.add_command(proxy)
-    try:
-        unbroken.main(list(arguments), prog_name="unbroken", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        return 2
-    except click.ClickException as error:
-        return _complain(error.format_message(), error.exit_code)
-    except click.Abort:
-        return _complain("interrupted", 130)
-    except ConfigurationError as error:
-        return _complain(str(error), 2)
-    except UnbrokenError as error:
-        return _complain(str(error), 1)
-    except SystemExit as error:
-        return error.code if isinstance(error.code, int) else 1
-    except Exception as error:
-        if os.environ.get("UNBROKEN_TRACEBACK"):
-            raise
-        return _complain(f"unexpected {type(error).__name__}: {error}; this is a bug, UNBROKEN_TRACEBACK=1 shows where", 1)
-    return 0
+    return run(arguments)
 
 
-def _complain(text: str, status: int) -> int:
+def _run_alone(arguments: Sequence[str]) -> int:
+    """What the command does where unbroken-drill is not installed."""
+    first = arguments[0] if arguments else ""
+    if first == "--version":
+        from unbroken import __version__
+
+        print(f"unbroken {__version__}")
+        return 0
+    if first in ("", "-h", "--help"):
+        print("Usage: unbroken COMMAND\n\nDatabase connections that do not break. The pools need no command; these are for tests:\n")
+        print("\n".join(f"  {name}  {words}" for name, words in ELSEWHERE.items()))
+        print(f"\nThey are not installed here: {INSTALL}")
+        return 0 if first else 2
+    if first in ELSEWHERE:
+        return complain(f"the command {first} is in a second package: {INSTALL}", 2)
+    return complain(f"no such command {first!r}; {' and '.join(ELSEWHERE)} are in a second package: {INSTALL}", 2)
+
+
+def complain(text: str, status: int) -> int:
+    """Print *text* as one line to standard error. Gives *status*."""
     print(f"unbroken: {' '.join(text.split())}", file=sys.stderr)
     return status

@@ -102,9 +102,10 @@ def test_a_wrong_command_line_is_answered_in_one_line(arguments: list[str], said
 
 def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "click.py").write_text("raise ImportError('not here')")
-    done = run("drill", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    done = run("drill", env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 2
-    assert done.stderr == 'unbroken: the command line needs two packages more: pip install "unbroken[cli]"\n'
+    assert done.stderr == 'unbroken: the command line needs two packages more: pip install "unbroken[drill]"\n'
 
 
 def test_a_contender_whose_package_is_missing_is_left_out_with_a_line(

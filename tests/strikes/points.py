@@ -53,7 +53,6 @@ MODULES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 _OURS = os.path.dirname(unbroken.__file__)
-_NOT_OURS = os.path.join(_OURS, "testing")
 _STDLIB = sysconfig.get_paths()["stdlib"]
 
 
@@ -69,9 +68,7 @@ class Where:
         name = code.co_filename
         if name == socket.__file__:
             return True
-        if name.startswith(_OURS + os.sep):
-            return not name.startswith(_NOT_OURS)
-        return name.startswith(self._folders)
+        return name.startswith((_OURS + os.sep, *self._folders))
 
 
 def _origin(module: str) -> str:

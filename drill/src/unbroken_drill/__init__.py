@@ -1,4 +1,4 @@
-"""What unbroken is tested with, public so that its users can test with it too."""
+"""What unbroken is tested with, public so that its users can test with it too: a distribution of its own, for no production."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def run(given: Mapping[str, Any]) -> None:
     try:
         import aiohttp  # noqa: F401 - the traffic's
     except ImportError:
-        raise ConfigurationError('the drill of an app needs one package more: pip install "unbroken[cli]"') from None
+        raise ConfigurationError('the drill of an app needs one package more: pip install "unbroken[drill]"') from None
     from unbroken_drill.drill.app import main
 
     main.run(given)

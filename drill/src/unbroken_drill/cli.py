@@ -1,0 +1,48 @@
+"""The commands ``unbroken drill`` and ``unbroken proxy``, for ``unbroken.cli``. The packages they need are the extra ``[cli]``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from unbroken.cli import INSTALL, complain
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line *arguments*. Gives the exit status: see :func:`unbroken.cli.main`."""
+    try:
+        import click
+        import rich  # noqa: F401 - the commands print with it
+    except ImportError:
+        return complain(f"the command line needs two packages more: {INSTALL}", 2)
+    from unbroken.errors import ConfigurationError, UnbrokenError
+    from unbroken_drill.drill.command import drill
+    from unbroken_drill.proxy_command import proxy
+
+    @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+    @click.version_option(package_name="unbroken", message="unbroken %(version)s")
+    def unbroken() -> None:
+        """Database connections that do not break."""
+
+    unbroken.add_command(drill)
+    unbroken.add_command(proxy)
+    try:
+        unbroken.main(list(arguments), prog_name="unbroken", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 2
+    except click.ClickException as error:
+        return complain(error.format_message(), error.exit_code)
+    except click.Abort:
+        return complain("interrupted", 130)
+    except ConfigurationError as error:
+        return complain(str(error), 2)
+    except UnbrokenError as error:
+        return complain(str(error), 1)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except Exception as error:
+        if os.environ.get("UNBROKEN_TRACEBACK"):
+            raise
+        return complain(f"unexpected {type(error).__name__}: {error}; this is a bug, UNBROKEN_TRACEBACK=1 shows where", 1)
+    return 0
