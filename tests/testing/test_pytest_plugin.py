@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
 from pathlib import Path
 
 import pytest
+
+from unbroken_drill import pytest_plugin
 
 HEAD = "import asyncio, time\nimport pytest, unbroken\n"
 
@@ -55,7 +58,7 @@ def test_loading_it_imports_nothing_and_it_can_be_left_out(pytester: pytest.Pyte
     pytester.makepyfile(source)
     found = pytester.runpytest_subprocess("-rA", "-k", "modules")
     found.assert_outcomes(passed=1)
-    assert "loaded: unbroken unbroken_drill unbroken_drill.pytest_plugin\n" in said(found)
+    assert "loaded: unbroken_drill unbroken_drill.pytest_plugin\n" in said(found)
     without = pytester.runpytest_subprocess("-rA", "-p", "no:unbroken")
     without.assert_outcomes(passed=1, failed=1)
     assert "loaded: \n" in said(without) or "loaded:\n" in said(without)
@@ -64,11 +67,11 @@ def test_loading_it_imports_nothing_and_it_can_be_left_out(pytester: pytest.Pyte
 
 def test_its_fixtures_markers_and_settings_are_listed(pytester: pytest.Pytester) -> None:
     fixtures = said(pytester.runpytest_inprocess("--fixtures"))
-    for name in ("mariadb", "mysql", "postgres", "mongodb", "fault_proxy", "unbroken_pool", "fault", "no_connection_leaks"):
-        assert f"\n{name} -- " in fixtures
+    for name in ("mariadb", "mysql", "postgres", "mongodb", "proxy", "pool", "fault", "no_connection_leaks"):
+        assert f"\nunbroken_{name} -- " in fixtures
     markers = said(pytester.runpytest_inprocess("--markers"))
-    assert "@pytest.mark.faults(*names" in markers
-    assert "@pytest.mark.no_connection_leaks" in markers
+    assert "@pytest.mark.unbroken_faults(*names" in markers
+    assert "@pytest.mark.unbroken_no_connection_leaks" in markers
     assert "unbroken_missing_server" in said(pytester.runpytest_inprocess("--help"))
 
 
@@ -85,6 +88,7 @@ def test_the_pages_examples_pass_as_they_stand(pytester: pytest.Pytester) -> Non
 
 @pytest.mark.parametrize(("kind", "setting"), [("postgres", "lock_timeout"), ("mariadb", "wait_timeout")])
 def test_each_test_has_a_fresh_database_on_a_server_that_is_well(pytester: pytest.Pytester, kind: str, setting: str) -> None:
+    databases = "schema_name FROM information_schema.schemata" if kind == "mariadb" else "datname FROM pg_database"
     source = f"""
     seen = []
 
@@ -93,27 +97,27 @@ def test_each_test_has_a_fresh_database_on_a_server_that_is_well(pytester: pytes
             conn.cursor().execute("CREATE TABLE thing (n INT)")  # fails where it is there
         seen.append((server.database, server.port))
 
-    def test_leaves_a_table({kind}): use({kind})
-    def test_stops_it({kind}): use({kind}); {kind}.stop()
-    def test_kills_it({kind}): use({kind}); {kind}.kill()
-    def test_freezes_it({kind}): use({kind}); {kind}.freeze()
-    def test_changes_a_setting({kind}):
-        use({kind})
-        {kind}.set({setting}=77)
+    def test_leaves_a_table(unbroken_{kind}): use(unbroken_{kind})
+    def test_stops_it(unbroken_{kind}): use(unbroken_{kind}); unbroken_{kind}.stop()
+    def test_kills_it(unbroken_{kind}): use(unbroken_{kind}); unbroken_{kind}.kill()
+    def test_freezes_it(unbroken_{kind}): use(unbroken_{kind}); unbroken_{kind}.freeze()
+    def test_changes_a_setting(unbroken_{kind}):
+        use(unbroken_{kind})
+        unbroken_{kind}.set({setting}=77)
 
-    def test_leaves_a_transaction_open({kind}, unbroken_pool):
-        use({kind})
+    def test_leaves_a_transaction_open(unbroken_{kind}, unbroken_pool):
+        use(unbroken_{kind})
         global conn
-        conn = unbroken_pool({kind}).acquire()
+        conn = unbroken_pool(unbroken_{kind}).acquire()
         conn.cursor().execute("SELECT * FROM thing")
 
-    def test_finds_nothing_of_all_that({kind}):
-        use({kind})
-        assert "77" not in {kind}.admin("SHOW {"VARIABLES LIKE '" + setting + "'" if kind == "mariadb" else setting}")[0]
+    def test_finds_nothing_of_all_that(unbroken_{kind}):
+        use(unbroken_{kind})
+        assert "77" not in unbroken_{kind}.admin("SHOW {"VARIABLES LIKE '" + setting + "'" if kind == "mariadb" else setting}")[0]
         assert len(set(seen)) == 7
         assert len({{port for _, port in seen}}) == 1
-        rows = {kind}.admin("SELECT {"schema_name FROM information_schema.schemata" if kind == "mariadb" else "datname FROM pg_database"}")
-        assert [name for name, in rows if name.startswith("test_")] == [{kind}.database]
+        rows = unbroken_{kind}.admin("SELECT {databases}")
+        assert [name for name, in rows if name.startswith("test_")] == [unbroken_{kind}.database]
     """
     run(pytester, source).assert_outcomes(passed=7)
 
@@ -122,18 +126,18 @@ def test_mysql_and_mongodb_are_there_too(pytester: pytest.Pytester) -> None:
     source = """
     import pymongo
 
-    def test_mysql(mysql, unbroken_pool):
-        with unbroken_pool(mysql, "pymysql", max_size=1).connection() as conn:
+    def test_mysql(unbroken_mysql, unbroken_pool):
+        with unbroken_pool(unbroken_mysql, "pymysql", max_size=1).connection() as conn:
             with conn.cursor() as cursor:
                 cursor.execute("CREATE TABLE thing (n INT)")
                 cursor.execute("SELECT VERSION(), DATABASE()")
                 version, database = cursor.fetchone()
         assert "MariaDB" not in version
-        assert database == mysql.database
+        assert database == unbroken_mysql.database
 
     @pytest.mark.parametrize("again", range(2))
-    def test_mongodb(mongodb, again):
-        with pymongo.MongoClient(mongodb.url()) as client:
+    def test_mongodb(unbroken_mongodb, again):
+        with pymongo.MongoClient(unbroken_mongodb.url()) as client:
             things = client.get_default_database()["thing"]
             assert things.count_documents({}) == 0
             things.insert_one({"n": 1})
@@ -148,15 +152,34 @@ def test_a_server_that_is_not_installed_fails_the_test_in_one_line_or_skips_it(
     monkeypatch.setenv("UNBROKEN_POSTGRES_BIN", "/nowhere")
     if setting:
         pytester.makeini(f"[pytest]\nunbroken_missing_server = {setting}\n")
-    result = run(pytester, "def test_it(postgres): pass")
+    result = run(pytester, "def test_it(unbroken_postgres): pass")
     result.assert_outcomes(**({"skipped": 1} if setting else {"errors": 1}))
     assert "UNBROKEN_POSTGRES_BIN=/nowhere: no program postgres in that folder" in said(result)
     assert "Traceback" not in said(result)
 
 
-def test_a_conftest_may_have_its_own_fixture_of_the_same_name(pytester: pytest.Pytester) -> None:
-    pytester.makeconftest("import pytest\n@pytest.fixture\ndef postgres(): return 'mine'\n")
-    run(pytester, "def test_it(postgres): assert postgres == 'mine'").assert_outcomes(passed=1)
+def test_names_without_our_prefix_are_left_to_others(pytester: pytest.Pytester) -> None:
+    """Other plugins own them: pytest-mysql and pytest-postgresql have fixtures ``mysql`` and ``postgresql``, pytest-mongodb ``mongodb``."""
+    tree = ast.parse(Path(pytest_plugin.__file__).read_text())
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    names = [f.name for f in functions if any("fixture" in ast.unparse(each) for each in f.decorator_list)]
+    assert len(names) >= 9
+    assert [name for name in names if not name.startswith("unbroken_")] == []
+    markers = re.findall(r"^@pytest.mark.(\w+)", said(pytester.runpytest_inprocess("--markers", "-p", "no:timeout")), re.MULTILINE)
+    assert {name for name in markers if "fault" in name or "leak" in name} == {"unbroken_faults", "unbroken_no_connection_leaks"}
+
+
+def test_a_fixture_of_the_projects_own_may_stand_for_ours(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("import pytest\n@pytest.fixture\ndef db(unbroken_postgres): return unbroken_postgres\n")
+    source = """
+    @pytest.mark.unbroken_faults("kill")
+    def test_it(db, unbroken_fault, unbroken_pool):
+        pool = unbroken_pool(db, "psycopg")
+        for _ in range(2):
+            assert pool.run(lambda conn: conn.execute("SELECT 1").fetchone()[0]) == 1
+            unbroken_fault()
+    """
+    run(pytester, source).assert_outcomes(passed=1)
 
 
 # -- faults --------------------------------------------------------------------------------------------------------
@@ -172,33 +195,33 @@ def test_a_test_runs_once_per_fault_and_plays_it_when_it_likes(pytester: pytest.
             cursor.execute("SELECT 42")
             return cursor.fetchone()[0]
 
-    @pytest.mark.faults({ALL}, seconds=0.1)
-    def test_nobody_notices({kind}, fault, unbroken_pool, request):
-        assert fault.name == request.node.callspec.id
-        pool = unbroken_pool(fault, "{driver}", max_size=1, ping_after=0.05, ping_timeout=0.5, connect_timeout=1.0)
+    @pytest.mark.unbroken_faults({ALL}, seconds=0.1)
+    def test_nobody_notices(unbroken_{kind}, unbroken_fault, unbroken_pool, request):
+        assert unbroken_fault.name == request.node.callspec.id
+        pool = unbroken_pool(unbroken_fault, "{driver}", max_size=1, ping_after=0.05, ping_timeout=0.5, connect_timeout=1.0)
         assert pool.run(ask) == 42
-        fault()
-        assert fault.played == 1
+        unbroken_fault()
+        assert unbroken_fault.played == 1
         time.sleep(0.06)  # ping_after
         assert pool.run(ask) == 42
 
-    @pytest.mark.faults("lost_commit", "unsent_commit")
-    def test_a_commit_in_doubt({kind}, fault, unbroken_pool):
-        pool = unbroken_pool(fault, "{driver}")
+    @pytest.mark.unbroken_faults("lost_commit", "unsent_commit")
+    def test_a_commit_in_doubt(unbroken_{kind}, unbroken_fault, unbroken_pool):
+        pool = unbroken_pool(unbroken_fault, "{driver}")
         with pool.connection() as conn:
             conn.cursor().execute("CREATE TABLE thing (n INT)")
-        fault()
+        unbroken_fault()
         with pytest.raises(unbroken.CommitUnknownError), pool.connection() as conn:
             conn.cursor().execute("INSERT INTO thing VALUES (1)")
         deadline = time.monotonic() + 10
-        while (rows := {kind}.admin("SELECT COUNT(*) FROM thing")[0][0]) != "01"[fault.name == "lost_commit"]:
+        while (rows := unbroken_{kind}.admin("SELECT COUNT(*) FROM thing")[0][0]) != "01"[unbroken_fault.name == "lost_commit"]:
             assert time.monotonic() < deadline, rows
 
-    @pytest.mark.faults("restart", "refuse")
-    def test_it_lasts_as_long_as_its_block({kind}, fault, unbroken_pool):
-        pool = unbroken_pool(fault, "{driver}")
+    @pytest.mark.unbroken_faults("restart", "refuse")
+    def test_it_lasts_as_long_as_its_block(unbroken_{kind}, unbroken_fault, unbroken_pool):
+        pool = unbroken_pool(unbroken_fault, "{driver}")
         assert pool.run(ask) == 42
-        with fault:
+        with unbroken_fault:
             with pytest.raises(unbroken.OutageError):
                 pool.acquire(timeout=0.2)
         assert pool.run(ask) == 42
@@ -213,32 +236,32 @@ def test_a_fault_comes_beside_a_test_that_does_not_play_it(pytester: pytest.Pyte
     def ask(conn):
         return conn.execute("SELECT pg_backend_pid()").fetchone()[0]
 
-    @pytest.mark.faults("crash", "restart", after=0.0, every=0.1, seconds=0.1)
-    def test_it_comes(postgres, unbroken_pool):
-        pool = unbroken_pool(postgres, "psycopg")
+    @pytest.mark.unbroken_faults("crash", "restart", after=0.0, every=0.1, seconds=0.1)
+    def test_it_comes(unbroken_postgres, unbroken_pool):
+        pool = unbroken_pool(unbroken_postgres, "psycopg")
         seen, deadline = set(), time.monotonic() + 20
         while len(seen) < 2:
             seen.add(pool.run(ask))
             assert time.monotonic() < deadline
 
-    @pytest.mark.faults("kill", after=0.0, every=0.01)
-    def test_it_comes_again_and_again(postgres, unbroken_pool):
-        pool = unbroken_pool(postgres, "psycopg")
+    @pytest.mark.unbroken_faults("kill", after=0.0, every=0.01)
+    def test_it_comes_again_and_again(unbroken_postgres, unbroken_pool):
+        pool = unbroken_pool(unbroken_postgres, "psycopg")
         seen, deadline = set(), time.monotonic() + 20
         while len(seen) < 4:
             seen.add(pool.run(ask))
             assert time.monotonic() < deadline
 
-    @pytest.mark.faults("kill", after=60)
-    def test_it_is_over_before(postgres):
+    @pytest.mark.unbroken_faults("kill", after=60)
+    def test_it_is_over_before(unbroken_postgres):
         pass
 
-    @pytest.mark.faults("kill", after=0.0)
-    def test_it_cannot_be_played(mongodb):
+    @pytest.mark.unbroken_faults("kill", after=0.0)
+    def test_it_cannot_be_played(unbroken_mongodb):
         time.sleep(0.2)
 
-    @pytest.mark.faults("kill", after=60)
-    def test_its_own_failure_is_the_one_that_counts(postgres):
+    @pytest.mark.unbroken_faults("kill", after=60)
+    def test_its_own_failure_is_the_one_that_counts(unbroken_postgres):
         assert "mine" == "yours"
     """
     result = run(pytester, source)
@@ -251,9 +274,9 @@ def test_a_fault_comes_beside_a_test_that_does_not_play_it(pytester: pytest.Pyte
 @pytest.mark.parametrize(
     ("source", "answer"),
     [
-        ('@pytest.mark.faults("kil")\ndef test_it(postgres): pass', "there is no fault 'kil'; faults are kill, restart,"),
-        ("@pytest.mark.faults\ndef test_it(postgres): pass", "it names no fault; faults are kill, restart,"),
-        ('@pytest.mark.faults("kill", second=1)\ndef test_it(postgres): pass', "there is no option 'second'"),
+        ('@pytest.mark.unbroken_faults("kil")\ndef test_it(unbroken_postgres): pass', "there is no fault 'kil'; faults are kill, restart,"),
+        ("@pytest.mark.unbroken_faults\ndef test_it(unbroken_postgres): pass", "it names no fault; faults are kill, restart,"),
+        ('@pytest.mark.unbroken_faults("kill", second=1)\ndef test_it(unbroken_postgres): pass', "there is no option 'second'"),
     ],
 )
 def test_what_cannot_be_meant_is_answered_in_one_line(pytester: pytest.Pytester, source: str, answer: str) -> None:
@@ -267,19 +290,19 @@ def test_what_cannot_be_meant_is_answered_in_one_line(pytester: pytest.Pytester,
 
 def test_a_fault_needs_a_server_and_a_marker(pytester: pytest.Pytester) -> None:
     source = """
-    @pytest.mark.faults("kill")
+    @pytest.mark.unbroken_faults("kill")
     def test_none(): pass
 
-    @pytest.mark.faults("kill", server="oracle")
+    @pytest.mark.unbroken_faults("kill", server="oracle")
     def test_unknown(): pass
 
-    def test_unmarked(fault): pass
+    def test_unmarked(unbroken_fault): pass
     """
     result = run(pytester, source)
     result.assert_outcomes(errors=3)
-    assert "the test uses none; say faults(…, server=…), of mariadb," in said(result)
+    assert "the test uses none; say unbroken_faults(…, server=…), of mariadb," in said(result)
     assert "the test says server='oracle'" in said(result)
-    assert "the fixture fault needs faults: @pytest.mark.faults(" in said(result)
+    assert "the fixture unbroken_fault needs a marker: @pytest.mark.unbroken_faults(" in said(result)
     assert "Traceback" not in said(result)
 
 
@@ -291,7 +314,7 @@ def test_a_test_that_leaves_a_connection_checked_out_fails_and_the_place_is_name
     import threading
     from sqlalchemy import create_engine
 
-    pytestmark = pytest.mark.no_connection_leaks
+    pytestmark = pytest.mark.unbroken_no_connection_leaks
     kept = []
 
     def take(pool):
@@ -344,33 +367,33 @@ def test_a_test_that_leaves_a_connection_checked_out_fails_and_the_place_is_name
 
 
 COROUTINES = """
-    pytestmark = [{mark}, pytest.mark.no_connection_leaks]
+    pytestmark = [{mark}, pytest.mark.unbroken_no_connection_leaks]
     kept = []
 
     @pytest.fixture
     def anyio_backend(): return "asyncio"
 
-    async def test_keeps_one(postgres):
-        pool = unbroken.AsyncPool(postgres.url("asyncpg"))
+    async def test_keeps_one(unbroken_postgres):
+        pool = unbroken.AsyncPool(unbroken_postgres.url("asyncpg"))
         kept.append(await pool.acquire())
 
-    async def test_forgets_one(postgres):
-        await unbroken.AsyncPool(postgres.url("asyncpg")).acquire()
+    async def test_forgets_one(unbroken_postgres):
+        await unbroken.AsyncPool(unbroken_postgres.url("asyncpg")).acquire()
 
-    async def test_gives_back(postgres):
-        async with unbroken.AsyncPool(postgres.url("asyncpg")) as pool, pool.connection() as conn:
+    async def test_gives_back(unbroken_postgres):
+        async with unbroken.AsyncPool(unbroken_postgres.url("asyncpg")) as pool, pool.connection() as conn:
             assert await conn.fetchval("SELECT 1") == 1
 
-    @pytest.mark.faults("kill", "rst")
-    async def test_nobody_notices(postgres, fault):
-        async with unbroken.AsyncPool(fault.url("asyncpg"), max_size=1) as pool:
+    @pytest.mark.unbroken_faults("kill", "rst")
+    async def test_nobody_notices(unbroken_postgres, unbroken_fault):
+        async with unbroken.AsyncPool(unbroken_fault.url("asyncpg"), max_size=1) as pool:
             for _ in range(2):
                 assert await pool.run(lambda conn: conn.fetchval("SELECT 1")) == 1
-                await asyncio.to_thread(fault)
+                await asyncio.to_thread(unbroken_fault)
 
-    @pytest.mark.faults("kill", after=0.0, every=0.02)
-    async def test_beside(postgres):
-        async with unbroken.AsyncPool(postgres.url("asyncpg"), max_size=1) as pool:
+    @pytest.mark.unbroken_faults("kill", after=0.0, every=0.02)
+    async def test_beside(unbroken_postgres):
+        async with unbroken.AsyncPool(unbroken_postgres.url("asyncpg"), max_size=1) as pool:
             seen = set()
             async with asyncio.timeout(20):
                 while len(seen) < 2:
@@ -393,13 +416,13 @@ def test_it_works_for_coroutines_of_pytest_asyncio_and_anyio(pytester: pytest.Py
 def test_a_setting_watches_every_test_also_those_of_asyncio_by_itself(pytester: pytest.Pytester, with_others: None) -> None:
     pytester.makeini("[pytest]\nasyncio_mode = auto\nunbroken_no_connection_leaks = true\n")
     source = """
-    async def test_keeps_one(postgres):
+    async def test_keeps_one(unbroken_postgres):
         global conn
-        conn = await unbroken.AsyncPool(postgres.url("asyncpg")).acquire()
+        conn = await unbroken.AsyncPool(unbroken_postgres.url("asyncpg")).acquire()
 
-    def test_keeps_another(postgres, unbroken_pool):
+    def test_keeps_another(unbroken_postgres, unbroken_pool):
         global other
-        other = unbroken_pool(postgres, "psycopg").acquire()
+        other = unbroken_pool(unbroken_postgres, "psycopg").acquire()
     """
     result = run(pytester, source)
     result.assert_outcomes(failed=2)
@@ -410,15 +433,15 @@ def test_each_worker_of_xdist_has_servers_of_its_own(pytester: pytest.Pytester, 
     source = """
     import os
 
-    @pytest.mark.no_connection_leaks
+    @pytest.mark.unbroken_no_connection_leaks
     @pytest.mark.parametrize("number", range(4))
-    @pytest.mark.faults("kill", "restart")
-    def test_it(postgres, fault, unbroken_pool, number):
-        pool = unbroken_pool(postgres, "psycopg")
+    @pytest.mark.unbroken_faults("kill", "restart")
+    def test_it(unbroken_postgres, unbroken_fault, unbroken_pool, number):
+        pool = unbroken_pool(unbroken_postgres, "psycopg")
         for _ in range(2):
-            assert pool.run(lambda conn: conn.execute("SELECT current_database()").fetchone()[0]) == postgres.database
-            fault()
-        print("server", os.environ["PYTEST_XDIST_WORKER"], postgres.port)
+            assert pool.run(lambda conn: conn.execute("SELECT current_database()").fetchone()[0]) == unbroken_postgres.database
+            unbroken_fault()
+        print("server", os.environ["PYTEST_XDIST_WORKER"], unbroken_postgres.port)
     """
     result = run(pytester, source, "-n", "2")
     result.assert_outcomes(passed=8)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from unbroken_drill.proxy import FaultProxy
     from unbroken_drill.servers import MariaDB, MongoDB, MySQL, PostgreSQL
 
+#: Kinds of servers, each the fixture ``unbroken_KIND``.
 _SERVERS = ("mariadb", "mysql", "postgres", "mongodb")
-_FAULTS = "faults(*names, server=None, seconds=0.3, after=0.1, every=None)"
+_FAULTS = "unbroken_faults(*names, server=None, seconds=0.3, after=0.1, every=None)"
 #: How long threads that are about to give a connection back have for it when a test ends.
 _GRACE = 0.5
 
@@ -27,13 +28,15 @@ _GRACE = 0.5
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The settings for pytest.ini and pyproject.toml."""
     parser.addini("unbroken_missing_server", "what a test does whose server is not installed: fail (the default) or skip", default="fail")
-    parser.addini("unbroken_no_connection_leaks", "watch every test as no_connection_leaks does", type="bool", default=False)
+    parser.addini("unbroken_no_connection_leaks", "watch every test as the marker of that name does", type="bool", default=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The markers."""
-    config.addinivalue_line("markers", f"{_FAULTS}: run the test once per fault: played when it calls its fixture fault, else beside it")
-    config.addinivalue_line("markers", "no_connection_leaks: fail the test if it leaves a connection checked out, and say who took it")
+    faults = f"{_FAULTS}: run the test once per fault: played when it calls its fixture unbroken_fault, else beside it"
+    leaks = "unbroken_no_connection_leaks: fail the test if it leaves a connection checked out, and name the place that took it"
+    config.addinivalue_line("markers", faults)
+    config.addinivalue_line("markers", leaks)
 
 
 # -- servers -----------------------------------------------------------------------------------------------------
@@ -63,25 +66,25 @@ def _fresh(request: pytest.FixtureRequest, kind: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-def mariadb(request: pytest.FixtureRequest) -> Iterator[MariaDB]:
-    """A MariaDB server with a fresh database: ``mariadb.url("pymysql")``. It may be stopped, killed, frozen, and told other settings."""
+def unbroken_mariadb(request: pytest.FixtureRequest) -> Iterator[MariaDB]:
+    """A MariaDB server with a fresh database: ``unbroken_mariadb.url("pymysql")``. A test may stop, kill, freeze and set it."""
     yield from _fresh(request, "mariadb")
 
 
 @pytest.fixture
-def mysql(request: pytest.FixtureRequest) -> Iterator[MySQL]:
+def unbroken_mysql(request: pytest.FixtureRequest) -> Iterator[MySQL]:
     """A MySQL server with a fresh database, likewise."""
     yield from _fresh(request, "mysql")
 
 
 @pytest.fixture
-def postgres(request: pytest.FixtureRequest) -> Iterator[PostgreSQL]:
+def unbroken_postgres(request: pytest.FixtureRequest) -> Iterator[PostgreSQL]:
     """A PostgreSQL server with a fresh database, likewise."""
     yield from _fresh(request, "postgres")
 
 
 @pytest.fixture
-def mongodb(request: pytest.FixtureRequest) -> Iterator[MongoDB]:
+def unbroken_mongodb(request: pytest.FixtureRequest) -> Iterator[MongoDB]:
     """A MongoDB server with a fresh database, likewise."""
     yield from _fresh(request, "mongodb")
 
@@ -90,8 +93,8 @@ def mongodb(request: pytest.FixtureRequest) -> Iterator[MongoDB]:
 
 
 @pytest.fixture
-def fault_proxy() -> Iterator[Callable[..., FaultProxy]]:
-    """``fault_proxy(postgres)``: a started FaultProxy before a server (or an address), closed with the test."""
+def unbroken_proxy() -> Iterator[Callable[..., FaultProxy]]:
+    """``unbroken_proxy(unbroken_postgres)``: a started FaultProxy before a server (or an address), closed with the test."""
     from unbroken_drill.faults import for_server
     from unbroken_drill.proxy import FaultProxy
     from unbroken_drill.servers import Server
@@ -107,9 +110,9 @@ def fault_proxy() -> Iterator[Callable[..., FaultProxy]]:
 
 @pytest.fixture
 def unbroken_pool() -> Iterator[Callable[..., Pool]]:
-    """``unbroken_pool(postgres)``: an unbroken.Pool to a server, a fault or a URL, closed with the test.
+    """``unbroken_pool(unbroken_postgres)``: an unbroken.Pool to a server, a fault or a URL, closed with the test.
 
-    ``unbroken_pool(postgres, "psycopg", max_size=3)``: with that driver, and settings.
+    ``unbroken_pool(unbroken_postgres, "psycopg", max_size=3)``: with that driver, and settings.
     """
     from unbroken import Pool
 
@@ -127,8 +130,8 @@ def unbroken_pool() -> Iterator[Callable[..., Pool]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with the marker ``faults`` runs once per fault."""
-    marker = metafunc.definition.get_closest_marker("faults")
+    """A test with the marker ``unbroken_faults`` runs once per fault."""
+    marker = metafunc.definition.get_closest_marker("unbroken_faults")
     if marker is None:
         return
     from unbroken_drill.faults import KINDS
@@ -138,39 +141,41 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if wrong or options or not marker.args:
         what = f"there is no fault {wrong[0]!r}" if wrong else f"there is no option {min(options)!r}" if options else "it names no fault"
         raise pytest.UsageError(f"{metafunc.definition.nodeid}: @pytest.mark.{_FAULTS}: {what}; faults are {', '.join(KINDS)}")
-    by_itself = "fault" not in metafunc.fixturenames
+    by_itself = "unbroken_fault" not in metafunc.fixturenames
     if by_itself:
-        metafunc.fixturenames.append("fault")  # so that it may be parametrized; pytest_itemcollected has it set up
-    metafunc.parametrize("fault", [(name, by_itself) for name in marker.args], ids=marker.args, indirect=True)
+        metafunc.fixturenames.append("unbroken_fault")  # so that it may be parametrized; pytest_itemcollected has it set up
+    metafunc.parametrize("unbroken_fault", [(name, by_itself) for name in marker.args], ids=marker.args, indirect=True)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """A test that does not name the fixture ``fault`` gets it all the same."""
+    """A test that does not name the fixture ``unbroken_fault`` gets it all the same."""
     names = getattr(item, "fixturenames", None)
-    if names is not None and "fault" not in names and _is_played_beside(item):
-        names.append("fault")
+    if names is not None and "unbroken_fault" not in names and _is_played_beside(item):
+        names.append("unbroken_fault")
 
 
 @pytest.fixture
-def fault(request: pytest.FixtureRequest) -> Iterator[Fault]:
-    """The fault of this run of a test with the marker ``faults``: ``fault()`` plays it, ``fault.url()`` is where to connect."""
+def unbroken_fault(request: pytest.FixtureRequest) -> Iterator[Fault]:
+    """The fault of this run of a test with the marker ``unbroken_faults``: call it to play it; connect to its ``url()``."""
     from unbroken_drill.faults import Fault
 
-    marker = request.node.get_closest_marker("faults")
+    marker = request.node.get_closest_marker("unbroken_faults")
     if marker is None:
-        pytest.fail(f'the fixture fault needs faults: @pytest.mark.{_FAULTS}, such as faults("kill", "restart")', pytrace=False)
+        example = 'unbroken_faults("kill", "restart")'
+        pytest.fail(f"the fixture unbroken_fault needs a marker: @pytest.mark.{_FAULTS}, such as {example}", pytrace=False)
     name, _by_itself = request.param
     kind = marker.kwargs.get("server")
-    kinds = [kind] if kind is not None else [each for each in _SERVERS if each in request.fixturenames]
+    kinds = [kind] if kind is not None else [each for each in _SERVERS if f"unbroken_{each}" in request.fixturenames]
     if len(kinds) != 1 or kinds[0] not in _SERVERS:
         said = f"uses {' and '.join(kinds) or 'none'}" if kind is None else f"says server={kind!r}"
-        pytest.fail(f"which server is to have the fault? the test {said}; say faults(…, server=…), of {', '.join(_SERVERS)}", pytrace=False)
-    with Fault(name, request.getfixturevalue(kinds[0]), marker.kwargs.get("seconds", 0.3)).ready() as made:
+        wanted = f"say unbroken_faults(…, server=…), of {', '.join(_SERVERS)}"
+        pytest.fail(f"which server is to have the fault? the test {said}; {wanted}", pytrace=False)
+    with Fault(name, request.getfixturevalue(f"unbroken_{kinds[0]}"), marker.kwargs.get("seconds", 0.3)).ready() as made:
         yield made
 
 
 @pytest.fixture
-def no_connection_leaks() -> None:
+def unbroken_no_connection_leaks() -> None:
     """The test fails if it leaves a connection of any unbroken pool checked out. As a marker, too."""
 
 
@@ -188,14 +193,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         if not beside:
             result = yield
         else:
-            fault, options = item.funcargs["fault"], _marker(item).kwargs  # type: ignore[attr-defined] # a Function
+            fault, options = item.funcargs["unbroken_fault"], _marker(item).kwargs  # type: ignore[attr-defined] # a Function
             after = options.get("after", 0.1)
             with Player(fault, after, options.get("every")) as player:
                 result = yield
             if player.error is not None:
                 pytest.fail(f"the fault {fault.name!r} could not be played: {player.error}", pytrace=False)
             if not fault.played:
-                said = "ask for the fixture fault and play it, or let it come sooner: faults(…, after=0.0)"
+                said = "ask for the fixture unbroken_fault and play it, or let it come sooner: unbroken_faults(…, after=0.0)"
                 pytest.fail(f"the test was over before its fault {fault.name!r} came, after {after} s: {said}", pytrace=False)
         leaks = watch.leaks(_GRACE) if watch is not None else []
         if leaks:
@@ -204,19 +209,20 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 def _marker(item: Any) -> pytest.Mark:
-    marker: pytest.Mark = item.get_closest_marker("faults")
+    marker: pytest.Mark = item.get_closest_marker("unbroken_faults")
     return marker
 
 
 def _is_played_beside(item: pytest.Item) -> bool:
     callspec = getattr(item, "callspec", None)
-    if callspec is None or item.get_closest_marker("faults") is None:
+    if callspec is None or item.get_closest_marker("unbroken_faults") is None:
         return False
-    _name, by_itself = callspec.params["fault"]
+    _name, by_itself = callspec.params["unbroken_fault"]
     return bool(by_itself)
 
 
 def _is_watched(item: pytest.Item) -> bool:
-    if item.get_closest_marker("no_connection_leaks") is not None or "no_connection_leaks" in getattr(item, "fixturenames", ()):
+    name = "unbroken_no_connection_leaks"
+    if item.get_closest_marker(name) is not None or name in getattr(item, "fixturenames", ()):
         return True
-    return bool(item.config.getini("unbroken_no_connection_leaks"))
+    return bool(item.config.getini(name))
