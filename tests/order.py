@@ -16,11 +16,12 @@ ALONE = (
 )  # fmt: skip
 #: What takes minutes.
 LONG = (
-    "tests/history/", "tests/core/test_pool_machine.py", "tests/pool/test_every_driver.py", "tests/pool/test_fork_wire.py",
-    "tests/drivers/test_seams.py", "tests/testing/test_pytest_plugin.py", "tests/integrations/web/", "tests/integrations/mongo/",
+    "tests/history/", "tests/testing/test_servers.py", "tests/core/test_pool_machine.py", "tests/pool/test_every_driver.py",
+    "tests/pool/test_fork_wire.py", "tests/drivers/test_seams.py", "tests/testing/test_pytest_plugin.py", "tests/integrations/web/",
+    "tests/integrations/mongo/",
 )  # fmt: skip
 #: Files whose tests share nothing that takes long to make: their tests need not stay together.
-APART: tuple[str, ...] = ()
+APART = ("tests/testing/test_servers.py", "tests/testing/test_pytest_plugin.py")
 
 
 class Order(LoadScopeScheduling):
