@@ -18,7 +18,7 @@ NAME = "asyncmy"
 SCHEMES = ("mysql+asyncmy", "mariadb+asyncmy")
 DISTRIBUTION = "asyncmy"
 MODULE = "asyncmy"
-TESTED = ">=0.2.10,<0.3"
+TESTED = ">=0.2.18,<0.3"
 RANK = 20  # faster than aiomysql
 
 _OPTIONS: _mysql.Kinds = {

@@ -25,7 +25,7 @@ NAME = "mariadb"
 SCHEMES = ("mariadb+mariadbconnector", "mysql+mariadbconnector")
 DISTRIBUTION = "mariadb"
 MODULE = "mariadb"
-TESTED = ">=1.1,<1.2"
+TESTED = ">=1.1.5,<1.2"
 RANK = 40
 
 _OPTIONS: _mysql.Kinds = {

@@ -24,7 +24,7 @@ NAME = "mysqlclient"
 SCHEMES = ("mysql+mysqldb", "mariadb+mysqldb")
 DISTRIBUTION = "mysqlclient"
 MODULE = "MySQLdb"
-TESTED = ">=2.2,<2.4"
+TESTED = ">=2.3,<2.4"
 RANK = 10
 
 _OPTIONS: _mysql.Kinds = {

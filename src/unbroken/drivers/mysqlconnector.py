@@ -30,7 +30,7 @@ NAME = "mysqlconnector"
 SCHEMES = ("mysql+mysqlconnector", "mariadb+mysqlconnector")
 DISTRIBUTION = "mysql-connector-python"
 MODULE = "mysql.connector"
-TESTED = ">=9.1,<27"
+TESTED = ">=9.2,<27"
 RANK = 50
 
 _OPTIONS: _mysql.Kinds = {
