@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextvars
+import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import unbroken.drivers
 from unbroken.abc import Fault, FaultKind
 from unbroken.core import unit
 
@@ -138,6 +141,57 @@ def test_rows_that_are_still_to_come_leave_a_write_unknown(mysql_face: Any, ledg
     finally:
         face.close()
         face.server.admin("DROP TABLE watch_streams")
+
+
+HERE = str(Path(unbroken.drivers.__file__).parent)
+
+
+class Strike(Exception):  # noqa: N818 - what happened
+    """As a signal handler raises it."""
+
+
+def struck(at: int, work: Any) -> bool:
+    """Do *work*, and raise at the line number *at* of what runs of the drivers' files. Whether it came so far."""
+    seen = 0
+
+    def trace(frame: Any, event: str, _arg: Any) -> Any:
+        nonlocal seen
+        if event == "line" and frame.f_code.co_filename.startswith(HERE):
+            seen += 1
+            if seen == at:
+                raise Strike
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except Exception:  # the strike, or what the library made of it
+        pass
+    finally:
+        sys.settrace(before)
+    return seen >= at
+
+
+def test_after_a_strike_at_any_line_every_statement_is_still_told(face: Any, table: str, recorder: Any) -> None:
+    conn, at = None, 0
+    while True:
+        at += 1
+        conn = face.connect() if conn is None else conn
+        face.driver.watch(conn)
+        if not struck(at, lambda conn=conn: face.execute(conn, "SELECT 1")):
+            break
+        recorder.log.clear()
+        try:
+            face.call("rollback", conn)
+            face.execute(conn, f"INSERT INTO {table} VALUES ({at})")
+        except Exception:
+            face.driver.close(conn)  # it refuses: the pool would have closed it
+            conn = None
+        else:
+            assert f"INSERT INTO {table} VALUES ({at})" in recorder.sent, at
+            face.call("rollback", conn)
+    assert at > 10
 
 
 def test_an_explicit_transaction_in_autocommit_is_one(face: Any, table: str, recorder: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from unbroken.core import unit
 from unbroken.drivers import _postgresql
-from unbroken.drivers._shared import class_of
+from unbroken.drivers._shared import class_of, mark_call, marked
 
 _IDLE = 0  # PQtransactionStatus
 _OK = 0  # PQstatus
@@ -64,7 +64,7 @@ def _watched(base: Any) -> Any:
 
         def _start_query(self) -> Generator[Any, Any, None]:
             ledger = unit.current(id(self))
-            if ledger is not None and not self.__dict__.pop("_unbroken_told", False) and _can_send(self):
+            if ledger is not None and not marked(self.__dict__, "_unbroken_told") and _can_send(self):
                 ledger.statement(None, _commits_itself(self), conn_id=id(self))  # a cursor that was made before the watch began
             yield from super()._start_query()
 
@@ -113,11 +113,9 @@ def _watched_cursor(base: Any) -> Any:
                 yield from super()._start_query(query)
                 return
             autocommit = _commits_itself(conn)
-            conn.__dict__["_unbroken_told"] = True
-            try:
-                yield from super()._start_query(query)  # sends BEGIN where one is needed
-            finally:
-                conn.__dict__.pop("_unbroken_told", None)
+            mark = mark_call(conn.__dict__, "_unbroken_told")
+            yield from super()._start_query(query)  # sends BEGIN where one is needed
+            del mark
             sql = _text(query, conn)
             if sql is None:
                 ledger.statement(None, autocommit, conn_id=id(conn))

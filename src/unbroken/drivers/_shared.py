@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import fields
+from types import FrameType
 from typing import Any, TypeVar
 
 from unbroken.abc import Target
@@ -137,6 +140,39 @@ def lost(error: T) -> T:
 def is_lost(error: BaseException) -> bool:
     """Whether *error* was marked by :func:`lost`."""
     return getattr(error, _LOST, False)
+
+
+# ------------------------------------------------------------------------------- marks for the length of a call
+
+
+class Mark:
+    """What a call holds for as long as it runs: see :func:`mark_call`."""
+
+    __slots__ = ("__weakref__",)
+
+
+def mark_call(state: dict[str, Any], name: str, value: Any = True) -> Mark:
+    """Note in *state* that the calling function is at work, with a *value* for those that it calls (:func:`marked`).
+
+    It holds what is given for as long as it runs. A mark that is set before ``try`` and taken back in ``finally`` would stay
+    for good where an exception strikes between the two; this one counts only below the function that set it.
+    """
+    mark = Mark()
+    state[name] = weakref.ref(mark), id(sys._getframe(1)), value
+    return mark
+
+
+def marked(state: dict[str, Any], name: str) -> Any:
+    """The value of that mark, where one of the callers set it; else None."""
+    found = state.get(name)
+    if found is None or found[0]() is None:  # its frame may be another's by now
+        return None
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if id(frame) == found[1]:
+            return found[2]
+        frame = frame.f_back
+    return None
 
 
 # ------------------------------------------------------------------------------- statements that a ledger must know

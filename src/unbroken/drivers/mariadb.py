@@ -18,7 +18,19 @@ from unbroken.core.residue import Left
 from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers._mysql_driver import Blocking, by_attribute, unheard
 from unbroken.drivers._seams import Seam
-from unbroken.drivers._shared import boolean, class_of, dial, is_commit, is_rollback, optional_boolean, seconds, whole, without_target
+from unbroken.drivers._shared import (
+    boolean,
+    class_of,
+    dial,
+    is_commit,
+    is_rollback,
+    mark_call,
+    marked,
+    optional_boolean,
+    seconds,
+    whole,
+    without_target,
+)
 from unbroken.net.severance import abort, identity
 
 NAME = "mariadb"
@@ -286,7 +298,7 @@ def exact(base: Any) -> Any:
             self.__dict__["_last_executed_statement"] = statement
             if statement is not None:
                 self._seen_refuse()
-                self._about_to_send(self.__dict__.pop("_seen_next", None) or statement)
+                self._about_to_send(marked(self.__dict__, "_seen_next") or statement)
                 self._seen_sent = False
                 self._seen_busy = self._seen_failed = True
 
@@ -355,7 +367,11 @@ def _following(base: Any) -> Any:
 
         def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
             if self._prepared and self.statement:
-                self.connection.__dict__["_seen_next"] = self.statement  # a prepared cursor runs its own, whatever it is given
+                # a prepared cursor runs its own, whatever it is given
+                mark = mark_call(self.connection.__dict__, "_seen_next", self.statement)
+                result = self._follow(lambda: super(Cursor, self).execute(statement, *args, **kwargs))
+                del mark
+                return result
             return self._follow(lambda: super(Cursor, self).execute(statement, *args, **kwargs))
 
         def executemany(self, *args: Any, **kwargs: Any) -> Any:

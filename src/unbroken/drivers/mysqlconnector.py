@@ -41,10 +41,11 @@ _OPTIONS: _mysql.Kinds = {
     "ssl_key": str, "ssl_verify_cert": boolean, "ssl_verify_identity": boolean, "time_zone": str, "use_pure": boolean,
     "use_unicode": boolean, "write_timeout": seconds,
 }  # fmt: skip
-#: What a holder can change on a connection object: what only the object knows …
+#: What a holder can change on a connection object: what only the object knows, its time limits (which a ping changes too) …
 _PLAIN_TRAITS = ("_raw", "_buffered", "_get_warnings", "_raise_on_warnings", "_consume_results", "_converter_class", "converter")
+_LIMITS = ("_read_timeout", "_write_timeout")
 #: … and what the session has, too.
-_TRAITS = (*_PLAIN_TRAITS, "charset_id", "_use_unicode", "_database")
+_TRAITS = (*_PLAIN_TRAITS, *_LIMITS, "charset_id", "_use_unicode", "_database")
 
 _CONNECTOR = "mysql.connector.connection:MySQLConnection"
 _ASYNC = "mysql.connector.aio.connection:MySQLConnection"
@@ -178,7 +179,7 @@ class _Base:
         if "_database" in changed or ("charset_id" in changed and now[0] != traits[0]):
             raise self.errors[0]("the connection cannot be put back as it was opened: more than one thing was changed, or its database")
         before = dict(zip(_TRAITS, traits[1:], strict=True))
-        for name in changed & {*_PLAIN_TRAITS}:
+        for name in changed & {*_PLAIN_TRAITS, *_LIMITS}:
             setattr(conn, name, before[name])
         if "_use_unicode" in changed:
             conn.use_unicode = before["_use_unicode"]
@@ -477,7 +478,7 @@ class AsyncDriver(_Base, Awaited):
 
     async def begin(self, conn: Connection) -> None:
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""
-        await conn.start_transaction()
+        await conn.cmd_query("START TRANSACTION")  # older ones have no method for it
 
     async def commit(self, conn: Connection) -> None:
         """COMMIT, unless the server's last word is that nothing is open."""

@@ -263,9 +263,10 @@ class Driver(Blocking):
         return bool(conn._usock is None and getattr(conn, "_seen_closed", False))
 
     def traits(self, conn: Connection) -> Any:
-        """Autocommit, how many types were registered, and how much the server said unasked."""
+        """Autocommit, how many types were registered, how much the server said unasked, and the time limit, which a ping changes."""
         registered = len(getattr(conn, "_seen_registered", ()))
-        return getattr(conn, "autocommit", None), registered, len(conn.notices), len(conn.notifications)
+        limit = None if conn._usock is None else conn._usock.gettimeout()
+        return getattr(conn, "autocommit", None), registered, len(conn.notices), len(conn.notifications), limit
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
         """Answered in full, with nothing open, and the traits are as they were; the server said nothing unasked."""
@@ -275,7 +276,14 @@ class Driver(Blocking):
                 and conn._transaction_status == b"I"
                 and conn._usock is not None
                 and conn._xid is None
-                and (getattr(conn, "autocommit", None), len(conn._seen_registered), len(conn.notices), len(conn.notifications)) == traits
+                and (
+                    getattr(conn, "autocommit", None),
+                    len(conn._seen_registered),
+                    len(conn.notices),
+                    len(conn.notifications),
+                    conn._usock.gettimeout(),
+                )
+                == traits
             )
         except Exception:
             return False
@@ -284,7 +292,8 @@ class Driver(Blocking):
         """No round trip: pg8000 sends none of it to the server."""
         if self.is_in_transaction(conn) is not False or conn._xid is not None:
             raise lost(self.errors[0](_OUT_OF_STEP))
-        autocommit, registered, _, _ = traits
+        autocommit, registered, _, _, limit = traits
+        conn._usock.settimeout(limit)
         if autocommit is not None:
             conn.autocommit = autocommit
         while len(conn._seen_registered) > registered:

@@ -27,7 +27,7 @@ from unbroken.core.residue import Left
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
-from unbroken.drivers._shared import coerce, dial, from_connect, optional_boolean, seconds, without_target
+from unbroken.drivers._shared import coerce, dial, from_connect, mark_call, marked, optional_boolean, seconds, without_target
 
 NAME = "psycopg2"
 SCHEMES = ("postgresql+psycopg2",)
@@ -164,6 +164,8 @@ class Driver(Blocking):
         autocommit = extensions.connection.autocommit
         switch = conn.get_transaction_status() == _IDLE and conn.status == _READY and not conn.autocommit
         if switch:
+            if hasattr(type(conn), "_reports"):
+                conn.__dict__["_changed"] = True  # nobody may find it left on
             autocommit.__set__(conn, True)
         try:
             with extensions.cursor(conn) as cursor:
@@ -416,13 +418,12 @@ def _reporting_cursor(base: Any) -> Any:
         def _send(self, query: Any, send: Callable[[], Any], *, one: bool = False) -> Any:
             conn = self.connection
             ledger = _ledger(conn)
-            if ledger is None or conn.__dict__.get("_telling"):  # its own execute, called by a class between
+            if ledger is None or marked(conn.__dict__, "_telling"):  # its own execute, called by a class between
                 return send()
-            conn._telling = True
-            try:
-                return _sent(conn, ledger, _text(query, conn), send, lambda: self.statusmessage, one=one)
-            finally:
-                conn._telling = False
+            mark = mark_call(conn.__dict__, "_telling")
+            result = _sent(conn, ledger, _text(query, conn), send, lambda: self.statusmessage, one=one)
+            del mark
+            return result
 
     Cursor.__name__ = Cursor.__qualname__ = base.__name__
     return Cursor
