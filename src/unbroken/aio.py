@@ -334,7 +334,7 @@ class AsyncPool(Generic[ConnectionT]):
             if state.waiting or entry.generation != state.kernel.generation:
                 state.settle()
             return
-        state.kernel.returning[entry.key] = entry
+        state.kernel.resets(entry)
         loan, otherwise = Loan.of(state, entry, conn), Cause.CANCELLED
         try:
             await run_async(loan.reset(), shell_of(state).do)
@@ -346,7 +346,7 @@ class AsyncPool(Generic[ConnectionT]):
         for inherited in _inherited:
             if id(conn) in inherited.kernel.lent:
                 self._left_in_child(inherited, None)
-        if state.kernel.exiled.pop(id(conn), None) is None:
+        if state.kernel.came_back(id(conn)) is None:
             raise NotYoursError(f"pool {self.name} did not lend this connection, or it was given back before; release each one once")
         self._driver.close(conn)
 

@@ -344,7 +344,7 @@ class Pool(Generic[ConnectionT]):
         elif entry is None:
             self._release_unknown(state, conn)
         else:
-            state.kernel.returning[entry.key] = entry
+            state.kernel.resets(entry)
             loan = Loan.of(state, entry, conn)
             try:
                 run(loan.reset(), loan.state.shell.do)
@@ -352,7 +352,7 @@ class Pool(Generic[ConnectionT]):
                 loan.give_back()
 
     def _release_unknown(self, state: State, conn: Connection) -> None:
-        if state.kernel.exiled.pop(id(conn), None) is None:
+        if state.kernel.came_back(id(conn)) is None:
             raise NotYoursError(f"pool {self.name} did not lend this connection, or it was given back before; release each one once")
         self._driver.close(conn)
 
@@ -489,7 +489,7 @@ class Pool(Generic[ConnectionT]):
         self._state = fresh = known
         if not old.kernel.closed:
             return fresh
-        fresh.kernel.closed = True
+        fresh.kernel.close()
         return fresh
 
     def _left_in_child(self, state: State, exc: BaseException | None) -> None:

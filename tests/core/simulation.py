@@ -711,8 +711,11 @@ def installed(world: World) -> Iterator[None]:
         (state_module, "severance", SimpleNamespace(identity=net.identity, abort=net.abort, sever=net.sever)),
         (state_module, "keepalive", SimpleNamespace(bound=lambda *_: None)),
         (state_module, "last_words", SimpleNamespace(peek=net.last_words)),
-        (loan_module, "last_words", SimpleNamespace(peek=net.last_words)),
-        (state_module, "traffic", SimpleNamespace(counter=lambda fd: lambda: net.sent.get(fd, 0), has_unsent=lambda _fd: False)),
+        (
+            state_module,
+            "traffic",
+            SimpleNamespace(counter=lambda fd: lambda: net.sent.get(fd, 0), has_unsent=lambda _fd: False, quiet_for=lambda _fd: None),
+        ),
         (windows, "traffic", SimpleNamespace(unread_for=lambda _fd: None)),
         (state_module, "Glance", lambda: Glance(net)),
         (state_module, "server_of", lambda _driver: world.record),

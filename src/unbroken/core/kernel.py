@@ -5,9 +5,13 @@ Every change of ownership stands in this file. Nothing here does I/O, knows the 
 **The lock rule.** Two moves are lock-free, because each is one atomic operation on a deque or dict: taking an idle
 entry (``idle.pop()``) and putting one back (``idle.append(entry)``). The bodies do these inline, in this order:
 
-* a taker looks at ``waiting`` first and pops only when nobody waits: it never overtakes the line;
-* a giver appends *first* and looks at ``waiting`` (and at the generation) *afterwards*; a waiter joins ``waiting``
-  first and looks at ``idle`` afterwards (``enter``). Whichever comes second sees the other, so no wake-up is lost.
+* a taker looks at ``waiting`` first and pops only when nobody waits: it never overtakes the line; then it notes the
+  entry in ``lent``;
+* a giver takes the entry out of ``lent``, appends *first* and looks at ``waiting`` (and at the generation)
+  *afterwards*; a waiter joins ``waiting`` first and looks at ``idle`` afterwards (``enter``). Whichever comes second
+  sees the other, so no wake-up is lost.
+
+``tests/core/test_moves.py`` lists where they stand: it finds each line in the sources that changes an owner.
 
 Everything else is a method below, and the caller must hold the body's lock. Methods return what is to be done
 (tickets to wake, entries to close); the caller does it after letting go of the lock.
@@ -103,6 +107,13 @@ class Kernel:
             granted.append(ticket)
         return granted
 
+    def give_up(self, ticket: Ticket) -> bool:
+        """Leave the line. True: what was granted in the meantime is idle again; serve those who still wait."""
+        entry = self.leave(ticket)
+        if entry is not None:
+            self.put(entry)
+        return entry is not None
+
     def leave(self, ticket: Ticket) -> Entry | None:
         """Give up waiting. What was granted in the meantime is returned: it is the caller's to use or put back."""
         entry, ticket.entry = ticket.entry, None
@@ -143,11 +154,9 @@ class Kernel:
 
     # -- places --------------------------------------------------------------------------------------------------
 
-    def reserve(self) -> bool:
-        """Reserve a place for one more connection, if somebody needs one and there is room."""
-        if self.closed or self.size >= self.max_size:
-            return False
-        if len(self.waiting) <= self.opening and self.size >= self.min_size:
+    def reserve(self, *, spare: bool = False) -> bool:
+        """Reserve a place for one more connection, if somebody needs one (or *spare*: in any case) and there is room."""
+        if not self.wanted and not (spare and not self.closed and self.size < self.max_size):
             return False
         self.opening += 1
         return True
@@ -201,6 +210,41 @@ class Kernel:
         """An entry that its owner is about to close leaves the pool. Its owner must not hold it in idle."""
         if self.entries.get(entry.key) is entry:
             del self.entries[entry.key]
+
+    # -- lending -------------------------------------------------------------------------------------------------
+
+    def lend(self, entry: Entry) -> None:
+        """A caller has the entry, which was granted to it, from now on."""
+        self.lent[entry.key] = entry
+
+    def put(self, entry: Entry) -> None:
+        """The caller's entry is idle from now on. Afterwards those who wait must be served."""
+        self.idle.append(entry)
+
+    def admit(self, entry: Entry) -> None:
+        """A caller has opened a connection by itself: it is the pool's, and lent to that caller."""
+        self.entries[entry.key] = self.lent[entry.key] = entry
+
+    def resets(self, entry: Entry) -> None:
+        """An entry that was just taken out of ``lent`` is given back, but something has to be sent on it first."""
+        self.returning[entry.key] = entry
+
+    def is_back(self, entry: Entry) -> bool:
+        """Make an entry that was lent, or is given back, the caller's own. False: it is so no more."""
+        return self.lent.pop(entry.key, None) is entry or self.returning.pop(entry.key, None) is entry
+
+    def came_back(self, key: int) -> Entry | None:
+        """The exiled entry whose holder gives the connection with this key back or drops it; None: there is none."""
+        return self.exiled.pop(key, None)
+
+    def lose(self, entry: Entry) -> bool:
+        """The holder of *entry* is seen to have let it be collected. In a finalizer, so without the lock. True: it was lent."""
+        if self.lent.get(entry.key) is entry:
+            self.lent.pop(entry.key, None)
+            return True
+        if self.exiled.get(entry.key) is entry:
+            self.exiled.pop(entry.key, None)
+        return False
 
     def exile(self, entry: Entry) -> bool:
         """Take a lent entry away from its holder, who still has the object. False: it came back meanwhile.

@@ -124,10 +124,8 @@ def _stand_in_line(state: State, started: float, until: float, *, front: bool) -
 def _give_up(state: State, ticket: Ticket) -> None:
     """Leave the line; what was granted at the last moment goes to the next one."""
     with state.lock:
-        granted = state.kernel.leave(ticket)
-        if granted is not None:
-            state.kernel.idle.append(granted)
-    if granted is not None:
+        is_idle_again = state.kernel.give_up(ticket)
+    if is_idle_again:
         state.settle()
 
 

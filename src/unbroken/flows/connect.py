@@ -68,7 +68,8 @@ def _ask(state: State) -> Try | float | None:
             return None
         if delay > 0.0:
             return delay
-        kernel.opening += 1
+        if not kernel.reserve(spare=True):
+            return None
         attempt = outage.began(state, now)
         state.tries[attempt] = state.shell.dialing(state.connect_limit)
         return attempt

@@ -276,7 +276,7 @@ class State:
         """Put a healthy entry that the caller owns into idle. (The pools have this inline.)"""
         entry.conn = conn
         entry.last_used = self.clock()
-        self.kernel.idle.append(entry)
+        self.kernel.put(entry)
         self.settle()
 
     def settle(self) -> None:
@@ -541,7 +541,7 @@ class State:
         entry.uses += 1
         loan.state, loan.entry, loan.begun = self, entry, None
         loan.conn = entry.conn
-        self.kernel.lent[entry.key] = entry
+        self.kernel.lend(entry)
         entry.conn = entry.anchor
 
     def join(self, unit: Unit, entry: Entry, conn: Connection) -> None:
@@ -611,9 +611,9 @@ class State:
     def take_back(self, entry: Entry, conn: Connection, healthy: bool) -> None:
         """A lease is over. *healthy*: its connection may be lent again."""
         kernel = self.kernel
-        if kernel.lent.pop(entry.key, None) is entry or kernel.returning.pop(entry.key, None) is entry:
+        if kernel.is_back(entry):
             self.give_back(entry, conn, healthy)
-        elif kernel.exiled.pop(entry.key, None) is entry:
+        elif kernel.came_back(entry.key) is entry:
             self.driver.close(conn)
 
     def give_back(self, entry: Entry, conn: Connection, healthy: bool) -> None:
@@ -855,8 +855,5 @@ def _on_forgotten(state_ref: Callable[[], State | None], entry_ref: Callable[[],
     if not state.mark[0] and entry.fd is not None and entry.identity is not None:
         severance.sever(entry.fd, entry.identity)
         return
-    if state.kernel.lent.get(entry.key) is entry:
-        state.kernel.lent.pop(entry.key, None)
+    if state.kernel.lose(entry):
         state.forgotten.append(entry)
-    elif state.kernel.exiled.get(entry.key) is entry:
-        state.kernel.exiled.pop(entry.key, None)

@@ -146,7 +146,7 @@ class Body(State):
         with self.lock:
             self.counters.opened += 1
             if place is None or not self.kernel.replace(place, entry):
-                self.kernel.entries[entry.key] = self.kernel.lent[entry.key] = entry
+                self.kernel.admit(entry)
         schedule(self)
         self.emit("opened", {"pool": self.name, "session": entry.session})
 
@@ -214,7 +214,7 @@ class Body(State):
             entries.remove(entry)
             if not entries:
                 del self.by_connection[id(connection)]
-        if self.kernel.exiled.pop(entry.key, None) is entry:
+        if self.kernel.came_back(entry.key) is entry:
             return
         record = entry.record
         self.release(entry)
@@ -242,7 +242,7 @@ class Body(State):
     def give_up(self, record: Record, place: Slot) -> None:
         """A place goes back without a connection: to the next caller, where callers connect by themselves."""
         if self.connects_here and place.vacated:
-            if self.kernel.lent.pop(place.key, None) is place:
+            if self.kernel.is_back(place):
                 self.put(place, None)
             return
         with self.lock:

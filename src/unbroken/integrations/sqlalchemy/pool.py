@@ -193,7 +193,7 @@ class _Unbroken(sqla_pool.QueuePool):
             record.hold(entry, body)
         entry.taken_at = monotonic()
         entry.uses += 1
-        body.lent[entry.key] = entry
+        body.kernel.lend(entry)
         return entry  # type: ignore[no-any-return]
 
     def _timed_out(self, body: Body, exc: PoolTimeoutError) -> Exception:
