@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from unbroken import Pool
 from unbroken.abc import Driver, FaultKind
+from unbroken.core import unit
 from unbroken.drivers import open_driver
 
 
@@ -106,3 +109,59 @@ def test_a_watched_connection_tells_everything(driver: Any, conn: Any, recorder:
     ]
     assert recorder.log[1][1] is False
     assert recorder.log[-1][1] is True
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_what_the_pool_commits_is_stored_for_the_ledger(tmp_path: Path, ours: bool) -> None:
+    file = tmp_path / "stored.db"
+    made = Pool(f"sqlite:///{file}") if ours else Pool(connect=lambda: sqlite3.connect(file, check_same_thread=False), driver="sqlite")
+    with made as pool:
+        with pool.connection() as conn:
+            conn.execute("CREATE TABLE t (n INT)")
+        ledger = unit.Unit(observing=True)
+        token = unit.enter(ledger)
+        try:
+            with pool.connection() as conn:
+                conn.execute("INSERT INTO t VALUES (1)")
+            assert ledger.fate() is unit.Fate.STORED
+        finally:
+            unit.leave(token)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3's autocommit came with Python 3.12")
+def test_a_connection_that_is_always_in_a_transaction_is_kept_once_that_is_empty(tmp_path: Path) -> None:
+    def connect() -> Any:
+        return sqlite3.connect(tmp_path / "always.db", check_same_thread=False, autocommit=False)  # type: ignore[call-arg] # from 3.12 on
+
+    driver = open_driver(connect=connect, driver="sqlite")
+    conn = driver.connect(1.0)
+    traits = driver.traits(conn)
+    assert not driver.is_clean(conn, traits)
+    conn.execute("CREATE TABLE t (n INT)")
+    driver.commit(conn)
+    for sql in ("INSERT INTO t VALUES (1)", "SELECT n FROM t"):
+        driver.rollback(conn)
+        assert driver.is_clean(conn, traits)
+        assert driver.is_clean(conn, traits)
+        conn.execute(sql)
+        assert not driver.is_clean(conn, traits)
+    driver.rollback(conn)
+    conn.set_trace_callback(None)
+    assert not driver.is_clean(conn, traits)
+    with Pool(connect=connect, driver="sqlite", max_size=1) as pool:
+        for n in range(3):
+            with pool.connection() as conn:
+                conn.execute(f"INSERT INTO t VALUES ({n})")
+        with pool.connection() as conn:
+            assert conn.execute("SELECT n FROM t").fetchall() == [(0,), (1,), (2,)]
+        assert pool.stats().opened == 1
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3's autocommit came with Python 3.12")
+def test_a_holder_that_switched_autocommit_off_leaves_no_transaction_open(driver: Any, conn: Any) -> None:
+    traits = driver.traits(conn)
+    conn.autocommit = False
+    driver.rollback(conn)
+    driver.restore(conn, traits)
+    assert not conn.in_transaction
+    assert driver.is_clean(conn, traits)

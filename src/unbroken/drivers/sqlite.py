@@ -109,13 +109,17 @@ class Driver(Blocking):
     def commit(self, conn: Connection) -> None:
         """COMMIT where one is open."""
         conn.commit()
+        _committed(conn)
 
     def rollback(self, conn: Connection) -> None:
         """ROLLBACK where one is open."""
         conn.rollback()
+        _rolled_back(conn)
+        _settle(conn)
 
     def close(self, conn: Connection) -> None:
         """Close the file."""
+        _settled.pop(id(conn), None)
         try:
             conn.close()
         except Exception:
@@ -152,11 +156,12 @@ class Driver(Blocking):
             return None
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
-        """In no transaction, and the traits are as they were."""
+        """In no transaction, or in an empty one where ``autocommit`` is False; and the traits are as they were."""
         try:
-            return not conn.in_transaction and traits == (
-                conn.isolation_level, conn.row_factory, conn.text_factory, getattr(conn, "autocommit", None)
-            )  # fmt: skip
+            autocommit = getattr(conn, "autocommit", None)
+            if traits != (conn.isolation_level, conn.row_factory, conn.text_factory, autocommit):
+                return False
+            return _is_untouched(conn) if autocommit is False else not conn.in_transaction
         except Exception:  # closed
             return False
 
@@ -164,7 +169,10 @@ class Driver(Blocking):
         """Put the four back."""
         isolation_level, conn.row_factory, conn.text_factory, autocommit = traits
         if autocommit is not None and conn.autocommit != autocommit:
+            if conn.autocommit is False:
+                conn.autocommit = True  # ends the empty transaction, which the old way would leave open
             conn.autocommit = autocommit
+            _settle(conn)
         if conn.isolation_level != isolation_level:
             conn.isolation_level = isolation_level
 
@@ -195,10 +203,73 @@ class Driver(Blocking):
 
 
 class _Connection(sqlite3.Connection):
-    """sqlite3's connection; a class of its own so that it can be weakly referenced and carries no surprise."""
+    """sqlite3's connection, which can be weakly referenced, and tells what became of a COMMIT."""
+
+    def commit(self) -> None:
+        """As sqlite3's."""
+        super().commit()
+        _committed(self)
+
+    def rollback(self) -> None:
+        """As sqlite3's."""
+        super().rollback()
+        _rolled_back(self)
 
 
 def _tell(conn: Any, sql: str) -> None:
     ledger = unit.current(id(conn))
+    if ledger is None or (sql == "BEGIN" and getattr(conn, "autocommit", None) is False):
+        return  # that one follows each COMMIT, before anybody can say that it is done
+    ledger.statement(sql, not conn.in_transaction, conn_id=id(conn))
+
+
+def _committed(conn: Any) -> None:
+    """A COMMIT was executed without an error, if there was something to commit."""
+    ledger = unit.current(id(conn))
     if ledger is not None:
-        ledger.statement(sql, not conn.in_transaction, conn_id=id(conn))
+        ledger.committed(conn_id=id(conn))
+
+
+def _rolled_back(conn: Any) -> None:
+    ledger = unit.current(id(conn))
+    if ledger is not None:
+        ledger.rolled_back(conn_id=id(conn))
+
+
+# ------------------------------------------------------------------------------- connections with ``autocommit=False``
+#
+# From Python 3.12 on such a connection is always in a transaction: the next begins with the end of the last. It is clean
+# when nothing was executed since a ROLLBACK. That is known as long as SQLite still calls what was set then.
+
+
+class _Executed:
+    """Counts what is executed; set as a connection's trace callback."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, _sql: str) -> None:
+        self.count += 1
+
+
+_settled: dict[int, _Executed] = {}
+
+
+def _settle(conn: Any) -> None:
+    """Nothing is open on *conn*. From now on count what is executed."""
+    if getattr(conn, "autocommit", None) is False:
+        executed = _settled[id(conn)] = _Executed()
+        conn.set_trace_callback(executed)
+
+
+def _is_untouched(conn: Any) -> bool:
+    """Whether nothing was executed since. A statement that reads no file shows that the count is still kept."""
+    executed: Any = _settled.get(id(conn))
+    if executed is None or executed.count:
+        return False
+    conn.execute("SELECT 1").close()
+    kept = executed.count == 1
+    executed.count = 0 if kept else 1
+    return kept
