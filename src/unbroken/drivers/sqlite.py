@@ -270,6 +270,6 @@ def _is_untouched(conn: Any) -> bool:
     if executed is None or executed.count:
         return False
     conn.execute("SELECT 1").close()
-    kept = executed.count == 1
+    kept = bool(executed.count == 1)
     executed.count = 0 if kept else 1
     return kept
