@@ -22,7 +22,7 @@ check: $(VENV)/.check ## ruff, mypy and pyright
 	@$(BIN)/ruff format -q --check .
 	@$(BIN)/mypy
 	@$(BIN)/mypy tests/typing
-	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright -p .
 
 bench: $(VENV)/.test ## what an acquire costs, beside other pools
 	@$(BIN)/python bench/run.py $(ARGS)

@@ -15,7 +15,7 @@ import pytest
 
 from unbroken import cli
 from unbroken.errors import ConfigurationError
-from unbroken_drill.drill import contenders, scenarios
+from unbroken_drill.drill.pools import contenders, scenarios
 
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -8,28 +8,29 @@ import pytest
 from rich.console import Console
 
 from unbroken_drill.drill import report
-from unbroken_drill.drill.contenders import ENTRANTS, choose
+from unbroken_drill.drill.pools import report as pool_report
+from unbroken_drill.drill.pools.contenders import ENTRANTS, choose
+from unbroken_drill.drill.pools.results import PoolResult
+from unbroken_drill.drill.pools.scenarios import SCENARIOS
 from unbroken_drill.drill.progress import line
-from unbroken_drill.drill.results import Result
-from unbroken_drill.drill.scenarios import SCENARIOS
 
 ENTRANTS_SHOWN = choose(["unbroken/psycopg", "one"], ["postgresql"])
 
 
-def row(scenario: str, key: str = "one", title: str = "one connection", **values: object) -> Result:
-    made = Result("postgresql", scenario, key, title, key.startswith("unbroken"), requests=500, recoveries=[0.012], slowest=0.02)
+def row(scenario: str, key: str = "one", title: str = "one connection", **values: object) -> PoolResult:
+    made = PoolResult("postgresql", scenario, key, title, key.startswith("unbroken"), requests=500, recoveries=[0.012], slowest=0.02)
     for name, value in values.items():
         setattr(made, name, value)
     return made
 
 
-def ours(scenario: str, **values: object) -> Result:
+def ours(scenario: str, **values: object) -> PoolResult:
     return row(scenario, "unbroken/psycopg", "unbroken psycopg", **values)
 
 
-def shown(rows: list[Result], width: int = 80, *, verbose: bool = False) -> str:
+def shown(rows: list[PoolResult], width: int = 80, *, verbose: bool = False) -> str:
     out = io.StringIO()
-    report.final(Console(file=out, width=width, highlight=False), rows, ENTRANTS_SHOWN, {"postgresql": "18.4"}, verbose=verbose)
+    pool_report.final(Console(file=out, width=width, highlight=False), rows, ENTRANTS_SHOWN, {"postgresql": "18.4"}, verbose=verbose)
     return out.getvalue()
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from unbroken_drill.drill.contenders.base import DOUBT, ERROR, OK, TOLD, WRONG
-from unbroken_drill.drill.results import Result, combined, recovery
-from unbroken_drill.drill.traffic import Record
+from unbroken_drill.drill.pools.contenders.base import DOUBT, ERROR, OK, TOLD, WRONG
+from unbroken_drill.drill.pools.results import PoolResult, combined, recovery
+from unbroken_drill.drill.pools.traffic import Record
 
 
-def result(*, ours: bool = True, **values: object) -> Result:
-    row = Result("postgresql", "restart", "unbroken/psycopg" if ours else "one", "it", ours)
+def result(*, ours: bool = True, **values: object) -> PoolResult:
+    row = PoolResult("postgresql", "restart", "unbroken/psycopg" if ours else "one", "it", ours)
     for name, value in values.items():
         setattr(row, name, value)
     return row

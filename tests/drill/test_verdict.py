@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from unbroken_drill.drill.results import Result
-from unbroken_drill.drill.verdict import breaches
+from unbroken_drill.drill.pools.results import PoolResult
+from unbroken_drill.drill.pools.verdict import breaches
 
 
-def row(scenario: str, *, ours: bool = True, **values: object) -> Result:
-    made = Result("postgresql", scenario, "unbroken/psycopg" if ours else "one", "it", ours)
+def row(scenario: str, *, ours: bool = True, **values: object) -> PoolResult:
+    made = PoolResult("postgresql", scenario, "unbroken/psycopg" if ours else "one", "it", ours)
     for name, value in values.items():
         setattr(made, name, value)
     return made

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from unbroken_drill.drill import workload
-from unbroken_drill.drill.contenders import find
-from unbroken_drill.drill.contenders.base import Plan
 from unbroken_drill.drill.measure import close_wait, journal
-from unbroken_drill.drill.process import WorkerError, WorkerProcess
+from unbroken_drill.drill.pools import workload
+from unbroken_drill.drill.pools.contenders import find
+from unbroken_drill.drill.pools.contenders.base import Plan
+from unbroken_drill.drill.pools.process import WorkerError, WorkerProcess
 from unbroken_drill.servers import PostgreSQL
 
 
@@ -132,7 +132,9 @@ def test_a_worker_ends_with_its_input_whatever_it_is_doing(server: PostgreSQL) -
 
 
 def test_a_worker_ends_when_its_drill_is_killed(server: PostgreSQL) -> None:
-    code = "from unbroken_drill.drill.process import WorkerProcess; import time; print(WorkerProcess().pid, flush=True); time.sleep(60)"
+    code = (
+        "from unbroken_drill.drill.pools.process import WorkerProcess; import time; print(WorkerProcess().pid, flush=True); time.sleep(60)"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     try:
         assert parent.stdout is not None

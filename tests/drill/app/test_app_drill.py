@@ -164,7 +164,7 @@ APP = ("--url", "http://127.0.0.1:{port}/", "--env", "X")
     [
         (("--env", "X", "--", "python3"), "an app's drill needs --url"),
         ((*APP, "--", "no-such"), "no-such: no such program"),
-        ((*APP, "--html", "/no/such/x.html", "--", "python3"), "no file can be written there"),
+        ((*APP, "--html", "/no/such/x.html", "--", "python3"), "there is no folder /no/such"),
         (("--config", "no-such.toml"), "no-such.toml: No such file or directory"),
         (
             (*APP, "--scenarios", "reset", "--", "python3", "-c", "print('no module named shop')"),

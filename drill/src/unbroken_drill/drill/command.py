@@ -10,7 +10,6 @@ import platform
 import secrets
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -18,13 +17,16 @@ from rich.console import Console
 from rich.text import Text
 
 from unbroken.errors import ConfigurationError
-from unbroken_drill.drill import contenders, report, scenarios
+from unbroken_drill.drill import report
 from unbroken_drill.drill.app import command as app
-from unbroken_drill.drill.contenders import Entrant
+from unbroken_drill.drill.output import machine, writable, write
+from unbroken_drill.drill.pools import contenders, scenarios
+from unbroken_drill.drill.pools import report as pool_report
+from unbroken_drill.drill.pools.contenders import Entrant
+from unbroken_drill.drill.pools.run import Drill
+from unbroken_drill.drill.pools.verdict import breaches
 from unbroken_drill.drill.progress import Progress
 from unbroken_drill.drill.results import Result
-from unbroken_drill.drill.run import Drill
-from unbroken_drill.drill.verdict import breaches
 from unbroken_drill.servers import available
 
 _BACKENDS = ("postgresql", "mariadb")  #: that contenders here have drivers for
@@ -85,15 +87,15 @@ def drill(
     entrants = _entrants(who, everything, backends, green, console)
     acts = scenarios.choose(_names(what)) if what is not None else list(scenarios.SCENARIOS)
     chosen = secrets.randbelow(1_000_000) if seed is None else seed
-    writer = _writable(to)
+    json_to = writable("json", to)
     run = Drill(entrants, acts, chosen, repeat, jobs or min(2, os.cpu_count() or 1), green)
-    with Progress(console, entrants, [act.name for act in acts], len(entrants) * len(acts) * repeat) as progress:
+    with Progress(console, entrants, [act.name for act in acts], len(run.jobs())) as progress:
         rows = run.run(progress)
-    report.final(console, rows, entrants, run.versions, verbose=verbose)
+    pool_report.final(console, rows, entrants, run.versions, verbose=verbose)
     footer = facts(chosen, run.versions, entrants, green=green)
     console.print(Text(_footer(footer), "dim"), soft_wrap=False)
-    if writer is not None:
-        _write(writer, {**footer, "results": [row.as_json() for row in rows], "breaches": _breaches(rows)})
+    document = {**footer, "results": [row.as_json() for row in rows], "breaches": _breaches(rows)}
+    write(json_to, json.dumps(document, indent=2) + "\n")
     if any(breaches(row) for row in rows):
         raise SystemExit(1)
     return None
@@ -141,23 +143,6 @@ def _entrants(text: str | None, everything: bool, backends: Sequence[str], green
     return there
 
 
-def _writable(to: str | None) -> Any:
-    if to is None or to == "-":
-        return to
-    path = Path(to)
-    if not path.parent.is_dir():
-        raise ConfigurationError(f"--json {to}: there is no folder {path.parent}")
-    return path
-
-
-def _write(to: Any, document: dict[str, Any]) -> None:
-    text = json.dumps(document, indent=2) + "\n"
-    if to == "-":
-        sys.stdout.write(text)
-    else:
-        to.write_text(text)
-
-
 def facts(seed: int, versions: dict[str, str], entrants: Sequence[Entrant], *, green: bool = False) -> dict[str, Any]:
     """What another person needs to do the same: versions, seed, command line, machine."""
     packages = sorted({name for entrant in entrants for name in entrant.needs} | ({"gevent"} if green else set()))
@@ -170,7 +155,7 @@ def facts(seed: int, versions: dict[str, str], entrants: Sequence[Entrant], *, g
         "unbroken": importlib.metadata.version("unbroken"),
         "servers": {report.SERVERS[name]: version for name, version in versions.items()},
         "packages": {name: importlib.metadata.version(name) for name in packages},
-        "machine": f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "python": platform.python_version(),
     }
 

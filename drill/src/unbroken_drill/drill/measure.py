@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from unbroken_drill.servers import Server, ServerError
+from unbroken_drill.servers import MongoDB, Server, ServerError
 
 _CLOSE_WAIT: Final = "08"  # include/net/tcp_states.h
 _PACE: Final = 0.001
@@ -83,3 +83,19 @@ def _sockets(pid: int) -> set[str]:
 def journal(server: Server) -> dict[int, int]:
     """How often each number stands in the journal."""
     return {int(n): int(times) for n, times in server.admin("SELECT n, count(*) FROM drill_journal GROUP BY n")}
+
+
+def sessions_left(server: Server, timeout: float = 1.0) -> int:
+    """Sessions that are still there *timeout* seconds after the contender was closed."""
+    deadline = time.monotonic() + timeout
+    while (left := len(server.sessions())) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return left
+
+
+def version(server: Server) -> str:
+    """The running server's version, without the words around it."""
+    if isinstance(server, MongoDB):
+        return str(server.command({"buildInfo": 1})["version"])
+    text = server.admin("SELECT version()")[0][0]
+    return text.removeprefix("PostgreSQL ").split("-")[0].split()[0]

@@ -13,12 +13,12 @@ from rich.live import Live
 from rich.text import Text
 
 from unbroken_drill.drill import report
+from unbroken_drill.drill.campaign import AnyJob
 from unbroken_drill.drill.results import Contestant, Result
-from unbroken_drill.drill.run import AnyJob
 
 
 class Progress:
-    """Watches a drill (see :class:`unbroken_drill.drill.run.Watcher`); a context manager that takes its display away at the end."""
+    """Watches a drill (see :class:`unbroken_drill.drill.campaign.Watcher`); a context manager that takes its display away at the end."""
 
     def __init__(self, console: Console, entrants: Sequence[Contestant], scenarios: Sequence[str], total: int) -> None:
         self._console, self._entrants, self._scenarios, self._total = console, entrants, scenarios, total

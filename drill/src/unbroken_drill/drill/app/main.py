@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
 import platform
 import signal
 import sys
@@ -27,6 +26,7 @@ from unbroken_drill.drill.app.plan import Plan
 from unbroken_drill.drill.app.results import AppResult
 from unbroken_drill.drill.app.run import AppDrill
 from unbroken_drill.drill.app.verdict import breaches
+from unbroken_drill.drill.output import machine, writable, write
 from unbroken_drill.drill.progress import Progress
 from unbroken_drill.servers import ServerError
 
@@ -37,7 +37,7 @@ def run(given: Mapping[str, Any]) -> None:
     merged, file = _merged(given)
     if file is not None:
         console.print(Text(f"options from {file}", "dim"))
-    json_to, html_to = _writable("json", merged), _writable("html", merged)
+    json_to, html_to = writable("json", merged.get("json")), writable("html", merged.get("html"))
     plan, left_out = options.plan(merged)
     for line in left_out:
         console.print(Text(line, "yellow"))
@@ -54,8 +54,8 @@ def run(given: Mapping[str, Any]) -> None:
     report.final(console, rows, drill.players, plan, server, verbose=bool(given.get("verbose")))
     found = facts(plan, server)
     console.print(Text(f"again: {found['command']}", "dim"), soft_wrap=True)
-    _write(json_to, json.dumps(_document(rows, plan, found), indent=1) + "\n")
-    _write(html_to, html.page(rows, drill.players, plan, server, found))
+    write(json_to, json.dumps(_document(rows, plan, found), indent=1) + "\n")
+    write(html_to, html.page(rows, drill.players, plan, server, found))
     if any(breaches(row, plan) for row in rows):
         raise SystemExit(1)
 
@@ -70,26 +70,6 @@ def _merged(given: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
     if isinstance(found.get("scenarios"), str):
         found["scenarios"] = [name.strip() for name in found["scenarios"].split(",") if name.strip()]
     return found, file
-
-
-def _writable(name: str, merged: Mapping[str, Any]) -> Path | None:
-    """Where to write to, known to be possible before minutes are spent; None: nowhere."""
-    to = merged.get(name)
-    if to is None:
-        return None
-    path = Path(to)
-    if to != "-" and (path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK)):
-        raise ConfigurationError(f"--{name} {to}: no file can be written there")
-    return path
-
-
-def _write(to: Path | None, text: str) -> None:
-    if to is None:
-        return
-    if str(to) == "-":
-        sys.stdout.write(text)
-    else:
-        to.write_text(text)
 
 
 @contextlib.contextmanager
@@ -120,7 +100,7 @@ def facts(plan: Plan, server: str) -> dict[str, Any]:
         "seed": plan.seed,
         "server": server,
         "versions": {"unbroken": metadata.version("unbroken"), "Python": platform.python_version()},
-        "machine": f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "when": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 

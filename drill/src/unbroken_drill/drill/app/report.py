@@ -15,9 +15,8 @@ from unbroken_drill.drill.app.plan import Plan
 from unbroken_drill.drill.app.results import AppResult
 from unbroken_drill.drill.app.run import Player
 from unbroken_drill.drill.app.verdict import breaches
-from unbroken_drill.drill.report import seconds
+from unbroken_drill.drill.report import BAD, FAINT, GOOD, POOR, seconds
 
-_BAD, _POOR, _GOOD, _FAINT = "red", "yellow", "green", "dim"
 _COLUMNS: Final = (("errors", 6), ("hung", 5), ("slowest", 7), ("back in", 7), ("sessions", 8), ("CLOSE_WAIT", 10))
 
 #: A drill that sends requests later than this, in seconds, says so.
@@ -27,13 +26,13 @@ _LATE: Final = 0.1
 _SAID: Final = 3
 
 LEGEND: Final = (
-    ("✓", _GOOD, "no request failed, none was slow"),
-    ("12", _BAD, "requests that failed; 12! = and some still do after everything has healed: the app needed a restart"),
-    ("4.0s", _POOR, "none failed, but the slowest took that long, counted from when it was due"),
+    ("✓", GOOD, "no request failed, none was slow"),
+    ("12", BAD, "requests that failed; 12! = and some still do after everything has healed: the app needed a restart"),
+    ("4.0s", POOR, "none failed, but the slowest took that long, counted from when it was due"),
     ("H3", "bold red", "requests without an answer in time (--timeout)"),
-    ("back in", _FAINT, "from the end of the fault to the answer of the first request from which on all went well; the worst fault counts"),
-    ("sessions", _FAINT, "on the server, after it all; left = still there after the app was ended"),
-    ("CLOSE_WAIT", _FAINT, "the app's database sockets whose other end is gone and nobody noticed, a second after the last traffic"),
+    ("back in", FAINT, "from the end of the fault to the answer of the first request from which on all went well; the worst fault counts"),
+    ("sessions", FAINT, "on the server, after it all; left = still there after the app was ended"),
+    ("CLOSE_WAIT", FAINT, "the app's database sockets whose other end is gone and nobody noticed, a second after the last traffic"),
 )
 
 
@@ -41,10 +40,10 @@ def final(
     console: Console, rows: Sequence[AppResult], players: Sequence[Player], plan: Plan, server: str, *, verbose: bool = False
 ) -> None:
     """Print everything: details, the league table, what breaks the limits."""
-    console.print(Rule(Text(server, "bold"), style=_FAINT))
+    console.print(Rule(Text(server, "bold"), style=FAINT))
     for block in details(rows, plan, verbose=verbose):
         console.print(block, Text())
-    console.print(Rule(Text("league table", "bold"), style=_FAINT))
+    console.print(Rule(Text("league table", "bold"), style=FAINT))
     for table in leagues(rows, players, plan, server, console.width):
         console.print(table, Text())
     console.print(report.explained(LEGEND), Text())
@@ -56,9 +55,7 @@ def lateness(rows: Sequence[AppResult]) -> Iterable[Text]:
     """A word of warning where the drill itself was not in time, which says more of the machine than of the app."""
     late = max((row.late for row in rows), default=0.0)
     if late > _LATE:
-        yield Text(
-            f"requests were sent up to {seconds(late)} late (it counts as latency): the machine is busy, or --concurrency low", _POOR
-        )
+        yield Text(f"requests were sent up to {seconds(late)} late (it counts as latency): the machine is busy, or --concurrency low", POOR)
 
 
 def leagues(rows: Sequence[AppResult], players: Sequence[Player], plan: Plan, title: str, room: int) -> Iterable[Table]:
@@ -82,7 +79,7 @@ def details(rows: Sequence[AppResult], plan: Plan, *, verbose: bool) -> Iterable
     for scenario in plan.scenarios:
         own = [row for row in rows if row.scenario == scenario.name]
         if own:
-            title = Text.assemble((scenario.name, "bold"), (f"  {scenario.title}", _FAINT))
+            title = Text.assemble((scenario.name, "bold"), (f"  {scenario.title}", FAINT))
             yield Group(title, _numbers(own), *_said(own, len(own[0].samples) if verbose else _SAID))
 
 
@@ -99,16 +96,16 @@ def _numbers(rows: Sequence[AppResult]) -> Table:
 
 def _line(row: AppResult) -> list[Text]:
     if row.failure is not None:
-        return [Text(row.title), *(Text("-", _FAINT) for _ in _COLUMNS), Text("not measured", _BAD)]
+        return [Text(row.title), *(Text("-", FAINT) for _ in _COLUMNS), Text("not measured", BAD)]
     stuck = row.close_wait
     return [
         Text(row.title),
-        Text(str(row.errors), _BAD if row.errors else _GOOD),
-        Text(str(row.hung), _BAD if row.hung else ""),
+        Text(str(row.errors), BAD if row.errors else GOOD),
+        Text(str(row.hung), BAD if row.hung else ""),
         Text(seconds(row.slowest)),
-        Text("never" if row.never_back else seconds(row.recovery), _BAD if row.never_back else ""),
+        Text("never" if row.never_back else seconds(row.recovery), BAD if row.never_back else ""),
         Text(str(row.sessions)),
-        Text("-" if stuck is None else str(stuck), _POOR if stuck else ""),
+        Text("-" if stuck is None else str(stuck), POOR if stuck else ""),
         remarks(row),
     ]
 
@@ -118,20 +115,20 @@ def remarks(row: AppResult) -> Text:
     bad = {status: times for status, times in row.statuses.items() if status == "none" or int(status) >= 400}
     parts = [(f"{times} x {'no response' if status == 'none' else status}", "") for status, times in bad.items()]
     if row.ended is not None:
-        parts.append(("the app ended", _BAD))
+        parts.append(("the app ended", BAD))
     if row.needed_restart:
-        parts.append(("restarted" if row.restart_helped else "a restart did not help", _BAD))
+        parts.append(("restarted" if row.restart_helped else "a restart did not help", BAD))
     if row.left:
-        parts.append((f"{row.left} left", _POOR))
+        parts.append((f"{row.left} left", POOR))
     return Text(", ").join(Text(part, style) for part, style in parts)
 
 
 def _said(rows: Sequence[AppResult], most: int) -> Iterable[Text]:
     for row in rows:
         if row.failure is not None:
-            yield Text(f"  {row.title}: {row.failure}", _POOR)
+            yield Text(f"  {row.title}: {row.failure}", POOR)
         for line, times in list(row.samples.items())[:most]:
-            yield Text(f"  {row.title}: {times} x {line}", _FAINT)
+            yield Text(f"  {row.title}: {times} x {line}", FAINT)
 
 
 def judgement(rows: Sequence[AppResult], plan: Plan) -> Iterable[Text]:
@@ -143,7 +140,7 @@ def judgement(rows: Sequence[AppResult], plan: Plan) -> Iterable[Text]:
         lines = breaches(row, plan)
         bad += bool(lines)
         for line in lines:
-            yield Text(f"✗ {row.scenario}, {row.title}: {line}", _BAD)
+            yield Text(f"✗ {row.scenario}, {row.title}: {line}", BAD)
     if bad:
         yield Text(f"limits broken in {bad} of {len(judged)} rows{whose}", "bold red")
     else:

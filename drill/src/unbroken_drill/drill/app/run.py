@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import threading
-from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,10 @@ from unbroken_drill.drill.app.results import AppResult
 from unbroken_drill.drill.app.scenarios import Scenario
 from unbroken_drill.drill.app.stage import Scene, perform, seeded
 from unbroken_drill.drill.app.traffic import Traffic
-from unbroken_drill.drill.lanes import run_lanes
-from unbroken_drill.drill.run import Watcher, version
-from unbroken_drill.drill.stage import Interrupted, sessions_left
-from unbroken_drill.drill.traffic import one_line
-from unbroken_drill.servers import MongoDB, Server, ServerError
+from unbroken_drill.drill.campaign import Campaign, Watcher
+from unbroken_drill.drill.measure import sessions_left, version
+from unbroken_drill.drill.results import one_line
+from unbroken_drill.servers import Server, ServerError
 from unbroken_drill.servers.folders import free_port
 
 _HOST = "127.0.0.1"
@@ -73,12 +72,7 @@ class AppDrill:
 
     plan: Plan
     version: str = ""  #: of the server that ran
-    failure: Exception | None = None  #: what ended the whole drill
     _stop: threading.Event = field(default_factory=threading.Event)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _jobs: deque[AppJob] = field(default_factory=deque)
-    _results: dict[tuple[str, str, str], AppResult] = field(default_factory=dict)
-    _total: int = 0
 
     @property
     def players(self) -> list[Player]:
@@ -93,37 +87,22 @@ class AppDrill:
     def run(self, watcher: Watcher) -> list[AppResult]:
         """Run it all. A KeyboardInterrupt, or an app that does not start, ends everything first."""
         wanted = self.jobs()
-        self._jobs.extend(wanted)
-        self._total = len(wanted)
-        run_lanes(min(self.plan.jobs, self._total), partial(self._lane, watcher), watcher.tick, self._stop.set)
-        if self.failure is not None:
-            raise self.failure
-        return [self._results[job.cell] for job in wanted if job.cell in self._results]
+        found = {job.cell: result for job, result in Campaign(wanted, self._lane, self._stop).run(self.plan.jobs, watcher)}
+        return [found[job.cell] for job in wanted if job.cell in found]
 
-    def _lane(self, watcher: Watcher) -> None:
-        try:
-            with Lane(self.plan, self._stop) as lane:
-                self.version = self.version or lane.version
-                while not self._stop.is_set() and self._jobs:
-                    with contextlib.suppress(IndexError):  # another lane took the last one
-                        self._one(self._jobs.popleft(), lane, watcher)
-        except Interrupted:
-            pass
-        except Exception as error:
-            self.failure = self.failure or error
-            self._stop.set()
+    @contextlib.contextmanager
+    def _lane(self) -> Iterator[Callable[[AppJob], AppResult]]:
+        with Lane(self.plan, self._stop) as lane:
+            self.version = self.version or lane.version
+            yield partial(self._one, lane)
 
-    def _one(self, job: AppJob, lane: Lane, watcher: Watcher) -> None:
-        watcher.began(job)
+    def _one(self, lane: Lane, job: AppJob) -> AppResult:
         result = AppResult(*job.cell, job.variant.name, is_ours=False)
         try:
             lane.play(job, result)
         except UnbrokenError as error:  # the app, the server or the proxy: this row alone cannot be measured
             result.failure = one_line(error).partition(": ")[2]
-        with self._lock:
-            self._results[job.cell] = result
-            done = len(self._results)
-        watcher.ended(job, result, done, self._total)
+        return result
 
 
 class Lane:
@@ -142,7 +121,7 @@ class Lane:
             exits.callback(shutil.rmtree, self._folder, ignore_errors=True)
             if self._plan.db is None:
                 self.server = exits.enter_context(Server.kinds[self._plan.backend]())
-                self.version = _version(self.server)
+                self.version = version(self.server)
                 upstream, url = (self.server.host, self.server.port), self.server.url(self._plan.driver)
                 if self._plan.setup_sql:
                     self._run_sql(self.server, self._plan.setup_sql)
@@ -203,10 +182,6 @@ class Lane:
         if self._plan.setup and variant.name not in self._set_up:
             app.run_once(self._plan.setup, self._plan.start_timeout, scene.wait)
             self._set_up.add(variant.name)
-
-
-def _version(server: Server) -> str:
-    return str(server.command({"buildInfo": 1})["version"]) if isinstance(server, MongoDB) else version(server)
 
 
 def _protocol(backend: str) -> str | None:

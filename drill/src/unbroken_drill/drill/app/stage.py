@@ -14,8 +14,8 @@ from unbroken_drill.drill.app.launch import App, AppError
 from unbroken_drill.drill.app.results import AppResult, Mark
 from unbroken_drill.drill.app.steps import Step
 from unbroken_drill.drill.app.traffic import OK, Reply, Traffic
+from unbroken_drill.drill.campaign import Interrupted
 from unbroken_drill.drill.measure import close_wait
-from unbroken_drill.drill.stage import Interrupted
 from unbroken_drill.servers import Server
 
 #: A request while the app starts: it may answer late, but then it is asked again.

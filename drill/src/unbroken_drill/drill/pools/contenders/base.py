@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Final
 
-from unbroken_drill.drill.workload import Rows, Unit
+from unbroken_drill.drill.pools.workload import Rows, Unit
 
 #: The same for every contender: how long a request may wait for a connection, and one attempt to connect may take.
 ACQUIRE_TIMEOUT: Final = 5.0

@@ -15,8 +15,8 @@ import time
 from typing import Any, Self
 
 from unbroken.errors import UnbrokenError
-from unbroken_drill.drill.contenders import Entrant
-from unbroken_drill.drill.contenders.base import Plan, Where
+from unbroken_drill.drill.pools.contenders import Entrant
+from unbroken_drill.drill.pools.contenders.base import Plan, Where
 from unbroken_drill.servers import Server
 
 
@@ -25,11 +25,11 @@ class WorkerError(UnbrokenError):
 
 
 #: Before anything else is imported, so that every thread and socket of the worker's is gevent's.
-_GREEN = "from gevent import monkey; monkey.patch_all(); from unbroken_drill.drill import worker; worker.main()"
+_GREEN = "from gevent import monkey; monkey.patch_all(); from unbroken_drill.drill.pools import worker; worker.main()"
 
 
 class WorkerProcess:
-    """One ``unbroken_drill.drill.worker``, in a session of its own: a context manager that ends it with all its children.
+    """One ``unbroken_drill.drill.pools.worker``, in a session of its own: a context manager that ends it with all its children.
 
     *green*: with greenlets for threads.
     """
@@ -37,7 +37,7 @@ class WorkerProcess:
     def __init__(self, *, green: bool = False) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         self._process = subprocess.Popen(
-            [sys.executable, *(["-c", _GREEN] if green else ["-m", "unbroken_drill.drill.worker"])],
+            [sys.executable, *(["-c", _GREEN] if green else ["-m", "unbroken_drill.drill.pools.worker"])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

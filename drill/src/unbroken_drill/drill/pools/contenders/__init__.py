@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from unbroken.errors import ConfigurationError
-from unbroken_drill.drill.contenders.base import Contender
+from unbroken_drill.drill.pools.contenders.base import Contender
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from unbroken_drill.drill import workload
-from unbroken_drill.drill.contenders.base import OK
-from unbroken_drill.drill.measure import Probe, close_wait, journal
-from unbroken_drill.drill.process import WorkerProcess
-from unbroken_drill.drill.results import Result, recovery
-from unbroken_drill.drill.traffic import WATCHDOG, Record
+from unbroken_drill.drill.campaign import Interrupted
+from unbroken_drill.drill.measure import Probe, close_wait, journal, sessions_left
+from unbroken_drill.drill.pools import workload
+from unbroken_drill.drill.pools.contenders.base import OK
+from unbroken_drill.drill.pools.process import WorkerProcess
+from unbroken_drill.drill.pools.results import PoolResult, recovery
+from unbroken_drill.drill.pools.traffic import WATCHDOG, Record
 from unbroken_drill.servers import Server
 
 READERS: Final = 3
@@ -24,10 +25,6 @@ AFTER: Final = 1.0  #: and after it; also when CLOSE_WAIT is counted
 
 #: Commands that wait for requests under way.
 _PATIENCE: Final = WATCHDOG + 15.0
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error
-    """The drill was told to stop."""
 
 
 @dataclass(slots=True)
@@ -91,7 +88,7 @@ def prepare(server: Server) -> None:
     server.admin(workload.tables(server.backend, server.user))
 
 
-def conclude(stage: Stage, result: Result) -> None:
+def conclude(stage: Stage, result: PoolResult) -> None:
     """After the scenario: see whether the contender is well, read its records, and hold them against the journal."""
     server, worker = stage.server, stage.worker
     before = _count(worker.ask("report"))
@@ -119,11 +116,3 @@ def _count(report: dict[str, Any]) -> int:
 def _most(counts: list[int | None]) -> int | None:
     known = [count for count in counts if count is not None]
     return max(known) if known else None
-
-
-def sessions_left(server: Server, timeout: float = 1.0) -> int:
-    """Sessions that are still there *timeout* seconds after the contender was closed."""
-    deadline = time.monotonic() + timeout
-    while (left := len(server.sessions())) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return left

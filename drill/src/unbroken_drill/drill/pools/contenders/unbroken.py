@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import unbroken as library
 from unbroken import errors
-from unbroken_drill.drill.contenders.base import ACQUIRE_TIMEOUT, DOUBT, ERROR, TOLD, Contender, Plan, Where
-from unbroken_drill.drill.workload import Row, Rows, Unit, on_cursor, perform_async
+from unbroken_drill.drill.pools.contenders.base import ACQUIRE_TIMEOUT, DOUBT, ERROR, TOLD, Contender, Plan, Where
+from unbroken_drill.drill.pools.workload import Row, Rows, Unit, on_cursor, perform_async
 
 T = TypeVar("T")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from unbroken_drill.drill.contenders.base import CONNECT_TIMEOUT, Contender, Plan, Where, driver_arguments
-from unbroken_drill.drill.workload import Rows, Unit, on_cursor
+from unbroken_drill.drill.pools.contenders.base import CONNECT_TIMEOUT, Contender, Plan, Where, driver_arguments
+from unbroken_drill.drill.pools.workload import Rows, Unit, on_cursor
 
 
 class DBUtils(Contender):

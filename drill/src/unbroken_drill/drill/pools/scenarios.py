@@ -1,4 +1,4 @@
-"""The faults, each under traffic. A scenario drives a :class:`~unbroken_drill.drill.stage.Stage` and marks when it hurt."""
+"""The faults, each under traffic. A scenario drives a :class:`~unbroken_drill.drill.pools.stage.Stage` and marks when it hurt."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from unbroken.errors import ConfigurationError
-from unbroken_drill.drill.contenders.base import Plan
-from unbroken_drill.drill.stage import AFTER, WARM, Stage
+from unbroken_drill.drill.pools.contenders.base import Plan
+from unbroken_drill.drill.pools.stage import AFTER, WARM, Stage
 from unbroken_drill.servers.base import Value
 
 IDLE_LIMIT: Final = 2.0  #: the server's, in *idle*

@@ -1,4 +1,4 @@
-"""The process that a contender runs in: ``python -m unbroken_drill.drill.worker``, led by the drill over two pipes.
+"""The process that a contender runs in: ``python -m unbroken_drill.drill.pools.worker``, led by the drill over two pipes.
 
 Commands come as JSON lines on standard input, one answer each goes out on what was standard output when it started:
 ``{"do": "setup", …}`` is answered by ``{"ok": …}``, or by ``{"failed": "one line"}``. When standard input ends, so does the
@@ -17,10 +17,11 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from unbroken_drill.drill import forking
-from unbroken_drill.drill.contenders import find
-from unbroken_drill.drill.contenders.base import Plan, Where
-from unbroken_drill.drill.traffic import WATCHDOG, Traffic, one_line
+from unbroken_drill.drill.pools import forking
+from unbroken_drill.drill.pools.contenders import find
+from unbroken_drill.drill.pools.contenders.base import Plan, Where
+from unbroken_drill.drill.pools.traffic import WATCHDOG, Traffic
+from unbroken_drill.drill.results import one_line
 
 
 class Worker:

@@ -11,8 +11,9 @@ import time
 from collections import Counter
 from typing import Any, Final
 
-from unbroken_drill.drill.contenders.base import ERROR, WRONG
-from unbroken_drill.drill.traffic import WATCHDOG, Record, Traffic, merge, one_line
+from unbroken_drill.drill.pools.contenders.base import ERROR, WRONG
+from unbroken_drill.drill.pools.traffic import WATCHDOG, Record, Traffic, merge
+from unbroken_drill.drill.results import one_line
 
 #: From the first fork until all begin together: long enough for the last child to be there.
 _START: Final = 0.3

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any, Final, NamedTuple
 
-from unbroken_drill.drill import workload
-from unbroken_drill.drill.contenders.base import OK, WRONG, Contender
-from unbroken_drill.drill.workload import Unit
+from unbroken_drill.drill.pools import workload
+from unbroken_drill.drill.pools.contenders.base import OK, WRONG, Contender
+from unbroken_drill.drill.pools.workload import Unit
+from unbroken_drill.drill.results import one_line
 
 #: A request that takes longer than this hangs: longer than any bound a user would have set, shorter than their patience.
 WATCHDOG: Final = 15.0
@@ -137,15 +138,6 @@ class Traffic:
             self.samples[f"no answer within {WATCHDOG:.0f} s"] += 1
         self._under_way = {}
         return len(hung)
-
-
-def one_line(error: BaseException) -> str:
-    """The error's class, text, notes and cause on one line, bounded."""
-    text = " ".join(str(error).split()).split(" [SQL: ")[0]  # SQLAlchemy adds statement, values and a link
-    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-    cause = f"; because of {one_line(error.__cause__)}" if error.__cause__ is not None else ""
-    return f"{said}{notes}{cause}"[:400]
 
 
 def merge(samples: Iterable[dict[str, int]]) -> Counter[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from unbroken_drill.drill.contenders.base import ACQUIRE_TIMEOUT, CONNECT_TIMEOUT, Contender, Plan, Where
-from unbroken_drill.drill.contenders.unbroken import Ours, settings_of
-from unbroken_drill.drill.workload import ITEM, NOTE, Row, Rows, Unit, perform
+from unbroken_drill.drill.pools.contenders.base import ACQUIRE_TIMEOUT, CONNECT_TIMEOUT, Contender, Plan, Where
+from unbroken_drill.drill.pools.contenders.unbroken import Ours, settings_of
+from unbroken_drill.drill.pools.workload import ITEM, NOTE, Row, Rows, Unit, perform
 
 
 class _Shop(Contender):

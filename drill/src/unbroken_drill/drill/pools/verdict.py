@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from unbroken_drill.drill.pools.scenarios import DEADLINE, SCENARIOS, Scenario
+from unbroken_drill.drill.report import SLOW
 from unbroken_drill.drill.results import Result
-from unbroken_drill.drill.scenarios import SCENARIOS, Scenario
 
 #: From the server's accepting to the first success, the median of at least five runs …
 RECOVERY: Final = 0.050
@@ -14,7 +15,7 @@ RECOVERY_RUNS: Final = 5
 #: … and of fewer: one run on a busy machine says little, but a pool that sleeps a second shows.
 RECOVERY_ONCE: Final = 0.250
 #: By how much a request may outlive its deadline (the deadline is kept by a thread that must get its turn).
-DEADLINE_GRACE: Final = 0.5
+DEADLINE_GRACE: Final = SLOW - DEADLINE
 
 _SCENARIOS: Final = {scenario.name: scenario for scenario in SCENARIOS}
 

@@ -6,8 +6,8 @@ import importlib
 import threading
 from typing import Any
 
-from unbroken_drill.drill.contenders.base import Contender, Plan, Where, driver_arguments
-from unbroken_drill.drill.workload import Rows, Unit, on_cursor
+from unbroken_drill.drill.pools.contenders.base import Contender, Plan, Where, driver_arguments
+from unbroken_drill.drill.pools.workload import Rows, Unit, on_cursor
 
 
 class OneConnection(Contender):

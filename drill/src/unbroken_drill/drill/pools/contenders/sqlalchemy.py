@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from unbroken_drill.drill.contenders.base import ACQUIRE_TIMEOUT, CONNECT_TIMEOUT, Contender, Plan, Where
-from unbroken_drill.drill.workload import Row, Rows, Unit, perform
+from unbroken_drill.drill.pools.contenders.base import ACQUIRE_TIMEOUT, CONNECT_TIMEOUT, Contender, Plan, Where
+from unbroken_drill.drill.pools.workload import Row, Rows, Unit, perform
 
 
 class SQLAlchemy(Contender):

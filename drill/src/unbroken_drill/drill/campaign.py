@@ -1,0 +1,145 @@
+"""Every contender in every scenario, a few at a time, each lane with a stage of its own: pools and apps alike."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, Generic, Protocol, TypeVar
+
+from unbroken_drill.drill.results import Contestant, Named, Result
+
+R = TypeVar("R", bound=Result)
+
+#: How often the main thread looks up from waiting, so that a Ctrl-C and the display are prompt.
+_TICK: Final = 0.1
+
+
+def run_lanes(count: int, lane: Callable[[], None], tick: Callable[[], None], interrupt: Callable[[], None]) -> None:
+    """Run *lane* in *count* threads until each has ended, and call *tick* ten times a second meanwhile.
+
+    Whatever is raised here, a KeyboardInterrupt too: *interrupt* is called, which must make the lanes end, and they are
+    waited for.
+    """
+    ended = threading.Semaphore(0)
+
+    def one() -> None:
+        try:
+            lane()
+        finally:
+            ended.release()
+
+    lanes = [threading.Thread(target=one, name=f"drill lane {number}") for number in range(count)]
+    begun: list[threading.Thread] = []
+    try:
+        for each in lanes:
+            each.start()
+            begun.append(each)
+        left = count
+        # not Thread.join: a Ctrl-C within it makes Python 3.11 take the thread for ended
+        while left:
+            left -= ended.acquire(timeout=_TICK)
+            tick()
+    except BaseException:
+        interrupt()
+        raise
+    finally:
+        for each in begun:
+            each.join()
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """The drill was told to stop."""
+
+
+class AnyJob(Protocol):
+    """A contender (of any kind) in a scenario (of any kind)."""
+
+    @property
+    def entrant(self) -> Contestant:
+        """The contender."""
+
+    @property
+    def scenario(self) -> Named:
+        """The scenario."""
+
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        """Where its result belongs: server, scenario, contender."""
+
+    @property
+    def detail(self) -> str:
+        """What happens in it now, in a word; empty: nothing to tell."""
+
+
+J = TypeVar("J", bound=AnyJob)
+
+
+class Watcher(Protocol):
+    """Is told how the drill goes, from its lanes' threads; :meth:`tick` from the main thread."""
+
+    def began(self, job: AnyJob) -> None:
+        """*job* is under way."""
+
+    def ended(self, job: AnyJob, result: Result, done: int, total: int) -> None:
+        """*job* gave *result*."""
+
+    def tick(self) -> None:
+        """A moment has passed."""
+
+
+@dataclass(slots=True)
+class Campaign(Generic[J, R]):
+    """Plays *jobs*. *open_lane* gives each lane its stage: a context manager whose value plays one job.
+
+    *stop* ends every lane after what it does; *kill* is called when all must end at once.
+    """
+
+    jobs: Sequence[J]
+    open_lane: Callable[[], AbstractContextManager[Callable[[J], R]]]
+    stop: threading.Event
+    kill: Callable[[], None] = lambda: None
+    _left: deque[J] = field(default_factory=deque)
+    _found: list[tuple[J, R]] = field(default_factory=list)
+    _failure: Exception | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, lanes: int, watcher: Watcher) -> list[tuple[J, R]]:
+        """What each job gave, *lanes* at a time, in the order in which they ended.
+
+        Raises what a lane raised, for instance because its server did not start, after all lanes have ended.
+        """
+        self._left.extend(self.jobs)
+        run_lanes(min(lanes, len(self.jobs)), partial(self._lane, watcher), watcher.tick, self._end_all)
+        if self._failure is not None:
+            raise self._failure
+        return self._found
+
+    def _end_all(self) -> None:
+        self.stop.set()
+        self.kill()
+
+    def _lane(self, watcher: Watcher) -> None:
+        try:
+            with self.open_lane() as play:
+                while not self.stop.is_set():
+                    try:
+                        job = self._left.popleft()
+                    except IndexError:
+                        return
+                    watcher.began(job)
+                    self._note(job, play(job), watcher)
+        except Interrupted:
+            pass
+        except Exception as error:
+            self._failure = self._failure or error
+            self.stop.set()
+
+    def _note(self, job: J, result: R, watcher: Watcher) -> None:
+        with self._lock:
+            self._found.append((job, result))
+            done = len(self._found)
+        watcher.ended(job, result, done, len(self.jobs))

@@ -1,0 +1,42 @@
+"""Where a drill writes what it found, and what it says of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+from unbroken.errors import ConfigurationError
+
+
+def writable(option: str, to: str | None) -> Path | None:
+    """Where to write to, known to be possible before minutes are spent; ``-`` is standard output, None is nowhere.
+
+    Raises ConfigurationError, which names *option*.
+    """
+    if to is None:
+        return None
+    path = Path(to)
+    if to == "-":
+        return path
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"--{option} {to}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigurationError(f"--{option} {to}: no file can be written there")
+    return path
+
+
+def write(to: Path | None, text: str) -> None:
+    """Write *text* where :func:`writable` said."""
+    if to is None:
+        return
+    if str(to) == "-":
+        sys.stdout.write(text)
+    else:
+        to.write_text(text)
+
+
+def machine() -> str:
+    """The system, the processor and the cores, in one line."""
+    return f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores"
