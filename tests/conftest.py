@@ -23,7 +23,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
 #: What tests call a library that has not been released for free-threaded Pythons, or would bring the lock back: by its module.
 _LIBRARIES = {
     "mysqldb": "MySQLdb", "mysqlclient": "MySQLdb", "mariadbconnector": "mariadb", "psycopg2": "psycopg2", "asyncpg": "asyncpg",
-    "mysqlconnector_c": "_mysql_connector", "asyncmy": "asyncmy", "uvloop": "uvloop", "gevent": "gevent", "uwsgi": "uwsgi",
+    "asyncmy": "asyncmy", "uvloop": "uvloop", "gevent": "gevent", "uwsgi": "uwsgi",
 }  # fmt: skip
 _FREE = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 _MISSING = {name for name, module in _LIBRARIES.items() if _FREE and find_spec(module) is None}
@@ -71,7 +71,6 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Files that are about such a library."""
     about = {
         "test_gevent.py": "gevent", "test_async_loops.py": "uvloop", "test_async_storm.py": "uvloop",
-        "test_connector_c_extension.py": "mysqlconnector_c",
     }  # fmt: skip
     return about.get(collection_path.name) in _MISSING or None
 

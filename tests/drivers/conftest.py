@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import importlib
 import inspect
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -19,12 +18,10 @@ from unbroken.drivers import open_driver
 from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 
 MYSQL = ["pymysql", "mysqldb", "aiomysql", "asyncmy", "mariadbconnector", "mysqlconnector", "mysqlconnector_async"]
-if "_mysql_connector" in sys.modules:  # see test_connector_c_extension.py
-    MYSQL = ["mysqlconnector_c"]
 POSTGRESQL = ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"]
 ASYNC = {"aiomysql", "asyncmy", "mysqlconnector_async", "psycopg_async", "asyncpg"}
 #: Drivers that cannot bound a single call: the pool ends it from outside.
-WITHOUT_TIMEOUT = {"mysqldb", "psycopg2", "mariadbconnector", "mysqlconnector_c"}
+WITHOUT_TIMEOUT = {"mysqldb", "psycopg2", "mariadbconnector"}
 
 
 class Face:
@@ -41,17 +38,12 @@ class Face:
         self.driver: Any = self.make(self.url())
 
     def url(self, **query: object) -> str:
-        return self.server.url(self.spelling, **{**self.query, **query})
+        return self.server.url(self.spelling, **query)
 
     @property
     def spelling(self) -> str:
         """What follows the plus sign in its URL."""
-        return self.name.removesuffix("_async").removesuffix("_c")
-
-    @property
-    def query(self) -> dict[str, object]:
-        """What its URL needs in any case."""
-        return {"use_pure": "false"} if self.name == "mysqlconnector_c" else {}
+        return self.name.removesuffix("_async")
 
     def make(self, url: str | None = None, **options: Any) -> Any:
         return open_driver(url, is_async=self.is_async, **options)
@@ -127,10 +119,10 @@ class Face:
         if self.name == "aiomysql":
             where["db"] = where.pop("database")
         if self.name.startswith("mysqlconnector"):
-            where |= {"ssl_disabled": True} if self.is_async else {"use_pure": self.name == "mysqlconnector"}
+            where |= {"ssl_disabled": True} if self.is_async else {"use_pure": True}
         module, _, name = {
             "mysqldb": "MySQLdb.connect", "mariadbconnector": "mariadb.connect", "mysqlconnector": "mysql.connector.connect",
-            "mysqlconnector_c": "mysql.connector.connect", "mysqlconnector_async": "mysql.connector.aio.connect",
+            "mysqlconnector_async": "mysql.connector.aio.connect",
             "psycopg_async": "psycopg.AsyncConnection.connect", "pg8000": "pg8000.dbapi.connect",
         }.get(self.name, f"{self.name}.connect").rpartition(".")  # fmt: skip
         if module == "psycopg.AsyncConnection":
@@ -147,7 +139,7 @@ class Face:
         return conn.cursor(importlib.import_module(library[self.name]).SSCursor)
 
     def autocommit(self, conn: Any, on: bool) -> None:
-        if self.name in ("psycopg2", "pg8000", "mariadbconnector", "mysqlconnector", "mysqlconnector_c"):
+        if self.name in ("psycopg2", "pg8000", "mariadbconnector", "mysqlconnector"):
             conn.autocommit = on
         elif self.is_mysql and self.name != "mysqlconnector_async":
             self.run(conn.autocommit(on))

@@ -6,11 +6,6 @@ the library works as before, and only those who relied on the name do not find i
 
 from __future__ import annotations
 
-import sys
-
-if "use_pure=false" in sys.argv[-1]:
-    import _mysql_connector  # type: ignore[import-not-found] # noqa: F401 # before ssl, see test_connector_c_extension.py
-
 import asyncio
 import contextlib
 import importlib
@@ -18,6 +13,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 from importlib.util import find_spec
 from inspect import isawaitable
 from pathlib import Path

@@ -10,11 +10,6 @@ its own answer. It runs in an interpreter of its own, so that a crash of a C lib
 
 from __future__ import annotations
 
-import sys
-
-if "mysqlconnector_c" in sys.argv:
-    import _mysql_connector  # noqa: F401 - it loads only before anything imports ssl
-
 import argparse
 import asyncio
 import faulthandler
@@ -24,6 +19,7 @@ import inspect
 import json
 import logging
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -117,10 +113,8 @@ class Subject:
     def __init__(self, name: str, where: dict[str, Any]) -> None:
         self.name, self.where = name, where
         self.is_async = name in ASYNC
-        spelling = name.removesuffix("_async").removesuffix("_c")
-        query = {"mysqlconnector_c": "?use_pure=false&allow_local_infile=1"}.get(
-            name, "?allow_local_infile=1" if spelling == "mysqlconnector" else "?local_infile=1"
-        )
+        spelling = name.removesuffix("_async")
+        query = "?allow_local_infile=1" if spelling == "mysqlconnector" else "?local_infile=1"
         scheme = "mariadb" if spelling == "mariadbconnector" else "mysql"
         place = f"{where['user']}:{where['password']}@{where['host']}:{where['port']}/{where['database']}"
         self.driver: Any = open_driver(f"{scheme}+{spelling}://{place}{query}", is_async=self.is_async)
@@ -155,7 +149,7 @@ class Subject:
         return (await self.execute(conn, f"SELECT {number}"))[0][0]
 
     async def set_autocommit(self, conn: Any, on: bool) -> None:
-        if self.name in ("mariadbconnector", "mysqlconnector", "mysqlconnector_c"):
+        if self.name in ("mariadbconnector", "mysqlconnector"):
             conn.autocommit = on
         elif self.name == "mysqlconnector_async":
             await conn.set_autocommit(on)

@@ -49,12 +49,11 @@ RENAMED = {
         "_send_cmd", "_handle_server_status", "_handle_ok", "_handle_eof", "_handle_result", "_handle_binary_result", "_socket",
         "_have_next_result", "handle_unread_result", "_read_timeout", "_handshake",
     ],
-    "mysqlconnector_c": ["_cmysql", "_open_connection", "_execute_query"],
 }  # fmt: skip
 #: Where a library is not named as its driver.
-PACKAGES = {"mysqldb": "MySQLdb", "mariadbconnector": "mariadb", "mysqlconnector": "mysql", "mysqlconnector_c": "mysql"}
+PACKAGES = {"mysqldb": "MySQLdb", "mariadbconnector": "mariadb", "mysqlconnector": "mysql"}
 #: What the warning calls a driver.
-NAMES = {"mysqldb": "mysqlclient", "mariadbconnector": "mariadb", "mysqlconnector_c": "mysqlconnector"}
+NAMES = {"mysqldb": "mysqlclient", "mariadbconnector": "mariadb"}
 #: Methods of asyncpg's protocol, which is written in C.
 ROUTED = ["query", "bind_execute", "is_in_transaction", "_is_cancelling"]
 HIDDEN = [
@@ -70,7 +69,7 @@ HIDDEN = [
 POSTGRESQL = {"psycopg", "psycopg2", "pg8000", "asyncpg"}
 KINDS = {
     "psycopg": [False, True], "pg8000": [False], "asyncpg": [True], "psycopg2": [False], "pymysql": [False], "aiomysql": [True],
-    "asyncmy": [True], "mysqldb": [False], "mariadbconnector": [False], "mysqlconnector": [False, True], "mysqlconnector_c": [False],
+    "asyncmy": [True], "mysqldb": [False], "mariadbconnector": [False], "mysqlconnector": [False, True],
 }  # fmt: skip
 
 
@@ -94,8 +93,7 @@ def use(request: pytest.FixtureRequest) -> Any:
         if driver not in POSTGRESQL:
             server.admin(f"CREATE TABLE {table} (n INT) ENGINE=InnoDB")
             tables.append((server, table))
-        query = {"use_pure": "false"} if driver == "mysqlconnector_c" else {}
-        url = server.url(driver.removesuffix("_c"), **query)
+        url = server.url(driver)
         wanted = {"url": url, "async": is_async, "table": table, "hide": None, "route": None, **job}
         wanted["socket"] = str(server.unix_socket)
         ended = subprocess.run(

@@ -237,7 +237,7 @@ _MYSQLCONNECTOR_ASYNC = {
 }
 _MYSQL = {
     "pymysql": _PYMYSQL, "aiomysql": _AIOMYSQL, "asyncmy": _ASYNCMY, "mysqldb": _MYSQLDB, "mariadbconnector": _MARIADB,
-    "mysqlconnector": _MYSQLCONNECTOR, "mysqlconnector_async": _MYSQLCONNECTOR_ASYNC, "mysqlconnector_c": _MYSQLCONNECTOR,
+    "mysqlconnector": _MYSQLCONNECTOR, "mysqlconnector_async": _MYSQLCONNECTOR_ASYNC,
 }  # fmt: skip
 CHANGES: dict[str, dict[str, Callable[[Any, Any], Any]]] = {
     "asyncpg": _ASYNCPG,

@@ -63,11 +63,11 @@ class Case:
     def _by_tls(self, server: Server) -> dict[str, object]:
         if self.backend == "postgresql":
             return {"sslmode": "verify-ca", "sslrootcert": str(server.ca_file)}
-        return {"ssl_ca": str(server.ca_file)} | ({"use_pure": "false"} if self.name.endswith("_c") else {})
+        return {"ssl_ca": str(server.ca_file)}
 
     def _plain(self) -> dict[str, object]:
         if self.driver == "mysqlconnector":
-            return {"ssl_disabled": "true"} | ({"use_pure": "false"} if self.name.endswith("_c") else {})
+            return {"ssl_disabled": "true"}
         if self.backend == "postgresql" and self.driver == "asyncpg" and self.client is not clients.AsyncPoolClient:
             return {"ssl": "disable"} if self.client is clients.AsyncSQLAlchemyClient else {}
         if self.backend == "postgresql":
@@ -97,13 +97,13 @@ class Case:
 
 def _pools(backend: str, client: type[Any], drivers: str, prefix: str = "", *, tls: bool = False) -> tuple[Case, ...]:
     def spelled(name: str) -> str:
-        return name.removesuffix("_async").removesuffix("_c")
+        return name.removesuffix("_async")
 
     return tuple(Case(prefix + name, client, spelled(name), backend, tls) for name in drivers.split())
 
 
 FAMILIES: dict[str, tuple[Case, ...]] = {
-    "mysql-sync": _pools("mariadb", clients.PoolClient, "pymysql mysqldb mysqlconnector mysqlconnector_c mariadbconnector"),
+    "mysql-sync": _pools("mariadb", clients.PoolClient, "pymysql mysqldb mysqlconnector mariadbconnector"),
     "mysql-async": _pools("mariadb", clients.AsyncPoolClient, "aiomysql asyncmy mysqlconnector_async"),
     "postgresql-sync": _pools("postgresql", clients.PoolClient, "psycopg psycopg2 pg8000"),
     "postgresql-async": _pools("postgresql", clients.AsyncPoolClient, "psycopg_async asyncpg"),
@@ -125,11 +125,11 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
         *_pools("mysql", clients.AsyncPoolClient, "aiomysql asyncmy", "mysql9-"),
     ),
     "mysql-tls": (
-        *_pools("mariadb", clients.PoolClient, "pymysql mysqldb mysqlconnector mysqlconnector_c mariadbconnector", "tls-", tls=True),
+        *_pools("mariadb", clients.PoolClient, "pymysql mysqldb mysqlconnector mariadbconnector", "tls-", tls=True),
         *_pools("mariadb", clients.AsyncPoolClient, "aiomysql asyncmy mysqlconnector_async", "tls-", tls=True),
     ),
     "mysql-9-tls": (
-        *_pools("mysql", clients.PoolClient, "pymysql mysqldb mysqlconnector mysqlconnector_c mariadbconnector", "mysql9-tls-", tls=True),
+        *_pools("mysql", clients.PoolClient, "pymysql mysqldb mysqlconnector mariadbconnector", "mysql9-tls-", tls=True),
         *_pools("mysql", clients.AsyncPoolClient, "aiomysql asyncmy mysqlconnector_async", "mysql9-tls-", tls=True),
     ),
     "postgresql-tls": (

@@ -6,17 +6,13 @@ Run by run.py: python -m history.worker CASE SEED JOURNAL URL URL. It says ``goi
 
 from __future__ import annotations
 
-import sys
-
-if "".join(sys.argv[1:2]).endswith("mysqlconnector_c"):
-    import _mysql_connector  # noqa: F401 - before ssl, see the driver
-
 import asyncio
 import faulthandler
 import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from itertools import count

@@ -5,13 +5,9 @@ Run by test_commit_in_doubt.py: python commit_in_doubt_worker.py DRIVER URL TABL
 
 from __future__ import annotations
 
-import sys
-
-if sys.argv[1:2] == ["mysqlconnector_c"]:
-    import _mysql_connector  # noqa: F401 - before ssl, see the driver
-
 import asyncio
 import json
+import sys
 from contextlib import suppress
 from typing import Any
 

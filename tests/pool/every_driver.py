@@ -14,11 +14,11 @@ from typing import Any
 from unbroken_drill.servers import MariaDB, MySQL, PostgreSQL, Server
 
 WORKER = Path(__file__).with_name("every_driver_worker.py")
-MYSQL = ["pymysql", "mysqldb", "mariadbconnector", "mysqlconnector", "mysqlconnector_c", "aiomysql", "asyncmy", "mysqlconnector_async"]
+MYSQL = ["pymysql", "mysqldb", "mariadbconnector", "mysqlconnector", "aiomysql", "asyncmy", "mysqlconnector_async"]
 POSTGRESQL = ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"]
 if sysconfig.get_config_var("Py_GIL_DISABLED"):  # some have no release for free-threaded Pythons
     for _name, _module in {
-        "mysqldb": "MySQLdb", "mariadbconnector": "mariadb", "mysqlconnector_c": "_mysql_connector", "psycopg2": "psycopg2",
+        "mysqldb": "MySQLdb", "mariadbconnector": "mariadb", "psycopg2": "psycopg2",
         "asyncpg": "asyncpg",
     }.items():  # fmt: skip
         if find_spec(_module) is None:
@@ -35,9 +35,7 @@ def url_of(server: Server, driver: str, tls: bool, **more: object) -> str:
         query = {"sslmode": "verify-ca", "sslrootcert": str(server.ca_file)} if tls else {"sslmode": "disable"}
     elif tls:
         query = {"ssl_ca": str(server.ca_file)}
-    if driver == "mysqlconnector_c":
-        query |= {"use_pure": "false", "read_timeout": 2}  # nothing else would end a call on a frozen server
-    return server.url(driver.removesuffix("_async").removesuffix("_c"), **{**query, **more})
+    return server.url(driver.removesuffix("_async"), **{**query, **more})
 
 
 class Worker:

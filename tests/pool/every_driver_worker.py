@@ -5,11 +5,6 @@ Run by every_driver.py: python every_driver_worker.py DRIVER URL
 
 from __future__ import annotations
 
-import sys
-
-if sys.argv[1:2] == ["mysqlconnector_c"]:
-    import _mysql_connector  # noqa: F401 - before ssl, see the driver
-
 import asyncio
 import faulthandler
 import gc
@@ -17,6 +12,7 @@ import json
 import multiprocessing
 import os
 import select
+import sys
 import time
 from collections.abc import Callable
 from typing import Any

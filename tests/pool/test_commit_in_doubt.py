@@ -52,8 +52,8 @@ def url(server: Server, driver: str) -> str:
     if isinstance(server, PostgreSQL):
         query = {"sslmode": "disable"}
     elif driver.startswith("mysqlconnector"):
-        query = {"ssl_disabled": "true"} | ({"use_pure": "false"} if driver.endswith("_c") else {})
-    return server.url(driver.removesuffix("_async").removesuffix("_c"), **query)
+        query = {"ssl_disabled": "true"}
+    return server.url(driver.removesuffix("_async"), **query)
 
 
 def committed(server: Server, driver: str, count: int) -> tuple[list[dict[str, Any]], Counter[int], dict[str, Any]]:

@@ -53,11 +53,6 @@ def server_of() -> Iterator[Callable[[str], Server]]:
 
 def _url(server: Server, driver: str, tls: bool) -> str:
     more: dict[str, object] = {}
-    if driver == "mysqlconnector_c":
-        more = {
-            "read_timeout": 10,
-            "ping_after": 60,
-        }  # otherwise it pings after a second: on a slow machine in one round and not in another
     if not tls and driver.startswith(("pymysql", "mysqlconnector")):  # which take TLS where it is to be had
         more["ssl_disabled"] = "true"
     return url_of(server, driver, tls, **more)
@@ -153,7 +148,7 @@ def application(environ, start_response):
 """
 
 
-BLOCKING = [(kind, driver) for kind, (_, drivers) in KINDS.items() for driver in drivers if driver not in (*ASYNC, "mysqlconnector_c")]
+BLOCKING = [(kind, driver) for kind, (_, drivers) in KINDS.items() for driver in drivers if driver not in ASYNC]
 UNDER_UWSGI = [
     _row(kind, driver, tls, soak=kind == "mysql" or (tls and driver not in ("mysqldb", "psycopg2")))
     for kind, driver in BLOCKING

@@ -664,7 +664,7 @@ class PeeweeBody(Body):
 
 
 BODIES: dict[str, tuple[type[Body], tuple[str, ...]]] = {
-    "pool": (PoolBody, tuple("pymysql mysqldb mariadbconnector mysqlconnector mysqlconnector_c psycopg psycopg2 pg8000 sqlite".split())),
+    "pool": (PoolBody, tuple("pymysql mysqldb mariadbconnector mysqlconnector psycopg psycopg2 pg8000 sqlite".split())),
     "sqlalchemy": (SQLAlchemyBody, tuple("pymysql mysqldb mariadbconnector mysqlconnector psycopg psycopg2 pg8000".split())),
     "django": (DjangoBody, ("mysqldb", "pymysql", "psycopg", "psycopg2")),
     "peewee": (PeeweeBody, tuple("pymysql mariadbconnector mysqlconnector psycopg psycopg2".split())),

@@ -46,7 +46,7 @@ KEPT = ("kept",)
 #: The Python modules of each driver, by the name that the tests give it.
 MODULES: dict[str, tuple[str, ...]] = {
     "pymysql": ("pymysql",), "mysqldb": ("MySQLdb",), "mariadbconnector": ("mariadb",),
-    "mysqlconnector": ("mysql.connector",), "mysqlconnector_c": ("mysql.connector",),
+    "mysqlconnector": ("mysql.connector",),
     "psycopg": ("psycopg",), "psycopg2": ("psycopg2",), "pg8000": ("pg8000",), "sqlite": (),
     "aiomysql": ("aiomysql", "pymysql"), "asyncmy": ("asyncmy",), "asyncpg": ("asyncpg",),
     "mysqlconnector_async": ("mysql.connector",), "psycopg_async": ("psycopg",),

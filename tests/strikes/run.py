@@ -79,11 +79,10 @@ def url_of(driver: str, servers: dict[str, Server], folder: Path) -> str:
     """Where a driver's pool leads."""
     if driver == "sqlite":
         return f"sqlite:///{folder / 'strikes.db'}"
-    spelled = driver.removesuffix("_c").removesuffix("_async")
+    spelled = driver.removesuffix("_async")
     if is_postgresql(driver):
         return servers["postgresql"].url(spelled, **({"sslmode": "disable"} if driver.startswith("psycopg") else {}))
-    query = {"use_pure": "false" if driver.endswith("_c") else "true"} if driver.startswith("mysqlconnector") else {}
-    return servers["mariadb"].url(spelled, **({} if driver.endswith("_async") else query))
+    return servers["mariadb"].url(spelled)
 
 
 def sweep(name: str, servers: dict[str, Server], how: How) -> Report:

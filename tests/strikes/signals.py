@@ -6,16 +6,12 @@ limit that may strike at any moment of theirs; other threads run jobs that nothi
 
 from __future__ import annotations
 
-import sys
-
-if "mysqlconnector_c" in "".join(sys.argv[1:2]):
-    import _mysql_connector  # noqa: F401 - before ssl, see the driver
-
 import json
 import logging
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from typing import Any

@@ -6,17 +6,13 @@ file of *progress* says which point it is at, for the case that the process dies
 
 from __future__ import annotations
 
-import sys
-
-if "mysqlconnector_c" in "".join(sys.argv[1:2]):
-    import _mysql_connector  # noqa: F401 - before ssl, see the driver
-
 import contextvars
 import gc
 import json
 import logging
 import mmap
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any

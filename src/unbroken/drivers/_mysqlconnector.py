@@ -2,7 +2,7 @@
 
 Its pure Python and its asyncio connection send everything by ``_send_cmd``, and hear of the server's status in
 ``_handle_server_status``: one after each OK, one after a result's columns, one after its rows. After an error that status
-is from before. The C extension sends from a handful of methods, and keeps the status in C.
+is from before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ERR = 0xFF
 
 
 def is_quiet(conn: Any) -> bool:
-    """Whether the last command was answered in full (not for the C extension)."""
+    """Whether the last command was answered in full."""
     return not (conn.__dict__.get("_seen_busy", True) or conn.unread_result or conn._have_next_result)
 
 
@@ -387,113 +387,6 @@ async def reset_async(conn: Any) -> None:
     conn._handle_ok(await conn._send_cmd(COM_RESET_CONNECTION))
 
 
-# ---------------------------------------------------------------------------------------------- the C extension
-
-
-def reset_c(conn: Any) -> None:
-    """As :func:`reset`, for the C extension."""
-    conn._follow(None, conn._cmysql.reset_connection)
-
-
-def status_of_c(conn: Any) -> int | None:
-    """As :func:`status_of`, for the C extension."""
-    state = conn.__dict__
-    if not is_quiet_c(conn) or state.get("_seen_failed", True):
-        return None
-    return int(conn._cmysql.st_server_status())
-
-
-def is_quiet_c(conn: Any) -> bool:
-    """As :func:`is_quiet`, for the C extension. No I/O."""
-    if conn._cmysql is None or conn.__dict__.get("_seen_busy", True) or conn.__dict__.get("_seen_closed"):
-        return False
-    return not (conn.unread_result or conn._cmysql.more_results())
-
-
-@cache
-def exact_c(base: Any) -> Any:
-    """As :func:`exact`, for the C extension's connection."""
-    if getattr(base, "_knows", False):
-        return base
-    from _mysql_connector import MySQLInterfaceError
-    from mysql.connector.errors import Error
-
-    class Connection(base):  # type: ignore[misc] # the base is only known here
-        __doc__ = base.__doc__
-        __module__ = base.__module__
-        _knows = True
-
-        def cmd_query(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-            return self._follow(query, lambda: super(Connection, self).cmd_query(query, *args, **kwargs))
-
-        _execute_query = cmd_query
-
-        def info_query(self, query: Any) -> Any:
-            return self._follow(query, lambda: super(Connection, self).info_query(query))
-
-        def cmd_stmt_execute(self, *args: Any, **kwargs: Any) -> Any:
-            return self._follow(None, lambda: super(Connection, self).cmd_stmt_execute(*args, **kwargs))
-
-        def get_rows(self, *args: Any, **kwargs: Any) -> Any:
-            try:
-                rows = super().get_rows(*args, **kwargs)
-            except (Error, MySQLInterfaceError):
-                self._seen_failed = True
-                raise
-            _rest_answered(self)
-            return rows
-
-        def commit(self) -> None:
-            self._follow("COMMIT", super().commit)
-
-        def rollback(self) -> None:
-            self._follow("ROLLBACK", super().rollback)
-
-        @property
-        def autocommit(self) -> Any:
-            return super().autocommit
-
-        @autocommit.setter
-        def autocommit(self, value: Any) -> None:
-            self._follow(f"SET autocommit = {int(bool(value))}", lambda: base.autocommit.fset(self, value))
-
-        def cmd_change_user(self, *args: Any, **kwargs: Any) -> Any:
-            return self._follow(None, lambda: super(Connection, self).cmd_change_user(*args, **kwargs))
-
-        def cmd_reset_connection(self) -> Any:
-            return self._follow(None, super().cmd_reset_connection)
-
-        def close(self) -> None:
-            self._seen_closed = True
-            super().close()
-
-        disconnect = close
-
-        def _open_connection(self) -> None:
-            self._seen_closed = False
-            super()._open_connection()
-
-        def _follow(self, sql: Any, send: Callable[[], Any]) -> Any:
-            pending = self._about_to_send(sql)
-            self._seen_busy = self._seen_failed = True
-            try:
-                result = send()
-            except (Error, MySQLInterfaceError) as error:
-                number = getattr(error, "errno", None)
-                if isinstance(number, int) and number >= 1000 and not 2000 <= number < 3000:
-                    self._seen_busy = False  # the server's own
-                _answered(self, pending, error)
-                raise
-            self._seen_busy = self._seen_failed = False
-            _answered(self, pending, None)
-            return result
-
-        def _about_to_send(self, sql: Any) -> int | None:  # noqa: ARG002 - for the one that reports
-            return None
-
-    return _named(Connection, base)
-
-
 # ---------------------------------------------------------------------------------------------- watching
 
 
@@ -548,22 +441,6 @@ def watched_async(base: Any) -> Any:
     return _named(Watched, base)
 
 
-@cache
-def watched_c(base: Any) -> Any:
-    """As :func:`watched`, for the C extension."""
-    if hasattr(base, "unwatched"):
-        return base
-
-    class Watched(base):  # type: ignore[misc] # the base is only known here
-        __module__ = base.__module__
-        unwatched = base
-
-        def _about_to_send(self, sql: Any) -> int | None:
-            return _tell(self, sql)
-
-    return _named(Watched, base)
-
-
 def _named(cls: Any, base: Any) -> Any:
     cls.__name__ = cls.__qualname__ = base.__name__
     return cls
@@ -594,15 +471,13 @@ def _tell(conn: Any, sql: Any) -> int | None:
 
 def is_closed(conn: Any) -> bool:
     """Whether the connector knows that *conn* is closed."""
-    if hasattr(conn, "_cmysql"):
-        return conn._cmysql is None or bool(conn.__dict__.get("_seen_closed"))
     holder = conn._socket
     return holder is None or (getattr(holder, "sock", holder) is None)
 
 
 def _commits_itself(conn: Any) -> bool | None:
     """Whether a statement sent now is committed by itself: autocommit on and no transaction open; None if unknown."""
-    status = status_of_c(conn) if hasattr(conn, "_cmysql") else status_of(conn)
+    status = status_of(conn)
     return None if status is None else status & (_mysql.AUTOCOMMIT | _mysql.IN_TRANSACTION) == _mysql.AUTOCOMMIT
 
 
@@ -646,4 +521,4 @@ def _rest_answered(conn: Any) -> None:
 
 
 def _is_unread(conn: Any) -> bool:
-    return bool(conn.unread_result or (conn._cmysql.more_results() if hasattr(conn, "_cmysql") else conn._have_next_result))
+    return bool(conn.unread_result or conn._have_next_result)

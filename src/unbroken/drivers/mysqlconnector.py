@@ -1,9 +1,8 @@
-"""mysql-connector-python, Oracle's: blocking in pure Python or by its C extension, and asyncio.
+"""mysql-connector-python, Oracle's: blocking in pure Python, and asyncio.
 
-The pure Python form is what a URL means here. The library's own default depends on the order of imports: where its C
-extension needs a newer OpenSSL than Python's, it loads only if ``ssl`` was not imported before. And the extension
-hides its socket: with ``?use_pure=false``, deaths are found by pings instead of a look at the kernel, a call on a frozen
-server lasts until ``read_timeout`` (whole seconds), and a forked child gives its copy up instead of severing it.
+The library's own default is its C extension, where that loads. It hides its socket and whether an answer is outstanding, so
+it is refused by name: deaths would be found by pings, a call on a frozen server could not be ended, and an exception raised by a
+signal handler could leave a connection one answer behind unseen.
 """
 
 from __future__ import annotations
@@ -49,7 +48,6 @@ _TRAITS = (*_PLAIN_TRAITS, *_LIMITS, "charset_id", "_use_unicode", "_database")
 
 _CONNECTOR = "mysql.connector.connection:MySQLConnection"
 _ASYNC = "mysql.connector.aio.connection:MySQLConnection"
-_C = "mysql.connector.connection_cext:CMySQLConnection"
 
 
 def _shared_seams(owner: str, network: str, receives: str) -> tuple[Seam, ...]:
@@ -97,16 +95,12 @@ _ASYNC_SEAMS = (
     Seam("mysql.connector.aio.network:MySQLSocket", "is_connected"),
     Seam("mysql.connector.aio.abstracts:MySQLConnectionAbstract", "__init__", None, ("_ssl_ca", "_consume_results", "_read_timeout")),
 )
-_C_SEAMS = (
-    *(Seam(_C, name) for name in ("cmd_query", "_execute_query", "info_query", "cmd_stmt_execute", "get_rows", "autocommit")),
-    *(Seam(_C, name, None, ("_cmysql",)) for name in ("commit", "rollback", "cmd_change_user", "cmd_reset_connection", "close")),
-    *(Seam(_C, name) for name in ("cmd_init_db", "unread_result", "disconnect", "charset_id")),
-    Seam(_C, "_open_connection", ("self",), ("_cmysql",)),
-    *(Seam("_mysql_connector:MySQL", name) for name in ("st_server_status", "more_results", "query", "reset_connection")),
-)
-
 _SEEN = Capabilities(transaction_status=True, watchable=True)
-_HIDDEN = Capabilities(fileno=False, transaction_status=True, watchable=True, abort=False)
+
+_NO_C = (
+    "mysql-connector-python's C extension hides its socket, and whether an answer is outstanding, so its connections cannot be pooled "
+    "safely; {remedy} (mysqlclient is quicker still)"
+)
 
 
 class _Base:
@@ -123,7 +117,8 @@ class _Base:
         self.errors: tuple[type[BaseException], ...] = (errors.OperationalError, errors.InterfaceError, errors.Error)
         self._timeouts = (errors.ReadTimeoutError, errors.WriteTimeoutError, errors.ConnectionTimeoutError)
         self._arguments = _mysql.arguments(self.target, _OPTIONS, NAME, password="password", database="database")  # noqa: S106 - a keyword's name
-        self._pure: bool = self._arguments.pop("use_pure", True)
+        if not self._arguments.pop("use_pure", True):
+            raise ConfigurationError("use_pure=false: " + _NO_C.format(remedy="leave the option out"))
         limits = [self._arguments.pop(name) for name in ("connect_timeout", "connection_timeout") if name in self._arguments]
         self._limit: float | None = min(limits, default=None)
         for name in ("read_timeout", "write_timeout"):
@@ -148,7 +143,7 @@ class _Base:
 
     def is_streaming(self, conn: Connection) -> bool:
         """Whether all that is unread are rows or results that the application left."""
-        return bool(self._pure and self.fileno(conn) is not None and seen.is_half_read(conn))
+        return self.fileno(conn) is not None and seen.is_half_read(conn)
 
     def was_closed(self, conn: Connection) -> bool:
         """Whether ``close()`` was called."""
@@ -202,8 +197,7 @@ class _Base:
 
     def _check_in_step(self, conn: Connection) -> None:
         """Raise where an answer is still to come: the connector would take it for that of the next command."""
-        closed = self.fileno(conn) is None if self.capabilities.fileno else conn.__dict__.get("_seen_closed", False)
-        if closed or conn.__dict__.get("_seen_busy", True):
+        if self.fileno(conn) is None or conn.__dict__.get("_seen_busy", True):
             raise self.errors[0]("MySQL Connection not available: it is closed, or an answer was not read")
 
     def classify(self, exc: BaseException) -> Fault:
@@ -230,42 +224,22 @@ class _Base:
 class Driver(_Base, Blocking):
     """See :class:`unbroken.abc.Driver`."""
 
-    forms = {"": _SEEN, "use_pure=false": _HIDDEN}  # noqa: RUF012 - for the page about drivers
-
     def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
         super().__init__(target, connect)
-        if not self._pure:
-            self._use_c()
-            return
         from mysql.connector.connection import MySQLConnection
 
         self.seams = _PURE_SEAMS
         self.check_seams()
         self._class: Any = _with_shared_tls(seen.exact(MySQLConnection)) if self.is_known else MySQLConnection
 
-    def _use_c(self) -> None:
-        self.capabilities = _HIDDEN
-        try:
-            import _mysql_connector
-            from mysql.connector.connection_cext import CMySQLConnection
-        except ImportError as error:
-            raise ConfigurationError(
-                f"use_pure=false: the C extension of mysql-connector-python does not load here ({error}); leave the option out, "
-                "or import _mysql_connector before anything that imports ssl"
-            ) from None
-        self.errors = (*self.errors, _mysql_connector.MySQLInterfaceError)  # its commit() raises what lies below
-        self.seams = _C_SEAMS
-        self.check_seams()
-        self._class = seen.exact_c(CMySQLConnection) if self.is_known else CMySQLConnection
-
     def connect(self, timeout: float) -> Connection:
-        """*timeout* bounds each wait of the connect (C extension: in whole seconds); a user's read_timeout holds afterwards."""
+        """*timeout* bounds each wait of the connect; a user's read_timeout holds afterwards."""
         return dial(lambda: self._dial(min(timeout, self._limit or timeout)))
 
     def _dial(self, timeout: float) -> Connection:
         if self._connect is not None:
             return self.adopt(self._connect())
-        if not self._pure or not self.is_known:
+        if not self.is_known:
             return self._class(**self._arguments, connection_timeout=math.ceil(timeout))
         given = dict(self._arguments)
         kept = given.pop("read_timeout", None), given.pop("write_timeout", None)
@@ -283,13 +257,8 @@ class Driver(_Base, Blocking):
     def adopt(self, conn: Connection) -> Connection:
         """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
         if hasattr(conn, "_cmysql"):
-            if self._pure:
-                self._pure = False
-                self._use_c()
-            if self.is_known:
-                conn.__class__ = seen.exact_c(class_of(conn))
-                conn.__dict__.setdefault("_seen_busy", False)  # it was given to us as one that can be used
-        elif not self.is_known:
+            raise self.errors[0](f"connect= gave {type(conn).__name__}: " + _NO_C.format(remedy="connect with use_pure=True"))
+        if not self.is_known:
             pass
         elif hasattr(conn, "_send_cmd"):
             conn.__class__ = seen.exact(class_of(conn))
@@ -301,10 +270,7 @@ class Driver(_Base, Blocking):
         return conn
 
     def ping(self, conn: Connection, timeout: float) -> None:
-        """COM_PING, bounded by the socket's timeout (not with the C extension)."""
-        if not self._pure:
-            conn.ping()
-            return
+        """COM_PING, bounded by the socket's timeout."""
         self._check_in_step(conn)
         kept = conn._read_timeout, conn._write_timeout
         conn._read_timeout = conn._write_timeout = timeout
@@ -369,7 +335,7 @@ class Driver(_Base, Blocking):
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
         """COM_RESET_CONNECTION and one statement."""
         with unheard(self, conn):
-            seen.reset(conn) if self._pure else seen.reset_c(conn)
+            seen.reset(conn)
             if _mysql_reset.may_have_moved(left):
                 conn.cmd_init_db(self._database())
             conn.cmd_query(opening)
@@ -377,38 +343,21 @@ class Driver(_Base, Blocking):
     def close(self, conn: Connection) -> None:
         """COM_QUIT where nothing is outstanding, then close; it does not wait for an answer."""
         with suppress(Exception):
-            if self._pure and not self.is_quiet(conn):
+            if not self.is_quiet(conn):
                 conn._socket.close_connection()  # it would read the rest of a result first
             else:
                 conn.close()
 
-    def abandon(self, conn: Connection) -> None:
-        """In a forked child: see to it that this copy of the parent's connection never says a word. Only the C extension needs it."""
-        c = getattr(conn, "_cmysql", None)
-        if c is None:
-            return
-        import ctypes
-
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(c))  # its deallocation would end the parent's session, at exit too
-        conn._cmysql = None
-
     def fileno(self, conn: Connection) -> int | None:
-        """The socket's, or None once it is closed; always None with the C extension."""
+        """The socket's, or None once it is closed."""
         holder = getattr(conn, "_socket", None)
         sock = holder.sock if holder is not None else None
         fd = sock.fileno() if sock is not None else -1
         return fd if fd >= 0 else None
 
-    def is_quiet(self, conn: Connection) -> bool:
-        """Whether the last command was answered in full."""
-        return super().is_quiet(conn) if self._pure else seen.is_quiet_c(conn)
-
-    def _status(self, conn: Connection) -> int | None:
-        return super()._status(conn) if self._pure else seen.status_of_c(conn)
-
     def watch(self, conn: Connection) -> None:
-        """Everything goes out through ``_send_cmd``; with the C extension, through a handful of methods."""
-        conn.__class__ = seen.watched(class_of(conn)) if self._pure else seen.watched_c(class_of(conn))
+        """Everything goes out through ``_send_cmd``."""
+        conn.__class__ = seen.watched(class_of(conn))
 
 
 class AsyncDriver(_Base, Awaited):
@@ -416,8 +365,6 @@ class AsyncDriver(_Base, Awaited):
 
     def __init__(self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None) -> None:
         super().__init__(target, connect)
-        if not self._pure:
-            raise ConfigurationError("use_pure=false: mysql-connector-python has no C extension for asyncio; leave the option out")
         from mysql.connector.aio.connection import MySQLConnection
 
         self.seams = _ASYNC_SEAMS

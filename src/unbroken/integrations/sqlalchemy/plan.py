@@ -164,6 +164,7 @@ def open_plan(url: URL, kwargs: dict[str, Any], is_async: bool) -> tuple[Plan, t
     target = target_of(url)
     plan = Plan(_driver(url, target, is_async), settings, observers, is_async=is_async)
     if not plan.is_blind:
+        _in_pure_python(url, kwargs)
         plan.connect_limit = _bound_connect(url, kwargs, settings)
     return plan, names
 
@@ -227,6 +228,17 @@ def _bound_connect(url: URL, kwargs: dict[str, Any], settings: Settings) -> floa
         name, kind = found
         kwargs["connect_args"] = {**args, name: kind(settings.connect_timeout)}
     return settings.connect_timeout
+
+
+def _in_pure_python(url: URL, kwargs: dict[str, Any]) -> None:
+    """mysql-connector-python would take its C extension, of which the driver knows nothing. Raises where that is asked for."""
+    if url.get_driver_name() != "mysqlconnector":
+        return
+    args = dict(kwargs.get("connect_args") or {})
+    wanted = args.get("use_pure", url.query.get("use_pure", True))
+    if wanted in (False, 0, "false", "False", "0", "no"):
+        open_driver(str(url.set(query={"use_pure": "false"})))  # says why not
+    kwargs["connect_args"] = {**args, "use_pure": True}
 
 
 def _seconds(given: Any, otherwise: float) -> float:

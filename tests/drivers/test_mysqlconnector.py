@@ -1,0 +1,65 @@
+"""mysql-connector-python's C extension, which is refused by name: nobody could know whether an answer is outstanding."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import sqlalchemy
+
+from unbroken.drivers import open_driver
+from unbroken.errors import ConfigurationError
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_url_that_asks_for_the_c_extension_is_refused_with_the_remedy(is_async: bool) -> None:
+    with pytest.raises(ConfigurationError, match=r"use_pure=false: .*hides its socket.*leave the option out"):
+        open_driver("mysql+mysqlconnector://u@h/d?use_pure=false", is_async=is_async)
+
+
+@pytest.mark.parametrize("where", ["url", "connect_args"])
+def test_an_engine_that_asks_for_it_is_refused_too(where: str) -> None:
+    url = "mysql+mysqlconnector://u@h/d" + ("?use_pure=false" if where == "url" else "")
+    args = {"use_pure": False} if where == "connect_args" else {}
+    with pytest.raises(ConfigurationError, match="hides its socket"):
+        sqlalchemy.create_engine(url, plugins=["unbroken"], connect_args=args)
+
+
+def test_an_engine_that_asks_for_nothing_connects_in_pure_python(mariadb: Any) -> None:
+    engine = sqlalchemy.create_engine(mariadb.url("mysqlconnector"), plugins=["unbroken"])
+    with engine.connect() as conn:
+        assert not hasattr(conn.connection.driver_connection, "_cmysql")
+    engine.dispose()
+
+
+PROGRAM = """
+import _mysql_connector  # where it needs a newer OpenSSL than Python's, it loads only before ssl does
+import json, sys
+import mysql.connector
+import unbroken
+where = json.loads(sys.argv[1])
+made = []
+
+def connect():
+    made.append(mysql.connector.connect(**where, use_pure=False))
+    return made[-1]
+
+with unbroken.Pool(connect=connect, driver="mysqlconnector", acquire_timeout=10) as pool:
+    try:
+        pool.acquire()
+    except unbroken.ConnectRejectedError as error:
+        print(error)
+assert hasattr(made[0], "_cmysql")
+"""
+
+
+def test_a_connection_of_the_c_extension_that_connect_gives_is_refused_at_once(mariadb: Any) -> None:
+    where = {"host": "127.0.0.1", "port": mariadb.port, "user": mariadb.user, "password": mariadb.password, "database": mariadb.database}
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(where)], capture_output=True, text=True, timeout=60, check=False
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "connect with use_pure=True" in ended.stdout
