@@ -22,6 +22,9 @@ from ..strikes.points import HardStrike as Strike
 from ..strikes.points import Striker, Where
 from .test_django import BOTH, Site, settings_for
 
+#: A strike within a finalizer is not raised; what it did is looked at.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 class AppError(Exception):
     pass

@@ -26,3 +26,13 @@ def never(name: str, how: How, mariadb: MariaDB, postgres: PostgreSQL) -> None:
 def test_strikes_at_many_points_cost_no_answer_and_no_acknowledged_write(name: str, mariadb: MariaDB, postgres: PostgreSQL) -> None:
     passes = [(1, "exception"), (1, "base")]
     never(name, How(passes=passes, scenes=[], step=25, share=True, all=False, signals=0.0, seed=1, loud=False), mariadb, postgres)
+
+
+@pytest.mark.timeout(170)
+@pytest.mark.parametrize("name", ["django-pymysql", "peewee-pymysql"])
+def test_strikes_in_frameworks_cost_no_answer_and_store_nothing_that_was_rolled_back(
+    name: str, mariadb: MariaDB, postgres: PostgreSQL
+) -> None:
+    scenes = ["write", "fail", "error", "own_commit", "caught_write"]
+    passes = [(1, "exception"), (1, "base")]
+    never(name, How(passes=passes, scenes=scenes, step=15, share=True, all=False, signals=0.0, seed=1, loud=False), mariadb, postgres)

@@ -50,6 +50,14 @@ class Kept(Loan):
         """Whether a call that gave the connection back did not come to its end."""
         return self._giver is not None and self._giver() is None and not self.is_over
 
+    def begin_end(self) -> object:
+        """The call that gives the connection back begins. What it gets is to be kept in a variable of that call."""
+        giver = _Giver()
+        with self._lock:
+            if self._giver is None or self._giver() is None:
+                self._giver = weakref.ref(giver)
+        return giver
+
     def end_once(self, give: Callable[[], None], may: Callable[[], bool] = lambda: True) -> bool:
         """Give the connection back by *give*, unless another call is at it. *may*: asked with the lock. False: it was not done."""
         giver = _Giver()

@@ -7,24 +7,16 @@ is committed afterwards would be lost, or would commit that work too. So the sta
 
 from __future__ import annotations
 
-import gc
-import inspect
 import sys
 import weakref
-from types import FrameType, TracebackType
 from typing import Any
 
 from django.db.transaction import Atomic, TransactionManagementError
 
+from unbroken.integrations._ended import is_left
+
 _EXIT = Atomic.__exit__.__code__
 _BLOCK, _ERROR = _EXIT.co_varnames[:2]  #: what it calls the block, and the class of the exception that ends it
-
-#: The references to a block that only the stack of blocks has, and who counts them.
-_ALONE = 2
-#: Until Python 3.13, a frame that was asked for its variables has each of them once more.
-_TWICE = 2 if sys.version_info < (3, 13) else 1
-#: Functions whose frames may be left without being at their end.
-_CAN_GO_ON = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 class Savepoints(list[Any]):
@@ -73,43 +65,6 @@ class Blocks(list[Any]):
         if len(wrapper.savepoint_ids) > own:
             wrapper.unbroken_due(own)
             del wrapper.savepoint_ids[own:]
-
-
-def is_left(blocks: list[Any], *, thoroughly: bool = False) -> bool:
-    """Whether nobody is in the outermost of *blocks* any more: no ``with`` can end it.
-
-    A block that is being run is referred to by the stack of the function that runs it. One to which nothing refers but the
-    list of blocks, and variables of functions that an exception has left, has ended. *thoroughly*: look for all such
-    functions (milliseconds); else only for those in the traceback of the exception that is handled now.
-    """
-    if sys.getrefcount(blocks[0]) <= _ALONE:
-        return True
-    frames = _passed(sys.exc_info()[1])
-    if thoroughly:  # of a frame that runs, the collector sees nothing
-        frames.update({id(each): each for each in gc.get_referrers(blocks[0]) if isinstance(each, FrameType)})
-    if not frames:
-        return False
-    here: FrameType | None = sys._getframe()
-    while here is not None:
-        frames.pop(id(here), None)
-        here = here.f_back
-    left = [frame for frame in frames.values() if not frame.f_code.co_flags & _CAN_GO_ON]
-    harmless = sum(value is blocks[0] for frame in left for value in frame.f_locals.values())
-    return bool(harmless) and sys.getrefcount(blocks[0]) <= _ALONE + harmless * _TWICE
-
-
-def _passed(exc: BaseException | None) -> dict[int, FrameType]:
-    """The frames that *exc*, and what it came from, has passed through."""
-    frames: dict[int, FrameType] = {}
-    seen: set[int] = set()
-    while exc is not None and id(exc) not in seen:
-        seen.add(id(exc))
-        trace: TracebackType | None = exc.__traceback__
-        while trace is not None:
-            frames[id(trace.tb_frame)] = trace.tb_frame
-            trace = trace.tb_next
-        exc = exc.__context__
-    return frames
 
 
 __all__ = ["Blocks", "Savepoints", "is_left"]

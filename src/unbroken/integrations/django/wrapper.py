@@ -392,9 +392,11 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         self.connection = None  # as with Django's own pool: in an atomic block, no other takes its place
 
     def _give_back(self) -> None:
-        if self._held is not None:
+        held = self._held
+        if held is not None:
             self._finish_leaving()
-            self._leaving = self._held  # first: at no moment does nobody know of it
+            _call = None if held.is_inherited else held.begin_end()
+            self._leaving = held  # first: at no moment does nobody know of it
         self.rollback_exc = self._due = self._outer = None
         self._in_atomic = self._undoing = self._switching = False
         self._finish_leaving()

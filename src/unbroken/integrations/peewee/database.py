@@ -6,8 +6,10 @@ Who keeps a connection, and until when, is said in ``slot.py``. Nothing here wai
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -24,13 +26,16 @@ from unbroken.integrations.peewee.again import AskedAgain
 from unbroken.integrations.peewee.errors import LazyQueryError, translated
 from unbroken.integrations.peewee.poolish import Poolish
 from unbroken.integrations.peewee.result import Result, is_streaming
-from unbroken.integrations.peewee.slot import PerThread, Pin, Shared, Slot, caller, refusal
+from unbroken.integrations.peewee.slot import PerThread, Pin, Shared, Slot, Taken, caller, refusal
 from unbroken.integrations.peewee.transactions import Transactions
 from unbroken.integrations.peewee.unit import Atomic, unit
 from unbroken.settings import Settings
 from unbroken.sync import Pool
 
 log = logging.getLogger("unbroken")
+
+#: Functions whose frames may be left without being at their end.
+_CAN_GO_ON = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -141,6 +146,9 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         if self.deferred:
             raise peewee.InterfaceError("Error, database must be initialized before opening a connection.")
         slot = self._state
+        self._finish_leaving(slot)
+        if slot.is_left():
+            self._abandon(slot)
         if slot.transactions:
             raise peewee.OperationalError("Attempting to close database while transaction is open.")
         was_open = slot.held or not slot.closed
@@ -163,13 +171,49 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         return slot.conn
 
     def __enter__(self) -> Any:
-        opened = self.is_closed()
+        opened, slot, frame = self.is_closed(), self._state, sys._getframe(1)
+        before = len(slot.ctx), len(slot.transactions)
         try:
-            return super().__enter__()
+            result = super().__enter__()
+            if len(slot.ctx) == 1:
+                slot.entered.clear()
+            if not frame.f_code.co_flags & _CAN_GO_ON and frame.f_globals.get("__name__") != "contextlib":
+                slot.entered[id(slot.ctx[-1])] = id(frame)
+            return result
         except BaseException:
-            if opened and not self._state.transactions:
+            if len(slot.transactions) > before[1]:  # the block is not run: nothing was done in it
+                if before[1]:
+                    slot.transactions.pop()
+                else:
+                    self._abandon(slot)
+            del slot.ctx[before[0] :]
+            if opened and not slot.transactions:
                 self.close()
             raise
+
+    def __exit__(self, kind: Any, exc: Any, trace: Any) -> None:
+        slot = self._state
+        ctx = slot.ctx.pop()
+        try:
+            ctx.__exit__(kind, exc, trace)
+        finally:
+            if getattr(ctx, "_helper", None) in slot.transactions:  # its end was broken off
+                self._abandon(slot)
+            if not slot.ctx:
+                self.close()
+
+    def _abandon(self, slot: Slot) -> None:
+        """Nobody is in the transactions of *slot* any more: their connection is ended, and the server rolls back."""
+        transactions = slot.transactions[:]
+        slot.transactions.clear()
+        slot.commit_callbacks.clear()
+        slot.ctx = [ctx for ctx in slot.ctx if getattr(ctx, "_helper", None) not in transactions]
+        slot.entered.clear()
+        slot.ending = slot.opening = False
+        if slot.loan is not None:
+            slot.loan.end("a transaction on it was broken off")
+        if not slot.closed:
+            self._give_back(slot)
 
     def _connect(self) -> Any:
         try:
@@ -189,11 +233,14 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         """Take a connection into *slot*; whoever asked sees to it that it is kept."""
         if self.deferred:
             raise peewee.InterfaceError("Error, database must be initialized before opening a connection.")
-        conn = self._connect()
-        slot.conn, slot.closed = conn, False
-        pool = self._made
-        loan = pool.loan_of(conn) if pool is not None else None
-        if loan is not None:
+        self._finish_leaving(slot)
+        slot.conn, slot.closed = self._connect(), False
+        conn, pool = slot.conn, self._made
+        known = pool.loan_of(conn) if pool is not None else None
+        if pool is not None and known is not None:
+            loan: Any = Taken.of(known.state, known.entry, conn)
+            loan.pool = pool
+            loan.keep()
             entry, deadline = loan.entry, loan.state.settings.deadline
             slot.opened = caller()
             entry.taken_at_call(*slot.opened)
@@ -211,17 +258,35 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
 
     def _give_back(self, slot: Slot, where: Any = None) -> None:
         """Take the connection out of *slot*, whose scope stays, and release it."""
+        self._finish_leaving(slot)
         with slot.lock:
             conn, loan = slot.conn, slot.loan
             readers = [reader for ref in list(slot.readers.values()) if (reader := ref()) is not None]
+            if loan is not None and loan.state.mark[0]:
+                _call = loan.begin_end()
+                slot.leaving = loan  # first: at no moment does nobody know of it
             slot.drop()
         slot.left = where
         if loan is not None:
             loan.disarm()
         for reader in readers:
             reader.let_go(rows=True)
-        if conn is not None:
+        if slot.leaving is not None:
+            self._finish_leaving(slot)
+        elif conn is not None:
             self._close(conn)
+
+    def _finish_leaving(self, slot: Slot) -> None:
+        """What this thread gives back, or was struck while it did, goes back."""
+        leaving = slot.leaving
+        if leaving is None:
+            return
+        if slot.loan is leaving:
+            slot.drop()
+        if leaving.state.mark[0]:
+            leaving.end_once(leaving.put_back)
+        if slot.leaving is leaving and (not leaving.state.mark[0] or leaving.is_over):
+            slot.leaving = None
 
     def _settle(self, slot: Slot) -> None:
         """Give back what nobody keeps any more."""
@@ -261,6 +326,7 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
     def _ready(self) -> tuple[Slot, Pin]:
         """This thread's slot with a connection in it that is fit for a statement, pinned until :meth:`_unpin`."""
         slot = self._state
+        self._begin_anew(slot)
         pin = Pin(self, slot)
         try:
             if slot.closed:

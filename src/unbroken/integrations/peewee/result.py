@@ -141,7 +141,7 @@ class Result:
             cursor.close()
 
     def __del__(self) -> None:
-        if self.__dict__.get("_cursor") is not None and not sys.is_finalizing():
+        if self.__dict__.get("_cursor") is not None and "_slot" in self.__dict__ and not sys.is_finalizing():
             self._database._reader_collected(self._slot, id(self), self)
 
     # -- everything else is the cursor's -------------------------------------------------------------------------

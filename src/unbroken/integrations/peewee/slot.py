@@ -15,14 +15,39 @@ import weakref
 from types import CodeType
 from typing import Any, TypeAlias
 
+import peewee
+
 from unbroken.core.entry import Place
 from unbroken.flows.holder import outside
-from unbroken.flows.loan import Loan
+from unbroken.flows.kept import Kept
+from unbroken.flows.steps import run
+from unbroken.integrations._ended import is_left
+from unbroken.sync import Pool
 
 Where: TypeAlias = tuple[CodeType, int]
 
 #: Frames of these packages did not take a connection for themselves.
 _BETWEEN = frozenset({"peewee", "playhouse", "unbroken"})
+
+
+class Taken(Kept):
+    """What a slot has of a pool."""
+
+    __slots__ = ("pool",)
+
+    pool: Pool
+
+    def put_back(self) -> None:
+        """To the pool; or, where that cannot be, to its end."""
+        self.disarm()
+        entry, state = self.entry, self.state
+        if state.lent.get(entry.key) is entry or state.kernel.exiled.get(entry.key) is entry:
+            self.pool.release(self.conn)
+            return
+        try:
+            run(self.reset(), state.shell.do)
+        finally:
+            self.give_back()
 
 
 class Slot:
@@ -36,6 +61,7 @@ class Slot:
         self.sql: str | None = None  #: what is about to run, for error messages
         self.opened: Where | None = None  #: where the last connection was taken …
         self.left: Where | None = None  #: … and given back (strict mode)
+        self.leaving: Taken | None = None  #: on its way back to the pool
         self.until = math.inf  #: when the unit of work that this thread is in must be over
         self.reset()
 
@@ -44,7 +70,9 @@ class Slot:
         self.ctx: list[Any] = []
         self.transactions: list[Any] = []
         self.commit_callbacks: list[Any] = []
-        self.held = False
+        self.by_hand: list[Any] = []  #: transactions that no ``with`` ends: kept, so that they are not taken for left
+        self.entered: dict[int, int] = {}  #: by the id of a context of ``with db:``, the id of the frame that runs the block
+        self.held = self.opening = False
         self.orphan = False  #: a forked child inside its parent's transaction
         self.drop()
 
@@ -52,8 +80,9 @@ class Slot:
         """Forget the connection; the scope stays."""
         self.closed = True
         self.conn: Any = None
-        self.loan: Loan | None = None  #: what the pool knows of it
+        self.loan: Taken | None = None  #: what the pool knows of it
         self.begun = False  #: db.begin() was called, and neither commit nor rollback since
+        self.ending = False  #: a BEGIN, COMMIT or ROLLBACK is under way, or was broken off: what is open is not known
         self.open = False  #: the driver said after the last statement that a transaction is open
         self.clean = True  #: … for certain that none is
         self.raw = False  #: the caller has the connection itself, or a cursor of it
@@ -71,6 +100,17 @@ class Slot:
         """Whether a transaction or an explicit connect holds the connection."""
         return self.held or self.begun or self.open or bool(self.transactions)
 
+    def is_left(self) -> bool:
+        """Whether nobody is in the outermost transaction any more: an exception broke its end off."""
+        transactions = self.transactions
+        if not transactions:
+            return False
+        within = next((ctx for ctx in self.ctx if getattr(ctx, "_helper", None) is transactions[0]), None)
+        if within is None:
+            return is_left(transactions, (peewee._atomic, "_helper"))
+        where = self.entered.get(id(within))
+        return where is not None and not _runs(where)
+
     @property
     def is_free(self) -> bool:
         """Whether nobody keeps the connection any more."""
@@ -84,6 +124,16 @@ class Slot:
         self.reset()
         self.transactions, self.ctx = transactions, ctx
         self.orphan = bool(transactions)
+
+
+def _runs(number: int) -> bool:
+    """Whether the frame with that id is on this thread's stack."""
+    frame: Any = sys._getframe()
+    while frame is not None:
+        if id(frame) == number:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Pin:
@@ -107,7 +157,7 @@ class Pin:
             slot.pins.discard(self)
 
     def __del__(self) -> None:
-        slot = self._slot
+        slot = getattr(self, "_slot", None)  # an exception may have struck while it was made
         if slot is not None and not slot.is_bound and not sys.is_finalizing():
             with contextlib.suppress(Exception):
                 self._database._settle(slot)

@@ -21,12 +21,16 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
         """As peewee's. A BEGIN whose connection is lost is sent again on another: nothing was done yet."""
         slot = self._state
         tries = 0
+        slot.opening = False  # a BEGIN that was broken off may have left it
+        self._begin_anew(slot)
         while True:
             pin = Pin(self, slot)
-            before, slot.opening, slot.sql = slot.opening, True, "BEGIN"
+            slot.ending = True
             try:
+                slot.opening, slot.sql = True, "BEGIN"
                 super().begin(*args, **kwargs)
                 slot.begun, slot.clean = True, False
+                slot.ending = False
                 return
             except BaseException as exc:
                 error = care.failed(self, slot, exc, "BEGIN")
@@ -35,7 +39,7 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
                         raise error from exc
                     raise
             finally:
-                slot.opening, slot.sql = before, None
+                slot.opening, slot.sql = False, None
                 self._unpin(slot, pin)
             tries += 1
 
@@ -46,9 +50,10 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
             raise peewee.InterfaceError("Cannot commit, database connection not open.")
         pin = Pin(self, slot)
         try:
+            slot.ending = True
             with peewee.__exception_wrapper__:
                 self._commit(slot)
-            slot.begun = slot.open = False
+            slot.begun = slot.open = slot.ending = False
             slot.clean = True
         except BaseException as exc:
             error = care.failed(self, slot, exc, "COMMIT", stays=True)
@@ -82,13 +87,14 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
             raise peewee.InterfaceError("Cannot rollback, database connection not open.")
         pin = Pin(self, slot)
         try:
+            slot.ending = True
             loan = slot.loan
             if loan is not None and not loan.is_in_step:
                 loan.break_off()
             if not slot.closed and not care.is_lost(slot):
                 with peewee.__exception_wrapper__, nullcontext() if loan is None else bounded(loan.state, "rollback", loan.entry):
                     super().cursor().execute("ROLLBACK")
-            slot.clean = True
+            slot.ending, slot.clean = False, True
         except BaseException as exc:
             care.failed(self, slot, exc, "ROLLBACK")
             if lost_by(exc) is None:
@@ -99,9 +105,29 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
                 self._give_back(slot)
             self._unpin(slot, pin)
 
+    def _begin_anew(self, slot: Slot) -> None:
+        """Before something is sent: a transaction whose end was broken off ends now, or the next BEGIN would commit it in MySQL."""
+        if slot.is_left() or (slot.ending and not slot.opening):
+            self._abandon(slot)
+
+    def session_start(self) -> Any:
+        """As peewee's: a transaction that no ``with`` ends."""
+        result = super().session_start()
+        slot = self._state
+        slot.by_hand = slot.transactions[:]
+        return result
+
+    def transaction_depth(self) -> int:
+        """As peewee's, which decides by it whether a block is the outermost. One that was broken off is not counted."""
+        slot = self._state
+        self._begin_anew(slot)
+        return len(slot.transactions)
+
     def pop_transaction(self) -> Any:
         """As peewee's."""
         slot = self._state
+        if len(slot.transactions) == 1 and isinstance(slot.transactions[0], peewee._transaction):
+            slot.ending = slot.begun  # its COMMIT or ROLLBACK is next: from here on it counts as broken off until it is answered
         top = slot.transactions.pop()
         if not slot.is_bound:
             self._settle(slot)
