@@ -107,7 +107,10 @@ def test_the_look_at_the_sockets_does_not_let_go_of_the_interpreters_lock(pool: 
 
 
 def test_a_request_that_uses_no_database_is_watched_by_few_calls() -> None:
-    """8 µs for one that is never run again, 4 of them for the ledger that watches it; 19 µs for one that is a unit of work."""
+    """8 µs for one that is never run again, 4 of them for the ledger that watches it; some 20 µs for one that is a unit of work.
+
+    Twelve calls of a unit's look for connections that its thread had before, which are followed too.
+    """
 
     def app(_environ: Any, start_response: Any) -> Any:
         start_response("200 OK", [("Content-Length", "2")])
@@ -122,7 +125,7 @@ def test_a_request_that_uses_no_database_is_watched_by_few_calls() -> None:
     work()
     assert len(calls(work)[0]) <= 34
     environ["REQUEST_METHOD"] = "GET"
-    assert len(calls(work)[0]) <= 72
+    assert len(calls(work)[0]) <= 86
 
 
 def names_called_by_find_one(client: Any) -> tuple[Counter[str], Counter[str]]:
