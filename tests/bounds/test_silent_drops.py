@@ -40,7 +40,8 @@ def later(outcomes: dict[str, Outcome], seconds: float) -> dict[str, str]:
 
 
 def test_a_statement_into_a_silent_network_ends_within_the_send_timeout_with_every_body(crowd: Any) -> None:
-    made: Crowd = crowd(list(KINDS), send_timeout=LIMIT, max_size=2)
+    # One connection each: on a busy machine a second one may have been opened beside the first, which falls silent as well
+    made: Crowd = crowd(list(KINDS), send_timeout=LIMIT, max_size=1)
 
     def ask(name: str, body: Any) -> Any:
         made.proxies[name].blackhole("lose", on="existing")

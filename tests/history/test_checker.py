@@ -12,7 +12,7 @@ import pytest
 
 from unbroken import CommitUnknownError
 
-from .checker import Stored, Verdict, check
+from .checker import GIVEN_UP, Stored, Verdict, check
 from .faults import DECKS, order
 from .journal import History, Journal
 from .workload import ACCOUNTS, COUNTERS, START, Unit, Workload
@@ -96,6 +96,15 @@ def test_a_refused_unit_that_is_stored_yet_is_found() -> None:
 
 def test_a_refused_unit_that_had_time_enough_is_denied() -> None:
     assert verdict(told(refused=(INSERT,)), stored(INSERT)).wrongs == {"denied": ["0: ValueError: no"]}
+
+
+def test_one_that_two_faults_have_met_may_be_given_up_but_rarely() -> None:
+    why = f"OperationalError: lost {GIVEN_UP}"
+    history = told(refused=(INSERT, MANY))
+    history.refused[INSERT] = why
+    assert verdict(history, stored(INSERT, MANY)).wrongs == {"denied": [f"{MANY}: ValueError: no"]}
+    history.refused[MANY] = why
+    assert verdict(history, stored(INSERT, MANY)).wrongs == {"denied": [f"{n}: {why}" for n in sorted((INSERT, MANY))]}
 
 
 def test_an_unknown_unit_is_stored_whole_or_not_at_all() -> None:
