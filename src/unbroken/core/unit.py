@@ -174,6 +174,7 @@ class Unit:
         "_pauses",
         "_stored",
         "_token",
+        "_unanswered",
         "_uncertain",
         "_until",
         "above",
@@ -195,6 +196,7 @@ class Unit:
         self._inner: list[Unit] = []  # entered in this observing one, and not left yet
         self._stored = False  # the server acknowledged something
         self._uncertain = False  # something may be stored, and nobody will ever say so
+        self._unanswered: set[int] = set()  # writes of which nothing was heard yet: see :meth:`sends`
         self._deaths: dict[str, set[int]] = {}  # in which attempts a statement ended its connection, which had just worked
         self._pauses: dict[int, set[int]] = {}  # … or a pause did, by the number of statements before it
         self._limits: dict[int, int | None] = {}  # how large a statement a home takes, by its id
@@ -296,7 +298,7 @@ class Unit:
         the transaction before you ask. So is what a thread does that the unit started and that
         has not ended, and what a SELECT may have stored.
         """
-        if self._uncertain or self._is_helped() or any(part.is_unsettled for part in list(self._parts.values())):
+        if self._uncertain or self._unanswered or self._is_helped() or any(part.is_unsettled for part in list(self._parts.values())):
             return Fate.UNKNOWN
         if any(home is None or home.may_hide_writes for home in list(self._looks.values())):
             return Fate.UNKNOWN
@@ -596,6 +598,21 @@ class Unit:
             self._part(conn_id)
             self.wrote = self._uncertain = True
             self._bar(reason)
+
+    def sends(self, key: int, reason: str) -> None:
+        """A write outside of any connection that this unit has joined is being sent: this attempt is never replayed, because of
+        *reason*, and its fate is unknown until :meth:`answered`."""
+        if not self._closed:
+            self._part(None)
+            self.wrote = True
+            self._unanswered.add(key)
+            self._bar(reason)
+
+    def answered(self, key: int, *, stored: bool) -> None:
+        """The server's word on the write *key*: stored, or nothing stored."""
+        if not self._closed and key in self._unanswered:
+            self._unanswered.discard(key)
+            self._stored = self._stored or stored
 
     def forbid(self, reason: str, *, conn_id: int) -> None:
         """The unit uses the connection *conn_id*, which was in use before: this attempt is never

@@ -202,7 +202,9 @@ def _is_of_mongo(exc: BaseException) -> bool:
 
 
 def _may_have_stored(exc: Any, method: str) -> bool:
-    """Whether an error of PyMongo's leaves a write in doubt. A plain client's are in no ledger."""
+    """Whether an error of PyMongo's leaves a write in doubt that the ledger does not know of: a plain client's are in none."""
+    if exc.__dict__.get("unbroken_followed"):
+        return False
     errors = sys.modules["pymongo.errors"]
     unsent = (errors.ServerSelectionTimeoutError, errors.WaitQueueTimeoutError)
     certain = isinstance(exc, unsent) or exc.has_error_label("NoWritesPerformed")

@@ -13,6 +13,8 @@ import pytest
 import unbroken
 import unbroken.flask
 import unbroken.mongo
+from unbroken.core.unit import Fate, Unit, enter, leave
+from unbroken_drill import FaultProxy
 from unbroken_drill.servers import MongoDB
 
 
@@ -114,3 +116,80 @@ def test_a_request_that_only_read_is_run_again(method: str, status: int, attempt
     answer = app.test_client().open("/items", method=method)
     assert (answer.status_code, len(calls)) == (status, attempts)
     assert status == 500 or answer.json == {"items": list(range(10))}
+
+
+def _fate(work: Callable[[], Any]) -> tuple[Fate, BaseException | None]:
+    """What a unit that watches *work* says of its writes, and what it raised."""
+    unit, raised = Unit(observing=True), None
+    token = enter(unit)
+    try:
+        work()
+    except pymongo.errors.PyMongoError as error:
+        raised = error
+    finally:
+        leave(token)
+    return unit.fate(), raised
+
+
+def test_a_write_that_the_server_acknowledged_is_stored(server: MongoDB, items: Any) -> None:
+    for write in (
+        lambda: items.insert_one({"number": 11}),
+        lambda: items.insert_many([{"number": 12}, {"number": 13}]),
+        lambda: items.update_many({"number": 12}, {"$set": {"name": "x"}}),
+        lambda: items.delete_one({"number": 13}),
+        lambda: items.find_one_and_update({"number": 11}, {"$set": {"name": "y"}}),
+        lambda: items.bulk_write([pymongo.UpdateMany({"number": 11}, {"$set": {"name": "z"}})]),
+    ):
+        assert _fate(write) == (Fate.STORED, None)
+    assert _fate(lambda: items.find_one()) == (Fate.NOTHING, None)
+
+
+def test_what_the_server_does_not_acknowledge_is_unknown(server: MongoDB, items: Any) -> None:
+    careless = items.with_options(write_concern=pymongo.WriteConcern(w=0))
+    for write in (
+        lambda: careless.insert_one({"number": 11}),
+        lambda: careless.insert_many([{"number": 12}]),
+        lambda: careless.update_many({"number": 12}, {"$set": {"name": "x"}}),
+        lambda: careless.delete_many({"number": 13}),
+        lambda: items.database.command({"insert": "item", "documents": [{"number": 14}]}),
+    ):
+        assert _fate(write) == (Fate.UNKNOWN, None)
+
+
+def test_what_the_server_refuses_is_not_stored(server: MongoDB, items: Any) -> None:
+    items.insert_one({"_id": 1})
+    fate, raised = _fate(lambda: items.insert_one({"_id": 1}))
+    assert isinstance(raised, pymongo.errors.DuplicateKeyError)
+    assert fate is Fate.NOTHING
+    fate, raised = _fate(lambda: items.insert_many([{"_id": 2}, {"_id": 1}]))
+    assert isinstance(raised, pymongo.errors.BulkWriteError)
+    assert fate is Fate.STORED
+
+
+def test_a_write_for_which_no_connection_was_made_is_not_stored_and_one_without_an_answer_is_unknown(server: MongoDB) -> None:
+    with FaultProxy((server.host, server.port)) as proxy:
+        where = f"mongodb://127.0.0.1:{proxy.port}/?directConnection=true&retryWrites=false"
+        with unbroken.mongo.MongoClient(where, timeoutMS=1000, outage_wait=0.5) as client:
+            client.shop.item.insert_one({"number": 20})
+            proxy.refuse()
+            proxy.rst()
+            fate, raised = _fate(lambda: client.shop.item.insert_one({"number": 21}))
+            assert raised is not None
+            assert fate is not Fate.STORED
+            fate, raised = _fate(lambda: client.shop.item.insert_one({"number": 22}))  # by now it is known to be away
+            assert raised is not None
+            assert fate is Fate.NOTHING
+
+
+def test_tasks_hear_what_the_server_said_of_their_writes(server: MongoDB, items: Any) -> None:
+    async def main() -> Fate:
+        async with unbroken.mongo.AsyncMongoClient(server.url(), timeoutMS=10_000) as client:
+            unit = Unit(observing=True)
+            token = enter(unit)
+            try:
+                await client.shop.item.insert_one({"number": 30})
+            finally:
+                leave(token)
+            return unit.fate()
+
+    assert asyncio.run(main()) is Fate.STORED

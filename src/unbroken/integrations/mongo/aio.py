@@ -18,7 +18,7 @@ from unbroken.integrations.mongo.body import Living, Sketched
 from unbroken.integrations.mongo.face import Outliving
 from unbroken.integrations.mongo.home import Home, Now, is_inherited
 from unbroken.integrations.mongo.sockets import recording_async
-from unbroken.integrations.mongo.units import report
+from unbroken.integrations.mongo.units import following, report
 
 _Plain = pymongo.AsyncMongoClient
 seams.check(_Plain)
@@ -170,6 +170,27 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         if glimpse() is not None:
             report(operation)
         return server
+
+    async def _retryable_write(
+        self, retryable: Any, func: Any, session: Any, operation: Any, bulk: Any = None, *more: Any, **named: Any
+    ) -> Any:
+        if glimpse() is None:
+            return await super()._retryable_write(retryable, func, session, operation, bulk, *more, **named)
+        with following(operation, session) as write:
+            if write is None:
+                return await super()._retryable_write(retryable, func, session, operation, bulk, *more, **named)
+
+            async def send(*arguments: Any) -> Any:
+                write.sent()
+                return await func(*arguments)
+
+            try:
+                result = await super()._retryable_write(retryable, send, session, operation, bulk, *more, **named)
+            except Exception as error:
+                write.failed(error, is_single=retryable and bulk is None)
+                raise
+            write.returned(result, is_acknowledged=retryable or bulk is not None)
+            return result
 
     async def _server_property(self, attr_name: str) -> Any:
         """``address``, ``is_primary``, ``is_mongos``: PyMongo lets these wait for 30 s, whatever timeoutMS is.

@@ -17,7 +17,7 @@ from unbroken.integrations.mongo.face import Outliving
 from unbroken.integrations.mongo.home import Home, is_inherited
 from unbroken.integrations.mongo.prefork import is_master, rest
 from unbroken.integrations.mongo.sockets import recording
-from unbroken.integrations.mongo.units import report
+from unbroken.integrations.mongo.units import following, report
 from unbroken.net.signals import unsignalled
 
 _Plain = pymongo.MongoClient
@@ -137,6 +137,25 @@ class MongoClient(Outliving, _Plain[Any]):
         if glimpse() is not None:
             report(operation)
         return server
+
+    def _retryable_write(self, retryable: Any, func: Any, session: Any, operation: Any, bulk: Any = None, *more: Any, **named: Any) -> Any:
+        if glimpse() is None:
+            return super()._retryable_write(retryable, func, session, operation, bulk, *more, **named)
+        with following(operation, session) as write:
+            if write is None:
+                return super()._retryable_write(retryable, func, session, operation, bulk, *more, **named)
+
+            def send(*arguments: Any) -> Any:
+                write.sent()
+                return func(*arguments)
+
+            try:
+                result = super()._retryable_write(retryable, send, session, operation, bulk, *more, **named)
+            except Exception as error:
+                write.failed(error, is_single=retryable and bulk is None)
+                raise
+            write.returned(result, is_acknowledged=retryable or bulk is not None)
+            return result
 
     def _server_property(self, attr_name: str) -> Any:
         """``address``, ``is_primary``, ``is_mongos``: PyMongo lets these wait for 30 s, whatever timeoutMS is.

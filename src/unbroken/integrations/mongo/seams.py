@@ -20,6 +20,7 @@ SEAMS = {
     "_cleanup_cursor_lock": "likewise",
     "_close_cursor_soon": "likewise",
     "_close_cursor_now": "likewise",
+    "_retryable_write": "what the server said of a write is told to the unit of work",
     "_server_property": "a question after the server is bounded like any operation",
     "_after_fork": "PyMongo's own fork hook",
 }
