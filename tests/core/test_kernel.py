@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from random import Random
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from unbroken.abc import Cause
+from unbroken.core import kernel as kernel_module
 from unbroken.core.entry import CONDEMNED, Entry
 from unbroken.core.kernel import Kernel, Ticket
 
@@ -98,6 +103,64 @@ def test_serve_grants_in_the_order_of_the_line() -> None:
     assert give(kernel, entries[0]) == ([line[0]], [])
     assert give(kernel, entries[1]) == ([line[1]], [])
     assert [t.done for t in line] == [True, True, False]
+
+
+class StrikeError(Exception):
+    """What a signal handler raises."""
+
+
+def struck(work: Callable[[], object], turn: int) -> bool:
+    """Do *work*, and raise at the *turn*-th line of the kernel. False: there are not so many."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal lines
+        if frame.f_code.co_filename != kernel_module.__file__:
+            return None
+        if event == "line":
+            lines += 1
+            if lines == turn:
+                sys.settrace(None)
+                raise StrikeError
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except StrikeError:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+MOVES: dict[str, Callable[[Kernel, Entry, list[Ticket]], object]] = {
+    "serve": lambda kernel, entry, _line: give(kernel, entry),
+    "opened": lambda kernel, _entry, _line: opened(kernel),
+    "fail": lambda kernel, _entry, _line: kernel.fail(ValueError),
+    "places": lambda kernel, _entry, _line: kernel.grant_places(lambda: entry_of(kernel)),
+    "leave": lambda kernel, _entry, line: kernel.leave(line[0]),
+}
+
+
+@pytest.mark.parametrize("how", MOVES)
+def test_an_exception_at_any_line_of_a_move_keeps_nobody_from_being_served(how: str) -> None:
+    for turn in itertools.count(1):
+        kernel = Kernel(3)
+        opened(kernel)
+        entry = lend(kernel)
+        line = [ticket(), ticket()]
+        for each in line:
+            kernel.enter(each)
+        was_struck = struck(partial(MOVES[how], kernel, entry, line), turn)
+        kernel.serve()
+        assert all(each.done or each in kernel.waiting or (how == "leave" and each is line[0]) for each in line), turn
+        owned = [*kernel.idle, *kernel.lent.values(), *(each.entry for each in line if each.entry), *kernel.strays()]
+        assert all(each in owned for each in kernel.entries.values()), turn
+        if not was_struck:
+            assert turn > 3
+            return
 
 
 def test_who_leaves_before_a_grant_is_not_granted_anything_later() -> None:

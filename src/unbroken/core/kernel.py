@@ -93,19 +93,35 @@ class Kernel:
         return granted, stale + self._take_spare()
 
     def _grant(self) -> list[Ticket]:
-        granted = []
-        while self.waiting:
+        """Idle entries to those who wait. A ticket leaves the line only once it has something: an exception may strike anywhere."""
+        granted: list[Ticket] = []
+        while self._next_in_line() is not None:
             entry = self._pop_idle()
             if entry is None:
                 break
-            try:
-                ticket = self.waiting.popleft()
-            except IndexError:  # a finalizer that ran just now has granted it something
+            ticket = self._next_in_line()  # again: a finalizer that ran just now may have granted it something
+            if ticket is None:
                 self.idle.append(entry)
                 break
             ticket.entry = entry
             granted.append(ticket)
+            self._leave_line(ticket)
         return granted
+
+    def _next_in_line(self) -> Ticket | None:
+        while self.waiting:
+            try:
+                ticket = self.waiting[0]
+            except IndexError:  # a finalizer that ran just now
+                break
+            if ticket.entry is None and ticket.error is None:
+                return ticket
+            self._leave_line(ticket)  # an exception struck before it could leave
+        return None
+
+    def _leave_line(self, ticket: Ticket) -> None:
+        with suppress(ValueError):  # it was failed, or has left before
+            self.waiting.remove(ticket)
 
     def give_up(self, ticket: Ticket) -> bool:
         """Leave the line. True: what was granted in the meantime is idle again; serve those who still wait."""
@@ -116,20 +132,17 @@ class Kernel:
 
     def leave(self, ticket: Ticket) -> Entry | None:
         """Give up waiting. What was granted in the meantime is returned: it is the caller's to use or put back."""
+        self._leave_line(ticket)
         entry, ticket.entry = ticket.entry, None
-        if entry is None:
-            try:
-                self.waiting.remove(ticket)
-            except ValueError:
-                pass  # it was failed, or has left before
         return entry
 
     def fail(self, error: Callable[[], BaseException]) -> list[Ticket]:
         """End the wait of all who stand in the line, each with an error of its own."""
-        failed = list(self.waiting)
-        self.waiting.clear()
-        for ticket in failed:
+        failed: list[Ticket] = []
+        while (ticket := self._next_in_line()) is not None:
             ticket.error = error()
+            failed.append(ticket)
+            self._leave_line(ticket)
         return failed
 
     def _pop_idle(self) -> Entry | None:
@@ -184,12 +197,12 @@ class Kernel:
         """For a body whose callers connect by themselves: as long as there is room, each in the line gets an entry without
         a connection, made by *make*. Tickets to wake.
         """
-        granted = []
-        while self.waiting and self.size < self.max_size and not self.closed:
-            ticket = self.waiting.popleft()
-            ticket.entry = place = make()
-            self.entries[place.key] = place
+        granted: list[Ticket] = []
+        while self.size < self.max_size and not self.closed and (ticket := self._next_in_line()) is not None:
+            place = make()
+            ticket.entry = self.entries[place.key] = place
             granted.append(ticket)
+            self._leave_line(ticket)
         return granted
 
     def replace(self, entry: Entry, other: Entry) -> bool:
