@@ -123,7 +123,8 @@ def test_a_connect_ends_within_its_limit_and_the_first_success_follows_the_serve
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("name", list(KINDS))
 def test_the_same_at_every_byte(crowd: Callable[..., Crowd], servers: Callable[[bool], Server], name: str, tls: bool, rate: float) -> None:
-    length = min(2000, login_length(servers(KINDS[name].is_mysql), name, tls))
+    # A signature's length, and so a login's by TLS, varies: behind the shortest, the answer to the statement would fall silent
+    length = min(2000, *(login_length(servers(KINDS[name].is_mysql), name, tls) - 4 for _ in range(6)))
     step = 1 if name in POOLS else 7
     for first in range(0, length, step * TOGETHER):
         made = Crowd()

@@ -21,7 +21,7 @@ from .bodies import BODIES, PATIENCE, Body, DjangoPyMySQLBody, Told
 from .orders import Order
 from .points import KINDS
 from .watchdog import Hang, Watchdog
-from .worker import BOUND, say, summary
+from .worker import BOUND, is_ours, say, summary
 
 #: Threads whose jobs nothing strikes. They share the pool with those that are struck.
 BYSTANDERS = 2
@@ -114,7 +114,8 @@ class Signals:
         except Hang:
             say(found="hang", at=self.label, detail="a job with a limit")
         except AssertionError as wrong:
-            say(found="wrong", at=self.label, detail=str(wrong))
+            if is_ours(wrong) or self.strikes == before:  # else it is what a library made of the strike
+                say(found="wrong", at=self.label, detail=f"in the job itself: {wrong!r}")
         except BaseException as error:
             if self.strikes == before and not isinstance(error, kind):
                 say(found="failed", at=self.label, detail=f"with no strike: {type(error).__name__}: {error}"[:600])

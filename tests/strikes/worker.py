@@ -171,7 +171,8 @@ class Sweep:
         except Hang:
             return
         except AssertionError as wrong:
-            self._found("wrong", f"in the job itself: {wrong}")
+            if is_ours(wrong) or not self.striker.struck:  # else it is what a library made of the strike
+                self._found("wrong", f"in the job itself: {wrong!r}")
         except BaseException as raised:
             # The strike itself, or what a library made of it.
             if not self.striker.struck:
@@ -249,6 +250,14 @@ class Sweep:
 
     def _found(self, what: str, detail: str) -> None:
         say(found=what, at=self.label, detail=detail)
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether a job raised *error*, and no library that it uses."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and os.path.dirname(trace.tb_frame.f_code.co_filename) == os.path.dirname(__file__)
 
 
 def summary(told: Told) -> dict[str, Any]:
