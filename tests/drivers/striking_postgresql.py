@@ -22,6 +22,8 @@ ASYNC = {"psycopg_async", "asyncpg"}
 class PostgreSQL(Subject):  # type: ignore[misc] # its module is found at run time
     """A driver of PostgreSQL."""
 
+    spares_loop = True  # asyncpg's C code crashes on some exceptions in an event loop's own transports
+
     def __init__(self, name: str, where: dict[str, Any]) -> None:
         self.name, self.where = name, where
         self.is_async = name in ASYNC

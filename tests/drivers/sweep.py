@@ -15,6 +15,7 @@ import faulthandler
 import gc
 import inspect
 import json
+import logging
 import os
 import signal
 import sys
@@ -59,6 +60,10 @@ class Subject:
     name: str
     is_async: bool
     driver: Any
+    #: How the files end that are never struck.
+    spared: tuple[str, ...] = ()
+    #: Whether nothing of asyncio's own code is struck: what that makes of an exception is not the driver's.
+    spares_loop = False
     #: Whether the library finds its way back by itself, so that a statement on a connection that is not quiet is answered.
     resumes = False
 
@@ -92,24 +97,26 @@ Call = Callable[[Any, Any], Awaitable[None]]
 class Striker:
     """A trace function that raises *kind* at the step number *at* of what runs below *own* files; 0: it only counts."""
 
-    def __init__(self, at: int, kind: type[BaseException], *, opcodes: bool, own: set[str], inside: types.CodeType | None) -> None:
+    def __init__(
+        self, at: int, kind: type[BaseException], *, opcodes: bool, own: set[str], inside: types.CodeType | None, it: Subject
+    ) -> None:
         self.at, self.kind, self.opcodes, self.own, self.inside = at, kind, opcodes, own, inside
+        self.spared, self.spares_loop = it.spared, it.spares_loop
         self.steps = 0
         self.place = ""
 
     def __call__(self, frame: types.FrameType, event: str, arg: Any) -> Any:
-        if frame.f_code.co_filename in self.own or not self._is_ours(frame):
+        name = frame.f_code.co_filename
+        if name in self.own or name.endswith(self.spared) or not self._is_ours(frame):
             return None
         frame.f_trace_opcodes = self.opcodes
         return self._step(frame, event, arg)
 
     def _is_ours(self, frame: types.FrameType | None) -> bool:
-        """Whether this is the driver's, in a call of the code under test. An event loop does other things too, and what it
-        makes of an exception in its own transports is not the driver's: asyncpg's C code crashes on some.
-        """
+        """Whether this is the driver's, in a call of the code under test. An event loop does other things too."""
         if self.inside is None:
             return True
-        if frame is not None and frame.f_code.co_filename.startswith(_ASYNCIO):
+        if self.spares_loop and frame is not None and frame.f_code.co_filename.startswith(_ASYNCIO):
             return False
         while frame is not None:
             if frame.f_code is self.inside:
@@ -172,7 +179,8 @@ class Sweep:
                         raise Hang from None
                     raise
 
-            return self.runner.run(bounded())
+            not_for_ever()
+            return self.runner.get_loop().run_until_complete(bounded())
         with watched():
             try:
                 coroutine.send(None)
@@ -220,7 +228,7 @@ class Sweep:
 
     def striker(self, call: Any, kind: type[BaseException], at: int) -> Striker:
         """What strikes *call* at the step number *at*."""
-        return Striker(at, kind, opcodes=self.opcodes, own=self.own, inside=call.__code__ if self.it.is_async else None)
+        return Striker(at, kind, opcodes=self.opcodes, own=self.own, inside=call.__code__ if self.it.is_async else None, it=self.it)
 
     def traced(self, call: Call, striker: Striker) -> None:
         """Run *call* under *striker*."""
@@ -291,8 +299,9 @@ class Sweep:
         """A quiet connection: each question gets its own answer, and what is called clean is clean."""
         driver, conn = self.it.driver, self.conn
         if driver.is_clean(conn, self.traits):
+            told = driver.is_in_transaction(conn)
             denied = self.run(self.it.denies(conn))
-            if denied is not None or driver.is_in_transaction(conn) is not False:
+            if denied is not None or told is not False:
                 self.fault(f"called clean, but {denied or 'in a transaction'}", call, where)
         self.number += 1
         got = self.run(self.it.ask(conn, self.number))
@@ -353,7 +362,7 @@ class Sweep:
         except Hang as error:
             self.fault("hang in close()", "", "", error)
         if self.runner is not None:
-            self.runner.run(asyncio.sleep(0))
+            self.runner.get_loop().run_until_complete(asyncio.sleep(0))
 
     async def closed(self, conn: Any) -> None:
         """Close *conn*, twice, where its event loop runs."""
@@ -379,12 +388,22 @@ def watched() -> Iterator[None]:
 
     signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, LIMIT)
-    faulthandler.dump_traceback_later(3 * LIMIT, exit=True)
+    not_for_ever()
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.cancel_dump_traceback_later()
+
+
+_armed = [0.0]
+
+
+def not_for_ever() -> None:
+    """End the program where a call that begins now never ends. To arm the timer takes half a millisecond: once a second will do."""
+    now = time.monotonic()
+    if now - _armed[0] > 1:
+        _armed[0] = now
+        faulthandler.dump_traceback_later(3 * LIMIT, exit=True)
 
 
 def main(subject: Callable[[str, dict[str, Any]], Subject], calls: Sequence[Call], own: str) -> int:
@@ -398,6 +417,7 @@ def main(subject: Callable[[str, dict[str, Any]], Subject], calls: Sequence[Call
     given = parser.parse_args()
     faulthandler.enable()
     warnings.simplefilter("ignore")
+    logging.disable()
     sys.unraisablehook = lambda _: None
     kinds = [{"Struck": Struck, "StruckHard": StruckHard}[name] for name in given.strikes.split(",")]
     sweep = Sweep(subject(given.name, given.where), own={own}, opcodes=given.every == "opcode", kinds=kinds)
@@ -410,6 +430,7 @@ def main(subject: Callable[[str, dict[str, Any]], Subject], calls: Sequence[Call
             took[call.__name__] = round(time.monotonic() - started, 2)
     if sweep.conn is not None:
         sweep.drop()
+    faulthandler.cancel_dump_traceback_later()
     gc.collect()
     print(json.dumps({"figures": sweep.figures, "faults": sweep.faults, "told": sweep.told, "took": took}))
     return 0

@@ -276,6 +276,10 @@ def exact(base: Any) -> Any:
             if self.__dict__.get("_seen_busy", False):
                 raise self.OperationalError(_mysql.OUT_OF_STEP)
 
+        def ping(self) -> Any:
+            self._seen_refuse()
+            return super().ping()
+
         def close(self) -> None:
             self._seen_closed = True
             if self.__dict__.get("_seen_busy", False) or self._seen_rows:
@@ -383,10 +387,12 @@ def _following(base: Any) -> Any:
         def _follow(self, send: Callable[[], Any]) -> Any:
             conn = self.connection
             state = conn.__dict__
-            before = state.get("_seen_failed", True)
+            before, was_busy = state.get("_seen_failed", True), state.get("_seen_busy", False)
             try:
                 result = send()
             except conn.Error as error:
+                if was_busy:
+                    raise  # refused, for what was sent before
                 if state.get("_seen_sent", True):
                     _failed(conn, error)
                 else:  # the library refused it: nothing was sent

@@ -176,8 +176,9 @@ class Driver(Blocking):
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
         """By what was sent since the last COMMIT, ROLLBACK or BEGIN: False if it opened none for certain, True if it did not end it."""
-        seen = conn.__dict__.get("_seen_open")
-        return None if seen is False and conn.__dict__.get("_seen_chains") else seen
+        state = conn.__dict__
+        seen: bool | None = state.get("_seen_open")
+        return None if state.get("_seen_busy") is _IN_CALL or (seen is False and state.get("_seen_chains")) else seen
 
     def is_quiet(self, conn: Connection) -> bool:
         """Whether the last statement was answered in full."""
@@ -278,6 +279,10 @@ def _is_alone(sql: bytes) -> bool:
     return b";" not in sql.rstrip(b"; \n\t\r")
 
 
+#: What ``_seen_busy`` is in the middle of a COMMIT or ROLLBACK. It counts as true.
+_IN_CALL = "in a call"
+
+
 @cache
 def deduced(base: Any) -> Any:
     """*base*, a MySQLdb connection class, that deduces whether a transaction can be open; *base* itself if it does."""
@@ -330,16 +335,22 @@ def deduced(base: Any) -> Any:
 
         def next_result(self) -> Any:
             out = super().next_result()
+            if out == -1 and self.__dict__.get("_seen_busy") is _IN_CALL:
+                return out  # of a call that was broken off, before or after the library's own
             if out == -1:  # there is no other, and the rows of the last one were read: else the library would not say so
                 self.__dict__["_seen_busy"] = False
             else:
                 self.__dict__["_seen_open"], self.__dict__["_seen_busy"] = None, True
             return out
 
+        def ping(self, *args: Any) -> Any:
+            self._seen_refuse()
+            return super().ping(*args)
+
         def _finish(self, send: Callable[[], None]) -> None:
             state = self.__dict__
             self._seen_refuse()
-            state["_seen_open"], state["_seen_busy"] = None, True
+            state["_seen_open"], state["_seen_busy"] = None, _IN_CALL
             try:
                 send()
             except self.Error as error:
