@@ -296,3 +296,33 @@ def test_urls_make_asyncio_databases(async_shop: Any) -> None:
         unbroken.peewee.connect(f"{scheme}://app:secret@127.0.0.1")
     assert "name" in str(told.value)
     assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_applications_own_error_comes_out_where_its_rollback_is_lost(before: bool, async_shop: Any) -> None:
+    async def scenario(db: Any, task: Any) -> None:
+        proxy.cut_at("ROLLBACK", before=before)
+        with pytest.raises(LookupError, match="mine"):
+            async with db.atomic():
+                await task.acreate(name="undone")
+                raise LookupError("mine")
+        assert db.is_closed()
+        assert await db.count(task.select()) == 3
+        assert db.stats().used == 0
+
+    with async_shop.proxy() as proxy:
+        async_shop.run(scenario, pool_size=1)
+
+
+def test_the_applications_own_error_comes_out_where_its_connection_is_lost(async_shop: Any) -> None:
+    async def scenario(db: Any, task: Any) -> None:
+        with pytest.raises(LookupError, match="mine"):
+            async with db.atomic():
+                await task.acreate(name="undone")
+                proxy.rst()
+                raise LookupError("mine")
+        assert await db.count(task.select()) == 3
+        assert db.stats().used == 0
+
+    with async_shop.proxy() as proxy:
+        async_shop.run(scenario, pool_size=1)

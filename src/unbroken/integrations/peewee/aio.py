@@ -203,8 +203,15 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         if state.conn is not None and state.conn.stale():
             pwasyncio.await_(self._drop(state))
         else:
-            with nullcontext() if state.conn is None else bounded(state.conn.home, "rollback", state.conn.entry):
-                super().rollback()
+            try:
+                with nullcontext() if state.conn is None else bounded(state.conn.home, "rollback", state.conn.entry):
+                    super().rollback()
+            except (peewee.PeeweeException, UnbrokenError) as error:
+                if state.conn is None:
+                    raise
+                undone_by_closing(state.conn, error)
+                pwasyncio.await_(self._drop(state))
+                return
             pwasyncio.await_(self._settle(state))
 
     async def _commit(self, lent: Any) -> None:
@@ -221,6 +228,12 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
     def unit(self, function: Any = None, /, **options: Any) -> Any:
         """``@db.unit`` on an ``async def``: see :func:`unbroken.peewee.unit`."""
         return unit(self, function, **options)
+
+
+def undone_by_closing(lent: Any, error: Exception) -> None:
+    """ROLLBACK failed with *error*. The connection is closed instead, so nothing is stored: whoever rolled back need not hear of it."""
+    lent.entry.condemn(Cause.RESET_FAILED, str(error))
+    log.info("%s: ROLLBACK failed, and the connection is closed instead: %s", lent.home.name, error)
 
 
 class AsyncMySQLConnection(Lent, pwasyncio.AsyncMySQLConnection):  # type: ignore[misc]
@@ -289,9 +302,18 @@ class AsyncPgAtomic(pwasyncio.AsyncPgAtomic):  # type: ignore[misc]
     async def arollback(self, begin: bool = True) -> None:
         """What was lost is rolled back by the server."""
         if not self._lent.stale():
-            with bounded(self._lent.home, "rollback", self._lent.entry):
-                await super().arollback(False)
-            self._lent.look()
+            is_outermost = self._lent.conn._top_xact is self._tx
+            try:
+                with bounded(self._lent.home, "rollback", self._lent.entry):
+                    await super().arollback(False)
+            except (peewee.PeeweeException, UnbrokenError) as error:
+                if self._lent.entry.cause is None and not is_outermost:
+                    raise
+                undone_by_closing(self._lent, error)
+                if not self.db._state.transactions and self.db._state.conn is self._lent:
+                    await self.db._drop(self.db._state._current())
+            else:
+                self._lent.look()
         elif not self.db._state.transactions and self.db._state.conn is self._lent:
             await self.db._drop(self.db._state._current())
         if begin:
