@@ -206,7 +206,7 @@ def _look_around(state: State, until: float) -> None:
             return  # another caller has just looked, for all
         state.next_glance = now + GLANCE_APART
         due = now - state.last_collect > max(COLLECT_EVERY, COLLECT_SHARE * state.collect_cost)
-        collect = due and len(state.kernel.lent) >= state.kernel.max_size and until - now > 2 * state.collect_took
+        collect = due and len(state.kernel.entries) >= state.kernel.max_size and until - now > 2 * state.collect_took
         if collect:
             state.last_collect = now
     if collect:

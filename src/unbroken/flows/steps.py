@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
@@ -81,6 +82,9 @@ def run(flow: Flow[T], do: Callable[[Any], Any]) -> T:
                 step, result = flow.send(result), None  # a later error's traceback must not keep a connection alive
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
+    except BaseException:
+        _end(flow)
+        raise
 
 
 async def run_async(flow: Flow[T], do: Callable[[Any], Awaitable[Any]]) -> T:
@@ -96,3 +100,12 @@ async def run_async(flow: Flow[T], do: Callable[[Any], Awaitable[Any]]) -> T:
                 step, result = flow.send(result), None  # a later error's traceback must not keep a connection alive
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
+    except BaseException:
+        _end(flow)
+        raise
+
+
+def _end(flow: Flow[Any]) -> None:
+    """Let *flow* leave what it is in, where an exception struck between two of its steps: its traceback may be kept for long."""
+    with suppress(RuntimeError):  # it has another step to do: nobody does it
+        flow.close()

@@ -29,13 +29,14 @@ from unbroken.core.unit import apart, tell, testify
 from unbroken.drivers._shared import dial, from_connect, mark
 from unbroken.errors import CommitUnknownError, ConnectionLostError, E, PoolClosedError, for_driver
 from unbroken.flows.connect import connector
+from unbroken.flows.holder import referred_to, thread_frames
 from unbroken.flows.loan import Loan
 from unbroken.flows.state import AT_THE_LIMIT, State
 from unbroken.flows.steps import Attempt, Connect, Flow, run
 from unbroken.flows.upkeep import schedule
 from unbroken.integrations.sqlalchemy.plan import Plan
-from unbroken.integrations.sqlalchemy.record import Record, Slot
-from unbroken.loops import LoopShell
+from unbroken.integrations.sqlalchemy.record import Record, Slot, is_greenlet
+from unbroken.loops import LoopShell, stack_of
 from unbroken.net.severance import fork_mark
 from unbroken.threads import ThreadShell
 
@@ -282,13 +283,10 @@ class Body(State):
     def strays(self) -> list[Entry]:
         """Also what is noted as lent, and SQLAlchemy has not handed out yet or has taken back already.
 
-        Only where stacks can be read, which tell whether a thread is at it just now.
+        The stacks tell whether somebody is at it just now.
         """
-        found = self.kernel.strays()
-        if isinstance(self.shell, SyncShell):
-            lent = [e for e in list(self.lent.values()) if isinstance(e, Slot) and e.cause is None]
-            found += [e for e in lent if e.record is None or e.record.fairy_ref is None]
-        return found
+        lent = [e for e in list(self.lent.values()) if isinstance(e, Slot) and e.cause is None]
+        return self.kernel.strays() + [e for e in lent if e.record is None or e.record.fairy_ref is None]
 
     def note_forgotten(self, entry: Slot | None) -> None:
         """SQLAlchemy found out that nobody refers to a connection that is lent. In a finalizer: no lock, no log.
@@ -410,6 +408,15 @@ class SyncShell(ThreadShell):
 
     do_here = do
 
+    def in_hands(self, wanted: set[int]) -> set[int] | None:
+        """As ThreadShell's, and on greenlets: one may be switched away while SQLAlchemy sets its connection up."""
+        frames = thread_frames()
+        if frames is None:
+            return None
+        frames[threading.get_ident()] = sys._getframe(2)
+        found = referred_to(frames.values(), wanted)
+        return found if found >= wanted else found | referred_to(self.stacks_aside(), wanted)
+
     def wait_for(self, result: Any) -> Any:
         """A blocking driver has waited already."""
         return result
@@ -430,6 +437,12 @@ class GreenletShell(LoopShell):
 
     async def _connect(self, step: Connect) -> Any:  # noqa: ARG002 - as LoopShell has it
         return await self.loop.create_task(greenlet_spawn(self.opener), context=self.context())
+
+    def in_hands(self, wanted: set[int]) -> set[int] | None:
+        """Which of the entries with these ids a greenlet of SQLAlchemy's has in a variable."""
+        inside = [value for task in asyncio.all_tasks(self.loop) for frame in stack_of(task) for value in list(frame.f_locals.values())]
+        tops = [each.gr_frame for each in inside if is_greenlet(each) and each.gr_frame is not None]
+        return referred_to([sys._getframe(2), *tops], wanted)
 
     def wait_for(self, result: Any) -> Any:
         """What an async driver's method gives, inside a greenlet."""

@@ -162,15 +162,18 @@ class _Unbroken(sqla_pool.QueuePool):
 
     def _again(self, exc: BaseException) -> Any:
         """A checkout failed. A new connection that was lost while it was being set up is replaced; all else is the caller's."""
-        for attempt in range(SETUP_ATTEMPTS):
+        for _ in range(SETUP_ATTEMPTS - 1):
             ours = isinstance(exc, UnbrokenError | sqla_exc.SQLAlchemyError) and not isinstance(exc, sqla_exc.DBAPIError)
-            if ours or self._body.plan.is_blind or not self._body.classify(exc).is_lost or attempt == SETUP_ATTEMPTS - 1:
-                raise exc
+            if ours or self._body.plan.is_blind or not self._body.classify(exc).is_lost:
+                break
             try:
                 return _checkout(self)
             except Exception as another:
                 exc = another
-        raise exc
+        try:
+            raise exc
+        finally:
+            del exc  # else it would be part of a cycle with this frame, and keep what its traceback holds
 
     def _take_slowly(self, suspect: Slot | None, *, again: bool = False) -> Slot:
         """Wait for an entry, or for a place to connect in, and note that it is lent. *suspect* was popped from idle."""

@@ -205,6 +205,12 @@ def in_greenlet() -> bool:
     return greenlet is not None and getattr(greenlet.getcurrent(), "__sqlalchemy_greenlet_provider__", False)
 
 
+def is_greenlet(value: Any) -> bool:
+    """Whether *value* is a greenlet, SQLAlchemy's or another."""
+    greenlet: Any = sys.modules.get("greenlet")
+    return greenlet is not None and isinstance(value, greenlet.greenlet)
+
+
 def outside() -> Any:
     """The frame that waits for SQLAlchemy's greenlet, on the async caller's side; None where there is none."""
     greenlet: Any = sys.modules.get("greenlet")
