@@ -104,7 +104,7 @@ class LoopShell:
         conn = None if entry.ref is None else entry.ref()
         found: tuple[asyncio.Task[Any], list[FrameType]] | None = None
         for task in asyncio.all_tasks(self.loop):
-            frames = stack_of(task)
+            frames = _stack(task)
             if conn is not None and any(value is conn for frame in frames for value in frame.f_locals.values()):
                 found = (task, frames)
                 break
@@ -165,7 +165,7 @@ class LoopShell:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def stack_of(task: asyncio.Task[Any]) -> list[FrameType]:
+def _stack(task: asyncio.Task[Any]) -> list[FrameType]:
     """Where a suspended *task* is, innermost last. (``Task.get_stack`` knows its outermost coroutine only.)"""
     frames: list[FrameType] = []
     inside: Any = task.get_coro()

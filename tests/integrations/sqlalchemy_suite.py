@@ -105,7 +105,7 @@ def run(source: Path, folder: Path, name: str, files: list[str], url: str, *opti
     (folder / "unbroken_pools.py").write_text(POOLS)
     command = [sys.executable, "-m", "pytest", *files, "--dburi", url, f"--junitxml={report}", "-q", "-p", "no:hypothesispytest"]
     command += ["-p", "no:timeout", "-o", "addopts=--tb=short --maxfail=1000 -p warnings -p logging", *options]
-    env = {**os.environ, "PYTHONPATH": str(folder)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
     log = folder / f"{report.stem}.log"
     with log.open("w") as out:
         subprocess.run(command, cwd=source, env=env, stdout=out, stderr=subprocess.STDOUT, check=False, timeout=1800)

@@ -51,8 +51,12 @@ def recover_strays(state: State) -> None:
         ripe = [e for key, e in strays.items() if now - state.suspects[key] >= STRAY_AFTER]
     if not ripe:
         return
-    held = state.shell.in_hands({id(e) for e in ripe})
-    owned = {id(ticket.entry) for ticket in every(state.tickets)} | (held or set())
+    owned = {id(ticket.entry) for ticket in every(state.tickets)}
+    wanted = {id(e) for e in ripe} - owned
+    if not wanted:
+        return
+    held = state.shell.in_hands(wanted)
+    owned |= held or set()
     with state.lock:
         patience = max(STRAY_UNSEEN, 5 * state.settings.ping_timeout) if held is None else STRAY_AFTER
         still = {(e, e.uses) for e in state.strays()}

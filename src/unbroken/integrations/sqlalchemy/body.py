@@ -35,8 +35,8 @@ from unbroken.flows.state import AT_THE_LIMIT, State
 from unbroken.flows.steps import Attempt, Connect, Flow, run
 from unbroken.flows.upkeep import schedule
 from unbroken.integrations.sqlalchemy.plan import Plan
-from unbroken.integrations.sqlalchemy.record import Record, Slot, is_greenlet
-from unbroken.loops import LoopShell, stack_of
+from unbroken.integrations.sqlalchemy.record import Record, Slot
+from unbroken.loops import LoopShell
 from unbroken.net.severance import fork_mark
 from unbroken.threads import ThreadShell
 
@@ -283,10 +283,11 @@ class Body(State):
     def strays(self) -> list[Entry]:
         """Also what is noted as lent, and SQLAlchemy has not handed out yet or has taken back already.
 
-        The stacks tell whether somebody is at it just now.
+        Whether a thread is at it just now, its stack tells. A task can only be at it while it sets the connection up.
         """
         lent = [e for e in list(self.lent.values()) if isinstance(e, Slot) and e.cause is None]
-        return self.kernel.strays() + [e for e in lent if e.record is None or e.record.fairy_ref is None]
+        found = [e for e in lent if e.record is None or (e.record.fairy_ref is None and not (self.plan.is_async and e.record.closing))]
+        return self.kernel.strays() + found
 
     def note_forgotten(self, entry: Slot | None) -> None:
         """SQLAlchemy found out that nobody refers to a connection that is lent. In a finalizer: no lock, no log.
@@ -437,12 +438,6 @@ class GreenletShell(LoopShell):
 
     async def _connect(self, step: Connect) -> Any:  # noqa: ARG002 - as LoopShell has it
         return await self.loop.create_task(greenlet_spawn(self.opener), context=self.context())
-
-    def in_hands(self, wanted: set[int]) -> set[int] | None:
-        """Which of the entries with these ids a greenlet of SQLAlchemy's has in a variable."""
-        inside = [value for task in asyncio.all_tasks(self.loop) for frame in stack_of(task) for value in list(frame.f_locals.values())]
-        tops = [each.gr_frame for each in inside if is_greenlet(each) and each.gr_frame is not None]
-        return referred_to([sys._getframe(2), *tops], wanted)
 
     def wait_for(self, result: Any) -> Any:
         """What an async driver's method gives, inside a greenlet."""

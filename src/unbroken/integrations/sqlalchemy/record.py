@@ -58,7 +58,7 @@ class Record(_ConnectionRecord):
         self.entry: Slot | None = None
         self.home: Any = None  #: the Body that the entry is of
         self.loan: Any = None  #: what this use has of a unit of work or a deadline, which end with it
-        self.closing = False  #: it is this record's connection that is being closed now
+        self.closing = False  #: it is this record's connection that is being closed, or set up, now
         self.used = -1  #: the use of the entry that a caller has got hold of; 0: of another entry, -1: none yet
         super().__init__(pool, connect)
 
@@ -203,12 +203,6 @@ def in_greenlet() -> bool:
     """Whether this is inside one of SQLAlchemy's greenlets, where async drivers can be waited for."""
     greenlet: Any = sys.modules.get("greenlet")
     return greenlet is not None and getattr(greenlet.getcurrent(), "__sqlalchemy_greenlet_provider__", False)
-
-
-def is_greenlet(value: Any) -> bool:
-    """Whether *value* is a greenlet, SQLAlchemy's or another."""
-    greenlet: Any = sys.modules.get("greenlet")
-    return greenlet is not None and isinstance(value, greenlet.greenlet)
 
 
 def outside() -> Any:
