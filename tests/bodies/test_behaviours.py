@@ -48,7 +48,7 @@ def test_while_the_server_is_full_returned_connections_serve_those_who_wait(name
     with opened(name, small.url, 10) as body:
         assert body.crowd(20, 5, 0.01) == [5] * 20
         until(lambda: body.stats().used == body.stats().waiting == 0)  # an attempt may just succeed
-        assert body.stats().size <= 3
+        assert body.stats().idle <= 3
 
 
 def test_a_returned_connection_wakes_one_that_waits(name: str, postgres: PostgreSQL) -> None:
@@ -69,7 +69,7 @@ def test_connections_that_end_while_idle_are_replaced_and_lose_no_place(name: st
             postgres.kill_sessions()
         assert body.crowd(6, 2, 0.01) == [2] * 6
         until(lambda: body.stats().used == body.stats().waiting == 0)
-        assert body.stats().size <= 3
+        assert body.stats().idle <= 3
 
 
 def test_after_a_restart_all_go_on(name: str, server: PostgreSQL) -> None:

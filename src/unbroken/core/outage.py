@@ -253,7 +253,9 @@ class Outage:
         if began:
             self.since, self.failures, self.busy = started, 0, 0
             self.prober = who
-        self.fault, self.last_failure = fault, now
+        # A refusal takes no time. Where it seems to, this process stood still: it says nothing of now.
+        seen = min(now, started + SILENT) if fault.kind is FaultKind.REFUSED else now
+        self.fault, self.last_failure = fault, max(self.last_failure, seen)
         if fault.kind in ANSWERS:
             self.tried = 0
             self.slow_since = now
