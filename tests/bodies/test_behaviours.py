@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from unbroken.testing.servers import PostgreSQL
 
 from .bodies import BODIES, LIMIT, opened
