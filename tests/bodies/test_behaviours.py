@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unbroken.testing.servers import PostgreSQL
+
+from unbroken_drill.servers import PostgreSQL
 
 from .bodies import BODIES, LIMIT, opened
 
