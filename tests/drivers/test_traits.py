@@ -218,13 +218,19 @@ _MARIADB = {
     "reconnect": _attribute("auto_reconnect", True),
     "converter": _attribute("_converter", {}),
 }
+
+
+def _unicode(_face: Any, conn: Any) -> None:
+    setattr(conn, "use_unicode" if hasattr(type(conn), "use_unicode") else "_use_unicode", False)  # older ones have no setter
+
+
 _MYSQLCONNECTOR = {
     "autocommit": _attribute("autocommit", True),
     "autocommit by a statement": _settings,
     "character set": lambda _face, conn: conn.set_charset_collation("latin1"),
     "warnings": _attribute("get_warnings", True),
     "raising on warnings": _attribute("raise_on_warnings", True),
-    "unicode": _attribute("use_unicode", False),
+    "unicode": _unicode,
     "results consumed": _attribute("can_consume_results", True),
 }
 _MYSQLCONNECTOR_ASYNC = {
@@ -233,7 +239,7 @@ _MYSQLCONNECTOR_ASYNC = {
     "character set": _awaited("set_charset_collation", "latin1"),
     "warnings": _attribute("get_warnings", True),
     "raising on warnings": _attribute("raise_on_warnings", True),
-    "unicode": _attribute("use_unicode", False),
+    "unicode": _unicode,
 }
 _MYSQL = {
     "pymysql": _PYMYSQL, "aiomysql": _AIOMYSQL, "asyncmy": _ASYNCMY, "mysqldb": _MYSQLDB, "mariadbconnector": _MARIADB,

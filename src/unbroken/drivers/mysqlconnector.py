@@ -177,7 +177,8 @@ class _Base:
         for name in changed & {*_PLAIN_TRAITS, *_LIMITS}:
             setattr(conn, name, before[name])
         if "_use_unicode" in changed:
-            conn.use_unicode = before["_use_unicode"]
+            name = "use_unicode" if hasattr(type(conn), "use_unicode") else "_use_unicode"  # older ones have no setter
+            setattr(conn, name, before["_use_unicode"])
         return (f"SET autocommit = {int(bool(traits[0]))}" if now[0] != traits[0] else None), (
             before["charset_id"] if "charset_id" in changed else None
         )
