@@ -18,7 +18,7 @@ from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from unbroken.abc import Connection, ConnectionT, Observer, Target
+from unbroken.abc import Cause, Connection, ConnectionT, Observer, Target
 from unbroken.core.entry import Entry
 from unbroken.core.stats import Stats
 from unbroken.core.unit import Unit, current, enter, glimpse, leave
@@ -311,16 +311,26 @@ class Pool(Generic[ConnectionT]):
 
         Raises NotYoursError for a connection that this pool did not lend, or that was given back before.
         """
-        state = self._state
-        entry = state.lent.pop(id(conn), None)
-        if entry is None or entry.cause is not None or not state.mark[0] or entry.watched or not state.is_clean(conn, entry.traits):
-            self._release_slowly(state, entry, conn)
-            return
-        entry.last_used = state.now
-        entry.conn = conn
-        state.idle.append(entry)
-        if state.waiting or entry.generation != state.kernel.generation:
-            state.settle()
+        try:
+            state = self._state
+            entry = state.lent.pop(id(conn), None)
+            if entry is None or entry.cause is not None or not state.mark[0] or entry.watched or not state.is_clean(conn, entry.traits):
+                self._release_slowly(state, entry, conn)
+                return
+            entry.last_used = state.now
+            entry.conn = conn
+            state.idle.append(entry)
+            if state.waiting or entry.generation != state.kernel.generation:
+                state.settle()
+        except BaseException:
+            self._release_after_all(conn)
+            raise
+
+    def _release_after_all(self, conn: Connection) -> None:
+        """An exception struck a release. Its caller has done what callers do: the place is not his any more."""
+        loan = self.loan_of(conn)
+        if loan is not None:
+            loan.give_back(Cause.CANCELLED)
 
     def _acquire_slowly(
         self, loan: Loan, suspect: Entry | None, started: float, timeout: float | None, deadline: float | None, frame: Any

@@ -92,6 +92,31 @@ def test_a_place_left_behind_comes_back_although_the_exception_is_kept(face, cap
     assert pool.stats().size == pool.stats().idle == 1
 
 
+def test_a_place_comes_back_that_a_strike_in_release_left_behind(face):
+    """At every line of it, while the exception is kept. Before its ``try`` release has not begun."""
+    pool = face.pool(max_size=1, acquire_timeout=SOON)
+    code, kept = type(pool).release.__code__, []
+    for line in sorted({line for *_, line in code.co_lines() if line is not None and line > code.co_firstlineno})[1:]:
+
+        def trace(frame, event, _arg, line=line):
+            if frame.f_code is code and event == "line" and frame.f_lineno == line:
+                raise StrikeError
+            return trace if frame.f_code is code else None
+
+        conn = pool.acquire()
+        sys.settrace(trace)
+        try:
+            pool.release(conn)
+        except StrikeError as strike:
+            kept.append(strike)
+        finally:
+            sys.settrace(None)
+        del conn
+        pool.release(pool.acquire())
+    assert kept
+    assert pool.stats().size == pool.stats().idle == 1
+
+
 def blocked(face, pool, leave):
     with pool.connection() as conn:
         yield face.session(conn)
