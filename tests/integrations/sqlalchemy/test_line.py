@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import random
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -262,3 +264,23 @@ def test_what_connects_sees_the_context_of_a_caller(postgres: Any, faces: Any) -
     assert seen[0] == "a thread's"
     assert seen[-1] == "a task's"
     assert engine.pool._body.caller is None  # type: ignore[attr-defined] # nothing of the request is kept
+
+
+def test_sixty_engines_made_and_disposed_cost_less_than_60_kilobytes_each(mariadb: Any) -> None:
+    def come_and_go(count: int) -> None:
+        for _ in range(count):
+            engine = sa.create_engine(mariadb.url("pymysql"), plugins=["unbroken"])
+            with engine.connect() as conn:
+                conn.execute(sa.text("SELECT 1"))
+            engine.dispose()
+            del engine, conn
+        gc.collect()
+
+    come_and_go(5)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        come_and_go(60)
+        assert tracemalloc.get_traced_memory()[0] - before < 60 * 60_000
+    finally:
+        tracemalloc.stop()
