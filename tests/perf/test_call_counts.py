@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakSet
 
 import pymongo
 import pytest
@@ -18,6 +19,7 @@ import pytest
 import unbroken
 import unbroken.mongo
 import unbroken.wsgi
+from unbroken.flows.registry import registry
 from unbroken.integrations.mongo.plan import DEFAULTS
 from unbroken_drill.servers import MongoDB, PostgreSQL
 
@@ -106,7 +108,7 @@ def test_the_look_at_the_sockets_does_not_let_go_of_the_interpreters_lock(pool: 
     assert not look()
 
 
-def test_a_request_that_uses_no_database_is_watched_by_few_calls() -> None:
+def test_a_request_that_uses_no_database_is_watched_by_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """8 µs for one that is never run again, 4 of them for the ledger that watches it; some 20 µs for one that is a unit of work.
 
     Twelve calls of a unit's look for connections that its thread had before, which are followed too.
@@ -116,6 +118,7 @@ def test_a_request_that_uses_no_database_is_watched_by_few_calls() -> None:
         start_response("200 OK", [("Content-Length", "2")])
         return [b"ok"]
 
+    monkeypatch.setattr(registry, "_states", WeakSet())  # a unit looks at each pool that there is, those of other tests too
     watched = unbroken.wsgi.Unbroken(app)
     environ = {"REQUEST_METHOD": "POST", "PATH_INFO": "/"}
 
