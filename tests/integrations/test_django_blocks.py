@@ -88,7 +88,8 @@ def sweep(shop: Shop, job: Callable[[set[int], set[int]], None], step: int = 7) 
             shop.end_of_request()
 
     request(set(), set())
-    points = striker.survey(lambda: request(set(), set()))
+    # No signal comes at a return, and what a tracer raises there leaves the function's variables referred to once more.
+    points = [point for point in striker.survey(lambda: request(set(), set())) if point.event != "return"]
     assert len(points) > 100
     for point in points[::step]:
         kept: set[int] = set()

@@ -132,10 +132,10 @@ class _Base(Base):
         """Whether libpq waits for nothing, and nobody holds the connection's lock: a half-read ``stream()`` does, and
         ``notifies()`` that was left in a variable; whoever asked for the lock would wait for ever.
         """
-        pgconn = real_pgconn(conn)
+        pgconn = conn.__dict__["pgconn"]  # as real_pgconn; asked at the end of every use of an engine
         return (
-            pgconn.status == _OK
-            and pgconn.transaction_status in (_IDLE, _IN_TRANSACTION, _IN_ERROR)
+            pgconn.transaction_status in (_IDLE, _IN_TRANSACTION, _IN_ERROR)
+            and pgconn.status == _OK
             and not pgconn.pipeline_status
             and not conn.lock.locked()
             and is_out_of_pipelines(conn)

@@ -114,9 +114,11 @@ class Hooks:
             home, entry = found
             if not home.mark[0]:
                 home.sever()
+            elif may_skip and ask(entry.conn) is False:
+                pass  # and so it is in step, too
             elif not home.is_in_step(entry, entry.conn):
                 Loan.of(home, entry, entry.conn).break_off()  # its end is the rollback
-            elif not may_skip or ask(entry.conn) is not False:
+            else:
                 with bounded(home, "rollback", entry):
                     original(connection)
                 home.counters.rollbacks += 1
