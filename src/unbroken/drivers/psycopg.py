@@ -24,7 +24,6 @@ from unbroken.drivers._psycopg_traits import (
     OUT_OF_STEP,
     Traits,
     is_as_opened,
-    is_out_of_pipelines,
     keep_adapters,
     noting,
     put_back,
@@ -123,7 +122,8 @@ class _Base(Base):
     def is_in_transaction(self, conn: Connection) -> bool | None:
         """From the last ReadyForQuery; None in the middle of an exchange or of a pipeline."""
         pgconn = conn.__dict__["pgconn"]  # as real_pgconn; asked at the end of every lease, where a call costs as much as all of this
-        if pgconn.pipeline_status or conn.lock.locked() or not is_out_of_pipelines(conn):
+        inside = conn._pipeline is not None or conn.__dict__.get("_unbroken_inside")  # as is_out_of_pipelines
+        if inside or pgconn.pipeline_status or conn.lock.locked():
             return None
         status = pgconn.transaction_status  # 4 where the connection is lost
         return False if status == _IDLE else True if status in (_IN_TRANSACTION, _IN_ERROR) else None
@@ -138,7 +138,8 @@ class _Base(Base):
             and pgconn.status == _OK
             and not pgconn.pipeline_status
             and not conn.lock.locked()
-            and is_out_of_pipelines(conn)
+            and conn._pipeline is None
+            and not conn.__dict__.get("_unbroken_inside")  # as is_out_of_pipelines
         )
 
     def was_closed(self, conn: Connection) -> bool:

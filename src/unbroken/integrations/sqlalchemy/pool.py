@@ -139,7 +139,7 @@ class _Unbroken(sqla_pool.QueuePool):
                 if up is None:
                     break
                 frame = up
-            entry.taken_at_call(frame.f_code, frame.f_lasti)
+            entry.code, entry.lasti = frame.f_code, ~frame.f_lasti  # as Entry.taken_at_call
             entry.holder = get_ident()
             record.used = entry.uses
             if body.bounded or glimpse() is not None:
