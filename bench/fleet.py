@@ -20,7 +20,7 @@ from fleet_ground import Events, Naive, Process, Server, without_sockets
 from measure import Effort, Result, Row, Table, Target
 
 from unbroken.errors import UnbrokenError
-from unbroken.flows.steps import Wait
+from unbroken.pool.steps import Wait
 
 SIZE = 10  #: connections, and requests at a time, of each process
 HOLD, THINK = 0.2, 0.2  #: seconds that a request has its connection; at most between two

@@ -19,13 +19,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Fault, FaultKind, Target
-from unbroken.flows import acquire as acquire_module
-from unbroken.flows import state as state_module
-from unbroken.flows.acquire import acquire
-from unbroken.flows.connect import connector
-from unbroken.flows.loan import Loan
-from unbroken.flows.state import State
-from unbroken.flows.steps import Call, Connect, Wait
+from unbroken.pool import acquire as acquire_module
+from unbroken.pool import state as state_module
+from unbroken.pool.acquire import acquire
+from unbroken.pool.connect import connector
+from unbroken.pool.loan import Loan
+from unbroken.pool.state import State
+from unbroken.pool.steps import Call, Connect, Wait
 from unbroken.settings import Settings
 
 #: When a SYN without an answer is sent again, in seconds after the first (Linux: net.ipv4.tcp_syn_retries, doubling from 1 s).

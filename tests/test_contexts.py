@@ -24,9 +24,9 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from starlette.concurrency import run_in_threadpool
 
-from unbroken import contexts
 from unbroken.abc import Fault, FaultKind
-from unbroken.core.unit import Action, Fate, Unit, current, enter, glimpse, is_left_over, leave
+from unbroken.ledger.unit import Action, Fate, Unit, current, enter, glimpse, is_left_over, leave
+from unbroken.pool import contexts
 
 LOST = Fault(FaultKind.LOST)
 assert contexts.Job
@@ -613,8 +613,8 @@ def test_an_older_thread_works_in_the_unit_that_put_its_work_into_a_queue(kind: 
 
 FIRST_UNIT = """
 import queue, sys, threading, time
-from unbroken import contexts
-from unbroken.core.unit import Unit, current, enter, leave
+from unbroken.pool import contexts
+from unbroken.ledger.unit import Unit, current, enter, leave
 
 tasks, found = getattr(queue, sys.argv[1])(), []
 
@@ -759,9 +759,9 @@ GEVENT = """
     if sys.argv[1] == "patched":
         monkey.patch_all()
     import gevent, gevent.pool, gevent.threadpool, contextvars
-    from unbroken import contexts
+    from unbroken.pool import contexts
     from unbroken.abc import Fault, FaultKind
-    from unbroken.core.unit import Unit, enter, leave, current, Action
+    from unbroken.ledger.unit import Unit, enter, leave, current, Action
 
     def verdict(unit):
         return unit.verdict(Fault(FaultKind.LOST))

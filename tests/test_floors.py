@@ -21,11 +21,9 @@ PACKAGES = {"unbroken": SRC, "unbroken_drill": ROOT / "drill" / "src"}
 FLOORS = {
     "errors": 0, "abc": 0,
     "settings": 0.5,  # says what is wrong with itself, so it needs the errors
-    "core": 1, "net": 1,
-    "contexts": 1.5,  # what the core must be told of threads and tasks
-    "drivers": 2, "flows": 2,
-    "threads": 2.7, "loops": 2.7,  # how each of them does the flows' steps
-    "making": 2.5,  # of a URL and keywords, the driver's part and the pool's
+    "brain": 1, "ledger": 1, "backends": 1, "net": 1,
+    "drivers": 2,
+    "pool": 2.5,  # opens drivers by their URL
     "sync": 3, "aio": 3,
     "units": 3.2,  # both pools, seen as one
     "integrations": 4,
@@ -44,8 +42,9 @@ DRILL_FLOORS = {
 #: The packages themselves: ``import unbroken`` has names of the pools' floor, for those above it.
 PACKAGE = {"unbroken": 3.5, "unbroken_drill": 10.3}
 
-#: The brain decides; it has no hands, no ears and no clock.
-NOT_IN_CORE = {
+#: The brain, the ledger and the tables of what servers say decide; they have no hands, no ears and no clock.
+PURE = {"brain", "ledger", "backends"}
+NOT_IN_PURE = {
     "asyncio", "concurrent", "datetime", "http", "io", "logging", "multiprocessing", "os", "pathlib", "queue", "select", "selectors",
     "signal", "socket", "ssl", "subprocess", "tempfile", "threading", "time", "_thread", "urllib",
 }  # fmt: skip
@@ -124,8 +123,8 @@ def offences(source: str, module: str, is_package: bool = False) -> list[str]:
             found.extend(f"{where}: {why}" for why in [wrong_inside(module, each)] if why)
         elif each.name.split(".")[0] not in sys.stdlib_module_names:
             found.extend(f"{where}: {why}" for why in [wrong_outside(module, each)] if why)
-        elif room(module) == "core" and each.name.split(".")[0] in NOT_IN_CORE:
-            found.append(f"{where}: the core does no I/O and knows no clock, threads or asyncio")
+        elif room(module) in PURE and each.name.split(".")[0] in NOT_IN_PURE:
+            found.append(f"{where}: this room does no I/O and knows no clock, threads or asyncio")
     return found
 
 
@@ -147,7 +146,7 @@ def wrong_inside(module: str, each: Import) -> str | None:
 def wrong_outside(module: str, each: Import) -> str | None:
     if floor(module) >= 11 or (each.for_types and each.name.startswith("typing_extensions")):  # type checkers know it by themselves
         return None
-    if (floor(module) not in (2, 4) and floor(module) < 10) or room(module) == "flows" or module == "unbroken":
+    if (floor(module) not in (2, 4) and floor(module) < 10) or module == "unbroken":
         return "nothing outside the standard library is imported here"
     if room(module) == "drivers":
         return None if each.lazy or each.for_types else "a driver is imported when a pool is made, not before"
@@ -198,15 +197,16 @@ def test_importing_unbroken_loads_nothing_but_the_standard_library() -> None:
     [
         ("unbroken.errors", "import unbroken.settings", "floor 0.5 is above floor 0"),
         ("unbroken.errors", "import unbroken.abc", "both are on floor 0"),
-        ("unbroken.abc", "from unbroken.core import kernel", "floor 1 is above floor 0"),
-        ("unbroken.core.kernel", "from unbroken.net.liveness import Liveness", "both are on floor 1"),
-        ("unbroken.core.kernel", "if TYPE_CHECKING:\n    from unbroken.sync import Pool", "floor 3 is above floor 1"),
-        ("unbroken.core.kernel", "def f():\n    from ..flows import acquire", "floor 2 is above floor 1"),
-        ("unbroken.core.kernel", "import unbroken", "floor 3.5 is above floor 1"),
-        ("unbroken.core.kernel", "from time import monotonic", "knows no clock"),
-        ("unbroken.core.kernel", "def f():\n    import threading", "knows no clock, threads"),
+        ("unbroken.abc", "from unbroken.brain import kernel", "floor 1 is above floor 0"),
+        ("unbroken.brain.kernel", "from unbroken.net.liveness import Liveness", "both are on floor 1"),
+        ("unbroken.brain.kernel", "if TYPE_CHECKING:\n    from unbroken.sync import Pool", "floor 3 is above floor 1"),
+        ("unbroken.brain.kernel", "def f():\n    from ..pool import acquire", "floor 2.5 is above floor 1"),
+        ("unbroken.brain.kernel", "import unbroken", "floor 3.5 is above floor 1"),
+        ("unbroken.brain.kernel", "from time import monotonic", "knows no clock"),
+        ("unbroken.brain.kernel", "def f():\n    import threading", "knows no clock, threads"),
         ("unbroken.net.patched", "def f():\n    import gevent", "nothing outside the standard library"),
-        ("unbroken.flows.acquire", "import unbroken.drivers.url", "both are on floor 2"),
+        ("unbroken.drivers.url", "import unbroken.pool.acquire", "floor 2.5 is above floor 2"),
+        ("unbroken.brain.outage", "from unbroken.ledger.unit import Unit", "both are on floor 1"),
         ("unbroken.drivers.pymysql", "import pymysql", "not before"),
         ("unbroken.sync", "from unbroken.aio import AsyncPool", "both are on floor 3"),
         ("unbroken.sync", "import sqlalchemy", "nothing outside the standard library"),
@@ -229,7 +229,7 @@ def test_a_wrong_import_is_found(module: str, source: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("unbroken.core.kernel", "from unbroken.core.entry import Entry\nfrom .entry import State\nimport random"),
+        ("unbroken.brain.kernel", "from unbroken.brain.entry import Entry\nfrom .entry import State\nimport random"),
         ("unbroken.drivers.pymysql", "def connect():\n    import pymysql"),
         ("unbroken.drivers.mysqldb", "if TYPE_CHECKING:\n    import MySQLdb"),
         ("unbroken.integrations.peewee", "import peewee\nimport unbroken\nfrom unbroken.sync import Pool"),

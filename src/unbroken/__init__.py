@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unbroken.aio import AsyncPool
-    from unbroken.core.stats import Stats
+    from unbroken.brain.stats import Stats
     from unbroken.errors import (
         ClosedByHolderError,
         CommitUnknownError,
@@ -48,8 +48,8 @@ __all__ = [
     "replayable",
 ]
 
-_PUBLIC = ("aio", "core.stats", "errors", "settings", "sync", "units")  #: where these names are
-_MODULES = {"abc", "aio", "core", "drivers", "errors", "flows", "net", "settings", "sync", "units"}
+_PUBLIC = ("aio", "brain.stats", "errors", "settings", "sync", "units")  #: where these names are
+_MODULES = {"abc", "aio", "backends", "brain", "drivers", "errors", "ledger", "net", "pool", "settings", "sync", "units"}
 
 
 def __getattr__(name: str) -> Any:

@@ -220,7 +220,7 @@ class BaseDriver(Protocol):
         """Close politely but without waiting for the other side (async: abort the transport); never raises."""
 
     def watch(self, conn: Connection) -> None:
-        """From now on, tell :func:`unbroken.core.unit.current` of every statement and COMMIT on *conn*."""
+        """From now on, tell :func:`unbroken.ledger.unit.current` of every statement and COMMIT on *conn*."""
 
     def unwatch(self, conn: Connection) -> None:
         """Undo :meth:`watch`."""
@@ -261,7 +261,7 @@ class Driver(BaseDriver, Protocol):
         """
 
     def reset_session(self, conn: Connection, opening: Any, left: Any) -> None:
-        """Undo everything that was left on the session (kinds *left*, of :class:`unbroken.core.residue.Left`), then set
+        """Undo everything that was left on the session (kinds *left*, of :class:`unbroken.ledger.residue.Left`), then set
         *opening* again. Nothing is open. Raises where that fails.
         """
 

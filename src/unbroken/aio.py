@@ -20,25 +20,25 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from unbroken import threads
 from unbroken.abc import Cause, Connection, ConnectionT, Observer, Target
-from unbroken.core.entry import Entry
-from unbroken.core.questions import Question
-from unbroken.core.stats import Stats
-from unbroken.core.unit import Unit, current, enter, glimpse, leave, outside
+from unbroken.brain.entry import Entry
+from unbroken.brain.stats import Stats
 from unbroken.drivers import open_driver
 from unbroken.errors import NotYoursError
-from unbroken.flows.acquire import acquire, ping
-from unbroken.flows.connect import connector
-from unbroken.flows.leaks import bury_forgotten
-from unbroken.flows.loan import Loan
-from unbroken.flows.replay import replay
-from unbroken.flows.state import State
-from unbroken.flows.steps import Attempt, Call, run_async
-from unbroken.flows.upkeep import schedule
-from unbroken.loops import LoopShell, abandon, cut_off, put_away, shell_of
-from unbroken.making import bounded, take_settings
+from unbroken.ledger.questions import Question
+from unbroken.ledger.unit import Unit, current, enter, glimpse, leave, outside
 from unbroken.net.severance import fork_mark
+from unbroken.pool import threads
+from unbroken.pool.acquire import acquire, ping
+from unbroken.pool.connect import connector
+from unbroken.pool.leaks import bury_forgotten
+from unbroken.pool.loan import Loan
+from unbroken.pool.loops import LoopShell, abandon, cut_off, put_away, shell_of
+from unbroken.pool.making import bounded, take_settings
+from unbroken.pool.replay import replay
+from unbroken.pool.state import State
+from unbroken.pool.steps import Attempt, Call, run_async
+from unbroken.pool.upkeep import schedule
 from unbroken.settings import Settings
 
 log = logging.getLogger("unbroken")
@@ -503,7 +503,7 @@ async def run_unit(work: Callable[[], Awaitable[T]], deadline: float | None, max
 
 
 async def inquire(home: Any, question: Question, until: float) -> Any:
-    """As :func:`unbroken.threads.inquire`, awaited; a pool for threads is asked on one."""
+    """As :func:`unbroken.pool.threads.inquire`, awaited; a pool for threads is asked on one."""
     if not home.driver.is_async:
         return await asyncio.to_thread(threads.inquire, home, question, until)
     if home.shell.loop is not _running_loop():

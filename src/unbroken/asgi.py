@@ -1,5 +1,5 @@
 """``unbroken.asgi``: any ASGI app, unbroken; sessions for FastAPI."""
 
-from unbroken.integrations.asgi import Unbroken, session
+from unbroken.integrations.web.asgi import Unbroken, session
 
 __all__ = ["Unbroken", "session"]

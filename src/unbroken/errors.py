@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 class UnbrokenError(Exception):
     """The base of everything that unbroken raises by itself."""
 
-    #: What became of the writes of the unit of work that it ended, as a :class:`unbroken.core.unit.Fate`, which is one of the texts
+    #: What became of the writes of the unit of work that it ended, as a :class:`unbroken.ledger.unit.Fate`, which is one of the texts
     #: "nothing stored", "stored" and "unknown". None: no ledger knows, as outside of units.
     fate: StrEnum | None = None
 

@@ -1,5 +1,5 @@
 """``unbroken.flask``: Flask apps, unbroken."""
 
-from unbroken.integrations.flask import Unbroken, no_replay, replay
+from unbroken.integrations.web.flask import Unbroken, no_replay, replay
 
 __all__ = ["Unbroken", "no_replay", "replay"]

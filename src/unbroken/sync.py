@@ -1,7 +1,7 @@
 """The pool for threads, and for gevent's greenlets: ``Pool``.
 
 The hot path stands here twice, in ``acquire`` and in ``Lease.__enter__``: a call costs more than the lines. What it may do
-without a lock, and in which order, is said in ``core/kernel.py``. Everything slow is a flow.
+without a lock, and in which order, is said in ``brain/kernel.py``. Everything slow is a flow.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from types import FrameType, TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from unbroken.abc import Cause, Connection, ConnectionT, Observer, Target
-from unbroken.core.entry import Entry
-from unbroken.core.stats import Stats
-from unbroken.core.unit import Unit, current, enter, glimpse, leave
+from unbroken.brain.entry import Entry
+from unbroken.brain.stats import Stats
 from unbroken.drivers import open_driver
 from unbroken.errors import NotYoursError
-from unbroken.flows.acquire import acquire, ping
-from unbroken.flows.connect import connector
-from unbroken.flows.leaks import bury_forgotten
-from unbroken.flows.loan import Loan
-from unbroken.flows.outsiders import watching
-from unbroken.flows.replay import replay
-from unbroken.flows.state import State
-from unbroken.flows.steps import Call, run
-from unbroken.flows.upkeep import schedule
-from unbroken.making import bounded, take_settings
+from unbroken.ledger.unit import Unit, current, enter, glimpse, leave
 from unbroken.net.severance import fork_mark
+from unbroken.pool.acquire import acquire, ping
+from unbroken.pool.connect import connector
+from unbroken.pool.leaks import bury_forgotten
+from unbroken.pool.loan import Loan
+from unbroken.pool.making import bounded, take_settings
+from unbroken.pool.outsiders import watching
+from unbroken.pool.replay import replay
+from unbroken.pool.state import State
+from unbroken.pool.steps import Call, run
+from unbroken.pool.threads import Sleeper, ThreadShell, inquire
+from unbroken.pool.upkeep import schedule
 from unbroken.settings import Settings
-from unbroken.threads import Sleeper, ThreadShell, inquire
 
 log = logging.getLogger("unbroken")
 

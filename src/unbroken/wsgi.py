@@ -1,5 +1,5 @@
 """``unbroken.wsgi``: any WSGI app, unbroken."""
 
-from unbroken.integrations.wsgi import Unbroken
+from unbroken.integrations.web.wsgi import Unbroken
 
 __all__ = ["Unbroken"]

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, ClassVar
 
 import unbroken
-from unbroken.core.stats import Stats
+from unbroken.brain.stats import Stats
 
 ASK = "SELECT pg_backend_pid()"
 #: Seconds that a call of a body may take in a test, on a loaded machine too.

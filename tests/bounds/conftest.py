@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from unbroken.flows import servers as records
+from unbroken.pool import servers as records
 from unbroken_drill import FaultProxy
 from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 

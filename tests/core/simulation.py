@@ -20,21 +20,21 @@ import greenlet
 
 from unbroken import sync
 from unbroken.abc import Capabilities, Cause, Fault, FaultKind
-from unbroken.core import entry as entry_module
-from unbroken.core import unit as unit_module
-from unbroken.core.outage import AT_ONCE
-from unbroken.flows import acquire as acquire_module
-from unbroken.flows import bounds, windows
-from unbroken.flows import loan as loan_module
-from unbroken.flows import replay as replay_module
-from unbroken.flows import state as state_module
-from unbroken.flows.servers import Server
-from unbroken.flows.state import State
-from unbroken.flows.steps import run
+from unbroken.brain import entry as entry_module
+from unbroken.brain.outage import AT_ONCE
+from unbroken.ledger import unit as unit_module
 from unbroken.net.last_words import Words
 from unbroken.net.liveness import Liveness, judge
+from unbroken.pool import acquire as acquire_module
+from unbroken.pool import bounds, windows
+from unbroken.pool import loan as loan_module
+from unbroken.pool import replay as replay_module
+from unbroken.pool import state as state_module
+from unbroken.pool.servers import Server
+from unbroken.pool.state import State
+from unbroken.pool.steps import run
+from unbroken.pool.threads import ThreadShell
 from unbroken.sync import Pool
-from unbroken.threads import ThreadShell
 from unbroken_drill import fake as fake_module
 from unbroken_drill.fake import PATIENCE, FakeClock, FakeConnection, FakeDriver, FakeOperationalError, FakeServer, Mode, Session
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 from unbroken.abc import Cause
-from unbroken.core.entry import CONDEMNED, Entry, Place
+from unbroken.brain.entry import CONDEMNED, Entry, Place
 
 
 class Conn:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unbroken.abc import Cause, FaultKind
-from unbroken.core.fault import cause_of_words, chain, errno_of_text, mysql_fault, one_line, os_fault, postgres_fault
+from unbroken.backends.fault import cause_of_words, chain, errno_of_text, mysql_fault, one_line, os_fault, postgres_fault
 
 K = FaultKind
 

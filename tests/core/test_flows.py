@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from unbroken.abc import Cause, Fault, FaultKind
-from unbroken.core.entry import Entry
+from unbroken.brain.entry import Entry
 from unbroken.errors import ConnectRejectedError, OutageError
-from unbroken.flows.leaks import reclaim
-from unbroken.flows.state import State
-from unbroken.flows.steps import Flow, Wait, run, run_async
+from unbroken.pool.leaks import reclaim
+from unbroken.pool.state import State
+from unbroken.pool.steps import Flow, Wait, run, run_async
 from unbroken.sync import Pool
 from unbroken_drill.fake import Mode
 

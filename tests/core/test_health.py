@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unbroken.abc import Capabilities, Cause
-from unbroken.core.entry import Entry
-from unbroken.core.health import AGE_JITTER, CLOSE_TO_LIMIT, Need, Policy
+from unbroken.brain.entry import Entry
+from unbroken.brain.health import AGE_JITTER, CLOSE_TO_LIMIT, Need, Policy
 from unbroken.settings import Settings
 
 SHOWN = Capabilities()

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unbroken.core.idle_limit import AGREEMENT, SAME_MOMENT, IdleLimit
+from unbroken.brain.idle_limit import AGREEMENT, SAME_MOMENT, IdleLimit
 
 
 def test_nothing_is_known_at_first() -> None:

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from unbroken.abc import Cause
-from unbroken.core import kernel as kernel_module
-from unbroken.core.entry import CONDEMNED, Entry
-from unbroken.core.kernel import Kernel, Ticket
+from unbroken.brain import kernel as kernel_module
+from unbroken.brain.entry import CONDEMNED, Entry
+from unbroken.brain.kernel import Kernel, Ticket
 
 
 class Conn:

@@ -14,7 +14,7 @@ BOOKS = {"idle", "lent", "returning", "exiled", "entries", "waiting"}
 COUNTS = {"opening", "generation", "closed"}
 CHANGES = {"append", "appendleft", "clear", "extend", "insert", "pop", "popitem", "popleft", "remove", "setdefault", "update"}
 
-#: Where the two stand: taking an idle entry, and putting one back. ``core/kernel.py`` says in which order.
+#: Where the two stand: taking an idle entry, and putting one back. ``brain/kernel.py`` says in which order.
 WITHOUT_A_LOCK = {
     ("sync.py", "Lease.__enter__"), ("sync.py", "Lease.__exit__"), ("sync.py", "Pool.acquire"), ("sync.py", "Pool.release"),
     ("aio.py", "AsyncLease.__aenter__"), ("aio.py", "AsyncLease.__aexit__"),
@@ -29,7 +29,7 @@ def moves() -> Iterator[tuple[str, str]]:
     """File and function of each line that changes one of the books of a kernel."""
     for path in sorted(SRC.rglob("*.py")):
         name = path.relative_to(SRC).as_posix()
-        if name == "core/kernel.py":
+        if name == "brain/kernel.py":
             continue
         for scope, node in functions(ast.parse(path.read_text()), ()):
             if any(is_move(each) for each in ast.walk(node)):

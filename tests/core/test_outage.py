@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unbroken.abc import OUTAGE_KINDS, Fault, FaultKind
-from unbroken.core.outage import (
+from unbroken.brain.outage import (
     AT_ONCE,
     BUSY_PACE,
     FRESH,

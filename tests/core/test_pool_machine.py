@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from unbroken.abc import Cause, Fault, FaultKind
-from unbroken.core.entry import Entry
-from unbroken.core.kernel import Kernel, Ticket
-from unbroken.core.outage import Outage
+from unbroken.brain.entry import Entry
+from unbroken.brain.kernel import Kernel, Ticket
+from unbroken.brain.outage import Outage
 from unbroken.errors import (
     CommitUnknownError,
     ConnectRejectedError,
@@ -23,11 +23,11 @@ from unbroken.errors import (
     PoolTimeoutError,
     UnbrokenError,
 )
-from unbroken.flows import acquire as acquire_module
-from unbroken.flows import connect as connect_module
-from unbroken.flows.loan import Loan
-from unbroken.flows.state import State
-from unbroken.flows.steps import Call, Flow
+from unbroken.pool import acquire as acquire_module
+from unbroken.pool import connect as connect_module
+from unbroken.pool.loan import Loan
+from unbroken.pool.state import State
+from unbroken.pool.steps import Call, Flow
 from unbroken.sync import Pool
 from unbroken_drill.fake import FakeOperationalError, Mode
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unbroken.core.questions import Question, answer, text_of
+from unbroken.ledger.questions import Question, answer, text_of
 
 HIDDEN, VIEWS, READ_ONLY, PACKET = Question.HIDDEN_WRITES, Question.VIEWS, Question.READ_ONLY, Question.PACKET
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unbroken.core.residue import LONGEST_READ, Left, left_by, may_stay
+from unbroken.ledger.residue import LONGEST_READ, Left, left_by, may_stay
 
 BOTH = ("postgresql", "mysql")
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from unbroken.core import statements
-from unbroken.core.statements import Kind, kind, may_hide_a_write, verb
+from unbroken.ledger import statements
+from unbroken.ledger.statements import Kind, kind, may_hide_a_write, verb
 
 # MySQL 9.3 and MariaDB, "Statements That Cause an Implicit Commit", one or more spellings of each.
 IMPLICIT_COMMIT = """

@@ -10,11 +10,11 @@ from random import Random
 import pytest
 
 from unbroken.abc import Fault, FaultKind
-from unbroken.core.entry import Entry
-from unbroken.core.idle_limit import IdleLimit
-from unbroken.core.kernel import Kernel, Ticket
-from unbroken.core.outage import Outage
-from unbroken.core.stats import Counters, Stats, snapshot
+from unbroken.brain.entry import Entry
+from unbroken.brain.idle_limit import IdleLimit
+from unbroken.brain.kernel import Kernel, Ticket
+from unbroken.brain.outage import Outage
+from unbroken.brain.stats import Counters, Stats, snapshot
 
 
 class Conn:

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from unbroken.abc import Cause, Fault, FaultKind
-from unbroken.core import unit as unit_module
-from unbroken.core.entry import Entry
-from unbroken.core.questions import Question
-from unbroken.core.statements import Kind, kind
-from unbroken.core.unit import Action, Fate, Unit, current, enter, is_left_over, leave
+from unbroken.brain.entry import Entry
+from unbroken.ledger import unit as unit_module
+from unbroken.ledger.questions import Question
+from unbroken.ledger.statements import Kind, kind
+from unbroken.ledger.unit import Action, Fate, Unit, current, enter, is_left_over, leave
 from unbroken.sync import run_unit
 
 LOST, RETRY = Fault(FaultKind.LOST), Fault(FaultKind.RETRY)
@@ -754,19 +754,19 @@ def every_strike(work: Callable[[], object], *modules: str) -> int:
 
 def test_an_exception_at_any_instruction_of_a_unit_leaves_no_thread_in_a_dead_one() -> None:
     work = lambda: run_unit(lambda: None, None, 3, lambda _: None)  # noqa: E731
-    assert every_strike(work, "unbroken.core.unit", "unbroken.contexts", "unbroken.sync", "unbroken.flows.replay") > 200
+    assert every_strike(work, "unbroken.ledger.unit", "unbroken.pool.contexts", "unbroken.sync", "unbroken.pool.replay") > 200
 
 
 def test_an_exception_at_any_instruction_of_a_nested_unit_leaves_no_thread_in_a_dead_one() -> None:
     inner = lambda: run_unit(lambda: None, 5.0, 3, lambda _: None)  # noqa: E731
     work = lambda: run_unit(inner, None, 3, lambda _: None)  # noqa: E731
-    assert every_strike(work, "unbroken.core.unit", "unbroken.sync") > 200
+    assert every_strike(work, "unbroken.ledger.unit", "unbroken.sync") > 200
 
 
 def test_an_exception_at_any_instruction_inside_an_observing_unit_leaves_the_thread_in_that() -> None:
     number, outer = 0, enter(observer := Unit(observing=True))
     work = lambda: run_unit(lambda: None, None, 3, lambda _: None)  # noqa: E731
-    while (strike := strike_at(number, work, ("unbroken.core.unit", "unbroken.sync"))) is not None:
+    while (strike := strike_at(number, work, ("unbroken.ledger.unit", "unbroken.sync"))) is not None:
         assert current() is observer
         token = enter(Unit())
         assert token.outermost

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from unbroken.core import unit
 from unbroken.drivers import open_driver
+from unbroken.ledger import unit
 from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 
 MYSQL = ["pymysql", "mysqldb", "aiomysql", "asyncmy", "mariadbconnector", "mysqlconnector", "mysqlconnector_async"]

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from sweep import Call, Subject, go, main  # type: ignore[import-not-found] # beside this file
 
-from unbroken.core import unit
 from unbroken.drivers import open_driver
+from unbroken.ledger import unit
 
 ASYNC = {"psycopg_async", "asyncpg"}
 

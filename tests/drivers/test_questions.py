@@ -1,4 +1,4 @@
-"""What real servers answer to the questions of core/questions.py, asked by the application's own user."""
+"""What real servers answer to the questions of ledger/questions.py, asked by the application's own user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psycopg
 import pymysql
 import pytest
 
-from unbroken.core.questions import Question, answer, text_of
+from unbroken.ledger.questions import Question, answer, text_of
 from unbroken_drill.servers import MariaDB, PostgreSQL
 
 Ask = Callable[[Question], Any]

@@ -11,8 +11,8 @@ import pytest
 
 import unbroken
 from unbroken.abc import Cause
-from unbroken.core import unit
 from unbroken.drivers._mysql_reset import set_again, sets_nothing_else
+from unbroken.ledger import unit
 
 from .conftest import POSTGRESQL
 

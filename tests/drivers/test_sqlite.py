@@ -12,8 +12,8 @@ import pytest
 
 from unbroken import Pool
 from unbroken.abc import Driver, FaultKind
-from unbroken.core import unit
 from unbroken.drivers import open_driver
+from unbroken.ledger import unit
 
 
 @pytest.fixture

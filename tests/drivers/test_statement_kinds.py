@@ -9,7 +9,7 @@ import psycopg
 import pymysql
 import pytest
 
-from unbroken.core.statements import Kind, kind
+from unbroken.ledger.statements import Kind, kind
 from unbroken_drill.servers import MariaDB, PostgreSQL
 
 BOTH = {

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from unbroken.abc import FaultKind
-from unbroken.core import unit
 from unbroken.errors import ConfigurationError
+from unbroken.ledger import unit
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])

@@ -14,7 +14,7 @@ import pytest
 
 import unbroken.drivers
 from unbroken.abc import Fault, FaultKind
-from unbroken.core import unit
+from unbroken.ledger import unit
 
 
 @pytest.fixture

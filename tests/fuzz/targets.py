@@ -6,11 +6,12 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 
-from unbroken.core import fault, statements
+from unbroken.backends import fault
 from unbroken.drivers import url
 from unbroken.errors import ConfigurationError
-from unbroken.making import take_settings
+from unbroken.ledger import statements
 from unbroken.net import last_words
+from unbroken.pool.making import take_settings
 from unbroken.settings import Settings
 from unbroken_drill.drill.app import plan, project
 from unbroken_drill.proxy import addresses, control

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import unbroken
-from unbroken.core.stats import Stats
+from unbroken.brain.stats import Stats
 
 from .workload import Step
 

@@ -15,8 +15,8 @@ from django.db import connections, transaction
 from django.db.transaction import TransactionManagementError
 
 from unbroken.errors import PoolTimeoutError
-from unbroken.flows import kept, loan
 from unbroken.integrations.django import blocks, held, wrapper
+from unbroken.pool import kept, loan
 
 from ..strikes.points import HardStrike as Strike
 from ..strikes.points import Striker, Where

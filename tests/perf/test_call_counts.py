@@ -19,8 +19,8 @@ import pytest
 import unbroken
 import unbroken.mongo
 import unbroken.wsgi
-from unbroken.flows.registry import registry
 from unbroken.integrations.mongo.plan import DEFAULTS
+from unbroken.pool.registry import registry
 from unbroken_drill.servers import MongoDB, PostgreSQL
 
 pytestmark = pytest.mark.skipif(sys.implementation.name != "cpython", reason="other interpreters report calls differently")

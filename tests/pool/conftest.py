@@ -25,7 +25,7 @@ import pytest
 
 import unbroken
 from unbroken import Pool
-from unbroken.flows import servers
+from unbroken.pool import servers
 from unbroken_drill import FaultProxy
 from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from unbroken.core.entry import Entry
-from unbroken.flows.loan import Loan
-from unbroken.flows.state import State
+from unbroken.brain.entry import Entry
 from unbroken.net.liveness import poller
+from unbroken.pool.loan import Loan
+from unbroken.pool.state import State
 
 
 def message(kind: bytes, *fields: bytes) -> bytes:

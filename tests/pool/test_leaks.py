@@ -11,7 +11,7 @@ import weakref
 import pytest
 
 from unbroken import PoolTimeoutError
-from unbroken.flows.holder import thread_frames
+from unbroken.pool.holder import thread_frames
 
 
 def warnings(caplog):

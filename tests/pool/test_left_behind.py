@@ -11,7 +11,7 @@ import greenlet
 import pytest
 
 import unbroken
-from unbroken.flows.holder import thread_frames
+from unbroken.pool.holder import thread_frames
 from unbroken.sync import Lease
 
 pytestmark = pytest.mark.skipif(thread_frames() is None, reason="without the interpreter's lock no thread's stack can be read")

@@ -16,7 +16,7 @@ import pytest
 
 import unbroken
 from unbroken import ClosedByHolderError, ConnectionLostError, DeadlineExceeded
-from unbroken.core.unit import Fate
+from unbroken.ledger.unit import Fate
 
 
 class TimeLimit(Exception):  # noqa: N818 - a limit is what it is

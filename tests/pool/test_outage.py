@@ -10,7 +10,7 @@ import time
 import pytest
 
 from unbroken import ConnectRejectedError, OutageError, PoolTimeoutError
-from unbroken.core.outage import LONELY_PACE
+from unbroken.brain.outage import LONELY_PACE
 
 
 @pytest.fixture

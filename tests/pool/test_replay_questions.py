@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import unbroken
-from unbroken.core.unit import Fate, Unit, enter, leave
 from unbroken.drivers._base import Base
-from unbroken.flows import servers
+from unbroken.ledger.unit import Fate, Unit, enter, leave
+from unbroken.pool import servers
 
 BLOCKING = ["pymysql", "mysqldb", "mysqlconnector", "mariadbconnector", "psycopg", "psycopg2", "pg8000"]
 if sysconfig.get_config_var("Py_GIL_DISABLED"):  # as far as they are released for it

@@ -22,13 +22,13 @@ from typing import Any
 import pytest
 
 import unbroken
-from unbroken import abc, aio, sync, threads
+from unbroken import abc, aio, sync
 from unbroken.drivers import _base, psycopg
-from unbroken.flows import steps
 from unbroken.integrations.mongo.aio import AsyncMongoClient
 from unbroken.integrations.mongo.client import MongoClient
-from unbroken.loops import LoopShell
-from unbroken.threads import ThreadShell
+from unbroken.pool import steps, threads
+from unbroken.pool.loops import LoopShell
+from unbroken.pool.threads import ThreadShell
 from unbroken_drill.fake import FakeDriver, FakeServer
 
 # ---------------------------------------------------------------------------------------------- names, parameters, words

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import unbroken
-from unbroken.core.stats import Stats
+from unbroken.brain.stats import Stats
 
 from .bodies import LIKE, PATIENCE, PLAIN, STATEMENTS, AppError, Told
 

@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any
 
 import unbroken
-from unbroken.core.stats import Stats
+from unbroken.brain.stats import Stats
 
 #: Seconds that a caller waits for a connection. Lost places must come back within one; the rest is for a busy machine.
 PATIENCE = float(os.environ.get("UNBROKEN_STRIKES_PATIENCE", "1.5"))

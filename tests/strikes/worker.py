@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from unbroken.core.unit import Fate, Unit, current, enter, leave
+from unbroken.ledger.unit import Fate, Unit, current, enter, leave
 
 from .bodies import BODIES, PATIENCE, Body, DjangoPyMySQLBody, Told
 from .orders import PROGRESS, Order

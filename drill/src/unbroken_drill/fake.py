@@ -26,8 +26,8 @@ from time import monotonic
 from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Fault, FaultKind, Target
-from unbroken.core.unit import current
 from unbroken.drivers._base import Blocking
+from unbroken.ledger.unit import current
 
 __all__ = ["FakeClock", "FakeConnection", "FakeDriver", "FakeError", "FakeOperationalError", "FakeServer", "FakeTimer", "Mode"]
 

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
-from unbroken.core.entry import Entry
-from unbroken.flows.registry import registry
-from unbroken.flows.state import State
+from unbroken.brain.entry import Entry
+from unbroken.pool.registry import registry
+from unbroken.pool.state import State
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from functools import cache
 from typing import Any
 from weakref import WeakSet
 
-from unbroken.core import unit
-from unbroken.core.fault import is_goodbye
-from unbroken.core.residue import NOTHING, left_by
+from unbroken.backends.fault import is_goodbye
 from unbroken.drivers import _postgresql
+from unbroken.ledger import unit
+from unbroken.ledger.residue import NOTHING, left_by
 from unbroken.net import last_words
 from unbroken.net.severance import abort, identity
 

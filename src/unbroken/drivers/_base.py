@@ -8,9 +8,9 @@ from inspect import isawaitable
 from typing import Any
 
 from unbroken.abc import Connection
-from unbroken.core.residue import Left
 from unbroken.drivers import _seams
 from unbroken.drivers._seams import Seam
+from unbroken.ledger.residue import Left
 
 
 class Base:

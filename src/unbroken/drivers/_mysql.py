@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from unbroken.abc import Cause, Fault, FaultKind, Target
-from unbroken.core import unit
-from unbroken.core.fault import chain, mysql_fault, one_line, os_fault
+from unbroken.backends.fault import chain, mysql_fault, one_line, os_fault
 from unbroken.drivers._shared import boolean, coerce, from_connect, optional_boolean, seconds, whole
 from unbroken.errors import ConfigurationError
+from unbroken.ledger import unit
 
 #: Flags of the server's status, in every OK and EOF packet (MySQL manual, "Protocol::SERVER_STATUS_flags_enum").
 IN_TRANSACTION, AUTOCOMMIT, MORE_RESULTS = 0x0001, 0x0002, 0x0008

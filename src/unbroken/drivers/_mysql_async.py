@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, Target
-from unbroken.core import unit
-from unbroken.core.residue import Left
 from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_driver import Awaited, unheard
+from unbroken.ledger import unit
+from unbroken.ledger.residue import Left
 
 
 class Shared(Awaited):

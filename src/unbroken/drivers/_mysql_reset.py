@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from unbroken.core.residue import VAGUE, Left, left_by
+from unbroken.ledger.residue import VAGUE, Left, left_by
 
 COM_RESET_CONNECTION = 0x1F
 

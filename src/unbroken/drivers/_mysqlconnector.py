@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import cache
 from typing import Any
 
-from unbroken.core import unit
 from unbroken.drivers import _mysql
 from unbroken.drivers._mysql_reset import COM_RESET_CONNECTION
 from unbroken.drivers._shared import is_commit, is_rollback
+from unbroken.ledger import unit
 
 # Commands of the protocol (MySQL manual, "Command Phase"). These neither change data nor a transaction:
 _INIT_DB, _PING, _PREPARE, _LONG_DATA, _CLOSE, _RESET = 2, 14, 22, 24, 25, 26

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from unbroken.abc import FaultKind
-from unbroken.core import unit
-from unbroken.core.fault import postgres_fault
-from unbroken.core.residue import VAGUE, Left
+from unbroken.backends.fault import postgres_fault
 from unbroken.drivers._shared import is_commit, is_rollback
+from unbroken.ledger import unit
+from unbroken.ledger.residue import VAGUE, Left
 
 #: In milliseconds whatever its display unit; no row before PostgreSQL 14, which had no such limit.
 ASK_IDLE_LIMIT = "SELECT setting FROM pg_settings WHERE name = 'idle_session_timeout'"

@@ -13,9 +13,9 @@ from collections.abc import Generator
 from functools import cache
 from typing import Any
 
-from unbroken.core import unit
 from unbroken.drivers import _postgresql
 from unbroken.drivers._shared import class_of, mark_call, marked
+from unbroken.ledger import unit
 
 _IDLE = 0  # PQtransactionStatus
 _OK = 0  # PQstatus

@@ -27,7 +27,7 @@ from types import CodeType, EllipsisType, TracebackType
 from typing import Any
 
 from unbroken.abc import Connection
-from unbroken.core import unit
+from unbroken.ledger import unit
 
 log = logging.getLogger("unbroken")
 

@@ -11,8 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
-from unbroken.core.fault import one_line, os_fault, postgres_fault
-from unbroken.core.residue import NOTHING, Left
+from unbroken.backends.fault import one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._asyncpg_layer import SENDS, Layer, closed_by_holder, noting, unknown
 from unbroken.drivers._base import Awaited
@@ -30,6 +29,7 @@ from unbroken.drivers._shared import (
     whole,
     without_target,
 )
+from unbroken.ledger.residue import NOTHING, Left
 
 NAME = "asyncpg"
 SCHEMES = ("postgresql+asyncpg",)

@@ -13,8 +13,6 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, Target
-from unbroken.core import unit
-from unbroken.core.residue import Left
 from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers._mysql_driver import Blocking, by_attribute, unheard
 from unbroken.drivers._seams import Seam
@@ -31,6 +29,8 @@ from unbroken.drivers._shared import (
     whole,
     without_target,
 )
+from unbroken.ledger import unit
+from unbroken.ledger.residue import Left
 from unbroken.net.severance import abort, identity
 
 NAME = "mariadb"

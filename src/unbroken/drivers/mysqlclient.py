@@ -13,12 +13,12 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, Target
-from unbroken.core import unit
-from unbroken.core.residue import Left
 from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers._mysql_driver import Blocking, unheard
 from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import boolean, class_of, dial, is_commit, is_rollback, seconds, without_target
+from unbroken.ledger import unit
+from unbroken.ledger.residue import Left
 
 NAME = "mysqlclient"
 SCHEMES = ("mysql+mysqldb", "mariadb+mysqldb")

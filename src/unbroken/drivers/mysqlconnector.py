@@ -16,14 +16,14 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
-from unbroken.core.fault import os_fault
-from unbroken.core.residue import Left
+from unbroken.backends.fault import os_fault
 from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysqlconnector as seen
 from unbroken.drivers._mysql_driver import Awaited, Blocking, by_attribute, unheard
 from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import boolean, class_of, dial, dial_async, from_connect, optional_boolean, seconds, whole, without_target
 from unbroken.errors import ConfigurationError
+from unbroken.ledger.residue import Left
 
 NAME = "mysqlconnector"
 SCHEMES = ("mysql+mysqlconnector", "mariadb+mysqlconnector")

@@ -17,14 +17,14 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
-from unbroken.core import unit
-from unbroken.core.fault import chain, one_line, os_fault, postgres_fault
-from unbroken.core.residue import Left
+from unbroken.backends.fault import chain, one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql, _tls
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
 from unbroken.drivers._shared import boolean, class_of, coerce, dial, from_connect, is_lost, lost, optional_boolean, seconds, without_target
 from unbroken.errors import ConfigurationError
+from unbroken.ledger import unit
+from unbroken.ledger.residue import Left
 
 NAME = "pg8000"
 SCHEMES = ("postgresql+pg8000",)

@@ -15,8 +15,7 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
-from unbroken.core.fault import one_line, os_fault, postgres_fault
-from unbroken.core.residue import Left
+from unbroken.backends.fault import one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Awaited, Base, Blocking
 from unbroken.drivers._psycopg_lock import TaskLock, ThreadLock
@@ -44,6 +43,7 @@ from unbroken.drivers._shared import (
     without_target,
 )
 from unbroken.errors import ConfigurationError
+from unbroken.ledger.residue import Left
 from unbroken.net.severance import abort, identity
 
 NAME = "psycopg"

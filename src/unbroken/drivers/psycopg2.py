@@ -21,13 +21,13 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
-from unbroken.core import unit
-from unbroken.core.fault import one_line, os_fault, postgres_fault
-from unbroken.core.residue import Left
+from unbroken.backends.fault import one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
 from unbroken.drivers._shared import coerce, dial, from_connect, mark_call, marked, optional_boolean, seconds, without_target
+from unbroken.ledger import unit
+from unbroken.ledger.residue import Left
 
 NAME = "psycopg2"
 SCHEMES = ("postgresql+psycopg2",)

@@ -9,13 +9,13 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, Target
-from unbroken.core import unit
-from unbroken.core.residue import Left
 from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_driver import Blocking, unheard
 from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import boolean, class_of, dial, seconds, whole, without_target
+from unbroken.ledger import unit
+from unbroken.ledger.residue import Left
 
 NAME = "pymysql"
 SCHEMES = ("mysql+pymysql", "mariadb+pymysql")

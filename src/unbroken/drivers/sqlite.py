@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
-from unbroken.core import unit
-from unbroken.core.fault import one_line, os_fault
+from unbroken.backends.fault import one_line, os_fault
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._seams import PROBE, Trial
 from unbroken.drivers._shared import boolean, coerce, dial, from_connect, number, whole, without_target
 from unbroken.errors import ConfigurationError
+from unbroken.ledger import unit
 
 NAME = "sqlite"
 SCHEMES = ("sqlite", "sqlite+pysqlite")

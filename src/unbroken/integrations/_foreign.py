@@ -7,8 +7,8 @@ import weakref
 from types import FrameType
 from typing import Any
 
-from unbroken.core.statements import Kind, kind
-from unbroken.core.unit import current, glimpse
+from unbroken.ledger.statements import Kind, kind
+from unbroken.ledger.unit import current, glimpse
 
 _followed: weakref.WeakSet[Any] = weakref.WeakSet()
 

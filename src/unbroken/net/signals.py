@@ -41,7 +41,7 @@ def unsignalled() -> Iterator[None]:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
 
-#: An attribute of threads that are in no unit of work, even if a unit starts them (:mod:`unbroken.contexts`).
+#: An attribute of threads that are in no unit of work, even if a unit starts them (:mod:`unbroken.pool.contexts`).
 IN_NO_UNIT = "_unbroken_in_no_unit"
 
 

@@ -13,7 +13,7 @@ import pytest
 import unbroken
 import unbroken.flask
 import unbroken.mongo
-from unbroken.core.unit import Fate, Unit, enter, leave
+from unbroken.ledger.unit import Fate, Unit, enter, leave
 from unbroken_drill import FaultProxy
 from unbroken_drill.servers import MongoDB
 

@@ -14,7 +14,7 @@ import pytest
 
 import unbroken.integrations.peewee
 from unbroken.errors import PoolTimeoutError
-from unbroken.flows import kept
+from unbroken.pool import kept
 
 from ...strikes.points import HardStrike as Strike
 from ...strikes.points import Striker, Where

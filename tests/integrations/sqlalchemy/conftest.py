@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 import unbroken.sqlalchemy
-from unbroken.flows import servers
+from unbroken.pool import servers
 from unbroken_drill import FaultProxy
 from unbroken_drill.servers import Server
 

@@ -23,7 +23,7 @@ import unbroken.asgi
 import unbroken.flask
 import unbroken.mongo
 import unbroken.wsgi
-from unbroken.integrations._flask_mongo import read_settings
+from unbroken.integrations.web.flask_mongo import read_settings
 from unbroken_drill.servers import MongoDB
 from unbroken_drill.servers.folders import free_port
 

@@ -8,13 +8,13 @@ import weakref
 from time import monotonic
 from typing import Any
 
-from unbroken.core.health import Need
-from unbroken.core.residue import DOUBTFUL, NOTHING, Left
-from unbroken.core.unit import current, glimpse, heard_by
-from unbroken.flows.holder import outside
-from unbroken.flows.kept import Kept
-from unbroken.flows.steps import run
+from unbroken.brain.health import Need
 from unbroken.integrations.django.pools import Source
+from unbroken.ledger.residue import DOUBTFUL, NOTHING, Left
+from unbroken.ledger.unit import current, glimpse, heard_by
+from unbroken.pool.holder import outside
+from unbroken.pool.kept import Kept
+from unbroken.pool.steps import run
 
 #: A connection that is used for longer than this outside transactions stands at disposal again between two statements:
 #: to who waits in line, and to retirement.

@@ -14,13 +14,13 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import Resolver404, resolve
 
 from unbroken import aio, sync
-from unbroken.core.unit import Fate
 from unbroken.errors import ConfigurationError
-from unbroken.integrations import _http
-from unbroken.integrations._http import Exchange, HttpSettings, Swallowed, answer_to, page, report
 from unbroken.integrations.django.bodies import Body
 from unbroken.integrations.django.others import follow, follow_others
 from unbroken.integrations.django.units import attempt, attempt_async, give_back, give_back_async
+from unbroken.integrations.web import exchange as _http
+from unbroken.integrations.web.exchange import Exchange, HttpSettings, Swallowed, answer_to, page, report
+from unbroken.ledger.unit import Fate
 
 #: Where a request holds its :class:`_Exchange`.
 KEY = "_unbroken_exchange"

@@ -11,7 +11,7 @@ from django.db.utils import Error
 from unbroken.abc import Target
 from unbroken.drivers._mysql_reset import sets_nothing_else
 from unbroken.errors import ConfigurationError
-from unbroken.flows.state import State
+from unbroken.pool.state import State
 from unbroken.settings import Settings
 from unbroken.sync import Pool
 

@@ -1,6 +1,6 @@
 """What Django's users leave on a session: read from what goes through its cursors. What goes past them counts as anything.
 
-The judge is :mod:`unbroken.core.residue`.
+The judge is :mod:`unbroken.ledger.residue`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from unbroken.core.residue import Left, left_by
+from unbroken.ledger.residue import Left, left_by
 
 #: Code in these packages knows what it does with the driver's own connections and cursors.
 _OWN = ("django.", "unbroken.")

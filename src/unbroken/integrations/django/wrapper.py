@@ -15,14 +15,14 @@ from django.db.utils import DatabaseError, DatabaseErrorWrapper, OperationalErro
 from django.utils.functional import cached_property
 
 from unbroken import errors
-from unbroken.core.residue import Left
 from unbroken.errors import ConnectRejectedError, UnbrokenError, for_driver
-from unbroken.flows.bounds import bounded
-from unbroken.flows.steps import run
 from unbroken.integrations.django import pools
 from unbroken.integrations.django.blocks import Blocks, Savepoints, is_left
 from unbroken.integrations.django.held import Held, with_this_thread
 from unbroken.integrations.django.session import Noticing, is_foreign
+from unbroken.ledger.residue import Left
+from unbroken.pool.bounds import bounded
+from unbroken.pool.steps import run
 
 
 class Cursor(Noticing, CursorWrapper):  # type: ignore[misc] # Django has no types

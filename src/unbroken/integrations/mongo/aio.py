@@ -12,13 +12,13 @@ from pymongo.asynchronous.pool import Pool
 from pymongo.errors import ServerSelectionTimeoutError
 from pymongo.server_selectors import writable_server_selector
 
-from unbroken.core.unit import apart, glimpse
 from unbroken.integrations.mongo import plan, seams
 from unbroken.integrations.mongo.body import Living, Sketched
 from unbroken.integrations.mongo.face import Outliving
 from unbroken.integrations.mongo.home import Home, Now, is_inherited
 from unbroken.integrations.mongo.sockets import recording_async
 from unbroken.integrations.mongo.units import following, report
+from unbroken.ledger.unit import apart, glimpse
 
 _Plain = pymongo.AsyncMongoClient
 seams.check(_Plain)

@@ -10,7 +10,6 @@ from pymongo.errors import ServerSelectionTimeoutError
 from pymongo.server_selectors import writable_server_selector
 from pymongo.synchronous.pool import Pool
 
-from unbroken.core.unit import glimpse
 from unbroken.integrations.mongo import plan, seams
 from unbroken.integrations.mongo.body import Living, Sketched
 from unbroken.integrations.mongo.face import Outliving
@@ -18,6 +17,7 @@ from unbroken.integrations.mongo.home import Home, is_inherited
 from unbroken.integrations.mongo.prefork import is_master, rest
 from unbroken.integrations.mongo.sockets import recording
 from unbroken.integrations.mongo.units import following, report
+from unbroken.ledger.unit import glimpse
 from unbroken.net.signals import unsignalled
 
 _Plain = pymongo.MongoClient

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pymongo.errors import InvalidOperation, ServerSelectionTimeoutError
 
-from unbroken.core import unit as units
 from unbroken.errors import NotYoursError, OutageError, for_driver
+from unbroken.ledger import unit as units
 
 
 def outage_error(message: str, retry_after: float) -> OutageError:

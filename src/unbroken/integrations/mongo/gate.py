@@ -18,7 +18,7 @@ from pymongo.server_selectors import writable_server_selector
 from pymongo.topology_description import TOPOLOGY_TYPE, TopologyDescription
 
 from unbroken.abc import Cause, Fault
-from unbroken.core.outage import Outage
+from unbroken.brain.outage import Outage
 from unbroken.errors import OutageError
 from unbroken.integrations.mongo.errors import outage_error
 from unbroken.integrations.mongo.faults import fault_of

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pymongo.monitoring import ConnectionClosedReason
 
 from unbroken.abc import Capabilities, Cause
-from unbroken.core.health import Policy
+from unbroken.brain.health import Policy
 from unbroken.net import keepalive
 from unbroken.net.severance import abort, identity, sever
 from unbroken.settings import Settings

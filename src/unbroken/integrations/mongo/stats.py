@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from unbroken.core.stats import Stats
+from unbroken.brain.stats import Stats
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.mongo.face import Outliving
 from unbroken.integrations.mongo.home import Home, Now

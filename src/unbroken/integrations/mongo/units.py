@@ -18,9 +18,9 @@ from typing import Any
 from pymongo.errors import AutoReconnect, BulkWriteError, CursorNotFound, PyMongoError, WriteError
 
 from unbroken.abc import Cause, Fault, FaultKind
-from unbroken.core import unit as units
 from unbroken.errors import OutageError
 from unbroken.integrations.mongo.faults import fault_of, said
+from unbroken.ledger import unit as units
 
 #: Commands that can only read, whatever their arguments are. (An aggregation may store what it finds: $out, $merge.)
 _READS = frozenset(

@@ -7,12 +7,12 @@ from typing import Any
 
 import peewee
 
-from unbroken.core.entry import Entry
-from unbroken.core.questions import Question
-from unbroken.core.statements import Kind, kind, may_hide_a_write
+from unbroken.brain.entry import Entry
 from unbroken.errors import UnbrokenError
-from unbroken.flows.state import JUST_USED
 from unbroken.integrations.peewee.errors import origin, translated
+from unbroken.ledger.questions import Question
+from unbroken.ledger.statements import Kind, kind, may_hide_a_write
+from unbroken.pool.state import JUST_USED
 
 
 def mark(exc: BaseException, sql: Any, entry: Entry) -> None:

@@ -13,10 +13,7 @@ from playhouse import db_url, pwasyncio
 
 from unbroken.abc import Cause
 from unbroken.aio import AsyncPool, inquire
-from unbroken.core.questions import Question
 from unbroken.errors import UnbrokenError
-from unbroken.flows.bounds import bounded
-from unbroken.flows.steps import run_async
 from unbroken.integrations.peewee import plan
 from unbroken.integrations.peewee.again import AskedAgain
 from unbroken.integrations.peewee.care import log
@@ -25,6 +22,9 @@ from unbroken.integrations.peewee.lent import Lent
 from unbroken.integrations.peewee.poolish import Poolish
 from unbroken.integrations.peewee.slot import Where, caller, refusal
 from unbroken.integrations.peewee.unit import unit
+from unbroken.ledger.questions import Question
+from unbroken.pool.bounds import bounded
+from unbroken.pool.steps import run_async
 from unbroken.settings import Settings
 
 _last_scope: ContextVar[tuple[Where | None, Where | None]] = ContextVar("unbroken_peewee_scope", default=(None, None))

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 from unbroken.aio import run_unit
-from unbroken.core.unit import current
 from unbroken.integrations.peewee.lazy import Lazy, whole
 from unbroken.integrations.peewee.unit import resolved
+from unbroken.ledger.unit import current
 
 
 def awaited(

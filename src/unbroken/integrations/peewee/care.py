@@ -9,13 +9,13 @@ from typing import Any
 import peewee
 
 from unbroken.abc import Cause, FaultKind
-from unbroken.core.unit import current
 from unbroken.errors import ClosedByHolderError, CommitUnknownError, ConnectionLostError, DeadlineExceeded, UnbrokenError
-from unbroken.flows.loan import Loan
-from unbroken.flows.steps import run
 from unbroken.integrations.peewee.again import mark
 from unbroken.integrations.peewee.errors import origin, translated
 from unbroken.integrations.peewee.slot import Slot
+from unbroken.ledger.unit import current
+from unbroken.pool.loan import Loan
+from unbroken.pool.steps import run
 from unbroken.sync import Pool
 
 log = logging.getLogger("unbroken")

@@ -17,9 +17,6 @@ from typing import Any, TypeVar
 import peewee
 from playhouse.pool import MaxConnectionsExceeded
 
-from unbroken import threads
-from unbroken.core.questions import Question
-from unbroken.core.unit import current, glimpse
 from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee import care, plan
 from unbroken.integrations.peewee.again import AskedAgain
@@ -29,6 +26,9 @@ from unbroken.integrations.peewee.result import Result, is_streaming
 from unbroken.integrations.peewee.slot import PerThread, Pin, Shared, Slot, Taken, caller, refusal
 from unbroken.integrations.peewee.transactions import Transactions
 from unbroken.integrations.peewee.unit import Atomic, unit
+from unbroken.ledger.questions import Question
+from unbroken.ledger.unit import current, glimpse
+from unbroken.pool import threads
 from unbroken.settings import Settings
 from unbroken.sync import Pool
 

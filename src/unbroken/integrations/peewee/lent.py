@@ -12,12 +12,12 @@ from playhouse import pwasyncio
 
 from unbroken.abc import Cause, FaultKind
 from unbroken.aio import AsyncPool
-from unbroken.core.unit import current
 from unbroken.errors import ConnectionLostError, UnbrokenError
-from unbroken.flows.steps import run_async
 from unbroken.integrations.peewee.again import mark
 from unbroken.integrations.peewee.errors import origin, translated
 from unbroken.integrations.peewee.slot import caller
+from unbroken.ledger.unit import current
+from unbroken.pool.steps import run_async
 
 
 class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee ships no types that we could use

@@ -7,8 +7,8 @@ from time import monotonic
 from typing import Any
 
 from unbroken.abc import Cause
-from unbroken.core.stats import Stats
-from unbroken.flows.leaks import reclaim
+from unbroken.brain.stats import Stats
+from unbroken.pool.leaks import reclaim
 
 
 class Poolish:

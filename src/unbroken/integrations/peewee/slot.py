@@ -17,11 +17,11 @@ from typing import Any, TypeAlias
 
 import peewee
 
-from unbroken.core.entry import Place
-from unbroken.flows.holder import outside
-from unbroken.flows.kept import Kept
-from unbroken.flows.steps import run
+from unbroken.brain.entry import Place
 from unbroken.integrations._ended import is_left
+from unbroken.pool.holder import outside
+from unbroken.pool.kept import Kept
+from unbroken.pool.steps import run
 from unbroken.sync import Pool
 
 Where: TypeAlias = tuple[CodeType, int]

@@ -7,11 +7,11 @@ from typing import Any
 
 import peewee
 
-from unbroken.flows.bounds import bounded
-from unbroken.flows.steps import Call, run
 from unbroken.integrations.peewee import care
 from unbroken.integrations.peewee.again import lost_by
 from unbroken.integrations.peewee.slot import Pin, Slot
+from unbroken.pool.bounds import bounded
+from unbroken.pool.steps import Call, run
 
 
 class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no types that we could use

@@ -9,9 +9,9 @@ from typing import Any
 
 import peewee
 
-from unbroken.core.unit import current
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.peewee.lazy import Lazy, whole
+from unbroken.ledger.unit import current
 from unbroken.sync import run_unit
 
 

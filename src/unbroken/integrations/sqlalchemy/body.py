@@ -22,23 +22,23 @@ from sqlalchemy.util import greenlet_spawn
 from sqlalchemy.util.concurrency import await_only
 
 from unbroken.abc import AsyncDriver, Cause, Connection, Driver, Fault, FaultKind
-from unbroken.core.entry import Entry
-from unbroken.core.questions import Question, text_of
-from unbroken.core.stats import Counters, Stats
-from unbroken.core.unit import apart, tell, testify
+from unbroken.brain.entry import Entry
+from unbroken.brain.stats import Counters, Stats
 from unbroken.drivers._shared import dial, from_connect, mark
 from unbroken.errors import CommitUnknownError, ConnectionLostError, E, PoolClosedError, for_driver
-from unbroken.flows.connect import connector
-from unbroken.flows.holder import referred_to, thread_frames
-from unbroken.flows.loan import Loan
-from unbroken.flows.state import AT_THE_LIMIT, State
-from unbroken.flows.steps import Attempt, Connect, Flow, run
-from unbroken.flows.upkeep import schedule
 from unbroken.integrations.sqlalchemy.plan import Plan
 from unbroken.integrations.sqlalchemy.record import Record, Slot
-from unbroken.loops import LoopShell
+from unbroken.ledger.questions import Question, text_of
+from unbroken.ledger.unit import apart, tell, testify
 from unbroken.net.severance import fork_mark
-from unbroken.threads import ThreadShell
+from unbroken.pool.connect import connector
+from unbroken.pool.holder import referred_to, thread_frames
+from unbroken.pool.loan import Loan
+from unbroken.pool.loops import LoopShell
+from unbroken.pool.state import AT_THE_LIMIT, State
+from unbroken.pool.steps import Attempt, Connect, Flow, run
+from unbroken.pool.threads import ThreadShell
+from unbroken.pool.upkeep import schedule
 
 #: Causes for which SQLAlchemy closes a connection; for all others it invalidates one.
 _GENTLE = frozenset({Cause.SURPLUS, Cause.DRAINED, Cause.POOL_CLOSED})

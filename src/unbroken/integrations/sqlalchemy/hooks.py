@@ -13,7 +13,6 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine, ExceptionContext
 
 from unbroken.abc import Cause, FaultKind
-from unbroken.core.unit import current, glimpse
 from unbroken.errors import (
     ClosedByHolderError,
     CommitUnknownError,
@@ -24,11 +23,12 @@ from unbroken.errors import (
     UnbrokenError,
     for_driver,
 )
-from unbroken.flows.bounds import bounded
-from unbroken.flows.loan import Loan
-from unbroken.flows.steps import Call, run
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
 from unbroken.integrations.sqlalchemy.record import Slot
+from unbroken.ledger.unit import current, glimpse
+from unbroken.pool.bounds import bounded
+from unbroken.pool.loan import Loan
+from unbroken.pool.steps import Call, run
 
 #: DBAPIs whose COMMIT and ROLLBACK may be left out when nothing is open. Others (asyncpg's, pg8000's) keep state of their own
 #: beside the server's, and send nothing needless anyway.

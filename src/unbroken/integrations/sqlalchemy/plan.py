@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.engine import URL
 
 from unbroken.abc import NO_OPTIONS, BaseDriver, Capabilities, Connection, Fault, FaultKind, Observer, Target
-from unbroken.core.fault import one_line
+from unbroken.backends.fault import one_line
 from unbroken.drivers import known as all_known
 from unbroken.drivers import open_driver
 from unbroken.drivers._base import Base

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import pool as sqla_pool
 from sqlalchemy.engine import URL, CreateEnginePlugin, Engine
 
-from unbroken.core.stats import Stats
+from unbroken.brain.stats import Stats
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.sqlalchemy.hooks import Hooks
 from unbroken.integrations.sqlalchemy.plan import log, open_plan

@@ -27,14 +27,14 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.pool.base import _ConnectionFairy
 
 from unbroken.abc import Cause
-from unbroken.core.stats import Stats
-from unbroken.core.unit import current, glimpse
+from unbroken.brain.stats import Stats
 from unbroken.errors import PoolTimeoutError, UnbrokenError
-from unbroken.flows.acquire import acquire
-from unbroken.flows.loan import Loan
 from unbroken.integrations.sqlalchemy.body import Body, GreenletShell, SyncShell
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
 from unbroken.integrations.sqlalchemy.record import NO_BODY, Record, Shelf, Slot, in_greenlet, note_holders, outside
+from unbroken.ledger.unit import current, glimpse
+from unbroken.pool.acquire import acquire
+from unbroken.pool.loan import Loan
 from unbroken.settings import Settings
 
 _getframe = sys._getframe

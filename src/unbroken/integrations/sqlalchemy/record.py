@@ -12,8 +12,8 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy.pool.base import _ConnectionRecord
 
-from unbroken.core.entry import Entry
-from unbroken.flows.holder import HANDLES
+from unbroken.brain.entry import Entry
+from unbroken.pool.holder import HANDLES
 
 
 class Slot(Entry):

@@ -1,0 +1,1 @@
+"""What each kind of server says, and what it means."""

@@ -1,0 +1,125 @@
+"""Counters of one pool, and the frozen snapshots that are made of them.
+
+Slow paths count here under the pool's lock. Uses are counted in the entries themselves, each by its owner, since adding
+to one shared number from many threads is neither free nor exact.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from unbroken.brain.idle_limit import IdleLimit
+from unbroken.brain.kernel import Kernel
+from unbroken.brain.outage import Outage
+
+
+class Counters:
+    """What has happened in this process so far."""
+
+    __slots__ = (
+        "closed",
+        "connect_failures",
+        "connect_seconds",
+        "leaked",
+        "opened",
+        "outage_seconds",
+        "outages",
+        "pings",
+        "replays",
+        "retired_uses",
+        "rollbacks",
+        "timeouts",
+        "turned_away",
+        "wait_seconds",
+        "waits",
+    )
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.connect_seconds = 0.0
+        self.connect_failures = 0
+        self.closed: Counter[str] = Counter()
+        self.retired_uses = 0
+        self.waits = 0
+        self.wait_seconds = 0.0
+        self.timeouts = 0
+        self.turned_away = 0
+        self.outages = 0
+        self.outage_seconds = 0.0
+        self.leaked = 0
+        self.pings = 0
+        self.rollbacks = 0
+        self.replays = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A pool at one moment. Seconds are floats; counts are since the process first used the pool."""
+
+    name: str
+    server: str
+    pid: int
+    max_size: int
+    min_size: int
+    size: int  #: open or being opened
+    idle: int
+    used: int
+    opening: int
+    waiting: int
+    acquired: int  #: how often a connection was lent
+    opened: int
+    connect_seconds: float  #: spent connecting, in all
+    connect_failures: int
+    closed: Mapping[str, int] = field(default_factory=dict)  #: by cause
+    waits: int = 0  #: acquires that had to stand in line
+    wait_seconds: float = 0.0
+    timeouts: int = 0
+    turned_away: int = 0  #: callers told at once that the server is away
+    outages: int = 0
+    outage_seconds: float = 0.0
+    away_for: float = 0.0  #: how long the server has been away now; 0.0: it is not
+    away_because: str = ""
+    leaked: int = 0  #: reported as held too long or forgotten
+    pings: int = 0
+    rollbacks: int = 0
+    replays: int = 0
+    idle_limit: float | None = None  #: the server's, told or learned; None: none known
+
+
+def snapshot(
+    kernel: Kernel, counters: Counters, outage: Outage, idle_limit: IdleLimit, now: float, *, name: str, server: str, pid: int
+) -> Stats:
+    """The numbers of this moment. The caller holds the pool's lock."""
+    limit = idle_limit.limit
+    return Stats(
+        name=name,
+        server=server,
+        pid=pid,
+        max_size=kernel.max_size,
+        min_size=kernel.min_size,
+        size=kernel.size,
+        idle=len(kernel.idle),
+        used=len(kernel.lent),
+        opening=kernel.opening,
+        waiting=len(kernel.waiting),
+        acquired=counters.retired_uses + sum(e.uses for e in list(kernel.entries.values())),
+        opened=counters.opened,
+        connect_seconds=counters.connect_seconds,
+        connect_failures=counters.connect_failures,
+        closed=dict(counters.closed),
+        waits=counters.waits,
+        wait_seconds=counters.wait_seconds,
+        timeouts=counters.timeouts,
+        turned_away=counters.turned_away,
+        outages=counters.outages,
+        outage_seconds=counters.outage_seconds,
+        away_for=outage.age(now),
+        away_because=outage.fault.text if outage.fault else "",
+        leaked=counters.leaked,
+        pings=counters.pings,
+        rollbacks=counters.rollbacks,
+        replays=counters.replays,
+        idle_limit=None if limit == float("inf") else limit,
+    )

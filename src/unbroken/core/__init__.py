@@ -1,1 +1,0 @@
-"""The brain: pure decisions. No I/O, no clock, no threads, no asyncio; the time is an argument."""

@@ -1,1 +1,0 @@
-"""Slow paths, written once as generators of steps; each pool runs the steps its own way."""

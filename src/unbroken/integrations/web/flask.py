@@ -1,0 +1,302 @@
+"""``unbroken.flask.Unbroken``: a Flask app whose requests outlive their connections, and leave none behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import flask
+from werkzeug.exceptions import HTTPException, ServiceUnavailable
+
+from unbroken.errors import ConfigurationError
+from unbroken.integrations import _foreign
+from unbroken.integrations.web import flask_mongo as _flask_mongo
+from unbroken.integrations.web import health as _health
+from unbroken.integrations.web import leftovers as _leftovers
+from unbroken.integrations.web import wsgi as _wsgi
+from unbroken.integrations.web.exchange import KEY, Answer, HttpSettings, answer_to, json_page, log, page, report
+from unbroken.integrations.web.flask_engines import make_unbroken
+from unbroken.ledger.unit import Fate
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MARK = "__unbroken_replay__"
+
+
+def replay(view: F) -> F:
+    """A view's requests may be run again, by whatever method (one that inserts a row, say).
+
+    The database undoes what a lost attempt wrote; what the view does elsewhere (mails, files) happens again.
+    """
+    setattr(view, _MARK, True)
+    return view
+
+
+def no_replay(view: F) -> F:
+    """A view's requests are never run again, not even those by a safe method."""
+    setattr(view, _MARK, False)
+    return view
+
+
+class Unbroken:
+    """The extension: ``Unbroken(app)``, or ``Unbroken()`` and ``init_app(app)``.
+
+    Flask-SQLAlchemy's engines get ``plugins=["unbroken"]``, unless the configuration chose a pool class. MongoEngine's connections
+    are registered as ``MONGODB_SETTINGS`` says, Flask-PyMongo's clients made ours, and ``MONGO_URI`` is :attr:`mongo`.
+
+    Each request by a safe method (*methods*), or to a view marked with :func:`replay`, is run again from the start,
+    ``before_request`` and teardown included, when a connection was lost and nothing was committed. An outage is answered
+    with 503 and Retry-After (an error handler for 503 may draw the page). When a request ends, also a streamed one, or one
+    whose teardown raises, nothing stays taken: Flask-SQLAlchemy's session and engines (found by themselves), *sessions*
+    (scoped_session registries) and *databases* (pools, engines).
+
+    *commit*: commit Flask-SQLAlchemy's session and *sessions* when a view succeeded (status below 400), before the response
+    is sent; an error of the COMMIT is handled as if the view had raised it. Off by default.
+
+    The other settings are those of :class:`unbroken.wsgi.Unbroken`. Raises ConfigurationError for what cannot work.
+    """
+
+    def __init__(self, app: flask.Flask | None = None, *, commit: bool = False, sessions: Any = (), **settings: Any) -> None:
+        if not isinstance(commit, bool):
+            raise ConfigurationError(f"commit={commit!r} must be True or False")
+        self.commit = commit
+        self.sessions: tuple[Any, ...] = tuple(sessions) if isinstance(sessions, (list, tuple)) else (sessions,)
+        for registry in self.sessions:
+            if not hasattr(registry, "remove"):
+                raise ConfigurationError(f"sessions={registry!r} must be scoped_session registries: they have remove()")
+        self._settings = settings
+        HttpSettings.of(**settings)  # says what is wrong now, not at init_app
+        self._app: flask.Flask | None = None
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: flask.Flask) -> None:
+        """Make *app* unbroken; before or after Flask-SQLAlchemy, once."""
+        if "unbroken" in app.extensions:
+            raise ConfigurationError("this app is unbroken already; make one Unbroken per app")
+        app.extensions["unbroken"] = self
+        self._app = app
+        make_unbroken(app)
+        _flask_mongo.make_unbroken(app)
+        app.wsgi_app = _App(app, self, self._settings)  # type: ignore[method-assign] # Flask's documented way
+        _Hooks(app, self).install()
+
+    @property
+    def mongo(self) -> _flask_mongo.Mongo:
+        """What ``MONGO_URI`` names: ``mongo.db`` and its client ``mongo.cx``, as Flask-PyMongo has them. For the current app."""
+        if self._app is None and not flask.has_app_context():
+            raise ConfigurationError("mongo is an app's: use it in a request or an app context, or after Unbroken(app)")
+        app = flask.current_app._get_current_object() if flask.has_app_context() else self._app  # type: ignore[attr-defined] # a proxy
+        found = _flask_mongo.mongo_of(app)
+        if found is None:
+            raise ConfigurationError('this app has no MONGO_URI: set app.config["MONGO_URI"] before it is made unbroken')
+        return found
+
+    def blueprint(self, name: str = "unbroken", **options: Any) -> flask.Blueprint:
+        """``/healthz`` and ``/readyz`` as a blueprint, for those who want them among their views (url_prefix, decorators)."""
+        pages = flask.Blueprint(name, __name__, **options)
+
+        @pages.get("/healthz")
+        @no_replay
+        def healthz() -> flask.Response:
+            return _json({"status": "ok"}, 200)
+
+        @pages.get("/readyz")
+        @no_replay
+        def readyz() -> flask.Response:
+            app = flask.current_app
+            middleware = next(m for m in _layers(app.wsgi_app) if isinstance(m, _App))
+            well, states = _health.ready(middleware.asked(), middleware.settings.ready_timeout)
+            return _json({"status": "ok" if well else "away", **states}, 200 if well else 503)
+
+        return pages
+
+
+def _layers(app: Any) -> Iterable[Any]:
+    """A WSGI callable and what is inside it, as far as middleware shows that."""
+    while app is not None:
+        yield app
+        app = None if isinstance(app, _App) else getattr(app, "app", None) or getattr(app, "wsgi_app", None)
+
+
+def _json(shown: Mapping[str, Any], status: int) -> flask.Response:
+    headers, body = json_page(shown, [("Cache-Control", "no-store")])
+    return flask.Response(body, status, headers)
+
+
+class _App(_wsgi.Unbroken):
+    """The app's ``wsgi_app``: it knows Flask's views and Flask-SQLAlchemy's engines."""
+
+    def __init__(self, app: flask.Flask, extension: Unbroken, settings: Mapping[str, Any]) -> None:
+        super().__init__(app.wsgi_app, **settings)
+        self._flask, self._extension = app, extension
+        self._marks: dict[str, Any] | None = None
+        self._begun = False
+
+    def __call__(self, environ: _wsgi.Environ, start_response: _wsgi.StartResponse) -> Iterable[bytes]:
+        if not self._begun:
+            self._begun = True
+            _flask_mongo.warn_of_plain_aliases()
+        for engine in self._engines():
+            _leftovers.watch(engine)
+            _foreign.follow(engine)
+        return super().__call__(environ, start_response)
+
+    def may_replay(self, environ: _wsgi.Environ) -> bool:
+        """A view's mark counts first, then the settings."""
+        marks = self._marks
+        if marks is None:
+            marks = self._marks = {e: view for e, view in self._flask.view_functions.items() if _is_marked(view)}
+        if marks:
+            answer = self._marked(marks, environ)
+            if answer is not None:
+                return answer
+        return super().may_replay(environ)
+
+    def _marked(self, marks: Mapping[str, Any], environ: _wsgi.Environ) -> bool | None:
+        method = environ["REQUEST_METHOD"]
+        try:
+            adapter = self._flask.url_map.bind_to_environ(environ, server_name=None)
+            endpoint, _ = adapter.match(method=method)
+        except HTTPException:
+            return None  # a redirect, or nobody's path: the app will say
+        view = marks.get(endpoint)
+        if view is None:
+            return None
+        of_class = getattr(getattr(view, "view_class", None), method.lower(), None)
+        mark: bool | None = getattr(of_class, _MARK, None)
+        return getattr(view, _MARK, None) if mark is None else mark
+
+    def databases(self) -> Iterable[Any]:
+        """Those that were named, and Flask-SQLAlchemy's engines."""
+        named = tuple(self.settings.databases)
+        return (*named, *(engine for engine in self._engines() if engine not in named))
+
+    def asked(self) -> Iterable[Any]:
+        """Those, and MongoDB's."""
+        named = tuple(self.databases())
+        clients = [client for each in named if (client := _health.mongo_client(each)) is not None]
+        return (*named, *(each for each in _flask_mongo.databases(self._flask) if _health.mongo_client(each) not in clients))
+
+    def _engines(self) -> Iterable[Any]:
+        extension = self._flask.extensions.get("sqlalchemy")
+        engines = getattr(extension, "_app_engines", None)  # .engines needs an app context, and there is none at the end
+        return tuple(engines.get(self._flask, {}).values()) if engines is not None else ()
+
+    def clean(self, taken: _leftovers.Taken) -> None:
+        """Sessions first, since they give their connections back in order; then whatever is left."""
+        for registry in self._extension.sessions:
+            _remove(registry)
+        super().clean(taken)
+
+
+def _is_marked(view: Any) -> bool:
+    methods = getattr(getattr(view, "view_class", None), "methods", None) or ()
+    return hasattr(view, _MARK) or any(hasattr(getattr(view.view_class, m.lower(), None), _MARK) for m in methods)
+
+
+def _remove(registry: Any) -> None:
+    """End a registry's session; one that cannot be ended is forgotten, and its connection found among the leftovers."""
+    try:
+        registry.remove()
+    except Exception:
+        log.exception("a session could not be closed at the end of its request")
+        inner = getattr(registry, "registry", None)
+        if inner is not None:
+            inner.clear()
+
+
+class _Hooks:
+    """What changes in the app itself. Flask calls these methods through the app, so that they may be replaced there."""
+
+    def __init__(self, app: flask.Flask, extension: Unbroken) -> None:
+        self._app: Any = app  # Flask 3.2 gives these methods one more argument, the context
+        self._extension = extension
+        self._dispatch: Callable[..., flask.Response] = app.full_dispatch_request
+        self._user_exception: Callable[..., Any] = app.handle_user_exception
+        self._exception: Callable[..., flask.Response] = app.handle_exception
+        self._teardown: Callable[..., None] = app.do_teardown_appcontext
+
+    def install(self) -> None:
+        """Put ours in their places."""
+        app = self._app
+        app.handle_user_exception = self.handle_user_exception
+        app.handle_exception = self.handle_exception
+        app.do_teardown_appcontext = self.do_teardown_appcontext
+        if self._extension.commit:
+            app.full_dispatch_request = self.full_dispatch_request
+
+    def handle_user_exception(self, *args: Any) -> Any:
+        """What another attempt cures is no business of the app's error handlers."""
+        exchange = _exchange()
+        if exchange is not None and exchange.would_replay(args[-1]):
+            raise args[-1]
+        return self._user_exception(*args)
+
+    def handle_exception(self, *args: Any) -> flask.Response:
+        """An error that no handler wanted: run again, 503, or Flask's 500."""
+        exchange, exc = _exchange(), args[-1]
+        if exchange is None:
+            return self._exception(*args)
+        if exchange.would_replay(exc):
+            raise exc
+        if answer_to(exc, exchange.heard, Fate.NOTHING, exchange.method) is None:
+            return self._exception(*args)
+        self._roll_back()  # what is open still might be committed, by an after_request function, say
+        answer = exchange.answer(exc)
+        assert answer is not None
+        report(answer, flask.request.method, flask.request.path)
+        response: flask.Response = self._app.finalize_request(*args[:-1], self._page(answer), from_error_handler=True)
+        return response
+
+    def _roll_back(self) -> None:
+        for registry in self._registries():
+            try:
+                if registry.registry.has():
+                    registry.rollback()
+            except Exception:
+                log.exception("a session could not be rolled back")
+
+    def _page(self, answer: Answer) -> Any:
+        """The app's own page for 503 where it has one; ours otherwise."""
+        headers, body = page(answer, flask.request.headers.get("Accept", ""))
+        if answer.retry_after is not None:
+            error = ServiceUnavailable(answer.detail, retry_after=answer.retry_after)
+            drawn = self._app.handle_http_exception(error)
+            if drawn is not error:
+                response = self._app.make_response(drawn)
+                response.headers.setdefault("Retry-After", str(answer.retry_after))
+                return response
+        return self._app.response_class(body, answer.status, headers)
+
+    def do_teardown_appcontext(self, *args: Any, **kwargs: Any) -> None:
+        """Whatever the app's own functions do here, the sessions end."""
+        try:
+            self._teardown(*args, **kwargs)
+        finally:
+            for registry in self._registries():
+                _remove(registry)
+
+    def _registries(self) -> Iterable[Any]:
+        of_app = getattr(self._app.extensions.get("sqlalchemy"), "session", None)
+        return (*(() if of_app is None else (of_app,)), *self._extension.sessions)
+
+    def full_dispatch_request(self, *args: Any) -> flask.Response:
+        """With ``commit=True``: the work is committed before anybody is told that it succeeded."""
+        response = self._dispatch(*args)
+        if response.status_code >= 400:
+            return response
+        try:
+            for registry in self._registries():
+                if registry.registry.has():
+                    registry.commit()
+        except Exception as exc:
+            self._roll_back()
+            response = self._app.finalize_request(*args, self._app.handle_user_exception(*args, exc))
+        return response
+
+
+def _exchange() -> _wsgi.Exchange | None:
+    """The request's, if it came in by way of our middleware."""
+    exchange: _wsgi.Exchange | None = flask.request.environ.get(KEY) if flask.has_request_context() else None
+    return exchange

@@ -1,0 +1,126 @@
+"""What a request took and did not give back: engines' connections, sessions, connections of our pools.
+
+Each is said once per place in the code, and ended rather than lent again: who forgot it may still have it in hand.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable
+from contextvars import ContextVar
+from time import monotonic
+from typing import Any
+
+from unbroken import sync
+from unbroken.integrations.web.exchange import log
+from unbroken.pool.holder import outside
+from unbroken.pool.leaks import reclaim
+
+#: Frames of these packages did not take a connection for themselves.
+_BETWEEN = frozenset({"sqlalchemy", "flask_sqlalchemy", "unbroken"})
+_KEY = "unbroken_taken"
+
+_ident = threading.get_ident  #: as the pools see it, who import it when we do
+
+_told: set[str] = set()
+_watched: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class Taken:
+    """What one request has taken so far."""
+
+    __slots__ = ("notes", "since")
+
+    def __init__(self) -> None:
+        self.notes: set[_Note] = set()
+        self.since = monotonic()
+
+
+current: ContextVar[Taken | None] = ContextVar("unbroken_taken", default=None)
+
+
+class _Note:
+    """One checkout of an engine's connection: who holds it, where it was taken."""
+
+    __slots__ = ("code", "fairy", "line", "taken")
+
+    def __init__(self, taken: Taken, fairy: Any) -> None:
+        self.taken = taken
+        self.fairy = weakref.ref(fairy)
+        frame = outside(_BETWEEN)
+        self.code, self.line = frame.f_code, frame.f_lineno
+
+    @property
+    def place(self) -> str:
+        return f"{self.code.co_filename}:{self.line} in {self.code.co_qualname}"
+
+
+def watch(engine: Any) -> None:
+    """From now on, know which request has what of this (sync) engine of SQLAlchemy's."""
+    if engine in _watched:
+        return
+    _watched.add(engine)
+    from sqlalchemy import event
+
+    event.listen(engine, "checkout", _on_checkout)
+    event.listen(engine, "checkin", _on_checkin)
+
+
+def _on_checkout(_connection: Any, record: Any, fairy: Any) -> None:
+    taken = current.get()
+    if taken is not None:
+        note = record.info[_KEY] = _Note(taken, fairy)
+        taken.notes.add(note)
+
+
+def _on_checkin(_connection: Any, record: Any) -> None:
+    note = record.info.pop(_KEY, None)
+    if note is not None:
+        note.taken.notes.discard(note)
+        if note.fairy() is None:  # nobody gave it back: it was collected
+            tell(note.place)
+
+
+def is_engine(database: Any) -> bool:
+    """Whether *database* is one of SQLAlchemy's blocking engines."""
+    return hasattr(database, "pool") and hasattr(database, "dialect") and not hasattr(database, "sync_engine")
+
+
+def take_back(taken: Taken, databases: Iterable[Any]) -> None:
+    """The request is over: end what it still has. Never raises."""
+    for note in list(taken.notes):
+        fairy = note.fairy()
+        taken.notes.discard(note)
+        if fairy is None or getattr(fairy, "dbapi_connection", None) is None:
+            continue
+        tell(note.place)
+        try:
+            fairy.invalidate()
+        except Exception:
+            log.exception("a connection that was taken at %s could not be ended", note.place)
+    for database in databases:
+        if isinstance(database, sync.Pool):
+            _take_back_of(database, taken.since)
+
+
+def _take_back_of(pool: sync.Pool, since: float) -> None:
+    """A request has its thread (or greenlet) to itself: what that took since it began is the request's."""
+    if _ident is not threading.get_ident:
+        return  # gevent patched threads after we were imported: greenlets cannot be told apart
+    state, me = pool._state, _ident()
+    if not state.mark[0]:
+        return
+    for entry in list(state.lent.values()):
+        if entry.holder == me and entry.taken_at >= since:
+            entry.reported = entry.uses
+            tell(str(entry.place))
+            reclaim(state, entry, entry.uses)
+
+
+def tell(place: str) -> None:
+    """Warn once about each place."""
+    if place in _told or len(_told) > 1000:
+        return
+    _told.add(place)
+    log.warning("a request ended without giving back the connection that was taken at %s; it was taken back (said once per place)", place)

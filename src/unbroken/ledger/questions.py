@@ -1,0 +1,199 @@
+"""What only the server can say before a unit of work is run again, and how its answer is read.
+
+Pure: a runner asks with the text from :func:`text_of`, on a connection of the same pool, and hands the rows to
+:func:`answer`. Where a question has no text, or the server does not answer it, nothing is run again because of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+from unbroken.ledger.purity import PURE
+from unbroken.ledger.statements import Kind, kind
+
+Rows: TypeAlias = Sequence[Sequence[Any]]
+
+
+class Question(StrEnum):
+    """What a runner may have to ask."""
+
+    HIDDEN_WRITES = "may a SELECT store something here?"  #: a reason, or "" for no
+    VIEWS = "what do these views read?"  #: follows HIDDEN_WRITES in MySQL; as that
+    READ_ONLY = "does this server take no writes?"  #: True: it takes none from anybody
+    PACKET = "how large may a statement be?"  #: the number of bytes
+
+
+# ---------------------------------------------------------------------------------------------- PostgreSQL
+
+#: Functions that a rule, a policy or a constraint calls, from the tree that PostgreSQL keeps of it.
+_CALLED = "regexp_matches({}::text, ' :(?:funcid|opfuncid|aggfnoid|winfnoid) ([0-9]+)', 'g')"
+
+_PG_OWN = "('pg_catalog', 'information_schema', 'pg_toast')"
+
+#: Which functions a SELECT may call without naming them (through views, row security, operators, casts, domains, operator classes), and
+#: which have the name of a harmless function of the server. Parts of extensions are trusted, unless the application's own call them.
+_PG_HIDDEN = f"""
+WITH called (origin, class, object, fn) AS (
+  SELECT 'view ' || c.relname, 'pg_class'::regclass, c.oid, ({_CALLED.format("r.ev_action")})[1]::oid
+  FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.relkind = 'v' AND r.ev_type = '1' AND n.nspname NOT IN {_PG_OWN}
+  UNION ALL SELECT 'policy ' || p.polname, 'pg_class'::regclass, p.polrelid, ({_CALLED.format("p.polqual")})[1]::oid
+  FROM pg_catalog.pg_policy p
+  UNION ALL SELECT 'domain constraint ' || o.conname, 'pg_type'::regclass, o.contypid, ({_CALLED.format("o.conbin")})[1]::oid
+  FROM pg_catalog.pg_constraint o WHERE o.contypid <> 0
+  UNION ALL SELECT 'operator ' || o.oprname, 'pg_operator'::regclass, o.oid, o.oprcode::oid
+  FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace WHERE n.nspname NOT IN {_PG_OWN}
+  UNION ALL SELECT 'cast to ' || c.casttarget::regtype::text, 'pg_cast'::regclass, c.oid, c.castfunc
+  FROM pg_catalog.pg_cast c WHERE c.castfunc <> 0 AND c.oid >= 16384
+  UNION ALL SELECT 'operator class', 'pg_opfamily'::regclass, a.amprocfamily, a.amproc::oid
+  FROM pg_catalog.pg_amproc a WHERE a.oid >= 16384
+  UNION ALL SELECT 'function ' || p.proname, 'pg_proc'::regclass, p.oid, p.oid
+  FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+  WHERE n.nspname NOT IN {_PG_OWN} AND p.prorettype NOT IN ('trigger'::regtype, 'event_trigger'::regtype)
+  AND upper(p.proname) IN ({", ".join(f"'{name}'" for name in sorted(PURE))})
+)
+SELECT DISTINCT c.origin, n.nspname, p.proname, p.provolatile, l.lanname, p.prokind
+FROM called c JOIN pg_catalog.pg_proc p ON p.oid = c.fn JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+WHERE NOT (n.nspname = 'pg_catalog' AND p.provolatile <> 'v')
+AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.deptype = 'e' AND d.classid = c.class AND d.objid = c.object)
+UNION ALL SELECT 'foreign table ' || c.relname, n.nspname, '', 'v', '', 'f'
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'f'
+"""
+
+_PG_READ_ONLY = """
+SELECT pg_catalog.pg_is_in_recovery(), s.setting, s.source
+FROM pg_catalog.pg_settings s WHERE s.name = 'default_transaction_read_only'
+"""
+#: Where a setting comes from that the server's owner made for everybody.
+_BY_THE_SERVER = {"configuration file", "command line", "environment variable", "global"}
+
+#: The largest message that a PostgreSQL server takes (MaxAllocSize).
+PG_LARGEST = 0x3FFFFFFF
+
+
+def _pg_hidden(rows: Rows) -> str:
+    for origin, schema, name, volatile, language, prokind in (tuple(_text(value) for value in row) for row in rows):
+        if schema == "pg_catalog" and (volatile != "v" or name.upper() in PURE):
+            continue
+        if language in ("c", "internal") and volatile != "v" and prokind != "a":
+            continue
+        return f"{origin} may write" if not name else f"{origin} calls the function {name}, which may write"
+    return ""
+
+
+def _pg_read_only(rows: Rows) -> bool:
+    in_recovery, setting, source = rows[0]
+    if in_recovery is True or _text(in_recovery).lower() in ("t", "true", "1"):
+        return True
+    return _text(setting) == "on" and _text(source) in _BY_THE_SERVER
+
+
+# ---------------------------------------------------------------------------------------------- MySQL and MariaDB
+
+_MY_OWN = "('mysql', 'sys', 'information_schema', 'performance_schema')"
+
+_MY_HIDDEN = f"""
+SELECT TABLE_SCHEMA, TABLE_NAME, VIEW_DEFINITION FROM information_schema.VIEWS WHERE TABLE_SCHEMA NOT IN {_MY_OWN}
+"""
+
+_MY_VIEWS = f"""
+SELECT TABLE_SCHEMA, TABLE_NAME, NULL FROM information_schema.TABLES
+WHERE TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') AND TABLE_SCHEMA NOT IN {_MY_OWN}
+UNION ALL {_MY_HIDDEN}
+"""
+
+_MY_READ_ONLY = """
+SHOW GLOBAL VARIABLES WHERE Variable_name IN
+('read_only', 'super_read_only', 'innodb_read_only', 'transaction_read_only', 'tx_read_only')
+"""
+
+_MY_PACKET = "SELECT @@GLOBAL.max_allowed_packet"
+
+#: What a view reads, in the text that the server keeps of it: `schema`.`table`, or a query in parentheses.
+_READS = re.compile(r"\b(?:from|join)\s*\(*\s*(?:`((?:[^`]|``)+)`\.`((?:[^`]|``)+)`(?!\.)|(?=select\b|\(?values\b))", re.IGNORECASE)
+_READING_WORDS = re.compile(r"\b(?:from|join)\b", re.IGNORECASE)
+_EXTRACT = re.compile(r"\bextract\(\w+ from\b", re.IGNORECASE)
+_QUOTED_OR_STRING = re.compile(r"`(?:[^`]|``)*`|'(?:[^'\\]|\\.|'')*'", re.DOTALL)
+
+
+def _my_views(rows: Rows, *, with_tables: bool) -> str | None:
+    """Why one of the views in *rows* may write; "": none does; None: their tables have to be looked at."""
+    known = {(_text(schema).lower(), _text(name).lower()) for schema, name, _ in rows}
+    reads: set[tuple[str, str]] = set()
+    for schema, name, definition in rows:
+        if with_tables and definition is None:
+            continue
+        text = _text(definition)
+        if not text.strip() or kind(text) is not Kind.READ:
+            return f"view {_text(schema)}.{_text(name)} calls a function that may write, or its text is hidden"
+        found = _relations(text)
+        if found is None:
+            return f"view {_text(schema)}.{_text(name)} cannot be understood"
+        reads.update(found)
+    if not reads <= known:
+        return None if not with_tables else "a view reads something that is hidden from this user"
+    return ""
+
+
+def _relations(text: str) -> list[tuple[str, str]] | None:
+    """The tables and views that a view's *text* reads; None where that cannot be told."""
+    bare = _EXTRACT.sub("extract(", _QUOTED_OR_STRING.sub(lambda found: found.group() if found.group()[0] == "`" else "''", text))
+    matches = list(_READS.finditer(bare))
+    if len(matches) != len(_READING_WORDS.findall(_QUOTED_OR_STRING.sub("``", bare))):
+        return None
+    names = [(match.group(1), match.group(2)) for match in matches if match.group(1) is not None]
+    return [(schema.replace("``", "`").lower(), name.replace("``", "`").lower()) for schema, name in names]
+
+
+def _is_on(rows: Rows) -> bool:
+    return any(_text(value).upper() not in ("OFF", "0", "") for _, value in rows)
+
+
+# ---------------------------------------------------------------------------------------------- for runners
+
+_TEXTS = {
+    ("postgresql", Question.HIDDEN_WRITES): _PG_HIDDEN,
+    ("postgresql", Question.READ_ONLY): _PG_READ_ONLY,
+    ("mysql", Question.HIDDEN_WRITES): _MY_HIDDEN,
+    ("mysql", Question.VIEWS): _MY_VIEWS,
+    ("mysql", Question.READ_ONLY): _MY_READ_ONLY,
+    ("mysql", Question.PACKET): _MY_PACKET,
+}
+
+
+def text_of(question: Question, backend: str) -> str | None:
+    """The statement that asks a server of the kind *backend*; None: it cannot be asked."""
+    return _TEXTS.get((_family(backend), question))
+
+
+def answer(question: Question, backend: str, rows: Iterable[Sequence[Any]]) -> Any:
+    """What *rows*, the result of :func:`text_of`, say (see :class:`Question`). A Question instead: ask that one.
+
+    Raises ValueError for rows that cannot be read.
+    """
+    found = [tuple(row) for row in rows]
+    family = _family(backend)
+    try:
+        if question is Question.PACKET:
+            return int(found[0][0])
+        if question is Question.READ_ONLY:
+            return _pg_read_only(found) if family == "postgresql" else _is_on(found)
+        if family == "postgresql":
+            return _pg_hidden(found)
+        seen = _my_views(found, with_tables=question is Question.VIEWS)
+        return Question.VIEWS if seen is None else seen
+    except (IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"the answer to {question.value!r} cannot be read: {error}") from error
+
+
+def _family(backend: str) -> str:
+    return "mysql" if backend == "mariadb" else backend
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else "" if value is None else str(value)

@@ -1,0 +1,1 @@
+"""The moves of a pool, written once for threads and for event loops."""

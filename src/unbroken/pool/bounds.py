@@ -1,0 +1,68 @@
+"""How long the pool's own calls of a driver may take. What takes longer is ended from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from unbroken.abc import BaseDriver, Connection
+from unbroken.brain.entry import Entry
+from unbroken.net.severance import abort, identity
+from unbroken.net.watcher import Watcher
+from unbroken.settings import Settings
+
+
+def limits_of(settings: Settings) -> Mapping[str, float]:
+    """Seconds by the name of a driver's method. "reset" stands for the user's own reset function."""
+    own = dict.fromkeys(("begin", "rollback", "restore", "drain", "reset", "reset_session"), settings.reset_timeout)
+    asking = dict.fromkeys(("ping", "idle_limit", "probe", "remember", "ask"), settings.ping_timeout)
+    return {**own, **asking, "commit": settings.commit_timeout}
+
+
+class Bound:
+    """``with Bound(watcher, driver, conn, seconds, what):`` around one call: a connection that is still busy then is shut down.
+
+    The call raises what its driver raises for a lost connection, with a note that says why. No effect where the driver
+    hides its descriptor. Also usable around an ``await``.
+    """
+
+    __slots__ = ("_fd", "_seconds", "_timer", "_watcher", "_what", "_who", "fired")
+
+    def __init__(
+        self, watcher: Watcher, driver: BaseDriver, conn: Connection, seconds: float, what: str, entry: Entry | None = None
+    ) -> None:
+        self.fired = False  #: whether the time was up
+        self._seconds, self._what = seconds, what
+        self._watcher = watcher
+        self._timer: Any = None
+        self._fd = entry.fd if entry is not None else driver.fileno(conn)
+        self._who = entry.identity if entry is not None else None
+        if self._who is None and self._fd is not None:
+            self._who = identity(self._fd)
+
+    def __enter__(self) -> Bound:
+        if self._who is not None:
+            self._timer = self._watcher.at(monotonic() + self._seconds, self._end)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.fired and error is not None:
+            error.add_note(f"unbroken ended this connection: no answer to {self._what} within {self._seconds} s")
+
+    def _end(self) -> None:
+        self.fired = True
+        if self._fd is not None and self._who is not None:
+            abort(self._fd, self._who)
+
+
+def bounded(state: Any, what: str, entry: Entry) -> Bound:
+    """``with bounded(state, "rollback", entry):`` around what a framework does itself on a lent connection."""
+    shell = state.shell
+    return Bound(shell.watcher, state.driver, None, shell.limits[what], what, entry)
+
+
+__all__ = ["Bound", "bounded", "limits_of"]

@@ -1,0 +1,44 @@
+"""Asking the server what only it can say (:mod:`unbroken.ledger.questions`), on a connection of the same pool."""
+
+from __future__ import annotations
+
+import sys
+from threading import get_ident
+from typing import Any
+
+from unbroken.abc import Cause
+from unbroken.ledger.questions import Question, text_of
+from unbroken.pool.acquire import acquire
+from unbroken.pool.loan import Loan
+from unbroken.pool.state import State
+from unbroken.pool.steps import Flow
+
+#: A connection that is lost while it is asked is replaced so often.
+ATTEMPTS = 3
+
+
+def inquire(state: State, question: Question, until: float) -> Flow[Any]:
+    """What the server answers to *question*; None where it does not. Ends at *until*, or after the setting acquire_timeout.
+
+    Raises what an acquire raises.
+    """
+    if state.backend == "sqlite" and question is Question.HIDDEN_WRITES:
+        return ""  # there is nothing but the application's own Python to be called
+    if text_of(question, state.backend) is None:
+        return None
+    for _ in range(ATTEMPTS):
+        started = state.clock()
+        entry = yield from acquire(state, None, started, min(until, started + state.settings.acquire_timeout))
+        loan = Loan()
+        state.lend(loan, entry, sys._getframe(), state.clock(), get_ident())
+        try:
+            heard = yield from loan.ask(question)
+            if question is Question.HIDDEN_WRITES:
+                state.hidden.asking(started)
+                state.hidden.answer = heard
+            yield from loan.roll_back()
+            if entry.cause is None or heard is not None:
+                return heard
+        finally:
+            loan.give_back(Cause.CANCELLED)
+    return None

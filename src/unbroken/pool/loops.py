@@ -1,0 +1,208 @@
+"""How a pool for asyncio does the flows' steps: by awaiting, on one event loop; and what becomes of it with its loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from types import FrameType
+from typing import Any
+
+from unbroken.abc import AsyncDriver, Connection
+from unbroken.brain.entry import Entry
+from unbroken.ledger.unit import apart
+from unbroken.net.dialing import Dialing, OnLoop
+from unbroken.net.watcher import LoopWatcher
+from unbroken.pool.bounds import Bound, limits_of
+from unbroken.pool.state import State
+from unbroken.pool.steps import Attempt, Call, Connect, Flow, Reset, Wait, run_async
+from unbroken.settings import Settings
+
+log = logging.getLogger("unbroken")
+
+#: Seconds that a driver has to notice that its socket was ended, before its call is cancelled.
+AFTER_THE_END = 0.25
+
+
+class LoopShell:
+    """Does the flows' steps by awaiting, on one event loop."""
+
+    limits: Mapping[str, float] = limits_of(Settings())  #: seconds for each of the driver's methods; the pool's own come from its state
+
+    def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
+        self.driver = driver
+        self.loop = loop
+        self.watcher = LoopWatcher(loop)
+        self._tasks: set[asyncio.Task[Any]] = set()  # a loop holds its tasks weakly only
+        self.finalizer: weakref.finalize[..., Any] | None = None  #: for a pool that is dropped
+        self.farewell: AsyncGenerator[None, None] | None = None  #: for a loop that ends
+
+    def new_lock(self) -> AbstractContextManager[Any]:
+        """Nothing to lock: between two awaits a task is alone."""
+        return contextlib.nullcontext()
+
+    def new_signal(self) -> asyncio.Future[None]:
+        """A future that somebody resolves."""
+        return self.loop.create_future()
+
+    def wake(self, signal: asyncio.Future[None]) -> None:
+        """Resolve it."""
+        if not signal.done():
+            signal.set_result(None)
+
+    def spawn(self, flow: Flow[Any], name: str) -> None:
+        """Run *flow* as a task, outside any unit of work."""
+        task = self.loop.create_task(self._run_logged(flow), name=f"unbroken-{name}", context=apart())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run_logged(self, flow: Flow[Any]) -> None:
+        task = asyncio.current_task()
+
+        async def do(step: Any) -> Any:
+            if task is not None and task.cancelling():  # a driver made an error of its own of the cancellation
+                raise asyncio.CancelledError
+            return await self.do(step)
+
+        try:
+            await run_async(flow, do)
+        except Exception:
+            log.exception("unbroken: a background worker failed; the next one takes over")
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run *function* on the loop, soon; from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            self.loop.call_soon_threadsafe(function)
+
+    def is_awake(self) -> bool:
+        """Whether somebody runs the loop just now."""
+        return self.loop.is_running()
+
+    def in_hands(self, wanted: set[int]) -> set[int] | None:  # noqa: ARG002 - as the blocking one has it
+        """None of them: between two awaits a task is alone, and what it owns while it awaits the pool notes itself."""
+        return set()
+
+    def stacks(self) -> list[FrameType] | None:
+        """Nobody can say: a coroutine may wait anywhere. No exception strikes a task but where it awaits something."""
+        return None
+
+    def stacks_aside(self) -> list[FrameType]:
+        """See :meth:`stacks`."""
+        return []
+
+    def dialing(self, limit: float) -> Dialing:
+        """An attempt to connect, of the task that makes it."""
+        return OnLoop(self.watcher, limit)
+
+    def describe_holder(self, entry: Entry) -> str:
+        """The task that has *entry*, and where it is now: one that has it in a variable, else one inside the function that took it."""
+        conn = None if entry.ref is None else entry.ref()
+        found: tuple[asyncio.Task[Any], list[FrameType]] | None = None
+        for task in asyncio.all_tasks(self.loop):
+            frames = _stack(task)
+            if conn is not None and any(value is conn for frame in frames for value in frame.f_locals.values()):
+                found = (task, frames)
+                break
+            if any(frame.f_code is entry.code for frame in frames):
+                found = found or (task, frames)
+        if found is None:
+            return "a task that is not there any more"
+        lines = "\n".join(f"  {f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_qualname}" for f in found[1][-8:])
+        return f"task {found[0].get_name()}, which is now at:\n{lines}"
+
+    async def do(self, step: Any) -> Any:
+        """Do one step of a flow."""
+        kind = type(step)
+        if kind is Wait:
+            await asyncio.wait((step.signal,), timeout=step.timeout)
+            return None
+        if kind is Call:
+            return await self._call(step)
+        if kind is Connect:
+            async with step.dialing:
+                return await self._connect(step)
+        if kind is Reset:
+            return await self._reset(step)
+        if kind is Attempt:
+            return await step.work()
+        raise TypeError(f"unknown step {step!r}")
+
+    async def _connect(self, step: Connect) -> Any:
+        return await self.driver.connect(step.timeout)
+
+    async def _call(self, step: Call) -> Any:
+        method = getattr(self.driver, step.method)
+        limit = self.limits[step.method] if step.timeout is None else step.timeout
+        async with self._bounded(step.conn, limit, step.method, step.entry):
+            return await (method(step.conn, limit) if step.method == "ping" else method(step.conn, *step.args))
+
+    async def _reset(self, step: Reset) -> Any:
+        async with self._bounded(step.conn, self.limits["reset"], "the reset function"):
+            result = step.function(step.conn)
+            return await result if hasattr(result, "__await__") else result
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self, conn: Connection, limit: float, what: str, entry: Entry | None = None) -> AsyncIterator[None]:
+        """End the socket when the time is up, which every driver notices; then cancel a call that goes on in spite of it.
+
+        A cancelled driver may itself wait for the server first (psycopg asks it to cancel the query, asyncpg too).
+        """
+        last = None if limit == math.inf else limit * 1.05 + AFTER_THE_END
+        with Bound(self.watcher, self.driver, conn, limit * 1.05, what, entry):
+            async with asyncio.timeout(last):
+                yield
+
+    async def stop(self) -> None:
+        """End the background tasks."""
+        tasks = [t for t in self._tasks if t is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _stack(task: asyncio.Task[Any]) -> list[FrameType]:
+    """Where a suspended *task* is, innermost last. (``Task.get_stack`` knows its outermost coroutine only.)"""
+    frames: list[FrameType] = []
+    inside: Any = task.get_coro()
+    while inside is not None:
+        frame = getattr(inside, "cr_frame", None) or getattr(inside, "gi_frame", None)
+        if frame is not None:
+            frames.append(frame)
+        inside = getattr(inside, "cr_await", None) or getattr(inside, "gi_yieldfrom", None)
+    return frames
+
+
+def shell_of(state: State) -> LoopShell:
+    """The shell of an asyncio pool's state."""
+    shell = state.shell
+    assert isinstance(shell, LoopShell)
+    return shell
+
+
+def cut_off(state: State) -> None:
+    """End a state whose loop may never run again: its sockets at once, and its part in finding the server again."""
+    for entry in list(state.kernel.entries.values()):
+        state.cut(entry)
+        if entry.conn is not None and shell_of(state).loop.is_closed():
+            state.driver.close(entry.conn)  # or it would try to in its finalizer, and say that it cannot
+    if state.server.lock.acquire(blocking=False):  # a finalizer may run inside it
+        state.server.outage.resign(state)
+        state.server.lock.release()
+
+
+def put_away(state: State) -> None:
+    """Close a state and stop looking at its sockets."""
+    state.close()
+    state.shell.watcher.close()
+
+
+def abandon(state: State) -> None:
+    """The pool was collected without being closed; by any thread."""
+    if state.mark[0]:
+        cut_off(state)
+        state.shell.call(partial(put_away, state))

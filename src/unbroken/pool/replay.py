@@ -1,0 +1,124 @@
+"""Running a unit of work: again from the start, on another connection, when it is provable that nothing was committed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from random import uniform
+from typing import Any, TypeAlias
+
+from unbroken.abc import Fault, FaultKind
+from unbroken.errors import (
+    CommitUnknownError,
+    ConnectRejectedError,
+    DeadlineExceeded,
+    OutageError,
+    PoolClosedError,
+    PoolTimeoutError,
+    UnbrokenError,
+    for_driver,
+)
+from unbroken.ledger.questions import Question
+from unbroken.ledger.unit import Action, Unit, Verdict, testify
+from unbroken.pool.loan import LOOK_FIRST
+from unbroken.pool.steps import Attempt, Flow, Wait
+
+log = logging.getLogger("unbroken")
+
+#: After a deadlock or a serialization failure: wait up to this long, twice as long each time, so that the two who
+#: collided do not collide again.
+FIRST_PAUSE = 0.005
+LONGEST_PAUSE = 0.5
+
+
+#: A pool's last word, whatever broke before it: the caller's time is up, or there is no connection to be had.
+_FINAL = (DeadlineExceeded, PoolTimeoutError, OutageError, ConnectRejectedError, PoolClosedError)
+
+
+#: Gives what a server answers to a question (None: it does not), as a unit's work gives its result: at once, or awaited.
+Ask: TypeAlias = Callable[[Any, Question, float], Any]
+
+
+def replay(
+    unit: Unit,
+    work: Callable[[], Any],
+    clock: Callable[[], float],
+    max_replays: int,
+    new_signal: Callable[[], Any],
+    on_replay: Callable[[str], None],
+    ask: Ask,
+) -> Flow[Any]:
+    """Attempt *work* until it succeeds, fails for good, has been replayed *max_replays* times, or its ``until`` has passed.
+
+    *ask* is called with a pool's state, a question and a moment at which to give up. What is raised knows the unit's fate.
+    """
+    replays = 0
+    try:
+        while True:
+            unit.begin_attempt()
+            try:
+                return (yield Attempt(work))
+            except Exception as exc:
+                fault = unit.fault_of(exc)
+                if fault is None or isinstance(exc, _FINAL):
+                    raise
+                is_last = replays >= max_replays or clock() >= unit.until
+                verdict = unit.verdict(fault) if is_last else (yield from _verdict(unit, fault, ask))
+                if verdict.action is Action.COMMIT_UNKNOWN and not isinstance(exc, CommitUnknownError):
+                    raise _unknown(exc, fault, verdict) from exc
+                if verdict.action is not Action.REPLAY:
+                    if fault.kind in _TOLD:
+                        exc.add_note(f"unbroken did not replay this unit of work: {verdict.reason}")
+                    raise
+                if is_last:
+                    exc.add_note(f"unbroken gave up after {replays} replays: {fault.text}")
+                    raise
+                log.info("unit of work replayed (%d of at most %d): %s", replays + 1, max_replays, fault.text)
+                on_replay(fault.kind.value)
+                retry = fault.kind is FaultKind.RETRY
+            if retry:
+                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**replays) * uniform(0.5, 1.5)
+                yield Wait(new_signal(), max(0.0, min(pause, unit.until - clock())))
+            replays += 1
+    except BaseException as exc:
+        _tell_fate(unit, exc)
+        raise
+
+
+def _verdict(unit: Unit, fault: Fault, ask: Ask) -> Flow[Verdict]:
+    """The unit's, after every server was asked what the unit wants to know. Raises what an acquire raises."""
+    verdict = unit.verdict(fault)
+    while verdict.asks:
+        for home, question in verdict.asks:
+            try:
+                heard = yield Attempt(partial(ask, home, question, unit.until))
+            except _FINAL:
+                raise
+            except Exception as exc:
+                log.info("the server did not say: %s (%s)", question.value, exc)
+                heard = None
+            unit.hear(home, question, heard)
+        verdict = unit.verdict(fault)
+    return verdict
+
+
+def _unknown(exc: Exception, fault: Fault, verdict: Verdict) -> CommitUnknownError:
+    unknown = for_driver(CommitUnknownError, type(exc), f"{verdict.reason}: {fault.text}; {LOOK_FIRST}")
+    testify(unknown)
+    return unknown
+
+
+#: Faults of which a caller may expect that they are cured by another attempt.
+_TOLD = (FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.RETRY, FaultKind.READ_ONLY, FaultKind.TOO_LARGE)
+
+
+def _tell_fate(unit: Unit, exc: BaseException) -> None:
+    """Our errors say what became of the unit's writes."""
+    seen: set[int] = set()
+    link: BaseException | None = exc
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        if isinstance(link, UnbrokenError):
+            link.fate = unit.fate()
+        link = link.__cause__ or link.__context__

@@ -1,0 +1,71 @@
+"""What this process knows of each server, shared by all its pools there: the outage, the idle limit, who to tell."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from typing import Any
+from weakref import WeakSet
+
+from unbroken.abc import BaseDriver
+from unbroken.brain.idle_limit import IdleLimit
+from unbroken.brain.outage import Outage
+
+#: Seconds after which a server is asked again what a SELECT may do: a view may have been made meanwhile.
+REMEMBERED = 60.0
+
+
+class Hidden:
+    """Whether a SELECT in one database may store something, as its server said last (``Question.HIDDEN_WRITES``)."""
+
+    __slots__ = ("answer", "asked_at", "wanted")
+
+    def __init__(self) -> None:
+        self.answer: str | None = None  #: why it may; "": it does not; None: not known
+        self.asked_at = -math.inf
+        self.wanted = True  #: whether somebody would like to know, again
+
+    def is_due(self, now: float) -> bool:
+        """Whether the server is to be asked at *now*."""
+        return self.wanted and now - self.asked_at >= REMEMBERED
+
+    def asking(self, now: float) -> None:
+        """The server is asked at *now*."""
+        self.asked_at, self.wanted = now, False
+
+
+class Server:
+    """One server's record. ``lock`` guards ``outage`` and ``limit``; it may be taken inside a pool's lock, never the
+    other way round."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # reentrant: a finalizer that runs inside may end a connection
+        self.outage = Outage()
+        self.limit = IdleLimit()
+        self._hidden: dict[str | None, Hidden] = {}
+        self.pools: WeakSet[Any] = WeakSet()
+
+    def hidden(self, database: str | None) -> Hidden:
+        """What is known of *database*."""
+        return self._hidden.setdefault(database, Hidden())
+
+
+def server_of(driver: BaseDriver) -> Server:
+    """This process's record of the server that *driver* connects to.
+
+    Where the caller's own ``connect=`` leads is not known: then nothing is shared, else one server's outage would close the
+    pools of all others.
+    """
+    target = driver.target
+    if target.host is None and target.unix_socket is None and getattr(driver, "_connect", None) is not None:
+        return Server()
+    return server_at(target.server)
+
+
+_records: dict[tuple[int, str], Server] = {}
+
+
+def server_at(address: str) -> Server:
+    """This process's record of the server at *address*. A forked child starts with a blank one: locks do not cross."""
+    return _records.setdefault((os.getpid(), address), Server())

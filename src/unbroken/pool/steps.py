@@ -1,0 +1,111 @@
+"""The steps that flows yield. A step says what I/O to do; each pool does it in its own way and sends the result back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+from unbroken.abc import Connection
+from unbroken.brain.entry import Entry
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Open a connection: gives the driver's object, or raises the driver's error. *dialing* can end it from outside.
+
+    With *make* that is called instead, in *context*.
+    """
+
+    timeout: float
+    dialing: Any
+    make: Callable[[], Any] | None = None
+    context: Context | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Call a method of the driver (``ping``, ``begin``, ``commit``, ``rollback``, ``restore`` …) on a connection.
+
+    What still blocks after *timeout* seconds (None: the setting for that method) is aborted by a shutdown of the socket,
+    whatever the driver.
+    """
+
+    method: str
+    conn: Connection
+    entry: Entry | None = None
+    timeout: float | None = None
+    args: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Call the user's own reset function on a connection."""
+
+    function: Callable[[Connection], Any]
+    conn: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait until *signal* is woken, at most *timeout* seconds. Gives nothing: look at the state afterwards."""
+
+    signal: Any
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Run a unit of work once: gives its result, or raises what it raised."""
+
+    work: Callable[[], Any]
+
+
+Step: TypeAlias = Connect | Call | Reset | Wait | Attempt
+Flow: TypeAlias = Generator[Step, Any, T]
+
+
+def run(flow: Flow[T], do: Callable[[Any], Any]) -> T:
+    """Run *flow* to its end, blocking: *do* does one step."""
+    try:
+        step = next(flow)
+        while True:
+            try:
+                result = do(step)
+            except BaseException as exc:
+                step = flow.throw(exc)
+            else:
+                step, result = flow.send(result), None  # a later error's traceback must not keep a connection alive
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    except BaseException:
+        _end(flow)
+        raise
+
+
+async def run_async(flow: Flow[T], do: Callable[[Any], Awaitable[Any]]) -> T:
+    """Run *flow* to its end in a task: *do* does one step."""
+    try:
+        step = next(flow)
+        while True:
+            try:
+                result = await do(step)
+            except BaseException as exc:
+                step = flow.throw(exc)
+            else:
+                step, result = flow.send(result), None  # a later error's traceback must not keep a connection alive
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    except BaseException:
+        _end(flow)
+        raise
+
+
+def _end(flow: Flow[Any]) -> None:
+    """Let *flow* leave what it is in, where an exception struck between two of its steps: its traceback may be kept for long."""
+    with suppress(RuntimeError):  # it has another step to do: nobody does it
+        flow.close()

@@ -1,0 +1,147 @@
+"""How a pool for threads does the flows' steps: by blocking the thread that runs them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from types import FrameType
+from typing import Any
+
+from unbroken.abc import Driver
+from unbroken.brain.entry import Entry
+from unbroken.ledger.questions import Question
+from unbroken.ledger.unit import outside
+from unbroken.net.dialing import Dialing, blocking
+from unbroken.net.signals import start_thread
+from unbroken.net.watcher import ThreadWatcher
+from unbroken.pool.bounds import Bound, limits_of
+from unbroken.pool.holder import describe, referred_to, suspended, thread_frames
+from unbroken.pool.steps import Attempt, Call, Connect, Flow, Reset, Wait, run
+from unbroken.settings import Settings
+
+log = logging.getLogger("unbroken")
+
+
+class ThreadShell:
+    """Does the flows' steps by blocking the thread that runs them."""
+
+    limits: Mapping[str, float] = limits_of(Settings())  #: seconds for each of the driver's methods; the pool's own come from its state
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.watcher = ThreadWatcher.get()
+
+    def new_lock(self) -> AbstractContextManager[Any]:
+        """A lock of the kind that ``threading`` makes now (gevent may have patched it since import).
+
+        Reentrant: a finalizer may end a lease (that of a forgotten generator, say) on a thread that is inside already.
+        """
+        return threading.RLock()
+
+    def new_signal(self) -> Any:
+        """A lock that is held until somebody wakes its waiter: cheaper than an Event."""
+        signal = threading.Lock()
+        signal.acquire()
+        return signal
+
+    def wake(self, signal: Any) -> None:
+        """Let the waiter go on."""
+        try:
+            signal.release()
+        except RuntimeError:
+            pass  # it was woken before
+
+    def spawn(self, flow: Flow[Any], name: str) -> None:
+        """Run *flow* on a daemon thread. Raises RuntimeError where no thread can be started."""
+        start_thread(self._run_logged, flow, name=f"unbroken-{name}")
+
+    def _run_logged(self, flow: Flow[Any]) -> None:
+        try:
+            run(flow, self.do)
+        except Exception:
+            log.exception("unbroken: a background worker failed; the next one takes over")
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run *function* here: any thread may touch this pool's state."""
+        function()
+
+    def is_awake(self) -> bool:
+        """Threads are."""
+        return True
+
+    def in_hands(self, wanted: set[int]) -> set[int] | None:
+        """Which of the entries with these ids a thread has in a variable; None where that cannot be seen.
+
+        A greenlet that is not running owns nothing but what the pool has noted: it is only switched away from where it waits.
+        """
+        frames = thread_frames()
+        if frames is None:
+            return None
+        frames[threading.get_ident()] = sys._getframe(2)  # above the function that asks, whose variables they are
+        return referred_to(frames.values(), wanted)
+
+    def stacks(self) -> list[FrameType] | None:
+        """Where each thread is."""
+        frames = thread_frames()
+        return None if frames is None else list(frames.values())
+
+    def stacks_aside(self) -> list[FrameType]:
+        """Where each greenlet is that is switched away."""
+        return suspended()
+
+    def dialing(self, limit: float) -> Dialing:
+        """An attempt to connect, of the thread that makes it."""
+        target = self.driver.target
+        is_unix = target.unix_socket is not None or target.host is None  # or it is the caller's own connect, and nobody knows
+        return blocking(self.watcher, limit, is_unix=is_unix)
+
+    def describe_holder(self, entry: Entry) -> str:
+        """The thread (or greenlet) that has *entry*, and its stack."""
+        return describe(entry.holder)
+
+    def do(self, step: Any) -> Any:
+        """Do one step of a flow."""
+        kind = type(step)
+        if kind is Wait:
+            return step.signal.acquire(timeout=step.timeout) if step.timeout > 0 else step.signal.acquire(blocking=False)
+        if kind is Call:
+            return self._call(step)
+        if kind is Connect:
+            with step.dialing:
+                if step.make is None:
+                    return self.driver.connect(step.timeout)
+                return step.make() if step.context is None else step.context.run(step.make)
+        if kind is Reset:
+            with Bound(self.watcher, self.driver, step.conn, self.limits["reset"], "the reset function"):
+                return step.function(step.conn)
+        if kind is Attempt:
+            return step.work()
+        raise TypeError(f"unknown step {step!r}")
+
+    def _call(self, step: Call) -> Any:
+        method = getattr(self.driver, step.method)
+        limit = self.limits[step.method] if step.timeout is None else step.timeout
+        # Not every driver can bound every call: what still blocks a little later is ended from outside.
+        with Bound(self.watcher, self.driver, step.conn, limit * 1.05, step.method, step.entry):
+            return method(step.conn, limit) if step.method == "ping" else method(step.conn, *step.args)
+
+
+class Sleeper(ThreadShell):
+    """The part of a shell that a unit of work needs; it has no driver."""
+
+    def __init__(self) -> None:
+        pass
+
+
+def inquire(home: Any, question: Question, until: float) -> Any:
+    """What the server of *home*, a pool's state, answers to *question*; None where it cannot be asked here.
+
+    Raises what an acquire raises.
+    """
+    if home.driver.is_async:
+        return None
+    with outside():
+        return run(home.inquire(question, until), home.shell.do)

@@ -1,0 +1,109 @@
+"""What has to be done now and then: retire, close and exercise idle connections, find leaks, keep min_size."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+from unbroken.abc import Cause
+from unbroken.pool.acquire import ping
+from unbroken.pool.leaks import bury_forgotten, is_leak, recover_strays, report_leaks
+from unbroken.pool.state import State
+from unbroken.pool.steps import Flow
+from unbroken.pool.windows import bear
+
+
+def schedule(state: State) -> None:
+    """Look the pool through at the next tick. While it holds no connection and wants none, there are no ticks."""
+    with state.lock:
+        if state.upkeep_timer is not None or state.kernel.closed:
+            return
+        tick = min(state.policy.tick, max(0.05, state.settings.leak_after / 4))
+        this = weakref.ref(state)
+        state.upkeep_timer = state.shell.watcher.at(state.clock() + tick, lambda: _tick(this))
+
+
+def _tick(state_ref: Callable[[], State | None]) -> None:
+    """On the watcher: no I/O here. Most ticks find nothing to do and cost some microseconds."""
+    state = state_ref()
+    if state is None or not state.mark[0]:
+        return
+    state.now = state.clock()
+    with state.lock:
+        state.upkeep_timer = None
+        if state.kernel.closed:
+            return
+        bear(state)
+        due = not state.upkeep_running and _is_due(state, state.clock())
+        state.upkeep_running = state.upkeep_running or due
+        live = bool(state.kernel.size or state.forgotten or state.kernel.min_size)
+    if due:
+        try:
+            state.shell.spawn(upkeep(state), "upkeep")
+        except RuntimeError:  # no thread to be had now: the next tick tries again
+            state.upkeep_running = False
+            schedule(state)
+    elif live:
+        schedule(state)
+
+
+def _is_due(state: State, now: float) -> bool:
+    if state.hidden.is_due(now) and state.kernel.idle:
+        return True
+    if state.forgotten or state.wants or state.strays() or state.suspects:
+        return True
+    spare = len(state.kernel.entries) > state.kernel.min_size
+    policy = state.policy
+    for entry in state.kernel.all_idle():
+        if policy.overdue(entry, now, spare=spare) or (not spare and policy.wants_exercise(entry, now)):
+            return True
+    for entry in list(state.kernel.lent.values()):
+        if now >= entry.retire_at:
+            entry.condemn(Cause.MAX_AGE)  # it is closed when it comes back; the hot path need not look at the age
+    return any(is_leak(state, e, now) for e in list(state.kernel.lent.values()))
+
+
+def upkeep(state: State) -> Flow[None]:
+    """One look through the pool."""
+    try:
+        bury_forgotten(state)
+        recover_strays(state)
+        report_leaks(state)
+        yield from _tend_idle(state)
+        yield from _ask_hidden(state)
+        state.order()
+    finally:
+        state.upkeep_running = False
+        schedule(state)
+
+
+def _ask_hidden(state: State) -> Flow[None]:
+    """Keep what is known of SELECTs that may store something new, where units of work want to know it."""
+    for entry in state.kernel.all_idle() if state.hidden.is_due(state.clock()) else ():
+        with state.lock:
+            if not state.kernel.claim(entry):
+                continue
+        try:
+            yield from state.ask_hidden(entry.conn, entry)
+        except Exception as exc:
+            fault = state.classify(exc)
+            state.bury(entry, fault.cause or Cause.LOST, fault.text)
+        else:
+            entry.sent = entry.count()
+            state.put(entry, entry.conn)
+        return
+
+
+def _tend_idle(state: State) -> Flow[None]:
+    now = state.clock()
+    for entry in state.kernel.all_idle():
+        with state.lock:
+            spare = len(state.kernel.entries) > state.kernel.min_size
+            cause = state.policy.overdue(entry, now, spare=spare)
+            exercise = cause is None and not spare and state.policy.wants_exercise(entry, now)
+            if not (cause or exercise) or not state.kernel.claim(entry):
+                continue
+        if cause is not None:
+            state.bury(entry, cause)
+        elif (yield from ping(state, entry, state.settings.ping_timeout)):
+            state.put(entry, entry.conn)
