@@ -12,6 +12,9 @@ from unbroken.brain.entry import Entry
 from unbroken.pool.registry import registry
 from unbroken.pool.state import State
 
+#: Seconds. A pool's worker takes up a forgotten connection and tells of it a moment later.
+BETWEEN = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class Leak:
@@ -62,12 +65,17 @@ class LeakWatch:
 
     def leaks(self, grace: float = 0.0) -> list[Leak]:
         """What has not come back yet. Threads that are about to give back have *grace* seconds for it."""
-        deadline = time.monotonic() + grace
+        now = time.monotonic()
+        deadline, decided = now + grace, now + BETWEEN
         while True:
-            found = self._now()
-            if not found or time.monotonic() >= deadline:
+            found, now = self._now(), time.monotonic()
+            if now >= deadline if found else (now >= decided or not self._is_between()):
                 return found
             time.sleep(0.005)
+
+    def _is_between(self) -> bool:
+        """Whether a pool has taken up a connection that was forgotten, and has not told of it yet."""
+        return any(state.kernel.strays() for state in self._states if state.mark[0])
 
     def _now(self) -> list[Leak]:
         out = list(self._forgotten)
