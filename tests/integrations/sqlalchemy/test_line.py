@@ -160,6 +160,29 @@ def test_the_statements_of_an_applications_own_psycopg2_connections_are_seen_too
     raw.close()
 
 
+def test_pool_timeout_is_for_connections_that_others_have_and_not_for_opening_one(face: Any) -> None:
+    engine = face.engine(pool_size=1, max_overflow=1, pool_timeout=0)
+    for _ in range(3):
+        with engine.connect() as one, engine.connect() as two:
+            assert one.scalar(sa.text("SELECT 1")) == two.scalar(sa.text("SELECT 1")) == 1
+            with pytest.raises(sa.exc.TimeoutError, match="limit of size 1 overflow 1 reached"):
+                engine.connect()
+        engine.dispose()
+
+
+def test_the_same_holds_on_an_event_loop(postgres: Any) -> None:
+    async def work() -> None:
+        engine = create_async_engine(postgres.url("asyncpg"), plugins=["unbroken"], pool_size=1, max_overflow=0, pool_timeout=0)
+        for _ in range(3):
+            async with engine.connect() as conn:
+                assert (await conn.execute(sa.text("SELECT 1"))).scalar() == 1
+                with pytest.raises(sa.exc.TimeoutError):
+                    await engine.connect()
+        await engine.dispose()
+
+    asyncio.run(work())
+
+
 @pytest.mark.parametrize(("size", "overflow"), [(0, 0), (2, -1), (1, 3)])
 def test_bounds_mean_what_sqlalchemy_says(face: Any, size: int, overflow: int) -> None:
     ours, bare = (make(pool_size=size, max_overflow=overflow, pool_timeout=0.2) for make in (face.engine, face.bare))

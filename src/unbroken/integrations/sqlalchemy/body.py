@@ -151,6 +151,12 @@ class Body(State):
         schedule(self)
         self.emit("opened", {"pool": self.name, "session": entry.session})
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a connection is being opened, or can be, for one more caller than those who wait."""
+        kernel = self.kernel
+        return kernel.max_size - len(kernel.entries) > len(kernel.waiting)
+
     def place(self) -> Slot:
         """A place for a connection that its holder opens."""
         now = self.clock()

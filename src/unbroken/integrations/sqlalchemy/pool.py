@@ -180,6 +180,8 @@ class _Unbroken(sqla_pool.QueuePool):
         body = self._body
         started = monotonic()
         until = float("inf") if self._timeout is None else started + self._timeout
+        if body.has_room:  # pool_timeout is for connections that others have: one that is opened takes its time
+            until = max(until, started + body.connect_limit)
         unit = current()
         if unit is not None:
             until = min(until, unit.until)
