@@ -103,7 +103,7 @@ class Hooks:
 
     def _rollback(self, original: Any) -> Any:
         """No round trip where it is certain that nothing is open, and nothing at all on a parent's connection."""
-        ask, may_skip = self.driver.is_in_transaction, self.may_skip
+        driver, ask, may_skip = self.driver, self.driver.is_in_transaction, self.may_skip
 
         @functools.wraps(original)
         def do_rollback(connection: Any) -> None:
@@ -114,7 +114,7 @@ class Hooks:
             home, entry = found
             if not home.mark[0]:
                 home.sever()
-            elif may_skip and ask(entry.conn) is False:
+            elif may_skip and home.driver is driver and ask(entry.conn) is False:  # else it cannot look below them
                 pass  # and so it is in step, too
             elif not home.is_in_step(entry, entry.conn):
                 Loan.of(home, entry, entry.conn).break_off()  # its end is the rollback
