@@ -1,1 +1,1 @@
-"""The brain decides: who has a connection, who waits, is the server away? No I/O, no clock, no threads."""
+"""The decisions of a pool: who owns each connection, which caller is next, whether the server is away. No I/O, no clock, no threads."""

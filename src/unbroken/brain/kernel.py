@@ -101,7 +101,7 @@ class Kernel:
                 break
             ticket = self._next_in_line()  # again: a finalizer that ran just now may have granted it something
             if ticket is None:
-                self.idle.append(entry)
+                self.put(entry)
                 break
             ticket.entry = entry
             granted.append(ticket)
@@ -146,11 +146,10 @@ class Kernel:
         return failed
 
     def _pop_idle(self) -> Entry | None:
-        while True:
-            try:
-                return self.idle.popleft() if self.oldest_first else self.idle.pop()
-            except IndexError:
-                return None
+        try:
+            return self.idle.popleft() if self.oldest_first else self.idle.pop()
+        except IndexError:
+            return None
 
     def _take_spare(self) -> list[Entry]:
         """Remove what came back last beyond the number of idle connections to keep."""
@@ -188,9 +187,9 @@ class Kernel:
 
     def opened(self, entry: Entry) -> tuple[list[Ticket], list[Entry]]:
         """A reserved place has become a connection: (tickets to wake, entries to close)."""
-        self.opening -= 1
+        self.unreserve()
         self.entries[entry.key] = entry
-        self.idle.append(entry)
+        self.put(entry)
         return self.serve()
 
     def grant_places(self, make: Callable[[], Entry]) -> list[Ticket]:
@@ -214,7 +213,7 @@ class Kernel:
         return True
 
     def drop(self, entry: Entry) -> None:
-        """An entry leaves the pool, whoever is noted to have it."""
+        """An entry leaves the pool, also one that a caller is noted to have."""
         if self.lent.get(entry.key) is entry:
             del self.lent[entry.key]
         self.forget(entry)

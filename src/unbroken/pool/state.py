@@ -706,7 +706,7 @@ class State:
         Ends at *until*, and leaves no transaction open. Raises the driver's error where *conn* must not be used any more.
         """
         self.hidden.asking(self.clock())
-        if self.driver.blindness is not None:
+        if not self.knows_status:
             return  # no unit of work on it is run again, and when its exchanges end is not known
         try:
             self.hidden.answer = yield from self.read_answer(conn, Question.HIDDEN_WRITES, entry, until)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from typing import Any
+from unittest import mock
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.testing.engines import DBAPIProxyConnection, DBAPIProxyCursor
 
 from unbroken import replayable
 from unbroken.integrations.sqlalchemy import plan
@@ -113,3 +115,18 @@ def test_connections_that_a_tracer_wraps_are_looked_through_or_left_alone(face: 
             if seen:
                 until(lambda engine=engine: stats(engine).size == 0)
                 assert face.ask(engine)
+
+
+def test_a_wrapped_connection_that_nobody_can_look_below_is_rolled_back_by_its_dialect(face: Any, caplog: Any) -> None:
+    engine = face.engine(_initialize=False)
+    plain = engine.dialect.loaded_dbapi.connect
+
+    def connect(*args: Any, **kwargs: Any) -> Any:
+        return DBAPIProxyConnection(engine, plain(*args, **kwargs), DBAPIProxyCursor)
+
+    with mock.patch.object(engine.dialect.loaded_dbapi, "connect", connect):
+        for _ in range(3):
+            with engine.connect() as conn:
+                assert conn.exec_driver_sql("SELECT 1").scalar() == 1
+    assert stats(engine).used == 0
+    assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == []
