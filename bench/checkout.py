@@ -27,10 +27,20 @@ def run(effort: Effort) -> Result:
     result = Result()
     with PostgreSQL({"max_connections": 200}) as server, contenders(server) as slices:
         for threads in (1, 2, 8, 32):
-            rows = interleaved({name: threaded(each, threads) for name, each in slices.items()}, effort, BASE)
+            rows = interleaved(
+                {name: threaded(each, threads) for name, each in slices.items()}, effort, BASE
+            )
             title = "one thread" if threads == 1 else f"{threads} threads"
             note = "" if threads == 1 else "All threads' time, divided by all threads' operations."
-            result.tables.append(Table(f"Take and give back a connection: {title}, pool of {SIZE}", "µs", rows, BASE, note))
+            result.tables.append(
+                Table(
+                    f"Take and give back a connection: {title}, pool of {SIZE}",
+                    "µs",
+                    rows,
+                    BASE,
+                    note,
+                )
+            )
             if threads == 1:
                 result.plots["checkout"] = bars.draw(result.tables[-1])
             if threads in (1, 8):
@@ -43,9 +53,17 @@ def _targets(rows: list[Row], title: str) -> list[Target]:
     return [
         Target(f"{title}: at most 1/4 of SQLAlchemy without any check", ours / base, 1 / 4),
         Target(f"{title}: less than DBUtils without any check", ours / best_of(rows, DBUTILS), 1.0),
-        Target(f"{title}: at most 1/10 of SQLAlchemy's pre_ping on loopback", ours / best_of(rows, PRE_PING), 1 / 10),
+        Target(
+            f"{title}: at most 1/10 of SQLAlchemy's pre_ping on loopback",
+            ours / best_of(rows, PRE_PING),
+            1 / 10,
+        ),
         # `with` leaves no transaction open behind it, and SQLAlchemy does likewise only as it comes
-        Target(f"{title}: `with` at most 1.5/4.9 of SQLAlchemy as it comes", best_of(rows, WITH) / best_of(rows, USUAL), 1.5 / 4.9),
+        Target(
+            f"{title}: `with` at most 1.5/4.9 of SQLAlchemy as it comes",
+            best_of(rows, WITH) / best_of(rows, USUAL),
+            1.5 / 4.9,
+        ),
     ]
 
 
@@ -112,7 +130,9 @@ def _sqlalchemy(server: PostgreSQL, stack: contextlib.ExitStack) -> dict[str, Sl
     }
     slices = {}
     for name, more in options.items():
-        engine = sqlalchemy.create_engine(server.url("psycopg"), pool_size=SIZE, max_overflow=0, **more)
+        engine = sqlalchemy.create_engine(
+            server.url("psycopg"), pool_size=SIZE, max_overflow=0, **more
+        )
         stack.callback(engine.dispose)
         engine.connect().close()  # the first one asks the server this and that
         slices[name] = _closed(engine.pool.connect)
@@ -122,9 +142,17 @@ def _sqlalchemy(server: PostgreSQL, stack: contextlib.ExitStack) -> dict[str, Sl
 def _psycopg_pool(server: PostgreSQL, stack: contextlib.ExitStack) -> dict[str, Slice]:
     from psycopg_pool import ConnectionPool
 
-    bare = stack.enter_context(ConnectionPool(server.url(), min_size=SIZE, max_size=SIZE, open=True))
+    bare = stack.enter_context(
+        ConnectionPool(server.url(), min_size=SIZE, max_size=SIZE, open=True)
+    )
     checking = stack.enter_context(
-        ConnectionPool(server.url(), min_size=SIZE, max_size=SIZE, open=True, check=ConnectionPool.check_connection)
+        ConnectionPool(
+            server.url(),
+            min_size=SIZE,
+            max_size=SIZE,
+            open=True,
+            check=ConnectionPool.check_connection,
+        )
     )
     return {
         "psycopg_pool, no check": _given_back(bare.getconn, bare.putconn),
@@ -137,7 +165,15 @@ def _dbutils(server: PostgreSQL, stack: contextlib.ExitStack) -> dict[str, Slice
     import psycopg
     from dbutils.pooled_db import PooledDB
 
-    pool = PooledDB(psycopg, maxconnections=SIZE, maxcached=SIZE, blocking=True, ping=0, reset=False, conninfo=server.url())
+    pool = PooledDB(
+        psycopg,
+        maxconnections=SIZE,
+        maxcached=SIZE,
+        blocking=True,
+        ping=0,
+        reset=False,
+        conninfo=server.url(),
+    )
     stack.callback(pool.close)
     return {DBUTILS: _closed(pool.connection)}
 
@@ -145,8 +181,15 @@ def _dbutils(server: PostgreSQL, stack: contextlib.ExitStack) -> dict[str, Slice
 def _peewee(server: PostgreSQL, stack: contextlib.ExitStack) -> dict[str, Slice]:
     from playhouse.pool import PooledPostgresqlDatabase
 
-    where = {"host": server.host, "port": server.port, "user": server.user, "password": server.password}
-    db = PooledPostgresqlDatabase(server.database, max_connections=SIZE, timeout=30, prefer_psycopg3=True, **where)
+    where = {
+        "host": server.host,
+        "port": server.port,
+        "user": server.user,
+        "password": server.password,
+    }
+    db = PooledPostgresqlDatabase(
+        server.database, max_connections=SIZE, timeout=30, prefer_psycopg3=True, **where
+    )
     stack.callback(db.close_all)
 
     def run(count: int) -> float:

@@ -24,7 +24,9 @@ Loop: TypeAlias = Callable[[int, Any], Awaitable[None]]
 
 
 def run(effort: Effort) -> Result:
-    """One task that never waits; 2, 8 and 32 tasks that hold their connection for one turn of the loop."""
+    """One task that never waits; 2, 8 and 32 tasks that hold their connection for one turn of the
+    loop.
+    """
     with PostgreSQL({"max_connections": 200}) as server, asyncio.Runner() as runner:
         return _measure(server, runner, effort)
 
@@ -37,16 +39,33 @@ def _measure(server: PostgreSQL, runner: asyncio.Runner, effort: Effort) -> Resu
         if tasks > 1:
             slices["(holding nothing)"] = _slice(runner, _nothing, tasks)
         rows = interleaved(slices, effort, BASE)
-        title = "one task, nothing in between" if tasks == 1 else f"{tasks} tasks, held over one turn of the loop"
-        result.tables.append(Table(f"Take and give back a connection in asyncio: {title}, pool of {SIZE}", "µs", rows, BASE))
-        if tasks <= SIZE:  # beyond that it is the waiting that is measured, and every pool makes its callers wait
-            result.targets += [_target(title, rows, *pair) for pair in ((OURS, BASE), (OURS_ASYNCPG, ASYNCPG))]
+        title = (
+            "one task, nothing in between"
+            if tasks == 1
+            else f"{tasks} tasks, held over one turn of the loop"
+        )
+        result.tables.append(
+            Table(
+                f"Take and give back a connection in asyncio: {title}, pool of {SIZE}",
+                "µs",
+                rows,
+                BASE,
+            )
+        )
+        if (
+            tasks <= SIZE
+        ):  # beyond that it is the waiting that is measured, and every pool makes its callers wait
+            result.targets += [
+                _target(title, rows, *pair) for pair in ((OURS, BASE), (OURS_ASYNCPG, ASYNCPG))
+            ]
     runner.run(stack.aclose())
     return result
 
 
 def _target(title: str, rows: list[Row], ours: str, peer: str) -> Target:
-    return Target(f"asyncio, {title}: {ours} less than {peer}", best_of(rows, ours) / best_of(rows, peer), 1.0)
+    return Target(
+        f"asyncio, {title}: {ours} less than {peer}", best_of(rows, ours) / best_of(rows, peer), 1.0
+    )
 
 
 def _slice(runner: asyncio.Runner, loop: Loop, tasks: int) -> Slice:
@@ -110,16 +129,22 @@ async def _unbroken(server: PostgreSQL, stack: contextlib.AsyncExitStack) -> dic
         if driver == "psycopg":
             loops["unbroken, psycopg, async with"] = _entered(usual.connection)
         else:  # with a transaction it would be two round trips: asyncpg begins none by itself
-            loops["unbroken, asyncpg, async with, transaction=False"] = _entered(lambda pool=usual: pool.connection(transaction=False))
+            loops["unbroken, asyncpg, async with, transaction=False"] = _entered(
+                lambda pool=usual: pool.connection(transaction=False)
+            )
     return loops
 
 
 async def _psycopg_pool(server: PostgreSQL, stack: contextlib.AsyncExitStack) -> dict[str, Loop]:
     from psycopg_pool import AsyncConnectionPool
 
-    pool = await stack.enter_async_context(AsyncConnectionPool(server.url(), min_size=SIZE, max_size=SIZE, open=False))
+    pool = await stack.enter_async_context(
+        AsyncConnectionPool(server.url(), min_size=SIZE, max_size=SIZE, open=False)
+    )
     check = AsyncConnectionPool.check_connection
-    checking = await stack.enter_async_context(AsyncConnectionPool(server.url(), min_size=SIZE, max_size=SIZE, open=False, check=check))
+    checking = await stack.enter_async_context(
+        AsyncConnectionPool(server.url(), min_size=SIZE, max_size=SIZE, open=False, check=check)
+    )
     await pool.wait()
     await checking.wait()
     return {
@@ -135,10 +160,16 @@ async def _asyncpg(server: PostgreSQL, stack: contextlib.AsyncExitStack) -> dict
     async def no_reset(_conn: Any) -> None:
         return None
 
-    usual = await stack.enter_async_context(asyncpg.create_pool(server.url(), min_size=SIZE, max_size=SIZE))
-    bare = await stack.enter_async_context(asyncpg.create_pool(server.url(), min_size=SIZE, max_size=SIZE, reset=no_reset))
+    usual = await stack.enter_async_context(
+        asyncpg.create_pool(server.url(), min_size=SIZE, max_size=SIZE)
+    )
+    bare = await stack.enter_async_context(
+        asyncpg.create_pool(server.url(), min_size=SIZE, max_size=SIZE, reset=no_reset)
+    )
     return {
         ASYNCPG: _given_back(bare.acquire, bare.release),
-        "asyncpg.Pool, no check, defaults (a round trip to reset)": _given_back(usual.acquire, usual.release),
+        "asyncpg.Pool, no check, defaults (a round trip to reset)": _given_back(
+            usual.acquire, usual.release
+        ),
         "asyncpg.Pool, no check, defaults, async with": _entered(usual.acquire),
     }

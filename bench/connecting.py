@@ -1,4 +1,6 @@
-"""What it costs to open a connection: the bare driver, and through a pool that has just been drained."""
+"""What it costs to open a connection: the bare driver, and through a pool that has just been
+drained.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,36 @@ def run(effort: Effort) -> Result:
     result = Result()
     with contextlib.ExitStack() as stack:
         slices = _slices(stack.enter_context(PostgreSQL()), {"psycopg": _psycopg}, stack)
-        result.tables.append(Table("Connect and close: PostgreSQL", "ms", interleaved(slices, effort)))
+        result.tables.append(
+            Table("Connect and close: PostgreSQL", "ms", interleaved(slices, effort))
+        )
         if available("mariadb") is None:
-            plain = _slices(stack.enter_context(MariaDB()), {"pymysql": _pymysql, "mysqldb": _mysqlclient}, stack)
-            note = "Bare PyMySQL loads the system's CA certificates at each connect, TLS or not; the pool keeps one SSL context."
-            result.tables.append(Table("Connect and close: MariaDB", "ms", interleaved(plain, effort), note=note))
+            plain = _slices(
+                stack.enter_context(MariaDB()),
+                {"pymysql": _pymysql, "mysqldb": _mysqlclient},
+                stack,
+            )
+            note = (
+                "Bare PyMySQL loads the system's CA certificates at each connect, TLS or not; the"
+                " pool keeps one SSL context."
+            )
+            result.tables.append(
+                Table("Connect and close: MariaDB", "ms", interleaved(plain, effort), note=note)
+            )
             tls = _slices(stack.enter_context(MariaDB(tls=True)), {"pymysql": _pymysql}, stack)
             result.tables.append(
-                Table("Connect and close: MariaDB over TLS, verified by a CA of one's own", "ms", interleaved(tls, effort))
+                Table(
+                    "Connect and close: MariaDB over TLS, verified by a CA of one's own",
+                    "ms",
+                    interleaved(tls, effort),
+                )
             )
     return result
 
 
-def _slices(server: Server, drivers: dict[str, Callable[[Server], Any]], stack: contextlib.ExitStack) -> dict[str, Slice]:
+def _slices(
+    server: Server, drivers: dict[str, Callable[[Server], Any]], stack: contextlib.ExitStack
+) -> dict[str, Slice]:
     slices: dict[str, Slice] = {}
     for name, connect in drivers.items():
         query = {"ssl_ca": str(server.ca_file)} if server.tls else {}
@@ -65,4 +84,10 @@ def _mysqlclient(server: Server) -> Any:
 
 
 def _where(server: Server) -> dict[str, Any]:
-    return {"host": server.host, "port": server.port, "user": server.user, "password": server.password, "database": server.database}
+    return {
+        "host": server.host,
+        "port": server.port,
+        "user": server.user,
+        "password": server.password,
+        "database": server.database,
+    }

@@ -1,5 +1,7 @@
-"""A pool with more idle connections than a database server would hold here: real TCP sockets, their other ends in a process of
-their own that only keeps them; the sessions behind them are the fake server's, in memory. What the pool does is the same."""
+"""A pool with more idle connections than a database server would hold here: real TCP sockets, their
+other ends in a process of their own that only keeps them; the sessions behind them are the fake
+server's, in memory. What the pool does is the same.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class TcpDriver(FakeDriver):
         self.port = port
 
     def connect(self, timeout: float) -> FakeConnection:
-        return FakeConnection(self.server.accept(timeout), socket.create_connection(("127.0.0.1", self.port), timeout))
+        return FakeConnection(
+            self.server.accept(timeout), socket.create_connection(("127.0.0.1", self.port), timeout)
+        )
 
 
 @contextlib.contextmanager

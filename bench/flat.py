@@ -18,7 +18,12 @@ def run(effort: Effort) -> Result:
     """Up to 1,000 sessions of a real server, up to 10,000 sockets without one."""
     result = Result()
     with _server() as server:
-        _measure(f"sessions of {server.backend}", {size: _full(server, size) for size in SIZES}, effort, result)
+        _measure(
+            f"sessions of {server.backend}",
+            {size: _full(server, size) for size in SIZES},
+            effort,
+            result,
+        )
     with crowd() as driver:
         pools = {size: fill(pool_on(driver, size, reset=None), size) for size in CROWDS}
         _measure("TCP sockets, no database behind them", pools, effort, result)
@@ -26,12 +31,23 @@ def run(effort: Effort) -> Result:
 
 
 def _measure(what: str, pools: dict[int, unbroken.Pool], effort: Effort, result: Result) -> None:
-    rows = interleaved({_name(size): _loop(pool) for size, pool in pools.items()}, effort, _name(min(pools)))
+    rows = interleaved(
+        {_name(size): _loop(pool) for size, pool in pools.items()}, effort, _name(min(pools))
+    )
     for pool in pools.values():
         pool.close()
     ratio = best_of(rows, _name(max(pools))) / best_of(rows, _name(min(pools)))
-    result.tables.append(Table(f"Acquire and release beside many idle connections ({what})", "µs", rows, _name(min(pools))))
-    result.targets.append(Target(f"flat: {max(pools):,} idle connections within 10 % of {min(pools)}", ratio, 1.1))
+    result.tables.append(
+        Table(
+            f"Acquire and release beside many idle connections ({what})",
+            "µs",
+            rows,
+            _name(min(pools)),
+        )
+    )
+    result.targets.append(
+        Target(f"flat: {max(pools):,} idle connections within 10 % of {min(pools)}", ratio, 1.1)
+    )
 
 
 def _server() -> Server:

@@ -1,7 +1,9 @@
-"""A thousand processes of ten connections each before one server that goes away and comes back: in simulated time.
+"""A thousand processes of ten connections each before one server that goes away and comes back: in
+simulated time.
 
-Ours run the real flows and policies; what they are compared with is a model of a pool that lets whoever finds nothing idle
-connect, and try again after a fixed pause. See ``fleet_ground.py`` for what the server is.
+Ours run the real flows and policies; what they are compared with is a model of a pool that lets
+whoever finds nothing idle connect, and try again after a fixed pause. See ``fleet_ground.py`` for
+what the server is.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class Outcome:
     """One fleet through one scene. Times in seconds since the server was back."""
 
     away: float  #: how long it was
-    attempts: list[tuple[float, str]]  #: to connect, since it went away: when, since then, and what became of it
+    attempts: list[
+        tuple[float, str]
+    ]  #: to connect, since it went away: when, since then, and what became of it
     served: list[float]  #: when each user was first served afterwards
     users: int
 
@@ -56,7 +60,9 @@ class Outcome:
         return sum(when < self.away for when, _ in self.attempts) / self.away
 
     def worst(self, window: float = 0.01) -> float:
-        """The most attempts that came within *window* seconds, from the second one of those on: all must try once."""
+        """The most attempts that came within *window* seconds, from the second one of those on: all
+        must try once.
+        """
         counts: dict[int, int] = {}
         for when, _ in self.attempts:
             if 0.1 <= when < self.away:
@@ -70,11 +76,22 @@ class Outcome:
 
 
 def play(
-    make: Make, scene: Iterable[tuple[str, float]], processes: int, *, seed: int = 1, places: int = 8, patience: float = 60.0
+    make: Make,
+    scene: Iterable[tuple[str, float]],
+    processes: int,
+    *,
+    seed: int = 1,
+    places: int = 8,
+    patience: float = 60.0,
 ) -> Outcome:
-    """One fleet through one scene. The server opens two connections a second for each process, and has so many *places* for each."""
+    """One fleet through one scene.
+
+    The server opens two connections a second for each process, and has so many *places* for each.
+    """
     events, random, scene = Events(), Random(seed), tuple(scene)
-    server = Server(events, connects_per_second=1e6, max_connections=places * processes)  # it has been up for long
+    server = Server(
+        events, connects_per_second=1e6, max_connections=places * processes
+    )  # it has been up for long
     served: dict[tuple[int, int], float] = {}
     away = sum(seconds for _, seconds in scene)
     back = BUSY + away
@@ -104,7 +121,9 @@ def play(
             events.run(events.now + seconds)
         server.mode = "up"
         events.run(back + patience, lambda: len(served) == users)
-    return Outcome(away, [(when - BUSY, what) for when, what in server.attempts], list(served.values()), users)
+    return Outcome(
+        away, [(when - BUSY, what) for when, what in server.attempts], list(served.values()), users
+    )
 
 
 @contextmanager
@@ -133,10 +152,19 @@ def run(effort: Effort) -> Result:
         result.tables += _tables(f"{name}, {processes} processes of {SIZE} connections", outcomes)
     ours = found["crash recovery"]["unbroken"]
     result.targets += [
-        Target("fleet, crash recovery: the first is served after", ours.until(0.0) * 1e3, 250.0, "ms"),
-        Target("fleet, crash recovery: at most half of all processes ask in the same 10 ms", ours.worst() / processes, 0.5),
+        Target(
+            "fleet, crash recovery: the first is served after", ours.until(0.0) * 1e3, 250.0, "ms"
+        ),
+        Target(
+            "fleet, crash recovery: at most half of all processes ask in the same 10 ms",
+            ours.worst() / processes,
+            0.5,
+        ),
     ]
-    title = f"A server that recovers for 6 s: attempts to connect per second, {processes} processes of {SIZE} connections"
+    title = (
+        f"A server that recovers for 6 s: attempts to connect per second, {processes} processes of"
+        f" {SIZE} connections"
+    )
     result.plots["fleet"] = fleet_plot.draw(found["crash recovery"], title)
     return result
 
@@ -149,7 +177,11 @@ def _tables(title: str, outcomes: dict[str, Outcome]) -> list[Table]:
         "all users served after": ("s", lambda o: o.until(1.0)),
     }
     return [
-        Table(f"A fleet in a {title}: {what}", unit, [Row(kind, read(outcome)) for kind, outcome in outcomes.items()])
+        Table(
+            f"A fleet in a {title}: {what}",
+            unit,
+            [Row(kind, read(outcome)) for kind, outcome in outcomes.items()],
+        )
         for what, (unit, read) in figures.items()
     ]
 
@@ -162,8 +194,14 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=100)
     options = parser.parse_args()
     outcome = play(KINDS[options.kind], SCENES[options.scene], options.processes)
-    print(f"{options.kind}, {options.scene}: {outcome.per_second:.0f} attempts/s, at most {outcome.worst():.0f} in 10 ms")
-    print(f"served: first {outcome.until(0):.3f} s, half {outcome.until(0.5):.3f} s, all {outcome.until(1):.3f} s")
+    print(
+        f"{options.kind}, {options.scene}: {outcome.per_second:.0f} attempts/s, at most"
+        f" {outcome.worst():.0f} in 10 ms"
+    )
+    print(
+        f"served: first {outcome.until(0):.3f} s, half {outcome.until(0.5):.3f} s, all"
+        f" {outcome.until(1):.3f} s"
+    )
     return 0
 
 

@@ -1,8 +1,10 @@
-"""A thousand processes before one server, in simulated time: the real flows and policies on a heap of events.
+"""A thousand processes before one server, in simulated time: the real flows and policies on a heap
+of events.
 
-Each process has a real ``State`` with its own record of the server and its own random numbers; the flows' steps (connect, call,
-wait) are done by the event loop below. What is modelled is the server: it opens so many connections a second, one after the
-other, holds so many sessions, and may be down, starting or out of reach. ``fleet.py`` measures; this file knows no numbers.
+Each process has a real ``State`` with its own record of the server and its own random numbers; the
+flows' steps (connect, call, wait) are done by the event loop below. What is modelled is the server:
+it opens so many connections a second, one after the other, holds so many sessions, and may be down,
+starting or out of reach. ``fleet.py`` measures; this file knows no numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from unbroken.pool.state import State
 from unbroken.pool.steps import Call, Connect, Wait
 from unbroken.settings import Settings
 
-#: When a SYN without an answer is sent again, in seconds after the first (Linux: net.ipv4.tcp_syn_retries, doubling from 1 s).
+#: When a SYN without an answer is sent again, in seconds after the first (Linux:
+#: net.ipv4.tcp_syn_retries, doubling from 1 s).
 SYN_AGAIN = (0.0, 1.0, 3.0, 7.0, 15.0)
 
 Flow = Generator[Any, Any, Any]
@@ -60,7 +63,9 @@ class Events:
             self.now = max(self.now, until)
 
     def start(self, flow: Flow) -> None:
-        """Run *flow* from now on: ``None`` is what it yields to be resumed later by whom it told."""
+        """Run *flow* from now on: ``None`` is what it yields to be resumed later by whom it
+        told.
+        """
         Runner(self, flow).go_on()
 
 
@@ -129,7 +134,9 @@ class Session:
 
     owner: Any
     is_open: bool = True
-    end: Signal = field(default_factory=Signal)  #: who waits for an answer on it hears of its end at once
+    end: Signal = field(
+        default_factory=Signal
+    )  #: who waits for an answer on it hears of its end at once
 
 
 @dataclass(slots=True)
@@ -142,11 +149,15 @@ class Server:
     round_trip: float = 0.0005
     mode: str = "up"
     sessions: dict[Session, None] = field(default_factory=dict)
-    attempts: list[tuple[float, str]] = field(default_factory=list)  #: when each was begun, and what became of it
+    attempts: list[tuple[float, str]] = field(
+        default_factory=list
+    )  #: when each was begun, and what became of it
     counted: Counter[str] = field(default_factory=Counter)
     _free_at: float = 0.0
 
-    def connect(self, owner: Any, timeout: float, done: Callable[..., Any], dialing: Dialing | None = None) -> None:
+    def connect(
+        self, owner: Any, timeout: float, done: Callable[..., Any], dialing: Dialing | None = None
+    ) -> None:
         """Somebody's attempt: *done* is called with a session, or with ``error=``."""
         events = self.events
         if self.mode == "refusing":
@@ -167,7 +178,14 @@ class Server:
         error = FleetError(Fault(kind, None, None, what))
         self.events.at(when, lambda: done(error=error))
 
-    def _send_again(self, owner: Any, begun: float, timeout: float, done: Callable[..., Any], dialing: Dialing | None) -> None:
+    def _send_again(
+        self,
+        owner: Any,
+        begun: float,
+        timeout: float,
+        done: Callable[..., Any],
+        dialing: Dialing | None,
+    ) -> None:
         """Nothing answered: the kernel sends its SYN again, until the caller's time is up."""
         events = self.events
         due = next((begun + after for after in SYN_AGAIN if begun + after > events.now), math.inf)
@@ -200,7 +218,9 @@ class Server:
             elif len(self.sessions) >= self.max_connections:
                 self.attempts.append((begun, "full"))
                 self.counted["full"] += 1
-                done(error=FleetError(Fault(FaultKind.TOO_MANY, None, 1040, "too many connections")))
+                done(
+                    error=FleetError(Fault(FaultKind.TOO_MANY, None, 1040, "too many connections"))
+                )
             else:
                 self.attempts.append((begun, "accepted"))
                 self.counted["accepted"] += 1
@@ -307,7 +327,9 @@ class Process:
         self.watcher = self.events
         self.driver = Driver(server)
         self.settings = Settings.of(max_size=size, **settings)
-        self.state = State(self.driver, self.settings, self, "fleet", lambda *_: None, [1], connector)  # type: ignore[arg-type]
+        self.state = State(
+            self.driver, self.settings, self, "fleet", lambda *_: None, [1], connector
+        )  # type: ignore[arg-type]
         self.state.random = random
         self.state.clock = lambda: self.events.now
 
@@ -352,7 +374,9 @@ class Process:
         if isinstance(step, Connect):
             return lambda done: step.dialing.begin(self, done)
         if isinstance(step, Call):
-            return lambda done: self.events.at(self.events.now + self.server.round_trip, lambda: self._answer(step, done))
+            return lambda done: self.events.at(
+                self.events.now + self.server.round_trip, lambda: self._answer(step, done)
+            )
         return step
 
     def _answer(self, step: Call, done: Callable[..., Any]) -> None:
@@ -372,7 +396,9 @@ class Process:
         """One request: wait for a connection, use it, give it back. True: it was served."""
         state, events = self.state, self.events
         started = events.now
-        entry = yield from self._steps(acquire(state, None, started, started + self.settings.acquire_timeout))
+        entry = yield from self._steps(
+            acquire(state, None, started, started + self.settings.acquire_timeout)
+        )
         loan = Loan()
         state.lend(loan, entry, sys._getframe(), events.now, 1)
         yield Wait(loan.conn.end, hold)
@@ -382,10 +408,18 @@ class Process:
 
 
 class Naive:
-    """One process with a pool as most are: who finds nothing idle connects, and when that fails tries again after *pause*."""
+    """One process with a pool as most are: who finds nothing idle connects, and when that fails
+    tries again after *pause*.
+    """
 
     def __init__(self, server: Server, random: Random, pause: float, timeout: float = 5.0) -> None:
-        self.server, self.events, self.random, self.pause, self.timeout = server, server.events, random, pause, timeout
+        self.server, self.events, self.random, self.pause, self.timeout = (
+            server,
+            server.events,
+            random,
+            pause,
+            timeout,
+        )
         self.idle: list[Session] = []
 
     def session_ended(self) -> None:
@@ -411,7 +445,13 @@ class Naive:
 def without_sockets() -> Iterator[None]:
     """The flows' parts that look at sockets and memory, put out of work: there are none here."""
     patches = [
-        (state_module, "Glance", lambda: SimpleNamespace(look=list, forget=lambda _: None, add=lambda _: None, dead=list)),
+        (
+            state_module,
+            "Glance",
+            lambda: SimpleNamespace(
+                look=list, forget=lambda _: None, add=lambda _: None, dead=list
+            ),
+        ),
         (acquire_module, "gc", SimpleNamespace(collect=lambda: None)),
         (acquire_module, "judge", lambda _: acquire_module.Liveness.ALIVE),
     ]

@@ -1,7 +1,8 @@
-"""Interleaved timing: every contender gets a short slice in every round (A B C A B C ...), so that a noisy machine hits all alike.
+"""Interleaved timing: every contender gets a short slice in every round (A B C A B C ...), so that
+a noisy machine hits all alike.
 
-What disturbs a measurement only ever adds time, so the best of many short slices is the figure; the median says how
-noisy the run was, and how steady the contender.
+What disturbs a measurement only ever adds time, so the best of many short slices is the figure; the
+median says how noisy the run was, and how steady the contender.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ class Effort:
 
     @classmethod
     def of(cls, *, quick: bool) -> Effort:
-        return cls(rounds=8, slice=0.003, repeats=1) if quick else cls(rounds=60, slice=0.006, repeats=5)
+        return (
+            cls(rounds=8, slice=0.003, repeats=1)
+            if quick
+            else cls(rounds=60, slice=0.006, repeats=5)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,9 @@ class Result:
     plots: dict[str, str] = field(default_factory=dict)  #: by file name without its end, SVG
 
 
-def interleaved(contenders: Mapping[str, Slice], effort: Effort, base: str | None = None) -> list[Row]:
+def interleaved(
+    contenders: Mapping[str, Slice], effort: Effort, base: str | None = None
+) -> list[Row]:
     """Time all *contenders* in one run; rows sorted by cost."""
     counts = {name: _calibrated(run, effort.slice) for name, run in contenders.items()}
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -92,7 +99,15 @@ def interleaved(contenders: Mapping[str, Slice], effort: Effort, base: str | Non
             times[name].append(contenders[name](counts[name]) / counts[name])
     gc.unfreeze()
     best = {name: min(found) for name, found in times.items()}
-    rows = [Row(name, best[name], statistics.median(times[name]), best[name] / best[base] if base else None) for name in names]
+    rows = [
+        Row(
+            name,
+            best[name],
+            statistics.median(times[name]),
+            best[name] / best[base] if base else None,
+        )
+        for name in names
+    ]
     return sorted(rows, key=lambda row: row.best)
 
 
@@ -122,12 +137,16 @@ def repeated(operation: Callable[[], Any]) -> Slice:
 
 
 def shared(count: int, workers: int) -> int:
-    """How many of *count* operations each worker does; together they may do a few more, which the caller must allow for."""
+    """How many of *count* operations each worker does; together they may do a few more, which the
+    caller must allow for.
+    """
     return -(-count // workers)
 
 
 def threaded(run: Slice, threads: int) -> Slice:
-    """*run* on so many threads at once: the time from the first one's start to the last one's end."""
+    """*run* on so many threads at once: the time from the first one's start to the last one's
+    end.
+    """
     if threads == 1:
         return run
 

@@ -1,4 +1,6 @@
-"""What MongoDB's client costs through the layer: one find_one, and the question which process this is."""
+"""What MongoDB's client costs through the layer: one find_one, and the question which process this
+is.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,44 @@ def run(effort: Effort) -> Result:
     result = Result()
     legs, seconds = (6, 0.5) if effort.repeats == 1 else (24, 2.0)
     with MongoDB(replica_set="one") as server:
-        found, busy = compare(lambda label: finding(server, label), (OURS, AGAIN, BARE), THEIRS, legs, seconds)
+        found, busy = compare(
+            lambda label: finding(server, label), (OURS, AGAIN, BARE), THEIRS, legs, seconds
+        )
         with clients(server, OURS, THEIRS) as made:
-            asking = {label: repeated(lambda client=client: client._get_topology()) for label, client in made.items()}
+            asking = {
+                label: repeated(lambda client=client: client._get_topology())
+                for label, client in made.items()
+            }
             asked = interleaved(asking, replace(effort, rounds=effort.rounds * 5), THEIRS)
-    result.tables.append(Table("MongoDB: find_one of a small document", "µs", rows(found), THEIRS, said(found)))
-    result.tables.append(Table("MongoDB: the same, processor time of the calling thread only", "µs", rows(busy), THEIRS, said(busy)))
-    result.tables.append(Table("MongoDB: which process's topology is this, asked at each operation", "µs", asked, THEIRS))
+    result.tables.append(
+        Table("MongoDB: find_one of a small document", "µs", rows(found), THEIRS, said(found))
+    )
+    result.tables.append(
+        Table(
+            "MongoDB: the same, processor time of the calling thread only",
+            "µs",
+            rows(busy),
+            THEIRS,
+            said(busy),
+        )
+    )
+    result.tables.append(
+        Table(
+            "MongoDB: which process's topology is this, asked at each operation",
+            "µs",
+            asked,
+            THEIRS,
+        )
+    )
     ratio, control = found.ratios[OURS], found.ratios[AGAIN]
-    promise = f"MongoDB: find_one at most 2 % above the plain client: {ratio}; the plain client beside itself: {control}"
+    promise = (
+        f"MongoDB: find_one at most 2 % above the plain client: {ratio}; the plain client beside"
+        f" itself: {control}"
+    )
     result.targets.append(Target(f"{promise}. Judged by the upper end", ratio.high, 1.02))
-    result.targets.append(Target("MongoDB: one access at most 0.5 µs", best_of(asked, OURS) * 1e6, 0.5, "µs"))
+    result.targets.append(
+        Target("MongoDB: one access at most 0.5 µs", best_of(asked, OURS) * 1e6, 0.5, "µs")
+    )
     return result
 
 
@@ -47,7 +76,10 @@ def clients(server: MongoDB, *labels: str) -> Iterator[dict[str, Any]]:
     with contextlib.ExitStack() as stack:
         kinds: dict[str, Any] = {OURS: unbroken.mongo.MongoClient}
         given = {label: {} if label == BARE else dict(DEFAULTS) for label in labels}
-        yield {label: stack.enter_context(kinds.get(label, MongoClient)(server.url(), **given[label])) for label in labels}
+        yield {
+            label: stack.enter_context(kinds.get(label, MongoClient)(server.url(), **given[label]))
+            for label in labels
+        }
 
 
 @contextlib.contextmanager
@@ -62,11 +94,17 @@ def finding(server: MongoDB, label: str) -> Iterator[Slice]:
 def rows(found: Found) -> list[Row]:
     """One for each client; the ratio is that of the pairs."""
     ratios = {name: ratio.middle for name, ratio in found.ratios.items()}
-    made = [Row(name, min(times), statistics.median(times), ratios.get(name, 1.0)) for name, times in found.times.items()]
+    made = [
+        Row(name, min(times), statistics.median(times), ratios.get(name, 1.0))
+        for name, times in found.times.items()
+    ]
     return sorted(made, key=lambda row: row.ratio or 0)
 
 
 def said(found: Found) -> str:
     """How sure the ratios are."""
     sure = "; ".join(f"{name}: {ratio}" for name, ratio in found.ratios.items())
-    return f'The ratio is the median of neighbouring blocks\' ratios. {sure}. The row "once more" shows what the method can tell apart.'
+    return (
+        f'The ratio is the median of neighbouring blocks\' ratios. {sure}. The row "once more"'
+        " shows what the method can tell apart."
+    )

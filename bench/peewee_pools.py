@@ -1,4 +1,6 @@
-"""What ``db.connect()`` and ``db.close()`` cost on peewee's pooled databases: playhouse's ping each time, ours look at the kernel."""
+"""What ``db.connect()`` and ``db.close()`` cost on peewee's pooled databases: playhouse's ping each
+time, ours look at the kernel.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,13 @@ def run(effort: Effort) -> Result:
     result = Result()
     for title, server_kind, name, extra in KINDS:
         with server_kind() as server, contextlib.ExitStack() as stack:
-            where = {"host": server.host, "port": server.port, "user": server.user, "password": server.password, **extra}
+            where = {
+                "host": server.host,
+                "port": server.port,
+                "user": server.user,
+                "password": server.password,
+                **extra,
+            }
             slices: dict[str, Slice] = {}
             for label, module in ((OURS, ours), (THEIRS, theirs)):
                 db: Any = getattr(module, name)(server.database, max_connections=10, **where)
@@ -34,5 +42,11 @@ def run(effort: Effort) -> Result:
                 slices[label] = repeated(lambda db=db: (db.connect(), db.close()))
             rows = interleaved(slices, effort, THEIRS)
         result.tables.append(Table(f"peewee: connect() and close(), {title}", "µs", rows, THEIRS))
-        result.targets.append(Target(f"peewee, {title}: at most 1/5 of playhouse's", best_of(rows, OURS) / best_of(rows, THEIRS), 1 / 5))
+        result.targets.append(
+            Target(
+                f"peewee, {title}: at most 1/5 of playhouse's",
+                best_of(rows, OURS) / best_of(rows, THEIRS),
+                1 / 5,
+            )
+        )
     return result

@@ -1,4 +1,6 @@
-"""What the fault proxy costs: throughput and added latency beside a direct connection, on one machine's loopback."""
+"""What the fault proxy costs: throughput and added latency beside a direct connection, on one
+machine's loopback.
+"""
 
 from __future__ import annotations
 
@@ -22,32 +24,68 @@ DIRECT = "direct"
 
 
 def run(effort: Effort) -> Result:
-    """A round trip of a SELECT, a connect, and a stream of bytes: direct, through a plain proxy, and through one that reads along."""
+    """A round trip of a SELECT, a connect, and a stream of bytes: direct, through a plain proxy,
+    and through one that reads along.
+    """
     result = Result()
     with contextlib.ExitStack() as stack:
-        servers: list[tuple[Server, str, str]] = [(stack.enter_context(PostgreSQL()), "psycopg", "postgresql")]
+        servers: list[tuple[Server, str, str]] = [
+            (stack.enter_context(PostgreSQL()), "psycopg", "postgresql")
+        ]
         if available("mariadb") is None:
             servers.append((stack.enter_context(MariaDB()), "pymysql", "mysql"))
         for server, driver, protocol in servers:
             name = "PostgreSQL, psycopg" if protocol == "postgresql" else "MariaDB, PyMySQL"
             ways = _ways((server.host, server.port), protocol, stack)
-            asks = {way: _asking(through(server.url(driver)), stack) for way, through in ways.items()}
-            result.tables.append(Table(f"The fault proxy: one SELECT, {name}", "µs", interleaved(asks, effort, DIRECT), DIRECT))
-            opens = {way: _opening(through(server.url(driver)), stack) for way, through in ways.items()}
-            result.tables.append(Table(f"The fault proxy: connect and close, {name}", "ms", interleaved(opens, effort, DIRECT), DIRECT))
+            asks = {
+                way: _asking(through(server.url(driver)), stack) for way, through in ways.items()
+            }
+            result.tables.append(
+                Table(
+                    f"The fault proxy: one SELECT, {name}",
+                    "µs",
+                    interleaved(asks, effort, DIRECT),
+                    DIRECT,
+                )
+            )
+            opens = {
+                way: _opening(through(server.url(driver)), stack) for way, through in ways.items()
+            }
+            result.tables.append(
+                Table(
+                    f"The fault proxy: connect and close, {name}",
+                    "ms",
+                    interleaved(opens, effort, DIRECT),
+                    DIRECT,
+                )
+            )
         source = stack.enter_context(_source())
         ways = _ways(source, "postgresql", stack)
-        streams = {way: _stream(through(f"tcp://{source[0]}:{source[1]}/"), stack) for way, through in ways.items()}
-        note = f"Higher is better. One connection, one PostgreSQL message of {BLOCK // 1024} KiB at a time, from a thread of this process."
+        streams = {
+            way: _stream(through(f"tcp://{source[0]}:{source[1]}/"), stack)
+            for way, through in ways.items()
+        }
+        note = (
+            f"Higher is better. One connection, one PostgreSQL message of {BLOCK // 1024} KiB at a"
+            " time, from a thread of this process."
+        )
         rows = [_per_second(row) for row in interleaved(streams, effort, DIRECT)]
-        result.tables.append(Table("The fault proxy: throughput from server to client", "MB/s", rows, DIRECT, note))
+        result.tables.append(
+            Table("The fault proxy: throughput from server to client", "MB/s", rows, DIRECT, note)
+        )
     return result
 
 
-def _ways(upstream: tuple[str, int], protocol: str, stack: contextlib.ExitStack) -> dict[str, Callable[[str], str]]:
+def _ways(
+    upstream: tuple[str, int], protocol: str, stack: contextlib.ExitStack
+) -> dict[str, Callable[[str], str]]:
     plain = stack.enter_context(FaultProxy(upstream))
     reading = stack.enter_context(FaultProxy(upstream, protocol=protocol))
-    return {DIRECT: lambda url: url, "through the proxy": plain.url, "through the proxy, with protocol=": reading.url}
+    return {
+        DIRECT: lambda url: url,
+        "through the proxy": plain.url,
+        "through the proxy, with protocol=": reading.url,
+    }
 
 
 def _asking(url: str, stack: contextlib.ExitStack) -> Slice:
@@ -75,7 +113,9 @@ def _opening(url: str, stack: contextlib.ExitStack) -> Slice:
 
 @contextlib.contextmanager
 def _source() -> Iterator[tuple[str, int]]:
-    """A server that speaks PostgreSQL's protocol as far as it must: a DataRow for each Flush that it hears."""
+    """A server that speaks PostgreSQL's protocol as far as it must: a DataRow for each Flush that
+    it hears.
+    """
     block = b"D" + (BLOCK - 1).to_bytes(4, "big") + bytes(BLOCK - 5)
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -88,7 +128,9 @@ def _source() -> Iterator[tuple[str, int]]:
         def accept() -> None:
             with contextlib.suppress(OSError):
                 while True:
-                    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+                    threading.Thread(
+                        target=serve, args=(listener.accept()[0],), daemon=True
+                    ).start()
 
         threading.Thread(target=accept, daemon=True).start()
         yield listener.getsockname()

@@ -1,4 +1,7 @@
-"""How long after a restarted server accepts until the first request succeeds. Four threads go on asking all the while."""
+"""How long after a restarted server accepts until the first request succeeds.
+
+Four threads go on asking all the while.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +27,39 @@ def run(effort: Effort) -> Result:
     for kind, driver in ((PostgreSQL, "psycopg"), (MariaDB, "pymysql")):
         if available(kind.backend) is not None:
             continue
-        with kind() as server, unbroken.Pool(server.url(driver), max_size=THREADS, connect_timeout=2.0) as pool:
+        with (
+            kind() as server,
+            unbroken.Pool(server.url(driver), max_size=THREADS, connect_timeout=2.0) as pool,
+        ):
             found = [_one_restart(server, pool) for _ in range(effort.repeats)]
         name = f"unbroken, {driver}, {kind.backend}"
         rows.append(Row(name, min(found), statistics.median(found)))
         targets.append(
-            Target(f"recovery, {name}: first success at most 50 ms after the server accepts", statistics.median(found) * 1e3, 50, "ms")
+            Target(
+                f"recovery, {name}: first success at most 50 ms after the server accepts",
+                statistics.median(found) * 1e3,
+                50,
+                "ms",
+            )
         )
-    note = f"Median of {effort.repeats}; {THREADS} threads; away for {DOWN} s. 0: before a prober that asks each millisecond noticed."
-    return Result([Table("From the moment the server accepts to the first success", "ms", rows, note=note)], targets)
+    note = (
+        f"Median of {effort.repeats}; {THREADS} threads; away for {DOWN} s. 0: before a prober that"
+        " asks each millisecond noticed."
+    )
+    return Result(
+        [Table("From the moment the server accepts to the first success", "ms", rows, note=note)],
+        targets,
+    )
 
 
 def _one_restart(server: Server, pool: unbroken.Pool) -> float:
     """Seconds. A prober of our own, in a tight loop, says when the server accepts."""
     stop = threading.Event()
     successes: list[float] = []
-    threads = [threading.Thread(target=_ask, args=(pool, successes, stop), daemon=True) for _ in range(THREADS)]
+    threads = [
+        threading.Thread(target=_ask, args=(pool, successes, stop), daemon=True)
+        for _ in range(THREADS)
+    ]
     for thread in threads:
         thread.start()
     _until(lambda: len(successes) > 100)
@@ -60,7 +80,9 @@ def _one_restart(server: Server, pool: unbroken.Pool) -> float:
 
 def _ask(pool: unbroken.Pool, successes: list[float], stop: threading.Event) -> None:
     while not stop.is_set():
-        with contextlib.suppress(Exception):  # what was under way when the server stopped fails; that is not the question here
+        with contextlib.suppress(
+            Exception
+        ):  # what was under way when the server stopped fails; that is not the question here
             with pool.connection() as conn, contextlib.closing(conn.cursor()) as cursor:
                 cursor.execute("SELECT 1")
                 cursor.fetchall()

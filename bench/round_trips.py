@@ -1,4 +1,6 @@
-"""Round trips of a request that does one SELECT, counted on the wire by a proxy between the pool and the server."""
+"""Round trips of a request that does one SELECT, counted on the wire by a proxy between the pool
+and the server.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ SELECT = "SELECT n FROM stock"
 
 
 def run(_effort: Effort) -> Result:
-    """The whole request: take a connection, SELECT, end the transaction, give the connection back."""
+    """The whole request: take a connection, SELECT, end the transaction, give the connection
+    back.
+    """
     with PostgreSQL() as server:
         _make_table(server, "psycopg")
         rows = [
@@ -26,21 +30,40 @@ def run(_effort: Effort) -> Result:
             *_unbroken(server, "asyncpg"),
             *_sqlalchemy(server, "psycopg"),
             _counted("psycopg_pool", server, _psycopg_pool),
-            _counted("psycopg_pool, check", server, lambda url, stack: _psycopg_pool(url, stack, check=True)),
+            _counted(
+                "psycopg_pool, check",
+                server,
+                lambda url, stack: _psycopg_pool(url, stack, check=True),
+            ),
         ]
     tables = [Table("Round trips of a request with one SELECT: PostgreSQL", "round trips", rows)]
     if available("mariadb") is None:
         with MariaDB() as server:
             _make_table(server, "pymysql")
-            found = [row for driver in ("pymysql", "mysqldb", "aiomysql") for row in _unbroken(server, driver)]
+            found = [
+                row
+                for driver in ("pymysql", "mysqldb", "aiomysql")
+                for row in _unbroken(server, driver)
+            ]
             tables.append(
-                Table("Round trips of a request with one SELECT: MariaDB", "round trips", [*found, *_sqlalchemy(server, "pymysql")])
+                Table(
+                    "Round trips of a request with one SELECT: MariaDB",
+                    "round trips",
+                    [*found, *_sqlalchemy(server, "pymysql")],
+                )
             )
     targets = []
     for table in tables:
         ours = max(row.best for row in table.rows if row.is_ours)
         theirs = next(row.best for row in table.rows if row.name.startswith("SQLAlchemy"))
-        targets.append(Target(f"{table.title}: no more than SQLAlchemy without a check", ours, theirs, "round trips"))
+        targets.append(
+            Target(
+                f"{table.title}: no more than SQLAlchemy without a check",
+                ours,
+                theirs,
+                "round trips",
+            )
+        )
     return Result(tables, targets)
 
 
@@ -49,13 +72,16 @@ def _make_table(server: Server, driver: str) -> None:
         conn.cursor().execute("CREATE TABLE stock (n INT)")
 
 
-def _counted(name: str, server: Server, make: Callable[[str, contextlib.ExitStack], Callable[[], Any]]) -> Row:
+def _counted(
+    name: str, server: Server, make: Callable[[str, contextlib.ExitStack], Callable[[], Any]]
+) -> Row:
     """*make* gives what does one request through a URL."""
     scheme = name.split(", ")[1] if name.startswith("unbroken") else None
     with FaultProxy((server.host, server.port)) as proxy, contextlib.ExitStack() as stack:
         request = make(proxy.url(server.url(scheme)), stack)
         for _ in range(REQUESTS):
-            request()  # connects, asks for limits and versions; psycopg prepares what it has seen five times
+            # connects, asks for limits and versions; psycopg prepares what it has seen five times
+            request()
         before = proxy.round_trips
         for _ in range(REQUESTS):
             request()
@@ -65,9 +91,15 @@ def _counted(name: str, server: Server, make: Callable[[str, contextlib.ExitStac
 def _unbroken(server: Server, driver: str) -> list[Row]:
     if driver in ("asyncpg", "aiomysql"):
         return [
-            _counted(f"unbroken, {driver}, async with", server, lambda url, stack: _async(url, stack, transaction=True)),
             _counted(
-                f"unbroken, {driver}, async with, transaction=False", server, lambda url, stack: _async(url, stack, transaction=False)
+                f"unbroken, {driver}, async with",
+                server,
+                lambda url, stack: _async(url, stack, transaction=True),
+            ),
+            _counted(
+                f"unbroken, {driver}, async with, transaction=False",
+                server,
+                lambda url, stack: _async(url, stack, transaction=False),
             ),
         ]
     return [_counted(f"unbroken, {driver}, with", server, _sync)]
@@ -111,7 +143,9 @@ def _sqlalchemy(server: Server, driver: str) -> list[Row]:
     import sqlalchemy
 
     def make(stack: contextlib.ExitStack, url: str, **options: Any) -> Callable[[], Any]:
-        engine = sqlalchemy.create_engine(url.replace("://", f"+{driver}://", 1), pool_size=1, **options)
+        engine = sqlalchemy.create_engine(
+            url.replace("://", f"+{driver}://", 1), pool_size=1, **options
+        )
         stack.callback(engine.dispose)
 
         def request() -> None:
@@ -122,15 +156,23 @@ def _sqlalchemy(server: Server, driver: str) -> list[Row]:
 
     return [
         _counted(f"SQLAlchemy, {driver}", server, lambda url, stack: make(stack, url)),
-        _counted(f"SQLAlchemy, {driver}, pre_ping", server, lambda url, stack: make(stack, url, pool_pre_ping=True)),
+        _counted(
+            f"SQLAlchemy, {driver}, pre_ping",
+            server,
+            lambda url, stack: make(stack, url, pool_pre_ping=True),
+        ),
     ]
 
 
-def _psycopg_pool(url: str, stack: contextlib.ExitStack, *, check: bool = False) -> Callable[[], Any]:
+def _psycopg_pool(
+    url: str, stack: contextlib.ExitStack, *, check: bool = False
+) -> Callable[[], Any]:
     from psycopg_pool import ConnectionPool
 
     checker = ConnectionPool.check_connection if check else None
-    pool = stack.enter_context(ConnectionPool(url, min_size=1, max_size=1, open=True, check=checker))
+    pool = stack.enter_context(
+        ConnectionPool(url, min_size=1, max_size=1, open=True, check=checker)
+    )
     pool.wait()
 
     def request() -> None:

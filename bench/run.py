@@ -16,18 +16,22 @@ import report
 from measure import Effort, Result
 
 SUBJECTS = (
-    "checkout", "checkout_async", "flat", "connecting", "round_trips", "recovery", "at_rest", "web", "engine", "peewee_pools",
-    "django_views", "fleet", "mongo", "proxy",
+    "checkout", "checkout_async", "flat", "connecting", "round_trips", "recovery", "at_rest", "web",
+    "engine", "peewee_pools", "django_views", "fleet", "mongo", "proxy",
 )  # fmt: skip
 
 
 def main() -> int:
     """Run the subjects; 1 when a promise about the cost is not kept."""
     parser = argparse.ArgumentParser(description="Measure unbroken beside other pools.")
-    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(SUBJECTS)}; default: all")
+    parser.add_argument(
+        "subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(SUBJECTS)}; default: all"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a first impression")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
+    parser.add_argument(
+        "--write", action="store_true", help="put the tables into docs/benchmarks.md"
+    )
     options = parser.parse_args()
     unknown = [name for name in options.subjects if name not in SUBJECTS]
     if unknown:

@@ -1,4 +1,7 @@
-"""A Flask app's request with one SELECT, by what people do about lost connections. Without a web server: only what the app costs."""
+"""A Flask app's request with one SELECT, by what people do about lost connections.
+
+Without a web server: only what the app costs.
+"""
 
 from __future__ import annotations
 
@@ -47,11 +50,18 @@ def _measure(result: Result, effort: Effort, where: str, server: Server, url: st
     }
     rows = interleaved(apps, effort, base=BARE)
     note = (
-        "Flask's own work is in each row. unbroken's row holds the look at the sockets and the ledger of a request that may be run again."
+        "Flask's own work is in each row. unbroken's row holds the look at the sockets and the"
+        " ledger of a request that may be run again."
     )
-    result.tables.append(Table(f"A Flask request with one SELECT: {where}", "µs", rows, base=BARE, note=note))
+    result.tables.append(
+        Table(f"A Flask request with one SELECT: {where}", "µs", rows, base=BARE, note=note)
+    )
     result.targets.append(
-        Target(f"Flask request, {where}: at most half as much again as without any care", best_of(rows, OURS) / best_of(rows, BARE), 1.5)
+        Target(
+            f"Flask request, {where}: at most half as much again as without any care",
+            best_of(rows, OURS) / best_of(rows, BARE),
+            1.5,
+        )
     )
 
 

@@ -1,10 +1,12 @@
 """A Django site in one file that does not notice when its database goes away for a moment.
 
-    DATABASE_URL=mysql://app:secret@127.0.0.1/shop gunicorn -w 2 -k gthread --threads 4 django_app:app
+    export DATABASE_URL=mysql://app:secret@127.0.0.1/shop
+    gunicorn -w 2 -k gthread --threads 4 django_app:app
 
-It is the same site under gunicorn's gthread and gevent workers, with ``--preload``, under Tornado (django_tornado.py) and under
-uvicorn (django_asgi.py). ``engine=`` in the URL's query takes unbroken out, for comparison: ``default``, ``persistent``,
-``checked`` (persistent, with health checks) or ``pool`` (Django's own, for PostgreSQL).
+It is the same site under gunicorn's gthread and gevent workers, with ``--preload``, under Tornado
+(django_tornado.py) and under uvicorn (django_asgi.py). ``engine=`` in the URL's query takes
+unbroken out, for comparison: ``default``, ``persistent``, ``checked`` (persistent, with health
+checks) or ``pool`` (Django's own, for PostgreSQL).
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ def database(url: str) -> dict[str, Any]:
     engine = dict(parse_qsl(parts.query)).get("engine", "unbroken")
     kind = "postgresql" if parts.scheme.startswith("postgres") else "mysql"
     given: dict[str, Any] = {
-        "ENGINE": f"unbroken.django.{kind}" if engine == "unbroken" else f"django.db.backends.{kind}",
-        "NAME": parts.path.lstrip("/"), "USER": unquote(parts.username or ""), "PASSWORD": unquote(parts.password or ""),
-        "HOST": parts.hostname, "PORT": parts.port, "OPTIONS": {},
+        "ENGINE": f"{'unbroken.django' if engine == 'unbroken' else 'django.db.backends'}.{kind}",
+        "NAME": parts.path.lstrip("/"), "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""), "HOST": parts.hostname, "PORT": parts.port,
+        "OPTIONS": {},
     }  # fmt: skip
     if engine == "unbroken":
         given["OPTIONS"]["unbroken"] = {"max_size": 5}
@@ -41,7 +44,10 @@ def database(url: str) -> dict[str, Any]:
 DATABASE = database(os.environ["DATABASE_URL"])
 UNBROKEN = DATABASE["ENGINE"].startswith("unbroken.")
 
-if DATABASE["ENGINE"].endswith(".mysql") and "pymysql" in urlsplit(os.environ["DATABASE_URL"]).scheme:
+if (
+    DATABASE["ENGINE"].endswith(".mysql")
+    and "pymysql" in urlsplit(os.environ["DATABASE_URL"]).scheme
+):
     import pymysql
 
     pymysql.install_as_MySQLdb()  # under gevent: mysqlclient would block the hub
@@ -66,7 +72,10 @@ from unbroken.django import replayable  # noqa: E402
 
 
 class Item(models.Model):  # type: ignore[misc] # Django has no types
-    """One row of the shop. The number is the caller's, and nothing stops it from being stored twice."""
+    """One row of the shop.
+
+    The number is the caller's, and nothing stops it from being stored twice.
+    """
 
     id = models.BigAutoField(primary_key=True)
     number = models.IntegerField()
@@ -80,17 +89,25 @@ class Item(models.Model):  # type: ignore[misc] # Django has no types
 
 def make_table() -> None:
     """Under ``--preload`` this warms the pool before the fork, and no harm is done."""
-    key = "bigint AUTO_INCREMENT PRIMARY KEY" if connection.vendor == "mysql" else "bigserial PRIMARY KEY"
+    key = (
+        "bigint AUTO_INCREMENT PRIMARY KEY"
+        if connection.vendor == "mysql"
+        else "bigserial PRIMARY KEY"
+    )
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            cursor.execute("SELECT pg_advisory_lock(1)")  # its IF NOT EXISTS does not keep two workers apart
+            cursor.execute(
+                "SELECT pg_advisory_lock(1)"
+            )  # its IF NOT EXISTS does not keep two workers apart
         cursor.execute(f"CREATE TABLE IF NOT EXISTS item (id {key}, number integer NOT NULL)")
         if connection.vendor == "postgresql":
             cursor.execute("SELECT pg_advisory_unlock(1)")
     connection.close()
 
 
-with ThreadPoolExecutor(1) as aside:  # uvicorn imports this on its loop's thread, where Django refuses to query
+with ThreadPoolExecutor(
+    1
+) as aside:  # uvicorn imports this on its loop's thread, where Django refuses to query
     aside.submit(make_table).result()
 
 

@@ -2,8 +2,8 @@
 
     DATABASE_URL=mysql://app:secret@127.0.0.1/shop python django_tornado.py 8000
 
-The site is loaded before the processes part, as Tornado's manual does it, and so is the pool: each child starts with
-connections of its own.
+The site is loaded before the processes part, as Tornado's manual does it, and so is the pool: each
+child starts with connections of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from tornado.wsgi import WSGIContainer
 
 async def serve(sockets: list) -> None:
     """Until it is ended."""
-    server = HTTPServer(WSGIContainer(django_app.app, ThreadPoolExecutor(8)))  # Django refuses to query on a loop's own thread
+    server = HTTPServer(
+        WSGIContainer(django_app.app, ThreadPoolExecutor(8))
+    )  # Django refuses to query on a loop's own thread
     server.add_sockets(sockets)
     await asyncio.Event().wait()
 

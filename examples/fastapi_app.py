@@ -31,7 +31,10 @@ class Base(DeclarativeBase):
 
 
 class Item(Base):
-    """One row of the shop. The number is the caller's, and nothing stops it from being stored twice."""
+    """One row of the shop.
+
+    The number is the caller's, and nothing stops it from being stored twice.
+    """
 
     __tablename__ = "item"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -49,7 +52,9 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     """Make the table; in the end close what is open."""
     try:
         await make_tables()
-    except DBAPIError:  # another worker made it between our look and our CREATE TABLE: it is there now
+    except (
+        DBAPIError
+    ):  # another worker made it between our look and our CREATE TABLE: it is there now
         await make_tables()
     yield
     await engine.dispose()
@@ -80,4 +85,6 @@ async def taken() -> dict[str, int]:
 
 
 if not PLAIN:
-    app = unbroken.asgi.Unbroken(app, replay="/items", databases=engine, healthz="/healthz", readyz="/readyz")
+    app = unbroken.asgi.Unbroken(
+        app, replay="/items", databases=engine, healthz="/healthz", readyz="/readyz"
+    )

@@ -1,4 +1,5 @@
-"""A FastAPI app on an AsyncMongoClient that does not notice when its database goes away for a moment.
+"""A FastAPI app on an AsyncMongoClient that does not notice when its database goes away for a
+moment.
 
     DATABASE_URL=mongodb://127.0.0.1/shop uvicorn --workers 2 fastapi_mongo_app:app
 
@@ -20,8 +21,12 @@ import unbroken.mongo
 
 PLAIN = bool(os.environ.get("PLAIN"))
 
-client: Any = (pymongo.AsyncMongoClient if PLAIN else unbroken.mongo.AsyncMongoClient)(os.environ["DATABASE_URL"])
-items = client.get_default_database()["item"]  # kept in a variable: it is right in every process and on every event loop
+client: Any = (pymongo.AsyncMongoClient if PLAIN else unbroken.mongo.AsyncMongoClient)(
+    os.environ["DATABASE_URL"]
+)
+items = client.get_default_database()[
+    "item"
+]  # kept in a variable: it is right in every process and on every event loop
 
 
 @asynccontextmanager

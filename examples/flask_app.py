@@ -2,8 +2,8 @@
 
     DATABASE_URL=mysql+pymysql://app:secret@127.0.0.1/shop gunicorn -w 2 flask_app:app
 
-It is the same app under gunicorn's sync, gthread and gevent workers, with ``--preload``, and under uWSGI as it comes.
-``PLAIN=1`` takes unbroken out, for comparison.
+It is the same app under gunicorn's sync, gthread and gevent workers, with ``--preload``, and under
+uWSGI as it comes. ``PLAIN=1`` takes unbroken out, for comparison.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ db = SQLAlchemy(app)
 
 
 class Item(db.Model):  # type: ignore[name-defined, misc] # Flask-SQLAlchemy makes the base
-    """One row of the shop. The number is the caller's, and nothing stops it from being stored twice."""
+    """One row of the shop.
+
+    The number is the caller's, and nothing stops it from being stored twice.
+    """
 
     id = db.Column(db.Integer, primary_key=True)
     number = db.Column(db.Integer, nullable=False)
@@ -36,7 +39,9 @@ class Item(db.Model):  # type: ignore[name-defined, misc] # Flask-SQLAlchemy mak
 with app.app_context():  # under --preload this warms the pool before the fork, and no harm is done
     try:
         db.create_all()
-    except DBAPIError:  # another worker made the table between our look and our CREATE TABLE: it is there now
+    except (
+        DBAPIError
+    ):  # another worker made the table between our look and our CREATE TABLE: it is there now
         db.create_all()
 
 

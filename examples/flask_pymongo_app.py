@@ -1,9 +1,11 @@
 """A Flask app with PyMongo that does not notice when its database goes away for a moment.
 
-    DATABASE_URL=mongodb://127.0.0.1/shop uwsgi --http-socket :8000 --master --processes 2 --module flask_pymongo_app:app
+    export DATABASE_URL=mongodb://127.0.0.1/shop
+    uwsgi --http-socket :8000 --master --processes 2 --module flask_pymongo_app:app
 
-It is the same app under uWSGI as it comes, and under gunicorn's sync, gthread and gevent workers, with ``--preload`` too.
-``PLAIN=1`` takes unbroken out, for comparison; ``WARM=1`` uses the client before the web server forks.
+It is the same app under uWSGI as it comes, and under gunicorn's sync, gthread and gevent workers,
+with ``--preload`` too. ``PLAIN=1`` takes unbroken out, for comparison; ``WARM=1`` uses the client
+before the web server forks.
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ import unbroken.mongo
 PLAIN = bool(os.environ.get("PLAIN"))
 
 app = Flask(__name__)
-client = pymongo.MongoClient(os.environ["DATABASE_URL"]) if PLAIN else unbroken.mongo.MongoClient(os.environ["DATABASE_URL"])
+client = (
+    pymongo.MongoClient(os.environ["DATABASE_URL"])
+    if PLAIN
+    else unbroken.mongo.MongoClient(os.environ["DATABASE_URL"])
+)
 if not PLAIN:
     unbroken.flask.Unbroken(app, databases=client, healthz="/healthz", readyz="/readyz")
 items = client.get_default_database()["item"]  # kept in a variable: it is right in every worker

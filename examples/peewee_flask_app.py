@@ -2,7 +2,8 @@
 
     DATABASE_URL=postgresql://app:secret@127.0.0.1/shop gunicorn -w 2 peewee_flask_app:app
 
-``unbroken.flask`` answers an outage with 503 and replays safe requests; ``FlaskDB`` opens and closes around each request.
+``unbroken.flask`` answers an outage with 503 and replays safe requests; ``FlaskDB`` opens and
+closes around each request.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Item(flask_db.Model):  # type: ignore[name-defined, misc] # peewee makes t
 
 try:
     db.create_tables([Item])
-except peewee.DatabaseError:  # PostgreSQL's IF NOT EXISTS does not keep two workers apart; the other one has made it
+except (
+    peewee.DatabaseError
+):  # PostgreSQL's IF NOT EXISTS does not keep two workers apart; the other one has made it
     db.create_tables([Item])
 
 

@@ -1,4 +1,5 @@
-"""A worker with peewee that sleeps longer than the server lets a connection idle, and does not notice.
+"""A worker with peewee that sleeps longer than the server lets a connection idle, and does not
+notice.
 
 DATABASE_URL=mysql://app:secret@127.0.0.1/shop python peewee_worker.py
 """

@@ -17,13 +17,17 @@ import pytest
 from unbroken import DriverNotInstalledError
 from unbroken_drill.servers import MariaDB, MongoDB, MySQL, PostgreSQL
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; the programs that tests interrupt would inherit it
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's background job; the programs that tests interrupt would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-#: What tests call a library that has not been released for free-threaded Pythons, or would bring the lock back: by its module.
+#: What tests call a library that has not been released for free-threaded Pythons, or would bring
+#: the lock back: by its module.
 _LIBRARIES = {
-    "mysqldb": "MySQLdb", "mysqlclient": "MySQLdb", "mariadbconnector": "mariadb", "psycopg2": "psycopg2", "asyncpg": "asyncpg",
-    "asyncmy": "asyncmy", "uvloop": "uvloop", "gevent": "gevent", "uwsgi": "uwsgi",
+    "mysqldb": "MySQLdb", "mysqlclient": "MySQLdb", "mariadbconnector": "mariadb",
+    "psycopg2": "psycopg2", "asyncpg": "asyncpg", "asyncmy": "asyncmy", "uvloop": "uvloop",
+    "gevent": "gevent", "uwsgi": "uwsgi",
 }  # fmt: skip
 _FREE = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 _MISSING = {name for name, module in _LIBRARIES.items() if _FREE and find_spec(module) is None}
@@ -35,7 +39,9 @@ def pytest_report_header() -> str | None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """What was to be tested without the interpreter's lock must have been: a module that needs it brings it back."""
+    """What was to be tested without the interpreter's lock must have been: a module that needs it
+    brings it back.
+    """
     if _FREE and sys._is_gil_enabled():  # type: ignore[attr-defined] # from Python 3.13 on
         print("\nthe interpreter's lock was brought back by a module that was imported")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -70,14 +76,21 @@ def pytest_runtest_call() -> Iterator[None]:
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Files that are about such a library."""
     about = {
-        "test_gevent.py": "gevent", "test_async_loops.py": "uvloop", "test_async_storm.py": "uvloop",
+        "test_gevent.py": "gevent", "test_async_loops.py": "uvloop",
+        "test_async_storm.py": "uvloop",
     }  # fmt: skip
     return about.get(collection_path.name) in _MISSING or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that have the name of such a library in their own, or are given it."""
-    names = [{*item.name.partition("[")[0].split("_"), *item.name.partition("[")[2].rstrip("]").split("-")} for item in items]
+    names = [
+        {
+            *item.name.partition("[")[0].split("_"),
+            *item.name.partition("[")[2].rstrip("]").split("-"),
+        }
+        for item in items
+    ]
     left_out = [item for item, words in zip(items, names, strict=True) if _MISSING & words]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -96,7 +109,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[MariaDB]:
-    """One MariaDB for the whole run: change its settings only with ``temporarily``, and leave no table behind."""
+    """One MariaDB for the whole run: change its settings only with ``temporarily``, and leave no
+    table behind.
+    """
     with MariaDB() as server:
         yield server
 
@@ -110,7 +125,9 @@ def mysql() -> Iterator[MySQL]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgreSQL]:
-    """One PostgreSQL for the whole run: change its settings only with ``temporarily``, and leave no table behind."""
+    """One PostgreSQL for the whole run: change its settings only with ``temporarily``, and leave no
+    table behind.
+    """
     with PostgreSQL() as server:
         yield server
 
@@ -124,13 +141,17 @@ def mongodb() -> Iterator[MongoDB]:
 
 @pytest.fixture
 def new_mariadb() -> Iterator[Callable[..., MariaDB]]:
-    """Makes started MariaDB servers that are this test's own: ``new_mariadb({"wait_timeout": 2})``."""
+    """Makes started MariaDB servers that are this test's own: ``new_mariadb({"wait_timeout":
+    2})``.
+    """
     with ExitStack() as stack:
         yield lambda *args, **kwargs: stack.enter_context(MariaDB(*args, **kwargs))
 
 
 @pytest.fixture
 def new_postgres() -> Iterator[Callable[..., PostgreSQL]]:
-    """Makes started PostgreSQL servers that are this test's own: ``new_postgres({"max_connections": 20})``."""
+    """Makes started PostgreSQL servers that are this test's own: ``new_postgres({"max_connections":
+    20})``.
+    """
     with ExitStack() as stack:
         yield lambda *args, **kwargs: stack.enter_context(PostgreSQL(*args, **kwargs))

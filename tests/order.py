@@ -1,6 +1,8 @@
-"""In which order ``pytest -n 2`` runs the tests: files beside each other, and what must run alone when they are done.
+"""In which order ``pytest -n 2`` runs the tests: files beside each other, and what must run alone
+when they are done.
 
-A file stays together, so that what its tests share is made once, and the files that take longest begin first.
+A file stays together, so that what its tests share is made once, and the files that take longest
+begin first.
 """
 
 from __future__ import annotations
@@ -9,15 +11,18 @@ from typing import Any
 
 from xdist.scheduler import LoadScopeScheduling
 
-#: What measures time, counts attempts to connect, or looks at what all processes of the machine do. Beginnings of tests' names.
+#: What measures time, counts attempts to connect, or looks at what all processes of the machine do.
+#: Beginnings of tests' names.
 ALONE = (
-    "tests/perf/", "tests/bounds/", "tests/drill/test_drill.py", "tests/drill/app/test_app_drill.py", "tests/strikes/test_signals.py",
+    "tests/perf/", "tests/bounds/", "tests/drill/test_drill.py",
+    "tests/drill/app/test_app_drill.py", "tests/strikes/test_signals.py",
     "tests/testing/proxy/test_verbs.py::test_it_works_where_gevent_has_patched_everything",
 )  # fmt: skip
 #: What takes minutes.
 LONG = (
-    "tests/history/", "tests/testing/test_servers.py", "tests/core/test_pool_machine.py", "tests/pool/test_every_driver.py",
-    "tests/pool/test_fork_wire.py", "tests/drivers/test_seams.py", "tests/testing/test_pytest_plugin.py", "tests/integrations/web/",
+    "tests/history/", "tests/testing/test_servers.py", "tests/core/test_pool_machine.py",
+    "tests/pool/test_every_driver.py", "tests/pool/test_fork_wire.py",
+    "tests/drivers/test_seams.py", "tests/testing/test_pytest_plugin.py", "tests/integrations/web/",
     "tests/integrations/mongo/",
 )  # fmt: skip
 #: Files whose tests share nothing that takes long to make: their tests need not stay together.
@@ -25,7 +30,10 @@ APART = ("tests/testing/test_servers.py", "tests/testing/test_pytest_plugin.py")
 
 
 class Order(LoadScopeScheduling):
-    """Gives files to workers. When none is left, all workers but one end, and the last one gets what must run alone."""
+    """Gives files to workers.
+
+    When none is left, all workers but one end, and the last one gets what must run alone.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith(ALONE):
@@ -48,7 +56,9 @@ class Order(LoadScopeScheduling):
     def _is_waiting(self, node: Any) -> bool:
         """Whether only what must run alone is left, and another worker still works."""
         others = [each for each in self.nodes if each is not node]
-        works = any(not each.shutting_down or self._pending_of(self.assigned_work[each]) for each in others)
+        works = any(
+            not each.shutting_down or self._pending_of(self.assigned_work[each]) for each in others
+        )
         return list(self.workqueue) == ["alone"] and works
 
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
@@ -58,14 +68,21 @@ class Order(LoadScopeScheduling):
                 self._reschedule(each)
 
     def remove_node(self, node: Any) -> str | None:
-        """*node* has ended. Gives the test in which it crashed; all others that it had are run elsewhere."""
+        """*node* has ended.
+
+        Gives the test in which it crashed; all others that it had are run elsewhere.
+        """
         units = self.assigned_work.pop(node)
-        left = [(unit, nodeid) for unit in units.values() for nodeid, done in unit.items() if not done]
+        left = [
+            (unit, nodeid) for unit in units.values() for nodeid, done in unit.items() if not done
+        ]
         crashed = None
         if left:
             unit, crashed = left[0]
             unit[crashed] = True
-            self.workqueue.update({scope: unit for scope, unit in units.items() if not all(unit.values())})
+            self.workqueue.update(
+                {scope: unit for scope, unit in units.items() if not all(unit.values())}
+            )
         for each in self.nodes:
             self._reschedule(each)
         return crashed

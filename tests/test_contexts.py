@@ -1,4 +1,6 @@
-"""What a unit hands to threads, tasks, greenlets and executors stays in it; what others do meanwhile is none of its business."""
+"""What a unit hands to threads, tasks, greenlets and executors stays in it; what others do
+meanwhile is none of its business.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,7 @@ def worker() -> Iterator[Worker]:
     made.thread.join(10)
 
 
-# -- handed over ---------------------------------------------------------------------------------------------------
+# -- handed over -----------------------------------------------------------------------------------
 
 
 def in_a_thread(task: Callable[[], Any]) -> Any:
@@ -231,7 +233,9 @@ def _warm() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("way", BLOCKING)
-def test_work_that_a_unit_hands_over_belongs_to_it_and_what_has_ended_does_not_forbid_a_replay(way: Callable[..., Any]) -> None:
+def test_work_that_a_unit_hands_over_belongs_to_it_and_what_has_ended_does_not_forbid_a_replay(
+    way: Callable[..., Any],
+) -> None:
     with work() as unit:
         assert way(lambda: (current(), is_left_over(), glimpse() is None)) == (unit, False, False)
         assert may_be_replayed(unit), unit.verdict(LOST).reason
@@ -313,7 +317,9 @@ async def from_another_thread(task: Callable[[], Any]) -> Any:
     async def main() -> Any:
         return task()
 
-    return await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(main(), loop).result(10))
+    return await asyncio.to_thread(
+        lambda: asyncio.run_coroutine_threadsafe(main(), loop).result(10)
+    )
 
 
 async def from_a_plain_thread(task: Callable[[], Any]) -> Any:
@@ -323,7 +329,9 @@ async def from_a_plain_thread(task: Callable[[], Any]) -> Any:
     async def main() -> None:
         found.set_result(task())
 
-    thread = threading.Thread(target=lambda: asyncio.run_coroutine_threadsafe(main(), loop).result(10))
+    thread = threading.Thread(
+        target=lambda: asyncio.run_coroutine_threadsafe(main(), loop).result(10)
+    )
     thread.start()
     result = await found
     await asyncio.to_thread(thread.join, 10)
@@ -374,7 +382,11 @@ def run(main: Any, factory: Any) -> Any:
 def test_work_that_a_unit_awaits_belongs_to_it(way: Callable[..., Any], factory: Any) -> None:
     async def main() -> None:
         with work() as unit:
-            assert await way(lambda: (current(), is_left_over(), glimpse() is None)) == (unit, False, False)
+            assert await way(lambda: (current(), is_left_over(), glimpse() is None)) == (
+                unit,
+                False,
+                False,
+            )
             assert may_be_replayed(unit), unit.verdict(LOST).reason
             assert current() is unit
 
@@ -383,7 +395,9 @@ def test_work_that_a_unit_awaits_belongs_to_it(way: Callable[..., Any], factory:
 
 @pytest.mark.parametrize("factory", _loops(), ids=["asyncio", "uvloop"][: len(_loops())])
 @pytest.mark.parametrize("way", AWAITED)
-def test_the_same_beside_a_unit_is_in_none_and_does_not_concern_it(way: Callable[..., Any], factory: Any) -> None:
+def test_the_same_beside_a_unit_is_in_none_and_does_not_concern_it(
+    way: Callable[..., Any], factory: Any
+) -> None:
     async def main() -> None:
         begun, over = asyncio.Event(), asyncio.Event()
 
@@ -406,7 +420,7 @@ def test_the_same_beside_a_unit_is_in_none_and_does_not_concern_it(way: Callable
     run(main(), factory)
 
 
-# -- left behind ---------------------------------------------------------------------------------------------------
+# -- left behind -----------------------------------------------------------------------------------
 
 
 def test_a_thread_that_has_not_ended_forbids_a_replay() -> None:
@@ -434,7 +448,9 @@ def test_a_job_that_has_not_ended_or_not_begun_forbids_a_replay() -> None:
 
 
 @pytest.mark.parametrize("way", BLOCKING)
-def test_code_inside_a_job_does_not_take_that_for_something_left_behind(way: Callable[..., Any]) -> None:
+def test_code_inside_a_job_does_not_take_that_for_something_left_behind(
+    way: Callable[..., Any],
+) -> None:
     with work() as unit:
         assert way(lambda: (may_be_replayed(unit), unit.fate())) == (True, Fate.NOTHING)
 
@@ -454,7 +470,9 @@ def test_a_job_of_a_pool_of_threads_that_has_not_ended_forbids_a_replay() -> Non
         assert may_be_replayed(unit)
 
 
-def test_a_thread_that_could_not_be_started_forbids_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_could_not_be_started_forbids_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(*_args: Any, **_kwargs: Any) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -480,7 +498,9 @@ def test_an_executor_that_was_filled_inside_a_unit_serves_others_afterwards() ->
 def test_a_thread_that_lives_on_after_the_unit_is_in_none() -> None:
     gate, found = threading.Event(), []
     with work():
-        thread = threading.Thread(target=lambda: found.extend([gate.wait(10), current(), is_left_over(), glimpse()]))
+        thread = threading.Thread(
+            target=lambda: found.extend([gate.wait(10), current(), is_left_over(), glimpse()])
+        )
         thread.start()
     gate.set()
     thread.join(10)
@@ -504,7 +524,7 @@ def test_threads_do_not_live_for_ever_through_the_job_that_they_refer_to() -> No
         gc.enable()
 
 
-# -- others --------------------------------------------------------------------------------------------------------
+# -- others ----------------------------------------------------------------------------------------
 
 
 def test_a_thread_that_is_older_than_the_unit_does_not_concern_it(worker: Worker) -> None:
@@ -570,11 +590,13 @@ def test_a_task_that_was_begun_before_the_units_does_not_concern_them() -> None:
     asyncio.run(main())
 
 
-# -- queues --------------------------------------------------------------------------------------------------------
+# -- queues ----------------------------------------------------------------------------------------
 
 
 class Consumer:
-    """A thread that is older than any unit here, and works on what is put into its queue, as applications have them."""
+    """A thread that is older than any unit here, and works on what is put into its queue, as
+    applications have them.
+    """
 
     def __init__(self, tasks: Any) -> None:
         self.tasks = tasks
@@ -592,7 +614,9 @@ class Consumer:
 
 
 @pytest.mark.parametrize("kind", [queue.Queue, queue.PriorityQueue, queue.LifoQueue])
-def test_an_older_thread_works_in_the_unit_that_put_its_work_into_a_queue(kind: Any, worker: Worker) -> None:
+def test_an_older_thread_works_in_the_unit_that_put_its_work_into_a_queue(
+    kind: Any, worker: Worker
+) -> None:
     with work():
         pass  # queues are followed from the first unit on
     consumer = Consumer(kind())
@@ -646,8 +670,16 @@ assert contexts.Job
 
 
 @pytest.mark.parametrize("kind", ["Queue", "PriorityQueue", "LifoQueue"])
-def test_a_thread_that_waited_at_a_queue_before_the_first_unit_works_in_that_unit(kind: str) -> None:
-    ended = subprocess.run([sys.executable, "-c", FIRST_UNIT, kind], capture_output=True, text=True, timeout=60, check=False)
+def test_a_thread_that_waited_at_a_queue_before_the_first_unit_works_in_that_unit(
+    kind: str,
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FIRST_UNIT, kind],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stderr
 
 
@@ -722,7 +754,7 @@ def test_code_of_a_unit_that_gets_from_a_queue_stays_in_it() -> None:
         assert current() is unit
 
 
-# -- processes -----------------------------------------------------------------------------------------------------
+# -- processes -------------------------------------------------------------------------------------
 
 
 def test_another_process_forbids_a_replay() -> None:
@@ -737,7 +769,9 @@ def test_another_process_forbids_a_replay() -> None:
         process.start()
         process.join(30)
 
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+    with concurrent.futures.ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn")
+    ) as executor:
         assert executor.submit(int).result(30) == 0
         for way in (fork, start, lambda: executor.submit(int).result(30)):
             with work() as unit:
@@ -751,7 +785,7 @@ def test_a_program_that_is_run_does_not_forbid_a_replay() -> None:
         assert may_be_replayed(unit)
 
 
-# -- greenlets -----------------------------------------------------------------------------------------------------
+# -- greenlets -------------------------------------------------------------------------------------
 
 GEVENT = """
     import sys
@@ -840,5 +874,11 @@ GEVENT = """
 @pytest.mark.parametrize("how", ["patched", "plain"])
 def test_greenlets_and_gevents_threads_belong_to_the_unit_that_spawned_them(how: str) -> None:
     pytest.importorskip("gevent")
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(GEVENT), how], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(GEVENT), how],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.stdout == "done\n", done.stdout + done.stderr

@@ -28,14 +28,20 @@ from unbroken.errors import (
 BARE = (UnbrokenError, ConfigurationError, DriverNotInstalledError)
 
 #: Those that a pool raises in its driver's name; the bare ones come before there is a driver.
-KINDS = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, UnbrokenError) and c not in BARE]
+KINDS = [
+    c
+    for c in vars(errors).values()
+    if isinstance(c, type) and issubclass(c, UnbrokenError) and c not in BARE
+]
 
 #: What callers of each driver catch.
 FOREIGN = [
     "pymysql.err.OperationalError", "MySQLdb.OperationalError", "psycopg.OperationalError",
-    "psycopg2.OperationalError", "pg8000.dbapi.OperationalError", "mysql.connector.errors.OperationalError", "mariadb.OperationalError",
-    "sqlite3.OperationalError", "asyncpg.exceptions.PostgresConnectionError", "asyncpg.exceptions.InterfaceError",
-    "unbroken_drill.fake.FakeOperationalError", "builtins.ConnectionError", "builtins.OSError", "builtins.Exception",
+    "psycopg2.OperationalError", "pg8000.dbapi.OperationalError",
+    "mysql.connector.errors.OperationalError", "mariadb.OperationalError",
+    "sqlite3.OperationalError", "asyncpg.exceptions.PostgresConnectionError",
+    "asyncpg.exceptions.InterfaceError", "unbroken_drill.fake.FakeOperationalError",
+    "builtins.ConnectionError", "builtins.OSError", "builtins.Exception",
 ]  # fmt: skip
 
 
@@ -51,7 +57,8 @@ def test_every_error_is_both_ours_and_the_drivers(kind: type[UnbrokenError], pat
     foreign = found(path)
     error = for_driver(kind, foreign, "no connection within 1.0 s")
     if kind is DeadlineExceeded and not isinstance(error, foreign):
-        foreign = TimeoutError  # a deadline is a time-out first, where there is room for one of the two only
+        # a deadline is a time-out first, where there is room for one of the two only
+        foreign = TimeoutError
         assert path in ("psycopg2.OperationalError", "mariadb.OperationalError")
     for catches in (kind, UnbrokenError, foreign):
         with pytest.raises(catches):
@@ -71,14 +78,27 @@ def test_errors_travel(how: Any, path: str) -> None:
     again = pickle.loads(there) if isinstance(there, bytes) else there
     assert isinstance(again, OutageError)
     assert isinstance(again, foreign)
-    assert (str(again), again.retry_after, again.__notes__) == ("server away", 2.5, ["replayed 3 times"])
+    assert (str(again), again.retry_after, again.__notes__) == (
+        "server away",
+        2.5,
+        ["replayed 3 times"],
+    )
 
 
 @pytest.mark.parametrize("path", FOREIGN)
 def test_what_people_do_with_a_drivers_error_works_with_ours(path: str) -> None:
     """Looking at the attributes that the driver documents raises nothing."""
     error: Any = for_driver(OutageError, found(path), "server away")
-    for name in ("sqlstate", "diag", "pgconn", "pgresult", "errno", "fault", "sqlite_errorcode", "detail"):
+    for name in (
+        "sqlstate",
+        "diag",
+        "pgconn",
+        "pgresult",
+        "errno",
+        "fault",
+        "sqlite_errorcode",
+        "detail",
+    ):
         getattr(error, name, None)
     assert repr(error)
     assert error.args[0] not in (2006, 2013)
@@ -95,12 +115,18 @@ def test_without_a_driver_the_error_is_just_ours() -> None:
 
 
 def test_what_is_the_drivers_already_is_not_combined_again() -> None:
-    assert type(for_driver(OutageError, ConnectionError, "x")).__bases__ == (OutageError, ConnectionError)
+    assert type(for_driver(OutageError, ConnectionError, "x")).__bases__ == (
+        OutageError,
+        ConnectionError,
+    )
     assert type(for_driver(PoolClosedError, Exception, "x")) is PoolClosedError
 
 
 def test_a_class_that_cannot_be_combined_leaves_ours() -> None:
-    assert type(for_driver(OutageError, StopIteration, "x")) in (OutageError, type(for_driver(OutageError, StopIteration, "y")))
+    assert type(for_driver(OutageError, StopIteration, "x")) in (
+        OutageError,
+        type(for_driver(OutageError, StopIteration, "y")),
+    )
     assert isinstance(for_driver(OutageError, KeyboardInterrupt, "x"), OutageError)
 
 
@@ -121,7 +147,9 @@ def test_errors_are_what_python_programmers_expect_them_to_be() -> None:
 def test_an_outage_says_when_to_ask_again() -> None:
     assert OutageError("x").retry_after == 1.0
     assert for_driver(OutageError, sqlite3.OperationalError, "x").retry_after == 1.0
-    assert for_driver(OutageError, sqlite3.OperationalError, "x", retry_after=7.0).retry_after == 7.0
+    assert (
+        for_driver(OutageError, sqlite3.OperationalError, "x", retry_after=7.0).retry_after == 7.0
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda c: c.__name__)

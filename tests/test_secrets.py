@@ -1,4 +1,6 @@
-"""A password that was planted is in no message, log line, repr, event, pickle or report, whatever goes wrong."""
+"""A password that was planted is in no message, log line, repr, event, pickle or report, whatever
+goes wrong.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ from unbroken_drill.servers import MariaDB, PostgreSQL, base
 PLANTED = "pl4nted-s3cret+/@'x"  # what must be encoded, quoted and escaped on its way
 PIECES = (PLANTED, quote(PLANTED, safe=""), "pl4nted", "s3cret")
 
-SCHEMES = [(each.name, each.schemes[0], each.sync, each.asynchronous) for each in known() if each.name != "sqlite"]
+SCHEMES = [
+    (each.name, each.schemes[0], each.sync, each.asynchronous)
+    for each in known()
+    if each.name != "sqlite"
+]
 BODIES = [
     pytest.param(scheme, is_async, id=f"{name}{'-async' if is_async else ''}")
     for name, scheme, sync, asynchronous in SCHEMES
@@ -46,7 +52,9 @@ class Evidence:
     def __init__(self) -> None:
         self.said: list[str] = []
         self.handler = logging.Handler(logging.DEBUG)
-        self.handler.emit = lambda record: self.said.append(logging.Formatter("%(message)s").format(record))  # type: ignore[method-assign]
+        self.handler.emit = lambda record: self.said.append(
+            logging.Formatter("%(message)s").format(record)
+        )  # type: ignore[method-assign]
 
     def add(self, *things: object) -> None:
         for thing in things:
@@ -81,7 +89,11 @@ def test_what_leaks_is_found() -> None:
     evidence = Evidence()
     evidence.add("nothing of it", {"password": "***"})
     assert evidence.search() == []
-    for leak in (PLANTED, ValueError(f"cannot connect as u:{quote(PLANTED, safe='')}"), {"password": PLANTED}):
+    for leak in (
+        PLANTED,
+        ValueError(f"cannot connect as u:{quote(PLANTED, safe='')}"),
+        {"password": PLANTED},
+    ):
         evidence.said.clear()
         evidence.add(leak)
         assert evidence.search()
@@ -96,7 +108,12 @@ def provoke(evidence: Evidence, url: str, is_async: bool, **options: Any) -> Non
         if error is not None:
             evidence.error(error)
 
-    options = {"acquire_timeout": 1.0, "outage_wait": 0.3, "observers": (lambda *event: evidence.add(event),), **options}
+    options = {
+        "acquire_timeout": 1.0,
+        "outage_wait": 0.3,
+        "observers": (lambda *event: evidence.add(event),),
+        **options,
+    }
 
     async def asynchronous() -> None:
         async with unbroken.AsyncPool(url, **options) as pool:
@@ -123,14 +140,24 @@ def test_a_password_that_the_server_refuses(
 ) -> None:
     server = postgres if scheme.startswith("postgresql") else mariadb
     for user in (server.user, "nobody-here"):
-        provoke(evidence, f"{scheme}://{user}:{quote(PLANTED, safe='')}@127.0.0.1:{server.port}/{server.database}", is_async)
+        provoke(
+            evidence,
+            f"{scheme}://{user}:{quote(PLANTED, safe='')}@127.0.0.1:{server.port}/{server.database}",  # noqa: E501
+            is_async,
+        )
 
 
 @pytest.mark.parametrize(("scheme", "is_async"), BODIES)
-def test_a_server_that_is_not_there_or_hangs_up(evidence: Evidence, scheme: str, is_async: bool) -> None:
+def test_a_server_that_is_not_there_or_hangs_up(
+    evidence: Evidence, scheme: str, is_async: bool
+) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # bound but not listening: refused
-        provoke(evidence, f"{scheme}://u:{quote(PLANTED, safe='')}@127.0.0.1:{nobody.getsockname()[1]}/d", is_async)
+        provoke(
+            evidence,
+            f"{scheme}://u:{quote(PLANTED, safe='')}@127.0.0.1:{nobody.getsockname()[1]}/d",
+            is_async,
+        )
     provoke(evidence, f"{scheme}://u:{quote(PLANTED, safe='')}@no-such-host.invalid/d", is_async)
 
 
@@ -157,25 +184,48 @@ def test_a_url_that_cannot_work(evidence: Evidence, scheme: str, is_async: bool)
 
 
 def test_a_real_drills_report(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], evidence: Evidence
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    evidence: Evidence,
 ) -> None:
     monkeypatch.setattr(base.secrets, "token_urlsafe", lambda _: PLANTED)
     report = tmp_path / "report.json"
     with pytest.raises(SystemExit):
-        cli.main(["drill", "--contenders", "unbroken,one", "--scenarios", "kill", "--verbose", "--json", str(report)])
+        cli.main(
+            [
+                "drill",
+                "--contenders",
+                "unbroken,one",
+                "--scenarios",
+                "kill",
+                "--verbose",
+                "--json",
+                str(report),
+            ]
+        )
     evidence.said += [report.read_text(), *capfd.readouterr()]
     assert '"kill"' in report.read_text()
 
 
-@given(st.text(), st.text(min_size=4).filter(lambda secret: secret.strip() == secret and "*" not in secret), st.text())
-def test_one_line_never_holds_the_secret_that_it_was_told_of(before: str, secret: str, after: str) -> None:
+@given(
+    st.text(),
+    st.text(min_size=4).filter(lambda secret: secret.strip() == secret and "*" not in secret),
+    st.text(),
+)
+def test_one_line_never_holds_the_secret_that_it_was_told_of(
+    before: str, secret: str, after: str
+) -> None:
     line = one_line(f"{before}{secret}{after}", secret)
     assert "\n" not in line
     if " ".join(secret.split()) == secret:
         assert secret not in line or secret in one_line(f"{before}***{after}")
 
 
-@given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), min_size=6), st.sampled_from([s for _, s, *_ in SCHEMES]))
+@given(
+    st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), min_size=6),
+    st.sampled_from([s for _, s, *_ in SCHEMES]),
+)
 @settings(suppress_health_check=[HealthCheck.too_slow])
 def test_a_target_shows_no_password_whatever_it_is(password: str, scheme: str) -> None:
     target = parse(f"{scheme}://user:{quote(password, safe='')}@host:1234/database")

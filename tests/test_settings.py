@@ -20,8 +20,9 @@ SECONDS = sorted(set(NAMES) - {*COUNTS, "reclaim", "reset", "name"})
 
 #: What people may write by mistake.
 ODD = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.complex_numbers(), st.decimals(),
-    st.sampled_from([10**400, -(10**400)]), st.lists(st.integers(), max_size=2), st.dictionaries(st.text(), st.none(), max_size=1),
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(),
+    st.complex_numbers(), st.decimals(), st.sampled_from([10**400, -(10**400)]),
+    st.lists(st.integers(), max_size=2), st.dictionaries(st.text(), st.none(), max_size=1),
 )  # fmt: skip
 
 
@@ -61,7 +62,9 @@ def test_whatever_is_given_is_taken_or_refused_in_one_clear_line(name: str, valu
 
 
 @given(st.sampled_from(NAMES), st.text())
-def test_whatever_text_a_url_holds_is_taken_or_refused_in_one_clear_line(name: str, text: str) -> None:
+def test_whatever_text_a_url_holds_is_taken_or_refused_in_one_clear_line(
+    name: str, text: str
+) -> None:
     said = refusal(lambda: Settings.of(**Settings.from_text({name: text})))
     assert name in (said or name)
 
@@ -92,7 +95,9 @@ def test_what_must_end_is_not_infinite(name: str) -> None:
         Settings.of(**{name: math.inf})
 
 
-@pytest.mark.parametrize("name", ["acquire_timeout", "max_age", "max_idle", "leak_after", "keepalive", "outage_wait"])
+@pytest.mark.parametrize(
+    "name", ["acquire_timeout", "max_age", "max_idle", "leak_after", "keepalive", "outage_wait"]
+)
 def test_never_is_infinity_where_that_makes_sense(name: str) -> None:
     assert getattr(Settings.of(**{name: math.inf}), name) == math.inf
 
@@ -128,17 +133,37 @@ def test_reset_is_rollback_nothing_or_a_callable(reset: Any) -> None:
 
 
 def test_a_urls_query_is_parted_into_ours_and_the_drivers() -> None:
-    assert Settings.split({"max_size": "5", "charset": "utf8mb4"}) == ({"max_size": "5"}, {"charset": "utf8mb4"})
+    assert Settings.split({"max_size": "5", "charset": "utf8mb4"}) == (
+        {"max_size": "5"},
+        {"charset": "utf8mb4"},
+    )
 
 
 def test_text_becomes_what_it_says() -> None:
-    given = {"max_size": "5", "max_age": "none", "reclaim": "on", "acquire_timeout": "2.5", "leak_after": "inf", "name": "shop"}
-    meant = {"max_size": 5, "max_age": None, "reclaim": True, "acquire_timeout": 2.5, "leak_after": math.inf, "name": "shop"}
+    given = {
+        "max_size": "5",
+        "max_age": "none",
+        "reclaim": "on",
+        "acquire_timeout": "2.5",
+        "leak_after": "inf",
+        "name": "shop",
+    }
+    meant = {
+        "max_size": 5,
+        "max_age": None,
+        "reclaim": True,
+        "acquire_timeout": 2.5,
+        "leak_after": math.inf,
+        "name": "shop",
+    }
     assert Settings.from_text(given) == meant
     assert Settings.from_text({"reset": "None"}) == {"reset": None}
 
 
-@pytest.mark.parametrize(("name", "text"), [("max_size", "five"), ("max_size", "2.5"), ("max_age", "1h"), ("reclaim", "maybe")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("max_size", "five"), ("max_size", "2.5"), ("max_age", "1h"), ("reclaim", "maybe")],
+)
 def test_text_that_says_nothing_is_refused_with_its_name_and_value(name: str, text: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name}='{text}'"):
         Settings.from_text({name: text})

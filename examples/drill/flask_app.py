@@ -27,7 +27,11 @@ if VARIANT == "one":
 
     parts = urlsplit(URL)
     connection = pymysql.connect(
-        host=parts.hostname, port=parts.port, user=parts.username, password=unquote(parts.password or ""), database=parts.path.strip("/")
+        host=parts.hostname,
+        port=parts.port,
+        user=parts.username,
+        password=unquote(parts.password or ""),
+        database=parts.path.strip("/"),
     )
     lock = threading.Lock()
 
@@ -42,7 +46,11 @@ else:
     from sqlalchemy import create_engine, text
     from sqlalchemy.orm import Session
 
-    SETTINGS: dict[str, dict[str, object]] = {"sqlalchemy": {}, "pre_ping": {"pool_pre_ping": True}, "unbroken": {"plugins": ["unbroken"]}}
+    SETTINGS: dict[str, dict[str, object]] = {
+        "sqlalchemy": {},
+        "pre_ping": {"pool_pre_ping": True},
+        "unbroken": {"plugins": ["unbroken"]},
+    }
     engine = create_engine(URL, **SETTINGS[VARIANT])
     if VARIANT == "unbroken":
         import unbroken.flask
@@ -69,11 +77,15 @@ else:
 @app.get("/items")
 def items() -> dict[str, object]:
     """The newest items."""
-    return {"items": [list(row) for row in ask("SELECT id, name FROM items ORDER BY id DESC LIMIT 10")]}
+    return {
+        "items": [list(row) for row in ask("SELECT id, name FROM items ORDER BY id DESC LIMIT 10")]
+    }
 
 
 @app.errorhandler(Exception)
 def explain(error: Exception) -> tuple[str, int]:
     """What went wrong, on one line: the drill counts errors by it."""
     cause = getattr(error, "orig", None) or error  # the driver's own, where SQLAlchemy wraps it
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:300], error.code or 500 if isinstance(error, HTTPException) else 500
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"[
+        :300
+    ], error.code or 500 if isinstance(error, HTTPException) else 500

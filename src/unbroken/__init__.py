@@ -49,11 +49,25 @@ __all__ = [
 ]
 
 _PUBLIC = ("aio", "brain.stats", "errors", "settings", "sync", "units")  #: where these names are
-_MODULES = {"abc", "aio", "backends", "brain", "drivers", "errors", "ledger", "net", "pool", "settings", "sync", "units"}
+_MODULES = {
+    "abc",
+    "aio",
+    "backends",
+    "brain",
+    "drivers",
+    "errors",
+    "ledger",
+    "net",
+    "pool",
+    "settings",
+    "sync",
+    "units",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Nothing is imported before something is used: who only loads the package (a test runner its plugin) waits for nothing.
+    """Nothing is imported before something is used: who only loads the package (a test runner its
+    plugin) waits for nothing.
 
     The first public name imports them all, so that no later one does so in the middle of a fork.
     """

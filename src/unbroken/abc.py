@@ -1,8 +1,8 @@
 """The vocabulary of the house: what a driver must be able to do, and the words for what goes wrong.
 
-Everything here is a plain type: no I/O, no clock, nothing from a higher floor. A driver (floor 2) implements
-:class:`Driver` or :class:`AsyncDriver`; the pools (floor 3) call it; the brain (floor 1) only ever sees the
-:class:`Fault` and :class:`Cause` that come out of it.
+Everything here is a plain type: no I/O, no clock, nothing from a higher floor. A driver (floor 2)
+implements :class:`Driver` or :class:`AsyncDriver`; the pools (floor 3) call it; the brain (floor 1)
+only ever sees the :class:`Fault` and :class:`Cause` that come out of it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 #: A driver's own connection object. The pools never wrap it, so nothing is known of its type here.
 Connection: TypeAlias = Any
 
-#: The same, where a pool was told its type: ``Pool[psycopg.Connection]``, or by its ``connect=``. Without a word it is Any.
-if TYPE_CHECKING:  # both checkers know this module by themselves; at run time a TypeVar has a default from Python 3.13 on
+#: The same, where a pool was told its type: ``Pool[psycopg.Connection]``, or by its ``connect=``.
+#: Without a word it is Any.
+# both checkers know this module by themselves; at run time a TypeVar has a default from Python 3.13
+# on
+if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     ConnectionT = TypeVar("ConnectionT", default=Any)
@@ -33,26 +36,40 @@ class FaultKind(StrEnum):
     """What an exception means for the connection it came from and for those who wait for one."""
 
     LOST = "lost"  #: this connection is gone; another one may work
-    WRONG_SERVER = "wrong server"  #: it answers, but read-only after a failover: find the new primary
-    READ_ONLY = "read only"  #: it refused a write: the application wanted it so, or it was demoted; only the server can tell
+    WRONG_SERVER = (  #: it answers, but read-only after a failover: find the new primary
+        "wrong server"
+    )
+    #: it refused a write: the application wanted it so, or it was demoted; only the server can tell
+    READ_ONLY = "read only"
     TOO_LARGE = "too large"  #: a statement larger than it takes; this connection is gone
     TOO_MANY = "too many connections"  #: the server is full: wait, do not hammer
     NOT_READY = "not ready"  #: the server answers, but is starting, stopping or recovering
     REFUSED = "refused"  #: nobody listens (an attempt costs the server nothing)
     UNREACHABLE = "unreachable"  #: nothing answers: timed out, no route, name lookup failed for now
     REJECTED = "rejected"  #: password, permission, unknown database or host: waiting does not help
-    RETRY = "retry"  #: deadlock or serialization failure: the server undid the transaction and asks to try again
+    #: deadlock or serialization failure: the server undid the transaction and asks to try again
+    RETRY = "retry"
     OTHER = "other"  #: the application's own error; the connection is fine
 
 
 #: Kinds that make an *outage* when a connect fails with them: waiting can help.
 OUTAGE_KINDS = frozenset(
-    {FaultKind.LOST, FaultKind.TOO_MANY, FaultKind.NOT_READY, FaultKind.REFUSED, FaultKind.UNREACHABLE, FaultKind.WRONG_SERVER}
+    {
+        FaultKind.LOST,
+        FaultKind.TOO_MANY,
+        FaultKind.NOT_READY,
+        FaultKind.REFUSED,
+        FaultKind.UNREACHABLE,
+        FaultKind.WRONG_SERVER,
+    }
 )
 
 
 class Cause(StrEnum):
-    """Why a connection ended. Every closed connection has exactly one; they are counted and logged."""
+    """Why a connection ended.
+
+    Every closed connection has exactly one; they are counted and logged.
+    """
 
     # what the other side did
     IDLE_LIMIT = "idle limit"  #: the server's wait_timeout / idle_session_timeout
@@ -60,10 +77,14 @@ class Cause(StrEnum):
     SHUTDOWN = "server shutdown"
     CRASHED = "server crash"
     FAILOVER = "failover"  #: the server became read-only
-    TRANSACTION_LIMIT = "transaction limit"  #: idle_in_transaction_session_timeout, transaction_timeout
+    TRANSACTION_LIMIT = (  #: idle_in_transaction_session_timeout, transaction_timeout
+        "transaction limit"
+    )
     CLOSED_BY_PEER = "closed by the other side"  #: a FIN without a word
     CONNECTION_RESET = "reset"  #: a RST
-    SILENT_DROP = "silent drop"  #: nothing answered any more: keepalive, user timeout or a ping found out
+    SILENT_DROP = (  #: nothing answered any more: keepalive, user timeout or a ping found out
+        "silent drop"
+    )
     LOST = "lost in use"  #: the driver said so while it was lent, and nothing better is known
     # what we did
     MAX_AGE = "max age"
@@ -73,7 +94,9 @@ class Cause(StrEnum):
     FORGOTTEN = "forgotten"  #: its holder was garbage-collected without giving it back
     RECLAIMED = "reclaimed"  #: held longer than leak_after, with reclaim on
     DEADLINE = "deadline"
-    CANCELLED = "cancelled"  #: an exchange was broken off half way: a cancellation, a time limit, a signal
+    CANCELLED = (  #: an exchange was broken off half way: a cancellation, a time limit, a signal
+        "cancelled"
+    )
     CLOSED_BY_HOLDER = "closed by its holder"  #: the application closed it while it had it
     FORKED = "fork"  #: inherited by a child process, severed there
     DRAINED = "drained"
@@ -85,9 +108,9 @@ class Cause(StrEnum):
 class Fault:
     """What an exception (or a last packet) means.
 
-    ``kind`` says what to do, ``cause`` why the connection ended (None where it did not, or is not known),
-    ``code`` is the server's or the system's own code (MySQL errno, SQLSTATE, errno), ``text`` one line for people,
-    never with a password in it.
+    ``kind`` says what to do, ``cause`` why the connection ended (None where it did not, or is not
+    known), ``code`` is the server's or the system's own code (MySQL errno, SQLSTATE, errno),
+    ``text`` one line for people, never with a password in it.
     """
 
     kind: FaultKind
@@ -106,7 +129,10 @@ _ENDS_CONNECTION = frozenset({FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to connect, taken from a URL. ``options`` are the query's, as text, in the driver's own spelling."""
+    """Where to connect, taken from a URL.
+
+    ``options`` are the query's, as text, in the driver's own spelling.
+    """
 
     scheme: str  #: as written, e.g. ``mysql+pymysql``
     backend: str  #: ``mysql``, ``mariadb``, ``postgresql`` or ``sqlite``
@@ -116,11 +142,15 @@ class Target:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     database: str | None = None
-    options: Mapping[str, str] = field(default_factory=lambda: NO_OPTIONS, hash=False)  # a mappingproxy has no hash before Python 3.12
+    options: Mapping[str, str] = field(
+        default_factory=lambda: NO_OPTIONS, hash=False
+    )  # a mappingproxy has no hash before Python 3.12
 
     @property
     def server(self) -> str:
-        """The server's address for people and as a key: ``db:3306``, ``[::1]:5432``, ``/run/mysqld.sock``."""
+        """The server's address for people and as a key: ``db:3306``, ``[::1]:5432``,
+        ``/run/mysqld.sock``.
+        """
         if self.unix_socket:
             return self.unix_socket
         if self.host is None:
@@ -136,16 +166,24 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a driver lets us do. ``docs/drivers.md`` is generated from these, and tests hold them to it.
+    """What a driver lets us do. ``docs/drivers.md`` is generated from these, and tests hold them to
+    it.
 
-    A driver without ``fileno`` whose connections say goodbye when they are deallocated has a method ``abandon(conn)`` too: in
-    a forked child, it sees to it that the inherited copy never says a word, not even at exit.
+    A driver without ``fileno`` whose connections say goodbye when they are deallocated has a method
+    ``abandon(conn)`` too: in a forked child, it sees to it that the inherited copy never says a
+    word, not even at exit.
     """
 
-    fileno: bool = True  #: it shows its socket: deaths are seen without a round trip, a fork is severed
-    transaction_status: bool = False  #: it knows for certain, without asking, whether a transaction is open
+    fileno: bool = (
+        True  #: it shows its socket: deaths are seen without a round trip, a fork is severed
+    )
+    transaction_status: bool = (
+        False  #: it knows for certain, without asking, whether a transaction is open
+    )
     watchable: bool = False  #: its statements can be seen, so that units of work may be replayed
-    implicit_begin: bool = True  #: it opens a transaction by itself (DB-API); False: ``begin`` must be called
+    implicit_begin: bool = (
+        True  #: it opens a transaction by itself (DB-API); False: ``begin`` must be called
+    )
     abort: bool = True  #: a blocked call can be ended from outside (shutdown on its socket)
     server: bool = True  #: there is a server at the other end at all (False: SQLite)
 
@@ -153,9 +191,9 @@ class Capabilities:
 class BaseDriver(Protocol):
     """What sync and async drivers have in common: everything that costs no I/O.
 
-    One instance serves one pool: it holds the connect arguments, and what the pool's connections share (an SSL
-    context). ``errors`` are the driver's exception classes that callers already catch, best first: unbroken's own
-    errors derive from ``errors[0]`` too.
+    One instance serves one pool: it holds the connect arguments, and what the pool's connections
+    share (an SSL context). ``errors`` are the driver's exception classes that callers already
+    catch, best first: unbroken's own errors derive from ``errors[0]`` too.
     """
 
     name: str
@@ -167,60 +205,82 @@ class BaseDriver(Protocol):
         """The socket's descriptor, or None where it is hidden, closed already, or there is none."""
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """Whether a transaction is open, without a round trip; None where that is not certain. Never raises."""
+        """Whether a transaction is open, without a round trip; None where that is not certain.
+
+        Never raises.
+        """
 
     def is_quiet(self, conn: Connection) -> bool:
-        """True when it is certain that every request was answered in full and nothing is left unread. Never raises.
+        """True when it is certain that every request was answered in full and nothing is left
+        unread. Never raises.
 
-        The driver counts a request as sent before its first byte leaves, and as answered after the last step of
-        reading the answer. Only an error that the server sent ends an exchange; any other exception leaves it open.
+        The driver counts a request as sent before its first byte leaves, and as answered after the
+        last step of reading the answer. Only an error that the server sent ends an exchange; any
+        other exception leaves it open.
         """
 
     def traits(self, conn: Connection) -> Any:
-        """What a holder can change on *conn* and what is known of it without a round trip: autocommit, isolation
-        level, row factory and the like, as one comparable value. Never raises.
+        """What a holder can change on *conn* and what is known of it without a round trip:
+        autocommit, isolation level, row factory and the like, as one comparable value. Never
+        raises.
         """
 
     def was_closed(self, conn: Connection) -> bool:
-        """True when the application closed *conn*, which was well. False where it was lost, or where nobody can tell."""
+        """True when the application closed *conn*, which was well.
+
+        False where it was lost, or where nobody can tell.
+        """
 
     def has_ended(self, conn: Connection) -> bool:
-        """Whether an event loop has read the server's goodbye already, though the socket shows no end yet. Asked of an
-        idle connection before a caller gets it. No I/O. Never raises.
+        """Whether an event loop has read the server's goodbye already, though the socket shows no
+        end yet. Asked of an idle connection before a caller gets it. No I/O. Never raises.
         """
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
-        """True when it is certain, without a round trip, that *conn* is open and quiet, in no transaction, and still
-        has the *traits* that it was opened with. Asked at every release. Never raises.
+        """True when it is certain, without a round trip, that *conn* is open and quiet, in no
+        transaction, and still has the *traits* that it was opened with. Asked at every release.
+        Never raises.
         """
 
-    #: Why the statements of this driver's connections cannot be followed, so that no unit of work may be replayed
-    #: (a newer library works differently, say); None: they can be followed.
+    #: Why the statements of this driver's connections cannot be followed, so that no unit of work
+    #: may be replayed (a newer library works differently, say); None: they can be followed.
     blindness: str | None
 
-    #: For a caller's own ``connect=``: whether it changes nothing of a session but its settings. None: not known.
+    #: For a caller's own ``connect=``: whether it changes nothing of a session but its settings.
+    #: None: not known.
     sets_only: bool | None
 
     #: Whether its connections belong to an event loop.
     is_async: bool
 
     def needs_trial(self, conn: Connection) -> bool:
-        """Whether connections like *conn* still have to prove, by ``probe(conn)``, that their statements are seen."""
+        """Whether connections like *conn* still have to prove, by ``probe(conn)``, that their
+        statements are seen.
+        """
 
     def tried(self, conn: Connection, flaw: str | None, *, final: bool = True) -> None:
-        """That trial has ended, with *flaw* or well (None). Unless *final*, the next connection is tried again."""
+        """That trial has ended, with *flaw* or well (None).
+
+        Unless *final*, the next connection is tried again.
+        """
 
     def classify(self, exc: BaseException) -> Fault:
         """What *exc*, raised by this driver (or by the system below it), means. Never raises."""
 
     def session_id(self, conn: Connection) -> str | None:
-        """The server's number of this session (CONNECTION_ID(), backend pid), known without asking; else None."""
+        """The server's number of this session (CONNECTION_ID(), backend pid), known without asking;
+        else None.
+        """
 
     def close(self, conn: Connection) -> None:
-        """Close politely but without waiting for the other side (async: abort the transport); never raises."""
+        """Close politely but without waiting for the other side (async: abort the transport); never
+        raises.
+        """
 
     def watch(self, conn: Connection) -> None:
-        """From now on, tell :func:`unbroken.ledger.unit.current` of every statement and COMMIT on *conn*."""
+        """From now on, tell :func:`unbroken.ledger.unit.current` of every statement and COMMIT on
+        *conn*.
+        """
 
     def unwatch(self, conn: Connection) -> None:
         """Undo :meth:`watch`."""
@@ -228,19 +288,29 @@ class BaseDriver(Protocol):
 
 @runtime_checkable
 class Driver(BaseDriver, Protocol):
-    """A blocking driver. Timeouts are seconds as floats; what exceeds them raises. Errors are the driver's own."""
+    """A blocking driver.
+
+    Timeouts are seconds as floats; what exceeds them raises. Errors are the driver's own.
+    """
 
     def connect(self, timeout: float) -> Connection:
-        """A new connection, or the driver's exception. Must end within about *timeout*, handshake included."""
+        """A new connection, or the driver's exception.
+
+        Must end within about *timeout*, handshake included.
+        """
 
     def adopt(self, conn: Connection) -> Connection:
-        """Have a connection that a framework opened note and report as this driver's own do. Returns it.
+        """Have a connection that a framework opened note and report as this driver's own do.
+        Returns it.
 
         Raises TypeError or AttributeError for an object of another make.
         """
 
     def ping(self, conn: Connection, timeout: float) -> None:
-        """One round trip. Raises when the connection does not answer. Leaves no transaction open."""
+        """One round trip.
+
+        Raises when the connection does not answer. Leaves no transaction open.
+        """
 
     def begin(self, conn: Connection) -> None:
         """Open a transaction (only called where ``implicit_begin`` is False)."""
@@ -252,21 +322,27 @@ class Driver(BaseDriver, Protocol):
         """ROLLBACK, likewise."""
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """Put *traits* back, with at most one round trip. Nothing is open. Raises where that fails."""
+        """Put *traits* back, with at most one round trip.
+
+        Nothing is open. Raises where that fails.
+        """
 
     def remember(self, conn: Connection) -> Any:
-        """What :meth:`reset_session` has to set again, asked of a session that was just opened. One round trip.
+        """What :meth:`reset_session` has to set again, asked of a session that was just opened. One
+        round trip.
 
         None where that is not known: such a session is closed instead of reset.
         """
 
     def reset_session(self, conn: Connection, opening: Any, left: Any) -> None:
-        """Undo everything that was left on the session (kinds *left*, of :class:`unbroken.ledger.residue.Left`), then set
-        *opening* again. Nothing is open. Raises where that fails.
+        """Undo everything that was left on the session (kinds *left*, of
+        :class:`unbroken.ledger.residue.Left`), then set *opening* again. Nothing is open. Raises
+        where that fails.
         """
 
     def idle_limit(self, conn: Connection) -> float | None:
-        """How long the server lets this session idle, in seconds; None when it has no limit. One round trip.
+        """How long the server lets this session idle, in seconds; None when it has no limit. One
+        round trip.
 
         Raises the driver's error where it may not be asked. Leaves no transaction open.
         """
@@ -314,10 +390,15 @@ class AsyncDriver(BaseDriver, Protocol):
 
 
 class Observer(Protocol):
-    """Told of what happens, outside every lock, on slow paths only. Exceptions from it are logged and swallowed."""
+    """Told of what happens, outside every lock, on slow paths only.
+
+    Exceptions from it are logged and swallowed.
+    """
 
     def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
-        """*event* is a short name (``opened``, ``closed``, ``outage began`` …), *fields* what is known of it."""
+        """*event* is a short name (``opened``, ``closed``, ``outage began`` …), *fields* what is
+        known of it.
+        """
 
 
 Reset: TypeAlias = Callable[[Connection], Any]

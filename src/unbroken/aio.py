@@ -1,7 +1,9 @@
-"""The pool for asyncio: ``AsyncPool``. The same brain and the same flows as ``Pool``; only the waiting is different.
+"""The pool for asyncio: ``AsyncPool``. The same brain and the same flows as ``Pool``; only the
+waiting is different.
 
-Everything of one pool runs on one event loop, so nothing is locked. A second loop (another ``asyncio.run``, another
-thread) gets connections of its own, since sockets belong to the loop that opened them.
+Everything of one pool runs on one event loop, so nothing is locked. A second loop (another
+``asyncio.run``, another thread) gets connections of its own, since sockets belong to the loop that
+opened them.
 """
 
 from __future__ import annotations
@@ -49,15 +51,26 @@ P = ParamSpec("P")
 _getframe = sys._getframe
 _running_loop = asyncio.get_running_loop
 _pools: weakref.WeakSet[AsyncPool[Any]] = weakref.WeakSet()
-_inherited: list[State] = []  # kept in a child, so that nothing of theirs is collected: finalizers talk to the parent's loop
+_inherited: list[
+    State
+    # kept in a child, so that nothing of theirs is collected: finalizers talk to the parent's loop
+] = []
 
 
 class AsyncLease(Loan, Generic[ConnectionT]):
-    """``async with pool.connection() as conn:`` lends a connection, commits on success, rolls back on an exception."""
+    """``async with pool.connection() as conn:`` lends a connection, commits on success, rolls back
+    on an exception.
+    """
 
     __slots__ = ("_deadline", "_pool", "_timeout", "_transaction")
 
-    def __init__(self, pool: AsyncPool[ConnectionT], timeout: float | None, deadline: float | None, transaction: bool) -> None:
+    def __init__(
+        self,
+        pool: AsyncPool[ConnectionT],
+        timeout: float | None,
+        deadline: float | None,
+        transaction: bool,
+    ) -> None:
         self._pool = pool
         self._timeout = timeout
         self._deadline = deadline
@@ -87,13 +100,23 @@ class AsyncLease(Loan, Generic[ConnectionT]):
                         self.conn = conn = entry.conn
                         state.lent[entry.key] = entry
                         entry.conn = entry.anchor
-                        if self._deadline is None and glimpse() is None and (state.plain or not self._transaction) and not state.follows:
+                        if (
+                            self._deadline is None
+                            and glimpse() is None
+                            and (state.plain or not self._transaction)
+                            and not state.follows
+                        ):
                             return conn
                         return await self._start(now)
             started = monotonic()
             await self._take(entry, started, _getframe(1))
             state = self.state
-            if self._deadline is None and glimpse() is None and (state.plain or not self._transaction) and not state.follows:
+            if (
+                self._deadline is None
+                and glimpse() is None
+                and (state.plain or not self._transaction)
+                and not state.follows
+            ):
                 return self.conn
             return await self._start(started)
         except BaseException:
@@ -101,12 +124,15 @@ class AsyncLease(Loan, Generic[ConnectionT]):
             raise
 
     async def _take(self, suspect: Entry | None, started: float, frame: Any) -> None:
-        await self._pool._acquire_slowly(self, suspect, started, self._timeout, self._deadline, frame)
+        await self._pool._acquire_slowly(
+            self, suspect, started, self._timeout, self._deadline, frame
+        )
 
     async def _start(self, started: float) -> ConnectionT:
         """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN.
 
-        A connection that is lost at its BEGIN was not used yet: another one is taken, and the caller sees nothing.
+        A connection that is lost at its BEGIN was not used yet: another one is taken, and the
+        caller sees nothing.
         """
         frame = _getframe(2)
         while True:
@@ -125,12 +151,16 @@ class AsyncLease(Loan, Generic[ConnectionT]):
             await self._take(None, started, frame)
 
     def _give_up(self) -> None:
-        """An exception came between taking a connection and handing it out, or while it went back."""
+        """An exception came between taking a connection and handing it out, or while it went
+        back.
+        """
         if self.conn is not None:
             self.give_back(Cause.CANCELLED)
             self.conn = None
 
-    async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
         try:
             state, entry, conn = self.state, self.entry, self.conn
             if (
@@ -155,7 +185,10 @@ class AsyncLease(Loan, Generic[ConnectionT]):
             raise
 
     async def _leave(self, exc: BaseException | None) -> None:
-        """The end of a lease that needs more than a glance. Raises what the caller should see, if that is not *exc*."""
+        """The end of a lease that needs more than a glance.
+
+        Raises what the caller should see, if that is not *exc*.
+        """
         state = self.state
         if not state.mark[0]:
             self.conn = None
@@ -163,7 +196,9 @@ class AsyncLease(Loan, Generic[ConnectionT]):
             return
         otherwise: Cause | None = Cause.CANCELLED
         try:
-            if isinstance(exc, GeneratorExit):  # the block was collected in the middle: nothing can be awaited any more
+            if isinstance(
+                exc, GeneratorExit
+            ):  # the block was collected in the middle: nothing can be awaited any more
                 otherwise = Cause.FORGOTTEN
                 return
             seen = await run_async(self.finish(exc, commit=self._transaction), state.shell.do)
@@ -178,10 +213,12 @@ class AsyncLease(Loan, Generic[ConnectionT]):
 
 
 class AsyncPool(Generic[ConnectionT]):
-    """A pool of connections for asyncio, to one database. Arguments and settings as :class:`unbroken.Pool`.
+    """A pool of connections for asyncio, to one database. Arguments and settings as
+    :class:`unbroken.Pool`.
 
-    *connect* is a callable that gives an awaitable of a new connection. Making a pool connects to nothing and needs no
-    running loop. Raises ConfigurationError (DriverNotInstalledError) for a URL or settings that cannot work.
+    *connect* is a callable that gives an awaitable of a new connection. Making a pool connects to
+    nothing and needs no running loop. Raises ConfigurationError (DriverNotInstalledError) for a URL
+    or settings that cannot work.
     """
 
     def __init__(
@@ -204,7 +241,10 @@ class AsyncPool(Generic[ConnectionT]):
         _pools.add(self)
 
     def _current(self) -> State:
-        """The state of this process and loop; made at first use. Raises RuntimeError outside a running loop."""
+        """The state of this process and loop; made at first use.
+
+        Raises RuntimeError outside a running loop.
+        """
         loop, state = self._home
         running = _running_loop()
         if running is loop and state.mark[0]:
@@ -224,7 +264,9 @@ class AsyncPool(Generic[ConnectionT]):
 
     def _new_state(self, running: asyncio.AbstractEventLoop) -> State:
         shell = LoopShell(self._driver, running)
-        fresh = State(self._driver, self.settings, shell, self.name, self._emit, fork_mark(), connector)
+        fresh = State(
+            self._driver, self.settings, shell, self.name, self._emit, fork_mark(), connector
+        )
         shell.finalizer = weakref.finalize(self, abandon, fresh)
         shell.farewell = _farewell(weakref.ref(self), weakref.ref(fresh))
         with contextlib.suppress(StopIteration):
@@ -256,18 +298,25 @@ class AsyncPool(Generic[ConnectionT]):
         if finalizer is not None:
             finalizer.detach()
 
-    # -- lending -------------------------------------------------------------------------------------------------
+    # -- lending -----------------------------------------------------------------------------------
 
     def connection(
-        self, *, timeout: float | None = None, deadline: float | None = None, transaction: bool = True
+        self,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        transaction: bool = True,
     ) -> AsyncLease[ConnectionT]:
         """An async context manager that lends the driver's own connection.
 
-        It commits on success and rolls back on an exception (for drivers such as asyncpg, which open no transaction by
-        themselves, it begins one); with ``transaction=False`` it does neither, and only resets what was left open.
-        *timeout*, *deadline* and errors as :meth:`unbroken.Pool.connection`.
+        It commits on success and rolls back on an exception (for drivers such as asyncpg, which
+        open no transaction by themselves, it begins one); with ``transaction=False`` it does
+        neither, and only resets what was left open. *timeout*, *deadline* and errors as
+        :meth:`unbroken.Pool.connection`.
         """
-        return AsyncLease(self, timeout, self.settings.deadline if deadline is None else deadline, transaction)
+        return AsyncLease(
+            self, timeout, self.settings.deadline if deadline is None else deadline, transaction
+        )
 
     async def acquire(self, timeout: float | None = None) -> ConnectionT:
         """Lend a connection, with no transaction begun; it must be given back with :meth:`release`.
@@ -320,7 +369,8 @@ class AsyncPool(Generic[ConnectionT]):
     async def release(self, conn: ConnectionT) -> None:
         """Give *conn* back. What is open on it is rolled back (setting ``reset``).
 
-        Raises NotYoursError for a connection that this pool did not lend on this loop, or that was given back before.
+        Raises NotYoursError for a connection that this pool did not lend on this loop, or that was
+        given back before.
         """
         state = self._current()
         entry = state.lent.pop(id(conn), None)
@@ -347,11 +397,20 @@ class AsyncPool(Generic[ConnectionT]):
             if id(conn) in inherited.kernel.lent:
                 self._left_in_child(inherited, None)
         if state.kernel.came_back(id(conn)) is None:
-            raise NotYoursError(f"pool {self.name} did not lend this connection, or it was given back before; release each one once")
+            raise NotYoursError(
+                f"pool {self.name} did not lend this connection, or it was given back before;"
+                " release each one once"
+            )
         self._driver.close(conn)
 
     async def _acquire_slowly(
-        self, loan: Loan, suspect: Entry | None, started: float, timeout: float | None, deadline: float | None, frame: Any
+        self,
+        loan: Loan,
+        suspect: Entry | None,
+        started: float,
+        timeout: float | None,
+        deadline: float | None,
+        frame: Any,
     ) -> None:
         """Take a connection the slow way, into *loan*."""
         state = self._current()
@@ -364,22 +423,36 @@ class AsyncPool(Generic[ConnectionT]):
         state.lend(loan, entry, frame, monotonic() if deadline is None else started, get_ident())
 
     def loan_of(self, conn: ConnectionT) -> Loan | None:
-        """The :class:`Loan` of a connection that this pool has lent on this loop; None for any other."""
+        """The :class:`Loan` of a connection that this pool has lent on this loop; None for any
+        other.
+        """
         state = self._current()
         entry = state.lent.get(id(conn))
         return None if entry is None else Loan.of(state, entry, conn)
 
-    # -- units of work -------------------------------------------------------------------------------------------
+    # -- units of work -----------------------------------------------------------------------------
 
     @overload
-    def run(self, fn: Callable[..., Awaitable[T]], *args: Any, deadline: float | None, **kwargs: Any) -> Coroutine[Any, Any, T]: ...
+    def run(
+        self, fn: Callable[..., Awaitable[T]], *args: Any, deadline: float | None, **kwargs: Any
+    ) -> Coroutine[Any, Any, T]: ...
     @overload
-    def run(self, fn: Callable[Concatenate[ConnectionT, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]: ...
+    def run(
+        self,
+        fn: Callable[Concatenate[ConnectionT, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Coroutine[Any, Any, T]: ...
 
     def run(  # type: ignore[misc] # as the blocking twin's
-        self, fn: Callable[..., Awaitable[T]], *args: Any, deadline: float | None = None, **kwargs: Any
+        self,
+        fn: Callable[..., Awaitable[T]],
+        *args: Any,
+        deadline: float | None = None,
+        **kwargs: Any,
     ) -> Coroutine[Any, Any, T]:
-        """``await fn(conn, *args, **kwargs)`` as one unit of work, replayed when that is provably safe.
+        """``await fn(conn, *args, **kwargs)`` as one unit of work, replayed when that is provably
+        safe.
 
         As :meth:`unbroken.Pool.run`.
         """
@@ -397,45 +470,63 @@ class AsyncPool(Generic[ConnectionT]):
         def count(_why: str) -> None:
             self._current().counters.replays += 1
 
-        return run_unit(work, self.settings.deadline if deadline is None else deadline, self.settings.max_replays, count)
+        return run_unit(
+            work,
+            self.settings.deadline if deadline is None else deadline,
+            self.settings.max_replays,
+            count,
+        )
 
-    # -- looking after it ----------------------------------------------------------------------------------------
+    # -- looking after it --------------------------------------------------------------------------
 
     def stats(self) -> Stats:
-        """The pool's numbers in this process and loop at this moment, frozen. Must be called on the loop."""
+        """The pool's numbers in this process and loop at this moment, frozen.
+
+        Must be called on the loop.
+        """
         return self._current().stats()
 
     async def check(self, timeout: float | None = None) -> Stats:
-        """Ping every idle connection of this loop now, replace the dead ones, and make sure that the server answers.
+        """Ping every idle connection of this loop now, replace the dead ones, and make sure that
+        the server answers.
 
         As :meth:`unbroken.Pool.check`.
         """
         state = self._current()
         state.sweep()
         for entry in state.kernel.all_idle():
-            if state.kernel.claim(entry) and await run_async(ping(state, entry, state.settings.ping_timeout), state.shell.do):  # type: ignore[attr-defined] # a LoopShell
+            if not state.kernel.claim(entry):
+                continue
+            do = state.shell.do  # type: ignore[attr-defined] # a LoopShell
+            if await run_async(ping(state, entry, state.settings.ping_timeout), do):
                 state.put(entry, entry.conn)
         await self.release(await self.acquire(timeout))
         return self.stats()
 
     async def drain(self) -> None:
-        """Replace every connection of this loop: idle ones are closed now, those in use when they are returned.
+        """Replace every connection of this loop: idle ones are closed now, those in use when they
+        are returned.
 
         As :meth:`unbroken.Pool.drain`.
         """
         self._current().drain()
 
     async def resize(self, max_size: int | None = None, min_size: int | None = None) -> None:
-        """Change the bounds while in use, for this loop and those to come. Raises ConfigurationError for impossible ones."""
+        """Change the bounds while in use, for this loop and those to come.
+
+        Raises ConfigurationError for impossible ones.
+        """
         bounds = {"max_size": max_size, "min_size": min_size}
         self.settings = self.settings.changed(**{k: v for k, v in bounds.items() if v is not None})
         self._current().resize(self.settings)
 
     async def close(self, timeout: float = 5.0) -> None:
-        """Close this loop's idle connections, and wait up to *timeout* seconds until those in use are returned.
+        """Close this loop's idle connections, and wait up to *timeout* seconds until those in use
+        are returned.
 
-        A connection that is returned later is closed then. An acquire on this loop, also one that waits already, raises
-        PoolClosedError. Calling it more than once is harmless. Other loops are not affected.
+        A connection that is returned later is closed then. An acquire on this loop, also one that
+        waits already, raises PoolClosedError. Calling it more than once is harmless. Other loops
+        are not affected.
         """
         state = self._current()
         state.close()
@@ -455,7 +546,10 @@ class AsyncPool(Generic[ConnectionT]):
         return self
 
     def __reduce__(self) -> Any:
-        raise TypeError("an unbroken.AsyncPool cannot be pickled; give the other process the URL, and let it make a pool of its own")
+        raise TypeError(
+            "an unbroken.AsyncPool cannot be pickled; give the other process the URL, and let it"
+            " make a pool of its own"
+        )
 
     async def __aenter__(self) -> AsyncPool[ConnectionT]:
         return self
@@ -472,11 +566,22 @@ class AsyncPool(Generic[ConnectionT]):
         """A lease that was begun before the fork ends in the child: nothing may be sent."""
         state.sever()
         if exc is None:
-            raise NotYoursError(f"this connection of pool {self.name} belongs to the parent process; acquire one after the fork")
+            raise NotYoursError(
+                f"this connection of pool {self.name} belongs to the parent process; acquire one"
+                " after the fork"
+            )
 
 
-async def run_unit(work: Callable[[], Awaitable[T]], deadline: float | None, max_replays: int, on_replay: Callable[[str], None]) -> T:
-    """Run *work* as a unit of work in this task, replayed where that is provably safe. Nested: just run it."""
+async def run_unit(
+    work: Callable[[], Awaitable[T]],
+    deadline: float | None,
+    max_replays: int,
+    on_replay: Callable[[str], None],
+) -> T:
+    """Run *work* as a unit of work in this task, replayed where that is provably safe.
+
+    Nested: just run it.
+    """
     unit, token = Unit(), None
 
     async def do(step: Any) -> Any:
@@ -492,7 +597,9 @@ async def run_unit(work: Callable[[], Awaitable[T]], deadline: float | None, max
                     return await work()
             unit.until = math.inf if deadline is None else monotonic() + deadline
             signal = _running_loop().create_future
-            result: T = await run_async(replay(unit, work, monotonic, max_replays, signal, on_replay, inquire), do)
+            result: T = await run_async(
+                replay(unit, work, monotonic, max_replays, signal, on_replay, inquire), do
+            )
             return result
         finally:
             if token is not None:
@@ -513,8 +620,9 @@ async def inquire(home: Any, question: Question, until: float) -> Any:
 
 
 def _sever_all() -> None:
-    """After a fork that Python sees: a connection that is collected in the child would unregister its socket from the
-    parent's loop (epoll belongs to both), or say goodbye on the parent's session."""
+    """After a fork that Python sees: a connection that is collected in the child would unregister
+    its socket from the parent's loop (epoll belongs to both), or say goodbye on the parent's
+    session."""
     for pool in list(_pools):
         pool._leave_inherited()
 
@@ -531,8 +639,11 @@ def _tell(observers: tuple[Observer, ...], event: str, fields: Mapping[str, Any]
             log.exception("unbroken: an observer failed at %r", event)
 
 
-async def _farewell(pool_ref: Callable[[], AsyncPool[Any] | None], state_ref: Callable[[], State | None]) -> AsyncGenerator[None, None]:
-    """Waits for the end of its loop, which ends its asynchronous generators before it closes (``asyncio.run`` sees to it).
+async def _farewell(
+    pool_ref: Callable[[], AsyncPool[Any] | None], state_ref: Callable[[], State | None]
+) -> AsyncGenerator[None, None]:
+    """Waits for the end of its loop, which ends its asynchronous generators before it closes
+    (``asyncio.run`` sees to it).
 
     So connections of a pool that nobody closed are closed in order, while they can be.
     """
@@ -543,7 +654,9 @@ async def _farewell(pool_ref: Callable[[], AsyncPool[Any] | None], state_ref: Ca
         if pool is not None and state is not None and state.mark[0]:
             pool._forget(state)
             put_away(state)
-            for entry in list(state.kernel.lent.values()):  # whoever has these still can do nothing with them any more
+            for entry in list(
+                state.kernel.lent.values()
+            ):  # whoever has these still can do nothing with them any more
                 conn = entry.conn if entry.ref is None else entry.ref()
                 if conn is not None:
                     state.driver.close(conn)
@@ -552,7 +665,9 @@ async def _farewell(pool_ref: Callable[[], AsyncPool[Any] | None], state_ref: Ca
 
 
 class _NoState:
-    """What stands in for a state before the first use: it always sends the hot path the slow way."""
+    """What stands in for a state before the first use: it always sends the hot path the slow
+    way.
+    """
 
     mark = (0,)
     waiting = idle = ()

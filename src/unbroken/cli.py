@@ -1,6 +1,7 @@
 """The command ``unbroken``. Errors are one line.
 
-Its commands are for tests and trials: the second distribution, unbroken-drill, brings them and the packages that they need.
+Its commands are for tests and trials: the second distribution, unbroken-drill, brings them and the
+packages that they need.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ INSTALL = 'pip install "unbroken[drill]"'
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line *arguments* (default: the process's own) and exit with its status.
 
-    0: done; 1: what was checked is not as it should be; 2: the command line is wrong, or something it needs is missing;
-    130: interrupted.
+    0: done; 1: what was checked is not as it should be; 2: the command line is wrong, or something
+    it needs is missing; 130: interrupted.
     """
     try:
         status = _run(sys.argv[1:] if arguments is None else arguments)
@@ -50,13 +51,19 @@ def _run_alone(arguments: Sequence[str]) -> int:
         print(f"unbroken {__version__}")
         return 0
     if first in ("", "-h", "--help"):
-        print("Usage: unbroken COMMAND\n\nDatabase connections that do not break. The pools need no command; these are for tests:\n")
+        print(
+            "Usage: unbroken COMMAND\n\nDatabase connections that do not break. The pools need no"
+            " command; these are for tests:\n"
+        )
         print("\n".join(f"  {name}  {words}" for name, words in ELSEWHERE.items()))
         print(f"\nThey are not installed here: {INSTALL}")
         return 0 if first else 2
     if first in ELSEWHERE:
         return complain(f"the command {first} is in a second package: {INSTALL}", 2)
-    return complain(f"no such command {first!r}; {' and '.join(ELSEWHERE)} are in a second package: {INSTALL}", 2)
+    return complain(
+        f"no such command {first!r}; {' and '.join(ELSEWHERE)} are in a second package: {INSTALL}",
+        2,
+    )
 
 
 def complain(text: str, status: int) -> int:

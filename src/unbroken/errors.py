@@ -1,8 +1,9 @@
 """Every exception of unbroken.
 
-Each derives from :class:`UnbrokenError`, and, when it is raised by a pool, also from what the caller of that driver
-already catches (its ``OperationalError``): :func:`for_driver` makes the combined class. A message is one line: the
-fact, the numbers, the cause, the remedy; never a password.
+Each derives from :class:`UnbrokenError`, and, when it is raised by a pool, also from what the
+caller of that driver already catches (its ``OperationalError``): :func:`for_driver` makes the
+combined class. A message is one line: the fact, the numbers, the cause, the remedy; never a
+password.
 """
 
 from __future__ import annotations
@@ -16,19 +17,23 @@ from typing import Any, TypeVar
 class UnbrokenError(Exception):
     """The base of everything that unbroken raises by itself."""
 
-    #: What became of the writes of the unit of work that it ended, as a :class:`unbroken.ledger.unit.Fate`, which is one of the texts
-    #: "nothing stored", "stored" and "unknown". None: no ledger knows, as outside of units.
+    #: What became of the writes of the unit of work that it ended, as a
+    #: :class:`unbroken.ledger.unit.Fate`, which is one of the texts "nothing stored", "stored" and
+    #: "unknown". None: no ledger knows, as outside of units.
     fate: StrEnum | None = None
 
-    #: What an error of this kind is besides, wherever the driver's error leaves room for it (psycopg2's does not: its
-    #: memory layout and OSError's exclude each other).
+    #: What an error of this kind is besides, wherever the driver's error leaves room for it
+    #: (psycopg2's does not: its memory layout and OSError's exclude each other).
     _besides: type[Exception] | None = None
     #: Which of the two goes where there is room for one only.
     _besides_first = False
 
 
 class ConfigurationError(UnbrokenError, ValueError):
-    """A URL, a setting or a combination of settings that cannot work. Raised at once, before any connection."""
+    """A URL, a setting or a combination of settings that cannot work.
+
+    Raised at once, before any connection.
+    """
 
 
 class DriverNotInstalledError(ConfigurationError, ImportError):
@@ -44,13 +49,19 @@ class PoolClosedError(UnbrokenError):
 
 
 class PoolTimeoutError(UnbrokenError):
-    """No connection became free within the time the caller had. The server itself is well. Also a TimeoutError."""
+    """No connection became free within the time the caller had.
+
+    The server itself is well. Also a TimeoutError.
+    """
 
     _besides = TimeoutError
 
 
 class OutageError(UnbrokenError):
-    """The server is away. ``retry_after`` is a fair number of seconds before asking again. Also a ConnectionError."""
+    """The server is away.
+
+    ``retry_after`` is a fair number of seconds before asking again. Also a ConnectionError.
+    """
 
     _besides = ConnectionError
 
@@ -58,7 +69,8 @@ class OutageError(UnbrokenError):
 
 
 class ConnectRejectedError(UnbrokenError):
-    """The server (or the name service) said no: password, permission, unknown host or database. Waiting won't help.
+    """The server (or the name service) said no: password, permission, unknown host or database.
+    Waiting won't help.
 
     Also a ConnectionError.
     """
@@ -67,7 +79,8 @@ class ConnectRejectedError(UnbrokenError):
 
 
 class ConnectionLostError(UnbrokenError):
-    """The connection was lost, and no COMMIT of its open transaction was sent: nothing of that transaction is stored.
+    """The connection was lost, and no COMMIT of its open transaction was sent: nothing of that
+    transaction is stored.
 
     What was committed before on the same connection is stored. Also a ConnectionError.
     """
@@ -76,9 +89,11 @@ class ConnectionLostError(UnbrokenError):
 
 
 class CommitUnknownError(UnbrokenError):
-    """A COMMIT was sent and the connection was lost before its answer: the work is stored whole, or not at all.
+    """A COMMIT was sent and the connection was lost before its answer: the work is stored whole, or
+    not at all.
 
-    ``XA COMMIT``, ``COMMIT PREPARED`` and their like count as a COMMIT. Look before you repeat the work. Also a ConnectionError.
+    ``XA COMMIT``, ``COMMIT PREPARED`` and their like count as a COMMIT. Look before you repeat the
+    work. Also a ConnectionError.
     """
 
     _besides = ConnectionError
@@ -96,8 +111,8 @@ class ClosedByHolderError(UnbrokenError):
 class DeadlineExceeded(UnbrokenError):  # noqa: N818 - a fixed public name, after the field's usage
     """The work took longer than its ``deadline=``; its connection was ended to free the caller.
 
-    ``fate`` says what became of its writes. Without a ledger it is unknown: a statement in autocommit, or a COMMIT that was
-    under way, may still be stored. Also a TimeoutError.
+    ``fate`` says what became of its writes. Without a ledger it is unknown: a statement in
+    autocommit, or a COMMIT that was under way, may still be stored. Also a TimeoutError.
     """
 
     _besides = TimeoutError
@@ -108,8 +123,12 @@ E = TypeVar("E", bound=UnbrokenError)
 
 
 @cache
-def _combined(kind: type[UnbrokenError], foreign: type[BaseException] | None) -> type[UnbrokenError]:
-    """*kind* that is also a *foreign* error, and what it is besides; less of that where Python cannot combine them."""
+def _combined(
+    kind: type[UnbrokenError], foreign: type[BaseException] | None
+) -> type[UnbrokenError]:
+    """*kind* that is also a *foreign* error, and what it is besides; less of that where Python
+    cannot combine them.
+    """
 
     def reduce(self: BaseException) -> tuple[Any, ...]:
         return _rebuild, (kind, foreign, self.args, dict(self.__dict__))
@@ -122,9 +141,15 @@ def _combined(kind: type[UnbrokenError], foreign: type[BaseException] | None) ->
     }
     one = [(kind, foreign), (kind, kind._besides)]
     for bases in ((kind, foreign, kind._besides), *(reversed(one) if kind._besides_first else one)):
-        wanted = [base for at, base in enumerate(bases) if base is not None and not any(_covers(base, other) for other in bases[:at])]
+        wanted = [
+            base
+            for at, base in enumerate(bases)
+            if base is not None and not any(_covers(base, other) for other in bases[:at])
+        ]
         try:
-            combined: type[UnbrokenError] = types.new_class(kind.__name__, tuple(wanted), {}, lambda space: space.update(body))
+            combined: type[UnbrokenError] = types.new_class(
+                kind.__name__, tuple(wanted), {}, lambda space: space.update(body)
+            )
             combined("")  # some layouts combine and cannot be made
             return combined
         except TypeError:
@@ -136,17 +161,21 @@ def _covers(base: type[BaseException], other: type[BaseException] | None) -> boo
     return other is not None and issubclass(other, base)
 
 
-def _rebuild(kind: type[E], foreign: type[BaseException] | None, args: tuple[Any, ...], state: dict[str, Any]) -> E:
+def _rebuild(
+    kind: type[E], foreign: type[BaseException] | None, args: tuple[Any, ...], state: dict[str, Any]
+) -> E:
     error = for_driver(kind, foreign, *args)
     error.__dict__.update(state)
     return error
 
 
-def for_driver(kind: type[E], foreign: type[BaseException] | None, message: str, **attributes: Any) -> E:
+def for_driver(
+    kind: type[E], foreign: type[BaseException] | None, message: str, **attributes: Any
+) -> E:
     """A *kind* of error that callers who catch *foreign* catch too.
 
-    *foreign* is the driver's (or framework's) ``OperationalError``; None: there is none. *attributes* are set on the
-    error. The result pickles as long as *foreign* does.
+    *foreign* is the driver's (or framework's) ``OperationalError``; None: there is none.
+    *attributes* are set on the error. The result pickles as long as *foreign* does.
     """
     cls: type[UnbrokenError] = kind
     if foreign is not None and issubclass(kind, foreign):

@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 from unbroken.integrations.mongo import AsyncMongoClient, MongoClient, stats
-from unbroken.integrations.mongo.engine import connect, disconnect, disconnect_all, register_connection
+from unbroken.integrations.mongo.engine import (
+    connect,
+    disconnect,
+    disconnect_all,
+    register_connection,
+)
 
-__all__ = ["AsyncMongoClient", "MongoClient", "connect", "disconnect", "disconnect_all", "register_connection", "stats"]
+__all__ = [
+    "AsyncMongoClient",
+    "MongoClient",
+    "connect",
+    "disconnect",
+    "disconnect_all",
+    "register_connection",
+    "stats",
+]

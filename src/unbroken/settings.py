@@ -1,6 +1,7 @@
 """Every knob of a pool: its unit, its default and the reason for it; and all validation of them.
 
-Times are seconds as floats. ``None`` means automatic where that makes sense, ``math.inf`` means never.
+Times are seconds as floats. ``None`` means automatic where that makes sense, ``math.inf`` means
+never.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from unbroken.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a pool does. Immutable; :meth:`of` builds one from keywords and says clearly what is wrong with them."""
+    """What a pool does.
+
+    Immutable; :meth:`of` builds one from keywords and says clearly what is wrong with them.
+    """
 
     max_size: int = 10
-    """Connections at most, those being opened included. 10 is HikariCP's default; times processes it must stay
-    below the server's max_connections."""
+    """Connections at most, those being opened included. 10 is HikariCP's default; times processes
+    it must stay below the server's max_connections."""
 
     min_size: int = 0
     """Connections kept open while idle. 0: the pool is lazy and opens what is asked for."""
@@ -29,17 +33,19 @@ class Settings:
     """One deadline for all of an acquire: waiting in line, checking, connecting."""
 
     connect_timeout: float = 5.0
-    """One attempt to connect, in total: name lookup, TCP, TLS, login and the pool's first questions, whatever the driver.
-    What takes longer is ended from outside. Other attempts begin beside one that is silent: see docs/settings.md, Bounds."""
+    """One attempt to connect, in total: name lookup, TCP, TLS, login and the pool's first
+    questions, whatever the driver. What takes longer is ended from outside. Other attempts begin
+    beside one that is silent: see docs/settings.md, Bounds."""
 
     outage_wait: float = 5.0
-    """How long callers wait for a server that is away. An outage older than this fails new callers at once, while
-    the prober goes on. Long enough for a restart, shorter than a proxy's patience."""
+    """How long callers wait for a server that is away. An outage older than this fails new callers
+    at once, while the prober goes on. Long enough for a restart, shorter than a proxy's
+    patience."""
 
     max_age: float | None = None
-    """Retire a connection this long after it was opened. None: 3600 s, so that a failover, a DNS change or a
-    server's memory of a session is never older. Each connection's own limit is up to a quarter lower, so that they
-    do not retire together (HikariCP's jitter since 6.1)."""
+    """Retire a connection this long after it was opened. None: 3600 s, so that a failover, a DNS
+    change or a server's memory of a session is never older. Each connection's own limit is up to a
+    quarter lower, so that they do not retire together (HikariCP's jitter since 6.1)."""
 
     max_idle: float | None = None
     """Close a connection that nobody used for this long, above min_size. None: 600 s."""
@@ -49,44 +55,55 @@ class Settings:
     idle_session_timeout), and what it does not say is learned from the deaths seen."""
 
     send_timeout: float = 12.0
-    """How long the network may be silent: data that was sent and not acknowledged ends a connection after this
-    (TCP_USER_TIMEOUT), and so do unanswered keepalive probes. It says nothing of a server that is there and works
-    on a long statement, or is frozen: `deadline` bounds that. math.inf leaves it to the system (about 15 minutes)."""
+    """How long the network may be silent: data that was sent and not acknowledged ends a connection
+    after this (TCP_USER_TIMEOUT), and so do unanswered keepalive probes. It says nothing of a
+    server that is there and works on a long statement, or is frozen: `deadline` bounds that.
+    math.inf leaves it to the system (about 15 minutes)."""
 
     keepalive: float | None = None
-    """TCP keepalive: first probe after this much silence. None: half of send_timeout, below the shortest common
-    NAT (60 s). Never later than that half, so that three probes are lost before a connection counts as lost.
-    math.inf leaves keepalive as the driver made it."""
+    """TCP keepalive: first probe after this much silence. None: half of send_timeout, below the
+    shortest common NAT (60 s). Never later than that half, so that three probes are lost before a
+    connection counts as lost. math.inf leaves keepalive as the driver made it."""
 
     ping_after: float | None = None
-    """Ping (one round trip) at acquire when the connection was idle this long. None: 60 s on TCP, where keepalive
-    finds the silent drops; never on a unix socket; 1 s with a driver that hides its descriptor."""
+    """Ping (one round trip) at acquire when the connection was idle this long. None: 60 s on TCP,
+    where keepalive finds the silent drops; never on a unix socket; 1 s with a driver that hides its
+    descriptor."""
 
     ping_timeout: float = 2.0
     """How long a ping may take before the connection counts as dead."""
 
     reset_timeout: float = 5.0
-    """How long the pool's own ROLLBACK, BEGIN or reset may take. Then the pool ends the connection and opens another."""
+    """How long the pool's own ROLLBACK, BEGIN or reset may take.
+
+    Then the pool ends the connection and opens another.
+    """
 
     commit_timeout: float = 60.0
-    """How long the COMMIT at the end of a lease may take. Then the pool ends the connection, and the outcome is
-    unknown (CommitUnknownError). A lease's deadline ends it sooner. math.inf: no bound but the deadline's."""
+    """How long the COMMIT at the end of a lease may take. Then the pool ends the connection, and
+    the outcome is unknown (CommitUnknownError). A lease's deadline ends it sooner. math.inf: no
+    bound but the deadline's."""
 
     leak_after: float = 60.0
-    """Warn once, with the place that took it, about a connection held this long. math.inf: never."""
+    """Warn once, with the place that took it, about a connection held this long. math.inf:
+    never.
+    """
 
     reclaim: bool = False
-    """Also end a connection that was held longer than leak_after: its socket is shut down (never closed) from
-    outside, its holder gets an error, the pool its place back."""
+    """Also end a connection that was held longer than leak_after: its socket is shut down (never
+    closed) from outside, its holder gets an error, the pool its place back."""
 
     deadline: float | None = None
-    """How long a lent connection may block its holder: acquire, work and commit together. None: for ever."""
+    """How long a lent connection may block its holder: acquire, work and commit together.
+
+    None: for ever.
+    """
 
     reset: Literal["rollback", "session"] | Callable[[Any], Any] | None = "rollback"
-    """What to do with a connection at release: "rollback" whatever is open (no round trip where it is certain that
-    nothing is); "session" to undo also what statements left on the session (settings, locks, temporary tables), in
-    one or two round trips and only when they may have left something; a callable that is given the connection; or
-    None for nothing."""
+    """What to do with a connection at release: "rollback" whatever is open (no round trip where it
+    is certain that nothing is); "session" to undo also what statements left on the session
+    (settings, locks, temporary tables), in one or two round trips and only when they may have left
+    something; a callable that is given the connection; or None for nothing."""
 
     max_replays: int = 10
     """How often one unit of work is run again at most."""
@@ -96,12 +113,17 @@ class Settings:
 
     @classmethod
     def of(cls, **given: Any) -> Settings:
-        """Settings from keywords. Raises ConfigurationError that names the setting, the value and the remedy."""
+        """Settings from keywords.
+
+        Raises ConfigurationError that names the setting, the value and the remedy.
+        """
         known = {f.name for f in fields(cls)}
         for name in given:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+                hint = (
+                    f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+                )
                 raise ConfigurationError(f"unknown setting {name!r}; {hint}")
         settings = cls(**given)
         _validate(settings)
@@ -122,13 +144,16 @@ class Settings:
 
     @classmethod
     def from_text(cls, options: Mapping[str, str]) -> dict[str, Any]:
-        """Keywords for :meth:`of` from text such as a URL's query: ``{"max_size": "5"}`` gives ``{"max_size": 5}``."""
+        """Keywords for :meth:`of` from text such as a URL's query: ``{"max_size": "5"}`` gives
+        ``{"max_size": 5}``.
+        """
         return {name: _from_text(name, text) for name, text in options.items()}
 
 
 _INTS = {"max_size": 1, "min_size": 0, "max_replays": 0}
 _POSITIVE = {
-    "acquire_timeout", "connect_timeout", "ping_timeout", "leak_after", "send_timeout", "reset_timeout", "commit_timeout",
+    "acquire_timeout", "connect_timeout", "ping_timeout", "leak_after", "send_timeout",
+    "reset_timeout", "commit_timeout",
 }  # fmt: skip
 _NOT_NEGATIVE = {"outage_wait"}
 _POSITIVE_OR_NONE = {"max_age", "max_idle", "idle_limit", "keepalive", "ping_after", "deadline"}
@@ -159,11 +184,16 @@ def _validate(s: Settings) -> None:
     for name in _POSITIVE | _POSITIVE_OR_NONE | _NOT_NEGATIVE:
         _check_seconds(name, getattr(s, name))
     if s.min_size > s.max_size:
-        raise ConfigurationError(f"min_size={s.min_size} exceeds max_size={s.max_size}; lower the one or raise the other")
+        raise ConfigurationError(
+            f"min_size={s.min_size} exceeds max_size={s.max_size}; lower the one or raise the other"
+        )
     if not isinstance(s.reclaim, bool):
         raise ConfigurationError(f"reclaim={s.reclaim!r} must be True or False")
     if s.reset not in (None, "rollback", "session") and not callable(s.reset):
-        raise ConfigurationError(f"reset={s.reset!r} must be 'rollback', 'session', None or a callable that takes the connection")
+        raise ConfigurationError(
+            f"reset={s.reset!r} must be 'rollback', 'session', None or a callable that takes the"
+            " connection"
+        )
     if s.name is not None and (not isinstance(s.name, str) or not s.name):
         raise ConfigurationError(f"name={s.name!r} must be a text that is not empty, or None")
 
@@ -175,7 +205,9 @@ def _check_seconds(name: str, value: Any) -> None:
         allowed = "seconds, or None" if name in _POSITIVE_OR_NONE else "seconds"
         raise ConfigurationError(f"{name}={value!r} must be a number of {allowed}")
     if value < 0 or (value == 0 and name not in _NOT_NEGATIVE):
-        raise ConfigurationError(f"{name}={value!r} must be {'at least' if name in _NOT_NEGATIVE else 'more than'} 0 s")
+        raise ConfigurationError(
+            f"{name}={value!r} must be {'at least' if name in _NOT_NEGATIVE else 'more than'} 0 s"
+        )
     if value == math.inf and name in _FINITE:
         raise ConfigurationError(f"{name}=inf would wait for ever; give it a bound, such as 5.0")
 

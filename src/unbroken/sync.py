@@ -1,7 +1,8 @@
 """The pool for threads, and for gevent's greenlets: ``Pool``.
 
-The hot path stands here twice, in ``acquire`` and in ``Lease.__enter__``: a call costs more than the lines. What it may do
-without a lock, and in which order, is said in ``brain/kernel.py``. Everything slow is a flow.
+The hot path stands here twice, in ``acquire`` and in ``Lease.__enter__``: a call costs more than
+the lines. What it may do without a lock, and in which order, is said in ``brain/kernel.py``.
+Everything slow is a flow.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ _pools: weakref.WeakSet[Pool[Any]] = weakref.WeakSet()
 
 
 def _caller() -> FrameType:
-    """Who called the function that calls this; that function itself when it was C, as the first thing that a greenlet does."""
+    """Who called the function that calls this; that function itself when it was C, as the first
+    thing that a greenlet does.
+    """
     try:
         return _getframe(2)
     except ValueError:
@@ -56,9 +59,11 @@ def _caller() -> FrameType:
 
 
 class Lease(Loan, Generic[ConnectionT]):
-    """``with pool.connection() as conn:`` lends a connection, commits on success, rolls back on an exception.
+    """``with pool.connection() as conn:`` lends a connection, commits on success, rolls back on an
+    exception.
 
-    Without ``__init__``: whoever makes one sets ``_pool``, since a call costs more than an attribute.
+    Without ``__init__``: whoever makes one sets ``_pool``, since a call costs more than an
+    attribute.
     """
 
     __slots__ = ("_pool",)
@@ -110,7 +115,8 @@ class Lease(Loan, Generic[ConnectionT]):
     def _start(self) -> ConnectionT:
         """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN.
 
-        A connection that is lost at its BEGIN was not used yet: another one is taken, and the caller sees nothing.
+        A connection that is lost at its BEGIN was not used yet: another one is taken, and the
+        caller sees nothing.
         """
         started, frame = self.entry.taken_at, _getframe(2)
         while True:
@@ -129,12 +135,16 @@ class Lease(Loan, Generic[ConnectionT]):
             self._take(None, started, frame)
 
     def _give_up(self) -> None:
-        """An exception came between taking a connection and handing it out, or while it went back."""
+        """An exception came between taking a connection and handing it out, or while it went
+        back.
+        """
         if getattr(self, "conn", None) is not None:
             self.give_back()
             self.conn = None
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
         try:
             state, entry, conn = self.state, self.entry, self.conn
             if (
@@ -144,7 +154,11 @@ class Lease(Loan, Generic[ConnectionT]):
                 and state.is_clean(conn, entry.traits)
                 and state.lent.pop(entry.key, None) is entry
             ):
-                if entry.cause is None:  # asked after the pop (see State.ended): a taker does not look at what stands in idle
+                if (
+                    entry.cause is None
+                    # asked after the pop (see State.ended): a taker does not look at what stands in
+                    # idle
+                ):
                     self.conn = None
                     entry.last_used = state.now
                     entry.conn = conn
@@ -159,7 +173,10 @@ class Lease(Loan, Generic[ConnectionT]):
             raise
 
     def _leave(self, exc: BaseException | None) -> None:
-        """The end of a lease that needs more than a glance. Raises what the caller should see, if that is not *exc*."""
+        """The end of a lease that needs more than a glance.
+
+        Raises what the caller should see, if that is not *exc*.
+        """
         state = self.state
         if not state.mark[0]:
             self.conn = None
@@ -183,7 +200,13 @@ class BoundedLease(Lease[ConnectionT]):
 
     _plain = False
 
-    def __init__(self, pool: Pool[ConnectionT], timeout: float | None, deadline: float | None, transaction: bool) -> None:
+    def __init__(
+        self,
+        pool: Pool[ConnectionT],
+        timeout: float | None,
+        deadline: float | None,
+        transaction: bool,
+    ) -> None:
         self._pool = pool
         self._timeout = timeout
         self._deadline = deadline
@@ -193,12 +216,13 @@ class BoundedLease(Lease[ConnectionT]):
 class Pool(Generic[ConnectionT]):
     """A pool of connections for threads or greenlets, to one database.
 
-    *url* is spelled as SQLAlchemy spells it (``mysql+pymysql://app:secret@db/shop?max_size=5``); its query may hold the
-    driver's options and the pool's settings. Or give *connect*, a callable that opens one connection, and *driver*, the
-    name of its library. *settings* are those of :class:`unbroken.Settings`. *observers* are called with every event.
+    *url* is spelled as SQLAlchemy spells it (``mysql+pymysql://app:secret@db/shop?max_size=5``);
+    its query may hold the driver's options and the pool's settings. Or give *connect*, a callable
+    that opens one connection, and *driver*, the name of its library. *settings* are those of
+    :class:`unbroken.Settings`. *observers* are called with every event.
 
-    Making a pool connects to nothing. A forked child that uses the pool starts with no connections of its own and never
-    touches its parent's.
+    Making a pool connects to nothing. A forked child that uses the pool starts with no connections
+    of its own and never touches its parent's.
 
     Raises ConfigurationError (DriverNotInstalledError) for a URL or settings that cannot work.
     """
@@ -222,7 +246,11 @@ class Pool(Generic[ConnectionT]):
         self._state = self._new_state()
         self._states[self._state.pid] = self._state
         # None where a lease with nothing said is a plain Lease: one look tells (see connection).
-        is_plain = self.settings.deadline is None and self.settings.reset != "session" and self._driver.capabilities.implicit_begin
+        is_plain = (
+            self.settings.deadline is None
+            and self.settings.reset != "session"
+            and self._driver.capabilities.implicit_begin
+        )
         self._simple: object = None if is_plain else self
         _pools.add(self)
         if self.settings.min_size:
@@ -231,7 +259,9 @@ class Pool(Generic[ConnectionT]):
 
     def _new_state(self) -> State:
         shell = ThreadShell(self._driver)
-        return State(self._driver, self.settings, shell, self.name, self._emit, fork_mark(), connector)
+        return State(
+            self._driver, self.settings, shell, self.name, self._emit, fork_mark(), connector
+        )
 
     def _emit(self, event: str, fields: Mapping[str, Any]) -> None:
         for observer in self._observers:
@@ -240,26 +270,38 @@ class Pool(Generic[ConnectionT]):
             except Exception:
                 log.exception("unbroken: an observer failed at %r", event)
 
-    # -- lending -------------------------------------------------------------------------------------------------
+    # -- lending -----------------------------------------------------------------------------------
 
-    def connection(self, *, timeout: float | None = None, deadline: float | None = None, transaction: bool = True) -> Lease[ConnectionT]:
+    def connection(
+        self,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        transaction: bool = True,
+    ) -> Lease[ConnectionT]:
         """A context manager that lends the driver's own connection.
 
-        It commits on success and rolls back on an exception; with ``transaction=False`` it does neither, and only resets
-        what was left open. *timeout*: seconds for the acquire (None: the setting acquire_timeout). *deadline*: seconds for
-        all of it; what still blocks then is ended and DeadlineExceeded raised (None: the setting).
+        It commits on success and rolls back on an exception; with ``transaction=False`` it does
+        neither, and only resets what was left open. *timeout*: seconds for the acquire (None: the
+        setting acquire_timeout). *deadline*: seconds for all of it; what still blocks then is ended
+        and DeadlineExceeded raised (None: the setting).
 
-        Raises PoolTimeoutError, OutageError, ConnectRejectedError or PoolClosedError on entry; CommitUnknownError when the
-        answer to the COMMIT was lost; what the work raised.
+        Raises PoolTimeoutError, OutageError, ConnectRejectedError or PoolClosedError on entry;
+        CommitUnknownError when the answer to the COMMIT was lost; what the work raised.
         """
         if timeout is deadline is self._simple and transaction:
             lease: Lease[ConnectionT] = Lease()
             lease._pool = self
             return lease
-        return BoundedLease(self, timeout, self.settings.deadline if deadline is None else deadline, transaction)
+        return BoundedLease(
+            self, timeout, self.settings.deadline if deadline is None else deadline, transaction
+        )
 
     def acquire(self, timeout: float | None = None) -> ConnectionT:
-        """Lend a connection; it must be given back with :meth:`release`. Raises as :meth:`connection` does on entry."""
+        """Lend a connection; it must be given back with :meth:`release`.
+
+        Raises as :meth:`connection` does on entry.
+        """
         conn: Connection = None
         state = self._state
         entry: Entry | None = None
@@ -309,12 +351,19 @@ class Pool(Generic[ConnectionT]):
     def release(self, conn: ConnectionT) -> None:
         """Give *conn* back. What is open on it is rolled back (setting ``reset``).
 
-        Raises NotYoursError for a connection that this pool did not lend, or that was given back before.
+        Raises NotYoursError for a connection that this pool did not lend, or that was given back
+        before.
         """
         try:
             state = self._state
             entry = state.lent.pop(id(conn), None)
-            if entry is None or entry.cause is not None or not state.mark[0] or entry.watched or not state.is_clean(conn, entry.traits):
+            if (
+                entry is None
+                or entry.cause is not None
+                or not state.mark[0]
+                or entry.watched
+                or not state.is_clean(conn, entry.traits)
+            ):
                 self._release_slowly(state, entry, conn)
                 return
             entry.last_used = state.now
@@ -327,13 +376,22 @@ class Pool(Generic[ConnectionT]):
             raise
 
     def _release_after_all(self, conn: Connection) -> None:
-        """An exception struck a release. Its caller has done what callers do: the place is not his any more."""
+        """An exception struck a release.
+
+        Its caller has done what callers do: the place is not his any more.
+        """
         loan = self.loan_of(conn)
         if loan is not None:
             loan.give_back(Cause.CANCELLED)
 
     def _acquire_slowly(
-        self, loan: Loan, suspect: Entry | None, started: float, timeout: float | None, deadline: float | None, frame: Any
+        self,
+        loan: Loan,
+        suspect: Entry | None,
+        started: float,
+        timeout: float | None,
+        deadline: float | None,
+        frame: Any,
     ) -> None:
         """Take a connection the slow way, into *loan*."""
         state = self._state
@@ -363,31 +421,39 @@ class Pool(Generic[ConnectionT]):
 
     def _release_unknown(self, state: State, conn: Connection) -> None:
         if state.kernel.came_back(id(conn)) is None:
-            raise NotYoursError(f"pool {self.name} did not lend this connection, or it was given back before; release each one once")
+            raise NotYoursError(
+                f"pool {self.name} did not lend this connection, or it was given back before;"
+                " release each one once"
+            )
         self._driver.close(conn)
 
     def loan_of(self, conn: ConnectionT) -> Loan | None:
-        """The :class:`Loan` of a connection that this pool has lent in this process; None for any other."""
+        """The :class:`Loan` of a connection that this pool has lent in this process; None for any
+        other.
+        """
         state = self._state
         entry = state.lent.get(id(conn)) if state.mark[0] else None
         return None if entry is None else Loan.of(state, entry, conn)
 
-    # -- units of work -------------------------------------------------------------------------------------------
+    # -- units of work -----------------------------------------------------------------------------
 
     @overload
     def run(self, fn: Callable[..., T], *args: Any, deadline: float | None, **kwargs: Any) -> T: ...
     @overload
-    def run(self, fn: Callable[Concatenate[ConnectionT, P], T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    def run(
+        self, fn: Callable[Concatenate[ConnectionT, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
 
     def run(  # type: ignore[misc] # a function with a keyword deadline of its own never gets it
         self, fn: Callable[..., T], *args: Any, deadline: float | None = None, **kwargs: Any
     ) -> T:
-        """``fn(conn, *args, **kwargs)`` as one unit of work: committed on success, and run again from the start when the
-        connection was lost (or the server asked for it) and it is provable that nothing was committed.
+        """``fn(conn, *args, **kwargs)`` as one unit of work: committed on success, and run again
+        from the start when the connection was lost (or the server asked for it) and it is provable
+        that nothing was committed.
 
-        *fn* should do nothing outside the database that must not happen twice. *deadline* (seconds) bounds all of it
-        (None: the setting); ``deadline=math.inf`` sets no bound. Inside another unit of work the outermost one replays.
-        Raises as :meth:`connection` does.
+        *fn* should do nothing outside the database that must not happen twice. *deadline* (seconds)
+        bounds all of it (None: the setting); ``deadline=math.inf`` sets no bound. Inside another
+        unit of work the outermost one replays. Raises as :meth:`connection` does.
         """
         caller = _caller()
         code, lasti = caller.f_code, caller.f_lasti
@@ -408,7 +474,7 @@ class Pool(Generic[ConnectionT]):
         limit = self.settings.deadline if deadline is None else deadline
         return run_unit(work, limit, self.settings.max_replays, count)
 
-    # -- looking after it ----------------------------------------------------------------------------------------
+    # -- looking after it --------------------------------------------------------------------------
 
     def stats(self) -> Stats:
         """The pool's numbers in this process at this moment, frozen."""
@@ -417,8 +483,8 @@ class Pool(Generic[ConnectionT]):
     def check(self, timeout: float | None = None) -> Stats:
         """Ping every idle connection now, replace the dead, and make sure that the server answers.
 
-        *timeout*: seconds (None: acquire_timeout). Raises what an acquire raises when it does not answer. For readiness
-        checks and after a machine's sleep.
+        *timeout*: seconds (None: acquire_timeout). Raises what an acquire raises when it does not
+        answer. For readiness checks and after a machine's sleep.
         """
         state = self._current()
         do = state.shell.do  # type: ignore[attr-defined] # a ThreadShell
@@ -432,7 +498,10 @@ class Pool(Generic[ConnectionT]):
         return self.stats()
 
     def drain(self) -> None:
-        """Replace every connection: idle ones are closed now, lent ones when they come back. For a planned failover."""
+        """Replace every connection: idle ones are closed now, lent ones when they come back.
+
+        For a planned failover.
+        """
         self._current().drain()
 
     def resize(self, max_size: int | None = None, min_size: int | None = None) -> None:
@@ -442,10 +511,11 @@ class Pool(Generic[ConnectionT]):
         self._current().resize(self.settings)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Close the idle connections, and wait up to *timeout* seconds until those in use are returned.
+        """Close the idle connections, and wait up to *timeout* seconds until those in use are
+        returned.
 
-        A connection that is returned later is closed then. An acquire, also one that waits already, raises
-        PoolClosedError. Calling it more than once is harmless.
+        A connection that is returned later is closed then. An acquire, also one that waits already,
+        raises PoolClosedError. Calling it more than once is harmless.
         """
         state = self._current()
         state.close()
@@ -464,7 +534,10 @@ class Pool(Generic[ConnectionT]):
         return self
 
     def __reduce__(self) -> Any:
-        raise TypeError("an unbroken.Pool cannot be pickled; give the other process the URL, and let it make a pool of its own")
+        raise TypeError(
+            "an unbroken.Pool cannot be pickled; give the other process the URL, and let it make a"
+            " pool of its own"
+        )
 
     def __enter__(self) -> Pool[ConnectionT]:
         return self
@@ -474,20 +547,31 @@ class Pool(Generic[ConnectionT]):
 
     def __del__(self) -> None:
         state = self.__dict__.get("_state")
-        if state is not None and state.mark[0] and not state.kernel.closed and not sys.is_finalizing():
+        if (
+            state is not None
+            and state.mark[0]
+            and not state.kernel.closed
+            and not sys.is_finalizing()
+        ):
             state.close()
 
     def __repr__(self) -> str:
         k = self._state.kernel
-        return f"<unbroken.Pool {self.name}: {len(k.lent)} used, {len(k.idle)} idle, {len(k.waiting)} waiting, max_size {k.max_size}>"
+        return (
+            f"<unbroken.Pool {self.name}: {len(k.lent)} used, {len(k.idle)} idle, {len(k.waiting)}"
+            f" waiting, max_size {k.max_size}>"
+        )
 
-    # -- fork ----------------------------------------------------------------------------------------------------
+    # -- fork --------------------------------------------------------------------------------------
 
     def _current(self) -> State:
         return self._state if self._state.mark[0] else self._renew()
 
     def _renew(self) -> State:
-        """In a forked child: sever what was inherited and start anew. Old locks are never touched."""
+        """In a forked child: sever what was inherited and start anew.
+
+        Old locks are never touched.
+        """
         old = self._state
         if old.mark[0]:
             return old  # another thread of this child was first
@@ -506,11 +590,22 @@ class Pool(Generic[ConnectionT]):
         """A lease that was begun before the fork ends in the child: nothing may be sent."""
         state.sever()
         if exc is None:
-            raise NotYoursError(f"this connection of pool {self.name} belongs to the parent process; acquire one after the fork")
+            raise NotYoursError(
+                f"this connection of pool {self.name} belongs to the parent process; acquire one"
+                " after the fork"
+            )
 
 
-def run_unit(work: Callable[[], T], deadline: float | None, max_replays: int, on_replay: Callable[[str], None]) -> T:
-    """Run *work* as a unit of work on this thread, replayed where that is provably safe. Nested: just run it, in its time."""
+def run_unit(
+    work: Callable[[], T],
+    deadline: float | None,
+    max_replays: int,
+    on_replay: Callable[[str], None],
+) -> T:
+    """Run *work* as a unit of work on this thread, replayed where that is provably safe.
+
+    Nested: just run it, in its time.
+    """
     unit, token = Unit(), None
     try:
         try:
@@ -520,7 +615,18 @@ def run_unit(work: Callable[[], T], deadline: float | None, max_replays: int, on
                     return work()
             unit.until = math.inf if deadline is None else monotonic() + deadline
             do = Sleeper()
-            result: T = run(replay(unit, watching(unit, work), monotonic, max_replays, do.new_signal, on_replay, inquire), do.do)
+            result: T = run(
+                replay(
+                    unit,
+                    watching(unit, work),
+                    monotonic,
+                    max_replays,
+                    do.new_signal,
+                    on_replay,
+                    inquire,
+                ),
+                do.do,
+            )
             return result
         finally:
             if token is not None:
@@ -531,7 +637,8 @@ def run_unit(work: Callable[[], T], deadline: float | None, max_replays: int, on
 
 
 def _sever_all() -> None:
-    """After a fork that Python sees, and at the end of a child whose fork it did not see: sever what was inherited.
+    """After a fork that Python sees, and at the end of a child whose fork it did not see: sever
+    what was inherited.
 
     Not even an exit without a single use may say goodbye on the parent's sessions.
     """

@@ -1,4 +1,6 @@
-"""``@unbroken.replayable``: a function whose database work may be run again from the start when a connection is lost."""
+"""``@unbroken.replayable``: a function whose database work may be run again from the start when a
+connection is lost.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,18 @@ def replayable(function: F, /) -> F: ...
 def replayable(*, deadline: float | None = None, max_replays: int = 10) -> Callable[[F], F]: ...
 
 
-def replayable(function: Any = None, /, *, deadline: float | None = None, max_replays: int = 10) -> Any:
+def replayable(
+    function: Any = None, /, *, deadline: float | None = None, max_replays: int = 10
+) -> Any:
     """Make calls of *function* (sync or async) units of work.
 
-    When a connection that it used is lost, or the server asked to try again (deadlock, serialization failure), and it is
-    provable that nothing was committed, the call is run again from the start; else the error is raised, with a note that
-    says why. *deadline*: seconds for all attempts together (None: no bound); *max_replays*: how often at most.
+    When a connection that it used is lost, or the server asked to try again (deadlock,
+    serialization failure), and it is provable that nothing was committed, the call is run again
+    from the start; else the error is raised, with a note that says why. *deadline*: seconds for all
+    attempts together (None: no bound); *max_replays*: how often at most.
 
-    What the function does besides its database work happens again too. Nested units: the outermost replays.
+    What the function does besides its database work happens again too. Nested units: the outermost
+    replays.
     """
     if function is None:
         return functools.partial(replayable, deadline=deadline, max_replays=max_replays)
@@ -33,7 +39,9 @@ def replayable(function: Any = None, /, *, deadline: float | None = None, max_re
 
         @functools.wraps(function)
         async def asynchronous(*args: Any, **kwargs: Any) -> Any:
-            return await aio.run_unit(lambda: function(*args, **kwargs), deadline, max_replays, _nobody)
+            return await aio.run_unit(
+                lambda: function(*args, **kwargs), deadline, max_replays, _nobody
+            )
 
         return asynchronous
 

@@ -1,6 +1,7 @@
 """Each body by the same few moves, blocking: the tests need not know which one they have.
 
-To let another body join, write a class with ``open``, ``ask``, ``take``, ``stats`` and ``close``, and add it to BODIES.
+To let another body join, write a class with ``open``, ``ask``, ``take``, ``stats`` and ``close``,
+and add it to BODIES.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ LIMIT = 60.0
 
 
 class Body(ABC):
-    """A pool of *size* connections to a PostgreSQL server, whose callers wait for *patience* seconds."""
+    """A pool of *size* connections to a PostgreSQL server, whose callers wait for *patience*
+    seconds.
+    """
 
     name: ClassVar[str]
     driver: ClassVar[str]
 
-    def __init__(self, server_url: Callable[[str], str], size: int, patience: float = 20.0, **settings: Any) -> None:
+    def __init__(
+        self, server_url: Callable[[str], str], size: int, patience: float = 20.0, **settings: Any
+    ) -> None:
         self.open(server_url(self.driver), size, patience, settings)
 
     @abstractmethod
@@ -51,7 +56,9 @@ class Body(ABC):
         """Close the pool."""
 
     def crowd(self, callers: int, uses: int, seconds: float = 0.0) -> list[BaseException | int]:
-        """*callers* at once use a connection *uses* times each: how many uses each had, or what it raised."""
+        """*callers* at once use a connection *uses* times each: how many uses each had, or what it
+        raised.
+        """
 
         def one(_number: int) -> BaseException | int:
             try:
@@ -127,7 +134,12 @@ class SQLAlchemyBody(Blocking):
         """See Body."""
         import sqlalchemy
 
-        given = {"pool_size": size, "max_overflow": 0, "pool_timeout": patience, "unbroken": settings}
+        given = {
+            "pool_size": size,
+            "max_overflow": 0,
+            "pool_timeout": patience,
+            "unbroken": settings,
+        }
         self.engine = sqlalchemy.create_engine(url, plugins=["unbroken"], **given)
 
     def connection(self) -> Any:
@@ -152,7 +164,9 @@ class SQLAlchemyBody(Blocking):
 class OnLoop(Body):
     """A body for asyncio, on an event loop in a thread of its own."""
 
-    def __init__(self, server_url: Callable[[str], str], size: int, patience: float = 20.0, **settings: Any) -> None:
+    def __init__(
+        self, server_url: Callable[[str], str], size: int, patience: float = 20.0, **settings: Any
+    ) -> None:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
@@ -256,7 +270,12 @@ class AsyncSQLAlchemyBody(OnLoop):
         """See Body."""
         from sqlalchemy.ext.asyncio import create_async_engine
 
-        given = {"pool_size": size, "max_overflow": 0, "pool_timeout": patience, "unbroken": settings}
+        given = {
+            "pool_size": size,
+            "max_overflow": 0,
+            "pool_timeout": patience,
+            "unbroken": settings,
+        }
         self.engine = create_async_engine(url, plugins=["unbroken"], **given)
 
     def connection(self) -> Any:
@@ -278,11 +297,15 @@ class AsyncSQLAlchemyBody(OnLoop):
         return self.run(self.later(lambda: unbroken.sqlalchemy.stats(self.engine)))  # type: ignore[no-any-return]
 
 
-BODIES: dict[str, type[Body]] = {kind.name: kind for kind in (PoolBody, AsyncPoolBody, SQLAlchemyBody, AsyncSQLAlchemyBody)}
+BODIES: dict[str, type[Body]] = {
+    kind.name: kind for kind in (PoolBody, AsyncPoolBody, SQLAlchemyBody, AsyncSQLAlchemyBody)
+}
 
 
 @contextmanager
-def opened(name: str, server_url: Callable[[str], str], size: int, patience: float = 20.0, **settings: Any) -> Iterator[Body]:
+def opened(
+    name: str, server_url: Callable[[str], str], size: int, patience: float = 20.0, **settings: Any
+) -> Iterator[Body]:
     """The body called *name*, closed at the end."""
     body = BODIES[name](server_url, size, patience, **settings)
     try:

@@ -1,4 +1,5 @@
-"""A process that a test freezes: ``python -m bodies.frozen NAME URL``. It does what it reads, and prints what came of it.
+"""A process that a test freezes: ``python -m bodies.frozen NAME URL``. It does what it reads, and
+prints what came of it.
 
 *URL* is the server's with the driver left as ``DRIVER``.
 """
@@ -12,7 +13,9 @@ from .bodies import opened
 
 def main(name: str, url: str) -> None:
     """See the module."""
-    with opened(name, lambda driver: url.replace("DRIVER", driver), 5, patience=15.0, outage_wait=2.0) as body:
+    with opened(
+        name, lambda driver: url.replace("DRIVER", driver), 5, patience=15.0, outage_wait=2.0
+    ) as body:
         for line in sys.stdin:
             if line.startswith("ask"):
                 (result,) = body.crowd(1, 1)

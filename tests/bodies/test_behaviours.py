@@ -44,7 +44,9 @@ def server() -> Iterator[PostgreSQL]:
         yield server
 
 
-def test_while_the_server_is_full_returned_connections_serve_those_who_wait(name: str, small: PostgreSQL) -> None:
+def test_while_the_server_is_full_returned_connections_serve_those_who_wait(
+    name: str, small: PostgreSQL
+) -> None:
     with opened(name, small.url, 10) as body:
         assert body.crowd(20, 5, 0.01) == [5] * 20
         until(lambda: body.stats().used == body.stats().waiting == 0)  # an attempt may just succeed
@@ -62,7 +64,9 @@ def test_a_returned_connection_wakes_one_that_waits(name: str, postgres: Postgre
         assert body.stats().timeouts == 0
 
 
-def test_connections_that_end_while_idle_are_replaced_and_lose_no_place(name: str, postgres: PostgreSQL) -> None:
+def test_connections_that_end_while_idle_are_replaced_and_lose_no_place(
+    name: str, postgres: PostgreSQL
+) -> None:
     with opened(name, postgres.url, 3) as body:
         for _ in range(4):
             assert body.crowd(6, 2, 0.01) == [2] * 6
@@ -81,19 +85,28 @@ def test_after_a_restart_all_go_on(name: str, server: PostgreSQL) -> None:
 
 
 @contextmanager
-def process(name: str, server: PostgreSQL) -> Iterator[Callable[[str], str] | subprocess.Popen[str]]:
+def process(
+    name: str, server: PostgreSQL
+) -> Iterator[Callable[[str], str] | subprocess.Popen[str]]:
     """A process of :mod:`bodies.frozen`."""
     url = server.url("psycopg").replace("psycopg", "DRIVER", 1)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)]),
+    }
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-m", "bodies.frozen", name, url], env=env, **pipes) as child:
+    with subprocess.Popen(
+        [sys.executable, "-m", "bodies.frozen", name, url], env=env, **pipes
+    ) as child:
         try:
             yield child
         finally:
             child.kill()
 
 
-def test_a_process_that_was_frozen_turns_nobody_away_once_the_server_is_back(name: str, server: PostgreSQL) -> None:
+def test_a_process_that_was_frozen_turns_nobody_away_once_the_server_is_back(
+    name: str, server: PostgreSQL
+) -> None:
     """The outage that it remembers is as old as its sleep was long; its callers have only come."""
     with process(name, server) as child:
         assert isinstance(child, subprocess.Popen)

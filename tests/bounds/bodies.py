@@ -1,4 +1,6 @@
-"""Every body of unbroken's with every driver, blocking to its caller: those of asyncio run on a loop in a thread of their own."""
+"""Every body of unbroken's with every driver, blocking to its caller: those of asyncio run on a
+loop in a thread of their own.
+"""
 
 from __future__ import annotations
 
@@ -118,8 +120,9 @@ class AsyncPoolBody(OnLoop):
 def _engine_arguments(settings: dict[str, Any]) -> dict[str, Any]:
     ours = dict(settings)
     return {
-        "pool_size": ours.pop("max_size", 5), "max_overflow": 0, "pool_timeout": ours.pop("acquire_timeout", 10.0),
-        "plugins": ["unbroken"], "unbroken": ours,
+        "pool_size": ours.pop("max_size", 5), "max_overflow": 0,
+        "pool_timeout": ours.pop("acquire_timeout", 10.0), "plugins": ["unbroken"],
+        "unbroken": ours,
     }  # fmt: skip
 
 
@@ -129,7 +132,9 @@ class SQLAlchemyBody:
     def __init__(self, url: str, **settings: Any) -> None:
         import sqlalchemy as sa
 
-        self.engine = sa.create_engine(_for_sqlalchemy(url), **_engine_arguments(settings), **_tls(url))
+        self.engine = sa.create_engine(
+            _for_sqlalchemy(url), **_engine_arguments(settings), **_tls(url)
+        )
 
     def work(self, sql: str, before_commit: Callable[[], None] = nothing) -> Any:
         with self.engine.begin() as conn:
@@ -153,7 +158,9 @@ class AsyncSQLAlchemyBody(OnLoop):
     async def begin(self, url: str, settings: dict[str, Any]) -> None:
         from sqlalchemy.ext.asyncio import create_async_engine
 
-        self.engine = create_async_engine(_for_sqlalchemy(url), **_engine_arguments(settings), **_tls(url))
+        self.engine = create_async_engine(
+            _for_sqlalchemy(url), **_engine_arguments(settings), **_tls(url)
+        )
 
     async def awork(self, sql: str, before_commit: Callable[[], None]) -> Any:
         async with self.engine.begin() as conn:
@@ -177,7 +184,9 @@ def _for_sqlalchemy(url: str) -> str:
 
 
 def _tls(url: str) -> dict[str, Any]:
-    """``connect_args`` for what *url* says of TLS, in the words that each driver's connect has for it."""
+    """``connect_args`` for what *url* says of TLS, in the words that each driver's connect has for
+    it.
+    """
     import ssl
 
     query, driver = parse(url).options, parse(url).scheme.partition("+")[2]
@@ -189,7 +198,9 @@ def _tls(url: str) -> dict[str, Any]:
     elif driver == "asyncpg":
         given = {"ssl": ssl.create_default_context(cafile=root) if root else "disable"}
     elif driver in ("pymysql", "mysqldb"):
-        given = {"ssl": {"ca": root}} if root else {"ssl_disabled": True} if driver == "pymysql" else {}
+        given = (
+            {"ssl": {"ca": root}} if root else {"ssl_disabled": True} if driver == "pymysql" else {}
+        )
     else:
         given = dict(query)
         if "use_pure" in given:
@@ -256,7 +267,9 @@ class DjangoBody:
             site.configure(DATABASES={}, SECRET_KEY="of tests only", USE_TZ=True)
             django.setup()
         self.alias = f"bounds{next(_numbers)}"
-        given = connections.configure_settings({"default": {}, self.alias: _django_settings(url, settings)})
+        given = connections.configure_settings(
+            {"default": {}, self.alias: _django_settings(url, settings)}
+        )
         connections.settings[self.alias] = given[self.alias]
 
     def work(self, sql: str, before_commit: Callable[[], None] = nothing) -> Any:
@@ -294,8 +307,9 @@ def _django_settings(url: str, settings: dict[str, Any]) -> dict[str, Any]:
     elif root:
         options["ssl"] = {"ca": root}
     return {
-        "ENGINE": f"unbroken.django.{'mysql' if is_mysql else 'postgresql'}", "NAME": target.database, "USER": target.user,
-        "PASSWORD": target.password, "HOST": target.host, "PORT": target.port, "OPTIONS": options,
+        "ENGINE": f"unbroken.django.{'mysql' if is_mysql else 'postgresql'}",
+        "NAME": target.database, "USER": target.user, "PASSWORD": target.password,
+        "HOST": target.host, "PORT": target.port, "OPTIONS": options,
     }  # fmt: skip
 
 
@@ -312,11 +326,17 @@ class Kind:
         """Where *server*, which has a certificate, is to be found by this driver."""
         if isinstance(server, PostgreSQL):
             plain = {} if self.body is AsyncPeeweeBody else {"sslmode": "disable"}
-            query: dict[str, object] = {"sslmode": "verify-ca", "sslrootcert": str(server.ca_file)} if tls else plain
+            query: dict[str, object] = (
+                {"sslmode": "verify-ca", "sslrootcert": str(server.ca_file)} if tls else plain
+            )
         elif tls:
             query = {"ssl_ca": str(server.ca_file)}
         else:
-            query = {"ssl_disabled": "true"} if self.driver in ("pymysql", "mysqlconnector") and self.body is not AsyncPeeweeBody else {}
+            query = (
+                {"ssl_disabled": "true"}
+                if self.driver in ("pymysql", "mysqlconnector") and self.body is not AsyncPeeweeBody
+                else {}
+            )
         return server.url(self.driver, **query)
 
     def make(self, url: str, **settings: Any) -> Any:
@@ -328,17 +348,32 @@ def _kinds(body: type[Any], prefix: str, mysql: str, postgresql: str) -> list[Ki
     def one(name: str, is_mysql: bool) -> Kind:
         return Kind(f"{prefix}{name}", body, name.removesuffix("_"), is_mysql)
 
-    return [*(one(name, True) for name in mysql.split()), *(one(name, False) for name in postgresql.split())]
+    return [
+        *(one(name, True) for name in mysql.split()),
+        *(one(name, False) for name in postgresql.split()),
+    ]
 
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        *_kinds(PoolBody, "", "pymysql mysqldb mariadbconnector mysqlconnector", "psycopg psycopg2 pg8000"),
+        *_kinds(
+            PoolBody,
+            "",
+            "pymysql mysqldb mariadbconnector mysqlconnector",
+            "psycopg psycopg2 pg8000",
+        ),
         *_kinds(AsyncPoolBody, "async-", "aiomysql asyncmy mysqlconnector", "psycopg asyncpg"),
-        *_kinds(SQLAlchemyBody, "sqlalchemy-", "pymysql mysqldb mariadbconnector mysqlconnector", "psycopg psycopg2 pg8000"),
+        *_kinds(
+            SQLAlchemyBody,
+            "sqlalchemy-",
+            "pymysql mysqldb mariadbconnector mysqlconnector",
+            "psycopg psycopg2 pg8000",
+        ),
         *_kinds(AsyncSQLAlchemyBody, "sqlalchemy-async-", "aiomysql asyncmy", "psycopg asyncpg"),
-        *_kinds(PeeweeBody, "peewee-", "pymysql mysqlconnector mariadbconnector", "psycopg psycopg2"),
+        *_kinds(
+            PeeweeBody, "peewee-", "pymysql mysqlconnector mariadbconnector", "psycopg psycopg2"
+        ),
         *_kinds(AsyncPeeweeBody, "peewee-async-", "aiomysql", "asyncpg"),
         *_kinds(DjangoBody, "django-", "mysqldb", "psycopg psycopg2"),
     )

@@ -1,4 +1,6 @@
-"""Servers with certificates, proxies before them, and crowds of bodies that all do the same at once."""
+"""Servers with certificates, proxies before them, and crowds of bodies that all do the same at
+once.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def servers() -> Iterator[Callable[[bool], Server]]:
 
         def server(is_mysql: bool) -> Server:
             if is_mysql not in made:
-                made[is_mysql] = stack.enter_context((MariaDB if is_mysql else PostgreSQL)(tls=True))
+                made[is_mysql] = stack.enter_context(
+                    (MariaDB if is_mysql else PostgreSQL)(tls=True)
+                )
             return made[is_mysql]
 
         yield server
@@ -47,7 +51,9 @@ class Outcome:
     ended_at: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.seconds:.2f} s: {self.value if self.error is None else repr(self.error)[:160]}"
+        return (
+            f"{self.seconds:.2f} s: {self.value if self.error is None else repr(self.error)[:160]}"
+        )
 
 
 def timed(work: Callable[[], Any]) -> Outcome:
@@ -77,7 +83,10 @@ class Crowd:
         def one(name: str, body: Any) -> None:
             outcomes[name] = timed(lambda: work(name, body))
 
-        threads = {name: threading.Thread(target=one, args=(name, body), daemon=True) for name, body in self.bodies.items()}
+        threads = {
+            name: threading.Thread(target=one, args=(name, body), daemon=True)
+            for name, body in self.bodies.items()
+        }
         for thread in threads.values():
             thread.start()
         end = time.monotonic() + HANGS
@@ -93,7 +102,9 @@ def crowd(servers: Callable[[bool], Server]) -> Iterator[Callable[..., Crowd]]:
     """``crowd(names, tls=False, **settings)``: those bodies, connected once and warm."""
     with ExitStack() as stack:
 
-        def make(names: list[str], *, tls: bool = False, warm: bool = True, **settings: Any) -> Crowd:
+        def make(
+            names: list[str], *, tls: bool = False, warm: bool = True, **settings: Any
+        ) -> Crowd:
             made = Crowd()
             for name in names:
                 kind: Kind = KINDS[name]
@@ -105,7 +116,9 @@ def crowd(servers: Callable[[bool], Server]) -> Iterator[Callable[..., Crowd]]:
                 made.bodies[name] = body
             if warm:
                 outcomes = made.all(lambda _name, body: body.work("SELECT 1"))
-                bad = {name: str(outcome) for name, outcome in outcomes.items() if outcome.value != 1}
+                bad = {
+                    name: str(outcome) for name, outcome in outcomes.items() if outcome.value != 1
+                }
                 assert not bad, bad
             return made
 

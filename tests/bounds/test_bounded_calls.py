@@ -1,4 +1,6 @@
-"""What the pool itself asks of a server that has frozen is ended from outside: pings, rollbacks, resets, commits on exit."""
+"""What the pool itself asks of a server that has frozen is ended from outside: pings, rollbacks,
+resets, commits on exit.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class Enough(Exception):  # noqa: N818 - what happened, not a kind of error
 
 
 def late(outcomes: dict[str, Outcome]) -> dict[str, str]:
-    return {name: str(outcome) for name, outcome in outcomes.items() if outcome.seconds > LIMIT + SLACK}
+    return {
+        name: str(outcome) for name, outcome in outcomes.items() if outcome.seconds > LIMIT + SLACK
+    }
 
 
 @pytest.fixture
@@ -52,25 +56,38 @@ def test_a_rollback_on_a_frozen_server_is_bounded_with_every_body(crowd: Any, ta
         made.proxies[name].blackhole("drop", on="existing")
         raise Enough
 
-    outcomes = made.all(lambda name, body: body.work(f"INSERT INTO {table} VALUES ('{name}')", lambda: fail(name)))
+    outcomes = made.all(
+        lambda name, body: body.work(f"INSERT INTO {table} VALUES ('{name}')", lambda: fail(name))
+    )
     assert late(outcomes) == {}
     assert {name: str(o) for name, o in outcomes.items() if o.error is None} == {}
     well_again(made)
 
 
-def test_a_commit_on_a_frozen_server_is_bounded_and_unknown_with_every_body(crowd: Any, table: str) -> None:
+def test_a_commit_on_a_frozen_server_is_bounded_and_unknown_with_every_body(
+    crowd: Any, table: str
+) -> None:
     made: Crowd = crowd(list(KINDS), commit_timeout=LIMIT, max_size=2)
 
     def write(name: str, body: Any) -> Any:
-        return body.work(f"INSERT INTO {table} VALUES ('{name}')", lambda: made.proxies[name].blackhole("drop", on="existing"))
+        return body.work(
+            f"INSERT INTO {table} VALUES ('{name}')",
+            lambda: made.proxies[name].blackhole("drop", on="existing"),
+        )
 
     outcomes = made.all(write)
     assert late(outcomes) == {}
-    assert {name: str(o) for name, o in outcomes.items() if not isinstance(o.error, unbroken.CommitUnknownError)} == {}
+    assert {
+        name: str(o)
+        for name, o in outcomes.items()
+        if not isinstance(o.error, unbroken.CommitUnknownError)
+    } == {}
     well_again(made)
 
 
-def test_a_ping_on_a_frozen_server_is_bounded_and_the_caller_gets_another_connection(crowd: Any) -> None:
+def test_a_ping_on_a_frozen_server_is_bounded_and_the_caller_gets_another_connection(
+    crowd: Any,
+) -> None:
     made: Crowd = crowd(list(KINDS), ping_timeout=LIMIT, ping_after=0.001, max_size=2)
 
     def ask(name: str, body: Any) -> Any:
@@ -82,11 +99,15 @@ def test_a_ping_on_a_frozen_server_is_bounded_and_the_caller_gets_another_connec
     assert {name: str(o) for name, o in outcomes.items() if o.value != 2} == {}
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if "-" not in name or name.startswith("async-")])
+@pytest.mark.parametrize(
+    "name", [name for name in KINDS if "-" not in name or name.startswith("async-")]
+)
 def test_a_reset_function_is_bounded(crowd: Any, name: str) -> None:
     def frozen(conn: Any) -> Any:
         made.proxies[name].blackhole("drop", on="existing")
-        return pool._driver.rollback(conn) if KINDS[name].is_mysql else pool._driver.ping(conn, 30.0)
+        return (
+            pool._driver.rollback(conn) if KINDS[name].is_mysql else pool._driver.ping(conn, 30.0)
+        )
 
     made: Crowd = crowd([name], reset_timeout=LIMIT, max_size=2, warm=False, reset=frozen)
     body = made.bodies[name]

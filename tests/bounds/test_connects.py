@@ -1,4 +1,5 @@
-"""A server that falls silent, or nearly so, in the middle of a login: each attempt has one total limit, and others begin beside it.
+"""A server that falls silent, or nearly so, in the middle of a login: each attempt has one total
+limit, and others begin beside it.
 
 ``make test`` tries some places of a login, ``make soak`` all of them.
 """
@@ -26,7 +27,8 @@ from .conftest import Crowd, Outcome, timed
 LIMIT = 1.0
 #: What is promised beyond the limit, and what a busy machine may add to everything.
 BEYOND, SLACK = 0.5, 1.0
-#: A first success after the server is well: what is promised; the slack is for machines that are busy with something else.
+#: A first success after the server is well: what is promised; the slack is for machines that are
+#: busy with something else.
 SOON = 0.3
 TOGETHER = 6
 
@@ -73,7 +75,9 @@ def open_for(proxy: FaultProxy) -> Iterator[float]:
 
 
 def strike(made: Crowd, sizes: dict[str, int], rate: float, seconds: float) -> dict[str, Outcome]:
-    """Each body works through such a server that is well again after so many seconds: how long after that it succeeded."""
+    """Each body works through such a server that is well again after so many seconds: how long
+    after that it succeeded.
+    """
     well: dict[str, float] = {}
 
     def heal(name: str) -> None:
@@ -94,25 +98,49 @@ def strike(made: Crowd, sizes: dict[str, int], rate: float, seconds: float) -> d
 
 def check(made: Crowd, outcomes: dict[str, Outcome], slack: float) -> None:
     assert {name: str(o) for name, o in outcomes.items() if o.value != 2} == {}
-    assert {name: f"{o.seconds:.2f} s after it was well" for name, o in outcomes.items() if o.seconds > SOON + slack} == {}
+    assert {
+        name: f"{o.seconds:.2f} s after it was well"
+        for name, o in outcomes.items()
+        if o.seconds > SOON + slack
+    } == {}
     time.sleep(LIMIT + BEYOND)
     longest = {name: max(open_for(proxy), default=0.0) for name, proxy in made.proxies.items()}
-    assert {name: f"open for {found:.2f} s" for name, found in longest.items() if found > LIMIT + BEYOND + slack} == {}
+    assert {
+        name: f"open for {found:.2f} s"
+        for name, found in longest.items()
+        if found > LIMIT + BEYOND + slack
+    } == {}
     most = {name: body.stats() for name, body in made.bodies.items()}
     assert {name: found for name, found in most.items() if found.size > 4 or found.used} == {}
 
 
 GROUPS = [tuple(KINDS)[start : start + TOGETHER] for start in range(0, len(KINDS), TOGETHER)]
-SETTINGS: dict[str, Any] = {"connect_timeout": LIMIT, "acquire_timeout": 30.0, "outage_wait": 30.0, "max_size": 4}
+SETTINGS: dict[str, Any] = {
+    "connect_timeout": LIMIT,
+    "acquire_timeout": 30.0,
+    "outage_wait": 30.0,
+    "max_size": 4,
+}
 
 
 @pytest.mark.parametrize("names", GROUPS, ids=lambda names: names[0])
-@pytest.mark.parametrize(("tls", "rate", "share"), [(False, 0.0, 0.6), (True, 1.0, 0.8)], ids=["silent", "dribbling by TLS"])
+@pytest.mark.parametrize(
+    ("tls", "rate", "share"),
+    [(False, 0.0, 0.6), (True, 1.0, 0.8)],
+    ids=["silent", "dribbling by TLS"],
+)
 def test_a_connect_ends_within_its_limit_and_the_first_success_follows_the_servers_return(
-    crowd: Callable[..., Crowd], servers: Callable[[bool], Server], names: tuple[str, ...], tls: bool, rate: float, share: float
+    crowd: Callable[..., Crowd],
+    servers: Callable[[bool], Server],
+    names: tuple[str, ...],
+    tls: bool,
+    rate: float,
+    share: float,
 ) -> None:
     """Whatever the last attempt has met: none waits for the end of one that hangs."""
-    sizes = {name: int(share * login_length(servers(KINDS[name].is_mysql), name, tls)) for name in names}
+    sizes = {
+        name: int(share * login_length(servers(KINDS[name].is_mysql), name, tls)) for name in names
+    }
     made = crowd(list(names), tls=tls, warm=False, **SETTINGS)
     check(made, strike(made, sizes, rate, 1.7), SLACK)
 
@@ -122,16 +150,29 @@ def test_a_connect_ends_within_its_limit_and_the_first_success_follows_the_serve
 @pytest.mark.parametrize("rate", [0.0, 1.0], ids=["silent", "dribbling"])
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("name", list(KINDS))
-def test_the_same_at_every_byte(crowd: Callable[..., Crowd], servers: Callable[[bool], Server], name: str, tls: bool, rate: float) -> None:
-    # A signature's length, and so a login's by TLS, varies: behind the shortest, the answer to the statement would fall silent
-    length = min(2000, *(login_length(servers(KINDS[name].is_mysql), name, tls) - 4 for _ in range(6)))
+def test_the_same_at_every_byte(
+    crowd: Callable[..., Crowd],
+    servers: Callable[[bool], Server],
+    name: str,
+    tls: bool,
+    rate: float,
+) -> None:
+    # A signature's length, and so a login's by TLS, varies: behind the shortest, the answer to the
+    # statement would fall silent
+    length = min(
+        2000, *(login_length(servers(KINDS[name].is_mysql), name, tls) - 4 for _ in range(6))
+    )
     step = 1 if name in POOLS else 7
     for first in range(0, length, step * TOGETHER):
         made = Crowd()
         sizes = {}
         for size in range(first, min(length, first + step * TOGETHER), step):
             one = crowd([name], tls=tls, warm=False, **SETTINGS)
-            made.bodies[str(size)], made.proxies[str(size)], sizes[str(size)] = one.bodies[name], one.proxies[name], size
+            made.bodies[str(size)], made.proxies[str(size)], sizes[str(size)] = (
+                one.bodies[name],
+                one.proxies[name],
+                size,
+            )
         check(made, strike(made, sizes, rate, 1.2), SLACK)
         for body in made.bodies.values():
             body.close()
@@ -139,18 +180,31 @@ def test_the_same_at_every_byte(crowd: Callable[..., Crowd], servers: Callable[[
             proxy.close()
 
 
-def test_a_pool_of_one_is_served_soon_too_where_the_server_is_known_to_be_quick(crowd: Callable[..., Crowd]) -> None:
-    made = crowd(["pymysql", "psycopg2", "async-asyncpg", "sqlalchemy-psycopg"], **{**SETTINGS, "max_size": 1})
+def test_a_pool_of_one_is_served_soon_too_where_the_server_is_known_to_be_quick(
+    crowd: Callable[..., Crowd],
+) -> None:
+    made = crowd(
+        ["pymysql", "psycopg2", "async-asyncpg", "sqlalchemy-psycopg"],
+        **{**SETTINGS, "max_size": 1},
+    )
     for proxy in made.proxies.values():
         proxy.rst()
     outcomes = strike(made, dict.fromkeys(made.bodies, 30), 0.0, 1.7)
     assert {name: str(o) for name, o in outcomes.items() if o.value != 2} == {}
-    assert {name: f"{o.seconds:.2f} s" for name, o in outcomes.items() if o.seconds > 2 * SOON + SLACK} == {}
+    assert {
+        name: f"{o.seconds:.2f} s" for name, o in outcomes.items() if o.seconds > 2 * SOON + SLACK
+    } == {}
 
 
-@pytest.mark.parametrize("name", ["pymysql", "async-asyncmy", "sqlalchemy-pg8000", "peewee-psycopg2"])
-def test_callers_are_told_in_time_while_attempts_hang(crowd: Callable[..., Crowd], name: str) -> None:
-    made = crowd([name], warm=False, connect_timeout=LIMIT, acquire_timeout=2.0, outage_wait=0.5, max_size=4)
+@pytest.mark.parametrize(
+    "name", ["pymysql", "async-asyncmy", "sqlalchemy-pg8000", "peewee-psycopg2"]
+)
+def test_callers_are_told_in_time_while_attempts_hang(
+    crowd: Callable[..., Crowd], name: str
+) -> None:
+    made = crowd(
+        [name], warm=False, connect_timeout=LIMIT, acquire_timeout=2.0, outage_wait=0.5, max_size=4
+    )
     hush(made.proxies[name], 20, 0.0)
     outcome = timed(lambda: made.bodies[name].work("SELECT 1"))
     assert isinstance(outcome.error, unbroken.OutageError), str(outcome)
@@ -161,29 +215,53 @@ def test_callers_are_told_in_time_while_attempts_hang(crowd: Callable[..., Crowd
 
 
 def test_a_server_that_is_only_slow_is_connected_to(crowd: Callable[..., Crowd]) -> None:
-    """Its logins take longer than the time after which another attempt begins; a pool of one has no room for another."""
-    names = ["pymysql", "psycopg", "async-aiomysql", "sqlalchemy-psycopg2", "sqlalchemy-async-asyncpg"]
+    """Its logins take longer than the time after which another attempt begins; a pool of one has no
+    room for another.
+    """
+    names = [
+        "pymysql",
+        "psycopg",
+        "async-aiomysql",
+        "sqlalchemy-psycopg2",
+        "sqlalchemy-async-asyncpg",
+    ]
     for size in (1, 4):
         made = crowd(names, warm=False, **{**SETTINGS, "connect_timeout": 5.0, "max_size": size})
         for proxy in made.proxies.values():
             proxy.latency(0.2, way="down")
         outcomes = made.all(lambda _name, body: body.work("SELECT 2"))
-        assert {name: str(o) for name, o in outcomes.items() if o.value != 2 or o.seconds > 10.0} == {}
+        assert {
+            name: str(o) for name, o in outcomes.items() if o.value != 2 or o.seconds > 10.0
+        } == {}
 
 
-def test_a_name_lookup_that_hangs_keeps_nobody_longer_than_their_time(crowd: Callable[..., Crowd], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_lookup_that_hangs_keeps_nobody_longer_than_their_time(
+    crowd: Callable[..., Crowd], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It cannot be interrupted: the attempt is given up, and ends by itself."""
     names = ["pymysql", "pg8000", "sqlalchemy-pymysql", "sqlalchemy-pg8000"]
     over, lookup = threading.Event(), socket.getaddrinfo
-    made = crowd(names, warm=False, connect_timeout=LIMIT, acquire_timeout=4.0, outage_wait=0.5, max_size=2)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: (over.wait(20.0), lookup(*args, **kwargs))[1])
+    made = crowd(
+        names, warm=False, connect_timeout=LIMIT, acquire_timeout=4.0, outage_wait=0.5, max_size=2
+    )
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *args, **kwargs: (over.wait(20.0), lookup(*args, **kwargs))[1]
+    )
     try:
         outcomes = made.all(lambda _name, body: body.work("SELECT 1"))
-        assert {name: str(o) for name, o in outcomes.items() if not isinstance(o.error, unbroken.OutageError)} == {}
-        assert {name: str(o) for name, o in outcomes.items() if o.seconds > LIMIT + BEYOND + SLACK} == {}
+        assert {
+            name: str(o)
+            for name, o in outcomes.items()
+            if not isinstance(o.error, unbroken.OutageError)
+        } == {}
+        assert {
+            name: str(o) for name, o in outcomes.items() if o.seconds > LIMIT + BEYOND + SLACK
+        } == {}
     finally:
         over.set()
     end = time.monotonic() + 3.0
     while {o.value for o in made.all(lambda _name, body: body.work("SELECT 2")).values()} != {2}:
         assert time.monotonic() < end, "not served though the lookups are over"
-    assert {name: body.stats().size for name, body in made.bodies.items() if body.stats().size > 2} == {}
+    assert {
+        name: body.stats().size for name, body in made.bodies.items() if body.stats().size > 2
+    } == {}

@@ -1,4 +1,6 @@
-"""Files that a connect uses are read anew when they have changed, and no program that is started inherits a connection."""
+"""Files that a connect uses are read anew when they have changed, and no program that is started
+inherits a connection.
+"""
 
 from __future__ import annotations
 
@@ -52,23 +54,33 @@ def closing() -> Iterator[list[Any]]:
 
 @pytest.mark.parametrize("name", [*POOLS, "sqlalchemy-pymysql"])
 def test_a_ca_that_was_renewed_is_read_at_the_next_connect(
-    servers: Callable[[bool], Server], copies: Callable[[bool], Path], other_ca: Path, closing: list[Any], name: str
+    servers: Callable[[bool], Server],
+    copies: Callable[[bool], Path],
+    other_ca: Path,
+    closing: list[Any],
+    name: str,
 ) -> None:
     kind = KINDS[name]
     server = servers(kind.is_mysql)
     ca = copies(kind.is_mysql)
     right = ca.read_bytes()
     ca.write_bytes(other_ca.read_bytes())
-    url = kind.url(server, tls=True).replace(str(server.ca_file).replace("/", "%2F"), str(ca).replace("/", "%2F"))
+    url = kind.url(server, tls=True).replace(
+        str(server.ca_file).replace("/", "%2F"), str(ca).replace("/", "%2F")
+    )
     url = url.replace(str(server.ca_file), str(ca))
     assert str(ca.name) in url
     body = kind.make(url, acquire_timeout=3.0, outage_wait=0.0, connect_timeout=3.0)
     closing.append(body)
-    assert timed(lambda: body.work("SELECT 1")).error is not None, "the server's certificate is of another authority"
+    assert timed(lambda: body.work("SELECT 1")).error is not None, (
+        "the server's certificate is of another authority"
+    )
     fresh = ca.with_suffix(".new")
     fresh.write_bytes(right)
     os.replace(fresh, ca)
-    end = time.monotonic() + 5.0  # an attempt that began before the change may still tell of the old file
+    end = (
+        time.monotonic() + 5.0
+    )  # an attempt that began before the change may still tell of the old file
     while (outcome := timed(lambda: body.work("SELECT 1"))).value != 1:
         assert time.monotonic() < end, str(outcome)
 
@@ -130,8 +142,17 @@ print(len(found))
 
 
 def test_a_program_that_is_started_inherits_no_connection_of_any_body(crowd: Any) -> None:
-    """Not even where its starter closes nothing: else it would keep sessions alive after its starter's end."""
+    """Not even where its starter closes nothing: else it would keep sessions alive after its
+    starter's end.
+    """
     made = crowd(list(KINDS))
     ports = [str(proxy.port) for proxy in made.proxies.values()]
-    done = subprocess.run([sys.executable, "-c", CHILD, *ports], close_fds=False, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, *ports],
+        close_fds=False,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert done.stdout.strip() == "0"

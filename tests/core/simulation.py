@@ -1,8 +1,10 @@
-"""A world in which the real pool runs against a server in memory, one step at a time, chosen by a seed.
+"""A world in which the real pool runs against a server in memory, one step at a time, chosen by a
+seed.
 
-Every thread is a greenlet, and nothing else is faked than what the pool cannot have here: sockets (``Net``), locks and
-threads (``Shell``), time (``FakeClock``), the server and its driver (``unbroken_drill.fake``). Threads are interrupted
-at round trips, at waits, and, in some worlds, at every look at the clock and every lock. The same seed gives the same story.
+Every thread is a greenlet, and nothing else is faked than what the pool cannot have here: sockets
+(``Net``), locks and threads (``Shell``), time (``FakeClock``), the server and its driver
+(``unbroken_drill.fake``). Threads are interrupted at round trips, at waits, and, in some worlds, at
+every look at the clock and every lock. The same seed gives the same story.
 """
 
 from __future__ import annotations
@@ -36,7 +38,16 @@ from unbroken.pool.steps import run
 from unbroken.pool.threads import ThreadShell
 from unbroken.sync import Pool
 from unbroken_drill import fake as fake_module
-from unbroken_drill.fake import PATIENCE, FakeClock, FakeConnection, FakeDriver, FakeOperationalError, FakeServer, Mode, Session
+from unbroken_drill.fake import (
+    PATIENCE,
+    FakeClock,
+    FakeConnection,
+    FakeDriver,
+    FakeOperationalError,
+    FakeServer,
+    Mode,
+    Session,
+)
 
 _HUNG_UP, _READABLE = 0x2000, 0x1  # POLLRDHUP, POLLIN
 
@@ -63,7 +74,9 @@ class Thread:
         self.ready: Callable[[], bool] | None = None  #: None: nothing but the time wakes it
         self.until = -math.inf
         self.strike: BaseException | None = None  #: raised in it when it goes on
-        self.is_held_up = False  #: everybody else goes first: the rarest orders are those in which one comes last
+        self.is_held_up = (
+            False  #: everybody else goes first: the rarest orders are those in which one comes last
+        )
         self.is_at_rest = False  #: interrupted, and time passes meanwhile
         self.is_waiting = False  #: for an answer or a signal: here exceptions may strike
         self.dialing: Dialing | None = None  #: the attempt to connect that it makes
@@ -73,7 +86,9 @@ class Thread:
 
 
 class SimServer(FakeServer):
-    """Its callers wait in the world's own way: here a call comes when there is an answer, or when the time is up."""
+    """Its callers wait in the world's own way: here a call comes when there is an answer, or when
+    the time is up.
+    """
 
     def _await(self, session: Session | None, timeout: float) -> None:
         pass
@@ -125,7 +140,9 @@ class Net:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.sessions: dict[int, tuple[Session, int]] = {}  #: by descriptor, with what tells one from its successor
+        self.sessions: dict[
+            int, tuple[Session, int]
+        ] = {}  #: by descriptor, with what tells one from its successor
         self.severed: set[int] = set()
         self.unread: set[int] = set()
         self.callbacks: dict[int, Callable[[], Any]] = {}
@@ -159,7 +176,11 @@ class Net:
 
     def sweep(self, fds: Any) -> dict[int, Liveness]:
         looks = {fd: self.poll(fd) for fd in fds}
-        return {fd: Liveness.DEAD if events[0][1] == _HUNG_UP else Liveness.UNDECIDED for fd, events in looks.items() if events}
+        return {
+            fd: Liveness.DEAD if events[0][1] == _HUNG_UP else Liveness.UNDECIDED
+            for fd, events in looks.items()
+            if events
+        }
 
     def last_words(self, fd: int, _backend: str) -> Words | None:
         session = self.sessions[fd][0] if fd in self.sessions else None
@@ -232,7 +253,11 @@ class Glance:
     def seen(self) -> list[int]:
         """As epoll: a socket that was closed is looked at no more."""
         net = self.net
-        return [fd for fd, who in self.known.items() if who == net.identity(fd) and net.sweep([fd]).get(fd) is Liveness.DEAD]
+        return [
+            fd
+            for fd, who in self.known.items()
+            if who == net.identity(fd) and net.sweep([fd]).get(fd) is Liveness.DEAD
+        ]
 
     def add(self, fd: int) -> None:
         self.known[fd] = self.net.identity(fd)
@@ -241,7 +266,9 @@ class Glance:
         self.known.pop(fd, None)
 
     def dead(self) -> list[int]:
-        return [fd for fd, look in self.net.sweep(list(self.known)).items() if look is Liveness.DEAD]
+        return [
+            fd for fd, look in self.net.sweep(list(self.known)).items() if look is Liveness.DEAD
+        ]
 
     def renew(self) -> None:
         pass
@@ -350,7 +377,9 @@ class Driver(FakeDriver):
         super().__init__(world.server, knows_status=knows_status)
         self.world = world
         self.rejected_at = -math.inf
-        self.capabilities = Capabilities(fileno=shows_socket, transaction_status=knows_status, watchable=True)
+        self.capabilities = Capabilities(
+            fileno=shows_socket, transaction_status=knows_status, watchable=True
+        )
 
     def connect(self, timeout: float) -> FakeConnection:
         world = self.world
@@ -358,7 +387,9 @@ class Driver(FakeDriver):
             world.dial(world.clock.now + timeout)
             if self.server.mode is Mode.REJECTING:
                 self.rejected_at = world.clock.now
-            return Connection(world, self.server.accept(timeout), is_hidden=not self.capabilities.fileno)
+            return Connection(
+                world, self.server.accept(timeout), is_hidden=not self.capabilities.fileno
+            )
 
     def fileno(self, conn: FakeConnection) -> int | None:
         return super().fileno(conn) if self.capabilities.fileno else None
@@ -389,28 +420,43 @@ class World:
         self.hub = greenlet.getcurrent()
         self.threads: list[Thread] = []
         self.pools: list[Pool] = []
-        self.buried: list[Any] = []  #: threads of a parent process: they do not exist, nor may they unwind
+        self.buried: list[
+            Any
+        ] = []  #: threads of a parent process: they do not exist, nor may they unwind
         self.process = SimpleNamespace(number=1)
         self.mark = [1]
         self.record = self._new_record()
         self.is_over = False
         self.failure: BaseException | None = None
         self.steps = 0
-        self.interrupts = self.random.choice((0.0, 0.0, 0.02, 0.2, 0.5))  #: how often a thread is interrupted
-        self.rested_until = -math.inf  #: somebody who was interrupted may have been at rest until then
+        self.interrupts = self.random.choice(
+            (0.0, 0.0, 0.02, 0.2, 0.5)
+        )  #: how often a thread is interrupted
+        self.rested_until = (
+            -math.inf
+        )  #: somebody who was interrupted may have been at rest until then
         self.latency = self.random.choice((0.0, 0.001, 0.02))
-        self.stuck = 0.3  #: how often an attempt that began while nothing answered stays without an answer for good
+        #: how often an attempt that began while nothing answered stays without an answer for good
+        self.stuck = 0.3
         self.probes = 0  #: attempts under way that were begun during an outage
         self.last_failure: tuple[float, FaultKind] | None = None
         self.on_attempt: Callable[[], None] = lambda: None
         self.collections = 0
-        self.garbage: list[Any] = []  #: connections in reference cycles: only a collection ends them
-        self.free_addresses: list[int] = []  #: where connections have been in memory: others may come there
+        self.garbage: list[
+            Any
+        ] = []  #: connections in reference cycles: only a collection ends them
+        self.free_addresses: list[
+            int
+        ] = []  #: where connections have been in memory: others may come there
         self._addresses = 0
 
     def violation(self, what: str) -> Violation:
-        """Note a broken promise at once: whoever raised it may be surrounded by something that swallows it."""
-        broken = Violation(f"{what} [seed {self.seed}, step {self.steps}, t={self.clock.now - 1000:.3f} s]")
+        """Note a broken promise at once: whoever raised it may be surrounded by something that
+        swallows it.
+        """
+        broken = Violation(
+            f"{what} [seed {self.seed}, step {self.steps}, t={self.clock.now - 1000:.3f} s]"
+        )
         self.failure = self.failure or broken
         return broken
 
@@ -419,13 +465,15 @@ class World:
             raise self.violation(what)
 
     def new_address(self) -> int:
-        """Where the next connection stands in memory, for ``id``: chosen by the seed like all else."""
+        """Where the next connection stands in memory, for ``id``: chosen by the seed like all
+        else.
+        """
         if self.free_addresses and self.random.random() < 0.7:
             return self.free_addresses.pop()
         self._addresses += 1
         return self._addresses
 
-    # -- threads -------------------------------------------------------------------------------------------------
+    # -- threads -----------------------------------------------------------------------------------
 
     def start(self, work: Callable[[], Any], name: str) -> Thread:
         thread = Thread(lambda: self._guarded(work), name)
@@ -446,7 +494,9 @@ class World:
         return getattr(greenlet.getcurrent(), "thread", None)
 
     def wait(self, ready: Callable[[], bool] | None, until: float, *, safe: bool = False) -> None:
-        """Let others go on until *ready*, or until the clock reaches *until*. *safe*: exceptions may strike here."""
+        """Let others go on until *ready*, or until the clock reaches *until*. *safe*: exceptions
+        may strike here.
+        """
         if self.is_over:
             raise Vanished
         thread = getattr(greenlet.getcurrent(), "thread", None)
@@ -469,7 +519,9 @@ class World:
         if self.interrupts and not self.is_over and self.random.random() < self.interrupts:
             me = self.me()
             chance = self.random.random()
-            if me is not None and chance < 0.05:  # the system lets it rest for a while, whatever it holds
+            if (
+                me is not None and chance < 0.05
+            ):  # the system lets it rest for a while, whatever it holds
                 until = self.clock.now + chance * 0.1
                 self.rested_until = max(self.rested_until, until)
                 me.is_at_rest = True
@@ -482,7 +534,10 @@ class World:
                 self.look()  # nobody else can go on: no need to go by way of the hub
 
     def dial(self, until: float) -> None:
-        """The way of an attempt to connect. What began while nothing answered may get no answer later either."""
+        """The way of an attempt to connect.
+
+        What began while nothing answered may get no answer later either.
+        """
         me = self.me()
         dialing = None if me is None else me.dialing
         stuck = not self.server.answers() and self.random.random() < self.stuck
@@ -495,7 +550,9 @@ class World:
         if stuck:
             raise FakeOperationalError(Fault(FaultKind.UNREACHABLE, None, 110, "timed out"))
 
-    def round_trip(self, conn: Connection | None, until: float, dialing: Dialing | None = None) -> None:
+    def round_trip(
+        self, conn: Connection | None, until: float, dialing: Dialing | None = None
+    ) -> None:
         """Wait for an answer, at most until *until* (or PATIENCE)."""
         now = self.clock.now
         session = None if conn is None else conn.session
@@ -503,10 +560,16 @@ class World:
             self.wait(None, now + self.random.random() * self.latency, safe=True)
         if not self.server.answers(session) or self.interrupts:
             ready = self.server.answers
-            self.wait(lambda: ready(session) or (dialing is not None and dialing.is_ended), min(until, now + PATIENCE), safe=True)
+            self.wait(
+                lambda: ready(session) or (dialing is not None and dialing.is_ended),
+                min(until, now + PATIENCE),
+                safe=True,
+            )
 
     def run(self, until: Callable[[], bool], at_most: float) -> bool:
-        """Let threads take turns until *until*; False: *at_most* seconds were not enough, or nothing can happen any more."""
+        """Let threads take turns until *until*; False: *at_most* seconds were not enough, or
+        nothing can happen any more.
+        """
         clock = self.clock
         end = clock.now + at_most
         moved = self.steps
@@ -534,7 +597,12 @@ class World:
     def able(self, but: Thread | None = None) -> list[Thread]:
         """Who can go on at this moment."""
         now = self.clock.now
-        return [t for t in self.threads if (t.until <= now or (t.ready is not None and t.ready()) or t.strike is not None) and t is not but]
+        return [
+            t
+            for t in self.threads
+            if (t.until <= now or (t.ready is not None and t.ready()) or t.strike is not None)
+            and t is not but
+        ]
 
     def step(self, thread: Thread) -> None:
         thread.until, thread.ready = math.inf, None
@@ -554,7 +622,7 @@ class World:
     check: Callable[[], None] = staticmethod(lambda: None)  # type: ignore[assignment]
     pass_time: Callable[[], None] = staticmethod(lambda: None)  # type: ignore[assignment] # nobody can go on before time passes
 
-    # -- what the pool is told -----------------------------------------------------------------------------------
+    # -- what the pool is told ---------------------------------------------------------------------
 
     def _new_record(self) -> Server:
         record = Server()
@@ -565,8 +633,12 @@ class World:
     def touch(self, conn: Connection) -> None:
         """Something goes out on *conn*."""
         inherited = conn.process is not self.process and conn.fd not in self.net.severed
-        if inherited and not conn.is_hidden and not self.is_over:  # what hides its socket cannot be severed
-            self.violation("a child used, or said goodbye on, its parent's session")  # a finalizer could not raise it
+        if (
+            inherited and not conn.is_hidden and not self.is_over
+        ):  # what hides its socket cannot be severed
+            self.violation(
+                "a child used, or said goodbye on, its parent's session"
+            )  # a finalizer could not raise it
         self.net.sent[conn.fd] = self.net.sent.get(conn.fd, 0) + 1
 
     @contextlib.contextmanager
@@ -574,7 +646,10 @@ class World:
         """Around an attempt to connect."""
         process, probing = self.process, self.record.outage.active
         self.on_attempt()
-        self.demand(not probing or self.probes < AT_ONCE or self.interrupts > 0, "more probe at the same time than may")
+        self.demand(
+            not probing or self.probes < AT_ONCE or self.interrupts > 0,
+            "more probe at the same time than may",
+        )
         self.probes += probing
         try:
             yield
@@ -612,10 +687,17 @@ class World:
         for pool in self.pools:
             for state in pool._states.values():
                 state.kernel.closed = True  # its finalizer comes when this world is no more
-                for held in (state.kernel.entries, state.kernel.exiled, state.kernel.idle, state.kernel.lent):
+                for held in (
+                    state.kernel.entries,
+                    state.kernel.exiled,
+                    state.kernel.idle,
+                    state.kernel.lent,
+                ):
                     held.clear()
 
-    def new_pool(self, *, knows_status: bool = True, shows_socket: bool = True, **settings: Any) -> Pool:
+    def new_pool(
+        self, *, knows_status: bool = True, shows_socket: bool = True, **settings: Any
+    ) -> Pool:
         driver = Driver(self, knows_status=knows_status, shows_socket=shows_socket)
         sync.open_driver = lambda *_args, **_kwargs: driver  # type: ignore[assignment]
         pool = Pool(connect=lambda: None, driver="fake", **settings)
@@ -706,15 +788,28 @@ def installed(world: World) -> Iterator[None]:
         (
             state_module,
             "liveness",
-            SimpleNamespace(poller=lambda fd: lambda _t: net.poll(fd), sweep=net.sweep, judge=judge, Liveness=Liveness),
+            SimpleNamespace(
+                poller=lambda fd: lambda _t: net.poll(fd),
+                sweep=net.sweep,
+                judge=judge,
+                Liveness=Liveness,
+            ),
         ),
-        (state_module, "severance", SimpleNamespace(identity=net.identity, abort=net.abort, sever=net.sever)),
+        (
+            state_module,
+            "severance",
+            SimpleNamespace(identity=net.identity, abort=net.abort, sever=net.sever),
+        ),
         (state_module, "keepalive", SimpleNamespace(bound=lambda *_: None)),
         (state_module, "last_words", SimpleNamespace(peek=net.last_words)),
         (
             state_module,
             "traffic",
-            SimpleNamespace(counter=lambda fd: lambda: net.sent.get(fd, 0), has_unsent=lambda _fd: False, quiet_for=lambda _fd: None),
+            SimpleNamespace(
+                counter=lambda fd: lambda: net.sent.get(fd, 0),
+                has_unsent=lambda _fd: False,
+                quiet_for=lambda _fd: None,
+            ),
         ),
         (windows, "traffic", SimpleNamespace(unread_for=lambda _fd: None)),
         (state_module, "Glance", lambda: Glance(net)),
@@ -724,7 +819,10 @@ def installed(world: World) -> Iterator[None]:
         (state_module, "time", time),
         (replay_module, "uniform", world.random.uniform),
         (acquire_module, "gc", SimpleNamespace(collect=world.collect)),
-        *((module, "id", address_of) for module in (sync, state_module, loan_module, entry_module, fake_module)),
+        *(
+            (module, "id", address_of)
+            for module in (sync, state_module, loan_module, entry_module, fake_module)
+        ),
     ]
     before = [(where, name, getattr(where, name, id)) for where, name, _ in patches]
     silence = logging.root.manager.disable

@@ -18,7 +18,13 @@ def entry() -> Entry:
 
 def test_it_begins_unused_and_well() -> None:
     made = entry()
-    assert (made.born, made.last_used, made.generation, made.uses, made.cause) == (100.0, 100.0, 3, 0, None)
+    assert (made.born, made.last_used, made.generation, made.uses, made.cause) == (
+        100.0,
+        100.0,
+        3,
+        0,
+        None,
+    )
     assert made.key == id(made.conn)
     assert made.place is None
 
@@ -32,7 +38,11 @@ def test_the_first_cause_stands() -> None:
     made = entry()
     made.condemn(Cause.KILLED, "by an administrator")
     made.condemn(Cause.RESET_FAILED, "later")
-    assert (made.cause, made.words, made.generation) == (Cause.KILLED, "by an administrator", CONDEMNED)
+    assert (made.cause, made.words, made.generation) == (
+        Cause.KILLED,
+        "by an administrator",
+        CONDEMNED,
+    )
 
 
 def test_no_pool_has_the_generation_of_the_condemned() -> None:

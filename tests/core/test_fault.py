@@ -1,4 +1,7 @@
-"""What codes and words of servers, clients and the system mean. Words are copied from real servers and drivers."""
+"""What codes and words of servers, clients and the system mean.
+
+Words are copied from real servers and drivers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unbroken.abc import Cause, FaultKind
-from unbroken.backends.fault import cause_of_words, chain, errno_of_text, mysql_fault, one_line, os_fault, postgres_fault
+from unbroken.backends.fault import (
+    cause_of_words,
+    chain,
+    errno_of_text,
+    mysql_fault,
+    one_line,
+    os_fault,
+    postgres_fault,
+)
 
 K = FaultKind
 
@@ -21,54 +32,54 @@ K = FaultKind
     ("code", "text", "connecting", "kind", "cause"),
     [
         (1927, "Connection was killed", False, K.LOST, Cause.KILLED),
-        (4031, "The client was disconnected by the server because of inactivity.", False, K.LOST, Cause.IDLE_LIMIT),
+        (4031, "The client was disconnected by the server because of inactivity.", False, K.LOST, Cause.IDLE_LIMIT),  # noqa: E501
         (1053, "Server shutdown in progress", False, K.LOST, Cause.SHUTDOWN),
         (1053, "Server shutdown in progress", True, K.NOT_READY, Cause.SHUTDOWN),
         (1158, "Got an error reading communication packets", False, K.LOST, None),
         (1161, "Got timeout writing communication packets", False, K.LOST, Cause.SILENT_DROP),
         (2006, "MySQL server has gone away", False, K.LOST, None),
-        (2006, "MySQL server has gone away (BrokenPipeError(32, 'Broken pipe'))", False, K.LOST, Cause.CONNECTION_RESET),
+        (2006, "MySQL server has gone away (BrokenPipeError(32, 'Broken pipe'))", False, K.LOST, Cause.CONNECTION_RESET),  # noqa: E501
         (2013, "Lost connection to MySQL server during query", False, K.LOST, None),
         (2013, "Lost connection to MySQL server during query ([Errno 104] Connection reset by peer)", False, K.LOST, Cause.CONNECTION_RESET),  # noqa: E501
-        (2013, "Lost connection to MySQL server during query (timed out)", False, K.LOST, Cause.SILENT_DROP),
-        (2013, "Lost connection to MySQL server during query (timed out)", True, K.UNREACHABLE, None),
+        (2013, "Lost connection to MySQL server during query (timed out)", False, K.LOST, Cause.SILENT_DROP),  # noqa: E501
+        (2013, "Lost connection to MySQL server during query (timed out)", True, K.UNREACHABLE, None),  # noqa: E501
         (2013, "Lost connection to server at 'handshake: reading initial communication packet', system error: 110", True, K.UNREACHABLE, None),  # noqa: E501
         (2013, "Lost connection to server at 'handshake: reading initial communication packet', system error: 104", True, K.LOST, Cause.CONNECTION_RESET),  # noqa: E501
         (2014, "Commands out of sync; you can't run this command now", False, K.LOST, None),
         (2048, "Invalid connection handle", False, K.LOST, None),
         (2055, "Lost connection to MySQL server at '%s', system error: %d", False, K.LOST, None),
-        (2002, "Can't connect to local server through socket '/run/my.sock' (2)", True, K.REFUSED, None),
+        (2002, "Can't connect to local server through socket '/run/my.sock' (2)", True, K.REFUSED, None),  # noqa: E501
         (2002, "Can't connect to server on '127.0.0.1' (115)", True, K.REFUSED, None),
         (2002, "Can't connect to server on '127.0.0.1' (110)", True, K.UNREACHABLE, None),
-        (2003, "Can't connect to MySQL server on 'db' ([Errno 111] Connection refused)", True, K.REFUSED, None),
+        (2003, "Can't connect to MySQL server on 'db' ([Errno 111] Connection refused)", True, K.REFUSED, None),  # noqa: E501
         (2003, "Can't connect to MySQL server on 'db' (timed out)", True, K.UNREACHABLE, None),
-        (2003, "Can't connect to MySQL server on 'db' ([Errno 113] No route to host)", True, K.UNREACHABLE, None),
-        (2003, "Can't connect to MySQL server on 'db' ([Errno -2] Name or service not known)", True, K.REJECTED, None),
-        (2003, "Can't connect to MySQL server on 'db' ([Errno -3] Temporary failure in name resolution)", True, K.UNREACHABLE, None),
+        (2003, "Can't connect to MySQL server on 'db' ([Errno 113] No route to host)", True, K.UNREACHABLE, None),  # noqa: E501
+        (2003, "Can't connect to MySQL server on 'db' ([Errno -2] Name or service not known)", True, K.REJECTED, None),  # noqa: E501
+        (2003, "Can't connect to MySQL server on 'db' ([Errno -3] Temporary failure in name resolution)", True, K.UNREACHABLE, None),  # noqa: E501
         (2005, "Unknown server host 'db' (-2)", True, K.REJECTED, None),
         (2005, "Unknown server host 'db' (-3)", True, K.UNREACHABLE, None),
-        (2026, "TLS/SSL error: self-signed certificate in certificate chain", True, K.REJECTED, None),
+        (2026, "TLS/SSL error: self-signed certificate in certificate chain", True, K.REJECTED, None),  # noqa: E501
         (2026, "TLS/SSL error: unexpected eof while reading", True, K.LOST, None),
         (2026, "SSL connection error: error:00000005", False, K.LOST, None),
         (2026, "SSL connection error: error:00000000:lib(0)::reason(0)", True, K.LOST, None),
         (2026, "SSL connection error: error:00000005:lib(0)::reason(5)", True, K.LOST, None),
-        (2026, "SSL connection error: error:0A000086:SSL routines::certificate verify failed", True, K.REJECTED, None),
+        (2026, "SSL connection error: error:0A000086:SSL routines::certificate verify failed", True, K.REJECTED, None),  # noqa: E501
         (1040, "Too many connections", True, K.TOO_MANY, None),
-        (1203, "User app already has more than 'max_user_connections' active connections", True, K.TOO_MANY, None),
-        (1226, "User 'app' has exceeded the 'max_user_connections' resource (current value: 2)", True, K.TOO_MANY, None),
-        (1226, "User 'app' has exceeded the 'max_connections_per_hour' resource (current value: 2)", True, K.REJECTED, None),
-        (1226, "User 'app' has exceeded the 'max_questions' resource (current value: 2)", False, K.OTHER, None),
+        (1203, "User app already has more than 'max_user_connections' active connections", True, K.TOO_MANY, None),  # noqa: E501
+        (1226, "User 'app' has exceeded the 'max_user_connections' resource (current value: 2)", True, K.TOO_MANY, None),  # noqa: E501
+        (1226, "User 'app' has exceeded the 'max_connections_per_hour' resource (current value: 2)", True, K.REJECTED, None),  # noqa: E501
+        (1226, "User 'app' has exceeded the 'max_questions' resource (current value: 2)", False, K.OTHER, None),  # noqa: E501
         (1290, "The MariaDB server is running with the --read-only option so it cannot execute this statement", False, K.WRONG_SERVER, Cause.FAILOVER),  # noqa: E501
-        (1290, "The MySQL server is running with the --super-read-only option so …", False, K.WRONG_SERVER, Cause.FAILOVER),
-        (1290, "The MySQL server is running with the --secure-file-priv option so …", False, K.OTHER, None),
+        (1290, "The MySQL server is running with the --super-read-only option so …", False, K.WRONG_SERVER, Cause.FAILOVER),  # noqa: E501
+        (1290, "The MySQL server is running with the --secure-file-priv option so …", False, K.OTHER, None),  # noqa: E501
         (1792, "Cannot execute statement in a READ ONLY transaction", False, K.READ_ONLY, None),
         (1153, "Got a packet bigger than 'max_allowed_packet' bytes", False, K.TOO_LARGE, None),
         (2020, "Got packet bigger than 'max_allowed_packet' bytes", False, K.TOO_LARGE, None),
         (2020, "Got packet bigger than 'max_allowed_packet' bytes", True, K.REJECTED, None),
         (1836, "Running in read-only mode", False, K.WRONG_SERVER, Cause.FAILOVER),
-        (1047, "WSREP has not yet prepared node for application use", False, K.WRONG_SERVER, Cause.FAILOVER),
+        (1047, "WSREP has not yet prepared node for application use", False, K.WRONG_SERVER, Cause.FAILOVER),  # noqa: E501
         (1047, "Unknown command", False, K.OTHER, None),
-        (1213, "Deadlock found when trying to get lock; try restarting transaction", False, K.RETRY, None),
+        (1213, "Deadlock found when trying to get lock; try restarting transaction", False, K.RETRY, None),  # noqa: E501
         (1205, "Lock wait timeout exceeded; try restarting transaction", False, K.OTHER, None),
         (1317, "Query execution was interrupted", False, K.OTHER, None),
         (1045, "Access denied for user 'app'@'h' (using password: YES)", True, K.REJECTED, None),
@@ -80,12 +91,17 @@ K = FaultKind
         (None, "", False, K.OTHER, None),
     ],
 )  # fmt: skip
-def test_what_an_error_of_mysql_means(code: int | None, text: str, connecting: bool, kind: FaultKind, cause: Cause | None) -> None:
+def test_what_an_error_of_mysql_means(
+    code: int | None, text: str, connecting: bool, kind: FaultKind, cause: Cause | None
+) -> None:
     fault = mysql_fault(code, text, connecting=connecting)
     assert (fault.kind, fault.cause, fault.code) == (kind, cause, code)
 
 
-GOODBYE = "terminating connection due to administrator command SSL connection has been closed unexpectedly"
+GOODBYE = (
+    "terminating connection due to administrator command SSL connection has been closed"
+    " unexpectedly"
+)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +109,12 @@ GOODBYE = "terminating connection due to administrator command SSL connection ha
     [
         ("57P01", GOODBYE, False, K.LOST, Cause.KILLED),
         ("57P01", GOODBYE, True, K.NOT_READY, Cause.SHUTDOWN),
-        ("57P02", "terminating connection because of crash of another server process", False, K.LOST, Cause.CRASHED),
+        ("57P02", "terminating connection because of crash of another server process", False, K.LOST, Cause.CRASHED),  # noqa: E501
         ("57P03", "the database system is starting up", True, K.NOT_READY, None),
-        ("57P04", "terminating connection because the database was dropped", False, K.LOST, Cause.CLOSED_BY_PEER),
-        ("57P05", "terminating connection due to idle-session timeout", False, K.LOST, Cause.IDLE_LIMIT),
-        ("25P03", "terminating connection due to idle-in-transaction timeout", False, K.LOST, Cause.TRANSACTION_LIMIT),
-        ("25P04", "terminating connection due to transaction timeout", False, K.LOST, Cause.TRANSACTION_LIMIT),
+        ("57P04", "terminating connection because the database was dropped", False, K.LOST, Cause.CLOSED_BY_PEER),  # noqa: E501
+        ("57P05", "terminating connection due to idle-session timeout", False, K.LOST, Cause.IDLE_LIMIT),  # noqa: E501
+        ("25P03", "terminating connection due to idle-in-transaction timeout", False, K.LOST, Cause.TRANSACTION_LIMIT),  # noqa: E501
+        ("25P04", "terminating connection due to transaction timeout", False, K.LOST, Cause.TRANSACTION_LIMIT),  # noqa: E501
         ("53300", "sorry, too many clients already", True, K.TOO_MANY, None),
         ("25006", "cannot execute INSERT in a read-only transaction", False, K.READ_ONLY, None),
         ("25006", "session is read-only", True, K.WRONG_SERVER, Cause.FAILOVER),
@@ -111,36 +127,38 @@ GOODBYE = "terminating connection due to administrator command SSL connection ha
         ("42501", "permission denied for table t", False, K.OTHER, None),
         ("08006", "connection failure", False, K.LOST, None),
         ("08003", "connection does not exist", False, K.LOST, None),
-        ("08P01", "bind message supplies 1 parameters, but prepared statement requires 2", False, K.OTHER, None),
+        ("08P01", "bind message supplies 1 parameters, but prepared statement requires 2", False, K.OTHER, None),  # noqa: E501
         ("08P01", "no more connections allowed (max_client_conn)", True, K.TOO_MANY, None),
         ("08P01", "no such database: x", True, K.REJECTED, None),
-        ("08P01", "server login has been failing, cached error: connect failed (server_login_retry)", True, K.NOT_READY, None),
+        ("08P01", "server login has been failing, cached error: connect failed (server_login_retry)", True, K.NOT_READY, None),  # noqa: E501
         ("08P01", "server conn crashed?", False, K.LOST, None),
         ("23505", "duplicate key value", False, K.OTHER, None),
         ("55P03", "could not obtain lock", False, K.OTHER, None),
         ("57014", "canceling statement due to user request", False, K.OTHER, None),
         (None, 'connection failed: connection to server at "127.0.0.1", port 1 failed: Connection refused\n\tIs the server running?', True, K.REFUSED, None),  # noqa: E501
-        (None, 'connection to server on socket "/x/.s.PGSQL.5432" failed: No such file or directory', True, K.REFUSED, None),
+        (None, 'connection to server on socket "/x/.s.PGSQL.5432" failed: No such file or directory', True, K.REFUSED, None),  # noqa: E501
         (None, "connection timeout expired", True, K.UNREACHABLE, None),
-        (None, "failed to resolve host 'db': [Errno -2] Name or service not known", True, K.REJECTED, None),
-        (None, 'could not translate host name "db" to address: Temporary failure in name resolution', True, K.UNREACHABLE, None),
-        (None, 'connection failed: FATAL:  password authentication failed for user "app"', True, K.REJECTED, None),
+        (None, "failed to resolve host 'db': [Errno -2] Name or service not known", True, K.REJECTED, None),  # noqa: E501
+        (None, 'could not translate host name "db" to address: Temporary failure in name resolution', True, K.UNREACHABLE, None),  # noqa: E501
+        (None, 'connection failed: FATAL:  password authentication failed for user "app"', True, K.REJECTED, None),  # noqa: E501
         (None, 'connection failed: FATAL:  database "x" does not exist', True, K.REJECTED, None),
         (None, 'connection failed: FATAL:  role "x" does not exist', True, K.REJECTED, None),
-        (None, "connection failed: FATAL:  the database system is shutting down", True, K.NOT_READY, None),
-        (None, "connection failed: FATAL:  sorry, too many clients already", True, K.TOO_MANY, None),
-        (None, "FATAL:  remaining connection slots are reserved for roles with the SUPERUSER attribute", True, K.TOO_MANY, None),
+        (None, "connection failed: FATAL:  the database system is shutting down", True, K.NOT_READY, None),  # noqa: E501
+        (None, "connection failed: FATAL:  sorry, too many clients already", True, K.TOO_MANY, None),  # noqa: E501
+        (None, "FATAL:  remaining connection slots are reserved for roles with the SUPERUSER attribute", True, K.TOO_MANY, None),  # noqa: E501
         (None, "FATAL:  Passwort-Authentifizierung fehlgeschlagen", True, K.NOT_READY, None),
         (None, "consuming input failed: server closed the connection unexpectedly This probably means the server terminated …", False, K.LOST, None),  # noqa: E501
         (None, f"consuming input failed: {GOODBYE}", False, K.LOST, Cause.KILLED),
-        (None, "terminating connection due to idle-session timeout", False, K.LOST, Cause.IDLE_LIMIT),
+        (None, "terminating connection due to idle-session timeout", False, K.LOST, Cause.IDLE_LIMIT),  # noqa: E501
         (None, "the connection is closed", False, K.LOST, None),
-        (None, "could not receive data from server: Connection reset by peer", False, K.LOST, Cause.CONNECTION_RESET),
-        (None, "could not receive data from server: Connection timed out", False, K.LOST, Cause.SILENT_DROP),
+        (None, "could not receive data from server: Connection reset by peer", False, K.LOST, Cause.CONNECTION_RESET),  # noqa: E501
+        (None, "could not receive data from server: Connection timed out", False, K.LOST, Cause.SILENT_DROP),  # noqa: E501
         (None, "something of the application's", False, K.OTHER, None),
     ],
 )  # fmt: skip
-def test_what_an_error_of_postgresql_means(sqlstate: str | None, text: str, connecting: bool, kind: FaultKind, cause: Cause | None) -> None:
+def test_what_an_error_of_postgresql_means(
+    sqlstate: str | None, text: str, connecting: bool, kind: FaultKind, cause: Cause | None
+) -> None:
     fault = postgres_fault(sqlstate, text, connecting=connecting)
     assert (fault.kind, fault.cause) == (kind, cause)
     assert "\n" not in fault.text
@@ -162,7 +180,7 @@ def test_what_an_error_of_postgresql_means(sqlstate: str | None, text: str, conn
         (ConnectionError("unexpected connection_lost() call"), False, K.LOST, None),
         (OSError("Multiple exceptions: [Errno 111] Connect call failed ('::1', 1), [Errno 111] Connect call failed ('127.0.0.1', 1)"), True, K.REFUSED, None),  # noqa: E501
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), True, K.REJECTED, None),
-        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), True, K.UNREACHABLE, None),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), True, K.UNREACHABLE, None),  # noqa: E501
         (ssl.SSLCertVerificationError("self-signed"), True, K.REJECTED, None),
         (ssl.SSLEOFError("EOF"), True, K.LOST, Cause.CLOSED_BY_PEER),
         (ssl.SSLError("wrong version number"), True, K.REJECTED, None),
@@ -172,7 +190,9 @@ def test_what_an_error_of_postgresql_means(sqlstate: str | None, text: str, conn
         (ValueError("theirs"), False, K.OTHER, None),
     ],
 )  # fmt: skip
-def test_what_an_error_of_the_system_means(exc: BaseException, connecting: bool, kind: FaultKind, cause: Cause | None) -> None:
+def test_what_an_error_of_the_system_means(
+    exc: BaseException, connecting: bool, kind: FaultKind, cause: Cause | None
+) -> None:
     fault = os_fault(exc, connecting=connecting)
     assert (fault.kind, fault.cause) == (kind, cause)
 
@@ -193,16 +213,25 @@ def test_what_an_error_of_the_system_means(exc: BaseException, connecting: bool,
         ("57P05", "", "postgresql", Cause.IDLE_LIMIT),
         ("25P03", "", "postgresql", Cause.TRANSACTION_LIMIT),
         ("25P04", "", "postgresql", Cause.TRANSACTION_LIMIT),
-        (None, "terminating connection due to idle-session timeout", "postgresql", Cause.IDLE_LIMIT),
+        (
+            None,
+            "terminating connection due to idle-session timeout",
+            "postgresql",
+            Cause.IDLE_LIMIT,
+        ),
         (None, "", "postgresql", Cause.CLOSED_BY_PEER),
     ],
 )
-def test_what_the_last_words_of_a_server_mean(code: Any, text: str, backend: str, cause: Cause) -> None:
+def test_what_the_last_words_of_a_server_mean(
+    code: Any, text: str, backend: str, cause: Cause
+) -> None:
     assert cause_of_words(code, text, backend) is cause
 
 
 def test_one_line_is_one_line_without_secrets() -> None:
-    text = one_line("failed:\n  password=hunter2 for mysql://app:s3cret@db/x\tand hunter3", "hunter3")
+    text = one_line(
+        "failed:\n  password=hunter2 for mysql://app:s3cret@db/x\tand hunter3", "hunter3"
+    )
     assert text == "failed: password=*** for mysql://app:***@db/x and ***"
     assert len(one_line("x" * 1000)) == 300
 
@@ -218,8 +247,14 @@ def test_any_error_of_mysql_gives_a_fault(code: int | None, text: str, connectin
     assert isinstance(mysql_fault(code, text, connecting=connecting).kind, FaultKind)
 
 
-@given(st.text("0123456789ABCDPXZ", min_size=5, max_size=5) | st.none(), st.text(max_size=80), st.booleans())
-def test_any_error_of_postgresql_gives_a_fault(sqlstate: str | None, text: str, connecting: bool) -> None:
+@given(
+    st.text("0123456789ABCDPXZ", min_size=5, max_size=5) | st.none(),
+    st.text(max_size=80),
+    st.booleans(),
+)
+def test_any_error_of_postgresql_gives_a_fault(
+    sqlstate: str | None, text: str, connecting: bool
+) -> None:
     assert isinstance(postgres_fault(sqlstate, text, connecting=connecting).kind, FaultKind)
 
 

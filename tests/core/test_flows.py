@@ -81,7 +81,9 @@ def test_deaths_in_use_teach_nothing_about_idleness(world: World) -> None:
     for _ in range(3):
         hold(world, pool, 10.0)
         pass_time(world, 5.0)
-        world.server.kill_sessions(None)  # without a word, as by a balancer's limit on long requests
+        world.server.kill_sessions(
+            None
+        )  # without a word, as by a balancer's limit on long requests
         pass_time(world, 10.0)
     limit = pool._state.server.limit
     assert limit.learned is None
@@ -107,13 +109,20 @@ def test_what_one_pool_is_told_of_the_server_all_its_pools_know(world: World) ->
     assert first._state.policy.idle_limit == second._state.policy.idle_limit == 3.0
 
 
-def test_an_attempt_that_fails_late_does_not_speak_of_a_server_that_answered_since(world: World) -> None:
+def test_an_attempt_that_fails_late_does_not_speak_of_a_server_that_answered_since(
+    world: World,
+) -> None:
     """One attempt hangs until its time is up; others, begun later, succeeded."""
     pool = world.new_pool(connect_timeout=5.0, outage_wait=2.0)
     do(world, lambda: use(pool))
     pass_time(world, 10.0)
     state = pool._state
-    assert state.server.outage.failed(state, world.clock.now - 11.0, world.clock.now, UNREACHABLE, state.random) is False
+    assert (
+        state.server.outage.failed(
+            state, world.clock.now - 11.0, world.clock.now, UNREACHABLE, state.random
+        )
+        is False
+    )
     assert not state.server.outage.active
 
 
@@ -128,10 +137,14 @@ def test_what_was_being_opened_during_a_drain_is_replaced_too(world: World) -> N
     pass_time(world, 0.1)
     (entry,) = pool._state.kernel.entries.values()
     assert entry.generation == pool._state.kernel.generation
-    assert pool.stats().closed == {Cause.DRAINED.value: len(world.server.attempts) - 1}  # others had begun beside the silent one
+    assert pool.stats().closed == {
+        Cause.DRAINED.value: len(world.server.attempts) - 1
+    }  # others had begun beside the silent one
 
 
-def test_upkeep_goes_on_after_a_moment_without_threads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upkeep_goes_on_after_a_moment_without_threads(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool = world.new_pool(max_idle=2.0)
     do(world, lambda: use(pool))
     shell, refused = pool._state.shell, []
@@ -149,7 +162,9 @@ def test_upkeep_goes_on_after_a_moment_without_threads(world: World, monkeypatch
     assert pool.stats().size == 0, "idle for longer than max_idle, and nobody closed it"
 
 
-def test_a_moment_without_threads_does_not_lose_a_place_for_connectors(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moment_without_threads_does_not_lose_a_place_for_connectors(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool = world.new_pool()
     shell, refused = pool._state.shell, []
     spawn = shell.spawn
@@ -201,7 +216,9 @@ def test_a_connection_given_back_while_its_end_is_being_explained_is_lent_to_nob
     assert do(world, pool.acquire).session.open
 
 
-def test_a_connection_that_ends_before_it_has_its_place_is_lent_to_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_ends_before_it_has_its_place_is_lent_to_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody looks at all sockets at that moment, and finds a dead one that is nobody's yet."""
     adopt = State.adopt
     adopted: list[Entry] = []
@@ -222,9 +239,15 @@ def test_a_connection_that_ends_before_it_has_its_place_is_lent_to_nobody(world:
 def test_a_connection_given_back_while_it_is_about_to_be_reclaimed_takes_no_other_with_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its holder drops it at that moment, and the next connection comes to stand where it stood in memory."""
+    """Its holder drops it at that moment, and the next connection comes to stand where it stood in
+    memory.
+    """
     addresses = count()
-    monkeypatch.setattr(world, "new_address", lambda: world.free_addresses.pop() if world.free_addresses else next(addresses))
+    monkeypatch.setattr(
+        world,
+        "new_address",
+        lambda: world.free_addresses.pop() if world.free_addresses else next(addresses),
+    )
     pool = world.new_pool(max_size=1)
     state: State = pool._state
     held: list[Connection] = [do(world, pool.acquire)]
@@ -292,11 +315,13 @@ def test_callers_of_a_second_pool_do_not_wait_for_the_first_ones_leisure(world: 
 
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("patience", [0.5, 5.0])
-def test_the_first_success_follows_the_servers_return_though_all_attempts_under_way_are_stuck_for_good(
+def test_the_first_success_follows_the_servers_return_though_all_attempts_under_way_are_stuck_for_good(  # noqa: E501
     world: World, size: int, patience: float
 ) -> None:
     world.stuck = 1.0
-    pool = world.new_pool(max_size=size, connect_timeout=patience, outage_wait=30.0, acquire_timeout=30.0)
+    pool = world.new_pool(
+        max_size=size, connect_timeout=patience, outage_wait=30.0, acquire_timeout=30.0
+    )
     do(world, lambda: use(pool))
     for away in (0.1, 0.7, 2.3, 4.1, 6.6):
         world.server.mode = Mode.UNREACHABLE
@@ -307,7 +332,9 @@ def test_the_first_success_follows_the_servers_return_though_all_attempts_under_
         world.server.up()
         back = world.clock.now
         assert world.run(lambda done=done: bool(done), 10.0)
-        most = 0.3 if size > 1 else 2.0 + 0.3  # every fourth is given more time where there is room for one only
+        most = (
+            0.3 if size > 1 else 2.0 + 0.3
+        )  # every fourth is given more time where there is room for one only
         assert done[0] - back < most
 
 
@@ -330,7 +357,10 @@ class Opened:
 
 
 def test_an_error_does_not_keep_alive_what_the_same_worker_opened_before() -> None:
-    """Errors are kept for long: as the cause of what callers are told. A forgotten connection must still be seen to go."""
+    """Errors are kept for long: as the cause of what callers are told.
+
+    A forgotten connection must still be seen to go.
+    """
     seen: list[weakref.ref[Opened]] = []
     errors: list[Exception] = []
 

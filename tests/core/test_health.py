@@ -20,7 +20,13 @@ class Conn:
     pass
 
 
-def policy(*, is_tcp: bool = True, limit: float | None = None, capabilities: Capabilities = SHOWN, **given: object) -> Policy:
+def policy(
+    *,
+    is_tcp: bool = True,
+    limit: float | None = None,
+    capabilities: Capabilities = SHOWN,
+    **given: object,
+) -> Policy:
     return Policy.decide(Settings.of(**given), capabilities, is_tcp=is_tcp, idle_limit=limit)
 
 
@@ -46,7 +52,10 @@ def test_a_driver_that_hides_its_socket_is_asked_for_a_ping_after_a_second() -> 
 
 
 def test_without_a_server_nothing_is_ever_pinged() -> None:
-    assert policy(capabilities=Capabilities(fileno=False, server=False)).need(entry(), 1e9) is Need.NOTHING
+    assert (
+        policy(capabilities=Capabilities(fileno=False, server=False)).need(entry(), 1e9)
+        is Need.NOTHING
+    )
 
 
 def test_the_setting_wins_over_what_is_automatic() -> None:

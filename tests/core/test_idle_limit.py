@@ -97,7 +97,9 @@ def test_a_limit_explains_deaths_from_just_below_it() -> None:
 
 
 @given(st.floats(0.5, 1e5), st.lists(st.floats(1.0, 1.1), min_size=2, max_size=20))
-def test_a_steady_limit_is_learned_and_never_above_the_deaths(limit: float, spread: list[float]) -> None:
+def test_a_steady_limit_is_learned_and_never_above_the_deaths(
+    limit: float, spread: list[float]
+) -> None:
     learns, now = IdleLimit(), 0.0
     idles = [limit * each for each in spread]
     for idle in idles:
@@ -108,7 +110,9 @@ def test_a_steady_limit_is_learned_and_never_above_the_deaths(limit: float, spre
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6), st.booleans()), max_size=30))
-def test_no_story_of_deaths_gives_a_limit_that_nobody_died_at(story: list[tuple[float, float, bool]]) -> None:
+def test_no_story_of_deaths_gives_a_limit_that_nobody_died_at(
+    story: list[tuple[float, float, bool]],
+) -> None:
     learns, now, idles = IdleLimit(), 0.0, set()
     for pause, idle, died in story:
         now += pause

@@ -1,4 +1,6 @@
-"""The heart: each method by itself, and all of them interleaved in every order that threads can bring about."""
+"""The heart: each method by itself, and all of them interleaved in every order that threads can
+bring about.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,7 @@ def ticket() -> Ticket:
     return Ticket(0.0, None)
 
 
-# -- each method by itself ---------------------------------------------------------------------------------------------
+# -- each method by itself -------------------------------------------------------------------------
 
 
 def test_who_enters_while_something_is_idle_is_granted_it_at_once() -> None:
@@ -155,8 +157,16 @@ def test_an_exception_at_any_line_of_a_move_keeps_nobody_from_being_served(how: 
             kernel.enter(each)
         was_struck = struck(partial(MOVES[how], kernel, entry, line), turn)
         kernel.serve()
-        assert all(each.done or each in kernel.waiting or (how == "leave" and each is line[0]) for each in line), turn
-        owned = [*kernel.idle, *kernel.lent.values(), *(each.entry for each in line if each.entry), *kernel.strays()]
+        assert all(
+            each.done or each in kernel.waiting or (how == "leave" and each is line[0])
+            for each in line
+        ), turn
+        owned = [
+            *kernel.idle,
+            *kernel.lent.values(),
+            *(each.entry for each in line if each.entry),
+            *kernel.strays(),
+        ]
         assert all(each in owned for each in kernel.entries.values()), turn
         if not was_struck:
             assert turn > 3
@@ -404,7 +414,9 @@ def test_strays_are_those_that_nobody_owns() -> None:
 
 
 class Cycle:
-    """Garbage that only the collector finds; it gives a connection back from within the collection."""
+    """Garbage that only the collector finds; it gives a connection back from within the
+    collection.
+    """
 
     def __init__(self, act: Callable[[], None]) -> None:
         self.itself, self.act = self, act
@@ -414,8 +426,12 @@ class Cycle:
 
 
 @pytest.mark.parametrize("look", [Kernel.strays, Kernel.take_stale], ids=lambda f: f.__name__)
-def test_looking_through_idle_survives_a_collection_that_lets_another_thread_in(look: Callable[[Kernel], Any]) -> None:
-    """Python 3.11 collects in the middle of building a tuple, and whatever runs then may take or give connections."""
+def test_looking_through_idle_survives_a_collection_that_lets_another_thread_in(
+    look: Callable[[Kernel], Any],
+) -> None:
+    """Python 3.11 collects in the middle of building a tuple, and whatever runs then may take or
+    give connections.
+    """
     kernel = Kernel(100)
     for _ in range(40):
         opened(kernel)
@@ -434,7 +450,9 @@ def test_looking_through_idle_survives_a_collection_that_lets_another_thread_in(
 
 
 class Restless(deque[Entry]):
-    """One that others change whenever somebody walks through it: so it is without the interpreter's lock."""
+    """One that others change whenever somebody walks through it: so it is without the interpreter's
+    lock.
+    """
 
     def __iter__(self) -> Iterator[Entry]:
         raise RuntimeError("deque mutated during iteration")
@@ -472,15 +490,17 @@ def test_what_stays_idle_is_found_while_threads_take_and_give() -> None:
             thread.join()
 
 
-# -- all of them, interleaved ------------------------------------------------------------------------------------------
+# -- all of them, interleaved ----------------------------------------------------------------------
 
-FREE = "free"  #: the next step of this actor needs no lock: it may happen in the middle of somebody else's method
+#: the next step of this actor needs no lock: it may happen in the middle of somebody else's method
+FREE = "free"
 ASLEEP = "asleep"  #: the next step comes when somebody wakes it
 LOCKED = "locked"  #: the next step is a method of the kernel, called under the lock
 
 Actor = Generator[str, None, None]
 
-#: Which lock-free steps of others happen in the middle of a method; below 0: no more before the next touch of a deque.
+#: Which lock-free steps of others happen in the middle of a method; below 0: no more before the
+#: next touch of a deque.
 CHAOS = st.lists(st.integers(-9, 11), max_size=8)
 #: How many steps somebody takes at once before others have their turn.
 RUSH = st.integers(0, 4)
@@ -522,8 +542,8 @@ class Pausing(deque[Any]):
 
 
 class KernelMachine(RuleBasedStateMachine):
-    """Threads at a kernel. Every lock-free move is one step; the methods are steps under the lock, into which the
-    lock-free steps of others are mixed wherever the kernel touches a deque."""
+    """Threads at a kernel. Every lock-free move is one step; the methods are steps under the lock,
+    into which the lock-free steps of others are mixed wherever the kernel touches a deque."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -531,7 +551,9 @@ class KernelMachine(RuleBasedStateMachine):
         idle, waiting = Pausing(), Pausing()
         idle.pause = waiting.pause = self._let_others_in  # type: ignore[method-assign]
         self.kernel.idle, self.kernel.waiting = idle, waiting
-        self.actors: list[tuple[Actor, str]] = []  #: who is in the middle of something, and what the next step needs
+        self.actors: list[
+            tuple[Actor, str]
+        ] = []  #: who is in the middle of something, and what the next step needs
         self.hands: list[Entry] = []  #: owned by an actor for the moment
         self.line: list[Ticket] = []  #: who ought to stand in line, in order
         self.standing: list[Ticket] = []  #: whose waiter has not woken up yet, granted or not
@@ -555,7 +577,7 @@ class KernelMachine(RuleBasedStateMachine):
         for _ in range(waiting if lent >= size else 0):
             self.start(self.waiter(), 1)
 
-    # -- running actors ------------------------------------------------------------------------------------------
+    # -- running actors ----------------------------------------------------------------------------
 
     def start(self, actor: Actor, rush: int = 0, chaos: Iterable[int] = ()) -> None:
         """Begin *actor*, and let it take *rush* steps at once."""
@@ -582,7 +604,11 @@ class KernelMachine(RuleBasedStateMachine):
             while self.chaos and (choice := self.chaos.pop()) >= 0:
                 free = [a for a in self.actors if a[1] == FREE]
                 for _ in range(1 + choice % 3):
-                    somebody = [a for a in self.actors if free and a[0] is free[choice % len(free)][0] and a[1] == FREE]
+                    somebody = [
+                        a
+                        for a in self.actors
+                        if free and a[0] is free[choice % len(free)][0] and a[1] == FREE
+                    ]
                     if somebody:
                         self._advance(somebody[0])
         finally:
@@ -595,7 +621,7 @@ class KernelMachine(RuleBasedStateMachine):
         self._advance(self.actors[which % len(self.actors)])
         self.chaos = []
 
-    # -- the bodies' moves, as sync.py, aio.py and flows/ make them -----------------------------------------------
+    # -- the bodies' moves, as sync.py, aio.py and flows/ make them --------------------------------
 
     @rule(rush=RUSH, chaos=CHAOS)
     def take(self, rush: int, chaos: list[int]) -> None:
@@ -627,7 +653,9 @@ class KernelMachine(RuleBasedStateMachine):
             self.kernel.lent[entry.key] = entry
 
     def waiter(self, front: bool = False) -> Actor:
-        """Standing in line: enter under the lock, then wake up once there is something to wake up for."""
+        """Standing in line: enter under the lock, then wake up once there is something to wake up
+        for.
+        """
         yield LOCKED
         if self.kernel.closed:
             return
@@ -651,7 +679,9 @@ class KernelMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 63), rush=RUSH, chaos=CHAOS)
     @precondition(lambda self: self.standing)
     def give_up(self, which: int, rush: int, chaos: list[int]) -> None:
-        """A waiter's time is up, or it is cancelled: before a grant, or after it and before it wakes up."""
+        """A waiter's time is up, or it is cancelled: before a grant, or after it and before it
+        wakes up.
+        """
         self.start(self.quitter(self.standing.pop(which % len(self.standing))), rush, chaos)
 
     def quitter(self, mine: Ticket) -> Actor:
@@ -712,7 +742,9 @@ class KernelMachine(RuleBasedStateMachine):
         del self.kernel.returning[entry.key]
         yield LOCKED
         kernel = self.kernel
-        if entry.generation == kernel.generation and not (kernel.closed or kernel.size > kernel.max_size):
+        if entry.generation == kernel.generation and not (
+            kernel.closed or kernel.size > kernel.max_size
+        ):
             yield from self.put(entry)
         else:
             self.bury(entry)
@@ -809,7 +841,7 @@ class KernelMachine(RuleBasedStateMachine):
     def any_entry(self, which: int) -> Entry:
         return list(self.kernel.entries.values())[which % len(self.kernel.entries)]
 
-    # -- what must hold ------------------------------------------------------------------------------------------
+    # -- what must hold ----------------------------------------------------------------------------
 
     def demand(self, holds: bool, what: str) -> None:
         if not holds:
@@ -829,10 +861,20 @@ class KernelMachine(RuleBasedStateMachine):
     @invariant()
     def everything_open_has_one_owner(self) -> None:
         tickets = [t.entry for t in [*self.standing, *self.leaving] if t.entry is not None]
-        owned = [*deque.__iter__(self.kernel.idle), *self.kernel.lent.values(), *tickets, *self.hands]
+        owned = [
+            *deque.__iter__(self.kernel.idle),
+            *self.kernel.lent.values(),
+            *tickets,
+            *self.hands,
+        ]
         self.demand(len(owned) == len({id(e) for e in owned}), "two have the same connection")
-        self.demand({id(e) for e in owned} == {id(e) for e in self.kernel.entries.values()}, "nobody has it, or it is not the pool's")
-        self.demand(not {id(e) for e in owned} & {id(e) for e in self.closed}, "somebody has a closed one")
+        self.demand(
+            {id(e) for e in owned} == {id(e) for e in self.kernel.entries.values()},
+            "nobody has it, or it is not the pool's",
+        )
+        self.demand(
+            not {id(e) for e in owned} & {id(e) for e in self.closed}, "somebody has a closed one"
+        )
 
     @invariant()
     def size_is_bounded(self) -> None:
@@ -843,11 +885,16 @@ class KernelMachine(RuleBasedStateMachine):
     @invariant()
     def no_wake_up_is_lost(self) -> None:
         if deque.__len__(self.kernel.idle) and deque.__len__(self.kernel.waiting):
-            self.demand(self.owed > 0, "somebody waits, something is idle, and nobody is about to look")
+            self.demand(
+                self.owed > 0, "somebody waits, something is idle, and nobody is about to look"
+            )
 
     @invariant()
     def who_waits_is_who_should(self) -> None:
-        self.demand(list(deque.__iter__(self.kernel.waiting)) == self.line, "somebody was lost from the line")
+        self.demand(
+            list(deque.__iter__(self.kernel.waiting)) == self.line,
+            "somebody was lost from the line",
+        )
 
     def check(self) -> None:
         self.everything_open_has_one_owner()
@@ -881,7 +928,9 @@ class KernelMachine(RuleBasedStateMachine):
 
 
 TestKernelMachine = KernelMachine.TestCase  # hypothesis chooses, and shrinks what fails
-TestKernelMachine.settings = settings(max_examples=300, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
+TestKernelMachine.settings = settings(
+    max_examples=300, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 STEPS = 25
 
@@ -936,7 +985,7 @@ def test_no_schedule_of_a_million_breaks_a_promise() -> None:
     explore(KernelMachine, range(10_000, 1_010_000))
 
 
-# -- the machine finds what it is there to find ------------------------------------------------------------------------
+# -- the machine finds what it is there to find ----------------------------------------------------
 
 
 class GiverLooksFirst(KernelMachine):
@@ -1002,12 +1051,21 @@ def grant_without_taking(self: Kernel) -> list[Ticket]:
         (KernelMachine, "enter", look_before_joining, "nobody is about to look"),
         (KernelMachine, "_grant", grant_the_last, "not served in order"),
         (KernelMachine, "_grant", grant_without_taking, "two have the same connection"),
-        (KernelMachine, "reserve", reserve_without_counting_what_is_opening, "it grew beyond max_size"),
+        (
+            KernelMachine,
+            "reserve",
+            reserve_without_counting_what_is_opening,
+            "it grew beyond max_size",
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_the_machine_finds_a_planted_bug(
-    machine: type[KernelMachine], method: str | None, planted: Any, found: str, monkeypatch: pytest.MonkeyPatch
+    machine: type[KernelMachine],
+    method: str | None,
+    planted: Any,
+    found: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if method is not None:
         monkeypatch.setattr(Kernel, method, planted)

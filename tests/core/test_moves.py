@@ -1,4 +1,6 @@
-"""Every change of ownership stands in the kernel, but for the two moves without a lock, which the bodies have inline."""
+"""Every change of ownership stands in the kernel, but for the two moves without a lock, which the
+bodies have inline.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,27 @@ SRC = Path(__file__).parents[2] / "src" / "unbroken"
 BOOKS = {"idle", "lent", "returning", "exiled", "entries", "waiting"}
 #: … and how many places are reserved.
 COUNTS = {"opening", "generation", "closed"}
-CHANGES = {"append", "appendleft", "clear", "extend", "insert", "pop", "popitem", "popleft", "remove", "setdefault", "update"}
+CHANGES = {
+    "append",
+    "appendleft",
+    "clear",
+    "extend",
+    "insert",
+    "pop",
+    "popitem",
+    "popleft",
+    "remove",
+    "setdefault",
+    "update",
+}
 
-#: Where the two stand: taking an idle entry, and putting one back. ``brain/kernel.py`` says in which order.
+#: Where the two stand: taking an idle entry, and putting one back. ``brain/kernel.py`` says in
+#: which order.
 WITHOUT_A_LOCK = {
-    ("sync.py", "Lease.__enter__"), ("sync.py", "Lease.__exit__"), ("sync.py", "Pool.acquire"), ("sync.py", "Pool.release"),
-    ("aio.py", "AsyncLease.__aenter__"), ("aio.py", "AsyncLease.__aexit__"),
-    ("aio.py", "AsyncPool.acquire"), ("aio.py", "AsyncPool.release"),
+    ("sync.py", "Lease.__enter__"), ("sync.py", "Lease.__exit__"), ("sync.py", "Pool.acquire"),
+    ("sync.py", "Pool.release"), ("aio.py", "AsyncLease.__aenter__"),
+    ("aio.py", "AsyncLease.__aexit__"), ("aio.py", "AsyncPool.acquire"),
+    ("aio.py", "AsyncPool.release"),
     ("integrations/sqlalchemy/pool.py", "UnbrokenQueuePool._do_get"),
     ("integrations/sqlalchemy/pool.py", "AsyncUnbrokenQueuePool._do_get"),
     ("integrations/sqlalchemy/pool.py", "_Unbroken._do_return_conn"),
@@ -46,7 +62,11 @@ def functions(node: ast.AST, scope: tuple[str, ...]) -> Iterator[tuple[tuple[str
 
 def is_move(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
-        return isinstance(node.func, ast.Attribute) and node.func.attr in CHANGES and is_book(node.func.value)
+        return (
+            isinstance(node.func, ast.Attribute)
+            and node.func.attr in CHANGES
+            and is_book(node.func.value)
+        )
     if isinstance(node, ast.Delete):
         return any(isinstance(each, ast.Subscript) and is_book(each.value) for each in node.targets)
     if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
@@ -62,7 +82,11 @@ def is_changed(target: ast.AST) -> bool:
 
 
 def is_book(node: ast.AST) -> bool:
-    return isinstance(node, ast.Attribute) and node.attr in BOOKS and (of_a_kernel(node.value) or of_a_pool(node.value))
+    return (
+        isinstance(node, ast.Attribute)
+        and node.attr in BOOKS
+        and (of_a_kernel(node.value) or of_a_pool(node.value))
+    )
 
 
 def of_a_kernel(node: ast.AST) -> bool:
@@ -79,9 +103,14 @@ def test_nobody_but_the_kernel_and_the_two_moves_without_a_lock_changes_an_owner
 
 def test_each_kind_of_change_is_seen() -> None:
     for line in (
-        "state.idle.pop()", "state.kernel.lent[key] = entry", "del kernel.entries[key]", "kernel.opening += 1", "kernel.closed = True",
+        "state.idle.pop()", "state.kernel.lent[key] = entry", "del kernel.entries[key]", "kernel.opening += 1", "kernel.closed = True",  # noqa: E501
         "body.lent.pop(key, None)", "a, state.lent[key] = 1, entry", "self.kernel.exiled.pop(key)",
     ):  # fmt: skip
         assert any(is_move(node) for node in ast.walk(ast.parse(line))), line
-    for line in ("entry.opening = 1", "len(state.idle)", "self.closed = True", "state.tries.pop(attempt)"):
+    for line in (
+        "entry.opening = 1",
+        "len(state.idle)",
+        "self.closed = True",
+        "state.tries.pop(attempt)",
+    ):
         assert not any(is_move(node) for node in ast.walk(ast.parse(line))), line

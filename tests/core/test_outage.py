@@ -167,9 +167,15 @@ def test_who_comes_after_a_lull_is_given_the_time_of_one_try() -> None:
     assert outage.turns_away(106.02, 5.0, came=106.0), "the try was refused"
 
 
-@pytest.mark.parametrize("kind", [FaultKind.REFUSED, FaultKind.NOT_READY, FaultKind.TOO_MANY, FaultKind.UNREACHABLE])
-def test_processes_that_lost_the_server_at_one_moment_do_not_go_on_asking_at_one_moment(kind: FaultKind) -> None:
-    """A hundred records of one server, each with its own prober, all told at once that it is away."""
+@pytest.mark.parametrize(
+    "kind", [FaultKind.REFUSED, FaultKind.NOT_READY, FaultKind.TOO_MANY, FaultKind.UNREACHABLE]
+)
+def test_processes_that_lost_the_server_at_one_moment_do_not_go_on_asking_at_one_moment(
+    kind: FaultKind,
+) -> None:
+    """A hundred records of one server, each with its own prober, all told at once that it is
+    away.
+    """
     tries = []
     for seed in range(100):
         outage, random, now = Outage(), Random(seed), 100.0
@@ -183,7 +189,7 @@ def test_processes_that_lost_the_server_at_one_moment_do_not_go_on_asking_at_one
     assert at_once <= 15
 
 
-# -- attempts that hang ----------------------------------------------------------------------------------------------
+# -- attempts that hang ----------------------------------------------------------------------------
 
 
 def begun(outage: Outage, *times: float, who: object = ME) -> list[Try]:
@@ -217,7 +223,10 @@ def test_of_the_silent_ones_the_oldest_goes_on_and_the_next_gives_way() -> None:
     assert outage.to_end(ME, last.started, 9) is None, "the last one may still succeed"
     now = last.started + SILENT
     assert outage.to_end(ME, now, 9) is second
-    assert outage.to_end(ME, now, 9, moving=[second]) not in (first, second), "the server has just said something on it"
+    assert outage.to_end(ME, now, 9, moving=[second]) not in (
+        first,
+        second,
+    ), "the server has just said something on it"
     second.is_ended = True
     assert outage.to_end(ME, now, 9) is None, "one at a time"
 
@@ -267,12 +276,16 @@ def test_a_server_that_said_no_a_moment_ago_is_there_and_slow() -> None:
     assert outage.silent_after(101.0) == SILENT, "it lets in quickly"
 
 
-def test_a_server_that_was_away_and_now_acknowledges_is_slow_until_it_lets_somebody_in_quickly() -> None:
+def test_a_server_that_was_away_and_now_acknowledges_is_slow_until_it_lets_somebody_in_quickly() -> (  # noqa: E501
+    None
+):
     """A fleet stands in its line: those who have the patience are served soonest."""
     outage = Outage()
     begun(outage, 100.0)
     outage.seen(100.5, [False, None])
-    assert outage.silent_after(100.5) == SILENT, "nothing is there: to try again costs nobody anything"
+    assert outage.silent_after(100.5) == SILENT, (
+        "nothing is there: to try again costs nobody anything"
+    )
     outage.seen(101.0, [False, True])
     assert outage.silent_after(101.0) == SLOW
     outage.succeeded(102.0, 1.4)
@@ -293,7 +306,12 @@ def test_the_longer_the_silence_the_less_often_another_attempt_begins() -> None:
     outage = Outage()
     begun(outage, 100.0)
     assert outage.silent_after(100.0 + QUICK_FOR - 1) == SILENT
-    assert SILENT < outage.silent_after(100.0 + 2 * QUICK_FOR) < outage.silent_after(100.0 + 4 * QUICK_FOR) <= QUIETEST
+    assert (
+        SILENT
+        < outage.silent_after(100.0 + 2 * QUICK_FOR)
+        < outage.silent_after(100.0 + 4 * QUICK_FOR)
+        <= QUIETEST
+    )
 
 
 def test_an_attempt_whose_time_is_up_keeps_its_place_and_is_not_ended_again() -> None:

@@ -1,5 +1,7 @@
-"""The real pool in a simulated world: whatever goes wrong, and in whatever order threads take their turns, it keeps its
-promises. A story is all chosen by its seed; what fails names it, and ``tell(seed)`` shows it again, step by step."""
+"""The real pool in a simulated world: whatever goes wrong, and in whatever order threads take their
+turns, it keeps its promises. A story is all chosen by its seed; what fails names it, and
+``tell(seed)`` shows it again, step by step.
+"""
 
 from __future__ import annotations
 
@@ -80,13 +82,23 @@ class Story:
     def states(self) -> list[State]:
         return [p._state for p in self.pools if p._state.mark[0]]
 
-    # -- callers -------------------------------------------------------------------------------------------------
+    # -- callers -----------------------------------------------------------------------------------
 
     def call(self) -> None:
         """Somebody comes and does one of the things that people do."""
         pool = self.random.choice(self.pools)
         work = self.random.choice(
-            (self.lease, self.lease, self.lease, self.unit, self.unit, self.plain, self.plain, self.forget, self.hold)
+            (
+                self.lease,
+                self.lease,
+                self.lease,
+                self.unit,
+                self.unit,
+                self.plain,
+                self.plain,
+                self.forget,
+                self.hold,
+            )
         )
         self.callers.append(self.world.start(lambda: self.guarded(work, pool), work.__name__))
 
@@ -120,7 +132,10 @@ class Story:
         world.demand(conn.process is world.process, "a child was lent its parent's connection")
         world.demand(not conn.is_closed, "a closed connection was lent")
         if conn.session.has_hung_up and pool._driver.capabilities.fileno:
-            world.demand(bool(world.interrupts) and self.died.get(conn.session.number, 0) >= begun, "a connection known dead was lent")
+            world.demand(
+                bool(world.interrupts) and self.died.get(conn.session.number, 0) >= begun,
+                "a connection known dead was lent",
+            )
         world.demand(conn.session.pending is None, "somebody else's open transaction was lent")
 
     def work(self, conn: Connection, row: int) -> None:
@@ -136,7 +151,9 @@ class Story:
             self.lent(pool, conn, begun)
             if self.random.random() < 0.8:
                 self.work(conn, row)
-                self.outcome[row] = "unknown"  # until the COMMIT is answered: a strike may come in between
+                self.outcome[row] = (
+                    "unknown"  # until the COMMIT is answered: a strike may come in between
+                )
             else:
                 row = 0
         if row:
@@ -182,14 +199,15 @@ class Story:
             self.outcome[row] = "unknown"
         self.outcome[row] = "stored"
 
-    # -- what goes wrong -----------------------------------------------------------------------------------------
+    # -- what goes wrong ---------------------------------------------------------------------------
 
     def trouble(self) -> None:
         server, random = self.world.server, self.random
         kinds = (
-            self.kill_one, self.kill_one, server.kill_sessions, server.drop_silently, server.down, server.crash, server.freeze, server.up,
-            server.up, self.starting, self.unreachable, server.reject, self.cut, self.notice, self.cancel, self.cancel, self.drain,
-            self.resize, self.fork, self.fork_within, self.read_only, self.fill,
+            self.kill_one, self.kill_one, server.kill_sessions, server.drop_silently, server.down,
+            server.crash, server.freeze, server.up, server.up, self.starting, self.unreachable,
+            server.reject, self.cut, self.notice, self.cancel, self.cancel, self.drain, self.resize,
+            self.fork, self.fork_within, self.read_only, self.fill,
         )  # fmt: skip
         chosen = random.choice(kinds)
         self.seen[chosen.__name__] += 1
@@ -217,7 +235,9 @@ class Story:
 
     def notice(self) -> None:
         """Something arrives unasked, on an idle connection."""
-        self.world.net.unread.update(fd for fd in self.world.net.sessions if self.random.random() < 0.5)
+        self.world.net.unread.update(
+            fd for fd in self.world.net.sessions if self.random.random() < 0.5
+        )
 
     def cancel(self) -> None:
         waiting = [t for t in self.callers if t.is_waiting and not t.greenlet.dead]
@@ -252,7 +272,8 @@ class Story:
         self.callers.append(self.world.start(work, "forker"))
 
     def fork_from(self, keep: Thread | None) -> None:
-        self.world.garbage.clear()  # what dies in the child before anybody looks is the fork hook's business
+        # what dies in the child before anybody looks is the fork hook's business
+        self.world.garbage.clear()
         self.world.fork(keep)
         self.callers = [t for t in self.callers if t is keep]
         self.sizes.clear()
@@ -261,7 +282,7 @@ class Story:
             if not pool._state.mark[0]:
                 pool._state.sever()
 
-    # -- what must hold ------------------------------------------------------------------------------------------
+    # -- what must hold ----------------------------------------------------------------------------
 
     def check(self) -> None:
         """After each step: a look that is quick while all is well."""
@@ -273,7 +294,11 @@ class Story:
             kernel = state.kernel
             idle, size = kernel.idle, len(kernel.entries) + kernel.opening
             if size:
-                owned = [*map(id, idle), *map(id, kernel.lent.values()), *map(id, kernel.returning.values())]
+                owned = [
+                    *map(id, idle),
+                    *map(id, kernel.lent.values()),
+                    *map(id, kernel.returning.values()),
+                ]
                 if len(owned) > 1 and len(owned) != len(set(owned)):
                     raise world.violation("a connection has two owners")
                 for entry in idle:
@@ -284,9 +309,16 @@ class Story:
                 raise world.violation("it grew beyond max_size")
             self.sizes[id(state)] = size
             at = pool._driver.rejected_at
-            if kernel.waiting and world.rested_until < at < world.clock.now and any(t.since < at for t in kernel.waiting):
+            if (
+                kernel.waiting
+                and world.rested_until < at < world.clock.now
+                and any(t.since < at for t in kernel.waiting)
+            ):
                 raise world.violation("not told at once that the server says no")
-        if len(world.server.sessions) != self.open_sessions or world.server._numbers != self.last_session:
+        if (
+            len(world.server.sessions) != self.open_sessions
+            or world.server._numbers != self.last_session
+        ):
             self.note_deaths()
 
     def check_line(self) -> None:
@@ -322,11 +354,16 @@ class Story:
         when, kind = world.last_failure
         gap = world.clock.now - when
         least = {FaultKind.REFUSED: 0.010, FaultKind.NOT_READY: 0.015}.get(kind, 0.050)
-        world.demand(gap >= least - 1e-9, f"{gap:.4f} s after an attempt that ended with {kind.value!r}")
-        called = any(s.kernel.waiting for s in self.states) or world.clock.now - outage.called <= 1.0 + 0.25
+        world.demand(
+            gap >= least - 1e-9, f"{gap:.4f} s after an attempt that ended with {kind.value!r}"
+        )
+        called = (
+            any(s.kernel.waiting for s in self.states)
+            or world.clock.now - outage.called <= 1.0 + 0.25
+        )
         world.demand(called or gap >= 0.99, f"nobody waits, and it tried again after {gap:.3f} s")
 
-    # -- from the beginning to the end ---------------------------------------------------------------------------
+    # -- from the beginning to the end -------------------------------------------------------------
 
     def tell(self) -> None:
         world, random = self.world, self.random
@@ -336,7 +373,10 @@ class Story:
                     self.call()
             else:
                 self.trouble()
-            world.run(lambda: False, random.choice((0.0, 0.001, 0.01, 0.1, 0.4, random.choice((1.0, 1.0, 3.0)))))
+            world.run(
+                lambda: False,
+                random.choice((0.0, 0.001, 0.01, 0.1, 0.4, random.choice((1.0, 1.0, 3.0)))),
+            )
         self.heal()
         self.look_at_rest()
 
@@ -348,30 +388,59 @@ class Story:
         self.world.net.find_silent_ones()
         self.note_deaths()
         ended = self.world.run(lambda: all(t.greenlet.dead for t in self.callers), 120.0)
-        self.world.demand(ended, f"somebody never came back: {[t for t in self.callers if not t.greenlet.dead]}")
+        self.world.demand(
+            ended, f"somebody never came back: {[t for t in self.callers if not t.greenlet.dead]}"
+        )
         self.world.garbage.clear()
 
     def look_at_rest(self) -> None:
         world = self.world
-        world.run(lambda: False, 1.5)  # a driver that hides its sockets is asked for a ping after a second
+        world.run(
+            lambda: False, 1.5
+        )  # a driver that hides its sockets is asked for a ping after a second
         for pool in self.pools:
             caller = world.start(lambda pool=pool: self.last_caller(pool), "last caller")
-            world.demand(world.run(lambda caller=caller: caller.greenlet.dead, 8.0), "all is well, and nobody gets a connection")
-        world.demand(world.run(self.is_whole, 45.0), f"it does not come to rest: {[self.rest(s) for s in self.states]}")
+            world.demand(
+                world.run(lambda caller=caller: caller.greenlet.dead, 8.0),
+                "all is well, and nobody gets a connection",
+            )
+        world.demand(
+            world.run(self.is_whole, 45.0),
+            f"it does not come to rest: {[self.rest(s) for s in self.states]}",
+        )
         self.look_at_rows()
 
     def rest(self, state: State) -> tuple[int, ...]:
         kernel = state.kernel
         missing = max(0, min(kernel.min_size, kernel.max_size) - kernel.size)
         busy = kernel.size - len(kernel.idle)
-        return len(kernel.lent), len(kernel.returning), len(kernel.waiting), kernel.opening, state.connectors, busy, missing
+        return (
+            len(kernel.lent),
+            len(kernel.returning),
+            len(kernel.waiting),
+            kernel.opening,
+            state.connectors,
+            busy,
+            missing,
+        )
 
     def is_whole(self) -> bool:
-        """At rest: nobody has anything, nobody waits, all that is open is idle, and the server knows of nothing else."""
+        """At rest: nobody has anything, nobody waits, all that is open is idle, and the server
+        knows of nothing else.
+        """
         world = self.world
-        ours = [s for fd, (s, _) in world.net.sessions.items() if s.open and self.process_of(fd) is world.process]
-        known, sees_all = sum(s.kernel.size for s in self.states), all(p._driver.capabilities.fileno for p in self.pools)
-        return not any(any(self.rest(s)) for s in self.states) and (len(ours) == known or (len(ours) < known and not sees_all))
+        ours = [
+            s
+            for fd, (s, _) in world.net.sessions.items()
+            if s.open and self.process_of(fd) is world.process
+        ]
+        known, sees_all = (
+            sum(s.kernel.size for s in self.states),
+            all(p._driver.capabilities.fileno for p in self.pools),
+        )
+        return not any(any(self.rest(s)) for s in self.states) and (
+            len(ours) == known or (len(ours) < known and not sees_all)
+        )
 
     def process_of(self, fd: int) -> object:
         return self.world.net.processes[fd]
@@ -388,7 +457,9 @@ class Story:
         stored = Counter(self.world.server.rows)
         for row, outcome in self.outcome.items():
             allowed = {"stored": (1,), "unknown": (0, 1), "refused": (0,)}[outcome]
-            self.world.demand(stored[row] in allowed, f"row {row} was {outcome} and is there {stored[row]} times")
+            self.world.demand(
+                stored[row] in allowed, f"row {row} was {outcome} and is there {stored[row]} times"
+            )
 
 
 def tell(seed: int) -> Story:
@@ -423,7 +494,14 @@ def test_seeds_that_broke_a_promise_once_break_none_now() -> None:
 
 def test_no_story_breaks_a_promise() -> None:
     seen = tell_all(range(1000))
-    assert {"fork", "freeze", "cancelled", "OutageError", "PoolTimeoutError", "ConnectRejectedError"} <= set(seen), "too tame"
+    assert {
+        "fork",
+        "freeze",
+        "cancelled",
+        "OutageError",
+        "PoolTimeoutError",
+        "ConnectRejectedError",
+    } <= set(seen), "too tame"
 
 
 @pytest.mark.soak
@@ -439,7 +517,7 @@ def test_one_seed_tells_one_story() -> None:
     assert first.world.server.attempts == second.world.server.attempts
 
 
-# -- the stories find what they are there to find ------------------------------------------------------------------------
+# -- the stories find what they are there to find --------------------------------------------------
 
 
 def grant_without_taking(self: Kernel) -> list[Ticket]:
@@ -456,10 +534,18 @@ def serve_nobody(self: Kernel) -> tuple[list[Ticket], list[Entry]]:
 
 
 def release_looks_first(self: Pool, conn: Any) -> None:
-    """It looks whether somebody waits, and puts the connection back afterwards: a wake-up is lost in between."""
+    """It looks whether somebody waits, and puts the connection back afterwards: a wake-up is lost
+    in between.
+    """
     state = self._state
     entry = state.lent.pop(conn.address, None)
-    if entry is None or entry.cause or not state.mark[0] or entry.watched or not state.is_clean(conn, entry.traits):
+    if (
+        entry is None
+        or entry.cause
+        or not state.mark[0]
+        or entry.watched
+        or not state.is_clean(conn, entry.traits)
+    ):
         self._release_slowly(state, entry, conn)
         return
     is_awaited = bool(state.waiting) or entry.generation != state.kernel.generation
@@ -476,7 +562,9 @@ def find_fit_without_a_look(state: State, entry: Entry, until: float) -> Flow[bo
 
 
 def take_all_for_good(self: State, entry: Entry, conn: Any) -> bool:
-    """Nothing is rolled back, and nothing keeps a connection with an open transaction from going back."""
+    """Nothing is rolled back, and nothing keeps a connection with an open transaction from going
+    back.
+    """
     return True
 
 
@@ -515,7 +603,9 @@ def do_nothing(self: Any) -> None:
     ids=lambda value: getattr(value, "__name__", None),
 )
 @pytest.mark.timeout(900)  # thousands of stories: on a slow and busy machine that may take minutes
-def test_the_stories_find_a_planted_bug(where: Any, name: str, planted: Any, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stories_find_a_planted_bug(
+    where: Any, name: str, planted: Any, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(where, name, planted)
     with pytest.raises(Violation, match=found):
         tell_all(range(10_000))

@@ -1,4 +1,7 @@
-"""What a server's answers mean. What real servers answer is held in tests/drivers/test_questions.py."""
+"""What a server's answers mean.
+
+What real servers answer is held in tests/drivers/test_questions.py.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,12 @@ import pytest
 
 from unbroken.ledger.questions import Question, answer, text_of
 
-HIDDEN, VIEWS, READ_ONLY, PACKET = Question.HIDDEN_WRITES, Question.VIEWS, Question.READ_ONLY, Question.PACKET
+HIDDEN, VIEWS, READ_ONLY, PACKET = (
+    Question.HIDDEN_WRITES,
+    Question.VIEWS,
+    Question.READ_ONLY,
+    Question.PACKET,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,12 +26,17 @@ HIDDEN, VIEWS, READ_ONLY, PACKET = Question.HIDDEN_WRITES, Question.VIEWS, Quest
         (("view v", "public", "f", "v", "sql", "f"), True),
         (("view v", "public", "f", "s", "plpgsql", "f"), True),  # it may call one that writes
         (("operator ###", "public", "f", "i", "c", "f"), False),
-        (("view v", "public", "total", "i", "internal", "a"), True),  # an aggregate's functions are not told
+        (
+            ("view v", "public", "total", "i", "internal", "a"),
+            True,
+        ),  # an aggregate's functions are not told
         (("view v", b"public", b"f", b"v", b"c", b"f"), True),
         (("foreign table t", "public", "", "v", "", "f"), True),
     ],
 )
-def test_a_function_of_postgresql_may_write_unless_it_is_known_not_to(row: tuple[object, ...], hides: bool) -> None:
+def test_a_function_of_postgresql_may_write_unless_it_is_known_not_to(
+    row: tuple[object, ...], hides: bool
+) -> None:
     said = answer(HIDDEN, "postgresql", [row])
     assert bool(said) is hides
     assert not hides or str(row[0]) in said
@@ -37,15 +50,26 @@ READS = "select `shop`.`t`.`n` AS `n` from `shop`.`t`"
     [
         ([], ""),
         ([("shop", "v", READS)], VIEWS),
-        ([("shop", "v", "select `shop`.`f`() AS `f()`")], "view shop.v calls a function that may write, or its text is hidden"),
+        (
+            [("shop", "v", "select `shop`.`f`() AS `f()`")],
+            "view shop.v calls a function that may write, or its text is hidden",
+        ),
         ([("shop", "v", "")], "view shop.v calls a function that may write, or its text is hidden"),
-        ([("shop", "v", None)], "view shop.v calls a function that may write, or its text is hidden"),
+        (
+            [("shop", "v", None)],
+            "view shop.v calls a function that may write, or its text is hidden",
+        ),
         ([("shop", "v", "select 1 from `a`")], "view shop.v cannot be understood"),
         ([("shop", "v", "select 'from `a`.`b`' AS `x`")], ""),
-        ([("shop", "v", "select extract(year from `q`.`d`) AS `y` from (select 1 AS `d`) `q`")], ""),
+        (
+            [("shop", "v", "select extract(year from `q`.`d`) AS `y` from (select 1 AS `d`) `q`")],
+            "",
+        ),
     ],
 )
-def test_a_view_of_mysql_is_judged_by_its_text(views: list[tuple[object, ...]], said: object) -> None:
+def test_a_view_of_mysql_is_judged_by_its_text(
+    views: list[tuple[object, ...]], said: object
+) -> None:
     assert answer(HIDDEN, "mysql", views) == said
 
 
@@ -53,12 +77,30 @@ def test_a_view_of_mysql_is_judged_by_its_text(views: list[tuple[object, ...]], 
     ("rows", "hides"),
     [
         ([("shop", "t", None), ("shop", "v", READS)], False),
-        ([("shop", "other", None), ("shop", "v", READS)], True),  # it reads what this user cannot see
-        ([("shop", "t", None), ("shop", "v", READS), ("shop", "w", "select `v`.`n` AS `n` from `shop`.`v`")], False),
-        ([("shop", "t", None), ("shop", "w", "select `v`.`n` AS `n` from (`shop`.`t` join `hidden`.`v`)")], True),
+        (
+            [("shop", "other", None), ("shop", "v", READS)],
+            True,
+        ),  # it reads what this user cannot see
+        (
+            [
+                ("shop", "t", None),
+                ("shop", "v", READS),
+                ("shop", "w", "select `v`.`n` AS `n` from `shop`.`v`"),
+            ],
+            False,
+        ),
+        (
+            [
+                ("shop", "t", None),
+                ("shop", "w", "select `v`.`n` AS `n` from (`shop`.`t` join `hidden`.`v`)"),
+            ],
+            True,
+        ),
     ],
 )
-def test_what_a_view_of_mysql_reads_must_be_seen(rows: list[tuple[object, ...]], hides: bool) -> None:
+def test_what_a_view_of_mysql_reads_must_be_seen(
+    rows: list[tuple[object, ...]], hides: bool
+) -> None:
     assert bool(answer(VIEWS, "mariadb", rows)) is hides
 
 
@@ -86,7 +128,10 @@ def test_the_largest_statement_is_a_number() -> None:
     assert answer(PACKET, "mysql", [(b"1048576",)]) == 1_048_576
 
 
-@pytest.mark.parametrize(("question", "backend"), [(READ_ONLY, "postgresql"), (PACKET, "mysql"), (HIDDEN, "postgresql"), (HIDDEN, "mysql")])
+@pytest.mark.parametrize(
+    ("question", "backend"),
+    [(READ_ONLY, "postgresql"), (PACKET, "mysql"), (HIDDEN, "postgresql"), (HIDDEN, "mysql")],
+)
 def test_rows_that_cannot_be_read_are_no_answer(question: Question, backend: str) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         answer(question, backend, [] if question in (READ_ONLY, PACKET) else [(1,)])

@@ -83,7 +83,8 @@ ORDINARY_MYSQL = """
 LEAVES = [
     ("postgresql", sql, kind)
     for kind, text in {
-        Left.SETTING: """
+        Left.SETTING: (
+            """
             SET search_path TO x
             set
             /* first */ SeT -- then
@@ -102,15 +103,19 @@ LEAVES = [
             WITH a AS (UPDATE pg_settings SET setting = 'x' RETURNING 1) SELECT 1
             SELECT 1; SET x TO 1
             SET LOCAL x TO 1; SET x TO 1
-        """,
-        Left.LOCK: """
+        """
+        ),
+        Left.LOCK: (
+            """
             SELECT pg_advisory_lock(1)
             SELECT pg_try_advisory_lock_shared ( 1 )
             EXPLAIN ANALYZE SELECT pg_advisory_lock(1)
             COPY (SELECT pg_advisory_lock(1)) TO STDOUT
             SELECT count(*) FROM (SELECT pg_advisory_lock(id) FROM t) AS x
-        """,
-        Left.TEMPORARY: """
+        """
+        ),
+        Left.TEMPORARY: (
+            """
             CREATE TEMP TABLE a (b int)
             CREATE LOCAL TEMPORARY TABLE a (b int)
             CREATE OR REPLACE TEMP VIEW a AS SELECT 1
@@ -125,14 +130,18 @@ LEAVES = [
             WITH y AS (SELECT 1) SELECT * INTO TEMP TABLE x FROM y
             EXPLAIN ANALYZE CREATE TEMP TABLE x AS SELECT 1
             CREATE TEMP SEQUENCE s
-        """,
+        """
+        ),
         Left.LISTENER: "LISTEN a",
         Left.PREPARED: "PREPARE x AS SELECT 1",
-        Left.CURSOR: """
+        Left.CURSOR: (
+            """
             DECLARE c CURSOR WITH HOLD FOR SELECT 1
             DECLARE "c" SCROLL CURSOR WITH HOLD FOR SELECT 1
-        """,
-        Left.UNKNOWN: """
+        """
+        ),
+        Left.UNKNOWN: (
+            """
             DO $$ BEGIN SET x = 1; END $$
             CALL p()
             EXECUTE p
@@ -140,27 +149,33 @@ LEAVES = [
             CREATE TABLE a AS EXECUTE p
             COPY t TO PROGRAM 'x'
             UNLISTEN a
-        """,
-        Left.FUNCTION: """
+        """
+        ),
+        Left.FUNCTION: (
+            """
             SELECT my_function(1)
             SELECT my.now()
             SELECT "set_config"('a', 'b', false)
             SELECT conflict(1), set(1), "over"(2)
             SELECT * FROM a JOIN b ON my_function(a.x)
             INSERT INTO t (a) VALUES (my_function())
-        """,
-        Left.ENDLESS: """
+        """
+        ),
+        Left.ENDLESS: (
+            """
             SELECT setseed(0.5)
             LOAD 'auto_explain'
             SELECT "dblink_connect"('a', '')
             DO $$ BEGIN PERFORM setseed(0.5); END $$
-        """,
+        """
+        ),
     }.items()
     for sql in text.strip().splitlines()
 ] + [
     ("mysql", sql, kind)
     for kind, text in {
-        Left.SETTING: """
+        Left.SETTING: (
+            """
             SET time_zone = '+00:00'
             SET SESSION sql_mode = ''
             SET LOCAL sort_buffer_size = 1
@@ -172,8 +187,10 @@ LEAVES = [
             SET @a = 1, sql_mode = ''
             SET foreign_key_checks=0
             SELECT 1; SET sql_mode = ''
-        """,
-        Left.VARIABLE: """
+        """
+        ),
+        Left.VARIABLE: (
+            """
             SET @a = 1
             SET @`a b` := 1
             SELECT @a := 1
@@ -182,29 +199,39 @@ LEAVES = [
             select 1 /* to */ into/**/@a
             UPDATE t SET n = (@a := n)
             SELECT last_insert_id(5)
-        """,
-        Left.TEMPORARY: """
+        """
+        ),
+        Left.TEMPORARY: (
+            """
             CREATE TEMPORARY TABLE a (b int)
             create or replace temporary table a (b int)
             CREATE /* not */ TEMPORARY TABLE a (b int)
-        """,
-        Left.LOCK: """
+        """
+        ),
+        Left.LOCK: (
+            """
             SELECT GET_LOCK('a', 1)
             SELECT GET_LOCK ('a', 1)
             DO get_lock('a', 1)
             INSERT INTO t VALUES (get_lock('a', 1))
-        """,
-        Left.TABLES: """
+        """
+        ),
+        Left.TABLES: (
+            """
             LOCK TABLES t WRITE
             LOCK TABLE t READ
-        """,
-        Left.DATABASE: """
+        """
+        ),
+        Left.DATABASE: (
+            """
             USE other
             DROP DATABASE shop
-        """,
+        """
+        ),
         Left.PREPARED: "PREPARE s FROM 'SET @a = 1'",
         Left.CURSOR: "HANDLER t OPEN",
-        Left.UNKNOWN: """
+        Left.UNKNOWN: (
+            """
             /*!40101 SET NAMES latin1 */
             /*M!100101 SET NAMES latin1 */
             SELECT 1 /*!40101 INTO @a */
@@ -217,18 +244,23 @@ LEAVES = [
             GET DIAGNOSTICS @a = NUMBER
             XA START 'a'
             SET STATEMENT max_statement_time = 1 FOR SELECT 1
-        """,
-        Left.FUNCTION: """
+        """
+        ),
+        Left.FUNCTION: (
+            """
             SELECT shop.f(1)
             SELECT f (1)
             SELECT `get_lock`('a', 1)
-        """,
-        Left.ENDLESS: """
+        """
+        ),
+        Left.ENDLESS: (
+            """
             FLUSH TABLES WITH READ LOCK
             LOCK INSTANCE FOR BACKUP
             BACKUP STAGE START
             /*!40101 FLUSH TABLES WITH READ LOCK */
-        """,
+        """
+        ),
     }.items()
     for sql in text.strip().splitlines()
 ]
@@ -252,7 +284,9 @@ def test_the_ordinary_of_mysql_leaves_nothing(sql: str) -> None:
     assert not left_by(sql.strip(), "mariadb")
 
 
-@pytest.mark.parametrize(("backend", "sql", "kind"), LEAVES, ids=[f"{b}: {s.strip()}" for b, s, _ in LEAVES])
+@pytest.mark.parametrize(
+    ("backend", "sql", "kind"), LEAVES, ids=[f"{b}: {s.strip()}" for b, s, _ in LEAVES]
+)
 def test_this_may_leave_something(backend: str, sql: str, kind: Left) -> None:
     assert kind in left_by(sql.strip(), backend)
     assert kind in left_by(sql.strip().encode(), backend)
@@ -283,12 +317,17 @@ _LITERAL = re.compile(r"""('[^']*'|"[^"]*"|`[^`]*`|\$\$.*?\$\$|/\*.*?\*/|--.*)""
 
 
 @given(st.sampled_from(LEAVES), st.data())
-def test_neither_case_nor_gaps_hide_what_is_left(case: tuple[str, str, Left], data: st.DataObject) -> None:
+def test_neither_case_nor_gaps_hide_what_is_left(
+    case: tuple[str, str, Left], data: st.DataObject
+) -> None:
     backend, sql, kind = case
     pieces = []
     for piece in _LITERAL.split(sql.strip()):
         if not _LITERAL.fullmatch(piece):
-            piece = "".join(data.draw(st.sampled_from([c.upper(), c.lower()])) if c.isascii() else c for c in piece)
+            piece = "".join(
+                data.draw(st.sampled_from([c.upper(), c.lower()])) if c.isascii() else c
+                for c in piece
+            )
             piece = re.sub(r" ", lambda _: data.draw(_GAPS), piece)
         pieces.append(piece)
     left = left_by(data.draw(_GAPS) + "".join(pieces), backend)
@@ -297,10 +336,14 @@ def test_neither_case_nor_gaps_hide_what_is_left(case: tuple[str, str, Left], da
 
 @given(
     st.sampled_from(LEAVES),
-    st.sampled_from(["SELECT 1", "UPDATE t SET a = ';'", "SELECT $$;$$", "COMMIT", "-- x\nSELECT 1"]),
+    st.sampled_from(
+        ["SELECT 1", "UPDATE t SET a = ';'", "SELECT $$;$$", "COMMIT", "-- x\nSELECT 1"]
+    ),
     st.booleans(),
 )
-def test_what_one_of_several_statements_leaves_is_found(case: tuple[str, str, Left], other: str, before: bool) -> None:
+def test_what_one_of_several_statements_leaves_is_found(
+    case: tuple[str, str, Left], other: str, before: bool
+) -> None:
     backend, sql, kind = case
     sql = sql.strip().removesuffix("-- then")
     if backend == "mysql" and "$$" in other:
@@ -314,7 +357,13 @@ def test_any_text_gets_a_verdict(sql: str, backend: str) -> None:
     assert left_by(sql, backend) <= set(Left)
 
 
-@given(st.lists(st.sampled_from("SELECT SET ( ) ; ' \" ` \\ @ a := INTO TEMP $$ /* */ -- /*! # , . 1 CREATE pg_temp.x".split())))
+@given(
+    st.lists(
+        st.sampled_from(
+            "SELECT SET ( ) ; ' \" ` \\ @ a := INTO TEMP $$ /* */ -- /*! # , . 1 CREATE pg_temp.x".split()  # noqa: E501
+        )
+    )
+)
 def test_any_tokens_get_a_verdict(tokens: list[str]) -> None:
     for backend in BOTH:
         assert left_by(" ".join(tokens), backend) <= set(Left)

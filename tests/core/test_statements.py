@@ -1,4 +1,6 @@
-"""The kinds of statements: tables from the manuals, tricks with quotes and comments, and properties over generated text."""
+"""The kinds of statements: tables from the manuals, tricks with quotes and comments, and properties
+over generated text.
+"""
 
 from __future__ import annotations
 
@@ -259,7 +261,7 @@ ROLLBACK TRANSACTION TO a
 -- ping
 /* ping */
 ;
-"""
+"""  # noqa: E501
 
 WRITES = """
 INSERT INTO t VALUES (1)
@@ -339,19 +341,27 @@ SET LOCAL app.user = 'x'
 """
 
 TRANSACTIONS = {
-    Kind.BEGIN: """
+    Kind.BEGIN: (
+        """
         BEGIN|BEGIN;|begin work|BEGIN TRANSACTION|BEGIN ISOLATION LEVEL SERIALIZABLE|BEGIN READ ONLY, DEFERRABLE|BEGIN NOT DEFERRABLE
         |START TRANSACTION|START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY|START TRANSACTION ISOLATION LEVEL REPEATABLE READ
-        |BEGIN IMMEDIATE|BEGIN EXCLUSIVE TRANSACTION|/* x */ BEGIN""",
-    Kind.COMMIT: """
+        |BEGIN IMMEDIATE|BEGIN EXCLUSIVE TRANSACTION|/* x */ BEGIN"""  # noqa: E501
+    ),
+    Kind.COMMIT: (
+        """
         COMMIT|commit;|COMMIT WORK|COMMIT TRANSACTION|COMMIT AND NO CHAIN|COMMIT WORK AND NO CHAIN NO RELEASE|END|END TRANSACTION
         |-- done\n COMMIT -- now|SET autocommit=1|SET AUTOCOMMIT = 0|SET @@autocommit = ON|SET SESSION autocommit = TRUE
-        |SET @@session.autocommit := 1|SET LOCAL autocommit = DEFAULT""",
-    Kind.ROLLBACK: """
-        ROLLBACK|rollback ;|ROLLBACK WORK|ROLLBACK TRANSACTION|ABORT|ABORT WORK|ROLLBACK AND NO CHAIN|ROLLBACK NO RELEASE""",
-    Kind.SETTLES: """
+        |SET @@session.autocommit := 1|SET LOCAL autocommit = DEFAULT"""  # noqa: E501
+    ),
+    Kind.ROLLBACK: (
+        """
+        ROLLBACK|rollback ;|ROLLBACK WORK|ROLLBACK TRANSACTION|ABORT|ABORT WORK|ROLLBACK AND NO CHAIN|ROLLBACK NO RELEASE"""  # noqa: E501
+    ),
+    Kind.SETTLES: (
+        """
         COMMIT PREPARED 'x'|COMMIT AND CHAIN|COMMIT WORK AND CHAIN NO RELEASE|COMMIT RELEASE|COMMIT TRANSACTION AND NO CHAIN RELEASE
-        |XA COMMIT 'x'|XA COMMIT 'x','y',1|XA COMMIT 'x' ONE PHASE""",
+        |XA COMMIT 'x'|XA COMMIT 'x','y',1|XA COMMIT 'x' ONE PHASE"""  # noqa: E501
+    ),
 }
 
 
@@ -374,7 +384,8 @@ def test_statements_of_the_manuals_have_their_kind(sql: str, expected: Kind) -> 
     assert kind(sql.lower()) is expected
 
 
-# Each of them runs a COMMIT, a DELETE or something unknown on at least one server, however harmless it looks to another.
+# Each of them runs a COMMIT, a DELETE or something unknown on at least one server, however harmless
+# it looks to another.
 TRICKS = [
     ("SELECT 1; COMMIT", Kind.ENDS),
     ("; COMMIT", Kind.ENDS),
@@ -460,7 +471,8 @@ ROLLBACK TO SAVEPOINT a
 ;
 """
 
-# Reads that may run a view's function, an operator's, a cast's, a type's, or one with the name of a harmless one.
+# Reads that may run a view's function, an operator's, a cast's, a type's, or one with the name of a
+# harmless one.
 LOOKING_READS = """
 SELECT * FROM t
 TABLE t
@@ -485,7 +497,10 @@ SELECT 'a\\' AS x
 """
 
 
-@pytest.mark.parametrize(("sql", "hides"), [*((s, False) for s in lines(PLAIN_READS)), *((s, True) for s in lines(LOOKING_READS))])
+@pytest.mark.parametrize(
+    ("sql", "hides"),
+    [*((s, False) for s in lines(PLAIN_READS)), *((s, True) for s in lines(LOOKING_READS))],
+)
 def test_a_read_may_hide_a_write_unless_its_text_rules_that_out(sql: str, hides: bool) -> None:
     assert kind(sql) is Kind.READ
     assert may_hide_a_write(sql) is hides
@@ -529,7 +544,15 @@ def test_long_texts_are_not_kept() -> None:
 
 
 def test_unclosed_quotes_and_comments_take_no_time_to_speak_of() -> None:
-    for text in ("'" * 60_001, "/*" * 30_000, "'\\" * 30_000, "$a" * 30_000, "(" * 60_000, "`" * 59_999, '"\\' * 30_000):
+    for text in (
+        "'" * 60_001,
+        "/*" * 30_000,
+        "'\\" * 30_000,
+        "$a" * 30_000,
+        "(" * 60_000,
+        "`" * 59_999,
+        '"\\' * 30_000,
+    ):
         assert kind(text) is Kind.ENDS
 
 
@@ -548,13 +571,16 @@ def test_the_word_for_people_never_holds_data(sql: str | bytes, word: str) -> No
     assert verb(sql) == word
 
 
-# -- properties ----------------------------------------------------------------------------------------------------
+# -- properties ------------------------------------------------------------------------------------
 
 SQL_BITS = st.sampled_from(
-    "SELECT INSERT UPDATE DELETE COMMIT BEGIN SET x WITH AS FROM INTO FOR VALUES t f( ( ) , ; ' '' \" ` \\ \\' # -- /* */ /*! $$ "
-    "$a$ E' 1 1.5 0x1 = := @ . [ ] % ? :x $1 \n \r \t EXPLAIN ANALYZE CREATE TABLE COPY STDIN".split(" ")
+    "SELECT INSERT UPDATE DELETE COMMIT BEGIN SET x WITH AS FROM INTO FOR VALUES t f( ( ) , ; ' ''"
+    " \" ` \\ \\' # -- /* */ /*! $$ $a$ E' 1 1.5 0x1 = := @ . [ ] % ? :x $1 \n \r \t EXPLAIN"
+    " ANALYZE CREATE TABLE COPY STDIN".split(" ")
 )
-SOUP = st.lists(SQL_BITS, max_size=25).flatmap(lambda bits: st.sampled_from([" ".join(bits), "".join(bits)]))
+SOUP = st.lists(SQL_BITS, max_size=25).flatmap(
+    lambda bits: st.sampled_from([" ".join(bits), "".join(bits)])
+)
 CHANGES = {"INSERT", "DELETE", "MERGE", "INTO"}
 
 
@@ -583,7 +609,22 @@ def test_a_read_holds_no_word_of_change(sql: str) -> None:
             assert word != "UPDATE" or words[at - 1] == "FOR"
 
 
-GAPS = st.sampled_from([" ", "\n", "\t", "  ", "/* x */", "/**/", " -- x\n", "/* ' */", "/* ; */", ' /* " ` */ ', "\r\n", "\f"])
+GAPS = st.sampled_from(
+    [
+        " ",
+        "\n",
+        "\t",
+        "  ",
+        "/* x */",
+        "/**/",
+        " -- x\n",
+        "/* ' */",
+        "/* ; */",
+        ' /* " ` */ ',
+        "\r\n",
+        "\f",
+    ]
+)
 PLAIN = [s for s, _ in TABLE if s.isascii() and not set("'\"`\\#-/*$[") & set(s)]
 
 
@@ -594,29 +635,41 @@ def is_as_careful(after: Kind, before: Kind) -> bool:
 @given(st.sampled_from(PLAIN), st.data())
 def test_blanks_comments_and_case_never_make_it_less_careful(sql: str, data: st.DataObject) -> None:
     changed = "".join(
-        data.draw(GAPS) if c == " " and data.draw(st.booleans()) else data.draw(st.sampled_from([c, c.swapcase()])) for c in sql
+        (
+            data.draw(GAPS)
+            if c == " " and data.draw(st.booleans())
+            else data.draw(st.sampled_from([c, c.swapcase()]))
+        )
+        for c in sql
     )
     changed = data.draw(GAPS) + changed + data.draw(GAPS)
     assert is_as_careful(kind(changed), kind(sql))
 
 
-@given(st.sampled_from([s for s, _ in TABLE]), st.sampled_from([";", "; ", ";;", " ;\n", "\n;-- x\n"]))
+@given(
+    st.sampled_from([s for s, _ in TABLE]), st.sampled_from([";", "; ", ";;", " ;\n", "\n;-- x\n"])
+)
 def test_a_semicolon_at_the_end_changes_nothing(sql: str, end: str) -> None:
     assert is_as_careful(kind(sql + end), kind(sql))
 
 
 @given(
-    st.text(), st.sampled_from(["mysql", "postgresql"]), st.sampled_from(["INSERT INTO t VALUES ({})", "SELECT {}", "SELECT lower({}), 1"])
+    st.text(),
+    st.sampled_from(["mysql", "postgresql"]),
+    st.sampled_from(["INSERT INTO t VALUES ({})", "SELECT {}", "SELECT lower({}), 1"]),
 )
 def test_a_well_quoted_literal_hides_what_is_in_it(value: str, server: str, sql: str) -> None:
-    """Whatever the value, the outcome is the statement's own kind or a more careful one, never another."""
+    """Whatever the value, the outcome is the statement's own kind or a more careful one, never
+    another.
+    """
     escapes = {"\\": "\\\\", "'": "\\'", "\x00": "\\0"} if server == "mysql" else {"'": "''"}
     quoted = value.translate(str.maketrans(escapes))
     assert is_as_careful(kind(sql.format(f"'{quoted}'")), kind(sql.format("''")))
 
 
 @given(
-    st.text(st.characters(exclude_characters="\\'\x00")), st.sampled_from(["INSERT INTO t VALUES ('{}')", "SELECT '{}' FROM t WHERE (a)"])
+    st.text(st.characters(exclude_characters="\\'\x00")),
+    st.sampled_from(["INSERT INTO t VALUES ('{}')", "SELECT '{}' FROM t WHERE (a)"]),
 )
 def test_a_literal_without_backslash_or_quote_costs_no_replay(value: str, sql: str) -> None:
     plain = not set("#$`[-/") & set(value)
@@ -627,7 +680,9 @@ def test_a_literal_without_backslash_or_quote_costs_no_replay(value: str, sql: s
 
 @given(SOUP)
 def test_any_text_as_a_mysql_string_in_an_insert_stays_a_write(value: str) -> None:
-    """Not a matter of proof but of use: escaped values of every kind must not cost the replay, as a rule."""
+    """Not a matter of proof but of use: escaped values of every kind must not cost the replay, as a
+    rule.
+    """
     if ";" not in value:
         quoted = value.replace("\\", "\\\\").replace("'", "\\'")
         assert kind(f"INSERT INTO t VALUES ('{quoted}')") is Kind.WRITE

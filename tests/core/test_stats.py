@@ -22,7 +22,10 @@ class Conn:
 
 
 def picture(
-    kernel: Kernel | None = None, counters: Counters | None = None, outage: Outage | None = None, limit: float | None = None
+    kernel: Kernel | None = None,
+    counters: Counters | None = None,
+    outage: Outage | None = None,
+    limit: float | None = None,
 ) -> Stats:
     known = IdleLimit()
     known.tell(limit)
@@ -32,9 +35,27 @@ def picture(
 
 def test_a_new_pool_has_nothing_and_has_done_nothing() -> None:
     stats = picture()
-    assert (stats.max_size, stats.min_size, stats.size, stats.idle, stats.used, stats.opening, stats.waiting) == (5, 1, 0, 0, 0, 0, 0)
+    assert (
+        stats.max_size,
+        stats.min_size,
+        stats.size,
+        stats.idle,
+        stats.used,
+        stats.opening,
+        stats.waiting,
+    ) == (5, 1, 0, 0, 0, 0, 0)
     assert (stats.name, stats.server, stats.pid) == ("shop", "db:3306", 7)
-    assert not any([stats.acquired, stats.opened, stats.waits, stats.timeouts, stats.outages, stats.leaked, stats.closed])
+    assert not any(
+        [
+            stats.acquired,
+            stats.opened,
+            stats.waits,
+            stats.timeouts,
+            stats.outages,
+            stats.leaked,
+            stats.closed,
+        ]
+    )
 
 
 def test_it_counts_what_is_where() -> None:
@@ -62,7 +83,13 @@ def test_uses_of_connections_that_are_gone_are_not_forgotten() -> None:
 
 def test_it_says_how_long_the_server_is_away_and_why() -> None:
     outage = Outage()
-    outage.failed(self := object(), 190.0, 190.0, Fault(FaultKind.REFUSED, text="Connection refused"), Random(1))
+    outage.failed(
+        self := object(),
+        190.0,
+        190.0,
+        Fault(FaultKind.REFUSED, text="Connection refused"),
+        Random(1),
+    )
     stats = picture(outage=outage)
     assert self is outage.prober
     assert (stats.away_for, stats.away_because) == (10.0, "Connection refused")

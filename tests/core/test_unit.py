@@ -1,4 +1,6 @@
-"""The ledger of a unit of work: what it lets be replayed, case by case, and against a model of a database that can lose its connections."""
+"""The ledger of a unit of work: what it lets be replayed, case by case, and against a model of a
+database that can lose its connections.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def action(unit: Unit, fault: Fault = LOST, **where: Any) -> Action:
     return unit.verdict(fault, **where).action
 
 
-# -- what may be replayed ------------------------------------------------------------------------------------------
+# -- what may be replayed --------------------------------------------------------------------------
 
 
 def test_an_attempt_that_sent_nothing_is_replayed() -> None:
@@ -110,7 +112,7 @@ def test_a_new_attempt_forgets_the_last_one() -> None:
     assert action(unit) is Action.REPLAY
 
 
-# -- what may not --------------------------------------------------------------------------------------------------
+# -- what may not ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by_method", [True, False])
@@ -128,7 +130,9 @@ def test_a_commit_of_writes_without_an_answer_is_unknown(by_method: bool) -> Non
 
 @pytest.mark.parametrize("sql", ["COMMIT PREPARED 'a'", "XA COMMIT 'a'", "COMMIT AND CHAIN"])
 @pytest.mark.parametrize("autocommit", [True, False, None])
-def test_a_commit_of_another_kind_without_an_answer_is_unknown(sql: str, autocommit: bool | None) -> None:
+def test_a_commit_of_another_kind_without_an_answer_is_unknown(
+    sql: str, autocommit: bool | None
+) -> None:
     unit = begun()
     unit.statement(sql, autocommit)
     assert action(unit) is Action.COMMIT_UNKNOWN
@@ -140,7 +144,9 @@ def test_a_commit_of_another_kind_without_an_answer_is_unknown(sql: str, autocom
 
 
 @pytest.mark.parametrize(("stored", "fate"), [(True, Fate.STORED), (False, Fate.NOTHING)])
-def test_a_commit_of_another_kind_has_the_fate_that_the_server_told(stored: bool, fate: Fate) -> None:
+def test_a_commit_of_another_kind_has_the_fate_that_the_server_told(
+    stored: bool, fate: Fate
+) -> None:
     unit = begun()
     unit.statement("COMMIT PREPARED 'a'", True)
     unit.acknowledged(stored=stored)
@@ -149,7 +155,9 @@ def test_a_commit_of_another_kind_has_the_fate_that_the_server_told(stored: bool
 
 
 @pytest.mark.parametrize("autocommit", [True, False, None])
-def test_a_rollback_to_a_savepoint_stores_nothing_whatever_is_known_of_the_connection(autocommit: bool | None) -> None:
+def test_a_rollback_to_a_savepoint_stores_nothing_whatever_is_known_of_the_connection(
+    autocommit: bool | None,
+) -> None:
     unit = begun()
     unit.statement(INSERT, False)
     unit.statement("ROLLBACK TO SAVEPOINT a", autocommit)
@@ -186,7 +194,9 @@ def test_a_commit_as_text_is_acknowledged_by_what_follows_it(follow: str | None)
 
 
 @pytest.mark.parametrize("report", [Unit.committing, Unit.rolled_back])
-def test_a_commit_without_a_word_is_taken_for_done_when_the_connection_goes_on(report: Callable[[Unit], None]) -> None:
+def test_a_commit_without_a_word_is_taken_for_done_when_the_connection_goes_on(
+    report: Callable[[Unit], None],
+) -> None:
     unit = begun()
     unit.statement(INSERT, False)
     unit.committing()
@@ -198,7 +208,11 @@ def test_a_commit_without_a_word_is_taken_for_done_when_the_connection_goes_on(r
     ("sql", "autocommit", "reason"),
     [
         (INSERT, True, "an INSERT was sent in autocommit"),
-        ("UPDATE t SET a = 1", None, "an UPDATE was sent, and it is not known whether in autocommit"),
+        (
+            "UPDATE t SET a = 1",
+            None,
+            "an UPDATE was sent, and it is not known whether in autocommit",
+        ),
         ("SELECT f(1)", True, "a SELECT was sent in autocommit"),
         ("CREATE TABLE t (a INT)", False, "a CREATE was sent, which may commit by itself"),
         ("XA START 'x'", False, "an XA was sent, which may commit by itself"),
@@ -208,7 +222,9 @@ def test_a_commit_without_a_word_is_taken_for_done_when_the_connection_goes_on(r
     ],
 )
 @pytest.mark.parametrize("fault", [LOST, RETRY])
-def test_what_may_have_been_committed_is_not_replayed_and_says_why(sql: str | None, autocommit: bool, reason: str, fault: Fault) -> None:
+def test_what_may_have_been_committed_is_not_replayed_and_says_why(
+    sql: str | None, autocommit: bool, reason: str, fault: Fault
+) -> None:
     unit = begun()
     unit.statement(sql, autocommit)
     unit.rolled_back()
@@ -260,12 +276,15 @@ def test_after_a_failed_commit_a_later_one_still_counts() -> None:
     assert action(unit) is Action.COMMIT_UNKNOWN
 
 
-@pytest.mark.parametrize("fault", [k for k in FaultKind if k not in (FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.RETRY)])
+@pytest.mark.parametrize(
+    "fault",
+    [k for k in FaultKind if k not in (FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.RETRY)],
+)
 def test_other_faults_are_the_callers(fault: FaultKind) -> None:
     assert action(begun(), Fault(fault)) is Action.RAISE
 
 
-# -- several connections -------------------------------------------------------------------------------------------
+# -- several connections ---------------------------------------------------------------------------
 
 
 def test_open_writes_on_a_connection_that_did_not_fail_forbid_a_replay() -> None:
@@ -307,7 +326,7 @@ def test_a_connection_that_ends_with_a_commit_on_its_way_leaves_it_unknown() -> 
     assert action(unit) is Action.COMMIT_UNKNOWN
 
 
-# -- what the server is asked --------------------------------------------------------------------------------------
+# -- what the server is asked ----------------------------------------------------------------------
 
 LOOK = "SELECT * FROM v"
 
@@ -365,7 +384,9 @@ def test_a_select_that_was_committed_asks_whether_it_may_have_written(how: str) 
 
 
 @pytest.mark.parametrize("answer", ["view v calls f", None])
-def test_a_select_that_may_have_written_and_was_committed_is_not_run_again(answer: str | None) -> None:
+def test_a_select_that_may_have_written_and_was_committed_is_not_run_again(
+    answer: str | None,
+) -> None:
     home = Server()
     unit = looked(home)
     unit.committing(conn_id=1)
@@ -387,7 +408,9 @@ def test_a_lost_commit_of_a_select_that_may_have_written_is_unknown() -> None:
 
 
 @pytest.mark.parametrize("observing", [False, True])
-def test_what_a_select_may_have_stored_is_unknown_unless_the_server_ruled_it_out(observing: bool) -> None:
+def test_what_a_select_may_have_stored_is_unknown_unless_the_server_ruled_it_out(
+    observing: bool,
+) -> None:
     home = Server()
     outer = enter(Unit(observing=True)) if observing else None
     unit = begun()
@@ -428,12 +451,15 @@ def test_each_server_is_asked_once_for_each_attempt() -> None:
         unit.join(conn_id, home)
         unit.statement(LOOK, True, conn_id=conn_id)
         unit.ended(conn_id=conn_id)
-    assert set(unit.verdict(LOST).asks) == {(one, Question.HIDDEN_WRITES), (other, Question.HIDDEN_WRITES)}
+    assert set(unit.verdict(LOST).asks) == {
+        (one, Question.HIDDEN_WRITES),
+        (other, Question.HIDDEN_WRITES),
+    }
     unit.begin_attempt()
     assert unit.verdict(LOST).asks == ()
 
 
-# -- replays without sense -----------------------------------------------------------------------------------------
+# -- replays without sense -------------------------------------------------------------------------
 
 
 def dies(unit: Unit, sql: str, *, fresh: bool = True, before: str | None = None) -> None:
@@ -531,7 +557,9 @@ def test_a_pause_that_ends_its_session_twice_at_the_same_point_is_not_made_a_thi
 
 
 @pytest.mark.parametrize(("after", "fresh"), [(0, True), (1, False)])
-def test_a_connection_that_had_been_idle_before_the_unit_blames_no_pause(after: int, fresh: bool) -> None:
+def test_a_connection_that_had_been_idle_before_the_unit_blames_no_pause(
+    after: int, fresh: bool
+) -> None:
     unit = Unit()
     for _ in range(3):
         pauses(unit, after, fresh=fresh)
@@ -539,7 +567,10 @@ def test_a_connection_that_had_been_idle_before_the_unit_blames_no_pause(after: 
 
 
 def test_a_connection_that_its_holder_closed_is_not_replaced() -> None:
-    assert "closed by the code" in begun().verdict(Fault(FaultKind.LOST, Cause.CLOSED_BY_HOLDER)).reason
+    assert (
+        "closed by the code"
+        in begun().verdict(Fault(FaultKind.LOST, Cause.CLOSED_BY_HOLDER)).reason
+    )
 
 
 def test_a_large_statement_that_was_lost_asks_how_large_one_may_be() -> None:
@@ -551,7 +582,11 @@ def test_a_large_statement_that_was_lost_asks_how_large_one_may_be() -> None:
     unit.ended(conn_id=1, lost=True)
     assert unit.verdict(LOST).asks == ((home, Question.PACKET),)
     unit.hear(home, Question.PACKET, 1024)
-    assert unit.verdict(LOST).reason == "an INSERT of 5,026 bytes was sent, and the server takes max_allowed_packet = 1,024 bytes at most"
+    assert (
+        unit.verdict(LOST).reason
+        == "an INSERT of 5,026 bytes was sent, and the server takes max_allowed_packet = 1,024"
+        " bytes at most"
+    )
     unit.hear(home, Question.PACKET, 16_777_216)
     assert action(unit) is Action.REPLAY
     unit.hear(home, Question.PACKET, None)
@@ -568,7 +603,7 @@ def test_a_refusal_for_being_read_only_is_the_callers_unless_the_server_takes_no
     assert action(unit, Fault(FaultKind.WRONG_SERVER)) is Action.REPLAY
 
 
-# -- which unit ----------------------------------------------------------------------------------------------------
+# -- which unit ------------------------------------------------------------------------------------
 
 
 def test_outside_of_a_unit_there_is_none() -> None:
@@ -646,7 +681,9 @@ def test_threads_with_the_units_context_report_to_it() -> None:
 def test_a_thread_of_no_unit_reports_to_the_unit_that_its_connection_joined() -> None:
     unit, gate = begun(), threading.Event()
     found: list[Unit | None] = []
-    thread = threading.Thread(target=lambda: found.extend([gate.wait(10) or None, current(), current(7), current(8)]))
+    thread = threading.Thread(
+        target=lambda: found.extend([gate.wait(10) or None, current(), current(7), current(8)])
+    )
     thread.start()
     token = enter(unit)
     unit.join(7)
@@ -712,7 +749,9 @@ class Strike(BaseException):
 
 
 def strike_at(number: int, work: Callable[[], object], modules: tuple[str, ...]) -> Strike | None:
-    """Run *work*, with a Strike at instruction *number* in code of *modules*; None: it has fewer."""
+    """Run *work*, with a Strike at instruction *number* in code of *modules*; None: it has
+    fewer.
+    """
     left = [number]
 
     def trace(frame: FrameType, event: str, _arg: object) -> Any:
@@ -737,7 +776,9 @@ def strike_at(number: int, work: Callable[[], object], modules: tuple[str, ...])
 
 
 def every_strike(work: Callable[[], object], *modules: str) -> int:
-    """After a Strike at any instruction of *work* this thread is in no unit; gives how many there were."""
+    """After a Strike at any instruction of *work* this thread is in no unit; gives how many there
+    were.
+    """
     number = 0
     while (strike := strike_at(number, work, modules)) is not None:
         # The exception, and with it each frame that it came through, is still there.
@@ -754,7 +795,16 @@ def every_strike(work: Callable[[], object], *modules: str) -> int:
 
 def test_an_exception_at_any_instruction_of_a_unit_leaves_no_thread_in_a_dead_one() -> None:
     work = lambda: run_unit(lambda: None, None, 3, lambda _: None)  # noqa: E731
-    assert every_strike(work, "unbroken.ledger.unit", "unbroken.pool.contexts", "unbroken.sync", "unbroken.pool.replay") > 200
+    assert (
+        every_strike(
+            work,
+            "unbroken.ledger.unit",
+            "unbroken.pool.contexts",
+            "unbroken.sync",
+            "unbroken.pool.replay",
+        )
+        > 200
+    )
 
 
 def test_an_exception_at_any_instruction_of_a_nested_unit_leaves_no_thread_in_a_dead_one() -> None:
@@ -763,10 +813,14 @@ def test_an_exception_at_any_instruction_of_a_nested_unit_leaves_no_thread_in_a_
     assert every_strike(work, "unbroken.ledger.unit", "unbroken.sync") > 200
 
 
-def test_an_exception_at_any_instruction_inside_an_observing_unit_leaves_the_thread_in_that() -> None:
+def test_an_exception_at_any_instruction_inside_an_observing_unit_leaves_the_thread_in_that() -> (
+    None
+):
     number, outer = 0, enter(observer := Unit(observing=True))
     work = lambda: run_unit(lambda: None, None, 3, lambda _: None)  # noqa: E731
-    while (strike := strike_at(number, work, ("unbroken.ledger.unit", "unbroken.sync"))) is not None:
+    while (
+        strike := strike_at(number, work, ("unbroken.ledger.unit", "unbroken.sync"))
+    ) is not None:
         assert current() is observer
         token = enter(Unit())
         assert token.outermost
@@ -820,7 +874,7 @@ def test_a_connection_that_was_given_back_with_its_transaction_open_forbids_a_re
     assert action(unit, conn_id=2) is Action.RAISE
 
 
-# -- what became of the writes -------------------------------------------------------------------------------------
+# -- what became of the writes ---------------------------------------------------------------------
 
 
 def test_a_unit_that_only_read_stored_nothing() -> None:
@@ -910,7 +964,9 @@ def test_a_write_in_autocommit_has_the_fate_that_the_server_told(stored: bool, f
         (INSERT, None),
     ],
 )
-def test_what_may_commit_by_itself_is_unknown_for_ever(sql: str | None, autocommit: bool | None) -> None:
+def test_what_may_commit_by_itself_is_unknown_for_ever(
+    sql: str | None, autocommit: bool | None
+) -> None:
     unit = begun()
     unit.statement(sql, autocommit, conn_id=1)
     unit.rolled_back(conn_id=1)
@@ -948,7 +1004,7 @@ def test_what_an_attempt_wrote_that_was_run_again_does_not_count() -> None:
     assert unit.fate() is Fate.NOTHING
 
 
-# -- one that watches ----------------------------------------------------------------------------------------------
+# -- one that watches ------------------------------------------------------------------------------
 
 
 def test_a_unit_inside_an_observing_one_is_an_outermost_one_and_its_fate_counts_for_both() -> None:
@@ -1008,7 +1064,9 @@ def test_the_observing_one_knows_how_many_reports_an_inner_unit_heard_from_a_con
     leave(outer)
 
 
-def test_an_inner_unit_that_uses_a_connection_of_the_observing_one_is_not_replayed_and_its_fate_stays_known() -> None:
+def test_an_inner_unit_that_uses_a_connection_of_the_observing_one_is_not_replayed_and_its_fate_stays_known() -> (  # noqa: E501
+    None
+):
     observer = Unit(observing=True)
     outer = enter(observer)
     observer.join(7)
@@ -1064,7 +1122,9 @@ def test_an_observing_unit_waits_for_the_answer_to_every_commit() -> None:
     assert observer.fate() is (Fate.STORED if kind("SELECT f()") is Kind.WRITE else Fate.NOTHING)
 
 
-def test_a_connection_from_before_a_unit_is_no_reason_for_doubt_where_an_observing_one_hears_of_it() -> None:
+def test_a_connection_from_before_a_unit_is_no_reason_for_doubt_where_an_observing_one_hears_of_it() -> (  # noqa: E501
+    None
+):
     observer = Unit(observing=True)
     outer = enter(observer)
     observer.join(7)
@@ -1078,7 +1138,7 @@ def test_a_connection_from_before_a_unit_is_no_reason_for_doubt_where_an_observi
     leave(outer)
 
 
-# -- exceptions ----------------------------------------------------------------------------------------------------
+# -- exceptions ------------------------------------------------------------------------------------
 
 
 def raised(make: Callable[[], object]) -> BaseException:
@@ -1134,7 +1194,7 @@ def test_exceptions_are_let_go_with_the_unit() -> None:
     assert unit.fault_of(exc) is None
 
 
-# -- against a model -----------------------------------------------------------------------------------------------
+# -- against a model -------------------------------------------------------------------------------
 
 
 @dataclass
@@ -1147,7 +1207,10 @@ class Session:
 
 
 class Database:
-    """A database that commits as MySQL does: DDL, BEGIN and SET autocommit end what is open. Rows are numbers."""
+    """A database that commits as MySQL does: DDL, BEGIN and SET autocommit end what is open.
+
+    Rows are numbers.
+    """
 
     def __init__(self) -> None:
         self.stored: list[int] = []
@@ -1199,8 +1262,9 @@ STATEMENTS = [
 class Model:
     """A unit that works on two connections, each of which may be lost at any point of any exchange.
 
-    Each exchange: report, perhaps lose the connection, execute, perhaps lose it, answer. A verdict is asked for whenever
-    an error reaches the unit's runner, and compared with what the database has stored.
+    Each exchange: report, perhaps lose the connection, execute, perhaps lose it, answer. A verdict
+    is asked for whenever an error reaches the unit's runner, and compared with what the database
+    has stored.
     """
 
     def __init__(self, first: bool, second: bool) -> None:
@@ -1224,7 +1288,9 @@ class Model:
         name, which, *rest = event
         getattr(self, name)(which, self.sessions[which], *rest)
         if not self.failed and self.database.stored != self.before:
-            assert action(self.unit) is not Action.REPLAY, "a replay would be given although something is stored"
+            assert action(self.unit) is not Action.REPLAY, (
+                "a replay would be given although something is stored"
+            )
             assert action(self.unit, RETRY) is not Action.REPLAY
         self.check_fate()
 
@@ -1232,11 +1298,17 @@ class Model:
         """Asked at every moment, also after a failure."""
         fate = self.unit.fate()
         if fate is Fate.NOTHING:
-            assert self.database.stored == self.before, "said to be nothing although something is stored"
-            assert not any(s.open for s in self.sessions), "said to be nothing although it may still be committed"
+            assert self.database.stored == self.before, (
+                "said to be nothing although something is stored"
+            )
+            assert not any(s.open for s in self.sessions), (
+                "said to be nothing although it may still be committed"
+            )
         if fate is Fate.STORED:
             assert self.database.stored != self.before, "said to be stored although nothing is"
-            assert not any(s.open for s in self.sessions), "said to be stored although some of it may still be undone"
+            assert not any(s.open for s in self.sessions), (
+                "said to be stored although some of it may still be undone"
+            )
 
     def send(self, which: int, session: Session, sql: str, outcome: str) -> None:
         self.unit.statement(sql, session.autocommit and not session.in_transaction, conn_id=which)
@@ -1269,7 +1341,9 @@ class Model:
             self.lose(which, session)
 
     def deadlock(self, which: int, session: Session) -> None:
-        self.unit.statement(INSERT, session.autocommit and not session.in_transaction, conn_id=which)
+        self.unit.statement(
+            INSERT, session.autocommit and not session.in_transaction, conn_id=which
+        )
         session.open, session.in_transaction = [], False
         self.judge(RETRY, which)
 
@@ -1291,7 +1365,9 @@ class Model:
         self.failed = True
         if verdict.action is Action.REPLAY:
             assert self.database.stored == self.before, "replayed although something is stored"
-            assert which is None or not any(s.open for s in self.sessions), "replayed although a connection still holds writes"
+            assert which is None or not any(s.open for s in self.sessions), (
+                "replayed although a connection still holds writes"
+            )
         assert verdict.reason
 
 
@@ -1306,7 +1382,9 @@ ONE = [
     ("lose",),
 ]
 # What keeps a story going, more often than what ends it.
-LIKELY = [e for e in ONE if e[-1] == "answered" and e[1] in ("BEGIN", INSERT, "SELECT 1", "answered")] * 5
+LIKELY = [
+    e for e in ONE if e[-1] == "answered" and e[1] in ("BEGIN", INSERT, "SELECT 1", "answered")
+] * 5
 EVENTS = [(e[0], which, *e[1:]) for which in (0, 0, 1) for e in ONE + LIKELY]
 
 
@@ -1327,7 +1405,9 @@ TestLedgers = Ledgers.TestCase
 
 
 def every_story(length: int) -> None:
-    """Everything that can happen to one connection in *length* events, and the losses of a second one in between."""
+    """Everything that can happen to one connection in *length* events, and the losses of a second
+    one in between.
+    """
     events = [(e[0], 0, *e[1:]) for e in ONE] + [("lose", 1), ("send", 1, INSERT, "answered")]
     for autocommit in (False, True):
         for story in product(events, repeat=length):
@@ -1354,7 +1434,9 @@ def trusts_begin(sql: str | bytes | None) -> Kind:
     return Kind.READ if kind(sql) is Kind.BEGIN else kind(sql)
 
 
-def believes_a_rollback_at_once(self: Unit, sql: str | bytes | None, autocommit: bool | None, *, conn_id: int | None = None) -> None:
+def believes_a_rollback_at_once(
+    self: Unit, sql: str | bytes | None, autocommit: bool | None, *, conn_id: int | None = None
+) -> None:
     if kind(sql) is Kind.COMMIT:
         self._part(conn_id).open = False
     else:
@@ -1391,8 +1473,14 @@ PLANTED: list[tuple[object, str, object]] = [
 ]
 
 
-@pytest.mark.parametrize(("where", "name", "fault"), PLANTED, ids=lambda x: getattr(x, "__name__", str(x)).rsplit(".", 1)[-1])
-def test_the_model_finds_planted_faults(monkeypatch: pytest.MonkeyPatch, where: object, name: str, fault: object) -> None:
+@pytest.mark.parametrize(
+    ("where", "name", "fault"),
+    PLANTED,
+    ids=lambda x: getattr(x, "__name__", str(x)).rsplit(".", 1)[-1],
+)
+def test_the_model_finds_planted_faults(
+    monkeypatch: pytest.MonkeyPatch, where: object, name: str, fault: object
+) -> None:
     monkeypatch.setattr(where, name, fault)
     with pytest.raises(AssertionError):
         every_story(3)

@@ -1,4 +1,6 @@
-"""The documentation is right: its code runs, its links lead somewhere, its tables are what the code says."""
+"""The documentation is right: its code runs, its links lead somewhere, its tables are what the code
+says.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 #: Where the pages' examples live; the tests put a real server there.
-MYSQL, POSTGRES = "mysql+pymysql://app:secret@127.0.0.1/shop", "postgresql+asyncpg://app:secret@127.0.0.1/shop"
+MYSQL, POSTGRES = (
+    "mysql+pymysql://app:secret@127.0.0.1/shop",
+    "postgresql+asyncpg://app:secret@127.0.0.1/shop",
+)
 PSYCOPG = "postgresql+psycopg://app:secret@127.0.0.1/shop"
 MONGO = "mongodb://127.0.0.1/shop"
 
@@ -30,14 +35,20 @@ def blocks() -> list[object]:
 
 
 @pytest.mark.parametrize("code", blocks())
-def test_a_code_block_runs_as_it_stands(code: str, mariadb: MariaDB, postgres: PostgreSQL, request: pytest.FixtureRequest) -> None:
+def test_a_code_block_runs_as_it_stands(
+    code: str, mariadb: MariaDB, postgres: PostgreSQL, request: pytest.FixtureRequest
+) -> None:
     if MONGO in code:
         run_on_mongodb(code, request.getfixturevalue("mongodb"))
         return
     for server in (mariadb, postgres):
         server.admin("CREATE TABLE IF NOT EXISTS item (id INT PRIMARY KEY, name VARCHAR(50))")
     postgres.admin(f"GRANT ALL ON item TO {postgres.user}")
-    for written, real in ((MYSQL, mariadb.url("pymysql")), (POSTGRES, postgres.url("asyncpg")), (PSYCOPG, postgres.url("psycopg"))):
+    for written, real in (
+        (MYSQL, mariadb.url("pymysql")),
+        (POSTGRES, postgres.url("asyncpg")),
+        (PSYCOPG, postgres.url("psycopg")),
+    ):
         code = code.replace(written, real)
     try:
         exec(compile(code, "<documentation>", "exec"), {"__name__": "documentation"})
@@ -49,7 +60,11 @@ def test_a_code_block_runs_as_it_stands(code: str, mariadb: MariaDB, postgres: P
 def run_on_mongodb(code: str, server: MongoDB) -> None:
     try:
         exec(
-            compile(code.replace(MONGO, f"mongodb://127.0.0.1:{server.port}/shop"), "<documentation>", "exec"),
+            compile(
+                code.replace(MONGO, f"mongodb://127.0.0.1:{server.port}/shop"),
+                "<documentation>",
+                "exec",
+            ),
             {"__name__": "documentation"},
         )
     finally:
@@ -60,7 +75,11 @@ def run_on_mongodb(code: str, server: MongoDB) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_to_a_page_leads_to_one(page: Path) -> None:
-    missing = [link for link in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()) if not (page.parent / link).exists()]
+    missing = [
+        link
+        for link in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text())
+        if not (page.parent / link).exists()
+    ]
     assert missing == []
 
 

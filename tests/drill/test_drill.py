@@ -20,7 +20,12 @@ from unbroken_drill.drill.pools import contenders, scenarios
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "unbroken", *arguments], capture_output=True, text=True, timeout=120, check=False, **options
+        [sys.executable, "-m", "unbroken", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
     )
 
 
@@ -48,7 +53,16 @@ def test_a_short_drill_shows_who_noticed(tmp_path: Path) -> None:
 
 def test_an_interrupted_drill_leaves_nothing_running() -> None:
     drill = subprocess.Popen(
-        [sys.executable, "-m", "unbroken", "drill", "--contenders", "one,sqlalchemy", "--scenarios", "freeze"],
+        [
+            sys.executable,
+            "-m",
+            "unbroken",
+            "drill",
+            "--contenders",
+            "one,sqlalchemy",
+            "--scenarios",
+            "freeze",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -81,15 +95,23 @@ def descendants(pid: int) -> list[int]:
     ("arguments", "said"),
     [
         (["drill", "--scenarios", "kil"], "there is no scenario 'kil'; known are idle, kill,"),
-        (["drill", "--contenders", "pgbouncer"], "there is no contender 'pgbouncer'; known are unbroken,"),
-        (["drill", "--servers", "oracle"], "there is no server 'oracle'; known are postgresql, mariadb"),
+        (
+            ["drill", "--contenders", "pgbouncer"],
+            "there is no contender 'pgbouncer'; known are unbroken,",
+        ),
+        (
+            ["drill", "--servers", "oracle"],
+            "there is no server 'oracle'; known are postgresql, mariadb",
+        ),
         (["drill", "--repeat", "0"], "0 is not in the range"),
         (["drill", "--json", "/no/such/folder/x"], "there is no folder /no/such/folder"),
         (["drill", "--bogus"], "No such option"),
         (["dril"], "No such command"),
     ],
 )
-def test_a_wrong_command_line_is_answered_in_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_line_is_answered_in_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
@@ -105,7 +127,10 @@ def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> N
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     done = run("drill", env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 2
-    assert done.stderr == 'unbroken: the command line needs two packages more: pip install "unbroken[drill]"\n'
+    assert (
+        done.stderr
+        == 'unbroken: the command line needs two packages more: pip install "unbroken[drill]"\n'
+    )
 
 
 def test_a_contender_whose_package_is_missing_is_left_out_with_a_line(
@@ -123,8 +148,15 @@ def test_a_contender_whose_package_is_missing_is_left_out_with_a_line(
 
 def test_names_choose_contenders_ours_by_one_name() -> None:
     ours = ["unbroken/psycopg", "unbroken/asyncpg", "unbroken/peewee"]
-    assert [e.key for e in contenders.choose(["unbroken", "peewee"], ["postgresql"])] == [*ours, "peewee"]
-    assert [e.key for e in contenders.choose(["unbroken"], ["mariadb"])] == ["unbroken/pymysql", "unbroken/mysqlclient", "unbroken/peewee"]
+    assert [e.key for e in contenders.choose(["unbroken", "peewee"], ["postgresql"])] == [
+        *ours,
+        "peewee",
+    ]
+    assert [e.key for e in contenders.choose(["unbroken"], ["mariadb"])] == [
+        "unbroken/pymysql",
+        "unbroken/mysqlclient",
+        "unbroken/peewee",
+    ]
     with pytest.raises(ConfigurationError):
         contenders.choose(["unbroke"], ["postgresql"])
 

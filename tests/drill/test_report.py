@@ -17,8 +17,19 @@ from unbroken_drill.drill.progress import line
 ENTRANTS_SHOWN = choose(["unbroken/psycopg", "one"], ["postgresql"])
 
 
-def row(scenario: str, key: str = "one", title: str = "one connection", **values: object) -> PoolResult:
-    made = PoolResult("postgresql", scenario, key, title, key.startswith("unbroken"), requests=500, recoveries=[0.012], slowest=0.02)
+def row(
+    scenario: str, key: str = "one", title: str = "one connection", **values: object
+) -> PoolResult:
+    made = PoolResult(
+        "postgresql",
+        scenario,
+        key,
+        title,
+        key.startswith("unbroken"),
+        requests=500,
+        recoveries=[0.012],
+        slowest=0.02,
+    )
     for name, value in values.items():
         setattr(made, name, value)
     return made
@@ -30,7 +41,13 @@ def ours(scenario: str, **values: object) -> PoolResult:
 
 def shown(rows: list[PoolResult], width: int = 80, *, verbose: bool = False) -> str:
     out = io.StringIO()
-    pool_report.final(Console(file=out, width=width, highlight=False), rows, ENTRANTS_SHOWN, {"postgresql": "18.4"}, verbose=verbose)
+    pool_report.final(
+        Console(file=out, width=width, highlight=False),
+        rows,
+        ENTRANTS_SHOWN,
+        {"postgresql": "18.4"},
+        verbose=verbose,
+    )
     return out.getvalue()
 
 
@@ -48,15 +65,29 @@ def shown(rows: list[PoolResult], width: int = 80, *, verbose: bool = False) -> 
         ({"failure": "no server"}, "fail"),
     ],
 )
-def test_a_square_shows_the_worst_that_happened_in_five_characters(values: dict[str, object], square: str) -> None:
+def test_a_square_shows_the_worst_that_happened_in_five_characters(
+    values: dict[str, object], square: str
+) -> None:
     assert report.cell(row("kill", **values)).plain == square
     assert len(square) <= 5
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_nothing_is_cut_off_or_overflows(width: int) -> None:
-    bad = {"errors": 9999, "unwell": 8, "wrong": 44, "hung": 3, "in_doubt": 1, "left": 5, "recoveries": [None], "close_wait": 10}
-    text = shown([made(s.name, **values) for s in SCENARIOS for made, values in ((ours, {}), (row, bad))], width)
+    bad = {
+        "errors": 9999,
+        "unwell": 8,
+        "wrong": 44,
+        "hung": 3,
+        "in_doubt": 1,
+        "left": 5,
+        "recoveries": [None],
+        "close_wait": 10,
+    }
+    text = shown(
+        [made(s.name, **values) for s in SCENARIOS for made, values in ((ours, {}), (row, bad))],
+        width,
+    )
     assert "…" not in text
     assert max(len(shown_line) for shown_line in text.splitlines()) <= width
     for scenario in SCENARIOS:
@@ -66,16 +97,28 @@ def test_nothing_is_cut_off_or_overflows(width: int) -> None:
 
 
 def test_the_best_comes_first_and_losses_are_shown() -> None:
-    text = shown([ours("freeze", told=8), row("freeze", slowest=4.0), row("kill", errors=7), ours("kill")])
+    text = shown(
+        [ours("freeze", told=8), row("freeze", slowest=4.0), row("kill", errors=7), ours("kill")]
+    )
     freeze = text[text.index("freeze") :]
-    assert freeze.index("one connection") < freeze.index("unbroken psycopg")  # it told its callers; the other only hung
+    assert freeze.index("one connection") < freeze.index(
+        "unbroken psycopg"
+    )  # it told its callers; the other only hung
     table = text[text.index("league table") :]
     assert table.index("unbroken psycopg") < table.index("one connection")
 
 
 def test_a_breach_is_told_with_what_was_said() -> None:
-    text = shown([ours("kill", errors=2, samples={"OperationalError: gone": 2}), row("kill", errors=9, samples={"secret noise": 9})])
-    assert "✗ PostgreSQL kill, unbroken psycopg: 2 errors that a user would have seen, 0 allowed" in " ".join(text.split())
+    text = shown(
+        [
+            ours("kill", errors=2, samples={"OperationalError: gone": 2}),
+            row("kill", errors=9, samples={"secret noise": 9}),
+        ]
+    )
+    assert (
+        "✗ PostgreSQL kill, unbroken psycopg: 2 errors that a user would have seen, 0 allowed"
+        in " ".join(text.split())
+    )
     assert "2 x OperationalError: gone" in text
     assert "secret noise" not in text
     assert "unbroken broke its contract in 1 of 1 rows" in text
@@ -88,7 +131,9 @@ def test_what_everybody_said_is_shown_when_asked_for() -> None:
 
 
 def test_who_could_not_be_measured_is_named_with_the_reason() -> None:
-    assert "PostgreSQL kill, one connection: not measured: no memory" in shown([row("kill", failure="no memory")])
+    assert "PostgreSQL kill, one connection: not measured: no memory" in shown(
+        [row("kill", failure="no memory")]
+    )
 
 
 def test_a_plain_line_tells_a_result() -> None:
@@ -97,6 +142,9 @@ def test_a_plain_line_tells_a_result() -> None:
     )
 
 
-@pytest.mark.parametrize(("value", "text"), [(None, "-"), (0.0, "0 ms"), (0.0124, "12 ms"), (0.9999, "1.0 s"), (1.64, "1.6 s")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (0.0, "0 ms"), (0.0124, "12 ms"), (0.9999, "1.0 s"), (1.64, "1.6 s")],
+)
 def test_times_are_short(value: float | None, text: str) -> None:
     assert report.seconds(value) == text

@@ -22,7 +22,12 @@ def write(number: int, outcome: str) -> Record:
 
 def test_every_outcome_has_its_own_count() -> None:
     row = result()
-    row.count([write(number, outcome) for number, outcome in enumerate([OK, ERROR, ERROR, WRONG, DOUBT, TOLD], 1)])
+    row.count(
+        [
+            write(number, outcome)
+            for number, outcome in enumerate([OK, ERROR, ERROR, WRONG, DOUBT, TOLD], 1)
+        ]
+    )
     assert (row.requests, row.errors, row.wrong, row.in_doubt, row.told) == (6, 2, 1, 1, 1)
     assert row.slowest == pytest.approx(0.1)
 
@@ -41,7 +46,9 @@ def test_every_outcome_has_its_own_count() -> None:
         (TOLD, 1, 1),
     ],
 )
-def test_unbroken_is_held_to_what_it_said_of_each_write(outcome: str, stored: int, wrong: int) -> None:
+def test_unbroken_is_held_to_what_it_said_of_each_write(
+    outcome: str, stored: int, wrong: int
+) -> None:
     row = result()
     row.check_journal([write(7, outcome)], {7: stored} if stored else {})
     assert row.wrong == wrong
@@ -88,5 +95,17 @@ def test_one_fault_without_a_later_success_is_remembered() -> None:
 
 
 def test_wrong_data_ranks_below_hanging_and_hanging_below_errors() -> None:
-    wrong, hung, errors, told, clean = result(wrong=1), result(hung=1), result(errors=999), result(told=5), result()
-    assert sorted([hung, wrong, clean, told, errors], key=lambda row: row.badness) == [clean, told, errors, hung, wrong]
+    wrong, hung, errors, told, clean = (
+        result(wrong=1),
+        result(hung=1),
+        result(errors=999),
+        result(told=5),
+        result(),
+    )
+    assert sorted([hung, wrong, clean, told, errors], key=lambda row: row.badness) == [
+        clean,
+        told,
+        errors,
+        hung,
+        wrong,
+    ]

@@ -49,7 +49,9 @@ def is_gone(pid: int) -> bool:
     return False
 
 
-def test_a_worker_carries_traffic_and_reports_each_request(worker: WorkerProcess, server: PostgreSQL) -> None:
+def test_a_worker_carries_traffic_and_reports_each_request(
+    worker: WorkerProcess, server: PostgreSQL
+) -> None:
     worker.setup(find("one", "postgresql"), server, Plan(), seed=1)
     worker.ask("start", readers=2, writers=1, every=0.01)
     until(lambda: len(worker.ask("report")["records"]) > 20)
@@ -62,7 +64,9 @@ def test_a_worker_carries_traffic_and_reports_each_request(worker: WorkerProcess
     assert journal(server) == dict.fromkeys(written, 1)
 
 
-def test_what_a_user_would_see_is_an_error_with_a_sample(worker: WorkerProcess, server: PostgreSQL) -> None:
+def test_what_a_user_would_see_is_an_error_with_a_sample(
+    worker: WorkerProcess, server: PostgreSQL
+) -> None:
     worker.setup(find("one", "postgresql"), server, Plan(), seed=1)
     server.kill_sessions()
     worker.ask("burst", threads=2, each=1)
@@ -71,14 +75,18 @@ def test_what_a_user_would_see_is_an_error_with_a_sample(worker: WorkerProcess, 
     assert sum(report["samples"].values()) == 2
 
 
-def test_a_dead_socket_that_nobody_closed_is_counted(worker: WorkerProcess, server: PostgreSQL) -> None:
+def test_a_dead_socket_that_nobody_closed_is_counted(
+    worker: WorkerProcess, server: PostgreSQL
+) -> None:
     worker.setup(find("one", "postgresql"), server, Plan(), seed=1)
     assert close_wait(worker.pid) == 0
     server.kill_sessions()
     until(lambda: close_wait(worker.pid) == 1)
 
 
-def test_processes_that_share_a_session_are_found_out(worker: WorkerProcess, server: PostgreSQL) -> None:
+def test_processes_that_share_a_session_are_found_out(
+    worker: WorkerProcess, server: PostgreSQL
+) -> None:
     worker.setup(find("one", "postgresql"), server, Plan(), seed=1)
     worker.ask("burst", threads=1, each=1)
     try:
@@ -91,7 +99,9 @@ def test_processes_that_share_a_session_are_found_out(worker: WorkerProcess, ser
     assert any(outcome == "wrong" for _, _, outcome, _, _ in report["records"]) or report["hung"]
 
 
-def test_processes_with_sessions_of_their_own_are_well(worker: WorkerProcess, server: PostgreSQL) -> None:
+def test_processes_with_sessions_of_their_own_are_well(
+    worker: WorkerProcess, server: PostgreSQL
+) -> None:
     worker.setup(find("sqlalchemy", "postgresql"), server, Plan(), seed=1)
     worker.ask("burst", threads=2, each=1)
     worker.ask("fork", 60.0, children=2, times=20)
@@ -101,8 +111,18 @@ def test_processes_with_sessions_of_their_own_are_well(worker: WorkerProcess, se
     assert {outcome for _, _, outcome, _, _ in report["records"]} == {"ok"}
 
 
-def test_a_contender_that_cannot_start_says_why_in_one_line(worker: WorkerProcess, server: PostgreSQL) -> None:
-    where = {"backend": "postgresql", "host": "127.0.0.1", "port": 1, "user": "a", "password": "hidden", "database": "d", "url": ""}
+def test_a_contender_that_cannot_start_says_why_in_one_line(
+    worker: WorkerProcess, server: PostgreSQL
+) -> None:
+    where = {
+        "backend": "postgresql",
+        "host": "127.0.0.1",
+        "port": 1,
+        "user": "a",
+        "password": "hidden",
+        "database": "d",
+        "url": "",
+    }
     with pytest.raises(WorkerError) as caught:
         worker.ask("setup", key="one", seed=1, where=where, plan=dataclasses.asdict(Plan()))
     assert "OperationalError" in str(caught.value)
@@ -133,7 +153,8 @@ def test_a_worker_ends_with_its_input_whatever_it_is_doing(server: PostgreSQL) -
 
 def test_a_worker_ends_when_its_drill_is_killed(server: PostgreSQL) -> None:
     code = (
-        "from unbroken_drill.drill.pools.process import WorkerProcess; import time; print(WorkerProcess().pid, flush=True); time.sleep(60)"
+        "from unbroken_drill.drill.pools.process import WorkerProcess; import time;"
+        " print(WorkerProcess().pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     try:

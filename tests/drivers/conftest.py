@@ -1,4 +1,6 @@
-"""One face for all drivers, blocking and async, so that one suite holds them all to the same words."""
+"""One face for all drivers, blocking and async, so that one suite holds them all to the same
+words.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ from unbroken.drivers import open_driver
 from unbroken.ledger import unit
 from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 
-MYSQL = ["pymysql", "mysqldb", "aiomysql", "asyncmy", "mariadbconnector", "mysqlconnector", "mysqlconnector_async"]
+MYSQL = [
+    "pymysql",
+    "mysqldb",
+    "aiomysql",
+    "asyncmy",
+    "mariadbconnector",
+    "mysqlconnector",
+    "mysqlconnector_async",
+]
 POSTGRESQL = ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"]
 ASYNC = {"aiomysql", "asyncmy", "mysqlconnector_async", "psycopg_async", "asyncpg"}
 #: Drivers that cannot bound a single call: the pool ends it from outside.
@@ -72,13 +82,17 @@ class Face:
         return conn
 
     def execute(self, conn: Any, sql: str) -> list[tuple[Any, ...]]:
-        return list(self.run(self._execute(conn, sql)) if self.is_async else self._execute_sync(conn, sql))
+        return list(
+            self.run(self._execute(conn, sql)) if self.is_async else self._execute_sync(conn, sql)
+        )
 
     def _execute_sync(self, conn: Any, sql: str) -> list[tuple[Any, ...]]:
         cursor = conn.cursor()
         try:
             cursor.execute(sql)
-            rows = [tuple(row) for row in cursor.fetchall()] if cursor.description else []  # pg8000 gives lists
+            rows = (
+                [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+            )  # pg8000 gives lists
             while self.is_mysql and cursor.nextset():
                 pass
             return rows
@@ -89,7 +103,11 @@ class Face:
     async def _execute(self, conn: Any, sql: str) -> list[tuple[Any, ...]]:
         if self.name == "asyncpg":
             return [tuple(row) for row in await conn.fetch(sql)]
-        cursor = (await conn.cursor()) if self.name in ("aiomysql", "mysqlconnector_async") else conn.cursor()
+        cursor = (
+            (await conn.cursor())
+            if self.name in ("aiomysql", "mysqlconnector_async")
+            else conn.cursor()
+        )
         try:
             await cursor.execute(sql)
             rows = list(await cursor.fetchall()) if cursor.description else []
@@ -109,19 +127,33 @@ class Face:
     @property
     def libraries(self) -> set[str]:
         """Where its connections' classes may be from."""
-        return {"mysqldb": {"MySQLdb"}, "mariadbconnector": {"mariadb"}, "mysqlconnector": {"mysql"}}.get(self.spelling, {self.spelling})
+        return {
+            "mysqldb": {"MySQLdb"},
+            "mariadbconnector": {"mariadb"},
+            "mysqlconnector": {"mysql"},
+        }.get(self.spelling, {self.spelling})
 
     def by_library(self) -> Any:
-        """A new connection by the library's own function (async: an awaitable of one), as an application makes it."""
+        """A new connection by the library's own function (async: an awaitable of one), as an
+        application makes it.
+        """
         server = self.server
-        where: dict[str, Any] = {"host": server.host, "port": server.port, "user": server.user, "password": server.password}
-        where["dbname" if self.name in ("psycopg", "psycopg_async", "psycopg2") else "database"] = server.database
+        where: dict[str, Any] = {
+            "host": server.host,
+            "port": server.port,
+            "user": server.user,
+            "password": server.password,
+        }
+        where["dbname" if self.name in ("psycopg", "psycopg_async", "psycopg2") else "database"] = (
+            server.database
+        )
         if self.name == "aiomysql":
             where["db"] = where.pop("database")
         if self.name.startswith("mysqlconnector"):
             where |= {"ssl_disabled": True} if self.is_async else {"use_pure": True}
         module, _, name = {
-            "mysqldb": "MySQLdb.connect", "mariadbconnector": "mariadb.connect", "mysqlconnector": "mysql.connector.connect",
+            "mysqldb": "MySQLdb.connect", "mariadbconnector": "mariadb.connect",
+            "mysqlconnector": "mysql.connector.connect",
             "mysqlconnector_async": "mysql.connector.aio.connect",
             "psycopg_async": "psycopg.AsyncConnection.connect", "pg8000": "pg8000.dbapi.connect",
         }.get(self.name, f"{self.name}.connect").rpartition(".")  # fmt: skip
@@ -135,7 +167,12 @@ class Face:
             return conn.cursor(buffered=False)
         if self.name.startswith("mysqlconnector"):
             return conn.cursor()
-        library = {"pymysql": "pymysql.cursors", "mysqldb": "MySQLdb.cursors", "aiomysql": "aiomysql", "asyncmy": "asyncmy.cursors"}
+        library = {
+            "pymysql": "pymysql.cursors",
+            "mysqldb": "MySQLdb.cursors",
+            "aiomysql": "aiomysql",
+            "asyncmy": "asyncmy.cursors",
+        }
         return conn.cursor(importlib.import_module(library[self.name]).SSCursor)
 
     def autocommit(self, conn: Any, on: bool) -> None:
@@ -220,7 +257,9 @@ def faces() -> Iterator[Callable[[str, Server], Face]]:
 
 
 def server_for(name: str, request: pytest.FixtureRequest) -> Server:
-    server: MariaDB | PostgreSQL = request.getfixturevalue("mariadb" if name in MYSQL else "postgres")
+    server: MariaDB | PostgreSQL = request.getfixturevalue(
+        "mariadb" if name in MYSQL else "postgres"
+    )
     return server
 
 

@@ -1,7 +1,9 @@
-"""A library in which one private name was renamed, and what a pool does with it. Run as a program, it is the pool's process.
+"""A library in which one private name was renamed, and what a pool does with it. Run as a program,
+it is the pool's process.
 
-``renamed(package, name, folder)`` copies the library and replaces the name wherever it stands in its Python sources, so that
-the library works as before, and only those who relied on the name do not find it.
+``renamed(package, name, folder)`` copies the library and replaces the name wherever it stands in
+its Python sources, so that the library works as before, and only those who relied on the name do
+not find it.
 """
 
 from __future__ import annotations
@@ -25,13 +27,17 @@ NEW = "renamed_by_a_test"
 
 
 def renamed(package: str, name: str, folder: Path, after: str = r"\b") -> None:
-    """Put a copy of *package* into *folder* in which *name* is called otherwise, where it follows *after*."""
+    """Put a copy of *package* into *folder* in which *name* is called otherwise, where it follows
+    *after*.
+    """
     spec = find_spec(package)
     assert spec is not None
     assert spec.origin is not None
     source = Path(spec.origin).parent
     target = folder / package
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "tests", "vendor", "ai"))
+    shutil.copytree(
+        source, target, ignore=shutil.ignore_patterns("__pycache__", "tests", "vendor", "ai")
+    )
     for libraries in source.parent.glob(f"{package.replace('-', '_')}*.libs"):
         (folder / libraries.name).symlink_to(libraries)
     found = 0
@@ -44,7 +50,10 @@ def renamed(package: str, name: str, folder: Path, after: str = r"\b") -> None:
 
 
 def hide(owner: str, name: str) -> None:
-    """As if the class *owner* (``module:Class``), written in C, had no *name*. Its library is told of the class that has none."""
+    """As if the class *owner* (``module:Class``), written in C, had no *name*.
+
+    Its library is told of the class that has none.
+    """
     module_name, _, class_name = owner.partition(":")
     module = importlib.import_module(module_name)
 
@@ -59,7 +68,9 @@ def hide(owner: str, name: str) -> None:
 
 
 def route_around(name: str) -> None:
-    """As if asyncpg's protocol, written in C, called *name* otherwise; asyncpg's Python sources were renamed already."""
+    """As if asyncpg's protocol, written in C, called *name* otherwise; asyncpg's Python sources
+    were renamed already.
+    """
     from asyncpg import connection
 
     class Protocol:
@@ -90,18 +101,26 @@ class Warnings(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-KILL = {"postgresql": "SELECT pg_terminate_backend(pg_backend_pid())", "mysql": "SELECT CONNECTION_ID()"}
+KILL = {
+    "postgresql": "SELECT pg_terminate_backend(pg_backend_pid())",
+    "mysql": "SELECT CONNECTION_ID()",
+}
 
 
 def end(job: dict[str, Any], rows: Any) -> None:
-    """With MySQL, end the session whose number is in *rows* as an administrator does; PostgreSQL's has ended itself."""
+    """With MySQL, end the session whose number is in *rows* as an administrator does; PostgreSQL's
+    has ended itself.
+    """
     if not job["url"].startswith("postgresql"):
         wire.mysql_query(job["socket"], "root", f"KILL {rows[0][0]}")
 
 
 def use(pool: Any, job: dict[str, Any], execute: Any) -> dict[str, Any]:
     """Plain use, then a unit of work that writes and loses its connection: how it went."""
-    table, kill = job["table"], KILL["postgresql" if job["url"].startswith("postgresql") else "mysql"]
+    table, kill = (
+        job["table"],
+        KILL["postgresql" if job["url"].startswith("postgresql") else "mysql"],
+    )
     for n in range(3):
         with pool.connection() as conn:
             execute(conn, f"INSERT INTO {table} VALUES ({n})")
@@ -131,7 +150,10 @@ def use(pool: Any, job: dict[str, Any], execute: Any) -> dict[str, Any]:
 
 async def use_async(pool: Any, job: dict[str, Any], execute: Any) -> dict[str, Any]:
     """As :func:`use`."""
-    table, kill = job["table"], KILL["postgresql" if job["url"].startswith("postgresql") else "mysql"]
+    table, kill = (
+        job["table"],
+        KILL["postgresql" if job["url"].startswith("postgresql") else "mysql"],
+    )
     for n in range(3):
         async with pool.connection() as conn:
             await execute(conn, f"INSERT INTO {table} VALUES ({n})")

@@ -1,4 +1,6 @@
-"""The sweep (sweep.py) for the drivers of MySQL: ``striking.py pymysql '{"host": …, "port": …, …}' [--every opcode]``."""
+"""The sweep (sweep.py) for the drivers of MySQL: ``striking.py pymysql '{"host": …, "port": …, …}'
+[--every opcode]``.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,21 @@ class MySQL(Subject):  # type: ignore[misc] # its module is found at run time
         spelling = name.removesuffix("_async")
         query = "?allow_local_infile=1" if spelling == "mysqlconnector" else "?local_infile=1"
         scheme = "mariadb" if spelling == "mariadbconnector" else "mysql"
-        place = f"{where['user']}:{where['password']}@{where['host']}:{where['port']}/{where['database']}"
-        self.driver: Any = open_driver(f"{scheme}+{spelling}://{place}{query}", is_async=self.is_async)
+        place = f"{where['user']}:{where['password']}@{where['host']}:{where['port']}/{where['database']}"  # noqa: E501
+        self.driver: Any = open_driver(
+            f"{scheme}+{spelling}://{place}{query}", is_async=self.is_async
+        )
 
     async def cursor(self, conn: Any, *, stream: bool = False, prepared: bool = False) -> Any:
         how: tuple[Any, ...] = ()
         options: dict[str, Any] = {}
         if stream:
-            library = {"pymysql": "pymysql.cursors", "mysqldb": "MySQLdb.cursors", "aiomysql": "aiomysql", "asyncmy": "asyncmy.cursors"}
+            library = {
+                "pymysql": "pymysql.cursors",
+                "mysqldb": "MySQLdb.cursors",
+                "aiomysql": "aiomysql",
+                "asyncmy": "asyncmy.cursors",
+            }
             if self.name in library:
                 how = (importlib.import_module(library[self.name]).SSCursor,)
             else:
@@ -60,8 +69,8 @@ class MySQL(Subject):  # type: ignore[misc] # its module is found at run time
     async def prepare(self) -> None:
         conn = await self.connect()
         for sql in (
-            "DROP TABLE IF EXISTS strikes", "CREATE TABLE strikes (id INT PRIMARY KEY AUTO_INCREMENT, n INT)",
-            "INSERT INTO strikes (n) VALUES (1), (2), (3), (4), (5), (6)", "DROP PROCEDURE IF EXISTS strikes_two",
+            "DROP TABLE IF EXISTS strikes", "CREATE TABLE strikes (id INT PRIMARY KEY AUTO_INCREMENT, n INT)",  # noqa: E501
+            "INSERT INTO strikes (n) VALUES (1), (2), (3), (4), (5), (6)", "DROP PROCEDURE IF EXISTS strikes_two",  # noqa: E501
             "CREATE PROCEDURE strikes_two() BEGIN SELECT 1; SELECT 2; END",
         ):  # fmt: skip
             await self.execute(conn, sql)
@@ -144,7 +153,11 @@ async def warnings_shown(it: MySQL, conn: Any) -> None:
 
 
 async def charset(it: MySQL, conn: Any) -> None:
-    for name, args in (("set_character_set", ("utf8mb4",)), ("set_charset", ("utf8mb4",)), ("set_charset_collation", ("utf8mb4",))):
+    for name, args in (
+        ("set_character_set", ("utf8mb4",)),
+        ("set_charset", ("utf8mb4",)),
+        ("set_charset_collation", ("utf8mb4",)),
+    ):
         if hasattr(conn, name):
             with suppress(AttributeError):  # asyncmy's is mistaken in a name
                 await go(getattr(conn, name)(*args))
@@ -196,7 +209,11 @@ async def prepared(it: MySQL, conn: Any) -> None:
     if it.name in ("mariadbconnector",) or it.name.startswith("mysqlconnector"):
         cursor = await it.cursor(conn, prepared=True)
         for number in (1, 2):
-            await go(cursor.execute("SELECT ?" if it.name == "mariadbconnector" else "SELECT %s", (number,)))
+            await go(
+                cursor.execute(
+                    "SELECT ?" if it.name == "mariadbconnector" else "SELECT %s", (number,)
+                )
+            )
             await go(cursor.fetchall())
         await go(cursor.close())
     elif hasattr(conn, "prepare"):
@@ -229,8 +246,9 @@ async def reset(it: MySQL, conn: Any) -> None:
 
 
 CALLS: Sequence[Call] = [
-    select, parameters, rows, insert, update, refused, many, commit, rollback, driver_rollback, ping, switching, warnings_shown, charset,
-    database, results, stream, half_read, prepared, load, restored, reset,
+    select, parameters, rows, insert, update, refused, many, commit, rollback, driver_rollback,
+    ping, switching, warnings_shown, charset, database, results, stream, half_read, prepared, load,
+    restored, reset,
 ]  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The sweep (sweep.py) for the drivers of PostgreSQL: ``striking_postgresql.py psycopg '{"host": …, "port": …, …}'``."""
+"""The sweep (sweep.py) for the drivers of PostgreSQL: ``striking_postgresql.py psycopg '{"host": …,
+"port": …, …}'``.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,20 @@ ASYNC = {"psycopg_async", "asyncpg"}
 class PostgreSQL(Subject):  # type: ignore[misc] # its module is found at run time
     """A driver of PostgreSQL."""
 
-    spares_loop = True  # asyncpg's C code crashes on some exceptions in an event loop's own transports
+    spares_loop = (
+        True  # asyncpg's C code crashes on some exceptions in an event loop's own transports
+    )
 
     def __init__(self, name: str, where: dict[str, Any]) -> None:
         self.name, self.where = name, where
         self.is_async = name in ASYNC
-        # libpq ends a COPY that was broken off, asyncpg waits for the answer, an event loop closes generators that were left
+        # libpq ends a COPY that was broken off, asyncpg waits for the answer, an event loop closes
+        # generators that were left
         self.resumes = name in ("psycopg2", "asyncpg", "psycopg_async")
-        place = f"{where['user']}:{where['password']}@{where['host']}:{where['port']}/{where['database']}"
-        self.driver = open_driver(f"postgresql+{name.removesuffix('_async')}://{place}", is_async=self.is_async)
+        place = f"{where['user']}:{where['password']}@{where['host']}:{where['port']}/{where['database']}"  # noqa: E501
+        self.driver = open_driver(
+            f"postgresql+{name.removesuffix('_async')}://{place}", is_async=self.is_async
+        )
         self.observer = open_driver(f"postgresql+psycopg2://{place}?autocommit=true").connect(5.0)
 
     async def prepare(self) -> None:
@@ -58,7 +65,9 @@ class PostgreSQL(Subject):  # type: ignore[misc] # its module is found at run ti
         except self.driver.errors as error:
             if "current transaction is aborted" not in str(error):
                 raise
-        await self.rollback(conn)  # that was the answer to this question; the strike made a statement of the call fail
+        await self.rollback(
+            conn
+        )  # that was the answer to this question; the strike made a statement of the call fail
         return (await self.execute(conn, f"SELECT {number}"))[0][0]
 
     async def commit(self, conn: Any) -> None:
@@ -68,7 +77,9 @@ class PostgreSQL(Subject):  # type: ignore[misc] # its module is found at run ti
         await go(self.driver.rollback(conn) if self.name == "asyncpg" else conn.rollback())
 
     async def denies(self, conn: Any) -> str | None:
-        state = self.observed(f"SELECT state FROM pg_stat_activity WHERE pid = {self.driver.session_id(conn)}")[0][0]
+        state = self.observed(
+            f"SELECT state FROM pg_stat_activity WHERE pid = {self.driver.session_id(conn)}"
+        )[0][0]
         return None if state == "idle" else state
 
     async def set_autocommit(self, conn: Any, on: bool) -> None:
@@ -115,7 +126,9 @@ async def many(it: PostgreSQL, conn: Any) -> None:
     if it.name == "asyncpg":
         await conn.executemany("INSERT INTO strikes (n) VALUES ($1)", [(1,), (2,), (3,)])
     else:
-        await go(conn.cursor().executemany("INSERT INTO strikes (n) VALUES (%s)", [(1,), (2,), (3,)]))
+        await go(
+            conn.cursor().executemany("INSERT INTO strikes (n) VALUES (%s)", [(1,), (2,), (3,)])
+        )
 
 
 async def commit(it: PostgreSQL, conn: Any) -> None:
@@ -271,8 +284,9 @@ async def codec(it: PostgreSQL, conn: Any) -> None:
 
 
 CALLS: Sequence[Call] = [
-    select, parameters, rows, insert, refused, refused_by_value, many, commit, rollback, library_commit, ping, idle_limit, probe, restored,
-    in_autocommit, watched, block, stream, server_cursor, copy_in, copy_out, prepared, codec,
+    select, parameters, rows, insert, refused, refused_by_value, many, commit, rollback,
+    library_commit, ping, idle_limit, probe, restored, in_autocommit, watched, block, stream,
+    server_cursor, copy_in, copy_out, prepared, codec,
 ]  # fmt: skip
 
 if __name__ == "__main__":

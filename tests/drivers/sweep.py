@@ -1,9 +1,11 @@
-"""Strike a driver at every step of its Python code, and see that it never gives an answer to the wrong question.
+"""Strike a driver at every step of its Python code, and see that it never gives an answer to the
+wrong question.
 
-A strike is an exception raised where the driver does not expect one, as a signal handler, a time limit or a cancellation
-raises it. Each kind of call is run once for each step of it, struck at that step, and then the connection is looked at:
-either it is not quiet, then it must refuse every further statement at once; or it is quiet, then the next question must get
-its own answer. A program that sweeps runs in an interpreter of its own, so that a crash of a C library is seen by its exit
+A strike is an exception raised where the driver does not expect one, as a signal handler, a time
+limit or a cancellation raises it. Each kind of call is run once for each step of it, struck at that
+step, and then the connection is looked at: either it is not quiet, then it must refuse every
+further statement at once; or it is quiet, then the next question must get its own answer. A program
+that sweeps runs in an interpreter of its own, so that a crash of a C library is seen by its exit
 code. The files striking_….py are such programs: each has a :class:`Subject` and its kinds of calls.
 """
 
@@ -55,16 +57,21 @@ async def go(value: Any) -> Any:
 
 
 class Subject:
-    """A driver, and how its library is used. All methods are coroutines; a blocking driver's never wait."""
+    """A driver, and how its library is used.
+
+    All methods are coroutines; a blocking driver's never wait.
+    """
 
     name: str
     is_async: bool
     driver: Any
     #: How the files end that are never struck.
     spared: tuple[str, ...] = ()
-    #: Whether nothing of asyncio's own code is struck: what that makes of an exception is not the driver's.
+    #: Whether nothing of asyncio's own code is struck: what that makes of an exception is not the
+    #: driver's.
     spares_loop = False
-    #: Whether the library finds its way back by itself, so that a statement on a connection that is not quiet is answered.
+    #: Whether the library finds its way back by itself, so that a statement on a connection that is
+    #: not quiet is answered.
     resumes = False
 
     async def connect(self) -> Any:
@@ -95,10 +102,19 @@ Call = Callable[[Any, Any], Awaitable[None]]
 
 
 class Striker:
-    """A trace function that raises *kind* at the step number *at* of what runs below *own* files; 0: it only counts."""
+    """A trace function that raises *kind* at the step number *at* of what runs below *own* files;
+    0: it only counts.
+    """
 
     def __init__(
-        self, at: int, kind: type[BaseException], *, opcodes: bool, own: set[str], inside: types.CodeType | None, it: Subject
+        self,
+        at: int,
+        kind: type[BaseException],
+        *,
+        opcodes: bool,
+        own: set[str],
+        inside: types.CodeType | None,
+        it: Subject,
     ) -> None:
         self.at, self.kind, self.opcodes, self.own, self.inside = at, kind, opcodes, own, inside
         self.spared, self.spares_loop = it.spared, it.spares_loop
@@ -113,7 +129,10 @@ class Striker:
         return self._step(frame, event, arg)
 
     def _is_ours(self, frame: types.FrameType | None) -> bool:
-        """Whether this is the driver's, in a call of the code under test. An event loop does other things too."""
+        """Whether this is the driver's, in a call of the code under test.
+
+        An event loop does other things too.
+        """
         if self.inside is None:
             return True
         if self.spares_loop and frame is not None and frame.f_code.co_filename.startswith(_ASYNCIO):
@@ -156,7 +175,9 @@ def throwing(coroutine: Any, at: int, error: BaseException, waits: list[int]) ->
 class Sweep:
     """One driver, all kinds of calls, all steps."""
 
-    def __init__(self, it: Subject, *, own: set[str], opcodes: bool, kinds: Sequence[type[BaseException]]) -> None:
+    def __init__(
+        self, it: Subject, *, own: set[str], opcodes: bool, kinds: Sequence[type[BaseException]]
+    ) -> None:
         self.it, self.own, self.opcodes, self.kinds = it, {__file__, *own}, opcodes, kinds
         self.runner = asyncio.Runner() if it.is_async else None
         self.figures: Counter[str] = Counter()
@@ -228,7 +249,14 @@ class Sweep:
 
     def striker(self, call: Any, kind: type[BaseException], at: int) -> Striker:
         """What strikes *call* at the step number *at*."""
-        return Striker(at, kind, opcodes=self.opcodes, own=self.own, inside=call.__code__ if self.it.is_async else None, it=self.it)
+        return Striker(
+            at,
+            kind,
+            opcodes=self.opcodes,
+            own=self.own,
+            inside=call.__code__ if self.it.is_async else None,
+            it=self.it,
+        )
 
     def traced(self, call: Call, striker: Striker) -> None:
         """Run *call* under *striker*."""
@@ -247,13 +275,19 @@ class Sweep:
         """Strike *call* once."""
         striker = self.striker(call, kind, at)
         self.figures["strikes"] += 1
-        self.struck(call, lambda: self.traced(call, striker), lambda: f"{kind.__name__} at step {at}: {striker.place}")
+        self.struck(
+            call,
+            lambda: self.traced(call, striker),
+            lambda: f"{kind.__name__} at step {at}: {striker.place}",
+        )
 
     def throw(self, call: Call, error: type[BaseException], at: int) -> None:
         """Throw into *call* once."""
         self.figures["throws"] += 1
         self.struck(
-            call, lambda: self.run(throwing(call(self.it, self.fresh()), at, error(), [0])), lambda: f"{error.__name__} thrown at wait {at}"
+            call,
+            lambda: self.run(throwing(call(self.it, self.fresh()), at, error(), [0])),
+            lambda: f"{error.__name__} thrown at wait {at}",
         )
 
     def struck(self, call: Any, do: Callable[[], Any], where: Callable[[], str]) -> None:
@@ -296,7 +330,9 @@ class Sweep:
             self.drop()
 
     def look_in_step(self, call: str, where: str) -> None:
-        """A quiet connection: each question gets its own answer, and what is called clean is clean."""
+        """A quiet connection: each question gets its own answer, and what is called clean is
+        clean.
+        """
         driver, conn = self.it.driver, self.conn
         if driver.is_clean(conn, self.traits):
             told = driver.is_in_transaction(conn)
@@ -311,7 +347,9 @@ class Sweep:
             return
         try:
             self.run(self.it.rollback(conn))
-        except driver.errors:  # in step, but its library takes it for one in a block of its own: the pool closes it
+        except (
+            driver.errors
+        ):  # in step, but its library takes it for one in a block of its own: the pool closes it
             self.figures["unfit"] += 1
             if driver.is_clean(conn, self.traits):
                 self.fault("called clean, but cannot be rolled back", call, where)
@@ -333,8 +371,8 @@ class Sweep:
         if driver.is_in_transaction(conn) is False:
             self.fault("not quiet, but known to be in no transaction", call, where)
         for name, attempt in (
-            ("execute", lambda: it.ask(conn, 1)), ("commit", lambda: it.commit(conn)), ("rollback", lambda: it.rollback(conn)),
-            ("ping", lambda: go(driver.ping(conn, 2.0))), ("driver.commit", lambda: go(driver.commit(conn))),
+            ("execute", lambda: it.ask(conn, 1)), ("commit", lambda: it.commit(conn)), ("rollback", lambda: it.rollback(conn)),  # noqa: E501
+            ("ping", lambda: go(driver.ping(conn, 2.0))), ("driver.commit", lambda: go(driver.commit(conn))),  # noqa: E501
             ("driver.rollback", lambda: go(driver.rollback(conn))),
         ):  # fmt: skip
             started = time.monotonic()
@@ -344,8 +382,15 @@ class Sweep:
                 self.fault(f"{name} hangs", call, where, error)
                 return
             except Exception as error:
-                if not driver.classify(error).is_lost and not (it.resumes and driver.is_quiet(conn)):
-                    self.fault(f"{name} refused as {type(error).__name__}, no lost connection", call, where, error)
+                if not driver.classify(error).is_lost and not (
+                    it.resumes and driver.is_quiet(conn)
+                ):
+                    self.fault(
+                        f"{name} refused as {type(error).__name__}, no lost connection",
+                        call,
+                        where,
+                        error,
+                    )
             else:
                 if not it.resumes or (name == "execute" and got != 1):
                     self.fault(f"{name} was not refused", call, where)
@@ -381,7 +426,9 @@ class Sweep:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Raise Hang in here when it takes too long; a C library that waits for ever ends the program."""
+    """Raise Hang in here when it takes too long; a C library that waits for ever ends the
+    program.
+    """
 
     def late(*_: object) -> None:
         raise Hang
@@ -399,7 +446,10 @@ _armed = [0.0]
 
 
 def not_for_ever() -> None:
-    """End the program where a call that begins now never ends. To arm the timer takes half a millisecond: once a second will do."""
+    """End the program where a call that begins now never ends.
+
+    To arm the timer takes half a millisecond: once a second will do.
+    """
     now = time.monotonic()
     if now - _armed[0] > 1:
         _armed[0] = now
@@ -407,7 +457,10 @@ def not_for_ever() -> None:
 
 
 def main(subject: Callable[[str, dict[str, Any]], Subject], calls: Sequence[Call], own: str) -> int:
-    """The program: ``NAME WHERE [--every opcode] [--only CALL,…] [--strikes Struck,StruckHard]``. Prints figures as JSON."""
+    """The program: ``NAME WHERE [--every opcode] [--only CALL,…] [--strikes Struck,StruckHard]``.
+
+    Prints figures as JSON.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("name")
     parser.add_argument("where", type=json.loads)
@@ -419,8 +472,12 @@ def main(subject: Callable[[str, dict[str, Any]], Subject], calls: Sequence[Call
     warnings.simplefilter("ignore")
     logging.disable()
     sys.unraisablehook = lambda _: None
-    kinds = [{"Struck": Struck, "StruckHard": StruckHard}[name] for name in given.strikes.split(",")]
-    sweep = Sweep(subject(given.name, given.where), own={own}, opcodes=given.every == "opcode", kinds=kinds)
+    kinds = [
+        {"Struck": Struck, "StruckHard": StruckHard}[name] for name in given.strikes.split(",")
+    ]
+    sweep = Sweep(
+        subject(given.name, given.where), own={own}, opcodes=given.every == "opcode", kinds=kinds
+    )
     sweep.run(sweep.it.prepare())
     took: dict[str, float] = {}
     for call in calls:
@@ -432,5 +489,9 @@ def main(subject: Callable[[str, dict[str, Any]], Subject], calls: Sequence[Call
         sweep.drop()
     faulthandler.cancel_dump_traceback_later()
     gc.collect()
-    print(json.dumps({"figures": sweep.figures, "faults": sweep.faults, "told": sweep.told, "took": took}))
+    print(
+        json.dumps(
+            {"figures": sweep.figures, "faults": sweep.faults, "told": sweep.told, "took": took}
+        )
+    )
     return 0

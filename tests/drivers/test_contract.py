@@ -116,7 +116,9 @@ def test_a_unix_socket_is_as_good(face: Any) -> None:
     driver = face.make(face.url(unix=True))
     conn = face.connect(driver=driver)
     assert (driver.fileno(conn) is not None) is driver.capabilities.fileno
-    assert driver.target.server == (face.server.unix_socket if face.is_mysql else driver.target.unix_socket)
+    assert driver.target.server == (
+        face.server.unix_socket if face.is_mysql else driver.target.unix_socket
+    )
 
 
 def test_in_the_middle_of_an_exchange_nothing_is_certain(mysql_face: Any) -> None:

@@ -27,7 +27,9 @@ def changed(face: Any, **parts: Any) -> Any:
         **parts,
     }
     scheme = face.url().partition("://")[0]
-    return face.make(f"{scheme}://{part['user']}:{quote(part['password'])}@{part['host']}:{part['port']}/{part['database']}")
+    return face.make(
+        f"{scheme}://{part['user']}:{quote(part['password'])}@{part['host']}:{part['port']}/{part['database']}"
+    )
 
 
 def connecting(face: Any, driver: Any, timeout: float = 5.0) -> Any:
@@ -93,7 +95,9 @@ def test_a_frozen_server_bounds_connect_and_ping(own_face: Any) -> None:
             assert not face.driver.is_quiet(conn)
         closing = time.monotonic()
         face.driver.close(conn)
-        assert time.monotonic() - closing < 4  # whoever waits for the server's answer waits until the thaw
+        assert (
+            time.monotonic() - closing < 4
+        )  # whoever waits for the server's answer waits until the thaw
         assert time.monotonic() - started < 12
     finally:
         face.server.thaw()
@@ -122,7 +126,12 @@ def test_a_killed_session_is_lost(face: Any) -> None:
     fault = face.fault(lambda: face.execute(conn, "SELECT 1"))
     assert fault.kind is FaultKind.LOST
     assert fault.is_lost
-    assert fault.cause in (None, Cause.KILLED, Cause.CONNECTION_RESET, Cause.CLOSED_BY_PEER)  # few drivers read the last words
+    assert fault.cause in (
+        None,
+        Cause.KILLED,
+        Cause.CONNECTION_RESET,
+        Cause.CLOSED_BY_PEER,
+    )  # few drivers read the last words
 
 
 def test_a_session_killed_in_the_middle_of_a_statement_is_lost(face: Any) -> None:
@@ -130,7 +139,9 @@ def test_a_session_killed_in_the_middle_of_a_statement_is_lost(face: Any) -> Non
     session = face.driver.session_id(conn)
     killer = threading.Timer(0.3, lambda: face.server._kill_session(int(session)))
     killer.start()
-    fault = face.fault(lambda: face.execute(conn, "SELECT SLEEP(20)" if face.is_mysql else "SELECT pg_sleep(20)"))
+    fault = face.fault(
+        lambda: face.execute(conn, "SELECT SLEEP(20)" if face.is_mysql else "SELECT pg_sleep(20)")
+    )
     killer.join()
     assert fault.kind is FaultKind.LOST
 
@@ -150,7 +161,9 @@ def test_a_server_that_was_killed_is_lost(own_face: Any) -> None:
 
 def test_a_full_server_says_so(face: Any, new_mariadb: Any, new_postgres: Any, faces: Any) -> None:
     server = (
-        new_mariadb({"max_connections": 10}) if face.is_mysql else new_postgres({"max_connections": 8, "superuser_reserved_connections": 3})
+        new_mariadb({"max_connections": 10})
+        if face.is_mysql
+        else new_postgres({"max_connections": 8, "superuser_reserved_connections": 3})
     )
     full = faces(face.name, server)
     with pytest.raises((*full.driver.errors, OSError)) as caught:
@@ -161,7 +174,10 @@ def test_a_full_server_says_so(face: Any, new_mariadb: Any, new_postgres: Any, f
 
 def test_a_deadlock_asks_to_try_again(face: Any) -> None:
     table = f"deadlock_{face.name}"
-    face.server.admin(f"CREATE TABLE {table} (n INT PRIMARY KEY, v INT); INSERT INTO {table} VALUES (1, 0), (2, 0)")
+    face.server.admin(
+        f"CREATE TABLE {table} (n INT PRIMARY KEY, v INT); INSERT INTO {table} VALUES (1, 0),"
+        " (2, 0)"
+    )
     face.server.admin(f"GRANT ALL ON {table} TO PUBLIC") if not face.is_mysql else None
     first, second = face.connect(), face.connect()
     try:
@@ -180,14 +196,23 @@ def test_a_deadlock_asks_to_try_again(face: Any) -> None:
 def _cross(face: Any, table: str, first: Any, second: Any) -> list[Any]:
     """Each connection updates the row that the other one holds; gives the faults."""
     faults: list[Any] = []
-    sql = [(first, f"UPDATE {table} SET v = 2 WHERE n = 2"), (second, f"UPDATE {table} SET v = 2 WHERE n = 1")]
+    sql = [
+        (first, f"UPDATE {table} SET v = 2 WHERE n = 2"),
+        (second, f"UPDATE {table} SET v = 2 WHERE n = 1"),
+    ]
     if face.is_async:
         import asyncio
 
         async def both() -> list[Any]:
-            return await asyncio.gather(*(face._execute(conn, text) for conn, text in sql), return_exceptions=True)
+            return await asyncio.gather(
+                *(face._execute(conn, text) for conn, text in sql), return_exceptions=True
+            )
 
-        return [face.driver.classify(answer) for answer in face.run(both()) if isinstance(answer, BaseException)]
+        return [
+            face.driver.classify(answer)
+            for answer in face.run(both())
+            if isinstance(answer, BaseException)
+        ]
 
     def one(conn: Any, text: str) -> None:
         with suppress(Exception):
@@ -229,8 +254,13 @@ def test_a_server_that_became_read_only_is_the_wrong_one(face: Any) -> None:
         with face.server.temporarily(**{option: 1 if face.is_mysql else "on"}):
             conn = face.connect()
             fault = face.fault(lambda: face.execute(conn, f"INSERT INTO {table} VALUES (1)"))
-        # PostgreSQL says the same of a transaction that the application wanted read-only: the pool asks.
-        expected = (FaultKind.WRONG_SERVER, Cause.FAILOVER) if face.is_mysql else (FaultKind.READ_ONLY, None)
+        # PostgreSQL says the same of a transaction that the application wanted read-only: the pool
+        # asks.
+        expected = (
+            (FaultKind.WRONG_SERVER, Cause.FAILOVER)
+            if face.is_mysql
+            else (FaultKind.READ_ONLY, None)
+        )
         assert (fault.kind, fault.cause) == expected
         face.call("rollback", conn)
         face.driver.close(conn)

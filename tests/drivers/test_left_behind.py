@@ -1,4 +1,6 @@
-"""A connection whose holder left something half read, or closed it, is known for what it is, and nothing waits for it."""
+"""A connection whose holder left something half read, or closed it, is known for what it is, and
+nothing waits for it.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def _copy(face: Any, conn: Any) -> Any:
     if face.is_async:
 
         async def begin() -> Any:
-            copy = conn.cursor().copy("COPY (SELECT n FROM generate_series(1, 100000) AS n) TO STDOUT")
+            copy = conn.cursor().copy(
+                "COPY (SELECT n FROM generate_series(1, 100000) AS n) TO STDOUT"
+            )
             inside = await copy.__aenter__()
             await inside.read()
             return copy
@@ -59,14 +63,21 @@ CASES: list[tuple[str, Callable[[Any, Any], Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "leave"), CASES)
-def test_what_was_left_half_read_is_neither_quiet_nor_waited_for(faces: Any, postgres: Any, name: str, leave: Any) -> None:
+def test_what_was_left_half_read_is_neither_quiet_nor_waited_for(
+    faces: Any, postgres: Any, name: str, leave: Any
+) -> None:
     face = faces(name, postgres)
     conn = face.connect()
     traits = face.driver.traits(conn)
     kept = leave(face, conn)
     assert not face.driver.is_quiet(conn)
     assert not face.driver.is_clean(conn, traits)
-    for method, more in (("commit", ()), ("rollback", ()), ("ping", (1.0,)), ("restore", (traits,))):
+    for method, more in (
+        ("commit", ()),
+        ("rollback", ()),
+        ("ping", (1.0,)),
+        ("restore", (traits,)),
+    ):
         fault = face.fault(lambda method=method, more=more: face.call(method, conn, *more))
         assert fault.is_lost, method
     face.driver.close(conn)
@@ -90,8 +101,9 @@ def _with(face: Any, conn: Any) -> None:
     face.run(leave())
 
 
-CLOSES = [(name, _close) for name in ("psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000")] + [
-    ("psycopg", _with), ("psycopg_async", _with), ("pg8000", _with), ("asyncpg", lambda _face, conn: conn.terminate()),
+CLOSES = [(name, _close) for name in ("psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000")] + [  # noqa: E501
+    ("psycopg", _with), ("psycopg_async", _with), ("pg8000", _with),
+    ("asyncpg", lambda _face, conn: conn.terminate()),
 ]  # fmt: skip
 
 
@@ -110,7 +122,14 @@ def test_a_connection_that_its_holder_closed_is_told_from_a_lost_one_and_fails_a
     assert not driver.is_clean(conn, traits)
     assert driver.is_in_transaction(conn) is None
     driver.watch(conn)
-    for method, more in (("commit", ()), ("rollback", ()), ("ping", (1.0,)), ("restore", (traits,)), ("idle_limit", ()), ("begin", ())):
+    for method, more in (
+        ("commit", ()),
+        ("rollback", ()),
+        ("ping", (1.0,)),
+        ("restore", (traits,)),
+        ("idle_limit", ()),
+        ("begin", ()),
+    ):
         fault = face.fault(lambda method=method, more=more: face.call(method, conn, *more))
         assert fault.is_lost, (method, fault)
     driver.unwatch(conn)
@@ -118,7 +137,9 @@ def test_a_connection_that_its_holder_closed_is_told_from_a_lost_one_and_fails_a
 
 
 @pytest.mark.parametrize("name", ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"])
-def test_a_connection_that_was_lost_and_closed_afterwards_was_not_closed_by_its_holder(faces: Any, postgres: Any, name: str) -> None:
+def test_a_connection_that_was_lost_and_closed_afterwards_was_not_closed_by_its_holder(
+    faces: Any, postgres: Any, name: str
+) -> None:
     face = faces(name, postgres)
     conn = face.connect()
     postgres.kill_sessions()
@@ -130,17 +151,25 @@ def test_a_connection_that_was_lost_and_closed_afterwards_was_not_closed_by_its_
 
 
 @pytest.mark.parametrize(("name", "leave"), CASES)
-def test_a_holder_that_would_wait_for_itself_is_told_so(faces: Any, postgres: Any, name: str, leave: Any) -> None:
+def test_a_holder_that_would_wait_for_itself_is_told_so(
+    faces: Any, postgres: Any, name: str, leave: Any
+) -> None:
     face = faces(name, postgres)
     conn = face.connect()
     kept = leave(face, conn)
-    for action in (lambda: face.execute(conn, "SELECT 1"), lambda: face.run(conn.commit()), lambda: face.run(conn.rollback())):
+    for action in (
+        lambda: face.execute(conn, "SELECT 1"),
+        lambda: face.run(conn.commit()),
+        lambda: face.run(conn.rollback()),
+    ):
         assert face.fault(action).is_lost
     face.driver.close(conn)
     del kept
 
 
-def test_a_thread_that_waits_for_anothers_half_read_result_ends_with_the_socket(faces: Any, postgres: Any) -> None:
+def test_a_thread_that_waits_for_anothers_half_read_result_ends_with_the_socket(
+    faces: Any, postgres: Any
+) -> None:
     face = faces("psycopg", postgres)
     conn = face.connect()
     kept, errors = _stream(face, conn), []
@@ -163,12 +192,19 @@ def test_a_thread_that_waits_for_anothers_half_read_result_ends_with_the_socket(
     del kept
 
 
-def test_threads_that_share_a_connection_wait_for_each_other_as_ever(faces: Any, postgres: Any) -> None:
+def test_threads_that_share_a_connection_wait_for_each_other_as_ever(
+    faces: Any, postgres: Any
+) -> None:
     face = faces("psycopg", postgres)
     conn = face.connect()
     answers: list[int] = []
     threads = [
-        threading.Thread(target=lambda n=n: answers.append(conn.execute(f"SELECT {n} FROM pg_sleep(0.02)").fetchone()[0])) for n in range(8)
+        threading.Thread(
+            target=lambda n=n: answers.append(
+                conn.execute(f"SELECT {n} FROM pg_sleep(0.02)").fetchone()[0]
+            )
+        )
+        for n in range(8)
     ]
     for thread in threads:
         thread.start()
@@ -177,7 +213,9 @@ def test_threads_that_share_a_connection_wait_for_each_other_as_ever(faces: Any,
     assert sorted(answers) == list(range(8))
 
 
-def test_tasks_that_share_a_connection_wait_for_each_other_as_ever(faces: Any, postgres: Any) -> None:
+def test_tasks_that_share_a_connection_wait_for_each_other_as_ever(
+    faces: Any, postgres: Any
+) -> None:
     face = faces("psycopg_async", postgres)
     conn = face.connect()
 
@@ -192,7 +230,9 @@ def test_tasks_that_share_a_connection_wait_for_each_other_as_ever(faces: Any, p
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_pool_takes_back_a_half_read_stream_at_once(postgres: Any, error: type[BaseException]) -> None:
+def test_a_pool_takes_back_a_half_read_stream_at_once(
+    postgres: Any, error: type[BaseException]
+) -> None:
     with Pool(postgres.url("psycopg"), max_size=1) as pool:
         with pytest.raises(error), pool.connection(deadline=30) as conn:
             rows = conn.cursor().stream(ROWS)

@@ -1,4 +1,6 @@
-"""mysql-connector-python's C extension, which is refused by name: nobody could know whether an answer is outstanding."""
+"""mysql-connector-python's C extension, which is refused by name: nobody could know whether an
+answer is outstanding.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from unbroken.errors import ConfigurationError
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_url_that_asks_for_the_c_extension_is_refused_with_the_remedy(is_async: bool) -> None:
-    with pytest.raises(ConfigurationError, match=r"use_pure=false: .*hides its socket.*leave the option out"):
+    with pytest.raises(
+        ConfigurationError, match=r"use_pure=false: .*hides its socket.*leave the option out"
+    ):
         open_driver("mysql+mysqlconnector://u@h/d?use_pure=false", is_async=is_async)
 
 
@@ -53,13 +57,22 @@ with unbroken.Pool(connect=connect, driver="mysqlconnector", acquire_timeout=10)
     except unbroken.ConnectRejectedError as error:
         print(error)
 assert hasattr(made[0], "_cmysql")
-"""
+"""  # noqa: E501
 
 
-def test_a_connection_of_the_c_extension_that_connect_gives_is_refused_at_once(mariadb: Any) -> None:
-    where = {"host": "127.0.0.1", "port": mariadb.port, "user": mariadb.user, "password": mariadb.password, "database": mariadb.database}
+def test_a_connection_of_the_c_extension_that_connect_gives_is_refused_at_once(
+    mariadb: Any,
+) -> None:
+    where = {
+        "host": "127.0.0.1",
+        "port": mariadb.port,
+        "user": mariadb.user,
+        "password": mariadb.password,
+        "database": mariadb.database,
+    }
     ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(where)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", PROGRAM, json.dumps(where)], capture_output=True, text=True,
+        timeout=60, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "connect with use_pure=True" in ended.stdout

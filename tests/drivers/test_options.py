@@ -20,7 +20,9 @@ def test_a_users_read_timeout_holds_after_the_handshake(faces: Any, mariadb: Any
     assert time.monotonic() - started < 5
 
 
-def test_without_one_a_statement_may_take_longer_than_the_connect_might(faces: Any, mariadb: Any) -> None:
+def test_without_one_a_statement_may_take_longer_than_the_connect_might(
+    faces: Any, mariadb: Any
+) -> None:
     face = faces("pymysql", mariadb)
     conn = face.connect(1.5)
     assert face.execute(conn, "SELECT SLEEP(1.8)") == [(0,)]
@@ -28,12 +30,16 @@ def test_without_one_a_statement_may_take_longer_than_the_connect_might(faces: A
     assert face.execute(conn, "SELECT SLEEP(0.8)") == [(0,)]
 
 
-@pytest.mark.parametrize("name", ["pymysql", "mysqldb", "aiomysql", "asyncmy", "mysqlconnector", "mysqlconnector_async"])
+@pytest.mark.parametrize(
+    "name", ["pymysql", "mysqldb", "aiomysql", "asyncmy", "mysqlconnector", "mysqlconnector_async"]
+)
 def test_mysql_options_reach_the_session(faces: Any, mariadb: Any, name: str) -> None:
     face = faces(name, mariadb)
     driver = face.make(face.url(autocommit="true", charset="latin1", init_command="SET @told = 42"))
     conn = face.connect(driver=driver)
-    assert face.execute(conn, "SELECT @@autocommit, @@character_set_client, @told") == [(1, "latin1", 42)]
+    assert face.execute(conn, "SELECT @@autocommit, @@character_set_client, @told") == [
+        (1, "latin1", 42)
+    ]
 
 
 @pytest.mark.parametrize("name", ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"])
@@ -45,7 +51,9 @@ def test_postgresql_options_reach_the_session(faces: Any, postgres: Any, name: s
     assert face.execute(conn, "SHOW statement_timeout") == [("1234ms",)]
 
 
-def test_pymysql_loads_the_ca_store_once_for_all_pools_of_the_same_options(faces: Any, new_mariadb: Any) -> None:
+def test_pymysql_loads_the_ca_store_once_for_all_pools_of_the_same_options(
+    faces: Any, new_mariadb: Any
+) -> None:
     server = new_mariadb(tls=True)
     face = faces("pymysql", server)
     first, second = face.connect(), face.connect()
@@ -55,16 +63,33 @@ def test_pymysql_loads_the_ca_store_once_for_all_pools_of_the_same_options(faces
     assert face.connect(driver=face.make(face.url(ssl_ca=server.ca_file))).ctx is not first.ctx
 
 
-def test_mariadbs_connector_takes_them_too_but_always_speaks_utf8mb4(faces: Any, mariadb: Any) -> None:
+def test_mariadbs_connector_takes_them_too_but_always_speaks_utf8mb4(
+    faces: Any, mariadb: Any
+) -> None:
     face = faces("mariadbconnector", mariadb)
-    conn = face.connect(driver=face.make(face.url(autocommit="true", init_command="SET @told = 42")))
-    assert face.execute(conn, "SELECT @@autocommit, @@character_set_client, @told") == [(1, "utf8mb4", 42)]
+    conn = face.connect(
+        driver=face.make(face.url(autocommit="true", init_command="SET @told = 42"))
+    )
+    assert face.execute(conn, "SELECT @@autocommit, @@character_set_client, @told") == [
+        (1, "utf8mb4", 42)
+    ]
 
 
 @pytest.mark.parametrize(
-    "name", ["pymysql", "mysqldb", "aiomysql", "asyncmy", "mariadbconnector", "mysqlconnector", "mysqlconnector_async"]
+    "name",
+    [
+        "pymysql",
+        "mysqldb",
+        "aiomysql",
+        "asyncmy",
+        "mariadbconnector",
+        "mysqlconnector",
+        "mysqlconnector_async",
+    ],
 )
-def test_a_ca_file_makes_tls_and_a_wrong_one_is_refused(faces: Any, new_mariadb: Any, name: str, tmp_path: Any) -> None:
+def test_a_ca_file_makes_tls_and_a_wrong_one_is_refused(
+    faces: Any, new_mariadb: Any, name: str, tmp_path: Any
+) -> None:
     server = new_mariadb(tls=True)
     face = faces(name, server)
     conn = face.connect(driver=face.make(face.url(ssl_ca=str(server.ca_file))))
@@ -75,7 +100,9 @@ def test_a_ca_file_makes_tls_and_a_wrong_one_is_refused(faces: Any, new_mariadb:
 
 
 @pytest.mark.parametrize("name", ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"])
-def test_sslmode_is_libpqs_with_every_driver(faces: Any, new_postgres: Any, postgres: Any, name: str) -> None:
+def test_sslmode_is_libpqs_with_every_driver(
+    faces: Any, new_postgres: Any, postgres: Any, name: str
+) -> None:
     server = new_postgres(tls=True)
     face = faces(name, server)
     driver = face.make(face.url(sslmode="verify-ca", sslrootcert=str(server.ca_file)))
@@ -87,7 +114,9 @@ def test_sslmode_is_libpqs_with_every_driver(faces: Any, new_postgres: Any, post
     assert plain.fault(lambda: plain.connect(driver=needs), needs).kind is FaultKind.REJECTED
 
 
-def test_short_timeouts_of_psycopg_are_held_although_libpq_has_a_minimum(faces: Any, postgres: Any) -> None:
+def test_short_timeouts_of_psycopg_are_held_although_libpq_has_a_minimum(
+    faces: Any, postgres: Any
+) -> None:
     import socket
 
     face = faces("psycopg", postgres)
@@ -98,15 +127,17 @@ def test_short_timeouts_of_psycopg_are_held_although_libpq_has_a_minimum(faces: 
         assert time.monotonic() - started < 1.9
 
 
-def test_a_connect_that_was_given_up_leaves_nothing_open(faces: Any, mariadb: Any, postgres: Any) -> None:
+def test_a_connect_that_was_given_up_leaves_nothing_open(
+    faces: Any, mariadb: Any, postgres: Any
+) -> None:
     import socket
 
     gc.collect()  # what earlier tests left is not this one's
     with socket.create_server(("127.0.0.1", 0)) as listener, warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         for name, server in (
-            ("aiomysql", mariadb), ("asyncmy", mariadb), ("mysqlconnector", mariadb), ("mysqlconnector_async", mariadb),
-            ("pymysql", mariadb), ("asyncpg", postgres), ("psycopg_async", postgres), ("pg8000", postgres),
+            ("aiomysql", mariadb), ("asyncmy", mariadb), ("mysqlconnector", mariadb), ("mysqlconnector_async", mariadb),  # noqa: E501
+            ("pymysql", mariadb), ("asyncpg", postgres), ("psycopg_async", postgres), ("pg8000", postgres),  # noqa: E501
         ):  # fmt: skip
             face = faces(name, server)
             scheme = face.url().partition("://")[0]

@@ -1,4 +1,6 @@
-"""reset="session", with every driver and real servers: what a use leaves on its session does not reach the next one."""
+"""reset="session", with every driver and real servers: what a use leaves on its session does not
+reach the next one.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +19,20 @@ from unbroken.ledger import unit
 from .conftest import POSTGRESQL
 
 LEAVES = {
-    True: [
-        "SET time_zone = '+03:00'", "SET @x = 5", "SELECT 5 INTO @x", "SELECT GET_LOCK('reset', 0)", "USE information_schema",
-        "CREATE TEMPORARY TABLE left_over (n INT)", "SET NAMES latin1", "/*!40101 SET @x = 5 */", "SET autocommit = 1",
-    ],
-    False: [
-        "SET work_mem TO '5MB'", "SELECT pg_advisory_lock(11)", "LISTEN somebody", "CREATE TEMP TABLE left_over (n INT)",
-        "SELECT set_config ('work_mem', '5MB', false)", "DO $$ BEGIN SET work_mem = '5MB'; END $$", "PREPARE left_over AS SELECT 1",
-        "DECLARE left_over CURSOR WITH HOLD FOR SELECT 1", "SET client_encoding TO 'LATIN1'",
-    ],
+    True: [ "SET time_zone = '+03:00'", "SET @x = 5", "SELECT 5 INTO @x", "SELECT GET_LOCK('reset', 0)", "USE information_schema", "CREATE TEMPORARY TABLE left_over (n INT)", "SET NAMES latin1", "/*!40101 SET @x = 5 */", "SET autocommit = 1", ],  # noqa: E501
+    False: [ "SET work_mem TO '5MB'", "SELECT pg_advisory_lock(11)", "LISTEN somebody", "CREATE TEMP TABLE left_over (n INT)", "SELECT set_config ('work_mem', '5MB', false)", "DO $$ BEGIN SET work_mem = '5MB'; END $$", "PREPARE left_over AS SELECT 1", "DECLARE left_over CURSOR WITH HOLD FOR SELECT 1", "SET client_encoding TO 'LATIN1'", ],  # noqa: E501
 }  # fmt: skip
 STATE = {
-    True: """SELECT CONCAT_WS('|', @@time_zone, IFNULL(@x, '-'), @@character_set_client, @@collation_connection, @@autocommit,
-        @@sql_mode, IS_FREE_LOCK('reset'), DATABASE())""",
-    False: """SELECT concat_ws('|', current_setting('work_mem'), current_setting('client_encoding'), current_user,
+    True: (
+        """SELECT CONCAT_WS('|', @@time_zone, IFNULL(@x, '-'), @@character_set_client, @@collation_connection, @@autocommit,
+        @@sql_mode, IS_FREE_LOCK('reset'), DATABASE())"""  # noqa: E501
+    ),
+    False: (
+        """SELECT concat_ws('|', current_setting('work_mem'), current_setting('client_encoding'), current_user,
         to_regclass('left_over'), (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
         (SELECT count(*) FROM pg_prepared_statements WHERE from_sql), (SELECT count(*) FROM pg_cursors WHERE is_holdable),
-        (SELECT count(*) FROM pg_listening_channels()))""",
+        (SELECT count(*) FROM pg_listening_channels()))"""  # noqa: E501
+    ),
 }
 SESSION = {True: "SELECT CONNECTION_ID()", False: "SELECT pg_backend_pid()"}
 
@@ -49,7 +48,11 @@ class Uses:
 
     def run(self, *statements: str, by_hand: bool = False) -> list[Any]:
         """The first value of each statement's answer."""
-        return self.face.run(self._async(statements, by_hand)) if self.face.is_async else self._blocking(statements, by_hand)
+        return (
+            self.face.run(self._async(statements, by_hand))
+            if self.face.is_async
+            else self._blocking(statements, by_hand)
+        )
 
     def _blocking(self, statements: tuple[str, ...], by_hand: bool) -> list[Any]:
         if not by_hand:
@@ -101,7 +104,9 @@ def uses(face: Any) -> Iterator[Callable[..., Uses]]:
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_what_a_use_leaves_on_its_session_does_not_reach_the_next(face: Any, uses: Any, by_hand: bool) -> None:
+def test_what_a_use_leaves_on_its_session_does_not_reach_the_next(
+    face: Any, uses: Any, by_hand: bool
+) -> None:
     use = uses()
     before, first = use.state(), use.session()
     for leave in LEAVES[face.is_mysql]:
@@ -125,13 +130,17 @@ def test_a_unit_of_work_does_not_hear_of_the_reset(face: Any, uses: Any) -> None
         unit.leave(token)
 
 
-def test_what_leaves_nothing_costs_no_reset(face: Any, uses: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_leaves_nothing_costs_no_reset(
+    face: Any, uses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use = uses()
     use.session()
     resets: list[Any] = []
     driver = use.pool._driver
     plain = driver.reset_session
-    monkeypatch.setattr(driver, "reset_session", lambda *args: (resets.append(args), plain(*args))[1])
+    monkeypatch.setattr(
+        driver, "reset_session", lambda *args: (resets.append(args), plain(*args))[1]
+    )
     first = use.session()
     for _ in range(3):
         use.run("SELECT 1", "SELECT count(*) FROM (SELECT 1 AS n) AS x")
@@ -179,7 +188,9 @@ def test_a_session_whose_opening_is_not_known_is_closed_instead(face: Any, uses:
 
 
 @pytest.mark.parametrize("name", [name for name in POSTGRESQL if name != "asyncpg"])
-def test_what_connect_set_is_set_again_and_not_more_than_that(faces: Any, postgres: Any, name: str) -> None:
+def test_what_connect_set_is_set_again_and_not_more_than_that(
+    faces: Any, postgres: Any, name: str
+) -> None:
     face = faces(name, postgres)
 
     def connect() -> Any:
@@ -215,8 +226,14 @@ def test_an_init_command_that_does_more_than_set_is_no_known_opening() -> None:
 
 
 def test_settings_are_set_again_with_their_charsets_collation_last() -> None:
-    rows = [("COLLATION_CONNECTION", "latin1_bin"), (b"AUTOCOMMIT", b"ON"), ("CHARACTER_SET_RESULTS", ""), ("MAX_X", "5")]
-    assert set_again(rows) == (
-        "SET SESSION autocommit = _utf8mb4 0x4f4e, SESSION character_set_results = NULL, SESSION max_x = 5, "
-        "SESSION collation_connection = _utf8mb4 0x6c6174696e315f62696e"
+    rows = [
+        ("COLLATION_CONNECTION", "latin1_bin"),
+        (b"AUTOCOMMIT", b"ON"),
+        ("CHARACTER_SET_RESULTS", ""),
+        ("MAX_X", "5"),
+    ]
+    assert (
+        set_again(rows)
+        == "SET SESSION autocommit = _utf8mb4 0x4f4e, SESSION character_set_results = NULL, SESSION"
+        " max_x = 5, SESSION collation_connection = _utf8mb4 0x6c6174696e315f62696e"
     )

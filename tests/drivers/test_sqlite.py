@@ -114,7 +114,11 @@ def test_a_watched_connection_tells_everything(driver: Any, conn: Any, recorder:
 @pytest.mark.parametrize("ours", [True, False])
 def test_what_the_pool_commits_is_stored_for_the_ledger(tmp_path: Path, ours: bool) -> None:
     file = tmp_path / "stored.db"
-    made = Pool(f"sqlite:///{file}") if ours else Pool(connect=lambda: sqlite3.connect(file, check_same_thread=False), driver="sqlite")
+    made = (
+        Pool(f"sqlite:///{file}")
+        if ours
+        else Pool(connect=lambda: sqlite3.connect(file, check_same_thread=False), driver="sqlite")
+    )
     with made as pool:
         with pool.connection() as conn:
             conn.execute("CREATE TABLE t (n INT)")
@@ -129,7 +133,9 @@ def test_what_the_pool_commits_is_stored_for_the_ledger(tmp_path: Path, ours: bo
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3's autocommit came with Python 3.12")
-def test_a_connection_that_is_always_in_a_transaction_is_kept_once_that_is_empty(tmp_path: Path) -> None:
+def test_a_connection_that_is_always_in_a_transaction_is_kept_once_that_is_empty(
+    tmp_path: Path,
+) -> None:
     def connect() -> Any:
         return sqlite3.connect(tmp_path / "always.db", check_same_thread=False, autocommit=False)  # type: ignore[call-arg] # from 3.12 on
 
@@ -158,7 +164,9 @@ def test_a_connection_that_is_always_in_a_transaction_is_kept_once_that_is_empty
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3's autocommit came with Python 3.12")
-def test_a_holder_that_switched_autocommit_off_leaves_no_transaction_open(driver: Any, conn: Any) -> None:
+def test_a_holder_that_switched_autocommit_off_leaves_no_transaction_open(
+    driver: Any, conn: Any
+) -> None:
     traits = driver.traits(conn)
     conn.autocommit = False
     driver.rollback(conn)

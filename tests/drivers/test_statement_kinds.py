@@ -16,10 +16,19 @@ BOTH = {
     Kind.READ: [
         "SELECT 1",
         "(SELECT 1) UNION (SELECT 2)",
-        "SELECT count(*), sum(a) OVER (PARTITION BY a) FROM t WHERE a IN (1, 2) GROUP BY a ORDER BY (a)",
+        (
+            "SELECT count(*), sum(a) OVER (PARTITION BY a) FROM t WHERE a IN (1, 2) GROUP BY a"
+            " ORDER BY (a)"
+        ),
         "SELECT a FROM t WHERE a = 1 FOR UPDATE",
-        "SELECT CAST(a AS DECIMAL(10, 2)), COALESCE(a, 0), replace('it''s; COMMIT', ';', ',') FROM t",
-        "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r WHERE n < 5) SELECT * FROM r",
+        (
+            "SELECT CAST(a AS DECIMAL(10, 2)), COALESCE(a, 0), replace('it''s; COMMIT', ';', ',')"
+            " FROM t"
+        ),
+        (
+            "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r WHERE n < 5) SELECT *"
+            " FROM r"
+        ),
         "VALUES (1), (2)",
         "EXPLAIN SELECT * FROM t",
         "/* ping */ SELECT 1 -- ; COMMIT",
@@ -85,7 +94,8 @@ POSTGRES = {
     Kind.COMMIT: ["END", "END TRANSACTION"],
     Kind.ROLLBACK: ["ABORT"],
 }
-#: The manuals' lists of implicit commits, as far as these servers do them: nothing here may be called less than ENDS.
+#: The manuals' lists of implicit commits, as far as these servers do them: nothing here may be
+#: called less than ENDS.
 MYSQL_ENDS = [
     "CREATE TABLE n (a INT)",
     "ALTER TABLE altered ADD c INT",
@@ -97,7 +107,12 @@ MYSQL_ENDS = [
 
 
 def cases(*tables: dict[Kind, list[str]]) -> list[tuple[str, Kind]]:
-    return [(sql, expected) for table in tables for expected, statements in table.items() for sql in statements]
+    return [
+        (sql, expected)
+        for table in tables
+        for expected, statements in table.items()
+        for sql in statements
+    ]
 
 
 class Server:
@@ -106,7 +121,13 @@ class Server:
     def __init__(self, connect: Callable[[], Any], setup: list[str]) -> None:
         self.connect = connect
         self.observer = connect()
-        for sql in ["CREATE TABLE mark (n INT)", "CREATE TABLE t (a INT)", "CREATE TABLE u (a INT)", "CREATE SEQUENCE s", *setup]:
+        for sql in [
+            "CREATE TABLE mark (n INT)",
+            "CREATE TABLE t (a INT)",
+            "CREATE TABLE u (a INT)",
+            "CREATE SEQUENCE s",
+            *setup,
+        ]:
             self.run(self.observer, sql)
 
     def run(self, conn: Any, sql: str) -> list[tuple[Any, ...]]:
@@ -115,7 +136,9 @@ class Server:
             return list(cursor.fetchall()) if cursor.description else []
 
     def stored_by(self, sql: str) -> bool:
-        """Whether a row written before *sql*, in the same transaction, is stored once *sql* was executed."""
+        """Whether a row written before *sql*, in the same transaction, is stored once *sql* was
+        executed.
+        """
         self.run(self.observer, "DELETE FROM mark")
         conn = self.connect()
         try:
@@ -133,9 +156,22 @@ class Server:
 @pytest.fixture(scope="module")
 def my() -> Iterator[Server]:
     with MariaDB() as server:
-        at = {"host": server.host, "port": server.port, "user": server.user, "password": server.password, "database": server.database}
-        setup = ["CREATE FUNCTION f(x INT) RETURNS INT DETERMINISTIC RETURN x", "CREATE TABLE words (w TEXT)", "CREATE INDEX i ON t (a)"]
-        setup += ["CREATE TABLE altered (a INT)", "CREATE TABLE renamed (a INT)"]  # the others may come after these
+        at = {
+            "host": server.host,
+            "port": server.port,
+            "user": server.user,
+            "password": server.password,
+            "database": server.database,
+        }
+        setup = [
+            "CREATE FUNCTION f(x INT) RETURNS INT DETERMINISTIC RETURN x",
+            "CREATE TABLE words (w TEXT)",
+            "CREATE INDEX i ON t (a)",
+        ]
+        setup += [
+            "CREATE TABLE altered (a INT)",
+            "CREATE TABLE renamed (a INT)",
+        ]  # the others may come after these
         yield Server(lambda: pymysql.connect(autocommit=True, **at), setup)  # type: ignore[arg-type]
 
 
@@ -143,11 +179,16 @@ def my() -> Iterator[Server]:
 def pg() -> Iterator[Server]:
     with PostgreSQL() as server:
         url = server.url("psycopg").replace("+psycopg", "")
-        setup = ["CREATE FUNCTION f(x INT) RETURNS INT LANGUAGE SQL AS 'SELECT x'", "CREATE TABLE words (data JSONB)"]
+        setup = [
+            "CREATE FUNCTION f(x INT) RETURNS INT LANGUAGE SQL AS 'SELECT x'",
+            "CREATE TABLE words (data JSONB)",
+        ]
         yield Server(lambda: psycopg.connect(url, autocommit=True), setup)
 
 
-def hold(server: Server, sql: str, expected: Kind, tables: tuple[str, ...], commits: tuple[Kind, ...]) -> None:
+def hold(
+    server: Server, sql: str, expected: Kind, tables: tuple[str, ...], commits: tuple[Kind, ...]
+) -> None:
     assert kind(sql) is expected
     assert server.stored_by(sql) is (expected in commits)
     if expected is Kind.READ:

@@ -1,4 +1,6 @@
-"""An exception at any step of a driver's code never leads to another statement's answer; see striking.py."""
+"""An exception at any step of a driver's code never leads to another statement's answer; see
+striking.py.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from unbroken_drill.servers import MariaDB
 HERE = Path(__file__).parent
 DRIVERS = ["pymysql", "aiomysql", "asyncmy"]
 OTHERS = ["mysqldb", "mariadbconnector", "mysqlconnector", "mysqlconnector_async"]
-OPTIONS = {"local_infile": 1, "max_connections": 400}  # what was struck is ended without a goodbye, and lingers for a moment
+OPTIONS = {
+    "local_infile": 1,
+    "max_connections": 400,
+}  # what was struck is ended without a goodbye, and lingers for a moment
 #: What is struck at every step in the default tests; all kinds of calls are in the long ones.
 USUAL = "insert,refused,commit,restored"
 SHORT = "insert,refused,commit,driver_rollback,results,stream,restored"
@@ -31,7 +36,13 @@ def server() -> Iterator[Any]:
 
 def struck(name: str, server: Any, *args: str) -> dict[str, Any]:
     """Run the sweep in an interpreter of its own: what is reported, once it ended well."""
-    where = {"host": server.host, "port": server.port, "user": server.user, "password": server.password, "database": server.database}
+    where = {
+        "host": server.host,
+        "port": server.port,
+        "user": server.user,
+        "password": server.password,
+        "database": server.database,
+    }
     done = subprocess.run(
         [sys.executable, str(HERE / "striking.py"), name, json.dumps(where), *args],
         capture_output=True, text=True, timeout=900, env={**os.environ}, check=False,
@@ -52,7 +63,14 @@ def test_no_strike_at_any_step_shifts_an_answer(name: str, server: Any) -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_no_strike_at_any_step_of_the_usual_calls_shifts_an_answer(name: str, server: Any) -> None:
-    figures = struck(name, server, "--strikes", "Struck", "--only", "insert,commit" if "mysqlconnector" in name else USUAL)["figures"]
+    figures = struck(
+        name,
+        server,
+        "--strikes",
+        "Struck",
+        "--only",
+        "insert,commit" if "mysqlconnector" in name else USUAL,
+    )["figures"]
     assert figures["strikes"] > 300
 
 

@@ -1,4 +1,6 @@
-"""An exception at any step of a PostgreSQL driver's code costs its connection, but nobody gets another's answer, or waits for ever."""
+"""An exception at any step of a PostgreSQL driver's code costs its connection, but nobody gets
+another's answer, or waits for ever.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,19 @@ SHORT = "select,parameters,refused_by_value,insert,library_commit,ping,restored,
 
 
 def sweep(server: Any, name: str, *options: str, seconds: float) -> dict[str, Any]:
-    where = {"host": server.host, "port": server.port, "user": server.user, "password": server.password, "database": server.database}
+    where = {
+        "host": server.host,
+        "port": server.port,
+        "user": server.user,
+        "password": server.password,
+        "database": server.database,
+    }
     ended = subprocess.run(
-        [sys.executable, str(PROGRAM), name, json.dumps(where), *options], capture_output=True, text=True, timeout=seconds, check=False
+        [sys.executable, str(PROGRAM), name, json.dumps(where), *options],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     found: dict[str, Any] = json.loads(ended.stdout)

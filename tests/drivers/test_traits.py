@@ -1,4 +1,6 @@
-"""What a holder can change on a connection without a word to the server is seen for nothing, and put back."""
+"""What a holder can change on a connection without a word to the server is seen for nothing, and
+put back.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,9 @@ _PSYCOPG2 = {
     "session in autocommit": _in_autocommit,
     "old isolation level": lambda _face, conn: conn.set_isolation_level(0),
     "encoding": lambda _face, conn: conn.set_client_encoding("LATIN1"),
-    "cursor factory": lambda _face, conn: setattr(conn, "cursor_factory", __import__("psycopg2.extras").extras.DictCursor),
+    "cursor factory": lambda _face, conn: setattr(
+        conn, "cursor_factory", __import__("psycopg2.extras").extras.DictCursor
+    ),
     "typecaster": _typecaster,
     "notice": _notice,
 }
@@ -131,7 +135,9 @@ def _listening(face: Any, conn: Any) -> None:
 _ASYNCPG = {
     "setting": _says("SET search_path TO nowhere"),
     "setting by a function": _says("SELECT set_config('search_path', 'nowhere', false)"),
-    "isolation level": _says("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE"),
+    "isolation level": _says(
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE"
+    ),
     "advisory lock": _says("SELECT pg_advisory_lock(11)"),
     "LISTEN": _says("LISTEN somebody"),
     "temporary table": _says("CREATE TEMPORARY TABLE left_behind (n INT)"),
@@ -140,7 +146,9 @@ _ASYNCPG = {
     "listener to queries": lambda _face, conn: conn.add_query_logger(print),
     "listener to the end": lambda _face, conn: conn.add_termination_listener(print),
     "codec": _codec,
-    "statement that was only prepared": lambda face, conn: face.run(conn.prepare("SELECT 'only prepared'")),
+    "statement that was only prepared": lambda face, conn: face.run(
+        conn.prepare("SELECT 'only prepared'")
+    ),
 }
 
 
@@ -173,7 +181,8 @@ def _settings(face: Any, conn: Any) -> None:
     face.execute(conn, "SET autocommit = 1")
 
 
-#: Changes that can only be seen: what they did to the tables of converters is not known, so the connection is closed.
+#: Changes that can only be seen: what they did to the tables of converters is not known, so the
+#: connection is closed.
 NOT_PUT_BACK = {("pymysql", "converter"), ("aiomysql", "converter"), ("asyncmy", "converter")}
 
 _PYMYSQL = {
@@ -221,7 +230,9 @@ _MARIADB = {
 
 
 def _unicode(_face: Any, conn: Any) -> None:
-    setattr(conn, "use_unicode" if hasattr(type(conn), "use_unicode") else "_use_unicode", False)  # older ones have no setter
+    setattr(
+        conn, "use_unicode" if hasattr(type(conn), "use_unicode") else "_use_unicode", False
+    )  # older ones have no setter
 
 
 _MYSQLCONNECTOR = {
@@ -242,8 +253,9 @@ _MYSQLCONNECTOR_ASYNC = {
     "unicode": _unicode,
 }
 _MYSQL = {
-    "pymysql": _PYMYSQL, "aiomysql": _AIOMYSQL, "asyncmy": _ASYNCMY, "mysqldb": _MYSQLDB, "mariadbconnector": _MARIADB,
-    "mysqlconnector": _MYSQLCONNECTOR, "mysqlconnector_async": _MYSQLCONNECTOR_ASYNC,
+    "pymysql": _PYMYSQL, "aiomysql": _AIOMYSQL, "asyncmy": _ASYNCMY, "mysqldb": _MYSQLDB,
+    "mariadbconnector": _MARIADB, "mysqlconnector": _MYSQLCONNECTOR,
+    "mysqlconnector_async": _MYSQLCONNECTOR_ASYNC,
 }  # fmt: skip
 CHANGES: dict[str, dict[str, Callable[[Any, Any], Any]]] = {
     "asyncpg": _ASYNCPG,
@@ -253,14 +265,17 @@ CHANGES: dict[str, dict[str, Callable[[Any, Any], Any]]] = {
 }  # fmt: skip
 
 
-_MODES = "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only'), current_setting('client_encoding')"
+_MODES = (
+    "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only'),"
+    " current_setting('client_encoding')"
+)
 
 
 #: What asyncpg's holder may have left on the session, all of it by functions that leave nothing.
 _LEFT = """
     SELECT current_setting('search_path'), ARRAY(SELECT pg_listening_channels()), to_regclass('left_behind'),
     (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()), current_user, 5::int4
-"""
+"""  # noqa: E501
 
 
 ALL = [(name, change) for name, changes in CHANGES.items() for change in changes]
@@ -301,7 +316,9 @@ def test_a_change_is_seen_without_a_round_trip_and_put_back(changed: Any) -> Non
 
 
 @pytest.mark.parametrize(("name", "change"), sorted(NOT_PUT_BACK & {*ALL}))
-def test_a_change_that_cannot_be_put_back_is_seen(faces: Any, mariadb: Any, name: str, change: str) -> None:
+def test_a_change_that_cannot_be_put_back_is_seen(
+    faces: Any, mariadb: Any, name: str, change: str
+) -> None:
     face = faces(name, mariadb)
     conn = face.connect()
     traits = face.driver.traits(conn)
@@ -312,7 +329,9 @@ def test_a_change_that_cannot_be_put_back_is_seen(faces: Any, mariadb: Any, name
 
 
 @pytest.mark.parametrize("name", ["psycopg", "psycopg_async"])
-def test_what_was_registered_for_all_connections_at_the_beginning_stays(faces: Any, postgres: Any, name: str) -> None:
+def test_what_was_registered_for_all_connections_at_the_beginning_stays(
+    faces: Any, postgres: Any, name: str
+) -> None:
     from psycopg.types.string import TextLoader
 
     face = faces(name, postgres)
@@ -333,12 +352,16 @@ def test_what_was_registered_for_all_connections_at_the_beginning_stays(faces: A
 
 
 @pytest.mark.parametrize("name", ["psycopg", "psycopg_async"])
-def test_what_is_registered_on_a_connection_that_the_pool_has_used_before_is_seen(faces: Any, postgres: Any, name: str) -> None:
+def test_what_is_registered_on_a_connection_that_the_pool_has_used_before_is_seen(
+    faces: Any, postgres: Any, name: str
+) -> None:
     from psycopg.types.string import TextLoader
 
     face = faces(name, postgres)
     conn = face.connect()
-    assert conn.adapters is not None  # psycopg copies its adapters here, as it does for a statement with parameters
+    assert (
+        conn.adapters is not None
+    )  # psycopg copies its adapters here, as it does for a statement with parameters
     face.call("rollback", conn)
     traits = face.driver.traits(conn)
     assert face.driver.is_clean(conn, traits)
@@ -359,7 +382,9 @@ def test_what_asyncpgs_holder_sends_every_day_costs_no_reset(faces: Any, postgre
     assert face.driver.is_clean(conn, traits)
 
 
-def test_what_asyncpgs_connect_set_is_not_reset_but_ends_the_connection(faces: Any, postgres: Any) -> None:
+def test_what_asyncpgs_connect_set_is_not_reset_but_ends_the_connection(
+    faces: Any, postgres: Any
+) -> None:
     async def connect() -> Any:
         conn = await face.by_library()
         await conn.execute("SET search_path TO nowhere")
@@ -387,7 +412,10 @@ def test_a_connection_in_a_transaction_is_not_clean_and_cannot_be_put_back(face:
         face.call("restore", conn, traits)
 
 
-@pytest.mark.parametrize(("name", "value"), [("isolation_level", None), ("row_factory", sqlite3.Row), ("text_factory", bytes)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("isolation_level", None), ("row_factory", sqlite3.Row), ("text_factory", bytes)],
+)
 def test_what_a_holder_of_sqlite_changes_is_put_back(name: str, value: Any) -> None:
     driver = open_driver("sqlite://")
     conn = driver.connect(1.0)

@@ -15,7 +15,9 @@ from unbroken.ledger import unit
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_psycopg2_ends_a_transaction_that_was_begun_as_text_in_autocommit(faces: Any, postgres: Any, end: str) -> None:
+def test_psycopg2_ends_a_transaction_that_was_begun_as_text_in_autocommit(
+    faces: Any, postgres: Any, end: str
+) -> None:
     face = faces("psycopg2", postgres)
     conn = face.connect()
     conn.autocommit = True
@@ -26,12 +28,16 @@ def test_psycopg2_ends_a_transaction_that_was_begun_as_text_in_autocommit(faces:
     assert face.driver.is_in_transaction(conn) is False
 
 
-def test_after_a_commit_sent_as_text_psycopg2_is_put_right_before_the_next_borrower(faces: Any, postgres: Any) -> None:
+def test_after_a_commit_sent_as_text_psycopg2_is_put_right_before_the_next_borrower(
+    faces: Any, postgres: Any
+) -> None:
     face = faces("psycopg2", postgres)
     conn = face.connect()
     face.execute(conn, "SELECT 1")
     face.execute(conn, "COMMIT")
-    assert face.driver.is_in_transaction(conn) is None  # it believes so; the next statement would be in no transaction
+    assert (
+        face.driver.is_in_transaction(conn) is None
+    )  # it believes so; the next statement would be in no transaction
     face.call("rollback", conn)
     assert face.driver.is_in_transaction(conn) is False
     face.execute(conn, "SELECT 1")
@@ -48,7 +54,9 @@ def test_what_psycopg2_hides_is_a_doubt(faces: Any, postgres: Any, recorder: Any
     theirs.close()
     conn = face.connect()
     face.driver.watch(conn)
-    extensions.cursor(conn).execute("SELECT 1")  # past the connection's own: it leaves a transaction open
+    extensions.cursor(conn).execute(
+        "SELECT 1"
+    )  # past the connection's own: it leaves a transaction open
     face.execute(conn, "SELECT 2")
     assert len(recorder.doubts) == 2
     with pytest.raises(face.driver.errors) as caught:
@@ -61,7 +69,9 @@ def test_pg8000_with_an_answer_still_to_come_is_not_used_again(faces: Any, postg
     face = faces("pg8000", postgres)
     conn = face.connect()
     with pytest.raises(UnicodeEncodeError):
-        conn.cursor().execute("SELECT %s::text", ("\ud800",))  # it finds out after it has begun to ask
+        conn.cursor().execute(
+            "SELECT %s::text", ("\ud800",)
+        )  # it finds out after it has begun to ask
     assert not face.driver.is_quiet(conn)
     assert face.driver.is_in_transaction(conn) is None
     assert face.fault(lambda: face.call("rollback", conn)).kind is FaultKind.LOST
@@ -79,7 +89,9 @@ def test_pg8000_with_an_answer_still_to_come_is_not_used_again(faces: Any, postg
 
 
 @pytest.mark.parametrize("name", ["mysqlconnector", "mysqlconnector_async"])
-def test_mysql_connector_takes_no_old_result_for_a_new_answer(faces: Any, mariadb: Any, name: str) -> None:
+def test_mysql_connector_takes_no_old_result_for_a_new_answer(
+    faces: Any, mariadb: Any, name: str
+) -> None:
     face = faces(name, mariadb)
     mariadb.admin("CREATE OR REPLACE PROCEDURE two_results() BEGIN SELECT 1; SELECT 2; END")
     conn = face.connect()
@@ -102,13 +114,19 @@ def test_mysql_connector_takes_no_old_result_for_a_new_answer(faces: Any, mariad
 
 
 @pytest.mark.parametrize("name", ["mysqlconnector", "mysqlconnector_async"])
-def test_an_error_in_the_place_of_a_second_result_ends_the_answer(faces: Any, mariadb: Any, name: str) -> None:
+def test_an_error_in_the_place_of_a_second_result_ends_the_answer(
+    faces: Any, mariadb: Any, name: str
+) -> None:
     face = faces(name, mariadb)
     conn = face.connect()
-    mariadb.admin("CREATE OR REPLACE PROCEDURE half() BEGIN SELECT 1; SELECT * FROM no_such_table; END")
+    mariadb.admin(
+        "CREATE OR REPLACE PROCEDURE half() BEGIN SELECT 1; SELECT * FROM no_such_table; END"
+    )
     with pytest.raises(face.driver.errors):
         face.execute(conn, "CALL half()")
-    assert [int(row[0]) for row in face.execute(conn, "SELECT 2")] == [2]  # it would wait for a third one for ever
+    assert [int(row[0]) for row in face.execute(conn, "SELECT 2")] == [
+        2
+    ]  # it would wait for a third one for ever
     assert face.call("ping", conn, 5.0) is None
 
 
@@ -119,7 +137,9 @@ def test_a_pooled_connection_of_mysql_connector_is_refused(faces: Any, mariadb: 
         driver.connect(1.0)
 
 
-def test_a_prepared_cursor_of_mariadb_is_told_by_what_it_runs(faces: Any, mariadb: Any, recorder: Any) -> None:
+def test_a_prepared_cursor_of_mariadb_is_told_by_what_it_runs(
+    faces: Any, mariadb: Any, recorder: Any
+) -> None:
     face = faces("mariadbconnector", mariadb)
     conn = face.connect()
     face.driver.watch(conn)
@@ -129,7 +149,9 @@ def test_a_prepared_cursor_of_mariadb_is_told_by_what_it_runs(faces: Any, mariad
     assert recorder.sent == ["SELECT ?", "SELECT ?"]
 
 
-def test_a_cursor_of_mariadb_made_past_its_connection_is_told_too(faces: Any, mariadb: Any, recorder: Any) -> None:
+def test_a_cursor_of_mariadb_made_past_its_connection_is_told_too(
+    faces: Any, mariadb: Any, recorder: Any
+) -> None:
     import mariadb as library
 
     face = faces("mariadbconnector", mariadb)
@@ -141,9 +163,15 @@ def test_a_cursor_of_mariadb_made_past_its_connection_is_told_too(faces: Any, ma
     assert unit.current(id(conn)) is recorder
 
 
-@pytest.mark.parametrize("how", ["plain", "a class of the application's", "a function of the application's"])
-def test_a_cursor_of_mariadb_that_is_garbage_takes_nothing_from_its_connection(faces: Any, mariadb: Any, how: str) -> None:
-    """By itself, the library tells the collector of a reference that it does not own: later uses of the connection crash."""
+@pytest.mark.parametrize(
+    "how", ["plain", "a class of the application's", "a function of the application's"]
+)
+def test_a_cursor_of_mariadb_that_is_garbage_takes_nothing_from_its_connection(
+    faces: Any, mariadb: Any, how: str
+) -> None:
+    """By itself, the library tells the collector of a reference that it does not own: later uses of
+    the connection crash.
+    """
     import mariadb as library
 
     class Own(library.cursors.Cursor):  # type: ignore[misc]
@@ -169,7 +197,9 @@ def test_a_cursor_of_mariadb_that_is_garbage_takes_nothing_from_its_connection(f
     assert face.execute(conn, "SELECT 6") == [(6,)]
 
 
-def test_a_connection_of_mariadb_may_be_closed_before_a_cursor_with_rows_to_come(faces: Any, mariadb: Any) -> None:
+def test_a_connection_of_mariadb_may_be_closed_before_a_cursor_with_rows_to_come(
+    faces: Any, mariadb: Any
+) -> None:
     face = faces("mariadbconnector", mariadb)
     for _ in range(20):
         conn = face.connect()
@@ -186,14 +216,26 @@ def test_a_connection_of_mariadb_may_be_closed_before_a_cursor_with_rows_to_come
 def test_pg8000_keeps_libpqs_modes_of_tls(faces: Any, new_postgres: Any, mode: str) -> None:
     server = new_postgres(tls=True)
     face = faces("pg8000", server)
-    conn = face.connect(driver=face.make(face.url(sslmode=mode, **({"sslrootcert": str(server.ca_file)} if "verify" in mode else {}))))
-    assert face.execute(conn, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(mode != "disable",)]
+    conn = face.connect(
+        driver=face.make(
+            face.url(
+                sslmode=mode, **({"sslrootcert": str(server.ca_file)} if "verify" in mode else {})
+            )
+        )
+    )
+    assert face.execute(conn, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [
+        (mode != "disable",)
+    ]
     with pytest.raises(ConfigurationError, match="one of disable"):
         face.make(face.url(sslmode="perhaps"))
 
 
-def test_what_pg8000_could_not_send_is_not_complained_of_later(faces: Any, postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From Python 3.13 on a file that is collected says so; by the order of a free-threaded one's collector it would each time."""
+def test_what_pg8000_could_not_send_is_not_complained_of_later(
+    faces: Any, postgres: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From Python 3.13 on a file that is collected says so; by the order of a free-threaded one's
+    collector it would each time.
+    """
     face, said = faces("pg8000", postgres), []
     monkeypatch.setattr(sys, "unraisablehook", said.append)
     conn = face.connect()

@@ -1,4 +1,6 @@
-"""What the tests run with lies within what the extras allow, and each driver's file says the same as its extra."""
+"""What the tests run with lies within what the extras allow, and each driver's file says the same
+as its extra.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_the_installed_version_is_one_that_the_extra_allows(each: Known) -> None
         pytest.skip("not installed")
     version = installed_version(each.module, each.distribution)
     assert version is not None
-    assert is_within(version, allowed(each)), f"{version} is new: run scripts/test-driver-versions, then raise the bound"
+    assert is_within(version, allowed(each)), (
+        f"{version} is new: run scripts/test-driver-versions, then raise the bound"
+    )
 
 
 @pytest.mark.parametrize("each", LIBRARIES, ids=lambda each: each.name)

@@ -1,4 +1,6 @@
-"""A watched connection tells the ledger of everything that goes out; what cannot be followed is a doubt, never silence."""
+"""A watched connection tells the ledger of everything that goes out; what cannot be followed is a
+doubt, never silence.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def begin(face: Any, conn: Any) -> None:
         face.call("begin", conn)
 
 
-def test_a_statement_in_a_transaction_then_its_commit(face: Any, conn: Any, table: str, recorder: Any) -> None:
+def test_a_statement_in_a_transaction_then_its_commit(
+    face: Any, conn: Any, table: str, recorder: Any
+) -> None:
     begin(face, conn)
     face.execute(conn, f"INSERT INTO {table} VALUES (1)")
     face.call("commit", conn)
@@ -49,7 +53,9 @@ def test_a_statement_in_a_transaction_then_its_commit(face: Any, conn: Any, tabl
     assert not recorder.doubts
 
 
-def test_a_rollback_is_told_once_it_is_acknowledged(face: Any, conn: Any, table: str, recorder: Any) -> None:
+def test_a_rollback_is_told_once_it_is_acknowledged(
+    face: Any, conn: Any, table: str, recorder: Any
+) -> None:
     begin(face, conn)
     face.execute(conn, f"INSERT INTO {table} VALUES (1)")
     face.call("rollback", conn)
@@ -79,7 +85,9 @@ def ledger() -> Any:
 _SLOW_MYSQL = "SELECT SLEEP(30)"
 _RUNNING = {
     "mariadb": "SELECT id FROM information_schema.processlist WHERE info LIKE 'INSERT%SLEEP%'",
-    "postgresql": "SELECT pid FROM pg_stat_activity WHERE query LIKE 'INSERT%sleep%' AND state = 'active'",
+    "postgresql": (
+        "SELECT pid FROM pg_stat_activity WHERE query LIKE 'INSERT%sleep%' AND state = 'active'"
+    ),
 }
 
 
@@ -89,7 +97,11 @@ def kill_what_runs(server: Any, backend: str) -> None:
     while not (rows := server.admin(_RUNNING[backend])):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    server.admin(f"KILL {rows[0][0]}" if backend == "mariadb" else f"SELECT pg_terminate_backend({rows[0][0]})")
+    server.admin(
+        f"KILL {rows[0][0]}"
+        if backend == "mariadb"
+        else f"SELECT pg_terminate_backend({rows[0][0]})"
+    )
 
 
 def in_autocommit(face: Any, ledger: unit.Unit) -> Any:
@@ -103,7 +115,9 @@ def in_autocommit(face: Any, ledger: unit.Unit) -> Any:
 
 
 @pytest.mark.parametrize("returning", [False, True])
-def test_a_write_in_autocommit_is_stored_once_it_is_answered(face: Any, table: str, ledger: unit.Unit, returning: bool) -> None:
+def test_a_write_in_autocommit_is_stored_once_it_is_answered(
+    face: Any, table: str, ledger: unit.Unit, returning: bool
+) -> None:
     conn = in_autocommit(face, ledger)
     face.execute(conn, f"INSERT INTO {table} VALUES (1)" + " RETURNING n" * returning)
     assert ledger.fate() is unit.Fate.STORED
@@ -111,26 +125,37 @@ def test_a_write_in_autocommit_is_stored_once_it_is_answered(face: Any, table: s
     assert ledger.fate() is unit.Fate.STORED
 
 
-def test_a_write_in_autocommit_that_is_refused_is_not_stored_or_not_known(face: Any, table: str, ledger: unit.Unit) -> None:
+def test_a_write_in_autocommit_that_is_refused_is_not_stored_or_not_known(
+    face: Any, table: str, ledger: unit.Unit
+) -> None:
     conn = in_autocommit(face, ledger)
     with pytest.raises(face.driver.errors):
         face.execute(conn, f"INSERT INTO {table} VALUES (1), (1, 2)")
-    # MySQL's server does not say whether something of the statement stays, as it does in a table without transactions
+    # MySQL's server does not say whether something of the statement stays, as it does in a table
+    # without transactions
     assert ledger.fate() is (unit.Fate.UNKNOWN if face.is_mysql else unit.Fate.NOTHING)
 
 
-def test_a_write_in_autocommit_that_is_not_answered_is_not_known(face: Any, table: str, ledger: unit.Unit) -> None:
+def test_a_write_in_autocommit_that_is_not_answered_is_not_known(
+    face: Any, table: str, ledger: unit.Unit
+) -> None:
     conn = in_autocommit(face, ledger)
     face.execute(conn, f"INSERT INTO {table} VALUES (1)")
     kill = threading.Thread(target=kill_what_runs, args=(face.server, face.server.backend))
     kill.start()
     with pytest.raises(Exception):  # noqa: B017 - each library has its own for what is lost
-        face.execute(conn, f"INSERT INTO {table} " + (_SLOW_MYSQL if face.is_mysql else "SELECT 1 FROM pg_sleep(30)"))
+        face.execute(
+            conn,
+            f"INSERT INTO {table} "
+            + (_SLOW_MYSQL if face.is_mysql else "SELECT 1 FROM pg_sleep(30)"),
+        )
     kill.join()
     assert ledger.fate() is unit.Fate.UNKNOWN
 
 
-def test_rows_that_are_still_to_come_leave_a_write_unknown(mysql_face: Any, ledger: unit.Unit) -> None:
+def test_rows_that_are_still_to_come_leave_a_write_unknown(
+    mysql_face: Any, ledger: unit.Unit
+) -> None:
     face = mysql_face
     face.server.admin("CREATE TABLE watch_streams (n INT)")
     try:
@@ -151,7 +176,10 @@ class Strike(Exception):  # noqa: N818 - what happened
 
 
 def struck(at: int, work: Any) -> bool:
-    """Do *work*, and raise at the line number *at* of what runs of the drivers' files. Whether it came so far."""
+    """Do *work*, and raise at the line number *at* of what runs of the drivers' files.
+
+    Whether it came so far.
+    """
     seen = 0
 
     def trace(frame: Any, event: str, _arg: Any) -> Any:
@@ -173,7 +201,9 @@ def struck(at: int, work: Any) -> bool:
     return seen >= at
 
 
-def test_after_a_strike_at_any_line_every_statement_is_still_told(face: Any, table: str, recorder: Any) -> None:
+def test_after_a_strike_at_any_line_every_statement_is_still_told(
+    face: Any, table: str, recorder: Any
+) -> None:
     conn, at = None, 0
     while True:
         at += 1
@@ -202,12 +232,16 @@ def test_an_explicit_transaction_in_autocommit_is_one(face: Any, table: str, rec
     face.execute(conn, f"INSERT INTO {table} VALUES (1)")
     told = recorder.log[-1]
     assert told[0] == f"INSERT INTO {table} VALUES (1)"
-    assert told[1] is False or (face.name == "mysqldb" and told[1] is None)  # mysqlclient hides the server's status
+    assert told[1] is False or (
+        face.name == "mysqldb" and told[1] is None
+    )  # mysqlclient hides the server's status
     face.execute(conn, "ROLLBACK")
     assert recorder.log[-1] == "rolled back"
 
 
-def test_a_commit_written_as_text_is_seen_with_its_answer(face: Any, conn: Any, table: str, recorder: Any) -> None:
+def test_a_commit_written_as_text_is_seen_with_its_answer(
+    face: Any, conn: Any, table: str, recorder: Any
+) -> None:
     if face.name == "asyncpg":
         face.execute(conn, "BEGIN")
     face.execute(conn, f"INSERT INTO {table} VALUES (1)")
@@ -228,12 +262,18 @@ def test_many_rows_at_once_are_told(face: Any, conn: Any, table: str, recorder: 
         face.run(many())
     else:
         conn.cursor().executemany(f"INSERT INTO {table} VALUES (%s)", [(1,), (2,)])
-    told = [entry for entry in recorder.log if isinstance(entry, tuple) and str(entry[0]).startswith("INSERT")]
+    told = [
+        entry
+        for entry in recorder.log
+        if isinstance(entry, tuple) and str(entry[0]).startswith("INSERT")
+    ]
     assert told
     assert all(autocommit is False for _, autocommit in told)
 
 
-def test_an_unwatched_connection_tells_nothing_and_is_what_it_was(face: Any, table: str, recorder: Any) -> None:
+def test_an_unwatched_connection_tells_nothing_and_is_what_it_was(
+    face: Any, table: str, recorder: Any
+) -> None:
     conn = face.connect()
     before = type(conn)
     face.driver.watch(conn)
@@ -246,7 +286,9 @@ def test_an_unwatched_connection_tells_nothing_and_is_what_it_was(face: Any, tab
     assert recorder.log == []
 
 
-def test_outside_of_a_unit_a_watched_connection_works_as_ever(face: Any, conn: Any, table: str) -> None:
+def test_outside_of_a_unit_a_watched_connection_works_as_ever(
+    face: Any, conn: Any, table: str
+) -> None:
     begin(face, conn)
     face.execute(conn, f"INSERT INTO {table} VALUES (7)")
     face.call("commit", conn)
@@ -254,7 +296,9 @@ def test_outside_of_a_unit_a_watched_connection_works_as_ever(face: Any, conn: A
     assert face.server.admin(f"SELECT n FROM {table}") == [("7",)]
 
 
-def test_a_commit_whose_connection_was_killed_stays_unanswered(face: Any, conn: Any, table: str, recorder: Any) -> None:
+def test_a_commit_whose_connection_was_killed_stays_unanswered(
+    face: Any, conn: Any, table: str, recorder: Any
+) -> None:
     begin(face, conn)
     face.execute(conn, f"INSERT INTO {table} VALUES (1)")
     face.server.kill_sessions()
@@ -266,7 +310,10 @@ def test_a_commit_whose_connection_was_killed_stays_unanswered(face: Any, conn: 
 def test_a_commit_that_the_server_refuses_is_told_as_refused(pg_face: Any, recorder: Any) -> None:
     face = pg_face
     table = f"deferred_{face.name}"
-    face.server.admin(f"CREATE TABLE {table} (n INT UNIQUE DEFERRABLE INITIALLY DEFERRED); GRANT ALL ON {table} TO PUBLIC")
+    face.server.admin(
+        f"CREATE TABLE {table} (n INT UNIQUE DEFERRABLE INITIALLY DEFERRED); GRANT ALL ON {table}"
+        " TO PUBLIC"
+    )
     try:
         conn = face.connect()
         face.driver.watch(conn)
@@ -286,7 +333,9 @@ def test_the_commit_of_a_failed_transaction_is_no_commit(pg_face: Any, recorder:
     begin(pg_face, conn)
     with suppress(*pg_face.driver.errors):
         pg_face.execute(conn, "SELECT * FROM no_such_table")
-    with pytest.raises(pg_face.driver.errors) as error:  # else an application would take its work for stored
+    with pytest.raises(
+        pg_face.driver.errors
+    ) as error:  # else an application would take its work for stored
         pg_face.call("commit", conn)
     assert not pg_face.driver.classify(error.value).is_lost
     assert recorder.log[-2:] == ["commit failed", "rolled back"]
@@ -310,7 +359,8 @@ def test_two_connections_are_told_apart(face: Any, table: str) -> None:
         unit.leave(token)
 
 
-# ---------------------------------------------------------------------------------------------- one driver's own ways out
+# -- one -------------------------------------------------------------------------------------------
+# driver's own ways out
 
 
 def _pg(faces: Any, postgres: Any, name: str, recorder: Any) -> tuple[Any, Any]:
@@ -341,7 +391,9 @@ def test_psycopg_tells_of_every_way_to_send(faces: Any, postgres: Any, recorder:
     assert not recorder.doubts
 
 
-def test_psycopg_composed_queries_are_told_as_text(faces: Any, postgres: Any, recorder: Any) -> None:
+def test_psycopg_composed_queries_are_told_as_text(
+    faces: Any, postgres: Any, recorder: Any
+) -> None:
     from psycopg import sql
 
     _, conn = _pg(faces, postgres, "psycopg", recorder)
@@ -368,7 +420,9 @@ def test_psycopg_pipelines_and_libpq_are_doubts(faces: Any, postgres: Any, recor
     assert len(recorder.doubts) == 2
 
 
-def test_a_psycopg_cursor_from_before_is_told_without_text(faces: Any, postgres: Any, recorder: Any) -> None:
+def test_a_psycopg_cursor_from_before_is_told_without_text(
+    faces: Any, postgres: Any, recorder: Any
+) -> None:
     import psycopg
 
     face = faces("psycopg", postgres)
@@ -380,7 +434,9 @@ def test_a_psycopg_cursor_from_before_is_told_without_text(faces: Any, postgres:
     assert [entry for entry in recorder.log if entry[0] is None] == [(None, False), (None, False)]
 
 
-def test_a_psycopg_cursor_from_a_watch_lives_on_after_it(faces: Any, postgres: Any, recorder: Any) -> None:
+def test_a_psycopg_cursor_from_a_watch_lives_on_after_it(
+    faces: Any, postgres: Any, recorder: Any
+) -> None:
     face, conn = _pg(faces, postgres, "psycopg", recorder)
     cursor = conn.cursor()
     face.driver.unwatch(conn)
@@ -410,10 +466,23 @@ def test_asyncpg_tells_of_every_way_to_send(faces: Any, postgres: Any, recorder:
         face.close()
         postgres.admin("DROP TABLE watch_copy")
     sent = " | ".join(str(sql) for sql in recorder.sent)
-    for text in ("BEGIN", "SAVEPOINT", "SELECT 1", "RELEASE", "SELECT 10", "SELECT 2", "COPY", "SELECT 3"):
+    for text in (
+        "BEGIN",
+        "SAVEPOINT",
+        "SELECT 1",
+        "RELEASE",
+        "SELECT 10",
+        "SELECT 2",
+        "COPY",
+        "SELECT 3",
+    ):
         assert text in sent
     assert recorder.log[-2:] == ["committing", "committed"]
-    assert all(entry[1] is False for entry in recorder.log if isinstance(entry, tuple) and not str(entry[0]).startswith("BEGIN"))
+    assert all(
+        entry[1] is False
+        for entry in recorder.log
+        if isinstance(entry, tuple) and not str(entry[0]).startswith("BEGIN")
+    )
 
 
 class _Sink:
@@ -421,7 +490,9 @@ class _Sink:
         pass
 
 
-def test_in_an_asyncpg_transaction_of_ours_theirs_is_a_savepoint(faces: Any, postgres: Any, recorder: Any) -> None:
+def test_in_an_asyncpg_transaction_of_ours_theirs_is_a_savepoint(
+    faces: Any, postgres: Any, recorder: Any
+) -> None:
     face, conn = _pg(faces, postgres, "asyncpg", recorder)
     face.call("begin", conn)
 
@@ -442,7 +513,9 @@ def test_in_an_asyncpg_transaction_of_ours_theirs_is_a_savepoint(faces: Any, pos
 
 
 @pytest.mark.parametrize("name", ["pymysql", "mysqldb"])
-def test_procedures_and_several_statements_are_told_as_they_are(faces: Any, mariadb: Any, recorder: Any, name: str) -> None:
+def test_procedures_and_several_statements_are_told_as_they_are(
+    faces: Any, mariadb: Any, recorder: Any, name: str
+) -> None:
     face = faces(name, mariadb)
     mariadb.admin("CREATE OR REPLACE PROCEDURE watch_p() BEGIN COMMIT; END")
     conn = face.connect()
@@ -463,12 +536,16 @@ def test_mysqlclients_side_doors_are_doubts(faces: Any, mariadb: Any, recorder: 
 
 
 @pytest.mark.parametrize("name", ["pymysql", "mysqldb"])
-def test_a_statement_of_a_thread_that_the_unit_started_is_told_to_it(faces: Any, mariadb: Any, recorder: Any, name: str) -> None:
+def test_a_statement_of_a_thread_that_the_unit_started_is_told_to_it(
+    faces: Any, mariadb: Any, recorder: Any, name: str
+) -> None:
     face = faces(name, mariadb)
     conn = face.connect()
     face.driver.watch(conn)
     # Also in an empty context: the work is the unit's all the same.
-    thread = threading.Thread(target=contextvars.Context().run, args=(face.execute, conn, "SELECT 1"))
+    thread = threading.Thread(
+        target=contextvars.Context().run, args=(face.execute, conn, "SELECT 1")
+    )
     thread.start()
     thread.join(10)
     assert recorder.sent == ["SELECT 1"]

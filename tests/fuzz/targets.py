@@ -1,4 +1,7 @@
-"""What a fuzzer throws bytes at: whatever comes, each answers, or says in one line what is wrong. Anything else is a find."""
+"""What a fuzzer throws bytes at: whatever comes, each answers, or says in one line what is wrong.
+
+Anything else is a find.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,9 @@ def database_url(data: bytes) -> None:
             if SECRET not in text and given.count(SECRET) == 1 and "@" not in text:
                 _is_plain(error)
             continue
-        assert url.parse(url.render(target)) == target, "it means something else when it is written again"
+        assert url.parse(url.render(target)) == target, (
+            "it means something else when it is written again"
+        )
         assert SECRET not in repr(target) or SECRET in text
         assert SECRET not in target.label or SECRET in text
 
@@ -50,7 +55,9 @@ def pool_settings(data: bytes) -> None:
     name, _, value = text.partition("=")
     for given in ({name: value}, {_NAMES[len(name) % len(_NAMES)]: value}):
         try:
-            settings = Settings.of(**Settings.from_text({key: word for key, word in given.items() if key in _NAMES}))
+            settings = Settings.of(
+                **Settings.from_text({key: word for key, word in given.items() if key in _NAMES})
+            )
         except ConfigurationError:
             continue
         assert settings.max_size >= 1
@@ -67,7 +74,9 @@ def server_words(data: bytes) -> None:
     for backend in ("mysql", "mariadb", "postgresql", "sqlite"):
         words = last_words.parse(data, backend)
         if words is not None:
-            assert all(character.isprintable() for character in words.text), "control characters would reach a log"
+            assert all(character.isprintable() for character in words.text), (
+                "control characters would reach a log"
+            )
             assert len(words.text) <= 1000
             fault.cause_of_words(words.code, words.text, backend)
 
@@ -121,7 +130,9 @@ def _pieces(data: bytes, sizes: bytes) -> Iterator[bytes]:
         at, number = at + size, number + 1
 
 
-def _listened(make: Callable[[], MySQLReader | PostgreSQLReader], talk: list[tuple[bool, bytes]]) -> list[str]:
+def _listened(
+    make: Callable[[], MySQLReader | PostgreSQLReader], talk: list[tuple[bool, bytes]]
+) -> list[str]:
     reader, heard = make(), []
     for is_client, data in talk:
         if is_client:
@@ -133,19 +144,26 @@ def _listened(make: Callable[[], MySQLReader | PostgreSQLReader], talk: list[tup
 
 
 def wire(data: bytes) -> None:
-    """The proxy's readers: any bytes from either side, in any pieces, and the pieces make no difference to what was said."""
+    """The proxy's readers: any bytes from either side, in any pieces, and the pieces make no
+    difference to what was said.
+    """
     sizes, _, rest = data.partition(b"|")
     client, _, server = rest.partition(b"||")
     whole = [(False, server), (True, client)]
-    cut = [*((False, piece) for piece in _pieces(server, sizes)), *((True, piece) for piece in _pieces(client, sizes))]
+    cut = [
+        *((False, piece) for piece in _pieces(server, sizes)),
+        *((True, piece) for piece in _pieces(client, sizes)),
+    ]
     for make in (MySQLReader, PostgreSQLReader):
-        assert _listened(make, whole) == _listened(make, cut), "cut into pieces it says something else"
+        assert _listened(make, whole) == _listened(make, cut), (
+            "cut into pieces it says something else"
+        )
 
 
 def drill_words(data: bytes) -> None:
     """What the drill is told on its command line, and in a project's file."""
     text = data.decode(errors="replace")
-    for read in (lambda: plan.variant(text, 0), lambda: plan.database_variable(text), lambda: plan.header(text),
+    for read in (lambda: plan.variant(text, 0), lambda: plan.database_variable(text), lambda: plan.header(text),  # noqa: E501
                  lambda: plan.target(text, "GET", None, {})):  # fmt: skip
         try:
             read()
@@ -163,17 +181,43 @@ def drill_words(data: bytes) -> None:
 
 #: What each begins with: one example of each shape that it knows.
 SEEDS: dict[str, tuple[bytes, ...]] = {
-    "database_url": (b"mysql+pymysql://app:p%40ss@[::1]:3306/shop?charset=utf8mb4", b"db/shop?host=/run/pg", b"sqlite:////tmp/x?uri=1"),
-    "pool_settings": (b"max_size=5", b"max_age=none&reset=rollback", b"reclaim=true", b"keepalive=1e3"),
+    "database_url": (
+        b"mysql+pymysql://app:p%40ss@[::1]:3306/shop?charset=utf8mb4",
+        b"db/shop?host=/run/pg",
+        b"sqlite:////tmp/x?uri=1",
+    ),
+    "pool_settings": (
+        b"max_size=5",
+        b"max_age=none&reset=rollback",
+        b"reclaim=true",
+        b"keepalive=1e3",
+    ),
     "server_words": (
         b"\x20\x00\x00\x00\xff\xbf\x0f#HY000The client was disconnected",
         b"E\x00\x00\x00\x30SFATAL\x00VFATAL\x00C57P01\x00Mterminating connection\x00\x00",
     ),
-    "sql": (b"INSERT INTO t VALUES ('x', $$y$$) -- z", b"/*!50000 COMMIT */; SELECT 1", b"WITH a AS (DELETE FROM t RETURNING *) SELECT 1"),
-    "control_request": (b'{"statement": "COMMIT", "times": 2}', b'{"pattern": "(a+"}', b"after=12&wait=5"),
-    "proxy_address": (b"127.0.0.1:3306", b"[::1]:5432/shop", b"/run/mysqld.sock", b"host1:27017,host2/db?replicaSet=a"),
+    "sql": (
+        b"INSERT INTO t VALUES ('x', $$y$$) -- z",
+        b"/*!50000 COMMIT */; SELECT 1",
+        b"WITH a AS (DELETE FROM t RETURNING *) SELECT 1",
+    ),
+    "control_request": (
+        b'{"statement": "COMMIT", "times": 2}',
+        b'{"pattern": "(a+"}',
+        b"after=12&wait=5",
+    ),
+    "proxy_address": (
+        b"127.0.0.1:3306",
+        b"[::1]:5432/shop",
+        b"/run/mysqld.sock",
+        b"host1:27017,host2/db?replicaSet=a",
+    ),
     "wire": (
-        b"\x00\x03|\x4a\x00\x00\x00\x0a8.0\x00" + bytes(40) + b"||\x20\x00\x00\x01" + bytes(32) + b"\x07\x00\x00\x00\x03COMMIT",
+        b"\x00\x03|\x4a\x00\x00\x00\x0a8.0\x00"
+        + bytes(40)
+        + b"||\x20\x00\x00\x01"
+        + bytes(32)
+        + b"\x07\x00\x00\x00\x03COMMIT",
         b"\x01|R\x00\x00\x00\x08\x00\x00\x00\x00Z\x00\x00\x00\x05I||\x00\x00\x00\x08\x00\x03\x00\x00Q\x00\x00\x00\x0bCOMMIT\x00",
     ),
     "drill_words": (
@@ -185,5 +229,15 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
 }
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    each.__name__: each for each in (database_url, pool_settings, server_words, sql, control_request, proxy_address, wire, drill_words)
+    each.__name__: each
+    for each in (
+        database_url,
+        pool_settings,
+        server_words,
+        sql,
+        control_request,
+        proxy_address,
+        wire,
+        drill_words,
+    )
 }

@@ -1,4 +1,6 @@
-"""What the fuzzer's targets begin with, and what it ever found, is answered or refused in plain words."""
+"""What the fuzzer's targets begin with, and what it ever found, is answered or refused in plain
+words.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from . import clients, mongo
 from .checker import Stored
 from .workload import schema
 
-#: PostgreSQL looks for deadlocks after a second, most of a short history; MongoDB keeps a transaction whose client is gone for a minute.
+#: PostgreSQL looks for deadlocks after a second, most of a short history; MongoDB keeps a
+#: transaction whose client is gone for a minute.
 SERVERS: dict[str, tuple[type[Server], dict[str, Any]]] = {
     "mariadb": (MariaDB, {"innodb_lock_wait_timeout": 5}),
     "mysql": (MySQL, {"innodb_lock_wait_timeout": 5}),
@@ -26,7 +27,9 @@ PROTOCOLS = {"mariadb": "mysql", "mysql": "mysql", "postgresql": "postgresql"}
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of client, the driver in its URL, and the kind of its server, spoken to by TLS or plainly."""
+    """A kind of client, the driver in its URL, and the kind of its server, spoken to by TLS or
+    plainly.
+    """
 
     name: str
     client: type[Any]
@@ -47,15 +50,23 @@ class Case:
     def server(self) -> Server:
         """A server of its kind, not started."""
         kind, options = SERVERS[self.backend]
-        return MongoDB(options, replica_set="one") if self.backend == "mongodb" else kind(options, tls=self.tls)
+        return (
+            MongoDB(options, replica_set="one")
+            if self.backend == "mongodb"
+            else kind(options, tls=self.tls)
+        )
 
     def proxy(self, server: Server) -> FaultProxy:
         """A proxy before it, which reads the statements where it can."""
-        return FaultProxy((server.host, server.port), protocol=None if self.tls else PROTOCOLS.get(self.backend))
+        return FaultProxy(
+            (server.host, server.port), protocol=None if self.tls else PROTOCOLS.get(self.backend)
+        )
 
     def urls(self, server: Server, proxy: FaultProxy) -> tuple[str, str]:
         """The way through the proxy, and the one to the server itself."""
-        if self.backend == "mongodb":  # a client that knew the whole set would find its way round the proxy
+        if (
+            self.backend == "mongodb"
+        ):  # a client that knew the whole set would find its way round the proxy
             return proxy.url(server.url(None, directConnection="true")), server.url()
         url = server.url(self.driver, **(self._by_tls(server) if self.tls else self._plain()))
         return proxy.url(url), url
@@ -68,11 +79,17 @@ class Case:
     def _plain(self) -> dict[str, object]:
         if self.driver == "mysqlconnector":
             return {"ssl_disabled": "true"}
-        if self.backend == "postgresql" and self.driver == "asyncpg" and self.client is not clients.AsyncPoolClient:
+        if (
+            self.backend == "postgresql"
+            and self.driver == "asyncpg"
+            and self.client is not clients.AsyncPoolClient
+        ):
             return {"ssl": "disable"} if self.client is clients.AsyncSQLAlchemyClient else {}
         if self.backend == "postgresql":
             return {"sslmode": "disable"}
-        return {"ssl_disabled": "true"} if self.backend == "mysql" and self.driver == "pymysql" else {}
+        return (
+            {"ssl_disabled": "true"} if self.backend == "mysql" and self.driver == "pymysql" else {}
+        )
 
     def prepare(self, server: Server) -> None:
         """Empty tables, and nobody else there."""
@@ -84,7 +101,9 @@ class Case:
         return None
 
     def stored(self, server: Server) -> Stored:
-        """What the database holds in the end, when those who are still in a transaction have been sent away."""
+        """What the database holds in the end, when those who are still in a transaction have been
+        sent away.
+        """
         if isinstance(server, MongoDB):
             return mongo.stored(server)
         server.kill_sessions()
@@ -95,16 +114,20 @@ class Case:
         )
 
 
-def _pools(backend: str, client: type[Any], drivers: str, prefix: str = "", *, tls: bool = False) -> tuple[Case, ...]:
+def _pools(
+    backend: str, client: type[Any], drivers: str, prefix: str = "", *, tls: bool = False
+) -> tuple[Case, ...]:
     def spelled(name: str) -> str:
         return name.removesuffix("_async")
 
-    return tuple(Case(prefix + name, client, spelled(name), backend, tls) for name in drivers.split())
+    return tuple(
+        Case(prefix + name, client, spelled(name), backend, tls) for name in drivers.split()
+    )
 
 
 FAMILIES: dict[str, tuple[Case, ...]] = {
-    "mysql-sync": _pools("mariadb", clients.PoolClient, "pymysql mysqldb mysqlconnector mariadbconnector"),
-    "mysql-async": _pools("mariadb", clients.AsyncPoolClient, "aiomysql asyncmy mysqlconnector_async"),
+    "mysql-sync": _pools("mariadb", clients.PoolClient, "pymysql mysqldb mysqlconnector mariadbconnector"),  # noqa: E501
+    "mysql-async": _pools("mariadb", clients.AsyncPoolClient, "aiomysql asyncmy mysqlconnector_async"),  # noqa: E501
     "postgresql-sync": _pools("postgresql", clients.PoolClient, "psycopg psycopg2 pg8000"),
     "postgresql-async": _pools("postgresql", clients.AsyncPoolClient, "psycopg_async asyncpg"),
     "frameworks": (
@@ -119,18 +142,19 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
         Case("peewee-aiomysql", clients.AsyncPeeweeClient, "aiomysql", "mariadb"),
         Case("peewee-asyncpg", clients.AsyncPeeweeClient, "asyncpg", "postgresql"),
     ),
-    # Without mysql-connector, which logs in to MySQL 9 over TLS only once the server has forgotten its users' last visits.
+    # Without mysql-connector, which logs in to MySQL 9 over TLS only once the server has forgotten
+    # its users' last visits.
     "mysql-9": (
         *_pools("mysql", clients.PoolClient, "pymysql mysqldb mariadbconnector", "mysql9-"),
         *_pools("mysql", clients.AsyncPoolClient, "aiomysql asyncmy", "mysql9-"),
     ),
     "mysql-tls": (
-        *_pools("mariadb", clients.PoolClient, "pymysql mysqldb mysqlconnector mariadbconnector", "tls-", tls=True),
-        *_pools("mariadb", clients.AsyncPoolClient, "aiomysql asyncmy mysqlconnector_async", "tls-", tls=True),
+        *_pools("mariadb", clients.PoolClient, "pymysql mysqldb mysqlconnector mariadbconnector", "tls-", tls=True),  # noqa: E501
+        *_pools("mariadb", clients.AsyncPoolClient, "aiomysql asyncmy mysqlconnector_async", "tls-", tls=True),  # noqa: E501
     ),
     "mysql-9-tls": (
-        *_pools("mysql", clients.PoolClient, "pymysql mysqldb mysqlconnector mariadbconnector", "mysql9-tls-", tls=True),
-        *_pools("mysql", clients.AsyncPoolClient, "aiomysql asyncmy mysqlconnector_async", "mysql9-tls-", tls=True),
+        *_pools("mysql", clients.PoolClient, "pymysql mysqldb mysqlconnector mariadbconnector", "mysql9-tls-", tls=True),  # noqa: E501
+        *_pools("mysql", clients.AsyncPoolClient, "aiomysql asyncmy mysqlconnector_async", "mysql9-tls-", tls=True),  # noqa: E501
     ),
     "postgresql-tls": (
         *_pools("postgresql", clients.PoolClient, "psycopg psycopg2 pg8000", "tls-", tls=True),

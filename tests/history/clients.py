@@ -1,8 +1,10 @@
-"""How each body of unbroken's runs a unit of work. Whoever has something else that runs units adds a class here, and a case to cases.py.
+"""How each body of unbroken's runs a unit of work. Whoever has something else that runs units adds
+a class here, and a case to cases.py.
 
-A client is made of a URL. ``unit(work, again=, deadline=)`` runs ``work``, which gives an iterator of steps (statements, and seconds to be
-waited), as one transaction: with *again* as a unit of work that is replayed where that is safe, *deadline* seconds at most. It raises
-what an application would see. Those of asyncio have the same methods, awaited.
+A client is made of a URL. ``unit(work, again=, deadline=)`` runs ``work``, which gives an iterator
+of steps (statements, and seconds to be waited), as one transaction: with *again* as a unit of work
+that is replayed where that is safe, *deadline* seconds at most. It raises what an application would
+see. Those of asyncio have the same methods, awaited.
 """
 
 from __future__ import annotations
@@ -77,7 +79,10 @@ class PoolClient:
 
 
 class CarelessClient(PoolClient):
-    """What many an application does: on any lost connection, try again. The checker has to find out."""
+    """What many an application does: on any lost connection, try again.
+
+    The checker has to find out.
+    """
 
     def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
         while True:
@@ -126,7 +131,9 @@ class SQLAlchemyClient:
 
         import unbroken.sqlalchemy
 
-        self.engine = sa.create_engine(url, plugins=["unbroken"], pool_size=MAX_SIZE, max_overflow=0, **_patient_engine())
+        self.engine = sa.create_engine(
+            url, plugins=["unbroken"], pool_size=MAX_SIZE, max_overflow=0, **_patient_engine()
+        )
         self.stats, self.close = lambda: unbroken.sqlalchemy.stats(self.engine), self.engine.dispose
 
     def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
@@ -145,7 +152,9 @@ class AsyncSQLAlchemyClient:
 
         import unbroken.sqlalchemy
 
-        self.engine = create_async_engine(url, plugins=["unbroken"], pool_size=MAX_SIZE, max_overflow=0, **_patient_engine())
+        self.engine = create_async_engine(
+            url, plugins=["unbroken"], pool_size=MAX_SIZE, max_overflow=0, **_patient_engine()
+        )
         self.stats, self.close = lambda: unbroken.sqlalchemy.stats(self.engine), self.engine.dispose
 
     async def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
@@ -157,11 +166,20 @@ class AsyncSQLAlchemyClient:
 
 
 def _patient_engine() -> dict[str, Any]:
-    return {"pool_timeout": PATIENCE["acquire_timeout"], "unbroken": {"outage_wait": PATIENCE["outage_wait"]}}
+    return {
+        "pool_timeout": PATIENCE["acquire_timeout"],
+        "unbroken": {"outage_wait": PATIENCE["outage_wait"]},
+    }
 
 
-def _again(function: Any, again: bool, deadline: float | None, replayable: Any = unbroken.replayable) -> Any:
-    return replayable(function, deadline=deadline, max_replays=PATIENCE["max_replays"]) if again else function
+def _again(
+    function: Any, again: bool, deadline: float | None, replayable: Any = unbroken.replayable
+) -> Any:
+    return (
+        replayable(function, deadline=deadline, max_replays=PATIENCE["max_replays"])
+        if again
+        else function
+    )
 
 
 class PeeweeClient:
@@ -265,7 +283,8 @@ def _django_settings(url: str) -> dict[str, Any]:
     is_mysql = url.startswith("mysql")
     options: dict[str, Any] = {"unbroken": {"max_size": MAX_SIZE, **PATIENCE}}
     return {
-        "ENGINE": f"unbroken.django.{'mysql' if is_mysql else 'postgresql'}", "NAME": target.database, "USER": target.user,
-        "PASSWORD": target.password, "HOST": target.host, "PORT": target.port,
+        "ENGINE": f"unbroken.django.{'mysql' if is_mysql else 'postgresql'}",
+        "NAME": target.database, "USER": target.user, "PASSWORD": target.password,
+        "HOST": target.host, "PORT": target.port,
         "OPTIONS": options if is_mysql else options | {"sslmode": "disable"},
     }  # fmt: skip

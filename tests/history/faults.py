@@ -1,4 +1,6 @@
-"""What is done to the server, the way to it and the clients: faults whose order, strengths and pauses a seed decides."""
+"""What is done to the server, the way to it and the clients: faults whose order, strengths and
+pauses a seed decides.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,17 @@ from unbroken_drill.servers import Server
 
 #: How often each comes up in one deck, which is shuffled and played to its end before the next.
 DECK = {
-    "kill one": 3, "kill": 1, "restart": 1, "crash": 1, "freeze": 1, "fin": 1, "rst": 1, "fin one": 1, "rst one": 1, "black hole": 1,
-    "silent drop": 1, "cut after COMMIT": 8, "cut before COMMIT": 4, "fork": 2,
+    "kill one": 3, "kill": 1, "restart": 1, "crash": 1, "freeze": 1, "fin": 1, "rst": 1,
+    "fin one": 1, "rst one": 1, "black hole": 1, "silent drop": 1, "cut after COMMIT": 8,
+    "cut before COMMIT": 4, "fork": 2,
 }  # fmt: skip
 
 #: A short history begins with these, so that each kind of trouble is met.
 FIRST = ("cut after COMMIT", "kill", "fork", "cut before COMMIT", "crash")
 
-#: Inside TLS, and MongoDB's protocol, the proxy finds no COMMIT: it loses the answers to whatever is asked, and cuts wherever it is. A
-#: handshake takes many round trips: on a busy machine there must be a moment now and then in which one gets through.
+#: Inside TLS, and MongoDB's protocol, the proxy finds no COMMIT: it loses the answers to whatever
+#: is asked, and cuts wherever it is. A handshake takes many round trips: on a busy machine there
+#: must be a moment now and then in which one gets through.
 _BLIND = {"fin one": 4, "rst one": 6, "lost answers": 8, "rest": 3}
 #: MongoDB's server ends no session by itself, and is slow to start.
 DECKS = {
@@ -36,13 +40,25 @@ DECKS = {
         ("cut after COMMIT", "crash", "cut before COMMIT", "kill", "rst"),
     ),
     "mongodb": (
-        {"restart": 1, "crash": 2, "freeze": 2, "fin": 1, "rst": 1, "black hole": 1, "silent drop": 1, "fork": 3} | _BLIND,
+        {
+            "restart": 1,
+            "crash": 2,
+            "freeze": 2,
+            "fin": 1,
+            "rst": 1,
+            "black hole": 1,
+            "silent drop": 1,
+            "fork": 3,
+        }
+        | _BLIND,
         ("lost answers", "fork", "rst", "freeze", "crash"),
     ),
 }
 
 
-def order(random: Random, deck: dict[str, int] = DECK, first: Sequence[str] = FIRST) -> Iterator[str]:
+def order(
+    random: Random, deck: dict[str, int] = DECK, first: Sequence[str] = FIRST
+) -> Iterator[str]:
     """The names of the faults, one after the other, for ever."""
     yield from first
     while True:
@@ -52,9 +68,18 @@ def order(random: Random, deck: dict[str, int] = DECK, first: Sequence[str] = FI
 
 
 class Faults:
-    """Plays faults on *server* and *proxy*, one after the other; *fork* has the clients' process make a child, or a web worker end."""
+    """Plays faults on *server* and *proxy*, one after the other; *fork* has the clients' process
+    make a child, or a web worker end.
+    """
 
-    def __init__(self, server: Server, proxy: FaultProxy, fork: Callable[[], object], seed: int, deck: str = "plain") -> None:
+    def __init__(
+        self,
+        server: Server,
+        proxy: FaultProxy,
+        fork: Callable[[], object],
+        seed: int,
+        deck: str = "plain",
+    ) -> None:
         self.server, self.proxy, self.fork = server, proxy, fork
         self.random = Random(seed)
         self.played: Counter[str] = Counter()
@@ -68,7 +93,9 @@ class Faults:
         return sum(cut.hits for cut in self._cuts)
 
     def play(self, seconds: float) -> None:
-        """One after the other, for so long, and each of the first in any case; in the end all is well again."""
+        """One after the other, for so long, and each of the first in any case; in the end all is
+        well again.
+        """
         end = time.monotonic() + seconds
         while time.monotonic() < end or self.played.total() < len(self._first):
             self.play_one()
@@ -82,7 +109,10 @@ class Faults:
         if name.startswith("cut"):
             return self._cut(before="before" in name)
         if name in ("black hole", "silent drop", "lost answers"):
-            return self._silence("hold" if name == "black hole" else "drop", "down" if name == "lost answers" else "both")
+            return self._silence(
+                "hold" if name == "black hole" else "drop",
+                "down" if name == "lost answers" else "both",
+            )
         return getattr(self, "_" + name.replace(" ", "_"))()  # type: ignore[no-any-return]
 
     # ---- the server

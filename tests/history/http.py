@@ -1,4 +1,5 @@
-"""Histories over HTTP: web apps under real web servers, clients that repeat what they are told they may, faults meanwhile.
+"""Histories over HTTP: web apps under real web servers, clients that repeat what they are told they
+may, faults meanwhile.
 
 From a shell: PYTHONPATH=tests python -m history.http flask-mariadb --seconds 60 --seed 7
 """
@@ -32,7 +33,8 @@ from unbroken_drill.servers.folders import free_port
 from .faults import Faults
 
 CLIENTS = 8
-#: A client that is told to try again later does so a little sooner, so that a short history holds many repeats.
+#: A client that is told to try again later does so a little sooner, so that a short history holds
+#: many repeats.
 HASTE = 0.2
 #: One client in so many takes a 503 for its last word: then nothing may be stored.
 GIVES_UP = 5
@@ -59,10 +61,29 @@ class Stand:
         bind = f"127.0.0.1:{port}"
         if self.web == "uvicorn":
             app = f"{self.site}:{'asgi' if self.site == 'django_site' else 'app'}"
-            options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "2", "--log-level", "warning"]
+            options = [
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--workers",
+                "2",
+                "--log-level",
+                "warning",
+            ]
             return [str(BIN / "uvicorn"), *options, app]
         threads = ["-k", "gthread", "--threads", "4"] if self.web == "gthread" else []
-        return [str(BIN / "gunicorn"), "-b", bind, "-w", "2", *threads, "--log-level", "warning", f"{self.site}:app"]
+        return [
+            str(BIN / "gunicorn"),
+            "-b",
+            bind,
+            "-w",
+            "2",
+            *threads,
+            "--log-level",
+            "warning",
+            f"{self.site}:app",
+        ]
 
 
 def _both(*names: str) -> tuple[str, ...]:
@@ -89,7 +110,9 @@ STANDS: dict[str, Stand] = {
 
 #: Its clients are told to try again whatever happened. It is there to be caught.
 CARELESS = "careless"
-KNOWN = STANDS | {CARELESS: Stand("careless_site", "gthread", "pymysql", ("reads", "commits", "unit"))}
+KNOWN = STANDS | {
+    CARELESS: Stand("careless_site", "gthread", "pymysql", ("reads", "commits", "unit"))
+}
 
 
 @dataclass
@@ -97,7 +120,9 @@ class Told:
     """What a client heard of one number, until it asked no more."""
 
     manner: str
-    words: list[str] = field(default_factory=list)  #: of each request: ``refused``, or the status and the error's name
+    words: list[str] = field(
+        default_factory=list
+    )  #: of each request: ``refused``, or the status and the error's name
 
     @property
     def is_acknowledged(self) -> bool:
@@ -122,7 +147,9 @@ class Report:
         out: dict[str, list[str]] = {}
         for n, told in self.told.items():
             for wrong in _wrongs(told, self.stored[n]):
-                out.setdefault(wrong, []).append(f"{n} by {told.manner}: {told.words}, stored {self.stored[n]} times")
+                out.setdefault(wrong, []).append(
+                    f"{n} by {told.manner}: {told.words}, stored {self.stored[n]} times"
+                )
         strange = [str(n) for n in self.stored if n not in self.told]
         return out | ({"strange": strange} if strange else {})
 
@@ -131,8 +158,9 @@ class Report:
         repeated = sum(len(told.words) > 1 for told in self.told.values())
         wrongs = {what: len(which) for what, which in self.wrongs.items()}
         return (
-            f"{self.name}: {self.requests:,} requests for {len(self.told):,} rows, {repeated} repeated, slowest {self.slowest:.1f} s; "
-            f"last words {dict(last)}; faults {dict(self.faults)}; wrong {wrongs or 'nothing'}"
+            f"{self.name}: {self.requests:,} requests for {len(self.told):,} rows, {repeated}"
+            f" repeated, slowest {self.slowest:.1f} s; last words {dict(last)}; faults"
+            f" {dict(self.faults)}; wrong {wrongs or 'nothing'}"
         )
 
 
@@ -157,7 +185,13 @@ class Site:
         env = {**os.environ, "DATABASE_URL": url, "PYTHONUNBUFFERED": "1"}
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                stand.command(self.port), cwd=SITES, env=env, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+                stand.command(self.port),
+                cwd=SITES,
+                env=env,
+                stdout=out,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
 
     def __enter__(self) -> Self:
@@ -203,9 +237,15 @@ class Site:
         return str(response.status), may
 
     def kill_worker(self) -> None:
-        """End one of the web server's workers at once, whatever it does; its master starts another."""
+        """End one of the web server's workers at once, whatever it does; its master starts
+        another.
+        """
         with suppress(psutil.NoSuchProcess, IndexError):
-            workers = [each for each in psutil.Process(self._process.pid).children() if "resource_tracker" not in " ".join(each.cmdline())]
+            workers = [
+                each
+                for each in psutil.Process(self._process.pid).children()
+                if "resource_tracker" not in " ".join(each.cmdline())
+            ]
             Random(len(workers)).choice(workers).kill()
 
 
@@ -230,7 +270,9 @@ class Clients:
         self._over.set()
         for thread in self._threads:
             thread.join(120.0)
-        assert not any(thread.is_alive() for thread in self._threads), f"a request never ended: {self.site.tail()}"
+        assert not any(thread.is_alive() for thread in self._threads), (
+            f"a request never ended: {self.site.tail()}"
+        )
 
     def _work(self) -> None:
         while not self._over.is_set():
@@ -247,7 +289,9 @@ class Clients:
             self.slowest = max(self.slowest, time.monotonic() - started)
             self.requests += 1
             told.words.append(word)
-            if not may_repeat or (word.startswith("503") and (self._over.is_set() or random.randrange(GIVES_UP) == 0)):
+            if not may_repeat or (
+                word.startswith("503") and (self._over.is_set() or random.randrange(GIVES_UP) == 0)
+            ):
                 return
             if word == "refused" and self._over.is_set():
                 return
@@ -264,7 +308,9 @@ def play(name: str, server: Server, seconds: float, seed: int) -> Report:
         protocol = "postgresql" if stand.backend == "postgresql" else "mysql"
         proxy = stack.enter_context(FaultProxy((server.host, server.port), protocol=protocol))
         query = {"sslmode": "disable"} if stand.driver.startswith("psycopg") else {}
-        site = stack.enter_context(Site(stand, proxy.url(server.url(stand.driver, **query)), folder / "log"))
+        site = stack.enter_context(
+            Site(stand, proxy.url(server.url(stand.driver, **query)), folder / "log")
+        )
         clients = Clients(site, stand.manners, seed)
         faults = Faults(server, proxy, site.kill_worker, seed, "http")
         with clients:
@@ -278,7 +324,11 @@ def _prepare(server: Server) -> None:
     server.kill_sessions()
     server.admin("DROP TABLE IF EXISTS orders")
     key = "BIGSERIAL" if isinstance(server, PostgreSQL) else "BIGINT AUTO_INCREMENT"
-    server.admin(f"CREATE TABLE orders (`key` {key} PRIMARY KEY, n BIGINT)".replace("`", '"' if isinstance(server, PostgreSQL) else "`"))
+    server.admin(
+        f"CREATE TABLE orders (`key` {key} PRIMARY KEY, n BIGINT)".replace(
+            "`", '"' if isinstance(server, PostgreSQL) else "`"
+        )
+    )
     if isinstance(server, PostgreSQL):
         server.admin(f'GRANT ALL ON orders TO "{server.user}"')
         server.admin(f'GRANT ALL ON SEQUENCE orders_key_seq TO "{server.user}"')
@@ -286,13 +336,21 @@ def _prepare(server: Server) -> None:
 
 def server_of(name: str) -> Server:
     """A server of the kind that the stand *name* needs, not started."""
-    return PostgreSQL({"deadlock_timeout": "50ms"}) if KNOWN[name].backend == "postgresql" else MariaDB({"innodb_lock_wait_timeout": 5})
+    return (
+        PostgreSQL({"deadlock_timeout": "50ms"})
+        if KNOWN[name].backend == "postgresql"
+        else MariaDB({"innodb_lock_wait_timeout": 5})
+    )
 
 
 def main() -> int:
     """Play what the command line says; 1 when something is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m history.http", description="Play histories over HTTP, and check them.")
-    parser.add_argument("names", nargs="+", choices=[*KNOWN, "all"], metavar="NAME", help=", ".join([*KNOWN, "all"]))
+    parser = argparse.ArgumentParser(
+        prog="python -m history.http", description="Play histories over HTTP, and check them."
+    )
+    parser.add_argument(
+        "names", nargs="+", choices=[*KNOWN, "all"], metavar="NAME", help=", ".join([*KNOWN, "all"])
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="for each name (default: 10)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -300,7 +358,12 @@ def main() -> int:
     for name in STANDS if "all" in options.names else options.names:
         with server_of(name) as server:
             report = play(name, server, options.seconds, options.seed)
-        print(report, *(f"  {what}: {which[:5]}" for what, which in report.wrongs.items()), sep="\n", flush=True)
+        print(
+            report,
+            *(f"  {what}: {which[:5]}" for what, which in report.wrongs.items()),
+            sep="\n",
+            flush=True,
+        )
         bad += bool(report.wrongs)
     return 1 if bad else 0
 

@@ -1,4 +1,6 @@
-"""What clients were told of each unit: begun, then acknowledged, unknown or refused; in a file, which forked children write to as well."""
+"""What clients were told of each unit: begun, then acknowledged, unknown or refused; in a file,
+which forked children write to as well.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class History:
         for line in lines:
             word, number, why = (*line.rstrip("\n").split(" ", 2), "")[:3]
             n = int(number)
-            if n in (history.begun if word == "begun" else ended) or (word != "begun" and n not in history.begun):
+            if n in (history.begun if word == "begun" else ended) or (
+                word != "begun" and n not in history.begun
+            ):
                 raise ValueError(f"the journal tells this out of turn: {line!r}")
             if word == "begun":
                 history.begun.add(n)
@@ -53,7 +57,9 @@ class Journal:
 
     @contextmanager
     def attempt(self, number: int) -> Iterator[None]:
-        """The block is one unit, with all its replays; how it ends is written down, and no error of it goes further."""
+        """The block is one unit, with all its replays; how it ends is written down, and no error of
+        it goes further.
+        """
         self._tell("begun", number)
         try:
             yield
@@ -61,9 +67,13 @@ class Journal:
             self._tell("unknown", number)
         except Exception as error:
             notes = "; ".join(getattr(error, "__notes__", ()))
-            self._tell("refused", number, " ".join(f"{type(error).__name__}: {error} {notes}".split()))
+            self._tell(
+                "refused", number, " ".join(f"{type(error).__name__}: {error} {notes}".split())
+            )
         else:
             self._tell("acknowledged", number)
 
     def _tell(self, word: str, number: int, why: str = "") -> None:
-        os.write(self._file, f"{word} {number} {why[:1000]}".strip().encode(errors="replace") + b"\n")
+        os.write(
+            self._file, f"{word} {number} {why[:1000]}".strip().encode(errors="replace") + b"\n"
+        )

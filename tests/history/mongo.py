@@ -19,14 +19,18 @@ from .workload import ACCOUNTS, COUNTERS, START, ChangedMindError, Statement
 if TYPE_CHECKING:  # loaded by those who use it only
     from pymongo.errors import PyMongoError
 
-#: Time enough for every fault. The defaults, two seconds, would refuse in an outage, which is right for a web app, and shows less here.
+#: Time enough for every fault. The defaults, two seconds, would refuse in an outage, which is right
+#: for a web app, and shows less here.
 PATIENT: dict[str, Any] = {
-    "outage_wait": PATIENCE["outage_wait"], "timeoutMS": int(PATIENCE["acquire_timeout"] * 1000), "maxPoolSize": MAX_SIZE,
+    "outage_wait": PATIENCE["outage_wait"], "timeoutMS": int(PATIENCE["acquire_timeout"] * 1000),
+    "maxPoolSize": MAX_SIZE,
 }  # fmt: skip
 
 
 class MongoDBClient:
-    """``unbroken.mongo.MongoClient``: what is one write is sent by itself, all else is a transaction."""
+    """``unbroken.mongo.MongoClient``: what is one write is sent by itself, all else is a
+    transaction.
+    """
 
     def __init__(self, url: str, **more: Any) -> None:
         import unbroken.mongo
@@ -40,7 +44,10 @@ class MongoDBClient:
                 return _told(lambda: self._do(work, None), alone=True)
             with self.client.start_session() as session:
                 if again:
-                    return _told(lambda: session.with_transaction(lambda _: self._do(work, session)), alone=False)
+                    return _told(
+                        lambda: session.with_transaction(lambda _: self._do(work, session)),
+                        alone=False,
+                    )
                 return _told(lambda: self._once(work, session), alone=False)
 
     def _once(self, work: Work, session: Any) -> None:
@@ -57,7 +64,9 @@ class MongoDBClient:
 
 
 class CarelessMongoDBClient(MongoDBClient):
-    """What an application does that tries again whatever was lost, without PyMongo's own retries, which the server knows. To be caught."""
+    """What an application does that tries again whatever was lost, without PyMongo's own retries,
+    which the server knows. To be caught.
+    """
 
     def __init__(self, url: str) -> None:
         super().__init__(url, retryWrites=False)
@@ -86,7 +95,10 @@ class AsyncMongoDBClient:
                 return await _atold(lambda: self._do(work, None), alone=True)
             async with self.client.start_session() as session:
                 if again:
-                    return await _atold(lambda: session.with_transaction(lambda _: self._do(work, session)), alone=False)
+                    return await _atold(
+                        lambda: session.with_transaction(lambda _: self._do(work, session)),
+                        alone=False,
+                    )
                 return await _atold(lambda: self._once(work, session), alone=False)
 
     async def _once(self, work: Work, session: Any) -> None:
@@ -123,7 +135,9 @@ def _meant(client: Any, step: Statement) -> tuple[Callable[..., Any], tuple[Any,
     where = client.shop[collection]
     if method == "insert":  # PyMongo gives each document that it is given an _id
         copies = [dict(document) for document in arguments]
-        return (where.insert_one, (copies[0],)) if len(copies) == 1 else (where.insert_many, (copies,))
+        return (
+            (where.insert_one, (copies[0],)) if len(copies) == 1 else (where.insert_many, (copies,))
+        )
     return getattr(where, method), arguments
 
 
@@ -148,9 +162,14 @@ async def _atold(work: Callable[[], Any], *, alone: bool) -> None:
 def _meaning(error: PyMongoError, alone: bool) -> Exception:
     """What an application knows of a write that failed, one that is *alone* or in a transaction.
 
-    OutageError: nothing was sent. Any other: it may be stored; in a transaction only where PyMongo says that its COMMIT is in doubt.
+    OutageError: nothing was sent. Any other: it may be stored; in a transaction only where PyMongo
+    says that its COMMIT is in doubt.
     """
-    doubtful = not isinstance(error, unbroken.OutageError) if alone else error.has_error_label("UnknownTransactionCommitResult")
+    doubtful = (
+        not isinstance(error, unbroken.OutageError)
+        if alone
+        else error.has_error_label("UnknownTransactionCommitResult")
+    )
     return unbroken.CommitUnknownError(f"{type(error).__name__}: {error}") if doubtful else error
 
 
@@ -158,7 +177,10 @@ def _meaning(error: PyMongoError, alone: bool) -> Exception:
 
 
 def prepare(server: MongoDB) -> None:
-    """Empty collections, at their beginnings. ``numbers`` gets an _id of its own for each document: what is stored twice is there twice."""
+    """Empty collections, at their beginnings.
+
+    ``numbers`` gets an _id of its own for each document: what is stored twice is there twice.
+    """
     import pymongo
 
     with pymongo.MongoClient(server.url()) as client:

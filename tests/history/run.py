@@ -50,18 +50,35 @@ class Report:
 
     def __add__(self, other: Report) -> Report:
         total = Report(self.name, self.seconds + other.seconds)
-        for name in ("acknowledged", "unknown", "unknown_stored", "refused", "cuts", "replays", "opened", "children", "faults"):
+        for name in (
+            "acknowledged",
+            "unknown",
+            "unknown_stored",
+            "refused",
+            "cuts",
+            "replays",
+            "opened",
+            "children",
+            "faults",
+        ):
             setattr(total, name, getattr(self, name) + getattr(other, name))
-        total.wrongs = {name: self.wrongs.get(name, []) + other.wrongs.get(name, []) for name in {*self.wrongs, *other.wrongs}}
+        total.wrongs = {
+            name: self.wrongs.get(name, []) + other.wrongs.get(name, [])
+            for name in {*self.wrongs, *other.wrongs}
+        }
         return total
 
     def __str__(self) -> str:
-        wrong = {name: len(self.wrongs.get(name, ())) for name in ("lost", "torn", "doubled", "refused")}
+        wrong = {
+            name: len(self.wrongs.get(name, ())) for name in ("lost", "torn", "doubled", "refused")
+        }
         return (
-            f"{self.name}, {self.seconds:.0f} s: {self.acknowledged:,} acknowledged, {self.unknown} unknown ({self.unknown_stored} of them "
-            f"stored), {self.refused:,} refused; {self.cuts} COMMITs cut, {self.replays} replays, {self.opened} connections, "
-            f"{len(self.children)} forks; lost {wrong['lost']}, torn {wrong['torn']}, doubled {wrong['doubled']}, refused and stored "
-            f"{wrong['refused']}; faults {dict(self.faults)}"
+            f"{self.name}, {self.seconds:.0f} s: {self.acknowledged:,} acknowledged, {self.unknown}"
+            f" unknown ({self.unknown_stored} of them stored), {self.refused:,} refused;"
+            f" {self.cuts} COMMITs cut, {self.replays} replays, {self.opened} connections,"
+            f" {len(self.children)} forks; lost {wrong['lost']}, torn {wrong['torn']}, doubled"
+            f" {wrong['doubled']}, refused and stored {wrong['refused']}; faults"
+            f" {dict(self.faults)}"
         )
 
 
@@ -84,10 +101,13 @@ class _Clients:
     """The worker's process, once it works."""
 
     def __init__(self, case: Case, seed: int, journal: Path, urls: tuple[str, str]) -> None:
-        tests = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+        tests = os.pathsep.join(
+            filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+        )
         self._process = subprocess.Popen(
             [sys.executable, "-m", "history.worker", case.name, str(seed), str(journal), *urls],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": tests},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": tests},
         )  # fmt: skip
         assert self._process.stdout is not None
         said = self._process.stdout.readline().strip()
@@ -115,22 +135,36 @@ class _Clients:
             self._process.send_signal(signal.SIGUSR1)  # says where its threads are
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(2.0)
-            raise AssertionError(f"the clients still work {AFTERMATH:.0f} s after all was well again") from None
-        assert self._process.returncode == 0, f"the clients ended with status {self._process.returncode}"
+            raise AssertionError(
+                f"the clients still work {AFTERMATH:.0f} s after all was well again"
+            ) from None
+        assert self._process.returncode == 0, (
+            f"the clients ended with status {self._process.returncode}"
+        )
         left: dict[str, Any] = json.loads(said)
         return left
 
 
-def _report(case: Case, seconds: float, history: History, verdict: Verdict, faults: Faults, left: dict[str, Any]) -> Report:
+def _report(
+    case: Case,
+    seconds: float,
+    history: History,
+    verdict: Verdict,
+    faults: Faults,
+    left: dict[str, Any],
+) -> Report:
     pools = left["pools"]
     wrongs = verdict.wrongs
-    if left["close_wait"] or any(p["used"] or p["waiting"] or p["idle"] != p["size"] or p["size"] > MAX_SIZE for p in pools):
+    if left["close_wait"] or any(
+        p["used"] or p["waiting"] or p["idle"] != p["size"] or p["size"] > MAX_SIZE for p in pools
+    ):
         wrongs["not at rest"] = [left]
     if any(left["children"]):
         wrongs["children"] = left["children"]
     return Report(
-        case.name, seconds, len(history.acknowledged), len(history.unknown), verdict.unknown_stored, len(history.refused), faults.cuts,
-        sum(pool["replays"] for pool in pools), sum(pool["opened"] for pool in pools), left["children"], faults.played, wrongs,
+        case.name, seconds, len(history.acknowledged), len(history.unknown), verdict.unknown_stored,
+        len(history.refused), faults.cuts, sum(pool["replays"] for pool in pools),
+        sum(pool["opened"] for pool in pools), left["children"], faults.played, wrongs,
     )  # fmt: skip
 
 
@@ -141,7 +175,12 @@ def play_family(name: str, seconds: float, seed: int) -> Report:
     for case in cases:
         with case.server() as server:
             report = play(case, server, seconds / len(cases), seed)
-        print(report, *(f"  {what}: {which[:5]}" for what, which in report.wrongs.items()), sep="\n", flush=True)
+        print(
+            report,
+            *(f"  {what}: {which[:5]}" for what, which in report.wrongs.items()),
+            sep="\n",
+            flush=True,
+        )
         total += report
     total.name = name
     print(total, flush=True)
@@ -150,8 +189,16 @@ def play_family(name: str, seconds: float, seed: int) -> Report:
 
 def main() -> int:
     """Play what the command line says; 1 when something is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m history.run", description="Play histories of clients, and check them.")
-    parser.add_argument("names", nargs="+", choices=[*CASES, *FAMILIES], metavar="NAME", help=f"{', '.join([*CASES, *FAMILIES])}")
+    parser = argparse.ArgumentParser(
+        prog="python -m history.run", description="Play histories of clients, and check them."
+    )
+    parser.add_argument(
+        "names",
+        nargs="+",
+        choices=[*CASES, *FAMILIES],
+        metavar="NAME",
+        help=f"{', '.join([*CASES, *FAMILIES])}",
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="for each name (default: 10)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -162,7 +209,12 @@ def main() -> int:
             continue
         with CASES[name].server() as server:
             report = play(CASES[name], server, options.seconds, options.seed)
-        print(report, *(f"  {what}: {which[:5]}" for what, which in report.wrongs.items()), sep="\n", flush=True)
+        print(
+            report,
+            *(f"  {what}: {which[:5]}" for what, which in report.wrongs.items()),
+            sep="\n",
+            flush=True,
+        )
         bad += bool(report.wrongs)
     return 1 if bad else 0
 

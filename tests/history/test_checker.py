@@ -1,4 +1,6 @@
-"""The checker finds what is planted; the journal, the workload and the order of the faults are what they are said to be."""
+"""The checker finds what is planted; the journal, the workload and the order of the faults are what
+they are said to be.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +30,30 @@ UNITS = {
 
 def told(*, unknown: tuple[int, ...] = (), refused: tuple[int, ...] = ()) -> History:
     """All four units: acknowledged, where nothing else is said."""
-    return History(set(UNITS), set(UNITS) - {*unknown, *refused}, set(unknown), dict.fromkeys(refused, "ValueError: no"))
+    return History(
+        set(UNITS),
+        set(UNITS) - {*unknown, *refused},
+        set(unknown),
+        dict.fromkeys(refused, "ValueError: no"),
+    )
 
 
 def stored(*without: int) -> Stored:
     """What the units store, but for some of them."""
-    rows = Counter({(n, part): 1 for n, unit in UNITS.items() if n not in without for part in range(unit.parts)})
+    rows = Counter(
+        {
+            (n, part): 1
+            for n, unit in UNITS.items()
+            if n not in without
+            for part in range(unit.parts)
+        }
+    )
     balances = dict.fromkeys(range(ACCOUNTS), START)
     if TRANSFER not in without:
         balances |= {2: START - 7, 5: START + 7}
-    return Stored(rows, balances, dict.fromkeys(range(COUNTERS), 0) | {1: int(INCREMENT not in without)})
+    return Stored(
+        rows, balances, dict.fromkeys(range(COUNTERS), 0) | {1: int(INCREMENT not in without)}
+    )
 
 
 def verdict(history: History, found: Stored, units: dict[int, Unit] = UNITS) -> Verdict:
@@ -95,7 +111,9 @@ def test_a_refused_unit_that_is_stored_yet_is_found() -> None:
 
 
 def test_a_refused_unit_that_had_time_enough_is_denied() -> None:
-    assert verdict(told(refused=(INSERT,)), stored(INSERT)).wrongs == {"denied": ["0: ValueError: no"]}
+    assert verdict(told(refused=(INSERT,)), stored(INSERT)).wrongs == {
+        "denied": ["0: ValueError: no"]
+    }
 
 
 def test_one_that_two_faults_have_met_may_be_given_up_but_rarely() -> None:
@@ -104,7 +122,9 @@ def test_one_that_two_faults_have_met_may_be_given_up_but_rarely() -> None:
     history.refused[INSERT] = why
     assert verdict(history, stored(INSERT, MANY)).wrongs == {"denied": [f"{MANY}: ValueError: no"]}
     history.refused[MANY] = why
-    assert verdict(history, stored(INSERT, MANY)).wrongs == {"denied": [f"{n}: {why}" for n in sorted((INSERT, MANY))]}
+    assert verdict(history, stored(INSERT, MANY)).wrongs == {
+        "denied": [f"{n}: {why}" for n in sorted((INSERT, MANY))]
+    }
 
 
 def test_an_unknown_unit_is_stored_whole_or_not_at_all() -> None:
@@ -125,7 +145,9 @@ def test_a_row_that_nobody_wrote_is_found(row: tuple[int, int]) -> None:
     (told(), 0, "1 to 1"), (told(), 2, "1 to 1"), (told(unknown=(INCREMENT,)), 2, "0 to 1"),
     (told(unknown=(INCREMENT,)), -1, "0 to 1"),
 ])  # fmt: skip
-def test_a_counter_outside_of_what_was_told_is_found(history: History, value: int, due: str) -> None:
+def test_a_counter_outside_of_what_was_told_is_found(
+    history: History, value: int, due: str
+) -> None:
     found = stored()
     found.counters[1] = value
     assert verdict(history, found).wrongs == {"counters": [f"counter 1 is {value}, due {due}"]}
@@ -148,7 +170,9 @@ def test_a_refused_increment_that_is_stored_yet_is_found() -> None:
 
 def test_the_journal_tells_how_each_attempt_ended(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
-    for number, error in enumerate([None, CommitUnknownError("where is it?"), ValueError("no\nway")]):
+    for number, error in enumerate(
+        [None, CommitUnknownError("where is it?"), ValueError("no\nway")]
+    ):
         with journal.attempt(number):
             if error is not None:
                 raise error
@@ -158,7 +182,9 @@ def test_the_journal_tells_how_each_attempt_ended(tmp_path: Path) -> None:
     assert history == History({0, 1, 2, 3}, {0}, {1, 3}, {2: "ValueError: no way"})
 
 
-@pytest.mark.parametrize("last", ["begun 1", "acknowledged 1", "unknown 1", "refused 1 why", "acknowledged 2"])
+@pytest.mark.parametrize(
+    "last", ["begun 1", "acknowledged 1", "unknown 1", "refused 1 why", "acknowledged 2"]
+)
 def test_a_journal_that_contradicts_itself_is_refused(last: str) -> None:
     with pytest.raises(ValueError, match="out of turn"):
         History.of(["begun 1", "acknowledged 1", last])
@@ -177,7 +203,9 @@ def test_a_unit_is_the_same_whenever_it_is_asked_for_and_another_with_another_se
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 4])
 def test_a_unit_inserts_each_of_its_parts_once(parts: int) -> None:
-    said = " ".join(step for step in Unit(8, "insert many", parts=parts).steps() if isinstance(step, str))
+    said = " ".join(
+        step for step in Unit(8, "insert many", parts=parts).steps() if isinstance(step, str)
+    )
     assert [said.count(f"(8, {part})") for part in range(5)] == [1] * parts + [0] * (5 - parts)
 
 

@@ -1,8 +1,10 @@
-"""No acknowledged write is lost, none is stored twice, none that was refused is stored, whatever happens meanwhile.
+"""No acknowledged write is lost, none is stored twice, none that was refused is stored, whatever
+happens meanwhile.
 
-Eight clients of each kind run units of work while the server, the way to it and their own process suffer faults; then what they were
-told is compared with what is stored. ``make test`` gives each kind a second or two, ``make soak`` 600 to each family of them.
-``UNBROKEN_SECONDS=60`` changes both, ``UNBROKEN_SEED=7`` the history.
+Eight clients of each kind run units of work while the server, the way to it and their own process
+suffer faults; then what they were told is compared with what is stored. ``make test`` gives each
+kind a second or two, ``make soak`` 600 to each family of them. ``UNBROKEN_SECONDS=60`` changes
+both, ``UNBROKEN_SEED=7`` the history.
 """
 
 from __future__ import annotations
@@ -39,14 +41,19 @@ def server_of() -> Iterator[Callable[[Case], Server]]:
         yield server
 
 
-#: MySQL and MongoDB start slowly; one driver in C by TLS stands for all. ``make soak`` plays them all.
-LONG_ONLY = {case.name for case in CASES.values() if case.backend == "mysql" or case.tls} | {"pymongo_async"}
+#: MySQL and MongoDB start slowly; one driver in C by TLS stands for all. ``make soak`` plays them
+#: all.
+LONG_ONLY = {case.name for case in CASES.values() if case.backend == "mysql" or case.tls} | {
+    "pymongo_async"
+}
 SHORT = [name for name in CASES if name not in LONG_ONLY - {"tls-mysqldb", "tls-psycopg"}]
 
 
 @pytest.mark.timeout(SECONDS + 240)
 @pytest.mark.parametrize("name", SHORT)
-def test_what_clients_were_told_is_what_is_stored(server_of: Callable[[Case], Server], name: str) -> None:
+def test_what_clients_were_told_is_what_is_stored(
+    server_of: Callable[[Case], Server], name: str
+) -> None:
     case = CASES[name]
     report = play(case, server_of(case), SECONDS or 1.0, SEED)
     print(report)
@@ -59,11 +66,19 @@ def test_what_clients_were_told_is_what_is_stored(server_of: Callable[[Case], Se
         assert report.unknown >= 1
 
 
-@pytest.mark.parametrize(("name", "seconds"), [("careless", 1.0), pytest.param("careless-pymongo", 20.0, marks=pytest.mark.soak)])
-def test_a_client_that_tries_again_whatever_was_lost_is_caught(server_of: Callable[[Case], Server], name: str, seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [("careless", 1.0), pytest.param("careless-pymongo", 20.0, marks=pytest.mark.soak)],
+)
+def test_a_client_that_tries_again_whatever_was_lost_is_caught(
+    server_of: Callable[[Case], Server], name: str, seconds: float
+) -> None:
     case, seeds = CARELESS[name], range(SEED, SEED + 5)
     # On a busy machine so short a history may hold no commit whose answer was lost.
-    assert any({"doubled", "counters"} & set(play(case, server_of(case), seconds, seed).wrongs) for seed in seeds)
+    assert any(
+        {"doubled", "counters"} & set(play(case, server_of(case), seconds, seed).wrongs)
+        for seed in seeds
+    )
 
 
 @pytest.mark.soak
@@ -76,4 +91,6 @@ def test_the_same_for_long(family: str) -> None:
     decks = {case.deck for case in FAMILIES[family]}
     assert report.cuts >= LONG / 6 or decks != {"plain"}
     assert report.unknown >= LONG / 60
-    assert family in ("frameworks", "mongodb") or report.replays > 0  # replayable() counts none, nor does PyMongo
+    assert (
+        family in ("frameworks", "mongodb") or report.replays > 0
+    )  # replayable() counts none, nor does PyMongo

@@ -1,8 +1,10 @@
-"""An HTTP client that repeats what it is told it may repeat, and nothing else, doubles nothing; what was acknowledged is stored.
+"""An HTTP client that repeats what it is told it may repeat, and nothing else, doubles nothing;
+what was acknowledged is stored.
 
-Apps of each kind run under gunicorn or uvicorn; eight clients POST rows while the database, the way to it and the web server's own
-workers suffer faults. ``make test`` gives 20 s to two of them, ``make soak`` ten minutes to each. ``UNBROKEN_SECONDS=60`` changes both,
-``UNBROKEN_SEED=7`` the history.
+Apps of each kind run under gunicorn or uvicorn; eight clients POST rows while the database, the way
+to it and the web server's own workers suffer faults. ``make test`` gives 20 s to two of them,
+``make soak`` ten minutes to each. ``UNBROKEN_SECONDS=60`` changes both, ``UNBROKEN_SEED=7`` the
+history.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def test_what_http_clients_were_told_is_what_is_stored(name: str) -> None:
     assert report.wrongs == {}
     words = {word for told in report.told.values() for word in told.words}
     assert {"200", "503 service unavailable", "500 outcome unknown"} <= words, "too tame"
-    assert any(len(told.words) > 1 and told.is_acknowledged for told in report.told.values()), "nothing was repeated"
+    assert any(len(told.words) > 1 and told.is_acknowledged for told in report.told.values()), (
+        "nothing was repeated"
+    )
 
 
 @pytest.mark.timeout(240)

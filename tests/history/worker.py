@@ -1,7 +1,9 @@
-"""One case's clients in a process of their own: units of work from threads or tasks, and from children that it forks when told to.
+"""One case's clients in a process of their own: units of work from threads or tasks, and from
+children that it forks when told to.
 
-Run by run.py: python -m history.worker CASE SEED JOURNAL URL URL. It says ``going`` when it is. A line on stdin: ``fork``, or
-``stop``; then it says, as a line of JSON, how its children ended, and how its pools are left.
+Run by run.py: python -m history.worker CASE SEED JOURNAL URL URL. It says ``going`` when it is. A
+line on stdin: ``fork``, or ``stop``; then it says, as a line of JSON, how its children ended, and
+how its pools are left.
 """
 
 from __future__ import annotations
@@ -84,7 +86,9 @@ class Blocking:
         self.stop.set()
 
     def _fork(self, writer: int) -> None:
-        pid = os.fork()  # a raw fork(2) beside other threads leaves the interpreter's own locks held for ever
+        pid = (
+            os.fork()
+        )  # a raw fork(2) beside other threads leaves the interpreter's own locks held for ever
         if pid:
             _, status = os.waitpid(pid, 0)
             self.children.append(os.waitstatus_to_exitcode(status))
@@ -140,16 +144,25 @@ class Asyncio(Blocking):
 
 
 async def at_rest(worker: Blocking) -> dict[str, Any]:
-    """How the pools are left when nobody works any more: what they hold, and what the kernel holds for them."""
+    """How the pools are left when nobody works any more: what they hold, and what the kernel holds
+    for them.
+    """
     deadline = time.monotonic() + 10
-    while not all(s.used == s.waiting == 0 and s.idle == s.size for s in _stats(worker)) or _close_waits():
+    while (
+        not all(s.used == s.waiting == 0 and s.idle == s.size for s in _stats(worker))
+        or _close_waits()
+    ):
         if time.monotonic() > deadline:
             break
         await asyncio.sleep(0.01)
     return {
         "children": worker.children,
         "pools": [
-            {name: getattr(each, name) for name in ("used", "waiting", "idle", "size", "opened", "replays")} for each in _stats(worker)
+            {
+                name: getattr(each, name)
+                for name in ("used", "waiting", "idle", "size", "opened", "replays")
+            }
+            for each in _stats(worker)
         ],
         "close_wait": _close_waits(),
     }
@@ -161,14 +174,18 @@ def _stats(worker: Blocking) -> list[Any]:
 
 def _close_waits() -> int:
     """Sockets that the other side has closed and we have not."""
-    return sum(each.status == psutil.CONN_CLOSE_WAIT for each in psutil.Process().net_connections("tcp"))
+    return sum(
+        each.status == psutil.CONN_CLOSE_WAIT for each in psutil.Process().net_connections("tcp")
+    )
 
 
 def main() -> None:
     """Play what the command line says."""
     name, seed, journal, *urls = sys.argv[1:]
     faulthandler.register(signal.SIGUSR1)  # asked for by run.py, when they do not end
-    logging.getLogger("unbroken").setLevel(logging.ERROR)  # an outage or two a second are no news here
+    logging.getLogger("unbroken").setLevel(
+        logging.ERROR
+    )  # an outage or two a second are no news here
     case = (CASES | CARELESS)[name]
     kind = Asyncio if case.is_async else Blocking
     print(json.dumps(kind(case, int(seed), Path(journal), urls).play()), flush=True)

@@ -1,4 +1,6 @@
-"""What clients do to the database: units of work, each made of a seed and its number alone, so that the checker knows them too."""
+"""What clients do to the database: units of work, each made of a seed and its number alone, so that
+the checker knows them too.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ MANNERS: tuple[Manner, ...] = ("unit", "plain", "impatient", "fickle")
 
 
 class Statement(str):
-    """A statement in SQL; ``means`` is the same for a database that has none: collection, what is done to it, and its arguments."""
+    """A statement in SQL; ``means`` is the same for a database that has none: collection, what is
+    done to it, and its arguments.
+    """
 
     __slots__ = ("means",)
     means: tuple[str, str, tuple[dict[str, Any], ...]]
@@ -41,9 +45,10 @@ class ChangedMindError(Exception):
 class Unit:
     """One unit of work.
 
-    *manner* says how it is to be run. ``unit``: replayed where that is safe, with time enough, so that its client has to see
-    either success or a COMMIT in doubt. ``plain``: a transaction that nobody replays. ``impatient``: replayed, with a deadline.
-    ``fickle``: it raises an error of its own when all is done, and must leave nothing.
+    *manner* says how it is to be run. ``unit``: replayed where that is safe, with time enough, so
+    that its client has to see either success or a COMMIT in doubt. ``plain``: a transaction that
+    nobody replays. ``impatient``: replayed, with a deadline. ``fickle``: it raises an error of its
+    own when all is done, and must leave nothing.
     """
 
     number: int
@@ -67,7 +72,12 @@ class Unit:
         """Its statements and pauses, anew for each attempt."""
         if self.reads:
             where = {"_id": self.source}
-            yield Statement(f"SELECT balance FROM accounts WHERE id = {self.source}", "accounts", "find_one", where)
+            yield Statement(
+                f"SELECT balance FROM accounts WHERE id = {self.source}",
+                "accounts",
+                "find_one",
+                where,
+            )
         for statement in self._writes():
             yield statement
             yield self.pause
@@ -89,11 +99,19 @@ class Unit:
 
     def _insert(self, *parts: int) -> Statement:
         rows = ", ".join(f"({self.number}, {part})" for part in parts)
-        return Statement(f"INSERT INTO numbers VALUES {rows}", "numbers", "insert", *({"n": self.number, "part": part} for part in parts))
+        return Statement(
+            f"INSERT INTO numbers VALUES {rows}",
+            "numbers",
+            "insert",
+            *({"n": self.number, "part": part} for part in parts),
+        )
 
 
 def _add(table: str, column: str, which: int, amount: int) -> Statement:
-    sql = f"UPDATE {table} SET {column} = {column} {'-' if amount < 0 else '+'} {abs(amount)} WHERE id = {which}"
+    sql = (
+        f"UPDATE {table} SET {column} = {column} {'-' if amount < 0 else '+'} {abs(amount)} WHERE"
+        f" id = {which}"
+    )
     return Statement(sql, table, "update_one", {"_id": which}, {"$inc": {column: amount}})
 
 
@@ -111,15 +129,18 @@ class Workload:
         source, target = rng.sample(range(ACCOUNTS), 2)
         return Unit(
             number, kind, manner,
-            parts={"insert": 1, "insert many": rng.randint(2, 4), "transfer": 1, "increment": 0}[kind],
-            source=source, target=target, amount=rng.randint(1, 50), counter=rng.randrange(COUNTERS),
-            reads=rng.random() < 0.3, pause=rng.random() * 0.003,
+            parts={"insert": 1, "insert many": rng.randint(2, 4), "transfer": 1, "increment": 0}[kind],  # noqa: E501
+            source=source, target=target, amount=rng.randint(1, 50),
+            counter=rng.randrange(COUNTERS), reads=rng.random() < 0.3, pause=rng.random() * 0.003,
             deadline=rng.uniform(0.1, 0.5) if manner == "impatient" else None,
         )  # fmt: skip
 
 
 def schema(is_mysql: bool, user: str) -> Iterable[str]:
-    """Statements that make the tables, empty and at their beginnings. ``numbers`` has no key: what is stored twice is there twice."""
+    """Statements that make the tables, empty and at their beginnings.
+
+    ``numbers`` has no key: what is stored twice is there twice.
+    """
     engine = " ENGINE=InnoDB" if is_mysql else ""
     columns = {
         "numbers": "n BIGINT, part INT",

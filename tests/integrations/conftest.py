@@ -13,7 +13,14 @@ from django.conf import settings as site_settings
 from unbroken_drill import FaultProxy
 
 if not site_settings.configured:
-    site_settings.configure(DATABASES={}, SECRET_KEY="of tests only", USE_TZ=True, ALLOWED_HOSTS=["*"], INSTALLED_APPS=[], MIDDLEWARE=[])
+    site_settings.configure(
+        DATABASES={},
+        SECRET_KEY="of tests only",
+        USE_TZ=True,
+        ALLOWED_HOSTS=["*"],
+        INSTALLED_APPS=[],
+        MIDDLEWARE=[],
+    )
     django.setup()
 
 
@@ -32,4 +39,6 @@ def settings() -> Iterator[Any]:
 def proxied() -> Iterator[Callable[[Any, str], FaultProxy]]:
     """``proxied(server, protocol)``: a fault proxy before that server."""
     with ExitStack() as stack:
-        yield lambda server, protocol: stack.enter_context(FaultProxy((server.host, server.port), protocol=protocol))
+        yield lambda server, protocol: stack.enter_context(
+            FaultProxy((server.host, server.port), protocol=protocol)
+        )

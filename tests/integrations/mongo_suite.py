@@ -1,18 +1,21 @@
 """PyMongo's own tests, on its clients and on ours, side by side; what differs is printed.
 
-    python tests/integrations/mongo_suite.py [--source DIR_OR_TARBALL] [--servers alone,set] [--async] [module ...]
+    python tests/integrations/mongo_suite.py [--source DIR_OR_TARBALL] \\
+        [--servers alone,set] [--async] [module ...]
 
-The source distribution has the tests; without ``--source``, that of the installed version is asked of pip. They run against the
-installed PyMongo, each way in a process of its own, on a private server: alone, and the only member of a replica set, both with
-failpoints. Among them are MongoDB's specification tests (server discovery, retryable reads and writes, client-side timeouts,
+The source distribution has the tests; without ``--source``, that of the installed version is asked
+of pip. They run against the installed PyMongo, each way in a process of its own, on a private
+server: alone, and the only member of a replica set, both with failpoints. Among them are MongoDB's
+specification tests (server discovery, retryable reads and writes, client-side timeouts,
 transactions), which PyMongo's runner runs.
 
-Ours connects at once there, and each operation may take as long as PyMongo lets it unless --defaults: some tests count on the one,
-and its own bounds would end what others let take longer. Its gate is in place. --known takes PyMongo's ends from an earlier run (its
-results are kept there).
+Ours connects at once there, and each operation may take as long as PyMongo lets it unless
+--defaults: some tests count on the one, and its own bounds would end what others let take longer.
+Its gate is in place. --known takes PyMongo's ends from an earlier run (its results are kept there).
 
-Many of these tests wait for something for a fixed time, and fail on a busy machine now and then. So what ends worse on our client,
-unexplained, is run again, by itself, on both, twice at most; it is said of each. Exit status 1 when a test ends worse each time.
+Many of these tests wait for something for a fixed time, and fail on a busy machine now and then. So
+what ends worse on our client, unexplained, is run again, by itself, on both, twice at most; it is
+said of each. Exit status 1 when a test ends worse each time.
 """
 
 from __future__ import annotations
@@ -42,20 +45,23 @@ test_server_selection test_server_selection_in_window test_server_selection_logg
 test_sessions_unified test_srv_polling test_streaming_protocol test_threads test_topology test_transactions
 test_transactions_unified test_unified_format test_change_stream test_client_backpressure test_command_monitoring
 test_connection_logging test_client_metadata test_operation_id_retry test_index_management test_concurrency
-test_async_cancellation test_async_loop_unblocked test_async_contextvars_reset test_async_loop_safety""".split()
+test_async_cancellation test_async_loop_unblocked test_async_contextvars_reset test_async_loop_safety""".split()  # noqa: E501
 
-#: Tests (by a pattern) that end differently, and why that is right. Every difference that is not listed here is a failure.
+#: Tests (by a pattern) that end differently, and why that is right. Every difference that is not
+#: listed here is a failure.
 EXPLAINED: dict[str, str] = {
     r"\.TestClientLoopSafety\.test_client_errors_on_different_loop$": (
-        "PyMongo's AsyncMongoClient refuses to be used on a second event loop; ours has connections of its own on each"
+        "PyMongo's AsyncMongoClient refuses to be used on a second event loop; ours has connections"
+        " of its own on each"
     ),
     r"\.TestUnifiedMinPoolSizeError\.test_Server_error_on_minPoolSize_background_creation$": (
-        "after a second of an outage ours says so at once and has the server looked at again; PyMongo's call waits for that look. "
-        "Passes with --outage-wait inf"
+        "after a second of an outage ours says so at once and has the server looked at again;"
+        " PyMongo's call waits for that look. Passes with --outage-wait inf"
     ),
 }
 
-#: Some tests store 48 MB in one transaction, which the small cache of a server for tests does not always hold.
+#: Some tests store 48 MB in one transaction, which the small cache of a server for tests does not
+#: always hold.
 ROOMY = {"setParameter": 1, "wiredTigerEngineRuntimeConfig": "cache_size=1G"}
 
 #: How a test ended (passed, failed, error, skipped or missing), and why.
@@ -81,23 +87,47 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", default=MODULES)
     parser.add_argument("--source", type=Path)
     parser.add_argument("--servers", default="alone,set")
-    parser.add_argument("--async", dest="awaited", action="store_true", help="the same modules' asyncio halves")
+    parser.add_argument(
+        "--async", dest="awaited", action="store_true", help="the same modules' asyncio halves"
+    )
     parser.add_argument("--defaults", action="store_true", help="ours with its own bounds of waits")
-    parser.add_argument("--outage-wait", default="1.0", help="ours with this outage_wait; inf: its gate turns nobody away")
-    parser.add_argument("--known", type=Path, help="a folder for the results of PyMongo's client: written, and read where they are")
+    parser.add_argument(
+        "--outage-wait",
+        default="1.0",
+        help="ours with this outage_wait; inf: its gate turns nobody away",
+    )
+    parser.add_argument(
+        "--known",
+        type=Path,
+        help="a folder for the results of PyMongo's client: written, and read where they are",
+    )
     parser.add_argument("--verbose", action="store_true", help="show why a test ended differently")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source = unpacked(options.source, Path(folder))
-        differ = [difference for kind in options.servers.split(",") for difference in compare(kind, source, Path(folder), options)]
+        differ = [
+            difference
+            for kind in options.servers.split(",")
+            for difference in compare(kind, source, Path(folder), options)
+        ]
     return 1 if differ else 0
 
 
 def unpacked(given: Path | None, folder: Path) -> Path:
     """The folder that has ``test/`` in it."""
     if given is None:
-        wanted = ["--no-deps", "--no-binary", "pymongo", "-d", str(folder), f"pymongo=={pymongo.version}"]
-        subprocess.run([shutil.which("python3") or sys.executable, "-m", "pip", "download", "-q", *wanted], check=True)
+        wanted = [
+            "--no-deps",
+            "--no-binary",
+            "pymongo",
+            "-d",
+            str(folder),
+            f"pymongo=={pymongo.version}",
+        ]
+        subprocess.run(
+            [shutil.which("python3") or sys.executable, "-m", "pip", "download", "-q", *wanted],
+            check=True,
+        )
         (given,) = folder.glob("pymongo*.tar.gz")
     if given.is_dir():
         return given.resolve()
@@ -106,7 +136,9 @@ def unpacked(given: Path | None, folder: Path) -> Path:
 
 
 def adapted(source: Path, to: Path, ours: bool, options: Any) -> Path:
-    """A copy of *source*'s tests, which use our clients under PyMongo's names where *ours* says so."""
+    """A copy of *source*'s tests, which use our clients under PyMongo's names where *ours* says
+    so.
+    """
     to.mkdir()
     for name in ("test", "tools"):
         shutil.copytree(source / name, to / name)
@@ -126,27 +158,51 @@ def with_ours(text: str) -> str:
     """*text*, a test's, in which what it imports of PyMongo's clients is ours."""
     lines = text.splitlines(keepends=True)
     for node in sorted(ast.walk(ast.parse(text)), key=lambda node: -getattr(node, "lineno", 0)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pymongo" and node.end_lineno:
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").split(".")[0] == "pymongo"
+            and node.end_lineno
+        ):
             names = {alias.name for alias in node.names} & {"MongoClient", "AsyncMongoClient"}
             indent = " " * node.col_offset
-            lines[node.end_lineno : node.end_lineno] = [f"{indent}from suite_kinds import {name}\n" for name in sorted(names)]
-        elif isinstance(node, ast.Import) and any(alias.name == "pymongo" for alias in node.names) and node.end_lineno:
-            lines[node.end_lineno : node.end_lineno] = [f"{' ' * node.col_offset}import suite_kinds\n"]
+            lines[node.end_lineno : node.end_lineno] = [
+                f"{indent}from suite_kinds import {name}\n" for name in sorted(names)
+            ]
+        elif (
+            isinstance(node, ast.Import)
+            and any(alias.name == "pymongo" for alias in node.names)
+            and node.end_lineno
+        ):
+            lines[node.end_lineno : node.end_lineno] = [
+                f"{' ' * node.col_offset}import suite_kinds\n"
+            ]
     return "".join(lines)
 
 
 def compare(kind: str, source: Path, folder: Path, options: Any) -> list[str]:
-    """The tests that end worse on our client, on a server of that *kind*, each time and without an explanation."""
+    """The tests that end worse on our client, on a server of that *kind*, each time and without an
+    explanation.
+    """
     known = options.known / known_name(kind, options) if options.known else None
-    theirs = ends_in(known) if known and known.exists() else run("pymongo", kind, source, folder, options, None)
+    theirs = (
+        ends_in(known)
+        if known and known.exists()
+        else run("pymongo", kind, source, folder, options, None)
+    )
     ours = run("unbroken", kind, source, folder, options, None)
     passed = [sum(how == "passed" for how, _ in ends.values()) for ends in (theirs, ours)]
-    print(f"{kind}: {len(theirs)} tests; PyMongo's client passes {passed[0]}, ours {passed[1]}", flush=True)
+    print(
+        f"{kind}: {len(theirs)} tests; PyMongo's client passes {passed[0]}, ours {passed[1]}",
+        flush=True,
+    )
     worse = tell(theirs, ours, options.verbose)
     for turn in ("second", "third"):
         if worse:
             print(f"{kind}: these a {turn} time, by themselves", flush=True)
-            again = [run(who, kind, source, folder / turn, options, worse) for who in ("pymongo", "unbroken")]
+            again = [
+                run(who, kind, source, folder / turn, options, worse)
+                for who in ("pymongo", "unbroken")
+            ]
             worse = tell(*again, options.verbose)
     return worse
 
@@ -172,23 +228,45 @@ def known_name(kind: str, options: Any) -> str:
     return f"pymongo-{'async-' if options.awaited else ''}{kind}.xml"
 
 
-def run(who: str, kind: str, source: Path, folder: Path, options: Any, only: list[str] | None) -> dict[str, Ended]:
+def run(
+    who: str, kind: str, source: Path, folder: Path, options: Any, only: list[str] | None
+) -> dict[str, Ended]:
     """How each test ended (of all modules, or of these *only*)."""
     folder.mkdir(exist_ok=True)
     home = adapted(source, folder / f"{who}-{kind}", who == "unbroken", options)
     out = home / "results.xml"
     rooms = ["test", "asynchronous"] if options.awaited else ["test"]
     files = [str(Path(*rooms, f"{name}.py")) for name in options.modules]
-    chosen = [f for f in files if (home / f).exists()] if only is None else [node(name) for name in only]
+    chosen = (
+        [f for f in files if (home / f).exists()] if only is None else [node(name) for name in only]
+    )
     warned = "ignore::pytest.PytestDeprecationWarning"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-W", warned]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:randomly",
+        "-W",
+        warned,
+    ]
     command += ["-o", f"addopts=-m 'default or default_async' --junitxml={out}", *chosen]
     with ExitStack() as stack:
         server = stack.enter_context(MongoDB(replica_set="one" if kind == "set" else None))
         server.command(ROOMY)
-        env = {**os.environ, "DB_IP": server.host, "DB_PORT": str(server.port), "PYTHONPATH": str(home)}
+        env = {
+            **os.environ,
+            "DB_IP": server.host,
+            "DB_PORT": str(server.port),
+            "PYTHONPATH": str(home),
+        }
         with (home / "log").open("w") as log:
-            subprocess.run(command, cwd=home, env=env, stdout=log, stderr=log, check=False, timeout=3600)
+            subprocess.run(
+                command, cwd=home, env=env, stdout=log, stderr=log, check=False, timeout=3600
+            )
     if not out.exists():
         raise SystemExit(f"{who}: the tests did not end: {(home / 'log').read_text()[-3000:]}")
     if who == "pymongo" and options.known and only is None:
@@ -210,7 +288,11 @@ def ends_in(results: Path) -> dict[str, Ended]:
     for case in Xml.parse(results).iter("testcase"):
         name = f"{case.get('classname')}.{case.get('name')}"
         found = [child for child in case if child.tag in ("failure", "error", "skipped")]
-        how = {"failure": "failed", "error": "error", "skipped": "skipped"}[found[0].tag] if found else "passed"
+        how = (
+            {"failure": "failed", "error": "error", "skipped": "skipped"}[found[0].tag]
+            if found
+            else "passed"
+        )
         ends[name] = (how, (found[0].text or "")[-3000:] if found else "")
     return ends
 

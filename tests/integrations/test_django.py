@@ -1,4 +1,6 @@
-"""Django's backends over a pool, on real servers: lending, losses, what is left behind, round trips."""
+"""Django's backends over a pool, on real servers: lending, losses, what is left behind, round
+trips.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ BOTH = ["mysql", "postgresql"]
 
 def settings_for(server: Any, kind: str, **more: Any) -> dict[str, Any]:
     given = {
-        "ENGINE": f"unbroken.django.{kind}", "NAME": server.database, "USER": server.user, "PASSWORD": server.password,
-        "HOST": server.host, "PORT": server.port, **more,
+        "ENGINE": f"unbroken.django.{kind}", "NAME": server.database, "USER": server.user,
+        "PASSWORD": server.password, "HOST": server.host, "PORT": server.port, **more,
     }  # fmt: skip
     return connections.configure_settings({"default": {}, "x": given})["x"]
 
@@ -72,7 +74,11 @@ class Site:
             cursor.execute(sql)
 
     def session(self) -> int:
-        return int(self.ask("SELECT CONNECTION_ID()" if self.kind == "mysql" else "SELECT pg_backend_pid()"))
+        return int(
+            self.ask(
+                "SELECT CONNECTION_ID()" if self.kind == "mysql" else "SELECT pg_backend_pid()"
+            )
+        )
 
     def close(self) -> None:
         self.connection.close()
@@ -83,12 +89,23 @@ class Site:
 
 @pytest.fixture
 def make(mariadb: Any, postgres: Any) -> Iterator[Callable[..., Site]]:
-    """``make(kind, **DATABASES)``: an alias on a server of that kind; options of the pool as ``pool={…}``."""
+    """``make(kind, **DATABASES)``: an alias on a server of that kind; options of the pool as
+    ``pool={…}``.
+    """
     made: list[Site] = []
 
-    def site(kind: str, server: Any = None, pool: dict[str, Any] | None = None, **more: Any) -> Site:
+    def site(
+        kind: str, server: Any = None, pool: dict[str, Any] | None = None, **more: Any
+    ) -> Site:
         more.setdefault("OPTIONS", {})["unbroken"] = pool or {}
-        made.append(Site(kind, server or (mariadb if kind == "mysql" else postgres), f"alias{len(made)}", **more))
+        made.append(
+            Site(
+                kind,
+                server or (mariadb if kind == "mysql" else postgres),
+                f"alias{len(made)}",
+                **more,
+            )
+        )
         return made[-1]
 
     yield site
@@ -101,7 +118,7 @@ def site(request: Any, make: Any) -> Site:
     return make(request.param)
 
 
-# -- lending -----------------------------------------------------------------------------------------------------------
+# -- lending ---------------------------------------------------------------------------------------
 
 
 def test_close_gives_the_connection_back_and_the_next_user_gets_the_same(site: Site) -> None:
@@ -130,12 +147,20 @@ def test_conn_max_age_becomes_the_age_at_which_connections_retire(make: Any) -> 
 @pytest.mark.parametrize("kind", BOTH)
 def test_two_hundred_threads_share_five_sessions_without_an_error(kind: str, make: Any) -> None:
     site = make(kind, pool={"max_size": 5, "acquire_timeout": 30.0})
-    before = {session.id for session in site.server.sessions()}  # what other tests cut off may still be at work there
+    before = {
+        session.id for session in site.server.sessions()
+    }  # what other tests cut off may still be at work there
     most = 0
 
     def work() -> int:
         try:
-            return int(site.ask("SELECT 1 FROM (SELECT SLEEP(0.01)) t" if kind == "mysql" else "SELECT 1 FROM pg_sleep(0.01)"))
+            return int(
+                site.ask(
+                    "SELECT 1 FROM (SELECT SLEEP(0.01)) t"
+                    if kind == "mysql"
+                    else "SELECT 1 FROM pg_sleep(0.01)"
+                )
+            )
         finally:
             site.connection.close()
 
@@ -167,12 +192,17 @@ def test_a_full_pool_says_who_holds_it(make: Any) -> None:
     site = make("mysql", pool={"max_size": 1, "acquire_timeout": 0.2})
     with transaction.atomic(using=site.alias):
         site.session()
-        with ThreadPoolExecutor(1) as other, pytest.raises(OperationalError, match=r"test_django\.py:\d+") as caught:
+        with (
+            ThreadPoolExecutor(1) as other,
+            pytest.raises(OperationalError, match=r"test_django\.py:\d+") as caught,
+        ):
             other.submit(site.session).result()
     assert isinstance(caught.value, PoolTimeoutError)
 
 
-def test_a_leak_is_reported_with_the_line_that_took_it(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_leak_is_reported_with_the_line_that_took_it(
+    make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     site = make("mysql", pool={"leak_after": 0.2})
     with caplog.at_level(logging.WARNING, "unbroken"):
         site.session()
@@ -196,11 +226,13 @@ def test_the_signal_connection_created_comes_with_each_take_up(site: Site) -> No
     assert seen == [site.connection, site.connection]
 
 
-# -- losses ------------------------------------------------------------------------------------------------------------
+# -- losses ----------------------------------------------------------------------------------------
 
 
 def kill(site: Site) -> None:
-    """The sessions end, and word of it is here: a PostgreSQL session is gone from the server's list before its socket closes."""
+    """The sessions end, and word of it is here: a PostgreSQL session is gone from the server's list
+    before its socket closes.
+    """
     site.server.kill_sessions()
     wait_until(lambda: site.connection._held.is_dead)
 
@@ -219,7 +251,9 @@ def test_a_worker_loop_heals_before_atomic(site: Site) -> None:
         assert site.session() != first
 
 
-def test_a_loss_inside_atomic_is_an_error_with_its_cause_and_the_next_block_works(site: Site) -> None:
+def test_a_loss_inside_atomic_is_an_error_with_its_cause_and_the_next_block_works(
+    site: Site,
+) -> None:
     with pytest.raises(OperationalError) as caught, transaction.atomic(using=site.alias):
         site.session()
         site.server.kill_sessions()
@@ -229,7 +263,9 @@ def test_a_loss_inside_atomic_is_an_error_with_its_cause_and_the_next_block_work
         assert site.session()
 
 
-def test_a_loss_between_two_statements_of_a_transaction_of_ones_own_is_not_hidden(site: Site) -> None:
+def test_a_loss_between_two_statements_of_a_transaction_of_ones_own_is_not_hidden(
+    site: Site,
+) -> None:
     site.connection.set_autocommit(False)
     site.session()
     site.server.kill_sessions()
@@ -252,13 +288,19 @@ def test_a_commit_on_a_connection_that_is_gone_says_that_nothing_is_stored(site:
     site.run("DROP TABLE gone")
 
 
-@pytest.mark.parametrize("inside", ["a block of its own", "a replayable function", "a request under the middleware"])
+@pytest.mark.parametrize(
+    "inside", ["a block of its own", "a replayable function", "a request under the middleware"]
+)
 @pytest.mark.parametrize("arrives", [False, True], ids=["lost on the way", "answer lost"])
 @pytest.mark.parametrize("kind", BOTH)
 def test_a_commit_without_an_answer_is_an_error_of_djangos_that_says_unknown(
     kind: str, arrives: bool, inside: str, make: Any, proxied: Any
 ) -> None:
-    site = make(kind, pool={"max_size": 1}, OPTIONS={"ssl_mode": "DISABLED"} if kind == "mysql" else {"sslmode": "disable"})
+    site = make(
+        kind,
+        pool={"max_size": 1},
+        OPTIONS={"ssl_mode": "DISABLED"} if kind == "mysql" else {"sslmode": "disable"},
+    )
     proxy = proxied(site.server, kind)
     connections.settings[site.alias]["PORT"] = proxy.port
     site.run("DROP TABLE IF EXISTS unknown")
@@ -294,7 +336,9 @@ AUTOCOMMIT_ON = re.compile(r"set\s+autocommit\s*=\s*1", re.IGNORECASE)
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["answer lost", "lost on the way"])
-def test_a_connection_that_is_lost_just_after_its_commit_was_answered_is_nobodys_error(before: bool, make: Any, proxied: Any) -> None:
+def test_a_connection_that_is_lost_just_after_its_commit_was_answered_is_nobodys_error(
+    before: bool, make: Any, proxied: Any
+) -> None:
     site = make("mysql", pool={"max_size": 1}, OPTIONS={"ssl_mode": "DISABLED"})
     proxy = proxied(site.server, "mysql")
     connections.settings[site.alias]["PORT"] = proxy.port
@@ -317,7 +361,9 @@ def test_a_connection_that_is_lost_just_after_its_commit_was_answered_is_nobodys
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_an_outage_that_begins_just_after_a_commit_was_answered_is_nobodys_error(kind: str, make: Any, request: Any) -> None:
+def test_an_outage_that_begins_just_after_a_commit_was_answered_is_nobodys_error(
+    kind: str, make: Any, request: Any
+) -> None:
     server = request.getfixturevalue("new_mariadb" if kind == "mysql" else "new_postgres")()
     site = make(kind, server, pool={"outage_wait": 0.1, "acquire_timeout": 0.5})
     site.run("CREATE TABLE answered (n integer)")
@@ -338,7 +384,9 @@ def test_an_outage_that_begins_just_after_a_commit_was_answered_is_nobodys_error
     assert server.admin("SELECT count(*) FROM answered") == [("1",)]
 
 
-def test_a_transaction_by_hand_that_is_lost_where_its_end_would_commit_it_is_an_error(make: Any, proxied: Any) -> None:
+def test_a_transaction_by_hand_that_is_lost_where_its_end_would_commit_it_is_an_error(
+    make: Any, proxied: Any
+) -> None:
     site = make("mysql", pool={"max_size": 1}, OPTIONS={"ssl_mode": "DISABLED"})
     proxy = proxied(site.server, "mysql")
     connections.settings[site.alias]["PORT"] = proxy.port
@@ -353,7 +401,9 @@ def test_a_transaction_by_hand_that_is_lost_where_its_end_would_commit_it_is_an_
     site.run("DROP TABLE by_hand")
 
 
-def test_an_outage_is_an_operational_error_and_an_outage_error_in_one(make: Any, new_mariadb: Any) -> None:
+def test_an_outage_is_an_operational_error_and_an_outage_error_in_one(
+    make: Any, new_mariadb: Any
+) -> None:
     server = new_mariadb()
     site = make("mysql", server, pool={"outage_wait": 0.1, "acquire_timeout": 0.5})
     site.session()
@@ -375,8 +425,14 @@ def test_an_outage_is_an_operational_error_and_an_outage_error_in_one(make: Any,
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_a_worker_that_idles_past_the_servers_limit_sees_nothing_of_it(kind: str, make: Any, new_mariadb: Any, new_postgres: Any) -> None:
-    server = new_mariadb({"wait_timeout": 1}) if kind == "mysql" else new_postgres({"idle_session_timeout": "1s"})
+def test_a_worker_that_idles_past_the_servers_limit_sees_nothing_of_it(
+    kind: str, make: Any, new_mariadb: Any, new_postgres: Any
+) -> None:
+    server = (
+        new_mariadb({"wait_timeout": 1})
+        if kind == "mysql"
+        else new_postgres({"idle_session_timeout": "1s"})
+    )
     site = make(kind, server)
     first = site.session()
     wait_until(lambda: not server.sessions())
@@ -384,7 +440,9 @@ def test_a_worker_that_idles_past_the_servers_limit_sees_nothing_of_it(kind: str
     assert set(site.pool.stats().closed) <= {Cause.IDLE_LIMIT.value, Cause.CLOSED_BY_PEER.value}
 
 
-def test_a_worker_that_goes_on_and_on_takes_turns(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_goes_on_and_on_takes_turns(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("unbroken.integrations.django.held.TURN", 0.0)
     site = make("mysql", pool={"max_size": 1})
     site.session()
@@ -419,7 +477,7 @@ def test_a_forked_child_uses_sessions_of_its_own_and_leaves_the_parents_alone(si
     assert site.session() == mine
 
 
-# -- what is left behind -----------------------------------------------------------------------------------------------
+# -- what is left behind ---------------------------------------------------------------------------
 
 LEAVINGS = [
     ("mysql", "SET SESSION group_concat_max_len = 7"),
@@ -466,7 +524,9 @@ LEAVINGS = [
 
 
 @pytest.mark.parametrize(("kind", "leave"), LEAVINGS)
-def test_what_a_user_leaves_on_a_session_does_not_reach_the_next(kind: str, leave: str, make: Any) -> None:
+def test_what_a_user_leaves_on_a_session_does_not_reach_the_next(
+    kind: str, leave: str, make: Any
+) -> None:
     site = make(kind, pool={"max_size": 1}, TIME_ZONE="Asia/Tokyo", OPTIONS=_ISOLATED[kind])
     first, before = site.session(), state_of(site)
     site.run("CREATE TABLE IF NOT EXISTS lasting (n integer)")
@@ -492,15 +552,19 @@ _ISOLATED = {
     "postgresql": {"isolation_level": 3, "assume_role": None},
 }
 _STATE = {
-    "mysql": """
+    "mysql": (
+        """
         SELECT CONCAT_WS('|', @@time_zone, @@group_concat_max_len, IFNULL(@x, '-'), @@foreign_key_checks, @@sql_mode,
-        @@tx_isolation, @@character_set_client, @@collation_connection, IS_FREE_LOCK('left'), DATABASE(), @@autocommit)""",
-    "postgresql": """
+        @@tx_isolation, @@character_set_client, @@collation_connection, IS_FREE_LOCK('left'), DATABASE(), @@autocommit)"""  # noqa: E501
+    ),
+    "postgresql": (
+        """
         SELECT concat_ws('|', current_setting('timezone'), current_setting('work_mem'), current_setting('statement_timeout'),
         current_setting('search_path'), current_setting('role'), current_setting('client_encoding'), to_regclass('left_behind'),
         (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
         (SELECT count(*) FROM pg_prepared_statements WHERE from_sql), (SELECT count(*) FROM pg_cursors WHERE is_holdable),
-        (SELECT count(*) FROM pg_listening_channels()))""",
+        (SELECT count(*) FROM pg_listening_channels()))"""  # noqa: E501
+    ),
 }
 
 
@@ -519,7 +583,11 @@ def state_of(site: Site) -> list[Any]:
 def test_a_hundred_requests_with_set_share_one_session(kind: str, make: Any) -> None:
     site = make(kind, pool={"max_size": 2})
     for number in range(100):
-        site.run(f"SET @x = {number}" if kind == "mysql" else f"SET search_path TO tenant{number}, public")
+        site.run(
+            f"SET @x = {number}"
+            if kind == "mysql"
+            else f"SET search_path TO tenant{number}, public"
+        )
         site.ask("SELECT 1")
         site.connection.close()
     assert site.pool.stats().opened == 1
@@ -528,7 +596,9 @@ def test_a_hundred_requests_with_set_share_one_session(kind: str, make: Any) -> 
 
 @pytest.mark.parametrize("kind", BOTH)
 @pytest.mark.parametrize("way", ["connection", "cursor", "attribute"])
-def test_what_is_sent_past_djangos_cursors_does_not_reach_the_next_user(kind: str, way: str, make: Any) -> None:
+def test_what_is_sent_past_djangos_cursors_does_not_reach_the_next_user(
+    kind: str, way: str, make: Any
+) -> None:
     site = make(kind, pool={"max_size": 1})
     first, before = site.session(), state_of(site)
     leave = "SET @x = 5" if kind == "mysql" else "SET work_mem TO '5MB'"
@@ -550,7 +620,9 @@ def test_the_ordinary_costs_no_reset(site: Site, monkeypatch: pytest.MonkeyPatch
     asked: list[Any] = []
     driver = site.pool._driver
     plain = driver.reset_session
-    monkeypatch.setattr(driver, "reset_session", lambda *args: (asked.append(args), plain(*args)), raising=False)
+    monkeypatch.setattr(
+        driver, "reset_session", lambda *args: (asked.append(args), plain(*args)), raising=False
+    )
     for _ in range(3):
         with transaction.atomic(using=site.alias):
             site.ask("SELECT count(*) FROM (SELECT 1 AS a) AS x WHERE a IN (1, 2)")
@@ -575,9 +647,9 @@ def test_what_no_reset_undoes_ends_the_session(kind: str, make: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "sql"),
     [
-        ("mysql", "SELECT 1"), ("mysql", "SET foreign_key_checks=0; SET foreign_key_checks=1"), ("mysql", "SELECT 'reset '"),
-        ("postgresql", "SET LOCAL statement_timeout = 5"), ("postgresql", "SET CONSTRAINTS ALL IMMEDIATE"),
-        ("postgresql", "SELECT pg_advisory_xact_lock(42)"), ("postgresql", "SELECT 'SET statement_timeout = 5'"),
+        ("mysql", "SELECT 1"), ("mysql", "SET foreign_key_checks=0; SET foreign_key_checks=1"), ("mysql", "SELECT 'reset '"),  # noqa: E501
+        ("postgresql", "SET LOCAL statement_timeout = 5"), ("postgresql", "SET CONSTRAINTS ALL IMMEDIATE"),  # noqa: E501
+        ("postgresql", "SELECT pg_advisory_xact_lock(42)"), ("postgresql", "SELECT 'SET statement_timeout = 5'"),  # noqa: E501
     ],
 )  # fmt: skip
 def test_what_leaves_nothing_costs_no_connection(kind: str, sql: str, make: Any) -> None:
@@ -645,11 +717,13 @@ def test_closing_inside_atomic_allows_no_query_until_the_block_ends(site: Site) 
     assert site.session()
 
 
-# -- yielding ---------------------------------------------------------------------------------------------------------
+# -- yielding --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_threads_that_hold_an_idle_connection_yield_it_to_those_that_wait(kind: str, make: Any) -> None:
+def test_threads_that_hold_an_idle_connection_yield_it_to_those_that_wait(
+    kind: str, make: Any
+) -> None:
     site = make(kind, pool={"max_size": 10, "acquire_timeout": 10.0})
     together = threading.Barrier(16)
 
@@ -675,10 +749,16 @@ def test_threads_that_hold_an_idle_connection_yield_it_to_those_that_wait(kind: 
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_no_thread_loses_a_connection_that_it_needs(kind: str, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thread_loses_a_connection_that_it_needs(
+    kind: str, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("unbroken.integrations.django.held.REST", 0.0)
     site = make(kind, pool={"max_size": 2, "acquire_timeout": 60.0})
-    leave, look = ("SET @mine = %s", "SELECT @mine") if kind == "mysql" else ("SET my.own = '%s'", "SELECT current_setting('my.own', true)")
+    leave, look = (
+        ("SET @mine = %s", "SELECT @mine")
+        if kind == "mysql"
+        else ("SET my.own = '%s'", "SELECT current_setting('my.own', true)")
+    )
     until = time.monotonic() + 4.0
 
     def work(number: int) -> int:
@@ -712,7 +792,9 @@ def test_no_thread_loses_a_connection_that_it_needs(kind: str, make: Any, monkey
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_a_test_database_can_be_dropped_though_other_aliases_lead_to_it(kind: str, make: Any, new_mariadb: Any, new_postgres: Any) -> None:
+def test_a_test_database_can_be_dropped_though_other_aliases_lead_to_it(
+    kind: str, make: Any, new_mariadb: Any, new_postgres: Any
+) -> None:
     server = new_mariadb() if kind == "mysql" else new_postgres()
     server.admin("CREATE DATABASE test_shop" + ("" if kind == "mysql" else f" OWNER {server.user}"))
     if kind == "mysql":
@@ -731,7 +813,7 @@ def test_a_test_database_can_be_dropped_though_other_aliases_lead_to_it(kind: st
         thread.submit(lambda: twin.connection.close()).result()
 
 
-# -- settings ----------------------------------------------------------------------------------------------------------
+# -- settings --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -743,7 +825,9 @@ def test_a_test_database_can_be_dropped_though_other_aliases_lead_to_it(kind: st
         ({"pool": True}, r'OPTIONS\["pool"\]'),
     ],
 )
-def test_settings_that_cannot_work_are_refused_in_words(options: dict[str, Any], words: str, postgres: Any) -> None:
+def test_settings_that_cannot_work_are_refused_in_words(
+    options: dict[str, Any], words: str, postgres: Any
+) -> None:
     from unbroken.django.postgresql.base import DatabaseWrapper
 
     wrapper = DatabaseWrapper(settings_for(postgres, "postgresql", OPTIONS=options), "wrong")
@@ -762,7 +846,9 @@ def test_a_refused_password_is_an_error_at_once_without_the_password(make: Any) 
         assert "not-this-one" not in str(caught.value)
 
 
-def test_system_checks_say_what_to_do(make: Any, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_checks_say_what_to_do(
+    make: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from unbroken.integrations.django import checks
 
     make("postgresql", OPTIONS={"pool": True}, CONN_HEALTH_CHECKS=True)
@@ -773,31 +859,43 @@ def test_system_checks_say_what_to_do(make: Any, settings: Any, monkeypatch: pyt
     assert "max_size" in found["unbroken.E002"].hint
 
 
-def test_the_deployment_check_holds_pools_and_processes_against_the_server(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deployment_check_holds_pools_and_processes_against_the_server(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from unbroken.integrations.django import checks
 
     site = make("postgresql", pool={"max_size": 20})
     assert [m.id for m in checks.check_deployment()] == []
     monkeypatch.setenv("WEB_CONCURRENCY", "50")
     found = {m.id: m for m in checks.check_deployment()}
-    assert set(found) == {"unbroken.W004", "unbroken.W005"}  # the first check has used the database, "before the fork"
+    assert set(found) == {
+        "unbroken.W004",
+        "unbroken.W005",
+    }  # the first check has used the database, "before the fork"
     limit = int(site.ask("SHOW max_connections"))
-    assert f"20 × 50 processes (WEB_CONCURRENCY) = 1000, above the server's max_connections {limit}" in found["unbroken.W005"].msg
+    assert (
+        f"20 × 50 processes (WEB_CONCURRENCY) = 1000, above the server's max_connections {limit}"
+        in found["unbroken.W005"].msg
+    )
     assert f"to {max(1, limit // 50)} at most" in found["unbroken.W005"].hint
 
 
-def test_the_deployment_check_warns_of_persistent_connections_under_asgi(settings: Any, mariadb: Any) -> None:
+def test_the_deployment_check_warns_of_persistent_connections_under_asgi(
+    settings: Any, mariadb: Any
+) -> None:
     from unbroken.integrations.django import checks
 
     settings.ASGI_APPLICATION = "site.asgi.application"
-    connections.settings["plain"] = settings_for(mariadb, "mysql", ENGINE="django.db.backends.mysql", CONN_MAX_AGE=None)
+    connections.settings["plain"] = settings_for(
+        mariadb, "mysql", ENGINE="django.db.backends.mysql", CONN_MAX_AGE=None
+    )
     try:
         assert [m.id for m in checks.check_deployment()] == ["unbroken.W006"]
     finally:
         connections.settings.pop("plain")
 
 
-# -- round trips -------------------------------------------------------------------------------------------------------
+# -- round trips -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", BOTH)
@@ -811,7 +909,9 @@ def test_a_request_with_one_query_is_one_round_trip_on_the_wire(kind: str, make:
             site.connection.close_if_unusable_or_obsolete()
 
         for _ in range(3):  # connects; asks for the idle limit and the version once per process
-            with ThreadPoolExecutor(1) as threads:  # each request on a thread of its own, as under ASGI
+            with ThreadPoolExecutor(
+                1
+            ) as threads:  # each request on a thread of its own, as under ASGI
                 threads.submit(request).result()
         before = proxy.round_trips
         for _ in range(20):

@@ -1,5 +1,5 @@
-"""Blocks of ``atomic`` that an exception breaks off at any line: nothing that was rolled back is stored, nothing that was
-acknowledged is lost, and the thread's next request starts clean."""
+"""Blocks of ``atomic`` that an exception breaks off at any line: nothing that was rolled back is
+stored, nothing that was acknowledged is lost, and the thread's next request starts clean."""
 
 from __future__ import annotations
 
@@ -34,9 +34,14 @@ class OfDjango(Where):
     """Django's end of a block, and our part of it."""
 
     def __init__(self) -> None:
-        files = {module.__file__ for module in (base, transactions, blocks, held, wrapper, kept, loan)}
-        # That one returns from within a lock: no interpreter delivers a signal there, a tracer does.
-        self.includes = lambda code: code.co_filename in files and code.co_name != "allow_thread_sharing"
+        files = {
+            module.__file__ for module in (base, transactions, blocks, held, wrapper, kept, loan)
+        }
+        # That one returns from within a lock: no interpreter delivers a signal there, a tracer
+        # does.
+        self.includes = lambda code: (
+            code.co_filename in files and code.co_name != "allow_thread_sharing"
+        )
 
 
 class Shop:
@@ -68,7 +73,9 @@ class Shop:
 @pytest.fixture(params=BOTH)
 def shop(request: Any, mariadb: Any, postgres: Any) -> Iterator[Shop]:
     server = mariadb if request.param == "mysql" else postgres
-    connections.settings["shop"] = settings_for(server, request.param, OPTIONS={"unbroken": {"max_size": 1, "acquire_timeout": 1.0}})
+    connections.settings["shop"] = settings_for(
+        server, request.param, OPTIONS={"unbroken": {"max_size": 1, "acquire_timeout": 1.0}}
+    )
     site = Site.__new__(Site)
     site.kind, site.server, site.alias = request.param, server, "shop"
     yield Shop(site)
@@ -76,8 +83,8 @@ def shop(request: Any, mariadb: Any, postgres: Any) -> Iterator[Shop]:
 
 
 def sweep(shop: Shop, job: Callable[[set[int], set[int]], None], step: int = 7) -> None:
-    """Break *job* off at every so many points. It adds to the first set what it was told is stored, to the second what must
-    not be."""
+    """Break *job* off at every so many points. It adds to the first set what it was told is stored,
+    to the second what must not be."""
     striker = Striker(OfDjango())
 
     def request(kept: set[int], undone: set[int]) -> None:
@@ -88,8 +95,11 @@ def sweep(shop: Shop, job: Callable[[set[int], set[int]], None], step: int = 7) 
             shop.end_of_request()
 
     request(set(), set())
-    # No signal comes at a return, and what a tracer raises there leaves the function's variables referred to once more.
-    points = [point for point in striker.survey(lambda: request(set(), set())) if point.event != "return"]
+    # No signal comes at a return, and what a tracer raises there leaves the function's variables
+    # referred to once more.
+    points = [
+        point for point in striker.survey(lambda: request(set(), set())) if point.event != "return"
+    ]
     assert len(points) > 100
     for point in points[::step]:
         kept: set[int] = set()
@@ -108,7 +118,9 @@ def sweep(shop: Shop, job: Callable[[set[int], set[int]], None], step: int = 7) 
         assert (stats.used, stats.size) == (0, 1), f"{point}: {stats}"
 
 
-def test_what_is_rolled_back_is_not_stored_wherever_the_end_of_atomic_is_broken_off(shop: Shop) -> None:
+def test_what_is_rolled_back_is_not_stored_wherever_the_end_of_atomic_is_broken_off(
+    shop: Shop,
+) -> None:
     def job(_kept: set[int], undone: set[int]) -> None:
         with suppress(AppError), shop.atomic():
             undone.add(shop.insert())
@@ -117,7 +129,9 @@ def test_what_is_rolled_back_is_not_stored_wherever_the_end_of_atomic_is_broken_
     sweep(shop, job)
 
 
-def test_an_application_that_catches_the_strike_within_the_outer_block_stores_only_what_it_was_told(shop: Shop) -> None:
+def test_an_application_that_catches_the_strike_within_the_outer_block_stores_only_what_it_was_told(
+    shop: Shop,
+) -> None:
     def job(kept: set[int], undone: set[int]) -> None:
         with suppress(TransactionManagementError):
             with shop.atomic():
@@ -130,9 +144,16 @@ def test_an_application_that_catches_the_strike_within_the_outer_block_stores_on
     sweep(shop, job)
 
 
-def test_a_block_without_a_savepoint_that_is_broken_off_is_not_stored_by_the_one_around_it(shop: Shop) -> None:
+def test_a_block_without_a_savepoint_that_is_broken_off_is_not_stored_by_the_one_around_it(
+    shop: Shop,
+) -> None:
     def job(_kept: set[int], undone: set[int]) -> None:
-        with suppress(TransactionManagementError), shop.atomic(), suppress(AppError, Strike), shop.atomic(savepoint=False):
+        with (
+            suppress(TransactionManagementError),
+            shop.atomic(),
+            suppress(AppError, Strike),
+            shop.atomic(savepoint=False),
+        ):
             undone.add(shop.insert())
             raise AppError
 
@@ -194,7 +215,9 @@ def test_autocommit_after_an_exception_does_not_store_half_the_work(shop: Shop) 
     assert shop.rows() == set()
 
 
-def test_a_block_that_a_test_case_keeps_open_is_not_taken_for_one_that_was_broken_off(shop: Shop) -> None:
+def test_a_block_that_a_test_case_keeps_open_is_not_taken_for_one_that_was_broken_off(
+    shop: Shop,
+) -> None:
     block = shop.atomic()
     block.__enter__()
     kept = shop.insert()

@@ -1,4 +1,7 @@
-"""Two hundred at once on five sessions: greenlets, and requests under ASGI. Each crowd in an interpreter of its own."""
+"""Two hundred at once on five sessions: greenlets, and requests under ASGI.
+
+Each crowd in an interpreter of its own.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ def tell(answers):
     stats = pool.stats()
     print(json.dumps({"answers": answers, "served": served, "opened": stats.opened, "used": stats.used,
                       "waiting": stats.waiting, "leaked": stats.leaked}))
-"""
+"""  # noqa: E501
 
 GREENLETS = (
     "from gevent import monkey; monkey.patch_all()\n"
@@ -106,26 +109,36 @@ async def everybody():
         return await asyncio.gather(*requests)
 
 tell(asyncio.run(everybody()))
-"""
+"""  # noqa: E501
 )
 
 
 @pytest.fixture
 def gather(mariadb: Any, postgres: Any, tmp_path: Path) -> Any:
-    """``gather(script, driver)``: what the script told, and the most sessions that the server had meanwhile."""
+    """``gather(script, driver)``: what the script told, and the most sessions that the server had
+    meanwhile.
+    """
 
     def run(script: str, driver: str) -> tuple[dict[str, Any], int]:
         server = postgres if driver.startswith("psycopg") else mariadb
         given = {
-            "driver": driver, "ENGINE": f"unbroken.django.{'postgresql' if server is postgres else 'mysql'}", "NAME": server.database,
-            "USER": server.user, "PASSWORD": server.password, "HOST": server.host, "PORT": server.port,
+            "driver": driver,
+            "ENGINE": f"unbroken.django.{'postgresql' if server is postgres else 'mysql'}",
+            "NAME": server.database, "USER": server.user, "PASSWORD": server.password,
+            "HOST": server.host, "PORT": server.port,
             "OPTIONS": {"unbroken": {"max_size": MAX_SIZE, "acquire_timeout": 30.0}},
         }  # fmt: skip
         out = tmp_path / "out"
         most, until = 0, time.monotonic() + 60
-        others = {session.id for session in server.sessions()}  # of tests before: a server may take its time to end one
+        others = {
+            session.id for session in server.sessions()
+        }  # of tests before: a server may take its time to end one
         with out.open("wb") as file:
-            child = subprocess.Popen([sys.executable, "-c", script, json.dumps(given), str(CROWD)], stdout=file, stderr=subprocess.STDOUT)
+            child = subprocess.Popen(
+                [sys.executable, "-c", script, json.dumps(given), str(CROWD)],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
         try:
             while child.poll() is None:
                 assert time.monotonic() < until, out.read_text()[-2000:]
@@ -146,7 +159,9 @@ def hold(told: dict[str, Any], most: int) -> None:
     assert told["opened"] == MAX_SIZE
     assert (told["used"], told["waiting"], told["leaked"]) == (0, 0, 0)
     worst = max(abs(number - at) for at, number in enumerate(told["served"]))
-    assert worst <= 4 * MAX_SIZE, f"somebody was served {worst} places away from where they stood in line"
+    assert worst <= 4 * MAX_SIZE, (
+        f"somebody was served {worst} places away from where they stood in line"
+    )
 
 
 @pytest.mark.parametrize("driver", ["pymysql", "psycopg"])

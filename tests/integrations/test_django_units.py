@@ -1,4 +1,6 @@
-"""Requests and functions as units of work: run again where that is safe, an outage answered with 503."""
+"""Requests and functions as units of work: run again where that is safe, an outage answered with
+503.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def read(request: Any) -> Any:
     request.visits = getattr(request, "visits", 0) + 1
     before = count()
     kill()
-    with transaction.atomic(using=alias):  # a statement outside would be healed without anybody's help
+    with transaction.atomic(
+        using=alias
+    ):  # a statement outside would be healed without anybody's help
         ask("SELECT 1")
         kill()
         return JsonResponse({"notes": count(), "before": before, "visits": request.visits})
@@ -105,7 +109,11 @@ async def read_async(request: Any) -> Any:
 def asking(request: Any) -> Any:
     """Asks the site itself, and loses its connection afterwards."""
     calls.append("asking")
-    before = Client(raise_request_exception=False).generic(request.GET["method"], "/count").content.decode()
+    before = (
+        Client(raise_request_exception=False)
+        .generic(request.GET["method"], "/count")
+        .content.decode()
+    )
     with transaction.atomic(using=alias):
         ask("SELECT 1")
         kill()
@@ -133,9 +141,9 @@ def reader(request: Any) -> Any:
 
 marked = replayable(write)
 urlpatterns = [
-    path("reader", reader), path("asking", asking), path("count", counting),
-    path("read", read), path("write", write), path("marked", marked), path("write_alone", write_alone), path("swallow", swallow),
-    path("stream", stream), path("read_async", read_async),
+    path("reader", reader), path("asking", asking), path("count", counting), path("read", read),
+    path("write", write), path("marked", marked), path("write_alone", write_alone),
+    path("swallow", swallow), path("stream", stream), path("read_async", read_async),
 ]  # fmt: skip
 
 
@@ -146,13 +154,7 @@ def site(request: Any, settings: Any, new_mariadb: Any, new_postgres: Any) -> It
     alias = f"site{next(numbers)}"
     server = new_mariadb() if request.param == "mysql" else new_postgres()
     connections.settings[alias] = connections.configure_settings(
-        {
-            "default": {},
-            "x": {
-                "ENGINE": f"unbroken.django.{request.param}", "NAME": server.database, "USER": server.user, "HOST": server.host,
-                "PASSWORD": server.password, "PORT": server.port, "OPTIONS": {"unbroken": {"outage_wait": 0.2, "acquire_timeout": 1.0}},
-            },
-        }
+        { "default": {}, "x": { "ENGINE": f"unbroken.django.{request.param}", "NAME": server.database, "USER": server.user, "HOST": server.host, "PASSWORD": server.password, "PORT": server.port, "OPTIONS": {"unbroken": {"outage_wait": 0.2, "acquire_timeout": 1.0}}, }, },  # noqa: E501
     )["x"]  # fmt: skip
     settings.ROOT_URLCONF = __name__
     settings.MIDDLEWARE = ["unbroken.django.middleware.UnbrokenMiddleware"]
@@ -171,7 +173,9 @@ def stored() -> int:
     return int(server.admin("SELECT count(*) FROM note")[0][0])
 
 
-def test_a_get_whose_connection_is_lost_is_run_again_and_finds_the_request_as_it_was(site: Client) -> None:
+def test_a_get_whose_connection_is_lost_is_run_again_and_finds_the_request_as_it_was(
+    site: Client,
+) -> None:
     global kills
     kills = 2
     response = site.get("/read")
@@ -201,7 +205,9 @@ def test_a_post_is_run_again_only_where_its_view_says_so(site: Client) -> None:
 
 
 @pytest.mark.parametrize("inner", ["GET", "POST"])
-def test_a_view_that_uses_a_client_inside_is_run_again_as_any_other(inner: str, site: Client) -> None:
+def test_a_view_that_uses_a_client_inside_is_run_again_as_any_other(
+    inner: str, site: Client
+) -> None:
     global kills
     kills = 1
     assert site.get(f"/asking?method={inner}").content == b"0 0"
@@ -223,7 +229,9 @@ READERS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("how", list(READERS))
-def test_a_view_that_reads_the_request_itself_finds_all_of_it_in_each_attempt(how: str, site: Client) -> None:
+def test_a_view_that_reads_the_request_itself_finds_all_of_it_in_each_attempt(
+    how: str, site: Client
+) -> None:
     global kills
     kills, reader, found = 2, READERS[how], []
     reading.append(lambda request: found.append(reader(request)))
@@ -239,7 +247,9 @@ def test_it_finds_all_of_it_under_asgi_too(how: str, site: Client) -> None:
     reading.append(lambda request: found.append(reader(request)))
 
     async def go() -> int:
-        response = await AsyncClient(raise_request_exception=False).generic("POST", "/reader", CONTENT, "text/plain")
+        response = await AsyncClient(raise_request_exception=False).generic(
+            "POST", "/reader", CONTENT, "text/plain"
+        )
         await sync_to_async(lambda: connections[alias].close())()
         return int(response.status_code)
 
@@ -264,18 +274,27 @@ def test_json_forms_and_files_are_there_in_each_attempt(site: Client) -> None:
 
 
 @pytest.mark.parametrize("how", [how for how in READERS if how != "below the request"])
-def test_a_view_that_is_a_unit_by_itself_finds_all_of_it_too(how: str, site: Client, settings: Any) -> None:
+def test_a_view_that_is_a_unit_by_itself_finds_all_of_it_too(
+    how: str, site: Client, settings: Any
+) -> None:
     """Without the middleware."""
     global kills
     settings.MIDDLEWARE = []
     kills, reader, found = 2, READERS[how], []
     reading.append(lambda request: found.append(reader(request)))
-    assert Client(raise_request_exception=False).generic("POST", "/reader", CONTENT, "text/plain").status_code == 200
+    assert (
+        Client(raise_request_exception=False)
+        .generic("POST", "/reader", CONTENT, "text/plain")
+        .status_code
+        == 200
+    )
     assert found == [CONTENT] * 3
     assert stored() == 1
 
 
-def test_a_body_that_is_too_long_to_be_kept_is_read_whole_and_its_request_not_run_again(site: Client, settings: Any) -> None:
+def test_a_body_that_is_too_long_to_be_kept_is_read_whole_and_its_request_not_run_again(
+    site: Client, settings: Any
+) -> None:
     global kills
     found: list[bytes] = []
     settings.UNBROKEN = {"max_body": 1000}
@@ -321,7 +340,9 @@ def test_nobody_is_told_of_an_error_that_another_attempt_cures(site: Client) -> 
         got_request_exception.disconnect(receiver)
 
 
-def test_a_streaming_response_heals_between_its_statements_and_gives_back_at_its_end(site: Client) -> None:
+def test_a_streaming_response_heals_between_its_statements_and_gives_back_at_its_end(
+    site: Client,
+) -> None:
     global kills
     kills = 1
     response = site.get("/stream")
@@ -330,8 +351,12 @@ def test_a_streaming_response_heals_between_its_statements_and_gives_back_at_its
     assert calls == ["stream"]
 
 
-@pytest.mark.parametrize(("accept", "kind"), [("text/html", "text/html; charset=utf-8"), ("*/*", "application/json")])
-def test_an_outage_is_answered_with_503_and_retry_after(site: Client, accept: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("accept", "kind"), [("text/html", "text/html; charset=utf-8"), ("*/*", "application/json")]
+)
+def test_an_outage_is_answered_with_503_and_retry_after(
+    site: Client, accept: str, kind: str
+) -> None:
     assert site.get("/read").status_code == 200
     server.stop()
     response = site.get("/read", headers={"accept": accept})
@@ -342,7 +367,9 @@ def test_an_outage_is_answered_with_503_and_retry_after(site: Client, accept: st
 
 
 def plain_middleware(get_response: Any) -> Any:
-    """Blocking only: under ASGI, Django runs it and all below it on threads, in turn with the loop."""
+    """Blocking only: under ASGI, Django runs it and all below it on threads, in turn with the
+    loop.
+    """
 
     def middleware(request: Any) -> Any:
         response = get_response(request)
@@ -353,9 +380,15 @@ def plain_middleware(get_response: Any) -> Any:
 
 
 @pytest.mark.parametrize("where", ["/read", "/read_async"])
-def test_blocking_middleware_under_asgi_changes_nothing_and_what_it_adds_is_kept(where: str, site: Client, settings: Any) -> None:
+def test_blocking_middleware_under_asgi_changes_nothing_and_what_it_adds_is_kept(
+    where: str, site: Client, settings: Any
+) -> None:
     global kills
-    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.plain_middleware", f"{__name__}.plain_middleware"]
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        f"{__name__}.plain_middleware",
+        f"{__name__}.plain_middleware",
+    ]
 
     async def go() -> list[Any]:
         client = AsyncClient(raise_request_exception=False)
@@ -369,7 +402,11 @@ def test_blocking_middleware_under_asgi_changes_nothing_and_what_it_adds_is_kept
     lost, *away = asyncio.run(go())
     assert (lost.status_code, lost["X-Seen"]) == (200, "200")
     for response in away:
-        assert (response.status_code, response["X-Seen"], response["Retry-After"]) == (503, "503", "1")
+        assert (response.status_code, response["X-Seen"], response["Retry-After"]) == (
+            503,
+            "503",
+            "1",
+        )
         assert response.json()["fate"] == "nothing stored"
         assert int(response["Content-Length"]) == len(response.content)
 
@@ -446,9 +483,14 @@ def test_a_loss_inside_a_savepoint_is_run_again(site: Client, depth: int, caught
 def test_a_select_that_wrote_through_a_view_is_not_run_again(site: Client) -> None:
     global kills
     if connections[alias].vendor == "mysql":
-        server.admin("CREATE FUNCTION put() RETURNS INT BEGIN INSERT INTO note VALUES (1); RETURN 1; END")
+        server.admin(
+            "CREATE FUNCTION put() RETURNS INT BEGIN INSERT INTO note VALUES (1); RETURN 1; END"
+        )
     else:
-        server.admin("CREATE FUNCTION put() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'INSERT INTO note VALUES (1) RETURNING 1'")
+        server.admin(
+            "CREATE FUNCTION put() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'INSERT INTO note"
+            " VALUES (1) RETURNING 1'"
+        )
         server.admin("GRANT ALL ON note TO PUBLIC")
     server.admin("CREATE VIEW writing AS SELECT put() AS n")
     if connections[alias].vendor == "postgresql":
@@ -533,7 +575,7 @@ def test_settings_of_the_middleware_that_cannot_work_are_refused(settings: Any) 
             UnbrokenMiddleware(lambda request: None)
 
 
-# -- the other drivers, each of which needs a process of its own -----------------------------------------------------------
+# -- the other drivers, each of which needs a process of its own -----------------------------------
 
 PROGRAM = """
 import json, sys
@@ -563,20 +605,28 @@ with connection.cursor() as cursor:
 connection.close()
 assert connection.unbroken_pool._driver.errors[0] is connection.Database.OperationalError  # not a second copy of its module
 print(type(connection.unbroken_pool._driver).__module__, connection.unbroken_pool.stats().opened)
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.parametrize(("kind", "driver"), [("mysql", "pymysql"), ("postgresql", "psycopg2")])
-def test_the_other_driver_that_django_takes_works_alike(kind: str, driver: str, mariadb: MariaDB, postgres: PostgreSQL) -> None:
+def test_the_other_driver_that_django_takes_works_alike(
+    kind: str, driver: str, mariadb: MariaDB, postgres: PostgreSQL
+) -> None:
     there: Any = mariadb if kind == "mysql" else postgres
     given = {
-        "ENGINE": f"unbroken.django.{kind}", "NAME": there.database, "USER": there.user, "PASSWORD": there.password, "HOST": there.host,
-        "PORT": there.port,
+        "ENGINE": f"unbroken.django.{kind}", "NAME": there.database, "USER": there.user,
+        "PASSWORD": there.password, "HOST": there.host, "PORT": there.port,
     }  # fmt: skip
-    program = textwrap.dedent(PROGRAM).replace("HIDE", '{"psycopg": None}' if driver == "psycopg2" else "{}")
+    program = textwrap.dedent(PROGRAM).replace(
+        "HIDE", '{"psycopg": None}' if driver == "psycopg2" else "{}"
+    )
     program = program.replace("PYMYSQL", str(driver == "pymysql"))
     done = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(given)], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parent
+        [sys.executable, "-c", program, json.dumps(given)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parent,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == [f"unbroken.drivers.{driver}", "2"]

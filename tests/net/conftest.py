@@ -58,7 +58,10 @@ def reset() -> Callable[[socket.socket], None]:
 
 @pytest.fixture
 def in_child() -> Callable[..., str]:
-    """``in_child(fn)``: what *fn* returns in a forked child, as text; its failure fails the test. ``fork=`` another fork."""
+    """``in_child(fn)``: what *fn* returns in a forked child, as text; its failure fails the test.
+
+    ``fork=`` another fork.
+    """
 
     def run(fn: Callable[[], Any], fork: Callable[[], int] = os.fork) -> str:
         reader, writer = os.pipe()
@@ -81,7 +84,9 @@ def in_child() -> Callable[..., str]:
 
 @pytest.fixture
 def descriptors() -> Callable[[], int]:
-    """How many descriptors this process has open, what earlier tests left to the collector apart."""
+    """How many descriptors this process has open, what earlier tests left to the collector
+    apart.
+    """
 
     def count() -> int:
         gc.collect()
@@ -117,7 +122,12 @@ class Sessions:
     def pymysql(self, server: Any, **options: Any) -> Any:
         import pymysql
 
-        where = {"host": server.host, "port": server.port, "user": server.user, "password": server.password}
+        where = {
+            "host": server.host,
+            "port": server.port,
+            "user": server.user,
+            "password": server.password,
+        }
         conn = pymysql.connect(**where, database=server.database, **options)
         self._stack.callback(conn._force_close)
         return conn
@@ -125,7 +135,12 @@ class Sessions:
     def mysqlclient(self, server: Any, **options: Any) -> Any:
         import MySQLdb
 
-        where = {"host": server.host, "port": server.port, "user": server.user, "password": server.password}
+        where = {
+            "host": server.host,
+            "port": server.port,
+            "user": server.user,
+            "password": server.password,
+        }
         conn = MySQLdb.connect(**where, database=server.database, **options)
         self._stack.callback(conn.close)
         return conn
@@ -133,7 +148,12 @@ class Sessions:
     def psycopg(self, server: Any, **options: Any) -> Any:
         import psycopg
 
-        where = {"host": server.host, "port": server.port, "user": server.user, "password": server.password}
+        where = {
+            "host": server.host,
+            "port": server.port,
+            "user": server.user,
+            "password": server.password,
+        }
         conn = psycopg.connect(**where, dbname=server.database, autocommit=True, **options)
         self._stack.callback(conn.close)
         return conn

@@ -17,7 +17,9 @@ from unbroken.net import blocked
 
 TCP = frozenset({socket.AF_INET, socket.AF_INET6})
 
-pytestmark = pytest.mark.skipif(not blocked.can_tell(), reason="this system does not tell what a thread waits for")
+pytestmark = pytest.mark.skipif(
+    not blocked.can_tell(), reason="this system does not tell what a thread waits for"
+)
 
 
 class Waiting:
@@ -43,7 +45,11 @@ class Waiting:
 
     def end(self, families: frozenset[int] = TCP, seconds: float = 5.0) -> bool:
         end = time.monotonic() + seconds
-        while not (done := blocked.end_wait(self.number, families)) and time.monotonic() < end and self.thread.is_alive():
+        while (
+            not (done := blocked.end_wait(self.number, families))
+            and time.monotonic() < end
+            and self.thread.is_alive()
+        ):
             time.sleep(0.002)
         return done
 
@@ -67,10 +73,18 @@ def with_timeout(sock: socket.socket) -> Any:
 
 @pytest.mark.parametrize(
     "wait",
-    [lambda sock: sock.recv(1), with_timeout, lambda sock: bool(select.select([sock], [], [], 30.0)[0]), by_poll, by_selector],
+    [
+        lambda sock: sock.recv(1),
+        with_timeout,
+        lambda sock: bool(select.select([sock], [], [], 30.0)[0]),
+        by_poll,
+        by_selector,
+    ],
     ids=["recv", "recv with a timeout", "select", "poll", "epoll"],
 )
-def test_a_wait_for_one_socket_is_ended_whatever_the_call(tcp_pair, wait: Callable[[socket.socket], Any]) -> None:
+def test_a_wait_for_one_socket_is_ended_whatever_the_call(
+    tcp_pair, wait: Callable[[socket.socket], Any]
+) -> None:
     ours, _ = tcp_pair()
     waiting = Waiting(lambda: wait(ours))
     assert waiting.end()
@@ -114,7 +128,10 @@ def test_what_is_no_connection_of_that_kind_is_left_alone() -> None:
     left, right = socket.socketpair()
     with left, right, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.bind(("127.0.0.1", 0))
-        for sock, send in ((left, lambda: right.send(b"x")), (udp, lambda: udp.sendto(b"x", udp.getsockname()))):
+        for sock, send in (
+            (left, lambda: right.send(b"x")),
+            (udp, lambda: udp.sendto(b"x", udp.getsockname())),
+        ):
             waiting = Waiting(lambda sock=sock: sock.recv(1))
             assert not waiting.end(seconds=0.2)
             send()

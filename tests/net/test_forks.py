@@ -33,7 +33,9 @@ def thread(work: Callable[[], None]) -> Iterator[None]:
 
 
 def under_way(thread: int) -> list[float]:
-    """When the connects of *thread* began that are under way. (Earlier tests' pools may have some, too.)"""
+    """When the connects of *thread* began that are under way. (Earlier tests' pools may have some,
+    too.)
+    """
     return [since for each, since in forks._connects.copy().values() if each == thread]
 
 
@@ -45,7 +47,9 @@ def in_child(look: Callable[[], bool]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_a_fork_waits_for_the_connects_of_other_threads_and_holds_new_ones_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_waits_for_the_connects_of_other_threads_and_holds_new_ones_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(forks, "PATIENCE", 30.0)
     log: list[str] = []
     inside, asking = threading.Event(), threading.Event()
@@ -70,7 +74,9 @@ def test_a_fork_waits_for_the_connects_of_other_threads_and_holds_new_ones_back(
     assert threading.get_native_id() not in forks._forks
 
 
-def test_a_connect_that_hangs_holds_up_one_fork_for_a_moment_and_later_ones_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connect_that_hangs_holds_up_one_fork_for_a_moment_and_later_ones_not_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(forks, "PATIENCE", 1.0)
     inside, answer = threading.Event(), threading.Event()
     who: list[int] = []
@@ -91,7 +97,9 @@ def test_a_connect_that_hangs_holds_up_one_fork_for_a_moment_and_later_ones_not_
         answer.set()
 
 
-def test_a_thread_that_forks_while_it_connects_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_forks_while_it_connects_does_not_wait_for_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(forks, "PATIENCE", 60.0)
     began = time.monotonic()
 
@@ -125,7 +133,9 @@ def test_an_error_or_a_cancellation_ends_a_connect_as_well() -> None:
     assert under_way(threading.get_native_id()) == []
 
 
-def test_a_task_waits_for_another_threads_fork_without_stopping_its_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_waits_for_another_threads_fork_without_stopping_its_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(forks, "PATIENCE", 30.0)
     log: list[str] = []
     inside, ticked = threading.Event(), threading.Event()
@@ -155,8 +165,12 @@ def test_a_task_waits_for_another_threads_fork_without_stopping_its_loop(monkeyp
     assert log == ["the task began"]
 
 
-def test_a_fork_waits_for_a_task_whose_loop_goes_on_to_connect(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its second connect is not held back: a blocking one, as SQLAlchemy makes them, would stop the first."""
+def test_a_fork_waits_for_a_task_whose_loop_goes_on_to_connect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its second connect is not held back: a blocking one, as SQLAlchemy makes them, would stop the
+    first.
+    """
     monkeypatch.setattr(forks, "PATIENCE", 30.0)
     log: list[str] = []
     inside = threading.Event()

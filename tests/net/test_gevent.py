@@ -1,4 +1,7 @@
-"""net/ under gevent's monkey patching, each in an interpreter of its own. Nothing may block the hub."""
+"""net/ under gevent's monkey patching, each in an interpreter of its own.
+
+Nothing may block the hub.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,7 @@ def test_the_watcher_is_a_greenlet_and_never_blocks_the_hub(run):
         print(where == [os.getpid()], len(beats) > 5)
         watcher.close()
         assert ThreadWatcher.get() is not watcher
-    """)
+    """)  # noqa: E501
     assert said == "True True"
 
 
@@ -126,7 +129,7 @@ def test_a_killed_watcher_greenlet_is_replaced(run):
         watcher.at(time.monotonic() + 0.01, lambda: came.append("time"))
         until(lambda: sorted(came) == ["hung up", "time"])
         print("well")
-    """)
+    """)  # noqa: E501
         == "well"
     )
 
@@ -175,8 +178,7 @@ def test_an_abort_wakes_a_greenlet_that_reads(run):
 
 
 def test_a_greenlets_fork_does_not_wait_for_the_connect_of_another_which_it_stops(run):
-    said = run(
-        """
+    said = run("""
         from unbroken.net import forks
 
         forks.PATIENCE = 50.0
@@ -197,6 +199,5 @@ def test_a_greenlets_fork_does_not_wait_for_the_connect_of_another_which_it_stop
         greenlet.get()
         assert forks._connects == forks._forks == {}
         print("well")
-        """
-    )
+        """)
     assert said == "well"

@@ -42,7 +42,12 @@ def test_ipv6_is_tcp_too():
 
 def test_what_is_not_a_tcp_connection_is_left_alone(tcp_pair, tmp_path):
     left, right = socket.socketpair()
-    with left, right, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, open(tmp_path / "file", "w") as file:
+    with (
+        left,
+        right,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+        open(tmp_path / "file", "w") as file,
+    ):
         for fd in (left.fileno(), udp.fileno(), file.fileno(), -1):
             assert not apply(fd, 30)
     ours, _ = tcp_pair()

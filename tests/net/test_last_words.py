@@ -40,28 +40,38 @@ NOTICES = {
 @pytest.mark.parametrize("backend", ["mysql", "mariadb"])
 def test_a_mysql_error_packet_is_understood(backend):
     data = mysql_error(4031, b"The client was disconnected by the server because of inactivity.")
-    assert parse(data, backend) == Words(4031, "The client was disconnected by the server because of inactivity.")
+    assert parse(data, backend) == Words(
+        4031, "The client was disconnected by the server because of inactivity."
+    )
 
 
 def test_a_mysql_error_without_a_sqlstate_is_understood():
-    assert parse(mysql_error(1040, b"Too many connections", b""), "mysql") == Words(1040, "Too many connections")
+    assert parse(mysql_error(1040, b"Too many connections", b""), "mysql") == Words(
+        1040, "Too many connections"
+    )
 
 
 def test_a_progress_packet_is_passed_over():
     progress = mysql(b"\xff\xff\xff\x01\x01\x02\x00\x00\x00")
     assert parse(progress, "mariadb") is None
-    assert parse(progress + mysql_error(1927, b"Connection was killed"), "mariadb") == Words(1927, "Connection was killed")
+    assert parse(progress + mysql_error(1927, b"Connection was killed"), "mariadb") == Words(
+        1927, "Connection was killed"
+    )
 
 
 def test_a_compressed_mysql_error_is_understood():
     inner = mysql_error(1927, b"Connection was killed")
-    assert parse(len(inner).to_bytes(3, "little") + b"\0" + b"\0\0\0" + inner, "mariadb") == Words(1927, "Connection was killed")
+    assert parse(len(inner).to_bytes(3, "little") + b"\0" + b"\0\0\0" + inner, "mariadb") == Words(
+        1927, "Connection was killed"
+    )
 
 
 @pytest.mark.parametrize("before", [*NOTICES.values(), b"".join(NOTICES.values()), b""])
 def test_a_postgres_error_is_understood_behind_whatever_came_first(before):
     data = before + pg_error(b"57P01", b"terminating connection due to administrator command")
-    assert parse(data, "postgresql") == Words("57P01", "terminating connection due to administrator command")
+    assert parse(data, "postgresql") == Words(
+        "57P01", "terminating connection due to administrator command"
+    )
 
 
 def test_notices_alone_are_no_last_words():
@@ -69,13 +79,19 @@ def test_notices_alone_are_no_last_words():
 
 
 def test_tls_records_and_other_protocols_are_not_guessed_at():
-    for record in (b"\x15\x03\x03\x00\x13" + b"\xff" * 19, b"\x17\x03\x03\x01\xff" + b"\xff" * 0x1FF):
+    for record in (
+        b"\x15\x03\x03\x00\x13" + b"\xff" * 19,
+        b"\x17\x03\x03\x01\xff" + b"\xff" * 0x1FF,
+    ):
         for backend in ("mysql", "mariadb", "postgresql", "sqlite", ""):
             assert parse(record, backend) is None
 
 
 def test_the_text_is_one_line_of_bounded_length_without_control_characters():
-    words = parse(pg_error(b"57P01", b" one\r\n\ttwo\x1b[31m\xc2\x85\xe2\x80\xa8three\xff" + b"x" * 5000), "postgresql")
+    words = parse(
+        pg_error(b"57P01", b" one\r\n\ttwo\x1b[31m\xc2\x85\xe2\x80\xa8three\xff" + b"x" * 5000),
+        "postgresql",
+    )
     assert words is not None
     assert words.text.startswith("one two [31m three")
     assert len(words.text) == 200
@@ -99,7 +115,9 @@ def test_any_mysql_error_is_found_and_a_part_of_it_never_is(code, text, rest):
         assert parse(whole[:cut], "mysql") is None
 
 
-@given(st.text("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=5, max_size=5), st.binary(max_size=400))
+@given(
+    st.text("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=5, max_size=5), st.binary(max_size=400)
+)
 def test_any_postgres_error_is_found_and_a_part_of_it_never_is(code, text):
     whole = pg_error(code.encode(), text.replace(b"\0", b""))
     found = parse(NOTICES["notice"] + whole, "postgresql")
@@ -137,7 +155,12 @@ def test_what_mariadb_left_unread_is_understood(mariadb, sessions, until):
     conn = sessions.pymysql(mariadb)
     fd, number = sessions.fd(conn), conn.thread_id()
     conn._execute_command(3, "SELECT SLEEP(60)")  # COM_QUERY, whose answer nobody reads
-    until(lambda: mariadb.admin(f"SELECT 1 FROM information_schema.PROCESSLIST WHERE ID = {number} AND INFO LIKE 'SELECT SLEEP%'"))
+    until(
+        lambda: mariadb.admin(
+            f"SELECT 1 FROM information_schema.PROCESSLIST WHERE ID = {number} AND INFO LIKE"
+            " 'SELECT SLEEP%'"
+        )
+    )
     mariadb.admin(f"KILL QUERY {number}")
     until(lambda: peek(fd, "mariadb"))
     assert peek(fd, "mariadb") == Words(1317, "Query execution was interrupted")
@@ -146,7 +169,10 @@ def test_what_mariadb_left_unread_is_understood(mariadb, sessions, until):
 def test_mariadb_says_that_it_is_full(new_mariadb, until):
     server = new_mariadb({"max_connections": 10})
     with ExitStack() as stack:
-        crowd = [stack.enter_context(socket.create_connection((server.host, server.port))) for _ in range(12)]
+        crowd = [
+            stack.enter_context(socket.create_connection((server.host, server.port)))
+            for _ in range(12)
+        ]
         until(lambda: peek(crowd[-1].fileno(), "mariadb"))
         assert peek(crowd[-1].fileno(), "mariadb") == Words(1040, "Too many connections")
 
@@ -190,7 +216,9 @@ def test_a_postgres_that_shuts_down_says_so(new_postgres, sessions, until):
     conn = sessions.psycopg(server)
     server.stop()
     until(lambda: peek(conn.fileno(), "postgresql"))
-    assert peek(conn.fileno(), "postgresql") == Words("57P01", "terminating connection due to administrator command")
+    assert peek(conn.fileno(), "postgresql") == Words(
+        "57P01", "terminating connection due to administrator command"
+    )
 
 
 def test_under_tls_the_words_are_not_understood(new_postgres, sessions, until):

@@ -71,7 +71,13 @@ def test_a_sweep_names_only_those_that_are_not_alive(tcp_pair, until):
     pairs[5][1].sendall(b"?")
     until(lambda: len(sweep(fds)) == 4)
     dead = Liveness.DEAD
-    assert sweep([*fds, -1]) == {fds[3]: dead, fds[5]: Liveness.UNDECIDED, fds[7]: dead, fds[19]: dead, -1: dead}
+    assert sweep([*fds, -1]) == {
+        fds[3]: dead,
+        fds[5]: Liveness.UNDECIDED,
+        fds[7]: dead,
+        fds[19]: dead,
+        -1: dead,
+    }
     assert sweep([]) == {}
 
 
@@ -100,7 +106,9 @@ def test_by_peeking_it_is_alive_then_undecided_then_dead(tcp_pair, until):
     until(lambda: liveness._peek_events([fd]))
     assert judge(liveness._peek_events([fd])) is Liveness.UNDECIDED
     theirs.close()
-    assert judge(liveness._peek_events([fd])) is Liveness.UNDECIDED, "what a peek cannot see it must not claim"
+    assert judge(liveness._peek_events([fd])) is Liveness.UNDECIDED, (
+        "what a peek cannot see it must not claim"
+    )
     ours.recv(100)
     until(lambda: judge(liveness._peek_events([fd])) is Liveness.DEAD)
     ours.close()
@@ -110,11 +118,19 @@ def test_by_peeking_it_is_alive_then_undecided_then_dead(tcp_pair, until):
 
 class FakeKevent:
     def __init__(self, ident, filter=0, flags=0, fflags=0, data=0):  # noqa: A002 - its real name
-        self.ident, self.filter, self.flags, self.fflags, self.data = ident, filter, flags, fflags, data
+        self.ident, self.filter, self.flags, self.fflags, self.data = (
+            ident,
+            filter,
+            flags,
+            fflags,
+            data,
+        )
 
 
 class FakeKqueueApi:
-    """XNU's manners: an event with EV_EOF for a FIN, and failures of changes alone when there are any."""
+    """XNU's manners: an event with EV_EOF for a FIN, and failures of changes alone when there are
+    any.
+    """
 
     KQ_FILTER_READ, KQ_EV_ADD, KQ_EV_ONESHOT, KQ_EV_ERROR, KQ_EV_EOF = -1, 0x1, 0x10, 0x4000, 0x8000
     kevent = FakeKevent
@@ -135,14 +151,18 @@ class FakeKqueueApi:
                 bits = {fd: poller(fd)(0) for fd in wanted if look_open(fd)}
                 self.watched = (*self.watched, *bits)
                 if failed := [fd for fd in wanted if fd not in bits]:
-                    return [FakeKevent(fd, api.KQ_FILTER_READ, api.KQ_EV_ERROR, 0, 9) for fd in failed]
+                    return [
+                        FakeKevent(fd, api.KQ_FILTER_READ, api.KQ_EV_ERROR, 0, 9) for fd in failed
+                    ]
                 found, self.watched = self.watched, ()
                 return [event for fd in found for event in self.state(fd)][:most]
 
             def state(self, fd):
                 seen = look(fd)
                 if seen is not Liveness.ALIVE:
-                    yield FakeKevent(fd, api.KQ_FILTER_READ, api.KQ_EV_EOF if seen is Liveness.DEAD else 0)
+                    yield FakeKevent(
+                        fd, api.KQ_FILTER_READ, api.KQ_EV_EOF if seen is Liveness.DEAD else 0
+                    )
 
             def fileno(self):
                 return api.number
@@ -167,10 +187,17 @@ def test_by_kqueue_eof_is_death_and_data_is_undecided(tcp_pair, until):
     pairs[2][0].close()
     until(lambda: len(sweep(fds)) == 3)
     found = {fd: judge([(fd, bits)]) for fd, bits in liveness._kqueue_events([*fds, -1], api=api)}
-    assert found == {fds[0]: Liveness.DEAD, fds[1]: Liveness.UNDECIDED, fds[2]: Liveness.DEAD, -1: Liveness.DEAD}
+    assert found == {
+        fds[0]: Liveness.DEAD,
+        fds[1]: Liveness.UNDECIDED,
+        fds[2]: Liveness.DEAD,
+        -1: Liveness.DEAD,
+    }
     assert liveness._kqueue_events([], api=api) == []
     api.number = fds[3]  # what was a connection's number is the queue's own by now
-    assert [judge([(fd, bits)]) for fd, bits in liveness._kqueue_events([fds[3]], api=api)] == [Liveness.DEAD]
+    assert [judge([(fd, bits)]) for fd, bits in liveness._kqueue_events([fds[3]], api=api)] == [
+        Liveness.DEAD
+    ]
     assert api.open == 0
 
 
@@ -210,7 +237,11 @@ def test_death_is_seen_under_tls(kind, new_mariadb, new_postgres, sessions, unti
     if kind == "mariadb":
         server = new_mariadb(tls=True)
         conn = sessions.pymysql(server, ssl={"ca": str(server.ca_file)})
-        assert sessions.ask(conn, "SELECT VARIABLE_VALUE FROM information_schema.SESSION_STATUS WHERE VARIABLE_NAME = 'Ssl_cipher'")
+        assert sessions.ask(
+            conn,
+            "SELECT VARIABLE_VALUE FROM information_schema.SESSION_STATUS WHERE VARIABLE_NAME ="
+            " 'Ssl_cipher'",
+        )
     else:
         server = new_postgres(tls=True)
         conn = sessions.psycopg(server, sslmode="require")

@@ -1,4 +1,6 @@
-"""net/selector.py: kqueue's manners by a stand-in, and the timers that remain where there is neither."""
+"""net/selector.py: kqueue's manners by a stand-in, and the timers that remain where there is
+neither.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,19 @@ from unbroken.net.watcher import ThreadWatcher
 
 class FakeKevent:
     def __init__(self, ident, filter=0, flags=0, fflags=0, data=0):  # noqa: A002 - its real name
-        self.ident, self.filter, self.flags, self.fflags, self.data = ident, filter, flags, fflags, data
+        self.ident, self.filter, self.flags, self.fflags, self.data = (
+            ident,
+            filter,
+            flags,
+            fflags,
+            data,
+        )
 
 
 class FakeKqueueApi:
-    """A kqueue on top of epoll: EVFILT_READ, EV_CLEAR, and NOTE_LOWAT above every buffer, which leaves only EOF."""
+    """A kqueue on top of epoll: EVFILT_READ, EV_CLEAR, and NOTE_LOWAT above every buffer, which
+    leaves only EOF.
+    """
 
     KQ_FILTER_READ, KQ_EV_ADD, KQ_EV_DELETE, KQ_EV_CLEAR = -1, 0x1, 0x2, 0x20
     kevent = FakeKevent
@@ -33,7 +43,14 @@ class FakeKqueueApi:
                 for change in changes or ():
                     assert change.filter == api.KQ_FILTER_READ
                     self.change(change)
-                return [FakeKevent(fd) for fd, _ in epoll.poll(-1 if timeout is None else timeout, most)] if most else []
+                return (
+                    [
+                        FakeKevent(fd)
+                        for fd, _ in epoll.poll(-1 if timeout is None else timeout, most)
+                    ]
+                    if most
+                    else []
+                )
 
             def change(self, change):
                 if change.flags & api.KQ_EV_DELETE:

@@ -92,7 +92,9 @@ def test_a_kernel_that_accepts_any_advice_is_not_believed(monkeypatch):
 
 
 @FORKS
-def test_a_severed_descriptor_reads_as_ended_and_nothing_reaches_the_other_side(fork, tcp_pair, in_child):
+def test_a_severed_descriptor_reads_as_ended_and_nothing_reaches_the_other_side(
+    fork, tcp_pair, in_child
+):
     ours, theirs = tcp_pair()
     who = identity(ours.fileno())
 
@@ -225,11 +227,16 @@ def test_an_abort_works_when_no_descriptor_is_left(tcp_pair):
 
 @pytest.mark.parametrize("driver", ["pymysql", "mysqlclient", "psycopg"])
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_an_abort_frees_a_caller_who_waits_for_an_answer(driver, tls, sessions, request, new_mariadb, new_postgres, until):
+def test_an_abort_frees_a_caller_who_waits_for_an_answer(
+    driver, tls, sessions, request, new_mariadb, new_postgres, until
+):
     if driver == "psycopg":
         server = new_postgres(tls=True) if tls else request.getfixturevalue("postgres")
         sql, options = "SELECT pg_sleep(60)", {"sslmode": "require"} if tls else {}
-        busy = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(60)%' AND state = 'active'"
+        busy = (
+            "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(60)%' AND state ="
+            " 'active'"
+        )
     else:
         server = new_mariadb(tls=True) if tls else request.getfixturevalue("mariadb")
         sql, options = "SELECT SLEEP(60)", {"ssl": {"ca": str(server.ca_file)}} if tls else {}

@@ -1,4 +1,6 @@
-"""Background threads take no signals: else a web server's handler runs in one of them, and the process never ends."""
+"""Background threads take no signals: else a web server's handler runs in one of them, and the
+process never ends.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,14 @@ def started_inside() -> tuple[set[int], set[int]]:
 def test_a_thread_that_is_started_inside_blocks_signals_and_so_do_those_that_it_starts() -> None:
     before = mask()
     for inside in started_inside():
-        assert {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGCHLD} <= inside
+        assert {
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGHUP,
+            signal.SIGQUIT,
+            signal.SIGUSR1,
+            signal.SIGCHLD,
+        } <= inside
         assert not {signal.SIGSEGV, signal.SIGABRT, signal.SIGPROF} & inside
     assert mask() == before
 
@@ -59,7 +68,9 @@ def test_greenlets_of_gevent_have_no_signals_of_their_own() -> None:
         "from unbroken.net.signals import unsignalled\n"
         "with unsignalled(): print(signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["False"]
 
 

@@ -70,7 +70,9 @@ def test_it_is_unknown_where_nothing_counts(way, tcp_pair):
         left.sendall(b"x")
         assert segments_sent(left.fileno()) is None
     fresh, _ = tcp_pair()
-    assert segments_sent(fresh.fileno()) is None, "a connection that sent nothing has not logged in: this kernel does not count"
+    assert segments_sent(fresh.fileno()) is None, (
+        "a connection that sent nothing has not logged in: this kernel does not count"
+    )
     fd = fresh.fileno()
     fresh.sendall(b"x")
     count = counter(fd)

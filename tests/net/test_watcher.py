@@ -106,7 +106,12 @@ def test_traffic_and_a_dead_connection_wake_nobody(watcher, tcp_pair, until):
 
 
 def asleep(watcher) -> bool:
-    state = Path(f"/proc/self/task/{watcher._thread.native_id}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    state = (
+        Path(f"/proc/self/task/{watcher._thread.native_id}/stat")
+        .read_text()
+        .rsplit(")", 1)[1]
+        .split()[0]
+    )
     return state == "S" and watcher._wakes_at != -math.inf
 
 
@@ -164,7 +169,9 @@ def test_a_stale_report_never_reaches_the_numbers_next_user(watcher, tcp_pair, u
     until(lambda: calls == ["its own"])
 
 
-def test_a_number_that_was_closed_without_a_word_serves_its_next_user(watcher, tcp_pair, in_child, until):
+def test_a_number_that_was_closed_without_a_word_serves_its_next_user(
+    watcher, tcp_pair, in_child, until
+):
     """A child that still has the old socket open keeps the old registration alive in the kernel."""
     first, first_server = tcp_pair()
     fd = first.fileno()
@@ -300,7 +307,9 @@ def test_there_is_one_per_process_and_it_starts_when_it_is_needed(process_watche
     assert process_watcher._thread.daemon
 
 
-def test_after_close_it_calls_nobody_and_another_one_is_given(process_watcher, tcp_pair, descriptors):
+def test_after_close_it_calls_nobody_and_another_one_is_given(
+    process_watcher, tcp_pair, descriptors
+):
     ours, theirs = tcp_pair()
     before = descriptors()
     calls = []
@@ -330,7 +339,9 @@ def raw_fork() -> int:
 
 
 @pytest.mark.parametrize("fork", [os.fork, raw_fork], ids=["os.fork", "fork(2)"])
-def test_a_child_gets_its_own_and_leaves_the_parents_alone(fork, process_watcher, tcp_pair, in_child, until):
+def test_a_child_gets_its_own_and_leaves_the_parents_alone(
+    fork, process_watcher, tcp_pair, in_child, until
+):
     ours, theirs = tcp_pair()
     calls = []
     process_watcher.watch(ours.fileno(), lambda: calls.append("parent"))

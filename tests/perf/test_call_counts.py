@@ -1,7 +1,7 @@
 """What the hot paths call, by name and number, without a clock: nothing may creep in unseen.
 
-One call of a Python function costs about 50 ns, a tenth of all that an acquire takes besides its look at the sockets. Whoever
-changes a list here has measured it with ``make bench ARGS=checkout``.
+One call of a Python function costs about 50 ns, a tenth of all that an acquire takes besides its
+look at the sockets. Whoever changes a list here has measured it with ``make bench ARGS=checkout``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from unbroken.integrations.mongo.plan import DEFAULTS
 from unbroken.pool.registry import registry
 from unbroken_drill.servers import MongoDB, PostgreSQL
 
-pytestmark = pytest.mark.skipif(sys.implementation.name != "cpython", reason="other interpreters report calls differently")
+pytestmark = pytest.mark.skipif(
+    sys.implementation.name != "cpython", reason="other interpreters report calls differently"
+)
 
 
 @pytest.fixture
@@ -60,13 +62,18 @@ def calls(work: Callable[[], Any]) -> tuple[list[str], list[str]]:
     return python, c
 
 
-#: Take an idle entry, read the clock, note who took it where and as what, look for a unit of work. At the end the driver looks
-#: whether its own lock is free, too ("locked"): a half-read stream holds psycopg's, and a ROLLBACK would wait for it for ever.
+#: Take an idle entry, read the clock, note who took it where and as what, look for a unit of work.
+#: At the end the driver looks whether its own lock is free, too ("locked"): a half-read stream
+#: holds psycopg's, and a ROLLBACK would wait for it for ever.
 TAKE = ["pop", "monotonic", "_getframe", "get_ident", "get"]
 
 
-def test_acquire_calls_no_python_function_and_release_only_asks_whether_an_answer_is_outstanding(bare_pool: unbroken.Pool) -> None:
-    """Also with ``reset=None``: an answer that was not read would be taken for the next caller's."""
+def test_acquire_calls_no_python_function_and_release_only_asks_whether_an_answer_is_outstanding(
+    bare_pool: unbroken.Pool,
+) -> None:
+    """Also with ``reset=None``: an answer that was not read would be taken for the next
+    caller's.
+    """
     python, c = calls(lambda: bare_pool.release(bare_pool.acquire()))
     assert python == ["Pool.acquire", "Pool.release", "_Base.is_clean"]
     assert c == [*TAKE, "id", "pop", "locked", "append"]
@@ -101,24 +108,34 @@ def test_the_number_of_idle_connections_changes_nothing(pool: unbroken.Pool) -> 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no epoll elsewhere")
-def test_the_look_at_the_sockets_does_not_let_go_of_the_interpreters_lock(pool: unbroken.Pool) -> None:
+def test_the_look_at_the_sockets_does_not_let_go_of_the_interpreters_lock(
+    pool: unbroken.Pool,
+) -> None:
     look: Any = pool._state.glance
-    assert look.func.__name__ == "epoll_wait", "epoll.poll lets go of it, so that threads that compute cut in: see net/glance.py"
+    assert look.func.__name__ == "epoll_wait", (
+        "epoll.poll lets go of it, so that threads that compute cut in: see net/glance.py"
+    )
     assert look.func._flags_ & ctypes._FUNCFLAG_PYTHONAPI  # type: ignore[attr-defined] # what makes a PyDLL of a CDLL
     assert not look()
 
 
-def test_a_request_that_uses_no_database_is_watched_by_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """8 µs for one that is never run again, 4 of them for the ledger that watches it; some 20 µs for one that is a unit of work.
+def test_a_request_that_uses_no_database_is_watched_by_few_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """8 µs for one that is never run again, 4 of them for the ledger that watches it; some 20 µs
+    for one that is a unit of work.
 
-    Twelve calls of a unit's look for connections that its thread had before, which are followed too.
+    Twelve calls of a unit's look for connections that its thread had before, which are followed
+    too.
     """
 
     def app(_environ: Any, start_response: Any) -> Any:
         start_response("200 OK", [("Content-Length", "2")])
         return [b"ok"]
 
-    monkeypatch.setattr(registry, "_states", WeakSet())  # a unit looks at each pool that there is, those of other tests too
+    monkeypatch.setattr(
+        registry, "_states", WeakSet()
+    )  # a unit looks at each pool that there is, those of other tests too
     watched = unbroken.wsgi.Unbroken(app)
     environ = {"REQUEST_METHOD": "POST", "PATH_INFO": "/"}
 
@@ -132,21 +149,35 @@ def test_a_request_that_uses_no_database_is_watched_by_few_calls(monkeypatch: py
 
 
 def names_called_by_find_one(client: Any) -> tuple[Counter[str], Counter[str]]:
-    """The quickest of some: a heartbeat in between, or a pause of a second, has PyMongo or us look once more."""
+    """The quickest of some: a heartbeat in between, or a pause of a second, has PyMongo or us look
+    once more.
+    """
 
     def work() -> None:
         items.find_one({"_id": 1})
 
     items = client.call_counts.items
     work()
-    python, c = min((calls(work) for _ in range(9)), key=lambda found: len(found[0]) + len(found[1]))
+    python, c = min(
+        (calls(work) for _ in range(9)), key=lambda found: len(found[0]) + len(found[1])
+    )
     return Counter(name.rpartition(".")[2] for name in python), Counter(c)
 
 
-def test_find_one_with_mongodbs_client_is_eight_short_calls_more_than_with_pymongos(mongodb: MongoDB) -> None:
-    """Of about 450: our step before PyMongo's _select_server, which topology is this process's, and is there a unit of work?"""
-    with unbroken.mongo.MongoClient(mongodb.url()) as client, pymongo.MongoClient(mongodb.url(), **DEFAULTS) as plain:
-        (python, c), (plain_python, plain_c) = names_called_by_find_one(client), names_called_by_find_one(plain)
+def test_find_one_with_mongodbs_client_is_eight_short_calls_more_than_with_pymongos(
+    mongodb: MongoDB,
+) -> None:
+    """Of about 450: our step before PyMongo's _select_server, which topology is this process's, and
+    is there a unit of work?
+    """
+    with (
+        unbroken.mongo.MongoClient(mongodb.url()) as client,
+        pymongo.MongoClient(mongodb.url(), **DEFAULTS) as plain,
+    ):
+        (python, c), (plain_python, plain_c) = (
+            names_called_by_find_one(client),
+            names_called_by_find_one(plain),
+        )
     assert not plain_python - python
     assert not plain_c - c
     more = python - plain_python

@@ -1,4 +1,5 @@
-"""One driver's pool commits rows, and loses the connection at each COMMIT: what it reports, as lines of JSON.
+"""One driver's pool commits rows, and loses the connection at each COMMIT: what it reports, as
+lines of JSON.
 
 Run by test_commit_in_doubt.py: python commit_in_doubt_worker.py DRIVER URL TABLE COUNT
 """
@@ -33,12 +34,18 @@ class Plan:
 
     def told(self, said: str, runs: int) -> None:
         fate = "passes" if self.passes else "never arrived" if self.before else "executed"
-        print(json.dumps({"number": self.number, "fate": fate, "said": said, "runs": runs}), flush=True)
+        print(
+            json.dumps({"number": self.number, "fate": fate, "said": said, "runs": runs}),
+            flush=True,
+        )
 
 
 def kind(error: BaseException) -> str:
     known = (unbroken.CommitUnknownError, unbroken.ConnectionLostError)
-    return next((each.__name__ for each in known if isinstance(error, each)), f"{type(error).__name__}: {error}")
+    return next(
+        (each.__name__ for each in known if isinstance(error, each)),
+        f"{type(error).__name__}: {error}",
+    )
 
 
 def blocking(proxy: FaultProxy, url: str) -> None:
@@ -98,7 +105,9 @@ async def insert(conn: Any, number: int) -> None:
     if NAME == "asyncpg":
         await conn.execute(sql)
         return
-    cursor = (await conn.cursor()) if NAME in ("aiomysql", "mysqlconnector_async") else conn.cursor()
+    cursor = (
+        (await conn.cursor()) if NAME in ("aiomysql", "mysqlconnector_async") else conn.cursor()
+    )
     await cursor.execute(sql)
     await cursor.close()
 
@@ -106,11 +115,21 @@ async def insert(conn: Any, number: int) -> None:
 target = parse(URL)
 assert target.host is not None
 assert target.port is not None
-with FaultProxy((target.host, target.port), protocol="mysql" if IS_MYSQL else "postgresql") as proxy:
+with FaultProxy(
+    (target.host, target.port), protocol="mysql" if IS_MYSQL else "postgresql"
+) as proxy:
     if ASYNC:
         asyncio.run(awaiting(proxy, proxy.url(URL)))
     else:
         blocking(proxy, proxy.url(URL))
     unreadable = [str(event) for event in proxy.events if event.name == "unreadable"]
     with suppress(BrokenPipeError):
-        print(json.dumps({"unreadable": unreadable, "cuts": sum(event.name == "cut" for event in proxy.events)}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "unreadable": unreadable,
+                    "cuts": sum(event.name == "cut" for event in proxy.events),
+                }
+            ),
+            flush=True,
+        )

@@ -1,7 +1,9 @@
-"""The pools' tests: one face over each driver, so that one suite holds all of them to the same words.
+"""The pools' tests: one face over each driver, so that one suite holds all of them to the same
+words.
 
-Tests of the asyncio pool run plain ``asyncio.run`` (:meth:`Body.run`) and not a plugin: the beginning and the end of a loop are
-part of what is tested (a pool that is never closed, a second loop, a loop in another thread), and so is the loop itself (uvloop).
+Tests of the asyncio pool run plain ``asyncio.run`` (:meth:`Body.run`) and not a plugin: the
+beginning and the end of a loop are part of what is tested (a pool that is never closed, a second
+loop, a loop in another thread), and so is the loop itself (uvloop).
 """
 
 from __future__ import annotations
@@ -33,9 +35,16 @@ T = TypeVar("T")
 
 
 class Body:
-    """A driver, a server of its kind, and the few statements that the tests need, in that server's spelling."""
+    """A driver, a server of its kind, and the few statements that the tests need, in that server's
+    spelling.
+    """
 
-    def __init__(self, name: str, server: Server, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        server: Server,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    ) -> None:
         self.name, self.server, self.loop_factory = name, server, loop_factory
         self.is_mysql = name == "aiomysql"
         self.is_asyncpg = name == "asyncpg"
@@ -83,12 +92,17 @@ class Body:
 
     async def slow(self, conn: Any, seconds: float) -> None:
         """A statement that takes that long."""
-        await self.ask(conn, f"SELECT SLEEP({seconds})" if self.is_mysql else f"SELECT pg_sleep({seconds})::text")
+        await self.ask(
+            conn,
+            f"SELECT SLEEP({seconds})" if self.is_mysql else f"SELECT pg_sleep({seconds})::text",
+        )
 
     def table(self, name: str = "numbers") -> str:
         """An empty table of one number, dropped after the test."""
         self.server.admin(f"DROP TABLE IF EXISTS {name}")
-        self.server.admin(f"CREATE TABLE {name} (n BIGINT NOT NULL){' ENGINE=InnoDB' if self.is_mysql else ''}")
+        self.server.admin(
+            f"CREATE TABLE {name} (n BIGINT NOT NULL){' ENGINE=InnoDB' if self.is_mysql else ''}"
+        )
         if not self.is_mysql:
             self.server.admin(f"GRANT ALL ON {name} TO {self.server.user}")
         self.tables.append(name)
@@ -130,7 +144,12 @@ class Body:
     def close_waits(self) -> int:
         """Sockets of this process to the server that the other side has closed and we have not."""
         found = psutil.Process().net_connections("tcp")
-        return sum(c.status == psutil.CONN_CLOSE_WAIT and bool(c.raddr) and c.raddr.port == self.server.port for c in found)
+        return sum(
+            c.status == psutil.CONN_CLOSE_WAIT
+            and bool(c.raddr)
+            and c.raddr.port == self.server.port
+            for c in found
+        )
 
     def close(self) -> None:
         if self.server.is_running:
@@ -140,14 +159,19 @@ class Body:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_known_of_any_server() -> None:
-    """A process learns a server's idle limit from deaths, and on a busy machine tests that kill teach it one of half a second."""
+    """A process learns a server's idle limit from deaths, and on a busy machine tests that kill
+    teach it one of half a second.
+    """
     servers._records.clear()
 
 
 @pytest.fixture(params=["psycopg", "asyncpg", "aiomysql"])
 def body(request: pytest.FixtureRequest) -> Iterator[Body]:
     """Each async driver in turn, on the shared server of its kind."""
-    made = Body(request.param, request.getfixturevalue("mariadb" if request.param == "aiomysql" else "postgres"))
+    made = Body(
+        request.param,
+        request.getfixturevalue("mariadb" if request.param == "aiomysql" else "postgres"),
+    )
     with contextlib.closing(made):
         yield made
 
@@ -155,27 +179,39 @@ def body(request: pytest.FixtureRequest) -> Iterator[Body]:
 @pytest.fixture(params=["psycopg", "asyncpg", "aiomysql"])
 def own_body(request: pytest.FixtureRequest) -> Iterator[Body]:
     """Each async driver in turn, on a server of its own that may be stopped, killed and frozen."""
-    made = Body(request.param, request.getfixturevalue("new_mariadb" if request.param == "aiomysql" else "new_postgres")())
+    made = Body(
+        request.param,
+        request.getfixturevalue("new_mariadb" if request.param == "aiomysql" else "new_postgres")(),
+    )
     with contextlib.closing(made):
         yield made
 
 
-# ---------------------------------------------------------------------------------------------- the blocking pool
+# -- the -------------------------------------------------------------------------------------------
+# blocking pool
 
 DRIVERS = ["pymysql", "mysqldb", "psycopg"]
 if sysconfig.get_config_var("Py_GIL_DISABLED"):  # mysqlclient brings the lock back
     DRIVERS = ["pymysql", "psycopg", "pg8000"]
 _numbers = count(1)
-_CYCLE = "pg8000's connections refer to themselves: a forgotten one is found when the collector runs"
+_CYCLE = (
+    "pg8000's connections refer to themselves: a forgotten one is found when the collector runs"
+)
 #: Words of pool tests that pg8000 breaks by its own ways, with or without the interpreter's lock.
 NOT_PG8000 = {
     "test_a_forgotten_connection_is_found_without_any_traffic": _CYCLE,
     "test_what_a_forgotten_connection_had_written_is_rolled_back": _CYCLE,
     "test_a_request_that_fails_and_drops_its_connection_costs_nobody_a_place": _CYCLE,
     "test_the_descriptors_number_of_a_forgotten_connection_may_be_in_use_again": _CYCLE,
-    "test_reclaim_ends_a_held_connection_and_the_pool_gets_its_place_back": "pg8000 raises when a connection that has ended is closed",
-    "test_a_storm_with_kills_leaves_the_pool_whole": "pg8000 lets a reset through as it came from the system",
-    "test_acquires_while_sessions_are_being_killed_never_get_a_dead_one_twice": "pg8000 lets a reset through as it came from the system",
+    "test_reclaim_ends_a_held_connection_and_the_pool_gets_its_place_back": (
+        "pg8000 raises when a connection that has ended is closed"
+    ),
+    "test_a_storm_with_kills_leaves_the_pool_whole": (
+        "pg8000 lets a reset through as it came from the system"
+    ),
+    "test_acquires_while_sessions_are_being_killed_never_get_a_dead_one_twice": (
+        "pg8000 lets a reset through as it came from the system"
+    ),
 }
 
 
@@ -196,7 +232,8 @@ def until() -> Callable[..., Any]:
 
 @pytest.fixture
 def steadily() -> Callable[[float, Callable[[], Any]], None]:
-    """``steadily(0.2, work)``: what *work* shows holds on a machine that has time for this process at least every 0.2 s.
+    """``steadily(0.2, work)``: what *work* shows holds on a machine that has time for this process
+    at least every 0.2 s.
 
     Where it had not, a failure says nothing, and *work* is done again, five times at most.
     """
@@ -244,7 +281,9 @@ class Face:
     def proxy(self) -> FaultProxy:
         """A proxy before the server."""
         protocol = "mysql" if self.is_mysql else "postgresql"
-        return self._stack.enter_context(FaultProxy((self.server.host, self.server.port), protocol=protocol))
+        return self._stack.enter_context(
+            FaultProxy((self.server.host, self.server.port), protocol=protocol)
+        )
 
     def do(self, conn: Any, sql: str, *args: Any) -> list[tuple[Any, ...]]:
         with contextlib.closing(conn.cursor()) as cursor:
@@ -255,10 +294,14 @@ class Face:
         return self.do(conn, sql)[0][0]
 
     def session(self, conn: Any) -> int:
-        return int(self.ask(conn, "SELECT CONNECTION_ID()" if self.is_mysql else "SELECT pg_backend_pid()"))
+        return int(
+            self.ask(conn, "SELECT CONNECTION_ID()" if self.is_mysql else "SELECT pg_backend_pid()")
+        )
 
     def sleep(self, conn: Any, seconds: float) -> Any:
-        return self.do(conn, f"SELECT SLEEP({seconds})" if self.is_mysql else f"SELECT pg_sleep({seconds})")
+        return self.do(
+            conn, f"SELECT SLEEP({seconds})" if self.is_mysql else f"SELECT pg_sleep({seconds})"
+        )
 
     def table(self) -> str:
         """A new, empty table (n INT) without a key: what is stored twice is there twice."""
@@ -279,11 +322,16 @@ class Face:
         return sorted(int(row[0]) for row in self.server.admin(f"SELECT n FROM {table}"))
 
     def rollbacks(self) -> int:
-        """How many ROLLBACKs the server has seen so far (PostgreSQL: transactions that ended so)."""
+        """How many ROLLBACKs the server has seen so far (PostgreSQL: transactions that ended
+        so).
+        """
         if self.is_mysql:
             return int(self.server.admin("SHOW GLOBAL STATUS LIKE 'Com_rollback'")[0][1])
         return int(
-            self.server.admin("SELECT pg_stat_clear_snapshot(); SELECT xact_rollback FROM pg_stat_database WHERE datname = 'shop'")[0][0]
+            self.server.admin(
+                "SELECT pg_stat_clear_snapshot(); SELECT xact_rollback FROM pg_stat_database WHERE"
+                " datname = 'shop'"
+            )[0][0]
         )
 
 
@@ -294,7 +342,9 @@ def faces() -> Iterator[Callable[[str, Server], Face]]:
 
 
 def _shared(name: str, request: pytest.FixtureRequest) -> Server:
-    server: MariaDB | PostgreSQL = request.getfixturevalue("postgres" if name in ("psycopg", "pg8000") else "mariadb")
+    server: MariaDB | PostgreSQL = request.getfixturevalue(
+        "postgres" if name in ("psycopg", "pg8000") else "mariadb"
+    )
     return server
 
 
@@ -303,8 +353,14 @@ def _fitting(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name == "pg8000" and request.node.originalname in NOT_PG8000:
         pytest.skip(NOT_PG8000[request.node.originalname])
-    if sysconfig.get_config_var("Py_GIL_DISABLED") and "inside_the_locks" in request.node.name and "raw" in request.node.name:
-        pytest.skip("a fork(2) beside other threads may find Python's own locks taken: docs/pythons.md")
+    if (
+        sysconfig.get_config_var("Py_GIL_DISABLED")
+        and "inside_the_locks" in request.node.name
+        and "raw" in request.node.name
+    ):
+        pytest.skip(
+            "a fork(2) beside other threads may find Python's own locks taken: docs/pythons.md"
+        )
     return name
 
 
@@ -316,15 +372,21 @@ def face(request: pytest.FixtureRequest, faces: Callable[[str, Server], Face]) -
 
 @pytest.fixture(params=DRIVERS)
 def own_face(request: pytest.FixtureRequest, faces: Callable[[str, Server], Face]) -> Face:
-    """Each driver in turn, on a server of its own that may be stopped, killed, frozen and set up."""
+    """Each driver in turn, on a server of its own that may be stopped, killed, frozen and set
+    up.
+    """
     name = _fitting(request)
-    make = request.getfixturevalue("new_postgres" if name in ("psycopg", "pg8000") else "new_mariadb")
+    make = request.getfixturevalue(
+        "new_postgres" if name in ("psycopg", "pg8000") else "new_mariadb"
+    )
     return faces(name, make())
 
 
 @pytest.fixture
 def in_threads() -> Callable[..., list[Any]]:
-    """``in_threads(n, fn)``: what ``fn(i)`` gives in *n* threads at once, or the exception that it raised."""
+    """``in_threads(n, fn)``: what ``fn(i)`` gives in *n* threads at once, or the exception that it
+    raised.
+    """
 
     def run(n: int, fn: Callable[[int], Any], seconds: float = 60.0) -> list[Any]:
         results: list[Any] = [None] * n
@@ -357,7 +419,9 @@ def close_wait() -> int:
     found = 0
     for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
         with suppress(OSError), open(table) as lines:
-            found += sum(f[3] == "08" and f"socket:[{f[9]}]" in ours for f in map(str.split, list(lines)[1:]))
+            found += sum(
+                f[3] == "08" and f"socket:[{f[9]}]" in ours for f in map(str.split, list(lines)[1:])
+            )
     return found
 
 
@@ -368,11 +432,18 @@ def in_close_wait() -> Callable[[], int]:
 
 @pytest.fixture
 def script() -> Callable[..., str]:
-    """``script(text, *args)``: run it in an interpreter of its own; what it printed. Its failure fails the test."""
+    """``script(text, *args)``: run it in an interpreter of its own; what it printed.
+
+    Its failure fails the test.
+    """
 
     def run(text: str, *args: object, timeout: float = 60.0) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(text), *map(str, args)], capture_output=True, text=True, timeout=timeout, check=False
+            [sys.executable, "-c", textwrap.dedent(text), *map(str, args)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout.strip()

@@ -14,7 +14,15 @@ from typing import Any
 from unbroken_drill.servers import MariaDB, MySQL, PostgreSQL, Server
 
 WORKER = Path(__file__).with_name("every_driver_worker.py")
-MYSQL = ["pymysql", "mysqldb", "mariadbconnector", "mysqlconnector", "aiomysql", "asyncmy", "mysqlconnector_async"]
+MYSQL = [
+    "pymysql",
+    "mysqldb",
+    "mariadbconnector",
+    "mysqlconnector",
+    "aiomysql",
+    "asyncmy",
+    "mysqlconnector_async",
+]
 POSTGRESQL = ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"]
 if sysconfig.get_config_var("Py_GIL_DISABLED"):  # some have no release for free-threaded Pythons
     for _name, _module in {
@@ -29,22 +37,33 @@ KINDS: dict[str, tuple[type[Server], list[str]]] = {
 
 
 def url_of(server: Server, driver: str, tls: bool, **more: object) -> str:
-    """The URL of *server*, which has a certificate, for a driver of the lists above; *more* of its query's options win."""
+    """The URL of *server*, which has a certificate, for a driver of the lists above; *more* of its
+    query's options win.
+    """
     query: dict[str, object] = {}
     if isinstance(server, PostgreSQL):
-        query = {"sslmode": "verify-ca", "sslrootcert": str(server.ca_file)} if tls else {"sslmode": "disable"}
+        query = (
+            {"sslmode": "verify-ca", "sslrootcert": str(server.ca_file)}
+            if tls
+            else {"sslmode": "disable"}
+        )
     elif tls:
         query = {"ssl_ca": str(server.ca_file)}
     return server.url(driver.removesuffix("_async"), **{**query, **more})
 
 
 class Worker:
-    """A driver's pool in a process of its own, which does what lines say (see every_driver_worker.py)."""
+    """A driver's pool in a process of its own, which does what lines say (see
+    every_driver_worker.py).
+    """
 
     def __init__(self, driver: str, url: str) -> None:
         self.driver = driver
         self._process = subprocess.Popen(
-            [sys.executable, str(WORKER), driver, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(WORKER), driver, url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def tell(self, command: str) -> None:
@@ -57,7 +76,11 @@ class Worker:
         """What it says next."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        return json.loads(line) if line else {"failed": f"it ended with status {self._process.wait(5)}"}
+        return (
+            json.loads(line)
+            if line
+            else {"failed": f"it ended with status {self._process.wait(5)}"}
+        )
 
     def ask(self, command: str) -> Any:
         """Have it do something, and what it says then."""

@@ -1,4 +1,5 @@
-"""One driver's pool in a process of its own, told by lines on stdin what to do, answering each with a line of JSON.
+"""One driver's pool in a process of its own, told by lines on stdin what to do, answering each with
+a line of JSON.
 
 Run by every_driver.py: python every_driver_worker.py DRIVER URL
 """
@@ -26,7 +27,11 @@ ASYNC = NAME in ("aiomysql", "asyncmy", "mysqlconnector_async", "psycopg_async",
 IS_MYSQL = URL.startswith(("mysql", "mariadb"))
 ME = "SELECT CONNECTION_ID()" if IS_MYSQL else "SELECT pg_backend_pid()"
 SLEEP = "SELECT SLEEP(20)" if IS_MYSQL else "SELECT pg_sleep(20)"
-CIPHER = "SHOW STATUS LIKE 'Ssl_cipher'" if IS_MYSQL else "SELECT '', cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+CIPHER = (
+    "SHOW STATUS LIKE 'Ssl_cipher'"
+    if IS_MYSQL
+    else "SELECT '', cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+)
 SETTINGS: dict[str, Any] = {"max_size": 3, "acquire_timeout": 20.0, "outage_wait": 20.0}
 
 
@@ -91,7 +96,9 @@ class Asyncio(Blocking):
     async def _one_async(self, conn: Any, sql: str) -> Any:
         if NAME == "asyncpg":
             return tuple(await conn.fetchrow(sql))
-        cursor = (await conn.cursor()) if NAME in ("aiomysql", "mysqlconnector_async") else conn.cursor()
+        cursor = (
+            (await conn.cursor()) if NAME in ("aiomysql", "mysqlconnector_async") else conn.cursor()
+        )
         await cursor.execute(sql)
         row = await cursor.fetchone()
         await cursor.close()
@@ -148,7 +155,9 @@ def cipher() -> Any:
 
 
 def burst() -> list[str]:
-    """As an application without units of work; a driver that hides its descriptor needs them to see no error."""
+    """As an application without units of work; a driver that hides its descriptor needs them to see
+    no error.
+    """
     hidden = not body.pool._driver.capabilities.fileno
     return errors_of(6, body.ask if hidden else body.plainly)
 
@@ -173,7 +182,9 @@ def frozen() -> dict[str, Any]:
         body.ask(deadline=1.0)
         said = "an answer"
     except Exception as error:
-        said = ("a TimeoutError: " if isinstance(error, TimeoutError) else "") + f"{type(error).__name__}: {error}"
+        said = (
+            "a TimeoutError: " if isinstance(error, TimeoutError) else ""
+        ) + f"{type(error).__name__}: {error}"
     return {"said": said, "took": time.monotonic() - started}
 
 
@@ -181,7 +192,12 @@ def fork() -> list[str]:
     """What went wrong in forks of both kinds, left in both ways."""
     before = body.sessions()
     wrong = []
-    for how, leave in ((os.fork, os._exit), (os.fork, sys.exit), (raw_fork, os._exit), (raw_fork, sys.exit)):
+    for how, leave in (
+        (os.fork, os._exit),
+        (os.fork, sys.exit),
+        (raw_fork, os._exit),
+        (raw_fork, sys.exit),
+    ):
         answer = _child(how, leave)
         after = body.sessions()
         if after != before:
@@ -259,7 +275,9 @@ def forget() -> list[str]:
     return wrong + ([] if leaked == 3 else [f"{leaked} forgotten connections were reported"])
 
 
-COMMANDS = {each.__name__: each for each in (warm, cipher, burst, traffic, frozen, fork, one_child, forget)}
+COMMANDS = {
+    each.__name__: each for each in (warm, cipher, burst, traffic, frozen, fork, one_child, forget)
+}
 
 for line in sys.stdin:
     command, _, argument = line.strip().partition(" ")

@@ -1,4 +1,6 @@
-"""``fork(2)`` without Python's knowledge, as a C library calls it: none of Python's fork hooks run."""
+"""``fork(2)`` without Python's knowledge, as a C library calls it: none of Python's fork hooks
+run.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,11 @@ Others = dict[str, tuple[str, str]]
 def raw_fork() -> int:
     """Fork, at a moment in which no other thread waits for the interpreter's lock.
 
-    CPython renews that lock in a child only when it forks itself (PyOS_AfterFork_Child). Forked while another thread asks for
-    it, a child inherits a condition variable with a waiter that does not exist there, or the request to hand over the lock, and
-    hangs in ``drop_gil`` at its next switch of threads, whatever it does. A thread that wakes between the look at the others
-    and the fork is seen afterwards: such a child has done nothing yet, and is forked again.
+    CPython renews that lock in a child only when it forks itself (PyOS_AfterFork_Child). Forked
+    while another thread asks for it, a child inherits a condition variable with a waiter that does
+    not exist there, or the request to hand over the lock, and hangs in ``drop_gil`` at its next
+    switch of threads, whatever it does. A thread that wakes between the look at the others and the
+    fork is seen afterwards: such a child has done nothing yet, and is forked again.
     """
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -48,7 +51,10 @@ def raw_fork() -> int:
 
 
 def wait_for_rest() -> Others:
-    """Until no other thread of this process runs or waits for the interpreter's lock. Gives how they are then."""
+    """Until no other thread of this process runs or waits for the interpreter's lock.
+
+    Gives how they are then.
+    """
     deadline = time.monotonic() + 20
     before = None
     while (now := _others()) != before or any(state not in ("S", "D") for state, _ in now.values()):

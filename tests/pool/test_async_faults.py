@@ -1,4 +1,6 @@
-"""AsyncPool: connections that die while idle or in use, servers that stop, crash, freeze, refuse and come back."""
+"""AsyncPool: connections that die while idle or in use, servers that stop, crash, freeze, refuse
+and come back.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ import unbroken
 #: The pool promises one second; the rest is for machines that are busy with something else.
 SOON = 3.0
 
-# ---------------------------------------------------------------------------------------------- dying while idle
+# -- dying while idle ------------------------------------------------------------------------------
 
 
 def test_what_is_killed_while_idle_is_evicted_without_traffic_and_is_no_error(body: Any) -> None:
@@ -36,7 +38,9 @@ def test_what_is_killed_while_idle_is_evicted_without_traffic_and_is_no_error(bo
 
 
 def test_what_is_killed_unseen_by_the_loop_is_not_lent(body: Any) -> None:
-    """The loop has no turn between the death and the acquire: the look at the sockets must see it."""
+    """The loop has no turn between the death and the acquire: the look at the sockets must see
+    it.
+    """
 
     async def main() -> None:
         async with body.pool(max_size=4) as pool:
@@ -84,15 +88,21 @@ def test_the_servers_idle_limit_is_no_error(own_body: Any) -> None:
     async def main() -> None:
         async with body.pool(max_size=4, observers=(see,), max_idle=100) as pool:
             await body.fill(pool, 4)
-            pool._current().policy = replace(pool._current().policy, idle_limit=math.inf)  # so that the server is first
+            pool._current().policy = replace(
+                pool._current().policy, idle_limit=math.inf
+            )  # so that the server is first
             await body.until(lambda: not body.ids())
             await body.until(lambda: pool.stats().size == 0, SOON)
             await body.until(lambda: body.close_waits() == 0, SOON)
             used = set(await asyncio.gather(*(use(body, pool) for _ in range(8))))
-            assert len(used) <= len(ends)  # on a slow machine the limit may strike again: one more for each that ended since
+            assert len(used) <= len(
+                ends
+            )  # on a slow machine the limit may strike again: one more for each that ended since
             assert pool.stats().idle_limit == 1.0
             assert [end["cause"] for end in ends[:4]] == ["idle limit"] * 4
-            if body.name == "psycopg":  # asyncpg keeps the server's last words to itself, MariaDB has none
+            if (
+                body.name == "psycopg"
+            ):  # asyncpg keeps the server's last words to itself, MariaDB has none
                 assert all(end["words"] for end in ends[:4])
 
     body.run(main())
@@ -116,11 +126,17 @@ _FATAL = b"SFATAL\0VFATAL\0C57P05\0Mterminating connection due to idle-session t
 _GOODBYE = b"E" + (len(_FATAL) + 4).to_bytes(4, "big") + _FATAL
 
 
-@pytest.mark.parametrize("before", [b"", b"N\0\0\0\x0cMwell?\0\0"], ids=["alone", "behind a notice"])
-def test_a_goodbye_that_the_loop_has_read_ends_an_idle_connection_at_once(body: Any, before: bytes) -> None:
+@pytest.mark.parametrize(
+    "before", [b"", b"N\0\0\0\x0cMwell?\0\0"], ids=["alone", "behind a notice"]
+)
+def test_a_goodbye_that_the_loop_has_read_ends_an_idle_connection_at_once(
+    body: Any, before: bytes
+) -> None:
     """asyncpg would keep it to itself, and fail at the next statement until the hang-up comes."""
     if body.name != "asyncpg":
-        pytest.skip("asyncpg only: nobody else takes what arrives off an idle PostgreSQL connection")
+        pytest.skip(
+            "asyncpg only: nobody else takes what arrives off an idle PostgreSQL connection"
+        )
 
     async def main() -> None:
         async with body.pool() as pool:
@@ -136,7 +152,9 @@ def test_a_goodbye_that_the_loop_has_read_ends_an_idle_connection_at_once(body: 
 
 def test_a_goodbye_to_a_connection_in_use_is_told_by_the_next_statement(body: Any) -> None:
     if body.name != "asyncpg":
-        pytest.skip("asyncpg only: nobody else takes what arrives off an idle PostgreSQL connection")
+        pytest.skip(
+            "asyncpg only: nobody else takes what arrives off an idle PostgreSQL connection"
+        )
 
     async def main() -> None:
         async with body.pool() as pool:
@@ -151,9 +169,13 @@ def test_a_goodbye_to_a_connection_in_use_is_told_by_the_next_statement(body: An
     body.run(main())
 
 
-def test_a_goodbye_that_comes_together_with_an_answer_keeps_the_connection_from_the_next_user(body: Any) -> None:
+def test_a_goodbye_that_comes_together_with_an_answer_keeps_the_connection_from_the_next_user(
+    body: Any,
+) -> None:
     if body.name != "asyncpg":
-        pytest.skip("asyncpg only: nobody else takes what arrives off an idle PostgreSQL connection")
+        pytest.skip(
+            "asyncpg only: nobody else takes what arrives off an idle PostgreSQL connection"
+        )
 
     async def main() -> None:
         async with body.pool() as pool:
@@ -182,7 +204,9 @@ class _Appending:
 
 def test_notices_and_notifications_end_no_connection(body: Any) -> None:
     if body.name != "asyncpg":
-        pytest.skip("asyncpg only: nobody else takes what arrives off an idle PostgreSQL connection")
+        pytest.skip(
+            "asyncpg only: nobody else takes what arrives off an idle PostgreSQL connection"
+        )
     heard: list[str] = []
 
     async def main() -> None:
@@ -200,7 +224,9 @@ def test_notices_and_notifications_end_no_connection(body: Any) -> None:
 def test_last_words_that_the_loop_has_read_already_are_heard(body: Any) -> None:
     """MySQL's 4031 before it ends an idle session (MariaDB says nothing)."""
     if not body.is_mysql:
-        pytest.skip("PostgreSQL's are tested above: asyncpg; psycopg reads nothing of an idle connection")
+        pytest.skip(
+            "PostgreSQL's are tested above: asyncpg; psycopg reads nothing of an idle connection"
+        )
     text = b"\xbf\x0f#HY000The client was disconnected by the server because of inactivity."
 
     async def main() -> None:
@@ -235,12 +261,14 @@ def test_what_the_application_closes_itself_is_not_lent_again(body: Any) -> None
             for _ in range(3):
                 ids = await body.fill(pool, 2)
             await asyncio.to_thread(body.server._kill_session, ids[0])
-            await body.until(lambda: pool.stats().size == 1, SOON)  # each descriptor is still watched
+            await body.until(
+                lambda: pool.stats().size == 1, SOON
+            )  # each descriptor is still watched
 
     body.run(main())
 
 
-# ---------------------------------------------------------------------------------------------- dying in use
+# -- dying in use ----------------------------------------------------------------------------------
 
 
 def test_what_dies_in_use_is_the_drivers_error_and_gone(body: Any) -> None:
@@ -287,8 +315,12 @@ def test_what_dies_before_its_commit_is_told_as_lost_not_as_unknown(body: Any) -
     body.run(main())
 
 
-@pytest.mark.parametrize("error", [TimeoutError("of an HTTP call"), ConnectionResetError(104, "of a cache")])
-def test_an_error_about_something_else_does_not_cost_the_connection(body: Any, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [TimeoutError("of an HTTP call"), ConnectionResetError(104, "of a cache")]
+)
+def test_an_error_about_something_else_does_not_cost_the_connection(
+    body: Any, error: Exception
+) -> None:
     async def main() -> None:
         async with body.pool() as pool:
             calls = 0
@@ -306,7 +338,7 @@ def test_an_error_about_something_else_does_not_cost_the_connection(body: Any, e
     body.run(main())
 
 
-# ---------------------------------------------------------------------------------------------- outages
+# -- outages ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["restart", "crash"])
@@ -384,7 +416,9 @@ def test_an_outage_ends_in_a_true_word_at_the_callers_time_and_then_at_once(own_
             assert pool.stats().turned_away == before + 10
             assert pool.stats().waiting == 0
             await asyncio.to_thread(body.server.start)
-            await body.until(lambda: pool.stats().away_for == 0.0, 3.0)  # nobody waits: the prober goes on by itself
+            await body.until(
+                lambda: pool.stats().away_for == 0.0, 3.0
+            )  # nobody waits: the prober goes on by itself
             await use(body, pool)
 
     body.run(main())
@@ -393,12 +427,15 @@ def test_an_outage_ends_in_a_true_word_at_the_callers_time_and_then_at_once(own_
 @pytest.mark.parametrize("what", ["password", "database"])
 def test_what_waiting_cannot_cure_is_told_at_once(body: Any, what: str) -> None:
     url = body.server.url(body.name).replace(
-        body.server.password if what == "password" else "/shop", "nope" if what == "password" else "/no"
+        body.server.password if what == "password" else "/shop",
+        "nope" if what == "password" else "/no",
     )
 
     async def main() -> None:
         async with body.pool(url=url) as pool:
-            errors = await asyncio.wait_for(asyncio.gather(*(body.outcome(pool.acquire()) for _ in range(20))), 4.0)
+            errors = await asyncio.wait_for(
+                asyncio.gather(*(body.outcome(pool.acquire()) for _ in range(20))), 4.0
+            )
             assert all(isinstance(e, unbroken.ConnectRejectedError) for e in errors), errors
             assert all(body.server.password not in str(e) and "\n" not in str(e) for e in errors)
             await body.until(lambda: pool.stats().opening == 0)
@@ -429,7 +466,8 @@ def test_a_server_that_is_full_is_waited_for_without_hammering(own_body: Any) ->
     body.run(main())
 
 
-# ---------------------------------------------------------------------------------------------- a server that does not answer
+# -- a ---------------------------------------------------------------------------------------------
+# server that does not answer
 
 
 def test_a_frozen_server_holds_nobody_longer_than_the_time_given(own_body: Any) -> None:
@@ -441,11 +479,15 @@ def test_a_frozen_server_holds_nobody_longer_than_the_time_given(own_body: Any) 
             body.server.freeze()
             try:
                 started = time.monotonic()
-                errors = await asyncio.gather(*(body.outcome(use(body, pool, deadline=0.5)) for _ in range(6)))
-                assert time.monotonic() - started < 5.0
-                assert all(isinstance(e, unbroken.UnbrokenError) and isinstance(e, TimeoutError | unbroken.OutageError) for e in errors), (
-                    errors
+                errors = await asyncio.gather(
+                    *(body.outcome(use(body, pool, deadline=0.5)) for _ in range(6))
                 )
+                assert time.monotonic() - started < 5.0
+                assert all(
+                    isinstance(e, unbroken.UnbrokenError)
+                    and isinstance(e, TimeoutError | unbroken.OutageError)
+                    for e in errors
+                ), errors
                 assert any(isinstance(e, unbroken.DeadlineExceeded) for e in errors)
             finally:
                 body.server.thaw()
@@ -469,7 +511,9 @@ def test_a_slow_statement_ends_at_the_deadline(body: Any, way: str) -> None:
                 async with pool.connection(**options) as conn:
                     await work(conn)
 
-            await pool.check()  # the deadline is for the statement, not for a slow machine's connect
+            await (
+                pool.check()
+            )  # the deadline is for the statement, not for a slow machine's connect
             started = time.monotonic()
             if way == "run":
                 error = await body.outcome(pool.run(work, deadline=0.3))
@@ -482,7 +526,9 @@ def test_a_slow_statement_ends_at_the_deadline(body: Any, way: str) -> None:
             assert 0.29 < time.monotonic() - started < 10.0
             assert pool.stats().closed == {"deadline": 1}
             await use(body, pool)
-        await asyncio.to_thread(body.server.kill_sessions)  # PostgreSQL sleeps on, although nobody listens
+        await asyncio.to_thread(
+            body.server.kill_sessions
+        )  # PostgreSQL sleeps on, although nobody listens
 
     body.run(main())
 
@@ -510,7 +556,9 @@ def test_work_that_ends_in_time_is_not_touched_by_its_deadline(body: Any) -> Non
     async def main() -> None:
         async with body.pool(max_size=1) as pool:
             ids = {await use(body, pool, deadline=0.2) for _ in range(5)}
-            async with pool.connection() as conn:  # the same connection, in use when those deadlines pass
+            async with (
+                pool.connection() as conn
+            ):  # the same connection, in use when those deadlines pass
                 await body.slow(conn, 0.5)
                 ids.add(await body.who(conn))
             assert len(ids) == 1
@@ -568,10 +616,15 @@ def test_a_statements_own_timeout_is_neither_a_loss_nor_run_again(body: Any) -> 
     body.run(main())
 
 
-def test_a_statements_own_timeout_on_a_frozen_server_does_not_hang_at_the_end_of_the_block(own_body: Any) -> None:
+def test_a_statements_own_timeout_on_a_frozen_server_does_not_hang_at_the_end_of_the_block(
+    own_body: Any,
+) -> None:
     body = own_body
     if body.name == "psycopg":
-        pytest.skip("psycopg itself waits for ever: it lets no cancelled task go before its query has ended (use deadline=)")
+        pytest.skip(
+            "psycopg itself waits for ever: it lets no cancelled task go before its query has ended"
+            " (use deadline=)"
+        )
 
     async def main() -> None:
         async with body.pool(max_size=1) as pool:

@@ -17,10 +17,16 @@ SOON = 3.0
 
 
 def told(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name.startswith("unbroken") and words in record.getMessage()]
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith("unbroken") and words in record.getMessage()
+    ]
 
 
-def test_a_connection_held_too_long_is_reported_once_with_place_task_and_stack(body: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connection_held_too_long_is_reported_once_with_place_task_and_stack(
+    body: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     async def hold_it(pool: unbroken.AsyncPool) -> None:
         async with pool.connection() as conn:
             await rest_with(conn)
@@ -54,7 +60,9 @@ def test_a_connection_held_too_long_is_reported_once_with_place_task_and_stack(b
         body.run(main())
 
 
-def test_the_task_that_holds_it_is_named_among_others_in_the_same_function(body: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_task_that_holds_it_is_named_among_others_in_the_same_function(
+    body: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     async def worker(pool: unbroken.AsyncPool, *, holds: bool) -> None:
         if not holds:
             await asyncio.sleep(30)
@@ -66,7 +74,10 @@ def test_the_task_that_holds_it_is_named_among_others_in_the_same_function(body:
 
     async def main() -> None:
         async with body.pool(leak_after=0.2) as pool:
-            tasks = [asyncio.create_task(worker(pool, holds=n == 3), name=f"worker {n}") for n in range(6)]
+            tasks = [
+                asyncio.create_task(worker(pool, holds=n == 3), name=f"worker {n}")
+                for n in range(6)
+            ]
             await body.until(lambda: told(caplog, "has been held"))
             (text,) = told(caplog, "has been held")
             assert "worker 3" in text
@@ -78,7 +89,9 @@ def test_the_task_that_holds_it_is_named_among_others_in_the_same_function(body:
         body.run(main())
 
 
-def test_what_is_taken_by_run_is_reported_with_the_place_of_the_work(body: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_taken_by_run_is_reported_with_the_place_of_the_work(
+    body: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     async def my_work(_conn: Any) -> None:
         await asyncio.sleep(0.5)
 
@@ -93,7 +106,9 @@ def test_what_is_taken_by_run_is_reported_with_the_place_of_the_work(body: Any, 
         body.run(main())
 
 
-def test_forgotten_connections_come_back_are_told_and_leave_no_session(body: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_forgotten_connections_come_back_are_told_and_leave_no_session(
+    body: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     async def forget(pool: unbroken.AsyncPool) -> None:
         conn = await pool.acquire()
         await body.who(conn)
@@ -104,11 +119,14 @@ def test_forgotten_connections_come_back_are_told_and_leave_no_session(body: Any
                 await forget(pool)
             conns = await asyncio.gather(*(pool.acquire() for _ in range(3)))
             assert pool.stats().size == 3
-            await body.until(lambda: len(body.ids()) == 3)  # the forgotten ones have ended on the server too
+            await body.until(
+                lambda: len(body.ids()) == 3
+            )  # the forgotten ones have ended on the server too
             await body.until(lambda: not body.close_waits(), SOON)
             for conn in conns:
                 await pool.release(conn)
-            # A new connection may be given the address, and with it the place, of one whose end nobody has noted yet.
+            # A new connection may be given the address, and with it the place, of one whose end
+            # nobody has noted yet.
             await body.until(lambda: pool.stats().leaked == 7)
             messages = told(caplog, "forgotten")
             assert len(messages) == 7, (pool.stats(), messages)
@@ -139,8 +157,12 @@ def test_those_forgotten_in_a_cycle_are_found_by_who_waits(body: Any) -> None:
 
 
 @pytest.mark.parametrize("clean", [True, False])
-def test_a_block_that_is_collected_in_the_middle_gives_its_connection_back(body: Any, clean: bool) -> None:
-    """A coroutine or generator that nobody ends is closed by the collector: there, nothing can be awaited."""
+def test_a_block_that_is_collected_in_the_middle_gives_its_connection_back(
+    body: Any, clean: bool
+) -> None:
+    """A coroutine or generator that nobody ends is closed by the collector: there, nothing can be
+    awaited.
+    """
     table = body.table()
 
     async def main() -> None:
@@ -199,7 +221,9 @@ def test_a_generator_that_is_left_early_gives_its_connection_back(body: Any) -> 
     body.run(main())
 
 
-def test_reclaim_ends_a_connection_under_its_holders_hands_and_gives_the_place_back(body: Any) -> None:
+def test_reclaim_ends_a_connection_under_its_holders_hands_and_gives_the_place_back(
+    body: Any,
+) -> None:
     async def main() -> None:
         async with body.pool(max_size=1, leak_after=0.3, reclaim=True, acquire_timeout=5.0) as pool:
             conn = await pool.acquire()

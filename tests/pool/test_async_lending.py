@@ -12,7 +12,7 @@ import pytest
 import unbroken
 from unbroken.net.traffic import counter
 
-# ---------------------------------------------------------------------------------------------- transactions
+# -- transactions ----------------------------------------------------------------------------------
 
 
 def test_a_block_that_succeeds_is_committed(body: Any) -> None:
@@ -63,7 +63,9 @@ async def _fail(body: Any, pool: unbroken.AsyncPool) -> None:
 
 @pytest.mark.parametrize("way", ["connection", "run"])
 def test_work_that_postgresql_rolled_back_is_not_taken_for_stored(body: Any, way: str) -> None:
-    """It answers the COMMIT of a failed transaction with a friendly ROLLBACK: an error that was caught would cost the work."""
+    """It answers the COMMIT of a failed transaction with a friendly ROLLBACK: an error that was
+    caught would cost the work.
+    """
     table = body.table()
 
     async def main() -> None:
@@ -182,7 +184,9 @@ class TestAsyncpgsTransaction:
 
         body.run(main())
 
-    def test_the_applications_own_transactions_work_without_one_and_leave_nothing(self, body: Any) -> None:
+    def test_the_applications_own_transactions_work_without_one_and_leave_nothing(
+        self, body: Any
+    ) -> None:
         table = body.table()
 
         async def main() -> None:
@@ -193,7 +197,9 @@ class TestAsyncpgsTransaction:
                         await conn.execute(f"INSERT INTO {table} VALUES (1)")
                     await conn.transaction().start()  # and forgotten
                     await conn.execute(f"INSERT INTO {table} VALUES (2)")
-                async with pool.connection() as conn:  # asyncpg would refuse a second outermost transaction here
+                async with (
+                    pool.connection() as conn
+                ):  # asyncpg would refuse a second outermost transaction here
                     await conn.execute(f"INSERT INTO {table} VALUES (3)")
                 assert pool.stats().opened == 1
             assert body.rows() == [1, 3]
@@ -215,7 +221,7 @@ class TestAsyncpgsTransaction:
         body.run(main())
 
 
-# ---------------------------------------------------------------------------------------------- round trips
+# -- round trips -----------------------------------------------------------------------------------
 
 
 def _counter(conn: Any, body: Any) -> Any:
@@ -279,7 +285,7 @@ def test_an_idle_connection_is_lent_without_a_ping_and_the_warmest_first(body: A
     body.run(main())
 
 
-# ---------------------------------------------------------------------------------------------- settings
+# -- settings --------------------------------------------------------------------------------------
 
 
 def test_the_users_own_reset_is_awaited(body: Any) -> None:
@@ -323,7 +329,10 @@ def test_connections_of_the_users_own_making_are_lent(body: Any) -> None:
             made.append(await inner.connect(5.0))
             return made[-1]
 
-        async with unbroken.AsyncPool(connect=connect, driver=body.name, max_size=2) as pool, pool.connection() as conn:
+        async with (
+            unbroken.AsyncPool(connect=connect, driver=body.name, max_size=2) as pool,
+            pool.connection() as conn,
+        ):
             assert conn is made[0]
             await body.who(conn)
 
@@ -331,7 +340,9 @@ def test_connections_of_the_users_own_making_are_lent(body: Any) -> None:
 
 
 def test_pools_of_the_users_own_making_share_no_outage(body: Any) -> None:
-    """What is not known to be the same server is not one: an outage of the first must not close the second."""
+    """What is not known to be the same server is not one: an outage of the first must not close the
+    second.
+    """
 
     async def main() -> None:
         inner = body.pool()._driver
@@ -341,7 +352,9 @@ def test_pools_of_the_users_own_making_share_no_outage(body: Any) -> None:
 
         async with (
             unbroken.AsyncPool(connect=refused, driver=body.name, acquire_timeout=0.3) as away,
-            unbroken.AsyncPool(connect=lambda: inner.connect(5.0), driver=body.name, acquire_timeout=2.0) as well,
+            unbroken.AsyncPool(
+                connect=lambda: inner.connect(5.0), driver=body.name, acquire_timeout=2.0
+            ) as well,
         ):
             assert isinstance(await body.outcome(away.acquire()), unbroken.OutageError)
             async with well.connection() as conn:
@@ -358,7 +371,9 @@ def test_a_connect_that_gives_no_connection_is_told_at_once(body: Any, made: Any
         async def connect() -> Any:
             return made
 
-        async with unbroken.AsyncPool(connect=connect, driver=body.name, acquire_timeout=5.0) as pool:
+        async with unbroken.AsyncPool(
+            connect=connect, driver=body.name, acquire_timeout=5.0
+        ) as pool:
             for _ in range(12):  # more often than there are places
                 error = await body.outcome(asyncio.wait_for(pool.acquire(), 2.0))
                 assert isinstance(error, unbroken.ConnectRejectedError), error
@@ -367,7 +382,7 @@ def test_a_connect_that_gives_no_connection_is_told_at_once(body: Any, made: Any
     body.run(main())
 
 
-# ---------------------------------------------------------------------------------------------- bounds
+# -- bounds ----------------------------------------------------------------------------------------
 
 
 def test_never_more_than_max_size_and_the_line_is_served_in_order(body: Any) -> None:
@@ -376,7 +391,9 @@ def test_never_more_than_max_size_and_the_line_is_served_in_order(body: Any) -> 
         async with body.pool(max_size=2) as pool:
 
             async def turn(number: int) -> None:
-                async with pool.connection(transaction=False) as conn:  # asyncpg's BEGINs may overtake one another
+                async with pool.connection(
+                    transaction=False
+                ) as conn:  # asyncpg's BEGINs may overtake one another
                     order.append(number)
                     await body.slow(conn, 0.01)
                     assert pool.stats().size <= 2
@@ -386,7 +403,8 @@ def test_never_more_than_max_size_and_the_line_is_served_in_order(body: Any) -> 
                 tasks.append(asyncio.create_task(turn(number)))
                 await asyncio.sleep(0)
             await asyncio.gather(*tasks)
-            # The grants are in order; two that are granted in the same turn of the loop may wake in either.
+            # The grants are in order; two that are granted in the same turn of the loop may wake in
+            # either.
             assert all(abs(place - number) <= 1 for place, number in enumerate(order)), order
             assert (pool.stats().opened, pool.stats().idle, pool.stats().used) == (2, 2, 0)
             assert len(body.ids()) == 2
@@ -463,7 +481,7 @@ def test_resize_both_ways(body: Any) -> None:
     body.run(main())
 
 
-# ---------------------------------------------------------------------------------------------- closing
+# -- closing ---------------------------------------------------------------------------------------
 
 
 def test_a_closed_pool_lends_nothing_and_leaves_no_session(body: Any) -> None:
@@ -486,7 +504,10 @@ def test_close_tells_those_who_wait_and_waits_for_what_is_lent(body: Any) -> Non
         waiters = [asyncio.create_task(body.outcome(pool.acquire())) for _ in range(5)]
         await body.until(lambda: pool.stats().waiting == 5)
         closing = asyncio.create_task(pool.close())
-        assert all(isinstance(e, unbroken.PoolClosedError) for e in await asyncio.wait_for(asyncio.gather(*waiters), 2.0))
+        assert all(
+            isinstance(e, unbroken.PoolClosedError)
+            for e in await asyncio.wait_for(asyncio.gather(*waiters), 2.0)
+        )
         assert not closing.done()
         await body.who(conn)
         await pool.release(conn)

@@ -1,4 +1,6 @@
-"""AsyncPool beyond one loop: loops one after the other and beside each other, loops that end, forks, uvloop."""
+"""AsyncPool beyond one loop: loops one after the other and beside each other, loops that end,
+forks, uvloop.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
         time.sleep(0.005)
 
 
-# ---------------------------------------------------------------------------------------------- loops
+# -- loops -----------------------------------------------------------------------------------------
 
 
 def test_a_pool_lives_through_one_loop_after_the_other(body: Any) -> None:
@@ -99,7 +101,9 @@ def test_two_loops_in_two_threads_have_sessions_of_their_own(body: Any) -> None:
     until(lambda: not body.ids())
 
 
-def test_a_loop_that_stands_still_in_an_outage_does_not_keep_the_others_from_the_server(own_body: Any) -> None:
+def test_a_loop_that_stands_still_in_an_outage_does_not_keep_the_others_from_the_server(
+    own_body: Any,
+) -> None:
     """The prober of the outage may stand on a loop that nobody runs just then."""
     body = own_body
     pool = body.pool(max_size=2, acquire_timeout=20.0, outage_wait=20.0)
@@ -166,20 +170,32 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize(("ending", "flags"), [*((ending, ("-X", "dev")) for ending in ENDINGS), ("idle", ()), ("lent", ())])
-def test_a_pool_that_is_never_closed_ends_quietly_with_its_loop(body: Any, ending: str, flags: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("ending", "flags"),
+    [*((ending, ("-X", "dev")) for ending in ENDINGS), ("idle", ()), ("lent", ())],
+)
+def test_a_pool_that_is_never_closed_ends_quietly_with_its_loop(
+    body: Any, ending: str, flags: tuple[str, ...]
+) -> None:
     more = ENDINGS[ending]
     script = textwrap.dedent(SCRIPT).replace("MORE", more)
     if ending == "away":
-        script = script.replace("async def use", "away = unbroken.AsyncPool(sys.argv[2])\n\nasync def use").replace(
+        script = script.replace(
+            "async def use", "away = unbroken.AsyncPool(sys.argv[2])\n\nasync def use"
+        ).replace(
             more, "\n    ".join(["try:", f"    {more}", "except unbroken.OutageError:", "    pass"])
         )
     closed = body.server.url(body.name).replace(f":{body.server.port}/", ":1/")
     done = subprocess.run(
-        [sys.executable, *flags, "-c", script, body.server.url(body.name), closed], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, *flags, "-c", script, body.server.url(body.name), closed],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert done.stdout == "done\n", done.stderr
-    # In development mode the drivers say that a connection which the application still holds was not closed: that is theirs.
+    # In development mode the drivers say that a connection which the application still holds was
+    # not closed: that is theirs.
     noise = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
     if flags and ending == "lent":
         noise = [line for line in noise if "unbroken" in line or "destroyed" in line]
@@ -187,7 +203,7 @@ def test_a_pool_that_is_never_closed_ends_quietly_with_its_loop(body: Any, endin
     until(lambda: not body.ids())
 
 
-# ---------------------------------------------------------------------------------------------- fork
+# -- fork ------------------------------------------------------------------------------------------
 
 
 def test_a_forked_child_has_its_own_sessions_and_leaves_the_parents_alone(body: Any) -> None:
@@ -227,7 +243,9 @@ def test_a_forked_child_has_its_own_sessions_and_leaves_the_parents_alone(body: 
 
 
 @pytest.mark.parametrize("end", ["os._exit", "sys.exit", "collect"])
-def test_a_forked_child_that_does_nothing_ends_no_session_of_its_parent(body: Any, end: str) -> None:
+def test_a_forked_child_that_does_nothing_ends_no_session_of_its_parent(
+    body: Any, end: str
+) -> None:
     pool = body.pool(max_size=3)
 
     def leave() -> None:
@@ -343,7 +361,7 @@ class _fork:  # noqa: N801 - used as a function
         return text.decode()
 
 
-# ---------------------------------------------------------------------------------------------- uvloop
+# -- uvloop ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture

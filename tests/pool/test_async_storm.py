@@ -1,4 +1,7 @@
-"""AsyncPool under cancellation: tasks struck at any moment, with sessions killed in between. Afterwards it is whole."""
+"""AsyncPool under cancellation: tasks struck at any moment, with sessions killed in between.
+
+Afterwards it is whole.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,17 @@ SOON = 3.0
 
 
 async def settled(body: Any, pool: unbroken.AsyncPool, others: set[int]) -> None:
-    """Wait until the pool rests, and hold it to what it must be then. *others*: sessions that were there before it."""
+    """Wait until the pool rests, and hold it to what it must be then. *others*: sessions that were
+    there before it.
+    """
 
     def rests() -> bool:
         stats = pool.stats()
-        return (stats.used, stats.waiting, stats.opening) == (0, 0, 0) and stats.idle == stats.size <= SIZE
+        return (stats.used, stats.waiting, stats.opening) == (
+            0,
+            0,
+            0,
+        ) and stats.idle == stats.size <= SIZE
 
     await body.until(rests)
     conns = await asyncio.wait_for(asyncio.gather(*(pool.acquire() for _ in range(SIZE))), 10.0)
@@ -32,7 +41,9 @@ async def settled(body: Any, pool: unbroken.AsyncPool, others: set[int]) -> None
     for conn in conns:
         await pool.release(conn)
     assert rests()
-    await body.until(lambda: body.ids() - others == set(ids))  # nothing that was thrown away lives on at the server
+    await body.until(
+        lambda: body.ids() - others == set(ids)
+    )  # nothing that was thrown away lives on at the server
     await body.until(lambda: not body.close_waits(), SOON)
 
 
@@ -48,7 +59,11 @@ class Storm:
 
     async def check(self, conn: Any, number: int, pause: float) -> None:
         body = self.body
-        sql = f"SELECT {number}, SLEEP({pause:.4f})" if body.is_mysql else f"SELECT {number}, pg_sleep({pause:.4f})::text"
+        sql = (
+            f"SELECT {number}, SLEEP({pause:.4f})"
+            if body.is_mysql
+            else f"SELECT {number}, pg_sleep({pause:.4f})::text"
+        )
         answer = await body.ask(conn, sql)
         if answer != number:
             self.foreign.append((number, answer))
@@ -80,8 +95,11 @@ class Storm:
             expected = self.pool._driver.classify(error).is_lost or isinstance(
                 error, unbroken.ConnectionLostError | unbroken.CommitUnknownError
             )
-            # run() replays a unit, but sends no statement a third time whose session ended on two fresh connections
-            is_given_up = any("ends its session" in note for note in getattr(error, "__notes__", ()))
+            # run() replays a unit, but sends no statement a third time whose session ended on two
+            # fresh connections
+            is_given_up = any(
+                "ends its session" in note for note in getattr(error, "__notes__", ())
+            )
             if not expected or (how == 1 and not is_given_up):
                 self.unexpected.append(error)
 
@@ -96,13 +114,19 @@ class Storm:
             await asyncio.sleep(self.random.choice([0, 0, 0, 0.0005, 0.002]))
             task.cancel()
         _, pending = await asyncio.wait([*tasks, killer], timeout=40)
-        await self.body.until(lambda: not self.killed & self.body.ids())  # a server under load takes its time
-        assert not pending, f"{len(pending)} tasks hang: {[task.get_stack() for task in list(pending)[:2]]}"
+        await self.body.until(
+            lambda: not self.killed & self.body.ids()
+        )  # a server under load takes its time
+        assert not pending, (
+            f"{len(pending)} tasks hang: {[task.get_stack() for task in list(pending)[:2]]}"
+        )
 
     async def kill(self, times: int) -> None:
         for _ in range(times):
             await asyncio.sleep(self.random.uniform(0.01, 0.06))
-            for session in self.random.sample(sorted(self.body.ids()), k=min(3, len(self.body.ids()))):
+            for session in self.random.sample(
+                sorted(self.body.ids()), k=min(3, len(self.body.ids()))
+            ):
                 self.killed.add(session)
                 await asyncio.to_thread(self.body.server._kill_session, session)
 
@@ -161,7 +185,9 @@ def test_callers_struck_in_line_take_nothing_with_them(body: Any) -> None:
                 if not before:
                     for waiter in struck:
                         waiter.cancel()
-                done, pending = await asyncio.wait(waiters, timeout=5, return_when=asyncio.ALL_COMPLETED)
+                done, pending = await asyncio.wait(
+                    waiters, timeout=5, return_when=asyncio.ALL_COMPLETED
+                )
                 assert not pending
                 (lucky,) = (waiter for waiter in done if not waiter.cancelled())
                 await pool.release(lucky.result())
@@ -181,7 +207,9 @@ def test_a_task_struck_outside_of_an_exchange_costs_no_connection(body: Any) -> 
 
                 async def work(clean: bool = clean, working: asyncio.Event = working) -> None:
                     async with pool.connection() as conn:
-                        await body.do(conn, "SELECT 1" if clean else f"INSERT INTO {table} VALUES (1)")
+                        await body.do(
+                            conn, "SELECT 1" if clean else f"INSERT INTO {table} VALUES (1)"
+                        )
                         working.set()
                         await asyncio.sleep(30)
 
@@ -198,7 +226,9 @@ def test_a_task_struck_outside_of_an_exchange_costs_no_connection(body: Any) -> 
 
 @pytest.mark.parametrize("reset", ["rollback", None])
 @pytest.mark.parametrize("way", ["connection", "acquire"])
-def test_a_task_struck_in_a_query_leaves_no_answer_for_the_next(body: Any, way: str, reset: Any) -> None:
+def test_a_task_struck_in_a_query_leaves_no_answer_for_the_next(
+    body: Any, way: str, reset: Any
+) -> None:
     async def main() -> None:
         async with body.pool(max_size=1, reset=reset) as pool:
             for number in range(5):
@@ -230,7 +260,9 @@ def test_a_task_struck_in_a_query_leaves_no_answer_for_the_next(body: Any, way: 
     body.run(main())
 
 
-def test_a_task_struck_in_its_commit_is_told_so_and_costs_no_more_than_its_connection(body: Any) -> None:
+def test_a_task_struck_in_its_commit_is_told_so_and_costs_no_more_than_its_connection(
+    body: Any,
+) -> None:
     table = body.table()
 
     async def main() -> None:

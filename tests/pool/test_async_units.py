@@ -1,4 +1,7 @@
-"""AsyncPool: units of work. Replayed where that is provably safe, never where it is not, across tasks and groups of them."""
+"""AsyncPool: units of work.
+
+Replayed where that is provably safe, never where it is not, across tasks and groups of them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ async def kill(body: Any, session: int) -> None:
     await body.until(lambda: session not in body.ids())
 
 
-# ---------------------------------------------------------------------------------------------- replay
+# -- replay ----------------------------------------------------------------------------------------
 
 
 def test_a_unit_gives_its_result_and_commits(body: Any) -> None:
@@ -212,11 +215,13 @@ def test_two_units_in_a_deadlock_are_both_done_in_the_end(body: Any) -> None:
     body.run(main())
 
 
-# ---------------------------------------------------------------------------------------------- a COMMIT without an answer
+# -- a ---------------------------------------------------------------------------------------------
+# COMMIT without an answer
 
 
 class Cutter:
-    """A way to the server that, once told to, carries the next COMMIT there and hangs up before its answer.
+    """A way to the server that, once told to, carries the next COMMIT there and hangs up before its
+    answer.
 
     *deliver* False: it hangs up without carrying it there.
     """
@@ -261,13 +266,20 @@ class Cutter:
 
 @pytest.mark.parametrize("way", ["run", "connection", "replayable"])
 @pytest.mark.parametrize("how", ["delivered", "lost"])
-def test_a_commit_without_an_answer_is_told_as_unknown_and_never_repeated(body: Any, way: str, how: str) -> None:
+def test_a_commit_without_an_answer_is_told_as_unknown_and_never_repeated(
+    body: Any, way: str, how: str
+) -> None:
     table = body.table()
 
     async def main() -> None:
         calls = 0
         cutter = Cutter(body.server.port)
-        async with cutter.on() as port, body.pool(url=body.server.url(body.name).replace(f":{body.server.port}/", f":{port}/")) as pool:
+        async with (
+            cutter.on() as port,
+            body.pool(
+                url=body.server.url(body.name).replace(f":{body.server.port}/", f":{port}/")
+            ) as pool,
+        ):
 
             async def work(conn: Any) -> None:
                 nonlocal calls
@@ -279,7 +291,11 @@ def test_a_commit_without_an_answer_is_told_as_unknown_and_never_repeated(body: 
                 async with pool.connection() as conn:
                     await work(conn)
 
-            ways = {"run": lambda: pool.run(work), "connection": lease, "replayable": unbroken.replayable(lease)}
+            ways = {
+                "run": lambda: pool.run(work),
+                "connection": lease,
+                "replayable": unbroken.replayable(lease),
+            }
             error = await body.outcome(ways[way]())
             assert isinstance(error, unbroken.CommitUnknownError), error
             assert isinstance(error, pool._driver.errors[0])
@@ -295,7 +311,12 @@ def test_a_commit_of_reads_without_an_answer_is_run_again(body: Any) -> None:
     async def main() -> None:
         calls = 0
         cutter = Cutter(body.server.port)
-        async with cutter.on() as port, body.pool(url=body.server.url(body.name).replace(f":{body.server.port}/", f":{port}/")) as pool:
+        async with (
+            cutter.on() as port,
+            body.pool(
+                url=body.server.url(body.name).replace(f":{body.server.port}/", f":{port}/")
+            ) as pool,
+        ):
 
             async def work(conn: Any) -> int:
                 nonlocal calls
@@ -310,7 +331,7 @@ def test_a_commit_of_reads_without_an_answer_is_run_again(body: Any) -> None:
     body.run(main())
 
 
-# ---------------------------------------------------------------------------------------------- units and tasks
+# -- units and tasks -------------------------------------------------------------------------------
 
 
 def test_units_beside_each_other_replay_each_for_itself(body: Any) -> None:
@@ -394,7 +415,9 @@ def test_after_an_inner_commit_the_outer_unit_is_not_run_again(body: Any) -> Non
 
 
 def test_tasks_of_a_unit_belong_to_it(body: Any) -> None:
-    """Two tasks of one unit, each with a connection: one is lost, the group cancels the other, and all of it is run again."""
+    """Two tasks of one unit, each with a connection: one is lost, the group cancels the other, and
+    all of it is run again.
+    """
     table = body.table()
 
     async def main() -> None:
@@ -429,7 +452,10 @@ def test_tasks_of_a_unit_belong_to_it(body: Any) -> None:
 
 
 def test_a_write_of_a_task_that_its_unit_left_behind_is_not_doubled(body: Any) -> None:
-    """``gather`` does not cancel: a task of the lost attempt goes on. Then nothing may be run again beside it."""
+    """``gather`` does not cancel: a task of the lost attempt goes on.
+
+    Then nothing may be run again beside it.
+    """
     table = body.table()
 
     async def main() -> None:
@@ -552,8 +578,13 @@ def test_acquire_and_release_inside_a_unit_belong_to_it(body: Any) -> None:
                     await pool.release(conn)
 
             error = await body.outcome(work())
-            # The COMMIT went out and no answer came: whether it was the server's death before or after, nobody can tell.
-            assert error is None or isinstance(error, unbroken.UnbrokenError) or pool._driver.classify(error).is_lost
+            # The COMMIT went out and no answer came: whether it was the server's death before or
+            # after, nobody can tell.
+            assert (
+                error is None
+                or isinstance(error, unbroken.UnbrokenError)
+                or pool._driver.classify(error).is_lost
+            )
             assert (calls == 2) == (error is None)
             assert body.rows() == ([1] if error is None else [])
             assert pool.stats().used == 0

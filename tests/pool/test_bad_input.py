@@ -1,4 +1,6 @@
-"""What cannot work is said at once, in one line, with what to do about it, and never with a password in it."""
+"""What cannot work is said at once, in one line, with what to do about it, and never with a
+password in it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ import time
 
 import pytest
 
-from unbroken import ConfigurationError, ConnectRejectedError, DriverNotInstalledError, OutageError, Pool, UnbrokenError
+from unbroken import (
+    ConfigurationError,
+    ConnectRejectedError,
+    DriverNotInstalledError,
+    OutageError,
+    Pool,
+    UnbrokenError,
+)
 
 SECRET = "tr0ub4dor&3"
 GOOD = f"mysql+pymysql://app:{SECRET}@127.0.0.1:3306/shop"
@@ -37,7 +46,10 @@ def told(text):
         (f"mysql+pymysql://app:{SECRET}@db:99999/shop", "1 to 65535"),
         (f"postgresql+asyncpg://app:{SECRET}@db/shop", "AsyncPool"),
         (f"mysql+pymysql://app:{SECRET}@db/shop?max_sise=4", "did you mean"),
-        (f"mysql+pymysql://app:{SECRET}@db/shop?max_size=many", "max_size='many' is not a whole number"),
+        (
+            f"mysql+pymysql://app:{SECRET}@db/shop?max_size=many",
+            "max_size='many' is not a whole number",
+        ),
         (f"mysql+pymysql://app:{SECRET}@db/shop?max_size=0", "at least 1"),
         (f"mysql+pymysql://app:{SECRET}@db/shop?acquire_timeout=soon", "not a number of seconds"),
         (f"mysql+pymysql://app:{SECRET}@db/shop?reclaim=perhaps", "use true or false"),
@@ -101,11 +113,17 @@ def test_the_wrong_things_instead_of_a_url():
 
 
 @pytest.mark.parametrize(
-    ("url", "module", "extra"), [(GOOD, "pymysql", "pymysql"), (GOOD.replace("pymysql", "mysqldb"), "MySQLdb", "mysqlclient")]
+    ("url", "module", "extra"),
+    [(GOOD, "pymysql", "pymysql"), (GOOD.replace("pymysql", "mysqldb"), "MySQLdb", "mysqlclient")],
 )
-def test_a_driver_that_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch, url, module, extra):
+def test_a_driver_that_is_not_installed_is_named_with_the_command_that_installs_it(
+    monkeypatch, url, module, extra
+):
     known = importlib.util.find_spec
-    monkeypatch.setattr("unbroken.drivers.find_spec", lambda name, *rest: None if name == module else known(name, *rest))
+    monkeypatch.setattr(
+        "unbroken.drivers.find_spec",
+        lambda name, *rest: None if name == module else known(name, *rest),
+    )
     with pytest.raises(DriverNotInstalledError) as caught:
         Pool(url)
     assert f'pip install "unbroken[{extra}]"' in told(caught.value)
@@ -114,24 +132,37 @@ def test_a_driver_that_is_not_installed_is_named_with_the_command_that_installs_
 
 def test_no_driver_at_all_names_the_best(monkeypatch):
     monkeypatch.setattr("unbroken.drivers.find_spec", lambda name, *rest: None)
-    with pytest.raises(DriverNotInstalledError, match=r"no driver for mysql is installed; pip install \"unbroken\[mysqlclient\]\""):
+    with pytest.raises(
+        DriverNotInstalledError,
+        match=r"no driver for mysql is installed; pip install \"unbroken\[mysqlclient\]\"",
+    ):
         Pool("mysql://db/shop")
 
 
 def refused(pool, caplog):
-    """The error of an acquire that must fail at once, and no password in it, in the log or in the numbers."""
+    """The error of an acquire that must fail at once, and no password in it, in the log or in the
+    numbers.
+    """
     started = time.monotonic()
     with caplog.at_level(logging.DEBUG), pytest.raises(UnbrokenError) as caught:
         pool.acquire()
     elapsed = time.monotonic() - started
-    for text in (caplog.text, str(pool.stats()), repr(pool), repr(caught.value), repr(caught.value.__cause__)):
+    for text in (
+        caplog.text,
+        str(pool.stats()),
+        repr(pool),
+        repr(caught.value),
+        repr(caught.value.__cause__),
+    ):
         assert SECRET not in text
     assert isinstance(caught.value, pool._driver.errors[0])
     return caught.value, told(caught.value), elapsed
 
 
 def test_a_password_that_is_refused(face, caplog):
-    pool = face.pool(face.url().replace(f":{face.server.password}@", f":{SECRET.replace('&', '%26')}@"))
+    pool = face.pool(
+        face.url().replace(f":{face.server.password}@", f":{SECRET.replace('&', '%26')}@")
+    )
     error, text, elapsed = refused(pool, caplog)
     assert isinstance(error, ConnectRejectedError)
     assert "app" in text
@@ -140,7 +171,9 @@ def test_a_password_that_is_refused(face, caplog):
 
 
 def test_a_password_that_is_missing(face, caplog):
-    error, _, elapsed = refused(face.pool(face.url().replace(f":{face.server.password}@", "@")), caplog)
+    error, _, elapsed = refused(
+        face.pool(face.url().replace(f":{face.server.password}@", "@")), caplog
+    )
     assert isinstance(error, ConnectRejectedError)
     assert elapsed < 3.0
 
@@ -156,7 +189,8 @@ def test_a_host_that_is_not_there(face, caplog):
     url = face.url().replace(f"@{face.server.host}:", "@no-such-host.invalid:")
     error, text, elapsed = refused(face.pool(url, outage_wait=1.0), caplog)
     assert "no-such-host.invalid" in text
-    # Where the name service itself does not answer, the name is not known to be wrong: then it is an outage.
+    # Where the name service itself does not answer, the name is not known to be wrong: then it is
+    # an outage.
     assert isinstance(error, ConnectRejectedError | OutageError)
     assert elapsed < 5.0
 

@@ -1,7 +1,9 @@
-"""Every driver's pool, on every server, plain and with TLS, through every fault: no error that an application would see.
+"""Every driver's pool, on every server, plain and with TLS, through every fault: no error that an
+application would see.
 
-A server's faults are the same for all: so all drivers' pools, each in a process of its own (every_driver_worker.py), go through
-them together, once per server, and each test looks at one driver's part of that.
+A server's faults are the same for all: so all drivers' pools, each in a process of its own
+(every_driver_worker.py), go through them together, once per server, and each test looks at one
+driver's part of that.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ class Fleet:
         server = self.server
         self.ask("warm", "warm")
         self.ask("cipher", "cipher")
-        limit: dict[str, Any] = {"idle_session_timeout": 700} if isinstance(server, PostgreSQL) else {"wait_timeout": 1}
+        limit: dict[str, Any] = (
+            {"idle_session_timeout": 700} if isinstance(server, PostgreSQL) else {"wait_timeout": 1}
+        )
         self.ask("fork", "fork")
         self.ask("forget", "forget")
         server.kill_sessions()
@@ -81,7 +85,9 @@ def _until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
 
 @pytest.fixture(scope="module")
 def fleets() -> Iterator[Callable[[str], Fleet]]:
-    """The fleet of a kind of server, when all has been played: made for the first test that asks for it."""
+    """The fleet of a kind of server, when all has been played: made for the first test that asks
+    for it.
+    """
     made: dict[str, Fleet] = {}
     with ExitStack() as stack:
 
@@ -90,7 +96,11 @@ def fleets() -> Iterator[Callable[[str], Fleet]]:
                 cls, drivers = KINDS[kind]
                 with ExitStack() as here:
                     server = here.enter_context(cls(tls=True))
-                    workers = {(name, tls): Worker(name, url_of(server, name, tls)) for name in drivers for tls in (False, True)}
+                    workers = {
+                        (name, tls): Worker(name, url_of(server, name, tls))
+                        for name in drivers
+                        for tls in (False, True)
+                    }
                     for worker in workers.values():
                         here.callback(worker.close)
                     made[kind] = Fleet(server, workers)
@@ -111,7 +121,9 @@ def row(request: pytest.FixtureRequest, fleets: Callable[[str], Fleet]) -> Calla
 
 
 @pytest.mark.timeout(240)
-def test_no_fault_is_an_error_that_an_application_sees(row: Callable[[str], Any], request: pytest.FixtureRequest) -> None:
+def test_no_fault_is_an_error_that_an_application_sees(
+    row: Callable[[str], Any], request: pytest.FixtureRequest
+) -> None:
     tls = request.node.callspec.params["row"][2]
     assert bool(row("cipher")) or not tls
     quiet = ("kill", "idle", "thaw", "fork", "forget")

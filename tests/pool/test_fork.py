@@ -1,4 +1,6 @@
-"""Forks: a child has sessions of its own, and whatever it does, or does not do, its parent's sessions live on."""
+"""Forks: a child has sessions of its own, and whatever it does, or does not do, its parent's
+sessions live on.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,12 @@ def child(work, fork=os.fork, leave=os._exit):
 @pytest.fixture
 def run(script, face):
     def run(text, **kwargs):
-        return script(HEAD.replace("FOLDER", repr(str(Path(__file__).parent))) + text, face.url(), face.is_mysql, **kwargs)
+        return script(
+            HEAD.replace("FOLDER", repr(str(Path(__file__).parent))) + text,
+            face.url(),
+            face.is_mysql,
+            **kwargs,
+        )
 
     return run
 
@@ -290,7 +297,7 @@ thread.join()
 assert status == 0, answer
 assert all_of_mine() == before
 print("well")
-""")
+""")  # noqa: E501
     assert said == "well"
 
 
@@ -319,7 +326,7 @@ for thread in threads:
 assert errors == [], errors
 assert pool.stats().opened <= 3
 print("well")
-""")
+""")  # noqa: E501
     assert said == "well"
 
 
@@ -339,11 +346,16 @@ print("well")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
 def test_a_fork_in_the_middle_of_a_first_connect_by_tls_hangs_no_child(script, driver):
-    """Without care, a child inherits OpenSSL's locks, taken by a thread that it has not: once in some 60 forks with psycopg."""
+    """Without care, a child inherits OpenSSL's locks, taken by a thread that it has not: once in
+    some 60 forks with psycopg.
+    """
     head = HEAD.replace("FOLDER", repr(str(Path(__file__).parent)))
     with PostgreSQL(tls=True) as server:
         for _ in range(40):
-            assert script(head + FIRST_CONNECTS, url_of(server, driver, tls=True), False, timeout=300) == "well"
+            assert (
+                script(head + FIRST_CONNECTS, url_of(server, driver, tls=True), False, timeout=300)
+                == "well"
+            )
 
 
 def test_many_children_at_once_ask_for_their_own_session_all_the_time(run):

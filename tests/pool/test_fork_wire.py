@@ -1,5 +1,7 @@
-"""Forks, with the wire looked at: between every driver's pool and its server stands a proxy that counts each byte either side
-sends. While a child lives and dies, not one goes over a connection of its parent's, and none of these is ended."""
+"""Forks, with the wire looked at: between every driver's pool and its server stands a proxy that
+counts each byte either side sends. While a child lives and dies, not one goes over a connection of
+its parent's, and none of these is ended.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +25,28 @@ from unbroken_drill.servers.folders import free_port
 from .every_driver import KINDS, Worker, url_of
 
 ASYNC = ("psycopg_async", "asyncpg", "aiomysql", "asyncmy", "mysqlconnector_async")
-WAYS = ("os.fork, os._exit", "os.fork, sys.exit", "raw fork, os._exit", "raw fork, sys.exit", "never touches the pool", "multiprocessing")
-#: By its own hands. The fork has severed them, so this says nothing to the server either, no goodbye and no close_notify.
+WAYS = (
+    "os.fork, os._exit",
+    "os.fork, sys.exit",
+    "raw fork, os._exit",
+    "raw fork, sys.exit",
+    "never touches the pool",
+    "multiprocessing",
+)
+#: By its own hands. The fork has severed them, so this says nothing to the server either, no
+#: goodbye and no close_notify.
 CLOSES = "os.fork, closes its parent's, sys.exit"
-#: A fork that Python does not see, and not a look at the pool before: nothing has severed them. What a child may do to its parent.
+#: A fork that Python does not see, and not a look at the pool before: nothing has severed them.
+#: What a child may do to its parent.
 CLOSES_UNSEVERED = "raw fork, closes its parent's and that is all, os._exit"
 
 
 def bytes_of(proxy: FaultProxy, own: set[int]) -> dict[int, tuple[str, int, int]]:
-    return {each.n: (each.state, each.to_server, each.to_client) for each in proxy.connections if each.n in own}
+    return {
+        each.n: (each.state, each.to_server, each.to_client)
+        for each in proxy.connections
+        if each.n in own
+    }
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +58,14 @@ def server_of() -> Iterator[Callable[[str], Server]]:
         def server(kind: str) -> Server:
             if kind not in made:
                 made[kind] = stack.enter_context(KINDS[kind][0](tls=True))
-                if kind == "mysql":  # without TLS mysql-connector may log in to MySQL 9 only as somebody whom the server remembers
-                    with Worker("pymysql", url_of(made[kind], "pymysql", True)).closing() as visitor:
+                if (
+                    kind == "mysql"
+                    # without TLS mysql-connector may log in to MySQL 9 only as somebody whom the
+                    # server remembers
+                ):
+                    with Worker(
+                        "pymysql", url_of(made[kind], "pymysql", True)
+                    ).closing() as visitor:
                         visitor.ask("warm")
             return made[kind]
 
@@ -53,13 +74,17 @@ def server_of() -> Iterator[Callable[[str], Server]]:
 
 def _url(server: Server, driver: str, tls: bool) -> str:
     more: dict[str, object] = {}
-    if not tls and driver.startswith(("pymysql", "mysqlconnector")):  # which take TLS where it is to be had
+    if not tls and driver.startswith(
+        ("pymysql", "mysqlconnector")
+    ):  # which take TLS where it is to be had
         more["ssl_disabled"] = "true"
     return url_of(server, driver, tls, **more)
 
 
 class Subject:
-    """A driver's process behind a proxy, which stops before each fork and after it to let the wire be looked at."""
+    """A driver's process behind a proxy, which stops before each fork and after it to let the wire
+    be looked at.
+    """
 
     def __init__(self, server: Server, driver: str, tls: bool, stack: ExitStack) -> None:
         url = _url(server, driver, tls)
@@ -77,7 +102,10 @@ class Subject:
 
     def since(self, before: dict[int, tuple[str, int, int]]) -> dict[int, tuple[str, int, int]]:
         """What has gone over them since *before*, and whether they live."""
-        return {n: (state, up - before[n][1], down - before[n][2]) for n, (state, up, down) in self.bytes().items()}
+        return {
+            n: (state, up - before[n][1], down - before[n][2])
+            for n, (state, up, down) in self.bytes().items()
+        }
 
 
 @pytest.fixture
@@ -101,7 +129,9 @@ ROWS = [
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_no_child_puts_a_byte_on_its_parents_connections_nor_ends_one(subject: Subject, row: tuple[str, str, bool]) -> None:
+def test_no_child_puts_a_byte_on_its_parents_connections_nor_ends_one(
+    subject: Subject, row: tuple[str, str, bool]
+) -> None:
     quiet = subject.bytes()
     assert subject.ask("warm") == subject.sessions
     usual = subject.since(quiet)
@@ -109,16 +139,25 @@ def test_no_child_puts_a_byte_on_its_parents_connections_nor_ends_one(subject: S
         quiet = subject.bytes()
         said = subject.ask(f"one_child {way}")
         assert said["status"] == 0, (way, said)
-        assert way == "never touches the pool" or (said["session"] and said["session"] not in subject.sessions), (way, said)
+        assert way == "never touches the pool" or (
+            said["session"] and said["session"] not in subject.sessions
+        ), (way, said)
         assert subject.bytes() == quiet, f"{way}: a foreign byte on the wire"
         assert subject.ask("warm") == subject.sessions, way
         assert subject.since(quiet) == usual, f"{way}: a foreign byte before what the parent said"
 
 
 @pytest.mark.parametrize(
-    "row", [_row("mariadb", "mysqldb", True), _row("postgresql", "psycopg2", True), _row("postgresql", "pg8000", True)]
+    "row",
+    [
+        _row("mariadb", "mysqldb", True),
+        _row("postgresql", "psycopg2", True),
+        _row("postgresql", "pg8000", True),
+    ],
 )
-def test_what_a_child_says_on_connections_that_were_not_severed_is_seen(subject: Subject, row: tuple[str, str, bool], until: Any) -> None:
+def test_what_a_child_says_on_connections_that_were_not_severed_is_seen(
+    subject: Subject, row: tuple[str, str, bool], until: Any
+) -> None:
     quiet = subject.bytes()
     assert subject.ask(f"one_child {CLOSES_UNSEVERED}")["status"] == 0
     until(lambda: all(now[1] > quiet[n][1] for n, now in subject.bytes().items()))
@@ -145,10 +184,15 @@ wait_for_rest()  # who is forked while a thread asks for the interpreter's lock 
 def application(environ, start_response):
     start_response("200 OK", [("Content-Type", "application/json")])
     return [json.dumps([os.getpid(), session(), mine]).encode()]
-"""
+"""  # noqa: E501
 
 
-BLOCKING = [(kind, driver) for kind, (_, drivers) in KINDS.items() for driver in drivers if driver not in ASYNC]
+BLOCKING = [
+    (kind, driver)
+    for kind, (_, drivers) in KINDS.items()
+    for driver in drivers
+    if driver not in ASYNC
+]
 UNDER_UWSGI = [
     _row(kind, driver, tls, soak=kind == "mysql" or (tls and driver not in ("mysqldb", "psycopg2")))
     for kind, driver in BLOCKING
@@ -165,8 +209,14 @@ def test_no_worker_of_uwsgi_puts_a_byte_on_its_masters_connection(
     server = server_of(kind)
     url = _url(server, driver, tls)
     with FaultProxy(url) as proxy, ExitStack() as stack:
-        me = "SELECT pg_backend_pid()" if isinstance(server, PostgreSQL) else "SELECT CONNECTION_ID()"
-        (tmp_path / "app.py").write_text(UWSGI.format(folder=str(Path(__file__).parent), url=proxy.url(url), me=me))
+        me = (
+            "SELECT pg_backend_pid()"
+            if isinstance(server, PostgreSQL)
+            else "SELECT CONNECTION_ID()"
+        )
+        (tmp_path / "app.py").write_text(
+            UWSGI.format(folder=str(Path(__file__).parent), url=proxy.url(url), me=me)
+        )
         uwsgi, port = _uwsgi(tmp_path, stack)
         until(lambda: _answers(port), seconds=30)
         masters = bytes_of(proxy, {1})  # all that went over it was before the fork
@@ -187,12 +237,20 @@ def test_no_worker_of_uwsgi_puts_a_byte_on_its_masters_connection(
 
 def _uwsgi(folder: Path, stack: ExitStack) -> tuple[subprocess.Popen[bytes], int]:
     port = free_port("127.0.0.1")
-    command = [str(Path(sys.executable).with_name("uwsgi")), "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "2",
-               "--wsgi-file", "app.py", "--die-on-term", "--enable-threads", "--need-app"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=(folder / "log").open("wb"), start_new_session=True)
+    command = [str(Path(sys.executable).with_name("uwsgi")), "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "2",  # noqa: E501
+               "--wsgi-file", "app.py", "--die-on-term", "--enable-threads", "--need-app"]  # fmt: skip  # noqa: E501
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "log").open("wb"),
+        start_new_session=True,
+    )
 
     def end() -> None:
-        os.killpg(process.pid, signal.SIGKILL)  # master and workers: how uWSGI ends is not looked at here
+        os.killpg(
+            process.pid, signal.SIGKILL
+        )  # master and workers: how uWSGI ends is not looked at here
         process.wait(20)
 
     stack.callback(end)

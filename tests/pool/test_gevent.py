@@ -1,4 +1,7 @@
-"""A pool under gevent's monkey patching, each in an interpreter of its own. Nothing may block the hub."""
+"""A pool under gevent's monkey patching, each in an interpreter of its own.
+
+Nothing may block the hub.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ def whole(pool):
 
 ticker = gevent.spawn(heart)
 real[0](clock, ())
-"""
+"""  # noqa: E501
 
 DRIVERS = ["pymysql", "psycopg"]
 
@@ -78,11 +81,17 @@ def run(request, script, faces):
 
 @pytest.fixture(params=DRIVERS)
 def run_own(request, script):
-    """The script makes its own server: what stops one waits for it, which must not be the hub's business."""
+    """The script makes its own server: what stops one waits for it, which must not be the hub's
+    business.
+    """
 
     def go(text, **kwargs):
         return script(
-            HEAD + "\nserver = (MariaDB if mysql else PostgreSQL)().start()\nurl = server.url(name)\n" + text, request.param, **kwargs
+            HEAD
+            + "\nserver = (MariaDB if mysql else PostgreSQL)().start()\nurl = server.url(name)\n"
+            + text,
+            request.param,
+            **kwargs,
         )
 
     return go
@@ -290,5 +299,5 @@ os.unlink(where)
 assert theirs != mine
 assert pool.run(ask, me) == mine
 print("well")
-""")
+""")  # noqa: E501
     assert said == "well"

@@ -22,7 +22,9 @@ def message(kind: bytes, *fields: bytes) -> bytes:
     return kind + (len(body) + 4).to_bytes(4, "big") + body
 
 
-GOODBYE = message(b"E", b"SFATAL", b"VFATAL", b"C57P01", b"Mterminating connection due to administrator command")
+GOODBYE = message(
+    b"E", b"SFATAL", b"VFATAL", b"C57P01", b"Mterminating connection due to administrator command"
+)
 REFUSAL = message(b"E", b"SERROR", b"VERROR", b"C23505", b"Mduplicate key value")
 NOTICE = b"A" + (4 + 4 + 3 + 3).to_bytes(4, "big") + (7).to_bytes(4, "big") + b"ch\0pl\0"
 MYSQL_GOODBYE = b"\x48\0\0\0\xff" + (4031).to_bytes(2, "little") + b"#HY000" + b"x" * (0x48 - 9)
@@ -46,7 +48,9 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         ("mysql", b"\x01\0\0\1\x05", False),
     ],
 )
-def test_only_a_goodbye_ends_a_session_before_its_hang_up(pair, backend: str, waiting: bytes, ended: bool) -> None:
+def test_only_a_goodbye_ends_a_session_before_its_hang_up(
+    pair, backend: str, waiting: bytes, ended: bool
+) -> None:
     ours, theirs = pair
     theirs.sendall(waiting)
     entry = Entry(object(), 0.0, 0, 1.0)

@@ -1,4 +1,6 @@
-"""Connections that are held too long, or forgotten: reported with the place that took them, and their places come back."""
+"""Connections that are held too long, or forgotten: reported with the place that took them, and
+their places come back.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ from unbroken.pool.holder import thread_frames
 
 
 def warnings(caplog):
-    return [r.getMessage() for r in caplog.records if r.name == "unbroken" and r.levelno == logging.WARNING]
+    return [
+        r.getMessage()
+        for r in caplog.records
+        if r.name == "unbroken" and r.levelno == logging.WARNING
+    ]
 
 
 def take_and_keep(pool):
@@ -26,7 +32,9 @@ def line_of(function, offset=1):
     return function.__code__.co_firstlineno + offset
 
 
-def test_a_connection_that_is_held_too_long_is_reported_once_with_place_holder_and_stack(face, until, caplog):
+def test_a_connection_that_is_held_too_long_is_reported_once_with_place_holder_and_stack(
+    face, until, caplog
+):
     pool = face.pool(leak_after=0.2)
     out, taken = threading.Event(), []
 
@@ -97,7 +105,9 @@ def forget(pool):
     return conn.__class__
 
 
-def test_a_forgotten_connection_comes_back_by_itself_and_is_reported_with_its_place(face, until, caplog):
+def test_a_forgotten_connection_comes_back_by_itself_and_is_reported_with_its_place(
+    face, until, caplog
+):
     pool = face.pool(max_size=1)
     forget(pool)
     with pool.connection() as conn:  # there is only one place
@@ -131,7 +141,9 @@ def test_connections_forgotten_in_reference_cycles_come_back_too(face, until):
             assert face.ask(conn, "SELECT 1") == 1
     finally:
         gc.enable()
-    until(lambda: pool.stats().closed == {"forgotten": 3})  # a new one may have the address, and so the place, of one not noted yet
+    until(
+        lambda: pool.stats().closed == {"forgotten": 3}
+    )  # a new one may have the address, and so the place, of one not noted yet
     assert pool.stats().used == 0
 
 
@@ -193,7 +205,9 @@ def test_reclaim_ends_a_held_connection_and_the_pool_gets_its_place_back(face, u
     gone = weakref.ref(held)
     del held
     gc.collect()
-    until(lambda: gone() is None)  # nobody keeps it; the thread that took it away may be a moment longer at its end
+    until(
+        lambda: gone() is None
+    )  # nobody keeps it; the thread that took it away may be a moment longer at its end
     assert pool._state.kernel.exiled == {}
     assert face.stored(table) == []
     stats = pool.stats()

@@ -1,4 +1,6 @@
-"""Connections whose ``with`` block, or call of ``run``, was left by an exception before a line of ``__exit__`` could run."""
+"""Connections whose ``with`` block, or call of ``run``, was left by an exception before a line of
+``__exit__`` could run.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,12 @@ import unbroken
 from unbroken.pool.holder import thread_frames
 from unbroken.sync import Lease
 
-pytestmark = pytest.mark.skipif(thread_frames() is None, reason="without the interpreter's lock no thread's stack can be read")
+pytestmark = pytest.mark.skipif(
+    thread_frames() is None, reason="without the interpreter's lock no thread's stack can be read"
+)
 
-#: Seconds. Looks for what was left behind come every 0.2 s, rarer in a large process with greenlets, and it is seen twice.
+#: Seconds. Looks for what was left behind come every 0.2 s, rarer in a large process with
+#: greenlets, and it is seen twice.
 SOON = 15.0
 
 
@@ -71,7 +76,9 @@ def in_a_unit(face, pool):
     unit()
 
 
-@pytest.mark.parametrize("use", [in_a_block, with_a_deadline, failing, by_run, in_a_unit], ids=lambda use: use.__name__)
+@pytest.mark.parametrize(
+    "use", [in_a_block, with_a_deadline, failing, by_run, in_a_unit], ids=lambda use: use.__name__
+)
 def test_a_place_left_behind_comes_back_although_the_exception_is_kept(face, caplog, use):
     pool = face.pool(max_size=1, acquire_timeout=SOON)
     kept = None
@@ -85,7 +92,9 @@ def test_a_place_left_behind_comes_back_although_the_exception_is_kept(face, cap
     with pool.connection() as conn:
         assert face.session(conn)
     assert pool.stats().leaked == 1
-    assert any("left behind" in r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+    assert any(
+        "left behind" in r.getMessage() for r in caplog.records if r.levelno == logging.WARNING
+    )
     kept = None
     with pool.connection() as conn:
         assert face.session(conn)
@@ -93,10 +102,15 @@ def test_a_place_left_behind_comes_back_although_the_exception_is_kept(face, cap
 
 
 def test_a_place_comes_back_that_a_strike_in_release_left_behind(face):
-    """At every line of it, while the exception is kept. Before its ``try`` release has not begun."""
+    """At every line of it, while the exception is kept.
+
+    Before its ``try`` release has not begun.
+    """
     pool = face.pool(max_size=1, acquire_timeout=SOON)
     code, kept = type(pool).release.__code__, []
-    for line in sorted({line for *_, line in code.co_lines() if line is not None and line > code.co_firstlineno})[1:]:
+    for line in sorted(
+        {line for *_, line in code.co_lines() if line is not None and line > code.co_firstlineno}
+    )[1:]:
 
         def trace(frame, event, _arg, line=line):
             if frame.f_code is code and event == "line" and frame.f_lineno == line:
@@ -161,7 +175,9 @@ def in_a_greenlet(face, pool, leave):
 
 
 def two_at_once(face, pool, leave):
-    """The same line twice on one stack: the outer one's block has not ended when the inner one's has."""
+    """The same line twice on one stack: the outer one's block has not ended when the inner one's
+    has.
+    """
 
     def use(depth):
         with pool.connection() as conn:
@@ -177,7 +193,9 @@ def two_at_once(face, pool, leave):
 
 
 @pytest.mark.parametrize(
-    "hold", [blocked, acquired, on_a_stack, in_a_generator, in_a_greenlet, two_at_once], ids=lambda hold: hold.__name__
+    "hold",
+    [blocked, acquired, on_a_stack, in_a_generator, in_a_greenlet, two_at_once],
+    ids=lambda hold: hold.__name__,
 )
 def test_a_connection_in_use_is_taken_from_nobody_however_long_others_wait(face, hold):
     pool = face.pool(max_size=2 if hold is two_at_once else 1, acquire_timeout=2.5)

@@ -15,7 +15,12 @@ from unbroken import ClosedByHolderError, NotYoursError, Pool, PoolClosedError, 
 
 
 def test_the_drivers_own_connection_is_handed_out(face):
-    classes = {"pymysql": "pymysql.connections", "mysqldb": "MySQLdb.connections", "psycopg": "psycopg", "pg8000": "pg8000"}
+    classes = {
+        "pymysql": "pymysql.connections",
+        "mysqldb": "MySQLdb.connections",
+        "psycopg": "psycopg",
+        "pg8000": "pg8000",
+    }
     with face.pool().connection() as conn:
         assert type(conn).__name__ == "Connection"
         assert any(base.__module__.startswith(classes[face.name]) for base in type(conn).__mro__)
@@ -124,7 +129,9 @@ def test_no_rollback_goes_out_after_a_commit_just_acknowledged(face):
     insert = 3 if face.name == "pg8000" else 1  # parsed, bound, executed
     assert messages_of(face, work) == begin + insert + 1
     pool = face.pool()
-    pool.release(pool.acquire())  # the first connection asks the server for its idle limit; mysqlclient's rolls that back
+    pool.release(
+        pool.acquire()
+    )  # the first connection asks the server for its idle limit; mysqlclient's rolls that back
     before = face.rollbacks()
     work(pool)
     assert face.rollbacks() == before
@@ -137,7 +144,9 @@ def test_a_block_of_one_statement_costs_that_statement_and_its_commit(face):
         with pool.connection() as conn:
             face.do(conn, f"INSERT INTO {table} VALUES (1)")
 
-    assert messages_of(face, work) == (2 if face.is_mysql else 3)  # psycopg sends a BEGIN of its own
+    assert messages_of(face, work) == (
+        2 if face.is_mysql else 3
+    )  # psycopg sends a BEGIN of its own
 
 
 def test_in_autocommit_nothing_is_sent_but_the_statement(face):
@@ -214,7 +223,10 @@ def test_a_connection_that_is_killed_while_it_is_held_is_thrown_away_at_release(
 
 def test_what_the_holder_closed_itself_is_not_lent_again(face):
     pool = face.pool()
-    with pytest.raises(ClosedByHolderError, match="before the pool could commit"), pool.connection() as conn:
+    with (
+        pytest.raises(ClosedByHolderError, match="before the pool could commit"),
+        pool.connection() as conn,
+    ):
         conn.close()
     with pool.connection() as conn:
         assert face.ask(conn, "SELECT 1") == 1
@@ -421,13 +433,21 @@ def test_a_pool_is_a_context_manager(own_face, until):
 
 def test_a_pool_that_nobody_holds_any_more_leaves_no_session_behind(own_face, until):
     Pool(own_face.url(), min_size=2).check()
-    until(lambda: gc.collect() >= 0 and own_face.server.sessions() == [])  # its workers may still hold it for a moment
+    until(
+        lambda: gc.collect() >= 0 and own_face.server.sessions() == []
+    )  # its workers may still hold it for a moment
 
 
 def test_no_password_shows_in_a_repr_or_in_the_numbers(face):
     pool = face.pool()
     pool.release(pool.acquire())
-    for text in (repr(pool), str(pool.stats()), repr(pool._driver.target), pool.name, repr(list(pool._state.kernel.entries.values()))):
+    for text in (
+        repr(pool),
+        str(pool.stats()),
+        repr(pool._driver.target),
+        pool.name,
+        repr(list(pool._state.kernel.entries.values())),
+    ):
         assert face.server.password not in text
     assert str(face.server.port) in repr(pool)
 
@@ -468,7 +488,9 @@ def test_a_timeout_says_who_holds_the_connections(face):
 
 
 def test_looking_for_forgotten_connections_takes_nobody_more_time_than_they_have(face, monkeypatch):
-    """Collecting garbage takes half a second in a large process: a caller with less patience leaves it to others."""
+    """Collecting garbage takes half a second in a large process: a caller with less patience leaves
+    it to others.
+    """
     import gc
 
     collections = []
@@ -511,12 +533,26 @@ def test_a_pool_takes_a_function_that_connects(face):
         if face.is_mysql:
             import pymysql
 
-            return pymysql.connect(host=server.host, port=server.port, user=server.user, password=server.password, database=server.database)
+            return pymysql.connect(
+                host=server.host,
+                port=server.port,
+                user=server.user,
+                password=server.password,
+                database=server.database,
+            )
         import psycopg
 
-        return psycopg.connect(host=server.host, port=server.port, user=server.user, password=server.password, dbname=server.database)
+        return psycopg.connect(
+            host=server.host,
+            port=server.port,
+            user=server.user,
+            password=server.password,
+            dbname=server.database,
+        )
 
-    pool = unbroken.Pool(connect=connect, driver="pymysql" if face.is_mysql else "psycopg", max_size=2)
+    pool = unbroken.Pool(
+        connect=connect, driver="pymysql" if face.is_mysql else "psycopg", max_size=2
+    )
     with pool.connection() as conn:
         assert face.ask(conn, "SELECT 3") == 3
     pool.close()
@@ -582,7 +618,9 @@ def test_sqlite_is_lent_like_everything_else(tmp_path, in_threads):
 
 
 def test_a_finalizer_may_end_a_lease_on_a_thread_that_is_inside_the_pool(face, in_threads):
-    """A forgotten generator ends its lease wherever the collector happens to run, be it while the pool's lock is held."""
+    """A forgotten generator ends its lease wherever the collector happens to run, be it while the
+    pool's lock is held.
+    """
     pool = face.pool()
 
     def rows():

@@ -1,4 +1,6 @@
-"""Connections that end while nobody uses them, and while somebody holds them: never an error, never a socket left behind."""
+"""Connections that end while nobody uses them, and while somebody holds them: never an error, never
+a socket left behind.
+"""
 
 from __future__ import annotations
 
@@ -122,8 +124,12 @@ def test_what_is_kept_warm_is_exercised_before_the_servers_limit_strikes(own_fac
 
 def test_where_the_limit_may_not_be_asked_it_is_learned_from_the_deaths(own_face, until):
     face = own_face
-    proxy = face.proxy()  # something between us and the server that ends what is idle, and says nothing
-    pool = face.pool(proxy.url(face.url()), max_size=2, leak_after=0.2)  # looks at the clock every 0.05 s
+    proxy = (
+        face.proxy()
+    )  # something between us and the server that ends what is idle, and says nothing
+    pool = face.pool(
+        proxy.url(face.url()), max_size=2, leak_after=0.2
+    )  # looks at the clock every 0.05 s
     for seconds in (0.9, 0.95):
         fill(face, pool, 1)
         time.sleep(seconds)
@@ -180,7 +186,9 @@ def test_a_silent_drop_is_found_by_a_ping_before_the_connection_is_lent(face):
 
 
 def test_many_silent_drops_cost_one_ping_and_not_one_each(face):
-    """A NAT forgets all of its idle connections at once: a caller must not wait for the ping of each."""
+    """A NAT forgets all of its idle connections at once: a caller must not wait for the ping of
+    each.
+    """
     proxy = face.proxy()
     pool = face.pool(proxy.url(face.url()), ping_after=0.05, ping_timeout=0.5, max_size=8)
     old = fill(face, pool, 8)
@@ -221,14 +229,18 @@ def is_open(number):
 
 
 def test_the_descriptors_number_of_a_forgotten_connection_may_be_in_use_again(own_face, until):
-    """What was forgotten is closed by its driver; by the time the pool hears of it, its number may be another's."""
+    """What was forgotten is closed by its driver; by the time the pool hears of it, its number may
+    be another's.
+    """
     face = own_face
     pool = face.pool(max_size=2)
     conn = pool.acquire()
     number = pool._driver.fileno(conn)
     with no_lower_descriptor_free(number):
         del conn  # forgotten; nobody has looked yet
-        until(lambda: not is_open(number))  # the thread that opened it may be a moment longer at its end than we
+        until(
+            lambda: not is_open(number)
+        )  # the thread that opened it may be a moment longer at its end than we
         fresh = pool.acquire()
     assert pool._driver.fileno(fresh) == number
     mine = face.session(fresh)
@@ -241,7 +253,13 @@ def test_the_descriptors_number_of_a_forgotten_connection_may_be_in_use_again(ow
 
 
 @pytest.mark.parametrize(
-    ("settings", "idle"), [({"keepalive": 4.0}, 4), ({}, 6), ({"keepalive": 30.0}, 6), ({"keepalive": 17.0, "send_timeout": math.inf}, 17)]
+    ("settings", "idle"),
+    [
+        ({"keepalive": 4.0}, 4),
+        ({}, 6),
+        ({"keepalive": 30.0}, 6),
+        ({"keepalive": 17.0, "send_timeout": math.inf}, 17),
+    ],
 )
 def test_keepalive_is_set_on_the_socket(face, settings, idle):
     import socket
@@ -257,7 +275,9 @@ def test_keepalive_is_set_on_the_socket(face, settings, idle):
 
 
 def test_a_death_that_strikes_between_two_owners_is_not_lost_sight_of(own_face, until):
-    """A worker that pings a connection, or a caller who is just taking it, owns it for a moment; then it is found all the same."""
+    """A worker that pings a connection, or a caller who is just taking it, owns it for a moment;
+    then it is found all the same.
+    """
     pool = own_face.pool()
     fill(own_face, pool, 1)
     state = pool._state
@@ -265,6 +285,8 @@ def test_a_death_that_strikes_between_two_owners_is_not_lost_sight_of(own_face, 
     with state.lock:
         assert state.kernel.claim(entry)
     own_face.server.kill_sessions()
-    until(lambda: entry.fd not in state.shell.watcher._callbacks)  # the watcher has told what it saw
+    until(
+        lambda: entry.fd not in state.shell.watcher._callbacks
+    )  # the watcher has told what it saw
     state.kernel.idle.append(entry)
     until(lambda: pool.stats().size == 0, SOON)

@@ -1,4 +1,6 @@
-"""What happens to a connection while a caller has it: only one that is known to be good goes back to the pool."""
+"""What happens to a connection while a caller has it: only one that is known to be good goes back
+to the pool.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def strike_on(function: str, error: type[BaseException], event: str = "call") ->
 
 @contextlib.contextmanager
 def struck(function: str, error: type[BaseException], event: str = "call") -> Any:
-    """Inside, *error* is raised once at *event* of *function*; what comes out of the block is let through."""
+    """Inside, *error* is raised once at *event* of *function*; what comes out of the block is let
+    through.
+    """
     sys.settrace(strike_on(function, error, event))
     try:
         yield
@@ -75,11 +79,13 @@ def answers_are_in_step(pool: unbroken.Pool) -> bool:
     return True
 
 
-# -- an exchange that is not known to have ended -------------------------------------------------------------------
+# -- an exchange that is not known to have ended ---------------------------------------------------
 
 
 @pytest.mark.parametrize("error", STRIKES, ids=lambda kind: kind.__name__)
-def test_a_statement_whose_answer_was_not_read_ends_its_connection(pool: unbroken.Pool, error: type[BaseException]) -> None:
+def test_a_statement_whose_answer_was_not_read_ends_its_connection(
+    pool: unbroken.Pool, error: type[BaseException]
+) -> None:
     with pytest.raises(error), pool.connection() as conn, struck("_read_query_result", error):
         ask(conn, "INSERT INTO loan VALUES (1)")
     assert answers_are_in_step(pool)
@@ -87,8 +93,13 @@ def test_a_statement_whose_answer_was_not_read_ends_its_connection(pool: unbroke
 
 
 @pytest.mark.parametrize("error", STRIKES, ids=lambda kind: kind.__name__)
-def test_a_strike_that_the_application_swallows_is_no_commit(pool: unbroken.Pool, error: type[BaseException]) -> None:
-    with pytest.raises(ConnectionLostError, match="COMMIT was not sent") as caught, pool.connection() as conn:
+def test_a_strike_that_the_application_swallows_is_no_commit(
+    pool: unbroken.Pool, error: type[BaseException]
+) -> None:
+    with (
+        pytest.raises(ConnectionLostError, match="COMMIT was not sent") as caught,
+        pool.connection() as conn,
+    ):
         ask(conn, "INSERT INTO loan VALUES (1)")
         with contextlib.suppress(error), struck("_read_query_result", error):
             ask(conn, "UPDATE loan SET n = 2")
@@ -97,7 +108,9 @@ def test_a_strike_that_the_application_swallows_is_no_commit(pool: unbroken.Pool
     assert pool.run(ask, "SELECT COUNT(*) FROM loan") == ((0,),)
 
 
-def test_a_connection_that_is_out_of_step_does_not_go_back_whatever_reset_says(faces: Any, mariadb: Any) -> None:
+def test_a_connection_that_is_out_of_step_does_not_go_back_whatever_reset_says(
+    faces: Any, mariadb: Any
+) -> None:
     pool = faces("pymysql", mariadb).pool(max_size=1, reset=None)
     conn = pool.acquire()
     with pytest.raises(TimeLimit), struck("_read_query_result", TimeLimit):
@@ -107,7 +120,9 @@ def test_a_connection_that_is_out_of_step_does_not_go_back_whatever_reset_says(f
     assert pool.stats().closed == {"cancelled": 1}
 
 
-def test_a_reset_of_the_applications_own_is_not_asked_about_a_broken_exchange(faces: Any, mariadb: Any) -> None:
+def test_a_reset_of_the_applications_own_is_not_asked_about_a_broken_exchange(
+    faces: Any, mariadb: Any
+) -> None:
     seen: list[Any] = []
     pool = faces("pymysql", mariadb).pool(max_size=1, reset=seen.append)
     with pytest.raises(Stop), pool.connection() as conn, struck("_read_query_result", Stop):
@@ -116,7 +131,7 @@ def test_a_reset_of_the_applications_own_is_not_asked_about_a_broken_exchange(fa
     assert answers_are_in_step(pool)
 
 
-# -- what a holder leaves behind -----------------------------------------------------------------------------------
+# -- what a holder leaves behind -------------------------------------------------------------------
 
 
 def test_a_half_read_result_is_read_to_its_end_before_the_commit(pool: unbroken.Pool) -> None:
@@ -149,7 +164,10 @@ def test_autocommit_that_a_holder_left_on_does_not_reach_the_next(face: Any) -> 
 
 def test_what_the_holder_closed_is_a_cause_of_its_own_and_no_lost_connection(face: Any) -> None:
     pool = face.pool(max_size=1)
-    with pytest.raises(ClosedByHolderError, match="what that code committed itself is stored"), pool.connection() as conn:
+    with (
+        pytest.raises(ClosedByHolderError, match="what that code committed itself is stored"),
+        pool.connection() as conn,
+    ):
         face.do(conn, "SELECT 1")
         conn.close()
     held = pool.acquire()
@@ -173,16 +191,22 @@ def test_work_that_closes_its_connection_is_run_once(face: Any) -> None:
     assert len(runs) == 1
 
 
-# -- words ---------------------------------------------------------------------------------------------------------
+# -- words -----------------------------------------------------------------------------------------
 
 
 def test_a_deadline_says_what_the_ledger_knows(face: Any) -> None:
     pool, table = face.pool(), face.table()
-    with pytest.raises(DeadlineExceeded, match="nothing is stored") as nothing, pool.connection(deadline=0.3) as conn:
+    with (
+        pytest.raises(DeadlineExceeded, match="nothing is stored") as nothing,
+        pool.connection(deadline=0.3) as conn,
+    ):
         face.do(conn, f"INSERT INTO {table} VALUES (1)")
         face.sleep(conn, 5)
     assert nothing.value.fate is Fate.NOTHING
-    with pytest.raises(DeadlineExceeded, match="what was committed before is stored") as stored, pool.connection(deadline=0.3) as conn:
+    with (
+        pytest.raises(DeadlineExceeded, match="what was committed before is stored") as stored,
+        pool.connection(deadline=0.3) as conn,
+    ):
         face.do(conn, f"INSERT INTO {table} VALUES (2)")
         conn.commit()
         face.sleep(conn, 5)
@@ -191,7 +215,7 @@ def test_a_deadline_says_what_the_ledger_knows(face: Any) -> None:
         assert [row[0] for row in face.do(conn, f"SELECT n FROM {table}")] == [2]
 
 
-# -- places --------------------------------------------------------------------------------------------------------
+# -- places ----------------------------------------------------------------------------------------
 
 
 def all_places_are_there(pool: unbroken.Pool, size: int) -> bool:
@@ -203,9 +227,13 @@ def all_places_are_there(pool: unbroken.Pool, size: int) -> bool:
 
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("way", ["with", "acquire and release"])
-def test_a_strike_at_any_line_of_taking_and_giving_back_loses_no_place(faces: Any, mariadb: Any, size: int, way: str) -> None:
+def test_a_strike_at_any_line_of_taking_and_giving_back_loses_no_place(
+    faces: Any, mariadb: Any, size: int, way: str
+) -> None:
     pool = faces("pymysql", mariadb).pool(max_size=size)
-    kept: list[BaseException] = []  # a caller may keep its traceback, and so every variable on the way
+    kept: list[
+        BaseException
+    ] = []  # a caller may keep its traceback, and so every variable on the way
 
     def job() -> None:
         if way == "with":
@@ -241,7 +269,10 @@ def test_a_strike_at_any_line_of_taking_and_giving_back_loses_no_place(faces: An
         try:
             job()
         except Stop as struck_by:
-            if where[0] not in ("Lease.__exit__", "Pool.release"):  # at their first line the caller has the connection still
+            if where[0] not in (
+                "Lease.__exit__",
+                "Pool.release",
+            ):  # at their first line the caller has the connection still
                 kept.append(struck_by)
         finally:
             sys.settrace(None)
@@ -263,11 +294,13 @@ def test_a_copy_of_a_pool_is_the_pool(pool: unbroken.Pool) -> None:
         pickle.dumps(pool)
 
 
-# -- asyncio -------------------------------------------------------------------------------------------------------
+# -- asyncio ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("driver", ["aiomysql", "asyncmy", "mysqlconnector", "psycopg", "asyncpg"])
-def test_a_foreign_error_in_the_middle_of_an_answer_reaches_no_other_task(driver: str, mariadb: Any, postgres: Any) -> None:
+def test_a_foreign_error_in_the_middle_of_an_answer_reaches_no_other_task(
+    driver: str, mariadb: Any, postgres: Any
+) -> None:
     server = postgres if driver in ("psycopg", "asyncpg") else mariadb
 
     async def ask_async(conn: Any, number: int) -> Any:
@@ -282,7 +315,9 @@ def test_a_foreign_error_in_the_middle_of_an_answer_reaches_no_other_task(driver
 
     async def main() -> None:
         scheme = {"mysqlconnector": "mysql+mysqlconnector"}.get(driver, driver)
-        async with unbroken.AsyncPool(server.url(driver) if scheme == driver else server.url("mysqlconnector"), max_size=1) as pool:
+        async with unbroken.AsyncPool(
+            server.url(driver) if scheme == driver else server.url("mysqlconnector"), max_size=1
+        ) as pool:
             for at in range(1, 40):
                 steps = 0
 

@@ -1,14 +1,17 @@
-"""The whole pool where the kernel can less: on this system, with what others lack taken away before unbroken is imported.
+"""The whole pool where the kernel can less: on this system, with what others lack taken away before
+unbroken is imported.
 
-This is no macOS and no Windows: what is shown is that their code paths hold together and keep the promises that they can keep.
-kqueue is a stand-in over epoll, with the manners that its manual describes.
+This is no macOS and no Windows: what is shown is that their code paths hold together and keep the
+promises that they can keep. kqueue is a stand-in over epoll, with the manners that its manual
+describes.
 """
 
 from __future__ import annotations
 
 import pytest
 
-#: As on Windows: neither poll, epoll nor kqueue, no eventfd, no fork, and no page that is wiped in a child.
+#: As on Windows: neither poll, epoll nor kqueue, no eventfd, no fork, and no page that is wiped in
+#: a child.
 WINDOWS = """
 import asyncio, multiprocessing, os, select, socket, ssl, subprocess, sys, threading, time, psycopg, pymysql
 for name in [name for name in dir(select) if name.startswith(("POLL", "poll", "EPOLL", "epoll"))]:
@@ -18,7 +21,7 @@ for name in ("eventfd", "EFD_CLOEXEC", "EFD_NONBLOCK", "fork", "register_at_fork
 del socket.TCP_USER_TIMEOUT
 ssl.enum_certificates = lambda store: []  # asked for where the platform is so called
 sys.platform = "win32"
-"""
+"""  # noqa: E501
 
 #: As on macOS: poll without RDHUP, kqueue, no eventfd, TCP_KEEPALIVE for TCP_KEEPIDLE.
 MACOS = """
@@ -63,7 +66,7 @@ for name in ("eventfd", "EFD_CLOEXEC", "EFD_NONBLOCK"):
 socket.TCP_KEEPALIVE = socket.TCP_KEEPIDLE
 del socket.TCP_USER_TIMEOUT, socket.TCP_KEEPIDLE
 sys.platform = "darwin"
-"""
+"""  # noqa: E501
 
 STORY = """
 from contextlib import closing
@@ -126,11 +129,15 @@ with unbroken.Pool(url, max_size=4, acquire_timeout=20) as pool, unbroken.Pool(u
         raise AssertionError("the deadline was not kept")
     assert ask(pool.acquire())
 print("well")
-"""
+"""  # noqa: E501
 
 
-@pytest.mark.parametrize(("system", "sees"), [(WINDOWS, False), (MACOS, True)], ids=["as on Windows", "as on macOS"])
-def test_a_pool_survives_kills_threads_and_deadlines_where_the_kernel_can_less(script, face, system, sees):
+@pytest.mark.parametrize(
+    ("system", "sees"), [(WINDOWS, False), (MACOS, True)], ids=["as on Windows", "as on macOS"]
+)
+def test_a_pool_survives_kills_threads_and_deadlines_where_the_kernel_can_less(
+    script, face, system, sees
+):
     assert script(system + STORY, face.url(), face.is_mysql, sees, timeout=120) == "well"
 
 
@@ -154,7 +161,7 @@ async def main():
 with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
     runner.run(main())
 print("well")
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.parametrize("system", [WINDOWS, MACOS], ids=["as on Windows", "as on macOS"])

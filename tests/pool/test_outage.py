@@ -1,4 +1,6 @@
-"""A server that is away: callers wait in line, are told in time and truly, and are served as soon as it is back."""
+"""A server that is away: callers wait in line, are told in time and truly, and are served as soon
+as it is back.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def down(own_face):
 
 
 def accepting(server):
-    """When the server accepts connections again, seen by attempts of our own: a thread, then ``result[0]``."""
+    """When the server accepts connections again, seen by attempts of our own: a thread, then
+    ``result[0]``.
+    """
     result = []
 
     def probe():
@@ -132,7 +136,9 @@ def test_an_outage_that_is_old_fails_new_callers_at_once_and_recovers_by_itself(
 
 
 def test_callers_who_are_turned_away_keep_the_prober_quick(down, until):
-    """Nobody stands in line while all are told at once, but somebody wants the server: it must be tried often."""
+    """Nobody stands in line while all are told at once, but somebody wants the server: it must be
+    tried often.
+    """
     face, _ = down
     pool = face.pool(outage_wait=0.3)
     with pytest.raises(OutageError):
@@ -143,12 +149,17 @@ def test_callers_who_are_turned_away_keep_the_prober_quick(down, until):
         with pytest.raises(OutageError):
             pool.acquire()
         time.sleep(0.01)
-        assert time.monotonic() - started < 5 * LONELY_PACE  # at that pace it would take ten times as long
+        assert (
+            time.monotonic() - started < 5 * LONELY_PACE
+        )  # at that pace it would take ten times as long
 
 
 def test_callers_of_one_pool_wake_the_prober_of_another_on_the_same_server(down, until):
     face, _ = down
-    one, other = face.pool(outage_wait=0.2, acquire_timeout=20), face.pool(outage_wait=20, acquire_timeout=20)
+    one, other = (
+        face.pool(outage_wait=0.2, acquire_timeout=20),
+        face.pool(outage_wait=20, acquire_timeout=20),
+    )
     with pytest.raises(OutageError):
         one.acquire()
     until(lambda: one._state.server.outage.prober is one._state)
@@ -157,7 +168,10 @@ def test_callers_of_one_pool_wake_the_prober_of_another_on_the_same_server(down,
     waiter.start()
     until(lambda: other.stats().waiting == 1)
     # At the lonely pace it would take twice as long.
-    until(lambda: sum(pool.stats().connect_failures for pool in (one, other)) >= failures + 10, 5 * LONELY_PACE)
+    until(
+        lambda: sum(pool.stats().connect_failures for pool in (one, other)) >= failures + 10,
+        5 * LONELY_PACE,
+    )
     face.server.start()
     waiter.join(10)
     assert not waiter.is_alive()
@@ -188,7 +202,9 @@ def test_attempts_during_an_outage_are_few_and_made_by_one(own_face, until):
     elapsed = time.monotonic() - started
     attempts = sum(p.stats().connect_failures for p in pools) - before
     assert len(outcomes) == 20
-    assert attempts <= elapsed / 0.010 + 4 * 4 + 4  # one prober's pace, and what was under way when it began
+    assert (
+        attempts <= elapsed / 0.010 + 4 * 4 + 4
+    )  # one prober's pace, and what was under way when it began
     assert attempts >= 5
 
 
@@ -229,7 +245,9 @@ def test_a_frozen_server_ends_nobodys_session_and_all_are_well_after_the_thaw(ow
     try:
         with pytest.raises((PoolTimeoutError, OutageError)) as caught:
             pool.acquire()
-        assert re.search(r"within \d+\.\d s", str(caught.value)) or "server away" in str(caught.value)
+        assert re.search(r"within \d+\.\d s", str(caught.value)) or "server away" in str(
+            caught.value
+        )
     finally:
         face.server.thaw()
     assert face.session(held) == mine
@@ -250,8 +268,13 @@ def test_a_server_that_is_full_is_waited_for_and_not_hammered(own_face, until):
     def is_full():
         try:
             hogs.append(other.acquire())
-        except (PoolTimeoutError, OutageError) as error:  # a slow machine may not be done with a connect in time, which is no news
-            return any(words in str(error).lower() for words in ("too many", "server is full", "slots"))
+        except (
+            PoolTimeoutError,
+            OutageError,
+        ) as error:  # a slow machine may not be done with a connect in time, which is no news
+            return any(
+                words in str(error).lower() for words in ("too many", "server is full", "slots")
+            )
         return False
 
     until(is_full, 30)
@@ -259,7 +282,9 @@ def test_a_server_that_is_full_is_waited_for_and_not_hammered(own_face, until):
     other._state.kernel.max_size = len(hogs)  # it wants no more
     pool = face.pool(acquire_timeout=20, outage_wait=20)
     served = []
-    waiter = threading.Thread(target=lambda: served.append(pool.run(lambda conn: face.ask(conn, "SELECT 1"))))
+    waiter = threading.Thread(
+        target=lambda: served.append(pool.run(lambda conn: face.ask(conn, "SELECT 1")))
+    )
     waiter.start()
     until(lambda: pool.stats().waiting == 1)
     start, began = pool.stats().connect_failures + other.stats().connect_failures, time.monotonic()
@@ -316,7 +341,9 @@ def test_a_host_that_never_answers_is_given_up_in_time(face):
 
 
 def test_a_pool_fills_at_a_bounded_pace_after_an_outage(own_face, until, in_threads):
-    """A thousand processes that all find the server back at once must not knock it over: first one, then a few at a time."""
+    """A thousand processes that all find the server back at once must not knock it over: first one,
+    then a few at a time.
+    """
     face = own_face
     pool = face.pool(max_size=12, outage_wait=20, acquire_timeout=20)
     pool.check()
@@ -341,9 +368,13 @@ def test_a_pool_fills_at_a_bounded_pace_after_an_outage(own_face, until, in_thre
 
 
 def test_a_connection_that_is_lost_while_the_server_is_asked_for_its_limit_is_not_lent(face):
-    """The first thing that a new connection does is to ask; what dies in the middle of that must not go to a caller."""
+    """The first thing that a new connection does is to ask; what dies in the middle of that must
+    not go to a caller.
+    """
     proxy = face.proxy()
-    cut = proxy.cut_at(re.compile("(?i)wait_timeout" if face.is_mysql else "(?i)idle_session_timeout"), before=True)
+    cut = proxy.cut_at(
+        re.compile("(?i)wait_timeout" if face.is_mysql else "(?i)idle_session_timeout"), before=True
+    )
     pool = face.pool(proxy.url(face.url()))
     with pool.connection() as conn:
         assert face.ask(conn, "SELECT 1") == 1

@@ -1,4 +1,6 @@
-"""Work that a unit hands to threads, executors and tasks, on real servers: it is stored once, or the unit is not run again."""
+"""Work that a unit hands to threads, executors and tasks, on real servers: it is stored once, or
+the unit is not run again.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ import unbroken
 @pytest.fixture
 def older() -> Iterator[tuple[concurrent.futures.ThreadPoolExecutor, ThreadPool]]:
     """An executor and a pool of threads whose threads are older than any unit here."""
-    with concurrent.futures.ThreadPoolExecutor(1) as executor, multiprocessing.dummy.Pool(1) as pool:
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as executor,
+        multiprocessing.dummy.Pool(1) as pool,
+    ):
         executor.submit(int).result()
         pool.apply(int)
         yield executor, pool
@@ -36,17 +41,26 @@ WAYS = {
     "an older executor": lambda older, task: older[0].submit(task).result(20),
     "an older pool of threads": lambda older, task: older[1].apply(task),
     "an empty context": lambda _, task: contextvars.Context().run(task),
-    "an empty context on a thread": lambda older, task: older[0].submit(contextvars.Context().run, task).result(20),
+    "an empty context on a thread": lambda older, task: (
+        older[0].submit(contextvars.Context().run, task).result(20)
+    ),
 }
 
 
 @pytest.mark.parametrize("how", ["lease", "acquire", "autocommit"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_write_that_was_committed_by_a_helper_is_stored_once(own_face: Any, older: Any, way: str, how: str) -> None:
-    """GET, a write by an executor that was committed, and a lost connection: two rows, if nobody looked."""
+def test_a_write_that_was_committed_by_a_helper_is_stored_once(
+    own_face: Any, older: Any, way: str, how: str
+) -> None:
+    """GET, a write by an executor that was committed, and a lost connection: two rows, if nobody
+    looked.
+    """
     face = own_face
     table, runs = face.table(), []
-    pool = face.pool(face.url(autocommit="true") if how == "autocommit" and face.name != "pg8000" else None, max_size=3)
+    pool = face.pool(
+        face.url(autocommit="true") if how == "autocommit" and face.name != "pg8000" else None,
+        max_size=3,
+    )
 
     def write() -> None:
         if how == "acquire":
@@ -74,7 +88,9 @@ def test_a_write_that_was_committed_by_a_helper_is_stored_once(own_face: Any, ol
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_helper_that_lost_its_connection_is_a_reason_to_run_the_unit_again(own_face: Any, older: Any, way: str) -> None:
+def test_a_helper_that_lost_its_connection_is_a_reason_to_run_the_unit_again(
+    own_face: Any, older: Any, way: str
+) -> None:
     face = own_face
     table, runs, pool = face.table(), [], face.pool(max_size=3)
 
@@ -105,7 +121,9 @@ def test_a_helper_that_lost_its_connection_is_a_reason_to_run_the_unit_again(own
     assert face.stored(table) == [1]
 
 
-def test_others_that_write_at_the_same_time_do_not_keep_a_unit_from_being_run_again(own_face: Any, older: Any) -> None:
+def test_others_that_write_at_the_same_time_do_not_keep_a_unit_from_being_run_again(
+    own_face: Any, older: Any
+) -> None:
     face = own_face
     table, other, pool = face.table(), face.table(), face.pool(max_size=4)
     begun, over, runs = threading.Event(), threading.Event(), []
@@ -144,7 +162,7 @@ def test_others_that_write_at_the_same_time_do_not_keep_a_unit_from_being_run_ag
     assert face.stored(table) == [1, 2]
 
 
-# -- asyncio -------------------------------------------------------------------------------------------------------
+# -- asyncio ---------------------------------------------------------------------------------------
 
 
 async def _in_an_empty_context(make: Callable[[], Any]) -> None:
@@ -227,7 +245,10 @@ def test_tasks_that_write_beside_a_unit_do_not_keep_it_from_being_run_again(body
                     await body.until(lambda: me not in body.ids())
                 await body.who(conn)
 
-            tasks = [asyncio.create_task(background()), asyncio.get_running_loop().create_task(background(), context=contextvars.Context())]
+            tasks = [
+                asyncio.create_task(background()),
+                asyncio.get_running_loop().create_task(background(), context=contextvars.Context()),
+            ]
             await pool.run(work)
             for task in tasks:
                 task.cancel()

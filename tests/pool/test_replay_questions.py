@@ -1,4 +1,6 @@
-"""What only the server can say before a unit is run again: may a SELECT have written, is it a failover, was a statement too large?"""
+"""What only the server can say before a unit is run again: may a SELECT have written, is it a
+failover, was a statement too large?
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ from unbroken.drivers._base import Base
 from unbroken.ledger.unit import Fate, Unit, enter, leave
 from unbroken.pool import servers
 
-BLOCKING = ["pymysql", "mysqldb", "mysqlconnector", "mariadbconnector", "psycopg", "psycopg2", "pg8000"]
+BLOCKING = [
+    "pymysql",
+    "mysqldb",
+    "mysqlconnector",
+    "mariadbconnector",
+    "psycopg",
+    "psycopg2",
+    "pg8000",
+]
 if sysconfig.get_config_var("Py_GIL_DISABLED"):  # as far as they are released for it
     BLOCKING = ["pymysql", "psycopg", "pg8000"]
 POSTGRESQL = ("psycopg", "psycopg2", "pg8000")
@@ -24,7 +34,9 @@ POSTGRESQL = ("psycopg", "psycopg2", "pg8000")
 def any_face(request: pytest.FixtureRequest, faces: Any) -> Any:
     """Every blocking driver in turn, on a server of its own."""
     name = request.param
-    face = faces(name, request.getfixturevalue("new_postgres" if name in POSTGRESQL else "new_mariadb")())
+    face = faces(
+        name, request.getfixturevalue("new_postgres" if name in POSTGRESQL else "new_mariadb")()
+    )
     face.is_mysql = name not in POSTGRESQL
     return face
 
@@ -35,10 +47,15 @@ def hidden(any_face: Any) -> Iterator[tuple[Any, str]]:
     face = any_face
     table, admin = face.table(), face.server.admin
     if face.is_mysql:
-        admin(f"CREATE FUNCTION put() RETURNS INT BEGIN INSERT INTO {table} VALUES (1); RETURN 1; END")
+        admin(
+            f"CREATE FUNCTION put() RETURNS INT BEGIN INSERT INTO {table} VALUES (1); RETURN 1; END"
+        )
         admin("CREATE VIEW writing AS SELECT put() AS n")
     else:
-        admin(f"CREATE FUNCTION put() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'INSERT INTO {table} VALUES (1) RETURNING 1'")
+        admin(
+            "CREATE FUNCTION put() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'INSERT INTO"
+            f" {table} VALUES (1) RETURNING 1'"
+        )
         admin("CREATE VIEW writing AS SELECT put() AS n")
         admin(f'GRANT ALL ON writing TO "{face.server.user}"')
     yield face, table
@@ -88,10 +105,16 @@ def test_a_select_that_wrote_and_was_committed_is_not_run_again(hidden: Any, how
 
 
 @pytest.mark.parametrize("arrives", [False, True], ids=["lost on the way", "answer lost"])
-def test_a_lost_commit_of_a_select_that_may_have_written_is_unknown(hidden: Any, arrives: bool) -> None:
+def test_a_lost_commit_of_a_select_that_may_have_written_is_unknown(
+    hidden: Any, arrives: bool
+) -> None:
     face, table = hidden
     proxy, runs = face.proxy(), []
-    plain = {"mysqldb": {"ssl_mode": "DISABLED"}, "mysqlconnector": {"ssl_disabled": "true"}, "mariadbconnector": {"ssl": "false"}}
+    plain = {
+        "mysqldb": {"ssl_mode": "DISABLED"},
+        "mysqlconnector": {"ssl_disabled": "true"},
+        "mariadbconnector": {"ssl": "false"},
+    }
     pool = face.pool(proxy.url(face.url(**plain.get(face.name, {}))))
     pool.check()
 
@@ -126,12 +149,17 @@ def test_a_select_that_wrote_in_a_transaction_that_was_lost_is_run_again(hidden:
 
 @pytest.mark.parametrize("how", ["committed", "autocommit"])
 @pytest.mark.parametrize("views", [False, True], ids=["no view", "a view that only reads"])
-def test_a_request_that_read_committed_and_reads_again_is_run_again(any_face: Any, how: str, views: bool) -> None:
+def test_a_request_that_read_committed_and_reads_again_is_run_again(
+    any_face: Any, how: str, views: bool
+) -> None:
     face = any_face
     table, runs = face.table(), []
     face.server.admin(f"INSERT INTO {table} VALUES (7)")
     if views:
-        face.server.admin(f"CREATE VIEW reading AS SELECT n, upper('a') AS a FROM {table} WHERE n IN (SELECT max(n) FROM {table})")
+        face.server.admin(
+            f"CREATE VIEW reading AS SELECT n, upper('a') AS a FROM {table} WHERE n IN (SELECT"
+            f" max(n) FROM {table})"
+        )
         face.server.admin("CREATE VIEW again AS SELECT n + 1 AS n FROM reading")
         if not face.is_mysql:
             face.server.admin(f'GRANT ALL ON reading, again TO "{face.server.user}"')
@@ -159,7 +187,9 @@ def test_a_request_that_read_committed_and_reads_again_is_run_again(any_face: An
             face.server.admin("DROP VIEW reading")
 
 
-def test_a_server_that_cannot_be_asked_forbids_the_replay(own_face: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_cannot_be_asked_forbids_the_replay(
+    own_face: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     face = own_face
     table, pool, runs = face.table(), face.pool(max_size=3), []
     face.server.admin(f"INSERT INTO {table} VALUES (7)")
@@ -185,7 +215,9 @@ def test_a_server_that_cannot_be_asked_forbids_the_replay(own_face: Any, monkeyp
     assert pool.stats().used == 0
 
 
-def test_no_question_is_asked_where_nothing_is_run_again_or_nothing_was_looked_at(own_face: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_question_is_asked_where_nothing_is_run_again_or_nothing_was_looked_at(
+    own_face: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     face = own_face
     table, pool, asked, runs = face.table(), face.pool(max_size=3), [], []
     pool.check()  # a server is asked once when it is first connected to
@@ -208,15 +240,21 @@ def test_no_question_is_asked_where_nothing_is_run_again_or_nothing_was_looked_a
     assert face.stored(table) == [1]
 
 
-# -- read only -----------------------------------------------------------------------------------------------------
+# -- read only -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["session", "transaction"])
-def test_a_write_that_the_application_forbade_itself_is_its_own_error(any_face: Any, how: str) -> None:
+def test_a_write_that_the_application_forbade_itself_is_its_own_error(
+    any_face: Any, how: str
+) -> None:
     """Eleven attempts, and a pool thrown away."""
     face = any_face
     table, pool, runs = face.table(), face.pool(max_size=3), []
-    session = "SET SESSION TRANSACTION READ ONLY" if face.is_mysql else "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+    session = (
+        "SET SESSION TRANSACTION READ ONLY"
+        if face.is_mysql
+        else "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+    )
     transaction = "START TRANSACTION READ ONLY" if face.is_mysql else "SET TRANSACTION READ ONLY"
 
     def work(conn: Any) -> None:
@@ -245,7 +283,9 @@ def test_a_write_that_the_application_forbade_itself_is_its_own_error(any_face: 
 def test_a_server_that_takes_no_writes_is_left_and_the_unit_run_again(own_face: Any) -> None:
     face = own_face
     table, pool, runs = face.table(), face.pool(max_size=3), []
-    option = ("read_only", 1, 0) if face.is_mysql else ("default_transaction_read_only", "on", "off")
+    option = (
+        ("read_only", 1, 0) if face.is_mysql else ("default_transaction_read_only", "on", "off")
+    )
     pool.check()
     face.server.set(**{option[0]: option[1]})
 
@@ -262,7 +302,9 @@ def test_a_server_that_takes_no_writes_is_left_and_the_unit_run_again(own_face: 
     assert pool.stats().closed["failover"] == 1
 
 
-def test_a_standby_is_told_from_a_read_only_transaction(own_face: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_standby_is_told_from_a_read_only_transaction(
+    own_face: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if own_face.is_mysql:
         pytest.skip("PostgreSQL's standbys say the same words as its read-only transactions")
     face = own_face
@@ -281,7 +323,7 @@ def test_a_standby_is_told_from_a_read_only_transaction(own_face: Any, monkeypat
     assert pool.stats().closed == {"failover": 1}
 
 
-# -- too large -----------------------------------------------------------------------------------------------------
+# -- too large -------------------------------------------------------------------------------------
 
 
 def test_a_statement_that_is_too_large_is_sent_once_and_told_by_its_name(own_face: Any) -> None:
@@ -299,11 +341,13 @@ def test_a_statement_that_is_too_large_is_sent_once_and_told_by_its_name(own_fac
     with pytest.raises(pool._driver.errors) as caught:
         pool.run(work)
     assert len(runs) == 1
-    assert any("max_allowed_packet" in str(said) for said in (caught.value, *caught.value.__notes__))
+    assert any(
+        "max_allowed_packet" in str(said) for said in (caught.value, *caught.value.__notes__)
+    )
     assert face.server.admin("SELECT count(*) FROM texts")[0][0] in (0, "0")
 
 
-# -- what ends its session -----------------------------------------------------------------------------------------
+# -- what ends its session -------------------------------------------------------------------------
 
 
 def test_a_statement_that_always_ends_its_session_is_sent_twice(own_face: Any) -> None:
@@ -342,7 +386,9 @@ def test_a_session_that_is_killed_twice_at_different_statements_is_run_again(own
     assert len(runs) == 3
 
 
-def test_a_connection_that_its_holder_closed_is_no_reason_to_run_a_unit_again(own_face: Any) -> None:
+def test_a_connection_that_its_holder_closed_is_no_reason_to_run_a_unit_again(
+    own_face: Any,
+) -> None:
     face = own_face
     table, pool, runs = face.table(), face.pool(max_size=3), []
     if type(pool._driver).was_closed is Base.was_closed:
@@ -371,7 +417,12 @@ def test_an_unanswered_xa_commit_is_unknown(own_face: Any) -> None:
     def unit() -> None:
         runs.append(1)
         with pool.connection(transaction=False) as conn:
-            for sql in ("XA START 'x'", f"INSERT INTO {table} VALUES (1)", "XA END 'x'", "XA PREPARE 'x'"):
+            for sql in (
+                "XA START 'x'",
+                f"INSERT INTO {table} VALUES (1)",
+                "XA END 'x'",
+                "XA PREPARE 'x'",
+            ):
                 face.do(conn, sql)
             proxy.cut_at("XA COMMIT")
             face.do(conn, "XA COMMIT 'x'")
@@ -383,7 +434,7 @@ def test_an_unanswered_xa_commit_is_unknown(own_face: Any) -> None:
     assert face.stored(table) == [1]
 
 
-# -- asyncio -------------------------------------------------------------------------------------------------------
+# -- asyncio ---------------------------------------------------------------------------------------
 
 
 async def _lose(body: Any, conn: Any) -> None:
@@ -396,9 +447,14 @@ def test_a_select_that_wrote_and_was_committed_is_not_run_again_on_asyncio(own_b
     body = own_body
     table, admin = body.table(), body.server.admin
     if body.is_mysql:
-        admin(f"CREATE FUNCTION put() RETURNS INT BEGIN INSERT INTO {table} VALUES (1); RETURN 1; END")
+        admin(
+            f"CREATE FUNCTION put() RETURNS INT BEGIN INSERT INTO {table} VALUES (1); RETURN 1; END"
+        )
     else:
-        admin(f"CREATE FUNCTION put() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'INSERT INTO {table} VALUES (1) RETURNING 1'")
+        admin(
+            "CREATE FUNCTION put() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'INSERT INTO"
+            f" {table} VALUES (1) RETURNING 1'"
+        )
     admin("CREATE VIEW writing AS SELECT put() AS n")
     if not body.is_mysql:
         admin("GRANT ALL ON writing TO PUBLIC")
@@ -457,7 +513,10 @@ def test_a_write_that_a_task_forbade_itself_is_its_own_error(own_body: Any) -> N
 
             async def work(conn: Any) -> None:
                 runs.append(1)
-                await body.do(conn, "START TRANSACTION READ ONLY" if body.is_mysql else "SET TRANSACTION READ ONLY")
+                await body.do(
+                    conn,
+                    "START TRANSACTION READ ONLY" if body.is_mysql else "SET TRANSACTION READ ONLY",
+                )
                 await body.do(conn, f"INSERT INTO {table} VALUES (1)")
 
             error = await body.outcome(pool.run(work))
@@ -471,13 +530,15 @@ def test_a_write_that_a_task_forbade_itself_is_its_own_error(own_body: Any) -> N
     assert body.rows() == [2]
 
 
-# -- what is known when the server is away -------------------------------------------------------------------------
+# -- what is known when the server is away ---------------------------------------------------------
 
 
 def test_a_read_that_was_committed_stored_nothing_as_far_as_the_server_said(
     own_face: Any, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A web body may tell its client to try again only where nothing is stored, and cannot ask when the server is away."""
+    """A web body may tell its client to try again only where nothing is stored, and cannot ask when
+    the server is away.
+    """
     face = own_face
     monkeypatch.setattr(servers, "REMEMBERED", 0.05)
     table, pool = face.table(), face.pool(max_size=2)
@@ -494,9 +555,14 @@ def test_a_read_that_was_committed_stored_nothing_as_far_as_the_server_said(
 
     assert fate_of(f"SELECT n FROM {table}") is Fate.NOTHING
     if face.is_mysql:
-        face.server.admin(f"CREATE FUNCTION put() RETURNS INT BEGIN INSERT INTO {table} VALUES (1); RETURN 1; END")
+        face.server.admin(
+            f"CREATE FUNCTION put() RETURNS INT BEGIN INSERT INTO {table} VALUES (1); RETURN 1; END"
+        )
     else:
-        face.server.admin(f"CREATE FUNCTION put() RETURNS int LANGUAGE sql AS 'INSERT INTO {table} VALUES (1) RETURNING 1'")
+        face.server.admin(
+            f"CREATE FUNCTION put() RETURNS int LANGUAGE sql AS 'INSERT INTO {table} VALUES (1)"
+            " RETURNING 1'"
+        )
     face.server.admin("CREATE VIEW writing AS SELECT put() AS n")
     fate_of("SELECT 1 + 1")  # it is asked again soon after somebody looked at something
     until(lambda: pool._state.may_hide_writes)
@@ -507,17 +573,23 @@ def test_a_read_that_was_committed_stored_nothing_as_far_as_the_server_said(
     assert fate_of(f"SELECT n FROM {table}") is Fate.NOTHING
 
 
-def test_a_pause_that_is_longer_than_the_server_allows_is_made_twice_and_no_more(any_face: Any, until: Any) -> None:
+def test_a_pause_that_is_longer_than_the_server_allows_is_made_twice_and_no_more(
+    any_face: Any, until: Any
+) -> None:
     """MySQL counts it as idleness, PostgreSQL as idleness in a transaction."""
     face = any_face
-    face.server.set(**({"wait_timeout": 1} if face.is_mysql else {"idle_in_transaction_session_timeout": "1s"}))
+    face.server.set(
+        **({"wait_timeout": 1} if face.is_mysql else {"idle_in_transaction_session_timeout": "1s"})
+    )
     pool, table, calls = face.pool(), face.table(), []
 
     def work(conn: Any) -> None:
         calls.append(face.session(conn))
         face.do(conn, f"INSERT INTO {table} VALUES (1)")
         until(lambda: calls[-1] not in {session.id for session in face.server.sessions()})
-        until(lambda: all(entry.cause for entry in pool._state.lent.values()))  # the pause is longer than the news take to come
+        until(
+            lambda: all(entry.cause for entry in pool._state.lent.values())
+        )  # the pause is longer than the news take to come
         face.ask(conn, "SELECT 1")
 
     with pytest.raises(pool._driver.errors):

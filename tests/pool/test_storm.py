@@ -1,4 +1,6 @@
-"""Many threads, switched as often as Python can, with timeouts, kills, exceptions and restarts: at rest all is whole."""
+"""Many threads, switched as often as Python can, with timeouts, kills, exceptions and restarts: at
+rest all is whole.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,8 @@ def test_a_storm_of_threads_leaves_the_pool_whole(face, in_threads, until, hurri
                 mine["raised"] += 1
             except PoolTimeoutError:
                 mine["timeouts"] += 1
-        return mine  # added up by one thread: Counter.update loses counts when two threads do it at once
+        # added up by one thread: Counter.update loses counts when two threads do it at once
+        return mine
 
     outcomes = sum(in_threads(threads, work), Counter())
     stats = at_rest(pool, until)
@@ -97,7 +100,13 @@ def test_a_storm_with_kills_leaves_the_pool_whole(own_face, in_threads, until, h
                     face.ask(conn, "SELECT 1")
                     if rng.random() < 0.2:
                         raise ZeroDivisionError
-            except (ZeroDivisionError, PoolTimeoutError, OutageError, CommitUnknownError, ConnectionLostError):
+            except (
+                ZeroDivisionError,
+                PoolTimeoutError,
+                OutageError,
+                CommitUnknownError,
+                ConnectionLostError,
+            ):
                 pass
             except pool._driver.errors as error:
                 if not pool._driver.classify(error).is_lost:
@@ -134,14 +143,18 @@ def test_a_hundred_threads_meet_a_restart_and_none_sees_an_error(own_face, in_th
     assert len(face.server.sessions()) == stats.size <= 10
 
 
-def test_resizing_draining_and_checking_in_a_storm_leave_the_pool_whole(face, in_threads, until, hurried):
+def test_resizing_draining_and_checking_in_a_storm_leave_the_pool_whole(
+    face, in_threads, until, hurried
+):
     pool, stop = face.pool(max_size=4, acquire_timeout=20), threading.Event()
 
     def work(i):
         rng = random.Random(i)
         if i == 0:
             for _ in range(60):
-                rng.choice([pool.drain, lambda: pool.resize(max_size=rng.randint(1, 6)), pool.check])()
+                rng.choice(
+                    [pool.drain, lambda: pool.resize(max_size=rng.randint(1, 6)), pool.check]
+                )()
             pool.resize(max_size=4)
             stop.set()
             return

@@ -1,7 +1,7 @@
 """``sync.py`` and ``aio.py`` do the same: same names, same parameters, same promises, same answers.
 
-Each behaviour below is written once and played by both pools, with one driver that has both forms. What differs on purpose stands in a
-table here, with its reason; any other difference fails a test.
+Each behaviour below is written once and played by both pools, with one driver that has both forms.
+What differs on purpose stands in a table here, with its reason; any other difference fails a test.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from unbroken.pool.loops import LoopShell
 from unbroken.pool.threads import ThreadShell
 from unbroken_drill.fake import FakeDriver, FakeServer
 
-# ---------------------------------------------------------------------------------------------- names, parameters, words
+# -- names, parameters, words ----------------------------------------------------------------------
 
 PAIRS = [
     (unbroken.Pool, unbroken.AsyncPool),
@@ -43,22 +43,36 @@ PAIRS = [
     (psycopg.Driver, psycopg.AsyncDriver),
     (MongoClient, AsyncMongoClient),
 ]
-FUNCTIONS = [(sync.run_unit, aio.run_unit), (threads.inquire, aio.inquire), (steps.run, steps.run_async)]
+FUNCTIONS = [
+    (sync.run_unit, aio.run_unit),
+    (threads.inquire, aio.inquire),
+    (steps.run, steps.run_async),
+]
 
 #: Names that one of the two has alone, and why.
 ALONE = {
     ("ThreadShell", "LoopShell"): {
         "loop": "its event loop",
         "stop": "ends the pool's tasks before the loop ends; daemon threads need no end",
-        "finalizer": "a pool that is dropped without a close: a thread's pool has __del__, which may do I/O",
+        "finalizer": (
+            "a pool that is dropped without a close: a thread's pool has __del__, which may do I/O"
+        ),
         "farewell": "the end of a loop",
     },
     ("Pool", "AsyncPool"): {
-        "__del__": "closes a pool that is dropped; on a loop a weakref.finalize does that, which may run on any thread",
+        "__del__": (
+            "closes a pool that is dropped; on a loop a weakref.finalize does that, which may run"
+            " on any thread"
+        ),
     },
-    ("MongoClient", "AsyncMongoClient"): {"aclose": "PyMongo's own second name for an awaited close"},
+    ("MongoClient", "AsyncMongoClient"): {
+        "aclose": "PyMongo's own second name for an awaited close"
+    },
     ("Driver", "AsyncDriver"): {
-        "open": "psycopg's own AsyncConnection.connect waits for name resolution in a thread that cannot be ended",
+        "open": (
+            "psycopg's own AsyncConnection.connect waits for name resolution in a thread that"
+            " cannot be ended"
+        ),
         "is_async": "tells which of the two it is",
     },
 }
@@ -68,19 +82,28 @@ COPIES = ("__copy__", "__deepcopy__", "__reduce__", "__del__", "__repr__")
 
 
 def public(cls: type) -> dict[str, Any]:
-    """The public attributes of *cls* that are ours, by the names that the blocking twin gives them."""
+    """The public attributes of *cls* that are ours, by the names that the blocking twin gives
+    them.
+    """
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if base.__module__.startswith("unbroken"):
             named = {SPELLED.get(name, name): thing for name, thing in vars(base).items()}
-            found |= {n: t for n, t in named.items() if not n.startswith("_") or n in (*COPIES, "__enter__", "__exit__")}
+            found |= {
+                n: t
+                for n, t in named.items()
+                if not n.startswith("_") or n in (*COPIES, "__enter__", "__exit__")
+            }
     return found
 
 
 def parameters(function: Any) -> list[tuple[str, Any, Any]]:
     """Name, kind and default of each parameter."""
     unwrapped = getattr(function, "__func__", function)
-    return [(p.name.strip("_"), p.kind, p.default) for p in inspect.signature(unwrapped).parameters.values()]
+    return [
+        (p.name.strip("_"), p.kind, p.default)
+        for p in inspect.signature(unwrapped).parameters.values()
+    ]
 
 
 def errors_named(function: Any) -> set[str]:
@@ -93,14 +116,18 @@ def units_of(function: Any) -> set[str]:
     return set(re.findall(r"\*(\w+)\*", function.__doc__ or ""))
 
 
-@pytest.mark.parametrize("twins", PAIRS, ids=lambda pair: pair[0].__qualname__ + " and " + pair[1].__qualname__)
+@pytest.mark.parametrize(
+    "twins", PAIRS, ids=lambda pair: pair[0].__qualname__ + " and " + pair[1].__qualname__
+)
 def test_twins_have_the_same_public_names(twins: tuple[type, type]) -> None:
     blocking, awaited = map(public, twins)
     explained = ALONE.get((twins[0].__name__, twins[1].__name__), {})
     assert (set(blocking) ^ set(awaited)) - set(explained) == set()
 
 
-@pytest.mark.parametrize("twins", PAIRS, ids=lambda pair: pair[0].__qualname__ + " and " + pair[1].__qualname__)
+@pytest.mark.parametrize(
+    "twins", PAIRS, ids=lambda pair: pair[0].__qualname__ + " and " + pair[1].__qualname__
+)
 def test_twins_take_the_same_parameters_with_the_same_defaults(twins: tuple[type, type]) -> None:
     blocking, awaited = map(public, twins)
     for name in sorted(set(blocking) & set(awaited)):
@@ -121,13 +148,22 @@ def test_every_public_method_that_waits_for_a_connection_or_its_server_is_awaite
     for name, method in vars(unbroken.AsyncPool).items():
         if name.startswith("_") or not callable(method):
             continue
-        awaited = inspect.iscoroutinefunction(method) or "Coroutine" in str(inspect.signature(method).return_annotation)
+        awaited = inspect.iscoroutinefunction(method) or "Coroutine" in str(
+            inspect.signature(method).return_annotation
+        )
         assert awaited is (name not in at_once), name
 
 
-@pytest.mark.parametrize("name", sorted(n for n in vars(unbroken.Pool) if not n.startswith("_") and callable(vars(unbroken.Pool)[n])))
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        n for n in vars(unbroken.Pool) if not n.startswith("_") and callable(vars(unbroken.Pool)[n])
+    ),
+)
 def test_what_a_method_of_one_pool_promises_the_other_promises_too(name: str) -> None:
-    """A docstring either names the same errors and explains the same parameters, or refers to its twin's."""
+    """A docstring either names the same errors and explains the same parameters, or refers to its
+    twin's.
+    """
     blocking, awaited = getattr(unbroken.Pool, name), getattr(unbroken.AsyncPool, name)
     if "unbroken.Pool." in (awaited.__doc__ or ""):
         assert f"unbroken.Pool.{name}`" in awaited.__doc__
@@ -136,11 +172,14 @@ def test_what_a_method_of_one_pool_promises_the_other_promises_too(name: str) ->
     assert units_of(blocking) == units_of(awaited)
 
 
-# ---------------------------------------------------------------------------------------------- one behaviour, both pools
+# -- one -------------------------------------------------------------------------------------------
+# behaviour, both pools
 
 
 class Twin:
-    """One of the two pools, with one face: every step is awaited, and a step of the blocking pool has happened by then."""
+    """One of the two pools, with one face: every step is awaited, and a step of the blocking pool
+    has happened by then.
+    """
 
     def __init__(self, kind: str, url: str) -> None:
         self.kind, self.url = kind, url
@@ -159,7 +198,9 @@ class Twin:
     def aside(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Awaitable[Any]:
         """Call *function* beside this caller: on a thread, or in a task."""
         if self.kind == "threads":
-            return asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
+            return asyncio.get_running_loop().run_in_executor(
+                None, partial(function, *args, **kwargs)
+            )
         return asyncio.ensure_future(function(*args, **kwargs))
 
     @contextlib.asynccontextmanager
@@ -178,7 +219,9 @@ class Twin:
         lease.__exit__(None, None, None)
 
     def work(self, sql: str, seen: list[Any] | None = None, fail: int = 0) -> Callable[..., Any]:
-        """A function for ``run`` in this pool's colour: runs *sql*; its first *fail* calls raise ZeroDivisionError."""
+        """A function for ``run`` in this pool's colour: runs *sql*; its first *fail* calls raise
+        ZeroDivisionError.
+        """
         calls = [] if seen is None else seen
 
         def blocking(conn: Any, *args: Any, **kwargs: Any) -> Any:
@@ -207,8 +250,14 @@ class Twin:
             return await self.on(step(*args, **kwargs))
         except Exception as error:
             words = re.sub(r"\d+(\.\d+)?", "N", str(error)).replace("AsyncPool", "Pool")
-            words = re.sub(r"(held by \S+) in [\w.]+", r"\1", words)  # a step is called by its scene, but awaited in Twin.on
-            return sorted({base.__name__ for base in type(error).__mro__}), words, error.__notes__ if hasattr(error, "__notes__") else []
+            words = re.sub(
+                r"(held by \S+) in [\w.]+", r"\1", words
+            )  # a step is called by its scene, but awaited in Twin.on
+            return (
+                sorted({base.__name__ for base in type(error).__mro__}),
+                words,
+                error.__notes__ if hasattr(error, "__notes__") else [],
+            )
 
     async def close(self) -> None:
         for pool in self.pools:
@@ -234,7 +283,19 @@ async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
 def numbers(pool: Any) -> dict[str, Any]:
     """What of the statistics is the same in every run."""
     stats = pool.stats()
-    names = ("size", "idle", "used", "waiting", "opened", "closed", "rollbacks", "replays", "timeouts", "max_size", "min_size")
+    names = (
+        "size",
+        "idle",
+        "used",
+        "waiting",
+        "opened",
+        "closed",
+        "rollbacks",
+        "replays",
+        "timeouts",
+        "max_size",
+        "min_size",
+    )
     return {name: getattr(stats, name) for name in names if hasattr(stats, name)}
 
 
@@ -347,7 +408,9 @@ async def a_replayable_that_is_the_outermost_unit(twin: Twin) -> Any:
             await conn.execute(lost if len(calls) % 4 else "SELECT 1")
 
     work = blocking if twin.kind == "threads" else awaited
-    said = [await twin.outcome(unbroken.replayable(max_replays=most)(work), most) for most in (3, 1, 0)]
+    said = [
+        await twin.outcome(unbroken.replayable(max_replays=most)(work), most) for most in (3, 1, 0)
+    ]
     said += [unbroken.replayable(work).__name__ == work.__name__, unbroken.replayable(work).__doc__]
     return said, calls
 
@@ -356,7 +419,11 @@ async def a_replayable_that_is_the_outermost_unit(twin: Twin) -> Any:
 async def a_replayable_inside_a_run(twin: Twin) -> Any:
     pool = twin.pool(max_size=2)
     inner = unbroken.replayable(deadline=20)(twin.work("SELECT 1"))
-    return await twin.outcome(pool.run, inner), inner.__name__ in ("blocking", "awaited"), numbers(pool)
+    return (
+        await twin.outcome(pool.run, inner),
+        inner.__name__ in ("blocking", "awaited"),
+        numbers(pool),
+    )
 
 
 @scene
@@ -366,10 +433,18 @@ async def a_check_a_drain_and_a_resize(twin: Twin) -> Any:
     for conn in conns:
         await twin.on(pool.release(conn))
     checked = await twin.on(pool.check())
-    said = [type(checked).__name__, checked.idle, await twin.outcome(pool.check, timeout=5) is not None]
+    said = [
+        type(checked).__name__,
+        checked.idle,
+        await twin.outcome(pool.check, timeout=5) is not None,
+    ]
     await twin.on(pool.resize(max_size=1))
     await until(lambda: pool.stats().idle == 1)
-    said += [pool.settings.max_size, await twin.outcome(pool.resize, 0), await twin.outcome(pool.resize, min_size=9)]
+    said += [
+        pool.settings.max_size,
+        await twin.outcome(pool.resize, 0),
+        await twin.outcome(pool.resize, min_size=9),
+    ]
     await twin.on(pool.drain())
     await until(lambda: pool.stats().idle == 0)
     return said, numbers(pool)
@@ -384,7 +459,9 @@ async def a_pool_that_is_closed(twin: Twin) -> Any:
     await twin.on(pool.close())
     said = [
         await twin.outcome(pool.acquire),
-        await twin.outcome(pool.connection().__enter__ if twin.kind == "threads" else pool.connection().__aenter__),
+        await twin.outcome(
+            pool.connection().__enter__ if twin.kind == "threads" else pool.connection().__aenter__
+        ),
         await twin.outcome(pool.run, twin.work("SELECT 1")),
         await twin.outcome(pool.check),
         await twin.outcome(pool.drain),
@@ -418,7 +495,9 @@ async def a_close_while_somebody_waits_and_somebody_has_a_connection(twin: Twin)
 
 @scene
 async def a_close_while_a_connection_is_being_reset(twin: Twin) -> Any:
-    """It is waited for: what comes back in order is closed in order, with all that its holder was promised."""
+    """It is waited for: what comes back in order is closed in order, with all that its holder was
+    promised.
+    """
     entered = threading.Event()
 
     def reset(_conn: Any) -> Any:
@@ -438,14 +517,25 @@ async def a_close_while_a_connection_is_being_reset(twin: Twin) -> Any:
 @scene
 async def a_copy_and_a_pickle(twin: Twin) -> Any:
     pool = twin.pool()
-    return copy.copy(pool) is pool, copy.deepcopy({"pool": pool})["pool"] is pool, await twin.outcome(pickle.dumps, pool)
+    return (
+        copy.copy(pool) is pool,
+        copy.deepcopy({"pool": pool})["pool"] is pool,
+        await twin.outcome(pickle.dumps, pool),
+    )
 
 
 @scene
 async def settings_that_cannot_work(twin: Twin) -> Any:
-    bad: list[dict[str, Any]] = [{"max_size": 0}, {"no_such": 1}, {"deadline": -1}, {"min_size": 5, "max_size": 2}]
+    bad: list[dict[str, Any]] = [
+        {"max_size": 0},
+        {"no_such": 1},
+        {"deadline": -1},
+        {"min_size": 5, "max_size": 2},
+    ]
     urls = ["nonsense", "postgresql+nothing://h/d", twin.url + "?max_size=x"]
-    return [await twin.outcome(twin.pool, **each) for each in bad] + [await twin.outcome(twin.cls, url) for url in urls]
+    return [await twin.outcome(twin.pool, **each) for each in bad] + [
+        await twin.outcome(twin.cls, url) for url in urls
+    ]
 
 
 @scene
@@ -455,7 +545,10 @@ async def observers_hear_the_same(twin: Twin) -> Any:
     def fails(_event: str, _fields: Any) -> None:
         raise ValueError
 
-    pool = twin.pool(max_size=1, observers=(fails, lambda event, fields: heard.append(f"{event} {sorted(fields)}")))
+    pool = twin.pool(
+        max_size=1,
+        observers=(fails, lambda event, fields: heard.append(f"{event} {sorted(fields)}")),
+    )
     async with twin.block(pool.connection()) as conn:
         await twin.ask(conn, "SELECT 1")
     await twin.on(pool.close())
@@ -479,15 +572,21 @@ def test_both_pools_do_the_same(name: str, postgres: Any) -> None:
     assert seen["threads"] == seen["loop"]
 
 
-# ---------------------------------------------------------------------------------------------- a BEGIN of the pool's own
+# -- a ---------------------------------------------------------------------------------------------
+# BEGIN of the pool's own
 
 
 class Explicit(FakeDriver):
-    """A driver that opens no transaction by itself. The first *lost* sessions end at their BEGIN."""
+    """A driver that opens no transaction by itself.
+
+    The first *lost* sessions end at their BEGIN.
+    """
 
     def __init__(self, server: FakeServer, lost: int) -> None:
         super().__init__(server)
-        self.capabilities = abc.Capabilities(implicit_begin=False, transaction_status=True, watchable=True, fileno=False)
+        self.capabilities = abc.Capabilities(
+            implicit_begin=False, transaction_status=True, watchable=True, fileno=False
+        )
         self.lost, self.begun = lost, 0
 
     def begin(self, conn: Any) -> None:
@@ -504,7 +603,18 @@ class Awaiting(Explicit):
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
-        if name not in ("connect", "ping", "begin", "commit", "rollback", "restore", "remember", "reset_session", "idle_limit", "ask"):
+        if name not in (
+            "connect",
+            "ping",
+            "begin",
+            "commit",
+            "rollback",
+            "restore",
+            "remember",
+            "reset_session",
+            "idle_limit",
+            "ask",
+        ):
             return found
 
         async def awaited(*args: Any, **kwargs: Any) -> Any:
@@ -519,7 +629,9 @@ def pool_over(driver: Any, cls: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return cls(driver.target, max_size=1)
 
 
-def test_a_connection_that_is_lost_at_the_pools_own_begin_is_replaced_unseen_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_is_lost_at_the_pools_own_begin_is_replaced_unseen_in_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     server, other = FakeServer(), FakeServer()
     blocking, awaiting = Explicit(server, 2), Awaiting(other, 2)
     pool = pool_over(blocking, unbroken.Pool, monkeypatch)
@@ -528,7 +640,10 @@ def test_a_connection_that_is_lost_at_the_pools_own_begin_is_replaced_unseen_in_
     pool.close()
 
     async def main() -> None:
-        async with pool_over(awaiting, unbroken.AsyncPool, monkeypatch) as pool, pool.connection(deadline=30) as conn:
+        async with (
+            pool_over(awaiting, unbroken.AsyncPool, monkeypatch) as pool,
+            pool.connection(deadline=30) as conn,
+        ):
             conn.execute("INSERT", 1)
 
     asyncio.run(main())

@@ -1,4 +1,6 @@
-"""Units of work: run again where it is provable that nothing was committed, never anywhere else; and deadlines."""
+"""Units of work: run again where it is provable that nothing was committed, never anywhere else;
+and deadlines.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,13 @@ import time
 import pytest
 
 import unbroken
-from unbroken import CommitUnknownError, ConnectionLostError, DeadlineExceeded, OutageError, PoolClosedError
+from unbroken import (
+    CommitUnknownError,
+    ConnectionLostError,
+    DeadlineExceeded,
+    OutageError,
+    PoolClosedError,
+)
 
 
 class Breaks:
@@ -27,10 +35,17 @@ class Breaks:
 @pytest.fixture
 def shop(own_face):
     """A face, a pool, a table, and what kills all sessions once."""
-    return own_face, own_face.pool(max_size=3), own_face.table(), Breaks(own_face.server.kill_sessions)
+    return (
+        own_face,
+        own_face.pool(max_size=3),
+        own_face.table(),
+        Breaks(own_face.server.kill_sessions),
+    )
 
 
-@pytest.mark.parametrize("when", ["before the insert", "after the insert", "between two", "at the end"])
+@pytest.mark.parametrize(
+    "when", ["before the insert", "after the insert", "between two", "at the end"]
+)
 def test_a_unit_whose_connection_is_killed_is_run_again_and_stored_once(shop, when):
     face, pool, table, kill = shop
 
@@ -56,7 +71,9 @@ def test_a_unit_whose_connection_is_killed_is_run_again_and_stored_once(shop, wh
 
 
 def test_a_loss_seen_before_the_commit_is_sent_is_run_again(shop, until):
-    """The pool itself sees the death at the end of the block, before any COMMIT: that is no reason for an error."""
+    """The pool itself sees the death at the end of the block, before any COMMIT: that is no reason
+    for an error.
+    """
     face, pool, table, kill = shop
 
     def work(conn):
@@ -73,7 +90,12 @@ def test_a_loss_seen_before_the_commit_is_sent_is_run_again(shop, until):
 
 def test_outside_of_a_unit_the_same_loss_is_told_as_what_it_is(shop, until):
     face, pool, table, kill = shop
-    with pytest.raises(ConnectionLostError, match="nothing of the open transaction is stored") as caught, pool.connection() as conn:
+    with (
+        pytest.raises(
+            ConnectionLostError, match="nothing of the open transaction is stored"
+        ) as caught,
+        pool.connection() as conn,
+    ):
         face.do(conn, f"INSERT INTO {table} VALUES (1)")
         kill()
         entry = next(iter(pool._state.kernel.lent.values()))
@@ -131,7 +153,9 @@ def test_nothing_is_run_again_after_a_commit_of_its_own(shop):
     assert any("COMMIT" in note for note in caught.value.__notes__)
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["the pool's commit", "the function's own commit"])
+@pytest.mark.parametrize(
+    "own", [False, True], ids=["the pool's commit", "the function's own commit"]
+)
 @pytest.mark.parametrize("arrives", [False, True], ids=["lost on the way", "answer lost"])
 def test_a_commit_whose_answer_is_lost_is_reported_as_unknown(own_face, arrives, own):
     face = own_face
@@ -386,8 +410,9 @@ def test_a_connection_from_before_the_unit_that_rests_meanwhile_forbids_nothing(
     pool.release(older)
 
 
-# ---------------------------------------------------------------------------------------------- deadlines
-# The connection is there before: a short deadline is for the statement, and a busy machine may take as long to connect.
+# --------------------------------------------------------------------------------------------------
+# deadlines The connection is there before: a short deadline is for the statement, and a busy
+# machine may take as long to connect.
 
 
 def test_a_slow_statement_is_ended_at_the_deadline(face):
@@ -475,7 +500,9 @@ def test_work_that_ends_in_time_is_not_disturbed(face):
 
 
 def test_an_application_error_after_the_deadline_of_somebody_else_stays_its_own(face):
-    """A deadline that strikes just as its lease ends must not be blamed on the connection's next holder."""
+    """A deadline that strikes just as its lease ends must not be blamed on the connection's next
+    holder.
+    """
     pool = face.pool(max_size=1)
     pool.check()
     entry = next(iter(pool._state.kernel.entries.values()))
@@ -487,7 +514,9 @@ def test_an_application_error_after_the_deadline_of_somebody_else_stays_its_own(
     assert pool.stats().opened == 1
 
 
-def test_no_request_outlives_its_deadline_on_a_frozen_server_and_all_is_well_afterwards(own_face, in_threads):
+def test_no_request_outlives_its_deadline_on_a_frozen_server_and_all_is_well_afterwards(
+    own_face, in_threads
+):
     face = own_face
     pool = face.pool(max_size=4)
     held = [pool.acquire() for _ in range(2)]
@@ -496,7 +525,9 @@ def test_no_request_outlives_its_deadline_on_a_frozen_server_and_all_is_well_aft
     face.server.freeze()
     started = time.monotonic()
     try:
-        results = in_threads(6, lambda _: pool.run(lambda conn: face.ask(conn, "SELECT 1"), deadline=0.5))
+        results = in_threads(
+            6, lambda _: pool.run(lambda conn: face.ask(conn, "SELECT 1"), deadline=0.5)
+        )
     finally:
         face.server.thaw()
     assert time.monotonic() - started < 5.0

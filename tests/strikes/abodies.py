@@ -17,23 +17,30 @@ Job = Callable[[], Awaitable[None]]
 
 
 class AsyncBody:
-    """One body on one driver, with a pool of *size*. The subclasses say how each of its parts is spelled."""
+    """One body on one driver, with a pool of *size*.
+
+    The subclasses say how each of its parts is spelled.
+    """
 
     name = "?"
     scenes: tuple[str, ...] = (
-        "select", "write", "several", "fail", "error", "caught", "caught_write", "own_commit", "again", "acquire", "waiting",
-        "connecting", "doubtful", "deadline",
+        "select", "write", "several", "fail", "error", "caught", "caught_write", "own_commit",
+        "again", "acquire", "waiting", "connecting", "doubtful", "deadline",
     )  # fmt: skip
 
     def __init__(self, driver: str, url: str, size: int, told: Told) -> None:
         self.driver, self.url, self.size, self.told = driver, url, size, told
-        self.limits: tuple[type[BaseException], ...] = ()  #: the strikes, which an application catches within its work
-        self.begin: Callable[[str], None] = lambda _part: None  #: told of each part of a job as it begins
+        self.limits: tuple[
+            type[BaseException], ...
+        ] = ()  #: the strikes, which an application catches within its work
+        self.begin: Callable[[str], None] = lambda _part: (
+            None
+        )  #: told of each part of a job as it begins
         self.manner = ""  #: of the scene, where its parts differ from the others'
         self._before = ""
         self.open()
 
-    # -- what a subclass has --------------------------------------------------------------------------------------
+    # -- what a subclass has -----------------------------------------------------------------------
 
     def open(self) -> None:
         """Make what the jobs go through."""
@@ -47,7 +54,9 @@ class AsyncBody:
         """Run *sql*; the first value of its first row, or None."""
         raise NotImplementedError
 
-    async def replayed(self, work: Callable[[Any], Awaitable[Any]], deadline: float | None = None) -> Any:
+    async def replayed(
+        self, work: Callable[[Any], Awaitable[Any]], deadline: float | None = None
+    ) -> Any:
         """Run *work* (given a session) as a unit of work."""
         raise NotImplementedError
 
@@ -108,7 +117,7 @@ class AsyncBody:
         """The pool's numbers."""
         raise NotImplementedError
 
-    # -- statements -----------------------------------------------------------------------------------------------
+    # -- statements --------------------------------------------------------------------------------
 
     def session(self) -> Any:
         """A transaction that begins as a part of its own."""
@@ -122,7 +131,9 @@ class AsyncBody:
             manner = LIKE.get(manner, "")
         elif part != "enter" and manner in ("waiting", "connecting", "doubtful"):
             manner = ""
-        self.begin(f"{manner}:{part} after {self._before}" if part == "leave" else f"{manner}:{part}")
+        self.begin(
+            f"{manner}:{part} after {self._before}" if part == "leave" else f"{manner}:{part}"
+        )
         self._before = part
 
     async def ask(self, session: Any) -> None:
@@ -142,7 +153,7 @@ class AsyncBody:
         self.mark("update")
         await self.execute(session, "UPDATE strike_counter SET v = v + 1 WHERE id = 1")
 
-    # -- jobs -----------------------------------------------------------------------------------------------------
+    # -- jobs --------------------------------------------------------------------------------------
 
     async def select(self) -> None:
         """A job that reads."""
@@ -241,7 +252,7 @@ class AsyncBody:
         await self.replayed(lambda session: self.insert(session, number), deadline=60.0)
         self.told.acknowledged.add(number)
 
-    # -- the state before a job -----------------------------------------------------------------------------------
+    # -- the state before a job --------------------------------------------------------------------
 
     @asynccontextmanager
     async def stage(self, scene: str) -> AsyncIterator[Job]:
@@ -302,7 +313,9 @@ class AsyncPoolBody(AsyncBody):
         await cursor.close()
         return None if row is None else row[0]
 
-    async def replayed(self, work: Callable[[Any], Awaitable[Any]], deadline: float | None = None) -> Any:
+    async def replayed(
+        self, work: Callable[[Any], Awaitable[Any]], deadline: float | None = None
+    ) -> Any:
         return await self.pool.run(work, deadline=deadline)
 
     async def acquire(self) -> None:
@@ -371,7 +384,13 @@ class AsyncSQLAlchemyBody(AsyncBody):
 
         import unbroken.sqlalchemy
 
-        self.engine = create_async_engine(self.url, plugins=["unbroken"], pool_size=self.size, max_overflow=0, pool_timeout=PATIENCE)
+        self.engine = create_async_engine(
+            self.url,
+            plugins=["unbroken"],
+            pool_size=self.size,
+            max_overflow=0,
+            pool_timeout=PATIENCE,
+        )
         self._stats = unbroken.sqlalchemy.stats
 
     def transaction(self) -> Any:
@@ -381,7 +400,9 @@ class AsyncSQLAlchemyBody(AsyncBody):
         result = await session.exec_driver_sql(sql)
         return result.scalar() if result.returns_rows else None
 
-    async def replayed(self, work: Callable[[Any], Awaitable[Any]], deadline: float | None = None) -> Any:
+    async def replayed(
+        self, work: Callable[[Any], Awaitable[Any]], deadline: float | None = None
+    ) -> Any:
         async def whole() -> Any:
             async with self.engine.begin() as conn:
                 return await work(conn)
@@ -463,7 +484,9 @@ class AsyncPeeweeBody(AsyncBody):
         row = cursor.fetchone() if cursor.description else None
         return None if row is None else row[0]
 
-    async def replayed(self, work: Callable[[Any], Awaitable[Any]], deadline: float | None = None) -> Any:
+    async def replayed(
+        self, work: Callable[[Any], Awaitable[Any]], deadline: float | None = None
+    ) -> Any:
         async def whole() -> Any:
             return await work(None)
 
@@ -524,7 +547,10 @@ class AsyncPeeweeBody(AsyncBody):
 
 
 ABODIES: dict[str, tuple[type[AsyncBody], tuple[str, ...]]] = {
-    "apool": (AsyncPoolBody, ("aiomysql", "asyncmy", "mysqlconnector_async", "psycopg_async", "asyncpg")),
+    "apool": (
+        AsyncPoolBody,
+        ("aiomysql", "asyncmy", "mysqlconnector_async", "psycopg_async", "asyncpg"),
+    ),
     "asqlalchemy": (AsyncSQLAlchemyBody, ("aiomysql", "asyncmy", "psycopg_async", "asyncpg")),
     "apeewee": (AsyncPeeweeBody, ("aiomysql", "asyncpg")),
 }

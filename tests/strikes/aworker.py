@@ -1,7 +1,9 @@
-"""As worker.py, for asyncio: strikes every await of every scene in several ways, and every line of a task's steps.
+"""As worker.py, for asyncio: strikes every await of every scene in several ways, and every line of
+a task's steps.
 
-The kinds: ``cancel`` cancels the task as soon as it waits; ``late`` once what it waits for is there, before it has seen it;
-``foreign`` raises an exception at the await; ``line`` raises one at a point of a step, as points.py does.
+The kinds: ``cancel`` cancels the task as soon as it waits; ``late`` once what it waits for is
+there, before it has seen it; ``foreign`` raises an exception at the await; ``line`` raises one at a
+point of a step, as points.py does.
 """
 
 from __future__ import annotations
@@ -25,14 +27,20 @@ from .watchdog import Hang, Watchdog
 from .worker import BOUND, Progress, say, summary
 
 KINDS: dict[str, type[BaseException]] = {
-    "cancel": asyncio.CancelledError, "late": asyncio.CancelledError, "foreign": Strike, "line": HardStrike,
+    "cancel": asyncio.CancelledError, "late": asyncio.CancelledError, "foreign": Strike,
+    "line": HardStrike,
 }  # fmt: skip
 
 
 class Struck:
-    """Awaits *work*, struck at its await number *at*, or at a point of a step. ``struck`` says where that was, or None."""
+    """Awaits *work*, struck at its await number *at*, or at a point of a step.
 
-    def __init__(self, work: Awaitable[Any], at: int | Point | None, kind: str, striker: Striker) -> None:
+    ``struck`` says where that was, or None.
+    """
+
+    def __init__(
+        self, work: Awaitable[Any], at: int | Point | None, kind: str, striker: Striker
+    ) -> None:
         self._coro: Any = work
         self._at, self._kind, self._striker = at, kind, striker
         self._awaits = 0
@@ -123,7 +131,9 @@ class AsyncSweep:
         await self._discard()
         say(points=self.points, missed=self.missed, slowest=self.slowest, told=summary(self.told))
 
-    async def _scene(self, number: int, index: int, scene: str, size: int, kind: str, first: int) -> None:
+    async def _scene(
+        self, number: int, index: int, scene: str, size: int, kind: str, first: int
+    ) -> None:
         before, started = self.points, time.monotonic()
         for at, point in await self._points(number, scene, size, kind):
             if at < first or (kind == "line" and at % self.order.step):
@@ -136,9 +146,17 @@ class AsyncSweep:
             self.missed += not hit
             if at % 256 == 0:
                 gc.collect()
-        say(scene=scene, size=size, kind=kind, points=self.points - before, seconds=time.monotonic() - started)
+        say(
+            scene=scene,
+            size=size,
+            kind=kind,
+            points=self.points - before,
+            seconds=time.monotonic() - started,
+        )
 
-    async def _points(self, number: int, scene: str, size: int, kind: str) -> Iterable[tuple[int, int | Point]]:
+    async def _points(
+        self, number: int, scene: str, size: int, kind: str
+    ) -> Iterable[tuple[int, int | Point]]:
         """Awaits, or the points of *scene*."""
         if kind != "line":
             return enumerate(count())
@@ -191,7 +209,7 @@ class AsyncSweep:
                 print(f"cannot close after {self.label}: {error!r}", file=sys.stderr)
             self.dog.end()
 
-    # -- one point ------------------------------------------------------------------------------------------------
+    # -- one point ---------------------------------------------------------------------------------
 
     async def _point(self, body: AsyncBody, scene: str, at: int | Point, kind: str) -> bool:
         """Strike one point and look what came of it. False: the work did not come by there."""
@@ -216,7 +234,9 @@ class AsyncSweep:
         self.dog.end()
         return struck is not None
 
-    async def _struck(self, job: Callable[[], Awaitable[None]], at: int | Point, kind: str) -> tuple[str | None, str | None]:
+    async def _struck(
+        self, job: Callable[[], Awaitable[None]], at: int | Point, kind: str
+    ) -> tuple[str | None, str | None]:
         """Run *job*, struck: what is wrong with how it ended, and where it was struck."""
         if isinstance(at, Point):
             self.striker.arm(at, KINDS[kind])
@@ -252,7 +272,9 @@ class AsyncSweep:
             return
         stats = body.stats()
         if (stats.idle, stats.size, stats.used) != (body.size, body.size, 0):
-            self._found("rest", f"idle {stats.idle}, size {stats.size}, used {stats.used} of {body.size}")
+            self._found(
+                "rest", f"idle {stats.idle}, size {stats.size}, used {stats.used} of {body.size}"
+            )
 
     async def _all_places(self, body: AsyncBody) -> None:
         held = await body.hold()
@@ -290,7 +312,9 @@ def main() -> None:
     order = Order(**json.loads(sys.argv[1]))
     for name in ("unbroken", "sqlalchemy", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = lambda _: None  # a strike within a finalizer is not raised; what it did is looked at
+    sys.unraisablehook = lambda _: (
+        None
+    )  # a strike within a finalizer is not raised; what it did is looked at
     asyncio.run(AsyncSweep(order).play())
 
 

@@ -1,7 +1,7 @@
 """What is struck: the same jobs through each body of the library, on each blocking driver.
 
-A job is what an application does in one request or task. It says in :class:`Told` what it began, what was acknowledged
-and what must not be there, before and after each write.
+A job is what an application does in one request or task. It says in :class:`Told` what it began,
+what was acknowledged and what must not be there, before and after each write.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 import unbroken
 from unbroken.brain.stats import Stats
 
-#: Seconds that a caller waits for a connection. Lost places must come back within one; the rest is for a busy machine.
+#: Seconds that a caller waits for a connection. Lost places must come back within one; the rest is
+#: for a busy machine.
 PATIENCE = float(os.environ.get("UNBROKEN_STRIKES_PATIENCE", "1.5"))
 
 
@@ -47,28 +48,42 @@ PLAIN = ("select", "write", "several", "fail", "error", "caught", "caught_write"
 
 STATEMENTS = ("ask", "insert", "update")
 #: Scenes whose statements are not sent as in the plain ones, and which of them are alike.
-LIKE = {"again": "again", "deadline": "again", "autocommit": "autocommit", "raw": "raw", "caught": "caught", "caught_write": "caught_write"}
+LIKE = {
+    "again": "again",
+    "deadline": "again",
+    "autocommit": "autocommit",
+    "raw": "raw",
+    "caught": "caught",
+    "caught_write": "caught_write",
+}
 
 
 class Body:
-    """One body on one driver, with a pool of *size*. The subclasses say how each of its parts is spelled."""
+    """One body on one driver, with a pool of *size*.
+
+    The subclasses say how each of its parts is spelled.
+    """
 
     name = "?"
     scenes: tuple[str, ...] = (
-        "select", "write", "several", "fail", "error", "caught", "caught_write", "own_commit", "again", "acquire", "waiting",
-        "connecting", "doubtful", "deadline",
+        "select", "write", "several", "fail", "error", "caught", "caught_write", "own_commit",
+        "again", "acquire", "waiting", "connecting", "doubtful", "deadline",
     )  # fmt: skip
 
     def __init__(self, driver: str, url: str, size: int, told: Told) -> None:
         self.driver, self.url, self.size, self.told = driver, url, size, told
         self.is_postgres = url.startswith("postgresql")
-        self.limits: tuple[type[BaseException], ...] = ()  #: the strikes, which an application catches within its work
-        self.begin: Callable[[str], None] = lambda _part: None  #: told of each part of a job as it begins
+        self.limits: tuple[
+            type[BaseException], ...
+        ] = ()  #: the strikes, which an application catches within its work
+        self.begin: Callable[[str], None] = lambda _part: (
+            None
+        )  #: told of each part of a job as it begins
         self.manner = ""  #: of the scene, where its parts differ from the others'
         self._before = ""
         self.open()
 
-    # -- what a subclass has --------------------------------------------------------------------------------------
+    # -- what a subclass has -----------------------------------------------------------------------
 
     def open(self) -> None:
         """Make what the jobs go through."""
@@ -106,7 +121,7 @@ class Body:
         """The pool (or SQLAlchemy's stand-in of one) behind it."""
         raise NotImplementedError
 
-    # -- statements -----------------------------------------------------------------------------------------------
+    # -- statements --------------------------------------------------------------------------------
 
     def session(self) -> Any:
         """A transaction that begins as a part of its own."""
@@ -120,7 +135,9 @@ class Body:
             manner = LIKE.get(manner, "")
         elif part != "enter" and manner in ("waiting", "connecting", "doubtful"):
             manner = ""
-        self.begin(f"{manner}:{part} after {self._before}" if part == "leave" else f"{manner}:{part}")
+        self.begin(
+            f"{manner}:{part} after {self._before}" if part == "leave" else f"{manner}:{part}"
+        )
         self._before = part
 
     def ask(self, session: Any) -> int:
@@ -141,7 +158,7 @@ class Body:
         self.mark("update")
         self.execute(session, "UPDATE strike_counter SET v = v + 1 WHERE id = 1")
 
-    # -- jobs -----------------------------------------------------------------------------------------------------
+    # -- jobs --------------------------------------------------------------------------------------
 
     def select(self) -> None:
         """A job that reads."""
@@ -238,7 +255,7 @@ class Body:
         self.replayed(lambda session: self.insert(session, number), deadline=60.0)
         self.told.acknowledged.add(number)
 
-    # -- the state before a job -----------------------------------------------------------------------------------
+    # -- the state before a job --------------------------------------------------------------------
 
     @contextmanager
     def stage(self, scene: str) -> Iterator[Callable[[], None]]:
@@ -277,7 +294,7 @@ class Body:
             over.set()
             thread.join(PATIENCE)
 
-    # -- places ---------------------------------------------------------------------------------------------------
+    # -- places ------------------------------------------------------------------------------------
 
     @property
     def state(self) -> Any:
@@ -396,7 +413,13 @@ class SQLAlchemyBody(Body):
 
         import unbroken.sqlalchemy
 
-        self.engine = sa.create_engine(self.url, plugins=["unbroken"], pool_size=self.size, max_overflow=0, pool_timeout=PATIENCE)
+        self.engine = sa.create_engine(
+            self.url,
+            plugins=["unbroken"],
+            pool_size=self.size,
+            max_overflow=0,
+            pool_timeout=PATIENCE,
+        )
         self._stats = unbroken.sqlalchemy.stats
         self.close = self.engine.dispose  # type: ignore[method-assign]
 
@@ -500,8 +523,9 @@ class DjangoBody(Body):
         target = parse(self.url)
         options: dict[str, Any] = {"unbroken": {"max_size": self.size, "acquire_timeout": PATIENCE}}
         return {
-            "ENGINE": f"unbroken.django.{'postgresql' if self.is_postgres else 'mysql'}", "NAME": target.database,
-            "USER": target.user, "PASSWORD": target.password, "HOST": target.host, "PORT": target.port, "OPTIONS": options,
+            "ENGINE": f"unbroken.django.{'postgresql' if self.is_postgres else 'mysql'}",
+            "NAME": target.database, "USER": target.user, "PASSWORD": target.password,
+            "HOST": target.host, "PORT": target.port, "OPTIONS": options,
         }  # fmt: skip
 
     @property
@@ -664,8 +688,8 @@ class PeeweeBody(Body):
 
 
 BODIES: dict[str, tuple[type[Body], tuple[str, ...]]] = {
-    "pool": (PoolBody, tuple("pymysql mysqldb mariadbconnector mysqlconnector psycopg psycopg2 pg8000 sqlite".split())),
-    "sqlalchemy": (SQLAlchemyBody, tuple("pymysql mysqldb mariadbconnector mysqlconnector psycopg psycopg2 pg8000".split())),
+    "pool": (PoolBody, tuple("pymysql mysqldb mariadbconnector mysqlconnector psycopg psycopg2 pg8000 sqlite".split())),  # noqa: E501
+    "sqlalchemy": (SQLAlchemyBody, tuple("pymysql mysqldb mariadbconnector mysqlconnector psycopg psycopg2 pg8000".split())),  # noqa: E501
     "django": (DjangoBody, ("mysqldb", "pymysql", "psycopg", "psycopg2")),
-    "peewee": (PeeweeBody, tuple("pymysql mariadbconnector mysqlconnector psycopg psycopg2".split())),
+    "peewee": (PeeweeBody, tuple("pymysql mariadbconnector mysqlconnector psycopg psycopg2".split())),  # noqa: E501
 }  # fmt: skip

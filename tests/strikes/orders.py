@@ -17,7 +17,9 @@ class How:
     step: int = 1  #: every point, or every so many
     share: bool = False  #: each point is struck in one of the passes only, by turns
     all: bool = False  #: each time that the work comes by a point, not the first and the last only
-    signals: float = 0.0  #: seconds of each pass by real signals at random moments; 0: at each point instead
+    signals: float = (
+        0.0  #: seconds of each pass by real signals at random moments; 0: at each point instead
+    )
     seed: int = 1  #: of the random moments
     loud: bool = False  #: each wrong is printed as it is found
 

@@ -1,12 +1,15 @@
-"""Raises an exception at one chosen point of a piece of work: the start of a line, a call, a return, or the end of a call.
+"""Raises an exception at one chosen point of a piece of work: the start of a line, a call, a
+return, or the end of a call.
 
-A signal handler, a debugger's time limit and ``PyThreadState_SetAsyncExc`` raise between two bytecodes. CPython delivers them
-where a function starts, after a call, and where a loop goes back. :class:`Striker` raises at each of these places, and at each
-line and each return as well, one place per run of the work.
+A signal handler, a debugger's time limit and ``PyThreadState_SetAsyncExc`` raise between two
+bytecodes. CPython delivers them where a function starts, after a call, and where a loop goes back.
+:class:`Striker` raises at each of these places, and at each line and each return as well, one place
+per run of the work.
 
-Two places are left out, because no interpreter delivers an exception there. One is the line event with which a ``with`` block
-ends normally: a lock that is held by a ``with`` block relies on that. The other is the return of a generator or coroutine that
-is only suspended: it would never be resumed, and none of its ``finally`` would run.
+Two places are left out, because no interpreter delivers an exception there. One is the line event
+with which a ``with`` block ends normally: a lock that is held by a ``with`` block relies on that.
+The other is the return of a generator or coroutine that is only suspended: it would never be
+resumed, and none of its ``finally`` would run.
 """
 
 from __future__ import annotations
@@ -36,11 +39,14 @@ class HardStrike(BaseException):
     """The same from a library that derives it from BaseException."""
 
 
-#: What is raised, by the name of the kind. A handler that raises TimeoutError is easily taken for one of the socket's.
+#: What is raised, by the name of the kind. A handler that raises TimeoutError is easily taken for
+#: one of the socket's.
 KINDS: dict[str, type[BaseException]] = {
-    "exception": Strike, "base": HardStrike, "timeout": TimeoutError, "interrupt": KeyboardInterrupt, "kept": Strike,
+    "exception": Strike, "base": HardStrike, "timeout": TimeoutError,
+    "interrupt": KeyboardInterrupt, "kept": Strike,
 }  # fmt: skip
-#: Kinds whose exception is kept while the next jobs run, as one is by its handler: its traceback holds what its frames held.
+#: Kinds whose exception is kept while the next jobs run, as one is by its handler: its traceback
+#: holds what its frames held.
 KEPT = ("kept",)
 
 #: The Python modules of each driver, by the name that the tests give it.
@@ -57,7 +63,9 @@ _STDLIB = sysconfig.get_paths()["stdlib"]
 
 
 class Where:
-    """Which code is struck: ours, the driver's, and the standard library's ``socket``, which drivers read through."""
+    """Which code is struck: ours, the driver's, and the standard library's ``socket``, which
+    drivers read through.
+    """
 
     def __init__(self, driver: str, more: Iterable[str] = ()) -> None:
         folders = [os.path.dirname(_origin(name)) for name in (*MODULES[driver], *more)]
@@ -80,7 +88,9 @@ def _origin(module: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A place where an exception may be raised: the *nth* time that work comes by there in its part number *part*."""
+    """A place where an exception may be raised: the *nth* time that work comes by there in its part
+    number *part*.
+    """
 
     part: int
     label: str  #: what the part is about
@@ -90,7 +100,9 @@ class Point:
     nth: int
 
     def __str__(self) -> str:
-        line = next((n for first, last, n in self.code.co_lines() if first <= self.lasti < last), None)
+        line = next(
+            (n for first, last, n in self.code.co_lines() if first <= self.lasti < last), None
+        )
         where = f"{short(self.code.co_filename)}:{line} {self.event} in {self.code.co_name}"
         return f"{self.label} {where}" + ("" if self.nth == 1 else f", time {self.nth}")
 
@@ -103,7 +115,8 @@ class Point:
 class Striker:
     """Surveys the points of a piece of work, and raises at one of them.
 
-    The work says with :meth:`begin` what its next part is about: only the part that is struck is slowed down.
+    The work says with :meth:`begin` what its next part is about: only the part that is struck is
+    slowed down.
     """
 
     def __init__(self, where: Where) -> None:
@@ -149,9 +162,11 @@ class Striker:
         return points
 
     def run(self, work: Callable[[], Any], point: Point, kind: type[BaseException]) -> Any:
-        """Run *work* and raise a *kind* at *point*; gives what *work* gave, or raises what it raised.
+        """Run *work* and raise a *kind* at *point*; gives what *work* gave, or raises what it
+        raised.
 
-        The exception is made there and kept nowhere: once it was caught, what its traceback holds is free.
+        The exception is made there and kept nowhere: once it was caught, what its traceback holds
+        is free.
         """
         self.arm(point, kind)
         return self.step(work)
@@ -163,7 +178,9 @@ class Striker:
 
     def step(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """A part of the work: points are counted through all parts."""
-        if self._found is not None or (self._target is not None and self._part == self._target.part and not self.struck):
+        if self._found is not None or (
+            self._target is not None and self._part == self._target.part and not self.struck
+        ):
             sys.settrace(self._enter)
         try:
             return work(*arguments)
@@ -207,7 +224,12 @@ class Striker:
             self._found.append((self._part, self._label, frame.f_code, frame.f_lasti, event))
             return
         target = self._target
-        if target is None or frame.f_lasti != target.lasti or event != target.event or frame.f_code is not target.code:
+        if (
+            target is None
+            or frame.f_lasti != target.lasti
+            or event != target.event
+            or frame.f_code is not target.code
+        ):
             return
         self._left -= 1
         if self._left == 0 and self._part == target.part and self._kind is not None:
@@ -216,7 +238,9 @@ class Striker:
 
 
 def chosen(points: Iterable[Point], known: set[Any]) -> list[Point]:
-    """Of the points of a piece of work the first and the last of each kind, without those in *known*, which learns them."""
+    """Of the points of a piece of work the first and the last of each kind, without those in
+    *known*, which learns them.
+    """
     ends: dict[tuple[Any, ...], list[Point]] = {}
     for point in points:
         ends.setdefault(point.is_like, []).append(point)
@@ -241,7 +265,9 @@ def short(path: str) -> str:
 
 @cache
 def _after_calls(code: CodeType) -> frozenset[int]:
-    """Offsets of the instructions that follow a call: the interpreter looks for signals just before them."""
+    """Offsets of the instructions that follow a call: the interpreter looks for signals just before
+    them.
+    """
     found, previous = set(), ""
     for instruction in dis.get_instructions(code):
         if previous in ("CALL", "CALL_FUNCTION_EX", "CALL_KW"):
@@ -253,12 +279,16 @@ def _after_calls(code: CodeType) -> frozenset[int]:
 @cache
 def _yields(code: CodeType) -> frozenset[int]:
     """Offsets of the instructions that suspend a generator or a coroutine."""
-    return frozenset(each.offset for each in dis.get_instructions(code) if each.opname == "YIELD_VALUE")
+    return frozenset(
+        each.offset for each in dis.get_instructions(code) if each.opname == "YIELD_VALUE"
+    )
 
 
 @cache
 def _ends_of_with(code: CodeType) -> frozenset[int]:
-    """Offsets at which a ``with`` block that was not left by an exception begins to call ``__exit__``."""
+    """Offsets at which a ``with`` block that was not left by an exception begins to call
+    ``__exit__``.
+    """
     found = set()
     every = [each for each in dis.get_instructions(code) if each.opname != "CACHE"]
     for i in range(len(every) - 3):

@@ -1,4 +1,6 @@
-"""The striker finds every point, strikes the one that it is told, and leaves out where no exception can come."""
+"""The striker finds every point, strikes the one that it is told, and leaves out where no exception
+can come.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ class _Here:
     """Strikes the functions of this file that begin with an underscore."""
 
     def includes(self, code: Any) -> bool:
-        return code.co_filename == __file__ and code.co_name in ("_inner", "_work", "_with_callback")
+        return code.co_filename == __file__ and code.co_name in (
+            "_inner",
+            "_work",
+            "_with_callback",
+        )
 
 
 @pytest.fixture
@@ -45,7 +51,9 @@ def test_a_survey_finds_calls_lines_returns_and_the_ends_of_calls(striker: Strik
     assert seen == ["a", "b", "b", "b", "c"]
     assert {point.event for point in points} == {"call", "line", "after", "return"}
     assert sum(point.event == "call" and point.code is _inner.__code__ for point in points) == 5
-    assert sum(point.event == "after" and point.code is _inner.__code__ for point in points) == 5, "after seen.append"
+    assert sum(point.event == "after" and point.code is _inner.__code__ for point in points) == 5, (
+        "after seen.append"
+    )
 
 
 def test_every_point_is_struck_once(striker: Striker) -> None:
@@ -83,7 +91,11 @@ def test_a_function_that_runs_already_is_struck_in_its_later_part(striker: Strik
     def parts() -> None:
         _with_callback(lambda: striker.begin("second"))
 
-    points = [point for point in striker.survey(parts) if point.label == "second" and point.code is _with_callback.__code__]
+    points = [
+        point
+        for point in striker.survey(parts)
+        if point.label == "second" and point.code is _with_callback.__code__
+    ]
     assert points
     for point in points:
         with pytest.raises(HardStrike):
@@ -101,15 +113,21 @@ def test_a_generator_is_not_struck_where_it_is_only_suspended(striker: Striker) 
         yield _inner("a")
         yield _inner("b")
 
-    points = [point for point in striker.survey(lambda: list(_work())) if point.code.co_name == "_work"]
+    points = [
+        point for point in striker.survey(lambda: list(_work())) if point.code.co_name == "_work"
+    ]
     assert [point.event for point in points].count("return") == 1
     assert [point.event for point in points].count("call") == 3
 
 
-def test_of_many_times_the_first_and_the_last_are_chosen_and_known_ones_are_not(striker: Striker) -> None:
+def test_of_many_times_the_first_and_the_last_are_chosen_and_known_ones_are_not(
+    striker: Striker,
+) -> None:
     known: set[Any] = set()
     points = chosen(striker.survey(_work), known)
-    calls = [point.nth for point in points if point.event == "call" and point.code is _inner.__code__]
+    calls = [
+        point.nth for point in points if point.event == "call" and point.code is _inner.__code__
+    ]
     assert sorted(calls) == [1, 5]
     assert chosen(striker.survey(_work), known) == []
 

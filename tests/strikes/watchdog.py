@@ -1,4 +1,6 @@
-"""Ends what hangs: says where every thread is, then ends the sockets, then wakes the main thread, then the process."""
+"""Ends what hangs: says where every thread is, then ends the sockets, then wakes the main thread,
+then the process.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ class Hang(BaseException):
 
 
 class Watchdog:
-    """Gives each piece of work *seconds*. After that ``hung`` is true, and the work is ended by force."""
+    """Gives each piece of work *seconds*.
+
+    After that ``hung`` is true, and the work is ended by force.
+    """
 
     def __init__(self, seconds: float, ports: set[int]) -> None:
         self.seconds, self._ports = seconds, ports

@@ -1,7 +1,9 @@
-"""Sweeps one body on one driver, in a process of its own: strikes every point of every scene, one point per run.
+"""Sweeps one body on one driver, in a process of its own: strikes every point of every scene, one
+point per run.
 
-Run by run.py: python -m strikes.worker ORDER, a JSON object (see orders.py). It says what it found as lines of JSON. The
-file of *progress* says which point it is at, for the case that the process dies there.
+Run by run.py: python -m strikes.worker ORDER, a JSON object (see orders.py). It says what it found
+as lines of JSON. The file of *progress* says which point it is at, for the case that the process
+dies there.
 """
 
 from __future__ import annotations
@@ -42,7 +44,11 @@ class Progress:
 
     def at(self, number: int, scene: int, point: int, label: object) -> None:
         """The sweep is about to strike there."""
-        self._map[:] = f"{number} {scene} {point} {label}"[:PROGRESS].ljust(PROGRESS).encode("ascii", "replace")
+        self._map[:] = (
+            f"{number} {scene} {point} {label}"[:PROGRESS]
+            .ljust(PROGRESS)
+            .encode("ascii", "replace")
+        )
 
 
 class Sweep:
@@ -51,7 +57,9 @@ class Sweep:
     def __init__(self, order: Order) -> None:
         self.order = order
         kind = BODIES[order.body][0]
-        self._kind = DjangoPyMySQLBody if (order.body, order.driver) == ("django", "pymysql") else kind
+        self._kind = (
+            DjangoPyMySQLBody if (order.body, order.driver) == ("django", "pymysql") else kind
+        )
         self.told = Told()
         self.striker = Striker(Where(order.driver))
         self.dog = Watchdog(BOUND, {urlsplit(order.url).port or 0})
@@ -89,7 +97,8 @@ class Sweep:
             if at < first:
                 continue
             self.progress.at(number, index, at, f"{scene} {points[at]}")
-            # In a context of its own, so that a unit of work that a strike left open is not open at the next point.
+            # In a context of its own, so that a unit of work that a strike left open is not open at
+            # the next point.
             context = contextvars.copy_context()
             hit = context.run(self._point, self._body(size), scene, points[at], kind)
             self.points += hit
@@ -98,7 +107,13 @@ class Sweep:
                 print(f"missed {scene} {points[at]}", file=sys.stderr)
             if at % 256 == 0:
                 gc.collect()
-        say(scene=scene, size=size, kind=kind, points=self.points - before, seconds=time.monotonic() - started)
+        say(
+            scene=scene,
+            size=size,
+            kind=kind,
+            points=self.points - before,
+            seconds=time.monotonic() - started,
+        )
 
     def _survey(self, body: Body, scene: str) -> list[Point]:
         """All points of *scene*."""
@@ -145,10 +160,13 @@ class Sweep:
                 print(f"cannot close after {self.label}: {error!r}", file=sys.stderr)
             self.dog.end()
 
-    # -- one point ------------------------------------------------------------------------------------------------
+    # -- one point ---------------------------------------------------------------------------------
 
     def _point(self, body: Body, scene: str, point: Point, kind: str) -> bool:
-        """Strike one point and look what came of it. False: the work did not come by there this time."""
+        """Strike one point and look what came of it.
+
+        False: the work did not come by there this time.
+        """
         self.label = self.told.point = f"{scene}/{body.size}/{kind} {point}"
         body.limits = (KINDS[kind],)
         self.dog.begin()
@@ -171,7 +189,9 @@ class Sweep:
         except Hang:
             return
         except AssertionError as wrong:
-            if is_ours(wrong) or not self.striker.struck:  # else it is what a library made of the strike
+            if (
+                is_ours(wrong) or not self.striker.struck
+            ):  # else it is what a library made of the strike
                 self._found("wrong", f"in the job itself: {wrong!r}")
         except BaseException as raised:
             # The strike itself, or what a library made of it.
@@ -201,7 +221,9 @@ class Sweep:
             return
         stats = body.stats()
         if (stats.idle, stats.size, stats.used) != (body.size, body.size, 0):
-            self._found("rest", f"idle {stats.idle}, size {stats.size}, used {stats.used} of {body.size}")
+            self._found(
+                "rest", f"idle {stats.idle}, size {stats.size}, used {stats.used} of {body.size}"
+            )
 
     def _seen(self, body: Body, job: Callable[[], Any]) -> None:
         """Run *job* as a web request is run; its ledger must know whether something was stored."""
@@ -213,7 +235,11 @@ class Sweep:
             leave(token)
         due = self._fates.setdefault(job.__name__, unit.fate())  # the first time without a strike
         if unit.fate() is not due:
-            self._found("blind", f"after the next {job.__name__} the ledger says {unit.fate().value!r}, not {due.value!r}")
+            self._found(
+                "blind",
+                f"after the next {job.__name__} the ledger says {unit.fate().value!r}, not"
+                f" {due.value!r}",
+            )
             raise Blind
 
     def _request(self, body: Body, job: Callable[[], Any]) -> None:
@@ -257,13 +283,16 @@ def is_ours(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and os.path.dirname(trace.tb_frame.f_code.co_filename) == os.path.dirname(__file__)
+    return trace is not None and os.path.dirname(
+        trace.tb_frame.f_code.co_filename
+    ) == os.path.dirname(__file__)
 
 
 def summary(told: Told) -> dict[str, Any]:
     """What was told, for run.py to compare with what is stored."""
     return {
-        "acknowledged": sorted(told.acknowledged), "given_up": sorted(told.given_up), "begun": told.begun,
+        "acknowledged": sorted(told.acknowledged), "given_up": sorted(told.given_up),
+        "begun": told.begun,
     }  # fmt: skip
 
 
@@ -278,7 +307,9 @@ def main() -> None:
     logging.getLogger("unbroken").setLevel(logging.CRITICAL)
     logging.getLogger("sqlalchemy").setLevel(logging.CRITICAL)
     logging.getLogger("django").setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda _: None  # a strike within a finalizer is not raised; what it did is looked at
+    sys.unraisablehook = lambda _: (
+        None
+    )  # a strike within a finalizer is not raised; what it did is looked at
     Sweep(order).play()
     os._exit(0)  # at its end the interpreter would run finalizers of what is broken
 

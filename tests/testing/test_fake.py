@@ -10,7 +10,14 @@ import pytest
 
 from unbroken.abc import Cause, Driver, FaultKind
 from unbroken.net.liveness import Liveness, look
-from unbroken_drill.fake import FakeClock, FakeConnection, FakeDriver, FakeOperationalError, FakeServer, Mode
+from unbroken_drill.fake import (
+    FakeClock,
+    FakeConnection,
+    FakeDriver,
+    FakeOperationalError,
+    FakeServer,
+    Mode,
+)
 
 
 @pytest.fixture
@@ -48,7 +55,9 @@ def test_rows_are_stored_when_their_commit_arrives(server: FakeServer, driver: F
     assert driver.is_in_transaction(conn) is False
 
 
-def test_a_rollback_and_a_lost_session_store_nothing(server: FakeServer, driver: FakeDriver) -> None:
+def test_a_rollback_and_a_lost_session_store_nothing(
+    server: FakeServer, driver: FakeDriver
+) -> None:
     first, second = driver.connect(5.0), driver.connect(5.0)
     first.execute("INSERT", 1)
     driver.rollback(first)
@@ -66,7 +75,9 @@ def test_a_commit_can_be_stored_without_an_answer(server: FakeServer, driver: Fa
     assert server.rows == [1]
 
 
-def test_a_commit_that_was_sent_to_a_frozen_server_is_stored_once_when_it_thaws(server: FakeServer, driver: FakeDriver) -> None:
+def test_a_commit_that_was_sent_to_a_frozen_server_is_stored_once_when_it_thaws(
+    server: FakeServer, driver: FakeDriver
+) -> None:
     conn = driver.connect(5.0)
     conn.execute("INSERT", 1)
     server.freeze()
@@ -88,7 +99,12 @@ def test_a_commit_that_was_sent_to_a_frozen_server_is_stored_once_when_it_thaws(
     ],
 )
 def test_who_connects_meets_the_servers_mode(
-    server: FakeServer, driver: FakeDriver, clock: FakeClock, mode: Mode, kind: FaultKind, takes: float
+    server: FakeServer,
+    driver: FakeDriver,
+    clock: FakeClock,
+    mode: Mode,
+    kind: FaultKind,
+    takes: float,
 ) -> None:
     server.mode = mode
     before = clock()
@@ -96,7 +112,9 @@ def test_who_connects_meets_the_servers_mode(
     assert clock() - before == takes
 
 
-def test_a_full_server_says_so_until_somebody_leaves(server: FakeServer, driver: FakeDriver) -> None:
+def test_a_full_server_says_so_until_somebody_leaves(
+    server: FakeServer, driver: FakeDriver
+) -> None:
     conns = [driver.connect(5.0) for _ in range(3)]
     assert kind_of(driver, lambda: driver.connect(5.0)) is FaultKind.TOO_MANY
     driver.close(conns.pop())
@@ -125,7 +143,9 @@ def test_idle_sessions_end_and_say_why(clock: FakeClock) -> None:
     assert driver.classify(caught.value).cause is Cause.IDLE_LIMIT
 
 
-def test_a_silent_drop_costs_the_ping_its_time(server: FakeServer, driver: FakeDriver, clock: FakeClock) -> None:
+def test_a_silent_drop_costs_the_ping_its_time(
+    server: FakeServer, driver: FakeDriver, clock: FakeClock
+) -> None:
     conn = driver.connect(5.0)
     server.drop_silently()
     before = clock()
@@ -176,7 +196,9 @@ def test_with_the_real_clock_a_frozen_server_blocks_until_it_thaws() -> None:
     conn = driver.connect(5.0)
     server.freeze()
     done: list[float] = []
-    thread = threading.Thread(target=lambda: (driver.ping(conn, 30.0), done.append(time.monotonic())))
+    thread = threading.Thread(
+        target=lambda: (driver.ping(conn, 30.0), done.append(time.monotonic()))
+    )
     thread.start()
     thread.join(0.05)
     assert not done

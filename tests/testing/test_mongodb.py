@@ -12,7 +12,10 @@ from unbroken_drill.servers.wire_mongo import decode, encode
 
 
 def store(server: MongoDB, number: int) -> None:
-    server.command({"insert": "numbers", "documents": [{"n": number}], "writeConcern": {"w": "majority"}}, "shop")
+    server.command(
+        {"insert": "numbers", "documents": [{"n": number}], "writeConcern": {"w": "majority"}},
+        "shop",
+    )
 
 
 def stored(server: MongoDB) -> list[int]:
@@ -37,7 +40,12 @@ def test_what_is_encoded_is_decoded() -> None:
 def test_a_server_alone_keeps_what_it_stored_through_restart_and_crash() -> None:
     with MongoDB({"cursorTimeoutMillis": 5000}) as server:
         assert server.url() == f"mongodb://127.0.0.1:{server.port}/shop"
-        assert json.loads(server.admin('{"getParameter": 1, "cursorTimeoutMillis": 1}')[0][0])["cursorTimeoutMillis"] == 5000
+        assert (
+            json.loads(server.admin('{"getParameter": 1, "cursorTimeoutMillis": 1}')[0][0])[
+                "cursorTimeoutMillis"
+            ]
+            == 5000
+        )
         store(server, 1)
         server.restart()
         store(server, 2)
@@ -55,10 +63,19 @@ def test_a_server_alone_keeps_what_it_stored_through_restart_and_crash() -> None
 def test_its_clients_are_its_sessions() -> None:
     with MongoDB() as server, socket.create_connection((server.host, server.port)) as client:
         hello = encode({"hello": 1, "$db": "admin"})
-        client.sendall((16 + 5 + len(hello)).to_bytes(4, "little") + b"\1\0\0\0" + b"\0" * 4 + b"\xdd\7\0\0" + b"\0" * 5 + hello)
+        client.sendall(
+            (16 + 5 + len(hello)).to_bytes(4, "little")
+            + b"\1\0\0\0"
+            + b"\0" * 4
+            + b"\xdd\7\0\0"
+            + b"\0" * 5
+            + hello
+        )
         assert client.recv(10)
         mine = "{}:{}".format(*client.getsockname())
-        assert [session.peer for session in server.sessions()] == [mine]  # and not the one that asks
+        assert [session.peer for session in server.sessions()] == [
+            mine
+        ]  # and not the one that asks
 
 
 def test_a_frozen_server_answers_when_it_is_thawed() -> None:

@@ -1,4 +1,6 @@
-"""PgBouncer in front of PostgreSQL: the pools are at home behind it, in session and in transaction mode."""
+"""PgBouncer in front of PostgreSQL: the pools are at home behind it, in session and in transaction
+mode.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ DRIVERS = ["psycopg", "psycopg2", "pg8000"]
 
 
 @pytest.fixture(params=MODES)
-def bouncer(request: pytest.FixtureRequest, new_postgres: Callable[..., PostgreSQL]) -> Iterator[PgBouncer]:
+def bouncer(
+    request: pytest.FixtureRequest, new_postgres: Callable[..., PostgreSQL]
+) -> Iterator[PgBouncer]:
     with PgBouncer(new_postgres(), request.param) as made:
         yield made
 
@@ -28,12 +32,22 @@ def ask(conn: Any) -> int:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_no_fault_of_either_is_an_error_that_a_unit_of_work_sees(bouncer: PgBouncer, driver: str) -> None:
-    url = bouncer.url(driver, prepare_threshold=1000) if driver == "psycopg" else bouncer.url(driver)
+def test_no_fault_of_either_is_an_error_that_a_unit_of_work_sees(
+    bouncer: PgBouncer, driver: str
+) -> None:
+    url = (
+        bouncer.url(driver, prepare_threshold=1000) if driver == "psycopg" else bouncer.url(driver)
+    )
     with unbroken.Pool(url, max_size=3) as pool:
         pool.run(ask)
         assert len(bouncer.sessions()) == 1
-        for fault in (bouncer.kill_sessions, bouncer.restart, bouncer.crash, bouncer.server.kill_sessions, bouncer.server.restart):
+        for fault in (
+            bouncer.kill_sessions,
+            bouncer.restart,
+            bouncer.crash,
+            bouncer.server.kill_sessions,
+            bouncer.server.restart,
+        ):
             fault()
             assert pool.run(ask) > 0, fault
         bouncer.admin("RECONNECT")
@@ -41,8 +55,13 @@ def test_no_fault_of_either_is_an_error_that_a_unit_of_work_sees(bouncer: PgBoun
         assert pool.stats().used == 0
 
 
-def test_a_paused_bouncer_holds_its_clients_and_lets_them_go_on(new_postgres: Callable[..., PostgreSQL]) -> None:
-    with PgBouncer(new_postgres(), "transaction") as bouncer, unbroken.Pool(bouncer.url("psycopg2"), max_size=2) as pool:
+def test_a_paused_bouncer_holds_its_clients_and_lets_them_go_on(
+    new_postgres: Callable[..., PostgreSQL],
+) -> None:
+    with (
+        PgBouncer(new_postgres(), "transaction") as bouncer,
+        unbroken.Pool(bouncer.url("psycopg2"), max_size=2) as pool,
+    ):
         before = pool.run(ask)
         bouncer.admin("PAUSE")
         with pytest.raises(unbroken.DeadlineExceeded):

@@ -1,4 +1,6 @@
-"""The pytest plugin, in runs of pytest's own: servers with fresh databases, faults by name, and the watch over connections."""
+"""The pytest plugin, in runs of pytest's own: servers with fresh databases, faults by name, and the
+watch over connections.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ HEAD = "import asyncio, time\nimport pytest, unbroken\n"
 
 @pytest.fixture(autouse=True)
 def alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other plugin, whose loading takes longer than most of these runs; ``with_others`` has them all, as they are installed.
+    """No other plugin, whose loading takes longer than most of these runs; ``with_others`` has them
+    all, as they are installed.
 
     And no sign of a CI machine, where pytest's summary says every failure a second time, whole.
     """
@@ -33,19 +36,25 @@ def with_others() -> None:
 
 
 def run(pytester: pytest.Pytester, source: str, *arguments: str) -> pytest.RunResult:
-    """In a process of its own: pytester's other way imports drivers anew each time, which those in C do not survive."""
+    """In a process of its own: pytester's other way imports drivers anew each time, which those in
+    C do not survive.
+    """
     pytester.makepyfile(HEAD + textwrap.dedent(source))
-    return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "ignore", "-rA", "--strict-markers", *arguments, timeout=150)
+    return pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "-W", "ignore", "-rA", "--strict-markers", *arguments, timeout=150
+    )
 
 
 def said(result: pytest.RunResult) -> str:
     return result.stdout.str()
 
 
-# -- being there ---------------------------------------------------------------------------------------------------
+# -- being there -----------------------------------------------------------------------------------
 
 
-def test_loading_it_imports_nothing_and_it_can_be_left_out(pytester: pytest.Pytester, with_others: None) -> None:
+def test_loading_it_imports_nothing_and_it_can_be_left_out(
+    pytester: pytest.Pytester, with_others: None
+) -> None:
     source = """
     import sys
 
@@ -67,7 +76,16 @@ def test_loading_it_imports_nothing_and_it_can_be_left_out(pytester: pytest.Pyte
 
 def test_its_fixtures_markers_and_settings_are_listed(pytester: pytest.Pytester) -> None:
     fixtures = said(pytester.runpytest_inprocess("--fixtures"))
-    for name in ("mariadb", "mysql", "postgres", "mongodb", "proxy", "pool", "fault", "no_connection_leaks"):
+    for name in (
+        "mariadb",
+        "mysql",
+        "postgres",
+        "mongodb",
+        "proxy",
+        "pool",
+        "fault",
+        "no_connection_leaks",
+    ):
         assert f"\nunbroken_{name} -- " in fixtures
     markers = said(pytester.runpytest_inprocess("--markers"))
     assert "@pytest.mark.unbroken_faults(*names" in markers
@@ -76,19 +94,35 @@ def test_its_fixtures_markers_and_settings_are_listed(pytester: pytest.Pytester)
 
 
 def test_the_pages_examples_pass_as_they_stand(pytester: pytest.Pytester) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text().split("# The pytest plugin\n")[1]
-    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)):
+    page = (
+        (Path(__file__).parents[2] / "docs" / "testing.md")
+        .read_text()
+        .split("# The pytest plugin\n")[1]
+    )
+    for number, block in enumerate(
+        re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    ):
         pytester.makepyfile(**{f"test_example_{number}": block})
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "ignore", "--strict-markers", timeout=120)
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "-W", "ignore", "--strict-markers", timeout=120
+    )
     result.assert_outcomes(passed=3 + 1 + 2)
 
 
-# -- servers -------------------------------------------------------------------------------------------------------
+# -- servers ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "setting"), [("postgres", "lock_timeout"), ("mariadb", "wait_timeout")])
-def test_each_test_has_a_fresh_database_on_a_server_that_is_well(pytester: pytest.Pytester, kind: str, setting: str) -> None:
-    databases = "schema_name FROM information_schema.schemata" if kind == "mariadb" else "datname FROM pg_database"
+@pytest.mark.parametrize(
+    ("kind", "setting"), [("postgres", "lock_timeout"), ("mariadb", "wait_timeout")]
+)
+def test_each_test_has_a_fresh_database_on_a_server_that_is_well(
+    pytester: pytest.Pytester, kind: str, setting: str
+) -> None:
+    databases = (
+        "schema_name FROM information_schema.schemata"
+        if kind == "mariadb"
+        else "datname FROM pg_database"
+    )
     source = f"""
     seen = []
 
@@ -118,7 +152,7 @@ def test_each_test_has_a_fresh_database_on_a_server_that_is_well(pytester: pytes
         assert len({{port for _, port in seen}}) == 1
         rows = unbroken_{kind}.admin("SELECT {databases}")
         assert [name for name, in rows if name.startswith("test_")] == [unbroken_{kind}.database]
-    """
+    """  # noqa: E501
     run(pytester, source).assert_outcomes(passed=7)
 
 
@@ -159,18 +193,33 @@ def test_a_server_that_is_not_installed_fails_the_test_in_one_line_or_skips_it(
 
 
 def test_names_without_our_prefix_are_left_to_others(pytester: pytest.Pytester) -> None:
-    """Other plugins own them: pytest-mysql and pytest-postgresql have fixtures ``mysql`` and ``postgresql``, pytest-mongodb ``mongodb``."""
+    """Other plugins own them: pytest-mysql and pytest-postgresql have fixtures ``mysql`` and
+    ``postgresql``, pytest-mongodb ``mongodb``.
+    """
     tree = ast.parse(Path(pytest_plugin.__file__).read_text())
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    names = [f.name for f in functions if any("fixture" in ast.unparse(each) for each in f.decorator_list)]
+    names = [
+        f.name
+        for f in functions
+        if any("fixture" in ast.unparse(each) for each in f.decorator_list)
+    ]
     assert len(names) >= 9
     assert [name for name in names if not name.startswith("unbroken_")] == []
-    markers = re.findall(r"^@pytest.mark.(\w+)", said(pytester.runpytest_inprocess("--markers", "-p", "no:timeout")), re.MULTILINE)
-    assert {name for name in markers if "fault" in name or "leak" in name} == {"unbroken_faults", "unbroken_no_connection_leaks"}
+    markers = re.findall(
+        r"^@pytest.mark.(\w+)",
+        said(pytester.runpytest_inprocess("--markers", "-p", "no:timeout")),
+        re.MULTILINE,
+    )
+    assert {name for name in markers if "fault" in name or "leak" in name} == {
+        "unbroken_faults",
+        "unbroken_no_connection_leaks",
+    }
 
 
 def test_a_fixture_of_the_projects_own_may_stand_for_ours(pytester: pytest.Pytester) -> None:
-    pytester.makeconftest("import pytest\n@pytest.fixture\ndef db(unbroken_postgres): return unbroken_postgres\n")
+    pytester.makeconftest(
+        "import pytest\n@pytest.fixture\ndef db(unbroken_postgres): return unbroken_postgres\n"
+    )
     source = """
     @pytest.mark.unbroken_faults("kill")
     def test_it(db, unbroken_fault, unbroken_pool):
@@ -182,13 +231,18 @@ def test_a_fixture_of_the_projects_own_may_stand_for_ours(pytester: pytest.Pytes
     run(pytester, source).assert_outcomes(passed=1)
 
 
-# -- faults --------------------------------------------------------------------------------------------------------
+# -- faults ----------------------------------------------------------------------------------------
 
-ALL = '"kill", "restart", "crash", "freeze", "fin", "rst", "half_close", "blackhole", "refuse", "hang_connect", "latency", "silent_drop"'
+ALL = (
+    '"kill", "restart", "crash", "freeze", "fin", "rst", "half_close", "blackhole", "refuse",'
+    ' "hang_connect", "latency", "silent_drop"'
+)
 
 
 @pytest.mark.parametrize(("kind", "driver"), [("postgres", "psycopg"), ("mariadb", "pymysql")])
-def test_a_test_runs_once_per_fault_and_plays_it_when_it_likes(pytester: pytest.Pytester, kind: str, driver: str) -> None:
+def test_a_test_runs_once_per_fault_and_plays_it_when_it_likes(
+    pytester: pytest.Pytester, kind: str, driver: str
+) -> None:
     source = f"""
     def ask(conn):
         with conn.cursor() as cursor:
@@ -225,7 +279,7 @@ def test_a_test_runs_once_per_fault_and_plays_it_when_it_likes(pytester: pytest.
             with pytest.raises(unbroken.OutageError):
                 pool.acquire(timeout=0.2)
         assert pool.run(ask) == 42
-    """
+    """  # noqa: E501
     result = run(pytester, source)
     result.assert_outcomes(passed=16)
     assert "test_nobody_notices[half_close]" in said(result)
@@ -267,19 +321,32 @@ def test_a_fault_comes_beside_a_test_that_does_not_play_it(pytester: pytest.Pyte
     result = run(pytester, source)
     result.assert_outcomes(passed=3, failed=3)
     assert "the test was over before its fault 'kill' came, after 60 s" in said(result)
-    assert "the fault 'kill' could not be played: MongoDB cannot end a client's session" in said(result)
+    assert "the fault 'kill' could not be played: MongoDB cannot end a client's session" in said(
+        result
+    )
     assert "'mine' == 'yours'" in said(result)
 
 
 @pytest.mark.parametrize(
     ("source", "answer"),
     [
-        ('@pytest.mark.unbroken_faults("kil")\ndef test_it(unbroken_postgres): pass', "there is no fault 'kil'; faults are kill, restart,"),
-        ("@pytest.mark.unbroken_faults\ndef test_it(unbroken_postgres): pass", "it names no fault; faults are kill, restart,"),
-        ('@pytest.mark.unbroken_faults("kill", second=1)\ndef test_it(unbroken_postgres): pass', "there is no option 'second'"),
+        (
+            '@pytest.mark.unbroken_faults("kil")\ndef test_it(unbroken_postgres): pass',
+            "there is no fault 'kil'; faults are kill, restart,",
+        ),
+        (
+            "@pytest.mark.unbroken_faults\ndef test_it(unbroken_postgres): pass",
+            "it names no fault; faults are kill, restart,",
+        ),
+        (
+            '@pytest.mark.unbroken_faults("kill", second=1)\ndef test_it(unbroken_postgres): pass',
+            "there is no option 'second'",
+        ),
     ],
 )
-def test_what_cannot_be_meant_is_answered_in_one_line(pytester: pytest.Pytester, source: str, answer: str) -> None:
+def test_what_cannot_be_meant_is_answered_in_one_line(
+    pytester: pytest.Pytester, source: str, answer: str
+) -> None:
     pytester.makepyfile("import pytest\n" + source)
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
     assert result.ret != 0
@@ -302,14 +369,18 @@ def test_a_fault_needs_a_server_and_a_marker(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(errors=3)
     assert "the test uses none; say unbroken_faults(…, server=…), of mariadb," in said(result)
     assert "the test says server='oracle'" in said(result)
-    assert "the fixture unbroken_fault needs a marker: @pytest.mark.unbroken_faults(" in said(result)
+    assert "the fixture unbroken_fault needs a marker: @pytest.mark.unbroken_faults(" in said(
+        result
+    )
     assert "Traceback" not in said(result)
 
 
-# -- leaks ---------------------------------------------------------------------------------------------------------
+# -- leaks -----------------------------------------------------------------------------------------
 
 
-def test_a_test_that_leaves_a_connection_checked_out_fails_and_the_place_is_named(pytester: pytest.Pytester) -> None:
+def test_a_test_that_leaves_a_connection_checked_out_fails_and_the_place_is_named(
+    pytester: pytest.Pytester,
+) -> None:
     source = """
     import threading
     from sqlalchemy import create_engine
@@ -359,9 +430,17 @@ def test_a_test_that_leaves_a_connection_checked_out_fails_and_the_place_is_name
     lines = said(result).splitlines()
     leaks = [line for line in lines if line.startswith("  a connection of pool")]
     assert any("still checked out" in line and line.rstrip().endswith("in take") for line in leaks)
-    assert any("is forgotten" in line and line.rstrip().endswith("in test_forgets_one") for line in leaks)
-    assert any("is forgotten" in line and line.rstrip().endswith("in test_drops_its_own_pool") for line in leaks)
-    assert any("still checked out" in line and line.rstrip().endswith("in test_of_sqlalchemy") for line in leaks)
+    assert any(
+        "is forgotten" in line and line.rstrip().endswith("in test_forgets_one") for line in leaks
+    )
+    assert any(
+        "is forgotten" in line and line.rstrip().endswith("in test_drops_its_own_pool")
+        for line in leaks
+    )
+    assert any(
+        "still checked out" in line and line.rstrip().endswith("in test_of_sqlalchemy")
+        for line in leaks
+    )
     assert "'mine' == 'yours'" in said(result)
     assert f"{pytester.path}" in leaks[0]
 
@@ -399,21 +478,34 @@ COROUTINES = """
                 while len(seen) < 2:
                     seen.add(await pool.run(lambda conn: conn.fetchval("SELECT pg_backend_pid()")))
                     await asyncio.sleep(0.01)
-"""
+"""  # noqa: E501
 
 
-def test_it_works_for_coroutines_of_pytest_asyncio_and_anyio(pytester: pytest.Pytester, with_others: None) -> None:
+def test_it_works_for_coroutines_of_pytest_asyncio_and_anyio(
+    pytester: pytest.Pytester, with_others: None
+) -> None:
     modules = {"test_asyncio": "pytest.mark.asyncio", "test_anyio": "pytest.mark.anyio"}
-    pytester.makepyfile(**{name: HEAD + textwrap.dedent(COROUTINES.format(mark=mark)) for name, mark in modules.items()})
+    pytester.makepyfile(
+        **{
+            name: HEAD + textwrap.dedent(COROUTINES.format(mark=mark))
+            for name, mark in modules.items()
+        }
+    )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "ignore")
     result.assert_outcomes(passed=8, failed=4)
-    leaks = [line.rstrip() for line in said(result).splitlines() if line.startswith("  a connection of pool")]
+    leaks = [
+        line.rstrip()
+        for line in said(result).splitlines()
+        if line.startswith("  a connection of pool")
+    ]
     for name in modules:
         assert any(f"{name}.py" in line and line.endswith("in test_keeps_one") for line in leaks)
         assert any(f"{name}.py" in line and line.endswith("in test_forgets_one") for line in leaks)
 
 
-def test_a_setting_watches_every_test_also_those_of_asyncio_by_itself(pytester: pytest.Pytester, with_others: None) -> None:
+def test_a_setting_watches_every_test_also_those_of_asyncio_by_itself(
+    pytester: pytest.Pytester, with_others: None
+) -> None:
     pytester.makeini("[pytest]\nasyncio_mode = auto\nunbroken_no_connection_leaks = true\n")
     source = """
     async def test_keeps_one(unbroken_postgres):
@@ -429,7 +521,9 @@ def test_a_setting_watches_every_test_also_those_of_asyncio_by_itself(pytester: 
     assert said(result).count("is still checked out") == 2
 
 
-def test_each_worker_of_xdist_has_servers_of_its_own(pytester: pytest.Pytester, with_others: None) -> None:
+def test_each_worker_of_xdist_has_servers_of_its_own(
+    pytester: pytest.Pytester, with_others: None
+) -> None:
     source = """
     import os
 
@@ -442,7 +536,7 @@ def test_each_worker_of_xdist_has_servers_of_its_own(pytester: pytest.Pytester, 
             assert pool.run(lambda conn: conn.execute("SELECT current_database()").fetchone()[0]) == unbroken_postgres.database
             unbroken_fault()
         print("server", os.environ["PYTEST_XDIST_WORKER"], unbroken_postgres.port)
-    """
+    """  # noqa: E501
     result = run(pytester, source, "-n", "2")
     result.assert_outcomes(passed=8)
     servers = {line for line in said(result).splitlines() if line.startswith("server gw")}

@@ -1,4 +1,6 @@
-"""Every verb of the servers for tests, against real servers; and nothing of theirs is left afterwards."""
+"""Every verb of the servers for tests, against real servers; and nothing of theirs is left
+afterwards.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,23 @@ import pymysql
 import pytest
 
 from unbroken_drill import servers
-from unbroken_drill.servers import MariaDB, MySQL, PostgreSQL, Server, ServerError, ServerUnavailable, available, folders, processes
+from unbroken_drill.servers import (
+    MariaDB,
+    MySQL,
+    PostgreSQL,
+    Server,
+    ServerError,
+    ServerUnavailable,
+    available,
+    folders,
+    processes,
+)
 
-KINDS = [pytest.param(MariaDB, id="mariadb"), pytest.param(MySQL, id="mysql"), pytest.param(PostgreSQL, id="postgresql")]
+KINDS = [
+    pytest.param(MariaDB, id="mariadb"),
+    pytest.param(MySQL, id="mysql"),
+    pytest.param(PostgreSQL, id="postgresql"),
+]
 
 
 def eventually(condition: Callable[[], Any], within: float = 10.0) -> Any:
@@ -40,10 +56,23 @@ def connect(server: Server, *, unix: bool = False, password: str | None = None) 
     """A connection of the application's, by the driver that is at home there, in autocommit."""
     secret = server.password if password is None else password
     if isinstance(server, MariaDB):
-        where = {"unix_socket": server.unix_socket} if unix else {"host": server.host, "port": server.port}
-        return pymysql.connect(user=server.user, password=secret, database=server.database, autocommit=True, **where)  # type: ignore[arg-type]
+        where = (
+            {"unix_socket": server.unix_socket}
+            if unix
+            else {"host": server.host, "port": server.port}
+        )
+        return pymysql.connect(
+            user=server.user, password=secret, database=server.database, autocommit=True, **where
+        )  # type: ignore[arg-type]
     host = str(server.folder) if unix else server.host
-    return psycopg.connect(host=host, port=server.port, user=server.user, password=secret, dbname=server.database, autocommit=True)
+    return psycopg.connect(
+        host=host,
+        port=server.port,
+        user=server.user,
+        password=secret,
+        dbname=server.database,
+        autocommit=True,
+    )
 
 
 def ask(conn: Any, sql: str) -> Any:
@@ -53,7 +82,11 @@ def ask(conn: Any, sql: str) -> Any:
 
 
 def living(pids: list[int]) -> list[int]:
-    return [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+    return [
+        p
+        for p in pids
+        if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE
+    ]
 
 
 @pytest.fixture(params=KINDS)
@@ -83,22 +116,36 @@ def test_the_application_connects_and_may_make_tables(shared: Server, unix: bool
 
 @pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
 def test_a_wrong_password_is_refused(shared: Server, unix: bool) -> None:
-    with pytest.raises((pymysql.OperationalError, psycopg.OperationalError), match=r"denied|authentication failed"):
+    with pytest.raises(
+        (pymysql.OperationalError, psycopg.OperationalError), match=r"denied|authentication failed"
+    ):
         connect(shared, unix=unix, password="wrong")
 
 
 def test_urls_are_spelled_as_sqlalchemy_spells_them(mariadb: MariaDB, postgres: PostgreSQL) -> None:
-    assert mariadb.url("pymysql") == f"mysql+pymysql://app:{mariadb.password}@127.0.0.1:{mariadb.port}/shop"
+    assert (
+        mariadb.url("pymysql")
+        == f"mysql+pymysql://app:{mariadb.password}@127.0.0.1:{mariadb.port}/shop"
+    )
     assert mariadb.url("mariadbconnector").startswith("mariadb+mariadbconnector://")
     assert mariadb.url().startswith("mysql://")
-    assert postgres.url("psycopg", max_size=5).endswith(f"@127.0.0.1:{postgres.port}/shop?max_size=5")
+    assert postgres.url("psycopg", max_size=5).endswith(
+        f"@127.0.0.1:{postgres.port}/shop?max_size=5"
+    )
     assert postgres.url().startswith("postgresql://")
 
 
-def test_urls_work_in_sqlalchemy_over_tcp_and_over_the_unix_socket(mariadb: MariaDB, postgres: PostgreSQL) -> None:
+def test_urls_work_in_sqlalchemy_over_tcp_and_over_the_unix_socket(
+    mariadb: MariaDB, postgres: PostgreSQL
+) -> None:
     import sqlalchemy
 
-    for url in (mariadb.url("pymysql"), mariadb.url("mysqldb", unix=True), postgres.url("psycopg"), postgres.url("psycopg", unix=True)):
+    for url in (
+        mariadb.url("pymysql"),
+        mariadb.url("mysqldb", unix=True),
+        postgres.url("psycopg"),
+        postgres.url("psycopg", unix=True),
+    ):
         engine = sqlalchemy.create_engine(url)
         with engine.connect() as conn:
             assert conn.execute(sqlalchemy.text("SELECT 1")).scalar() == 1
@@ -116,7 +163,9 @@ def test_names_and_passwords_may_hold_anything(kind: type[Server]) -> None:
             psycopg.connect(server.url()).close()
 
 
-def test_tls_is_offered_with_a_private_ca(new_mariadb: Callable[..., MariaDB], new_postgres: Callable[..., PostgreSQL]) -> None:
+def test_tls_is_offered_with_a_private_ca(
+    new_mariadb: Callable[..., MariaDB], new_postgres: Callable[..., PostgreSQL]
+) -> None:
     maria, postgres = new_mariadb(tls=True), new_postgres(tls=True)
     conn = pymysql.connect(
         host=maria.host,
@@ -131,15 +180,22 @@ def test_tls_is_offered_with_a_private_ca(new_mariadb: Callable[..., MariaDB], n
         cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_version'")
         assert cursor.fetchone()[1].startswith("TLSv1.")
     conn.close()
-    with psycopg.connect(postgres.url(sslmode="verify-full", sslrootcert=postgres.ca_file)) as conn2:
-        assert ask(conn2, "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()").startswith("TLSv1.")
+    with psycopg.connect(
+        postgres.url(sslmode="verify-full", sslrootcert=postgres.ca_file)
+    ) as conn2:
+        assert ask(
+            conn2, "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+        ).startswith("TLSv1.")
 
 
 # ---- the administrator
 
 
 def test_the_administrator_gets_rows_as_text(shared: Server) -> None:
-    assert shared.admin("SELECT 1, 'a', NULL UNION ALL SELECT 2, '', 'ü' ORDER BY 1") == [("1", "a", ""), ("2", "", "ü")]
+    assert shared.admin("SELECT 1, 'a', NULL UNION ALL SELECT 2, '', 'ü' ORDER BY 1") == [
+        ("1", "a", ""),
+        ("2", "", "ü"),
+    ]
 
 
 def test_of_several_statements_the_last_ones_rows_are_given(shared: Server) -> None:
@@ -148,7 +204,10 @@ def test_of_several_statements_the_last_ones_rows_are_given(shared: Server) -> N
 
 def test_long_values_and_many_rows_arrive_whole(shared: Server) -> None:
     assert shared.admin("SELECT REPEAT('x', 300), REPEAT('y', 70000)") == [("x" * 300, "y" * 70000)]
-    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000) SELECT i FROM n"
+    numbers = (
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000) SELECT i"
+        " FROM n"
+    )
     assert shared.admin(numbers) == [(str(i),) for i in range(1, 1001)]
 
 
@@ -162,7 +221,9 @@ def test_sessions_are_the_applications_only(server: Server) -> None:
     assert server.sessions() == []
     conn = connect(server)
     (session,) = server.sessions()
-    own = ask(conn, "SELECT CONNECTION_ID()" if isinstance(server, MariaDB) else "SELECT pg_backend_pid()")
+    own = ask(
+        conn, "SELECT CONNECTION_ID()" if isinstance(server, MariaDB) else "SELECT pg_backend_pid()"
+    )
     assert (session.id, session.user, session.database) == (own, "app", "shop")
     assert session.peer.endswith(f":{psutil_port(server)}")
     conn.close()
@@ -171,7 +232,11 @@ def test_sessions_are_the_applications_only(server: Server) -> None:
 
 def psutil_port(server: Server) -> int:
     """The local port of our one connection to the server."""
-    ours = [c for c in psutil.Process().net_connections("tcp4") if c.raddr and c.raddr.port == server.port]
+    ours = [
+        c
+        for c in psutil.Process().net_connections("tcp4")
+        if c.raddr and c.raddr.port == server.port
+    ]
     (port,) = {c.laddr.port for c in ours if c.status == psutil.CONN_ESTABLISHED}
     return int(port)
 
@@ -189,7 +254,11 @@ def test_killing_sessions_ends_those_of_the_application(server: Server) -> None:
 # ---- settings
 
 
-IDLE = {MariaDB: {"wait_timeout": 2}, MySQL: {"wait_timeout": 2}, PostgreSQL: {"idle_session_timeout": "2s"}}
+IDLE = {
+    MariaDB: {"wait_timeout": 2},
+    MySQL: {"wait_timeout": 2},
+    PostgreSQL: {"idle_session_timeout": "2s"},
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -197,9 +266,13 @@ def test_options_hold_from_the_start(kind: type[Server]) -> None:
     with kind({**IDLE[kind], "max_connections": 20}) as server:
         conn = connect(server)
         if issubclass(kind, MariaDB):
-            assert [ask(conn, f"SELECT @@{name}") for name in ("wait_timeout", "max_connections")] == [2, 20]
+            assert [
+                ask(conn, f"SELECT @@{name}") for name in ("wait_timeout", "max_connections")
+            ] == [2, 20]
         else:
-            assert [ask(conn, f"SHOW {name}") for name in ("idle_session_timeout", "max_connections")] == ["2s", "20"]
+            assert [
+                ask(conn, f"SHOW {name}") for name in ("idle_session_timeout", "max_connections")
+            ] == ["2s", "20"]
         conn.close()
 
 
@@ -220,7 +293,11 @@ def test_temporary_settings_are_taken_back(shared: Server) -> None:
     assert shared.options == options
 
 
-ONLY_AT_START = {MariaDB: {"back_log": 60}, MySQL: {"back_log": 60}, PostgreSQL: {"max_connections": 7}}
+ONLY_AT_START = {
+    MariaDB: {"back_log": 60},
+    MySQL: {"back_log": 60},
+    PostgreSQL: {"max_connections": 7},
+}
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["unknown", "only at the start"])
@@ -238,7 +315,10 @@ def idle_limit(server: Server) -> float:
     try:
         if isinstance(server, MariaDB):
             return float(ask(conn, "SELECT @@wait_timeout"))
-        return float(ask(conn, "SELECT setting FROM pg_settings WHERE name = 'idle_session_timeout'")) / 1000
+        return (
+            float(ask(conn, "SELECT setting FROM pg_settings WHERE name = 'idle_session_timeout'"))
+            / 1000
+        )
     finally:
         conn.close()
 
@@ -312,7 +392,9 @@ def test_a_frozen_server_answers_when_it_is_thawed(server: Server) -> None:
 def test_freezing_reaches_every_process(server: Server) -> None:
     conn = connect(server)
     server.freeze()
-    assert {psutil.Process(pid).status() for pid in processes.family(server.pid)} == {psutil.STATUS_STOPPED}
+    assert {psutil.Process(pid).status() for pid in processes.family(server.pid)} == {
+        psutil.STATUS_STOPPED
+    }
     server.thaw()
     assert ask(conn, "SELECT 1") == 1
     conn.close()
@@ -404,12 +486,16 @@ thread.start(); thread.join()
 {more}
 print(server.pid, server.folder, flush=True)
 {end}
-"""
+"""  # noqa: E501
 
 
-def run_child(kind: type[Server], more: str = "", end: str = "sys.stdin.read()") -> tuple[subprocess.Popen[str], int, Path]:
+def run_child(
+    kind: type[Server], more: str = "", end: str = "sys.stdin.read()"
+) -> tuple[subprocess.Popen[str], int, Path]:
     program = CHILD.format(kind=kind.__name__, more=textwrap.dedent(more), end=end)
-    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert child.stdout is not None
     pid, folder = child.stdout.readline().split()
     return child, int(pid), Path(folder)
@@ -456,7 +542,9 @@ def test_a_forked_child_neither_ends_nor_removes_its_parents_server(server: Serv
                 with contextlib.suppress(ServerError):
                     verb()
                     said += b"not refused "
-            said += server.admin("SELECT 'asked'")[0][0].encode() + (b" runs" if server.is_running else b" lost")
+            said += server.admin("SELECT 'asked'")[0][0].encode() + (
+                b" runs" if server.is_running else b" lost"
+            )
         finally:
             os.write(writer, said)
             os._exit(0)
@@ -486,7 +574,9 @@ def test_servers_never_run_as_root(shared: Server) -> None:
         assert psutil.Process(pid).uids().effective != 0
 
 
-def test_what_is_available_and_what_is_not_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_available_and_what_is_not_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert available("mariadb") is None
     assert available("mysql") is None
     assert available("postgresql") is None
@@ -499,7 +589,9 @@ def test_what_is_available_and_what_is_not_is_said_in_a_line(monkeypatch: pytest
         MariaDB()
 
 
-def test_where_nothing_is_installed_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_is_installed_the_message_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(servers.mariadb, "PLACES", ())
     monkeypatch.setattr(servers.mysql, "PLACES", ())
@@ -520,7 +612,9 @@ def test_the_wheels_newest_postgresql_comes_first() -> None:
 def test_another_program_can_be_named(postgres: PostgreSQL) -> None:
     older = postgres.binary.parent.parent.with_name("pginstall") / "bin" / "postgres"
     with PostgreSQL(binary=older) as server:
-        assert int(server.admin("SHOW server_version_num")[0][0]) < int(postgres.admin("SHOW server_version_num")[0][0])
+        assert int(server.admin("SHOW server_version_num")[0][0]) < int(
+            postgres.admin("SHOW server_version_num")[0][0]
+        )
 
 
 def test_programs_in_a_folder_that_only_we_may_enter_are_copied_out_of_it(tmp_path: Path) -> None:
@@ -534,18 +628,31 @@ def test_programs_in_a_folder_that_only_we_may_enter_are_copied_out_of_it(tmp_pa
         assert copied == (os.geteuid() == 0)
         assert server.admin("SELECT 1") == [("1",)]
         if copied:
-            shutil.rmtree(folders.cache_folder() / server.binary.relative_to(folders.cache_folder()).parts[0])
+            shutil.rmtree(
+                folders.cache_folder() / server.binary.relative_to(folders.cache_folder()).parts[0]
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_processes_may_make_the_cache_at_once(kind: type[Server], tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    for parent in itertools.takewhile(lambda each: each.name.startswith(("pytest-", "popen-")), tmp_path.parents):
+    for parent in itertools.takewhile(
+        lambda each: each.name.startswith(("pytest-", "popen-")), tmp_path.parents
+    ):
         parent.chmod(0o755)
-    program = f"from unbroken_drill.servers import {kind.__name__} as K\nwith K() as s: print(s.admin('SELECT 1'))"
+    program = (
+        f"from unbroken_drill.servers import {kind.__name__} as K\nwith K() as s:"
+        " print(s.admin('SELECT 1'))"
+    )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     children = [
-        subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         for _ in range(3)
     ]
     assert [child.communicate(timeout=90)[0].strip() for child in children] == ["[('1',)]"] * 3

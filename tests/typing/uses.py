@@ -1,4 +1,5 @@
-"""How applications use the library, as mypy and pyright read it. Never run: both checkers read it in ``make check``.
+"""How applications use the library, as mypy and pyright read it. Never run: both checkers read it
+in ``make check``.
 
 A line that must be an error says so to both; a checker that finds none there fails.
 """
@@ -29,7 +30,9 @@ def rename(conn: sqlite3.Connection, number: int, name: str = "lamp") -> str:
 
 
 async def count(conn: psycopg.AsyncConnection[tuple[Any, ...]], table: str) -> int:
-    row = await (await conn.execute("SELECT count(*) FROM item WHERE name = %s", (table,))).fetchone()
+    row = await (
+        await conn.execute("SELECT count(*) FROM item WHERE name = %s", (table,))
+    ).fetchone()
     return 0 if row is None else int(row[0])
 
 
@@ -37,7 +40,7 @@ def wants_text(conn: str, number: int) -> str:
     return conn * number
 
 
-# -- without a word, a connection is Any ---------------------------------------------------------------------------
+# -- without a word, a connection is Any -----------------------------------------------------------
 
 
 def a_url_alone() -> None:
@@ -64,7 +67,7 @@ async def a_url_alone_on_a_loop() -> None:
     assert_type(await pool.run(count, "item"), int)
 
 
-# -- a type that was said ------------------------------------------------------------------------------------------
+# -- a type that was said --------------------------------------------------------------------------
 
 
 def a_pool_that_was_told(url: str) -> None:
@@ -78,7 +81,7 @@ def a_pool_that_was_told(url: str) -> None:
     pool.release("text")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
-# -- a type that connect= has --------------------------------------------------------------------------------------
+# -- a type that connect= has ----------------------------------------------------------------------
 
 
 def a_pool_with_connect() -> None:
@@ -97,7 +100,7 @@ async def a_pool_with_connect_on_a_loop() -> None:
     await pool.release(await pool.acquire())
 
 
-# -- run -----------------------------------------------------------------------------------------------------------
+# -- run -------------------------------------------------------------------------------------------
 
 
 def units(pool: Pool[sqlite3.Connection]) -> None:
@@ -135,7 +138,7 @@ async def replayables() -> None:
     await waiting
 
 
-# -- what is said of it --------------------------------------------------------------------------------------------
+# -- what is said of it ----------------------------------------------------------------------------
 
 
 def numbers_and_errors(pool: Pool[sqlite3.Connection]) -> None:

@@ -1,4 +1,6 @@
-"""What unbroken is tested with, public so that its users can test with it too: a distribution of its own, for no production."""
+"""What unbroken is tested with, public so that its users can test with it too: a distribution of
+its own, for no production.
+"""
 
 from __future__ import annotations
 

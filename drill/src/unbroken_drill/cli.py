@@ -1,4 +1,7 @@
-"""The commands ``unbroken drill`` and ``unbroken proxy``, for ``unbroken.cli``. The packages they need are the extra ``[cli]``."""
+"""The commands ``unbroken drill`` and ``unbroken proxy``, for ``unbroken.cli``.
+
+The packages they need are the extra ``[cli]``.
+"""
 
 from __future__ import annotations
 
@@ -44,5 +47,9 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if os.environ.get("UNBROKEN_TRACEBACK"):
             raise
-        return complain(f"unexpected {type(error).__name__}: {error}; this is a bug, UNBROKEN_TRACEBACK=1 shows where", 1)
+        return complain(
+            f"unexpected {type(error).__name__}: {error}; this is a bug, UNBROKEN_TRACEBACK=1 shows"
+            " where",
+            1,
+        )
     return 0

@@ -9,11 +9,18 @@ from typing import Any
 
 from unbroken_drill.servers import MariaDB, MongoDB, MySQL, PostgreSQL, Server
 
-KINDS: dict[str, type[Server]] = {"mariadb": MariaDB, "mysql": MySQL, "postgres": PostgreSQL, "mongodb": MongoDB}
+KINDS: dict[str, type[Server]] = {
+    "mariadb": MariaDB,
+    "mysql": MySQL,
+    "postgres": PostgreSQL,
+    "mongodb": MongoDB,
+}
 
 
 class SharedServers:
-    """One server of each kind, started when it is asked for; a context manager that ends them all."""
+    """One server of each kind, started when it is asked for; a context manager that ends them
+    all.
+    """
 
     def __init__(self) -> None:
         self._servers: dict[str, Server] = {}
@@ -27,7 +34,10 @@ class SharedServers:
             server.close()
 
     def get(self, kind: str) -> Any:
-        """The server of *kind* (of :data:`KINDS`), running. Raises ServerUnavailable, whose one line says what to install."""
+        """The server of *kind* (of :data:`KINDS`), running.
+
+        Raises ServerUnavailable, whose one line says what to install.
+        """
         if kind not in self._servers:
             self._servers[kind] = KINDS[kind]().start()
         return self._servers[kind].start()
@@ -36,8 +46,9 @@ class SharedServers:
     def fresh(self, kind: str) -> Iterator[Any]:
         """The same, whose ``database`` is an empty one of its own within the block.
 
-        Whatever is done to the server is undone afterwards: it is thawed, started again, given its settings back (by a restart,
-        where they were changed), and the database is dropped with all its sessions.
+        Whatever is done to the server is undone afterwards: it is thawed, started again, given its
+        settings back (by a restart, where they were changed), and the database is dropped with all
+        its sessions.
         """
         server = self.get(kind)
         usual, options = server.database, dict(server.options)
@@ -81,4 +92,6 @@ def _drop(server: Server, name: str) -> None:
         if isinstance(server, PostgreSQL):
             server.database = "postgres"
             stack.callback(setattr, server, "database", name)
-        server.admin(f"DROP DATABASE {name}{' WITH (FORCE)' if isinstance(server, PostgreSQL) else ''}")
+        server.admin(
+            f"DROP DATABASE {name}{' WITH (FORCE)' if isinstance(server, PostgreSQL) else ''}"
+        )

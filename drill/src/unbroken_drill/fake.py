@@ -1,5 +1,5 @@
-"""A server that exists only in memory, with a clock that stands still until it is told to move: for tests of pools and of
-code that uses them, without a network and without waiting.
+"""A server that exists only in memory, with a clock that stands still until it is told to move: for
+tests of pools and of code that uses them, without a network and without waiting.
 
     clock = FakeClock()
     server = FakeServer(clock=clock, max_connections=5)
@@ -8,11 +8,12 @@ code that uses them, without a network and without waiting.
     conn.execute("INSERT", 1)
     driver.commit(conn)
     assert server.rows == [1]
-    server.kill_sessions()          # and driver.ping(conn, 1.0) raises a FakeOperationalError that means "lost"
+    server.kill_sessions()  # driver.ping(conn, 1.0) raises FakeOperationalError now
 
-Transactions are real in one respect: rows are stored when their COMMIT arrives, whole or not at all, so lost and doubled
-writes can be counted. What takes time with a real server (a frozen one, a packet that is never answered) takes the same
-time on the clock: a :class:`FakeClock` is moved on, with ``time.monotonic`` the call blocks.
+Transactions are real in one respect: rows are stored when their COMMIT arrives, whole or not at
+all, so lost and doubled writes can be counted. What takes time with a real server (a frozen one, a
+packet that is never answered) takes the same time on the clock: a :class:`FakeClock` is moved on,
+with ``time.monotonic`` the call blocks.
 """
 
 from __future__ import annotations
@@ -29,9 +30,19 @@ from unbroken.abc import Capabilities, Cause, Fault, FaultKind, Target
 from unbroken.drivers._base import Blocking
 from unbroken.ledger.unit import current
 
-__all__ = ["FakeClock", "FakeConnection", "FakeDriver", "FakeError", "FakeOperationalError", "FakeServer", "FakeTimer", "Mode"]
+__all__ = [
+    "FakeClock",
+    "FakeConnection",
+    "FakeDriver",
+    "FakeError",
+    "FakeOperationalError",
+    "FakeServer",
+    "FakeTimer",
+    "Mode",
+]
 
-#: A call without a time limit gives up after this many seconds of silence, as TCP_USER_TIMEOUT would.
+#: A call without a time limit gives up after this many seconds of silence, as TCP_USER_TIMEOUT
+#: would.
 PATIENCE = 30.0
 
 
@@ -62,7 +73,10 @@ class FakeTimer:
 
 
 class FakeClock:
-    """A clock that moves when it is told to. Call it for the time, in seconds; ``at`` sets a timer."""
+    """A clock that moves when it is told to.
+
+    Call it for the time, in seconds; ``at`` sets a timer.
+    """
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
@@ -114,15 +128,29 @@ class Mode(Enum):
 
 
 class Session:
-    """The server's side of a connection. Its own transaction is what a real server would know, whatever the driver says."""
+    """The server's side of a connection.
 
-    __slots__ = ("goodbye", "is_dropped", "last_active", "number", "on_hang_up", "open", "pending", "server", "wire")
+    Its own transaction is what a real server would know, whatever the driver says.
+    """
+
+    __slots__ = (
+        "goodbye",
+        "is_dropped",
+        "last_active",
+        "number",
+        "on_hang_up",
+        "open",
+        "pending",
+        "server",
+        "wire",
+    )
 
     def __init__(self, server: FakeServer, number: int) -> None:
         self.server = server
         self.number = number
         self.open = True
-        self.is_dropped = False  #: something on the way forgot the connection: nothing arrives any more, nobody says so
+        #: something on the way forgot the connection: nothing arrives any more, nobody says so
+        self.is_dropped = False
         self.goodbye: Fault | None = None  #: what the server said when it ended the session
         self.pending: list[Any] | None = None  #: rows of the open transaction; None: none is open
         self.last_active = server.clock()
@@ -146,14 +174,18 @@ class Session:
             self.on_hang_up()
 
 
-LOST = Fault(FaultKind.LOST, Cause.CLOSED_BY_PEER, 2013, "lost connection to the server during the query")
+LOST = Fault(
+    FaultKind.LOST, Cause.CLOSED_BY_PEER, 2013, "lost connection to the server during the query"
+)
 
 
 class FakeServer:
-    """A server in memory. Change ``mode`` (or call the verbs), ``max_connections``, ``idle_limit`` and ``read_only`` at will.
+    """A server in memory. Change ``mode`` (or call the verbs), ``max_connections``, ``idle_limit``
+    and ``read_only`` at will.
 
-    ``rows`` are what was committed, in order; ``attempts`` every attempt to connect, with its time and outcome;
-    ``round_trips`` counts every exchange. *idle_limit* seconds without a statement end a session (None: never).
+    ``rows`` are what was committed, in order; ``attempts`` every attempt to connect, with its time
+    and outcome; ``round_trips`` counts every exchange. *idle_limit* seconds without a statement end
+    a session (None: never).
     """
 
     def __init__(
@@ -169,19 +201,25 @@ class FakeServer:
         self.name = name
         self.max_connections = max_connections
         self.idle_limit = idle_limit
-        self.tells_idle_limit = tells_idle_limit  #: False: asking for it gives an error, as with little privilege
+        self.tells_idle_limit = (
+            tells_idle_limit  #: False: asking for it gives an error, as with little privilege
+        )
         self.mode = Mode.UP
         self.read_only = False
-        self.commits_to_lose = 0  #: so many of the next COMMITs are stored, but the session ends before the answer
+        self.commits_to_lose = (
+            0  #: so many of the next COMMITs are stored, but the session ends before the answer
+        )
         self.rows: list[Any] = []
         self.sessions: dict[int, Session] = {}
         self.attempts: list[tuple[float, str]] = []
         self.round_trips = 0
         self._numbers = 0
-        self._in_flight: list[tuple[Session, list[Any]]] = []  # COMMITs that arrived while it was frozen
+        self._in_flight: list[
+            tuple[Session, list[Any]]
+        ] = []  # COMMITs that arrived while it was frozen
         self._changed = threading.Condition(threading.RLock())
 
-    # -- verbs ---------------------------------------------------------------------------------------------------
+    # -- verbs -------------------------------------------------------------------------------------
 
     def up(self) -> None:
         """Accept connections and answer; what arrived while it was frozen is done now."""
@@ -195,7 +233,9 @@ class FakeServer:
 
     def down(self) -> None:
         """Stop in good order: every session hears of it, then nobody listens."""
-        self.kill_sessions(Fault(FaultKind.LOST, Cause.SHUTDOWN, 1053, "server shutdown in progress"))
+        self.kill_sessions(
+            Fault(FaultKind.LOST, Cause.SHUTDOWN, 1053, "server shutdown in progress")
+        )
         self.mode = Mode.REFUSING
 
     def crash(self) -> None:
@@ -211,7 +251,10 @@ class FakeServer:
         """Refuse the password of whoever connects from now on."""
         self.mode = Mode.REJECTING
 
-    def kill_sessions(self, goodbye: Fault | None = Fault(FaultKind.LOST, Cause.KILLED, 1927, "connection was killed")) -> int:  # noqa: B008
+    def kill_sessions(
+        self,
+        goodbye: Fault | None = Fault(FaultKind.LOST, Cause.KILLED, 1927, "connection was killed"),  # noqa: B008
+    ) -> int:
         """End every session, with *goodbye* as the server's last words: how many."""
         self._in_flight.clear()
         sessions = list(self.sessions.values())
@@ -220,17 +263,21 @@ class FakeServer:
         return len(sessions)
 
     def drop_silently(self) -> int:
-        """Let something on the way forget every connection: neither side hears from the other any more: how many."""
+        """Let something on the way forget every connection: neither side hears from the other any
+        more: how many.
+        """
         sessions = list(self.sessions.values())
         for session in sessions:
             session.is_dropped = True
             session.end()
         return len(sessions)
 
-    # -- what happens on the wire --------------------------------------------------------------------------------
+    # -- what happens on the wire ------------------------------------------------------------------
 
     def answers(self, session: Session | None = None) -> bool:
-        """Whether a request (on *session*, or to connect) is answered now, be it by an error or a hang-up."""
+        """Whether a request (on *session*, or to connect) is answered now, be it by an error or a
+        hang-up.
+        """
         if self.mode is Mode.FROZEN:
             return session is not None and session.has_hung_up
         if session is None:
@@ -238,7 +285,10 @@ class FakeServer:
         return session.open or not session.is_dropped
 
     def accept(self, timeout: float) -> Session:
-        """A new session for a client that waits *timeout* seconds for it. Raises FakeOperationalError."""
+        """A new session for a client that waits *timeout* seconds for it.
+
+        Raises FakeOperationalError.
+        """
         self.round_trips += 1
         self._await(None, timeout)
         fault = self._refusal()
@@ -264,7 +314,10 @@ class FakeServer:
         return None
 
     def exchange(self, session: Session, timeout: float | None = None) -> None:
-        """One round trip on *session*. Raises FakeOperationalError when it has ended, or does not answer in time."""
+        """One round trip on *session*.
+
+        Raises FakeOperationalError when it has ended, or does not answer in time.
+        """
         self.round_trips += 1
         self._await(session, PATIENCE if timeout is None else timeout)
         if not self.answers(session):
@@ -275,8 +328,12 @@ class FakeServer:
         session.last_active = self.clock()
 
     def commit(self, session: Session, timeout: float | None = None) -> None:
-        """Store the rows of the open transaction, if the COMMIT arrives; then answer, if nothing prevents that."""
-        if self.mode is Mode.FROZEN and session.open:  # it lies in the server's buffer, whatever the client thinks later
+        """Store the rows of the open transaction, if the COMMIT arrives; then answer, if nothing
+        prevents that.
+        """
+        if (
+            self.mode is Mode.FROZEN and session.open
+        ):  # it lies in the server's buffer, whatever the client thinks later
             self._in_flight.append((session, session.pending or []))
         self.exchange(session, timeout)
         self.rows += session.pending or ()
@@ -308,7 +365,14 @@ class FakeServer:
             if not session.open:
                 return
             if clock.now >= session.last_active + limit:  # the very sum that the timer is set to
-                session.end(Fault(FaultKind.LOST, Cause.IDLE_LIMIT, 4031, "disconnected by the server because of inactivity"))
+                session.end(
+                    Fault(
+                        FaultKind.LOST,
+                        Cause.IDLE_LIMIT,
+                        4031,
+                        "disconnected by the server because of inactivity",
+                    )
+                )
             else:
                 clock.at(session.last_active + limit, look)
 
@@ -316,7 +380,10 @@ class FakeServer:
 
 
 class FakeConnection:
-    """The client's side. ``execute`` is all the SQL there is; a transaction is opened by the first statement."""
+    """The client's side.
+
+    ``execute`` is all the SQL there is; a transaction is opened by the first statement.
+    """
 
     def __init__(self, session: Session, own_end: socket.socket | None = None) -> None:
         self.session = session
@@ -332,7 +399,10 @@ class FakeConnection:
         return -1 if self._own_end is None or self.is_closed else self._own_end.fileno()
 
     def execute(self, statement: str, row: Any = None) -> list[Any]:
-        """``INSERT`` adds *row* to the transaction, anything else just costs its round trip. Gives the rows that it sees."""
+        """``INSERT`` adds *row* to the transaction, anything else just costs its round trip.
+
+        Gives the rows that it sees.
+        """
         if self.is_watched and (unit := current(id(self))) is not None:
             unit.statement(statement, False, conn_id=id(self))
         self._exchange()
@@ -341,20 +411,26 @@ class FakeConnection:
         session.pending = [] if session.pending is None else session.pending
         if statement.upper().startswith("INSERT"):
             if server.read_only:
-                raise FakeOperationalError(Fault(FaultKind.WRONG_SERVER, Cause.FAILOVER, 1290, "the server is read-only"))
+                raise FakeOperationalError(
+                    Fault(FaultKind.WRONG_SERVER, Cause.FAILOVER, 1290, "the server is read-only")
+                )
             session.pending.append(row)
         return [*server.rows, *session.pending]
 
     def _exchange(self, timeout: float | None = None) -> None:
         if self.is_closed:
-            raise FakeOperationalError(Fault(FaultKind.LOST, None, 2006, "the connection is closed"))
+            raise FakeOperationalError(
+                Fault(FaultKind.LOST, None, 2006, "the connection is closed")
+            )
         self.sent += 1
         self.is_busy = True
         self.session.server.exchange(self.session, timeout)
         self.is_busy = False
 
     def abort(self) -> None:
-        """What ``shutdown`` on its socket does: whoever is blocked on it sees the end, and so does the server."""
+        """What ``shutdown`` on its socket does: whoever is blocked on it sees the end, and so does
+        the server.
+        """
         self.session.is_dropped = False
         self.session.end()
 
@@ -375,17 +451,21 @@ class FakeConnection:
 class FakeDriver(Blocking):
     """A blocking driver (:class:`unbroken.abc.Driver`) for a :class:`FakeServer`.
 
-    *sockets*: give each connection a real socket, so that the pools see its end without a round trip. *knows_status*:
-    whether it knows for certain if a transaction is open.
+    *sockets*: give each connection a real socket, so that the pools see its end without a round
+    trip. *knows_status*: whether it knows for certain if a transaction is open.
     """
 
     name = "fake"
     errors: tuple[type[BaseException], ...] = (FakeOperationalError, FakeError)
 
-    def __init__(self, server: FakeServer, *, sockets: bool = False, knows_status: bool = True) -> None:
+    def __init__(
+        self, server: FakeServer, *, sockets: bool = False, knows_status: bool = True
+    ) -> None:
         self.server = server
         self.sockets = sockets
-        self.capabilities = Capabilities(fileno=sockets, transaction_status=knows_status, watchable=True, abort=sockets)
+        self.capabilities = Capabilities(
+            fileno=sockets, transaction_status=knows_status, watchable=True, abort=sockets
+        )
         self.target = Target(scheme="fake", backend="fake", host=server.name, database="test")
 
     def connect(self, timeout: float) -> FakeConnection:
@@ -443,7 +523,9 @@ class FakeDriver(Blocking):
         if unit is not None:
             unit.committing(conn_id=id(conn))
         if conn.is_closed:
-            raise FakeOperationalError(Fault(FaultKind.LOST, None, 2006, "the connection is closed"))
+            raise FakeOperationalError(
+                Fault(FaultKind.LOST, None, 2006, "the connection is closed")
+            )
         conn.sent += 1
         conn.is_busy = True
         self.server.commit(conn.session)

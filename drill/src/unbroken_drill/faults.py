@@ -17,14 +17,18 @@ Where = Literal["server", "way"]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of fault: what begins it, and what ends it (None: it is over at once). Both are given the server or the proxy."""
+    """One kind of fault: what begins it, and what ends it (None: it is over at once).
+
+    Both are given the server or the proxy.
+    """
 
     where: Where
     begin: Callable[[Any], Any]
     end: Callable[[Any], Any] | None = None
 
 
-#: Every fault there is. Those on the way need a proxy: the test has to connect to :meth:`Fault.url`.
+#: Every fault there is. Those on the way need a proxy: the test has to connect to
+#: :meth:`Fault.url`.
 KINDS: dict[str, Kind] = {
     "kill": Kind("server", lambda server: server.kill_sessions()),
     "restart": Kind("server", lambda server: server.stop(), lambda server: server.start()),
@@ -36,7 +40,9 @@ KINDS: dict[str, Kind] = {
     "silent_drop": Kind("way", lambda proxy: proxy.blackhole("drop", on="existing")),
     "blackhole": Kind("way", lambda proxy: proxy.blackhole("hold"), lambda proxy: proxy.heal()),
     "refuse": Kind("way", lambda proxy: (proxy.refuse(), proxy.rst()), lambda proxy: proxy.heal()),
-    "hang_connect": Kind("way", lambda proxy: (proxy.hang_connect(), proxy.rst()), lambda proxy: proxy.heal()),
+    "hang_connect": Kind(
+        "way", lambda proxy: (proxy.hang_connect(), proxy.rst()), lambda proxy: proxy.heal()
+    ),
     "latency": Kind("way", lambda proxy: proxy.latency(0.05), lambda proxy: proxy.heal()),
     "lost_commit": Kind("way", lambda proxy: proxy.cut_at("COMMIT")),
     "unsent_commit": Kind("way", lambda proxy: proxy.cut_at("COMMIT", before=True)),
@@ -46,16 +52,18 @@ KINDS: dict[str, Kind] = {
 class Fault:
     """One fault, on *server*: ``fault()`` plays it, ``with fault:`` lasts as long as its block.
 
-    *seconds* is how long one lasts that is played by a call; those that are over at once ignore it. A context manager of its
-    own kind, :meth:`ready`, gives it, with a proxy before the server where the fault needs one, and sees to it that nothing
-    of it is left.
+    *seconds* is how long one lasts that is played by a call; those that are over at once ignore it.
+    A context manager of its own kind, :meth:`ready`, gives it, with a proxy before the server where
+    the fault needs one, and sees to it that nothing of it is left.
     """
 
     def __init__(self, name: str, server: Server, seconds: float = 0.3) -> None:
         if name not in KINDS:
             raise ConfigurationError(f"there is no fault {name!r}; known are {', '.join(KINDS)}")
         self.name, self.server, self.seconds = name, server, seconds
-        self.proxy: FaultProxy | None = None  #: what stands before the server, for faults on the way
+        self.proxy: FaultProxy | None = (
+            None  #: what stands before the server, for faults on the way
+        )
         self.played = 0  #: how often it was played so far
         self._kind = KINDS[name]
         self._lasts = False
@@ -63,7 +71,7 @@ class Fault:
     def __repr__(self) -> str:
         return f"<fault {self.name} of {self.server!r}, played {self.played} times>"
 
-    # -- where to connect ----------------------------------------------------------------------------------------
+    # -- where to connect --------------------------------------------------------------------------
 
     def url(self, driver: str | None = None, **query: Any) -> str:
         """The server's URL, by the way that the fault breaks."""
@@ -80,10 +88,13 @@ class Fault:
         """Likewise."""
         return self.server.port if self.proxy is None else self.proxy.port
 
-    # -- playing it ----------------------------------------------------------------------------------------------
+    # -- playing it --------------------------------------------------------------------------------
 
     def __call__(self) -> None:
-        """Begin it, wait for *seconds* if it is of those that last, and end it. Blocks: coroutines ``await asyncio.to_thread(fault)``."""
+        """Begin it, wait for *seconds* if it is of those that last, and end it.
+
+        Blocks: coroutines ``await asyncio.to_thread(fault)``.
+        """
         with self:
             if self._kind.end is not None:
                 time.sleep(self.seconds)
@@ -104,10 +115,12 @@ class Fault:
         if self._kind.where == "server":
             return self.server
         if self.proxy is None:
-            raise ConfigurationError(f"the fault {self.name!r} is on the way to the server: use it inside fault.ready()")
+            raise ConfigurationError(
+                f"the fault {self.name!r} is on the way to the server: use it inside fault.ready()"
+            )
         return self.proxy
 
-    # -- its life ------------------------------------------------------------------------------------------------
+    # -- its life ----------------------------------------------------------------------------------
 
     def ready(self) -> _Ready:
         """``with Fault("rst", server).ready() as fault:``."""
@@ -135,11 +148,15 @@ class _Ready:
 def for_server(server: Server, **options: Any) -> FaultProxy:
     """A proxy before *server* that knows its protocol; not started. *options*: FaultProxy's."""
     protocols = {"mysql": "mysql", "mariadb": "mysql", "postgresql": "postgresql"}
-    return FaultProxy((server.host, server.port), **{"protocol": protocols.get(server.backend), **options})
+    return FaultProxy(
+        (server.host, server.port), **{"protocol": protocols.get(server.backend), **options}
+    )
 
 
 class Player:
-    """Plays a fault in a thread beside a test: first after *after* seconds, then *every* so many (None: once)."""
+    """Plays a fault in a thread beside a test: first after *after* seconds, then *every* so many
+    (None: once).
+    """
 
     def __init__(self, fault: Fault, after: float, every: float | None) -> None:
         self._fault, self._after, self._every = fault, after, every

@@ -30,10 +30,12 @@ class Leak:
 
 
 class LeakWatch:
-    """A context manager that watches every pool of unbroken's in this process, whichever framework it serves.
+    """A context manager that watches every pool of unbroken's in this process, whichever framework
+    it serves.
 
-    :meth:`leaks` says what was taken since the block began and did not come back. Pools that are made inside are kept until
-    the end of the block, so that one that was dropped with its connections is seen too.
+    :meth:`leaks` says what was taken since the block began and did not come back. Pools that are
+    made inside are kept until the end of the block, so that one that was dropped with its
+    connections is seen too.
     """
 
     def __init__(self) -> None:
@@ -64,7 +66,10 @@ class LeakWatch:
         self._stack.callback(_put_back, state, emit, tell)
 
     def leaks(self, grace: float = 0.0) -> list[Leak]:
-        """What has not come back yet. Threads that are about to give back have *grace* seconds for it."""
+        """What has not come back yet.
+
+        Threads that are about to give back have *grace* seconds for it.
+        """
         now = time.monotonic()
         deadline, decided = now + grace, now + BETWEEN
         while True:
@@ -74,15 +79,25 @@ class LeakWatch:
             time.sleep(0.005)
 
     def _is_between(self) -> bool:
-        """Whether a pool has taken up a connection that was forgotten, and has not told of it yet."""
+        """Whether a pool has taken up a connection that was forgotten, and has not told of it
+        yet.
+        """
         return any(state.kernel.strays() for state in self._states if state.mark[0])
 
     def _now(self) -> list[Leak]:
         out = list(self._forgotten)
         for state in self._states:
             if state.mark[0]:  # else it is a parent process's
-                out += [Leak(state.name, str(e.place), forgotten=False) for e in _lent(state) if self._is_new(e)]
-                out += [Leak(state.name, str(e.place), forgotten=True) for e in _dropped(state) if self._is_new(e)]
+                out += [
+                    Leak(state.name, str(e.place), forgotten=False)
+                    for e in _lent(state)
+                    if self._is_new(e)
+                ]
+                out += [
+                    Leak(state.name, str(e.place), forgotten=True)
+                    for e in _dropped(state)
+                    if self._is_new(e)
+                ]
         return out
 
     def _is_new(self, entry: Entry) -> bool:

@@ -1,4 +1,6 @@
-"""``unbroken proxy`` on the command line: a fault proxy before a server, steered by HTTP, with a live log."""
+"""``unbroken proxy`` on the command line: a fault proxy before a server, steered by HTTP, with a
+live log.
+"""
 
 from __future__ import annotations
 
@@ -13,37 +15,83 @@ from unbroken_drill.proxy import Event, FaultProxy
 from unbroken_drill.proxy.control import VERBS, Control
 
 _POLL = 0.5  #: seconds after which a silent log looks whether it is to end
-_QUIET = ("listening", "accepted", "connected", "closed", "fin passed on")  #: what happens without any fault
+_QUIET = (
+    "listening",
+    "accepted",
+    "connected",
+    "closed",
+    "fin passed on",
+)  #: what happens without any fault
 _GOOD, _WARNING = ("healed",), ("unreadable", "connect failed", "accept failed", "failed")
 
 
 @click.command()
 @click.argument("upstream")
-@click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="ADDRESS", help="Where clients connect. Port 0: a free one.")
-@click.option("--control", default="127.0.0.1:0", show_default=True, metavar="ADDRESS", help="The HTTP port that takes orders; - for none.")
-@click.option("--control-anywhere", is_flag=True, help="Let --control be an address that others reach: they may then break connections.")
-@click.option("--protocol", type=click.Choice(["mysql", "postgresql"]), help="Needed by cut_at. Known already when UPSTREAM is a URL.")
+@click.option(
+    "--listen",
+    default="127.0.0.1:0",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where clients connect. Port 0: a free one.",
+)
+@click.option(
+    "--control",
+    default="127.0.0.1:0",
+    show_default=True,
+    metavar="ADDRESS",
+    help="The HTTP port that takes orders; - for none.",
+)
+@click.option(
+    "--control-anywhere",
+    is_flag=True,
+    help="Let --control be an address that others reach: they may then break connections.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["mysql", "postgresql"]),
+    help="Needed by cut_at. Known already when UPSTREAM is a URL.",
+)
 @click.option("--seed", type=int, help="For jitter. Default: a new one, shown at the start.")
-def proxy(*, upstream: str, listen: str, control: str, control_anywhere: bool, protocol: str | None, seed: int | None) -> None:
+def proxy(
+    *,
+    upstream: str,
+    listen: str,
+    control: str,
+    control_anywhere: bool,
+    protocol: str | None,
+    seed: int | None,
+) -> None:
     """Stand before a server, and break connections to it on demand.
 
-    UPSTREAM is HOST:PORT, a unix socket's path, or a database URL. Connect the application to the address that is shown,
-    then give orders to the control port, and see what happens:
+    UPSTREAM is HOST:PORT, a unix socket's path, or a database URL. Connect the application to the
+    address that is shown, then give orders to the control port, and see what happens:
 
     \b
       curl -d '' http://127.0.0.1:PORT/rst
       curl -d '{"mode": "hold"}' http://127.0.0.1:PORT/blackhole
       curl -d '' http://127.0.0.1:PORT/heal
 
-    The verbs: fin, rst, half_close, cut_after, blackhole, stall, idle_limit, latency, throttle, slice,
-    quiet_after, refuse, hang_connect, fail_next, cut_at, heal. A GET of / tells their arguments. Ctrl-C ends it.
+    The verbs: fin, rst, half_close, cut_after, blackhole, stall, idle_limit, latency, throttle,
+    slice, quiet_after, refuse, hang_connect, fail_next, cut_at, heal. A GET of / tells their
+    arguments. Ctrl-C ends it.
     """
     console = Console(highlight=False)
     with contextlib.ExitStack() as stack:
         made = stack.enter_context(FaultProxy(upstream, listen, protocol=protocol, seed=seed))
-        port = stack.enter_context(Control(made, control, anywhere=control_anywhere)) if control != "-" else None
+        port = (
+            stack.enter_context(Control(made, control, anywhere=control_anywhere))
+            if control != "-"
+            else None
+        )
         if port is not None:
-            console.print(Text(f"control: http://{port.address}/ (POST {VERBS[0]}, {VERBS[1]} …; GET / tells all)", "bold"), soft_wrap=True)
+            console.print(
+                Text(
+                    f"control: http://{port.address}/ (POST {VERBS[0]}, {VERBS[1]} …; GET / tells"
+                    " all)",
+                    "bold",
+                ),
+                soft_wrap=True,
+            )
         _end_with_sigterm(stack)
         with contextlib.suppress(KeyboardInterrupt):
             follow(made, console)
@@ -66,7 +114,9 @@ def follow(made: FaultProxy, console: Console) -> None:
     while True:
         for event in made.events_after(last, _POLL):
             if event.serial > last + 1:
-                console.print(Text(f"{event.serial - last - 1} events were too many to show", "dim"))
+                console.print(
+                    Text(f"{event.serial - last - 1} events were too many to show", "dim")
+                )
             last = event.serial
             console.print(Text(str(event), style(event)), soft_wrap=True)
 
@@ -85,4 +135,6 @@ def summary(made: FaultProxy) -> str:
     found = made.connections
     total, dropped = found[-1].n if found else 0, sum(info.dropped for info in found)
     up, down = sum(info.to_server for info in found), sum(info.to_client for info in found)
-    return f"connections: {total}; bytes to the server: {up}, to clients: {down}, dropped: {dropped}"
+    return (
+        f"connections: {total}; bytes to the server: {up}, to clients: {down}, dropped: {dropped}"
+    )

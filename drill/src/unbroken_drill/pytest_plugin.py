@@ -1,6 +1,8 @@
-"""unbroken's pytest plugin: real servers, faults by name, and a watch over connections. See docs/testing.md.
+"""unbroken's pytest plugin: real servers, faults by name, and a watch over connections. See
+docs/testing.md.
 
-Loaded by every pytest run where unbroken is installed, so nothing is imported here before a fixture or marker is used.
+Loaded by every pytest run where unbroken is installed, so nothing is imported here before a fixture
+or marker is used.
 """
 
 from __future__ import annotations
@@ -27,24 +29,41 @@ _GRACE = 0.5
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The settings for pytest.ini and pyproject.toml."""
-    parser.addini("unbroken_missing_server", "what a test does whose server is not installed: fail (the default) or skip", default="fail")
-    parser.addini("unbroken_no_connection_leaks", "watch every test as the marker of that name does", type="bool", default=False)
+    parser.addini(
+        "unbroken_missing_server",
+        "what a test does whose server is not installed: fail (the default) or skip",
+        default="fail",
+    )
+    parser.addini(
+        "unbroken_no_connection_leaks",
+        "watch every test as the marker of that name does",
+        type="bool",
+        default=False,
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The markers."""
-    faults = f"{_FAULTS}: run the test once per fault: played when it calls its fixture unbroken_fault, else beside it"
-    leaks = "unbroken_no_connection_leaks: fail the test if it leaves a connection checked out, and name the place that took it"
+    faults = (
+        f"{_FAULTS}: run the test once per fault: played when it calls its fixture unbroken_fault,"
+        " else beside it"
+    )
+    leaks = (
+        "unbroken_no_connection_leaks: fail the test if it leaves a connection checked out, and"
+        " name the place that took it"
+    )
     config.addinivalue_line("markers", faults)
     config.addinivalue_line("markers", leaks)
 
 
-# -- servers -----------------------------------------------------------------------------------------------------
+# -- servers ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
 def unbroken_servers() -> Iterator[SharedServers]:
-    """The servers of this process (an xdist worker has its own), started when a test asks for one: ``unbroken_servers.get("mysql")``."""
+    """The servers of this process (an xdist worker has its own), started when a test asks for one:
+    ``unbroken_servers.get("mysql")``.
+    """
     from unbroken_drill.databases import SharedServers
 
     with SharedServers() as servers:
@@ -67,7 +86,10 @@ def _fresh(request: pytest.FixtureRequest, kind: str) -> Iterator[Any]:
 
 @pytest.fixture
 def unbroken_mariadb(request: pytest.FixtureRequest) -> Iterator[MariaDB]:
-    """A MariaDB server with a fresh database: ``unbroken_mariadb.url("pymysql")``. A test may stop, kill, freeze and set it."""
+    """A MariaDB server with a fresh database: ``unbroken_mariadb.url("pymysql")``.
+
+    A test may stop, kill, freeze and set it.
+    """
     yield from _fresh(request, "mariadb")
 
 
@@ -89,12 +111,14 @@ def unbroken_mongodb(request: pytest.FixtureRequest) -> Iterator[MongoDB]:
     yield from _fresh(request, "mongodb")
 
 
-# -- what stands on the way --------------------------------------------------------------------------------------
+# -- what stands on the way ------------------------------------------------------------------------
 
 
 @pytest.fixture
 def unbroken_proxy() -> Iterator[Callable[..., FaultProxy]]:
-    """``unbroken_proxy(unbroken_postgres)``: a started FaultProxy before a server (or an address), closed with the test."""
+    """``unbroken_proxy(unbroken_postgres)``: a started FaultProxy before a server (or an address),
+    closed with the test.
+    """
     from unbroken_drill.faults import for_server
     from unbroken_drill.proxy import FaultProxy
     from unbroken_drill.servers import Server
@@ -102,7 +126,11 @@ def unbroken_proxy() -> Iterator[Callable[..., FaultProxy]]:
     with ExitStack() as stack:
 
         def make(upstream: Any, **options: Any) -> FaultProxy:
-            proxy = for_server(upstream, **options) if isinstance(upstream, Server) else FaultProxy(upstream, **options)
+            proxy = (
+                for_server(upstream, **options)
+                if isinstance(upstream, Server)
+                else FaultProxy(upstream, **options)
+            )
             return stack.enter_context(proxy)
 
         yield make
@@ -110,7 +138,8 @@ def unbroken_proxy() -> Iterator[Callable[..., FaultProxy]]:
 
 @pytest.fixture
 def unbroken_pool() -> Iterator[Callable[..., Pool]]:
-    """``unbroken_pool(unbroken_postgres)``: an unbroken.Pool to a server, a fault or a URL, closed with the test.
+    """``unbroken_pool(unbroken_postgres)``: an unbroken.Pool to a server, a fault or a URL, closed
+    with the test.
 
     ``unbroken_pool(unbroken_postgres, "psycopg", max_size=3)``: with that driver, and settings.
     """
@@ -126,7 +155,7 @@ def unbroken_pool() -> Iterator[Callable[..., Pool]]:
         yield make
 
 
-# -- faults ------------------------------------------------------------------------------------------------------
+# -- faults ----------------------------------------------------------------------------------------
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -139,12 +168,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     wrong = [name for name in marker.args if name not in KINDS]
     options = set(marker.kwargs) - {"server", "seconds", "after", "every"}
     if wrong or options or not marker.args:
-        what = f"there is no fault {wrong[0]!r}" if wrong else f"there is no option {min(options)!r}" if options else "it names no fault"
-        raise pytest.UsageError(f"{metafunc.definition.nodeid}: @pytest.mark.{_FAULTS}: {what}; faults are {', '.join(KINDS)}")
+        what = (
+            f"there is no fault {wrong[0]!r}"
+            if wrong
+            else f"there is no option {min(options)!r}"
+            if options
+            else "it names no fault"
+        )
+        raise pytest.UsageError(
+            f"{metafunc.definition.nodeid}: @pytest.mark.{_FAULTS}: {what}; faults are"
+            f" {', '.join(KINDS)}"
+        )
     by_itself = "unbroken_fault" not in metafunc.fixturenames
     if by_itself:
-        metafunc.fixturenames.append("unbroken_fault")  # so that it may be parametrized; pytest_itemcollected has it set up
-    metafunc.parametrize("unbroken_fault", [(name, by_itself) for name in marker.args], ids=marker.args, indirect=True)
+        metafunc.fixturenames.append(
+            "unbroken_fault"
+        )  # so that it may be parametrized; pytest_itemcollected has it set up
+    metafunc.parametrize(
+        "unbroken_fault",
+        [(name, by_itself) for name in marker.args],
+        ids=marker.args,
+        indirect=True,
+    )
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -156,32 +201,48 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture
 def unbroken_fault(request: pytest.FixtureRequest) -> Iterator[Fault]:
-    """The fault of this run of a test with the marker ``unbroken_faults``: call it to play it; connect to its ``url()``."""
+    """The fault of this run of a test with the marker ``unbroken_faults``: call it to play it;
+    connect to its ``url()``.
+    """
     from unbroken_drill.faults import Fault
 
     marker = request.node.get_closest_marker("unbroken_faults")
     if marker is None:
         example = 'unbroken_faults("kill", "restart")'
-        pytest.fail(f"the fixture unbroken_fault needs a marker: @pytest.mark.{_FAULTS}, such as {example}", pytrace=False)
+        pytest.fail(
+            f"the fixture unbroken_fault needs a marker: @pytest.mark.{_FAULTS}, such as {example}",
+            pytrace=False,
+        )
     name, _by_itself = request.param
     kind = marker.kwargs.get("server")
-    kinds = [kind] if kind is not None else [each for each in _SERVERS if f"unbroken_{each}" in request.fixturenames]
+    kinds = (
+        [kind]
+        if kind is not None
+        else [each for each in _SERVERS if f"unbroken_{each}" in request.fixturenames]
+    )
     if len(kinds) != 1 or kinds[0] not in _SERVERS:
         said = f"uses {' and '.join(kinds) or 'none'}" if kind is None else f"says server={kind!r}"
         wanted = f"say unbroken_faults(…, server=…), of {', '.join(_SERVERS)}"
         pytest.fail(f"which server is to have the fault? the test {said}; {wanted}", pytrace=False)
-    with Fault(name, request.getfixturevalue(f"unbroken_{kinds[0]}"), marker.kwargs.get("seconds", 0.3)).ready() as made:
+    with Fault(
+        name, request.getfixturevalue(f"unbroken_{kinds[0]}"), marker.kwargs.get("seconds", 0.3)
+    ).ready() as made:
         yield made
 
 
 @pytest.fixture
 def unbroken_no_connection_leaks() -> None:
-    """The test fails if it leaves a connection of any unbroken pool checked out. As a marker, too."""
+    """The test fails if it leaves a connection of any unbroken pool checked out.
+
+    As a marker, too.
+    """
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Play a fault beside a test that does not play it itself; watch its connections if it asked for that."""
+    """Play a fault beside a test that does not play it itself; watch its connections if it asked
+    for that.
+    """
     beside, watched = _is_played_beside(item), _is_watched(item)
     if not (beside or watched):
         return (yield)
@@ -198,13 +259,25 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
             with Player(fault, after, options.get("every")) as player:
                 result = yield
             if player.error is not None:
-                pytest.fail(f"the fault {fault.name!r} could not be played: {player.error}", pytrace=False)
+                pytest.fail(
+                    f"the fault {fault.name!r} could not be played: {player.error}", pytrace=False
+                )
             if not fault.played:
-                said = "ask for the fixture unbroken_fault and play it, or let it come sooner: unbroken_faults(…, after=0.0)"
-                pytest.fail(f"the test was over before its fault {fault.name!r} came, after {after} s: {said}", pytrace=False)
+                said = (
+                    "ask for the fixture unbroken_fault and play it, or let it come sooner:"
+                    " unbroken_faults(…, after=0.0)"
+                )
+                pytest.fail(
+                    f"the test was over before its fault {fault.name!r} came, after {after} s:"
+                    f" {said}",
+                    pytrace=False,
+                )
         leaks = watch.leaks(_GRACE) if watch is not None else []
         if leaks:
-            pytest.fail("\n".join(["the test left connections behind:", *(f"  {leak}" for leak in leaks)]), pytrace=False)
+            pytest.fail(
+                "\n".join(["the test left connections behind:", *(f"  {leak}" for leak in leaks)]),
+                pytrace=False,
+            )
     return result
 
 

@@ -1,9 +1,11 @@
-"""What an error, or a server's last packet, means for the connection it came from and for those who wait for one.
+"""What an error, or a server's last packet, means for the connection it came from and for those who
+wait for one.
 
-Pure tables and functions: a driver takes the code and the text out of its exception and asks here. Sources: the MySQL
-8.4 and MariaDB 10.11 error references, errmsg.h of both clients, PostgreSQL's errcodes.txt, the drivers' own sources,
-and faults provoked on real servers (tests/drivers). In every function *connecting* says that the error came out of an
-attempt to connect: a timeout then means that the server is away, later that this one connection is lost.
+Pure tables and functions: a driver takes the code and the text out of its exception and asks here.
+Sources: the MySQL 8.4 and MariaDB 10.11 error references, errmsg.h of both clients, PostgreSQL's
+errcodes.txt, the drivers' own sources, and faults provoked on real servers (tests/drivers). In
+every function *connecting* says that the error came out of an attempt to connect: a timeout then
+means that the server is away, later that this one connection is lost.
 """
 
 from __future__ import annotations
@@ -16,15 +18,19 @@ from unbroken.abc import Cause, Fault, FaultKind
 
 _K = FaultKind
 
-# ---------------------------------------------------------------------------------------------- text for people
+# -- text for people -------------------------------------------------------------------------------
 
-_SECRET = re.compile(r"""(?ix) \b (password|passwd|pwd|secret) (\s*[=:]\s*) ('[^']*' | "[^"]*" | [^\s,;&)]+)""")
+_SECRET = re.compile(
+    r"""(?ix) \b (password|passwd|pwd|secret) (\s*[=:]\s*) ('[^']*' | "[^"]*" | [^\s,;&)]+)"""
+)
 _USERINFO = re.compile(r"(\w+://[^\s:/@]*):[^\s/]*@")
 _MAX_TEXT = 300
 
 
 def one_line(text: object, secret: str | None = None) -> str:
-    """*text* as one line of at most 300 characters, without *secret* and without anything that looks like a password."""
+    """*text* as one line of at most 300 characters, without *secret* and without anything that
+    looks like a password.
+    """
     line = " ".join(str(text).split())
     if secret:
         line = line.replace(secret, "***")
@@ -32,10 +38,19 @@ def one_line(text: object, secret: str | None = None) -> str:
     return line if len(line) <= _MAX_TEXT else line[: _MAX_TEXT - 1] + "…"
 
 
-# ---------------------------------------------------------------------------------------------- the system's errors
+# -- the -------------------------------------------------------------------------------------------
+# system's errors
 
 _REFUSED = {E.ECONNREFUSED, E.ENOENT}  # ENOENT: the unix socket's file is not there
-_UNREACHABLE = {E.ETIMEDOUT, E.EHOSTUNREACH, E.ENETUNREACH, E.EHOSTDOWN, E.ENETDOWN, E.ENETRESET, E.EADDRNOTAVAIL}
+_UNREACHABLE = {
+    E.ETIMEDOUT,
+    E.EHOSTUNREACH,
+    E.ENETUNREACH,
+    E.EHOSTDOWN,
+    E.ENETDOWN,
+    E.ENETRESET,
+    E.EADDRNOTAVAIL,
+}
 _RESET = {E.ECONNRESET, E.EPIPE, E.ECONNABORTED, E.ENOTCONN, E.ESHUTDOWN}
 _DENIED = {E.EACCES, E.EPERM}
 
@@ -65,7 +80,9 @@ _EMBEDDED = re.compile(r"\[Errno (-?\d+)\]|\((-?\d+)(?:\)|\s+\"| ')|system error
 
 
 def errno_of_text(text: str) -> int | None:
-    """The system's (or getaddrinfo's) number inside a driver's message, or what its words say; None without one."""
+    """The system's (or getaddrinfo's) number inside a driver's message, or what its words say; None
+    without one.
+    """
     found = _EMBEDDED.search(text)
     if found:
         return int(next(group for group in found.groups() if group))
@@ -92,17 +109,25 @@ def _of_errno(number: int, text: str, connecting: bool) -> Fault | None:
 
 
 def chain(exc: BaseException) -> Iterator[BaseException]:
-    """*exc*, then what it was raised from, innermost last; PyMySQL's ``original_exception`` counts too."""
+    """*exc*, then what it was raised from, innermost last; PyMySQL's ``original_exception`` counts
+    too.
+    """
     seen: set[int] = set()
     link: BaseException | None = exc
     while link is not None and id(link) not in seen:
         seen.add(id(link))
         yield link
-        link = getattr(link, "original_exception", None) or link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+        link = (
+            getattr(link, "original_exception", None)
+            or link.__cause__
+            or (None if link.__suppress_context__ else link.__context__)
+        )
 
 
 def os_fault(exc: BaseException, *, connecting: bool = False) -> Fault:
-    """What an exception of the system (socket, name service, TLS, timeout) means; OTHER for anything else."""
+    """What an exception of the system (socket, name service, TLS, timeout) means; OTHER for
+    anything else.
+    """
     text = one_line(str(exc) or type(exc).__name__)
     names = {cls.__name__ for cls in type(exc).__mro__}
     number = getattr(exc, "errno", None)
@@ -114,7 +139,9 @@ def os_fault(exc: BaseException, *, connecting: bool = False) -> Fault:
     if isinstance(exc, EOFError):
         return Fault(_K.LOST, Cause.CLOSED_BY_PEER, None, text)
     if isinstance(exc, TimeoutError):
-        return _of_errno(number or E.ETIMEDOUT, text, connecting) or Fault(_K.LOST, None, number, text)
+        return _of_errno(number or E.ETIMEDOUT, text, connecting) or Fault(
+            _K.LOST, None, number, text
+        )
     if isinstance(exc, OSError):
         number = number if number is not None else errno_of_text(text)
         known = _of_errno(number, text, connecting) if number is not None else None
@@ -130,11 +157,16 @@ def _of_tls(names: set[str], text: str, connecting: bool) -> Fault:
     if names & {"SSLEOFError", "SSLZeroReturnError", "SSLSyscallError"}:
         return Fault(_K.LOST, Cause.CLOSED_BY_PEER, None, text)
     if "timed out" in text:
-        return Fault(_K.UNREACHABLE if connecting else _K.LOST, None if connecting else Cause.SILENT_DROP, None, text)
+        return Fault(
+            _K.UNREACHABLE if connecting else _K.LOST,
+            None if connecting else Cause.SILENT_DROP,
+            None,
+            text,
+        )
     return Fault(_K.REJECTED if connecting else _K.LOST, None, None, text)
 
 
-# ---------------------------------------------------------------------------------------------- MySQL and MariaDB
+# -- MySQL and MariaDB -----------------------------------------------------------------------------
 
 _MYSQL_CAUSES: dict[int, Cause | None] = {
     1927: Cause.KILLED,  # ER_CONNECTION_KILLED (MariaDB)
@@ -148,33 +180,52 @@ _MYSQL_CAUSES: dict[int, Cause | None] = {
     1158: None,  # ER_NET_READ_ERROR
     1159: Cause.IDLE_LIMIT,  # ER_NET_READ_INTERRUPTED: the server waited for us too long
     1160: None,  # ER_NET_ERROR_ON_WRITE
-    1161: Cause.SILENT_DROP,  # ER_NET_WRITE_INTERRUPTED: the server could not write to us in net_write_timeout
+    1161: (
+        Cause.SILENT_DROP
+    ),  # ER_NET_WRITE_INTERRUPTED: the server could not write to us in net_write_timeout
 }
-#: Client codes: the connection is gone (2006, 2013, 2055), or out of step with the protocol (2014, 2027, 2048).
+#: Client codes: the connection is gone (2006, 2013, 2055), or out of step with the protocol (2014,
+#: 2027, 2048).
 _MYSQL_CLIENT_LOST = {2006, 2013, 2014, 2027, 2045, 2048, 2055}
-#: How OpenSSL says that the other side went away during the handshake; the last two are the client library's words where OpenSSL has no
-#: error of its own to tell: nothing, or SSL_ERROR_SYSCALL.
-_HUNG_UP_IN_TLS = ("unexpected eof", "connection reset", "broken pipe", "connection was closed", "error:00000000", "error:00000005")
+#: How OpenSSL says that the other side went away during the handshake; the last two are the client
+#: library's words where OpenSSL has no error of its own to tell: nothing, or SSL_ERROR_SYSCALL.
+_HUNG_UP_IN_TLS = (
+    "unexpected eof",
+    "connection reset",
+    "broken pipe",
+    "connection was closed",
+    "error:00000000",
+    "error:00000005",
+)
 _MYSQL_CLIENT_CONNECT = {2001, 2002, 2003, 2004, 2005, 2009, 2010, 2011, 2012}
 _MYSQL_TOO_MANY = {1040, 1203, 1135}  # server full, user full, no thread to be had
 _MYSQL_REJECTED = {
     1044, 1045, 1049, 1129, 1130, 1251, 1524, 1698, 1820, 1862, 3118, 3159, 4151,  # the server's no
-    2007, 2019, 2047, 2049, 2054, 2058, 2059, 2060, 2061,  # the client's: protocol, character set, authentication plugin
+    # the client's: protocol, character set, authentication plugin
+    2007, 2019, 2047, 2049, 2054, 2058, 2059, 2060, 2061,
 }  # fmt: skip
-_MYSQL_READ_ONLY = {1836}  # the server is; 1792 is the transaction, which the application may have wanted so
+_MYSQL_READ_ONLY = {
+    1836
+}  # the server is; 1792 is the transaction, which the application may have wanted so
 _MYSQL_TOO_LARGE = {1153, 2020}
-_MYSQL_RETRY = {1213, 3101}  # deadlock (and Galera's certification failure), group replication's forced rollback
+_MYSQL_RETRY = {
+    1213,
+    3101,
+}  # deadlock (and Galera's certification failure), group replication's forced rollback
 
 
 def mysql_fault(errno: int | None, text: str, *, connecting: bool = False) -> Fault:
     """What error *errno* of a MySQL or MariaDB server or client, with its message *text*, means.
 
-    1205 (lock wait timeout) is OTHER: it undoes one statement, not the transaction, so nothing may be replayed on it.
+    1205 (lock wait timeout) is OTHER: it undoes one statement, not the transaction, so nothing may
+    be replayed on it.
     """
     line = one_line(text)
     if errno in _MYSQL_CAUSES:
         cause = _MYSQL_CAUSES[errno]
-        return Fault(_K.NOT_READY if connecting and cause is Cause.SHUTDOWN else _K.LOST, cause, errno, line)
+        return Fault(
+            _K.NOT_READY if connecting and cause is Cause.SHUTDOWN else _K.LOST, cause, errno, line
+        )
     if errno in _MYSQL_CLIENT_LOST or errno == 2026:
         return _mysql_lost(errno, line, connecting)
     if errno in _MYSQL_CLIENT_CONNECT:
@@ -186,10 +237,17 @@ def mysql_fault(errno: int | None, text: str, *, connecting: bool = False) -> Fa
     if errno in _MYSQL_REJECTED or (errno == 1226 and "max_connections_per_hour" in text):
         return Fault(_K.REJECTED, None, errno, line)
     if errno in _MYSQL_TOO_LARGE:
-        return Fault(_K.REJECTED if connecting else _K.TOO_LARGE, None, errno, f"larger than max_allowed_packet: {line}")
+        return Fault(
+            _K.REJECTED if connecting else _K.TOO_LARGE,
+            None,
+            errno,
+            f"larger than max_allowed_packet: {line}",
+        )
     if errno == 1792:
         return Fault(_K.READ_ONLY, None, errno, line)
-    if errno in _MYSQL_READ_ONLY or (errno == 1290 and "read-only" in text.replace("_", "-").lower()):
+    if errno in _MYSQL_READ_ONLY or (
+        errno == 1290 and "read-only" in text.replace("_", "-").lower()
+    ):
         return Fault(_K.WRONG_SERVER, Cause.FAILOVER, errno, line)
     if errno == 1047 and "wsrep" in text.lower():  # a Galera node outside the primary component
         return Fault(_K.NOT_READY if connecting else _K.WRONG_SERVER, Cause.FAILOVER, errno, line)
@@ -198,12 +256,15 @@ def mysql_fault(errno: int | None, text: str, *, connecting: bool = False) -> Fa
 
 def _mysql_lost(errno: int, line: str, connecting: bool) -> Fault:
     number = errno_of_text(line)
-    if number in (E.EAGAIN, E.EINPROGRESS) and connecting:  # libmariadb's word for a handshake that timed out
+    if (
+        number in (E.EAGAIN, E.EINPROGRESS) and connecting
+    ):  # libmariadb's word for a handshake that timed out
         number = E.ETIMEDOUT
     known = _of_errno(number, line, connecting) if number is not None else None
     if known is not None and known.kind in (_K.LOST, _K.UNREACHABLE):
         return Fault(known.kind, known.cause, errno, line)
-    # TLS: a certificate or a version that will not do, unless the server was ended in the middle of it
+    # TLS: a certificate or a version that will not do, unless the server was ended in the middle of
+    # it
     if errno == 2026 and connecting and not any(word in line.lower() for word in _HUNG_UP_IN_TLS):
         return Fault(_K.REJECTED, None, errno, line)
     return Fault(_K.LOST, None, errno, line)
@@ -211,7 +272,9 @@ def _mysql_lost(errno: int, line: str, connecting: bool) -> Fault:
 
 def _mysql_connect(errno: int, line: str) -> Fault:
     number = errno_of_text(line)
-    if number == E.EINPROGRESS:  # libmariadb's (115) for a connect that failed at once: a time-out is (110)
+    if (
+        number == E.EINPROGRESS
+    ):  # libmariadb's (115) for a connect that failed at once: a time-out is (110)
         number = E.ECONNREFUSED
     known = _of_errno(number, line, True) if number is not None else None
     if known is not None:
@@ -219,10 +282,12 @@ def _mysql_connect(errno: int, line: str) -> Fault:
     return Fault(_K.REJECTED if errno == 2005 else _K.UNREACHABLE, None, errno, line)
 
 
-# ---------------------------------------------------------------------------------------------- PostgreSQL
+# -- PostgreSQL ------------------------------------------------------------------------------------
 
 _PG_CAUSES: dict[str, Cause | None] = {
-    "57P01": Cause.KILLED,  # admin_shutdown: the same words for pg_terminate_backend and for a fast shutdown
+    "57P01": (
+        Cause.KILLED
+    ),  # admin_shutdown: the same words for pg_terminate_backend and for a fast shutdown
     "57P02": Cause.CRASHED,  # crash_shutdown
     "57P04": None,  # database_dropped
     "57P05": Cause.IDLE_LIMIT,  # idle_session_timeout (14+)
@@ -250,7 +315,8 @@ _BOUNCER_WORDS: tuple[tuple[str, FaultKind], ...] = (
     ("client_idle_timeout", _K.LOST),
     ("connection", _K.LOST),
 )
-#: libpq's and the server's words where no SQLSTATE is handed on (libpq gives none for a failed connect).
+#: libpq's and the server's words where no SQLSTATE is handed on (libpq gives none for a failed
+#: connect).
 _PG_WORDS: tuple[tuple[str, FaultKind, str | None], ...] = (
     ("starting up", _K.NOT_READY, "57P03"),
     ("shutting down", _K.NOT_READY, "57P03"),
@@ -281,16 +347,20 @@ _PG_WORDS: tuple[tuple[str, FaultKind, str | None], ...] = (
 )  # fmt: skip
 _PG_ROLE_OR_DATABASE = re.compile(r'(role|database) "[^"]*" does not exist', re.IGNORECASE)
 _PG_LOST_WORDS = (
-    "server closed the connection", "connection is closed", "the connection is lost", "connection was closed",
-    "connection already closed", "terminating connection", "connection socket closed", "ssl connection has been closed",
-    "ssl syscall error", "no connection to the server", "could not receive data", "could not send data",
-    "consuming input failed", "lost synchronization", "connection not open", "unexpected connection_lost",
-    "underlying connection is closed", "sending query failed", "flushing failed", "connection is bad",
+    "server closed the connection", "connection is closed", "the connection is lost",
+    "connection was closed", "connection already closed", "terminating connection",
+    "connection socket closed", "ssl connection has been closed", "ssl syscall error",
+    "no connection to the server", "could not receive data", "could not send data",
+    "consuming input failed", "lost synchronization", "connection not open",
+    "unexpected connection_lost", "underlying connection is closed", "sending query failed",
+    "flushing failed", "connection is bad",
 )  # fmt: skip
 
 
 def postgres_fault(sqlstate: str | None, text: str, *, connecting: bool = False) -> Fault:
-    """What an error of PostgreSQL (or PgBouncer, or libpq: *sqlstate* None) with its message *text* means."""
+    """What an error of PostgreSQL (or PgBouncer, or libpq: *sqlstate* None) with its message *text*
+    means.
+    """
     line = one_line(text)
     if not sqlstate:
         return _postgres_words(line, connecting)
@@ -307,7 +377,12 @@ def postgres_fault(sqlstate: str | None, text: str, *, connecting: bool = False)
     if sqlstate in _PG_REJECTED or (connecting and sqlstate in ("42501", "42704", "22023")):
         return Fault(_K.REJECTED, None, sqlstate, line)
     if sqlstate == "25006":  # after a failover, or because the application asked for it
-        return Fault(_K.WRONG_SERVER if connecting else _K.READ_ONLY, Cause.FAILOVER if connecting else None, sqlstate, line)
+        return Fault(
+            _K.WRONG_SERVER if connecting else _K.READ_ONLY,
+            Cause.FAILOVER if connecting else None,
+            sqlstate,
+            line,
+        )
     if sqlstate == "08P01":
         return _bouncer(sqlstate, line, connecting)
     if sqlstate.startswith("08"):
@@ -316,7 +391,9 @@ def postgres_fault(sqlstate: str | None, text: str, *, connecting: bool = False)
 
 
 def _bouncer(sqlstate: str, line: str, connecting: bool) -> Fault:
-    """08P01 is PgBouncer's code for everything; from a server in use it is a protocol slip of the application's."""
+    """08P01 is PgBouncer's code for everything; from a server in use it is a protocol slip of the
+    application's.
+    """
     lower = line.lower()
     if not connecting and "bind message" in lower:
         return Fault(_K.OTHER, None, sqlstate, line)
@@ -348,7 +425,8 @@ def _postgres_words(line: str, connecting: bool) -> Fault:
         return known
     if any(words in lower for words in _PG_LOST_WORDS):
         return Fault(_K.LOST, _pg_goodbye(lower), None, line)
-    # A failed connect whose words are in another language: waiting is bounded and harms less than giving up.
+    # A failed connect whose words are in another language: waiting is bounded and harms less than
+    # giving up.
     return Fault(_K.NOT_READY if connecting else _K.OTHER, None, None, line)
 
 
@@ -364,21 +442,25 @@ def _pg_goodbye(lower: str) -> Cause | None:
     return None
 
 
-# ---------------------------------------------------------------------------------------------- last words
+# -- last words ------------------------------------------------------------------------------------
 
 
 def is_goodbye(code: int | str, text: str, backend: str) -> bool:
-    """Whether a server that sent *code* (MySQL errno or SQLSTATE) and *text* unasked ends the session with it."""
+    """Whether a server that sent *code* (MySQL errno or SQLSTATE) and *text* unasked ends the
+    session with it.
+    """
     if backend == "postgresql":
         return postgres_fault(str(code), text).is_lost
     return mysql_fault(int(code), text).is_lost
 
 
 def cause_of_words(code: int | str | None, text: str, backend: str) -> Cause:
-    """Why a server ended an idle connection, from its last packet: *code* (MySQL errno or SQLSTATE) and *text*.
+    """Why a server ended an idle connection, from its last packet: *code* (MySQL errno or SQLSTATE)
+    and *text*.
 
-    *backend* is ``mysql``, ``mariadb`` or ``postgresql``. CLOSED_BY_PEER where the packet does not tell. PostgreSQL says
-    57P01 in the same words for pg_terminate_backend and for a shutdown; KILLED then means "on an administrator's order".
+    *backend* is ``mysql``, ``mariadb`` or ``postgresql``. CLOSED_BY_PEER where the packet does not
+    tell. PostgreSQL says 57P01 in the same words for pg_terminate_backend and for a shutdown;
+    KILLED then means "on an administrator's order".
     """
     lower = text.lower()
     if backend == "postgresql":

@@ -1,8 +1,8 @@
 """One connection's life: when it was born and last used, who has it now, and why it died.
 
-An entry is owned by exactly one party at a time: the pool (it stands in ``Kernel.idle``), a caller (it stands in
-``Kernel.lent``), or a worker that opens, checks or closes it. Only its owner may change it, except for ``condemn``,
-which is one atomic write and may come from anywhere.
+An entry is owned by exactly one party at a time: the pool (it stands in ``Kernel.idle``), a caller
+(it stands in ``Kernel.lent``), or a worker that opens, checks or closes it. Only its owner may
+change it, except for ``condemn``, which is one atomic write and may come from anywhere.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ CONDEMNED = -1
 
 
 class Entry:
-    """One connection of a pool and what the pool knows of it. Times are ``time.monotonic()`` seconds."""
+    """One connection of a pool and what the pool knows of it.
+
+    Times are ``time.monotonic()`` seconds.
+    """
 
     __slots__ = (
         "__weakref__",
@@ -62,7 +65,9 @@ class Entry:
         self.ref: Any = None  #: that weak reference
         self.key = id(conn)
         self.fd: int | None = None
-        self.identity: tuple[int, int] | None = None  #: device and inode of its socket: descriptors are reused
+        self.identity: tuple[int, int] | None = (
+            None  #: device and inode of its socket: descriptors are reused
+        )
         self.poll: Callable[[int], list[Any]] = _nothing_to_see
         self.session: str | None = None  #: the server's number for it
         self.born = now
@@ -71,20 +76,34 @@ class Entry:
         self.generation = generation
         self.uses = 0
         self.count: Callable[[], int | None] = _not_counted  #: what was sent on its socket so far
-        self.sent: int | None = None  #: that count when it was last certain that no transaction was open
+        self.sent: int | None = (
+            None  #: that count when it was last certain that no transaction was open
+        )
         self.settled_at = -1  #: the use in which our own COMMIT or ROLLBACK was answered last
-        self.opening: Any = None  #: what a reset of its session has to set again; None: it is not known, so it is closed
-        self.recall: Callable[[], Any] = _not_counted  #: gives what asks its holder to give it back, or None
+        #: what a reset of its session has to set again; None: it is not known, so it is closed
+        self.opening: Any = None
+        self.recall: Callable[[], Any] = (
+            _not_counted  #: gives what asks its holder to give it back, or None
+        )
         self.reset_at = -1  #: the use after which its session was reset
-        self.traits: Any = None  #: how its driver described it when it was opened; see :meth:`doubt`
-        self.suspect: tuple[Any] | None = None  #: those traits, while the server has to be asked why it took no write
+        self.traits: Any = (
+            None  #: how its driver described it when it was opened; see :meth:`doubt`
+        )
+        self.suspect: tuple[Any] | None = (
+            None  #: those traits, while the server has to be asked why it took no write
+        )
         self.taken_at = now
         self.code: CodeType | None = None  #: where it was taken: the code object …
-        self.lasti = -1  #: … and the instruction, inverted where it began no ``with`` block of ours: see :meth:`taken_at_call`
+        #: … and the instruction, inverted where it began no ``with`` block of ours: see
+        #: :meth:`taken_at_call`
+        self.lasti = -1
         self.run_in = -1  #: the use that a call of ``run`` is: it ends when that call does
         self.holder = 0  #: the thread's ident
         self.reported = 0  #: the use whose holder was reported as a leak
-        self.joined: tuple[int | None, int] = (None, 0)  #: what was sent, and reported, when it joined a unit of work
+        self.joined: tuple[int | None, int] = (
+            None,
+            0,
+        )  #: what was sent, and reported, when it joined a unit of work
         self.watched = False  #: whether its statements are being told to a unit of work
         self.cause: Cause | None = None  #: why it ended, or will
         self.words = ""  #: what the server said about that
@@ -100,11 +119,16 @@ class Entry:
         return self.lasti if self.lasti >= 0 else ~self.lasti
 
     def taken_at_call(self, code: CodeType, lasti: int) -> None:
-        """Note the place of a use that may go on after the call at *lasti* has returned, and the function with it."""
+        """Note the place of a use that may go on after the call at *lasti* has returned, and the
+        function with it.
+        """
         self.code, self.lasti = code, ~lasti
 
     def doubt(self) -> None:
-        """The server refused a write as read-only: before the next use it is asked why. Until then nobody takes it for clean."""
+        """The server refused a write as read-only: before the next use it is asked why.
+
+        Until then nobody takes it for clean.
+        """
         if self.suspect is None:
             self.suspect, self.traits = (self.traits,), _DOUBTED
 
@@ -114,13 +138,19 @@ class Entry:
             (self.traits,), self.suspect = self.suspect, None
 
     def condemn(self, cause: Cause, words: str = "") -> None:
-        """See to it that it is closed instead of lent again. Safe from any thread; the first cause stands."""
+        """See to it that it is closed instead of lent again.
+
+        Safe from any thread; the first cause stands.
+        """
         if self.cause is None:
             self.cause, self.words = cause, words
         self.generation = CONDEMNED
 
     def __repr__(self) -> str:
-        return f"<connection {self.session or hex(self.key)} used {self.uses} times{f', {self.cause}' if self.cause else ''}>"
+        return (
+            f"<connection {self.session or hex(self.key)} used {self.uses}"
+            f" times{f', {self.cause}' if self.cause else ''}>"
+        )
 
 
 #: Traits that no connection has.
@@ -145,7 +175,10 @@ class Place:
 
     @classmethod
     def of(cls, code: CodeType, lasti: int) -> Place:
-        """The line of instruction *lasti* of *code*. Worked out only when somebody asks: that costs more than noting both."""
+        """The line of instruction *lasti* of *code*.
+
+        Worked out only when somebody asks: that costs more than noting both.
+        """
         line = code.co_firstlineno
         for start, end, number in code.co_lines():
             if start <= lasti < end and number is not None:

@@ -1,4 +1,6 @@
-"""What a connection needs before it may be lent, or while it is idle: nothing, a ping, or retirement (and why)."""
+"""What a connection needs before it may be lent, or while it is idle: nothing, a ping, or
+retirement (and why).
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from unbroken.abc import Capabilities, Cause
 from unbroken.brain.entry import Entry
 from unbroken.settings import Settings
 
-#: A connection idle for this part of the server's limit is pinged before it is lent: the server could be closing it
-#: at this very moment, and a look at the socket cannot see what is still on its way.
+#: A connection idle for this part of the server's limit is pinged before it is lent: the server
+#: could be closing it at this very moment, and a look at the socket cannot see what is still on its
+#: way.
 CLOSE_TO_LIMIT = 0.9
 
 #: The last part of max_age over which retirements are spread (HikariCP: 25 % since 6.1.0).
@@ -20,7 +23,8 @@ AGE_JITTER = 0.25
 #: Keepalive probes that must go unanswered before a connection counts as lost.
 PROBES = 3
 
-#: The first keepalive probe where nothing else bounds it: below the shortest common NAT's memory, 60 s.
+#: The first keepalive probe where nothing else bounds it: below the shortest common NAT's memory,
+#: 60 s.
 KEEPALIVE = 30.0
 
 
@@ -44,7 +48,14 @@ class Policy:
     send_timeout: float
 
     @classmethod
-    def decide(cls, settings: Settings, capabilities: Capabilities, *, is_tcp: bool = True, idle_limit: float | None = None) -> Policy:
+    def decide(
+        cls,
+        settings: Settings,
+        capabilities: Capabilities,
+        *,
+        is_tcp: bool = True,
+        idle_limit: float | None = None,
+    ) -> Policy:
         """Fill in what was left automatic. *idle_limit* is what is known of the server's."""
         return cls(
             max_age=_default(settings.max_age, 3600.0),
@@ -58,7 +69,9 @@ class Policy:
     @property
     def probe_every(self) -> float:
         """Seconds between keepalive probes: PROBES of them are lost when send_timeout is over."""
-        left = self.keepalive if self.send_timeout == math.inf else self.send_timeout - self.keepalive
+        left = (
+            self.keepalive if self.send_timeout == math.inf else self.send_timeout - self.keepalive
+        )
         return max(left / PROBES, 1.0)
 
     @property
@@ -77,7 +90,9 @@ class Policy:
         return Need.PING if now - entry.last_used >= self.fresh_for else Need.NOTHING
 
     def overdue(self, entry: Entry, now: float, *, spare: bool) -> Cause | None:
-        """Why an idle *entry* should be closed now; None if it may stay. *spare*: the pool keeps enough without it."""
+        """Why an idle *entry* should be closed now; None if it may stay. *spare*: the pool keeps
+        enough without it.
+        """
         if now >= entry.retire_at:
             return Cause.MAX_AGE
         idle = now - entry.last_used
@@ -86,14 +101,30 @@ class Policy:
         return None
 
     def wants_exercise(self, entry: Entry, now: float) -> bool:
-        """Whether an idle *entry* that is to be kept should be pinged, so that the server does not drop it."""
+        """Whether an idle *entry* that is to be kept should be pinged, so that the server does not
+        drop it.
+        """
         return now - entry.last_used >= self.idle_limit * (CLOSE_TO_LIMIT / 2)
 
     @property
     def tick(self) -> float:
-        """How often idle and lent connections are looked through. Short limits need a closer eye; 1 s is enough else."""
-        part = (1 - CLOSE_TO_LIMIT) / 2  # often enough to act between "close to the limit" and the limit itself
-        return max(0.05, min(1.0, self.idle_limit * part, self.max_idle / 4, self.max_age / 4, self.send_timeout / 4))
+        """How often idle and lent connections are looked through.
+
+        Short limits need a closer eye; 1 s is enough else.
+        """
+        part = (
+            1 - CLOSE_TO_LIMIT
+        ) / 2  # often enough to act between "close to the limit" and the limit itself
+        return max(
+            0.05,
+            min(
+                1.0,
+                self.idle_limit * part,
+                self.max_idle / 4,
+                self.max_age / 4,
+                self.send_timeout / 4,
+            ),
+        )
 
 
 def _ping_after(capabilities: Capabilities, is_tcp: bool) -> float:
@@ -101,11 +132,16 @@ def _ping_after(capabilities: Capabilities, is_tcp: bool) -> float:
         return math.inf
     if not capabilities.fileno:
         return 1.0
-    return 60.0 if is_tcp else math.inf  # on a unix socket nothing gets lost without the kernel knowing
+    return (
+        60.0 if is_tcp else math.inf
+    )  # on a unix socket nothing gets lost without the kernel knowing
 
 
 def _keepalive(given: float | None, send_timeout: float) -> float:
-    """When the first probe is sent. Once send_timeout is over, the kernel takes a single lost probe for the end (tcp(7))."""
+    """When the first probe is sent.
+
+    Once send_timeout is over, the kernel takes a single lost probe for the end (tcp(7)).
+    """
     half = send_timeout / 2
     return given if given == math.inf else min(half, _default(given, KEEPALIVE))
 

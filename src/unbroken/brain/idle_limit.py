@@ -1,8 +1,9 @@
-"""How long this server (or a NAT or balancer before it) lets a connection idle: told by the server, or learned.
+"""How long this server (or a NAT or balancer before it) lets a connection idle: told by the server,
+or learned.
 
-Learning: deaths of idle connections are noted with how long each had been idle. Two deaths at about the same idle time,
-at different moments, make a limit. Deaths at one moment do not: that was a restart. A connection found alive
-beyond the learned limit takes it back.
+Learning: deaths of idle connections are noted with how long each had been idle. Two deaths at about
+the same idle time, at different moments, make a limit. Deaths at one moment do not: that was a
+restart. A connection found alive beyond the learned limit takes it back.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ SHORTEST = 0.5
 
 
 class IdleLimit:
-    """What is known of one server's idle limit. ``asked`` says whether the server's own word is in."""
+    """What is known of one server's idle limit.
+
+    ``asked`` says whether the server's own word is in.
+    """
 
     __slots__ = ("_deaths", "asked", "learned", "told")
 
@@ -30,7 +34,9 @@ class IdleLimit:
 
     @property
     def limit(self) -> float:
-        """The lower of what was told and what was learned, in seconds; ``math.inf`` when neither."""
+        """The lower of what was told and what was learned, in seconds; ``math.inf`` when
+        neither.
+        """
         return min(self.told or math.inf, self.learned or math.inf)
 
     def tell(self, limit: float | None) -> None:
@@ -38,11 +44,17 @@ class IdleLimit:
         self.asked, self.told = True, limit
 
     def died(self, now: float, idle: float) -> bool:
-        """An idle connection was found ended by the other side after *idle* seconds. True: a limit was learned."""
+        """An idle connection was found ended by the other side after *idle* seconds.
+
+        True: a limit was learned.
+        """
         if idle < SHORTEST:
             return False
         if self._deaths and now - self._deaths[-1][0] < SAME_MOMENT:
-            self._deaths[-1] = (now, -math.inf)  # several at once: a restart, whatever their idle times
+            self._deaths[-1] = (
+                now,
+                -math.inf,
+            )  # several at once: a restart, whatever their idle times
             return False
         agreeing = [d for _, d in self._deaths if abs(d - idle) <= AGREEMENT * idle]
         self._deaths = [*self._deaths[-7:], (now, idle)]
@@ -55,7 +67,10 @@ class IdleLimit:
         return True
 
     def survived(self, idle: float) -> bool:
-        """A connection was found alive after *idle* seconds. True: that took a learned limit back."""
+        """A connection was found alive after *idle* seconds.
+
+        True: that took a learned limit back.
+        """
         if self.learned is not None and idle > self.learned * (1 + AGREEMENT):
             self.learned = None
             self._deaths.clear()

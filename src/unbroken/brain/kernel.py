@@ -1,20 +1,23 @@
 """★ The heart: who has a connection, who waits for one, who is granted one.
 
-Every change of ownership stands in this file. Nothing here does I/O, knows the clock or takes a lock.
+Every change of ownership stands in this file. Nothing here does I/O, knows the clock or takes a
+lock.
 
-**The lock rule.** Two moves are lock-free, because each is one atomic operation on a deque or dict: taking an idle
-entry (``idle.pop()``) and putting one back (``idle.append(entry)``). The bodies do these inline, in this order:
+**The lock rule.** Two moves are lock-free, because each is one atomic operation on a deque or dict:
+taking an idle entry (``idle.pop()``) and putting one back (``idle.append(entry)``). The bodies do
+these inline, in this order:
 
-* a taker looks at ``waiting`` first and pops only when nobody waits: it never overtakes the line; then it notes the
-  entry in ``lent``;
-* a giver takes the entry out of ``lent``, appends *first* and looks at ``waiting`` (and at the generation)
-  *afterwards*; a waiter joins ``waiting`` first and looks at ``idle`` afterwards (``enter``). Whichever comes second
-  sees the other, so no wake-up is lost.
+* a taker looks at ``waiting`` first and pops only when nobody waits: it never overtakes the line;
+  then it notes the entry in ``lent``;
+* a giver takes the entry out of ``lent``, appends *first* and looks at ``waiting`` (and at the
+  generation) *afterwards*; a waiter joins ``waiting`` first and looks at ``idle`` afterwards
+  (``enter``). Whichever comes second sees the other, so no wake-up is lost.
 
-``tests/core/test_moves.py`` lists where they stand: it finds each line in the sources that changes an owner.
+``tests/core/test_moves.py`` lists where they stand: it finds each line in the sources that changes
+an owner.
 
-Everything else is a method below, and the caller must hold the body's lock. Methods return what is to be done
-(tickets to wake, entries to close); the caller does it after letting go of the lock.
+Everything else is a method below, and the caller must hold the body's lock. Methods return what is
+to be done (tickets to wake, entries to close); the caller does it after letting go of the lock.
 """
 
 from __future__ import annotations
@@ -50,16 +53,20 @@ class Kernel:
     """The state of one pool in one process. See the module for the lock rule."""
 
     __slots__ = (
-        "closed", "entries", "exiled", "generation", "idle", "keep", "lent", "max_size", "min_size", "oldest_first", "opening",
-        "returning", "silent", "waiting",
+        "closed", "entries", "exiled", "generation", "idle", "keep", "lent", "max_size", "min_size",
+        "oldest_first", "opening", "returning", "silent", "waiting",
     )  # fmt: skip
 
     def __init__(self, max_size: int, min_size: int = 0) -> None:
         self.max_size = max_size
         self.min_size = min_size
         self.keep = math.inf  #: idle connections kept at most: those beyond are closed
-        self.oldest_first = False  #: lend from the left end of idle instead, which a framework may promise
-        self.idle: deque[Entry] = deque()  #: lent from the right end: the warmest first, the rest may be retired
+        self.oldest_first = (
+            False  #: lend from the left end of idle instead, which a framework may promise
+        )
+        self.idle: deque[Entry] = (
+            deque()
+        )  #: lent from the right end: the warmest first, the rest may be retired
         self.lent: dict[int, Entry] = {}  #: by id of the driver's connection
         self.returning: dict[int, Entry] = {}  #: given back, but its reset is still under way
         self.exiled: dict[int, Entry] = {}  #: taken away from a holder who still has the object
@@ -75,15 +82,18 @@ class Kernel:
         """Connections that are open or being opened."""
         return len(self.entries) + self.opening
 
-    # -- the line ------------------------------------------------------------------------------------------------
+    # -- the line ----------------------------------------------------------------------------------
 
     def enter(self, ticket: Ticket, *, front: bool = False) -> list[Ticket]:
-        """Give *ticket* an idle entry, or a place in the line: tickets to wake, which may include this one.
+        """Give *ticket* an idle entry, or a place in the line: tickets to wake, which may include
+        this one.
 
-        *front*: for one who was granted an entry that proved dead: it does not start again at the end.
+        *front*: for one who was granted an entry that proved dead: it does not start again at the
+        end.
         """
         (self.waiting.appendleft if front else self.waiting.append)(ticket)
-        # Only after joining the line: a giver that appends from now on sees it, one that appended before is seen here.
+        # Only after joining the line: a giver that appends from now on sees it, one that appended
+        # before is seen here.
         return self._grant()
 
     def serve(self) -> tuple[list[Ticket], list[Entry]]:
@@ -93,13 +103,18 @@ class Kernel:
         return granted, stale + self._take_spare()
 
     def _grant(self) -> list[Ticket]:
-        """Idle entries to those who wait. A ticket leaves the line only once it has something: an exception may strike anywhere."""
+        """Idle entries to those who wait.
+
+        A ticket leaves the line only once it has something: an exception may strike anywhere.
+        """
         granted: list[Ticket] = []
         while self._next_in_line() is not None:
             entry = self._pop_idle()
             if entry is None:
                 break
-            ticket = self._next_in_line()  # again: a finalizer that ran just now may have granted it something
+            ticket = (
+                self._next_in_line()
+            )  # again: a finalizer that ran just now may have granted it something
             if ticket is None:
                 self.put(entry)
                 break
@@ -124,14 +139,20 @@ class Kernel:
             self.waiting.remove(ticket)
 
     def give_up(self, ticket: Ticket) -> bool:
-        """Leave the line. True: what was granted in the meantime is idle again; serve those who still wait."""
+        """Leave the line.
+
+        True: what was granted in the meantime is idle again; serve those who still wait.
+        """
         entry = self.leave(ticket)
         if entry is not None:
             self.put(entry)
         return entry is not None
 
     def leave(self, ticket: Ticket) -> Entry | None:
-        """Give up waiting. What was granted in the meantime is returned: it is the caller's to use or put back."""
+        """Give up waiting.
+
+        What was granted in the meantime is returned: it is the caller's to use or put back.
+        """
         self._leave_line(ticket)
         entry, ticket.entry = ticket.entry, None
         return entry
@@ -164,10 +185,12 @@ class Kernel:
             spare.append(entry)
         return spare
 
-    # -- places --------------------------------------------------------------------------------------------------
+    # -- places ------------------------------------------------------------------------------------
 
     def reserve(self, *, spare: bool = False) -> bool:
-        """Reserve a place for one more connection, if somebody needs one (or *spare*: in any case) and there is room."""
+        """Reserve a place for one more connection, if somebody needs one (or *spare*: in any case)
+        and there is room.
+        """
         if not self.wanted and not (spare and not self.closed and self.size < self.max_size):
             return False
         self.opening += 1
@@ -193,11 +216,15 @@ class Kernel:
         return self.serve()
 
     def grant_places(self, make: Callable[[], Entry]) -> list[Ticket]:
-        """For a body whose callers connect by themselves: as long as there is room, each in the line gets an entry without
-        a connection, made by *make*. Tickets to wake.
+        """For a body whose callers connect by themselves: as long as there is room, each in the
+        line gets an entry without a connection, made by *make*. Tickets to wake.
         """
         granted: list[Ticket] = []
-        while self.size < self.max_size and not self.closed and (ticket := self._next_in_line()) is not None:
+        while (
+            self.size < self.max_size
+            and not self.closed
+            and (ticket := self._next_in_line()) is not None
+        ):
             place = make()
             ticket.entry = self.entries[place.key] = place
             granted.append(ticket)
@@ -205,7 +232,10 @@ class Kernel:
         return granted
 
     def replace(self, entry: Entry, other: Entry) -> bool:
-        """The holder of a lent *entry* has *other* in its place from now on. False: *entry* is not lent."""
+        """The holder of a lent *entry* has *other* in its place from now on.
+
+        False: *entry* is not lent.
+        """
         if self.lent.pop(entry.key, None) is not entry:
             return False
         self.forget(entry)
@@ -219,11 +249,14 @@ class Kernel:
         self.forget(entry)
 
     def forget(self, entry: Entry) -> None:
-        """An entry that its owner is about to close leaves the pool. Its owner must not hold it in idle."""
+        """An entry that its owner is about to close leaves the pool.
+
+        Its owner must not hold it in idle.
+        """
         if self.entries.get(entry.key) is entry:
             del self.entries[entry.key]
 
-    # -- lending -------------------------------------------------------------------------------------------------
+    # -- lending -----------------------------------------------------------------------------------
 
     def lend(self, entry: Entry) -> None:
         """A caller has the entry, which was granted to it, from now on."""
@@ -238,19 +271,31 @@ class Kernel:
         self.entries[entry.key] = self.lent[entry.key] = entry
 
     def resets(self, entry: Entry) -> None:
-        """An entry that was just taken out of ``lent`` is given back, but something has to be sent on it first."""
+        """An entry that was just taken out of ``lent`` is given back, but something has to be sent
+        on it first.
+        """
         self.returning[entry.key] = entry
 
     def is_back(self, entry: Entry) -> bool:
-        """Make an entry that was lent, or is given back, the caller's own. False: it is so no more."""
-        return self.lent.pop(entry.key, None) is entry or self.returning.pop(entry.key, None) is entry
+        """Make an entry that was lent, or is given back, the caller's own.
+
+        False: it is so no more.
+        """
+        return (
+            self.lent.pop(entry.key, None) is entry or self.returning.pop(entry.key, None) is entry
+        )
 
     def came_back(self, key: int) -> Entry | None:
-        """The exiled entry whose holder gives the connection with this key back or drops it; None: there is none."""
+        """The exiled entry whose holder gives the connection with this key back or drops it; None:
+        there is none.
+        """
         return self.exiled.pop(key, None)
 
     def lose(self, entry: Entry) -> bool:
-        """The holder of *entry* is seen to have let it be collected. In a finalizer, so without the lock. True: it was lent."""
+        """The holder of *entry* is seen to have let it be collected.
+
+        In a finalizer, so without the lock. True: it was lent.
+        """
         if self.lent.get(entry.key) is entry:
             self.lent.pop(entry.key, None)
             return True
@@ -259,7 +304,8 @@ class Kernel:
         return False
 
     def exile(self, entry: Entry) -> bool:
-        """Take a lent entry away from its holder, who still has the object. False: it came back meanwhile.
+        """Take a lent entry away from its holder, who still has the object. False: it came back
+        meanwhile.
 
         The asker keeps the object alive, so that no other connection can have its key.
         """
@@ -269,19 +315,26 @@ class Kernel:
         self.exiled[entry.key] = entry
         return True
 
-    # -- what must not stay --------------------------------------------------------------------------------------
+    # -- what must not stay ------------------------------------------------------------------------
 
     def all_idle(self) -> list[Entry]:
-        """Whatever is idle now, while others go on to take and to give. One that does both meanwhile may be in it twice."""
+        """Whatever is idle now, while others go on to take and to give.
+
+        One that does both meanwhile may be in it twice.
+        """
         try:
-            # A list, not a tuple: Python 3.11 may collect garbage, and so let other threads in, between a tuple's first
-            # look at a deque and its last.
+            # A list, not a tuple: Python 3.11 may collect garbage, and so let other threads in,
+            # between a tuple's first look at a deque and its last.
             return list(self.idle)
-        except RuntimeError:  # "deque mutated during iteration": an interpreter without a lock of its own lets others in
+        except RuntimeError:
+            # "deque mutated during iteration": an interpreter without a lock of its own lets others
+            # in
             pass
         found: list[Entry] = []
         with suppress(IndexError):
-            while True:  # takers and givers work at the other end: what stands before that keeps its number
+            while (
+                True
+            ):  # takers and givers work at the other end: what stands before that keeps its number
                 found.append(self.idle[len(found)])
         return found
 
@@ -294,8 +347,14 @@ class Kernel:
         return True
 
     def take_stale(self) -> list[Entry]:
-        """Remove what must not be lent again from idle: condemned, of an older generation, of a closed pool, or surplus."""
-        stale = [e for e in self.all_idle() if (self.closed or e.generation != self.generation) and self.claim(e)]
+        """Remove what must not be lent again from idle: condemned, of an older generation, of a
+        closed pool, or surplus.
+        """
+        stale = [
+            e
+            for e in self.all_idle()
+            if (self.closed or e.generation != self.generation) and self.claim(e)
+        ]
         for entry in stale:
             entry.condemn(Cause.POOL_CLOSED if self.closed else Cause.DRAINED)
             self.forget(entry)
@@ -310,19 +369,26 @@ class Kernel:
         return stale
 
     def take(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Remove *entries* from the pool, as far as they are idle still; they are the caller's to close."""
+        """Remove *entries* from the pool, as far as they are idle still; they are the caller's to
+        close.
+        """
         taken = [e for e in entries if self.claim(e)]
         for entry in taken:
             self.forget(entry)
         return taken
 
     def strays(self) -> list[Entry]:
-        """Entries that nobody owns: an asynchronous exception struck a caller between taking and noting it.
+        """Entries that nobody owns: an asynchronous exception struck a caller between taking and
+        noting it.
 
         What a worker owns for a moment looks the same: only what is found again and again is one.
         """
         owned = {id(e) for e in self.all_idle()} | {id(t.entry) for t in list(self.waiting)}
-        return [e for e in list(self.entries.values()) if not (id(e) in owned or self.is_out(e) or e.cause)]
+        return [
+            e
+            for e in list(self.entries.values())
+            if not (id(e) in owned or self.is_out(e) or e.cause)
+        ]
 
     def is_out(self, entry: Entry) -> bool:
         """Whether a caller has *entry*, or is giving it back."""
@@ -334,7 +400,9 @@ class Kernel:
         return self.take_stale()
 
     def resize(self, max_size: int, min_size: int) -> list[Entry]:
-        """Change the bounds: entries to close now; what is out beyond the new bound is closed when it comes back."""
+        """Change the bounds: entries to close now; what is out beyond the new bound is closed when
+        it comes back.
+        """
         self.max_size, self.min_size = max_size, min_size
         stale = self.take_stale()
         # What is lent is not all that is out: one may be on its way to a taker, or from a giver.
@@ -342,7 +410,9 @@ class Kernel:
         staying = [e for e in out if e.cause is None]
         for entry in staying[: max(0, self.size - max_size - (len(out) - len(staying)))]:
             entry.condemn(Cause.SURPLUS)
-        return stale + self.take_stale()  # a giver looks after it appends: one that looked just before has appended by now
+        return (
+            stale + self.take_stale()
+        )  # a giver looks after it appends: one that looked just before has appended by now
 
     def close(self) -> list[Entry]:
         """Lend nothing any more: entries to close now. Who waits must be told with ``fail``."""

@@ -1,7 +1,8 @@
 """Is the server away? Who may try to reach it, when next, and when should callers be told at once?
 
-One object per server and process, shared by all pools there. During an outage one *prober* tries; everybody else waits
-for its result. Its pace depends on what an attempt costs the server and on whether somebody waits for the answer.
+One object per server and process, shared by all pools there. During an outage one *prober* tries;
+everybody else waits for its result. Its pace depends on what an attempt costs the server and on
+whether somebody waits for the answer.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ from random import Random
 
 from unbroken.abc import Fault, FaultKind
 
-#: Seconds between attempts (from, to) while callers wait and nothing listens: an attempt costs the server nothing.
+#: Seconds between attempts (from, to) while callers wait and nothing listens: an attempt costs the
+#: server nothing.
 REFUSED_PACE = (0.010, 0.040)
-#: The same when the server answers but is not ready, is full, or nothing answers: from … growing to …
+#: The same when the server answers but is not ready, is full, or nothing answers: from … growing to
+#: …
 BUSY_PACE = (0.050, 0.250)
-#: A server that begins to answer but is not ready yet is most often the fraction of a second from it: its first answers
-#: of that kind are followed up sooner, once each, before the pace above begins.
+#: A server that begins to answer but is not ready yet is most often the fraction of a second from
+#: it: its first answers of that kind are followed up sooner, once each, before the pace above
+#: begins.
 STARTING_PACE = (0.015, 0.025, 0.040)
-#: Every pace is spread by this part: what thousands of processes lost at one moment they must not ask for at one moment, again and again.
+#: Every pace is spread by this part: what thousands of processes lost at one moment they must not
+#: ask for at one moment, again and again.
 SPREAD = 0.25
-#: How long such a server is asked at the quick end of that pace before it grows: most restarts take less.
+#: How long such a server is asked at the quick end of that pace before it grows: most restarts take
+#: less.
 BUSY_PATIENCE = 2.0
 #: Seconds between attempts when nobody waits; an arriving caller tries at once.
 LONELY_PACE = 1.0
@@ -33,24 +39,26 @@ ONE_TRY = 0.04
 
 #: How many attempts one pool has under way at a time.
 AT_ONCE = 4
-#: An attempt that takes longer than this, and than USUAL times what connects take, is silent: no connection is coming that
-#: callers could count on, and another attempt begins beside it.
+#: An attempt that takes longer than this, and than USUAL times what connects take, is silent: no
+#: connection is coming that callers could count on, and another attempt begins beside it.
 SILENT = 0.2
 USUAL = 4.0
-#: The same for a server that is there, and slow: a short while ago it answered that it is not ready yet, or full, or it is back
-#: and has let in nobody quickly yet. More attempts, or other ones for those that stand in its line, would make it slower.
+#: The same for a server that is there, and slow: a short while ago it answered that it is not ready
+#: yet, or full, or it is back and has let in nobody quickly yet. More attempts, or other ones for
+#: those that stand in its line, would make it slower.
 SLOW = 1.0
 SLOW_FOR = 10.0
-#: How many of the last connects tell what they usually take: the quickest of them, so that one that waited for the end of
-#: an outage says nothing.
+#: How many of the last connects tell what they usually take: the quickest of them, so that one that
+#: waited for the end of an outage says nothing.
 LAST = 3
-#: Of the attempts that are silent the oldest may go on until its time is up: the server may just be slow. The others are
-#: ended, the oldest first, for a new one to begin every SILENT seconds. After so many seconds without an answer …
+#: Of the attempts that are silent the oldest may go on until its time is up: the server may just be
+#: slow. The others are ended, the oldest first, for a new one to begin every SILENT seconds. After
+#: so many seconds without an answer …
 QUICK_FOR = 30.0
 #: … a new one begins less and less often, after a minute twice, after two minutes this much later.
 QUIETEST = 1.0
-#: With room for one attempt only, each but every fourth is ended after that time; every fourth may take twice as long as the fourth
-#: before it.
+#: With room for one attempt only, each but every fourth is ended after that time; every fourth may
+#: take twice as long as the fourth before it.
 PATIENT_ONE = 4
 
 #: Failures that the server itself, or what stands in its place, has put into words.
@@ -71,7 +79,10 @@ class Try:
 
 
 class Outage:
-    """What is known about one server's absence. The caller holds the lock of the server's record."""
+    """What is known about one server's absence.
+
+    The caller holds the lock of the server's record.
+    """
 
     __slots__ = (
         "busy",
@@ -106,16 +117,21 @@ class Outage:
         self.failures = 0
         self.next_try = 0.0  #: while callers wait …
         self.next_lonely_try = 0.0  #: … and while nobody does, whoever the prober is by then
-        self.busy = 0  #: failures in a row that were not refusals: the server, or something in its place, is there
+        #: failures in a row that were not refusals: the server, or something in its place, is there
+        self.busy = 0
         self.busy_since = 0.0
         self.prober: object | None = None
         self.recalled = -math.inf  #: when the first caller came after a while without any
-        self.called = -math.inf  #: when a caller of any pool last wanted the server, be it that he was turned away
+        self.called = (
+            -math.inf
+        )  #: when a caller of any pool last wanted the server, be it that he was turned away
         self.parallel = self.PARALLEL
         self.tries: list[Try] = []  #: attempts under way, of all pools, the oldest first
         self.tried = 0  #: attempts begun since the server last answered
         self.quiet_since = -math.inf  #: when the first of these began
-        self.unheard = False  #: one of these was not even acknowledged: the network, or the machine, was away
+        self.unheard = (
+            False  #: one of these was not even acknowledged: the network, or the machine, was away
+        )
         self.slow_since = -math.inf  #: when the server was last seen to be there, and slow
         self.usual: deque[float] = deque(maxlen=LAST)  #: what the last connects took
 
@@ -129,7 +145,9 @@ class Outage:
         return 0.0 if self.since is None else max(0.0, now - self.since)
 
     def ask(self, who: object, now: float, waiting: int) -> float | None:
-        """May *who* try to connect? 0: now; more: in so many seconds; None: no, somebody else is the prober."""
+        """May *who* try to connect? 0: now; more: in so many seconds; None: no, somebody else is
+        the prober.
+        """
         if self.since is None:
             return 0.0
         if self.prober is None:
@@ -154,7 +172,7 @@ class Outage:
         """Whether a caller, of whatever pool, has wanted the server a moment ago."""
         return now - self.called < LONELY_PACE
 
-    # -- attempts that hang --------------------------------------------------------------------------------------
+    # -- attempts that hang ------------------------------------------------------------------------
 
     def began(self, who: object, now: float) -> Try:
         """*who* begins an attempt. Say with :meth:`over` when it has ended, however it did."""
@@ -175,7 +193,9 @@ class Outage:
         return [each for each in self.tries if each.who is who]
 
     def seen(self, now: float, connected: Iterable[bool | None]) -> None:
-        """How far silent attempts have come: False where nothing acknowledged even the first packet, True where something did."""
+        """How far silent attempts have come: False where nothing acknowledged even the first
+        packet, True where something did.
+        """
         found = set(connected)
         if self.unheard and True in found:
             self.slow_since = now  # what was away is back, and has not got round to us yet
@@ -195,7 +215,9 @@ class Outage:
 
     def is_silent(self, attempt: Try, now: float) -> bool:
         """Whether nobody can count on it any more."""
-        return attempt.is_ended or attempt.is_late or now - attempt.started >= self.silent_after(now)
+        return (
+            attempt.is_ended or attempt.is_late or now - attempt.started >= self.silent_after(now)
+        )
 
     def silent(self, who: object, now: float) -> int:
         """How many attempts of *who* are silent: they are no connections to come."""
@@ -206,8 +228,11 @@ class Outage:
         fresh = workers - self.silent(who, now)
         return max(0, min((1 if self.active else self.parallel) - fresh, AT_ONCE - workers))
 
-    def to_end(self, who: object, now: float, places: int, moving: Iterable[Try] = ()) -> Try | None:
-        """The attempt of *who* that should give way to a new one, for which there are so many *places*. None: none, now.
+    def to_end(
+        self, who: object, now: float, places: int, moving: Iterable[Try] = ()
+    ) -> Try | None:
+        """The attempt of *who* that should give way to a new one, for which there are so many
+        *places*. None: none, now.
 
         *moving*: attempts on which the server has just said something.
         """
@@ -216,14 +241,20 @@ class Outage:
             return None
         if mine[-1].started < self.recalled and now - mine[-1].started >= SILENT:
             return mine[0]  # the caller who came after a lull is given an attempt of his own
-        if now - mine[-1].started < self.silent_after(now) or not all(self.is_silent(each, now) for each in mine):
+        if now - mine[-1].started < self.silent_after(now) or not all(
+            self.is_silent(each, now) for each in mine
+        ):
             return None
         if len(mine) > 1:
             if self.is_slow(now) and now - mine[-1].started < 2 * SLOW:
                 return None  # they stand in its line
             return next((each for each in mine[1:] if each not in moving), None)
         only = mine[0]
-        return only if only not in moving and now - only.started >= self._life(only.number, now) else None
+        return (
+            only
+            if only not in moving and now - only.started >= self._life(only.number, now)
+            else None
+        )
 
     def _life(self, number: int, now: float) -> float:
         """How long attempt *number* may take where there is room for one only."""
@@ -232,7 +263,9 @@ class Outage:
         return base if number % PATIENT_ONE else base * 2.0 ** (number // PATIENT_ONE)
 
     def look_again(self, who: object, now: float, waiting: bool) -> float | None:
-        """When the attempts of *who* are to be looked at again, if none of them ends before; None: there are none."""
+        """When the attempts of *who* are to be looked at again, if none of them ends before; None:
+        there are none.
+        """
         mine = self.mine(who)
         if not mine:
             return None
@@ -240,20 +273,24 @@ class Outage:
         when = newest + (SILENT if newest < self.recalled else self.silent_after(now))
         return when if when > now else now + (SILENT / 5 if waiting else LONELY_PACE)
 
-    # -- how attempts end ----------------------------------------------------------------------------------------
+    # -- how attempts end --------------------------------------------------------------------------
 
     def failed(self, who: object, started: float, now: float, fault: Fault, random: Random) -> bool:
-        """An attempt by *who*, begun at *started*, failed at *now*. True: this is the beginning of an outage.
+        """An attempt by *who*, begun at *started*, failed at *now*. True: this is the beginning of
+        an outage.
 
-        The outage counts from the beginning of the attempt: a frozen server is noticed only when its time is up.
+        The outage counts from the beginning of the attempt: a frozen server is noticed only when
+        its time is up.
         """
         began = self.since is None
         if began and started < self.last_success:
-            return False  # it hung until its time was up; others, begun later, have been answered since
+            # it hung until its time was up; others, begun later, have been answered since
+            return False
         if began:
             self.since, self.failures, self.busy = started, 0, 0
             self.prober = who
-        # A refusal takes no time. Where it seems to, this process stood still: it says nothing of now.
+        # A refusal takes no time. Where it seems to, this process stood still: it says nothing of
+        # now.
         seen = min(now, started + SILENT) if fault.kind is FaultKind.REFUSED else now
         self.fault, self.last_failure = fault, max(self.last_failure, seen)
         if fault.kind in ANSWERS:
@@ -280,10 +317,11 @@ class Outage:
         return random.uniform(max(shortest, most / (1.0 + SPREAD)), most)
 
     def succeeded(self, now: float, took: float | None = None) -> float | None:
-        """An attempt succeeded, in *took* seconds. The length of the outage that this ends, in seconds, or None if there was none.
+        """An attempt succeeded, in *took* seconds. The length of the outage that this ends, in
+        seconds, or None if there was none.
 
-        After an outage the number of connections opened at a time starts at one and grows with each success: a
-        thousand processes that all find the server back at once must not knock it over.
+        After an outage the number of connections opened at a time starts at one and grows with each
+        success: a thousand processes that all find the server back at once must not knock it over.
         """
         ended = None if self.since is None else now - self.since
         self.last_success = now
@@ -299,17 +337,21 @@ class Outage:
         return ended
 
     def resign(self, who: object) -> bool:
-        """*who* will not try any more; the next who asks becomes the prober. False: it was not the prober."""
+        """*who* will not try any more; the next who asks becomes the prober.
+
+        False: it was not the prober.
+        """
         if self.prober is not who:
             return False
         self.prober = None
         return self.since is not None
 
     def turns_away(self, now: float, patience: float, came: float = -math.inf) -> bool:
-        """Whether a caller should be told at once: away for longer than *patience*, and somebody has just made sure of it.
+        """Whether a caller should be told at once: away for longer than *patience*, and somebody
+        has just made sure of it.
 
-        A caller who came (at *came*) after a lull is given the time of the attempt that he has called for: the server may be
-        back. That attempt begins later where an older one is silent.
+        A caller who came (at *came*) after a lull is given the time of the attempt that he has
+        called for: the server may be back. That attempt begins later where an older one is silent.
         """
         if self.since is None or self.prober is None or now - self.since < patience:
             return False

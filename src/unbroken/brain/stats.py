@@ -1,7 +1,7 @@
 """Counters of one pool, and the frozen snapshots that are made of them.
 
-Slow paths count here under the pool's lock. Uses are counted in the entries themselves, each by its owner, since adding
-to one shared number from many threads is neither free nor exact.
+Slow paths count here under the pool's lock. Uses are counted in the entries themselves, each by its
+owner, since adding to one shared number from many threads is neither free nor exact.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A pool at one moment. Seconds are floats; counts are since the process first used the pool."""
+    """A pool at one moment.
+
+    Seconds are floats; counts are since the process first used the pool.
+    """
 
     name: str
     server: str
@@ -89,7 +92,15 @@ class Stats:
 
 
 def snapshot(
-    kernel: Kernel, counters: Counters, outage: Outage, idle_limit: IdleLimit, now: float, *, name: str, server: str, pid: int
+    kernel: Kernel,
+    counters: Counters,
+    outage: Outage,
+    idle_limit: IdleLimit,
+    now: float,
+    *,
+    name: str,
+    server: str,
+    pid: int,
 ) -> Stats:
     """The numbers of this moment. The caller holds the pool's lock."""
     limit = idle_limit.limit

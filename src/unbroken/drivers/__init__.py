@@ -1,7 +1,8 @@
 """One short file per driver, and the URL that chooses among them.
 
-A driver file describes itself, so that adding one touches nothing else: its *module-level* constants say which URLs
-it serves and what to install, and its classes ``Driver`` and/or ``AsyncDriver`` do the work::
+A driver file describes itself, so that adding one touches nothing else: its *module-level*
+constants say which URLs it serves and what to install, and its classes ``Driver`` and/or
+``AsyncDriver`` do the work::
 
     NAME = "pymysql"                     # for driver="pymysql" and unbroken[pymysql]
     SCHEMES = ("mysql+pymysql", "mariadb+pymysql")
@@ -32,7 +33,10 @@ __all__ = ["Known", "known", "open_driver"]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A driver that there is a file for. ``sync`` and ``asynchronous`` say which pools it serves."""
+    """A driver that there is a file for.
+
+    ``sync`` and ``asynchronous`` say which pools it serves.
+    """
 
     name: str
     schemes: tuple[str, ...]
@@ -56,7 +60,9 @@ class Known:
         """The databases it speaks to: ``mysql``, ``mariadb``, ``postgresql``, ``sqlite``."""
         return {scheme.partition("+")[0] for scheme in self.schemes}
 
-    def make(self, target: Target | None, connect: Callable[..., Any] | None, is_async: bool) -> Driver | AsyncDriver:
+    def make(
+        self, target: Target | None, connect: Callable[..., Any] | None, is_async: bool
+    ) -> Driver | AsyncDriver:
         """The driver object for one pool."""
         cls = getattr(import_module(self.file), "AsyncDriver" if is_async else "Driver")
         driver: Driver | AsyncDriver = cls(target, connect)
@@ -73,10 +79,16 @@ def known() -> tuple[Known, ...]:
         module = import_module(f"{__name__}.{entry.name}")
         found.append(
             Known(
-                module.NAME, module.SCHEMES, module.DISTRIBUTION, module.MODULE, module.RANK, module.__name__,
-                sync=hasattr(module, "Driver"), asynchronous=hasattr(module, "AsyncDriver"),
-            )
-        )  # fmt: skip
+                module.NAME,
+                module.SCHEMES,
+                module.DISTRIBUTION,
+                module.MODULE,
+                module.RANK,
+                module.__name__,
+                sync=hasattr(module, "Driver"),
+                asynchronous=hasattr(module, "AsyncDriver"),
+            ),
+        )
     return tuple(sorted(found, key=lambda each: (each.rank, each.name)))
 
 
@@ -85,40 +97,63 @@ Connect: TypeAlias = Callable[[], Any]
 
 @overload
 def open_driver(
-    url: str | Target | None = None, *, is_async: Literal[False] = False, connect: Connect | None = None, driver: str | None = None
+    url: str | Target | None = None,
+    *,
+    is_async: Literal[False] = False,
+    connect: Connect | None = None,
+    driver: str | None = None,
 ) -> Driver: ...
 @overload
 def open_driver(
-    url: str | Target | None = None, *, is_async: Literal[True], connect: Connect | None = None, driver: str | None = None
+    url: str | Target | None = None,
+    *,
+    is_async: Literal[True],
+    connect: Connect | None = None,
+    driver: str | None = None,
 ) -> AsyncDriver: ...
 
 
 def open_driver(
-    url: str | Target | None = None, *, is_async: bool = False, connect: Connect | None = None, driver: str | None = None
+    url: str | Target | None = None,
+    *,
+    is_async: bool = False,
+    connect: Connect | None = None,
+    driver: str | None = None,
 ) -> Driver | AsyncDriver:
-    """The driver for one pool, chosen by *url* (text or Target), or by name with the caller's own *connect*.
+    """The driver for one pool, chosen by *url* (text or Target), or by name with the caller's own
+    *connect*.
 
-    *connect* takes no argument and gives a new connection of the library that *driver* names (async: an awaitable of
-    one). A bare ``mysql://`` or ``postgresql://`` takes the best driver that is installed; *driver* may also narrow it.
-    Raises ConfigurationError, or DriverNotInstalledError with the command that installs it. No I/O.
+    *connect* takes no argument and gives a new connection of the library that *driver* names
+    (async: an awaitable of one). A bare ``mysql://`` or ``postgresql://`` takes the best driver
+    that is installed; *driver* may also narrow it. Raises ConfigurationError, or
+    DriverNotInstalledError with the command that installs it. No I/O.
     """
     target = parse(url) if isinstance(url, str) else url
     if target is None and connect is None:
         raise ConfigurationError("give a database URL, or connect= with driver=")
     if connect is not None and not callable(connect):
-        raise ConfigurationError(f"connect={type(connect).__name__} must be a callable that gives a new connection")
+        raise ConfigurationError(
+            f"connect={type(connect).__name__} must be a callable that gives a new connection"
+        )
     if target is None and driver is None:
-        raise ConfigurationError(f"connect= needs driver=, the name of its library; {_names(is_async)}")
+        raise ConfigurationError(
+            f"connect= needs driver=, the name of its library; {_names(is_async)}"
+        )
     chosen = _named(driver, target) if driver is not None else _by_scheme(target, is_async)  # type: ignore[arg-type] # not None here
     _check(chosen, is_async)
-    codecs.lookup("idna")  # imported now and not by the first connects, on threads: a fork meanwhile would hang its child there
+    codecs.lookup(
+        "idna"
+        # imported now and not by the first connects, on threads: a fork meanwhile would hang its
+        # child there
+    )
     return chosen.make(target, connect, is_async)
 
 
 #: What people call some drivers too.
 _ALIASES = {
-    "mysqldb": "mysqlclient", "mariadbconnector": "mariadb", "mysql-connector-python": "mysqlconnector", "psycopg3": "psycopg",
-    "psycopg_async": "psycopg", "sqlite3": "sqlite", "pysqlite": "sqlite",
+    "mysqldb": "mysqlclient", "mariadbconnector": "mariadb",
+    "mysql-connector-python": "mysqlconnector", "psycopg3": "psycopg", "psycopg_async": "psycopg",
+    "sqlite3": "sqlite", "pysqlite": "sqlite",
 }  # fmt: skip
 
 
@@ -128,9 +163,13 @@ def _named(name: str, target: Target | None) -> Known:
         if each.name == wanted:
             if target is not None and target.backend not in each.backends:
                 serves = ", ".join(sorted(each.backends))
-                raise ConfigurationError(f"driver={name!r} does not speak to {target.backend}; it serves {serves}")
+                raise ConfigurationError(
+                    f"driver={name!r} does not speak to {target.backend}; it serves {serves}"
+                )
             return each
-    raise ConfigurationError(f"unknown driver {name!r}; {near(name, [each.name for each in known()])}")
+    raise ConfigurationError(
+        f"unknown driver {name!r}; {near(name, [each.name for each in known()])}"
+    )
 
 
 def _by_scheme(target: Target, is_async: bool) -> Known:
@@ -142,7 +181,9 @@ def _by_scheme(target: Target, is_async: bool) -> Known:
             return each
     here = [each for each in known() if target.backend in each.backends and _serves(each, is_async)]
     names = ", ".join(repr(_scheme(each, target.backend)) for each in here)
-    raise DriverNotInstalledError(f"{scheme}:// is a driver that unbroken does not support yet; use {names}")
+    raise DriverNotInstalledError(
+        f"{scheme}:// is a driver that unbroken does not support yet; use {names}"
+    )
 
 
 def _best(backend: str, is_async: bool) -> Known:
@@ -153,17 +194,27 @@ def _best(backend: str, is_async: bool) -> Known:
     kind = "async driver" if is_async else "driver"
     others = ", ".join(each.name for each in fitting[1:])
     raise DriverNotInstalledError(
-        f"no {kind} for {backend} is installed; {_pip(fitting[0])}" + (f" (or one of: {others})" if others else "")
+        f"no {kind} for {backend} is installed; {_pip(fitting[0])}"
+        + (f" (or one of: {others})" if others else "")
     )
 
 
 def _check(chosen: Known, is_async: bool) -> None:
     if not _serves(chosen, is_async):
         backend = sorted(chosen.backends)[-1]
-        others = [each for each in known() if chosen.backends & each.backends and _serves(each, is_async)]
+        others = [
+            each for each in known() if chosen.backends & each.backends and _serves(each, is_async)
+        ]
         names = ", ".join(repr(_scheme(each, backend)) for each in others) or "none yet"
-        kind, pool = ("blocking", "AsyncPool needs an async one") if is_async else ("async", "Pool needs a blocking one (or use AsyncPool)")
-        raise ConfigurationError(f"{chosen.name} is {'a' if kind == 'blocking' else 'an'} {kind} driver and {pool}: {names}")
+        kind, pool = (
+            ("blocking", "AsyncPool needs an async one")
+            if is_async
+            else ("async", "Pool needs a blocking one (or use AsyncPool)")
+        )
+        raise ConfigurationError(
+            f"{chosen.name} is {'a' if kind == 'blocking' else 'an'} {kind} driver and {pool}:"
+            f" {names}"
+        )
     if not chosen.installed:
         raise DriverNotInstalledError(f"the driver {chosen.name} is not installed; {_pip(chosen)}")
 

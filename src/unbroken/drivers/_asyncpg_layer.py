@@ -1,7 +1,9 @@
-"""A layer between an asyncpg connection and its protocol, through which all that asyncpg sends goes.
+"""A layer between an asyncpg connection and its protocol, through which all that asyncpg sends
+goes.
 
-It knows whether an answer is due, whether something may be left on the session that the next holder must not find, and
-it tells the ledger what is sent while a unit of work looks on. The protocol itself is written in C and hides its state.
+It knows whether an answer is due, whether something may be left on the session that the next holder
+must not find, and it tells the ledger what is sent while a unit of work looks on. The protocol
+itself is written in C and hides its state.
 """
 
 from __future__ import annotations
@@ -21,15 +23,18 @@ from unbroken.net.severance import abort, identity
 #: The protocol's methods that send. All of them must be known: see :func:`unknown`.
 SENDS = frozenset({
     "query", "bind_execute", "bind_execute_many", "bind", "copy_in", "copy_out",  # statements
-    "prepare", "close_statement", "execute", "close_portal",  # the rest of one, which executes nothing by itself
+    # the rest of one, which executes nothing by itself
+    "prepare", "close_statement", "execute", "close_portal",
     "close",  # goodbye
 })  # fmt: skip
 
 
 class Layer:
-    """asyncpg's protocol, followed. Connection, PreparedStatement, Cursor and Transaction all send through it.
+    """asyncpg's protocol, followed. Connection, PreparedStatement, Cursor and Transaction all send
+    through it.
 
-    What arrives comes through it as well, so that the server's goodbye to a session without a request is understood.
+    What arrives comes through it as well, so that the server's goodbye to a session without a
+    request is understood.
     """
 
     __slots__ = (
@@ -50,17 +55,24 @@ class Layer:
         "watched",
     )
 
-    def __init__(self, real: Any, transport: Any, conn_id: int, gone: Callable[[str], Exception]) -> None:
+    def __init__(
+        self, real: Any, transport: Any, conn_id: int, gone: Callable[[str], Exception]
+    ) -> None:
         self.real, self._transport, self._conn_id = real, transport, conn_id
         self._gone = gone  #: asyncpg's error for a connection that has ended
         self.is_connected, self.is_in_transaction = real.is_connected, real.is_in_transaction
         self._is_cancelling = real._is_cancelling
         self.watched = False  #: whether the ledger is told
-        self.may_be_busy = True  #: False only when every answer was read; True: the protocol itself must be asked
+        self.may_be_busy = (
+            True  #: False only when every answer was read; True: the protocol itself must be asked
+        )
         self.residue = NOTHING  #: what may have been left on the session
-        self.unsynced = False  #: whether a statement was only prepared: the server waits for the rest, and keeps its locks
+        #: whether a statement was only prepared: the server waits for the rest, and keeps its locks
+        self.unsynced = False
         self.was_new = real.queries_count == 0  #: whether nothing had been sent when we came
-        self.changed_codecs: set[tuple[str, str]] = set()  #: types, with their schemas, whose codecs were set
+        self.changed_codecs: set[tuple[str, str]] = (
+            set()
+        )  #: types, with their schemas, whose codecs were set
         self.may_have_ended = False  #: whether the last that came is the server's goodbye
         self.goodbye = b""  #: … and that
 
@@ -72,7 +84,9 @@ class Layer:
         self._transport.set_protocol(self)
 
     def data_received(self, data: bytes) -> None:
-        """What the event loop has read. asyncpg keeps an error that nothing was asked for to itself."""
+        """What the event loop has read. asyncpg keeps an error that nothing was asked for to
+        itself.
+        """
         if self.may_be_busy:
             # Behind an answer that ended, or in the middle of a row: then more is to come
             self.may_have_ended = data[-2:] == b"\0\0" and (start := data.rfind(b"SFATAL\0")) >= 5
@@ -83,10 +97,11 @@ class Layer:
         self.real.data_received(data)
 
     def _overhear(self, data: bytes) -> None:
-        """PostgreSQL says why it ends a session up to a millisecond before it hangs up. From here on the socket says so too.
+        """PostgreSQL says why it ends a session up to a millisecond before it hangs up. From here
+        on the socket says so too.
 
-        Otherwise the connection would pass for a good one in that time, and its next statement would fail with asyncpg's
-        "cannot switch to state 15; another operation (2) is in progress".
+        Otherwise the connection would pass for a good one in that time, and its next statement
+        would fail with asyncpg's "cannot switch to state 15; another operation (2) is in progress".
         """
         words = last_words.parse(data, "postgresql")
         if words is None or not is_goodbye(words.code, words.text, "postgresql"):
@@ -104,11 +119,15 @@ class Layer:
 
     async def bind_execute(self, state: Any, *args: Any, **kwargs: Any) -> Any:
         """``fetch…``, ``execute`` with arguments, prepared statements, cursors."""
-        return await self._statement(state.query, lambda: self.real.bind_execute(state, *args, **kwargs))
+        return await self._statement(
+            state.query, lambda: self.real.bind_execute(state, *args, **kwargs)
+        )
 
     async def bind_execute_many(self, state: Any, *args: Any, **kwargs: Any) -> Any:
         """``executemany``, ``fetchmany``."""
-        return await self._statement(state.query, lambda: self.real.bind_execute_many(state, *args, **kwargs))
+        return await self._statement(
+            state.query, lambda: self.real.bind_execute_many(state, *args, **kwargs)
+        )
 
     async def bind(self, state: Any, *args: Any, **kwargs: Any) -> Any:
         """A cursor's portal."""
@@ -116,11 +135,15 @@ class Layer:
 
     async def copy_in(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
         """``copy_to_table``, ``copy_records_to_table``."""
-        return await self._statement(copy_stmt, lambda: self.real.copy_in(copy_stmt, *args, **kwargs))
+        return await self._statement(
+            copy_stmt, lambda: self.real.copy_in(copy_stmt, *args, **kwargs)
+        )
 
     async def copy_out(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
         """``copy_from_table``, ``copy_from_query``."""
-        return await self._statement(copy_stmt, lambda: self.real.copy_out(copy_stmt, *args, **kwargs))
+        return await self._statement(
+            copy_stmt, lambda: self.real.copy_out(copy_stmt, *args, **kwargs)
+        )
 
     async def prepare(self, *args: Any, **kwargs: Any) -> Any:
         """Before the first execution of a statement. It sends no Sync, unlike everything else."""
@@ -150,9 +173,14 @@ class Layer:
         return result
 
     def _ended(self) -> Exception:
-        """What asyncpg would say a moment later, when it has seen the hang-up. Nothing has been sent."""
+        """What asyncpg would say a moment later, when it has seen the hang-up.
+
+        Nothing has been sent.
+        """
         words = last_words.parse(self.goodbye, "postgresql")
-        return self._gone(f"connection was closed by the server{'' if words is None else f': {words.text}'}")
+        return self._gone(
+            f"connection was closed by the server{'' if words is None else f': {words.text}'}"
+        )
 
     async def unreported(self, sql: str) -> None:
         """Send *sql* on the pool's own behalf: no ledger hears of it."""
@@ -179,7 +207,9 @@ class Layer:
         try:
             result = await send()
         except Exception as error:
-            _postgresql.refused(ledger, self._conn_id, ends, getattr(error, "sqlstate", None), str(error))
+            _postgresql.refused(
+                ledger, self._conn_id, ends, getattr(error, "sqlstate", None), str(error)
+            )
             raise
         _postgresql.answered(ledger, self._conn_id, ends, _tag(result))
         return result
@@ -193,25 +223,33 @@ def _tag(result: Any) -> str | bytes | None:
 
 @cache
 def unknown(protocol: Any) -> str | None:
-    """What is wrong with *protocol*, asyncpg's class: a way to send that the layer does not know; None: nothing."""
+    """What is wrong with *protocol*, asyncpg's class: a way to send that the layer does not know;
+    None: nothing.
+    """
     found = {
         name
         for name in dir(protocol)
-        if not name.startswith("_") and name not in _CALLBACKS and name not in SENDS and callable(getattr(protocol, name))
+        if not name.startswith("_")
+        and name not in _CALLBACKS
+        and name not in SENDS
+        and callable(getattr(protocol, name))
     }
     return f"its protocol has {sorted(found)[0]}(), which is not known" if found else None
 
 
 #: The protocol's other public methods: what asyncio calls, and what sends nothing.
 _CALLBACKS = frozenset(
-    "abort connection_lost connection_made data_received eof_received get_record_class get_server_pid get_settings is_closed "
-    "is_connected is_in_transaction is_ssl pause_writing resume_writing set_connection".split()
+    "abort connection_lost connection_made data_received eof_received get_record_class"
+    " get_server_pid get_settings is_closed is_connected is_in_transaction is_ssl pause_writing"
+    " resume_writing set_connection".split()
 )
 
 
 @cache
 def noting(base: Any) -> Any:
-    """*base*, an asyncpg connection class, that notes which codecs a holder sets; *base* itself if it does."""
+    """*base*, an asyncpg connection class, that notes which codecs a holder sets; *base* itself if
+    it does.
+    """
     if hasattr(base, "_unbroken_notes"):
         return base
 
@@ -229,7 +267,9 @@ def noting(base: Any) -> Any:
             _closes(self)
             super().terminate()
 
-        async def set_type_codec(self, typename: str, *, schema: str = "public", **kwargs: Any) -> None:
+        async def set_type_codec(
+            self, typename: str, *, schema: str = "public", **kwargs: Any
+        ) -> None:
             _note(self, typename, schema)
             await super().set_type_codec(typename, schema=schema, **kwargs)
 
@@ -237,7 +277,9 @@ def noting(base: Any) -> Any:
             _note(self, typename, schema)
             await super().reset_type_codec(typename, schema=schema)
 
-        async def set_builtin_type_codec(self, typename: str, *, schema: str = "public", **kwargs: Any) -> None:
+        async def set_builtin_type_codec(
+            self, typename: str, *, schema: str = "public", **kwargs: Any
+        ) -> None:
             _note(self, typename, schema)
             await super().set_builtin_type_codec(typename, schema=schema, **kwargs)
 

@@ -1,4 +1,6 @@
-"""What every driver inherits: cautious answers to questions that its file does not answer itself."""
+"""What every driver inherits: cautious answers to questions that its file does not answer
+itself.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ from unbroken.ledger.residue import Left
 
 
 class Base:
-    """The answers that blocking and asyncio drivers share. A driver's file overrides what it knows better."""
+    """The answers that blocking and asyncio drivers share.
+
+    A driver's file overrides what it knows better.
+    """
 
     #: Why the statements of this driver's connections cannot be followed; None: they can.
     blindness: str | None = None
@@ -29,7 +34,8 @@ class Base:
         """Nothing is known of what a holder can change."""
         return None
 
-    #: For a caller's own ``connect=``: whether it changes nothing but the session's settings. None: not known.
+    #: For a caller's own ``connect=``: whether it changes nothing but the session's settings. None:
+    #: not known.
     sets_only: bool | None = None
 
     def was_closed(self, conn: Connection) -> bool:  # noqa: ARG002
@@ -43,12 +49,19 @@ class Base:
     def is_clean(self, conn: Connection, traits: Any) -> bool:
         """Quiet, in no transaction, and as it was opened."""
         driver: Any = self
-        return driver.is_in_transaction(conn) is False and driver.is_quiet(conn) and self.traits(conn) == traits
+        return (
+            driver.is_in_transaction(conn) is False
+            and driver.is_quiet(conn)
+            and self.traits(conn) == traits
+        )
 
-    # -- the proof -------------------------------------------------------------------------------------------------
+    # -- the proof ---------------------------------------------------------------------------------
 
     def check_seams(self) -> None:
-        """Compare the installed library with the one that the driver's file knows. Called first in each constructor."""
+        """Compare the installed library with the one that the driver's file knows.
+
+        Called first in each constructor.
+        """
         module = sys.modules[type(self).__module__]
         flaw = _seams.flaw(self.seams)
         if flaw is not None:
@@ -60,7 +73,9 @@ class Base:
             self._tell_blind(reason)
 
     def needs_trial(self, conn: Connection) -> bool:
-        """Whether connections like *conn* still have to prove that their statements are seen, by ``probe``. Once per process."""
+        """Whether connections like *conn* still have to prove that their statements are seen, by
+        ``probe``. Once per process.
+        """
         if not self.is_known or not hasattr(self, "probe"):
             return False
         tried, flaw = _seams.verdict(self, conn)
@@ -69,7 +84,10 @@ class Base:
         return not tried
 
     def tried(self, conn: Connection, flaw: str | None, *, final: bool = True) -> None:
-        """A trial on *conn* has ended: with *flaw*, or well. Unless *final*, the next connection is tried again."""
+        """A trial on *conn* has ended: with *flaw*, or well.
+
+        Unless *final*, the next connection is tried again.
+        """
         if final:
             _seams.remember(self, conn, flaw)
         if flaw is not None:
@@ -79,7 +97,9 @@ class Base:
             self.check_seams()
 
     def go_blind(self, reason: str) -> None:
-        """From now on nothing that the driver notes about its connections counts, because of *reason*."""
+        """From now on nothing that the driver notes about its connections counts, because of
+        *reason*.
+        """
         _seams.distrust(self, self.public_calls())
         self._tell_blind(reason)
 

@@ -1,4 +1,6 @@
-"""What the MySQL drivers share: options, TLS arguments, error codes, and how the server's status is read."""
+"""What the MySQL drivers share: options, TLS arguments, error codes, and how the server's status is
+read.
+"""
 
 from __future__ import annotations
 
@@ -12,42 +14,57 @@ from unbroken.drivers._shared import boolean, coerce, from_connect, optional_boo
 from unbroken.errors import ConfigurationError
 from unbroken.ledger import unit
 
-#: Flags of the server's status, in every OK and EOF packet (MySQL manual, "Protocol::SERVER_STATUS_flags_enum").
+#: Flags of the server's status, in every OK and EOF packet (MySQL manual,
+#: "Protocol::SERVER_STATUS_flags_enum").
 IN_TRANSACTION, AUTOCOMMIT, MORE_RESULTS = 0x0001, 0x0002, 0x0008
-NO_BACKSLASH_ESCAPES, IN_READ_ONLY, ANSI_QUOTES = 0x0200, 0x2000, 0x8000  # the last one is MariaDB's
+NO_BACKSLASH_ESCAPES, IN_READ_ONLY, ANSI_QUOTES = (
+    0x0200,
+    0x2000,
+    0x8000,
+)  # the last one is MariaDB's
 
 COM_INIT_DB, COM_QUERY, COM_PING, COM_QUIT = 2, 3, 14, 1
 
-#: session value: interactive clients (mysql shell, CLIENT_INTERACTIVE) have another than the global one
+#: session value: interactive clients (mysql shell, CLIENT_INTERACTIVE) have another than the global
+#: one
 ASK_IDLE_LIMIT = "SELECT @@SESSION.wait_timeout"
 
 Kinds: TypeAlias = Mapping[str, Callable[[str], Any]]
 
 #: Options that every MySQL driver here understands.
 COMMON: Kinds = {
-    "autocommit": optional_boolean, "charset": str, "client_flag": whole, "connect_timeout": seconds, "init_command": str,
-    "local_infile": boolean, "read_default_file": str, "read_default_group": str, "sql_mode": str, "use_unicode": boolean,
+    "autocommit": optional_boolean, "charset": str, "client_flag": whole,
+    "connect_timeout": seconds, "init_command": str, "local_infile": boolean,
+    "read_default_file": str, "read_default_group": str, "sql_mode": str, "use_unicode": boolean,
 }  # fmt: skip
 
-#: TLS as SQLAlchemy's MySQL dialects name it in a URL: they become PyMySQL's and mysqlclient's ``ssl`` dictionary.
+#: TLS as SQLAlchemy's MySQL dialects name it in a URL: they become PyMySQL's and mysqlclient's
+#: ``ssl`` dictionary.
 TLS: Kinds = {
-    "ssl_ca": str, "ssl_capath": str, "ssl_cert": str, "ssl_key": str, "ssl_cipher": str, "ssl_check_hostname": boolean,
+    "ssl_ca": str, "ssl_capath": str, "ssl_cert": str, "ssl_key": str, "ssl_cipher": str,
+    "ssl_check_hostname": boolean,
 }  # fmt: skip
 
 
-def arguments(target: Target, kinds: Kinds, driver: str, *, password: str, database: str) -> dict[str, Any]:
-    """Keyword arguments for the driver's connect; *password* and *database* are what it calls these two."""
+def arguments(
+    target: Target, kinds: Kinds, driver: str, *, password: str, database: str
+) -> dict[str, Any]:
+    """Keyword arguments for the driver's connect; *password* and *database* are what it calls these
+    two.
+    """
     out = coerce(target.options, kinds, driver)
     given = {
-        "host": target.host or "localhost", "port": target.port, "unix_socket": target.unix_socket, "user": target.user,
-        password: target.password, database: target.database,
+        "host": target.host or "localhost", "port": target.port, "unix_socket": target.unix_socket,
+        "user": target.user, password: target.password, database: target.database,
     }  # fmt: skip
     out.update({name: value for name, value in given.items() if value is not None})
     return out
 
 
 def take_tls(out: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of :data:`TLS` out of *out*, as the ``ssl`` dictionary (``ca``, ``cert`` …)."""
+    """Take the options of :data:`TLS` out of *out*, as the ``ssl`` dictionary (``ca``, ``cert``
+    …).
+    """
     return {name.removeprefix("ssl_"): out.pop(name) for name in TLS if name in out}
 
 
@@ -58,29 +75,45 @@ def refuse(out: Mapping[str, Any], names: set[str], why: str) -> None:
         raise ConfigurationError(f"option {clash[0]!r} in the URL cannot be used here: {why}")
 
 
-def classify(exc: BaseException, base: type[BaseException] | tuple[type[BaseException], ...], secret: str | None) -> Fault:
-    """What *exc* means; *base* is the driver's ``Error``, *secret* the password to be kept out of the text."""
+def classify(
+    exc: BaseException,
+    base: type[BaseException] | tuple[type[BaseException], ...],
+    secret: str | None,
+) -> Fault:
+    """What *exc* means; *base* is the driver's ``Error``, *secret* the password to be kept out of
+    the text.
+    """
     connecting = from_connect(exc)
     if not isinstance(exc, base):
         fault = _foreign(exc, connecting)
     else:
-        fault = _of_driver(exc, number_of(exc), str(exc.args[1]) if len(exc.args) > 1 else str(exc), connecting)
+        fault = _of_driver(
+            exc, number_of(exc), str(exc.args[1]) if len(exc.args) > 1 else str(exc), connecting
+        )
     return replace(fault, text=one_line(fault.text, secret))
 
 
 def number_of(exc: BaseException) -> int | None:
-    """MySQL's number of an error: the first argument with PyMySQL and its kin, an attribute with the connectors."""
-    number = exc.args[0] if exc.args and isinstance(exc.args[0], int) else getattr(exc, "errno", None)
+    """MySQL's number of an error: the first argument with PyMySQL and its kin, an attribute with
+    the connectors.
+    """
+    number = (
+        exc.args[0] if exc.args and isinstance(exc.args[0], int) else getattr(exc, "errno", None)
+    )
     return number if isinstance(number, int) and number > 0 else None
 
 
 def is_answer(exc: BaseException) -> bool:
-    """Whether *exc*, of a driver on a C library, is an ERR packet of the server's. It ends an exchange, nothing else does."""
+    """Whether *exc*, of a driver on a C library, is an ERR packet of the server's.
+
+    It ends an exchange, nothing else does.
+    """
     number = number_of(exc)
     return number is not None and number >= 1000 and not 2000 <= number < 3000
 
 
-#: What is raised instead of sending on a connection whose last answer was not read to its end: a lost connection.
+#: What is raised instead of sending on a connection whose last answer was not read to its end: a
+#: lost connection.
 OUT_OF_STEP = "Commands out of sync: the answer to an earlier command was not read to its end"
 
 
@@ -88,46 +121,66 @@ def _of_driver(exc: BaseException, errno: int | None, text: str, connecting: boo
     if not errno or errno == 2000:  # CR_UNKNOWN_ERROR: the words have to do
         lower = f"{text} {exc}".lower()
         gone = type(exc).__name__ == "InterfaceError" or any(words in lower for words in _GONE)
-        kind, cause = FaultKind.LOST if gone else FaultKind.OTHER, Cause.CANCELLED if "cancelled" in lower else None
+        kind, cause = (
+            FaultKind.LOST if gone else FaultKind.OTHER,
+            Cause.CANCELLED if "cancelled" in lower else None,
+        )
         return Fault(kind, cause, None, text or "the connection is closed")
     fault = mysql_fault(errno, text, connecting=connecting or errno in (2001, 2002, 2003, 2005))
     if errno in (2002, 2003, 2005, 2006, 2013, 2055):
         for inner in list(chain(exc))[1:]:  # aiomysql keeps the system's error only as the cause
             known = os_fault(inner, connecting=connecting or errno in (2002, 2003, 2005))
             if known.kind is not FaultKind.OTHER:
-                return replace(known, code=errno, text=text if known.text in text else f"{text} ({known.text})")
+                return replace(
+                    known, code=errno, text=text if known.text in text else f"{text} ({known.text})"
+                )
     return fault
 
 
 def _foreign(exc: BaseException, connecting: bool) -> Fault:
-    if isinstance(exc, AttributeError) and "NoneType" in str(exc) and any(word in str(exc) for word in _SOCKET_WORDS):
-        return Fault(FaultKind.LOST, None, None, "the connection is closed")  # its socket went away in the middle of a call
+    if (
+        isinstance(exc, AttributeError)
+        and "NoneType" in str(exc)
+        and any(word in str(exc) for word in _SOCKET_WORDS)
+    ):
+        return Fault(
+            FaultKind.LOST, None, None, "the connection is closed"
+        )  # its socket went away in the middle of a call
     return os_fault(exc, connecting=connecting)
 
 
-# What the drivers say without a code when their socket is gone or the protocol out of step: PyMySQL (0, '') besides these
+# What the drivers say without a code when their socket is gone or the protocol out of step: PyMySQL
+# (0, '') besides these
 _GONE = ("closed", "sequence number", "out of sync", "not connected", "not available", "cancelled")
 _SOCKET_WORDS = ("sendall", "settimeout", "'read", "recv", "'write", "transport")
 
 
-#: Errors in answer to a COMMIT that do not prove that nothing was committed: interrupted, or failed half way.
+#: Errors in answer to a COMMIT that do not prove that nothing was committed: interrupted, or failed
+#: half way.
 _NOT_FINAL = {1026, 1105, 1180, 1317, 1598, 3100}
 
 
 def refused_commit(exc: BaseException) -> bool:
     """Whether *exc*, the answer to a COMMIT, proves that nothing was committed."""
     errno = number_of(exc) or 0
-    return errno >= 1000 and not 2000 <= errno < 3000 and errno not in _NOT_FINAL and not mysql_fault(errno, "").is_lost
+    return (
+        errno >= 1000
+        and not 2000 <= errno < 3000
+        and errno not in _NOT_FINAL
+        and not mysql_fault(errno, "").is_lost
+    )
 
 
-#: What was reported last on a connection, and is not answered yet: what :func:`answered` is told of.
+#: What was reported last on a connection, and is not answered yet: what :func:`answered` is told
+#: of.
 COMMIT, ROLLBACK, STATEMENT = 1, 2, 3
 
 
 def answered(conn: Any, what: int, error: BaseException | None) -> None:
     """Tell the ledger that *what* was answered in full: with success, or with *error*.
 
-    An error in answer to a statement tells nothing of what is stored: tables without transactions keep what was done before.
+    An error in answer to a statement tells nothing of what is stored: tables without transactions
+    keep what was done before.
     """
     ledger = unit.current(id(conn))
     if ledger is None:

@@ -1,4 +1,6 @@
-"""What aiomysql and asyncmy, both children of PyMySQL, have in common: everything but their sockets."""
+"""What aiomysql and asyncmy, both children of PyMySQL, have in common: everything but their
+sockets.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from unbroken.ledger.residue import Left
 
 
 class Shared(Awaited):
-    """The part of an :class:`unbroken.abc.AsyncDriver` that both share. ``_watched`` makes the class that reports."""
+    """The part of an :class:`unbroken.abc.AsyncDriver` that both share.
+
+    ``_watched`` makes the class that reports.
+    """
 
     capabilities = Capabilities(transaction_status=True, watchable=True)
     target: Target
@@ -25,7 +30,9 @@ class Shared(Awaited):
     _connect: Callable[[], Any] | None
     _watched: Callable[[Any], Any]
     _compared: tuple[str, ...]  #: attributes that a holder can change
-    _tables: tuple[str, ...]  #: those of them that are tables of converters, and may be of a class of ours
+    _tables: tuple[
+        str, ...
+    ]  #: those of them that are tables of converters, and may be of a class of ours
     _charsets: Callable[[str], Any]  #: the library's ``charset_by_name``
 
     async def ping(self, conn: Connection, timeout: float) -> None:
@@ -60,13 +67,19 @@ class Shared(Awaited):
 
     async def remember(self, conn: Connection) -> str | None:
         """The statement that sets again what was set when *conn* was opened."""
-        if not (_mysql_reset.sets_nothing_else(self._arguments) if self._connect is None else self.sets_only):
+        if not (
+            _mysql_reset.sets_nothing_else(self._arguments)
+            if self._connect is None
+            else self.sets_only
+        ):
             return None
         async with conn.cursor() as cursor:
             await cursor.execute(_mysql_reset.ASK)
             rows = await cursor.fetchall()
         await self.rollback(conn)
-        return _mysql_reset.set_again(row.values() if isinstance(row, dict) else row for row in rows)
+        return _mysql_reset.set_again(
+            row.values() if isinstance(row, dict) else row for row in rows
+        )
 
     async def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
         """COM_RESET_CONNECTION and one statement."""
@@ -83,7 +96,9 @@ class Shared(Awaited):
         raise NotImplementedError
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last OK or EOF packet; None after an error, in the middle of an exchange, or once it is closed."""
+        """From the last OK or EOF packet; None after an error, in the middle of an exchange, or
+        once it is closed.
+        """
         return exchange.in_transaction(conn) if self._is_open(conn) else None
 
     def is_quiet(self, conn: Connection) -> bool:
@@ -112,8 +127,12 @@ class Shared(Awaited):
         await conn._seen_drain()
 
     def traits(self, conn: Connection) -> tuple[Any, ...]:
-        """The server's status (autocommit, how strings are quoted), and what the library keeps on the connection."""
-        return exchange.adopt(conn, ("_charset",), self._tables), *(getattr(conn, name) for name in self._compared)
+        """The server's status (autocommit, how strings are quoted), and what the library keeps on
+        the connection.
+        """
+        return exchange.adopt(conn, ("_charset",), self._tables), *(
+            getattr(conn, name) for name in self._compared
+        )
 
     async def restore(self, conn: Connection, traits: tuple[Any, ...]) -> None:
         """Attributes, then autocommit and the character set, or else the database."""
@@ -137,13 +156,17 @@ class Shared(Awaited):
         return _mysql.classify(exc, self._base, self.target.password)
 
     def unread(self, conn: Connection) -> bytes:
-        """What asyncio has read off the socket and the driver not yet: the server's last words, once it is idle."""
+        """What asyncio has read off the socket and the driver not yet: the server's last words,
+        once it is idle.
+        """
         return bytes(getattr(getattr(conn, "_reader", None), "_buffer", b""))
 
     def has_ended(self, conn: Connection) -> bool:
         """Whether the server said something unasked, its last words, or has hung up."""
         reader = getattr(conn, "_reader", None)  # None: asyncmy hides it
-        return reader is not None and (bool(getattr(reader, "_buffer", b"")) or bool(reader.at_eof()))
+        return reader is not None and (
+            bool(getattr(reader, "_buffer", b"")) or bool(reader.at_eof())
+        )
 
     def session_id(self, conn: Connection) -> str | None:
         """CONNECTION_ID(), from the handshake."""
@@ -158,10 +181,17 @@ class Shared(Awaited):
         conn.__class__ = getattr(type(conn), "unwatched", type(conn))
 
 
-def exact(base: Any, result_base: Any, status_of: Callable[[Any, Any], int | None], is_open: Callable[[Any], bool]) -> Any:
-    """*base*, a connection class, plus exact knowledge of its exchange with the server. As PyMySQL's, awaited.
+def exact(
+    base: Any,
+    result_base: Any,
+    status_of: Callable[[Any, Any], int | None],
+    is_open: Callable[[Any], bool],
+) -> Any:
+    """*base*, a connection class, plus exact knowledge of its exchange with the server. As
+    PyMySQL's, awaited.
 
-    *result_base* is the library's class of results, *status_of(conn, result)* the server's status after one.
+    *result_base* is the library's class of results, *status_of(conn, result)* the server's status
+    after one.
     """
     result_class = _result(result_base, status_of, is_open)
 
@@ -181,7 +211,9 @@ def exact(base: Any, result_base: Any, status_of: Callable[[Any, Any], int | Non
             self._seen_status = self._result = None
             self._seen_busy, self._seen_closed = exchange.BUSY, False
             packet = await super()._request_authentication()
-            self._seen_touched = 0 if self._seen_opened is None else exchange.OTHERS  # another session than the pool's
+            self._seen_touched = (
+                0 if self._seen_opened is None else exchange.OTHERS
+            )  # another session than the pool's
             self._seen_busy = exchange.QUIET
             return packet
 
@@ -202,14 +234,18 @@ def exact(base: Any, result_base: Any, status_of: Callable[[Any, Any], int | Non
             self._seen_busy = exchange.BUSY
 
         async def _seen_ready(self) -> None:
-            """Make sure that a command may be sent: raise where an answer is outstanding, read what was left half-read."""
+            """Make sure that a command may be sent: raise where an answer is outstanding, read what
+            was left half-read.
+            """
             if not is_open(self):
                 return  # which the library says itself
             if self._seen_busy:
                 raise exchange.out_of_step(self)
             if self._result is not None and exchange.is_half_read(self):
                 if self._result.unbuffered_active:
-                    warnings.warn("Previous unbuffered result was left incomplete", stacklevel=4)  # as the library does
+                    warnings.warn(
+                        "Previous unbuffered result was left incomplete", stacklevel=4
+                    )  # as the library does
                 await self._seen_drain()
 
         async def _seen_drain(self) -> None:
@@ -270,8 +306,12 @@ def exact(base: Any, result_base: Any, status_of: Callable[[Any, Any], int | Non
             await super().select_db(db)
 
         def close(self) -> None:
-            """What is out of step is aborted: bytes that are still to be written might complete a command."""
-            if is_open(self) and not self._seen_busy:  # the library itself closes in the middle of an exchange only
+            """What is out of step is aborted: bytes that are still to be written might complete a
+            command.
+            """
+            if (
+                is_open(self) and not self._seen_busy
+            ):  # the library itself closes in the middle of an exchange only
                 self._seen_closed = True
             transport = None if exchange.is_quiet(self) or not is_open(self) else transport_of(self)
             if transport is not None:
@@ -294,8 +334,12 @@ def transport_of(conn: Any) -> Any:
     return conn._writer.transport if hasattr(conn, "_writer") else conn._transport
 
 
-def _result(base: Any, status_of: Callable[[Any, Any], int | None], is_open: Callable[[Any], bool]) -> Any:
-    """A library's result class, *base*, whose connection is out of step for as long as a row is read."""
+def _result(
+    base: Any, status_of: Callable[[Any, Any], int | None], is_open: Callable[[Any], bool]
+) -> Any:
+    """A library's result class, *base*, whose connection is out of step for as long as a row is
+    read.
+    """
 
     class Result(exchange.exact_result(base)):  # type: ignore[misc] # the base is only known here
         connection: Any
@@ -324,7 +368,9 @@ def _result(base: Any, status_of: Callable[[Any, Any], int | None], is_open: Cal
             conn = self.connection
             if not self.unbuffered_active:
                 return
-            if conn._seen_busy or not is_open(conn):  # nothing of it is to be had any more; a close need not raise for that
+            if conn._seen_busy or not is_open(
+                conn
+            ):  # nothing of it is to be had any more; a close need not raise for that
                 self.unbuffered_active = False
                 return
             conn._seen_busy = exchange.BUSY
@@ -339,7 +385,10 @@ def _result(base: Any, status_of: Callable[[Any, Any], int | None], is_open: Cal
 
 
 def reporting(plain: Any, is_open: Callable[[Any], bool]) -> Any:
-    """*plain*, a connection class that sends all by ``_execute_command``, that tells the ledger. ``unwatched`` is *plain*."""
+    """*plain*, a connection class that sends all by ``_execute_command``, that tells the ledger.
+
+    ``unwatched`` is *plain*.
+    """
     known = plain.__dict__.get("_watched")
     if known is not None:
         return known

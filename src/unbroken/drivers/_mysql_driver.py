@@ -1,4 +1,6 @@
-"""What all MySQL drivers inherit: the trial of their seams, and what they do with a library that is not as they know it."""
+"""What all MySQL drivers inherit: the trial of their seams, and what they do with a library that is
+not as they know it.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,25 @@ from unbroken.abc import Connection
 from unbroken.drivers import _base
 from unbroken.drivers._seams import PROBE, Trial
 
-#: Sent in no transaction. Its answer says whether it was committed by itself, which its report has to say, too.
+#: Sent in no transaction. Its answer says whether it was committed by itself, which its report has
+#: to say, too.
 _PROBE_MODE = f"{PROBE}, @@SESSION.autocommit"
 
 
-def _flaw_of(trial: Trial, opened: bool | None, closed: bool | None, rows: list[tuple[Any, ...]]) -> str | None:
-    """What is wrong with what a driver reported of BEGIN, PROBE, COMMIT and _PROBE_MODE, and with what it said meanwhile.
+def _flaw_of(
+    trial: Trial, opened: bool | None, closed: bool | None, rows: list[tuple[Any, ...]]
+) -> str | None:
+    """What is wrong with what a driver reported of BEGIN, PROBE, COMMIT and _PROBE_MODE, and with
+    what it said meanwhile.
 
-    *opened*, *closed*: whether a transaction was open before and after COMMIT. It may be open after it: where
-    ``completion_type`` is CHAIN, each COMMIT opens the next.
+    *opened*, *closed*: whether a transaction was open before and after COMMIT. It may be open after
+    it: where ``completion_type`` is CHAIN, each COMMIT opens the next.
     """
     first: list[Any] = [("BEGIN", each[1]) for each in trial.log[:1] if isinstance(each, tuple)]
     itself = closed is False and bool(rows[0][1])
-    flaw = trial.flaw([*(first or ["BEGIN"]), (PROBE, False), "committing", "committed", (_PROBE_MODE, itself)])
+    flaw = trial.flaw(
+        [*(first or ["BEGIN"]), (PROBE, False), "committing", "committed", (_PROBE_MODE, itself)]
+    )
     if flaw is not None:
         return flaw
     if opened is not True or closed is None:
@@ -36,7 +44,9 @@ _UNCLEAN = "its connection does not tell that it is as it was opened"
 
 @contextmanager
 def unheard(driver: Any, conn: Connection) -> Iterator[None]:
-    """A reset of a session is the pool's business: the unit of work that follows *conn* does not hear of it."""
+    """A reset of a session is the pool's business: the unit of work that follows *conn* does not
+    hear of it.
+    """
     cls = type(conn)
     driver.unwatch(conn)
     try:
@@ -49,10 +59,15 @@ class Blocking(_base.Blocking):
     """For a blocking driver."""
 
     def probe(self, conn: Connection) -> str | None:
-        """What is wrong with what our subclass reports and knows; None: nothing. Four round trips."""
+        """What is wrong with what our subclass reports and knows; None: nothing.
+
+        Four round trips.
+        """
         driver: Any = self
         with Trial(self, conn) as trial:
-            if driver.is_in_transaction(conn):  # the caller's own connect= began it: it must stay as it is
+            if driver.is_in_transaction(
+                conn
+            ):  # the caller's own connect= began it: it must stay as it is
                 driver.ask(conn, PROBE)
                 return trial.flaw([(PROBE, False)])
             _send(conn, "BEGIN")
@@ -72,7 +87,12 @@ class Blocking(_base.Blocking):
             if traits is not None:
                 conn.autocommit(traits)
 
-        return {**super().public_calls(), "traits": _autocommit_of, "restore": restore, "remember": lambda _conn: None}
+        return {
+            **super().public_calls(),
+            "traits": _autocommit_of,
+            "restore": restore,
+            "remember": lambda _conn: None,
+        }
 
 
 class Awaited(_base.Awaited):
@@ -105,11 +125,18 @@ class Awaited(_base.Awaited):
         async def remember(_conn: Connection) -> None:
             """Sessions are closed instead of reset."""
 
-        return {**super().public_calls(), "traits": _autocommit_of, "restore": restore, "remember": remember}
+        return {
+            **super().public_calls(),
+            "traits": _autocommit_of,
+            "restore": restore,
+            "remember": remember,
+        }
 
 
 def by_attribute(driver: Any) -> Mapping[str, Callable[..., Any]]:
-    """For a library whose ``autocommit`` is an attribute, which cannot be read for nothing: it is set after each rollback."""
+    """For a library whose ``autocommit`` is an attribute, which cannot be read for nothing: it is
+    set after each rollback.
+    """
 
     def rollback(conn: Connection) -> None:
         conn.rollback()

@@ -1,7 +1,8 @@
-"""PyMySQL, aiomysql and asyncmy: how far an exchange with the server is, what a holder changed, and what the ledger hears.
+"""PyMySQL, aiomysql and asyncmy: how far an exchange with the server is, what a holder changed, and
+what the ledger hears.
 
-The three are one library in three forms. Everything here is without I/O: their classes (see ``exact`` in each driver's
-file) call it around their library's own steps.
+The three are one library in three forms. Everything here is without I/O: their classes (see
+``exact`` in each driver's file) call it around their library's own steps.
 """
 
 from __future__ import annotations
@@ -13,26 +14,36 @@ from contextlib import contextmanager
 from typing import Any
 
 from unbroken.drivers import _mysql
-from unbroken.drivers._mysql import ANSI_QUOTES, AUTOCOMMIT, IN_READ_ONLY, IN_TRANSACTION, NO_BACKSLASH_ESCAPES
+from unbroken.drivers._mysql import (
+    ANSI_QUOTES,
+    AUTOCOMMIT,
+    IN_READ_ONLY,
+    IN_TRANSACTION,
+    NO_BACKSLASH_ESCAPES,
+)
 from unbroken.drivers._shared import is_commit, is_rollback
 
-#: How far a connection of PyMySQL, aiomysql or asyncmy is in its exchange with the server (``_seen_busy``). Only QUIET is
-#: false. The mark is set before the first byte of a command leaves, and cleared as the last step of reading its answer.
-#: No step in between can be mistaken for the end, wherever an exception strikes.
+#: How far a connection of PyMySQL, aiomysql or asyncmy is in its exchange with the server
+#: (``_seen_busy``). Only QUIET is false. The mark is set before the first byte of a command leaves,
+#: and cleared as the last step of reading its answer. No step in between can be mistaken for the
+#: end, wherever an exception strikes.
 QUIET = 0  #: every command was answered in full
 SENT = 1  #: a command left as a whole, and nothing of its answer was read
-BUSY = 2  #: sending or reading; where no call is at work on the connection any more, it stays so for good
+#: sending or reading; where no call is at work on the connection any more, it stays so for good
+BUSY = 2
 WRITING = 3  #: likewise, and in the middle of a packet
 
 #: What is kept of the server's status: what a borrower can change, and what its words mean.
 KEPT = IN_TRANSACTION | AUTOCOMMIT | NO_BACKSLASH_ESCAPES | IN_READ_ONLY | ANSI_QUOTES
-_SETTLED = AUTOCOMMIT | NO_BACKSLASH_ESCAPES | ANSI_QUOTES  #: without what only holds for a transaction
+_SETTLED = (
+    AUTOCOMMIT | NO_BACKSLASH_ESCAPES | ANSI_QUOTES
+)  #: without what only holds for a transaction
 
 #: Commands that change neither data nor a transaction, so that the ledger need not hear of them.
 UNREPORTED = frozenset({_mysql.COM_PING, _mysql.COM_INIT_DB})
 
-#: What a holder did by a call of the library (``_seen_touched``). The marks are part of what is known of the status, so that
-#: one comparison covers them.
+#: What a holder did by a call of the library (``_seen_touched``). The marks are part of what is
+#: known of the status, so that one comparison covers them.
 CHARSET, DATABASE, TIMEOUTS, OTHERS = 1 << 16, 1 << 17, 1 << 18, 1 << 19
 
 _OUT_OF_STEP = "Commands out of sync: the answer to an earlier command was not read to its end"
@@ -41,9 +52,11 @@ _LIBRARIES = {"pymysql", "aiomysql", "asyncmy", "unbroken"}
 
 
 def exact_result(base: type[Any]) -> type[Any]:
-    """A result class (of PyMySQL, aiomysql or asyncmy) that keeps the server's status out of the EOF packet after the rows.
+    """A result class (of PyMySQL, aiomysql or asyncmy) that keeps the server's status out of the
+    EOF packet after the rows.
 
-    The drivers throw that one away, which is why their ``server_status`` lies after a SELECT. Costs nothing per row.
+    The drivers throw that one away, which is why their ``server_status`` lies after a SELECT. Costs
+    nothing per row.
     """
 
     class Result(base):  # type: ignore[misc] # the base is only known when the driver is
@@ -61,7 +74,9 @@ def exact_result(base: type[Any]) -> type[Any]:
 
 
 def status_after(result: Any) -> int | None:
-    """The server's status at the end of *result*; None while rows or results are still to come, or where it is not told."""
+    """The server's status at the end of *result*; None while rows or results are still to come, or
+    where it is not told.
+    """
     if result.unbuffered_active or result.has_next:
         return None
     status = getattr(result, "eof_status", None)
@@ -71,15 +86,19 @@ def status_after(result: Any) -> int | None:
 
 
 def out_of_step(conn: Any) -> BaseException:
-    """What is raised instead of sending a command on a connection that is out of step: a lost connection."""
+    """What is raised instead of sending a command on a connection that is out of step: a lost
+    connection.
+    """
     error: BaseException = conn.OperationalError(2014, _OUT_OF_STEP)
     return error
 
 
 def begin_writing(conn: Any) -> None:
-    """A packet is about to be written in the middle of an exchange: of a file, or of a long command.
+    """A packet is about to be written in the middle of an exchange: of a file, or of a long
+    command.
 
-    Raises where the one before was broken off: PyMySQL ends a file in a ``finally``, and the server would never answer.
+    Raises where the one before was broken off: PyMySQL ends a file in a ``finally``, and the server
+    would never answer.
     """
     if conn._seen_busy == WRITING:
         raise out_of_step(conn)
@@ -93,14 +112,17 @@ _FILE_ERRORS = {1017, 1024}  #: what the libraries make of a file that cannot be
 def loading(conn: Any) -> Iterator[None]:
     """Around the sending of a file for LOAD DATA LOCAL.
 
-    When that fails, the libraries wait for the server's answer before they let the error go on. They may: when it was the file
-    that failed, for then they have told the server. After a strike they would wait for ever.
+    When that fails, the libraries wait for the server's answer before they let the error go on.
+    They may: when it was the file that failed, for then they have told the server. After a strike
+    they would wait for ever.
     """
     before = sys.exc_info()[1]
 
     def read_packet(*args: Any) -> Any:
         error = sys.exc_info()[1]
-        if error not in (None, before) and not (isinstance(error, conn.OperationalError) and error.args[0] in _FILE_ERRORS):
+        if error not in (None, before) and not (
+            isinstance(error, conn.OperationalError) and error.args[0] in _FILE_ERRORS
+        ):
             raise out_of_step(conn)
         return type(conn)._read_packet(conn, *args)
 
@@ -112,9 +134,14 @@ def loading(conn: Any) -> Iterator[None]:
 
 
 def begin_reading(conn: Any) -> None:
-    """An answer, or the next one of several results, is about to be read. Raises where none is known to be next."""
+    """An answer, or the next one of several results, is about to be read.
+
+    Raises where none is known to be next.
+    """
     result = conn._result
-    if conn._seen_busy != SENT and (conn._seen_busy or result is None or result.unbuffered_active or not result.has_next):
+    if conn._seen_busy != SENT and (
+        conn._seen_busy or result is None or result.unbuffered_active or not result.has_next
+    ):
         raise out_of_step(conn)
     conn._seen_busy = BUSY
 
@@ -131,7 +158,10 @@ def ended(conn: Any, status: int | None) -> None:
 
 
 def failed(conn: Any, error: BaseException) -> None:
-    """Reading an answer raised *error*. It ends the exchange only where it is the server's own answer."""
+    """Reading an answer raised *error*.
+
+    It ends the exchange only where it is the server's own answer.
+    """
     if not is_answer(error):
         return
     pending = conn._seen_pending
@@ -144,8 +174,8 @@ def failed(conn: Any, error: BaseException) -> None:
 def is_answer(error: BaseException) -> bool:
     """Whether *error* is an ERR packet of the server's, as the library raised it by itself.
 
-    An error that a signal handler, a converter or another connection raised passes through their code; one that the
-    library made up by itself was not raised by what raises the server's.
+    An error that a signal handler, a converter or another connection raised passes through their
+    code; one that the library made up by itself was not raised by what raises the server's.
     """
     number = _mysql.number_of(error)
     trace = error.__traceback__
@@ -155,11 +185,15 @@ def is_answer(error: BaseException) -> bool:
         trace = trace.tb_next
         if str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] not in _LIBRARIES:
             return False
-    return trace.tb_frame.f_code.co_name.rpartition(".")[2] == "raise_mysql_exception"  # compiled code has the module in front
+    return (
+        trace.tb_frame.f_code.co_name.rpartition(".")[2] == "raise_mysql_exception"
+    )  # compiled code has the module in front
 
 
 def is_half_read(conn: Any) -> bool:
-    """Whether nothing but rows, or further results, of an answer are left to be read, which the application did not want yet."""
+    """Whether nothing but rows, or further results, of an answer are left to be read, which the
+    application did not want yet.
+    """
     return not conn._seen_busy and _is_unfinished(conn)
 
 
@@ -169,13 +203,19 @@ def _is_unfinished(conn: Any) -> bool:
 
 
 def is_quiet(conn: Any) -> bool:
-    """Whether every command was answered in full, and nothing is left unread (of a connection that is open)."""
+    """Whether every command was answered in full, and nothing is left unread (of a connection that
+    is open).
+    """
     result = conn._result
-    return not conn._seen_busy and (result is None or not (result.unbuffered_active or result.has_next))
+    return not conn._seen_busy and (
+        result is None or not (result.unbuffered_active or result.has_next)
+    )
 
 
 def status_of(conn: Any) -> int | None:
-    """What is kept of the server's status at the end of the last exchange; None when it is not certain."""
+    """What is kept of the server's status at the end of the last exchange; None when it is not
+    certain.
+    """
     return None if conn._seen_busy else conn._seen_status
 
 
@@ -185,7 +225,8 @@ def in_transaction(conn: Any) -> bool | None:
     return None if status is None else bool(status & IN_TRANSACTION)
 
 
-# ------------------------------------------------------------------------------------- what a holder can change
+# -- what a ----------------------------------------------------------------------------------------
+# holder can change
 
 
 class Converters(dict[Any, Any]):
@@ -211,12 +252,23 @@ def _telling(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault", "update"):
+for _name in (
+    "__setitem__",
+    "__delitem__",
+    "__ior__",
+    "clear",
+    "pop",
+    "popitem",
+    "setdefault",
+    "update",
+):
     setattr(Converters, _name, _telling(_name))
 
 
 def touch(conn: Any, mark: int) -> None:
-    """*conn* is about to be changed in a way that its attributes or the server's status do not show."""
+    """*conn* is about to be changed in a way that its attributes or the server's status do not
+    show.
+    """
     conn._seen_touched |= mark
     if conn._seen_status is not None:
         conn._seen_status |= mark
@@ -230,7 +282,8 @@ def untouch(conn: Any, mark: int) -> None:
 
 
 def adopt(conn: Any, kept: tuple[str, ...], tables: tuple[str, ...]) -> int:
-    """What is kept of the server's status. The first time, *conn* is taken as it is now for how it was opened.
+    """What is kept of the server's status. The first time, *conn* is taken as it is now for how it
+    was opened.
 
     *kept* are attributes that a call of the library changes, *tables* those with converters.
     """
@@ -252,9 +305,11 @@ def put_back(conn: Any, names: tuple[str, ...], values: tuple[Any, ...]) -> None
 
 
 def to_put_back(conn: Any, opened: int, charset: str) -> str | None:
-    """The statement that puts the session back, to the status *opened* and to *charset* (with its collation).
+    """The statement that puts the session back, to the status *opened* and to *charset* (with its
+    collation).
 
-    None where nothing is left to do but to choose the database again. Raises where one round trip is not enough.
+    None where nothing is left to do but to choose the database again. Raises where one round trip
+    is not enough.
     """
     status, touched = conn._seen_status, conn._seen_touched
     parts = [f"NAMES {charset}"] if touched & CHARSET else []
@@ -268,21 +323,29 @@ def to_put_back(conn: Any, opened: int, charset: str) -> str | None:
 
 def out_of_shape(conn: Any) -> BaseException:
     """What is raised where a connection cannot be put back as it was opened."""
-    error: BaseException = conn.InterfaceError(0, "the connection cannot be put back as it was opened")
+    error: BaseException = conn.InterfaceError(
+        0, "the connection cannot be put back as it was opened"
+    )
     return error
 
 
-# ------------------------------------------------------------------------------------- reports to the ledger
+# -- reports to ------------------------------------------------------------------------------------
+# the ledger
 
 
 def commits_itself(conn: Any) -> bool | None:
-    """Whether a statement sent now would be committed by itself: autocommit on and no transaction open; None if unknown."""
+    """Whether a statement sent now would be committed by itself: autocommit on and no transaction
+    open; None if unknown.
+    """
     status = status_of(conn)
     return None if status is None else status & (AUTOCOMMIT | IN_TRANSACTION) == AUTOCOMMIT
 
 
 def tell(conn: Any, ledger: Any, command: int, sql: Any) -> int | None:
-    """Report one command that is about to go out. Gives what :func:`ended` and :func:`failed` report the answer of."""
+    """Report one command that is about to go out.
+
+    Gives what :func:`ended` and :func:`failed` report the answer of.
+    """
     if command != _mysql.COM_QUERY:
         ledger.doubt(f"command {command} of the MySQL protocol", conn_id=id(conn))
         return None

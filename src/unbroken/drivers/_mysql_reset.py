@@ -1,8 +1,10 @@
-"""How the MySQL drivers undo everything that was left on a session, and set again what its opening had set.
+"""How the MySQL drivers undo everything that was left on a session, and set again what its opening
+had set.
 
-COM_RESET_CONNECTION rolls back and drops settings, user variables, temporary tables, table locks, named locks and
-prepared statements, and keeps the database. The session then has the server's global settings, MySQL's also for the
-character set. So the server is asked once, when a session is opened, where it differs from them.
+COM_RESET_CONNECTION rolls back and drops settings, user variables, temporary tables, table locks,
+named locks and prepared statements, and keeps the database. The session then has the server's
+global settings, MySQL's also for the character set. So the server is asked once, when a session is
+opened, where it differs from them.
 """
 
 from __future__ import annotations
@@ -15,16 +17,25 @@ from unbroken.ledger.residue import VAGUE, Left, left_by
 
 COM_RESET_CONNECTION = 0x1F
 
-#: Asked for whether or not they differ: drivers set them, and a new global value must not change them.
+#: Asked for whether or not they differ: drivers set them, and a new global value must not change
+#: them.
 _ALWAYS = (
-    "autocommit", "character_set_client", "character_set_connection", "character_set_results", "collation_connection",
-    "sql_mode", "time_zone", "transaction_isolation", "tx_isolation", "sql_auto_is_null",
+    "autocommit", "character_set_client", "character_set_connection", "character_set_results",
+    "collation_connection", "sql_mode", "time_zone", "transaction_isolation", "tx_isolation",
+    "sql_auto_is_null",
 )  # fmt: skip
 #: May not be set, or say what the server does by itself.
-_NEVER = ("character_set_database", "collation_database", "max_allowed_packet", "net_buffer_length", "timestamp")
+_NEVER = (
+    "character_set_database",
+    "collation_database",
+    "max_allowed_packet",
+    "net_buffer_length",
+    "timestamp",
+)
 _NAMES = ", ".join(f"'{name}'" for name in _ALWAYS)
 
-#: One text for both servers: MariaDB executes the first comment, MySQL (5.7.8 and newer) the second.
+#: One text for both servers: MariaDB executes the first comment, MySQL (5.7.8 and newer) the
+#: second.
 ASK = f"""SELECT
 /*M! VARIABLE_NAME, SESSION_VALUE FROM information_schema.SYSTEM_VARIABLES WHERE READ_ONLY = 'NO'
 AND GLOBAL_VALUE IS NOT NULL AND (SESSION_VALUE <> GLOBAL_VALUE OR VARIABLE_NAME IN ({_NAMES})) */
@@ -38,7 +49,9 @@ _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 def set_again(rows: Iterable[Any]) -> str:
     """The statement that sets the variables *rows*, the answer to :data:`ASK`."""
     given = {_text(name).lower(): _text(value) for name, value in rows}
-    names = sorted((n for n in given if n not in _NEVER), key=lambda name: name.startswith("collation"))
+    names = sorted(
+        (n for n in given if n not in _NEVER), key=lambda name: name.startswith("collation")
+    )
     return "SET " + ", ".join(f"SESSION {name} = {_literal(name, given[name])}" for name in names)
 
 
@@ -51,15 +64,24 @@ def _literal(name: str, value: str) -> str:
         return value
     if not value and name == "character_set_results":
         return "NULL"
-    # In hexadecimal: what a quote and a backslash mean depends on the sql_mode of the moment. Never in a character set.
+    # In hexadecimal: what a quote and a backslash mean depends on the sql_mode of the moment. Never
+    # in a character set.
     return f"_utf8mb4 0x{value.encode().hex()}" if value else "''"
 
 
-_FILES = ("read_default_file", "read_default_group", "default_file", "default_group", "option_files")
+_FILES = (
+    "read_default_file",
+    "read_default_group",
+    "default_file",
+    "default_group",
+    "option_files",
+)
 
 
 def sets_nothing_else(options: Mapping[str, Any]) -> bool:
-    """Whether a session that is opened with *options* differs from a new one in its settings only."""
+    """Whether a session that is opened with *options* differs from a new one in its settings
+    only.
+    """
     if any(options.get(name) for name in _FILES):
         return False  # it may name an init-command
     command = options.get("init_command")

@@ -1,8 +1,9 @@
-"""mysql-connector-python's connections, of subclasses that know whether the server has answered, and that can report.
+"""mysql-connector-python's connections, of subclasses that know whether the server has answered,
+and that can report.
 
-Its pure Python and its asyncio connection send everything by ``_send_cmd``, and hear of the server's status in
-``_handle_server_status``: one after each OK, one after a result's columns, one after its rows. After an error that status
-is from before.
+Its pure Python and its asyncio connection send everything by ``_send_cmd``, and hear of the
+server's status in ``_handle_server_status``: one after each OK, one after a result's columns, one
+after its rows. After an error that status is from before.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from unbroken.drivers._mysql_reset import COM_RESET_CONNECTION
 from unbroken.drivers._shared import is_commit, is_rollback
 from unbroken.ledger import unit
 
-# Commands of the protocol (MySQL manual, "Command Phase"). These neither change data nor a transaction:
+# Commands of the protocol (MySQL manual, "Command Phase"). These neither change data nor a
+# transaction:
 _INIT_DB, _PING, _PREPARE, _LONG_DATA, _CLOSE, _RESET = 2, 14, 22, 24, 25, 26
 _HARMLESS = {_INIT_DB, _PING, _PREPARE, _LONG_DATA, _CLOSE, _RESET}
 _UNANSWERED = {_LONG_DATA, _CLOSE}
@@ -26,12 +28,16 @@ _ERR = 0xFF
 
 def is_quiet(conn: Any) -> bool:
     """Whether the last command was answered in full."""
-    return not (conn.__dict__.get("_seen_busy", True) or conn.unread_result or conn._have_next_result)
+    return not (
+        conn.__dict__.get("_seen_busy", True) or conn.unread_result or conn._have_next_result
+    )
 
 
 def is_half_read(conn: Any) -> bool:
     """Whether all that is unread are rows or further results that the application left."""
-    return not conn.__dict__.get("_seen_busy", True) and bool(conn.unread_result or conn._have_next_result)
+    return not conn.__dict__.get("_seen_busy", True) and bool(
+        conn.unread_result or conn._have_next_result
+    )
 
 
 def status_of(conn: Any) -> int | None:
@@ -43,7 +49,10 @@ def status_of(conn: Any) -> int | None:
 
 
 def is_answer(error: BaseException) -> bool:
-    """Whether *error*, which the connector raised, is an ERR packet of the server's. That ends an exchange, nothing else does."""
+    """Whether *error*, which the connector raised, is an ERR packet of the server's.
+
+    That ends an exchange, nothing else does.
+    """
     number = getattr(error, "errno", None)
     if not isinstance(number, int) or number < 1000 or 2000 <= number < 3000:
         return False
@@ -60,7 +69,9 @@ _OUT_OF_STEP = "Commands out of sync: the answer to an earlier command was not r
 
 
 def refuse_if_busy(conn: Any) -> None:
-    """Raise, as for a lost connection, where the answer to an earlier command was not read to its end."""
+    """Raise, as for a lost connection, where the answer to an earlier command was not read to its
+    end.
+    """
     if conn.__dict__.get("_seen_busy", False):
         from mysql.connector.errors import OperationalError
 
@@ -68,13 +79,18 @@ def refuse_if_busy(conn: Any) -> None:
 
 
 def _seen(base: Any) -> Any:
-    """*base* as a class that listens. One line of bases and no mixin: else Python lets no connection change into it.
+    """*base* as a class that listens. One line of bases and no mixin: else Python lets no
+    connection change into it.
 
-    ``_seen_busy`` is set before the first byte of a command leaves, and cleared as the last step of reading its answer.
+    ``_seen_busy`` is set before the first byte of a command leaves, and cleared as the last step of
+    reading its answer.
     """
 
     class Seen(base):  # type: ignore[misc] # the base is only known here
-        """What the pure Python and the asyncio connection share. Before a command nothing is known, after its OK all is."""
+        """What the pure Python and the asyncio connection share.
+
+        Before a command nothing is known, after its OK all is.
+        """
 
         _knows = True
         _seen_busy: bool
@@ -102,7 +118,9 @@ def _seen(base: Any) -> Any:
                 self._seen_busy = False
 
         def _seen_leftover(self) -> None:
-            """A result that nobody asked for is about to be read; an error would be the last of them."""
+            """A result that nobody asked for is about to be read; an error would be the last of
+            them.
+            """
             self._seen_status, self._seen_busy, self._have_next_result = None, True, False
 
         def _seen_sends(self, command: int) -> None:
@@ -112,9 +130,11 @@ def _seen(base: Any) -> Any:
                 self._seen_status, self._seen_busy = None, True
 
         def _seen_first(self, packet: Any) -> None:
-            """The first packet of an answer, or of one of its results, is here; after an error nothing follows.
+            """The first packet of an answer, or of one of its results, is here; after an error
+            nothing follows.
 
-            The connector itself still waits for a next result then, where the one before had announced it.
+            The connector itself still waits for a next result then, where the one before had
+            announced it.
             """
             if packet is not None and len(packet) > 4 and packet[4] == _ERR:
                 self._have_next_result = False
@@ -201,7 +221,9 @@ def exact(base: Any) -> Any:
             results = super().cmd_query_iter(*args, **kwargs)
             while True:
                 if self._have_next_result and not self.unread_result:
-                    self._seen_busy = True  # the next packet is taken off the socket before it is looked at
+                    self._seen_busy = (
+                        True  # the next packet is taken off the socket before it is looked at
+                    )
                 try:
                     result = next(results)
                 except StopIteration:
@@ -224,7 +246,9 @@ def exact(base: Any) -> Any:
             return self._seen_whole(super().cmd_statistics)
 
         def cmd_change_user(self, *args: Any, **kwargs: Any) -> Any:
-            return self._seen_whole(lambda: super(Connection, self).cmd_change_user(*args, **kwargs))
+            return self._seen_whole(
+                lambda: super(Connection, self).cmd_change_user(*args, **kwargs)
+            )
 
         def _seen_whole(self, send: Callable[[], Any]) -> Any:
             """A command that goes past ``_send_cmd``."""
@@ -323,7 +347,9 @@ def exact_async(base: Any) -> Any:
             results = super().cmd_query_iter(*args, **kwargs)
             while True:
                 if self._have_next_result and not self.unread_result:
-                    self._seen_busy = True  # the next packet is taken off the socket before it is looked at
+                    self._seen_busy = (
+                        True  # the next packet is taken off the socket before it is looked at
+                    )
                 try:
                     result = await anext(results)
                 except StopAsyncIteration:
@@ -346,7 +372,9 @@ def exact_async(base: Any) -> Any:
             return await self._seen_whole(super().cmd_statistics)
 
         async def cmd_change_user(self, *args: Any, **kwargs: Any) -> Any:
-            return await self._seen_whole(lambda: super(Connection, self).cmd_change_user(*args, **kwargs))
+            return await self._seen_whole(
+                lambda: super(Connection, self).cmd_change_user(*args, **kwargs)
+            )
 
         async def _seen_whole(self, send: Callable[[], Awaitable[Any]]) -> Any:
             """A command that goes past ``_send_cmd``."""
@@ -387,12 +415,15 @@ async def reset_async(conn: Any) -> None:
     conn._handle_ok(await conn._send_cmd(COM_RESET_CONNECTION))
 
 
-# ---------------------------------------------------------------------------------------------- watching
+# -- watching --------------------------------------------------------------------------------------
 
 
 @cache
 def watched(base: Any) -> Any:
-    """*base* (of :func:`exact`) that tells the ledger of everything it sends. ``unwatched`` is the class to go back to."""
+    """*base* (of :func:`exact`) that tells the ledger of everything it sends.
+
+    ``unwatched`` is the class to go back to.
+    """
     if hasattr(base, "unwatched"):
         return base
 
@@ -405,7 +436,9 @@ def watched(base: Any) -> Any:
             super()._seen_sends(command)
 
         def cmd_query(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-            return _sent(self, query, lambda: super(Watched, self).cmd_query(query, *args, **kwargs))
+            return _sent(
+                self, query, lambda: super(Watched, self).cmd_query(query, *args, **kwargs)
+            )
 
         def cmd_query_iter(self, statements: Any, **kwargs: Any) -> Iterator[Any]:
             pending = _tell(self, statements)
@@ -465,7 +498,9 @@ def _tell(conn: Any, sql: Any) -> int | None:
     if sql is not None and is_commit(sql):
         ledger.committing(conn_id=id(conn))
         return _mysql.COMMIT
-    ledger.statement(bytes(sql) if isinstance(sql, bytearray) else sql, _commits_itself(conn), conn_id=id(conn))
+    ledger.statement(
+        bytes(sql) if isinstance(sql, bytearray) else sql, _commits_itself(conn), conn_id=id(conn)
+    )
     return _mysql.ROLLBACK if sql is not None and is_rollback(sql) else _mysql.STATEMENT
 
 
@@ -476,9 +511,15 @@ def is_closed(conn: Any) -> bool:
 
 
 def _commits_itself(conn: Any) -> bool | None:
-    """Whether a statement sent now is committed by itself: autocommit on and no transaction open; None if unknown."""
+    """Whether a statement sent now is committed by itself: autocommit on and no transaction open;
+    None if unknown.
+    """
     status = status_of(conn)
-    return None if status is None else status & (_mysql.AUTOCOMMIT | _mysql.IN_TRANSACTION) == _mysql.AUTOCOMMIT
+    return (
+        None
+        if status is None
+        else status & (_mysql.AUTOCOMMIT | _mysql.IN_TRANSACTION) == _mysql.AUTOCOMMIT
+    )
 
 
 def _sent(conn: Any, sql: Any, send: Callable[[], Any]) -> Any:

@@ -1,4 +1,6 @@
-"""What the PostgreSQL drivers share: the question for the idle limit, and how an answer to a COMMIT is read."""
+"""What the PostgreSQL drivers share: the question for the idle limit, and how an answer to a COMMIT
+is read.
+"""
 
 from __future__ import annotations
 
@@ -14,35 +16,46 @@ from unbroken.ledger.residue import VAGUE, Left
 ASK_IDLE_LIMIT = "SELECT setting FROM pg_settings WHERE name = 'idle_session_timeout'"
 
 
-#: PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK, and no driver tells: the work would be lost unnoticed.
+#: PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK, and no driver tells: the
+#: work would be lost unnoticed.
 NOT_COMMITTED = (
-    "nothing of this transaction is stored: a statement in it failed, its error was caught, and PostgreSQL rolls back what "
-    "is committed then; let the error through, or put the statement into a savepoint"
+    "nothing of this transaction is stored: a statement in it failed, its error was caught, and"
+    " PostgreSQL rolls back what is committed then; let the error through, or put the statement"
+    " into a savepoint"
 )
 
 
-#: As DISCARD ALL, which refuses to share a round trip with anything else, but for statements that a driver prepared.
+#: As DISCARD ALL, which refuses to share a round trip with anything else, but for statements that a
+#: driver prepared.
 _RESET = (
-    "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); "
-    "DISCARD TEMP; DISCARD SEQUENCES"
+    "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; SELECT"
+    " pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
 )
-#: Statements that were prepared by SQL. The drivers' own stay, and so does what the drivers know of them.
+#: Statements that were prepared by SQL. The drivers' own stay, and so does what the drivers know of
+#: them.
 _DEALLOCATE = (
-    "; DO $$DECLARE found text; BEGIN FOR found IN SELECT name FROM pg_prepared_statements WHERE from_sql "
-    "LOOP EXECUTE format('DEALLOCATE %I', found); END LOOP; END$$"
+    "; DO $$DECLARE found text; BEGIN FOR found IN SELECT name FROM pg_prepared_statements WHERE"
+    " from_sql LOOP EXECUTE format('DEALLOCATE %I', found); END LOOP; END$$"
 )
 
 
 def reset_of(left: Collection[Left], opening: str = "") -> str:
-    """Statements, for one round trip outside a transaction, that undo what is *left* on a session. The last is a SELECT.
+    """Statements, for one round trip outside a transaction, that undo what is *left* on a session.
+    The last is a SELECT.
 
     *opening*: what sets again what the session was opened with.
     """
-    return _RESET + ("" if (VAGUE | {Left.PREPARED}).isdisjoint(left) else _DEALLOCATE) + opening + "; SELECT 1"
+    return (
+        _RESET
+        + ("" if (VAGUE | {Left.PREPARED}).isdisjoint(left) else _DEALLOCATE)
+        + opening
+        + "; SELECT 1"
+    )
 
 
 def ask_opening(sets_only: bool | None) -> str:
-    """The question for what a session was given by SQL when it was opened: one row, one text; see :func:`opening`.
+    """The question for what a session was given by SQL when it was opened: one row, one text; see
+    :func:`opening`.
 
     Unless *sets_only*, whatever else a reset would undo is asked for, too.
     """
@@ -50,15 +63,17 @@ def ask_opening(sets_only: bool | None) -> str:
 
 
 _HAS_MORE = (
-    "pg_my_temp_schema() <> 0 OR EXISTS (SELECT FROM pg_listening_channels()) OR EXISTS (SELECT FROM pg_cursors WHERE is_holdable) "
-    "OR EXISTS (SELECT FROM pg_prepared_statements WHERE from_sql) OR session_user <> "
-    "(SELECT usename FROM pg_stat_activity WHERE pid = pg_backend_pid()) "
-    "OR EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())"
+    "pg_my_temp_schema() <> 0 OR EXISTS (SELECT FROM pg_listening_channels()) OR EXISTS (SELECT"
+    " FROM pg_cursors WHERE is_holdable) OR EXISTS (SELECT FROM pg_prepared_statements WHERE"
+    " from_sql) OR session_user <> (SELECT usename FROM pg_stat_activity WHERE pid ="
+    " pg_backend_pid()) OR EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid ="
+    " pg_backend_pid())"
 )
 _SETTINGS = (
-    "coalesce((SELECT string_agg(format('; SELECT set_config(%L, %L, false)', name, current_setting(name)), '') "
-    "FROM pg_settings WHERE source = 'session'), '') || CASE WHEN current_setting('role') = 'none' THEN '' "
-    "ELSE format('; SELECT set_config(''role'', %L, false)', current_setting('role')) END"
+    "coalesce((SELECT string_agg(format('; SELECT set_config(%L, %L, false)', name,"
+    " current_setting(name)), '') FROM pg_settings WHERE source = 'session'), '') || CASE WHEN"
+    " current_setting('role') = 'none' THEN '' ELSE format('; SELECT set_config(''role'', %L,"
+    " false)', current_setting('role')) END"
 )
 
 
@@ -71,16 +86,22 @@ def limit(setting: str | None) -> float | None:
 def refused_commit(sqlstate: str | None, text: str) -> bool:
     """Whether this error, the answer to a COMMIT, proves that nothing was committed.
 
-    The server's no (a deferred constraint, a serialization failure) does. A connection that ends, an operator's hand
-    (class 57: a commit that waits for a standby is already stored here) or an internal error does not.
+    The server's no (a deferred constraint, a serialization failure) does. A connection that ends,
+    an operator's hand (class 57: a commit that waits for a standby is already stored here) or an
+    internal error does not.
     """
     if not sqlstate or sqlstate[:2] in ("08", "53", "57", "58", "XX", "F0"):
         return False
     return postgres_fault(sqlstate, text).kind is not FaultKind.LOST
 
 
-def about_to_send(ledger: unit.Unit, conn_id: int, sql: str | bytes, autocommit: bool | None) -> bool | None:
-    """Report *sql*. Gives True for a COMMIT and False for a ROLLBACK, whose answers :func:`answered` is told of."""
+def about_to_send(
+    ledger: unit.Unit, conn_id: int, sql: str | bytes, autocommit: bool | None
+) -> bool | None:
+    """Report *sql*.
+
+    Gives True for a COMMIT and False for a ROLLBACK, whose answers :func:`answered` is told of.
+    """
     if is_commit(sql):
         ledger.committing(conn_id=conn_id)
         return True
@@ -88,7 +109,9 @@ def about_to_send(ledger: unit.Unit, conn_id: int, sql: str | bytes, autocommit:
     return False if is_rollback(sql) else None
 
 
-def answered(ledger: unit.Unit, conn_id: int, commits: bool | None, tag: str | bytes | None) -> None:
+def answered(
+    ledger: unit.Unit, conn_id: int, commits: bool | None, tag: str | bytes | None
+) -> None:
     """Report the positive answer to a statement. *commits* is what :func:`about_to_send` gave.
 
     *tag* is the server's: the COMMIT of a failed transaction says ROLLBACK.
@@ -104,8 +127,11 @@ def answered(ledger: unit.Unit, conn_id: int, commits: bool | None, tag: str | b
         ledger.committed(conn_id=conn_id)
 
 
-def refused(ledger: unit.Unit, conn_id: int, commits: bool | None, sqlstate: str | None, text: str) -> None:
-    """Report the server's error in answer to one statement, where it proves that nothing of it was stored.
+def refused(
+    ledger: unit.Unit, conn_id: int, commits: bool | None, sqlstate: str | None, text: str
+) -> None:
+    """Report the server's error in answer to one statement, where it proves that nothing of it was
+    stored.
 
     Not for a call that sends several statements: those before the error may be stored.
     """

@@ -1,8 +1,9 @@
 """The lock of a psycopg connection, without waits that never end.
 
-psycopg holds its lock for as long as a ``stream()``, ``notifies()`` or ``copy()`` is half read, and for ever after an
-exception struck between two lines of its own. A holder that asked for it again waited for itself, and no deadline ended
-that. These locks raise in such a case; and a wait for another thread or task ends when the connection's socket does.
+psycopg holds its lock for as long as a ``stream()``, ``notifies()`` or ``copy()`` is half read, and
+for ever after an exception struck between two lines of its own. A holder that asked for it again
+waited for itself, and no deadline ended that. These locks raise in such a case; and a wait for
+another thread or task ends when the connection's socket does.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from unbroken.net.patched import threads_are_greenlets
 
 #: A wait for another thread or task looks at the socket this often, in seconds.
 GLANCE = 0.05
-#: After so many glances at a lock that is locked and that nobody has any more, nobody will release it.
+#: After so many glances at a lock that is locked and that nobody has any more, nobody will release
+#: it.
 ORPHANED = 5
 
 
@@ -27,11 +29,15 @@ class _Base:
 
     __slots__ = ("_error", "_fileno", "_inner", "locked", "owner", "turns")
 
-    def __init__(self, inner: Any, fileno: Callable[[], int | None], error: Callable[[], BaseException]) -> None:
+    def __init__(
+        self, inner: Any, fileno: Callable[[], int | None], error: Callable[[], BaseException]
+    ) -> None:
         self._inner, self._fileno, self._error = inner, fileno, error
         self.locked: Callable[[], bool] = inner.locked  #: whether somebody has it
         self.turns = 0  #: how often it was taken
-        self.owner: object = None  #: the thread or task that has it; an exception may strike before it is noted
+        self.owner: object = (
+            None  #: the thread or task that has it; an exception may strike before it is noted
+        )
 
     def release(self) -> None:
         """Let the next one have it."""
@@ -39,9 +45,11 @@ class _Base:
         self._inner.release()
 
     def _raise_if_hopeless(self, me: object, orphaned: int) -> int:
-        """Raise where *me* waits for itself, for nobody, or for an answer that cannot come any more.
+        """Raise where *me* waits for itself, for nobody, or for an answer that cannot come any
+        more.
 
-        *orphaned* is how often it was locked so far though nobody had it, or nobody who is there; gives the new count.
+        *orphaned* is how often it was locked so far though nobody had it, or nobody who is there;
+        gives the new count.
         """
         orphaned = orphaned + 1 if self.locked() and not self._is_owned() else 0
         fd = self._fileno()
@@ -59,13 +67,17 @@ class ThreadLock(_Base):
 
     __slots__ = ()
 
-    def __init__(self, fileno: Callable[[], int | None], error: Callable[[], BaseException]) -> None:
+    def __init__(
+        self, fileno: Callable[[], int | None], error: Callable[[], BaseException]
+    ) -> None:
         super().__init__(threading.Lock(), fileno, error)
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """As ``threading.Lock``'s. Raises OperationalError where the wait could not end."""
         me = threading.get_ident()
-        if not self._inner.acquire(blocking=False) and (not blocking or not self._wait(me, timeout)):
+        if not self._inner.acquire(blocking=False) and (
+            not blocking or not self._wait(me, timeout)
+        ):
             return False
         self.owner = me
         self.turns += 1
@@ -85,12 +97,19 @@ class ThreadLock(_Base):
     def _is_owned(self) -> bool:
         if self.owner is None:
             return False
-        return threads_are_greenlets() or any(thread.ident == self.owner for thread in threading.enumerate())
+        return threads_are_greenlets() or any(
+            thread.ident == self.owner for thread in threading.enumerate()
+        )
 
     def __enter__(self) -> bool:
         return self.acquire()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.release()
 
 
@@ -99,7 +118,9 @@ class TaskLock(_Base):
 
     __slots__ = ()
 
-    def __init__(self, fileno: Callable[[], int | None], error: Callable[[], BaseException]) -> None:
+    def __init__(
+        self, fileno: Callable[[], int | None], error: Callable[[], BaseException]
+    ) -> None:
         super().__init__(asyncio.Lock(), fileno, error)
 
     async def acquire(self) -> bool:
@@ -131,5 +152,10 @@ class TaskLock(_Base):
     async def __aenter__(self) -> bool:
         return await self.acquire()
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.release()

@@ -1,7 +1,9 @@
-"""What a holder can change on a psycopg connection without a word to the server, and how it is put back.
+"""What a holder can change on a psycopg connection without a word to the server, and how it is put
+back.
 
-The pool asks at every release whether a connection is as it was opened, so that must be cheap: the connection gets a
-subclass of its own class that notes when one of its traits is set. Only then are the traits compared one by one.
+The pool asks at every release whether a connection is as it was opened, so that must be cheap: the
+connection gets a subclass of its own class that notes when one of its traits is set. Only then are
+the traits compared one by one.
 """
 
 from __future__ import annotations
@@ -36,16 +38,20 @@ class Traits(NamedTuple):
     adapters_changed: bool = False
 
 
-#: Attributes whose assignment is noted. Those of transactions, pipelines and 2PC must be as at the beginning.
+#: Attributes whose assignment is noted. Those of transactions, pipelines and 2PC must be as at the
+#: beginning.
 _NOTED = frozenset(
-    "_autocommit _isolation_level _read_only _deferrable row_factory cursor_factory server_cursor_factory _adapters "
-    "_num_transactions _tpc _pipeline _prepared lock pgconn _unbroken_inside".split()
+    "_autocommit _isolation_level _read_only _deferrable row_factory cursor_factory"
+    " server_cursor_factory _adapters _num_transactions _tpc _pipeline _prepared lock pgconn"
+    " _unbroken_inside".split()
 )
 
 
 @cache
 def noting(base: Any) -> Any:
-    """*base*, a psycopg connection class, that notes when a trait may have changed; *base* itself if it does."""
+    """*base*, a psycopg connection class, that notes when a trait may have changed; *base* itself
+    if it does.
+    """
     if hasattr(base, "_unbroken_changed"):
         return base
 
@@ -54,7 +60,9 @@ def noting(base: Any) -> Any:
         __module__ = base.__module__
         _unbroken_changed = True  #: until the first comparison
         _unbroken_inside = 0  #: how many blocks of pipeline() are entered
-        _unbroken_turn: int | None = None  #: the one hold on the lock that the pipeline is for; None: for any
+        _unbroken_turn: int | None = (
+            None  #: the one hold on the lock that the pipeline is for; None: for any
+        )
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name in _NOTED:
@@ -80,7 +88,12 @@ def noting(base: Any) -> Any:
     for name in ("pipeline", "_pipeline_nolock"):
         if hasattr(base, name):
             setattr(Connection, name, _counted(name, getattr(base, name)))
-    for name in ("add_notice_handler", "remove_notice_handler", "add_notify_handler", "remove_notify_handler"):
+    for name in (
+        "add_notice_handler",
+        "remove_notice_handler",
+        "add_notify_handler",
+        "remove_notify_handler",
+    ):
         setattr(Connection, name, _noted(getattr(base, name)))
     for name in ("prepare_threshold", "prepared_max"):
         plain = getattr(base, name)
@@ -129,14 +142,18 @@ def is_out_of_pipelines(conn: Any) -> bool:
 
 
 def check_step(conn: Any) -> None:
-    """Raise OperationalError where an exception struck psycopg on its way into pipeline mode, or out of it.
+    """Raise OperationalError where an exception struck psycopg on its way into pipeline mode, or
+    out of it.
 
     A statement would be sent then, and its answer not be read.
     """
     if conn._pipeline is None:
         is_well = not conn._unbroken_inside and not real_pgconn(conn).pipeline_status
     else:
-        is_well = bool(conn._unbroken_inside) and conn._unbroken_turn in (None, getattr(conn.lock, "turns", None))
+        is_well = bool(conn._unbroken_inside) and conn._unbroken_turn in (
+            None,
+            getattr(conn.lock, "turns", None),
+        )
     if not is_well:
         import psycopg
 
@@ -160,43 +177,74 @@ def traits_of(conn: Any) -> Traits:
     prepared = conn._prepared
     return Traits(
         conn._autocommit, conn._isolation_level, conn._read_only, conn._deferrable,
-        conn.row_factory, conn.cursor_factory, conn.server_cursor_factory, prepared.prepare_threshold, prepared.prepared_max,
-        tuple(conn._notice_handlers), tuple(conn._notify_handlers),
+        conn.row_factory, conn.cursor_factory, conn.server_cursor_factory,
+        prepared.prepare_threshold, prepared.prepared_max, tuple(conn._notice_handlers),
+        tuple(conn._notify_handlers),
         conn._adapters is not None and getattr(conn._adapters, "touched", True),
     )  # fmt: skip
 
 
 def is_as_opened(conn: Any, traits: Any) -> bool:
-    """Whether *conn* still has its *traits*, and is in no block of transaction(), 2PC or pipeline."""
-    if conn._num_transactions or conn._tpc is not None or not is_out_of_pipelines(conn) or traits_of(conn) != traits:
+    """Whether *conn* still has its *traits*, and is in no block of transaction(), 2PC or
+    pipeline.
+    """
+    if (
+        conn._num_transactions
+        or conn._tpc is not None
+        or not is_out_of_pipelines(conn)
+        or traits_of(conn) != traits
+    ):
         return False
     conn.__dict__["_unbroken_changed"] = False
     return True
 
 
 def put_back(conn: Any, traits: Traits) -> bool:
-    """Give *conn* its *traits* again. False: it is in the middle of something and must be closed."""
+    """Give *conn* its *traits* again.
+
+    False: it is in the middle of something and must be closed.
+    """
     pgconn = real_pgconn(conn)
-    if pgconn.status != _OK or pgconn.transaction_status != _IDLE or pgconn.pipeline_status or not is_out_of_pipelines(conn):
+    if (
+        pgconn.status != _OK
+        or pgconn.transaction_status != _IDLE
+        or pgconn.pipeline_status
+        or not is_out_of_pipelines(conn)
+    ):
         return False
     if conn.lock.locked() or conn._num_transactions or conn._tpc is not None:
         return False
     conn._autocommit = traits.autocommit
-    conn._isolation_level, conn._read_only, conn._deferrable = traits.isolation_level, traits.read_only, traits.deferrable
+    conn._isolation_level, conn._read_only, conn._deferrable = (
+        traits.isolation_level,
+        traits.read_only,
+        traits.deferrable,
+    )
     conn._begin_statement = b""  # made of the three, and kept
     conn.row_factory, conn.cursor_factory = traits.row_factory, traits.cursor_factory
     conn.server_cursor_factory = traits.server_cursor_factory
-    conn._prepared.prepare_threshold, conn._prepared.prepared_max = traits.prepare_threshold, traits.prepared_max
-    conn._notice_handlers[:], conn._notify_handlers[:] = traits.notice_handlers, traits.notify_handlers
+    conn._prepared.prepare_threshold, conn._prepared.prepared_max = (
+        traits.prepare_threshold,
+        traits.prepared_max,
+    )
+    conn._notice_handlers[:], conn._notify_handlers[:] = (
+        traits.notice_handlers,
+        traits.notify_handlers,
+    )
     adapters = conn._adapters
     if adapters is not None and getattr(adapters, "touched", True):
         conn._adapters = None
-        conn._adapters = _adapters_class()(getattr(adapters, "template", None) or conn.adapters, conn)
+        conn._adapters = _adapters_class()(
+            getattr(adapters, "template", None) or conn.adapters, conn
+        )
     return is_as_opened(conn, traits)
 
 
 def keep_adapters(conn: Any) -> None:
-    """Note registrations in the adapters that *conn* was opened with. Those that psycopg copies at first use come later."""
+    """Note registrations in the adapters that *conn* was opened with.
+
+    Those that psycopg copies at first use come later.
+    """
     if conn._adapters is not None and not hasattr(conn._adapters, "touched"):
         conn._adapters = _adapters_class()(conn._adapters, conn)
 

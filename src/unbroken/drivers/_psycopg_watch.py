@@ -1,9 +1,10 @@
 """psycopg connections that tell the ledger of everything they send.
 
-Three ways lead out of a psycopg connection: a cursor sends its statement after ``_start_query``, which calls the
-connection's own ``_start_query`` first; the connection sends BEGIN, COMMIT, savepoints and a server cursor's FETCH by
-``_exec_command``; and the application may reach for ``pgconn`` and talk to libpq. The first two are reported with their
-text; whatever shows up in none of the known places is reported as doubt.
+Three ways lead out of a psycopg connection: a cursor sends its statement after ``_start_query``,
+which calls the connection's own ``_start_query`` first; the connection sends BEGIN, COMMIT,
+savepoints and a server cursor's FETCH by ``_exec_command``; and the application may reach for
+``pgconn`` and talk to libpq. The first two are reported with their text; whatever shows up in none
+of the known places is reported as doubt.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ def real_pgconn(conn: Any) -> Any:
 
 
 def watched(base: Any) -> Any:
-    """*base*, ``psycopg.Connection`` or ``AsyncConnection`` or a subclass, that reports. ``unwatched`` is *base*."""
+    """*base*, ``psycopg.Connection`` or ``AsyncConnection`` or a subclass, that reports.
+
+    ``unwatched`` is *base*.
+    """
     return base if hasattr(base, "unwatched") else _watched(base)
 
 
@@ -59,16 +63,26 @@ def _watched(base: Any) -> Any:
         def pipeline(self) -> Any:
             ledger = unit.current(id(self))
             if ledger is not None:
-                ledger.doubt("psycopg's pipeline mode: answers come later than statements", conn_id=id(self))
+                ledger.doubt(
+                    "psycopg's pipeline mode: answers come later than statements", conn_id=id(self)
+                )
             return super().pipeline()
 
         def _start_query(self) -> Generator[Any, Any, None]:
             ledger = unit.current(id(self))
-            if ledger is not None and not marked(self.__dict__, "_unbroken_told") and _can_send(self):
-                ledger.statement(None, _commits_itself(self), conn_id=id(self))  # a cursor that was made before the watch began
+            if (
+                ledger is not None
+                and not marked(self.__dict__, "_unbroken_told")
+                and _can_send(self)
+            ):
+                ledger.statement(
+                    None, _commits_itself(self), conn_id=id(self)
+                )  # a cursor that was made before the watch began
             yield from super()._start_query()
 
-        def _exec_command(self, command: Any, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        def _exec_command(
+            self, command: Any, *args: Any, **kwargs: Any
+        ) -> Generator[Any, Any, Any]:
             ledger = unit.current(id(self))
             if ledger is None or not _can_send(self):
                 return (yield from super()._exec_command(command, *args, **kwargs))
@@ -87,7 +101,9 @@ def _watched(base: Any) -> Any:
     return Watched
 
 
-def _tell_command(ledger: unit.Unit, conn_id: int, sql: bytes | None, autocommit: bool | None) -> bool | None:
+def _tell_command(
+    ledger: unit.Unit, conn_id: int, sql: bytes | None, autocommit: bool | None
+) -> bool | None:
     if sql is None:
         ledger.statement(None, autocommit, conn_id=conn_id)
         return None
@@ -120,7 +136,9 @@ def _watched_cursor(base: Any) -> Any:
             if sql is None:
                 ledger.statement(None, autocommit, conn_id=id(conn))
             else:
-                conn.__dict__["_unbroken_ends"] = _postgresql.about_to_send(ledger, id(conn), sql, autocommit)
+                conn.__dict__["_unbroken_ends"] = _postgresql.about_to_send(
+                    ledger, id(conn), sql, autocommit
+                )
 
         def _execute_gen(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, None]:
             conn = self._conn
@@ -130,23 +148,43 @@ def _watched_cursor(base: Any) -> Any:
             except psycopg.Error as error:
                 ledger = unit.current(id(conn))
                 if ledger is not None and "_unbroken_ends" in conn.__dict__:  # it was sent
-                    _postgresql.refused(ledger, id(conn), conn.__dict__.pop("_unbroken_ends"), error.sqlstate, str(error))
+                    _postgresql.refused(
+                        ledger,
+                        id(conn),
+                        conn.__dict__.pop("_unbroken_ends"),
+                        error.sqlstate,
+                        str(error),
+                    )
                 raise
             ledger = unit.current(id(conn))
-            if ledger is not None and "_unbroken_ends" in conn.__dict__ and self.pgresult is not None and not conn._pipeline:
-                _postgresql.answered(ledger, id(conn), conn.__dict__.pop("_unbroken_ends"), self.pgresult.command_status)
+            if (
+                ledger is not None
+                and "_unbroken_ends" in conn.__dict__
+                and self.pgresult is not None
+                and not conn._pipeline
+            ):
+                _postgresql.answered(
+                    ledger,
+                    id(conn),
+                    conn.__dict__.pop("_unbroken_ends"),
+                    self.pgresult.command_status,
+                )
 
     Watched.__name__ = Watched.__qualname__ = base.__name__
     return Watched
 
 
 def _can_send(conn: Any) -> bool:
-    """Whether libpq would send at all: a statement on a connection that it knows to be closed reaches nobody."""
+    """Whether libpq would send at all: a statement on a connection that it knows to be closed
+    reaches nobody.
+    """
     return bool(real_pgconn(conn).status == _OK)
 
 
 def _commits_itself(conn: Any) -> bool | None:
-    """Whether a statement of a cursor is committed by itself: autocommit is on and nothing is open."""
+    """Whether a statement of a cursor is committed by itself: autocommit is on and nothing is
+    open.
+    """
     pgconn = real_pgconn(conn)
     if pgconn.pipeline_status:
         return None if conn._autocommit else False
@@ -167,7 +205,9 @@ def _text(query: Any, conn: Any) -> bytes | None:
 
 
 class _SeenPGconn:
-    """libpq's connection in the application's hands: what could send a statement is noticed, the rest passes."""
+    """libpq's connection in the application's hands: what could send a statement is noticed, the
+    rest passes.
+    """
 
     __slots__ = ("_conn_id", "_pgconn")
 
@@ -175,7 +215,12 @@ class _SeenPGconn:
         self._pgconn, self._conn_id = pgconn, conn_id
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith(("exec", "send_", "put_copy", "reset", "enter_pipeline", "prepare", "pipeline_sync")) or name == "pgconn_ptr":
+        if (
+            name.startswith(
+                ("exec", "send_", "put_copy", "reset", "enter_pipeline", "prepare", "pipeline_sync")
+            )
+            or name == "pgconn_ptr"
+        ):
             ledger = unit.current(self._conn_id)
             if ledger is not None:
                 ledger.doubt(f"pgconn.{name}: libpq was used directly", conn_id=self._conn_id)

@@ -1,17 +1,22 @@
-"""Seams: the private parts of a library that a driver relies on, and the proof that they still work.
+"""Seams: the private parts of a library that a driver relies on, and the proof that they still
+work.
 
-A driver follows what its library sends by overriding methods that the library never promised to keep. A release that
-renames one of them would go unnoticed: nothing would be reported, and a unit of work that wrote would look like one that
-only read. So a driver trusts no seam unless it is proven, once per process:
+A driver follows what its library sends by overriding methods that the library never promised to
+keep. A release that renames one of them would go unnoticed: nothing would be reported, and a unit
+of work that wrote would look like one that only read. So a driver trusts no seam unless it is
+proven, once per process:
 
-1. **Version.** The installed version lies within those that were tested (``TESTED`` in the driver's file).
-2. **Shape.** Each :class:`Seam` is there, with the parameters and the callers that the driver knows.
-3. **Behaviour.** On the first connection the driver sends a few harmless statements as an application would send them.
-   Each must be reported with its text, and the driver's answers about the connection must follow (:class:`Trial`).
+1. **Version.** The installed version lies within those that were tested (``TESTED`` in the driver's
+   file).
+2. **Shape.** Each :class:`Seam` is there, with the parameters and the callers that the driver
+   knows.
+3. **Behaviour.** On the first connection the driver sends a few harmless statements as an
+   application would send them. Each must be reported with its text, and the driver's answers about
+   the connection must follow (:class:`Trial`).
 
-A driver that fails one of these is *blind* (``driver.blindness`` says why): the ledger of each unit of work notes a
-doubt, so no unit is replayed. If shape or behaviour failed, the driver also stops to answer from its own bookkeeping.
-One warning is logged. Everything else works as before.
+A driver that fails one of these is *blind* (``driver.blindness`` says why): the ledger of each unit
+of work notes a doubt, so no unit is replayed. If shape or behaviour failed, the driver also stops
+to answer from its own bookkeeping. One warning is logged. Everything else works as before.
 """
 
 from __future__ import annotations
@@ -36,9 +41,10 @@ log = logging.getLogger("unbroken")
 class Seam:
     """One private part of a library.
 
-    *owner* is ``module:Class`` or ``module``. *parameters* are the names that *name* takes, all of them; a final ``...``
-    allows for more. None: they are not looked at, as for attributes and methods written in C. *calls* are names that the
-    function's own code must mention: the seams that it leads through.
+    *owner* is ``module:Class`` or ``module``. *parameters* are the names that *name* takes, all of
+    them; a final ``...`` allows for more. None: they are not looked at, as for attributes and
+    methods written in C. *calls* are names that the function's own code must mention: the seams
+    that it leads through.
     """
 
     owner: str
@@ -47,7 +53,10 @@ class Seam:
     calls: tuple[str, ...] = ()
 
     def flaw(self) -> str | None:
-        """Why the installed library does not have this seam as the driver knows it; None: it has. Imports the library."""
+        """Why the installed library does not have this seam as the driver knows it; None: it has.
+
+        Imports the library.
+        """
         place = f"{self.owner.replace(':', '.')}.{self.name}"
         try:
             found = getattr(_resolve(self.owner), self.name)
@@ -70,11 +79,21 @@ def _resolve(owner: str) -> Any:
 
 def _takes(function: Any, wanted: tuple[str | EllipsisType, ...]) -> bool:
     try:
-        found = [each for each in signature(function).parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+        found = [
+            each
+            for each in signature(function).parameters.values()
+            if each.kind is not Parameter.VAR_KEYWORD
+        ]
     except (TypeError, ValueError):
-        return isbuiltin(function) or ismethoddescriptor(function)  # written in C, without a signature: behaviour has to do
+        return isbuiltin(function) or ismethoddescriptor(
+            function
+        )  # written in C, without a signature: behaviour has to do
     names: list[str | EllipsisType] = [each.name for each in found]
-    return names[: len(wanted) - 1] == list(wanted[:-1]) if wanted[-1:] == (...,) else names == list(wanted)
+    return (
+        names[: len(wanted) - 1] == list(wanted[:-1])
+        if wanted[-1:] == (...,)
+        else names == list(wanted)
+    )
 
 
 def _code_of(function: Any) -> CodeType | None:
@@ -98,13 +117,15 @@ def flaw(seams: Sequence[Seam]) -> str | None:
     return next((found for seam in seams if (found := seam.flaw()) is not None), None)
 
 
-# ---------------------------------------------------------------------------------------------- versions
+# -- versions --------------------------------------------------------------------------------------
 
 
 def installed_version(module: str, distribution: str | None) -> str | None:
-    """The version of the library *module*, which *distribution* installs; None where it cannot be told.
+    """The version of the library *module*, which *distribution* installs; None where it cannot be
+    told.
 
-    PyMySQL's own ``__version__`` is mysqlclient's, in whose place it stands; so what was installed is asked first.
+    PyMySQL's own ``__version__`` is mysqlclient's, in whose place it stands; so what was installed
+    is asked first.
     """
     for name in ((distribution or module).partition("[")[0], module):  # psycopg2-binary, psycopg2
         with suppress(metadata.PackageNotFoundError):
@@ -114,7 +135,10 @@ def installed_version(module: str, distribution: str | None) -> str | None:
 
 
 def is_within(version: str, tested: str) -> bool:
-    """Whether *version* lies within *tested*, such as ``>=1.1,<1.3``. A pre-release of the cap itself lies outside."""
+    """Whether *version* lies within *tested*, such as ``>=1.1,<1.3``.
+
+    A pre-release of the cap itself lies outside.
+    """
     found = _numbers(version)
     for bound in tested.split(","):
         limit = _numbers(bound.strip("<>= "))
@@ -148,15 +172,17 @@ def untested(module: str, distribution: str | None, tested: str) -> str | None:
     return None if is_within(version, tested) else f"version {version} was not tested"
 
 
-# ---------------------------------------------------------------------------------------------- behaviour
+# -- behaviour -------------------------------------------------------------------------------------
 
 
 class Trial(unit.Unit):
-    """A ledger for a driver's own statements on *conn*: shows whether the driver reports what is sent.
+    """A ledger for a driver's own statements on *conn*: shows whether the driver reports what is
+    sent.
 
-    As a context manager it watches *conn* and stands in for any unit of work of the caller's. It writes down each report:
-    ``("SELECT 1", False)`` for a statement and whether it commits itself, ``"committing"``, ``"committed"``,
-    ``"commit failed"``, ``"rolled back"``, ``("doubt", reason)``. A BEGIN is written down without its options.
+    As a context manager it watches *conn* and stands in for any unit of work of the caller's. It
+    writes down each report: ``("SELECT 1", False)`` for a statement and whether it commits itself,
+    ``"committing"``, ``"committed"``, ``"commit failed"``, ``"rolled back"``, ``("doubt",
+    reason)``. A BEGIN is written down without its options.
     """
 
     __slots__ = ("_aside", "_conn", "_driver", "log")
@@ -173,7 +199,12 @@ class Trial(unit.Unit):
         self._driver.watch(self._conn)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             self._driver.unwatch(self._conn)
         finally:
@@ -182,19 +213,27 @@ class Trial(unit.Unit):
             self._aside.__exit__(kind, error, trace)
 
     def flaw(self, expected: Sequence[Any]) -> str | None:
-        """What is wrong with the reports so far, which must be *expected*, in that order; None: nothing."""
+        """What is wrong with the reports so far, which must be *expected*, in that order; None:
+        nothing.
+        """
         if self.log == list(expected):
             return None
         missing = next((each for each in expected if each not in self.log), None)
         what = "unexpected reports" if missing is None else f"no report of {missing!r}"
         return f"a trial of what it sends gave {what}"
 
-    def statement(self, sql: str | bytes | None, autocommit: bool | None, *, conn_id: int | None = None) -> None:
+    def statement(
+        self, sql: str | bytes | None, autocommit: bool | None, *, conn_id: int | None = None
+    ) -> None:
         """As the ledger's."""
         if sql is None:
             self._note((None, autocommit), conn_id)
             return
-        text = bytes(sql).decode("utf-8", "replace") if isinstance(sql, bytes | bytearray | memoryview) else sql
+        text = (
+            bytes(sql).decode("utf-8", "replace")
+            if isinstance(sql, bytes | bytearray | memoryview)
+            else sql
+        )
         self._note(("BEGIN" if text[:5].upper() == "BEGIN" else text, autocommit), conn_id)
 
     def committing(self, *, conn_id: int | None = None) -> None:
@@ -221,15 +260,22 @@ class Trial(unit.Unit):
         self.log.append(what if conn_id == id(self._conn) else ("another connection", what))
 
 
-# ---------------------------------------------------------------------------------------------- the verdict
+# -- the -------------------------------------------------------------------------------------------
+# verdict
 
 #: What a trial sends: text that nobody else sends, in no need of a table.
 PROBE = "SELECT 'unbroken'"
 
 
 def flaw_of_status(opened: bool | None, closed: bool | None) -> str | None:
-    """What is wrong with a driver's answers to whether a transaction is open: within one, and after it."""
-    return None if opened is True and closed is False else "its connection does not tell whether a transaction is open"
+    """What is wrong with a driver's answers to whether a transaction is open: within one, and after
+    it.
+    """
+    return (
+        None
+        if opened is True and closed is False
+        else "its connection does not tell whether a transaction is open"
+    )
 
 
 _proven: dict[tuple[str, str, type[Any]], str | None] = {}
@@ -253,21 +299,27 @@ def remember(driver: Any, conn: Connection, flawed: str | None) -> None:
 
 
 def warn(driver: Any, module: Any, reason: str) -> None:
-    """Log, once per process and driver, that units of work are not replayed with *driver*, and what helps."""
+    """Log, once per process and driver, that units of work are not replayed with *driver*, and what
+    helps.
+    """
     which = (driver.name, type(driver).__qualname__)
     if which in _warned:
         return
     _warned.add(which)
     version = installed_version(module.MODULE, module.DISTRIBUTION) or "of unknown version"
     log.warning(
-        "driver %s %s: %s. Units of work are not replayed with it; everything else works. Tested versions: %s. "
-        "Install one of these, or a newer unbroken.",
-        driver.name, version, reason, module.TESTED,
-    )  # fmt: skip
+        "driver %s %s: %s. Units of work are not replayed with it; everything else works."
+        " Tested versions: %s. Install one of these, or a newer unbroken.",
+        driver.name,
+        version,
+        reason,
+        module.TESTED,
+    )
 
 
 def distrust(driver: Any, instead: Mapping[str, Callable[..., Any]]) -> None:
-    """Let *driver* answer nothing from its own bookkeeping: its knowledge of its library's insides is wrong.
+    """Let *driver* answer nothing from its own bookkeeping: its knowledge of its library's insides
+    is wrong.
 
     *instead* are methods that need none of it.
     """

@@ -1,4 +1,6 @@
-"""What every driver file needs: a URL's options as the library wants them, and what came out of a connect."""
+"""What every driver file needs: a URL's options as the library wants them, and what came out of a
+connect.
+"""
 
 from __future__ import annotations
 
@@ -63,8 +65,13 @@ def optional_boolean(text: str) -> bool | None:
     return None if text.lower() == "none" else boolean(text)
 
 
-def coerce(options: Mapping[str, str], kinds: Mapping[str, Callable[[str], Any]], driver: str) -> dict[str, Any]:
-    """*options* of a URL, each turned from text by its entry in *kinds*. Raises ConfigurationError that names the option."""
+def coerce(
+    options: Mapping[str, str], kinds: Mapping[str, Callable[[str], Any]], driver: str
+) -> dict[str, Any]:
+    """*options* of a URL, each turned from text by its entry in *kinds*.
+
+    Raises ConfigurationError that names the option.
+    """
     out: dict[str, Any] = {}
     for name, text in options.items():
         kind = kinds.get(name)
@@ -80,12 +87,17 @@ def coerce(options: Mapping[str, str], kinds: Mapping[str, Callable[[str], Any]]
 
 
 def without_target(driver: str, backend: str) -> Target:
-    """The target of a driver that was given ``connect=`` only: nothing is known of where that leads."""
+    """The target of a driver that was given ``connect=`` only: nothing is known of where that
+    leads.
+    """
     return Target(scheme=f"{backend}+{driver}", backend=backend)
 
 
 def class_of(conn: Any) -> Any:
-    """The class of *conn*, as something that may be subclassed and cached by. TypeError for what cannot be a connection."""
+    """The class of *conn*, as something that may be subclassed and cached by.
+
+    TypeError for what cannot be a connection.
+    """
     cls = type(conn)
     if cls.__module__ == "builtins":
         raise TypeError(f"connect= gave {cls.__name__}, which is no connection of this driver")
@@ -96,7 +108,9 @@ _MARK = "_unbroken_connecting"
 
 
 def dial(make: Callable[[], T]) -> T:
-    """Call *make*, which connects, not while this process forks; mark what it raises as coming out of that (see :func:`from_connect`)."""
+    """Call *make*, which connects, not while this process forks; mark what it raises as coming out
+    of that (see :func:`from_connect`).
+    """
     try:
         with Connecting():
             return make()
@@ -119,7 +133,9 @@ def mark(error: BaseException) -> None:
     """Mark *error* as coming out of an attempt to connect."""
     try:
         setattr(error, _MARK, True)
-    except AttributeError:  # an exception class with __slots__: its errors are then read as if in use
+    except (
+        AttributeError
+    ):  # an exception class with __slots__: its errors are then read as if in use
         pass
 
 
@@ -132,7 +148,9 @@ _LOST = "_unbroken_lost"
 
 
 def lost(error: T) -> T:
-    """Mark *error*, which we make ourselves, as one after which its connection must not be used again."""
+    """Mark *error*, which we make ourselves, as one after which its connection must not be used
+    again.
+    """
     setattr(error, _LOST, True)
     return error
 
@@ -142,7 +160,8 @@ def is_lost(error: BaseException) -> bool:
     return getattr(error, _LOST, False)
 
 
-# ------------------------------------------------------------------------------- marks for the length of a call
+# -- marks for the ---------------------------------------------------------------------------------
+# length of a call
 
 
 class Mark:
@@ -152,10 +171,12 @@ class Mark:
 
 
 def mark_call(state: dict[str, Any], name: str, value: Any = True) -> Mark:
-    """Note in *state* that the calling function is at work, with a *value* for those that it calls (:func:`marked`).
+    """Note in *state* that the calling function is at work, with a *value* for those that it calls
+    (:func:`marked`).
 
-    It holds what is given for as long as it runs. A mark that is set before ``try`` and taken back in ``finally`` would stay
-    for good where an exception strikes between the two; this one counts only below the function that set it.
+    It holds what is given for as long as it runs. A mark that is set before ``try`` and taken back
+    in ``finally`` would stay for good where an exception strikes between the two; this one counts
+    only below the function that set it.
     """
     mark = Mark()
     state[name] = weakref.ref(mark), id(sys._getframe(1)), value
@@ -175,7 +196,8 @@ def marked(state: dict[str, Any], name: str) -> Any:
     return None
 
 
-# ------------------------------------------------------------------------------- statements that a ledger must know
+# -- statements that a -----------------------------------------------------------------------------
+# ledger must know
 
 _END = re.compile(rb"\s*(?:COMMIT|END)(?:\s+(?:WORK|TRANSACTION))?\s*;?\s*", re.IGNORECASE)
 _UNDO = re.compile(rb"\s*(?:ROLLBACK|ABORT)(?:\s+(?:WORK|TRANSACTION))?\s*;?\s*", re.IGNORECASE)

@@ -1,7 +1,9 @@
-"""TLS contexts, shared by all connections of a process and made anew when a file that they were made of has changed.
+"""TLS contexts, shared by all connections of a process and made anew when a file that they were
+made of has changed.
 
-Loading the CA store takes 19 of the 20 ms of a connect, and each context holds 800 kB. So there is one for each set of options,
-of which the last few are kept; a look at the files' times, at each connect, tells whether a certificate was renewed.
+Loading the CA store takes 19 of the 20 ms of a connect, and each context holds 800 kB. So there is
+one for each set of options, of which the last few are kept; a look at the files' times, at each
+connect, tells whether a certificate was renewed.
 """
 
 from __future__ import annotations
@@ -18,15 +20,19 @@ log = logging.getLogger("unbroken")
 #: Contexts that are kept.
 MOST = 16
 
-_kept: OrderedDict[Any, tuple[Any, Any]] = OrderedDict()  #: by options: what the files looked like, and the context
+_kept: OrderedDict[Any, tuple[Any, Any]] = (
+    OrderedDict()
+)  #: by options: what the files looked like, and the context
 _loading = threading.RLock()  # one thread loads the CA store, the others wait for it
 
 
 def shared(key: Any, files: Iterable[Any], make: Callable[[], Any]) -> Any:
-    """The context for *key*, which tells all options; *make* makes it of *files* (paths; what is no path counts for nothing).
+    """The context for *key*, which tells all options; *make* makes it of *files* (paths; what is no
+    path counts for nothing).
 
-    Raises what *make* raises, for the first of its kind. While files are being replaced, a certificate may not fit its key
-    yet: then the last context serves, with a warning, until they can be read.
+    Raises what *make* raises, for the first of its kind. While files are being replaced, a
+    certificate may not fit its key yet: then the last context serves, with a warning, until they
+    can be read.
     """
     paths = [path for path in (*files, *_defaults()) if isinstance(path, (str, bytes, os.PathLike))]
     with _loading:
@@ -36,9 +42,15 @@ def shared(key: Any, files: Iterable[Any], make: Callable[[], Any]) -> Any:
             try:
                 known = (stamp, make())
             except Exception as error:
-                if known is None or any(before and not now for before, now in zip(known[0], stamp, strict=True)):
+                if known is None or any(
+                    before and not now for before, now in zip(known[0], stamp, strict=True)
+                ):
                     raise  # a file that was taken away is not about to be renewed
-                log.warning("cannot read renewed TLS files (%s); the last ones serve until they can be read", error)
+                log.warning(
+                    "cannot read renewed TLS files (%s); the last ones serve until they can be"
+                    " read",
+                    error,
+                )
                 return known[1]
             _kept[key] = known
         _kept.move_to_end(key)
@@ -48,7 +60,8 @@ def shared(key: Any, files: Iterable[Any], make: Callable[[], Any]) -> Any:
 
 
 def context(options: Mapping[str, Any]) -> Any:
-    """A context of PyMySQL's *options* (``ca``, ``capath``, ``cert``, ``key``, ``cipher``, ``check_hostname``), as PyMySQL makes it.
+    """A context of PyMySQL's *options* (``ca``, ``capath``, ``cert``, ``key``, ``cipher``,
+    ``check_hostname``), as PyMySQL makes it.
 
     Without a CA nothing is verified.
     """
@@ -56,7 +69,9 @@ def context(options: Mapping[str, Any]) -> Any:
 
     ca, capath = options.get("ca"), options.get("capath")
     made = ssl.create_default_context(cafile=ca, capath=capath)
-    made.verify_flags &= ~ssl.VERIFY_X509_STRICT  # which certificates that MySQL made by itself do not pass
+    made.verify_flags &= (
+        ~ssl.VERIFY_X509_STRICT
+    )  # which certificates that MySQL made by itself do not pass
     verifies = ca is not None or capath is not None
     made.check_hostname = verifies and options.get("check_hostname", True)
     made.verify_mode = ssl.CERT_REQUIRED if verifies else ssl.CERT_NONE

@@ -21,72 +21,148 @@ MODULE = "aiomysql"
 TESTED = ">=0.2,<0.4"
 RANK = 30
 
-_OPTIONS: _mysql.Kinds = {**_mysql.COMMON, **_mysql.TLS, "auth_plugin": str, "program_name": str, "server_public_key": str.encode}
+_OPTIONS: _mysql.Kinds = {
+    **_mysql.COMMON,
+    **_mysql.TLS,
+    "auth_plugin": str,
+    "program_name": str,
+    "server_public_key": str.encode,
+}
 
 _CONNECTION, _RESULT = "aiomysql.connection:Connection", "aiomysql.connection:MySQLResult"
 _SEAMS = (
-    Seam(_CONNECTION, "__init__", None, ("_reader", "_writer", "_result", "_affected_rows", "_charset", "_db", "_encoding")),
+    Seam(
+        _CONNECTION,
+        "__init__",
+        None,
+        ("_reader", "_writer", "_result", "_affected_rows", "_charset", "_db", "_encoding"),
+    ),
     Seam(_CONNECTION, "__init__", None, ("cursorclass", "use_unicode", "encoders", "decoders")),
     Seam(_CONNECTION, "_connect", ("self",), ("_reader", "_writer", "_request_authentication")),
     Seam(_CONNECTION, "_get_server_information", ("self",), ("server_thread_id",)),
     Seam(_CONNECTION, "_request_authentication", ("self",)),
     Seam(_CONNECTION, "close", ("self",), ("_writer", "transport")),
     Seam(_CONNECTION, "ensure_closed", ("self",), ("_writer",)),
-    Seam(_CONNECTION, "_execute_command", ("self", "command", "sql"), ("_result", "_write_bytes", "write_packet", "unbuffered_active")),
+    Seam(
+        _CONNECTION,
+        "_execute_command",
+        ("self", "command", "sql"),
+        ("_result", "_write_bytes", "write_packet", "unbuffered_active"),
+    ),
     Seam(_CONNECTION, "_write_bytes", ("self", "data"), ("_writer",)),
     Seam(_CONNECTION, "write_packet", ("self", "payload"), ("_write_bytes",)),
     Seam(_CONNECTION, "_read_packet", ("self", ...), ("_result", "raise_for_error")),
     Seam(_CONNECTION, "_read_bytes", ("self", "num_bytes"), ("_reader",)),
     Seam(_CONNECTION, "_read_ok_packet", ("self",), ("_read_packet", "server_status")),
-    Seam(_CONNECTION, "_read_query_result", ("self", "unbuffered"), ("_result", "init_unbuffered_query", "read", "_affected_rows")),
-    Seam(_CONNECTION, "query", ("self", "sql", "unbuffered"), ("_execute_command", "_read_query_result")),
+    Seam(
+        _CONNECTION,
+        "_read_query_result",
+        ("self", "unbuffered"),
+        ("_result", "init_unbuffered_query", "read", "_affected_rows"),
+    ),
+    Seam(
+        _CONNECTION,
+        "query",
+        ("self", "sql", "unbuffered"),
+        ("_execute_command", "_read_query_result"),
+    ),
     Seam(_CONNECTION, "next_result", ("self",), ("_read_query_result",)),
-    *(Seam(_CONNECTION, name, None, ("_execute_command", "_read_ok_packet")) for name in ("begin", "commit", "rollback")),
-    *(Seam(_CONNECTION, name, None, ("_execute_command", "_read_ok_packet")) for name in ("select_db", "ping")),
-    Seam(_CONNECTION, "set_charset", ("self", "charset"), ("_execute_command", "_read_packet", "_charset", "_encoding")),
+    *(
+        Seam(_CONNECTION, name, None, ("_execute_command", "_read_ok_packet"))
+        for name in ("begin", "commit", "rollback")
+    ),
+    *(
+        Seam(_CONNECTION, name, None, ("_execute_command", "_read_ok_packet"))
+        for name in ("select_db", "ping")
+    ),
+    Seam(
+        _CONNECTION,
+        "set_charset",
+        ("self", "charset"),
+        ("_execute_command", "_read_packet", "_charset", "_encoding"),
+    ),
     Seam(_CONNECTION, "show_warnings", ("self",), ("_execute_command",)),
-    Seam(_RESULT, "__init__", ("self", "connection"), ("connection", "has_next", "unbuffered_active", "server_status", "affected_rows")),
-    Seam(_RESULT, "read", ("self",), ("_read_packet", "_read_load_local_packet", "_read_result_packet")),
+    Seam(
+        _RESULT,
+        "__init__",
+        ("self", "connection"),
+        ("connection", "has_next", "unbuffered_active", "server_status", "affected_rows"),
+    ),
+    Seam(
+        _RESULT,
+        "read",
+        ("self",),
+        ("_read_packet", "_read_load_local_packet", "_read_result_packet"),
+    ),
     Seam(_RESULT, "init_unbuffered_query", ("self",), ("_read_packet", "unbuffered_active")),
     Seam(_RESULT, "_check_packet_is_eof", ("self", "packet"), ("has_next",)),
     Seam(_RESULT, "_read_load_local_packet", ("self", "first_packet"), ("_read_packet",)),
     Seam(_RESULT, "_read_rowdata_packet", ("self",), ("_read_packet", "_check_packet_is_eof")),
-    Seam(_RESULT, "_read_rowdata_packet_unbuffered", ("self",), ("_read_packet", "_check_packet_is_eof", "unbuffered_active")),
-    Seam(_RESULT, "_finish_unbuffered_query", ("self",), ("_read_packet", "_check_packet_is_eof", "unbuffered_active")),
-    Seam("pymysql.protocol:MysqlPacket", "get_all_data", ("self",)),  # of PyMySQL, whose packets these are
+    Seam(
+        _RESULT,
+        "_read_rowdata_packet_unbuffered",
+        ("self",),
+        ("_read_packet", "_check_packet_is_eof", "unbuffered_active"),
+    ),
+    Seam(
+        _RESULT,
+        "_finish_unbuffered_query",
+        ("self",),
+        ("_read_packet", "_check_packet_is_eof", "unbuffered_active"),
+    ),
+    Seam(
+        "pymysql.protocol:MysqlPacket", "get_all_data", ("self",)
+    ),  # of PyMySQL, whose packets these are
     Seam("pymysql.protocol:MysqlPacket", "raise_for_error", ("self",), ("raise_mysql_exception",)),
     Seam("aiomysql.cursors:Cursor", "_query", ("self", "q"), ("query",)),
 )
 
 
 class AsyncDriver(Shared):
-    """See :class:`unbroken.abc.AsyncDriver`. Connections are aiomysql's, of a subclass that keeps the server's status."""
+    """See :class:`unbroken.abc.AsyncDriver`.
+
+    Connections are aiomysql's, of a subclass that keeps the server's status.
+    """
 
     name = NAME
     seams = _SEAMS
     _compared = ("cursorclass", "_encoding", "use_unicode", "encoders", "decoders")
     _tables = ("encoders", "decoders")
 
-    def __init__(self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None) -> None:
+    def __init__(
+        self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None
+    ) -> None:
         import aiomysql
         import aiomysql.connection
         import pymysql
 
         self.check_seams()
         self.target = target or without_target(NAME, "mysql")
-        self.errors: tuple[type[BaseException], ...] = (pymysql.err.OperationalError, pymysql.err.InterfaceError, pymysql.err.Error)
+        self.errors: tuple[type[BaseException], ...] = (
+            pymysql.err.OperationalError,
+            pymysql.err.InterfaceError,
+            pymysql.err.Error,
+        )
         self._base: type[BaseException] = pymysql.err.Error
         self._charsets = pymysql.charset.charset_by_name
         self._connect = connect
         self._connect_publicly: Any = aiomysql.connect
-        self._arguments = _mysql.arguments(self.target, _OPTIONS, NAME, password="password", database="db")  # noqa: S106 - a keyword's name
+        self._arguments = _mysql.arguments(
+            self.target,
+            _OPTIONS,
+            NAME,
+            password="password",
+            database="db",
+        )
         self._tls = _mysql.take_tls(self._arguments)
         base: Any = aiomysql.connection.Connection
         self._class = exact(base) if self.is_known else base
 
     async def connect(self, timeout: float) -> Connection:
         """*timeout* bounds everything, the handshake included."""
-        return await dial_async(lambda: self._dial(min(timeout, self._arguments.get("connect_timeout", timeout))))
+        return await dial_async(
+            lambda: self._dial(min(timeout, self._arguments.get("connect_timeout", timeout)))
+        )
 
     async def _dial(self, timeout: float) -> Connection:
         async with asyncio.timeout(timeout):
@@ -107,10 +183,17 @@ class AsyncDriver(Shared):
         if not tls:
             return {}
         files = [tls.get(name) for name in ("ca", "capath", "cert", "key")]
-        return {"ssl": _tls.shared(("aiomysql", repr(sorted(tls.items()))), files, lambda: _tls.context(tls))}
+        return {
+            "ssl": _tls.shared(
+                ("aiomysql", repr(sorted(tls.items()))), files, lambda: _tls.context(tls)
+            )
+        }
 
     async def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+
+        Returns it.
+        """
         if self.is_known:
             conn.__class__ = exact(class_of(conn))
         return conn
@@ -129,14 +212,26 @@ class AsyncDriver(Shared):
         return conn._writer is not None
 
     def is_clean(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
-        """By one comparison. The status is only known where everything that was sent was answered in full."""
-        seen = (conn._seen_status, conn.cursorclass, conn._encoding, conn.use_unicode, conn.encoders, conn.decoders)
+        """By one comparison.
+
+        The status is only known where everything that was sent was answered in full.
+        """
+        seen = (
+            conn._seen_status,
+            conn.cursorclass,
+            conn._encoding,
+            conn.use_unicode,
+            conn.encoders,
+            conn.decoders,
+        )
         return seen == traits and conn._writer is not None and not conn._writer.is_closing()
 
 
 @cache
 def exact(base: Any) -> Any:
-    """*base*, an aiomysql connection class, plus exact knowledge of its exchange; *base* itself if it has that."""
+    """*base*, an aiomysql connection class, plus exact knowledge of its exchange; *base* itself if
+    it has that.
+    """
     if getattr(base, "_keeps_status", False):
         return base
     from aiomysql.connection import MySQLResult
@@ -149,8 +244,15 @@ def _status_after(conn: Any, result: Any) -> int | None:  # noqa: ARG001 - as as
 
 
 def watched(base: Any) -> Any:
-    """*base* that tells the ledger of everything it sends. ``unwatched`` is the class to go back to."""
-    return base if hasattr(base, "unwatched") else _mysql_async.reporting(exact(base), AsyncDriver._is_open)
+    """*base* that tells the ledger of everything it sends.
+
+    ``unwatched`` is the class to go back to.
+    """
+    return (
+        base
+        if hasattr(base, "unwatched")
+        else _mysql_async.reporting(exact(base), AsyncDriver._is_open)
+    )
 
 
 AsyncDriver._watched = watched

@@ -22,17 +22,43 @@ TESTED = ">=0.2.18,<0.3"
 RANK = 20  # faster than aiomysql
 
 _OPTIONS: _mysql.Kinds = {
-    **_mysql.COMMON, **_mysql.TLS, "read_timeout": seconds, "max_allowed_packet": whole, "binary_prefix": boolean, "program_name": str,
-    "server_public_key": str.encode, "stmt_cache_size": whole, "echo": boolean,
+    **_mysql.COMMON, **_mysql.TLS, "read_timeout": seconds, "max_allowed_packet": whole,
+    "binary_prefix": boolean, "program_name": str, "server_public_key": str.encode,
+    "stmt_cache_size": whole, "echo": boolean,
 }  # fmt: skip
 
 _CLOSE = 25  # COM_STMT_CLOSE
-_BINARY = (22, 23, 250)  # COM_STMT_PREPARE, COM_STMT_EXECUTE and MariaDB's COM_STMT_BULK_EXECUTE: their answers are read another way
+_BINARY = (
+    22,
+    23,
+    250,
+    # COM_STMT_PREPARE, COM_STMT_EXECUTE and MariaDB's COM_STMT_BULK_EXECUTE: their answers are read
+    # another way
+)
 
 _CONNECTION, _RESULT = "asyncmy.connection:Connection", "asyncmy.connection:MySQLResult"
 _SEAMS = (  # compiled: what the functions use cannot be looked at, so the trial has to do
-    *(Seam(_CONNECTION, name) for name in ("_connected", "_transport", "_result", "_affected_rows", "_encoding", "server_status")),
-    *(Seam(_CONNECTION, name) for name in ("_cursor_cls", "_deprecate_eof", "_request_authentication", "ensure_closed", "close")),
+    *(
+        Seam(_CONNECTION, name)
+        for name in (
+            "_connected",
+            "_transport",
+            "_result",
+            "_affected_rows",
+            "_encoding",
+            "server_status",
+        )
+    ),
+    *(
+        Seam(_CONNECTION, name)
+        for name in (
+            "_cursor_cls",
+            "_deprecate_eof",
+            "_request_authentication",
+            "ensure_closed",
+            "close",
+        )
+    ),
     Seam(_CONNECTION, "_execute_command", ("self", "command", "sql")),
     Seam(_CONNECTION, "_write_bytes", ("self", "data")),
     Seam(_CONNECTION, "write_packet", ("self", "payload")),
@@ -41,8 +67,21 @@ _SEAMS = (  # compiled: what the functions use cannot be looked at, so the trial
     Seam(_CONNECTION, "next_result", ("self", ...)),
     Seam(_CONNECTION, "query", ("self", "sql", ...)),
     Seam(_CONNECTION, "set_charset", ("self", "charset")),
-    *(Seam(_CONNECTION, name) for name in ("connect", "begin", "commit", "rollback", "select_db", "ping", "show_warnings")),
-    *(Seam(_RESULT, name) for name in ("connection", "has_next", "unbuffered_active", "server_status", "affected_rows", "field_count")),
+    *(
+        Seam(_CONNECTION, name)
+        for name in ("connect", "begin", "commit", "rollback", "select_db", "ping", "show_warnings")
+    ),
+    *(
+        Seam(_RESULT, name)
+        for name in (
+            "connection",
+            "has_next",
+            "unbuffered_active",
+            "server_status",
+            "affected_rows",
+            "field_count",
+        )
+    ),
     Seam(_RESULT, "read", ("self",)),
     Seam(_RESULT, "init_unbuffered_query", ("self",)),
     Seam(_RESULT, "_check_packet_is_eof", ("self", "packet")),
@@ -55,14 +94,19 @@ _SEAMS = (  # compiled: what the functions use cannot be looked at, so the trial
 
 
 class AsyncDriver(Shared):
-    """See :class:`unbroken.abc.AsyncDriver`. Connections are asyncmy's, of a subclass that keeps the server's status."""
+    """See :class:`unbroken.abc.AsyncDriver`.
+
+    Connections are asyncmy's, of a subclass that keeps the server's status.
+    """
 
     name = NAME
     seams = _SEAMS
     _compared = ("_cursor_cls", "_encoding", "_use_unicode", "_encoders", "_decoders")
     _tables = ("_decoders",)  # it takes nothing but a plain dictionary of encoders
 
-    def __init__(self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None) -> None:
+    def __init__(
+        self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None
+    ) -> None:
         import asyncmy.charset
         import asyncmy.connection
         import asyncmy.errors
@@ -70,18 +114,30 @@ class AsyncDriver(Shared):
         self.check_seams()
         self.target = target or without_target(NAME, "mysql")
         errors: Any = asyncmy.errors
-        self.errors: tuple[type[BaseException], ...] = (errors.OperationalError, errors.InterfaceError, errors.Error)
+        self.errors: tuple[type[BaseException], ...] = (
+            errors.OperationalError,
+            errors.InterfaceError,
+            errors.Error,
+        )
         self._base: type[BaseException] = errors.MySQLError
         self._charsets = asyncmy.charset.charset_by_name
         self._connect = connect
-        self._arguments = _mysql.arguments(self.target, _OPTIONS, NAME, password="password", database="database")  # noqa: S106 - a keyword's name
+        self._arguments = _mysql.arguments(
+            self.target,
+            _OPTIONS,
+            NAME,
+            password="password",
+            database="database",
+        )
         self._tls = _mysql.take_tls(self._arguments)
         base: Any = asyncmy.connection.Connection
         self._class = exact(base) if self.is_known else base
 
     async def connect(self, timeout: float) -> Connection:
         """*timeout* bounds everything, the handshake included."""
-        return await dial_async(lambda: self._dial(min(timeout, self._arguments.get("connect_timeout", timeout))))
+        return await dial_async(
+            lambda: self._dial(min(timeout, self._arguments.get("connect_timeout", timeout)))
+        )
 
     async def _dial(self, timeout: float) -> Connection:
         async with asyncio.timeout(timeout):
@@ -100,10 +156,17 @@ class AsyncDriver(Shared):
         if not tls:
             return {}
         files = [tls.get(name) for name in ("ca", "capath", "cert", "key")]
-        return {"ssl": _tls.shared(("asyncmy", repr(sorted(tls.items()))), files, lambda: _tls.context(tls))}
+        return {
+            "ssl": _tls.shared(
+                ("asyncmy", repr(sorted(tls.items()))), files, lambda: _tls.context(tls)
+            )
+        }
 
     async def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+
+        Returns it.
+        """
         if self.is_known:
             conn.__class__ = exact(class_of(conn))
         return conn
@@ -122,14 +185,26 @@ class AsyncDriver(Shared):
         return bool(conn._connected)
 
     def is_clean(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
-        """By one comparison. The status is only known where everything that was sent was answered in full."""
-        seen = (conn._seen_status, conn._cursor_cls, conn._encoding, conn._use_unicode, conn._encoders, conn._decoders)
+        """By one comparison.
+
+        The status is only known where everything that was sent was answered in full.
+        """
+        seen = (
+            conn._seen_status,
+            conn._cursor_cls,
+            conn._encoding,
+            conn._use_unicode,
+            conn._encoders,
+            conn._decoders,
+        )
         return seen == traits and bool(conn._connected) and not conn._transport.is_closing()
 
 
 @cache
 def exact(base: Any) -> Any:
-    """*base*, an asyncmy connection class, plus exact knowledge of its exchange; *base* itself if it has that."""
+    """*base*, an asyncmy connection class, plus exact knowledge of its exchange; *base* itself if
+    it has that.
+    """
     if getattr(base, "_keeps_status", False):
         return base
     from asyncmy.connection import MySQLResult
@@ -167,7 +242,9 @@ def exact(base: Any) -> Any:
 
 @cache
 def _following(base: Any) -> Any:
-    """*base*, a class of prepared statements, that tells its connection when the answer was read to its end."""
+    """*base*, a class of prepared statements, that tells its connection when the answer was read to
+    its end.
+    """
 
     class Statement(base):  # type: ignore[misc] # the base is only known here
         __doc__ = base.__doc__
@@ -195,15 +272,29 @@ def _following(base: Any) -> Any:
 
 
 def _status_after(conn: Any, result: Any) -> int | None:
-    """The server's status after *result*. Where results end without one, asyncmy has 0 in its place."""
-    if not conn._deprecate_eof and result.field_count and getattr(result, "eof_status", None) is None:
+    """The server's status after *result*.
+
+    Where results end without one, asyncmy has 0 in its place.
+    """
+    if (
+        not conn._deprecate_eof
+        and result.field_count
+        and getattr(result, "eof_status", None) is None
+    ):
         return None
     return exchange.status_after(result)
 
 
 def watched(base: Any) -> Any:
-    """*base* that tells the ledger of everything it sends. ``unwatched`` is the class to go back to."""
-    return base if hasattr(base, "unwatched") else _mysql_async.reporting(exact(base), AsyncDriver._is_open)
+    """*base* that tells the ledger of everything it sends.
+
+    ``unwatched`` is the class to go back to.
+    """
+    return (
+        base
+        if hasattr(base, "unwatched")
+        else _mysql_async.reporting(exact(base), AsyncDriver._is_open)
+    )
 
 
 AsyncDriver._watched = watched

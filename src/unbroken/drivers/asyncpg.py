@@ -1,4 +1,7 @@
-"""asyncpg: asyncio, its own protocol. It opens no transaction by itself, so the pool does, with asyncpg's own object."""
+"""asyncpg: asyncio, its own protocol.
+
+It opens no transaction by itself, so the pool does, with asyncpg's own object.
+"""
 
 from __future__ import annotations
 
@@ -44,21 +47,30 @@ _DSN = (
     "ssl_min_protocol_version", "ssl_max_protocol_version",
 )  # fmt: skip
 _SERVER_SETTINGS = (
-    "application_name", "options", "search_path", "timezone", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout",
+    "application_name", "options", "search_path", "timezone", "statement_timeout", "lock_timeout",
+    "idle_in_transaction_session_timeout",
 )  # fmt: skip
 _OPTIONS: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys((*_DSN, *_SERVER_SETTINGS), str),
-    "command_timeout": seconds, "connect_timeout": seconds, "timeout": seconds, "statement_cache_size": whole,
-    "prepared_statement_cache_size": whole, "max_cached_statement_lifetime": number, "max_cacheable_statement_size": whole,
-    "target_session_attrs": str, "direct_tls": boolean, "passfile": str, "krbsrvname": str, "gsslib": str,
+    **dict.fromkeys((*_DSN, *_SERVER_SETTINGS), str), "command_timeout": seconds,
+    "connect_timeout": seconds, "timeout": seconds, "statement_cache_size": whole,
+    "prepared_statement_cache_size": whole, "max_cached_statement_lifetime": number,
+    "max_cacheable_statement_size": whole, "target_session_attrs": str, "direct_tls": boolean,
+    "passfile": str, "krbsrvname": str, "gsslib": str,
 }  # fmt: skip
 
 
 _CONNECTION, _PROTOCOL = "asyncpg.connection:Connection", "asyncpg.protocol.protocol:BaseProtocol"
 _SEAMS = (
-    *(Seam(_CONNECTION, name) for name in ("_protocol", "_transport", "_top_xact", "_stmt_exclusive_section")),
+    *(
+        Seam(_CONNECTION, name)
+        for name in ("_protocol", "_transport", "_top_xact", "_stmt_exclusive_section")
+    ),
     Seam(_PROTOCOL, "query", ("self", "query", "timeout")),
-    Seam(_PROTOCOL, "bind_execute", ("self", "state", "args", "portal_name", "limit", "return_extra", "timeout")),
+    Seam(
+        _PROTOCOL,
+        "bind_execute",
+        ("self", "state", "args", "portal_name", "limit", "return_extra", "timeout"),
+    ),
     Seam(_PROTOCOL, "bind_execute_many", ("self", "state", "args", ...)),
     Seam(_PROTOCOL, "bind", ("self", "state", "args", ...)),
     Seam(_PROTOCOL, "copy_in", ("self", "copy_stmt", ...)),
@@ -66,10 +78,16 @@ _SEAMS = (
     Seam(_PROTOCOL, "is_in_transaction", ("self",)),
     Seam(_PROTOCOL, "_is_cancelling", ("self",)),
     *(Seam(_PROTOCOL, name) for name in ("is_connected", "queries_count", *sorted(SENDS))),
-    *(Seam(_CONNECTION, name) for name in ("_listeners", "_log_listeners", "_query_loggers", "_termination_listeners")),
-    *(Seam(_CONNECTION, name, None, ("_introspect_type",)) for name in ("set_type_codec", "reset_type_codec", "set_builtin_type_codec")),
+    *(
+        Seam(_CONNECTION, name)
+        for name in ("_listeners", "_log_listeners", "_query_loggers", "_termination_listeners")
+    ),
+    *(
+        Seam(_CONNECTION, name, None, ("_introspect_type",))
+        for name in ("set_type_codec", "reset_type_codec", "set_builtin_type_codec")
+    ),
     Seam("asyncpg.protocol.protocol", "PreparedStatementState"),
-)  # fmt: skip
+)
 
 _OUT_OF_STEP = re.compile(r"another operation (?:\(\d+\) )?is|cannot switch to state")
 
@@ -81,14 +99,17 @@ class AsyncDriver(Awaited):
     capabilities = Capabilities(transaction_status=True, watchable=True, implicit_begin=False)
     seams = _SEAMS
 
-    def __init__(self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None) -> None:
+    def __init__(
+        self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None
+    ) -> None:
         import asyncpg
 
         self.check_seams()
         self.target = target or without_target(NAME, "postgresql")
         # asyncpg has no OperationalError; what its users catch for a lost connection are these
         self.errors: tuple[type[BaseException], ...] = (
-            asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.PostgresError, asyncpg.InternalClientError,
+            asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.PostgresError,
+            asyncpg.InternalClientError,
         )  # fmt: skip
         self._connect = connect
         self._asyncpg = asyncpg
@@ -106,17 +127,29 @@ class AsyncDriver(Awaited):
             return self._known(await self._asyncpg.connect(**self._arguments, timeout=timeout))
 
     async def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+
+        Returns it.
+        """
         return self._known(conn)
 
     def _known(self, conn: Connection) -> Connection:
-        """*conn* with our layer in front of its protocol, by a class that notes what a holder changes."""
+        """*conn* with our layer in front of its protocol, by a class that notes what a holder
+        changes.
+        """
         if not isinstance(conn, self._asyncpg.Connection):
             class_of(conn)
-            raise TypeError(f"connect= gave {type(conn).__name__}, which is no connection of asyncpg")
+            raise TypeError(
+                f"connect= gave {type(conn).__name__}, which is no connection of asyncpg"
+            )
         if self.is_known and conn._protocol is not None and not isinstance(conn._protocol, Layer):
             try:
-                layer = Layer(conn._protocol, conn._transport, id(conn), self._asyncpg.ConnectionDoesNotExistError)
+                layer = Layer(
+                    conn._protocol,
+                    conn._transport,
+                    id(conn),
+                    self._asyncpg.ConnectionDoesNotExistError,
+                )
                 layer.hear()
             except AttributeError as missing:
                 self.go_blind(one_line(missing))
@@ -146,10 +179,19 @@ class AsyncDriver(Awaited):
         def end_by(how: str) -> Callable[[Connection], Awaitable[None]]:
             return lambda conn: end(conn, how)
 
-        return {**super().public_calls(), "ping": ping, "begin": begin, "commit": end_by("commit"), "rollback": end_by("rollback")}
+        return {
+            **super().public_calls(),
+            "ping": ping,
+            "begin": begin,
+            "commit": end_by("commit"),
+            "rollback": end_by("rollback"),
+        }
 
     async def probe(self, conn: Connection) -> str | None:
-        """What is wrong with what our layer reports and asyncpg tells; None: nothing. Five round trips."""
+        """What is wrong with what our layer reports and asyncpg tells; None: nothing.
+
+        Five round trips.
+        """
         layer = conn._protocol
         if not isinstance(layer, Layer):
             return "its connection has no protocol of the known kind"
@@ -157,7 +199,9 @@ class AsyncDriver(Awaited):
         if (flaw := unknown(protocol)) is not None:
             return flaw
         with Trial(self, conn) as trial:
-            if self.is_in_transaction(conn):  # the caller's own connect= began it: it must stay as it is
+            if self.is_in_transaction(
+                conn
+            ):  # the caller's own connect= began it: it must stay as it is
                 await conn.fetchval(PROBE)
                 return trial.flaw([(PROBE, False)])
             transaction = conn.transaction()
@@ -171,7 +215,11 @@ class AsyncDriver(Awaited):
             busy = layer.may_be_busy and not self.is_quiet(conn)
             await under_way
         flaw = trial.flaw(_REPORTS) or flaw_of_status(opened, closed)
-        return flaw or (None if busy and self.is_quiet(conn) else "its connection does not tell when an answer is due")
+        return flaw or (
+            None
+            if busy and self.is_quiet(conn)
+            else "its connection does not tell when an answer is due"
+        )
 
     async def ping(self, conn: Connection, timeout: float) -> None:
         """One round trip, no transaction. (asyncpg cannot read the answer to an empty query.)"""
@@ -180,17 +228,24 @@ class AsyncDriver(Awaited):
             async with asyncio.timeout(timeout):
                 await conn.execute("SELECT 1", timeout=timeout)
         except TimeoutError as error:
-            raise TimeoutError(errno.ETIMEDOUT, f"the server did not answer within {timeout} s") from error
+            raise TimeoutError(
+                errno.ETIMEDOUT, f"the server did not answer within {timeout} s"
+            ) from error
 
     async def begin(self, conn: Connection) -> None:
-        """Start a transaction of asyncpg's own, so that the application's ``conn.transaction()`` becomes a savepoint in it."""
+        """Start a transaction of asyncpg's own, so that the application's ``conn.transaction()``
+        becomes a savepoint in it.
+        """
         self._check_ready(conn)
         if conn._top_xact is not None and not conn.is_in_transaction():
-            conn._top_xact = None  # ended by a COMMIT written as text: asyncpg would send a SAVEPOINT
+            conn._top_xact = (
+                None  # ended by a COMMIT written as text: asyncpg would send a SAVEPOINT
+            )
         await conn.transaction().start()
 
     async def commit(self, conn: Connection) -> None:
-        """Commit what :meth:`begin`, or the application, opened; no round trip where nothing is open.
+        """Commit what :meth:`begin`, or the application, opened; no round trip where nothing is
+        open.
 
         Raises InFailedSQLTransactionError where PostgreSQL answered that with a rollback.
         """
@@ -209,14 +264,22 @@ class AsyncDriver(Awaited):
         await self._end(conn, "rollback")
 
     def _check_ready(self, conn: Connection) -> None:
-        """Raise where nothing can be sent: asyncpg's own methods would fail for want of a protocol, or wait."""
+        """Raise where nothing can be sent: asyncpg's own methods would fail for want of a protocol,
+        or wait.
+        """
         if conn.is_closed():
             raise self._asyncpg.InterfaceError("connection is closed")
         if not self.is_quiet(conn):
-            raise lost(self._asyncpg.InterfaceError("the connection is out of step: an answer was not read to its end"))
+            raise lost(
+                self._asyncpg.InterfaceError(
+                    "the connection is out of step: an answer was not read to its end"
+                )
+            )
 
     async def _end(self, conn: Connection, how: str) -> None:
-        outer = conn._top_xact  # the outermost transaction object; asyncpg keeps it for its own nesting
+        outer = (
+            conn._top_xact
+        )  # the outermost transaction object; asyncpg keeps it for its own nesting
         if not conn.is_in_transaction() and self.is_quiet(conn):
             conn._top_xact = None  # ended by a COMMIT written as text, perhaps
         elif outer is not None:
@@ -229,18 +292,26 @@ class AsyncDriver(Awaited):
         return conn in closed_by_holder and conn.is_closed()
 
     def traits(self, conn: Connection) -> Any:
-        """Listeners of every kind, whether something may be left on the session, and codecs that were set."""
+        """Listeners of every kind, whether something may be left on the session, and codecs that
+        were set.
+        """
         try:
-            listeners, layer = {channel: set(callbacks) for channel, callbacks in conn._listeners.items()}, conn._protocol
+            listeners, layer = (
+                {channel: set(callbacks) for channel, callbacks in conn._listeners.items()},
+                conn._protocol,
+            )
             return (
-                listeners, set(conn._log_listeners), set(conn._query_loggers), set(conn._termination_listeners),
-                layer.residue, frozenset(layer.changed_codecs), layer.unsynced,
+                listeners, set(conn._log_listeners), set(conn._query_loggers),
+                set(conn._termination_listeners), layer.residue, frozenset(layer.changed_codecs),
+                layer.unsynced,
             )  # fmt: skip
         except Exception:  # another make of connection
             return None
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
-        """Every answer was read, nothing is open, and nothing was left on the session or the connection."""
+        """Every answer was read, nothing is open, and nothing was left on the session or the
+        connection.
+        """
         try:
             layer = conn._protocol
             listeners, log_listeners, query_loggers, termination_listeners, _, _, _ = traits
@@ -258,24 +329,32 @@ class AsyncDriver(Awaited):
                 or (layer.may_be_busy and not self.is_quiet(conn))
             ):
                 return False
-            conn._top_xact = None  # ended by a COMMIT written as text, perhaps: asyncpg's own nesting would not know
+            # ended by a COMMIT written as text, perhaps: asyncpg's own nesting would not know
+            conn._top_xact = None
         except Exception:  # closed, or of another make
             return False
         return True
 
     async def restore(self, conn: Connection, traits: Any) -> None:
-        """As asyncpg's own pool does, but only what is due: one round trip for the session, one for each codec that was set.
+        """As asyncpg's own pool does, but only what is due: one round trip for the session, one for
+        each codec that was set.
 
-        Raises InterfaceError where the caller's own ``connect=`` may have changed the session before: what it set cannot be
-        told from what the holder set.
+        Raises InterfaceError where the caller's own ``connect=`` may have changed the session
+        before: what it set cannot be told from what the holder set.
         """
         self._check_ready(conn)
         layer = conn._protocol
-        if traits is None or self.is_in_transaction(conn) is not False or (not layer.was_new and (layer.residue or layer.changed_codecs)):
+        if (
+            traits is None
+            or self.is_in_transaction(conn) is not False
+            or (not layer.was_new and (layer.residue or layer.changed_codecs))
+        ):
             raise self._asyncpg.InterfaceError("the connection cannot be put back to what it was")
         listeners, log_listeners, query_loggers, termination_listeners, *_ = traits
         conn._listeners.clear()
-        conn._listeners.update({channel: set(callbacks) for channel, callbacks in listeners.items()})
+        conn._listeners.update(
+            {channel: set(callbacks) for channel, callbacks in listeners.items()}
+        )
         for found, wanted in (
             (conn._log_listeners, log_listeners), (conn._query_loggers, query_loggers),
             (conn._termination_listeners, termination_listeners),
@@ -285,7 +364,9 @@ class AsyncDriver(Awaited):
         if Left.ENDLESS in layer.residue:
             raise self._asyncpg.InterfaceError("no reset undoes what was left on the session")
         if layer.residue or layer.unsynced:
-            await layer.unreported(_postgresql.reset_of(layer.residue) if layer.residue else "SELECT 1")
+            await layer.unreported(
+                _postgresql.reset_of(layer.residue) if layer.residue else "SELECT 1"
+            )
             layer.residue = NOTHING
         watched, layer.watched = layer.watched, False
         try:
@@ -296,7 +377,10 @@ class AsyncDriver(Awaited):
             layer.watched = watched
 
     async def remember(self, conn: Connection) -> Any:
-        """Nothing is set when it is opened. What the caller's own ``connect=`` set is not known: see :meth:`restore`."""
+        """Nothing is set when it is opened.
+
+        What the caller's own ``connect=`` set is not known: see :meth:`restore`.
+        """
         layer = conn._protocol
         return "" if isinstance(layer, Layer) and layer.was_new else None
 
@@ -336,7 +420,8 @@ class AsyncDriver(Awaited):
             return None
         is_open: bool = conn._protocol.is_in_transaction()
         if not is_open:
-            conn._top_xact = None  # ended by a COMMIT written as text, perhaps: asyncpg's own nesting would not know
+            # ended by a COMMIT written as text, perhaps: asyncpg's own nesting would not know
+            conn._top_xact = None
         return is_open
 
     def is_quiet(self, conn: Connection) -> bool:
@@ -357,17 +442,22 @@ class AsyncDriver(Awaited):
         return True
 
     def _accepts(self, protocol: Any) -> bool:
-        # The protocol's state is hidden in C. It is checked first thing by every command, before the arguments are:
-        # a command whose arguments cannot be encoded tells it, and sends nothing. 1 µs.
+        # The protocol's state is hidden in C. It is checked first thing by every command, before
+        # the arguments are: a command whose arguments cannot be encoded tells it, and sends
+        # nothing. 1 µs.
         if self._probe_state is None:
             from asyncpg.protocol.protocol import PreparedStatementState
 
-            self._probe_state = PreparedStatementState("", "", protocol, self._asyncpg.Record, False)
+            self._probe_state = PreparedStatementState(
+                "", "", protocol, self._asyncpg.Record, False
+            )
         attempt = protocol.bind_execute(self._probe_state, _PROBE, "", 0, False, None)
         try:
             attempt.send(None)
         except _Refused as refused:
-            refused.__traceback__ = refused.__context__ = None  # it is one object for all: keep no frames alive
+            refused.__traceback__ = refused.__context__ = (
+                None  # it is one object for all: keep no frames alive
+            )
             return True
         except Exception:
             return False
@@ -389,20 +479,40 @@ class AsyncDriver(Awaited):
         if isinstance(exc, (self._asyncpg.InterfaceError, self._asyncpg.InternalClientError)):
             if isinstance(exc, self._asyncpg.exceptions.TargetServerAttributeNotMatched):
                 return Fault(FaultKind.WRONG_SERVER, Cause.FAILOVER, None, str(exc))
-            if isinstance(exc, (self._asyncpg.exceptions.ClientConfigurationError, self._asyncpg.exceptions.DataError)):
-                return Fault(FaultKind.REJECTED if connecting else FaultKind.OTHER, None, None, str(exc))
-            # "another operation (2) is in progress": the server's goodbye came in between two statements
-            if isinstance(exc, self._asyncpg.exceptions.ProtocolError) or _OUT_OF_STEP.search(str(exc)):
+            if isinstance(
+                exc,
+                (
+                    self._asyncpg.exceptions.ClientConfigurationError,
+                    self._asyncpg.exceptions.DataError,
+                ),
+            ):
+                return Fault(
+                    FaultKind.REJECTED if connecting else FaultKind.OTHER, None, None, str(exc)
+                )
+            # "another operation (2) is in progress": the server's goodbye came in between two
+            # statements
+            if isinstance(exc, self._asyncpg.exceptions.ProtocolError) or _OUT_OF_STEP.search(
+                str(exc)
+            ):
                 return Fault(FaultKind.LOST, None, None, str(exc))
             return postgres_fault(None, str(exc), connecting=connecting)
         if isinstance(exc, ConnectionError) and "SSL" in str(exc) and connecting:
-            return Fault(FaultKind.REJECTED if "rejected SSL" in str(exc) else FaultKind.NOT_READY, None, None, str(exc))
-        if isinstance(exc, TimeoutError) and exc.errno is None and not connecting:  # command_timeout, timeout=: asyncpg cancels the query
+            return Fault(
+                FaultKind.REJECTED if "rejected SSL" in str(exc) else FaultKind.NOT_READY,
+                None,
+                None,
+                str(exc),
+            )
+        if (
+            isinstance(exc, TimeoutError) and exc.errno is None and not connecting
+        ):  # command_timeout, timeout=: asyncpg cancels the query
             return Fault(FaultKind.OTHER, None, None, "a statement took longer than its timeout")
         return os_fault(exc, connecting=connecting)
 
     def unread(self, conn: Connection) -> bytes:
-        """What the server said when it ended the session, which asyncpg has read and keeps to itself."""
+        """What the server said when it ended the session, which asyncpg has read and keeps to
+        itself.
+        """
         layer = getattr(conn, "_protocol", None)
         return layer.goodbye if isinstance(layer, Layer) else b""
 

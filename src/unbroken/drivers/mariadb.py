@@ -1,8 +1,10 @@
-"""MariaDB Connector/Python: the C client library. It shows its socket and the server's status, which lies after an error.
+"""MariaDB Connector/Python: the C client library. It shows its socket and the server's status,
+which lies after an error.
 
-``conn.socket`` is never touched: it would own the descriptor, and close it, whoever has it by then. There is no timeout per
-call: a ping is bounded only by the pool's ``shutdown()`` on the descriptor (or a user's own ``read_timeout``). Its connect
-timeout is whole seconds: others are rounded up. The library always speaks utf8mb4.
+``conn.socket`` is never touched: it would own the descriptor, and close it, whoever has it by then.
+There is no timeout per call: a ping is bounded only by the pool's ``shutdown()`` on the descriptor
+(or a user's own ``read_timeout``). Its connect timeout is whole seconds: others are rounded up. The
+library always speaks utf8mb4.
 """
 
 from __future__ import annotations
@@ -41,45 +43,91 @@ TESTED = ">=1.1.5,<1.2"
 RANK = 40
 
 _OPTIONS: _mysql.Kinds = {
-    "autocommit": optional_boolean, "client_flag": whole, "compress": boolean, "connect_timeout": seconds, "default_file": str,
-    "default_group": str, "init_command": str, "local_infile": boolean, "plugin_dir": str, "read_timeout": seconds, "ssl": boolean,
-    "ssl_ca": str, "ssl_capath": str, "ssl_cert": str, "ssl_cipher": str, "ssl_crl": str, "ssl_crlpath": str, "ssl_key": str,
-    "ssl_verify_cert": boolean, "tls_peer_fp": str, "tls_version": str, "write_timeout": seconds,
+    "autocommit": optional_boolean, "client_flag": whole, "compress": boolean,
+    "connect_timeout": seconds, "default_file": str, "default_group": str, "init_command": str,
+    "local_infile": boolean, "plugin_dir": str, "read_timeout": seconds, "ssl": boolean,
+    "ssl_ca": str, "ssl_capath": str, "ssl_cert": str, "ssl_cipher": str, "ssl_crl": str,
+    "ssl_crlpath": str, "ssl_key": str, "ssl_verify_cert": boolean, "tls_peer_fp": str,
+    "tls_version": str, "write_timeout": seconds,
 }  # fmt: skip
 _WHOLE_SECONDS = ("read_timeout", "write_timeout")
 
 _CONNECTION, _CURSOR = "mariadb.connections:Connection", "mariadb.cursors:Cursor"
 _DOUBTFUL = ("change_user", "reset", "reconnect", "dump_debug_info")
 _SEAMS = (
-    Seam(_CONNECTION, "__init__", None, ("_last_executed_statement", "_converter", "auto_reconnect")),
-    *(Seam(_CONNECTION, name) for name in ("_execute_command", "_read_response", "_get_socket", "server_status", "connection_id")),
+    Seam(
+        _CONNECTION, "__init__", None, ("_last_executed_statement", "_converter", "auto_reconnect")
+    ),
+    *(
+        Seam(_CONNECTION, name)
+        for name in (
+            "_execute_command",
+            "_read_response",
+            "_get_socket",
+            "server_status",
+            "connection_id",
+        )
+    ),
     *(Seam(_CONNECTION, name) for name in (*_DOUBTFUL, "ping", "close", "autocommit", "cursor")),
-    *(Seam(_CONNECTION, name, None, ("_execute_command", "_read_response")) for name in ("begin", "commit", "rollback")),
+    *(
+        Seam(_CONNECTION, name, None, ("_execute_command", "_read_response"))
+        for name in ("begin", "commit", "rollback")
+    ),
     Seam(_CURSOR, "__init__", None, ("_prepared", "buffered")),
-    Seam(_CURSOR, "execute", None, ("connection", "_last_executed_statement", "_prepared", "statement")),
+    Seam(
+        _CURSOR,
+        "execute",
+        None,
+        ("connection", "_last_executed_statement", "_prepared", "statement"),
+    ),
     Seam(_CURSOR, "execute", None, ("_execute_text", "_execute_binary")),
     Seam(_CURSOR, "executemany", None, ("connection", "_last_executed_statement", "_execute_bulk")),
-    *(Seam(_CURSOR, name) for name in ("_execute_text", "_execute_binary", "_execute_bulk", "nextset", "close", "connection")),
+    *(
+        Seam(_CURSOR, name)
+        for name in (
+            "_execute_text",
+            "_execute_binary",
+            "_execute_bulk",
+            "nextset",
+            "close",
+            "connection",
+        )
+    ),
     *(Seam(_CURSOR, name) for name in ("buffered", "field_count", "statement")),
 )
 
 
 class Driver(Blocking):
-    """See :class:`unbroken.abc.Driver`. Connections are the library's, of a subclass that knows when the status lies."""
+    """See :class:`unbroken.abc.Driver`.
+
+    Connections are the library's, of a subclass that knows when the status lies.
+    """
 
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True)
     seams = _SEAMS
 
-    def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
+    def __init__(
+        self, target: Target | None, connect: Callable[[], Connection] | None = None
+    ) -> None:
         import mariadb
         import mariadb.connections
 
         self.target = target or without_target("mariadbconnector", "mariadb")
-        self.errors: tuple[type[BaseException], ...] = (mariadb.OperationalError, mariadb.InterfaceError, mariadb.Error)
+        self.errors: tuple[type[BaseException], ...] = (
+            mariadb.OperationalError,
+            mariadb.InterfaceError,
+            mariadb.Error,
+        )
         self._base: type[BaseException] = mariadb.Error
         self._connect = connect
-        self._arguments = _mysql.arguments(self.target, _OPTIONS, NAME, password="password", database="database")  # noqa: S106 - a keyword's name
+        self._arguments = _mysql.arguments(
+            self.target,
+            _OPTIONS,
+            NAME,
+            password="password",
+            database="database",
+        )
         for name in _WHOLE_SECONDS:
             if name in self._arguments:
                 self._arguments[name] = math.ceil(self._arguments[name])
@@ -100,10 +148,15 @@ class Driver(Blocking):
         return self._class(**{**self._arguments, "connect_timeout": math.ceil(timeout)})
 
     def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+
+        Returns it.
+        """
         if self.is_known:
             conn.__class__ = exact(class_of(conn))
-            conn.__dict__.setdefault("_seen_busy", False)  # it was given to us as one that can be used
+            conn.__dict__.setdefault(
+                "_seen_busy", False
+            )  # it was given to us as one that can be used
         return conn
 
     def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as the protocol has it
@@ -144,7 +197,11 @@ class Driver(Blocking):
 
     def remember(self, conn: Connection) -> str | None:
         """The statement that sets again what was set when *conn* was opened."""
-        if not (_mysql_reset.sets_nothing_else(self._arguments) if self._connect is None else self.sets_only):
+        if not (
+            _mysql_reset.sets_nothing_else(self._arguments)
+            if self._connect is None
+            else self.sets_only
+        ):
             return None
         with conn.cursor(named_tuple=False, dictionary=False) as cursor:
             cursor.execute(_mysql_reset.ASK)
@@ -175,19 +232,27 @@ class Driver(Blocking):
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
         """From the last OK or EOF packet; None after an error, or in the middle of an exchange."""
-        return bool(_status(conn) & _mysql.IN_TRANSACTION) if self.is_quiet(conn) and not conn.__dict__.get("_seen_failed", True) else None
+        return (
+            bool(_status(conn) & _mysql.IN_TRANSACTION)
+            if self.is_quiet(conn) and not conn.__dict__.get("_seen_failed", True)
+            else None
+        )
 
     def is_quiet(self, conn: Connection) -> bool:
         """Whether the last statement was answered in full, and its rows were read."""
         state = conn.__dict__
-        return self.fileno(conn) is not None and not (state.get("_seen_busy", True) or state.get("_seen_rows"))
+        return self.fileno(conn) is not None and not (
+            state.get("_seen_busy", True) or state.get("_seen_rows")
+        )
 
     def was_closed(self, conn: Connection) -> bool:
         """Whether ``close()`` was called."""
         return bool(conn.__dict__.get("_seen_closed"))
 
     def traits(self, conn: Connection) -> tuple[Any, ...] | None:
-        """Autocommit by the server's status, the converter, and what a reconnect would do by itself."""
+        """Autocommit by the server's status, the converter, and what a reconnect would do by
+        itself.
+        """
         try:
             return _status(conn) & _mysql.AUTOCOMMIT, conn._converter, conn.auto_reconnect
         except Exception:  # closed
@@ -195,7 +260,11 @@ class Driver(Blocking):
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
         """Quiet, nothing open by the server's last status, and as it was opened."""
-        return self.is_in_transaction(conn) is False and traits is not None and self.traits(conn) == traits
+        return (
+            self.is_in_transaction(conn) is False
+            and traits is not None
+            and self.traits(conn) == traits
+        )
 
     def restore(self, conn: Connection, traits: Any) -> None:
         """Attributes, then autocommit."""
@@ -220,7 +289,9 @@ class Driver(Blocking):
             return None
 
     def watch(self, conn: Connection) -> None:
-        """Statements of cursors show as ``_last_executed_statement``, the rest goes through ``_execute_command``."""
+        """Statements of cursors show as ``_last_executed_statement``, the rest goes through
+        ``_execute_command``.
+        """
         conn.__class__ = watched(type(conn))
 
     def unwatch(self, conn: Connection) -> None:
@@ -234,7 +305,9 @@ def _status(conn: Any) -> int:
 
 @cache
 def exact(base: Any) -> Any:
-    """*base*, a mariadb connection class, that knows whether its last statement was answered, and how."""
+    """*base*, a mariadb connection class, that knows whether its last statement was answered, and
+    how.
+    """
     if getattr(base, "_knows", False):
         return base
 
@@ -283,8 +356,8 @@ def exact(base: Any) -> Any:
         def close(self) -> None:
             self._seen_closed = True
             if self.__dict__.get("_seen_busy", False) or self._seen_rows:
-                # The library may crash where it closes in the middle of an exchange, or where a cursor with rows to come
-                # outlives its connection: its memory goes with the object.
+                # The library may crash where it closes in the middle of an exchange, or where a
+                # cursor with rows to come outlives its connection: its memory goes with the object.
                 fd = self._get_socket()
                 who = identity(fd)
                 if who is not None:
@@ -347,9 +420,10 @@ def _hider() -> Callable[[Any], None]:
     return hide  # type: ignore[no-any-return]
 
 
-#: Hide a cursor from the collector of garbage. The library's cursors tell it of a reference to their connection that they do
-#: not own. So where a cursor is part of a cycle (an exception's traceback, say), the collector would destroy its connection
-#: under other owners' hands. A hidden cursor is destroyed when the last reference to it goes.
+#: Hide a cursor from the collector of garbage. The library's cursors tell it of a reference to
+#: their connection that they do not own. So where a cursor is part of a cycle (an exception's
+#: traceback, say), the collector would destroy its connection under other owners' hands. A hidden
+#: cursor is destroyed when the last reference to it goes.
 _hide = _hider()
 
 
@@ -373,7 +447,9 @@ def _following(base: Any) -> Any:
             if self._prepared and self.statement:
                 # a prepared cursor runs its own, whatever it is given
                 mark = mark_call(self.connection.__dict__, "_seen_next", self.statement)
-                result = self._follow(lambda: super(Cursor, self).execute(statement, *args, **kwargs))
+                result = self._follow(
+                    lambda: super(Cursor, self).execute(statement, *args, **kwargs)
+                )
                 del mark
                 return result
             return self._follow(lambda: super(Cursor, self).execute(statement, *args, **kwargs))
@@ -422,7 +498,9 @@ def _following(base: Any) -> Any:
         def close(self) -> Any:
             conn = self.connection
             if conn is not None and conn.__dict__.get("_seen_busy", False):
-                return None  # the rest of an answer that was broken off is not to be had; it goes with the connection
+                # the rest of an answer that was broken off is not to be had; it goes with the
+                # connection
+                return None
             result = super().close()
             if conn is not None and not self.buffered:
                 conn.__dict__["_seen_rows"] = False  # what was left of its rows has been read
@@ -446,7 +524,10 @@ def _answered(conn: Any, error: BaseException | None) -> None:
 
 
 def watched(base: Any) -> Any:
-    """*base* that tells the ledger of everything it sends. ``unwatched`` is the class to go back to."""
+    """*base* that tells the ledger of everything it sends.
+
+    ``unwatched`` is the class to go back to.
+    """
     return base if hasattr(base, "unwatched") else _watched(exact(base))
 
 
@@ -473,7 +554,9 @@ def _watched(base: Any) -> Any:
 
 
 def _commits_itself(conn: Any) -> bool | None:
-    """Whether a statement sent now is committed by itself: autocommit on and no transaction open; None if unknown."""
+    """Whether a statement sent now is committed by itself: autocommit on and no transaction open;
+    None if unknown.
+    """
     if conn.__dict__.get("_seen_failed", True):
         return None
     return _status(conn) & (_mysql.AUTOCOMMIT | _mysql.IN_TRANSACTION) == _mysql.AUTOCOMMIT

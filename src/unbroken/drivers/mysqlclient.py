@@ -1,7 +1,8 @@
-"""mysqlclient (MySQLdb): the C client library. It shows its socket, but not the server's status, so that is deduced.
+"""mysqlclient (MySQLdb): the C client library. It shows its socket, but not the server's status, so
+that is deduced.
 
-It has no timeout per call: a ping is bounded only by the pool's ``shutdown()`` on its descriptor (or a user's own
-``read_timeout``). Its connect timeout is whole seconds: others are rounded up.
+It has no timeout per call: a ping is bounded only by the pool's ``shutdown()`` on its descriptor
+(or a user's own ``read_timeout``). Its connect timeout is whole seconds: others are rounded up.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from unbroken.abc import Capabilities, Connection, Fault, Target
 from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers._mysql_driver import Blocking, unheard
 from unbroken.drivers._seams import Seam
-from unbroken.drivers._shared import boolean, class_of, dial, is_commit, is_rollback, seconds, without_target
+from unbroken.drivers._shared import (
+    boolean,
+    class_of,
+    dial,
+    is_commit,
+    is_rollback,
+    seconds,
+    without_target,
+)
 from unbroken.ledger import unit
 from unbroken.ledger.residue import Left
 
@@ -28,8 +37,9 @@ TESTED = ">=2.3,<2.4"
 RANK = 10
 
 _OPTIONS: _mysql.Kinds = {
-    **_mysql.COMMON, **_mysql.TLS, "read_timeout": seconds, "write_timeout": seconds, "compress": boolean, "collation": str,
-    "auth_plugin": str, "ssl_mode": str, "multi_statements": boolean, "binary_prefix": boolean, "server_public_key_path": str,
+    **_mysql.COMMON, **_mysql.TLS, "read_timeout": seconds, "write_timeout": seconds,
+    "compress": boolean, "collation": str, "auth_plugin": str, "ssl_mode": str,
+    "multi_statements": boolean, "binary_prefix": boolean, "server_public_key_path": str,
     "local_infile_dir": str,
 }  # fmt: skip
 #: What MySQLdb keeps on a connection, and a holder can change: tables of converters, and all else.
@@ -43,8 +53,14 @@ _ASK = "SELECT @@SESSION.wait_timeout, @@SESSION.completion_type"
 _CONNECTION = "MySQLdb.connections:Connection"
 _SENDS = ("send_query", "change_user", "set_server_option", "kill", "shutdown", "dump_debug_info")
 _SEAMS = (  # for the most part written in C
-    *(Seam(_CONNECTION, name) for name in ("store_result", "use_result", "next_result", "more_results", "field_count")),
-    *(Seam(_CONNECTION, name) for name in ("get_autocommit", "commit", "rollback", "close", "ping", "fileno", "thread_id")),
+    *(
+        Seam(_CONNECTION, name)
+        for name in ("store_result", "use_result", "next_result", "more_results", "field_count")
+    ),
+    *(
+        Seam(_CONNECTION, name)
+        for name in ("get_autocommit", "commit", "rollback", "close", "ping", "fileno", "thread_id")
+    ),
     *(Seam(_CONNECTION, name) for name in ("character_set_name", "converter")),
     *(Seam(_CONNECTION, name) for name in _SENDS),
     Seam(_CONNECTION, "__init__", None, ("cursorclass", "encoders", "encoding", "converter")),
@@ -59,36 +75,61 @@ _SEAMS = (  # for the most part written in C
 
 
 class Driver(Blocking):
-    """See :class:`unbroken.abc.Driver`. Connections are MySQLdb's, of a subclass that follows what is sent."""
+    """See :class:`unbroken.abc.Driver`.
+
+    Connections are MySQLdb's, of a subclass that follows what is sent.
+    """
 
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True)
     seams = _SEAMS
 
-    def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
+    def __init__(
+        self, target: Target | None, connect: Callable[[], Connection] | None = None
+    ) -> None:
         import MySQLdb
         import MySQLdb.connections
-        import MySQLdb.constants.CLIENT  # what the library imports only while it connects: a child that is forked in the
-        import MySQLdb.constants.FIELD_TYPE  # middle of another thread's import waits for that module for ever
+
+        # what the library imports only while it connects: a child that is forked in the
+        import MySQLdb.constants.CLIENT
+
+        # middle of another thread's import waits for that module for ever
+        import MySQLdb.constants.FIELD_TYPE
         import MySQLdb.converters
 
         self.check_seams()
         self.target = target or without_target(NAME, "mysql")
-        self.errors: tuple[type[BaseException], ...] = (MySQLdb.OperationalError, MySQLdb.InterfaceError, MySQLdb.Error)
+        self.errors: tuple[type[BaseException], ...] = (
+            MySQLdb.OperationalError,
+            MySQLdb.InterfaceError,
+            MySQLdb.Error,
+        )
         self._base: type[BaseException] = MySQLdb.Error
         self._connect = connect
-        self._arguments = _mysql.arguments(self.target, _OPTIONS, NAME, password="password", database="database")  # noqa: S106 - a keyword's name
+        self._arguments = _mysql.arguments(
+            self.target,
+            _OPTIONS,
+            NAME,
+            password="password",
+            database="database",
+        )
         for name in _WHOLE_SECONDS:
             if name in self._arguments:
                 self._arguments[name] = math.ceil(self._arguments[name])
         tls = _mysql.take_tls(self._arguments)
         if tls:
-            _mysql.refuse({f"ssl_{name}": 0 for name in tls}, {"ssl_check_hostname"}, "mysqlclient has ssl_mode=VERIFY_IDENTITY for that")
+            _mysql.refuse(
+                {f"ssl_{name}": 0 for name in tls},
+                {"ssl_check_hostname"},
+                "mysqlclient has ssl_mode=VERIFY_IDENTITY for that",
+            )
             self._arguments["ssl"] = tls
         base: Any = MySQLdb.connections.Connection
         self._class = deduced(base) if self.is_known else base
         # what the user has run at connect may leave anything open
-        self._fresh = not {"init_command", "read_default_file", "read_default_group"} & set(self._arguments)
+        self._fresh = not {"init_command", "read_default_file", "read_default_group"} & set(
+            self._arguments
+        )
         self._chains = False
 
     def connect(self, timeout: float) -> Connection:
@@ -106,10 +147,15 @@ class Driver(Blocking):
         return conn
 
     def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+
+        Returns it.
+        """
         if self.is_known:
             conn.__class__ = deduced(class_of(conn))
-            conn.__dict__.setdefault("_seen_busy", False)  # it was given to us as one that can be used
+            conn.__dict__.setdefault(
+                "_seen_busy", False
+            )  # it was given to us as one that can be used
         return conn
 
     def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as the protocol has it
@@ -151,7 +197,11 @@ class Driver(Blocking):
 
     def remember(self, conn: Connection) -> str | None:
         """The statement that sets again what was set when *conn* was opened."""
-        known = _mysql_reset.sets_nothing_else(self._arguments) if self._connect is None else self.sets_only
+        known = (
+            _mysql_reset.sets_nothing_else(self._arguments)
+            if self._connect is None
+            else self.sets_only
+        )
         if not known or self.target.user is None or self.target.database is None:
             return None
         conn.query(_mysql_reset.ASK)
@@ -175,10 +225,16 @@ class Driver(Blocking):
         return fd if fd >= 0 else None
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """By what was sent since the last COMMIT, ROLLBACK or BEGIN: False if it opened none for certain, True if it did not end it."""
+        """By what was sent since the last COMMIT, ROLLBACK or BEGIN: False if it opened none for
+        certain, True if it did not end it.
+        """
         state = conn.__dict__
         seen: bool | None = state.get("_seen_open")
-        return None if state.get("_seen_busy") is _IN_CALL or (seen is False and state.get("_seen_chains")) else seen
+        return (
+            None
+            if state.get("_seen_busy") is _IN_CALL or (seen is False and state.get("_seen_chains"))
+            else seen
+        )
 
     def is_quiet(self, conn: Connection) -> bool:
         """Whether the last statement was answered in full."""
@@ -192,7 +248,9 @@ class Driver(Blocking):
         return bool(conn.__dict__.get("_seen_closed"))
 
     def traits(self, conn: Connection) -> tuple[Any, ...] | None:
-        """Autocommit and character set, as the client library has them, and what MySQLdb keeps on the connection."""
+        """Autocommit and character set, as the client library has them, and what MySQLdb keeps on
+        the connection.
+        """
         try:
             autocommit, charset, converter, encoders, *others = self._now(conn)
             return autocommit, charset, {**converter}, {**encoders}, *others
@@ -201,12 +259,23 @@ class Driver(Blocking):
 
     @staticmethod
     def _now(conn: Connection) -> tuple[Any, ...]:
-        return conn.get_autocommit(), conn.character_set_name(), conn.converter, conn.encoders, conn.cursorclass, conn.encoding
+        return (
+            conn.get_autocommit(),
+            conn.character_set_name(),
+            conn.converter,
+            conn.encoders,
+            conn.cursorclass,
+            conn.encoding,
+        )
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
         """Answered in full, nothing open for certain, and as it was opened."""
         state = conn.__dict__
-        if state.get("_seen_open") is not False or state.get("_seen_busy", True) or state.get("_seen_chains"):
+        if (
+            state.get("_seen_open") is not False
+            or state.get("_seen_busy", True)
+            or state.get("_seen_chains")
+        ):
             return False
         try:
             return traits is not None and self._now(conn) == traits and self.is_quiet(conn)
@@ -216,7 +285,12 @@ class Driver(Blocking):
     def restore(self, conn: Connection, traits: Any) -> None:
         """Attributes, then autocommit or the character set."""
         now = self.traits(conn)
-        if now is None or traits is None or (now[0] != traits[0] and now[1] != traits[1]) or self.is_in_transaction(conn) is not False:
+        if (
+            now is None
+            or traits is None
+            or (now[0] != traits[0] and now[1] != traits[1])
+            or self.is_in_transaction(conn) is not False
+        ):
             raise conn.InterfaceError(0, "the connection cannot be put back as it was opened")
         for name, value in zip(_TRAITS, traits[2:], strict=True):
             if getattr(conn, name) != value:
@@ -239,7 +313,9 @@ class Driver(Blocking):
             return None
 
     def watch(self, conn: Connection) -> None:
-        """Statements go out through ``query``, the rest through a handful of methods of the C class."""
+        """Statements go out through ``query``, the rest through a handful of methods of the C
+        class.
+        """
         conn.__class__ = watched(type(conn))
 
     def unwatch(self, conn: Connection) -> None:
@@ -249,10 +325,13 @@ class Driver(Blocking):
 
 # Statements that open no transaction while autocommit is on, if they stand alone.
 _HARMLESS = re.compile(
-    rb"\s*(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|SHOW|EXPLAIN|DESCRIBE|DESC|WITH|SET(?!\s+STATEMENT\b))\b", re.IGNORECASE
+    rb"\s*(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|SHOW|EXPLAIN|DESCRIBE|DESC|WITH|SET(?!\s+STATEMENT\b))\b",
+    re.IGNORECASE,
 )
 # Statements that begin one for certain, and that, if they stand alone and succeed, do not end it.
-_BEGINS = re.compile(rb"\s*(?:BEGIN(?:\s+WORK)?|START\s+TRANSACTION(?:\s[\w\s,]+)?)\s*;?\s*", re.IGNORECASE)
+_BEGINS = re.compile(
+    rb"\s*(?:BEGIN(?:\s+WORK)?|START\s+TRANSACTION(?:\s[\w\s,]+)?)\s*;?\s*", re.IGNORECASE
+)
 _STAYS = re.compile(
     rb"\s*(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|SHOW|EXPLAIN|DESCRIBE|DESC|WITH|SAVEPOINT|RELEASE\s+SAVEPOINT|ROLLBACK\s+TO)\b",
     re.IGNORECASE,
@@ -285,7 +364,9 @@ _IN_CALL = "in a call"
 
 @cache
 def deduced(base: Any) -> Any:
-    """*base*, a MySQLdb connection class, that deduces whether a transaction can be open; *base* itself if it does."""
+    """*base*, a MySQLdb connection class, that deduces whether a transaction can be open; *base*
+    itself if it does.
+    """
     if getattr(base, "_deduces", False):
         return base
 
@@ -297,7 +378,9 @@ def deduced(base: Any) -> Any:
         def query(self, query: Any) -> None:
             state = self.__dict__
             self._seen_refuse()
-            sql = query.encode("utf-8", "surrogateescape") if isinstance(query, str) else bytes(query)
+            sql = (
+                query.encode("utf-8", "surrogateescape") if isinstance(query, str) else bytes(query)
+            )
             if _SETS_CHAIN.match(sql):
                 state["_seen_chains"] = True
             before = state.get("_seen_open")
@@ -329,7 +412,9 @@ def deduced(base: Any) -> Any:
                 self.__dict__["_seen_open"] = None
 
         def close(self) -> None:
-            self.__dict__["_seen_open"] = None  # nothing is certain of what is closed, least of all that it may be lent again
+            self.__dict__["_seen_open"] = (
+                None  # nothing is certain of what is closed, least of all that it may be lent again
+            )
             self.__dict__["_seen_closed"] = True
             super().close()
 
@@ -337,7 +422,11 @@ def deduced(base: Any) -> Any:
             out = super().next_result()
             if out == -1 and self.__dict__.get("_seen_busy") is _IN_CALL:
                 return out  # of a call that was broken off, before or after the library's own
-            if out == -1:  # there is no other, and the rows of the last one were read: else the library would not say so
+            if (
+                out == -1
+                # there is no other, and the rows of the last one were read: else the library would
+                # not say so
+            ):
                 self.__dict__["_seen_busy"] = False
             else:
                 self.__dict__["_seen_open"], self.__dict__["_seen_busy"] = None, True
@@ -388,7 +477,10 @@ def _forgets(cls: type[Any], base: type[Any], name: str) -> None:
 
 
 def watched(base: Any) -> Any:
-    """*base* that tells the ledger of everything it sends. ``unwatched`` is the class to go back to."""
+    """*base* that tells the ledger of everything it sends.
+
+    ``unwatched`` is the class to go back to.
+    """
     if hasattr(base, "unwatched"):
         return base
     plain = deduced(base)

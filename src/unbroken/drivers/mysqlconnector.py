@@ -1,8 +1,9 @@
 """mysql-connector-python, Oracle's: blocking in pure Python, and asyncio.
 
-The library's own default is its C extension, where that loads. It hides its socket and whether an answer is outstanding, so
-it is refused by name: deaths would be found by pings, a call on a frozen server could not be ended, and an exception raised by a
-signal handler could leave a connection one answer behind unseen.
+The library's own default is its C extension, where that loads. It hides its socket and whether an
+answer is outstanding, so it is refused by name: deaths would be found by pings, a call on a frozen
+server could not be ended, and an exception raised by a signal handler could leave a connection one
+answer behind unseen.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysqlconnector as seen
 from unbroken.drivers._mysql_driver import Awaited, Blocking, by_attribute, unheard
 from unbroken.drivers._seams import Seam
-from unbroken.drivers._shared import boolean, class_of, dial, dial_async, from_connect, optional_boolean, seconds, whole, without_target
+from unbroken.drivers._shared import (
+    boolean,
+    class_of,
+    dial,
+    dial_async,
+    from_connect,
+    optional_boolean,
+    seconds,
+    whole,
+    without_target,
+)
 from unbroken.errors import ConfigurationError
 from unbroken.ledger.residue import Left
 
@@ -33,15 +44,27 @@ TESTED = ">=9.2,<27"
 RANK = 50
 
 _OPTIONS: _mysql.Kinds = {
-    "allow_local_infile": boolean, "auth_plugin": str, "autocommit": optional_boolean, "buffered": boolean, "charset": str,
-    "client_flags": whole, "collation": str, "compress": boolean, "connect_timeout": seconds, "connection_timeout": seconds,
-    "consume_results": boolean, "converter_str_fallback": boolean, "force_ipv6": boolean, "get_warnings": boolean, "init_command": str,
-    "raise_on_warnings": boolean, "read_timeout": seconds, "sql_mode": str, "ssl_ca": str, "ssl_cert": str, "ssl_disabled": boolean,
-    "ssl_key": str, "ssl_verify_cert": boolean, "ssl_verify_identity": boolean, "time_zone": str, "use_pure": boolean,
-    "use_unicode": boolean, "write_timeout": seconds,
+    "allow_local_infile": boolean, "auth_plugin": str, "autocommit": optional_boolean,
+    "buffered": boolean, "charset": str, "client_flags": whole, "collation": str,
+    "compress": boolean, "connect_timeout": seconds, "connection_timeout": seconds,
+    "consume_results": boolean, "converter_str_fallback": boolean, "force_ipv6": boolean,
+    "get_warnings": boolean, "init_command": str, "raise_on_warnings": boolean,
+    "read_timeout": seconds, "sql_mode": str, "ssl_ca": str, "ssl_cert": str,
+    "ssl_disabled": boolean, "ssl_key": str, "ssl_verify_cert": boolean,
+    "ssl_verify_identity": boolean, "time_zone": str, "use_pure": boolean, "use_unicode": boolean,
+    "write_timeout": seconds,
 }  # fmt: skip
-#: What a holder can change on a connection object: what only the object knows, its time limits (which a ping changes too) …
-_PLAIN_TRAITS = ("_raw", "_buffered", "_get_warnings", "_raise_on_warnings", "_consume_results", "_converter_class", "converter")
+#: What a holder can change on a connection object: what only the object knows, its time limits
+#: (which a ping changes too) …
+_PLAIN_TRAITS = (
+    "_raw",
+    "_buffered",
+    "_get_warnings",
+    "_raise_on_warnings",
+    "_consume_results",
+    "_converter_class",
+    "converter",
+)
 _LIMITS = ("_read_timeout", "_write_timeout")
 #: … and what the session has, too.
 _TRAITS = (*_PLAIN_TRAITS, *_LIMITS, "charset_id", "_use_unicode", "_database")
@@ -53,18 +76,55 @@ _ASYNC = "mysql.connector.aio.connection:MySQLConnection"
 def _shared_seams(owner: str, network: str, receives: str) -> tuple[Seam, ...]:
     """Of the pure Python form and of the asyncio form."""
     return (
-        Seam(owner, "__init__", None, ("_socket", "_have_next_result", "_handshake", "_use_unicode", "_database", "_converter_class")),
+        Seam(
+            owner,
+            "__init__",
+            None,
+            (
+                "_socket",
+                "_have_next_result",
+                "_handshake",
+                "_use_unicode",
+                "_database",
+                "_converter_class",
+            ),
+        ),
         Seam(owner, "__init__", None, ("_raw", "_get_warnings", "_buffered", "_unread_result")),
-        Seam(owner, "_send_cmd", ("self", "command", ...), ("_socket", "_read_timeout", "_write_timeout")),
+        Seam(
+            owner,
+            "_send_cmd",
+            ("self", "command", ...),
+            ("_socket", "_read_timeout", "_write_timeout"),
+        ),
         Seam(owner, "_handle_server_status", ("self", "flags"), ("_have_next_result",)),
         Seam(owner, "_handle_ok", ("self", "packet"), ("_handle_server_status",)),
         Seam(owner, "_handle_eof", ("self", "packet"), ("_handle_server_status",)),
-        Seam(owner, "_handle_result", ("self", "packet", ...), ("_handle_ok", "_handle_eof", "_socket", receives, "unread_result")),
-        Seam(owner, "_handle_binary_result", ("self", "packet", ...), ("_handle_ok", "_handle_eof", "_socket", receives)),
-        Seam(owner, "get_rows", ("self", ...), ("_handle_server_status", "_socket", "unread_result", "converter")),
+        Seam(
+            owner,
+            "_handle_result",
+            ("self", "packet", ...),
+            ("_handle_ok", "_handle_eof", "_socket", receives, "unread_result"),
+        ),
+        Seam(
+            owner,
+            "_handle_binary_result",
+            ("self", "packet", ...),
+            ("_handle_ok", "_handle_eof", "_socket", receives),
+        ),
+        Seam(
+            owner,
+            "get_rows",
+            ("self", ...),
+            ("_handle_server_status", "_socket", "unread_result", "converter"),
+        ),
         Seam(owner, "cmd_statistics", ("self",), ("_socket", receives)),
         Seam(owner, "cmd_change_user", None, ("_socket", "_handle_ok")),
-        Seam(owner, "cmd_query_iter", ("self", "statements", ...), ("_send_cmd", "_handle_result", "_have_next_result")),
+        Seam(
+            owner,
+            "cmd_query_iter",
+            ("self", "statements", ...),
+            ("_send_cmd", "_handle_result", "_have_next_result"),
+        ),
         Seam(owner, "cmd_query_iter", None, ("_socket", receives)),
         Seam(owner, "cmd_stmt_fetch", None, ("_send_cmd", "unread_result")),
         Seam(owner, "cmd_stmt_prepare", None, ("_send_cmd", "_handle_eof", "_socket", receives)),
@@ -72,7 +132,17 @@ def _shared_seams(owner: str, network: str, receives: str) -> tuple[Seam, ...]:
         Seam(owner, "cmd_reset_connection", ("self",), ("_send_cmd", "_handle_ok")),
         Seam(owner, "cmd_init_db", ("self", "database"), ("_send_cmd", "_handle_ok")),
         *(Seam(owner, name, ("self",), ("_execute_query",)) for name in ("commit", "rollback")),
-        *(Seam(owner, name) for name in ("cmd_query", "cmd_stmt_execute", "info_query", "connection_id", "close", "charset_id")),
+        *(
+            Seam(owner, name)
+            for name in (
+                "cmd_query",
+                "cmd_stmt_execute",
+                "info_query",
+                "connection_id",
+                "close",
+                "charset_id",
+            )
+        ),
         *(Seam(owner, name) for name in ("handle_unread_result", "unread_result", "disconnect")),
         Seam(network, "build_ssl_context"),
     )
@@ -80,11 +150,28 @@ def _shared_seams(owner: str, network: str, receives: str) -> tuple[Seam, ...]:
 
 _PURE_SEAMS = (
     *_shared_seams(_CONNECTOR, "mysql.connector.network:MySQLSocket", "recv"),
-    Seam(_CONNECTOR, "_open_connection", ("self",), ("_socket", "sock", "close_connection", "open_connection")),
+    Seam(
+        _CONNECTOR,
+        "_open_connection",
+        ("self",),
+        ("_socket", "sock", "close_connection", "open_connection"),
+    ),
     Seam(_CONNECTOR, "close", ("self",), ("_socket", "_handshake", "close_connection")),
-    Seam("mysql.connector.abstracts:MySQLConnectionAbstract", "connect", None, ("_open_connection",)),
-    Seam("mysql.connector.abstracts:MySQLConnectionAbstract", "__init__", None, ("_connection_timeout", "_consume_results")),
-    Seam("mysql.connector.abstracts:MySQLConnectionAbstract", "__init__", None, ("_raise_on_warnings", "_read_timeout", "_write_timeout")),
+    Seam(
+        "mysql.connector.abstracts:MySQLConnectionAbstract", "connect", None, ("_open_connection",)
+    ),
+    Seam(
+        "mysql.connector.abstracts:MySQLConnectionAbstract",
+        "__init__",
+        None,
+        ("_connection_timeout", "_consume_results"),
+    ),
+    Seam(
+        "mysql.connector.abstracts:MySQLConnectionAbstract",
+        "__init__",
+        None,
+        ("_raise_on_warnings", "_read_timeout", "_write_timeout"),
+    ),
     Seam("mysql.connector.network:MySQLSocket", "close_connection", ("self",), ("sock",)),
 )
 _ASYNC_SEAMS = (
@@ -93,13 +180,18 @@ _ASYNC_SEAMS = (
     Seam(_ASYNC, "shutdown", ("self",), ("_socket",)),
     Seam("mysql.connector.aio.network:MySQLSocket", "__init__", None, ("_writer", "_is_connected")),
     Seam("mysql.connector.aio.network:MySQLSocket", "is_connected"),
-    Seam("mysql.connector.aio.abstracts:MySQLConnectionAbstract", "__init__", None, ("_ssl_ca", "_consume_results", "_read_timeout")),
+    Seam(
+        "mysql.connector.aio.abstracts:MySQLConnectionAbstract",
+        "__init__",
+        None,
+        ("_ssl_ca", "_consume_results", "_read_timeout"),
+    ),
 )
 _SEEN = Capabilities(transaction_status=True, watchable=True)
 
 _NO_C = (
-    "mysql-connector-python's C extension hides its socket, and whether an answer is outstanding, so its connections cannot be pooled "
-    "safely; {remedy} (mysqlclient is quicker still)"
+    "mysql-connector-python's C extension hides its socket, and whether an answer is outstanding,"
+    " so its connections cannot be pooled safely; {remedy} (mysqlclient is quicker still)"
 )
 
 
@@ -114,20 +206,44 @@ class _Base:
 
         self._connect = connect
         self.target = target or without_target(NAME, "mysql")
-        self.errors: tuple[type[BaseException], ...] = (errors.OperationalError, errors.InterfaceError, errors.Error)
-        self._timeouts = (errors.ReadTimeoutError, errors.WriteTimeoutError, errors.ConnectionTimeoutError)
-        self._arguments = _mysql.arguments(self.target, _OPTIONS, NAME, password="password", database="database")  # noqa: S106 - a keyword's name
+        self.errors: tuple[type[BaseException], ...] = (
+            errors.OperationalError,
+            errors.InterfaceError,
+            errors.Error,
+        )
+        self._timeouts = (
+            errors.ReadTimeoutError,
+            errors.WriteTimeoutError,
+            errors.ConnectionTimeoutError,
+        )
+        self._arguments = _mysql.arguments(
+            self.target,
+            _OPTIONS,
+            NAME,
+            password="password",
+            database="database",
+        )
         if not self._arguments.pop("use_pure", True):
-            raise ConfigurationError("use_pure=false: " + _NO_C.format(remedy="leave the option out"))
-        limits = [self._arguments.pop(name) for name in ("connect_timeout", "connection_timeout") if name in self._arguments]
+            raise ConfigurationError(
+                "use_pure=false: " + _NO_C.format(remedy="leave the option out")
+            )
+        limits = [
+            self._arguments.pop(name)
+            for name in ("connect_timeout", "connection_timeout")
+            if name in self._arguments
+        ]
         self._limit: float | None = min(limits, default=None)
         for name in ("read_timeout", "write_timeout"):
             if name in self._arguments:
-                self._arguments[name] = math.ceil(self._arguments[name])  # it takes whole seconds only
+                self._arguments[name] = math.ceil(
+                    self._arguments[name]
+                )  # it takes whole seconds only
         if self._arguments.get("autocommit", False) is None:
             del self._arguments["autocommit"]
         if "ssl_ca" in self._arguments:
-            self._arguments.setdefault("ssl_verify_cert", True)  # a CA that nothing is held against would be no use
+            self._arguments.setdefault(
+                "ssl_verify_cert", True
+            )  # a CA that nothing is held against would be no use
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
         """From the last OK or EOF packet; None after an error, or in the middle of an exchange."""
@@ -163,21 +279,36 @@ class _Base:
         return bool(self.traits(conn) == traits)
 
     def _to_restore(self, conn: Connection, traits: Any) -> tuple[str | None, int | None]:
-        """Put back what needs no round trip. Gives the statement or the character set that puts back the rest.
+        """Put back what needs no round trip. Gives the statement or the character set that puts
+        back the rest.
 
         Raises where one round trip is not enough.
         """
         now = self.traits(conn)
-        if now is None or traits is None or len(now) != len(traits) or self.is_in_transaction(conn) is not False:
+        if (
+            now is None
+            or traits is None
+            or len(now) != len(traits)
+            or self.is_in_transaction(conn) is not False
+        ):
             raise self.errors[0]("the connection cannot be put back as it was opened")
-        changed = {name for name, before, value in zip(_TRAITS, traits[1:], now[1:], strict=True) if before != value}
+        changed = {
+            name
+            for name, before, value in zip(_TRAITS, traits[1:], now[1:], strict=True)
+            if before != value
+        }
         if "_database" in changed or ("charset_id" in changed and now[0] != traits[0]):
-            raise self.errors[0]("the connection cannot be put back as it was opened: more than one thing was changed, or its database")
+            raise self.errors[0](
+                "the connection cannot be put back as it was opened: more than one thing was"
+                " changed, or its database"
+            )
         before = dict(zip(_TRAITS, traits[1:], strict=True))
         for name in changed & {*_PLAIN_TRAITS, *_LIMITS}:
             setattr(conn, name, before[name])
         if "_use_unicode" in changed:
-            name = "use_unicode" if hasattr(type(conn), "use_unicode") else "_use_unicode"  # older ones have no setter
+            name = (
+                "use_unicode" if hasattr(type(conn), "use_unicode") else "_use_unicode"
+            )  # older ones have no setter
             setattr(conn, name, before["_use_unicode"])
         return (f"SET autocommit = {int(bool(traits[0]))}" if now[0] != traits[0] else None), (
             before["charset_id"] if "charset_id" in changed else None
@@ -185,7 +316,11 @@ class _Base:
 
     def _sets_nothing_else(self) -> bool:
         driver: Any = self
-        return bool(_mysql_reset.sets_nothing_else(self._arguments) if self._connect is None else driver.sets_only)
+        return bool(
+            _mysql_reset.sets_nothing_else(self._arguments)
+            if self._connect is None
+            else driver.sets_only
+        )
 
     def _database(self) -> str:
         if self.target.database is None:
@@ -197,16 +332,28 @@ class _Base:
         raise NotImplementedError
 
     def _check_in_step(self, conn: Connection) -> None:
-        """Raise where an answer is still to come: the connector would take it for that of the next command."""
+        """Raise where an answer is still to come: the connector would take it for that of the next
+        command.
+        """
         if self.fileno(conn) is None or conn.__dict__.get("_seen_busy", True):
-            raise self.errors[0]("MySQL Connection not available: it is closed, or an answer was not read")
+            raise self.errors[0](
+                "MySQL Connection not available: it is closed, or an answer was not read"
+            )
 
     def classify(self, exc: BaseException) -> Fault:
         """By MySQL's code, or the system's."""
         connecting = from_connect(exc)
-        if isinstance(exc, self._timeouts):  # its number is that of a statement which took too long on the server
-            fault = os_fault(TimeoutError("the server did not answer in time"), connecting=connecting)
-            return fault if fault.cause or connecting else replace(fault, kind=FaultKind.LOST, cause=Cause.SILENT_DROP)
+        if isinstance(
+            exc, self._timeouts
+        ):  # its number is that of a statement which took too long on the server
+            fault = os_fault(
+                TimeoutError("the server did not answer in time"), connecting=connecting
+            )
+            return (
+                fault
+                if fault.cause or connecting
+                else replace(fault, kind=FaultKind.LOST, cause=Cause.SILENT_DROP)
+            )
         return _mysql.classify(exc, self.errors, self.target.password)
 
     def session_id(self, conn: Connection) -> str | None:
@@ -225,13 +372,17 @@ class _Base:
 class Driver(_Base, Blocking):
     """See :class:`unbroken.abc.Driver`."""
 
-    def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
+    def __init__(
+        self, target: Target | None, connect: Callable[[], Connection] | None = None
+    ) -> None:
         super().__init__(target, connect)
         from mysql.connector.connection import MySQLConnection
 
         self.seams = _PURE_SEAMS
         self.check_seams()
-        self._class: Any = _with_shared_tls(seen.exact(MySQLConnection)) if self.is_known else MySQLConnection
+        self._class: Any = (
+            _with_shared_tls(seen.exact(MySQLConnection)) if self.is_known else MySQLConnection
+        )
 
     def connect(self, timeout: float) -> Connection:
         """*timeout* bounds each wait of the connect; a user's read_timeout holds afterwards."""
@@ -246,7 +397,9 @@ class Driver(_Base, Blocking):
         kept = given.pop("read_timeout", None), given.pop("write_timeout", None)
         conn = self._class()
         conn._connection_timeout = timeout
-        conn._read_timeout = conn._write_timeout = math.ceil(timeout)  # for the settings that it sends once it is connected
+        conn._read_timeout = conn._write_timeout = math.ceil(
+            timeout
+        )  # for the settings that it sends once it is connected
         try:
             conn.connect(**given)
         except BaseException:
@@ -256,18 +409,28 @@ class Driver(_Base, Blocking):
         return conn
 
     def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+
+        Returns it.
+        """
         if hasattr(conn, "_cmysql"):
-            raise self.errors[0](f"connect= gave {type(conn).__name__}: " + _NO_C.format(remedy="connect with use_pure=True"))
+            raise self.errors[0](
+                f"connect= gave {type(conn).__name__}: "
+                + _NO_C.format(remedy="connect with use_pure=True")
+            )
         if not self.is_known:
             pass
         elif hasattr(conn, "_send_cmd"):
             conn.__class__ = seen.exact(class_of(conn))
             conn.__dict__.setdefault("_seen_busy", False)
             if "_seen_status" not in conn.__dict__:
-                conn.cmd_ping()  # its answer tells the status, which decides what "as it was opened" means
+                # its answer tells the status, which decides what "as it was opened" means
+                conn.cmd_ping()
         else:
-            raise self.errors[0](f"connect= gave {type(conn).__name__}; it must be a plain connection of mysql.connector, of no pool")
+            raise self.errors[0](
+                f"connect= gave {type(conn).__name__}; it must be a plain connection of"
+                " mysql.connector, of no pool"
+            )
         return conn
 
     def ping(self, conn: Connection, timeout: float) -> None:
@@ -364,20 +527,29 @@ class Driver(_Base, Blocking):
 class AsyncDriver(_Base, Awaited):
     """See :class:`unbroken.abc.AsyncDriver`."""
 
-    def __init__(self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None) -> None:
+    def __init__(
+        self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None
+    ) -> None:
         super().__init__(target, connect)
         from mysql.connector.aio.connection import MySQLConnection
 
         self.seams = _ASYNC_SEAMS
         self.check_seams()
-        self._class: Any = _with_shared_tls(seen.exact_async(MySQLConnection)) if self.is_known else MySQLConnection
+        self._class: Any = (
+            _with_shared_tls(seen.exact_async(MySQLConnection))
+            if self.is_known
+            else MySQLConnection
+        )
 
     async def connect(self, timeout: float) -> Connection:
         """*timeout* bounds everything, the handshake included."""
         return await dial_async(lambda: self._dial(min(timeout, self._limit or timeout)))
 
     async def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+
+        Returns it.
+        """
         if not self.is_known:
             return conn
         conn.__class__ = seen.exact_async(class_of(conn))
@@ -390,8 +562,12 @@ class AsyncDriver(_Base, Awaited):
         async with asyncio.timeout(timeout):
             if self._connect is not None:
                 return await self.adopt(await self._connect())
-            conn = self._class(**{name: value for name, value in self._arguments.items() if name != "ssl_ca"})
-            conn._ssl_ca = self._arguments.get("ssl_ca")  # its constructor refuses a CA without a client certificate
+            conn = self._class(
+                **{name: value for name, value in self._arguments.items() if name != "ssl_ca"}
+            )
+            conn._ssl_ca = self._arguments.get(
+                "ssl_ca"
+            )  # its constructor refuses a CA without a client certificate
             if not self.is_known:
                 return await _connected(conn)
             try:
@@ -508,7 +684,10 @@ def _nothing(_conn: Connection) -> None:
 
 
 async def _connected(conn: Any) -> Any:
-    """*conn*, connected by what the library documents. It fails over a missing cipher, after all else, where there is no TLS."""
+    """*conn*, connected by what the library documents.
+
+    It fails over a missing cipher, after all else, where there is no TLS.
+    """
     try:
         await conn.connect()
     except TypeError:
@@ -518,9 +697,17 @@ async def _connected(conn: Any) -> Any:
 
 
 def _is_without_tls(conn: Any) -> bool:
-    """Whether the server offered no TLS. The last thing that a connect does, once all is well, is to fail over its missing cipher."""
+    """Whether the server offered no TLS.
+
+    The last thing that a connect does, once all is well, is to fail over its missing cipher.
+    """
     holder = conn._socket
-    return holder is not None and holder._writer is not None and holder._writer.get_extra_info("cipher") is None and seen.is_quiet(conn)
+    return (
+        holder is not None
+        and holder._writer is not None
+        and holder._writer.get_extra_info("cipher") is None
+        and seen.is_quiet(conn)
+    )
 
 
 @cache
@@ -536,8 +723,15 @@ def _with_shared_tls(base: Any) -> Any:
                 build = value.build_ssl_context
 
                 def shared(*args: Any, **kwargs: Any) -> Any:
-                    files = [*args[:3], *(kwargs.get(option) for option in ("ssl_ca", "ssl_cert", "ssl_key"))]
-                    key = ("mysqlconnector", type(value).__module__, repr((args, sorted(kwargs.items()))))
+                    files = [
+                        *args[:3],
+                        *(kwargs.get(option) for option in ("ssl_ca", "ssl_cert", "ssl_key")),
+                    ]
+                    key = (
+                        "mysqlconnector",
+                        type(value).__module__,
+                        repr((args, sorted(kwargs.items()))),
+                    )
                     return _tls.shared(key, files, lambda: build(*args, **kwargs))
 
                 value.build_ssl_context = shared

@@ -1,7 +1,9 @@
-"""pg8000: blocking, pure Python, no libpq. Its socket shows, and the server's last word on transactions.
+"""pg8000: blocking, pure Python, no libpq. Its socket shows, and the server's last word on
+transactions.
 
-The pool hands out connections of ``pg8000.dbapi``; with ``connect=`` those of ``pg8000.legacy`` and ``pg8000.native`` serve
-too. Its timeout is the socket's: the connect obeys the pool's, later calls the URL's ``timeout``, if any.
+The pool hands out connections of ``pg8000.dbapi``; with ``connect=`` those of ``pg8000.legacy`` and
+``pg8000.native`` serve too. Its timeout is the socket's: the connect obeys the pool's, later calls
+the URL's ``timeout``, if any.
 """
 
 from __future__ import annotations
@@ -21,7 +23,18 @@ from unbroken.backends.fault import chain, one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql, _tls
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
-from unbroken.drivers._shared import boolean, class_of, coerce, dial, from_connect, is_lost, lost, optional_boolean, seconds, without_target
+from unbroken.drivers._shared import (
+    boolean,
+    class_of,
+    coerce,
+    dial,
+    from_connect,
+    is_lost,
+    lost,
+    optional_boolean,
+    seconds,
+    without_target,
+)
 from unbroken.errors import ConfigurationError
 from unbroken.ledger import unit
 from unbroken.ledger.residue import Left
@@ -33,12 +46,19 @@ MODULE = "pg8000"
 TESTED = ">=1.31.3,<1.32"
 RANK = 40
 
-_SETTINGS = ("options", "search_path", "timezone", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+_SETTINGS = (
+    "options",
+    "search_path",
+    "timezone",
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+)
 _TLS_FILES = ("sslrootcert", "sslcert", "sslkey")
 _TLS = ("sslmode", *_TLS_FILES)
 _OPTIONS: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys((*_SETTINGS, *_TLS, "application_name"), str), "timeout": seconds, "connect_timeout": seconds,
-    "tcp_keepalive": boolean, "autocommit": optional_boolean,
+    **dict.fromkeys((*_SETTINGS, *_TLS, "application_name"), str), "timeout": seconds,
+    "connect_timeout": seconds, "tcp_keepalive": boolean, "autocommit": optional_boolean,
 }  # fmt: skip
 _MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _SSL_REQUEST = struct.pack("!II", 8, 80877103)  # PostgreSQL manual, "SSLRequest"
@@ -46,38 +66,60 @@ _CORE, _DBAPI = "pg8000.core:CoreConnection", "pg8000.dbapi"
 _SEAMS = (
     Seam(_CORE, "handle_messages", ("self", "context"), ("_sock",)),
     Seam(_CORE, "execute_simple", ("self", "statement"), ("handle_messages",)),
-    Seam(_CORE, "execute_unnamed", ("self", "statement", "vals", "oids", "stream"), ("handle_messages",)),
-    Seam(_CORE, "execute_named", ("self", "statement_name_bin", "params", "columns", "input_funcs", "statement"), ("handle_messages",)),
+    Seam(
+        _CORE,
+        "execute_unnamed",
+        ("self", "statement", "vals", "oids", "stream"),
+        ("handle_messages",),
+    ),
+    Seam(
+        _CORE,
+        "execute_named",
+        ("self", "statement_name_bin", "params", "columns", "input_funcs", "statement"),
+        ("handle_messages",),
+    ),
     Seam(_CORE, "prepare_statement", ("self", "statement", "oids"), ("handle_messages",)),
     Seam(_CORE, "close_prepared_statement", ("self", "statement_name_bin"), ("handle_messages",)),
     Seam(_CORE, "handle_READY_FOR_QUERY", ("self", "data", "context"), ("_transaction_status",)),
     Seam(_CORE, "handle_BACKEND_KEY_DATA", ("self", "data", "context"), ("_backend_key_data",)),
     Seam(_CORE, "close", ("self",), ("_usock", "_sock")),
-    Seam(f"{_DBAPI}:Cursor", "execute", ("self", "operation", "args", "stream"), ("execute_simple", "execute_unnamed")),
+    Seam(
+        f"{_DBAPI}:Cursor",
+        "execute",
+        ("self", "operation", "args", "stream"),
+        ("execute_simple", "execute_unnamed"),
+    ),
     Seam(f"{_DBAPI}:Cursor", "executemany", ("self", "operation", "param_sets")),
     Seam(f"{_DBAPI}:Connection", "commit", ("self",), ("execute_unnamed",)),
     Seam(f"{_DBAPI}:Connection", "rollback", ("self",), ("execute_unnamed",)),
-)  # fmt: skip
+)
 _REPORTS = (("BEGIN", True), (PROBE, False), "committing", "committed", (PROBE, True))
 
 
 class Driver(Blocking):
-    """See :class:`unbroken.abc.Driver`. Connections are pg8000's, of a subclass that knows whether an answer is outstanding."""
+    """See :class:`unbroken.abc.Driver`.
+
+    Connections are pg8000's, of a subclass that knows whether an answer is outstanding.
+    """
 
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True)
     seams = _SEAMS
 
-    def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
+    def __init__(
+        self, target: Target | None, connect: Callable[[], Connection] | None = None
+    ) -> None:
         import pg8000
         import pg8000.dbapi
         import pg8000.exceptions
 
         self.check_seams()
         self.target = target or without_target(NAME, "postgresql")
-        # what its users catch for a lost connection is InterfaceError; it never raises its OperationalError
+        # what its users catch for a lost connection is InterfaceError; it never raises its
+        # OperationalError
         self.errors: tuple[type[BaseException], ...] = (
-            pg8000.exceptions.InterfaceError, pg8000.exceptions.DatabaseError, pg8000.exceptions.Error,
+            pg8000.exceptions.InterfaceError, pg8000.exceptions.DatabaseError,
+            pg8000.exceptions.Error,
         )  # fmt: skip
         self._connect = connect
         self._options = coerce(self.target.options, _OPTIONS, NAME)
@@ -110,18 +152,30 @@ class Driver(Blocking):
     def _arguments(self) -> dict[str, Any]:
         target, options = self.target, self._options
         settings = {name: options[name] for name in _SETTINGS if name in options}
-        given = {"database": target.database, "password": target.password, "application_name": options.get("application_name")}
-        return {**{name: value for name, value in given.items() if value is not None}, "startup_params": settings or None}
+        given = {
+            "database": target.database,
+            "password": target.password,
+            "application_name": options.get("application_name"),
+        }
+        return {
+            **{name: value for name, value in given.items() if value is not None},
+            "startup_params": settings or None,
+        }
 
     def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+
+        Returns it.
+        """
         if self.is_known:
             conn.__class__ = exact(class_of(conn))
             conn._seen_new()
         return conn
 
     def _socket(self, timeout: float) -> Any:
-        """A connected socket, with TLS where it is wanted. pg8000's own way loads the CA store each time, 19 of 20 ms."""
+        """A connected socket, with TLS where it is wanted. pg8000's own way loads the CA store each
+        time, 19 of 20 ms.
+        """
         path = self.target.unix_socket
         if path is not None:
             if not os.path.basename(path).startswith(".s.PGSQL."):  # libpq's spelling: the folder
@@ -136,7 +190,11 @@ class Driver(Blocking):
                 sock.connect(path)
             elif self._options.get("tcp_keepalive", True):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            return sock if path is not None or self._mode in ("disable", "allow") else self._with_tls(sock, host)
+            return (
+                sock
+                if path is not None or self._mode in ("disable", "allow")
+                else self._with_tls(sock, host)
+            )
         except BaseException:
             sock.close()
             raise
@@ -146,23 +204,32 @@ class Driver(Blocking):
         answer = sock.recv(1)
         if answer == b"S":
             files = [self._options.get(name) for name in _TLS_FILES]
-            context = _tls.shared(("pg8000", self._mode, *files), files, lambda: _context(self._mode, self._options))
+            context = _tls.shared(
+                ("pg8000", self._mode, *files), files, lambda: _context(self._mode, self._options)
+            )
             return context.wrap_socket(sock, server_hostname=host)
         if answer != b"N":
             raise self.errors[0]("network error: the server hung up in the handshake")
         if self._mode != "prefer":
-            raise self.errors[0](f"server does not support SSL, but sslmode={self._mode} requires it")
+            raise self.errors[0](
+                f"server does not support SSL, but sslmode={self._mode} requires it"
+            )
         return sock
 
     # ---- in use
 
     def probe(self, conn: Connection) -> str | None:
-        """What is wrong with what our subclass reports and tells; None: nothing. Four round trips."""
+        """What is wrong with what our subclass reports and tells; None: nothing.
+
+        Four round trips.
+        """
         if not hasattr(conn, "cursor"):
             return self._probe_native(conn)
         autocommit, cursor, sent = conn.autocommit, conn.cursor(), conn._seen_sent
         with Trial(self, conn) as trial:
-            if self.is_in_transaction(conn):  # the caller's own connect= began it: it must stay as it is
+            if self.is_in_transaction(
+                conn
+            ):  # the caller's own connect= began it: it must stay as it is
                 cursor.execute(PROBE)
                 return trial.flaw([(PROBE, False)])
             conn.autocommit = False
@@ -173,7 +240,10 @@ class Driver(Blocking):
             conn.autocommit = True
             cursor.execute(PROBE)
             conn.autocommit = autocommit
-        if conn._seen_sent - sent != len([each for each in _REPORTS if each != "committed"]) or not conn._seen_answers:
+        if (
+            conn._seen_sent - sent != len([each for each in _REPORTS if each != "committed"])
+            or not conn._seen_answers
+        ):
             return "its connection does not tell when an answer is due"
         return trial.flaw(_REPORTS) or flaw_of_status(opened, closed)
 
@@ -216,7 +286,9 @@ class Driver(Blocking):
 
     def idle_limit(self, conn: Connection) -> float | None:
         """``idle_session_timeout`` of this session."""
-        rows = self._bounded(conn, 10.0, lambda: plain(conn).execute_simple(conn, _postgresql.ASK_IDLE_LIMIT)).rows
+        rows = self._bounded(
+            conn, 10.0, lambda: plain(conn).execute_simple(conn, _postgresql.ASK_IDLE_LIMIT)
+        ).rows
         return _postgresql.limit(rows[0][0] if rows else None)
 
     def remember(self, conn: Connection) -> str | None:
@@ -263,13 +335,23 @@ class Driver(Blocking):
         return bool(conn._usock is None and getattr(conn, "_seen_closed", False))
 
     def traits(self, conn: Connection) -> Any:
-        """Autocommit, how many types were registered, how much the server said unasked, and the time limit, which a ping changes."""
+        """Autocommit, how many types were registered, how much the server said unasked, and the
+        time limit, which a ping changes.
+        """
         registered = len(getattr(conn, "_seen_registered", ()))
         limit = None if conn._usock is None else conn._usock.gettimeout()
-        return getattr(conn, "autocommit", None), registered, len(conn.notices), len(conn.notifications), limit
+        return (
+            getattr(conn, "autocommit", None),
+            registered,
+            len(conn.notices),
+            len(conn.notifications),
+            limit,
+        )
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
-        """Answered in full, with nothing open, and the traits are as they were; the server said nothing unasked."""
+        """Answered in full, with nothing open, and the traits are as they were; the server said
+        nothing unasked.
+        """
         try:
             return (
                 conn._seen_sent == conn._seen_answered
@@ -311,10 +393,16 @@ class Driver(Blocking):
         if is_lost(exc):
             return Fault(FaultKind.LOST, Cause.CANCELLED, None, str(exc))
         connecting = from_connect(exc)
-        return replace(fault := self._fault(exc, connecting), text=one_line(fault.text, self.target.password))
+        return replace(
+            fault := self._fault(exc, connecting), text=one_line(fault.text, self.target.password)
+        )
 
     def _fault(self, exc: BaseException, connecting: bool) -> Fault:
-        if isinstance(exc, AttributeError) and "NoneType" in str(exc) and any(word in str(exc) for word in ("flush", "write", "read")):
+        if (
+            isinstance(exc, AttributeError)
+            and "NoneType" in str(exc)
+            and any(word in str(exc) for word in ("flush", "write", "read"))
+        ):
             return Fault(FaultKind.LOST, None, None, "the connection is closed")
         if not isinstance(exc, self.errors):
             return os_fault(exc, connecting=connecting)
@@ -346,7 +434,9 @@ class Driver(Blocking):
 
 
 def _leave_unsent(file: Any) -> None:
-    """What pg8000 could not send stays in its file's buffer: from Python 3.13 on the collector says, on stderr, that it cannot either."""
+    """What pg8000 could not send stays in its file's buffer: from Python 3.13 on the collector
+    says, on stderr, that it cannot either.
+    """
     for half in gc.get_referents(file):  # a BufferedRWPair has no attribute for its two halves
         with suppress(Exception):
             half.raw.close()
@@ -357,7 +447,8 @@ def plain(conn: Any) -> Any:
     return getattr(type(conn), "unwatched", type(conn))
 
 
-#: The ways to send, and after how many answers an error of the server's leaves the protocol in step.
+#: The ways to send, and after how many answers an error of the server's leaves the protocol in
+#: step.
 _WAYS = {
     "execute_simple": (1,),
     "execute_unnamed": (1, 3),
@@ -369,7 +460,9 @@ _WAYS = {
 
 @cache
 def exact(base: Any) -> Any:
-    """*base*, a pg8000 connection class, that knows whether it has read all that it asked for; *base* itself if it does."""
+    """*base*, a pg8000 connection class, that knows whether it has read all that it asked for;
+    *base* itself if it does.
+    """
     if getattr(base, "_knows", False):
         return base
 
@@ -382,7 +475,8 @@ def exact(base: Any) -> Any:
         _seen_closed = False
 
         def _seen_new(self) -> None:
-            #: Statements sent, and statements answered. Equal: nothing is under way, nothing is half read.
+            #: Statements sent, and statements answered. Equal: nothing is under way, nothing is
+            #: half read.
             self._seen_sent = self._seen_answered = 0
             self._seen_error, self._seen_answers = None, 0
             self.notices.clear()
@@ -424,7 +518,9 @@ def _followed(cls: Any, base: Any, name: str, in_step: tuple[int, ...]) -> None:
     send = getattr(base, name)
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._seen_sent != self._seen_answered:  # pg8000 would take the answer that is still to come for this one's
+        if (
+            self._seen_sent != self._seen_answered
+        ):  # pg8000 would take the answer that is still to come for this one's
             raise lost(_error()(_OUT_OF_STEP))
         self._seen_sent += 1
         self._seen_answers = 0
@@ -442,7 +538,9 @@ def _followed(cls: Any, base: Any, name: str, in_step: tuple[int, ...]) -> None:
 
 
 def _refusing(cls: Any, base: Any, name: str) -> None:
-    """pg8000's ``rollback()`` sends nothing where it believes that nothing is open; out of step it does not know."""
+    """pg8000's ``rollback()`` sends nothing where it believes that nothing is open; out of step it
+    does not know.
+    """
     plain = getattr(base, name)
 
     def method(self: Any) -> None:
@@ -468,11 +566,16 @@ def _error() -> Any:
     return InterfaceError
 
 
-_OUT_OF_STEP = "connection is closed, or out of step: an answer of the server was not read to its end"
+_OUT_OF_STEP = (
+    "connection is closed, or out of step: an answer of the server was not read to its end"
+)
 
 
 def watched(base: Any) -> Any:
-    """*base* that tells the ledger of everything it sends. ``unwatched`` is the class to go back to."""
+    """*base* that tells the ledger of everything it sends.
+
+    ``unwatched`` is the class to go back to.
+    """
     return base if hasattr(base, "unwatched") else _watched(exact(base))
 
 
@@ -486,10 +589,22 @@ def _watched(base: Any) -> Any:
             return _sent(self, statement, lambda: super(Watched, self).execute_simple(statement))
 
         def execute_unnamed(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
-            return _sent(self, statement, lambda: super(Watched, self).execute_unnamed(statement, *args, **kwargs))
+            return _sent(
+                self,
+                statement,
+                lambda: super(Watched, self).execute_unnamed(statement, *args, **kwargs),
+            )
 
-        def execute_named(self, name: Any, params: Any, columns: Any, input_funcs: Any, statement: Any) -> Any:
-            return _sent(self, statement, lambda: super(Watched, self).execute_named(name, params, columns, input_funcs, statement))
+        def execute_named(
+            self, name: Any, params: Any, columns: Any, input_funcs: Any, statement: Any
+        ) -> Any:
+            return _sent(
+                self,
+                statement,
+                lambda: super(Watched, self).execute_named(
+                    name, params, columns, input_funcs, statement
+                ),
+            )
 
     Watched.__name__ = Watched.__qualname__ = base.__name__
     return Watched
@@ -497,10 +612,14 @@ def _watched(base: Any) -> Any:
 
 def _sent(conn: Any, statement: Any, send: Callable[[], Any]) -> Any:
     ledger = unit.current(id(conn))
-    if ledger is None or conn._usock is None or conn._seen_sent != conn._seen_answered:  # then nothing is sent
+    if (
+        ledger is None or conn._usock is None or conn._seen_sent != conn._seen_answered
+    ):  # then nothing is sent
         return send()
     failed = conn._transaction_status == b"E"
-    ends = _postgresql.about_to_send(ledger, id(conn), str(statement), conn._transaction_status == b"I")
+    ends = _postgresql.about_to_send(
+        ledger, id(conn), str(statement), conn._transaction_status == b"I"
+    )
     try:
         result = send()
     except Exception as error:
@@ -510,22 +629,28 @@ def _sent(conn: Any, statement: Any, send: Callable[[], Any]) -> Any:
     return result
 
 
-def _tell_refused(ledger: unit.Unit, conn: Any, ends: bool | None, failed: bool, error: Exception) -> None:
+def _tell_refused(
+    ledger: unit.Unit, conn: Any, ends: bool | None, failed: bool, error: Exception
+) -> None:
     if conn._seen_sent != conn._seen_answered:
         return
-    if ends and failed and conn._transaction_status == b"I":  # "in failed transaction block": the server rolled back
+    if (
+        ends and failed and conn._transaction_status == b"I"
+    ):  # "in failed transaction block": the server rolled back
         _postgresql.answered(ledger, id(conn), True, "ROLLBACK")
     elif error.args and isinstance(error.args[0], dict):
         _postgresql.refused(ledger, id(conn), ends, error.args[0].get("C"), str(error))
 
 
-# ---------------------------------------------------------------------------------------------- TLS
+# -- TLS -------------------------------------------------------------------------------------------
 
 
 def _mode(options: dict[str, Any]) -> str:
     mode: str = options.get("sslmode", "prefer")
     if mode not in _MODES:
-        raise ConfigurationError(f"option sslmode={mode!r} in the URL is not one of {', '.join(_MODES)}")
+        raise ConfigurationError(
+            f"option sslmode={mode!r} in the URL is not one of {', '.join(_MODES)}"
+        )
     return mode
 
 
@@ -537,7 +662,11 @@ def _context(mode: str, options: dict[str, Any]) -> Any:
     context.check_hostname = mode == "verify-full"
     root = options.get("sslrootcert")
     if mode.startswith("verify") or root is not None:
-        context.load_default_certs() if root in (None, "system") else context.load_verify_locations(root)
+        (
+            context.load_default_certs()
+            if root in (None, "system")
+            else context.load_verify_locations(root)
+        )
     else:
         context.verify_mode = ssl.CERT_NONE
     if "sslcert" in options:

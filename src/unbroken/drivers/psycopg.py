@@ -1,4 +1,6 @@
-"""psycopg 3, blocking and async. libpq knows for certain whether a transaction is open, and shows its socket."""
+"""psycopg 3, blocking and async. libpq knows for certain whether a transaction is open, and shows
+its socket.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,11 @@ MODULE = "psycopg"
 TESTED = ">=3.2,<3.4"
 RANK = 10
 
-_CONNECTION, _CURSOR, _BASE = "psycopg:Connection", "psycopg:Cursor", "psycopg._connection_base:BaseConnection"
+_CONNECTION, _CURSOR, _BASE = (
+    "psycopg:Connection",
+    "psycopg:Cursor",
+    "psycopg._connection_base:BaseConnection",
+)
 _SEAMS = (
     Seam(_CONNECTION, "_start_query", ("self",), ("_autocommit", "_exec_command")),
     Seam(_CONNECTION, "_exec_command", ("self", "command", "result_format")),
@@ -61,8 +67,18 @@ _SEAMS = (
     Seam(_CONNECTION, "_rollback_gen", ("self",), ("_exec_command",)),
     Seam(_CURSOR, "_start_query", ("self", "query"), ("_start_query",)),
     Seam(_CURSOR, "_execute_gen", ("self", "query", "params", ...), ("_start_query",)),
-    Seam(_CURSOR, "_executemany_gen_no_pipeline", ("self", "query", "params_seq", "returning"), ("_start_query",)),
-    Seam(_CURSOR, "_executemany_gen_pipeline", ("self", "query", "params_seq", "returning"), ("_start_query",)),
+    Seam(
+        _CURSOR,
+        "_executemany_gen_no_pipeline",
+        ("self", "query", "params_seq", "returning"),
+        ("_start_query",),
+    ),
+    Seam(
+        _CURSOR,
+        "_executemany_gen_pipeline",
+        ("self", "query", "params_seq", "returning"),
+        ("_start_query",),
+    ),
     Seam(_CURSOR, "_stream_send_gen", ("self", "query", "params", ...), ("_start_query",)),
     Seam(_CURSOR, "_start_copy_gen", ("self", "statement", "params"), ("_start_query",)),
     Seam("psycopg:ServerCursor", "_declare_gen", ("self", "query", ...), ("_start_query",)),
@@ -73,7 +89,12 @@ _SEAMS = (
     Seam("psycopg:Connection", "_connect_gen", ("conninfo", ...)),
     Seam(_CONNECTION, "_commit_gen", None, ("_num_transactions", "_tpc", "_pipeline")),
     Seam(_CONNECTION, "_get_tx_start_command", None, ("_begin_statement",)),
-    Seam(_BASE, "__init__", None, ("pgconn", "_adapters", "_prepared", "_closed", "_notice_handlers", "_notify_handlers")),
+    Seam(
+        _BASE,
+        "__init__",
+        None,
+        ("pgconn", "_adapters", "_prepared", "_closed", "_notice_handlers", "_notify_handlers"),
+    ),
     Seam(_BASE, "__init__", None, ("_isolation_level", "_read_only", "_deferrable", "_autocommit")),
     Seam("psycopg:Connection", "commit", ("self",), ("lock", "_commit_gen")),
     Seam("psycopg:AsyncConnection", "commit", ("self",), ("lock", "_commit_gen")),
@@ -85,13 +106,17 @@ _SEAMS = (
     Seam("psycopg._typeinfo:TypesRegistry", "add", ("self", "info")),
     Seam("psycopg.generators", "execute"),
     Seam("psycopg.waiting", "Ready"),
-)  # fmt: skip
+)
 
 _IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3  # PQtransactionStatus; 1 is active, 4 unknown
 _OK = 0  # PQstatus
-_IN_PROGRESS = "another command is already in progress"  # libpq's word for a connection that is out of step
+_IN_PROGRESS = (  # libpq's word for a connection that is out of step
+    "another command is already in progress"
+)
 _FATAL = 7  # PGRES_FATAL_ERROR
-_MINIMUM = 2  # psycopg's (and libpq's) shortest connect_timeout; what is shorter is held by _Bounded
+_MINIMUM = (
+    2  # psycopg's (and libpq's) shortest connect_timeout; what is shorter is held by _Bounded
+)
 
 
 class _Base(Base):
@@ -106,7 +131,11 @@ class _Base(Base):
 
         self.check_seams()
         self.target = target or without_target(NAME, "postgresql")
-        self.errors: tuple[type[BaseException], ...] = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.Error)
+        self.errors: tuple[type[BaseException], ...] = (
+            psycopg.OperationalError,
+            psycopg.InterfaceError,
+            psycopg.Error,
+        )
         self._psycopg = psycopg
         self._connect = connect
         self._arguments = _arguments(self.target)
@@ -121,18 +150,29 @@ class _Base(Base):
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
         """From the last ReadyForQuery; None in the middle of an exchange or of a pipeline."""
-        pgconn = conn.__dict__["pgconn"]  # as real_pgconn; asked at the end of every lease, where a call costs as much as all of this
-        inside = conn._pipeline is not None or conn.__dict__.get("_unbroken_inside")  # as is_out_of_pipelines
+        pgconn = conn.__dict__[
+            "pgconn"
+            # as real_pgconn; asked at the end of every lease, where a call costs as much as all of
+            # this
+        ]
+        inside = conn._pipeline is not None or conn.__dict__.get(
+            "_unbroken_inside"
+        )  # as is_out_of_pipelines
         if inside or pgconn.pipeline_status or conn.lock.locked():
             return None
         status = pgconn.transaction_status  # 4 where the connection is lost
-        return False if status == _IDLE else True if status in (_IN_TRANSACTION, _IN_ERROR) else None
+        return (
+            False if status == _IDLE else True if status in (_IN_TRANSACTION, _IN_ERROR) else None
+        )
 
     def is_quiet(self, conn: Connection) -> bool:
-        """Whether libpq waits for nothing, and nobody holds the connection's lock: a half-read ``stream()`` does, and
-        ``notifies()`` that was left in a variable; whoever asked for the lock would wait for ever.
+        """Whether libpq waits for nothing, and nobody holds the connection's lock: a half-read
+        ``stream()`` does, and ``notifies()`` that was left in a variable; whoever asked for the
+        lock would wait for ever.
         """
-        pgconn = conn.__dict__["pgconn"]  # as real_pgconn; asked at the end of every use of an engine
+        pgconn = conn.__dict__[
+            "pgconn"
+        ]  # as real_pgconn; asked at the end of every use of an engine
         return (
             pgconn.transaction_status in (_IDLE, _IN_TRANSACTION, _IN_ERROR)
             and pgconn.status == _OK
@@ -143,14 +183,21 @@ class _Base(Base):
         )
 
     def was_closed(self, conn: Connection) -> bool:
-        """psycopg's ``close()`` notes it, unless libpq had lost the connection before. ``with conn:`` calls it."""
+        """psycopg's ``close()`` notes it, unless libpq had lost the connection before.
+
+        ``with conn:`` calls it.
+        """
         return bool(conn.__dict__.get("_closed", False))
 
     def traits(self, conn: Connection) -> Traits | None:
-        """Transactions' modes, factories, adapters, handlers: all that psycopg keeps for a connection."""
+        """Transactions' modes, factories, adapters, handlers: all that psycopg keeps for a
+        connection.
+        """
         try:
             if self.is_known:
-                keep_adapters(conn)  # what was asked of it since it was opened may have had psycopg make them
+                keep_adapters(
+                    conn
+                )  # what was asked of it since it was opened may have had psycopg make them
             return traits_of(conn)
         except Exception:  # another make of connection
             return None
@@ -174,7 +221,10 @@ class _Base(Base):
             if not conn.lock.locked():
                 this = weakref.ref(conn)
                 kind = TaskLock if self.is_async else ThreadLock
-                conn.lock = kind(lambda: None if (conn := this()) is None else self.fileno(conn), self._out_of_step)
+                conn.lock = kind(
+                    lambda: None if (conn := this()) is None else self.fileno(conn),
+                    self._out_of_step,
+                )
         return conn
 
     def _restore(self, conn: Connection, traits: Any) -> None:
@@ -200,10 +250,18 @@ class _Base(Base):
             fault = os_fault(TimeoutError(str(exc)), connecting=connecting)
         else:
             fault = postgres_fault(exc.sqlstate, str(exc), connecting=connecting)
-            if fault.kind is FaultKind.OTHER and isinstance(exc, self._psycopg.OperationalError) and exc.sqlstate is None:
+            if (
+                fault.kind is FaultKind.OTHER
+                and isinstance(exc, self._psycopg.OperationalError)
+                and exc.sqlstate is None
+            ):
                 pgconn = getattr(exc, "pgconn", None)
                 gone = pgconn is not None and pgconn.status != _OK
-                fault = replace(fault, kind=FaultKind.LOST) if gone or _IN_PROGRESS in str(exc) else fault
+                fault = (
+                    replace(fault, kind=FaultKind.LOST)
+                    if gone or _IN_PROGRESS in str(exc)
+                    else fault
+                )
         return replace(fault, text=one_line(fault.text, self.target.password))
 
     def session_id(self, conn: Connection) -> str | None:
@@ -232,7 +290,10 @@ class _Base(Base):
         return min(timeout, given)
 
     def _timeout_arguments(self, timeout: float) -> dict[str, Any]:
-        return {**self._arguments, "connect_timeout": max(_MINIMUM, math.ceil(self._limit(timeout)))}
+        return {
+            **self._arguments,
+            "connect_timeout": max(_MINIMUM, math.ceil(self._limit(timeout))),
+        }
 
     def _exchange(self, pgconn: Any, query: bytes) -> Generator[Any, Any, Any]:
         """One simple query below psycopg, which would open a transaction; gives the last result."""
@@ -243,7 +304,9 @@ class _Base(Base):
         return results[-1] if results else None
 
     def _timed_out(self) -> BaseException:
-        error: BaseException = self._psycopg.errors.ConnectionTimeout("the server did not answer in time")
+        error: BaseException = self._psycopg.errors.ConnectionTimeout(
+            "the server did not answer in time"
+        )
         return error
 
     def _is_failed(self, conn: Connection) -> bool:
@@ -272,16 +335,30 @@ class Driver(Blocking, _Base):
     """See :class:`unbroken.abc.Driver`."""
 
     def connect(self, timeout: float) -> Connection:
-        """*timeout* bounds all hosts and addresses together, and the handshake. Name lookup is the system's."""
+        """*timeout* bounds all hosts and addresses together, and the handshake.
+
+        Name lookup is the system's.
+        """
         if self._connect is not None:
             return self._known(dial(self._connect))
         if not self.is_known:
-            return dial(lambda: self._psycopg.Connection.connect(**self._timeout_arguments(timeout)))
+            return dial(
+                lambda: self._psycopg.Connection.connect(**self._timeout_arguments(timeout))
+            )
         kind = _bounded(noting(self._psycopg.Connection))
-        return self._known(dial(lambda: _within(self._limit(timeout), lambda: kind.connect(**self._timeout_arguments(timeout)))))
+        return self._known(
+            dial(
+                lambda: _within(
+                    self._limit(timeout), lambda: kind.connect(**self._timeout_arguments(timeout))
+                )
+            )
+        )
 
     def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+
+        Returns it.
+        """
         return self._known(conn)
 
     def ping(self, conn: Connection, timeout: float) -> None:
@@ -293,7 +370,10 @@ class Driver(Blocking, _Base):
         conn.execute("BEGIN")
 
     def commit(self, conn: Connection) -> None:
-        """psycopg sends nothing where nothing is open. Raises InFailedSqlTransaction where that was a rollback."""
+        """psycopg sends nothing where nothing is open.
+
+        Raises InFailedSqlTransaction where that was a rollback.
+        """
         self._check_free(conn)
         failed = self._is_failed(conn)
         conn.commit()
@@ -309,13 +389,17 @@ class Driver(Blocking, _Base):
         self._restore(conn, traits)
 
     def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
-        """The rows of *sql*, below psycopg: no transaction is opened, and the values are as the server sent them."""
+        """The rows of *sql*, below psycopg: no transaction is opened, and the values are as the
+        server sent them.
+        """
         return _rows(self._run(conn, sql.encode(), 10.0))
 
     def idle_limit(self, conn: Connection) -> float | None:
         """``idle_session_timeout`` of this session."""
         result = self._run(conn, _postgresql.ASK_IDLE_LIMIT.encode(), 10.0)
-        return _postgresql.limit(result.get_value(0, 0).decode() if result is not None and result.ntuples else None)
+        return _postgresql.limit(
+            result.get_value(0, 0).decode() if result is not None and result.ntuples else None
+        )
 
     def remember(self, conn: Connection) -> str | None:
         """Statements that set again what was set when *conn* was opened."""
@@ -326,8 +410,15 @@ class Driver(Blocking, _Base):
         self._run(conn, _postgresql.reset_of(left, opening).encode(), 10.0)
 
     def probe(self, conn: Connection) -> str | None:
-        """What is wrong with what our subclass reports and libpq tells; None: nothing. Four round trips."""
-        rows, autocommit, opened = self._psycopg.rows.tuple_row, conn.autocommit, self.is_in_transaction(conn)
+        """What is wrong with what our subclass reports and libpq tells; None: nothing.
+
+        Four round trips.
+        """
+        rows, autocommit, opened = (
+            self._psycopg.rows.tuple_row,
+            conn.autocommit,
+            self.is_in_transaction(conn),
+        )
         with Trial(self, conn) as trial:
             if opened:  # the caller's own connect= began a transaction: it must stay as it is
                 conn.cursor(row_factory=rows).execute(PROBE)
@@ -376,18 +467,24 @@ class AsyncDriver(Awaited, _Base):
                 if self._connect is not None:
                     return self._known(await self._connect())
                 kind = self._psycopg.AsyncConnection
-                made = await _open(noting(kind) if self.is_known else kind, **self._timeout_arguments(timeout))
+                made = await _open(
+                    noting(kind) if self.is_known else kind, **self._timeout_arguments(timeout)
+                )
                 return self._known(made)
         except TimeoutError:
             raise self._psycopg.errors.ConnectionTimeout("connection timeout expired") from None
 
     async def open(self, *args: Any, **kwargs: Any) -> Connection:
-        """A connection by psycopg's own arguments, which may be a framework's. One that is cancelled leaves no socket open."""
+        """A connection by psycopg's own arguments, which may be a framework's.
+
+        One that is cancelled leaves no socket open.
+        """
         return await _open(self._psycopg.AsyncConnection, *args, **kwargs)
 
     def close(self, conn: Connection) -> None:
-        """As the blocking driver's. What an exception left of a wait in the event loop goes first: the loop would keep the
-        descriptor's number, and the next connection that gets that number could not be waited for.
+        """As the blocking driver's. What an exception left of a wait in the event loop goes first:
+        the loop would keep the descriptor's number, and the next connection that gets that number
+        could not be waited for.
         """
         fd = self.fileno(conn)
         if fd is not None:
@@ -398,7 +495,10 @@ class AsyncDriver(Awaited, _Base):
         super().close(conn)
 
     async def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+
+        Returns it.
+        """
         return self._known(conn)
 
     async def ping(self, conn: Connection, timeout: float) -> None:
@@ -410,7 +510,10 @@ class AsyncDriver(Awaited, _Base):
         await conn.execute("BEGIN")
 
     async def commit(self, conn: Connection) -> None:
-        """psycopg sends nothing where nothing is open. Raises InFailedSqlTransaction where that was a rollback."""
+        """psycopg sends nothing where nothing is open.
+
+        Raises InFailedSqlTransaction where that was a rollback.
+        """
         self._check_free(conn)
         failed = self._is_failed(conn)
         await conn.commit()
@@ -432,7 +535,9 @@ class AsyncDriver(Awaited, _Base):
     async def idle_limit(self, conn: Connection) -> float | None:
         """``idle_session_timeout`` of this session."""
         result = await self._run(conn, _postgresql.ASK_IDLE_LIMIT.encode(), 10.0)
-        return _postgresql.limit(result.get_value(0, 0).decode() if result is not None and result.ntuples else None)
+        return _postgresql.limit(
+            result.get_value(0, 0).decode() if result is not None and result.ntuples else None
+        )
 
     async def remember(self, conn: Connection) -> str | None:
         """As the blocking driver's."""
@@ -444,7 +549,11 @@ class AsyncDriver(Awaited, _Base):
 
     async def probe(self, conn: Connection) -> str | None:
         """As the blocking driver's."""
-        rows, autocommit, opened = self._psycopg.rows.tuple_row, conn.autocommit, self.is_in_transaction(conn)
+        rows, autocommit, opened = (
+            self._psycopg.rows.tuple_row,
+            conn.autocommit,
+            self.is_in_transaction(conn),
+        )
         with Trial(self, conn) as trial:
             if opened:
                 await conn.cursor(row_factory=rows).execute(PROBE)
@@ -482,11 +591,16 @@ _REPORTS = (("BEGIN", False), (PROBE, False), "committing", "committed", (PROBE,
 def _rows(result: Any) -> list[tuple[Any, ...]]:
     if result is None:
         return []
-    return [tuple(result.get_value(row, column) for column in range(result.nfields)) for row in range(result.ntuples)]
+    return [
+        tuple(result.get_value(row, column) for column in range(result.nfields))
+        for row in range(result.ntuples)
+    ]
 
 
 async def _ready(fd: int, want: int) -> int:
-    """Wait until *fd* is readable (1) and/or writable (2), whichever *want* asks for; gives which."""
+    """Wait until *fd* is readable (1) and/or writable (2), whichever *want* asks for; gives
+    which.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[int] = loop.create_future()
 
@@ -507,7 +621,7 @@ async def _ready(fd: int, want: int) -> int:
             loop.remove_writer(fd)
 
 
-# ---------------------------------------------------------------------------------------------- connecting in time
+# -- connecting in time ----------------------------------------------------------------------------
 
 _until: ContextVar[float] = ContextVar("unbroken_connect_until", default=math.inf)
 
@@ -524,7 +638,11 @@ _asked: ContextVar[list[Any] | None] = ContextVar("unbroken_connect_asked", defa
 
 
 async def _open(kind: Any, *args: Any, **kwargs: Any) -> Any:
-    """A connection of *kind*. Its socket is shut down where that fails: a generator that was left lives as long as its traceback."""
+    """A connection of *kind*.
+
+    Its socket is shut down where that fails: a generator that was left lives as long as its
+    traceback.
+    """
     asked: list[Any] = []  # what psycopg's generator waits for: a descriptor, and for what
     token = _asked.set(asked)
     try:
@@ -541,10 +659,11 @@ async def _open(kind: Any, *args: Any, **kwargs: Any) -> Any:
 
 @cache
 def _bounded(base: Any) -> Any:
-    """*base* whose ``connect`` obeys one deadline over all its attempts. What it makes is a plain *base*.
+    """*base* whose ``connect`` obeys one deadline over all its attempts. What it makes is a plain
+    *base*.
 
-    psycopg waits at least 2 s, for each address anew. Its waiting loop wakes the generator ten times a second, so that a
-    generator around it can look at the clock.
+    psycopg waits at least 2 s, for each address anew. Its waiting loop wakes the generator ten
+    times a second, so that a generator around it can look at the clock.
     """
     import psycopg
 
@@ -569,15 +688,21 @@ def _bounded(base: Any) -> Any:
     return Bounded
 
 
-# ---------------------------------------------------------------------------------------------- arguments
+# -- arguments -------------------------------------------------------------------------------------
 
-_EXTRA: dict[str, Callable[[str], Any]] = {"autocommit": optional_boolean, "prepare_threshold": whole, "connect_timeout": whole}
+_EXTRA: dict[str, Callable[[str], Any]] = {
+    "autocommit": optional_boolean,
+    "prepare_threshold": whole,
+    "connect_timeout": whole,
+}
 
 
 def _arguments(target: Target) -> dict[str, Any]:
     out = coerce(target.options, {**dict.fromkeys(_libpq_options(), str), **_EXTRA}, NAME)
     if "connect_timeout" in out and out["connect_timeout"] <= 0:
-        raise ConfigurationError("option connect_timeout in the URL is not a number of seconds above 0")
+        raise ConfigurationError(
+            "option connect_timeout in the URL is not a number of seconds above 0"
+        )
     given = {
         "host": target.unix_socket or target.host,
         "port": target.port,
@@ -594,4 +719,8 @@ def _libpq_options() -> frozenset[str]:
     """What this libpq takes in a connection string."""
     from psycopg import pq
 
-    return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults()) - {"user", "password", "dbname"}
+    return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults()) - {
+        "user",
+        "password",
+        "dbname",
+    }

@@ -1,14 +1,16 @@
 """psycopg2: blocking, on libpq, written in C. Its socket and its transaction status show.
 
-Two of its habits are made up for here. In autocommit its ``commit()`` and ``rollback()`` do nothing, even when a BEGIN was
-sent as text. And after a COMMIT sent as text it goes on to believe that its transaction is open, so that no BEGIN precedes
-the next statement: such a connection is rolled back before anybody else gets it.
+Two of its habits are made up for here. In autocommit its ``commit()`` and ``rollback()`` do
+nothing, even when a BEGIN was sent as text. And after a COMMIT sent as text it goes on to believe
+that its transaction is open, so that no BEGIN precedes the next statement: such a connection is
+rolled back before anybody else gets it.
 
-It has no timeout per call: a ping is bounded only by the pool's ``shutdown()`` on its descriptor. Its connect timeout is
-libpq's: whole seconds, at least 2, for each address of a host.
+It has no timeout per call: a ping is bounded only by the pool's ``shutdown()`` on its descriptor.
+Its connect timeout is libpq's: whole seconds, at least 2, for each address of a host.
 
-A cursor that is made past the connection, ``psycopg2.extensions.cursor(conn)``, is noticed by what it leaves behind (an
-error, a changed transaction), not by its statements: inside a unit of work, use ``conn.cursor()``.
+A cursor that is made past the connection, ``psycopg2.extensions.cursor(conn)``, is noticed by what
+it leaves behind (an error, a changed transaction), not by its statements: inside a unit of work,
+use ``conn.cursor()``.
 """
 
 from __future__ import annotations
@@ -25,7 +27,16 @@ from unbroken.backends.fault import one_line, os_fault, postgres_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
-from unbroken.drivers._shared import coerce, dial, from_connect, mark_call, marked, optional_boolean, seconds, without_target
+from unbroken.drivers._shared import (
+    coerce,
+    dial,
+    from_connect,
+    mark_call,
+    marked,
+    optional_boolean,
+    seconds,
+    without_target,
+)
 from unbroken.ledger import unit
 from unbroken.ledger.residue import Left
 
@@ -38,11 +49,56 @@ RANK = 20  # after psycopg 3
 
 _CONNECTION, _CURSOR = "psycopg2.extensions:connection", "psycopg2.extensions:cursor"
 _SEAMS = (  # written in C, so without a shape to look at
-    *(Seam(_CONNECTION, name) for name in ("cursor", "commit", "rollback", "status", "autocommit", "closed", "cursor_factory")),
-    *(Seam(_CONNECTION, name) for name in ("get_transaction_status", "close", "set_isolation_level", "reset", "lobject", "set_session")),
-    *(Seam(_CONNECTION, name) for name in ("isolation_level", "readonly", "deferrable", "encoding", "notices", "string_types")),
-    *(Seam(_CONNECTION, name) for name in ("tpc_begin", "tpc_prepare", "tpc_commit", "tpc_rollback")),
-    *(Seam(_CURSOR, name) for name in ("execute", "executemany", "callproc", "copy_expert", "copy_from", "copy_to", "statusmessage")),
+    *(
+        Seam(_CONNECTION, name)
+        for name in (
+            "cursor",
+            "commit",
+            "rollback",
+            "status",
+            "autocommit",
+            "closed",
+            "cursor_factory",
+        )
+    ),
+    *(
+        Seam(_CONNECTION, name)
+        for name in (
+            "get_transaction_status",
+            "close",
+            "set_isolation_level",
+            "reset",
+            "lobject",
+            "set_session",
+        )
+    ),
+    *(
+        Seam(_CONNECTION, name)
+        for name in (
+            "isolation_level",
+            "readonly",
+            "deferrable",
+            "encoding",
+            "notices",
+            "string_types",
+        )
+    ),
+    *(
+        Seam(_CONNECTION, name)
+        for name in ("tpc_begin", "tpc_prepare", "tpc_commit", "tpc_rollback")
+    ),
+    *(
+        Seam(_CURSOR, name)
+        for name in (
+            "execute",
+            "executemany",
+            "callproc",
+            "copy_expert",
+            "copy_from",
+            "copy_to",
+            "statusmessage",
+        )
+    ),
 )
 _REPORTS = ((PROBE, False), "committing", "committed", (PROBE, True))
 
@@ -52,18 +108,27 @@ _MINIMUM = 2  # libpq's shortest connect_timeout
 
 
 class Driver(Blocking):
-    """See :class:`unbroken.abc.Driver`. Connections and cursors are psycopg2's, of subclasses that can report."""
+    """See :class:`unbroken.abc.Driver`.
+
+    Connections and cursors are psycopg2's, of subclasses that can report.
+    """
 
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True)
     seams = _SEAMS
 
-    def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
+    def __init__(
+        self, target: Target | None, connect: Callable[[], Connection] | None = None
+    ) -> None:
         import psycopg2
 
         self.check_seams()
         self.target = target or without_target(NAME, "postgresql")
-        self.errors: tuple[type[BaseException], ...] = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.Error)
+        self.errors: tuple[type[BaseException], ...] = (
+            psycopg2.OperationalError,
+            psycopg2.InterfaceError,
+            psycopg2.Error,
+        )
         self._psycopg2 = psycopg2
         self._connect = connect
         self._arguments = _arguments(self.target)
@@ -76,16 +141,21 @@ class Driver(Blocking):
     def _dial(self, timeout: float) -> Connection:
         if self._connect is not None:
             return self.adopt(self._connect())
-        limit = max(_MINIMUM, math.ceil(min(timeout, self._arguments.get("connect_timeout", timeout))))
+        limit = max(
+            _MINIMUM, math.ceil(min(timeout, self._arguments.get("connect_timeout", timeout)))
+        )
         base = self._psycopg2.extensions.connection
         factory = reporting(base) if self.is_known else base
-        conn = self._psycopg2.connect(**{**self._arguments, "connect_timeout": limit}, connection_factory=factory)
+        conn = self._psycopg2.connect(
+            **{**self._arguments, "connect_timeout": limit}, connection_factory=factory
+        )
         if self._autocommit is not None:
             conn.autocommit = self._autocommit
         return conn
 
     def reporting_arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """*given*, arguments for psycopg2's own ``connect``, such that its connections tell what they send.
+        """*given*, arguments for psycopg2's own ``connect``, such that its connections tell what
+        they send.
 
         Where a framework connects; a connection factory that is no class stays as it is.
         """
@@ -95,11 +165,16 @@ class Driver(Blocking):
         return {**given, "connection_factory": reporting(base)}
 
     def needs_trial(self, conn: Connection) -> bool:
-        """Not for connections of the caller's own making: they never report, and :meth:`watch` says so."""
+        """Not for connections of the caller's own making: they never report, and :meth:`watch` says
+        so.
+        """
         return hasattr(type(conn), "_reports") and super().needs_trial(conn)
 
     def probe(self, conn: Connection) -> str | None:
-        """What is wrong with what our subclass reports and libpq tells; None: nothing. Four round trips."""
+        """What is wrong with what our subclass reports and libpq tells; None: nothing.
+
+        Four round trips.
+        """
         autocommit = conn.autocommit
         with Trial(self, conn) as trial:
             conn.autocommit = False
@@ -134,7 +209,10 @@ class Driver(Blocking):
             return
         failed = how == "commit" and conn.get_transaction_status() == _IN_ERROR
         getattr(conn, how)()
-        if conn.get_transaction_status() in (_IN_TRANSACTION, _IN_ERROR):  # autocommit, and a BEGIN sent as text
+        if conn.get_transaction_status() in (
+            _IN_TRANSACTION,
+            _IN_ERROR,
+        ):  # autocommit, and a BEGIN sent as text
             with conn.cursor() as cursor:
                 cursor.execute(how.upper())
         if failed:
@@ -162,7 +240,9 @@ class Driver(Blocking):
         if conn.closed:  # else it speaks of the cursor
             raise self._psycopg2.InterfaceError("connection already closed")
         autocommit = extensions.connection.autocommit
-        switch = conn.get_transaction_status() == _IDLE and conn.status == _READY and not conn.autocommit
+        switch = (
+            conn.get_transaction_status() == _IDLE and conn.status == _READY and not conn.autocommit
+        )
         if switch:
             if hasattr(type(conn), "_reports"):
                 conn.__dict__["_changed"] = True  # nobody may find it left on
@@ -190,7 +270,9 @@ class Driver(Blocking):
         return fd if fd >= 0 else None
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last ReadyForQuery; None in the middle of an exchange, and where psycopg2 itself is mistaken."""
+        """From the last ReadyForQuery; None in the middle of an exchange, and where psycopg2 itself
+        is mistaken.
+        """
         status = conn.get_transaction_status()
         if status == _IDLE:
             return False if conn.status == _READY or conn.autocommit else None
@@ -198,14 +280,22 @@ class Driver(Blocking):
 
     def is_quiet(self, conn: Connection) -> bool:
         """Whether libpq waits for nothing."""
-        return not conn.closed and conn.get_transaction_status() in (_IDLE, _IN_TRANSACTION, _IN_ERROR)
+        return not conn.closed and conn.get_transaction_status() in (
+            _IDLE,
+            _IN_TRANSACTION,
+            _IN_ERROR,
+        )
 
     def was_closed(self, conn: Connection) -> bool:
-        """Our subclass notes it; psycopg2's own ``closed`` does not tell it from a loss that was closed afterwards."""
+        """Our subclass notes it; psycopg2's own ``closed`` does not tell it from a loss that was
+        closed afterwards.
+        """
         return bool(conn.closed and getattr(conn, "_closed_well", False))
 
     def traits(self, conn: Connection) -> Any:
-        """Transactions' modes, encoding, typecasters, cursor factory, and what the server said without being asked."""
+        """Transactions' modes, encoding, typecasters, cursor factory, and what the server said
+        without being asked.
+        """
         try:
             return _traits(conn)
         except Exception:  # closed
@@ -234,7 +324,9 @@ class Driver(Blocking):
         return True
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """No round trip, unless the client's encoding was changed, or modes in autocommit: psycopg2 sends those at once."""
+        """No round trip, unless the client's encoding was changed, or modes in autocommit: psycopg2
+        sends those at once.
+        """
         if traits is None or self.is_in_transaction(conn) is not False:
             raise self._psycopg2.InterfaceError("connection is closed, or in a transaction")
         types, binary, autocommit, modes, encoding, factory, notices, notifies = traits
@@ -252,7 +344,9 @@ class Driver(Blocking):
         conn.notices, conn.notifies = list(notices), list(notifies)
 
     def classify(self, exc: BaseException) -> Fault:
-        """By SQLSTATE; by libpq's words where psycopg2 gives none, as for every connection that was lost."""
+        """By SQLSTATE; by libpq's words where psycopg2 gives none, as for every connection that was
+        lost.
+        """
         connecting = from_connect(exc)
         if not isinstance(exc, self._psycopg2.Error):
             fault = os_fault(exc, connecting=connecting)
@@ -261,7 +355,11 @@ class Driver(Blocking):
             cursor = getattr(exc, "cursor", None)
             if cursor is not None:
                 _notice_foreign(cursor)
-                if fault.kind is FaultKind.OTHER and exc.pgcode is None and cursor.connection.closed:
+                if (
+                    fault.kind is FaultKind.OTHER
+                    and exc.pgcode is None
+                    and cursor.connection.closed
+                ):
                     fault = replace(fault, kind=FaultKind.LOST)
         return replace(fault, text=one_line(fault.text, self.target.password))
 
@@ -270,13 +368,17 @@ class Driver(Blocking):
         return None if conn.closed else str(conn.info.backend_pid)
 
     def watch(self, conn: Connection) -> None:
-        """Our subclass reports by itself from now on; a connection of the caller's own making cannot be followed."""
+        """Our subclass reports by itself from now on; a connection of the caller's own making
+        cannot be followed.
+        """
         if hasattr(type(conn), "_reports"):
             conn._watched, conn._seen = True, conn.get_transaction_status()
             return
         ledger = unit.current(id(conn))
         if ledger is not None:
-            ledger.doubt(f"psycopg2's {type(conn).__name__}: what it sends is not seen", conn_id=id(conn))
+            ledger.doubt(
+                f"psycopg2's {type(conn).__name__}: what it sends is not seen", conn_id=id(conn)
+            )
 
     def unwatch(self, conn: Connection) -> None:
         """No more reports."""
@@ -295,20 +397,21 @@ def _modes(conn: Connection) -> tuple[Any, ...]:
 
 def _traits(conn: Connection) -> tuple[Any, ...]:
     return (
-        dict(conn.string_types), dict(conn.binary_types), conn.autocommit, _modes(conn), conn.encoding, conn.cursor_factory,
-        list(conn.notices), list(conn.notifies),
+        dict(conn.string_types), dict(conn.binary_types), conn.autocommit, _modes(conn),
+        conn.encoding, conn.cursor_factory, list(conn.notices), list(conn.notifies),
     )  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------- what reports
+# -- what reports ----------------------------------------------------------------------------------
 
 
 @cache
 def reporting(base: Any) -> Any:
-    """*base*, a psycopg2 connection class, that tells the ledger of what it sends, while ``_watched``.
+    """*base*, a psycopg2 connection class, that tells the ledger of what it sends, while
+    ``_watched``.
 
-    Made at connect and not swapped in later: Python cannot change the class of an object that is written in C. So cursors
-    from before a watch are followed as well.
+    Made at connect and not swapped in later: Python cannot change the class of an object that is
+    written in C. So cursors from before a watch are followed as well.
     """
 
     class Connection(base):  # type: ignore[misc] # the base is only known here
@@ -338,7 +441,9 @@ def reporting(base: Any) -> Any:
             self.__dict__["_changed"] = True
             super().set_client_encoding(encoding)
 
-        def cursor(self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any) -> Any:
+        def cursor(
+            self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any
+        ) -> Any:
             factory = cursor_factory or self.cursor_factory or _plain_cursor()
             if isinstance(factory, type):
                 factory = _reporting_cursor(factory)
@@ -351,8 +456,12 @@ def reporting(base: Any) -> Any:
             if ledger is None or self.autocommit or self.status == _READY:
                 super().commit()
                 return
-            failed = self.get_transaction_status() == _IN_ERROR  # the server answers such a COMMIT with ROLLBACK
-            _sent(self, ledger, "COMMIT", super().commit, lambda: "ROLLBACK" if failed else "COMMIT")
+            failed = (
+                self.get_transaction_status() == _IN_ERROR
+            )  # the server answers such a COMMIT with ROLLBACK
+            _sent(
+                self, ledger, "COMMIT", super().commit, lambda: "ROLLBACK" if failed else "COMMIT"
+            )
 
         def rollback(self) -> None:
             ledger = _ledger(self)
@@ -366,13 +475,31 @@ def reporting(base: Any) -> Any:
             if ledger is not None:
                 ledger.doubt(f"psycopg2: {why}", conn_id=id(self))
 
-    for name in ("tpc_begin", "tpc_prepare", "tpc_commit", "tpc_rollback", "lobject", "set_isolation_level", "reset"):
+    for name in (
+        "tpc_begin",
+        "tpc_prepare",
+        "tpc_commit",
+        "tpc_rollback",
+        "lobject",
+        "set_isolation_level",
+        "reset",
+    ):
         _doubtful(Connection, base, name)
     Connection.__name__ = Connection.__qualname__ = base.__name__
     return Connection
 
 
-_NOTED = frozenset({"autocommit", "isolation_level", "readonly", "deferrable", "cursor_factory", "notices", "notifies"})
+_NOTED = frozenset(
+    {
+        "autocommit",
+        "isolation_level",
+        "readonly",
+        "deferrable",
+        "cursor_factory",
+        "notices",
+        "notifies",
+    }
+)
 
 
 def _doubtful(cls: Any, base: Any, name: str) -> None:
@@ -398,13 +525,20 @@ def _reporting_cursor(base: Any) -> Any:
         _reports = True
 
         def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-            return self._send(query, lambda: super(Cursor, self).execute(query, *args, **kwargs), one=True)
+            return self._send(
+                query, lambda: super(Cursor, self).execute(query, *args, **kwargs), one=True
+            )
 
         def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-            return self._send(query, lambda: super(Cursor, self).executemany(query, *args, **kwargs))
+            return self._send(
+                query, lambda: super(Cursor, self).executemany(query, *args, **kwargs)
+            )
 
         def callproc(self, procname: Any, *args: Any, **kwargs: Any) -> Any:
-            return self._send(f"SELECT * FROM {procname}()", lambda: super(Cursor, self).callproc(procname, *args, **kwargs))
+            return self._send(
+                f"SELECT * FROM {procname}()",
+                lambda: super(Cursor, self).callproc(procname, *args, **kwargs),
+            )
 
         def copy_expert(self, sql: Any, *args: Any, **kwargs: Any) -> Any:
             return self._send(None, lambda: super(Cursor, self).copy_expert(sql, *args, **kwargs))
@@ -418,10 +552,14 @@ def _reporting_cursor(base: Any) -> Any:
         def _send(self, query: Any, send: Callable[[], Any], *, one: bool = False) -> Any:
             conn = self.connection
             ledger = _ledger(conn)
-            if ledger is None or marked(conn.__dict__, "_telling"):  # its own execute, called by a class between
+            if ledger is None or marked(
+                conn.__dict__, "_telling"
+            ):  # its own execute, called by a class between
                 return send()
             mark = mark_call(conn.__dict__, "_telling")
-            result = _sent(conn, ledger, _text(query, conn), send, lambda: self.statusmessage, one=one)
+            result = _sent(
+                conn, ledger, _text(query, conn), send, lambda: self.statusmessage, one=one
+            )
             del mark
             return result
 
@@ -441,7 +579,13 @@ def _ledger(conn: Any) -> unit.Unit | None:
 
 
 def _sent(
-    conn: Any, ledger: unit.Unit, sql: str | bytes | None, send: Callable[[], Any], tag: Callable[[], str | None], *, one: bool = True
+    conn: Any,
+    ledger: unit.Unit,
+    sql: str | bytes | None,
+    send: Callable[[], Any],
+    tag: Callable[[], str | None],
+    *,
+    one: bool = True,
 ) -> Any:
     """Report *sql*, send it, report what became of it. *tag* gives the server's answer to a COMMIT.
 
@@ -450,7 +594,9 @@ def _sent(
     if conn.closed:  # psycopg2 knows it, and sends nothing
         return send()
     if conn.get_transaction_status() != conn._seen:
-        ledger.doubt("psycopg2: something was sent past the connection's own cursors", conn_id=id(conn))
+        ledger.doubt(
+            "psycopg2: something was sent past the connection's own cursors", conn_id=id(conn)
+        )
     ends = None
     if sql is None:
         ledger.statement(None, _commits_itself(conn), conn_id=id(conn))
@@ -469,8 +615,12 @@ def _sent(
 
 
 def _commits_itself(conn: Any) -> bool:
-    """Whether a statement is committed by itself: nothing is open, and psycopg2 sends no BEGIN before it."""
-    return bool(conn.get_transaction_status() == _IDLE and (conn.autocommit or conn.status != _READY))
+    """Whether a statement is committed by itself: nothing is open, and psycopg2 sends no BEGIN
+    before it.
+    """
+    return bool(
+        conn.get_transaction_status() == _IDLE and (conn.autocommit or conn.status != _READY)
+    )
 
 
 def _text(query: Any, conn: Any) -> str | bytes | None:
@@ -490,12 +640,13 @@ def _notice_foreign(cursor: Any) -> None:
         ledger.doubt("psycopg2: a cursor that was made past its connection", conn_id=id(conn))
 
 
-# ---------------------------------------------------------------------------------------------- arguments
+# -- arguments -------------------------------------------------------------------------------------
 
 
 def _arguments(target: Target) -> dict[str, Any]:
     kinds: dict[str, Callable[[str], Any]] = {
-        **dict.fromkeys(_libpq_options(), str), "autocommit": optional_boolean, "connect_timeout": seconds,
+        **dict.fromkeys(_libpq_options(), str), "autocommit": optional_boolean,
+        "connect_timeout": seconds,
     }  # fmt: skip
     out = coerce(target.options, kinds, NAME)
     given = {
@@ -506,16 +657,23 @@ def _arguments(target: Target) -> dict[str, Any]:
         "dbname": target.database,
     }
     out.update({name: value for name, value in given.items() if value is not None})
-    out.setdefault("dbname", "")  # libpq's default; psycopg2 refuses to connect without a single argument
+    out.setdefault(
+        "dbname", ""
+    )  # libpq's default; psycopg2 refuses to connect without a single argument
     return out
 
 
-#: What libpq 9.2 to 17 take in a connection string (its manual, "Parameter Key Words"); psycopg2 cannot be asked for the list.
+#: What libpq 9.2 to 17 take in a connection string (its manual, "Parameter Key Words"); psycopg2
+#: cannot be asked for the list.
 _LIBPQ = """
-    host hostaddr port passfile require_auth channel_binding connect_timeout client_encoding options application_name
-    fallback_application_name keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout replication gssencmode
-    sslmode sslnegotiation sslcompression sslcert sslkey sslpassword sslcertmode sslrootcert sslcrl sslcrldir sslsni requirepeer
-    ssl_min_protocol_version ssl_max_protocol_version krbsrvname gsslib gssdelegation service target_session_attrs load_balance_hosts
+    host hostaddr port passfile require_auth channel_binding connect_timeout client_encoding options
+    application_name
+    fallback_application_name keepalives keepalives_idle keepalives_interval keepalives_count
+    tcp_user_timeout replication gssencmode
+    sslmode sslnegotiation sslcompression sslcert sslkey sslpassword sslcertmode sslrootcert sslcrl
+    sslcrldir sslsni requirepeer
+    ssl_min_protocol_version ssl_max_protocol_version krbsrvname gsslib gssdelegation service
+    target_session_attrs load_balance_hosts
 """
 
 

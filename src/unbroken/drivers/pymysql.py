@@ -1,4 +1,7 @@
-"""PyMySQL: blocking, pure Python. Its socket shows, and with a little help its transaction status is exact."""
+"""PyMySQL: blocking, pure Python.
+
+Its socket shows, and with a little help its transaction status is exact.
+"""
 
 from __future__ import annotations
 
@@ -25,45 +28,118 @@ TESTED = ">=1.1,<1.3"
 RANK = 20  # after mysqlclient, which is faster where it could be built
 
 _OPTIONS: _mysql.Kinds = {
-    **_mysql.COMMON, **_mysql.TLS, "read_timeout": seconds, "write_timeout": seconds, "bind_address": str, "collation": str,
-    "max_allowed_packet": whole, "program_name": str, "ssl_disabled": boolean, "ssl_key_password": str, "ssl_verify_cert": boolean,
+    **_mysql.COMMON, **_mysql.TLS, "read_timeout": seconds, "write_timeout": seconds,
+    "bind_address": str, "collation": str, "max_allowed_packet": whole, "program_name": str,
+    "ssl_disabled": boolean, "ssl_key_password": str, "ssl_verify_cert": boolean,
     "ssl_verify_identity": boolean, "binary_prefix": boolean,
 }  # fmt: skip
 
-#: What a holder can change on a connection object: what is compared at each release, and what is only put back.
+#: What a holder can change on a connection object: what is compared at each release, and what is
+#: only put back.
 _COMPARED = ("cursorclass", "encoding", "use_unicode", "encoders", "decoders")
 _KEPT = ("charset", "collation", "_read_timeout", "_write_timeout")
 
 _CONNECTION, _RESULT = "pymysql.connections:Connection", "pymysql.connections:MySQLResult"
 _SEAMS = (
-    Seam(_CONNECTION, "__init__", None, ("_sock", "_result", "_read_timeout", "_write_timeout", "db", "charset", "collation")),
-    Seam(_CONNECTION, "__init__", None, ("cursorclass", "encoding", "use_unicode", "encoders", "decoders")),
-    Seam(_CONNECTION, "connect", None, ("_sock", "_closed", "_request_authentication", "set_character_set")),
+    Seam(
+        _CONNECTION,
+        "__init__",
+        None,
+        ("_sock", "_result", "_read_timeout", "_write_timeout", "db", "charset", "collation"),
+    ),
+    Seam(
+        _CONNECTION,
+        "__init__",
+        None,
+        ("cursorclass", "encoding", "use_unicode", "encoders", "decoders"),
+    ),
+    Seam(
+        _CONNECTION,
+        "connect",
+        None,
+        ("_sock", "_closed", "_request_authentication", "set_character_set"),
+    ),
     Seam(_CONNECTION, "_get_server_information", ("self",), ("server_thread_id",)),
     Seam(_CONNECTION, "_request_authentication", ("self",)),
     Seam(_CONNECTION, "_create_ssl_ctx", ("self", "sslp")),
     Seam(_CONNECTION, "_force_close", ("self",), ("_sock",)),
     Seam(_CONNECTION, "close", ("self",), ("_closed", "_force_close", "_write_bytes")),
-    Seam(_CONNECTION, "_execute_command", ("self", "command", "sql"), ("_sock", "_result", "_write_bytes", "write_packet")),
+    Seam(
+        _CONNECTION,
+        "_execute_command",
+        ("self", "command", "sql"),
+        ("_sock", "_result", "_write_bytes", "write_packet"),
+    ),
     Seam(_CONNECTION, "_write_bytes", ("self", "data"), ("_sock", "_write_timeout")),
     Seam(_CONNECTION, "write_packet", ("self", "payload"), ("_write_bytes",)),
-    Seam(_CONNECTION, "_read_packet", ("self", ...), ("_result", "unbuffered_active", "raise_for_error")),
+    Seam(
+        _CONNECTION,
+        "_read_packet",
+        ("self", ...),
+        ("_result", "unbuffered_active", "raise_for_error"),
+    ),
     Seam(_CONNECTION, "_read_ok_packet", ("self",), ("_read_packet",)),
-    Seam(_CONNECTION, "_read_query_result", ("self", "unbuffered"), ("_result", "init_unbuffered_query", "read", "server_status")),
-    Seam(_CONNECTION, "query", ("self", "sql", "unbuffered"), ("_execute_command", "_read_query_result")),
+    Seam(
+        _CONNECTION,
+        "_read_query_result",
+        ("self", "unbuffered"),
+        ("_result", "init_unbuffered_query", "read", "server_status"),
+    ),
+    Seam(
+        _CONNECTION,
+        "query",
+        ("self", "sql", "unbuffered"),
+        ("_execute_command", "_read_query_result"),
+    ),
     Seam(_CONNECTION, "next_result", ("self", "unbuffered"), ("_read_query_result",)),
-    *(Seam(_CONNECTION, name, None, ("_execute_command", "_read_ok_packet")) for name in ("begin", "commit", "rollback")),
-    *(Seam(_CONNECTION, name, None, ("_execute_command", "_read_ok_packet")) for name in ("select_db", "ping")),
-    Seam(_CONNECTION, "set_character_set", ("self", "charset", "collation"), ("_execute_command", "_read_packet", "encoding")),
+    *(
+        Seam(_CONNECTION, name, None, ("_execute_command", "_read_ok_packet"))
+        for name in ("begin", "commit", "rollback")
+    ),
+    *(
+        Seam(_CONNECTION, name, None, ("_execute_command", "_read_ok_packet"))
+        for name in ("select_db", "ping")
+    ),
+    Seam(
+        _CONNECTION,
+        "set_character_set",
+        ("self", "charset", "collation"),
+        ("_execute_command", "_read_packet", "encoding"),
+    ),
     Seam(_CONNECTION, "show_warnings", ("self",), ("_execute_command",)),
-    Seam(_RESULT, "__init__", ("self", "connection"), ("connection", "has_next", "unbuffered_active", "server_status", "affected_rows")),
-    Seam(_RESULT, "read", ("self",), ("_read_packet", "_read_load_local_packet", "_read_result_packet")),
-    Seam(_RESULT, "init_unbuffered_query", ("self",), ("_read_packet", "_read_load_local_packet", "unbuffered_active")),
+    Seam(
+        _RESULT,
+        "__init__",
+        ("self", "connection"),
+        ("connection", "has_next", "unbuffered_active", "server_status", "affected_rows"),
+    ),
+    Seam(
+        _RESULT,
+        "read",
+        ("self",),
+        ("_read_packet", "_read_load_local_packet", "_read_result_packet"),
+    ),
+    Seam(
+        _RESULT,
+        "init_unbuffered_query",
+        ("self",),
+        ("_read_packet", "_read_load_local_packet", "unbuffered_active"),
+    ),
     Seam(_RESULT, "_check_packet_is_eof", ("self", "packet"), ("has_next",)),
     Seam(_RESULT, "_read_load_local_packet", ("self", "first_packet"), ("_read_packet",)),
     Seam(_RESULT, "_read_rowdata_packet", ("self",), ("_read_packet", "_check_packet_is_eof")),
-    Seam(_RESULT, "_read_rowdata_packet_unbuffered", ("self",), ("_read_packet", "_check_packet_is_eof", "unbuffered_active")),
-    Seam(_RESULT, "_finish_unbuffered_query", ("self",), ("_read_packet", "_check_packet_is_eof", "unbuffered_active")),
+    Seam(
+        _RESULT,
+        "_read_rowdata_packet_unbuffered",
+        ("self",),
+        ("_read_packet", "_check_packet_is_eof", "unbuffered_active"),
+    ),
+    Seam(
+        _RESULT,
+        "_finish_unbuffered_query",
+        ("self",),
+        ("_read_packet", "_check_packet_is_eof", "unbuffered_active"),
+    ),
     Seam("pymysql.protocol:MysqlPacket", "get_all_data", ("self",)),
     Seam("pymysql.protocol:MysqlPacket", "raise_for_error", ("self",), ("raise_mysql_exception",)),
     Seam("pymysql.cursors:Cursor", "_query", ("self", "q"), ("query",)),
@@ -71,20 +147,29 @@ _SEAMS = (
 
 
 class Driver(Blocking):
-    """See :class:`unbroken.abc.Driver`. Connections are PyMySQL's, of a subclass that keeps the server's status."""
+    """See :class:`unbroken.abc.Driver`.
+
+    Connections are PyMySQL's, of a subclass that keeps the server's status.
+    """
 
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True)
     seams = _SEAMS
 
-    def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
+    def __init__(
+        self, target: Target | None, connect: Callable[[], Connection] | None = None
+    ) -> None:
         import pymysql
 
         self.check_seams()
         self.target = target or without_target(NAME, "mysql")
-        # Not pymysql.err: in mysqlclient's place (install_as_MySQLdb) that comes to name a second copy, as MySQLdb.err, of whatever
-        # imports MySQLdb.converters, as Django does.
-        self.errors: tuple[type[BaseException], ...] = (pymysql.OperationalError, pymysql.InterfaceError, pymysql.Error)
+        # Not pymysql.err: in mysqlclient's place (install_as_MySQLdb) that comes to name a second
+        # copy, as MySQLdb.err, of whatever imports MySQLdb.converters, as Django does.
+        self.errors: tuple[type[BaseException], ...] = (
+            pymysql.OperationalError,
+            pymysql.InterfaceError,
+            pymysql.Error,
+        )
         self._base: type[BaseException] = pymysql.Error
         self._connect = connect
         self._arguments = _arguments(self.target)
@@ -92,7 +177,9 @@ class Driver(Blocking):
         self._class = _with_shared_tls(exact(base)) if self.is_known else base
 
     def connect(self, timeout: float) -> Connection:
-        """*timeout* bounds the TCP connect and each wait of the handshake together; a user's read_timeout holds afterwards."""
+        """*timeout* bounds the TCP connect and each wait of the handshake together; a user's
+        read_timeout holds afterwards.
+        """
         return dial(lambda: self._dial(timeout))
 
     def _dial(self, timeout: float) -> Connection:
@@ -101,23 +188,37 @@ class Driver(Blocking):
         return self.open(self._arguments, timeout)
 
     def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it. Returns it."""
+        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+
+        Returns it.
+        """
         if self.is_known:
             conn.__class__ = exact(class_of(conn))
         return conn
 
     def open(self, given: Mapping[str, Any], timeout: float) -> Connection:
-        """A connection by PyMySQL's own arguments, which may be a framework's; *timeout* bounds the handshake too."""
+        """A connection by PyMySQL's own arguments, which may be a framework's; *timeout* bounds the
+        handshake too.
+        """
         timeout = min(timeout, given.get("connect_timeout", timeout))
         if not self.is_known:
             return self._class(**{**given, "connect_timeout": timeout})
         conn = self._class(
-            **{**given, "connect_timeout": timeout, "read_timeout": timeout, "write_timeout": timeout, "defer_connect": True}
+            **{
+                **given,
+                "connect_timeout": timeout,
+                "read_timeout": timeout,
+                "write_timeout": timeout,
+                "defer_connect": True,
+            }
         )
         conn._handshake_until = time.monotonic() + timeout
         conn.connect()
         conn._handshake_until = None
-        conn._read_timeout, conn._write_timeout = given.get("read_timeout"), given.get("write_timeout")
+        conn._read_timeout, conn._write_timeout = (
+            given.get("read_timeout"),
+            given.get("write_timeout"),
+        )
         return conn
 
     def ping(self, conn: Connection, timeout: float) -> None:
@@ -166,7 +267,11 @@ class Driver(Blocking):
 
     def remember(self, conn: Connection) -> str | None:
         """The statement that sets again what was set when *conn* was opened."""
-        if not (_mysql_reset.sets_nothing_else(self._arguments) if self._connect is None else self.sets_only):
+        if not (
+            _mysql_reset.sets_nothing_else(self._arguments)
+            if self._connect is None
+            else self.sets_only
+        ):
             return None
         with conn.cursor(_plain_cursor()) as cursor:
             cursor.execute(_mysql_reset.ASK)
@@ -192,7 +297,9 @@ class Driver(Blocking):
         return fd if fd >= 0 else None
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last OK or EOF packet; None after an error, in the middle of an exchange, or once it is closed."""
+        """From the last OK or EOF packet; None after an error, in the middle of an exchange, or
+        once it is closed.
+        """
         return None if conn._sock is None else exchange.in_transaction(conn)
 
     def is_quiet(self, conn: Connection) -> bool:
@@ -212,12 +319,26 @@ class Driver(Blocking):
         conn._seen_drain()
 
     def traits(self, conn: Connection) -> tuple[Any, ...]:
-        """The server's status (autocommit, how strings are quoted), and what PyMySQL keeps on the connection."""
-        return exchange.adopt(conn, _KEPT, ("encoders", "decoders")), *(getattr(conn, name) for name in _COMPARED)
+        """The server's status (autocommit, how strings are quoted), and what PyMySQL keeps on the
+        connection.
+        """
+        return exchange.adopt(conn, _KEPT, ("encoders", "decoders")), *(
+            getattr(conn, name) for name in _COMPARED
+        )
 
     def is_clean(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
-        """By one comparison. The status is only known where everything that was sent was answered in full."""
-        seen = (conn._seen_status, conn.cursorclass, conn.encoding, conn.use_unicode, conn.encoders, conn.decoders)
+        """By one comparison.
+
+        The status is only known where everything that was sent was answered in full.
+        """
+        seen = (
+            conn._seen_status,
+            conn.cursorclass,
+            conn.encoding,
+            conn.use_unicode,
+            conn.encoders,
+            conn.decoders,
+        )
         return seen == traits and conn._sock is not None
 
     def restore(self, conn: Connection, traits: tuple[Any, ...]) -> None:
@@ -251,9 +372,13 @@ class Driver(Blocking):
 
 
 def _arguments(target: Target) -> dict[str, Any]:
-    out = _mysql.arguments(target, _OPTIONS, NAME, password="password", database="database")  # noqa: S106 - a keyword's name
+    out = _mysql.arguments(target, _OPTIONS, NAME, password="password", database="database")
     if {"ssl_verify_cert", "ssl_verify_identity", "ssl_key_password"} & set(out):
-        _mysql.refuse(out, {"ssl_capath", "ssl_cipher", "ssl_check_hostname"}, "PyMySQL does not take it together with ssl_verify_*")
+        _mysql.refuse(
+            out,
+            {"ssl_capath", "ssl_cipher", "ssl_check_hostname"},
+            "PyMySQL does not take it together with ssl_verify_*",
+        )
         return out
     tls = _mysql.take_tls(out)
     return {**out, "ssl": tls} if tls else out
@@ -268,7 +393,9 @@ def _plain_cursor() -> Any:
 
 @cache
 def exact(base: Any) -> Any:
-    """*base*, a PyMySQL connection class, plus exact knowledge of its exchange with the server; *base* itself if it has that."""
+    """*base*, a PyMySQL connection class, plus exact knowledge of its exchange with the server;
+    *base* itself if it has that.
+    """
     if getattr(base, "_keeps_status", False):
         return base
     from pymysql.connections import MySQLResult
@@ -319,14 +446,18 @@ def exact(base: Any) -> Any:
             self._seen_busy = exchange.BUSY
 
         def _seen_ready(self) -> None:
-            """Make sure that a command may be sent: raise where an answer is outstanding, read what was left half-read."""
+            """Make sure that a command may be sent: raise where an answer is outstanding, read what
+            was left half-read.
+            """
             if self._sock is None:
                 return  # which PyMySQL says itself
             if self._seen_busy:
                 raise exchange.out_of_step(self)
             if self._result is not None and exchange.is_half_read(self):
                 if self._result.unbuffered_active:
-                    warnings.warn("Previous unbuffered result was left incomplete", stacklevel=4)  # as PyMySQL does
+                    warnings.warn(
+                        "Previous unbuffered result was left incomplete", stacklevel=4
+                    )  # as PyMySQL does
                 self._seen_drain()
 
         def _seen_drain(self) -> None:
@@ -387,7 +518,9 @@ def exact(base: Any) -> Any:
             super().select_db(db)
 
         def close(self) -> None:
-            if not self._closed and not exchange.is_quiet(self):  # the bytes of a goodbye might complete a command
+            if not self._closed and not exchange.is_quiet(
+                self
+            ):  # the bytes of a goodbye might complete a command
                 self._closed = True
                 self._force_close()
             else:
@@ -398,14 +531,19 @@ def exact(base: Any) -> Any:
 
 
 def _result(base: Any) -> Any:
-    """PyMySQL's result class, *base*, whose connection is out of step for as long as a row is read."""
+    """PyMySQL's result class, *base*, whose connection is out of step for as long as a row is
+    read.
+    """
 
     class Result(exchange.exact_result(base)):  # type: ignore[misc] # the base is only known here
         connection: Any
         unbuffered_active: bool
 
         def __del__(self) -> None:
-            """Read nothing: a finalizer may run anywhere. What is half-read is read before the next command."""
+            """Read nothing: a finalizer may run anywhere.
+
+            What is half-read is read before the next command.
+            """
 
         def _read_load_local_packet(self, first_packet: Any) -> None:
             with exchange.loading(self.connection):
@@ -430,7 +568,9 @@ def _result(base: Any) -> Any:
             conn = self.connection
             if not self.unbuffered_active:
                 return
-            if conn._seen_busy or conn._sock is None:  # nothing of it is to be had any more; a close need not raise for that
+            if (
+                conn._seen_busy or conn._sock is None
+            ):  # nothing of it is to be had any more; a close need not raise for that
                 self.unbuffered_active = False
                 return
             conn._seen_busy = exchange.BUSY
@@ -464,7 +604,10 @@ def _with_shared_tls(base: Any) -> Any:
 
 
 def watched(base: Any) -> Any:
-    """*base* that tells the ledger of everything it sends. ``unwatched`` is the class to go back to."""
+    """*base* that tells the ledger of everything it sends.
+
+    ``unwatched`` is the class to go back to.
+    """
     if hasattr(base, "unwatched"):
         return base
     plain = exact(base)

@@ -1,9 +1,10 @@
-"""sqlite3, from Python's standard library: no server, no socket; a pool of it shares files, not sessions.
+"""sqlite3, from Python's standard library: no server, no socket; a pool of it shares files, not
+sessions.
 
-A file database may have as many connections as the pool likes; after a fork the child drops those it inherited without
-closing them (SQLite forbids using one across a fork). ``sqlite://`` in memory is one database per *pool*: its
-connections share one cache by a private name, since each would otherwise see an empty database of its own; it lives as
-long as one of them is open.
+A file database may have as many connections as the pool likes; after a fork the child drops those
+it inherited without closing them (SQLite forbids using one across a fork). ``sqlite://`` in memory
+is one database per *pool*: its connections share one cache by a private name, since each would
+otherwise see an empty database of its own; it lives as long as one of them is open.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
 from unbroken.backends.fault import one_line, os_fault
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._seams import PROBE, Trial
-from unbroken.drivers._shared import boolean, coerce, dial, from_connect, number, whole, without_target
+from unbroken.drivers._shared import (
+    boolean,
+    coerce,
+    dial,
+    from_connect,
+    number,
+    whole,
+    without_target,
+)
 from unbroken.errors import ConfigurationError
 from unbroken.ledger import unit
 
@@ -45,8 +54,9 @@ def _isolation(text: str) -> str | None:
 
 
 _OPTIONS: dict[str, Callable[[str], Any]] = {
-    "timeout": number, "detect_types": whole, "isolation_level": _isolation, "cached_statements": whole, "uri": boolean,
-    "mode": str, "cache": str, "immutable": str, "vfs": str, "nolock": str, "check_same_thread": boolean,
+    "timeout": number, "detect_types": whole, "isolation_level": _isolation,
+    "cached_statements": whole, "uri": boolean, "mode": str, "cache": str, "immutable": str,
+    "vfs": str, "nolock": str, "check_same_thread": boolean,
 }  # fmt: skip
 _URI = ("mode", "cache", "immutable", "vfs", "nolock")
 _names = itertools.count(1)
@@ -56,9 +66,13 @@ class Driver(Blocking):
     """See :class:`unbroken.abc.Driver`."""
 
     name = NAME
-    capabilities = Capabilities(fileno=False, transaction_status=True, watchable=True, abort=False, server=False)
+    capabilities = Capabilities(
+        fileno=False, transaction_status=True, watchable=True, abort=False, server=False
+    )
 
-    def __init__(self, target: Target | None, connect: Callable[[], Connection] | None = None) -> None:
+    def __init__(
+        self, target: Target | None, connect: Callable[[], Connection] | None = None
+    ) -> None:
         self.target = target or without_target(NAME, "sqlite")
         self.errors: tuple[type[BaseException], ...] = (sqlite3.OperationalError, sqlite3.Error)
         self._connect = connect
@@ -66,13 +80,21 @@ class Driver(Blocking):
         self._uri = [f"{name}={out.pop(name)}" for name in _URI if name in out]
         self._file_is_uri = bool(out.pop("uri", False))
         out.pop("check_same_thread", None)
-        self._arguments: dict[str, Any] = {**out, "check_same_thread": False}  # the pool lends it to one thread at a time
+        self._arguments: dict[str, Any] = {
+            **out,
+            "check_same_thread": False,
+        }  # the pool lends it to one thread at a time
         self._memory = f"file:unbroken-{os.getpid()}-{next(_names)}?mode=memory&cache=shared"
         if self._uri and not self.target.database:
-            raise ConfigurationError("'sqlite://' is in memory: mode=, cache= and the like need a file, as in 'sqlite:///file.db?mode=ro'")
+            raise ConfigurationError(
+                "'sqlite://' is in memory: mode=, cache= and the like need a file, as in"
+                " 'sqlite:///file.db?mode=ro'"
+            )
 
     def connect(self, timeout: float) -> Connection:  # noqa: ARG002
-        """Opens the file. *timeout* is not used: a lock is waited for by the statement that needs it (option timeout)."""
+        """Opens the file. *timeout* is not used: a lock is waited for by the statement that needs
+        it (option timeout).
+        """
         return dial(self._open)
 
     def _open(self) -> Connection:
@@ -86,7 +108,10 @@ class Driver(Blocking):
         if path is None:
             return self._memory, True
         if self._file_is_uri or path.startswith("file:"):
-            return path + (("&" if "?" in path else "?") + "&".join(self._uri) if self._uri else ""), True
+            return (
+                path + (("&" if "?" in path else "?") + "&".join(self._uri) if self._uri else ""),
+                True,
+            )
         if self._uri:
             escaped = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
             return f"file:{escaped}?{'&'.join(self._uri)}", True
@@ -151,12 +176,19 @@ class Driver(Blocking):
     def traits(self, conn: Connection) -> Any:
         """How transactions begin, and how rows and text come out."""
         try:
-            return conn.isolation_level, conn.row_factory, conn.text_factory, getattr(conn, "autocommit", None)
+            return (
+                conn.isolation_level,
+                conn.row_factory,
+                conn.text_factory,
+                getattr(conn, "autocommit", None),
+            )
         except Exception:  # closed
             return None
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
-        """In no transaction, or in an empty one where ``autocommit`` is False; and the traits are as they were."""
+        """In no transaction, or in an empty one where ``autocommit`` is False; and the traits are
+        as they were.
+        """
         try:
             autocommit = getattr(conn, "autocommit", None)
             if traits != (conn.isolation_level, conn.row_factory, conn.text_factory, autocommit):
@@ -170,14 +202,18 @@ class Driver(Blocking):
         isolation_level, conn.row_factory, conn.text_factory, autocommit = traits
         if autocommit is not None and conn.autocommit != autocommit:
             if conn.autocommit is False:
-                conn.autocommit = True  # ends the empty transaction, which the old way would leave open
+                conn.autocommit = (
+                    True  # ends the empty transaction, which the old way would leave open
+                )
             conn.autocommit = autocommit
             _settle(conn)
         if conn.isolation_level != isolation_level:
             conn.isolation_level = isolation_level
 
     def classify(self, exc: BaseException) -> Fault:
-        """A closed connection is LOST, a file that cannot be opened REJECTED, a locked database the application's to retry."""
+        """A closed connection is LOST, a file that cannot be opened REJECTED, a locked database the
+        application's to retry.
+        """
         connecting, text = from_connect(exc), one_line(exc)
         code = getattr(exc, "sqlite_errorcode", None)
         if not isinstance(exc, sqlite3.Error):
@@ -236,10 +272,12 @@ def _rolled_back(conn: Any) -> None:
         ledger.rolled_back(conn_id=id(conn))
 
 
-# ------------------------------------------------------------------------------- connections with ``autocommit=False``
+# -- connections with ------------------------------------------------------------------------------
+# ``autocommit=False``
 #
-# From Python 3.12 on such a connection is always in a transaction: the next begins with the end of the last. It is clean
-# when nothing was executed since a ROLLBACK. That is known as long as SQLite still calls what was set then.
+# From Python 3.12 on such a connection is always in a transaction: the next begins with the end of
+# the last. It is clean when nothing was executed since a ROLLBACK. That is known as long as SQLite
+# still calls what was set then.
 
 
 class _Executed:
@@ -265,7 +303,10 @@ def _settle(conn: Any) -> None:
 
 
 def _is_untouched(conn: Any) -> bool:
-    """Whether nothing was executed since. A statement that reads no file shows that the count is still kept."""
+    """Whether nothing was executed since.
+
+    A statement that reads no file shows that the count is still kept.
+    """
     executed: Any = _settled.get(id(conn))
     if executed is None or executed.count:
         return False

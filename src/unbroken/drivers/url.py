@@ -1,11 +1,12 @@
 """A database URL, spelled as SQLAlchemy spells it, into a :class:`~unbroken.abc.Target`.
 
-``scheme://user:password@host:port/database?option=value``. User, password, database and options are percent-encoded
-(RFC 3986); an IPv6 host stands in brackets; a unix socket is ``?unix_socket=/path`` for MySQL and ``?host=/folder`` for
-PostgreSQL, as their drivers call it. ``sqlite:///relative``, ``sqlite:////absolute``, ``sqlite://`` is in memory.
+``scheme://user:password@host:port/database?option=value``. User, password, database and options are
+percent-encoded (RFC 3986); an IPv6 host stands in brackets; a unix socket is ``?unix_socket=/path``
+for MySQL and ``?host=/folder`` for PostgreSQL, as their drivers call it. ``sqlite:///relative``,
+``sqlite:////absolute``, ``sqlite://`` is in memory.
 
-Every error is a :class:`~unbroken.errors.ConfigurationError` of one line, and none repeats anything that might hold
-the password: of a URL that cannot be read, only the scheme is shown.
+Every error is a :class:`~unbroken.errors.ConfigurationError` of one line, and none repeats anything
+that might hold the password: of a URL that cannot be read, only the scheme is shown.
 """
 
 from __future__ import annotations
@@ -21,14 +22,21 @@ from unbroken.abc import Target
 from unbroken.errors import ConfigurationError
 
 #: First part of a scheme -> backend. ``postgres`` is what several hosting providers write.
-BACKENDS = {"mysql": "mysql", "mariadb": "mariadb", "postgresql": "postgresql", "postgres": "postgresql", "sqlite": "sqlite"}
+BACKENDS = {
+    "mysql": "mysql",
+    "mariadb": "mariadb",
+    "postgresql": "postgresql",
+    "postgres": "postgresql",
+    "sqlite": "sqlite",
+}
 
 #: Every scheme that means something, drivers whose files come later included; for "did you mean".
 SCHEMES = (
-    "mysql", "mysql+pymysql", "mysql+mysqldb", "mysql+mysqlconnector", "mysql+mariadbconnector", "mysql+aiomysql", "mysql+asyncmy",
-    "mariadb", "mariadb+pymysql", "mariadb+mysqldb", "mariadb+mariadbconnector", "mariadb+mysqlconnector", "mariadb+aiomysql",
-    "mariadb+asyncmy", "postgresql", "postgresql+psycopg", "postgresql+psycopg_async", "postgresql+psycopg2", "postgresql+pg8000",
-    "postgresql+asyncpg", "postgres", "sqlite", "sqlite+pysqlite",
+    "mysql", "mysql+pymysql", "mysql+mysqldb", "mysql+mysqlconnector", "mysql+mariadbconnector",
+    "mysql+aiomysql", "mysql+asyncmy", "mariadb", "mariadb+pymysql", "mariadb+mysqldb",
+    "mariadb+mariadbconnector", "mariadb+mysqlconnector", "mariadb+aiomysql", "mariadb+asyncmy",
+    "postgresql", "postgresql+psycopg", "postgresql+psycopg_async", "postgresql+psycopg2",
+    "postgresql+pg8000", "postgresql+asyncpg", "postgres", "sqlite", "sqlite+pysqlite",
 )  # fmt: skip
 
 EXAMPLE = "mysql+pymysql://user:password@host:3306/database"
@@ -36,22 +44,32 @@ EXAMPLE = "mysql+pymysql://user:password@host:3306/database"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9_.+-]{0,40})://(.*)", re.DOTALL)
 # As SQLAlchemy reads it: a password may hold anything but '@' unescaped …
 _USERINFO = re.compile(r"([^:/?@]*)(?::([^@]*))?@")
-# … unless it looks like a port and what follows one: then host:3306/db?option=a@b is meant, which has no password.
+# … unless it looks like a port and what follows one: then host:3306/db?option=a@b is meant, which
+# has no password.
 _PORT_FIRST = re.compile(r"\d{1,5}[/?]")
 _HOST = re.compile(r"[^\s\x00-\x1f\x7f\[\]/?#@:\\%<>\"']+")
 _IPV6 = re.compile(r"(?=[^%]*:)[0-9A-Fa-f:.]+(%[\w.-]+)?", re.ASCII)
-_ENCODE = "'@', '/', '?' and ':' in a user, password or database are percent-encoded (%40 %2F %3F %3A)"
+_ENCODE = (
+    "'@', '/', '?' and ':' in a user, password or database are percent-encoded (%40 %2F %3F %3A)"
+)
 
 
 def parse(url: str) -> Target:
     """The target that *url* names. Raises ConfigurationError, never with a password in it."""
     if not isinstance(url, str):
-        raise ConfigurationError(f"a database URL must be a text such as {EXAMPLE!r}, not a {type(url).__name__}")
+        raise ConfigurationError(
+            f"a database URL must be a text such as {EXAMPLE!r}, not a {type(url).__name__}"
+        )
     if not _is_unicode(url):
-        raise ConfigurationError("the database URL holds bytes that are not UTF-8 (of an environment variable?); percent-encode them")
+        raise ConfigurationError(
+            "the database URL holds bytes that are not UTF-8 (of an environment variable?);"
+            " percent-encode them"
+        )
     found = _SCHEME.fullmatch(url.strip())
     if not found:
-        raise ConfigurationError(f"this is not a database URL (no scheme://); write something like {EXAMPLE!r}")
+        raise ConfigurationError(
+            f"this is not a database URL (no scheme://); write something like {EXAMPLE!r}"
+        )
     scheme, rest = found[1].lower(), found[2]
     backend = BACKENDS.get(scheme.partition("+")[0])
     if backend is None or scheme not in SCHEMES:
@@ -66,11 +84,15 @@ def parse(url: str) -> Target:
         raise ConfigurationError(f"the URL cannot be read; {_ENCODE}")
     host, port = _address(address)
     database = _decoded(path, "database") or None
-    return _server(Target(scheme, backend, host, port, None, user, password, database, _options(query)))
+    return _server(
+        Target(scheme, backend, host, port, None, user, password, database, _options(query))
+    )
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether it can be encoded: what Python reads from the environment may stand for bytes that are no text."""
+    """Whether it can be encoded: what Python reads from the environment may stand for bytes that
+    are no text.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -86,14 +108,18 @@ def _unknown_scheme(scheme: str) -> str:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """A remedy for an unknown *name*: "did you mean …?" where something is close, else what is known."""
+    """A remedy for an unknown *name*: "did you mean …?" where something is close, else what is
+    known.
+    """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, 1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
 def render(target: Target) -> str:
-    """*target* as a URL that :func:`parse` reads back, password included: for drivers, never for messages."""
+    """*target* as a URL that :func:`parse` reads back, password included: for drivers, never for
+    messages.
+    """
     if target.backend == "sqlite":
         path = f"/{quote(target.database, safe='/')}" if target.database else ""
         return _with_query(f"{target.scheme}://{path}", dict(target.options))
@@ -103,7 +129,8 @@ def render(target: Target) -> str:
     host = target.host or ""
     host = f"[{host}]" if ":" in host else host
     port = f":{target.port}" if target.port is not None else ""
-    url = f"{target.scheme}://{user}{'@' if user else ''}{host}{port}/{quote(target.database or '', safe='')}"
+    database = quote(target.database or "", safe="")
+    url = f"{target.scheme}://{user}{'@' if user else ''}{host}{port}/{database}"
     options = dict(target.options)
     if target.unix_socket:
         options["host" if target.backend == "postgresql" else "unix_socket"] = target.unix_socket
@@ -111,16 +138,26 @@ def render(target: Target) -> str:
 
 
 def _with_query(url: str, options: dict[str, str]) -> str:
-    return url + ("?" + "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in options.items()) if options else "")
+    return url + (
+        "?" + "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in options.items())
+        if options
+        else ""
+    )
 
 
 def _sqlite(scheme: str, rest: str, options: dict[str, str]) -> Target:
     if rest and not rest.startswith("/"):
         raise ConfigurationError(
-            "a SQLite URL has three slashes: 'sqlite:///file.db' (four for an absolute path); 'sqlite://' is in memory"
+            "a SQLite URL has three slashes: 'sqlite:///file.db' (four for an absolute path);"
+            " 'sqlite://' is in memory"
         )
     path = _decoded(rest[1:], "file")
-    return Target(scheme, "sqlite", database=None if path in ("", ":memory:") else path, options=MappingProxyType(options))
+    return Target(
+        scheme,
+        "sqlite",
+        database=None if path in ("", ":memory:") else path,
+        options=MappingProxyType(options),
+    )
 
 
 def _server(target: Target) -> Target:
@@ -138,7 +175,9 @@ def _server(target: Target) -> Target:
             port = _port(options.pop("port"))
     elif "unix_socket" in options:
         socket = options.pop("unix_socket") or None
-    return replace(target, host=host or None, port=port, unix_socket=socket, options=MappingProxyType(options))
+    return replace(
+        target, host=host or None, port=port, unix_socket=socket, options=MappingProxyType(options)
+    )
 
 
 def _userinfo(rest: str) -> tuple[str | None, str | None, str]:
@@ -158,11 +197,15 @@ def _address(address: str) -> tuple[str | None, int | None]:
     if address.startswith("["):
         inside, bracket, after = address[1:].partition("]")
         if not bracket or (after and not after.startswith(":")) or not _IPV6.fullmatch(inside):
-            raise ConfigurationError("the host in [brackets] is not an IPv6 address; write it like [::1]:5432")
+            raise ConfigurationError(
+                "the host in [brackets] is not an IPv6 address; write it like [::1]:5432"
+            )
         return inside, _port(after[1:]) if len(after) > 1 else None
     host, _, port = address.partition(":")
     if ":" in port:
-        raise ConfigurationError(f"the host holds more than one ':'; an IPv6 address stands in [brackets], and {_ENCODE}")
+        raise ConfigurationError(
+            f"the host holds more than one ':'; an IPv6 address stands in [brackets], and {_ENCODE}"
+        )
     return _host(_decoded(host, "host")) or None, _port(port) if port else None
 
 
@@ -174,7 +217,8 @@ def _host(name: str) -> str:
 
 
 def _port(text: str) -> int:
-    # The text is not shown: in a URL with an unescaped '@' or '/' it may be a piece of the password.
+    # The text is not shown: in a URL with an unescaped '@' or '/' it may be a piece of the
+    # password.
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536):
         raise ConfigurationError(f"the port is not a number from 1 to 65535; {_ENCODE}")
     return int(text)
@@ -197,4 +241,6 @@ def _decoded(text: str, what: str, *, plus: bool = False) -> str:
     try:
         return (unquote_plus if plus else unquote)(text, errors="strict")
     except UnicodeDecodeError:
-        raise ConfigurationError(f"the {what} in the URL is not UTF-8 once its %-escapes are decoded") from None
+        raise ConfigurationError(
+            f"the {what} in the URL is not UTF-8 once its %-escapes are decoded"
+        ) from None

@@ -1,4 +1,6 @@
-"""Whether a ``with`` block that a framework keeps in a list has ended, though nobody took it off: an exception broke its end off."""
+"""Whether a ``with`` block that a framework keeps in a list has ended, though nobody took it off:
+an exception broke its end off.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,24 @@ _TWICE = 2 if sys.version_info < (3, 13) else 1
 _CAN_GO_ON = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
-def is_left(blocks: list[Any], owner: tuple[type, str] | None = None, *, thoroughly: bool = False) -> bool:
+def is_left(
+    blocks: list[Any], owner: tuple[type, str] | None = None, *, thoroughly: bool = False
+) -> bool:
     """Whether nobody is in the outermost of *blocks* any more: no ``with`` can end it.
 
-    A block that is being run is referred to by the stack of the function that runs it. One to which nothing refers but the
-    list of blocks, and variables of functions that an exception has left, has ended. *thoroughly*: look for all such
-    functions (milliseconds); else only for those in the traceback of the exception that is handled now. *owner*: the
-    class of what a ``with`` enters where that is not the block itself, and the attribute by which it refers to the block.
+    A block that is being run is referred to by the stack of the function that runs it. One to which
+    nothing refers but the list of blocks, and variables of functions that an exception has left,
+    has ended. *thoroughly*: look for all such functions (milliseconds); else only for those in the
+    traceback of the exception that is handled now. *owner*: the class of what a ``with`` enters
+    where that is not the block itself, and the attribute by which it refers to the block.
     """
     if sys.getrefcount(blocks[0]) <= _ALONE:
         return True
     frames = _passed(sys.exc_info()[1])
     if thoroughly:  # of a frame that runs, the collector sees nothing
-        frames.update({id(each): each for each in gc.get_referrers(blocks[0]) if isinstance(each, FrameType)})
+        frames.update(
+            {id(each): each for each in gc.get_referrers(blocks[0]) if isinstance(each, FrameType)}
+        )
     if not frames:
         return False
     here: FrameType | None = sys._getframe()
@@ -39,11 +46,16 @@ def is_left(blocks: list[Any], owner: tuple[type, str] | None = None, *, thoroug
     harmless = _times(blocks[0], left)
     if owner is not None:
         kind, name = owner
-        owners = {id(each): each for frame in left for each in frame.f_locals.values() if issubclass(type(each), kind)}
+        owners = {
+            id(each): each
+            for frame in left
+            for each in frame.f_locals.values()
+            if issubclass(type(each), kind)
+        }
         for number in list(owners):
-            if getattr(owners[number], name, None) is blocks[0] and sys.getrefcount(owners[number]) <= _ALONE + _times(
-                owners[number], left
-            ):
+            if getattr(owners[number], name, None) is blocks[0] and sys.getrefcount(
+                owners[number]
+            ) <= _ALONE + _times(owners[number], left):
                 harmless += 1
     return bool(harmless) and sys.getrefcount(blocks[0]) <= _ALONE + harmless
 

@@ -1,4 +1,6 @@
-"""Engines of SQLAlchemy's that have a pool of its own: no driver of ours reports what they send, so their texts have to do."""
+"""Engines of SQLAlchemy's that have a pool of its own: no driver of ours reports what they send, so
+their texts have to do.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,18 @@ _followed: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def follow(engine: Any) -> None:
-    """From now on a write through *engine* makes the fate of its request unknown, and stops a replay.
+    """From now on a write through *engine* makes the fate of its request unknown, and stops a
+    replay.
 
-    Nothing is done for what is no engine of SQLAlchemy's, blocking or asyncio's, or has a pool of ours.
+    Nothing is done for what is no engine of SQLAlchemy's, blocking or asyncio's, or has a pool of
+    ours.
     """
     sqlalchemy = sys.modules.get("sqlalchemy")
     if sqlalchemy is None:
         return
-    blocking = engine if isinstance(engine, sqlalchemy.Engine) else getattr(engine, "sync_engine", None)
+    blocking = (
+        engine if isinstance(engine, sqlalchemy.Engine) else getattr(engine, "sync_engine", None)
+    )
     if not isinstance(blocking, sqlalchemy.Engine) or blocking in _followed:
         return
     if type(blocking.pool).__module__.startswith("unbroken."):
@@ -49,7 +55,9 @@ def _on_checkout(*_given: Any) -> None:
 
 
 def _is_raw(frame: FrameType | None) -> bool:
-    """Whether the application called ``raw_connection``, and not a Connection whose statements are seen."""
+    """Whether the application called ``raw_connection``, and not a Connection whose statements are
+    seen.
+    """
     while frame is not None and frame.f_code.co_name != "raw_connection":
         frame = frame.f_back
     caller = None if frame is None else frame.f_back

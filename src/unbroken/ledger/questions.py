@@ -1,7 +1,8 @@
 """What only the server can say before a unit of work is run again, and how its answer is read.
 
-Pure: a runner asks with the text from :func:`text_of`, on a connection of the same pool, and hands the rows to
-:func:`answer`. Where a question has no text, or the server does not answer it, nothing is run again because of it.
+Pure: a runner asks with the text from :func:`text_of`, on a connection of the same pool, and hands
+the rows to :func:`answer`. Where a question has no text, or the server does not answer it, nothing
+is run again because of it.
 """
 
 from __future__ import annotations
@@ -26,43 +27,52 @@ class Question(StrEnum):
     PACKET = "how large may a statement be?"  #: the number of bytes
 
 
-# ---------------------------------------------------------------------------------------------- PostgreSQL
+# -- PostgreSQL ------------------------------------------------------------------------------------
 
 #: Functions that a rule, a policy or a constraint calls, from the tree that PostgreSQL keeps of it.
 _CALLED = "regexp_matches({}::text, ' :(?:funcid|opfuncid|aggfnoid|winfnoid) ([0-9]+)', 'g')"
 
 _PG_OWN = "('pg_catalog', 'information_schema', 'pg_toast')"
 
-#: Which functions a SELECT may call without naming them (through views, row security, operators, casts, domains, operator classes), and
-#: which have the name of a harmless function of the server. Parts of extensions are trusted, unless the application's own call them.
+#: Which functions a SELECT may call without naming them (through views, row security, operators,
+#: casts, domains, operator classes), and which have the name of a harmless function of the server.
+#: Parts of extensions are trusted, unless the application's own call them.
 _PG_HIDDEN = f"""
 WITH called (origin, class, object, fn) AS (
-  SELECT 'view ' || c.relname, 'pg_class'::regclass, c.oid, ({_CALLED.format("r.ev_action")})[1]::oid
+  SELECT 'view ' || c.relname, 'pg_class'::regclass, c.oid,
+      ({_CALLED.format("r.ev_action")})[1]::oid
   FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   WHERE c.relkind = 'v' AND r.ev_type = '1' AND n.nspname NOT IN {_PG_OWN}
-  UNION ALL SELECT 'policy ' || p.polname, 'pg_class'::regclass, p.polrelid, ({_CALLED.format("p.polqual")})[1]::oid
+  UNION ALL SELECT 'policy ' || p.polname, 'pg_class'::regclass, p.polrelid,
+      ({_CALLED.format("p.polqual")})[1]::oid
   FROM pg_catalog.pg_policy p
-  UNION ALL SELECT 'domain constraint ' || o.conname, 'pg_type'::regclass, o.contypid, ({_CALLED.format("o.conbin")})[1]::oid
+  UNION ALL SELECT 'domain constraint ' || o.conname, 'pg_type'::regclass, o.contypid,
+      ({_CALLED.format("o.conbin")})[1]::oid
   FROM pg_catalog.pg_constraint o WHERE o.contypid <> 0
   UNION ALL SELECT 'operator ' || o.oprname, 'pg_operator'::regclass, o.oid, o.oprcode::oid
-  FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace WHERE n.nspname NOT IN {_PG_OWN}
+  FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+      WHERE n.nspname NOT IN {_PG_OWN}
   UNION ALL SELECT 'cast to ' || c.casttarget::regtype::text, 'pg_cast'::regclass, c.oid, c.castfunc
   FROM pg_catalog.pg_cast c WHERE c.castfunc <> 0 AND c.oid >= 16384
   UNION ALL SELECT 'operator class', 'pg_opfamily'::regclass, a.amprocfamily, a.amproc::oid
   FROM pg_catalog.pg_amproc a WHERE a.oid >= 16384
   UNION ALL SELECT 'function ' || p.proname, 'pg_proc'::regclass, p.oid, p.oid
   FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-  WHERE n.nspname NOT IN {_PG_OWN} AND p.prorettype NOT IN ('trigger'::regtype, 'event_trigger'::regtype)
+  WHERE n.nspname NOT IN {_PG_OWN}
+      AND p.prorettype NOT IN ('trigger'::regtype, 'event_trigger'::regtype)
   AND upper(p.proname) IN ({", ".join(f"'{name}'" for name in sorted(PURE))})
 )
 SELECT DISTINCT c.origin, n.nspname, p.proname, p.provolatile, l.lanname, p.prokind
-FROM called c JOIN pg_catalog.pg_proc p ON p.oid = c.fn JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+FROM called c JOIN pg_catalog.pg_proc p ON p.oid = c.fn
+    JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 JOIN pg_catalog.pg_language l ON l.oid = p.prolang
 WHERE NOT (n.nspname = 'pg_catalog' AND p.provolatile <> 'v')
-AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.deptype = 'e' AND d.classid = c.class AND d.objid = c.object)
+AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.deptype = 'e' AND d.classid = c.class
+    AND d.objid = c.object)
 UNION ALL SELECT 'foreign table ' || c.relname, n.nspname, '', 'v', '', 'f'
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'f'
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind = 'f'
 """
 
 _PG_READ_ONLY = """
@@ -77,12 +87,18 @@ PG_LARGEST = 0x3FFFFFFF
 
 
 def _pg_hidden(rows: Rows) -> str:
-    for origin, schema, name, volatile, language, prokind in (tuple(_text(value) for value in row) for row in rows):
+    for origin, schema, name, volatile, language, prokind in (
+        tuple(_text(value) for value in row) for row in rows
+    ):
         if schema == "pg_catalog" and (volatile != "v" or name.upper() in PURE):
             continue
         if language in ("c", "internal") and volatile != "v" and prokind != "a":
             continue
-        return f"{origin} may write" if not name else f"{origin} calls the function {name}, which may write"
+        return (
+            f"{origin} may write"
+            if not name
+            else f"{origin} calls the function {name}, which may write"
+        )
     return ""
 
 
@@ -93,12 +109,13 @@ def _pg_read_only(rows: Rows) -> bool:
     return _text(setting) == "on" and _text(source) in _BY_THE_SERVER
 
 
-# ---------------------------------------------------------------------------------------------- MySQL and MariaDB
+# -- MySQL and MariaDB -----------------------------------------------------------------------------
 
 _MY_OWN = "('mysql', 'sys', 'information_schema', 'performance_schema')"
 
 _MY_HIDDEN = f"""
-SELECT TABLE_SCHEMA, TABLE_NAME, VIEW_DEFINITION FROM information_schema.VIEWS WHERE TABLE_SCHEMA NOT IN {_MY_OWN}
+SELECT TABLE_SCHEMA, TABLE_NAME, VIEW_DEFINITION FROM information_schema.VIEWS
+    WHERE TABLE_SCHEMA NOT IN {_MY_OWN}
 """
 
 _MY_VIEWS = f"""
@@ -114,15 +131,21 @@ SHOW GLOBAL VARIABLES WHERE Variable_name IN
 
 _MY_PACKET = "SELECT @@GLOBAL.max_allowed_packet"
 
-#: What a view reads, in the text that the server keeps of it: `schema`.`table`, or a query in parentheses.
-_READS = re.compile(r"\b(?:from|join)\s*\(*\s*(?:`((?:[^`]|``)+)`\.`((?:[^`]|``)+)`(?!\.)|(?=select\b|\(?values\b))", re.IGNORECASE)
+#: What a view reads, in the text that the server keeps of it: `schema`.`table`, or a query in
+#: parentheses.
+_READS = re.compile(
+    r"\b(?:from|join)\s*\(*\s*(?:`((?:[^`]|``)+)`\.`((?:[^`]|``)+)`(?!\.)|(?=select\b|\(?values\b))",
+    re.IGNORECASE,
+)
 _READING_WORDS = re.compile(r"\b(?:from|join)\b", re.IGNORECASE)
 _EXTRACT = re.compile(r"\bextract\(\w+ from\b", re.IGNORECASE)
 _QUOTED_OR_STRING = re.compile(r"`(?:[^`]|``)*`|'(?:[^'\\]|\\.|'')*'", re.DOTALL)
 
 
 def _my_views(rows: Rows, *, with_tables: bool) -> str | None:
-    """Why one of the views in *rows* may write; "": none does; None: their tables have to be looked at."""
+    """Why one of the views in *rows* may write; "": none does; None: their tables have to be looked
+    at.
+    """
     known = {(_text(schema).lower(), _text(name).lower()) for schema, name, _ in rows}
     reads: set[tuple[str, str]] = set()
     for schema, name, definition in rows:
@@ -130,7 +153,10 @@ def _my_views(rows: Rows, *, with_tables: bool) -> str | None:
             continue
         text = _text(definition)
         if not text.strip() or kind(text) is not Kind.READ:
-            return f"view {_text(schema)}.{_text(name)} calls a function that may write, or its text is hidden"
+            return (
+                f"view {_text(schema)}.{_text(name)} calls a function that may write, or its text"
+                " is hidden"
+            )
         found = _relations(text)
         if found is None:
             return f"view {_text(schema)}.{_text(name)} cannot be understood"
@@ -142,19 +168,27 @@ def _my_views(rows: Rows, *, with_tables: bool) -> str | None:
 
 def _relations(text: str) -> list[tuple[str, str]] | None:
     """The tables and views that a view's *text* reads; None where that cannot be told."""
-    bare = _EXTRACT.sub("extract(", _QUOTED_OR_STRING.sub(lambda found: found.group() if found.group()[0] == "`" else "''", text))
+    bare = _EXTRACT.sub(
+        "extract(",
+        _QUOTED_OR_STRING.sub(
+            lambda found: found.group() if found.group()[0] == "`" else "''", text
+        ),
+    )
     matches = list(_READS.finditer(bare))
     if len(matches) != len(_READING_WORDS.findall(_QUOTED_OR_STRING.sub("``", bare))):
         return None
     names = [(match.group(1), match.group(2)) for match in matches if match.group(1) is not None]
-    return [(schema.replace("``", "`").lower(), name.replace("``", "`").lower()) for schema, name in names]
+    return [
+        (schema.replace("``", "`").lower(), name.replace("``", "`").lower())
+        for schema, name in names
+    ]
 
 
 def _is_on(rows: Rows) -> bool:
     return any(_text(value).upper() not in ("OFF", "0", "") for _, value in rows)
 
 
-# ---------------------------------------------------------------------------------------------- for runners
+# -- for runners -----------------------------------------------------------------------------------
 
 _TEXTS = {
     ("postgresql", Question.HIDDEN_WRITES): _PG_HIDDEN,
@@ -172,7 +206,8 @@ def text_of(question: Question, backend: str) -> str | None:
 
 
 def answer(question: Question, backend: str, rows: Iterable[Sequence[Any]]) -> Any:
-    """What *rows*, the result of :func:`text_of`, say (see :class:`Question`). A Question instead: ask that one.
+    """What *rows*, the result of :func:`text_of`, say (see :class:`Question`). A Question instead:
+    ask that one.
 
     Raises ValueError for rows that cannot be read.
     """
@@ -196,4 +231,10 @@ def _family(backend: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else "" if value is None else str(value)
+    return (
+        value.decode("utf-8", "replace")
+        if isinstance(value, (bytes, bytearray))
+        else ""
+        if value is None
+        else str(value)
+    )

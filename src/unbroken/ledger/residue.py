@@ -1,9 +1,11 @@
-"""What a statement may leave on its session for the next user: a setting, a lock, a temporary table.
+"""What a statement may leave on its session for the next user: a setting, a lock, a temporary
+table.
 
 Judged from the text alone, in every reading that a server of that kind could make of it
-(:mod:`unbroken.ledger.tokens`); what is found in any of them counts. The careful answer is "something": it costs one
-round trip, a reset. So a statement is listed here when it is known to leave nothing, and is judged by what it may
-leave otherwise. A trigger, a view or an operator may call a function that leaves something: no text can tell.
+(:mod:`unbroken.ledger.tokens`); what is found in any of them counts. The careful answer is
+"something": it costs one round trip, a reset. So a statement is listed here when it is known to
+leave nothing, and is judged by what it may leave otherwise. A trigger, a view or an operator may
+call a function that leaves something: no text can tell.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class Left(StrEnum):
     PREPARED = "a prepared statement"
     CURSOR = "a cursor"
     DATABASE = "another default database"
-    FUNCTION = "what a function did"  #: of a function that is not known, or of a call that was not read
+    FUNCTION = (  #: of a function that is not known, or of a call that was not read
+        "what a function did"
+    )
     UNSEEN = "what was sent past us"
     UNKNOWN = "something"
     ENDLESS = "something that no reset undoes"
@@ -40,17 +44,19 @@ class Left(StrEnum):
 
 NOTHING: frozenset[Left] = frozenset()
 
-#: May be nothing at all: the holder does not count on it. The next user must not find it all the same.
+#: May be nothing at all: the holder does not count on it. The next user must not find it all the
+#: same.
 DOUBTFUL = frozenset({Left.FUNCTION, Left.UNSEEN})
 #: What a reset must take for anything.
 VAGUE = frozenset({Left.UNKNOWN, Left.UNSEEN})
 
 
 def left_by(sql: str | bytes, backend: str) -> frozenset[Left]:
-    """What *sql* may leave on a session of *backend* ("mysql", "mariadb" or "postgresql"); empty: nothing.
+    """What *sql* may leave on a session of *backend* ("mysql", "mariadb" or "postgresql"); empty:
+    nothing.
 
-    Placeholders of any style may be in it. 0.3 µs for a text seen before, some 50 µs for a new one of 100
-    characters. Never raises.
+    Placeholders of any style may be in it. 0.3 µs for a text seen before, some 50 µs for a new one
+    of 100 characters. Never raises.
     """
     if type(sql) is str and len(sql) <= LONGEST_READ:
         return _cached(sql, backend)
@@ -96,10 +102,15 @@ _SELECT = "SELECT WITH VALUES TABLE INSERT UPDATE DELETE "
 _ENDS = "BEGIN START COMMIT ROLLBACK SAVEPOINT RELEASE "
 _TABLES = "CREATE ALTER DROP TRUNCATE ANALYZE GRANT REVOKE "
 _PG_FIRST = words(
-    _SELECT + _ENDS + _TABLES + "MERGE COPY END ABORT SHOW EXPLAIN FETCH MOVE CLOSE DECLARE NOTIFY LOCK SET "
+    _SELECT
+    + _ENDS
+    + _TABLES
+    + "MERGE COPY END ABORT SHOW EXPLAIN FETCH MOVE CLOSE DECLARE NOTIFY LOCK SET "
     "VACUUM REINDEX CHECKPOINT COMMENT REFRESH DEALLOCATE"
 )
-_MY_FIRST = words(_SELECT + _ENDS + _TABLES + "REPLACE DO SHOW EXPLAIN DESCRIBE DESC SET UNLOCK RENAME OPTIMIZE")
+_MY_FIRST = words(
+    _SELECT + _ENDS + _TABLES + "REPLACE DO SHOW EXPLAIN DESCRIBE DESC SET UNLOCK RENAME OPTIMIZE"
+)
 #: Statements that are always taken for what they are named after.
 _PG_ALWAYS = {
     "LISTEN": Left.LISTENER, "RESET": Left.SETTING, "DISCARD": Left.SETTING, "LOAD": Left.ENDLESS,
@@ -116,57 +127,74 @@ _SERVERS = frozenset({"GLOBAL", "PERSIST", "PERSIST_ONLY"})
 _EXECUTED = frozenset({"CREATE", "EXECUTE", "DECLARE", "CALL"})
 #: What CREATE, ALTER and DROP change without any effect on the session.
 _OBJECTS = words("TABLE INDEX VIEW SEQUENCE TYPE DOMAIN")
-_BEFORE_OBJECTS = words("UNIQUE OR REPLACE MATERIALIZED UNLOGGED FOREIGN FULLTEXT SPATIAL RECURSIVE TEMPORARY")
+_BEFORE_OBJECTS = words(
+    "UNIQUE OR REPLACE MATERIALIZED UNLOGGED FOREIGN FULLTEXT SPATIAL RECURSIVE TEMPORARY"
+)
 _OPTIONS = words(
-    "WORK TRANSACTION ISOLATION LEVEL READ ONLY WRITE COMMITTED UNCOMMITTED REPEATABLE SERIALIZABLE WITH CONSISTENT "
-    "SNAPSHOT NOT DEFERRABLE ,"
+    "WORK TRANSACTION ISOLATION LEVEL READ ONLY WRITE COMMITTED UNCOMMITTED REPEATABLE SERIALIZABLE"
+    " WITH CONSISTENT SNAPSHOT NOT DEFERRABLE ,"
 )
 
 # Functions that leave something.
+_LOCKING = words(
+    "PG_ADVISORY_LOCK PG_ADVISORY_LOCK_SHARED PG_TRY_ADVISORY_LOCK PG_TRY_ADVISORY_LOCK_SHARED"
+    " GET_LOCK"
+)
+_LASTING = words(
+    "SETSEED DBLINK_CONNECT DBLINK_CONNECT_U DBLINK_OPEN PG_REPLICATION_ORIGIN_SESSION_SETUP"
+    " PG_CREATE_LOGICAL_REPLICATION_SLOT PG_CREATE_PHYSICAL_REPLICATION_SLOT"
+    " PG_COPY_LOGICAL_REPLICATION_SLOT PG_COPY_PHYSICAL_REPLICATION_SLOT SERVICE_GET_READ_LOCKS"
+    " SERVICE_GET_WRITE_LOCKS VERSION_TOKENS_LOCK_SHARED VERSION_TOKENS_LOCK_EXCLUSIVE"
+)
 _CALLS = {
     **dict.fromkeys(words("SET_CONFIG SET_LIMIT"), Left.SETTING),
-    **dict.fromkeys(words(
-        "PG_ADVISORY_LOCK PG_ADVISORY_LOCK_SHARED PG_TRY_ADVISORY_LOCK PG_TRY_ADVISORY_LOCK_SHARED GET_LOCK"
-    ), Left.LOCK),
-    **dict.fromkeys(words(
-        "SETSEED DBLINK_CONNECT DBLINK_CONNECT_U DBLINK_OPEN PG_REPLICATION_ORIGIN_SESSION_SETUP "
-        "PG_CREATE_LOGICAL_REPLICATION_SLOT PG_CREATE_PHYSICAL_REPLICATION_SLOT PG_COPY_LOGICAL_REPLICATION_SLOT "
-        "PG_COPY_PHYSICAL_REPLICATION_SLOT SERVICE_GET_READ_LOCKS SERVICE_GET_WRITE_LOCKS "
-        "VERSION_TOKENS_LOCK_SHARED VERSION_TOKENS_LOCK_EXCLUSIVE"
-    ), Left.ENDLESS),
-}  # fmt: skip
-#: Functions that are not free of effects, but leave nothing on the session that another user could notice.
+    **dict.fromkeys(_LOCKING, Left.LOCK),
+    **dict.fromkeys(_LASTING, Left.ENDLESS),
+}
+#: Functions that are not free of effects, but leave nothing on the session that another user could
+#: notice.
 _LEAVE_NOTHING = words(
-    "NEXTVAL SETVAL CURRVAL LASTVAL PG_ADVISORY_XACT_LOCK PG_ADVISORY_XACT_LOCK_SHARED PG_TRY_ADVISORY_XACT_LOCK "
-    "PG_TRY_ADVISORY_XACT_LOCK_SHARED PG_ADVISORY_UNLOCK PG_ADVISORY_UNLOCK_SHARED PG_ADVISORY_UNLOCK_ALL PG_NOTIFY "
-    "PG_LISTENING_CHANNELS TXID_CURRENT PG_CURRENT_XACT_ID SET_BIT GET_BIT PG_CANCEL_BACKEND PG_TERMINATE_BACKEND "
-    "PG_CURRENT_XACT_ID_IF_ASSIGNED PG_EXPORT_SNAPSHOT SHA224 SHA384 UNACCENT SIMILARITY WORD_SIMILARITY "
-    "STRICT_WORD_SIMILARITY RELEASE_LOCK RELEASE_ALL_LOCKS IS_FREE_LOCK IS_USED_LOCK BENCHMARK"
+    "NEXTVAL SETVAL CURRVAL LASTVAL PG_ADVISORY_XACT_LOCK PG_ADVISORY_XACT_LOCK_SHARED"
+    " PG_TRY_ADVISORY_XACT_LOCK PG_TRY_ADVISORY_XACT_LOCK_SHARED PG_ADVISORY_UNLOCK"
+    " PG_ADVISORY_UNLOCK_SHARED PG_ADVISORY_UNLOCK_ALL PG_NOTIFY PG_LISTENING_CHANNELS TXID_CURRENT"
+    " PG_CURRENT_XACT_ID SET_BIT GET_BIT PG_CANCEL_BACKEND PG_TERMINATE_BACKEND"
+    " PG_CURRENT_XACT_ID_IF_ASSIGNED PG_EXPORT_SNAPSHOT SHA224 SHA384 UNACCENT SIMILARITY"
+    " WORD_SIMILARITY STRICT_WORD_SIMILARITY RELEASE_LOCK RELEASE_ALL_LOCKS IS_FREE_LOCK"
+    " IS_USED_LOCK BENCHMARK"
 )
 #: Words that no function can be named after, so that a parenthesis behind them only groups.
 _GROUPS = RESERVED | words(
-    "ANY SOME GROUP LATERAL RETURNING INTO WITH TO TABLE WHEN UNIQUE ONLY ARRAY ROW GROUPING CHECK PRIMARY FOREIGN CONSTRAINT IS ORDER"
+    "ANY SOME GROUP LATERAL RETURNING INTO WITH TO TABLE WHEN UNIQUE ONLY ARRAY ROW GROUPING CHECK"
+    " PRIMARY FOREIGN CONSTRAINT IS ORDER"
 )
 #: As above, but only behind these words.
 _AFTER = {
     **dict.fromkeys(("OVER", "FILTER"), frozenset({")"})), "BY": words("ORDER GROUP PARTITION"),
     "CONFLICT": words("ON"), "SETS": words("GROUPING"), "MATERIALIZED": words("AS NOT"),
-    "JOIN": words("INNER LEFT RIGHT OUTER CROSS FULL"), "INSERT": words("THEN"), "UPDATE": words("FOR KEY"),
-    "OF": words("UPDATE SHARE"), "ROLLUP": words("BY ,"), "CUBE": words("BY ,"),
-    "INDEX": words("USE FORCE IGNORE"), "KEY": words("USE FORCE IGNORE PRIMARY FOREIGN UNIQUE"), "VALUE": words("INTO )"),
+    "JOIN": words("INNER LEFT RIGHT OUTER CROSS FULL"), "INSERT": words("THEN"),
+    "UPDATE": words("FOR KEY"), "OF": words("UPDATE SHARE"), "ROLLUP": words("BY ,"),
+    "CUBE": words("BY ,"), "INDEX": words("USE FORCE IGNORE"),
+    "KEY": words("USE FORCE IGNORE PRIMARY FOREIGN UNIQUE"), "VALUE": words("INTO )"),
     "GROUP": words("WITHIN"),
 }  # fmt: skip
 _OPENS = words("EXPLAIN COPY VACUUM ANALYZE REINDEX")  # at the beginning
 _NAMES_A_TABLE = words("AS INTO COPY RECURSIVE UPDATE TABLE EXISTS REFERENCES VIEW IGNORE WITH")
 
 _PG_QUOTED = re.compile(r"pg_temp|\b[uU]&\"", re.IGNORECASE)
-_ENDLESS_WORD = re.compile(r"setseed|dblink_|replication_|service_get|version_tokens|\bload\b|\bbackup\b|\bflush\b", re.IGNORECASE)
-_PLAIN = re.compile(r"[\s(]*+(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|MERGE|WITH|VALUES)\b", re.IGNORECASE | re.ASCII)
+_ENDLESS_WORD = re.compile(
+    r"setseed|dblink_|replication_|service_get|version_tokens|\bload\b|\bbackup\b|\bflush\b",
+    re.IGNORECASE,
+)
+_PLAIN = re.compile(
+    r"[\s(]*+(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|MERGE|WITH|VALUES)\b", re.IGNORECASE | re.ASCII
+)
 
 
 def _unread(text: str) -> frozenset[Left]:
     """What a text may leave that is too long to be read."""
-    return _with_endless({Left.FUNCTION if _PLAIN.match(text) and ";" not in text else Left.UNKNOWN}, text)
+    return _with_endless(
+        {Left.FUNCTION if _PLAIN.match(text) and ";" not in text else Left.UNKNOWN}, text
+    )
 
 
 def _with_endless(found: set[Left], text: str) -> frozenset[Left]:
@@ -194,7 +222,10 @@ _cached = lru_cache(maxsize=2000)(_judged)
 
 
 def _statements(tokens: list[str]) -> list[list[str]]:
-    """What stands between semicolons. A part of a compound statement is judged as if it were executed at once."""
+    """What stands between semicolons.
+
+    A part of a compound statement is judged as if it were executed at once.
+    """
     parts: list[list[str]] = [[]]
     for token in tokens:
         if token == ";":
@@ -216,13 +247,15 @@ class _Statement:
         found.add(self._postgresql() if self.is_postgresql else self._mysql())
         return {each for each in found if each is not None}
 
-    # -- PostgreSQL ----------------------------------------------------------------------------------------------
+    # -- PostgreSQL --------------------------------------------------------------------------------
 
     def _postgresql(self) -> Left | None:
         first, tokens = self.first, self.tokens
         if _PG_QUOTED.search(self.text) or self._makes_temporary():
             return Left.TEMPORARY
-        if {"UPDATE", "MERGE"} & {t.rstrip("(") for t in tokens} and "pg_settings" in self.text.lower():
+        if {"UPDATE", "MERGE"} & {
+            t.rstrip("(") for t in tokens
+        } and "pg_settings" in self.text.lower():
             return Left.SETTING
         if first in _PG_ALWAYS:
             return _PG_ALWAYS[first]
@@ -248,7 +281,7 @@ class _Statement:
                 return True
         return False
 
-    # -- MySQL, MariaDB ------------------------------------------------------------------------------------------
+    # -- MySQL, MariaDB ----------------------------------------------------------------------------
 
     def _mysql(self) -> Left | None:
         first, tokens = self.first, self.tokens
@@ -278,9 +311,13 @@ class _Statement:
         given = self.tokens[1:]
         if given[:1] in (["STATEMENT"], ["RESOURCE"]):
             return Left.ENDLESS if given[0] == "RESOURCE" else Left.UNKNOWN
-        return Left.VARIABLE if given[:1] == ["@"] and given[1:2] != ["@"] and "," not in given else Left.SETTING
+        return (
+            Left.VARIABLE
+            if given[:1] == ["@"] and given[1:2] != ["@"] and "," not in given
+            else Left.SETTING
+        )
 
-    # -- both ----------------------------------------------------------------------------------------------------
+    # -- both --------------------------------------------------------------------------------------
 
     def _usual(self) -> Left | None:
         """A statement whose first word is no reason to think that it leaves anything."""
@@ -292,13 +329,17 @@ class _Statement:
             kinds = [t.rstrip("(") for t in tokens[1:]]
             while kinds and kinds[0] in _BEFORE_OBJECTS:
                 kinds.pop(0)
-            return None if kinds and kinds[0] in _OBJECTS and "EXECUTE" not in tokens else Left.UNKNOWN
+            return (
+                None if kinds and kinds[0] in _OBJECTS and "EXECUTE" not in tokens else Left.UNKNOWN
+            )
         if first in ("EXPLAIN", "DESCRIBE", "DESC", "ANALYZE") and not _EXECUTED.isdisjoint(tokens):
             return Left.UNKNOWN
         return None
 
     def _by_call(self, at: int) -> Left | None:
-        """What the parenthesis that opens at *at* does: it only groups, or calls a function that leaves this."""
+        """What the parenthesis that opens at *at* does: it only groups, or calls a function that
+        leaves this.
+        """
         tokens = self.tokens
         if tokens[at] == "(":
             if at == 0 or not _could_be_called(tokens[at - 1]):

@@ -1,7 +1,7 @@
 """How far a SET statement reaches: this session, the open transaction, or beyond.
 
-The table of harmless settings is what drivers, frameworks and pools send by themselves; a setting that is not in it
-counts as a change, which costs a replay only where it was sent in autocommit.
+The table of harmless settings is what drivers, frameworks and pools send by themselves; a setting
+that is not in it counts as a change, which costs a replay only where it was sent in autocommit.
 """
 
 from __future__ import annotations
@@ -18,23 +18,27 @@ class Reach(Enum):
     OWN = "own"  #: known settings of this session, to plain values
     SESSION = "session"  #: something of this session, or something that a ROLLBACK undoes
     COMMITS = "commits"  #: autocommit: MySQL commits what is open, whatever the new value
-    BEYOND = "beyond"  #: the server, an account, another statement: it stays after a ROLLBACK, or cannot be said
+    #: the server, an account, another statement: it stays after a ROLLBACK, or cannot be said
+    BEYOND = "beyond"
 
 
 _BEYOND_FIRST = frozenset({"PASSWORD", "DEFAULT", "STATEMENT", "RESOURCE"})
 _BEYOND = frozenset({"GLOBAL", "PERSIST", "PERSIST_ONLY"})
 _SCOPE = frozenset({"SESSION", "LOCAL", "@", "."})
 _TRANSACTION = words(
-    "TRANSACTION CHARACTERISTICS AS ISOLATION LEVEL READ ONLY WRITE COMMITTED UNCOMMITTED REPEATABLE SERIALIZABLE NOT DEFERRABLE ,"
+    "TRANSACTION CHARACTERISTICS AS ISOLATION LEVEL READ ONLY WRITE COMMITTED UNCOMMITTED"
+    " REPEATABLE SERIALIZABLE NOT DEFERRABLE ,"
 )
 _HARMLESS = words(
-    "APPLICATION_NAME BYTEA_OUTPUT CHARACTER_SET_CLIENT CHARACTER_SET_CONNECTION CHARACTER_SET_RESULTS CLIENT_ENCODING "
-    "CLIENT_MIN_MESSAGES COLLATION_CONNECTION DATESTYLE DEFAULT_TRANSACTION_ISOLATION DEFAULT_TRANSACTION_READ_ONLY "
-    "EXTRA_FLOAT_DIGITS FOREIGN_KEY_CHECKS GROUP_CONCAT_MAX_LEN IDLE_IN_TRANSACTION_SESSION_TIMEOUT IDLE_SESSION_TIMEOUT "
-    "INNODB_LOCK_WAIT_TIMEOUT INTERACTIVE_TIMEOUT INTERVALSTYLE JIT LOCK_TIMEOUT LOCK_WAIT_TIMEOUT MAX_EXECUTION_TIME "
-    "MAX_STATEMENT_TIME NET_READ_TIMEOUT NET_WRITE_TIMEOUT SEARCH_PATH SQL_AUTO_IS_NULL SQL_MODE SQL_SAFE_UPDATES "
-    "STATEMENT_TIMEOUT TIME_ZONE TIMEZONE TRANSACTION_ISOLATION TRANSACTION_READ_ONLY TX_ISOLATION TX_READ_ONLY UNIQUE_CHECKS "
-    "WAIT_TIMEOUT WORK_MEM"
+    "APPLICATION_NAME BYTEA_OUTPUT CHARACTER_SET_CLIENT CHARACTER_SET_CONNECTION"
+    " CHARACTER_SET_RESULTS CLIENT_ENCODING CLIENT_MIN_MESSAGES COLLATION_CONNECTION DATESTYLE"
+    " DEFAULT_TRANSACTION_ISOLATION DEFAULT_TRANSACTION_READ_ONLY EXTRA_FLOAT_DIGITS"
+    " FOREIGN_KEY_CHECKS GROUP_CONCAT_MAX_LEN IDLE_IN_TRANSACTION_SESSION_TIMEOUT"
+    " IDLE_SESSION_TIMEOUT INNODB_LOCK_WAIT_TIMEOUT INTERACTIVE_TIMEOUT INTERVALSTYLE JIT"
+    " LOCK_TIMEOUT LOCK_WAIT_TIMEOUT MAX_EXECUTION_TIME MAX_STATEMENT_TIME NET_READ_TIMEOUT"
+    " NET_WRITE_TIMEOUT SEARCH_PATH SQL_AUTO_IS_NULL SQL_MODE SQL_SAFE_UPDATES STATEMENT_TIMEOUT"
+    " TIME_ZONE TIMEZONE TRANSACTION_ISOLATION TRANSACTION_READ_ONLY TX_ISOLATION TX_READ_ONLY"
+    " UNIQUE_CHECKS WAIT_TIMEOUT WORK_MEM"
 )
 
 
@@ -47,7 +51,9 @@ def reach(tokens: list[str]) -> Reach:
         return Reach.BEYOND  # SET `autocommit` = 1: a quoted name may be any name
     if any(t.rstrip("(") == "AUTOCOMMIT" for t in given):
         rest = [t for t in given if t not in _SCOPE and t != ":"]
-        is_plain = len(rest) == 3 and rest[:2] == ["AUTOCOMMIT", "="] and not rest[2].endswith(("(", ")"))
+        is_plain = (
+            len(rest) == 3 and rest[:2] == ["AUTOCOMMIT", "="] and not rest[2].endswith(("(", ")"))
+        )
         return Reach.COMMITS if is_plain else Reach.BEYOND
     return Reach.OWN if _is_own(given) else Reach.SESSION
 
@@ -78,7 +84,9 @@ def _is_known(part: list[str]) -> bool:
     """Whether this is ``[scope] harmless_name = plain values``."""
     while part and part[0] in _SCOPE:
         part = part[1:]
-    values = part[3:] if part[1:3] == [":", "="] else part[2:] if part[1:2] in (["="], ["TO"]) else []
+    values = (
+        part[3:] if part[1:3] == [":", "="] else part[2:] if part[1:2] in (["="], ["TO"]) else []
+    )
     return bool(values) and part[0] in _HARMLESS and all(_is_plain(t) for t in values)
 
 

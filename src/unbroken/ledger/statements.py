@@ -1,14 +1,16 @@
 """What one statement can do to a transaction, judged from its text alone.
 
-A unit of work is run again only when it is provable that nothing of it was committed, and this is where the proof
-begins: an error on the careful side costs a replay, an error on the other side applies something twice. So the text is
-read in every dialect it could be written in (:mod:`unbroken.ledger.tokens`), the most careful verdict of all counts, and
-what is not known is :attr:`Kind.ENDS`.
+A unit of work is run again only when it is provable that nothing of it was committed, and this is
+where the proof begins: an error on the careful side costs a replay, an error on the other side
+applies something twice. So the text is read in every dialect it could be written in
+(:mod:`unbroken.ledger.tokens`), the most careful verdict of all counts, and what is not known is
+:attr:`Kind.ENDS`.
 
-Sources: MySQL and MariaDB manuals, "Statements That Cause an Implicit Commit"; PostgreSQL, "SQL Commands". Beyond a
-text's reach: tables without transactions (MyISAM, Aria, MEMORY), whose rows stay after a ROLLBACK, and a function with
-effects outside its transaction. A SELECT from a view may call a function that writes: :func:`may_hide_a_write` says
-where a text cannot rule that out, and the server is asked.
+Sources: MySQL and MariaDB manuals, "Statements That Cause an Implicit Commit"; PostgreSQL, "SQL
+Commands". Beyond a text's reach: tables without transactions (MyISAM, Aria, MEMORY), whose rows
+stay after a ROLLBACK, and a function with effects outside its transaction. A SELECT from a view may
+call a function that writes: :func:`may_hide_a_write` says where a text cannot rule that out, and
+the server is asked.
 """
 
 from __future__ import annotations
@@ -35,20 +37,24 @@ class Kind(StrEnum):
     ENDS = "ends"  #: may commit by itself, may be several statements, or is not known
 
 
-#: Texts longer than this are only looked at as far as it takes no reading of all of it, and are never cached.
+#: Texts longer than this are only looked at as far as it takes no reading of all of it, and are
+#: never cached.
 LONGEST_CACHED = 2_000
 LONGEST_READ = 64_000
 
 _BLANK = " \t\n\r\f\v"
-_PLAIN_DML = re.compile(rf"[{_BLANK}]*+(?:INSERT|UPDATE|DELETE|REPLACE|MERGE)[{_BLANK}]", re.IGNORECASE | re.ASCII)
+_PLAIN_DML = re.compile(
+    rf"[{_BLANK}]*+(?:INSERT|UPDATE|DELETE|REPLACE|MERGE)[{_BLANK}]", re.IGNORECASE | re.ASCII
+)
 _HIGH_THEN_BACKSLASH = re.compile(r"[\x80-\xff][\\`]")
 
 
 def kind(sql: str | bytes | None) -> Kind:
     """What *sql* can do to a transaction; never raises.
 
-    None (a text that is not known), and whatever is neither text nor bytes, is :attr:`Kind.ENDS`. Placeholders of any
-    style may still be in it. 0.1 µs for a text seen before, some 20 µs for a new one of 100 characters.
+    None (a text that is not known), and whatever is neither text nor bytes, is :attr:`Kind.ENDS`.
+    Placeholders of any style may still be in it. 0.1 µs for a text seen before, some 20 µs for a
+    new one of 100 characters.
     """
     if isinstance(sql, (bytes, bytearray)):
         text = _decoded(bytes(sql))
@@ -62,7 +68,10 @@ def kind(sql: str | bytes | None) -> Kind:
 
 
 def verb(sql: str | bytes | None) -> str:
-    """The statement's first word for people (``INSERT``); "statement" where it is not a usual one. Never any data."""
+    """The statement's first word for people (``INSERT``); "statement" where it is not a usual one.
+
+    Never any data.
+    """
     head = sql[:200] if isinstance(sql, (str, bytes, bytearray)) else ""
     text = head if isinstance(head, str) else bytes(head).decode("latin-1")
     found = _FIRST_WORD.match(text)
@@ -71,17 +80,23 @@ def verb(sql: str | bytes | None) -> str:
 
 
 def shape(sql: str | bytes) -> str:
-    """*sql* without its literals, as far as 2,000 characters: the same for the same statement with other values."""
-    text = sql[:LONGEST_CACHED] if isinstance(sql, str) else bytes(sql[:LONGEST_CACHED]).decode("utf-8", "replace")
+    """*sql* without its literals, as far as 2,000 characters: the same for the same statement with
+    other values.
+    """
+    text = (
+        sql[:LONGEST_CACHED]
+        if isinstance(sql, str)
+        else bytes(sql[:LONGEST_CACHED]).decode("utf-8", "replace")
+    )
     return " ".join(_LITERAL.sub("?", text).split())
 
 
 _LITERAL = re.compile(r"'(?:[^'\\]|\\.|'')*+(?:'|\Z)|\b[0-9][0-9.eE+-]*", re.DOTALL)
 _FIRST_WORD = re.compile(rf"(?:[{_BLANK}(]|/\*.*?\*/|--[^\n]*+\n)*+([A-Za-z]+)", re.DOTALL)
 _USUAL = words(
-    "ABORT ALTER ANALYZE BEGIN CALL COMMIT COPY CREATE DELETE DO DROP END EXECUTE EXPLAIN GRANT INSERT LISTEN LOAD LOCK MERGE NOTIFY "
-    "OPTIMIZE PREPARE REFRESH RELEASE RENAME REPLACE REVOKE ROLLBACK SAVEPOINT SELECT SET SHOW START TRUNCATE UNLOCK UPDATE "
-    "VACUUM VALUES WITH XA"
+    "ABORT ALTER ANALYZE BEGIN CALL COMMIT COPY CREATE DELETE DO DROP END EXECUTE EXPLAIN GRANT"
+    " INSERT LISTEN LOAD LOCK MERGE NOTIFY OPTIMIZE PREPARE REFRESH RELEASE RENAME REPLACE REVOKE"
+    " ROLLBACK SAVEPOINT SELECT SET SHOW START TRUNCATE UNLOCK UPDATE VACUUM VALUES WITH XA"
 )
 
 
@@ -90,13 +105,15 @@ def _decoded(sql: bytes) -> str | None:
         return sql.decode()
     except UnicodeDecodeError:
         text = sql.decode("latin-1")
-    # In GBK, Big5 and Shift-JIS the second byte of a character may look like a backslash or a backtick.
+    # In GBK, Big5 and Shift-JIS the second byte of a character may look like a backslash or a
+    # backtick.
     return None if _HIGH_THEN_BACKSLASH.search(text) and ";" in text else text
 
 
 def _judged(text: str) -> Kind:
     if _PLAIN_DML.match(text) and ";" not in text.rstrip(_BLANK + ";"):
-        return Kind.WRITE  # one statement in every dialect, whatever its quotes and comments mean: large inserts, too
+        # one statement in every dialect, whatever its quotes and comments mean: large inserts, too
+        return Kind.WRITE
     if len(text) > LONGEST_READ:
         return Kind.ENDS
     kinds = {_one(tokens) for tokens in readings(text) if tokens is not Refusal.REJECTED}
@@ -138,9 +155,13 @@ def _is_plain(tokens: list[str]) -> bool:
         if word == "@":
             fits = after == "@" or after.isidentifier()
         elif word.endswith("("):
-            fits = word != "(" and after == ")"  # now(): no other function can have that name and no argument
+            fits = (
+                word != "(" and after == ")"
+            )  # now(): no other function can have that name and no argument
         elif word.isidentifier():
-            fits = word not in _OPERATORS and (after != STRING or at == 0 or word == "AS")  # point '(1,2)' calls a type's function
+            fits = word not in _OPERATORS and (
+                after != STRING or at == 0 or word == "AS"
+            )  # point '(1,2)' calls a type's function
         else:
             fits = word in (STRING, NUMBER, QUOTED, ",", ".", ")", ";")
         if not fits:
@@ -150,8 +171,9 @@ def _is_plain(tokens: list[str]) -> bool:
 
 _OWN_FACTS = frozenset({"SHOW", "SET", "DEALLOCATE", "DESCRIBE", "DESC", "SAVEPOINT", "ROLLBACK"})
 _OPERATORS = words(
-    "FROM JOIN TABLE WHERE WITH VALUES ORDER GROUP HAVING LIMIT UNION INTERSECT EXCEPT LIKE ILIKE SIMILAR BETWEEN IN ANY SOME ALL "
-    "CAST ARRAY ROW INTERVAL COLLATE AND OR XOR NOT IS DIV MOD RLIKE REGEXP SOUNDS OVERLAPS MEMBER AT DISTINCT ISNULL NOTNULL"
+    "FROM JOIN TABLE WHERE WITH VALUES ORDER GROUP HAVING LIMIT UNION INTERSECT EXCEPT LIKE ILIKE"
+    " SIMILAR BETWEEN IN ANY SOME ALL CAST ARRAY ROW INTERVAL COLLATE AND OR XOR NOT IS DIV MOD"
+    " RLIKE REGEXP SOUNDS OVERLAPS MEMBER AT DISTINCT ISNULL NOTNULL"
 )
 
 
@@ -201,17 +223,24 @@ def _explain(tokens: list[str]) -> Kind:
 
 
 def _is_described(tokens: list[str]) -> bool:
-    """Whether this is all of ``DESCRIBE shop.orders 'total%'``: a table, perhaps its schema, perhaps a column."""
+    """Whether this is all of ``DESCRIBE shop.orders 'total%'``: a table, perhaps its schema,
+    perhaps a column.
+    """
     names = [t for t in tokens if t != "."]
-    if not names or names[0] in _EXECUTES or not all(t.isidentifier() or t in (QUOTED, STRING) for t in names):
+    if (
+        not names
+        or names[0] in _EXECUTES
+        or not all(t.isidentifier() or t in (QUOTED, STRING) for t in names)
+    ):
         return False
     return len(names) <= 1 + ("." in tokens) + 1 and tokens.count(".") <= 1
 
 
 _EXECUTES = frozenset({"ANALYZE", "ANALYSE", "EXECUTE", "CREATE", "CALL"})
 _EXPLAIN_OPTIONS = words(
-    "ANALYZE ANALYSE VERBOSE EXTENDED PARTITIONS FORMAT TRADITIONAL JSON TREE TEXT XML YAML COSTS SETTINGS GENERIC_PLAN BUFFERS WAL "
-    "TIMING SUMMARY MEMORY SERIALIZE NONE BINARY QUERY PLAN ON OFF TRUE FALSE ) , ="
+    "ANALYZE ANALYSE VERBOSE EXTENDED PARTITIONS FORMAT TRADITIONAL JSON TREE TEXT XML YAML COSTS"
+    " SETTINGS GENERIC_PLAN BUFFERS WAL TIMING SUMMARY MEMORY SERIALIZE NONE BINARY QUERY PLAN ON"
+    " OFF TRUE FALSE ) , ="
 ) | {"", NUMBER, STRING}
 
 
@@ -224,12 +253,12 @@ def _start(tokens: list[str]) -> Kind:
 
 
 _BEGIN_OPTIONS = words(
-    "WORK TRANSACTION ISOLATION LEVEL READ ONLY WRITE COMMITTED UNCOMMITTED REPEATABLE SERIALIZABLE WITH CONSISTENT SNAPSHOT NOT "
-    "DEFERRABLE DEFERRED IMMEDIATE EXCLUSIVE CONCURRENT ,"
+    "WORK TRANSACTION ISOLATION LEVEL READ ONLY WRITE COMMITTED UNCOMMITTED REPEATABLE SERIALIZABLE"
+    " WITH CONSISTENT SNAPSHOT NOT DEFERRABLE DEFERRED IMMEDIATE EXCLUSIVE CONCURRENT ,"
 )
 
-# What may follow COMMIT or ROLLBACK when it does nothing else: CHAIN opens the next transaction at once, RELEASE ends the
-# session, PREPARED is a transaction of its own.
+# What may follow COMMIT or ROLLBACK when it does nothing else: CHAIN opens the next transaction at
+# once, RELEASE ends the session, PREPARED is a transaction of its own.
 _REST = frozenset(
     work + chain + release
     for work in ((), ("WORK",), ("TRANSACTION",))
@@ -238,7 +267,8 @@ _REST = frozenset(
 )
 
 
-#: What else may follow COMMIT. PREPARED names a transaction of another session; CHAIN and RELEASE do more than commit.
+#: What else may follow COMMIT. PREPARED names a transaction of another session; CHAIN and RELEASE
+#: do more than commit.
 _MORE = frozenset(
     work + chain + release
     for work in ((), ("WORK",), ("TRANSACTION",))
@@ -264,7 +294,9 @@ def _rollback(tokens: list[str]) -> Kind:
         rest = rest[1:]
     if rest[:1] == ["TO"]:
         names = rest[2:] if rest[1:2] == ["SAVEPOINT"] and len(rest) > 2 else rest[1:]
-        return Kind.READ if _is_one_name(names) else Kind.ENDS  # it only undoes, and no server commits with it
+        return (
+            Kind.READ if _is_one_name(names) else Kind.ENDS
+        )  # it only undoes, and no server commits with it
     return Kind.ROLLBACK if tuple(rest) in _REST else Kind.ENDS
 
 
@@ -281,20 +313,33 @@ def _is_one_name(tokens: list[str]) -> bool:
 
 def _temporary_table(tokens: list[str]) -> Kind:
     """CREATE and DROP of a temporary table: the only ones that MySQL does not commit."""
-    return Kind.WRITE if tokens[1:2] in (["TEMPORARY"], ["TEMP"]) and tokens[2:3] == ["TABLE"] else Kind.ENDS
+    return (
+        Kind.WRITE
+        if tokens[1:2] in (["TEMPORARY"], ["TEMP"]) and tokens[2:3] == ["TABLE"]
+        else Kind.ENDS
+    )
 
 
 def _copy(tokens: list[str]) -> Kind:
     if "PROGRAM" in tokens:
         return Kind.ENDS
-    return Kind.WRITE if tokens[-1] in ("STDIN", "STDOUT") or "STDIN" in tokens or "STDOUT" in tokens else Kind.ENDS
+    return (
+        Kind.WRITE
+        if tokens[-1] in ("STDIN", "STDOUT") or "STDIN" in tokens or "STDOUT" in tokens
+        else Kind.ENDS
+    )
 
 
 def _set(tokens: list[str]) -> Kind:
     return _SET_KINDS[reach(tokens)]
 
 
-_SET_KINDS = {Reach.OWN: Kind.READ, Reach.SESSION: Kind.WRITE, Reach.COMMITS: Kind.COMMIT, Reach.BEYOND: Kind.ENDS}
+_SET_KINDS = {
+    Reach.OWN: Kind.READ,
+    Reach.SESSION: Kind.WRITE,
+    Reach.COMMITS: Kind.COMMIT,
+    Reach.BEYOND: Kind.ENDS,
+}
 
 
 def _always(result: Kind) -> Callable[[list[str]], Kind]:
@@ -304,8 +349,13 @@ def _always(result: Kind) -> Callable[[list[str]], Kind]:
 _JUDGES: dict[str, Callable[[list[str]], Kind]] = {
     **dict.fromkeys(_DML, _always(Kind.WRITE)),
     # PostgreSQL's cursors and notifications: all of them are part of the transaction.
-    **dict.fromkeys(("DECLARE", "FETCH", "MOVE", "CLOSE", "LISTEN", "UNLISTEN", "NOTIFY", "USE"), _always(Kind.WRITE)),
-    "DEALLOCATE": _always(Kind.READ),  # forgets a prepared statement of this session; psycopg sends it by itself
+    **dict.fromkeys(
+        ("DECLARE", "FETCH", "MOVE", "CLOSE", "LISTEN", "UNLISTEN", "NOTIFY", "USE"),
+        _always(Kind.WRITE),
+    ),
+    "DEALLOCATE": _always(
+        Kind.READ
+    ),  # forgets a prepared statement of this session; psycopg sends it by itself
     "SHOW": _show,
     "EXPLAIN": _explain,
     "DESCRIBE": _explain,

@@ -1,10 +1,12 @@
 """SQL text cut into tokens, once for each dialect that it could be written in.
 
-What a quote, a backslash, a ``#``, a ``$`` or a ``/*`` means differs between servers, and between settings of one
-server. Nothing here guesses: :func:`readings` gives every reading that some server could have made of a text. The
-reading of the server that did execute it is among them, so whoever takes the worst of all is never too optimistic.
+What a quote, a backslash, a ``#``, a ``$`` or a ``/*`` means differs between servers, and between
+settings of one server. Nothing here guesses: :func:`readings` gives every reading that some server
+could have made of a text. The reading of the server that did execute it is among them, so whoever
+takes the worst of all is never too optimistic.
 
-A reading is left out only when that server surely refuses the whole text before it executes any of it.
+A reading is left out only when that server surely refuses the whole text before it executes any of
+it.
 """
 
 from __future__ import annotations
@@ -28,13 +30,16 @@ _BRACKETED = r"\[[^\]]*+\]"
 _LETTER = r"A-Za-z_\x80-\U0010ffff"
 _PART = rf"{_LETTER}0-9$"
 _TAG = rf"\$(?:[{_LETTER}][{_LETTER}0-9]*+)?\$"
-# Atomic: "1INTO t" is 1 INTO t before PostgreSQL 15, an error after it and a name in MySQL: it must not be cut anywhere.
+# Atomic: "1INTO t" is 1 INTO t before PostgreSQL 15, an error after it and a name in MySQL: it must
+# not be cut anywhere.
 _ENDS = rf"(?![{_PART}'\"])"
 _NUMBER = rf"(?>0[xX][0-9A-Fa-f]+|[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?){_ENDS}|\$[0-9]++{_ENDS}"
 
 _COMMENT = r"--[^\n]*+"
 _PG_COMMENT = r"--[^\n\r]*+"
-_MY_COMMENT = r"\#[^\n]*+|--(?=[\x00-\x20\x7f]|\Z)[^\n]*+"  # "--" is two minus signs unless something blank follows
+_MY_COMMENT = (  # "--" is two minus signs unless something blank follows
+    r"\#[^\n]*+|--(?=[\x00-\x20\x7f]|\Z)[^\n]*+"
+)
 _NEVER = r"(?!)"
 
 
@@ -61,7 +66,13 @@ class _Dialect:
 
 
 def _pattern(
-    *, string: str, name: str, comment: str, first: str = _LETTER, dollar: str = _NEVER, broken: str = r"'\"\\"
+    *,
+    string: str,
+    name: str,
+    comment: str,
+    first: str = _LETTER,
+    dollar: str = _NEVER,
+    broken: str = r"'\"\\",
 ) -> re.Pattern[str]:
     return re.compile(
         rf"(?P<gap>[ \t\n\r\f\v]++|{comment})"
@@ -71,7 +82,8 @@ def _pattern(
         rf"|(?P<dollar>{dollar})"
         rf"|(?P<number>{_NUMBER})"
         rf"|(?P<word>[{first}][{_PART}]*+)"
-        r"|(?P<junk>[0-9\x00-\x1f\x7f])"  # a number that runs into something else, or a control character
+        # a number that runs into something else, or a control character
+        r"|(?P<junk>[0-9\x00-\x1f\x7f])"
         rf"|(?P<broken>[{broken}])"  # a quote that is never closed, a backslash in the open
         r"|(?P<char>.)",
         re.DOTALL,
@@ -79,12 +91,20 @@ def _pattern(
 
 
 def _postgresql(string: str) -> _Dialect:
-    pattern = _pattern(string=f"{_E_STRING}|{string}", name=_PLAIN_NAME, comment=_PG_COMMENT, dollar=_TAG)
+    pattern = _pattern(
+        string=f"{_E_STRING}|{string}", name=_PLAIN_NAME, comment=_PG_COMMENT, dollar=_TAG
+    )
     return _Dialect(pattern, nested=True, whole=True)
 
 
 def _mysql(string: str, name: str) -> _Dialect:
-    pattern = _pattern(string=rf"{string}|\\N", name=f"{name}|{_BACKTICKED}", comment=_MY_COMMENT, first=f"{_LETTER}$", broken=r"'\"`\\")
+    pattern = _pattern(
+        string=rf"{string}|\\N",
+        name=f"{name}|{_BACKTICKED}",
+        comment=_MY_COMMENT,
+        first=f"{_LETTER}$",
+        broken=r"'\"`\\",
+    )
     return _Dialect(pattern, executable=True)
 
 
@@ -93,23 +113,35 @@ _PG_OLD = _postgresql(_ESCAPED_STRING)  # standard_conforming_strings = off
 _MY = _mysql(_ESCAPED_STRING, _ESCAPED_NAME)
 _MY_ANSI = _mysql(_ESCAPED_STRING, _PLAIN_NAME)  # sql_mode ANSI_QUOTES: no escapes in a quoted name
 _MY_PLAIN = _mysql(_PLAIN_STRING, _PLAIN_NAME)  # sql_mode NO_BACKSLASH_ESCAPES
-_LITE = _Dialect(_pattern(string=_PLAIN_STRING, name=f"{_PLAIN_NAME}|{_BACKTICKED}|{_BRACKETED}", comment=_COMMENT, broken=r"'\"`\\\["))
+_LITE = _Dialect(
+    _pattern(
+        string=_PLAIN_STRING,
+        name=f"{_PLAIN_NAME}|{_BACKTICKED}|{_BRACKETED}",
+        comment=_COMMENT,
+        broken=r"'\"`\\\[",
+    )
+)
 
 _SAME_EVERYWHERE = (_PG,)
 _NO_BACKSLASH = (_PG, _MY, _LITE)
 _ALL = (_PG, _MY, _LITE, _PG_OLD, _MY_ANSI, _MY_PLAIN)
-_OF: dict[str, tuple[_Dialect, ...]] = {"postgresql": (_PG, _PG_OLD), "mysql": (_MY, _MY_ANSI, _MY_PLAIN)}
+_OF: dict[str, tuple[_Dialect, ...]] = {
+    "postgresql": (_PG, _PG_OLD),
+    "mysql": (_MY, _MY_ANSI, _MY_PLAIN),
+}
 _ODD = re.compile(r"[#$`\[]|--|/\*")  # what the dialects read differently, apart from the backslash
 
 
 def readings(text: str, backend: str | None = None) -> list[list[str] | Refusal]:
-    """Every reading of *text*: its tokens, or why there are none in that dialect. Never empty, never raises.
+    """Every reading of *text*: its tokens, or why there are none in that dialect. Never empty,
+    never raises.
 
     *backend*: "postgresql" or "mysql", where it is known which server reads it; None: any.
 
-    Words come in upper case (ASCII letters only: no other letter may turn into one), with a ``(`` at their end when it
-    follows at once: for MySQL ``now()`` is the server's function and ``now ()`` may be one of the user's. Literals and
-    quoted names come as :data:`STRING`, :data:`QUOTED` and :data:`NUMBER`, anything else character by character.
+    Words come in upper case (ASCII letters only: no other letter may turn into one), with a ``(``
+    at their end when it follows at once: for MySQL ``now()`` is the server's function and ``now
+    ()`` may be one of the user's. Literals and quoted names come as :data:`STRING`, :data:`QUOTED`
+    and :data:`NUMBER`, anything else character by character.
     """
     if backend is not None:
         of = _OF[backend]

@@ -1,22 +1,25 @@
 """The ledger of a unit of work: may it be run again from the start?
 
-Only when it is provable that nothing of it was committed. Whoever sends something reports it here first, so the ledger
-never knows less than the server; what it cannot follow counts against a replay. The rules, in the order in which
-:meth:`Unit.verdict` applies them when a connection was lost, or the server asked to try again:
+Only when it is provable that nothing of it was committed. Whoever sends something reports it here
+first, so the ledger never knows less than the server; what it cannot follow counts against a
+replay. The rules, in the order in which :meth:`Unit.verdict` applies them when a connection was
+lost, or the server asked to try again:
 
 1. a COMMIT of writes was sent and its answer was lost: unknown, never guessed;
-2. something may have been committed (an acknowledged COMMIT of writes, a write in autocommit, a statement that commits
-   by itself, something that could not be followed), or another attempt would end as this one did (the application closed
-   the connection, a statement is too large or ends its session): the error goes to the caller;
-3. another connection still holds writes of this attempt in an open transaction, or is in the hands of a task or thread
-   that the attempt left behind, or a thread or job that the attempt started has not ended: likewise, more might still be
-   committed;
-4. otherwise whatever was sent is rolled back by the server, and the unit may be run again. Where a SELECT was committed that
-   may have called a function that writes, the server is asked first.
+2. something may have been committed (an acknowledged COMMIT of writes, a write in autocommit, a
+   statement that commits by itself, something that could not be followed), or another attempt would
+   end as this one did (the application closed the connection, a statement is too large or ends its
+   session): the error goes to the caller;
+3. another connection still holds writes of this attempt in an open transaction, or is in the hands
+   of a task or thread that the attempt left behind, or a thread or job that the attempt started has
+   not ended: likewise, more might still be committed;
+4. otherwise whatever was sent is rolled back by the server, and the unit may be run again. Where a
+   SELECT was committed that may have called a function that writes, the server is asked first.
 
-Reports come from any thread or task that runs in the unit's context. Each is a few plain attribute writes, and every
-one of them only ever makes the ledger more careful, except for those of a connection's own state, which belongs to the
-one who uses the connection. So there is no lock. A unit that was left takes no reports any more.
+Reports come from any thread or task that runs in the unit's context. Each is a few plain attribute
+writes, and every one of them only ever makes the ledger more careful, except for those of a
+connection's own state, which belongs to the one who uses the connection. So there is no lock. A
+unit that was left takes no reports any more.
 """
 
 from __future__ import annotations
@@ -48,7 +51,9 @@ class Action(StrEnum):
 
 
 class Home(Protocol):
-    """The pool that a connection came from, for the ledger: what can be asked on another one of its connections."""
+    """The pool that a connection came from, for the ledger: what can be asked on another one of its
+    connections.
+    """
 
     @property
     def backend(self) -> str:
@@ -67,7 +72,10 @@ class Home(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """An action and, in one line, why. A replay only after each of *asks* was asked and :meth:`Unit.hear` got the answer."""
+    """An action and, in one line, why.
+
+    A replay only after each of *asks* was asked and :meth:`Unit.hear` got the answer.
+    """
 
     action: Action
     reason: str
@@ -115,9 +123,13 @@ class _Part:
         self.fresh = False  # it was opened, or used, just before
         self.reports = 0  # how many came
         self.sent = 0  # how many statements went out
-        self.last: str | bytes | None = None  # the last of them, as long as nobody told that it was answered
+        self.last: str | bytes | None = (
+            None  # the last of them, as long as nobody told that it was answered
+        )
         self.dead = False  # it was lost
-        self.looked = False  # a SELECT in the open transaction may have called something that writes
+        self.looked = (
+            False  # a SELECT in the open transaction may have called something that writes
+        )
         self.unheard = False  # a COMMIT of that went out, and its answer is not known
         self.open = False  # it wrote in a transaction that nobody has ended
         self.savepoints = True  # … nothing but savepoints
@@ -141,19 +153,23 @@ class _Part:
         self.direct = self.direct or other.direct
 
 
-#: A statement of more bytes may be larger than the server takes (the least value of max_allowed_packet is 1,024).
+#: A statement of more bytes may be larger than the server takes (the least value of
+#: max_allowed_packet is 1,024).
 _LARGE = 1_000
 
 #: A statement of the kind WRITE that begins so stores nothing. Other spellings count as writes.
-_SAVEPOINTS = frozenset({"SAVEPOINT", b"SAVEPOINT", "RELEASE S", b"RELEASE S", "ROLLBACK ", b"ROLLBACK "})
+_SAVEPOINTS = frozenset(
+    {"SAVEPOINT", b"SAVEPOINT", "RELEASE S", b"RELEASE S", "ROLLBACK ", b"ROLLBACK "}
+)
 
 
 class Unit:
     """One unit of work, over all its attempts. Reports cost about 0.3 µs each.
 
-    ``conn_id`` (any hashable, usually ``id(conn)``) tells the connections of a unit apart; reports without it count as
-    one connection. ``until`` is the moment, on the runner's clock, after which it is not run again. ``fault`` and
-    ``exc`` pairs are kept (:meth:`note`), so that the runner knows what an exception meant to the driver it came from.
+    ``conn_id`` (any hashable, usually ``id(conn)``) tells the connections of a unit apart; reports
+    without it count as one connection. ``until`` is the moment, on the runner's clock, after which
+    it is not run again. ``fault`` and ``exc`` pairs are kept (:meth:`note`), so that the runner
+    knows what an exception meant to the driver it came from.
 
     *observing*: the unit watches a whole request and is never replayed. Units that are entered
     inside it replay as they would without it, and their reports count for its :meth:`fate`.
@@ -196,9 +212,15 @@ class Unit:
         self._inner: list[Unit] = []  # entered in this observing one, and not left yet
         self._stored = False  # the server acknowledged something
         self._uncertain = False  # something may be stored, and nobody will ever say so
-        self._unanswered: set[int] = set()  # writes of which nothing was heard yet: see :meth:`sends`
-        self._deaths: dict[str, set[int]] = {}  # in which attempts a statement ended its connection, which had just worked
-        self._pauses: dict[int, set[int]] = {}  # … or a pause did, by the number of statements before it
+        self._unanswered: set[int] = (
+            set()
+        )  # writes of which nothing was heard yet: see :meth:`sends`
+        self._deaths: dict[
+            str, set[int]
+        ] = {}  # in which attempts a statement ended its connection, which had just worked
+        self._pauses: dict[
+            int, set[int]
+        ] = {}  # … or a pause did, by the number of statements before it
         self._limits: dict[int, int | None] = {}  # how large a statement a home takes, by its id
         self._forget()
 
@@ -206,18 +228,26 @@ class Unit:
         self.wrote = False  #: whether this attempt sent anything but reads
         self._barrier: str | None = None  # why this attempt can never be run again
         self._parts: dict[int | None, _Part] = {}
-        self._looks: dict[int, Home | None] = {}  # where a SELECT was committed that may have written, by the home's id
+        self._looks: dict[
+            int, Home | None
+        ] = {}  # where a SELECT was committed that may have written, by the home's id
         self._notes: list[tuple[BaseException, Fault]] = []
-        self._helpers: list[Callable[[], bool]] = []  # threads and jobs of this attempt: have they ended?
+        self._helpers: list[
+            Callable[[], bool]
+        ] = []  # threads and jobs of this attempt: have they ended?
 
-    # -- the runner's side ---------------------------------------------------------------------------------------
+    # -- the runner's side -------------------------------------------------------------------------
 
     @contextmanager
     def within(self, now: float, deadline: float | None) -> Iterator[None]:
-        """A nested unit with a deadline of its own, in seconds from *now*: ``until`` is no later inside."""
+        """A nested unit with a deadline of its own, in seconds from *now*: ``until`` is no later
+        inside.
+        """
         token = None
         try:
-            token = _inner_until.set((self, self.until if deadline is None else min(self.until, now + deadline)))
+            token = _inner_until.set(
+                (self, self.until if deadline is None else min(self.until, now + deadline))
+            )
             yield
         finally:
             if token is not None:
@@ -225,7 +255,9 @@ class Unit:
 
     @property
     def until(self) -> float:
-        """The moment, on the runner's clock, after which it is not run again; inside a nested unit that one's, if earlier."""
+        """The moment, on the runner's clock, after which it is not run again; inside a nested unit
+        that one's, if earlier.
+        """
         inner = _inner_until.get()
         return self._until if inner is None or inner[0] is not self else min(self._until, inner[1])
 
@@ -240,7 +272,9 @@ class Unit:
 
     @property
     def is_gone(self) -> bool:
-        """Whether nobody can leave the unit any more: it was left, or an exception kept its runner from leaving it."""
+        """Whether nobody can leave the unit any more: it was left, or an exception kept its runner
+        from leaving it.
+        """
         return self._token is not None and self._token() is None
 
     @property
@@ -249,7 +283,9 @@ class Unit:
         return self._closed or (self._token is not None and self._token() is None)
 
     def helped_by(self, is_done: Callable[[], bool]) -> None:
-        """A thread or a job was started that works for this attempt. *is_done* says whether it has ended; it never raises."""
+        """A thread or a job was started that works for this attempt. *is_done* says whether it has
+        ended; it never raises.
+        """
         if len(self._helpers) > 100:
             self._helpers = [each for each in self._helpers if not each()]
         self._helpers.append(is_done)
@@ -257,11 +293,14 @@ class Unit:
     def _is_helped(self) -> bool:
         return any(not is_done() for is_done in list(self._helpers))
 
-    def join(self, conn_id: int, home: Home | None = None, entry: Any = None, *, fresh: bool = False) -> None:
-        """The connection *conn_id* works for this unit from now on, whichever thread uses it (:func:`current`).
+    def join(
+        self, conn_id: int, home: Home | None = None, entry: Any = None, *, fresh: bool = False
+    ) -> None:
+        """The connection *conn_id* works for this unit from now on, whichever thread uses it
+        (:func:`current`).
 
-        *home* is where another one can be taken to ask something; *entry* is what it knows of this one, which was opened or
-        used just now if it is *fresh*.
+        *home* is where another one can be taken to ask something; *entry* is what it knows of this
+        one, which was opened or used just now if it is *fresh*.
         """
         if not self._closed:
             _joined[conn_id] = self
@@ -269,23 +308,34 @@ class Unit:
             part.home, part.entry, part.fresh = home, entry, part.fresh or fresh
 
     def has(self, conn_id: int) -> bool:
-        """Whether the connection *conn_id* works for this unit, which hears of all that is sent on it."""
+        """Whether the connection *conn_id* works for this unit, which hears of all that is sent on
+        it.
+        """
         return _joined.get(conn_id) is self
 
     def reports(self, conn_id: int) -> int:
-        """How many reports came from *conn_id* in this attempt. None, though it sent something, means that it is not seen."""
+        """How many reports came from *conn_id* in this attempt.
+
+        None, though it sent something, means that it is not seen.
+        """
         part = self._parts.get(conn_id)
         return 0 if part is None else part.reports
 
     def begin_attempt(self) -> None:
-        """A new attempt starts: forget what the last one did. It must be over, its connections rolled back or gone."""
+        """A new attempt starts: forget what the last one did.
+
+        It must be over, its connections rolled back or gone.
+        """
         _attempt.set((self, self.attempts + 1))  # first: nobody is left over in between
         self.attempts += 1
         self._closed = False
         self._forget()
 
     def close(self) -> None:
-        """The unit is over; exceptions that were noted are let go. :meth:`verdict` still answers."""
+        """The unit is over; exceptions that were noted are let go.
+
+        :meth:`verdict` still answers.
+        """
         self._closed = True
         self._notes, self._meanings = [], []
         for conn_id in [key for key, unit in list(_joined.items()) if unit is self]:
@@ -298,7 +348,12 @@ class Unit:
         the transaction before you ask. So is what a thread does that the unit started and that
         has not ended, and what a SELECT may have stored.
         """
-        if self._uncertain or self._unanswered or self._is_helped() or any(part.is_unsettled for part in list(self._parts.values())):
+        if (
+            self._uncertain
+            or self._unanswered
+            or self._is_helped()
+            or any(part.is_unsettled for part in list(self._parts.values()))
+        ):
             return Fate.UNKNOWN
         if any(home is None or home.may_hide_writes for home in list(self._looks.values())):
             return Fate.UNKNOWN
@@ -316,7 +371,9 @@ class Unit:
             self._notes.append((exc, fault))
 
     def ask(self, meaning: Callable[[BaseException], Fault | None]) -> None:
-        """*meaning* says what an exception that nobody noted means to a driver that works for this unit; None: nothing."""
+        """*meaning* says what an exception that nobody noted means to a driver that works for this
+        unit; None: nothing.
+        """
         if not self._closed and not self.observing and meaning not in self._meanings:
             self._meanings.append(meaning)
 
@@ -325,9 +382,11 @@ class Unit:
         return tuple(self._notes)
 
     def fault_of(self, exc: BaseException) -> Fault | None:
-        """What *exc* was noted to mean; else what the exception that it was raised from, or in handling which, was.
+        """What *exc* was noted to mean; else what the exception that it was raised from, or in
+        handling which, was.
 
-        What was noted nowhere along that line, the drivers at work here are asked for (:meth:`ask`).
+        What was noted nowhere along that line, the drivers at work here are asked for
+        (:meth:`ask`).
         """
         known = {id(noted): fault for noted, fault in self._notes}
         line: list[BaseException] = []
@@ -337,27 +396,51 @@ class Unit:
                 return known[id(link)]
             line.append(link)
             link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-        return next((fault for link in line for meaning in self._meanings if (fault := meaning(link)) is not None), None)
+        return next(
+            (
+                fault
+                for link in line
+                for meaning in self._meanings
+                if (fault := meaning(link)) is not None
+            ),
+            None,
+        )
 
     def verdict(self, fault: Fault, *, conn_id: int | None = None) -> Verdict:
-        """What to do now that the attempt failed with *fault*, on the connection *conn_id* where that is known.
+        """What to do now that the attempt failed with *fault*, on the connection *conn_id* where
+        that is known.
 
-        Before a replay, roll back or throw away every connection of the attempt. Pure: asking changes nothing.
+        Before a replay, roll back or throw away every connection of the attempt. Pure: asking
+        changes nothing.
         """
         if fault.kind not in _REPLAYABLE:
-            return Verdict(Action.RAISE, f"an error of the kind {fault.kind.value!r} is not cured by another attempt")
+            return Verdict(
+                Action.RAISE,
+                f"an error of the kind {fault.kind.value!r} is not cured by another attempt",
+            )
         parts = dict(self._parts)
         if any(part.pending for part in parts.values()):
             if fault.kind is FaultKind.LOST:
-                return Verdict(Action.COMMIT_UNKNOWN, "a COMMIT was sent and the connection was lost before its answer")
+                return Verdict(
+                    Action.COMMIT_UNKNOWN,
+                    "a COMMIT was sent and the connection was lost before its answer",
+                )
             return Verdict(Action.RAISE, "a COMMIT was sent and its answer was not seen")
         against = self._against(fault, conn_id, parts)
         if against is not None:
             return Verdict(Action.RAISE, against)
-        done = "the server undid the transaction" if fault.kind is FaultKind.RETRY else "nothing was committed"
-        return Verdict(Action.REPLAY, f"{done}, and no COMMIT of writes was sent before", self._asks(parts))
+        done = (
+            "the server undid the transaction"
+            if fault.kind is FaultKind.RETRY
+            else "nothing was committed"
+        )
+        return Verdict(
+            Action.REPLAY, f"{done}, and no COMMIT of writes was sent before", self._asks(parts)
+        )
 
-    def _against(self, fault: Fault, conn_id: int | None, parts: dict[int | None, _Part]) -> str | None:
+    def _against(
+        self, fault: Fault, conn_id: int | None, parts: dict[int | None, _Part]
+    ) -> str | None:
         """What forbids a replay, if anything."""
         if self._barrier is not None:
             return self._barrier
@@ -367,20 +450,34 @@ class Unit:
         if any(part.open for key, part in parts.items() if key != faulty):
             return "another connection still holds writes of this attempt in an open transaction"
         if any(unit is self for key, unit in list(_joined.items()) if key != faulty):
-            return "another task or thread of this attempt still has a connection and may go on to write"
+            return (
+                "another task or thread of this attempt still has a connection and may go on to"
+                " write"
+            )
         if self._is_helped():
-            return "a thread or a job that this attempt started has not ended and may go on to write"
+            return (
+                "a thread or a job that this attempt started has not ended and may go on to write"
+            )
         if None in self._looks.values():
-            return "a SELECT was committed that may have called a function that writes, and nobody can be asked"
+            return (
+                "a SELECT was committed that may have called a function that writes, and nobody can"
+                " be asked"
+            )
         return self._too_large(parts) or self._always_fatal()
 
     def _always_fatal(self) -> str | None:
         for attempts in self._deaths.values():
             if self.attempts in attempts and len(attempts) > 1:
-                return "two attempts lost a connection that had just worked at the same statement: what is sent there ends its session"
+                return (
+                    "two attempts lost a connection that had just worked at the same statement:"
+                    " what is sent there ends its session"
+                )
         for attempts in self._pauses.values():
             if self.attempts in attempts and len(attempts) > 1:
-                return "two attempts asked nothing of the server for longer than it lets a session or a transaction idle, at the same point"
+                return (
+                    "two attempts asked nothing of the server for longer than it lets a session or"
+                    " a transaction idle, at the same point"
+                )
         return None
 
     def _too_large(self, parts: dict[int | None, _Part]) -> str | None:
@@ -388,27 +485,41 @@ class Unit:
             size = part.dead and part.home is not None and _size(part.last)
             if not size or part.home is None:
                 continue
-            limit = PG_LARGEST if part.home.backend == "postgresql" else self._limits.get(id(part.home), 0)
+            limit = (
+                PG_LARGEST
+                if part.home.backend == "postgresql"
+                else self._limits.get(id(part.home), 0)
+            )
             if limit is None:
                 return "how large a statement the server takes could not be asked"
             if 0 < limit <= size:
                 name = "" if part.home.backend == "postgresql" else "max_allowed_packet = "
-                return f"{_a(verb(part.last))} of {size:,} bytes was sent, and the server takes {name}{limit:,} bytes at most"
+                return (
+                    f"{_a(verb(part.last))} of {size:,} bytes was sent, and the server takes"
+                    f" {name}{limit:,} bytes at most"
+                )
         return None
 
     def _asks(self, parts: dict[int | None, _Part]) -> tuple[tuple[Home, Question], ...]:
         """What the server has to be asked before the replay."""
-        hidden = [(home, Question.HIDDEN_WRITES) for home in self._looks.values() if home is not None]
+        hidden = [
+            (home, Question.HIDDEN_WRITES) for home in self._looks.values() if home is not None
+        ]
         large = {
             id(part.home): (part.home, Question.PACKET)
             for part in parts.values()
-            if part.dead and part.home is not None and _is_mysql(part.home) and id(part.home) not in self._limits
+            if part.dead
+            and part.home is not None
+            and _is_mysql(part.home)
+            and id(part.home) not in self._limits
             if _size(part.last) > _LARGE
         }
         return (*hidden, *large.values())
 
     def hear(self, home: Home, question: Question, answer: Any) -> None:
-        """The *answer* of :attr:`Verdict.asks` (see :class:`Question`); None: it could not be had."""
+        """The *answer* of :attr:`Verdict.asks` (see :class:`Question`); None: it could not be
+        had.
+        """
         if question is Question.PACKET:
             self._limits[id(home)] = answer
             return
@@ -423,21 +534,25 @@ class Unit:
         self._bar(f"a SELECT was committed, and {why}")
 
     def found_demoted(self) -> None:
-        """The server that refused a write as read-only takes none from anybody: a failover, so another attempt may help."""
+        """The server that refused a write as read-only takes none from anybody: a failover, so
+        another attempt may help.
+        """
         self._notes = [(exc, _demoted(fault)) for exc, fault in self._notes]
 
-    # -- the driver's side ---------------------------------------------------------------------------------------
+    # -- the driver's side -------------------------------------------------------------------------
 
     def harmless(self, *, conn_id: int | None = None) -> None:
         """A command is about to be sent that neither reads nor changes anything, such as a ping."""
         if not self._closed:
             self._part(conn_id)
 
-    def statement(self, sql: str | bytes | None, autocommit: bool | None, *, conn_id: int | None = None) -> None:
+    def statement(
+        self, sql: str | bytes | None, autocommit: bool | None, *, conn_id: int | None = None
+    ) -> None:
         """*sql* is about to be sent. None: its text is not known.
 
-        *autocommit*: True when it will commit by itself (no transaction is open, autocommit is on), False when it runs
-        inside a transaction, None when nobody knows.
+        *autocommit*: True when it will commit by itself (no transaction is open, autocommit is on),
+        False when it runs inside a transaction, None when nobody knows.
         """
         if residue.followed:
             residue.note(conn_id, sql)
@@ -462,16 +577,25 @@ class Unit:
             self._commit_goes_out(part)
             if part.open:
                 self._uncertain = True
-                self._bar("a transaction was begun while one with writes was open, which commits that in MySQL")
+                self._bar(
+                    "a transaction was begun while one with writes was open, which commits that in"
+                    " MySQL"
+                )
         else:
             self._wrote(part, what, sql, autocommit)
 
     def _goes_out(self, part: _Part, sql: str | bytes | None) -> None:
-        """What was lost before it is not lost by *sql*. A look at the socket costs as much as a report, so only later attempts take one."""
+        """What was lost before it is not lost by *sql*.
+
+        A look at the socket costs as much as a report, so only later attempts take one.
+        """
         part.sent += 1
         part.last = sql
         entry = part.entry
-        if entry is not None and (entry.cause is not None or (self.attempts > 1 and part.home is not None and part.home.has_ended(entry))):
+        if entry is not None and (
+            entry.cause is not None
+            or (self.attempts > 1 and part.home is not None and part.home.has_ended(entry))
+        ):
             part.last = None
 
     def _look(self, part: _Part, autocommit: bool | None) -> None:
@@ -488,12 +612,18 @@ class Unit:
             if part.home is not None:
                 part.home.looked()
 
-    def _wrote(self, part: _Part, what: Kind, sql: str | bytes | None, autocommit: bool | None) -> None:
+    def _wrote(
+        self, part: _Part, what: Kind, sql: str | bytes | None, autocommit: bool | None
+    ) -> None:
         self.wrote = True
         is_savepoint = isinstance(sql, (str, bytes)) and sql[:9].upper() in _SAVEPOINTS
         if what is Kind.ENDS:
             self._uncertain = True
-            self._bar("a statement of unknown text was sent" if sql is None else f"{_a(verb(sql))} was sent, which may commit by itself")
+            self._bar(
+                "a statement of unknown text was sent"
+                if sql is None
+                else f"{_a(verb(sql))} was sent, which may commit by itself"
+            )
         elif autocommit is None:
             self._uncertain = True
             self._bar(f"{_a(verb(sql))} was sent, and it is not known whether in autocommit")
@@ -550,14 +680,19 @@ class Unit:
                 part.open = part.pending = part.settling = False
 
     def commit_failed(self, *, conn_id: int | None = None) -> None:
-        """The server ANSWERED the COMMIT, sent by method or as a statement, with an error: nothing was committed."""
+        """The server ANSWERED the COMMIT, sent by method or as a statement, with an error: nothing
+        was committed.
+        """
         if not self._closed:
-            self._part(conn_id).pending = False  # still open: SQLite lets a COMMIT that met a lock be tried again
+            self._part(
+                conn_id
+            ).pending = False  # still open: SQLite lets a COMMIT that met a lock be tried again
 
     def rolled_back(self, *, conn_id: int | None = None) -> None:
         """A ROLLBACK of the whole transaction was acknowledged.
 
-        Where it is the answer to a COMMIT (PostgreSQL's, of a transaction that had failed), call commit_failed() first.
+        Where it is the answer to a COMMIT (PostgreSQL's, of a transaction that had failed), call
+        commit_failed() first.
         """
         if self._closed:
             return
@@ -566,11 +701,20 @@ class Unit:
         part.open = part.undoing = part.looked = False
         part.last = None
 
-    def ended(self, *, conn_id: int | None = None, clean: bool = True, lost: bool = False, paused: bool = False) -> None:
-        """The connection left the unit. *clean*: with nothing open: rolled back, committed, or closed for good.
+    def ended(
+        self,
+        *,
+        conn_id: int | None = None,
+        clean: bool = True,
+        lost: bool = False,
+        paused: bool = False,
+    ) -> None:
+        """The connection left the unit. *clean*: with nothing open: rolled back, committed, or
+        closed for good.
 
-        A COMMIT that went out on it without an answer stays unknown. *lost*: the other side ended it, and nobody knows why.
-        *paused*: the other side ended it because nothing was asked of it for too long.
+        A COMMIT that went out on it without an answer stays unknown. *lost*: the other side ended
+        it, and nobody knows why. *paused*: the other side ended it because nothing was asked of it
+        for too long.
         """
         if conn_id is not None and _joined.get(conn_id) is self:
             del _joined[conn_id]
@@ -582,16 +726,23 @@ class Unit:
             part.undoing = part.undoing and part.open
             part.looked = False
             part.unheard = part.unheard and lost
-        if paused and part.sent and (part.fresh or part.sent > 1):  # else it had been idle before it came here
+        if (
+            paused and part.sent and (part.fresh or part.sent > 1)
+        ):  # else it had been idle before it came here
             self._pauses.setdefault(part.sent, set()).add(self.attempts)
         if lost:
             part.dead = True
-            is_to_blame = part.last is not None and kind(part.last) not in (Kind.BEGIN, Kind.ROLLBACK)
+            is_to_blame = part.last is not None and kind(part.last) not in (
+                Kind.BEGIN,
+                Kind.ROLLBACK,
+            )
             if is_to_blame and part.last is not None and (part.fresh or part.sent > 1):
                 self._deaths.setdefault(shape(part.last), set()).add(self.attempts)
 
     def doubt(self, reason: str, *, conn_id: int | None = None) -> None:
-        """Something happened that cannot be followed: this attempt is never replayed, because of *reason*."""
+        """Something happened that cannot be followed: this attempt is never replayed, because of
+        *reason*.
+        """
         if residue.followed:
             residue.note(conn_id, None)
         if not self._closed:
@@ -600,8 +751,8 @@ class Unit:
             self._bar(reason)
 
     def sends(self, key: int, reason: str) -> None:
-        """A write outside of any connection that this unit has joined is being sent: this attempt is never replayed, because of
-        *reason*, and its fate is unknown until :meth:`answered`."""
+        """A write outside of any connection that this unit has joined is being sent: this attempt
+        is never replayed, because of *reason*, and its fate is unknown until :meth:`answered`."""
         if not self._closed:
             self._part(None)
             self.wrote = True
@@ -627,7 +778,7 @@ class Unit:
         else:
             self.doubt(reason)
 
-    # ------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _known(self, conn_id: int | None) -> _Part:
         part = self._parts.get(conn_id)
@@ -651,7 +802,9 @@ class Unit:
             self._commit_happened(part)
 
     def _commit_happened(self, part: _Part) -> None:
-        self._bar("a COMMIT was acknowledged before")  # the barrier first: never a moment without either
+        self._bar(
+            "a COMMIT was acknowledged before"
+        )  # the barrier first: never a moment without either
         part.open = part.pending = part.undoing = part.settling = False
 
     def _hears(self, conn_id: int) -> bool:
@@ -698,7 +851,11 @@ def _size(sql: str | bytes | None) -> int:
     """The bytes of *sql* and of the command that carries it."""
     if sql is None:
         return 0
-    return 1 + (len(sql) if isinstance(sql, (bytes, bytearray)) or len(sql) * 4 < _LARGE else len(sql.encode("utf-8", "replace")))
+    return 1 + (
+        len(sql)
+        if isinstance(sql, (bytes, bytearray)) or len(sql) * 4 < _LARGE
+        else len(sql.encode("utf-8", "replace"))
+    )
 
 
 def _is_mysql(home: Home) -> bool:
@@ -706,17 +863,27 @@ def _is_mysql(home: Home) -> bool:
 
 
 def _demoted(fault: Fault) -> Fault:
-    return replace(fault, kind=FaultKind.WRONG_SERVER, cause=Cause.FAILOVER) if fault.kind is FaultKind.READ_ONLY else fault
+    return (
+        replace(fault, kind=FaultKind.WRONG_SERVER, cause=Cause.FAILOVER)
+        if fault.kind is FaultKind.READ_ONLY
+        else fault
+    )
 
 
-# -- which unit is this? -----------------------------------------------------------------------------------------
+# -- which unit is this? ---------------------------------------------------------------------------
 
 
 class Surroundings(Protocol):
-    """Threads, tasks and greenlets, which the core knows nothing of. :mod:`unbroken.pool.contexts` does."""
+    """Threads, tasks and greenlets, which the core knows nothing of.
+
+    :mod:`unbroken.pool.contexts` does.
+    """
 
     def place(self) -> object:
-        """Where this code runs. Two places are equal for code of the same thread, task or greenlet."""
+        """Where this code runs.
+
+        Two places are equal for code of the same thread, task or greenlet.
+        """
 
     def is_running(self, frame: int) -> bool:
         """Whether the frame with this ``id`` is among the callers of this code."""
@@ -749,26 +916,33 @@ class _Alone:
 
 around: Surroundings = _Alone()
 
-#: What a context holds that was never told its unit. A context inherits what the one has in which it
-#: was made; only the first of a thread and ``Context()`` begin with this.
+#: What a context holds that was never told its unit. A context inherits what the one has in which
+#: it was made; only the first of a thread and ``Context()`` begin with this.
 UNTOLD: Any = type("Untold", (), {"__slots__": ()})()
 
 _current: ContextVar[Unit | None] = ContextVar("unbroken_unit", default=UNTOLD)
 
-# Which attempt of a unit a task was begun in: it inherits both, and may live on when the attempt is over.
+# Which attempt of a unit a task was begun in: it inherits both, and may live on when the attempt is
+# over.
 _attempt: ContextVar[tuple[Unit, int] | None] = ContextVar("unbroken_attempt", default=None)
 
-# A nested unit's own deadline. It belongs to the context: nested units stand beside each other in tasks.
-_inner_until: ContextVar[tuple[Unit, float] | None] = ContextVar("unbroken_inner_until", default=None)
+# A nested unit's own deadline. It belongs to the context: nested units stand beside each other in
+# tasks.
+_inner_until: ContextVar[tuple[Unit, float] | None] = ContextVar(
+    "unbroken_inner_until", default=None
+)
 
-#: For hot paths, at 13 ns: None means that there is certainly no unit here; else ask :func:`current`.
+#: For hot paths, at 13 ns: None means that there is certainly no unit here; else ask
+#: :func:`current`.
 glimpse = _current.get
 
 
 class Token:
-    """What :func:`leave` needs. ``unit`` is the one that counts; ``outermost`` says whether it is the one entered.
+    """What :func:`leave` needs. ``unit`` is the one that counts; ``outermost`` says whether it is
+    the one entered.
 
-    The unit ends with its token: a token that nobody holds any more cannot be given to :func:`leave`.
+    The unit ends with its token: a token that nobody holds any more cannot be given to
+    :func:`leave`.
     """
 
     __slots__ = ("__weakref__", "_context", "frame", "outermost", "place", "unit")
@@ -791,10 +965,12 @@ def entered() -> list[Token]:
 
 
 def current(conn_id: int | None = None) -> Unit | None:
-    """The unit of work that this thread, task or greenlet is in; None outside of one, or after it was left.
+    """The unit of work that this thread, task or greenlet is in; None outside of one, or after it
+    was left.
 
-    With *conn_id*: the unit that the connection joined, if any. A thread that was started with a context of its own is in
-    no unit, but what it does on a connection of one must be reported all the same.
+    With *conn_id*: the unit that the connection joined, if any. A thread that was started with a
+    context of its own is in no unit, but what it does on a connection of one must be reported all
+    the same.
     """
     unit = _current.get()
     owner = None if conn_id is None else _joined.get(conn_id)
@@ -815,7 +991,10 @@ def heard_by(conn_id: int) -> Unit | None:
 
 
 def _above(unit: Unit | None) -> Unit | None:
-    """The unit that counts where *unit*, which is over, was entered. A unit that cannot come back is forgotten here."""
+    """The unit that counts where *unit*, which is over, was entered.
+
+    A unit that cannot come back is forgotten here.
+    """
     is_gone = True
     while unit is not None and unit.is_over:
         is_gone = is_gone and unit.is_gone
@@ -826,7 +1005,9 @@ def _above(unit: Unit | None) -> Unit | None:
 
 
 def tell(unit: Unit | None, attempt: tuple[Unit, int] | None = None) -> None:
-    """From now on this context is in *unit*, or in none; *attempt* is what :func:`attempt` gave where the unit is known."""
+    """From now on this context is in *unit*, or in none; *attempt* is what :func:`attempt` gave
+    where the unit is known.
+    """
     _current.set(unit)
     _attempt.set(attempt)
 
@@ -855,7 +1036,9 @@ attempt = _attempt.get
 
 @contextmanager
 def aside(unit: Unit) -> Iterator[None]:
-    """Make *unit* the current one for a while, inside another unit too, which hears nothing of it."""
+    """Make *unit* the current one for a while, inside another unit too, which hears nothing of
+    it.
+    """
     token = _current.set(unit)
     try:
         yield
@@ -875,19 +1058,23 @@ def outside() -> Iterator[None]:
 
 
 def is_left_over() -> bool:
-    """Whether who asks is a task (or thread) of an attempt that was given up: its work was, or will be, done again."""
+    """Whether who asks is a task (or thread) of an attempt that was given up: its work was, or will
+    be, done again.
+    """
     mine = _attempt.get()
     return mine is not None and mine[1] < mine[0].attempts
 
 
 def enter(unit: Unit, frame: int | None = None) -> Token:
-    """Make *unit* the current one; inside another unit nothing changes: the outermost one counts, and it replays.
+    """Make *unit* the current one; inside another unit nothing changes: the outermost one counts,
+    and it replays.
 
-    A unit that is entered inside an observing one is an outermost one too; it stands below it. *frame* is the ``id`` of the
-    caller's frame, if that leaves the unit before it returns: a unit whose frame is gone was never left, and is none.
+    A unit that is entered inside an observing one is an outermost one too; it stands below it.
+    *frame* is the ``id`` of the caller's frame, if that leaves the unit before it returns: a unit
+    whose frame is gone was never left, and is none.
 
-    ``token = enter(Unit())`` inside ``try``, then call straight through unless ``token.outermost``; :func:`leave` in any
-    case, and hold the token until then.
+    ``token = enter(Unit())`` inside ``try``, then call straight through unless ``token.outermost``;
+    :func:`leave` in any case, and hold the token until then.
     """
     around.entering()
     place = around.place()
@@ -913,7 +1100,12 @@ def _not_stale(unit: Unit | None, place: object) -> Unit | None:
     """*unit*, or the one above it, without those that an exception kept from being left."""
     while unit is not None:
         token = None if unit._token is None else unit._token()
-        if token is None or token.frame is None or token.place != place or around.is_running(token.frame):
+        if (
+            token is None
+            or token.frame is None
+            or token.place != place
+            or around.is_running(token.frame)
+        ):
             return unit
         unit.close()
         unit = _above(unit)
@@ -922,7 +1114,11 @@ def _not_stale(unit: Unit | None, place: object) -> Unit | None:
 
 
 def leave(token: Token) -> None:
-    """Undo :func:`enter`. The outermost unit is over with it: reports to it are ignored from now on. Leaving twice is harmless."""
+    """Undo :func:`enter`.
+
+    The outermost unit is over with it: reports to it are ignored from now on. Leaving twice is
+    harmless.
+    """
     if token._context is None:
         return
     unit = token.unit
@@ -936,17 +1132,20 @@ def leave(token: Token) -> None:
     if _current.get() is unit:
         try:
             _current.reset(context)
-        except ValueError:  # left in another context than it was entered in, as an async generator may
+        except (
+            ValueError
+        ):  # left in another context than it was entered in, as an async generator may
             _current.set(above)
 
 
 _current.set(None)  # whoever imports this is in no unit, and so is what its context is copied to
 
 
-# -- what goes wrong, told to whoever answers for it ---------------------------------------------------------------
+# -- what goes wrong, told to whoever answers for it -----------------------------------------------
 
-#: Where errors are listed that the work of this context met, whether or not it lets them through: a framework may turn
-#: one into a page of its own before those around it can see it. None: nobody wants to know.
+#: Where errors are listed that the work of this context met, whether or not it lets them through: a
+#: framework may turn one into a page of its own before those around it can see it. None: nobody
+#: wants to know.
 _witness: ContextVar[list[BaseException] | None] = ContextVar("unbroken_witness", default=None)
 
 witnesses = _witness.set

@@ -1,9 +1,12 @@
-"""On which socket does another thread of this process wait right now? Asked of the kernel, which knows for certain (Linux).
+"""On which socket does another thread of this process wait right now? Asked of the kernel, which
+knows for certain (Linux).
 
-``/proc/self/task/<thread>/syscall`` names the system call that the thread is blocked in, and its arguments: a descriptor, or the
-address of a list of them in our own memory. So a connect can be ended from outside, whatever C library is inside it.
+``/proc/self/task/<thread>/syscall`` names the system call that the thread is blocked in, and its
+arguments: a descriptor, or the address of a list of them in our own memory. So a connect can be
+ended from outside, whatever C library is inside it.
 
-Only a wait for a single socket counts. A thread that waits for several runs an event loop, and most of them are not its connect's.
+Only a wait for a single socket counts. A thread that waits for several runs an event loop, and most
+of them are not its connect's.
 """
 
 from __future__ import annotations
@@ -18,13 +21,24 @@ from threading import get_native_id
 from unbroken.net.borrow import borrowed
 from unbroken.net.severance import identity
 
-#: Numbers of system calls (asm/unistd.h): those that have the descriptor as their first argument, those that poll, that select, and
-#: that wait for an epoll set.
+#: Numbers of system calls (asm/unistd.h): those that have the descriptor as their first argument,
+#: those that poll, that select, and that wait for an epoll set.
 _CALLS: dict[str, tuple[frozenset[int], frozenset[int], frozenset[int], frozenset[int]]] = {
-    # read write readv writev connect sendto recvfrom sendmsg recvmsg; poll ppoll; select pselect6; epoll_wait epoll_pwait epoll_pwait2
-    "x86_64": (frozenset({0, 1, 19, 20, 42, 44, 45, 46, 47}), frozenset({7, 271}), frozenset({23, 270}), frozenset({232, 281, 441})),
-    "aarch64": (frozenset({63, 64, 65, 66, 203, 206, 207, 211, 212}), frozenset({73}), frozenset({72}), frozenset({22, 441})),
-}  # fmt: skip
+    # read write readv writev connect sendto recvfrom sendmsg recvmsg; poll ppoll; select pselect6;
+    # epoll_wait epoll_pwait epoll_pwait2
+    "x86_64": (
+        frozenset({0, 1, 19, 20, 42, 44, 45, 46, 47}),
+        frozenset({7, 271}),
+        frozenset({23, 270}),
+        frozenset({232, 281, 441}),
+    ),
+    "aarch64": (
+        frozenset({63, 64, 65, 66, 203, 206, 207, 211, 212}),
+        frozenset({73}),
+        frozenset({72}),
+        frozenset({22, 441}),
+    ),
+}
 _KNOWN = _CALLS.get(platform.machine()) if sys.platform == "linux" else None
 
 _POLLFD = struct.Struct("=ihh")
@@ -36,9 +50,11 @@ _MOST_SELECTED = 1024  # FD_SETSIZE
 
 
 def end_wait(thread: int, families: frozenset[int]) -> bool:
-    """Shut down the one TCP or unix socket that *thread*, by its native id, waits for; say whether that was done.
+    """Shut down the one TCP or unix socket that *thread*, by its native id, waits for; say whether
+    that was done.
 
-    *families*: which address families may be touched. The thread's call returns as if the server had hung up. Never raises.
+    *families*: which address families may be touched. The thread's call returns as if the server
+    had hung up. Never raises.
     """
     try:
         before = _look(thread)
@@ -48,7 +64,8 @@ def end_wait(thread: int, families: frozenset[int]) -> bool:
         with borrowed(fd) as sock:  # from here on it cannot become another's
             if sock.type != socket.SOCK_STREAM or sock.family not in families:
                 return False
-            # Still the same wait: so the number was the thread's own all the while, and the copy is of the same socket.
+            # Still the same wait: so the number was the thread's own all the while, and the copy is
+            # of the same socket.
             if _look(thread) != before or identity(fd) != identity(sock.fileno()):
                 return False
             sock.shutdown(socket.SHUT_RDWR)
@@ -58,13 +75,17 @@ def end_wait(thread: int, families: frozenset[int]) -> bool:
 
 
 def heard_for(thread: int) -> float | None:
-    """Seconds since data came on the TCP connection that *thread* waits for, or since it was made; None if that is not known."""
+    """Seconds since data came on the TCP connection that *thread* waits for, or since it was made;
+    None if that is not known.
+    """
     found = _info(thread)
     return found[1] / 1000 if found is not None and found[0] == _ESTABLISHED else None
 
 
 def is_connected(thread: int) -> bool | None:
-    """Whether the TCP connection that *thread* waits for has been acknowledged by the other side; None if that is not known."""
+    """Whether the TCP connection that *thread* waits for has been acknowledged by the other side;
+    None if that is not known.
+    """
     found = _info(thread)
     return {_ESTABLISHED: True, _SYN_SENT: False}.get(found[0]) if found is not None else None
 
@@ -76,7 +97,9 @@ def _info(thread: int) -> tuple[int, int] | None:
         if fd is None:
             return None
         with borrowed(fd) as sock:
-            found: tuple[int, int] = _HEARD.unpack(sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _HEARD.size))
+            found: tuple[int, int] = _HEARD.unpack(
+                sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _HEARD.size)
+            )
         return found
     except (OSError, ValueError, OverflowError, struct.error):
         return None
@@ -128,7 +151,9 @@ def _selected(count: int, sets: list[int]) -> int | None:
     found = 0
     for address in sets:
         if address:
-            found |= int.from_bytes(_memory(address, (count + 7) // 8), "little") & ((1 << count) - 1)
+            found |= int.from_bytes(_memory(address, (count + 7) // 8), "little") & (
+                (1 << count) - 1
+            )
     return found.bit_length() - 1 if found.bit_count() == 1 else None
 
 
@@ -140,7 +165,9 @@ def _watched(epoll: int) -> int | None:
 
 
 def _memory(address: int, size: int) -> bytes:
-    """Our own memory, read by the kernel: what was given back meanwhile is an OSError and not the end of the process."""
+    """Our own memory, read by the kernel: what was given back meanwhile is an OSError and not the
+    end of the process.
+    """
     memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = os.pread(memory, size, address)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import _socket  # the C type itself: gevent replaces socket.socket, and nothing here may wait for its hub
+# the C type itself: gevent replaces socket.socket, and nothing here may wait for its hub
+import _socket
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def borrowed(fd: int) -> Iterator[_socket.socket]:
-    """The socket behind *fd*, through a duplicate that is closed afterwards: the owner's descriptor stays open.
+    """The socket behind *fd*, through a duplicate that is closed afterwards: the owner's descriptor
+    stays open.
 
-    Options, ``MSG_PEEK`` and ``shutdown`` reach the very same socket. Raises OSError when *fd* is not an open socket, or
-    when no descriptor is left for the duplicate.
+    Options, ``MSG_PEEK`` and ``shutdown`` reach the very same socket. Raises OSError when *fd* is
+    not an open socket, or when no descriptor is left for the duplicate.
     """
     if os.name == "nt":  # a handle cannot be duplicated by os.dup there
         sock = _socket.socket(fileno=fd)

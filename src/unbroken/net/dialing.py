@@ -1,8 +1,10 @@
-"""Attempts to connect that can be ended from outside, whatever library is inside them: when their time is up, or for another.
+"""Attempts to connect that can be ended from outside, whatever library is inside them: when their
+time is up, or for another.
 
-A thread's attempt is ended by shutting down the socket that it waits for (see blocked.py); a greenlet's by an exception that
-is thrown into it; a task's as by ``asyncio.timeout``. A name lookup on a thread cannot be ended, and on systems other than
-Linux neither can a C library's connect: they end by themselves, and what they open then is closed.
+A thread's attempt is ended by shutting down the socket that it waits for (see blocked.py); a
+greenlet's by an exception that is thrown into it; a task's as by ``asyncio.timeout``. A name lookup
+on a thread cannot be ended, and on systems other than Linux neither can a C library's connect: they
+end by themselves, and what they open then is closed.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ _UNIX: frozenset[int] = frozenset({socket.AF_UNIX}) if hasattr(socket, "AF_UNIX"
 class Dialing(ABC):
     """One attempt. A context manager around it, on the thread or in the task that makes it.
 
-    What it raises after it was ended becomes a TimeoutError that says why. One that was ended may still have succeeded a moment
-    before: look at ``is_ended``, and close what came of it.
+    What it raises after it was ended becomes a TimeoutError that says why. One that was ended may
+    still have succeeded a moment before: look at ``is_ended``, and close what came of it.
     """
 
     def __init__(self, watcher: Watcher, limit: float) -> None:
@@ -58,14 +60,18 @@ class Dialing(ABC):
             abort(*self._made)
 
     def has_made(self, fd: int | None) -> None:
-        """It gave a connection, which is asked something before it is used: from now on :meth:`end` ends that."""
+        """It gave a connection, which is asked something before it is used: from now on :meth:`end`
+        ends that.
+        """
         if fd is not None:
             close_on_exec(fd)
         who = None if fd is None else identity(fd)
         self._made = None if fd is None or who is None else (fd, who)
 
     def is_moving(self, within: float) -> bool:  # noqa: ARG002 - for those that can tell
-        """Whether the server has said something in the last *within* seconds; False where that is not known."""
+        """Whether the server has said something in the last *within* seconds; False where that is
+        not known.
+        """
         return False
 
     def is_connected(self) -> bool | None:
@@ -87,8 +93,14 @@ class Dialing(ABC):
             raise self._why() from error
 
     def _why(self) -> TimeoutError:
-        words = "it was given up for another" if self.is_overtaken else f"it did not end within {self.limit:g} s"
-        return TimeoutError(errno.ETIMEDOUT, f"the server did not let the connect come to an end: {words}")
+        words = (
+            "it was given up for another"
+            if self.is_overtaken
+            else f"it did not end within {self.limit:g} s"
+        )
+        return TimeoutError(
+            errno.ETIMEDOUT, f"the server did not let the connect come to an end: {words}"
+        )
 
 
 class Blocking(Dialing):
@@ -98,7 +110,12 @@ class Blocking(Dialing):
         self._begin()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._leave(error)
 
 
@@ -109,7 +126,9 @@ class OnThread(Blocking):
         super().__init__(watcher, limit)
         self._families = _UNIX | _TCP if is_unix else _TCP
         self._thread = 0
-        self._lock = threading.Lock()  # a thread that has left must not be struck in what it does next
+        self._lock = (
+            threading.Lock()
+        )  # a thread that has left must not be struck in what it does next
 
     def _begin(self) -> None:
         self._thread = get_native_id()
@@ -138,7 +157,10 @@ class OnThread(Blocking):
 
 
 class InGreenlet(Blocking):
-    """An attempt that a greenlet of gevent's makes. One in a C library blocks all of them, and so the watcher too."""
+    """An attempt that a greenlet of gevent's makes.
+
+    One in a C library blocks all of them, and so the watcher too.
+    """
 
     def _begin(self) -> None:
         self._greenlet: Any = importlib.import_module("greenlet").getcurrent()
@@ -162,7 +184,12 @@ class OnLoop(Dialing):
         self._begin()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             await self._bound.__aexit__(kind, error, trace)
         except TimeoutError as late:
@@ -171,7 +198,9 @@ class OnLoop(Dialing):
         self._leave(error)
 
     def is_connected(self) -> bool | None:
-        """See :class:`Dialing`: a task that is still inside the loop's ``sock_connect`` has not got through."""
+        """See :class:`Dialing`: a task that is still inside the loop's ``sock_connect`` has not got
+        through.
+        """
         inside: Any = None if self._task is None or self.is_over else self._task.get_coro()
         found: bool | None = None
         while inside is not None:
@@ -187,4 +216,8 @@ class OnLoop(Dialing):
 
 def blocking(watcher: Watcher, limit: float, *, is_unix: bool = False) -> Blocking:
     """An attempt that the calling thread or greenlet is about to make; *limit* seconds at most."""
-    return InGreenlet(watcher, limit) if threads_are_greenlets() else OnThread(watcher, limit, is_unix=is_unix)
+    return (
+        InGreenlet(watcher, limit)
+        if threads_are_greenlets()
+        else OnThread(watcher, limit, is_unix=is_unix)
+    )

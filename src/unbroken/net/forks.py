@@ -1,12 +1,14 @@
-"""Connects and forks keep out of each other's way: Python does not fork in the middle of one that unbroken makes.
+"""Connects and forks keep out of each other's way: Python does not fork in the middle of one that
+unbroken makes.
 
-A connect takes locks that no child can ever give back when another thread held them at the fork: OpenSSL's, the name resolver's, a client
-library's. The child's own first connect would wait for them for ever. So a fork that Python sees (``os.fork``, multiprocessing, gunicorn,
-Celery) waits until the connects of other threads have ended, and holds new ones back meanwhile. Of a ``fork(2)`` without Python's hooks
-nobody here is told.
+A connect takes locks that no child can ever give back when another thread held them at the fork:
+OpenSSL's, the name resolver's, a client library's. The child's own first connect would wait for
+them for ever. So a fork that Python sees (``os.fork``, multiprocessing, gunicorn, Celery) waits
+until the connects of other threads have ended, and holds new ones back meanwhile. Of a ``fork(2)``
+without Python's hooks nobody here is told.
 
-Nothing is locked here, so nothing can be left locked: both sides first write down what they are about to do, and then look at what the
-other has written. Whoever comes second sees the first.
+Nothing is locked here, so nothing can be left locked: both sides first write down what they are
+about to do, and then look at what the other has written. Whoever comes second sees the first.
 """
 
 from __future__ import annotations
@@ -14,27 +16,35 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable
-from threading import get_native_id  # of the thread itself: greenlets and tasks of a thread that forks are not inside anything
+from threading import (
+    get_native_id,
+)  # of the thread itself: greenlets and tasks of a thread that forks are not inside anything
 from time import monotonic
 from types import TracebackType
 
 from unbroken.net.patched import original
 
-#: For how many seconds a fork waits for a connect, counted from the connect's beginning: a bound for the fork, whatever hangs. Loading the
-#: CA store takes 20 ms, four round trips across an ocean, with TLS, 0.6 s, on a machine so busy that all takes ten times as long more than
-#: a second. What takes longer waits for a server that does not answer, and that is a sleep in poll, where no lock is held.
+#: For how many seconds a fork waits for a connect, counted from the connect's beginning: a bound
+#: for the fork, whatever hangs. Loading the CA store takes 20 ms, four round trips across an ocean,
+#: with TLS, 0.6 s, on a machine so busy that all takes ten times as long more than a second. What
+#: takes longer waits for a server that does not answer, and that is a sleep in poll, where no lock
+#: is held.
 PATIENCE = 3.0
 
 _TICK = 0.001  #: seconds between two looks; a fork takes about as long
 
-_connects: dict[object, tuple[int, float]] = {}  #: those under way: the thread of each, and when it began
+_connects: dict[
+    object, tuple[int, float]
+] = {}  #: those under way: the thread of each, and when it began
 _forks: dict[int, float] = {}  #: threads that are about to fork, and since when
 
 
 class Connecting:
-    """``with Connecting():`` around one attempt to connect, or ``async with``. Waits while another thread forks, PATIENCE at most.
+    """``with Connecting():`` around one attempt to connect, or ``async with``. Waits while another
+    thread forks, PATIENCE at most.
 
-    A fork by the connecting thread itself (from a callback, another greenlet, another task) does not wait for it.
+    A fork by the connecting thread itself (from a callback, another greenlet, another task) does
+    not wait for it.
     """
 
     __slots__ = ()
@@ -47,10 +57,20 @@ class Connecting:
         while not self._begin():
             await asyncio.sleep(_TICK)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         _connects.pop(self, None)
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         _connects.pop(self, None)
 
     def _begin(self) -> bool:
@@ -60,13 +80,17 @@ class Connecting:
         if not _others(_forks.copy().items(), me, now):
             return True
         if any(thread == me and each is not self for each, (thread, _) in _connects.copy().items()):
-            return True  # the fork waits for another of this thread's tasks: to stop the thread here would stop that one
+            # the fork waits for another of this thread's tasks: to stop the thread here would stop
+            # that one
+            return True
         del _connects[self]
         return False
 
 
 def _others(begun: Iterable[tuple[int, float]], me: int, now: float) -> bool:
-    """Whether one of *begun* is another thread's, and not so old that nobody waits for it any more."""
+    """Whether one of *begun* is another thread's, and not so old that nobody waits for it any
+    more.
+    """
     return any(thread != me and now < since + PATIENCE for thread, since in begun)
 
 
@@ -89,4 +113,6 @@ def _after_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+    os.register_at_fork(
+        before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+    )

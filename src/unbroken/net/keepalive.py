@@ -1,7 +1,9 @@
-"""TCP keepalive and user timeout by descriptor, whatever the driver: they find what no FIN announces.
+"""TCP keepalive and user timeout by descriptor, whatever the driver: they find what no FIN
+announces.
 
-Systems' own default is a first probe after 7200 s (tcp(7)), and not every driver switches keepalive on. Data that nobody acknowledges is
-sent again for about 15 minutes (net.ipv4.tcp_retries2), and keepalive does not run meanwhile: the user timeout ends that.
+Systems' own default is a first probe after 7200 s (tcp(7)), and not every driver switches keepalive
+on. Data that nobody acknowledges is sent again for about 15 minutes (net.ipv4.tcp_retries2), and
+keepalive does not run meanwhile: the user timeout ends that.
 """
 
 from __future__ import annotations
@@ -16,25 +18,34 @@ from unbroken.net.borrow import borrowed
 
 _MAX_SECONDS = 32767  # MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL, linux/tcp.h
 _MAX_COUNT = 127  # MAX_TCP_KEEPCNT
-_IDLE: int | None = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # macOS names it TCP_KEEPALIVE
+_IDLE: int | None = getattr(
+    socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None)
+)  # macOS names it TCP_KEEPALIVE
 _INTERVAL: int | None = getattr(socket, "TCP_KEEPINTVL", None)
 _COUNT: int | None = getattr(socket, "TCP_KEEPCNT", None)
 _USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux only, in milliseconds
-#: macOS's likeness, in seconds: TCP_RXT_CONNDROPTIME, netinet/tcp.h. It bounds retransmissions, not a window of zero.
+#: macOS's likeness, in seconds: TCP_RXT_CONNDROPTIME, netinet/tcp.h. It bounds retransmissions, not
+#: a window of zero.
 _DROP_TIME: int | None = 0x80 if sys.platform == "darwin" else None
 _TCP = (socket.IPPROTO_TCP, getattr(socket, "IPPROTO_MPTCP", 262), 0)
 
 
-def apply(fd: int, idle: float | None, interval: float | None = None, count: int = 3, user_timeout: float | None = None) -> bool:
+def apply(
+    fd: int,
+    idle: float | None,
+    interval: float | None = None,
+    count: int = 3,
+    user_timeout: float | None = None,
+) -> bool:
     """Set keepalive on the connection behind *fd*, and say whether all is set now.
 
-    *idle*: seconds of silence before the first probe (None: leave keepalive as it is). *interval*: seconds between probes
-    (None: idle / count). *count*: unanswered probes that end it. *user_timeout*: seconds that sent data may stay
-    unacknowledged (None: as it is; 0: the system's default). Keepalive is rounded up to whole seconds, at least 1, at most
-    what the kernel takes.
+    *idle*: seconds of silence before the first probe (None: leave keepalive as it is). *interval*:
+    seconds between probes (None: idle / count). *count*: unanswered probes that end it.
+    *user_timeout*: seconds that sent data may stay unacknowledged (None: as it is; 0: the system's
+    default). Keepalive is rounded up to whole seconds, at least 1, at most what the kernel takes.
 
-    False when *fd* is closed, not TCP, or the system cannot do it. Where only the user timeout is unknown (Windows, the
-    BSDs), the rest still counts. Never raises.
+    False when *fd* is closed, not TCP, or the system cannot do it. Where only the user timeout is
+    unknown (Windows, the BSDs), the rest still counts. Never raises.
     """
     try:
         with borrowed(fd) as sock:
@@ -48,9 +59,11 @@ def apply(fd: int, idle: float | None, interval: float | None = None, count: int
 
 
 def bound(fd: int, keepalive: float, probe_every: float, send_timeout: float) -> None:
-    """What every connection of a pool gets: bounds for the network's silence, and no life in programs that are started.
+    """What every connection of a pool gets: bounds for the network's silence, and no life in
+    programs that are started.
 
-    Seconds; an infinite *keepalive* or *send_timeout* leaves that option as the driver made it. Never raises.
+    Seconds; an infinite *keepalive* or *send_timeout* leaves that option as the driver made it.
+    Never raises.
     """
     close_on_exec(fd)
     idle = None if keepalive == math.inf else keepalive
@@ -60,7 +73,9 @@ def bound(fd: int, keepalive: float, probe_every: float, send_timeout: float) ->
 
 
 def close_on_exec(fd: int) -> None:
-    """Have *fd* closed in programs that this process starts; some client libraries leave it open there. Never raises."""
+    """Have *fd* closed in programs that this process starts; some client libraries leave it open
+    there. Never raises.
+    """
     try:
         os.set_inheritable(fd, False)
     except OSError:
@@ -68,7 +83,11 @@ def close_on_exec(fd: int) -> None:
 
 
 def _is_tcp(sock: _socket.socket) -> bool:
-    return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM and sock.proto in _TCP
+    return (
+        sock.family in (socket.AF_INET, socket.AF_INET6)
+        and sock.type == socket.SOCK_STREAM
+        and sock.proto in _TCP
+    )
 
 
 def _probe(sock: _socket.socket, idle: float, interval: float | None, count: int) -> bool:

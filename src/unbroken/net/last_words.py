@@ -1,10 +1,11 @@
 """What the server said before it hung up, read without taking it away from the driver.
 
-A server that ends an idle session often sends one error packet first: MySQL's 4031, MariaDB's 1927, PostgreSQL's 57P01
-and 57P05. Drivers mostly hide it behind "gone away". Under TLS it is encrypted: then only the fact is known.
+A server that ends an idle session often sends one error packet first: MySQL's 4031, MariaDB's 1927,
+PostgreSQL's 57P01 and 57P05. Drivers mostly hide it behind "gone away". Under TLS it is encrypted:
+then only the fact is known.
 
-Formats: MySQL client/server protocol, ERR_Packet; MariaDB's progress packets (ERR with code 0xFFFF); PostgreSQL
-"Message Formats", ErrorResponse.
+Formats: MySQL client/server protocol, ERR_Packet; MariaDB's progress packets (ERR with code
+0xFFFF); PostgreSQL "Message Formats", ErrorResponse.
 """
 
 from __future__ import annotations
@@ -24,27 +25,39 @@ _SQLSTATE = re.compile(rb"[0-9A-Z]{5}")
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A server's last words: *code* is MySQL's error number or PostgreSQL's SQLSTATE, *text* one line of at most 200 characters."""
+    """A server's last words: *code* is MySQL's error number or PostgreSQL's SQLSTATE, *text* one
+    line of at most 200 characters.
+    """
 
     code: int | str
     text: str
 
 
 def peek(fd: int, backend: str) -> Words | None:
-    """What the server left unread on the idle socket *fd*; None when there is nothing, nothing understandable, or TLS.
+    """What the server left unread on the idle socket *fd*; None when there is nothing, nothing
+    understandable, or TLS.
 
-    *backend* is ``mysql``, ``mariadb`` or ``postgresql``. Takes nothing off the socket, never waits, never raises.
+    *backend* is ``mysql``, ``mariadb`` or ``postgresql``. Takes nothing off the socket, never
+    waits, never raises.
     """
     try:
         with borrowed(fd) as sock:
             data = sock.recv(_PEEK_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except (OSError, ValueError, OverflowError, AttributeError):  # closed, reset, or a system without MSG_DONTWAIT
+    except (
+        OSError,
+        ValueError,
+        OverflowError,
+        AttributeError,
+    ):  # closed, reset, or a system without MSG_DONTWAIT
         return None
     return parse(data, backend)
 
 
 def parse(data: bytes, backend: str) -> Words | None:
-    """The error that *data*, unread bytes of an idle connection, holds. Any bytes will do; never raises."""
+    """The error that *data*, unread bytes of an idle connection, holds.
+
+    Any bytes will do; never raises.
+    """
     if backend in ("mysql", "mariadb"):
         return _mysql(data) or _mysql_compressed(data)
     if backend == "postgresql":
@@ -53,14 +66,18 @@ def parse(data: bytes, backend: str) -> Words | None:
 
 
 def _mysql(data: bytes) -> Words | None:
-    """The first ERR packet among whole packets: 3 bytes of length (little endian), 1 of sequence, the payload."""
+    """The first ERR packet among whole packets: 3 bytes of length (little endian), 1 of sequence,
+    the payload.
+    """
     start = 0
     while start + 4 < len(data):
         length = int.from_bytes(data[start : start + 3], "little")
         start += 4
         payload = data[start : start + length]
         if length > _MAX_PACKET or len(payload) < length:
-            return None  # not what a server leaves on an idle connection: a TLS record looks like this
+            return (
+                None  # not what a server leaves on an idle connection: a TLS record looks like this
+            )
         if payload[:1] == b"\xff" and (words := _mysql_error(payload)):
             return words
         start += length
@@ -68,7 +85,9 @@ def _mysql(data: bytes) -> Words | None:
 
 
 def _mysql_compressed(data: bytes) -> Words | None:
-    """The compressed protocol puts 7 bytes before; so short a packet goes uncompressed inside (its last 3 are zero)."""
+    """The compressed protocol puts 7 bytes before; so short a packet goes uncompressed inside (its
+    last 3 are zero).
+    """
     return _mysql(data[7:]) if data[4:7] == b"\0\0\0" else None
 
 
@@ -77,13 +96,17 @@ def _mysql_error(payload: bytes) -> Words | None:
     if len(payload) < 3 or code in (0, 0xFFFF):  # 0xFFFF: a progress report, not an error
         return None
     text = payload[3:]
-    if text[:1] == b"#" and _SQLSTATE.fullmatch(text[1:6]):  # absent in errors sent before the handshake
+    if text[:1] == b"#" and _SQLSTATE.fullmatch(
+        text[1:6]
+    ):  # absent in errors sent before the handshake
         text = text[6:]
     return Words(code, _one_line(text))
 
 
 def _postgresql(data: bytes) -> Words | None:
-    """The first ErrorResponse, behind notices: 1 byte of type, 4 of length (big endian, itself included), the body."""
+    """The first ErrorResponse, behind notices: 1 byte of type, 4 of length (big endian, itself
+    included), the body.
+    """
     start = 0
     while start + 5 <= len(data):
         kind = data[start : start + 1]

@@ -1,11 +1,14 @@
-"""Is an idle connection still there? Asked of the kernel, which knows of every FIN and RST, without a round trip.
+"""Is an idle connection still there? Asked of the kernel, which knows of every FIN and RST, without
+a round trip.
 
-On an idle socket nothing readable means alive. ``POLLRDHUP`` means that the other side hung up, whatever is still unread
-(PostgreSQL and MySQL leave a goodbye packet before the FIN). Readable without it is *undecided*: a NOTIFY or a TLS
-session ticket looks like that; a ping tells. A silent drop (NAT, power loss) is invisible here: see keepalive.py.
+On an idle socket nothing readable means alive. ``POLLRDHUP`` means that the other side hung up,
+whatever is still unread (PostgreSQL and MySQL leave a goodbye packet before the FIN). Readable
+without it is *undecided*: a NOTIFY or a TLS session ticket looks like that; a ping tells. A silent
+drop (NAT, power loss) is invisible here: see keepalive.py.
 
-Linux and FreeBSD 14 have POLLRDHUP; macOS and older BSDs have kqueue's EV_EOF; elsewhere a MSG_PEEK sees a FIN only once
-everything before it was read, and says undecided until then: :data:`SUPPORTED` is False there.
+Linux and FreeBSD 14 have POLLRDHUP; macOS and older BSDs have kqueue's EV_EOF; elsewhere a MSG_PEEK
+sees a FIN only once everything before it was read, and says undecided until then: :data:`SUPPORTED`
+is False there.
 """
 
 from __future__ import annotations
@@ -20,11 +23,22 @@ from unbroken.net.borrow import borrowed
 from unbroken.net.patched import has, original
 from unbroken.net.traffic import counter, segments_sent
 
-__all__ = ["SUPPORTED", "Events", "Liveness", "counter", "judge", "look", "poller", "segments_sent", "sweep"]
+__all__ = [
+    "SUPPORTED",
+    "Events",
+    "Liveness",
+    "counter",
+    "judge",
+    "look",
+    "poller",
+    "segments_sent",
+    "sweep",
+]
 
 Events: TypeAlias = list[tuple[int, int]]
 
-# poll(2)'s numbers where this Python does not name them: the other ways of looking speak its language.
+# poll(2)'s numbers where this Python does not name them: the other ways of looking speak its
+# language.
 _IN: int = getattr(select, "POLLIN", 0x1)
 _ERR: int = getattr(select, "POLLERR", 0x8)
 _HUP: int = getattr(select, "POLLHUP", 0x10)
@@ -52,10 +66,12 @@ def judge(events: Events) -> Liveness:
 
 
 def poller(fd: int | None) -> Callable[[int], Events]:
-    """A function that looks at *fd*: call it with 0; an empty list means certainly alive, else ask :func:`judge`.
+    """A function that looks at *fd*: call it with 0; an empty list means certainly alive, else ask
+    :func:`judge`.
 
-    Made once per connection: on Linux it is the bound method of a poll object (about 0.3 µs a call, no Python code).
-    Only one thread may be inside it at a time. None as *fd* gives a function that always says [].
+    Made once per connection: on Linux it is the bound method of a poll object (about 0.3 µs a call,
+    no Python code). Only one thread may be inside it at a time. None as *fd* gives a function that
+    always says [].
     """
     if fd is None:
         return _nothing
@@ -112,8 +128,13 @@ def _kqueue_events(fds: Iterable[int], *, api: Any = None) -> Events:
     try:
         if queue.fileno() in wanted:
             found[queue.fileno()] = _NVAL  # a number that was free a moment ago is no connection's
-        changes = [api.kevent(fd, api.KQ_FILTER_READ, api.KQ_EV_ADD | api.KQ_EV_ONESHOT) for fd in wanted if fd not in found]
-        # Twice: where a change fails, the first call reports only the failures (XNU, kevent_internal).
+        changes = [
+            api.kevent(fd, api.KQ_FILTER_READ, api.KQ_EV_ADD | api.KQ_EV_ONESHOT)
+            for fd in wanted
+            if fd not in found
+        ]
+        # Twice: where a change fails, the first call reports only the failures (XNU,
+        # kevent_internal).
         for event in queue.control(changes, len(changes), 0) + queue.control(None, len(changes), 0):
             found[event.ident] = found.get(event.ident, 0) | _from_kevent(event, api)
     finally:
@@ -145,7 +166,9 @@ def _peek_bits(fd: int) -> int:
         if fd < 0 or not original("select", "select")([fd], [], [], 0)[0]:
             return _NVAL if fd < 0 else 0
         with borrowed(fd) as sock:
-            return _IN if sock.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)) else _HUP
+            return (
+                _IN if sock.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)) else _HUP
+            )
     except BlockingIOError:
         return 0
     except (OSError, ValueError):  # closed, reset, or a number too large for select
@@ -153,7 +176,9 @@ def _peek_bits(fd: int) -> int:
 
 
 _KQUEUE = not _RDHUP and has("select", "kqueue")
-_events: Callable[[Iterable[int]], Events] = _poll_events if _RDHUP else _kqueue_events if _KQUEUE else _peek_events
+_events: Callable[[Iterable[int]], Events] = (
+    _poll_events if _RDHUP else _kqueue_events if _KQUEUE else _peek_events
+)
 
 #: Whether every FIN and RST is seen here without a round trip.
 SUPPORTED: bool = bool(_RDHUP) or _KQUEUE

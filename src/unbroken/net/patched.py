@@ -1,4 +1,7 @@
-"""What gevent's monkey patching hides, and whether it is at work. Asked at call time: patching may come after import."""
+"""What gevent's monkey patching hides, and whether it is at work.
+
+Asked at call time: patching may come after import.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,8 @@ def has(module: str, name: str) -> bool:
 
 
 def threads_are_greenlets() -> bool:
-    """Whether ``threading.Thread`` makes greenlets: then nothing may block without giving way to the hub."""
+    """Whether ``threading.Thread`` makes greenlets: then nothing may block without giving way to
+    the hub.
+    """
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))

@@ -1,8 +1,9 @@
-"""The kernel's list of sockets to tell us about when they hang up: epoll, kqueue, or nothing at all.
+"""The kernel's list of sockets to tell us about when they hang up: epoll, kqueue, or nothing at
+all.
 
-Sockets are added for hang-ups only: what a lent connection reads and writes wakes nobody. After a hang-up is reported the
-socket is silent until it is added again (or, by kqueue, until something new happens to it), so that a dead connection
-that is still lent does not spin.
+Sockets are added for hang-ups only: what a lent connection reads and writes wakes nobody. After a
+hang-up is reported the socket is silent until it is added again (or, by kqueue, until something new
+happens to it), so that a dead connection that is still lent does not spin.
 """
 
 from __future__ import annotations
@@ -18,10 +19,16 @@ _LONGEST = 86400.0  # seconds; epoll counts milliseconds in an int
 
 
 class Selector(Protocol):
-    """What a watcher needs of the kernel. Not thread-safe by itself, but for add and remove during a wait."""
+    """What a watcher needs of the kernel.
+
+    Not thread-safe by itself, but for add and remove during a wait.
+    """
 
     def add(self, fd: int) -> None:
-        """Report when the other side of *fd* hangs up. Again for the same number: as if new. Never raises."""
+        """Report when the other side of *fd* hangs up.
+
+        Again for the same number: as if new. Never raises.
+        """
 
     def add_reader(self, fd: int) -> None:
         """Report whenever *fd* can be read."""
@@ -33,7 +40,9 @@ class Selector(Protocol):
         """The descriptors to report, after at most *timeout* seconds (None: for ever)."""
 
     def fileno(self) -> int | None:
-        """A descriptor that is readable while there is something to report; None where there is none."""
+        """A descriptor that is readable while there is something to report; None where there is
+        none.
+        """
 
     def close(self) -> None:
         """Let go of the kernel's object, and of nothing else: a forked child may call it."""
@@ -87,7 +96,9 @@ class KqueueSelector:
     _MUCH = 0x7FFFFFFF
 
     def __init__(self, api: Any = None) -> None:
-        self._get: Callable[[str], Any] = partial(original, "select") if api is None else partial(getattr, api)
+        self._get: Callable[[str], Any] = (
+            partial(original, "select") if api is None else partial(getattr, api)
+        )
         self._queue = self._get("kqueue")()
 
     def _change(self, fd: int, flags: int, fflags: int = 0, data: int = 0) -> None:
@@ -96,8 +107,13 @@ class KqueueSelector:
             self._queue.control([event], 0, 0)
 
     def add(self, fd: int) -> None:
-        """See :class:`Selector`. A low-water mark above any buffer: answers of the server wake nobody, EOF does."""
-        self._change(fd, self._get("KQ_EV_ADD") | self._get("KQ_EV_CLEAR"), self._LOW_WATER, self._MUCH)
+        """See :class:`Selector`.
+
+        A low-water mark above any buffer: answers of the server wake nobody, EOF does.
+        """
+        self._change(
+            fd, self._get("KQ_EV_ADD") | self._get("KQ_EV_CLEAR"), self._LOW_WATER, self._MUCH
+        )
 
     def add_reader(self, fd: int) -> None:
         """See :class:`Selector`."""
@@ -109,7 +125,12 @@ class KqueueSelector:
 
     def wait(self, timeout: float | None) -> list[int]:
         """See :class:`Selector`."""
-        return [event.ident for event in self._queue.control(None, 64, None if timeout is None else min(timeout, _LONGEST))]
+        return [
+            event.ident
+            for event in self._queue.control(
+                None, 64, None if timeout is None else min(timeout, _LONGEST)
+            )
+        ]
 
     def fileno(self) -> int | None:
         """See :class:`Selector`."""
@@ -122,7 +143,9 @@ class KqueueSelector:
 
 
 class BlindSelector:
-    """Elsewhere: no hang-up is reported (the look at each acquire finds them); timers work all the same."""
+    """Elsewhere: no hang-up is reported (the look at each acquire finds them); timers work all the
+    same.
+    """
 
     def __init__(self) -> None:
         self._readers: list[int] = []
@@ -139,7 +162,9 @@ class BlindSelector:
 
     def wait(self, timeout: float | None) -> list[int]:
         """See :class:`Selector`."""
-        ready: list[int] = original("select", "select")(self._readers, [], [], None if timeout is None else min(timeout, _LONGEST))[0]
+        ready: list[int] = original("select", "select")(
+            self._readers, [], [], None if timeout is None else min(timeout, _LONGEST)
+        )[0]
         return ready
 
     def fileno(self) -> int | None:

@@ -1,8 +1,10 @@
-"""Ending a connection from below its driver: in a forked child, or from another thread. And: is this a fork?
+"""Ending a connection from below its driver: in a forked child, or from another thread. And: is
+this a fork?
 
-A child inherits its parent's sockets. Closing such a connection there, or letting it be garbage-collected, sends a goodbye
-that ends the *parent's* session (mysqlclient, mysql-connector, mariadb). ``dup2`` of a dead socket over the descriptor
-makes the child's copy harmless, whatever the driver does with it later.
+A child inherits its parent's sockets. Closing such a connection there, or letting it be
+garbage-collected, sends a goodbye that ends the *parent's* session (mysqlclient, mysql-connector,
+mariadb). ``dup2`` of a dead socket over the descriptor makes the child's copy harmless, whatever
+the driver does with it later.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ _MADV_WIPEONFORK = 18  # linux/mman.h, since Linux 4.14; Python names it from 3.
 
 
 def identity(fd: int) -> tuple[int, int] | None:
-    """Device and inode of the socket behind *fd*: what tells it from any other that may get its number. Else None."""
+    """Device and inode of the socket behind *fd*: what tells it from any other that may get its
+    number. Else None.
+    """
     try:
         found = os.fstat(fd)
     except (OSError, OverflowError):
@@ -32,10 +36,12 @@ _identity = identity  # the functions below have a parameter of that name
 
 
 def sever(fd: int, identity: tuple[int, int]) -> bool:
-    """In a forked child: put a dead socket in the place of the inherited *fd*; say whether that was done.
+    """In a forked child: put a dead socket in the place of the inherited *fd*; say whether that was
+    done.
 
-    Only if *fd* is still the socket with that :func:`identity`: a child that became a daemon may have closed it and given
-    its number to something else. Reading gives EOF afterwards, writing EPIPE; not a byte reaches the parent's session.
+    Only if *fd* is still the socket with that :func:`identity`: a child that became a daemon may
+    have closed it and given its number to something else. Reading gives EOF afterwards, writing
+    EPIPE; not a byte reaches the parent's session.
     """
     if _identity(fd) != identity:
         return False
@@ -54,14 +60,20 @@ def sever(fd: int, identity: tuple[int, int]) -> bool:
 
 
 def abort(fd: int, identity: tuple[int, int]) -> bool:
-    """End the connection behind *fd*, from any thread, without closing it; say whether it was still that very socket.
+    """End the connection behind *fd*, from any thread, without closing it; say whether it was still
+    that very socket.
 
-    ``shutdown`` wakes whoever is blocked on it with an end of file, under TLS as well. The owner closes it, as always.
+    ``shutdown`` wakes whoever is blocked on it with an end of file, under TLS as well. The owner
+    closes it, as always.
     """
     try:
-        with borrowed(fd) as sock:  # the duplicate cannot change under us, whatever happens to fd meanwhile
+        with borrowed(
+            fd
+        ) as sock:  # the duplicate cannot change under us, whatever happens to fd meanwhile
             return _shut_down(sock, identity)
-    except OSError:  # closed; or no descriptor is left for the duplicate, which is just when this may matter most
+    except OSError:
+        # closed; or no descriptor is left for the duplicate, which is just when this may matter
+        # most
         return _abort_in_place(fd, identity)
 
 
@@ -105,13 +117,14 @@ class _PidMark:
 
 
 def fork_mark() -> ForkMark:
-    """A mark of this very process: a page of memory that the kernel empties in a child, however it was forked.
+    """A mark of this very process: a page of memory that the kernel empties in a child, however it
+    was forked.
 
     Also after a ``fork`` that Python does not see (uWSGI, a C library). A child makes its own.
     """
     page = _wiped_page()
-    # A view: a free-threaded Python locks the page itself at each look, and a child that Python does not see being made may inherit
-    # that lock held.
+    # A view: a free-threaded Python locks the page itself at each look, and a child that Python
+    # does not see being made may inherit that lock held.
     return _PidMark() if page is None else memoryview(page)
 
 
@@ -125,7 +138,9 @@ def _wiped_page() -> mmap.mmap | None:
         page.close()
         return None
     try:
-        page.madvise(-1)  # emulators that ignore madvise accept nonsense too: then its promise is worth nothing
+        page.madvise(
+            -1
+        )  # emulators that ignore madvise accept nonsense too: then its promise is worth nothing
     except OSError:
         page[0] = 1
         return page

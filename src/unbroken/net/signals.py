@@ -2,13 +2,15 @@
 
 Signals are for the main thread, or for the web server that owns the process.
 
-The kernel hands a signal that is sent to a process to any of its threads that does not block it. uWSGI's handler then ends the worker
-from within that thread: Python waits there for the main thread, which waits for the next request, and the worker never ends.
+The kernel hands a signal that is sent to a process to any of its threads that does not block it.
+uWSGI's handler then ends the worker from within that thread: Python waits there for the main
+thread, which waits for the next request, and the worker never ends.
 """
 
 from __future__ import annotations
 
-# The C module itself: signal makes an enumeration of all 64 each time, which takes 45 µs instead of 9.
+# The C module itself: signal makes an enumeration of all 64 each time, which takes 45 µs instead of
+# 9.
 import _signal  # type: ignore[import-not-found]
 import contextvars
 import signal
@@ -27,7 +29,8 @@ _BLOCKED = tuple(int(each) for each in signal.Signals if each.name not in _THREA
 
 @contextmanager
 def unsignalled() -> Iterator[None]:
-    """Threads that are started inside, and those that they start, block signals. What comes meanwhile is handled afterwards.
+    """Threads that are started inside, and those that they start, block signals. What comes
+    meanwhile is handled afterwards.
 
     Does nothing where a thread is a greenlet: that has no signals of its own.
     """
@@ -41,16 +44,20 @@ def unsignalled() -> Iterator[None]:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
 
-#: An attribute of threads that are in no unit of work, even if a unit starts them (:mod:`unbroken.pool.contexts`).
+#: An attribute of threads that are in no unit of work, even if a unit starts them
+#: (:mod:`unbroken.pool.contexts`).
 IN_NO_UNIT = "_unbroken_in_no_unit"
 
 
 def start_thread(function: Callable[..., object], *args: Any, name: str) -> threading.Thread:
     """Start a daemon thread that takes no signals and is in no unit of work, whoever starts it.
 
-    A free-threaded Python 3.14 has a thread inherit the context of who starts it. Raises RuntimeError where none can be started.
+    A free-threaded Python 3.14 has a thread inherit the context of who starts it. Raises
+    RuntimeError where none can be started.
     """
-    apart: dict[str, Any] = {"context": contextvars.Context()} if sys.version_info >= (3, 14) else {}
+    apart: dict[str, Any] = (
+        {"context": contextvars.Context()} if sys.version_info >= (3, 14) else {}
+    )
     thread = threading.Thread(target=function, args=args, name=name, daemon=True, **apart)
     thread.__dict__[IN_NO_UNIT] = True
     with unsignalled():

@@ -1,8 +1,10 @@
-"""Has anything been sent on this connection since? Asked of the kernel (Linux: TCP_INFO), below the driver and TLS.
+"""Has anything been sent on this connection since? Asked of the kernel (Linux: TCP_INFO), below the
+driver and TLS.
 
-The count grows with every byte that was written to the socket, sent already or still queued, and with retransmissions
-(these only make it err on the safe side). Keepalive probes and bare ACKs do not change it. So two equal counts prove
-that nothing at all was sent in between: no BEGIN, no statement, nothing to roll back.
+The count grows with every byte that was written to the socket, sent already or still queued, and
+with retransmissions (these only make it err on the safe side). Keepalive probes and bare ACKs do
+not change it. So two equal counts prove that nothing at all was sent in between: no BEGIN, no
+statement, nothing to roll back.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ from typing import Any
 
 from unbroken.net.borrow import borrowed
 
-# struct tcp_info, linux/tcp.h: tcpi_notsent_bytes (u32) at 144, tcpi_bytes_sent (u64, since Linux 4.19) at 200.
+# struct tcp_info, linux/tcp.h: tcpi_notsent_bytes (u32) at 144, tcpi_bytes_sent (u64, since Linux
+# 4.19) at 200.
 _TCP_INFO = 11
 _LENGTH = 208
 _OFFSETS = struct.Struct("=144xI52xQ")
-# tcpi_unacked at 24, tcpi_last_ack_recv (milliseconds ago) at 56, tcpi_notsent_bytes (since Linux 4.6) at 144.
-_LAST_DATA = struct.Struct("=44xI4xI")  # tcpi_last_data_sent at 44, tcpi_last_data_recv at 52, both in milliseconds
+# tcpi_unacked at 24, tcpi_last_ack_recv (milliseconds ago) at 56, tcpi_notsent_bytes (since Linux
+# 4.6) at 144.
+_LAST_DATA = struct.Struct(
+    "=44xI4xI"
+)  # tcpi_last_data_sent at 44, tcpi_last_data_recv at 52, both in milliseconds
 _STANDING = struct.Struct("=24xI28xI84xI")
 
 
@@ -40,7 +46,9 @@ class _Call(ctypes.Structure):
 
 def _system_getsockopt() -> Any:
     try:
-        return ctypes.PyDLL(None).getsockopt  # PyDLL: a call this short is not worth giving the GIL away
+        return ctypes.PyDLL(
+            None
+        ).getsockopt  # PyDLL: a call this short is not worth giving the GIL away
     except (AttributeError, OSError, TypeError):
         return None
 
@@ -49,11 +57,12 @@ _getsockopt: Any = _system_getsockopt() if sys.platform == "linux" else None
 
 
 def counter(fd: int | None) -> Callable[[], int | None]:
-    """A function that gives the count of data sent on *fd* so far (about 0.85 µs a call), or None where none is kept.
+    """A function that gives the count of data sent on *fd* so far (about 0.85 µs a call), or None
+    where none is kept.
 
-    Made once per connection; only one thread may be inside it at a time. It never owns *fd*. It gives None for unix
-    sockets, MPTCP, closed descriptors, systems other than Linux ≥ 4.19, and where the kernel does not really count
-    (0 on a connection that has logged in).
+    Made once per connection; only one thread may be inside it at a time. It never owns *fd*. It
+    gives None for unix sockets, MPTCP, closed descriptors, systems other than Linux ≥ 4.19, and
+    where the kernel does not really count (0 on a connection that has logged in).
     """
     if fd is None or fd < 0 or sys.platform != "linux" or not _is_tcp(fd):
         return _unknown
@@ -66,36 +75,49 @@ def segments_sent(fd: int | None) -> int | None:
 
 
 def unread_for(fd: int) -> float | None:
-    """Whether the other side takes no data though there is some to send: seconds since it last acknowledged anything.
+    """Whether the other side takes no data though there is some to send: seconds since it last
+    acknowledged anything.
 
-    None when nothing waits to be sent, or nothing is known. A server that is there answers the kernel's window probes all
-    the while, so the number stays small: it only does not read, being busy with what it has.
+    None when nothing waits to be sent, or nothing is known. A server that is there answers the
+    kernel's window probes all the while, so the number stays small: it only does not read, being
+    busy with what it has.
     """
     try:
         with borrowed(fd) as sock:
-            unacked, last_ack, unsent = _STANDING.unpack(sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _STANDING.size))
+            unacked, last_ack, unsent = _STANDING.unpack(
+                sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _STANDING.size)
+            )
     except (OSError, struct.error):
         return None
     return last_ack / 1000 if unsent and not unacked else None
 
 
 def quiet_for(fd: int) -> float | None:
-    """Seconds since data was last sent or received on *fd*; None where that is not known. A hang-up is no data."""
+    """Seconds since data was last sent or received on *fd*; None where that is not known.
+
+    A hang-up is no data.
+    """
     if not _is_tcp(fd):
         return None
     try:
         with borrowed(fd) as sock:
-            sent, received = _LAST_DATA.unpack(sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LAST_DATA.size))
+            sent, received = _LAST_DATA.unpack(
+                sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LAST_DATA.size)
+            )
     except (OSError, struct.error):
         return None
     return float(min(sent, received)) / 1000
 
 
 def has_unsent(fd: int) -> bool:
-    """Whether data waits to be sent on *fd* because the other side takes none: to write more may take for ever."""
+    """Whether data waits to be sent on *fd* because the other side takes none: to write more may
+    take for ever.
+    """
     try:
         with borrowed(fd) as sock:
-            _, _, unsent = _STANDING.unpack(sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _STANDING.size))
+            _, _, unsent = _STANDING.unpack(
+                sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _STANDING.size)
+            )
     except (OSError, struct.error):
         return False
     return bool(unsent)
@@ -108,7 +130,10 @@ def _unknown() -> None:
 def _is_tcp(fd: int) -> bool:
     try:
         with borrowed(fd) as sock:
-            return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.proto == socket.IPPROTO_TCP
+            return (
+                sock.family in (socket.AF_INET, socket.AF_INET6)
+                and sock.proto == socket.IPPROTO_TCP
+            )
     except OSError:
         return False
 
@@ -133,7 +158,9 @@ def _by_dup(fd: int) -> Callable[[], int | None]:
     def count() -> int | None:
         try:
             with borrowed(fd) as sock:
-                notsent, sent = _OFFSETS.unpack(sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LENGTH))
+                notsent, sent = _OFFSETS.unpack(
+                    sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LENGTH)
+                )
         except (OSError, struct.error):
             return None
         return int(sent) + int(notsent) if sent else None

@@ -12,7 +12,10 @@ from unbroken.net.selector import Selector
 
 
 class Wake:
-    """Something that another thread can make readable: an eventfd, elsewhere a pair of sockets. ``fd`` is to be waited for."""
+    """Something that another thread can make readable: an eventfd, elsewhere a pair of sockets.
+
+    ``fd`` is to be waited for.
+    """
 
     def __init__(self) -> None:
         self._pair: tuple[socket.socket, socket.socket] | None = None
@@ -63,7 +66,10 @@ def wait(selector: Selector, timeout: float | None) -> list[int]:
 
 
 def _give_way(fd: int, timeout: float | None) -> None:
-    """Let gevent's hub run until *fd* is readable. Both events are weak: they do not keep a hub alive that has ended its work."""
+    """Let gevent's hub run until *fd* is readable.
+
+    Both events are weak: they do not keep a hub alive that has ended its work.
+    """
     hub_module: Any = importlib.import_module("gevent.hub")
     hub = hub_module.get_hub()
     waiter = hub_module.Waiter(hub)

@@ -1,16 +1,18 @@
 """Somebody who sees at once when a connection's other side hangs up, and who keeps the time.
 
-A connection's socket is registered once, when it is born; lending and returning it costs nothing. A hang-up (FIN or RST)
-calls its callback, once. There is one :class:`ThreadWatcher` per process (a daemon thread, under gevent a greenlet), or a
-:class:`LoopWatcher` on an asyncio loop. With no timer set, nothing wakes up.
+A connection's socket is registered once, when it is born; lending and returning it costs nothing. A
+hang-up (FIN or RST) calls its callback, once. There is one :class:`ThreadWatcher` per process (a
+daemon thread, under gevent a greenlet), or a :class:`LoopWatcher` on an asyncio loop. With no timer
+set, nothing wakes up.
 
 Callbacks run on the watcher, outside its lock, and must not block. What they raise is logged.
 
-Descriptors' numbers are used again, so: ``unwatch`` before the socket is closed. A hang-up that was reported for the
-number's last user never reaches the next one: before a callback is called, the socket is looked at under the lock that
-``watch`` and ``unwatch`` take.
+Descriptors' numbers are used again, so: ``unwatch`` before the socket is closed. A hang-up that was
+reported for the number's last user never reaches the next one: before a callback is called, the
+socket is looked at under the lock that ``watch`` and ``unwatch`` take.
 
-In a forked child every method of an inherited watcher does nothing: the kernel's object behind it is the parent's too.
+In a forked child every method of an inherited watcher does nothing: the kernel's object behind it
+is the parent's too.
 """
 
 from __future__ import annotations
@@ -93,12 +95,16 @@ class Watcher(ABC):
         return bool(self._mark[0]) and not self._closed
 
     def watch(self, fd: int, callback: Callback) -> None:
-        """Call *callback*, once, when the other side of the socket *fd* hangs up (at once if it has).
+        """Call *callback*, once, when the other side of the socket *fd* hangs up (at once if it
+        has).
 
-        What cannot be watched (not an open socket, no support in this kernel) is silently left to the look at acquire.
+        What cannot be watched (not an open socket, no support in this kernel) is silently left to
+        the look at acquire.
         """
         if not self.is_usable or identity(fd) is None:
-            return  # nor may a number that its user closed, and that is our own now, be taken for a connection
+            # nor may a number that its user closed, and that is our own now, be taken for a
+            # connection
+            return
         with self._lock:
             selector = self._start()
             if selector is not None:
@@ -106,7 +112,10 @@ class Watcher(ABC):
                 selector.add(fd)
 
     def unwatch(self, fd: int) -> None:
-        """Forget *fd*; to be called before it is closed. A callback that has begun is not stopped."""
+        """Forget *fd*; to be called before it is closed.
+
+        A callback that has begun is not stopped.
+        """
         if not self.is_usable:
             return
         with self._lock:
@@ -119,7 +128,10 @@ class Watcher(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End it: no callback begins after this, from another thread at most one that is under way. Idempotent."""
+        """End it: no callback begins after this, from another thread at most one that is under way.
+
+        Idempotent.
+        """
 
     @abstractmethod
     def _start(self) -> Selector | None:
@@ -132,7 +144,9 @@ class Watcher(ABC):
                 _call(callback)
 
     def _gone(self, fd: int) -> Callback | None:
-        """The callback of *fd*, if its present user is really gone; a report may be about the number's last user."""
+        """The callback of *fd*, if its present user is really gone; a report may be about the
+        number's last user.
+        """
         with self._lock:
             if fd not in self._callbacks or self._selector is None:
                 return None
@@ -144,7 +158,9 @@ class Watcher(ABC):
 
 
 class ThreadWatcher(Watcher):
-    """The watcher of a process: one daemon thread (under gevent's patching a greenlet), started when first needed."""
+    """The watcher of a process: one daemon thread (under gevent's patching a greenlet), started
+    when first needed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,8 +232,12 @@ class ThreadWatcher(Watcher):
         if self._thread is None:
             try:
                 self._thread = start_thread(self._run, name="unbroken-watcher")
-            except RuntimeError:  # no thread to be had now, or the interpreter is ending: deaths are found at acquire
-                _logger.warning("no thread for the watcher; timers wait until one can be started", exc_info=True)
+            except (
+                RuntimeError
+            ):  # no thread to be had now, or the interpreter is ending: deaths are found at acquire
+                _logger.warning(
+                    "no thread for the watcher; timers wait until one can be started", exc_info=True
+                )
         return self._selector
 
     def _run(self) -> None:
@@ -237,7 +257,9 @@ class ThreadWatcher(Watcher):
             if self._closed or selector is None or wake is None:
                 return False
             self._wakes_at = self._timers[0][0] if self._timers else math.inf
-            timeout = None if self._wakes_at == math.inf else max(0.0, self._wakes_at - time.monotonic())
+            timeout = (
+                None if self._wakes_at == math.inf else max(0.0, self._wakes_at - time.monotonic())
+            )
         try:
             fds = wait(selector, timeout)
         except (OSError, ValueError):
@@ -252,8 +274,12 @@ class ThreadWatcher(Watcher):
         return True
 
     def _begin_anew(self) -> bool:
-        """Our descriptors were closed under us (a program that closes all that it does not know): make others."""
-        _logger.warning("the watcher's descriptors were closed by somebody else; it goes on with new ones")
+        """Our descriptors were closed under us (a program that closes all that it does not know):
+        make others.
+        """
+        _logger.warning(
+            "the watcher's descriptors were closed by somebody else; it goes on with new ones"
+        )
         with self._lock:
             _lost.append((self._selector, self._wake))
             self._selector = self._wake = None
@@ -283,7 +309,10 @@ class ThreadWatcher(Watcher):
                     item.close()
 
     def _leave_behind(self) -> None:
-        """In a child, right after the fork: close our copies of its descriptors. Changes nothing for the parent."""
+        """In a child, right after the fork: close our copies of its descriptors.
+
+        Changes nothing for the parent.
+        """
         if not threads_are_greenlets():  # else the child's hub may still wait for them
             self._let_go()
 

@@ -1,4 +1,6 @@
-"""The slow path of an acquire: check a doubtful connection, stand in line, give up in time and say why."""
+"""The slow path of an acquire: check a doubtful connection, stand in line, give up in time and say
+why.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +17,33 @@ from unbroken.pool.leaks import bury_forgotten, recover_left, recover_strays
 from unbroken.pool.state import State
 from unbroken.pool.steps import Call, Flow, Wait
 
-#: A caller in line looks around this often: after forgotten connections, after a worker that got lost.
+#: A caller in line looks around this often: after forgotten connections, after a worker that got
+#: lost.
 GLANCE = 0.25
-#: Its first look comes sooner, and may collect garbage: a forgotten connection is often part of a cycle.
+#: Its first look comes sooner, and may collect garbage: a forgotten connection is often part of a
+#: cycle.
 FIRST_GLANCE = 0.05
-#: At least this long between two looks, whoever looks: a line of a thousand must not spend its time on looking.
+#: At least this long between two looks, whoever looks: a line of a thousand must not spend its time
+#: on looking.
 GLANCE_APART = 0.04
-#: At least this long between two such collections: they cost tens of milliseconds in a large process.
+#: At least this long between two such collections: they cost tens of milliseconds in a large
+#: process.
 COLLECT_EVERY = 0.5
-#: … and this many times the processor's time that the last one took. A busy pool must not spend more than a tenth of the time on
-#: it; where one takes a second, a caller with the default timeout still gets one.
+#: … and this many times the processor's time that the last one took. A busy pool must not spend
+#: more than a tenth of the time on it; where one takes a second, a caller with the default timeout
+#: still gets one.
 COLLECT_SHARE = 10.0
 
 
-def acquire(state: State, suspect: Entry | None, started: float, until: float, *, again: bool = False) -> Flow[Entry]:
-    """An entry fit to be lent, owned by the caller. *suspect* was popped from idle and needs more than a glance. *again*: the
-    caller had a place, which it gave up because its connection had ended; it comes first.
+def acquire(
+    state: State, suspect: Entry | None, started: float, until: float, *, again: bool = False
+) -> Flow[Entry]:
+    """An entry fit to be lent, owned by the caller. *suspect* was popped from idle and needs more
+    than a glance. *again*: the caller had a place, which it gave up because its connection had
+    ended; it comes first.
 
-    Raises PoolTimeoutError, OutageError, ConnectRejectedError or PoolClosedError at *until* at the latest.
+    Raises PoolTimeoutError, OutageError, ConnectRejectedError or PoolClosedError at *until* at the
+    latest.
     """
     entry = suspect
     if suspect is not None:
@@ -76,7 +87,11 @@ def ping(state: State, entry: Entry, timeout: float) -> Flow[bool]:
         yield Call("ping", entry.conn, entry, timeout)
     except Exception as exc:
         fault = state.classify(exc)
-        cause = fault.cause if fault.cause is not None and fault.cause is not Cause.LOST else Cause.SILENT_DROP
+        cause = (
+            fault.cause
+            if fault.cause is not None and fault.cause is not Cause.LOST
+            else Cause.SILENT_DROP
+        )
         state.bury(entry, cause, fault.text)
         state.sweep()
         if cause is Cause.SILENT_DROP:
@@ -142,14 +157,18 @@ def _wait(state: State, ticket: Ticket, started: float, until: float) -> Flow[No
             yield Wait(ticket.signal, min(glance, max(until - now, 0.0)))
             if not ticket.done:
                 _look_around(state, until)
-                glance = FIRST_GLANCE if state.suspects else GLANCE  # a stray is one when it is seen again
+                glance = (
+                    FIRST_GLANCE if state.suspects else GLANCE
+                )  # a stray is one when it is seen again
     finally:
         with state.lock:
             state.counters.wait_seconds += state.clock() - begun
 
 
 def _raise_if_hopeless(state: State, now: float, started: float, until: float, came: float) -> None:
-    """End the wait: when the time is up, or when the server has been away for too long and nothing can come back."""
+    """End the wait: when the time is up, or when the server has been away for too long and nothing
+    can come back.
+    """
     if now >= until:
         outage = state.server.outage
         with state.lock:
@@ -157,41 +176,59 @@ def _raise_if_hopeless(state: State, now: float, started: float, until: float, c
         if outage.active and not _may_come_back(state):
             raise _outage_error(state, now, started)
         raise _timeout_error(state, now, started)
-    if not _may_come_back(state) and state.server.outage.turns_away(now, state.settings.outage_wait, came):
+    if not _may_come_back(state) and state.server.outage.turns_away(
+        now, state.settings.outage_wait, came
+    ):
         with state.lock:
             state.counters.turned_away += 1
         raise _outage_error(state, now, started)
 
 
 def _may_come_back(state: State) -> bool:
-    """Whether something that is lent may still be given back to serve a caller: what is known dead will not."""
-    return any(e.cause is None for e in (*list(state.kernel.lent.values()), *list(state.kernel.returning.values())))
+    """Whether something that is lent may still be given back to serve a caller: what is known dead
+    will not.
+    """
+    return any(
+        e.cause is None
+        for e in (*list(state.kernel.lent.values()), *list(state.kernel.returning.values()))
+    )
 
 
 def _outage_error(state: State, now: float, started: float) -> OutageError:
     waited = f"within {now - started:.1f} s " if now - started > 0.1 else ""
     return state.error(
         OutageError,
-        f"no connection to {state.driver.target.label} {waited}({state.describe_load()}); {state.describe_outage(now)}; "
-        f"the pool goes on trying and recovers by itself",
+        f"no connection to {state.driver.target.label} {waited}({state.describe_load()});"
+        f" {state.describe_outage(now)}; the pool goes on trying and recovers by itself",
         retry_after=1.0,
     )
 
 
 def _timeout_error(state: State, now: float, started: float) -> PoolTimeoutError:
     holders = {str(e.place) for e in list(state.kernel.lent.values())[:50] if e.place is not None}
-    held = f"; held by {', '.join(sorted(holders)[:3])}{' …' if len(holders) > 3 else ''}" if holders else ""
+    held = (
+        f"; held by {', '.join(sorted(holders)[:3])}{' …' if len(holders) > 3 else ''}"
+        if holders
+        else ""
+    )
     outage = state.describe_outage(now)
     busy = "all are in use: give them back sooner, raise max_size, or wait longer (acquire_timeout)"
-    why = outage or (busy if state.kernel.lent else "the server has not answered yet; is it overloaded or frozen?")
+    why = outage or (
+        busy
+        if state.kernel.lent
+        else "the server has not answered yet; is it overloaded or frozen?"
+    )
     return state.error(
         PoolTimeoutError,
-        f"no connection to {state.driver.target.label} within {now - started:.1f} s ({state.describe_load()}){held}; {why}",
+        f"no connection to {state.driver.target.label} within {now - started:.1f} s"
+        f" ({state.describe_load()}){held}; {why}",
     )
 
 
 def recall(state: State) -> None:
-    """Ask holders for a connection that they do not need just now; the one that has it for longest is asked first."""
+    """Ask holders for a connection that they do not need just now; the one that has it for longest
+    is asked first.
+    """
     for entry in [*state.kernel.lent.values(), *state.kernel.returning.values()]:
         ask = entry.recall()
         if ask is not None and ask():
@@ -199,21 +236,29 @@ def recall(state: State) -> None:
 
 
 def _look_around(state: State, until: float) -> None:
-    """What a caller in line, who has time *until* then, can do itself: find forgotten connections, and see that somebody connects."""
+    """What a caller in line, who has time *until* then, can do itself: find forgotten connections,
+    and see that somebody connects.
+    """
     now = state.clock()
     with state.lock:
         if now < state.next_glance:
             return  # another caller has just looked, for all
         state.next_glance = now + GLANCE_APART
         due = now - state.last_collect > max(COLLECT_EVERY, COLLECT_SHARE * state.collect_cost)
-        collect = due and len(state.kernel.entries) >= state.kernel.max_size and until - now > 2 * state.collect_took
+        collect = (
+            due
+            and len(state.kernel.entries) >= state.kernel.max_size
+            and until - now > 2 * state.collect_took
+        )
         if collect:
             state.last_collect = now
     if collect:
         began = thread_time()  # other threads and processes run meanwhile
         gc.collect()
         state.collect_cost = thread_time() - began
-        state.last_collect = state.clock()  # from its end: on an event loop, all others have waited for it
+        state.last_collect = (
+            state.clock()
+        )  # from its end: on an event loop, all others have waited for it
         state.collect_took = state.last_collect - now
     bury_forgotten(state)
     recover_strays(state)

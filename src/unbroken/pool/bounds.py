@@ -15,23 +15,36 @@ from unbroken.settings import Settings
 
 
 def limits_of(settings: Settings) -> Mapping[str, float]:
-    """Seconds by the name of a driver's method. "reset" stands for the user's own reset function."""
-    own = dict.fromkeys(("begin", "rollback", "restore", "drain", "reset", "reset_session"), settings.reset_timeout)
-    asking = dict.fromkeys(("ping", "idle_limit", "probe", "remember", "ask"), settings.ping_timeout)
+    """Seconds by the name of a driver's method. "reset" stands for the user's own reset
+    function.
+    """
+    own = dict.fromkeys(
+        ("begin", "rollback", "restore", "drain", "reset", "reset_session"), settings.reset_timeout
+    )
+    asking = dict.fromkeys(
+        ("ping", "idle_limit", "probe", "remember", "ask"), settings.ping_timeout
+    )
     return {**own, **asking, "commit": settings.commit_timeout}
 
 
 class Bound:
-    """``with Bound(watcher, driver, conn, seconds, what):`` around one call: a connection that is still busy then is shut down.
+    """``with Bound(watcher, driver, conn, seconds, what):`` around one call: a connection that is
+    still busy then is shut down.
 
-    The call raises what its driver raises for a lost connection, with a note that says why. No effect where the driver
-    hides its descriptor. Also usable around an ``await``.
+    The call raises what its driver raises for a lost connection, with a note that says why. No
+    effect where the driver hides its descriptor. Also usable around an ``await``.
     """
 
     __slots__ = ("_fd", "_seconds", "_timer", "_watcher", "_what", "_who", "fired")
 
     def __init__(
-        self, watcher: Watcher, driver: BaseDriver, conn: Connection, seconds: float, what: str, entry: Entry | None = None
+        self,
+        watcher: Watcher,
+        driver: BaseDriver,
+        conn: Connection,
+        seconds: float,
+        what: str,
+        entry: Entry | None = None,
     ) -> None:
         self.fired = False  #: whether the time was up
         self._seconds, self._what = seconds, what
@@ -47,11 +60,19 @@ class Bound:
             self._timer = self._watcher.at(monotonic() + self._seconds, self._end)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self.fired and error is not None:
-            error.add_note(f"unbroken ended this connection: no answer to {self._what} within {self._seconds} s")
+            error.add_note(
+                f"unbroken ended this connection: no answer to {self._what} within"
+                f" {self._seconds} s"
+            )
 
     def _end(self) -> None:
         self.fired = True
@@ -60,7 +81,9 @@ class Bound:
 
 
 def bounded(state: Any, what: str, entry: Entry) -> Bound:
-    """``with bounded(state, "rollback", entry):`` around what a framework does itself on a lent connection."""
+    """``with bounded(state, "rollback", entry):`` around what a framework does itself on a lent
+    connection.
+    """
     shell = state.shell
     return Bound(shell.watcher, state.driver, None, shell.limits[what], what, entry)
 

@@ -1,4 +1,6 @@
-"""Opening connections: as many at a time as the server's record allows; in an outage, one prober for all."""
+"""Opening connections: as many at a time as the server's record allows; in an outage, one prober
+for all.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +22,26 @@ from unbroken.pool.upkeep import schedule
 
 log = logging.getLogger("unbroken")
 
-#: So long after its beginning an attempt may still be on its way, however long the server usually takes.
+#: So long after its beginning an attempt may still be on its way, however long the server usually
+#: takes.
 MOVING = 1.0
-#: Seconds that an attempt has to end once its time is up, before it counts as failed: a name lookup cannot be ended.
+#: Seconds that an attempt has to end once its time is up, before it counts as failed: a name lookup
+#: cannot be ended.
 AFTERWARDS = 0.25
 
 
 def connector(state: State) -> Flow[None]:
-    """One worker: opens what is wanted, one after the other, and ends when nothing is. ``connectors`` counts it."""
+    """One worker: opens what is wanted, one after the other, and ends when nothing is.
+
+    ``connectors`` counts it.
+    """
     yield from work(state, _open_one)
 
 
 def work(state: State, open_one: Callable[[Any, Try], Flow[bool]]) -> Flow[None]:
-    """As :func:`connector`, with another way to make an attempt. *open_one* says whether to go on; the attempt's place is reserved."""
+    """As :func:`connector`, with another way to make an attempt. *open_one* says whether to go on;
+    the attempt's place is reserved.
+    """
     try:
         while True:
             asked = _ask(state)
@@ -58,7 +67,9 @@ def work(state: State, open_one: Callable[[Any, Try], Flow[bool]]) -> Flow[None]
 
 
 def _ask(state: State) -> Try | float | None:
-    """What this worker may do: an attempt now (its place is reserved), later (in so many seconds), or nothing more (None)."""
+    """What this worker may do: an attempt now (its place is reserved), later (in so many seconds),
+    or nothing more (None).
+    """
     with state.lock, state.server.lock:
         kernel, outage, now = state.kernel, state.server.outage, state.clock()
         if kernel.closed or not (state.wants or (outage.active and state.places > 0)):
@@ -101,11 +112,13 @@ def _sleep(state: State, delay: float) -> Flow[None]:
                 state.bell = None
 
 
-# -- attempts that hang ----------------------------------------------------------------------------------------------
+# -- attempts that hang ----------------------------------------------------------------------------
 
 
 def watch_over(state: State) -> None:
-    """Look at the attempts under way when one of them will have been silent for too long, if none ends before."""
+    """Look at the attempts under way when one of them will have been silent for too long, if none
+    ends before.
+    """
     state.oversee = watch_over
     with state.lock, state.server.lock:
         outage, now = state.server.outage, state.clock()
@@ -120,13 +133,18 @@ def watch_over(state: State) -> None:
 
 
 def _look(state_ref: Callable[[], State | None]) -> None:
-    """On the watcher: some attempts are silent. Begin others, end one for another to begin, count those whose time is up."""
+    """On the watcher: some attempts are silent.
+
+    Begin others, end one for another to begin, count those whose time is up.
+    """
     state = state_ref()
     if state is None or not state.mark[0]:
         return
     now = state.clock()
     tries = list(state.tries.items())
-    moving = [each for each, dialing in tries if now - each.started < MOVING and dialing.is_moving(SILENT)]
+    moving = [
+        each for each, dialing in tries if now - each.started < MOVING and dialing.is_moving(SILENT)
+    ]
     connected = [dialing.is_connected() for each, dialing in tries if now - each.started >= SILENT]
     with state.lock, state.server.lock:
         state.oversight = None
@@ -134,24 +152,39 @@ def _look(state_ref: Callable[[], State | None]) -> None:
         outage.seen(now, connected)
         kernel.silent = outage.silent(state, now)
         called = outage.active and outage.prober is state and outage.is_called(now)
-        victim = outage.to_end(state, now, state.places, moving) if state.unserved > 0 or called else None
+        victim = (
+            outage.to_end(state, now, state.places, moving)
+            if state.unserved > 0 or called
+            else None
+        )
         if victim is not None:
             victim.is_ended = True
         dialing = None if victim is None else state.tries.get(victim)
-        late = [each for each in state.tries if not each.is_late and now - each.started > state.connect_limit + AFTERWARDS]
+        late = [
+            each
+            for each in state.tries
+            if not each.is_late and now - each.started > state.connect_limit + AFTERWARDS
+        ]
         for each in late:
             each.is_late = True
     if dialing is not None:
         dialing.end(overtaken=True)
     for each in late:
-        _failed(state, TimeoutError(errno.ETIMEDOUT, f"no end of the connect after {state.connect_limit:g} s (name lookup?)"), each.started)
+        _failed(
+            state,
+            TimeoutError(
+                errno.ETIMEDOUT,
+                f"no end of the connect after {state.connect_limit:g} s (name lookup?)",
+            ),
+            each.started,
+        )
     state.order()
     if called:
         state.hasten()
     watch_over(state)
 
 
-# -- one attempt -----------------------------------------------------------------------------------------------------
+# -- one attempt -----------------------------------------------------------------------------------
 
 
 def _open_one(state: State, attempt: Try) -> Flow[bool]:
@@ -171,7 +204,9 @@ def _open_one(state: State, attempt: Try) -> Flow[bool]:
         yield from prove(state, conn, until)
         if state.hidden.is_due(started):
             yield from state.ask_hidden(conn, until=until)
-        opening = (yield from remember(state, conn, until)) if state.settings.reset == "session" else None
+        opening = (
+            (yield from remember(state, conn, until)) if state.settings.reset == "session" else None
+        )
         entry = state.adopt(conn, generation)
         entry.opening = opening
     except Exception as exc:
@@ -192,7 +227,10 @@ def _open_one(state: State, attempt: Try) -> Flow[bool]:
 
 def _reject_object(state: State, conn: Connection, exc: Exception) -> bool:
     """What the caller's own ``connect=`` gave is no connection of this driver."""
-    text = f"connect= gave {type(conn).__name__}, which is no connection of {state.driver.name} ({type(exc).__name__}: {exc})"
+    text = (
+        f"connect= gave {type(conn).__name__}, which is no connection of {state.driver.name}"
+        f" ({type(exc).__name__}: {exc})"
+    )
     _reject(state, exc, Fault(FaultKind.REJECTED, text=one_line(text)))
     return False
 
@@ -203,7 +241,10 @@ def _within(state: State, until: float) -> float:
 
 
 def ask_limit(state: State, conn: Connection, until: float = math.inf) -> Flow[None]:
-    """Ask the server for its idle limit, once per process. Where it may not be asked, learning has to do."""
+    """Ask the server for its idle limit, once per process.
+
+    Where it may not be asked, learning has to do.
+    """
     with state.server.lock:
         if state.server.limit.asked:
             return
@@ -213,11 +254,17 @@ def ask_limit(state: State, conn: Connection, until: float = math.inf) -> Flow[N
     except Exception as exc:
         if state.classify(exc).is_lost:
             state.server.limit.asked = False
-            raise  # it must not be lent: a driver that knows it to be closed shows no socket to look at any more
-        log.debug("%s: the server's idle limit is not known: %s", state.name, state.classify(exc).text)
+            # it must not be lent: a driver that knows it to be closed shows no socket to look at
+            # any more
+            raise
+        log.debug(
+            "%s: the server's idle limit is not known: %s", state.name, state.classify(exc).text
+        )
         if state.knows_status and not state.driver.is_quiet(conn):
             # Its answer may still come: nobody may get this connection. The next one is not asked.
-            raise ConnectionAbortedError(errno.ECONNABORTED, "the question for the idle limit was broken off") from exc
+            raise ConnectionAbortedError(
+                errno.ECONNABORTED, "the question for the idle limit was broken off"
+            ) from exc
         return
     with state.server.lock:
         state.server.limit.tell(limit)
@@ -225,7 +272,10 @@ def ask_limit(state: State, conn: Connection, until: float = math.inf) -> Flow[N
 
 
 def remember(state: State, conn: Connection, until: float = math.inf) -> Flow[Any]:
-    """What a reset of this session has to set again; None where that is not known. One round trip."""
+    """What a reset of this session has to set again; None where that is not known.
+
+    One round trip.
+    """
     try:
         return (yield Call("remember", conn, timeout=_within(state, until)))
     except Exception as exc:
@@ -237,7 +287,9 @@ def remember(state: State, conn: Connection, until: float = math.inf) -> Flow[An
 
 
 def prove(state: State, conn: Connection, until: float = math.inf) -> Flow[None]:
-    """Have the driver prove, once per process, that it sees what its library sends; without proof no unit is replayed."""
+    """Have the driver prove, once per process, that it sees what its library sends; without proof
+    no unit is replayed.
+    """
     driver = state.driver
     if not driver.needs_trial(conn):
         return
@@ -247,7 +299,9 @@ def prove(state: State, conn: Connection, until: float = math.inf) -> Flow[None]
         fault = state.classify(exc)
         if fault.is_lost:
             raise  # another connection has to prove it
-        driver.tried(conn, f"a trial of what it sends failed: {fault.text or repr(exc)}", final=False)
+        driver.tried(
+            conn, f"a trial of what it sends failed: {fault.text or repr(exc)}", final=False
+        )
     else:
         driver.tried(conn, flaw)
 
@@ -303,12 +357,17 @@ def _failed(state: State, exc: Exception, started: float) -> bool:
         state.counters.connect_failures += 1
     if began:
         log.warning("%s: %s is away: %s", state.name, state.driver.target.server, fault.text)
-        state.emit("outage began", {"pool": state.name, "kind": fault.kind.value, "why": fault.text})
+        state.emit(
+            "outage began", {"pool": state.name, "kind": fault.kind.value, "why": fault.text}
+        )
     return True
 
 
 def _reject(state: State, exc: Exception, fault: Fault) -> None:
-    """The server said no. Waiting does not help: everybody in the line is told, each by an error of their own."""
+    """The server said no.
+
+    Waiting does not help: everybody in the line is told, each by an error of their own.
+    """
 
     state.rejected_at = state.clock()
     with state.lock, state.server.lock:

@@ -1,17 +1,22 @@
 """What a unit of work hands to another thread, task, greenlet or executor stays in the unit.
 
-A unit lives in a context variable. Tasks inherit it, and so does what ``asyncio.to_thread``, ``sync_to_async`` and anyio run
-on a thread. Threads, executors and greenlets do not. So the first unit that is entered wraps the places where work is handed
-over, once per process: the work gets the unit, and the unit is not run again before that work has ended.
+A unit lives in a context variable. Tasks inherit it, and so does what ``asyncio.to_thread``,
+``sync_to_async`` and anyio run on a thread. Threads, executors and greenlets do not. So the first
+unit that is entered wraps the places where work is handed over, once per process: the work gets the
+unit, and the unit is not run again before that work has ended.
 
-- A thread, a job of an executor or of a thread pool, and a greenlet get the unit of the code that started them.
-- What is put into a queue is worked on in the unit of the code that put it there, by a thread or task that is in none.
+- A thread, a job of an executor or of a thread pool, and a greenlet get the unit of the code that
+  started them.
+- What is put into a queue is worked on in the unit of the code that put it there, by a thread or
+  task that is in none.
 - A task with a context of its own gets the unit of the code that created it.
-- Code in an empty context (``contextvars.Context().run(...)``) is in the unit that was entered on the same thread, greenlet or task.
+- Code in an empty context (``contextvars.Context().run(...)``) is in the unit that was entered on
+  the same thread, greenlet or task.
 - Where nobody can tell who started something, no unit that might have is run again.
 - Another process cannot report, so starting one inside a unit forbids its replay.
 
-Threads, tasks and greenlets that were started outside of units are in none, whatever else the process does meanwhile.
+Threads, tasks and greenlets that were started outside of units are in none, whatever else the
+process does meanwhile.
 """
 
 from __future__ import annotations
@@ -33,16 +38,31 @@ from unbroken.ledger.unit import Token, Unit
 from unbroken.net.signals import IN_NO_UNIT
 
 #: Threads of these libraries work for everybody. What they are given brings its own unit with it.
-_POOLS = ("concurrent.futures.", "multiprocessing.pool", "multiprocessing.queues", "anyio.", "gevent.", "trio.", "pymongo.")
+_POOLS = (
+    "concurrent.futures.",
+    "multiprocessing.pool",
+    "multiprocessing.queues",
+    "anyio.",
+    "gevent.",
+    "trio.",
+    "pymongo.",
+)
 
 
 class Job:
-    """Work that is handed over: runs *function* in the unit and attempt of the code that makes the job."""
+    """Work that is handed over: runs *function* in the unit and attempt of the code that makes the
+    job.
+    """
 
     __slots__ = ("_attempt", "_chain", "_function", "_once", "_was_run", "calls", "unit")
 
     def __init__(self, unit: Unit, function: Callable[..., Any], *, once: bool = False) -> None:
-        self.unit, self._attempt, self._function, self._once = unit, (unit, unit.attempts), function, once
+        self.unit, self._attempt, self._function, self._once = (
+            unit,
+            (unit, unit.attempts),
+            function,
+            once,
+        )
         self._chain = (*_within.get(), self)
         self.calls = 0  #: how many are under way
         self._was_run = False
@@ -54,7 +74,9 @@ class Job:
 
     @property
     def is_around(self) -> bool:
-        """Whether this code is part of a call: by its context, or because the call is on this thread's stack."""
+        """Whether this code is part of a call: by its context, or because the call is on this
+        thread's stack.
+        """
         on_thread = _running.get(threading.get_ident())
         return self in _within.get() or (on_thread is not None and self in on_thread._chain)
 
@@ -66,7 +88,9 @@ class Job:
         """What *function* gives or raises."""
         before, function = (units.glimpse(), units.attempt()), self._function
         if self._once:
-            self._function = _nothing  # a thread refers to its job, and this would refer to the thread
+            self._function = (
+                _nothing  # a thread refers to its job, and this would refer to the thread
+            )
         place, ident = units.around.place(), threading.get_ident()
         outside, below, chain = _jobs.get(place), _running.get(ident), _within.get()
         self.calls += 1
@@ -112,7 +136,7 @@ def _nothing() -> None:
     pass
 
 
-# ---------------------------------------------------------------------------------------------- handing over
+# -- handing over ----------------------------------------------------------------------------------
 
 
 def _start(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -171,7 +195,9 @@ def _submit(original: Callable[..., Any]) -> Callable[..., Any]:
         unit = units.current()
         if unit is None:
             return original(self, fn, *args, **kwargs)
-        if type(self).__name__ == "InterpreterPoolExecutor":  # Python 3.14: another interpreter is as far away as a process
+        if (
+            type(self).__name__ == "InterpreterPoolExecutor"
+        ):  # Python 3.14: another interpreter is as far away as a process
             unit.doubt("work was handed to another interpreter")
             return original(self, fn, *args, **kwargs)
         job = Job(unit, fn)
@@ -183,20 +209,27 @@ def _submit(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _ended(job: Job, future: Any) -> Callable[[], bool]:
-    """Whether the only call of *job* has ended, or will never begin. A future that waits for its turn is held by its executor."""
+    """Whether the only call of *job* has ended, or will never begin.
+
+    A future that waits for its turn is held by its executor.
+    """
     ref = weakref.ref(future)
 
     def is_done() -> bool:
         if job.is_done:
             return True
         waiting = ref()
-        return waiting is None or (hasattr(waiting, "cancelled") and waiting.cancelled() and not job.calls)
+        return waiting is None or (
+            hasattr(waiting, "cancelled") and waiting.cancelled() and not job.calls
+        )
 
     return is_done
 
 
 def _apply(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``apply_async`` and ``_map_async`` of multiprocessing's pools of threads; those of processes are out of sight."""
+    """``apply_async`` and ``_map_async`` of multiprocessing's pools of threads; those of processes
+    are out of sight.
+    """
 
     @functools.wraps(original)
     def apply(self: Any, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -288,7 +321,9 @@ def _tell(context: Context, unit: Unit | None) -> None:
 
 
 class _Tags:
-    """Which unit put each item of one queue there, by the item's ``id``, oldest first; kept from the first unit's item on."""
+    """Which unit put each item of one queue there, by the item's ``id``, oldest first; kept from
+    the first unit's item on.
+    """
 
     __slots__ = ("_by_item", "_lock", "handed")
 
@@ -327,7 +362,9 @@ def _put(original: Callable[..., Any]) -> Callable[..., Any]:
             if not is_of_unit:
                 return original(self, item, *args, **kwargs)
             tags = self.__dict__.setdefault(_TAGS, _Tags())
-        tags.add(item, (weakref.ref(unit), unit.attempts) if unit is not None and is_of_unit else None)
+        tags.add(
+            item, (weakref.ref(unit), unit.attempts) if unit is not None and is_of_unit else None
+        )
         try:
             return original(self, item, *args, **kwargs)
         except BaseException:
@@ -341,7 +378,9 @@ _TAGS = "_unbroken_tags"
 
 
 def _get(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``get`` of a queue: code that is in no unit by itself is in the one that put the item there, until it gets another."""
+    """``get`` of a queue: code that is in no unit by itself is in the one that put the item there,
+    until it gets another.
+    """
 
     @functools.wraps(original)
     def get(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -357,7 +396,9 @@ def _get(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _take_out(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``_get`` of a queue, which ``get`` calls: also the one in which a thread waited when the first unit began."""
+    """``_get`` of a queue, which ``get`` calls: also the one in which a thread waited when the
+    first unit began.
+    """
 
     @functools.wraps(original)
     def _get(self: Any) -> Any:
@@ -401,10 +442,12 @@ def _spawned(greenlet: Any) -> None:
     unit.helped_by(lambda: (there := ref()) is None or there.dead)
 
 
-# ---------------------------------------------------------------------------------------------- wrapping
+# -- wrapping --------------------------------------------------------------------------------------
 
 
-def _wrap(owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def _wrap(
+    owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
     """Put *wrapper* around ``owner.name``, once. What cannot be set is left as it is."""
     original = getattr(owner, name, None)
     if original is None or getattr(original, _WRAPPED, False):
@@ -457,11 +500,17 @@ def _wrap_greenlets(module: Any) -> None:
 _PLACES: dict[str, Callable[[Any], None]] = {
     "threading": _wrap_threads,
     "_thread": lambda module: _wrap(module, "start_new_thread", _start_new_thread),
-    "os": lambda module: module.register_at_fork(before=_leaving_the_process) if hasattr(module, "register_at_fork") else None,
+    "os": lambda module: (
+        module.register_at_fork(before=_leaving_the_process)
+        if hasattr(module, "register_at_fork")
+        else None
+    ),
     "queue": _wrap_queues,
     "asyncio.queues": lambda module: _wrap_queue(module.Queue, "put_nowait", "get_nowait"),
     "concurrent.futures.thread": lambda module: _wrap(module.ThreadPoolExecutor, "submit", _submit),
-    "concurrent.futures.process": lambda module: _wrap(module.ProcessPoolExecutor, "submit", _elsewhere),
+    "concurrent.futures.process": lambda module: _wrap(
+        module.ProcessPoolExecutor, "submit", _elsewhere
+    ),
     "multiprocessing.pool": _wrap_pools,
     "multiprocessing.process": lambda module: _wrap(module.BaseProcess, "start", _elsewhere),
     "asyncio.base_events": lambda module: _wrap(module.BaseEventLoop, "create_task", _create_task),
@@ -505,7 +554,9 @@ class _Surroundings:
         return threading.get_ident(), "greenlet", id(_greenlet())
 
     def is_running(self, frame: int) -> bool:
-        """Whether the frame with this ``id`` is among the callers of this code, those of its greenlet's parents included."""
+        """Whether the frame with this ``id`` is among the callers of this code, those of its
+        greenlet's parents included.
+        """
         caller: FrameType | None = sys._getframe(1)
         greenlet = _greenlet()
         while caller is not None:
@@ -530,7 +581,9 @@ class _Surroundings:
             return here[-1] if here else job
         unit, suspects = _creator(place, tokens) if tokens else (None, [])
         for token in suspects:
-            token.unit.doubt("a connection was used by code, and nobody can say whether this unit started it")
+            token.unit.doubt(
+                "a connection was used by code, and nobody can say whether this unit started it"
+            )
         if unit is None:
             units.tell(None)
         return unit
@@ -546,7 +599,9 @@ def _creator(place: Any, tokens: list[Token]) -> tuple[Unit | None, list[Token]]
     same_thread = [token for token in tokens if token.place[0] == place[0]]  # type: ignore[index]
     if task is None:
         thread = threading._active.get(place[0])  # type: ignore[attr-defined] # current_thread() would make one up
-        is_free = IN_NO_UNIT in getattr(thread, "__dict__", ()) and (not same_thread or _is_callback())
+        is_free = IN_NO_UNIT in getattr(thread, "__dict__", ()) and (
+            not same_thread or _is_callback()
+        )
         if is_free or getattr(_greenlet(), IN_NO_UNIT, False):
             return None, []
     return None, same_thread if task is not None or same_thread else tokens
@@ -563,9 +618,15 @@ def _unit_of(task: Any) -> tuple[bool, Unit | None]:
 
 
 def _is_callback() -> bool:
-    """Whether an event loop runs this, and no task: the loop's own callbacks, as for a new client."""
+    """Whether an event loop runs this, and no task: the loop's own callbacks, as for a new
+    client.
+    """
     asyncio: Any = sys.modules.get("asyncio")
-    return asyncio is not None and asyncio._get_running_loop() is not None and asyncio.current_task() is None
+    return (
+        asyncio is not None
+        and asyncio._get_running_loop() is not None
+        and asyncio.current_task() is None
+    )
 
 
 def _running_task() -> Any:

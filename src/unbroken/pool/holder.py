@@ -16,37 +16,47 @@ from typing import Any
 from unbroken.brain.entry import Entry
 from unbroken.brain.kernel import Ticket
 
-#: Asked at call time: an extension module that needs the lock brings it back. Python names it from 3.13 on.
+#: Asked at call time: an extension module that needs the lock brings it back. Python names it from
+#: 3.13 on.
 _one_at_a_time: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
 
 
 def thread_frames() -> dict[int, FrameType] | None:
-    """Where each thread is now, by its ident; None where threads run at once, without a lock of the interpreter's.
+    """Where each thread is now, by its ident; None where threads run at once, without a lock of the
+    interpreter's.
 
-    There a frame goes on while somebody else reads it, which may crash the interpreter (Python's free-threading HOWTO).
+    There a frame goes on while somebody else reads it, which may crash the interpreter (Python's
+    free-threading HOWTO).
     """
     return sys._current_frames() if _one_at_a_time() else None
 
 
 def outside(packages: frozenset[str]) -> FrameType:
-    """The nearest frame above the caller's that belongs to none of these top-level *packages*: whose code took a connection.
+    """The nearest frame above the caller's that belongs to none of these top-level *packages*:
+    whose code took a connection.
 
     0.1 µs a frame.
     """
     frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in packages:
+    while (
+        frame.f_back is not None
+        and frame.f_globals.get("__name__", "").partition(".")[0] in packages
+    ):
         frame = frame.f_back
     return frame
 
 
-#: Objects of other kinds that stand for an entry, and how to get at it: a framework's own record of a connection, say.
+#: Objects of other kinds that stand for an entry, and how to get at it: a framework's own record of
+#: a connection, say.
 HANDLES: dict[type, Callable[[Any], Entry | None]] = {Ticket: lambda ticket: ticket.entry}
 
 
 def referred_to(frames: Iterable[FrameType], wanted: set[int]) -> set[int]:
-    """Which of the pool entries with the ids in *wanted* stand in a variable of one of the stacks that end in *frames*.
+    """Which of the pool entries with the ids in *wanted* stand in a variable of one of the stacks
+    that end in *frames*.
 
-    A flow that waits for one of its steps is looked into as well: it is a variable of the function that runs it.
+    A flow that waits for one of its steps is looked into as well: it is a variable of the function
+    that runs it.
     """
     found: set[int] = set()
     seen: set[int] = set()  # flows
@@ -80,9 +90,11 @@ def _look_into_flow(flow: Any, wanted: set[int], found: set[int], seen: set[int]
 
 @lru_cache(maxsize=256)
 def enters_block(code: CodeType, lasti: int) -> bool:
-    """Whether instruction *lasti* of *code* enters a ``with`` block that ends with its call of *code* at the latest.
+    """Whether instruction *lasti* of *code* enters a ``with`` block that ends with its call of
+    *code* at the latest.
 
-    The frame of a generator or coroutine may be put aside inside the block: of these nobody can say.
+    The frame of a generator or coroutine may be put aside inside the block: of these nobody can
+    say.
     """
     if code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
         return False
@@ -95,15 +107,24 @@ def enters_block(code: CodeType, lasti: int) -> bool:
 
 
 def suspended() -> list[FrameType]:
-    """Where each greenlet is that is switched away. Looking for them takes tens of milliseconds in a large process."""
+    """Where each greenlet is that is switched away.
+
+    Looking for them takes tens of milliseconds in a large process.
+    """
     module: Any = sys.modules.get("greenlet")
     if module is None:
         return []
-    return [each.gr_frame for each in gc.get_objects() if isinstance(each, module.greenlet) and each.gr_frame is not None]
+    return [
+        each.gr_frame
+        for each in gc.get_objects()
+        if isinstance(each, module.greenlet) and each.gr_frame is not None
+    ]
 
 
 def is_inside(tops: Iterable[FrameType], code: CodeType, lasti: int | None) -> bool:
-    """Whether a call of *code* is under way on one of these stacks, at instruction *lasti* if one is given."""
+    """Whether a call of *code* is under way on one of these stacks, at instruction *lasti* if one
+    is given.
+    """
     for top in tops:
         frame: FrameType | None = top
         while frame is not None:
@@ -114,7 +135,9 @@ def is_inside(tops: Iterable[FrameType], code: CodeType, lasti: int | None) -> b
 
 
 def describe(ident: int) -> str:
-    """The thread or greenlet with *ident* (``get_ident()`` of whichever ``threading`` knows), and its stack where that may be read."""
+    """The thread or greenlet with *ident* (``get_ident()`` of whichever ``threading`` knows), and
+    its stack where that may be read.
+    """
     frames = thread_frames()
     name = next((thread.name for thread in threading.enumerate() if thread.ident == ident), None)
     frame, who = (frames or {}).get(ident), f"thread {ident if name is None else name}"
@@ -129,11 +152,16 @@ def describe(ident: int) -> str:
 
 
 def _greenlet(ident: int, otherwise: str) -> tuple[FrameType | None, str]:
-    """Under gevent a thread's ident is its greenlet's id. Looking for it takes milliseconds: only for a report of a leak."""
+    """Under gevent a thread's ident is its greenlet's id.
+
+    Looking for it takes milliseconds: only for a report of a leak.
+    """
     module: Any = sys.modules.get("greenlet")
     if module is not None:
         for found in gc.get_objects():
             if id(found) == ident and isinstance(found, module.greenlet):
-                frame = found.gr_frame or (sys._getframe() if found is module.getcurrent() else None)
+                frame = found.gr_frame or (
+                    sys._getframe() if found is module.getcurrent() else None
+                )
                 return frame, f"greenlet {getattr(found, 'name', ident)}"
     return None, otherwise

@@ -1,4 +1,6 @@
-"""Asking the server what only it can say (:mod:`unbroken.ledger.questions`), on a connection of the same pool."""
+"""Asking the server what only it can say (:mod:`unbroken.ledger.questions`), on a connection of the
+same pool.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ ATTEMPTS = 3
 
 
 def inquire(state: State, question: Question, until: float) -> Flow[Any]:
-    """What the server answers to *question*; None where it does not. Ends at *until*, or after the setting acquire_timeout.
+    """What the server answers to *question*; None where it does not. Ends at *until*, or after the
+    setting acquire_timeout.
 
     Raises what an acquire raises.
     """
@@ -28,7 +31,9 @@ def inquire(state: State, question: Question, until: float) -> Flow[Any]:
         return None
     for _ in range(ATTEMPTS):
         started = state.clock()
-        entry = yield from acquire(state, None, started, min(until, started + state.settings.acquire_timeout))
+        entry = yield from acquire(
+            state, None, started, min(until, started + state.settings.acquire_timeout)
+        )
         loan = Loan()
         state.lend(loan, entry, sys._getframe(), state.clock(), get_ident())
         try:

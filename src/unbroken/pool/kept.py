@@ -1,4 +1,6 @@
-"""A connection that a framework keeps for its caller between calls: its end may be broken off, and is then gone on with."""
+"""A connection that a framework keeps for its caller between calls: its end may be broken off, and
+is then gone on with.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from unbroken.pool.loan import Loan
 
 
 class _Giver:
-    """A call that gives a connection back; it goes with that call, wherever an exception strikes."""
+    """A call that gives a connection back; it goes with that call, wherever an exception
+    strikes.
+    """
 
     __slots__ = ("__weakref__", "thread")
 
@@ -22,8 +26,9 @@ class _Giver:
 class Kept(Loan):
     """A loan that its body still knows of until the connection is back.
 
-    Whoever begins :meth:`end` first gives the connection back. Where an exception strikes that call, whoever comes next
-    goes on with it: the same thread, or a caller that waits for a connection, from any thread.
+    Whoever begins :meth:`end` first gives the connection back. Where an exception strikes that
+    call, whoever comes next goes on with it: the same thread, or a caller that waits for a
+    connection, from any thread.
     """
 
     __slots__ = ("__weakref__", "_giver", "_lock", "uses")
@@ -43,7 +48,9 @@ class Kept(Loan):
     def is_over(self) -> bool:
         """Whether the connection has gone back."""
         entry, kernel = self.entry, self.state.kernel
-        return entry.uses != self.uses or not (kernel.is_out(entry) or kernel.exiled.get(entry.key) is entry)
+        return entry.uses != self.uses or not (
+            kernel.is_out(entry) or kernel.exiled.get(entry.key) is entry
+        )
 
     @property
     def was_broken_off(self) -> bool:
@@ -51,7 +58,10 @@ class Kept(Loan):
         return self._giver is not None and self._giver() is None and not self.is_over
 
     def begin_end(self) -> object:
-        """The call that gives the connection back begins. What it gets is to be kept in a variable of that call."""
+        """The call that gives the connection back begins.
+
+        What it gets is to be kept in a variable of that call.
+        """
         giver = _Giver()
         with self._lock:
             if self._giver is None or self._giver() is None:
@@ -59,7 +69,9 @@ class Kept(Loan):
         return giver
 
     def end_once(self, give: Callable[[], None], may: Callable[[], bool] = lambda: True) -> bool:
-        """Give the connection back by *give*, unless another call is at it. *may*: asked with the lock. False: it was not done."""
+        """Give the connection back by *give*, unless another call is at it. *may*: asked with the
+        lock. False: it was not done.
+        """
         giver = _Giver()
         with self._lock:
             other = None if self._giver is None else self._giver()

@@ -17,7 +17,9 @@ log = logging.getLogger("unbroken")
 
 
 def bury_forgotten(state: State) -> None:
-    """Take back the places of connections whose holders let them be collected, and say who that was."""
+    """Take back the places of connections whose holders let them be collected, and say who that
+    was.
+    """
     while True:
         try:
             entry = state.forgotten.popleft()
@@ -26,13 +28,18 @@ def bury_forgotten(state: State) -> None:
         with state.lock:
             state.counters.leaked += 1
         if entry.reported != entry.uses:
-            log.warning("%s: a connection was forgotten without being given back; it was taken at %s", state.name, entry.place)
+            log.warning(
+                "%s: a connection was forgotten without being given back; it was taken at %s",
+                state.name,
+                entry.place,
+            )
         state.emit("forgotten", {"pool": state.name, "place": str(entry.place)})
         entry.conn = None  # collected: its driver has closed it
         state.bury(entry, Cause.FORGOTTEN)
 
 
-#: An entry that nobody is seen to have counts as lost after so many seconds. Moving one between two owners takes microseconds.
+#: An entry that nobody is seen to have counts as lost after so many seconds. Moving one between two
+#: owners takes microseconds.
 STRAY_AFTER = 0.04
 #: … and where stacks cannot be read, after longer than any worker has one to itself.
 STRAY_UNSEEN = 30.0
@@ -41,8 +48,9 @@ STRAY_UNSEEN = 30.0
 def recover_strays(state: State) -> None:
     """Take back the places of connections that an exception struck out of their holder's hands.
 
-    A signal handler or a worker's time limit may raise at any instruction, also between taking an entry out of one place
-    and noting it in the next. Such an entry is in none of the pool's books, and no thread's stack knows it any more.
+    A signal handler or a worker's time limit may raise at any instruction, also between taking an
+    entry out of one place and noting it in the next. Such an entry is in none of the pool's books,
+    and no thread's stack knows it any more.
     """
     with state.lock:
         now = state.clock()
@@ -58,7 +66,9 @@ def recover_strays(state: State) -> None:
     held = state.shell.in_hands(wanted)
     owned |= held or set()
     with state.lock:
-        patience = max(STRAY_UNSEEN, 5 * state.settings.ping_timeout) if held is None else STRAY_AFTER
+        patience = (
+            max(STRAY_UNSEEN, 5 * state.settings.ping_timeout) if held is None else STRAY_AFTER
+        )
         still = {(e, e.uses) for e in state.strays()}
         lost = [e for e in ripe if (e, e.uses) in still and id(e) not in owned]
         lost = [e for e in lost if now - state.suspects.get((e, e.uses), now) >= patience]
@@ -76,15 +86,18 @@ def recover_strays(state: State) -> None:
 
 #: At least so many seconds between two looks for what was left behind …
 LOOK_EVERY = 0.2
-#: … and between two wide ones so many times what the last one took: 5 % of the time at most, while somebody waits.
+#: … and between two wide ones so many times what the last one took: 5 % of the time at most, while
+#: somebody waits.
 WIDE_SHARE = 20.0
 
 
 def recover_left(state: State) -> None:
-    """Take back connections whose ``with`` block, or whose call of ``run``, was left without giving them back.
+    """Take back connections whose ``with`` block, or whose call of ``run``, was left without giving
+    them back.
 
-    An exception that strikes before the first instruction of ``__exit__`` does that. As long as somebody keeps it, its
-    traceback keeps the connection. Each is looked at twice before it is taken: a greenlet may be switched to meanwhile.
+    An exception that strikes before the first instruction of ``__exit__`` does that. As long as
+    somebody keeps it, its traceback keeps the connection. Each is looked at twice before it is
+    taken: a greenlet may be switched to meanwhile.
     """
     now = state.clock()
     with state.lock:
@@ -101,13 +114,22 @@ def recover_left(state: State) -> None:
             continue
         with state.lock:
             state.counters.leaked += 1
-        log.warning("%s: a connection was left behind by an exception at the end of its use; it was taken at %s", state.name, place)
+        log.warning(
+            "%s: a connection was left behind by an exception at the end of its use; it was taken"
+            " at %s",
+            state.name,
+            place,
+        )
         state.emit("forgotten", {"pool": state.name, "place": str(place)})
 
 
 def _left_blocks(state: State, now: float) -> set[tuple[Entry, int]] | None:
-    """The uses, by entry and number, that no stack is inside of any more; None where that cannot be told now."""
-    lent = {(e, e.uses): (e.code, e.lasti, e.run_in == e.uses) for e in list(state.kernel.lent.values())}
+    """The uses, by entry and number, that no stack is inside of any more; None where that cannot be
+    told now.
+    """
+    lent = {
+        (e, e.uses): (e.code, e.lasti, e.run_in == e.uses) for e in list(state.kernel.lent.values())
+    }
     spots = {
         key: (code, ~lasti if by_run else None)
         for key, (code, lasti, by_run) in lent.items()
@@ -120,18 +142,28 @@ def _left_blocks(state: State, now: float) -> set[tuple[Entry, int]] | None:
         return None
     spots = _outside(spots, state.shell.stacks_aside())
     state.next_wide_look = now + WIDE_SHARE * (state.clock() - now)
-    return set(_outside(spots, state.shell.stacks()))  # one that was aside may have been switched to meanwhile
+    return set(
+        _outside(spots, state.shell.stacks())
+    )  # one that was aside may have been switched to meanwhile
 
 
-def _outside(spots: dict[Any, tuple[CodeType, int | None]], tops: list[FrameType] | None) -> dict[Any, tuple[CodeType, int | None]]:
+def _outside(
+    spots: dict[Any, tuple[CodeType, int | None]], tops: list[FrameType] | None
+) -> dict[Any, tuple[CodeType, int | None]]:
     """Those of *spots* that none of the stacks that end in *tops* is inside of."""
-    return {} if tops is None else {key: spot for key, spot in spots.items() if not is_inside(tops, *spot)}
+    return (
+        {}
+        if tops is None
+        else {key: spot for key, spot in spots.items() if not is_inside(tops, *spot)}
+    )
 
 
 def is_leak(state: State, entry: Entry, now: float) -> bool:
     """Whether a lent *entry* is held for too long and something is still to be done about it."""
     held = now - entry.taken_at
-    return held >= state.settings.leak_after and (entry.reported != entry.uses or state.settings.reclaim)
+    return held >= state.settings.leak_after and (
+        entry.reported != entry.uses or state.settings.reclaim
+    )
 
 
 def report_leaks(state: State) -> None:
@@ -145,7 +177,11 @@ def report_leaks(state: State) -> None:
         uses, taken_at = entry.uses, entry.taken_at
         if entry.reported != entry.uses:
             _report(state, entry, now)
-        if state.settings.reclaim and now - taken_at >= state.settings.leak_after and entry.uses == uses:
+        if (
+            state.settings.reclaim
+            and now - taken_at >= state.settings.leak_after
+            and entry.uses == uses
+        ):
             reclaim(state, entry, uses)
 
 
@@ -161,22 +197,30 @@ def _report(state: State, entry: Entry, now: float) -> None:
         entry.place,
         state.shell.describe_holder(entry),
     )
-    state.emit("leaked", {"pool": state.name, "place": str(entry.place), "seconds": now - entry.taken_at})
+    state.emit(
+        "leaked", {"pool": state.name, "place": str(entry.place), "seconds": now - entry.taken_at}
+    )
 
 
 def reclaim(state: State, entry: Entry, uses: int, cause: Cause = Cause.RECLAIMED) -> bool:
-    """End a connection under its holder's hands, safely: shutdown, never close. The pool gets its place back.
+    """End a connection under its holder's hands, safely: shutdown, never close. The pool gets its
+    place back.
 
     False: it came back meanwhile.
     """
-    held = entry.anchor if entry.ref is None else entry.ref()  # kept until the end: else a new connection may get its key
+    held = (
+        entry.anchor if entry.ref is None else entry.ref()
+    )  # kept until the end: else a new connection may get its key
     if held is None or not state.abort(entry, uses, cause):
         return False
     with state.lock:
         taken = state.kernel.exile(entry)
     if not taken:
         return False
-    entry.conn, ref = None, entry.ref  # the object stays its holder's: closing it here could crash the driver
+    entry.conn, ref = (
+        None,
+        entry.ref,
+    )  # the object stays its holder's: closing it here could crash the driver
     state.finish_off(entry)
     entry.ref = ref  # tells when the holder drops it
     state.order()

@@ -1,4 +1,6 @@
-"""How a pool for asyncio does the flows' steps: by awaiting, on one event loop; and what becomes of it with its loop."""
+"""How a pool for asyncio does the flows' steps: by awaiting, on one event loop; and what becomes of
+it with its loop.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ AFTER_THE_END = 0.25
 class LoopShell:
     """Does the flows' steps by awaiting, on one event loop."""
 
-    limits: Mapping[str, float] = limits_of(Settings())  #: seconds for each of the driver's methods; the pool's own come from its state
+    limits: Mapping[str, float] = limits_of(
+        Settings()
+    )  #: seconds for each of the driver's methods; the pool's own come from its state
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
         self.driver = driver
@@ -57,7 +61,9 @@ class LoopShell:
 
     def spawn(self, flow: Flow[Any], name: str) -> None:
         """Run *flow* as a task, outside any unit of work."""
-        task = self.loop.create_task(self._run_logged(flow), name=f"unbroken-{name}", context=apart())
+        task = self.loop.create_task(
+            self._run_logged(flow), name=f"unbroken-{name}", context=apart()
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -65,7 +71,9 @@ class LoopShell:
         task = asyncio.current_task()
 
         async def do(step: Any) -> Any:
-            if task is not None and task.cancelling():  # a driver made an error of its own of the cancellation
+            if (
+                task is not None and task.cancelling()
+            ):  # a driver made an error of its own of the cancellation
                 raise asyncio.CancelledError
             return await self.do(step)
 
@@ -84,11 +92,16 @@ class LoopShell:
         return self.loop.is_running()
 
     def in_hands(self, wanted: set[int]) -> set[int] | None:  # noqa: ARG002 - as the blocking one has it
-        """None of them: between two awaits a task is alone, and what it owns while it awaits the pool notes itself."""
+        """None of them: between two awaits a task is alone, and what it owns while it awaits the
+        pool notes itself.
+        """
         return set()
 
     def stacks(self) -> list[FrameType] | None:
-        """Nobody can say: a coroutine may wait anywhere. No exception strikes a task but where it awaits something."""
+        """Nobody can say: a coroutine may wait anywhere.
+
+        No exception strikes a task but where it awaits something.
+        """
         return None
 
     def stacks_aside(self) -> list[FrameType]:
@@ -100,19 +113,26 @@ class LoopShell:
         return OnLoop(self.watcher, limit)
 
     def describe_holder(self, entry: Entry) -> str:
-        """The task that has *entry*, and where it is now: one that has it in a variable, else one inside the function that took it."""
+        """The task that has *entry*, and where it is now: one that has it in a variable, else one
+        inside the function that took it.
+        """
         conn = None if entry.ref is None else entry.ref()
         found: tuple[asyncio.Task[Any], list[FrameType]] | None = None
         for task in asyncio.all_tasks(self.loop):
             frames = _stack(task)
-            if conn is not None and any(value is conn for frame in frames for value in frame.f_locals.values()):
+            if conn is not None and any(
+                value is conn for frame in frames for value in frame.f_locals.values()
+            ):
                 found = (task, frames)
                 break
             if any(frame.f_code is entry.code for frame in frames):
                 found = found or (task, frames)
         if found is None:
             return "a task that is not there any more"
-        lines = "\n".join(f"  {f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_qualname}" for f in found[1][-8:])
+        lines = "\n".join(
+            f"  {f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_qualname}"
+            for f in found[1][-8:]
+        )
         return f"task {found[0].get_name()}, which is now at:\n{lines}"
 
     async def do(self, step: Any) -> Any:
@@ -139,7 +159,9 @@ class LoopShell:
         method = getattr(self.driver, step.method)
         limit = self.limits[step.method] if step.timeout is None else step.timeout
         async with self._bounded(step.conn, limit, step.method, step.entry):
-            return await (method(step.conn, limit) if step.method == "ping" else method(step.conn, *step.args))
+            return await (
+                method(step.conn, limit) if step.method == "ping" else method(step.conn, *step.args)
+            )
 
     async def _reset(self, step: Reset) -> Any:
         async with self._bounded(step.conn, self.limits["reset"], "the reset function"):
@@ -147,10 +169,14 @@ class LoopShell:
             return await result if hasattr(result, "__await__") else result
 
     @contextlib.asynccontextmanager
-    async def _bounded(self, conn: Connection, limit: float, what: str, entry: Entry | None = None) -> AsyncIterator[None]:
-        """End the socket when the time is up, which every driver notices; then cancel a call that goes on in spite of it.
+    async def _bounded(
+        self, conn: Connection, limit: float, what: str, entry: Entry | None = None
+    ) -> AsyncIterator[None]:
+        """End the socket when the time is up, which every driver notices; then cancel a call that
+        goes on in spite of it.
 
-        A cancelled driver may itself wait for the server first (psycopg asks it to cancel the query, asyncpg too).
+        A cancelled driver may itself wait for the server first (psycopg asks it to cancel the
+        query, asyncpg too).
         """
         last = None if limit == math.inf else limit * 1.05 + AFTER_THE_END
         with Bound(self.watcher, self.driver, conn, limit * 1.05, what, entry):
@@ -166,7 +192,9 @@ class LoopShell:
 
 
 def _stack(task: asyncio.Task[Any]) -> list[FrameType]:
-    """Where a suspended *task* is, innermost last. (``Task.get_stack`` knows its outermost coroutine only.)"""
+    """Where a suspended *task* is, innermost last. (``Task.get_stack`` knows its outermost
+    coroutine only.)
+    """
     frames: list[FrameType] = []
     inside: Any = task.get_coro()
     while inside is not None:
@@ -185,11 +213,15 @@ def shell_of(state: State) -> LoopShell:
 
 
 def cut_off(state: State) -> None:
-    """End a state whose loop may never run again: its sockets at once, and its part in finding the server again."""
+    """End a state whose loop may never run again: its sockets at once, and its part in finding the
+    server again.
+    """
     for entry in list(state.kernel.entries.values()):
         state.cut(entry)
         if entry.conn is not None and shell_of(state).loop.is_closed():
-            state.driver.close(entry.conn)  # or it would try to in its finalizer, and say that it cannot
+            state.driver.close(
+                entry.conn
+            )  # or it would try to in its finalizer, and say that it cannot
     if state.server.lock.acquire(blocking=False):  # a finalizer may run inside it
         state.server.outage.resign(state)
         state.server.lock.release()

@@ -11,8 +11,12 @@ from unbroken.drivers.url import parse
 from unbroken.settings import Settings
 
 
-def take_settings(url: str | Target | None, given: Mapping[str, Any]) -> tuple[Target | None, dict[str, Any]]:
-    """Part a URL's query into the driver's options (they stay) and the pool's settings; keywords win over the query."""
+def take_settings(
+    url: str | Target | None, given: Mapping[str, Any]
+) -> tuple[Target | None, dict[str, Any]]:
+    """Part a URL's query into the driver's options (they stay) and the pool's settings; keywords
+    win over the query.
+    """
     if url is None:
         return None, dict(given)
     target = url if isinstance(url, Target) else parse(url)
@@ -21,7 +25,9 @@ def take_settings(url: str | Target | None, given: Mapping[str, Any]) -> tuple[T
 
 
 def bounded(driver: Any, settings: Settings) -> Settings:
-    """The settings within what the driver can do (a private in-memory database cannot be shared)."""
+    """The settings within what the driver can do (a private in-memory database cannot be
+    shared).
+    """
     limit = getattr(driver, "max_size", None)
     return (
         settings

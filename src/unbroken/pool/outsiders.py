@@ -1,4 +1,6 @@
-"""Connections that a thread has from before its unit of work began: nobody reports what is sent on them."""
+"""Connections that a thread has from before its unit of work began: nobody reports what is sent on
+them.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,11 @@ from unbroken.pool.registry import every_state
 
 
 def watching(unit: Unit, work: Callable[[], Any]) -> Callable[[], Any]:
-    """*work*, an attempt of *unit* on this thread, that doubts the unit where a connection from before it was used.
+    """*work*, an attempt of *unit* on this thread, that doubts the unit where a connection from
+    before it was used.
 
-    The kernel counts the bytes. A connection that went back to its pool meanwhile is not looked at: the pool itself writes then.
+    The kernel counts the bytes. A connection that went back to its pool meanwhile is not looked at:
+    the pool itself writes then.
     """
 
     def attempt() -> Any:
@@ -26,19 +30,24 @@ def watching(unit: Unit, work: Callable[[], Any]) -> Callable[[], Any]:
             return work()
         except Exception:
             if any(_was_used(*each) for each in before):
-                unit.doubt("a connection was used that had been taken before the unit of work began")
+                unit.doubt(
+                    "a connection was used that had been taken before the unit of work began"
+                )
             raise
 
     return attempt
 
 
 def _lent_here() -> list[tuple[Any, Entry, int, int | None]]:
-    """What this thread has taken and no unit follows: the pool's state, the entry, its use, and the bytes sent so far."""
+    """What this thread has taken and no unit follows: the pool's state, the entry, its use, and the
+    bytes sent so far.
+    """
     me = get_ident()
     return [
         (state, entry, entry.uses, segments_sent(entry.fd))
         for state in every_state()
-        if state.mark[0] and not state.driver.is_async  # an event loop's thread has those of all its tasks
+        if state.mark[0]
+        and not state.driver.is_async  # an event loop's thread has those of all its tasks
         for entry in list(state.kernel.lent.values())
         if entry.holder == me and not entry.watched
     ]

@@ -34,7 +34,9 @@ class Registry:
 
     @contextmanager
     def watching(self, meet: Callable[[Any], None]) -> Iterator[None]:
-        """Within the block *meet* is called with every state: those there are, now, and those to come, as they are made."""
+        """Within the block *meet* is called with every state: those there are, now, and those to
+        come, as they are made.
+        """
         self._watchers.append(meet)
         try:
             for state in every(self._states):

@@ -1,4 +1,6 @@
-"""Running a unit of work: again from the start, on another connection, when it is provable that nothing was committed."""
+"""Running a unit of work: again from the start, on another connection, when it is provable that
+nothing was committed.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +28,19 @@ from unbroken.pool.steps import Attempt, Flow, Wait
 
 log = logging.getLogger("unbroken")
 
-#: After a deadlock or a serialization failure: wait up to this long, twice as long each time, so that the two who
-#: collided do not collide again.
+#: After a deadlock or a serialization failure: wait up to this long, twice as long each time, so
+#: that the two who collided do not collide again.
 FIRST_PAUSE = 0.005
 LONGEST_PAUSE = 0.5
 
 
-#: A pool's last word, whatever broke before it: the caller's time is up, or there is no connection to be had.
+#: A pool's last word, whatever broke before it: the caller's time is up, or there is no connection
+#: to be had.
 _FINAL = (DeadlineExceeded, PoolTimeoutError, OutageError, ConnectRejectedError, PoolClosedError)
 
 
-#: Gives what a server answers to a question (None: it does not), as a unit's work gives its result: at once, or awaited.
+#: Gives what a server answers to a question (None: it does not), as a unit's work gives its result:
+#: at once, or awaited.
 Ask: TypeAlias = Callable[[Any, Question, float], Any]
 
 
@@ -49,9 +53,11 @@ def replay(
     on_replay: Callable[[str], None],
     ask: Ask,
 ) -> Flow[Any]:
-    """Attempt *work* until it succeeds, fails for good, has been replayed *max_replays* times, or its ``until`` has passed.
+    """Attempt *work* until it succeeds, fails for good, has been replayed *max_replays* times, or
+    its ``until`` has passed.
 
-    *ask* is called with a pool's state, a question and a moment at which to give up. What is raised knows the unit's fate.
+    *ask* is called with a pool's state, a question and a moment at which to give up. What is raised
+    knows the unit's fate.
     """
     replays = 0
     try:
@@ -64,8 +70,12 @@ def replay(
                 if fault is None or isinstance(exc, _FINAL):
                     raise
                 is_last = replays >= max_replays or clock() >= unit.until
-                verdict = unit.verdict(fault) if is_last else (yield from _verdict(unit, fault, ask))
-                if verdict.action is Action.COMMIT_UNKNOWN and not isinstance(exc, CommitUnknownError):
+                verdict = (
+                    unit.verdict(fault) if is_last else (yield from _verdict(unit, fault, ask))
+                )
+                if verdict.action is Action.COMMIT_UNKNOWN and not isinstance(
+                    exc, CommitUnknownError
+                ):
                     raise _unknown(exc, fault, verdict) from exc
                 if verdict.action is not Action.REPLAY:
                     if fault.kind in _TOLD:
@@ -74,7 +84,12 @@ def replay(
                 if is_last:
                     exc.add_note(f"unbroken gave up after {replays} replays: {fault.text}")
                     raise
-                log.info("unit of work replayed (%d of at most %d): %s", replays + 1, max_replays, fault.text)
+                log.info(
+                    "unit of work replayed (%d of at most %d): %s",
+                    replays + 1,
+                    max_replays,
+                    fault.text,
+                )
                 on_replay(fault.kind.value)
                 retry = fault.kind is FaultKind.RETRY
             if retry:
@@ -87,7 +102,10 @@ def replay(
 
 
 def _verdict(unit: Unit, fault: Fault, ask: Ask) -> Flow[Verdict]:
-    """The unit's, after every server was asked what the unit wants to know. Raises what an acquire raises."""
+    """The unit's, after every server was asked what the unit wants to know.
+
+    Raises what an acquire raises.
+    """
     verdict = unit.verdict(fault)
     while verdict.asks:
         for home, question in verdict.asks:
@@ -104,13 +122,21 @@ def _verdict(unit: Unit, fault: Fault, ask: Ask) -> Flow[Verdict]:
 
 
 def _unknown(exc: Exception, fault: Fault, verdict: Verdict) -> CommitUnknownError:
-    unknown = for_driver(CommitUnknownError, type(exc), f"{verdict.reason}: {fault.text}; {LOOK_FIRST}")
+    unknown = for_driver(
+        CommitUnknownError, type(exc), f"{verdict.reason}: {fault.text}; {LOOK_FIRST}"
+    )
     testify(unknown)
     return unknown
 
 
 #: Faults of which a caller may expect that they are cured by another attempt.
-_TOLD = (FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.RETRY, FaultKind.READ_ONLY, FaultKind.TOO_LARGE)
+_TOLD = (
+    FaultKind.LOST,
+    FaultKind.WRONG_SERVER,
+    FaultKind.RETRY,
+    FaultKind.READ_ONLY,
+    FaultKind.TOO_LARGE,
+)
 
 
 def _tell_fate(unit: Unit, exc: BaseException) -> None:

@@ -1,4 +1,6 @@
-"""What this process knows of each server, shared by all its pools there: the outage, the idle limit, who to tell."""
+"""What this process knows of each server, shared by all its pools there: the outage, the idle
+limit, who to tell.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,15 @@ from unbroken.abc import BaseDriver
 from unbroken.brain.idle_limit import IdleLimit
 from unbroken.brain.outage import Outage
 
-#: Seconds after which a server is asked again what a SELECT may do: a view may have been made meanwhile.
+#: Seconds after which a server is asked again what a SELECT may do: a view may have been made
+#: meanwhile.
 REMEMBERED = 60.0
 
 
 class Hidden:
-    """Whether a SELECT in one database may store something, as its server said last (``Question.HIDDEN_WRITES``)."""
+    """Whether a SELECT in one database may store something, as its server said last
+    (``Question.HIDDEN_WRITES``).
+    """
 
     __slots__ = ("answer", "asked_at", "wanted")
 
@@ -36,11 +41,13 @@ class Hidden:
 
 
 class Server:
-    """One server's record. ``lock`` guards ``outage`` and ``limit``; it may be taken inside a pool's lock, never the
-    other way round."""
+    """One server's record. ``lock`` guards ``outage`` and ``limit``; it may be taken inside a
+    pool's lock, never the other way round."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # reentrant: a finalizer that runs inside may end a connection
+        self.lock = (
+            threading.RLock()
+        )  # reentrant: a finalizer that runs inside may end a connection
         self.outage = Outage()
         self.limit = IdleLimit()
         self._hidden: dict[str | None, Hidden] = {}
@@ -54,11 +61,15 @@ class Server:
 def server_of(driver: BaseDriver) -> Server:
     """This process's record of the server that *driver* connects to.
 
-    Where the caller's own ``connect=`` leads is not known: then nothing is shared, else one server's outage would close the
-    pools of all others.
+    Where the caller's own ``connect=`` leads is not known: then nothing is shared, else one
+    server's outage would close the pools of all others.
     """
     target = driver.target
-    if target.host is None and target.unix_socket is None and getattr(driver, "_connect", None) is not None:
+    if (
+        target.host is None
+        and target.unix_socket is None
+        and getattr(driver, "_connect", None) is not None
+    ):
         return Server()
     return server_at(target.server)
 
@@ -67,5 +78,8 @@ _records: dict[tuple[int, str], Server] = {}
 
 
 def server_at(address: str) -> Server:
-    """This process's record of the server at *address*. A forked child starts with a blank one: locks do not cross."""
+    """This process's record of the server at *address*.
+
+    A forked child starts with a blank one: locks do not cross.
+    """
     return _records.setdefault((os.getpid(), address), Server())

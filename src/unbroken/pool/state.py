@@ -1,7 +1,9 @@
-"""Everything one process (and, for asyncio, one event loop) knows of one pool, and the small moves on it.
+"""Everything one process (and, for asyncio, one event loop) knows of one pool, and the small moves
+on it.
 
-The pools read ``kernel``, ``mark`` and ``fresh_for`` on their hot paths. The flows beside this file are the slow paths;
-they call the moves here. Locks are held for decisions only: logging, closing and waking happen after letting go.
+The pools read ``kernel``, ``mark`` and ``fresh_for`` on their hot paths. The flows beside this file
+are the slow paths; they call the moves here. Locks are held for decisions only: logging, closing
+and waking happen after letting go.
 """
 
 from __future__ import annotations
@@ -68,10 +70,15 @@ class Shell(Protocol):
         """Run *function* where this pool's state may be touched."""
 
     def is_awake(self) -> bool:
-        """Whether what is spawned makes progress: an event loop may stand still. From any thread."""
+        """Whether what is spawned makes progress: an event loop may stand still.
+
+        From any thread.
+        """
 
     def in_hands(self, wanted: set[int]) -> set[int] | None:
-        """Which of the entries with these ids somebody's stack refers to; None where stacks cannot be read."""
+        """Which of the entries with these ids somebody's stack refers to; None where stacks cannot
+        be read.
+        """
 
     def stacks(self) -> list[FrameType] | None:
         """Where all are that run now; None where that cannot be seen."""
@@ -86,9 +93,11 @@ class Shell(Protocol):
         """Who has a lent *entry*, and where they are now: a thread or a task with its stack."""
 
 
-#: After a no (a wrong password, say) nobody but a caller has the server asked again for so long: some lock an account.
+#: After a no (a wrong password, say) nobody but a caller has the server asked again for so long:
+#: some lock an account.
 REJECTED_PAUSE = 30.0
-#: Seconds for a driver that keeps the time to connect itself, and says better why it failed, before it is ended from outside.
+#: Seconds for a driver that keeps the time to connect itself, and says better why it failed, before
+#: it is ended from outside.
 AT_THE_LIMIT = 0.1
 #: A connection that was opened, or used, so many seconds ago was well a moment ago.
 JUST_USED = 5.0
@@ -108,7 +117,9 @@ class Start:
 class State:
     """One pool in one process. Made anew, from nothing, in a forked child."""
 
-    entry_kind: type[Entry] = Entry  #: what a body keeps of a connection, if it is more than an Entry
+    entry_kind: type[Entry] = (
+        Entry  #: what a body keeps of a connection, if it is more than an Entry
+    )
 
     def __init__(
         self,
@@ -132,10 +143,18 @@ class State:
         self.hidden = self.server.hidden(driver.target.database)
         self.lock = shell.new_lock()
         self.kernel = Kernel(settings.max_size, settings.min_size)
-        self.idle, self.lent, self.waiting = self.kernel.idle, self.kernel.lent, self.kernel.waiting  #: for the hot paths
+        self.idle, self.lent, self.waiting = (
+            self.kernel.idle,
+            self.kernel.lent,
+            self.kernel.waiting,
+        )  #: for the hot paths
         self.sockets = Glance()
-        self.glance = self.sockets.look  #: ``glance()`` is false: no connection of this pool is known dead
-        self.now = time.monotonic()  #: of the last tick: near enough to note when a connection was used last
+        self.glance = (
+            self.sockets.look
+        )  #: ``glance()`` is false: no connection of this pool is known dead
+        self.now = (
+            time.monotonic()
+        )  #: of the last tick: near enough to note when a connection was used last
         self.counters = stats.Counters()
         self.random = Random()
         self.clock = time.monotonic
@@ -143,33 +162,48 @@ class State:
         self.at_work = 0  #: how many of them have begun and not ended
         self.ordered: set[Start] = set()  #: those that were ordered and have not begun
         self.tries: dict[Try, Any] = {}  #: their attempts under way, and what can end each of these
-        self.connect_limit = settings.connect_timeout + AT_THE_LIMIT  #: when an attempt is ended from outside
+        self.connect_limit = (
+            settings.connect_timeout + AT_THE_LIMIT
+        )  #: when an attempt is ended from outside
         self.oversight: Any = None  #: the timer for the next look at these
-        self.oversee: Callable[[State], None] = _look_away  #: has that look not be later than it must be
+        self.oversee: Callable[[State], None] = (
+            _look_away  #: has that look not be later than it must be
+        )
         self.bell: Any = None  #: the sleeping prober's signal
         self.rejected_at = -math.inf  #: when the server last said no: see :meth:`wants`
-        self.forgotten: deque[Entry] = deque()  #: finalizers append here; they must not take the lock
-        self.borne: WeakKeyDictionary[Entry, float] = WeakKeyDictionary()  #: since when: see :mod:`unbroken.pool.windows`
+        self.forgotten: deque[Entry] = (
+            deque()
+        )  #: finalizers append here; they must not take the lock
+        self.borne: WeakKeyDictionary[Entry, float] = (
+            WeakKeyDictionary()
+        )  #: since when: see :mod:`unbroken.pool.windows`
         self.suspects: dict[tuple[Entry, int], float] = {}  #: strays, and since when they are one
         self.next_look, self.next_wide_look = 0.0, 0.0  #: when to look for those again
         self.unseen: set[tuple[Entry, int]] = set()  #: uses that nobody was seen to be inside of
-        #: Of flows that wait for an entry, were granted one and do not have it yet, or own one while they wait for the server.
-        #: Weak: a ticket goes with its flow, wherever an exception strikes.
+        #: Of flows that wait for an entry, were granted one and do not have it yet, or own one
+        #: while they wait for the server. Weak: a ticket goes with its flow, wherever an exception
+        #: strikes.
         self.tickets: weakref.WeakSet[Ticket] = weakref.WeakSet()
         self.next_glance = 0.0  #: when a caller in line looks around again
         self.last_collect = 0.0
-        self.collect_took = 0.1  #: seconds; a caller with less time left than twice that does not collect
+        self.collect_took = (
+            0.1  #: seconds; a caller with less time left than twice that does not collect
+        )
         self.collect_cost = 0.0  #: seconds of the processor's that it took
         self.upkeep_timer: Any = None
         self.upkeep_running = False
         self.follows = settings.reset == "session"  #: what a use leaves on its session is followed
-        self.plain = driver.capabilities.implicit_begin  #: a lease need not begin a transaction itself
+        self.plain = (
+            driver.capabilities.implicit_begin
+        )  #: a lease need not begin a transaction itself
         self.is_clean = self._end_check()
         self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
         self.is_tcp = driver.target.unix_socket is None
         self.decide_policy()
         with self.server.lock:
-            self.server.pools.add(self)  # last: from now on other pools' threads come here with news
+            self.server.pools.add(
+                self
+            )  # last: from now on other pools' threads come here with news
         registry.add(self)
 
     def _end_check(self) -> Callable[[Connection, Any], bool]:
@@ -179,27 +213,34 @@ class State:
     def decide_policy(self) -> None:
         """Fill in the automatic settings with what is known of the server by now."""
         limit = self.server.limit.limit
-        self.policy = Policy.decide(self.settings, self.driver.capabilities, is_tcp=self.is_tcp, idle_limit=limit)
+        self.policy = Policy.decide(
+            self.settings, self.driver.capabilities, is_tcp=self.is_tcp, idle_limit=limit
+        )
         self.fresh_for = self.policy.fresh_for
 
     def limit_changed(self) -> None:
-        """The server's idle limit was told or learned, or taken back: that concerns all its pools."""
+        """The server's idle limit was told or learned, or taken back: that concerns all its
+        pools.
+        """
         with self.server.lock:
             pools = every(self.server.pools)
         for pool in pools:
             pool.decide_policy()
 
-    # -- birth ---------------------------------------------------------------------------------------------------
+    # -- birth -------------------------------------------------------------------------------------
 
     def adopt(self, conn: Connection, generation: int | None = None) -> Entry:
         """Make an entry of a fresh connection: its socket known, kept alive and watched.
 
-        *generation* is the pool's when the attempt began: what was being opened during a drain is drained too.
+        *generation* is the pool's when the attempt began: what was being opened during a drain is
+        drained too.
         """
         now = self.clock()
         driver = self.driver
         generation = self.kernel.generation if generation is None else generation
-        entry = self.entry_kind(conn, now, generation, self.policy.retire_at(now, self.random.random()))
+        entry = self.entry_kind(
+            conn, now, generation, self.policy.retire_at(now, self.random.random())
+        )
         entry.session = driver.session_id(conn)
         entry.traits = driver.traits(conn)
         entry.fd = driver.fileno(conn)
@@ -223,7 +264,9 @@ class State:
         return self.kernel.strays()
 
     def _hold_weakly(self, entry: Entry) -> None:
-        """While it is lent, only its holder keeps the connection alive: who forgets it gives it back."""
+        """While it is lent, only its holder keeps the connection alive: who forgets it gives it
+        back.
+        """
         this, state = weakref.ref(entry), weakref.ref(self)
         try:
             entry.ref = weakref.ref(entry.conn, lambda _: _on_forgotten(state, this))
@@ -231,11 +274,14 @@ class State:
             return  # such objects stay held by the pool; leak_after still reports them
         entry.anchor = None
 
-    # -- what is known of a connection in use ----------------------------------------------------------------------
+    # -- what is known of a connection in use ------------------------------------------------------
 
     @property
     def knows_status(self) -> bool:
-        """Whether the driver's own word on a connection counts. Where it does not, the kernel's count of bytes does."""
+        """Whether the driver's own word on a connection counts.
+
+        Where it does not, the kernel's count of bytes does.
+        """
         return self.driver.capabilities.transaction_status and self.driver.blindness is None
 
     def is_settled(self, entry: Entry, conn: Connection) -> bool:
@@ -251,7 +297,9 @@ class State:
         return self.driver.is_quiet(conn) or (not self.knows_status and self._is_untouched(entry))
 
     def is_streaming(self, conn: Connection) -> bool:
-        """Whether nothing but a result that the application left half read is missing, and the driver can read the rest."""
+        """Whether nothing but a result that the application left half read is missing, and the
+        driver can read the rest.
+        """
         ask = getattr(self.driver, "is_streaming", None)
         return ask is not None and bool(ask(conn))
 
@@ -264,13 +312,15 @@ class State:
             return True
         if self.knows_status or driver.traits(conn) != entry.traits:
             return False
-        return self._is_untouched(entry) or (driver.is_quiet(conn) and entry.settled_at == entry.uses)
+        return self._is_untouched(entry) or (
+            driver.is_quiet(conn) and entry.settled_at == entry.uses
+        )
 
     def _is_untouched(self, entry: Entry) -> bool:
         """Whether nothing was sent since the connection was known to be well: the kernel counts."""
         return entry.sent is not None and entry.count() == entry.sent
 
-    # -- giving back and granting --------------------------------------------------------------------------------
+    # -- giving back and granting ------------------------------------------------------------------
 
     def put(self, entry: Entry, conn: Connection) -> None:
         """Put a healthy entry that the caller owns into idle. (The pools have this inline.)"""
@@ -295,9 +345,14 @@ class State:
 
     @property
     def wants(self) -> int:
-        """How many more connections ought to be opened now. After a no of the server, not for min_size's sake alone for a while."""
+        """How many more connections ought to be opened now.
+
+        After a no of the server, not for min_size's sake alone for a while.
+        """
         kernel = self.kernel
-        if not kernel.waiting and (kernel.size >= kernel.min_size or self.clock() - self.rejected_at < REJECTED_PAUSE):
+        if not kernel.waiting and (
+            kernel.size >= kernel.min_size or self.clock() - self.rejected_at < REJECTED_PAUSE
+        ):
             return 0
         kernel.silent = self.server.outage.silent(self, self.clock()) if self.tries else 0
         return kernel.wanted
@@ -314,7 +369,9 @@ class State:
         return self.kernel.max_size - self.kernel.size
 
     def ring(self) -> None:
-        """A caller, of this pool or another of the server, has come: the prober need not sleep on."""
+        """A caller, of this pool or another of the server, has come: the prober need not sleep
+        on.
+        """
         with self.lock:
             bell, self.bell = self.bell, None
         if bell is not None:
@@ -323,7 +380,9 @@ class State:
             self.hasten()
 
     def hasten(self) -> None:
-        """A caller, of this pool or another of the server, waits: where the prober's attempts are silent, begin one beside them."""
+        """A caller, of this pool or another of the server, waits: where the prober's attempts are
+        silent, begin one beside them.
+        """
         with self.lock:
             outage = self.server.outage
             wanted = outage.active and outage.prober is self and self.places > 0
@@ -332,7 +391,9 @@ class State:
         self.oversee(self)
 
     def order(self) -> None:
-        """See to it that what is wanted is being opened, and that a sleeping prober hears of a caller."""
+        """See to it that what is wanted is being opened, and that a sleeping prober hears of a
+        caller.
+        """
         kernel = self.kernel
         if not kernel.waiting and not self.wants:
             return
@@ -361,7 +422,10 @@ class State:
         return min(self.wants, room) if room else 0
 
     def _start_workers(self, missing: Callable[[], int]) -> None:
-        """Start as many workers as *missing* says. An exception that strikes here leaves none counted that did not begin."""
+        """Start as many workers as *missing* says.
+
+        An exception that strikes here leaves none counted that did not begin.
+        """
         starts: list[Start] = []
         try:
             with self.lock:
@@ -387,10 +451,12 @@ class State:
             self.at_work += 1
         yield from self.connector(self)
 
-    # -- death ---------------------------------------------------------------------------------------------------
+    # -- death -------------------------------------------------------------------------------------
 
     def bury(self, entry: Entry, cause: Cause, words: str = "") -> None:
-        """End an entry that the caller owns (it is neither idle nor lent) and make room for another."""
+        """End an entry that the caller owns (it is neither idle nor lent) and make room for
+        another.
+        """
         entry.condemn(cause, words)
         with self.lock:
             self.kernel.forget(entry)
@@ -414,9 +480,27 @@ class State:
         level = logging.INFO if cause in THEIR_DOING else logging.DEBUG
         if log.isEnabledFor(level):
             said = f': "{entry.words}"' if entry.words else ""
-            idle = f", idle for {self.clock() - entry.last_used:.1f} s" if cause in THEIR_DOING else ""
-            log.log(level, "%s: connection %s ended: %s%s%s", self.name, entry.session or "", cause.value, said, idle)
-        self.emit("closed", {"pool": self.name, "cause": cause.value, "session": entry.session, "words": entry.words})
+            idle = (
+                f", idle for {self.clock() - entry.last_used:.1f} s" if cause in THEIR_DOING else ""
+            )
+            log.log(
+                level,
+                "%s: connection %s ended: %s%s%s",
+                self.name,
+                entry.session or "",
+                cause.value,
+                said,
+                idle,
+            )
+        self.emit(
+            "closed",
+            {
+                "pool": self.name,
+                "cause": cause.value,
+                "session": entry.session,
+                "words": entry.words,
+            },
+        )
         entry.conn = entry.anchor = entry.ref = None
 
     def bury_dead(self, entry: Entry) -> None:
@@ -430,16 +514,25 @@ class State:
         by_fd = {e.fd: e for e in self.kernel.all_idle() if e.fd is not None}
         if not by_fd:
             return 0
-        dead = [by_fd[fd] for fd, look in liveness.sweep(by_fd).items() if look is liveness.Liveness.DEAD]
+        dead = [
+            by_fd[fd]
+            for fd, look in liveness.sweep(by_fd).items()
+            if look is liveness.Liveness.DEAD
+        ]
         return self._evict(dead, self.explain)
 
     def drop_silent(self, idle: float) -> int:
-        """A connection that was idle for *idle* seconds does not answer: drop those that were as long, or that need a ping.
+        """A connection that was idle for *idle* seconds does not answer: drop those that were as
+        long, or that need a ping.
 
-        What forgot one (a NAT, a balancer) forgot the others too, and a caller must not wait for the silence of each.
+        What forgot one (a NAT, a balancer) forgot the others too, and a caller must not wait for
+        the silence of each.
         """
         since = self.clock() - min(idle, self.fresh_for)
-        return self._evict([e for e in self.kernel.all_idle() if e.last_used <= since], lambda _: (Cause.SILENT_DROP, ""))
+        return self._evict(
+            [e for e in self.kernel.all_idle() if e.last_used <= since],
+            lambda _: (Cause.SILENT_DROP, ""),
+        )
 
     def _evict(self, entries: list[Entry], why: Callable[[Entry], tuple[Cause, str]]) -> int:
         with self.lock:
@@ -456,7 +549,8 @@ class State:
         with self.lock:
             dead = self.sockets.dead()
             owners = {e.fd: e for e in list(self.kernel.entries.values())}
-            # What has no owner may be one that is being opened, and is about to stand in idle: it must stay in sight.
+            # What has no owner may be one that is being opened, and is about to stand in idle: it
+            # must stay in sight.
             leftovers = [] if self.kernel.opening else [fd for fd in dead if fd not in owners]
             for fd in leftovers:
                 self.sockets.forget(fd)
@@ -477,27 +571,48 @@ class State:
         backend = self.driver.target.backend
         words = self.last_words(entry, entry.conn)
         now = self.clock()
-        idle = (traffic.quiet_for(entry.fd) if entry.fd is not None else None) if in_use else now - entry.last_used
+        idle = (
+            (traffic.quiet_for(entry.fd) if entry.fd is not None else None)
+            if in_use
+            else now - entry.last_used
+        )
         with self.server.lock:
             if words is not None:
-                return faults.cause_of_words(words.code, words.text, backend), f"{words.code} {words.text}"
+                return (
+                    faults.cause_of_words(words.code, words.text, backend),
+                    f"{words.code} {words.text}",
+                )
             explained = idle is not None and self.server.limit.explains(idle)
             learned = not in_use and idle is not None and self.server.limit.died(now, idle)
         if learned:
-            log.info("%s: learned that idle connections are ended after about %.1f s", self.name, idle)
+            log.info(
+                "%s: learned that idle connections are ended after about %.1f s", self.name, idle
+            )
             self.limit_changed()
         return (Cause.IDLE_LIMIT if explained or learned else Cause.CLOSED_BY_PEER), ""
 
-    def last_words(self, entry: Entry, conn: Connection | None, *, arrived: bool = True) -> last_words.Words | None:
-        """What the server said unasked on *entry*'s connection; *arrived*: something may wait on its socket."""
+    def last_words(
+        self, entry: Entry, conn: Connection | None, *, arrived: bool = True
+    ) -> last_words.Words | None:
+        """What the server said unasked on *entry*'s connection; *arrived*: something may wait on
+        its socket.
+        """
         backend = self.driver.target.backend
         words = last_words.peek(entry.fd, backend) if arrived and entry.fd is not None else None
-        if words is None and conn is not None and (unread := getattr(self.driver, "unread", None)) is not None:
-            words = last_words.parse(unread(conn), backend)  # an event loop takes what comes off the socket at once
+        if (
+            words is None
+            and conn is not None
+            and (unread := getattr(self.driver, "unread", None)) is not None
+        ):
+            words = last_words.parse(
+                unread(conn), backend
+            )  # an event loop takes what comes off the socket at once
         return words
 
     def ended(self, entry: Entry) -> None:
-        """The watcher saw the other side end *entry*: evict it if it is idle; let its holder find out at once if not."""
+        """The watcher saw the other side end *entry*: evict it if it is idle; let its holder find
+        out at once if not.
+        """
         if self._evict([entry], self.explain):
             return
         if self.kernel.is_out(entry):
@@ -506,10 +621,13 @@ class State:
                 return  # it came back before it was condemned
             self.cut(entry)  # else the socket stays in CLOSE_WAIT for as long as its holder thinks
             if entry.fd is not None and self.kernel.is_out(entry):
-                # Who gives it back from here on sees the cause, so it is lent to nobody; and it must not hide another's
-                # death. Any earlier, it could come back to idle in between, where nobody would look at it again.
+                # Who gives it back from here on sees the cause, so it is lent to nobody; and it
+                # must not hide another's death. Any earlier, it could come back to idle in between,
+                # where nobody would look at it again.
                 self.sockets.forget(entry.fd)
-        elif entry.cause is None:  # between two owners, or a worker has it: it will be one or the other soon
+        elif (
+            entry.cause is None
+        ):  # between two owners, or a worker has it: it will be one or the other soon
             this, state = weakref.ref(entry), weakref.ref(self)
             self.shell.watcher.at(self.clock() + LOOK_AGAIN, lambda: _on_end(state, this))
 
@@ -525,16 +643,20 @@ class State:
         before = entry.generation
         entry.condemn(cause)
         if entry.uses != uses or not self.kernel.is_out(entry):
-            if entry.cause is cause and entry.uses == uses:  # it came back in between and nobody has it
+            if (
+                entry.cause is cause and entry.uses == uses
+            ):  # it came back in between and nobody has it
                 entry.generation, entry.cause = before, None
             return False
         self.cut(entry)
         return True
 
-    # -- leases --------------------------------------------------------------------------------------------------
+    # -- leases ------------------------------------------------------------------------------------
 
     def lend(self, loan: Any, entry: Entry, frame: Any, now: float, holder: int) -> None:
-        """Note in *loan* and in the books who has *entry* from now on. (The pools have this inline.)"""
+        """Note in *loan* and in the books who has *entry* from now on. (The pools have this
+        inline.)
+        """
         entry.code, entry.lasti = frame.f_code, frame.f_lasti if loan.in_block else ~frame.f_lasti
         entry.holder = holder
         entry.taken_at = now
@@ -545,7 +667,9 @@ class State:
         entry.conn = entry.anchor
 
     def join(self, unit: Unit, entry: Entry, conn: Connection) -> None:
-        """A unit of work takes *conn*: what is sent on it is told to the unit until :meth:`part`."""
+        """A unit of work takes *conn*: what is sent on it is told to the unit until
+        :meth:`part`.
+        """
         reason = self.driver.blindness
         if reason is None and not self.driver.capabilities.watchable:
             reason = f"{self.driver.name} does not show its statements"
@@ -559,14 +683,20 @@ class State:
         entry.joined = (entry.count(), unit.reports(id(conn)))
 
     def follow(self, unit: Unit | None, entry: Entry, conn: Connection) -> None:
-        """As :meth:`join`, and note what statements leave on the session. Without a *unit*, for that alone."""
+        """As :meth:`join`, and note what statements leave on the session.
+
+        Without a *unit*, for that alone.
+        """
         followed.pop(id(conn), None)
         self.join(Unit(observing=True) if unit is None else unit, entry, conn)
         if entry.watched:
             followed[id(conn)] = Trace(self.driver.target.backend)
 
     def left(self, entry: Entry, conn: Connection) -> frozenset[Left]:
-        """What may have been left on the session since :meth:`follow`. Anything, where something was not heard."""
+        """What may have been left on the session since :meth:`follow`.
+
+        Anything, where something was not heard.
+        """
         trace, unit = followed.get(id(conn)), heard_by(id(conn))
         if trace is None or unit is None or self._was_unseen(unit, entry, conn):
             return frozenset({Left.UNSEEN})
@@ -581,15 +711,23 @@ class State:
             unit = current(id(conn))
             if unit is not None:
                 if unit.has(id(conn)) and self._was_unseen(unit, entry, conn):
-                    unit.doubt("something was sent on a connection, and its driver reported nothing", conn_id=id(conn))
+                    unit.doubt(
+                        "something was sent on a connection, and its driver reported nothing",
+                        conn_id=id(conn),
+                    )
                 clean = self.settings.reset is not None or entry.cause is not None
-                unit.ended(conn_id=id(conn), clean=clean, lost=entry.cause in UNEXPLAINED, paused=entry.cause in PAUSED)
+                unit.ended(
+                    conn_id=id(conn),
+                    clean=clean,
+                    lost=entry.cause in UNEXPLAINED,
+                    paused=entry.cause in PAUSED,
+                )
 
     def _was_unseen(self, unit: Unit, entry: Entry, conn: Connection) -> bool:
         """Whether bytes may have gone out on *conn* since it joined *unit*, without any report.
 
-        A socket that is closed tells no count. An event loop closes one by itself when the server hangs up; a blocking
-        driver only after it tried to send or to read.
+        A socket that is closed tells no count. An event loop closes one by itself when the server
+        hangs up; a blocking driver only after it tried to send or to read.
         """
         before, reports = entry.joined
         if before is None or unit.reports(id(conn)) != reports:
@@ -640,10 +778,12 @@ class State:
             return Cause.POOL_CLOSED, ""
         return Cause.DRAINED, ""
 
-    # -- the whole pool ------------------------------------------------------------------------------------------
+    # -- the whole pool ----------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Close what is idle now, what is lent when it comes back; new ones are opened as they are wanted."""
+        """Close what is idle now, what is lent when it comes back; new ones are opened as they are
+        wanted.
+        """
         with self.lock:
             idle = self.kernel.drain()
         for entry in idle:
@@ -674,7 +814,7 @@ class State:
         for entry in idle:
             self.finish_off(entry)
 
-    # -- words ---------------------------------------------------------------------------------------------------
+    # -- words -------------------------------------------------------------------------------------
 
     def error(self, kind: type[E], message: str, **attributes: Any) -> E:
         """One of our errors that the callers of this driver catch too."""
@@ -684,7 +824,9 @@ class State:
 
     def closed_error(self) -> PoolClosedError:
         """What an acquire from a closed pool gets."""
-        return self.error(PoolClosedError, f"pool {self.name} is closed; make a new one to connect again")
+        return self.error(
+            PoolClosedError, f"pool {self.name} is closed; make a new one to connect again"
+        )
 
     @property
     def backend(self) -> str:
@@ -697,19 +839,27 @@ class State:
         return self.backend != "sqlite" and self.hidden.answer != ""
 
     def looked(self) -> None:
-        """A SELECT was committed that may have stored something: what the server says of that should be kept new."""
+        """A SELECT was committed that may have stored something: what the server says of that
+        should be kept new.
+        """
         self.hidden.wanted = True
 
-    def ask_hidden(self, conn: Connection, entry: Entry | None = None, until: float = math.inf) -> Flow[None]:
-        """Ask the server whether a SELECT may store something, so that the ledger can tell when the server is away.
+    def ask_hidden(
+        self, conn: Connection, entry: Entry | None = None, until: float = math.inf
+    ) -> Flow[None]:
+        """Ask the server whether a SELECT may store something, so that the ledger can tell when the
+        server is away.
 
-        Ends at *until*, and leaves no transaction open. Raises the driver's error where *conn* must not be used any more.
+        Ends at *until*, and leaves no transaction open. Raises the driver's error where *conn* must
+        not be used any more.
         """
         self.hidden.asking(self.clock())
         if not self.knows_status:
             return  # no unit of work on it is run again, and when its exchanges end is not known
         try:
-            self.hidden.answer = yield from self.read_answer(conn, Question.HIDDEN_WRITES, entry, until)
+            self.hidden.answer = yield from self.read_answer(
+                conn, Question.HIDDEN_WRITES, entry, until
+            )
         except Exception as exc:
             fault = self.classify(exc)
             if fault.is_lost:
@@ -719,8 +869,15 @@ class State:
         if self.driver.is_in_transaction(conn) is not False:
             yield Call("rollback", conn, entry, self._time_for_questions(until))
 
-    def read_answer(self, conn: Connection, question: Question, entry: Entry | None = None, until: float = math.inf) -> Flow[Any]:
-        """What the server answers to *question* on *conn*; None where it cannot be asked. Raises the driver's error.
+    def read_answer(
+        self,
+        conn: Connection,
+        question: Question,
+        entry: Entry | None = None,
+        until: float = math.inf,
+    ) -> Flow[Any]:
+        """What the server answers to *question* on *conn*; None where it cannot be asked. Raises
+        the driver's error.
 
         May leave a transaction open.
         """
@@ -736,8 +893,12 @@ class State:
         return min(self.settings.ping_timeout, max(0.05, until - self.clock()))
 
     def has_ended(self, entry: Entry) -> bool:
-        """Whether the other side is known to have ended a quiet *entry*: hung up, or said something unasked."""
-        return entry.cause is not None or liveness.judge(entry.poll(0)) is not liveness.Liveness.ALIVE
+        """Whether the other side is known to have ended a quiet *entry*: hung up, or said something
+        unasked.
+        """
+        return (
+            entry.cause is not None or liveness.judge(entry.poll(0)) is not liveness.Liveness.ALIVE
+        )
 
     def inquire(self, question: Question, until: float) -> Flow[Any]:
         """See :func:`unbroken.pool.inquiry.inquire`."""
@@ -746,27 +907,40 @@ class State:
         return inquire(self, question, until)
 
     def rejection(self, exc: Exception, fault: Fault) -> BaseException:
-        """What each caller in the line gets when the server (or its driver) rejects a connect with *exc*."""
-        told = self.error(ConnectRejectedError, f"cannot connect to {self.driver.target.label}: {fault.text}")
+        """What each caller in the line gets when the server (or its driver) rejects a connect with
+        *exc*.
+        """
+        told = self.error(
+            ConnectRejectedError, f"cannot connect to {self.driver.target.label}: {fault.text}"
+        )
         told.__cause__ = exc
         return told
 
     def describe_load(self) -> str:
         """``in use 10, idle 0, waiting 14`` for messages."""
         k = self.kernel
-        return f"in use {len(k.lent)}, idle {len(k.idle)}, opening {k.opening}, waiting {len(k.waiting)}, max_size {k.max_size}"
+        return (
+            f"in use {len(k.lent)}, idle {len(k.idle)}, opening {k.opening}, waiting"
+            f" {len(k.waiting)}, max_size {k.max_size}"
+        )
 
     def describe_outage(self, now: float) -> str:
         """``server away for 7.2 s: [Errno 111] Connection refused``, or nothing."""
         outage = self.server.outage
         if not outage.active or outage.fault is None:
             return ""
-        what = "server is full" if outage.fault.kind.value == "too many connections" else "server away"
+        what = (
+            "server is full" if outage.fault.kind.value == "too many connections" else "server away"
+        )
         return f"{what} for {outage.age(now):.1f} s: {outage.fault.text}"
 
     def meaning(self, exc: BaseException) -> Fault | None:
         """What *exc* means if it is the driver's own, else None."""
-        return self.classify(exc) if isinstance(exc, self.driver.errors) and not isinstance(exc, UnbrokenError) else None
+        return (
+            self.classify(exc)
+            if isinstance(exc, self.driver.errors) and not isinstance(exc, UnbrokenError)
+            else None
+        )
 
     def classify(self, exc: BaseException) -> Fault:
         """What the driver (or the system) means by *exc*."""
@@ -786,12 +960,14 @@ class State:
                 pid=self.pid,
             )
 
-    # -- fork ----------------------------------------------------------------------------------------------------
+    # -- fork --------------------------------------------------------------------------------------
 
     def sever(self) -> None:
-        """In a forked child: make every inherited descriptor lead nowhere. Takes no lock: it may be held for ever.
+        """In a forked child: make every inherited descriptor lead nowhere. Takes no lock: it may be
+        held for ever.
 
-        A driver that hides its descriptors has a method ``abandon`` for that (see :class:`unbroken.abc.Capabilities`).
+        A driver that hides its descriptors has a method ``abandon`` for that (see
+        :class:`unbroken.abc.Capabilities`).
         """
         abandon = getattr(self.driver, "abandon", None)
         for entry in (*self.kernel.entries.values(), *self.kernel.exiled.values(), *self.forgotten):
@@ -815,7 +991,8 @@ def _look_away(_state: State) -> None:
     pass
 
 
-#: Causes that lie with the other side: worth a line in the log, and a look at the other connections.
+#: Causes that lie with the other side: worth a line in the log, and a look at the other
+#: connections.
 THEIR_DOING = frozenset(
     {
         Cause.IDLE_LIMIT,
@@ -832,8 +1009,15 @@ THEIR_DOING = frozenset(
 )
 
 
-#: Of these, the causes that say nothing of what else ended the connection than the statement that it carried.
-UNEXPLAINED = THEIR_DOING - {Cause.IDLE_LIMIT, Cause.TRANSACTION_LIMIT, Cause.SHUTDOWN, Cause.CRASHED, Cause.FAILOVER}
+#: Of these, the causes that say nothing of what else ended the connection than the statement that
+#: it carried.
+UNEXPLAINED = THEIR_DOING - {
+    Cause.IDLE_LIMIT,
+    Cause.TRANSACTION_LIMIT,
+    Cause.SHUTDOWN,
+    Cause.CRASHED,
+    Cause.FAILOVER,
+}
 #: … and those that say that the holder had asked nothing of the server for too long.
 PAUSED = frozenset({Cause.IDLE_LIMIT, Cause.TRANSACTION_LIMIT})
 
@@ -844,10 +1028,13 @@ def _on_end(state_ref: Callable[[], State | None], entry_ref: Callable[[], Entry
         state.ended(entry)
 
 
-def _on_forgotten(state_ref: Callable[[], State | None], entry_ref: Callable[[], Entry | None]) -> None:
+def _on_forgotten(
+    state_ref: Callable[[], State | None], entry_ref: Callable[[], Entry | None]
+) -> None:
     """The holder of a lent connection let it be collected. Runs in a finalizer: no lock, no log.
 
-    In a forked child the collection itself would say goodbye on the parent's session; this runs just before it.
+    In a forked child the collection itself would say goodbye on the parent's session; this runs
+    just before it.
     """
     state, entry = state_ref(), entry_ref()
     if state is None or entry is None:

@@ -1,4 +1,7 @@
-"""The steps that flows yield. A step says what I/O to do; each pool does it in its own way and sends the result back."""
+"""The steps that flows yield.
+
+A step says what I/O to do; each pool does it in its own way and sends the result back.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Open a connection: gives the driver's object, or raises the driver's error. *dialing* can end it from outside.
+    """Open a connection: gives the driver's object, or raises the driver's error. *dialing* can end
+    it from outside.
 
     With *make* that is called instead, in *context*.
     """
@@ -29,10 +33,11 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Call a method of the driver (``ping``, ``begin``, ``commit``, ``rollback``, ``restore`` …) on a connection.
+    """Call a method of the driver (``ping``, ``begin``, ``commit``, ``rollback``, ``restore`` …) on
+    a connection.
 
-    What still blocks after *timeout* seconds (None: the setting for that method) is aborted by a shutdown of the socket,
-    whatever the driver.
+    What still blocks after *timeout* seconds (None: the setting for that method) is aborted by a
+    shutdown of the socket, whatever the driver.
     """
 
     method: str
@@ -52,7 +57,10 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait until *signal* is woken, at most *timeout* seconds. Gives nothing: look at the state afterwards."""
+    """Wait until *signal* is woken, at most *timeout* seconds.
+
+    Gives nothing: look at the state afterwards.
+    """
 
     signal: Any
     timeout: float
@@ -79,7 +87,10 @@ def run(flow: Flow[T], do: Callable[[Any], Any]) -> T:
             except BaseException as exc:
                 step = flow.throw(exc)
             else:
-                step, result = flow.send(result), None  # a later error's traceback must not keep a connection alive
+                step, result = (
+                    flow.send(result),
+                    None,
+                )  # a later error's traceback must not keep a connection alive
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
     except BaseException:
@@ -97,7 +108,10 @@ async def run_async(flow: Flow[T], do: Callable[[Any], Awaitable[Any]]) -> T:
             except BaseException as exc:
                 step = flow.throw(exc)
             else:
-                step, result = flow.send(result), None  # a later error's traceback must not keep a connection alive
+                step, result = (
+                    flow.send(result),
+                    None,
+                )  # a later error's traceback must not keep a connection alive
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
     except BaseException:
@@ -106,6 +120,8 @@ async def run_async(flow: Flow[T], do: Callable[[Any], Awaitable[Any]]) -> T:
 
 
 def _end(flow: Flow[Any]) -> None:
-    """Let *flow* leave what it is in, where an exception struck between two of its steps: its traceback may be kept for long."""
+    """Let *flow* leave what it is in, where an exception struck between two of its steps: its
+    traceback may be kept for long.
+    """
     with suppress(RuntimeError):  # it has another step to do: nobody does it
         flow.close()

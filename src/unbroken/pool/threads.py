@@ -28,16 +28,20 @@ log = logging.getLogger("unbroken")
 class ThreadShell:
     """Does the flows' steps by blocking the thread that runs them."""
 
-    limits: Mapping[str, float] = limits_of(Settings())  #: seconds for each of the driver's methods; the pool's own come from its state
+    limits: Mapping[str, float] = limits_of(
+        Settings()
+    )  #: seconds for each of the driver's methods; the pool's own come from its state
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
         self.watcher = ThreadWatcher.get()
 
     def new_lock(self) -> AbstractContextManager[Any]:
-        """A lock of the kind that ``threading`` makes now (gevent may have patched it since import).
+        """A lock of the kind that ``threading`` makes now (gevent may have patched it since
+        import).
 
-        Reentrant: a finalizer may end a lease (that of a forgotten generator, say) on a thread that is inside already.
+        Reentrant: a finalizer may end a lease (that of a forgotten generator, say) on a thread that
+        is inside already.
         """
         return threading.RLock()
 
@@ -73,14 +77,18 @@ class ThreadShell:
         return True
 
     def in_hands(self, wanted: set[int]) -> set[int] | None:
-        """Which of the entries with these ids a thread has in a variable; None where that cannot be seen.
+        """Which of the entries with these ids a thread has in a variable; None where that cannot be
+        seen.
 
-        A greenlet that is not running owns nothing but what the pool has noted: it is only switched away from where it waits.
+        A greenlet that is not running owns nothing but what the pool has noted: it is only switched
+        away from where it waits.
         """
         frames = thread_frames()
         if frames is None:
             return None
-        frames[threading.get_ident()] = sys._getframe(2)  # above the function that asks, whose variables they are
+        frames[threading.get_ident()] = sys._getframe(
+            2
+        )  # above the function that asks, whose variables they are
         return referred_to(frames.values(), wanted)
 
     def stacks(self) -> list[FrameType] | None:
@@ -95,7 +103,9 @@ class ThreadShell:
     def dialing(self, limit: float) -> Dialing:
         """An attempt to connect, of the thread that makes it."""
         target = self.driver.target
-        is_unix = target.unix_socket is not None or target.host is None  # or it is the caller's own connect, and nobody knows
+        is_unix = (
+            target.unix_socket is not None or target.host is None
+        )  # or it is the caller's own connect, and nobody knows
         return blocking(self.watcher, limit, is_unix=is_unix)
 
     def describe_holder(self, entry: Entry) -> str:
@@ -106,7 +116,11 @@ class ThreadShell:
         """Do one step of a flow."""
         kind = type(step)
         if kind is Wait:
-            return step.signal.acquire(timeout=step.timeout) if step.timeout > 0 else step.signal.acquire(blocking=False)
+            return (
+                step.signal.acquire(timeout=step.timeout)
+                if step.timeout > 0
+                else step.signal.acquire(blocking=False)
+            )
         if kind is Call:
             return self._call(step)
         if kind is Connect:
@@ -115,7 +129,9 @@ class ThreadShell:
                     return self.driver.connect(step.timeout)
                 return step.make() if step.context is None else step.context.run(step.make)
         if kind is Reset:
-            with Bound(self.watcher, self.driver, step.conn, self.limits["reset"], "the reset function"):
+            with Bound(
+                self.watcher, self.driver, step.conn, self.limits["reset"], "the reset function"
+            ):
                 return step.function(step.conn)
         if kind is Attempt:
             return step.work()
@@ -124,9 +140,12 @@ class ThreadShell:
     def _call(self, step: Call) -> Any:
         method = getattr(self.driver, step.method)
         limit = self.limits[step.method] if step.timeout is None else step.timeout
-        # Not every driver can bound every call: what still blocks a little later is ended from outside.
+        # Not every driver can bound every call: what still blocks a little later is ended from
+        # outside.
         with Bound(self.watcher, self.driver, step.conn, limit * 1.05, step.method, step.entry):
-            return method(step.conn, limit) if step.method == "ping" else method(step.conn, *step.args)
+            return (
+                method(step.conn, limit) if step.method == "ping" else method(step.conn, *step.args)
+            )
 
 
 class Sleeper(ThreadShell):
@@ -137,7 +156,8 @@ class Sleeper(ThreadShell):
 
 
 def inquire(home: Any, question: Question, until: float) -> Any:
-    """What the server of *home*, a pool's state, answers to *question*; None where it cannot be asked here.
+    """What the server of *home*, a pool's state, answers to *question*; None where it cannot be
+    asked here.
 
     Raises what an acquire raises.
     """

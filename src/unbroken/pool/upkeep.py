@@ -1,4 +1,6 @@
-"""What has to be done now and then: retire, close and exercise idle connections, find leaks, keep min_size."""
+"""What has to be done now and then: retire, close and exercise idle connections, find leaks, keep
+min_size.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ from unbroken.pool.windows import bear
 
 
 def schedule(state: State) -> None:
-    """Look the pool through at the next tick. While it holds no connection and wants none, there are no ticks."""
+    """Look the pool through at the next tick.
+
+    While it holds no connection and wants none, there are no ticks.
+    """
     with state.lock:
         if state.upkeep_timer is not None or state.kernel.closed:
             return
@@ -55,11 +60,15 @@ def _is_due(state: State, now: float) -> bool:
     spare = len(state.kernel.entries) > state.kernel.min_size
     policy = state.policy
     for entry in state.kernel.all_idle():
-        if policy.overdue(entry, now, spare=spare) or (not spare and policy.wants_exercise(entry, now)):
+        if policy.overdue(entry, now, spare=spare) or (
+            not spare and policy.wants_exercise(entry, now)
+        ):
             return True
     for entry in list(state.kernel.lent.values()):
         if now >= entry.retire_at:
-            entry.condemn(Cause.MAX_AGE)  # it is closed when it comes back; the hot path need not look at the age
+            entry.condemn(
+                Cause.MAX_AGE
+            )  # it is closed when it comes back; the hot path need not look at the age
     return any(is_leak(state, e, now) for e in list(state.kernel.lent.values()))
 
 
@@ -78,7 +87,9 @@ def upkeep(state: State) -> Flow[None]:
 
 
 def _ask_hidden(state: State) -> Flow[None]:
-    """Keep what is known of SELECTs that may store something new, where units of work want to know it."""
+    """Keep what is known of SELECTs that may store something new, where units of work want to know
+    it.
+    """
     for entry in state.kernel.all_idle() if state.hidden.is_due(state.clock()) else ():
         with state.lock:
             if not state.kernel.claim(entry):

@@ -1,8 +1,9 @@
 """A server that is there but does not read is not a network that is silent.
 
-The kernel's user timeout (the setting send_timeout) ends a connection also when the server answers, but has had no room for
-more data for so long: while a COPY or a batch of statements waits for a lock, say. So as long as the server answers the
-kernel's window probes, that connection's timeout is moved on; afterwards it is what it was.
+The kernel's user timeout (the setting send_timeout) ends a connection also when the server answers,
+but has had no room for more data for so long: while a COPY or a batch of statements waits for a
+lock, say. So as long as the server answers the kernel's window probes, that connection's timeout is
+moved on; afterwards it is what it was.
 """
 
 from __future__ import annotations

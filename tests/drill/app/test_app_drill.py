@@ -1,4 +1,6 @@
-"""The whole drill of an app, as somebody would run it: a real server, a real web server, real faults."""
+"""The whole drill of an app, as somebody would run it: a real server, a real web server, real
+faults.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,9 @@ SERVE = "gunicorn --workers 1 --threads 4 --bind 127.0.0.1:{port} flask_app:app"
 def unbroken(*arguments: str, folder: Path = EXAMPLES, **options: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.Popen(
-        [sys.executable, "-m", "unbroken", "drill", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment, start_new_session=True, **options,
+        [sys.executable, "-m", "unbroken", "drill", *arguments], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, cwd=folder, env=environment, start_new_session=True,
+        **options,
     )  # fmt: skip
 
 
@@ -61,7 +64,17 @@ def short(tmp_path: Path) -> Path:
 def test_one_global_connection_fails_where_unbroken_does_not(tmp_path: Path) -> None:
     commands = (f"one: VARIANT=one {SERVE}", f"unbroken: VARIANT=unbroken {SERVE}")
     files = ("--json", str(tmp_path / "drill.json"), "--html", str(tmp_path / "drill.html"))
-    drill = unbroken("--config", str(short(tmp_path)), "--scenarios", "kill,restart", "--seed", "5", *files, "--compare", *commands)
+    drill = unbroken(
+        "--config",
+        str(short(tmp_path)),
+        "--scenarios",
+        "kill,restart",
+        "--seed",
+        "5",
+        *files,
+        "--compare",
+        *commands,
+    )
     said = finish(drill)
     assert drill.returncode == 0, said  # only unbroken is judged: the file says so
     assert "limits kept in all 2 rows of unbroken" in said
@@ -70,19 +83,28 @@ def test_one_global_connection_fails_where_unbroken_does_not(tmp_path: Path) -> 
     assert len(rows) == 4
     for scenario in ("kill", "restart"):
         ours, theirs = rows[scenario, "unbroken"], rows[scenario, "one"]
-        assert (ours["errors"], ours["hung"], ours["unwell"], ours["close_wait"], ours["left"]) == (0, 0, 0, 0, 0), ours["samples"]
+        assert (ours["errors"], ours["hung"], ours["unwell"], ours["close_wait"], ours["left"]) == (
+            0,
+            0,
+            0,
+            0,
+            0,
+        ), ours["samples"]
         assert ours["requests"] > 100
         assert ours["recovery"] is not None
         assert theirs["errors"] > 30
         assert (theirs["needed_restart"], theirs["restart_helped"]) == (True, True)
-        assert any(line.startswith("500 InterfaceError") for line in theirs["samples"]), theirs["samples"]
+        assert any(line.startswith("500 InterfaceError") for line in theirs["samples"]), theirs[
+            "samples"
+        ]
     assert document["seed"] == 5
     assert document["breaches"] == []
     assert [mark["text"] for mark in rows["restart", "one"]["marks"]] == ["stop"]
     assert "<!doctype html>" in (tmp_path / "drill.html").read_text()
 
 
-#: An app of the standard library and PyMySQL: a connection for each request, and every note is stored.
+#: An app of the standard library and PyMySQL: a connection for each request, and every note is
+#: stored.
 NOTES = """
 import http.server, os, pymysql
 def connect():
@@ -104,19 +126,46 @@ class Notes(http.server.BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 if __name__ == "__main__":
     http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Notes).serve_forever()
-"""
+"""  # noqa: E501
 
 
-def test_a_server_of_somebodys_own_is_drilled_on_its_network_only(tmp_path: Path, mariadb: MariaDB) -> None:
+def test_a_server_of_somebodys_own_is_drilled_on_its_network_only(
+    tmp_path: Path, mariadb: MariaDB
+) -> None:
     (tmp_path / "notes.py").write_text(NOTES)
-    create = "with notes.connect() as c, c.cursor() as s: s.execute('CREATE TABLE IF NOT EXISTS drill_notes (n INT)')"
+    create = (
+        "with notes.connect() as c, c.cursor() as s: s.execute('CREATE TABLE IF NOT EXISTS"
+        " drill_notes (n INT)')"
+    )
     (tmp_path / "migrate.py").write_text(f"import notes\n{create}\n")
     parts = [f"--env=DB_{name.upper()}={{{name}}}" for name in ("host", "port", "user", "password")]
     story = '[[scenario]]\nname = "lost"\nsteps = ["run 0.5", "cut_at COMMIT", "run 1"]\n'
     (tmp_path / "drill.toml").write_text(f"max_errors = 1\n{story}")
-    where = ("--db", mariadb.url("pymysql"), "--harm", *parts, "--url", "http://127.0.0.1:{port}/", "--body", "{n}")
-    where += ("--rate", "10")  # each connects anew, which a slow machine cannot do fifty times a second
-    rest = ("--scenarios", "lost", "--json", "drill.json", "--setup", f"{sys.executable} migrate.py", "--", sys.executable, "notes.py")
+    where = (
+        "--db",
+        mariadb.url("pymysql"),
+        "--harm",
+        *parts,
+        "--url",
+        "http://127.0.0.1:{port}/",
+        "--body",
+        "{n}",
+    )
+    where += (
+        "--rate",
+        "10",
+    )  # each connects anew, which a slow machine cannot do fifty times a second
+    rest = (
+        "--scenarios",
+        "lost",
+        "--json",
+        "drill.json",
+        "--setup",
+        f"{sys.executable} migrate.py",
+        "--",
+        sys.executable,
+        "notes.py",
+    )
     try:
         drill = unbroken(*where, *rest, folder=tmp_path)
         said = finish(drill)
@@ -126,23 +175,41 @@ def test_a_server_of_somebodys_own_is_drilled_on_its_network_only(tmp_path: Path
         assert list(row["samples"]) == ["500 2013"]
         stored, different = mariadb.admin("SELECT COUNT(*), COUNT(DISTINCT n) FROM drill_notes")[0]
         assert stored == different
-        assert int(stored) > row["statuses"]["200"]  # the one whose answer was lost, and those before and after the traffic
+        assert (
+            int(stored) > row["statuses"]["200"]
+        )  # the one whose answer was lost, and those before and after the traffic
         assert mariadb.password not in said
     finally:
         mariadb.admin("DROP TABLE IF EXISTS drill_notes")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name
+)
 def test_a_drill_that_is_ended_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
-    drill = unbroken("--config", str(short(tmp_path)), "--scenarios", "kill", "--compare", f"unbroken: {SERVE}", f"b: {SERVE}")
+    drill = unbroken(
+        "--config",
+        str(short(tmp_path)),
+        "--scenarios",
+        "kill",
+        "--compare",
+        f"unbroken: {SERVE}",
+        f"b: {SERVE}",
+    )
     try:
         deadline = time.monotonic() + 30
         family: list[psutil.Process] = []
-        while sum("gunicorn" in " ".join(each.cmdline()) for each in family) < 3:  # the keeper's line has it too
+        while (
+            sum("gunicorn" in " ".join(each.cmdline()) for each in family) < 3
+        ):  # the keeper's line has it too
             assert time.monotonic() < deadline, family
             assert drill.poll() is None
             time.sleep(0.05)
-            family = [each for each in psutil.Process(drill.pid).children(recursive=True) if each.status() != psutil.STATUS_ZOMBIE]
+            family = [
+                each
+                for each in psutil.Process(drill.pid).children(recursive=True)
+                if each.status() != psutil.STATUS_ZOMBIE
+            ]
         os.kill(drill.pid, number)
         said = finish(drill, 30.0)
     finally:
@@ -151,7 +218,9 @@ def test_a_drill_that_is_ended_leaves_no_process(tmp_path: Path, number: signal.
         assert drill.returncode == 130
         assert said.strip().endswith("unbroken: interrupted")
     deadline = time.monotonic() + 10
-    while left := [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]:
+    while left := [
+        each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
+    ]:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
 
@@ -168,11 +237,13 @@ APP = ("--url", "http://127.0.0.1:{port}/", "--env", "X")
         (("--config", "no-such.toml"), "no-such.toml: No such file or directory"),
         (
             (*APP, "--scenarios", "reset", "--", "python3", "-c", "print('no module named shop')"),
-            "nothing could be measured: the app ended with status 0 while starting: no module named shop",
+            "nothing could be measured: the app ended with status 0 while starting: no module named shop",  # noqa: E501
         ),
     ],
 )  # fmt: skip
-def test_what_goes_wrong_is_one_line_and_status_2(arguments: tuple[str, ...], problem: str, tmp_path: Path) -> None:
+def test_what_goes_wrong_is_one_line_and_status_2(
+    arguments: tuple[str, ...], problem: str, tmp_path: Path
+) -> None:
     drill = unbroken(*arguments, folder=tmp_path)
     _, errors = drill.communicate(timeout=60)
     assert drill.returncode == 2, errors
@@ -188,7 +259,10 @@ def test_four_ways_to_use_a_database_in_flask_stand_as_they_should(tmp_path: Pat
     print(said)
     assert drill.returncode == 0, said
     rows = json.loads((tmp_path / "drill.json").read_text())["results"]
-    totals = {key: sum(row["errors"] + row["hung"] for row in rows if row["key"] == key) for key in {row["key"] for row in rows}}
+    totals = {
+        key: sum(row["errors"] + row["hung"] for row in rows if row["key"] == key)
+        for key in {row["key"] for row in rows}
+    }
     assert totals["unbroken"] == 0
     assert 0 < totals["pre_ping"] < totals["one connection"]
     assert 0 < totals["SQLAlchemy"] < totals["one connection"]
@@ -200,11 +274,16 @@ def test_an_app_in_another_language_is_drilled_the_same_way(tmp_path: Path) -> N
     assert shutil.which("npm"), "no npm here: install nodejs and npm"
     folder = tmp_path / "node"
     shutil.copytree(EXAMPLES / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
-    subprocess.run(["npm", "install", "--no-audit", "--no-fund"], cwd=folder, check=True, timeout=300)
+    subprocess.run(
+        ["npm", "install", "--no-audit", "--no-fund"], cwd=folder, check=True, timeout=300
+    )
     drill = unbroken("--json", str(tmp_path / "drill.json"), folder=folder)
     said = finish(drill, 800.0)
     print(said)
     assert drill.returncode == 1, said
-    rows = {(row["scenario"], row["key"]): row for row in json.loads((tmp_path / "drill.json").read_text())["results"]}
+    rows = {
+        (row["scenario"], row["key"]): row
+        for row in json.loads((tmp_path / "drill.json").read_text())["results"]
+    }
     assert rows["kill", "connection"]["needed_restart"]
     assert not rows["kill", "pool"]["needed_restart"]

@@ -1,4 +1,6 @@
-"""Nothing of an app outlives the drill, whatever the app did to get away and however the drill ended."""
+"""Nothing of an app outlives the drill, whatever the app did to get away and however the drill
+ended.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ import pytest
 
 from unbroken_drill.drill.app.launch import App, AppError
 
-#: An app that ignores SIGTERM, and has a child that made itself a daemon: a session of its own, an orphan.
+#: An app that ignores SIGTERM, and has a child that made itself a daemon: a session of its own, an
+#: orphan.
 STUBBORN = "trap '' TERM; (setsid sleep 1000 &) ; echo up; while :; do sleep 0.1; done"
 
 
@@ -31,7 +34,11 @@ def wait_until(condition: object, seconds: float = 20.0) -> None:
 
 
 def alive(pids: list[int]) -> list[int]:
-    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    return [
+        pid
+        for pid in pids
+        if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    ]
 
 
 @pytest.mark.parametrize("quickly", [True, False])
@@ -46,7 +53,12 @@ def test_a_stubborn_app_and_its_daemons_are_ended(tmp_path: Path, quickly: bool)
 
 
 def test_an_app_is_asked_first(tmp_path: Path) -> None:
-    with app(tmp_path, "bash", "-c", "trap 'echo asked; exit 3' TERM; echo up; while :; do sleep 0.05; done") as one:
+    with app(
+        tmp_path,
+        "bash",
+        "-c",
+        "trap 'echo asked; exit 3' TERM; echo up; while :; do sleep 0.05; done",
+    ) as one:
         one.start()
         wait_until(lambda: "up" in one.said())
         one.stop()
@@ -62,12 +74,14 @@ def test_the_keeper_ends_with_its_app_and_has_its_status(tmp_path: Path) -> None
 
 def test_a_killed_drill_leaves_nothing(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from unbroken_drill.drill.app.launch import App\n"
-        f"one = App(['bash', '-c', {STUBBORN!r}], {{}}, Path('log'), Path('.')); one.start()\n"
-        "while len(one.pids) < 3: time.sleep(0.01)\n"
-        "print(*one.pids, flush=True); time.sleep(1000)"
+        "import sys, time; from pathlib import Path; from unbroken_drill.drill.app.launch import"
+        f" App\none = App(['bash', '-c', {STUBBORN!r}], {{}}, Path('log'), Path('.'));"
+        " one.start()\nwhile len(one.pids) < 3: time.sleep(0.01)\nprint(*one.pids, flush=True);"
+        " time.sleep(1000)"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=tmp_path) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as holder:
         try:
             assert holder.stdout is not None
             pids = [int(word) for word in holder.stdout.readline().split()]

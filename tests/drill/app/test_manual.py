@@ -1,4 +1,6 @@
-"""docs/drill.md says what there is: options, scenarios, steps, and a drill.toml that can be read."""
+"""docs/drill.md says what there is: options, scenarios, steps, and a drill.toml that can be
+read.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,17 @@ def test_every_scenario_stands_there_with_its_steps(each: object) -> None:
 def test_every_step_and_every_option_is_named() -> None:
     assert [verb for verb in VERBS if not re.search(rf"[`, ]{verb}\b", PAGE)] == []
     mine = {
-        option for parameter in drill.params if parameter.name in project.KEYS or parameter.name == "compare" for option in parameter.opts
+        option
+        for parameter in drill.params
+        if parameter.name in project.KEYS or parameter.name == "compare"
+        for option in parameter.opts
     }
     assert len(mine) >= len(_OPTIONS) - 2
-    assert [option for option in mine if option.startswith("--") and not re.search(rf"[` ]{option}\b", PAGE)] == []
+    assert [
+        option
+        for option in mine
+        if option.startswith("--") and not re.search(rf"[` ]{option}\b", PAGE)
+    ] == []
 
 
 def test_the_file_on_the_page_can_be_read(tmp_path: Path) -> None:
@@ -37,8 +46,17 @@ def test_the_file_on_the_page_can_be_read(tmp_path: Path) -> None:
     assert text is not None
     file = tmp_path / CONFIG
     file.write_text(text[1])
-    assert [each.name for each in project.read(file)["own"]] == ["failing network", "restart", "lost answer"]
-    file.write_text(text[1].replace("# [compare]", "[compare]").replace("# plain", "plain").replace("# pooled", "pooled"))
+    assert [each.name for each in project.read(file)["own"]] == [
+        "failing network",
+        "restart",
+        "lost answer",
+    ]
+    file.write_text(
+        text[1]
+        .replace("# [compare]", "[compare]")
+        .replace("# plain", "plain")
+        .replace("# pooled", "pooled")
+    )
     assert list(project.read(file)["compare"]) == ["plain", "pooled"]
 
 

@@ -1,4 +1,6 @@
-"""Options, wherever they come from: what they mean together, and what is refused before anything is started."""
+"""Options, wherever they come from: what they mean together, and what is refused before anything is
+started.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ from unbroken_drill.drill.app import main, options, project
 from unbroken_drill.drill.app.plan import Where, database_variable, fill
 from unbroken_drill.drill.command import drill
 
-GOOD: dict[str, Any] = {"url": ["http://127.0.0.1:{port}/items"], "env": ["DATABASE_URL"], "arguments": ("python3", "app.py"), "seed": 1}
+GOOD: dict[str, Any] = {
+    "url": ["http://127.0.0.1:{port}/items"],
+    "env": ["DATABASE_URL"],
+    "arguments": ("python3", "app.py"),
+    "seed": 1,
+}
 HERE = Where.of("mysql://app:p%40ss@127.0.0.1:4711/shop")
 
 
@@ -22,7 +29,13 @@ def test_the_least_that_is_needed_gives_a_plan_with_the_usual_values() -> None:
     plan, left_out = options.plan(GOOD)
     assert left_out == []
     assert [variant.argv for variant in plan.variants] == [("python3", "app.py")]
-    assert (plan.backend, plan.rate, plan.timeout, plan.jobs, plan.max_errors) == ("postgresql", 50.0, 10.0, 1, 0)
+    assert (plan.backend, plan.rate, plan.timeout, plan.jobs, plan.max_errors) == (
+        "postgresql",
+        50.0,
+        10.0,
+        1,
+        0,
+    )
     assert len(plan.scenarios) == 10
 
 
@@ -35,7 +48,10 @@ def test_the_least_that_is_needed_gives_a_plan_with_the_usual_values() -> None:
         ({"arguments": ("no-such-program",)}, "no-such-program: no such program"),
         ({"arguments": ("X=1",)}, "is empty"),
         ({"compare": True, "arguments": ("python3 x",)}, "needs two commands"),
-        ({"compare": True, "arguments": ("a: python3 x", "a: python3 y")}, "two apps are called 'a'"),
+        (
+            {"compare": True, "arguments": ("a: python3 x", "a: python3 y")},
+            "two apps are called 'a'",
+        ),
         ({"compare": True, "arguments": ("python3 'x", "python3")}, "No closing quotation"),
         ({"url": ["ftp://127.0.0.1/"]}, "not an http:// URL"),
         ({"url": ["http://127.0.0.1:99999/"]}, "not an http:// URL"),
@@ -45,13 +61,19 @@ def test_the_least_that_is_needed_gives_a_plan_with_the_usual_values() -> None:
         ({"env": ["X={hots}"]}, "there is no {hots}; known are {url}"),
         ({"header": ["Accept"]}, "not of the form"),
         ({"header": ["A: b\nC: d"]}, "not of the form"),
-        ({"servers": "postgres"}, "there is no server 'postgres' for an app (did you mean 'postgresql'?)"),
+        (
+            {"servers": "postgres"},
+            "there is no server 'postgres' for an app (did you mean 'postgresql'?)",
+        ),
         ({"servers": "mariadb,mysql"}, "there is no server 'mariadb,mysql'"),
         ({"db": "mysql://u:secret@db/shop"}, "add --harm"),
         ({"db": "redis://db/0", "harm": True}, "not a database URL"),
         ({"harm": True}, "there is none"),
         ({"scenarios": ["restrat"]}, "did you mean 'restart'"),
-        ({"db": "mysql://u:secret@db/shop", "harm": True, "scenarios": ["restart"]}, "restart is left out: it needs a private server"),
+        (
+            {"db": "mysql://u:secret@db/shop", "harm": True, "scenarios": ["restart"]},
+            "restart is left out: it needs a private server",
+        ),
         ({"servers": "mongodb", "scenarios": ["kill"]}, "mongodb cannot kill sessions"),
         ({"rate": 0.0}, "rate is 0: more than 0"),
         ({"rate": float("nan")}, "rate is nan"),
@@ -63,7 +85,9 @@ def test_the_least_that_is_needed_gives_a_plan_with_the_usual_values() -> None:
         ({"folder": "/no/such"}, "there is no such folder"),
     ],
 )
-def test_what_cannot_work_is_said_at_once_in_one_line_without_a_password(given: dict[str, Any], problem: str) -> None:
+def test_what_cannot_work_is_said_at_once_in_one_line_without_a_password(
+    given: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(ConfigurationError) as caught:
         options.plan({**GOOD, **given})
     assert problem in str(caught.value)
@@ -74,14 +98,22 @@ def test_what_cannot_work_is_said_at_once_in_one_line_without_a_password(given: 
 def test_a_port_that_somebody_listens_on_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(ConfigurationError, match=f"something listens on 127.0.0.1:{port} already"):
+        with pytest.raises(
+            ConfigurationError, match=f"something listens on 127.0.0.1:{port} already"
+        ):
             options.plan({**GOOD, "url": [f"http://127.0.0.1:{port}/"]})
 
 
 def test_variants_may_have_names_and_variables_of_their_own() -> None:
-    plan, _ = options.plan({**GOOD, "compare": True, "arguments": ("plain: MODE='a b' python3 -c 'x y'", "python3 z")})
+    plan, _ = options.plan(
+        {**GOOD, "compare": True, "arguments": ("plain: MODE='a b' python3 -c 'x y'", "python3 z")}
+    )
     first, second = plan.variants
-    assert (first.name, first.argv, first.environment) == ("plain", ("python3", "-c", "x y"), {"MODE": "a b"})
+    assert (first.name, first.argv, first.environment) == (
+        "plain",
+        ("python3", "-c", "x y"),
+        {"MODE": "a b"},
+    )
     assert (second.name, second.argv) == ("B python3", ("python3", "z"))
 
 
@@ -92,11 +124,17 @@ def test_variants_may_have_names_and_variables_of_their_own() -> None:
         ("DB_HOST={host}", "DB_HOST", "127.0.0.1"),
         ("DB_PORT={port}", "DB_PORT", "4711"),
         ("DB_PASSWORD={password}", "DB_PASSWORD", "p@ss"),
-        ("U=mysql+aiomysql://{user}:{password}@{host}:{port}/{database}", "U", "mysql+aiomysql://app:p%40ss@127.0.0.1:4711/shop"),
+        (
+            "U=mysql+aiomysql://{user}:{password}@{host}:{port}/{database}",
+            "U",
+            "mysql+aiomysql://app:p%40ss@127.0.0.1:4711/shop",
+        ),
         ("ODD={user}}{", "ODD", "app}{"),
     ],
 )
-def test_the_app_is_told_where_its_database_is_in_the_form_it_wants(text: str, name: str, value: str) -> None:
+def test_the_app_is_told_where_its_database_is_in_the_form_it_wants(
+    text: str, name: str, value: str
+) -> None:
     variable, template = database_variable(text)
     assert (variable, fill(template, HERE)) == (name, value)
 
@@ -107,8 +145,13 @@ def test_a_template_says_which_server_is_wanted() -> None:
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "drill.toml"
-    file.write_text('rate = 20\ntimeout = 4\nurl = "http://127.0.0.1:{port}/"\n[[scenario]]\nname = "x"\nsteps = ["run 1"]\n')
-    merged, found = main._merged({"config": str(file), "rate": 30.0, "timeout": None, "env": ("A",), "scenarios": "x"})
+    file.write_text(
+        'rate = 20\ntimeout = 4\nurl = "http://127.0.0.1:{port}/"\n[[scenario]]\nname = "x"\nsteps'
+        ' = ["run 1"]\n'
+    )
+    merged, found = main._merged(
+        {"config": str(file), "rate": 30.0, "timeout": None, "env": ("A",), "scenarios": "x"}
+    )
     assert found == file
     plan, _ = options.plan({**merged, "arguments": ("python3",)})
     assert (plan.rate, plan.timeout, [each.name for each in plan.scenarios]) == (30.0, 4.0, ["x"])
@@ -128,13 +171,27 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
         ("scenario = 1", "a list of tables"),
         ("[[scenario]]\nsteps = ['run 1']", "scenario 'no. 1': name is missing"),
         ("[[scenario]]\nname = 'x'", "scenario 'x': steps is missing"),
-        ("[[scenario]]\nname = 'x'\nsteps = ['run 1']\nstep = 1", "scenario 'x': there is no 'step' (did you mean 'steps'?)"),
-        ("[[scenario]]\nname = 'x'\nsteps = ['rnu 1']", "scenario 'x': step 'rnu 1': there is no 'rnu' (did you mean 'run'?)"),
-        ("[[scenario]]\nname = 'x'\nsteps = ['run 1']\nserver_idle_limit = 0", "whole seconds from 1 on"),
-        ("[[scenario]]\nname='x'\nsteps=['run 1']\n[[scenario]]\nname='x'\nsteps=['run 1']", "two scenarios 'x'"),
+        (
+            "[[scenario]]\nname = 'x'\nsteps = ['run 1']\nstep = 1",
+            "scenario 'x': there is no 'step' (did you mean 'steps'?)",
+        ),
+        (
+            "[[scenario]]\nname = 'x'\nsteps = ['rnu 1']",
+            "scenario 'x': step 'rnu 1': there is no 'rnu' (did you mean 'run'?)",
+        ),
+        (
+            "[[scenario]]\nname = 'x'\nsteps = ['run 1']\nserver_idle_limit = 0",
+            "whole seconds from 1 on",
+        ),
+        (
+            "[[scenario]]\nname='x'\nsteps=['run 1']\n[[scenario]]\nname='x'\nsteps=['run 1']",
+            "two scenarios 'x'",
+        ),
     ],
 )
-def test_a_wrong_file_is_refused_in_one_line_that_names_it(text: str, problem: str, tmp_path: Path) -> None:
+def test_a_wrong_file_is_refused_in_one_line_that_names_it(
+    text: str, problem: str, tmp_path: Path
+) -> None:
     file = tmp_path / "drill.toml"
     file.write_text(text)
     with pytest.raises(ConfigurationError) as caught:
@@ -145,7 +202,15 @@ def test_a_wrong_file_is_refused_in_one_line_that_names_it(text: str, problem: s
 
 
 def test_every_option_of_the_command_line_may_stand_in_the_file() -> None:
-    mine = {parameter.name for parameter in drill.params} - {"config", "arguments", "everything", "who", "repeat", "green", "verbose"}
+    mine = {parameter.name for parameter in drill.params} - {
+        "config",
+        "arguments",
+        "everything",
+        "who",
+        "repeat",
+        "green",
+        "verbose",
+    }
     spelled = {{"what": "scenarios", "to": "json"}.get(str(name), str(name)) for name in mine}
     assert spelled - {"compare"} == set(project.KEYS) - {"command"}
 
@@ -157,7 +222,9 @@ def test_options_of_the_pools_and_of_an_app_do_not_mix() -> None:
 
 
 def test_a_shown_command_line_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["unbroken", "drill", "--db", "mysql://u:se:cret@db/shop", "--", "run", "it's"])
+    monkeypatch.setattr(
+        "sys.argv", ["unbroken", "drill", "--db", "mysql://u:se:cret@db/shop", "--", "run", "it's"]
+    )
     plan, _ = options.plan(GOOD)
     command = main.facts(plan, "MariaDB")["command"]
     assert command == "unbroken drill --db 'mysql://u:***@db/shop' --seed 1 -- run 'it'\\''s'"

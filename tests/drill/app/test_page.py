@@ -1,4 +1,6 @@
-"""The page, in a real browser: the plot is there, nothing overlaps, and what an app said is only text."""
+"""The page, in a real browser: the plot is there, nothing overlaps, and what an app said is only
+text.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,20 @@ from unbroken_drill.drill.app.run import Player
 from unbroken_drill.drill.app.scenarios import SCENARIOS
 from unbroken_drill.drill.app.traffic import Reply
 
-PLANTED = "<script>document.title = 'planted'</script><img src=x onerror=\"document.title='planted'\">"
+PLANTED = (
+    "<script>document.title = 'planted'</script><img src=x onerror=\"document.title='planted'\">"
+)
 FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync"
 ).split()
 NAMES = ("unbroken", "a plain app", "<b>bold</b>")
 
 
 def rows() -> list[AppResult]:
-    """Every scenario with every app: well, failing, hanging, not measured; faults close together and long ones."""
+    """Every scenario with every app: well, failing, hanging, not measured; faults close together
+    and long ones.
+    """
     chance = random.Random(5)
     made = []
     for number, scenario in enumerate(SCENARIOS):
@@ -37,13 +44,24 @@ def rows() -> list[AppResult]:
                 row.failure = f"it does not start: {PLANTED}"
                 continue
             dues = [100 + at / 20 + chance.random() / 20 for at in range(160)]
-            replies = [Reply(due, due, due + math.exp(chance.uniform(-6, 0)), 200, "", 0) for due in dues]
+            replies = [
+                Reply(due, due, due + math.exp(chance.uniform(-6, 0)), 200, "", 0) for due in dues
+            ]
             if name != NAMES[0]:
                 replies[60] = replies[60]._replace(status=500, line=f"{PLANTED} {'long ' * 40}")
-                replies[61] = replies[61]._replace(status=0, line="no answer within 10 s", end=replies[61].due + 10)
-            marks = [Mark(text, 102 + at, 102.1 + at) for at, text in enumerate(("kill", f"{PLANTED}", "kill"))]
+                replies[61] = replies[61]._replace(
+                    status=0, line="no answer within 10 s", end=replies[61].due + 10
+                )
+            marks = [
+                Mark(text, 102 + at, 102.1 + at)
+                for at, text in enumerate(("kill", f"{PLANTED}", "kill"))
+            ]
             if number % 2:
-                marks = [Mark("blackhole hold on=existing", 102.0, 105.0), Mark("rst", 102.01, 102.01), Mark("latency 0.1", 105.0, 105.3)]
+                marks = [
+                    Mark("blackhole hold on=existing", 102.0, 105.0),
+                    Mark("rst", 102.01, 102.01),
+                    Mark("latency 0.1", 105.0, 105.3),
+                ]
             row.take(replies, marks, 100.0)
             row.sessions = 5
             if name == NAMES[1]:
@@ -53,12 +71,24 @@ def rows() -> list[AppResult]:
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    commands = tuple(f"{name}: python3 app.py" if "<" not in name else "python3 app.py" for name in NAMES)
-    given: dict[str, Any] = {"url": ["http://127.0.0.1:{port}/"], "env": ["X"], "compare": True, "arguments": commands, "seed": 1}
+    commands = tuple(
+        f"{name}: python3 app.py" if "<" not in name else "python3 app.py" for name in NAMES
+    )
+    given: dict[str, Any] = {
+        "url": ["http://127.0.0.1:{port}/"],
+        "env": ["X"],
+        "compare": True,
+        "arguments": commands,
+        "seed": 1,
+    }
     plan, _ = options.plan(given)
     facts = {"command": f"unbroken drill -- {PLANTED}", "versions": {"Python": "3.11"}}
     file = tmp_path_factory.mktemp("page") / "drill.html"
-    file.write_text(html.page(rows(), [Player(name, "mariadb") for name in NAMES], plan, f"MariaDB {PLANTED}", facts))
+    file.write_text(
+        html.page(
+            rows(), [Player(name, "mariadb") for name in NAMES], plan, f"MariaDB {PLANTED}", facts
+        )
+    )
     return file
 
 
@@ -66,14 +96,19 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser() -> Iterator[Browser]:
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     assert program is not None, "no chromium here: scripts/setup-servers python3 browser"
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=program, args=FLAGS) as chromium:
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=program, args=FLAGS) as chromium,
+    ):
         yield chromium
 
 
 @pytest.fixture(params=[(1280, "light"), (390, "dark")], ids=["desk", "phone"])
 def page(request: pytest.FixtureRequest, browser: Browser, page_file: Path) -> Iterator[Page]:
     width, scheme = request.param
-    with browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme) as context:
+    with browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme
+    ) as context:
         opened = context.new_page()
         opened.asked = []  # type: ignore[attr-defined]
         opened.on("request", lambda request: opened.asked.append(request.url))  # type: ignore[attr-defined]
@@ -98,7 +133,7 @@ OVERLAPS = """figure => {
         }
     }
     return found;
-}"""
+}"""  # noqa: E501
 
 
 def test_every_scenario_and_app_has_its_plot(page: Page) -> None:
@@ -117,7 +152,9 @@ def test_every_scenario_and_app_has_its_plot(page: Page) -> None:
     picture.locator("path.ok").evaluate("element => element.style.visibility = 'hidden'")
     assert picture.screenshot() != seen  # the dots can be seen, and not only found
     colour = "element => getComputedStyle(element).stroke"
-    assert first.locator("svg.latency path.ok").evaluate(colour) != first.locator("svg.latency path.error").evaluate(colour)
+    assert first.locator("svg.latency path.ok").evaluate(colour) != first.locator(
+        "svg.latency path.error"
+    ).evaluate(colour)
 
 
 def test_nothing_overlaps_and_nothing_is_wider_than_the_screen(page: Page) -> None:
@@ -128,8 +165,14 @@ def test_nothing_overlaps_and_nothing_is_wider_than_the_screen(page: Page) -> No
     assert page.locator("figure").first.evaluate(OVERLAPS) != []  # it would be seen
     spoiled.evaluate("element => element.style.marginTop = ''")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    blocks = "[...document.querySelectorAll('body > *, main > *')].map(e => e.getBoundingClientRect()).filter(b => b.height)"
-    assert page.evaluate(f"(() => {{ const b = {blocks}; return b.every(x => x.left >= 0 && x.right <= window.innerWidth); }})()")
+    blocks = (
+        "[...document.querySelectorAll('body > *, main > *')].map(e =>"
+        " e.getBoundingClientRect()).filter(b => b.height)"
+    )
+    assert page.evaluate(
+        f"(() => {{ const b = {blocks}; return b.every(x => x.left >= 0 && x.right <="
+        " window.innerWidth); })()"
+    )
 
 
 def test_what_an_app_said_is_text_and_nothing_is_fetched(page: Page) -> None:
@@ -148,9 +191,13 @@ def test_words_can_be_read_on_their_ground(page: Page) -> None:
             let ground = element;
             while (getComputedStyle(ground).backgroundColor === 'rgba(0, 0, 0, 0)') { ground = ground.parentElement; }
             return [name, getComputedStyle(element).color, getComputedStyle(ground).backgroundColor];
-        })"""
+        })"""  # noqa: E501
     )
-    assert {name: round(contrast(ink, paper), 1) for name, ink, paper in pairs if contrast(ink, paper) < 4.5} == {}
+    assert {
+        name: round(contrast(ink, paper), 1)
+        for name, ink, paper in pairs
+        if contrast(ink, paper) < 4.5
+    } == {}
 
 
 def contrast(ink: str, paper: str) -> float:
@@ -160,7 +207,9 @@ def contrast(ink: str, paper: str) -> float:
 
 def luminance(colour: str) -> float:
     parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 

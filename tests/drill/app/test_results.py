@@ -20,7 +20,9 @@ def row(replies: list[Reply], marks: list[Mark]) -> AppResult:
 
 def test_back_is_the_answer_of_the_first_request_from_which_on_all_went_well() -> None:
     assert recovery([reply(5.0), reply(5.5)], 4.0) == pytest.approx(1.1)
-    assert recovery([reply(5.0), reply(5.5, status=500), reply(6.0), reply(6.5)], 4.0) == pytest.approx(2.1)
+    assert recovery(
+        [reply(5.0), reply(5.5, status=500), reply(6.0), reply(6.5)], 4.0
+    ) == pytest.approx(2.1)
     assert recovery([reply(5.0), reply(5.5, status=500)], 4.0) is None
 
 

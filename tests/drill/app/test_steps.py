@@ -89,7 +89,9 @@ def test_usual_scenarios_have_names_that_fit_and_say_what_they_cannot_do() -> No
     by_name = {each.name: each for each in SCENARIOS}
     assert by_name["idle"].obstacle("mongodb", private=True) == "mongodb has no idle limit"
     assert by_name["kill"].obstacle("mongodb", private=True) == "mongodb cannot kill sessions"
-    assert by_name["restart"].obstacle("mysql", private=False) == "it needs a private server, not --db"
+    assert (
+        by_name["restart"].obstacle("mysql", private=False) == "it needs a private server, not --db"
+    )
     assert by_name["reset"].obstacle("mysql", private=False) is None
     for backend in IDLE_OPTION:
         assert all(each.obstacle(backend, private=True) is None for each in SCENARIOS)
@@ -97,7 +99,10 @@ def test_usual_scenarios_have_names_that_fit_and_say_what_they_cannot_do() -> No
 
 
 def test_a_project_may_redefine_a_usual_scenario_and_add_its_own() -> None:
-    own = [scenario("restart", "longer", ["run 1", "stop", "run 9", "start", "run 1"]), scenario("mine", "", ["run 1"])]
+    own = [
+        scenario("restart", "longer", ["run 1", "stop", "run 9", "start", "run 1"]),
+        scenario("mine", "", ["run 1"]),
+    ]
     assert [each.title for each in choose(["mine", "restart"], own)] == ["longer", ""]
     assert len(choose(None, own)) == len(SCENARIOS) + 1
     with pytest.raises(ConfigurationError, match="did you mean 'restart'"):

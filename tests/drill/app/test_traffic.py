@@ -15,7 +15,9 @@ from unbroken_drill.drill.app.traffic import ERROR, HUNG, OK, Target, Traffic, f
 
 
 class Answers(BaseHTTPRequestHandler):
-    """``/ok``, ``/500``, ``/hang``, ``/drop``, ``/big``; while the server's ``gate`` is shut, nobody is answered."""
+    """``/ok``, ``/500``, ``/hang``, ``/drop``, ``/big``; while the server's ``gate`` is shut,
+    nobody is answered.
+    """
 
     server: Any
 
@@ -43,7 +45,12 @@ class Answers(BaseHTTPRequestHandler):
 def site() -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     server.daemon_threads, server.request_queue_size = True, 128
-    server.seen, server.bodies, server.gate, server.over = [], [], threading.Event(), threading.Event()
+    server.seen, server.bodies, server.gate, server.over = (
+        [],
+        [],
+        threading.Event(),
+        threading.Event(),
+    )
     server.gate.set()
     server.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -56,7 +63,9 @@ def site() -> Iterator[Any]:
     server.server_close()
 
 
-def traffic(*targets: Target, rate: float = 50.0, concurrency: int = 100, patience: float = 5.0) -> Traffic:
+def traffic(
+    *targets: Target, rate: float = 50.0, concurrency: int = 100, patience: float = 5.0
+) -> Traffic:
     return Traffic(targets, rate, concurrency, patience, seed=1)
 
 
@@ -110,7 +119,9 @@ def test_no_more_than_the_limit_are_under_way_and_waiting_for_a_place_counts(sit
         ("/big", OK, 200, "x" * 160),
     ],
 )
-def test_each_end_of_a_request_has_its_name(site: Any, path: str, outcome: str, status: int, line: str) -> None:
+def test_each_end_of_a_request_has_its_name(
+    site: Any, path: str, outcome: str, status: int, line: str
+) -> None:
     with traffic(Target(site.url + path), patience=0.3 if path == "/hang" else 5.0) as running:
         (reply,) = running.ask()
     assert (reply.outcome, reply.status, reply.line) == (outcome, status, line)
@@ -123,14 +134,20 @@ def test_a_refused_connection_is_an_error_without_a_status() -> None:
         port = nobody.getsockname()[1]
     with traffic(Target(f"http://127.0.0.1:{port}/")) as running:
         (reply,) = running.ask()
-    assert (reply.outcome, reply.status, reply.line) == (ERROR, 0, "no response: connection refused")
+    assert (reply.outcome, reply.status, reply.line) == (
+        ERROR,
+        0,
+        "no response: connection refused",
+    )
 
 
 def test_targets_take_turns_and_numbers_are_filled_in(site: Any) -> None:
     post = Target(f"{site.url}/ok", "POST", '{"number": {n}}', {"X-Own": "yes"})
     with traffic(Target(f"{site.url}/ok?n={{n}}"), post) as running:
         running.ask(2)
-    assert [(method, own) for method, _, own in site.seen] == [("GET", None)] * 2 + [("POST", "yes")] * 2
+    assert [(method, own) for method, _, own in site.seen] == [("GET", None)] * 2 + [
+        ("POST", "yes")
+    ] * 2
     assert [path for _, path, _ in site.seen[:2]] == ["/ok?n=1", "/ok?n=2"]
     assert site.bodies == ['{"number": 3}', '{"number": 4}']
 

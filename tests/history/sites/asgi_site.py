@@ -1,4 +1,6 @@
-"""A FastAPI app whose endpoints write one row each, in several manners, through an async engine and a pool."""
+"""A FastAPI app whose endpoints write one row each, in several manners, through an async engine and
+a pool.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ import unbroken
 import unbroken.asgi
 
 URL = os.environ["DATABASE_URL"]
-engine = create_async_engine(URL, plugins=["unbroken"], pool_size=4, max_overflow=0, pool_timeout=1.0, unbroken={"outage_wait": 0.05})
+engine = create_async_engine(
+    URL,
+    plugins=["unbroken"],
+    pool_size=4,
+    max_overflow=0,
+    pool_timeout=1.0,
+    unbroken={"outage_wait": 0.05},
+)
 pool = unbroken.AsyncPool(URL, max_size=4, acquire_timeout=1.0, outage_wait=0.05)
 api = FastAPI()
 Db = Annotated[AsyncSession, Depends(unbroken.asgi.session(async_sessionmaker(engine)))]
@@ -83,5 +92,8 @@ async def deadline(n: int) -> dict[str, int]:
 
 
 app = unbroken.asgi.Unbroken(
-    api, replay=lambda scope: scope["path"].startswith("/replayed-") or None, databases=[engine, pool], healthz="/healthz"
+    api,
+    replay=lambda scope: scope["path"].startswith("/replayed-") or None,
+    databases=[engine, pool],
+    healthz="/healthz",
 )

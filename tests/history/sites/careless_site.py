@@ -1,4 +1,6 @@
-"""The app of wsgi_site.py behind what many write: any error of the database's is answered 503, please try again."""
+"""The app of wsgi_site.py behind what many write: any error of the database's is answered 503,
+please try again.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A Django site whose views write one row each, in several manners. ``app`` is for WSGI, ``asgi`` for ASGI."""
+"""A Django site whose views write one row each, in several manners.
+
+``app`` is for WSGI, ``asgi`` for ASGI.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from unbroken.drivers.url import parse
 
 target = parse(os.environ["DATABASE_URL"])
 ALIAS: dict[str, Any] = {
-    "ENGINE": f"unbroken.django.{'postgresql' if target.backend == 'postgresql' else 'mysql'}", "NAME": target.database,
-    "USER": target.user, "PASSWORD": target.password, "HOST": target.host, "PORT": target.port, "ATOMIC_REQUESTS": True,
+    "ENGINE": f"unbroken.django.{'postgresql' if target.backend == 'postgresql' else 'mysql'}",
+    "NAME": target.database, "USER": target.user, "PASSWORD": target.password, "HOST": target.host,
+    "PORT": target.port, "ATOMIC_REQUESTS": True,
     "OPTIONS": {"unbroken": {"max_size": 4, "acquire_timeout": 1.0, "outage_wait": 0.05}},
 }  # fmt: skip
 settings.configure(

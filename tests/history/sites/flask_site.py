@@ -1,4 +1,6 @@
-"""A Flask app whose views write one row each, in several manners: what a client is told must be true in all of them."""
+"""A Flask app whose views write one row each, in several manners: what a client is told must be
+true in all of them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,12 @@ from unbroken import replayable
 
 app = Flask(__name__)
 app.config["SQLALCHEMY_DATABASE_URI"] = os.environ["DATABASE_URL"]
-app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_size": 4, "max_overflow": 0, "pool_timeout": 1.0, "unbroken": {"outage_wait": 0.05}}
+app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {
+    "pool_size": 4,
+    "max_overflow": 0,
+    "pool_timeout": 1.0,
+    "unbroken": {"outage_wait": 0.05},
+}
 unbroken.flask.Unbroken(app, healthz="/healthz")
 db = SQLAlchemy(app)
 

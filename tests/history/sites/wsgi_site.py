@@ -71,7 +71,9 @@ def deadline(n: int) -> Any:
         return _do(conn, _count(n))
 
 
-VIEWS: dict[str, Callable[[int], Any]] = {each.__name__: each for each in (reads, commits, unit, autocommit, deadline)}
+VIEWS: dict[str, Callable[[int], Any]] = {
+    each.__name__: each for each in (reads, commits, unit, autocommit, deadline)
+}
 
 
 def _app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -82,5 +84,8 @@ def _app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
 
 
 app = unbroken.wsgi.Unbroken(
-    _app, replay=lambda environ: environ["PATH_INFO"].startswith("/replayed-") or None, databases=pool, healthz="/healthz"
+    _app,
+    replay=lambda environ: environ["PATH_INFO"].startswith("/replayed-") or None,
+    databases=pool,
+    healthz="/healthz",
 )

@@ -1,4 +1,6 @@
-"""MongoDB alone and as a replica set of one, shared by the tests of a file; and a fork that Python does not see."""
+"""MongoDB alone and as a replica set of one, shared by the tests of a file; and a fork that Python
+does not see.
+"""
 
 from __future__ import annotations
 
@@ -72,17 +74,25 @@ def until_fixture() -> Callable[..., float]:
     return until
 
 
-def in_child(work: Callable[[], Any], fork: Callable[[], int] = raw_fork, timeout: float = 30.0) -> str:
-    """Do *work* in a forked child; what it returned, as text, or AssertionError with what it raised."""
+def in_child(
+    work: Callable[[], Any], fork: Callable[[], int] = raw_fork, timeout: float = 30.0
+) -> str:
+    """Do *work* in a forked child; what it returned, as text, or AssertionError with what it
+    raised.
+    """
     return in_children([work], fork, timeout)[0]
 
 
-def in_children(works: list[Callable[[], Any]], fork: Callable[[], int] = raw_fork, timeout: float = 30.0) -> list[str]:
+def in_children(
+    works: list[Callable[[], Any]], fork: Callable[[], int] = raw_fork, timeout: float = 30.0
+) -> list[str]:
     """As :func:`in_child`, each in a child of its own, all at once."""
     return started(works, fork, timeout)()
 
 
-def started(works: list[Callable[[], Any]], fork: Callable[[], int] = raw_fork, timeout: float = 30.0) -> Callable[[], list[str]]:
+def started(
+    works: list[Callable[[], Any]], fork: Callable[[], int] = raw_fork, timeout: float = 30.0
+) -> Callable[[], list[str]]:
     """As :func:`in_children`; what is given waits for them."""
     children = [_forked(work, fork) for work in works]
 
@@ -99,8 +109,8 @@ def started(works: list[Callable[[], Any]], fork: Callable[[], int] = raw_fork, 
 def _forked(work: Callable[[], Any], fork: Callable[[], int]) -> tuple[int, int]:
     """A child that runs, and where its answer can be read.
 
-    A raw fork may copy the interpreter's own lock while a thread waits for it that the child has not: such a child never runs,
-    whatever it would do. It is forked again.
+    A raw fork may copy the interpreter's own lock while a thread waits for it that the child has
+    not: such a child never runs, whatever it would do. It is forked again.
     """
     for _ in range(5):
         reader, writer = os.pipe()

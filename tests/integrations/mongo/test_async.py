@@ -1,4 +1,6 @@
-"""AsyncMongoClient: one client for all event loops and processes; cancellations, outages, and nothing left open."""
+"""AsyncMongoClient: one client for all event loops and processes; cancellations, outages, and
+nothing left open.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ from typing import Any
 import pymongo
 import pymongo.monitoring
 import pytest
-from pymongo.errors import ConnectionFailure, InvalidOperation, PyMongoError, ServerSelectionTimeoutError
+from pymongo.errors import (
+    ConnectionFailure,
+    InvalidOperation,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+)
 
 from unbroken.errors import NotYoursError, OutageError
 from unbroken.mongo import AsyncMongoClient, stats
@@ -24,7 +31,9 @@ from unbroken_drill.servers import MongoDB
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Loops that end without a close() leave their transports to be collected, and asyncio says so."""
+    """Loops that end without a close() leave their transports to be collected, and asyncio says
+    so.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -58,7 +67,9 @@ async def opened(server: MongoDB, **given: Any) -> AsyncIterator[AsyncMongoClien
         await client.close()
 
 
-def test_sessions_are_ended_at_the_close_of_a_client_that_has_not_heard_from_its_server_yet(of_one: MongoDB) -> None:
+def test_sessions_are_ended_at_the_close_of_a_client_that_has_not_heard_from_its_server_yet(
+    of_one: MongoDB,
+) -> None:
     heard: list[str] = []
 
     class Commands(pymongo.monitoring.CommandListener):
@@ -88,7 +99,12 @@ def test_it_is_a_client_of_pymongos(of_one: MongoDB, name: str) -> None:
         async with client.start_session() as session:
             async with await session.start_transaction():
                 await items.delete_one({"_id": 0}, session=session)
-            assert await session.with_transaction(lambda session: items.count_documents({}, session=session)) == 299
+            assert (
+                await session.with_transaction(
+                    lambda session: items.count_documents({}, session=session)
+                )
+                == 299
+            )
         async with await client[name].watch() as stream:
             await items.update_one({"_id": 1}, {"$set": {"seen": True}})
             assert (await stream.next())["operationType"] == "update"
@@ -217,21 +233,28 @@ def test_an_outage_is_bounded_and_ends_by_itself(name: str) -> None:
                 try:
                     await items.find_one()
                 except OutageError as error:
-                    return isinstance(error, ServerSelectionTimeoutError) and stats(client).turned_away > 0
+                    return (
+                        isinstance(error, ServerSelectionTimeoutError)
+                        and stats(client).turned_away > 0
+                    )
                 except ConnectionFailure:
                     pass
                 return False
 
             await until(turned_away)
             began = time.monotonic()
-            failed = await asyncio.gather(*(items.find_one() for _ in range(200)), return_exceptions=True)
+            failed = await asyncio.gather(
+                *(items.find_one() for _ in range(200)), return_exceptions=True
+            )
             assert {type(error).__name__ for error in failed} == {"OutageError"}
             assert time.monotonic() - began < client.options.timeout
             await asyncio.to_thread(server.start)
             await until(items.find_one)
             assert all(await asyncio.gather(*(items.find_one() for _ in range(50))))
             server.freeze()
-            slow = await asyncio.gather(*(items.find_one() for _ in range(20)), return_exceptions=True)
+            slow = await asyncio.gather(
+                *(items.find_one() for _ in range(20)), return_exceptions=True
+            )
             assert all(isinstance(error, PyMongoError) for error in slow)
             server.thaw()
             await until(items.find_one)

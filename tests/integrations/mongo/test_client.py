@@ -1,4 +1,6 @@
-"""A drop-in for PyMongo's client: the same names, arguments and behaviour; and what it does otherwise, on purpose."""
+"""A drop-in for PyMongo's client: the same names, arguments and behaviour; and what it does
+otherwise, on purpose.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +52,18 @@ def test_making_one_makes_no_thread_and_no_socket(of_one: MongoDB) -> None:
     before = threading.active_count(), descriptors()
     client = MongoClient(of_one.url(), event_listeners=[Threading()])
     collection = client.shop["items"].with_options(codec_options=CodecOptions(tz_aware=True))
-    assert (collection.full_name, client.options.retry_writes, client.nodes) == ("shop.items", True, frozenset())
+    assert (collection.full_name, client.options.retry_writes, client.nodes) == (
+        "shop.items",
+        True,
+        frozenset(),
+    )
     assert client.topology_description.topology_type_name == "ReplicaSetNoPrimary"
     assert stats(client).opened == 0
     assert repr(client).startswith(f"MongoClient(host=['{of_one.host}:{of_one.port}']")
-    assert all(now <= then for now, then in zip((threading.active_count(), descriptors()), before, strict=True))
+    assert all(
+        now <= then
+        for now, then in zip((threading.active_count(), descriptors()), before, strict=True)
+    )
     client.close()
     plain.close()
 
@@ -67,7 +76,9 @@ def test_a_server_that_is_lost_as_it_is_chosen_is_not_taken_for_one_that_takes_n
     client.admin.command("ping")
     lost = SimpleNamespace(description=ServerDescription((of_one.host, of_one.port)))
     answers, select = [lost, lost], MongoClient._select_server
-    monkeypatch.setattr(MongoClient, "_select_server", lambda *given: answers.pop() if answers else select(*given))
+    monkeypatch.setattr(
+        MongoClient, "_select_server", lambda *given: answers.pop() if answers else select(*given)
+    )
     assert client.is_primary
     assert not answers
 
@@ -108,22 +119,43 @@ def test_it_is_never_copied_or_pickled(of_one: MongoDB, kind: Any) -> None:
             attempt(client)
 
 
-def test_what_pymongo_offers_works_through_it(of_one: MongoDB, name: str, closing: ExitStack) -> None:
-    client = closing.enter_context(MongoClient(of_one.url(), server_api=ServerApi("1"), appname="shop"))
+def test_what_pymongo_offers_works_through_it(
+    of_one: MongoDB, name: str, closing: ExitStack
+) -> None:
+    client = closing.enter_context(
+        MongoClient(of_one.url(), server_api=ServerApi("1"), appname="shop")
+    )
     items = client[name].items
-    assert items.bulk_write([pymongo.InsertOne({"_id": each}) for each in range(500)]).inserted_count == 500
+    assert (
+        items.bulk_write([pymongo.InsertOne({"_id": each}) for each in range(500)]).inserted_count
+        == 500
+    )
     with client[name].watch() as stream:
         items.update_one({"_id": 1}, {"$set": {"seen": True}})
         assert next(stream)["operationType"] == "update"
     assert len(list(items.find(batch_size=7))) == 500
-    assert next(items.aggregate([{"$group": {"_id": None, "sum": {"$sum": "$_id"}}}]))["sum"] == sum(range(500))
+    assert next(items.aggregate([{"$group": {"_id": None, "sum": {"$sum": "$_id"}}}]))[
+        "sum"
+    ] == sum(range(500))
     with client.start_session() as session, session.start_transaction():
         items.delete_many({"_id": {"$lt": 100}}, session=session)
-    assert client.start_session().with_transaction(lambda session: items.count_documents({}, session=session)) == 400
+    assert (
+        client.start_session().with_transaction(
+            lambda session: items.count_documents({}, session=session)
+        )
+        == 400
+    )
     bucket = gridfs.GridFSBucket(client[name])
-    assert bucket.open_download_stream(bucket.upload_from_stream("file", b"x" * 1000000)).read() == b"x" * 1000000
+    assert (
+        bucket.open_download_stream(bucket.upload_from_stream("file", b"x" * 1000000)).read()
+        == b"x" * 1000000
+    )
     assert gridfs.GridFS(client[name]).find_one({"filename": "file"}).length == 1000000
-    assert (client.is_primary, client.primary, client.address) == (True, (of_one.host, of_one.port), (of_one.host, of_one.port))
+    assert (client.is_primary, client.primary, client.address) == (
+        True,
+        (of_one.host, of_one.port),
+        (of_one.host, of_one.port),
+    )
     assert client.nodes == {client.primary}
     assert (client.secondaries, client.arbiters, client.is_mongos) == (set(), set(), False)
     assert name in client.list_database_names()
@@ -194,15 +226,25 @@ def test_what_cannot_work_is_refused_at_once(given: dict[str, Any], error: type[
         (["mongodb://db/?connectTimeoutMS=3000"], {"timeoutMS": None}, (None, 1, 3.0, 2.0)),
         ("db", {"timeoutms": 0, "connectTimeoutMS": 7000}, (None, 1, 7.0, 2.0)),
         ("mongodb://db/?timeoutMS=5000", {"timeoutMS": 6000}, (6.0, 1, 1.0, 2.0)),
-        ("mongodb://db/?socketTimeoutMS=60000", {}, (None, 1, 1.0, 2.0)),  # the older way: timeoutMS would overrule it
+        (
+            "mongodb://db/?socketTimeoutMS=60000",
+            {},
+            (None, 1, 1.0, 2.0),
+        ),  # the older way: timeoutMS would overrule it
         ("db", {"serverSelectionTimeoutMS": 9000}, (None, 1, 1.0, 9.0)),
         ("db", {"serverSelectionTimeoutMS": 9000, "timeoutMS": 100}, (0.1, 1, 1.0, 9.0)),
     ],
 )
-def test_waits_are_bounded_unless_the_caller_says_otherwise(host: Any, given: dict[str, Any], expected: Any) -> None:
+def test_waits_are_bounded_unless_the_caller_says_otherwise(
+    host: Any, given: dict[str, Any], expected: Any
+) -> None:
     for kind in (MongoClient, AsyncMongoClient):
         options = kind(host, **given).options
-        known = (options.timeout or None, options.heartbeat_frequency, options.pool_options.connect_timeout)
+        known = (
+            options.timeout or None,
+            options.heartbeat_frequency,
+            options.pool_options.connect_timeout,
+        )
         assert (*known, options.server_selection_timeout) == expected
 
 

@@ -1,4 +1,6 @@
-"""MongoEngine on our client: documents are right after a fork, and no question after a server that is away takes 30 s."""
+"""MongoEngine on our client: documents are right after a fork, and no question after a server that
+is away takes 30 s.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def test_documents_that_were_touched_before_a_fork_are_right_in_the_child_and_in
     assert sorted(item.number for item in Article.objects) == [1, 2]
 
 
-def test_a_child_that_disconnects_leaves_its_parent_connected(alone: MongoDB, name: str, child: Callable[..., str], fork: Any) -> None:
+def test_a_child_that_disconnects_leaves_its_parent_connected(
+    alone: MongoDB, name: str, child: Callable[..., str], fork: Any
+) -> None:
     unbroken.mongo.connect(host=alone.url().replace("/" + alone.database, "/" + name), **KNOWN)
     Article(number=1).save()
     mine = session_of(Article)
@@ -94,9 +98,16 @@ def test_a_document_first_touched_in_an_outage_fails_in_the_bound_and_has_its_in
     name: str, connected: bool, until: Callable[..., float]
 ) -> None:
     with MongoDB() as server:
-        unbroken.mongo.connect(host=server.url().replace("/" + server.database, "/" + name), timeoutMS=500, outage_wait=0, **KNOWN)
+        unbroken.mongo.connect(
+            host=server.url().replace("/" + server.database, "/" + name),
+            timeoutMS=500,
+            outage_wait=0,
+            **KNOWN,
+        )
         if connected:
-            mongoengine.get_connection().admin.command("ping")  # then it is a question of moments what the client knows
+            mongoengine.get_connection().admin.command(
+                "ping"
+            )  # then it is a question of moments what the client knows
         server.stop()
         started = time.monotonic()
         for touch in (lambda: Article.objects.count(), lambda: Article(number=1).save()):
@@ -126,7 +137,9 @@ def test_a_client_s_own_questions_after_a_server_that_is_away_are_bounded_too(no
     assert time.monotonic() - started < 15.0  # PyMongo's wait for a server is 30 s each time
 
 
-def test_disconnect_does_not_wait_for_a_frozen_server_nor_for_one_that_pymongo_s_own_client_has(name: str) -> None:
+def test_disconnect_does_not_wait_for_a_frozen_server_nor_for_one_that_pymongo_s_own_client_has(
+    name: str,
+) -> None:
     with MongoDB() as server:
         host = server.url().replace("/" + server.database, "/" + name)
         unbroken.mongo.connect(host=host, **KNOWN)
@@ -156,10 +169,14 @@ def test_mongomock_s_client_stays_when_it_is_asked_for() -> None:
     assert Article.objects.count() == 1
 
 
-def test_adopting_replaces_pymongo_s_client_and_detaches_documents(alone: MongoDB, name: str) -> None:
+def test_adopting_replaces_pymongo_s_client_and_detaches_documents(
+    alone: MongoDB, name: str
+) -> None:
     from unbroken.integrations.mongo import engine
 
-    plain = mongoengine.connect(host=alone.url().replace("/" + alone.database, "/" + name), tz_aware=True, **KNOWN)
+    plain = mongoengine.connect(
+        host=alone.url().replace("/" + alone.database, "/" + name), tz_aware=True, **KNOWN
+    )
     Article(number=4).save()
     assert engine.plain_aliases() == ["default"]
     ours = engine.adopt("default")

@@ -1,4 +1,6 @@
-"""A client made, and used, before a fork: parent and children each have their own, whatever was kept in variables."""
+"""A client made, and used, before a fork: parent and children each have their own, whatever was
+kept in variables.
+"""
 
 from __future__ import annotations
 
@@ -61,13 +63,17 @@ def inserts(collection: Any, who: str, start: float) -> list[str]:
         try:
             collection.insert_one({"_id": f"{who}-{each}"})
         except pymongo.errors.OperationFailure:
-            continue  # the plain client's: "txnNumber … is prohibited", where two children are one session to the server
+            # the plain client's: "txnNumber … is prohibited", where two children are one session to
+            # the server
+            continue
         done.append(f"{who}-{each}")
     return done
 
 
 def lost(make: Any, server: MongoDB, name: str, children: Any) -> tuple[int, int]:
-    """Of 100 inserts by each of two raw-forked children: how many were acknowledged, and how many of these are not stored."""
+    """Of 100 inserts by each of two raw-forked children: how many were acknowledged, and how many
+    of these are not stored.
+    """
     with make(server.url()) as client:
         collection = client[name].items
         collection.insert_one({"_id": "parent"})
@@ -78,23 +84,32 @@ def lost(make: Any, server: MongoDB, name: str, children: Any) -> tuple[int, int
     return len(acknowledged), len(acknowledged - stored)
 
 
-def test_no_acknowledged_write_of_two_children_is_lost(of_one: MongoDB, name: str, children: Any) -> None:
+def test_no_acknowledged_write_of_two_children_is_lost(
+    of_one: MongoDB, name: str, children: Any
+) -> None:
     assert lost(MongoClient, of_one, name, children) == (200, 0)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_twenty_times_nothing_is_lost_where_the_plain_client_loses_half(of_one: MongoDB, name: str, children: Any) -> None:
+def test_twenty_times_nothing_is_lost_where_the_plain_client_loses_half(
+    of_one: MongoDB, name: str, children: Any
+) -> None:
     plain, ours = (
         [lost(make, of_one, f"{name}{who}{turn}", children) for turn in range(20)]
         for who, make in (("p", pymongo.MongoClient), ("u", MongoClient))
     )
-    print(f"acknowledged, and lost of these, of 200 inserts, 20 times: PyMongo's client {plain}, unbroken's {ours}")
+    print(
+        f"acknowledged, and lost of these, of 200 inserts, 20 times: PyMongo's client {plain},"
+        f" unbroken's {ours}"
+    )
     assert ours == [(200, 0)] * 20
     assert sum(gone for _, gone in plain) > 0
 
 
-def test_what_was_kept_in_variables_is_right_after_the_fork(of_one: MongoDB, name: str, child: Any, fork: Any, closing: ExitStack) -> None:
+def test_what_was_kept_in_variables_is_right_after_the_fork(
+    of_one: MongoDB, name: str, child: Any, fork: Any, closing: ExitStack
+) -> None:
     client = closing.enter_context(MongoClient(of_one.url()))
     database, collection = client[name], client[name].items
     typed = collection.with_options(write_concern=pymongo.WriteConcern(w=1))
@@ -102,7 +117,11 @@ def test_what_was_kept_in_variables_is_right_after_the_fork(of_one: MongoDB, nam
 
     def work() -> list[Any]:
         typed.insert_one({"_id": 2})
-        return [collection.count_documents({}), database.command("ping")["ok"], database.items.find_one({"_id": 2})["_id"]]
+        return [
+            collection.count_documents({}),
+            database.command("ping")["ok"],
+            database.items.find_one({"_id": 2})["_id"],
+        ]
 
     assert child(work, fork) == "[2, 1.0, 2]"
     assert collection.count_documents({}) == 2
@@ -168,7 +187,9 @@ def test_a_cursor_of_the_parent_fails_clearly_in_the_child_and_lives_on_in_the_p
     client = closing.enter_context(MongoClient(of_one.url()))
     collection = client[name].items
     collection.insert_many([{"_id": each} for each in range(200)])
-    cursors: dict[str, Any] = {key: collection.find(batch_size=10) for key in ("walked", "dropped", "closed")}
+    cursors: dict[str, Any] = {
+        key: collection.find(batch_size=10) for key in ("walked", "dropped", "closed")
+    }
     untouched = collection.find()
     for cursor in cursors.values():
         next(cursor)
@@ -188,7 +209,9 @@ def test_a_cursor_of_the_parent_fails_clearly_in_the_child_and_lives_on_in_the_p
     assert [len(list(cursor)) for cursor in cursors.values()] == [199, 199, 199]
 
 
-def test_a_session_of_the_parent_is_refused_in_the_child(of_one: MongoDB, name: str, child: Any, fork: Any, closing: ExitStack) -> None:
+def test_a_session_of_the_parent_is_refused_in_the_child(
+    of_one: MongoDB, name: str, child: Any, fork: Any, closing: ExitStack
+) -> None:
     client = closing.enter_context(MongoClient(of_one.url()))
     collection = client[name].items
     collection.insert_one({"_id": 0})
@@ -208,7 +231,9 @@ def test_a_session_of_the_parent_is_refused_in_the_child(of_one: MongoDB, name: 
             with pytest.raises(InvalidOperation, match="begun in process"):
                 attempt()
         used.end_session()
-        collection.insert_one({"_id": 3}, session=unused)  # the server has not heard of it yet: it is whoever's uses it first
+        collection.insert_one(
+            {"_id": 3}, session=unused
+        )  # the server has not heard of it yet: it is whoever's uses it first
         return unused.session_id["id"].hex()
 
     theirs = child(work, fork)
@@ -251,7 +276,9 @@ def fails(collection: Any) -> bool:
     return False
 
 
-def test_grandchildren_have_their_own_too(of_one: MongoDB, name: str, child: Any, closing: ExitStack) -> None:
+def test_grandchildren_have_their_own_too(
+    of_one: MongoDB, name: str, child: Any, closing: ExitStack
+) -> None:
     client = closing.enter_context(MongoClient(of_one.url()))
     collection = client[name].items
     collection.insert_one({})
@@ -270,7 +297,9 @@ def test_grandchildren_have_their_own_too(of_one: MongoDB, name: str, child: Any
     assert collection.count_documents({}) == 3
 
 
-def test_one_warning_says_what_to_do(of_one: MongoDB, name: str, child: Any, fork: Any, closing: ExitStack) -> None:
+def test_one_warning_says_what_to_do(
+    of_one: MongoDB, name: str, child: Any, fork: Any, closing: ExitStack
+) -> None:
     made, used = (closing.enter_context(MongoClient(of_one.url())) for _ in range(2))
     used[name].items.find_one()
 
@@ -308,10 +337,14 @@ os._exit(0)
 """
 
 
-def test_a_forked_child_does_not_wait_at_its_end_for_threads_that_it_never_had(of_one: MongoDB) -> None:
+def test_a_forked_child_does_not_wait_at_its_end_for_threads_that_it_never_had(
+    of_one: MongoDB,
+) -> None:
     def ending(kind: str, use: str) -> float:
         command = [sys.executable, "-c", _ENDING, of_one.url(), kind, use]
-        return float(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
+        return float(
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        )
 
     plain = ending("plain", "unused")  # a second for each of its threads
     assert ending("ours", "unused") < plain / 4
@@ -349,15 +382,23 @@ items.insert_one({})
 assert threading.active_count() > 1
 print(items.count_documents({}))
 client.close()
-"""
+"""  # noqa: E501
 
 
 def test_in_uwsgis_master_it_keeps_no_thread_and_no_connection(of_one: MongoDB, name: str) -> None:
-    done = subprocess.run([sys.executable, "-c", _MASTER, of_one.url(), name], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _MASTER, of_one.url(), name],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.stdout, done.stderr) == ("22\n", "")
 
 
-def test_children_that_python_forks_from_a_busy_parent_all_work(of_one: MongoDB, name: str, child: Any, closing: ExitStack) -> None:
+def test_children_that_python_forks_from_a_busy_parent_all_work(
+    of_one: MongoDB, name: str, child: Any, closing: ExitStack
+) -> None:
     client = closing.enter_context(MongoClient(of_one.url()))
     collection = client[name].items
     collection.insert_one({"_id": 1})
@@ -371,15 +412,20 @@ def test_children_that_python_forks_from_a_busy_parent_all_work(of_one: MongoDB,
     for thread in threads:
         thread.start()
     try:
-        # Not by a raw fork: it may leave the interpreter's own lock taken, by one of these threads, and nobody can undo that.
-        assert [child(lambda: collection.find_one()["_id"], os.fork) for _ in range(10)] == ["1"] * 10
+        # Not by a raw fork: it may leave the interpreter's own lock taken, by one of these threads,
+        # and nobody can undo that.
+        assert [child(lambda: collection.find_one()["_id"], os.fork) for _ in range(10)] == [
+            "1"
+        ] * 10
     finally:
         stop.set()
         for thread in threads:
             thread.join()
 
 
-def test_many_threads_of_a_child_make_one_client(of_one: MongoDB, name: str, child: Any, closing: ExitStack) -> None:
+def test_many_threads_of_a_child_make_one_client(
+    of_one: MongoDB, name: str, child: Any, closing: ExitStack
+) -> None:
     client = closing.enter_context(MongoClient(of_one.url()))
     client[name].items.insert_one({})
 
@@ -402,7 +448,9 @@ def test_many_threads_of_a_child_make_one_client(of_one: MongoDB, name: str, chi
     assert child(work) == "1"
 
 
-def test_a_client_closed_before_the_fork_is_closed_after_it(of_one: MongoDB, name: str, child: Any) -> None:
+def test_a_client_closed_before_the_fork_is_closed_after_it(
+    of_one: MongoDB, name: str, child: Any
+) -> None:
     client = MongoClient(of_one.url())
     client[name].items.find_one()
     client.close()

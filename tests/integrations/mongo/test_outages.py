@@ -1,4 +1,6 @@
-"""A server that stops, crashes, freezes or steps down: waits are bounded, calls fail fast, recovery needs nobody's help."""
+"""A server that stops, crashes, freezes or steps down: waits are bounded, calls fail fast, recovery
+needs nobody's help.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ from typing import Any
 import psutil
 import pymongo
 import pytest
-from pymongo.errors import AutoReconnect, ConnectionFailure, PyMongoError, ServerSelectionTimeoutError
+from pymongo.errors import (
+    AutoReconnect,
+    ConnectionFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+)
 
 from unbroken.errors import OutageError
 from unbroken.mongo import MongoClient, stats
@@ -29,8 +36,8 @@ SOON = 10.0
 def three() -> Iterator[MongoReplicaSet]:
     with MongoReplicaSet(3) as group:
         for server in group.servers:
-            # What a frozen server reads when it thaws may begin a transaction whose client has gone: it is in the way of others
-            # until the server ends it, by default after a minute.
+            # What a frozen server reads when it thaws may begin a transaction whose client has
+            # gone: it is in the way of others until the server ends it, by default after a minute.
             server.set(transactionLifetimeLimitSeconds=5)
         yield group
 
@@ -68,11 +75,15 @@ def timed(work: Callable[[], Any]) -> tuple[float, BaseException | None]:
 
 
 def half_closed() -> list[Any]:
-    return [one for one in psutil.Process().net_connections() if one.status == psutil.CONN_CLOSE_WAIT]
+    return [
+        one for one in psutil.Process().net_connections() if one.status == psutil.CONN_CLOSE_WAIT
+    ]
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-def test_calls_fail_fast_and_recover_by_themselves(server: MongoDB, name: str, how: str, closing: ExitStack, until: Any) -> None:
+def test_calls_fail_fast_and_recover_by_themselves(
+    server: MongoDB, name: str, how: str, closing: ExitStack, until: Any
+) -> None:
     client = closing.enter_context(MongoClient(server.url(), outage_wait=0.2))
     items = client[name].get_collection("items", write_concern=pymongo.WriteConcern(j=True))
     items.insert_one({})
@@ -102,7 +113,9 @@ def test_calls_fail_fast_and_recover_by_themselves(server: MongoDB, name: str, h
     assert not half_closed()
 
 
-def test_a_frozen_server_is_found_out_and_waits_are_bounded(server: MongoDB, name: str, closing: ExitStack, until: Any) -> None:
+def test_a_frozen_server_is_found_out_and_waits_are_bounded(
+    server: MongoDB, name: str, closing: ExitStack, until: Any
+) -> None:
     client = closing.enter_context(MongoClient(server.url(), outage_wait=0))
     items = client[name].items
     items.insert_one({})
@@ -149,12 +162,17 @@ def test_an_outage_is_logged_once_with_its_length(
     assert "takes writes again after" in said[1]
 
 
-def test_who_wants_to_wait_waits_for_as_long_as_he_said(server: MongoDB, name: str, closing: ExitStack) -> None:
+def test_who_wants_to_wait_waits_for_as_long_as_he_said(
+    server: MongoDB, name: str, closing: ExitStack
+) -> None:
     client = closing.enter_context(MongoClient(server.url(), outage_wait=math.inf, timeoutMS=60000))
     client[name].items.insert_one({})
     server.stop()
     found: list[Any] = []
-    waiting = [threading.Thread(target=lambda: found.append(client[name].items.find_one())) for _ in range(5)]
+    waiting = [
+        threading.Thread(target=lambda: found.append(client[name].items.find_one()))
+        for _ in range(5)
+    ]
     for thread in waiting:
         thread.start()
     time.sleep(1.5)  # longer than the default waits
@@ -166,16 +184,22 @@ def test_who_wants_to_wait_waits_for_as_long_as_he_said(server: MongoDB, name: s
 
 
 def test_nobody_there_from_the_start(closing: ExitStack) -> None:
-    client = closing.enter_context(MongoClient("mongodb://127.0.0.1:1/", outage_wait=0.1, timeoutMS=500))
+    client = closing.enter_context(
+        MongoClient("mongodb://127.0.0.1:1/", outage_wait=0.1, timeoutMS=500)
+    )
     took, error = timed(client.shop.items.find_one)
     assert isinstance(error, OutageError)
     assert "refused" in str(error)
     assert timed(client.shop.items.find_one)[0] < took / 2
-    assert isinstance(error.__cause__, ServerSelectionTimeoutError)  # PyMongo's own, with the whole topology in it
+    assert isinstance(
+        error.__cause__, ServerSelectionTimeoutError
+    )  # PyMongo's own, with the whole topology in it
 
 
 @pytest.mark.parametrize("how", ["step down", "crash"])
-def test_an_election_is_ridden_through_by_who_waits(mended: MongoReplicaSet, name: str, how: str, closing: ExitStack, until: Any) -> None:
+def test_an_election_is_ridden_through_by_who_waits(
+    mended: MongoReplicaSet, name: str, how: str, closing: ExitStack, until: Any
+) -> None:
     client = closing.enter_context(MongoClient(mended.url(), outage_wait=30, timeoutMS=30000))
     items = client[name].get_collection("items", write_concern=pymongo.WriteConcern("majority"))
     items.insert_one({"_id": "first"})
@@ -210,7 +234,8 @@ def test_an_election_is_ridden_through_by_who_waits(mended: MongoReplicaSet, nam
     stored = {document["_id"] for document in items.find({"_id": {"$ne": "first"}})}
     assert stored >= set(done)
     assert stored - set(done) <= {number for number, _ in failed}
-    # PyMongo does not try a write again when the server that it has chosen is found to be none in the very next moment.
+    # PyMongo does not try a write again when the server that it has chosen is found to be none in
+    # the very next moment.
     assert len(failed) <= 1, failed
 
 
@@ -219,7 +244,9 @@ def test_without_a_primary_writes_fail_fast_and_secondaries_are_read(
 ) -> None:
     client = closing.enter_context(MongoClient(mended.url(), outage_wait=0.2, timeoutMS=5000))
     items = client[name].get_collection("items", write_concern=pymongo.WriteConcern(3))
-    nearby = client[name].get_collection("items", read_preference=pymongo.ReadPreference.SECONDARY_PREFERRED)
+    nearby = client[name].get_collection(
+        "items", read_preference=pymongo.ReadPreference.SECONDARY_PREFERRED
+    )
     items.insert_one({"_id": 1})
     primary = mended.wait_primary()
     others = [server for server in mended.servers if server is not primary]
@@ -264,23 +291,39 @@ def test_a_transaction_fails_soon_in_an_outage_and_works_after_it(
     assert items.find_one({"_id": 0})["seen"] == 1
 
 
-def test_an_error_after_a_write_that_may_have_arrived_is_never_the_gates(server: MongoDB, name: str, closing: ExitStack) -> None:
-    """The gate's error says that nothing was sent; PyMongo tells of the first attempt where there was one."""
+def test_an_error_after_a_write_that_may_have_arrived_is_never_the_gates(
+    server: MongoDB, name: str, closing: ExitStack
+) -> None:
+    """The gate's error says that nothing was sent; PyMongo tells of the first attempt where there
+    was one.
+    """
     client = closing.enter_context(MongoClient(server.url(), outage_wait=0, timeoutMS=1000))
     items = client[name].items
     items.insert_one({})
     server.command(
-        {"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": {"failCommands": ["insert"], "closeConnection": True}}
+        {
+            "configureFailPoint": "failCommand",
+            "mode": {"times": 1},
+            "data": {"failCommands": ["insert"], "closeConnection": True},
+        }
     )
     with pytest.raises(AutoReconnect) as caught:
         items.insert_one({})
     assert not isinstance(caught.value, OutageError)
 
 
-def test_the_gate_lets_pass_what_it_knows_nothing_of(server: MongoDB, name: str, closing: ExitStack) -> None:
+def test_the_gate_lets_pass_what_it_knows_nothing_of(
+    server: MongoDB, name: str, closing: ExitStack
+) -> None:
     client = closing.enter_context(MongoClient(server.url(), directConnection=True))
     client[name].items.insert_one({})
-    assert client[name].get_collection("items", read_preference=pymongo.ReadPreference.SECONDARY).find_one()
+    assert (
+        client[name]
+        .get_collection("items", read_preference=pymongo.ReadPreference.SECONDARY)
+        .find_one()
+    )
     with suppress(PyMongoError):
-        client[name].get_collection("items", read_preference=pymongo.ReadPreference.NEAREST).find_one()
+        client[name].get_collection(
+            "items", read_preference=pymongo.ReadPreference.NEAREST
+        ).find_one()
     assert stats(client).turned_away == 0

@@ -1,4 +1,6 @@
-"""The tables of docs/mongodb.md: what callers see of an outage, of PyMongo's client and of ours, at the same time on the same servers."""
+"""The tables of docs/mongodb.md: what callers see of an outage, of PyMongo's client and of ours, at
+the same time on the same servers.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Call:
 
 @dataclass
 class Caller:
-    """Makes calls at a rate, come what may (an open loop): each on a thread of its own, or all through *workers* threads."""
+    """Makes calls at a rate, come what may (an open loop): each on a thread of its own, or all
+    through *workers* threads.
+    """
 
     name: str
     collection: Any
@@ -89,20 +93,43 @@ class Caller:
             thread.join()
 
     def told(self) -> str:
-        """failed / slower than a second / the worst, in seconds; and how long an OutageError took."""
+        """failed / slower than a second / the worst, in seconds; and how long an OutageError
+        took.
+        """
         failed = [call for call in self.calls if call.error is not None]
         fast = [call.took for call in failed if isinstance(call.error, OutageError)]
         quick = f", median failure {statistics.median(fast) * 1000:.1f} ms" if fast else ""
-        return f"{len(failed)} / {sum(call.took > 1 for call in self.calls)} / {max(call.took for call in self.calls):.1f}{quick}"
+        return (
+            f"{len(failed)} / {sum(call.took > 1 for call in self.calls)} /"
+            f" {max(call.took for call in self.calls):.1f}{quick}"
+        )
 
     def clean_after(self, moment: float) -> float:
-        """How long after *moment* the last call was due that failed or took more than a second; 0 if none."""
-        return max([0.0, *(call.due - moment for call in self.calls if call.error is not None or call.took > 1)])
+        """How long after *moment* the last call was due that failed or took more than a second; 0
+        if none.
+        """
+        return max(
+            [
+                0.0,
+                *(
+                    call.due - moment
+                    for call in self.calls
+                    if call.error is not None or call.took > 1
+                ),
+            ]
+        )
 
 
-def seen(url: str, event: Callable[[], float], workers: int | None = None, rides: bool = False) -> dict[str, Caller]:
-    """What the callers of each client see while *event* happens; it gives the moment when all is well again."""
-    kinds: dict[str, tuple[Any, dict[str, Any]]] = {"pymongo": (pymongo.MongoClient, {}), "unbroken": (MongoClient, {})}
+def seen(
+    url: str, event: Callable[[], float], workers: int | None = None, rides: bool = False
+) -> dict[str, Caller]:
+    """What the callers of each client see while *event* happens; it gives the moment when all is
+    well again.
+    """
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "pymongo": (pymongo.MongoClient, {}),
+        "unbroken": (MongoClient, {}),
+    }
     if rides:
         kinds["unbroken, waiting"] = (MongoClient, RIDES)
     with ExitStack() as stack:
@@ -116,17 +143,25 @@ def seen(url: str, event: Callable[[], float], workers: int | None = None, rides
         well = event()
         # With one worker each call waits for those before it: until the backlog is gone.
         deadline = time.monotonic() + 90
-        while time.monotonic() < deadline and any(caller.clean_after(time.monotonic() - 3) for caller in callers.values()):
+        while time.monotonic() < deadline and any(
+            caller.clean_after(time.monotonic() - 3) for caller in callers.values()
+        ):
             time.sleep(0.2)
         time.sleep(2)
         for caller in callers.values():
             caller.end()
     for name, caller in callers.items():
-        print(f"    {name:18} {caller.told()}; clean {caller.clean_after(well):+.1f} s after it is well", flush=True)
+        print(
+            f"    {name:18} {caller.told()}; clean {caller.clean_after(well):+.1f} s after it is"
+            " well",
+            flush=True,
+        )
     return callers
 
 
-def for_seconds(seconds: float, begin: Callable[[], Any], end: Callable[[], Any]) -> Callable[[], float]:
+def for_seconds(
+    seconds: float, begin: Callable[[], Any], end: Callable[[], Any]
+) -> Callable[[], float]:
     def event() -> float:
         begin()
         time.sleep(seconds)
@@ -155,7 +190,10 @@ def three() -> Any:
         yield group
 
 
-@pytest.mark.parametrize(("how", "seconds"), [("SIGTERM", 10), ("kill -9", 10), ("SIGTERM", 40), ("SIGSTOP", 20), ("SIGSTOP", 45)])
+@pytest.mark.parametrize(
+    ("how", "seconds"),
+    [("SIGTERM", 10), ("kill -9", 10), ("SIGTERM", 40), ("SIGSTOP", 20), ("SIGSTOP", 45)],
+)
 def test_a_server_alone(server: MongoDB, how: str, seconds: float) -> None:
     print(f"\n{how}, {seconds} s, a thread per call (failed / over 1 s / worst)")
     begin, end = {
@@ -166,7 +204,9 @@ def test_a_server_alone(server: MongoDB, how: str, seconds: float) -> None:
     callers = seen(server.url(), for_seconds(seconds, begin, end))
     ours, theirs = callers["unbroken"], callers["pymongo"]
     assert max(call.took for call in ours.calls) < 0.5 * max(call.took for call in theirs.calls)
-    assert sum(call.took > 1 for call in ours.calls) < 0.5 * sum(call.took > 1 for call in theirs.calls)
+    assert sum(call.took > 1 for call in ours.calls) < 0.5 * sum(
+        call.took > 1 for call in theirs.calls
+    )
 
 
 @pytest.mark.parametrize(("how", "workers"), [("SIGTERM", 1), ("SIGTERM", 4), ("SIGSTOP", 1)])
@@ -175,10 +215,14 @@ def test_an_outage_of_45_seconds_with_few_threads(server: MongoDB, how: str, wor
     begin, end = (server.stop, server.start) if how == "SIGTERM" else (server.freeze, server.thaw)
     callers = seen(server.url(), for_seconds(45, begin, end), workers)
     ours, theirs = callers["unbroken"], callers["pymongo"]
-    assert sum(call.took > 1 for call in ours.calls) < 0.3 * sum(call.took > 1 for call in theirs.calls)
+    assert sum(call.took > 1 for call in ours.calls) < 0.3 * sum(
+        call.took > 1 for call in theirs.calls
+    )
 
 
-@pytest.mark.parametrize("how", ["step down", "kill -9 of the primary", "SIGSTOP of the primary, 30 s"])
+@pytest.mark.parametrize(
+    "how", ["step down", "kill -9 of the primary", "SIGSTOP of the primary, 30 s"]
+)
 def test_a_set_of_three(three: MongoReplicaSet, how: str) -> None:
     print(f"\n{how}, three servers, a thread per call (failed / over 1 s / worst)")
     primary = three.wait_primary()

@@ -1,4 +1,6 @@
-"""Units of work on MongoDB: what only read is run again when its cursor is lost between two batches; what wrote never is."""
+"""Units of work on MongoDB: what only read is run again when its cursor is lost between two
+batches; what wrote never is.
+"""
 
 from __future__ import annotations
 
@@ -47,12 +49,16 @@ def test_what_only_read_is_run_again_when_its_cursor_is_lost(server: MongoDB, it
         calls.append(items.count_documents({}))
         assert items.distinct("number") == list(range(10))
         items.database.command("ping")
-        return numbers(items.find(batch_size=2), lambda: server.restart(0.1) if len(calls) == 1 else None)
+        return numbers(
+            items.find(batch_size=2), lambda: server.restart(0.1) if len(calls) == 1 else None
+        )
 
     assert read() == list(range(10))
     assert calls == [10, 10]
     with pytest.raises(pymongo.errors.CursorNotFound):
-        numbers(items.find(batch_size=2), lambda: server.restart(0.1))  # else this would show nothing
+        numbers(
+            items.find(batch_size=2), lambda: server.restart(0.1)
+        )  # else this would show nothing
 
 
 @pytest.mark.parametrize(
@@ -64,7 +70,9 @@ def test_what_only_read_is_run_again_when_its_cursor_is_lost(server: MongoDB, it
     ],
     ids=["insert", "out", "command"],
 )
-def test_what_wrote_is_never_run_again(write: Callable[[Any], Any], server: MongoDB, items: Any) -> None:
+def test_what_wrote_is_never_run_again(
+    write: Callable[[Any], Any], server: MongoDB, items: Any
+) -> None:
     calls: list[int] = []
 
     @unbroken.replayable
@@ -83,7 +91,9 @@ def test_tasks_are_run_again_as_functions_are(server: MongoDB, items: Any) -> No
     calls: list[int] = []
 
     async def main() -> list[int]:
-        async with unbroken.mongo.AsyncMongoClient(server.url(), timeoutMS=10_000, outage_wait=10.0) as client:
+        async with unbroken.mongo.AsyncMongoClient(
+            server.url(), timeoutMS=10_000, outage_wait=10.0
+        ) as client:
 
             @unbroken.replayable
             async def read() -> list[int]:
@@ -101,7 +111,9 @@ def test_tasks_are_run_again_as_functions_are(server: MongoDB, items: Any) -> No
 
 
 @pytest.mark.parametrize(("method", "status", "attempts"), [("GET", 200, 2), ("POST", 500, 1)])
-def test_a_request_that_only_read_is_run_again(method: str, status: int, attempts: int, server: MongoDB, items: Any) -> None:
+def test_a_request_that_only_read_is_run_again(
+    method: str, status: int, attempts: int, server: MongoDB, items: Any
+) -> None:
     app = flask.Flask("shop")
     unbroken.flask.Unbroken(app)
     calls: list[str] = []
@@ -110,7 +122,11 @@ def test_a_request_that_only_read_is_run_again(method: str, status: int, attempt
         calls.append(method)
         if method == "POST":
             items.insert_one({"number": 10})
-        return {"items": numbers(items.find(batch_size=2), lambda: server.restart(0.1) if len(calls) == 1 else None)}
+        return {
+            "items": numbers(
+                items.find(batch_size=2), lambda: server.restart(0.1) if len(calls) == 1 else None
+            )
+        }
 
     app.add_url_rule("/items", view_func=view, methods=["GET", "POST"])
     answer = app.test_client().open("/items", method=method)
@@ -166,7 +182,9 @@ def test_what_the_server_refuses_is_not_stored(server: MongoDB, items: Any) -> N
     assert fate is Fate.STORED
 
 
-def test_a_write_for_which_no_connection_was_made_is_not_stored_and_one_without_an_answer_is_unknown(server: MongoDB) -> None:
+def test_a_write_for_which_no_connection_was_made_is_not_stored_and_one_without_an_answer_is_unknown(  # noqa: E501
+    server: MongoDB,
+) -> None:
     with FaultProxy((server.host, server.port)) as proxy:
         where = f"mongodb://127.0.0.1:{proxy.port}/?directConnection=true&retryWrites=false"
         with unbroken.mongo.MongoClient(where, timeoutMS=1000, outage_wait=0.5) as client:
@@ -176,7 +194,9 @@ def test_a_write_for_which_no_connection_was_made_is_not_stored_and_one_without_
             fate, raised = _fate(lambda: client.shop.item.insert_one({"number": 21}))
             assert raised is not None
             assert fate is not Fate.STORED
-            fate, raised = _fate(lambda: client.shop.item.insert_one({"number": 22}))  # by now it is known to be away
+            fate, raised = _fate(
+                lambda: client.shop.item.insert_one({"number": 22})
+            )  # by now it is known to be away
             assert raised is not None
             assert fate is Fate.NOTHING
 

@@ -37,7 +37,12 @@ class Shop:
 
     @property
     def where(self) -> dict[str, Any]:
-        return {"host": self.server.host, "port": self.server.port, "user": self.server.user, "password": self.server.password}
+        return {
+            "host": self.server.host,
+            "port": self.server.port,
+            "user": self.server.user,
+            "password": self.server.password,
+        }
 
     def database(self, module: Any = unbroken.peewee, **settings: Any) -> Any:
         """A database of ours, or of playhouse's (``module=playhouse.pool``)."""
@@ -76,21 +81,31 @@ class Shop:
 
     def names(self, task: Any) -> list[str]:
         """What is stored for good."""
-        return sorted(row[0] for row in self.server.admin(f"SELECT name FROM {task._meta.table_name}"))
+        return sorted(
+            row[0] for row in self.server.admin(f"SELECT name FROM {task._meta.table_name}")
+        )
 
 
 class AsyncShop:
     """A database with one table, while *scenario* runs."""
 
     def __init__(self, backend: str, server: Any) -> None:
-        self.server, self.port, self.kind = server, server.port, getattr(unbroken.peewee, ASYNC_KINDS[backend])
+        self.server, self.port, self.kind = (
+            server,
+            server.port,
+            getattr(unbroken.peewee, ASYNC_KINDS[backend]),
+        )
         self.is_mysql = backend == "mariadb"
 
     def database(self, **settings: Any) -> Any:
         s = self.server
-        return self.kind(s.database, host=s.host, port=self.port, user=s.user, password=s.password, **settings)
+        return self.kind(
+            s.database, host=s.host, port=self.port, user=s.user, password=s.password, **settings
+        )
 
-    def run(self, scenario: Callable[[Any, Any], Coroutine[Any, Any, None]], **settings: Any) -> None:
+    def run(
+        self, scenario: Callable[[Any, Any], Coroutine[Any, Any, None]], **settings: Any
+    ) -> None:
         """``await scenario(db, Task)``, with three tasks stored; afterwards nothing is lent."""
 
         async def main() -> None:
@@ -119,7 +134,9 @@ class AsyncShop:
 
     def names(self, model: Any) -> list[str]:
         """What is stored for good."""
-        return sorted(row[0] for row in self.server.admin(f"SELECT name FROM {model._meta.table_name}"))
+        return sorted(
+            row[0] for row in self.server.admin(f"SELECT name FROM {model._meta.table_name}")
+        )
 
     @staticmethod
     async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
@@ -130,21 +147,32 @@ class AsyncShop:
 
     @contextmanager
     def proxy(self) -> Iterator[FaultProxy]:
-        """A fault proxy that knows the protocol, on the way of all databases that are made from here on."""
-        with FaultProxy((self.server.host, self.server.port), protocol="mysql" if self.is_mysql else "postgresql") as proxy:
+        """A fault proxy that knows the protocol, on the way of all databases that are made from
+        here on.
+        """
+        with FaultProxy(
+            (self.server.host, self.server.port),
+            protocol="mysql" if self.is_mysql else "postgresql",
+        ) as proxy:
             self.port = proxy.port
             yield proxy
 
 
 @pytest.fixture
 def shops(request: pytest.FixtureRequest) -> Iterator[Callable[..., Shop]]:
-    """``shops("pymysql")`` on the shared server; ``own=True`` on one that may be stopped and killed."""
+    """``shops("pymysql")`` on the shared server; ``own=True`` on one that may be stopped and
+    killed.
+    """
     with ExitStack() as stack:
 
         def make(name: str, own: bool = False, **options: Any) -> Shop:
             backend = "postgres" if name.startswith("psycopg") else "mariadb"
             server: MariaDB | PostgreSQL
-            server = request.getfixturevalue(f"new_{backend}")(options) if own or options else request.getfixturevalue(backend)
+            server = (
+                request.getfixturevalue(f"new_{backend}")(options)
+                if own or options
+                else request.getfixturevalue(backend)
+            )
             return Shop(name, server, stack)
 
         yield make
@@ -178,7 +206,9 @@ def until() -> Callable[..., Any]:
 
 @pytest.fixture
 def in_threads() -> Callable[..., list[Any]]:
-    """``in_threads(n, fn)``: what ``fn(i)`` gives in *n* threads at once, or the exception that it raised."""
+    """``in_threads(n, fn)``: what ``fn(i)`` gives in *n* threads at once, or the exception that it
+    raised.
+    """
 
     def run(n: int, fn: Callable[[int], Any], seconds: float = 60.0) -> list[Any]:
         results: list[Any] = [None] * n
@@ -194,7 +224,9 @@ def in_threads() -> Callable[..., list[Any]]:
             thread.start()
         for thread in threads:
             thread.join(seconds)
-        assert not any(thread.is_alive() for thread in threads), f"threads still run after {seconds} s"
+        assert not any(thread.is_alive() for thread in threads), (
+            f"threads still run after {seconds} s"
+        )
         return results
 
     return run

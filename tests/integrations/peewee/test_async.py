@@ -32,8 +32,12 @@ def test_rows_are_created_read_changed_and_deleted(shop: Any) -> None:
         lamp.name = "100% 'lamp'"
         assert await lamp.asave() == 1
         assert await db.count(task.select()) == 4
-        assert [t.name for t in await db.list(task.select().where(task.id <= 3).order_by(task.id))] == ["task 0", "task 1", "task 2"]
-        assert [t.name async for t in db.iterate(task.select().where(task.id > 3), buffer_size=1)] == ["100% 'lamp'"]
+        assert [
+            t.name for t in await db.list(task.select().where(task.id <= 3).order_by(task.id))
+        ] == ["task 0", "task 1", "task 2"]
+        assert [
+            t.name async for t in db.iterate(task.select().where(task.id > 3), buffer_size=1)
+        ] == ["100% 'lamp'"]
         assert await lamp.adelete_instance() == 1
         with pytest.raises(peewee.IntegrityError):
             await task.acreate(name="task 0")
@@ -97,7 +101,9 @@ def test_a_restart_is_not_noticed_by_whoever_takes_a_connection(own_shop: Any) -
     async def scenario(db: Any, task: Any) -> None:
         assert await db.count(task.select()) == 3
         await asyncio.to_thread(own_shop.server.restart)
-        assert len(await asyncio.gather(*(task.aget(task.name == f"task {i}") for i in range(3)))) == 3
+        assert (
+            len(await asyncio.gather(*(task.aget(task.name == f"task {i}") for i in range(3)))) == 3
+        )
         restart = asyncio.create_task(asyncio.to_thread(own_shop.server.restart, 0.3))
         await own_shop.until(lambda: not own_shop.server.is_running)
         assert await db.count(task.select()) == 3
@@ -226,7 +232,9 @@ def test_cancelled_tasks_leave_nothing_lent(shop: Any) -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.005):
                 await db.aexecute_sql(sleep)
-        assert await db.count(task.select()) == len(names)  # the same task goes on, on another connection
+        assert await db.count(task.select()) == len(
+            names
+        )  # the same task goes on, on another connection
 
     shop.run(scenario, pool_size=4)
 
@@ -256,7 +264,15 @@ def test_a_full_pool_and_a_closing_one_end_in_time(shop: Any) -> None:
 def test_settings_are_taken_from_init_too(shop: Any) -> None:
     db = shop.kind(None, pool_size=3)
     s = shop.server
-    db.init(s.database, host=s.host, port=s.port, user=s.user, password=s.password, acquire_timeout=None, max_age=60)
+    db.init(
+        s.database,
+        host=s.host,
+        port=s.port,
+        user=s.user,
+        password=s.password,
+        acquire_timeout=None,
+        max_age=60,
+    )
     assert (db.pool.settings.max_size, db.pool.settings.max_age) == (3, 60)
     for _ in range(2):  # each loop has connections of its own
 

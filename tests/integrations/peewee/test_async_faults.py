@@ -1,4 +1,6 @@
-"""peewee for asyncio: who keeps a connection, units of work, strict mode, and what is lost on the way."""
+"""peewee for asyncio: who keeps a connection, units of work, strict mode, and what is lost on the
+way.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_what_a_statement_took_goes_back_when_it_is_read(async_shop: Any) -> Non
             assert not db.is_closed()
             if each.name == "task 1":
                 break
-        assert await db.count(task.select()) == 3  # waits for the generator that was left: the loop closes it
+        assert (
+            await db.count(task.select()) == 3
+        )  # waits for the generator that was left: the loop closes it
         await async_shop.until(lambda: db.stats().used == 0)
         async with db.atomic():
             await task.acreate(name="more")
@@ -69,7 +73,9 @@ def test_tasks_that_run_for_ever_leave_the_pool_to_others(async_shop: Any) -> No
     async_shop.run(scenario, pool_size=2, acquire_timeout=5.0)
 
 
-def test_a_unit_is_run_again_reads_what_is_lazy_and_gives_its_connection_back(async_shop: Any) -> None:
+def test_a_unit_is_run_again_reads_what_is_lazy_and_gives_its_connection_back(
+    async_shop: Any,
+) -> None:
     async def scenario(db: Any, task: Any) -> None:
         attempts = count()
 
@@ -86,7 +92,10 @@ def test_a_unit_is_run_again_reads_what_is_lazy_and_gives_its_connection_back(as
             return db.iterate(task.select().order_by(task.id))
 
         found = await add("once")
-        assert [each.name for each in found["found"][0]] == ["once", "once!"]  # read: no bridge is needed any more
+        assert [each.name for each in found["found"][0]] == [
+            "once",
+            "once!",
+        ]  # read: no bridge is needed any more
         assert next(attempts) == 2
         assert db.stats().replays == 1
         assert db.is_closed()
@@ -129,7 +138,9 @@ def test_a_units_deadline_ends_it(async_shop: Any, held: bool) -> None:
             await task.acreate(name="never")
             await db.aexecute_sql(nap(async_shop, 20))
 
-        assert await db.count(task.select()) == 3  # the deadline is not for a busy machine's connect
+        assert (
+            await db.count(task.select()) == 3
+        )  # the deadline is not for a busy machine's connect
         if held:
             await db.aconnect()
         with pytest.raises(peewee.OperationalError) as told:
@@ -151,9 +162,14 @@ def test_a_unit_is_for_functions_of_its_databases_kind(async_shop: Any, shops: A
     def plain() -> None: ...
 
     db = async_shop.database()
-    with pytest.raises(unbroken.ConfigurationError, match=r"plain is no async def, and Async\w+ is for asyncio"):
+    with pytest.raises(
+        unbroken.ConfigurationError, match=r"plain is no async def, and Async\w+ is for asyncio"
+    ):
         db.unit(plain)
-    with pytest.raises(unbroken.ConfigurationError, match="asynchronous is async, and PooledPostgresqlDatabase blocks"):
+    with pytest.raises(
+        unbroken.ConfigurationError,
+        match="asynchronous is async, and PooledPostgresqlDatabase blocks",
+    ):
         blocking.unit(asynchronous)
     proxy = unbroken.peewee.DatabaseProxy()
     decorated = proxy.unit(asynchronous)
@@ -169,7 +185,10 @@ def test_strict_refuses_what_runs_outside_of_a_scope_and_names_both_places(async
         async with db:
             query = task.select()
             assert await db.count(query) == 3
-        with pytest.raises(peewee.InterfaceError, match=r"strict: SELECT .* ran outside .*test_async_faults.py:\d+ .*left at") as told:
+        with pytest.raises(
+            peewee.InterfaceError,
+            match=r"strict: SELECT .* ran outside .*test_async_faults.py:\d+ .*left at",
+        ) as told:
             await db.list(query)
         assert isinstance(told.value, unbroken.peewee.LazyQueryError)
         assert told.value.args[0].count("test_async_faults.py") == 3
@@ -263,7 +282,9 @@ def test_a_forked_child_has_connections_of_its_own(async_shop: Any) -> None:
         async with db:  # held across the fork
             mine = await who(db)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: a fork beside threads
+                warnings.simplefilter(
+                    "ignore", DeprecationWarning
+                )  # Python 3.12: a fork beside threads
                 child = os.fork()
             if child == 0:
                 status = 1
@@ -299,7 +320,9 @@ def test_urls_make_asyncio_databases(async_shop: Any) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_the_applications_own_error_comes_out_where_its_rollback_is_lost(before: bool, async_shop: Any) -> None:
+def test_the_applications_own_error_comes_out_where_its_rollback_is_lost(
+    before: bool, async_shop: Any
+) -> None:
     async def scenario(db: Any, task: Any) -> None:
         proxy.cut_at("ROLLBACK", before=before)
         with pytest.raises(LookupError, match="mine"):

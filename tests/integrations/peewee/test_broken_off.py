@@ -1,5 +1,5 @@
-"""Transactions that an exception breaks off at any point: nothing that was rolled back is stored, nothing that was acknowledged is
-lost, and the thread's next job starts clean."""
+"""Transactions that an exception breaks off at any point: nothing that was rolled back is stored,
+nothing that was acknowledged is lost, and the thread's next job starts clean."""
 
 from __future__ import annotations
 
@@ -33,7 +33,16 @@ class OfPeewee(Where):
     """peewee's end of a transaction, and our part of it."""
 
     def __init__(self) -> None:
-        end = {"__exit__", "__enter__", "pop_transaction", "push_transaction", "rollback", "commit", "_begin", "close"}
+        end = {
+            "__exit__",
+            "__enter__",
+            "pop_transaction",
+            "push_transaction",
+            "rollback",
+            "commit",
+            "_begin",
+            "close",
+        }
         self.includes = lambda code: (
             (code.co_filename == peewee.__file__ and code.co_name in end)
             or code.co_filename.startswith(_OURS)
@@ -67,7 +76,11 @@ class Jobs:
                 self.end()
 
         request(set(), set())
-        points = [point for point in striker.survey(lambda: request(set(), set())) if point.event != "return"]
+        points = [
+            point
+            for point in striker.survey(lambda: request(set(), set()))
+            if point.event != "return"
+        ]
         assert len(points) > 100
         for point in points[::step]:
             kept: set[str] = set()
@@ -91,7 +104,9 @@ def jobs(shop: Any) -> Jobs:
 
 
 @pytest.mark.parametrize("way", ["with db", "atomic", "unit"])
-def test_what_is_rolled_back_is_not_stored_and_costs_no_place_wherever_it_is_broken_off(jobs: Jobs, way: str) -> None:
+def test_what_is_rolled_back_is_not_stored_and_costs_no_place_wherever_it_is_broken_off(
+    jobs: Jobs, way: str
+) -> None:
     def fail(undone: set[str]) -> None:
         undone.add(jobs.insert())
         raise AppError

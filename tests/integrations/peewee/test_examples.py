@@ -29,11 +29,15 @@ def test_the_worker_outlives_the_idle_limit(shops: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["pymysql", "psycopg"])
-def test_the_flask_app_leaves_no_connection_behind(shops: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flask_app_leaves_no_connection_behind(
+    shops: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shop = shops(name)
     url = shop.server.url()
     monkeypatch.setenv("DATABASE_URL", url.replace("postgresql://", "psycopg3://"))
-    spec = importlib.util.spec_from_file_location(f"peewee_flask_app_{name}", EXAMPLES / "peewee_flask_app.py")
+    spec = importlib.util.spec_from_file_location(
+        f"peewee_flask_app_{name}", EXAMPLES / "peewee_flask_app.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -19,7 +19,9 @@ from unbroken.errors import CommitUnknownError, ConnectionLostError
 from unbroken.peewee import LazyQueryError
 
 
-@pytest.mark.parametrize(("limit", "sleep", "times"), [(1, 1.6, 3), pytest.param(3, 5.0, 5, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("limit", "sleep", "times"), [(1, 1.6, 3), pytest.param(3, 5.0, 5, marks=pytest.mark.soak)]
+)
 def test_the_story(shops: Any, limit: int, sleep: float, times: int) -> None:
     shop = shops("pymysql", wait_timeout=limit)
     db = shop.database(max_connections=1, stale_timeout=300)
@@ -47,7 +49,9 @@ def test_the_story(shops: Any, limit: int, sleep: float, times: int) -> None:
 
 @pytest.mark.parametrize("fault", ["kill", "restart", "crash"])
 @pytest.mark.parametrize("name", ["pymysql", "psycopg"])
-def test_readers_and_units_do_not_notice(shops: Any, in_threads: Any, name: str, fault: str) -> None:
+def test_readers_and_units_do_not_notice(
+    shops: Any, in_threads: Any, name: str, fault: str
+) -> None:
     shop = shops(name, own=True)
     db = shop.database(max_connections=4, outage_wait=30.0, timeout=30)
     task = shop.tasks(db)
@@ -64,9 +68,11 @@ def test_readers_and_units_do_not_notice(shops: Any, in_threads: Any, name: str,
     def use(i: int) -> int:
         if i == 0:
             time.sleep(0.3)
-            {"kill": shop.server.kill_sessions, "restart": lambda: shop.server.restart(0.5), "crash": lambda: shop.server.crash(0.5)}[
-                fault
-            ]()
+            {
+                "kill": shop.server.kill_sessions,
+                "restart": lambda: shop.server.restart(0.5),
+                "crash": lambda: shop.server.crash(0.5),
+            }[fault]()
             time.sleep(0.5)
             stop.set()
             return 0
@@ -101,7 +107,9 @@ def test_readers_and_units_do_not_notice(shops: Any, in_threads: Any, name: str,
         assert errors  # playhouse's users saw the outage
 
 
-def test_an_explicit_connection_is_replaced_between_statements_but_never_in_a_transaction(shop: Any) -> None:
+def test_an_explicit_connection_is_replaced_between_statements_but_never_in_a_transaction(
+    shop: Any,
+) -> None:
     db = shop.database(max_connections=1)
     task = shop.tasks(db)
     db.connect()
@@ -238,7 +246,11 @@ def test_a_unit_makes_lazy_results_whole(every_shop: Any) -> None:
             "raw": task.raw(f"SELECT * FROM {task._meta.table_name} ORDER BY id"),
             "inside": {"tasks": [query]},
             "iterator": query.iterator() if how == "iterator" else None,
-            "cursor": db.execute_sql(f"SELECT name FROM {task._meta.table_name} ORDER BY id") if how == "cursor" else None,
+            "cursor": (
+                db.execute_sql(f"SELECT name FROM {task._meta.table_name} ORDER BY id")
+                if how == "cursor"
+                else None
+            ),
         }[how]
 
     names = ["task 0", "task 1", "task 2"]
@@ -274,20 +286,29 @@ def test_a_child_has_connections_of_its_own(shop: Any) -> None:
     db = shop.database(max_connections=2)
     task = shop.tasks(db)
     db.connect()
-    mine = db.execute_sql("SELECT CONNECTION_ID()" if shop.is_mysql else "SELECT pg_backend_pid()").fetchone()[0]
+    mine = db.execute_sql(
+        "SELECT CONNECTION_ID()" if shop.is_mysql else "SELECT pg_backend_pid()"
+    ).fetchone()[0]
     child = os.fork()
     if child == 0:
         status = 1
         try:
             assert db.is_closed()
             assert task.select().count() == 3
-            theirs = db.execute_sql("SELECT CONNECTION_ID()" if shop.is_mysql else "SELECT pg_backend_pid()").fetchone()[0]
+            theirs = db.execute_sql(
+                "SELECT CONNECTION_ID()" if shop.is_mysql else "SELECT pg_backend_pid()"
+            ).fetchone()[0]
             status = 0 if theirs != mine else 2
         finally:
             gc.collect()
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
-    assert db.execute_sql("SELECT CONNECTION_ID()" if shop.is_mysql else "SELECT pg_backend_pid()").fetchone()[0] == mine
+    assert (
+        db.execute_sql(
+            "SELECT CONNECTION_ID()" if shop.is_mysql else "SELECT pg_backend_pid()"
+        ).fetchone()[0]
+        == mine
+    )
     db.close()
 
 
@@ -315,10 +336,14 @@ def test_careless_threads_do_not_empty_the_pool(shop: Any, in_threads: Any, unti
     assert all(each is True for each in in_threads(6, lambda _: db.connect()))
     gc.collect()
     assert in_threads(6, lambda _: task.select().count()) == [3] * 6
-    until(lambda: db.stats().leaked >= 3)  # they are counted when somebody waits, or at the next look through the pool
+    until(
+        lambda: db.stats().leaked >= 3
+    )  # they are counted when somebody waits, or at the next look through the pool
 
 
-def test_what_is_held_too_long_is_reclaimed_and_its_place_is_named(shop: Any, caplog: Any, until: Any) -> None:
+def test_what_is_held_too_long_is_reclaimed_and_its_place_is_named(
+    shop: Any, caplog: Any, until: Any
+) -> None:
     db = shop.database(max_connections=1, leak_after=0.3, reclaim=True, timeout=10)
     go = threading.Event()
 
@@ -334,7 +359,10 @@ def test_what_is_held_too_long_is_reclaimed_and_its_place_is_named(shop: Any, ca
     finally:
         go.set()
         thread.join()
-    assert any("test_faults.py" in record.getMessage() and "hold" in record.getMessage() for record in caplog.records)
+    assert any(
+        "test_faults.py" in record.getMessage() and "hold" in record.getMessage()
+        for record in caplog.records
+    )
 
 
 @pytest.mark.parametrize("name", ["pymysql", "psycopg"])
@@ -361,12 +389,12 @@ def test_greenlets_have_connections_of_their_own(shops: Any, name: str) -> None:
         gevent.joinall(jobs, timeout=30, raise_error=True)
         print(len({job.value for job in jobs}), db.stats().used)
         db.close_all()
-    """
+    """  # noqa: E501
     kind = "PooledPostgresqlDatabase" if name == "psycopg" else "PooledMySQLDatabase"
     server = shop.server
     where = [server.user, server.password, server.host, str(server.port), server.database]
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), kind, "3" if name == "psycopg" else "", *where],
+        [sys.executable, "-c", textwrap.dedent(script), kind, "3" if name == "psycopg" else "", *where],  # noqa: E501
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -396,10 +424,13 @@ def test_mysqlclient_serves_where_pymysql_is_not_installed(shops: Any) -> None:
         assert [task.name for task in add()] == ["a", "b"]
         assert db.is_closed() and db.stats().replays == 1
         print("done")
-    """
+    """  # noqa: E501
     where = [server.user, server.password, server.host, str(server.port), server.database]
     with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), *where], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(script), *where],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().strip() == "kill"

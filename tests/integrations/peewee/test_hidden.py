@@ -1,4 +1,6 @@
-"""A SELECT of peewee's that may have written is not asked again by itself when its connection was lost."""
+"""A SELECT of peewee's that may have written is not asked again by itself when its connection was
+lost.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,14 @@ def hide(server: Any, is_mysql: bool) -> None:
     """A view ``writing``; each SELECT from it puts a row into ``written``."""
     server.admin("CREATE TABLE written (n INT)")
     if is_mysql:
-        server.admin("CREATE FUNCTION put() RETURNS INT BEGIN INSERT INTO written VALUES (1); RETURN 1; END")
+        server.admin(
+            "CREATE FUNCTION put() RETURNS INT BEGIN INSERT INTO written VALUES (1); RETURN 1; END"
+        )
     else:
-        server.admin("CREATE FUNCTION put() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'INSERT INTO written VALUES (1) RETURNING 1'")
+        server.admin(
+            "CREATE FUNCTION put() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'INSERT INTO"
+            " written VALUES (1) RETURNING 1'"
+        )
     server.admin("CREATE VIEW writing AS SELECT put() AS n")
     server.admin("CREATE VIEW reading AS SELECT max(n) AS n FROM written")
     if not is_mysql:
@@ -46,7 +53,9 @@ def written(server: Any) -> int:
 def test_a_lost_select_is_asked_again_unless_it_may_have_written(shops: Any, name: str) -> None:
     shop = shops(name, own=True)
     hide(shop.server, shop.is_mysql)
-    with FaultProxy((shop.server.host, shop.server.port), protocol="mysql" if shop.is_mysql else "postgresql") as proxy:
+    with FaultProxy(
+        (shop.server.host, shop.server.port), protocol="mysql" if shop.is_mysql else "postgresql"
+    ) as proxy:
         db = shop.database()
         db.connect_params["port"] = proxy.port
         writing, reading = models(db)
@@ -66,7 +75,9 @@ def test_a_select_that_ends_its_session_is_asked_twice(shops: Any, name: str) ->
     shop = shops(name, own=True)
     hide(shop.server, shop.is_mysql)
     shop.server.admin("DROP VIEW writing")
-    with FaultProxy((shop.server.host, shop.server.port), protocol="mysql" if shop.is_mysql else "postgresql") as proxy:
+    with FaultProxy(
+        (shop.server.host, shop.server.port), protocol="mysql" if shop.is_mysql else "postgresql"
+    ) as proxy:
         db = shop.database()
         db.connect_params["port"] = proxy.port
         _, reading = models(db)
@@ -76,7 +87,9 @@ def test_a_select_that_ends_its_session_is_asked_twice(shops: Any, name: str) ->
         assert cut.hits == 2
 
 
-def test_a_lost_select_is_asked_again_unless_it_may_have_written_on_asyncio(own_async_shop: Any) -> None:
+def test_a_lost_select_is_asked_again_unless_it_may_have_written_on_asyncio(
+    own_async_shop: Any,
+) -> None:
     shop = own_async_shop
     hide(shop.server, shop.is_mysql)
 

@@ -95,7 +95,9 @@ def test_a_result_that_outlives_its_scope_keeps_its_rows(every_shop: Any) -> Non
 
 def test_a_server_side_result_that_outlives_its_scope_says_so(shops: Any) -> None:
     shop = shops("psycopg2")
-    db = unbroken.peewee.PooledPostgresqlExtDatabase(shop.server.database, **shop.where, server_side_cursors=True)
+    db = unbroken.peewee.PooledPostgresqlExtDatabase(
+        shop.server.database, **shop.where, server_side_cursors=True
+    )
     task = shop.tasks(db, rows=0)
     task.insert_many([{"name": str(n)} for n in range(5000)]).execute()
     with db.connection_context():
@@ -137,7 +139,9 @@ def test_a_transaction_and_an_explicit_connect_hold_it(shop: Any) -> None:
     assert task.select().count() == 5
 
 
-def test_a_rolled_back_block_gives_its_connection_back_and_lets_the_error_through(shop: Any) -> None:
+def test_a_rolled_back_block_gives_its_connection_back_and_lets_the_error_through(
+    shop: Any,
+) -> None:
     db = shop.database(max_connections=1)
     task = shop.tasks(db)
     with pytest.raises(KeyError), db.atomic():
@@ -175,7 +179,9 @@ def test_strict_refuses_and_names_the_query_and_both_places(shop: Any) -> None:
     assert db.is_closed()
 
 
-def test_who_waits_for_a_connection_does_not_keep_others_from_giving_theirs_back(shop: Any, in_threads: Any, until: Any) -> None:
+def test_who_waits_for_a_connection_does_not_keep_others_from_giving_theirs_back(
+    shop: Any, in_threads: Any, until: Any
+) -> None:
     db = shop.database(max_connections=1, timeout=20)
     task = shop.tasks(db)
     inside = threading.Event()
@@ -232,7 +238,12 @@ def test_nobody_at_home_is_an_outage_that_peewees_callers_catch(shop: Any) -> No
 def test_playhouse_arguments_and_unbrokens_settings_mean_what_they_say(shop: Any) -> None:
     db = shop.database(max_connections=7, stale_timeout=300, timeout=0, leak_after=5.0)
     settings = db.pool.settings
-    assert (settings.max_size, settings.max_age, settings.acquire_timeout, settings.leak_after) == (7, 300.0, float("inf"), 5.0)
+    assert (settings.max_size, settings.max_age, settings.acquire_timeout, settings.leak_after) == (
+        7,
+        300.0,
+        float("inf"),
+        5.0,
+    )
     assert shop.database().pool.settings.max_size == 20
     assert shop.database(max_size=3).pool.settings.max_size == 3
     with pytest.raises(ConfigurationError, match="max_size"):
@@ -293,7 +304,10 @@ def test_urls_make_the_same_databases(shops: Any, how: str) -> None:
         ("psycopg", "psycopg3", unbroken.peewee.PooledPsycopg3Database),
     ):
         shop = shops(name)
-        url = f"{scheme}+{'unbroken' if how == 'playhouse' else 'pool'}" + shop.server.url()[shop.server.url().index("://") :]
+        url = (
+            f"{scheme}+{'unbroken' if how == 'playhouse' else 'pool'}"
+            + shop.server.url()[shop.server.url().index("://") :]
+        )
         url += "?max_connections=3&acquire_timeout=2.5"
         db = (db_url.connect if how == "playhouse" else unbroken.peewee.connect)(url)
         assert type(db) is kind
@@ -399,7 +413,10 @@ def test_unbroken_alone_imports_no_peewee() -> None:
     import sys
 
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, unbroken; print('peewee' in sys.modules)"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", "import sys, unbroken; print('peewee' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "False"
     assert unbroken.__version__

@@ -43,7 +43,9 @@ class Face:
     def __init__(self, name: str, server: Server, stack: ExitStack) -> None:
         self.name, self.server, self._stack = name, server, stack
         self.is_mysql = server.backend in ("mysql", "mariadb")
-        self.session_id = sa.text("SELECT connection_id()" if self.is_mysql else "SELECT pg_backend_pid()")
+        self.session_id = sa.text(
+            "SELECT connection_id()" if self.is_mysql else "SELECT pg_backend_pid()"
+        )
 
     def url(self, **query: object) -> str:
         return self.server.url(self.name, **query)
@@ -60,11 +62,17 @@ class Face:
 
     def proxy(self) -> FaultProxy:
         protocol = "mysql" if self.is_mysql else "postgresql"
-        return self._stack.enter_context(FaultProxy((self.server.host, self.server.port), protocol=protocol))
+        return self._stack.enter_context(
+            FaultProxy((self.server.host, self.server.port), protocol=protocol)
+        )
 
     def through(self, proxy: FaultProxy) -> str:
         """The server's URL through *proxy*, without TLS: what goes over it can be read."""
-        plain = {"pymysql": {"ssl_disabled": "true"}, "mysqldb": {"ssl_mode": "DISABLED"}, "psycopg": {"sslmode": "disable"}}
+        plain = {
+            "pymysql": {"ssl_disabled": "true"},
+            "mysqldb": {"ssl_mode": "DISABLED"},
+            "psycopg": {"sslmode": "disable"},
+        }
         return proxy.url(self.url(**plain.get(self.name, {})))
 
     def warm(self, engine: sa.Engine, count: int) -> list[int]:
@@ -106,13 +114,19 @@ def faces() -> Iterator[Callable[[str, Server], Face]]:
 @pytest.fixture(params=DRIVERS)
 def face(request: pytest.FixtureRequest, faces: Callable[[str, Server], Face]) -> Face:
     """Each driver in turn, on the shared server of its kind."""
-    return faces(request.param, request.getfixturevalue("postgres" if request.param == "psycopg" else "mariadb"))
+    return faces(
+        request.param,
+        request.getfixturevalue("postgres" if request.param == "psycopg" else "mariadb"),
+    )
 
 
 @pytest.fixture(params=DRIVERS)
 def own_face(request: pytest.FixtureRequest, faces: Callable[[str, Server], Face]) -> Face:
     """Each driver in turn, on a server of its own that may be stopped and killed."""
-    return faces(request.param, request.getfixturevalue("new_postgres" if request.param == "psycopg" else "new_mariadb")())
+    return faces(
+        request.param,
+        request.getfixturevalue("new_postgres" if request.param == "psycopg" else "new_mariadb")(),
+    )
 
 
 @pytest.fixture
@@ -122,7 +136,9 @@ def stats() -> Callable[[Any], Any]:
 
 @pytest.fixture
 def in_threads() -> Callable[..., list[Any]]:
-    """``in_threads(n, fn)``: what ``fn(i)`` gives in *n* threads at once, or the exception that it raised."""
+    """``in_threads(n, fn)``: what ``fn(i)`` gives in *n* threads at once, or the exception that it
+    raised.
+    """
 
     def run(n: int, fn: Callable[[int], Any], seconds: float = 60.0) -> list[Any]:
         results: list[Any] = [None] * n
@@ -156,18 +172,27 @@ def in_close_wait() -> Callable[[], int]:
             with suppress(OSError):
                 ours.add(os.readlink(f"/proc/self/fd/{fd}"))
         with open("/proc/self/net/tcp") as lines:
-            return sum(f[3] == "08" and f"socket:[{f[9]}]" in ours for f in map(str.split, list(lines)[1:]))
+            return sum(
+                f[3] == "08" and f"socket:[{f[9]}]" in ours for f in map(str.split, list(lines)[1:])
+            )
 
     return count
 
 
 @pytest.fixture
 def script() -> Callable[..., str]:
-    """``script(text, *args)``: run it in an interpreter of its own; what it printed. Its failure fails the test."""
+    """``script(text, *args)``: run it in an interpreter of its own; what it printed.
+
+    Its failure fails the test.
+    """
 
     def run(text: str, *args: object, timeout: float = 60.0) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(text), *map(str, args)], capture_output=True, text=True, timeout=timeout, check=False
+            [sys.executable, "-c", textwrap.dedent(text), *map(str, args)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout.strip()
@@ -177,5 +202,7 @@ def script() -> Callable[..., str]:
 
 @pytest.fixture(autouse=True)
 def _no_old_news() -> None:
-    """Engines made from now on ask their server anew: what an earlier test's pools knew of it may have changed since."""
+    """Engines made from now on ask their server anew: what an earlier test's pools knew of it may
+    have changed since.
+    """
     servers._records.clear()

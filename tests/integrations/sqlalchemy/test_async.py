@@ -1,4 +1,6 @@
-"""Async engines: the same faults, and what only asyncio has: cancellation, loops that end, garbage that cannot be awaited."""
+"""Async engines: the same faults, and what only asyncio has: cancellation, loops that end, garbage
+that cannot be awaited.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class AsyncFace:
     def __init__(self, name: str, server: Any) -> None:
         self.name, self.server = name, server
         self.is_mysql = name in ("aiomysql", "asyncmy")
-        self.session_id = sa.text("SELECT connection_id()" if self.is_mysql else "SELECT pg_backend_pid()")
+        self.session_id = sa.text(
+            "SELECT connection_id()" if self.is_mysql else "SELECT pg_backend_pid()"
+        )
 
     @asynccontextmanager
     async def engine(self, **kwargs: Any) -> AsyncIterator[AsyncEngine]:
@@ -66,17 +70,27 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 @pytest.fixture(params=DRIVERS)
 def aface(request: pytest.FixtureRequest) -> AsyncFace:
-    return AsyncFace(request.param, request.getfixturevalue("mariadb" if request.param == "aiomysql" else "postgres"))
+    return AsyncFace(
+        request.param,
+        request.getfixturevalue("mariadb" if request.param == "aiomysql" else "postgres"),
+    )
 
 
 @pytest.fixture(params=DRIVERS)
 def own_aface(request: pytest.FixtureRequest) -> AsyncFace:
-    return AsyncFace(request.param, request.getfixturevalue("new_mariadb" if request.param == "aiomysql" else "new_postgres")())
+    return AsyncFace(
+        request.param,
+        request.getfixturevalue("new_mariadb" if request.param == "aiomysql" else "new_postgres")(),
+    )
 
 
-def test_what_the_server_ended_while_idle_is_replaced_unseen(aface: AsyncFace, in_close_wait: Any) -> None:
+def test_what_the_server_ended_while_idle_is_replaced_unseen(
+    aface: AsyncFace, in_close_wait: Any
+) -> None:
     async def work() -> None:
-        setting: dict[str, Any] = {"wait_timeout": 1} if aface.is_mysql else {"idle_session_timeout": "1s"}
+        setting: dict[str, Any] = (
+            {"wait_timeout": 1} if aface.is_mysql else {"idle_session_timeout": "1s"}
+        )
         with aface.server.temporarily(**setting):
             async with aface.engine(unbroken={"idle_limit": math.inf}) as engine:
                 before = await aface.warm(engine, 3)
@@ -198,7 +212,9 @@ def test_no_transaction_survives_a_cancelled_or_careless_user(aface: AsyncFace, 
             async def hang() -> None:
                 async with engine.connect() as conn:
                     await conn.execute(sa.text(f"INSERT INTO {table} VALUES (1)"))
-                    await conn.execute(sa.text("SELECT SLEEP(30)" if aface.is_mysql else "SELECT pg_sleep(30)"))
+                    await conn.execute(
+                        sa.text("SELECT SLEEP(30)" if aface.is_mysql else "SELECT pg_sleep(30)")
+                    )
 
             task = asyncio.create_task(hang())
             await until(lambda: stats(engine).used == 1)
@@ -241,8 +257,12 @@ def spin(seconds: float) -> None:
         pass
 
 
-def test_a_crowd_that_waits_does_not_collect_garbage_one_after_the_other(aface: AsyncFace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a large process it takes more than a second, in which the loop stands still: whoever came next would find it due again."""
+def test_a_crowd_that_waits_does_not_collect_garbage_one_after_the_other(
+    aface: AsyncFace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a large process it takes more than a second, in which the loop stands still: whoever came
+    next would find it due again.
+    """
     collections: list[None] = []
     monkeypatch.setattr(gc, "collect", lambda: collections.append(time.sleep(1.1)))
 
@@ -258,7 +278,9 @@ def test_a_crowd_that_waits_does_not_collect_garbage_one_after_the_other(aface: 
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.4], ids=["a small process", "a large one"])
-def test_what_is_forgotten_does_not_fill_the_pool(aface: AsyncFace, caplog: Any, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+def test_what_is_forgotten_does_not_fill_the_pool(
+    aface: AsyncFace, caplog: Any, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
     collect = gc.collect
     monkeypatch.setattr(gc, "collect", lambda: (spin(seconds), collect()))
 
@@ -287,7 +309,9 @@ def test_what_is_forgotten_does_not_fill_the_pool(aface: AsyncFace, caplog: Any,
     assert "forgetful" in caplog.text
 
 
-def test_a_thousand_tasks_with_cancellations_and_kills_leave_nothing_behind(aface: AsyncFace) -> None:
+def test_a_thousand_tasks_with_cancellations_and_kills_leave_nothing_behind(
+    aface: AsyncFace,
+) -> None:
     """Each asks for a number of its own: a row that is another's would show at once."""
     chance = random.Random(7)
     done: list[int] = []
@@ -310,14 +334,21 @@ def test_a_thousand_tasks_with_cancellations_and_kills_leave_nothing_behind(afac
                 await asyncio.to_thread(aface.server.kill_sessions)
             await asyncio.sleep(0.01)
 
-    patient = {"outage_wait": 50, "connect_timeout": 30}  # a machine under such a load may be slow to connect
+    patient = {
+        "outage_wait": 50,
+        "connect_timeout": 30,
+    }  # a machine under such a load may be slow to connect
 
     async def work() -> None:
-        async with aface.engine(pool_size=8, max_overflow=4, pool_timeout=50, unbroken=patient) as engine:
+        async with aface.engine(
+            pool_size=8, max_overflow=4, pool_timeout=50, unbroken=patient
+        ) as engine:
             tasks = [asyncio.create_task(one(engine, number)) for number in range(1000)]
             await disturb(engine, tasks)
             results = await asyncio.gather(*tasks, return_exceptions=True)
-            wrong = [r for r in results if r is not None and not isinstance(r, asyncio.CancelledError)]
+            wrong = [
+                r for r in results if r is not None and not isinstance(r, asyncio.CancelledError)
+            ]
             assert wrong == []
             assert len(done) >= 600
             found = stats(engine)
@@ -331,8 +362,13 @@ def test_a_thousand_tasks_with_cancellations_and_kills_leave_nothing_behind(afac
     run(work())
 
 
-def test_a_loop_ends_although_a_driver_made_an_error_of_its_own_of_the_probers_cancellation() -> None:
-    """aiomysql's connect does so. The prober would try again, and ``asyncio.run`` would wait for it for ever."""
+def test_a_loop_ends_although_a_driver_made_an_error_of_its_own_of_the_probers_cancellation() -> (
+    None
+):
+    """aiomysql's connect does so.
+
+    The prober would try again, and ``asyncio.run`` would wait for it for ever.
+    """
     calls: list[int] = []
 
     async def connect() -> Any:

@@ -21,10 +21,14 @@ OTHERS = ["psycopg2", "pg8000", "mysqlconnector", "mariadbconnector"]
 
 @pytest.fixture(params=OTHERS)
 def other(request: pytest.FixtureRequest, faces: Any) -> Any:
-    server = request.getfixturevalue("postgres" if request.param in ("psycopg2", "pg8000") else "mariadb")
+    server = request.getfixturevalue(
+        "postgres" if request.param in ("psycopg2", "pg8000") else "mariadb"
+    )
     face = faces(request.param, server)
     if request.param == "mariadbconnector":
-        face.url = lambda **query: server.url("mariadbconnector", **query).replace("mysql+", "mariadb+")
+        face.url = lambda **query: server.url("mariadbconnector", **query).replace(
+            "mysql+", "mariadb+"
+        )
     return face
 
 
@@ -47,7 +51,9 @@ def test_killed_connections_are_replaced_and_units_run_again(other: Any) -> None
                 other.server._kill_session(conn.scalar(other.session_id))
             conn.execute(sa.text(f"INSERT INTO {table} VALUES (2)"))
 
-    with contextlib.suppress(sa.exc.DBAPIError):  # a driver that does not show its statements is not run again
+    with contextlib.suppress(
+        sa.exc.DBAPIError
+    ):  # a driver that does not show its statements is not run again
         work()
     assert other.rows(table) in ([], [1, 2])
     assert stats(engine).used == 0
@@ -67,7 +73,9 @@ def test_asyncmy_is_looked_after_too(mariadb: Any) -> None:
     asyncio.run(work())
 
 
-def test_a_dbapi_without_a_driver_file_is_pooled_as_sqlalchemy_does_it(face: Any, monkeypatch: Any, caplog: Any) -> None:
+def test_a_dbapi_without_a_driver_file_is_pooled_as_sqlalchemy_does_it(
+    face: Any, monkeypatch: Any, caplog: Any
+) -> None:
     def no_driver(*_args: Any, **_kwargs: Any) -> Any:
         raise plan.ConfigurationError("no driver of this name")
 
@@ -87,7 +95,9 @@ def test_a_dbapi_without_a_driver_file_is_pooled_as_sqlalchemy_does_it(face: Any
     assert stats(engine).used == 0
 
 
-def test_connections_that_a_tracer_wraps_are_looked_through_or_left_alone(face: Any, until: Any) -> None:
+def test_connections_that_a_tracer_wraps_are_looked_through_or_left_alone(
+    face: Any, until: Any
+) -> None:
     class Proxy:
         def __init__(self, inside: Any) -> None:
             self.__wrapped__ = inside
@@ -107,8 +117,12 @@ def test_connections_that_a_tracer_wraps_are_looked_through_or_left_alone(face: 
     for kind, seen in ((Proxy, True), (Opaque, False)):
         engine = face.engine()
         original = engine.dialect.connect
-        engine.dialect.connect = lambda *args, original=original, kind=kind, **kwargs: kind(original(*args, **kwargs))  # type: ignore[method-assign]
-        with contextlib.suppress(TypeError, AttributeError):  # psycopg's own set-up wants the real thing
+        engine.dialect.connect = lambda *args, original=original, kind=kind, **kwargs: kind(
+            original(*args, **kwargs)
+        )  # type: ignore[method-assign]
+        with contextlib.suppress(
+            TypeError, AttributeError
+        ):  # psycopg's own set-up wants the real thing
             face.ask(engine)
             assert face.ask(engine)
             face.server.kill_sessions()
@@ -117,7 +131,9 @@ def test_connections_that_a_tracer_wraps_are_looked_through_or_left_alone(face: 
                 assert face.ask(engine)
 
 
-def test_a_wrapped_connection_that_nobody_can_look_below_is_rolled_back_by_its_dialect(face: Any, caplog: Any) -> None:
+def test_a_wrapped_connection_that_nobody_can_look_below_is_rolled_back_by_its_dialect(
+    face: Any, caplog: Any
+) -> None:
     engine = face.engine(_initialize=False)
     plain = engine.dialect.loaded_dbapi.connect
 

@@ -1,4 +1,7 @@
-"""What befalls an engine's connections: idle limits, kills, restarts, crashes, outages, forks. The app must see none of it."""
+"""What befalls an engine's connections: idle limits, kills, restarts, crashes, outages, forks.
+
+The app must see none of it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ RAW_FORK = Path(__file__).parents[2] / "pool"
 @pytest.fixture
 def idle_setting() -> Any:
     def setting(face: Any, seconds: int) -> dict[str, Any]:
-        return {"wait_timeout": seconds} if face.is_mysql else {"idle_session_timeout": f"{seconds}s"}
+        return (
+            {"wait_timeout": seconds} if face.is_mysql else {"idle_session_timeout": f"{seconds}s"}
+        )
 
     return setting
 
@@ -50,7 +55,9 @@ def test_the_servers_idle_limit_is_asked_for_and_connections_are_closed_before_i
         face.ask(engine)
 
 
-def test_killed_idle_connections_are_never_an_error(face: Any, stats: Any, in_close_wait: Any, until: Any) -> None:
+def test_killed_idle_connections_are_never_an_error(
+    face: Any, stats: Any, in_close_wait: Any, until: Any
+) -> None:
     engine = face.engine(pool_size=4)
     for _ in range(4):
         before = face.warm(engine, 4)
@@ -69,7 +76,9 @@ def test_after_a_death_only_the_dead_are_thrown_away(face: Any, stats: Any, unti
     assert numbers[1] not in after
 
 
-def test_a_connection_killed_in_use_is_an_error_once_and_takes_no_other_with_it(face: Any, stats: Any) -> None:
+def test_a_connection_killed_in_use_is_an_error_once_and_takes_no_other_with_it(
+    face: Any, stats: Any
+) -> None:
     engine = face.engine(pool_size=3)
     numbers = face.warm(engine, 3)
     with pytest.raises(sa.exc.DBAPIError) as caught, engine.connect() as conn:
@@ -83,7 +92,9 @@ def test_a_connection_killed_in_use_is_an_error_once_and_takes_no_other_with_it(
     assert sum(stats(engine).closed.values()) == 1
 
 
-def test_callers_wait_through_a_restart_while_one_prober_tries(own_face: Any, stats: Any, in_threads: Any) -> None:
+def test_callers_wait_through_a_restart_while_one_prober_tries(
+    own_face: Any, stats: Any, in_threads: Any
+) -> None:
     engine = own_face.engine(pool_size=6)
     own_face.warm(engine, 6)
     own_face.server.stop()
@@ -93,11 +104,15 @@ def test_callers_wait_through_a_restart_while_one_prober_tries(own_face: Any, st
     starter.join()
     assert all(isinstance(result, int) for result in results), results
     assert stats(engine).outages == 1
-    assert stats(engine).connect_failures < 300  # six callers without a gate would have tried thousands of times
+    assert (
+        stats(engine).connect_failures < 300
+    )  # six callers without a gate would have tried thousands of times
     own_face.warm(engine, 6)
 
 
-def test_a_crash_leaves_nothing_behind(own_face: Any, stats: Any, in_close_wait: Any, until: Any) -> None:
+def test_a_crash_leaves_nothing_behind(
+    own_face: Any, stats: Any, in_close_wait: Any, until: Any
+) -> None:
     engine = own_face.engine(pool_size=3)
     own_face.warm(engine, 3)
     own_face.server.crash()
@@ -106,7 +121,9 @@ def test_a_crash_leaves_nothing_behind(own_face: Any, stats: Any, in_close_wait:
     assert stats(engine).used == 0
 
 
-def test_an_outage_is_told_in_time_then_at_once_and_ends_without_traffic(own_face: Any, stats: Any, until: Any) -> None:
+def test_an_outage_is_told_in_time_then_at_once_and_ends_without_traffic(
+    own_face: Any, stats: Any, until: Any
+) -> None:
     engine = own_face.engine(unbroken={"outage_wait": 0.3})
     own_face.ask(engine)
     own_face.server.stop()
@@ -132,7 +149,9 @@ def test_a_wrong_password_is_said_at_once_in_the_servers_words(face: Any, stats:
     assert "wrong" not in str(caught.value.orig)
 
 
-def test_a_server_that_is_full_is_waited_for(new_postgres: Any, faces: Any, in_threads: Any) -> None:
+def test_a_server_that_is_full_is_waited_for(
+    new_postgres: Any, faces: Any, in_threads: Any
+) -> None:
     server: PostgreSQL = new_postgres({"max_connections": 6, "superuser_reserved_connections": 3})
     face = faces("psycopg", server)
     hog, engine = face.bare(), face.engine()
@@ -148,21 +167,31 @@ def test_a_server_that_became_read_only_is_left(face: Any, stats: Any) -> None:
     engine = face.engine()
     before = face.ask(engine)
     option = {"read_only": 1} if face.is_mysql else {"default_transaction_read_only": "on"}
-    with face.server.temporarily(**option), pytest.raises(sa.exc.DBAPIError), engine.begin() as conn:
+    with (
+        face.server.temporarily(**option),
+        pytest.raises(sa.exc.DBAPIError),
+        engine.begin() as conn,
+    ):
         conn.execute(sa.text(f"INSERT INTO {table} VALUES (1)"))
     assert stats(engine).closed == {"failover": 1}
     assert face.ask(engine) != before
 
 
 @pytest.mark.parametrize("how", ["session", "transaction"])
-def test_a_transaction_that_the_application_wanted_read_only_is_no_failover(face: Any, stats: Any, how: str) -> None:
+def test_a_transaction_that_the_application_wanted_read_only_is_no_failover(
+    face: Any, stats: Any, how: str
+) -> None:
     table = face.table("readonly_t")
     engine = face.engine()
     idle = [engine.connect() for _ in range(2)]
     before = {conn.scalar(face.session_id) for conn in idle}
     for conn in idle:
         conn.close()
-    session = "SET SESSION TRANSACTION READ ONLY" if face.is_mysql else "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+    session = (
+        "SET SESSION TRANSACTION READ ONLY"
+        if face.is_mysql
+        else "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+    )
     transaction = "START TRANSACTION READ ONLY" if face.is_mysql else "SET TRANSACTION READ ONLY"
     with engine.connect() as conn:
         conn.execute(sa.text(session if how == "session" else transaction))
@@ -175,7 +204,9 @@ def test_a_transaction_that_the_application_wanted_read_only_is_no_failover(face
     assert {face.ask(engine) for _ in range(3)} <= before
 
 
-def test_a_forked_child_has_sessions_of_its_own_and_leaves_its_parents_alone(face: Any, script: Any) -> None:
+def test_a_forked_child_has_sessions_of_its_own_and_leaves_its_parents_alone(
+    face: Any, script: Any
+) -> None:
     script(
         """
         import gc, os, sys
@@ -241,7 +272,7 @@ def test_a_fork_that_python_does_not_see_is_noticed_at_checkout(face: Any, scrip
             os._exit(0 if other != mine else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert mine in {one() for _ in range(20)}   # a connect that is slow has another beginning beside it
-        """,
+        """,  # noqa: E501
         face.url(),
         str(face.session_id),
         str(RAW_FORK),

@@ -1,4 +1,6 @@
-"""An engine's callers stand in the same line as a ``Pool``'s: returned connections, full servers, goodbyes, places."""
+"""An engine's callers stand in the same line as a ``Pool``'s: returned connections, full servers,
+goodbyes, places.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def small_postgres(new_postgres: Any) -> PostgreSQL:
     return server
 
 
-def test_a_returned_connection_serves_a_caller_while_the_server_is_full(small_postgres: Any, faces: Any, in_threads: Any) -> None:
+def test_a_returned_connection_serves_a_caller_while_the_server_is_full(
+    small_postgres: Any, faces: Any, in_threads: Any
+) -> None:
     engine = faces("psycopg", small_postgres).engine(pool_size=10)
 
     def requests(_number: int) -> int:
@@ -49,7 +53,9 @@ def test_a_returned_connection_serves_a_caller_while_the_server_is_full(small_po
 
 def test_the_same_on_an_event_loop(small_postgres: Any) -> None:
     async def work() -> None:
-        engine = create_async_engine(small_postgres.url("asyncpg"), plugins=["unbroken"], pool_size=10)
+        engine = create_async_engine(
+            small_postgres.url("asyncpg"), plugins=["unbroken"], pool_size=10
+        )
 
         async def requests() -> None:
             for _ in range(5):
@@ -65,11 +71,15 @@ def test_the_same_on_an_event_loop(small_postgres: Any) -> None:
 
 @pytest.mark.parametrize("lifo", [False, True])
 @pytest.mark.parametrize("name", ["asyncpg", "psycopg", "aiomysql"])
-def test_no_place_is_lost_when_idle_connections_end_on_an_async_engine(name: str, lifo: bool, request: Any) -> None:
+def test_no_place_is_lost_when_idle_connections_end_on_an_async_engine(
+    name: str, lifo: bool, request: Any
+) -> None:
     server = request.getfixturevalue("mariadb" if name == "aiomysql" else "postgres")
 
     async def work() -> None:
-        engine = create_async_engine(server.url(name), plugins=["unbroken"], pool_size=3, max_overflow=0, pool_use_lifo=lifo)
+        engine = create_async_engine(
+            server.url(name), plugins=["unbroken"], pool_size=3, max_overflow=0, pool_use_lifo=lifo
+        )
 
         async def ask() -> None:
             async with engine.connect() as conn:
@@ -85,7 +95,9 @@ def test_no_place_is_lost_when_idle_connections_end_on_an_async_engine(name: str
     asyncio.run(asyncio.wait_for(work(), 60))
 
 
-def test_a_goodbye_that_came_before_the_hang_up_keeps_a_connection_from_callers(mariadb: Any) -> None:
+def test_a_goodbye_that_came_before_the_hang_up_keeps_a_connection_from_callers(
+    mariadb: Any,
+) -> None:
     ask = sa.text("SELECT connection_id()")
 
     async def work() -> None:
@@ -147,7 +159,9 @@ def test_units_of_work_on_psycopg2_are_run_again(postgres: Any, faces: Any) -> N
     assert face.rows(table) == [1, 2]
 
 
-def test_the_statements_of_an_applications_own_psycopg2_connections_are_seen_too(postgres: Any, faces: Any) -> None:
+def test_the_statements_of_an_applications_own_psycopg2_connections_are_seen_too(
+    postgres: Any, faces: Any
+) -> None:
     import psycopg2.extensions
 
     class Own(psycopg2.extensions.connection):
@@ -160,7 +174,9 @@ def test_the_statements_of_an_applications_own_psycopg2_connections_are_seen_too
     raw.close()
 
 
-def test_pool_timeout_is_for_connections_that_others_have_and_not_for_opening_one(face: Any) -> None:
+def test_pool_timeout_is_for_connections_that_others_have_and_not_for_opening_one(
+    face: Any,
+) -> None:
     engine = face.engine(pool_size=1, max_overflow=1, pool_timeout=0)
     for _ in range(3):
         with engine.connect() as one, engine.connect() as two:
@@ -172,7 +188,13 @@ def test_pool_timeout_is_for_connections_that_others_have_and_not_for_opening_on
 
 def test_the_same_holds_on_an_event_loop(postgres: Any) -> None:
     async def work() -> None:
-        engine = create_async_engine(postgres.url("asyncpg"), plugins=["unbroken"], pool_size=1, max_overflow=0, pool_timeout=0)
+        engine = create_async_engine(
+            postgres.url("asyncpg"),
+            plugins=["unbroken"],
+            pool_size=1,
+            max_overflow=0,
+            pool_timeout=0,
+        )
         for _ in range(3):
             async with engine.connect() as conn:
                 assert (await conn.execute(sa.text("SELECT 1"))).scalar() == 1
@@ -185,7 +207,10 @@ def test_the_same_holds_on_an_event_loop(postgres: Any) -> None:
 
 @pytest.mark.parametrize(("size", "overflow"), [(0, 0), (2, -1), (1, 3)])
 def test_bounds_mean_what_sqlalchemy_says(face: Any, size: int, overflow: int) -> None:
-    ours, bare = (make(pool_size=size, max_overflow=overflow, pool_timeout=0.2) for make in (face.engine, face.bare))
+    ours, bare = (
+        make(pool_size=size, max_overflow=overflow, pool_timeout=0.2)
+        for make in (face.engine, face.bare)
+    )
 
     def walk(engine: sa.Engine) -> list[Any]:
         seen: list[Any] = []
@@ -226,7 +251,9 @@ def test_recycled_and_invalidated_connections_are_replaced_in_their_place(face: 
     assert engine.pool.checkedout() == 0
 
 
-def test_a_connection_that_does_not_answer_sqlalchemys_own_ping_is_replaced_in_its_place(face: Any, monkeypatch: Any) -> None:
+def test_a_connection_that_does_not_answer_sqlalchemys_own_ping_is_replaced_in_its_place(
+    face: Any, monkeypatch: Any
+) -> None:
     engine = face.engine(pool_size=2, max_overflow=0, pool_pre_ping=True, pool_timeout=2)
     face.warm(engine, 2)
     original = engine.dialect.do_ping
@@ -235,7 +262,9 @@ def test_a_connection_that_does_not_answer_sqlalchemys_own_ping_is_replaced_in_i
     def ping(connection: Any) -> bool:
         if not failed:
             failed.append(1)
-            raise engine.dialect.loaded_dbapi.OperationalError(2006, "server closed the connection unexpectedly")
+            raise engine.dialect.loaded_dbapi.OperationalError(
+                2006, "server closed the connection unexpectedly"
+            )
         return bool(original(connection))
 
     monkeypatch.setattr(engine.dialect, "do_ping", ping)
@@ -266,7 +295,9 @@ TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant")
 
 
 def test_what_connects_sees_the_context_of_a_caller(postgres: Any, faces: Any) -> None:
-    """As where it runs in the caller's thread: a ``creator`` or ``do_connect`` may ask its web framework for the request."""
+    """As where it runs in the caller's thread: a ``creator`` or ``do_connect`` may ask its web
+    framework for the request.
+    """
     seen: list[str] = []
 
     def listen(engine: sa.Engine) -> sa.Engine:

@@ -1,4 +1,6 @@
-"""What SQLAlchemy's pool promises stays promised; what is given up needlessly is not sent; what leaks is named."""
+"""What SQLAlchemy's pool promises stays promised; what is given up needlessly is not sent; what
+leaks is named.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def test_pool_size_overflow_and_timeout_are_sqlalchemys(face: Any, stats: Any) -
     held = [engine.connect() for _ in range(3)]
     assert engine.pool.checkedout() == 3
     assert engine.pool.overflow() == 1
-    with pytest.raises(sa.exc.TimeoutError, match="QueuePool limit of size 2 overflow 1 reached") as caught:
+    with pytest.raises(
+        sa.exc.TimeoutError, match="QueuePool limit of size 2 overflow 1 reached"
+    ) as caught:
         engine.connect()
     assert any("test_pool.py" in note for note in caught.value.__notes__)
     for conn in held:
@@ -35,7 +39,16 @@ def test_pool_size_overflow_and_timeout_are_sqlalchemys(face: Any, stats: Any) -
 
 def test_a_waiter_is_served_when_a_connection_comes_back(face: Any, in_threads: Any) -> None:
     engine = face.engine(pool_size=2, max_overflow=0)
-    assert len({number for numbers in in_threads(8, lambda _: [face.ask(engine) for _ in range(20)]) for number in numbers}) <= 2
+    assert (
+        len(
+            {
+                number
+                for numbers in in_threads(8, lambda _: [face.ask(engine) for _ in range(20)])
+                for number in numbers
+            }
+        )
+        <= 2
+    )
 
 
 @pytest.mark.parametrize("lifo", [False, True])
@@ -48,7 +61,16 @@ def test_the_order_is_the_one_that_was_asked_for(face: Any, lifo: bool) -> None:
 def test_events_are_called_as_sqlalchemy_says(face: Any) -> None:
     engine = face.engine(pool_size=1)
     seen: list[str] = []
-    for name in ("connect", "checkout", "reset", "checkin", "invalidate", "close", "detach", "close_detached"):
+    for name in (
+        "connect",
+        "checkout",
+        "reset",
+        "checkin",
+        "invalidate",
+        "close",
+        "detach",
+        "close_detached",
+    ):
         event.listen(engine, name, lambda *_, name=name: seen.append(name))
     face.ask(engine)
     assert seen == ["connect", "checkout", "reset", "checkin"]
@@ -103,7 +125,9 @@ def test_no_transaction_survives_and_no_row_is_foreign(face: Any, how: str) -> N
     getattr(conn, how, lambda: None)()
     conn.close()
     with engine.connect() as conn:
-        assert conn.scalar(sa.text(f"SELECT COUNT(*) FROM {table}")) == (1 if how == "commit" else 0)
+        assert conn.scalar(sa.text(f"SELECT COUNT(*) FROM {table}")) == (
+            1 if how == "commit" else 0
+        )
 
 
 def _messages(face: Any, make: Any, request: Any, **kwargs: Any) -> int:
@@ -140,7 +164,9 @@ def test_no_round_trip_is_added_and_the_rollback_after_a_commit_is_gone(face: An
         assert ours[constant] == bare[constant] - 10  # nothing was opened: nothing is rolled back
 
 
-def test_what_is_forgotten_comes_back_and_is_reported_with_its_place(face: Any, stats: Any, caplog: Any, until: Any) -> None:
+def test_what_is_forgotten_comes_back_and_is_reported_with_its_place(
+    face: Any, stats: Any, caplog: Any, until: Any
+) -> None:
     engine = face.engine(pool_size=5, max_overflow=0, pool_timeout=5)
 
     def forgetful() -> None:
@@ -160,12 +186,19 @@ def test_what_is_forgotten_comes_back_and_is_reported_with_its_place(face: Any, 
     finally:
         gc.enable()
     assert "forgotten" in caplog.text
-    assert "in test_what_is_forgotten_comes_back_and_is_reported_with_its_place.<locals>.forgetful" in caplog.text
+    assert (
+        "in test_what_is_forgotten_comes_back_and_is_reported_with_its_place.<locals>.forgetful"
+        in caplog.text
+    )
     assert stats(engine).size <= 5
 
 
-def test_what_is_held_for_too_long_is_named_once_and_taken_back_if_wanted(face: Any, stats: Any, caplog: Any, until: Any) -> None:
-    engine = face.engine(pool_size=1, max_overflow=0, pool_timeout=5, unbroken={"leak_after": 0.2, "reclaim": True})
+def test_what_is_held_for_too_long_is_named_once_and_taken_back_if_wanted(
+    face: Any, stats: Any, caplog: Any, until: Any
+) -> None:
+    engine = face.engine(
+        pool_size=1, max_overflow=0, pool_timeout=5, unbroken={"leak_after": 0.2, "reclaim": True}
+    )
     with caplog.at_level(logging.WARNING, "unbroken"):
         held = engine.connect()
         mine = held.scalar(face.session_id)
@@ -180,7 +213,9 @@ def test_what_is_held_for_too_long_is_named_once_and_taken_back_if_wanted(face: 
     assert stats(engine).closed["reclaimed"] == 1
 
 
-def test_the_place_of_a_session_is_where_it_was_used(face: Any, stats: Any, caplog: Any, until: Any) -> None:
+def test_the_place_of_a_session_is_where_it_was_used(
+    face: Any, stats: Any, caplog: Any, until: Any
+) -> None:
     from sqlalchemy.orm import Session
 
     engine = face.engine(unbroken={"leak_after": 0.1})
@@ -190,7 +225,9 @@ def test_the_place_of_a_session_is_where_it_was_used(face: Any, stats: Any, capl
     assert "in test_the_place_of_a_session_is_where_it_was_used" in caplog.text
 
 
-def test_a_retired_connection_is_replaced_in_the_background(face: Any, stats: Any, until: Any) -> None:
+def test_a_retired_connection_is_replaced_in_the_background(
+    face: Any, stats: Any, until: Any
+) -> None:
     engine = face.engine(unbroken={"max_age": 0.4})
     before = face.ask(engine)
     until(lambda: stats(engine).closed == {"max age": 1})
@@ -198,8 +235,12 @@ def test_a_retired_connection_is_replaced_in_the_background(face: Any, stats: An
 
 
 def test_settings_come_from_the_url_and_from_the_dictionary(face: Any) -> None:
-    url = sa.make_url(face.url()).update_query_dict({"plugin": "unbroken", "leak_after": "7", "name": "shop"})
-    engine = sa.create_engine(url, unbroken={"leak_after": 8, "max_size": 3, "acquire_timeout": 2.5})
+    url = sa.make_url(face.url()).update_query_dict(
+        {"plugin": "unbroken", "leak_after": "7", "name": "shop"}
+    )
+    engine = sa.create_engine(
+        url, unbroken={"leak_after": 8, "max_size": 3, "acquire_timeout": 2.5}
+    )
     settings = engine.pool._plan.settings
     assert (settings.leak_after, settings.name) == (8, "shop")
     assert (engine.pool.size(), engine.pool._max_overflow, engine.pool.timeout()) == (3, 0, 2.5)
@@ -213,7 +254,10 @@ def test_settings_come_from_the_url_and_from_the_dictionary(face: Any) -> None:
     [
         ({"unbroken": {"leek_after": 1}}, "did you mean 'leak_after'"),
         ({"unbroken": {"leak_after": -1}}, "leak_after=-1 must be more than 0 s"),
-        ({"unbroken": {"max_size": 3}, "pool_size": 2}, "max_size and SQLAlchemy's pool_size say the same"),
+        (
+            {"unbroken": {"max_size": 3}, "pool_size": 2},
+            "max_size and SQLAlchemy's pool_size say the same",
+        ),
         ({"unbroken": {"min_size": 3}}, "min_size has no meaning here"),
         ({"unbroken": "yes"}, "must be a dict of settings"),
     ],
@@ -228,7 +272,9 @@ def test_pools_are_chosen_with_care(caplog: Any) -> None:
         return sa.create_engine(url, plugins=["unbroken"], **kwargs).pool
 
     assert type(pool_of("mysql+pymysql://localhost/shop")) is UnbrokenQueuePool
-    assert type(pool_of("mysql+pymysql://localhost/shop", poolclass=sa.QueuePool)) is UnbrokenQueuePool
+    assert (
+        type(pool_of("mysql+pymysql://localhost/shop", poolclass=sa.QueuePool)) is UnbrokenQueuePool
+    )
     assert type(pool_of("mysql+pymysql://localhost/shop", poolclass=sa.NullPool)) is sa.NullPool
     assert "unbroken looks after connections in its own pool only" in caplog.text
     assert not isinstance(pool_of("sqlite://"), UnbrokenQueuePool | AsyncUnbrokenQueuePool)

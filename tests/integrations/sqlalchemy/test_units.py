@@ -1,4 +1,6 @@
-"""Units of work around engines and Sessions: replayed where nothing can have been committed, and only there."""
+"""Units of work around engines and Sessions: replayed where nothing can have been committed, and
+only there.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def _runs() -> tuple[list[int], Any]:
     return seen, lambda: seen.append(len(seen)) or len(seen)
 
 
-def test_a_session_that_lost_its_connection_before_the_commit_is_run_again(face: Any, table: str) -> None:
+def test_a_session_that_lost_its_connection_before_the_commit_is_run_again(
+    face: Any, table: str
+) -> None:
     engine = face.engine()
     runs, count = _runs()
 
@@ -124,12 +128,17 @@ def test_a_commit_whose_answer_was_lost_is_unknown_and_not_run_again(face: Any, 
     assert isinstance(caught.value, sa.exc.OperationalError)
     assert caught.value.connection_invalidated
     assert face.rows(table) == [1]
-    with pytest.raises(unbroken.CommitUnknownError), engine.begin() as conn:  # outside of a unit it is said as well
+    with (
+        pytest.raises(unbroken.CommitUnknownError),
+        engine.begin() as conn,
+    ):  # outside of a unit it is said as well
         conn.execute(sa.text(f"INSERT INTO {table} VALUES (2)"))
         proxy.cut_at("COMMIT")
 
 
-def test_a_commit_that_never_went_out_is_lost_and_run_again(face: Any, table: str, until: Any) -> None:
+def test_a_commit_that_never_went_out_is_lost_and_run_again(
+    face: Any, table: str, until: Any
+) -> None:
     engine = face.engine()
     runs, count = _runs()
 
@@ -147,7 +156,9 @@ def test_a_commit_that_never_went_out_is_lost_and_run_again(face: Any, table: st
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("caught", [False, True])
-def test_a_loss_inside_a_savepoint_is_run_again(face: Any, table: str, depth: int, caught: bool) -> None:
+def test_a_loss_inside_a_savepoint_is_run_again(
+    face: Any, table: str, depth: int, caught: bool
+) -> None:
     engine = face.engine()
     runs, count = _runs()
 
@@ -181,7 +192,9 @@ def test_a_loss_inside_a_savepoint_is_run_again(face: Any, table: str, depth: in
 
 
 @pytest.mark.parametrize("level", ["", "AUTOCOMMIT"])
-def test_a_select_that_wrote_through_a_view_is_not_run_again(face: Any, table: str, level: str) -> None:
+def test_a_select_that_wrote_through_a_view_is_not_run_again(
+    face: Any, table: str, level: str
+) -> None:
     engine = face.engine(isolation_level=level or None) if level else face.engine()
     runs, count = _runs()
     admin = face.server.admin
@@ -189,7 +202,10 @@ def test_a_select_that_wrote_through_a_view_is_not_run_again(face: Any, table: s
     admin(
         f"CREATE FUNCTION put_it() RETURNS INT BEGIN {body}; RETURN 1; END"
         if face.is_mysql
-        else f"CREATE FUNCTION put_it() RETURNS int LANGUAGE sql SECURITY DEFINER AS '{body} RETURNING 1'"
+        else (
+            f"CREATE FUNCTION put_it() RETURNS int LANGUAGE sql SECURITY DEFINER AS '{body}"
+            " RETURNING 1'"
+        )
     )
     admin("CREATE VIEW writing AS SELECT put_it() AS n")
     if not face.is_mysql:
@@ -275,7 +291,9 @@ def test_a_connection_from_outside_the_unit_forbids_a_replay(face: Any, table: s
     assert face.rows(table) == [1, 7]
 
 
-def test_outside_of_units_nothing_is_watched_and_nothing_stays_watched(face: Any, table: str) -> None:
+def test_outside_of_units_nothing_is_watched_and_nothing_stays_watched(
+    face: Any, table: str
+) -> None:
     engine = face.engine(pool_size=1)
     plain = type(engine.raw_connection().driver_connection)
 

@@ -1,4 +1,6 @@
-"""A web app under a real web server, traffic over real HTTP, and everything that happens to its database meanwhile."""
+"""A web app under a real web server, traffic over real HTTP, and everything that happens to its
+database meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -55,24 +57,46 @@ def wait_until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
 class Site:
     """An app of examples/ (or any folder) under a web server, in processes of its own."""
 
-    def __init__(self, command: list[str], port: int, env: dict[str, str], log: Path, folder: Path) -> None:
+    def __init__(
+        self, command: list[str], port: int, env: dict[str, str], log: Path, folder: Path
+    ) -> None:
         self.port, self.log = port, log
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                command, cwd=folder, env={**os.environ, **env}, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                cwd=folder,
+                env={**os.environ, **env},
+                stdout=out,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
 
-    def ask(self, path: str, form: dict[str, Any] | None = None, accept: str = "*/*", method: str | None = None) -> Reply:
+    def ask(
+        self,
+        path: str,
+        form: dict[str, Any] | None = None,
+        accept: str = "*/*",
+        method: str | None = None,
+    ) -> Reply:
         """One request on a connection of its own."""
         started = time.monotonic()
         conn = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         body = urlencode(form) if form is not None else None
-        headers = {"Accept": accept, **({"Content-Type": "application/x-www-form-urlencoded"} if body is not None else {})}
+        headers = {
+            "Accept": accept,
+            **({"Content-Type": "application/x-www-form-urlencoded"} if body is not None else {}),
+        }
         try:
             conn.request(method or ("GET" if form is None else "POST"), path, body, headers)
             response = conn.getresponse()
             data = response.read()
-            return Reply(response.status, data, {k.lower(): v for k, v in response.getheaders()}, time.monotonic() - started)
+            return Reply(
+                response.status,
+                data,
+                {k.lower(): v for k, v in response.getheaders()},
+                time.monotonic() - started,
+            )
         except (OSError, http.client.HTTPException) as error:
             return Reply(0, repr(error).encode(), {}, time.monotonic() - started)
         finally:
@@ -138,7 +162,10 @@ class Traffic:
     def __post_init__(self) -> None:
         self._over = threading.Event()
         self._numbers = count(1)
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._get, self._get, self._get, self._add, self._add)]
+        self._threads = [
+            threading.Thread(target=work, daemon=True)
+            for work in (self._get, self._get, self._get, self._add, self._add)
+        ]
 
     def _get(self) -> None:
         while not self._over.is_set():
@@ -197,13 +224,18 @@ class Outcome:
         by = ", ".join(f"{phase} {n}" for phase, n in parts.items())
         failed = sum(n for status, n in self.posts.items() if status != 200)
         return (
-            f"GET {self.gets:5d}  not 200 {bad:4d} {'(' + by + ')' if by else '':40s} POST {self.posts.total():5d} failed {failed:4d} "
-            f"(unknown {self.unknown}) lost {len(self.lost)} doubled {len(self.doubled)} slowest {self.slowest:.2f} s"
+            f"GET {self.gets:5d}  not 200 {bad:4d} {'(' + by + ')' if by else '':40s} POST"
+            f" {self.posts.total():5d} failed {failed:4d} (unknown {self.unknown}) lost"
+            f" {len(self.lost)} doubled {len(self.doubled)} slowest {self.slowest:.2f} s"
         )
 
 
-def ordeal(server: Server, site: Site, post: Callable[[int], tuple[str, dict[str, Any] | None]]) -> Outcome:
-    """Idle until the server drops the sessions (limit 2 s), then traffic through kills, a restart and a crash of 1.5 s."""
+def ordeal(
+    server: Server, site: Site, post: Callable[[int], tuple[str, dict[str, Any] | None]]
+) -> Outcome:
+    """Idle until the server drops the sessions (limit 2 s), then traffic through kills, a restart
+    and a crash of 1.5 s.
+    """
     traffic = Traffic(site, post)
     traffic.phase = "idle"
     wait_until(lambda: not server.sessions(), 10.0)
@@ -226,8 +258,16 @@ def judge(server: Server, traffic: Traffic) -> Outcome:
     stored = Counter(int(row[0]) for row in server.admin("SELECT number FROM item"))
     told = {number: reply for number, (_, reply) in traffic.posts.items()}
     said = (b"outcome unknown", b"stored, not answered")
-    unknown = {n for n, reply in told.items() if reply.status == 500 and any(words in reply.body for words in said)}
-    away = {n for n, (phase, reply) in traffic.posts.items() if reply.status == 503 and phase in ("restart", "crash")}
+    unknown = {
+        n
+        for n, reply in told.items()
+        if reply.status == 500 and any(words in reply.body for words in said)
+    }
+    away = {
+        n
+        for n, (phase, reply) in traffic.posts.items()
+        if reply.status == 503 and phase in ("restart", "crash")
+    }
     others = [
         (phase, reply.status, reply.body[:200])
         for n, (phase, reply) in traffic.posts.items()
@@ -274,18 +314,26 @@ def until() -> Callable[..., Any]:
 def ordeals() -> Callable[..., Outcome]:
     """``ordeals(stand)``: everything that happens to a database, under traffic; what came of it."""
 
-    def run(stand: Stand, post: Callable[[int], tuple[str, dict[str, Any] | None]] | None = None) -> Outcome:
-        return ordeal(stand.server, stand.site, post or (lambda number: ("/items", {"number": number})))
+    def run(
+        stand: Stand, post: Callable[[int], tuple[str, dict[str, Any] | None]] | None = None
+    ) -> Outcome:
+        return ordeal(
+            stand.server, stand.site, post or (lambda number: ("/items", {"number": number}))
+        )
 
     return run
 
 
 @pytest.fixture
 def stands(sites: Callable[..., Site]) -> Iterator[Callable[..., Stand]]:
-    """``stands(web, driver)``: an app of examples/ under the web server *web*, on a database of its own."""
+    """``stands(web, driver)``: an app of examples/ under the web server *web*, on a database of its
+    own.
+    """
     with ExitStack() as stack:
 
-        def make(web: str, driver: str, *, plain: bool = False, app: str = "flask_app", query: str = "") -> Stand:
+        def make(
+            web: str, driver: str, *, plain: bool = False, app: str = "flask_app", query: str = ""
+        ) -> Stand:
             server = stack.enter_context(database(driver))
             url = server.url(driver.removeprefix("mysql9 "))
             site = sites(web, app, f"{url}?{query}" if query else url, plain=plain)
@@ -296,14 +344,27 @@ def stands(sites: Callable[..., Site]) -> Iterator[Callable[..., Stand]]:
 
 @pytest.fixture
 def sites(tmp_path: Path) -> Iterator[Callable[..., Site]]:
-    """``sites(web, app, url)``: an app of examples/ under the web server *web*, on the database at *url*."""
+    """``sites(web, app, url)``: an app of examples/ under the web server *web*, on the database at
+    *url*.
+    """
     numbers = count()
     with ExitStack() as stack:
 
         def make(web: str, app: str, url: str, *, plain: bool = False, **more: str) -> Site:
             port = free_port("127.0.0.1")
-            env = {"DATABASE_URL": url, "PLAIN": "1" if plain else "", "PYTHONUNBUFFERED": "1", **more}
-            site = Site(commands(web, port, app), port, env, tmp_path / f"web{next(numbers)}.log", ROOT / "examples")
+            env = {
+                "DATABASE_URL": url,
+                "PLAIN": "1" if plain else "",
+                "PYTHONUNBUFFERED": "1",
+                **more,
+            }
+            site = Site(
+                commands(web, port, app),
+                port,
+                env,
+                tmp_path / f"web{next(numbers)}.log",
+                ROOT / "examples",
+            )
             stack.callback(site.close)
             return site
 
@@ -314,15 +375,21 @@ def commands(web: str, port: int, app: str) -> list[str]:
     """How a web server is started, as its manual says: two workers, nothing tuned for databases."""
     bind = f"127.0.0.1:{port}"
     name, *options = web.split()
-    gunicorn = [str(BIN / "gunicorn"), "-b", bind, "-w", "2", "--log-level", "warning", f"{app}:app"]
+    gunicorn = [
+        str(BIN / "gunicorn"),
+        "-b",
+        bind,
+        "-w",
+        "2",
+        "--log-level",
+        "warning",
+        f"{app}:app",
+    ]
     kinds = {
-        "sync": [*gunicorn],
-        "gthread": [*gunicorn, "-k", "gthread", "--threads", "4"],
+        "sync": [*gunicorn], "gthread": [*gunicorn, "-k", "gthread", "--threads", "4"],
         "gevent": [*gunicorn, "-k", "gevent"],
-        "uwsgi": [str(BIN / "uwsgi"), "--http-socket", bind, "--master", "--processes", "2", "--need-app", "--die-on-term",
-                  "--module", f"{app}:app", "--home", str(BIN.parent), "--disable-logging"],
+        "uwsgi": [str(BIN / "uwsgi"), "--http-socket", bind, "--master", "--processes", "2", "--need-app", "--die-on-term", "--module", f"{app}:app", "--home", str(BIN.parent), "--disable-logging"],  # noqa: E501
         "tornado": [sys.executable, f"{app}.py", str(port)],
-        "uvicorn": [str(BIN / "uvicorn"), "--host", "127.0.0.1", "--port", str(port), "--workers", "2", "--log-level", "warning",
-                    f"{app}:app"],
+        "uvicorn": [str(BIN / "uvicorn"), "--host", "127.0.0.1", "--port", str(port), "--workers", "2", "--log-level", "warning", f"{app}:app"],  # noqa: E501
     }  # fmt: skip
     return [*kinds[name], *options]

@@ -1,4 +1,6 @@
-"""The ASGI middleware around Starlette and FastAPI apps, and the session that comes back in every case."""
+"""The ASGI middleware around Starlette and FastAPI apps, and the session that comes back in every
+case.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-async def ask(app: Any, method: str = "GET", path: str = "/", *, raising: bool = False, **kwargs: Any) -> httpx.Response:
+async def ask(
+    app: Any, method: str = "GET", path: str = "/", *, raising: bool = False, **kwargs: Any
+) -> httpx.Response:
     transport = httpx.ASGITransport(app, raise_app_exceptions=raising)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         return await client.request(method, path, **kwargs)
@@ -77,7 +81,9 @@ async def test_a_get_whose_connection_is_lost_is_run_again(postgres: PostgreSQL)
         assert (response.status_code, response.text) == (200, "3")
 
 
-async def test_it_is_run_again_under_middleware_and_through_a_page_that_the_app_made_of_the_error(postgres: PostgreSQL) -> None:
+async def test_it_is_run_again_under_middleware_and_through_a_page_that_the_app_made_of_the_error(
+    postgres: PostgreSQL,
+) -> None:
     async def sorry(_request: Request, _exc: Exception) -> Any:
         return JSONResponse({"sorry": True}, 500)
 
@@ -99,7 +105,9 @@ async def test_it_is_run_again_under_middleware_and_through_a_page_that_the_app_
         assert work.calls == 5
 
 
-async def test_it_may_also_be_added_as_one_of_the_apps_own_middlewares(postgres: PostgreSQL) -> None:
+async def test_it_may_also_be_added_as_one_of_the_apps_own_middlewares(
+    postgres: PostgreSQL,
+) -> None:
     async with Work(postgres, times=2) as work:
         app = FastAPI()
         app.add_middleware(unbroken.asgi.Unbroken, readyz="/readyz", databases=work.pool)
@@ -143,7 +151,9 @@ async def test_the_apps_own_errors_are_its_own(postgres: PostgreSQL) -> None:
         await ask(app, raising=True)
 
 
-async def test_a_post_is_run_again_only_where_the_settings_say_so_and_with_its_body(postgres: PostgreSQL) -> None:
+async def test_a_post_is_run_again_only_where_the_settings_say_so_and_with_its_body(
+    postgres: PostgreSQL,
+) -> None:
     bodies: list[bytes] = []
 
     async def attempt(**settings: Any) -> tuple[int, list[bytes]]:
@@ -154,7 +164,9 @@ async def test_a_post_is_run_again_only_where_the_settings_say_so_and_with_its_b
                 bodies.append(await request.body())
                 return PlainTextResponse(str(await work()))
 
-            response = await ask(unbroken.asgi.Unbroken(starlette(endpoint), **settings), "POST", content=b"hello")
+            response = await ask(
+                unbroken.asgi.Unbroken(starlette(endpoint), **settings), "POST", content=b"hello"
+            )
             return response.status_code, list(bodies)
 
     assert await attempt() == (500, [b"hello"])
@@ -185,7 +197,14 @@ async def test_a_stream_goes_out_as_it_is_made_and_is_not_begun_again(postgres: 
         async def send(message: Any) -> None:
             events.append(message.get("body", message["type"]))
 
-        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "asgi": {"spec_version": "2.4"}}
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/",
+            "headers": [],
+            "query_string": b"",
+            "asgi": {"spec_version": "2.4"},
+        }
         with pytest.raises(Exception, match="connection"):
             await unbroken.asgi.Unbroken(starlette(endpoint))(scope, receive, send)
     assert events == ["http.response.start", b"", b"3", "made 0", b"x", "made 1", b"x"]
@@ -193,7 +212,9 @@ async def test_a_stream_goes_out_as_it_is_made_and_is_not_begun_again(postgres: 
 
 @pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize("how", ["body", "stream", "one chunk", "json"])
-async def test_the_body_is_there_again_whole_however_it_is_read(how: str, layers: int, postgres: PostgreSQL) -> None:
+async def test_the_body_is_there_again_whole_however_it_is_read(
+    how: str, layers: int, postgres: PostgreSQL
+) -> None:
     content = b'{"word": "' + b"x" * 70_000 + b'"}'
     seen: list[Any] = []
 
@@ -219,11 +240,15 @@ async def test_the_body_is_there_again_whole_however_it_is_read(how: str, layers
         app = unbroken.asgi.Unbroken(behind(endpoint, layers), replay="/")
         response = await ask(app, "POST", content=parts())
         assert (response.status_code, response.text) == (200, "3")
-    whole = {"body": content, "stream": content, "one chunk": content[:10_000]}.get(how, {"word": "x" * 70_000})
+    whole = {"body": content, "stream": content, "one chunk": content[:10_000]}.get(
+        how, {"word": "x" * 70_000}
+    )
     assert seen == [whole] * 3
 
 
-async def test_a_body_that_is_too_long_to_be_kept_is_read_whole_and_its_request_not_run_again(postgres: PostgreSQL) -> None:
+async def test_a_body_that_is_too_long_to_be_kept_is_read_whole_and_its_request_not_run_again(
+    postgres: PostgreSQL,
+) -> None:
     seen: list[int] = []
 
     async def parts() -> AsyncIterator[bytes]:
@@ -242,7 +267,7 @@ async def test_a_body_that_is_too_long_to_be_kept_is_read_whole_and_its_request_
     assert seen == [8000, 8000]
 
 
-# -- streams behind middleware that ends them in order, whatever became of them --------------------------------------
+# -- streams behind middleware that ends them in order, whatever became of them --------------------
 
 
 async def passing(request: Request, call_next: Any) -> Any:
@@ -264,9 +289,20 @@ async def sent_by(app: Any, method: str = "GET") -> tuple[list[Any], BaseExcepti
         await asyncio.sleep(60)
 
     async def send(message: Any) -> None:
-        sent.append(message["status"] if message["type"] == "http.response.start" else (message["body"], message.get("more_body", False)))
+        sent.append(
+            message["status"]
+            if message["type"] == "http.response.start"
+            else (message["body"], message.get("more_body", False))
+        )
 
-    scope = {"type": "http", "method": method, "path": "/", "headers": [], "query_string": b"", "asgi": {"spec_version": "2.4"}}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": "/",
+        "headers": [],
+        "query_string": b"",
+        "asgi": {"spec_version": "2.4"},
+    }
     try:
         await app(scope, receive, send)
     except Exception as exc:
@@ -275,7 +311,9 @@ async def sent_by(app: Any, method: str = "GET") -> tuple[list[Any], BaseExcepti
 
 
 @pytest.mark.parametrize("layers", [0, 1, 5])
-async def test_a_stream_that_is_lost_before_its_first_chunk_is_run_again_or_an_error(layers: int, postgres: PostgreSQL) -> None:
+async def test_a_stream_that_is_lost_before_its_first_chunk_is_run_again_or_an_error(
+    layers: int, postgres: PostgreSQL
+) -> None:
     async with Work(postgres, times=1) as work:
 
         async def chunks() -> AsyncIterator[bytes]:
@@ -297,7 +335,9 @@ async def test_a_stream_that_is_lost_before_its_first_chunk_is_run_again_or_an_e
 
 
 @pytest.mark.parametrize("layers", [1, 5])
-async def test_an_outage_before_a_streams_first_chunk_is_a_503(layers: int, new_postgres: Callable[..., PostgreSQL]) -> None:
+async def test_an_outage_before_a_streams_first_chunk_is_a_503(
+    layers: int, new_postgres: Callable[..., PostgreSQL]
+) -> None:
     server = new_postgres()
     async with Work(server, times=0) as work:
 
@@ -316,7 +356,9 @@ async def test_an_outage_before_a_streams_first_chunk_is_a_503(layers: int, new_
 
 
 @pytest.mark.parametrize("layers", [1, 5])
-async def test_a_stream_that_the_app_breaks_before_its_first_chunk_is_an_error_and_no_empty_answer(layers: int) -> None:
+async def test_a_stream_that_the_app_breaks_before_its_first_chunk_is_an_error_and_no_empty_answer(
+    layers: int,
+) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         if layers:
             raise ValueError("the app's own")
@@ -334,7 +376,9 @@ async def test_a_stream_that_the_app_breaks_before_its_first_chunk_is_an_error_a
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_stream_that_is_lost_after_its_first_chunk_is_not_ended_as_if_it_were_whole(method: str, postgres: PostgreSQL) -> None:
+async def test_a_stream_that_is_lost_after_its_first_chunk_is_not_ended_as_if_it_were_whole(
+    method: str, postgres: PostgreSQL
+) -> None:
     async with Work(postgres, times=0) as work:
 
         async def chunks() -> AsyncIterator[bytes]:
@@ -372,7 +416,14 @@ async def test_an_empty_stream_is_whole_before_its_background_task_is_done(layer
             assert not finished.is_set()
             whole.set()
 
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "asgi": {"spec_version": "2.4"}}
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "headers": [],
+        "query_string": b"",
+        "asgi": {"spec_version": "2.4"},
+    }
     async with asyncio.timeout(20):
         await unbroken.asgi.Unbroken(behind(endpoint, layers))(scope, receive, send)
     assert finished.is_set()
@@ -419,7 +470,9 @@ async def test_endpoints_on_threads_are_run_again_too(postgres: PostgreSQL) -> N
         assert (await ask(unbroken.asgi.Unbroken(app))).json() == 2
 
 
-async def test_an_outage_is_a_503_and_readiness_says_so(new_postgres: Callable[..., PostgreSQL]) -> None:
+async def test_an_outage_is_a_503_and_readiness_says_so(
+    new_postgres: Callable[..., PostgreSQL],
+) -> None:
     server = new_postgres()
     async with Work(server, times=0) as work:
 
@@ -430,13 +483,26 @@ async def test_an_outage_is_a_503_and_readiness_says_so(new_postgres: Callable[.
             return PlainTextResponse("sorry", 500)
 
         engine = create_async_engine(server.url("asyncpg"), plugins=["unbroken"])
-        settings = {"databases": [work.pool, engine], "healthz": "/healthz", "readyz": "/readyz", "ready_timeout": 2}
+        settings = {
+            "databases": [work.pool, engine],
+            "healthz": "/healthz",
+            "readyz": "/readyz",
+            "ready_timeout": 2,
+        }
         app = unbroken.asgi.Unbroken(starlette(endpoint), **settings)
         assert (await ask(app)).status_code == 200
         ready = await ask(app, path="/readyz")
-        assert (ready.status_code, ready.json()) == (200, {"status": "ok", "shop": "ok", "shop (2)": "ok"})
+        assert (ready.status_code, ready.json()) == (
+            200,
+            {"status": "ok", "shop": "ok", "shop (2)": "ok"},
+        )
         await asyncio.to_thread(server.stop)
-        for made in (app, unbroken.asgi.Unbroken(starlette(endpoint, exception_handlers={Exception: refusing, OSError: refusing}))):
+        for made in (
+            app,
+            unbroken.asgi.Unbroken(
+                starlette(endpoint, exception_handlers={Exception: refusing, OSError: refusing})
+            ),
+        ):
             for method in ("GET", "POST"):
                 response = await ask(made, method, raising=True)
                 assert (response.status_code, response.headers["retry-after"]) == (503, "1")
@@ -445,7 +511,10 @@ async def test_an_outage_is_a_503_and_readiness_says_so(new_postgres: Callable[.
         assert response.headers["content-type"] == "text/html; charset=utf-8"
         assert (await ask(app, "HEAD")).content == b""
         ready = await ask(app, path="/readyz")
-        assert (ready.status_code, ready.json()) == (503, {"status": "away", "shop": "away", "shop (2)": "away"})
+        assert (ready.status_code, ready.json()) == (
+            503,
+            {"status": "away", "shop": "away", "shop (2)": "away"},
+        )
         assert (await ask(app, path="/healthz")).status_code == 200
         await engine.dispose()
 
@@ -462,7 +531,7 @@ async def test_everything_else_than_http_passes_through() -> None:
     assert seen == ["lifespan", "websocket"]
 
 
-# ---------------------------------------------------------------------------------------------------- sessions
+# -- sessions --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["asyncpg", "psycopg", "aiomysql"])
@@ -531,13 +600,22 @@ async def _leave_a_stream(app: Any) -> None:
         if chunks > 3:
             gone.set()
 
-    scope = {"type": "http", "method": "GET", "path": "/stream", "headers": [], "query_string": b"", "asgi": {}}
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/stream",
+        "headers": [],
+        "query_string": b"",
+        "asgi": {},
+    }
     async with asyncio.timeout(10):
         await app(scope, receive, send)
 
 
 async def test_a_blocking_session_comes_back_in_every_case(mariadb: MariaDB) -> None:
-    engine = sa.create_engine(mariadb.url("pymysql"), plugins=["unbroken"], pool_size=2, max_overflow=0, pool_timeout=5)
+    engine = sa.create_engine(
+        mariadb.url("pymysql"), plugins=["unbroken"], pool_size=2, max_overflow=0, pool_timeout=5
+    )
     app = FastAPI()
     session = Depends(unbroken.asgi.session(sessionmaker(engine)))
     inside = asyncio.Event()

@@ -12,7 +12,8 @@ FEW = [
     ("gevent", "pymysql", "django_app"),
     ("uvicorn", "mysqldb", "django_asgi"),
 ]
-#: Not gevent with --preload: Django's own registry of connections is made before gevent patches threads then, whatever the engine.
+#: Not gevent with --preload: Django's own registry of connections is made before gevent patches
+#: threads then, whatever the engine.
 WEBS = [
     ("tornado", "django_tornado"),
     ("gthread", "django_app"),
@@ -21,7 +22,10 @@ WEBS = [
     ("uvicorn", "django_asgi"),
 ]
 ALL = [(web, driver, app) for web, app in WEBS for driver in ("mysqldb", "psycopg")]
-ENGINES = {"mysqldb": ("default", "persistent", "checked"), "psycopg": ("default", "persistent", "checked", "pool")}
+ENGINES = {
+    "mysqldb": ("default", "persistent", "checked"),
+    "psycopg": ("default", "persistent", "checked", "pool"),
+}
 
 
 def hold(outcome: Any) -> None:
@@ -57,7 +61,9 @@ def test_django_under_every_server_beside_its_own_backends(
         try:
             plain = ordeals(stands(web, driver, app=app, query=f"engine={engine}"))
             row, bad = plain.row(), sum(plain.not_200.values())
-        except AssertionError as error:  # it never comes back: Django's own pool, inherited through a fork
+        except (
+            AssertionError
+        ) as error:  # it never comes back: Django's own pool, inherited through a fork
             row, bad = f"does not answer: {str(error).splitlines()[0][:80]}", 1
         worst = max(worst, bad)
         with capsys.disabled():

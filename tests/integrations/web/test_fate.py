@@ -1,4 +1,6 @@
-"""What a client is told of its writes: 503 and Retry-After only for a request that stored nothing, through every body."""
+"""What a client is told of its writes: 503 and Retry-After only for a request that stored nothing,
+through every body.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +47,17 @@ STORIES = {
     "commits in a unit of its own": (["unit", "away", "read"], 500, "stored", 1),
     "commits, then reads in a unit": (["store", "away", "unit"], 500, "stored", 1),
     "holds writes that nobody committed": (["hold", "away", "read"], 503, "nothing stored", 0),
-    "commits beside writes that nobody committed": (["hold", "store", "away", "read"], 500, "stored", 1),
+    "commits beside writes that nobody committed": (["hold", "store", "away", "read"], 500, "stored", 1),  # noqa: E501
     "commits on a thread": (["thread", "away", "read"], 500, "stored", 1),
     "writes in autocommit": (["alone", "away", "read"], 500, "", 1),
 }  # fmt: skip
 
 
-WORDS = {"nothing stored": "nothing of this request is stored", "stored": "is stored; the answer", "unknown": "not known"}
+WORDS = {
+    "nothing stored": "nothing of this request is stored",
+    "stored": "is stored; the answer",
+    "unknown": "not known",
+}
 
 
 class Place:
@@ -77,8 +83,12 @@ class Place:
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     is_postgres = request.param == "postgresql"
     server = request.getfixturevalue("postgres" if is_postgres else "mariadb")
-    server.admin("CREATE TABLE fate (number INT)" + ("; GRANT ALL ON fate TO PUBLIC" if is_postgres else ""))
-    with FaultProxy((server.host, server.port), protocol="postgresql" if is_postgres else "mysql") as proxy:
+    server.admin(
+        "CREATE TABLE fate (number INT)" + ("; GRANT ALL ON fate TO PUBLIC" if is_postgres else "")
+    )
+    with FaultProxy(
+        (server.host, server.port), protocol="postgresql" if is_postgres else "mysql"
+    ) as proxy:
         yield Place(server, proxy)
     server.kill_sessions()
     server.admin("DROP TABLE fate")
@@ -92,7 +102,9 @@ class Blocking:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self.pool = unbroken.Pool(place.url(self.driver[0 if place.is_postgres else 1], outage_wait=0.2))
+        self.pool = unbroken.Pool(
+            place.url(self.driver[0 if place.is_postgres else 1], outage_wait=0.2)
+        )
         self.steps: list[str] = []
 
     def view(self) -> None:
@@ -167,7 +179,9 @@ class Flask(Blocking):
     def __init__(self, place: Place) -> None:
         super().__init__(place)
         self.app = flask.Flask("fate")
-        self.app.config["SQLALCHEMY_DATABASE_URI"] = place.url(self.driver[0 if place.is_postgres else 1], outage_wait=0.2)
+        self.app.config["SQLALCHEMY_DATABASE_URI"] = place.url(
+            self.driver[0 if place.is_postgres else 1], outage_wait=0.2
+        )
         self.extension = unbroken.flask.Unbroken(self.app, databases=self.pool)
         self.db = SQLAlchemy(self.app)
 
@@ -215,7 +229,9 @@ class Awaiting:
         self.steps: list[str] = []
 
     def open(self) -> None:
-        self.pool = unbroken.AsyncPool(self.place.url(self.driver[0 if self.place.is_postgres else 1], outage_wait=0.2))
+        self.pool = unbroken.AsyncPool(
+            self.place.url(self.driver[0 if self.place.is_postgres else 1], outage_wait=0.2)
+        )
 
     async def view(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -270,14 +286,20 @@ class Awaiting:
     def ask(self, method: str, **settings: Any) -> tuple[int, dict[str, str], bytes]:
         async def go() -> httpx.Response:
             self.open()
-            transport = httpx.ASGITransport(unbroken.asgi.Unbroken(self.app(), **settings), raise_app_exceptions=False)
+            transport = httpx.ASGITransport(
+                unbroken.asgi.Unbroken(self.app(), **settings), raise_app_exceptions=False
+            )
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 response = await client.request(method, "/")
             await self.shut()
             return response
 
         response = asyncio.run(go())
-        return response.status_code, {name.lower(): value for name, value in response.headers.items()}, response.content
+        return (
+            response.status_code,
+            {name.lower(): value for name, value in response.headers.items()},
+            response.content,
+        )
 
     async def shut(self) -> None:
         await self.pool.close(0.1)
@@ -372,7 +394,11 @@ class Django(Blocking):
 
     def ask(self, method: str) -> tuple[int, dict[str, str], bytes]:
         response = Client(raise_request_exception=False).generic(method, "/")
-        return response.status_code, {name.lower(): value for name, value in response.items()}, response.content
+        return (
+            response.status_code,
+            {name.lower(): value for name, value in response.items()},
+            response.content,
+        )
 
     def close(self) -> None:
         super().close()
@@ -390,19 +416,25 @@ class DjangoAsync(Django):
             return await AsyncClient(raise_request_exception=False).generic(method, "/")
 
         response = asyncio.run(go())
-        return response.status_code, {name.lower(): value for name, value in response.items()}, response.content
+        return (
+            response.status_code,
+            {name.lower(): value for name, value in response.items()},
+            response.content,
+        )
 
 
 numbers = itertools.count()
 
 
 def django_alias(place: Place, **more: Any) -> str:
-    """A database of Django's, behind the proxy. asgiref keeps a thread, with its wrappers, from test to test: its name is new."""
+    """A database of Django's, behind the proxy. asgiref keeps a thread, with its wrappers, from
+    test to test: its name is new.
+    """
     name, server = f"fate{next(numbers)}", place.server
     kind = "postgresql" if place.is_postgres else "mysql"
     made = {
-        "ENGINE": f"unbroken.django.{kind}", "NAME": server.database, "USER": server.user, "HOST": place.proxy.host,
-        "PASSWORD": server.password, "PORT": place.proxy.port,
+        "ENGINE": f"unbroken.django.{kind}", "NAME": server.database, "USER": server.user,
+        "HOST": place.proxy.host, "PASSWORD": server.password, "PORT": place.proxy.port,
         "OPTIONS": {"unbroken": {"outage_wait": 0.2, "acquire_timeout": 1.0}}, **more,
     }  # fmt: skip
     connections.settings[name] = connections.configure_settings({"default": {}, "x": made})["x"]
@@ -410,14 +442,19 @@ def django_alias(place: Place, **more: Any) -> str:
 
 
 BODIES: dict[str, Callable[..., Any]] = {
-    "wsgi": Wsgi, "flask": Flask, "asgi": Awaiting, "fastapi": Fastapi, "django": Django, "django under asgi": DjangoAsync,
+    "wsgi": Wsgi, "flask": Flask, "asgi": Awaiting, "fastapi": Fastapi, "django": Django,
+    "django under asgi": DjangoAsync,
 }  # fmt: skip
 
 
 @pytest.fixture(params=list(BODIES))
 def body(request: pytest.FixtureRequest, place: Place) -> Iterator[Any]:
     kind = BODIES[request.param]
-    made = kind(place, request.getfixturevalue("settings")) if issubclass(kind, Django) else kind(place)  # type: ignore[arg-type]
+    made = (
+        kind(place, request.getfixturevalue("settings"))
+        if issubclass(kind, Django)
+        else kind(place)
+    )  # type: ignore[arg-type]
     yield made
     made.close()
 
@@ -427,14 +464,21 @@ def told(answer: tuple[int, dict[str, str], bytes]) -> tuple[int, str]:
     status, headers, data = answer
     shown = json.loads(data)
     fate = shown["fate"]
-    assert (status == 503) == (fate == "nothing stored") == ("retry-after" in headers) == ("retry_after" in shown)
+    assert (
+        (status == 503)
+        == (fate == "nothing stored")
+        == ("retry-after" in headers)
+        == ("retry_after" in shown)
+    )
     assert WORDS[fate] in shown["detail"]
     return status, fate
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
 @pytest.mark.parametrize("story", list(STORIES))
-def test_only_a_request_that_stored_nothing_is_told_to_try_again(story: str, method: str, body: Any) -> None:
+def test_only_a_request_that_stored_nothing_is_told_to_try_again(
+    story: str, method: str, body: Any
+) -> None:
     body.steps, status, fate, rows = STORIES[story]
     answer = told(body.ask(method))
     assert answer[0] == status
@@ -443,11 +487,17 @@ def test_only_a_request_that_stored_nothing_is_told_to_try_again(story: str, met
 
 
 @pytest.mark.parametrize("story", ["reads", "commits, then reads"])
-def test_the_log_says_the_same_words(story: str, place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_says_the_same_words(
+    story: str, place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
     body = Wsgi(place)
     body.steps, status, fate, _ = STORIES[story]
     body.ask("POST")
-    assert caplog.records[-1].getMessage().startswith(f"POST / was answered {status}, {fate}: OutageError: ")
+    assert (
+        caplog.records[-1]
+        .getMessage()
+        .startswith(f"POST / was answered {status}, {fate}: OutageError: ")
+    )
     body.close()
 
 
@@ -459,7 +509,9 @@ def slow(place: Place, seconds: float) -> str:
 
 
 @pytest.mark.parametrize("kind", [Wsgi, Awaiting])
-@pytest.mark.parametrize(("step", "expected"), [("alone", (500, "unknown")), ("store", (503, "nothing stored"))])
+@pytest.mark.parametrize(
+    ("step", "expected"), [("alone", (500, "unknown")), ("store", (503, "nothing stored"))]
+)
 def test_a_write_that_its_deadline_ended_is_told_to_be_tried_again_only_in_a_transaction(
     step: str, expected: tuple[int, str], kind: Any, place: Place, until: Callable[..., Any]
 ) -> None:
@@ -477,7 +529,9 @@ def test_a_write_that_its_deadline_ended_is_told_to_be_tried_again_only_in_a_tra
 
 @pytest.mark.parametrize("kind", [Wsgi, Awaiting])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_commit_without_an_answer_is_unknown_whether_it_arrived_or_not(when: str, kind: Any, place: Place) -> None:
+def test_a_commit_without_an_answer_is_unknown_whether_it_arrived_or_not(
+    when: str, kind: Any, place: Place
+) -> None:
     body = kind(place)
     body.steps = ["store"]
     place.proxy.cut_at("COMMIT", before=when == "before")
@@ -496,13 +550,16 @@ def test_no_free_connection_after_a_commit_is_no_reason_to_repeat_it_either(plac
             self.pool.acquire(timeout=0.2)
 
     body = Busy(place)
-    for steps, expected in ((["away", "read"], (503, "nothing stored")), (["store", "away", "read"], (500, "stored"))):
+    for steps, expected in (
+        (["away", "read"], (503, "nothing stored")),
+        (["store", "away", "read"], (500, "stored")),
+    ):
         body.steps = steps
         assert told(body.ask("POST")) == expected
     body.close()
 
 
-# -- Flask: what happens around a view -------------------------------------------------------------------------------
+# -- Flask: what happens around a view -------------------------------------------------------------
 
 
 @pytest.fixture
@@ -514,8 +571,13 @@ def shop(place: Place) -> Iterator[Flask]:
 
 @pytest.mark.parametrize("where", ["after_request", "teardown_request", "teardown_appcontext"])
 def test_what_a_function_after_the_view_stores_counts(where: str, shop: Flask) -> None:
-    """It runs when the page for the outage is made already, and what a view left open must not be stored by it."""
-    other = sa.create_engine(shop.place.server.url("psycopg" if shop.place.is_postgres else "pymysql"), plugins=["unbroken"])
+    """It runs when the page for the outage is made already, and what a view left open must not be
+    stored by it.
+    """
+    other = sa.create_engine(
+        shop.place.server.url("psycopg" if shop.place.is_postgres else "pymysql"),
+        plugins=["unbroken"],
+    )
 
     def store(given: Any) -> Any:
         with other.begin() as conn:
@@ -529,8 +591,12 @@ def test_what_a_function_after_the_view_stores_counts(where: str, shop: Flask) -
     other.dispose()
 
 
-@pytest.mark.parametrize(("step", "expected"), [("store", (500, "stored")), ("read", (503, "nothing stored"))])
-def test_an_error_after_the_view_is_answered_by_what_the_view_stored(step: str, expected: tuple[int, str], shop: Flask) -> None:
+@pytest.mark.parametrize(
+    ("step", "expected"), [("store", (500, "stored")), ("read", (503, "nothing stored"))]
+)
+def test_an_error_after_the_view_is_answered_by_what_the_view_stored(
+    step: str, expected: tuple[int, str], shop: Flask
+) -> None:
     def fail(given: Any) -> Any:
         shop.away()
         with shop.db.engine.connect():
@@ -541,7 +607,9 @@ def test_an_error_after_the_view_is_answered_by_what_the_view_stored(step: str, 
     assert told(shop.ask("POST")) == expected
 
 
-def test_what_a_view_left_open_is_rolled_back_before_an_after_request_function_could_commit_it(shop: Flask) -> None:
+def test_what_a_view_left_open_is_rolled_back_before_an_after_request_function_could_commit_it(
+    shop: Flask,
+) -> None:
     def commit(given: Any) -> Any:
         shop.db.session.commit()
         return given
@@ -569,7 +637,9 @@ def test_a_page_that_the_view_makes_of_an_outage_is_its_own(status: int, shop: F
     assert "retry-after" not in answer[1]
 
 
-def test_two_sessions_of_which_one_was_committed_are_not_told_to_be_tried_again(place: Place) -> None:
+def test_two_sessions_of_which_one_was_committed_are_not_told_to_be_tried_again(
+    place: Place,
+) -> None:
     """With ``commit=True``: the second one's server is lost in between."""
     from sqlalchemy.orm import scoped_session, sessionmaker
 
@@ -593,11 +663,13 @@ def test_two_sessions_of_which_one_was_committed_are_not_told_to_be_tried_again(
     through.dispose()
 
 
-# -- apps in apps ----------------------------------------------------------------------------------------------------
+# -- apps in apps ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layer", ["before", "after"])
-def test_what_an_outer_part_of_the_same_request_stored_counts_for_a_mounted_app(layer: str, place: Place) -> None:
+def test_what_an_outer_part_of_the_same_request_stored_counts_for_a_mounted_app(
+    layer: str, place: Place
+) -> None:
     outer, inner = Wsgi(place), Wsgi(place)
     inner.steps = ["away", "read"] if layer == "before" else ["read", "away", "read"]
 
@@ -613,7 +685,9 @@ def test_what_an_outer_part_of_the_same_request_stored_counts_for_a_mounted_app(
             outer.store()
             return part(environ, start_response)
         found = part(environ, start_response)
-        with unbroken.Pool(place.server.url("psycopg" if place.is_postgres else "pymysql")) as direct:
+        with unbroken.Pool(
+            place.server.url("psycopg" if place.is_postgres else "pymysql")
+        ) as direct:
             direct.run(outer.execute, INSERT)
         return found
 
@@ -642,7 +716,9 @@ def test_a_mounted_asgi_app_shares_the_ledger_of_the_whole_request(place: Place)
         outer = FastAPI()
         outer.mount("/inner", unbroken.asgi.Unbroken(inner))
         outer.middleware("http")(first)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(unbroken.asgi.Unbroken(outer)), base_url="http://test") as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(unbroken.asgi.Unbroken(outer)), base_url="http://test"
+        ) as client:
             response = await client.post("/inner/")
         await body.shut()
         return response
@@ -652,7 +728,7 @@ def test_a_mounted_asgi_app_shares_the_ledger_of_the_whole_request(place: Place)
     assert place.rows() == 1
 
 
-# -- Django ----------------------------------------------------------------------------------------------------------
+# -- Django ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -663,9 +739,13 @@ def site(place: Place, settings: Any) -> Iterator[Django]:
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_atomic_requests_on_two_databases_of_which_one_was_committed(is_async: bool, site: Django) -> None:
+def test_atomic_requests_on_two_databases_of_which_one_was_committed(
+    is_async: bool, site: Django
+) -> None:
     """The inner block commits, then the server of the outer one is lost."""
-    with FaultProxy((site.place.server.host, site.place.server.port), protocol=site.place.proxy.protocol) as proxy:
+    with FaultProxy(
+        (site.place.server.host, site.place.server.port), protocol=site.place.proxy.protocol
+    ) as proxy:
         other = Place(site.place.server, proxy)
         inner, outer = site.alias, django_alias(other)
         for alias in (inner, outer):
@@ -689,7 +769,7 @@ def test_atomic_requests_on_two_databases_of_which_one_was_committed(is_async: b
         connections.settings.pop(outer)
 
 
-# -- databases that no driver of ours speaks to -----------------------------------------------------------------------
+# -- databases that no driver of ours speaks to ----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -735,7 +815,9 @@ def test_a_write_through_an_engine_without_the_plugin_is_unknown(
 
 def test_a_write_to_a_flask_bind_without_the_plugin_is_unknown(place: Place, tmp_path: Any) -> None:
     app = flask.Flask("binds")
-    app.config["SQLALCHEMY_DATABASE_URI"] = place.url("psycopg" if place.is_postgres else "pymysql", outage_wait=0.2)
+    app.config["SQLALCHEMY_DATABASE_URI"] = place.url(
+        "psycopg" if place.is_postgres else "pymysql", outage_wait=0.2
+    )
     app.config["SQLALCHEMY_BINDS"] = {"file": f"sqlite:///{tmp_path}/other.db"}
     unbroken.flask.Unbroken(app)
     db = SQLAlchemy(app)
@@ -754,13 +836,19 @@ def test_a_write_to_a_flask_bind_without_the_plugin_is_unknown(place: Place, tmp
             engine.dispose()
 
 
-@pytest.mark.parametrize(("sql", "expected"), [("SELECT 1", (503, "nothing stored")), ("CREATE TABLE other (n int)", (500, "unknown"))])
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [("SELECT 1", (503, "nothing stored")), ("CREATE TABLE other (n int)", (500, "unknown"))],
+)
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_write_to_a_database_of_django_with_another_engine_is_unknown(
     sql: str, expected: tuple[int, str], is_async: bool, site: Django, tmp_path: Any
 ) -> None:
     other = f"other{next(numbers)}"
-    made = {"default": {}, "x": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "other.db")}}
+    made = {
+        "default": {},
+        "x": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "other.db")},
+    }
     connections.settings[other] = connections.configure_settings(made)["x"]
 
     def store() -> None:

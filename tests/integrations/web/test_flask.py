@@ -42,7 +42,9 @@ class Shop:
 
     @property
     def engine(self) -> sa.Engine:
-        engine: sa.Engine = self.db._app_engines[self.app][None]  # without an app context, whose end is what is tested here
+        engine: sa.Engine = self.db._app_engines[self.app][
+            None
+        ]  # without an app context, whose end is what is tested here
         return engine
 
     @property
@@ -90,7 +92,7 @@ def shops(mariadb: MariaDB) -> Iterator[Callable[..., Shop]]:
     mariadb.admin("DROP TABLE shop_item")
 
 
-def test_a_lost_get_is_run_again_with_its_before_and_teardown_functions_and_without_a_word_to_error_handlers(
+def test_a_lost_get_is_run_again_with_its_before_and_teardown_functions_and_without_a_word_to_error_handlers(  # noqa: E501
     shops: Callable[..., Shop], caplog: pytest.LogCaptureFixture
 ) -> None:
     shop = shops()
@@ -165,7 +167,9 @@ def test_a_view_is_marked_for_replay_or_against_it(shops: Callable[..., Shop]) -
 
 @pytest.mark.parametrize("inner", ["GET", "POST"])
 @pytest.mark.parametrize("outer", ["GET", "POST"])
-def test_a_view_that_uses_a_test_client_is_run_again_as_any_other(outer: str, inner: str, shops: Callable[..., Shop]) -> None:
+def test_a_view_that_uses_a_test_client_is_run_again_as_any_other(
+    outer: str, inner: str, shops: Callable[..., Shop]
+) -> None:
     shop = shops()
 
     @shop.app.route("/inner", methods=["GET", "POST"])
@@ -186,7 +190,9 @@ def test_a_view_that_uses_a_test_client_is_run_again_as_any_other(outer: str, in
     assert shop.taken == 0
 
 
-def test_what_a_test_client_inside_a_view_stored_counts_for_that_view_too(shops: Callable[..., Shop]) -> None:
+def test_what_a_test_client_inside_a_view_stored_counts_for_that_view_too(
+    shops: Callable[..., Shop],
+) -> None:
     shop = shops()
 
     @shop.app.post("/inner")
@@ -221,7 +227,9 @@ def test_what_was_committed_before_the_loss_is_never_done_again(shops: Callable[
     assert shop.stored() == 1
 
 
-def test_nothing_stays_taken_whatever_a_view_did(shops: Callable[..., Shop], mariadb: MariaDB, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_stays_taken_whatever_a_view_did(
+    shops: Callable[..., Shop], mariadb: MariaDB, caplog: pytest.LogCaptureFixture
+) -> None:
     other = sa.create_engine(mariadb.url("pymysql"))
     registry = scoped_session(sessionmaker(other))
     shop = shops(sessions=registry, databases=other)
@@ -281,7 +289,9 @@ def test_nothing_stays_taken_when_a_teardown_raises(shops: Callable[..., Shop]) 
     assert shop.taken == 0
 
 
-def test_a_stream_keeps_what_it_needs_and_nothing_stays_taken_when_it_ends(shops: Callable[..., Shop], mariadb: MariaDB) -> None:
+def test_a_stream_keeps_what_it_needs_and_nothing_stays_taken_when_it_ends(
+    shops: Callable[..., Shop], mariadb: MariaDB
+) -> None:
     other = sa.create_engine(mariadb.url("pymysql"))
     registry = scoped_session(sessionmaker(other))
     shop = shops(sessions=[registry], databases=[other])
@@ -326,7 +336,15 @@ def test_commit_is_done_for_what_succeeded_and_for_nothing_else(shops: Callable[
         shop.insert()
         flask.abort(409)
 
-    for path, rows in (("/200", 1), ("/201", 2), ("/302", 3), ("/400", 3), ("/500", 3), ("/0", 3), ("/abort", 3)):
+    for path, rows in (
+        ("/200", 1),
+        ("/201", 2),
+        ("/302", 3),
+        ("/400", 3),
+        ("/500", 3),
+        ("/0", 3),
+        ("/abort", 3),
+    ):
         shop.ask(path, "POST")
         assert (path, shop.stored()) == (path, rows)
 
@@ -343,7 +361,9 @@ def test_without_the_setting_nothing_is_committed(shops: Callable[..., Shop]) ->
     assert shop.stored() == 0
 
 
-def test_a_commit_that_fails_is_an_error_and_its_handlers_see_it(shops: Callable[..., Shop]) -> None:
+def test_a_commit_that_fails_is_an_error_and_its_handlers_see_it(
+    shops: Callable[..., Shop],
+) -> None:
     shop = shops(commit=True)
     shop.server.admin("CREATE TABLE shop_key (number INT PRIMARY KEY)")
 
@@ -370,7 +390,9 @@ def test_a_commit_that_fails_is_an_error_and_its_handlers_see_it(shops: Callable
         shop.server.admin("DROP TABLE shop_key")
 
 
-def test_a_lost_commit_of_a_view_that_may_be_run_again_is_run_again_while_nothing_was_sent(shops: Callable[..., Shop]) -> None:
+def test_a_lost_commit_of_a_view_that_may_be_run_again_is_run_again_while_nothing_was_sent(
+    shops: Callable[..., Shop],
+) -> None:
     shop = shops(commit=True, methods=["POST"])
 
     @shop.app.post("/")
@@ -420,10 +442,16 @@ def away(new_mariadb: Callable[..., MariaDB]) -> Iterator[Shop]:
     shop.engine.dispose()
 
 
-def test_an_outage_is_a_503_that_passes_the_apps_after_request_functions(away: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_a_503_that_passes_the_apps_after_request_functions(
+    away: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
     for method in ("GET", "POST"):
         response = away.ask("/", method)
-        assert (response.status_code, response.headers["Retry-After"], response.json["error"]) == (503, "1", "service unavailable")
+        assert (response.status_code, response.headers["Retry-After"], response.json["error"]) == (
+            503,
+            "1",
+            "service unavailable",
+        )
         assert response.headers["Access-Control-Allow-Origin"] == "*"
     assert "<!doctype html>" in away.ask("/", headers={"Accept": "text/html"}).text
     assert not [r for r in caplog.records if r.exc_info]
@@ -438,7 +466,11 @@ def test_an_outage_is_a_503_that_passes_the_apps_after_request_functions(away: S
 def test_the_apps_own_page_for_503_is_the_one_that_is_shown(away: Shop) -> None:
     away.own_page = True
     response = away.ask("/")
-    assert (response.status_code, response.text, response.headers["Retry-After"]) == (503, "back soon (503)", "1")
+    assert (response.status_code, response.text, response.headers["Retry-After"]) == (
+        503,
+        "back soon (503)",
+        "1",
+    )
 
 
 def test_a_plain_pool_of_the_apps_is_enough(mariadb: MariaDB) -> None:
@@ -467,15 +499,23 @@ def pools(app: flask.Flask, db: SQLAlchemy) -> list[str]:
     return sorted(type(engine.pool).__name__ for engine in db._app_engines[app].values())
 
 
-def test_engines_get_the_plugin_by_themselves_before_and_after_flask_sqlalchemy_and_in_binds() -> None:
+def test_engines_get_the_plugin_by_themselves_before_and_after_flask_sqlalchemy_and_in_binds() -> (
+    None
+):
     there = "mysql+pymysql://app:secret@127.0.0.1/shop"
     for unbroken_first in (True, False):
         app = flask.Flask("x")
         app.config["SQLALCHEMY_DATABASE_URI"] = there
         app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_size": 3}
-        app.config["SQLALCHEMY_BINDS"] = {"text": there, "made": {"url": there, "pool_size": 7}, "file": "sqlite:///:memory:"}
+        app.config["SQLALCHEMY_BINDS"] = {
+            "text": there,
+            "made": {"url": there, "pool_size": 7},
+            "file": "sqlite:///:memory:",
+        }
         db = SQLAlchemy()
-        for extension in (unbroken.flask.Unbroken(), db) if unbroken_first else (db, unbroken.flask.Unbroken()):
+        for extension in (
+            (unbroken.flask.Unbroken(), db) if unbroken_first else (db, unbroken.flask.Unbroken())
+        ):
             extension.init_app(app)
         assert pools(app, db) == ["StaticPool", *["UnbrokenQueuePool"] * 3]
         engines = db._app_engines[app]
@@ -483,7 +523,9 @@ def test_engines_get_the_plugin_by_themselves_before_and_after_flask_sqlalchemy_
         assert app.teardown_appcontext_funcs.count(db._teardown_session) == 1
 
 
-def test_engines_whose_pool_was_chosen_or_that_are_in_use_stay_as_they_are(mariadb: MariaDB, caplog: pytest.LogCaptureFixture) -> None:
+def test_engines_whose_pool_was_chosen_or_that_are_in_use_stay_as_they_are(
+    mariadb: MariaDB, caplog: pytest.LogCaptureFixture
+) -> None:
     app = flask.Flask("x")
     app.config["SQLALCHEMY_DATABASE_URI"] = mariadb.url("pymysql")
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"poolclass": sa.pool.NullPool}
@@ -500,7 +542,9 @@ def test_engines_whose_pool_was_chosen_or_that_are_in_use_stay_as_they_are(maria
     db._app_engines[app][None].dispose()
 
 
-def test_a_request_leaves_no_circle_behind_that_would_keep_what_it_had(shops: Callable[..., Shop]) -> None:
+def test_a_request_leaves_no_circle_behind_that_would_keep_what_it_had(
+    shops: Callable[..., Shop],
+) -> None:
     import gc
     import weakref
 

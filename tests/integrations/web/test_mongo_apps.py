@@ -1,4 +1,6 @@
-"""Web apps with MongoDB: in Flask configured as Flask-MongoEngine and Flask-PyMongo are; and 503 in an outage, in all of them."""
+"""Web apps with MongoDB: in Flask configured as Flask-MongoEngine and Flask-PyMongo are; and 503 in
+an outage, in all of them.
+"""
 
 from __future__ import annotations
 
@@ -66,21 +68,57 @@ def made(**config: Any) -> flask.Flask:
             [{"alias": "default", "db": "shop", "host": "db1", "port": 27018}],
         ),
         (
-            {"MONGODB_SETTINGS": [{"db": "a"}, {"host": "mongodb://db2/b", "alias": "b", "replicaSet": "rs", "connect": False}]},
-            [{"alias": "default", "db": "a"}, {"alias": "b", "host": "mongodb://db2/b", "replicaSet": "rs", "connect": False}],
+            {
+                "MONGODB_SETTINGS": [
+                    {"db": "a"},
+                    {"host": "mongodb://db2/b", "alias": "b", "replicaSet": "rs", "connect": False},
+                ]
+            },
+            [
+                {"alias": "default", "db": "a"},
+                {"alias": "b", "host": "mongodb://db2/b", "replicaSet": "rs", "connect": False},
+            ],
         ),
         (
-            {"MONGODB_SETTINGS": {"name": "a", "authentication_source": "admin", "tz_aware": True, "maxPoolSize": 3, "password": None}},
-            [{"alias": "default", "name": "a", "authentication_source": "admin", "tz_aware": True, "maxPoolSize": 3}],
+            {
+                "MONGODB_SETTINGS": {
+                    "name": "a",
+                    "authentication_source": "admin",
+                    "tz_aware": True,
+                    "maxPoolSize": 3,
+                    "password": None,
+                }
+            },
+            [
+                {
+                    "alias": "default",
+                    "name": "a",
+                    "authentication_source": "admin",
+                    "tz_aware": True,
+                    "maxPoolSize": 3,
+                }
+            ],
         ),
         (
-            {"MONGODB_DB": "shop", "MONGODB_HOST": "db1", "MONGODB_PORT": 1, "MONGODB_TZ_AWARE": True, "MONGODB_URI": "mine"},
+            {
+                "MONGODB_DB": "shop",
+                "MONGODB_HOST": "db1",
+                "MONGODB_PORT": 1,
+                "MONGODB_TZ_AWARE": True,
+                "MONGODB_URI": "mine",
+            },
             [{"alias": "default", "db": "shop", "host": "db1", "port": 1, "tz_aware": True}],
         ),
         ({"MONGODB_URI": "mine"}, []),
         (
             {"MONGODB_SETTINGS": {"host": "mongomock://localhost/shop"}},
-            [{"alias": "default", "host": "mongodb://localhost/shop", "mongo_client_class": mongomock.MongoClient}],
+            [
+                {
+                    "alias": "default",
+                    "host": "mongodb://localhost/shop",
+                    "mongo_client_class": mongomock.MongoClient,
+                }
+            ],
         ),
         (
             {"MONGODB_SETTINGS": {"db": "a", "is_mock": True}},
@@ -88,12 +126,16 @@ def made(**config: Any) -> flask.Flask:
         ),
     ],
 )
-def test_settings_are_read_as_flask_mongoengine_reads_them(config: dict[str, Any], read: list[dict[str, Any]]) -> None:
+def test_settings_are_read_as_flask_mongoengine_reads_them(
+    config: dict[str, Any], read: list[dict[str, Any]]
+) -> None:
     assert read_settings(config) == read
 
 
 def test_settings_that_cannot_be_are_refused_without_showing_them() -> None:
-    with pytest.raises(unbroken.ConfigurationError, match="dictionary, or a list of them") as refused:
+    with pytest.raises(
+        unbroken.ConfigurationError, match="dictionary, or a list of them"
+    ) as refused:
         unbroken.flask.Unbroken(made(MONGODB_SETTINGS="mongodb://u:secret@db/shop"))
     assert "secret" not in str(refused.value)
     with pytest.raises(mongoengine.ConnectionFailure, match="port"):
@@ -123,7 +165,9 @@ def test_an_app_without_flask_mongoengine_keeps_its_settings(uri: str) -> None:
     assert app.test_client().get("/readyz").json == {"status": "ok", name: "ok", f"{name}x": "ok"}
 
 
-def test_a_connection_that_the_app_makes_itself_later_is_not_in_its_way_and_is_told_of(uri: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connection_that_the_app_makes_itself_later_is_not_in_its_way_and_is_told_of(
+    uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
     app = made(MONGODB_HOST=uri, MONGODB_DB="other")
     unbroken.flask.Unbroken(app)
     mongoengine.connect(host=uri, uuidRepresentation="standard")
@@ -133,7 +177,9 @@ def test_a_connection_that_the_app_makes_itself_later_is_not_in_its_way_and_is_t
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_flask_mongoengine_s_connections_become_ours(before: bool, uri: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_flask_mongoengine_s_connections_become_ours(
+    before: bool, uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
     app = made(MONGODB_SETTINGS={"host": uri, "uuidRepresentation": "standard"})
     if before:
         db = flask_mongoengine.MongoEngine(app)
@@ -178,7 +224,9 @@ def test_flask_pymongo_s_client_becomes_ours_and_keeps_what_it_adds(uri: str) ->
     plain.cx.close()
 
 
-def test_flask_pymongo_before_unbroken_is_told_of(uri: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_flask_pymongo_before_unbroken_is_told_of(
+    uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
     app = made(MONGO_URI=uri)
     mongo = flask_pymongo.PyMongo(app)
     unbroken.flask.Unbroken(app)
@@ -187,7 +235,9 @@ def test_flask_pymongo_before_unbroken_is_told_of(uri: str, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("imported", [False, True])
-def test_mongo_uri_needs_no_extension(imported: bool, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mongo_uri_needs_no_extension(
+    imported: bool, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not imported:
         monkeypatch.delitem(sys.modules, "flask_pymongo")
     app = made(MONGO_URI=uri)
@@ -209,10 +259,16 @@ def test_mongo_uri_needs_no_extension(imported: bool, uri: str, monkeypatch: pyt
 
 
 def test_an_outage_is_answered_503_with_retry_after_and_the_app_is_not_ready() -> None:
-    client = unbroken.mongo.MongoClient(f"mongodb://127.0.0.1:{free_port('127.0.0.1')}/shop", timeoutMS=300, outage_wait=0)
+    client = unbroken.mongo.MongoClient(
+        f"mongodb://127.0.0.1:{free_port('127.0.0.1')}/shop", timeoutMS=300, outage_wait=0
+    )
     app = made()
     unbroken.flask.Unbroken(app, databases=client, healthz="/healthz", readyz="/readyz")
-    app.add_url_rule("/items", view_func=lambda: {"items": client.shop.item.count_documents({})}, methods=["GET", "POST"])
+    app.add_url_rule(
+        "/items",
+        view_func=lambda: {"items": client.shop.item.count_documents({})},
+        methods=["GET", "POST"],
+    )
 
     def careful() -> Any:
         try:
@@ -233,8 +289,13 @@ def test_an_outage_is_answered_503_with_retry_after_and_the_app_is_not_ready() -
     client.close()
 
 
-@pytest.mark.parametrize(("method", "status", "error"), [("GET", 503, "service unavailable"), ("POST", 500, "outcome unknown")])
-def test_a_server_that_freezes_in_the_middle_of_a_request_is_told_of_honestly(method: str, status: int, error: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "status", "error"),
+    [("GET", 503, "service unavailable"), ("POST", 500, "outcome unknown")],
+)
+def test_a_server_that_freezes_in_the_middle_of_a_request_is_told_of_honestly(
+    method: str, status: int, error: str
+) -> None:
     with MongoDB() as frozen:
         client = unbroken.mongo.MongoClient(frozen.url(), timeoutMS=400)
         app = made()
@@ -258,7 +319,9 @@ def test_a_server_that_freezes_in_the_middle_of_a_request_is_told_of_honestly(me
 
 
 def test_any_wsgi_app_answers_503_in_an_outage_of_mongodb() -> None:
-    client = unbroken.mongo.MongoClient(f"mongodb://127.0.0.1:{free_port('127.0.0.1')}/shop", timeoutMS=300, outage_wait=0)
+    client = unbroken.mongo.MongoClient(
+        f"mongodb://127.0.0.1:{free_port('127.0.0.1')}/shop", timeoutMS=300, outage_wait=0
+    )
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         client.shop.item.insert_one({"number": 1})
@@ -276,7 +339,9 @@ def test_any_wsgi_app_answers_503_in_an_outage_of_mongodb() -> None:
 @pytest.mark.parametrize("kind", [unbroken.mongo.AsyncMongoClient, unbroken.mongo.MongoClient])
 def test_any_asgi_app_answers_503_in_an_outage_of_mongodb_and_is_not_ready(kind: Any) -> None:
     async def main() -> None:
-        client = kind(f"mongodb://127.0.0.1:{free_port('127.0.0.1')}/shop", timeoutMS=300, outage_wait=0)
+        client = kind(
+            f"mongodb://127.0.0.1:{free_port('127.0.0.1')}/shop", timeoutMS=300, outage_wait=0
+        )
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             found = client.shop.item.find_one()
@@ -285,7 +350,9 @@ def test_any_asgi_app_answers_503_in_an_outage_of_mongodb_and_is_not_ready(kind:
             raise AssertionError("nobody is there")
 
         made = unbroken.asgi.Unbroken(app, databases=client, readyz="/readyz")
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="http://test") as web:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(made), base_url="http://test"
+        ) as web:
             answer = await web.post("/items")
             assert (answer.status_code, answer.json()["error"]) == (503, "service unavailable")
             assert answer.headers["Retry-After"]

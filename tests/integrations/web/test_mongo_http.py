@@ -1,4 +1,6 @@
-"""The MongoDB examples under real web servers, as these come: workers that are forked from a process that used its client, and outages."""
+"""The MongoDB examples under real web servers, as these come: workers that are forked from a
+process that used its client, and outages.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Answer:
 
 @dataclass
 class OpenLoop:
-    """Requests at a steady pace, GET and POST in turn; who waits does not keep the others from coming."""
+    """Requests at a steady pace, GET and POST in turn; who waits does not keep the others from
+    coming.
+    """
 
     site: Any
     rate: float = RATE
@@ -63,7 +67,9 @@ class OpenLoop:
         if number % 2:
             reply = self.site.ask("/items")
         else:
-            path, form = (f"/items?number={number}", {}) if self.query else ("/items", {"number": number})
+            path, form = (
+                (f"/items?number={number}", {}) if self.query else ("/items", {"number": number})
+            )
             reply = self.site.ask(path, form)
         self.answers.append(Answer(began, "GET" if number % 2 else "POST", number, reply))
 
@@ -98,22 +104,35 @@ class Outcome:
 
     def row(self) -> str:
         first = "never" if self.first_good is None else f"+{self.first_good:.2f} s"
-        said = ", ".join(f"{n} {method} {status}" for (method, status), n in sorted(self.failed.items())) or 0
+        said = (
+            ", ".join(
+                f"{n} {method} {status}" for (method, status), n in sorted(self.failed.items())
+            )
+            or 0
+        )
         return (
-            f"before {self.before[0]}/{self.before[1]}  failed {said} (median {self.quick * 1000:.0f} ms)  worst {self.worst:.1f} s"
-            f"  first ok {first}  last bad +{self.last_bad:.2f} s  then {self.after} ok  CLOSE_WAIT {self.close_wait}"
-            f"  workers {self.workers}  lost {self.lost}"
+            f"before {self.before[0]}/{self.before[1]}  failed {said} (median"
+            f" {self.quick * 1000:.0f} ms)  worst {self.worst:.1f} s  first ok {first}  last bad"
+            f" +{self.last_bad:.2f} s  then {self.after} ok  CLOSE_WAIT {self.close_wait}  workers"
+            f" {self.workers}  lost {self.lost}"
         )
 
 
 def to_mongo(site: Any, server: MongoDB, state: str) -> int:
     """How many of *site*'s sockets to *server* are in *state*."""
     pids = set(site.pids)
-    return sum(c.pid in pids and c.status == state and bool(c.raddr) and c.raddr.port == server.port for c in psutil.net_connections("tcp"))
+    return sum(
+        c.pid in pids and c.status == state and bool(c.raddr) and c.raddr.port == server.port
+        for c in psutil.net_connections("tcp")
+    )
 
 
-def stop_and_start(server: MongoDB, site: Any, seconds: float, quiet: float, patience: float, query: bool = False) -> Outcome:
-    """Traffic for *quiet* seconds; MongoDB away for *seconds*; traffic for *quiet* more after the first good answer, within *patience*."""
+def stop_and_start(
+    server: MongoDB, site: Any, seconds: float, quiet: float, patience: float, query: bool = False
+) -> Outcome:
+    """Traffic for *quiet* seconds; MongoDB away for *seconds*; traffic for *quiet* more after the
+    first good answer, within *patience*.
+    """
     with OpenLoop(site, query=query) as traffic:
         time.sleep(quiet)
         stopped = time.monotonic()
@@ -123,7 +142,9 @@ def stop_and_start(server: MongoDB, site: Any, seconds: float, quiet: float, pat
         up = time.monotonic()
         time.sleep(1.0)
         close_wait = to_mongo(site, server, psutil.CONN_CLOSE_WAIT)
-        while time.monotonic() < up + patience and not (good := good_since(traffic, stopped, up, quiet)):
+        while time.monotonic() < up + patience and not (
+            good := good_since(traffic, stopped, up, quiet)
+        ):
             time.sleep(0.05)
         close_wait = max(close_wait, to_mongo(site, server, psutil.CONN_CLOSE_WAIT))
         if not good:
@@ -132,15 +153,21 @@ def stop_and_start(server: MongoDB, site: Any, seconds: float, quiet: float, pat
 
 
 def good_since(traffic: OpenLoop, stopped: float, up: float, quiet: float) -> bool:
-    """Whether both workers have answered well after MongoDB was *up*, and nobody otherwise for *quiet* seconds since."""
+    """Whether both workers have answered well after MongoDB was *up*, and nobody otherwise for
+    *quiet* seconds since.
+    """
     answers = traffic.since(stopped)
     good = [each for each in answers if each.ok and each.ended > up]
     if len({each.reply.json["worker"] for each in good}) < 2:
         return False
-    return time.monotonic() > quiet + max([min(each.ended for each in good), *(each.ended for each in answers if not each.ok)])
+    return time.monotonic() > quiet + max(
+        [min(each.ended for each in good), *(each.ended for each in answers if not each.ok)]
+    )
 
 
-def judged(server: MongoDB, traffic: OpenLoop, stopped: float, up: float, close_wait: int) -> Outcome:
+def judged(
+    server: MongoDB, traffic: OpenLoop, stopped: float, up: float, close_wait: int
+) -> Outcome:
     before = [each for each in traffic.answers if each.ended < stopped]
     since = [each for each in traffic.answers if each.ended >= stopped]
     failed = [each for each in since if not each.ok]
@@ -158,12 +185,17 @@ def judged(server: MongoDB, traffic: OpenLoop, stopped: float, up: float, close_
         worst=max(each.reply.seconds for each in traffic.answers),
         close_wait=close_wait,
         workers=len({each.reply.json["worker"] for each in after}),
-        lost=sum(each.ok and each.method == "POST" and each.number not in stored for each in traffic.answers),
+        lost=sum(
+            each.ok and each.method == "POST" and each.number not in stored
+            for each in traffic.answers
+        ),
     )
 
 
 def documents(server: MongoDB) -> list[dict[str, Any]]:
-    found = server.command({"find": "item", "batchSize": 100_000, "singleBatch": True}, server.database)
+    found = server.command(
+        {"find": "item", "batchSize": 100_000, "singleBatch": True}, server.database
+    )
     return list(found["cursor"]["firstBatch"])
 
 
@@ -186,8 +218,12 @@ def hold(outcome: Outcome, site: Any) -> None:
         raise AssertionError(f"{error}\n{outcome.row()}\n{site.tail()}") from None
 
 
-@pytest.mark.parametrize(("web", "app"), [("uwsgi", "flask_pymongo_app"), ("gevent --preload", "flask_mongoengine_app")])
-def test_workers_come_back_by_themselves_after_three_seconds_without_mongodb(web: str, app: str, server: MongoDB, sites: Any) -> None:
+@pytest.mark.parametrize(
+    ("web", "app"), [("uwsgi", "flask_pymongo_app"), ("gevent --preload", "flask_mongoengine_app")]
+)
+def test_workers_come_back_by_themselves_after_three_seconds_without_mongodb(
+    web: str, app: str, server: MongoDB, sites: Any
+) -> None:
     site = sites(web, app, server.url(), WARM="1").wait_ready()
     outcome = stop_and_start(server, site, 3.0, 2.0, 20.0, query="fastapi" in app)
     print(f"\n{web} {app} {outcome.row()}")
@@ -201,15 +237,23 @@ def test_the_fastapi_example_stores_what_it_says_and_is_ready(server: MongoDB, s
     assert site.ask("/readyz").json == {"status": "ok", server.database: "ok"}
 
 
-def test_gevent_patches_a_uwsgi_worker_whose_master_has_used_its_client(server: MongoDB, sites: Any) -> None:
-    """uWSGI has gevent patch each worker after the fork, and gevent looks at every object there is."""
-    site = sites("uwsgi --gevent 50 --gevent-monkey-patch", "flask_pymongo_app", server.url(), WARM="1").wait_ready()
+def test_gevent_patches_a_uwsgi_worker_whose_master_has_used_its_client(
+    server: MongoDB, sites: Any
+) -> None:
+    """uWSGI has gevent patch each worker after the fork, and gevent looks at every object there
+    is.
+    """
+    site = sites(
+        "uwsgi --gevent 50 --gevent-monkey-patch", "flask_pymongo_app", server.url(), WARM="1"
+    ).wait_ready()
     assert site.ask("/items", {"number": 1}).status == 200
     assert site.ends(), site.tail()
 
 
 def insert_over_http(site: Any, several: int) -> tuple[set[int], set[int]]:
-    """POST so many numbers, two at a time; those that were acknowledged, and the workers that did."""
+    """POST so many numbers, two at a time; those that were acknowledged, and the workers that
+    did.
+    """
     answers: list[tuple[int, Any]] = []
 
     def work(first: int) -> None:
@@ -228,17 +272,21 @@ def insert_over_http(site: Any, several: int) -> tuple[set[int], set[int]]:
 
 
 def test_no_acknowledged_insert_is_lost_between_uwsgi_workers_on_a_replica_set(sites: Any) -> None:
-    """Plain clients that were used before the fork share a server session, and MongoDB takes one's insert for a retry of the other's."""
+    """Plain clients that were used before the fork share a server session, and MongoDB takes one's
+    insert for a retry of the other's.
+    """
     with MongoDB(replica_set="one") as server:
         site = sites("uwsgi", "flask_pymongo_app", server.url(), WARM="1").wait_ready()
         acknowledged, workers = insert_over_http(site, 200)
         stored = [int(document["number"]) for document in documents(server)]
         assert len(workers) == 2
         assert sorted(stored) == sorted(acknowledged) == list(range(200))
-        assert site.ends(), site.tail()  # a signal must not end in a monitor's thread: uWSGI then waits for a minute
+        assert site.ends(), (
+            site.tail()
+        )  # a signal must not end in a monitor's thread: uWSGI then waits for a minute
 
 
-# -- the matrix ----------------------------------------------------------------------------------------------------
+# -- the matrix ------------------------------------------------------------------------------------
 
 WEBS = [
     "uwsgi",
@@ -253,7 +301,12 @@ ALL = [
     *((web, "flask_pymongo_app") for web in WEBS),
     *(
         (web, "flask_mongoengine_app")
-        for web in ("uwsgi", "uwsgi --threads 4", "uwsgi --gevent 50 --gevent-monkey-patch", "gevent --preload")
+        for web in (
+            "uwsgi",
+            "uwsgi --threads 4",
+            "uwsgi --gevent 50 --gevent-monkey-patch",
+            "gevent --preload",
+        )
     ),
     ("uvicorn", "fastapi_mongo_app"),
 ]
@@ -262,16 +315,24 @@ ALL = [
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("web", "app"), ALL)
-def test_ten_seconds_without_mongodb_beside_the_plain_client(web: str, app: str, sites: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ten_seconds_without_mongodb_beside_the_plain_client(
+    web: str, app: str, sites: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The client is used at import, before the fork. Rows for docs/mongodb.md."""
     for plain in (True, False):
         with MongoDB() as server:
             site = sites(web, app, server.url(), plain=plain, WARM="1")
             booted = boots(site)
-            outcome = stop_and_start(server, site, 10.0, 5.0, 20.0, query="fastapi" in app) if booted else None
+            outcome = (
+                stop_and_start(server, site, 10.0, 5.0, 20.0, query="fastapi" in app)
+                if booted
+                else None
+            )
             with capsys.disabled():
                 print(
-                    f"\n{web:40s} {app:22s} {'plain' if plain else 'unbroken':8s} {outcome.row() if outcome else 'does not boot'}", end=""
+                    f"\n{web:40s} {app:22s} {'plain' if plain else 'unbroken':8s}"
+                    f" {outcome.row() if outcome else 'does not boot'}",
+                    end="",
                 )
             if not plain:
                 assert outcome is not None, site.tail()
@@ -286,12 +347,20 @@ def test_ten_seconds_without_mongodb_beside_the_plain_client(web: str, app: str,
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("app", ["flask_pymongo_app", "flask_mongoengine_app"])
-def test_inserts_of_uwsgi_workers_beside_the_plain_client(app: str, sites: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Five fresh boots each, 400 inserts a boot. What is lost by the plain client differs from boot to boot."""
+def test_inserts_of_uwsgi_workers_beside_the_plain_client(
+    app: str, sites: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five fresh boots each, 400 inserts a boot.
+
+    What is lost by the plain client differs from boot to boot.
+    """
     for plain in (True, False):
         found = [inserted_and_lost(sites, app, plain) for _ in range(5)]
         with capsys.disabled():
-            said = ", ".join("does not boot" if each is None else f"{each[0]} acknowledged {each[1]} lost" for each in found)
+            said = ", ".join(
+                "does not boot" if each is None else f"{each[0]} acknowledged {each[1]} lost"
+                for each in found
+            )
             print(f"\n{app:22s} {'plain' if plain else 'unbroken':8s} {said}", end="")
         assert plain or found == [(400, 0)] * 5
 
@@ -310,11 +379,22 @@ def inserted_and_lost(sites: Any, app: str, plain: bool) -> tuple[int, int] | No
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("web", ["uwsgi", "uwsgi --threads 4"])
-def test_no_worker_is_dead_after_twenty_boots(web: str, server: MongoDB, sites: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_worker_is_dead_after_twenty_boots(
+    web: str, server: MongoDB, sites: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     for plain in (True, False):
-        dead = Counter(workers_that_answer(sites(web, "flask_pymongo_app", server.url(), plain=plain, WARM="1")) for _ in range(20))
+        dead = Counter(
+            workers_that_answer(
+                sites(web, "flask_pymongo_app", server.url(), plain=plain, WARM="1")
+            )
+            for _ in range(20)
+        )
         with capsys.disabled():
-            print(f"\n{web:20s} {'plain' if plain else 'unbroken':8s} boots by workers that answer: {dict(sorted(dead.items()))}", end="")
+            print(
+                f"\n{web:20s} {'plain' if plain else 'unbroken':8s} boots by workers that answer:"
+                f" {dict(sorted(dead.items()))}",
+                end="",
+            )
         assert plain or dead == {2: 20}
 
 
@@ -327,7 +407,9 @@ def workers_that_answer(site: Any) -> int:
             while len(found) < 2 and time.monotonic() < deadline:
                 found = {each.reply.json["worker"] for each in list(traffic.answers) if each.ok}
                 time.sleep(0.02)
-            threading.Thread(target=site.close).start()  # what hangs is let go, so that the traffic ends
+            threading.Thread(
+                target=site.close
+            ).start()  # what hangs is let go, so that the traffic ends
     site.close()
     return len(found)
 

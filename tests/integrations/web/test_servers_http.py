@@ -14,14 +14,30 @@ FEW = [
     ("gevent", "pymysql"),
     ("uwsgi", "psycopg"),
 ]
-#: MySQL 9 takes 4 s to stop and start, and so is away for longer than people wait by default (outage_wait, 5 s).
-MYSQL9 = [("sync", "mysql9 pymysql"), ("gthread --preload", "mysql9 mysqldb"), ("gevent", "mysql9 pymysql"), ("uwsgi", "mysql9 mysqldb")]
-WEBS = ["sync", "gthread", "gevent", "sync --preload", "gthread --preload", "gevent --preload", "uwsgi"]
+#: MySQL 9 takes 4 s to stop and start, and so is away for longer than people wait by default
+#: (outage_wait, 5 s).
+MYSQL9 = [
+    ("sync", "mysql9 pymysql"),
+    ("gthread --preload", "mysql9 mysqldb"),
+    ("gevent", "mysql9 pymysql"),
+    ("uwsgi", "mysql9 mysqldb"),
+]
+WEBS = [
+    "sync",
+    "gthread",
+    "gevent",
+    "sync --preload",
+    "gthread --preload",
+    "gevent --preload",
+    "uwsgi",
+]
 ALL = [(web, driver) for web in WEBS for driver in ("pymysql", "mysqldb", "psycopg")] + MYSQL9
 
 
 def hold(outcome: Any) -> None:
-    """What users of an unbroken app may see: 200; and on a POST 503 while the server is away, or that its outcome is unknown."""
+    """What users of an unbroken app may see: 200; and on a POST 503 while the server is away, or
+    that its outcome is unknown.
+    """
     assert outcome.gets > 100
     assert outcome.posts[200] > 20
     assert not outcome.not_200
@@ -30,7 +46,9 @@ def hold(outcome: Any) -> None:
 
 
 @pytest.mark.parametrize(("web", "driver"), FEW)
-def test_flask_answers_200_through_idleness_kills_a_restart_and_a_crash(web: str, driver: str, stands: Any, ordeals: Any) -> None:
+def test_flask_answers_200_through_idleness_kills_a_restart_and_a_crash(
+    web: str, driver: str, stands: Any, ordeals: Any
+) -> None:
     stand = stands(web, driver)
     outcome = ordeals(stand)
     print(f"\n{web:18s} {driver:10s} unbroken  {outcome.row()}")
@@ -38,7 +56,9 @@ def test_flask_answers_200_through_idleness_kills_a_restart_and_a_crash(web: str
         hold(outcome)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{outcome}\n{stand.site.tail()}") from None
-    assert stand.site.ends(), stand.site.tail()  # a signal must not end in one of our threads: uWSGI then waits for a minute
+    assert stand.site.ends(), (
+        stand.site.tail()
+    )  # a signal must not end in one of our threads: uWSGI then waits for a minute
 
 
 @pytest.mark.soak
@@ -51,7 +71,10 @@ def test_flask_under_every_server_and_driver_beside_the_same_app_without_unbroke
     stand = stands(web, driver, query="outage_wait=15" if driver.startswith("mysql9") else "")
     outcome = ordeals(stand)
     with capsys.disabled():
-        print(f"\n{web:18s} {driver:10s} plain     {plain.row()}\n{web:18s} {driver:10s} unbroken  {outcome.row()}")
+        print(
+            f"\n{web:18s} {driver:10s} plain     {plain.row()}\n{web:18s} {driver:10s} unbroken "
+            f" {outcome.row()}"
+        )
     try:
         hold(outcome)
     except AssertionError as error:
@@ -63,7 +86,9 @@ def query(number: int) -> tuple[str, dict[str, Any] | None]:
     return f"/items?number={number}", None
 
 
-def test_fastapi_answers_200_through_idleness_kills_a_restart_and_a_crash(stands: Any, ordeals: Callable[..., Any]) -> None:
+def test_fastapi_answers_200_through_idleness_kills_a_restart_and_a_crash(
+    stands: Any, ordeals: Callable[..., Any]
+) -> None:
     stand = stands("uvicorn", "asyncpg", app="fastapi_app")
     outcome = ordeals(stand, query)
     print(f"\nuvicorn asyncpg unbroken {outcome.row()}")
@@ -83,7 +108,10 @@ def test_fastapi_beside_the_same_app_without_unbroken(
     stand = stands("uvicorn", driver, app="fastapi_app")
     outcome = ordeals(stand, query)
     with capsys.disabled():
-        print(f"\nuvicorn            {driver:10s} plain     {plain.row()}\nuvicorn            {driver:10s} unbroken  {outcome.row()}")
+        print(
+            f"\nuvicorn            {driver:10s} plain     {plain.row()}\nuvicorn           "
+            f" {driver:10s} unbroken  {outcome.row()}"
+        )
     try:
         hold(outcome)
     except AssertionError as error:

@@ -28,7 +28,10 @@ class Client:
     def ask(self, method: str = "GET", path: str = "/", body: bytes = b"", **environ: Any) -> bytes:
         made: dict[str, Any] = {"REQUEST_METHOD": method, "PATH_INFO": path, **environ}
         if body:
-            made |= {"wsgi.input": io.BytesIO(body + b"of the next request"), "CONTENT_LENGTH": str(len(body))}
+            made |= {
+                "wsgi.input": io.BytesIO(body + b"of the next request"),
+                "CONTENT_LENGTH": str(len(body)),
+            }
         setup_testing_defaults(made)
         self.sent: list[bytes] = []
         self.headers: dict[str, str] = {}
@@ -42,7 +45,9 @@ class Client:
             getattr(result, "close", lambda: None)()
         return b"".join(self.sent)
 
-    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], None]:
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], None]:
         if exc_info and self.sent:
             raise exc_info[1]
         self.status, self.headers = status, {name.lower(): value for name, value in headers}
@@ -66,7 +71,9 @@ def table(mariadb: MariaDB) -> Iterator[str]:
 class Breaking:
     """An app that reads from the database, and loses its connection the first *times*."""
 
-    def __init__(self, pool: unbroken.Pool, server: Any, times: int = 1, sql: str = "SELECT 1") -> None:
+    def __init__(
+        self, pool: unbroken.Pool, server: Any, times: int = 1, sql: str = "SELECT 1"
+    ) -> None:
         self.pool, self.server, self.times, self.sql = pool, server, times, sql
         self.calls = 0
         self.environs: list[dict[str, Any]] = []
@@ -77,7 +84,9 @@ class Breaking:
         self.calls += 1
         self.environs.append(dict(environ))
         environ["seen"] = True
-        self.bodies.append(environ["wsgi.input"].read(self.read) if environ.get("CONTENT_LENGTH") else b"")
+        self.bodies.append(
+            environ["wsgi.input"].read(self.read) if environ.get("CONTENT_LENGTH") else b""
+        )
         with self.pool.connection() as conn, conn.cursor() as cursor:
             cursor.execute(self.sql)
             if self.calls <= self.times:
@@ -87,7 +96,9 @@ class Breaking:
         return [b"call %d" % self.calls]
 
 
-def test_a_get_whose_connection_is_lost_is_run_again_with_the_environ_it_came_with(pool: unbroken.Pool, mariadb: MariaDB) -> None:
+def test_a_get_whose_connection_is_lost_is_run_again_with_the_environ_it_came_with(
+    pool: unbroken.Pool, mariadb: MariaDB
+) -> None:
     app = Breaking(pool, mariadb, times=2)
     client = Client(unbroken.wsgi.Unbroken(app))
     assert client.ask() == b"call 3"
@@ -95,7 +106,9 @@ def test_a_get_whose_connection_is_lost_is_run_again_with_the_environ_it_came_wi
     assert all("seen" not in environ for environ in app.environs)
 
 
-def test_a_page_that_the_app_made_of_the_error_is_not_sent_but_the_request_run_again(pool: unbroken.Pool, mariadb: MariaDB) -> None:
+def test_a_page_that_the_app_made_of_the_error_is_not_sent_but_the_request_run_again(
+    pool: unbroken.Pool, mariadb: MariaDB
+) -> None:
     inner = Breaking(pool, mariadb)
 
     def app(environ: Any, start_response: Any) -> Any:
@@ -112,14 +125,18 @@ def test_a_page_that_the_app_made_of_the_error_is_not_sent_but_the_request_run_a
     assert inner.calls == 2
 
 
-def test_an_error_that_another_attempt_would_not_cure_is_the_servers(pool: unbroken.Pool, mariadb: MariaDB) -> None:
+def test_an_error_that_another_attempt_would_not_cure_is_the_servers(
+    pool: unbroken.Pool, mariadb: MariaDB
+) -> None:
     app = Breaking(pool, mariadb, times=0, sql="SELECT nothing FROM nowhere")
     with pytest.raises(Exception, match="nowhere"):
         Client(unbroken.wsgi.Unbroken(app)).ask()
     assert app.calls == 1
 
 
-def test_a_post_is_run_again_only_where_the_settings_say_so(pool: unbroken.Pool, mariadb: MariaDB, table: str) -> None:
+def test_a_post_is_run_again_only_where_the_settings_say_so(
+    pool: unbroken.Pool, mariadb: MariaDB, table: str
+) -> None:
     def attempt(path: str, **settings: Any) -> tuple[int, int]:
         mariadb.admin(f"DELETE FROM {table}")
         app = Breaking(pool, mariadb, sql=f"INSERT INTO {table} VALUES (1)")
@@ -131,7 +148,10 @@ def test_a_post_is_run_again_only_where_the_settings_say_so(pool: unbroken.Pool,
     assert attempt("/orders", replay="/orders") == (2, 2)
     assert attempt("/orders/7", replay=["/orders"]) == (2, 2)
     assert attempt("/orders-old", replay=["/orders"]) == (1, 0)
-    assert attempt("/orders", replay=lambda environ: environ["PATH_INFO"] == "/orders" or None) == (2, 2)
+    assert attempt("/orders", replay=lambda environ: environ["PATH_INFO"] == "/orders" or None) == (
+        2,
+        2,
+    )
     assert attempt("/orders", methods=["POST"]) == (2, 2)
 
 
@@ -143,7 +163,9 @@ def test_a_get_may_be_told_not_to_be_run_again(pool: unbroken.Pool, mariadb: Mar
 
 
 @pytest.mark.parametrize("read", [-1, 3, 5])
-def test_the_body_is_there_again_whole_in_each_attempt(read: int, pool: unbroken.Pool, mariadb: MariaDB) -> None:
+def test_the_body_is_there_again_whole_in_each_attempt(
+    read: int, pool: unbroken.Pool, mariadb: MariaDB
+) -> None:
     app = Breaking(pool, mariadb)
     app.read = read
     Client(unbroken.wsgi.Unbroken(app, methods="POST")).ask("POST", body=b"hello")
@@ -165,7 +187,9 @@ READERS: dict[str, Callable[[Any], bytes]] = {
 
 @pytest.mark.parametrize("how", list(READERS))
 @pytest.mark.parametrize("kept", [True, False])
-def test_the_body_is_whole_however_it_is_read(how: str, kept: bool, pool: unbroken.Pool, mariadb: MariaDB) -> None:
+def test_the_body_is_whole_however_it_is_read(
+    how: str, kept: bool, pool: unbroken.Pool, mariadb: MariaDB
+) -> None:
     """Also one that is too long to be kept: that request is not run again."""
     body = b"".join(b"line %d\n" % number for number in range(3000))
     seen: list[bytes] = []
@@ -175,20 +199,26 @@ def test_the_body_is_whole_however_it_is_read(how: str, kept: bool, pool: unbrok
         seen.append(READERS[how](environ["wsgi.input"]))
         return inner({**environ, "CONTENT_LENGTH": ""}, start_response)
 
-    client = Client(unbroken.wsgi.Unbroken(app, methods="POST", max_body=50_000 if kept else 10_000))
+    client = Client(
+        unbroken.wsgi.Unbroken(app, methods="POST", max_body=50_000 if kept else 10_000)
+    )
     client.ask("POST", body=body)
     assert client.status == "200 OK"
     assert seen == [body] * (3 if kept else 1)
 
 
-def test_a_request_with_a_longer_body_than_is_kept_is_not_run_again(pool: unbroken.Pool, mariadb: MariaDB) -> None:
+def test_a_request_with_a_longer_body_than_is_kept_is_not_run_again(
+    pool: unbroken.Pool, mariadb: MariaDB
+) -> None:
     app = Breaking(pool, mariadb)
     with pytest.raises(Exception, match=LOST):
         Client(unbroken.wsgi.Unbroken(app, methods="POST", max_body=4)).ask("POST", body=b"hello")
     assert app.bodies == [b"hello"]
 
 
-def test_inside_a_post_a_units_of_its_own_is_run_again(pool: unbroken.Pool, mariadb: MariaDB) -> None:
+def test_inside_a_post_a_units_of_its_own_is_run_again(
+    pool: unbroken.Pool, mariadb: MariaDB
+) -> None:
     calls = []
 
     def work(conn: Any) -> None:
@@ -222,7 +252,9 @@ def streaming(pool: unbroken.Pool, server: Any, steps: list[str]) -> Callable[..
     return app
 
 
-def test_a_stream_goes_out_as_it_is_made_and_is_not_begun_again(pool: unbroken.Pool, mariadb: MariaDB) -> None:
+def test_a_stream_goes_out_as_it_is_made_and_is_not_begun_again(
+    pool: unbroken.Pool, mariadb: MariaDB
+) -> None:
     steps: list[str] = []
     client = Client(unbroken.wsgi.Unbroken(streaming(pool, mariadb, steps)))
     made: dict[str, Any] = {}
@@ -239,7 +271,9 @@ def test_a_stream_goes_out_as_it_is_made_and_is_not_begun_again(pool: unbroken.P
     assert steps == ["made 0", "made 1", "made 2"]
 
 
-def test_a_stream_that_fails_before_its_first_chunk_is_run_again(pool: unbroken.Pool, mariadb: MariaDB) -> None:
+def test_a_stream_that_fails_before_its_first_chunk_is_run_again(
+    pool: unbroken.Pool, mariadb: MariaDB
+) -> None:
     inner = Breaking(pool, mariadb)
     closed = []
 
@@ -259,7 +293,9 @@ def test_a_stream_that_fails_before_its_first_chunk_is_run_again(pool: unbroken.
     assert len(closed) == 2
 
 
-def test_what_was_written_the_old_way_is_out_and_the_request_not_run_again(pool: unbroken.Pool, mariadb: MariaDB) -> None:
+def test_what_was_written_the_old_way_is_out_and_the_request_not_run_again(
+    pool: unbroken.Pool, mariadb: MariaDB
+) -> None:
     inner = Breaking(pool, mariadb)
 
     def app(environ: Any, start_response: Any) -> Any:
@@ -294,7 +330,9 @@ def away(new_mariadb: Callable[..., MariaDB]) -> Iterator[unbroken.Pool]:
         yield pool
 
 
-def test_an_outage_is_answered_with_503_as_json_or_html_and_without_a_hosts_name(away: unbroken.Pool) -> None:
+def test_an_outage_is_answered_with_503_as_json_or_html_and_without_a_hosts_name(
+    away: unbroken.Pool,
+) -> None:
     app = Breaking(away, None)
     client = Client(unbroken.wsgi.Unbroken(app))
     for method in ("GET", "POST"):
@@ -311,7 +349,9 @@ def test_an_outage_is_answered_with_503_as_json_or_html_and_without_a_hosts_name
     assert int(client.headers["content-length"]) > 0
 
 
-def test_an_outage_that_the_app_made_a_500_of_is_a_503_and_other_pages_of_its_are_its_own(away: unbroken.Pool) -> None:
+def test_an_outage_that_the_app_made_a_500_of_is_a_503_and_other_pages_of_its_are_its_own(
+    away: unbroken.Pool,
+) -> None:
     def app(environ: Any, start_response: Any) -> Any:
         try:
             return Breaking(away, None)(environ, start_response)
@@ -328,19 +368,29 @@ def test_an_outage_that_the_app_made_a_500_of_is_a_503_and_other_pages_of_its_ar
             assert client.status == f"{status} As Said"
 
 
-def test_a_commit_without_an_answer_is_said_to_be_unknown_and_not_run_again(postgres: PostgreSQL) -> None:
+def test_a_commit_without_an_answer_is_said_to_be_unknown_and_not_run_again(
+    postgres: PostgreSQL,
+) -> None:
     import threading
     import time
 
     postgres.admin("CREATE TABLE slow (number INT); GRANT ALL ON slow TO PUBLIC")
-    postgres.admin("CREATE FUNCTION nap() RETURNS trigger AS 'BEGIN PERFORM pg_sleep(30); RETURN NULL; END' LANGUAGE plpgsql")
-    postgres.admin("CREATE CONSTRAINT TRIGGER nap AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION nap()")
+    postgres.admin(
+        "CREATE FUNCTION nap() RETURNS trigger AS 'BEGIN PERFORM pg_sleep(30); RETURN NULL; END'"
+        " LANGUAGE plpgsql"
+    )
+    postgres.admin(
+        "CREATE CONSTRAINT TRIGGER nap AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED FOR EACH"
+        " ROW EXECUTE FUNCTION nap()"
+    )
     calls = []
 
     def kill() -> None:
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
-            if postgres.admin("SELECT 1 FROM pg_stat_activity WHERE query ILIKE 'commit%' AND state = 'active'"):
+            if postgres.admin(
+                "SELECT 1 FROM pg_stat_activity WHERE query ILIKE 'commit%' AND state = 'active'"
+            ):
                 postgres.kill_sessions()
                 return
             time.sleep(0.01)
@@ -394,10 +444,16 @@ def test_what_a_request_took_from_a_named_pool_is_taken_back(
     assert len(mariadb.sessions()) <= pool.settings.max_size
 
 
-def test_health_says_that_the_process_lives_and_readiness_that_the_database_answers(new_mariadb: Callable[..., MariaDB]) -> None:
+def test_health_says_that_the_process_lives_and_readiness_that_the_database_answers(
+    new_mariadb: Callable[..., MariaDB],
+) -> None:
     server = new_mariadb()
     with unbroken.Pool(server.url("pymysql")) as pool:
-        client = Client(unbroken.wsgi.Unbroken(lambda *_: [], databases=pool, healthz="/live", readyz="/ready", ready_timeout=2))
+        client = Client(
+            unbroken.wsgi.Unbroken(
+                lambda *_: [], databases=pool, healthz="/live", readyz="/ready", ready_timeout=2
+            )
+        )
         assert client.ask(path="/ready") == b'{"status": "ok", "shop": "ok"}\n'
         server.stop()
         assert client.ask(path="/ready") == b'{"status": "away", "shop": "away"}\n'
@@ -415,6 +471,8 @@ def test_health_says_that_the_process_lives_and_readiness_that_the_database_answ
         ({"healthz": "live"}, "healthz='live' must be a path that begins with a slash"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_at_once(settings: dict[str, Any], words: str) -> None:
+def test_settings_that_cannot_work_are_refused_at_once(
+    settings: dict[str, Any], words: str
+) -> None:
     with pytest.raises(unbroken.ConfigurationError, match=words.replace("?", r"\?")):
         unbroken.wsgi.Unbroken(lambda *_: [], **settings)

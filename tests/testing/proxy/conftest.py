@@ -48,7 +48,9 @@ class Kernel:
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def _info(self, layout: str) -> Any:
-        return struct.unpack_from(layout, self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232))[0]
+        return struct.unpack_from(
+            layout, self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
+        )[0]
 
     @property
     def state(self) -> int:
@@ -83,7 +85,9 @@ class Client:
 
     def __init__(self, line: Line, conn: Any) -> None:
         self._line, self.conn = line, conn
-        self.fd: int = conn.fileno() if isinstance(conn, psycopg.Connection) else conn._sock.fileno()
+        self.fd: int = (
+            conn.fileno() if isinstance(conn, psycopg.Connection) else conn._sock.fileno()
+        )
         self.kernel = Kernel(self.fd)
 
     def ask(self, sql: str = "SELECT 1") -> Any:
@@ -95,7 +99,8 @@ class Client:
         return Asked(lambda: self.ask(sql))
 
     def close(self) -> None:
-        self.kernel.shutdown()  # a thread may still be waiting for an answer, and close() for that thread
+        # a thread may still be waiting for an answer, and close() for that thread
+        self.kernel.shutdown()
         self.kernel.close()
         with suppress(Exception):
             self.conn.close()
@@ -146,15 +151,22 @@ class Line:
     def connect(self, timeout: float = 10.0, port: int | None = None) -> Any:
         server, port = self.server, port or self.proxy.port
         if self.is_mysql:
-            more: dict[str, Any] = {"ssl": {"ca": str(server.ca_file)}} if self.tls else {"ssl_disabled": True}
+            more: dict[str, Any] = (
+                {"ssl": {"ca": str(server.ca_file)}} if self.tls else {"ssl_disabled": True}
+            )
             return pymysql.connect(
-                host="127.0.0.1", port=port, user=server.user, password=server.password, database=server.database,
-                autocommit=True, connect_timeout=timeout, read_timeout=60, **more,
+                host="127.0.0.1", port=port, user=server.user, password=server.password,
+                database=server.database, autocommit=True, connect_timeout=timeout, read_timeout=60,
+                **more,
             )  # fmt: skip
-        more = {"sslmode": "verify-ca", "sslrootcert": str(server.ca_file)} if self.tls else {"sslmode": "disable"}
+        more = (
+            {"sslmode": "verify-ca", "sslrootcert": str(server.ca_file)}
+            if self.tls
+            else {"sslmode": "disable"}
+        )
         return psycopg.connect(
-            host="127.0.0.1", port=port, user=server.user, password=server.password, dbname=server.database,
-            autocommit=True, connect_timeout=max(2, int(timeout)), **more,
+            host="127.0.0.1", port=port, user=server.user, password=server.password,
+            dbname=server.database, autocommit=True, connect_timeout=max(2, int(timeout)), **more,
         )  # fmt: skip
 
     def table(self) -> str:

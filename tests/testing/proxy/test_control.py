@@ -1,4 +1,6 @@
-"""The fault proxy's HTTP port and its command: what other languages and people at a terminal use."""
+"""The fault proxy's HTTP port and its command: what other languages and people at a terminal
+use.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def test_faults_are_ordered_by_post_and_seen_by_get(plain_line: Line, remote: Re
     last = events[-1]["serial"]
     assert remote.ask("GET", f"/events?after={last}&wait=0.01") == (200, [])
     plain_line.proxy.heal()
-    assert [event["name"] for event in remote.ask("GET", f"/events?after={last}&wait=10")[1]] == ["healed"]
+    assert [event["name"] for event in remote.ask("GET", f"/events?after={last}&wait=10")[1]] == [
+        "healed"
+    ]
 
 
 def test_it_tells_what_it_can(plain_line: Line, remote: Remote) -> None:
@@ -76,8 +80,17 @@ def test_it_tells_what_it_can(plain_line: Line, remote: Remote) -> None:
     assert status == 200
     assert found["upstream"] == f"127.0.0.1:{plain_line.server.port}"
     assert found["listen"] == f"127.0.0.1:{plain_line.proxy.port}"
-    assert found["verbs"]["latency"] == {"seconds": "needed", "jitter": 0.0, "on": "all", "way": "both"}
-    public = {name for name in dir(FaultProxy) if not name.startswith("_") and callable(getattr(FaultProxy, name))}
+    assert found["verbs"]["latency"] == {
+        "seconds": "needed",
+        "jitter": 0.0,
+        "on": "all",
+        "way": "both",
+    }
+    public = {
+        name
+        for name in dir(FaultProxy)
+        if not name.startswith("_") and callable(getattr(FaultProxy, name))
+    }
     assert set(found["verbs"]) == public - {"start", "close", "url", "events_after"}
 
 
@@ -105,7 +118,9 @@ def test_it_tells_what_it_can(plain_line: Line, remote: Remote) -> None:
         ("GET", "/events?wait=nan", None, 400, "wait=nan"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(servers: Any, method: str, path: str, body: Any, status: int, said: str) -> None:
+def test_what_is_wrong_is_said_in_one_line(
+    servers: Any, method: str, path: str, body: Any, status: int, said: str
+) -> None:
     with FaultProxy(("127.0.0.1", 9), protocol="mysql") as proxy, Control(proxy) as port:
         with socket.create_connection((proxy.host, proxy.port)) as client:
             client.settimeout(10)
@@ -121,7 +136,9 @@ def test_a_web_page_cannot_steer_it() -> None:
     with FaultProxy(("127.0.0.1", 9)) as proxy, Control(proxy) as port:
         remote = Remote(port.address.port)
         assert remote.ask("POST", "/refuse", b"", Origin="http://evil.example")[0] == 400
-        assert remote.ask("POST", "/refuse", b"", Host="evil.example")[0] == 400  # a name that was made to mean this machine
+        assert (
+            remote.ask("POST", "/refuse", b"", Host="evil.example")[0] == 400
+        )  # a name that was made to mean this machine
         assert not any(event.name == "refuse" for event in proxy.events)
         assert remote.ask("POST", "/refuse", b"", Host="localhost:1")[0] == 200
 
@@ -150,7 +167,13 @@ def test_any_body_is_arguments_or_a_clear_error(data: bytes) -> None:
 
 NAMES = st.sampled_from(["on", "seconds", "bytes", "statement", "pattern", "n", "x"])
 VALUES = st.one_of(
-    st.none(), st.text(max_size=9), st.integers(), st.floats(), st.lists(st.integers(), max_size=2), st.booleans(), st.floats(0)
+    st.none(),
+    st.text(max_size=9),
+    st.integers(),
+    st.floats(),
+    st.lists(st.integers(), max_size=2),
+    st.booleans(),
+    st.floats(0),
 )
 
 
@@ -174,23 +197,33 @@ def test_any_query_is_read_or_refused_clearly(text: str) -> None:
     assert 0 <= wait <= 30
 
 
-# ---------------------------------------------------------------------------------------------- unbroken proxy
+# -- unbroken proxy --------------------------------------------------------------------------------
 
 COMMAND = [sys.executable, "-m", "unbroken", "proxy"]
 PLAIN = {**os.environ, "NO_COLOR": "1", "COLUMNS": "80"}
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_serves_logs_takes_orders_and_ends_cleanly(plain_line: Line, end: signal.Signals) -> None:
+def test_the_command_serves_logs_takes_orders_and_ends_cleanly(
+    plain_line: Line, end: signal.Signals
+) -> None:
     url = plain_line.server.url()
-    command = subprocess.Popen([*COMMAND, url, "--seed", "7"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=PLAIN)
+    command = subprocess.Popen(
+        [*COMMAND, url, "--seed", "7"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=PLAIN,
+    )
     try:
         assert command.stdout is not None
         first, second = command.stdout.readline(), command.stdout.readline()
         control_port = int(re.findall(r"control: http://127\.0\.0\.1:(\d+)/", first)[0])
         (listening,) = re.findall(r"listening on 127\.0\.0\.1:(\d+), before .*, seed 7", second)
         conn = plain_line.connect(port=int(listening))
-        assert Remote(control_port).ask("POST", "/cut_at", {"statement": "SELECT"})[0] == 200  # the URL told the protocol
+        assert (
+            Remote(control_port).ask("POST", "/cut_at", {"statement": "SELECT"})[0] == 200
+        )  # the URL told the protocol
         with pytest.raises(Exception):  # noqa: B017 - each driver's own
             conn.cursor().execute("SELECT 1")
         for line in command.stdout:
@@ -220,7 +253,9 @@ def test_the_command_serves_logs_takes_orders_and_ends_cleanly(plain_line: Line,
         ([], "Missing argument 'UPSTREAM'"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_line_is_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     from unbroken.cli import main
 
     with pytest.raises(SystemExit) as ended:

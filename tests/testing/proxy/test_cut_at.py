@@ -1,4 +1,6 @@
-"""Cuts at a statement: each form, with text, prepared and pipelined statements, and where statements cannot be read."""
+"""Cuts at a statement: each form, with text, prepared and pipelined statements, and where
+statements cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def insert_and_commit(conn: Any, table: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
-def test_after_a_commit_the_row_is_stored_and_the_client_has_no_answer(plain_line: Line, how: Any) -> None:
+def test_after_a_commit_the_row_is_stored_and_the_client_has_no_answer(
+    plain_line: Line, how: Any
+) -> None:
     table, client = plain_line.table(), plain_line.client()
     cut = plain_line.proxy.cut_at("COMMIT", how=how)
     heard = client.kernel.bytes_in
@@ -36,7 +40,9 @@ def test_after_a_commit_the_row_is_stored_and_the_client_has_no_answer(plain_lin
     with pytest.raises(LOST):
         client.ask("COMMIT")
     until(lambda: client.kernel.state == (CLOSE_WAIT if how == "fin" else CLOSED))
-    assert client.kernel.bytes_in - before_commit == (1 if how == "fin" else 0)  # the FIN counts as one byte
+    assert client.kernel.bytes_in - before_commit == (
+        1 if how == "fin" else 0
+    )  # the FIN counts as one byte
     assert plain_line.stored(table) == [1]
     cut.wait(1)
     assert (cut.hits, cut.connections) == (1, (1,))
@@ -45,7 +51,9 @@ def test_after_a_commit_the_row_is_stored_and_the_client_has_no_answer(plain_lin
     assert plain_line.stored(table) == [1, 2]
 
 
-def test_before_a_commit_the_row_is_not_stored_and_the_server_never_heard_of_it(plain_line: Line) -> None:
+def test_before_a_commit_the_row_is_not_stored_and_the_server_never_heard_of_it(
+    plain_line: Line,
+) -> None:
     table = plain_line.table()
     cut = plain_line.proxy.cut_at("COMMIT", before=True, times=2)
     for _ in range(2):
@@ -65,9 +73,13 @@ def test_before_a_commit_the_row_is_not_stored_and_the_server_never_heard_of_it(
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_statements_in_autocommit_are_cut_at_by_their_beginning_or_a_pattern(plain_line: Line, before: bool) -> None:
+def test_statements_in_autocommit_are_cut_at_by_their_beginning_or_a_pattern(
+    plain_line: Line, before: bool
+) -> None:
     table = plain_line.table()
-    for number, statement in enumerate([f"INSERT INTO {table}", re.compile(rf"(?i)into {table}\s.*\(1\)")]):
+    for number, statement in enumerate(
+        [f"INSERT INTO {table}", re.compile(rf"(?i)into {table}\s.*\(1\)")]
+    ):
         client = plain_line.client()
         cut = plain_line.proxy.cut_at(statement, before=before)
         with pytest.raises(LOST):
@@ -96,15 +108,14 @@ def prepared(line: Line, table: str, stack: ExitStack) -> Any:
     """Something that executes one prepared INSERT, autocommitted, with a number."""
     if not line.is_mysql:
         client = line.client()
-        return lambda number: client.conn.execute(f"INSERT INTO {table} VALUES (%s)", (number,), prepare=True)
+        return lambda number: client.conn.execute(
+            f"INSERT INTO {table} VALUES (%s)", (number,), prepare=True
+        )
     import mysql.connector
 
     server = line.server
     conn = stack.enter_context(
-        mysql.connector.connect(
-            host="127.0.0.1", port=line.proxy.port, user=server.user, password=server.password, database=server.database,
-            autocommit=True, ssl_disabled=True, use_pure=True,
-        )
+        mysql.connector.connect( host="127.0.0.1", port=line.proxy.port, user=server.user, password=server.password, database=server.database, autocommit=True, ssl_disabled=True, use_pure=True, ),  # noqa: E501
     )  # fmt: skip
     cursor = conn.cursor(prepared=True)
     return lambda number: cursor.execute(f"INSERT INTO {table} VALUES (%s)", (number,))
@@ -126,7 +137,9 @@ def test_in_a_pipeline_the_answers_before_it_arrive(servers: Any) -> None:
         assert line.stored(table) == [1, 2]
 
 
-def test_a_cut_is_for_the_connections_that_were_meant_and_is_forgotten_when_healed(plain_line: Line) -> None:
+def test_a_cut_is_for_the_connections_that_were_meant_and_is_forgotten_when_healed(
+    plain_line: Line,
+) -> None:
     first, second = plain_line.client(), plain_line.client()
     cut = plain_line.proxy.cut_at("SELECT", on=2)
     assert first.ask() == 1
@@ -136,12 +149,16 @@ def test_a_cut_is_for_the_connections_that_were_meant_and_is_forgotten_when_heal
     plain_line.proxy.cut_at("SELECT")
     plain_line.proxy.heal()
     assert first.ask() == 1
-    with pytest.raises(ProxyError, match=r"no cut at 'SELECT' within 0\.01 s: 0 of 1; was it executed\?"):
+    with pytest.raises(
+        ProxyError, match=r"no cut at 'SELECT' within 0\.01 s: 0 of 1; was it executed\?"
+    ):
         plain_line.proxy.cut_at("SELECT").wait(0.01)
 
 
 def test_a_cut_whose_answer_never_came_waits_for_the_next_statement(plain_line: Line) -> None:
-    """The server ends the session before it has answered: that was no cut, and it is still to come, whatever was ordered meanwhile."""
+    """The server ends the session before it has answered: that was no cut, and it is still to come,
+    whatever was ordered meanwhile.
+    """
     sleep = "SELECT SLEEP(30)" if plain_line.is_mysql else "SELECT pg_sleep(30)"
     cut = plain_line.proxy.cut_at("SELECT")
     client = plain_line.client()
@@ -149,7 +166,9 @@ def test_a_cut_whose_answer_never_came_waits_for_the_next_statement(plain_line: 
     until(lambda: cut.left == 0)
     plain_line.proxy.cut_at("DELETE")
     plain_line.server.kill_sessions()
-    until(lambda: cut.left == 1 or cut.hits)  # MySQL's servers may answer the KILL with an error first, which is an answer
+    until(
+        lambda: cut.left == 1 or cut.hits
+    )  # MySQL's servers may answer the KILL with an error first, which is an answer
     assert isinstance(asked.wait(), Exception)
     if not cut.hits:
         with pytest.raises(LOST):
@@ -157,7 +176,9 @@ def test_a_cut_whose_answer_never_came_waits_for_the_next_statement(plain_line: 
     assert cut.hits == 1
 
 
-def test_where_tls_hides_the_statements_that_is_said_at_once_and_never_silently_not_matched(servers: Any) -> None:
+def test_where_tls_hides_the_statements_that_is_said_at_once_and_never_silently_not_matched(
+    servers: Any,
+) -> None:
     for kind in ("mariadb", "postgresql"):
         with ExitStack() as stack:
             line = Line(servers(kind), True, stack)
@@ -179,4 +200,7 @@ def test_where_the_protocol_is_another_that_is_said(servers: Any) -> None:
         line.protocol = "postgresql"
         line.proxy = line.before((line.server.host, line.server.port))
         line.client()
-        assert any(event.name == "unreadable" and "not PostgreSQL's protocol" in event.text for event in line.proxy.events)
+        assert any(
+            event.name == "unreadable" and "not PostgreSQL's protocol" in event.text
+            for event in line.proxy.events
+        )

@@ -27,7 +27,18 @@ def packet(number: int, body: bytes) -> bytes:
 
 def greeting(flags: int = 0xFFFFFFFF) -> bytes:
     low, high = struct.pack("<H", flags & 0xFFFF), struct.pack("<H", flags >> 16)
-    return packet(0, b"\x0a8.0.36\0" + b"\1\0\0\0" + b"12345678\0" + low + b"\x2d\2\0" + high + b"\x15" + bytes(10) + b"123456789012\0")
+    return packet(
+        0,
+        b"\x0a8.0.36\0"
+        + b"\1\0\0\0"
+        + b"12345678\0"
+        + low
+        + b"\x2d\2\0"
+        + high
+        + b"\x15"
+        + bytes(10)
+        + b"123456789012\0",
+    )
 
 
 def login(flags: int = 0x200) -> bytes:
@@ -47,11 +58,16 @@ def startup(code: int = 196608, body: bytes = b"user\0app\0\0") -> bytes:
 
 
 READY = message(b"Z", b"I")
-PG_LOGIN: Talk = [("up", startup()), ("down", message(b"R", bytes(4)) + message(b"S", b"a\0b\0") + READY)]
+PG_LOGIN: Talk = [
+    ("up", startup()),
+    ("down", message(b"R", bytes(4)) + message(b"S", b"a\0b\0") + READY),
+]
 DONE = message(b"C", b"COMMIT\0")
 
 
-def heard(reader: Reader, talk: Talk, cut: Callable[[bytes], list[bytes]] = lambda data: [data]) -> tuple[list[str], list[tuple[int, str]]]:
+def heard(
+    reader: Reader, talk: Talk, cut: Callable[[bytes], list[bytes]] = lambda data: [data]
+) -> tuple[list[str], list[tuple[int, str]]]:
     """Statements, and which answers began and ended, in the order they were noticed."""
     texts: list[str] = []
     answers: list[tuple[int, str]] = []
@@ -69,65 +85,30 @@ def heard(reader: Reader, talk: Talk, cut: Callable[[bytes], list[bytes]] = lamb
 
 
 MYSQL_TALKS: dict[str, tuple[Talk, list[str]]] = {
-    "a text": ([*MYSQL_LOGIN, ("up", packet(0, b"\x03COMMIT")), ("down", packet(1, OK))], ["COMMIT"]),
-    "prepared": (
-        [
-            *MYSQL_LOGIN, ("up", packet(0, b"\x16INSERT INTO t VALUES (?)")), ("down", packet(1, b"\0\7\0\0\0\0\0\1\0\0\0\0")),
-            ("up", packet(0, b"\x17\7\0\0\0\0\1\0\0\0")), ("down", packet(1, OK)),
-            ("up", packet(0, b"\x19\7\0\0\0") + packet(0, b"\x03COMMIT")),
-            ("down", packet(1, OK)),
-        ],
-        ["INSERT INTO t VALUES (?)", "COMMIT"],
-    ),
-    "executed before the prepare is answered": (
-        [
-            *MYSQL_LOGIN, ("up", packet(0, b"\x16COMMIT") + packet(0, b"\xfa\xff\xff\xff\xff\0\0")),
-            ("down", packet(1, b"\0\7\0\0\0\0\0\0\0\0\0\0") + packet(1, OK)),
-        ],
-        ["COMMIT"],
-    ),
-    "rows, then more": (
-        [
-            *MYSQL_LOGIN, ("up", packet(0, b"\x03SELECT 1")),
-            ("down", packet(1, b"\1") + packet(2, b"def") + packet(3, b"\xfe\0\0\2\0") + packet(4, b"\x011") + packet(5, b"\xfe\0\0\2\0")),
-            ("up", packet(0, b"\x0e")), ("down", packet(1, OK)), ("up", packet(0, b"\x03commit;")), ("down", packet(1, OK)),
-        ],
-        ["SELECT 1", "commit;"],
-    ),
+    "a text": ([*MYSQL_LOGIN, ("up", packet(0, b"\x03COMMIT")), ("down", packet(1, OK))], ["COMMIT"]),  # noqa: E501
+    "prepared": ( [ *MYSQL_LOGIN, ("up", packet(0, b"\x16INSERT INTO t VALUES (?)")), ("down", packet(1, b"\0\7\0\0\0\0\0\1\0\0\0\0")), ("up", packet(0, b"\x17\7\0\0\0\0\1\0\0\0")), ("down", packet(1, OK)), ("up", packet(0, b"\x19\7\0\0\0") + packet(0, b"\x03COMMIT")), ("down", packet(1, OK)), ], ["INSERT INTO t VALUES (?)", "COMMIT"], ),  # noqa: E501
+    "executed before the prepare is answered": ( [ *MYSQL_LOGIN, ("up", packet(0, b"\x16COMMIT") + packet(0, b"\xfa\xff\xff\xff\xff\0\0")), ("down", packet(1, b"\0\7\0\0\0\0\0\0\0\0\0\0") + packet(1, OK)), ], ["COMMIT"], ),  # noqa: E501
+    "rows, then more": ( [ *MYSQL_LOGIN, ("up", packet(0, b"\x03SELECT 1")), ("down", packet(1, b"\1") + packet(2, b"def") + packet(3, b"\xfe\0\0\2\0") + packet(4, b"\x011") + packet(5, b"\xfe\0\0\2\0")), ("up", packet(0, b"\x0e")), ("down", packet(1, OK)), ("up", packet(0, b"\x03commit;")), ("down", packet(1, OK)), ], ["SELECT 1", "commit;"], ),  # noqa: E501
 }  # fmt: skip
 ATTRIBUTES = MySQLReader()  # a login in which query attributes are agreed upon
 PG_TALKS: dict[str, tuple[Talk, list[str]]] = {
     "a text": ([*PG_LOGIN, ("up", message(b"Q", b"COMMIT\0")), ("down", DONE + READY)], ["COMMIT"]),
-    "extended": (
-        [
-            *PG_LOGIN, ("up", message(b"P", b"s\0INSERT INTO t VALUES ($1)\0\0\0") + message(b"D", b"Ss\0") + message(b"S")),
-            ("down", message(b"1") + message(b"t", b"\0\0") + message(b"n") + READY),
-            ("up", message(b"B", b"\0s\0\0\0\0\0\0\0") + message(b"E", b"\0\0\0\0\0") + message(b"S")),
-            ("down", message(b"2") + message(b"C", b"INSERT 0 1\0") + READY), ("up", message(b"Q", b"COMMIT\0")), ("down", DONE + READY),
-        ],
-        ["INSERT INTO t VALUES ($1)", "COMMIT"],
-    ),
-    "many at once": (
-        [
-            *PG_LOGIN,
-            ("up", message(b"P", b"\0BEGIN\0\0\0") + message(b"B", b"\0\0\0\0\0\0\0\0") + message(b"E", b"\0\0\0\0\0") + message(b"S")
-             + message(b"P", b"\0COMMIT\0\0\0") + message(b"B", b"\0\0\0\0\0\0\0\0") + message(b"E", b"\0\0\0\0\0") + message(b"S")),
-            ("down", message(b"1") + message(b"2") + message(b"C", b"BEGIN\0") + READY + message(b"1") + message(b"2") + DONE + READY),
-        ],
-        ["BEGIN", "COMMIT"],
-    ),
-    "the server has no TLS": (
-        [("up", startup(80877103, b"")), ("down", b"N"), *PG_LOGIN, ("up", message(b"Q", b"COMMIT\0")), ("down", DONE + READY)],
-        ["COMMIT"],
-    ),
+    "extended": ( [ *PG_LOGIN, ("up", message(b"P", b"s\0INSERT INTO t VALUES ($1)\0\0\0") + message(b"D", b"Ss\0") + message(b"S")), ("down", message(b"1") + message(b"t", b"\0\0") + message(b"n") + READY), ("up", message(b"B", b"\0s\0\0\0\0\0\0\0") + message(b"E", b"\0\0\0\0\0") + message(b"S")), ("down", message(b"2") + message(b"C", b"INSERT 0 1\0") + READY), ("up", message(b"Q", b"COMMIT\0")), ("down", DONE + READY), ], ["INSERT INTO t VALUES ($1)", "COMMIT"], ),  # noqa: E501
+    "many at once": ( [ *PG_LOGIN, ("up", message(b"P", b"\0BEGIN\0\0\0") + message(b"B", b"\0\0\0\0\0\0\0\0") + message(b"E", b"\0\0\0\0\0") + message(b"S") + message(b"P", b"\0COMMIT\0\0\0") + message(b"B", b"\0\0\0\0\0\0\0\0") + message(b"E", b"\0\0\0\0\0") + message(b"S")), ("down", message(b"1") + message(b"2") + message(b"C", b"BEGIN\0") + READY + message(b"1") + message(b"2") + DONE + READY), ], ["BEGIN", "COMMIT"], ),  # noqa: E501
+    "the server has no TLS": ( [("up", startup(80877103, b"")), ("down", b"N"), *PG_LOGIN, ("up", message(b"Q", b"COMMIT\0")), ("down", DONE + READY)], ["COMMIT"], ),  # noqa: E501
 }  # fmt: skip
-TALKS = [pytest.param(MySQLReader, *talk, id=f"mysql {name}") for name, talk in MYSQL_TALKS.items()] + [
-    pytest.param(PostgreSQLReader, *talk, id=f"postgresql {name}") for name, talk in PG_TALKS.items()
+TALKS = [
+    pytest.param(MySQLReader, *talk, id=f"mysql {name}") for name, talk in MYSQL_TALKS.items()
+] + [
+    pytest.param(PostgreSQLReader, *talk, id=f"postgresql {name}")
+    for name, talk in PG_TALKS.items()
 ]
 
 
 @pytest.mark.parametrize(("reader", "talk", "texts"), TALKS)
-def test_statements_are_read_and_each_ones_answer_is_known(reader: type[Any], talk: Talk, texts: list[str]) -> None:
+def test_statements_are_read_and_each_ones_answer_is_known(
+    reader: type[Any], talk: Talk, texts: list[str]
+) -> None:
     found, answers = heard(made := reader(), talk)
     assert found == texts
     assert made.unreadable is None
@@ -138,17 +119,26 @@ def test_statements_are_read_and_each_ones_answer_is_known(reader: type[Any], ta
 
 @pytest.mark.parametrize(("reader", "talk", "texts"), TALKS)
 @given(data=st.data())
-def test_the_pieces_in_which_a_stream_comes_make_no_difference(reader: type[Any], talk: Talk, texts: list[str], data: Any) -> None:
+def test_the_pieces_in_which_a_stream_comes_make_no_difference(
+    reader: type[Any], talk: Talk, texts: list[str], data: Any
+) -> None:
     def cut(chunk: bytes) -> list[bytes]:
         places = sorted(data.draw(st.sets(st.integers(1, max(1, len(chunk) - 1)), max_size=6)))
-        return [chunk[a:b] for a, b in zip([0, *places], [*places, len(chunk)], strict=True) if a < b]
+        return [
+            chunk[a:b] for a, b in zip([0, *places], [*places, len(chunk)], strict=True) if a < b
+        ]
 
     assert heard(reader(), talk, cut) == heard(reader(), talk)
-    assert heard(reader(), talk, lambda chunk: [bytes([each]) for each in chunk]) == heard(reader(), talk)
+    assert heard(reader(), talk, lambda chunk: [bytes([each]) for each in chunk]) == heard(
+        reader(), talk
+    )
 
 
 @pytest.mark.parametrize("reader", READERS)
-@given(talk=st.lists(st.tuples(st.sampled_from(["up", "down"]), st.binary(max_size=200)), max_size=20), logged_in=st.booleans())
+@given(
+    talk=st.lists(st.tuples(st.sampled_from(["up", "down"]), st.binary(max_size=200)), max_size=20),
+    logged_in=st.booleans(),
+)
 def test_no_bytes_make_a_reader_raise(reader: type[Any], talk: Talk, logged_in: bool) -> None:
     before = (MYSQL_LOGIN if reader is MySQLReader else PG_LOGIN) if logged_in else []
     heard(reader(), before + talk)
@@ -157,21 +147,39 @@ def test_no_bytes_make_a_reader_raise(reader: type[Any], talk: Talk, logged_in: 
 @given(bodies=st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=80)), max_size=12))
 def test_no_mysql_command_makes_the_reader_raise(bodies: list[tuple[int, bytes]]) -> None:
     talk = [("up", packet(0, bytes([kind]) + body)) for kind, body in bodies]
-    heard(MySQLReader(), [("down", greeting()), ("up", login(0x8000200)), ("down", packet(2, OK)), *talk])
+    heard(
+        MySQLReader(),
+        [("down", greeting()), ("up", login(0x8000200)), ("down", packet(2, OK)), *talk],
+    )
 
 
-@given(bodies=st.lists(st.tuples(st.sampled_from(b"QPBESFHCDXdcf"), st.binary(max_size=80)), max_size=12))
+@given(
+    bodies=st.lists(
+        st.tuples(st.sampled_from(b"QPBESFHCDXdcf"), st.binary(max_size=80)), max_size=12
+    )
+)
 def test_no_postgresql_message_makes_the_reader_raise(bodies: list[tuple[int, bytes]]) -> None:
-    heard(PostgreSQLReader(), [*PG_LOGIN, *(("up", message(bytes([kind]), body)) for kind, body in bodies), ("down", READY * 5)])
+    heard(
+        PostgreSQLReader(),
+        [
+            *PG_LOGIN,
+            *(("up", message(bytes([kind]), body)) for kind, body in bodies),
+            ("down", READY * 5),
+        ],
+    )
 
 
-# ---------------------------------------------------------------------------------------------- what cannot be read
+# -- what cannot be read ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("reader", "talk", "why"),
     [
-        (MySQLReader, [("down", greeting()), ("up", packet(1, struct.pack("<IIB23x", 0xA00, 1 << 24, 45)))], mysql.TLS),
+        (
+            MySQLReader,
+            [("down", greeting()), ("up", packet(1, struct.pack("<IIB23x", 0xA00, 1 << 24, 45)))],
+            mysql.TLS,
+        ),
         (MySQLReader, [("down", greeting()), ("up", login(0x220))], mysql.COMPRESSED),
         (MySQLReader, [("down", greeting()), ("up", login(0x4000200))], mysql.COMPRESSED),
         (MySQLReader, [("down", packet(0, b"SSH-2.0-OpenSSH"))], mysql.FOREIGN),
@@ -185,12 +193,22 @@ def test_no_postgresql_message_makes_the_reader_raise(bodies: list[tuple[int, by
 def test_what_cannot_be_read_is_said(reader: type[Any], talk: Talk, why: str) -> None:
     heard(made := reader(), talk)
     assert made.unreadable == why
-    assert heard(made, [("up", b"\x07\0\0\0\x03COMMIT"), ("up", message(b"Q", b"COMMIT\0"))]) == ([], [])
+    assert heard(made, [("up", b"\x07\0\0\0\x03COMMIT"), ("up", message(b"Q", b"COMMIT\0"))]) == (
+        [],
+        [],
+    )
 
 
 def test_a_server_without_compression_is_read_though_the_client_would_compress() -> None:
     made = MySQLReader()
-    texts, _ = heard(made, [("down", greeting(0xFFFFFFFF & ~0x4000020)), ("up", login(0x220)), ("up", packet(0, b"\x03COMMIT"))])
+    texts, _ = heard(
+        made,
+        [
+            ("down", greeting(0xFFFFFFFF & ~0x4000020)),
+            ("up", login(0x220)),
+            ("up", packet(0, b"\x03COMMIT")),
+        ],
+    )
     assert (texts, made.unreadable) == (["COMMIT"], None)
 
 
@@ -216,11 +234,13 @@ def test_a_continued_packet_is_one_statement() -> None:
     assert [spoken.text for spoken in reader.up(packet(0, b"\x03COMMIT"))] == ["COMMIT"]
 
 
-# ---------------------------------------------------------------------------------------------- what passes at a cut
+# -- what passes at a cut --------------------------------------------------------------------------
 
 
 def cut_at(statement: Any, **more: Any) -> Cut:
-    return Cut(statement, **({"before": False, "times": 1, "on": "all", "how": "fin", "count": 0} | more))
+    return Cut(
+        statement, **({"before": False, "times": 1, "on": "all", "how": "fin", "count": 0} | more)
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,11 +256,15 @@ def cut_at(statement: Any, **more: Any) -> Cut:
         (re.compile("commit"), "COMMIT", False),
     ],
 )
-def test_a_text_begins_a_statement_and_a_pattern_is_found_in_it(statement: Any, text: str, hit: bool) -> None:
+def test_a_text_begins_a_statement_and_a_pattern_is_found_in_it(
+    statement: Any, text: str, hit: bool
+) -> None:
     assert cut_at(statement).matches(1, text) is hit
 
 
-@pytest.mark.parametrize(("on", "meant"), [("all", [1, 2, 3]), ("existing", [1, 2]), ("new", [3]), (2, [2])])
+@pytest.mark.parametrize(
+    ("on", "meant"), [("all", [1, 2, 3]), ("existing", [1, 2]), ("new", [3]), (2, [2])]
+)
 def test_a_cut_covers_the_connections_that_were_meant(on: Any, meant: list[int]) -> None:
     cut = cut_at("COMMIT", on=on, count=2)
     assert [n for n in (1, 2, 3) if cut.matches(n, "COMMIT")] == meant
@@ -248,7 +272,9 @@ def test_a_cut_covers_the_connections_that_were_meant(on: Any, meant: list[int])
 
 @given(data=st.data())
 def test_the_client_never_hears_a_byte_of_the_answer_and_everything_before_it(data: Any) -> None:
-    """Two batches at once: the first one's answer passes whole, of the second one's nothing, whatever the pieces."""
+    """Two batches at once: the first one's answer passes whole, of the second one's nothing,
+    whatever the pieces.
+    """
     tap, cut = Tap(1, PostgreSQLReader()), cut_at("COMMIT")
     talk = PG_TALKS["many at once"][0]
     for who, said in talk[:-1]:
@@ -266,7 +292,10 @@ def test_the_client_never_hears_a_byte_of_the_answer_and_everything_before_it(da
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_before_a_statement_its_last_byte_never_passes(size: int) -> None:
-    for reader, talk in ((MySQLReader, MYSQL_TALKS["rows, then more"][0]), (PostgreSQLReader, PG_TALKS["extended"][0])):
+    for reader, talk in (
+        (MySQLReader, MYSQL_TALKS["rows, then more"][0]),
+        (PostgreSQLReader, PG_TALKS["extended"][0]),
+    ):
         tap, cut, whole, passed = Tap(1, reader()), cut_at("COMMIT", before=True), b"", b""
         due: Cut | None = None
         for who, said in talk:

@@ -19,7 +19,7 @@ from unbroken_drill.proxy.addresses import Address, address, of_url, through
 from unbroken_drill.proxy.lane import FULL, Lane
 from unbroken_drill.proxy.plan import PLAIN, UNTOUCHED, Conduct, Rules, Standing
 
-# ---------------------------------------------------------------------------------------------- lanes
+# -- lanes -----------------------------------------------------------------------------------------
 
 
 def drained(lane: Lane, now: float) -> bytes:
@@ -56,7 +56,9 @@ RULES = st.builds(
 
 
 @given(chunks=CHUNKS, rules=RULES, seed=st.integers(0, 9))
-def test_whatever_the_rules_everything_arrives_once_and_in_order(chunks: list[bytes], rules: Rules, seed: int) -> None:
+def test_whatever_the_rules_everything_arrives_once_and_in_order(
+    chunks: list[bytes], rules: Rules, seed: int
+) -> None:
     lane = Lane(Random(seed), rules)
     for at, chunk in enumerate(chunks):
         lane.take(chunk, at * 0.01)
@@ -69,7 +71,9 @@ def test_whatever_the_rules_everything_arrives_once_and_in_order(chunks: list[by
 
 
 @given(chunks=CHUNKS, before=RULES, after=RULES)
-def test_rules_may_change_at_any_time_and_nothing_is_lost(chunks: list[bytes], before: Rules, after: Rules) -> None:
+def test_rules_may_change_at_any_time_and_nothing_is_lost(
+    chunks: list[bytes], before: Rules, after: Rules
+) -> None:
     lane = Lane(Random(1), before)
     out = b""
     for at, chunk in enumerate(chunks):
@@ -115,14 +119,16 @@ def test_a_full_lane_and_a_stalled_one_want_no_more() -> None:
     assert not Lane(Random(0), Rules(stalled=True)).wants_more
 
 
-# ---------------------------------------------------------------------------------------------- plans
+# -- plans -----------------------------------------------------------------------------------------
 
 
 def test_what_was_said_of_new_connections_adds_up_in_order_and_a_number_means_one() -> None:
     standing = Standing()
 
     def latency(seconds: float) -> Any:
-        return lambda conduct: conduct.on_way("both", lambda rules: Rules(latency=seconds, rate=rules.rate))
+        return lambda conduct: conduct.on_way(
+            "both", lambda rules: Rules(latency=seconds, rate=rules.rate)
+        )
 
     standing.add("existing", latency(9.0))
     standing.add("all", lambda conduct: conduct.on_way("up", lambda rules: Rules(rate=5.0)))
@@ -164,7 +170,9 @@ def idle_proxy() -> Any:
 
 
 @pytest.mark.parametrize(("verb", "arguments", "said"), WRONG)
-def test_what_cannot_be_meant_is_said_at_once(idle_proxy: FaultProxy, verb: str, arguments: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_meant_is_said_at_once(
+    idle_proxy: FaultProxy, verb: str, arguments: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ConfigurationError) as caught:
         getattr(idle_proxy, verb)(**arguments)
     assert said in str(caught.value)
@@ -173,11 +181,14 @@ def test_what_cannot_be_meant_is_said_at_once(idle_proxy: FaultProxy, verb: str,
 
 @pytest.mark.parametrize("statement", ["", "  ", 7, None, b"COMMIT"])
 def test_a_statement_that_is_none_is_refused(statement: Any) -> None:
-    with FaultProxy(("127.0.0.1", 9), protocol="mysql") as proxy, pytest.raises(ConfigurationError, match="beginning of a statement"):
+    with (
+        FaultProxy(("127.0.0.1", 9), protocol="mysql") as proxy,
+        pytest.raises(ConfigurationError, match="beginning of a statement"),
+    ):
         proxy.cut_at(statement)
 
 
-# ---------------------------------------------------------------------------------------------- addresses
+# -- addresses -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -220,7 +231,9 @@ def test_what_is_no_address_is_said(given: Any) -> None:
         address(given, "upstream")
 
 
-@pytest.mark.parametrize("given", ["x" * 300 + ":1", "\ud800:1", "a b:1", "/" + "x" * 300, Path("x" * 300)])
+@pytest.mark.parametrize(
+    "given", ["x" * 300 + ":1", "\ud800:1", "a b:1", "/" + "x" * 300, Path("x" * 300)]
+)
 def test_an_address_that_cannot_be_is_a_clear_error_when_it_is_listened_on(given: Any) -> None:
     with pytest.raises(ProxyError) as caught:
         FaultProxy(("127.0.0.1", 9), given).start()
@@ -243,7 +256,10 @@ def test_any_text_is_an_address_or_a_clear_error(text: str) -> None:
         ("postgresql://app:s@[::1]/shop", (Address("::1", 5432), "postgresql")),
         ("mysql://app:s@/shop?unix_socket=/run/s", (Address(path="/run/s"), "mysql")),
         ("postgresql://app:s@/shop?host=/run", (Address(path="/run/.s.PGSQL.5432"), "postgresql")),
-        ("postgresql+pg8000://app:s@/shop?unix_sock=/run/.s.PGSQL.7", (Address(path="/run/.s.PGSQL.7"), "postgresql")),
+        (
+            "postgresql+pg8000://app:s@/shop?unix_sock=/run/.s.PGSQL.7",
+            (Address(path="/run/.s.PGSQL.7"), "postgresql"),
+        ),
         ("mongodb://app:s@db/shop", (Address("db", 27017), None)),
         ("redis://db:6379/0", (Address("db", 6379), None)),
     ],
@@ -270,11 +286,20 @@ HERE = Address("127.0.0.1", 4000)
     ("url", "leads"),
     [
         ("mysql+pymysql://app:secret@db/shop", "mysql+pymysql://app:secret@127.0.0.1:4000/shop"),
-        ("mysql+pymysql://app:s%40cret@db:3306/shop?ssl_ca=%2Fca.pem", "mysql+pymysql://app:s%40cret@127.0.0.1:4000/shop?ssl_ca=%2Fca.pem"),
+        (
+            "mysql+pymysql://app:s%40cret@db:3306/shop?ssl_ca=%2Fca.pem",
+            "mysql+pymysql://app:s%40cret@127.0.0.1:4000/shop?ssl_ca=%2Fca.pem",
+        ),
         ("mysql://app@/shop?unix_socket=/run/s", "mysql://app@127.0.0.1:4000/shop"),
         ("postgresql://app@/shop?host=/run", "postgresql://app@127.0.0.1:4000/shop"),
-        ("postgres://app:x@[::1]:5432/shop?sslmode=disable", "postgres://app:x@127.0.0.1:4000/shop?sslmode=disable"),
-        ("mongodb://app:x@a:1,b:2/shop?replicaSet=r", "mongodb://app:x@127.0.0.1:4000/shop?replicaSet=r"),
+        (
+            "postgres://app:x@[::1]:5432/shop?sslmode=disable",
+            "postgres://app:x@127.0.0.1:4000/shop?sslmode=disable",
+        ),
+        (
+            "mongodb://app:x@a:1,b:2/shop?replicaSet=r",
+            "mongodb://app:x@127.0.0.1:4000/shop?replicaSet=r",
+        ),
         ("jdbc:postgresql://db:5432/shop", "jdbc:postgresql://127.0.0.1:4000/shop"),
         ("redis://db:6379/0", "redis://127.0.0.1:4000/0"),
     ],
@@ -283,7 +308,9 @@ def test_a_url_leads_through_the_proxy_and_is_else_the_same(url: str, leads: str
     assert through(url, HERE) == leads
 
 
-@pytest.mark.parametrize("url", ["", "db:3306", "sqlite:///file.db", "mongodb+srv://db/shop", "mysql+pymysqll"])
+@pytest.mark.parametrize(
+    "url", ["", "db:3306", "sqlite:///file.db", "mongodb+srv://db/shop", "mysql+pymysqll"]
+)
 def test_what_is_no_servers_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError):
         through(url, HERE)
@@ -300,7 +327,12 @@ def test_what_is_no_servers_url_is_refused(url: str) -> None:
 def test_a_url_leads_through_a_unix_socket(url: str, path: str) -> None:
     before, after = parse(url), parse(through(url, Address(path=path)))
     assert after.unix_socket in (path, "/tmp")
-    assert (after.host, after.user, after.password, after.database) == (None, before.user, before.password, before.database)
+    assert (after.host, after.user, after.password, after.database) == (
+        None,
+        before.user,
+        before.password,
+        before.database,
+    )
 
 
 def test_postgresqls_sockets_have_names_of_their_own() -> None:

@@ -1,4 +1,6 @@
-"""Whatever is done to a connection, what arrives is a beginning of what was sent; healed, it is all of it."""
+"""Whatever is done to a connection, what arrives is a beginning of what was sent; healed, it is all
+of it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class Echo:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                threading.Thread(target=self._serve, args=(self._listener.accept()[0],), daemon=True).start()
+                threading.Thread(
+                    target=self._serve, args=(self._listener.accept()[0],), daemon=True
+                ).start()
 
     def _serve(self, sock: socket.socket) -> None:
         with sock, contextlib.suppress(OSError):
@@ -55,7 +59,9 @@ class Talker:
         self.lost: OSError | None = None
         self.ended = False
         self.sock = socket.create_connection(address, 60)
-        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._send, self._hear)]
+        self._threads = [
+            threading.Thread(target=each, daemon=True) for each in (self._send, self._hear)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -121,16 +127,23 @@ def test_what_was_only_slowed_and_silenced_arrives_whole(echo: Echo, seed: int) 
             threading.Event().wait(dice.uniform(0, 0.02))
         proxy.heal()
         until(lambda: all(talker.is_done for talker in talkers), 60)
-        assert [(bytes(talker.heard) == talker.sent, talker.lost) for talker in talkers] == [(True, None)] * 3
+        assert [(bytes(talker.heard) == talker.sent, talker.lost) for talker in talkers] == [
+            (True, None)
+        ] * 3
         assert not [event for event in proxy.events if event.name == "failed"]
         for talker in talkers:
             talker.close()
         until(lambda: all(info.state == "closed" for info in proxy.connections))
-        assert all((info.to_server, info.to_client, info.held) == (300_000, 300_000, 0) for info in proxy.connections)
+        assert all(
+            (info.to_server, info.to_client, info.held) == (300_000, 300_000, 0)
+            for info in proxy.connections
+        )
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_what_was_broken_is_a_beginning_of_what_was_sent_and_never_hangs_once_healed(echo: Echo, seed: int) -> None:
+def test_what_was_broken_is_a_beginning_of_what_was_sent_and_never_hangs_once_healed(
+    echo: Echo, seed: int
+) -> None:
     dice = random.Random(seed)
     with FaultProxy(echo.address, seed=seed) as proxy:
         proxy.throttle(500_000)
@@ -176,7 +189,9 @@ def test_a_reader_that_is_slow_slows_the_sender_and_loses_nothing(echo: Echo) ->
 
 def test_hundreds_of_connections_at_once(echo: Echo) -> None:
     with FaultProxy(echo.address) as proxy, contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(socket.create_connection(proxy.address, 30)) for _ in range(300)]
+        clients = [
+            stack.enter_context(socket.create_connection(proxy.address, 30)) for _ in range(300)
+        ]
         for client in clients:
             client.sendall(b"hello")
         assert {client.recv(5) for client in clients} == {b"hello"}

@@ -1,4 +1,6 @@
-"""Each verb of the fault proxy, against real servers, plain and with TLS, seen from outside: by the kernel and by the server."""
+"""Each verb of the fault proxy, against real servers, plain and with TLS, seen from outside: by the
+kernel and by the server.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ def quiet(asked: Asked) -> None:
         time.sleep(0.01)
 
 
-# ---------------------------------------------------------------------------------------------- ends
+# -- ends ------------------------------------------------------------------------------------------
 
 
 def test_an_idle_connection_gets_the_reset_at_once(line: Line) -> None:
@@ -56,7 +58,9 @@ def test_an_idle_connection_gets_the_fin_at_once(line: Line) -> None:
     assert line.client().ask() == 1
 
 
-def test_half_closed_the_client_reads_an_end_and_the_server_still_hears_it(plain_line: Line) -> None:
+def test_half_closed_the_client_reads_an_end_and_the_server_still_hears_it(
+    plain_line: Line,
+) -> None:
     client, table = plain_line.client(), plain_line.table()
     plain_line.proxy.half_close()
     until(lambda: client.kernel.state == CLOSE_WAIT)
@@ -79,7 +83,9 @@ def test_after_so_many_bytes_exactly_it_is_cut(line: Line) -> None:
         client.ask(line.wide(100_000))
     after = line.info(1)
     assert after.to_server + after.to_client - before.to_server - before.to_client == 5000
-    assert client.kernel.bytes_in - heard == after.to_client - before.to_client + 1  # the kernel counts the FIN
+    assert (
+        client.kernel.bytes_in - heard == after.to_client - before.to_client + 1
+    )  # the kernel counts the FIN
     assert after.reason == "cut after 5000 bytes"
 
 
@@ -96,7 +102,7 @@ def test_after_so_many_seconds_it_is_cut_though_data_flows(line: Line) -> None:
     assert line.client().ask() == 1
 
 
-# ---------------------------------------------------------------------------------------------- silence
+# -- silence ---------------------------------------------------------------------------------------
 
 
 def test_a_black_hole_that_holds_heals_and_what_was_held_arrives(line: Line) -> None:
@@ -115,7 +121,9 @@ def test_a_black_hole_that_holds_heals_and_what_was_held_arrives(line: Line) -> 
     assert line.info(1).held == 0
 
 
-def test_a_black_hole_that_drops_heals_for_those_who_lost_nothing_and_resets_those_who_did(line: Line) -> None:
+def test_a_black_hole_that_drops_heals_for_those_who_lost_nothing_and_resets_those_who_did(
+    line: Line,
+) -> None:
     silent, speaking = line.client(), line.client()
     line.proxy.blackhole("drop")
     asked = speaking.in_background()
@@ -128,7 +136,9 @@ def test_a_black_hole_that_drops_heals_for_those_who_lost_nothing_and_resets_tho
     assert "dropped, which nobody can send again" in line.info(2).reason
 
 
-def test_what_is_lost_below_tcp_is_not_acknowledged_and_is_sent_again_once_healed(line: Line) -> None:
+def test_what_is_lost_below_tcp_is_not_acknowledged_and_is_sent_again_once_healed(
+    line: Line,
+) -> None:
     client = line.client()
     line.proxy.blackhole("lose")
     asked = client.in_background("SELECT 5")
@@ -223,7 +233,7 @@ def test_an_idle_connection_is_reset_by_a_balancer(line: Line) -> None:
     until(lambda: not line.server.sessions())
 
 
-# ---------------------------------------------------------------------------------------------- slowness
+# -- slowness --------------------------------------------------------------------------------------
 
 
 def took(work: Any) -> float:
@@ -266,7 +276,7 @@ def test_slices_arrive_as_segments_of_their_own(line: Line) -> None:
     assert client.kernel.segments_in - before < 10_000 / 200 / 2
 
 
-# ---------------------------------------------------------------------------------------------- connecting
+# -- connecting ------------------------------------------------------------------------------------
 
 
 def test_refused_connects_are_refused_by_the_kernel_and_the_port_stays_ours(line: Line) -> None:
@@ -297,7 +307,11 @@ def test_a_connect_hangs_until_healed_and_then_comes_through(plain_line: Line) -
     plain_line.proxy.heal()
     until(lambda: kernel.state == ESTABLISHED)  # its kernel tries again after a second
     assert plain_line.client().ask() == 1
-    assert [info.n for info in plain_line.proxy.connections] == [1, 2, 3]  # and nobody else was taken for a client
+    assert [info.n for info in plain_line.proxy.connections] == [
+        1,
+        2,
+        3,
+    ]  # and nobody else was taken for a client
     kernel.close()
     sock.close()
 
@@ -318,7 +332,7 @@ def test_a_server_that_refuses_is_a_reset_to_the_client_and_an_event(plain_line:
         assert "Connection refused" in event.text
 
 
-# ---------------------------------------------------------------------------------------------- which ones
+# -- which ones ------------------------------------------------------------------------------------
 
 
 def test_a_verb_reaches_those_that_were_meant(plain_line: Line) -> None:
@@ -373,7 +387,7 @@ def test_what_the_server_ends_ends_at_the_client(line: Line) -> None:
     until(lambda: client.kernel.state in (CLOSE_WAIT, CLOSED))
 
 
-# ---------------------------------------------------------------------------------------------- unix sockets, asyncio, forks
+# -- unix sockets, asyncio, forks ------------------------------------------------------------------
 
 
 def test_unix_sockets_at_both_ends(plain_line: Line, tmp_path: Path) -> None:
@@ -385,7 +399,13 @@ def test_unix_sockets_at_both_ends(plain_line: Line, tmp_path: Path) -> None:
         if plain_line.is_mysql:
 
             def connect() -> Any:
-                return pymysql.connect(unix_socket=here, user=server.user, password=server.password, database=server.database)
+                return pymysql.connect(
+                    unix_socket=here,
+                    user=server.user,
+                    password=server.password,
+                    database=server.database,
+                )
+
         else:
 
             def connect() -> Any:
@@ -414,15 +434,22 @@ def test_a_socket_file_that_nobody_listens_on_is_replaced(tmp_path: Path) -> Non
         client.connect(here)
 
 
-def test_on_a_unix_socket_a_connect_hangs_too_until_healed(plain_line: Line, tmp_path: Path) -> None:
+def test_on_a_unix_socket_a_connect_hangs_too_until_healed(
+    plain_line: Line, tmp_path: Path
+) -> None:
     here = str(tmp_path / "s")
-    with FaultProxy(plain_line.server.unix_socket, here) as proxy, socket.socket(socket.AF_UNIX) as client:
+    with (
+        FaultProxy(plain_line.server.unix_socket, here) as proxy,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
         proxy.hang_connect()
         asked = Asked(lambda: client.connect(here))
         quiet(asked)
         proxy.heal()
         assert asked.wait() is None
-        until(lambda: [info.state for info in proxy.connections] == ["open"])  # and nobody else was taken for a client
+        until(
+            lambda: [info.state for info in proxy.connections] == ["open"]
+        )  # and nobody else was taken for a client
 
 
 def test_it_serves_asyncio_and_its_verbs_may_be_called_in_the_loop(plain_line: Line) -> None:
@@ -507,9 +534,16 @@ def has_ipv6() -> bool:
 
 
 def test_a_name_with_several_addresses_is_tried_through_and_ipv6_is_listened_on() -> None:
-    server = socket.create_server(("127.0.0.1", 0))  # localhost may be ::1 first, where nobody listens
+    server = socket.create_server(
+        ("127.0.0.1", 0)
+    )  # localhost may be ::1 first, where nobody listens
     six = has_ipv6()
-    with server, FaultProxy(("localhost", server.getsockname()[1]), ("::1" if six else "127.0.0.1", 0)) as proxy:
+    with (
+        server,
+        FaultProxy(
+            ("localhost", server.getsockname()[1]), ("::1" if six else "127.0.0.1", 0)
+        ) as proxy,
+    ):
         host = "[::1]" if six else "127.0.0.1"
         assert proxy.url("mysql://app:x@db/shop") == f"mysql://app:x@{host}:{proxy.port}/shop"
         with socket.create_connection((proxy.host, proxy.port), 10) as client:
@@ -520,8 +554,7 @@ def test_a_name_with_several_addresses_is_tried_through_and_ipv6_is_listened_on(
 
 
 def test_out_of_descriptors_it_waits_for_some_and_goes_on() -> None:
-    said = script(
-        """
+    said = script("""
         import resource, socket, time
         from unbroken_drill import FaultProxy
 
@@ -548,8 +581,7 @@ def test_out_of_descriptors_it_waits_for_some_and_goes_on() -> None:
             with socket.create_connection((proxy.host, proxy.port), 20) as late:
                 wait(lambda: any(i.peer.endswith(f":{late.getsockname()[1]}") and i.state == "open" for i in proxy.connections))
             print("spun" if tries > 2000 else "waited")
-        """
-    )
+        """)  # noqa: E501
     assert said == "waited"
 
 
@@ -570,7 +602,7 @@ def test_it_works_where_gevent_has_patched_everything(plain_line: Line) -> None:
                         conn.cursor().execute("SELECT 1")
                     proxy.rst()
                 print(len(proxy.connections))
-            """,
+            """,  # noqa: E501
             server.url("pymysql" if plain_line.is_mysql else "psycopg"),
             server.port,
         )

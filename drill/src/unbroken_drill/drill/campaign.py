@@ -1,4 +1,6 @@
-"""Every contender in every scenario, a few at a time, each lane with a stage of its own: pools and apps alike."""
+"""Every contender in every scenario, a few at a time, each lane with a stage of its own: pools and
+apps alike.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,14 @@ R = TypeVar("R", bound=Result)
 _TICK: Final = 0.1
 
 
-def run_lanes(count: int, lane: Callable[[], None], tick: Callable[[], None], interrupt: Callable[[], None]) -> None:
-    """Run *lane* in *count* threads until each has ended, and call *tick* ten times a second meanwhile.
+def run_lanes(
+    count: int, lane: Callable[[], None], tick: Callable[[], None], interrupt: Callable[[], None]
+) -> None:
+    """Run *lane* in *count* threads until each has ended, and call *tick* ten times a second
+    meanwhile.
 
-    Whatever is raised here, a KeyboardInterrupt too: *interrupt* is called, which must make the lanes end, and they are
-    waited for.
+    Whatever is raised here, a KeyboardInterrupt too: *interrupt* is called, which must make the
+    lanes end, and they are waited for.
     """
     ended = threading.Semaphore(0)
 
@@ -93,7 +98,8 @@ class Watcher(Protocol):
 
 @dataclass(slots=True)
 class Campaign(Generic[J, R]):
-    """Plays *jobs*. *open_lane* gives each lane its stage: a context manager whose value plays one job.
+    """Plays *jobs*. *open_lane* gives each lane its stage: a context manager whose value plays one
+    job.
 
     *stop* ends every lane after what it does; *kill* is called when all must end at once.
     """
@@ -110,10 +116,13 @@ class Campaign(Generic[J, R]):
     def run(self, lanes: int, watcher: Watcher) -> list[tuple[J, R]]:
         """What each job gave, *lanes* at a time, in the order in which they ended.
 
-        Raises what a lane raised, for instance because its server did not start, after all lanes have ended.
+        Raises what a lane raised, for instance because its server did not start, after all lanes
+        have ended.
         """
         self._left.extend(self.jobs)
-        run_lanes(min(lanes, len(self.jobs)), partial(self._lane, watcher), watcher.tick, self._end_all)
+        run_lanes(
+            min(lanes, len(self.jobs)), partial(self._lane, watcher), watcher.tick, self._end_all
+        )
         if self._failure is not None:
             raise self._failure
         return self._found

@@ -1,4 +1,6 @@
-"""What the drill measures by itself, whatever the contenders say: who accepts, who is connected, what is stuck."""
+"""What the drill measures by itself, whatever the contenders say: who accepts, who is connected,
+what is stuck.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ _PACE: Final = 0.001
 
 
 class Probe(threading.Thread):
-    """Asks *server* in a tight loop, on connections of its own, until it answers; then :attr:`accepted` is the time."""
+    """Asks *server* in a tight loop, on connections of its own, until it answers; then
+    :attr:`accepted` is the time.
+    """
 
     def __init__(self, server: Server) -> None:
         super().__init__(daemon=True, name="drill probe")
@@ -33,18 +37,26 @@ class Probe(threading.Thread):
                 return
 
     def result(self, timeout: float = 5.0) -> float:
-        """When the server first answered (``time.monotonic()``). Raises ServerError when it does not within *timeout*."""
+        """When the server first answered (``time.monotonic()``).
+
+        Raises ServerError when it does not within *timeout*.
+        """
         self.join(timeout)
         self._given_up.set()
         if self.accepted is None:
-            raise ServerError(f"{self._server!r} was started and does not answer the drill's probe within {timeout} s")
+            raise ServerError(
+                f"{self._server!r} was started and does not answer the drill's probe within"
+                f" {timeout} s"
+            )
         return self.accepted
 
 
 def close_wait(*pids: int, port: int | None = None) -> int | None:
-    """How many sockets of the processes *pids* are in CLOSE_WAIT: the server hung up and nobody noticed.
+    """How many sockets of the processes *pids* are in CLOSE_WAIT: the server hung up and nobody
+    noticed.
 
-    A socket that several of them share counts once; *port*: only those whose other end is that port. None without /proc.
+    A socket that several of them share counts once; *port*: only those whose other end is that
+    port. None without /proc.
     """
     try:
         mine = set().union(*(_sockets(pid) for pid in pids))
@@ -82,7 +94,10 @@ def _sockets(pid: int) -> set[str]:
 
 def journal(server: Server) -> dict[int, int]:
     """How often each number stands in the journal."""
-    return {int(n): int(times) for n, times in server.admin("SELECT n, count(*) FROM drill_journal GROUP BY n")}
+    return {
+        int(n): int(times)
+        for n, times in server.admin("SELECT n, count(*) FROM drill_journal GROUP BY n")
+    }
 
 
 def sessions_left(server: Server, timeout: float = 1.0) -> int:

@@ -11,7 +11,8 @@ from unbroken.errors import ConfigurationError
 
 
 def writable(option: str, to: str | None) -> Path | None:
-    """Where to write to, known to be possible before minutes are spent; ``-`` is standard output, None is nowhere.
+    """Where to write to, known to be possible before minutes are spent; ``-`` is standard output,
+    None is nowhere.
 
     Raises ConfigurationError, which names *option*.
     """

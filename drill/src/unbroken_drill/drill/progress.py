@@ -1,4 +1,6 @@
-"""How the drill shows that it is under way: a table that fills in on a terminal, a line per result elsewhere."""
+"""How the drill shows that it is under way: a table that fills in on a terminal, a line per result
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +20,41 @@ from unbroken_drill.drill.results import Contestant, Result
 
 
 class Progress:
-    """Watches a drill (see :class:`unbroken_drill.drill.campaign.Watcher`); a context manager that takes its display away at the end."""
+    """Watches a drill (see :class:`unbroken_drill.drill.campaign.Watcher`); a context manager that
+    takes its display away at the end.
+    """
 
-    def __init__(self, console: Console, entrants: Sequence[Contestant], scenarios: Sequence[str], total: int) -> None:
-        self._console, self._entrants, self._scenarios, self._total = console, entrants, scenarios, total
+    def __init__(
+        self, console: Console, entrants: Sequence[Contestant], scenarios: Sequence[str], total: int
+    ) -> None:
+        self._console, self._entrants, self._scenarios, self._total = (
+            console,
+            entrants,
+            scenarios,
+            total,
+        )
         self._lock = threading.Lock()
         self._rows: dict[tuple[str, str, str], Result] = {}
         self._running: list[AnyJob] = []
         self._done = 0
         self._began = time.monotonic()
-        self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
+        self._live = (
+            Live(console=console, transient=True, auto_refresh=False)
+            if console.is_terminal
+            else None
+        )
 
     def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -50,7 +70,9 @@ class Progress:
             self._rows[job.cell] = result
             self._done = done
         if self._live is None:
-            self._console.print(Text(f"[{done:>{len(str(total))}}/{total}] {line(result)}"), soft_wrap=True)
+            self._console.print(
+                Text(f"[{done:>{len(str(total))}}/{total}] {line(result)}"), soft_wrap=True
+            )
 
     def tick(self) -> None:
         """Draw anew."""
@@ -60,13 +82,27 @@ class Progress:
     def _picture(self) -> Group:
         with self._lock:
             rows, running = list(self._rows.values()), list(self._running)
-        backend = running[0].entrant.backend if running else rows[-1].server if rows else self._entrants[0].backend
-        title = f"unbroken drill: {report.SERVERS[backend]}, {self._done} of {self._total}, {time.monotonic() - self._began:.0f} s"
+        backend = (
+            running[0].entrant.backend
+            if running
+            else rows[-1].server
+            if rows
+            else self._entrants[0].backend
+        )
+        title = (
+            f"unbroken drill: {report.SERVERS[backend]}, {self._done} of {self._total},"
+            f" {time.monotonic() - self._began:.0f} s"
+        )
         now = [job.cell for job in running]
-        under_way = ", ".join(f"{job.scenario.name}: {job.entrant.title}{f' ({job.detail})' if job.detail else ''}" for job in running)
+        under_way = ", ".join(
+            f"{job.scenario.name}: {job.entrant.title}{f' ({job.detail})' if job.detail else ''}"
+            for job in running
+        )
         width = max(len(entrant.title) for entrant in self._entrants)
         table = report.league(rows, self._entrants, backend, "", self._scenarios, now, width)
-        return Group(Text(title, "bold"), table, Text(f"now {under_way}" if under_way else "", "cyan"))
+        return Group(
+            Text(title, "bold"), table, Text(f"now {under_way}" if under_way else "", "cyan")
+        )
 
 
 def line(row: Result) -> str:

@@ -1,4 +1,6 @@
-"""The drill on a screen, whoever is drilled: squares, the league table, and how numbers are spelled."""
+"""The drill on a screen, whoever is drilled: squares, the league table, and how numbers are
+spelled.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def cell(row: Result | None) -> Text:
     if row.hung:
         return Text(f"H{short(row.hung)}", "bold red")
     if row.errors or row.unwell:
-        return Text(f"{short(row.errors or row.unwell)}{'!' if row.unwell or row.never_back else ''}", BAD)
+        return Text(
+            f"{short(row.errors or row.unwell)}{'!' if row.unwell or row.never_back else ''}", BAD
+        )
     if row.told:
         return Text(f"D{short(row.told)}", GOOD if row.slowest <= SLOW else POOR)
     if row.slowest > SLOW:
@@ -89,7 +93,9 @@ def league(
     running: Iterable[Cell] = (),
     width: int = 20,
 ) -> Table:
-    """Contenders against scenarios, both in the order given, one square each; *running* are those under way."""
+    """Contenders against scenarios, both in the order given, one square each; *running* are those
+    under way.
+    """
     now = set(running)
     table = Table(title=Text(title, "bold") if title else None, title_justify="left", **STYLE)
     table.add_column("", width=width, no_wrap=True)
@@ -99,18 +105,28 @@ def league(
     for entrant in entrants:
         if entrant.backend == server:
             squares = [
-                Text("…", "bold cyan") if (server, name, entrant.key) in now else cell(found.get((name, entrant.key))) for name in names
+                (
+                    Text("…", "bold cyan")
+                    if (server, name, entrant.key) in now
+                    else cell(found.get((name, entrant.key)))
+                )
+                for name in names
             ]
             table.add_row(Text(entrant.title, "bold" if entrant.is_ours else ""), *squares)
     return table
 
 
 def ranked(rows: Sequence[Result], entrants: Sequence[C]) -> list[C]:
-    """The entrants, best first: by wrong data, then what hangs, what stays broken, errors, deadlines, slowest request."""
+    """The entrants, best first: by wrong data, then what hangs, what stays broken, errors,
+    deadlines, slowest request.
+    """
 
     def key(entrant: C) -> tuple[float, ...]:
         own = [r for r in rows if (r.server, r.key) == (entrant.backend, entrant.key)]
-        return (*(sum(column) for column in zip(*(r.badness for r in own), strict=True)), max((r.slowest for r in own), default=0.0))
+        return (
+            *(sum(column) for column in zip(*(r.badness for r in own), strict=True)),
+            max((r.slowest for r in own), default=0.0),
+        )
 
     return sorted(entrants, key=key)
 

@@ -46,12 +46,16 @@ class Result:
     is_ours: bool
     requests: int = 0
     errors: int = 0  #: that a user would have seen
-    wrong: int = 0  #: answers of somebody else, shared sessions, acknowledged writes lost, writes doubled
+    wrong: int = (
+        0  #: answers of somebody else, shared sessions, acknowledged writes lost, writes doubled
+    )
     hung: int = 0  #: no answer within the watchdog's 15 s
     told: int = 0  #: ended by their own deadline, in time
     in_doubt: int = 0  #: writes honestly reported as unknown
     slowest: float = 0.0
-    recoveries: list[float | None] = field(default_factory=list)  #: heal to first success, once per fault; None: never
+    recoveries: list[float | None] = field(
+        default_factory=list
+    )  #: heal to first success, once per fault; None: never
     sessions: int = 0  #: on the server, at rest after the fault
     left: int = 0  #: still on the server after the contender was closed
     close_wait: int | None = 0  #: sockets, one second after the fault
@@ -62,7 +66,9 @@ class Result:
 
     @property
     def recovery(self) -> float | None:
-        """The median time to the first success; None when there was none to measure, or no success at all."""
+        """The median time to the first success; None when there was none to measure, or no success
+        at all.
+        """
         times = [time for time in self.recoveries if time is not None]
         return statistics.median(times) if times else None
 
@@ -73,8 +79,17 @@ class Result:
 
     @property
     def badness(self) -> tuple[int, ...]:
-        """For ranking, best first: wrong data is worst, then hanging, staying broken, errors, and what it told in time."""
-        return (self.failure is not None, self.wrong, self.hung, self.unwell, self.errors, self.told)
+        """For ranking, best first: wrong data is worst, then hanging, staying broken, errors, and
+        what it told in time.
+        """
+        return (
+            self.failure is not None,
+            self.wrong,
+            self.hung,
+            self.unwell,
+            self.errors,
+            self.told,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The row for machines."""
@@ -84,7 +99,9 @@ class Result:
 
 def one_line(error: BaseException) -> str:
     """The error's class, text, notes and cause on one line, bounded."""
-    text = " ".join(str(error).split()).split(" [SQL: ")[0]  # SQLAlchemy adds statement, values and a link
+    text = " ".join(str(error).split()).split(" [SQL: ")[
+        0
+    ]  # SQLAlchemy adds statement, values and a link
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
     cause = f"; because of {one_line(error.__cause__)}" if error.__cause__ is not None else ""

@@ -1,4 +1,5 @@
-"""A fault proxy: between an application and its server, it does to connections what networks and servers do.
+"""A fault proxy: between an application and its server, it does to connections what networks and
+servers do.
 
     from unbroken_drill import FaultProxy
 

@@ -16,7 +16,8 @@ from unbroken.drivers.url import BACKENDS, SCHEMES, parse, render
 from unbroken.errors import ConfigurationError
 from unbroken_drill.proxy.errors import ProxyError
 
-#: ``(host, port)``, ``"host:port"``, ``"[::1]:port"``, or a unix socket's path; a proxy's upstream may be a URL too.
+#: ``(host, port)``, ``"host:port"``, ``"[::1]:port"``, or a unix socket's path; a proxy's upstream
+#: may be a URL too.
 Given: TypeAlias = tuple[str, int] | Sequence[Any] | str | os.PathLike[str]
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]*://)([^/?#]*)(.*)", re.DOTALL)
@@ -44,20 +45,26 @@ class Address:
         return self.path if self.path is not None else (self.host, self.port)
 
     def resolve(self) -> list[tuple[int, Any]]:
-        """(family, address) of each way to get there, best first; ProxyError when the name is not known."""
+        """(family, address) of each way to get there, best first; ProxyError when the name is not
+        known.
+        """
         if self.path is not None:
             return [(socket.AF_UNIX, self.path)]
         try:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:  # a name may also be one that DNS cannot spell
-            raise ProxyError(f"cannot find {self.host!r}: {error}; give an address, or a name that this machine knows") from None
+            raise ProxyError(
+                f"cannot find {self.host!r}: {error}; give an address, or a name that this machine"
+                " knows"
+            ) from None
         return [(family, address) for family, _, _, _, address in found]
 
 
 def address(given: Given, what: str, *, least_port: int = 1) -> Address:
     """*given* as an address; ConfigurationError says how *what* is spelled."""
     wrong = ConfigurationError(
-        f"{what}={given!r} is not an address: write (host, port), 'host:port', '[::1]:port' or the path of a unix socket"
+        f"{what}={given!r} is not an address: write (host, port), 'host:port', '[::1]:port' or the"
+        " path of a unix socket"
     )
     if isinstance(given, os.PathLike):
         given = os.fspath(given)
@@ -78,14 +85,21 @@ def address(given: Given, what: str, *, least_port: int = 1) -> Address:
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise wrong
     name, number = given
-    good = isinstance(name, str) and name and "\0" not in name and isinstance(number, int) and not isinstance(number, bool)
+    good = (
+        isinstance(name, str)
+        and name
+        and "\0" not in name
+        and isinstance(number, int)
+        and not isinstance(number, bool)
+    )
     if not good or not least_port <= number < 65536:
         raise wrong
     return Address(name, number)
 
 
 def of_url(url: str) -> tuple[Address, str | None]:
-    """The server's address in *url*, and the protocol that is spoken there, ``mysql`` or ``postgresql``, where it is one of these.
+    """The server's address in *url*, and the protocol that is spoken there, ``mysql`` or
+    ``postgresql``, where it is one of these.
 
     ConfigurationError, never with a password in it, where the URL names no server.
     """
@@ -96,27 +110,44 @@ def of_url(url: str) -> tuple[Address, str | None]:
             raise ConfigurationError(f"a {target.backend} URL names no server to stand before")
         protocol = "postgresql" if target.backend == "postgresql" else "mysql"
         if target.unix_socket is not None:
-            return Address(path=_postgresql_path(target) if protocol == "postgresql" else target.unix_socket), protocol
+            return (
+                Address(
+                    path=(
+                        _postgresql_path(target) if protocol == "postgresql" else target.unix_socket
+                    )
+                ),
+                protocol,
+            )
         return Address(target.host or "localhost", target.port or _PORTS[target.backend]), protocol
     found = _URL.fullmatch(url)
     authority = found[2].rpartition("@")[2] if found is not None else ""
     port = _PORTS.get(scheme)
     has_port = re.search(r":\d+$", authority) is not None
     try:
-        return address(authority if has_port or port is None else f"{authority}:{port}", "upstream"), None
+        return (
+            address(authority if has_port or port is None else f"{authority}:{port}", "upstream"),
+            None,
+        )
     except ConfigurationError:
         raise ConfigurationError(
-            "the URL names no server's host and port: write something like mysql://app:secret@127.0.0.1:3306/shop"
+            "the URL names no server's host and port: write something like"
+            " mysql://app:secret@127.0.0.1:3306/shop"
         ) from None
 
 
 def _postgresql_path(target: Target) -> str:
     folder = target.unix_socket or ""
-    return folder if _PG_SOCKET.fullmatch(os.path.basename(folder)) else os.path.join(folder, f".s.PGSQL.{target.port or 5432}")
+    return (
+        folder
+        if _PG_SOCKET.fullmatch(os.path.basename(folder))
+        else os.path.join(folder, f".s.PGSQL.{target.port or 5432}")
+    )
 
 
 def through(url: str, here: Address) -> str:
-    """*url* with its host and port (or unix socket) replaced by *here*; user, password, database and options stay."""
+    """*url* with its host and port (or unix socket) replaced by *here*; user, password, database
+    and options stay.
+    """
     if not isinstance(url, str):
         raise ConfigurationError(f"url must be a text, not a {type(url).__name__}")
     host = "127.0.0.1" if here.host in ("", "0.0.0.0", "::") else here.host  # noqa: S104 - a name for it, not bound to
@@ -124,16 +155,31 @@ def through(url: str, here: Address) -> str:
     if scheme in SCHEMES and BACKENDS.get(scheme.partition("+")[0]) != "sqlite":
         target = parse(url)
         if here.path is None:
-            options = {k: v for k, v in target.options.items() if k not in ("unix_socket", "unix_sock")}
-            return render(replace(target, host=host, port=here.port, unix_socket=None, options=MappingProxyType(options)))
+            options = {
+                k: v for k, v in target.options.items() if k not in ("unix_socket", "unix_sock")
+            }
+            return render(
+                replace(
+                    target,
+                    host=host,
+                    port=here.port,
+                    unix_socket=None,
+                    options=MappingProxyType(options),
+                )
+            )
         if target.backend == "postgresql":
             return _postgresql_socket(url, here.path)
         return render(replace(target, host=None, port=None, unix_socket=here.path))
     found = _URL.fullmatch(url)
     if found is None or scheme.startswith("sqlite") or "+srv" in scheme:
-        raise ConfigurationError("this is not the URL of a server: write something like mysql+pymysql://user:password@host:3306/database")
+        raise ConfigurationError(
+            "this is not the URL of a server: write something like"
+            " mysql+pymysql://user:password@host:3306/database"
+        )
     if here.path is not None:
-        raise ConfigurationError(f"how a {scheme} URL names a unix socket is not known: let the proxy listen on TCP")
+        raise ConfigurationError(
+            f"how a {scheme} URL names a unix socket is not known: let the proxy listen on TCP"
+        )
     user, at, _ = found[2].rpartition("@")
     return f"{found[1]}{user}{at}{f'[{host}]' if ':' in host else host}:{here.port}{found[3]}"
 
@@ -143,7 +189,8 @@ def _postgresql_socket(url: str, path: str) -> str:
     found = _PG_SOCKET.fullmatch(name)
     if found is None:
         raise ConfigurationError(
-            f"PostgreSQL's clients look for a socket named .s.PGSQL.5432 in a folder: listen on such a path, not {path}"
+            "PostgreSQL's clients look for a socket named .s.PGSQL.5432 in a folder: listen on"
+            f" such a path, not {path}"
         )
     target = parse(url)
     options = {k: v for k, v in target.options.items() if k not in _SOCKET_OPTIONS}
@@ -151,5 +198,11 @@ def _postgresql_socket(url: str, path: str) -> str:
         options["unix_sock"] = os.path.abspath(path)
     else:
         options |= {"host": folder, "port": found[1]}
-    bare = render(replace(target, host=None, port=None, unix_socket=None, options=MappingProxyType({})))
-    return bare + "?" + "&".join(f"{quote(k, safe='')}={quote(v, safe='/')}" for k, v in options.items())
+    bare = render(
+        replace(target, host=None, port=None, unix_socket=None, options=MappingProxyType({}))
+    )
+    return (
+        bare
+        + "?"
+        + "&".join(f"{quote(k, safe='')}={quote(v, safe='/')}" for k, v in options.items())
+    )

@@ -5,7 +5,8 @@ GET /connections
 GET /events      ?after=SERIAL&wait=SECONDS (at most 30)
 POST /rst        {"on": 2} … any verb, its arguments as a JSON object (an empty body: none)
 
-Answers are JSON; an error is {"error": "one line"} with status 400 (wrong arguments), 404 or 409 (cannot be done now).
+Answers are JSON; an error is {"error": "one line"} with status 400 (wrong arguments), 404 or 409
+(cannot be done now).
 """
 
 from __future__ import annotations
@@ -31,26 +32,32 @@ from unbroken_drill.proxy.faultproxy import FaultProxy
 
 #: What may be asked by POST; the arguments are those of FaultProxy's method of that name.
 VERBS = (
-    "fin", "rst", "half_close", "cut_after", "blackhole", "stall", "idle_limit", "latency", "throttle", "slice", "quiet_after", "refuse",
-    "hang_connect", "fail_next", "cut_at", "heal",
+    "fin", "rst", "half_close", "cut_after", "blackhole", "stall", "idle_limit", "latency",
+    "throttle", "slice", "quiet_after", "refuse", "hang_connect", "fail_next", "cut_at", "heal",
 )  # fmt: skip
 _MOST = 64 * 1024  #: bytes of a request's body
 _LONGEST = 30.0  #: seconds that GET /events waits
 
 
 def arguments(verb: str, given: Any) -> dict[str, Any]:
-    """*given*, checked against the method that *verb* names; ConfigurationError says what is wrong."""
+    """*given*, checked against the method that *verb* names; ConfigurationError says what is
+    wrong.
+    """
     if not isinstance(given, Mapping):
         raise ConfigurationError(f"{verb} takes a JSON object of arguments, such as {{}}")
     parameters = inspect.signature(getattr(FaultProxy, verb)).parameters
     known = {name: each for name, each in parameters.items() if name != "self"}
     if verb == "cut_at":
-        known["pattern"] = inspect.Parameter("pattern", inspect.Parameter.KEYWORD_ONLY, default=None)
+        known["pattern"] = inspect.Parameter(
+            "pattern", inspect.Parameter.KEYWORD_ONLY, default=None
+        )
         if "pattern" in given:
             return _with_pattern(known, given)
     for name in given:
         if name not in known:
-            raise ConfigurationError(f"{verb} has no argument {name!r}; it takes {', '.join(known) or 'none'}")
+            raise ConfigurationError(
+                f"{verb} has no argument {name!r}; it takes {', '.join(known) or 'none'}"
+            )
     for name, each in known.items():
         if each.default is inspect.Parameter.empty and name not in given:
             raise ConfigurationError(f"{verb} needs {name}")
@@ -60,11 +67,18 @@ def arguments(verb: str, given: Any) -> dict[str, Any]:
 def _with_pattern(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     rest = {name: value for name, value in given.items() if name != "pattern"}
     if "statement" in rest or not isinstance(given["pattern"], str):
-        raise ConfigurationError(f"cut_at takes a statement or a pattern, as text; it takes {', '.join(known)}")
+        raise ConfigurationError(
+            f"cut_at takes a statement or a pattern, as text; it takes {', '.join(known)}"
+        )
     try:
-        return {**arguments("cut_at", {**rest, "statement": ""}), "statement": re.compile(given["pattern"])}
+        return {
+            **arguments("cut_at", {**rest, "statement": ""}),
+            "statement": re.compile(given["pattern"]),
+        }
     except re.error as error:
-        raise ConfigurationError(f"pattern={given['pattern']!r} is not a regular expression: {error}") from None
+        raise ConfigurationError(
+            f"pattern={given['pattern']!r} is not a regular expression: {error}"
+        ) from None
 
 
 def body(data: bytes) -> Any:
@@ -87,26 +101,34 @@ def query(text: str) -> tuple[int, float]:
     try:
         after, wait = int(found.get("after", ["0"])[-1]), float(found.get("wait", ["0"])[-1])
     except ValueError:
-        raise ConfigurationError("after is a whole number and wait a number of seconds: /events?after=12&wait=5") from None
+        raise ConfigurationError(
+            "after is a whole number and wait a number of seconds: /events?after=12&wait=5"
+        ) from None
     if math.isnan(wait):
         raise ConfigurationError("wait=nan is not a number of seconds")
     return after, min(max(wait, 0.0), _LONGEST)
 
 
 class Control:
-    """The HTTP port of a started *proxy*; a context manager. *listen*: where, by default a free port on the loopback.
+    """The HTTP port of a started *proxy*; a context manager. *listen*: where, by default a free
+    port on the loopback.
 
-    There is no password: whoever reaches the port can break the connections. ConfigurationError for an address that is
-    not the loopback, unless *anywhere*; ProxyError when it is taken.
+    There is no password: whoever reaches the port can break the connections. ConfigurationError for
+    an address that is not the loopback, unless *anywhere*; ProxyError when it is taken.
     """
 
-    def __init__(self, proxy: FaultProxy, listen: Given = ("127.0.0.1", 0), *, anywhere: bool = False) -> None:
+    def __init__(
+        self, proxy: FaultProxy, listen: Given = ("127.0.0.1", 0), *, anywhere: bool = False
+    ) -> None:
         wanted = address(listen, "control", least_port=0)
         if wanted.path is not None:
-            raise ConfigurationError(f"control={wanted.path!r} must be a TCP address such as 127.0.0.1:8475")
+            raise ConfigurationError(
+                f"control={wanted.path!r} must be a TCP address such as 127.0.0.1:8475"
+            )
         if not anywhere and not _is_loopback(wanted.host):
             raise ConfigurationError(
-                f"control={wanted}: only the loopback, 127.0.0.1, is safe: anybody who reaches this port can break the connections"
+                f"control={wanted}: only the loopback, 127.0.0.1, is safe: anybody who reaches this"
+                " port can break the connections"
             )
         family, name = wanted.resolve()[0]
         server = type("Server", (_Server,), {"address_family": family})
@@ -114,10 +136,18 @@ class Control:
             self._server: _Server = server(name[:2], _Handler)
         except OSError as error:
             why = error.strerror or str(error)
-            raise ProxyError(f"cannot listen for control on {wanted}: {why}; choose another address, or port 0 for a free one") from None
+            raise ProxyError(
+                f"cannot listen for control on {wanted}: {why}; choose another address, or port 0"
+                " for a free one"
+            ) from None
         self._server.proxy = proxy
         self.address = Address(wanted.host, self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="proxy control", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever,
+            kwargs={"poll_interval": 0.1},
+            name="proxy control",
+            daemon=True,
+        )
         self._thread.start()
 
     def close(self) -> None:
@@ -129,7 +159,12 @@ class Control:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 
@@ -146,7 +181,9 @@ class _Server(ThreadingHTTPServer):
     proxy: FaultProxy
 
     def server_bind(self) -> None:
-        """As the base class, but without asking the name service who we are, which can take seconds."""
+        """As the base class, but without asking the name service who we are, which can take
+        seconds.
+        """
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[0], self.server_address[1]  # type: ignore[assignment]
 
@@ -184,10 +221,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _refuse_strangers(self) -> None:
-        """A web page in a browser on this machine must not steer the proxy: neither by a name of its own, nor across origins."""
+        """A web page in a browser on this machine must not steer the proxy: neither by a name of
+        its own, nor across origins.
+        """
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
         if self.headers.get("Origin") is not None or not (_is_loopback(host) or _is_address(host)):
-            raise ConfigurationError("this port is for programs, not for web pages: no Origin, and an address or localhost as the Host")
+            raise ConfigurationError(
+                "this port is for programs, not for web pages: no Origin, and an address or"
+                " localhost as the Host"
+            )
 
     def _get(self) -> tuple[int, Any]:
         where, proxy = urlsplit(self.path), self.server.proxy
@@ -218,7 +260,12 @@ def described(proxy: FaultProxy) -> dict[str, Any]:
     """Where *proxy* listens and whom it stands before."""
     where = proxy.address
     listen = where if isinstance(where, str) else str(Address(*where))
-    return {"listen": listen, "upstream": proxy.upstream, "protocol": proxy.protocol, "seed": proxy.seed}
+    return {
+        "listen": listen,
+        "upstream": proxy.upstream,
+        "protocol": proxy.protocol,
+        "seed": proxy.seed,
+    }
 
 
 def _signature(verb: str) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""A cut at a statement: which one, before or after, how often. And what a reader of a protocol tells of a stream."""
+"""A cut at a statement: which one, before or after, how often.
+
+And what a reader of a protocol tells of a stream.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ class Spoken:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A piece of news about the answer to a statement: it begins at *at*, or (*complete*) has ended there."""
+    """A piece of news about the answer to a statement: it begins at *at*, or (*complete*) has ended
+    there.
+    """
 
     ticket: int
     at: int
@@ -34,9 +39,14 @@ class Answer:
 
 
 class Reader(Protocol):
-    """Follows one connection's protocol in both directions, whatever the pieces it is given. Never raises."""
+    """Follows one connection's protocol in both directions, whatever the pieces it is given.
 
-    unreadable: str | None  #: why statements cannot be read any more (TLS, compression, not this protocol at all)
+    Never raises.
+    """
+
+    unreadable: (
+        str | None
+    )  #: why statements cannot be read any more (TLS, compression, not this protocol at all)
 
     def up(self, data: bytes) -> Iterable[Spoken]:
         """The client sent *data*."""
@@ -46,20 +56,37 @@ class Reader(Protocol):
 
 
 def pattern(statement: str | re.Pattern[str]) -> re.Pattern[str]:
-    """What finds *statement*: a pattern searches the text, a text must begin it, in any case of letters, in whole words."""
+    """What finds *statement*: a pattern searches the text, a text must begin it, in any case of
+    letters, in whole words.
+    """
     if isinstance(statement, re.Pattern) and isinstance(statement.pattern, str):
         return statement
     if not isinstance(statement, str) or not statement.strip():
-        raise ConfigurationError(f"statement={statement!r} must be the beginning of a statement, such as 'COMMIT', or a compiled pattern")
+        raise ConfigurationError(
+            f"statement={statement!r} must be the beginning of a statement, such as 'COMMIT', or a"
+            " compiled pattern"
+        )
     words = r"\s+".join(re.escape(word) for word in statement.split())
     border = r"(?!\w)" if re.search(r"\w$", words) else ""
     return re.compile(rf"\s*{words}{border}", re.IGNORECASE)
 
 
 class Cut:
-    """A cut that is waiting for its statement: what :meth:`FaultProxy.cut_at` gives. ``hits``: how often it cut so far."""
+    """A cut that is waiting for its statement: what :meth:`FaultProxy.cut_at` gives.
 
-    def __init__(self, statement: str | re.Pattern[str], *, before: bool, times: int, on: Scope, how: How, count: int) -> None:
+    ``hits``: how often it cut so far.
+    """
+
+    def __init__(
+        self,
+        statement: str | re.Pattern[str],
+        *,
+        before: bool,
+        times: int,
+        on: Scope,
+        how: How,
+        count: int,
+    ) -> None:
         self._pattern = pattern(statement)
         self._anchored = isinstance(statement, str)
         self.statement = statement if isinstance(statement, str) else statement.pattern
@@ -72,7 +99,10 @@ class Cut:
         self._news = threading.Condition()
 
     def __repr__(self) -> str:
-        return f"<Cut {'before' if self.before else 'after'} {self.statement!r}: {self.hits} done, {self.left} to come>"
+        return (
+            f"<Cut {'before' if self.before else 'after'} {self.statement!r}: {self.hits} done,"
+            f" {self.left} to come>"
+        )
 
     @property
     def story(self) -> str:
@@ -115,11 +145,17 @@ class Cut:
             self._news.notify_all()
 
     def wait(self, timeout: float = 10.0, hits: int = 1) -> None:
-        """Wait until it has cut *hits* times. Raises ProxyError after *timeout* seconds, or at once when a connection cannot be read."""
+        """Wait until it has cut *hits* times.
+
+        Raises ProxyError after *timeout* seconds, or at once when a connection cannot be read.
+        """
         end = time.monotonic() + timeout
         with self._news:
             while self.hits < hits:
                 if self._unreadable:
                     raise ProxyError(f"no cut at {self.statement!r}: {self._unreadable[0]}")
                 if not self._news.wait(max(0.0, end - time.monotonic())) and self.hits < hits:
-                    raise ProxyError(f"no cut at {self.statement!r} within {timeout:g} s: {self.hits} of {hits}; was it executed?")
+                    raise ProxyError(
+                        f"no cut at {self.statement!r} within {timeout:g} s: {self.hits} of {hits};"
+                        " was it executed?"
+                    )

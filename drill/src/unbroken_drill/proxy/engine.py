@@ -1,4 +1,6 @@
-"""The thread of a proxy: one selector loop over all its sockets, its timers, and what other threads ask of it."""
+"""The thread of a proxy: one selector loop over all its sockets, its timers, and what other threads
+ask of it.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,13 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Engine:
-    """Everything that has a socket lives here, in one thread; :meth:`call` does a function there."""
+    """Everything that has a socket lives here, in one thread; :meth:`call` does a function
+    there.
+    """
 
-    def __init__(self, upstream: Address, listen: Address, seed: int, reader: Callable[[], Reader] | None) -> None:
+    def __init__(
+        self, upstream: Address, listen: Address, seed: int, reader: Callable[[], Reader] | None
+    ) -> None:
         self.log = Log()
         self.cuts: list[Cut] = []
         self.links: dict[int, Link] = {}
@@ -65,7 +71,9 @@ class Engine:
         self._gate_is_watched = False
         self._selector.register(self._bell, selectors.EVENT_READ)
         self._watch_gate(True)
-        self._thread = threading.Thread(target=self._run, name=f"fault proxy {self.gate.address}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name=f"fault proxy {self.gate.address}", daemon=True
+        )
         _engines.add(self)
         self.log.add("listening", None, f"on {self.gate.address}, before {upstream}, seed {seed}")
         self._thread.start()
@@ -77,11 +85,16 @@ class Engine:
         if threading.current_thread() is self._thread:
             return work()
         if os.getpid() != self._owner:
-            raise ProxyError(f"this proxy runs in process {self._owner}, not in its forked child {os.getpid()}: ask it there")
+            raise ProxyError(
+                f"this proxy runs in process {self._owner}, not in its forked child {os.getpid()}:"
+                " ask it there"
+            )
         future: Future[T] = Future()
         self._asked.append((future, work))
         self._ring()
-        if self._has_ended:  # looked at after the append, and set before the last look at what is asked: one of us sees the other
+        # looked at after the append, and set before the last look at what is asked: one of us sees
+        # the other
+        if self._has_ended:
             self._refuse_what_is_asked()
         return future.result(_PATIENCE)
 
@@ -113,8 +126,12 @@ class Engine:
 
     def at(self, when: float, work: Callable[[], None], link: Link | None = None) -> None:
         """Do *work* then, unless *link* is closed."""
-        if len(self._timers) > 1000 + 8 * len(self.links):  # most are of links that are closed: let go of these
-            self._timers = [each for each in self._timers if each[3] is None or each[3].closed is None]
+        if len(self._timers) > 1000 + 8 * len(
+            self.links
+        ):  # most are of links that are closed: let go of these
+            self._timers = [
+                each for each in self._timers if each[3] is None or each[3].closed is None
+            ]
             heapq.heapify(self._timers)
         heapq.heappush(self._timers, (when, next(self._order), work, link))
 
@@ -129,7 +146,9 @@ class Engine:
             self._selector.register(sock, mask, link)
 
     def connect(self, attempt: int) -> socket.socket | None:
-        """A socket that is connecting to the server's *attempt*-th address; None: it has no more."""
+        """A socket that is connecting to the server's *attempt*-th address; None: it has no
+        more.
+        """
         if attempt >= len(self._servers):
             return None
         family, name = self._servers[attempt]
@@ -156,7 +175,11 @@ class Engine:
     def change(self, on: Scope, change: Change, name: str, text: str) -> None:
         """Apply *change* to the connections that are meant."""
         self.expect(on)
-        self.log.add(name, None, f"on {on if isinstance(on, str) else f'connection {on}'}{': ' if text else ''}{text}")
+        self.log.add(
+            name,
+            None,
+            f"on {on if isinstance(on, str) else f'connection {on}'}{': ' if text else ''}{text}",
+        )
         self.standing.add(on, change)
         for link in self._meant(on):
             link.obey(change(link.conduct))
@@ -164,7 +187,10 @@ class Engine:
     def expect(self, on: Scope) -> None:
         """ProxyError when *on* is a connection that has ended."""
         if isinstance(on, int) and on <= self.count and on not in self.links:
-            raise ProxyError(f"connection {on} is closed already; open are {', '.join(map(str, self.links)) or 'none'}")
+            raise ProxyError(
+                f"connection {on} is closed already; open are"
+                f" {', '.join(map(str, self.links)) or 'none'}"
+            )
 
     def heal(self, on: Scope) -> None:
         """No fault any more for those that are meant."""
@@ -181,7 +207,10 @@ class Engine:
             link.heal()
 
     def lose_connects(self, on: Scope) -> None:
-        """Keep connects to come from the door, if they are meant. ProxyError where the system cannot."""
+        """Keep connects to come from the door, if they are meant.
+
+        ProxyError where the system cannot.
+        """
         if on in ("all", "new"):
             lose(self.gate.sock)
 
@@ -224,7 +253,12 @@ class Engine:
 
     def connections(self) -> tuple[ConnectionInfo, ...]:
         """All that are remembered, in order."""
-        return tuple(sorted((*self._past, *(link.info() for link in self.links.values())), key=lambda info: info.n))
+        return tuple(
+            sorted(
+                (*self._past, *(link.info() for link in self.links.values())),
+                key=lambda info: info.n,
+            )
+        )
 
     def round_trips(self) -> int:
         """Of all connections that ever were."""
@@ -246,7 +280,9 @@ class Engine:
     def _until_next(self) -> float | None:
         if self._asked:
             return 0.0
-        return min(max(0.0, self._timers[0][0] - self.now()), _LONGEST_NAP) if self._timers else None
+        return (
+            min(max(0.0, self._timers[0][0] - self.now()), _LONGEST_NAP) if self._timers else None
+        )
 
     def _serve(self, key: selectors.SelectorKey, mask: int) -> None:
         link = key.data
@@ -318,7 +354,9 @@ class Engine:
                 future, _ = self._asked.popleft()
             except IndexError:
                 return
-            future.set_exception(ProxyError(f"the proxy on {self.gate.address} is closed: open a new one"))
+            future.set_exception(
+                ProxyError(f"the proxy on {self.gate.address} is closed: open a new one")
+            )
 
     def _end(self) -> None:
         self._running = False

@@ -6,4 +6,6 @@ from unbroken.errors import UnbrokenError
 
 
 class ProxyError(UnbrokenError):
-    """The proxy cannot do what was asked: its address is taken, a connection is gone, statements cannot be read …"""
+    """The proxy cannot do what was asked: its address is taken, a connection is gone, statements
+    cannot be read …
+    """

@@ -25,17 +25,21 @@ _TLS_REMEDY = "connect without TLS and compression where statements are to be ma
 
 
 class FaultProxy:
-    """A proxy for TCP and unix sockets that breaks connections as networks, servers and balancers do.
+    """A proxy for TCP and unix sockets that breaks connections as networks, servers and balancers
+    do.
 
-    *upstream* is the server: ``(host, port)``, ``"host:port"``, a unix socket's path, or a database URL, which tells the
-    protocol as well. *listen* likewise, but no URL (port 0: a free one). *protocol*, ``"mysql"`` or ``"postgresql"``, is
-    needed by :meth:`cut_at` only. *seed* makes jitter repeatable (default: a new one, in :attr:`seed`).
+    *upstream* is the server: ``(host, port)``, ``"host:port"``, a unix socket's path, or a database
+    URL, which tells the protocol as well. *listen* likewise, but no URL (port 0: a free one).
+    *protocol*, ``"mysql"`` or ``"postgresql"``, is needed by :meth:`cut_at` only. *seed* makes
+    jitter repeatable (default: a new one, in :attr:`seed`).
 
-    A context manager, in ``with`` and in ``async with``: its sockets live in a thread of their own, so it serves threads,
-    asyncio and other processes alike. Verbs may be called from any thread or task; each returns when it has taken effect,
-    which takes a fraction of a millisecond. It holds until :meth:`heal`, for the connections that ``on`` names: ``"all"``
-    (those there are and those to come), ``"existing"``, ``"new"``, or the number of one, from 1. Verbs add up; the same
-    one again replaces its setting. ``way`` is ``"both"``, ``"up"`` (client to server) or ``"down"``. Times are seconds.
+    A context manager, in ``with`` and in ``async with``: its sockets live in a thread of their own,
+    so it serves threads, asyncio and other processes alike. Verbs may be called from any thread or
+    task; each returns when it has taken effect, which takes a fraction of a millisecond. It holds
+    until :meth:`heal`, for the connections that ``on`` names: ``"all"`` (those there are and those
+    to come), ``"existing"``, ``"new"``, or the number of one, from 1. Verbs add up; the same one
+    again replaces its setting. ``way`` is ``"both"``, ``"up"`` (client to server) or ``"down"``.
+    Times are seconds.
 
     Raises ConfigurationError for what cannot be meant, ProxyError for what cannot be done.
     """
@@ -66,25 +70,41 @@ class FaultProxy:
     def start(self) -> Self:
         """Listen; ``with`` does it. ProxyError when that is not possible."""
         if self._engine is not None:
-            raise ProxyError(f"the proxy on {self._engine.gate.address} was started already: a new FaultProxy makes another one")
+            raise ProxyError(
+                f"the proxy on {self._engine.gate.address} was started already: a new FaultProxy"
+                " makes another one"
+            )
         self._engine = Engine(self._upstream, self._listen, self.seed, _reader(self.protocol))
         return self
 
     def close(self) -> None:
-        """End all connections with a FIN and listen no more; ``with`` does it. What was counted can still be read."""
+        """End all connections with a FIN and listen no more; ``with`` does it.
+
+        What was counted can still be read.
+        """
         if self._engine is not None:
             self._engine.close()
 
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
         return await asyncio.to_thread(self.start)
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await asyncio.to_thread(self.close)
 
     def __repr__(self) -> str:
@@ -114,7 +134,9 @@ class FaultProxy:
         return str(self._upstream)
 
     def url(self, url: str) -> str:
-        """The same *url*, through the proxy: only its host and port (or its unix socket) are replaced."""
+        """The same *url*, through the proxy: only its host and port (or its unix socket) are
+        replaced.
+        """
         return through(url, self._house.gate.address)
 
     @property
@@ -128,7 +150,9 @@ class FaultProxy:
         return self._house.log.after()
 
     def events_after(self, serial: int, timeout: float = 0.0) -> tuple[Event, ...]:
-        """The events after the one with that number; waits up to *timeout* seconds for one (blocking)."""
+        """The events after the one with that number; waits up to *timeout* seconds for one
+        (blocking).
+        """
         return self._house.log.wait(serial, timeout)
 
     @property
@@ -139,19 +163,35 @@ class FaultProxy:
     # ---- ends
 
     def fin(self, on: Scope = "existing") -> None:
-        """End connections in order: a FIN to the client and to the server. With "new" or "all", also each one to come, at once."""
+        """End connections in order: a FIN to the client and to the server.
+
+        With "new" or "all", also each one to come, at once.
+        """
         self._change("fin", on, lambda conduct: replace(conduct, end="fin"))
 
     def rst(self, on: Scope = "existing") -> None:
-        """Reset connections, idle ones too: a RST to both sides (a unix socket has none: it is closed). Else as :meth:`fin`."""
+        """Reset connections, idle ones too: a RST to both sides (a unix socket has none: it is
+        closed). Else as :meth:`fin`.
+        """
         self._change("rst", on, lambda conduct: replace(conduct, end="rst"))
 
     def half_close(self, on: Scope = "existing") -> None:
-        """A FIN to the client only: it reads an end and may go on writing; what the server still says is thrown away."""
+        """A FIN to the client only: it reads an end and may go on writing; what the server still
+        says is thrown away.
+        """
         self._change("half close", on, lambda conduct: replace(conduct, end="half"))
 
-    def cut_after(self, *, bytes: int | None = None, seconds: float | None = None, on: Scope = "all", how: How = "fin") -> None:  # noqa: A002
-        """End each connection after so many bytes (both ways together, counted from now) or seconds; *how* is "fin" or "rst"."""
+    def cut_after(
+        self,
+        *,
+        bytes: int | None = None,  # noqa: A002
+        seconds: float | None = None,
+        on: Scope = "all",
+        how: How = "fin",
+    ) -> None:
+        """End each connection after so many bytes (both ways together, counted from now) or
+        seconds; *how* is "fin" or "rst".
+        """
         if (bytes is None) == (seconds is None):
             raise ConfigurationError("cut_after takes bytes= or seconds=, one of them")
         count = None if bytes is None else plan.whole("bytes", bytes)
@@ -163,15 +203,18 @@ class FaultProxy:
     # ---- silence
 
     def blackhole(self, mode: Hole = "drop", on: Scope = "all", way: Way = "both") -> None:
-        """Nothing passes, nobody is told: connections stay open, new ones are accepted and hear nothing.
+        """Nothing passes, nobody is told: connections stay open, new ones are accepted and hear
+        nothing.
 
-        ``"hold"`` keeps what comes (and reads no further than 256 KiB per direction) and delivers it when healed, as TCP's
-        retransmission does after a short loss. ``"drop"`` throws it away for good: the proxy has acknowledged it, so
-        neither side's TCP will send it again. A connection that lost bytes so can never be in step again; healing resets it.
+        ``"hold"`` keeps what comes (and reads no further than 256 KiB per direction) and delivers
+        it when healed, as TCP's retransmission does after a short loss. ``"drop"`` throws it away
+        for good: the proxy has acknowledged it, so neither side's TCP will send it again. A
+        connection that lost bytes so can never be in step again; healing resets it.
 
-        ``"lose"`` is the cable that was cut (Linux, TCP, both ways): the kernel throws packets away before TCP sees them,
-        so nothing is acknowledged, keepalive probes are not answered, and new connects hang as in :meth:`hang_connect`.
-        Healed in time, TCP sends again what was lost. Raises ProxyError where the system cannot do it.
+        ``"lose"`` is the cable that was cut (Linux, TCP, both ways): the kernel throws packets away
+        before TCP sees them, so nothing is acknowledged, keepalive probes are not answered, and new
+        connects hang as in :meth:`hang_connect`. Healed in time, TCP sends again what was lost.
+        Raises ProxyError where the system cannot do it.
         """
         hole: Hole = plan.one_of("mode", mode, ("drop", "hold", "lose"))
         if hole == "lose":
@@ -181,54 +224,102 @@ class FaultProxy:
         self._rule("blackhole", on, way, lambda rules: replace(rules, hole=hole), hole)
 
     def stall(self, on: Scope = "all", way: Way = "both") -> None:
-        """Read nothing: what is sent fills the sender's and the proxy's socket buffers, then the sender's window is zero."""
+        """Read nothing: what is sent fills the sender's and the proxy's socket buffers, then the
+        sender's window is zero.
+        """
         self._rule("stall", on, way, lambda rules: replace(rules, stalled=True))
 
     def idle_limit(self, seconds: float, reset: bool = False, on: Scope = "all") -> None:
-        """Forget each connection on which nothing was sent for so long: silently, as a NAT, or with a RST to both, as a balancer.
+        """Forget each connection on which nothing was sent for so long: silently, as a NAT, or with
+        a RST to both, as a balancer.
 
-        TCP's keepalive probes are answered by the proxy's kernel and do not count as traffic, as they would for a NAT.
+        TCP's keepalive probes are answered by the proxy's kernel and do not count as traffic, as
+        they would for a NAT.
         """
-        limit, with_rst = plan.number("seconds", seconds, above_zero=True), plan.yes_or_no("reset", reset)
+        limit, with_rst = (
+            plan.number("seconds", seconds, above_zero=True),
+            plan.yes_or_no("reset", reset),
+        )
         text = f"{limit:g} s{', then reset' if with_rst else ''}"
-        self._change("idle limit", on, lambda conduct: replace(conduct, idle_limit=limit, idle_reset=with_rst), text)
+        self._change(
+            "idle limit",
+            on,
+            lambda conduct: replace(conduct, idle_limit=limit, idle_reset=with_rst),
+            text,
+        )
 
     # ---- slowness
 
-    def quiet_after(self, bytes: int, rate: float = 0.0, on: Scope = "all", way: Way = "down") -> None:  # noqa: A002
-        """Hand on so many bytes, counted from now on each connection, and then only *rate* bytes a second (0: none at all).
+    def quiet_after(
+        self,
+        bytes: int,  # noqa: A002 - the fault's own word
+        rate: float = 0.0,
+        on: Scope = "all",
+        way: Way = "down",
+    ) -> None:
+        """Hand on so many bytes, counted from now on each connection, and then only *rate* bytes a
+        second (0: none at all).
 
-        As a server that falls silent, or nearly so, in the middle of a login. It reads on, and keeps the connection open.
+        As a server that falls silent, or nearly so, in the middle of a login. It reads on, and
+        keeps the connection open.
         """
         quota = plan.Quota(plan.whole("bytes", bytes, 0), plan.number("rate", rate, "bytes"))
-        self._rule("quiet after", on, way, lambda rules: replace(rules, quota=quota), f"{bytes} bytes, then {rate:g} bytes/s")
+        self._rule(
+            "quiet after",
+            on,
+            way,
+            lambda rules: replace(rules, quota=quota),
+            f"{bytes} bytes, then {rate:g} bytes/s",
+        )
 
-    def latency(self, seconds: float, jitter: float = 0.0, on: Scope = "all", way: Way = "both") -> None:
-        """Hand everything on so much later, give or take up to *jitter* (seeded); in order. Both ways: a round trip takes it twice."""
+    def latency(
+        self, seconds: float, jitter: float = 0.0, on: Scope = "all", way: Way = "both"
+    ) -> None:
+        """Hand everything on so much later, give or take up to *jitter* (seeded); in order.
+
+        Both ways: a round trip takes it twice.
+        """
         delay, spread = plan.number("seconds", seconds), plan.number("jitter", jitter)
         text = f"{delay:g} s{f' ± {spread:g} s' if spread else ''}"
-        self._rule("latency", on, way, lambda rules: replace(rules, latency=delay, jitter=spread), text)
+        self._rule(
+            "latency", on, way, lambda rules: replace(rules, latency=delay, jitter=spread), text
+        )
 
     def throttle(self, bytes_per_second: float, on: Scope = "all", way: Way = "both") -> None:
         """Hand on so many bytes per second at most, in each direction of each connection."""
         rate = plan.number("bytes_per_second", bytes_per_second, "bytes", above_zero=True)
-        self._rule("throttle", on, way, lambda rules: replace(rules, rate=rate), f"{rate:g} bytes/s")
+        self._rule(
+            "throttle", on, way, lambda rules: replace(rules, rate=rate), f"{rate:g} bytes/s"
+        )
 
     def slice(self, bytes: int, gap: float = 0.001, on: Scope = "all", way: Way = "both") -> None:  # noqa: A002
-        """Hand everything on in pieces of so many bytes at most, each a segment of its own, *gap* seconds between them."""
+        """Hand everything on in pieces of so many bytes at most, each a segment of its own, *gap*
+        seconds between them.
+        """
         size, pause = plan.whole("bytes", bytes), plan.number("gap", gap)
-        self._rule("slice", on, way, lambda rules: replace(rules, piece=size, gap=pause), f"{size} bytes, {pause:g} s apart")
+        self._rule(
+            "slice",
+            on,
+            way,
+            lambda rules: replace(rules, piece=size, gap=pause),
+            f"{size} bytes, {pause:g} s apart",
+        )
 
     # ---- connecting
 
     def refuse(self) -> None:
-        """Refuse connects (ECONNREFUSED), as if nobody listened. Connections that there are go on."""
+        """Refuse connects (ECONNREFUSED), as if nobody listened.
+
+        Connections that there are go on.
+        """
         self._do(self._house.refuse)
 
     def hang_connect(self) -> None:
-        """Let connects hang: neither accepted nor refused. Once healed, a client's kernel tries again after 1, 3, 7 … s.
+        """Let connects hang: neither accepted nor refused. Once healed, a client's kernel tries
+        again after 1, 3, 7 … s.
 
-        On a unix socket a blocking connect hangs; one that does not block gets EAGAIN from the kernel.
+        On a unix socket a blocking connect hangs; one that does not block gets EAGAIN from the
+        kernel.
         """
         self._do(self._house.hang_connect)
 
@@ -245,20 +336,37 @@ class FaultProxy:
 
     # ---- at a statement
 
-    def cut_at(self, statement: str | re.Pattern[str], *, before: bool = False, times: int = 1, on: Scope = "all", how: How = "fin") -> Cut:
-        """Cut the connection at a statement: after the server has executed it, its answer withheld from the client.
+    def cut_at(
+        self,
+        statement: str | re.Pattern[str],
+        *,
+        before: bool = False,
+        times: int = 1,
+        on: Scope = "all",
+        how: How = "fin",
+    ) -> Cut:
+        """Cut the connection at a statement: after the server has executed it, its answer withheld
+        from the client.
 
-        *statement* is its beginning ("COMMIT", "INSERT INTO rows": whole words, any case), or a compiled pattern that is
-        searched for in its text (the first 64 KiB). Prepared statements count when they are executed. With *before* the
-        statement never reaches the server. So many *times*; then all passes again. Both ends get *how*.
+        *statement* is its beginning ("COMMIT", "INSERT INTO rows": whole words, any case), or a
+        compiled pattern that is searched for in its text (the first 64 KiB). Prepared statements
+        count when they are executed. With *before* the statement never reaches the server. So many
+        *times*; then all passes again. Both ends get *how*.
 
-        Needs ``protocol=``. Statements inside TLS or compression cannot be read: ProxyError at once when a connection
-        that is meant is such a one already; when one becomes such, an event ``unreadable``, and :meth:`Cut.wait` raises.
+        Needs ``protocol=``. Statements inside TLS or compression cannot be read: ProxyError at once
+        when a connection that is meant is such a one already; when one becomes such, an event
+        ``unreadable``, and :meth:`Cut.wait` raises.
         """
         if self.protocol is None:
-            raise ConfigurationError("cut_at must know the protocol: FaultProxy(…, protocol='mysql') or 'postgresql'")
+            raise ConfigurationError(
+                "cut_at must know the protocol: FaultProxy(…, protocol='mysql') or 'postgresql'"
+            )
         house, scope = self._house, plan.scope(on)
-        count, first, end = plan.whole("times", times), plan.yes_or_no("before", before), plan.how(how)
+        count, first, end = (
+            plan.whole("times", times),
+            plan.yes_or_no("before", before),
+            plan.how(how),
+        )
 
         def arm() -> Cut:
             house.expect(scope)
@@ -267,13 +375,18 @@ class FaultProxy:
                 if link.unreadable and cut.covers(link.n):
                     raise ProxyError(f"connection {link.n}: {link.unreadable}; {_TLS_REMEDY}")
             house.cuts = [known for known in house.cuts if not known.is_spent] + [cut]
-            house.log.add("cut at", None, f"{cut.statement!r}, {'before' if first else 'after'} it, {count} times")
+            house.log.add(
+                "cut at",
+                None,
+                f"{cut.statement!r}, {'before' if first else 'after'} it, {count} times",
+            )
             return cut
 
         return self._do(arm)
 
     def heal(self, on: Scope = "all") -> None:
-        """No fault any more: what was held is delivered, connects are accepted, cuts to come are forgotten.
+        """No fault any more: what was held is delivered, connects are accepted, cuts to come are
+        forgotten.
 
         A connection that lost bytes in a black hole is reset. What has ended stays ended.
         """
@@ -297,11 +410,15 @@ class FaultProxy:
         except ProxyError:
             return work()  # its thread has ended: nothing changes any more
 
-    def _change(self, name: str, on: Scope, change: Callable[[Conduct], Conduct], text: str = "") -> None:
+    def _change(
+        self, name: str, on: Scope, change: Callable[[Conduct], Conduct], text: str = ""
+    ) -> None:
         scope = plan.scope(on)
         self._do(lambda: self._house.change(scope, change, name, text))
 
-    def _rule(self, name: str, on: Scope, way: Way, change: Callable[[Rules], Rules], text: str = "") -> None:
+    def _rule(
+        self, name: str, on: Scope, way: Way, change: Callable[[Rules], Rules], text: str = ""
+    ) -> None:
         direction = plan.way(way)
         more = "" if direction == "both" else f"{', ' if text else ''}{direction} only"
         self._change(name, on, lambda conduct: conduct.on_way(direction, change), text + more)

@@ -1,4 +1,6 @@
-"""Cuts a stream into frames, whatever the pieces it comes in: a header that tells the length of what follows it."""
+"""Cuts a stream into frames, whatever the pieces it comes in: a header that tells the length of
+what follows it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,10 @@ HEAD = 64 * 1024
 
 @dataclass(slots=True)
 class Frame:
-    """One frame, as far as it has come. ``start`` and ``end`` are offsets into the chunk just read."""
+    """One frame, as far as it has come.
+
+    ``start`` and ``end`` are offsets into the chunk just read.
+    """
 
     header: bytes
     length: int  #: of the body
@@ -22,7 +27,9 @@ class Frame:
 
 
 class Frames:
-    """*size* is the header's (it may be changed between two frames), *length* reads the body's from it: below 0 is nonsense."""
+    """*size* is the header's (it may be changed between two frames), *length* reads the body's from
+    it: below 0 is nonsense.
+    """
 
     def __init__(self, size: int, length: Callable[[bytes], int]) -> None:
         self.size = size

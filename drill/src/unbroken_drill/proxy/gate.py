@@ -33,7 +33,8 @@ class Gate:
             self.sock.listen(BACKLOG)
         except OSError as error:
             raise ProxyError(
-                f"cannot listen on {wanted}: {error.strerror or error}; choose another address, or port 0 for a free one"
+                f"cannot listen on {wanted}: {error.strerror or error}; choose another address, or"
+                " port 0 for a free one"
             ) from None
         self.address = wanted
         if wanted.path is None:
@@ -55,7 +56,9 @@ class Gate:
         return sock
 
     def _sweep(self) -> None:
-        """Take away a socket file that nobody listens on any more; leave everything else to bind's complaint."""
+        """Take away a socket file that nobody listens on any more; leave everything else to bind's
+        complaint.
+        """
         with contextlib.suppress(OSError):
             if not stat.S_ISSOCK(os.stat(self._name).st_mode):
                 return
@@ -80,7 +83,10 @@ class Gate:
             return sock, str(Address(*name[:2])) if isinstance(name, tuple) else ""
 
     def refuse(self) -> None:
-        """From now on a connect is refused by the kernel. The port stays ours: it is bound, but nobody listens."""
+        """From now on a connect is refused by the kernel.
+
+        The port stays ours: it is bound, but nobody listens.
+        """
         self.reopen()
         self.sock.close()
         if self._family != socket.AF_UNIX:  # a unix socket's file stays, and refuses
@@ -88,7 +94,9 @@ class Gate:
         self.is_open = False
 
     def hang(self) -> None:
-        """From now on a connect neither works nor fails: the queue of those to be accepted is full, and the kernel ignores more."""
+        """From now on a connect neither works nor fails: the queue of those to be accepted is full,
+        and the kernel ignores more.
+        """
         self.reopen()
         self.is_open = False
         self.sock.listen(0)
@@ -98,8 +106,12 @@ class Gate:
             if self._family == socket.AF_UNIX:
                 with contextlib.suppress(OSError):
                     filler.bind("")  # Linux gives it a name, to be known by
-            self._fillers.append(filler)  # kept, also the one that hangs: it is closed when we open again
-            if filler.connect_ex(self._own_name()) not in (0, errno.EINPROGRESS) or not _is_through(filler):
+            self._fillers.append(
+                filler
+            )  # kept, also the one that hangs: it is closed when we open again
+            if filler.connect_ex(self._own_name()) not in (0, errno.EINPROGRESS) or not _is_through(
+                filler
+            ):
                 return  # the queue is full
             self._filler_names.add(filler.getsockname())
 
@@ -110,7 +122,9 @@ class Gate:
         return (anywhere.get(self._name[0], self._name[0]), *self._name[1:])
 
     def reopen(self) -> None:
-        """Listen as in the beginning; who hung is accepted when its kernel next tries (after 1, 3, 7 … s)."""
+        """Listen as in the beginning; who hung is accepted when its kernel next tries (after 1, 3,
+        7 … s).
+        """
         if self.is_open:
             return
         for filler in self._fillers:
@@ -140,4 +154,7 @@ def _is_through(sock: socket.socket) -> bool:
     """Whether a connect that was begun is done."""
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
-    return bool(poll.poll(_AT_ONCE * 1000)) and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+    return (
+        bool(poll.poll(_AT_ONCE * 1000))
+        and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+    )

@@ -1,4 +1,7 @@
-"""One direction of a connection: bytes come in, and go out when its rules let them. No sockets; the time is an argument."""
+"""One direction of a connection: bytes come in, and go out when its rules let them.
+
+No sockets; the time is an argument.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from random import Random
 
 from unbroken_drill.proxy.plan import PLAIN, Quota, Rules
 
-#: A lane that holds more than this is read into no further: what comes then waits in the sender's own buffers.
+#: A lane that holds more than this is read into no further: what comes then waits in the sender's
+#: own buffers.
 FULL = 256 * 1024
 _TURN = 0.02  #: a throttled lane gives what it may give in so many seconds at a time
 
@@ -27,7 +31,9 @@ class Lane:
         self._left = _allowance(rules.quota)  # bytes that may pass before the quota's rate begins
 
     def obey(self, rules: Rules) -> None:
-        """Go by *rules* from now on; what is queued already is delayed no longer than it was meant to be, and not at all when plain."""
+        """Go by *rules* from now on; what is queued already is delayed no longer than it was meant
+        to be, and not at all when plain.
+        """
         if rules.quota is not self.rules.quota:
             self._left = _allowance(rules.quota)
             self._free_at = -math.inf
@@ -79,7 +85,9 @@ class Lane:
         if self.rules.rate != math.inf:
             most = min(most, max(1, int(self.rules.rate * _TURN)))
         if self.rules.quota is not None:
-            most = min(most, int(self._left) if self._left else max(1, int(self.rules.quota.rate * _TURN)))
+            most = min(
+                most, int(self._left) if self._left else max(1, int(self.rules.quota.rate * _TURN))
+            )
         return data[:most]
 
     def gone(self, count: int, now: float) -> None:

@@ -1,4 +1,7 @@
-"""One connection through the proxy: two sockets, two lanes, and what is done to them. Lives in the engine's thread."""
+"""One connection through the proxy: two sockets, two lanes, and what is done to them.
+
+Lives in the engine's thread.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,9 @@ class House(Protocol):
         """Tell *link* when *sock* is ready for what *mask* says."""
 
     def connect(self, attempt: int) -> socket.socket | None:
-        """A socket that is connecting to the server, at the *attempt*-th of its addresses; None: there are no more. OSError."""
+        """A socket that is connecting to the server, at the *attempt*-th of its addresses; None:
+        there are no more. OSError.
+        """
 
     def ended(self, link: Link) -> None:
         """*link* is closed."""
@@ -68,7 +73,15 @@ class Half:
 class Link:
     """The *n*-th connection."""
 
-    def __init__(self, house: House, n: int, client: socket.socket, peer: str, random: Random, tap: Tap | None) -> None:
+    def __init__(
+        self,
+        house: House,
+        n: int,
+        client: socket.socket,
+        peer: str,
+        random: Random,
+        tap: Tap | None,
+    ) -> None:
         self.house, self.n, self.peer = house, n, peer
         self.client, self.server = client, None  # type: socket.socket, socket.socket | None
         self.up, self.down = Half(random), Half(random)
@@ -100,7 +113,10 @@ class Link:
         before, self.conduct = self.conduct, replace(conduct, end=None)
         for half, rules in ((self.up, conduct.up), (self.down, conduct.down)):
             if half.lane.dropped and rules.hole != "drop":
-                self.end("rst", f"{half.lane.dropped} bytes of it were dropped, which nobody can send again")
+                self.end(
+                    "rst",
+                    f"{half.lane.dropped} bytes of it were dropped, which nobody can send again",
+                )
                 return
             half.lane.obey(rules)
         self._lose(conduct.up.hole == "lose")
@@ -144,12 +160,18 @@ class Link:
         elif self.conduct.idle_reset:
             self.end("rst", f"idle for {idle:.3f} s")
         else:
-            self.house.log.add("forgotten", self.n, f"idle for {idle:.3f} s: nothing passes any more, nobody is told")
+            self.house.log.add(
+                "forgotten",
+                self.n,
+                f"idle for {idle:.3f} s: nothing passes any more, nobody is told",
+            )
             forgotten = self.conduct.on_way("both", lambda rules: replace(rules, hole="drop"))
             self.obey(replace(forgotten, idle_limit=None))
 
     def half_close(self) -> None:
-        """FIN to the client; what it sends is still handed on, what the server sends is thrown away."""
+        """FIN to the client; what it sends is still handed on, what the server sends is thrown
+        away.
+        """
         if not self.down.finished:
             self._finish(self.down)
             self.state, self._first_to_close = "half closed", "proxy"
@@ -162,7 +184,9 @@ class Link:
         self.closed, self.state, self.reason = self.house.log.now(), "closed", reason
         if self._tap is not None:
             self._tap.give_back()
-        self.house.log.add(name or how, self.n, reason)  # first: who sees the end finds it in the log
+        self.house.log.add(
+            name or how, self.n, reason
+        )  # first: who sees the end finds it in the log
         for sock in (self.client, self.server):
             if sock is not None:
                 self._watch(sock, 0)
@@ -178,8 +202,10 @@ class Link:
     def info(self) -> ConnectionInfo:
         """How it is now."""
         return ConnectionInfo(
-            self.n, self.peer, self.state, self.up.moved, self.down.moved, self.up.lane.dropped + self.down.lane.dropped,
-            self.up.lane.queued + self.down.lane.queued, self.round_trips, self.opened, self.closed, self.reason,
+            self.n, self.peer, self.state, self.up.moved, self.down.moved,
+            self.up.lane.dropped + self.down.lane.dropped,
+            self.up.lane.queued + self.down.lane.queued, self.round_trips, self.opened, self.closed,
+            self.reason,
         )  # fmt: skip
 
     # ---- the server's end
@@ -304,7 +330,11 @@ class Link:
                 half.blocked = True
                 break
             except OSError as error:
-                self.end("rst", f"the {'server' if half is self.up else 'client'} took no more: {error}", "closed")
+                self.end(
+                    "rst",
+                    f"the {'server' if half is self.up else 'client'} took no more: {error}",
+                    "closed",
+                )
                 return
             half.lane.gone(count, now)
             half.moved += count
@@ -342,7 +372,12 @@ class Link:
 
     def _set_timer(self, half: Half) -> None:
         when = half.lane.wake_at()
-        if when is None or half.blocked or self.closed is not None or (half.timer is not None and half.timer <= when):
+        if (
+            when is None
+            or half.blocked
+            or self.closed is not None
+            or (half.timer is not None and half.timer <= when)
+        ):
             return
         half.timer = when
 
@@ -355,8 +390,13 @@ class Link:
     def _interest(self) -> None:
         if self.server is not None:
             reads = EVENT_READ if self.down.wants_more() and not self._is_connecting else 0
-            self._watch(self.server, reads | (EVENT_WRITE if self.up.blocked or self._is_connecting else 0))
-        self._watch(self.client, (EVENT_READ if self.up.wants_more() else 0) | (EVENT_WRITE if self.down.blocked else 0))
+            self._watch(
+                self.server, reads | (EVENT_WRITE if self.up.blocked or self._is_connecting else 0)
+            )
+        self._watch(
+            self.client,
+            (EVENT_READ if self.up.wants_more() else 0) | (EVENT_WRITE if self.down.blocked else 0),
+        )
 
     def _watch(self, sock: socket.socket, mask: int) -> None:
         if self._masks[sock] != mask:

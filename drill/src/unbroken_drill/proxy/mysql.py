@@ -1,7 +1,9 @@
-"""Follows MySQL's protocol: which statements a client has executed, and where their answers begin and end.
+"""Follows MySQL's protocol: which statements a client has executed, and where their answers begin
+and end.
 
-Sources: MySQL "Client/Server Protocol" (dev.mysql.com/doc/dev/mysql-server/latest/PAGE_PROTOCOL.html) and the MariaDB
-knowledge base's page of the same name.
+Sources: MySQL "Client/Server Protocol"
+(dev.mysql.com/doc/dev/mysql-server/latest/PAGE_PROTOCOL.html) and the MariaDB knowledge base's page
+of the same name.
 """
 
 from __future__ import annotations
@@ -14,9 +16,19 @@ from unbroken_drill.proxy.cuts import Answer, Spoken
 from unbroken_drill.proxy.frames import Frame, Frames
 
 _COMPRESS, _SSL, _ZSTD, _QUERY_ATTRIBUTES = 0x20, 0x800, 0x4000000, 0x8000000
-_QUERY, _PREPARE, _EXECUTE, _LONG_DATA, _CLOSE, _QUIT, _BULK_EXECUTE = 0x03, 0x16, 0x17, 0x18, 0x19, 0x01, 0xFA
+_QUERY, _PREPARE, _EXECUTE, _LONG_DATA, _CLOSE, _QUIT, _BULK_EXECUTE = (
+    0x03,
+    0x16,
+    0x17,
+    0x18,
+    0x19,
+    0x01,
+    0xFA,
+)
 _UNANSWERED = frozenset({_LONG_DATA, _CLOSE, _QUIT})
-_LAST_PREPARED = 0xFFFFFFFF  # MariaDB's clients may say so, to execute before the answer to the prepare
+_LAST_PREPARED = (
+    0xFFFFFFFF  # MariaDB's clients may say so, to execute before the answer to the prepare
+)
 _MORE = 0xFFFFFF  # a packet of this length is continued in the next one
 
 TLS = "TLS began (CLIENT_SSL): its statements cannot be read"
@@ -96,7 +108,10 @@ class MySQLReader:
         if body[:1] != b"\x0a" or version < 0 or len(body) < flags + 7:
             self.unreadable = FOREIGN
             return
-        self._server_can = int.from_bytes(body[flags : flags + 2], "little") | int.from_bytes(body[flags + 5 : flags + 7], "little") << 16
+        self._server_can = (
+            int.from_bytes(body[flags : flags + 2], "little")
+            | int.from_bytes(body[flags + 5 : flags + 7], "little") << 16
+        )
 
     def _introduction(self, packet: Frame) -> None:
         if self._client_wants is not None:
@@ -143,21 +158,28 @@ class MySQLReader:
 
 
 def _length(header: bytes) -> int:
-    return int.from_bytes(header[:3], "little")  # the fourth byte is the packet's number in its exchange
+    return int.from_bytes(
+        header[:3], "little"
+    )  # the fourth byte is the packet's number in its exchange
 
 
 def _text(body: bytes, *, attributes: bool) -> str:
-    """The statement in a COM_QUERY's *body*; what stands before it is skipped as far as it can be read."""
+    """The statement in a COM_QUERY's *body*; what stands before it is skipped as far as it can be
+    read.
+    """
     at = _after_attributes(body) if attributes else 1
     return body[at:].decode(errors="replace")
 
 
-# The sizes of binary values, by type; -1: a byte says how many follow; everything else is a length-encoded text.
+# The sizes of binary values, by type; -1: a byte says how many follow; everything else is a
+# length-encoded text.
 _SIZES = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 0, 8: 8, 9: 4, 13: 2, 7: -1, 10: -1, 11: -1, 12: -1}
 
 
 def _after_attributes(body: bytes) -> int:
-    """Where the text begins behind query attributes (MySQL 8.0.23 and newer: COM_QUERY's parameter_count and so on)."""
+    """Where the text begins behind query attributes (MySQL 8.0.23 and newer: COM_QUERY's
+    parameter_count and so on).
+    """
     count, at = _number(body, 1)
     _sets, at = _number(body, at)
     if not count:

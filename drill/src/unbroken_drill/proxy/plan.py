@@ -1,4 +1,7 @@
-"""What is done to a connection: plain values, and the checks of what callers ask for. No sockets, no clock."""
+"""What is done to a connection: plain values, and the checks of what callers ask for.
+
+No sockets, no clock.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ _SCOPES = ("all", "existing", "new")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quota:
-    """After so many bytes, counted from when it was said, only so many a second pass; 0: none. Each one said is one of its own."""
+    """After so many bytes, counted from when it was said, only so many a second pass; 0: none.
+
+    Each one said is one of its own.
+    """
 
     bytes: int
     rate: float
@@ -45,7 +51,10 @@ PLAIN = Rules()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cutoff:
-    """An end to come: after so many bytes (both ways together), or so many seconds. Each one said is one of its own."""
+    """An end to come: after so many bytes (both ways together), or so many seconds.
+
+    Each one said is one of its own.
+    """
 
     bytes: int | None
     seconds: float | None
@@ -54,7 +63,9 @@ class Cutoff:
 
 @dataclass(frozen=True, slots=True)
 class Conduct:
-    """What one connection goes through. *up* is from the client to the server, *down* from the server to the client."""
+    """What one connection goes through. *up* is from the client to the server, *down* from the
+    server to the client.
+    """
 
     up: Rules = PLAIN
     down: Rules = PLAIN
@@ -75,7 +86,9 @@ Change: TypeAlias = Callable[[Conduct], Conduct]
 
 @dataclass(slots=True)
 class Standing:
-    """What connections to come will go through: the verbs said so far, with their scopes, in order."""
+    """What connections to come will go through: the verbs said so far, with their scopes, in
+    order.
+    """
 
     _said: list[tuple[Scope, Change]] = field(default_factory=list)
 
@@ -103,7 +116,9 @@ def scope(on: Any) -> Scope:
         return on  # type: ignore[return-value]
     if isinstance(on, int) and not isinstance(on, bool) and on >= 1:
         return on
-    raise ConfigurationError(f"on={on!r} must be 'all', 'existing', 'new' or the number of a connection, from 1")
+    raise ConfigurationError(
+        f"on={on!r} must be 'all', 'existing', 'new' or the number of a connection, from 1"
+    )
 
 
 def one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
@@ -134,7 +149,10 @@ def number(name: str, value: Any, unit: str = "seconds", *, above_zero: bool = F
     """*value*, a finite number that is not negative (or, with *above_zero*, not 0 either)."""
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value)
     if not good or value < 0 or (above_zero and value == 0):
-        raise ConfigurationError(f"{name}={value!r} must be a number of {unit}, {'more than' if above_zero else 'at least'} 0")
+        raise ConfigurationError(
+            f"{name}={value!r} must be a number of {unit},"
+            f" {'more than' if above_zero else 'at least'} 0"
+        )
     return float(value)
 
 

@@ -1,7 +1,9 @@
-"""Follows PostgreSQL's protocol, version 3: which statements a client has executed, and where their answers begin and end.
+"""Follows PostgreSQL's protocol, version 3: which statements a client has executed, and where their
+answers begin and end.
 
-Source: PostgreSQL manual, "Frontend/Backend Protocol". An answer is complete with ReadyForQuery: only then is a statement
-outside a transaction block committed, when it came by the extended protocol.
+Source: PostgreSQL manual, "Frontend/Backend Protocol". An answer is complete with ReadyForQuery:
+only then is a statement outside a transaction block committed, when it came by the extended
+protocol.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from unbroken_drill.proxy.frames import Frame, Frames
 _SSL_REQUEST, _GSS_REQUEST = 80877103, 80877104
 _TLS_HELLO = b"\x16"  # sslnegotiation=direct begins with it
 _MOST = 1 << 30  # a longer message is not PostgreSQL's
-_FIRST, _LATER = 4, 5  # a header's size: a client's first message (and a request for encryption) has no letter
+_FIRST, _LATER = (
+    4,
+    5,
+)  # a header's size: a client's first message (and a request for encryption) has no letter
 
 TLS = "TLS began (SSLRequest): its statements cannot be read"
 GSS = "GSSAPI encryption began (GSSENCRequest): its statements cannot be read"
@@ -36,7 +41,9 @@ class PostgreSQLReader:
     def __init__(self) -> None:
         self.unreadable: str | None = None
         self._client, self._server = Frames(_FIRST, _length), Frames(_LATER, _length)
-        self._asked: bytes | None = None  # a request for encryption, which the server answers with one letter
+        self._asked: bytes | None = (
+            None  # a request for encryption, which the server answers with one letter
+        )
         self._tickets = 0
         self._to_come = 1  # ReadyForQuery that were asked for; the login's is the first
         self._came = 0
@@ -64,7 +71,9 @@ class PostgreSQLReader:
             text = self._said(message)
             if text is not None:
                 self._tickets += 1
-                self._awaited.append(_Awaited(self._tickets, self._to_come + (message.header[:1] == b"E")))
+                self._awaited.append(
+                    _Awaited(self._tickets, self._to_come + (message.header[:1] == b"E"))
+                )
                 yield Spoken(self._tickets, text, message.start, message.end)
         if self._client.is_wrong:
             self.unreadable = FOREIGN
@@ -113,7 +122,10 @@ class PostgreSQLReader:
             if data[:1] in (b"S", b"G"):
                 self.unreadable = self._asked.decode()
                 return
-            self._asked, skipped = None, 1  # N: it does not; the client goes on in plain, or an error follows
+            self._asked, skipped = (
+                None,
+                1,
+            )  # N: it does not; the client goes on in plain, or an error follows
             if data[:1] == b"E":
                 skipped = 0
         rest = data[skipped:]
@@ -150,8 +162,11 @@ class PostgreSQLReader:
             return True
         if not awaited.began:
             return False
-        # CopyInResponse, CopyBothResponse: the client's turn. After a Flush its Sync may wait for this answer.
-        return kind in (b"G", b"W") or (self._flushed and awaited.ready > self._to_come and kind in (b"C", b"E", b"I", b"s"))
+        # CopyInResponse, CopyBothResponse: the client's turn. After a Flush its Sync may wait for
+        # this answer.
+        return kind in (b"G", b"W") or (
+            self._flushed and awaited.ready > self._to_come and kind in (b"C", b"E", b"I", b"s")
+        )
 
 
 def _length(header: bytes) -> int:

@@ -30,7 +30,9 @@ class ConnectionInfo:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened. *name* is one of a few words (``accepted``, ``closed``, ``rst`` …), *text* for people."""
+    """Something that happened. *name* is one of a few words (``accepted``, ``closed``, ``rst`` …),
+    *text* for people.
+    """
 
     serial: int  #: from 1
     at: float  #: seconds since the proxy started

@@ -1,4 +1,6 @@
-"""A socket that the kernel keeps everything from: nothing is acknowledged, as after a cable was cut. Linux only."""
+"""A socket that the kernel keeps everything from: nothing is acknowledged, as after a cable was
+cut. Linux only.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +12,30 @@ import sys
 from unbroken_drill.proxy.errors import ProxyError
 
 _ATTACH, _DETACH = 26, 27  # SO_ATTACH_FILTER, SO_DETACH_FILTER: asm-generic/socket.h
-#: One instruction of a socket filter (linux/filter.h): return 0, that is, let no byte of any packet in.
+#: One instruction of a socket filter (linux/filter.h): return 0, that is, let no byte of any packet
+#: in.
 _NOTHING = struct.pack("=HBBI", 0x06, 0, 0, 0)
 
 
 def lose(sock: socket.socket) -> None:
-    """From now on the kernel throws away what comes for *sock*, before TCP sees it; of a listening one, connects.
+    """From now on the kernel throws away what comes for *sock*, before TCP sees it; of a listening
+    one, connects.
 
     Raises ProxyError where the system cannot do that.
     """
     if sys.platform != "linux" or sock.family == socket.AF_UNIX:
-        raise ProxyError("only Linux can lose what comes for a socket, and only TCP's: use blackhole('drop')")
+        raise ProxyError(
+            "only Linux can lose what comes for a socket, and only TCP's: use blackhole('drop')"
+        )
     program = ctypes.create_string_buffer(_NOTHING)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, _ATTACH, struct.pack("@HP", 1, ctypes.addressof(program)))
+        sock.setsockopt(
+            socket.SOL_SOCKET, _ATTACH, struct.pack("@HP", 1, ctypes.addressof(program))
+        )
     except OSError as error:
-        raise ProxyError(f"this kernel refuses a socket filter: {error}; use blackhole('drop')") from None
+        raise ProxyError(
+            f"this kernel refuses a socket filter: {error}; use blackhole('drop')"
+        ) from None
 
 
 def find(sock: socket.socket) -> None:

@@ -1,4 +1,7 @@
-"""Listens in on one connection, and says what of it may pass when a statement is to be cut at. No sockets."""
+"""Listens in on one connection, and says what of it may pass when a statement is to be cut at.
+
+No sockets.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ class Tap:
         return self._reader.unreadable
 
     def up(self, data: bytes, cuts: Sequence[Cut]) -> tuple[bytes, Cut | None]:
-        """The client sent *data*: what of it is to be passed on, and a cut that is due after that."""
+        """The client sent *data*: what of it is to be passed on, and a cut that is due after
+        that.
+        """
         for spoken in self._reader.up(data):
             cut = next((cut for cut in cuts if cut.matches(self._n, spoken.text)), None)
             if cut is None:

@@ -1,4 +1,5 @@
-"""Real, private database servers for tests and demonstrations: started in a fraction of a second, broken at will.
+"""Real, private database servers for tests and demonstrations: started in a fraction of a second,
+broken at will.
 
     from unbroken_drill.servers import PostgreSQL
 
@@ -6,7 +7,8 @@
         pool = unbroken.Pool(server.url("psycopg"))
         server.crash(down=1.0)
 
-:func:`available` says whether a kind of server can be had here. No driver is needed: servers are asked in their own protocol.
+:func:`available` says whether a kind of server can be had here. No driver is needed: servers are
+asked in their own protocol.
 """
 
 from unbroken_drill.servers.base import Server, Session, available
@@ -18,6 +20,6 @@ from unbroken_drill.servers.pgbouncer import PgBouncer
 from unbroken_drill.servers.postgresql import PostgreSQL
 
 __all__ = [
-    "MariaDB", "MongoDB", "MongoReplicaSet", "MySQL", "PgBouncer", "PostgreSQL", "Server", "ServerError", "ServerUnavailable", "Session",
-    "available",
+    "MariaDB", "MongoDB", "MongoReplicaSet", "MySQL", "PgBouncer", "PostgreSQL", "Server",
+    "ServerError", "ServerUnavailable", "Session", "available",
 ]  # fmt: skip

@@ -1,4 +1,6 @@
-"""A real database server, private to the process that made it, that can be stopped, killed, frozen and asked."""
+"""A real database server, private to the process that made it, that can be stopped, killed, frozen
+and asked.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,12 @@ from unbroken_drill.servers import folders, processes
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
 from unbroken_drill.servers.reaper import reaper
 
-#: How often a starting server is asked whether it answers: one attempt costs it well under a millisecond.
+#: How often a starting server is asked whether it answers: one attempt costs it well under a
+#: millisecond.
 _POLL = 0.002
 
-#: What an option may be set to: text and numbers as the server spells them, True and False as on and off.
+#: What an option may be set to: text and numbers as the server spells them, True and False as on
+#: and off.
 Value = str | int | float | bool
 
 
@@ -36,26 +40,33 @@ class Session:
     user: str
     peer: str  #: ``address:port`` of the client, or ``localhost`` / empty for a unix socket
     database: str
-    state: str  #: in the server's words: ``Sleep``, ``Query`` (MariaDB); ``idle``, ``active`` … (PostgreSQL)
+    #: in the server's words: ``Sleep``, ``Query`` (MariaDB); ``idle``, ``active`` … (PostgreSQL)
+    state: str
 
 
 class Server(ABC):
-    """A server of one kind on a free port, with a folder of its own; a context manager that starts and ends it.
+    """A server of one kind on a free port, with a folder of its own; a context manager that starts
+    and ends it.
 
-    *options* are the server's own settings (``{"wait_timeout": 2}``). *user* and *password* (default: a random one,
-    required over TCP) may do everything in *database*. *host* is the address to listen on, *port* a fixed port instead
-    of a free one. *tls* makes a private CA (:attr:`ca_file`) and offers TLS. *binary* is the server's program, instead of
-    the best one found (see each class for where it is looked for).
+    *options* are the server's own settings (``{"wait_timeout": 2}``). *user* and *password*
+    (default: a random one, required over TCP) may do everything in *database*. *host* is the
+    address to listen on, *port* a fixed port instead of a free one. *tls* makes a private CA
+    (:attr:`ca_file`) and offers TLS. *binary* is the server's program, instead of the best one
+    found (see each class for where it is looked for).
 
-    As root, the server runs as an unprivileged user. It ends with the block, with :meth:`close`, with the interpreter,
-    and also when this process is killed. A forked child may ask it, freeze it and end its sessions, but neither
-    ends it nor removes its folder.
+    As root, the server runs as an unprivileged user. It ends with the block, with :meth:`close`,
+    with the interpreter, and also when this process is killed. A forked child may ask it, freeze it
+    and end its sessions, but neither ends it nor removes its folder.
     """
 
     backend: ClassVar[str]  #: ``mariadb``, ``postgresql``: what :func:`available` is asked with
-    schemes: ClassVar[Mapping[str, str]] = {}  #: drivers whose URL does not begin with the usual scheme
+    schemes: ClassVar[
+        Mapping[str, str]
+    ] = {}  #: drivers whose URL does not begin with the usual scheme
     scheme: ClassVar[str]
-    polite_signal: ClassVar[signal.Signals]  #: asks the server to end in order, without waiting for clients
+    polite_signal: ClassVar[
+        signal.Signals
+    ]  #: asks the server to end in order, without waiting for clients
     quick_signal: ClassVar[signal.Signals]  #: ends it at once, leaving nothing behind in the system
 
     hello: ClassVar[str] = "SELECT 1"  #: what a starting server is asked
@@ -83,7 +94,9 @@ class Server(ABC):
         self.port = port or folders.free_port(host)
         self.binary = self.find(tls=tls) if binary is None else Path(binary)
         self.folder: Path | None = None
-        self.ready_at: float | None = None  #: ``time.monotonic()`` of the first answer after the last start
+        self.ready_at: float | None = (
+            None  #: ``time.monotonic()`` of the first answer after the last start
+        )
         self._owner = os.getpid()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -92,7 +105,9 @@ class Server(ABC):
     @classmethod
     @abstractmethod
     def find(cls, *, tls: bool = False) -> Path:
-        """The program of the best server of this kind here; ServerUnavailable says what to do when there is none."""
+        """The program of the best server of this kind here; ServerUnavailable says what to do when
+        there is none.
+        """
 
     @abstractmethod
     def _prepare(self, folder: Path) -> None:
@@ -100,7 +115,9 @@ class Server(ABC):
 
     @abstractmethod
     def _command(self, folder: Path) -> list[str | Path]:
-        """The command line that serves *folder*; writes the present options where the server reads them."""
+        """The command line that serves *folder*; writes the present options where the server reads
+        them.
+        """
 
     @abstractmethod
     def _welcome(self) -> None:
@@ -144,7 +161,10 @@ class Server(ABC):
         self.close()
 
     def start(self, timeout: float = 30.0) -> Self:
-        """Start the server and wait until it answers; nothing when it runs already. After a kill it recovers itself."""
+        """Start the server and wait until it answers; nothing when it runs already.
+
+        After a kill it recovers itself.
+        """
         self._own("start")
         if self.is_running:
             return self
@@ -169,7 +189,9 @@ class Server(ABC):
         self.wait_ready(timeout)
 
     def stop(self, timeout: float = 30.0) -> None:
-        """Ask the server to end in order and wait until it has; ServerError (and SIGKILL) when it takes longer."""
+        """Ask the server to end in order and wait until it has; ServerError (and SIGKILL) when it
+        takes longer.
+        """
         self._own("stop")
         if self._process is None or not self.is_running:
             return self._ended()
@@ -179,7 +201,9 @@ class Server(ABC):
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise ServerError(f"{self!r} did not end within {timeout} s of being asked, so it was killed") from None
+            raise ServerError(
+                f"{self!r} did not end within {timeout} s of being asked, so it was killed"
+            ) from None
         return self._ended()
 
     def kill(self) -> None:
@@ -202,8 +226,8 @@ class Server(ABC):
         self.start()
 
     def freeze(self) -> None:
-        """Stop all its processes in their tracks: connections stay open, nothing answers. The kernel goes on to
-        accept new TCP connections until the listen queue is full."""
+        """Stop all its processes in their tracks: connections stay open, nothing answers. The
+        kernel goes on to accept new TCP connections until the listen queue is full."""
         processes.freeze(self.pid)
 
     def thaw(self) -> None:
@@ -239,10 +263,14 @@ class Server(ABC):
 
     def _own(self, verb: str) -> None:
         if os.getpid() != self._owner:
-            raise ServerError(f"cannot {verb} the server of process {self._owner} from its child {os.getpid()}")
+            raise ServerError(
+                f"cannot {verb} the server of process {self._owner} from its child {os.getpid()}"
+            )
 
     def wait_ready(self, timeout: float = 30.0) -> None:
-        """Wait until the server answers; ServerError with the end of its log when it ends or takes longer."""
+        """Wait until the server answers; ServerError with the end of its log when it ends or takes
+        longer.
+        """
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -256,9 +284,13 @@ class Server(ABC):
             if not self.is_running:
                 status = self._process.returncode if self._process else None
                 self._ended()
-                raise ServerError(f"{self.backend} ended with status {status} while starting: {self.log_tail()}")
+                raise ServerError(
+                    f"{self.backend} ended with status {status} while starting: {self.log_tail()}"
+                )
             if time.monotonic() > deadline:
-                raise ServerError(f"{self!r} does not answer within {timeout} s ({reason}): {self.log_tail()}")
+                raise ServerError(
+                    f"{self!r} does not answer within {timeout} s ({reason}): {self.log_tail()}"
+                )
             time.sleep(_POLL)
 
     # ---- what is known of it
@@ -304,7 +336,8 @@ class Server(ABC):
         return self.folder
 
     def url(self, driver: str | None = None, *, unix: bool = False, **query: object) -> str:
-        """The application's URL in SQLAlchemy's spelling, password included: ``url("pymysql", max_size=5)``.
+        """The application's URL in SQLAlchemy's spelling, password included: ``url("pymysql",
+        max_size=5)``.
 
         Without *driver* a bare ``mysql://`` or ``postgresql://``; *unix* goes over the unix socket.
         """
@@ -313,27 +346,39 @@ class Server(ABC):
         where = "" if unix else f"{host}:{self.port}"
         pairs = {**(self._socket_query(driver) if unix else {}), **query}
         tail = f"?{urlencode(pairs)}" if pairs else ""
-        return f"{scheme}://{quote(self.user, safe='')}:{quote(self.password, safe='')}@{where}/{quote(self.database)}{tail}"
+        login = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}"
+        return f"{scheme}://{login}@{where}/{quote(self.database)}{tail}"
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} at {self.host}:{self.port}, {'running' if self.is_running else 'not running'}>"
+        return (
+            f"<{type(self).__name__} at {self.host}:{self.port},"
+            f" {'running' if self.is_running else 'not running'}>"
+        )
 
     # ---- what it can be asked
 
     def admin(self, sql: str, *, timeout: float = 30.0) -> list[tuple[str, ...]]:
-        """Run *sql* as the administrator, in the application's database: the last statement's rows, as text, NULL as "".
+        """Run *sql* as the administrator, in the application's database: the last statement's rows,
+        as text, NULL as "".
 
-        One connection of its own over the unix socket; ServerError with the server's code when it refuses.
+        One connection of its own over the unix socket; ServerError with the server's code when it
+        refuses.
         """
         return self._query(sql, self.database, timeout)
 
     def kill_sessions(self, timeout: float = 5.0) -> int:
-        """End the application's sessions as an administrator would, wait until they are gone, and give how many."""
+        """End the application's sessions as an administrator would, wait until they are gone, and
+        give how many.
+        """
         killed = {session.id for session in self.sessions() if self._kill_session(session.id)}
         deadline = time.monotonic() + timeout
-        while left := {number for number in killed if self._is_ending(number)} | (killed & {session.id for session in self.sessions()}):
+        while left := {number for number in killed if self._is_ending(number)} | (
+            killed & {session.id for session in self.sessions()}
+        ):
             if time.monotonic() > deadline:
-                raise ServerError(f"sessions {sorted(left)} still live {timeout} s after they were killed")
+                raise ServerError(
+                    f"sessions {sorted(left)} still live {timeout} s after they were killed"
+                )
             time.sleep(_POLL)
         return len(killed)
 
@@ -344,8 +389,8 @@ class Server(ABC):
     def set(self, **options: Value) -> None:
         """Change settings, for new sessions at least, now and after each restart.
 
-        ServerError when the server refuses; nothing is changed then. What it takes only at its start goes into
-        :attr:`options`, followed by :meth:`restart`.
+        ServerError when the server refuses; nothing is changed then. What it takes only at its
+        start goes into :attr:`options`, followed by :meth:`restart`.
         """
         before = dict(self.options)
         values = {name: self._present(name) for name in options} if self.is_running else {}
@@ -362,7 +407,9 @@ class Server(ABC):
 
     @contextlib.contextmanager
     def temporarily(self, **options: Value) -> Iterator[Self]:
-        """Change settings within the block, and change them back afterwards: for servers that tests share."""
+        """Change settings within the block, and change them back afterwards: for servers that tests
+        share.
+        """
         before = dict(self.options)
         values = {name: self._present(name) for name in options}
         self.set(**options)
@@ -386,7 +433,9 @@ def _close_all() -> None:
 
 
 def available(kind: str) -> str | None:
-    """None when a server of *kind* (``mariadb``, ``postgresql``) can be had here; else one line that says what to do."""
+    """None when a server of *kind* (``mariadb``, ``postgresql``) can be had here; else one line
+    that says what to do.
+    """
     if kind not in Server.kinds:
         return f"there is no server of kind {kind!r}; known are {', '.join(sorted(Server.kinds))}"
     try:

@@ -22,7 +22,9 @@ def require() -> str:
 
 
 def make(folder: Path, host: str) -> None:
-    """``ca.pem``, ``server.pem`` and ``server.key`` in the new *folder*, for *host*, localhost and the loopback addresses."""
+    """``ca.pem``, ``server.pem`` and ``server.key`` in the new *folder*, for *host*, localhost and
+    the loopback addresses.
+    """
     openssl = require()
     folder.mkdir(mode=0o700)
     folders.own(folder)
@@ -31,10 +33,39 @@ def make(folder: Path, host: str) -> None:
     except ValueError:
         name = f"DNS:{host}"
     names = f"subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1,{name}"
-    signs = "keyUsage=critical,keyCertSign,cRLSign"  # Python 3.13 verifies strictly (VERIFY_X509_STRICT): RFC 5280, 4.2.1.3
-    ca = ["-x509", "-subj", "/CN=unbroken test CA", "-addext", signs, "-keyout", "ca.key", "-out", "ca.pem"]
-    server = ["-x509", "-CA", "ca.pem", "-CAkey", "ca.key", "-subj", "/CN=localhost", "-addext", names]
-    plain = ["-addext", "basicConstraints=critical,CA:FALSE", "-keyout", "server.key", "-out", "server.pem"]
+    signs = (  # Python 3.13 verifies strictly (VERIFY_X509_STRICT): RFC 5280, 4.2.1.3
+        "keyUsage=critical,keyCertSign,cRLSign"
+    )
+    ca = [
+        "-x509",
+        "-subj",
+        "/CN=unbroken test CA",
+        "-addext",
+        signs,
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.pem",
+    ]
+    server = [
+        "-x509",
+        "-CA",
+        "ca.pem",
+        "-CAkey",
+        "ca.key",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        names,
+    ]
+    plain = [
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+        "-keyout",
+        "server.key",
+        "-out",
+        "server.pem",
+    ]
     processes.run([openssl, "req", *_KEY, *ca], folder)
     processes.run([openssl, "req", *_KEY, *server, *plain], folder)
     (folder / "server.key").chmod(0o600)

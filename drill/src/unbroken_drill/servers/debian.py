@@ -1,7 +1,9 @@
-"""A program of Debian's, newer than what is installed: its packages unpacked into the cache, run by their own loader.
+"""A program of Debian's, newer than what is installed: its packages unpacked into the cache, run by
+their own loader.
 
-Nothing is installed and root is not needed. The mirror is the one that this machine's apt uses; what it gives is held against
-Debian's signature (``gpgv`` and the archive's keyring, which apt itself depends on) and the checksums that this signs.
+Nothing is installed and root is not needed. The mirror is the one that this machine's apt uses;
+what it gives is held against Debian's signature (``gpgv`` and the archive's keyring, which apt
+itself depends on) and the checksums that this signs.
 """
 
 from __future__ import annotations
@@ -22,9 +24,19 @@ from typing import Final
 from unbroken_drill.servers import folders
 from unbroken_drill.servers.errors import ServerUnavailable
 
-_KEYRINGS: Final = ("/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp")
+_KEYRINGS: Final = (
+    "/usr/share/keyrings/debian-archive-keyring.gpg",
+    "/usr/share/keyrings/debian-archive-keyring.pgp",
+)
 _TIMEOUT: Final = 60.0
-_PLAIN = ("perl", "perl-base", "debconf", "libc-bin", "adduser", "init-system-helpers")  # not needed to run a program
+_PLAIN = (
+    "perl",
+    "perl-base",
+    "debconf",
+    "libc-bin",
+    "adduser",
+    "init-system-helpers",
+)  # not needed to run a program
 
 Package = dict[str, str]
 
@@ -41,7 +53,10 @@ def unpacked(package: str, suite: str, program: str) -> Path | None:
 
 
 def unpack(package: str, suite: str, program: str) -> Path:
-    """See to it that *package* and all it depends on are unpacked in the cache: the folder. Some 50 MB for a server, once."""
+    """See to it that *package* and all it depends on are unpacked in the cache: the folder.
+
+    Some 50 MB for a server, once.
+    """
     cache = folders.cache_folder()
     root = cache / f"debian-{suite}-{package}"
     with folders.locked(cache, root.name):
@@ -60,7 +75,9 @@ def unpack(package: str, suite: str, program: str) -> Path:
 
 
 def loader(root: Path) -> list[str | Path]:
-    """What a command line begins with that runs a program of *root* with the C library and the libraries that are there."""
+    """What a command line begins with that runs a program of *root* with the C library and the
+    libraries that are there.
+    """
     found = [*root.glob("usr/lib/*/ld-linux*.so.*"), *root.glob("usr/lib64/ld-linux*.so.*")]
     if not found:
         raise ServerUnavailable(f"no loader in {root}: remove that folder and try again")
@@ -72,7 +89,11 @@ def _fill(root: Path, package: str, suite: str) -> None:
     mirror, index = _index(suite)
     wanted = _closure(package, index)
     with ThreadPoolExecutor(8) as pool:
-        for name, data in zip(wanted, pool.map(lambda name: _fetch(f"{mirror}/{index[name]['Filename']}"), wanted), strict=True):
+        for name, data in zip(
+            wanted,
+            pool.map(lambda name: _fetch(f"{mirror}/{index[name]['Filename']}"), wanted),
+            strict=True,
+        ):
             if hashlib.sha256(data).hexdigest() != index[name]["SHA256"]:
                 raise ServerUnavailable(f"{name} of Debian {suite} came damaged: try again")
             with tempfile.NamedTemporaryFile(suffix=".deb") as deb:
@@ -93,19 +114,31 @@ def _index(suite: str) -> tuple[str, dict[str, Package]]:
 
 
 def _mirrors() -> list[str]:
-    lines = _run(["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]).split()
-    return list(dict.fromkeys(line.rstrip("/") for line in lines if line.startswith("http") and "security" not in line))
+    lines = _run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
+    ).split()
+    return list(
+        dict.fromkeys(
+            line.rstrip("/") for line in lines if line.startswith("http") and "security" not in line
+        )
+    )
 
 
 def _packages(mirror: str, suite: str) -> dict[str, Package]:
     release = _signed(_fetch(f"{mirror}/dists/{suite}/InRelease"), suite)
     path = f"main/binary-{_run(['dpkg', '--print-architecture']).strip()}/Packages.xz"
-    sums = {line.split()[2]: line.split()[0] for line in release.partition("SHA256:")[2].splitlines() if len(line.split()) == 3}
+    sums = {
+        line.split()[2]: line.split()[0]
+        for line in release.partition("SHA256:")[2].splitlines()
+        if len(line.split()) == 3
+    }
     if path not in sums:
         raise ServerUnavailable(f"{mirror} has no {path} of Debian {suite}")
     data = _fetch(f"{mirror}/dists/{suite}/{path}")
     if hashlib.sha256(data).hexdigest() != sums[path]:
-        raise ServerUnavailable(f"the index of Debian {suite} at {mirror} changed while it was read: try again")
+        raise ServerUnavailable(
+            f"the index of Debian {suite} at {mirror} changed while it was read: try again"
+        )
     return _parsed(lzma.decompress(data).decode())
 
 
@@ -113,17 +146,28 @@ def _signed(text: bytes, suite: str) -> str:
     """The signed part of a release file; ServerUnavailable when the signature is not Debian's."""
     keyring = next((path for path in _KEYRINGS if Path(path).exists()), None)
     if keyring is None:
-        raise ServerUnavailable("Debian's signatures cannot be checked here: install debian-archive-keyring")
+        raise ServerUnavailable(
+            "Debian's signatures cannot be checked here: install debian-archive-keyring"
+        )
     with tempfile.NamedTemporaryFile() as file:
         file.write(text)
         file.flush()
-        return _run(["gpgv", "--quiet", "--keyring", keyring, "--output", "-", file.name], f"the signature of Debian {suite}")
+        return _run(
+            ["gpgv", "--quiet", "--keyring", keyring, "--output", "-", file.name],
+            f"the signature of Debian {suite}",
+        )
 
 
 def _parsed(text: str) -> dict[str, Package]:
     found: dict[str, Package] = {}
     for block in text.split("\n\n"):
-        fields = dict(re.findall(r"^(Package|Version|Depends|Pre-Depends|Filename|SHA256): (.*)$", block, re.MULTILINE))
+        fields = dict(
+            re.findall(
+                r"^(Package|Version|Depends|Pre-Depends|Filename|SHA256): (.*)$",
+                block,
+                re.MULTILINE,
+            )
+        )
         if fields:
             found.setdefault(fields["Package"], fields)
     return found
@@ -136,7 +180,9 @@ def _closure(package: str, index: dict[str, Package]) -> list[str]:
     wanted = [package]
     for name in wanted:
         fields = index[name]
-        for need in _names(f"{fields.get('Depends', '')},{fields.get('Pre-Depends', '')}".split(",")):
+        for need in _names(
+            f"{fields.get('Depends', '')},{fields.get('Pre-Depends', '')}".split(",")
+        ):
             if need in index and need not in wanted and need not in _PLAIN:
                 wanted.append(need)
     return wanted

@@ -6,7 +6,9 @@ from unbroken.errors import UnbrokenError
 
 
 class ServerError(UnbrokenError):
-    """A server for tests did not do what it was asked; ``code`` is its own (MySQL errno, SQLSTATE) where it gave one."""
+    """A server for tests did not do what it was asked; ``code`` is its own (MySQL errno, SQLSTATE)
+    where it gave one.
+    """
 
     code: int | str | None = None
 
@@ -16,4 +18,6 @@ class ServerError(UnbrokenError):
 
 
 class ServerUnavailable(ServerError):  # noqa: N818 - says what it is, in the field's words
-    """A server of this kind cannot be had here; the message says in one line what to do about it."""
+    """A server of this kind cannot be had here; the message says in one line what to do about
+    it.
+    """

@@ -1,7 +1,9 @@
-"""Where servers keep their things: private folders, free ports, and a cache of what is slow to make.
+"""Where servers keep their things: private folders, free ports, and a cache of what is slow to
+make.
 
-A fresh data folder takes a second to make and a tenth to unpack, so each is made once per machine and version and
-kept as one tar file: complete or absent, however many processes want it at the same time.
+A fresh data folder takes a second to make and a tenth to unpack, so each is made once per machine
+and version and kept as one tar file: complete or absent, however many processes want it at the same
+time.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from pathlib import Path
 from unbroken_drill.servers import processes
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
 
-#: Below the ports that the system gives to outgoing connections (Linux from 32768, macOS from 49152): a client that
-#: tries such a port again and again while the server is down can be given that port itself, and connect to itself.
+#: Below the ports that the system gives to outgoing connections (Linux from 32768, macOS from
+#: 49152): a client that tries such a port again and again while the server is down can be given
+#: that port itself, and connect to itself.
 _PORTS = (15000, 32000)
 
 #: Free memory, in bytes, from which on data folders are put there: a server takes 60 to 100 MB.
@@ -30,7 +33,9 @@ _MEMORY = 2 << 30
 
 
 def free_port(host: str) -> int:
-    """A TCP port of *host* that nobody listens on now, outside the range of outgoing connections."""
+    """A TCP port of *host* that nobody listens on now, outside the range of outgoing
+    connections.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in random.sample(range(*_PORTS), 200):
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -44,22 +49,40 @@ def free_port(host: str) -> int:
 def base_folder() -> Path:
     """The folder for temporary files, or another one when the server's user may not enter it."""
     user = processes.server_user()
-    for name in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - what is made there is private
+    for name in (
+        tempfile.gettempdir(),
+        "/tmp",  # noqa: S108
+        "/var/tmp",  # noqa: S108
+    ):
         folder = Path(name).resolve()
-        if user is None or all(part.stat().st_mode & stat.S_IXOTH for part in (folder, *folder.parents)):
+        if user is None or all(
+            part.stat().st_mode & stat.S_IXOTH for part in (folder, *folder.parents)
+        ):
             return folder
-    raise ServerUnavailable(f"user {user.pw_name if user else ''} may enter neither TMPDIR nor /tmp: set TMPDIR to a folder that it may")
+    raise ServerUnavailable(
+        f"user {user.pw_name if user else ''} may enter neither TMPDIR nor /tmp: set TMPDIR to a"
+        " folder that it may"
+    )
 
 
 def private_folder() -> Path:
-    """A new folder that only the server's user (and root) may enter. Its name is short: socket paths are, too.
+    """A new folder that only the server's user (and root) may enter. Its name is short: socket
+    paths are, too.
 
-    In memory where there is plenty and no TMPDIR says otherwise: a data folder is a thousand small files, and some
-    file systems (ext4 without a journal) take a second to make them when as many were removed within five minutes.
+    In memory where there is plenty and no TMPDIR says otherwise: a data folder is a thousand small
+    files, and some file systems (ext4 without a journal) take a second to make them when as many
+    were removed within five minutes.
     """
     memory = Path("/dev/shm")  # noqa: S108 - as above
-    roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= _MEMORY
-    folder = Path(tempfile.mkdtemp(prefix="unbroken-", dir=memory if roomy and "TMPDIR" not in os.environ else base_folder()))
+    roomy = (
+        memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= _MEMORY
+    )
+    folder = Path(
+        tempfile.mkdtemp(
+            prefix="unbroken-",
+            dir=memory if roomy and "TMPDIR" not in os.environ else base_folder(),
+        )
+    )
     own(folder)
     return folder
 
@@ -78,7 +101,9 @@ def cache_folder() -> Path:
         folder.mkdir(mode=0o755)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise ServerUnavailable(f"{folder} is not ours alone: remove it, or set TMPDIR to a private folder")
+        raise ServerUnavailable(
+            f"{folder} is not ours alone: remove it, or set TMPDIR to a private folder"
+        )
     return folder
 
 
@@ -91,7 +116,9 @@ def locked(folder: Path, name: str) -> Iterator[None]:
 
 
 def unpack_template(name: str, make: Callable[[Path], None], into: Path) -> None:
-    """Unpack the template *name* into the folder *into*; when there is none yet, ``make(folder)`` makes it first."""
+    """Unpack the template *name* into the folder *into*; when there is none yet, ``make(folder)``
+    makes it first.
+    """
     cache = cache_folder()
     archive = cache / f"{name}.tar"
     if not archive.exists():
@@ -99,7 +126,9 @@ def unpack_template(name: str, make: Callable[[Path], None], into: Path) -> None
             if not archive.exists():
                 _make_template(archive, make)
     with tarfile.open(archive) as tar:
-        tar.extraction_filter = lambda member, _: member  # the archive is our own: keep owners and modes as they are
+        tar.extraction_filter = lambda member, _: (
+            member
+        )  # the archive is our own: keep owners and modes as they are
         tar.extractall(into)
 
 
@@ -119,7 +148,9 @@ def _make_template(archive: Path, make: Callable[[Path], None]) -> None:
 
 
 def readable_copy(name: str, source: Path, parts: list[str]) -> Path:
-    """A copy of *source*'s *parts* in the cache, for a server's user that may not enter *source* itself."""
+    """A copy of *source*'s *parts* in the cache, for a server's user that may not enter *source*
+    itself.
+    """
     cache = cache_folder()
     target = cache / name
     with locked(cache, name):
@@ -136,9 +167,15 @@ def readable_copy(name: str, source: Path, parts: list[str]) -> Path:
 
 
 def _is_complete(source: Path, target: Path, parts: list[str]) -> bool:
-    """Whether the copy has every file (the system's cleaning of old temporary files may have taken some)."""
+    """Whether the copy has every file (the system's cleaning of old temporary files may have taken
+    some).
+    """
     for part in parts:
-        files = [source / part] if (source / part).is_file() else [f for f in (source / part).rglob("*") if f.is_file()]
+        files = (
+            [source / part]
+            if (source / part).is_file()
+            else [f for f in (source / part).rglob("*") if f.is_file()]
+        )
         for file in files:
             copy = target / file.relative_to(source)
             if not copy.is_file() or copy.stat().st_size != file.stat().st_size:

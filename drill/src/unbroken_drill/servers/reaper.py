@@ -1,7 +1,9 @@
-"""Servers end when we do, even when we are killed: a small process waits for our death and ends what we left.
+"""Servers end when we do, even when we are killed: a small process waits for our death and ends
+what we left.
 
-PR_SET_PDEATHSIG would not do: it fires when the *thread* that started the server ends, and servers are started from
-threads that end. The reaper reads a pipe whose only writer is this process; end of file means that we are gone.
+PR_SET_PDEATHSIG would not do: it fires when the *thread* that started the server ends, and servers
+are started from threads that end. The reaper reads a pipe whose only writer is this process; end of
+file means that we are gone.
 """
 
 from __future__ import annotations
@@ -15,19 +17,23 @@ import threading
 from pathlib import Path
 from typing import Final
 
-# Lines "folder TAB pid TAB started TAB signal": which process serves that folder now (pid 0: none; empty: the folder is
-# gone too). At our death: continue each (it may be frozen), send it its polite signal, two seconds later SIGKILL to it
-# and its descendants, and remove the folder. `started` guards against a pid that was given to another process.
+# Lines "folder TAB pid TAB started TAB signal": which process serves that folder now (pid 0: none;
+# empty: the folder is gone too). At our death: continue each (it may be frozen), send it its polite
+# signal, two seconds later SIGKILL to it and its descendants, and remove the folder. `started`
+# guards against a pid that was given to another process.
 _PROGRAM: Final = r"""
 import os, select, shutil, signal, sys, time
 parent, jobs, text = int(sys.argv[1]), {}, b""
 def stat(pid):
     try:
-        with open(f"/proc/{pid}/stat", errors="replace") as f: return f.read().rpartition(")")[2].split()
+        with open(f"/proc/{pid}/stat", errors="replace") as f:
+            return f.read().rpartition(")")[2].split()
     except OSError: return []
 def started(pid):
     fields = stat(pid)
-    return fields[19] if fields and fields[0] != "Z" else "" if os.path.isdir("/proc/self") else "?" if alive(pid) else ""
+    if fields and fields[0] != "Z": return fields[19]
+    if os.path.isdir("/proc/self"): return ""
+    return "?" if alive(pid) else ""
 def alive(pid):
     try: os.kill(pid, 0)
     except ProcessLookupError: return False
@@ -36,7 +42,8 @@ def alive(pid):
 def family(pid):
     found = [pid]
     if os.path.isdir("/proc/self"):
-        parents = {int(n): int((stat(int(n)) or ["", 0])[1]) for n in os.listdir("/proc") if n.isdigit()}
+        pids = [int(n) for n in os.listdir("/proc") if n.isdigit()]
+        parents = {n: int((stat(n) or ["", 0])[1]) for n in pids}
         for member in found: found += [p for p, q in parents.items() if q == member]
     return found
 def send(pids, number):
@@ -52,12 +59,15 @@ while os.getppid() == parent:
         folder, pid, since, number = line.decode().split("\t")
         if pid: jobs[folder] = (int(pid), since, int(number))
         else: jobs.pop(folder, None)
-mine = {pid: (since, number) for pid, since, number in jobs.values() if pid and started(pid) == since}
+known = [job for job in jobs.values() if job[0]]
+mine = {pid: (since, number) for pid, since, number in known if started(pid) == since}
 for pid, (since, number) in mine.items():
     send(family(pid), signal.SIGCONT)
     send([pid], number)
 deadline = time.monotonic() + 2
-while time.monotonic() < deadline and any(started(pid) == job[0] for pid, job in mine.items()): time.sleep(0.01)
+while time.monotonic() < deadline:
+    if not any(started(pid) == job[0] for pid, job in mine.items()): break
+    time.sleep(0.01)
 for pid, job in mine.items():
     if started(pid) == job[0]: send(family(pid), signal.SIGKILL)
 for folder in jobs:
@@ -77,7 +87,9 @@ def started(pid: int) -> str:
 
 
 class _Reaper:
-    """The reaper of this process: started with the first server, told of each, never inherited by a fork."""
+    """The reaper of this process: started with the first server, told of each, never inherited by a
+    fork.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -98,7 +110,9 @@ class _Reaper:
                 self._jobs.pop(folder, None)
             else:
                 self._jobs[folder] = line
-            if self._process is None or self._process.poll() is not None:  # the first, or somebody killed it
+            if (
+                self._process is None or self._process.poll() is not None
+            ):  # the first, or somebody killed it
                 self._process = self._start()
                 self._write("".join(self._jobs.values()))
             else:
@@ -116,7 +130,9 @@ class _Reaper:
 
     def _write(self, text: str) -> None:
         if self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(OSError):  # it was killed just now: the next line starts another
+            with contextlib.suppress(
+                OSError
+            ):  # it was killed just now: the next line starts another
                 os.write(self._process.stdin.fileno(), text.encode())
 
     def dismiss(self) -> None:
@@ -129,7 +145,9 @@ class _Reaper:
                 process.wait(5.0)
 
     def after_fork_in_child(self) -> None:
-        """A child must not hold the pipe open (our death would go unseen), and has no server of its own yet."""
+        """A child must not hold the pipe open (our death would go unseen), and has no server of its
+        own yet.
+        """
         process, self._process = self._process, None
         self._lock, self._jobs = threading.Lock(), {}
         if process is not None and process.stdin is not None:

@@ -1,8 +1,9 @@
-"""The few bytes of each protocol that an administrator needs: log in over a unix socket, run SQL, read text rows.
+"""The few bytes of each protocol that an administrator needs: log in over a unix socket, run SQL,
+read text rows.
 
-So that a server for tests can be watched and steered without any driver installed, and without the driver under
-test judging itself. Each call is one connection. Sources: MariaDB knowledge base "Client/Server Protocol",
-PostgreSQL manual "Frontend/Backend Protocol" (simple query).
+So that a server for tests can be watched and steered without any driver installed, and without the
+driver under test judging itself. Each call is one connection. Sources: MariaDB knowledge base
+"Client/Server Protocol", PostgreSQL manual "Frontend/Backend Protocol" (simple query).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from unbroken_drill.servers.errors import ServerError
 
 Rows = list[tuple[str, ...]]
 
-# capability flags: LONG_PASSWORD, PROTOCOL_41, TRANSACTIONS, SECURE_CONNECTION, MULTI_STATEMENTS, MULTI_RESULTS, PLUGIN_AUTH
+# capability flags: LONG_PASSWORD, PROTOCOL_41, TRANSACTIONS, SECURE_CONNECTION, MULTI_STATEMENTS,
+# MULTI_RESULTS, PLUGIN_AUTH
 _MYSQL_FLAGS = 0x1 | 0x200 | 0x2000 | 0x8000 | 0x10000 | 0x20000 | 0x80000
 _MYSQL_CONNECT_WITH_DB = 0x8
 _MYSQL_MORE_RESULTS = 0x8
@@ -65,8 +67,12 @@ class Stream:
             raise ServerError(f"the server at {self.path} hung up: {error}") from error
 
 
-def mysql_query(path: str, user: str, sql: str, database: str | None = None, timeout: float = 30.0) -> Rows:
-    """Run *sql* (several statements too) as *user*, who has no password, and give the last statement's rows."""
+def mysql_query(
+    path: str, user: str, sql: str, database: str | None = None, timeout: float = 30.0
+) -> Rows:
+    """Run *sql* (several statements too) as *user*, who has no password, and give the last
+    statement's rows.
+    """
     with Stream(path, timeout) as stream:
         _mysql_login(stream, user, database)
         _mysql_send(stream, 0, b"\x03" + sql.encode())
@@ -82,10 +88,18 @@ def _mysql_login(stream: Stream, user: str, database: str | None) -> None:
     number, _greeting = _mysql_packet(stream)
     flags = _MYSQL_FLAGS | (_MYSQL_CONNECT_WITH_DB if database else 0)
     name = database.encode() + b"\0" if database else b""
-    hello = struct.pack("<IIB23x", flags, 1 << 24, _UTF8MB4) + user.encode() + b"\0\0" + name + b"mysql_native_password\0"
+    hello = (
+        struct.pack("<IIB23x", flags, 1 << 24, _UTF8MB4)
+        + user.encode()
+        + b"\0\0"
+        + name
+        + b"mysql_native_password\0"
+    )
     _mysql_send(stream, number + 1, hello)
     number, answer = _mysql_packet(stream)
-    if answer[:1] == b"\xfe":  # another plugin: whichever it is, an empty password is an empty answer
+    if (
+        answer[:1] == b"\xfe"
+    ):  # another plugin: whichever it is, an empty password is an empty answer
         _mysql_send(stream, number + 1, b"")
         _mysql_packet(stream)
 
@@ -146,7 +160,9 @@ def _mysql_number(body: bytes, at: int) -> tuple[int, int]:
 
 
 def postgres_query(path: str, user: str, sql: str, database: str, timeout: float = 30.0) -> Rows:
-    """Run *sql* (several statements too) as *user*, whom the server trusts, and give the last statement's rows."""
+    """Run *sql* (several statements too) as *user*, whom the server trusts, and give the last
+    statement's rows.
+    """
     with Stream(path, timeout) as stream:
         names = f"user\0{user}\0database\0{database}\0application_name\0unbroken admin\0\0".encode()
         stream.send(struct.pack(">II", len(names) + 8, _POSTGRES_VERSION_3) + names)
@@ -159,7 +175,9 @@ def postgres_query(path: str, user: str, sql: str, database: str, timeout: float
 
 
 def _postgres_answer(stream: Stream) -> Rows:
-    """Read until the server is ready for more; an error is raised then (or at once, when it ends the session)."""
+    """Read until the server is ready for more; an error is raised then (or at once, when it ends
+    the session).
+    """
     rows: Rows = []
     error: ServerError | None = None
     while True:
@@ -174,7 +192,9 @@ def _postgres_answer(stream: Stream) -> Rows:
         elif kind == b"D":
             rows.append(_postgres_row(body))
         elif kind == b"E":
-            fields = {part[:1]: part[1:].decode(errors="replace") for part in body.split(b"\0") if part}
+            fields = {
+                part[:1]: part[1:].decode(errors="replace") for part in body.split(b"\0") if part
+            }
             error = ServerError(f"({fields.get(b'C')}) {fields.get(b'M')}", fields.get(b"C"))
             if fields.get(b"V") in ("FATAL", "PANIC"):
                 raise error

@@ -1,6 +1,8 @@
-"""The few bytes of MongoDB's protocol that an administrator needs: one command over a unix socket, and its answer.
+"""The few bytes of MongoDB's protocol that an administrator needs: one command over a unix socket,
+and its answer.
 
-Sources: the MongoDB manual, "MongoDB Wire Protocol" (OP_MSG), and bsonspec.org, for the types that commands are made of.
+Sources: the MongoDB manual, "MongoDB Wire Protocol" (OP_MSG), and bsonspec.org, for the types that
+commands are made of.
 """
 
 from __future__ import annotations
@@ -15,8 +17,12 @@ from unbroken_drill.servers.wire import Stream
 _OP_MSG = 2013
 
 
-def mongo_command(path: str, command: Mapping[str, Any], database: str = "admin", timeout: float = 30.0) -> dict[str, Any]:
-    """Run *command* in *database* and give its answer; ServerError, with the server's code, when it refuses."""
+def mongo_command(
+    path: str, command: Mapping[str, Any], database: str = "admin", timeout: float = 30.0
+) -> dict[str, Any]:
+    """Run *command* in *database* and give its answer; ServerError, with the server's code, when it
+    refuses.
+    """
     body = b"\0" * 5 + encode({**command, "$db": database})
     with Stream(path, timeout) as stream:
         stream.send(struct.pack("<iiii", 16 + len(body), 1, 0, _OP_MSG) + body)
@@ -55,7 +61,8 @@ def _value(value: Any) -> tuple[bytes, bytes]:
     return b"\x04", encode({str(index): item for index, item in enumerate(value)})
 
 
-#: What is not looked at keeps its bytes: object ids, dates, timestamps, 128-bit decimals; smallest and greatest key have none.
+#: What is not looked at keeps its bytes: object ids, dates, timestamps, 128-bit decimals; smallest
+#: and greatest key have none.
 _SIZES = {0x07: 12, 0x09: 8, 0x11: 8, 0x13: 16, 0xFF: 0, 0x7F: 0, 0x06: 0}
 
 
@@ -91,4 +98,6 @@ def _decoded(kind: int, data: bytes, at: int) -> tuple[Any, int]:
         return struct.unpack_from("<q", data, at)[0], at + 8
     if kind in _SIZES:
         return data[at : at + _SIZES[kind]], at + _SIZES[kind]
-    raise ServerError(f"the server's answer holds a value of kind {kind:#x}, which is not understood here")
+    raise ServerError(
+        f"the server's answer holds a value of kind {kind:#x}, which is not understood here"
+    )

@@ -1,8 +1,10 @@
-"""Blocks of ``atomic`` that an exception broke off: a signal handler or a worker's time limit may raise at any instruction.
+"""Blocks of ``atomic`` that an exception broke off: a signal handler or a worker's time limit may
+raise at any instruction.
 
-Django's ``Atomic`` keeps two stacks on its connection, and decides at its end by them whether to commit. Where a block's end
-was broken off, the stacks tell of a block that nobody is in any more, or its work was to be rolled back and was not. What
-is committed afterwards would be lost, or would commit that work too. So the stacks here watch who takes from them.
+Django's ``Atomic`` keeps two stacks on its connection, and decides at its end by them whether to
+commit. Where a block's end was broken off, the stacks tell of a block that nobody is in any more,
+or its work was to be rolled back and was not. What is committed afterwards would be lost, or would
+commit that work too. So the stacks here watch who takes from them.
 """
 
 from __future__ import annotations
@@ -16,20 +18,30 @@ from django.db.transaction import Atomic, TransactionManagementError
 from unbroken.integrations._ended import is_left
 
 _EXIT = Atomic.__exit__.__code__
-_BLOCK, _ERROR = _EXIT.co_varnames[:2]  #: what it calls the block, and the class of the exception that ends it
+_BLOCK, _ERROR = _EXIT.co_varnames[
+    :2
+]  #: what it calls the block, and the class of the exception that ends it
 
 
 class Savepoints(list[Any]):
-    """Django's ``savepoint_ids``: the ids of the savepoints of all open blocks but the outermost."""
+    """Django's ``savepoint_ids``: the ids of the savepoints of all open blocks but the
+    outermost.
+    """
 
     def __init__(self, wrapper: Any, ids: Any = ()) -> None:
         super().__init__(ids)
         self._wrapper = weakref.ref(wrapper)
 
     def pop(self, *at: Any) -> Any:
-        """The block of the last one ends: from here until it is told otherwise, its work is to be undone if it failed."""
+        """The block of the last one ends: from here until it is told otherwise, its work is to be
+        undone if it failed.
+        """
         frame, wrapper = sys._getframe(1), self._wrapper()
-        if frame.f_code is _EXIT and wrapper is not None and (frame.f_locals[_ERROR] is not None or wrapper.needs_rollback):
+        if (
+            frame.f_code is _EXIT
+            and wrapper is not None
+            and (frame.f_locals[_ERROR] is not None or wrapper.needs_rollback)
+        ):
             wrapper.unbroken_due(len(self) - 1)
         return super().pop(*at)
 
@@ -42,17 +54,25 @@ class Blocks(list[Any]):
         self._wrapper = weakref.ref(wrapper)
 
     def append(self, block: Any) -> None:
-        """A block begins. Raises TransactionManagementError within one that was broken off: it would never be committed."""
+        """A block begins.
+
+        Raises TransactionManagementError within one that was broken off: it would never be
+        committed.
+        """
         wrapper = self._wrapper()
         if self and wrapper is not None and is_left(self):
             wrapper.unbroken_abandon_blocks()
             raise TransactionManagementError(
-                "the atomic block before this one was broken off (by a signal handler or a time limit) and is rolled back; begin again"
+                "the atomic block before this one was broken off (by a signal handler or a time"
+                " limit) and is rolled back; begin again"
             )
         super().append(block)
 
     def pop(self, *at: Any) -> Any:
-        """A block ends. Blocks inside it that were broken off end with it, and what they wrote is to be undone."""
+        """A block ends.
+
+        Blocks inside it that were broken off end with it, and what they wrote is to be undone.
+        """
         frame, wrapper = sys._getframe(1), self._wrapper()
         if self and frame.f_code is _EXIT and wrapper is not None:
             self._end_inner(frame.f_locals[_BLOCK], wrapper)
@@ -61,7 +81,9 @@ class Blocks(list[Any]):
     def _end_inner(self, block: Any, wrapper: Any) -> None:
         while len(self) > 1 and self[-1] is not block:
             super().pop()
-        own = len(self) - bool(wrapper.commit_on_exit)  # the outermost has a savepoint only where autocommit was off before
+        own = len(self) - bool(
+            wrapper.commit_on_exit
+        )  # the outermost has a savepoint only where autocommit was off before
         if len(wrapper.savepoint_ids) > own:
             wrapper.unbroken_due(own)
             del wrapper.savepoint_ids[own:]

@@ -53,7 +53,9 @@ class Body:
 
 
 def request_in(given: tuple[Any, ...]) -> HttpRequest | None:
-    """The request among a view's arguments, also a method's, also in Django REST framework's wrapper."""
+    """The request among a view's arguments, also a method's, also in Django REST framework's
+    wrapper.
+    """
     for each in given[:2]:
         if isinstance(each, HttpRequest):
             return each

@@ -1,4 +1,6 @@
-"""System checks: what ``manage.py check`` (``--deploy``) can see of pools, before it goes wrong at night."""
+"""System checks: what ``manage.py check`` (``--deploy``) can see of pools, before it goes wrong at
+night.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ def register() -> None:
 
 
 def _ours() -> list[tuple[str, dict[str, Any]]]:
-    return [(alias, given) for alias, given in connections.settings.items() if given["ENGINE"] in _ENGINES]
+    return [
+        (alias, given)
+        for alias, given in connections.settings.items()
+        if given["ENGINE"] in _ENGINES
+    ]
 
 
 def check_settings(**_kwargs: Any) -> list[Any]:
@@ -32,20 +38,30 @@ def check_settings(**_kwargs: Any) -> list[Any]:
         try:
             pools.settings_of(given)
         except (ConfigurationError, TypeError, ValueError) as exc:
-            found.append(checks.Error(f"DATABASES[{alias!r}]: {exc}", hint="docs/settings.md lists all settings.", id="unbroken.E001"))
+            found.append(
+                checks.Error(
+                    f"DATABASES[{alias!r}]: {exc}",
+                    hint="docs/settings.md lists all settings.",
+                    id="unbroken.E001",
+                )
+            )
         if given["OPTIONS"].get("pool"):
             found.append(
                 checks.Error(
-                    f'DATABASES[{alias!r}] asks for two pools: OPTIONS["pool"] is for Django\'s own.',
-                    hint='Remove OPTIONS["pool"]; bound ours by OPTIONS["unbroken"] = {"max_size": …}.',
+                    f'DATABASES[{alias!r}] asks for two pools: OPTIONS["pool"] is for Django\'s'
+                    " own.",
+                    hint=(
+                        'Remove OPTIONS["pool"]; bound ours by OPTIONS["unbroken"] ='
+                        ' {"max_size": …}.'
+                    ),
                     id="unbroken.E002",
                 )
             )
         if given.get("CONN_HEALTH_CHECKS"):
             found.append(
                 checks.Info(
-                    f"DATABASES[{alias!r}]: CONN_HEALTH_CHECKS has no effect: each connection is looked at when it is taken up, without a "
-                    "round trip.",
+                    f"DATABASES[{alias!r}]: CONN_HEALTH_CHECKS has no effect: each connection is"
+                    " looked at when it is taken up, without a round trip.",
                     hint="Remove it.",
                     id="unbroken.I003",
                 )
@@ -59,7 +75,11 @@ def processes() -> tuple[int, str]:
     if given is not None:
         return int(given), "UNBROKEN_PROCESSES"
     text = os.environ.get("WEB_CONCURRENCY", "")
-    return (int(text), "WEB_CONCURRENCY") if text.isdigit() and int(text) else (1, "assumed; say it in UNBROKEN_PROCESSES")
+    return (
+        (int(text), "WEB_CONCURRENCY")
+        if text.isdigit() and int(text)
+        else (1, "assumed; say it in UNBROKEN_PROCESSES")
+    )
 
 
 def check_deployment(**_kwargs: Any) -> list[Any]:
@@ -70,8 +90,9 @@ def check_deployment(**_kwargs: Any) -> list[Any]:
         if pool is not None and pool.stats().opened:
             found.append(
                 checks.Warning(
-                    f"DATABASES[{alias!r}] was used while the apps were loaded: with a server that forks (gunicorn --preload, uWSGI) each "
-                    "child severs what it inherits and connects anew.",
+                    f"DATABASES[{alias!r}] was used while the apps were loaded: with a server that"
+                    " forks (gunicorn --preload, uWSGI) each child severs what it inherits and"
+                    " connects anew.",
                     hint="Query at the first request, not at import or in AppConfig.ready().",
                     id="unbroken.W004",
                 )
@@ -80,9 +101,13 @@ def check_deployment(**_kwargs: Any) -> list[Any]:
     if getattr(settings, "ASGI_APPLICATION", None):
         found += [
             checks.Warning(
-                f"DATABASES[{alias!r}]: ASGI_APPLICATION is set, and CONN_MAX_AGE={given['CONN_MAX_AGE']} keeps one connection for each of "
-                "threads that come and go.",
-                hint="Set CONN_MAX_AGE=0, or use an engine of unbroken, whose pool all threads share.",
+                f"DATABASES[{alias!r}]: ASGI_APPLICATION is set, and"
+                f" CONN_MAX_AGE={given['CONN_MAX_AGE']} keeps one connection for each of threads"
+                " that come and go.",
+                hint=(
+                    "Set CONN_MAX_AGE=0, or use an engine of unbroken, whose pool all threads"
+                    " share."
+                ),
                 id="unbroken.W006",
             )
             for alias, given in connections.settings.items()
@@ -96,13 +121,18 @@ def _check_room(alias: str) -> list[Any]:
     connection: Any = connections[alias]
     try:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT @@max_connections" if connection.vendor == "mysql" else "SHOW max_connections")
+            cursor.execute(
+                "SELECT @@max_connections"
+                if connection.vendor == "mysql"
+                else "SHOW max_connections"
+            )
             limit = int(cursor.fetchone()[0])
         size = connection.unbroken_pool.settings.max_size
     except Exception as exc:
         return [
             checks.Warning(
-                f"DATABASES[{alias!r}]: the server could not be asked for max_connections ({' '.join(str(exc).split())}).",
+                f"DATABASES[{alias!r}]: the server could not be asked for max_connections"
+                f" ({' '.join(str(exc).split())}).",
                 id="unbroken.W007",
             )
         ]
@@ -113,9 +143,13 @@ def _check_room(alias: str) -> list[Any]:
         return []
     return [
         checks.Warning(
-            f"DATABASES[{alias!r}]: max_size {size} × {number} processes ({who}) = {size * number}, above the server's max_connections "
-            f"{limit}: under load, processes will wait for each other's connections.",
-            hint=f'Set OPTIONS["unbroken"]["max_size"] to {max(1, limit // number)} at most, or raise max_connections.',
+            f"DATABASES[{alias!r}]: max_size {size} × {number} processes ({who}) = {size * number},"
+            f" above the server's max_connections {limit}: under load, processes will wait for each"
+            " other's connections.",
+            hint=(
+                f'Set OPTIONS["unbroken"]["max_size"] to {max(1, limit // number)} at most, or'
+                " raise max_connections."
+            ),
             id="unbroken.W005",
         )
     ]

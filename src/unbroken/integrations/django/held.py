@@ -1,4 +1,6 @@
-"""A connection in the hands of one of Django's wrappers: looked after between statements, given back clean."""
+"""A connection in the hands of one of Django's wrappers: looked after between statements, given
+back clean.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,15 @@ from unbroken.pool.holder import outside
 from unbroken.pool.kept import Kept
 from unbroken.pool.steps import run
 
-#: A connection that is used for longer than this outside transactions stands at disposal again between two statements:
-#: to who waits in line, and to retirement.
+#: A connection that is used for longer than this outside transactions stands at disposal again
+#: between two statements: to who waits in line, and to retirement.
 TURN = 1.0
 
 
 #: A thread at rest for less than that, in seconds, is about to go on.
 REST = 0.005
-#: What may be left on a session that its holder does not count on. After a use past Django's cursors, nobody knows who else
-#: has the driver's connection.
+#: What may be left on a session that its holder does not count on. After a use past Django's
+#: cursors, nobody knows who else has the driver's connection.
 _NOT_COUNTED_ON = DOUBTFUL - {Left.UNSEEN}
 
 #: Frames of these packages did not take a connection for themselves.
@@ -35,7 +37,8 @@ class Held(Kept):
     """One connection, from take-up to giving back."""
 
     __slots__ = (
-        "_rested_at", "_wrapper", "cursors", "is_resting", "left_behind", "lost", "pool", "seen_by", "source", "taken_at", "used_at",
+        "_rested_at", "_wrapper", "cursors", "is_resting", "left_behind", "lost", "pool", "seen_by",
+        "source", "taken_at", "used_at",
     )  # fmt: skip
 
     def __init__(self, source: Source, wrapper: Any) -> None:
@@ -63,7 +66,7 @@ class Held(Kept):
         frame = outside(_BETWEEN)
         self.entry.taken_at_call(frame.f_code, frame.f_lasti)
 
-    # -- while it is held ------------------------------------------------------------------------------------------
+    # -- while it is held --------------------------------------------------------------------------
 
     def opened(self, cursor: Any) -> None:
         """A cursor was made."""
@@ -78,17 +81,30 @@ class Held(Kept):
 
     @property
     def is_tied(self) -> bool:
-        """Whether something of the session, or a cursor, is still needed: another connection would not do."""
+        """Whether something of the session, or a cursor, is still needed: another connection would
+        not do.
+        """
         return not self.left_behind <= DOUBTFUL or any(_is_open(ref()) for ref in self.cursors)
 
     def must_go(self) -> bool:
-        """Between two statements, outside any transaction: whether another connection has to take this one's place."""
+        """Between two statements, outside any transaction: whether another connection has to take
+        this one's place.
+        """
         if self.is_dead:
-            return self.left_behind <= DOUBTFUL or self.lost  # a lock or a temporary table is gone with it: that is for an error to say
-        if glimpse() is not None and (unit := current()) is not None and self.seen_by != (unit, unit.attempts):
+            return (
+                self.left_behind <= DOUBTFUL or self.lost
+            )  # a lock or a temporary table is gone with it: that is for an error to say
+        if (
+            glimpse() is not None
+            and (unit := current()) is not None
+            and self.seen_by != (unit, unit.attempts)
+        ):
             if not self.is_tied:
                 return True  # so that the unit sees what is sent
-            unit.forbid("a connection was used that had been taken before the unit of work began", conn_id=id(self.conn))
+            unit.forbid(
+                "a connection was used that had been taken before the unit of work began",
+                conn_id=id(self.conn),
+            )
             self.seen_by = (unit, unit.attempts)
         now = monotonic()
         idle_since, self.used_at = self.used_at, now
@@ -100,19 +116,24 @@ class Held(Kept):
         need = state.policy.need(entry, now)
         if need is Need.PING and not run(self.answers(idle_since), state.shell.do):
             return True
-        if not self.is_tied and (need is Need.RETIRE or state.waiting or entry.generation != state.kernel.generation):
+        if not self.is_tied and (
+            need is Need.RETIRE or state.waiting or entry.generation != state.kernel.generation
+        ):
             return True
         self.taken_at = entry.taken_at = now
         return False
 
-    # -- at rest ---------------------------------------------------------------------------------------------------
+    # -- at rest -----------------------------------------------------------------------------------
     #
-    # Between two uses the holder's thread is at rest. Then a thread that waits may take the connection from it. The lock
-    # decides: the holder works again with the lock, and finds either its connection or none. Whoever begins the end of
-    # this use, holder or waiter, gives the connection back; the other one leaves it alone.
+    # Between two uses the holder's thread is at rest. Then a thread that waits may take the
+    # connection from it. The lock decides: the holder works again with the lock, and finds either
+    # its connection or none. Whoever begins the end of this use, holder or waiter, gives the
+    # connection back; the other one leaves it alone.
 
     def rest(self) -> None:
-        """The holder's thread has done with the connection for now: a cursor was closed, a transaction ended."""
+        """The holder's thread has done with the connection for now: a cursor was closed, a
+        transaction ended.
+        """
         self._rested_at, self.is_resting = monotonic(), True
 
     def work(self) -> None:
@@ -130,7 +151,10 @@ class Held(Kept):
             wrapper._leaving = None
 
     def yield_to_waiter(self) -> bool:
-        """Give the connection back in place of its holder, if the holder does not need this one. From any thread."""
+        """Give the connection back in place of its holder, if the holder does not need this one.
+
+        From any thread.
+        """
         if super().yield_to_waiter():
             return True
         if not self.is_resting or monotonic() - self._rested_at < REST:
@@ -146,7 +170,9 @@ class Held(Kept):
         return True
 
     def _is_spare(self, wrapper: Any) -> bool:
-        """Whether the holder, at rest, would notice no difference between this connection and another one."""
+        """Whether the holder, at rest, would notice no difference between this connection and
+        another one.
+        """
         return bool(
             self.is_resting
             and wrapper.autocommit
@@ -162,7 +188,7 @@ class Held(Kept):
             and self.state.is_settled(self.entry, self.conn)
         )
 
-    # -- the end ---------------------------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------
 
     def put_back(self) -> None:
         """To the pool, as it was opened; or, where that cannot be, to its end."""
@@ -179,7 +205,12 @@ class Held(Kept):
                 self._close(cursor)
         self.cursors.clear()
         state, entry = self.state, self.entry
-        if not self.left_behind and not entry.watched and state.is_clean(self.conn, entry.traits) and state.lent.get(entry.key) is entry:
+        if (
+            not self.left_behind
+            and not entry.watched
+            and state.is_clean(self.conn, entry.traits)
+            and state.lent.get(entry.key) is entry
+        ):
             self.pool.release(self.conn)  # nothing is due
             return
         try:
@@ -192,7 +223,9 @@ class Held(Kept):
         return self.left_behind
 
     def _close(self, cursor: Any) -> None:
-        """Whoever keeps a cursor for longer must not reach the connection's next user through it."""
+        """Whoever keeps a cursor for longer must not reach the connection's next user through
+        it.
+        """
         try:
             cursor.close()  # one round trip where it is on the server
         except Exception:

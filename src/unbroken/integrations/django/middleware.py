@@ -1,4 +1,6 @@
-"""``unbroken.django.middleware.UnbrokenMiddleware``: requests run again where that is provably safe, outages answered with 503."""
+"""``unbroken.django.middleware.UnbrokenMiddleware``: requests run again where that is provably
+safe, outages answered with 503.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ from unbroken.integrations.django.bodies import Body
 from unbroken.integrations.django.others import follow, follow_others
 from unbroken.integrations.django.units import attempt, attempt_async, give_back, give_back_async
 from unbroken.integrations.web import exchange as _http
-from unbroken.integrations.web.exchange import Exchange, HttpSettings, Swallowed, answer_to, page, report
+from unbroken.integrations.web.exchange import (
+    Exchange,
+    HttpSettings,
+    Swallowed,
+    answer_to,
+    page,
+    report,
+)
 from unbroken.ledger.unit import Fate
 
 #: Where a request holds its :class:`_Exchange`.
@@ -30,11 +39,13 @@ _OURS = ("methods", "replay", "max_body", "max_replays", "deadline")
 class UnbrokenMiddleware:
     """Put it first in MIDDLEWARE. Sync and async.
 
-    Requests by safe methods (GET, HEAD, OPTIONS) and those whose view is ``@unbroken.django.replayable`` are run again from
-    here on when a connection was lost and nothing was committed. An outage is answered with 503 and Retry-After.
+    Requests by safe methods (GET, HEAD, OPTIONS) and those whose view is
+    ``@unbroken.django.replayable`` are run again from here on when a connection was lost and
+    nothing was committed. An outage is answered with 503 and Retry-After.
 
-    The setting UNBROKEN, a dictionary, may say otherwise: ``methods``, ``replay`` (path prefixes, or a callable that is given
-    ``request.META``), ``max_body`` (bytes), ``max_replays``, ``deadline`` (seconds). Raises ImproperlyConfigured.
+    The setting UNBROKEN, a dictionary, may say otherwise: ``methods``, ``replay`` (path prefixes,
+    or a callable that is given ``request.META``), ``max_body`` (bytes), ``max_replays``,
+    ``deadline`` (seconds). Raises ImproperlyConfigured.
     """
 
     sync_capable = True
@@ -64,7 +75,9 @@ class UnbrokenMiddleware:
                 return exchange.consider(self.get_response(exchange.request))
 
             limits = self.settings
-            done = sync.run_unit(lambda: attempt(once), limits.deadline, limits.max_replays, _nobody)
+            done = sync.run_unit(
+                lambda: attempt(once), limits.deadline, limits.max_replays, _nobody
+            )
             return exchange.finish(done)
         except Exception as exc:
             give_back()
@@ -83,7 +96,9 @@ class UnbrokenMiddleware:
                 return exchange.consider(await self.get_response(exchange.request))
 
             limits = self.settings
-            done = await aio.run_unit(lambda: attempt_async(once), limits.deadline, limits.max_replays, _nobody)
+            done = await aio.run_unit(
+                lambda: attempt_async(once), limits.deadline, limits.max_replays, _nobody
+            )
             return await exchange.finish_async(done)
         except Exception as exc:
             await give_back_async()
@@ -92,7 +107,9 @@ class UnbrokenMiddleware:
             exchange.unwatch()
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> Any:
-        """A view raised: before Django makes a page of it and reports it, see whether another attempt follows."""
+        """A view raised: before Django makes a page of it and reports it, see whether another
+        attempt follows.
+        """
         exchange = request.__dict__.get(KEY)
         return None if exchange is None else exchange.raised(exception)
 
@@ -105,7 +122,9 @@ def _settings() -> HttpSettings:
     given = getattr(settings, "UNBROKEN", {})
     for name in given:
         if name not in _OURS and name in {field.name for field in fields(HttpSettings)}:
-            raise ImproperlyConfigured(f"UNBROKEN[{name!r}] is not for Django; known: {', '.join(_OURS)}")
+            raise ImproperlyConfigured(
+                f"UNBROKEN[{name!r}] is not for Django; known: {', '.join(_OURS)}"
+            )
     try:
         return HttpSettings.of(**given)
     except ConfigurationError as exc:
@@ -128,7 +147,7 @@ class _Exchange(Exchange):
         whole: Exchange | None = (self.request.META if scope is None else scope).get(_http.KEY)
         return whole
 
-    # -- attempts --------------------------------------------------------------------------------------------------
+    # -- attempts ----------------------------------------------------------------------------------
 
     def prepare(self) -> bool:
         """Whether this request may be run again; then what another attempt needs is kept."""
@@ -167,7 +186,8 @@ class _Exchange(Exchange):
             self._body.rewind()
 
     def raised(self, exc: Exception) -> Any:
-        """A view raised *exc*: a response that stands for what comes of it, or None: let Django go on.
+        """A view raised *exc*: a response that stands for what comes of it, or None: let Django go
+        on.
 
         What is answered is decided when all middleware is done: until then something may be stored.
         """
@@ -192,7 +212,7 @@ class _Exchange(Exchange):
     def _is_ours(self, exc: BaseException) -> bool:
         return answer_to(exc, self.heard, Fate.NOTHING, self.method) is not None
 
-    # -- the end ---------------------------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------
 
     def finish(self, response: Any) -> Any:
         """The response to send: for a page that Django made of an outage, ours.

@@ -1,4 +1,6 @@
-"""``ENGINE = "unbroken.django.mysql"``: Django's backend for MySQL and MariaDB over a pool. mysqlclient, or PyMySQL in its place."""
+"""``ENGINE = "unbroken.django.mysql"``: Django's backend for MySQL and MariaDB over a pool.
+mysqlclient, or PyMySQL in its place.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Databases of a site whose ENGINE is not ours: their statements are followed by their texts alone."""
+"""Databases of a site whose ENGINE is not ours: their statements are followed by their texts
+alone.
+"""
 
 from __future__ import annotations
 

@@ -31,14 +31,19 @@ class Source:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.facts: dict[str, Any] = {}  #: what Django asks a server once per wrapper, that is, per thread
+        self.facts: dict[
+            str, Any
+        ] = {}  #: what Django asks a server once per wrapper, that is, per thread
 
 
 _sources: dict[tuple[Any, ...], Source] = {}
 
 
 def source_of(wrapper: Any) -> Source:
-    """The pool for *wrapper*'s alias and settings, made when it is first asked for. Raises ImproperlyConfigured."""
+    """The pool for *wrapper*'s alias and settings, made when it is first asked for.
+
+    Raises ImproperlyConfigured.
+    """
     key = _key(wrapper)
     source = _sources.get(key)
     if source is None:
@@ -60,7 +65,9 @@ def pools() -> dict[str, Pool]:
 
 
 def close_pools(alias: str) -> None:
-    """Close the pools of *alias*: before its database is dropped or copied, or when its settings changed."""
+    """Close the pools of *alias*: before its database is dropped or copied, or when its settings
+    changed.
+    """
     for key in [key for key in list(_sources) if key[0] == alias]:
         source = _sources.pop(key, None)
         if source is not None:
@@ -68,13 +75,18 @@ def close_pools(alias: str) -> None:
 
 
 def close_database(name: str, wrapper: Any) -> None:
-    """Close the pools of every alias that leads to the database *name* of *wrapper*'s server: it is about to be dropped.
+    """Close the pools of every alias that leads to the database *name* of *wrapper*'s server: it is
+    about to be dropped.
 
     What other threads hold at rest goes back, and is closed then.
     """
     given = wrapper.settings_dict
     place = (name, given["HOST"], given["PORT"])
-    for key in [key for key in list(_sources) if (key[2], key[5], key[6]) == place and key[1].vendor == wrapper.vendor]:
+    for key in [
+        key
+        for key in list(_sources)
+        if (key[2], key[5], key[6]) == place and key[1].vendor == wrapper.vendor
+    ]:
         source = _sources.pop(key, None)
         if source is not None:
             for entry in list(source.pool._state.kernel.lent.values()):
@@ -85,13 +97,17 @@ def close_database(name: str, wrapper: Any) -> None:
 
 
 def settings_of(settings_dict: dict[str, Any]) -> Settings:
-    """The pool's settings: those in ``OPTIONS["unbroken"]``; CONN_MAX_AGE gives the default of ``max_age``.
+    """The pool's settings: those in ``OPTIONS["unbroken"]``; CONN_MAX_AGE gives the default of
+    ``max_age``.
 
     Raises ConfigurationError.
     """
     given = settings_dict["OPTIONS"].get("unbroken") or {}
     if not isinstance(given, dict):
-        raise ConfigurationError(f'OPTIONS["unbroken"]={given!r} must be a dictionary of settings, such as {{"max_size": 5}}')
+        raise ConfigurationError(
+            f'OPTIONS["unbroken"]={given!r} must be a dictionary of settings, such as'
+            ' {"max_size": 5}'
+        )
     age = settings_dict.get("CONN_MAX_AGE")
     return Settings.of(**{**({"max_age": float(age)} if age else {}), **given})
 
@@ -99,8 +115,9 @@ def settings_of(settings_dict: dict[str, Any]) -> Settings:
 def _key(wrapper: Any) -> tuple[Any, ...]:
     given = wrapper.settings_dict
     return (
-        wrapper.alias, type(wrapper), given["NAME"], given["USER"], given["PASSWORD"], given["HOST"], given["PORT"],
-        given.get("CONN_MAX_AGE"), given["AUTOCOMMIT"], wrapper.timezone_name, repr(given["OPTIONS"]),
+        wrapper.alias, type(wrapper), given["NAME"], given["USER"], given["PASSWORD"],
+        given["HOST"], given["PORT"], given.get("CONN_MAX_AGE"), given["AUTOCOMMIT"],
+        wrapper.timezone_name, repr(given["OPTIONS"]),
     )  # fmt: skip
 
 
@@ -110,13 +127,19 @@ def _make(wrapper: Any) -> Pool:
     try:
         settings = settings_of(given)
         chosen = dict(given["OPTIONS"].get("unbroken") or {})
-        # What a user leaves is known from Django's cursors: the session is reset when it goes back, but only where it is due.
+        # What a user leaves is known from Django's cursors: the session is reset when it goes back,
+        # but only where it is due.
         reset = "session" if settings.reset == "rollback" else settings.reset
         pool = _Pool(
             _target(wrapper, given),
             connect=lambda: _open(cls, given, alias),
             driver=wrapper.unbroken_driver(),
-            **{**chosen, "max_age": settings.max_age, "name": settings.name or alias, "reset": reset},
+            **{
+                **chosen,
+                "max_age": settings.max_age,
+                "name": settings.name or alias,
+                "reset": reset,
+            },
         )
     except ConfigurationError as exc:
         raise ImproperlyConfigured(f"DATABASES[{alias!r}]: {exc}") from exc
@@ -125,7 +148,9 @@ def _make(wrapper: Any) -> Pool:
 
 
 def _sets_only(cls: type, options: dict[str, Any]) -> bool:
-    """Whether :func:`_open` changes nothing of a new session but its settings: no code but Django's and ours takes part."""
+    """Whether :func:`_open` changes nothing of a new session but its settings: no code but Django's
+    and ours takes part.
+    """
     foreign = any(not each.__module__.startswith(_OWN) for each in cls.__mro__[:-1])
     return not foreign and sets_nothing_else(options)
 
@@ -142,7 +167,9 @@ def _target(wrapper: Any, given: dict[str, Any]) -> Target:
         backend=wrapper.vendor,
         host=None if host is None or host.startswith("/") else host,
         port=int(given["PORT"]) if str(given["PORT"] or "").isdigit() else None,
-        unix_socket=host if host is not None and host.startswith("/") else options.get("unix_socket"),
+        unix_socket=(
+            host if host is not None and host.startswith("/") else options.get("unix_socket")
+        ),
         user=given["USER"] or None,
         password=given["PASSWORD"] or None,
         database=str(given["NAME"]) if given["NAME"] else None,

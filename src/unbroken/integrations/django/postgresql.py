@@ -1,4 +1,6 @@
-"""``ENGINE = "unbroken.django.postgresql"``: Django's backend for PostgreSQL over a pool. psycopg 3 or psycopg2."""
+"""``ENGINE = "unbroken.django.postgresql"``: Django's backend for PostgreSQL over a pool. psycopg 3
+or psycopg2.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,16 @@ class DatabaseWrapper(Pooled, PostgreSQL):  # type: ignore[misc] # Django has no
         """A connection of the pool's, which has the isolation level that the settings name."""
         connection = super().get_new_connection(conn_params)
         if self._held is not None:
-            self.isolation_level = IsolationLevel(self.settings_dict["OPTIONS"].get("isolation_level", IsolationLevel.READ_COMMITTED))
+            self.isolation_level = IsolationLevel(
+                self.settings_dict["OPTIONS"].get("isolation_level", IsolationLevel.READ_COMMITTED)
+            )
         return connection
 
     def close_pool(self) -> None:
-        """Close the pool of this alias in this process. A new one is made when it is next needed."""
+        """Close the pool of this alias in this process.
+
+        A new one is made when it is next needed.
+        """
         pools.close_pools(self.alias)
 
 

@@ -1,4 +1,5 @@
-"""What Django's users leave on a session: read from what goes through its cursors. What goes past them counts as anything.
+"""What Django's users leave on a session: read from what goes through its cursors. What goes past
+them counts as anything.
 
 The judge is :mod:`unbroken.ledger.residue`.
 """
@@ -14,8 +15,9 @@ from unbroken.ledger.residue import Left, left_by
 _OWN = ("django.", "unbroken.")
 #: Attributes of a driver's cursor by which nothing can be sent.
 _HARMLESS = frozenset(
-    "arraysize close closed description fetchall fetchmany fetchone itersize lastrowid messages mogrify name nextset query "
-    "results rowcount rownumber scroll scrollable setinputsizes setoutputsize statusmessage withhold".split()
+    "arraysize close closed description fetchall fetchmany fetchone itersize lastrowid messages"
+    " mogrify name nextset query results rowcount rownumber scroll scrollable setinputsizes"
+    " setoutputsize statusmessage withhold".split()
 )
 
 
@@ -25,7 +27,9 @@ def is_foreign(depth: int) -> bool:
 
 
 def left_on(connection: Any, sql: Any, vendor: str) -> frozenset[Left]:
-    """What the statement *sql* may leave; psycopg's composed ones are put into words by *connection*."""
+    """What the statement *sql* may leave; psycopg's composed ones are put into words by
+    *connection*.
+    """
     if not isinstance(sql, (str, bytes, bytearray)):
         compose = getattr(sql, "as_string", None)
         try:
@@ -36,7 +40,9 @@ def left_on(connection: Any, sql: Any, vendor: str) -> frozenset[Left]:
 
 
 class Noticing:
-    """Mixed in before one of Django's cursor wrappers: notes on the database wrapper what a statement leaves behind."""
+    """Mixed in before one of Django's cursor wrappers: notes on the database wrapper what a
+    statement leaves behind.
+    """
 
     db: Any
 

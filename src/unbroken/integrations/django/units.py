@@ -19,7 +19,9 @@ T = TypeVar("T")
 
 
 def give_back() -> None:
-    """End what this thread's wrappers hold outside ``atomic``: an attempt is over, or about to begin."""
+    """End what this thread's wrappers hold outside ``atomic``: an attempt is over, or about to
+    begin.
+    """
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close()
@@ -54,11 +56,15 @@ def replayable(function: F, /) -> F: ...
 def replayable(*, deadline: float | None = None, max_replays: int = 10) -> Callable[[F], F]: ...
 
 
-def replayable(function: Any = None, /, *, deadline: float | None = None, max_replays: int = 10) -> Any:
-    """:func:`unbroken.replayable` for Django's connections: for any function, and for a view, whatever its method.
+def replayable(
+    function: Any = None, /, *, deadline: float | None = None, max_replays: int = 10
+) -> Any:
+    """:func:`unbroken.replayable` for Django's connections: for any function, and for a view,
+    whatever its method.
 
-    Under the middleware a view that is marked so is run again by it, with all that lies between; elsewhere the function is a
-    unit of work by itself. Within ``atomic`` it is part of that block, and is not run again.
+    Under the middleware a view that is marked so is run again by it, with all that lies between;
+    elsewhere the function is a unit of work by itself. Within ``atomic`` it is part of that block,
+    and is not run again.
     """
     if function is None:
         return functools.partial(replayable, deadline=deadline, max_replays=max_replays)

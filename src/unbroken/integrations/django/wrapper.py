@@ -44,7 +44,11 @@ class Errors(DatabaseErrorWrapper):  # type: ignore[misc] # Django has no types
 
 def _translated(exc: UnbrokenError) -> BaseException:
     """*exc* as Django's users catch it: OutageError and OperationalError in one."""
-    kind = next(cls for cls in type(exc).__mro__ if cls.__module__ == errors.__name__ and getattr(errors, cls.__name__, None) is cls)
+    kind = next(
+        cls
+        for cls in type(exc).__mro__
+        if cls.__module__ == errors.__name__ and getattr(errors, cls.__name__, None) is cls
+    )
     translated: BaseException = for_driver(kind, OperationalError, str(exc), **exc.__dict__)
     return translated
 
@@ -52,8 +56,8 @@ def _translated(exc: UnbrokenError) -> BaseException:
 class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     """Mixed in before one of Django's DatabaseWrappers.
 
-    ``connect`` takes a connection from the pool of this alias, ``close`` gives it back, and between two statements outside
-    ``atomic`` one that was lost is replaced.
+    ``connect`` takes a connection from the pool of this alias, ``close`` gives it back, and between
+    two statements outside ``atomic`` one that was lost is replaced.
     """
 
     unbroken_bare = False  #: opens sessions for the pool
@@ -78,7 +82,10 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
 
     @property
     def connection(self) -> Any:
-        """The driver's own. Code that takes it from here, other than Django's, may send anything."""
+        """The driver's own.
+
+        Code that takes it from here, other than Django's, may send anything.
+        """
         held = self._held
         if held is not None:
             if held.is_resting:
@@ -118,7 +125,7 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         """The pool of this alias, in this process: an :class:`unbroken.Pool`."""
         return pools.source_of(self).pool
 
-    # -- connecting ------------------------------------------------------------------------------------------------
+    # -- connecting --------------------------------------------------------------------------------
 
     def connect(self) -> None:
         """Django's: take a connection, and tell the receivers of ``connection_created``."""
@@ -135,7 +142,9 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         params: dict[str, Any] = super().get_connection_params()
         params.pop("unbroken", None)
         if self.unbroken_bare:
-            params.setdefault("connect_timeout", math.ceil(pools.settings_of(self.settings_dict).connect_timeout))
+            params.setdefault(
+                "connect_timeout", math.ceil(pools.settings_of(self.settings_dict).connect_timeout)
+            )
         return params
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
@@ -144,8 +153,8 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
             return super().get_new_connection(conn_params)
         if self.settings_dict["OPTIONS"].get("pool"):
             raise ImproperlyConfigured(
-                f'DATABASES[{self.alias!r}]: OPTIONS["pool"] is for Django\'s own pool; remove it and say OPTIONS["unbroken"] = '
-                '{"max_size": …} instead'
+                f'DATABASES[{self.alias!r}]: OPTIONS["pool"] is for Django\'s own pool; remove it'
+                ' and say OPTIONS["unbroken"] = {"max_size": …} instead'
             )
         self._give_back()
         if not self._guarded:
@@ -156,7 +165,8 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         except ConnectRejectedError as exc:
             if exc.__cause__ is None or isinstance(exc.__cause__, self.Database.OperationalError):
                 raise
-            raise exc.__cause__ from None  # not the server's no: of Django's own settings, or of what is run on a new session
+            # not the server's no: of Django's own settings, or of what is run on a new session
+            raise exc.__cause__ from None
         return self._held.conn
 
     def init_connection_state(self) -> None:
@@ -172,7 +182,9 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
             super().check_database_version_supported()
 
     def _look(self) -> None:
-        """Outside a transaction: what was lost while idle is let go of, so that a new one takes its place."""
+        """Outside a transaction: what was lost while idle is let go of, so that a new one takes its
+        place.
+        """
         if self._leaving is not None:
             self._finish_leaving()
         held = self._held
@@ -183,7 +195,11 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         if held is None or self._connecting or self.connection is not held.conn:
             return
         if not held.is_inherited:
-            between = self.autocommit or held.lost or held.state.driver.is_in_transaction(held.conn) is False
+            between = (
+                self.autocommit
+                or held.lost
+                or held.state.driver.is_in_transaction(held.conn) is False
+            )
             if not between or not held.must_go():
                 return
         self._give_back()
@@ -191,7 +207,11 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
 
     def _begin_anew(self) -> None:
         """Outside of ``atomic``, before a statement: a block whose end was broken off ends now."""
-        if (self._in_atomic or self._undoing or self._switching) and not self.in_atomic_block and not self._connecting:
+        if (
+            (self._in_atomic or self._undoing or self._switching)
+            and not self.in_atomic_block
+            and not self._connecting
+        ):
             self._discard("a transaction on it was broken off")
 
     def _cursor(self, name: str | None = None) -> Any:
@@ -205,11 +225,15 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         self._look()
         return bool(super().get_autocommit())
 
-    def set_autocommit(self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False) -> None:
-        """Django's; what a connection that is not there will be anyway needs none: a COMMIT may be its last word.
+    def set_autocommit(
+        self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False
+    ) -> None:
+        """Django's; what a connection that is not there will be anyway needs none: a COMMIT may be
+        its last word.
 
-        Where a transaction is open that was to be rolled back, autocommit is not switched on, since MySQL would commit it:
-        the connection is ended. Raises TransactionManagementError where the application did so itself after an exception.
+        Where a transaction is open that was to be rolled back, autocommit is not switched on, since
+        MySQL would commit it: the connection is ended. Raises TransactionManagementError where the
+        application did so itself after an exception.
         """
         if autocommit:
             self._commit_nothing()
@@ -218,7 +242,11 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         self._look()
         if not autocommit and self.autocommit:
             self._begin_block(by_atomic=force_begin_transaction_with_broken_autocommit)
-        usual = autocommit == self.settings_dict["AUTOCOMMIT"] and not self.in_atomic_block and pools.is_pooled(self)
+        usual = (
+            autocommit == self.settings_dict["AUTOCOMMIT"]
+            and not self.in_atomic_block
+            and pools.is_pooled(self)
+        )
         if self.connection is not None or not usual:
             super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
             if autocommit and self._held is not None:
@@ -243,22 +271,37 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         self._outer = sys.exc_info()[1]
 
     def _commit_nothing(self) -> None:
-        """Autocommit is about to be switched on: end a connection with a transaction that was to be rolled back."""
+        """Autocommit is about to be switched on: end a connection with a transaction that was to be
+        rolled back.
+        """
         held = self._held
-        if held is None or held.is_inherited or self._settled or self._connecting or self.autocommit or self.in_atomic_block:
+        if (
+            held is None
+            or held.is_inherited
+            or self._settled
+            or self._connecting
+            or self.autocommit
+            or self.in_atomic_block
+        ):
             return
         by_app, error = not (self._in_atomic or self._undoing), sys.exc_info()[1]
-        if (by_app and (error is None or error is self._outer or held.is_dead)) or held.end_unless_settled():
+        if (
+            by_app and (error is None or error is self._outer or held.is_dead)
+        ) or held.end_unless_settled():
             return
         self._discard("")
         if by_app:
             raise TransactionManagementError(
-                "set_autocommit(True) came after an exception, with a transaction open that was neither committed nor rolled back: "
-                "its connection was closed, and nothing of it is stored. Commit or roll back first"
+                "set_autocommit(True) came after an exception, with a transaction open that was"
+                " neither committed nor rolled back: its connection was closed, and nothing of it"
+                " is stored. Commit or roll back first"
             )
 
     def _discard(self, why: str) -> None:
-        """The connection is ended, and its server rolls back what is open. The next statement gets another one."""
+        """The connection is ended, and its server rolls back what is open.
+
+        The next statement gets another one.
+        """
         held = self._held
         if held is not None and not held.is_inherited:
             held.end(why)
@@ -269,11 +312,16 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         self._switched(self.settings_dict["AUTOCOMMIT"])
 
     def unbroken_due(self, depth: int) -> None:
-        """What was done in a block within *depth* others is to be undone. Until it is, nothing is committed."""
+        """What was done in a block within *depth* others is to be undone.
+
+        Until it is, nothing is committed.
+        """
         self._due = depth if self._due is None else min(depth, self._due)
 
     def unbroken_abandon_blocks(self) -> None:
-        """Nobody is in a block of ``atomic`` any more, though Django's stacks say so: begin anew."""
+        """Nobody is in a block of ``atomic`` any more, though Django's stacks say so: begin
+        anew.
+        """
         self.in_atomic_block = self.closed_in_transaction = False
         self.commit_on_exit = True
         self.savepoint_ids, self.atomic_blocks = [], []
@@ -292,7 +340,11 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
             self._due = None
 
     def _set_autocommit(self, autocommit: bool) -> None:
-        """Django's. One that is lost just here is let go of if nothing is open on it: what was committed did not fail."""
+        """Django's.
+
+        One that is lost just here is let go of if nothing is open on it: what was committed did not
+        fail.
+        """
         self._switching = True
         try:
             with self._bounded("rollback"):
@@ -305,7 +357,7 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
             self.connection = None
         self._switched(autocommit)
 
-    # -- using -----------------------------------------------------------------------------------------------------
+    # -- using -------------------------------------------------------------------------------------
 
     def create_cursor(self, name: str | None = None) -> Any:
         """Django's; remembered until it is closed."""
@@ -335,8 +387,8 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     def _commit(self) -> None:
         if (self._due is not None or self._undoing) and not self.unbroken_bare:
             raise TransactionManagementError(
-                "COMMIT was not sent: a block of atomic, or a rollback, was broken off (by a signal handler or a time limit), "
-                "and what it was to undo would be stored"
+                "COMMIT was not sent: a block of atomic, or a rollback, was broken off (by a signal"
+                " handler or a time limit), and what it was to undo would be stored"
             )
         held, self._settled = self._held, False
         if held is None or self.connection is not held.conn or self.unbroken_bare:
@@ -357,7 +409,11 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     def _bounded(self, what: str) -> Any:
         """The time that the pool's own call of that name has."""
         held = self._held
-        return nullcontext() if held is None or held.is_inherited else bounded(held.state, what, held.entry)
+        return (
+            nullcontext()
+            if held is None or held.is_inherited
+            else bounded(held.state, what, held.entry)
+        )
 
     @cached_property  # type: ignore[untyped-decorator] # Django has no types
     def wrap_database_errors(self) -> Any:
@@ -374,14 +430,21 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
             return exc
         held.lost = held.lost or held.entry.cause is not None
         shown = held.shown(exc, held.state.settings.deadline)
-        if fault.is_lost and shown is exc and self.in_atomic_block and not isinstance(exc, UnbrokenError):
+        if (
+            fault.is_lost
+            and shown is exc
+            and self.in_atomic_block
+            and not isinstance(exc, UnbrokenError)
+        ):
             why = held.entry.words or (held.entry.cause or fault.kind).value
             self.rollback_exc = exc  # what Django refuses from here on is refused because of that
-            exc.add_note(f"unbroken: the connection was lost inside atomic ({why}); its work is undone, "
-                         "and the next block gets another connection")  # fmt: skip
+            exc.add_note(
+                f"unbroken: the connection was lost inside atomic ({why}); its work is undone, and"
+                " the next block gets another connection"
+            )
         return shown
 
-    # -- giving back -----------------------------------------------------------------------------------------------
+    # -- giving back -------------------------------------------------------------------------------
 
     def _close(self) -> None:
         held = self._held
@@ -389,7 +452,9 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
             super()._close()
             return
         self._give_back()
-        self.connection = None  # as with Django's own pool: in an atomic block, no other takes its place
+        self.connection = (
+            None  # as with Django's own pool: in an atomic block, no other takes its place
+        )
 
     def _give_back(self) -> None:
         held = self._held
@@ -423,12 +488,16 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
 
     def close(self) -> None:
         """Django's. Blocks of ``atomic`` that nobody is in any more end with it."""
-        if self.in_atomic_block and (not self.atomic_blocks or is_left(self.atomic_blocks, thoroughly=True)):
+        if self.in_atomic_block and (
+            not self.atomic_blocks or is_left(self.atomic_blocks, thoroughly=True)
+        ):
             self.unbroken_abandon_blocks()
         super().close()
 
     def close_if_unusable_or_obsolete(self) -> None:
-        """Between requests the connection goes back, whatever CONN_MAX_AGE is: the next one is taken up in microseconds."""
+        """Between requests the connection goes back, whatever CONN_MAX_AGE is: the next one is
+        taken up in microseconds.
+        """
         self._finish_leaving()
         if self.connection is not None or self.in_atomic_block:
             self.close()
@@ -438,12 +507,17 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         return self.connection is not None and bool(super().is_usable())
 
     def close_if_health_check_failed(self) -> None:
-        """Not needed: the pool looks at each connection's socket when it is taken up, without a round trip."""
+        """Not needed: the pool looks at each connection's socket when it is taken up, without a
+        round trip.
+        """
         if self._held is None:
             super().close_if_health_check_failed()
 
     def close_pool(self) -> None:
-        """Close the pool of this alias in this process. A new one is made when it is next needed."""
+        """Close the pool of this alias in this process.
+
+        A new one is made when it is next needed.
+        """
         pools.close_pools(self.alias)
 
 
@@ -453,7 +527,9 @@ _classes: dict[type, type] = {}
 def _noticing(base: type) -> type:
     made = _classes.get(base)
     if made is None:
-        made = _classes[base] = type(base.__name__, (Noticing, base), {"__module__": base.__module__})
+        made = _classes[base] = type(
+            base.__name__, (Noticing, base), {"__module__": base.__module__}
+        )
     return made
 
 

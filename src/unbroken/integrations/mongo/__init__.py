@@ -1,4 +1,7 @@
-"""MongoDB: PyMongo's clients by name, made anew in each process, with every wait bounded. See docs/mongodb.md."""
+"""MongoDB: PyMongo's clients by name, made anew in each process, with every wait bounded.
+
+See docs/mongodb.md.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ import pymongo
 from unbroken.errors import DriverNotInstalledError
 
 if pymongo.version_tuple < (4, 9):
-    raise DriverNotInstalledError(f"unbroken.mongo needs PyMongo 4.9 or newer, and {pymongo.version} is installed: pip install -U pymongo")
+    raise DriverNotInstalledError(
+        f"unbroken.mongo needs PyMongo 4.9 or newer, and {pymongo.version} is installed: pip"
+        " install -U pymongo"
+    )
 
 from unbroken.integrations.mongo.aio import AsyncMongoClient
 from unbroken.integrations.mongo.client import MongoClient

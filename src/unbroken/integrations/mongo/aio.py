@@ -1,4 +1,6 @@
-"""AsyncMongoClient: PyMongo's by name, arguments and behaviour; made anew in each process and on each event loop."""
+"""AsyncMongoClient: PyMongo's by name, arguments and behaviour; made anew in each process and on
+each event loop.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,18 @@ from unbroken.ledger.unit import apart, glimpse
 
 _Plain = pymongo.AsyncMongoClient
 seams.check(_Plain)
-_plain_select_server = _Plain._select_server  # called at each operation: so it is quicker than by super()
+_plain_select_server = (
+    _Plain._select_server
+)  # called at each operation: so it is quicker than by super()
 
 
 class Body(Living, _Plain[Any]):
     """PyMongo's client, belonging to one process and one event loop."""
 
     def __init__(self, home: Home, arguments: dict[str, Any]) -> None:
-        super().__init__(home, arguments, recording_async(arguments.get("_pool_class") or Pool, home.sockets))
+        super().__init__(
+            home, arguments, recording_async(arguments.get("_pool_class") or Pool, home.sockets)
+        )
 
 
 Body.__name__ = "AsyncMongoClient"  # what its warnings and messages call it
@@ -40,22 +46,30 @@ class Sketch(Sketched, _Plain[Any]):
 
 
 class Guard:
-    """A cursor that was inherited is not ended here: it is the parent's, and the server knows it by the same number."""
+    """A cursor that was inherited is not ended here: it is the parent's, and the server knows it by
+    the same number.
+    """
 
-    def _cleanup_cursor_no_lock(self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any) -> None:
+    def _cleanup_cursor_no_lock(
+        self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any
+    ) -> None:
         if not is_inherited(session):
             super()._cleanup_cursor_no_lock(cursor_id, address, conn_mgr, session, *more)  # type: ignore[misc] # PyMongo's
 
-    async def _cleanup_cursor_lock(self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any) -> None:
+    async def _cleanup_cursor_lock(
+        self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any
+    ) -> None:
         if not is_inherited(session):
             await super()._cleanup_cursor_lock(cursor_id, address, conn_mgr, session, *more)  # type: ignore[misc]
 
 
 class AsyncMongoClient(Outliving, _Plain[Any]):
-    """PyMongo's AsyncMongoClient that survives forks, restarts, failovers and the end of its event loop.
+    """PyMongo's AsyncMongoClient that survives forks, restarts, failovers and the end of its event
+    loop.
 
-    Arguments, defaults and errors are :class:`~unbroken.integrations.mongo.client.MongoClient`'s. It may be made anywhere, also where
-    no loop runs yet; each event loop that uses it has connections of its own.
+    Arguments, defaults and errors are :class:`~unbroken.integrations.mongo.client.MongoClient`'s.
+    It may be made anywhere, also where no loop runs yet; each event loop that uses it has
+    connections of its own.
     """
 
     _body = Body
@@ -74,9 +88,17 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         outage_wait: float = plan.OUTAGE_WAIT,
         **kwargs: Any,
     ) -> None:
-        host = self.HOST if host is None else host  # which a subclass may have set, or an app on this one
+        host = (
+            self.HOST if host is None else host
+        )  # which a subclass may have set, or an app on this one
         port = self.PORT if port is None else port
-        given = {"host": host, "port": port, "document_class": document_class, "tz_aware": tz_aware, "type_registry": type_registry}
+        given = {
+            "host": host,
+            "port": port,
+            "document_class": document_class,
+            "tz_aware": tz_aware,
+            "type_registry": type_registry,
+        }
         self._elsewhere: list[Now] = []
         self._begin({**given, **plan.with_defaults(host, kwargs)}, connect, outage_wait)
 
@@ -106,7 +128,10 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         return next((one for one in self._elsewhere if one.mark[0] and one.loop is loop), None)
 
     def _still_alive(self) -> list[Now]:
-        """The others of this process. Those whose loop is closed are let go: nobody can await their end, so they end from outside."""
+        """The others of this process.
+
+        Those whose loop is closed are let go: nobody can await their end, so they end from outside.
+        """
         alive = []
         for one in self._elsewhere:
             if one.mark[0] and one.loop is not None and one.loop.is_closed():
@@ -136,7 +161,8 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         return now.topology if now.opened else self._is_open(now, await self._opened_topology(now))
 
     async def _opened_topology(self, now: Now) -> Any:
-        # In a context of its own: else the monitors' tasks, which live on, would inherit this operation's deadline (PyMongo before 4.15).
+        # In a context of its own: else the monitors' tasks, which live on, would inherit this
+        # operation's deadline (PyMongo before 4.15).
         opening: Any = now.loop.create_task(now.body._get_topology(), context=apart())
         return await opening
 
@@ -153,13 +179,28 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         if not now.mark[0] or now.loop is not _get_running_loop():
             now = self._settle()
         now.uses += 1
-        if session is not None and getattr(session._server_session, "generation", now.generation) != now.generation:
+        if (
+            session is not None
+            and getattr(session._server_session, "generation", now.generation) != now.generation
+        ):
             self._refuse(session)
         gate = now.gate
-        if now.opened and now.topology._description is not gate.good and operation != "commitTransaction":
+        if (
+            now.opened
+            and now.topology._description is not gate.good
+            and operation != "commitTransaction"
+        ):
             self._pass(now, server_selector, address)
         try:
-            server = await _plain_select_server(self, server_selector, session, operation, address, deprioritized_servers, operation_id)
+            server = await _plain_select_server(
+                self,
+                server_selector,
+                session,
+                operation,
+                address,
+                deprioritized_servers,
+                operation_id,
+            )
         except ServerSelectionTimeoutError as error:
             told = self._told(now, error, server_selector)
             if told is error:
@@ -172,20 +213,33 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         return server
 
     async def _retryable_write(
-        self, retryable: Any, func: Any, session: Any, operation: Any, bulk: Any = None, *more: Any, **named: Any
+        self,
+        retryable: Any,
+        func: Any,
+        session: Any,
+        operation: Any,
+        bulk: Any = None,
+        *more: Any,
+        **named: Any,
     ) -> Any:
         if glimpse() is None:
-            return await super()._retryable_write(retryable, func, session, operation, bulk, *more, **named)
+            return await super()._retryable_write(
+                retryable, func, session, operation, bulk, *more, **named
+            )
         with following(operation, session) as write:
             if write is None:
-                return await super()._retryable_write(retryable, func, session, operation, bulk, *more, **named)
+                return await super()._retryable_write(
+                    retryable, func, session, operation, bulk, *more, **named
+                )
 
             async def send(*arguments: Any) -> Any:
                 write.sent()
                 return await func(*arguments)
 
             try:
-                result = await super()._retryable_write(retryable, send, session, operation, bulk, *more, **named)
+                result = await super()._retryable_write(
+                    retryable, send, session, operation, bulk, *more, **named
+                )
             except Exception as error:
                 write.failed(error, is_single=retryable and bulk is None)
                 raise
@@ -193,9 +247,11 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
             return result
 
     async def _server_property(self, attr_name: str) -> Any:
-        """``address``, ``is_primary``, ``is_mongos``: PyMongo lets these wait for 30 s, whatever timeoutMS is.
+        """``address``, ``is_primary``, ``is_mongos``: PyMongo lets these wait for 30 s, whatever
+        timeoutMS is.
 
-        A server that was lost just after it had been chosen says nothing: PyMongo would say that it is no primary.
+        A server that was lost just after it had been chosen says nothing: PyMongo would say that it
+        is no primary.
         """
         with pymongo.timeout(self._options.timeout):
             while True:
@@ -204,12 +260,15 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
                 if description.is_server_type_known:
                     return getattr(description, attr_name)
 
-    async def _close_cursor_now(self, cursor_id: Any, address: Any, session: Any = None, conn_mgr: Any = None) -> None:
+    async def _close_cursor_now(
+        self, cursor_id: Any, address: Any, session: Any = None, conn_mgr: Any = None
+    ) -> None:
         if not is_inherited(session):
             await super()._close_cursor_now(cursor_id, address, session, conn_mgr)
 
     async def close(self) -> None:
-        """Close what this process has open. Takes at most half a second, also with a server that is away or frozen.
+        """Close what this process has open. Takes at most half a second, also with a server that is
+        away or frozen.
 
         What other loops that still run have open is closed there, soon.
         """

@@ -1,4 +1,6 @@
-"""PyMongo's own client, in two forms: as it lives in one process (and loop), and as far as it can be without making anything."""
+"""PyMongo's own client, in two forms: as it lives in one process (and loop), and as far as it can
+be without making anything.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ class Living:
     def __init__(self, home: Home, arguments: dict[str, Any], pool: Any) -> None:
         self._home = home
         listeners = [*(arguments.get("event_listeners") or ()), home.heartbeats]
-        given: dict[str, Any] = {**arguments, "connect": False, "_pool_class": pool, "event_listeners": listeners}
+        given: dict[str, Any] = {
+            **arguments,
+            "connect": False,
+            "_pool_class": pool,
+            "event_listeners": listeners,
+        }
         super().__init__(**given)
 
     def _init_background(self, *args: Any) -> None:
@@ -23,7 +30,9 @@ class Living:
         self._home.settle_sessions(self._topology)
 
     def _after_fork(self) -> None:
-        """PyMongo's fork hook, in the child: what was inherited is cut off, and never used again."""
+        """PyMongo's fork hook, in the child: what was inherited is cut off, and never used
+        again.
+        """
         self._home.sockets.sever()
 
     def __del__(self) -> None:
@@ -38,7 +47,11 @@ class Sketched:
     _topology_settings: Any
 
     def _init_background(self, *_: Any) -> None:
-        vars(self).update(_topology=Unborn(self._topology_settings, _never), _kill_cursors_executor=None, _opened=False)
+        vars(self).update(
+            _topology=Unborn(self._topology_settings, _never),
+            _kill_cursors_executor=None,
+            _opened=False,
+        )
 
     def _get_topology(self) -> Any:
         """Nothing is connected to, whatever connect= says."""

@@ -1,4 +1,6 @@
-"""MongoClient: PyMongo's by name, arguments and behaviour; made anew in each process, with every wait bounded."""
+"""MongoClient: PyMongo's by name, arguments and behaviour; made anew in each process, with every
+wait bounded.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,20 @@ from unbroken.net.signals import unsignalled
 
 _Plain = pymongo.MongoClient
 seams.check(_Plain)
-_plain_select_server = _Plain._select_server  # called at each operation: so it is quicker than by super()
+_plain_select_server = (
+    _Plain._select_server
+)  # called at each operation: so it is quicker than by super()
 
 
 class Body(Living, _Plain[Any]):
     """PyMongo's client, belonging to one process."""
 
     def __init__(self, home: Home, arguments: dict[str, Any]) -> None:
-        super().__init__(home, arguments, recording(arguments.get("_pool_class") or Pool, home.sockets, keep=not home.quiet))
+        super().__init__(
+            home,
+            arguments,
+            recording(arguments.get("_pool_class") or Pool, home.sockets, keep=not home.quiet),
+        )
 
 
 Body.__name__ = "MongoClient"  # what its warnings and messages call it
@@ -40,27 +48,36 @@ class Sketch(Sketched, _Plain[Any]):
 
 
 class Guard:
-    """A cursor that was inherited is not ended here: it is the parent's, and the server knows it by the same number."""
+    """A cursor that was inherited is not ended here: it is the parent's, and the server knows it by
+    the same number.
+    """
 
-    def _cleanup_cursor_no_lock(self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any) -> None:
+    def _cleanup_cursor_no_lock(
+        self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any
+    ) -> None:
         if not is_inherited(session):
             super()._cleanup_cursor_no_lock(cursor_id, address, conn_mgr, session, *more)  # type: ignore[misc] # PyMongo's
 
-    def _cleanup_cursor_lock(self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any) -> None:
+    def _cleanup_cursor_lock(
+        self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any
+    ) -> None:
         if not is_inherited(session):
             super()._cleanup_cursor_lock(cursor_id, address, conn_mgr, session, *more)  # type: ignore[misc]
 
 
 class MongoClient(Outliving, _Plain[Any]):
-    """PyMongo's MongoClient that survives forks, restarts and failovers. Takes what PyMongo's takes, and:
+    """PyMongo's MongoClient that survives forks, restarts and failovers. Takes what PyMongo's
+    takes, and:
 
-    *outage_wait*: for how many seconds of an outage callers still wait for a server; after that they get an
-    :class:`~unbroken.errors.OutageError` at once, until a heartbeat finds a server. 1.0; ``math.inf``: they always wait.
+    *outage_wait*: for how many seconds of an outage callers still wait for a server; after that
+    they get an :class:`~unbroken.errors.OutageError` at once, until a heartbeat finds a server.
+    1.0; ``math.inf``: they always wait.
 
-    Making one reads and checks the arguments and makes nothing: no thread, no socket. (``connect=True``, said explicitly, begins to
-    connect at once.) Unless the URI or the arguments say otherwise, ``timeoutMS`` is 2000, ``heartbeatFrequencyMS`` 1000 and
-    ``connectTimeoutMS`` 1000. Raises PyMongo's own errors, ConfigurationError for a bad *outage_wait*, and while no server can
-    serve an OutageError that is PyMongo's ServerSelectionTimeoutError too.
+    Making one reads and checks the arguments and makes nothing: no thread, no socket.
+    (``connect=True``, said explicitly, begins to connect at once.) Unless the URI or the arguments
+    say otherwise, ``timeoutMS`` is 2000, ``heartbeatFrequencyMS`` 1000 and ``connectTimeoutMS``
+    1000. Raises PyMongo's own errors, ConfigurationError for a bad *outage_wait*, and while no
+    server can serve an OutageError that is PyMongo's ServerSelectionTimeoutError too.
     """
 
     _body = Body
@@ -79,9 +96,17 @@ class MongoClient(Outliving, _Plain[Any]):
         outage_wait: float = plan.OUTAGE_WAIT,
         **kwargs: Any,
     ) -> None:
-        host = self.HOST if host is None else host  # which a subclass may have set, or an app on this one
+        host = (
+            self.HOST if host is None else host
+        )  # which a subclass may have set, or an app on this one
         port = self.PORT if port is None else port
-        given = {"host": host, "port": port, "document_class": document_class, "tz_aware": tz_aware, "type_registry": type_registry}
+        given = {
+            "host": host,
+            "port": port,
+            "document_class": document_class,
+            "tz_aware": tz_aware,
+            "type_registry": type_registry,
+        }
         self._begin({**given, **plan.with_defaults(host, kwargs)}, connect, outage_wait)
         if connect and not is_master():
             self._get_topology()
@@ -118,13 +143,28 @@ class MongoClient(Outliving, _Plain[Any]):
         if not now.mark[0]:
             now = self._settle()
         now.uses += 1
-        if session is not None and getattr(session._server_session, "generation", now.generation) != now.generation:
+        if (
+            session is not None
+            and getattr(session._server_session, "generation", now.generation) != now.generation
+        ):
             self._refuse(session)
         gate = now.gate
-        if now.opened and now.topology._description is not gate.good and operation != "commitTransaction":
+        if (
+            now.opened
+            and now.topology._description is not gate.good
+            and operation != "commitTransaction"
+        ):
             self._pass(now, server_selector, address)
         try:
-            server = _plain_select_server(self, server_selector, session, operation, address, deprioritized_servers, operation_id)
+            server = _plain_select_server(
+                self,
+                server_selector,
+                session,
+                operation,
+                address,
+                deprioritized_servers,
+                operation_id,
+            )
         except ServerSelectionTimeoutError as error:
             told = self._told(now, error, server_selector)
             if told is error:
@@ -138,19 +178,34 @@ class MongoClient(Outliving, _Plain[Any]):
             report(operation)
         return server
 
-    def _retryable_write(self, retryable: Any, func: Any, session: Any, operation: Any, bulk: Any = None, *more: Any, **named: Any) -> Any:
+    def _retryable_write(
+        self,
+        retryable: Any,
+        func: Any,
+        session: Any,
+        operation: Any,
+        bulk: Any = None,
+        *more: Any,
+        **named: Any,
+    ) -> Any:
         if glimpse() is None:
-            return super()._retryable_write(retryable, func, session, operation, bulk, *more, **named)
+            return super()._retryable_write(
+                retryable, func, session, operation, bulk, *more, **named
+            )
         with following(operation, session) as write:
             if write is None:
-                return super()._retryable_write(retryable, func, session, operation, bulk, *more, **named)
+                return super()._retryable_write(
+                    retryable, func, session, operation, bulk, *more, **named
+                )
 
             def send(*arguments: Any) -> Any:
                 write.sent()
                 return func(*arguments)
 
             try:
-                result = super()._retryable_write(retryable, send, session, operation, bulk, *more, **named)
+                result = super()._retryable_write(
+                    retryable, send, session, operation, bulk, *more, **named
+                )
             except Exception as error:
                 write.failed(error, is_single=retryable and bulk is None)
                 raise
@@ -158,9 +213,11 @@ class MongoClient(Outliving, _Plain[Any]):
             return result
 
     def _server_property(self, attr_name: str) -> Any:
-        """``address``, ``is_primary``, ``is_mongos``: PyMongo lets these wait for 30 s, whatever timeoutMS is.
+        """``address``, ``is_primary``, ``is_mongos``: PyMongo lets these wait for 30 s, whatever
+        timeoutMS is.
 
-        A server that was lost just after it had been chosen says nothing: PyMongo would say that it is no primary.
+        A server that was lost just after it had been chosen says nothing: PyMongo would say that it
+        is no primary.
         """
         with pymongo.timeout(self._options.timeout):
             while True:
@@ -169,12 +226,17 @@ class MongoClient(Outliving, _Plain[Any]):
                 if description.is_server_type_known:
                     return getattr(description, attr_name)
 
-    def _close_cursor_now(self, cursor_id: Any, address: Any, session: Any = None, conn_mgr: Any = None) -> None:
+    def _close_cursor_now(
+        self, cursor_id: Any, address: Any, session: Any = None, conn_mgr: Any = None
+    ) -> None:
         if not is_inherited(session):
             super()._close_cursor_now(cursor_id, address, session, conn_mgr)
 
     def close(self) -> None:
-        """Close what this process has open. Takes at most half a second, also with a server that is away or frozen."""
+        """Close what this process has open.
+
+        Takes at most half a second, also with a server that is away or frozen.
+        """
         now = self._now
         self._shut = True
         if not now.mark[0]:

@@ -1,7 +1,9 @@
-"""MongoEngine on clients that outlive forks: its own ``connect``, ``register_connection`` and ``disconnect`` by name and arguments.
+"""MongoEngine on clients that outlive forks: its own ``connect``, ``register_connection`` and
+``disconnect`` by name and arguments.
 
-MongoEngine keeps a client for each alias, a database for each alias and a collection in each document class. All of them refer to our
-client, which asks at each call which process this is: so a document that was touched before a fork is right after it.
+MongoEngine keeps a client for each alias, a database for each alias and a collection in each
+document class. All of them refer to our client, which asks at each call which process this is: so a
+document that was touched before a fork is right after it.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ DEFAULT_ALIAS = "default"
 
 
 class EngineClient(MongoClient):
-    """The client that MongoEngine is given, so that an outage does not leave a document without its indexes.
+    """The client that MongoEngine is given, so that an outage does not leave a document without its
+    indexes.
 
-    MongoEngine keeps a document's collection, then asks ``is_primary``, then makes the indexes. If one of these fails, only a document
-    that has no collection tries it again.
+    MongoEngine keeps a document's collection, then asks ``is_primary``, then makes the indexes. If
+    one of these fails, only a document that has no collection tries it again.
     """
 
     def _server_property(self, attr_name: str) -> Any:
@@ -54,31 +57,39 @@ def detach(client: Any) -> None:
     """Have the documents on *client* ask for their collections anew."""
     engine = _mongoengine()
     documents_by_db = engine.base.common._get_documents_by_db
-    for alias in [alias for alias, each in list(engine.connection._connections.items()) if each is client]:
+    for alias in [
+        alias for alias, each in list(engine.connection._connections.items()) if each is client
+    ]:
         for document in documents_by_db(alias, DEFAULT_ALIAS):
             if issubclass(document, engine.Document):
                 document._disconnect()
 
 
 def connect(db: str | None = None, alias: str = DEFAULT_ALIAS, **kwargs: Any) -> Any:
-    """``mongoengine.connect`` with a :class:`unbroken.mongo.MongoClient`: takes what it takes, and ``outage_wait`` (seconds).
+    """``mongoengine.connect`` with a :class:`unbroken.mongo.MongoClient`: takes what it takes, and
+    ``outage_wait`` (seconds).
 
-    Gives the client. Nothing is made before the first use in a process: no thread, no socket. A ``mongo_client_class`` of your own
-    (mongomock's, say) stays. Raises MongoEngine's ConnectionFailure, and ConfigurationError when MongoEngine is not installed.
+    Gives the client. Nothing is made before the first use in a process: no thread, no socket. A
+    ``mongo_client_class`` of your own (mongomock's, say) stays. Raises MongoEngine's
+    ConnectionFailure, and ConfigurationError when MongoEngine is not installed.
     """
     return _mongoengine().connect(db, alias=alias, **_with_client(kwargs))
 
 
 def register_connection(alias: str, db: str | None = None, **kwargs: Any) -> None:
-    """``mongoengine.register_connection`` with a :class:`unbroken.mongo.MongoClient`, which is made when *alias* is first used."""
+    """``mongoengine.register_connection`` with a :class:`unbroken.mongo.MongoClient`, which is made
+    when *alias* is first used.
+    """
     _mongoengine().register_connection(alias, db=db, **_with_client(kwargs))
 
 
 def disconnect(alias: str = DEFAULT_ALIAS) -> None:
-    """``mongoengine.disconnect``: close the client of *alias* (unless another alias has it too) and detach the documents.
+    """``mongoengine.disconnect``: close the client of *alias* (unless another alias has it too) and
+    detach the documents.
 
-    Takes half a second at most, also with a server that is away or frozen, and also when the client is PyMongo's own (in the process that
-    opened it). In a forked process only what that process opened is closed.
+    Takes half a second at most, also with a server that is away or frozen, and also when the client
+    is PyMongo's own (in the process that opened it). In a forked process only what that process
+    opened is closed.
     """
     with pymongo.timeout(0.5):
         _mongoengine().disconnect(alias)
@@ -91,14 +102,18 @@ def disconnect_all() -> None:
 
 
 def adopt(alias: str) -> Any:
-    """Give *alias*, as it was registered, a client that outlives forks in place of PyMongo's own, which is closed."""
+    """Give *alias*, as it was registered, a client that outlives forks in place of PyMongo's own,
+    which is closed.
+    """
     known = dict(_mongoengine().connection._connection_settings[alias])
     disconnect(alias)
     return connect(alias=alias, **known)
 
 
 def check(alias: str) -> None:
-    """Make the client of *alias*, which is registered, and let it go again: it says now what is wrong with its options."""
+    """Make the client of *alias*, which is registered, and let it go again: it says now what is
+    wrong with its options.
+    """
     _mongoengine().get_connection(alias)
     del _mongoengine().connection._connections[alias]
 
@@ -116,7 +131,11 @@ def clients() -> dict[str, Any]:
 def plain_aliases() -> list[str]:
     """The aliases that are registered with PyMongo's own client."""
     settings = _mongoengine().connection._connection_settings
-    return [alias for alias, known in list(settings.items()) if known.get("mongo_client_class") in (None, pymongo.MongoClient)]
+    return [
+        alias
+        for alias, known in list(settings.items())
+        if known.get("mongo_client_class") in (None, pymongo.MongoClient)
+    ]
 
 
 def _with_client(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +148,8 @@ def _mongoengine() -> ModuleType:
         import mongoengine
     except ImportError as error:
         raise DriverNotInstalledError(
-            f"MongoEngine cannot be imported ({error}); pip install 'mongoengine>=0.29.1': older ones do not know PyMongo 4.9 and newer"
+            f"MongoEngine cannot be imported ({error}); pip install 'mongoengine>=0.29.1': older"
+            " ones do not know PyMongo 4.9 and newer"
         ) from error
     module: ModuleType = mongoengine
     return module

@@ -9,10 +9,12 @@ from unbroken.ledger import unit as units
 
 
 def outage_error(message: str, retry_after: float) -> OutageError:
-    """An OutageError that is a ServerSelectionTimeoutError too (and so an AutoReconnect and a ConnectionFailure).
+    """An OutageError that is a ServerSelectionTimeoutError too (and so an AutoReconnect and a
+    ConnectionFailure).
 
-    Of all kinds of ConnectionFailure this is the one that says: nothing was sent. PyMongo does not try again on it, and after a
-    first attempt that may have reached the server it raises *that* one's error instead.
+    Of all kinds of ConnectionFailure this is the one that says: nothing was sent. PyMongo does not
+    try again on it, and after a first attempt that may have reached the server it raises *that*
+    one's error instead.
     """
     error = for_driver(OutageError, ServerSelectionTimeoutError, message, retry_after=retry_after)
     plain = ServerSelectionTimeoutError(message)

@@ -1,8 +1,10 @@
-"""What the clients for threads and for asyncio have in common: they outlive the processes and loops that PyMongo's own lives in.
+"""What the clients for threads and for asyncio have in common: they outlive the processes and loops
+that PyMongo's own lives in.
 
-A client *is* PyMongo's (a subclass), and the one that databases, collections, cursors and sessions refer to. What must not cross a
-fork (topology, pools, monitors, locks, server sessions) is kept in a *body*, PyMongo's own client, one for each process (and loop),
-made at its first use there. So whatever was kept in a variable before a fork is right after it: a collection asks its client at
+A client *is* PyMongo's (a subclass), and the one that databases, collections, cursors and sessions
+refer to. What must not cross a fork (topology, pools, monitors, locks, server sessions) is kept in
+a *body*, PyMongo's own client, one for each process (and loop), made at its first use there. So
+whatever was kept in a variable before a fork is right after it: a collection asks its client at
 each operation, and the client asks which process this is.
 """
 
@@ -27,10 +29,21 @@ if TYPE_CHECKING:
     from pymongo.driver_info import DriverInfo
 
 #: What lives in the body: inherited methods that ask for it are given the body's.
-_LIVE = frozenset({"_kill_cursors_executor", "_kill_cursors_queue", "_lock", "_loop", "_opened", "_closed", "_encrypter"})
+_LIVE = frozenset(
+    {
+        "_kill_cursors_executor",
+        "_kill_cursors_queue",
+        "_lock",
+        "_loop",
+        "_opened",
+        "_closed",
+        "_encrypter",
+    }
+)
 _NOT_ADOPTED = _LIVE | {"_topology", "_home"}
 
-#: Every client, for the end of a child that has inherited some and not used them. It is registered after PyMongo's own, so it runs first.
+#: Every client, for the end of a child that has inherited some and not used them. It is registered
+#: after PyMongo's own, so it runs first.
 _clients: weakref.WeakValueDictionary[int, Outliving] = weakref.WeakValueDictionary()
 
 
@@ -46,7 +59,9 @@ class Outliving:
     """The common half of both clients. Its methods take no lock that another process may hold."""
 
     _body: ClassVar[type[Any]]  #: PyMongo's client, belonging to one process
-    _sketch: ClassVar[type[Any]]  #: PyMongo's client as far as it can be made without making anything
+    _sketch: ClassVar[
+        type[Any]
+    ]  #: PyMongo's client as far as it can be made without making anything
     _guard: ClassVar[type[Any]]  #: what it does besides in a process that has inherited cursors
 
     def _begin(self, arguments: dict[str, Any], connect: bool | None, outage_wait: float) -> None:
@@ -72,7 +87,8 @@ class Outliving:
     def _adopt(self, made: Any) -> None:
         """Take over what *made* knows and what does not change any more.
 
-        One by one: an object whose ``__dict__`` was never asked for keeps its attributes in a row, and is read faster (CPython 3.11).
+        One by one: an object whose ``__dict__`` was never asked for keeps its attributes in a row,
+        and is read faster (CPython 3.11).
         """
         for name, value in vars(made).items():
             if name not in _NOT_ADOPTED:
@@ -81,7 +97,9 @@ class Outliving:
     # -- which process is this?
 
     def _door(self) -> Any:
-        """This process's own lock: one that was inherited may be held by a thread that does not exist here."""
+        """This process's own lock: one that was inherited may be held by a thread that does not
+        exist here.
+        """
         return self._doors.setdefault(os.getpid(), threading.RLock())
 
     def _settle(self) -> Now:
@@ -107,7 +125,9 @@ class Outliving:
         return Now(body, home, body._topology, loop)
 
     def _leave(self, inherited: Now) -> None:
-        """Drop what was inherited: its sockets are cut off here, nothing of it is closed or locked, and the parent keeps it."""
+        """Drop what was inherited: its sockets are cut off here, nothing of it is closed or locked,
+        and the parent keeps it.
+        """
         home: Home = inherited.body._home
         home.sockets.sever()
         forget_threads(inherited.body)
@@ -144,7 +164,9 @@ class Outliving:
     # -- the gate
 
     def _pass(self, now: Now, server_selector: Any, address: Any) -> None:
-        """Go through the gate, or OutageError; who is turned away has the monitors look again soon."""
+        """Go through the gate, or OutageError; who is turned away has the monitors look again
+        soon.
+        """
         try:
             now.gate.admit(now.topology.description, server_selector, address)
         except BaseException:
@@ -154,7 +176,11 @@ class Outliving:
 
     def _told(self, now: Now, error: Any, server_selector: Any) -> Any:
         """What a caller is told whose wait for a server ended with *error*."""
-        return error if now.topology is None else now.gate.translated(error, now.topology.description, server_selector)
+        return (
+            error
+            if now.topology is None
+            else now.gate.translated(error, now.topology.description, server_selector)
+        )
 
     def _where(self) -> str:
         """The servers' addresses, for messages."""
@@ -168,10 +194,14 @@ class Outliving:
         if session._client is not self:
             return  # PyMongo says that it is another client's
         origin = origin_of(session._server_session.generation)
-        where = f"process {origin}, before process {os.getpid()} was forked from it" if origin != os.getpid() else "another event loop"
+        where = (
+            f"process {origin}, before process {os.getpid()} was forked from it"
+            if origin != os.getpid()
+            else "another event loop"
+        )
         raise not_yours(
-            f"this session (or the cursor, transaction or change stream that uses it) was begun in {where}, and stays there: "
-            "begin another here"
+            "this session (or the cursor, transaction or change stream that uses it) was begun in"
+            f" {where}, and stays there: begin another here"
         )
 
     def _close_cursor_soon(self, *args: Any, **kwargs: Any) -> None:
@@ -182,7 +212,9 @@ class Outliving:
     # -- the rest of the public face
 
     def append_metadata(self, driver_info: DriverInfo) -> None:
-        """As PyMongo's (4.14 and newer): for the connections of this process and of those that are forked from it."""
+        """As PyMongo's (4.14 and newer): for the connections of this process and of those that are
+        forked from it.
+        """
         super().append_metadata(driver_info)  # type: ignore[misc]
         self._metadata.append(driver_info)
         if self._now.mark[0]:
@@ -200,7 +232,10 @@ class Outliving:
         """Its body says for itself that it was left open."""
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{type(self).__name__} cannot be pickled or copied: each process makes its own; pass its URI instead")
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled or copied: each process makes its own; pass"
+            " its URI instead"
+        )
 
 
 if not hasattr(MongoClient, "append_metadata"):
@@ -209,11 +244,16 @@ if not hasattr(MongoClient, "append_metadata"):
 
 @functools.cache
 def _guarding(kind: type[Any]) -> type[Any]:
-    """*kind*, in a process that may have inherited cursors from its parent. The others need not ask whose each cursor is."""
+    """*kind*, in a process that may have inherited cursors from its parent.
+
+    The others need not ask whose each cursor is.
+    """
     if issubclass(kind, kind._guard):
         return kind
     return type(
-        kind.__name__, (kind._guard, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+        kind.__name__,
+        (kind._guard, kind),
+        {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__},
     )
 
 

@@ -20,7 +20,10 @@ _BY_TEXT = (
 
 
 def fault_of(error: BaseException | None) -> Fault:
-    """What *error*, as a server description or a heartbeat carries it, means. None: the server does not do what is asked for."""
+    """What *error*, as a server description or a heartbeat carries it, means.
+
+    None: the server does not do what is asked for.
+    """
     if error is None:
         return Fault(FaultKind.WRONG_SERVER, Cause.FAILOVER, None, "no primary")
     text = said(error)
@@ -41,5 +44,10 @@ def fault_of(error: BaseException | None) -> Fault:
 
 
 def said(error: BaseException) -> str:
-    """One line of what *error* says, without PyMongo's list of the timeouts that were configured."""
-    return " ".join(str(error).split(" (configured timeouts:")[0].split(", full error:")[0].split()) or type(error).__name__
+    """One line of what *error* says, without PyMongo's list of the timeouts that were
+    configured.
+    """
+    return (
+        " ".join(str(error).split(" (configured timeouts:")[0].split(", full error:")[0].split())
+        or type(error).__name__
+    )

@@ -1,8 +1,8 @@
 """Is there a server for this call? While none can serve, calls fail at once instead of queueing up.
 
-What is known comes from PyMongo's own discovery, through its public API: the topology description and the heartbeats. The
-monitor is the prober; the gate sends nothing. Two of the brain's outages are kept: nobody takes writes (an election, say), and
-nobody serves at all.
+What is known comes from PyMongo's own discovery, through its public API: the topology description
+and the heartbeats. The monitor is the prober; the gate sends nothing. Two of the brain's outages
+are kept: nobody takes writes (an election, say), and nobody serves at all.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ log = logging.getLogger("unbroken")
 
 
 class Gate:
-    """One client's gate in one process. ``lock`` guards the outages; nothing is done under it but look and note."""
+    """One client's gate in one process.
+
+    ``lock`` guards the outages; nothing is done under it but look and note.
+    """
 
     def __init__(self, name: str, patience: float) -> None:
         self.name = name  #: the servers' addresses, for messages
@@ -35,11 +38,15 @@ class Gate:
         self.lock = threading.Lock()
         self.writes = Outage()
         self.reads = Outage()
-        self.good: TopologyDescription | None = None  #: the last description that was found to lack nothing
+        self.good: TopologyDescription | None = (
+            None  #: the last description that was found to lack nothing
+        )
         self.turned_away = 0
         self.outages = 0
         self.outage_seconds = 0.0
-        self.cause: Cause | None = None  #: of the last fault: why the connections of a pool ended that PyMongo cleared
+        self.cause: Cause | None = (
+            None  #: of the last fault: why the connections of a pool ended that PyMongo cleared
+        )
         self._random = Random()
 
     def look(self, description: TopologyDescription) -> None:
@@ -54,7 +61,9 @@ class Gate:
         if ended is not None:
             log.warning("%s: a server takes writes again after %.2f s", self.name, ended)
 
-    def _note(self, outage: Outage, serves: bool, now: float, lacking: Fault | None) -> float | None:
+    def _note(
+        self, outage: Outage, serves: bool, now: float, lacking: Fault | None
+    ) -> float | None:
         """The caller holds the lock. How long the outage of writes was that has just ended."""
         if serves:
             ended = outage.succeeded(now) if outage.active else None
@@ -71,7 +80,9 @@ class Gate:
         return None
 
     def admit(self, description: TopologyDescription, selector: Any, address: Any) -> None:
-        """Raise OutageError when no server can serve a call that chooses by *selector*, and has not for a while."""
+        """Raise OutageError when no server can serve a call that chooses by *selector*, and has not
+        for a while.
+        """
         self.look(description)
         outage = self._outage_for(selector)
         if outage is None or description.apply_selector(selector, address):
@@ -87,12 +98,16 @@ class Gate:
     def _outage_for(self, selector: Any) -> Outage | None:
         if self.reads.active:
             return self.reads
-        if self.writes.active and (selector is writable_server_selector or isinstance(selector, Primary)):
+        if self.writes.active and (
+            selector is writable_server_selector or isinstance(selector, Primary)
+        ):
             return self.writes
         return None
 
     def translated(self, error: Any, description: TopologyDescription, selector: Any) -> Any:
-        """What a caller is told whose wait for a server ended with *error*: an OutageError, where there is an outage."""
+        """What a caller is told whose wait for a server ended with *error*: an OutageError, where
+        there is an outage.
+        """
         self.look(description)
         outage = self._outage_for(selector)
         if outage is None or isinstance(error, OutageError):
@@ -107,12 +122,14 @@ class Gate:
         what = "MongoDB server answers" if outage is self.reads else "MongoDB server takes writes"
         because = f": {outage.fault.text}" if outage.fault else ""
         return outage_error(
-            f"no {what} at {self.name}, for {outage.age(now):.1f} s now{because} "
-            f"(calls fail at once after {self.patience:g} s of an outage; outage_wait= says how long they wait)",
+            f"no {what} at {self.name}, for {outage.age(now):.1f} s now{because} (calls fail at"
+            f" once after {self.patience:g} s of an outage; outage_wait= says how long they wait)",
             retry_after=1.0,
         )
 
-    def heartbeat_failed(self, description: TopologyDescription, address: Any, error: BaseException) -> None:
+    def heartbeat_failed(
+        self, description: TopologyDescription, address: Any, error: BaseException
+    ) -> None:
         """A heartbeat to *address* has failed; *description* does not know of it yet."""
         others = [one for at, one in description.server_descriptions().items() if at != address]
         now, fault = time.monotonic(), fault_of(error)

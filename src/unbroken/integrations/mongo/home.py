@@ -1,4 +1,6 @@
-"""What one process (and, for asyncio, one event loop) has of a client beside PyMongo's own part: whose it is, its sockets, its gate."""
+"""What one process (and, for asyncio, one event loop) has of a client beside PyMongo's own part:
+whose it is, its sockets, its gate.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,15 @@ _PID_BITS = 22
 
 
 class Heartbeats(monitoring.ServerHeartbeatListener):
-    """Tells the gate what the monitors see. (A Server- or TopologyListener would make PyMongo start a thread.)"""
+    """Tells the gate what the monitors see. (A Server- or TopologyListener would make PyMongo start
+    a thread.)
+    """
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
-        self.body: Callable[[], Any] = _nobody  #: a weak reference to the client whose monitors these are
+        self.body: Callable[[], Any] = (
+            _nobody  #: a weak reference to the client whose monitors these are
+        )
         self.successes = 0
         self.failures = 0
         self.last_success: float | None = None
@@ -37,7 +43,9 @@ class Heartbeats(monitoring.ServerHeartbeatListener):
         """Nothing to note."""
 
     def succeeded(self, event: monitoring.ServerHeartbeatSucceededEvent) -> None:  # noqa: ARG002 - PyMongo's signature
-        """A server has answered; the description shows it in a moment, and until then what it showed before is noted."""
+        """A server has answered; the description shows it in a moment, and until then what it
+        showed before is noted.
+        """
         self.successes += 1
         self.last_success = time.monotonic()
         body = self.body()
@@ -45,7 +53,9 @@ class Heartbeats(monitoring.ServerHeartbeatListener):
             self.gate.look(body.topology_description)
 
     def failed(self, event: monitoring.ServerHeartbeatFailedEvent) -> None:
-        """A server has not answered. (Or its monitor was told to stop asking: that says nothing of the server.)"""
+        """A server has not answered. (Or its monitor was told to stop asking: that says nothing of
+        the server.)
+        """
         self.failures += 1
         body = self.body()
         if body is not None and type(event.reply).__name__ != "_OperationCancelled":
@@ -66,7 +76,8 @@ class Home:
         self.gate = Gate(name, outage_wait)
         self.sockets = Sockets(self.gate)
         self.heartbeats = Heartbeats(self.gate)
-        #: What PyMongo's pool of server sessions calls its own: no other process or loop has this number.
+        #: What PyMongo's pool of server sessions calls its own: no other process or loop has this
+        #: number.
         self.generation = (time.time_ns() << _PID_BITS) + self.pid
 
     def receives(self, body: Any) -> None:
@@ -79,7 +90,9 @@ class Home:
         self.gate.cause = Cause.POOL_CLOSED
 
     def settle_sessions(self, topology: Any) -> None:
-        """Sessions that another process or loop began are not taken into *topology*'s pool of them."""
+        """Sessions that another process or loop began are not taken into *topology*'s pool of
+        them.
+        """
         topology._session_pool.generation = self.generation
 
 
@@ -95,9 +108,22 @@ def is_inherited(session: Any) -> bool:
 
 
 class Now:
-    """What a client asks at each operation: is this still the process, and what is here. One object, so that it is all of one piece."""
+    """What a client asks at each operation: is this still the process, and what is here.
 
-    __slots__ = ("body", "gate", "generation", "loop", "mark", "opened", "quiet", "topology", "uses")
+    One object, so that it is all of one piece.
+    """
+
+    __slots__ = (
+        "body",
+        "gate",
+        "generation",
+        "loop",
+        "mark",
+        "opened",
+        "quiet",
+        "topology",
+        "uses",
+    )
 
     def __init__(self, body: Any, home: Home | None, topology: Any, loop: Any = None) -> None:
         self.body = body
@@ -112,7 +138,9 @@ class Now:
 
 
 class Unborn:
-    """What stands for the topology of a client that nobody has used in this process: it knows no server yet."""
+    """What stands for the topology of a client that nobody has used in this process: it knows no
+    server yet.
+    """
 
     def __init__(self, settings: Any, settle: Callable[[], Now]) -> None:
         self._settings = settings
@@ -124,7 +152,9 @@ class Unborn:
         """What was configured, and nothing found out."""
         settings = self._settings
         servers = {address: ServerDescription(address) for address in settings.seeds}
-        return TopologyDescription(settings.get_topology_type(), servers, settings.replica_set_name, None, None, settings)
+        return TopologyDescription(
+            settings.get_topology_type(), servers, settings.replica_set_name, None, None, settings
+        )
 
     @property
     def _description(self) -> TopologyDescription:

@@ -1,4 +1,7 @@
-"""Of what a client was given: PyMongo's arguments, with defaults that bound every wait. The caller's own words win."""
+"""Of what a client was given: PyMongo's arguments, with defaults that bound every wait.
+
+The caller's own words win.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from urllib.parse import unquote, urlsplit
 
 from unbroken.errors import ConfigurationError
 
-#: Milliseconds. An operation ends after two seconds, whatever blocks it: a server that refuses, is frozen or has vanished. A
-#: frozen server is found out by a heartbeat within about two (1 s between heartbeats and 1 s to connect or answer). The third
-#: bounds the few waits that PyMongo does not count as operations (``client.address``, ending a cursor).
+#: Milliseconds. An operation ends after two seconds, whatever blocks it: a server that refuses, is
+#: frozen or has vanished. A frozen server is found out by a heartbeat within about two (1 s between
+#: heartbeats and 1 s to connect or answer). The third bounds the few waits that PyMongo does not
+#: count as operations (``client.address``, ending a cursor).
 DEFAULTS: Mapping[str, int] = {
     "timeoutMS": 2000,
     "heartbeatFrequencyMS": 1000,
@@ -31,7 +35,11 @@ def given_options(host: Any, kwargs: Iterable[str]) -> set[str]:
     for each in [host] if isinstance(host, str) else host or ():
         if "://" in str(each):
             query = urlsplit(str(each)).query or str(each).partition("?")[2]
-            names.update(unquote(pair.partition("=")[0]).lower() for pair in query.replace(";", "&").split("&") if pair)
+            names.update(
+                unquote(pair.partition("=")[0]).lower()
+                for pair in query.replace(";", "&").split("&")
+                if pair
+            )
     return names
 
 
@@ -41,12 +49,18 @@ def with_defaults(host: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     defaults = dict(DEFAULTS)
     if given & _OLDER_BOUNDS:
         defaults.pop("timeoutMS", None)
-    return {**{name: value for name, value in defaults.items() if name.lower() not in given}, **kwargs}
+    return {
+        **{name: value for name, value in defaults.items() if name.lower() not in given},
+        **kwargs,
+    }
 
 
 def checked_wait(outage_wait: Any) -> float:
     """*outage_wait*, or ConfigurationError that says what it may be."""
     known = isinstance(outage_wait, (int, float)) and not isinstance(outage_wait, bool)
     if not known or math.isnan(outage_wait) or outage_wait < 0:
-        raise ConfigurationError(f"outage_wait={outage_wait!r} must be a number of seconds of at least 0 (math.inf: never fail fast)")
+        raise ConfigurationError(
+            f"outage_wait={outage_wait!r} must be a number of seconds of at least 0 (math.inf:"
+            " never fail fast)"
+        )
     return float(outage_wait)

@@ -1,7 +1,9 @@
-"""A client that is used where a fork is still to come and nobody tells Python of it: in uWSGI's master.
+"""A client that is used where a fork is still to come and nobody tells Python of it: in uWSGI's
+master.
 
-A thread that waits for the interpreter's lock at such a fork is waited for, in the child, for ever: the worker never runs. So
-in the master a client keeps no thread and no connection beyond the operation. What it does not keep, the workers do not inherit.
+A thread that waits for the interpreter's lock at such a fork is waited for, in the child, for ever:
+the worker never runs. So in the master a client keeps no thread and no connection beyond the
+operation. What it does not keep, the workers do not inherit.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ def is_master() -> bool:
 
 
 class WhileMaster:
-    """A mark as :func:`unbroken.net.severance.fork_mark` gives, of the time that this process is the master."""
+    """A mark as :func:`unbroken.net.severance.fork_mark` gives, of the time that this process is
+    the master.
+    """
 
     __slots__ = ("_pid",)
 
@@ -34,9 +38,11 @@ class WhileMaster:
 
 
 def rest(body: Any) -> None:
-    """End *body*'s threads, and wait for that: half a second at the first operation, nothing at those that follow.
+    """End *body*'s threads, and wait for that: half a second at the first operation, nothing at
+    those that follow.
 
-    PyMongo needs none of them while it has found a server, and starts them again when it looks for another.
+    PyMongo needs none of them while it has found a server, and starts them again when it looks for
+    another.
     """
     for executor in executors_of(body):
         executor.close()
@@ -45,7 +51,8 @@ def rest(body: Any) -> None:
     for executor in executors_of(body):
         executor.join(2)
         if not _is_alive(executor):
-            executor._thread = None  # a proxy of what is gone: gevent stumbles over such a thing when it patches a worker
+            # a proxy of what is gone: gevent stumbles over such a thing when it patches a worker
+            executor._thread = None
 
 
 def _is_alive(executor: Any) -> bool:
@@ -58,15 +65,22 @@ def _is_alive(executor: Any) -> bool:
 def executors_of(body: Any) -> list[Any]:
     """PyMongo's threads of *body*: its monitors', and those that tidy up."""
     topology = body._topology
-    owners = [topology, *(server._monitor for server in list(getattr(topology, "_servers", {}).values()))]
-    owners += [getattr(owner, "_rtt_monitor", None) for owner in owners] + [getattr(topology, "_srv_monitor", None), body]
+    owners = [
+        topology,
+        *(server._monitor for server in list(getattr(topology, "_servers", {}).values())),
+    ]
+    owners += [getattr(owner, "_rtt_monitor", None) for owner in owners] + [
+        getattr(topology, "_srv_monitor", None),
+        body,
+    ]
     names = ("_executor", "_events_executor", "_kill_cursors_executor")
     found = [getattr(owner, name, None) for owner in owners for name in names]
     return [executor for executor in found if executor is not None]
 
 
 def forget_threads(body: Any) -> None:
-    """In a forked child: PyMongo must not wait, at exit, a second for each thread of *body* that exists in the parent only.
+    """In a forked child: PyMongo must not wait, at exit, a second for each thread of *body* that
+    exists in the parent only.
 
     Python believes that such a thread lives, when it was not told of the fork.
     """
@@ -77,9 +91,9 @@ def forget_threads(body: Any) -> None:
 def warn_in_master() -> None:
     """Say once, in uWSGI's master, what a call before the fork means, and what to do."""
     warnings.warn(
-        "MongoDB was called in uWSGI's master, before it forks its workers. It works, and each call here makes a connection of its own "
-        "and no thread; better make no call at import (creating the client is fine), or have uWSGI load the app in each worker "
-        "(lazy-apps = true)",
+        "MongoDB was called in uWSGI's master, before it forks its workers. It works, and each call"
+        " here makes a connection of its own and no thread; better make no call at import (creating"
+        " the client is fine), or have uWSGI load the app in each worker (lazy-apps = true)",
         RuntimeWarning,
         stacklevel=5,
     )
@@ -88,9 +102,11 @@ def warn_in_master() -> None:
 def warn_of_fork(parent: int) -> None:
     """Say once, in a forked child, what using a client before a fork means, and what to do."""
     warnings.warn(
-        f"MongoClient opened before fork: it was used in process {parent} before process {os.getpid()} was forked from it. It works in "
-        "both, with connections of its own in each; but threads that run at a fork are a risk: make no call to MongoDB before the fork "
-        "(creating the client is fine), or have uWSGI load the app in each worker (lazy-apps = true)",
+        f"MongoClient opened before fork: it was used in process {parent} before process"
+        f" {os.getpid()} was forked from it. It works in both, with connections of its own in each;"
+        " but threads that run at a fork are a risk: make no call to MongoDB before the fork"
+        " (creating the client is fine), or have uWSGI load the app in each worker (lazy-apps ="
+        " true)",
         RuntimeWarning,
         stacklevel=5,
     )

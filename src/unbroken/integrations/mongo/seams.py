@@ -1,4 +1,5 @@
-"""Where PyMongo's client is taken hold of. None of these names is public; all exist from PyMongo 4.9 to 4.20, and are checked at import.
+"""Where PyMongo's client is taken hold of. None of these names is public; all exist from PyMongo
+4.9 to 4.20, and are checked at import.
 
 The gate needs none of them: it reads heartbeats and topology descriptions, which are public.
 """
@@ -32,6 +33,6 @@ def check(*kinds: type[Any]) -> None:
         missing = [name for name in SEAMS if not hasattr(kind, name)]
         if missing:
             raise ConfigurationError(
-                f"PyMongo {pymongo.version} has no {kind.__name__}.{missing[0]}; unbroken.mongo knows PyMongo 4.9 to 4.20: "
-                "install one of these, or a newer unbroken"
+                f"PyMongo {pymongo.version} has no {kind.__name__}.{missing[0]}; unbroken.mongo"
+                " knows PyMongo 4.9 to 4.20: install one of these, or a newer unbroken"
             )

@@ -1,7 +1,9 @@
-"""The connections of one client in one process: counted, and known by number and identity, so that a child can cut off what it inherits.
+"""The connections of one client in one process: counted, and known by number and identity, so that
+a child can cut off what it inherits.
 
-A connection that a thread was reading from at a fork (the monitors' always are) is reachable in the child by nobody: the thread is
-gone, its frame is not. Its descriptor would stay open there for good, and sit in CLOSE_WAIT once the server is gone.
+A connection that a thread was reading from at a fork (the monitors' always are) is reachable in the
+child by nobody: the thread is gone, its frame is not. Its descriptor would stay open there for
+good, and sit in CLOSE_WAIT once the server is gone.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ from unbroken.settings import Settings
 if TYPE_CHECKING:
     from unbroken.integrations.mongo.gate import Gate
 
-#: As for every other connection. PyMongo's own keepalive begins after two minutes, and it has no bound for what nobody acknowledges.
+#: As for every other connection. PyMongo's own keepalive begins after two minutes, and it has no
+#: bound for what nobody acknowledges.
 _BOUNDS = Policy.decide(Settings(), Capabilities())
 
-#: By PyMongo's reasons. "stale", and None for a monitor's own, are not among them: they end for the gate's cause.
+#: By PyMongo's reasons. "stale", and None for a monitor's own, are not among them: they end for the
+#: gate's cause.
 _CAUSES: Mapping[str | None, Cause] = {
     ConnectionClosedReason.IDLE: Cause.MAX_IDLE,
     ConnectionClosedReason.ERROR: Cause.LOST,
@@ -36,7 +40,10 @@ _CAUSES: Mapping[str | None, Cause] = {
 
 
 class Sockets:
-    """Every connection that was opened, until it is closed. Adding to and taking from a dictionary is atomic: no lock."""
+    """Every connection that was opened, until it is closed.
+
+    Adding to and taking from a dictionary is atomic: no lock.
+    """
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
@@ -55,7 +62,9 @@ class Sockets:
         self.connect_failures += 1
 
     def note(self, conn: Any, began: float, closing: Any) -> None:
-        """Remember *conn*, a connection of PyMongo's that has just been opened, and hear of its end."""
+        """Remember *conn*, a connection of PyMongo's that has just been opened, and hear of its
+        end.
+        """
         self.opened += 1
         self.connect_seconds += time.monotonic() - began
         key, fd = id(conn), _descriptor(conn)
@@ -76,7 +85,10 @@ class Sockets:
         self.closed[cause.value] += 1
 
     def sever(self) -> None:
-        """In a forked child: put a dead socket in the place of each that was inherited. Reaches nobody else's."""
+        """In a forked child: put a dead socket in the place of each that was inherited.
+
+        Reaches nobody else's.
+        """
         for _, fd, who in list(self._known.values()):
             sever(fd, who)
         self._known.clear()
@@ -87,8 +99,12 @@ class Sockets:
             abort(fd, who)
 
 
-def _closing(conn_ref: weakref.ref[Any], sockets: Sockets, key: int) -> Callable[[str | None], None]:
-    """What stands in for a connection's ``close_conn``, to hear the reason; without keeping the connection alive."""
+def _closing(
+    conn_ref: weakref.ref[Any], sockets: Sockets, key: int
+) -> Callable[[str | None], None]:
+    """What stands in for a connection's ``close_conn``, to hear the reason; without keeping the
+    connection alive.
+    """
 
     def close_conn(reason: str | None) -> None:
         conn = conn_ref()
@@ -99,7 +115,9 @@ def _closing(conn_ref: weakref.ref[Any], sockets: Sockets, key: int) -> Callable
     return close_conn
 
 
-def _closing_async(conn_ref: weakref.ref[Any], sockets: Sockets, key: int) -> Callable[[str | None], Awaitable[None]]:
+def _closing_async(
+    conn_ref: weakref.ref[Any], sockets: Sockets, key: int
+) -> Callable[[str | None], Awaitable[None]]:
     """As :func:`_closing`, awaited."""
 
     async def close_conn(reason: str | None) -> None:
@@ -123,7 +141,8 @@ def _descriptor(conn: Any) -> int | None:
 
 
 def recording(pool: Any, sockets: Sockets, *, keep: bool = True) -> Any:
-    """A class like PyMongo's *pool* that tells *sockets* of each connection it opens, and that need not *keep* one after its use.
+    """A class like PyMongo's *pool* that tells *sockets* of each connection it opens, and that need
+    not *keep* one after its use.
 
     What is no class is left as it is.
     """
@@ -145,7 +164,11 @@ def recording(pool: Any, sockets: Sockets, *, keep: bool = True) -> Any:
         conn.generation = -1  # of another age than the pool's: it closes such
         plain.checkin(self, conn)
 
-    return type(pool.__name__, (pool,), {"connect": connect} if keep else {"connect": connect, "checkin": checkin})
+    return type(
+        pool.__name__,
+        (pool,),
+        {"connect": connect} if keep else {"connect": connect, "checkin": checkin},
+    )
 
 
 def recording_async(pool: Any, sockets: Sockets) -> Any:

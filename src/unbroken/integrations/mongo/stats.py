@@ -14,21 +14,28 @@ from unbroken.integrations.mongo.home import Home, Now
 
 
 def stats(client: Any) -> Stats:
-    """*client*'s numbers in this process (and on this event loop): connections, causes of their ends, outages, callers turned away.
+    """*client*'s numbers in this process (and on this event loop): connections, causes of their
+    ends, outages, callers turned away.
 
-    Takes no round trip and never blocks. ``pings`` are the monitors' heartbeats; ``size``, ``idle`` and ``used`` do not count the
-    monitors' own connections, ``opened`` and ``closed`` do; ``acquired``, the operations, is exact with one thread.
+    Takes no round trip and never blocks. ``pings`` are the monitors' heartbeats; ``size``, ``idle``
+    and ``used`` do not count the monitors' own connections, ``opened`` and ``closed`` do;
+    ``acquired``, the operations, is exact with one thread.
 
     Raises ConfigurationError for anything but a client of ours.
     """
     if not isinstance(client, Outliving):
-        raise ConfigurationError(f"{type(client).__name__} is no unbroken.mongo.MongoClient or AsyncMongoClient; only these keep count")
+        raise ConfigurationError(
+            f"{type(client).__name__} is no unbroken.mongo.MongoClient or AsyncMongoClient; only"
+            " these keep count"
+        )
     now = client._present()
     options = client._options.pool_options
     most = options.max_pool_size or sys.maxsize  # 0 and None: as many as it takes
     if now is None:
         where = client._where()
-        return Stats(where, where, os.getpid(), most, options.min_pool_size, 0, 0, 0, 0, 0, 0, 0, 0.0, 0)
+        return Stats(
+            where, where, os.getpid(), most, options.min_pool_size, 0, 0, 0, 0, 0, 0, 0, 0.0, 0
+        )
     return _counted(now, most, options.min_pool_size)
 
 

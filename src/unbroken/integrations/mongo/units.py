@@ -1,10 +1,12 @@
-"""What a client's operations mean to a unit of work (a web request, ``@unbroken.replayable``), and what PyMongo's errors do.
+"""What a client's operations mean to a unit of work (a web request, ``@unbroken.replayable``), and
+what PyMongo's errors do.
 
-Each operation that writes is stored by itself, so a unit that has sent one is never run again; PyMongo tries again by itself where it is
-safe. What the server acknowledged (w >= 1) is
-stored. Where it said that no writes were performed, or where no connection was made for it, nothing is. Anything else is unknown: an
-unacknowledged write, a write in a transaction, a command of the application's own. A unit that has only read is run again: when a
-cursor was lost between two of its batches, say, which PyMongo does not mend.
+Each operation that writes is stored by itself, so a unit that has sent one is never run again;
+PyMongo tries again by itself where it is safe. What the server acknowledged (w >= 1) is stored.
+Where it said that no writes were performed, or where no connection was made for it, nothing is.
+Anything else is unknown: an unacknowledged write, a write in a transaction, a command of the
+application's own. A unit that has only read is run again: when a cursor was lost between two of its
+batches, say, which PyMongo does not mend.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from unbroken.errors import OutageError
 from unbroken.integrations.mongo.faults import fault_of, said
 from unbroken.ledger import unit as units
 
-#: Commands that can only read, whatever their arguments are. (An aggregation may store what it finds: $out, $merge.)
+#: Commands that can only read, whatever their arguments are. (An aggregation may store what it
+#: finds: $out, $merge.)
 _READS = frozenset(
-    "find count distinct getMore killCursors endSessions listCollections listDatabases listIndexes listSearchIndex "
-    "ping hello buildInfo collStats dbStats serverStatus testOperation".split()
+    "find count distinct getMore killCursors endSessions listCollections listDatabases listIndexes"
+    " listSearchIndex ping hello buildInfo collStats dbStats serverStatus testOperation".split()
 )
 
 
@@ -45,7 +48,9 @@ class Write:
 
     def sent(self) -> None:
         """There is a connection, and the write is about to go out on it."""
-        self._unit.sends(self._key, f"MongoDB's {self._name!r} was sent, which may have stored something")
+        self._unit.sends(
+            self._key, f"MongoDB's {self._name!r} was sent, which may have stored something"
+        )
 
     def returned(self, result: Any, *, is_acknowledged: bool) -> None:
         """PyMongo returned *result*. Where the server acknowledged the write, it is stored."""
@@ -53,24 +58,35 @@ class Write:
             self._unit.answered(self._key, stored=True)
 
     def failed(self, error: BaseException, *, is_single: bool) -> None:
-        """PyMongo raised *error*. The server may have said that nothing is stored. *is_single*: it was one document's."""
+        """PyMongo raised *error*.
+
+        The server may have said that nothing is stored. *is_single*: it was one document's.
+        """
         error.__dict__["unbroken_followed"] = True  # what it leaves in doubt is in the ledger
         if isinstance(error, BulkWriteError):
             details = error.details or {}
             if not details.get("writeConcernErrors"):
-                counts = (details.get(name) for name in ("nInserted", "nUpserted", "nModified", "nRemoved", "nMatched"))
+                counts = (
+                    details.get(name)
+                    for name in ("nInserted", "nUpserted", "nModified", "nRemoved", "nMatched")
+                )
                 self._unit.answered(self._key, stored=any(counts))
         elif is_single and isinstance(error, PyMongoError) and _says_nothing_stored(error):
             self._unit.answered(self._key, stored=False)
 
 
 def _says_nothing_stored(error: PyMongoError) -> bool:
-    return isinstance(error, WriteError) or error.has_error_label("NoWritesPerformed")  # a duplicate key, say
+    return isinstance(error, WriteError) or error.has_error_label(
+        "NoWritesPerformed"
+    )  # a duplicate key, say
 
 
 @contextmanager
 def following(operation: Any, session: Any) -> Iterator[Write | None]:
-    """Follow a write to its answer, for the unit of work that is now in. None: there is none, or it is one of a transaction's."""
+    """Follow a write to its answer, for the unit of work that is now in.
+
+    None: there is none, or it is one of a transaction's.
+    """
     unit = units.current()
     if unit is None or (session is not None and session.in_transaction):
         yield None

@@ -1,4 +1,6 @@
-"""peewee for asyncio: ``playhouse.pwasyncio``'s databases by name, whose connections come from an :class:`unbroken.AsyncPool`."""
+"""peewee for asyncio: ``playhouse.pwasyncio``'s databases by name, whose connections come from an
+:class:`unbroken.AsyncPool`.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,22 @@ from unbroken.pool.bounds import bounded
 from unbroken.pool.steps import run_async
 from unbroken.settings import Settings
 
-_last_scope: ContextVar[tuple[Where | None, Where | None]] = ContextVar("unbroken_peewee_scope", default=(None, None))
+_last_scope: ContextVar[tuple[Where | None, Where | None]] = ContextVar(
+    "unbroken_peewee_scope", default=(None, None)
+)
 
 
 class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ignore[misc] # peewee ships no types that we could use
     """Mixed in before one of pwasyncio's databases.
 
-    What ``aconnect()``, ``async with db`` or ``@db.unit`` took is kept by the task until ``aclose()``, the end of the block, or its
-    own end; what a statement or a transaction took by itself goes back when that is over.
+    What ``aconnect()``, ``async with db`` or ``@db.unit`` took is kept by the task until
+    ``aclose()``, the end of the block, or its own end; what a statement or a transaction took by
+    itself goes back when that is over.
 
-    *pool_size* (or *max_connections*; 10), *pool_min_size* (0) and *acquire_timeout* (seconds; 10) are pwasyncio's; every setting of
-    :class:`unbroken.Settings` may be given by its own name. *strict*: refuse statements outside of a scope instead of connecting
-    for them. Raises ConfigurationError for settings that cannot work.
+    *pool_size* (or *max_connections*; 10), *pool_min_size* (0) and *acquire_timeout* (seconds; 10)
+    are pwasyncio's; every setting of :class:`unbroken.Settings` may be given by its own name.
+    *strict*: refuse statements outside of a scope instead of connecting for them. Raises
+    ConfigurationError for settings that cannot work.
     """
 
     is_async = True
@@ -54,7 +60,10 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         super().__init__(database, **theirs)
 
     def init(self, database: Any, **kwargs: Any) -> None:
-        """As peewee's; takes the pool's settings too. Whoever has a connection of the former pool keeps it until it comes back."""
+        """As peewee's; takes the pool's settings too.
+
+        Whoever has a connection of the former pool keeps it until it comes back.
+        """
         self.strict = bool(kwargs.pop("strict", self.strict))
         ours, theirs = plan.async_settings(kwargs)
         Settings.of(**(given := {**self._given, **ours}))
@@ -63,19 +72,31 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
 
     @property
     def pool(self) -> AsyncPool:
-        """The pool behind this database. Made when it is asked for; connects to nothing by itself."""
+        """The pool behind this database.
+
+        Made when it is asked for; connects to nothing by itself.
+        """
         if self._pool is None:
             if self.deferred:
-                raise peewee.InterfaceError("Error, database must be initialized before opening a connection.")
-            self._pool = AsyncPool(plan.target_of(self, self._like), connect=self._dial, driver=self._driver, **self._given)
+                raise peewee.InterfaceError(
+                    "Error, database must be initialized before opening a connection."
+                )
+            self._pool = AsyncPool(
+                plan.target_of(self, self._like),
+                connect=self._dial,
+                driver=self._driver,
+                **self._given,
+            )
         return self._pool
 
     stats = Poolish.stats
 
     async def aconnect(self) -> Any:
-        """This task's connection; one that ended between two statements is replaced, if no transaction is open on it.
+        """This task's connection; one that ended between two statements is replaced, if no
+        transaction is open on it.
 
-        Raises PoolTimeoutError, OutageError, ConnectRejectedError, ConnectionLostError: each a ``peewee.OperationalError`` too.
+        Raises PoolTimeoutError, OutageError, ConnectRejectedError, ConnectionLostError: each a
+        ``peewee.OperationalError`` too.
         """
         if self._closing:
             raise peewee.InterfaceError("Database pool is shutting down.")
@@ -86,7 +107,9 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
                 with lent.listening():
                     raise lent.loss()
             lent.entry.condemn(*lent.home.explain(lent.entry, in_use=True))
-            log.warning("%s: the connection of this task ended; another one takes its place", lent.home.name)
+            log.warning(
+                "%s: the connection of this task ended; another one takes its place", lent.home.name
+            )
             by_itself = lent.by_itself
             await self._drop(state)
             lent = None
@@ -102,7 +125,8 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         return lent
 
     async def _pin(self, sql: Any = None) -> tuple[Any, Any]:
-        """This task's state and the connection in it, for *sql* (None: a transaction), until :meth:`_unpin`.
+        """This task's state and the connection in it, for *sql* (None: a transaction), until
+        :meth:`_unpin`.
 
         If it had none, nobody keeps this one afterwards.
         """
@@ -122,7 +146,11 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
     async def _settle(self, state: Any) -> None:
         """Give back a connection that nobody keeps any more."""
         lent = state.conn
-        if lent is not None and lent.by_itself and not (lent.pins or lent.is_open or state.transactions):
+        if (
+            lent is not None
+            and lent.by_itself
+            and not (lent.pins or lent.is_open or state.transactions)
+        ):
             await self._drop(state)
 
     async def _drop(self, state: Any) -> None:
@@ -137,13 +165,18 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         await super().aclose()
 
     def _note_scope(self) -> None:
-        """For the words of a refusal: where what is about to be left was opened, and where it is left."""
+        """For the words of a refusal: where what is about to be left was opened, and where it is
+        left.
+        """
         lent = self._state.conn
         if self.strict and lent is not None:
             _last_scope.set(((lent.entry.code, lent.entry.instruction), caller()))
 
     async def aexecute_sql(self, sql: Any, params: Any = None) -> Any:
-        """As pwasyncio's. A connection that is taken for this alone goes back at once: its result is read."""
+        """As pwasyncio's.
+
+        A connection that is taken for this alone goes back at once: its result is read.
+        """
         pinned = await self._pin(sql)
         try:
             return await super().aexecute_sql(sql, params)
@@ -151,7 +184,10 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
             await self._unpin(*pinned)
 
     async def iterate(self, query: Any, buffer_size: int | None = None) -> AsyncIterator[Any]:
-        """As pwasyncio's. A connection that is taken for this alone goes back when it is read to the end or closed."""
+        """As pwasyncio's.
+
+        A connection that is taken for this alone goes back when it is read to the end or closed.
+        """
         query.bind(self)
         pinned = await self._pin(query.sql()[0])
         try:
@@ -172,7 +208,9 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         await lent.close()
 
     async def _pool_close(self) -> None:
-        """Bounded by *acquire_timeout*, and 10 s; what is lent then is closed when it comes back."""
+        """Bounded by *acquire_timeout*, and 10 s; what is lent then is closed when it comes
+        back.
+        """
         await self.pool.close(timeout=min(10.0, self.pool.settings.acquire_timeout))
 
     def begin(self, *args: Any, **kwargs: Any) -> None:
@@ -204,7 +242,11 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
             pwasyncio.await_(self._drop(state))
         else:
             try:
-                with nullcontext() if state.conn is None else bounded(state.conn.home, "rollback", state.conn.entry):
+                with (
+                    nullcontext()
+                    if state.conn is None
+                    else bounded(state.conn.home, "rollback", state.conn.entry)
+                ):
                     super().rollback()
             except (peewee.PeeweeException, UnbrokenError) as error:
                 if state.conn is None:
@@ -215,7 +257,11 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
             pwasyncio.await_(self._settle(state))
 
     async def _commit(self, lent: Any) -> None:
-        """COMMIT. Raises CommitUnknownError where its answer was lost, ConnectionLostError where it was never sent."""
+        """COMMIT.
+
+        Raises CommitUnknownError where its answer was lost, ConnectionLostError where it was never
+        sent.
+        """
         if lent is None:
             raise peewee.InterfaceError("Cannot commit, database connection not open.")
         try:
@@ -231,7 +277,10 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
 
 
 def undone_by_closing(lent: Any, error: Exception) -> None:
-    """ROLLBACK failed with *error*. The connection is closed instead, so nothing is stored: whoever rolled back need not hear of it."""
+    """ROLLBACK failed with *error*.
+
+    The connection is closed instead, so nothing is stored: whoever rolled back need not hear of it.
+    """
     lent.entry.condemn(Cause.RESET_FAILED, str(error))
     log.info("%s: ROLLBACK failed, and the connection is closed instead: %s", lent.home.name, error)
 
@@ -328,7 +377,11 @@ class AsyncPostgresqlDatabase(AsyncPooledDatabase, pwasyncio.AsyncPostgresqlData
     async def _dial(self) -> Any:
         import asyncpg
 
-        where = {"dsn": self.database} if self.database.startswith(("postgresql://", "postgres://")) else {"database": self.database}
+        where = (
+            {"dsn": self.database}
+            if self.database.startswith(("postgresql://", "postgres://"))
+            else {"database": self.database}
+        )
         conn = await asyncpg.connect(**where, **self.connect_params)
         try:
             await self.register_adapters(conn)

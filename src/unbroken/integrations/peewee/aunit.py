@@ -1,4 +1,6 @@
-"""``@db.unit`` for asyncio: coroutine functions as units of work, with the connection handled and lazy results made whole."""
+"""``@db.unit`` for asyncio: coroutine functions as units of work, with the connection handled and
+lazy results made whole.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ from unbroken.ledger.unit import current
 
 
 def awaited(
-    database: Any, function: Callable[..., Awaitable[Any]], lazy: Lazy, atomic: bool, deadline: float | None, max_replays: int | None
+    database: Any,
+    function: Callable[..., Awaitable[Any]],
+    lazy: Lazy,
+    atomic: bool,
+    deadline: float | None,
+    max_replays: int | None,
 ) -> Any:
     """*function* as a unit of work on an asyncio *database*: see :func:`unbroken.peewee.unit`."""
 
@@ -32,7 +39,12 @@ def awaited(
                     return await _whole(await function(*args, **kwargs), db, function, lazy)
 
         limit = settings.deadline if deadline is None else deadline
-        return await run_unit(work, limit, settings.max_replays if max_replays is None else max_replays, db._count_replay)
+        return await run_unit(
+            work,
+            limit,
+            settings.max_replays if max_replays is None else max_replays,
+            db._count_replay,
+        )
 
     return call
 

@@ -1,4 +1,6 @@
-"""What a database does about connections that it has: look after those held for long, listen to errors, join units of work."""
+"""What a database does about connections that it has: look after those held for long, listen to
+errors, join units of work.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,13 @@ from typing import Any
 import peewee
 
 from unbroken.abc import Cause, FaultKind
-from unbroken.errors import ClosedByHolderError, CommitUnknownError, ConnectionLostError, DeadlineExceeded, UnbrokenError
+from unbroken.errors import (
+    ClosedByHolderError,
+    CommitUnknownError,
+    ConnectionLostError,
+    DeadlineExceeded,
+    UnbrokenError,
+)
 from unbroken.integrations.peewee.again import mark
 from unbroken.integrations.peewee.errors import origin, translated
 from unbroken.integrations.peewee.slot import Slot
@@ -27,9 +35,11 @@ def is_lost(slot: Slot) -> bool:
 
 
 def look_after(database: Any, slot: Slot) -> None:
-    """Before a statement on a connection that is kept: replace one that has ended, if nothing is lost by that.
+    """Before a statement on a connection that is kept: replace one that has ended, if nothing is
+    lost by that.
 
-    Only its session's state is: what was SET, temporary tables, locks. Whoever took the connection itself is left alone.
+    Only its session's state is: what was SET, temporary tables, locks. Whoever took the connection
+    itself is left alone.
     """
     loan = slot.loan
     if loan is None or not database.reconnect or slot.raw or slot.begun or not slot.clean:
@@ -43,24 +53,38 @@ def look_after(database: Any, slot: Slot) -> None:
         return
     if entry.cause is None:
         entry.condemn(*home.explain(entry, in_use=True))
-    log.warning("%s: the connection held since %s ended (%s); another one takes its place", home.name, entry.place, entry.cause)
+    log.warning(
+        "%s: the connection held since %s ended (%s); another one takes its place",
+        home.name,
+        entry.place,
+        entry.cause,
+    )
     database._give_back(slot)
     database._take(slot)
 
 
 def join(slot: Slot) -> None:
-    """A statement is about to run within a unit of work: the unit must hear of it, also where the connection is older."""
+    """A statement is about to run within a unit of work: the unit must hear of it, also where the
+    connection is older.
+    """
     unit, loan = current(), slot.loan
     if unit is None or loan is None or loan.has_joined(unit):
         return
     older = slot.begun or not slot.clean
-    loan.join(unit, "a transaction that was begun before the unit of work is used in it" if older else None)
+    loan.join(
+        unit,
+        "a transaction that was begun before the unit of work is used in it" if older else None,
+    )
 
 
-def failed(database: Any, slot: Slot, exc: BaseException, sql: Any, *, stays: bool = False) -> BaseException:
-    """A statement raised *exc*: tell the pool and the unit of work what it means. Gives the error that the caller should see.
+def failed(
+    database: Any, slot: Slot, exc: BaseException, sql: Any, *, stays: bool = False
+) -> BaseException:
+    """A statement raised *exc*: tell the pool and the unit of work what it means. Gives the error
+    that the caller should see.
 
-    A lost connection that no transaction needs goes back at once, unless it *stays* for a ROLLBACK to come.
+    A lost connection that no transaction needs goes back at once, unless it *stays* for a ROLLBACK
+    to come.
     """
     loan = slot.loan
     if loan is None:
@@ -82,7 +106,11 @@ def shown(loan: Loan, exc: BaseException) -> BaseException:
     """The error that the caller should see for *exc*."""
     if isinstance(exc, CommitUnknownError | ConnectionLostError | ClosedByHolderError):
         return translated(exc)
-    if loan.entry.cause is Cause.DEADLINE and isinstance(exc, peewee.PeeweeException) and not isinstance(exc, UnbrokenError):
+    if (
+        loan.entry.cause is Cause.DEADLINE
+        and isinstance(exc, peewee.PeeweeException)
+        and not isinstance(exc, UnbrokenError)
+    ):
         told = loan.shown(exc, loan.state.settings.deadline)
         return translated(told) if isinstance(told, DeadlineExceeded) else exc
     return exc

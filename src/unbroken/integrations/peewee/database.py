@@ -1,7 +1,8 @@
 """The body: a peewee database whose connections come from a pool of unbroken's.
 
-Who keeps a connection, and until when, is said in ``slot.py``. Nothing here waits under a lock: peewee's own ``connect`` and
-``close`` hold one for all threads, so that a caller who waits for a connection would keep others from giving theirs back.
+Who keeps a connection, and until when, is said in ``slot.py``. Nothing here waits under a lock:
+peewee's own ``connect`` and ``close`` hold one for all threads, so that a caller who waits for a
+connection would keep others from giving theirs back.
 """
 
 from __future__ import annotations
@@ -43,18 +44,27 @@ __all__ = ["MaxConnectionsExceeded", "PooledDatabase"]
 
 
 class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # type: ignore[misc] # peewee ships no types that we could use
-    """Mixed in before one of peewee's MySQL or PostgreSQL databases, as playhouse's class of that name is.
+    """Mixed in before one of peewee's MySQL or PostgreSQL databases, as playhouse's class of that
+    name is.
 
-    *max_connections* (20; 0: no bound), *stale_timeout* (seconds that a connection may live; None: 3600) and *timeout* (seconds
-    to wait for one; None: 10, 0: for ever) are playhouse's; every setting of :class:`unbroken.Settings` may be given by its own
-    name. *strict*: refuse statements outside of a scope instead of connecting for them. *reconnect*: replace a connection that an
-    explicit ``connect()`` holds and that ended between two statements, with no transaction open (its session state is lost).
+    *max_connections* (20; 0: no bound), *stale_timeout* (seconds that a connection may live; None:
+    3600) and *timeout* (seconds to wait for one; None: 10, 0: for ever) are playhouse's; every
+    setting of :class:`unbroken.Settings` may be given by its own name. *strict*: refuse statements
+    outside of a scope instead of connecting for them. *reconnect*: replace a connection that an
+    explicit ``connect()`` holds and that ended between two statements, with no transaction open
+    (its session state is lost).
     """
 
     is_async = False
 
     def __init__(
-        self, database: Any, max_connections: Any = 20, stale_timeout: Any = None, timeout: Any = None, *args: Any, **kwargs: Any
+        self,
+        database: Any,
+        max_connections: Any = 20,
+        stale_timeout: Any = None,
+        timeout: Any = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         self.strict = bool(kwargs.pop("strict", False))
         self.reconnect = bool(kwargs.pop("reconnect", True))
@@ -63,8 +73,16 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         self._given = plan.settings_of(max_connections, stale_timeout, timeout, {})
         super().__init__(database, *args, **kwargs)
 
-    def init(self, database: Any, max_connections: Any = None, stale_timeout: Any = None, timeout: Any = None, **kwargs: Any) -> None:
-        """As playhouse's; takes unbroken's settings too. What was pooled before is closed, what is lent when it comes back.
+    def init(
+        self,
+        database: Any,
+        max_connections: Any = None,
+        stale_timeout: Any = None,
+        timeout: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """As playhouse's; takes unbroken's settings too. What was pooled before is closed, what is
+        lent when it comes back.
 
         Raises ConfigurationError for settings that cannot work.
         """
@@ -79,13 +97,18 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
 
     @property
     def pool(self) -> Pool:
-        """The pool behind this database. Made when it is asked for; connects to nothing by itself."""
+        """The pool behind this database.
+
+        Made when it is asked for; connects to nothing by itself.
+        """
         made = self._made
         return made if made is not None else self._make()
 
     def _make(self) -> Pool:
         if self.deferred:
-            raise peewee.InterfaceError("Error, database must be initialized before opening a connection.")
+            raise peewee.InterfaceError(
+                "Error, database must be initialized before opening a connection."
+            )
         driver = plan.driver_of(self)
         settings = Settings.of(**self._given)
         connect = plan.opener(self, type(self)._dial, driver, settings)
@@ -106,7 +129,7 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         """A new connection, peewee's own way."""
         return super()._connect()
 
-    # -- which connection ----------------------------------------------------------------------------------------
+    # -- which connection --------------------------------------------------------------------------
 
     @property
     def _state(self) -> Slot:
@@ -128,8 +151,8 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
     def connect(self, reuse_if_open: bool = False) -> bool:
         """Take a connection from the pool for this thread, until ``close()``. As peewee's.
 
-        Raises PoolTimeoutError (also a MaxConnectionsExceeded), OutageError or ConnectRejectedError, each also a
-        ``peewee.OperationalError``.
+        Raises PoolTimeoutError (also a MaxConnectionsExceeded), OutageError or
+        ConnectRejectedError, each also a ``peewee.OperationalError``.
         """
         slot = self._state
         if slot.is_bound:
@@ -144,7 +167,9 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
     def close(self) -> bool:
         """Give this thread's connection back. As peewee's: whether there was one."""
         if self.deferred:
-            raise peewee.InterfaceError("Error, database must be initialized before opening a connection.")
+            raise peewee.InterfaceError(
+                "Error, database must be initialized before opening a connection."
+            )
         slot = self._state
         self._finish_leaving(slot)
         if slot.is_left():
@@ -158,7 +183,9 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         return was_open
 
     def connection(self) -> Any:
-        """The driver's connection of this thread; opens one as ``connect()`` does, until ``close()``."""
+        """The driver's connection of this thread; opens one as ``connect()`` does, until
+        ``close()``.
+        """
         slot = self._state
         if slot.closed:
             if not slot.held:
@@ -177,7 +204,10 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
             result = super().__enter__()
             if len(slot.ctx) == 1:
                 slot.entered.clear()
-            if not frame.f_code.co_flags & _CAN_GO_ON and frame.f_globals.get("__name__") != "contextlib":
+            if (
+                not frame.f_code.co_flags & _CAN_GO_ON
+                and frame.f_globals.get("__name__") != "contextlib"
+            ):
                 slot.entered[id(slot.ctx[-1])] = id(frame)
             return result
         except BaseException:
@@ -203,7 +233,9 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
                 self.close()
 
     def _abandon(self, slot: Slot) -> None:
-        """Nobody is in the transactions of *slot* any more: their connection is ended, and the server rolls back."""
+        """Nobody is in the transactions of *slot* any more: their connection is ended, and the
+        server rolls back.
+        """
         transactions = slot.transactions[:]
         slot.transactions.clear()
         slot.commit_callbacks.clear()
@@ -232,7 +264,9 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
     def _take(self, slot: Slot) -> None:
         """Take a connection into *slot*; whoever asked sees to it that it is kept."""
         if self.deferred:
-            raise peewee.InterfaceError("Error, database must be initialized before opening a connection.")
+            raise peewee.InterfaceError(
+                "Error, database must be initialized before opening a connection."
+            )
         self._finish_leaving(slot)
         slot.conn, slot.closed = self._connect(), False
         conn, pool = slot.conn, self._made
@@ -261,7 +295,9 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         self._finish_leaving(slot)
         with slot.lock:
             conn, loan = slot.conn, slot.loan
-            readers = [reader for ref in list(slot.readers.values()) if (reader := ref()) is not None]
+            readers = [
+                reader for ref in list(slot.readers.values()) if (reader := ref()) is not None
+            ]
             if loan is not None and loan.state.mark[0]:
                 _call = loan.begin_end()
                 slot.leaving = loan  # first: at no moment does nobody know of it
@@ -313,7 +349,12 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
     def _reader_collected(self, slot: Slot, key: int, result: Result) -> None:
         """A result is being collected, on any thread; a forked child's is the parent's business."""
         loan = slot.loan
-        if loan is None or not loan.state.mark[0] or slot.readers.pop(key, None) is None or slot.is_bound:
+        if (
+            loan is None
+            or not loan.state.mark[0]
+            or slot.readers.pop(key, None) is None
+            or slot.is_bound
+        ):
             return
         with slot.lock:
             last = slot.is_free
@@ -321,10 +362,12 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
             result.let_go()
             self._settle(slot)
 
-    # -- statements ----------------------------------------------------------------------------------------------
+    # -- statements --------------------------------------------------------------------------------
 
     def _ready(self) -> tuple[Slot, Pin]:
-        """This thread's slot with a connection in it that is fit for a statement, pinned until :meth:`_unpin`."""
+        """This thread's slot with a connection in it that is fit for a statement, pinned until
+        :meth:`_unpin`.
+        """
         slot = self._state
         self._begin_anew(slot)
         pin = Pin(self, slot)
@@ -345,7 +388,8 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         """May a connection be opened for what is about to run? Raises what says no."""
         if slot.orphan and slot.transactions:
             raise peewee.OperationalError(
-                "this transaction belongs to the parent process; leave its block (or call dispose()) before using the database in the child"
+                "this transaction belongs to the parent process; leave its block (or call"
+                " dispose()) before using the database in the child"
             )
         if slot.held or slot.opening:
             return
@@ -355,7 +399,10 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
             raise LazyQueryError(refusal(slot.sql, slot.opened, slot.left))
 
     def cursor(self, named_cursor: Any = None) -> Any:
-        """As peewee's. A cursor on a connection that was opened for it keeps that until it is closed or collected."""
+        """As peewee's.
+
+        A cursor on a connection that was opened for it keeps that until it is closed or collected.
+        """
         slot, pin = self._ready()
         try:
             raw = super().cursor(named_cursor)
@@ -403,7 +450,9 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         if loan is not None:
             status = loan.state.driver.is_in_transaction(slot.conn)
             slot.open, slot.clean, slot.last_used = status is True, status is False, loan.state.now
-        if result._cursor.description is None and not is_streaming(result._cursor):  # nothing to be read
+        if result._cursor.description is None and not is_streaming(
+            result._cursor
+        ):  # nothing to be read
             slot.readers.pop(id(result), None)
             if not slot.is_bound:
                 result.let_go()
@@ -415,10 +464,14 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         slot = self._state
         return bool(slot.transactions or slot.begun or slot.raw)
 
-    # -- units of work -------------------------------------------------------------------------------------------
+    # -- units of work -----------------------------------------------------------------------------
 
     def atomic(self, *args: Any, **kwargs: Any) -> Any:
-        """As peewee's. As a decorator, the outermost one makes its function a unit of work: replayed when that is provably safe."""
+        """As peewee's.
+
+        As a decorator, the outermost one makes its function a unit of work: replayed when that is
+        provably safe.
+        """
         return Atomic(self, *args, **kwargs)
 
     def unit(self, function: Any = None, /, **options: Any) -> Any:

@@ -1,4 +1,6 @@
-"""The databases by playhouse's names, one for each way that peewee has to connect, and their URLs."""
+"""The databases by playhouse's names, one for each way that peewee has to connect, and their
+URLs.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from unbroken.integrations.peewee.database import PooledDatabase
 
 
 class PooledMySQLDatabase(PooledDatabase, peewee.MySQLDatabase):  # type: ignore[misc] # peewee ships no types that we could use
-    """playhouse's ``PooledMySQLDatabase``, unbroken: PyMySQL, or mysqlclient where peewee takes that."""
+    """playhouse's ``PooledMySQLDatabase``, unbroken: PyMySQL, or mysqlclient where peewee takes
+    that.
+    """
 
 
 class PooledMySQLConnectorDatabase(PooledDatabase, mysql_ext.MySQLConnectorDatabase):  # type: ignore[misc]
@@ -25,7 +29,9 @@ class PooledMariaDBConnectorDatabase(PooledDatabase, mysql_ext.MariaDBConnectorD
 
 
 class PooledPostgresqlDatabase(PooledDatabase, peewee.PostgresqlDatabase):  # type: ignore[misc]
-    """playhouse's ``PooledPostgresqlDatabase``, unbroken: psycopg2, or psycopg 3 with ``prefer_psycopg3=True``."""
+    """playhouse's ``PooledPostgresqlDatabase``, unbroken: psycopg2, or psycopg 3 with
+    ``prefer_psycopg3=True``.
+    """
 
 
 class PooledPostgresqlExtDatabase(PooledDatabase, postgres_ext.PostgresqlExtDatabase):  # type: ignore[misc]
@@ -63,27 +69,37 @@ _ASYNC = {
     "postgresql+asyncpg": "asyncpg",
 }
 for _name, _kind in _SCHEMES.items():
-    db_url.register_database(_kind, f"{_name}+unbroken")  # playhouse.db_url.connect("mysql+unbroken://...")
+    db_url.register_database(
+        _kind, f"{_name}+unbroken"
+    )  # playhouse.db_url.connect("mysql+unbroken://...")
 
 
 def connect(url: str, **options: Any) -> Any:
-    """As ``playhouse.db_url.connect``, for any of its MySQL and PostgreSQL schemes (``mysql``, ``mysql+pool``, ``psycopg3+pool`` …).
+    """As ``playhouse.db_url.connect``, for any of its MySQL and PostgreSQL schemes (``mysql``,
+    ``mysql+pool``, ``psycopg3+pool`` …).
 
     ``mysql+aiomysql`` and ``postgresql+asyncpg`` make the asyncio databases.
 
-    Settings may stand in the query: ``postgresql+pool://…/shop?max_connections=5&strict=true``. User and password are
-    unquoted. Raises ConfigurationError for a scheme that unbroken does not serve.
+    Settings may stand in the query: ``postgresql+pool://…/shop?max_connections=5&strict=true``.
+    User and password are unquoted. Raises ConfigurationError for a scheme that unbroken does not
+    serve.
     """
     scheme = urlsplit(url).scheme
     if scheme in _ASYNC:
         import unbroken.integrations.peewee.aio  # noqa: F401 - registers its schemes
-    name = _ASYNC.get(scheme) or _ALIASES.get(scheme, scheme).removesuffix("+pool").removesuffix("+unbroken")
+    name = _ASYNC.get(scheme) or _ALIASES.get(scheme, scheme).removesuffix("+pool").removesuffix(
+        "+unbroken"
+    )
     if name not in (*_SCHEMES, *_ASYNC.values()):
         raise ConfigurationError(
-            f"{scheme}:// is not served by unbroken.peewee; it knows {', '.join(_SCHEMES)}, each with or without +pool, and for asyncio "
-            f"{', '.join(_ASYNC)}"
+            f"{scheme}:// is not served by unbroken.peewee; it knows {', '.join(_SCHEMES)}, each"
+            f" with or without +pool, and for asyncio {', '.join(_ASYNC)}"
         )
-    if not urlsplit(url).path.strip("/") and "database" not in options:  # playhouse's error would show the URL, with its password
-        raise ConfigurationError(f"{scheme}:// without a database's name; write {scheme}://user:password@host/name")
+    if (
+        not urlsplit(url).path.strip("/") and "database" not in options
+    ):  # playhouse's error would show the URL, with its password
+        raise ConfigurationError(
+            f"{scheme}:// without a database's name; write {scheme}://user:password@host/name"
+        )
     options = {"unquote_password": True, "unquote_user": True, **options}
     return db_url.connect(f"{name}+unbroken{url[len(scheme) :]}", **options)

@@ -22,7 +22,9 @@ from unbroken.errors import (
 
 
 class LazyQueryError(UnbrokenError, peewee.InterfaceError):  # type: ignore[misc] # peewee ships no types that we could use
-    """A lazy query ran outside of the scope that opened its connection, or was about to be returned out of it."""
+    """A lazy query ran outside of the scope that opened its connection, or was about to be returned
+    out of it.
+    """
 
 
 class _Full(peewee.OperationalError, MaxConnectionsExceeded):  # type: ignore[misc]
@@ -42,7 +44,9 @@ _KINDS: tuple[type[UnbrokenError], ...] = (
 
 
 def translated(error: Any) -> UnbrokenError:
-    """*error* as one that ``except peewee.OperationalError`` catches too (and ``MaxConnectionsExceeded``, where the pool is full)."""
+    """*error* as one that ``except peewee.OperationalError`` catches too (and
+    ``MaxConnectionsExceeded``, where the pool is full).
+    """
     kinds = () if isinstance(error, peewee.PeeweeException) else _KINDS
     for kind in kinds:
         if isinstance(error, kind):

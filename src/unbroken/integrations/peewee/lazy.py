@@ -16,7 +16,9 @@ Lazy = Literal["read", "refuse"]
 
 
 def whole(value: Any, db: Any, function: Any, lazy: Lazy, depth: int = 3) -> Any:
-    """*value* with all that is lazy in it read to the end (the query itself keeps its rows), or a LazyQueryError."""
+    """*value* with all that is lazy in it read to the end (the query itself keeps its rows), or a
+    LazyQueryError.
+    """
     if isinstance(value, dict | list | tuple | set | frozenset):
         if depth:
             for each in list(value.values() if isinstance(value, dict) else value):
@@ -31,8 +33,9 @@ def whole(value: Any, db: Any, function: Any, lazy: Lazy, depth: int = 3) -> Any
         where = "" if opened is None else f", called at {place(opened)}"
         code = inspect.unwrap(function).__code__
         raise LazyQueryError(
-            f"{function.__qualname__} ({code.co_filename}:{code.co_firstlineno}) returned {unread} unread{where}: its connection is given "
-            f"back first; return a list, or let @db.unit read it (lazy='read')"
+            f"{function.__qualname__} ({code.co_filename}:{code.co_firstlineno}) returned {unread}"
+            f" unread{where}: its connection is given back first; return a list, or let @db.unit"
+            " read it (lazy='read')"
         )
     return _read(value)
 

@@ -21,7 +21,9 @@ from unbroken.pool.steps import run_async
 
 
 class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee ships no types that we could use
-    """A connection in a task's hands; mixed in before pwasyncio's wrapper, whose ``conn`` is the driver's own."""
+    """A connection in a task's hands; mixed in before pwasyncio's wrapper, whose ``conn`` is the
+    driver's own.
+    """
 
     def __init__(self, conn: Any, pool: AsyncPool) -> None:
         super().__init__(conn)
@@ -33,9 +35,15 @@ class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         self.last_used = self.entry.taken_at
         self.is_open = False  #: whether a statement left a transaction open
         self.pins = 0  #: statements that are at work on it
-        self.by_itself = False  #: taken by a statement or a transaction, not by connect(): nobody keeps it afterwards
+        #: taken by a statement or a transaction, not by connect(): nobody keeps it afterwards
+        self.by_itself = False
         limit = self.home.settings.deadline
-        loan.arm(min(math.inf if limit is None else self.last_used + limit, math.inf if unit is None else unit.until))
+        loan.arm(
+            min(
+                math.inf if limit is None else self.last_used + limit,
+                math.inf if unit is None else unit.until,
+            )
+        )
 
     def stale(self) -> bool:
         """Whether this connection is known to be lost. No round trip."""
@@ -43,13 +51,19 @@ class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         return known or (not self._streaming and self.loan.is_dead)
 
     async def answers(self) -> bool:
-        """After long silence one ping tells whether the connection was dropped silently, as the pool does before it lends one."""
-        if monotonic() - self.last_used >= self.home.fresh_for and not (self.is_open or self._streaming):
+        """After long silence one ping tells whether the connection was dropped silently, as the
+        pool does before it lends one.
+        """
+        if monotonic() - self.last_used >= self.home.fresh_for and not (
+            self.is_open or self._streaming
+        ):
             await run_async(self.loan.answers(self.last_used), self.home.shell.do)
         return self.entry.cause is None
 
     def join(self) -> None:
-        """A statement is about to run within a unit of work: it must hear of it, also where the connection is older."""
+        """A statement is about to run within a unit of work: it must hear of it, also where the
+        connection is older.
+        """
         unit = current()
         if unit is not None and not self.loan.has_joined(unit):
             older = "a transaction that was begun before the unit of work is used in it"
@@ -69,7 +83,11 @@ class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
             fault = self.loan.failed(origin(exc))
             if fault.kind is FaultKind.OTHER and self.entry.cause is None:
                 self.look()
-            if isinstance(exc, Exception) and not isinstance(exc, UnbrokenError) and self.entry.cause is Cause.DEADLINE:
+            if (
+                isinstance(exc, Exception)
+                and not isinstance(exc, UnbrokenError)
+                and self.entry.cause is Cause.DEADLINE
+            ):
                 raise translated(self.loan.shown(exc, self.home.settings.deadline)) from exc
             if isinstance(exc, Exception) and fault.is_lost:
                 mark(exc, sql, self.entry)
@@ -78,7 +96,10 @@ class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
     def loss(self) -> UnbrokenError:
         """The error that says so."""
         taken, why = self.entry.place, self.home.explain(self.entry, in_use=True)[0].value
-        what = f"connection of pool {self.home.name}, taken at {taken}, was lost ({why}) in a transaction; nothing of it is stored"
+        what = (
+            f"connection of pool {self.home.name}, taken at {taken}, was lost ({why}) in a"
+            " transaction; nothing of it is stored"
+        )
         return translated(self.home.error(ConnectionLostError, what))
 
     async def execute(self, sql: str, params: Any = None) -> Any:

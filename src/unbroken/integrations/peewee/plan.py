@@ -1,4 +1,6 @@
-"""Of what a peewee database was given: which driver it uses, where it leads, how to connect, and the pool's settings."""
+"""Of what a peewee database was given: which driver it uses, where it leads, how to connect, and
+the pool's settings.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,27 @@ from unbroken.settings import Settings
 
 #: playhouse's "as many as you like".
 _UNBOUNDED = 1_000_000
-#: What each driver calls the time that connecting may take, and its least whole number (libpq: 2; see each driver's file).
-_CONNECT_TIMEOUT = {"psycopg": 2, "psycopg2": 2, "mysqlclient": 1, "mariadb": 1, "mysqlconnector": 1, "pymysql": 1}
+#: What each driver calls the time that connecting may take, and its least whole number (libpq: 2;
+#: see each driver's file).
+_CONNECT_TIMEOUT = {
+    "psycopg": 2,
+    "psycopg2": 2,
+    "mysqlclient": 1,
+    "mariadb": 1,
+    "mysqlconnector": 1,
+    "pymysql": 1,
+}
 
 #: What aiomysql's and asyncpg's own pools call two of the settings.
 _RENAMED = {"pool_recycle": "max_age", "max_inactive_connection_lifetime": "max_idle"}
 
 
-def settings_of(max_connections: Any, stale_timeout: Any, timeout: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings for the pool from playhouse's arguments (None: not given) and unbroken's own, which win."""
+def settings_of(
+    max_connections: Any, stale_timeout: Any, timeout: Any, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings for the pool from playhouse's arguments (None: not given) and unbroken's own, which
+    win.
+    """
     out: dict[str, Any] = {}
     if max_connections is not None:
         out["max_size"] = int(max_connections) or _UNBOUNDED
@@ -37,10 +51,14 @@ def settings_of(max_connections: Any, stale_timeout: Any, timeout: Any, given: M
 
 
 def async_settings(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Part *kwargs* in the pool's settings (pwasyncio's names, the blocking databases', unbroken's own, which win) and the driver's."""
+    """Part *kwargs* in the pool's settings (pwasyncio's names, the blocking databases', unbroken's
+    own, which win) and the driver's.
+    """
     ours, theirs = Settings.split(kwargs)
     sizes = [theirs.pop(name, None) for name in ("max_connections", "pool_size")]
-    out = settings_of(next((n for n in sizes if n is not None), None), theirs.pop("stale_timeout", None), None, {})
+    out = settings_of(
+        next((n for n in sizes if n is not None), None), theirs.pop("stale_timeout", None), None, {}
+    )
     if (least := theirs.pop("pool_min_size", None)) is not None:
         out["min_size"] = int(least)
     for name, setting in _RENAMED.items():
@@ -68,7 +86,10 @@ def driver_of(database: Any) -> str:
     if isinstance(database, peewee.PostgresqlDatabase):
         database._adapter.check_driver()
         return "psycopg" if isinstance(database._adapter, peewee.Psycopg3Adapter) else "psycopg2"
-    raise ConfigurationError(f"{type(database).__name__} is no MySQL, MariaDB or PostgreSQL database of peewee's; unbroken pools those")
+    raise ConfigurationError(
+        f"{type(database).__name__} is no MySQL, MariaDB or PostgreSQL database of peewee's;"
+        " unbroken pools those"
+    )
 
 
 def target_of(database: Any, driver: str) -> Target:
@@ -93,7 +114,9 @@ def target_of(database: Any, driver: str) -> Target:
 
 
 def _pymysql_opener(database: Any, settings: Settings) -> Callable[[], Any]:
-    """PyMySQL's own timeout ends before the handshake, and it reads the CA store at each connect (19 of 20 ms): not so here."""
+    """PyMySQL's own timeout ends before the handshake, and it reads the CA store at each connect
+    (19 of 20 ms): not so here.
+    """
     helper: Any = open_driver(driver="pymysql", connect=_never)
 
     def open_one() -> Any:
@@ -110,23 +133,34 @@ def _never() -> Any:
     raise NotImplementedError  # open() is all that is asked of that helper
 
 
-def opener(database: Any, connect: Callable[[Any], Any], driver: str, settings: Settings) -> Callable[[], Any]:
-    """How the pool opens a connection: *connect* is peewee's own, called with a copy of *database* that says how long it may take."""
+def opener(
+    database: Any, connect: Callable[[Any], Any], driver: str, settings: Settings
+) -> Callable[[], Any]:
+    """How the pool opens a connection: *connect* is peewee's own, called with a copy of *database*
+    that says how long it may take.
+    """
     if driver == "pymysql":
         return _pymysql_opener(database, settings)
 
     def open_one() -> Any:
         one = copy.copy(database)
-        limit = min(settings.connect_timeout, float(database.connect_params.get("connect_timeout") or math.inf))
+        limit = min(
+            settings.connect_timeout,
+            float(database.connect_params.get("connect_timeout") or math.inf),
+        )
         one.connect_params = dict(database.connect_params)
         least = _CONNECT_TIMEOUT.get(driver)
         if least is not None and "connection_timeout" not in one.connect_params:
             one.connect_params["connect_timeout"] = max(least, math.ceil(limit))
-        if driver == "psycopg2":  # written in C: only a class that is there from the start can report to a unit of work
+        if (
+            driver == "psycopg2"
+        ):  # written in C: only a class that is there from the start can report to a unit of work
             from unbroken.drivers.psycopg2 import reporting
 
             plain = peewee.psycopg2.extensions.connection
-            one.connect_params["connection_factory"] = reporting(one.connect_params.get("connection_factory") or plain)
+            one.connect_params["connection_factory"] = reporting(
+                one.connect_params.get("connection_factory") or plain
+            )
         return connect(one)
 
     return open_one

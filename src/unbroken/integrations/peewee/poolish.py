@@ -19,7 +19,10 @@ class Poolish:
         return self.pool.stats()  # type: ignore[attr-defined, no-any-return] # the database's
 
     def manual_close(self: Any) -> bool:
-        """Close this thread's connection for good instead of giving it back. False: there was none."""
+        """Close this thread's connection for good instead of giving it back.
+
+        False: there was none.
+        """
         slot = self._state
         if slot.closed:
             return False
@@ -40,27 +43,39 @@ class Poolish:
                     state.finish_off(each)
 
     def close_stale(self: Any, age: float = 600) -> int:
-        """End the connections that were taken more than *age* seconds ago, whoever uses them: how many.
+        """End the connections that were taken more than *age* seconds ago, whoever uses them: how
+        many.
 
-        Their sockets are shut down; what their users do next raises. The setting ``reclaim`` does this by itself.
+        Their sockets are shut down; what their users do next raises. The setting ``reclaim`` does
+        this by itself.
         """
         if self._made is None:
             return 0
         state = self._made._current()
-        old = [entry for entry in list(state.kernel.lent.values()) if monotonic() - entry.taken_at > age]
+        old = [
+            entry
+            for entry in list(state.kernel.lent.values())
+            if monotonic() - entry.taken_at > age
+        ]
         before = len(state.kernel.exiled)
         for entry in old:
             reclaim(state, entry, entry.uses)
         return len(state.kernel.exiled) - before
 
     def close_all(self: Any) -> None:
-        """Close all connections: this thread's and the idle ones now, others' when they come back. The next use opens anew."""
+        """Close all connections: this thread's and the idle ones now, others' when they come back.
+
+        The next use opens anew.
+        """
         if not self.is_closed():
             self.close()
         self._retire()
 
     def dispose(self: Any) -> None:
-        """Forget this thread's connection, and close the others. A forked child need not call it."""
+        """Forget this thread's connection, and close the others.
+
+        A forked child need not call it.
+        """
         slot = self._state
         if not slot.closed:
             if slot.loan is not None:

@@ -1,4 +1,6 @@
-"""A statement's result as peewee reads it: the driver's cursor, and word of when it has been read, closed or collected."""
+"""A statement's result as peewee reads it: the driver's cursor, and word of when it has been read,
+closed or collected.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,12 @@ _KEPT = ("description", "rowcount", "lastrowid", "statusmessage", "query", "arra
 
 
 class Result:
-    """Stands for the driver's *cursor* (``isinstance`` agrees; ``raw_cursor`` is the cursor itself).
+    """Stands for the driver's *cursor* (``isinstance`` agrees; ``raw_cursor`` is the cursor
+    itself).
 
-    When it has been read to the end, closed or collected, the database is told, and what nobody keeps goes back to the
-    pool. When its connection is given back first, a client-side result keeps its rows; a server-side one is over.
+    When it has been read to the end, closed or collected, the database is told, and what nobody
+    keeps goes back to the pool. When its connection is given back first, a client-side result keeps
+    its rows; a server-side one is over.
     """
 
     _cursor: Any
@@ -33,10 +37,11 @@ class Result:
         self._rows: deque[Any] = deque()
         self._kept: dict[str, Any] = {}
         self._cut = False
-        self._reusable = True  #: a cursor that the caller may execute on again: the end of its rows means nothing
+        #: a cursor that the caller may execute on again: the end of its rows means nothing
+        self._reusable = True
         slot.readers[id(self)] = weakref.ref(self)
 
-    # -- reading -------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     def fetchone(self) -> Any:
         """The next row, or None."""
@@ -81,11 +86,12 @@ class Result:
     def _kept_row(self) -> Any:
         if self._cut:
             raise peewee.InterfaceError(
-                "a server-side result was read on after its connection was given back; read it inside the scope that opened it"
+                "a server-side result was read on after its connection was given back; read it"
+                " inside the scope that opened it"
             )
         return self._rows.popleft() if self._rows else None
 
-    # -- running (a cursor from db.cursor()) ---------------------------------------------------------------------
+    # -- running (a cursor from db.cursor()) -------------------------------------------------------
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         """As the driver's."""
@@ -98,11 +104,13 @@ class Result:
     def _run(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         cursor = self._cursor
         if cursor is None:
-            raise peewee.InterfaceError("this cursor is closed, and its connection was given back; ask for a new one")
+            raise peewee.InterfaceError(
+                "this cursor is closed, and its connection was given back; ask for a new one"
+            )
         given = getattr(cursor, name)(*args, **kwargs)
         return self if given is cursor else given
 
-    # -- the end -------------------------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close the cursor; read rows stay the caller's."""
@@ -122,7 +130,9 @@ class Result:
             self._database._reader_ended(self._slot, id(self))
 
     def let_go(self, *, rows: bool = False) -> None:
-        """Close the driver's cursor; what is known of it stays known, and with *rows* what was not read yet."""
+        """Close the driver's cursor; what is known of it stays known, and with *rows* what was not
+        read yet.
+        """
         cursor, self._cursor = self._cursor, None
         if cursor is None:
             return
@@ -141,10 +151,14 @@ class Result:
             cursor.close()
 
     def __del__(self) -> None:
-        if self.__dict__.get("_cursor") is not None and "_slot" in self.__dict__ and not sys.is_finalizing():
+        if (
+            self.__dict__.get("_cursor") is not None
+            and "_slot" in self.__dict__
+            and not sys.is_finalizing()
+        ):
             self._database._reader_collected(self._slot, id(self), self)
 
-    # -- everything else is the cursor's -------------------------------------------------------------------------
+    # -- everything else is the cursor's -----------------------------------------------------------
 
     @property
     def raw_cursor(self) -> Any:
@@ -166,10 +180,16 @@ class Result:
         try:
             return self._kept[name]
         except KeyError:
-            raise AttributeError(f"{name}: this cursor is closed, and its connection was given back") from None
+            raise AttributeError(
+                f"{name}: this cursor is closed, and its connection was given back"
+            ) from None
 
 
 def is_streaming(cursor: Any) -> bool:
-    """Whether the rows are still on the server: a named cursor (psycopg2's has no description yet), or MySQL's unbuffered kinds."""
+    """Whether the rows are still on the server: a named cursor (psycopg2's has no description yet),
+    or MySQL's unbuffered kinds.
+    """
     kinds = {kind.__name__ for kind in type(cursor).__mro__}
-    return bool(getattr(cursor, "name", None)) or bool(kinds & {"SSCursor", "CursorUseResultMixIn", "ServerCursor"})
+    return bool(getattr(cursor, "name", None)) or bool(
+        kinds & {"SSCursor", "CursorUseResultMixIn", "ServerCursor"}
+    )

@@ -1,8 +1,10 @@
-"""What one thread (or greenlet) has of a database: peewee's connection state, and who keeps the connection.
+"""What one thread (or greenlet) has of a database: peewee's connection state, and who keeps the
+connection.
 
-A connection is kept by an explicit ``connect()`` (``held``), by a transaction (``begun``, ``transactions``, ``open``), by
-results that are not read to the end (``readers``) and by a call that is at work (``pins``). When none of them is left, it
-goes back. A result may be collected on any thread: so the last two are changed under ``lock``, inside which nothing waits.
+A connection is kept by an explicit ``connect()`` (``held``), by a transaction (``begun``,
+``transactions``, ``open``), by results that are not read to the end (``readers``) and by a call
+that is at work (``pins``). When none of them is left, it goes back. A result may be collected on
+any thread: so the last two are changed under ``lock``, inside which nothing waits.
 """
 
 from __future__ import annotations
@@ -51,13 +53,17 @@ class Taken(Kept):
 
 
 class Slot:
-    """peewee's ``_ConnectionState`` (its names are peewee's: closed, conn, ctx, transactions, commit_callbacks) and more."""
+    """peewee's ``_ConnectionState`` (its names are peewee's: closed, conn, ctx, transactions,
+    commit_callbacks) and more.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.pins: weakref.WeakSet[Pin] = weakref.WeakSet()
         self.readers: dict[int, Any] = {}  #: weak references to results that are being read
-        self.opening = False  #: a BEGIN is about to be sent: opening a connection for it is no accident
+        self.opening = (
+            False  #: a BEGIN is about to be sent: opening a connection for it is no accident
+        )
         self.sql: str | None = None  #: what is about to run, for error messages
         self.opened: Where | None = None  #: where the last connection was taken …
         self.left: Where | None = None  #: … and given back (strict mode)
@@ -70,8 +76,12 @@ class Slot:
         self.ctx: list[Any] = []
         self.transactions: list[Any] = []
         self.commit_callbacks: list[Any] = []
-        self.by_hand: list[Any] = []  #: transactions that no ``with`` ends: kept, so that they are not taken for left
-        self.entered: dict[int, int] = {}  #: by the id of a context of ``with db:``, the id of the frame that runs the block
+        self.by_hand: list[
+            Any
+        ] = []  #: transactions that no ``with`` ends: kept, so that they are not taken for left
+        self.entered: dict[
+            int, int
+        ] = {}  #: by the id of a context of ``with db:``, the id of the frame that runs the block
         self.held = self.opening = False
         self.orphan = False  #: a forked child inside its parent's transaction
         self.drop()
@@ -82,7 +92,8 @@ class Slot:
         self.conn: Any = None
         self.loan: Taken | None = None  #: what the pool knows of it
         self.begun = False  #: db.begin() was called, and neither commit nor rollback since
-        self.ending = False  #: a BEGIN, COMMIT or ROLLBACK is under way, or was broken off: what is open is not known
+        #: a BEGIN, COMMIT or ROLLBACK is under way, or was broken off: what is open is not known
+        self.ending = False
         self.open = False  #: the driver said after the last statement that a transaction is open
         self.clean = True  #: … for certain that none is
         self.raw = False  #: the caller has the connection itself, or a cursor of it
@@ -101,11 +112,15 @@ class Slot:
         return self.held or self.begun or self.open or bool(self.transactions)
 
     def is_left(self) -> bool:
-        """Whether nobody is in the outermost transaction any more: an exception broke its end off."""
+        """Whether nobody is in the outermost transaction any more: an exception broke its end
+        off.
+        """
         transactions = self.transactions
         if not transactions:
             return False
-        within = next((ctx for ctx in self.ctx if getattr(ctx, "_helper", None) is transactions[0]), None)
+        within = next(
+            (ctx for ctx in self.ctx if getattr(ctx, "_helper", None) is transactions[0]), None
+        )
         if within is None:
             return is_left(transactions, (peewee._atomic, "_helper"))
         where = self.entered.get(id(within))
@@ -117,7 +132,10 @@ class Slot:
         return not (self.closed or self.pins or self.readers or self.is_bound)
 
     def inherited(self) -> None:
-        """This is a forked child: the connection is the parent's. An open transaction's scope stays, to be refused."""
+        """This is a forked child: the connection is the parent's.
+
+        An open transaction's scope stays, to be refused.
+        """
         transactions, ctx = self.transactions, self.ctx
         self.lock = threading.RLock()
         self.pins = weakref.WeakSet()
@@ -139,8 +157,9 @@ def _runs(number: int) -> bool:
 class Pin:
     """Keeps a slot's connection there while a call is at work, however the call ends.
 
-    The slot refers to it weakly: where an exception (of a signal handler, say) strikes before the call can take its pin
-    out, the pin goes with the call's frame, and the connection that nobody keeps any more is given back.
+    The slot refers to it weakly: where an exception (of a signal handler, say) strikes before the
+    call can take its pin out, the pin goes with the call's frame, and the connection that nobody
+    keeps any more is given back.
     """
 
     __slots__ = ("__weakref__", "_database", "_slot")
@@ -189,9 +208,17 @@ def place(where: Where) -> Place:
 
 
 def refusal(sql: Any, opened: Where | None, left: Where | None) -> str:
-    """The words of strict mode: what ran (None: a cursor), here and now, and where the last scope was *opened* and *left*."""
+    """The words of strict mode: what ran (None: a cursor), here and now, and where the last scope
+    was *opened* and *left*.
+    """
     what = "a cursor" if sql is None else " ".join(str(sql).split())[:300]
     text = f"strict: {what} ran outside of a scope, at {place(caller())}"
     if opened is not None and left is not None:
-        text += f"; the last scope of this thread was opened at {place(opened)} and left at {place(left)}"
-    return f"{text}; run it inside db.connection_context(), or let @db.unit make its result whole before it is returned"
+        text += (
+            f"; the last scope of this thread was opened at {place(opened)} and left at"
+            f" {place(left)}"
+        )
+    return (
+        f"{text}; run it inside db.connection_context(), or let @db.unit make its result whole"
+        " before it is returned"
+    )

@@ -1,4 +1,6 @@
-"""BEGIN, COMMIT and ROLLBACK of a peewee database: what holds a connection, and what a lost one means to each."""
+"""BEGIN, COMMIT and ROLLBACK of a peewee database: what holds a connection, and what a lost one
+means to each.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
     """peewee's own, with an ear for what is lost."""
 
     def begin(self, *args: Any, **kwargs: Any) -> None:
-        """As peewee's. A BEGIN whose connection is lost is sent again on another: nothing was done yet."""
+        """As peewee's.
+
+        A BEGIN whose connection is lost is sent again on another: nothing was done yet.
+        """
         slot = self._state
         tries = 0
         slot.opening = False  # a BEGIN that was broken off may have left it
@@ -44,7 +49,11 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
             tries += 1
 
     def commit(self) -> None:
-        """As peewee's. Raises CommitUnknownError when the answer to the COMMIT was lost, ConnectionLostError when it was not sent."""
+        """As peewee's.
+
+        Raises CommitUnknownError when the answer to the COMMIT was lost, ConnectionLostError when
+        it was not sent.
+        """
         slot = self._state
         if slot.closed:
             raise peewee.InterfaceError("Cannot commit, database connection not open.")
@@ -92,7 +101,10 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
             if loan is not None and not loan.is_in_step:
                 loan.break_off()
             if not slot.closed and not care.is_lost(slot):
-                with peewee.__exception_wrapper__, nullcontext() if loan is None else bounded(loan.state, "rollback", loan.entry):
+                with (
+                    peewee.__exception_wrapper__,
+                    nullcontext() if loan is None else bounded(loan.state, "rollback", loan.entry),
+                ):
                     super().cursor().execute("ROLLBACK")
             slot.ending, slot.clean = False, True
         except BaseException as exc:
@@ -106,7 +118,9 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
             self._unpin(slot, pin)
 
     def _begin_anew(self, slot: Slot) -> None:
-        """Before something is sent: a transaction whose end was broken off ends now, or the next BEGIN would commit it in MySQL."""
+        """Before something is sent: a transaction whose end was broken off ends now, or the next
+        BEGIN would commit it in MySQL.
+        """
         if slot.is_left() or (slot.ending and not slot.opening):
             self._abandon(slot)
 
@@ -118,7 +132,10 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
         return result
 
     def transaction_depth(self) -> int:
-        """As peewee's, which decides by it whether a block is the outermost. One that was broken off is not counted."""
+        """As peewee's, which decides by it whether a block is the outermost.
+
+        One that was broken off is not counted.
+        """
         slot = self._state
         self._begin_anew(slot)
         return len(slot.transactions)
@@ -127,7 +144,9 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
         """As peewee's."""
         slot = self._state
         if len(slot.transactions) == 1 and isinstance(slot.transactions[0], peewee._transaction):
-            slot.ending = slot.begun  # its COMMIT or ROLLBACK is next: from here on it counts as broken off until it is answered
+            # its COMMIT or ROLLBACK is next: from here on it counts as broken off until it is
+            # answered
+            slot.ending = slot.begun
         top = slot.transactions.pop()
         if not slot.is_bound:
             self._settle(slot)

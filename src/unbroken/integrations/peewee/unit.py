@@ -1,4 +1,6 @@
-"""``@db.unit`` and ``@db.atomic()``: functions as units of work, with the connection handled and lazy results made whole."""
+"""``@db.unit`` and ``@db.atomic()``: functions as units of work, with the connection handled and
+lazy results made whole.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,24 @@ def unit(
     deadline: float | None = None,
     max_replays: int | None = None,
 ) -> Any:
-    """Make *function* a unit of work on *database* (or a proxy of one): ``@db.unit`` or ``@db.unit(lazy="refuse")``.
+    """Make *function* a unit of work on *database* (or a proxy of one): ``@db.unit`` or
+    ``@db.unit(lazy="refuse")``.
 
-    A call connects, runs, gives the connection back, and lets every error through. When the connection was lost (or the server
-    asked to try again) and it is provable that nothing was committed, the call is run again from the start. A lazy result that it
-    returns (a query, an unread cursor, a generator; also inside lists, tuples, sets and dicts) is read to the end first; with
-    ``lazy="refuse"`` it is a LazyQueryError. *atomic*: all of it in one transaction. *deadline*: seconds for all attempts
-    together; *max_replays*: None, the database's setting. Inside another unit the outermost one replays.
+    A call connects, runs, gives the connection back, and lets every error through. When the
+    connection was lost (or the server asked to try again) and it is provable that nothing was
+    committed, the call is run again from the start. A lazy result that it returns (a query, an
+    unread cursor, a generator; also inside lists, tuples, sets and dicts) is read to the end first;
+    with ``lazy="refuse"`` it is a LazyQueryError. *atomic*: all of it in one transaction.
+    *deadline*: seconds for all attempts together; *max_replays*: None, the database's setting.
+    Inside another unit the outermost one replays.
 
-    On an asyncio database *function* is an ``async def``, and so is what this gives. Raises ConfigurationError where they do not fit.
+    On an asyncio database *function* is an ``async def``, and so is what this gives. Raises
+    ConfigurationError where they do not fit.
     """
     if function is None:
-        return functools.partial(unit, database, lazy=lazy, atomic=atomic, deadline=deadline, max_replays=max_replays)
+        return functools.partial(
+            unit, database, lazy=lazy, atomic=atomic, deadline=deadline, max_replays=max_replays
+        )
     if lazy not in ("read", "refuse"):
         raise ConfigurationError(f"lazy={lazy!r} must be 'read' or 'refuse'")
     if not isinstance(database, peewee.Proxy):
@@ -59,7 +67,12 @@ def unit(
                 with peewee._atomic(db):
                     return whole(function(*args, **kwargs), db, function, lazy)
 
-        return run_unit(work, limit, settings.max_replays if max_replays is None else max_replays, db._count_replay)
+        return run_unit(
+            work,
+            limit,
+            settings.max_replays if max_replays is None else max_replays,
+            db._count_replay,
+        )
 
     return call
 
@@ -68,15 +81,20 @@ def resolved(database: Any, function: Any) -> Any:
     """The database behind *database*, if *function* is of its kind: blocking or asyncio's."""
     db = database.obj if isinstance(database, peewee.Proxy) else database
     if db is None:
-        raise peewee.InterfaceError(f"{function.__qualname__} was called before its database proxy was initialized")
+        raise peewee.InterfaceError(
+            f"{function.__qualname__} was called before its database proxy was initialized"
+        )
     if db.is_async and not inspect.iscoroutinefunction(function):
         raise ConfigurationError(
-            f"{function.__qualname__} is no async def, and {type(db).__name__} is for asyncio: make it one that awaits db.run(...) inside"
+            f"{function.__qualname__} is no async def, and {type(db).__name__} is for asyncio: make"
+            " it one that awaits db.run(...) inside"
         )
-    if not db.is_async and (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
+    if not db.is_async and (
+        inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    ):
         raise ConfigurationError(
-            f"{function.__qualname__} is async, and {type(db).__name__} blocks: use unbroken.peewee's AsyncMySQLDatabase or "
-            f"AsyncPostgresqlDatabase"
+            f"{function.__qualname__} is async, and {type(db).__name__} blocks: use"
+            " unbroken.peewee's AsyncMySQLDatabase or AsyncPostgresqlDatabase"
         )
     return db
 
@@ -114,7 +132,10 @@ class _Scope:
 
 
 class Atomic(peewee._atomic):  # type: ignore[misc] # peewee ships no types that we could use
-    """peewee's ``atomic``. Decorating a function with the outermost one makes that a unit of work."""
+    """peewee's ``atomic``.
+
+    Decorating a function with the outermost one makes that a unit of work.
+    """
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """*function* in this transaction."""
@@ -137,7 +158,9 @@ class Atomic(peewee._atomic):  # type: ignore[misc] # peewee ships no types that
 
 
 class DatabaseProxy(peewee.DatabaseProxy):  # type: ignore[misc]
-    """peewee's, with ``@proxy.unit`` before it is initialized, and ``@proxy.atomic()`` as a unit of work."""
+    """peewee's, with ``@proxy.unit`` before it is initialized, and ``@proxy.atomic()`` as a unit of
+    work.
+    """
 
     def unit(self, function: Any = None, /, **options: Any) -> Any:
         """``@proxy.unit``: see :func:`unit`."""

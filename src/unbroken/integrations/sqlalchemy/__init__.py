@@ -1,4 +1,6 @@
-"""SQLAlchemy: one word makes an engine unbroken, ``create_engine(url, plugins=["unbroken"])``, sync and async."""
+"""SQLAlchemy: one word makes an engine unbroken, ``create_engine(url, plugins=["unbroken"])``, sync
+and async.
+"""
 
 from unbroken.integrations.sqlalchemy.plugin import Plugin, stats
 from unbroken.integrations.sqlalchemy.pool import AsyncUnbrokenQueuePool, UnbrokenQueuePool

@@ -1,7 +1,9 @@
-"""What one process (and event loop) knows of one SQLAlchemy pool: the pools' State, with SQLAlchemy's records in its hands.
+"""What one process (and event loop) knows of one SQLAlchemy pool: the pools' State, with
+SQLAlchemy's records in its hands.
 
-Who has a connection, who waits, who connects and who is told that the server is away is decided by the same kernel and flows
-as for a ``Pool``. What differs stands here: SQLAlchemy opens and closes the connections and calls its events.
+Who has a connection, who waits, who connects and who is told that the server is away is decided by
+the same kernel and flows as for a ``Pool``. What differs stands here: SQLAlchemy opens and closes
+the connections and calls its events.
 """
 
 from __future__ import annotations
@@ -42,26 +44,38 @@ from unbroken.pool.upkeep import schedule
 
 #: Causes for which SQLAlchemy closes a connection; for all others it invalidates one.
 _GENTLE = frozenset({Cause.SURPLUS, Cause.DRAINED, Cause.POOL_CLOSED})
-#: Connections that were opened and have no entry yet: more than this many at a time are forgotten ones.
+#: Connections that were opened and have no entry yet: more than this many at a time are forgotten
+#: ones.
 _FRESH = 32
 
 
 class Body(State):
-    """One pool of SQLAlchemy's in one process, for an async engine on one event loop. Made anew after a fork."""
+    """One pool of SQLAlchemy's in one process, for an async engine on one event loop.
+
+    Made anew after a fork.
+    """
 
     entry_kind = Slot
 
     def __init__(self, pool: Any, plan: Plan, shell: Any, counters: Counters | None) -> None:
-        super().__init__(plan.driver, plan.settings, shell, plan.name, plan.emit, _mark_of(shell), connector)
+        super().__init__(
+            plan.driver, plan.settings, shell, plan.name, plan.emit, _mark_of(shell), connector
+        )
         self._pool = weakref.ref(pool)
         self.plan = plan
         self.counters = counters or self.counters
-        self.by_connection: dict[int, list[Slot]] = {}  #: by id of what SQLAlchemy calls the DBAPI connection
-        self.fresh: dict[int, tuple[Connection, Any, Record]] = {}  #: opened, by id of the driver's object: no entry yet
+        self.by_connection: dict[
+            int, list[Slot]
+        ] = {}  #: by id of what SQLAlchemy calls the DBAPI connection
+        self.fresh: dict[
+            int, tuple[Connection, Any, Record]
+        ] = {}  #: opened, by id of the driver's object: no entry yet
         self.connect_limit = plan.connect_limit + AT_THE_LIMIT
         self.bounded = self.settings.deadline is not None
         self.abrupt = False  #: what is being closed now must not be waited for
-        self.caller: Context | None = None  #: of one that waits: an application's ``creator`` may read its context variables
+        self.caller: Context | None = (
+            None  #: of one that waits: an application's ``creator`` may read its context variables
+        )
         this = weakref.ref(self)
         shell.opener = lambda: _opened_by(this)
         shell.context = lambda: _context_of(this)
@@ -73,7 +87,9 @@ class Body(State):
         kernel.max_size = sys.maxsize if overflow < 0 else size + overflow
         kernel.keep = self.keep = size or sys.maxsize
         kernel.oldest_first = not pool._pool.use_lifo
-        self.take: Callable[[], Any] = kernel.idle.popleft if kernel.oldest_first else kernel.idle.pop
+        self.take: Callable[[], Any] = (
+            kernel.idle.popleft if kernel.oldest_first else kernel.idle.pop
+        )
 
     def _look(self) -> None:
         """What the hot paths ask of the driver."""
@@ -86,13 +102,18 @@ class Body(State):
         return self._pool()
 
     def run(self, flow: Flow[Any]) -> Any:
-        """Run *flow* for a caller of SQLAlchemy's: on this thread, or inside SQLAlchemy's greenlet."""
+        """Run *flow* for a caller of SQLAlchemy's: on this thread, or inside SQLAlchemy's
+        greenlet.
+        """
         return run(flow, self.shell.do_here)  # type: ignore[attr-defined] # both shells below have it
 
-    # -- connecting ----------------------------------------------------------------------------------------------
+    # -- connecting --------------------------------------------------------------------------------
 
     def open(self) -> Connection:
-        """Open a connection the way that SQLAlchemy does: the driver's own object. On this thread, or inside a greenlet."""
+        """Open a connection the way that SQLAlchemy does: the driver's own object.
+
+        On this thread, or inside a greenlet.
+        """
         pool = self.pool
         if pool is None:
             raise self.error(PoolClosedError, f"the engine of {self.name} is gone")
@@ -109,14 +130,20 @@ class Body(State):
         return raw
 
     def _look_below(self, pool: Any, connection: Any) -> Connection:
-        """The driver's object below *connection*. Where that cannot be told, the pool goes on without looking there."""
+        """The driver's object below *connection*.
+
+        Where that cannot be told, the pool goes on without looking there.
+        """
         if self.plan.is_blind:
             return connection
         raw = self.plan.genuine(pool._dialect.get_driver_connection(connection))
         if raw is not None:
             try:
                 return self.shell.wait_for(self.driver.adopt(raw))  # type: ignore[attr-defined] # Driver and AsyncDriver have it
-            except (TypeError, AttributeError) as why:  # an object of another make than the driver file knows
+            except (
+                TypeError,
+                AttributeError,
+            ) as why:  # an object of another make than the driver file knows
                 self.plan.warn_unknown(why)
         self.plan.go_blind(pool._dialect)
         self._look()
@@ -153,7 +180,9 @@ class Body(State):
 
     @property
     def has_room(self) -> bool:
-        """Whether a connection is being opened, or can be, for one more caller than those who wait."""
+        """Whether a connection is being opened, or can be, for one more caller than those who
+        wait.
+        """
         kernel = self.kernel
         return kernel.max_size - len(kernel.entries) > len(kernel.waiting)
 
@@ -165,7 +194,9 @@ class Body(State):
         return place
 
     def order(self) -> None:
-        """Have opened what is wanted: by workers; where nothing is known of the driver, by the callers themselves."""
+        """Have opened what is wanted: by workers; where nothing is known of the driver, by the
+        callers themselves.
+        """
         if not self.connects_here:
             super().order()
             return
@@ -180,10 +211,12 @@ class Body(State):
         except Exception:  # an exception class that cannot be copied
             return exc
 
-    # -- the end of a connection -----------------------------------------------------------------------------------
+    # -- the end of a connection -------------------------------------------------------------------
 
     def _hold_weakly(self, entry: Entry) -> None:
-        """Not here: SQLAlchemy's record holds the connection, and SQLAlchemy finds out who forgot it."""
+        """Not here: SQLAlchemy's record holds the connection, and SQLAlchemy finds out who forgot
+        it.
+        """
 
     def finish_off(self, entry: Entry) -> None:
         """Have SQLAlchemy close it: its events are called, and :meth:`bid_farewell` from there."""
@@ -212,12 +245,17 @@ class Body(State):
                 pool.stash(record)
 
     def bid_farewell(self, connection: Any, *, close: bool = False) -> None:
-        """SQLAlchemy is about to close *connection* (or does not, then *close*): look after it no more, count why it ended."""
+        """SQLAlchemy is about to close *connection* (or does not, then *close*): look after it no
+        more, count why it ended.
+        """
         with self.lock:
             entries = self.by_connection.get(id(connection))
             if not entries:
                 return
-            entry = next((each for each in entries if each.record is not None and each.record.closing), entries[-1])
+            entry = next(
+                (each for each in entries if each.record is not None and each.record.closing),
+                entries[-1],
+            )
             entries.remove(entry)
             if not entries:
                 del self.by_connection[id(connection)]
@@ -228,7 +266,12 @@ class Body(State):
         with self.lock:
             place = self.place()
             place.vacated = record is not None and record.used >= 0
-            place.record, place.code, place.lasti, place.holder = record, entry.code, entry.lasti, entry.holder
+            place.record, place.code, place.lasti, place.holder = (
+                record,
+                entry.code,
+                entry.lasti,
+                entry.holder,
+            )
             kept = self.kernel.replace(entry, place)
             self.kernel.forget(entry)
         if record is not None and record.entry is entry:
@@ -247,7 +290,9 @@ class Body(State):
             self.part(entry, entry.conn)
 
     def give_up(self, record: Record, place: Slot) -> None:
-        """A place goes back without a connection: to the next caller, where callers connect by themselves."""
+        """A place goes back without a connection: to the next caller, where callers connect by
+        themselves.
+        """
         if self.connects_here and place.vacated:
             if self.kernel.is_back(place):
                 self.put(place, None)
@@ -259,7 +304,9 @@ class Body(State):
         self.order()
 
     def detach(self, entry: Slot) -> None:
-        """Its holder took the connection out of the pool for good; only a fork still concerns us."""
+        """Its holder took the connection out of the pool for good; only a fork still concerns
+        us.
+        """
         self.release(entry)
         if entry.fd is not None:
             self.sockets.forget(entry.fd)
@@ -278,25 +325,35 @@ class Body(State):
         entry.conn = entry.anchor = entry.dbapi = entry.record = None
         self.order()
 
-    # -- giving back -----------------------------------------------------------------------------------------------
+    # -- giving back -------------------------------------------------------------------------------
 
     def is_good(self, entry: Entry, conn: Connection) -> bool:
-        """Whether *conn* may go back as it is: what is open on it, and what was set, is SQLAlchemy's business."""
+        """Whether *conn* may go back as it is: what is open on it, and what was set, is
+        SQLAlchemy's business.
+        """
         return self.is_in_step(entry, conn)
 
-    # -- what callers forgot, or lost ------------------------------------------------------------------------------
+    # -- what callers forgot, or lost --------------------------------------------------------------
 
     def strays(self) -> list[Entry]:
-        """Also what is noted as lent, and SQLAlchemy has not handed out yet or has taken back already.
+        """Also what is noted as lent, and SQLAlchemy has not handed out yet or has taken back
+        already.
 
-        Whether a thread is at it just now, its stack tells. A task can only be at it while it sets the connection up.
+        Whether a thread is at it just now, its stack tells. A task can only be at it while it sets
+        the connection up.
         """
         lent = [e for e in list(self.lent.values()) if isinstance(e, Slot) and e.cause is None]
-        found = [e for e in lent if e.record is None or (e.record.fairy_ref is None and not (self.plan.is_async and e.record.closing))]
+        found = [
+            e
+            for e in lent
+            if e.record is None
+            or (e.record.fairy_ref is None and not (self.plan.is_async and e.record.closing))
+        ]
         return self.kernel.strays() + found
 
     def note_forgotten(self, entry: Slot | None) -> None:
-        """SQLAlchemy found out that nobody refers to a connection that is lent. In a finalizer: no lock, no log.
+        """SQLAlchemy found out that nobody refers to a connection that is lent. In a finalizer: no
+        lock, no log.
 
         In a forked child it is about to roll back, on the parent's session; this runs just before.
         """
@@ -306,14 +363,19 @@ class Body(State):
             self.report_forgotten(entry)
 
     def report_forgotten(self, entry: Slot) -> None:
-        """Leave word of a forgotten *entry* for the next look through the pool. SQLAlchemy takes the connection itself back."""
+        """Leave word of a forgotten *entry* for the next look through the pool.
+
+        SQLAlchemy takes the connection itself back.
+        """
         ghost = Slot(None, entry.born, 0, 0.0)
         ghost.uses, ghost.reported = entry.uses, entry.reported
         ghost.code, ghost.lasti = entry.code, entry.lasti
         self.forgotten.append(ghost)
 
     def inquire(self, question: Question, until: float) -> Flow[Any]:  # noqa: ARG002 - pool_timeout bounds it
-        """What the server answers to *question*, on a connection of SQLAlchemy's pool; None where it does not."""
+        """What the server answers to *question*, on a connection of SQLAlchemy's pool; None where
+        it does not.
+        """
         if self.plan.is_blind or text_of(question, self.backend) is None:
             return "" if self.backend == "sqlite" and question is Question.HIDDEN_WRITES else None
         return (yield Attempt(lambda: self._ask(question)))
@@ -325,11 +387,15 @@ class Body(State):
             return None
         try:
             entry = fairy._connection_record.entry
-            return None if entry is None or entry.conn is None else self.run(Loan.of(self, entry, entry.conn).ask(question))
+            return (
+                None
+                if entry is None or entry.conn is None
+                else self.run(Loan.of(self, entry, entry.conn).ask(question))
+            )
         finally:
             fairy.close()
 
-    # -- words ---------------------------------------------------------------------------------------------------
+    # -- words -------------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
         """The numbers of this moment; ``max_size`` 0: without bound."""
@@ -337,7 +403,11 @@ class Body(State):
         return found if found.max_size != sys.maxsize else replace(found, max_size=0)
 
     def classify(self, exc: BaseException) -> Fault:
-        """What *exc* means. SQLAlchemy's async dialects and its own errors wrap the driver's: the first that says something counts."""
+        """What *exc* means.
+
+        SQLAlchemy's async dialects and its own errors wrap the driver's: the first that says
+        something counts.
+        """
         link: BaseException | None = exc
         first: Fault | None = None
         connecting = from_connect(exc)
@@ -356,7 +426,9 @@ class Body(State):
         return first or Fault(FaultKind.OTHER)
 
     def error(self, kind: type[E], message: str, **attributes: Any) -> E:
-        """One of our errors that is the DBAPI's OperationalError too, so that SQLAlchemy wraps it as such."""
+        """One of our errors that is the DBAPI's OperationalError too, so that SQLAlchemy wraps it
+        as such.
+        """
         error = for_driver(kind, self.plan.foreign, message, **attributes)
         testify(error)
         return error
@@ -397,7 +469,10 @@ def _opened_by(body_ref: Callable[[], Body | None]) -> Connection:
 
 
 class SyncShell(ThreadShell):
-    """Blocking engines. Locks are reentrant: SQLAlchemy gives connections back in finalizers, which run anywhere."""
+    """Blocking engines.
+
+    Locks are reentrant: SQLAlchemy gives connections back in finalizers, which run anywhere.
+    """
 
     opener: Callable[[], Connection]
     context: Callable[[], Context]
@@ -411,12 +486,18 @@ class SyncShell(ThreadShell):
 
     def do(self, step: Any) -> Any:
         """A step, a worker's or a caller's. SQLAlchemy opens the connections."""
-        return super().do(replace(step, make=self.opener, context=self.context()) if type(step) is Connect else step)
+        return super().do(
+            replace(step, make=self.opener, context=self.context())
+            if type(step) is Connect
+            else step
+        )
 
     do_here = do
 
     def in_hands(self, wanted: set[int]) -> set[int] | None:
-        """As ThreadShell's, and on greenlets: one may be switched away while SQLAlchemy sets its connection up."""
+        """As ThreadShell's, and on greenlets: one may be switched away while SQLAlchemy sets its
+        connection up.
+        """
         frames = thread_frames()
         if frames is None:
             return None
@@ -430,7 +511,10 @@ class SyncShell(ThreadShell):
 
 
 class GreenletShell(LoopShell):
-    """Async engines. Workers are tasks; callers are in SQLAlchemy's greenlets, and wait through them."""
+    """Async engines.
+
+    Workers are tasks; callers are in SQLAlchemy's greenlets, and wait through them.
+    """
 
     opener: Callable[[], Connection]
     context: Callable[[], Context]

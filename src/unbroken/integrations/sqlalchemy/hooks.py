@@ -1,5 +1,6 @@
-"""Where SQLAlchemy's dialects know less than we do: errors that end a connection, transactions that are not open, COMMITs whose
-answer is lost, statements on connections that a unit of work has not seen taken.
+"""Where SQLAlchemy's dialects know less than we do: errors that end a connection, transactions that
+are not open, COMMITs whose answer is lost, statements on connections that a unit of work has not
+seen taken.
 
 These are set on one engine's dialect object, never on a class.
 """
@@ -30,16 +31,35 @@ from unbroken.pool.bounds import bounded
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, run
 
-#: DBAPIs whose COMMIT and ROLLBACK may be left out when nothing is open. Others (asyncpg's, pg8000's) keep state of their own
-#: beside the server's, and send nothing needless anyway.
-_STATELESS = {"pymysql", "mysqlclient", "aiomysql", "asyncmy", "psycopg", "psycopg2", "mysqlconnector", "mariadb", "mariadbconnector"}
+#: DBAPIs whose COMMIT and ROLLBACK may be left out when nothing is open. Others (asyncpg's,
+#: pg8000's) keep state of their own beside the server's, and send nothing needless anyway.
+_STATELESS = {
+    "pymysql",
+    "mysqlclient",
+    "aiomysql",
+    "asyncmy",
+    "psycopg",
+    "psycopg2",
+    "mysqlconnector",
+    "mariadb",
+    "mariadbconnector",
+}
 
 
-_OURS = (OutageError, PoolTimeoutError, CommitUnknownError, ConnectionLostError, ClosedByHolderError, DeadlineExceeded)
+_OURS = (
+    OutageError,
+    PoolTimeoutError,
+    CommitUnknownError,
+    ConnectionLostError,
+    ClosedByHolderError,
+    DeadlineExceeded,
+)
 
 
 def known(connection: Any) -> tuple[Any, Slot] | None:
-    """Our body and entry behind what SQLAlchemy calls a DBAPI connection; None where it is not of a pool of ours."""
+    """Our body and entry behind what SQLAlchemy calls a DBAPI connection; None where it is not of a
+    pool of ours.
+    """
     record = getattr(connection, "_connection_record", None)
     entry = getattr(record, "entry", None)
     home = getattr(record, "home", None)
@@ -79,19 +99,27 @@ class Hooks:
             dialect.connect = _opening(dialect.connect, opener)
 
     def _connect(self, original: Any) -> Any:
-        """PyMySQL's connect timeout ends before the handshake; the driver's own way to open has one for both."""
+        """PyMySQL's connect timeout ends before the handshake; the driver's own way to open has one
+        for both.
+        """
 
         @functools.wraps(original)
         def connect(*args: Any, **kwargs: Any) -> Any:
             dbapi = self.dialect.loaded_dbapi
-            if args or kwargs.get("defer_connect") or dbapi.connect is not dbapi.connections.Connection:  # somebody traces it
+            if (
+                args
+                or kwargs.get("defer_connect")
+                or dbapi.connect is not dbapi.connections.Connection
+            ):  # somebody traces it
                 return original(*args, **kwargs)
             return self.driver.open(kwargs, self.plan.settings.connect_timeout)  # type: ignore[attr-defined] # PyMySQL's has it
 
         return connect
 
     def _reporting(self, original: Any) -> Any:
-        """psycopg2's connections are written in C: only those of a class of ours can tell what they send."""
+        """psycopg2's connections are written in C: only those of a class of ours can tell what they
+        send.
+        """
 
         @functools.wraps(original)
         def connect(*args: Any, **kwargs: Any) -> Any:
@@ -99,10 +127,12 @@ class Hooks:
 
         return connect
 
-    # -- transactions --------------------------------------------------------------------------------------------
+    # -- transactions ------------------------------------------------------------------------------
 
     def _rollback(self, original: Any) -> Any:
-        """No round trip where it is certain that nothing is open, and nothing at all on a parent's connection."""
+        """No round trip where it is certain that nothing is open, and nothing at all on a parent's
+        connection.
+        """
         driver, ask, may_skip = self.driver, self.driver.is_in_transaction, self.may_skip
 
         @functools.wraps(original)
@@ -114,7 +144,9 @@ class Hooks:
             home, entry = found
             if not home.mark[0]:
                 home.sever()
-            elif may_skip and home.driver is driver and ask(entry.conn) is False:  # else it cannot look below them
+            elif (
+                may_skip and home.driver is driver and ask(entry.conn) is False
+            ):  # else it cannot look below them
                 pass  # and so it is in step, too
             elif not home.is_in_step(entry, entry.conn):
                 Loan.of(home, entry, entry.conn).break_off()  # its end is the rollback
@@ -128,7 +160,9 @@ class Hooks:
         return do_rollback
 
     def _commit(self, original: Any) -> Any:
-        """Likewise; and a COMMIT whose answer is lost is called unknown, one that was never sent is called lost."""
+        """Likewise; and a COMMIT whose answer is lost is called unknown, one that was never sent is
+        called lost.
+        """
         ask, may_skip = self.driver.is_in_transaction, self.may_skip
 
         @functools.wraps(original)
@@ -157,7 +191,7 @@ class Hooks:
 
         return do_commit
 
-    # -- errors --------------------------------------------------------------------------------------------------
+    # -- errors ------------------------------------------------------------------------------------
 
     def on_error(self, context: ExceptionContext) -> BaseException | None:
         """Say what an error means: to SQLAlchemy, to the unit of work, to the pool's books."""
@@ -171,24 +205,35 @@ class Hooks:
             shown = exc
         return None if shown is None else _as_both(shown, context)
 
-    def _judge(self, context: ExceptionContext, loan: Loan, exc: BaseException) -> BaseException | None:
+    def _judge(
+        self, context: ExceptionContext, loan: Loan, exc: BaseException
+    ) -> BaseException | None:
         home, entry = loan.state, loan.entry
         fault = loan.failed(exc)
         if entry.cause is not None:
             context.is_disconnect = True
         elif context.is_disconnect:  # SQLAlchemy's own word, or its rule for what is no Exception
-            entry.condemn(fault.cause or (Cause.LOST if isinstance(exc, Exception) else Cause.CANCELLED), fault.text)
+            entry.condemn(
+                fault.cause or (Cause.LOST if isinstance(exc, Exception) else Cause.CANCELLED),
+                fault.text,
+            )
         if entry.fd is not None and fault.kind is not FaultKind.WRONG_SERVER:
-            context.invalidate_pool_on_disconnect = False  # we look at the others instead of throwing them away
+            context.invalidate_pool_on_disconnect = (
+                False  # we look at the others instead of throwing them away
+            )
             if context.is_disconnect:
                 home.sweep()
-        if isinstance(exc, Exception) and isinstance(told := loan.shown(exc, home.settings.deadline), DeadlineExceeded):
+        if isinstance(exc, Exception) and isinstance(
+            told := loan.shown(exc, home.settings.deadline), DeadlineExceeded
+        ):
             return told
         return None
 
 
 def _opening(original: Any, opener: Any) -> Any:
-    """SQLAlchemy's way to connect with the driver's way to open: what is cancelled leaves nothing open."""
+    """SQLAlchemy's way to connect with the driver's way to open: what is cancelled leaves nothing
+    open.
+    """
 
     @functools.wraps(original)
     def connect(*args: Any, **kwargs: Any) -> Any:
@@ -199,18 +244,24 @@ def _opening(original: Any, opener: Any) -> Any:
 
 
 def _as_both(error: BaseException, context: ExceptionContext) -> BaseException | None:
-    """*error*, one of ours, as an error that is SQLAlchemy's too, with all that SQLAlchemy's would say of itself."""
+    """*error*, one of ours, as an error that is SQLAlchemy's too, with all that SQLAlchemy's would
+    say of itself.
+    """
     theirs = context.sqlalchemy_exception
     kind = next((kind for kind in _OURS if isinstance(error, kind)), None)
     if theirs is None or kind is None:
         return error if error is not context.original_exception else None
     shown = for_driver(kind, type(theirs), str(error))
-    shown.__dict__.update({**theirs.__dict__, **error.__dict__, "connection_invalidated": context.is_disconnect})
+    shown.__dict__.update(
+        {**theirs.__dict__, **error.__dict__, "connection_invalidated": context.is_disconnect}
+    )
     return shown
 
 
 def _seen(original: Any) -> Any:
-    """A statement inside a unit of work, on a connection that was taken outside of it, is a reason not to run it again."""
+    """A statement inside a unit of work, on a connection that was taken outside of it, is a reason
+    not to run it again.
+    """
 
     @functools.wraps(original)
     def execute(*args: Any, **kwargs: Any) -> Any:
@@ -229,5 +280,10 @@ def _doubt(context: Any) -> None:
     found = known(connection) if connection is not None else None
     if found is None:
         unit.doubt("a statement went out on a connection that is not from a pool of unbroken's")
-    elif not found[1].watched and found[1].record.used == found[1].uses:  # not while SQLAlchemy sets a new connection up
-        unit.doubt("a statement went out on a connection that was checked out before the unit of work began")
+    elif (
+        not found[1].watched and found[1].record.used == found[1].uses
+    ):  # not while SQLAlchemy sets a new connection up
+        unit.doubt(
+            "a statement went out on a connection that was checked out before the unit of work"
+            " began"
+        )

@@ -1,4 +1,6 @@
-"""What ``create_engine`` was told, taken apart: our settings, the driver, what SQLAlchemy's own pool is to be given."""
+"""What ``create_engine`` was told, taken apart: our settings, the driver, what SQLAlchemy's own
+pool is to be given.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,16 @@ from typing import Any
 
 from sqlalchemy.engine import URL
 
-from unbroken.abc import NO_OPTIONS, BaseDriver, Capabilities, Connection, Fault, FaultKind, Observer, Target
+from unbroken.abc import (
+    NO_OPTIONS,
+    BaseDriver,
+    Capabilities,
+    Connection,
+    Fault,
+    FaultKind,
+    Observer,
+    Target,
+)
 from unbroken.backends.fault import one_line
 from unbroken.drivers import known as all_known
 from unbroken.drivers import open_driver
@@ -20,14 +31,28 @@ from unbroken.settings import Settings
 
 log = logging.getLogger("unbroken")
 
-#: Settings that SQLAlchemy's pool has under another name; theirs count, ours are translated where theirs is not given.
-_THEIRS = {"max_size": "pool_size", "acquire_timeout": "pool_timeout", "reset": "pool_reset_on_return"}
+#: Settings that SQLAlchemy's pool has under another name; theirs count, ours are translated where
+#: theirs is not given.
+_THEIRS = {
+    "max_size": "pool_size",
+    "acquire_timeout": "pool_timeout",
+    "reset": "pool_reset_on_return",
+}
 
-#: How a DBAPI's ``connect`` calls its time limit, and what it takes. Without one, a server that does not answer holds a
-#: caller for minutes.
+#: How a DBAPI's ``connect`` calls its time limit, and what it takes. Without one, a server that
+#: does not answer holds a caller for minutes.
 _CONNECT_TIMEOUT: Mapping[str, tuple[str, Callable[[float], float]]] = {
     **dict.fromkeys(
-        ("pymysql", "mysqldb", "asyncmy", "mariadbconnector", "psycopg", "psycopg_async", "psycopg2"), ("connect_timeout", math.ceil)
+        (
+            "pymysql",
+            "mysqldb",
+            "asyncmy",
+            "mariadbconnector",
+            "psycopg",
+            "psycopg_async",
+            "psycopg2",
+        ),
+        ("connect_timeout", math.ceil),
     ),
     "aiomysql": ("connect_timeout", float),
     "mysqlconnector": ("connection_timeout", math.ceil),
@@ -42,20 +67,38 @@ _warned: set[str] = set()
 class Plan:
     """One engine's part of unbroken, shared by all the pools that it has in its life."""
 
-    def __init__(self, driver: BaseDriver, settings: Settings, observers: tuple[Observer, ...] = (), *, is_async: bool = False) -> None:
+    def __init__(
+        self,
+        driver: BaseDriver,
+        settings: Settings,
+        observers: tuple[Observer, ...] = (),
+        *,
+        is_async: bool = False,
+    ) -> None:
         self.driver = driver
         self.settings = settings
         self.name = settings.name or driver.target.label
         self.is_async = is_async
-        self.connect_limit = settings.connect_timeout  #: seconds for one attempt; the application's own word counts
-        self.foreign: type[BaseException] = driver.errors[0]  #: what our errors are, too: the DBAPI's OperationalError
+        self.connect_limit = (
+            settings.connect_timeout
+        )  #: seconds for one attempt; the application's own word counts
+        self.foreign: type[BaseException] = driver.errors[
+            0
+        ]  #: what our errors are, too: the DBAPI's OperationalError
         self._observers = observers
-        self._module = next((each.module.partition(".")[0] for each in all_known() if each.name == driver.name), None)
+        self._module = next(
+            (each.module.partition(".")[0] for each in all_known() if each.name == driver.name),
+            None,
+        )
 
     def genuine(self, raw: Any) -> Connection | None:
-        """The driver's own object: *raw*, or what a tracer's proxy around it wraps; None where neither can be told."""
+        """The driver's own object: *raw*, or what a tracer's proxy around it wraps; None where
+        neither can be told.
+        """
         for _ in range(5):
-            if any(each.__module__.partition(".")[0] == self._module for each in type(raw).__mro__):  # a proxy lies about its __class__
+            if any(
+                each.__module__.partition(".")[0] == self._module for each in type(raw).__mro__
+            ):  # a proxy lies about its __class__
                 return raw
             raw = getattr(raw, "__wrapped__", None)
         self.warn_unknown("they are wrapped by something else")
@@ -65,11 +108,18 @@ class Plan:
         """Say once that connections cannot be looked below."""
         if self.name not in _warned:
             _warned.add(self.name)
-            log.warning("%s: unbroken cannot look below these connections (%s); they are pooled as SQLAlchemy does it", self.name, why)
+            log.warning(
+                "%s: unbroken cannot look below these connections (%s); they are pooled as"
+                " SQLAlchemy does it",
+                self.name,
+                why,
+            )
 
     @property
     def is_blind(self) -> bool:
-        """Whether there is no driver file for this DBAPI: then the pool is SQLAlchemy's, with reports of leaks."""
+        """Whether there is no driver file for this DBAPI: then the pool is SQLAlchemy's, with
+        reports of leaks.
+        """
         return isinstance(self.driver, Blind)
 
     def emit(self, event: str, fields: Mapping[str, Any]) -> None:
@@ -81,16 +131,22 @@ class Plan:
                 log.exception("unbroken: an observer failed at %r", event)
 
     def go_blind(self, dialect: Any) -> None:
-        """The connections cannot be looked below: from now on the engine's pools are SQLAlchemy's, with reports of leaks."""
+        """The connections cannot be looked below: from now on the engine's pools are SQLAlchemy's,
+        with reports of leaks.
+        """
         self.driver = Blind(self.driver.target)
         self.driver.dialect = dialect
 
 
 class Blind(Base):
-    """Stands in where there is no driver file: it knows nothing, and asks SQLAlchemy's dialect whether a connection is lost."""
+    """Stands in where there is no driver file: it knows nothing, and asks SQLAlchemy's dialect
+    whether a connection is lost.
+    """
 
     name = "unknown"
-    capabilities = Capabilities(fileno=False, transaction_status=False, watchable=False, abort=False, server=False)
+    capabilities = Capabilities(
+        fileno=False, transaction_status=False, watchable=False, abort=False, server=False
+    )
     errors: tuple[type[BaseException], ...] = (Exception,)
 
     def __init__(self, target: Target | None = None) -> None:
@@ -101,7 +157,11 @@ class Blind(Base):
         """LOST where the dialect says so."""
         dialect = self.dialect
         try:
-            lost = dialect is not None and isinstance(exc, dialect.loaded_dbapi.Error) and dialect.is_disconnect(exc, None, None)
+            lost = (
+                dialect is not None
+                and isinstance(exc, dialect.loaded_dbapi.Error)
+                and dialect.is_disconnect(exc, None, None)
+            )
         except Exception:
             lost = False
         return Fault(FaultKind.LOST if lost else FaultKind.OTHER, text=one_line(exc))
@@ -154,13 +214,18 @@ def target_of(url: URL) -> Target:
 
 
 def open_plan(url: URL, kwargs: dict[str, Any], is_async: bool) -> tuple[Plan, tuple[str, ...]]:
-    """The plan for an engine, and the names of settings that were in *url*'s query. Translates in *kwargs* what is SQLAlchemy's."""
+    """The plan for an engine, and the names of settings that were in *url*'s query.
+
+    Translates in *kwargs* what is SQLAlchemy's.
+    """
     given, names = _settings(url, kwargs)
     observers = tuple(given.pop("observers", ()))
     _translate(given, kwargs)
     settings = Settings.of(**given)
     if settings.max_idle is None:
-        settings = settings.changed(max_idle=math.inf)  # pool_size connections are "kept persistently", says SQLAlchemy
+        settings = settings.changed(
+            max_idle=math.inf
+        )  # pool_size connections are "kept persistently", says SQLAlchemy
     target = target_of(url)
     plan = Plan(_driver(url, target, is_async), settings, observers, is_async=is_async)
     if not plan.is_blind:
@@ -172,29 +237,44 @@ def open_plan(url: URL, kwargs: dict[str, Any], is_async: bool) -> tuple[Plan, t
 def _settings(url: URL, kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     given = kwargs.pop("unbroken", None) or {}
     if not isinstance(given, Mapping):
-        raise ConfigurationError(f"unbroken={given!r} must be a dict of settings, such as unbroken={{'leak_after': 10}}")
-    ours, _ = Settings.split({k: v for k, v in url.query.items() if k != "connect_timeout"})  # that one is the DBAPI's, in a URL
+        raise ConfigurationError(
+            f"unbroken={given!r} must be a dict of settings, such as unbroken={{'leak_after': 10}}"
+        )
+    ours, _ = Settings.split(
+        {k: v for k, v in url.query.items() if k != "connect_timeout"}
+    )  # that one is the DBAPI's, in a URL
     several = [k for k, v in ours.items() if not isinstance(v, str)]
     if several:
-        raise ConfigurationError(f"setting {several[0]!r} stands more than once in the URL; leave one")
+        raise ConfigurationError(
+            f"setting {several[0]!r} stands more than once in the URL; leave one"
+        )
     return {**Settings.from_text(ours), **given}, tuple(ours)
 
 
 def _translate(given: dict[str, Any], kwargs: dict[str, Any]) -> None:
     """Settings that are SQLAlchemy's own business become its arguments."""
     if given.pop("min_size", 0):
-        raise ConfigurationError("min_size has no meaning here: SQLAlchemy's pool opens what is asked for and keeps up to pool_size")
+        raise ConfigurationError(
+            "min_size has no meaning here: SQLAlchemy's pool opens what is asked for and keeps up"
+            " to pool_size"
+        )
     if callable(given.get("reset")):
-        raise ConfigurationError("reset=callable has no meaning here; use SQLAlchemy's pool event 'reset'")
+        raise ConfigurationError(
+            "reset=callable has no meaning here; use SQLAlchemy's pool event 'reset'"
+        )
     if given.get("reset") == "session":
-        raise ConfigurationError("reset='session' has no meaning here; use SQLAlchemy's pool event 'reset'")
+        raise ConfigurationError(
+            "reset='session' has no meaning here; use SQLAlchemy's pool event 'reset'"
+        )
     Settings.of(**{name: given[name] for name in _THEIRS if name in given})
     for name, theirs in _THEIRS.items():
         if name not in given:
             continue
         value = given.pop(name)
         if theirs in kwargs or (name == "max_size" and "max_overflow" in kwargs):
-            raise ConfigurationError(f"{name} and SQLAlchemy's {theirs} say the same; give one of them")
+            raise ConfigurationError(
+                f"{name} and SQLAlchemy's {theirs} say the same; give one of them"
+            )
         kwargs[theirs] = value
         if name == "max_size":
             kwargs["max_overflow"] = 0
@@ -209,7 +289,12 @@ def _driver(url: URL, target: Target, is_async: bool) -> BaseDriver:
     except ConfigurationError as why:
         if name not in _warned:
             _warned.add(name)
-            log.warning("unbroken cannot look below %s (%s); its connections are pooled as SQLAlchemy does it", url.drivername, why)
+            log.warning(
+                "unbroken cannot look below %s (%s); its connections are pooled as SQLAlchemy"
+                " does it",
+                url.drivername,
+                why,
+            )
         return Blind(target)
 
 
@@ -218,9 +303,15 @@ def _opens_nothing() -> Any:
 
 
 def _bound_connect(url: URL, kwargs: dict[str, Any], settings: Settings) -> float:
-    """Give an attempt to connect our time limit, unless the application gave one. Returns the one that holds, in seconds."""
+    """Give an attempt to connect our time limit, unless the application gave one.
+
+    Returns the one that holds, in seconds.
+    """
     args = dict(kwargs.get("connect_args") or {})
-    given = next((source[name] for name in _TIMEOUT_NAMES for source in (args, url.query) if name in source), None)
+    given = next(
+        (source[name] for name in _TIMEOUT_NAMES for source in (args, url.query) if name in source),
+        None,
+    )
     if given is not None:
         return _seconds(given, settings.connect_timeout)
     found = _CONNECT_TIMEOUT.get(url.get_driver_name())
@@ -231,7 +322,10 @@ def _bound_connect(url: URL, kwargs: dict[str, Any], settings: Settings) -> floa
 
 
 def _in_pure_python(url: URL, kwargs: dict[str, Any]) -> None:
-    """mysql-connector-python would take its C extension, of which the driver knows nothing. Raises where that is asked for."""
+    """mysql-connector-python would take its C extension, of which the driver knows nothing.
+
+    Raises where that is asked for.
+    """
     if url.get_driver_name() != "mysqlconnector":
         return
     args = dict(kwargs.get("connect_args") or {})

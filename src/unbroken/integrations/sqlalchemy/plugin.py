@@ -20,9 +20,9 @@ _WITHOUT_SERVER = {"sqlite"}
 class Plugin(CreateEnginePlugin):
     """Gives an engine a pool of ours, and hooks where SQLAlchemy's dialects know less than we do.
 
-    Settings are those of :class:`unbroken.Settings`, in ``create_engine(..., unbroken={...})`` or in the URL's query;
-    ``observers`` may be among the former. SQLAlchemy's own pool arguments keep their meaning. Raises ConfigurationError for
-    a setting that cannot work.
+    Settings are those of :class:`unbroken.Settings`, in ``create_engine(..., unbroken={...})`` or
+    in the URL's query; ``observers`` may be among the former. SQLAlchemy's own pool arguments keep
+    their meaning. Raises ConfigurationError for a setting that cannot work.
     """
 
     def __init__(self, url: URL, kwargs: dict[str, Any]) -> None:
@@ -39,7 +39,11 @@ class Plugin(CreateEnginePlugin):
         if given in (None, sqla_pool.QueuePool, sqla_pool.AsyncAdaptedQueuePool):
             kwargs["poolclass"] = ours
         elif not issubclass(given, (UnbrokenQueuePool, AsyncUnbrokenQueuePool)):
-            log.warning("poolclass=%s stays as you gave it: unbroken looks after connections in its own pool only", given.__name__)
+            log.warning(
+                "poolclass=%s stays as you gave it: unbroken looks after connections in its own"
+                " pool only",
+                given.__name__,
+            )
 
     def update_url(self, url: URL) -> URL:
         """The URL without what was meant for us."""
@@ -47,7 +51,9 @@ class Plugin(CreateEnginePlugin):
 
     def handle_pool_kwargs(self, pool_cls: type[sqla_pool.Pool], pool_args: dict[str, Any]) -> None:
         """Hand the plan to our pool."""
-        if self._plan is not None and issubclass(pool_cls, (UnbrokenQueuePool, AsyncUnbrokenQueuePool)):
+        if self._plan is not None and issubclass(
+            pool_cls, (UnbrokenQueuePool, AsyncUnbrokenQueuePool)
+        ):
             pool_args["unbroken"] = self._plan
 
     def engine_created(self, engine: Engine) -> None:
@@ -57,11 +63,15 @@ class Plugin(CreateEnginePlugin):
 
 
 def stats(engine: Any) -> Stats:
-    """The numbers of *engine*'s pool in this process at this moment, as :meth:`unbroken.Pool.stats` gives them.
+    """The numbers of *engine*'s pool in this process at this moment, as :meth:`unbroken.Pool.stats`
+    gives them.
 
     *engine* is an Engine or an AsyncEngine. Raises ConfigurationError for one without our pool.
     """
     pool = getattr(engine, "sync_engine", engine).pool
     if not isinstance(pool, (UnbrokenQueuePool, AsyncUnbrokenQueuePool)):
-        raise ConfigurationError(f"{engine!r} has no pool of unbroken's; make it with create_engine(..., plugins=['unbroken'])")
+        raise ConfigurationError(
+            f"{engine!r} has no pool of unbroken's; make it with create_engine(...,"
+            " plugins=['unbroken'])"
+        )
     return pool.unbroken_stats()

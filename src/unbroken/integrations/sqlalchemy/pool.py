@@ -1,9 +1,10 @@
 """SQLAlchemy's QueuePool and AsyncAdaptedQueuePool as bodies on unbroken's kernel.
 
-Arguments, overflow, timeouts, events, ``status``, ``detach``, ``invalidate``, ``dispose`` and ``recreate`` mean what
-SQLAlchemy says. Who gets which connection, who waits, who connects and what is closed is decided by the kernel and the flows,
-as for a ``Pool``: SQLAlchemy asks for a record (``_do_get``), gives it back (``_do_return_conn``) and closes
-(``_close_connection``); each record belongs to one entry of the kernel's.
+Arguments, overflow, timeouts, events, ``status``, ``detach``, ``invalidate``, ``dispose`` and
+``recreate`` mean what SQLAlchemy says. Who gets which connection, who waits, who connects and what
+is closed is decided by the kernel and the flows, as for a ``Pool``: SQLAlchemy asks for a record
+(``_do_get``), gives it back (``_do_return_conn``) and closes (``_close_connection``); each record
+belongs to one entry of the kernel's.
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ from unbroken.brain.stats import Stats
 from unbroken.errors import PoolTimeoutError, UnbrokenError
 from unbroken.integrations.sqlalchemy.body import Body, GreenletShell, SyncShell
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
-from unbroken.integrations.sqlalchemy.record import NO_BODY, Record, Shelf, Slot, in_greenlet, note_holders, outside
+from unbroken.integrations.sqlalchemy.record import (
+    NO_BODY,
+    Record,
+    Shelf,
+    Slot,
+    in_greenlet,
+    note_holders,
+    outside,
+)
 from unbroken.ledger.unit import current, glimpse
 from unbroken.pool.acquire import acquire
 from unbroken.pool.loan import Loan
@@ -42,8 +51,13 @@ _checkout = _ConnectionFairy._checkout
 _pools: weakref.WeakSet[Any] = weakref.WeakSet()
 
 _IS_2_0 = sqlalchemy.__version__.startswith("2.0.")
-_SQLALCHEMY = os.path.dirname(sqlalchemy.__file__) + os.sep  #: where SQLAlchemy's own frames are from
-_RAW_CONNECTION, _ENGINE_CONNECT = Engine.raw_connection.__code__, Engine.connect.__code__  #: the usual way in
+_SQLALCHEMY = (
+    os.path.dirname(sqlalchemy.__file__) + os.sep
+)  #: where SQLAlchemy's own frames are from
+_RAW_CONNECTION, _ENGINE_CONNECT = (
+    Engine.raw_connection.__code__,
+    Engine.connect.__code__,
+)  #: the usual way in
 
 #: A new connection that is lost again while SQLAlchemy sets it up is replaced this often.
 SETUP_ATTEMPTS = 3
@@ -52,40 +66,53 @@ SETUP_ATTEMPTS = 3
 class _Unbroken(sqla_pool.QueuePool):
     """What both pools below share."""
 
-    _sqla_logger_namespace = "sqlalchemy.pool.impl.QueuePool"  # people set their levels by this name
+    _sqla_logger_namespace = (  # people set their levels by this name
+        "sqlalchemy.pool.impl.QueuePool"
+    )
     _queue_class: Any = Shelf  # what is read of a queue, not a queue
     _plan: Plan
     _body: Any
     _pool: Any
     _dialect: Any
 
-    def __init__(self, creator: Any, *args: Any, unbroken: Plan | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, creator: Any, *args: Any, unbroken: Plan | None = None, **kwargs: Any
+    ) -> None:
         self._plan = unbroken or Plan(Blind(), Settings.of(max_idle=float("inf")))
         self._body = NO_BODY
         self._births: dict[Any, Any] = {}  #: see _enter
         self._counters: Any = None
-        self._vacant: deque[Record] = deque()  #: records without a connection: SQLAlchemy uses a record again and again
+        self._vacant: deque[Record] = (
+            deque()
+        )  #: records without a connection: SQLAlchemy uses a record again and again
         super().__init__(creator, *args, **kwargs)
         self._pool.pool = weakref.ref(self)
         _pools.add(self)
 
     def recreate(self) -> Any:
-        """A new pool of the same kind with the same arguments, as SQLAlchemy says. In a forked child nothing inherited is touched."""
+        """A new pool of the same kind with the same arguments, as SQLAlchemy says.
+
+        In a forked child nothing inherited is touched.
+        """
         if self._body is not NO_BODY and not self._body.mark[0]:
             self._body.sever()
         self.logger.info("Pool recreating")
         kwargs = {
-            "pool_size": self._pool.maxsize, "max_overflow": self._max_overflow, "pre_ping": self._pre_ping,
-            "use_lifo": self._pool.use_lifo,
-            "timeout": self._timeout, "recycle": self._recycle, "echo": self.echo, "logging_name": self._orig_logging_name,
-            "reset_on_return": self._reset_on_return, "_dispatch": self.dispatch, "dialect": self._dialect,
+            "pool_size": self._pool.maxsize, "max_overflow": self._max_overflow,
+            "pre_ping": self._pre_ping, "use_lifo": self._pool.use_lifo, "timeout": self._timeout,
+            "recycle": self._recycle, "echo": self.echo, "logging_name": self._orig_logging_name,
+            "reset_on_return": self._reset_on_return, "_dispatch": self.dispatch,
+            "dialect": self._dialect,
         }  # fmt: skip
         fresh = self.__class__(self._creator, unbroken=self._plan, **kwargs)
         fresh._counters = getattr(self._body, "counters", self._counters)
         return fresh
 
     def dispose(self) -> None:
-        """Close what is idle; what is lent goes on. In a forked child nothing inherited is touched."""
+        """Close what is idle; what is lent goes on.
+
+        In a forked child nothing inherited is touched.
+        """
         body = self._body
         if body is not NO_BODY:
             if not body.mark[0]:
@@ -99,11 +126,13 @@ class _Unbroken(sqla_pool.QueuePool):
             body.order()
         self.logger.info("Pool disposed. %s", self.status())
 
-    # -- what SQLAlchemy counts ----------------------------------------------------------------------------------
+    # -- what SQLAlchemy counts --------------------------------------------------------------------
 
     @property
     def _overflow(self) -> int:
-        """How many connections there are beyond ``pool_size``; below 0: how many there may be before that."""
+        """How many connections there are beyond ``pool_size``; below 0: how many there may be
+        before that.
+        """
         size = self._body.kernel.size if self._body.mark[0] else 0
         return int(size - self._pool.maxsize)
 
@@ -111,7 +140,7 @@ class _Unbroken(sqla_pool.QueuePool):
     def _overflow(self, value: int) -> None:
         """SQLAlchemy's constructor sets it; the kernel counts."""
 
-    # -- lending -------------------------------------------------------------------------------------------------
+    # -- lending -----------------------------------------------------------------------------------
 
     def connect(self) -> Any:
         """A connection, fit to be used, as SQLAlchemy hands it out."""
@@ -125,7 +154,9 @@ class _Unbroken(sqla_pool.QueuePool):
         try:
             record: Any = fairy._connection_record
             entry = record.entry
-            if entry is None or entry.conn is None:  # a checkout event has replaced the connection by something of its own
+            if (
+                entry is None or entry.conn is None
+            ):  # a checkout event has replaced the connection by something of its own
                 return fairy
             frame: Any = _getframe(1)
             if frame.f_code is _RAW_CONNECTION:
@@ -161,9 +192,15 @@ class _Unbroken(sqla_pool.QueuePool):
         loan.begin(float("inf") if limit is None else entry.taken_at + limit)
 
     def _again(self, exc: BaseException) -> Any:
-        """A checkout failed. A new connection that was lost while it was being set up is replaced; all else is the caller's."""
+        """A checkout failed.
+
+        A new connection that was lost while it was being set up is replaced; all else is the
+        caller's.
+        """
         for _ in range(SETUP_ATTEMPTS - 1):
-            ours = isinstance(exc, UnbrokenError | sqla_exc.SQLAlchemyError) and not isinstance(exc, sqla_exc.DBAPIError)
+            ours = isinstance(exc, UnbrokenError | sqla_exc.SQLAlchemyError) and not isinstance(
+                exc, sqla_exc.DBAPIError
+            )
             if ours or self._body.plan.is_blind or not self._body.classify(exc).is_lost:
                 break
             try:
@@ -173,14 +210,20 @@ class _Unbroken(sqla_pool.QueuePool):
         try:
             raise exc
         finally:
-            del exc  # else it would be part of a cycle with this frame, and keep what its traceback holds
+            del (
+                exc
+            )  # else it would be part of a cycle with this frame, and keep what its traceback holds
 
     def _take_slowly(self, suspect: Slot | None, *, again: bool = False) -> Slot:
-        """Wait for an entry, or for a place to connect in, and note that it is lent. *suspect* was popped from idle."""
+        """Wait for an entry, or for a place to connect in, and note that it is lent. *suspect* was
+        popped from idle.
+        """
         body = self._body
         started = monotonic()
         until = float("inf") if self._timeout is None else started + self._timeout
-        if body.has_room:  # pool_timeout is for connections that others have: one that is opened takes its time
+        if (
+            body.has_room
+        ):  # pool_timeout is for connections that others have: one that is opened takes its time
             until = max(until, started + body.connect_limit)
         unit = current()
         if unit is not None:
@@ -202,11 +245,14 @@ class _Unbroken(sqla_pool.QueuePool):
         return entry  # type: ignore[no-any-return]
 
     def _timed_out(self, body: Body, exc: PoolTimeoutError) -> Exception:
-        """SQLAlchemy's own error where all connections are in use; ours where the server does not answer."""
+        """SQLAlchemy's own error where all connections are in use; ours where the server does not
+        answer.
+        """
         if len(body.lent) < body.kernel.max_size:
             return exc
         error = sqla_exc.TimeoutError(
-            f"QueuePool limit of size {self.size()} overflow {self.overflow()} reached, connection timed out, timeout {self._timeout:0.2f}",
+            f"QueuePool limit of size {self.size()} overflow {self.overflow()} reached, connection"
+            f" timed out, timeout {self._timeout:0.2f}",
             code="3o7r",
         )
         note_holders(body, error)
@@ -231,7 +277,7 @@ class _Unbroken(sqla_pool.QueuePool):
             other.recycle()
             self._return_slowly(other)
 
-    # -- giving back ---------------------------------------------------------------------------------------------
+    # -- giving back -------------------------------------------------------------------------------
 
     def _do_return_conn(self, record: Any) -> None:
         body, entry = self._body, record.entry
@@ -247,7 +293,11 @@ class _Unbroken(sqla_pool.QueuePool):
             if entry.cause is None:  # asked after the pop, see State.ended
                 entry.last_used = body.now
                 body.idle.append(entry)
-                if body.waiting or entry.generation != body.kernel.generation or len(body.idle) > body.keep:
+                if (
+                    body.waiting
+                    or entry.generation != body.kernel.generation
+                    or len(body.idle) > body.keep
+                ):
                     body.settle()
                 return
             body.lent[entry.key] = entry
@@ -259,12 +309,16 @@ class _Unbroken(sqla_pool.QueuePool):
             self.stash(record)
         elif not body.mark[0] or home is not body:
             self._close_foreign(record)
-        elif body.kernel.exiled.get(entry.key) is entry:  # its place was given to another while its holder kept it for too long
+        elif (
+            body.kernel.exiled.get(entry.key) is entry
+        ):  # its place was given to another while its holder kept it for too long
             record.close()
         elif entry.dbapi is None:
             body.give_up(record, entry)
         elif record.dbapi_connection is None:
-            if _IS_2_0 and self._is_asyncio and not in_greenlet():  # an async user who detaches is in a greenlet; a finalizer is not
+            if (
+                _IS_2_0 and self._is_asyncio and not in_greenlet()
+            ):  # an async user who detaches is in a greenlet; a finalizer is not
                 body.report_forgotten(entry)
             body.detach(entry)
             record.entry = None
@@ -276,7 +330,9 @@ class _Unbroken(sqla_pool.QueuePool):
             loan.give_back()
 
     def _close_foreign(self, record: Record) -> None:
-        """A connection of the parent process, or of an event loop that has ended: not our pool's any more."""
+        """A connection of the parent process, or of an event loop that has ended: not our pool's
+        any more.
+        """
         home = record.home
         if home is not None and not home.mark[0]:
             home.sever()
@@ -284,7 +340,12 @@ class _Unbroken(sqla_pool.QueuePool):
 
     def stash(self, record: Record) -> None:
         """*record* has no connection: it is used for the next one."""
-        if record.dbapi_connection is None and record.entry is None and record.fairy_ref is None and len(self._vacant) < 100:
+        if (
+            record.dbapi_connection is None
+            and record.entry is None
+            and record.fairy_ref is None
+            and len(self._vacant) < 100
+        ):
             record.used = -1
             self._vacant.append(record)
 
@@ -295,7 +356,7 @@ class _Unbroken(sqla_pool.QueuePool):
         except IndexError:
             return Record(self, connect=False)
 
-    # -- connecting and closing ----------------------------------------------------------------------------------
+    # -- connecting and closing --------------------------------------------------------------------
 
     def _create_connection(self) -> Any:
         return Record(self)
@@ -305,7 +366,9 @@ class _Unbroken(sqla_pool.QueuePool):
         inner: Callable[[Any], Any] = super()._should_wrap_creator(creator)
 
         def create(record: Any) -> Any:
-            """SQLAlchemy wants *record* to be connected: most often the pool has done so already."""
+            """SQLAlchemy wants *record* to be connected: most often the pool has done so
+            already.
+            """
             pool = this()
             entry = getattr(record, "entry", None)
             if pool is None or entry is None:
@@ -333,10 +396,11 @@ class _Unbroken(sqla_pool.QueuePool):
         """Close a connection that SQLAlchemy has not seen."""
         super()._close_connection(connection, terminate=True)
 
-    # -- which process, which loop -------------------------------------------------------------------------------
+    # -- which process, which loop -----------------------------------------------------------------
 
     def _enter(self) -> Any:
-        """The body of this process (and loop), made at first use. Of several threads that come at once, one's body counts.
+        """The body of this process (and loop), made at first use. Of several threads that come at
+        once, one's body counts.
 
         No lock: a fork, or an exception at any instruction, could leave it locked for ever.
         """
@@ -344,7 +408,9 @@ class _Unbroken(sqla_pool.QueuePool):
         if old.mark[0]:
             return old
         key = (os.getpid(), id(self._loop_here()))
-        counters = self._counters if old is NO_BODY else (old.counters if old.pid == os.getpid() else None)
+        counters = (
+            self._counters if old is NO_BODY else (old.counters if old.pid == os.getpid() else None)
+        )
         made = self._new_body(counters)
         body = self._births.setdefault(key, made)
         if not body.mark[0]:  # of an earlier loop with the same id
@@ -359,11 +425,18 @@ class _Unbroken(sqla_pool.QueuePool):
     def _leave(self, old: Any) -> None:
         """Start with nothing: what *old* held is the parent's, or of a loop that has ended."""
         old.sever()
-        if old.pid == os.getpid():  # a loop that has ended: its transports complain if they are left to the garbage collector
+        if (
+            old.pid == os.getpid()
+            # a loop that has ended: its transports complain if they are left to the garbage
+            # collector
+        ):
             for entry in list(old.kernel.entries.values()):
                 if entry.conn is not None:
                     self._plan.driver.close(entry.conn)
-        self._inherited = (old, self._vacant)  # its records are kept: their end must not be a goodbye
+        self._inherited = (
+            old,
+            self._vacant,
+        )  # its records are kept: their end must not be a goodbye
         self._vacant = deque()
 
     def _new_body(self, counters: Any) -> Body:
@@ -379,7 +452,10 @@ class _Unbroken(sqla_pool.QueuePool):
 
 
 class UnbrokenQueuePool(_Unbroken):
-    """SQLAlchemy's QueuePool that does not break. Arguments as QueuePool's; the plugin fills in ``unbroken``."""
+    """SQLAlchemy's QueuePool that does not break.
+
+    Arguments as QueuePool's; the plugin fills in ``unbroken``.
+    """
 
     def _do_get(self) -> Any:
         body, entry = self._body, None
@@ -415,7 +491,11 @@ class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
                 pass
             else:
                 now = monotonic()
-                if now - entry.last_used < body.fresh_for and not body.glance() and not body.heard_goodbye(entry.conn):
+                if (
+                    now - entry.last_used < body.fresh_for
+                    and not body.glance()
+                    and not body.heard_goodbye(entry.conn)
+                ):
                     entry.taken_at = now
                     entry.uses += 1
                     body.lent[entry.key] = entry
@@ -426,7 +506,13 @@ class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
         """As SQLAlchemy's. The watcher ends with it, since the loop may."""
         super().dispose()
         body = self._body
-        if body is not NO_BODY and body.mark[0] and not body.lent and not body.waiting and not body.kernel.opening:
+        if (
+            body is not NO_BODY
+            and body.mark[0]
+            and not body.lent
+            and not body.waiting
+            and not body.kernel.opening
+        ):
             body.shell.watcher.close()
             self._births.clear()
             self._counters, self._body = body.counters, NO_BODY
@@ -438,7 +524,9 @@ class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
         return Body(self, self._plan, GreenletShell(self._plan.driver, self._loop_here()), counters)  # type: ignore[arg-type] # an async one
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
-        """On the event loop itself nothing can be awaited: there the driver closes at once, which not every dialect can."""
+        """On the event loop itself nothing can be awaited: there the driver closes at once, which
+        not every dialect can.
+        """
         if self._plan.is_blind or (in_greenlet() and not self._body_is_abrupt()):
             super()._close_connection(connection, terminate=terminate)
             return
@@ -452,7 +540,9 @@ class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
 
 
 def _sever_all() -> None:
-    """After a fork that Python sees, and at the end of a child whose fork it did not see: sever what was inherited."""
+    """After a fork that Python sees, and at the end of a child whose fork it did not see: sever
+    what was inherited.
+    """
     for pool in list(_pools):
         if not pool._body.mark[0]:
             pool._body.sever()

@@ -57,9 +57,13 @@ class Record(_ConnectionRecord):
         self.pool = pool
         self.entry: Slot | None = None
         self.home: Any = None  #: the Body that the entry is of
-        self.loan: Any = None  #: what this use has of a unit of work or a deadline, which end with it
+        self.loan: Any = (
+            None  #: what this use has of a unit of work or a deadline, which end with it
+        )
         self.closing = False  #: it is this record's connection that is being closed, or set up, now
-        self.used = -1  #: the use of the entry that a caller has got hold of; 0: of another entry, -1: none yet
+        self.used = (
+            -1
+        )  #: the use of the entry that a caller has got hold of; 0: of another entry, -1: none yet
         super().__init__(pool, connect)
 
     def hold(self, entry: Slot, home: Any) -> None:
@@ -67,7 +71,9 @@ class Record(_ConnectionRecord):
         self.entry, self.home, self.used = entry, home, min(self.used, 0)
 
     def get_connection(self) -> Any:
-        """SQLAlchemy's DBAPI connection; a new one where it has ended or must not be used any more."""
+        """SQLAlchemy's DBAPI connection; a new one where it has ended or must not be used any
+        more.
+        """
         conn, pool = self.dbapi_connection, self.pool
         if (
             conn is not None
@@ -79,13 +85,17 @@ class Record(_ConnectionRecord):
         return self._get_slowly()
 
     def _get_slowly(self) -> Any:
-        entry = self.entry  # a variable of this frame: whoever looks for strays sees that this thread has it
+        entry = (
+            self.entry
+        )  # a variable of this frame: whoever looks for strays sees that this thread has it
         opened = entry is not None and self.dbapi_connection is None and entry.dbapi is not None
         if opened or self.home is None or self.home.connects_here:
             with self._closing():
                 conn = super().get_connection()
             if entry is not None and entry.conn is not None:
-                entry.traits = self.home.driver.traits(entry.conn)  # after the events that set a connection up
+                entry.traits = self.home.driver.traits(
+                    entry.conn
+                )  # after the events that set a connection up
             return conn
         if self.dbapi_connection is not None:
             if not self.is_stale():
@@ -94,9 +104,13 @@ class Record(_ConnectionRecord):
         return self.pool.renew(self)
 
     def is_stale(self) -> bool:
-        """Whether SQLAlchemy's rules (``pool_recycle``, an invalidation) say that the connection must not be used again."""
+        """Whether SQLAlchemy's rules (``pool_recycle``, an invalidation) say that the connection
+        must not be used again.
+        """
         age = self.pool._recycle
-        return self._is_hard_or_soft_invalidated() or (age > -1 and time.time() - self.starttime > age)
+        return self._is_hard_or_soft_invalidated() or (
+            age > -1 and time.time() - self.starttime > age
+        )
 
     def recycle(self) -> None:
         """Close the connection as SQLAlchemy does for one that is stale."""
@@ -126,7 +140,11 @@ class Record(_ConnectionRecord):
         """*other*'s connection becomes this record's; no event is due for it. Returns it."""
         entry = other.entry
         self.dbapi_connection, other.dbapi_connection = other.dbapi_connection, None
-        self.starttime, self._soft_invalidate_time, self.fresh = other.starttime, other._soft_invalidate_time, False
+        self.starttime, self._soft_invalidate_time, self.fresh = (
+            other.starttime,
+            other._soft_invalidate_time,
+            False,
+        )
         self.info.clear()
         self.info.update(other.info)
         other.entry = None
@@ -157,7 +175,9 @@ HANDLES[Record] = lambda record: record.entry
 
 
 class Shelf:
-    """What SQLAlchemy (and applications) read of a QueuePool's queue: its idle records, from our kernel."""
+    """What SQLAlchemy (and applications) read of a QueuePool's queue: its idle records, from our
+    kernel.
+    """
 
     def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
         self.maxsize, self.use_lifo = maxsize, use_lifo
@@ -193,20 +213,29 @@ def note_holders(body: Any, exc: BaseException) -> None:
     """Say in a note who holds what everybody waits for."""
     places = sorted({str(e.place) for e in list(body.lent.values())[:50] if e.place is not None})
     if places:
-        exc.add_note(f"unbroken: connections are held by {', '.join(places[:3])}{' …' if len(places) > 3 else ''}")
+        exc.add_note(
+            "unbroken: connections are held by"
+            f" {', '.join(places[:3])}{' …' if len(places) > 3 else ''}"
+        )
     outage = body.describe_outage(body.clock())
     if outage:
         exc.add_note(f"unbroken: {outage}")
 
 
 def in_greenlet() -> bool:
-    """Whether this is inside one of SQLAlchemy's greenlets, where async drivers can be waited for."""
+    """Whether this is inside one of SQLAlchemy's greenlets, where async drivers can be waited
+    for.
+    """
     greenlet: Any = sys.modules.get("greenlet")
-    return greenlet is not None and getattr(greenlet.getcurrent(), "__sqlalchemy_greenlet_provider__", False)
+    return greenlet is not None and getattr(
+        greenlet.getcurrent(), "__sqlalchemy_greenlet_provider__", False
+    )
 
 
 def outside() -> Any:
-    """The frame that waits for SQLAlchemy's greenlet, on the async caller's side; None where there is none."""
+    """The frame that waits for SQLAlchemy's greenlet, on the async caller's side; None where there
+    is none.
+    """
     greenlet: Any = sys.modules.get("greenlet")
     parent = greenlet.getcurrent().parent if greenlet is not None else None
     return parent.gr_frame if parent is not None else None

@@ -1,4 +1,5 @@
-"""``unbroken.asgi.Unbroken``: any ASGI app, its requests run again where that is provably safe, an outage answered with 503.
+"""``unbroken.asgi.Unbroken``: any ASGI app, its requests run again where that is provably safe, an
+outage answered with 503.
 
 And ``session``: a FastAPI dependency that gives its session back in every case.
 """
@@ -16,7 +17,15 @@ from unbroken import aio
 from unbroken.integrations import _foreign
 from unbroken.integrations.web import exchange as _http
 from unbroken.integrations.web import health as _health
-from unbroken.integrations.web.exchange import KEY, HttpSettings, Swallowed, json_page, log, page, report
+from unbroken.integrations.web.exchange import (
+    KEY,
+    HttpSettings,
+    Swallowed,
+    json_page,
+    log,
+    page,
+    report,
+)
 from unbroken.pool.holder import thread_frames
 
 Message: TypeAlias = dict[str, Any]
@@ -25,7 +34,8 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: A page of an error is held back until its app is done, if it is not longer than this: it may become another page.
+#: A page of an error is held back until its app is done, if it is not longer than this: it may
+#: become another page.
 HELD = 1 << 16
 
 #: For how many turns of the event loop the end of a stream waits to see whether the app raises.
@@ -35,13 +45,14 @@ TURNS = 100
 class Unbroken:
     """*app* with each HTTP request a unit of work; everything else passes through.
 
-    Requests by safe methods (*methods*: GET, HEAD, OPTIONS) and those that *replay* names (path prefixes, or a callable that
-    is given the scope) are run again from the start when a connection was lost, nothing was committed, and the response has
-    not begun. An outage is answered with 503 and Retry-After, a COMMIT without an answer with a 500 that says so: JSON, or
-    HTML where the client asks for it.
+    Requests by safe methods (*methods*: GET, HEAD, OPTIONS) and those that *replay* names (path
+    prefixes, or a callable that is given the scope) are run again from the start when a connection
+    was lost, nothing was committed, and the response has not begun. An outage is answered with 503
+    and Retry-After, a COMMIT without an answer with a 500 that says so: JSON, or HTML where the
+    client asks for it.
 
-    *databases* (pools and engines, sync or async) are what *readyz* (a path; *healthz* likewise) asks. *max_body* (bytes,
-    1 MiB), *max_replays* (10), *deadline* (seconds, None) bound a replay.
+    *databases* (pools and engines, sync or async) are what *readyz* (a path; *healthz* likewise)
+    asks. *max_body* (bytes, 1 MiB), *max_replays* (10), *deadline* (seconds, None) bound a replay.
 
     Raises ConfigurationError for settings that cannot work.
     """
@@ -74,14 +85,18 @@ class Unbroken:
     async def _health(self, path: str, send: Send) -> None:
         well, shown = True, {"status": "ok"}
         if path == self.settings.readyz:
-            well, states = await _health.ready_async(self.settings.databases, self.settings.ready_timeout)
+            well, states = await _health.ready_async(
+                self.settings.databases, self.settings.ready_timeout
+            )
             shown = {"status": "ok" if well else "away", **states}
         headers, body = json_page(shown, [("Cache-Control", "no-store")])
         await _respond(send, 200 if well else 503, headers, body)
 
 
 class _Exchange(_http.Exchange):
-    """One request: its attempts, and the response that is held back until its first chunk is known."""
+    """One request: its attempts, and the response that is held back until its first chunk is
+    known.
+    """
 
     def __init__(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         super().__init__(scope["method"])
@@ -94,12 +109,18 @@ class _Exchange(_http.Exchange):
         self._held: list[Message] = []  # what the app sent and the client has not seen
         self._late: BaseException | None = None
         self._status = 0
-        self._is_open_ended = self._is_empty = False  # the response: without a length; without a byte so far
-        self._waiting: asyncio.Task[None] | None = None  # sends the last message, if the app goes on for long
+        self._is_open_ended = self._is_empty = (
+            False  # the response: without a length; without a byte so far
+        )
+        self._waiting: asyncio.Task[None] | None = (
+            None  # sends the last message, if the app goes on for long
+        )
         self._is_sending = False
 
     async def run(self, settings: HttpSettings | None) -> None:
-        """Answer the request; with *settings*, run it again until it succeeds or the ledger forbids it."""
+        """Answer the request; with *settings*, run it again until it succeeds or the ledger forbids
+        it.
+        """
         self.limits = settings
         whole = self._scope.get(KEY)
         self._scope[KEY] = self
@@ -127,7 +148,10 @@ class _Exchange(_http.Exchange):
                 self._scope[KEY] = whole
 
     async def _again(self) -> None:
-        """One attempt within a unit of work. What may not be run again is raised where the unit does not see it."""
+        """One attempt within a unit of work.
+
+        What may not be run again is raised where the unit does not see it.
+        """
         self._at = 0
         if self.attempt():
             self._held.clear()
@@ -160,7 +184,9 @@ class _Exchange(_http.Exchange):
         number = self.attempts
 
         async def send(message: Message) -> None:
-            if number == self.attempts:  # a task that an attempt left behind says nothing in the next one's name
+            if (
+                number == self.attempts
+            ):  # a task that an attempt left behind says nothing in the next one's name
                 await self._on_send(message)
 
         await self._app(self._scope, receive, send)
@@ -200,11 +226,15 @@ class _Exchange(_http.Exchange):
             return
         self._held.append(message)
         kind = message["type"]
-        if kind not in ("http.response.start", "http.response.debug") and not self._is_held_back(message):
+        if kind not in ("http.response.start", "http.response.debug") and not self._is_held_back(
+            message
+        ):
             await self._release()
 
     def _is_held_back(self, message: Message) -> bool:
-        """Whether the response still waits: for its first chunk; a page of an error, for its app to be done with it."""
+        """Whether the response still waits: for its first chunk; a page of an error, for its app to
+        be done with it.
+        """
         if message["type"] == "http.response.body":
             more = message.get("more_body", False)
             if not message.get("body") and more:
@@ -219,12 +249,18 @@ class _Exchange(_http.Exchange):
     def _is_an_end_to_doubt(self, message: Message) -> bool:
         """Whether the app may have ended a stream because it broke: Starlette's BaseHTTPMiddleware
         ends one in order, and raises afterwards. An answer with a length shows what is missing."""
-        if message["type"] != "http.response.body" or message.get("body") or message.get("more_body"):
+        if (
+            message["type"] != "http.response.body"
+            or message.get("body")
+            or message.get("more_body")
+        ):
             return False
         return self._is_open_ended and (self._is_empty or self.is_troubled)
 
     def _wait_for_the_app(self) -> None:
-        """Send what is held when the app is done, or when it goes on by itself (a background task)."""
+        """Send what is held when the app is done, or when it goes on by itself (a background
+        task).
+        """
         if self._waiting is None and asyncio._get_running_loop() is not None:
             self._waiting = asyncio.get_running_loop().create_task(self._send_soon())
 
@@ -259,9 +295,18 @@ class _Exchange(_http.Exchange):
             raise exc
         scope = self._scope
         report(answer, self.method, scope.get("path", ""))
-        accept = next((value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"accept"), "")
+        accept = next(
+            (
+                value.decode("latin-1")
+                for name, value in scope["headers"]
+                if name.lower() == b"accept"
+            ),
+            "",
+        )
         headers, body = page(answer, accept)
-        await _respond(self._send, int(answer.status[:3]), headers, b"" if self.method == "HEAD" else body)
+        await _respond(
+            self._send, int(answer.status[:3]), headers, b"" if self.method == "HEAD" else body
+        )
 
 
 def _has_no_length(start: Message) -> bool:
@@ -272,7 +317,9 @@ def _has_no_length(start: Message) -> bool:
     return all(name.lower() != b"content-length" for name, _ in start.get("headers", ()))
 
 
-async def _respond(send: Send, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
+async def _respond(
+    send: Send, status: int, headers: Iterable[tuple[str, str]], body: bytes
+) -> None:
     encoded = [(name.lower().encode(), value.encode()) for name, value in headers]
     await send({"type": "http.response.start", "status": status, "headers": encoded})
     await send({"type": "http.response.body", "body": body})
@@ -282,7 +329,7 @@ def _nobody(_why: str) -> None:
     """Replays are in the log; the pools count their own."""
 
 
-# -- sessions ------------------------------------------------------------------------------------------------------
+# -- sessions --------------------------------------------------------------------------------------
 
 #: Seconds that a session's end may take; then its connection is ended instead of given back.
 PATIENCE = 5.0
@@ -295,12 +342,13 @@ _ends: set[asyncio.Task[None]] = set()
 def session(factory: Callable[[], Any]) -> Callable[[], AsyncIterator[Any]]:
     """A FastAPI dependency: ``Depends(session(factory))`` is a session for one request.
 
-    *factory* is a sessionmaker or an async_sessionmaker. Whatever becomes of the request (an exception, a client that
-    disconnects, a cancellation at any point), the session is closed: what it did and did not commit is rolled back, and its
-    connection goes back, or is ended where it may be in the middle of something.
+    *factory* is a sessionmaker or an async_sessionmaker. Whatever becomes of the request (an
+    exception, a client that disconnects, a cancellation at any point), the session is closed: what
+    it did and did not commit is rolled back, and its connection goes back, or is ended where it may
+    be in the middle of something.
 
-    Commit in the endpoint, before it returns: FastAPI runs the end of a dependency when the response has been sent, too late
-    to say that it failed.
+    Commit in the endpoint, before it returns: FastAPI runs the end of a dependency when the
+    response has been sent, too late to say that it failed.
     """
 
     async def dependency() -> AsyncIterator[Any]:
@@ -329,7 +377,9 @@ async def _in_any_case(end: Coroutine[Any, Any, None]) -> None:
 async def _end(made: Any, struck: bool) -> None:
     if struck and not inspect.iscoroutinefunction(made.close) and not await _let_go(made):
         log.warning(
-            "a session may still be in use on a thread, after up to %.0f s; its request was cancelled, and it is left to that thread", LONG
+            "a session may still be in use on a thread, after up to %.0f s; its request was"
+            " cancelled, and it is left to that thread",
+            LONG,
         )
         return
     try:
@@ -338,7 +388,9 @@ async def _end(made: Any, struck: bool) -> None:
                 await _call(made.close)
             return
     except Exception:
-        log.exception("a session could not be closed at the end of its request; its connection is ended")
+        log.exception(
+            "a session could not be closed at the end of its request; its connection is ended"
+        )
     try:
         await _call(made.invalidate)
     except Exception:
@@ -346,8 +398,8 @@ async def _end(made: Any, struck: bool) -> None:
 
 
 async def _let_go(made: Any) -> bool:
-    """Wait until no thread has the session *made* in its hands: a thread that runs an endpoint goes on when its task is cancelled,
-    and a session, or its connection, must not be closed under it."""
+    """Wait until no thread has the session *made* in its hands: a thread that runs an endpoint goes
+    on when its task is cancelled, and a session, or its connection, must not be closed under it."""
     if thread_frames() is None:
         return False  # nobody can tell
     until = monotonic() + LONG

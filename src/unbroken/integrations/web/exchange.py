@@ -1,4 +1,6 @@
-"""What the web integrations have in common: their settings, which requests are run again, and what an outage is answered with."""
+"""What the web integrations have in common: their settings, which requests are run again, and what
+an outage is answered with.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from typing import Any
 from urllib.parse import unquote
 
 from unbroken.abc import Fault
-from unbroken.errors import CommitUnknownError, ConfigurationError, ConnectionLostError, DeadlineExceeded, OutageError, PoolTimeoutError
+from unbroken.errors import (
+    CommitUnknownError,
+    ConfigurationError,
+    ConnectionLostError,
+    DeadlineExceeded,
+    OutageError,
+    PoolTimeoutError,
+)
 from unbroken.ledger import unit as units
 from unbroken.ledger.unit import Action, Fate, Unit
 
@@ -31,14 +40,19 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpSettings:
-    """What a web integration does. :meth:`of` builds one from keywords and says clearly what is wrong with them."""
+    """What a web integration does.
+
+    :meth:`of` builds one from keywords and says clearly what is wrong with them.
+    """
 
     methods: Iterable[str] = SAFE
-    """Requests by these methods are run again when a connection is lost and nothing was committed. () for none."""
+    """Requests by these methods are run again when a connection is lost and nothing was
+    committed. () for none.
+    """
 
     replay: Iterable[str] | str | Callable[[Mapping[str, Any]], bool | None] | None = None
-    """Others that may be run again: path prefixes (``("/orders",)``), or a callable that is given the environ or scope and
-    answers True, False, or None for what the method says."""
+    """Others that may be run again: path prefixes (``("/orders",)``), or a callable that is given
+    the environ or scope and answers True, False, or None for what the method says."""
 
     max_body: int = 1 << 20
     """A request whose body is longer (bytes) is not run again: it would have to be kept."""
@@ -47,16 +61,23 @@ class HttpSettings:
     """How often one request is run again at most."""
 
     deadline: float | None = None
-    """Seconds for all attempts of a request that may be run again; what blocks then is ended. None: no bound."""
+    """Seconds for all attempts of a request that may be run again; what blocks then is ended.
+
+    None: no bound.
+    """
 
     databases: Iterable[Any] = ()
-    """The pools and SQLAlchemy engines that /readyz asks, and out of which nothing stays taken after a request."""
+    """The pools and SQLAlchemy engines that /readyz asks, and out of which nothing stays taken
+    after a request.
+    """
 
     healthz: str | None = None
     """A path that answers 200 as long as the process does, such as "/healthz"."""
 
     readyz: str | None = None
-    """A path that answers 200 when every one of *databases* answers, else 503, such as "/readyz"."""
+    """A path that answers 200 when every one of *databases* answers, else 503, such as
+    "/readyz".
+    """
 
     ready_timeout: float = 1.0
     """Seconds that each database has for that."""
@@ -72,7 +93,9 @@ class HttpSettings:
                 raise ConfigurationError(f"unknown setting {name!r}; {hint}")
         if "methods" in given:
             methods = given["methods"]
-            given["methods"] = frozenset(m.upper() for m in ((methods,) if isinstance(methods, str) else methods))
+            given["methods"] = frozenset(
+                m.upper() for m in ((methods,) if isinstance(methods, str) else methods)
+            )
         if isinstance(given.get("replay"), str):
             given["replay"] = (given["replay"],)
         elif "replay" in given and given["replay"] is not None and not callable(given["replay"]):
@@ -95,7 +118,10 @@ class HttpSettings:
 
 
 def _several(given: Any) -> tuple[Any, ...]:
-    """One database or several, as a tuple. A pool may be iterable in some sense; a list of them has no ``check``."""
+    """One database or several, as a tuple.
+
+    A pool may be iterable in some sense; a list of them has no ``check``.
+    """
     return tuple(given) if isinstance(given, (list, tuple, set, frozenset)) else (given,)
 
 
@@ -109,27 +135,38 @@ def _validate(s: HttpSettings) -> None:
         if value is None and name == "deadline":
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise ConfigurationError(f"{name}={value!r} must be a number of seconds above 0{', or None' if name == 'deadline' else ''}")
+            raise ConfigurationError(
+                f"{name}={value!r} must be a number of seconds above"
+                f" 0{', or None' if name == 'deadline' else ''}"
+            )
     for name in ("healthz", "readyz"):
         value = getattr(s, name)
         if value is not None and not (isinstance(value, str) and value.startswith("/")):
-            raise ConfigurationError(f"{name}={value!r} must be a path that begins with a slash, or None")
+            raise ConfigurationError(
+                f"{name}={value!r} must be a path that begins with a slash, or None"
+            )
 
 
 def under(path: str, prefix: str) -> bool:
-    """Whether *path* is *prefix* or below it: "/orders" has "/orders/7" below it, not "/orders-old"."""
+    """Whether *path* is *prefix* or below it: "/orders" has "/orders/7" below it, not
+    "/orders-old".
+    """
     return path == prefix or path.startswith(prefix if prefix.endswith("/") else prefix + "/")
 
 
-# -- what went wrong -----------------------------------------------------------------------------------------------
+# -- what went wrong -------------------------------------------------------------------------------
 
 
 class Swallowed(Exception):  # noqa: N818 - not an error by itself: it carries one
-    """The app answered with a server error because of its ``__cause__``, which it did not let through."""
+    """The app answered with a server error because of its ``__cause__``, which it did not let
+    through.
+    """
 
 
 def chain(exc: BaseException | None) -> Iterator[BaseException]:
-    """*exc*, what it wraps (SQLAlchemy's ``orig``), was raised from, or in handling which; and the members of groups."""
+    """*exc*, what it wraps (SQLAlchemy's ``orig``), was raised from, or in handling which; and the
+    members of groups.
+    """
     todo, seen = [exc], set()
     while todo:
         link = todo.pop()
@@ -148,7 +185,9 @@ def chain(exc: BaseException | None) -> Iterator[BaseException]:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is sent instead of an error page. *cause* is for the log: it may name hosts, which a page must not."""
+    """What is sent instead of an error page. *cause* is for the log: it may name hosts, which a
+    page must not.
+    """
 
     status: str
     error: str
@@ -158,11 +197,16 @@ class Answer:
     cause: str
 
 
-_STORED = "What this request had committed is stored; the answer could not be made. Look before you repeat it."
+_STORED = (
+    "What this request had committed is stored; the answer could not be made. Look before you"
+    " repeat it."
+)
 _UNKNOWN = "It is not known whether what this request wrote is stored. Look before you repeat it."
 
 
-def answer_to(exc: BaseException | None, heard: Iterable[BaseException], fate: Fate, method: str) -> Answer | None:
+def answer_to(
+    exc: BaseException | None, heard: Iterable[BaseException], fate: Fate, method: str
+) -> Answer | None:
     """What to send for an error of the database's; None for any other error.
 
     *heard* are errors that the app did not let through. *fate* is what the ledger knows of the
@@ -180,11 +224,15 @@ def answer_to(exc: BaseException | None, heard: Iterable[BaseException], fate: F
     if fate is Fate.UNKNOWN:
         return Answer("500 Internal Server Error", "outcome unknown", _UNKNOWN, None, fate, cause)
     if fate is Fate.STORED:
-        return Answer("500 Internal Server Error", "stored, not answered", _STORED, None, fate, cause)
+        return Answer(
+            "500 Internal Server Error", "stored, not answered", _STORED, None, fate, cause
+        )
     seconds = max(1, math.ceil(getattr(away, "retry_after", 1.0)))
     cannot = isinstance(away, (OutageError, ConnectionLostError))
     why = "cannot be reached at the moment" if cannot else "did not answer in time"
-    words = f"The database {why}; nothing of this request is stored. Please try again in {seconds} s."
+    words = (
+        f"The database {why}; nothing of this request is stored. Please try again in {seconds} s."
+    )
     return Answer("503 Service Unavailable", "service unavailable", words, seconds, fate, cause)
 
 
@@ -193,7 +241,9 @@ def _is_unknown(exc: BaseException) -> bool:
 
 
 def _is_away(exc: BaseException) -> bool:
-    return isinstance(exc, (OutageError, PoolTimeoutError, DeadlineExceeded, ConnectionLostError)) or _is_queue_timeout(exc)
+    return isinstance(
+        exc, (OutageError, PoolTimeoutError, DeadlineExceeded, ConnectionLostError)
+    ) or _is_queue_timeout(exc)
 
 
 def _is_of_mongo(exc: BaseException) -> bool:
@@ -202,7 +252,9 @@ def _is_of_mongo(exc: BaseException) -> bool:
 
 
 def _may_have_stored(exc: Any, method: str) -> bool:
-    """Whether an error of PyMongo's leaves a write in doubt that the ledger does not know of: a plain client's are in none."""
+    """Whether an error of PyMongo's leaves a write in doubt that the ledger does not know of: a
+    plain client's are in none.
+    """
     if exc.__dict__.get("unbroken_followed"):
         return False
     errors = sys.modules["pymongo.errors"]
@@ -231,7 +283,7 @@ def fault_of(unit: Unit, exc: BaseException) -> Fault | None:
     return None
 
 
-# -- one request ---------------------------------------------------------------------------------------------------
+# -- one request -----------------------------------------------------------------------------------
 
 
 class Exchange:
@@ -246,14 +298,16 @@ class Exchange:
         self.limits: HttpSettings | None = None  #: what bounds its attempts; None: never run again
         self.attempts = 0  #: how many were begun of one that may be run again
         self.begun = False  #: something went out: no other attempt, no other answer
-        self.heard: list[BaseException] = []  #: the database's errors, whatever the app made of them
+        self.heard: list[
+            BaseException
+        ] = []  #: the database's errors, whatever the app made of them
         self._said: tuple[Answer, BaseException] | None = None  # an answer, not sent yet, and why
         self._whole: Exchange | None = None
         self._own: Unit | None = None  # the unit of work of its attempts, where it is not another's
         self._token: units.Token | None = None
         self._witness: Any = None
 
-    # -- the ledger ------------------------------------------------------------------------------------------------
+    # -- the ledger --------------------------------------------------------------------------------
 
     def watch(self, whole: Exchange | None) -> None:
         """From now on, hear of the database's errors and follow all writes.
@@ -287,16 +341,23 @@ class Exchange:
     def is_troubled(self) -> bool:
         """Whether a database raised an error in this attempt, whatever the app made of it."""
         watching = None if self._token is None else self._token.unit
-        return bool(self.heard) or any(unit is not None and unit.met for unit in (self._own, watching))
+        return bool(self.heard) or any(
+            unit is not None and unit.met for unit in (self._own, watching)
+        )
 
     @property
     def unit(self) -> Unit | None:
-        """The unit of work that an attempt at this request is now in; None: it is not run again from here."""
+        """The unit of work that an attempt at this request is now in; None: it is not run again
+        from here.
+        """
         unit = units.current()
         return None if unit is None or unit.observing else unit
 
     def attempt(self) -> bool:
-        """An attempt begins, in its unit of work. Whether there was one before, which is forgotten."""
+        """An attempt begins, in its unit of work.
+
+        Whether there was one before, which is forgotten.
+        """
         self.attempts += 1
         unit = units.current()
         is_own = self._token is not None and unit is not self._token.unit
@@ -312,10 +373,12 @@ class Exchange:
         if self._own is not None:
             self._own.close()
 
-    # -- another attempt? ------------------------------------------------------------------------------------------
+    # -- another attempt? --------------------------------------------------------------------------
 
     def is_cut_off(self) -> bool:
-        """Whether some of the client's body was read and not kept, so that no attempt can read it again."""
+        """Whether some of the client's body was read and not kept, so that no attempt can read it
+        again.
+        """
         return False
 
     def has_turn(self) -> Unit | None:
@@ -329,7 +392,9 @@ class Exchange:
         """Whether another attempt follows if the app raises *exc* now."""
         unit = self.has_turn()
         fault = None if unit is None else fault_of(unit, exc)
-        return unit is not None and fault is not None and unit.verdict(fault).action is Action.REPLAY
+        return (
+            unit is not None and fault is not None and unit.verdict(fault).action is Action.REPLAY
+        )
 
     def curable(self) -> BaseException | None:
         """The last error of the database's in this attempt that another attempt would cure."""
@@ -341,15 +406,24 @@ class Exchange:
         return None
 
     def tell(self, exc: BaseException) -> None:
-        """Have the unit know *exc* by what it was raised from, also through SQLAlchemy's wrappers and groups."""
+        """Have the unit know *exc* by what it was raised from, also through SQLAlchemy's wrappers
+        and groups.
+        """
         unit = self.unit
-        if unit is not None and unit.fault_of(exc) is None and (fault := fault_of(unit, exc)) is not None:
+        if (
+            unit is not None
+            and unit.fault_of(exc) is None
+            and (fault := fault_of(unit, exc)) is not None
+        ):
             unit.note(exc, fault)
 
-    # -- the answer ------------------------------------------------------------------------------------------------
+    # -- the answer --------------------------------------------------------------------------------
 
     def answer(self, exc: BaseException | None) -> Answer | None:
-        """What to send for *exc*; with None, for what the app made a page of. None: the app's own matter."""
+        """What to send for *exc*; with None, for what the app made a page of.
+
+        None: the app's own matter.
+        """
         answer = answer_to(exc, self.heard, self.fate, self.method)
         if answer is not None:
             self._say(answer, self.heard[-1] if exc is None else exc)
@@ -386,7 +460,7 @@ class Exchange:
         return None
 
 
-# -- pages ---------------------------------------------------------------------------------------------------------
+# -- pages -----------------------------------------------------------------------------------------
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>
@@ -400,18 +474,34 @@ def page(answer: Answer, accept: str) -> tuple[list[tuple[str, str]], bytes]:
     if answer.retry_after is not None:
         headers.append(("Retry-After", str(answer.retry_after)))
     if prefers_html(accept):
-        body = _PAGE.format(title=html.escape(answer.error.capitalize()), detail=html.escape(answer.detail)).encode()
-        return [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(body))), *headers], body
-    shown: dict[str, Any] = {"error": answer.error, "detail": answer.detail, "fate": answer.fate.value}
+        body = _PAGE.format(
+            title=html.escape(answer.error.capitalize()), detail=html.escape(answer.detail)
+        ).encode()
+        return [
+            ("Content-Type", "text/html; charset=utf-8"),
+            ("Content-Length", str(len(body))),
+            *headers,
+        ], body
+    shown: dict[str, Any] = {
+        "error": answer.error,
+        "detail": answer.detail,
+        "fate": answer.fate.value,
+    }
     if answer.retry_after is not None:
         shown["retry_after"] = answer.retry_after
     return json_page(shown, headers)
 
 
-def json_page(shown: Any, headers: Iterable[tuple[str, str]] = ()) -> tuple[list[tuple[str, str]], bytes]:
+def json_page(
+    shown: Any, headers: Iterable[tuple[str, str]] = ()
+) -> tuple[list[tuple[str, str]], bytes]:
     """Headers and body of *shown* as JSON."""
     body = json.dumps(shown).encode() + b"\n"
-    return [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers], body
+    return [
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(body))),
+        *headers,
+    ], body
 
 
 def prefers_html(accept: str) -> bool:
@@ -431,7 +521,14 @@ def prefers_html(accept: str) -> bool:
 def report(answer: Answer, method: str, path: str) -> None:
     """One line in the log in place of a traceback."""
     status = answer.status.split(" ", 1)[0]
-    log.warning("%s %s was answered %s, %s: %s", method, printable(path), status, answer.fate.value, answer.cause)
+    log.warning(
+        "%s %s was answered %s, %s: %s",
+        method,
+        printable(path),
+        status,
+        answer.fate.value,
+        answer.cause,
+    )
 
 
 def printable(path: str) -> str:

@@ -1,4 +1,6 @@
-"""``unbroken.flask.Unbroken``: a Flask app whose requests outlive their connections, and leave none behind."""
+"""``unbroken.flask.Unbroken``: a Flask app whose requests outlive their connections, and leave none
+behind.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,16 @@ from unbroken.integrations.web import flask_mongo as _flask_mongo
 from unbroken.integrations.web import health as _health
 from unbroken.integrations.web import leftovers as _leftovers
 from unbroken.integrations.web import wsgi as _wsgi
-from unbroken.integrations.web.exchange import KEY, Answer, HttpSettings, answer_to, json_page, log, page, report
+from unbroken.integrations.web.exchange import (
+    KEY,
+    Answer,
+    HttpSettings,
+    answer_to,
+    json_page,
+    log,
+    page,
+    report,
+)
 from unbroken.integrations.web.flask_engines import make_unbroken
 from unbroken.ledger.unit import Fate
 
@@ -26,7 +37,8 @@ _MARK = "__unbroken_replay__"
 def replay(view: F) -> F:
     """A view's requests may be run again, by whatever method (one that inserts a row, say).
 
-    The database undoes what a lost attempt wrote; what the view does elsewhere (mails, files) happens again.
+    The database undoes what a lost attempt wrote; what the view does elsewhere (mails, files)
+    happens again.
     """
     setattr(view, _MARK, True)
     return view
@@ -41,29 +53,44 @@ def no_replay(view: F) -> F:
 class Unbroken:
     """The extension: ``Unbroken(app)``, or ``Unbroken()`` and ``init_app(app)``.
 
-    Flask-SQLAlchemy's engines get ``plugins=["unbroken"]``, unless the configuration chose a pool class. MongoEngine's connections
-    are registered as ``MONGODB_SETTINGS`` says, Flask-PyMongo's clients made ours, and ``MONGO_URI`` is :attr:`mongo`.
+    Flask-SQLAlchemy's engines get ``plugins=["unbroken"]``, unless the configuration chose a pool
+    class. MongoEngine's connections are registered as ``MONGODB_SETTINGS`` says, Flask-PyMongo's
+    clients made ours, and ``MONGO_URI`` is :attr:`mongo`.
 
-    Each request by a safe method (*methods*), or to a view marked with :func:`replay`, is run again from the start,
-    ``before_request`` and teardown included, when a connection was lost and nothing was committed. An outage is answered
-    with 503 and Retry-After (an error handler for 503 may draw the page). When a request ends, also a streamed one, or one
-    whose teardown raises, nothing stays taken: Flask-SQLAlchemy's session and engines (found by themselves), *sessions*
-    (scoped_session registries) and *databases* (pools, engines).
+    Each request by a safe method (*methods*), or to a view marked with :func:`replay`, is run again
+    from the start, ``before_request`` and teardown included, when a connection was lost and nothing
+    was committed. An outage is answered with 503 and Retry-After (an error handler for 503 may draw
+    the page). When a request ends, also a streamed one, or one whose teardown raises, nothing stays
+    taken: Flask-SQLAlchemy's session and engines (found by themselves), *sessions* (scoped_session
+    registries) and *databases* (pools, engines).
 
-    *commit*: commit Flask-SQLAlchemy's session and *sessions* when a view succeeded (status below 400), before the response
-    is sent; an error of the COMMIT is handled as if the view had raised it. Off by default.
+    *commit*: commit Flask-SQLAlchemy's session and *sessions* when a view succeeded (status below
+    400), before the response is sent; an error of the COMMIT is handled as if the view had raised
+    it. Off by default.
 
-    The other settings are those of :class:`unbroken.wsgi.Unbroken`. Raises ConfigurationError for what cannot work.
+    The other settings are those of :class:`unbroken.wsgi.Unbroken`. Raises ConfigurationError for
+    what cannot work.
     """
 
-    def __init__(self, app: flask.Flask | None = None, *, commit: bool = False, sessions: Any = (), **settings: Any) -> None:
+    def __init__(
+        self,
+        app: flask.Flask | None = None,
+        *,
+        commit: bool = False,
+        sessions: Any = (),
+        **settings: Any,
+    ) -> None:
         if not isinstance(commit, bool):
             raise ConfigurationError(f"commit={commit!r} must be True or False")
         self.commit = commit
-        self.sessions: tuple[Any, ...] = tuple(sessions) if isinstance(sessions, (list, tuple)) else (sessions,)
+        self.sessions: tuple[Any, ...] = (
+            tuple(sessions) if isinstance(sessions, (list, tuple)) else (sessions,)
+        )
         for registry in self.sessions:
             if not hasattr(registry, "remove"):
-                raise ConfigurationError(f"sessions={registry!r} must be scoped_session registries: they have remove()")
+                raise ConfigurationError(
+                    f"sessions={registry!r} must be scoped_session registries: they have remove()"
+                )
         self._settings = settings
         HttpSettings.of(**settings)  # says what is wrong now, not at init_app
         self._app: flask.Flask | None = None
@@ -83,17 +110,25 @@ class Unbroken:
 
     @property
     def mongo(self) -> _flask_mongo.Mongo:
-        """What ``MONGO_URI`` names: ``mongo.db`` and its client ``mongo.cx``, as Flask-PyMongo has them. For the current app."""
+        """What ``MONGO_URI`` names: ``mongo.db`` and its client ``mongo.cx``, as Flask-PyMongo has
+        them. For the current app.
+        """
         if self._app is None and not flask.has_app_context():
-            raise ConfigurationError("mongo is an app's: use it in a request or an app context, or after Unbroken(app)")
+            raise ConfigurationError(
+                "mongo is an app's: use it in a request or an app context, or after Unbroken(app)"
+            )
         app = flask.current_app._get_current_object() if flask.has_app_context() else self._app  # type: ignore[attr-defined] # a proxy
         found = _flask_mongo.mongo_of(app)
         if found is None:
-            raise ConfigurationError('this app has no MONGO_URI: set app.config["MONGO_URI"] before it is made unbroken')
+            raise ConfigurationError(
+                'this app has no MONGO_URI: set app.config["MONGO_URI"] before it is made unbroken'
+            )
         return found
 
     def blueprint(self, name: str = "unbroken", **options: Any) -> flask.Blueprint:
-        """``/healthz`` and ``/readyz`` as a blueprint, for those who want them among their views (url_prefix, decorators)."""
+        """``/healthz`` and ``/readyz`` as a blueprint, for those who want them among their views
+        (url_prefix, decorators).
+        """
         pages = flask.Blueprint(name, __name__, **options)
 
         @pages.get("/healthz")
@@ -116,7 +151,11 @@ def _layers(app: Any) -> Iterable[Any]:
     """A WSGI callable and what is inside it, as far as middleware shows that."""
     while app is not None:
         yield app
-        app = None if isinstance(app, _App) else getattr(app, "app", None) or getattr(app, "wsgi_app", None)
+        app = (
+            None
+            if isinstance(app, _App)
+            else getattr(app, "app", None) or getattr(app, "wsgi_app", None)
+        )
 
 
 def _json(shown: Mapping[str, Any], status: int) -> flask.Response:
@@ -133,7 +172,9 @@ class _App(_wsgi.Unbroken):
         self._marks: dict[str, Any] | None = None
         self._begun = False
 
-    def __call__(self, environ: _wsgi.Environ, start_response: _wsgi.StartResponse) -> Iterable[bytes]:
+    def __call__(
+        self, environ: _wsgi.Environ, start_response: _wsgi.StartResponse
+    ) -> Iterable[bytes]:
         if not self._begun:
             self._begun = True
             _flask_mongo.warn_of_plain_aliases()
@@ -146,7 +187,9 @@ class _App(_wsgi.Unbroken):
         """A view's mark counts first, then the settings."""
         marks = self._marks
         if marks is None:
-            marks = self._marks = {e: view for e, view in self._flask.view_functions.items() if _is_marked(view)}
+            marks = self._marks = {
+                e: view for e, view in self._flask.view_functions.items() if _is_marked(view)
+            }
         if marks:
             answer = self._marked(marks, environ)
             if answer is not None:
@@ -176,15 +219,26 @@ class _App(_wsgi.Unbroken):
         """Those, and MongoDB's."""
         named = tuple(self.databases())
         clients = [client for each in named if (client := _health.mongo_client(each)) is not None]
-        return (*named, *(each for each in _flask_mongo.databases(self._flask) if _health.mongo_client(each) not in clients))
+        return (
+            *named,
+            *(
+                each
+                for each in _flask_mongo.databases(self._flask)
+                if _health.mongo_client(each) not in clients
+            ),
+        )
 
     def _engines(self) -> Iterable[Any]:
         extension = self._flask.extensions.get("sqlalchemy")
-        engines = getattr(extension, "_app_engines", None)  # .engines needs an app context, and there is none at the end
+        engines = getattr(
+            extension, "_app_engines", None
+        )  # .engines needs an app context, and there is none at the end
         return tuple(engines.get(self._flask, {}).values()) if engines is not None else ()
 
     def clean(self, taken: _leftovers.Taken) -> None:
-        """Sessions first, since they give their connections back in order; then whatever is left."""
+        """Sessions first, since they give their connections back in order; then whatever is
+        left.
+        """
         for registry in self._extension.sessions:
             _remove(registry)
         super().clean(taken)
@@ -192,11 +246,15 @@ class _App(_wsgi.Unbroken):
 
 def _is_marked(view: Any) -> bool:
     methods = getattr(getattr(view, "view_class", None), "methods", None) or ()
-    return hasattr(view, _MARK) or any(hasattr(getattr(view.view_class, m.lower(), None), _MARK) for m in methods)
+    return hasattr(view, _MARK) or any(
+        hasattr(getattr(view.view_class, m.lower(), None), _MARK) for m in methods
+    )
 
 
 def _remove(registry: Any) -> None:
-    """End a registry's session; one that cannot be ended is forgotten, and its connection found among the leftovers."""
+    """End a registry's session; one that cannot be ended is forgotten, and its connection found
+    among the leftovers.
+    """
     try:
         registry.remove()
     except Exception:
@@ -207,7 +265,10 @@ def _remove(registry: Any) -> None:
 
 
 class _Hooks:
-    """What changes in the app itself. Flask calls these methods through the app, so that they may be replaced there."""
+    """What changes in the app itself.
+
+    Flask calls these methods through the app, so that they may be replaced there.
+    """
 
     def __init__(self, app: flask.Flask, extension: Unbroken) -> None:
         self._app: Any = app  # Flask 3.2 gives these methods one more argument, the context
@@ -242,11 +303,14 @@ class _Hooks:
             raise exc
         if answer_to(exc, exchange.heard, Fate.NOTHING, exchange.method) is None:
             return self._exception(*args)
-        self._roll_back()  # what is open still might be committed, by an after_request function, say
+        # what is open still might be committed, by an after_request function, say
+        self._roll_back()
         answer = exchange.answer(exc)
         assert answer is not None
         report(answer, flask.request.method, flask.request.path)
-        response: flask.Response = self._app.finalize_request(*args[:-1], self._page(answer), from_error_handler=True)
+        response: flask.Response = self._app.finalize_request(
+            *args[:-1], self._page(answer), from_error_handler=True
+        )
         return response
 
     def _roll_back(self) -> None:
@@ -292,11 +356,15 @@ class _Hooks:
                     registry.commit()
         except Exception as exc:
             self._roll_back()
-            response = self._app.finalize_request(*args, self._app.handle_user_exception(*args, exc))
+            response = self._app.finalize_request(
+                *args, self._app.handle_user_exception(*args, exc)
+            )
         return response
 
 
 def _exchange() -> _wsgi.Exchange | None:
     """The request's, if it came in by way of our middleware."""
-    exchange: _wsgi.Exchange | None = flask.request.environ.get(KEY) if flask.has_request_context() else None
+    exchange: _wsgi.Exchange | None = (
+        flask.request.environ.get(KEY) if flask.has_request_context() else None
+    )
     return exchange

@@ -8,12 +8,16 @@ from typing import Any
 from unbroken.integrations.web.exchange import log
 
 _BACKENDS = ("mysql", "mariadb", "postgresql")
-_HINT = "say plugins=['unbroken'] in SQLALCHEMY_ENGINE_OPTIONS, or make the app unbroken before its engines are used"
+_HINT = (
+    "say plugins=['unbroken'] in SQLALCHEMY_ENGINE_OPTIONS, or make the app unbroken before its"
+    " engines are used"
+)
 
 
 def make_unbroken(app: Any) -> None:
-    """Add the plugin to what *app*'s configuration says of MySQL and PostgreSQL engines; make those anew that exist, if they
-    have not connected yet. Whoever chose a pool class, or the plugin, is left alone."""
+    """Add the plugin to what *app*'s configuration says of MySQL and PostgreSQL engines; make those
+    anew that exist, if they have not connected yet. Whoever chose a pool class, or the plugin, is
+    left alone."""
     config = app.config
     changed = False
     options = config.get("SQLALCHEMY_ENGINE_OPTIONS") or {}
@@ -34,7 +38,11 @@ def make_unbroken(app: Any) -> None:
 
 
 def _wants(url: Any, options: Mapping[str, Any]) -> bool:
-    if url is None or "unbroken" in options.get("plugins", ()) or {"poolclass", "pool"} & set(options):
+    if (
+        url is None
+        or "unbroken" in options.get("plugins", ())
+        or {"poolclass", "pool"} & set(options)
+    ):
         return False
     text = str(url)
     return text.split(":", 1)[0].split("+", 1)[0] in _BACKENDS and "plugin=unbroken" not in text
@@ -45,10 +53,18 @@ def _with_plugin(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _make_anew(app: Any, extension: Any) -> None:
-    """Flask-SQLAlchemy disposes of an app's engines when it is initialised again, and makes others."""
+    """Flask-SQLAlchemy disposes of an app's engines when it is initialised again, and makes
+    others.
+    """
     engines = getattr(extension, "_app_engines", {}).get(app, {})
-    kept = {key: engines.pop(key) for key, engine in list(engines.items()) if not _is_ours_to_make(engine)}
-    if not engines or any(engine.pool.checkedin() + engine.pool.checkedout() for engine in engines.values()):
+    kept = {
+        key: engines.pop(key)
+        for key, engine in list(engines.items())
+        if not _is_ours_to_make(engine)
+    }
+    if not engines or any(
+        engine.pool.checkedin() + engine.pool.checkedout() for engine in engines.values()
+    ):
         engines.update(kept)
         log.warning("Flask-SQLAlchemy's engines are in use already and stay as they are: %s", _HINT)
         return

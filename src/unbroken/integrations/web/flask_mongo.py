@@ -1,6 +1,8 @@
-"""MongoDB in a Flask app, configured as Flask-MongoEngine (``MONGODB_SETTINGS``) and Flask-PyMongo (``MONGO_URI``) are.
+"""MongoDB in a Flask app, configured as Flask-MongoEngine (``MONGODB_SETTINGS``) and Flask-PyMongo
+(``MONGO_URI``) are.
 
-Neither of them need be installed: an app that leaves Flask-MongoEngine keeps its configuration. Where one is, its clients are made ours.
+Neither of them need be installed: an app that leaves Flask-MongoEngine keeps its configuration.
+Where one is, its clients are made ours.
 """
 
 from __future__ import annotations
@@ -17,13 +19,18 @@ from unbroken.errors import ConfigurationError
 from unbroken.integrations.web.exchange import log
 from unbroken.integrations.web.health import mongo_client
 
-#: What MongoEngine takes by these names only. All else is an option of PyMongo's, to which capitals are the same.
+#: What MongoEngine takes by these names only. All else is an option of PyMongo's, to which capitals
+#: are the same.
 _ENGINE_NAMES = frozenset(
-    "alias db name host port read_preference username password authentication_source authentication_mechanism authmechanismproperties "
-    "mongo_client_class is_mock connect tz_aware document_class type_registry outage_wait".split()
+    "alias db name host port read_preference username password authentication_source"
+    " authentication_mechanism authmechanismproperties mongo_client_class is_mock connect tz_aware"
+    " document_class type_registry outage_wait".split()
 )
 #: Flask-MongoEngine's flat configuration: these, without MONGODB_, are keys of MONGODB_SETTINGS.
-_FLAT = tuple(f"MONGODB_{name}" for name in "ALIAS DB HOST IS_MOCK PASSWORD PORT USERNAME CONNECT TZ_AWARE".split())
+_FLAT = tuple(
+    f"MONGODB_{name}"
+    for name in "ALIAS DB HOST IS_MOCK PASSWORD PORT USERNAME CONNECT TZ_AWARE".split()
+)
 
 
 @dataclass(frozen=True)
@@ -34,15 +41,21 @@ class Mongo:
     db: Any  #: the URI's database, or None where it names none
 
 
-#: By app: the clients that stand for its MONGO_URI. One, unless Flask-PyMongo was initialised several times.
+#: By app: the clients that stand for its MONGO_URI. One, unless Flask-PyMongo was initialised
+#: several times.
 _mongos: weakref.WeakKeyDictionary[Any, list[Mongo]] = weakref.WeakKeyDictionary()
 
 
 def make_unbroken(app: Any) -> None:
-    """Read what *app*'s configuration says of MongoDB. Raises ConfigurationError, or PyMongo's and MongoEngine's own errors."""
+    """Read what *app*'s configuration says of MongoDB.
+
+    Raises ConfigurationError, or PyMongo's and MongoEngine's own errors.
+    """
     if importlib.util.find_spec("pymongo") is None:
         return
-    settings = read_settings(app.config) if importlib.util.find_spec("mongoengine") is not None else []
+    settings = (
+        read_settings(app.config) if importlib.util.find_spec("mongoengine") is not None else []
+    )
     if settings or "mongoengine" in app.extensions:
         _engine(app, settings)
     if "flask_pymongo" in sys.modules:
@@ -52,7 +65,9 @@ def make_unbroken(app: Any) -> None:
 
 
 def mongo_of(app: Any) -> Mongo | None:
-    """What stands for the MONGO_URI of *app*: Flask-PyMongo's, if it has been initialised; None without that setting."""
+    """What stands for the MONGO_URI of *app*: Flask-PyMongo's, if it has been initialised; None
+    without that setting.
+    """
     uri = app.config.get("MONGO_URI")
     if app not in _mongos and uri:
         from unbroken.integrations.mongo import MongoClient
@@ -62,20 +77,28 @@ def mongo_of(app: Any) -> Mongo | None:
 
 
 def databases(app: Any) -> Iterable[Any]:
-    """Every database of *app*'s that /readyz asks: those of its MONGO_URI, and those that MongoEngine has an alias for."""
+    """Every database of *app*'s that /readyz asks: those of its MONGO_URI, and those that
+    MongoEngine has an alias for.
+    """
     found = [mongo.cx if mongo.db is None else mongo.db for mongo in _mongos.get(app, ())]
     engine = sys.modules.get("mongoengine")
     if engine is not None:
         of_engine = (engine.get_db(alias) for alias in list(engine.connection._connection_settings))
-        found.extend(database for database in of_engine if mongo_client(database) is not None and database not in found)
+        found.extend(
+            database
+            for database in of_engine
+            if mongo_client(database) is not None and database not in found
+        )
     return found
 
 
-# -- MongoEngine ---------------------------------------------------------------------------------------------------
+# -- MongoEngine -----------------------------------------------------------------------------------
 
 
 def read_settings(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What *config* says, in the words of ``mongoengine.register_connection``: one dictionary for each alias."""
+    """What *config* says, in the words of ``mongoengine.register_connection``: one dictionary for
+    each alias.
+    """
     given = config.get("MONGODB_SETTINGS")
     if given is None:
         flat = {name: config[name] for name in _FLAT if config.get(name) is not None}
@@ -83,7 +106,10 @@ def read_settings(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     several = given if isinstance(given, (list, tuple)) else [given]
     for each in several:
         if not isinstance(each, Mapping):
-            raise ConfigurationError(f"MONGODB_SETTINGS must be a dictionary, or a list of them for several aliases, not {_kind(each)}")
+            raise ConfigurationError(
+                "MONGODB_SETTINGS must be a dictionary, or a list of them for several aliases, not"
+                f" {_kind(each)}"
+            )
     return [_in_words_of_engine(each) for each in several]
 
 
@@ -110,12 +136,17 @@ def _mock() -> Any:
     try:
         import mongomock
     except ImportError as error:
-        raise ConfigurationError("MONGODB_SETTINGS asks for a mock of MongoDB (is_mock, or mongomock://): pip install mongomock") from error
+        raise ConfigurationError(
+            "MONGODB_SETTINGS asks for a mock of MongoDB (is_mock, or mongomock://): pip install"
+            " mongomock"
+        ) from error
     return mongomock.MongoClient
 
 
 def _engine(app: Any, settings: list[dict[str, Any]]) -> None:
-    """Register the aliases of *app*'s configuration, and make those ours that Flask-MongoEngine has connected already."""
+    """Register the aliases of *app*'s configuration, and make those ours that Flask-MongoEngine has
+    connected already.
+    """
     from unbroken.integrations.mongo import engine
 
     if settings and "flask_mongoengine" in sys.modules:
@@ -159,20 +190,22 @@ def _exchange(app: Any, before: Any, after: Any) -> None:
 
 
 def warn_of_plain_aliases() -> None:
-    """Say which of MongoEngine's aliases have PyMongo's own client after all: somebody connected them by MongoEngine's own function."""
+    """Say which of MongoEngine's aliases have PyMongo's own client after all: somebody connected
+    them by MongoEngine's own function.
+    """
     if "mongoengine" not in sys.modules:
         return
     from unbroken.integrations.mongo import engine
 
     for alias in engine.plain_aliases():
         log.warning(
-            "MongoEngine's connection %r is on PyMongo's own client, which outlives neither a fork nor an outage: connect it by "
-            "unbroken.mongo.connect, or name it in MONGODB_SETTINGS",
+            "MongoEngine's connection %r is on PyMongo's own client, which outlives neither a fork"
+            " nor an outage: connect it by unbroken.mongo.connect, or name it in MONGODB_SETTINGS",
             alias,
         )
 
 
-# -- PyMongo -------------------------------------------------------------------------------------------------------
+# -- PyMongo ---------------------------------------------------------------------------------------
 
 
 def _note(app: Any, client: Any, uri: str) -> Mongo:
@@ -192,8 +225,9 @@ def _flask_pymongo(app: Any) -> None:
         flask_pymongo.PyMongo.init_app = _initialising(flask_pymongo)
     if isinstance(app.json, flask_pymongo.BSONProvider):
         log.warning(
-            "Flask-PyMongo's client was made before the app was unbroken, and stays PyMongo's own, which outlives neither a fork nor an "
-            "outage: call unbroken.flask.Unbroken(app) before PyMongo(app)"
+            "Flask-PyMongo's client was made before the app was unbroken, and stays PyMongo's own,"
+            " which outlives neither a fork nor an outage: call unbroken.flask.Unbroken(app) before"
+            " PyMongo(app)"
         )
 
 
@@ -206,9 +240,13 @@ def _initialising(flask_pymongo: Any) -> Any:
             plain(self, app, uri, *args, **kwargs)
             return
         passed = {name: value for name, value in kwargs.items() if name != "outage_wait"}
-        plain(self, app, uri, *args, **{**passed, "connect": False})  # it makes nothing but a client that nobody uses
+        plain(
+            self, app, uri, *args, **{**passed, "connect": False}
+        )  # it makes nothing but a client that nobody uses
         uri = uri or app.config["MONGO_URI"]
-        kwargs.setdefault("driver", flask_pymongo.DriverInfo("Flask-PyMongo", flask_pymongo.__version__))
+        kwargs.setdefault(
+            "driver", flask_pymongo.DriverInfo("Flask-PyMongo", flask_pymongo.__version__)
+        )
         mongo = _note(app, _flask_pymongo_client()(uri, *args, **kwargs), uri)
         self.cx, self.db = mongo.cx, mongo.db
 
@@ -217,9 +255,13 @@ def _initialising(flask_pymongo: Any) -> Any:
 
 @functools.cache
 def _flask_pymongo_client() -> Any:
-    """Our client, whose databases and collections are Flask-PyMongo's (with ``find_one_or_404``)."""
+    """Our client, whose databases and collections are Flask-PyMongo's (with
+    ``find_one_or_404``).
+    """
     from flask_pymongo.wrappers import MongoClient as Theirs
 
     from unbroken.integrations.mongo import MongoClient as Ours
 
-    return type("MongoClient", (Ours, Theirs), {"__doc__": Ours.__doc__, "__module__": Ours.__module__})
+    return type(
+        "MongoClient", (Ours, Theirs), {"__doc__": Ours.__doc__, "__module__": Ours.__module__}
+    )

@@ -1,4 +1,6 @@
-"""Does a database answer? For /readyz: a pool of ours, an engine of SQLAlchemy's, a client or a database of PyMongo's, sync or async."""
+"""Does a database answer? For /readyz: a pool of ours, an engine of SQLAlchemy's, a client or a
+database of PyMongo's, sync or async.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ async def ask_async(database: Any, timeout: float) -> None:
 
 
 def mongo_client(database: Any) -> Any:
-    """The client that *database* is or belongs to, if it is PyMongo's, else None. (Asked for anything, these say that they have it.)"""
+    """The client that *database* is or belongs to, if it is PyMongo's, else None. (Asked for
+    anything, these say that they have it.)
+    """
     pymongo = sys.modules.get("pymongo")
     if pymongo is None:
         return None

@@ -1,6 +1,8 @@
-"""What a request took and did not give back: engines' connections, sessions, connections of our pools.
+"""What a request took and did not give back: engines' connections, sessions, connections of our
+pools.
 
-Each is said once per place in the code, and ended rather than lent again: who forgot it may still have it in hand.
+Each is said once per place in the code, and ended rather than lent again: who forgot it may still
+have it in hand.
 """
 
 from __future__ import annotations
@@ -84,7 +86,11 @@ def _on_checkin(_connection: Any, record: Any) -> None:
 
 def is_engine(database: Any) -> bool:
     """Whether *database* is one of SQLAlchemy's blocking engines."""
-    return hasattr(database, "pool") and hasattr(database, "dialect") and not hasattr(database, "sync_engine")
+    return (
+        hasattr(database, "pool")
+        and hasattr(database, "dialect")
+        and not hasattr(database, "sync_engine")
+    )
 
 
 def take_back(taken: Taken, databases: Iterable[Any]) -> None:
@@ -105,7 +111,9 @@ def take_back(taken: Taken, databases: Iterable[Any]) -> None:
 
 
 def _take_back_of(pool: sync.Pool, since: float) -> None:
-    """A request has its thread (or greenlet) to itself: what that took since it began is the request's."""
+    """A request has its thread (or greenlet) to itself: what that took since it began is the
+    request's.
+    """
     if _ident is not threading.get_ident:
         return  # gevent patched threads after we were imported: greenlets cannot be told apart
     state, me = pool._state, _ident()
@@ -123,4 +131,8 @@ def tell(place: str) -> None:
     if place in _told or len(_told) > 1000:
         return
     _told.add(place)
-    log.warning("a request ended without giving back the connection that was taken at %s; it was taken back (said once per place)", place)
+    log.warning(
+        "a request ended without giving back the connection that was taken at %s; it was taken back"
+        " (said once per place)",
+        place,
+    )

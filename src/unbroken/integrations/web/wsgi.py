@@ -1,4 +1,6 @@
-"""``unbroken.wsgi.Unbroken``: any WSGI app, its requests run again where that is provably safe, an outage answered with 503."""
+"""``unbroken.wsgi.Unbroken``: any WSGI app, its requests run again where that is provably safe, an
+outage answered with 503.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,15 @@ StartResponse: TypeAlias = Callable[..., Any]
 class Unbroken:
     """*app* with each request a unit of work.
 
-    Requests by safe methods (*methods*: GET, HEAD, OPTIONS) and those that *replay* names (path prefixes, or a callable that
-    is given the environ) are run again from the start when a connection was lost, nothing was committed, and the response
-    has not begun. An outage is answered with 503 and Retry-After, a COMMIT without an answer with a 500 that says so: JSON,
-    or HTML where the client asks for it.
+    Requests by safe methods (*methods*: GET, HEAD, OPTIONS) and those that *replay* names (path
+    prefixes, or a callable that is given the environ) are run again from the start when a
+    connection was lost, nothing was committed, and the response has not begun. An outage is
+    answered with 503 and Retry-After, a COMMIT without an answer with a 500 that says so: JSON, or
+    HTML where the client asks for it.
 
-    *databases* are the pools and engines out of which nothing stays taken when a request ends, and which *readyz* (a path;
-    *healthz* likewise) asks. *max_body* (bytes, 1 MiB), *max_replays* (10), *deadline* (seconds, None) bound a replay.
+    *databases* are the pools and engines out of which nothing stays taken when a request ends, and
+    which *readyz* (a path; *healthz* likewise) asks. *max_body* (bytes, 1 MiB), *max_replays* (10),
+    *deadline* (seconds, None) bound a replay.
 
     Raises ConfigurationError for settings that cannot work.
     """
@@ -55,7 +59,7 @@ class Unbroken:
             return exchange.run(None)
         return exchange.run(self.settings)
 
-    # -- what the Flask extension says otherwise -------------------------------------------------------------------
+    # -- what the Flask extension says otherwise ---------------------------------------------------
 
     def may_replay(self, environ: Environ) -> bool:
         """Whether this request may be run again, if the ledger allows it."""
@@ -85,7 +89,9 @@ class Unbroken:
 
 
 class Exchange(_http.Exchange):
-    """One request: its attempts, and the response that is held back until its first chunk is known."""
+    """One request: its attempts, and the response that is held back until its first chunk is
+    known.
+    """
 
     def __init__(self, owner: Unbroken, environ: Environ, start_response: StartResponse) -> None:
         super().__init__(environ["REQUEST_METHOD"])
@@ -132,12 +138,17 @@ class Exchange(_http.Exchange):
 
     def _prepare(self, settings: HttpSettings) -> None:
         environ = self.environ
-        if environ.get("CONTENT_LENGTH") not in (None, "", "0") or environ.get("HTTP_TRANSFER_ENCODING"):
+        if environ.get("CONTENT_LENGTH") not in (None, "", "0") or environ.get(
+            "HTTP_TRANSFER_ENCODING"
+        ):
             self._keeper = _Keeper(environ, settings.max_body)
         self._before = dict(environ)
 
     def _again(self) -> Iterable[bytes]:
-        """One attempt within a unit of work. What may not be run again is raised where the unit does not see it."""
+        """One attempt within a unit of work.
+
+        What may not be run again is raised where the unit does not see it.
+        """
         if self.attempt():
             self._head = None
             self.environ.clear()
@@ -171,13 +182,17 @@ class Exchange(_http.Exchange):
             raise
         self._begin()
         if whole or self._is_all(chunks):
-            self.owner.clean(self.taken)  # nothing more is computed: do not wait for the client to have it
+            self.owner.clean(
+                self.taken
+            )  # nothing more is computed: do not wait for the client to have it
         return body if whole else _Body(self, body, chunks)
 
     def _is_all(self, chunks: Any) -> bool:
         """Whether the first chunk is the whole response, as its headers say."""
         assert self._head is not None
-        length = next((value for name, value in self._head[1] if name.lower() == "content-length"), None)
+        length = next(
+            (value for name, value in self._head[1] if name.lower() == "content-length"), None
+        )
         return length == str(len(chunks.first or b""))
 
     def _failed(self, exc: Exception) -> Iterable[bytes]:
@@ -190,9 +205,11 @@ class Exchange(_http.Exchange):
         self._start_response(answer.status, headers)
         return [b"" if self.method == "HEAD" else body]
 
-    # -- the response ----------------------------------------------------------------------------------------------
+    # -- the response ------------------------------------------------------------------------------
 
-    def _start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], Any]:
+    def _start(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], Any]:
         if self.begun:
             return self._start_response(status, headers, exc_info)  # type: ignore[no-any-return] # it re-raises exc_info
         self._head = (status, headers)
@@ -316,7 +333,9 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """What is kept first, then what the client still sends."""
-        data = bytes(self._keeper.kept[self._at : self._at + len(buffer)]) or self._keeper.more(len(buffer))
+        data = bytes(self._keeper.kept[self._at : self._at + len(buffer)]) or self._keeper.more(
+            len(buffer)
+        )
         self._at += len(data)
         buffer[: len(data)] = data
         return len(data)

@@ -1,4 +1,6 @@
-"""The app's drill as one page: nothing is loaded from anywhere, no script runs, and whatever an app said is only text."""
+"""The app's drill as one page: nothing is loaded from anywhere, no script runs, and whatever an app
+said is only text.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,23 @@ from unbroken_drill.drill.app.run import Player
 from unbroken_drill.drill.app.scenarios import Scenario
 from unbroken_drill.drill.report import seconds
 
-_CLASSES = {"red": "bad", "bold red": "bad", "bold white on red": "bad", "yellow": "poor", "green": "good", "bold green": "good"}
+_CLASSES = {
+    "red": "bad",
+    "bold red": "bad",
+    "bold white on red": "bad",
+    "yellow": "poor",
+    "green": "good",
+    "bold green": "good",
+}
 
 
-def page(rows: Sequence[AppResult], players: Sequence[Player], plan: Plan, server: str, facts: Mapping[str, Any]) -> str:
+def page(
+    rows: Sequence[AppResult],
+    players: Sequence[Player],
+    plan: Plan,
+    server: str,
+    facts: Mapping[str, Any],
+) -> str:
     """The whole page. *facts* stand at its end, as what another person needs to do the same."""
     ranked = report.ranked(rows, players)
     css = files(__package__).joinpath("page.css").read_text()
@@ -28,16 +43,25 @@ def page(rows: Sequence[AppResult], players: Sequence[Player], plan: Plan, serve
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">""",
+        '<meta http-equiv="Content-Security-Policy"'
+        """ content="default-src 'none'; style-src 'unsafe-inline'">""",
         f"<title>Drill: {escape(names)}</title>",
         f"<style>{css}</style></head><body>",
         "<header><h1>Drill</h1>",
-        f'<p class="faint">{escape(names)} · {escape(server)} · {plan.rate:g} requests a second · {len(rows)} rows</p></header>',
+        (
+            f'<p class="faint">{escape(names)} · {escape(server)} · {plan.rate:g} requests a second'
+            f" · {len(rows)} rows</p></header>"
+        ),
         "<main>",
         _verdict(rows, plan),
         _league(rows, ranked, plan),
         plot.legend(),
-        *(_scenario(scenario, [row for row in rows if row.scenario == scenario.name], ranked, plan) for scenario in plan.scenarios),
+        *(
+            _scenario(
+                scenario, [row for row in rows if row.scenario == scenario.name], ranked, plan
+            )
+            for scenario in plan.scenarios
+        ),
         _meanings(),
         _facts(facts),
         "</main></body></html>",
@@ -49,7 +73,9 @@ def _verdict(rows: Sequence[AppResult], plan: Plan) -> str:
     *lines, last = judgement(rows, plan)
     items = "".join(f"<li>{escape(line.plain.removeprefix('✗ '))}</li>" for line in lines)
     more = f"<details><summary>which</summary><ul>{items}</ul></details>" if items else ""
-    return f'<div class="verdict {_CLASSES.get(str(last.style), "")}">{escape(last.plain)}{more}</div>'
+    return (
+        f'<div class="verdict {_CLASSES.get(str(last.style), "")}">{escape(last.plain)}{more}</div>'
+    )
 
 
 def _league(rows: Sequence[AppResult], players: Sequence[Player], plan: Plan) -> str:
@@ -57,35 +83,54 @@ def _league(rows: Sequence[AppResult], players: Sequence[Player], plan: Plan) ->
     head = "".join(f'<th scope="col">{escape(scenario.name)}</th>' for scenario in plan.scenarios)
     body = "".join(
         f'<tr><th scope="row">{escape(player.title)}</th>'
-        + "".join(_square(found.get((scenario.name, player.key)), scenario) for scenario in plan.scenarios)
+        + "".join(
+            _square(found.get((scenario.name, player.key)), scenario) for scenario in plan.scenarios
+        )
         + "</tr>"
         for player in players
     )
-    return f'<h2>League table</h2><div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        '<h2>League table</h2><div class="scroll"><table>'
+        f"<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def _square(row: AppResult | None, scenario: Scenario) -> str:
     text = report.cell(row)
-    return f'<td class="{_CLASSES.get(str(text.style), "faint")}"><a href="#{escape(scenario.name)}">{escape(text.plain)}</a></td>'
+    return (
+        f'<td class="{_CLASSES.get(str(text.style), "faint")}"><a'
+        f' href="#{escape(scenario.name)}">{escape(text.plain)}</a></td>'
+    )
 
 
-def _scenario(scenario: Scenario, rows: Sequence[AppResult], players: Sequence[Player], plan: Plan) -> str:
+def _scenario(
+    scenario: Scenario, rows: Sequence[AppResult], players: Sequence[Player], plan: Plan
+) -> str:
     steps = escape(", ".join(step.text for step in scenario.steps))
     order = [player.key for player in players]
-    figures = "".join(_figure(row, plan) for row in sorted(rows, key=lambda row: order.index(row.key)))
-    title = f'<h2>{escape(scenario.name)}</h2><p class="faint">{escape(scenario.title)} · <code>{steps}</code></p>'
+    figures = "".join(
+        _figure(row, plan) for row in sorted(rows, key=lambda row: order.index(row.key))
+    )
+    title = (
+        f'<h2>{escape(scenario.name)}</h2><p class="faint">{escape(scenario.title)} ·'
+        f" <code>{steps}</code></p>"
+    )
     return f'<section id="{escape(scenario.name)}">{title}{figures}</section>'
 
 
 def _figure(row: AppResult, plan: Plan) -> str:
     if row.failure is not None:
         return (
-            f'<figure><figcaption><h3>{escape(row.title)}</h3></figcaption><p class="poor">not measured: {escape(row.failure)}</p></figure>'
+            f'<figure><figcaption><h3>{escape(row.title)}</h3></figcaption><p class="poor">not'
+            f" measured: {escape(row.failure)}</p></figure>"
         )
     facts = "".join(f"<span>{escape(fact)}</span>" for fact in _numbers(row))
-    said = "".join(f"<li><b>{times} ×</b> {escape(line)}</li>" for line, times in row.samples.items())
+    said = "".join(
+        f"<li><b>{times} ×</b> {escape(line)}</li>" for line, times in row.samples.items()
+    )
     return (
-        f"<figure><figcaption><h3>{escape(row.title)}</h3>{facts}</figcaption>{plot.plot(row, plan.timeout)}"
+        f"<figure><figcaption><h3>{escape(row.title)}</h3>{facts}</figcaption>"
+        + plot.plot(row, plan.timeout)
         + (f'<ul class="said">{said}</ul>' if said else "")
         + "</figure>"
     )
@@ -105,15 +150,24 @@ def _numbers(row: AppResult) -> Iterable[str]:
 
 
 def _meanings() -> str:
-    items = "".join(f"<dt>{escape(sign)}</dt><dd>{escape(meaning)}</dd>" for sign, _, meaning in LEGEND)
+    items = "".join(
+        f"<dt>{escape(sign)}</dt><dd>{escape(meaning)}</dd>" for sign, _, meaning in LEGEND
+    )
     return f"<h2>What it means</h2><dl>{items}</dl>"
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{'<br>'.join(_lines(value))}</dd>" for name, value in facts.items())
+    items = "".join(
+        f"<dt>{escape(name)}</dt><dd>{'<br>'.join(_lines(value))}</dd>"
+        for name, value in facts.items()
+    )
     return f"<h2>The same again</h2><dl>{items}</dl>"
 
 
 def _lines(value: Any) -> Iterable[str]:
-    texts = [f"{name}: {one}" for name, one in value.items()] if isinstance(value, Mapping) else [str(value)]
+    texts = (
+        [f"{name}: {one}" for name, one in value.items()]
+        if isinstance(value, Mapping)
+        else [str(value)]
+    )
     return (f"<code>{escape(text)}</code>" for text in texts)

@@ -1,9 +1,11 @@
-"""The process that an app runs below: ``python -P -m unbroken_drill.drill.app.keeper COMMAND…``, held by a pipe.
+"""The process that an app runs below: ``python -P -m unbroken_drill.drill.app.keeper COMMAND…``,
+held by a pipe.
 
-When its standard input ends (the drill is done with the app, or is gone, however it ended), the app is asked to end by
-SIGTERM, and after :data:`GRACE` seconds it and everything that it ever started is killed; ``kill`` and a line's end on the
-pipe do so at once. The keeper is a subreaper: on Linux even processes that made themselves daemons stay its descendants.
-It ends with the app, and with the app's status.
+When its standard input ends (the drill is done with the app, or is gone, however it ended), the app
+is asked to end by SIGTERM, and after :data:`GRACE` seconds it and everything that it ever started
+is killed; ``kill`` and a line's end on the pipe do so at once. The keeper is a subreaper: on Linux
+even processes that made themselves daemons stay its descendants. It ends with the app, and with the
+app's status.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The user's app: started in a session of its own, asked what it printed, and ended with all that it started."""
+"""The user's app: started in a session of its own, asked what it printed, and ended with all that
+it started.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,21 @@ _PACE: Final = 0.02
 
 
 class AppError(UnbrokenError):
-    """The app does not start, ends, or does not serve; the message says in one line what it printed."""
+    """The app does not start, ends, or does not serve; the message says in one line what it
+    printed.
+    """
 
 
 class App:
-    """One command below a keeper (:mod:`unbroken_drill.drill.app.keeper`); a context manager that ends it.
+    """One command below a keeper (:mod:`unbroken_drill.drill.app.keeper`); a context manager that
+    ends it.
 
     *environment* is added to ours. Its output is appended to *log*. *folder* is where it runs.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path
+    ) -> None:
         self.command, self.log, self.folder = list(command), log, folder
         self.environment = dict(environment)
         self._keeper: subprocess.Popen[bytes] | None = None
@@ -59,7 +66,9 @@ class App:
             )
 
     def stop(self, *, quickly: bool = False) -> None:
-        """End it with all that it started: politely, within :data:`~unbroken_drill.drill.app.keeper.GRACE`, or at once."""
+        """End it with all that it started: politely, within
+        :data:`~unbroken_drill.drill.app.keeper.GRACE`, or at once.
+        """
         keeper, self._keeper = self._keeper, None
         if keeper is None or keeper.stdin is None:
             return
@@ -93,11 +102,16 @@ class App:
             log.seek(self._said_before)
             text = log.read()[-8192:].decode(errors="replace").strip()
             if text:
-                return " / ".join(" ".join(line.split()) for line in text.splitlines()[-lines:])[-600:]
+                return " / ".join(" ".join(line.split()) for line in text.splitlines()[-lines:])[
+                    -600:
+                ]
         return "it printed nothing"
 
-    def run_once(self, command: Sequence[str], timeout: float, wait: Callable[[float], None]) -> None:
-        """Run *command* (a migration) as the app would run. Raises AppError when it fails or takes longer.
+    def run_once(
+        self, command: Sequence[str], timeout: float, wait: Callable[[float], None]
+    ) -> None:
+        """Run *command* (a migration) as the app would run. Raises AppError when it fails or takes
+        longer.
 
         *wait* sleeps, and raises when there is no use in waiting any longer.
         """
@@ -107,6 +121,11 @@ class App:
             while one.is_running:
                 wait(_PACE)
                 if time.monotonic() > deadline:
-                    raise AppError(f"--setup {shlex.join(command)} does not end within {timeout:g} s: {one.said()}")
+                    raise AppError(
+                        f"--setup {shlex.join(command)} does not end within {timeout:g} s:"
+                        f" {one.said()}"
+                    )
             if one.status:
-                raise AppError(f"--setup {shlex.join(command)} ended with status {one.status}: {one.said()}")
+                raise AppError(
+                    f"--setup {shlex.join(command)} ended with status {one.status}: {one.said()}"
+                )

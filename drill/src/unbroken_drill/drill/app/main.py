@@ -43,10 +43,16 @@ def run(given: Mapping[str, Any]) -> None:
         console.print(Text(line, "yellow"))
     drill = AppDrill(plan)
     names = [scenario.name for scenario in plan.scenarios]
-    with _ended_by_sigterm(), Progress(console, drill.players, names, len(drill.jobs())) as progress:
+    with (
+        _ended_by_sigterm(),
+        Progress(console, drill.players, names, len(drill.jobs())) as progress,
+    ):
         try:
             rows = drill.run(progress)
-        except (AppError, ServerError) as error:  # before the first scenario: status 2, for it says nothing of the app
+        except (
+            AppError,
+            ServerError,
+        ) as error:  # before the first scenario: status 2, for it says nothing of the app
             raise ConfigurationError(str(error)) from None
     if all(row.failure is not None for row in rows):
         raise ConfigurationError(f"nothing could be measured: {rows[0].failure}")
@@ -62,13 +68,21 @@ def run(given: Mapping[str, Any]) -> None:
 
 def _merged(given: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
     """The command line's options over the file's."""
-    file = Path(given["config"]) if given.get("config") else Path(CONFIG) if Path(CONFIG).exists() else None
+    file = (
+        Path(given["config"])
+        if given.get("config")
+        else Path(CONFIG)
+        if Path(CONFIG).exists()
+        else None
+    )
     found = project.read(file) if file is not None else {}
     for name, value in given.items():
         if value is not None and value != () and value is not False:
             found[name] = value
     if isinstance(found.get("scenarios"), str):
-        found["scenarios"] = [name.strip() for name in found["scenarios"].split(",") if name.strip()]
+        found["scenarios"] = [
+            name.strip() for name in found["scenarios"].split(",") if name.strip()
+        ]
     return found, file
 
 
@@ -95,7 +109,10 @@ def facts(plan: Plan, server: str) -> dict[str, Any]:
     return {
         "command": _shown(arguments),
         "apps": {
-            each.name: _shown([*(f"{name}={value}" for name, value in each.environment.items()), *each.argv]) for each in plan.variants
+            each.name: _shown(
+                [*(f"{name}={value}" for name, value in each.environment.items()), *each.argv]
+            )
+            for each in plan.variants
         },
         "seed": plan.seed,
         "server": server,
@@ -106,14 +123,32 @@ def facts(plan: Plan, server: str) -> dict[str, Any]:
 
 
 def _shown(words: Sequence[str]) -> str:
-    return f"{'unbroken ' if words and words[0] == 'drill' else ''}{' '.join(_quoted(options.without_password(word)) for word in words)}"
+    command = "unbroken " if words and words[0] == "drill" else ""
+    return command + " ".join(_quoted(options.without_password(word)) for word in words)
 
 
 def _quoted(word: str) -> str:
-    return word if word and not set(word) & set(" \t\n'\"$&|;<>(){}*?") else "'" + word.replace("'", "'\\''") + "'"
+    return (
+        word
+        if word and not set(word) & set(" \t\n'\"$&|;<>(){}*?")
+        else "'" + word.replace("'", "'\\''") + "'"
+    )
 
 
 def _document(rows: Sequence[AppResult], plan: Plan, found: dict[str, Any]) -> dict[str, Any]:
-    broken = [{"scenario": row.scenario, "app": row.key, "breach": text} for row in rows for text in breaches(row, plan)]
-    scenarios = {each.name: {"title": each.title, "steps": [step.text for step in each.steps]} for each in plan.scenarios}
-    return {**found, "rate": plan.rate, "scenarios": scenarios, "results": [row.as_json() for row in rows], "breaches": broken}
+    broken = [
+        {"scenario": row.scenario, "app": row.key, "breach": text}
+        for row in rows
+        for text in breaches(row, plan)
+    ]
+    scenarios = {
+        each.name: {"title": each.title, "steps": [step.text for step in each.steps]}
+        for each in plan.scenarios
+    }
+    return {
+        **found,
+        "rate": plan.rate,
+        "scenarios": scenarios,
+        "results": [row.as_json() for row in rows],
+        "breaches": broken,
+    }

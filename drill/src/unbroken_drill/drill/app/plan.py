@@ -29,7 +29,9 @@ _PLACES: Final = ("url", "host", "port", "user", "password", "database")
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One app, or one of several to compare: its name in the tables, its command, and what it alone finds in its environment."""
+    """One app, or one of several to compare: its name in the tables, its command, and what it alone
+    finds in its environment.
+    """
 
     name: str
     argv: tuple[str, ...]
@@ -43,7 +45,9 @@ class Plan:
     variants: tuple[Variant, ...]
     targets: tuple[Target, ...]
     scenarios: tuple[Scenario, ...]
-    environment: tuple[tuple[str, str], ...]  #: name and template of each variable that says where the database is
+    environment: tuple[
+        tuple[str, str], ...
+    ]  #: name and template of each variable that says where the database is
     backend: str
     db: str | None = None  #: the URL of a server that is there, and may be harmed
     driver: str | None = None
@@ -81,14 +85,23 @@ class Where:
         """From a database URL."""
         parts = urlsplit(url)
         return cls(
-            url, parts.hostname or "", parts.port or 0, unquote(parts.username or ""), unquote(parts.password or ""), parts.path.strip("/")
+            url,
+            parts.hostname or "",
+            parts.port or 0,
+            unquote(parts.username or ""),
+            unquote(parts.password or ""),
+            parts.path.strip("/"),
         )
 
 
 def variant(text: str, at: int) -> Variant:
-    """A command as a shell would read it: ``name: VARIABLE=value program argument``; name and variables may be left out."""
+    """A command as a shell would read it: ``name: VARIABLE=value program argument``; name and
+    variables may be left out.
+    """
     named = _NAMED.fullmatch(text.strip())
-    return command(named["command"] if named else text, named["name"].strip() if named else None, at)
+    return command(
+        named["command"] if named else text, named["name"].strip() if named else None, at
+    )
 
 
 def command(text: str | Sequence[str], name: str | None, at: int = 0) -> Variant:
@@ -102,8 +115,14 @@ def command(text: str | Sequence[str], name: str | None, at: int = 0) -> Variant
         variable, _, value = words.pop(0).partition("=")
         own[variable] = value
     if not words:
-        raise ConfigurationError(f"command {text!r} is empty: give the app's command, such as gunicorn app:app")
-    return Variant(name or f"{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[at % 26]} {os.path.basename(words[0])}"[:20], tuple(words), own)
+        raise ConfigurationError(
+            f"command {text!r} is empty: give the app's command, such as gunicorn app:app"
+        )
+    return Variant(
+        name or f"{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[at % 26]} {os.path.basename(words[0])}"[:20],
+        tuple(words),
+        own,
+    )
 
 
 def database_variable(text: str) -> tuple[str, str]:
@@ -113,12 +132,18 @@ def database_variable(text: str) -> tuple[str, str]:
         raise ConfigurationError(f"--env {text}: {name!r} is no name of an environment variable")
     for place in _PLACE.findall(template):
         if place not in _PLACES:
-            raise ConfigurationError(f"--env {text}: there is no {{{place}}}; known are {', '.join(f'{{{p}}}' for p in _PLACES)}")
+            raise ConfigurationError(
+                f"--env {text}: there is no {{{place}}}; known are"
+                f" {', '.join(f'{{{p}}}' for p in _PLACES)}"
+            )
     return name, template if equals else "{url}"
 
 
 def fill(template: str, where: Where) -> str:
-    """A variable's value. In a template that is a URL itself, user and password are percent-encoded as URLs want them."""
+    """A variable's value.
+
+    In a template that is a URL itself, user and password are percent-encoded as URLs want them.
+    """
     values = {name: str(getattr(where, name)) for name in _PLACES}
     if "://" in template:
         values.update(user=quote(where.user, safe=""), password=quote(where.password, safe=""))
@@ -126,17 +151,25 @@ def fill(template: str, where: Where) -> str:
 
 
 def target(url: str, method: str, body: str | None, headers: Mapping[str, str]) -> Target:
-    """One URL of the app's, checked. *url* may begin with a method of its own: ``POST http://…``."""
+    """One URL of the app's, checked. *url* may begin with a method of its own: ``POST
+    http://…``.
+    """
     word, _, rest = url.partition(" ")
     if rest:
         method, url = word, rest.strip()
     try:
         parts = urlsplit(url.replace("{port}", "80"))
-        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        good = (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and (parts.port is None or parts.port > 0)
+        )
     except ValueError:
         good = False
     if not good:
-        raise ConfigurationError(f"--url {url}: not an http:// URL with a host, such as http://127.0.0.1:8000/items")
+        raise ConfigurationError(
+            f"--url {url}: not an http:// URL with a host, such as http://127.0.0.1:8000/items"
+        )
     if not _METHOD.fullmatch(method):
         raise ConfigurationError(f"method {method!r}: not an HTTP method such as GET or POST")
     return Target(url, method, body if method not in ("GET", "HEAD") else None, dict(headers))
@@ -145,6 +178,10 @@ def target(url: str, method: str, body: str | None, headers: Mapping[str, str]) 
 def header(text: str) -> tuple[str, str]:
     """``Name: value``."""
     name, colon, value = text.partition(":")
-    if not colon or not _HEADER.fullmatch(name.strip()) or any(ord(char) < 32 for char in value.strip()):
+    if (
+        not colon
+        or not _HEADER.fullmatch(name.strip())
+        or any(ord(char) < 32 for char in value.strip())
+    ):
         raise ConfigurationError(f"--header {text!r}: not of the form 'Name: value'")
     return name.strip(), value.strip()

@@ -1,8 +1,9 @@
-"""One app in one scenario as a picture: each request a dot at its latency, the faults as bands, requests per second below.
+"""One app in one scenario as a picture: each request a dot at its latency, the faults as bands,
+requests per second below.
 
-Plain SVG made here, stretched to the width there is; all words stand beside it as HTML, so that they stay readable on a
-phone. A dot is a stroke without length and with round ends, which costs eight bytes and stays round when stretched. What
-failed differs in shape and not only in colour.
+Plain SVG made here, stretched to the width there is; all words stand beside it as HTML, so that
+they stay readable on a phone. A dot is a stroke without length and with round ends, which costs
+eight bytes and stays round when stretched. What failed differs in shape and not only in colour.
 """
 
 from __future__ import annotations
@@ -42,9 +43,16 @@ class Scale:
 
 
 def plot(row: AppResult, patience: float) -> str:
-    """The picture of *row* with its axes, as HTML. *patience*: the timeout, which is the top of the latency axis."""
-    ends = [reply.end for reply in row.replies if reply.outcome == OK] + [reply.due for reply in row.replies]
-    scale = Scale(max([1.0, *(end - row.began for end in ends)]), 10.0 ** math.ceil(math.log10(max(patience, 0.01))))
+    """The picture of *row* with its axes, as HTML. *patience*: the timeout, which is the top of the
+    latency axis.
+    """
+    ends = [reply.end for reply in row.replies if reply.outcome == OK] + [
+        reply.due for reply in row.replies
+    ]
+    scale = Scale(
+        max([1.0, *(end - row.began for end in ends)]),
+        10.0 ** math.ceil(math.log10(max(patience, 0.01))),
+    )
     rate = _rate(row)
     return "\n".join(
         [
@@ -52,7 +60,10 @@ def plot(row: AppResult, patience: float) -> str:
             f'<div class="faults">{"".join(_fault_labels(row, scale))}</div>',
             f'<div class="y">{"".join(_latency_labels(scale))}</div>',
             _picture("latency", [*_grid(scale), *_bands(row, scale), *_dots(row, scale)]),
-            f'<div class="y rate"><span style="top:0">{rate:.0f}/s</span><span style="top:100%">0</span></div>',
+            (
+                f'<div class="y rate"><span style="top:0">{rate:.0f}/s</span><span'
+                ' style="top:100%">0</span></div>'
+            ),
             _picture("rate", [*_bands(row, scale), *_bars(row, scale, rate)]),
             f'<div class="x">{"".join(_time_labels(scale))}</div>',
             "</div>",
@@ -63,11 +74,17 @@ def plot(row: AppResult, patience: float) -> str:
 def summary(row: AppResult) -> str:
     """The picture in words."""
     faults = ", ".join(f"{mark.text} at {mark.begin - row.began:.1f} s" for mark in row.marks)
-    return f"{row.title}, {row.scenario}: {row.requests} requests, {row.errors} errors, {row.hung} hung; faults: {faults or 'none'}"
+    return (
+        f"{row.title}, {row.scenario}: {row.requests} requests, {row.errors} errors, {row.hung}"
+        f" hung; faults: {faults or 'none'}"
+    )
 
 
 def _picture(name: str, shapes: Iterable[str]) -> str:
-    return f'<svg class="{name}" viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" aria-hidden="true">{"".join(shapes)}</svg>'
+    return (
+        f'<svg class="{name}" viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none"'
+        f' aria-hidden="true">{"".join(shapes)}</svg>'
+    )
 
 
 def _grid(scale: Scale) -> Iterable[str]:
@@ -89,7 +106,11 @@ def _bands(row: AppResult, scale: Scale) -> Iterable[str]:
 def _dots(row: AppResult, scale: Scale) -> Iterable[str]:
     """One path for each outcome; what failed is drawn last, on top."""
     for outcome in (OK, ERROR, HUNG):
-        at = (f"M{scale.x(reply.due - row.began)} {scale.y(reply.end - reply.due)}h0" for reply in row.replies if reply.outcome == outcome)
+        at = (
+            f"M{scale.x(reply.due - row.began)} {scale.y(reply.end - reply.due)}h0"
+            for reply in row.replies
+            if reply.outcome == outcome
+        )
         path = "".join(at)
         if path:
             yield f'<path class="{outcome}" d="{path}"/>'
@@ -113,7 +134,11 @@ def _bars(row: AppResult, scale: Scale, top: float) -> Iterable[str]:
         left = scale.x(number * _BIN)
         width = max(scale.x((number + 1) * _BIN) - left - 1, 1)
         floor = float(_HEIGHT)
-        for outcome in (HUNG, ERROR, OK):  # what failed stands at the bottom, where it can be compared
+        for outcome in (
+            HUNG,
+            ERROR,
+            OK,
+        ):  # what failed stands at the bottom, where it can be compared
             height = _HEIGHT * sum(reply.outcome == outcome for reply in replies) / _BIN / top
             if height:
                 paths[outcome] += f"M{left} {floor:.0f}v-{height:.0f}h{width}v{height:.0f}z"
@@ -124,7 +149,9 @@ def _bars(row: AppResult, scale: Scale, top: float) -> Iterable[str]:
 
 
 def _fault_labels(row: AppResult, scale: Scale) -> Iterable[str]:
-    """What was done, at the moment it began, cut off where the next one begins; of two at once, both in one label."""
+    """What was done, at the moment it began, cut off where the next one begins; of two at once,
+    both in one label.
+    """
     labels: list[tuple[float, list[str]]] = []
     for mark in sorted(row.marks, key=lambda mark: mark.begin):
         share = scale.x(mark.begin - row.began) / _WIDTH
@@ -135,7 +162,10 @@ def _fault_labels(row: AppResult, scale: Scale) -> Iterable[str]:
     ends = [share for share, _ in labels[1:]] + [1.0]
     for (share, texts), end in zip(labels, ends, strict=True):
         text = escape(" + ".join(texts))
-        yield f'<span style="left:{share:.1%};width:{max(end - share - 0.01, 0.0):.1%}" title="{text}">{text}</span>'
+        yield (
+            f'<span style="left:{share:.1%};width:{max(end - share - 0.01, 0.0):.1%}"'
+            f' title="{text}">{text}</span>'
+        )
 
 
 def _latency_labels(scale: Scale) -> Iterable[str]:
@@ -160,7 +190,8 @@ def legend() -> str:
     signs = [(f'<path class="{name}" d="M10 10h0"/>', text) for name, text in _WORDS]
     signs.append(('<rect class="fault" width="20" height="20"/>', "the fault"))
     keys = (
-        f'<span class="key"><svg viewBox="0 0 20 20" width="16" height="16" aria-hidden="true">{sign}</svg>{text}</span>'
+        '<span class="key"><svg viewBox="0 0 20 20" width="16" height="16"'
+        f' aria-hidden="true">{sign}</svg>{text}</span>'
         for sign, text in signs
     )
     return f'<p class="legend">{"".join(keys)}</p>'

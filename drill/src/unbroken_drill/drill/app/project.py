@@ -1,7 +1,7 @@
 """drill.toml: a project's own drill. Every option of the command line, and scenarios of its own.
 
-A key that there is not is refused, with the nearest that there is: a drill that silently leaves out what somebody meant to
-have drilled is worse than none.
+A key that there is not is refused, with the nearest that there is: a drill that silently leaves out
+what somebody meant to have drilled is worse than none.
 """
 
 from __future__ import annotations
@@ -34,26 +34,32 @@ def _is_texts(value: object) -> bool:
 
 _Kind = tuple[str, Callable[[object], bool]]
 _TEXT: Final[_Kind] = ("a text", _is_text)
-_TEXTS: Final[_Kind] = ("a text or a list of texts", lambda value: _is_text(value) or _is_texts(value))
+_TEXTS: Final[_Kind] = (
+    "a text or a list of texts",
+    lambda value: _is_text(value) or _is_texts(value),
+)
 _NUMBER: Final[_Kind] = ("a number", _is_number)
 _WHOLE: Final[_Kind] = ("a whole number", _is_whole)
 _FLAG: Final[_Kind] = ("true or false", lambda value: isinstance(value, bool))
 
 #: Every option that the file may hold, spelled as on the command line with ``_`` for ``-``.
 KEYS: Final[Mapping[str, _Kind]] = {
-    "url": _TEXTS, "command": _TEXT, "env": _TEXTS, "servers": _TEXT, "db": _TEXT, "harm": _FLAG, "driver": _TEXT,
-    "setup": _TEXT, "setup_sql": _TEXT, "rate": _NUMBER, "concurrency": _WHOLE, "timeout": _NUMBER, "start_timeout": _NUMBER,
-    "method": _TEXT, "header": _TEXTS, "body": _TEXT, "scenarios": _TEXTS, "seed": _WHOLE, "jobs": _WHOLE, "max_errors": _WHOLE,
-    "judge": _TEXTS, "json": _TEXT, "html": _TEXT, "folder": _TEXT,
+    "url": _TEXTS, "command": _TEXT, "env": _TEXTS, "servers": _TEXT, "db": _TEXT, "harm": _FLAG,
+    "driver": _TEXT, "setup": _TEXT, "setup_sql": _TEXT, "rate": _NUMBER, "concurrency": _WHOLE,
+    "timeout": _NUMBER, "start_timeout": _NUMBER, "method": _TEXT, "header": _TEXTS, "body": _TEXT,
+    "scenarios": _TEXTS, "seed": _WHOLE, "jobs": _WHOLE, "max_errors": _WHOLE, "judge": _TEXTS,
+    "json": _TEXT, "html": _TEXT, "folder": _TEXT,
 }  # fmt: skip
 
 _SCENARIO: Final[Mapping[str, _Kind]] = {
-    "name": _TEXT, "title": _TEXT, "steps": ("a list of texts", _is_texts), "server_idle_limit": _WHOLE,
+    "name": _TEXT, "title": _TEXT, "steps": ("a list of texts", _is_texts),
+    "server_idle_limit": _WHOLE,
 }  # fmt: skip
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What the file says: options by name, ``compare`` (name -> command) and ``own`` (the project's scenarios).
+    """What the file says: options by name, ``compare`` (name -> command) and ``own`` (the project's
+    scenarios).
 
     Raises ConfigurationError, in one line that names the file, for whatever cannot be meant.
     """
@@ -72,10 +78,19 @@ def read(path: Path) -> dict[str, Any]:
 def _options(document: dict[str, Any]) -> dict[str, Any]:
     compare, own = document.pop("compare", None), document.pop("scenario", None)
     _check(document, KEYS, "", more=("compare", "scenario"))
-    found: dict[str, Any] = {key: _as_list(value) if KEYS[key] is _TEXTS else value for key, value in document.items()}
+    found: dict[str, Any] = {
+        key: _as_list(value) if KEYS[key] is _TEXTS else value for key, value in document.items()
+    }
     if compare is not None:
-        if not isinstance(compare, dict) or not compare or not all(isinstance(text, str) for text in compare.values()):
-            raise ConfigurationError('compare: a table of names and commands is wanted: [compare], then plain = "gunicorn app:app"')
+        if (
+            not isinstance(compare, dict)
+            or not compare
+            or not all(isinstance(text, str) for text in compare.values())
+        ):
+            raise ConfigurationError(
+                "compare: a table of names and commands is wanted: [compare], then plain ="
+                ' "gunicorn app:app"'
+            )
         found["compare"] = compare
     found["own"] = [_scenario(each, at) for at, each in enumerate(_tables(own), 1)]
     names = [each.name for each in found["own"]]
@@ -105,11 +120,15 @@ def _scenario(table: dict[str, Any], at: int) -> Scenario:
     return scenario(table["name"], table.get("title", ""), table["steps"], limit)
 
 
-def _check(table: Mapping[str, Any], known: Mapping[str, _Kind], where: str, more: tuple[str, ...] = ()) -> None:
+def _check(
+    table: Mapping[str, Any], known: Mapping[str, _Kind], where: str, more: tuple[str, ...] = ()
+) -> None:
     for key, value in table.items():
         if key not in known:
             names = (*known, *more)
-            raise ConfigurationError(f"{where}there is no {key!r}{nearest(key, names)}; known are {', '.join(names)}")
+            raise ConfigurationError(
+                f"{where}there is no {key!r}{nearest(key, names)}; known are {', '.join(names)}"
+            )
         words, is_right = known[key]
         if not is_right(value):
             raise ConfigurationError(f"{where}{key} = {value!r}: {words} is wanted")

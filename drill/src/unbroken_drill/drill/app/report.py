@@ -17,7 +17,14 @@ from unbroken_drill.drill.app.run import Player
 from unbroken_drill.drill.app.verdict import breaches
 from unbroken_drill.drill.report import BAD, FAINT, GOOD, POOR, seconds
 
-_COLUMNS: Final = (("errors", 6), ("hung", 5), ("slowest", 7), ("back in", 7), ("sessions", 8), ("CLOSE_WAIT", 10))
+_COLUMNS: Final = (
+    ("errors", 6),
+    ("hung", 5),
+    ("slowest", 7),
+    ("back in", 7),
+    ("sessions", 8),
+    ("CLOSE_WAIT", 10),
+)
 
 #: A drill that sends requests later than this, in seconds, says so.
 _LATE: Final = 0.1
@@ -27,17 +34,44 @@ _SAID: Final = 3
 
 LEGEND: Final = (
     ("✓", GOOD, "no request failed, none was slow"),
-    ("12", BAD, "requests that failed; 12! = and some still do after everything has healed: the app needed a restart"),
+    (
+        "12",
+        BAD,
+        (
+            "requests that failed; 12! = and some still do after everything has healed: the app"
+            " needed a restart"
+        ),
+    ),
     ("4.0s", POOR, "none failed, but the slowest took that long, counted from when it was due"),
     ("H3", "bold red", "requests without an answer in time (--timeout)"),
-    ("back in", FAINT, "from the end of the fault to the answer of the first request from which on all went well; the worst fault counts"),
+    (
+        "back in",
+        FAINT,
+        (
+            "from the end of the fault to the answer of the first request from which on all went"
+            " well; the worst fault counts"
+        ),
+    ),
     ("sessions", FAINT, "on the server, after it all; left = still there after the app was ended"),
-    ("CLOSE_WAIT", FAINT, "the app's database sockets whose other end is gone and nobody noticed, a second after the last traffic"),
+    (
+        "CLOSE_WAIT",
+        FAINT,
+        (
+            "the app's database sockets whose other end is gone and nobody noticed, a second after"
+            " the last traffic"
+        ),
+    ),
 )
 
 
 def final(
-    console: Console, rows: Sequence[AppResult], players: Sequence[Player], plan: Plan, server: str, *, verbose: bool = False
+    console: Console,
+    rows: Sequence[AppResult],
+    players: Sequence[Player],
+    plan: Plan,
+    server: str,
+    *,
+    verbose: bool = False,
 ) -> None:
     """Print everything: details, the league table, what breaks the limits."""
     console.print(Rule(Text(server, "bold"), style=FAINT))
@@ -52,14 +86,24 @@ def final(
 
 
 def lateness(rows: Sequence[AppResult]) -> Iterable[Text]:
-    """A word of warning where the drill itself was not in time, which says more of the machine than of the app."""
+    """A word of warning where the drill itself was not in time, which says more of the machine than
+    of the app.
+    """
     late = max((row.late for row in rows), default=0.0)
     if late > _LATE:
-        yield Text(f"requests were sent up to {seconds(late)} late (it counts as latency): the machine is busy, or --concurrency low", POOR)
+        yield Text(
+            f"requests were sent up to {seconds(late)} late (it counts as latency): the machine is"
+            " busy, or --concurrency low",
+            POOR,
+        )
 
 
-def leagues(rows: Sequence[AppResult], players: Sequence[Player], plan: Plan, title: str, room: int) -> Iterable[Table]:
-    """Apps against scenarios, best app first; in several tables where one would be wider than *room*."""
+def leagues(
+    rows: Sequence[AppResult], players: Sequence[Player], plan: Plan, title: str, room: int
+) -> Iterable[Table]:
+    """Apps against scenarios, best app first; in several tables where one would be wider than
+    *room*.
+    """
     ranked, width = report.ranked(rows, players), _width(players)
     names: list[str] = []
     for name in (scenario.name for scenario in plan.scenarios):
@@ -80,7 +124,9 @@ def details(rows: Sequence[AppResult], plan: Plan, *, verbose: bool) -> Iterable
         own = [row for row in rows if row.scenario == scenario.name]
         if own:
             title = Text.assemble((scenario.name, "bold"), (f"  {scenario.title}", FAINT))
-            yield Group(title, _numbers(own), *_said(own, len(own[0].samples) if verbose else _SAID))
+            yield Group(
+                title, _numbers(own), *_said(own, len(own[0].samples) if verbose else _SAID)
+            )
 
 
 def _numbers(rows: Sequence[AppResult]) -> Table:
@@ -112,8 +158,15 @@ def _line(row: AppResult) -> list[Text]:
 
 def remarks(row: AppResult) -> Text:
     """What the columns do not show, with the statuses of the requests that failed."""
-    bad = {status: times for status, times in row.statuses.items() if status == "none" or int(status) >= 400}
-    parts = [(f"{times} x {'no response' if status == 'none' else status}", "") for status, times in bad.items()]
+    bad = {
+        status: times
+        for status, times in row.statuses.items()
+        if status == "none" or int(status) >= 400
+    }
+    parts = [
+        (f"{times} x {'no response' if status == 'none' else status}", "")
+        for status, times in bad.items()
+    ]
     if row.ended is not None:
         parts.append(("the app ended", BAD))
     if row.needed_restart:

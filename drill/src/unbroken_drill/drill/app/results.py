@@ -13,7 +13,9 @@ from unbroken_drill.drill.results import Result
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A fault on the timeline: *begin* and *end* are ``time.monotonic()``, the same for a fault of one moment."""
+    """A fault on the timeline: *begin* and *end* are ``time.monotonic()``, the same for a fault of
+    one moment.
+    """
 
     text: str
     begin: float
@@ -22,13 +24,21 @@ class Mark:
 
 @dataclass(slots=True)
 class AppResult(Result):
-    """A row of the app's table: what a :class:`~unbroken_drill.drill.results.Result` has, and what only HTTP and apps have."""
+    """A row of the app's table: what a :class:`~unbroken_drill.drill.results.Result` has, and what
+    only HTTP and apps have.
+    """
 
-    statuses: dict[str, int] = field(default_factory=dict)  #: how often each; "none": no HTTP response
-    needed_restart: bool = False  #: after all had healed it did not serve as before, so the drill started it anew
+    statuses: dict[str, int] = field(
+        default_factory=dict
+    )  #: how often each; "none": no HTTP response
+    needed_restart: bool = (
+        False  #: after all had healed it did not serve as before, so the drill started it anew
+    )
     restart_helped: bool | None = None  #: and whether it served then; None: there was no restart
     ended: str | None = None  #: the app's process ended by itself: what it said
-    late: float = 0.0  #: the most that the drill itself sent a request later than it was due, in seconds
+    late: float = (
+        0.0  #: the most that the drill itself sent a request later than it was due, in seconds
+    )
     quiet_latency: float | None = None  #: the median before the first fault, in seconds
     marks: list[Mark] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)  #: every request, in the order they were due
@@ -41,26 +51,53 @@ class AppResult(Result):
         self.hung = sum(reply.outcome == HUNG for reply in replies)
         self.errors = sum(reply.outcome != OK for reply in replies) - self.hung
         self.slowest = max((reply.end - reply.due for reply in replies), default=0.0)
-        self.statuses = dict(Counter(str(reply.status or "none") for reply in replies).most_common())
-        self.samples = dict(Counter(said(reply) for reply in replies if reply.outcome != OK).most_common(20))
-        self.late = max((reply.sent - reply.due for reply in replies if reply.outcome == OK), default=0.0)
+        self.statuses = dict(
+            Counter(str(reply.status or "none") for reply in replies).most_common()
+        )
+        self.samples = dict(
+            Counter(said(reply) for reply in replies if reply.outcome != OK).most_common(20)
+        )
+        self.late = max(
+            (reply.sent - reply.due for reply in replies if reply.outcome == OK), default=0.0
+        )
         first = marks[0].begin if marks else float("inf")
-        before = sorted(reply.end - reply.due for reply in self.replies if reply.end < first and reply.outcome == OK)
+        before = sorted(
+            reply.end - reply.due
+            for reply in self.replies
+            if reply.end < first and reply.outcome == OK
+        )
         self.quiet_latency = before[len(before) // 2] if before else None
         last = self.replies[-1].due if replies else 0.0
-        faults = [span for span in spans(marks) if span[1] < last]  # of one that lasts to the end nobody recovers
+        faults = [
+            span for span in spans(marks) if span[1] < last
+        ]  # of one that lasts to the end nobody recovers
         until = [*(begin for begin, _ in faults), float("inf")][1:]
         # a request that is under way when the next fault comes says nothing of this one
-        windows = [(up, [r for r in self.replies if up <= r.due and r.end < end]) for (_, up), end in zip(faults, until, strict=True)]
+        windows = [
+            (up, [r for r in self.replies if up <= r.due and r.end < end])
+            for (_, up), end in zip(faults, until, strict=True)
+        ]
         self.recoveries = [recovery(after, up) for up, after in windows if after]
 
     def as_json(self) -> dict[str, Any]:
         """The row for machines; times on the timeline count from its beginning."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
-        own["marks"] = [{"text": m.text, "begin": self._since(m.begin), "end": self._since(m.end)} for m in self.marks]
-        own["replies"] = [[self._since(r.due), round(r.end - r.due, 4), r.status, r.target] for r in self.replies]
+        own["marks"] = [
+            {"text": m.text, "begin": self._since(m.begin), "end": self._since(m.end)}
+            for m in self.marks
+        ]
+        own["replies"] = [
+            [self._since(r.due), round(r.end - r.due, 4), r.status, r.target] for r in self.replies
+        ]
         own["recovery"] = self.recovery
-        for name in ("began", "is_ours", "wrong", "told", "in_doubt", "runs"):  # what other drills know
+        for name in (
+            "began",
+            "is_ours",
+            "wrong",
+            "told",
+            "in_doubt",
+            "runs",
+        ):  # what other drills know
             del own[name]
         return own
 
@@ -69,7 +106,9 @@ class AppResult(Result):
 
     @property
     def recovery(self) -> float | None:
-        """The longest of the recoveries (users feel the worst one); None when there was none, or one that never came."""
+        """The longest of the recoveries (users feel the worst one); None when there was none, or
+        one that never came.
+        """
         times = [time for time in self.recoveries if time is not None]
         return max(times) if times and not self.never_back else None
 
@@ -91,7 +130,8 @@ def spans(marks: Sequence[Mark]) -> list[tuple[float, float]]:
 
 
 def recovery(replies: Sequence[Reply], up: float) -> float | None:
-    """From *up* to the answer of the first of *replies* from which on all went well; None: they still failed at the end.
+    """From *up* to the answer of the first of *replies* from which on all went well; None: they
+    still failed at the end.
 
     *replies* are those due since then, in that order.
     """

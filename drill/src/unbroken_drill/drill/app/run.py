@@ -1,4 +1,6 @@
-"""The whole drill: every variant of the app through every scenario, each lane with a server and a proxy of its own."""
+"""The whole drill: every variant of the app through every scenario, each lane with a server and a
+proxy of its own.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,13 @@ from unbroken_drill.servers import Server, ServerError
 from unbroken_drill.servers.folders import free_port
 
 _HOST = "127.0.0.1"
-_STANDARD_PORTS = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mariadb": 3306, "mongodb": 27017}
+_STANDARD_PORTS = {
+    "postgresql": 5432,
+    "postgres": 5432,
+    "mysql": 3306,
+    "mariadb": 3306,
+    "mongodb": 27017,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +88,26 @@ class AppDrill:
         return [Player(variant.name, self.plan.backend) for variant in self.plan.variants]
 
     def jobs(self) -> list[AppJob]:
-        """Every variant in every scenario; those of one scenario follow each other, so that the machine's mood is the same for them."""
-        pairs = [(variant, scenario) for scenario in self.plan.scenarios for variant in self.plan.variants]
-        return [AppJob(variant, scenario, Player(variant.name, self.plan.backend)) for variant, scenario in pairs]
+        """Every variant in every scenario; those of one scenario follow each other, so that the
+        machine's mood is the same for them.
+        """
+        pairs = [
+            (variant, scenario)
+            for scenario in self.plan.scenarios
+            for variant in self.plan.variants
+        ]
+        return [
+            AppJob(variant, scenario, Player(variant.name, self.plan.backend))
+            for variant, scenario in pairs
+        ]
 
     def run(self, watcher: Watcher) -> list[AppResult]:
         """Run it all. A KeyboardInterrupt, or an app that does not start, ends everything first."""
         wanted = self.jobs()
-        found = {job.cell: result for job, result in Campaign(wanted, self._lane, self._stop).run(self.plan.jobs, watcher)}
+        found = {
+            job.cell: result
+            for job, result in Campaign(wanted, self._lane, self._stop).run(self.plan.jobs, watcher)
+        }
         return [found[job.cell] for job in wanted if job.cell in found]
 
     @contextlib.contextmanager
@@ -100,13 +120,17 @@ class AppDrill:
         result = AppResult(*job.cell, job.variant.name, is_ours=False)
         try:
             lane.play(job, result)
-        except UnbrokenError as error:  # the app, the server or the proxy: this row alone cannot be measured
+        except (
+            UnbrokenError
+        ) as error:  # the app, the server or the proxy: this row alone cannot be measured
             result.failure = one_line(error).partition(": ")[2]
         return result
 
 
 class Lane:
-    """A server, a proxy before it, and a folder for what the apps print; a context manager that ends them."""
+    """A server, a proxy before it, and a folder for what the apps print; a context manager that
+    ends them.
+    """
 
     def __init__(self, plan: Plan, stop: threading.Event) -> None:
         self._plan, self._stop = plan, stop
@@ -122,14 +146,19 @@ class Lane:
             if self._plan.db is None:
                 self.server = exits.enter_context(Server.kinds[self._plan.backend]())
                 self.version = version(self.server)
-                upstream, url = (self.server.host, self.server.port), self.server.url(self._plan.driver)
+                upstream, url = (
+                    (self.server.host, self.server.port),
+                    self.server.url(self._plan.driver),
+                )
                 if self._plan.setup_sql:
                     self._run_sql(self.server, self._plan.setup_sql)
             else:
                 url = self._plan.db
                 found = Where.of(url)
                 upstream = (found.host, found.port or _STANDARD_PORTS.get(self._plan.backend, 0))
-            self.proxy = exits.enter_context(FaultProxy(upstream, listen=(_HOST, 0), protocol=_protocol(self._plan.backend)))
+            self.proxy = exits.enter_context(
+                FaultProxy(upstream, listen=(_HOST, 0), protocol=_protocol(self._plan.backend))
+            )
             self.where = Where.of(self.proxy.url(url))
             self._exits = exits.pop_all()
         return self
@@ -158,7 +187,9 @@ class Lane:
             app, traffic = self._make(job)
             exits.enter_context(app)
             exits.enter_context(traffic)
-            scene = Scene(server, self.proxy, app, traffic, self._stop, self._plan.start_timeout, job.tell)
+            scene = Scene(
+                server, self.proxy, app, traffic, self._stop, self._plan.start_timeout, job.tell
+            )
             exits.callback(scene.make_well)
             self._prepare(job.variant, app, scene)
             perform(scene, scenario.steps, result)
@@ -168,14 +199,18 @@ class Lane:
     def _make(self, job: AppJob) -> tuple[App, Traffic]:
         plan = self._plan
         port = str(free_port(_HOST)) if plan.port_is_free else ""
-        targets = [replace(target, url=target.url.replace("{port}", port)) for target in plan.targets]
+        targets = [
+            replace(target, url=target.url.replace("{port}", port)) for target in plan.targets
+        ]
         found = {name: fill(template, self.where) for name, template in plan.environment}
         environment = {**found, **({"PORT": port} if port else {}), **job.variant.environment}
         argv = [word.replace("{port}", port) if port else word for word in job.variant.argv]
         log = self._folder / "app.log"
         log.unlink(missing_ok=True)
         app = App(argv, environment, log, plan.folder)
-        return app, Traffic(targets, plan.rate, plan.concurrency, plan.timeout, seeded(plan.seed, job.scenario.name))
+        return app, Traffic(
+            targets, plan.rate, plan.concurrency, plan.timeout, seeded(plan.seed, job.scenario.name)
+        )
 
     def _prepare(self, variant: Variant, app: App, scene: Scene) -> None:
         """Run the setup command, once for each variant on this server."""

@@ -40,7 +40,9 @@ class Scene:
     start_timeout: float
     tell: Callable[[str], None]  #: is told what happens now
     marks: list[Mark] = field(default_factory=list)
-    _open: list[tuple[str, float]] = field(default_factory=list)  #: faults that last: text and beginning
+    _open: list[tuple[str, float]] = field(
+        default_factory=list
+    )  #: faults that last: text and beginning
 
     # ---- the app
 
@@ -50,7 +52,10 @@ class Scene:
             raise Interrupted
 
     def bring_up(self) -> None:
-        """Start the app and wait until every URL answers well. Raises AppError with what it said instead."""
+        """Start the app and wait until every URL answers well.
+
+        Raises AppError with what it said instead.
+        """
         self.tell("start of the app")
         self.app.start()
         deadline = time.monotonic() + self.start_timeout
@@ -60,7 +65,9 @@ class Scene:
             if not bad:
                 return
             if not self.app.is_running:
-                raise AppError(f"the app ended with status {self.app.status} while starting: {self.app.said()}")
+                raise AppError(
+                    f"the app ended with status {self.app.status} while starting: {self.app.said()}"
+                )
             if time.monotonic() > deadline:
                 raise AppError(f"{self._refusal(bad[0])}; {self.app.said()}")
             self.wait(_PACE)
@@ -68,7 +75,10 @@ class Scene:
     def _refusal(self, reply: Reply) -> str:
         target = self.traffic.targets[reply.target]
         answer = f"status {reply.status} ({reply.line})" if reply.status else reply.line
-        return f"before any fault, {target.method} {target.url} does not work within {self.start_timeout:.0f} s: {answer}"
+        return (
+            f"before any fault, {target.method} {target.url} does not work within"
+            f" {self.start_timeout:.0f} s: {answer}"
+        )
 
     def settle(self) -> None:
         """End the traffic, and wait for what is under way."""
@@ -105,7 +115,8 @@ class Scene:
 
     def _stop(self, _: Step) -> None:
         self._ours.stop()
-        self.proxy.refuse()  # what nobody listens on refuses; the proxy alone would accept, and then hang up
+        # what nobody listens on refuses; the proxy alone would accept, and then hang up
+        self.proxy.refuse()
 
     def _crash(self, _: Step) -> None:
         self._ours.kill()
@@ -148,13 +159,15 @@ class Scene:
 _POSITIONAL: Final = frozenset({"mode", "connections", "statement"})
 
 _DO: Final[dict[str, Callable[[Scene, Step], None]]] = {
-    "run": Scene._run, "quiet": Scene._quiet, "stop": Scene._stop, "crash": Scene._crash, "start": Scene._start,
-    "freeze": Scene._freeze, "thaw": Scene._thaw, "kill": Scene._kill,
+    "run": Scene._run, "quiet": Scene._quiet, "stop": Scene._stop, "crash": Scene._crash,
+    "start": Scene._start, "freeze": Scene._freeze, "thaw": Scene._thaw, "kill": Scene._kill,
 }  # fmt: skip
 
 
 def perform(scene: Scene, steps: tuple[Step, ...], result: AppResult) -> None:
-    """Play *steps* for an app that is not running yet, and write down in *result* what came of it."""
+    """Play *steps* for an app that is not running yet, and write down in *result* what came of
+    it.
+    """
     first = next(at for at, step in enumerate(steps) if step.verb.name == "run")
     for step in steps[:first]:
         scene.play(step)  # how the network is set up, before anything connects
@@ -183,7 +196,9 @@ def _see_connections(scene: Scene, result: AppResult) -> None:
 
 
 def _see_health(scene: Scene, result: AppResult) -> None:
-    """Is all well by itself? If not, an administrator would restart the app now: so do we, and say whether it helped."""
+    """Is all well by itself? If not, an administrator would restart the app now: so do we, and say
+    whether it helped.
+    """
     scene.tell("is it well?")
     if not scene.app.is_running:
         result.ended = f"status {scene.app.status}: {scene.app.said()}"
@@ -204,5 +219,7 @@ def _see_health(scene: Scene, result: AppResult) -> None:
 
 
 def seeded(seed: int, scenario: str) -> int:
-    """The seed of one scenario's traffic: the same for every app, so that each meets the same requests."""
+    """The seed of one scenario's traffic: the same for every app, so that each meets the same
+    requests.
+    """
     return random.Random(f"{seed} {scenario}").randrange(2**32)

@@ -1,7 +1,8 @@
-"""The small language that scenarios are written in: ``run 2``, ``stop``, ``latency 0.2 jitter=0.05``.
+"""The small language that scenarios are written in: ``run 2``, ``stop``, ``latency 0.2
+jitter=0.05``.
 
-A step is a verb, values in the verb's order, and ``name=value`` for the others. Seconds are plain numbers. Everything is
-checked when it is read, before anything is started.
+A step is a verb, values in the verb's order, and ``name=value`` for the others. Seconds are plain
+numbers. Everything is checked when it is read, before anything is started.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from unbroken.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value that a verb takes: positional in the order given, or by name; *default* None: it must be given."""
+    """A value that a verb takes: positional in the order given, or by name; *default* None: it must
+    be given.
+    """
 
     name: str
     read: Callable[[str], Any]
@@ -98,34 +101,62 @@ VERBS: Final[Mapping[str, Verb]] = {
     verb.name: verb
     for verb in (
         Verb("run", "traffic", "traffic for so long", _SECONDS),
-        Verb("quiet", "traffic", "no traffic for so long: every connection is idle", _SECONDS, begins=True, ends=True),
+        Verb(
+            "quiet",
+            "traffic",
+            "no traffic for so long: every connection is idle",
+            _SECONDS,
+            begins=True,
+            ends=True,
+        ),
         Verb("stop", "server", "stop the server in order", begins=True),
         Verb("crash", "server", "kill -9 the server", begins=True),
         Verb("start", "server", "start it again, and wait until it answers", ends=True),
-        Verb("freeze", "server", "the server stands still: connections stay open, nothing answers", begins=True),
+        Verb(
+            "freeze",
+            "server",
+            "the server stands still: connections stay open, nothing answers",
+            begins=True,
+        ),
         Verb("thaw", "server", "it goes on", ends=True),
         Verb("kill", "server", "end all sessions, as an administrator would", strikes=True),
         _strike("rst", "reset connections"),
         _strike("fin", "close connections in order"),
         _strike("half_close", "close one direction: the client is told, and may still send"),
         _fault(
-            "blackhole", "nothing gets through; hold: it arrives after heal, drop: never", Value("mode", _one_of("hold", "drop"), "hold")
+            "blackhole",
+            "nothing gets through; hold: it arrives after heal, drop: never",
+            Value("mode", _one_of("hold", "drop"), "hold"),
         ),
         _fault("stall", "the server's answers stay out"),
-        _fault("latency", "each packet takes so much longer", *_SECONDS, Value("jitter", _number, 0.0)),
+        _fault(
+            "latency", "each packet takes so much longer", *_SECONDS, Value("jitter", _number, 0.0)
+        ),
         _fault("throttle", "so many bytes a second", Value("bytes_per_second", _count)),
         _fault("slice", "packets of so many bytes", Value("bytes", _count)),
         _fault("cut_after", "cut each connection after so many seconds", *_SECONDS),
         Verb("refuse", "proxy", "refuse new connections", begins=True),
         Verb("hang_connect", "proxy", "new connections get no answer at all", begins=True),
-        Verb("fail_next", "proxy", "the next so many connections fail", (Value("connections", _count, 1),), strikes=True),
+        Verb(
+            "fail_next",
+            "proxy",
+            "the next so many connections fail",
+            (Value("connections", _count, 1),),
+            strikes=True,
+        ),
         Verb(
             "idle_limit",
             "proxy",
             "a balancer forgets connections idle for so long: silently, or with a reset",
             (*_SECONDS, Value("reset", _flag, False)),
         ),
-        Verb("cut_at", "proxy", "the next such statement is executed, and its answer is lost", (Value("statement", str),), strikes=True),
+        Verb(
+            "cut_at",
+            "proxy",
+            "the next such statement is executed, and its answer is lost",
+            (Value("statement", str),),
+            strikes=True,
+        ),
         Verb("heal", "proxy", "the network is well again", ends=True),
     )
 }
@@ -142,7 +173,10 @@ def read(text: str) -> Step:
     word, *rest = words
     verb = VERBS.get(word)
     if verb is None:
-        raise ConfigurationError(f"step {text!r}: there is no {word!r}{nearest(word, VERBS)}; known are {', '.join(VERBS)}")
+        raise ConfigurationError(
+            f"step {text!r}: there is no {word!r}{nearest(word, VERBS)}; known are"
+            f" {', '.join(VERBS)}"
+        )
     values: dict[str, Any] = {}
     places = iter(verb.values)
     for part in rest:
@@ -150,8 +184,13 @@ def read(text: str) -> Step:
         named = next((value for value in verb.values if equals and value.name == name), None)
         value = named or next(places, None)
         if value is None or value.name in values:
-            wanted = " ".join(f"[{v.name}]" if v.default is not None else v.name for v in verb.values) or "nothing"
-            raise ConfigurationError(f"step {text!r}: {part!r} is too much; {verb.name} takes {wanted}")
+            wanted = (
+                " ".join(f"[{v.name}]" if v.default is not None else v.name for v in verb.values)
+                or "nothing"
+            )
+            raise ConfigurationError(
+                f"step {text!r}: {part!r} is too much; {verb.name} takes {wanted}"
+            )
         try:
             values[value.name] = value.read(given if named else part)
         except ValueError as error:
@@ -172,7 +211,9 @@ def read_all(texts: Sequence[str]) -> tuple[Step, ...]:
         name = step.verb.name
         if name in ("stop", "crash", "freeze"):
             if stopped is not None:
-                raise ConfigurationError(f"step {step.text!r}: the server is away already, since {stopped!r}")
+                raise ConfigurationError(
+                    f"step {step.text!r}: the server is away already, since {stopped!r}"
+                )
             stopped = name
         elif name in ("start", "thaw"):
             if stopped is None or (name == "thaw") != (stopped == "freeze"):
@@ -180,12 +221,18 @@ def read_all(texts: Sequence[str]) -> tuple[Step, ...]:
             stopped = None
     if stopped is not None:
         raise ConfigurationError(
-            f"after {stopped!r} there is no {'thaw' if stopped == 'freeze' else 'start'!r}: the server would stay away"
+            f"after {stopped!r} there is no {'thaw' if stopped == 'freeze' else 'start'!r}: the"
+            " server would stay away"
         )
     if not any(step.verb.name == "run" for step in steps):
-        raise ConfigurationError("a scenario without 'run SECONDS' has no traffic: nothing would be measured")
+        raise ConfigurationError(
+            "a scenario without 'run SECONDS' has no traffic: nothing would be measured"
+        )
     if steps[-1].verb.name != "run":
-        raise ConfigurationError(f"the last step is {steps[-1].text!r}: end with 'run SECONDS', or recovery cannot be seen")
+        raise ConfigurationError(
+            f"the last step is {steps[-1].text!r}: end with 'run SECONDS', or recovery cannot be"
+            " seen"
+        )
     return steps
 
 

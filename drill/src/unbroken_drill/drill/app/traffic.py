@@ -1,9 +1,10 @@
 """HTTP requests as users send them: each at its own moment, whatever became of the ones before it.
 
-The traffic is *open-loop*: a schedule says when each request is due, and its latency counts from then, so that an app that
-stands still is charged with every request that it kept waiting, not only with the few that happened to be under way (the
-mistake called coordinated omission). Each goes over a connection of its own: a keep-alive connection that the app closes
-just as a request goes out would look like an error of the app.
+The traffic is *open-loop*: a schedule says when each request is due, and its latency counts from
+then, so that an app that stands still is charged with every request that it kept waiting, not only
+with the few that happened to be under way (the mistake called coordinated omission). Each goes over
+a connection of its own: a keep-alive connection that the app closes just as a request goes out
+would look like an error of the app.
 """
 
 from __future__ import annotations
@@ -62,13 +63,17 @@ _HUNG: Final = "no answer within"
 
 
 class Traffic:
-    """Sends requests to *targets* in turn, *rate* a second, from a thread of its own; a context manager.
+    """Sends requests to *targets* in turn, *rate* a second, from a thread of its own; a context
+    manager.
 
-    No more than *concurrency* are under way at a time (the others wait, and their wait counts). One without an answer
-    *patience* seconds after it was due hangs. *seed* decides when within its share of the second each is sent.
+    No more than *concurrency* are under way at a time (the others wait, and their wait counts). One
+    without an answer *patience* seconds after it was due hangs. *seed* decides when within its
+    share of the second each is sent.
     """
 
-    def __init__(self, targets: Sequence[Target], rate: float, concurrency: int, patience: float, seed: int) -> None:
+    def __init__(
+        self, targets: Sequence[Target], rate: float, concurrency: int, patience: float, seed: int
+    ) -> None:
         self.targets, self.rate, self.patience = list(targets), rate, patience
         self.replies: list[Reply] = []
         self._concurrency = concurrency
@@ -77,7 +82,9 @@ class Traffic:
         self._schedule: Future[None] | None = None
         self._under_way: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="drill traffic", daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="drill traffic", daemon=True
+        )
         self._session: aiohttp.ClientSession | None = None
         self._gate: asyncio.Semaphore | None = None
 
@@ -109,7 +116,9 @@ class Traffic:
         return bool(self._under_way)
 
     def ask(self, count: int = 1, patience: float | None = None) -> list[Reply]:
-        """Send *count* requests to each target, one after another, and give their replies; they are not in :attr:`replies`."""
+        """Send *count* requests to each target, one after another, and give their replies; they are
+        not in :attr:`replies`.
+        """
         return self._do(self._ask(count, patience or self.patience))
 
     def _do(self, what: Coroutine[Any, Any, _T]) -> _T:
@@ -140,7 +149,9 @@ class Traffic:
         while True:
             due = begin + (sent + self._random.random()) / self.rate
             await asyncio.sleep(max(0.0, due - time.monotonic()))
-            task = asyncio.create_task(self._send(due, sent % len(self.targets), self.patience, self.replies))
+            task = asyncio.create_task(
+                self._send(due, sent % len(self.targets), self.patience, self.replies)
+            )
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
             sent += 1
@@ -172,7 +183,9 @@ class Traffic:
         own = str(number)
         body = None if target.body is None else target.body.replace("{n}", own).encode()
         url = target.url.replace("{n}", own)
-        async with self._session.request(target.method, url, data=body, headers=target.headers, allow_redirects=False) as response:
+        async with self._session.request(
+            target.method, url, data=body, headers=target.headers, allow_redirects=False
+        ) as response:
             head = b""
             async for chunk in response.content.iter_chunked(65536):
                 if len(head) < _HEAD:
@@ -193,8 +206,12 @@ class _Broken(Exception):  # noqa: N818 - never seen outside
     """The connection of a request broke; the cause says how."""
 
 
-async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Send it once: by itself aiohttp sends a GET again whose connection broke, and nobody would see the error."""
+async def _once(
+    request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Send it once: by itself aiohttp sends a GET again whose connection broke, and nobody would
+    see the error.
+    """
     try:
         return await send(request)
     except aiohttp.ClientConnectorError:
@@ -204,12 +221,16 @@ async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType)
 
 
 def _why(error: BaseException | None) -> str:
-    """Why there was no HTTP response, without the addresses that would make each message another."""
+    """Why there was no HTTP response, without the addresses that would make each message
+    another.
+    """
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the connection was closed without a response"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, OSError) and cause.strerror and cause.errno:
         return (
-            f"no response: {cause.strerror.split(' [')[0]}" if "Connect call" not in cause.strerror else "no response: connection refused"
+            f"no response: {cause.strerror.split(' [')[0]}"
+            if "Connect call" not in cause.strerror
+            else "no response: connection refused"
         )
     return f"no response: {type(error).__name__}: {' '.join(str(error).split())}"[:_LINE]

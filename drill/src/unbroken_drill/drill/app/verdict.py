@@ -1,4 +1,6 @@
-"""What makes the exit status 1: a judged app that shows its users more errors than it may, or does not heal by itself."""
+"""What makes the exit status 1: a judged app that shows its users more errors than it may, or does
+not heal by itself.
+"""
 
 from __future__ import annotations
 

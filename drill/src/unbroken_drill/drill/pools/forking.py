@@ -20,10 +20,12 @@ _START: Final = 0.3
 
 
 def ask_all(traffic: Traffic, children: int, times: int, patience: float = WATCHDOG) -> int:
-    """Fork *children*; each process asks *times* who it is talking to. Everything goes into *traffic*; gives what hangs.
+    """Fork *children*; each process asks *times* who it is talking to. Everything goes into
+    *traffic*; gives what hangs.
 
-    The parent asks half of its questions beside its children and half after they have ended, in the ordinary way with
-    all finalizers: a child's end must not end its parent's sessions either. Children have *patience* seconds.
+    The parent asks half of its questions beside its children and half after they have ended, in the
+    ordinary way with all finalizers: a child's end must not end its parent's sessions either.
+    Children have *patience* seconds.
     """
     begin = time.monotonic() + _START
     born = {}
@@ -53,7 +55,9 @@ def _fork(traffic: Traffic, first: int, times: int, begin: float) -> tuple[int, 
         mine.samples[one_line(error)] += 1
     _wait_until(begin)
     mine.ask_who(times)
-    _send(write, {"records": mine.records, "sessions": sorted(mine.sessions), "samples": mine.samples})
+    _send(
+        write, {"records": mine.records, "sessions": sorted(mine.sessions), "samples": mine.samples}
+    )
     raise SystemExit(0)  # through every finalizer and exit hook, as a worker of a web server ends
 
 
@@ -69,10 +73,11 @@ def _send(fd: int, answer: dict[str, Any]) -> None:
 
 
 def _collect(born: dict[int, int], patience: float) -> tuple[list[dict[str, Any]], int]:
-    """Each child's answer, and how many gave none within *patience* seconds or did not end. All have ended afterwards.
+    """Each child's answer, and how many gave none within *patience* seconds or did not end. All
+    have ended afterwards.
 
-    To end takes 0.1 s of the processor's time, finalizers and all, which on a busy machine may be seconds: a child that has
-    answered may take as long again.
+    To end takes 0.1 s of the processor's time, finalizers and all, which on a busy machine may be
+    seconds: a child that has answered may take as long again.
     """
     deadline = time.monotonic() + patience
     answers, hung = [], 0
@@ -80,7 +85,10 @@ def _collect(born: dict[int, int], patience: float) -> tuple[list[dict[str, Any]
         answer = _read(pipe, deadline)
         if answer is not None:
             answers.append(answer)
-        if not _ended(pid, deadline if answer is None else time.monotonic() + patience) or answer is None:
+        if (
+            not _ended(pid, deadline if answer is None else time.monotonic() + patience)
+            or answer is None
+        ):
             hung += 1
     return answers, hung
 

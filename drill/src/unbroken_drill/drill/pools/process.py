@@ -25,11 +25,15 @@ class WorkerError(UnbrokenError):
 
 
 #: Before anything else is imported, so that every thread and socket of the worker's is gevent's.
-_GREEN = "from gevent import monkey; monkey.patch_all(); from unbroken_drill.drill.pools import worker; worker.main()"
+_GREEN = (
+    "from gevent import monkey; monkey.patch_all(); from unbroken_drill.drill.pools import worker;"
+    " worker.main()"
+)
 
 
 class WorkerProcess:
-    """One ``unbroken_drill.drill.pools.worker``, in a session of its own: a context manager that ends it with all its children.
+    """One ``unbroken_drill.drill.pools.worker``, in a session of its own: a context manager that
+    ends it with all its children.
 
     *green*: with greenlets for threads.
     """
@@ -37,7 +41,10 @@ class WorkerProcess:
     def __init__(self, *, green: bool = False) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         self._process = subprocess.Popen(
-            [sys.executable, *(["-c", _GREEN] if green else ["-m", "unbroken_drill.drill.pools.worker"])],
+            [
+                sys.executable,
+                *(["-c", _GREEN] if green else ["-m", "unbroken_drill.drill.pools.worker"]),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -59,11 +66,28 @@ class WorkerProcess:
 
     def setup(self, entrant: Entrant, server: Server, plan: Plan, seed: int) -> None:
         """Let it make its pool for *server*."""
-        where = Where(server.backend, server.host, server.port, server.user, server.password, server.database, server.url(entrant.driver))
-        self.ask("setup", key=entrant.key, seed=seed, where=dataclasses.asdict(where), plan=dataclasses.asdict(plan))
+        where = Where(
+            server.backend,
+            server.host,
+            server.port,
+            server.user,
+            server.password,
+            server.database,
+            server.url(entrant.driver),
+        )
+        self.ask(
+            "setup",
+            key=entrant.key,
+            seed=seed,
+            where=dataclasses.asdict(where),
+            plan=dataclasses.asdict(plan),
+        )
 
     def ask(self, do: str, timeout: float = 30.0, **arguments: Any) -> Any:
-        """Send one command and give its answer. Raises WorkerError when it fails, dies, or takes longer than *timeout*."""
+        """Send one command and give its answer.
+
+        Raises WorkerError when it fails, dies, or takes longer than *timeout*.
+        """
         line = json.dumps({"do": do, **arguments}).encode() + b"\n"
         try:
             assert self._process.stdin is not None
@@ -98,12 +122,16 @@ class WorkerProcess:
         return f"status {self._process.poll()}"
 
     def kill(self) -> None:
-        """End it at once, with all that it forked, from any thread; who waits for its answer gets a WorkerError."""
+        """End it at once, with all that it forked, from any thread; who waits for its answer gets a
+        WorkerError.
+        """
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)  # its own session: nobody else is in it
 
     def end(self) -> None:
-        """Close its input, which ends it; kill it, and whatever it forked, when that takes longer than a second."""
+        """Close its input, which ends it; kill it, and whatever it forked, when that takes longer
+        than a second.
+        """
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):

@@ -12,14 +12,30 @@ from rich.text import Text
 from unbroken_drill.drill.pools.scenarios import SCENARIOS, Scenario
 from unbroken_drill.drill.pools.traffic import WATCHDOG
 from unbroken_drill.drill.pools.verdict import breaches
-from unbroken_drill.drill.report import BAD, FAINT, GOOD, POOR, SERVERS, SLOW, STYLE, WRONG, explained, league, ranked, remarks, seconds
+from unbroken_drill.drill.report import (
+    BAD,
+    FAINT,
+    GOOD,
+    POOR,
+    SERVERS,
+    SLOW,
+    STYLE,
+    WRONG,
+    explained,
+    league,
+    ranked,
+    remarks,
+    seconds,
+)
 from unbroken_drill.drill.results import Contestant, Result
 
 
 def details(rows: Sequence[Result], server: str) -> Iterable[RenderableType]:
     """Every number of one server: a block for each scenario, best first."""
     for scenario in SCENARIOS:
-        own = sorted((r for r in rows if (r.server, r.scenario) == (server, scenario.name)), key=_rank)
+        own = sorted(
+            (r for r in rows if (r.server, r.scenario) == (server, scenario.name)), key=_rank
+        )
         if own:
             yield _block(scenario, own)
 
@@ -32,7 +48,13 @@ def _block(scenario: Scenario, rows: Sequence[Result]) -> Group:
     title = Text.assemble((scenario.name, "bold"), (f"  {scenario.title}", FAINT))
     table = Table(**STYLE)
     table.add_column("", width=20, no_wrap=True)
-    for name, width in (("errors", 6), ("slowest", 7), ("back in", 7), ("sessions", 8), ("CLOSE_WAIT", 10)):
+    for name, width in (
+        ("errors", 6),
+        ("slowest", 7),
+        ("back in", 7),
+        ("sessions", 8),
+        ("CLOSE_WAIT", 10),
+    ):
         table.add_column(name, width=width, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for row in rows:
@@ -61,16 +83,42 @@ _SQUARES = (
     ("✓", GOOD, "nobody noticed"),
     ("12", BAD, "errors that users saw; 12! = and requests still fail after everything has healed"),
     ("4.0s", POOR, f"no error, but the slowest request took that long (shown above {SLOW} s)"),
-    ("D9", GOOD, "requests ended by their own deadline, in time and with the reason (unbroken in freeze)"),
+    (
+        "D9",
+        GOOD,
+        "requests ended by their own deadline, in time and with the reason (unbroken in freeze)",
+    ),
     ("H3", "bold red", f"requests without an answer within {WATCHDOG:.0f} s"),
-    ("W3", WRONG, "wrong data: another's answer, a shared session, an acknowledged write lost, a write doubled"),
+    (
+        "W3",
+        WRONG,
+        (
+            "wrong data: another's answer, a shared session, an acknowledged write lost, a write"
+            " doubled"
+        ),
+    ),
 )
 _COLUMNS = (
     ("slowest", "the slowest request, failed ones included"),
-    ("back in", "first success after the server accepts again (the drill's own probe says when), thaws, kills, or the burst begins"),
-    ("sessions", "on the server, at rest after the fault; left = still there after the pool was closed"),
-    ("CLOSE_WAIT", "sockets whose other end is gone and nobody noticed, one second after the fault"),
-    ("in doubt", "writes whose COMMIT got no answer, reported as unknown: stored once or not at all"),
+    (
+        "back in",
+        (
+            "first success after the server accepts again (the drill's own probe says when), thaws,"
+            " kills, or the burst begins"
+        ),
+    ),
+    (
+        "sessions",
+        "on the server, at rest after the fault; left = still there after the pool was closed",
+    ),
+    (
+        "CLOSE_WAIT",
+        "sockets whose other end is gone and nobody noticed, one second after the fault",
+    ),
+    (
+        "in doubt",
+        "writes whose COMMIT got no answer, reported as unknown: stored once or not at all",
+    ),
 )
 
 
@@ -80,7 +128,9 @@ def legend() -> Table:
 
 
 def broken(rows: Sequence[Result], *, verbose: bool) -> Iterable[Text]:
-    """What unbroken broke of its contract, with what it said; who could not be measured; all errors with *verbose*."""
+    """What unbroken broke of its contract, with what it said; who could not be measured; all errors
+    with *verbose*.
+    """
     for row in rows:
         where = f"{SERVERS[row.server]} {row.scenario}, {row.title}:"
         lines = breaches(row)
@@ -97,18 +147,29 @@ def broken(rows: Sequence[Result], *, verbose: bool) -> Iterable[Text]:
 
 
 def final(
-    console: Console, rows: Sequence[Result], entrants: Sequence[Contestant], versions: dict[str, str], *, verbose: bool = False
+    console: Console,
+    rows: Sequence[Result],
+    entrants: Sequence[Contestant],
+    versions: dict[str, str],
+    *,
+    verbose: bool = False,
 ) -> None:
     """Print everything: details, league tables, breaches, legend."""
     servers = [server for server in SERVERS if any(r.server == server for r in rows)]
     for server in servers:
-        console.print(Rule(Text(f"{SERVERS[server]} {versions.get(server, '')}".strip(), "bold"), style=FAINT))
+        console.print(
+            Rule(Text(f"{SERVERS[server]} {versions.get(server, '')}".strip(), "bold"), style=FAINT)
+        )
         for block in details(rows, server):
             console.print(block, Text())
     console.print(Rule(Text("league table", "bold"), style=FAINT))
     for server in servers:
         title = f"{SERVERS[server]} {versions.get(server, '')}".strip()
-        names = [scenario.name for scenario in SCENARIOS if any(row.scenario == scenario.name for row in rows)]
+        names = [
+            scenario.name
+            for scenario in SCENARIOS
+            if any(row.scenario == scenario.name for row in rows)
+        ]
         console.print(league(rows, ranked(rows, entrants), server, title, names), Text())
     console.print(legend(), Text())
     for text in broken(rows, verbose=verbose):

@@ -13,7 +13,9 @@ from unbroken_drill.drill.results import Result
 
 @dataclass(slots=True)
 class PoolResult(Result):
-    """A row of the drill of pools, whose drill knows what each contender wrote, and what is stored."""
+    """A row of the drill of pools, whose drill knows what each contender wrote, and what is
+    stored.
+    """
 
     def count(self, records: Iterable[Record]) -> None:
         """Take the requests' outcomes in."""
@@ -26,10 +28,12 @@ class PoolResult(Result):
             self.in_doubt += record.outcome == DOUBT
 
     def check_journal(self, records: Iterable[Record], journal: Mapping[int, int]) -> None:
-        """Hold the journal against what the contender said: acknowledged is there once, nothing is there twice.
+        """Hold the journal against what the contender said: acknowledged is there once, nothing is
+        there twice.
 
-        For unbroken also: what it reported as failed is absent. Other contenders hand the driver's error through, which
-        says nothing about a COMMIT under way, so for them a failed write that is there is no lie.
+        For unbroken also: what it reported as failed is absent. Other contenders hand the driver's
+        error through, which says nothing about a COMMIT under way, so for them a failed write that
+        is there is no lie.
         """
         said = {record.number: record.outcome for record in records if record.writes}
         for number, outcome in said.items():
@@ -47,15 +51,21 @@ class PoolResult(Result):
 
 
 def recovery(records: Iterable[Record], down: float, up: float) -> float | None:
-    """From *up*, when the server could answer again, to the first success that ended after *down*, when none could."""
+    """From *up*, when the server could answer again, to the first success that ended after *down*,
+    when none could.
+    """
     ends = [record.end for record in records if record.outcome == OK and record.end > down]
     return max(0.0, min(ends) - up) if ends else None
 
 
 def combined(rows: Sequence[PoolResult]) -> PoolResult:
-    """Several runs of the same scenario as one row: counts added up, the slowest and the fullest kept."""
+    """Several runs of the same scenario as one row: counts added up, the slowest and the fullest
+    kept.
+    """
     first = rows[0]
-    total = PoolResult(first.server, first.scenario, first.key, first.title, first.is_ours, runs=len(rows))
+    total = PoolResult(
+        first.server, first.scenario, first.key, first.title, first.is_ours, runs=len(rows)
+    )
     samples: Counter[str] = Counter()
     for row in rows:
         for name in ("requests", "errors", "wrong", "hung", "told", "in_doubt", "unwell"):

@@ -40,7 +40,9 @@ class Job:
 
 @dataclass(slots=True)
 class Drill:
-    """What is to be run. *lanes* contenders run at a time; *seed* decides when requests and kills come."""
+    """What is to be run. *lanes* contenders run at a time; *seed* decides when requests and kills
+    come.
+    """
 
     entrants: Sequence[Entrant]
     scenarios: Sequence[Scenario]
@@ -54,7 +56,9 @@ class Drill:
     _crew: list[WorkerProcess] = field(default_factory=list)
 
     def jobs(self) -> list[Job]:
-        """Contenders of the same scenario follow each other, so that the machine's mood is the same for them."""
+        """Contenders of the same scenario follow each other, so that the machine's mood is the same
+        for them.
+        """
         return [
             Job(entrant, scenario, round_)
             for backend in dict.fromkeys(entrant.backend for entrant in self.entrants)
@@ -65,7 +69,10 @@ class Drill:
         ]
 
     def run(self, watcher: Watcher) -> list[PoolResult]:
-        """Run it all and give one row per contender and scenario. A KeyboardInterrupt ends everything first."""
+        """Run it all and give one row per contender and scenario.
+
+        A KeyboardInterrupt ends everything first.
+        """
         campaign = Campaign(self.jobs(), self._lane, self._stop, self._kill)
         rows: dict[tuple[str, str, str], list[PoolResult]] = {}
         for job, result in campaign.run(self.lanes, watcher):
@@ -90,7 +97,9 @@ class Drill:
 
     def _one(self, job: Job, servers: dict[str, Server]) -> PoolResult:
         entrant, scenario = job.entrant, job.scenario
-        result = PoolResult(entrant.backend, scenario.name, entrant.key, entrant.title, entrant.is_ours)
+        result = PoolResult(
+            entrant.backend, scenario.name, entrant.key, entrant.title, entrant.is_ours
+        )
         try:
             server = self._server(entrant.backend, servers)
             options = scenario.options.get(entrant.backend)
@@ -98,14 +107,18 @@ class Drill:
                 self._play(job, server, result)
         except (WorkerError, ServerError, Interrupted) as error:
             result.failure = one_line(error)
-            broken = servers.pop(entrant.backend, None)  # nobody knows in which state: the next job gets a new one
+            broken = servers.pop(
+                entrant.backend, None
+            )  # nobody knows in which state: the next job gets a new one
             if broken is not None:
                 broken.close()
         return result
 
     def _server(self, backend: str, servers: dict[str, Server]) -> Server:
         if backend not in servers:
-            server = Server.kinds[backend]({"max_connections": 150})  # MariaDB's default: 100 are PostgreSQL's
+            server = Server.kinds[backend](
+                {"max_connections": 150}
+            )  # MariaDB's default: 100 are PostgreSQL's
             servers[backend] = server.start()
             self.versions.setdefault(backend, version(server))
         servers[backend].start()

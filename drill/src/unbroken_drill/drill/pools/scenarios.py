@@ -1,4 +1,7 @@
-"""The faults, each under traffic. A scenario drives a :class:`~unbroken_drill.drill.pools.stage.Stage` and marks when it hurt."""
+"""The faults, each under traffic.
+
+A scenario drives a :class:`~unbroken_drill.drill.pools.stage.Stage` and marks when it hurt.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ STORM: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One fault: what is done, what the pools are given, and what the server is set to meanwhile."""
+    """One fault: what is done, what the pools are given, and what the server is set to
+    meanwhile.
+    """
 
     name: str
     title: str
@@ -34,7 +39,8 @@ class Scenario:
     plan: Plan = field(default_factory=Plan)
     options: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)  #: by backend
     processes: int = 1  #: that may hold a pool of their own
-    is_outage: bool = False  #: the server was away, so the time from its accepting to the first success is bounded
+    #: the server was away, so the time from its accepting to the first success is bounded
+    is_outage: bool = False
 
 
 def idle(stage: Stage) -> None:
@@ -52,8 +58,8 @@ def idle(stage: Stage) -> None:
 def kill(stage: Stage) -> None:
     """End all sessions, five times, as an administrator would.
 
-    The kills are so far apart that no request meets two of them: a unit of work that loses two connections which had just
-    worked, at the same statement, is not run a third time.
+    The kills are so far apart that no request meets two of them: a unit of work that loses two
+    connections which had just worked, at the same statement, is not run a third time.
     """
     stage.traffic()
     stage.wait(WARM)
@@ -98,7 +104,10 @@ def crash(stage: Stage) -> None:
 
 
 def freeze(stage: Stage) -> None:
-    """Every process of the server stands still: connections stay open, nothing answers. Then it goes on."""
+    """Every process of the server stands still: connections stay open, nothing answers.
+
+    Then it goes on.
+    """
     stage.traffic()
     stage.wait(WARM)
     stage.server.freeze()
@@ -124,7 +133,9 @@ def fork(stage: Stage) -> None:
 
 
 def forget(stage: Stage) -> None:
-    """Eight requests raise and drop their connection without giving it back; twelve ordinary ones follow."""
+    """Eight requests raise and drop their connection without giving it back; twelve ordinary ones
+    follow.
+    """
     _careless(stage, keep=False)
 
 
@@ -156,16 +167,32 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         "idle",
         f"the server ends sessions idle for {IDLE_LIMIT:.0f} s, then a burst",
         idle,
-        options={"postgresql": {"idle_session_timeout": f"{IDLE_LIMIT:.0f}s"}, "mariadb": {"wait_timeout": int(IDLE_LIMIT)}},
+        options={
+            "postgresql": {"idle_session_timeout": f"{IDLE_LIMIT:.0f}s"},
+            "mariadb": {"wait_timeout": int(IDLE_LIMIT)},
+        },
     ),
     Scenario("kill", f"an administrator kills all sessions, {KILLS} times", kill),
     Scenario("restart", f"the server restarts, {DOWN} s down", restart, is_outage=True),
     Scenario("crash", "kill -9 the server, start it again", crash, is_outage=True),
     Scenario(
-        "freeze", f"no answer for {FROZEN:.0f} s, then it goes on (unbroken: deadline={DEADLINE:.0f})", freeze, Plan(deadline=DEADLINE)
+        "freeze",
+        f"no answer for {FROZEN:.0f} s, then it goes on (unbroken: deadline={DEADLINE:.0f})",
+        freeze,
+        Plan(deadline=DEADLINE),
     ),
-    Scenario("fork", f"a warm parent, {CHILDREN} children, each asks {QUESTIONS} times", fork, processes=CHILDREN + 1),
-    Scenario("forget", f"{CARELESS} requests never give back, pool of 5, then {ORDINARY} ordinary ones", forget, Plan(size=5)),
+    Scenario(
+        "fork",
+        f"a warm parent, {CHILDREN} children, each asks {QUESTIONS} times",
+        fork,
+        processes=CHILDREN + 1,
+    ),
+    Scenario(
+        "forget",
+        f"{CARELESS} requests never give back, pool of 5, then {ORDINARY} ordinary ones",
+        forget,
+        Plan(size=5),
+    ),
     Scenario(
         "hold",
         "the same, connections kept alive (unbroken: leak_after=1, reclaim)",
@@ -177,9 +204,14 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
 
 
 def choose(names: Sequence[str]) -> list[Scenario]:
-    """The scenarios of these names, in the usual order. Raises ConfigurationError for a name there is not."""
+    """The scenarios of these names, in the usual order.
+
+    Raises ConfigurationError for a name there is not.
+    """
     known = {scenario.name for scenario in SCENARIOS}
     for name in names:
         if name not in known:
-            raise ConfigurationError(f"there is no scenario {name!r}; known are {', '.join(s.name for s in SCENARIOS)}")
+            raise ConfigurationError(
+                f"there is no scenario {name!r}; known are {', '.join(s.name for s in SCENARIOS)}"
+            )
     return [scenario for scenario in SCENARIOS if scenario.name in names]

@@ -19,7 +19,9 @@ from unbroken_drill.servers import Server
 
 READERS: Final = 3
 WRITERS: Final = 1
-EVERY: Final = 0.02  #: each thread's requests: 50 a second, so that an outage of 1.5 s meets up to 300
+EVERY: Final = (
+    0.02  #: each thread's requests: 50 a second, so that an outage of 1.5 s meets up to 300
+)
 WARM: Final = 0.4  #: steady traffic before each fault
 AFTER: Final = 1.0  #: and after it; also when CLOSE_WAIT is counted
 
@@ -64,16 +66,21 @@ class Stage:
         self.worker.ask("pause", _PATIENCE)
 
     def fault(self, down: float, up: float) -> None:
-        """Mark a fault: recovery is measured from *up* to the first success that ended after *down*."""
+        """Mark a fault: recovery is measured from *up* to the first success that ended after
+        *down*.
+        """
         self.faults.append(Fault(down, up))
 
     def come_back(self, down: float) -> None:
-        """Start the server, which was down since *down*, and mark when the drill's own probe was accepted."""
+        """Start the server, which was down since *down*, and mark when the drill's own probe was
+        accepted.
+        """
         probe = Probe(self.server)
         probe.start()
         self.server.start()
         up = probe.result()
-        # an answer that came before the fault may be written down a little after it: it is no recovery
+        # an answer that came before the fault may be written down a little after it: it is no
+        # recovery
         self.fault(max(down, up - 0.05), up)
 
     def count_close_wait(self) -> None:
@@ -89,7 +96,9 @@ def prepare(server: Server) -> None:
 
 
 def conclude(stage: Stage, result: PoolResult) -> None:
-    """After the scenario: see whether the contender is well, read its records, and hold them against the journal."""
+    """After the scenario: see whether the contender is well, read its records, and hold them
+    against the journal.
+    """
     server, worker = stage.server, stage.worker
     before = _count(worker.ask("report"))
     worker.ask("burst", _PATIENCE, threads=4, each=2)

@@ -15,15 +15,20 @@ from unbroken_drill.drill.pools.contenders.base import OK, WRONG, Contender
 from unbroken_drill.drill.pools.workload import Unit
 from unbroken_drill.drill.results import one_line
 
-#: A request that takes longer than this hangs: longer than any bound a user would have set, shorter than their patience.
+#: A request that takes longer than this hangs: longer than any bound a user would have set, shorter
+#: than their patience.
 WATCHDOG: Final = 15.0
 
-#: What the application itself does between two statements: long enough that a fault often falls into the middle.
+#: What the application itself does between two statements: long enough that a fault often falls
+#: into the middle.
 THINK: Final = 0.003
 
 
 class Record(NamedTuple):
-    """One finished request. Times are ``time.monotonic()``, which all processes of a machine share."""
+    """One finished request.
+
+    Times are ``time.monotonic()``, which all processes of a machine share.
+    """
 
     start: float
     end: float
@@ -35,7 +40,8 @@ class Record(NamedTuple):
 class Traffic:
     """Sends requests to *contender* and keeps a :class:`Record` of each.
 
-    *first* keeps the numbers of several processes apart; *seed* makes the times of the requests repeatable.
+    *first* keeps the numbers of several processes apart; *seed* makes the times of the requests
+    repeatable.
     """
 
     def __init__(self, contender: Contender, backend: str, seed: int, first: int = 1) -> None:
@@ -50,20 +56,30 @@ class Traffic:
         self._stop = threading.Event()
 
     def start(self, readers: int, writers: int, every: float) -> None:
-        """Begin steady traffic: each thread one request per *every* seconds, later only when the last one took longer."""
+        """Begin steady traffic: each thread one request per *every* seconds, later only when the
+        last one took longer.
+        """
         self._stop = threading.Event()
         for index in range(readers + writers):
             make = workload.writing if index >= readers else workload.reading
             self._spawn(self._user, make, every, self._random.random() * every, self._stop)
 
-    def _user(self, make: Callable[[str, int, float], Unit], every: float, wait: float, stop: threading.Event) -> None:
+    def _user(
+        self,
+        make: Callable[[str, int, float], Unit],
+        every: float,
+        wait: float,
+        stop: threading.Event,
+    ) -> None:
         due = time.monotonic() + wait
         while not stop.wait(max(0.0, due - time.monotonic())):
             self.request(make(self.backend, next(self._numbers), THINK))
             due = max(due + every, time.monotonic())
 
     def pause(self) -> int:
-        """Stop the traffic, wait for the requests under way up to the watchdog's bound, and give how many hang."""
+        """Stop the traffic, wait for the requests under way up to the watchdog's bound, and give
+        how many hang.
+        """
         self._stop.set()
         return self._settle()
 
@@ -79,7 +95,8 @@ class Traffic:
         return self._settle()
 
     def careless(self, requests: int, keep: list[Any] | None) -> None:
-        """*requests* at once that raise and never give their connection back; in *keep* something keeps it alive.
+        """*requests* at once that raise and never give their connection back; in *keep* something
+        keeps it alive.
 
         They fail by their own fault, so they are not written down; nobody waits for them.
         """
@@ -116,18 +133,24 @@ class Traffic:
         except BaseException as error:  # whatever it is, a user would have seen it
             outcome = self.contender.outcome(error)
             self.samples[one_line(error)] += 1
-        if self._under_way.pop(unit.number, None) is not None:  # else it was counted as hanging before
+        if (
+            self._under_way.pop(unit.number, None) is not None
+        ):  # else it was counted as hanging before
             self.records.append(Record(start, time.monotonic(), outcome, unit.writes, unit.number))
 
     def _spawn(self, target: Callable[..., None], *args: Any) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)  # one that hangs must not keep the process
+        thread = threading.Thread(
+            target=target, args=args, daemon=True
+        )  # one that hangs must not keep the process
         thread.start()
         self._threads.append(thread)
 
     def _settle(self) -> int:
-        """Wait until every thread has ended, or has had the watchdog's time; give how many requests hang.
+        """Wait until every thread has ended, or has had the watchdog's time; give how many requests
+        hang.
 
-        A request that hangs is struck from the list: it is counted once, and has no record unless it ends after all.
+        A request that hangs is struck from the list: it is counted once, and has no record unless
+        it ends after all.
         """
         deadline = time.monotonic() + WATCHDOG
         for thread in self._threads:

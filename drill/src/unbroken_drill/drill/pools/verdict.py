@@ -1,4 +1,6 @@
-"""What unbroken owes in a drill, in one place: a row that breaks one of these makes the drill's exit status 1."""
+"""What unbroken owes in a drill, in one place: a row that breaks one of these makes the drill's
+exit status 1.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,18 @@ RECOVERY: Final = 0.050
 RECOVERY_RUNS: Final = 5
 #: … and of fewer: one run on a busy machine says little, but a pool that sleeps a second shows.
 RECOVERY_ONCE: Final = 0.250
-#: By how much a request may outlive its deadline (the deadline is kept by a thread that must get its turn).
+#: By how much a request may outlive its deadline (the deadline is kept by a thread that must get
+#: its turn).
 DEADLINE_GRACE: Final = SLOW - DEADLINE
 
 _SCENARIOS: Final = {scenario.name: scenario for scenario in SCENARIOS}
 
 
 def breaches(row: Result) -> list[str]:
-    """What *row*, one of unbroken's, breaks of the contract: a line each. Empty for other contenders: they promised nothing."""
+    """What *row*, one of unbroken's, breaks of the contract: a line each.
+
+    Empty for other contenders: they promised nothing.
+    """
     if not row.is_ours:
         return []
     if row.failure is not None:
@@ -42,11 +48,17 @@ def _requests(row: Result, scenario: Scenario) -> Iterable[str]:
     if scenario.plan.deadline is None and row.told:
         yield f"{row.told} requests ended by a deadline that was not set"
     if scenario.plan.deadline is not None and row.slowest > scenario.plan.deadline + DEADLINE_GRACE:
-        yield f"a request took {row.slowest:.2f} s with a deadline of {scenario.plan.deadline:.0f} s, {DEADLINE_GRACE} s grace"
+        yield (
+            f"a request took {row.slowest:.2f} s with a deadline of {scenario.plan.deadline:.0f} s,"
+            f" {DEADLINE_GRACE} s grace"
+        )
     if scenario.is_outage:
         allowed = RECOVERY if len(row.recoveries) >= RECOVERY_RUNS else RECOVERY_ONCE
         if row.recovery is not None and row.recovery > allowed:
-            yield f"first success {row.recovery * 1000:.0f} ms after the server accepted, {allowed * 1000:.0f} ms allowed"
+            yield (
+                f"first success {row.recovery * 1000:.0f} ms after the server accepted,"
+                f" {allowed * 1000:.0f} ms allowed"
+            )
     if row.never_back:
         yield "no success after the fault"
 

@@ -1,8 +1,10 @@
-"""The process that a contender runs in: ``python -m unbroken_drill.drill.pools.worker``, led by the drill over two pipes.
+"""The process that a contender runs in: ``python -m unbroken_drill.drill.pools.worker``, led by the
+drill over two pipes.
 
-Commands come as JSON lines on standard input, one answer each goes out on what was standard output when it started:
-``{"do": "setup", …}`` is answered by ``{"ok": …}``, or by ``{"failed": "one line"}``. When standard input ends, so does the
-process, whatever it is doing: a drill that was interrupted leaves nothing running.
+Commands come as JSON lines on standard input, one answer each goes out on what was standard output
+when it started: ``{"do": "setup", …}`` is answered by ``{"ok": …}``, or by ``{"failed": "one
+line"}``. When standard input ends, so does the process, whatever it is doing: a drill that was
+interrupted leaves nothing running.
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ class Worker:
         self.traffic.careless(requests, self._kept if keep else None)
 
     def collect(self) -> None:
-        """Collect garbage, as a busy application does often and this one would not: a pool that relies on it shall have it."""
+        """Collect garbage, as a busy application does often and this one would not: a pool that
+        relies on it shall have it.
+        """
         gc.collect()
 
     def fork(self, *, children: int, times: int, patience: float = WATCHDOG) -> None:
@@ -81,7 +85,11 @@ class Worker:
     def report(self) -> dict[str, Any]:
         """Every record so far, the requests that hang, and a line for each kind of failure."""
         traffic = self.traffic
-        return {"records": [list(record) for record in traffic.records], "hung": self._hung, "samples": dict(traffic.samples)}
+        return {
+            "records": [list(record) for record in traffic.records],
+            "hung": self._hung,
+            "samples": dict(traffic.samples),
+        }
 
     def close(self) -> None:
         """Close the contender; what held connections alive lets go first."""
@@ -111,9 +119,14 @@ def _listen(commands: queue.SimpleQueue[str]) -> None:
 
 
 def _lines(fd: int) -> Iterator[str]:
-    """Lines of a descriptor. Not of ``sys.stdin``, whose lock a forked child would inherit taken."""
+    """Lines of a descriptor.
+
+    Not of ``sys.stdin``, whose lock a forked child would inherit taken.
+    """
     buffer = b""
-    while select.select([fd], [], []) and (more := os.read(fd, 65536)):  # under gevent only select lets the others work
+    while select.select([fd], [], []) and (
+        more := os.read(fd, 65536)
+    ):  # under gevent only select lets the others work
         *lines, buffer = (buffer + more).split(b"\n")
         for line in lines:
             yield line.decode()

@@ -1,9 +1,10 @@
 """What one request asks of the database, and how its answer is judged.
 
-Every request carries a number of its own. A reading unit asks the server to say that number (and which session says it), does
-a little work, and reads a row whose content follows from its key: an answer that belongs to somebody else shows. A writing
-unit inserts its number into a journal without a unique key, so that a lost or doubled write shows when the journal is read
-by the administrator afterwards.
+Every request carries a number of its own. A reading unit asks the server to say that number (and
+which session says it), does a little work, and reads a row whose content follows from its key: an
+answer that belongs to somebody else shows. A writing unit inserts its number into a journal without
+a unique key, so that a lost or doubled write shows when the journal is read by the administrator
+afterwards.
 """
 
 from __future__ import annotations
@@ -21,14 +22,19 @@ Step: TypeAlias = tuple[str, tuple[Any, ...]]
 
 ITEMS: Final = 64  #: rows in drill_items
 
-_WHO: Final = {"postgresql": "SELECT %s::bigint, pg_backend_pid()", "mariadb": "SELECT %s, CONNECTION_ID()"}
+_WHO: Final = {
+    "postgresql": "SELECT %s::bigint, pg_backend_pid()",
+    "mariadb": "SELECT %s, CONNECTION_ID()",
+}
 ITEM: Final = "SELECT body FROM drill_items WHERE id = %s"
 NOTE: Final = "INSERT INTO drill_journal (n) VALUES (%s)"
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One request's work on the database: steps, with *pause* seconds of the application's own work between them."""
+    """One request's work on the database: steps, with *pause* seconds of the application's own work
+    between them.
+    """
 
     number: int
     steps: tuple[Step, ...]
@@ -38,7 +44,9 @@ class Unit:
 
 def reading(backend: str, number: int, pause: float) -> Unit:
     """A unit that only reads: its own number and its session's, then an item."""
-    return Unit(number, ((_WHO[backend], (number,)), (ITEM, (number % ITEMS,))), pause, writes=False)
+    return Unit(
+        number, ((_WHO[backend], (number,)), (ITEM, (number % ITEMS,))), pause, writes=False
+    )
 
 
 def writing(backend: str, number: int, pause: float) -> Unit:
@@ -61,7 +69,9 @@ def perform(unit: Unit, execute: Callable[[str, tuple[Any, ...]], Row | None]) -
     return rows
 
 
-async def perform_async(unit: Unit, execute: Callable[[str, tuple[Any, ...]], Awaitable[Row | None]]) -> Rows:
+async def perform_async(
+    unit: Unit, execute: Callable[[str, tuple[Any, ...]], Awaitable[Row | None]]
+) -> Rows:
     """As :func:`perform`, awaited, with the statements' places spelled ``$1``."""
     rows: Rows = []
     for sql, values in unit.steps:
@@ -93,7 +103,10 @@ def numbered(sql: str) -> str:
 
 
 def problem(unit: Unit, rows: Rows) -> str | None:
-    """What is wrong with the answer, or None. Anything at all is worse than an error: the user was told a lie."""
+    """What is wrong with the answer, or None.
+
+    Anything at all is worse than an error: the user was told a lie.
+    """
     told = rows[0][0] if rows and rows[0] else None
     if told != unit.number:
         return f"asked for {unit.number}, was told {told!r}"
@@ -121,10 +134,14 @@ def tables(backend: str, user: str) -> str:
     statements = [
         "DROP TABLE IF EXISTS drill_items, drill_journal",
         "CREATE TABLE drill_items (id int PRIMARY KEY, body varchar(40) NOT NULL)",
-        f"CREATE TABLE drill_journal (id {serial} PRIMARY KEY, n bigint NOT NULL)",  # n is not unique: doubled writes must show
+        # n is not unique: doubled writes must show
+        f"CREATE TABLE drill_journal (id {serial} PRIMARY KEY, n bigint NOT NULL)",
         f"INSERT INTO drill_items VALUES {rows}",
     ]
     if backend == "postgresql":
         name = '"' + user.replace('"', '""') + '"'
-        statements.append(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {name}")
+        statements.append(
+            f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}; GRANT ALL ON ALL SEQUENCES IN"
+            f" SCHEMA public TO {name}"
+        )
     return "; ".join(statements)

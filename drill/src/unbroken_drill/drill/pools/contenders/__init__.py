@@ -1,4 +1,7 @@
-"""Who takes part. Nothing of theirs is imported here: each contender loads its packages in its own process."""
+"""Who takes part.
+
+Nothing of theirs is imported here: each contender loads its packages in its own process.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ class Entrant:
     backend: str
     driver: str
     made_by: str  #: ``module:Class`` below this package
-    needs: tuple[str, ...]  #: packages to install; a module is called as its package, but for those in _MODULES
+    needs: tuple[
+        str, ...
+    ]  #: packages to install; a module is called as its package, but for those in _MODULES
 
     @property
     def is_ours(self) -> bool:
@@ -29,13 +34,19 @@ class Entrant:
 
     @property
     def is_green(self) -> bool:
-        """Whether it can do with greenlets for threads: not what is written in C, nor an event loop."""
+        """Whether it can do with greenlets for threads: not what is written in C, nor an event
+        loop.
+        """
         return self.driver in ("psycopg", "pymysql") and "mysqlclient" not in self.needs
 
     @property
     def missing(self) -> list[str]:
         """The packages that are not installed here."""
-        return [name for name in self.needs if importlib.util.find_spec(_MODULES.get(name, name)) is None]
+        return [
+            name
+            for name in self.needs
+            if importlib.util.find_spec(_MODULES.get(name, name)) is None
+        ]
 
     def load(self) -> type[Contender]:
         """Its class; imports it (not yet its packages)."""
@@ -48,21 +59,88 @@ _MODULES = {"mysqlclient": "MySQLdb", "psycopg-pool": "psycopg_pool"}
 _PG, _MA = "postgresql", "mariadb"
 
 ENTRANTS: tuple[Entrant, ...] = (
-    Entrant("unbroken/psycopg", "unbroken psycopg", _PG, "psycopg", "unbroken:Unbroken", ("psycopg",)),
-    Entrant("unbroken/asyncpg", "unbroken asyncpg", _PG, "asyncpg", "unbroken:UnbrokenAsync", ("asyncpg",)),
-    Entrant("unbroken/peewee", "unbroken peewee", _PG, "psycopg", "peewee:UnbrokenPeewee", ("psycopg", "peewee")),
+    Entrant(
+        "unbroken/psycopg", "unbroken psycopg", _PG, "psycopg", "unbroken:Unbroken", ("psycopg",)
+    ),
+    Entrant(
+        "unbroken/asyncpg",
+        "unbroken asyncpg",
+        _PG,
+        "asyncpg",
+        "unbroken:UnbrokenAsync",
+        ("asyncpg",),
+    ),
+    Entrant(
+        "unbroken/peewee",
+        "unbroken peewee",
+        _PG,
+        "psycopg",
+        "peewee:UnbrokenPeewee",
+        ("psycopg", "peewee"),
+    ),
     Entrant("one", "one connection", _PG, "psycopg", "one:OneConnection", ("psycopg",)),
-    Entrant("sqlalchemy", "SQLAlchemy", _PG, "psycopg", "sqlalchemy:SQLAlchemy", ("psycopg", "sqlalchemy")),
-    Entrant("pre_ping", "SQLAlchemy pre_ping", _PG, "psycopg", "sqlalchemy:PrePing", ("psycopg", "sqlalchemy")),
+    Entrant(
+        "sqlalchemy",
+        "SQLAlchemy",
+        _PG,
+        "psycopg",
+        "sqlalchemy:SQLAlchemy",
+        ("psycopg", "sqlalchemy"),
+    ),
+    Entrant(
+        "pre_ping",
+        "SQLAlchemy pre_ping",
+        _PG,
+        "psycopg",
+        "sqlalchemy:PrePing",
+        ("psycopg", "sqlalchemy"),
+    ),
     Entrant("dbutils", "DBUtils", _PG, "psycopg", "dbutils:DBUtils", ("psycopg", "dbutils")),
-    Entrant("psycopg_pool", "psycopg_pool", _PG, "psycopg", "psycopg_pool:PsycopgPool", ("psycopg", "psycopg-pool")),
+    Entrant(
+        "psycopg_pool",
+        "psycopg_pool",
+        _PG,
+        "psycopg",
+        "psycopg_pool:PsycopgPool",
+        ("psycopg", "psycopg-pool"),
+    ),
     Entrant("peewee", "peewee", _PG, "psycopg", "peewee:Peewee", ("psycopg", "peewee")),
-    Entrant("unbroken/pymysql", "unbroken PyMySQL", _MA, "pymysql", "unbroken:Unbroken", ("pymysql",)),
-    Entrant("unbroken/mysqlclient", "unbroken mysqlclient", _MA, "mysqldb", "unbroken:Unbroken", ("mysqlclient",)),
-    Entrant("unbroken/peewee", "unbroken peewee", _MA, "pymysql", "peewee:UnbrokenPeewee", ("pymysql", "peewee")),
+    Entrant(
+        "unbroken/pymysql", "unbroken PyMySQL", _MA, "pymysql", "unbroken:Unbroken", ("pymysql",)
+    ),
+    Entrant(
+        "unbroken/mysqlclient",
+        "unbroken mysqlclient",
+        _MA,
+        "mysqldb",
+        "unbroken:Unbroken",
+        ("mysqlclient",),
+    ),
+    Entrant(
+        "unbroken/peewee",
+        "unbroken peewee",
+        _MA,
+        "pymysql",
+        "peewee:UnbrokenPeewee",
+        ("pymysql", "peewee"),
+    ),
     Entrant("one", "one connection", _MA, "pymysql", "one:OneConnection", ("pymysql",)),
-    Entrant("sqlalchemy", "SQLAlchemy", _MA, "pymysql", "sqlalchemy:SQLAlchemy", ("pymysql", "sqlalchemy")),
-    Entrant("pre_ping", "SQLAlchemy pre_ping", _MA, "pymysql", "sqlalchemy:PrePing", ("pymysql", "sqlalchemy")),
+    Entrant(
+        "sqlalchemy",
+        "SQLAlchemy",
+        _MA,
+        "pymysql",
+        "sqlalchemy:SQLAlchemy",
+        ("pymysql", "sqlalchemy"),
+    ),
+    Entrant(
+        "pre_ping",
+        "SQLAlchemy pre_ping",
+        _MA,
+        "pymysql",
+        "sqlalchemy:PrePing",
+        ("pymysql", "sqlalchemy"),
+    ),
     Entrant("dbutils", "DBUtils", _MA, "pymysql", "dbutils:DBUtils", ("pymysql", "dbutils")),
     Entrant("peewee", "peewee", _MA, "pymysql", "peewee:Peewee", ("pymysql", "peewee")),
 )
@@ -84,8 +162,15 @@ def choose(names: Sequence[str], backends: Iterable[str]) -> list[Entrant]:
     keys = list(dict.fromkeys(e.key for e in ENTRANTS))
     for name in names:
         if not any(_means(name, key) for key in keys):
-            raise ConfigurationError(f"there is no contender {name!r}; known are unbroken, {', '.join(keys)}")
-    return [e for backend in backends for e in ENTRANTS if e.backend == backend and any(_means(name, e.key) for name in names)]
+            raise ConfigurationError(
+                f"there is no contender {name!r}; known are unbroken, {', '.join(keys)}"
+            )
+    return [
+        e
+        for backend in backends
+        for e in ENTRANTS
+        if e.backend == backend and any(_means(name, e.key) for name in names)
+    ]
 
 
 def _means(name: str, key: str) -> bool:

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from unbroken_drill.drill.pools.workload import Rows, Unit
 
-#: The same for every contender: how long a request may wait for a connection, and one attempt to connect may take.
+#: The same for every contender: how long a request may wait for a connection, and one attempt to
+#: connect may take.
 ACQUIRE_TIMEOUT: Final = 5.0
 CONNECT_TIMEOUT: Final = 5
 
@@ -22,7 +23,9 @@ TOLD: Final = "told"  # the deadline was set, and kept: the caller was told in t
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The server: what drivers are given one by one, and *url* in SQLAlchemy's spelling with the contender's driver."""
+    """The server: what drivers are given one by one, and *url* in SQLAlchemy's spelling with the
+    contender's driver.
+    """
 
     backend: str
     host: str
@@ -35,7 +38,9 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the scenario asks of the pools: their size for everybody, the rest of those who have it (seconds)."""
+    """What the scenario asks of the pools: their size for everybody, the rest of those who have it
+    (seconds).
+    """
 
     size: int = 10
     deadline: float | None = None
@@ -44,7 +49,10 @@ class Plan:
 
 
 class Contender(ABC):
-    """One way to reach the database, set up as its documentation says. Used by many threads at once."""
+    """One way to reach the database, set up as its documentation says.
+
+    Used by many threads at once.
+    """
 
     @abstractmethod
     def __init__(self, where: Where, plan: Plan) -> None:
@@ -58,7 +66,7 @@ class Contender(ABC):
     def take(self, unit: Unit) -> Any:
         """Run *unit* on a connection that is never given back; give what keeps it alive."""
 
-    def after_fork(self) -> None:  # noqa: B027 - where the documentation says nothing, nothing is done
+    def after_fork(self) -> None:  # noqa: B027 - most documentations say nothing
         """In a forked child: what the documentation says to do there."""
 
     @abstractmethod
@@ -74,4 +82,10 @@ class Contender(ABC):
 def driver_arguments(where: Where, driver: str) -> dict[str, Any]:
     """Keywords for the ``connect`` of psycopg, PyMySQL or mysqlclient."""
     name = "dbname" if driver == "psycopg" else "database"
-    return {"host": where.host, "port": where.port, "user": where.user, "password": where.password, name: where.database}
+    return {
+        "host": where.host,
+        "port": where.port,
+        "user": where.user,
+        "password": where.password,
+        name: where.database,
+    }

@@ -5,15 +5,23 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from unbroken_drill.drill.pools.contenders.base import CONNECT_TIMEOUT, Contender, Plan, Where, driver_arguments
+from unbroken_drill.drill.pools.contenders.base import (
+    CONNECT_TIMEOUT,
+    Contender,
+    Plan,
+    Where,
+    driver_arguments,
+)
 from unbroken_drill.drill.pools.workload import Rows, Unit, on_cursor
 
 
 class DBUtils(Contender):
-    """``blocking=True``, pinged whenever fetched (its default; psycopg has no ``ping``, so ``SELECT 1``).
+    """``blocking=True``, pinged whenever fetched (its default; psycopg has no ``ping``, so ``SELECT
+    1``).
 
-    Writes call ``begin()``, as the manual demands of transactions; reads do not, so that they are reopened transparently. The
-    manual says nothing of forks, so nothing is done. A waiting request has no limit: ``blocking`` knows none.
+    Writes call ``begin()``, as the manual demands of transactions; reads do not, so that they are
+    reopened transparently. The manual says nothing of forks, so nothing is done. A waiting request
+    has no limit: ``blocking`` knows none.
     """
 
     def __init__(self, where: Where, plan: Plan) -> None:

@@ -11,7 +11,9 @@ from unbroken_drill.drill.pools.workload import Rows, Unit, on_cursor
 
 
 class OneConnection(Contender):
-    """``conn = driver.connect(…)`` at import, ``conn.cursor()`` in each request, ``commit`` or ``rollback``, nothing else."""
+    """``conn = driver.connect(…)`` at import, ``conn.cursor()`` in each request, ``commit`` or
+    ``rollback``, nothing else.
+    """
 
     def __init__(self, where: Where, plan: Plan) -> None:
         del plan

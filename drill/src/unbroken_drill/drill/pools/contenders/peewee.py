@@ -4,23 +4,44 @@ from __future__ import annotations
 
 from typing import Any
 
-from unbroken_drill.drill.pools.contenders.base import ACQUIRE_TIMEOUT, CONNECT_TIMEOUT, Contender, Plan, Where
+from unbroken_drill.drill.pools.contenders.base import (
+    ACQUIRE_TIMEOUT,
+    CONNECT_TIMEOUT,
+    Contender,
+    Plan,
+    Where,
+)
 from unbroken_drill.drill.pools.contenders.unbroken import Ours, settings_of
 from unbroken_drill.drill.pools.workload import ITEM, NOTE, Row, Rows, Unit, perform
 
 
 class _Shop(Contender):
-    """What both do with models: ``Item.get_by_id`` reads, ``Journal.create`` writes, in ``atomic``."""
+    """What both do with models: ``Item.get_by_id`` reads, ``Journal.create`` writes, in
+    ``atomic``.
+    """
 
     _db: Any
 
     def _open(self, kind: Any, where: Where, **settings: Any) -> None:
         import peewee
 
-        db = kind(where.database, host=where.host, port=where.port, user=where.user, password=where.password, **settings)
-        fields = {"body": peewee.CharField(), "Meta": type("Meta", (), {"table_name": "drill_items"})}
+        db = kind(
+            where.database,
+            host=where.host,
+            port=where.port,
+            user=where.user,
+            password=where.password,
+            **settings,
+        )
+        fields = {
+            "body": peewee.CharField(),
+            "Meta": type("Meta", (), {"table_name": "drill_items"}),
+        }
         self._item: Any = type(peewee.Model)("Item", (db.Model,), fields)
-        fields = {"n": peewee.BigIntegerField(), "Meta": type("Meta", (), {"table_name": "drill_journal"})}
+        fields = {
+            "n": peewee.BigIntegerField(),
+            "Meta": type("Meta", (), {"table_name": "drill_journal"}),
+        }
         self._journal: Any = type(peewee.Model)("Journal", (db.Model,), fields)
         self._db = db
 
@@ -50,13 +71,23 @@ class _Shop(Contender):
 
 
 class Peewee(_Shop):
-    """``PooledPostgresqlDatabase`` / ``PooledMySQLDatabase``; each request opens and closes. In a forked child ``db.dispose()``."""
+    """``PooledPostgresqlDatabase`` / ``PooledMySQLDatabase``; each request opens and closes.
+
+    In a forked child ``db.dispose()``.
+    """
 
     def __init__(self, where: Where, plan: Plan) -> None:
         from playhouse import pool
 
         kind, extra = _kind(pool, where)
-        self._open(kind, where, max_connections=plan.size, timeout=ACQUIRE_TIMEOUT, connect_timeout=CONNECT_TIMEOUT, **extra)
+        self._open(
+            kind,
+            where,
+            max_connections=plan.size,
+            timeout=ACQUIRE_TIMEOUT,
+            connect_timeout=CONNECT_TIMEOUT,
+            **extra,
+        )
 
     def work(self, unit: Unit) -> Rows:
         """Open, work, close."""

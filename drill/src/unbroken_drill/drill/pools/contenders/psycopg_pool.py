@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from unbroken_drill.drill.pools.contenders.base import ACQUIRE_TIMEOUT, CONNECT_TIMEOUT, Contender, Plan, Where, driver_arguments
+from unbroken_drill.drill.pools.contenders.base import (
+    ACQUIRE_TIMEOUT,
+    CONNECT_TIMEOUT,
+    Contender,
+    Plan,
+    Where,
+    driver_arguments,
+)
 from unbroken_drill.drill.pools.workload import Rows, Unit, on_cursor
 
 

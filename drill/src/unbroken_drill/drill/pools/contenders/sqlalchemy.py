@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from unbroken_drill.drill.pools.contenders.base import ACQUIRE_TIMEOUT, CONNECT_TIMEOUT, Contender, Plan, Where
+from unbroken_drill.drill.pools.contenders.base import (
+    ACQUIRE_TIMEOUT,
+    CONNECT_TIMEOUT,
+    Contender,
+    Plan,
+    Where,
+)
 from unbroken_drill.drill.pools.workload import Row, Rows, Unit, perform
 
 
 class SQLAlchemy(Contender):
-    """``with engine.begin() as conn`` in each request; in a forked child ``engine.dispose(close=False)``, as the FAQ says."""
+    """``with engine.begin() as conn`` in each request; in a forked child
+    ``engine.dispose(close=False)``, as the FAQ says.
+    """
 
     pre_ping = False
 

@@ -9,7 +9,15 @@ from typing import Any, TypeVar
 
 import unbroken as library
 from unbroken import errors
-from unbroken_drill.drill.pools.contenders.base import ACQUIRE_TIMEOUT, DOUBT, ERROR, TOLD, Contender, Plan, Where
+from unbroken_drill.drill.pools.contenders.base import (
+    ACQUIRE_TIMEOUT,
+    DOUBT,
+    ERROR,
+    TOLD,
+    Contender,
+    Plan,
+    Where,
+)
 from unbroken_drill.drill.pools.workload import Row, Rows, Unit, on_cursor, perform_async
 
 T = TypeVar("T")
@@ -100,7 +108,10 @@ class UnbrokenAsync(Ours):
         return conn
 
     def after_fork(self) -> None:
-        """The loop's thread stayed in the parent: a child of asyncio starts a loop of its own. The pool is the same one."""
+        """The loop's thread stayed in the parent: a child of asyncio starts a loop of its own.
+
+        The pool is the same one.
+        """
         self._loop = _loop_in_a_thread()
 
     def close(self) -> None:
