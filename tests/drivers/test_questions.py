@@ -132,6 +132,40 @@ def test_postgresql_says_who_wanted_a_transaction_read_only(pg: tuple[PostgreSQL
         assert ask(Question.READ_ONLY) is True
 
 
+@pytest.mark.parametrize(
+    ("make", "drop"),
+    [
+        (
+            (
+                "CREATE FOREIGN DATA WRAPPER far",
+                "CREATE SERVER other FOREIGN DATA WRAPPER far",
+                "CREATE FOREIGN TABLE away (n INT) SERVER other",
+            ),
+            "DROP FOREIGN DATA WRAPPER far CASCADE",
+        ),
+        (
+            (
+                "CREATE FUNCTION own() RETURNS language_handler LANGUAGE c"
+                " AS '$libdir/plpgsql', 'plpgsql_call_handler'",
+            ),
+            "DROP FUNCTION own()",
+        ),
+    ],
+)
+def test_postgresql_says_what_may_stay_of_what_was_rolled_back(
+    pg: tuple[PostgreSQL, Ask], make: tuple[str, ...], drop: str
+) -> None:
+    server, ask = pg
+    assert ask(Question.KEPT_WRITES) == ""
+    for sql in make:
+        server.admin(sql)
+    try:
+        assert "may keep" in ask(Question.KEPT_WRITES)
+    finally:
+        server.admin(drop)
+    assert ask(Question.KEPT_WRITES) == ""
+
+
 @pytest.fixture(scope="module")
 def my() -> Iterator[tuple[MariaDB, Ask]]:
     with MariaDB() as server:
@@ -231,3 +265,18 @@ def test_mysql_says_whether_it_takes_writes_and_how_large_a_statement_may_be(
     assert ask(Question.PACKET) == int(server.admin("SELECT @@GLOBAL.max_allowed_packet")[0][0])
     with server.temporarily(read_only=1):
         assert ask(Question.READ_ONLY) is True
+
+
+@pytest.mark.parametrize("engine", ["MyISAM", "Aria", "MEMORY"])
+def test_mysql_says_what_may_stay_of_what_was_rolled_back(
+    my: tuple[MariaDB, Ask], engine: str
+) -> None:
+    server, ask = my
+    server.admin("CREATE SEQUENCE IF NOT EXISTS numbers")
+    assert ask(Question.KEPT_WRITES) == ""
+    server.admin(f"CREATE TABLE kept (n INT) ENGINE={engine}")
+    try:
+        assert "shop.kept" in ask(Question.KEPT_WRITES)
+    finally:
+        server.admin("DROP TABLE kept")
+    assert ask(Question.KEPT_WRITES) == ""

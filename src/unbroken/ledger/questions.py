@@ -25,6 +25,7 @@ class Question(StrEnum):
     VIEWS = "what do these views read?"  #: follows HIDDEN_WRITES in MySQL; as that
     READ_ONLY = "does this server take no writes?"  #: True: it takes none from anybody
     PACKET = "how large may a statement be?"  #: the number of bytes
+    KEPT_WRITES = "may something stay of what was rolled back?"  #: a reason, or "" for no
 
 
 # -- PostgreSQL ------------------------------------------------------------------------------------
@@ -82,6 +83,21 @@ FROM pg_catalog.pg_settings s WHERE s.name = 'default_transaction_read_only'
 #: Where a setting comes from that the server's owner made for everybody.
 _BY_THE_SERVER = {"configuration file", "command line", "environment variable", "global"}
 
+#: What could write outside of the transaction that calls it: to another server, by another session,
+#: to a file.
+_PG_KEPT = f"""
+SELECT 'the foreign table ' || c.relname FROM pg_catalog.pg_class c WHERE c.relkind = 'f'
+UNION ALL SELECT 'the extension ' || e.extname FROM pg_catalog.pg_extension e
+WHERE e.extname IN ('dblink', 'http', 'pg_background', 'pg_net', 'plproxy')
+UNION ALL SELECT 'the function ' || p.proname FROM pg_catalog.pg_proc p
+JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+WHERE NOT l.lanpltrusted AND l.lanname <> 'internal' AND n.nspname NOT IN {_PG_OWN}
+AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.deptype = 'e'
+AND d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid)
+LIMIT 1
+"""
+
 #: The largest message that a PostgreSQL server takes (MaxAllocSize).
 PG_LARGEST = 0x3FFFFFFF
 
@@ -122,6 +138,14 @@ _MY_VIEWS = f"""
 SELECT TABLE_SCHEMA, TABLE_NAME, NULL FROM information_schema.TABLES
 WHERE TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') AND TABLE_SCHEMA NOT IN {_MY_OWN}
 UNION ALL {_MY_HIDDEN}
+"""
+
+#: A table whose rows stay after a ROLLBACK. A table that cannot be opened has no engine.
+_MY_KEPT = f"""
+SELECT CONCAT('the table ', t.TABLE_SCHEMA, '.', t.TABLE_NAME, ' (', COALESCE(t.ENGINE, '?'), ')')
+FROM information_schema.TABLES t LEFT JOIN information_schema.ENGINES e ON e.ENGINE = t.ENGINE
+WHERE t.TABLE_TYPE NOT IN ('VIEW', 'SYSTEM VIEW', 'SEQUENCE') AND t.TABLE_SCHEMA NOT IN {_MY_OWN}
+AND (e.TRANSACTIONS IS NULL OR e.TRANSACTIONS <> 'YES') LIMIT 1
 """
 
 _MY_READ_ONLY = """
@@ -193,10 +217,12 @@ def _is_on(rows: Rows) -> bool:
 _TEXTS = {
     ("postgresql", Question.HIDDEN_WRITES): _PG_HIDDEN,
     ("postgresql", Question.READ_ONLY): _PG_READ_ONLY,
+    ("postgresql", Question.KEPT_WRITES): _PG_KEPT,
     ("mysql", Question.HIDDEN_WRITES): _MY_HIDDEN,
     ("mysql", Question.VIEWS): _MY_VIEWS,
     ("mysql", Question.READ_ONLY): _MY_READ_ONLY,
     ("mysql", Question.PACKET): _MY_PACKET,
+    ("mysql", Question.KEPT_WRITES): _MY_KEPT,
 }
 
 
@@ -218,6 +244,8 @@ def answer(question: Question, backend: str, rows: Iterable[Sequence[Any]]) -> A
             return int(found[0][0])
         if question is Question.READ_ONLY:
             return _pg_read_only(found) if family == "postgresql" else _is_on(found)
+        if question is Question.KEPT_WRITES:
+            return f"{_text(found[0][0])} may keep what was rolled back" if found else ""
         if family == "postgresql":
             return _pg_hidden(found)
         seen = _my_views(found, with_tables=question is Question.VIEWS)

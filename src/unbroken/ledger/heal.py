@@ -1,0 +1,252 @@
+"""May one statement, at which its connection was lost, be run again on a fresh connection?
+
+The first statement of a transaction has no past. If nothing of the transaction was answered before
+it, the server rolls back whatever the statement did, and to run it again elsewhere is the same for
+the application and for the data. In autocommit the same holds for what only reads.
+
+A body keeps one :class:`Past` for each connection that is in use, and tells it of each statement
+that it sends. When a statement has lost its connection the body asks :func:`may_run_again`, and for
+a COMMIT :func:`may_forget_commit`. What is not known counts against it. A :class:`Ruling` may want
+to know something from the server: the body asks that on the fresh connection, before it runs the
+statement again (:func:`unbroken.pool.heal.objection`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.ledger.questions import Question
+from unbroken.ledger.residue import LONGEST_READ, left_by
+from unbroken.ledger.statements import Kind, kind, may_hide_a_write, verb
+
+#: More different statements than this in one use of a connection are not remembered.
+MOST_TEXTS = 200
+
+#: A statement that has lost so many connections, each of which had just been opened or used, is
+#: lost for good.
+MOST_LOSSES = 2
+
+_CURABLE = frozenset(
+    {
+        FaultKind.LOST,
+        FaultKind.WRONG_SERVER,
+        FaultKind.READ_ONLY,
+        FaultKind.NOT_READY,
+        FaultKind.TOO_MANY,
+    }
+)
+#: The server refused the statement, so nothing of it was done.
+_REFUSED = frozenset({FaultKind.WRONG_SERVER, FaultKind.READ_ONLY})
+
+#: We, or the application, ended the connection on purpose.
+_ON_PURPOSE = frozenset(
+    {
+        Cause.RECLAIMED,
+        Cause.DEADLINE,
+        Cause.CANCELLED,
+        Cause.CLOSED_BY_HOLDER,
+        Cause.FORKED,
+        Cause.POOL_CLOSED,
+        Cause.DISCARDED,
+        Cause.FORGOTTEN,
+    }
+)
+
+#: What a statement may ask of its session's memory. A fresh session has none.
+_MEMORY = re.compile(
+    r"\b(?:LAST_INSERT_ID|LAST_INSERT_ROWID|ROW_COUNT|FOUND_ROWS|CHANGES|TOTAL_CHANGES|CURRVAL|LASTVAL"
+    r"|CONNECTION_ID|PG_BACKEND_PID|PG_MY_TEMP_SCHEMA|PG_TEMP\w*|PG_LISTENING_CHANNELS"
+    r"|RELEASE_(?:ALL_)?LOCKS?|IS_USED_LOCK|PG_ADVISORY_UNLOCK\w*"
+    r"|SHOW\s+(?:COUNT|WARNINGS|ERRORS))\b|@@",
+    re.IGNORECASE,
+)
+
+
+class Past:
+    """What was sent on one connection since its holder took it, as far as a lost statement must
+    know it.
+
+    It belongs to the holder: no lock. A statement costs one entry in a dictionary.
+    """
+
+    __slots__ = ("begun", "count", "earlier", "now", "why_blind", "why_unseen")
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """The connection was taken anew: nothing was sent yet."""
+        self.earlier: dict[str | None, None] = {}  #: sent in transactions that have ended
+        self.now: dict[str | None, None] = {}  #: sent in this transaction; None: an unknown text
+        self.count = 0  #: how many statements these were
+        self.begun = False  #: the body itself has begun the transaction, and can do so again
+        self.why_blind: str | None = None  #: why it is not known what this transaction holds
+        self.why_unseen: str | None = None  #: why it is not known what this use has done
+
+    def begins(self) -> None:
+        """The body begins a transaction in a way that it can repeat on another connection."""
+        self.begun = True
+
+    def sent(self, sql: str | bytes | None, is_open: bool | None) -> None:
+        """*sql* is about to be sent; None: its text is not known. *is_open*: whether a transaction
+        is open, as the driver says without asking the server; None: it does not know.
+        """
+        if is_open is False:
+            if self.count:
+                self.ended()
+        elif not self.count and not self.begun:
+            self.why_blind = "a transaction may have been open in which something was sent unseen"
+        self.count += 1
+        if isinstance(sql, (bytes, bytearray)):
+            sql = bytes(sql[: LONGEST_READ + 1]).decode("latin-1")
+        self.now[sql if isinstance(sql, str) and len(sql) <= LONGEST_READ else None] = None
+        if len(self.now) > MOST_TEXTS:
+            self.unseen(f"more than {MOST_TEXTS} different statements were sent on this connection")
+
+    def ended(self) -> None:
+        """The transaction has ended."""
+        self.earlier.update(self.now)
+        self.now = {}
+        self.count, self.begun, self.why_blind = 0, False, None
+        if len(self.earlier) > MOST_TEXTS:
+            self.unseen(f"more than {MOST_TEXTS} different statements were sent on this connection")
+
+    def unseen(self, why: str) -> None:
+        """Something may be sent that nobody tells of: nothing is healed any more as long as this
+        holder has the connection.
+        """
+        if self.why_unseen is None:
+            self.why_unseen = why
+        self.earlier, self.now = {}, {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """A statement (or a COMMIT) at which its connection was lost.
+
+    ``autocommit``: whether the statement would have been committed by itself; None: not known.
+    ``cause``: why the pool thinks that the connection ended. ``losses``: how many connections this
+    statement has lost so far, this one included, that had been opened or used just before.
+    ``in_time``: whether the caller has time left. ``handed_over``: whether the application has got
+    something of the result.
+    """
+
+    sql: str | bytes | None
+    fault: Fault
+    backend: str
+    autocommit: bool | None
+    cause: Cause | None = None
+    losses: int = 1
+    in_time: bool = True
+    handed_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """Whether to heal, and why (not).
+
+    Where ``asks`` is not empty, one of these questions must have the answer "" first: see
+    :class:`Question`.
+    """
+
+    heals: bool
+    reason: str
+    asks: tuple[Question, ...] = ()
+
+
+def may_run_again(past: Past, lost: Lost) -> Ruling:
+    """Whether the statement that *past* was told of last may be run again, on a fresh connection.
+    Pure; never raises.
+    """
+    against = _never(past, lost) or _of_the_past(past, lost)
+    if against is not None:
+        return Ruling(False, against)
+    what = kind(lost.sql)
+    if what not in (Kind.READ, Kind.WRITE, Kind.BEGIN) or _is_savepoint(lost.sql):
+        return Ruling(False, f"{verb(lost.sql)} may do more than its transaction undoes")
+    if lost.autocommit is False:
+        return Ruling(True, "nothing of its transaction was answered before", _asks(what, lost))
+    if what is Kind.WRITE and lost.fault.kind not in _REFUSED:
+        return Ruling(False, f"{verb(lost.sql)} in autocommit may have been stored")
+    if what is Kind.WRITE:
+        return Ruling(True, "the server refused it", (Question.KEPT_WRITES,))
+    hides = what is Kind.READ and may_hide_a_write(lost.sql)
+    return Ruling(True, "it only reads", (Question.HIDDEN_WRITES,) if hides else ())
+
+
+def _asks(what: Kind, lost: Lost) -> tuple[Question, ...]:
+    """What the server must say of a statement in a transaction, which it rolled back."""
+    if what is Kind.WRITE:
+        return (Question.KEPT_WRITES,)
+    hides = what is Kind.READ and may_hide_a_write(lost.sql)
+    return (Question.HIDDEN_WRITES, Question.KEPT_WRITES) if hides else ()
+
+
+def may_forget_commit(past: Past, lost: Lost, *, serializable: bool) -> Ruling:
+    """Whether a COMMIT whose answer was lost, or that was never sent, may pass for done: only reads
+    went before it.
+
+    *serializable*: the transaction's isolation level is, or may be, SERIALIZABLE. There the answer
+    to COMMIT says whether what was read may be believed. Pure; never raises.
+    """
+    against = _never(past, lost)
+    if against is None and past.why_blind is not None:
+        against = past.why_blind
+    if against is None and not past.count:
+        against = "nothing is known of its transaction"
+    if against is None and serializable:
+        against = "a serializable transaction is valid only once its COMMIT was answered"
+    if against is not None:
+        return Ruling(False, against)
+    for sql in past.now:
+        if kind(sql) is not Kind.READ or verb(sql) == "SET":
+            return Ruling(False, f"{verb(sql)} was sent before it")
+    hides = any(may_hide_a_write(sql) for sql in past.now)
+    return Ruling(True, "its transaction only read", (Question.HIDDEN_WRITES,) if hides else ())
+
+
+def _never(past: Past, lost: Lost) -> str | None:
+    """What forbids it whatever was sent."""
+    if lost.fault.kind not in _CURABLE:
+        return f"an error of the kind {lost.fault.kind.value!r} is not cured by another connection"
+    for cause in (lost.cause, lost.fault.cause):
+        if cause in _ON_PURPOSE:
+            return f"its connection was ended on purpose ({cause.value})"
+    if not lost.in_time:
+        return "its time was up"
+    if lost.handed_over:
+        return "something of its result was handed over"
+    if lost.losses >= MOST_LOSSES:
+        return "it lost two connections that had just worked"
+    return past.why_unseen
+
+
+def _of_the_past(past: Past, lost: Lost) -> str | None:
+    if past.why_blind is not None:
+        return past.why_blind
+    if past.count != 1:
+        return "something of its transaction was answered before"
+    for sql in past.earlier:
+        if sql is None:
+            return "a statement was sent before on this connection whose text is not known"
+        if _is_savepoint(sql):
+            return "a savepoint was set before on this connection"
+        left = left_by(sql, lost.backend)
+        if left:
+            return f"{verb(sql)} may have left {' and '.join(sorted(left))} on its session"
+    if past.earlier and _asks_the_session(lost.sql):
+        return "it may ask what its session remembers"
+    return None
+
+
+def _asks_the_session(sql: str | bytes | None) -> bool:
+    if isinstance(sql, (bytes, bytearray)):
+        sql = bytes(sql).decode("latin-1")
+    return not isinstance(sql, str) or _MEMORY.search(sql) is not None
+
+
+def _is_savepoint(sql: str | bytes | None) -> bool:
+    word = verb(sql)
+    return word in ("SAVEPOINT", "RELEASE") or (word == "ROLLBACK" and kind(sql) is Kind.READ)
