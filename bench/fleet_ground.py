@@ -1,10 +1,10 @@
 """A thousand processes before one server, in simulated time: the real flows and policies on a heap
 of events.
 
-Each process has a real ``State`` with its own record of the server and its own random numbers; the
-flows' steps (connect, call, wait) are done by the event loop below. What is modelled is the server:
-it opens so many connections a second, one after the other, holds so many sessions, and may be down,
-starting or out of reach. ``fleet.py`` measures; this file knows no numbers.
+Each process has a real ``PoolState`` with its own record of the server and its own random numbers;
+the flows' steps (connect, call, wait) are done by the event loop below. What is modelled is the
+server: it opens so many connections a second, one after the other, holds so many sessions, and may
+be down, starting or out of reach. ``fleet.py`` measures; this file knows no numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from unbroken.pool import state as state_module
 from unbroken.pool.acquire import acquire
 from unbroken.pool.connect import connector
 from unbroken.pool.loan import Loan
-from unbroken.pool.state import State
+from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Connect, Wait
 from unbroken.settings import Settings
 
@@ -245,7 +245,7 @@ class Server:
 
 
 class Driver:
-    """What State asks of a driver, here."""
+    """What PoolState asks of a driver, here."""
 
     name = "fleet"
     errors = (FleetError,)
@@ -327,7 +327,7 @@ class Process:
         self.watcher = self.events
         self.driver = Driver(server)
         self.settings = Settings.of(max_size=size, **settings)
-        self.state = State(
+        self.state = PoolState(
             self.driver, self.settings, self, "fleet", lambda *_: None, [1], connector
         )  # type: ignore[arg-type]
         self.state.random = random
@@ -447,7 +447,7 @@ def without_sockets() -> Iterator[None]:
     patches = [
         (
             state_module,
-            "Glance",
+            "HangUps",
             lambda: SimpleNamespace(
                 look=list, forget=lambda _: None, add=lambda _: None, dead=list
             ),

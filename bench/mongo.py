@@ -71,7 +71,7 @@ def clients(server: MongoDB, *labels: str) -> Iterator[dict[str, Any]]:
     from pymongo import MongoClient
 
     import unbroken.mongo
-    from unbroken.integrations.mongo.plan import DEFAULTS
+    from unbroken.integrations.mongo.client_options import DEFAULTS
 
     with contextlib.ExitStack() as stack:
         kinds: dict[str, Any] = {OURS: unbroken.mongo.MongoClient}

@@ -27,7 +27,16 @@ from asgiref.sync import async_to_sync, sync_to_async
 from starlette.concurrency import run_in_threadpool
 
 from unbroken.abc import Fault, FaultKind
-from unbroken.ledger.unit import Action, Fate, Unit, current, enter, glimpse, is_left_over, leave
+from unbroken.ledger.unit import (
+    Action,
+    Fate,
+    Unit,
+    current,
+    current_token,
+    enter,
+    is_left_over,
+    leave,
+)
 from unbroken.pool import contexts
 
 LOST = Fault(FaultKind.LOST)
@@ -237,7 +246,11 @@ def test_work_that_a_unit_hands_over_belongs_to_it_and_what_has_ended_does_not_f
     way: Callable[..., Any],
 ) -> None:
     with work() as unit:
-        assert way(lambda: (current(), is_left_over(), glimpse() is None)) == (unit, False, False)
+        assert way(lambda: (current(), is_left_over(), current_token() is None)) == (
+            unit,
+            False,
+            False,
+        )
         assert may_be_replayed(unit), unit.verdict(LOST).reason
         assert current() is unit
 
@@ -382,7 +395,7 @@ def run(main: Any, factory: Any) -> Any:
 def test_work_that_a_unit_awaits_belongs_to_it(way: Callable[..., Any], factory: Any) -> None:
     async def main() -> None:
         with work() as unit:
-            assert await way(lambda: (current(), is_left_over(), glimpse() is None)) == (
+            assert await way(lambda: (current(), is_left_over(), current_token() is None)) == (
                 unit,
                 False,
                 False,
@@ -490,7 +503,7 @@ def test_an_executor_that_was_filled_inside_a_unit_serves_others_afterwards() ->
             assert executor.submit(current).result(10) is unit
             assert may_be_replayed(unit)
         assert executor.submit(current).result(10) is None
-        assert executor.submit(glimpse).result(10) is None
+        assert executor.submit(current_token).result(10) is None
         with work() as another:
             assert executor.submit(current).result(10) is another
 
@@ -499,7 +512,7 @@ def test_a_thread_that_lives_on_after_the_unit_is_in_none() -> None:
     gate, found = threading.Event(), []
     with work():
         thread = threading.Thread(
-            target=lambda: found.extend([gate.wait(10), current(), is_left_over(), glimpse()])
+            target=lambda: found.extend([gate.wait(10), current(), is_left_over(), current_token()])
         )
         thread.start()
     gate.set()
@@ -622,13 +635,13 @@ def test_an_older_thread_works_in_the_unit_that_put_its_work_into_a_queue(
     consumer = Consumer(kind())
     assert consumer.do(current) is None
     with work() as unit:
-        assert consumer.do(lambda: (current(), glimpse() is None)) == (unit, False)
+        assert consumer.do(lambda: (current(), current_token() is None)) == (unit, False)
         assert worker.do(lambda: consumer.do(current)) is None  # somebody else's work
         assert consumer.do(lambda: (current(), is_left_over())) == (unit, False)
         assert may_be_replayed(unit)
         unit.begin_attempt()
         assert consumer.do(is_left_over) is False
-    assert consumer.do(lambda: (current(), glimpse())) == (None, None)
+    assert consumer.do(lambda: (current(), current_token())) == (None, None)
     with work() as another:
         assert consumer.do(current) is another
     consumer.tasks.put((9, None))
@@ -737,7 +750,7 @@ def test_an_older_task_works_in_the_unit_that_put_its_work_into_a_queue() -> Non
             assert await do(current) is unit
             assert current() is unit
             assert may_be_replayed(unit)
-        assert await do(lambda: (current(), glimpse())) == (None, None)
+        assert await do(lambda: (current(), current_token())) == (None, None)
         await tasks.put(None)
         await consumer
 

@@ -28,17 +28,17 @@ from unbroken.brain.stats import Stats
 from unbroken.drivers import open_driver
 from unbroken.errors import NotYoursError
 from unbroken.ledger.questions import Question
-from unbroken.ledger.unit import Unit, current, enter, glimpse, leave, outside
-from unbroken.net.severance import fork_mark
+from unbroken.ledger.unit import Unit, current, current_token, enter, leave, outside
+from unbroken.net.fork_guard import fork_mark
 from unbroken.pool import threads
 from unbroken.pool.acquire import acquire, ping
+from unbroken.pool.arguments import bounded, take_settings
 from unbroken.pool.connect import connector
-from unbroken.pool.leaks import bury_forgotten
+from unbroken.pool.leaks import discard_forgotten
 from unbroken.pool.loan import Loan
-from unbroken.pool.loops import LoopShell, abandon, cut_off, put_away, shell_of
-from unbroken.pool.making import bounded, take_settings
+from unbroken.pool.loops import LoopRuntime, abandon, cut_off, put_away, runtime_of
 from unbroken.pool.replay import replay
-from unbroken.pool.state import State
+from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Attempt, Call, run_async
 from unbroken.pool.upkeep import schedule
 from unbroken.settings import Settings
@@ -52,7 +52,7 @@ _getframe = sys._getframe
 _running_loop = asyncio.get_running_loop
 _pools: weakref.WeakSet[AsyncPool[Any]] = weakref.WeakSet()
 _inherited: list[
-    State
+    PoolState
     # kept in a child, so that nothing of theirs is collected: finalizers talk to the parent's loop
 ] = []
 
@@ -82,14 +82,14 @@ class AsyncLease(Loan, Generic[ConnectionT]):
         try:
             loop, state = self._pool._home
             entry: Entry | None = None
-            if not state.waiting and state.mark[0] and _running_loop() is loop:
+            if not state.waiting and state.here[0] and _running_loop() is loop:
                 try:
                     entry = state.idle.pop()
                 except IndexError:
                     pass
                 else:
                     now = monotonic()
-                    if now - entry.last_used < state.fresh_for and not state.glance():
+                    if now - entry.last_used < state.fresh_for and not state.hung_up():
                         frame = _getframe(1)
                         entry.code = frame.f_code
                         entry.lasti = frame.f_lasti
@@ -98,11 +98,11 @@ class AsyncLease(Loan, Generic[ConnectionT]):
                         entry.uses += 1
                         self.state, self.entry, self.begun = state, entry, None
                         self.conn = conn = entry.conn
-                        state.lent[entry.key] = entry
+                        state.in_use[entry.key] = entry
                         entry.conn = entry.anchor
                         if (
                             self._deadline is None
-                            and glimpse() is None
+                            and current_token() is None
                             and (state.plain or not self._transaction)
                             and not state.follows
                         ):
@@ -113,7 +113,7 @@ class AsyncLease(Loan, Generic[ConnectionT]):
             state = self.state
             if (
                 self._deadline is None
-                and glimpse() is None
+                and current_token() is None
                 and (state.plain or not self._transaction)
                 and not state.follows
             ):
@@ -140,7 +140,7 @@ class AsyncLease(Loan, Generic[ConnectionT]):
             try:
                 self.begin(math.inf if self._deadline is None else started + self._deadline)
                 if self._transaction and not state.plain:
-                    await state.shell.do(Call("begin", conn, entry))
+                    await state.runtime.do(Call("begin", conn, entry))
                 return conn
             except BaseException as exc:
                 if not self.is_lost_at_begin(exc):
@@ -166,9 +166,9 @@ class AsyncLease(Loan, Generic[ConnectionT]):
             if (
                 exc is None
                 and self.begun is None
-                and state.mark[0]
+                and state.here[0]
                 and state.is_clean(conn, entry.traits)
-                and state.lent.pop(entry.key, None) is entry
+                and state.in_use.pop(entry.key, None) is entry
             ):
                 if entry.cause is None:
                     self.conn = None
@@ -176,9 +176,9 @@ class AsyncLease(Loan, Generic[ConnectionT]):
                     entry.conn = conn
                     state.idle.append(entry)
                     if state.waiting or entry.generation != state.kernel.generation:
-                        state.settle()
+                        state.dispatch()
                     return
-                state.lent[entry.key] = entry
+                state.in_use[entry.key] = entry
             await self._leave(exc)
         except BaseException:
             self._give_up()
@@ -190,7 +190,7 @@ class AsyncLease(Loan, Generic[ConnectionT]):
         Raises what the caller should see, if that is not *exc*.
         """
         state = self.state
-        if not state.mark[0]:
+        if not state.here[0]:
             self.conn = None
             self._pool._left_in_child(state, exc)
             return
@@ -201,7 +201,7 @@ class AsyncLease(Loan, Generic[ConnectionT]):
             ):  # the block was collected in the middle: nothing can be awaited any more
                 otherwise = Cause.FORGOTTEN
                 return
-            seen = await run_async(self.finish(exc, commit=self._transaction), state.shell.do)
+            seen = await run_async(self.finish(exc, commit=self._transaction), state.runtime.do)
             otherwise = None
         finally:
             self.give_back(otherwise)
@@ -236,65 +236,65 @@ class AsyncPool(Generic[ConnectionT]):
         self.settings = bounded(self._driver, self.settings)
         self.name = self.settings.name or self._driver.target.label
         self._emit = partial(_tell, observers)  # no method: a state must not keep its pool alive
-        self._states: dict[tuple[int, int], State] = {}
+        self._states: dict[tuple[int, int], PoolState] = {}
         self._home: tuple[Any, Any] = (None, _NO_STATE)
         _pools.add(self)
 
-    def _current(self) -> State:
+    def _current(self) -> PoolState:
         """The state of this process and loop; made at first use.
 
         Raises RuntimeError outside a running loop.
         """
         loop, state = self._home
         running = _running_loop()
-        if running is loop and state.mark[0]:
+        if running is loop and state.here[0]:
             return state
-        if loop is not None and not state.mark[0]:
+        if loop is not None and not state.here[0]:
             self._leave_inherited()
         key = (os.getpid(), id(running))
         known = self._states.get(key)
-        if known is None or shell_of(known).loop is not running:
+        if known is None or runtime_of(known).loop is not running:
             self._forget_closed_loops()
             known = self._states[key] = self._new_state(running)
             if self.settings.min_size:
-                known.order()
+                known.ensure_connecting()
                 schedule(known)
         self._home = (running, known)
         return known
 
-    def _new_state(self, running: asyncio.AbstractEventLoop) -> State:
-        shell = LoopShell(self._driver, running)
-        fresh = State(
-            self._driver, self.settings, shell, self.name, self._emit, fork_mark(), connector
+    def _new_state(self, running: asyncio.AbstractEventLoop) -> PoolState:
+        runtime = LoopRuntime(self._driver, running)
+        fresh = PoolState(
+            self._driver, self.settings, runtime, self.name, self._emit, fork_mark(), connector
         )
-        shell.finalizer = weakref.finalize(self, abandon, fresh)
-        shell.farewell = _farewell(weakref.ref(self), weakref.ref(fresh))
+        runtime.finalizer = weakref.finalize(self, abandon, fresh)
+        runtime.farewell = _farewell(weakref.ref(self), weakref.ref(fresh))
         with contextlib.suppress(StopIteration):
-            shell.farewell.__anext__().send(None)  # up to its yield: now the loop knows it
+            runtime.farewell.__anext__().send(None)  # up to its yield: now the loop knows it
         return fresh
 
     def _leave_inherited(self) -> None:
         for state in list(self._states.values()):
-            if not state.mark[0]:
+            if not state.here[0]:
                 state.sever()
                 _inherited.append(state)
-        self._states = {k: s for k, s in self._states.items() if s.mark[0]}
+        self._states = {k: s for k, s in self._states.items() if s.here[0]}
         self._home = (None, _NO_STATE)
 
     def _forget_closed_loops(self) -> None:
         """Connections of a loop that has ended can do nothing any more, but hold a session each."""
         for state in list(self._states.values()):
-            if shell_of(state).loop.is_closed():
+            if runtime_of(state).loop.is_closed():
                 self._forget(state)
                 cut_off(state)
 
-    def _forget(self, state: State) -> None:
+    def _forget(self, state: PoolState) -> None:
         for key, known in list(self._states.items()):
             if known is state:
                 del self._states[key]
         if self._home[1] is state:
             self._home = (None, _NO_STATE)
-        finalizer = shell_of(state).finalizer
+        finalizer = runtime_of(state).finalizer
         if finalizer is not None:
             finalizer.detach()
 
@@ -327,14 +327,14 @@ class AsyncPool(Generic[ConnectionT]):
         loop, state = self._home
         entry: Entry | None = None
         try:
-            if not state.waiting and state.mark[0] and _running_loop() is loop:
+            if not state.waiting and state.here[0] and _running_loop() is loop:
                 try:
                     entry = state.idle.pop()
                 except IndexError:
                     pass
                 else:
                     now = monotonic()
-                    if now - entry.last_used < state.fresh_for and not state.glance():
+                    if now - entry.last_used < state.fresh_for and not state.hung_up():
                         frame = _getframe(1)
                         entry.code = frame.f_code
                         entry.lasti = frame.f_lasti
@@ -342,14 +342,14 @@ class AsyncPool(Generic[ConnectionT]):
                         entry.taken_at = now
                         entry.uses += 1
                         conn = entry.conn
-                        state.lent[entry.key] = entry
+                        state.in_use[entry.key] = entry
                         entry.conn = entry.anchor
-                        if glimpse() is not None or state.follows:
+                        if current_token() is not None or state.follows:
                             Loan.of(state, entry, conn).enlist()
                         return conn
             return (await self._acquire_loan(entry, timeout, _getframe(1))).conn
         except BaseException:
-            if entry is not None and conn is not None and state.lent.get(entry.key) is entry:
+            if entry is not None and conn is not None and state.in_use.get(entry.key) is entry:
                 Loan.of(state, entry, conn).give_back(Cause.CANCELLED)
             raise
 
@@ -358,7 +358,7 @@ class AsyncPool(Generic[ConnectionT]):
         loan = Loan()
         try:
             await self._acquire_slowly(loan, suspect, monotonic(), timeout, None, frame)
-            if glimpse() is not None or loan.state.follows:
+            if current_token() is not None or loan.state.follows:
                 loan.enlist()
         except BaseException:
             if getattr(loan, "conn", None) is not None:
@@ -373,7 +373,7 @@ class AsyncPool(Generic[ConnectionT]):
         given back before.
         """
         state = self._current()
-        entry = state.lent.pop(id(conn), None)
+        entry = state.in_use.pop(id(conn), None)
         if entry is None:
             self._release_unknown(state, conn)
             return
@@ -382,19 +382,19 @@ class AsyncPool(Generic[ConnectionT]):
             entry.conn = conn
             state.idle.append(entry)
             if state.waiting or entry.generation != state.kernel.generation:
-                state.settle()
+                state.dispatch()
             return
         state.kernel.resets(entry)
         loan, otherwise = Loan.of(state, entry, conn), Cause.CANCELLED
         try:
-            await run_async(loan.reset(), shell_of(state).do)
+            await run_async(loan.reset(), runtime_of(state).do)
             otherwise = None  # type: ignore[assignment] # the pool finds out why
         finally:
             loan.give_back(otherwise)
 
-    def _release_unknown(self, state: State, conn: Connection) -> None:
+    def _release_unknown(self, state: PoolState, conn: Connection) -> None:
         for inherited in _inherited:
-            if id(conn) in inherited.kernel.lent:
+            if id(conn) in inherited.kernel.in_use:
                 self._left_in_child(inherited, None)
         if state.kernel.came_back(id(conn)) is None:
             raise NotYoursError(
@@ -419,7 +419,7 @@ class AsyncPool(Generic[ConnectionT]):
             patience = min(patience, deadline)
         unit = current()
         until = started + patience if unit is None else min(started + patience, unit.until)
-        entry = await run_async(acquire(state, suspect, started, until), shell_of(state).do)
+        entry = await run_async(acquire(state, suspect, started, until), runtime_of(state).do)
         state.lend(loan, entry, frame, monotonic() if deadline is None else started, get_ident())
 
     def loan_of(self, conn: ConnectionT) -> Loan | None:
@@ -427,7 +427,7 @@ class AsyncPool(Generic[ConnectionT]):
         other.
         """
         state = self._current()
-        entry = state.lent.get(id(conn))
+        entry = state.in_use.get(id(conn))
         return None if entry is None else Loan.of(state, entry, conn)
 
     # -- units of work -----------------------------------------------------------------------------
@@ -497,7 +497,7 @@ class AsyncPool(Generic[ConnectionT]):
         for entry in state.kernel.all_idle():
             if not state.kernel.claim(entry):
                 continue
-            do = state.shell.do  # type: ignore[attr-defined] # a LoopShell
+            do = state.runtime.do  # type: ignore[attr-defined] # a LoopRuntime
             if await run_async(ping(state, entry, state.settings.ping_timeout), do):
                 state.put(entry, entry.conn)
         await self.release(await self.acquire(timeout))
@@ -531,11 +531,11 @@ class AsyncPool(Generic[ConnectionT]):
         state = self._current()
         state.close()
         end = monotonic() + timeout
-        while (state.kernel.lent or state.kernel.returning) and monotonic() < end:
-            bury_forgotten(state)
+        while (state.kernel.in_use or state.kernel.resetting) and monotonic() < end:
+            discard_forgotten(state)
             await asyncio.sleep(0.005)
-        await shell_of(state).stop()
-        state.shell.watcher.close()
+        await runtime_of(state).stop()
+        state.runtime.watcher.close()
 
     def __copy__(self) -> AsyncPool[ConnectionT]:
         """A pool is one thing with an identity: a copy is the pool itself."""
@@ -559,10 +559,10 @@ class AsyncPool(Generic[ConnectionT]):
 
     def __repr__(self) -> str:
         s = self._home[1]
-        used = f"{len(s.lent)} used, {len(s.idle)} idle, {len(s.waiting)} waiting"
+        used = f"{len(s.in_use)} used, {len(s.idle)} idle, {len(s.waiting)} waiting"
         return f"<unbroken.AsyncPool {self.name}: {used}, max_size {self.settings.max_size}>"
 
-    def _left_in_child(self, state: State, exc: BaseException | None) -> None:
+    def _left_in_child(self, state: PoolState, exc: BaseException | None) -> None:
         """A lease that was begun before the fork ends in the child: nothing may be sent."""
         state.sever()
         if exc is None:
@@ -609,14 +609,14 @@ async def run_unit(
             leave(token)
 
 
-async def inquire(home: Any, question: Question, until: float) -> Any:
+async def inquire(state: Any, question: Question, until: float) -> Any:
     """As :func:`unbroken.pool.threads.inquire`, awaited; a pool for threads is asked on one."""
-    if not home.driver.is_async:
-        return await asyncio.to_thread(threads.inquire, home, question, until)
-    if home.shell.loop is not _running_loop():
+    if not state.driver.is_async:
+        return await asyncio.to_thread(threads.inquire, state, question, until)
+    if state.runtime.loop is not _running_loop():
         return None
     with outside():
-        return await run_async(home.inquire(question, until), home.shell.do)
+        return await run_async(state.inquire(question, until), state.runtime.do)
 
 
 def _sever_all() -> None:
@@ -640,7 +640,7 @@ def _tell(observers: tuple[Observer, ...], event: str, fields: Mapping[str, Any]
 
 
 async def _farewell(
-    pool_ref: Callable[[], AsyncPool[Any] | None], state_ref: Callable[[], State | None]
+    pool_ref: Callable[[], AsyncPool[Any] | None], state_ref: Callable[[], PoolState | None]
 ) -> AsyncGenerator[None, None]:
     """Waits for the end of its loop, which ends its asynchronous generators before it closes
     (``asyncio.run`` sees to it).
@@ -651,16 +651,16 @@ async def _farewell(
         yield
     finally:
         pool, state = pool_ref(), state_ref()
-        if pool is not None and state is not None and state.mark[0]:
+        if pool is not None and state is not None and state.here[0]:
             pool._forget(state)
             put_away(state)
             for entry in list(
-                state.kernel.lent.values()
+                state.kernel.in_use.values()
             ):  # whoever has these still can do nothing with them any more
                 conn = entry.conn if entry.ref is None else entry.ref()
                 if conn is not None:
                     state.driver.close(conn)
-            await shell_of(state).stop()
+            await runtime_of(state).stop()
             await asyncio.sleep(0)  # transports end in the loop's next turn
 
 
@@ -669,9 +669,9 @@ class _NoState:
     way.
     """
 
-    mark = (0,)
+    here = (0,)
     waiting = idle = ()
-    lent: Mapping[int, Any] = {}
+    in_use: Mapping[int, Any] = {}
 
 
 _NO_STATE = _NoState()

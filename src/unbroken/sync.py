@@ -24,18 +24,18 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.stats import Stats
 from unbroken.drivers import open_driver
 from unbroken.errors import NotYoursError
-from unbroken.ledger.unit import Unit, current, enter, glimpse, leave
-from unbroken.net.severance import fork_mark
+from unbroken.ledger.unit import Unit, current, current_token, enter, leave
+from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.acquire import acquire, ping
+from unbroken.pool.arguments import bounded, take_settings
 from unbroken.pool.connect import connector
-from unbroken.pool.leaks import bury_forgotten
+from unbroken.pool.leaks import discard_forgotten
 from unbroken.pool.loan import Loan
-from unbroken.pool.making import bounded, take_settings
 from unbroken.pool.outsiders import watching
 from unbroken.pool.replay import replay
-from unbroken.pool.state import State
+from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, run
-from unbroken.pool.threads import Sleeper, ThreadShell, inquire
+from unbroken.pool.threads import Sleeper, ThreadRuntime, inquire
 from unbroken.pool.upkeep import schedule
 from unbroken.settings import Settings
 
@@ -80,14 +80,14 @@ class Lease(Loan, Generic[ConnectionT]):
         try:
             state = self._pool._state
             entry: Entry | None = None
-            if not state.waiting and state.mark[0]:
+            if not state.waiting and state.here[0]:
                 try:
                     entry = state.idle.pop()
                 except IndexError:
                     pass
                 else:
                     now = monotonic()
-                    if now - entry.last_used < state.fresh_for and not state.glance():
+                    if now - entry.last_used < state.fresh_for and not state.hung_up():
                         frame = _getframe(1)
                         entry.code = frame.f_code
                         entry.lasti = frame.f_lasti
@@ -96,13 +96,13 @@ class Lease(Loan, Generic[ConnectionT]):
                         entry.uses += 1
                         self.state, self.entry, self.begun = state, entry, None
                         self.conn = conn = entry.conn
-                        state.lent[entry.key] = entry
+                        state.in_use[entry.key] = entry
                         entry.conn = entry.anchor
-                        if self._plain and glimpse() is None:
+                        if self._plain and current_token() is None:
                             return conn
                         return self._start()
             self._take(entry, monotonic(), _getframe(1))
-            if self._plain and glimpse() is None:
+            if self._plain and current_token() is None:
                 return self.conn
             return self._start()
         except BaseException:
@@ -124,7 +124,7 @@ class Lease(Loan, Generic[ConnectionT]):
             try:
                 self.begin(math.inf if self._deadline is None else started + self._deadline)
                 if self._transaction and not state.plain:
-                    state.shell.do(Call("begin", conn, self.entry))
+                    state.runtime.do(Call("begin", conn, self.entry))
                 return conn
             except BaseException as exc:
                 if not self.is_lost_at_begin(exc):
@@ -150,23 +150,23 @@ class Lease(Loan, Generic[ConnectionT]):
             if (
                 exc is None
                 and self.begun is None
-                and state.mark[0]
+                and state.here[0]
                 and state.is_clean(conn, entry.traits)
-                and state.lent.pop(entry.key, None) is entry
+                and state.in_use.pop(entry.key, None) is entry
             ):
                 if (
                     entry.cause is None
-                    # asked after the pop (see State.ended): a taker does not look at what stands in
-                    # idle
+                    # asked after the pop (see PoolState.ended): a taker does not look at what
+                    # stands in idle
                 ):
                     self.conn = None
                     entry.last_used = state.now
                     entry.conn = conn
                     state.idle.append(entry)
                     if state.waiting or entry.generation != state.kernel.generation:
-                        state.settle()
+                        state.dispatch()
                     return
-                state.lent[entry.key] = entry
+                state.in_use[entry.key] = entry
             self._leave(exc)
         except BaseException:
             self._give_up()
@@ -178,12 +178,12 @@ class Lease(Loan, Generic[ConnectionT]):
         Raises what the caller should see, if that is not *exc*.
         """
         state = self.state
-        if not state.mark[0]:
+        if not state.here[0]:
             self.conn = None
             self._pool._left_in_child(state, exc)
             return
         try:
-            seen = run(self.finish(exc, commit=self._transaction), state.shell.do)
+            seen = run(self.finish(exc, commit=self._transaction), state.runtime.do)
         finally:
             self.give_back()
             self.conn = None
@@ -242,7 +242,7 @@ class Pool(Generic[ConnectionT]):
         self.settings = bounded(self._driver, self.settings)
         self.name = self.settings.name or self._driver.target.label
         self._observers = observers
-        self._states: dict[Any, State] = {}
+        self._states: dict[Any, PoolState] = {}
         self._state = self._new_state()
         self._states[self._state.pid] = self._state
         # None where a lease with nothing said is a plain Lease: one look tells (see connection).
@@ -254,13 +254,13 @@ class Pool(Generic[ConnectionT]):
         self._simple: object = None if is_plain else self
         _pools.add(self)
         if self.settings.min_size:
-            self._state.order()
+            self._state.ensure_connecting()
             schedule(self._state)
 
-    def _new_state(self) -> State:
-        shell = ThreadShell(self._driver)
-        return State(
-            self._driver, self.settings, shell, self.name, self._emit, fork_mark(), connector
+    def _new_state(self) -> PoolState:
+        runtime = ThreadRuntime(self._driver)
+        return PoolState(
+            self._driver, self.settings, runtime, self.name, self._emit, fork_mark(), connector
         )
 
     def _emit(self, event: str, fields: Mapping[str, Any]) -> None:
@@ -306,14 +306,14 @@ class Pool(Generic[ConnectionT]):
         state = self._state
         entry: Entry | None = None
         try:
-            if not state.waiting and state.mark[0]:
+            if not state.waiting and state.here[0]:
                 try:
                     entry = state.idle.pop()
                 except IndexError:
                     pass
                 else:
                     now = monotonic()
-                    if now - entry.last_used < state.fresh_for and not state.glance():
+                    if now - entry.last_used < state.fresh_for and not state.hung_up():
                         try:
                             frame = _getframe(1)
                         except ValueError:  # see _caller
@@ -324,14 +324,14 @@ class Pool(Generic[ConnectionT]):
                         entry.taken_at = now
                         entry.uses += 1
                         conn = entry.conn
-                        state.lent[entry.key] = entry
+                        state.in_use[entry.key] = entry
                         entry.conn = entry.anchor
-                        if glimpse() is not None or state.follows:
+                        if current_token() is not None or state.follows:
                             Loan.of(state, entry, conn).enlist()
                         return conn
             return self._acquire_loan(entry, timeout, _caller()).conn
         except BaseException:
-            if entry is not None and conn is not None and state.lent.get(entry.key) is entry:
+            if entry is not None and conn is not None and state.in_use.get(entry.key) is entry:
                 Loan.of(state, entry, conn).give_back()
             raise
 
@@ -340,7 +340,7 @@ class Pool(Generic[ConnectionT]):
         loan = Loan()
         try:
             self._acquire_slowly(loan, suspect, monotonic(), timeout, None, frame)
-            if glimpse() is not None or loan.state.follows:
+            if current_token() is not None or loan.state.follows:
                 loan.enlist()
         except BaseException:
             if getattr(loan, "conn", None) is not None:
@@ -356,11 +356,11 @@ class Pool(Generic[ConnectionT]):
         """
         try:
             state = self._state
-            entry = state.lent.pop(id(conn), None)
+            entry = state.in_use.pop(id(conn), None)
             if (
                 entry is None
                 or entry.cause is not None
-                or not state.mark[0]
+                or not state.here[0]
                 or entry.watched
                 or not state.is_clean(conn, entry.traits)
             ):
@@ -370,7 +370,7 @@ class Pool(Generic[ConnectionT]):
             entry.conn = conn
             state.idle.append(entry)
             if state.waiting or entry.generation != state.kernel.generation:
-                state.settle()
+                state.dispatch()
         except BaseException:
             self._release_after_all(conn)
             raise
@@ -395,19 +395,19 @@ class Pool(Generic[ConnectionT]):
     ) -> None:
         """Take a connection the slow way, into *loan*."""
         state = self._state
-        if not state.mark[0]:
+        if not state.here[0]:
             state, suspect = self._renew(), None
         patience = state.settings.acquire_timeout if timeout is None else timeout
         if deadline is not None:
             patience = min(patience, deadline)
         unit = current()
         until = started + patience if unit is None else min(started + patience, unit.until)
-        entry = run(acquire(state, suspect, started, until), state.shell.do)  # type: ignore[attr-defined] # a ThreadShell
+        entry = run(acquire(state, suspect, started, until), state.runtime.do)  # type: ignore[attr-defined] # a ThreadRuntime
         # A deadline counts from the call, a leak from the lending.
         state.lend(loan, entry, frame, monotonic() if deadline is None else started, get_ident())
 
-    def _release_slowly(self, state: State, entry: Entry | None, conn: Connection) -> None:
-        if not state.mark[0]:
+    def _release_slowly(self, state: PoolState, entry: Entry | None, conn: Connection) -> None:
+        if not state.here[0]:
             self._left_in_child(state, None)
         elif entry is None:
             self._release_unknown(state, conn)
@@ -415,11 +415,11 @@ class Pool(Generic[ConnectionT]):
             state.kernel.resets(entry)
             loan = Loan.of(state, entry, conn)
             try:
-                run(loan.reset(), loan.state.shell.do)
+                run(loan.reset(), loan.state.runtime.do)
             finally:
                 loan.give_back()
 
-    def _release_unknown(self, state: State, conn: Connection) -> None:
+    def _release_unknown(self, state: PoolState, conn: Connection) -> None:
         if state.kernel.came_back(id(conn)) is None:
             raise NotYoursError(
                 f"pool {self.name} did not lend this connection, or it was given back before;"
@@ -432,7 +432,7 @@ class Pool(Generic[ConnectionT]):
         other.
         """
         state = self._state
-        entry = state.lent.get(id(conn)) if state.mark[0] else None
+        entry = state.in_use.get(id(conn)) if state.here[0] else None
         return None if entry is None else Loan.of(state, entry, conn)
 
     # -- units of work -----------------------------------------------------------------------------
@@ -487,7 +487,7 @@ class Pool(Generic[ConnectionT]):
         answer. For readiness checks and after a machine's sleep.
         """
         state = self._current()
-        do = state.shell.do  # type: ignore[attr-defined] # a ThreadShell
+        do = state.runtime.do  # type: ignore[attr-defined] # a ThreadRuntime
         state.sweep()
         for entry in state.kernel.all_idle():
             with state.lock:
@@ -520,9 +520,9 @@ class Pool(Generic[ConnectionT]):
         state = self._current()
         state.close()
         end = monotonic() + timeout
-        signal = state.shell.new_signal()
-        while (state.kernel.lent or state.kernel.returning) and monotonic() < end:
-            bury_forgotten(state)
+        signal = state.runtime.new_signal()
+        while (state.kernel.in_use or state.kernel.resetting) and monotonic() < end:
+            discard_forgotten(state)
             signal.acquire(timeout=min(0.01, max(0.0, end - monotonic())))
 
     def __copy__(self) -> Pool[ConnectionT]:
@@ -549,7 +549,7 @@ class Pool(Generic[ConnectionT]):
         state = self.__dict__.get("_state")
         if (
             state is not None
-            and state.mark[0]
+            and state.here[0]
             and not state.kernel.closed
             and not sys.is_finalizing()
         ):
@@ -557,28 +557,26 @@ class Pool(Generic[ConnectionT]):
 
     def __repr__(self) -> str:
         k = self._state.kernel
-        return (
-            f"<unbroken.Pool {self.name}: {len(k.lent)} used, {len(k.idle)} idle, {len(k.waiting)}"
-            f" waiting, max_size {k.max_size}>"
-        )
+        counts = f"{len(k.in_use)} used, {len(k.idle)} idle, {len(k.waiting)} waiting"
+        return f"<unbroken.Pool {self.name}: {counts}, max_size {k.max_size}>"
 
     # -- fork --------------------------------------------------------------------------------------
 
-    def _current(self) -> State:
-        return self._state if self._state.mark[0] else self._renew()
+    def _current(self) -> PoolState:
+        return self._state if self._state.here[0] else self._renew()
 
-    def _renew(self) -> State:
+    def _renew(self) -> PoolState:
         """In a forked child: sever what was inherited and start anew.
 
         Old locks are never touched.
         """
         old = self._state
-        if old.mark[0]:
+        if old.here[0]:
             return old  # another thread of this child was first
         old.sever()
         fresh = self._new_state()
         known = self._states.setdefault(fresh.pid, fresh)
-        if not known.mark[0]:  # a grandparent's, whose process id this one has got
+        if not known.here[0]:  # a grandparent's, whose process id this one has got
             known = self._states[fresh.pid] = fresh
         self._state = fresh = known
         if not old.kernel.closed:
@@ -586,7 +584,7 @@ class Pool(Generic[ConnectionT]):
         fresh.kernel.close()
         return fresh
 
-    def _left_in_child(self, state: State, exc: BaseException | None) -> None:
+    def _left_in_child(self, state: PoolState, exc: BaseException | None) -> None:
         """A lease that was begun before the fork ends in the child: nothing may be sent."""
         state.sever()
         if exc is None:
@@ -643,7 +641,7 @@ def _sever_all() -> None:
     Not even an exit without a single use may say goodbye on the parent's sessions.
     """
     for pool in list(_pools):
-        if not pool._state.mark[0]:
+        if not pool._state.here[0]:
             pool._state.sever()
 
 

@@ -2,7 +2,7 @@
 seed.
 
 Every thread is a greenlet, and nothing else is faked than what the pool cannot have here: sockets
-(``Net``), locks and threads (``Shell``), time (``FakeClock``), the server and its driver
+(``Net``), locks and threads (``Runtime``), time (``FakeClock``), the server and its driver
 (``unbroken_drill.fake``). Threads are interrupted at round trips, at waits, and, in some worlds, at
 every look at the clock and every lock. The same seed gives the same story.
 """
@@ -33,9 +33,9 @@ from unbroken.pool import loan as loan_module
 from unbroken.pool import replay as replay_module
 from unbroken.pool import state as state_module
 from unbroken.pool.servers import Server
-from unbroken.pool.state import State
+from unbroken.pool.state import PoolState
 from unbroken.pool.steps import run
-from unbroken.pool.threads import ThreadShell
+from unbroken.pool.threads import ThreadRuntime
 from unbroken.sync import Pool
 from unbroken_drill import fake as fake_module
 from unbroken_drill.fake import (
@@ -242,7 +242,7 @@ class Net:
         return self.world.clock.at(when, due)
 
 
-class Glance:
+class HangUps:
     """One look at all sockets of a pool."""
 
     def __init__(self, net: Net) -> None:
@@ -313,7 +313,7 @@ class Lock:
 
 
 class Signal:
-    """A lock that its waiter waits on, as ``ThreadShell.new_signal`` gives."""
+    """A lock that its waiter waits on, as ``ThreadRuntime.new_signal`` gives."""
 
     def __init__(self, world: World) -> None:
         self.world, self.is_set = world, False
@@ -424,7 +424,7 @@ class World:
             Any
         ] = []  #: threads of a parent process: they do not exist, nor may they unwind
         self.process = SimpleNamespace(number=1)
-        self.mark = [1]
+        self.here = [1]
         self.record = self._new_record()
         self.is_over = False
         self.failure: BaseException | None = None
@@ -670,8 +670,8 @@ class World:
         self.buried += [t for t in self.threads if t is not keep]
         self.buried.append(self.record)
         self.threads = [] if keep is None else [keep]
-        self.mark[0] = 0
-        self.mark = [1]
+        self.here[0] = 0
+        self.here = [1]
         self.process = SimpleNamespace(number=self.process.number + 1)
         self.record = self._new_record()
         self.net.callbacks = {}
@@ -689,9 +689,9 @@ class World:
                 state.kernel.closed = True  # its finalizer comes when this world is no more
                 for held in (
                     state.kernel.entries,
-                    state.kernel.exiled,
+                    state.kernel.reclaimed,
                     state.kernel.idle,
-                    state.kernel.lent,
+                    state.kernel.in_use,
                 ):
                     held.clear()
 
@@ -723,8 +723,8 @@ def address_of(thing: Any) -> int:
     return thing.address if type(thing) is Connection else id(thing)
 
 
-def _shell_for(world: World) -> type[ThreadShell]:
-    class Shell(ThreadShell):
+def _runtime_for(world: World) -> type[ThreadRuntime]:
+    class Runtime(ThreadRuntime):
         def __init__(self, driver: Any = None) -> None:
             self.driver = driver
             self.watcher = world.net  # type: ignore[assignment]
@@ -753,13 +753,13 @@ def _shell_for(world: World) -> type[ThreadShell]:
         def stacks_aside(self) -> list[Any]:
             return []
 
-    return Shell
+    return Runtime
 
 
 @contextlib.contextmanager
 def installed(world: World) -> Iterator[None]:
     """Put *world* in the place of the real one, below the real pool."""
-    shell = _shell_for(world)
+    runtime = _runtime_for(world)
     net = world.net
 
     clock = world.clock
@@ -769,8 +769,8 @@ def installed(world: World) -> Iterator[None]:
             world.pause()
         return clock.now
 
-    def new_state(*args: Any) -> State:
-        state = State(*args)
+    def new_state(*args: Any) -> PoolState:
+        state = PoolState(*args)
         state.clock = now
         return state
 
@@ -780,11 +780,11 @@ def installed(world: World) -> Iterator[None]:
         (bounds, "monotonic", now),
         (bounds, "identity", net.identity),
         (bounds, "abort", net.abort),
-        (sync, "fork_mark", lambda: world.mark),
+        (sync, "fork_mark", lambda: world.here),
         (sync, "open_driver", None),
-        (sync, "ThreadShell", shell),
-        (sync, "Sleeper", shell),
-        (sync, "State", new_state),
+        (sync, "ThreadRuntime", runtime),
+        (sync, "Sleeper", runtime),
+        (sync, "PoolState", new_state),
         (
             state_module,
             "liveness",
@@ -797,22 +797,22 @@ def installed(world: World) -> Iterator[None]:
         ),
         (
             state_module,
-            "severance",
+            "fork_guard",
             SimpleNamespace(identity=net.identity, abort=net.abort, sever=net.sever),
         ),
         (state_module, "keepalive", SimpleNamespace(bound=lambda *_: None)),
         (state_module, "last_words", SimpleNamespace(peek=net.last_words)),
         (
             state_module,
-            "traffic",
+            "sent_bytes",
             SimpleNamespace(
                 counter=lambda fd: lambda: net.sent.get(fd, 0),
                 has_unsent=lambda _fd: False,
                 quiet_for=lambda _fd: None,
             ),
         ),
-        (windows, "traffic", SimpleNamespace(unread_for=lambda _fd: None)),
-        (state_module, "Glance", lambda: Glance(net)),
+        (windows, "sent_bytes", SimpleNamespace(unread_for=lambda _fd: None)),
+        (state_module, "HangUps", lambda: HangUps(net)),
         (state_module, "server_of", lambda _driver: world.record),
         (state_module, "os", SimpleNamespace(getpid=lambda: world.process.number)),
         (state_module, "Random", lambda: Random(world.random.random())),

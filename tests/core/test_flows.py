@@ -15,7 +15,7 @@ from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.brain.entry import Entry
 from unbroken.errors import ConnectRejectedError, OutageError
 from unbroken.pool.leaks import reclaim
-from unbroken.pool.state import State
+from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Flow, Wait, run, run_async
 from unbroken.sync import Pool
 from unbroken_drill.fake import Mode
@@ -147,8 +147,8 @@ def test_upkeep_goes_on_after_a_moment_without_threads(
 ) -> None:
     pool = world.new_pool(max_idle=2.0)
     do(world, lambda: use(pool))
-    shell, refused = pool._state.shell, []
-    spawn = shell.spawn
+    runtime, refused = pool._state.runtime, []
+    spawn = runtime.spawn
 
     def refuse(flow: Any, name: str) -> None:
         if name == "upkeep" and len(refused) < 3:
@@ -156,7 +156,7 @@ def test_upkeep_goes_on_after_a_moment_without_threads(
             raise RuntimeError("can't start new thread")
         spawn(flow, name)
 
-    monkeypatch.setattr(shell, "spawn", refuse)
+    monkeypatch.setattr(runtime, "spawn", refuse)
     pass_time(world, 20.0)
     assert len(refused) == 3
     assert pool.stats().size == 0, "idle for longer than max_idle, and nobody closed it"
@@ -166,8 +166,8 @@ def test_a_moment_without_threads_does_not_lose_a_place_for_connectors(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = world.new_pool()
-    shell, refused = pool._state.shell, []
-    spawn = shell.spawn
+    runtime, refused = pool._state.runtime, []
+    spawn = runtime.spawn
 
     def refuse(flow: Any, name: str) -> None:
         if len(refused) < 2:
@@ -175,7 +175,7 @@ def test_a_moment_without_threads_does_not_lose_a_place_for_connectors(
             raise RuntimeError("can't start new thread")
         spawn(flow, name)
 
-    monkeypatch.setattr(shell, "spawn", refuse)
+    monkeypatch.setattr(runtime, "spawn", refuse)
     do(world, lambda: use(pool))
     pass_time(world, 1.0)
     assert pool._state.connectors == 0
@@ -183,10 +183,10 @@ def test_a_moment_without_threads_does_not_lose_a_place_for_connectors(
 
 def test_an_answer_left_unread_is_no_word_of_the_servers_end(world: World) -> None:
     pool = world.new_pool()
-    state: State = pool._state
+    state: PoolState = pool._state
     conn: Connection = do(world, pool.acquire)
     world.net.unread.add(conn.fd)
-    entry = state.kernel.lent[conn.address]
+    entry = state.kernel.in_use[conn.address]
     state.take_back(entry, conn, healthy=False)
     assert pool.stats().closed == {Cause.RESET_FAILED.value: 1}
 
@@ -196,18 +196,18 @@ def test_a_connection_given_back_while_its_end_is_being_explained_is_lent_to_nob
     by_lease: bool, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = world.new_pool()
-    state: State = pool._state
+    state: PoolState = pool._state
     lease = pool.connection()
     conn: Connection = do(world, lease.__enter__ if by_lease else pool.acquire)
-    explain = State.explain
+    explain = PoolState.explain
 
-    def give_back_meanwhile(self: State, entry: Entry, **how: bool) -> tuple[Cause, str]:
+    def give_back_meanwhile(self: PoolState, entry: Entry, **how: bool) -> tuple[Cause, str]:
         said = explain(self, entry, **how)
-        if state.kernel.lent:
+        if state.kernel.in_use:
             lease.__exit__(None, None, None) if by_lease else pool.release(conn)
         return said
 
-    monkeypatch.setattr(State, "explain", give_back_meanwhile)
+    monkeypatch.setattr(PoolState, "explain", give_back_meanwhile)
     monkeypatch.setattr(world.net, "watch", lambda *_: None)
     world.net.callbacks.clear()
     world.server.kill_sessions()
@@ -220,17 +220,17 @@ def test_a_connection_that_ends_before_it_has_its_place_is_lent_to_nobody(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody looks at all sockets at that moment, and finds a dead one that is nobody's yet."""
-    adopt = State.adopt
+    adopt = PoolState.adopt
     adopted: list[Entry] = []
 
-    def end_at_once(self: State, conn: Connection, generation: int | None = None) -> Entry:
+    def end_at_once(self: PoolState, conn: Connection, generation: int | None = None) -> Entry:
         adopted.append(adopt(self, conn, generation))
         if len(adopted) == 1:
             conn.session.end()
-            self.attend()
+            self.close_hung_up()
         return adopted[-1]
 
-    monkeypatch.setattr(State, "adopt", end_at_once)
+    monkeypatch.setattr(PoolState, "adopt", end_at_once)
     pool = world.new_pool(min_size=1)
     assert world.run(lambda: bool(pool._state.kernel.idle), 1.0)
     assert do(world, pool.acquire).session.open
@@ -249,21 +249,21 @@ def test_a_connection_given_back_while_it_is_about_to_be_reclaimed_takes_no_othe
         lambda: world.free_addresses.pop() if world.free_addresses else next(addresses),
     )
     pool = world.new_pool(max_size=1)
-    state: State = pool._state
+    state: PoolState = pool._state
     held: list[Connection] = [do(world, pool.acquire)]
-    (entry,) = state.kernel.lent.values()
-    abort = State.abort
+    (entry,) = state.kernel.in_use.values()
+    abort = PoolState.abort
 
-    def give_back_meanwhile(self: State, entry: Entry, uses: int, cause: Cause) -> bool:
+    def give_back_meanwhile(self: PoolState, entry: Entry, uses: int, cause: Cause) -> bool:
         ended = abort(self, entry, uses, cause)
         pool.release(held.pop())
         held.append(pool.acquire())
         return ended
 
-    monkeypatch.setattr(State, "abort", give_back_meanwhile)
+    monkeypatch.setattr(PoolState, "abort", give_back_meanwhile)
     do(world, lambda: reclaim(state, entry, entry.uses))
     (conn,) = held
-    assert list(state.kernel.lent) == [conn.address]
+    assert list(state.kernel.in_use) == [conn.address]
     pool.release(held.pop())
     assert pool.stats().idle == 1
 

@@ -46,13 +46,13 @@ def opened(kernel: Kernel) -> Entry:
 def lend(kernel: Kernel) -> Entry:
     """What the hot path of an acquire does."""
     entry = kernel.idle.pop()
-    kernel.lent[entry.key] = entry
+    kernel.in_use[entry.key] = entry
     return entry
 
 
 def give(kernel: Kernel, entry: Entry) -> tuple[list[Ticket], list[Entry]]:
     """What the hot path of a release does."""
-    del kernel.lent[entry.key]
+    del kernel.in_use[entry.key]
     kernel.idle.append(entry)
     if kernel.waiting or entry.generation != kernel.generation:
         return kernel.serve()
@@ -163,7 +163,7 @@ def test_an_exception_at_any_line_of_a_move_keeps_nobody_from_being_served(how: 
         ), turn
         owned = [
             *kernel.idle,
-            *kernel.lent.values(),
+            *kernel.in_use.values(),
             *(each.entry for each in line if each.entry),
             *kernel.strays(),
         ]
@@ -273,16 +273,16 @@ def test_exile_frees_the_place_of_a_lent_connection() -> None:
     kernel = Kernel(1)
     opened(kernel)
     entry = lend(kernel)
-    assert kernel.exile(entry)
+    assert kernel.reclaim(entry)
     assert kernel.size == 0
-    assert kernel.exiled == {entry.key: entry}
-    assert not kernel.lent
+    assert kernel.reclaimed == {entry.key: entry}
+    assert not kernel.in_use
 
 
 def test_exile_leaves_alone_what_came_back_in_the_meantime() -> None:
     kernel = Kernel(1)
     entry = opened(kernel)
-    assert not kernel.exile(entry)
+    assert not kernel.reclaim(entry)
     assert list(kernel.idle) == [entry]
 
 
@@ -348,7 +348,7 @@ def test_a_smaller_pool_closes_what_was_on_its_way_to_somebody() -> None:
     on_its_way = [kernel.idle.pop(), kernel.idle.pop()]  # taken, and not noted as lent yet
     assert kernel.resize(1, 0) == []
     for entry in on_its_way:
-        kernel.lent[entry.key] = entry
+        kernel.in_use[entry.key] = entry
     assert sum(len(give(kernel, each)[1]) for each in on_its_way) == 1
     assert kernel.size == len(kernel.idle) == 1
 
@@ -406,7 +406,7 @@ def test_strays_are_those_that_nobody_owns() -> None:
     opened(kernel)
     returning = opened(kernel)
     kernel.idle.remove(returning)
-    kernel.returning[returning.key] = returning
+    kernel.resetting[returning.key] = returning
     assert kernel.strays() == [lost]
     assert kernel.is_out(lent)
     assert kernel.is_out(returning)
@@ -645,12 +645,12 @@ class KernelMachine(RuleBasedStateMachine):
     def lend(self, entry: Entry) -> Actor:
         if id(entry) in self.dead:
             yield LOCKED
-            self.bury(entry)
+            self.discard(entry)
             yield from self.waiter(front=True)
         else:
             yield FREE
             self.hands.remove(entry)
-            self.kernel.lent[entry.key] = entry
+            self.kernel.in_use[entry.key] = entry
 
     def waiter(self, front: bool = False) -> Actor:
         """Standing in line: enter under the lock, then wake up once there is something to wake up
@@ -696,14 +696,14 @@ class KernelMachine(RuleBasedStateMachine):
             yield from self.settle()
 
     @rule(which=st.integers(0, 63), rush=RUSH, chaos=CHAOS)
-    @precondition(lambda self: self.kernel.lent)
+    @precondition(lambda self: self.kernel.in_use)
     def give(self, which: int, rush: int, chaos: list[int]) -> None:
         self.start(self.giver(self.any_lent(which)), rush, chaos)
 
     def giver(self, entry: Entry) -> Actor:
         """The hot path of a release."""
         yield FREE
-        if self.kernel.lent.pop(entry.key, None) is entry:
+        if self.kernel.in_use.pop(entry.key, None) is entry:
             self.hands.append(entry)
             yield from self.append_and_look(entry)
 
@@ -727,19 +727,19 @@ class KernelMachine(RuleBasedStateMachine):
         self.close_all(stale)
 
     @rule(which=st.integers(0, 63), rush=RUSH, chaos=CHAOS)
-    @precondition(lambda self: self.kernel.lent)
+    @precondition(lambda self: self.kernel.in_use)
     def give_slowly(self, which: int, rush: int, chaos: list[int]) -> None:
         self.start(self.slow_giver(self.any_lent(which)), rush, chaos)
 
     def slow_giver(self, entry: Entry) -> Actor:
         """A release with a round trip in it; what is not welcome is buried."""
         yield FREE
-        if self.kernel.lent.pop(entry.key, None) is not entry:
+        if self.kernel.in_use.pop(entry.key, None) is not entry:
             return
         self.hands.append(entry)
-        self.kernel.returning[entry.key] = entry
+        self.kernel.resetting[entry.key] = entry
         yield FREE
-        del self.kernel.returning[entry.key]
+        del self.kernel.resetting[entry.key]
         yield LOCKED
         kernel = self.kernel
         if entry.generation == kernel.generation and not (
@@ -747,7 +747,7 @@ class KernelMachine(RuleBasedStateMachine):
         ):
             yield from self.put(entry)
         else:
-            self.bury(entry)
+            self.discard(entry)
 
     def put(self, entry: Entry) -> Actor:
         yield FREE
@@ -757,7 +757,7 @@ class KernelMachine(RuleBasedStateMachine):
         yield from self.settle()
         self.owed -= 1
 
-    def bury(self, entry: Entry) -> None:
+    def discard(self, entry: Entry) -> None:
         entry.condemn(Cause.DISCARDED)
         self.kernel.forget(entry)
         self.hands.remove(entry)
@@ -787,7 +787,7 @@ class KernelMachine(RuleBasedStateMachine):
         if self.kernel.claim(entry):
             self.hands.append(entry)
             if id(entry) in self.dead:
-                self.bury(entry)
+                self.discard(entry)
             else:
                 yield from self.put(entry)
 
@@ -811,14 +811,14 @@ class KernelMachine(RuleBasedStateMachine):
                 self.close_all(self.kernel.take([entry]))
 
     def reclaim(self, which: int) -> None:
-        if self.kernel.lent:
+        if self.kernel.in_use:
             entry = self.any_lent(which)
             entry.condemn(Cause.RECLAIMED)
-            if self.kernel.exile(entry):
+            if self.kernel.reclaim(entry):
                 self.close_all([entry])
 
     def condemn(self, which: int) -> None:
-        if self.kernel.lent:
+        if self.kernel.in_use:
             self.any_lent(which).condemn(Cause.KILLED)
 
     def drain(self, which: int) -> None:
@@ -836,7 +836,7 @@ class KernelMachine(RuleBasedStateMachine):
         self.line.clear()
 
     def any_lent(self, which: int) -> Entry:
-        return list(self.kernel.lent.values())[which % len(self.kernel.lent)]
+        return list(self.kernel.in_use.values())[which % len(self.kernel.in_use)]
 
     def any_entry(self, which: int) -> Entry:
         return list(self.kernel.entries.values())[which % len(self.kernel.entries)]
@@ -863,7 +863,7 @@ class KernelMachine(RuleBasedStateMachine):
         tickets = [t.entry for t in [*self.standing, *self.leaving] if t.entry is not None]
         owned = [
             *deque.__iter__(self.kernel.idle),
-            *self.kernel.lent.values(),
+            *self.kernel.in_use.values(),
             *tickets,
             *self.hands,
         ]
@@ -907,7 +907,7 @@ class KernelMachine(RuleBasedStateMachine):
         if self.broken:
             return
         for _ in range(3000):
-            for entry in list(self.kernel.lent.values()):
+            for entry in list(self.kernel.in_use.values()):
                 self.start(self.giver(entry))
             if self.kernel.wanted:
                 self.start(self.connector())
@@ -915,13 +915,13 @@ class KernelMachine(RuleBasedStateMachine):
                 if actor in self.actors:
                     self._advance(actor)
             self.check()
-            if not self.actors and not self.kernel.lent:
+            if not self.actors and not self.kernel.in_use:
                 break
         kernel = self.kernel
         assert not self.actors, "somebody never ended"
         assert not kernel.waiting, "somebody still waits"
         assert kernel.opening == 0
-        assert not kernel.returning
+        assert not kernel.resetting
         assert len(kernel.idle) == kernel.size, "at rest, everything open is idle"
         assert kernel.size <= kernel.max_size, "it did not come down to its new size"
         assert kernel.size == 0 or not kernel.closed, "a closed pool holds something"
@@ -950,9 +950,9 @@ def play(machine: type[KernelMachine], seed: int) -> None:
         match random.randrange(16):
             case 0 | 1 | 2:
                 state.take(rush=rush, chaos=chaos())
-            case 3 | 4 if state.kernel.lent:
+            case 3 | 4 if state.kernel.in_use:
                 state.give(which=which, rush=rush, chaos=chaos())
-            case 5 if state.kernel.lent:
+            case 5 if state.kernel.in_use:
                 state.give_slowly(which=which, rush=rush, chaos=chaos())
             case 6:
                 state.open(fails=random.randrange(4), rush=rush, chaos=chaos())

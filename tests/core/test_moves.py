@@ -11,7 +11,7 @@ from pathlib import Path
 SRC = Path(__file__).parents[2] / "src" / "unbroken"
 
 #: What says who owns an entry.
-BOOKS = {"idle", "lent", "returning", "exiled", "entries", "waiting"}
+BOOKS = {"idle", "in_use", "resetting", "reclaimed", "entries", "waiting"}
 #: … and how many places are reserved.
 COUNTS = {"opening", "generation", "closed"}
 CHANGES = {
@@ -103,9 +103,15 @@ def test_nobody_but_the_kernel_and_the_two_moves_without_a_lock_changes_an_owner
 
 def test_each_kind_of_change_is_seen() -> None:
     for line in (
-        "state.idle.pop()", "state.kernel.lent[key] = entry", "del kernel.entries[key]", "kernel.opening += 1", "kernel.closed = True",  # noqa: E501
-        "body.lent.pop(key, None)", "a, state.lent[key] = 1, entry", "self.kernel.exiled.pop(key)",
-    ):  # fmt: skip
+        "state.idle.pop()",
+        "state.kernel.in_use[key] = entry",
+        "del kernel.entries[key]",
+        "kernel.opening += 1",
+        "kernel.closed = True",
+        "body.in_use.pop(key, None)",
+        "a, state.in_use[key] = 1, entry",
+        "self.kernel.reclaimed.pop(key)",
+    ):
         assert any(is_move(node) for node in ast.walk(ast.parse(line))), line
     for line in (
         "entry.opening = 1",

@@ -28,7 +28,7 @@ from unbroken.errors import (
 from unbroken.pool import acquire as acquire_module
 from unbroken.pool import connect as connect_module
 from unbroken.pool.loan import Loan
-from unbroken.pool.state import State
+from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow
 from unbroken.sync import Pool
 from unbroken_drill.fake import FakeOperationalError, Mode
@@ -79,8 +79,8 @@ class Story:
         return self.world.new_pool(knows_status=knows, shows_socket=shows, **self.settings)
 
     @property
-    def states(self) -> list[State]:
-        return [p._state for p in self.pools if p._state.mark[0]]
+    def states(self) -> list[PoolState]:
+        return [p._state for p in self.pools if p._state.here[0]]
 
     # -- callers -----------------------------------------------------------------------------------
 
@@ -206,8 +206,8 @@ class Story:
         kinds = (
             self.kill_one, self.kill_one, server.kill_sessions, server.drop_silently, server.down,
             server.crash, server.freeze, server.up, server.up, self.starting, self.unreachable,
-            server.reject, self.cut, self.notice, self.cancel, self.cancel, self.drain, self.resize,
-            self.fork, self.fork_within, self.read_only, self.fill,
+            server.reject, self.cut, self.notice, self.cancel, self.cancel, self.drain,
+            self.resize, self.fork, self.fork_within, self.read_only, self.fill,
         )  # fmt: skip
         chosen = random.choice(kinds)
         self.seen[chosen.__name__] += 1
@@ -279,7 +279,7 @@ class Story:
         self.sizes.clear()
         hooked = self.random.random() < 0.5  # a fork that Python sees severs at once
         for pool in self.pools if hooked else ():
-            if not pool._state.mark[0]:
+            if not pool._state.here[0]:
                 pool._state.sever()
 
     # -- what must hold ----------------------------------------------------------------------------
@@ -289,15 +289,15 @@ class Story:
         world = self.world
         for pool in self.pools:
             state = pool._state
-            if not state.mark[0]:
+            if not state.here[0]:
                 continue
             kernel = state.kernel
             idle, size = kernel.idle, len(kernel.entries) + kernel.opening
             if size:
                 owned = [
                     *map(id, idle),
-                    *map(id, kernel.lent.values()),
-                    *map(id, kernel.returning.values()),
+                    *map(id, kernel.in_use.values()),
+                    *map(id, kernel.resetting.values()),
                 ]
                 if len(owned) > 1 and len(owned) != len(set(owned)):
                     raise world.violation("a connection has two owners")
@@ -410,13 +410,13 @@ class Story:
         )
         self.look_at_rows()
 
-    def rest(self, state: State) -> tuple[int, ...]:
+    def rest(self, state: PoolState) -> tuple[int, ...]:
         kernel = state.kernel
         missing = max(0, min(kernel.min_size, kernel.max_size) - kernel.size)
         busy = kernel.size - len(kernel.idle)
         return (
-            len(kernel.lent),
-            len(kernel.returning),
+            len(kernel.in_use),
+            len(kernel.resetting),
             len(kernel.waiting),
             kernel.opening,
             state.connectors,
@@ -538,11 +538,11 @@ def release_looks_first(self: Pool, conn: Any) -> None:
     in between.
     """
     state = self._state
-    entry = state.lent.pop(conn.address, None)
+    entry = state.in_use.pop(conn.address, None)
     if (
         entry is None
         or entry.cause
-        or not state.mark[0]
+        or not state.here[0]
         or entry.watched
         or not state.is_clean(conn, entry.traits)
     ):
@@ -553,22 +553,22 @@ def release_looks_first(self: Pool, conn: Any) -> None:
     entry.conn = conn
     state.idle.append(entry)
     if is_awaited:
-        state.settle()
+        state.dispatch()
 
 
-def find_fit_without_a_look(state: State, entry: Entry, until: float) -> Flow[bool]:
+def find_fit_without_a_look(state: PoolState, entry: Entry, until: float) -> Flow[bool]:
     return True
     yield
 
 
-def take_all_for_good(self: State, entry: Entry, conn: Any) -> bool:
+def take_all_for_good(self: PoolState, entry: Entry, conn: Any) -> bool:
     """Nothing is rolled back, and nothing keeps a connection with an open transaction from going
     back.
     """
     return True
 
 
-def tell_nobody(state: State, exc: Exception, fault: Fault) -> None:
+def tell_nobody(state: PoolState, exc: Exception, fault: Fault) -> None:
     with state.lock:
         state.counters.connect_failures += 1
 
@@ -593,11 +593,11 @@ def do_nothing(self: Any) -> None:
         (Kernel, "_grant", grant_without_taking, "two owners"),
         (Kernel, "serve", serve_nobody, "waits beside an idle connection"),
         (Pool, "release", release_looks_first, "waits beside an idle connection"),
-        (State, "is_good", take_all_for_good, "open transaction"),
+        (PoolState, "is_good", take_all_for_good, "open transaction"),
         (connect_module, "_reject", tell_nobody, "not told at once|it spins"),
         (Outage, "ask", try_at_once, "after an attempt that ended|it spins"),
         (Loan, "commit", guess, "was refused and is there 1 times"),
-        (State, "sever", do_nothing, "goodbye on, its parent's session"),
+        (PoolState, "sever", do_nothing, "goodbye on, its parent's session"),
         (Kernel, "unreserve", do_nothing, "not come to rest|a caller got|nobody gets"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -613,6 +613,8 @@ def test_the_stories_find_a_planted_bug(
 
 def test_the_stories_find_an_acquire_that_never_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acquire_module, "_is_fit", find_fit_without_a_look)
-    monkeypatch.setattr(State, "attend", do_nothing)  # either of the two is enough to find a death
+    monkeypatch.setattr(
+        PoolState, "close_hung_up", do_nothing
+    )  # either of the two is enough to find a death
     with pytest.raises(Violation, match=r"known dead was lent|a caller got"):
         tell_all(range(500))

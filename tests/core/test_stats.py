@@ -64,7 +64,7 @@ def test_it_counts_what_is_where() -> None:
         kernel.opening += 1
         kernel.opened(Entry(Conn(), 0.0, 0, math.inf))
     lent = kernel.idle.pop()
-    kernel.lent[lent.key] = lent
+    kernel.in_use[lent.key] = lent
     kernel.opening += 1
     kernel.waiting.append(Ticket(0.0, None))
     stats = picture(kernel)

@@ -855,7 +855,7 @@ def test_a_unit_ends_with_its_token() -> None:
     assert unit.is_over
     assert current() is None
     assert context.run(current) is None
-    assert unit_module.glimpse() is None
+    assert unit_module.current_token() is None
 
 
 def test_a_deadline_of_a_nested_unit_does_not_outlive_its_outer_unit() -> None:

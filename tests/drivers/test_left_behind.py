@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from unbroken import Pool
-from unbroken.net import severance
+from unbroken.net import fork_guard
 
 ROWS = "SELECT n FROM generate_series(1, 100000) AS n"
 
@@ -185,7 +185,7 @@ def test_a_thread_that_waits_for_anothers_half_read_result_ends_with_the_socket(
     thread.join(0.3)
     assert thread.is_alive()
     fd = face.driver.fileno(conn)
-    severance.abort(fd, severance.identity(fd))  # as a deadline does
+    fork_guard.abort(fd, fork_guard.identity(fd))  # as a deadline does
     thread.join(10)
     assert not thread.is_alive()
     assert face.driver.classify(errors[0]).is_lost

@@ -14,7 +14,7 @@ from unbroken.drivers import url
 from unbroken.errors import ConfigurationError
 from unbroken.ledger import statements
 from unbroken.net import last_words
-from unbroken.pool.making import take_settings
+from unbroken.pool.arguments import take_settings
 from unbroken.settings import Settings
 from unbroken_drill.drill.app import plan, project
 from unbroken_drill.proxy import addresses, control

@@ -69,7 +69,7 @@ Ended: TypeAlias = tuple[str, str]
 
 _KINDS = """
 import pymongo.mongo_client
-import unbroken.integrations.mongo.plan
+import unbroken.integrations.mongo.client_options
 import unbroken.mongo
 {waits}
 init = unbroken.mongo.MongoClient.__init__
@@ -145,7 +145,7 @@ def adapted(source: Path, to: Path, ours: bool, options: Any) -> Path:
     shutil.copy(source / "pyproject.toml", to)
     if not ours:
         return to
-    waits = "" if options.defaults else "unbroken.integrations.mongo.plan.DEFAULTS = {}"
+    waits = "" if options.defaults else "unbroken.integrations.mongo.client_options.DEFAULTS = {}"
     (to / "suite_kinds.py").write_text(_KINDS.format(waits=waits, patience=options.outage_wait))
     for path in (to / "test").rglob("*.py"):
         text = path.read_text()

@@ -15,7 +15,7 @@ import _thread, gc, os, socket, sys, threading, time
 import gevent
 from unbroken.net.liveness import Liveness, look, poller, segments_sent, sweep
 from unbroken.net.watcher import ThreadWatcher
-from unbroken.net.severance import abort, fork_mark, identity, sever
+from unbroken.net.fork_guard import abort, fork_mark, identity, sever
 from unbroken.net.keepalive import apply
 from unbroken.net.last_words import peek
 

@@ -19,7 +19,7 @@ import pytest
 import unbroken
 import unbroken.mongo
 import unbroken.wsgi
-from unbroken.integrations.mongo.plan import DEFAULTS
+from unbroken.integrations.mongo.client_options import DEFAULTS
 from unbroken.pool.registry import registry
 from unbroken_drill.servers import MongoDB, PostgreSQL
 
@@ -111,9 +111,9 @@ def test_the_number_of_idle_connections_changes_nothing(pool: unbroken.Pool) -> 
 def test_the_look_at_the_sockets_does_not_let_go_of_the_interpreters_lock(
     pool: unbroken.Pool,
 ) -> None:
-    look: Any = pool._state.glance
+    look: Any = pool._state.hung_up
     assert look.func.__name__ == "epoll_wait", (
-        "epoll.poll lets go of it, so that threads that compute cut in: see net/glance.py"
+        "epoll.poll lets go of it, so that threads that compute cut in: see net/hangups.py"
     )
     assert look.func._flags_ & ctypes._FUNCFLAG_PYTHONAPI  # type: ignore[attr-defined] # what makes a PyDLL of a CDLL
     assert not look()

@@ -74,5 +74,8 @@ def _others() -> Others:
                     lines = dict(line.split(":", 1) for line in file)
             except OSError:
                 continue  # it has ended
-            found[thread] = (lines["State"].split()[0], lines["voluntary_ctxt_switches"].strip())
+            found[thread] = (
+                lines["State"].split()[0],
+                lines["voluntary_ctxt_switches"].strip(),
+            )
     return found

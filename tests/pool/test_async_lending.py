@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import unbroken
-from unbroken.net.traffic import counter
+from unbroken.net.sent_bytes import counter
 
 # -- transactions ----------------------------------------------------------------------------------
 

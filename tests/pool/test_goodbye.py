@@ -13,7 +13,7 @@ import pytest
 from unbroken.brain.entry import Entry
 from unbroken.net.liveness import poller
 from unbroken.pool.loan import Loan
-from unbroken.pool.state import State
+from unbroken.pool.state import PoolState
 
 
 def message(kind: bytes, *fields: bytes) -> bytes:
@@ -57,7 +57,7 @@ def test_only_a_goodbye_ends_a_session_before_its_hang_up(
     entry.fd, entry.poll = ours.fileno(), poller(ours.fileno())
     driver = SimpleNamespace(target=SimpleNamespace(backend=backend), fileno=lambda _conn: entry.fd)
     state: Any = SimpleNamespace(driver=driver)
-    state.last_words = partial(State.last_words, state)
+    state.last_words = partial(PoolState.last_words, state)
     loan = Loan.of(state, entry, entry.conn)
     assert loan.has_ended() is ended
     assert ours.recv(1000) == waiting  # nothing was taken out of the stream

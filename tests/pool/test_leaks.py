@@ -50,7 +50,7 @@ def test_a_connection_that_is_held_too_long_is_reported_once_with_place_holder_a
         assert pool.stats().leaked == 1
         # several looks later it is still the only one
         ticks = []
-        pool._state.shell.watcher.at(pool._state.clock() + 0.5, lambda: ticks.append(1))
+        pool._state.runtime.watcher.at(pool._state.clock() + 0.5, lambda: ticks.append(1))
         until(lambda: ticks)
         assert len(warnings(caplog)) == 1
     finally:
@@ -89,7 +89,7 @@ def test_what_is_given_back_in_time_is_not_reported(face, caplog):
     for _ in range(30):
         with pool.connection() as conn:
             face.sleep(conn, 0.02)
-    pool._state.shell.watcher.at(pool._state.clock() + 0.5, lambda: ticks.append(1))
+    pool._state.runtime.watcher.at(pool._state.clock() + 0.5, lambda: ticks.append(1))
     assert warnings(caplog) == []
 
 
@@ -208,7 +208,7 @@ def test_reclaim_ends_a_held_connection_and_the_pool_gets_its_place_back(face, u
     until(
         lambda: gone() is None
     )  # nobody keeps it; the thread that took it away may be a moment longer at its end
-    assert pool._state.kernel.exiled == {}
+    assert pool._state.kernel.reclaimed == {}
     assert face.stored(table) == []
     stats = pool.stats()
     assert (stats.used, stats.idle, stats.size) == (0, 1, 1)

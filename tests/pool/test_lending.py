@@ -339,7 +339,7 @@ def test_connections_retire_at_max_age_but_not_all_at_once(face, until):
 def test_a_held_connection_that_grows_too_old_is_closed_when_it_comes_back(face, until):
     pool = face.pool(max_age=0.2)
     with pool.connection() as conn:
-        entry = next(iter(pool._state.kernel.lent.values()))
+        entry = next(iter(pool._state.kernel.in_use.values()))
         until(lambda: entry.cause is not None)
         assert face.ask(conn, "SELECT 1") == 1  # its holder is not disturbed
     assert pool.stats().closed == {"max age": 1}
@@ -583,7 +583,7 @@ def test_what_is_known_to_be_dead_is_not_put_back_even_for_a_moment(own_face, un
     pool._state.idle = pool._state.kernel.idle = spy
     lease = pool.connection()
     conn = lease.__enter__() if by == "block" else pool.acquire()
-    entry = next(iter(pool._state.kernel.lent.values()))
+    entry = next(iter(pool._state.kernel.in_use.values()))
     face.server.kill_sessions()
     until(lambda: entry.cause is not None)
     if by == "block":

@@ -154,8 +154,8 @@ def test_a_killed_connection_that_is_held_does_not_slow_down_the_others(own_face
     pool = own_face.pool(max_size=3)
     held = pool.acquire()
     own_face.server.kill_sessions()
-    entry = next(iter(pool._state.kernel.lent.values()))
-    until(lambda: entry.cause is not None and not pool._state.glance())
+    entry = next(iter(pool._state.kernel.in_use.values()))
+    until(lambda: entry.cause is not None and not pool._state.hung_up())
     pool.release(held)
 
 
@@ -286,7 +286,7 @@ def test_a_death_that_strikes_between_two_owners_is_not_lost_sight_of(own_face, 
         assert state.kernel.claim(entry)
     own_face.server.kill_sessions()
     until(
-        lambda: entry.fd not in state.shell.watcher._callbacks
+        lambda: entry.fd not in state.runtime.watcher._callbacks
     )  # the watcher has told what it saw
     state.kernel.idle.append(entry)
     until(lambda: pool.stats().size == 0, SOON)

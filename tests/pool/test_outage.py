@@ -213,7 +213,7 @@ def test_a_dead_connection_that_somebody_holds_does_not_keep_the_others_waiting(
     face = own_face
     pool = face.pool(max_size=4, outage_wait=0.3, acquire_timeout=10)
     held = pool.acquire()
-    entry = next(iter(pool._state.kernel.lent.values()))
+    entry = next(iter(pool._state.kernel.in_use.values()))
     face.server.kill()
     until(lambda: entry.cause is not None)
     started = time.monotonic()

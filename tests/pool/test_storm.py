@@ -30,7 +30,7 @@ def at_rest(pool, until):
     kernel = pool._state.kernel
     until(lambda: pool._state.connectors == 0)
     assert len(kernel.entries) == len(kernel.idle) == len(set(map(id, kernel.idle)))
-    assert kernel.lent == kernel.returning == kernel.exiled == {}
+    assert kernel.in_use == kernel.resetting == kernel.reclaimed == {}
     assert kernel.opening == 0
     stats = pool.stats()
     assert stats.size <= stats.max_size
@@ -51,7 +51,7 @@ def test_a_storm_of_threads_leaves_the_pool_whole(face, in_threads, until, hurri
                 if way < 0.25:
                     conn = pool.acquire(timeout=rng.choice([0.0, 0.0005, 0.005, 5.0]))
                     mine["acquired"] += 1
-                    most.append(len(pool._state.kernel.lent))
+                    most.append(len(pool._state.kernel.in_use))
                     pool.release(conn)
                 elif way < 0.9:
                     with pool.connection(timeout=rng.choice([0.0005, 0.01, 5.0])) as conn:

@@ -27,8 +27,8 @@ from unbroken.drivers import _base, psycopg
 from unbroken.integrations.mongo.aio import AsyncMongoClient
 from unbroken.integrations.mongo.client import MongoClient
 from unbroken.pool import steps, threads
-from unbroken.pool.loops import LoopShell
-from unbroken.pool.threads import ThreadShell
+from unbroken.pool.loops import LoopRuntime
+from unbroken.pool.threads import ThreadRuntime
 from unbroken_drill.fake import FakeDriver, FakeServer
 
 # -- names, parameters, words ----------------------------------------------------------------------
@@ -37,7 +37,7 @@ PAIRS = [
     (unbroken.Pool, unbroken.AsyncPool),
     (sync.Lease, aio.AsyncLease),
     (sync.BoundedLease, aio.AsyncLease),
-    (ThreadShell, LoopShell),
+    (ThreadRuntime, LoopRuntime),
     (abc.Driver, abc.AsyncDriver),
     (_base.Blocking, _base.Awaited),
     (psycopg.Driver, psycopg.AsyncDriver),
@@ -51,7 +51,7 @@ FUNCTIONS = [
 
 #: Names that one of the two has alone, and why.
 ALONE = {
-    ("ThreadShell", "LoopShell"): {
+    ("ThreadRuntime", "LoopRuntime"): {
         "loop": "its event loop",
         "stop": "ends the pool's tasks before the loop ends; daemon threads need no end",
         "finalizer": (

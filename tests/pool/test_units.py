@@ -80,7 +80,7 @@ def test_a_loss_seen_before_the_commit_is_sent_is_run_again(shop, until):
         face.do(conn, f"INSERT INTO {table} VALUES (1)")
         kill()
         if kill.calls == 1:
-            entry = next(iter(pool._state.kernel.lent.values()))
+            entry = next(iter(pool._state.kernel.in_use.values()))
             until(lambda: entry.cause is not None)
 
     pool.run(work)
@@ -98,7 +98,7 @@ def test_outside_of_a_unit_the_same_loss_is_told_as_what_it_is(shop, until):
     ):
         face.do(conn, f"INSERT INTO {table} VALUES (1)")
         kill()
-        entry = next(iter(pool._state.kernel.lent.values()))
+        entry = next(iter(pool._state.kernel.in_use.values()))
         until(lambda: entry.cause is not None)
     assert isinstance(caught.value, pool._driver.errors[0])
     assert face.stored(table) == []

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from unbroken.brain.entry import Entry
 from unbroken.pool.registry import registry
-from unbroken.pool.state import State
+from unbroken.pool.state import PoolState
 
 #: Seconds. A pool's worker takes up a forgotten connection and tells of it a moment later.
 BETWEEN = 0.25
@@ -39,7 +39,7 @@ class LeakWatch:
     """
 
     def __init__(self) -> None:
-        self._states: list[State] = []
+        self._states: list[PoolState] = []
         self._before: set[tuple[Entry, int]] = set()
         self._forgotten: list[Leak] = []
         self._stack = ExitStack()
@@ -52,7 +52,7 @@ class LeakWatch:
         self._stack.close()
         self._states.clear()
 
-    def _meet(self, state: State) -> None:
+    def _meet(self, state: PoolState) -> None:
         self._states.append(state)
         self._before.update((entry, entry.uses) for entry in (*_lent(state), *_dropped(state)))
         tell = state.emit
@@ -82,12 +82,12 @@ class LeakWatch:
         """Whether a pool has taken up a connection that was forgotten, and has not told of it
         yet.
         """
-        return any(state.kernel.strays() for state in self._states if state.mark[0])
+        return any(state.kernel.strays() for state in self._states if state.here[0])
 
     def _now(self) -> list[Leak]:
         out = list(self._forgotten)
         for state in self._states:
-            if state.mark[0]:  # else it is a parent process's
+            if state.here[0]:  # else it is a parent process's
                 out += [
                     Leak(state.name, str(e.place), forgotten=False)
                     for e in _lent(state)
@@ -104,11 +104,11 @@ class LeakWatch:
         return (entry, entry.uses) not in self._before
 
 
-def _lent(state: State) -> list[Entry]:
-    return _copied(lambda: list(state.lent.values()))
+def _lent(state: PoolState) -> list[Entry]:
+    return _copied(lambda: list(state.in_use.values()))
 
 
-def _dropped(state: State) -> list[Entry]:
+def _dropped(state: PoolState) -> list[Entry]:
     return _copied(lambda: list(state.forgotten))
 
 
@@ -120,6 +120,6 @@ def _copied(copy: Callable[[], list[Entry]]) -> list[Entry]:
             continue
 
 
-def _put_back(state: State, ours: Any, theirs: Any) -> None:
+def _put_back(state: PoolState, ours: Any, theirs: Any) -> None:
     if state.emit is ours:
         state.emit = theirs

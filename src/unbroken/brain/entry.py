@@ -1,7 +1,7 @@
 """One connection's life: when it was born and last used, who has it now, and why it died.
 
 An entry is owned by exactly one party at a time: the pool (it stands in ``Kernel.idle``), a caller
-(it stands in ``Kernel.lent``), or a worker that opens, checks or closes it. Only its owner may
+(it stands in ``Kernel.in_use``), or a worker that opens, checks or closes it. Only its owner may
 change it, except for ``condemn``, which is one atomic write and may come from anywhere.
 """
 

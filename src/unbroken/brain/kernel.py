@@ -8,8 +8,8 @@ taking an idle entry (``idle.pop()``) and putting one back (``idle.append(entry)
 these inline, in this order:
 
 * a taker looks at ``waiting`` first and pops only when nobody waits: it never overtakes the line;
-  then it notes the entry in ``lent``;
-* a giver takes the entry out of ``lent``, appends *first* and looks at ``waiting`` (and at the
+  then it notes the entry in ``in_use``;
+* a giver takes the entry out of ``in_use``, appends *first* and looks at ``waiting`` (and at the
   generation) *afterwards*; a waiter joins ``waiting`` first and looks at ``idle`` afterwards
   (``enter``). Whichever comes second sees the other, so no wake-up is lost.
 
@@ -53,8 +53,20 @@ class Kernel:
     """The state of one pool in one process. See the module for the lock rule."""
 
     __slots__ = (
-        "closed", "entries", "exiled", "generation", "idle", "keep", "lent", "max_size", "min_size",
-        "oldest_first", "opening", "returning", "silent", "waiting",
+        "closed",
+        "entries",
+        "generation",
+        "idle",
+        "in_use",
+        "keep",
+        "max_size",
+        "min_size",
+        "oldest_first",
+        "opening",
+        "reclaimed",
+        "resetting",
+        "silent",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, max_size: int, min_size: int = 0) -> None:
@@ -67,9 +79,9 @@ class Kernel:
         self.idle: deque[Entry] = (
             deque()
         )  #: lent from the right end: the warmest first, the rest may be retired
-        self.lent: dict[int, Entry] = {}  #: by id of the driver's connection
-        self.returning: dict[int, Entry] = {}  #: given back, but its reset is still under way
-        self.exiled: dict[int, Entry] = {}  #: taken away from a holder who still has the object
+        self.in_use: dict[int, Entry] = {}  #: by id of the driver's connection
+        self.resetting: dict[int, Entry] = {}  #: given back, but its reset is still under way
+        self.reclaimed: dict[int, Entry] = {}  #: taken away from a holder who still has the object
         self.entries: dict[int, Entry] = {}  #: every open one, by key
         self.waiting: deque[Ticket] = deque()
         self.opening = 0  #: places reserved for connections that are being opened
@@ -236,16 +248,16 @@ class Kernel:
 
         False: *entry* is not lent.
         """
-        if self.lent.pop(entry.key, None) is not entry:
+        if self.in_use.pop(entry.key, None) is not entry:
             return False
         self.forget(entry)
-        self.entries[other.key] = self.lent[other.key] = other
+        self.entries[other.key] = self.in_use[other.key] = other
         return True
 
     def drop(self, entry: Entry) -> None:
         """An entry leaves the pool, also one that a caller is noted to have."""
-        if self.lent.get(entry.key) is entry:
-            del self.lent[entry.key]
+        if self.in_use.get(entry.key) is entry:
+            del self.in_use[entry.key]
         self.forget(entry)
 
     def forget(self, entry: Entry) -> None:
@@ -260,7 +272,7 @@ class Kernel:
 
     def lend(self, entry: Entry) -> None:
         """A caller has the entry, which was granted to it, from now on."""
-        self.lent[entry.key] = entry
+        self.in_use[entry.key] = entry
 
     def put(self, entry: Entry) -> None:
         """The caller's entry is idle from now on. Afterwards those who wait must be served."""
@@ -268,13 +280,13 @@ class Kernel:
 
     def admit(self, entry: Entry) -> None:
         """A caller has opened a connection by itself: it is the pool's, and lent to that caller."""
-        self.entries[entry.key] = self.lent[entry.key] = entry
+        self.entries[entry.key] = self.in_use[entry.key] = entry
 
     def resets(self, entry: Entry) -> None:
-        """An entry that was just taken out of ``lent`` is given back, but something has to be sent
-        on it first.
+        """An entry that was just taken out of ``in_use`` is given back, but something has to be
+        sent on it first.
         """
-        self.returning[entry.key] = entry
+        self.resetting[entry.key] = entry
 
     def is_back(self, entry: Entry) -> bool:
         """Make an entry that was lent, or is given back, the caller's own.
@@ -282,37 +294,38 @@ class Kernel:
         False: it is so no more.
         """
         return (
-            self.lent.pop(entry.key, None) is entry or self.returning.pop(entry.key, None) is entry
+            self.in_use.pop(entry.key, None) is entry
+            or self.resetting.pop(entry.key, None) is entry
         )
 
     def came_back(self, key: int) -> Entry | None:
-        """The exiled entry whose holder gives the connection with this key back or drops it; None:
-        there is none.
+        """The reclaimed entry whose holder gives the connection with this key back or drops it;
+        None: there is none.
         """
-        return self.exiled.pop(key, None)
+        return self.reclaimed.pop(key, None)
 
     def lose(self, entry: Entry) -> bool:
         """The holder of *entry* is seen to have let it be collected.
 
         In a finalizer, so without the lock. True: it was lent.
         """
-        if self.lent.get(entry.key) is entry:
-            self.lent.pop(entry.key, None)
+        if self.in_use.get(entry.key) is entry:
+            self.in_use.pop(entry.key, None)
             return True
-        if self.exiled.get(entry.key) is entry:
-            self.exiled.pop(entry.key, None)
+        if self.reclaimed.get(entry.key) is entry:
+            self.reclaimed.pop(entry.key, None)
         return False
 
-    def exile(self, entry: Entry) -> bool:
+    def reclaim(self, entry: Entry) -> bool:
         """Take a lent entry away from its holder, who still has the object. False: it came back
         meanwhile.
 
         The asker keeps the object alive, so that no other connection can have its key.
         """
-        if self.lent.pop(entry.key, None) is not entry:
+        if self.in_use.pop(entry.key, None) is not entry:
             return False
         self.forget(entry)
-        self.exiled[entry.key] = entry
+        self.reclaimed[entry.key] = entry
         return True
 
     # -- what must not stay ------------------------------------------------------------------------
@@ -392,7 +405,7 @@ class Kernel:
 
     def is_out(self, entry: Entry) -> bool:
         """Whether a caller has *entry*, or is giving it back."""
-        return self.lent.get(entry.key) is entry or self.returning.get(entry.key) is entry
+        return self.in_use.get(entry.key) is entry or self.resetting.get(entry.key) is entry
 
     def drain(self) -> list[Entry]:
         """Start a new generation: what is idle is closed now, what is lent when it comes back."""
@@ -406,7 +419,7 @@ class Kernel:
         self.max_size, self.min_size = max_size, min_size
         stale = self.take_stale()
         # What is lent is not all that is out: one may be on its way to a taker, or from a giver.
-        out = {id(e): e for e in [*self.lent.values(), *self.entries.values()]}.values()
+        out = {id(e): e for e in [*self.in_use.values(), *self.entries.values()]}.values()
         staying = [e for e in out if e.cause is None]
         for entry in staying[: max(0, self.size - max_size - (len(out) - len(staying)))]:
             entry.condemn(Cause.SURPLUS)

@@ -112,7 +112,7 @@ def snapshot(
         min_size=kernel.min_size,
         size=kernel.size,
         idle=len(kernel.idle),
-        used=len(kernel.lent),
+        used=len(kernel.in_use),
         opening=kernel.opening,
         waiting=len(kernel.waiting),
         acquired=counters.retired_uses + sum(e.uses for e in list(kernel.entries.values())),

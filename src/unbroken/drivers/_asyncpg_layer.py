@@ -18,7 +18,7 @@ from unbroken.drivers import _postgresql
 from unbroken.ledger import unit
 from unbroken.ledger.residue import NOTHING, left_by
 from unbroken.net import last_words
-from unbroken.net.severance import abort, identity
+from unbroken.net.fork_guard import abort, identity
 
 #: The protocol's methods that send. All of them must be known: see :func:`unknown`.
 SENDS = frozenset({

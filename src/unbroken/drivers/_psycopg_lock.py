@@ -18,7 +18,7 @@ from unbroken.net.liveness import Liveness, look
 from unbroken.net.patched import threads_are_greenlets
 
 #: A wait for another thread or task looks at the socket this often, in seconds.
-GLANCE = 0.05
+LOOK_AROUND = 0.05
 #: After so many glances at a lock that is locked and that nobody has any more, nobody will release
 #: it.
 ORPHANED = 5
@@ -86,7 +86,7 @@ class ThreadLock(_Base):
     def _wait(self, me: int, timeout: float) -> bool:
         left, orphaned = timeout, 0
         while True:
-            step = GLANCE if timeout < 0 else min(GLANCE, left)
+            step = LOOK_AROUND if timeout < 0 else min(LOOK_AROUND, left)
             if self._inner.acquire(timeout=step):
                 return True
             left -= step
@@ -138,7 +138,7 @@ class TaskLock(_Base):
         orphaned = 0
         while True:
             try:
-                async with asyncio.timeout(GLANCE) as limit:
+                async with asyncio.timeout(LOOK_AROUND) as limit:
                     await self._inner.acquire()
                 return
             except TimeoutError:

@@ -33,7 +33,7 @@ from unbroken.drivers._shared import (
 )
 from unbroken.ledger import unit
 from unbroken.ledger.residue import Left
-from unbroken.net.severance import abort, identity
+from unbroken.net.fork_guard import abort, identity
 
 NAME = "mariadb"
 SCHEMES = ("mariadb+mariadbconnector", "mysql+mariadbconnector")

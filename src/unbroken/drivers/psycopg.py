@@ -46,7 +46,7 @@ from unbroken.drivers._shared import (
 )
 from unbroken.errors import ConfigurationError
 from unbroken.ledger.residue import Left
-from unbroken.net.severance import abort, identity
+from unbroken.net.fork_guard import abort, identity
 
 NAME = "psycopg"
 SCHEMES = ("postgresql+psycopg", "postgresql+psycopg_async")

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from unbroken.ledger.statements import Kind, kind
-from unbroken.ledger.unit import current, glimpse
+from unbroken.ledger.unit import current, current_token
 
 _followed: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -39,7 +39,7 @@ def follow(engine: Any) -> None:
 
 def statement(sql: Any, whose: str) -> None:
     """*sql* goes out on a connection of *whose*, which no driver of ours follows."""
-    unit = current() if glimpse() is not None else None
+    unit = current() if current_token() is not None else None
     if unit is not None and kind(sql) is not Kind.READ:
         unit.doubt(f"a write went out on a connection of {whose}")
 
@@ -49,7 +49,7 @@ def _on_statement(_conn: Any, _cursor: Any, sql: str, *_more: Any) -> None:
 
 
 def _on_checkout(*_given: Any) -> None:
-    unit = current() if glimpse() is not None else None
+    unit = current() if current_token() is not None else None
     if unit is not None and _is_raw(sys._getframe(1)):
         unit.doubt("a raw connection of an engine without the plugin was used")
 

@@ -21,7 +21,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 from unbroken.ledger.purity import is_free_of_effects
-from unbroken.ledger.session import Reach, reach
+from unbroken.ledger.reach import Reach, reach
 from unbroken.ledger.tokens import NUMBER, QUOTED, STRING, Refusal, readings, words
 
 

@@ -50,7 +50,7 @@ class Action(StrEnum):
     COMMIT_UNKNOWN = "commit unknown"  #: a COMMIT was sent and its answer was lost: say so
 
 
-class Home(Protocol):
+class Origin(Protocol):
     """The pool that a connection came from, for the ledger: what can be asked on another one of its
     connections.
     """
@@ -79,7 +79,7 @@ class Verdict:
 
     action: Action
     reason: str
-    asks: tuple[tuple[Home, Question], ...] = ()
+    asks: tuple[tuple[Origin, Question], ...] = ()
 
 
 class Fate(StrEnum):
@@ -104,10 +104,10 @@ class _Part:
         "direct",
         "entry",
         "fresh",
-        "home",
         "last",
         "looked",
         "open",
+        "origin",
         "pending",
         "reports",
         "savepoints",
@@ -118,7 +118,7 @@ class _Part:
     )
 
     def __init__(self) -> None:
-        self.home: Home | None = None  # the pool that it came from
+        self.origin: Origin | None = None  # the pool that it came from
         self.entry: Any = None  # what that pool knows of it
         self.fresh = False  # it was opened, or used, just before
         self.reports = 0  # how many came
@@ -221,7 +221,7 @@ class Unit:
         self._pauses: dict[
             int, set[int]
         ] = {}  # … or a pause did, by the number of statements before it
-        self._limits: dict[int, int | None] = {}  # how large a statement a home takes, by its id
+        self._limits: dict[int, int | None] = {}  # how large a statement a origin takes, by its id
         self._forget()
 
     def _forget(self) -> None:
@@ -229,8 +229,8 @@ class Unit:
         self._barrier: str | None = None  # why this attempt can never be run again
         self._parts: dict[int | None, _Part] = {}
         self._looks: dict[
-            int, Home | None
-        ] = {}  # where a SELECT was committed that may have written, by the home's id
+            int, Origin | None
+        ] = {}  # where a SELECT was committed that may have written, by the origin's id
         self._notes: list[tuple[BaseException, Fault]] = []
         self._helpers: list[
             Callable[[], bool]
@@ -294,18 +294,18 @@ class Unit:
         return any(not is_done() for is_done in list(self._helpers))
 
     def join(
-        self, conn_id: int, home: Home | None = None, entry: Any = None, *, fresh: bool = False
+        self, conn_id: int, origin: Origin | None = None, entry: Any = None, *, fresh: bool = False
     ) -> None:
         """The connection *conn_id* works for this unit from now on, whichever thread uses it
         (:func:`current`).
 
-        *home* is where another one can be taken to ask something; *entry* is what it knows of this
-        one, which was opened or used just now if it is *fresh*.
+        *origin* is where another one can be taken to ask something; *entry* is what it knows of
+        this one, which was opened or used just now if it is *fresh*.
         """
         if not self._closed:
             _joined[conn_id] = self
             part = self._known(conn_id)
-            part.home, part.entry, part.fresh = home, entry, part.fresh or fresh
+            part.origin, part.entry, part.fresh = origin, entry, part.fresh or fresh
 
     def has(self, conn_id: int) -> bool:
         """Whether the connection *conn_id* works for this unit, which hears of all that is sent on
@@ -355,7 +355,7 @@ class Unit:
             or any(part.is_unsettled for part in list(self._parts.values()))
         ):
             return Fate.UNKNOWN
-        if any(home is None or home.may_hide_writes for home in list(self._looks.values())):
+        if any(origin is None or origin.may_hide_writes for origin in list(self._looks.values())):
             return Fate.UNKNOWN
         inner = {unit.fate() for unit in list(self._inner)}
         if Fate.UNKNOWN in inner:
@@ -482,53 +482,55 @@ class Unit:
 
     def _too_large(self, parts: dict[int | None, _Part]) -> str | None:
         for part in parts.values():
-            size = part.dead and part.home is not None and _size(part.last)
-            if not size or part.home is None:
+            size = part.dead and part.origin is not None and _size(part.last)
+            if not size or part.origin is None:
                 continue
             limit = (
                 PG_LARGEST
-                if part.home.backend == "postgresql"
-                else self._limits.get(id(part.home), 0)
+                if part.origin.backend == "postgresql"
+                else self._limits.get(id(part.origin), 0)
             )
             if limit is None:
                 return "how large a statement the server takes could not be asked"
             if 0 < limit <= size:
-                name = "" if part.home.backend == "postgresql" else "max_allowed_packet = "
+                name = "" if part.origin.backend == "postgresql" else "max_allowed_packet = "
                 return (
                     f"{_a(verb(part.last))} of {size:,} bytes was sent, and the server takes"
                     f" {name}{limit:,} bytes at most"
                 )
         return None
 
-    def _asks(self, parts: dict[int | None, _Part]) -> tuple[tuple[Home, Question], ...]:
+    def _asks(self, parts: dict[int | None, _Part]) -> tuple[tuple[Origin, Question], ...]:
         """What the server has to be asked before the replay."""
         hidden = [
-            (home, Question.HIDDEN_WRITES) for home in self._looks.values() if home is not None
+            (origin, Question.HIDDEN_WRITES)
+            for origin in self._looks.values()
+            if origin is not None
         ]
         large = {
-            id(part.home): (part.home, Question.PACKET)
+            id(part.origin): (part.origin, Question.PACKET)
             for part in parts.values()
             if part.dead
-            and part.home is not None
-            and _is_mysql(part.home)
-            and id(part.home) not in self._limits
+            and part.origin is not None
+            and _is_mysql(part.origin)
+            and id(part.origin) not in self._limits
             if _size(part.last) > _LARGE
         }
         return (*hidden, *large.values())
 
-    def hear(self, home: Home, question: Question, answer: Any) -> None:
+    def hear(self, origin: Origin, question: Question, answer: Any) -> None:
         """The *answer* of :attr:`Verdict.asks` (see :class:`Question`); None: it could not be
         had.
         """
         if question is Question.PACKET:
-            self._limits[id(home)] = answer
+            self._limits[id(origin)] = answer
             return
-        self._looks.pop(id(home), None)
+        self._looks.pop(id(origin), None)
         if answer == "":
             return
         self.wrote = self._uncertain = True
         for part in list(self._parts.values()):
-            if part.home is home and part.unheard:
+            if part.origin is origin and part.unheard:
                 part.open = part.pending = True
         why = answer or "the server could not be asked whether it called a function that writes"
         self._bar(f"a SELECT was committed, and {why}")
@@ -594,7 +596,7 @@ class Unit:
         entry = part.entry
         if entry is not None and (
             entry.cause is not None
-            or (self.attempts > 1 and part.home is not None and part.home.has_ended(entry))
+            or (self.attempts > 1 and part.origin is not None and part.origin.has_ended(entry))
         ):
             part.last = None
 
@@ -608,9 +610,9 @@ class Unit:
         """What was looked at may be committed from now on."""
         if part.looked:
             part.looked, part.unheard = False, True
-            self._looks[id(part.home)] = part.home
-            if part.home is not None:
-                part.home.looked()
+            self._looks[id(part.origin)] = part.origin
+            if part.origin is not None:
+                part.origin.looked()
 
     def _wrote(
         self, part: _Part, what: Kind, sql: str | bytes | None, autocommit: bool | None
@@ -858,8 +860,8 @@ def _size(sql: str | bytes | None) -> int:
     )
 
 
-def _is_mysql(home: Home) -> bool:
-    return home.backend in ("mysql", "mariadb")
+def _is_mysql(origin: Origin) -> bool:
+    return origin.backend in ("mysql", "mariadb")
 
 
 def _demoted(fault: Fault) -> Fault:
@@ -934,7 +936,7 @@ _inner_until: ContextVar[tuple[Unit, float] | None] = ContextVar(
 
 #: For hot paths, at 13 ns: None means that there is certainly no unit here; else ask
 #: :func:`current`.
-glimpse = _current.get
+current_token = _current.get
 
 
 class Token:

@@ -19,7 +19,7 @@ import sys
 from threading import get_native_id
 
 from unbroken.net.borrow import borrowed
-from unbroken.net.severance import identity
+from unbroken.net.fork_guard import identity
 
 #: Numbers of system calls (asm/unistd.h): those that have the descriptor as their first argument,
 #: those that poll, that select, and that wait for an epoll set.

@@ -21,9 +21,9 @@ from types import TracebackType
 from typing import Any
 
 from unbroken.net.blocked import end_wait, heard_for, is_connected
+from unbroken.net.fork_guard import abort, identity
 from unbroken.net.keepalive import close_on_exec
 from unbroken.net.patched import threads_are_greenlets
-from unbroken.net.severance import abort, identity
 from unbroken.net.watcher import Watcher
 
 #: Seconds between two tries to end what goes on: a library may go on to the next address of a host.

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 from unbroken.net.borrow import borrowed
 from unbroken.net.patched import has, original
-from unbroken.net.traffic import counter, segments_sent
+from unbroken.net.sent_bytes import counter, segments_sent
 
 __all__ = [
     "SUPPORTED",

@@ -30,10 +30,10 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
+from unbroken.net.fork_guard import fork_mark, identity
 from unbroken.net.liveness import Liveness, look
 from unbroken.net.patched import threads_are_greenlets
 from unbroken.net.selector import Selector, new_selector
-from unbroken.net.severance import fork_mark, identity
 from unbroken.net.signals import start_thread
 from unbroken.net.wake import Wake, wait
 

@@ -13,19 +13,19 @@ from unbroken.brain.health import Need
 from unbroken.brain.kernel import Ticket
 from unbroken.errors import OutageError, PoolTimeoutError
 from unbroken.net.liveness import Liveness, judge
-from unbroken.pool.leaks import bury_forgotten, recover_left, recover_strays
-from unbroken.pool.state import State
+from unbroken.pool.leaks import discard_forgotten, recover_left, recover_strays
+from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow, Wait
 
 #: A caller in line looks around this often: after forgotten connections, after a worker that got
 #: lost.
-GLANCE = 0.25
+LOOK_AROUND = 0.25
 #: Its first look comes sooner, and may collect garbage: a forgotten connection is often part of a
 #: cycle.
-FIRST_GLANCE = 0.05
+FIRST_LOOK = 0.05
 #: At least this long between two looks, whoever looks: a line of a thousand must not spend its time
 #: on looking.
-GLANCE_APART = 0.04
+LOOKS_APART = 0.04
 #: At least this long between two such collections: they cost tens of milliseconds in a large
 #: process.
 COLLECT_EVERY = 0.5
@@ -36,7 +36,7 @@ COLLECT_SHARE = 10.0
 
 
 def acquire(
-    state: State, suspect: Entry | None, started: float, until: float, *, again: bool = False
+    state: PoolState, suspect: Entry | None, started: float, until: float, *, again: bool = False
 ) -> Flow[Entry]:
     """An entry fit to be lent, owned by the caller. *suspect* was popped from idle and needs more
     than a glance. *again*: the caller had a place, which it gave up because its connection had
@@ -47,7 +47,7 @@ def acquire(
     """
     entry = suspect
     if suspect is not None:
-        state.attend()
+        state.close_hung_up()
     while True:
         if entry is None:
             entry = yield from _stand_in_line(state, started, until, front=again)
@@ -56,7 +56,7 @@ def acquire(
         entry, again = None, True
 
 
-def _is_fit(state: State, entry: Entry, until: float) -> Flow[bool]:
+def _is_fit(state: PoolState, entry: Entry, until: float) -> Flow[bool]:
     """Whether *entry* may be lent now. What may not is buried."""
     if entry.conn is None:
         return True  # a place: its caller connects
@@ -64,20 +64,20 @@ def _is_fit(state: State, entry: Entry, until: float) -> Flow[bool]:
     looks = judge(entry.poll(0))
     need = state.policy.need(entry, now)
     if entry.generation != state.kernel.generation:
-        state.bury(entry, Cause.DRAINED)
+        state.discard(entry, Cause.DRAINED)
         return False
     if looks is Liveness.DEAD or state.heard_goodbye(entry.conn):
-        state.bury_dead(entry)
+        state.discard_dead(entry)
         return False
     if need is Need.RETIRE:
-        state.bury(entry, Cause.MAX_AGE)
+        state.discard(entry, Cause.MAX_AGE)
         return False
     if looks is Liveness.ALIVE and need is Need.NOTHING:
         return True
     return (yield from ping(state, entry, min(state.settings.ping_timeout, max(until - now, 0.05))))
 
 
-def ping(state: State, entry: Entry, timeout: float) -> Flow[bool]:
+def ping(state: PoolState, entry: Entry, timeout: float) -> Flow[bool]:
     """One round trip on an entry that the caller owns. False: it did not answer and is buried."""
     idle = state.clock() - entry.last_used
     mine = Ticket(state.clock(), None)
@@ -92,13 +92,13 @@ def ping(state: State, entry: Entry, timeout: float) -> Flow[bool]:
             if fault.cause is not None and fault.cause is not Cause.LOST
             else Cause.SILENT_DROP
         )
-        state.bury(entry, cause, fault.text)
+        state.discard(entry, cause, fault.text)
         state.sweep()
         if cause is Cause.SILENT_DROP:
             state.drop_silent(idle)
         return False
     except BaseException:
-        state.bury(entry, Cause.CANCELLED)
+        state.discard(entry, Cause.CANCELLED)
         raise
     mine.entry = None
     entry.last_used = state.clock()
@@ -111,10 +111,10 @@ def ping(state: State, entry: Entry, timeout: float) -> Flow[bool]:
     return True
 
 
-def _stand_in_line(state: State, started: float, until: float, *, front: bool) -> Flow[Entry]:
+def _stand_in_line(state: PoolState, started: float, until: float, *, front: bool) -> Flow[Entry]:
     """Wait until a connection is granted. One wait is one ticket; it is left in every case."""
     kernel = state.kernel
-    ticket = Ticket(state.clock(), state.shell.new_signal())
+    ticket = Ticket(state.clock(), state.runtime.new_signal())
     try:
         state.tickets.add(ticket)
         with state.lock:
@@ -123,7 +123,7 @@ def _stand_in_line(state: State, started: float, until: float, *, front: bool) -
             others = [t for t in kernel.enter(ticket, front=front) if t is not ticket]
         state.wake(others)
         if not ticket.done:
-            state.order()
+            state.ensure_connecting()
             yield from _wait(state, ticket, started, until)
     except BaseException:
         _give_up(state, ticket)
@@ -136,36 +136,38 @@ def _stand_in_line(state: State, started: float, until: float, *, front: bool) -
     return entry
 
 
-def _give_up(state: State, ticket: Ticket) -> None:
+def _give_up(state: PoolState, ticket: Ticket) -> None:
     """Leave the line; what was granted at the last moment goes to the next one."""
     with state.lock:
         is_idle_again = state.kernel.give_up(ticket)
     if is_idle_again:
-        state.settle()
+        state.dispatch()
 
 
-def _wait(state: State, ticket: Ticket, started: float, until: float) -> Flow[None]:
+def _wait(state: PoolState, ticket: Ticket, started: float, until: float) -> Flow[None]:
     with state.lock:
         state.counters.waits += 1
     begun = state.clock()
-    glance = FIRST_GLANCE
+    pause = FIRST_LOOK
     recall(state)
     try:
         while not ticket.done:
             now = state.clock()
             _raise_if_hopeless(state, now, started, until, begun)
-            yield Wait(ticket.signal, min(glance, max(until - now, 0.0)))
+            yield Wait(ticket.signal, min(pause, max(until - now, 0.0)))
             if not ticket.done:
                 _look_around(state, until)
-                glance = (
-                    FIRST_GLANCE if state.suspects else GLANCE
+                pause = (
+                    FIRST_LOOK if state.suspects else LOOK_AROUND
                 )  # a stray is one when it is seen again
     finally:
         with state.lock:
             state.counters.wait_seconds += state.clock() - begun
 
 
-def _raise_if_hopeless(state: State, now: float, started: float, until: float, came: float) -> None:
+def _raise_if_hopeless(
+    state: PoolState, now: float, started: float, until: float, came: float
+) -> None:
     """End the wait: when the time is up, or when the server has been away for too long and nothing
     can come back.
     """
@@ -184,17 +186,17 @@ def _raise_if_hopeless(state: State, now: float, started: float, until: float, c
         raise _outage_error(state, now, started)
 
 
-def _may_come_back(state: State) -> bool:
+def _may_come_back(state: PoolState) -> bool:
     """Whether something that is lent may still be given back to serve a caller: what is known dead
     will not.
     """
     return any(
         e.cause is None
-        for e in (*list(state.kernel.lent.values()), *list(state.kernel.returning.values()))
+        for e in (*list(state.kernel.in_use.values()), *list(state.kernel.resetting.values()))
     )
 
 
-def _outage_error(state: State, now: float, started: float) -> OutageError:
+def _outage_error(state: PoolState, now: float, started: float) -> OutageError:
     waited = f"within {now - started:.1f} s " if now - started > 0.1 else ""
     return state.error(
         OutageError,
@@ -204,8 +206,8 @@ def _outage_error(state: State, now: float, started: float) -> OutageError:
     )
 
 
-def _timeout_error(state: State, now: float, started: float) -> PoolTimeoutError:
-    holders = {str(e.place) for e in list(state.kernel.lent.values())[:50] if e.place is not None}
+def _timeout_error(state: PoolState, now: float, started: float) -> PoolTimeoutError:
+    holders = {str(e.place) for e in list(state.kernel.in_use.values())[:50] if e.place is not None}
     held = (
         f"; held by {', '.join(sorted(holders)[:3])}{' …' if len(holders) > 3 else ''}"
         if holders
@@ -215,7 +217,7 @@ def _timeout_error(state: State, now: float, started: float) -> PoolTimeoutError
     busy = "all are in use: give them back sooner, raise max_size, or wait longer (acquire_timeout)"
     why = outage or (
         busy
-        if state.kernel.lent
+        if state.kernel.in_use
         else "the server has not answered yet; is it overloaded or frozen?"
     )
     return state.error(
@@ -225,25 +227,25 @@ def _timeout_error(state: State, now: float, started: float) -> PoolTimeoutError
     )
 
 
-def recall(state: State) -> None:
+def recall(state: PoolState) -> None:
     """Ask holders for a connection that they do not need just now; the one that has it for longest
     is asked first.
     """
-    for entry in [*state.kernel.lent.values(), *state.kernel.returning.values()]:
+    for entry in [*state.kernel.in_use.values(), *state.kernel.resetting.values()]:
         ask = entry.recall()
         if ask is not None and ask():
             return
 
 
-def _look_around(state: State, until: float) -> None:
+def _look_around(state: PoolState, until: float) -> None:
     """What a caller in line, who has time *until* then, can do itself: find forgotten connections,
     and see that somebody connects.
     """
     now = state.clock()
     with state.lock:
-        if now < state.next_glance:
+        if now < state.next_look_around:
             return  # another caller has just looked, for all
-        state.next_glance = now + GLANCE_APART
+        state.next_look_around = now + LOOKS_APART
         due = now - state.last_collect > max(COLLECT_EVERY, COLLECT_SHARE * state.collect_cost)
         collect = (
             due
@@ -260,9 +262,9 @@ def _look_around(state: State, until: float) -> None:
             state.clock()
         )  # from its end: on an event loop, all others have waited for it
         state.collect_took = state.last_collect - now
-    bury_forgotten(state)
+    discard_forgotten(state)
     recover_strays(state)
     recover_left(state)
     recall(state)
     state.sweep()
-    state.settle()
+    state.dispatch()

@@ -9,7 +9,7 @@ from typing import Any
 
 from unbroken.abc import BaseDriver, Connection
 from unbroken.brain.entry import Entry
-from unbroken.net.severance import abort, identity
+from unbroken.net.fork_guard import abort, identity
 from unbroken.net.watcher import Watcher
 from unbroken.settings import Settings
 
@@ -84,8 +84,8 @@ def bounded(state: Any, what: str, entry: Entry) -> Bound:
     """``with bounded(state, "rollback", entry):`` around what a framework does itself on a lent
     connection.
     """
-    shell = state.shell
-    return Bound(shell.watcher, state.driver, None, shell.limits[what], what, entry)
+    runtime = state.runtime
+    return Bound(runtime.watcher, state.driver, None, runtime.limits[what], what, entry)
 
 
 __all__ = ["Bound", "bounded", "limits_of"]

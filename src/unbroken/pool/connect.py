@@ -16,7 +16,7 @@ from unbroken.backends.fault import one_line
 from unbroken.brain.entry import Entry
 from unbroken.brain.outage import SILENT, Try
 from unbroken.pool.registry import every
-from unbroken.pool.state import AT_THE_LIMIT, State
+from unbroken.pool.state import AT_THE_LIMIT, PoolState
 from unbroken.pool.steps import Call, Connect, Flow, Wait
 from unbroken.pool.upkeep import schedule
 
@@ -30,7 +30,7 @@ MOVING = 1.0
 AFTERWARDS = 0.25
 
 
-def connector(state: State) -> Flow[None]:
+def connector(state: PoolState) -> Flow[None]:
     """One worker: opens what is wanted, one after the other, and ends when nothing is.
 
     ``connectors`` counts it.
@@ -38,7 +38,7 @@ def connector(state: State) -> Flow[None]:
     yield from work(state, _open_one)
 
 
-def work(state: State, open_one: Callable[[Any, Try], Flow[bool]]) -> Flow[None]:
+def work(state: PoolState, open_one: Callable[[Any, Try], Flow[bool]]) -> Flow[None]:
     """As :func:`connector`, with another way to make an attempt. *open_one* says whether to go on;
     the attempt's place is reserved.
     """
@@ -61,12 +61,12 @@ def work(state: State, open_one: Callable[[Any, Try], Flow[bool]]) -> Flow[None]
         with state.lock, state.server.lock:
             state.at_work -= 1
             resigned = state.connectors == 0 and state.server.outage.resign(state)
-        state.order()  # who came while this one was leaving
+        state.ensure_connecting()  # who came while this one was leaving
         if resigned:
             tell_others(state)
 
 
-def _ask(state: State) -> Try | float | None:
+def _ask(state: PoolState) -> Try | float | None:
     """What this worker may do: an attempt now (its place is reserved), later (in so many seconds),
     or nothing more (None).
     """
@@ -82,11 +82,11 @@ def _ask(state: State) -> Try | float | None:
         if not kernel.reserve(spare=True):
             return None
         attempt = outage.began(state, now)
-        state.tries[attempt] = state.shell.dialing(state.connect_limit)
+        state.tries[attempt] = state.runtime.dialing(state.connect_limit)
         return attempt
 
 
-def _over(state: State, attempt: Try) -> None:
+def _over(state: PoolState, attempt: Try) -> None:
     """The attempt has ended."""
     with state.lock, state.server.lock:
         state.server.outage.over(attempt)
@@ -98,24 +98,24 @@ def _over(state: State, attempt: Try) -> None:
         timer.cancel()
 
 
-def _sleep(state: State, delay: float) -> Flow[None]:
+def _sleep(state: PoolState, delay: float) -> Flow[None]:
     """Sleep until the next attempt is due; a caller who arrives during a lonely sleep ends it."""
-    signal = state.shell.new_signal()
+    signal = state.runtime.new_signal()
     with state.lock:
         if not state.kernel.waiting:
-            state.bell = signal
+            state.prober_wakeup = signal
     try:
         yield Wait(signal, delay)
     finally:
         with state.lock:
-            if state.bell is signal:
-                state.bell = None
+            if state.prober_wakeup is signal:
+                state.prober_wakeup = None
 
 
 # -- attempts that hang ----------------------------------------------------------------------------
 
 
-def watch_over(state: State) -> None:
+def watch_over(state: PoolState) -> None:
     """Look at the attempts under way when one of them will have been silent for too long, if none
     ends before.
     """
@@ -127,18 +127,18 @@ def watch_over(state: State) -> None:
         if when is None or (before is not None and before.when <= when):
             return
         this = weakref.ref(state)
-        state.oversight = state.shell.watcher.at(when, lambda: _look(this))
+        state.oversight = state.runtime.watcher.at(when, lambda: _look(this))
     if before is not None:
         before.cancel()
 
 
-def _look(state_ref: Callable[[], State | None]) -> None:
+def _look(state_ref: Callable[[], PoolState | None]) -> None:
     """On the watcher: some attempts are silent.
 
     Begin others, end one for another to begin, count those whose time is up.
     """
     state = state_ref()
-    if state is None or not state.mark[0]:
+    if state is None or not state.here[0]:
         return
     now = state.clock()
     tries = list(state.tries.items())
@@ -178,7 +178,7 @@ def _look(state_ref: Callable[[], State | None]) -> None:
             ),
             each.started,
         )
-    state.order()
+    state.ensure_connecting()
     if called:
         state.hasten()
     watch_over(state)
@@ -187,7 +187,7 @@ def _look(state_ref: Callable[[], State | None]) -> None:
 # -- one attempt -----------------------------------------------------------------------------------
 
 
-def _open_one(state: State, attempt: Try) -> Flow[bool]:
+def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
     """Try once, with the place that is reserved. False: this worker should end."""
     started, generation = attempt.started, state.kernel.generation
     dialing = state.tries[attempt]
@@ -225,7 +225,7 @@ def _open_one(state: State, attempt: Try) -> Flow[bool]:
     return True
 
 
-def _reject_object(state: State, conn: Connection, exc: Exception) -> bool:
+def _reject_object(state: PoolState, conn: Connection, exc: Exception) -> bool:
     """What the caller's own ``connect=`` gave is no connection of this driver."""
     text = (
         f"connect= gave {type(conn).__name__}, which is no connection of {state.driver.name}"
@@ -235,12 +235,12 @@ def _reject_object(state: State, conn: Connection, exc: Exception) -> bool:
     return False
 
 
-def _within(state: State, until: float) -> float:
+def _within(state: PoolState, until: float) -> float:
     """How long a question may take that must be answered by *until*."""
     return min(state.settings.ping_timeout, max(until - state.clock(), AT_THE_LIMIT))
 
 
-def ask_limit(state: State, conn: Connection, until: float = math.inf) -> Flow[None]:
+def ask_limit(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[None]:
     """Ask the server for its idle limit, once per process.
 
     Where it may not be asked, learning has to do.
@@ -271,7 +271,7 @@ def ask_limit(state: State, conn: Connection, until: float = math.inf) -> Flow[N
     state.limit_changed()
 
 
-def remember(state: State, conn: Connection, until: float = math.inf) -> Flow[Any]:
+def remember(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[Any]:
     """What a reset of this session has to set again; None where that is not known.
 
     One round trip.
@@ -286,7 +286,7 @@ def remember(state: State, conn: Connection, until: float = math.inf) -> Flow[An
         return None
 
 
-def prove(state: State, conn: Connection, until: float = math.inf) -> Flow[None]:
+def prove(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[None]:
     """Have the driver prove, once per process, that it sees what its library sends; without proof
     no unit is replayed.
     """
@@ -306,7 +306,7 @@ def prove(state: State, conn: Connection, until: float = math.inf) -> Flow[None]
         driver.tried(conn, flaw)
 
 
-def _succeeded(state: State, entry: Entry, took: float) -> None:
+def _succeeded(state: PoolState, entry: Entry, took: float) -> None:
     with state.lock, state.server.lock:
         ended = _end_outage(state, took)
         state.rejected_at = -math.inf
@@ -315,14 +315,14 @@ def _succeeded(state: State, entry: Entry, took: float) -> None:
         tickets, stale = state.kernel.opened(entry)
     state.wake(tickets)
     for old in stale:
-        state.finish_off(old)
+        state.close_entry(old)
     schedule(state)
-    state.order()  # the number opened at a time may have grown
+    state.ensure_connecting()  # the number opened at a time may have grown
     state.emit("opened", {"pool": state.name, "session": entry.session, "seconds": took})
     _announce_end(state, ended)
 
 
-def _end_outage(state: State, took: float | None = None) -> float | None:
+def _end_outage(state: PoolState, took: float | None = None) -> float | None:
     """The server answers: how long it was away, if it was. The caller holds both locks."""
     ended = state.server.outage.succeeded(state.clock(), took)
     if ended is not None:
@@ -331,23 +331,23 @@ def _end_outage(state: State, took: float | None = None) -> float | None:
     return ended
 
 
-def _announce_end(state: State, ended: float | None) -> None:
+def _announce_end(state: PoolState, ended: float | None) -> None:
     if ended is not None:
         log.warning("%s: %s is back after %.2f s", state.name, state.driver.target.server, ended)
         state.emit("outage ended", {"pool": state.name, "seconds": ended})
         tell_others(state)
 
 
-def tell_others(state: State) -> None:
+def tell_others(state: PoolState) -> None:
     """The other pools of this server may connect again, or one of them must become the prober."""
     with state.server.lock:
         pools = every(state.server.pools)
     for other in pools:
         if other is not state:
-            other.shell.call(other.order)
+            other.runtime.call(other.ensure_connecting)
 
 
-def _failed(state: State, exc: Exception, started: float) -> bool:
+def _failed(state: PoolState, exc: Exception, started: float) -> bool:
     fault = state.classify(exc)
     if fault.kind not in OUTAGE_KINDS:
         _reject(state, exc, fault)
@@ -363,7 +363,7 @@ def _failed(state: State, exc: Exception, started: float) -> bool:
     return True
 
 
-def _reject(state: State, exc: Exception, fault: Fault) -> None:
+def _reject(state: PoolState, exc: Exception, fault: Fault) -> None:
     """The server said no.
 
     Waiting does not help: everybody in the line is told, each by an error of their own.

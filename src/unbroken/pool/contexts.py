@@ -86,7 +86,7 @@ class Job:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What *function* gives or raises."""
-        before, function = (units.glimpse(), units.attempt()), self._function
+        before, function = (units.current_token(), units.attempt()), self._function
         if self._once:
             self._function = (
                 _nothing  # a thread refers to its job, and this would refer to the thread
@@ -301,7 +301,7 @@ def _create_task(original: Callable[..., Any]) -> Callable[..., Any]:
         if context is not None:
             if not units.is_told(context):
                 _tell(context, units.current())
-        elif units.glimpse() is units.UNTOLD and (unit := units.current()) is not None:
+        elif units.current_token() is units.UNTOLD and (unit := units.current()) is not None:
             kwargs["context"] = context = copy_context()
             _tell(context, unit)
         task = original(self, coro, **kwargs)
@@ -355,7 +355,7 @@ def _put(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def put(self: Any, item: Any, *args: Any, **kwargs: Any) -> Any:
-        unit = units.current() if units.glimpse() is not None else None
+        unit = units.current() if units.current_token() is not None else None
         is_of_unit = unit is not None and not unit.observing
         tags = self.__dict__.get(_TAGS)
         if tags is None:

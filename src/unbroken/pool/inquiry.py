@@ -12,14 +12,14 @@ from unbroken.abc import Cause
 from unbroken.ledger.questions import Question, text_of
 from unbroken.pool.acquire import acquire
 from unbroken.pool.loan import Loan
-from unbroken.pool.state import State
+from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Flow
 
 #: A connection that is lost while it is asked is replaced so often.
 ATTEMPTS = 3
 
 
-def inquire(state: State, question: Question, until: float) -> Flow[Any]:
+def inquire(state: PoolState, question: Question, until: float) -> Flow[Any]:
     """What the server answers to *question*; None where it does not. Ends at *until*, or after the
     setting acquire_timeout.
 

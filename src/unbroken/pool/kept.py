@@ -49,7 +49,7 @@ class Kept(Loan):
         """Whether the connection has gone back."""
         entry, kernel = self.entry, self.state.kernel
         return entry.uses != self.uses or not (
-            kernel.is_out(entry) or kernel.exiled.get(entry.key) is entry
+            kernel.is_out(entry) or kernel.reclaimed.get(entry.key) is entry
         )
 
     @property

@@ -11,12 +11,12 @@ from unbroken.abc import Cause
 from unbroken.brain.entry import Entry
 from unbroken.pool.holder import enters_block, is_inside
 from unbroken.pool.registry import every
-from unbroken.pool.state import State
+from unbroken.pool.state import PoolState
 
 log = logging.getLogger("unbroken")
 
 
-def bury_forgotten(state: State) -> None:
+def discard_forgotten(state: PoolState) -> None:
     """Take back the places of connections whose holders let them be collected, and say who that
     was.
     """
@@ -35,7 +35,7 @@ def bury_forgotten(state: State) -> None:
             )
         state.emit("forgotten", {"pool": state.name, "place": str(entry.place)})
         entry.conn = None  # collected: its driver has closed it
-        state.bury(entry, Cause.FORGOTTEN)
+        state.discard(entry, Cause.FORGOTTEN)
 
 
 #: An entry that nobody is seen to have counts as lost after so many seconds. Moving one between two
@@ -45,7 +45,7 @@ STRAY_AFTER = 0.04
 STRAY_UNSEEN = 30.0
 
 
-def recover_strays(state: State) -> None:
+def recover_strays(state: PoolState) -> None:
     """Take back the places of connections that an exception struck out of their holder's hands.
 
     A signal handler or a worker's time limit may raise at any instruction, also between taking an
@@ -63,7 +63,7 @@ def recover_strays(state: State) -> None:
     wanted = {id(e) for e in ripe} - owned
     if not wanted:
         return
-    held = state.shell.in_hands(wanted)
+    held = state.runtime.in_hands(wanted)
     owned |= held or set()
     with state.lock:
         patience = (
@@ -76,12 +76,12 @@ def recover_strays(state: State) -> None:
             entry.condemn(Cause.FORGOTTEN)
             state.kernel.drop(entry)
     for entry in lost:
-        state.cut(entry)
+        state.shutdown_socket(entry)
         if entry.conn is None and entry.ref is not None:
             entry.conn = entry.ref()
-        state.finish_off(entry)
+        state.close_entry(entry)
     if lost:
-        state.order()
+        state.ensure_connecting()
 
 
 #: At least so many seconds between two looks for what was left behind …
@@ -91,7 +91,7 @@ LOOK_EVERY = 0.2
 WIDE_SHARE = 20.0
 
 
-def recover_left(state: State) -> None:
+def recover_left(state: PoolState) -> None:
     """Take back connections whose ``with`` block, or whose call of ``run``, was left without giving
     them back.
 
@@ -123,27 +123,28 @@ def recover_left(state: State) -> None:
         state.emit("forgotten", {"pool": state.name, "place": str(place)})
 
 
-def _left_blocks(state: State, now: float) -> set[tuple[Entry, int]] | None:
+def _left_blocks(state: PoolState, now: float) -> set[tuple[Entry, int]] | None:
     """The uses, by entry and number, that no stack is inside of any more; None where that cannot be
     told now.
     """
     lent = {
-        (e, e.uses): (e.code, e.lasti, e.run_in == e.uses) for e in list(state.kernel.lent.values())
+        (e, e.uses): (e.code, e.lasti, e.run_in == e.uses)
+        for e in list(state.kernel.in_use.values())
     }
     spots = {
         key: (code, ~lasti if by_run else None)
         for key, (code, lasti, by_run) in lent.items()
         if code is not None and (by_run or (lasti >= 0 and enters_block(code, lasti)))
     }
-    spots = _outside(spots, state.shell.stacks() if spots else None)
+    spots = _outside(spots, state.runtime.stacks() if spots else None)
     if not spots:
         return set()
     if now < state.next_wide_look:
         return None
-    spots = _outside(spots, state.shell.stacks_aside())
+    spots = _outside(spots, state.runtime.stacks_aside())
     state.next_wide_look = now + WIDE_SHARE * (state.clock() - now)
     return set(
-        _outside(spots, state.shell.stacks())
+        _outside(spots, state.runtime.stacks())
     )  # one that was aside may have been switched to meanwhile
 
 
@@ -158,7 +159,7 @@ def _outside(
     )
 
 
-def is_leak(state: State, entry: Entry, now: float) -> bool:
+def is_leak(state: PoolState, entry: Entry, now: float) -> bool:
     """Whether a lent *entry* is held for too long and something is still to be done about it."""
     held = now - entry.taken_at
     return held >= state.settings.leak_after and (
@@ -166,12 +167,12 @@ def is_leak(state: State, entry: Entry, now: float) -> bool:
     )
 
 
-def report_leaks(state: State) -> None:
+def report_leaks(state: PoolState) -> None:
     """Warn once about each connection held longer than leak_after; with reclaim on, end it."""
     if state.settings.leak_after == math.inf:
         return
     now = state.clock()
-    for entry in list(state.kernel.lent.values()):
+    for entry in list(state.kernel.in_use.values()):
         if not is_leak(state, entry, now):
             continue
         uses, taken_at = entry.uses, entry.taken_at
@@ -185,7 +186,7 @@ def report_leaks(state: State) -> None:
             reclaim(state, entry, uses)
 
 
-def _report(state: State, entry: Entry, now: float) -> None:
+def _report(state: PoolState, entry: Entry, now: float) -> None:
     entry.reported = entry.uses
     with state.lock:
         state.counters.leaked += 1
@@ -195,14 +196,14 @@ def _report(state: State, entry: Entry, now: float) -> None:
         now - entry.taken_at,
         state.settings.leak_after,
         entry.place,
-        state.shell.describe_holder(entry),
+        state.runtime.describe_holder(entry),
     )
     state.emit(
         "leaked", {"pool": state.name, "place": str(entry.place), "seconds": now - entry.taken_at}
     )
 
 
-def reclaim(state: State, entry: Entry, uses: int, cause: Cause = Cause.RECLAIMED) -> bool:
+def reclaim(state: PoolState, entry: Entry, uses: int, cause: Cause = Cause.RECLAIMED) -> bool:
     """End a connection under its holder's hands, safely: shutdown, never close. The pool gets its
     place back.
 
@@ -214,14 +215,14 @@ def reclaim(state: State, entry: Entry, uses: int, cause: Cause = Cause.RECLAIME
     if held is None or not state.abort(entry, uses, cause):
         return False
     with state.lock:
-        taken = state.kernel.exile(entry)
+        taken = state.kernel.reclaim(entry)
     if not taken:
         return False
     entry.conn, ref = (
         None,
         entry.ref,
     )  # the object stays its holder's: closing it here could crash the driver
-    state.finish_off(entry)
+    state.close_entry(entry)
     entry.ref = ref  # tells when the holder drops it
-    state.order()
+    state.ensure_connecting()
     return True

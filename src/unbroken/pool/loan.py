@@ -26,7 +26,7 @@ from unbroken.ledger.questions import Question
 from unbroken.ledger.residue import NOTHING, Left
 from unbroken.ledger.unit import Action, Fate, Unit, current, is_left_over
 from unbroken.net.liveness import Liveness, judge
-from unbroken.pool.state import State
+from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow, Reset
 
 log = logging.getLogger("unbroken")
@@ -50,8 +50,8 @@ _MAY_BE_THE_HOLDER = (None, Cause.CLOSED_BY_HOLDER, *_VAGUE)
 
 
 class Loan:
-    """One connection in a caller's hands, from the moment it was noted in ``Kernel.lent`` until it
-    goes back.
+    """One connection in a caller's hands, from the moment it was noted in ``Kernel.in_use`` until
+    it goes back.
 
     Methods that talk to the server are flows: the body runs their steps in its own way. ``begun``
     is None until :meth:`begin`; then it holds the unit of work that looks on and the timer that
@@ -61,13 +61,13 @@ class Loan:
     __slots__ = ("begun", "conn", "entry", "state")
 
     in_block = False  #: whether it ends with the ``with`` block that took the connection
-    state: Any  #: a State, whose driver and shell are of the body's kind
+    state: Any  #: a PoolState, whose driver and shell are of the body's kind
     entry: Entry
     conn: Connection
     begun: tuple[Unit | None, Any] | None
 
     @classmethod
-    def of(cls, state: State, entry: Entry, conn: Connection) -> Loan:
+    def of(cls, state: PoolState, entry: Entry, conn: Connection) -> Loan:
         """The loan of *entry*, whose connection is *conn*, for a body that keeps none of its
         own.
         """
@@ -254,7 +254,7 @@ class Loan:
         if not getattr(
             self.state.driver, "is_async", False
         ):  # a transport is aborted when the connection goes back
-            self.state.cut(self.entry)
+            self.state.shutdown_socket(self.entry)
 
     def _fault_of(self, exc: BaseException) -> Fault:
         """What *exc* means here.
@@ -423,7 +423,7 @@ class Loan:
         """
         self.entry.condemn(Cause.DISCARDED, why)
         if not getattr(self.state.driver, "is_async", False):
-            self.state.cut(self.entry)
+            self.state.shutdown_socket(self.entry)
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -611,7 +611,7 @@ class Loan:
         if self.is_closed_by_holder:
             self._blame_holder()
         good = entry.cause is None and state.is_good(entry, conn) and not self.left()
-        state.part(entry, conn)
+        state.leave_unit(entry, conn)
         if not good and otherwise is not None:
             entry.condemn(otherwise)
         state.take_back(entry, conn, healthy=good)
@@ -620,7 +620,7 @@ class Loan:
         """Close the connection, whatever state it is in; the pool opens another one."""
         state, entry, conn = self.state, self.entry, self.conn
         self.disarm()
-        state.part(entry, conn)
+        state.leave_unit(entry, conn)
         state.take_back(entry, conn, healthy=False)
 
     # -- words -------------------------------------------------------------------------------------

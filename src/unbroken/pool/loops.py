@@ -21,7 +21,7 @@ from unbroken.ledger.unit import apart
 from unbroken.net.dialing import Dialing, OnLoop
 from unbroken.net.watcher import LoopWatcher
 from unbroken.pool.bounds import Bound, limits_of
-from unbroken.pool.state import State
+from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Attempt, Call, Connect, Flow, Reset, Wait, run_async
 from unbroken.settings import Settings
 
@@ -31,7 +31,7 @@ log = logging.getLogger("unbroken")
 AFTER_THE_END = 0.25
 
 
-class LoopShell:
+class LoopRuntime:
     """Does the flows' steps by awaiting, on one event loop."""
 
     limits: Mapping[str, float] = limits_of(
@@ -205,20 +205,20 @@ def _stack(task: asyncio.Task[Any]) -> list[FrameType]:
     return frames
 
 
-def shell_of(state: State) -> LoopShell:
+def runtime_of(state: PoolState) -> LoopRuntime:
     """The shell of an asyncio pool's state."""
-    shell = state.shell
-    assert isinstance(shell, LoopShell)
-    return shell
+    runtime = state.runtime
+    assert isinstance(runtime, LoopRuntime)
+    return runtime
 
 
-def cut_off(state: State) -> None:
+def cut_off(state: PoolState) -> None:
     """End a state whose loop may never run again: its sockets at once, and its part in finding the
     server again.
     """
     for entry in list(state.kernel.entries.values()):
-        state.cut(entry)
-        if entry.conn is not None and shell_of(state).loop.is_closed():
+        state.shutdown_socket(entry)
+        if entry.conn is not None and runtime_of(state).loop.is_closed():
             state.driver.close(
                 entry.conn
             )  # or it would try to in its finalizer, and say that it cannot
@@ -227,14 +227,14 @@ def cut_off(state: State) -> None:
         state.server.lock.release()
 
 
-def put_away(state: State) -> None:
+def put_away(state: PoolState) -> None:
     """Close a state and stop looking at its sockets."""
     state.close()
-    state.shell.watcher.close()
+    state.runtime.watcher.close()
 
 
-def abandon(state: State) -> None:
+def abandon(state: PoolState) -> None:
     """The pool was collected without being closed; by any thread."""
-    if state.mark[0]:
+    if state.here[0]:
         cut_off(state)
-        state.shell.call(partial(put_away, state))
+        state.runtime.call(partial(put_away, state))

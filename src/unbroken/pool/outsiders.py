@@ -10,7 +10,7 @@ from typing import Any
 
 from unbroken.brain.entry import Entry
 from unbroken.ledger.unit import Unit
-from unbroken.net.traffic import segments_sent
+from unbroken.net.sent_bytes import segments_sent
 from unbroken.pool.registry import every_state
 
 
@@ -46,15 +46,15 @@ def _lent_here() -> list[tuple[Any, Entry, int, int | None]]:
     return [
         (state, entry, entry.uses, segments_sent(entry.fd))
         for state in every_state()
-        if state.mark[0]
+        if state.here[0]
         and not state.driver.is_async  # an event loop's thread has those of all its tasks
-        for entry in list(state.kernel.lent.values())
+        for entry in list(state.kernel.in_use.values())
         if entry.holder == me and not entry.watched
     ]
 
 
 def _was_used(state: Any, entry: Entry, uses: int, sent: int | None) -> bool:
-    if entry.uses != uses or entry.watched or state.kernel.lent.get(entry.key) is not entry:
+    if entry.uses != uses or entry.watched or state.kernel.in_use.get(entry.key) is not entry:
         return False
     now = segments_sent(entry.fd)
     return now is None or now != sent

@@ -108,15 +108,15 @@ def _verdict(unit: Unit, fault: Fault, ask: Ask) -> Flow[Verdict]:
     """
     verdict = unit.verdict(fault)
     while verdict.asks:
-        for home, question in verdict.asks:
+        for state, question in verdict.asks:
             try:
-                heard = yield Attempt(partial(ask, home, question, unit.until))
+                heard = yield Attempt(partial(ask, state, question, unit.until))
             except _FINAL:
                 raise
             except Exception as exc:
                 log.info("the server did not say: %s (%s)", question.value, exc)
                 heard = None
-            unit.hear(home, question, heard)
+            unit.hear(state, question, heard)
         verdict = unit.verdict(fault)
     return verdict
 

@@ -1,7 +1,7 @@
 """Everything one process (and, for asyncio, one event loop) knows of one pool, and the small moves
 on it.
 
-The pools read ``kernel``, ``mark`` and ``fresh_for`` on their hot paths. The flows beside this file
+The pools read ``kernel``, ``here`` and ``fresh_for`` on their hot paths. The flows beside this file
 are the slow paths; they call the moves here. Locks are held for decisions only: logging, closing
 and waking happen after letting go.
 """
@@ -32,8 +32,8 @@ from unbroken.errors import ConnectRejectedError, E, PoolClosedError, UnbrokenEr
 from unbroken.ledger.questions import Question, answer, text_of
 from unbroken.ledger.residue import Left, Trace, followed
 from unbroken.ledger.unit import Unit, current, heard_by, testify
-from unbroken.net import keepalive, last_words, liveness, severance, traffic
-from unbroken.net.glance import Glance
+from unbroken.net import fork_guard, keepalive, last_words, liveness, sent_bytes
+from unbroken.net.hangups import HangUps
 from unbroken.net.watcher import Watcher
 from unbroken.pool import contexts  # noqa: F401 - follows what units hand to threads and tasks
 from unbroken.pool.bounds import limits_of
@@ -45,7 +45,7 @@ from unbroken.settings import Settings
 log = logging.getLogger("unbroken")
 
 
-class Shell(Protocol):
+class Runtime(Protocol):
     """What the flows need of a body: threads or tasks, locks or none."""
 
     limits: Mapping[str, float]  #: see :func:`unbroken.pool.bounds.limits_of`
@@ -114,7 +114,7 @@ class Start:
         self.is_called_off = False
 
 
-class State:
+class PoolState:
     """One pool in one process. Made anew, from nothing, in a forked child."""
 
     entry_kind: type[Entry] = (
@@ -125,33 +125,33 @@ class State:
         self,
         driver: BaseDriver,
         settings: Settings,
-        shell: Shell,
+        runtime: Runtime,
         name: str,
         emit: Callable[[str, Mapping[str, Any]], None],
-        mark: Any,
-        connector: Callable[[State], Flow[None]],
+        here: Any,
+        connector: Callable[[PoolState], Flow[None]],
     ) -> None:
-        self.mark = mark
+        self.here = here
         self.pid = os.getpid()
         self.driver = driver
         self.settings = settings
-        self.shell = shell
-        shell.limits = limits_of(settings)
+        self.runtime = runtime
+        runtime.limits = limits_of(settings)
         self.name = name
         self.emit = emit
         self.server: Server = server_of(driver)
         self.hidden = self.server.hidden(driver.target.database)
-        self.lock = shell.new_lock()
+        self.lock = runtime.new_lock()
         self.kernel = Kernel(settings.max_size, settings.min_size)
-        self.idle, self.lent, self.waiting = (
+        self.idle, self.in_use, self.waiting = (
             self.kernel.idle,
-            self.kernel.lent,
+            self.kernel.in_use,
             self.kernel.waiting,
         )  #: for the hot paths
-        self.sockets = Glance()
-        self.glance = (
+        self.sockets = HangUps()
+        self.hung_up = (
             self.sockets.look
-        )  #: ``glance()`` is false: no connection of this pool is known dead
+        )  #: ``hung_up()`` is false: no connection of this pool is known dead
         self.now = (
             time.monotonic()
         )  #: of the last tick: near enough to note when a connection was used last
@@ -166,10 +166,10 @@ class State:
             settings.connect_timeout + AT_THE_LIMIT
         )  #: when an attempt is ended from outside
         self.oversight: Any = None  #: the timer for the next look at these
-        self.oversee: Callable[[State], None] = (
+        self.oversee: Callable[[PoolState], None] = (
             _look_away  #: has that look not be later than it must be
         )
-        self.bell: Any = None  #: the sleeping prober's signal
+        self.prober_wakeup: Any = None  #: the sleeping prober's signal
         self.rejected_at = -math.inf  #: when the server last said no: see :meth:`wants`
         self.forgotten: deque[Entry] = (
             deque()
@@ -184,7 +184,7 @@ class State:
         #: while they wait for the server. Weak: a ticket goes with its flow, wherever an exception
         #: strikes.
         self.tickets: weakref.WeakSet[Ticket] = weakref.WeakSet()
-        self.next_glance = 0.0  #: when a caller in line looks around again
+        self.next_look_around = 0.0  #: when a caller in line looks around again
         self.last_collect = 0.0
         self.collect_took = (
             0.1  #: seconds; a caller with less time left than twice that does not collect
@@ -245,16 +245,16 @@ class State:
         entry.traits = driver.traits(conn)
         entry.fd = driver.fileno(conn)
         if entry.fd is not None:
-            entry.identity = severance.identity(entry.fd)
+            entry.identity = fork_guard.identity(entry.fd)
             entry.poll = liveness.poller(entry.fd)
-            entry.count = traffic.counter(entry.fd)
+            entry.count = sent_bytes.counter(entry.fd)
             if not self.knows_status:
                 entry.sent = entry.count()
             policy = self.policy
             keepalive.bound(entry.fd, policy.keepalive, policy.probe_every, policy.send_timeout)
             self.sockets.add(entry.fd)
             this, state = weakref.ref(entry), weakref.ref(self)
-            self.shell.watcher.watch(entry.fd, lambda: _on_end(state, this))
+            self.runtime.watcher.watch(entry.fd, lambda: _on_end(state, this))
         self._hold_weakly(entry)
         self.is_clean = self._end_check()  # the driver may have found out that it knows nothing
         return entry
@@ -327,21 +327,21 @@ class State:
         entry.conn = conn
         entry.last_used = self.clock()
         self.kernel.put(entry)
-        self.settle()
+        self.dispatch()
 
-    def settle(self) -> None:
+    def dispatch(self) -> None:
         """After something was put into idle: grant it to who waits, close what must not stay."""
         with self.lock:
             tickets, stale = self.kernel.serve()
         self.wake(tickets)
         for entry in stale:
-            self.finish_off(entry)
-        self.order()
+            self.close_entry(entry)
+        self.ensure_connecting()
 
     def wake(self, tickets: list[Ticket]) -> None:
         """Wake the callers who were granted something (or failed)."""
         for ticket in tickets:
-            self.shell.wake(ticket.signal)
+            self.runtime.wake(ticket.signal)
 
     @property
     def wants(self) -> int:
@@ -368,14 +368,14 @@ class State:
         """How many more connections there may be."""
         return self.kernel.max_size - self.kernel.size
 
-    def ring(self) -> None:
+    def wake_prober(self) -> None:
         """A caller, of this pool or another of the server, has come: the prober need not sleep
         on.
         """
         with self.lock:
-            bell, self.bell = self.bell, None
-        if bell is not None:
-            self.shell.wake(bell)
+            prober_wakeup, self.prober_wakeup = self.prober_wakeup, None
+        if prober_wakeup is not None:
+            self.runtime.wake(prober_wakeup)
         elif self.tries:
             self.hasten()
 
@@ -390,7 +390,7 @@ class State:
             self._start_workers(lambda: min(1, outage.room(self, self.clock(), self.connectors)))
         self.oversee(self)
 
-    def order(self) -> None:
+    def ensure_connecting(self) -> None:
         """See to it that what is wanted is being opened, and that a sleeping prober hears of a
         caller.
         """
@@ -401,8 +401,8 @@ class State:
         if kernel.waiting:
             outage.call(self.clock())
             prober: Any = outage.prober
-            if prober is not None and prober.shell.is_awake():
-                prober.shell.call(prober.ring)
+            if prober is not None and prober.runtime.is_awake():
+                prober.runtime.call(prober.wake_prober)
             elif prober is not None:
                 with self.server.lock:
                     outage.resign(prober)
@@ -432,7 +432,7 @@ class State:
                 starts = [Start() for _ in range(missing())]
                 self.ordered.update(starts)
             for start in starts:
-                self.shell.spawn(self._work(start), "connector")
+                self.runtime.spawn(self._work(start), "connector")
         except BaseException as exc:
             with self.lock:
                 for start in starts:
@@ -453,24 +453,26 @@ class State:
 
     # -- death -------------------------------------------------------------------------------------
 
-    def bury(self, entry: Entry, cause: Cause, words: str = "") -> None:
+    def discard(self, entry: Entry, cause: Cause, words: str = "") -> None:
         """End an entry that the caller owns (it is neither idle nor lent) and make room for
         another.
         """
         entry.condemn(cause, words)
         with self.lock:
             self.kernel.forget(entry)
-        self.finish_off(entry)
-        self.order()
+        self.close_entry(entry)
+        self.ensure_connecting()
 
-    def finish_off(self, entry: Entry) -> None:
+    def close_entry(self, entry: Entry) -> None:
         """Close an entry that has left the kernel; count and log why."""
-        if entry.fd is not None and severance.identity(entry.fd) == entry.identity:
+        if entry.fd is not None and fork_guard.identity(entry.fd) == entry.identity:
             # Else its driver has closed it, and the number may be another connection's by now.
             self.sockets.forget(entry.fd)
-            self.shell.watcher.unwatch(entry.fd)
-            if traffic.has_unsent(entry.fd):
-                self.cut(entry)  # the goodbye would wait behind what the server does not take
+            self.runtime.watcher.unwatch(entry.fd)
+            if sent_bytes.has_unsent(entry.fd):
+                self.shutdown_socket(
+                    entry
+                )  # the goodbye would wait behind what the server does not take
         if entry.conn is not None:
             self.driver.close(entry.conn)
         cause = entry.cause or Cause.DISCARDED
@@ -503,10 +505,10 @@ class State:
         )
         entry.conn = entry.anchor = entry.ref = None
 
-    def bury_dead(self, entry: Entry) -> None:
+    def discard_dead(self, entry: Entry) -> None:
         """End an entry that was found dead while idle, and look at all other idle ones at once."""
         cause, words = self.explain(entry)
-        self.bury(entry, cause, words)
+        self.discard(entry, cause, words)
         self.sweep()
 
     def sweep(self) -> int:
@@ -539,12 +541,12 @@ class State:
             taken = self.kernel.take(entries)
         for entry in taken:
             entry.condemn(*why(entry))
-            self.finish_off(entry)
+            self.close_entry(entry)
         if taken:
-            self.order()
+            self.ensure_connecting()
         return len(taken)
 
-    def attend(self) -> None:
+    def close_hung_up(self) -> None:
         """A glance saw a death among all connections: find out whose, and deal with it."""
         with self.lock:
             dead = self.sockets.dead()
@@ -557,9 +559,9 @@ class State:
         for fd in dead:
             if fd in owners:
                 self.ended(owners[fd])
-        if not dead and self.glance():
+        if not dead and self.hung_up():
             self.sockets.renew()
-            self.glance = self.sockets.look
+            self.hung_up = self.sockets.look
 
     def explain(self, entry: Entry, *, in_use: bool = False) -> tuple[Cause, str]:
         """Why the other side ended *entry*: by its last words, or by how long it had been idle.
@@ -572,7 +574,7 @@ class State:
         words = self.last_words(entry, entry.conn)
         now = self.clock()
         idle = (
-            (traffic.quiet_for(entry.fd) if entry.fd is not None else None)
+            (sent_bytes.quiet_for(entry.fd) if entry.fd is not None else None)
             if in_use
             else now - entry.last_used
         )
@@ -619,7 +621,9 @@ class State:
             entry.condemn(*self.explain(entry, in_use=True))
             if self._evict([entry], self.explain):
                 return  # it came back before it was condemned
-            self.cut(entry)  # else the socket stays in CLOSE_WAIT for as long as its holder thinks
+            self.shutdown_socket(
+                entry
+            )  # else the socket stays in CLOSE_WAIT for as long as its holder thinks
             if entry.fd is not None and self.kernel.is_out(entry):
                 # Who gives it back from here on sees the cause, so it is lent to nobody; and it
                 # must not hide another's death. Any earlier, it could come back to idle in between,
@@ -629,12 +633,12 @@ class State:
             entry.cause is None
         ):  # between two owners, or a worker has it: it will be one or the other soon
             this, state = weakref.ref(entry), weakref.ref(self)
-            self.shell.watcher.at(self.clock() + LOOK_AGAIN, lambda: _on_end(state, this))
+            self.runtime.watcher.at(self.clock() + LOOK_AGAIN, lambda: _on_end(state, this))
 
-    def cut(self, entry: Entry) -> None:
+    def shutdown_socket(self, entry: Entry) -> None:
         """Shut an entry's socket down, whoever is using it; never close it."""
         if entry.fd is not None and entry.identity is not None:
-            severance.abort(entry.fd, entry.identity)
+            fork_guard.abort(entry.fd, entry.identity)
 
     def abort(self, entry: Entry, uses: int, cause: Cause) -> bool:
         """End use number *uses* of a lent entry from outside. False: that use is over already."""
@@ -648,7 +652,7 @@ class State:
             ):  # it came back in between and nobody has it
                 entry.generation, entry.cause = before, None
             return False
-        self.cut(entry)
+        self.shutdown_socket(entry)
         return True
 
     # -- leases ------------------------------------------------------------------------------------
@@ -702,7 +706,7 @@ class State:
             return frozenset({Left.UNSEEN})
         return trace.left
 
-    def part(self, entry: Entry, conn: Connection) -> None:
+    def leave_unit(self, entry: Entry, conn: Connection) -> None:
         """Undo :meth:`join`: nothing is open on *conn* any more, or it is about to be closed."""
         followed.pop(id(conn), None)
         if entry.watched:
@@ -744,7 +748,7 @@ class State:
             if state is not None:
                 state.abort(entry, uses, Cause.DEADLINE)
 
-        return self.shell.watcher.at(until, end)
+        return self.runtime.watcher.at(until, end)
 
     def take_back(self, entry: Entry, conn: Connection, healthy: bool) -> None:
         """A lease is over. *healthy*: its connection may be lent again."""
@@ -755,7 +759,7 @@ class State:
             self.driver.close(conn)
 
     def give_back(self, entry: Entry, conn: Connection, healthy: bool) -> None:
-        """An entry that the caller has just taken out of ``lent`` becomes idle, or ends."""
+        """An entry that the caller has just taken out of ``in_use`` becomes idle, or ends."""
         entry.conn = conn
         kernel = self.kernel
         with self.lock:
@@ -766,7 +770,7 @@ class State:
         if entry.cause is None:
             entry.condemn(*self._why_not(entry, healthy))
         lost = entry.cause in THEIR_DOING
-        self.bury(entry, entry.cause or Cause.DISCARDED)
+        self.discard(entry, entry.cause or Cause.DISCARDED)
         if lost:
             self.sweep()
 
@@ -787,8 +791,8 @@ class State:
         with self.lock:
             idle = self.kernel.drain()
         for entry in idle:
-            self.finish_off(entry)
-        self.order()
+            self.close_entry(entry)
+        self.ensure_connecting()
 
     def resize(self, settings: Settings) -> None:
         """Take over changed bounds."""
@@ -796,23 +800,23 @@ class State:
         with self.lock:
             surplus = self.kernel.resize(settings.max_size, settings.min_size)
         for entry in surplus:
-            self.finish_off(entry)
-        self.order()
+            self.close_entry(entry)
+        self.ensure_connecting()
 
     def close(self) -> None:
         """Lend nothing any more. What is lent is closed when it comes back; who waits is told."""
         with self.lock:
             idle = self.kernel.close()
             tickets = self.kernel.fail(self.closed_error)
-            bell, self.bell = self.bell, None
+            prober_wakeup, self.prober_wakeup = self.prober_wakeup, None
             timer, self.upkeep_timer = self.upkeep_timer, None
         if timer is not None:
             timer.cancel()
-        if bell is not None:
-            self.shell.wake(bell)
+        if prober_wakeup is not None:
+            self.runtime.wake(prober_wakeup)
         self.wake(tickets)
         for entry in idle:
-            self.finish_off(entry)
+            self.close_entry(entry)
 
     # -- words -------------------------------------------------------------------------------------
 
@@ -920,7 +924,7 @@ class State:
         """``in use 10, idle 0, waiting 14`` for messages."""
         k = self.kernel
         return (
-            f"in use {len(k.lent)}, idle {len(k.idle)}, opening {k.opening}, waiting"
+            f"in use {len(k.in_use)}, idle {len(k.idle)}, opening {k.opening}, waiting"
             f" {len(k.waiting)}, max_size {k.max_size}"
         )
 
@@ -970,9 +974,13 @@ class State:
         :class:`unbroken.abc.Capabilities`).
         """
         abandon = getattr(self.driver, "abandon", None)
-        for entry in (*self.kernel.entries.values(), *self.kernel.exiled.values(), *self.forgotten):
+        for entry in (
+            *self.kernel.entries.values(),
+            *self.kernel.reclaimed.values(),
+            *self.forgotten,
+        ):
             if entry.fd is not None and entry.identity is not None:
-                severance.sever(entry.fd, entry.identity)
+                fork_guard.sever(entry.fd, entry.identity)
             elif abandon is not None:
                 conn = entry.conn if entry.conn is not None or entry.ref is None else entry.ref()
                 if conn is not None:
@@ -987,7 +995,7 @@ def _never(_conn: Connection, _traits: Any) -> bool:
     return False
 
 
-def _look_away(_state: State) -> None:
+def _look_away(_state: PoolState) -> None:
     pass
 
 
@@ -1022,14 +1030,16 @@ UNEXPLAINED = THEIR_DOING - {
 PAUSED = frozenset({Cause.IDLE_LIMIT, Cause.TRANSACTION_LIMIT})
 
 
-def _on_end(state_ref: Callable[[], State | None], entry_ref: Callable[[], Entry | None]) -> None:
+def _on_end(
+    state_ref: Callable[[], PoolState | None], entry_ref: Callable[[], Entry | None]
+) -> None:
     state, entry = state_ref(), entry_ref()
     if state is not None and entry is not None:
         state.ended(entry)
 
 
 def _on_forgotten(
-    state_ref: Callable[[], State | None], entry_ref: Callable[[], Entry | None]
+    state_ref: Callable[[], PoolState | None], entry_ref: Callable[[], Entry | None]
 ) -> None:
     """The holder of a lent connection let it be collected. Runs in a finalizer: no lock, no log.
 
@@ -1039,8 +1049,8 @@ def _on_forgotten(
     state, entry = state_ref(), entry_ref()
     if state is None or entry is None:
         return
-    if not state.mark[0] and entry.fd is not None and entry.identity is not None:
-        severance.sever(entry.fd, entry.identity)
+    if not state.here[0] and entry.fd is not None and entry.identity is not None:
+        fork_guard.sever(entry.fd, entry.identity)
         return
     if state.kernel.lose(entry):
         state.forgotten.append(entry)

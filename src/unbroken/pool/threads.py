@@ -25,7 +25,7 @@ from unbroken.settings import Settings
 log = logging.getLogger("unbroken")
 
 
-class ThreadShell:
+class ThreadRuntime:
     """Does the flows' steps by blocking the thread that runs them."""
 
     limits: Mapping[str, float] = limits_of(
@@ -148,20 +148,20 @@ class ThreadShell:
             )
 
 
-class Sleeper(ThreadShell):
+class Sleeper(ThreadRuntime):
     """The part of a shell that a unit of work needs; it has no driver."""
 
     def __init__(self) -> None:
         pass
 
 
-def inquire(home: Any, question: Question, until: float) -> Any:
-    """What the server of *home*, a pool's state, answers to *question*; None where it cannot be
+def inquire(state: Any, question: Question, until: float) -> Any:
+    """What the server of *state*, a pool's state, answers to *question*; None where it cannot be
     asked here.
 
     Raises what an acquire raises.
     """
-    if home.driver.is_async:
+    if state.driver.is_async:
         return None
     with outside():
-        return run(home.inquire(question, until), home.shell.do)
+        return run(state.inquire(question, until), state.runtime.do)

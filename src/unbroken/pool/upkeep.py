@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 from unbroken.abc import Cause
 from unbroken.pool.acquire import ping
-from unbroken.pool.leaks import bury_forgotten, is_leak, recover_strays, report_leaks
-from unbroken.pool.state import State
+from unbroken.pool.leaks import discard_forgotten, is_leak, recover_strays, report_leaks
+from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Flow
 from unbroken.pool.windows import bear
 
 
-def schedule(state: State) -> None:
+def schedule(state: PoolState) -> None:
     """Look the pool through at the next tick.
 
     While it holds no connection and wants none, there are no ticks.
@@ -25,13 +25,13 @@ def schedule(state: State) -> None:
             return
         tick = min(state.policy.tick, max(0.05, state.settings.leak_after / 4))
         this = weakref.ref(state)
-        state.upkeep_timer = state.shell.watcher.at(state.clock() + tick, lambda: _tick(this))
+        state.upkeep_timer = state.runtime.watcher.at(state.clock() + tick, lambda: _tick(this))
 
 
-def _tick(state_ref: Callable[[], State | None]) -> None:
+def _tick(state_ref: Callable[[], PoolState | None]) -> None:
     """On the watcher: no I/O here. Most ticks find nothing to do and cost some microseconds."""
     state = state_ref()
-    if state is None or not state.mark[0]:
+    if state is None or not state.here[0]:
         return
     state.now = state.clock()
     with state.lock:
@@ -44,7 +44,7 @@ def _tick(state_ref: Callable[[], State | None]) -> None:
         live = bool(state.kernel.size or state.forgotten or state.kernel.min_size)
     if due:
         try:
-            state.shell.spawn(upkeep(state), "upkeep")
+            state.runtime.spawn(upkeep(state), "upkeep")
         except RuntimeError:  # no thread to be had now: the next tick tries again
             state.upkeep_running = False
             schedule(state)
@@ -52,7 +52,7 @@ def _tick(state_ref: Callable[[], State | None]) -> None:
         schedule(state)
 
 
-def _is_due(state: State, now: float) -> bool:
+def _is_due(state: PoolState, now: float) -> bool:
     if state.hidden.is_due(now) and state.kernel.idle:
         return True
     if state.forgotten or state.wants or state.strays() or state.suspects:
@@ -64,29 +64,29 @@ def _is_due(state: State, now: float) -> bool:
             not spare and policy.wants_exercise(entry, now)
         ):
             return True
-    for entry in list(state.kernel.lent.values()):
+    for entry in list(state.kernel.in_use.values()):
         if now >= entry.retire_at:
             entry.condemn(
                 Cause.MAX_AGE
             )  # it is closed when it comes back; the hot path need not look at the age
-    return any(is_leak(state, e, now) for e in list(state.kernel.lent.values()))
+    return any(is_leak(state, e, now) for e in list(state.kernel.in_use.values()))
 
 
-def upkeep(state: State) -> Flow[None]:
+def upkeep(state: PoolState) -> Flow[None]:
     """One look through the pool."""
     try:
-        bury_forgotten(state)
+        discard_forgotten(state)
         recover_strays(state)
         report_leaks(state)
         yield from _tend_idle(state)
         yield from _ask_hidden(state)
-        state.order()
+        state.ensure_connecting()
     finally:
         state.upkeep_running = False
         schedule(state)
 
 
-def _ask_hidden(state: State) -> Flow[None]:
+def _ask_hidden(state: PoolState) -> Flow[None]:
     """Keep what is known of SELECTs that may store something new, where units of work want to know
     it.
     """
@@ -98,14 +98,14 @@ def _ask_hidden(state: State) -> Flow[None]:
             yield from state.ask_hidden(entry.conn, entry)
         except Exception as exc:
             fault = state.classify(exc)
-            state.bury(entry, fault.cause or Cause.LOST, fault.text)
+            state.discard(entry, fault.cause or Cause.LOST, fault.text)
         else:
             entry.sent = entry.count()
             state.put(entry, entry.conn)
         return
 
 
-def _tend_idle(state: State) -> Flow[None]:
+def _tend_idle(state: PoolState) -> Flow[None]:
     now = state.clock()
     for entry in state.kernel.all_idle():
         with state.lock:
@@ -115,6 +115,6 @@ def _tend_idle(state: State) -> Flow[None]:
             if not (cause or exercise) or not state.kernel.claim(entry):
                 continue
         if cause is not None:
-            state.bury(entry, cause)
+            state.discard(entry, cause)
         elif (yield from ping(state, entry, state.settings.ping_timeout)):
             state.put(entry, entry.conn)

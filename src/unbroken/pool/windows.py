@@ -11,23 +11,23 @@ from __future__ import annotations
 import math
 
 from unbroken.brain.entry import Entry
-from unbroken.net import keepalive, traffic
-from unbroken.pool.state import State
+from unbroken.net import keepalive, sent_bytes
+from unbroken.pool.state import PoolState
 
 
-def bear(state: State) -> None:
+def bear(state: PoolState) -> None:
     """Look at what has been lent for a while: on the watcher, at each tick, 1 µs for each."""
     policy = state.policy
     if policy.send_timeout == math.inf or not state.is_tcp:
         return
     since = state.now - policy.tick
-    for entry in list(state.kernel.lent.values()):
+    for entry in list(state.kernel.in_use.values()):
         if entry.taken_at < since and entry.fd is not None and entry.cause is None:
             _look(state, entry, entry.fd, policy.send_timeout)
 
 
-def _look(state: State, entry: Entry, fd: int, limit: float) -> None:
-    silent = traffic.unread_for(fd)
+def _look(state: PoolState, entry: Entry, fd: int, limit: float) -> None:
+    silent = sent_bytes.unread_for(fd)
     if silent is None:
         if state.borne.pop(entry, None) is not None:
             keepalive.apply(fd, None, user_timeout=limit)

@@ -26,7 +26,7 @@ from pymongo.server_api import ServerApi
 from pymongo.server_description import ServerDescription
 
 from unbroken.errors import ConfigurationError
-from unbroken.integrations.mongo import plan, seams
+from unbroken.integrations.mongo import client_options, pymongo_internals
 from unbroken.mongo import AsyncMongoClient, MongoClient, stats
 from unbroken_drill.servers import MongoDB
 
@@ -250,8 +250,8 @@ def test_waits_are_bounded_unless_the_caller_says_otherwise(
 
 def test_options_are_found_in_every_spelling_of_a_uri() -> None:
     hosts = ["mongodb://u:p%3Fa@a,b/?A=1&b=2;C=3", "plain:27017", "mongodb+srv://x?d=%2F"]
-    assert plan.given_options(hosts, {"Keyword": 1}) == {"a", "b", "c", "d", "keyword"}
-    assert plan.given_options(None, {}) == set()
+    assert client_options.given_options(hosts, {"Keyword": 1}) == {"a", "b", "c", "d", "keyword"}
+    assert client_options.given_options(None, {}) == set()
 
 
 _PATCHED_LATER = """
@@ -284,4 +284,4 @@ def test_stats_are_of_our_clients_only() -> None:
 
 def test_a_pymongo_that_is_built_otherwise_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"no Other\._init_background"):
-        seams.check(type("Other", (), {}))
+        pymongo_internals.check(type("Other", (), {}))

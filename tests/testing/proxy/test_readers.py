@@ -15,7 +15,7 @@ from unbroken_drill.proxy import mysql, postgresql
 from unbroken_drill.proxy.cuts import Cut, Reader
 from unbroken_drill.proxy.mysql import MySQLReader
 from unbroken_drill.proxy.postgresql import PostgreSQLReader
-from unbroken_drill.proxy.tap import Tap
+from unbroken_drill.proxy.statement_tap import StatementTap
 
 READERS = [MySQLReader, PostgreSQLReader]
 Talk = list[tuple[str, bytes]]  #: who says what, in turn: "up" or "down"
@@ -275,7 +275,7 @@ def test_the_client_never_hears_a_byte_of_the_answer_and_everything_before_it(da
     """Two batches at once: the first one's answer passes whole, of the second one's nothing,
     whatever the pieces.
     """
-    tap, cut = Tap(1, PostgreSQLReader()), cut_at("COMMIT")
+    tap, cut = StatementTap(1, PostgreSQLReader()), cut_at("COMMIT")
     talk = PG_TALKS["many at once"][0]
     for who, said in talk[:-1]:
         passed, due = tap.up(said, [cut]) if who == "up" else tap.down(said)
@@ -296,7 +296,7 @@ def test_before_a_statement_its_last_byte_never_passes(size: int) -> None:
         (MySQLReader, MYSQL_TALKS["rows, then more"][0]),
         (PostgreSQLReader, PG_TALKS["extended"][0]),
     ):
-        tap, cut, whole, passed = Tap(1, reader()), cut_at("COMMIT", before=True), b"", b""
+        tap, cut, whole, passed = StatementTap(1, reader()), cut_at("COMMIT", before=True), b"", b""
         due: Cut | None = None
         for who, said in talk:
             for at in range(0, len(said), size):
@@ -316,7 +316,7 @@ def test_before_a_statement_its_last_byte_never_passes(size: int) -> None:
 
 
 def test_a_cut_whose_answer_never_came_is_for_another_connection() -> None:
-    tap, cut = Tap(1, MySQLReader()), cut_at("COMMIT")
+    tap, cut = StatementTap(1, MySQLReader()), cut_at("COMMIT")
     for who, said in [*MYSQL_LOGIN, ("up", packet(0, b"\x03COMMIT"))]:
         assert (tap.up(said, [cut]) if who == "up" else tap.down(said)) == (said, None)
     assert cut.left == 0

@@ -16,13 +16,13 @@ from unbroken.drivers.url import parse
 from unbroken.errors import ConfigurationError
 from unbroken_drill import FaultProxy, ProxyError
 from unbroken_drill.proxy.addresses import Address, address, of_url, through
-from unbroken_drill.proxy.lane import FULL, Lane
+from unbroken_drill.proxy.direction import FULL, Direction
 from unbroken_drill.proxy.plan import PLAIN, UNTOUCHED, Conduct, Rules, Standing
 
 # -- lanes -----------------------------------------------------------------------------------------
 
 
-def drained(lane: Lane, now: float) -> bytes:
+def drained(lane: Direction, now: float) -> bytes:
     """All that *lane* gives at one moment."""
     out = b""
     while data := lane.give(now):
@@ -31,7 +31,7 @@ def drained(lane: Lane, now: float) -> bytes:
     return out
 
 
-def run(lane: Lane, now: float = 0.0) -> tuple[bytes, float, list[int]]:
+def run(lane: Direction, now: float = 0.0) -> tuple[bytes, float, list[int]]:
     """Let time pass until *lane* has given all: what, when it was done, and in which pieces."""
     out, pieces = b"", []
     while (when := lane.wake_at()) is not None:
@@ -59,7 +59,7 @@ RULES = st.builds(
 def test_whatever_the_rules_everything_arrives_once_and_in_order(
     chunks: list[bytes], rules: Rules, seed: int
 ) -> None:
-    lane = Lane(Random(seed), rules)
+    lane = Direction(Random(seed), rules)
     for at, chunk in enumerate(chunks):
         lane.take(chunk, at * 0.01)
     out, done, pieces = run(lane)
@@ -74,7 +74,7 @@ def test_whatever_the_rules_everything_arrives_once_and_in_order(
 def test_rules_may_change_at_any_time_and_nothing_is_lost(
     chunks: list[bytes], before: Rules, after: Rules
 ) -> None:
-    lane = Lane(Random(1), before)
+    lane = Direction(Random(1), before)
     out = b""
     for at, chunk in enumerate(chunks):
         lane.take(chunk, float(at))
@@ -86,7 +86,7 @@ def test_rules_may_change_at_any_time_and_nothing_is_lost(
 
 def test_latency_delays_each_chunk_and_jitter_is_repeatable() -> None:
     def arrivals(seed: int) -> list[float]:
-        lane = Lane(Random(seed), Rules(latency=1.0, jitter=0.5))
+        lane = Direction(Random(seed), Rules(latency=1.0, jitter=0.5))
         times = []
         for at in range(20):
             lane.take(b"x", float(10 * at))
@@ -99,7 +99,7 @@ def test_latency_delays_each_chunk_and_jitter_is_repeatable() -> None:
 
 
 def test_a_hole_that_holds_gives_all_when_healed_and_one_that_drops_counts() -> None:
-    lane = Lane(Random(0), Rules(hole="hold"))
+    lane = Direction(Random(0), Rules(hole="hold"))
     lane.take(b"kept", 0.0)
     assert (lane.give(9.0), lane.wake_at()) == (b"", None)
     lane.obey(PLAIN)
@@ -111,12 +111,12 @@ def test_a_hole_that_holds_gives_all_when_healed_and_one_that_drops_counts() -> 
 
 
 def test_a_full_lane_and_a_stalled_one_want_no_more() -> None:
-    lane = Lane(Random(0), Rules(hole="hold"))
+    lane = Direction(Random(0), Rules(hole="hold"))
     lane.take(bytes(FULL - 1), 0.0)
     assert lane.wants_more
     lane.take(b"x", 0.0)
     assert not lane.wants_more
-    assert not Lane(Random(0), Rules(stalled=True)).wants_more
+    assert not Direction(Random(0), Rules(stalled=True)).wants_more
 
 
 # -- plans -----------------------------------------------------------------------------------------

@@ -23,11 +23,11 @@ from unbroken_drill.proxy.addresses import Address
 from unbroken_drill.proxy.cuts import Cut, Reader
 from unbroken_drill.proxy.errors import ProxyError
 from unbroken_drill.proxy.gate import Gate
-from unbroken_drill.proxy.link import Link
 from unbroken_drill.proxy.plan import UNTOUCHED, Change, Conduct, Scope, Standing
 from unbroken_drill.proxy.records import ConnectionInfo, Log
+from unbroken_drill.proxy.session import Session
 from unbroken_drill.proxy.silence import find, lose
-from unbroken_drill.proxy.tap import Tap
+from unbroken_drill.proxy.statement_tap import StatementTap
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class Engine:
     ) -> None:
         self.log = Log()
         self.cuts: list[Cut] = []
-        self.links: dict[int, Link] = {}
+        self.links: dict[int, Session] = {}
         self.standing = Standing()
         self.count = 0  # accepted so far
         self.failing = 0  # new connections that are to fail
@@ -64,7 +64,7 @@ class Engine:
         for sock in (self._bell, self._ringer):
             sock.setblocking(False)
         self._asked: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._timers: list[tuple[float, int, Callable[[], None], Link | None]] = []
+        self._timers: list[tuple[float, int, Callable[[], None], Session | None]] = []
         self._order = count()
         self._owner = os.getpid()
         self._running, self._has_ended = True, False
@@ -124,7 +124,7 @@ class Engine:
         """Monotonic seconds."""
         return time.monotonic()
 
-    def at(self, when: float, work: Callable[[], None], link: Link | None = None) -> None:
+    def at(self, when: float, work: Callable[[], None], link: Session | None = None) -> None:
         """Do *work* then, unless *link* is closed."""
         if len(self._timers) > 1000 + 8 * len(
             self.links
@@ -135,7 +135,7 @@ class Engine:
             heapq.heapify(self._timers)
         heapq.heappush(self._timers, (when, next(self._order), work, link))
 
-    def watch(self, sock: socket.socket, mask: int, link: Link) -> None:
+    def watch(self, sock: socket.socket, mask: int, link: Session) -> None:
         """Tell *link* when *sock* is ready."""
         if sock in self._selector.get_map():
             if mask:
@@ -163,7 +163,7 @@ class Engine:
             raise OSError(f"the server: {error}") from None
         return sock
 
-    def ended(self, link: Link) -> None:
+    def ended(self, link: Session) -> None:
         """*link* is closed: only its counts stay."""
         if self.links.pop(link.n, None) is not None:
             if len(self._past) == REMEMBERED:
@@ -214,7 +214,7 @@ class Engine:
         if on in ("all", "new"):
             lose(self.gate.sock)
 
-    def _meant(self, on: Scope) -> list[Link]:
+    def _meant(self, on: Scope) -> list[Session]:
         """The connections there are that *on* means."""
         if isinstance(on, int):
             return [self.links[on]] if on in self.links else []
@@ -286,7 +286,7 @@ class Engine:
 
     def _serve(self, key: selectors.SelectorKey, mask: int) -> None:
         link = key.data
-        if isinstance(link, Link):
+        if isinstance(link, Session):
             sock: Any = key.fileobj
             self._guarded(link, lambda: link.handle(sock, mask))
         elif key.fileobj is self._bell:
@@ -298,7 +298,7 @@ class Engine:
         else:
             self._accept()
 
-    def _guarded(self, link: Link, work: Callable[[], None]) -> None:
+    def _guarded(self, link: Session, work: Callable[[], None]) -> None:
         """A mistake in one connection's care is that connection's end, not the proxy's."""
         try:
             work()
@@ -321,8 +321,8 @@ class Engine:
     def _welcome(self, client: socket.socket, peer: str) -> None:
         self.count += 1
         n = self.count
-        tap = Tap(n, self._new_reader()) if self._new_reader is not None else None
-        link = Link(self, n, client, peer, Random(f"{self._seed}:{n}"), tap)
+        tap = StatementTap(n, self._new_reader()) if self._new_reader is not None else None
+        link = Session(self, n, client, peer, Random(f"{self._seed}:{n}"), tap)
         self.links[n] = link
         self.log.add("accepted", n, f"from {peer}" if peer else "")
         conduct: Conduct = self.standing.conduct(n)

@@ -13,7 +13,7 @@ from typing import Any
 from unbroken.brain.health import Need
 from unbroken.integrations.django.pools import Source
 from unbroken.ledger.residue import DOUBTFUL, NOTHING, Left
-from unbroken.ledger.unit import current, glimpse, heard_by
+from unbroken.ledger.unit import current, current_token, heard_by
 from unbroken.pool.holder import outside
 from unbroken.pool.kept import Kept
 from unbroken.pool.steps import run
@@ -55,7 +55,7 @@ class Held(Kept):
         self.left_behind = NOTHING  #: what the next user must not find
         self.cursors: list[Any] = []  #: weak references to those that may be open
         self.lost = False  #: an error said that it is lost
-        unit = current() if glimpse() is not None else None
+        unit = current() if current_token() is not None else None
         self.seen_by = None if unit is None else (unit, unit.attempts)
         deadline = self.pool.settings.deadline
         self.arm(math.inf if deadline is None else self.taken_at + deadline)
@@ -77,7 +77,7 @@ class Held(Kept):
     @property
     def is_inherited(self) -> bool:
         """Whether this process is a child of the one that took it."""
-        return not self.state.mark[0]
+        return not self.state.here[0]
 
     @property
     def is_tied(self) -> bool:
@@ -95,7 +95,7 @@ class Held(Kept):
                 self.left_behind <= DOUBTFUL or self.lost
             )  # a lock or a temporary table is gone with it: that is for an error to say
         if (
-            glimpse() is not None
+            current_token() is not None
             and (unit := current()) is not None
             and self.seen_by != (unit, unit.attempts)
         ):
@@ -114,7 +114,7 @@ class Held(Kept):
         state, entry = self.state, self.entry
         entry.last_used = idle_since
         need = state.policy.need(entry, now)
-        if need is Need.PING and not run(self.answers(idle_since), state.shell.do):
+        if need is Need.PING and not run(self.answers(idle_since), state.runtime.do):
             return True
         if not self.is_tied and (
             need is Need.RETIRE or state.waiting or entry.generation != state.kernel.generation
@@ -209,12 +209,12 @@ class Held(Kept):
             not self.left_behind
             and not entry.watched
             and state.is_clean(self.conn, entry.traits)
-            and state.lent.get(entry.key) is entry
+            and state.in_use.get(entry.key) is entry
         ):
             self.pool.release(self.conn)  # nothing is due
             return
         try:
-            run(self.reset(), self.state.shell.do)
+            run(self.reset(), self.state.runtime.do)
         finally:
             self.give_back()
 

@@ -17,8 +17,8 @@ from django.urls import Resolver404, resolve
 
 from unbroken import aio, sync
 from unbroken.errors import ConfigurationError
-from unbroken.integrations.django.bodies import Body
 from unbroken.integrations.django.others import follow, follow_others
+from unbroken.integrations.django.request_body import Body
 from unbroken.integrations.django.units import attempt, attempt_async, give_back, give_back_async
 from unbroken.integrations.web import exchange as _http
 from unbroken.integrations.web.exchange import (

@@ -11,7 +11,7 @@ from django.db.utils import Error
 from unbroken.abc import Target
 from unbroken.drivers._mysql_reset import sets_nothing_else
 from unbroken.errors import ConfigurationError
-from unbroken.pool.state import State
+from unbroken.pool.state import PoolState
 from unbroken.settings import Settings
 from unbroken.sync import Pool
 
@@ -19,7 +19,7 @@ from unbroken.sync import Pool
 class _Pool(Pool):
     """Django's cursors tell what is left on a session, so its statements need not be followed."""
 
-    def _new_state(self) -> State:
+    def _new_state(self) -> PoolState:
         state = super()._new_state()
         state.follows = False
         state.is_clean = state._end_check()
@@ -89,7 +89,7 @@ def close_database(name: str, wrapper: Any) -> None:
     ]:
         source = _sources.pop(key, None)
         if source is not None:
-            for entry in list(source.pool._state.kernel.lent.values()):
+            for entry in list(source.pool._state.kernel.in_use.values()):
                 ask = entry.recall()
                 if ask is not None:
                     ask()

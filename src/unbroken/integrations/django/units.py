@@ -11,7 +11,7 @@ from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.db import connections
 
 from unbroken import aio, sync
-from unbroken.integrations.django.bodies import Body, longest, request_in
+from unbroken.integrations.django.request_body import Body, longest, request_in
 from unbroken.ledger.unit import current
 
 F = TypeVar("F", bound=Callable[..., Any])

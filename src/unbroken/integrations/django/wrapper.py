@@ -19,7 +19,7 @@ from unbroken.errors import ConnectRejectedError, UnbrokenError, for_driver
 from unbroken.integrations.django import pools
 from unbroken.integrations.django.blocks import Blocks, Savepoints, is_left
 from unbroken.integrations.django.held import Held, with_this_thread
-from unbroken.integrations.django.session import Noticing, is_foreign
+from unbroken.integrations.django.statements import Noticing, is_foreign
 from unbroken.ledger.residue import Left
 from unbroken.pool.bounds import bounded
 from unbroken.pool.steps import run
@@ -395,7 +395,7 @@ class Pooled(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
             super()._commit()
             return
         with debug_transaction(self, "COMMIT"), self.wrap_database_errors:
-            run(held.commit(), held.state.shell.do)
+            run(held.commit(), held.state.runtime.do)
         self._settled = True
         held.rest()
 

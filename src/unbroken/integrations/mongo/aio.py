@@ -14,16 +14,16 @@ from pymongo.asynchronous.pool import Pool
 from pymongo.errors import ServerSelectionTimeoutError
 from pymongo.server_selectors import writable_server_selector
 
-from unbroken.integrations.mongo import plan, seams
+from unbroken.integrations.mongo import client_options, pymongo_internals
 from unbroken.integrations.mongo.body import Living, Sketched
-from unbroken.integrations.mongo.face import Outliving
-from unbroken.integrations.mongo.home import Home, Now, is_inherited
+from unbroken.integrations.mongo.per_process import Now, PerProcess, is_inherited
+from unbroken.integrations.mongo.process_aware import Outliving
 from unbroken.integrations.mongo.sockets import recording_async
 from unbroken.integrations.mongo.units import following, report
-from unbroken.ledger.unit import apart, glimpse
+from unbroken.ledger.unit import apart, current_token
 
 _Plain = pymongo.AsyncMongoClient
-seams.check(_Plain)
+pymongo_internals.check(_Plain)
 _plain_select_server = (
     _Plain._select_server
 )  # called at each operation: so it is quicker than by super()
@@ -32,9 +32,11 @@ _plain_select_server = (
 class Body(Living, _Plain[Any]):
     """PyMongo's client, belonging to one process and one event loop."""
 
-    def __init__(self, home: Home, arguments: dict[str, Any]) -> None:
+    def __init__(self, per_process: PerProcess, arguments: dict[str, Any]) -> None:
         super().__init__(
-            home, arguments, recording_async(arguments.get("_pool_class") or Pool, home.sockets)
+            per_process,
+            arguments,
+            recording_async(arguments.get("_pool_class") or Pool, per_process.sockets),
         )
 
 
@@ -85,7 +87,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         connect: bool | None = None,
         type_registry: Any = None,
         *,
-        outage_wait: float = plan.OUTAGE_WAIT,
+        outage_wait: float = client_options.OUTAGE_WAIT,
         **kwargs: Any,
     ) -> None:
         host = (
@@ -100,7 +102,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
             "type_registry": type_registry,
         }
         self._elsewhere: list[Now] = []
-        self._begin({**given, **plan.with_defaults(host, kwargs)}, connect, outage_wait)
+        self._begin({**given, **client_options.with_defaults(host, kwargs)}, connect, outage_wait)
 
     # -- which process and which loop is this?
 
@@ -114,7 +116,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
                 return found
             now = self._now = self._born(loop)
             self._elsewhere = [*self._still_alive(), now]
-        if before.body is not None and not before.mark[0]:
+        if before.body is not None and not before.here[0]:
             self._leave(before)
         return now
 
@@ -123,9 +125,9 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
 
     def _found(self, loop: Any) -> Now | None:
         """What this process has for *loop*; without a loop, what was used last."""
-        if self._now.mark[0] and (loop is None or self._now.loop is loop):
+        if self._now.here[0] and (loop is None or self._now.loop is loop):
             return self._now
-        return next((one for one in self._elsewhere if one.mark[0] and one.loop is loop), None)
+        return next((one for one in self._elsewhere if one.here[0] and one.loop is loop), None)
 
     def _still_alive(self) -> list[Now]:
         """The others of this process.
@@ -134,17 +136,17 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         """
         alive = []
         for one in self._elsewhere:
-            if one.mark[0] and one.loop is not None and one.loop.is_closed():
-                one.body._home.sockets.abort()
+            if one.here[0] and one.loop is not None and one.loop.is_closed():
+                one.body._per_process.sockets.abort()
                 one.body._closed = True
-            elif one.mark[0]:
+            elif one.here[0]:
                 alive.append(one)
         return alive
 
     @property
     def _topology(self) -> Any:
         now = self._now
-        if now.mark[0] and now.loop is _get_running_loop():
+        if now.here[0] and now.loop is _get_running_loop():
             return now.topology
         found = self._found(_get_running_loop())
         return self._unborn if found is None else found.topology
@@ -156,7 +158,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
 
     async def _get_topology(self) -> Any:
         now = self._now
-        if not now.mark[0] or now.loop is not _get_running_loop():
+        if not now.here[0] or now.loop is not _get_running_loop():
             now = self._settle()
         return now.topology if now.opened else self._is_open(now, await self._opened_topology(now))
 
@@ -176,7 +178,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         operation_id: Any = None,
     ) -> Any:
         now = self._now
-        if not now.mark[0] or now.loop is not _get_running_loop():
+        if not now.here[0] or now.loop is not _get_running_loop():
             now = self._settle()
         now.uses += 1
         if (
@@ -208,7 +210,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
             raise told from error
         if gate.good is None:  # an outage that has ended in between has ended, whatever comes next
             gate.look(now.topology.description)
-        if glimpse() is not None:
+        if current_token() is not None:
             report(operation)
         return server
 
@@ -222,7 +224,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         *more: Any,
         **named: Any,
     ) -> Any:
-        if glimpse() is None:
+        if current_token() is None:
             return await super()._retryable_write(
                 retryable, func, session, operation, bulk, *more, **named
             )
@@ -278,7 +280,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         for one in others:
             asyncio.run_coroutine_threadsafe(_closed(one), one.loop)
         now = self._now
-        if now.mark[0] and now.loop is loop:
+        if now.here[0] and now.loop is loop:
             await _closed(now)
         else:
             self._now = Now(None, None, self._unborn)
@@ -288,7 +290,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
 
 async def _closed(now: Now) -> None:
     body = now.body
-    body._home.leaves()
+    body._per_process.leaves()
     if now.gate.reads.active:
         body._topology.pop_all_sessions()  # nobody is there who could be told of their end
         body._kill_cursors_queue.clear()

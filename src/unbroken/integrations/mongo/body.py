@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unbroken.integrations.mongo.home import Home, Unborn
+from unbroken.integrations.mongo.per_process import PerProcess, Unborn
 
 
 class Living:
@@ -14,9 +14,9 @@ class Living:
 
     _topology: Any
 
-    def __init__(self, home: Home, arguments: dict[str, Any], pool: Any) -> None:
-        self._home = home
-        listeners = [*(arguments.get("event_listeners") or ()), home.heartbeats]
+    def __init__(self, per_process: PerProcess, arguments: dict[str, Any], pool: Any) -> None:
+        self._per_process = per_process
+        listeners = [*(arguments.get("event_listeners") or ()), per_process.heartbeats]
         given: dict[str, Any] = {
             **arguments,
             "connect": False,
@@ -27,17 +27,17 @@ class Living:
 
     def _init_background(self, *args: Any) -> None:
         super()._init_background(*args)  # type: ignore[misc] # PyMongo's
-        self._home.settle_sessions(self._topology)
+        self._per_process.settle_sessions(self._topology)
 
     def _after_fork(self) -> None:
         """PyMongo's fork hook, in the child: what was inherited is cut off, and never used
         again.
         """
-        self._home.sockets.sever()
+        self._per_process.sockets.sever()
 
     def __del__(self) -> None:
-        home = vars(self).get("_home")
-        if home is not None and home.mark[0]:
+        per_process = vars(self).get("_per_process")
+        if per_process is not None and per_process.here[0]:
             super().__del__()  # type: ignore[misc]
 
 

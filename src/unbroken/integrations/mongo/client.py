@@ -12,18 +12,18 @@ from pymongo.errors import ServerSelectionTimeoutError
 from pymongo.server_selectors import writable_server_selector
 from pymongo.synchronous.pool import Pool
 
-from unbroken.integrations.mongo import plan, seams
+from unbroken.integrations.mongo import client_options, pymongo_internals
 from unbroken.integrations.mongo.body import Living, Sketched
-from unbroken.integrations.mongo.face import Outliving
-from unbroken.integrations.mongo.home import Home, is_inherited
+from unbroken.integrations.mongo.per_process import PerProcess, is_inherited
 from unbroken.integrations.mongo.prefork import is_master, rest
+from unbroken.integrations.mongo.process_aware import Outliving
 from unbroken.integrations.mongo.sockets import recording
 from unbroken.integrations.mongo.units import following, report
-from unbroken.ledger.unit import glimpse
+from unbroken.ledger.unit import current_token
 from unbroken.net.signals import unsignalled
 
 _Plain = pymongo.MongoClient
-seams.check(_Plain)
+pymongo_internals.check(_Plain)
 _plain_select_server = (
     _Plain._select_server
 )  # called at each operation: so it is quicker than by super()
@@ -32,11 +32,15 @@ _plain_select_server = (
 class Body(Living, _Plain[Any]):
     """PyMongo's client, belonging to one process."""
 
-    def __init__(self, home: Home, arguments: dict[str, Any]) -> None:
+    def __init__(self, per_process: PerProcess, arguments: dict[str, Any]) -> None:
         super().__init__(
-            home,
+            per_process,
             arguments,
-            recording(arguments.get("_pool_class") or Pool, home.sockets, keep=not home.quiet),
+            recording(
+                arguments.get("_pool_class") or Pool,
+                per_process.sockets,
+                keep=not per_process.quiet,
+            ),
         )
 
 
@@ -93,7 +97,7 @@ class MongoClient(Outliving, _Plain[Any]):
         connect: bool | None = None,
         type_registry: Any = None,
         *,
-        outage_wait: float = plan.OUTAGE_WAIT,
+        outage_wait: float = client_options.OUTAGE_WAIT,
         **kwargs: Any,
     ) -> None:
         host = (
@@ -107,14 +111,14 @@ class MongoClient(Outliving, _Plain[Any]):
             "tz_aware": tz_aware,
             "type_registry": type_registry,
         }
-        self._begin({**given, **plan.with_defaults(host, kwargs)}, connect, outage_wait)
+        self._begin({**given, **client_options.with_defaults(host, kwargs)}, connect, outage_wait)
         if connect and not is_master():
             self._get_topology()
 
     @property
     def _topology(self) -> Any:
         now = self._now
-        return now.topology if now.mark[0] else self._unborn
+        return now.topology if now.here[0] else self._unborn
 
     @_topology.setter
     def _topology(self, topology: Any) -> None:
@@ -123,7 +127,7 @@ class MongoClient(Outliving, _Plain[Any]):
 
     def _get_topology(self) -> Any:
         now = self._now
-        if not now.mark[0]:
+        if not now.here[0]:
             now = self._settle()
         if now.opened:
             return now.topology
@@ -140,7 +144,7 @@ class MongoClient(Outliving, _Plain[Any]):
         operation_id: Any = None,
     ) -> Any:
         now = self._now
-        if not now.mark[0]:
+        if not now.here[0]:
             now = self._settle()
         now.uses += 1
         if (
@@ -174,7 +178,7 @@ class MongoClient(Outliving, _Plain[Any]):
             gate.look(now.topology.description)
         if now.quiet:
             rest(now.body)
-        if glimpse() is not None:
+        if current_token() is not None:
             report(operation)
         return server
 
@@ -188,7 +192,7 @@ class MongoClient(Outliving, _Plain[Any]):
         *more: Any,
         **named: Any,
     ) -> Any:
-        if glimpse() is None:
+        if current_token() is None:
             return super()._retryable_write(
                 retryable, func, session, operation, bulk, *more, **named
             )
@@ -239,10 +243,10 @@ class MongoClient(Outliving, _Plain[Any]):
         """
         now = self._now
         self._shut = True
-        if not now.mark[0]:
+        if not now.here[0]:
             return
         body = now.body
-        body._home.leaves()
+        body._per_process.leaves()
         if now.gate.reads.active:
             body._topology.pop_all_sessions()  # nobody is there who could be told of their end
             body._kill_cursors_queue.clear()

@@ -24,7 +24,7 @@ def is_master() -> bool:
 
 
 class WhileMaster:
-    """A mark as :func:`unbroken.net.severance.fork_mark` gives, of the time that this process is
+    """A mark as :func:`unbroken.net.fork_guard.fork_mark` gives, of the time that this process is
     the master.
     """
 

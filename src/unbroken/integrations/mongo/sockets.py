@@ -20,7 +20,7 @@ from pymongo.monitoring import ConnectionClosedReason
 from unbroken.abc import Capabilities, Cause
 from unbroken.brain.health import Policy
 from unbroken.net import keepalive
-from unbroken.net.severance import abort, identity, sever
+from unbroken.net.fork_guard import abort, identity, sever
 from unbroken.settings import Settings
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 
 from unbroken.brain.stats import Stats
 from unbroken.errors import ConfigurationError
-from unbroken.integrations.mongo.face import Outliving
-from unbroken.integrations.mongo.home import Home, Now
+from unbroken.integrations.mongo.per_process import Now, PerProcess
+from unbroken.integrations.mongo.process_aware import Outliving
 
 
 def stats(client: Any) -> Stats:
@@ -40,17 +40,17 @@ def stats(client: Any) -> Stats:
 
 
 def _counted(now: Now, most: int, least: int) -> Stats:
-    home: Home = now.body._home
-    gate, sockets = home.gate, home.sockets
+    per_process: PerProcess = now.body._per_process
+    gate, sockets = per_process.gate, per_process.sockets
     pools = [server.pool for server in list(now.topology._servers.values())] if now.opened else []
     idle, used = sum(len(pool.conns) for pool in pools), sum(pool.active_sockets for pool in pools)
     pending = sum(pool._pending for pool in pools)
-    beats = home.heartbeats
+    beats = per_process.heartbeats
     at = time.monotonic()
     return Stats(
         name=gate.name,
         server=gate.name,
-        pid=home.pid,
+        pid=per_process.pid,
         max_size=most,
         min_size=least,
         size=idle + used,

@@ -16,14 +16,14 @@ from playhouse import db_url, pwasyncio
 from unbroken.abc import Cause
 from unbroken.aio import AsyncPool, inquire
 from unbroken.errors import UnbrokenError
-from unbroken.integrations.peewee import plan
+from unbroken.integrations.peewee import pool_options
 from unbroken.integrations.peewee.again import AskedAgain
-from unbroken.integrations.peewee.care import log
 from unbroken.integrations.peewee.errors import LazyQueryError, translated
-from unbroken.integrations.peewee.lent import Lent
+from unbroken.integrations.peewee.held import Held
 from unbroken.integrations.peewee.poolish import Poolish
 from unbroken.integrations.peewee.slot import Where, caller, refusal
 from unbroken.integrations.peewee.unit import unit
+from unbroken.integrations.peewee.upkeep import log
 from unbroken.ledger.questions import Question
 from unbroken.pool.bounds import bounded
 from unbroken.pool.steps import run_async
@@ -55,7 +55,7 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
 
     def __init__(self, database: Any, **kwargs: Any) -> None:
         self.strict = bool(kwargs.pop("strict", False))
-        self._given, theirs = plan.async_settings(kwargs)
+        self._given, theirs = pool_options.async_settings(kwargs)
         self._pool: AsyncPool | None = None
         super().__init__(database, **theirs)
 
@@ -65,7 +65,7 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         Whoever has a connection of the former pool keeps it until it comes back.
         """
         self.strict = bool(kwargs.pop("strict", self.strict))
-        ours, theirs = plan.async_settings(kwargs)
+        ours, theirs = pool_options.async_settings(kwargs)
         Settings.of(**(given := {**self._given, **ours}))
         super().init(database, **theirs)
         self._given, self._pool = given, None
@@ -82,7 +82,7 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
                     "Error, database must be initialized before opening a connection."
                 )
             self._pool = AsyncPool(
-                plan.target_of(self, self._like),
+                pool_options.target_of(self, self._like),
                 connect=self._dial,
                 driver=self._driver,
                 **self._given,
@@ -101,28 +101,28 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         if self._closing:
             raise peewee.InterfaceError("Database pool is shutting down.")
         state = self._state._current()
-        lent, by_itself = state.conn, False
-        if lent is not None and (lent.stale() or not await lent.answers()):
-            if lent.is_open or state.transactions:
-                with lent.listening():
-                    raise lent.loss()
-            lent.entry.condemn(*lent.home.explain(lent.entry, in_use=True))
+        held, by_itself = state.conn, False
+        if held is not None and (held.stale() or not await held.answers()):
+            if held.is_open or state.transactions:
+                with held.listening():
+                    raise held.loss()
+            held.entry.condemn(*held.home.explain(held.entry, in_use=True))
             log.warning(
-                "%s: the connection of this task ended; another one takes its place", lent.home.name
+                "%s: the connection of this task ended; another one takes its place", held.home.name
             )
-            by_itself = lent.by_itself
+            by_itself = held.by_itself
             await self._drop(state)
-            lent = None
-        if lent is None:
+            held = None
+        if held is None:
             pool = self.pool
             try:
-                lent = self._wrapper(await pool.acquire(), pool)
+                held = self._wrapper(await pool.acquire(), pool)
             except UnbrokenError as error:
                 raise translated(error) from error
-            lent.by_itself = by_itself
-            state.conn, state.closed = lent, False
-        lent.join()
-        return lent
+            held.by_itself = by_itself
+            state.conn, state.closed = held, False
+        held.join()
+        return held
 
     async def _pin(self, sql: Any = None) -> tuple[Any, Any]:
         """This task's state and the connection in it, for *sql* (None: a transaction), until
@@ -134,30 +134,30 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         is_free = state.conn is None
         if is_free and self.strict and sql is not None:
             raise LazyQueryError(refusal(sql, *_last_scope.get()))
-        lent = await self.aconnect()
-        lent.by_itself = is_free or lent.by_itself
-        lent.pins += 1
-        return state, lent
+        held = await self.aconnect()
+        held.by_itself = is_free or held.by_itself
+        held.pins += 1
+        return state, held
 
-    async def _unpin(self, state: Any, lent: Any) -> None:
-        lent.pins -= 1
+    async def _unpin(self, state: Any, held: Any) -> None:
+        held.pins -= 1
         await self._settle(state)
 
     async def _settle(self, state: Any) -> None:
         """Give back a connection that nobody keeps any more."""
-        lent = state.conn
+        held = state.conn
         if (
-            lent is not None
-            and lent.by_itself
-            and not (lent.pins or lent.is_open or state.transactions)
+            held is not None
+            and held.by_itself
+            and not (held.pins or held.is_open or state.transactions)
         ):
             await self._drop(state)
 
     async def _drop(self, state: Any) -> None:
         """Give a task's connection back, its transactions aside."""
-        lent, state.conn, state.closed = state.conn, None, True
-        if lent is not None:
-            await lent.close()
+        held, state.conn, state.closed = state.conn, None, True
+        if held is not None:
+            await held.close()
 
     async def aclose(self) -> None:
         """As pwasyncio's."""
@@ -168,9 +168,9 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         """For the words of a refusal: where what is about to be left was opened, and where it is
         left.
         """
-        lent = self._state.conn
-        if self.strict and lent is not None:
-            _last_scope.set(((lent.entry.code, lent.entry.instruction), caller()))
+        held = self._state.conn
+        if self.strict and held is not None:
+            _last_scope.set(((held.entry.code, held.entry.instruction), caller()))
 
     async def aexecute_sql(self, sql: Any, params: Any = None) -> Any:
         """As pwasyncio's.
@@ -204,8 +204,8 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         state = self._state._current()
         return bool(state.transactions) or (state.conn is not None and state.conn.is_open)
 
-    async def _pool_release(self, lent: Any) -> None:
-        await lent.close()
+    async def _pool_release(self, held: Any) -> None:
+        await held.close()
 
     async def _pool_close(self) -> None:
         """Bounded by *acquire_timeout*, and 10 s; what is lent then is closed when it comes
@@ -216,17 +216,17 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
     def begin(self, *args: Any, **kwargs: Any) -> None:
         """As peewee's; a BEGIN that met a lost connection is sent on another."""
         while True:
-            state, lent = pwasyncio.await_(self._pin())
+            state, held = pwasyncio.await_(self._pin())
             try:
-                with bounded(lent.home, "begin", lent.entry):
+                with bounded(held.home, "begin", held.entry):
                     super().begin(*args, **kwargs)
                 state.conn.is_open = True
                 return
             except Exception:
-                if lent.entry.cause in (None, Cause.DEADLINE) or state.transactions:
+                if held.entry.cause in (None, Cause.DEADLINE) or state.transactions:
                     raise
             finally:
-                pwasyncio.await_(self._unpin(state, lent))
+                pwasyncio.await_(self._unpin(state, held))
 
     def commit(self) -> None:
         """As peewee's. Raises CommitUnknownError or ConnectionLostError where it was lost."""
@@ -256,36 +256,36 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
                 return
             pwasyncio.await_(self._settle(state))
 
-    async def _commit(self, lent: Any) -> None:
+    async def _commit(self, held: Any) -> None:
         """COMMIT.
 
         Raises CommitUnknownError where its answer was lost, ConnectionLostError where it was never
         sent.
         """
-        if lent is None:
+        if held is None:
             raise peewee.InterfaceError("Cannot commit, database connection not open.")
         try:
-            with peewee.__exception_wrapper__, lent.listening():
-                await run_async(lent.loan.commit(), lent.home.shell.do)
+            with peewee.__exception_wrapper__, held.listening():
+                await run_async(held.loan.commit(), held.home.runtime.do)
         except UnbrokenError as error:
             raise translated(error) from error
-        lent.look()
+        held.look()
 
     def unit(self, function: Any = None, /, **options: Any) -> Any:
         """``@db.unit`` on an ``async def``: see :func:`unbroken.peewee.unit`."""
         return unit(self, function, **options)
 
 
-def undone_by_closing(lent: Any, error: Exception) -> None:
+def undone_by_closing(held: Any, error: Exception) -> None:
     """ROLLBACK failed with *error*.
 
     The connection is closed instead, so nothing is stored: whoever rolled back need not hear of it.
     """
-    lent.entry.condemn(Cause.RESET_FAILED, str(error))
-    log.info("%s: ROLLBACK failed, and the connection is closed instead: %s", lent.home.name, error)
+    held.entry.condemn(Cause.RESET_FAILED, str(error))
+    log.info("%s: ROLLBACK failed, and the connection is closed instead: %s", held.home.name, error)
 
 
-class AsyncMySQLConnection(Lent, pwasyncio.AsyncMySQLConnection):  # type: ignore[misc]
+class AsyncMySQLConnection(Held, pwasyncio.AsyncMySQLConnection):  # type: ignore[misc]
     """pwasyncio's, lent by a pool."""
 
 
@@ -308,7 +308,7 @@ class AsyncMySQLDatabase(AsyncPooledDatabase, pwasyncio.AsyncMySQLDatabase):  # 
         return conn
 
 
-class AsyncPostgresqlConnection(Lent, pwasyncio.AsyncPostgresqlConnection):  # type: ignore[misc]
+class AsyncPostgresqlConnection(Held, pwasyncio.AsyncPostgresqlConnection):  # type: ignore[misc]
     """pwasyncio's, lent by a pool."""
 
 
@@ -325,18 +325,18 @@ class AsyncPgAtomic(pwasyncio.AsyncPgAtomic):  # type: ignore[misc]
 
     async def _abegin(self) -> Any:
         while True:
-            state, lent = await self.db._pin()
+            state, held = await self.db._pin()
             try:
-                with lent.listening(), bounded(lent.home, "begin", lent.entry):
+                with held.listening(), bounded(held.home, "begin", held.entry):
                     began = await super()._abegin()
                 self._lent = state.conn  # another one, if it was lost since
                 self._lent.is_open = True
                 return began
             except Exception:
-                if lent.entry.cause in (None, Cause.DEADLINE) or state.transactions:
+                if held.entry.cause in (None, Cause.DEADLINE) or state.transactions:
                     raise
             finally:
-                await self.db._unpin(state, lent)
+                await self.db._unpin(state, held)
 
     async def acommit(self, begin: bool = True) -> None:
         """Raises CommitUnknownError or ConnectionLostError where the outermost one was lost."""

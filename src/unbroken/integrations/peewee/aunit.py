@@ -60,9 +60,9 @@ class _Scope:
     async def __aenter__(self) -> None:
         work = current()
         self.opened, self.timer = self.db._state.conn is None, None
-        lent = await self.db.aconnect()
+        held = await self.db.aconnect()
         if not self.opened:  # what is taken in a unit is ended in its time anyway
-            self.timer = lent.loan.timer(math.inf if work is None else work.until)
+            self.timer = held.loan.timer(math.inf if work is None else work.until)
 
     async def __aexit__(self, *_exc: object) -> None:
         if self.timer is not None:

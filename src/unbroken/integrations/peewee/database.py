@@ -19,7 +19,7 @@ import peewee
 from playhouse.pool import MaxConnectionsExceeded
 
 from unbroken.errors import UnbrokenError
-from unbroken.integrations.peewee import care, plan
+from unbroken.integrations.peewee import pool_options, upkeep
 from unbroken.integrations.peewee.again import AskedAgain
 from unbroken.integrations.peewee.errors import LazyQueryError, translated
 from unbroken.integrations.peewee.poolish import Poolish
@@ -28,7 +28,7 @@ from unbroken.integrations.peewee.slot import PerThread, Pin, Shared, Slot, Take
 from unbroken.integrations.peewee.transactions import Transactions
 from unbroken.integrations.peewee.unit import Atomic, unit
 from unbroken.ledger.questions import Question
-from unbroken.ledger.unit import current, glimpse
+from unbroken.ledger.unit import current, current_token
 from unbroken.pool import threads
 from unbroken.settings import Settings
 from unbroken.sync import Pool
@@ -70,7 +70,7 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         self.reconnect = bool(kwargs.pop("reconnect", True))
         self._made: Pool | None = None
         self._retired: list[Pool] = []
-        self._given = plan.settings_of(max_connections, stale_timeout, timeout, {})
+        self._given = pool_options.settings_of(max_connections, stale_timeout, timeout, {})
         super().__init__(database, *args, **kwargs)
 
     def init(
@@ -89,7 +89,10 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         self.strict = bool(kwargs.pop("strict", self.strict))
         self.reconnect = bool(kwargs.pop("reconnect", self.reconnect))
         ours, theirs = Settings.split(kwargs)
-        given = {**self._given, **plan.settings_of(max_connections, stale_timeout, timeout, ours)}
+        given = {
+            **self._given,
+            **pool_options.settings_of(max_connections, stale_timeout, timeout, ours),
+        }
         Settings.of(**given)
         super().init(database, **theirs)
         self._given = given
@@ -109,10 +112,12 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
             raise peewee.InterfaceError(
                 "Error, database must be initialized before opening a connection."
             )
-        driver = plan.driver_of(self)
+        driver = pool_options.driver_of(self)
         settings = Settings.of(**self._given)
-        connect = plan.opener(self, type(self)._dial, driver, settings)
-        pool = Pool(plan.target_of(self, driver), connect=connect, driver=driver, **self._given)
+        connect = pool_options.opener(self, type(self)._dial, driver, settings)
+        pool = Pool(
+            pool_options.target_of(self, driver), connect=connect, driver=driver, **self._given
+        )
         if self._made is None:
             self._made = pool
         else:
@@ -123,7 +128,7 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         pool, self._made = self._made, None
         if pool is not None:
             pool.close(timeout=0.0)
-            self._retired = [*(p for p in self._retired if p._state.kernel.lent), pool]
+            self._retired = [*(p for p in self._retired if p._state.kernel.in_use), pool]
 
     def _dial(self) -> Any:
         """A new connection, peewee's own way."""
@@ -135,7 +140,7 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
     def _state(self) -> Slot:
         slot: Slot = self._threads.slot
         loan = slot.loan
-        if loan is not None and not loan.state.mark[0]:
+        if loan is not None and not loan.state.here[0]:
             slot.inherited()
         return slot
 
@@ -257,7 +262,7 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         for pool in (self._made, *self._retired):
             if pool is not None and pool.loan_of(conn) is not None:
                 if close_conn:
-                    care.discard(pool, conn)
+                    upkeep.discard(pool, conn)
                 pool.release(conn)
                 return
 
@@ -279,7 +284,7 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
             slot.opened = caller()
             entry.taken_at_call(*slot.opened)
             slot.loan, slot.last_used = loan, entry.taken_at
-            if glimpse() is not None:
+            if current_token() is not None:
                 loan.begun = (current(), None)  # acquire() has enlisted it
             loan.arm(slot.until if deadline is None else min(slot.until, entry.taken_at + deadline))
         try:
@@ -298,7 +303,7 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
             readers = [
                 reader for ref in list(slot.readers.values()) if (reader := ref()) is not None
             ]
-            if loan is not None and loan.state.mark[0]:
+            if loan is not None and loan.state.here[0]:
                 _call = loan.begin_end()
                 slot.leaving = loan  # first: at no moment does nobody know of it
             slot.drop()
@@ -319,9 +324,9 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
             return
         if slot.loan is leaving:
             slot.drop()
-        if leaving.state.mark[0]:
+        if leaving.state.here[0]:
             leaving.end_once(leaving.put_back)
-        if slot.leaving is leaving and (not leaving.state.mark[0] or leaving.is_over):
+        if slot.leaving is leaving and (not leaving.state.here[0] or leaving.is_over):
             slot.leaving = None
 
     def _settle(self, slot: Slot) -> None:
@@ -351,7 +356,7 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         loan = slot.loan
         if (
             loan is None
-            or not loan.state.mark[0]
+            or not loan.state.here[0]
             or slot.readers.pop(key, None) is None
             or slot.is_bound
         ):
@@ -376,9 +381,9 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
                 self._allow(slot)
                 self._take(slot)
             elif slot.loan is not None:
-                care.look_after(self, slot)
-            if glimpse() is not None:
-                care.join(slot)
+                upkeep.look_after(self, slot)
+            if current_token() is not None:
+                upkeep.join(slot)
         except BaseException:
             self._unpin(slot, pin)
             raise
@@ -432,7 +437,7 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
             slot.sql = None
             if result is not None:
                 slot.readers.pop(id(result), None)
-            error = care.failed(self, slot, exc, sql)
+            error = upkeep.failed(self, slot, exc, sql)
             if start is not None and isinstance(exc, Exception):
                 self._notify_hooks(sql, params, start, exc)
             if error is not exc:

@@ -40,7 +40,7 @@ class Poolish:
                     taken = state.kernel.take([entry])
                 for each in taken:
                     each.condemn(Cause.DISCARDED)
-                    state.finish_off(each)
+                    state.close_entry(each)
 
     def close_stale(self: Any, age: float = 600) -> int:
         """End the connections that were taken more than *age* seconds ago, whoever uses them: how
@@ -54,13 +54,13 @@ class Poolish:
         state = self._made._current()
         old = [
             entry
-            for entry in list(state.kernel.lent.values())
+            for entry in list(state.kernel.in_use.values())
             if monotonic() - entry.taken_at > age
         ]
-        before = len(state.kernel.exiled)
+        before = len(state.kernel.reclaimed)
         for entry in old:
             reclaim(state, entry, entry.uses)
-        return len(state.kernel.exiled) - before
+        return len(state.kernel.reclaimed) - before
 
     def close_all(self: Any) -> None:
         """Close all connections: this thread's and the idle ones now, others' when they come back.
@@ -87,7 +87,7 @@ class Poolish:
     @property
     def _in_use(self: Any) -> Mapping[int, Any]:
         """playhouse's, for those who count it."""
-        return {} if self._made is None else dict(self._made._current().kernel.lent)
+        return {} if self._made is None else dict(self._made._current().kernel.in_use)
 
     @property
     def _connections(self: Any) -> list[Any]:

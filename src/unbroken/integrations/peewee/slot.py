@@ -43,11 +43,11 @@ class Taken(Kept):
         """To the pool; or, where that cannot be, to its end."""
         self.disarm()
         entry, state = self.entry, self.state
-        if state.lent.get(entry.key) is entry or state.kernel.exiled.get(entry.key) is entry:
+        if state.held.get(entry.key) is entry or state.kernel.reclaimed.get(entry.key) is entry:
             self.pool.release(self.conn)
             return
         try:
-            run(self.reset(), state.shell.do)
+            run(self.reset(), state.runtime.do)
         finally:
             self.give_back()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import peewee
 
-from unbroken.integrations.peewee import care
+from unbroken.integrations.peewee import upkeep
 from unbroken.integrations.peewee.again import lost_by
 from unbroken.integrations.peewee.slot import Pin, Slot
 from unbroken.pool.bounds import bounded
@@ -38,7 +38,7 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
                 slot.ending = False
                 return
             except BaseException as exc:
-                error = care.failed(self, slot, exc, "BEGIN")
+                error = upkeep.failed(self, slot, exc, "BEGIN")
                 if lost_by(exc) is None or tries >= self.pool.settings.max_replays:
                     if error is not exc:
                         raise error from exc
@@ -65,7 +65,7 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
             slot.begun = slot.open = slot.ending = False
             slot.clean = True
         except BaseException as exc:
-            error = care.failed(self, slot, exc, "COMMIT", stays=True)
+            error = upkeep.failed(self, slot, exc, "COMMIT", stays=True)
             if error is not exc:
                 raise error from exc
             raise
@@ -83,7 +83,7 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
 
         def do(step: Any) -> Any:
             if step is not commit:
-                return state.shell.do(step)
+                return state.runtime.do(step)
             with bounded(state, "commit", loan.entry):
                 return send().execute("COMMIT")
 
@@ -100,7 +100,7 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
             loan = slot.loan
             if loan is not None and not loan.is_in_step:
                 loan.break_off()
-            if not slot.closed and not care.is_lost(slot):
+            if not slot.closed and not upkeep.is_lost(slot):
                 with (
                     peewee.__exception_wrapper__,
                     nullcontext() if loan is None else bounded(loan.state, "rollback", loan.entry),
@@ -108,12 +108,12 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
                     super().cursor().execute("ROLLBACK")
             slot.ending, slot.clean = False, True
         except BaseException as exc:
-            care.failed(self, slot, exc, "ROLLBACK")
+            upkeep.failed(self, slot, exc, "ROLLBACK")
             if lost_by(exc) is None:
                 raise
         finally:
             slot.begun = slot.open = False
-            if care.is_lost(slot):
+            if upkeep.is_lost(slot):
                 self._give_back(slot)
             self._unpin(slot, pin)
 

@@ -1,4 +1,4 @@
-"""What one process (and event loop) knows of one SQLAlchemy pool: the pools' State, with
+"""What one process (and event loop) knows of one SQLAlchemy pool: the pools' PoolState, with
 SQLAlchemy's records in its hands.
 
 Who has a connection, who waits, who connects and who is told that the server is away is decided by
@@ -32,14 +32,14 @@ from unbroken.integrations.sqlalchemy.plan import Plan
 from unbroken.integrations.sqlalchemy.record import Record, Slot
 from unbroken.ledger.questions import Question, text_of
 from unbroken.ledger.unit import apart, tell, testify
-from unbroken.net.severance import fork_mark
+from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.connect import connector
 from unbroken.pool.holder import referred_to, thread_frames
 from unbroken.pool.loan import Loan
-from unbroken.pool.loops import LoopShell
-from unbroken.pool.state import AT_THE_LIMIT, State
+from unbroken.pool.loops import LoopRuntime
+from unbroken.pool.state import AT_THE_LIMIT, PoolState
 from unbroken.pool.steps import Attempt, Connect, Flow, run
-from unbroken.pool.threads import ThreadShell
+from unbroken.pool.threads import ThreadRuntime
 from unbroken.pool.upkeep import schedule
 
 #: Causes for which SQLAlchemy closes a connection; for all others it invalidates one.
@@ -49,7 +49,7 @@ _GENTLE = frozenset({Cause.SURPLUS, Cause.DRAINED, Cause.POOL_CLOSED})
 _FRESH = 32
 
 
-class Body(State):
+class Body(PoolState):
     """One pool of SQLAlchemy's in one process, for an async engine on one event loop.
 
     Made anew after a fork.
@@ -57,9 +57,9 @@ class Body(State):
 
     entry_kind = Slot
 
-    def __init__(self, pool: Any, plan: Plan, shell: Any, counters: Counters | None) -> None:
+    def __init__(self, pool: Any, plan: Plan, runtime: Any, counters: Counters | None) -> None:
         super().__init__(
-            plan.driver, plan.settings, shell, plan.name, plan.emit, _mark_of(shell), connector
+            plan.driver, plan.settings, runtime, plan.name, plan.emit, _mark_of(runtime), connector
         )
         self._pool = weakref.ref(pool)
         self.plan = plan
@@ -77,8 +77,8 @@ class Body(State):
             None  #: of one that waits: an application's ``creator`` may read its context variables
         )
         this = weakref.ref(self)
-        shell.opener = lambda: _opened_by(this)
-        shell.context = lambda: _context_of(this)
+        runtime.opener = lambda: _opened_by(this)
+        runtime.context = lambda: _context_of(this)
         self._look()
         self._take_bounds(pool)
 
@@ -105,7 +105,7 @@ class Body(State):
         """Run *flow* for a caller of SQLAlchemy's: on this thread, or inside SQLAlchemy's
         greenlet.
         """
-        return run(flow, self.shell.do_here)  # type: ignore[attr-defined] # both shells below have it
+        return run(flow, self.runtime.do_here)  # type: ignore[attr-defined] # both shells below have it
 
     # -- connecting --------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ class Body(State):
         raw = self.plan.genuine(pool._dialect.get_driver_connection(connection))
         if raw is not None:
             try:
-                return self.shell.wait_for(self.driver.adopt(raw))  # type: ignore[attr-defined] # Driver and AsyncDriver have it
+                return self.runtime.wait_for(self.driver.adopt(raw))  # type: ignore[attr-defined] # Driver and AsyncDriver have it
             except (
                 TypeError,
                 AttributeError,
@@ -167,7 +167,7 @@ class Body(State):
 
     def fill(self, record: Record, connection: Any) -> None:
         """The caller who has *record*'s place has opened *connection* for it."""
-        place, entry = record.entry, State.adopt(self, connection)
+        place, entry = record.entry, PoolState.adopt(self, connection)
         assert isinstance(entry, Slot)
         self._tie(entry, connection, record)
         entry.uses, entry.taken_at = 1, entry.born
@@ -193,18 +193,18 @@ class Body(State):
         place.taken_at = now
         return place
 
-    def order(self) -> None:
+    def ensure_connecting(self) -> None:
         """Have opened what is wanted: by workers; where nothing is known of the driver, by the
         callers themselves.
         """
         if not self.connects_here:
-            super().order()
+            super().ensure_connecting()
             return
         with self.lock:
             tickets = self.kernel.grant_places(self.place)
         self.wake(tickets)
 
-    def rejection(self, exc: Exception, fault: Fault) -> BaseException:  # noqa: ARG002 - as State has it
+    def rejection(self, exc: Exception, fault: Fault) -> BaseException:  # noqa: ARG002 - as PoolState has it
         """The driver's own error, as SQLAlchemy would give it: a copy for each caller."""
         try:
             return copy.copy(exc)
@@ -218,11 +218,11 @@ class Body(State):
         it.
         """
 
-    def finish_off(self, entry: Entry) -> None:
-        """Have SQLAlchemy close it: its events are called, and :meth:`bid_farewell` from there."""
+    def close_entry(self, entry: Entry) -> None:
+        """Have SQLAlchemy close it: its events are called, and :meth:`say_goodbye` from there."""
         assert isinstance(entry, Slot)
-        if self.kernel.exiled.get(entry.key) is entry:  # its holder keeps the object
-            super().finish_off(entry)
+        if self.kernel.reclaimed.get(entry.key) is entry:  # its holder keeps the object
+            super().close_entry(entry)
             return
         record, dbapi, pool = entry.record, entry.dbapi, self.pool
         if dbapi is None:
@@ -230,7 +230,7 @@ class Body(State):
         self.abrupt = entry.cause not in _GENTLE
         try:
             if pool is None:
-                self.bid_farewell(dbapi, close=True)
+                self.say_goodbye(dbapi, close=True)
             elif record is None or record.dbapi_connection is not dbapi:
                 pool._close_connection(dbapi, terminate=True)
             elif entry.cause in _GENTLE:
@@ -240,11 +240,11 @@ class Body(State):
         finally:
             self.abrupt = False
             if entry.dbapi is not None:  # an event's listener raised: nothing was closed
-                self.bid_farewell(dbapi, close=True)
+                self.say_goodbye(dbapi, close=True)
             if pool is not None and record is not None:
                 pool.stash(record)
 
-    def bid_farewell(self, connection: Any, *, close: bool = False) -> None:
+    def say_goodbye(self, connection: Any, *, close: bool = False) -> None:
         """SQLAlchemy is about to close *connection* (or does not, then *close*): look after it no
         more, count why it ended.
         """
@@ -278,7 +278,7 @@ class Body(State):
             record.entry = place if kept else None
         if not close:
             entry.conn = None  # SQLAlchemy closes it
-        super().finish_off(entry)
+        super().close_entry(entry)
         entry.record = entry.dbapi = None
 
     def release(self, entry: Slot) -> None:
@@ -287,7 +287,7 @@ class Body(State):
             entry.record.loan.disarm()
             entry.record.loan = None
         if entry.watched:
-            self.part(entry, entry.conn)
+            self.leave_unit(entry, entry.conn)
 
     def give_up(self, record: Record, place: Slot) -> None:
         """A place goes back without a connection: to the next caller, where callers connect by
@@ -301,7 +301,7 @@ class Body(State):
             self.kernel.drop(place)
         record.entry = place.record = None
         self.pool.stash(record)
-        self.order()
+        self.ensure_connecting()
 
     def detach(self, entry: Slot) -> None:
         """Its holder took the connection out of the pool for good; only a fork still concerns
@@ -310,7 +310,7 @@ class Body(State):
         self.release(entry)
         if entry.fd is not None:
             self.sockets.forget(entry.fd)
-            self.shell.watcher.unwatch(entry.fd)
+            self.runtime.watcher.unwatch(entry.fd)
         with self.lock:
             entries = self.by_connection.pop(id(entry.dbapi), [])
             self.kernel.drop(entry)
@@ -319,11 +319,11 @@ class Body(State):
             if others := [each for each in entries if each is not entry]:
                 self.by_connection[id(entry.dbapi)] = others
         with contextlib.suppress(TypeError):
-            exiled, key = self.kernel.exiled, entry.key
-            entry.ref = weakref.ref(entry.conn, lambda _: exiled.pop(key, None))
-            exiled[key] = entry
+            reclaimed, key = self.kernel.reclaimed, entry.key
+            entry.ref = weakref.ref(entry.conn, lambda _: reclaimed.pop(key, None))
+            reclaimed[key] = entry
         entry.conn = entry.anchor = entry.dbapi = entry.record = None
-        self.order()
+        self.ensure_connecting()
 
     # -- giving back -------------------------------------------------------------------------------
 
@@ -342,7 +342,7 @@ class Body(State):
         Whether a thread is at it just now, its stack tells. A task can only be at it while it sets
         the connection up.
         """
-        lent = [e for e in list(self.lent.values()) if isinstance(e, Slot) and e.cause is None]
+        lent = [e for e in list(self.in_use.values()) if isinstance(e, Slot) and e.cause is None]
         found = [
             e
             for e in lent
@@ -357,9 +357,9 @@ class Body(State):
 
         In a forked child it is about to roll back, on the parent's session; this runs just before.
         """
-        if not self.mark[0]:
+        if not self.here[0]:
             self.sever()
-        elif entry is not None and self.lent.get(entry.key) is entry:
+        elif entry is not None and self.in_use.get(entry.key) is entry:
             self.report_forgotten(entry)
 
     def report_forgotten(self, entry: Slot) -> None:
@@ -446,8 +446,8 @@ class LoopMark:
         return self._fork[0] and not self._loop.is_closed()
 
 
-def _mark_of(shell: Any) -> Any:
-    return LoopMark(shell.loop) if isinstance(shell, GreenletShell) else fork_mark()
+def _mark_of(runtime: Any) -> Any:
+    return LoopMark(runtime.loop) if isinstance(runtime, GreenletRuntime) else fork_mark()
 
 
 def _context_of(body_ref: Callable[[], Body | None]) -> Context:
@@ -468,7 +468,7 @@ def _opened_by(body_ref: Callable[[], Body | None]) -> Connection:
     return body.open()
 
 
-class SyncShell(ThreadShell):
+class SyncRuntime(ThreadRuntime):
     """Blocking engines.
 
     Locks are reentrant: SQLAlchemy gives connections back in finalizers, which run anywhere.
@@ -495,7 +495,7 @@ class SyncShell(ThreadShell):
     do_here = do
 
     def in_hands(self, wanted: set[int]) -> set[int] | None:
-        """As ThreadShell's, and on greenlets: one may be switched away while SQLAlchemy sets its
+        """As ThreadRuntime's, and on greenlets: one may be switched away while SQLAlchemy sets its
         connection up.
         """
         frames = thread_frames()
@@ -510,7 +510,7 @@ class SyncShell(ThreadShell):
         return result
 
 
-class GreenletShell(LoopShell):
+class GreenletRuntime(LoopRuntime):
     """Async engines.
 
     Workers are tasks; callers are in SQLAlchemy's greenlets, and wait through them.
@@ -526,7 +526,7 @@ class GreenletShell(LoopShell):
         """A worker's step. What SQLAlchemy does in it needs a greenlet."""
         return await (greenlet_spawn(step.work) if type(step) is Attempt else super().do(step))
 
-    async def _connect(self, step: Connect) -> Any:  # noqa: ARG002 - as LoopShell has it
+    async def _connect(self, step: Connect) -> Any:  # noqa: ARG002 - as LoopRuntime has it
         return await self.loop.create_task(greenlet_spawn(self.opener), context=self.context())
 
     def wait_for(self, result: Any) -> Any:

@@ -26,7 +26,7 @@ from unbroken.errors import (
 )
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
 from unbroken.integrations.sqlalchemy.record import Slot
-from unbroken.ledger.unit import current, glimpse
+from unbroken.ledger.unit import current, current_token
 from unbroken.pool.bounds import bounded
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, run
@@ -62,8 +62,8 @@ def known(connection: Any) -> tuple[Any, Slot] | None:
     """
     record = getattr(connection, "_connection_record", None)
     entry = getattr(record, "entry", None)
-    home = getattr(record, "home", None)
-    return None if entry is None or home is None or entry.conn is None else (home, entry)
+    owner = getattr(record, "owner", None)
+    return None if entry is None or owner is None or entry.conn is None else (owner, entry)
 
 
 class Hooks:
@@ -141,21 +141,21 @@ class Hooks:
             if found is None:
                 original(connection)
                 return
-            home, entry = found
-            if not home.mark[0]:
-                home.sever()
+            owner, entry = found
+            if not owner.here[0]:
+                owner.sever()
             elif (
-                may_skip and home.driver is driver and ask(entry.conn) is False
+                may_skip and owner.driver is driver and ask(entry.conn) is False
             ):  # else it cannot look below them
                 pass  # and so it is in step, too
-            elif not home.is_in_step(entry, entry.conn):
-                Loan.of(home, entry, entry.conn).break_off()  # its end is the rollback
+            elif not owner.is_in_step(entry, entry.conn):
+                Loan.of(owner, entry, entry.conn).break_off()  # its end is the rollback
             else:
-                with bounded(home, "rollback", entry):
+                with bounded(owner, "rollback", entry):
                     original(connection)
-                home.counters.rollbacks += 1
-            if entry.suspect is not None and home.mark[0] and entry.cause is None:
-                home.run(Loan.of(home, entry, entry.conn).ask_why_read_only())
+                owner.counters.rollbacks += 1
+            if entry.suspect is not None and owner.here[0] and entry.cause is None:
+                owner.run(Loan.of(owner, entry, entry.conn).ask_why_read_only())
 
         return do_rollback
 
@@ -171,7 +171,7 @@ class Hooks:
             if found is None:
                 original(connection)
                 return
-            home, entry = found
+            owner, entry = found
             status = ask(entry.conn)
             if status is False and may_skip:
                 return
@@ -183,11 +183,11 @@ class Hooks:
 
             def do(step: Any) -> Any:
                 if step is not commit:
-                    return home.shell.do_here(step)
-                with bounded(home, "commit", entry):
+                    return owner.runtime.do_here(step)
+                with bounded(owner, "commit", entry):
                     return original(connection)
 
-            run(Loan.of(home, entry, entry.conn).commit(commit), do)
+            run(Loan.of(owner, entry, entry.conn).commit(commit), do)
 
         return do_commit
 
@@ -208,7 +208,7 @@ class Hooks:
     def _judge(
         self, context: ExceptionContext, loan: Loan, exc: BaseException
     ) -> BaseException | None:
-        home, entry = loan.state, loan.entry
+        owner, entry = loan.state, loan.entry
         fault = loan.failed(exc)
         if entry.cause is not None:
             context.is_disconnect = True
@@ -222,9 +222,9 @@ class Hooks:
                 False  # we look at the others instead of throwing them away
             )
             if context.is_disconnect:
-                home.sweep()
+                owner.sweep()
         if isinstance(exc, Exception) and isinstance(
-            told := loan.shown(exc, home.settings.deadline), DeadlineExceeded
+            told := loan.shown(exc, owner.settings.deadline), DeadlineExceeded
         ):
             return told
         return None
@@ -265,7 +265,7 @@ def _seen(original: Any) -> Any:
 
     @functools.wraps(original)
     def execute(*args: Any, **kwargs: Any) -> Any:
-        if glimpse() is not None:
+        if current_token() is not None:
             _doubt(args[-1] if args else kwargs.get("context"))
         return original(*args, **kwargs)
 

@@ -30,7 +30,7 @@ from sqlalchemy.pool.base import _ConnectionFairy
 from unbroken.abc import Cause
 from unbroken.brain.stats import Stats
 from unbroken.errors import PoolTimeoutError, UnbrokenError
-from unbroken.integrations.sqlalchemy.body import Body, GreenletShell, SyncShell
+from unbroken.integrations.sqlalchemy.body import Body, GreenletRuntime, SyncRuntime
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
 from unbroken.integrations.sqlalchemy.record import (
     NO_BODY,
@@ -41,7 +41,7 @@ from unbroken.integrations.sqlalchemy.record import (
     note_holders,
     outside,
 )
-from unbroken.ledger.unit import current, glimpse
+from unbroken.ledger.unit import current, current_token
 from unbroken.pool.acquire import acquire
 from unbroken.pool.loan import Loan
 from unbroken.settings import Settings
@@ -94,7 +94,7 @@ class _Unbroken(sqla_pool.QueuePool):
 
         In a forked child nothing inherited is touched.
         """
-        if self._body is not NO_BODY and not self._body.mark[0]:
+        if self._body is not NO_BODY and not self._body.here[0]:
             self._body.sever()
         self.logger.info("Pool recreating")
         kwargs = {
@@ -115,15 +115,15 @@ class _Unbroken(sqla_pool.QueuePool):
         """
         body = self._body
         if body is not NO_BODY:
-            if not body.mark[0]:
+            if not body.here[0]:
                 self._enter()
                 return
             with body.lock:
                 idle = body.kernel.take(body.kernel.all_idle())
             for entry in idle:
                 entry.condemn(Cause.DRAINED)
-                body.finish_off(entry)
-            body.order()
+                body.close_entry(entry)
+            body.ensure_connecting()
         self.logger.info("Pool disposed. %s", self.status())
 
     # -- what SQLAlchemy counts --------------------------------------------------------------------
@@ -133,7 +133,7 @@ class _Unbroken(sqla_pool.QueuePool):
         """How many connections there are beyond ``pool_size``; below 0: how many there may be
         before that.
         """
-        size = self._body.kernel.size if self._body.mark[0] else 0
+        size = self._body.kernel.size if self._body.here[0] else 0
         return int(size - self._pool.maxsize)
 
     @_overflow.setter
@@ -145,7 +145,7 @@ class _Unbroken(sqla_pool.QueuePool):
     def connect(self) -> Any:
         """A connection, fit to be used, as SQLAlchemy hands it out."""
         body = self._body
-        if not body.mark[0]:
+        if not body.here[0]:
             body = self._enter()
         try:
             fairy = _checkout(self)
@@ -173,7 +173,7 @@ class _Unbroken(sqla_pool.QueuePool):
             entry.code, entry.lasti = frame.f_code, ~frame.f_lasti  # as Entry.taken_at_call
             entry.holder = get_ident()
             record.used = entry.uses
-            if body.bounded or glimpse() is not None:
+            if body.bounded or current_token() is not None:
                 self._begin(body, record, entry)
         except BaseException:
             fairy.close()
@@ -248,7 +248,7 @@ class _Unbroken(sqla_pool.QueuePool):
         """SQLAlchemy's own error where all connections are in use; ours where the server does not
         answer.
         """
-        if len(body.lent) < body.kernel.max_size:
+        if len(body.in_use) < body.kernel.max_size:
             return exc
         error = sqla_exc.TimeoutError(
             f"QueuePool limit of size {self.size()} overflow {self.overflow()} reached, connection"
@@ -283,14 +283,14 @@ class _Unbroken(sqla_pool.QueuePool):
         body, entry = self._body, record.entry
         if (
             entry is not None
-            and body.mark[0]
+            and body.here[0]
             and record.loan is None
             and entry.dbapi is not None
             and record.dbapi_connection is entry.dbapi
             and body.is_quiet(entry.conn)
-            and body.lent.pop(entry.key, None) is entry
+            and body.in_use.pop(entry.key, None) is entry
         ):
-            if entry.cause is None:  # asked after the pop, see State.ended
+            if entry.cause is None:  # asked after the pop, see PoolState.ended
                 entry.last_used = body.now
                 body.idle.append(entry)
                 if (
@@ -298,19 +298,19 @@ class _Unbroken(sqla_pool.QueuePool):
                     or entry.generation != body.kernel.generation
                     or len(body.idle) > body.keep
                 ):
-                    body.settle()
+                    body.dispatch()
                 return
-            body.lent[entry.key] = entry
+            body.in_use[entry.key] = entry
         self._return_slowly(record)
 
     def _return_slowly(self, record: Record) -> None:
-        body, home, entry = self._body, record.home, record.entry
-        if home is None or entry is None:
+        body, owner, entry = self._body, record.owner, record.entry
+        if owner is None or entry is None:
             self.stash(record)
-        elif not body.mark[0] or home is not body:
+        elif not body.here[0] or owner is not body:
             self._close_foreign(record)
         elif (
-            body.kernel.exiled.get(entry.key) is entry
+            body.kernel.reclaimed.get(entry.key) is entry
         ):  # its place was given to another while its holder kept it for too long
             record.close()
         elif entry.dbapi is None:
@@ -333,9 +333,9 @@ class _Unbroken(sqla_pool.QueuePool):
         """A connection of the parent process, or of an event loop that has ended: not our pool's
         any more.
         """
-        home = record.home
-        if home is not None and not home.mark[0]:
-            home.sever()
+        owner = record.owner
+        if owner is not None and not owner.here[0]:
+            owner.sever()
         record.close()
 
     def stash(self, record: Record) -> None:
@@ -388,8 +388,8 @@ class _Unbroken(sqla_pool.QueuePool):
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
         body = self._body
-        if body is not NO_BODY and body.mark[0]:
-            body.bid_farewell(connection)
+        if body is not NO_BODY and body.here[0]:
+            body.say_goodbye(connection)
         super()._close_connection(connection, terminate=terminate)
 
     def close_raw(self, connection: Any) -> None:
@@ -405,7 +405,7 @@ class _Unbroken(sqla_pool.QueuePool):
         No lock: a fork, or an exception at any instruction, could leave it locked for ever.
         """
         old = self._body
-        if old.mark[0]:
+        if old.here[0]:
             return old
         key = (os.getpid(), id(self._loop_here()))
         counters = (
@@ -413,7 +413,7 @@ class _Unbroken(sqla_pool.QueuePool):
         )
         made = self._new_body(counters)
         body = self._births.setdefault(key, made)
-        if not body.mark[0]:  # of an earlier loop with the same id
+        if not body.here[0]:  # of an earlier loop with the same id
             body = self._births[key] = made
         if old is not NO_BODY:
             self._leave(old)
@@ -447,7 +447,7 @@ class _Unbroken(sqla_pool.QueuePool):
 
     def unbroken_stats(self) -> Stats:
         """The pool's numbers in this process at this moment."""
-        body = self._body if self._body.mark[0] else self._new_body(self._counters)
+        body = self._body if self._body.here[0] else self._new_body(self._counters)
         return body.stats()
 
 
@@ -466,15 +466,15 @@ class UnbrokenQueuePool(_Unbroken):
                 pass
             else:
                 now = monotonic()
-                if now - entry.last_used < body.fresh_for and not body.glance():
+                if now - entry.last_used < body.fresh_for and not body.hung_up():
                     entry.taken_at = now
                     entry.uses += 1
-                    body.lent[entry.key] = entry
+                    body.in_use[entry.key] = entry
                     return entry.record
         return self._take_slowly(entry).record
 
     def _new_body(self, counters: Any) -> Body:
-        return Body(self, self._plan, SyncShell(self._plan.driver), counters)  # type: ignore[arg-type] # a blocking driver
+        return Body(self, self._plan, SyncRuntime(self._plan.driver), counters)  # type: ignore[arg-type] # a blocking driver
 
 
 class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
@@ -493,12 +493,12 @@ class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
                 now = monotonic()
                 if (
                     now - entry.last_used < body.fresh_for
-                    and not body.glance()
+                    and not body.hung_up()
                     and not body.heard_goodbye(entry.conn)
                 ):
                     entry.taken_at = now
                     entry.uses += 1
-                    body.lent[entry.key] = entry
+                    body.in_use[entry.key] = entry
                     return entry.record
         return self._take_slowly(entry).record
 
@@ -508,12 +508,12 @@ class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
         body = self._body
         if (
             body is not NO_BODY
-            and body.mark[0]
-            and not body.lent
+            and body.here[0]
+            and not body.in_use
             and not body.waiting
             and not body.kernel.opening
         ):
-            body.shell.watcher.close()
+            body.runtime.watcher.close()
             self._births.clear()
             self._counters, self._body = body.counters, NO_BODY
 
@@ -521,7 +521,8 @@ class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
         return asyncio.get_running_loop()
 
     def _new_body(self, counters: Any) -> Body:
-        return Body(self, self._plan, GreenletShell(self._plan.driver, self._loop_here()), counters)  # type: ignore[arg-type] # an async one
+        driver: Any = self._plan.driver  # an async one
+        return Body(self, self._plan, GreenletRuntime(driver, self._loop_here()), counters)
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
         """On the event loop itself nothing can be awaited: there the driver closes at once, which
@@ -531,12 +532,12 @@ class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
             super()._close_connection(connection, terminate=terminate)
             return
         raw = self._plan.genuine(self._dialect.get_driver_connection(connection))
-        if self._body.mark[0]:
-            self._body.bid_farewell(connection)
+        if self._body.here[0]:
+            self._body.say_goodbye(connection)
         self._plan.driver.close(raw)
 
     def _body_is_abrupt(self) -> bool:
-        return bool(self._body.mark[0] and self._body.abrupt)
+        return bool(self._body.here[0] and self._body.abrupt)
 
 
 def _sever_all() -> None:
@@ -544,7 +545,7 @@ def _sever_all() -> None:
     what was inherited.
     """
     for pool in list(_pools):
-        if not pool._body.mark[0]:
+        if not pool._body.here[0]:
             pool._body.sever()
 
 

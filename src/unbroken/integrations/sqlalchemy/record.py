@@ -35,9 +35,9 @@ class Slot(Entry):
 class _NoBody:
     """Stands in for a body before the first use: it sends every path the slow way."""
 
-    mark = (0,)
+    here = (0,)
     waiting = idle = ()
-    lent: Mapping[int, Entry] = MappingProxyType({})
+    in_use: Mapping[int, Entry] = MappingProxyType({})
 
     def sever(self) -> None:
         """Nothing is inherited."""
@@ -51,12 +51,12 @@ _IS_2_0 = sqlalchemy.__version__.startswith("2.0.")
 class Record(_ConnectionRecord):
     """SQLAlchemy's record of one connection, and the pool entry that the connection belongs to."""
 
-    __slots__ = ("closing", "entry", "home", "loan", "pool", "used")
+    __slots__ = ("closing", "entry", "loan", "owner", "pool", "used")
 
     def __init__(self, pool: Any, connect: bool = True) -> None:
         self.pool = pool
         self.entry: Slot | None = None
-        self.home: Any = None  #: the Body that the entry is of
+        self.owner: Any = None  #: the Body that the entry is of
         self.loan: Any = (
             None  #: what this use has of a unit of work or a deadline, which end with it
         )
@@ -66,9 +66,9 @@ class Record(_ConnectionRecord):
         )  #: the use of the entry that a caller has got hold of; 0: of another entry, -1: none yet
         super().__init__(pool, connect)
 
-    def hold(self, entry: Slot, home: Any) -> None:
-        """From now on this is the record of *entry*, which is *home*'s."""
-        self.entry, self.home, self.used = entry, home, min(self.used, 0)
+    def hold(self, entry: Slot, owner: Any) -> None:
+        """From now on this is the record of *entry*, which is *owner*'s."""
+        self.entry, self.owner, self.used = entry, owner, min(self.used, 0)
 
     def get_connection(self) -> Any:
         """SQLAlchemy's DBAPI connection; a new one where it has ended or must not be used any
@@ -89,11 +89,11 @@ class Record(_ConnectionRecord):
             self.entry
         )  # a variable of this frame: whoever looks for strays sees that this thread has it
         opened = entry is not None and self.dbapi_connection is None and entry.dbapi is not None
-        if opened or self.home is None or self.home.connects_here:
+        if opened or self.owner is None or self.owner.connects_here:
             with self._closing():
                 conn = super().get_connection()
             if entry is not None and entry.conn is not None:
-                entry.traits = self.home.driver.traits(
+                entry.traits = self.owner.driver.traits(
                     entry.conn
                 )  # after the events that set a connection up
             return conn
@@ -150,15 +150,15 @@ class Record(_ConnectionRecord):
         other.entry = None
         if entry is not None:
             entry.record = self
-            self.hold(entry, other.home)
+            self.hold(entry, other.owner)
         return self.dbapi_connection
 
     @property
     def needs_gc(self) -> bool:
         """Asked by SQLAlchemy's finalizer alone, so True means: its holder let it be collected."""
         needs = super().needs_gc
-        if needs and self.home is not None:
-            self.home.note_forgotten(self.entry)
+        if needs and self.owner is not None:
+            self.owner.note_forgotten(self.entry)
         return needs
 
     if _IS_2_0:
@@ -166,8 +166,8 @@ class Record(_ConnectionRecord):
         def checkin(self, _fairy_was_created: bool = True) -> None:
             """There, a finalizer comes straight here; the one it comes for is gone by then."""
             ref = self.fairy_ref
-            if ref is not None and ref() is None and self.home is not None:
-                self.home.note_forgotten(self.entry)
+            if ref is not None and ref() is None and self.owner is not None:
+                self.owner.note_forgotten(self.entry)
             super().checkin(_fairy_was_created)
 
 
@@ -185,7 +185,7 @@ class Shelf:
 
     def _idle(self) -> list[Any]:
         pool = self.pool() if self.pool is not None else None
-        return [] if pool is None or not pool._body.mark[0] else pool._body.kernel.all_idle()
+        return [] if pool is None or not pool._body.here[0] else pool._body.kernel.all_idle()
 
     @property
     def queue(self) -> list[Any]:
@@ -211,7 +211,7 @@ class Shelf:
 
 def note_holders(body: Any, exc: BaseException) -> None:
     """Say in a note who holds what everybody waits for."""
-    places = sorted({str(e.place) for e in list(body.lent.values())[:50] if e.place is not None})
+    places = sorted({str(e.place) for e in list(body.in_use.values())[:50] if e.place is not None})
     if places:
         exc.add_note(
             "unbroken: connections are held by"

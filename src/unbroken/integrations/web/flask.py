@@ -14,7 +14,7 @@ from unbroken.errors import ConfigurationError
 from unbroken.integrations import _foreign
 from unbroken.integrations.web import flask_mongo as _flask_mongo
 from unbroken.integrations.web import health as _health
-from unbroken.integrations.web import leftovers as _leftovers
+from unbroken.integrations.web import request_leaks
 from unbroken.integrations.web import wsgi as _wsgi
 from unbroken.integrations.web.exchange import (
     KEY,
@@ -179,7 +179,7 @@ class _App(_wsgi.Unbroken):
             self._begun = True
             _flask_mongo.warn_of_plain_aliases()
         for engine in self._engines():
-            _leftovers.watch(engine)
+            request_leaks.watch(engine)
             _foreign.follow(engine)
         return super().__call__(environ, start_response)
 
@@ -235,7 +235,7 @@ class _App(_wsgi.Unbroken):
         )  # .engines needs an app context, and there is none at the end
         return tuple(engines.get(self._flask, {}).values()) if engines is not None else ()
 
-    def clean(self, taken: _leftovers.Taken) -> None:
+    def clean(self, taken: request_leaks.Taken) -> None:
         """Sessions first, since they give their connections back in order; then whatever is
         left.
         """
@@ -253,7 +253,7 @@ def _is_marked(view: Any) -> bool:
 
 def _remove(registry: Any) -> None:
     """End a registry's session; one that cannot be ended is forgotten, and its connection found
-    among the leftovers.
+    among the request_leaks.
     """
     try:
         registry.remove()

@@ -12,7 +12,7 @@ from unbroken import sync
 from unbroken.integrations import _foreign
 from unbroken.integrations.web import exchange as _http
 from unbroken.integrations.web import health as _health
-from unbroken.integrations.web import leftovers as _leftovers
+from unbroken.integrations.web import request_leaks
 from unbroken.integrations.web.exchange import KEY, HttpSettings, json_page, log, page, report
 
 Environ: TypeAlias = dict[str, Any]
@@ -39,8 +39,8 @@ class Unbroken:
         self.app = app
         self.settings = HttpSettings.of(**settings)
         for database in self.settings.databases:
-            if _leftovers.is_engine(database):
-                _leftovers.watch(database)
+            if request_leaks.is_engine(database):
+                request_leaks.watch(database)
             _foreign.follow(database)
 
     def __getattr__(self, name: str) -> Any:
@@ -74,9 +74,9 @@ class Unbroken:
         """What /readyz asks."""
         return self.databases()
 
-    def clean(self, taken: _leftovers.Taken) -> None:
+    def clean(self, taken: request_leaks.Taken) -> None:
         """A request, or an attempt at one, is over."""
-        _leftovers.take_back(taken, self.databases())
+        request_leaks.take_back(taken, self.databases())
 
     def _health(self, path: str, start_response: StartResponse) -> Iterable[bytes]:
         well, shown = True, {"status": "ok"}
@@ -101,14 +101,14 @@ class Exchange(_http.Exchange):
         self._keeper: _Keeper | None = None
         self._head: tuple[Any, ...] | None = None  # status, headers and exc_info, held back
         self._late: BaseException | None = None
-        self.taken = _leftovers.Taken()
+        self.taken = request_leaks.Taken()
 
     def run(self, settings: HttpSettings | None) -> Iterable[bytes]:
         """The response; with *settings*, run again until it succeeds or the ledger forbids it."""
         self.limits = settings
         whole = self.environ.get(KEY)
         self.environ[KEY] = self
-        taking = _leftovers.current.set(self.taken)
+        taking = request_leaks.current.set(self.taken)
         try:
             self.watch(whole)
             if settings is None:
@@ -125,7 +125,7 @@ class Exchange(_http.Exchange):
             return self._failed(exc)
         finally:
             self.unwatch()  # no traceback outlives the request
-            _leftovers.current.reset(taking)
+            request_leaks.current.reset(taking)
             self._leave_environ(whole)
             self._before.clear()
 
@@ -279,19 +279,19 @@ class _Body:
         return self
 
     def __next__(self) -> bytes:
-        token = _leftovers.current.set(self._exchange.taken)
+        token = request_leaks.current.set(self._exchange.taken)
         try:
             return next(self._chunks)
         finally:
-            _leftovers.current.reset(token)
+            request_leaks.current.reset(token)
 
     def close(self) -> None:
         """The server is done with it."""
-        token = _leftovers.current.set(self._exchange.taken)
+        token = request_leaks.current.set(self._exchange.taken)
         try:
             self._exchange.over(self._body)
         finally:
-            _leftovers.current.reset(token)
+            request_leaks.current.reset(token)
 
 
 class _Keeper:

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import InvalidOperation
 
-from unbroken.integrations.mongo import plan
+from unbroken.integrations.mongo import client_options
 from unbroken.integrations.mongo.errors import not_yours
-from unbroken.integrations.mongo.home import Home, Now, Unborn, origin_of
+from unbroken.integrations.mongo.per_process import Now, PerProcess, Unborn, origin_of
 from unbroken.integrations.mongo.prefork import forget_threads, warn_in_master, warn_of_fork
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _LIVE = frozenset(
         "_encrypter",
     }
 )
-_NOT_ADOPTED = _LIVE | {"_topology", "_home"}
+_NOT_ADOPTED = _LIVE | {"_topology", "_per_process"}
 
 #: Every client, for the end of a child that has inherited some and not used them. It is registered
 #: after PyMongo's own, so it runs first.
@@ -51,7 +51,7 @@ _clients: weakref.WeakValueDictionary[int, Outliving] = weakref.WeakValueDiction
 def _forget_inherited() -> None:
     for client in list(_clients.values()):
         now = client._now
-        if now.body is not None and not now.mark[0]:
+        if now.body is not None and not now.here[0]:
             forget_threads(now.body)
 
 
@@ -69,7 +69,7 @@ class Outliving:
         self._doors: dict[int, Any] = {}
         self._metadata: list[DriverInfo] = []
         self._shut = False
-        self._outage_wait = plan.checked_wait(outage_wait)
+        self._outage_wait = client_options.checked_wait(outage_wait)
         self._arguments = arguments
         sketch = self._sketch(connect=connect, **arguments)
         self._adopt(sketch)
@@ -106,7 +106,7 @@ class Outliving:
         """Make PyMongo's client of this process, if there is none."""
         with self._door():
             before = self._now
-            if before.mark[0]:
+            if before.here[0]:
                 return before
             now = self._now = self._born(None)
         if before.body is not None:
@@ -116,25 +116,25 @@ class Outliving:
     def _born(self, loop: Any) -> Now:
         if self._shut:
             raise InvalidOperation(f"Cannot use {type(self).__name__} after close")
-        home = Home(self._where(), self._outage_wait)
-        body = self._body(home, self._arguments)
-        home.receives(body)
+        per_process = PerProcess(self._where(), self._outage_wait)
+        body = self._body(per_process, self._arguments)
+        per_process.receives(body)
         for info in self._metadata:
             body.append_metadata(info)
         self._topology_settings = body._topology_settings  # what log lines name this client by
-        return Now(body, home, body._topology, loop)
+        return Now(body, per_process, body._topology, loop)
 
     def _leave(self, inherited: Now) -> None:
         """Drop what was inherited: its sockets are cut off here, nothing of it is closed or locked,
         and the parent keeps it.
         """
-        home: Home = inherited.body._home
-        home.sockets.sever()
+        per_process: PerProcess = inherited.body._per_process
+        per_process.sockets.sever()
         forget_threads(inherited.body)
-        if inherited.opened and home.pid != os.getpid() and not home.quiet:
+        if inherited.opened and per_process.pid != os.getpid() and not per_process.quiet:
             kind: Any = type(self)
             self.__class__ = _guarding(kind)
-            warn_of_fork(home.pid)
+            warn_of_fork(per_process.pid)
 
     def _is_open(self, now: Now, topology: Any) -> Any:
         """*now*'s body has opened its *topology*."""
@@ -148,7 +148,7 @@ class Outliving:
 
     def _present(self) -> Now | None:
         """What there is already in this process (and on this loop). Makes nothing."""
-        return self._now if self._now.mark[0] else None
+        return self._now if self._now.here[0] else None
 
     # -- what inherited methods ask for
 
@@ -206,7 +206,7 @@ class Outliving:
 
     def _close_cursor_soon(self, *args: Any, **kwargs: Any) -> None:
         now = self._now
-        if now.mark[0]:  # else it is the parent's
+        if now.here[0]:  # else it is the parent's
             now.body._close_cursor_soon(*args, **kwargs)
 
     # -- the rest of the public face
@@ -217,7 +217,7 @@ class Outliving:
         """
         super().append_metadata(driver_info)  # type: ignore[misc]
         self._metadata.append(driver_info)
-        if self._now.mark[0]:
+        if self._now.here[0]:
             self._now.body.append_metadata(driver_info)
 
     def __eq__(self, other: object) -> bool:

@@ -20,7 +20,7 @@ from unbroken.ledger.unit import current
 from unbroken.pool.steps import run_async
 
 
-class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee ships no types that we could use
+class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee ships no types that we could use
     """A connection in a task's hands; mixed in before pwasyncio's wrapper, whose ``conn`` is the
     driver's own.
     """
@@ -57,7 +57,7 @@ class Lent(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         if monotonic() - self.last_used >= self.home.fresh_for and not (
             self.is_open or self._streaming
         ):
-            await run_async(self.loan.answers(self.last_used), self.home.shell.do)
+            await run_async(self.loan.answers(self.last_used), self.home.runtime.do)
         return self.entry.cause is None
 
     def join(self) -> None:

@@ -1,7 +1,7 @@
 """One look at all sockets of a pool at once, whatever their number, for less than a look at one of
 them.
 
-``Glance.look()`` asks an epoll set in which each socket stands once, from its birth, for a hang-up
+``HangUps.look()`` asks an epoll set in which each socket stands once, from its birth, for a hang-up
 only: a false answer means that the kernel knows of no death among them. Nothing is walked through:
 deaths are queued when they happen. What waits to be read does not count: it is no hang-up.
 Level-triggered: a death is reported until its socket is forgotten.
@@ -26,7 +26,7 @@ from unbroken.net.patched import has, original
 _HANG_UP = getattr(select, "EPOLLRDHUP", 0x2000)
 
 
-class Glance:
+class HangUps:
     """The sockets of one pool in one process.
 
     ``look`` is built for the kernel's present set: keep it at hand until :meth:`renew`.

@@ -46,10 +46,10 @@ def look_after(database: Any, slot: Slot) -> None:
         return
     home, entry = loan.state, loan.entry
     since, now = slot.last_used, monotonic()
-    if entry.cause is None and not home.glance() and now - since < home.fresh_for:
+    if entry.cause is None and not home.hung_up() and now - since < home.fresh_for:
         return
     slot.last_used = now
-    if run(loan.answers(since), home.shell.do):
+    if run(loan.answers(since), home.runtime.do):
         return
     if entry.cause is None:
         entry.condemn(*home.explain(entry, in_use=True))
@@ -117,7 +117,7 @@ def shown(loan: Loan, exc: BaseException) -> BaseException:
 
 
 def discard(pool: Pool, conn: Any) -> None:
-    """See to it that *conn*, which *pool* has lent, is closed when it comes back."""
+    """See to it that *conn*, which *pool* has held, is closed when it comes back."""
     loan = pool.loan_of(conn)
     if loan is not None:
         loan.entry.condemn(Cause.DISCARDED)

@@ -1,4 +1,4 @@
-"""net/traffic.py: the count of what was sent, by the kernel's own book."""
+"""net/sent_bytes.py: the count of what was sent, by the kernel's own book."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from unbroken.net import traffic
+from unbroken.net import sent_bytes
 from unbroken.net.keepalive import apply
 from unbroken.net.liveness import counter, segments_sent
 
@@ -14,7 +14,7 @@ from unbroken.net.liveness import counter, segments_sent
 @pytest.fixture(params=["ctypes", "dup"])
 def way(request, monkeypatch):
     if request.param == "dup":
-        monkeypatch.setattr(traffic, "_getsockopt", None)
+        monkeypatch.setattr(sent_bytes, "_getsockopt", None)
     return request.param
 
 

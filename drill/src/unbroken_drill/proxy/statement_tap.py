@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from unbroken_drill.proxy.cuts import Cut, Reader
 
 
-class Tap:
+class StatementTap:
     """On the *n*-th connection, whose protocol *reader* follows."""
 
     def __init__(self, n: int, reader: Reader) -> None:

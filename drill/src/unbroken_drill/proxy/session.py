@@ -17,11 +17,11 @@ from selectors import EVENT_READ, EVENT_WRITE
 from typing import Protocol
 
 from unbroken_drill.proxy.cuts import Cut
-from unbroken_drill.proxy.lane import Lane
+from unbroken_drill.proxy.direction import Direction
 from unbroken_drill.proxy.plan import UNTOUCHED, Conduct, Cutoff, How
 from unbroken_drill.proxy.records import ConnectionInfo, Log
 from unbroken_drill.proxy.silence import find, lose
-from unbroken_drill.proxy.tap import Tap
+from unbroken_drill.proxy.statement_tap import StatementTap
 
 _CHUNK = 64 * 1024
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER, on, 0 s: close() sends a RST
@@ -36,10 +36,10 @@ class House(Protocol):
     def now(self) -> float:
         """The engine's clock, in seconds."""
 
-    def at(self, when: float, work: Callable[[], None], link: Link) -> None:
+    def at(self, when: float, work: Callable[[], None], link: Session) -> None:
         """Do *work* then, unless *link* is closed."""
 
-    def watch(self, sock: socket.socket, mask: int, link: Link) -> None:
+    def watch(self, sock: socket.socket, mask: int, link: Session) -> None:
         """Tell *link* when *sock* is ready for what *mask* says."""
 
     def connect(self, attempt: int) -> socket.socket | None:
@@ -47,7 +47,7 @@ class House(Protocol):
         there are no more. OSError.
         """
 
-    def ended(self, link: Link) -> None:
+    def ended(self, link: Session) -> None:
         """*link* is closed."""
 
 
@@ -57,7 +57,7 @@ class Half:
     def __init__(self, random: Random) -> None:
         self.source: socket.socket | None = None
         self.sink: socket.socket | None = None
-        self.lane = Lane(random)
+        self.lane = Direction(random)
         self.moved = 0  # bytes handed on
         self.ended = False  # the source sent a FIN
         self.broken = False  # … or a RST
@@ -70,7 +70,7 @@ class Half:
         return not self.ended and not self.broken and self.lane.wants_more
 
 
-class Link:
+class Session:
     """The *n*-th connection."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Link:
         client: socket.socket,
         peer: str,
         random: Random,
-        tap: Tap | None,
+        tap: StatementTap | None,
     ) -> None:
         self.house, self.n, self.peer = house, n, peer
         self.client, self.server = client, None  # type: socket.socket, socket.socket | None
@@ -283,7 +283,7 @@ class Link:
         else:
             half.lane.take(data, self._active)
 
-    def _overhear(self, tap: Tap, half: Half, data: bytes) -> None:
+    def _overhear(self, tap: StatementTap, half: Half, data: bytes) -> None:
         """Pass on what may pass of *data*, and make the cut that is due."""
         data, cut = tap.up(data, self.house.cuts) if half is self.up else tap.down(data)
         half.lane.take(data, self._active)

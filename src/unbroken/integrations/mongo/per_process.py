@@ -19,7 +19,7 @@ from unbroken.abc import Cause
 from unbroken.integrations.mongo import prefork
 from unbroken.integrations.mongo.gate import Gate
 from unbroken.integrations.mongo.sockets import Sockets
-from unbroken.net.severance import ForkMark, fork_mark
+from unbroken.net.fork_guard import ForkMark, fork_mark
 
 #: Linux's largest process id is 4194304.
 _PID_BITS = 22
@@ -66,12 +66,12 @@ def _nobody() -> None:
     return None
 
 
-class Home:
+class PerProcess:
     """Made with each body, and referred to by it; refers to it weakly."""
 
     def __init__(self, name: str, outage_wait: float) -> None:
         self.quiet = prefork.is_master()
-        self.mark: ForkMark = prefork.WhileMaster() if self.quiet else fork_mark()
+        self.here: ForkMark = prefork.WhileMaster() if self.quiet else fork_mark()
         self.pid = os.getpid()
         self.gate = Gate(name, outage_wait)
         self.sockets = Sockets(self.gate)
@@ -117,22 +117,24 @@ class Now:
         "body",
         "gate",
         "generation",
+        "here",
         "loop",
-        "mark",
         "opened",
         "quiet",
         "topology",
         "uses",
     )
 
-    def __init__(self, body: Any, home: Home | None, topology: Any, loop: Any = None) -> None:
+    def __init__(
+        self, body: Any, per_process: PerProcess | None, topology: Any, loop: Any = None
+    ) -> None:
         self.body = body
-        self.mark: Any = home.mark if home else b"\0"
-        self.gate: Any = home.gate if home else None
-        self.generation = home.generation if home else 0
+        self.here: Any = per_process.here if per_process else b"\0"
+        self.gate: Any = per_process.gate if per_process else None
+        self.generation = per_process.generation if per_process else 0
         self.topology = topology
         self.opened = False
-        self.quiet = home.quiet if home else False
+        self.quiet = per_process.quiet if per_process else False
         self.loop = loop
         self.uses = 0
 

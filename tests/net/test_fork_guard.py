@@ -1,4 +1,4 @@
-"""net/severance.py: forked children of real sessions, and sessions ended from outside."""
+"""net/fork_guard.py: forked children of real sessions, and sessions ended from outside."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
-from unbroken.net import severance
-from unbroken.net.severance import abort, fork_mark, identity, sever
+from unbroken.net import fork_guard
+from unbroken.net.fork_guard import abort, fork_mark, identity, sever
 
 
 def raw_fork() -> int:
@@ -52,9 +52,9 @@ def test_what_is_not_an_open_socket_has_no_identity(tmp_path, tcp_pair):
 @pytest.fixture(params=["page", "pid"])
 def new_mark(request, monkeypatch):
     if request.param == "pid":
-        monkeypatch.setattr(severance, "_wiped_page", lambda: None)
+        monkeypatch.setattr(fork_guard, "_wiped_page", lambda: None)
     else:
-        assert severance._wiped_page() is not None, "this kernel wipes pages on fork"
+        assert fork_guard._wiped_page() is not None, "this kernel wipes pages on fork"
     return fork_mark
 
 
@@ -80,12 +80,12 @@ def test_each_generation_has_a_mark_of_its_own(new_mark, fork, in_child):
 
 
 def test_a_kernel_that_accepts_any_advice_is_not_believed(monkeypatch):
-    class Emulated(severance.mmap.mmap):
+    class Emulated(fork_guard.mmap.mmap):
         def madvise(self, *args):
             return None
 
-    monkeypatch.setattr(severance.mmap, "mmap", Emulated)
-    assert isinstance(fork_mark(), severance._PidMark)
+    monkeypatch.setattr(fork_guard.mmap, "mmap", Emulated)
+    assert isinstance(fork_mark(), fork_guard._PidMark)
 
 
 # ---- sever

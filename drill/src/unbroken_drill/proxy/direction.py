@@ -17,7 +17,7 @@ FULL = 256 * 1024
 _TURN = 0.02  #: a throttled lane gives what it may give in so many seconds at a time
 
 
-class Lane:
+class Direction:
     """A queue of bytes with rules. ``dropped`` counts what went into a hole."""
 
     def __init__(self, random: Random, rules: Rules = PLAIN) -> None:

@@ -117,9 +117,9 @@ def _take_back_of(pool: sync.Pool, since: float) -> None:
     if _ident is not threading.get_ident:
         return  # gevent patched threads after we were imported: greenlets cannot be told apart
     state, me = pool._state, _ident()
-    if not state.mark[0]:
+    if not state.here[0]:
         return
-    for entry in list(state.lent.values()):
+    for entry in list(state.in_use.values()):
         if entry.holder == me and entry.taken_at >= since:
             entry.reported = entry.uses
             tell(str(entry.place))
