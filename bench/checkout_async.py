@@ -52,9 +52,8 @@ def _measure(server: PostgreSQL, runner: asyncio.Runner, effort: Effort) -> Resu
                 BASE,
             )
         )
-        if (
-            tasks <= SIZE
-        ):  # beyond that it is the waiting that is measured, and every pool makes its callers wait
+        if tasks <= SIZE:
+            # beyond that it is the waiting that is measured, and every pool makes its callers wait
             result.targets += [
                 _target(title, rows, *pair) for pair in ((OURS, BASE), (OURS_ASYNCPG, ASYNCPG))
             ]

@@ -48,9 +48,8 @@ class Outcome:
     """One fleet through one scene. Times in seconds since the server was back."""
 
     away: float  #: how long it was
-    attempts: list[
-        tuple[float, str]
-    ]  #: to connect, since it went away: when, since then, and what became of it
+    #: to connect, since it went away: when, since then, and what became of it
+    attempts: list[tuple[float, str]]
     served: list[float]  #: when each user was first served afterwards
     users: int
 
@@ -89,9 +88,8 @@ def play(
     The server opens two connections a second for each process, and has so many *places* for each.
     """
     events, random, scene = Events(), Random(seed), tuple(scene)
-    server = Server(
-        events, connects_per_second=1e6, max_connections=places * processes
-    )  # it has been up for long
+    # it has been up for long
+    server = Server(events, connects_per_second=1e6, max_connections=places * processes)
     served: dict[tuple[int, int], float] = {}
     away = sum(seconds for _, seconds in scene)
     back = BUSY + away

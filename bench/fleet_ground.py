@@ -134,9 +134,8 @@ class Session:
 
     owner: Any
     is_open: bool = True
-    end: Signal = field(
-        default_factory=Signal
-    )  #: who waits for an answer on it hears of its end at once
+    #: who waits for an answer on it hears of its end at once
+    end: Signal = field(default_factory=Signal)
 
 
 @dataclass(slots=True)
@@ -149,9 +148,8 @@ class Server:
     round_trip: float = 0.0005
     mode: str = "up"
     sessions: dict[Session, None] = field(default_factory=dict)
-    attempts: list[tuple[float, str]] = field(
-        default_factory=list
-    )  #: when each was begun, and what became of it
+    #: when each was begun, and what became of it
+    attempts: list[tuple[float, str]] = field(default_factory=list)
     counted: Counter[str] = field(default_factory=Counter)
     _free_at: float = 0.0
 

@@ -35,9 +35,8 @@ BLOCK = 0.003
 #: processor time.
 Cost: TypeAlias = tuple[float, float]
 
-_forking = multiprocessing.get_context(
-    "fork"
-)  # what both need is imported once, and lies in the same place in both
+# what both need is imported once, and lies in the same place in both
+_forking = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,9 +80,8 @@ def _one_restart(server: Server, pool: unbroken.Pool) -> float:
 
 def _ask(pool: unbroken.Pool, successes: list[float], stop: threading.Event) -> None:
     while not stop.is_set():
-        with contextlib.suppress(
-            Exception
-        ):  # what was under way when the server stopped fails; that is not the question here
+        with contextlib.suppress(Exception):
+            # what was under way when the server stopped fails; that is not the question here
             with pool.connection() as conn, contextlib.closing(conn.cursor()) as cursor:
                 cursor.execute("SELECT 1")
                 cursor.fetchall()

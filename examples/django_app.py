@@ -96,9 +96,8 @@ def make_table() -> None:
     )
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            cursor.execute(
-                "SELECT pg_advisory_lock(1)"
-            )  # its IF NOT EXISTS does not keep two workers apart
+            # its IF NOT EXISTS does not keep two workers apart
+            cursor.execute("SELECT pg_advisory_lock(1)")
         cursor.execute(f"CREATE TABLE IF NOT EXISTS item (id {key}, number integer NOT NULL)")
         if connection.vendor == "postgresql":
             cursor.execute("SELECT pg_advisory_unlock(1)")

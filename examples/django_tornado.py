@@ -21,9 +21,8 @@ from tornado.wsgi import WSGIContainer
 
 async def serve(sockets: list) -> None:
     """Until it is ended."""
-    server = HTTPServer(
-        WSGIContainer(django_app.app, ThreadPoolExecutor(8))
-    )  # Django refuses to query on a loop's own thread
+    # Django refuses to query on a loop's own thread
+    server = HTTPServer(WSGIContainer(django_app.app, ThreadPoolExecutor(8)))
     server.add_sockets(sockets)
     await asyncio.Event().wait()
 

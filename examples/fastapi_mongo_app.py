@@ -24,9 +24,8 @@ PLAIN = bool(os.environ.get("PLAIN"))
 client: Any = (pymongo.AsyncMongoClient if PLAIN else unbroken.mongo.AsyncMongoClient)(
     os.environ["DATABASE_URL"]
 )
-items = client.get_default_database()[
-    "item"
-]  # kept in a variable: it is right in every process and on every event loop
+# kept in a variable: it is right in every process and on every event loop
+items = client.get_default_database()["item"]
 
 
 @asynccontextmanager

@@ -17,9 +17,8 @@ import pytest
 from unbroken import DriverNotInstalledError
 from unbroken_drill.servers import MariaDB, MongoDB, MySQL, PostgreSQL
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # a shell's background job; the programs that tests interrupt would inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell's background job; the programs that tests interrupt would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: What tests call a library that has not been released for free-threaded Pythons, or would bring

@@ -153,14 +153,12 @@ def wrong_inside(module: str, each: Import) -> str | None:
         return "it has no floor: give it one"
     if module.split(".")[:2] == each.name.split(".")[:2]:
         return None
-    if (
-        module == "unbroken.cli" and each.name == "unbroken_drill.cli" and each.lazy
-    ):  # the one door between the two distributions
+    if module == "unbroken.cli" and each.name == "unbroken_drill.cli" and each.lazy:
+        # the one door between the two distributions
         return None
     mine, other = floor(module), floor(each.name)
-    if other > mine and not (
-        module == "unbroken" and each.lazy and other < 10
-    ):  # it may load a framework's names when asked
+    if other > mine and not (module == "unbroken" and each.lazy and other < 10):
+        # it may load a framework's names when asked
         return f"floor {other} is above floor {mine}"
     if other == mine and not (each.lazy and mine >= 3):
         return f"both are on floor {mine}"
@@ -168,9 +166,8 @@ def wrong_inside(module: str, each: Import) -> str | None:
 
 
 def wrong_outside(module: str, each: Import) -> str | None:
-    if floor(module) >= 11 or (
-        each.for_types and each.name.startswith("typing_extensions")
-    ):  # type checkers know it by themselves
+    if floor(module) >= 11 or (each.for_types and each.name.startswith("typing_extensions")):
+        # type checkers know it by themselves
         return None
     if (floor(module) not in (2, 4) and floor(module) < 10) or module == "unbroken":
         return "nothing outside the standard library is imported here"

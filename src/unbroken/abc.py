@@ -142,9 +142,8 @@ class Target:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     database: str | None = None
-    options: Mapping[str, str] = field(
-        default_factory=lambda: NO_OPTIONS, hash=False
-    )  # a mappingproxy has no hash before Python 3.12
+    # a mappingproxy has no hash before Python 3.12
+    options: Mapping[str, str] = field(default_factory=lambda: NO_OPTIONS, hash=False)
 
     @property
     def server(self) -> str:

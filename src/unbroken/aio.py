@@ -196,9 +196,8 @@ class AsyncLease(Loan, Generic[ConnectionT]):
             return
         otherwise: Cause | None = Cause.CANCELLED
         try:
-            if isinstance(
-                exc, GeneratorExit
-            ):  # the block was collected in the middle: nothing can be awaited any more
+            if isinstance(exc, GeneratorExit):
+                # the block was collected in the middle: nothing can be awaited any more
                 otherwise = Cause.FORGOTTEN
                 return
             seen = await run_async(self.finish(exc, commit=self._transaction), state.runtime.do)
@@ -654,9 +653,8 @@ async def _farewell(
         if pool is not None and state is not None and state.here[0]:
             pool._forget(state)
             put_away(state)
-            for entry in list(
-                state.kernel.in_use.values()
-            ):  # whoever has these still can do nothing with them any more
+            for entry in list(state.kernel.in_use.values()):
+                # whoever has these still can do nothing with them any more
                 conn = entry.conn if entry.ref is None else entry.ref()
                 if conn is not None:
                     state.driver.close(conn)

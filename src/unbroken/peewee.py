@@ -38,10 +38,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in (
-        "AsyncMySQLDatabase",
-        "AsyncPostgresqlDatabase",
-    ):  # playhouse.pwasyncio wants greenlet, and a newer peewee
+    if name in ("AsyncMySQLDatabase", "AsyncPostgresqlDatabase"):
+        # playhouse.pwasyncio wants greenlet, and a newer peewee
         from unbroken.integrations.peewee import aio
 
         return getattr(aio, name)

@@ -78,9 +78,8 @@ def test_a_ca_that_was_renewed_is_read_at_the_next_connect(
     fresh = ca.with_suffix(".new")
     fresh.write_bytes(right)
     os.replace(fresh, ca)
-    end = (
-        time.monotonic() + 5.0
-    )  # an attempt that began before the change may still tell of the old file
+    # an attempt that began before the change may still tell of the old file
+    end = time.monotonic() + 5.0
     while (outcome := timed(lambda: body.work("SELECT 1"))).value != 1:
         assert time.monotonic() < end, str(outcome)
 

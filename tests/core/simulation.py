@@ -429,12 +429,10 @@ class World:
         self.is_over = False
         self.failure: BaseException | None = None
         self.steps = 0
-        self.interrupts = self.random.choice(
-            (0.0, 0.0, 0.02, 0.2, 0.5)
-        )  #: how often a thread is interrupted
-        self.rested_until = (
-            -math.inf
-        )  #: somebody who was interrupted may have been at rest until then
+        #: how often a thread is interrupted
+        self.interrupts = self.random.choice((0.0, 0.0, 0.02, 0.2, 0.5))
+        #: somebody who was interrupted may have been at rest until then
+        self.rested_until = -math.inf
         self.latency = self.random.choice((0.0, 0.001, 0.02))
         #: how often an attempt that began while nothing answered stays without an answer for good
         self.stuck = 0.3
@@ -519,9 +517,8 @@ class World:
         if self.interrupts and not self.is_over and self.random.random() < self.interrupts:
             me = self.me()
             chance = self.random.random()
-            if (
-                me is not None and chance < 0.05
-            ):  # the system lets it rest for a while, whatever it holds
+            if me is not None and chance < 0.05:
+                # the system lets it rest for a while, whatever it holds
                 until = self.clock.now + chance * 0.1
                 self.rested_until = max(self.rested_until, until)
                 me.is_at_rest = True
@@ -633,12 +630,10 @@ class World:
     def touch(self, conn: Connection) -> None:
         """Something goes out on *conn*."""
         inherited = conn.process is not self.process and conn.fd not in self.net.severed
-        if (
-            inherited and not conn.is_hidden and not self.is_over
-        ):  # what hides its socket cannot be severed
-            self.violation(
-                "a child used, or said goodbye on, its parent's session"
-            )  # a finalizer could not raise it
+        if inherited and not conn.is_hidden and not self.is_over:
+            # what hides its socket cannot be severed
+            # a finalizer could not raise it
+            self.violation("a child used, or said goodbye on, its parent's session")
         self.net.sent[conn.fd] = self.net.sent.get(conn.fd, 0) + 1
 
     @contextlib.contextmanager

@@ -81,9 +81,8 @@ def test_deaths_in_use_teach_nothing_about_idleness(world: World) -> None:
     for _ in range(3):
         hold(world, pool, 10.0)
         pass_time(world, 5.0)
-        world.server.kill_sessions(
-            None
-        )  # without a word, as by a balancer's limit on long requests
+        # without a word, as by a balancer's limit on long requests
+        world.server.kill_sessions(None)
         pass_time(world, 10.0)
     limit = pool._state.server.limit
     assert limit.learned is None
@@ -137,9 +136,8 @@ def test_what_was_being_opened_during_a_drain_is_replaced_too(world: World) -> N
     pass_time(world, 0.1)
     (entry,) = pool._state.kernel.entries.values()
     assert entry.generation == pool._state.kernel.generation
-    assert pool.stats().closed == {
-        Cause.DRAINED.value: len(world.server.attempts) - 1
-    }  # others had begun beside the silent one
+    # others had begun beside the silent one
+    assert pool.stats().closed == {Cause.DRAINED.value: len(world.server.attempts) - 1}
 
 
 def test_upkeep_goes_on_after_a_moment_without_threads(
@@ -332,9 +330,8 @@ def test_the_first_success_follows_the_servers_return_though_all_attempts_under_
         world.server.up()
         back = world.clock.now
         assert world.run(lambda done=done: bool(done), 10.0)
-        most = (
-            0.3 if size > 1 else 2.0 + 0.3
-        )  # every fourth is given more time where there is room for one only
+        # every fourth is given more time where there is room for one only
+        most = 0.3 if size > 1 else 2.0 + 0.3
         assert done[0] - back < most
 
 

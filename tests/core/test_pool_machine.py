@@ -395,9 +395,8 @@ class Story:
 
     def look_at_rest(self) -> None:
         world = self.world
-        world.run(
-            lambda: False, 1.5
-        )  # a driver that hides its sockets is asked for a ping after a second
+        # a driver that hides its sockets is asked for a ping after a second
+        world.run(lambda: False, 1.5)
         for pool in self.pools:
             caller = world.start(lambda pool=pool: self.last_caller(pool), "last caller")
             world.demand(
@@ -613,8 +612,7 @@ def test_the_stories_find_a_planted_bug(
 
 def test_the_stories_find_an_acquire_that_never_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acquire_module, "_is_fit", find_fit_without_a_look)
-    monkeypatch.setattr(
-        PoolState, "close_hung_up", do_nothing
-    )  # either of the two is enough to find a death
+    # either of the two is enough to find a death
+    monkeypatch.setattr(PoolState, "close_hung_up", do_nothing)
     with pytest.raises(Violation, match=r"known dead was lent|a caller got"):
         tell_all(range(500))

@@ -101,9 +101,8 @@ def test_the_best_comes_first_and_losses_are_shown() -> None:
         [ours("freeze", told=8), row("freeze", slowest=4.0), row("kill", errors=7), ours("kill")]
     )
     freeze = text[text.index("freeze") :]
-    assert freeze.index("one connection") < freeze.index(
-        "unbroken psycopg"
-    )  # it told its callers; the other only hung
+    # it told its callers; the other only hung
+    assert freeze.index("one connection") < freeze.index("unbroken psycopg")
     table = text[text.index("league table") :]
     assert table.index("unbroken psycopg") < table.index("one connection")
 

@@ -90,9 +90,8 @@ class Face:
         cursor = conn.cursor()
         try:
             cursor.execute(sql)
-            rows = (
-                [tuple(row) for row in cursor.fetchall()] if cursor.description else []
-            )  # pg8000 gives lists
+            # pg8000 gives lists
+            rows = [tuple(row) for row in cursor.fetchall()] if cursor.description else []
             while self.is_mysql and cursor.nextset():
                 pass
             return rows

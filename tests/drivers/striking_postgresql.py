@@ -65,9 +65,8 @@ class PostgreSQL(Subject):  # type: ignore[misc] # its module is found at run ti
         except self.driver.errors as error:
             if "current transaction is aborted" not in str(error):
                 raise
-        await self.rollback(
-            conn
-        )  # that was the answer to this question; the strike made a statement of the call fail
+        # that was the answer to this question; the strike made a statement of the call fail
+        await self.rollback(conn)
         return (await self.execute(conn, f"SELECT {number}"))[0][0]
 
     async def commit(self, conn: Any) -> None:

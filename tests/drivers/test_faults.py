@@ -95,9 +95,8 @@ def test_a_frozen_server_bounds_connect_and_ping(own_face: Any) -> None:
             assert not face.driver.is_quiet(conn)
         closing = time.monotonic()
         face.driver.close(conn)
-        assert (
-            time.monotonic() - closing < 4
-        )  # whoever waits for the server's answer waits until the thaw
+        # whoever waits for the server's answer waits until the thaw
+        assert time.monotonic() - closing < 4
         assert time.monotonic() - started < 12
     finally:
         face.server.thaw()
@@ -126,12 +125,8 @@ def test_a_killed_session_is_lost(face: Any) -> None:
     fault = face.fault(lambda: face.execute(conn, "SELECT 1"))
     assert fault.kind is FaultKind.LOST
     assert fault.is_lost
-    assert fault.cause in (
-        None,
-        Cause.KILLED,
-        Cause.CONNECTION_RESET,
-        Cause.CLOSED_BY_PEER,
-    )  # few drivers read the last words
+    # few drivers read the last words
+    assert fault.cause in (None, Cause.KILLED, Cause.CONNECTION_RESET, Cause.CLOSED_BY_PEER)
 
 
 def test_a_session_killed_in_the_middle_of_a_statement_is_lost(face: Any) -> None:

@@ -41,9 +41,8 @@ def test_every_driver_file_describes_itself() -> None:
     for each in known():
         assert each.sync or each.asynchronous
         assert set(each.schemes) <= set(SCHEMES)
-        assert each.installed or sysconfig.get_config_var(
-            "Py_GIL_DISABLED"
-        )  # for which not every driver is released
+        # for which not every driver is released
+        assert each.installed or sysconfig.get_config_var("Py_GIL_DISABLED")
     schemes = [scheme for each in known() for scheme in each.schemes]
     assert len(schemes) == len(set(schemes))
 

@@ -235,9 +235,8 @@ def test_bytes_that_no_report_tells_of_forbid_a_replay(postgres: Any, table: str
 
     def work(conn: Any) -> None:
         attempts.append(conn)
-        real_pgconn(conn).exec_(
-            f"INSERT INTO {table} VALUES (1)".encode()
-        )  # past everything that reports
+        # past everything that reports
+        real_pgconn(conn).exec_(f"INSERT INTO {table} VALUES (1)".encode())
         if len(attempts) == 1:
             real_pgconn(conn).exec_(b"SELECT pg_terminate_backend(pg_backend_pid())")
             raise ConnectionResetError("lost")

@@ -168,10 +168,8 @@ def my() -> Iterator[Server]:
             "CREATE TABLE words (w TEXT)",
             "CREATE INDEX i ON t (a)",
         ]
-        setup += [
-            "CREATE TABLE altered (a INT)",
-            "CREATE TABLE renamed (a INT)",
-        ]  # the others may come after these
+        # the others may come after these
+        setup += ["CREATE TABLE altered (a INT)", "CREATE TABLE renamed (a INT)"]
         yield Server(lambda: pymysql.connect(autocommit=True, **at), setup)  # type: ignore[arg-type]
 
 

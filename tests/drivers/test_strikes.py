@@ -19,10 +19,8 @@ from unbroken_drill.servers import MariaDB
 HERE = Path(__file__).parent
 DRIVERS = ["pymysql", "aiomysql", "asyncmy"]
 OTHERS = ["mysqldb", "mariadbconnector", "mysqlconnector", "mysqlconnector_async"]
-OPTIONS = {
-    "local_infile": 1,
-    "max_connections": 400,
-}  # what was struck is ended without a goodbye, and lingers for a moment
+# what was struck is ended without a goodbye, and lingers for a moment
+OPTIONS = {"local_infile": 1, "max_connections": 400}
 #: What is struck at every step in the default tests; all kinds of calls are in the long ones.
 USUAL = "insert,refused,commit,restored"
 SHORT = "insert,refused,commit,driver_rollback,results,stream,restored"

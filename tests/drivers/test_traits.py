@@ -230,9 +230,8 @@ _MARIADB = {
 
 
 def _unicode(_face: Any, conn: Any) -> None:
-    setattr(
-        conn, "use_unicode" if hasattr(type(conn), "use_unicode") else "_use_unicode", False
-    )  # older ones have no setter
+    # older ones have no setter
+    setattr(conn, "use_unicode" if hasattr(type(conn), "use_unicode") else "_use_unicode", False)
 
 
 _MYSQLCONNECTOR = {
@@ -359,9 +358,8 @@ def test_what_is_registered_on_a_connection_that_the_pool_has_used_before_is_see
 
     face = faces(name, postgres)
     conn = face.connect()
-    assert (
-        conn.adapters is not None
-    )  # psycopg copies its adapters here, as it does for a statement with parameters
+    # psycopg copies its adapters here, as it does for a statement with parameters
+    assert conn.adapters is not None
     face.call("rollback", conn)
     traits = face.driver.traits(conn)
     assert face.driver.is_clean(conn, traits)

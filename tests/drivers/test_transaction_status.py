@@ -121,12 +121,10 @@ def test_a_false_of_a_mysql_driver_holds_nothing_in_the_engine(
         f"SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = {session}"
     )
     face.execute(conn, f"SELECT * FROM {mysql_table}")
-    until(
-        lambda: face.server.admin(ask) == [("1",)], every=0.15
-    )  # the table is a copy until nobody has read it for 100 ms
-    assert (
-        face.driver.is_in_transaction(conn) is not False
-    )  # where PyMySQL's own server_status says 0
+    # the table is a copy until nobody has read it for 100 ms
+    until(lambda: face.server.admin(ask) == [("1",)], every=0.15)
+    # where PyMySQL's own server_status says 0
+    assert face.driver.is_in_transaction(conn) is not False
     face.call("rollback", conn)
     assert face.driver.is_in_transaction(conn) is False
     until(lambda: face.server.admin(ask) == [("0",)], every=0.15)
@@ -142,9 +140,8 @@ def test_after_the_end_of_a_transaction_it_is_known_that_nothing_is_open(
             face.call("begin", conn)
         with suppress(*face.driver.errors):
             face.execute(conn, sql)
-        with suppress(
-            *face.driver.errors if end == "commit" else ()
-        ):  # PostgreSQL's say that a failed one was not committed
+        with suppress(*face.driver.errors if end == "commit" else ()):
+            # PostgreSQL's say that a failed one was not committed
             face.call(end, conn)
         assert face.driver.is_in_transaction(conn) is False
 
@@ -198,9 +195,8 @@ def test_what_a_postgresql_driver_says_is_what_postgresql_says(
                 take(face, conn, step, pg_table)
         said = face.driver.is_in_transaction(conn)
         if said is None:
-            assert (
-                face.name == "psycopg2"
-            )  # it is mistaken after a COMMIT sent as text, and says so
+            # it is mistaken after a COMMIT sent as text, and says so
+            assert face.name == "psycopg2"
             return
         session = face.driver.session_id(conn)
         state = face.server.admin(f"SELECT state FROM pg_stat_activity WHERE pid = {session}")

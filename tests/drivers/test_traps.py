@@ -35,9 +35,8 @@ def test_after_a_commit_sent_as_text_psycopg2_is_put_right_before_the_next_borro
     conn = face.connect()
     face.execute(conn, "SELECT 1")
     face.execute(conn, "COMMIT")
-    assert (
-        face.driver.is_in_transaction(conn) is None
-    )  # it believes so; the next statement would be in no transaction
+    # it believes so; the next statement would be in no transaction
+    assert face.driver.is_in_transaction(conn) is None
     face.call("rollback", conn)
     assert face.driver.is_in_transaction(conn) is False
     face.execute(conn, "SELECT 1")
@@ -54,9 +53,8 @@ def test_what_psycopg2_hides_is_a_doubt(faces: Any, postgres: Any, recorder: Any
     theirs.close()
     conn = face.connect()
     face.driver.watch(conn)
-    extensions.cursor(conn).execute(
-        "SELECT 1"
-    )  # past the connection's own: it leaves a transaction open
+    # past the connection's own: it leaves a transaction open
+    extensions.cursor(conn).execute("SELECT 1")
     face.execute(conn, "SELECT 2")
     assert len(recorder.doubts) == 2
     with pytest.raises(face.driver.errors) as caught:
@@ -69,9 +67,8 @@ def test_pg8000_with_an_answer_still_to_come_is_not_used_again(faces: Any, postg
     face = faces("pg8000", postgres)
     conn = face.connect()
     with pytest.raises(UnicodeEncodeError):
-        conn.cursor().execute(
-            "SELECT %s::text", ("\ud800",)
-        )  # it finds out after it has begun to ask
+        # it finds out after it has begun to ask
+        conn.cursor().execute("SELECT %s::text", ("\ud800",))
     assert not face.driver.is_quiet(conn)
     assert face.driver.is_in_transaction(conn) is None
     assert face.fault(lambda: face.call("rollback", conn)).kind is FaultKind.LOST
@@ -124,9 +121,8 @@ def test_an_error_in_the_place_of_a_second_result_ends_the_answer(
     )
     with pytest.raises(face.driver.errors):
         face.execute(conn, "CALL half()")
-    assert [int(row[0]) for row in face.execute(conn, "SELECT 2")] == [
-        2
-    ]  # it would wait for a third one for ever
+    # it would wait for a third one for ever
+    assert [int(row[0]) for row in face.execute(conn, "SELECT 2")] == [2]
     assert face.call("ping", conn, 5.0) is None
 
 

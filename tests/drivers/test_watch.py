@@ -232,9 +232,8 @@ def test_an_explicit_transaction_in_autocommit_is_one(face: Any, table: str, rec
     face.execute(conn, f"INSERT INTO {table} VALUES (1)")
     told = recorder.log[-1]
     assert told[0] == f"INSERT INTO {table} VALUES (1)"
-    assert told[1] is False or (
-        face.name == "mysqldb" and told[1] is None
-    )  # mysqlclient hides the server's status
+    # mysqlclient hides the server's status
+    assert told[1] is False or (face.name == "mysqldb" and told[1] is None)
     face.execute(conn, "ROLLBACK")
     assert recorder.log[-1] == "rolled back"
 

@@ -64,9 +64,8 @@ class Case:
 
     def urls(self, server: Server, proxy: FaultProxy) -> tuple[str, str]:
         """The way through the proxy, and the one to the server itself."""
-        if (
-            self.backend == "mongodb"
-        ):  # a client that knew the whole set would find its way round the proxy
+        if self.backend == "mongodb":
+            # a client that knew the whole set would find its way round the proxy
             return proxy.url(server.url(None, directConnection="true")), server.url()
         url = server.url(self.driver, **(self._by_tls(server) if self.tls else self._plain()))
         return proxy.url(url), url

@@ -35,15 +35,12 @@ class Verdict:
     doubled: list[int] = field(default_factory=list)  #: stored more than once
     refused: list[int] = field(default_factory=list)  #: refused, and stored yet
     strange: list[tuple[int, int]] = field(default_factory=list)  #: rows that nobody wrote
-    balances: list[str] = field(
-        default_factory=list
-    )  #: accounts that do not hold what the stored transfers left them
-    counters: list[str] = field(
-        default_factory=list
-    )  #: counters below what was acknowledged, or above that and the unknown
-    denied: list[str] = field(
-        default_factory=list
-    )  #: refused, though they were to be replayed and had time enough
+    #: accounts that do not hold what the stored transfers left them
+    balances: list[str] = field(default_factory=list)
+    #: counters below what was acknowledged, or above that and the unknown
+    counters: list[str] = field(default_factory=list)
+    #: refused, though they were to be replayed and had time enough
+    denied: list[str] = field(default_factory=list)
     unknown_stored: int = 0  #: no wrong: of the unknown so many are stored
 
     @property

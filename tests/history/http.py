@@ -120,9 +120,8 @@ class Told:
     """What a client heard of one number, until it asked no more."""
 
     manner: str
-    words: list[str] = field(
-        default_factory=list
-    )  #: of each request: ``refused``, or the status and the error's name
+    #: of each request: ``refused``, or the status and the error's name
+    words: list[str] = field(default_factory=list)
 
     @property
     def is_acknowledged(self) -> bool:

@@ -86,9 +86,8 @@ class Blocking:
         self.stop.set()
 
     def _fork(self, writer: int) -> None:
-        pid = (
-            os.fork()
-        )  # a raw fork(2) beside other threads leaves the interpreter's own locks held for ever
+        # a raw fork(2) beside other threads leaves the interpreter's own locks held for ever
+        pid = os.fork()
         if pid:
             _, status = os.waitpid(pid, 0)
             self.children.append(os.waitstatus_to_exitcode(status))
@@ -183,9 +182,8 @@ def main() -> None:
     """Play what the command line says."""
     name, seed, journal, *urls = sys.argv[1:]
     faulthandler.register(signal.SIGUSR1)  # asked for by run.py, when they do not end
-    logging.getLogger("unbroken").setLevel(
-        logging.ERROR
-    )  # an outage or two a second are no news here
+    # an outage or two a second are no news here
+    logging.getLogger("unbroken").setLevel(logging.ERROR)
     case = (CASES | CARELESS)[name]
     kind = Asyncio if case.is_async else Blocking
     print(json.dumps(kind(case, int(seed), Path(journal), urls).play()), flush=True)

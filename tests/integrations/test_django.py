@@ -147,9 +147,8 @@ def test_conn_max_age_becomes_the_age_at_which_connections_retire(make: Any) -> 
 @pytest.mark.parametrize("kind", BOTH)
 def test_two_hundred_threads_share_five_sessions_without_an_error(kind: str, make: Any) -> None:
     site = make(kind, pool={"max_size": 5, "acquire_timeout": 30.0})
-    before = {
-        session.id for session in site.server.sessions()
-    }  # what other tests cut off may still be at work there
+    # what other tests cut off may still be at work there
+    before = {session.id for session in site.server.sessions()}
     most = 0
 
     def work() -> int:
@@ -868,10 +867,8 @@ def test_the_deployment_check_holds_pools_and_processes_against_the_server(
     assert [m.id for m in checks.check_deployment()] == []
     monkeypatch.setenv("WEB_CONCURRENCY", "50")
     found = {m.id: m for m in checks.check_deployment()}
-    assert set(found) == {
-        "unbroken.W004",
-        "unbroken.W005",
-    }  # the first check has used the database, "before the fork"
+    # the first check has used the database, "before the fork"
+    assert set(found) == {"unbroken.W004", "unbroken.W005"}
     limit = int(site.ask("SHOW max_connections"))
     assert (
         f"20 × 50 processes (WEB_CONCURRENCY) = 1000, above the server's max_connections {limit}"

@@ -130,9 +130,8 @@ def gather(mariadb: Any, postgres: Any, tmp_path: Path) -> Any:
         }  # fmt: skip
         out = tmp_path / "out"
         most, until = 0, time.monotonic() + 60
-        others = {
-            session.id for session in server.sessions()
-        }  # of tests before: a server may take its time to end one
+        # of tests before: a server may take its time to end one
+        others = {session.id for session in server.sessions()}
         with out.open("wb") as file:
             child = subprocess.Popen(
                 [sys.executable, "-c", script, json.dumps(given), str(CROWD)],

@@ -57,9 +57,8 @@ def read(request: Any) -> Any:
     request.visits = getattr(request, "visits", 0) + 1
     before = count()
     kill()
-    with transaction.atomic(
-        using=alias
-    ):  # a statement outside would be healed without anybody's help
+    with transaction.atomic(using=alias):
+        # a statement outside would be healed without anybody's help
         ask("SELECT 1")
         kill()
         return JsonResponse({"notes": count(), "before": before, "visits": request.visits})

@@ -133,9 +133,8 @@ def test_a_request_that_uses_no_database_is_watched_by_few_calls(
         start_response("200 OK", [("Content-Length", "2")])
         return [b"ok"]
 
-    monkeypatch.setattr(
-        registry, "_states", WeakSet()
-    )  # a unit looks at each pool that there is, those of other tests too
+    # a unit looks at each pool that there is, those of other tests too
+    monkeypatch.setattr(registry, "_states", WeakSet())
     watched = unbroken.wsgi.Unbroken(app)
     environ = {"REQUEST_METHOD": "POST", "PATH_INFO": "/"}
 

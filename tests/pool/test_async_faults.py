@@ -88,21 +88,18 @@ def test_the_servers_idle_limit_is_no_error(own_body: Any) -> None:
     async def main() -> None:
         async with body.pool(max_size=4, observers=(see,), max_idle=100) as pool:
             await body.fill(pool, 4)
-            pool._current().policy = replace(
-                pool._current().policy, idle_limit=math.inf
-            )  # so that the server is first
+            # so that the server is first
+            pool._current().policy = replace(pool._current().policy, idle_limit=math.inf)
             await body.until(lambda: not body.ids())
             await body.until(lambda: pool.stats().size == 0, SOON)
             await body.until(lambda: body.close_waits() == 0, SOON)
             used = set(await asyncio.gather(*(use(body, pool) for _ in range(8))))
-            assert len(used) <= len(
-                ends
-            )  # on a slow machine the limit may strike again: one more for each that ended since
+            # on a slow machine the limit may strike again: one more for each that ended since
+            assert len(used) <= len(ends)
             assert pool.stats().idle_limit == 1.0
             assert [end["cause"] for end in ends[:4]] == ["idle limit"] * 4
-            if (
-                body.name == "psycopg"
-            ):  # asyncpg keeps the server's last words to itself, MariaDB has none
+            if body.name == "psycopg":
+                # asyncpg keeps the server's last words to itself, MariaDB has none
                 assert all(end["words"] for end in ends[:4])
 
     body.run(main())
@@ -261,9 +258,8 @@ def test_what_the_application_closes_itself_is_not_lent_again(body: Any) -> None
             for _ in range(3):
                 ids = await body.fill(pool, 2)
             await asyncio.to_thread(body.server._kill_session, ids[0])
-            await body.until(
-                lambda: pool.stats().size == 1, SOON
-            )  # each descriptor is still watched
+            # each descriptor is still watched
+            await body.until(lambda: pool.stats().size == 1, SOON)
 
     body.run(main())
 
@@ -416,9 +412,8 @@ def test_an_outage_ends_in_a_true_word_at_the_callers_time_and_then_at_once(own_
             assert pool.stats().turned_away == before + 10
             assert pool.stats().waiting == 0
             await asyncio.to_thread(body.server.start)
-            await body.until(
-                lambda: pool.stats().away_for == 0.0, 3.0
-            )  # nobody waits: the prober goes on by itself
+            # nobody waits: the prober goes on by itself
+            await body.until(lambda: pool.stats().away_for == 0.0, 3.0)
             await use(body, pool)
 
     body.run(main())
@@ -511,9 +506,8 @@ def test_a_slow_statement_ends_at_the_deadline(body: Any, way: str) -> None:
                 async with pool.connection(**options) as conn:
                     await work(conn)
 
-            await (
-                pool.check()
-            )  # the deadline is for the statement, not for a slow machine's connect
+            # the deadline is for the statement, not for a slow machine's connect
+            await pool.check()
             started = time.monotonic()
             if way == "run":
                 error = await body.outcome(pool.run(work, deadline=0.3))
@@ -526,9 +520,8 @@ def test_a_slow_statement_ends_at_the_deadline(body: Any, way: str) -> None:
             assert 0.29 < time.monotonic() - started < 10.0
             assert pool.stats().closed == {"deadline": 1}
             await use(body, pool)
-        await asyncio.to_thread(
-            body.server.kill_sessions
-        )  # PostgreSQL sleeps on, although nobody listens
+        # PostgreSQL sleeps on, although nobody listens
+        await asyncio.to_thread(body.server.kill_sessions)
 
     body.run(main())
 
@@ -556,9 +549,8 @@ def test_work_that_ends_in_time_is_not_touched_by_its_deadline(body: Any) -> Non
     async def main() -> None:
         async with body.pool(max_size=1) as pool:
             ids = {await use(body, pool, deadline=0.2) for _ in range(5)}
-            async with (
-                pool.connection() as conn
-            ):  # the same connection, in use when those deadlines pass
+            async with pool.connection() as conn:
+                # the same connection, in use when those deadlines pass
                 await body.slow(conn, 0.5)
                 ids.add(await body.who(conn))
             assert len(ids) == 1

@@ -119,9 +119,8 @@ def test_forgotten_connections_come_back_are_told_and_leave_no_session(
                 await forget(pool)
             conns = await asyncio.gather(*(pool.acquire() for _ in range(3)))
             assert pool.stats().size == 3
-            await body.until(
-                lambda: len(body.ids()) == 3
-            )  # the forgotten ones have ended on the server too
+            # the forgotten ones have ended on the server too
+            await body.until(lambda: len(body.ids()) == 3)
             await body.until(lambda: not body.close_waits(), SOON)
             for conn in conns:
                 await pool.release(conn)

@@ -197,9 +197,8 @@ class TestAsyncpgsTransaction:
                         await conn.execute(f"INSERT INTO {table} VALUES (1)")
                     await conn.transaction().start()  # and forgotten
                     await conn.execute(f"INSERT INTO {table} VALUES (2)")
-                async with (
-                    pool.connection() as conn
-                ):  # asyncpg would refuse a second outermost transaction here
+                async with pool.connection() as conn:
+                    # asyncpg would refuse a second outermost transaction here
                     await conn.execute(f"INSERT INTO {table} VALUES (3)")
                 assert pool.stats().opened == 1
             assert body.rows() == [1, 3]

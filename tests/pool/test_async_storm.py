@@ -41,9 +41,8 @@ async def settled(body: Any, pool: unbroken.AsyncPool, others: set[int]) -> None
     for conn in conns:
         await pool.release(conn)
     assert rests()
-    await body.until(
-        lambda: body.ids() - others == set(ids)
-    )  # nothing that was thrown away lives on at the server
+    # nothing that was thrown away lives on at the server
+    await body.until(lambda: body.ids() - others == set(ids))
     await body.until(lambda: not body.close_waits(), SOON)
 
 
@@ -114,9 +113,8 @@ class Storm:
             await asyncio.sleep(self.random.choice([0, 0, 0, 0.0005, 0.002]))
             task.cancel()
         _, pending = await asyncio.wait([*tasks, killer], timeout=40)
-        await self.body.until(
-            lambda: not self.killed & self.body.ids()
-        )  # a server under load takes its time
+        # a server under load takes its time
+        await self.body.until(lambda: not self.killed & self.body.ids())
         assert not pending, (
             f"{len(pending)} tasks hang: {[task.get_stack() for task in list(pending)[:2]]}"
         )

@@ -74,9 +74,8 @@ def server_of() -> Iterator[Callable[[str], Server]]:
 
 def _url(server: Server, driver: str, tls: bool) -> str:
     more: dict[str, object] = {}
-    if not tls and driver.startswith(
-        ("pymysql", "mysqlconnector")
-    ):  # which take TLS where it is to be had
+    if not tls and driver.startswith(("pymysql", "mysqlconnector")):
+        # which take TLS where it is to be had
         more["ssl_disabled"] = "true"
     return url_of(server, driver, tls, **more)
 
@@ -248,9 +247,8 @@ def _uwsgi(folder: Path, stack: ExitStack) -> tuple[subprocess.Popen[bytes], int
     )
 
     def end() -> None:
-        os.killpg(
-            process.pid, signal.SIGKILL
-        )  # master and workers: how uWSGI ends is not looked at here
+        # master and workers: how uWSGI ends is not looked at here
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait(20)
 
     stack.callback(end)

@@ -141,9 +141,8 @@ def test_connections_forgotten_in_reference_cycles_come_back_too(face, until):
             assert face.ask(conn, "SELECT 1") == 1
     finally:
         gc.enable()
-    until(
-        lambda: pool.stats().closed == {"forgotten": 3}
-    )  # a new one may have the address, and so the place, of one not noted yet
+    # a new one may have the address, and so the place, of one not noted yet
+    until(lambda: pool.stats().closed == {"forgotten": 3})
     assert pool.stats().used == 0
 
 
@@ -205,9 +204,8 @@ def test_reclaim_ends_a_held_connection_and_the_pool_gets_its_place_back(face, u
     gone = weakref.ref(held)
     del held
     gc.collect()
-    until(
-        lambda: gone() is None
-    )  # nobody keeps it; the thread that took it away may be a moment longer at its end
+    # nobody keeps it; the thread that took it away may be a moment longer at its end
+    until(lambda: gone() is None)
     assert pool._state.kernel.reclaimed == {}
     assert face.stored(table) == []
     stats = pool.stats()

@@ -129,9 +129,8 @@ def test_no_rollback_goes_out_after_a_commit_just_acknowledged(face):
     insert = 3 if face.name == "pg8000" else 1  # parsed, bound, executed
     assert messages_of(face, work) == begin + insert + 1
     pool = face.pool()
-    pool.release(
-        pool.acquire()
-    )  # the first connection asks the server for its idle limit; mysqlclient's rolls that back
+    # the first connection asks the server for its idle limit; mysqlclient's rolls that back
+    pool.release(pool.acquire())
     before = face.rollbacks()
     work(pool)
     assert face.rollbacks() == before
@@ -144,9 +143,8 @@ def test_a_block_of_one_statement_costs_that_statement_and_its_commit(face):
         with pool.connection() as conn:
             face.do(conn, f"INSERT INTO {table} VALUES (1)")
 
-    assert messages_of(face, work) == (
-        2 if face.is_mysql else 3
-    )  # psycopg sends a BEGIN of its own
+    # psycopg sends a BEGIN of its own
+    assert messages_of(face, work) == (2 if face.is_mysql else 3)
 
 
 def test_in_autocommit_nothing_is_sent_but_the_statement(face):
@@ -433,9 +431,8 @@ def test_a_pool_is_a_context_manager(own_face, until):
 
 def test_a_pool_that_nobody_holds_any_more_leaves_no_session_behind(own_face, until):
     Pool(own_face.url(), min_size=2).check()
-    until(
-        lambda: gc.collect() >= 0 and own_face.server.sessions() == []
-    )  # its workers may still hold it for a moment
+    # its workers may still hold it for a moment
+    until(lambda: gc.collect() >= 0 and own_face.server.sessions() == [])
 
 
 def test_no_password_shows_in_a_repr_or_in_the_numbers(face):

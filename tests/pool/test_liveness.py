@@ -124,12 +124,10 @@ def test_what_is_kept_warm_is_exercised_before_the_servers_limit_strikes(own_fac
 
 def test_where_the_limit_may_not_be_asked_it_is_learned_from_the_deaths(own_face, until):
     face = own_face
-    proxy = (
-        face.proxy()
-    )  # something between us and the server that ends what is idle, and says nothing
-    pool = face.pool(
-        proxy.url(face.url()), max_size=2, leak_after=0.2
-    )  # looks at the clock every 0.05 s
+    # something between us and the server that ends what is idle, and says nothing
+    proxy = face.proxy()
+    # looks at the clock every 0.05 s
+    pool = face.pool(proxy.url(face.url()), max_size=2, leak_after=0.2)
     for seconds in (0.9, 0.95):
         fill(face, pool, 1)
         time.sleep(seconds)
@@ -238,9 +236,8 @@ def test_the_descriptors_number_of_a_forgotten_connection_may_be_in_use_again(ow
     number = pool._driver.fileno(conn)
     with no_lower_descriptor_free(number):
         del conn  # forgotten; nobody has looked yet
-        until(
-            lambda: not is_open(number)
-        )  # the thread that opened it may be a moment longer at its end than we
+        # the thread that opened it may be a moment longer at its end than we
+        until(lambda: not is_open(number))
         fresh = pool.acquire()
     assert pool._driver.fileno(fresh) == number
     mine = face.session(fresh)
@@ -285,8 +282,7 @@ def test_a_death_that_strikes_between_two_owners_is_not_lost_sight_of(own_face, 
     with state.lock:
         assert state.kernel.claim(entry)
     own_face.server.kill_sessions()
-    until(
-        lambda: entry.fd not in state.runtime.watcher._callbacks
-    )  # the watcher has told what it saw
+    # the watcher has told what it saw
+    until(lambda: entry.fd not in state.runtime.watcher._callbacks)
     state.kernel.idle.append(entry)
     until(lambda: pool.stats().size == 0, SOON)

@@ -269,10 +269,8 @@ def test_a_strike_at_any_line_of_taking_and_giving_back_loses_no_place(
         try:
             job()
         except Stop as struck_by:
-            if where[0] not in (
-                "Lease.__exit__",
-                "Pool.release",
-            ):  # at their first line the caller has the connection still
+            if where[0] not in ("Lease.__exit__", "Pool.release"):
+                # at their first line the caller has the connection still
                 kept.append(struck_by)
         finally:
             sys.settrace(None)

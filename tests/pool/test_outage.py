@@ -149,9 +149,8 @@ def test_callers_who_are_turned_away_keep_the_prober_quick(down, until):
         with pytest.raises(OutageError):
             pool.acquire()
         time.sleep(0.01)
-        assert (
-            time.monotonic() - started < 5 * LONELY_PACE
-        )  # at that pace it would take ten times as long
+        # at that pace it would take ten times as long
+        assert time.monotonic() - started < 5 * LONELY_PACE
 
 
 def test_callers_of_one_pool_wake_the_prober_of_another_on_the_same_server(down, until):
@@ -202,9 +201,8 @@ def test_attempts_during_an_outage_are_few_and_made_by_one(own_face, until):
     elapsed = time.monotonic() - started
     attempts = sum(p.stats().connect_failures for p in pools) - before
     assert len(outcomes) == 20
-    assert (
-        attempts <= elapsed / 0.010 + 4 * 4 + 4
-    )  # one prober's pace, and what was under way when it began
+    # one prober's pace, and what was under way when it began
+    assert attempts <= elapsed / 0.010 + 4 * 4 + 4
     assert attempts >= 5
 
 

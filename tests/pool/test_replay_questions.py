@@ -587,9 +587,8 @@ def test_a_pause_that_is_longer_than_the_server_allows_is_made_twice_and_no_more
         calls.append(face.session(conn))
         face.do(conn, f"INSERT INTO {table} VALUES (1)")
         until(lambda: calls[-1] not in {session.id for session in face.server.sessions()})
-        until(
-            lambda: all(entry.cause for entry in pool._state.in_use.values())
-        )  # the pause is longer than the news take to come
+        # the pause is longer than the news take to come
+        until(lambda: all(entry.cause for entry in pool._state.in_use.values()))
         face.ask(conn, "SELECT 1")
 
     with pytest.raises(pool._driver.errors):

@@ -250,9 +250,8 @@ class Twin:
             return await self.on(step(*args, **kwargs))
         except Exception as error:
             words = re.sub(r"\d+(\.\d+)?", "N", str(error)).replace("AsyncPool", "Pool")
-            words = re.sub(
-                r"(held by \S+) in [\w.]+", r"\1", words
-            )  # a step is called by its scene, but awaited in Twin.on
+            # a step is called by its scene, but awaited in Twin.on
+            words = re.sub(r"(held by \S+) in [\w.]+", r"\1", words)
             return (
                 sorted({base.__name__ for base in type(error).__mro__}),
                 words,

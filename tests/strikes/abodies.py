@@ -33,9 +33,8 @@ class AsyncBody:
         self.limits: tuple[
             type[BaseException], ...
         ] = ()  #: the strikes, which an application catches within its work
-        self.begin: Callable[[str], None] = lambda _part: (
-            None
-        )  #: told of each part of a job as it begins
+        #: told of each part of a job as it begins
+        self.begin: Callable[[str], None] = lambda _part: None
         self.manner = ""  #: of the scene, where its parts differ from the others'
         self._before = ""
         self.open()

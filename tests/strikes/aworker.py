@@ -312,9 +312,8 @@ def main() -> None:
     order = Order(**json.loads(sys.argv[1]))
     for name in ("unbroken", "sqlalchemy", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = lambda _: (
-        None
-    )  # a strike within a finalizer is not raised; what it did is looked at
+    # a strike within a finalizer is not raised; what it did is looked at
+    sys.unraisablehook = lambda _: None
     asyncio.run(AsyncSweep(order).play())
 
 

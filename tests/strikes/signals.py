@@ -151,9 +151,8 @@ class Signals:
         except Hang:
             say(found="hang", at=self.label, detail="a job with a limit")
         except AssertionError as wrong:
-            if (
-                is_ours(wrong) or self.strikes == before
-            ):  # else it is what a library made of the strike
+            if is_ours(wrong) or self.strikes == before:
+                # else it is what a library made of the strike
                 say(found="wrong", at=self.label, detail=f"in the job itself: {wrong!r}")
         except BaseException as error:
             if self.strikes == before and not isinstance(error, kind):
@@ -232,9 +231,8 @@ def main() -> None:
     order = Order(**json.loads(sys.argv[1]))
     for name in ("unbroken", "sqlalchemy", "django"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = lambda _: (
-        None
-    )  # a strike within a finalizer is not raised; what it did is looked at
+    # a strike within a finalizer is not raised; what it did is looked at
+    sys.unraisablehook = lambda _: None
     Signals(order).play()
     os._exit(0)
 

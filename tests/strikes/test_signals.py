@@ -51,9 +51,8 @@ def test_a_signal_at_a_random_moment_costs_nobody_else_anything(
     print(report)
     assert report.points > 20
     assert {what: places for what, places in report.wrongs.items() if what != "failed"} == {}
-    failed = report.wrongs.get(
-        "failed", []
-    )  # on a busy machine one may wait for too long, for a place or for a table's lock
+    # on a busy machine one may wait for too long, for a place or for a table's lock
+    failed = report.wrongs.get("failed", [])
     assert len(failed) <= report.points / 200, failed
 
 

@@ -189,9 +189,8 @@ class Sweep:
         except Hang:
             return
         except AssertionError as wrong:
-            if (
-                is_ours(wrong) or not self.striker.struck
-            ):  # else it is what a library made of the strike
+            if is_ours(wrong) or not self.striker.struck:
+                # else it is what a library made of the strike
                 self._found("wrong", f"in the job itself: {wrong!r}")
         except BaseException as raised:
             # The strike itself, or what a library made of it.
@@ -307,9 +306,8 @@ def main() -> None:
     logging.getLogger("unbroken").setLevel(logging.CRITICAL)
     logging.getLogger("sqlalchemy").setLevel(logging.CRITICAL)
     logging.getLogger("django").setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda _: (
-        None
-    )  # a strike within a finalizer is not raised; what it did is looked at
+    # a strike within a finalizer is not raised; what it did is looked at
+    sys.unraisablehook = lambda _: None
     Sweep(order).play()
     os._exit(0)  # at its end the interpreter would run finalizers of what is broken
 

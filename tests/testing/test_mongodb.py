@@ -73,9 +73,8 @@ def test_its_clients_are_its_sessions() -> None:
         )
         assert client.recv(10)
         mine = "{}:{}".format(*client.getsockname())
-        assert [session.peer for session in server.sessions()] == [
-            mine
-        ]  # and not the one that asks
+        # and not the one that asks
+        assert [session.peer for session in server.sessions()] == [mine]
 
 
 def test_a_frozen_server_answers_when_it_is_thawed() -> None:

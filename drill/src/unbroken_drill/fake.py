@@ -331,9 +331,8 @@ class FakeServer:
         """Store the rows of the open transaction, if the COMMIT arrives; then answer, if nothing
         prevents that.
         """
-        if (
-            self.mode is Mode.FROZEN and session.open
-        ):  # it lies in the server's buffer, whatever the client thinks later
+        if self.mode is Mode.FROZEN and session.open:
+            # it lies in the server's buffer, whatever the client thinks later
             self._in_flight.append((session, session.pending or []))
         self.exchange(session, timeout)
         self.rows += session.pending or ()

@@ -15,13 +15,8 @@ from unbroken_drill.proxy import Event, FaultProxy
 from unbroken_drill.proxy.control import VERBS, Control
 
 _POLL = 0.5  #: seconds after which a silent log looks whether it is to end
-_QUIET = (
-    "listening",
-    "accepted",
-    "connected",
-    "closed",
-    "fin passed on",
-)  #: what happens without any fault
+#: what happens without any fault
+_QUIET = ("listening", "accepted", "connected", "closed", "fin passed on")
 _GOOD, _WARNING = ("healed",), ("unreadable", "connect failed", "accept failed", "failed")
 
 

@@ -181,9 +181,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
     by_itself = "unbroken_fault" not in metafunc.fixturenames
     if by_itself:
-        metafunc.fixturenames.append(
-            "unbroken_fault"
-        )  # so that it may be parametrized; pytest_itemcollected has it set up
+        # so that it may be parametrized; pytest_itemcollected has it set up
+        metafunc.fixturenames.append("unbroken_fault")
     metafunc.parametrize(
         "unbroken_fault",
         [(name, by_itself) for name in marker.args],

@@ -204,14 +204,11 @@ _MYSQL_REJECTED = {
     # the client's: protocol, character set, authentication plugin
     2007, 2019, 2047, 2049, 2054, 2058, 2059, 2060, 2061,
 }  # fmt: skip
-_MYSQL_READ_ONLY = {
-    1836
-}  # the server is; 1792 is the transaction, which the application may have wanted so
+# the server is; 1792 is the transaction, which the application may have wanted so
+_MYSQL_READ_ONLY = {1836}
 _MYSQL_TOO_LARGE = {1153, 2020}
-_MYSQL_RETRY = {
-    1213,
-    3101,
-}  # deadlock (and Galera's certification failure), group replication's forced rollback
+# deadlock (and Galera's certification failure), group replication's forced rollback
+_MYSQL_RETRY = {1213, 3101}
 
 
 def mysql_fault(errno: int | None, text: str, *, connecting: bool = False) -> Fault:
@@ -256,9 +253,8 @@ def mysql_fault(errno: int | None, text: str, *, connecting: bool = False) -> Fa
 
 def _mysql_lost(errno: int, line: str, connecting: bool) -> Fault:
     number = errno_of_text(line)
-    if (
-        number in (E.EAGAIN, E.EINPROGRESS) and connecting
-    ):  # libmariadb's word for a handshake that timed out
+    if number in (E.EAGAIN, E.EINPROGRESS) and connecting:
+        # libmariadb's word for a handshake that timed out
         number = E.ETIMEDOUT
     known = _of_errno(number, line, connecting) if number is not None else None
     if known is not None and known.kind in (_K.LOST, _K.UNREACHABLE):
@@ -272,9 +268,8 @@ def _mysql_lost(errno: int, line: str, connecting: bool) -> Fault:
 
 def _mysql_connect(errno: int, line: str) -> Fault:
     number = errno_of_text(line)
-    if (
-        number == E.EINPROGRESS
-    ):  # libmariadb's (115) for a connect that failed at once: a time-out is (110)
+    if number == E.EINPROGRESS:
+        # libmariadb's (115) for a connect that failed at once: a time-out is (110)
         number = E.ECONNREFUSED
     known = _of_errno(number, line, True) if number is not None else None
     if known is not None:

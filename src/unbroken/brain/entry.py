@@ -100,10 +100,8 @@ class Entry:
         self.run_in = -1  #: the use that a call of ``run`` is: it ends when that call does
         self.holder = 0  #: the thread's ident
         self.reported = 0  #: the use whose holder was reported as a leak
-        self.joined: tuple[int | None, int] = (
-            None,
-            0,
-        )  #: what was sent, and reported, when it joined a unit of work
+        #: what was sent, and reported, when it joined a unit of work
+        self.joined: tuple[int | None, int] = (None, 0)
         self.watched = False  #: whether its statements are being told to a unit of work
         self.cause: Cause | None = None  #: why it ended, or will
         self.words = ""  #: what the server said about that

@@ -132,9 +132,8 @@ def _ping_after(capabilities: Capabilities, is_tcp: bool) -> float:
         return math.inf
     if not capabilities.fileno:
         return 1.0
-    return (
-        60.0 if is_tcp else math.inf
-    )  # on a unix socket nothing gets lost without the kernel knowing
+    # on a unix socket nothing gets lost without the kernel knowing
+    return 60.0 if is_tcp else math.inf
 
 
 def _keepalive(given: float | None, send_timeout: float) -> float:

@@ -51,10 +51,8 @@ class IdleLimit:
         if idle < SHORTEST:
             return False
         if self._deaths and now - self._deaths[-1][0] < SAME_MOMENT:
-            self._deaths[-1] = (
-                now,
-                -math.inf,
-            )  # several at once: a restart, whatever their idle times
+            # several at once: a restart, whatever their idle times
+            self._deaths[-1] = (now, -math.inf)
             return False
         agreeing = [d for _, d in self._deaths if abs(d - idle) <= AGREEMENT * idle]
         self._deaths = [*self._deaths[-7:], (now, idle)]

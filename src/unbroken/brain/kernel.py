@@ -76,9 +76,8 @@ class Kernel:
         self.oldest_first = (
             False  #: lend from the left end of idle instead, which a framework may promise
         )
-        self.idle: deque[Entry] = (
-            deque()
-        )  #: lent from the right end: the warmest first, the rest may be retired
+        #: lent from the right end: the warmest first, the rest may be retired
+        self.idle: deque[Entry] = deque()
         self.in_use: dict[int, Entry] = {}  #: by id of the driver's connection
         self.resetting: dict[int, Entry] = {}  #: given back, but its reset is still under way
         self.reclaimed: dict[int, Entry] = {}  #: taken away from a holder who still has the object
@@ -124,9 +123,8 @@ class Kernel:
             entry = self._pop_idle()
             if entry is None:
                 break
-            ticket = (
-                self._next_in_line()
-            )  # again: a finalizer that ran just now may have granted it something
+            # again: a finalizer that ran just now may have granted it something
+            ticket = self._next_in_line()
             if ticket is None:
                 self.put(entry)
                 break
@@ -345,9 +343,8 @@ class Kernel:
             pass
         found: list[Entry] = []
         with suppress(IndexError):
-            while (
-                True
-            ):  # takers and givers work at the other end: what stands before that keeps its number
+            while True:
+                # takers and givers work at the other end: what stands before that keeps its number
                 found.append(self.idle[len(found)])
         return found
 
@@ -423,9 +420,8 @@ class Kernel:
         staying = [e for e in out if e.cause is None]
         for entry in staying[: max(0, self.size - max_size - (len(out) - len(staying)))]:
             entry.condemn(Cause.SURPLUS)
-        return (
-            stale + self.take_stale()
-        )  # a giver looks after it appends: one that looked just before has appended by now
+        # a giver looks after it appends: one that looked just before has appended by now
+        return stale + self.take_stale()
 
     def close(self) -> list[Entry]:
         """Lend nothing any more: entries to close now. Who waits must be told with ``fail``."""

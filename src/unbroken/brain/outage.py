@@ -122,9 +122,8 @@ class Outage:
         self.busy_since = 0.0
         self.prober: object | None = None
         self.recalled = -math.inf  #: when the first caller came after a while without any
-        self.called = (
-            -math.inf
-        )  #: when a caller of any pool last wanted the server, be it that he was turned away
+        #: when a caller of any pool last wanted the server, be it that he was turned away
+        self.called = -math.inf
         self.parallel = self.PARALLEL
         self.tries: list[Try] = []  #: attempts under way, of all pools, the oldest first
         self.tried = 0  #: attempts begun since the server last answered

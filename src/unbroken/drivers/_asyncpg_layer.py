@@ -70,9 +70,8 @@ class Layer:
         #: whether a statement was only prepared: the server waits for the rest, and keeps its locks
         self.unsynced = False
         self.was_new = real.queries_count == 0  #: whether nothing had been sent when we came
-        self.changed_codecs: set[tuple[str, str]] = (
-            set()
-        )  #: types, with their schemas, whose codecs were set
+        #: types, with their schemas, whose codecs were set
+        self.changed_codecs: set[tuple[str, str]] = set()
         self.may_have_ended = False  #: whether the last that came is the server's goodbye
         self.goodbye = b""  #: … and that
 

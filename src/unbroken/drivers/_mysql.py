@@ -17,11 +17,8 @@ from unbroken.ledger import unit
 #: Flags of the server's status, in every OK and EOF packet (MySQL manual,
 #: "Protocol::SERVER_STATUS_flags_enum").
 IN_TRANSACTION, AUTOCOMMIT, MORE_RESULTS = 0x0001, 0x0002, 0x0008
-NO_BACKSLASH_ESCAPES, IN_READ_ONLY, ANSI_QUOTES = (
-    0x0200,
-    0x2000,
-    0x8000,
-)  # the last one is MariaDB's
+# the last one is MariaDB's
+NO_BACKSLASH_ESCAPES, IN_READ_ONLY, ANSI_QUOTES = (0x0200, 0x2000, 0x8000)
 
 COM_INIT_DB, COM_QUERY, COM_PING, COM_QUIT = 2, 3, 14, 1
 
@@ -143,9 +140,8 @@ def _foreign(exc: BaseException, connecting: bool) -> Fault:
         and "NoneType" in str(exc)
         and any(word in str(exc) for word in _SOCKET_WORDS)
     ):
-        return Fault(
-            FaultKind.LOST, None, None, "the connection is closed"
-        )  # its socket went away in the middle of a call
+        # its socket went away in the middle of a call
+        return Fault(FaultKind.LOST, None, None, "the connection is closed")
     return os_fault(exc, connecting=connecting)
 
 

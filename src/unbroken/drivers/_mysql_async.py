@@ -30,9 +30,8 @@ class Shared(Awaited):
     _connect: Callable[[], Any] | None
     _watched: Callable[[Any], Any]
     _compared: tuple[str, ...]  #: attributes that a holder can change
-    _tables: tuple[
-        str, ...
-    ]  #: those of them that are tables of converters, and may be of a class of ours
+    #: those of them that are tables of converters, and may be of a class of ours
+    _tables: tuple[str, ...]
     _charsets: Callable[[str], Any]  #: the library's ``charset_by_name``
 
     async def ping(self, conn: Connection, timeout: float) -> None:
@@ -211,9 +210,8 @@ def exact(
             self._seen_status = self._result = None
             self._seen_busy, self._seen_closed = exchange.BUSY, False
             packet = await super()._request_authentication()
-            self._seen_touched = (
-                0 if self._seen_opened is None else exchange.OTHERS
-            )  # another session than the pool's
+            # another session than the pool's
+            self._seen_touched = 0 if self._seen_opened is None else exchange.OTHERS
             self._seen_busy = exchange.QUIET
             return packet
 
@@ -243,9 +241,8 @@ def exact(
                 raise exchange.out_of_step(self)
             if self._result is not None and exchange.is_half_read(self):
                 if self._result.unbuffered_active:
-                    warnings.warn(
-                        "Previous unbuffered result was left incomplete", stacklevel=4
-                    )  # as the library does
+                    # as the library does
+                    warnings.warn("Previous unbuffered result was left incomplete", stacklevel=4)
                 await self._seen_drain()
 
         async def _seen_drain(self) -> None:
@@ -309,9 +306,8 @@ def exact(
             """What is out of step is aborted: bytes that are still to be written might complete a
             command.
             """
-            if (
-                is_open(self) and not self._seen_busy
-            ):  # the library itself closes in the middle of an exchange only
+            if is_open(self) and not self._seen_busy:
+                # the library itself closes in the middle of an exchange only
                 self._seen_closed = True
             transport = None if exchange.is_quiet(self) or not is_open(self) else transport_of(self)
             if transport is not None:
@@ -368,9 +364,8 @@ def _result(
             conn = self.connection
             if not self.unbuffered_active:
                 return
-            if conn._seen_busy or not is_open(
-                conn
-            ):  # nothing of it is to be had any more; a close need not raise for that
+            if conn._seen_busy or not is_open(conn):
+                # nothing of it is to be had any more; a close need not raise for that
                 self.unbuffered_active = False
                 return
             conn._seen_busy = exchange.BUSY

@@ -65,9 +65,8 @@ class Blocking(_base.Blocking):
         """
         driver: Any = self
         with Trial(self, conn) as trial:
-            if driver.is_in_transaction(
-                conn
-            ):  # the caller's own connect= began it: it must stay as it is
+            if driver.is_in_transaction(conn):
+                # the caller's own connect= began it: it must stay as it is
                 driver.ask(conn, PROBE)
                 return trial.flaw([(PROBE, False)])
             _send(conn, "BEGIN")

@@ -35,9 +35,8 @@ WRITING = 3  #: likewise, and in the middle of a packet
 
 #: What is kept of the server's status: what a borrower can change, and what its words mean.
 KEPT = IN_TRANSACTION | AUTOCOMMIT | NO_BACKSLASH_ESCAPES | IN_READ_ONLY | ANSI_QUOTES
-_SETTLED = (
-    AUTOCOMMIT | NO_BACKSLASH_ESCAPES | ANSI_QUOTES
-)  #: without what only holds for a transaction
+#: without what only holds for a transaction
+_SETTLED = AUTOCOMMIT | NO_BACKSLASH_ESCAPES | ANSI_QUOTES
 
 #: Commands that change neither data nor a transaction, so that the ledger need not hear of them.
 UNREPORTED = frozenset({_mysql.COM_PING, _mysql.COM_INIT_DB})
@@ -185,9 +184,8 @@ def is_answer(error: BaseException) -> bool:
         trace = trace.tb_next
         if str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] not in _LIBRARIES:
             return False
-    return (
-        trace.tb_frame.f_code.co_name.rpartition(".")[2] == "raise_mysql_exception"
-    )  # compiled code has the module in front
+    # compiled code has the module in front
+    return trace.tb_frame.f_code.co_name.rpartition(".")[2] == "raise_mysql_exception"
 
 
 def is_half_read(conn: Any) -> bool:

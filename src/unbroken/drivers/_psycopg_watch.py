@@ -75,9 +75,8 @@ def _watched(base: Any) -> Any:
                 and not marked(self.__dict__, "_unbroken_told")
                 and _can_send(self)
             ):
-                ledger.statement(
-                    None, _commits_itself(self), conn_id=id(self)
-                )  # a cursor that was made before the watch began
+                # a cursor that was made before the watch began
+                ledger.statement(None, _commits_itself(self), conn_id=id(self))
             yield from super()._start_query()
 
         def _exec_command(

@@ -85,9 +85,8 @@ def _takes(function: Any, wanted: tuple[str | EllipsisType, ...]) -> bool:
             if each.kind is not Parameter.VAR_KEYWORD
         ]
     except (TypeError, ValueError):
-        return isbuiltin(function) or ismethoddescriptor(
-            function
-        )  # written in C, without a signature: behaviour has to do
+        # written in C, without a signature: behaviour has to do
+        return isbuiltin(function) or ismethoddescriptor(function)
     names: list[str | EllipsisType] = [each.name for each in found]
     return (
         names[: len(wanted) - 1] == list(wanted[:-1])

@@ -20,9 +20,8 @@ log = logging.getLogger("unbroken")
 #: Contexts that are kept.
 MOST = 16
 
-_kept: OrderedDict[Any, tuple[Any, Any]] = (
-    OrderedDict()
-)  #: by options: what the files looked like, and the context
+#: by options: what the files looked like, and the context
+_kept: OrderedDict[Any, tuple[Any, Any]] = OrderedDict()
 _loading = threading.RLock()  # one thread loads the CA store, the others wait for it
 
 
@@ -69,9 +68,8 @@ def context(options: Mapping[str, Any]) -> Any:
 
     ca, capath = options.get("ca"), options.get("capath")
     made = ssl.create_default_context(cafile=ca, capath=capath)
-    made.verify_flags &= (
-        ~ssl.VERIFY_X509_STRICT
-    )  # which certificates that MySQL made by itself do not pass
+    # which certificates that MySQL made by itself do not pass
+    made.verify_flags &= ~ssl.VERIFY_X509_STRICT
     verifies = ca is not None or capath is not None
     made.check_hostname = verifies and options.get("check_hostname", True)
     made.verify_mode = ssl.CERT_REQUIRED if verifies else ssl.CERT_NONE

@@ -199,9 +199,8 @@ class AsyncDriver(Awaited):
         if (flaw := unknown(protocol)) is not None:
             return flaw
         with Trial(self, conn) as trial:
-            if self.is_in_transaction(
-                conn
-            ):  # the caller's own connect= began it: it must stay as it is
+            if self.is_in_transaction(conn):
+                # the caller's own connect= began it: it must stay as it is
                 await conn.fetchval(PROBE)
                 return trial.flaw([(PROBE, False)])
             transaction = conn.transaction()
@@ -277,9 +276,8 @@ class AsyncDriver(Awaited):
             )
 
     async def _end(self, conn: Connection, how: str) -> None:
-        outer = (
-            conn._top_xact
-        )  # the outermost transaction object; asyncpg keeps it for its own nesting
+        # the outermost transaction object; asyncpg keeps it for its own nesting
+        outer = conn._top_xact
         if not conn.is_in_transaction() and self.is_quiet(conn):
             conn._top_xact = None  # ended by a COMMIT written as text, perhaps
         elif outer is not None:
@@ -503,9 +501,8 @@ class AsyncDriver(Awaited):
                 None,
                 str(exc),
             )
-        if (
-            isinstance(exc, TimeoutError) and exc.errno is None and not connecting
-        ):  # command_timeout, timeout=: asyncpg cancels the query
+        if isinstance(exc, TimeoutError) and exc.errno is None and not connecting:
+            # command_timeout, timeout=: asyncpg cancels the query
             return Fault(FaultKind.OTHER, None, None, "a statement took longer than its timeout")
         return os_fault(exc, connecting=connecting)
 

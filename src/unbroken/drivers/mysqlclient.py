@@ -153,9 +153,8 @@ class Driver(Blocking):
         """
         if self.is_known:
             conn.__class__ = deduced(class_of(conn))
-            conn.__dict__.setdefault(
-                "_seen_busy", False
-            )  # it was given to us as one that can be used
+            # it was given to us as one that can be used
+            conn.__dict__.setdefault("_seen_busy", False)
         return conn
 
     def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as the protocol has it

@@ -235,15 +235,13 @@ class _Base:
         self._limit: float | None = min(limits, default=None)
         for name in ("read_timeout", "write_timeout"):
             if name in self._arguments:
-                self._arguments[name] = math.ceil(
-                    self._arguments[name]
-                )  # it takes whole seconds only
+                # it takes whole seconds only
+                self._arguments[name] = math.ceil(self._arguments[name])
         if self._arguments.get("autocommit", False) is None:
             del self._arguments["autocommit"]
         if "ssl_ca" in self._arguments:
-            self._arguments.setdefault(
-                "ssl_verify_cert", True
-            )  # a CA that nothing is held against would be no use
+            # a CA that nothing is held against would be no use
+            self._arguments.setdefault("ssl_verify_cert", True)
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
         """From the last OK or EOF packet; None after an error, or in the middle of an exchange."""
@@ -306,9 +304,8 @@ class _Base:
         for name in changed & {*_PLAIN_TRAITS, *_LIMITS}:
             setattr(conn, name, before[name])
         if "_use_unicode" in changed:
-            name = (
-                "use_unicode" if hasattr(type(conn), "use_unicode") else "_use_unicode"
-            )  # older ones have no setter
+            # older ones have no setter
+            name = "use_unicode" if hasattr(type(conn), "use_unicode") else "_use_unicode"
             setattr(conn, name, before["_use_unicode"])
         return (f"SET autocommit = {int(bool(traits[0]))}" if now[0] != traits[0] else None), (
             before["charset_id"] if "charset_id" in changed else None
@@ -343,9 +340,8 @@ class _Base:
     def classify(self, exc: BaseException) -> Fault:
         """By MySQL's code, or the system's."""
         connecting = from_connect(exc)
-        if isinstance(
-            exc, self._timeouts
-        ):  # its number is that of a statement which took too long on the server
+        if isinstance(exc, self._timeouts):
+            # its number is that of a statement which took too long on the server
             fault = os_fault(
                 TimeoutError("the server did not answer in time"), connecting=connecting
             )
@@ -397,9 +393,8 @@ class Driver(_Base, Blocking):
         kept = given.pop("read_timeout", None), given.pop("write_timeout", None)
         conn = self._class()
         conn._connection_timeout = timeout
-        conn._read_timeout = conn._write_timeout = math.ceil(
-            timeout
-        )  # for the settings that it sends once it is connected
+        # for the settings that it sends once it is connected
+        conn._read_timeout = conn._write_timeout = math.ceil(timeout)
         try:
             conn.connect(**given)
         except BaseException:
@@ -565,9 +560,8 @@ class AsyncDriver(_Base, Awaited):
             conn = self._class(
                 **{name: value for name, value in self._arguments.items() if name != "ssl_ca"}
             )
-            conn._ssl_ca = self._arguments.get(
-                "ssl_ca"
-            )  # its constructor refuses a CA without a client certificate
+            # its constructor refuses a CA without a client certificate
+            conn._ssl_ca = self._arguments.get("ssl_ca")
             if not self.is_known:
                 return await _connected(conn)
             try:

@@ -227,9 +227,8 @@ class Driver(Blocking):
             return self._probe_native(conn)
         autocommit, cursor, sent = conn.autocommit, conn.cursor(), conn._seen_sent
         with Trial(self, conn) as trial:
-            if self.is_in_transaction(
-                conn
-            ):  # the caller's own connect= began it: it must stay as it is
+            if self.is_in_transaction(conn):
+                # the caller's own connect= began it: it must stay as it is
                 cursor.execute(PROBE)
                 return trial.flaw([(PROBE, False)])
             conn.autocommit = False
@@ -518,9 +517,8 @@ def _followed(cls: Any, base: Any, name: str, in_step: tuple[int, ...]) -> None:
     send = getattr(base, name)
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if (
-            self._seen_sent != self._seen_answered
-        ):  # pg8000 would take the answer that is still to come for this one's
+        if self._seen_sent != self._seen_answered:
+            # pg8000 would take the answer that is still to come for this one's
             raise lost(_error()(_OUT_OF_STEP))
         self._seen_sent += 1
         self._seen_answers = 0
@@ -612,9 +610,8 @@ def _watched(base: Any) -> Any:
 
 def _sent(conn: Any, statement: Any, send: Callable[[], Any]) -> Any:
     ledger = unit.current(id(conn))
-    if (
-        ledger is None or conn._usock is None or conn._seen_sent != conn._seen_answered
-    ):  # then nothing is sent
+    if ledger is None or conn._usock is None or conn._seen_sent != conn._seen_answered:
+        # then nothing is sent
         return send()
     failed = conn._transaction_status == b"E"
     ends = _postgresql.about_to_send(
@@ -634,9 +631,8 @@ def _tell_refused(
 ) -> None:
     if conn._seen_sent != conn._seen_answered:
         return
-    if (
-        ends and failed and conn._transaction_status == b"I"
-    ):  # "in failed transaction block": the server rolled back
+    if ends and failed and conn._transaction_status == b"I":
+        # "in failed transaction block": the server rolled back
         _postgresql.answered(ledger, id(conn), True, "ROLLBACK")
     elif error.args and isinstance(error.args[0], dict):
         _postgresql.refused(ledger, id(conn), ends, error.args[0].get("C"), str(error))

@@ -155,9 +155,8 @@ class _Base(Base):
             # as real_pgconn; asked at the end of every lease, where a call costs as much as all of
             # this
         ]
-        inside = conn._pipeline is not None or conn.__dict__.get(
-            "_unbroken_inside"
-        )  # as is_out_of_pipelines
+        # as is_out_of_pipelines
+        inside = conn._pipeline is not None or conn.__dict__.get("_unbroken_inside")
         if inside or pgconn.pipeline_status or conn.lock.locked():
             return None
         status = pgconn.transaction_status  # 4 where the connection is lost
@@ -170,9 +169,8 @@ class _Base(Base):
         ``stream()`` does, and ``notifies()`` that was left in a variable; whoever asked for the
         lock would wait for ever.
         """
-        pgconn = conn.__dict__[
-            "pgconn"
-        ]  # as real_pgconn; asked at the end of every use of an engine
+        # as real_pgconn; asked at the end of every use of an engine
+        pgconn = conn.__dict__["pgconn"]
         return (
             pgconn.transaction_status in (_IDLE, _IN_TRANSACTION, _IN_ERROR)
             and pgconn.status == _OK
@@ -195,9 +193,8 @@ class _Base(Base):
         """
         try:
             if self.is_known:
-                keep_adapters(
-                    conn
-                )  # what was asked of it since it was opened may have had psycopg make them
+                # what was asked of it since it was opened may have had psycopg make them
+                keep_adapters(conn)
             return traits_of(conn)
         except Exception:  # another make of connection
             return None

@@ -209,10 +209,8 @@ class Driver(Blocking):
             return
         failed = how == "commit" and conn.get_transaction_status() == _IN_ERROR
         getattr(conn, how)()
-        if conn.get_transaction_status() in (
-            _IN_TRANSACTION,
-            _IN_ERROR,
-        ):  # autocommit, and a BEGIN sent as text
+        if conn.get_transaction_status() in (_IN_TRANSACTION, _IN_ERROR):
+            # autocommit, and a BEGIN sent as text
             with conn.cursor() as cursor:
                 cursor.execute(how.upper())
         if failed:
@@ -456,9 +454,8 @@ def reporting(base: Any) -> Any:
             if ledger is None or self.autocommit or self.status == _READY:
                 super().commit()
                 return
-            failed = (
-                self.get_transaction_status() == _IN_ERROR
-            )  # the server answers such a COMMIT with ROLLBACK
+            # the server answers such a COMMIT with ROLLBACK
+            failed = self.get_transaction_status() == _IN_ERROR
             _sent(
                 self, ledger, "COMMIT", super().commit, lambda: "ROLLBACK" if failed else "COMMIT"
             )
@@ -552,9 +549,8 @@ def _reporting_cursor(base: Any) -> Any:
         def _send(self, query: Any, send: Callable[[], Any], *, one: bool = False) -> Any:
             conn = self.connection
             ledger = _ledger(conn)
-            if ledger is None or marked(
-                conn.__dict__, "_telling"
-            ):  # its own execute, called by a class between
+            if ledger is None or marked(conn.__dict__, "_telling"):
+                # its own execute, called by a class between
                 return send()
             mark = mark_call(conn.__dict__, "_telling")
             result = _sent(
@@ -657,9 +653,8 @@ def _arguments(target: Target) -> dict[str, Any]:
         "dbname": target.database,
     }
     out.update({name: value for name, value in given.items() if value is not None})
-    out.setdefault(
-        "dbname", ""
-    )  # libpq's default; psycopg2 refuses to connect without a single argument
+    # libpq's default; psycopg2 refuses to connect without a single argument
+    out.setdefault("dbname", "")
     return out
 
 

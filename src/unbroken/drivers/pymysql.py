@@ -455,9 +455,8 @@ def exact(base: Any) -> Any:
                 raise exchange.out_of_step(self)
             if self._result is not None and exchange.is_half_read(self):
                 if self._result.unbuffered_active:
-                    warnings.warn(
-                        "Previous unbuffered result was left incomplete", stacklevel=4
-                    )  # as PyMySQL does
+                    # as PyMySQL does
+                    warnings.warn("Previous unbuffered result was left incomplete", stacklevel=4)
                 self._seen_drain()
 
         def _seen_drain(self) -> None:
@@ -518,9 +517,8 @@ def exact(base: Any) -> Any:
             super().select_db(db)
 
         def close(self) -> None:
-            if not self._closed and not exchange.is_quiet(
-                self
-            ):  # the bytes of a goodbye might complete a command
+            if not self._closed and not exchange.is_quiet(self):
+                # the bytes of a goodbye might complete a command
                 self._closed = True
                 self._force_close()
             else:
@@ -568,9 +566,8 @@ def _result(base: Any) -> Any:
             conn = self.connection
             if not self.unbuffered_active:
                 return
-            if (
-                conn._seen_busy or conn._sock is None
-            ):  # nothing of it is to be had any more; a close need not raise for that
+            if conn._seen_busy or conn._sock is None:
+                # nothing of it is to be had any more; a close need not raise for that
                 self.unbuffered_active = False
                 return
             conn._seen_busy = exchange.BUSY

@@ -80,10 +80,8 @@ class Driver(Blocking):
         self._uri = [f"{name}={out.pop(name)}" for name in _URI if name in out]
         self._file_is_uri = bool(out.pop("uri", False))
         out.pop("check_same_thread", None)
-        self._arguments: dict[str, Any] = {
-            **out,
-            "check_same_thread": False,
-        }  # the pool lends it to one thread at a time
+        # the pool lends it to one thread at a time
+        self._arguments: dict[str, Any] = {**out, "check_same_thread": False}
         self._memory = f"file:unbroken-{os.getpid()}-{next(_names)}?mode=memory&cache=shared"
         if self._uri and not self.target.database:
             raise ConfigurationError(

@@ -155,13 +155,11 @@ def _is_plain(tokens: list[str]) -> bool:
         if word == "@":
             fits = after == "@" or after.isidentifier()
         elif word.endswith("("):
-            fits = (
-                word != "(" and after == ")"
-            )  # now(): no other function can have that name and no argument
+            # now(): no other function can have that name and no argument
+            fits = word != "(" and after == ")"
         elif word.isidentifier():
-            fits = word not in _OPERATORS and (
-                after != STRING or at == 0 or word == "AS"
-            )  # point '(1,2)' calls a type's function
+            # point '(1,2)' calls a type's function
+            fits = word not in _OPERATORS and (after != STRING or at == 0 or word == "AS")
         else:
             fits = word in (STRING, NUMBER, QUOTED, ",", ".", ")", ";")
         if not fits:
@@ -294,9 +292,8 @@ def _rollback(tokens: list[str]) -> Kind:
         rest = rest[1:]
     if rest[:1] == ["TO"]:
         names = rest[2:] if rest[1:2] == ["SAVEPOINT"] and len(rest) > 2 else rest[1:]
-        return (
-            Kind.READ if _is_one_name(names) else Kind.ENDS
-        )  # it only undoes, and no server commits with it
+        # it only undoes, and no server commits with it
+        return Kind.READ if _is_one_name(names) else Kind.ENDS
     return Kind.ROLLBACK if tuple(rest) in _REST else Kind.ENDS
 
 

@@ -212,9 +212,8 @@ class Unit:
         self._inner: list[Unit] = []  # entered in this observing one, and not left yet
         self._stored = False  # the server acknowledged something
         self._uncertain = False  # something may be stored, and nobody will ever say so
-        self._unanswered: set[int] = (
-            set()
-        )  # writes of which nothing was heard yet: see :meth:`sends`
+        # writes of which nothing was heard yet: see :meth:`sends`
+        self._unanswered: set[int] = set()
         self._deaths: dict[
             str, set[int]
         ] = {}  # in which attempts a statement ended its connection, which had just worked
@@ -728,9 +727,8 @@ class Unit:
             part.undoing = part.undoing and part.open
             part.looked = False
             part.unheard = part.unheard and lost
-        if (
-            paused and part.sent and (part.fresh or part.sent > 1)
-        ):  # else it had been idle before it came here
+        if paused and part.sent and (part.fresh or part.sent > 1):
+            # else it had been idle before it came here
             self._pauses.setdefault(part.sent, set()).add(self.attempts)
         if lost:
             part.dead = True
@@ -804,9 +802,8 @@ class Unit:
             self._commit_happened(part)
 
     def _commit_happened(self, part: _Part) -> None:
-        self._bar(
-            "a COMMIT was acknowledged before"
-        )  # the barrier first: never a moment without either
+        # the barrier first: never a moment without either
+        self._bar("a COMMIT was acknowledged before")
         part.open = part.pending = part.undoing = part.settling = False
 
     def _hears(self, conn_id: int) -> bool:

@@ -126,9 +126,8 @@ class OnThread(Blocking):
         super().__init__(watcher, limit)
         self._families = _UNIX | _TCP if is_unix else _TCP
         self._thread = 0
-        self._lock = (
-            threading.Lock()
-        )  # a thread that has left must not be struck in what it does next
+        # a thread that has left must not be struck in what it does next
+        self._lock = threading.Lock()
 
     def _begin(self) -> None:
         self._thread = get_native_id()

@@ -138,9 +138,8 @@ def _wiped_page() -> mmap.mmap | None:
         page.close()
         return None
     try:
-        page.madvise(
-            -1
-        )  # emulators that ignore madvise accept nonsense too: then its promise is worth nothing
+        # emulators that ignore madvise accept nonsense too: then its promise is worth nothing
+        page.madvise(-1)
     except OSError:
         page[0] = 1
         return page

@@ -16,9 +16,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable
-from threading import (
-    get_native_id,
-)  # of the thread itself: greenlets and tasks of a thread that forks are not inside anything
+
+# of the thread itself: greenlets and tasks of a thread that forks are not inside anything
+from threading import get_native_id
 from time import monotonic
 from types import TracebackType
 

@@ -18,9 +18,8 @@ from unbroken.net.borrow import borrowed
 
 _MAX_SECONDS = 32767  # MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL, linux/tcp.h
 _MAX_COUNT = 127  # MAX_TCP_KEEPCNT
-_IDLE: int | None = getattr(
-    socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None)
-)  # macOS names it TCP_KEEPALIVE
+# macOS names it TCP_KEEPALIVE
+_IDLE: int | None = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
 _INTERVAL: int | None = getattr(socket, "TCP_KEEPINTVL", None)
 _COUNT: int | None = getattr(socket, "TCP_KEEPCNT", None)
 _USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux only, in milliseconds

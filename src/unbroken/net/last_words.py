@@ -96,9 +96,8 @@ def _mysql_error(payload: bytes) -> Words | None:
     if len(payload) < 3 or code in (0, 0xFFFF):  # 0xFFFF: a progress report, not an error
         return None
     text = payload[3:]
-    if text[:1] == b"#" and _SQLSTATE.fullmatch(
-        text[1:6]
-    ):  # absent in errors sent before the handshake
+    if text[:1] == b"#" and _SQLSTATE.fullmatch(text[1:6]):
+        # absent in errors sent before the handshake
         text = text[6:]
     return Words(code, _one_line(text))
 

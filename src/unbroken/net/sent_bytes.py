@@ -25,9 +25,8 @@ _LENGTH = 208
 _OFFSETS = struct.Struct("=144xI52xQ")
 # tcpi_unacked at 24, tcpi_last_ack_recv (milliseconds ago) at 56, tcpi_notsent_bytes (since Linux
 # 4.6) at 144.
-_LAST_DATA = struct.Struct(
-    "=44xI4xI"
-)  # tcpi_last_data_sent at 44, tcpi_last_data_recv at 52, both in milliseconds
+# tcpi_last_data_sent at 44, tcpi_last_data_recv at 52, both in milliseconds
+_LAST_DATA = struct.Struct("=44xI4xI")
 _STANDING = struct.Struct("=24xI28xI84xI")
 
 

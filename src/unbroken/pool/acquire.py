@@ -157,9 +157,8 @@ def _wait(state: PoolState, ticket: Ticket, started: float, until: float) -> Flo
             yield Wait(ticket.signal, min(pause, max(until - now, 0.0)))
             if not ticket.done:
                 _look_around(state, until)
-                pause = (
-                    FIRST_LOOK if state.suspects else LOOK_AROUND
-                )  # a stray is one when it is seen again
+                # a stray is one when it is seen again
+                pause = FIRST_LOOK if state.suspects else LOOK_AROUND
     finally:
         with state.lock:
             state.counters.wait_seconds += state.clock() - begun
@@ -258,9 +257,8 @@ def _look_around(state: PoolState, until: float) -> None:
         began = thread_time()  # other threads and processes run meanwhile
         gc.collect()
         state.collect_cost = thread_time() - began
-        state.last_collect = (
-            state.clock()
-        )  # from its end: on an event loop, all others have waited for it
+        # from its end: on an event loop, all others have waited for it
+        state.last_collect = state.clock()
         state.collect_took = state.last_collect - now
     discard_forgotten(state)
     recover_strays(state)

@@ -195,9 +195,8 @@ def _submit(original: Callable[..., Any]) -> Callable[..., Any]:
         unit = units.current()
         if unit is None:
             return original(self, fn, *args, **kwargs)
-        if (
-            type(self).__name__ == "InterpreterPoolExecutor"
-        ):  # Python 3.14: another interpreter is as far away as a process
+        if type(self).__name__ == "InterpreterPoolExecutor":
+            # Python 3.14: another interpreter is as far away as a process
             unit.doubt("work was handed to another interpreter")
             return original(self, fn, *args, **kwargs)
         job = Job(unit, fn)

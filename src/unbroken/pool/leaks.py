@@ -143,9 +143,8 @@ def _left_blocks(state: PoolState, now: float) -> set[tuple[Entry, int]] | None:
         return None
     spots = _outside(spots, state.runtime.stacks_aside())
     state.next_wide_look = now + WIDE_SHARE * (state.clock() - now)
-    return set(
-        _outside(spots, state.runtime.stacks())
-    )  # one that was aside may have been switched to meanwhile
+    # one that was aside may have been switched to meanwhile
+    return set(_outside(spots, state.runtime.stacks()))
 
 
 def _outside(
@@ -209,19 +208,16 @@ def reclaim(state: PoolState, entry: Entry, uses: int, cause: Cause = Cause.RECL
 
     False: it came back meanwhile.
     """
-    held = (
-        entry.anchor if entry.ref is None else entry.ref()
-    )  # kept until the end: else a new connection may get its key
+    # kept until the end: else a new connection may get its key
+    held = entry.anchor if entry.ref is None else entry.ref()
     if held is None or not state.abort(entry, uses, cause):
         return False
     with state.lock:
         taken = state.kernel.reclaim(entry)
     if not taken:
         return False
-    entry.conn, ref = (
-        None,
-        entry.ref,
-    )  # the object stays its holder's: closing it here could crash the driver
+    # the object stays its holder's: closing it here could crash the driver
+    entry.conn, ref = (None, entry.ref)
     state.close_entry(entry)
     entry.ref = ref  # tells when the holder drops it
     state.ensure_connecting()

@@ -251,9 +251,8 @@ class Loan:
         if self.is_closed_by_holder:
             self._blame_holder()
         self.entry.condemn(Cause.CANCELLED)  # the first cause stands
-        if not getattr(
-            self.state.driver, "is_async", False
-        ):  # a transport is aborted when the connection goes back
+        if not getattr(self.state.driver, "is_async", False):
+            # a transport is aborted when the connection goes back
             self.state.shutdown_socket(self.entry)
 
     def _fault_of(self, exc: BaseException) -> Fault:
@@ -262,18 +261,15 @@ class Loan:
         A ConnectionError or TimeoutError may also be about something else that the work does.
         """
         state, entry = self.state, self.entry
-        if isinstance(
-            exc, ConnectionLostError | CommitUnknownError
-        ):  # our own word; the driver would not know it
+        if isinstance(exc, ConnectionLostError | CommitUnknownError):
+            # our own word; the driver would not know it
             return Fault(FaultKind.LOST, text=str(exc))
-        if isinstance(
-            exc, UnbrokenError
-        ):  # another acquire that failed, or another pool: it only quotes what drivers say
+        if isinstance(exc, UnbrokenError):
+            # another acquire that failed, or another pool: it only quotes what drivers say
             return Fault(FaultKind.OTHER, text=str(exc))
         fault: Fault = state.classify(exc)
-        if (
-            isinstance(exc, TimeoutError) and type(exc.__cause__).__name__ == "CancelledError"
-        ):  # asyncio.timeout: the caller's own
+        if isinstance(exc, TimeoutError) and type(exc.__cause__).__name__ == "CancelledError":
+            # asyncio.timeout: the caller's own
             return Fault(FaultKind.OTHER, None, fault.code, fault.text)
         if not fault.is_lost or isinstance(exc, state.driver.errors) or entry.cause is not None:
             return fault
@@ -463,9 +459,8 @@ class Loan:
         if entry.cause is not None:
             return
         if not isinstance(exc, Exception) or isinstance(exc, TimeoutError):
-            yield from self.roll_back(
-                state.settings.ping_timeout
-            )  # a caller that cancels does not want to wait
+            # a caller that cancels does not want to wait
+            yield from self.roll_back(state.settings.ping_timeout)
             yield from self.undo(state.settings.ping_timeout)
         elif callable(state.settings.reset) or state.settings.reset == "session":
             yield from self.reset()
@@ -645,9 +640,8 @@ class Loan:
             and isinstance(exc, Exception)
             and not isinstance(exc, CommitUnknownError | DeadlineExceeded)
         ):
-            limit = (
-                "" if deadline is None else f" of {deadline} s"
-            )  # a unit's deadline bounds all of its loans together
+            # a unit's deadline bounds all of its loans together
+            limit = "" if deadline is None else f" of {deadline} s"
             fate = self._fate()
             error: BaseException = state.error(
                 DeadlineExceeded,

@@ -34,9 +34,8 @@ AFTER_THE_END = 0.25
 class LoopRuntime:
     """Does the flows' steps by awaiting, on one event loop."""
 
-    limits: Mapping[str, float] = limits_of(
-        Settings()
-    )  #: seconds for each of the driver's methods; the pool's own come from its state
+    #: seconds for each of the driver's methods; the pool's own come from its state
+    limits: Mapping[str, float] = limits_of(Settings())
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
         self.driver = driver
@@ -71,9 +70,8 @@ class LoopRuntime:
         task = asyncio.current_task()
 
         async def do(step: Any) -> Any:
-            if (
-                task is not None and task.cancelling()
-            ):  # a driver made an error of its own of the cancellation
+            if task is not None and task.cancelling():
+                # a driver made an error of its own of the cancellation
                 raise asyncio.CancelledError
             return await self.do(step)
 
@@ -219,9 +217,8 @@ def cut_off(state: PoolState) -> None:
     for entry in list(state.kernel.entries.values()):
         state.shutdown_socket(entry)
         if entry.conn is not None and runtime_of(state).loop.is_closed():
-            state.driver.close(
-                entry.conn
-            )  # or it would try to in its finalizer, and say that it cannot
+            # or it would try to in its finalizer, and say that it cannot
+            state.driver.close(entry.conn)
     if state.server.lock.acquire(blocking=False):  # a finalizer may run inside it
         state.server.outage.resign(state)
         state.server.lock.release()

@@ -45,9 +45,8 @@ class Server:
     pool's lock, never the other way round."""
 
     def __init__(self) -> None:
-        self.lock = (
-            threading.RLock()
-        )  # reentrant: a finalizer that runs inside may end a connection
+        # reentrant: a finalizer that runs inside may end a connection
+        self.lock = threading.RLock()
         self.outage = Outage()
         self.limit = IdleLimit()
         self._hidden: dict[str | None, Hidden] = {}

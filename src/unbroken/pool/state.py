@@ -143,18 +143,17 @@ class PoolState:
         self.hidden = self.server.hidden(driver.target.database)
         self.lock = runtime.new_lock()
         self.kernel = Kernel(settings.max_size, settings.min_size)
+        #: for the hot paths
         self.idle, self.in_use, self.waiting = (
             self.kernel.idle,
             self.kernel.in_use,
             self.kernel.waiting,
-        )  #: for the hot paths
+        )
         self.sockets = HangUps()
-        self.hung_up = (
-            self.sockets.look
-        )  #: ``hung_up()`` is false: no connection of this pool is known dead
-        self.now = (
-            time.monotonic()
-        )  #: of the last tick: near enough to note when a connection was used last
+        #: ``hung_up()`` is false: no connection of this pool is known dead
+        self.hung_up = self.sockets.look
+        #: of the last tick: near enough to note when a connection was used last
+        self.now = time.monotonic()
         self.counters = stats.Counters()
         self.random = Random()
         self.clock = time.monotonic
@@ -162,21 +161,18 @@ class PoolState:
         self.at_work = 0  #: how many of them have begun and not ended
         self.ordered: set[Start] = set()  #: those that were ordered and have not begun
         self.tries: dict[Try, Any] = {}  #: their attempts under way, and what can end each of these
-        self.connect_limit = (
-            settings.connect_timeout + AT_THE_LIMIT
-        )  #: when an attempt is ended from outside
+        #: when an attempt is ended from outside
+        self.connect_limit = settings.connect_timeout + AT_THE_LIMIT
         self.oversight: Any = None  #: the timer for the next look at these
         self.oversee: Callable[[PoolState], None] = (
             _look_away  #: has that look not be later than it must be
         )
         self.prober_wakeup: Any = None  #: the sleeping prober's signal
         self.rejected_at = -math.inf  #: when the server last said no: see :meth:`wants`
-        self.forgotten: deque[Entry] = (
-            deque()
-        )  #: finalizers append here; they must not take the lock
-        self.borne: WeakKeyDictionary[Entry, float] = (
-            WeakKeyDictionary()
-        )  #: since when: see :mod:`unbroken.pool.windows`
+        #: finalizers append here; they must not take the lock
+        self.forgotten: deque[Entry] = deque()
+        #: since when: see :mod:`unbroken.pool.windows`
+        self.borne: WeakKeyDictionary[Entry, float] = WeakKeyDictionary()
         self.suspects: dict[tuple[Entry, int], float] = {}  #: strays, and since when they are one
         self.next_look, self.next_wide_look = 0.0, 0.0  #: when to look for those again
         self.unseen: set[tuple[Entry, int]] = set()  #: uses that nobody was seen to be inside of
@@ -193,17 +189,15 @@ class PoolState:
         self.upkeep_timer: Any = None
         self.upkeep_running = False
         self.follows = settings.reset == "session"  #: what a use leaves on its session is followed
-        self.plain = (
-            driver.capabilities.implicit_begin
-        )  #: a lease need not begin a transaction itself
+        #: a lease need not begin a transaction itself
+        self.plain = driver.capabilities.implicit_begin
         self.is_clean = self._end_check()
         self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
         self.is_tcp = driver.target.unix_socket is None
         self.decide_policy()
         with self.server.lock:
-            self.server.pools.add(
-                self
-            )  # last: from now on other pools' threads come here with news
+            # last: from now on other pools' threads come here with news
+            self.server.pools.add(self)
         registry.add(self)
 
     def _end_check(self) -> Callable[[Connection, Any], bool]:
@@ -470,9 +464,8 @@ class PoolState:
             self.sockets.forget(entry.fd)
             self.runtime.watcher.unwatch(entry.fd)
             if sent_bytes.has_unsent(entry.fd):
-                self.shutdown_socket(
-                    entry
-                )  # the goodbye would wait behind what the server does not take
+                # the goodbye would wait behind what the server does not take
+                self.shutdown_socket(entry)
         if entry.conn is not None:
             self.driver.close(entry.conn)
         cause = entry.cause or Cause.DISCARDED
@@ -606,9 +599,8 @@ class PoolState:
             and conn is not None
             and (unread := getattr(self.driver, "unread", None)) is not None
         ):
-            words = last_words.parse(
-                unread(conn), backend
-            )  # an event loop takes what comes off the socket at once
+            # an event loop takes what comes off the socket at once
+            words = last_words.parse(unread(conn), backend)
         return words
 
     def ended(self, entry: Entry) -> None:
@@ -621,17 +613,15 @@ class PoolState:
             entry.condemn(*self.explain(entry, in_use=True))
             if self._evict([entry], self.explain):
                 return  # it came back before it was condemned
-            self.shutdown_socket(
-                entry
-            )  # else the socket stays in CLOSE_WAIT for as long as its holder thinks
+            # else the socket stays in CLOSE_WAIT for as long as its holder thinks
+            self.shutdown_socket(entry)
             if entry.fd is not None and self.kernel.is_out(entry):
                 # Who gives it back from here on sees the cause, so it is lent to nobody; and it
                 # must not hide another's death. Any earlier, it could come back to idle in between,
                 # where nobody would look at it again.
                 self.sockets.forget(entry.fd)
-        elif (
-            entry.cause is None
-        ):  # between two owners, or a worker has it: it will be one or the other soon
+        elif entry.cause is None:
+            # between two owners, or a worker has it: it will be one or the other soon
             this, state = weakref.ref(entry), weakref.ref(self)
             self.runtime.watcher.at(self.clock() + LOOK_AGAIN, lambda: _on_end(state, this))
 
@@ -647,9 +637,8 @@ class PoolState:
         before = entry.generation
         entry.condemn(cause)
         if entry.uses != uses or not self.kernel.is_out(entry):
-            if (
-                entry.cause is cause and entry.uses == uses
-            ):  # it came back in between and nobody has it
+            if entry.cause is cause and entry.uses == uses:
+                # it came back in between and nobody has it
                 entry.generation, entry.cause = before, None
             return False
         self.shutdown_socket(entry)

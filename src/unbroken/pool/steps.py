@@ -87,10 +87,8 @@ def run(flow: Flow[T], do: Callable[[Any], Any]) -> T:
             except BaseException as exc:
                 step = flow.throw(exc)
             else:
-                step, result = (
-                    flow.send(result),
-                    None,
-                )  # a later error's traceback must not keep a connection alive
+                # a later error's traceback must not keep a connection alive
+                step, result = (flow.send(result), None)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
     except BaseException:
@@ -108,10 +106,8 @@ async def run_async(flow: Flow[T], do: Callable[[Any], Awaitable[Any]]) -> T:
             except BaseException as exc:
                 step = flow.throw(exc)
             else:
-                step, result = (
-                    flow.send(result),
-                    None,
-                )  # a later error's traceback must not keep a connection alive
+                # a later error's traceback must not keep a connection alive
+                step, result = (flow.send(result), None)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
     except BaseException:

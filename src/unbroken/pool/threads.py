@@ -28,9 +28,8 @@ log = logging.getLogger("unbroken")
 class ThreadRuntime:
     """Does the flows' steps by blocking the thread that runs them."""
 
-    limits: Mapping[str, float] = limits_of(
-        Settings()
-    )  #: seconds for each of the driver's methods; the pool's own come from its state
+    #: seconds for each of the driver's methods; the pool's own come from its state
+    limits: Mapping[str, float] = limits_of(Settings())
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
@@ -86,9 +85,8 @@ class ThreadRuntime:
         frames = thread_frames()
         if frames is None:
             return None
-        frames[threading.get_ident()] = sys._getframe(
-            2
-        )  # above the function that asks, whose variables they are
+        # above the function that asks, whose variables they are
+        frames[threading.get_ident()] = sys._getframe(2)
         return referred_to(frames.values(), wanted)
 
     def stacks(self) -> list[FrameType] | None:
@@ -103,9 +101,8 @@ class ThreadRuntime:
     def dialing(self, limit: float) -> Dialing:
         """An attempt to connect, of the thread that makes it."""
         target = self.driver.target
-        is_unix = (
-            target.unix_socket is not None or target.host is None
-        )  # or it is the caller's own connect, and nobody knows
+        # or it is the caller's own connect, and nobody knows
+        is_unix = target.unix_socket is not None or target.host is None
         return blocking(self.watcher, limit, is_unix=is_unix)
 
     def describe_holder(self, entry: Entry) -> str:

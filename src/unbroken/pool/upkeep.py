@@ -66,9 +66,8 @@ def _is_due(state: PoolState, now: float) -> bool:
             return True
     for entry in list(state.kernel.in_use.values()):
         if now >= entry.retire_at:
-            entry.condemn(
-                Cause.MAX_AGE
-            )  # it is closed when it comes back; the hot path need not look at the age
+            # it is closed when it comes back; the hot path need not look at the age
+            entry.condemn(Cause.MAX_AGE)
     return any(is_leak(state, e, now) for e in list(state.kernel.in_use.values()))
 
 

@@ -151,10 +151,8 @@ def test_a_server_of_somebodys_own_is_drilled_on_its_network_only(
         "--body",
         "{n}",
     )
-    where += (
-        "--rate",
-        "10",
-    )  # each connects anew, which a slow machine cannot do fifty times a second
+    # each connects anew, which a slow machine cannot do fifty times a second
+    where += ("--rate", "10")
     rest = (
         "--scenarios",
         "lost",
@@ -175,9 +173,8 @@ def test_a_server_of_somebodys_own_is_drilled_on_its_network_only(
         assert list(row["samples"]) == ["500 2013"]
         stored, different = mariadb.admin("SELECT COUNT(*), COUNT(DISTINCT n) FROM drill_notes")[0]
         assert stored == different
-        assert (
-            int(stored) > row["statuses"]["200"]
-        )  # the one whose answer was lost, and those before and after the traffic
+        # the one whose answer was lost, and those before and after the traffic
+        assert int(stored) > row["statuses"]["200"]
         assert mariadb.password not in said
     finally:
         mariadb.admin("DROP TABLE IF EXISTS drill_notes")
@@ -199,9 +196,8 @@ def test_a_drill_that_is_ended_leaves_no_process(tmp_path: Path, number: signal.
     try:
         deadline = time.monotonic() + 30
         family: list[psutil.Process] = []
-        while (
-            sum("gunicorn" in " ".join(each.cmdline()) for each in family) < 3
-        ):  # the keeper's line has it too
+        while sum("gunicorn" in " ".join(each.cmdline()) for each in family) < 3:
+            # the keeper's line has it too
             assert time.monotonic() < deadline, family
             assert drill.poll() is None
             time.sleep(0.05)

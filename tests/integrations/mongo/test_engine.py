@@ -105,9 +105,8 @@ def test_a_document_first_touched_in_an_outage_fails_in_the_bound_and_has_its_in
             **KNOWN,
         )
         if connected:
-            mongoengine.get_connection().admin.command(
-                "ping"
-            )  # then it is a question of moments what the client knows
+            # then it is a question of moments what the client knows
+            mongoengine.get_connection().admin.command("ping")
         server.stop()
         started = time.monotonic()
         for touch in (lambda: Article.objects.count(), lambda: Article(number=1).save()):

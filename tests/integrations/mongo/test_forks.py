@@ -231,9 +231,8 @@ def test_a_session_of_the_parent_is_refused_in_the_child(
             with pytest.raises(InvalidOperation, match="begun in process"):
                 attempt()
         used.end_session()
-        collection.insert_one(
-            {"_id": 3}, session=unused
-        )  # the server has not heard of it yet: it is whoever's uses it first
+        # the server has not heard of it yet: it is whoever's uses it first
+        collection.insert_one({"_id": 3}, session=unused)
         return unused.session_id["id"].hex()
 
     theirs = child(work, fork)

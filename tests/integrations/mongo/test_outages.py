@@ -191,9 +191,8 @@ def test_nobody_there_from_the_start(closing: ExitStack) -> None:
     assert isinstance(error, OutageError)
     assert "refused" in str(error)
     assert timed(client.shop.items.find_one)[0] < took / 2
-    assert isinstance(
-        error.__cause__, ServerSelectionTimeoutError
-    )  # PyMongo's own, with the whole topology in it
+    # PyMongo's own, with the whole topology in it
+    assert isinstance(error.__cause__, ServerSelectionTimeoutError)
 
 
 @pytest.mark.parametrize("how", ["step down", "crash"])

@@ -56,9 +56,8 @@ def test_what_only_read_is_run_again_when_its_cursor_is_lost(server: MongoDB, it
     assert read() == list(range(10))
     assert calls == [10, 10]
     with pytest.raises(pymongo.errors.CursorNotFound):
-        numbers(
-            items.find(batch_size=2), lambda: server.restart(0.1)
-        )  # else this would show nothing
+        # else this would show nothing
+        numbers(items.find(batch_size=2), lambda: server.restart(0.1))
 
 
 @pytest.mark.parametrize(
@@ -194,9 +193,8 @@ def test_a_write_for_which_no_connection_was_made_is_not_stored_and_one_without_
             fate, raised = _fate(lambda: client.shop.item.insert_one({"number": 21}))
             assert raised is not None
             assert fate is not Fate.STORED
-            fate, raised = _fate(
-                lambda: client.shop.item.insert_one({"number": 22})
-            )  # by now it is known to be away
+            # by now it is known to be away
+            fate, raised = _fate(lambda: client.shop.item.insert_one({"number": 22}))
             assert raised is not None
             assert fate is Fate.NOTHING
 

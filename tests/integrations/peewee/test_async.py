@@ -232,9 +232,8 @@ def test_cancelled_tasks_leave_nothing_lent(shop: Any) -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.005):
                 await db.aexecute_sql(sleep)
-        assert await db.count(task.select()) == len(
-            names
-        )  # the same task goes on, on another connection
+        # the same task goes on, on another connection
+        assert await db.count(task.select()) == len(names)
 
     shop.run(scenario, pool_size=4)
 

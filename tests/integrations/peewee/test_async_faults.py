@@ -31,9 +31,8 @@ def test_what_a_statement_took_goes_back_when_it_is_read(async_shop: Any) -> Non
             assert not db.is_closed()
             if each.name == "task 1":
                 break
-        assert (
-            await db.count(task.select()) == 3
-        )  # waits for the generator that was left: the loop closes it
+        # waits for the generator that was left: the loop closes it
+        assert await db.count(task.select()) == 3
         await async_shop.until(lambda: db.stats().used == 0)
         async with db.atomic():
             await task.acreate(name="more")
@@ -92,10 +91,8 @@ def test_a_unit_is_run_again_reads_what_is_lazy_and_gives_its_connection_back(
             return db.iterate(task.select().order_by(task.id))
 
         found = await add("once")
-        assert [each.name for each in found["found"][0]] == [
-            "once",
-            "once!",
-        ]  # read: no bridge is needed any more
+        # read: no bridge is needed any more
+        assert [each.name for each in found["found"][0]] == ["once", "once!"]
         assert next(attempts) == 2
         assert db.stats().replays == 1
         assert db.is_closed()
@@ -138,9 +135,8 @@ def test_a_units_deadline_ends_it(async_shop: Any, held: bool) -> None:
             await task.acreate(name="never")
             await db.aexecute_sql(nap(async_shop, 20))
 
-        assert (
-            await db.count(task.select()) == 3
-        )  # the deadline is not for a busy machine's connect
+        # the deadline is not for a busy machine's connect
+        assert await db.count(task.select()) == 3
         if held:
             await db.aconnect()
         with pytest.raises(peewee.OperationalError) as told:
@@ -282,9 +278,8 @@ def test_a_forked_child_has_connections_of_its_own(async_shop: Any) -> None:
         async with db:  # held across the fork
             mine = await who(db)
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", DeprecationWarning
-                )  # Python 3.12: a fork beside threads
+                # Python 3.12: a fork beside threads
+                warnings.simplefilter("ignore", DeprecationWarning)
                 child = os.fork()
             if child == 0:
                 status = 1

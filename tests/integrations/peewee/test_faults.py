@@ -336,9 +336,8 @@ def test_careless_threads_do_not_empty_the_pool(shop: Any, in_threads: Any, unti
     assert all(each is True for each in in_threads(6, lambda _: db.connect()))
     gc.collect()
     assert in_threads(6, lambda _: task.select().count()) == [3] * 6
-    until(
-        lambda: db.stats().leaked >= 3
-    )  # they are counted when somebody waits, or at the next look through the pool
+    # they are counted when somebody waits, or at the next look through the pool
+    until(lambda: db.stats().leaked >= 3)
 
 
 def test_what_is_held_too_long_is_reclaimed_and_its_place_is_named(

@@ -334,10 +334,8 @@ def test_a_thousand_tasks_with_cancellations_and_kills_leave_nothing_behind(
                 await asyncio.to_thread(aface.server.kill_sessions)
             await asyncio.sleep(0.01)
 
-    patient = {
-        "outage_wait": 50,
-        "connect_timeout": 30,
-    }  # a machine under such a load may be slow to connect
+    # a machine under such a load may be slow to connect
+    patient = {"outage_wait": 50, "connect_timeout": 30}
 
     async def work() -> None:
         async with aface.engine(

@@ -51,9 +51,8 @@ def test_killed_connections_are_replaced_and_units_run_again(other: Any) -> None
                 other.server._kill_session(conn.scalar(other.session_id))
             conn.execute(sa.text(f"INSERT INTO {table} VALUES (2)"))
 
-    with contextlib.suppress(
-        sa.exc.DBAPIError
-    ):  # a driver that does not show its statements is not run again
+    with contextlib.suppress(sa.exc.DBAPIError):
+        # a driver that does not show its statements is not run again
         work()
     assert other.rows(table) in ([], [1, 2])
     assert stats(engine).used == 0
@@ -120,9 +119,8 @@ def test_connections_that_a_tracer_wraps_are_looked_through_or_left_alone(
         engine.dialect.connect = lambda *args, original=original, kind=kind, **kwargs: kind(
             original(*args, **kwargs)
         )  # type: ignore[method-assign]
-        with contextlib.suppress(
-            TypeError, AttributeError
-        ):  # psycopg's own set-up wants the real thing
+        with contextlib.suppress(TypeError, AttributeError):
+            # psycopg's own set-up wants the real thing
             face.ask(engine)
             assert face.ask(engine)
             face.server.kill_sessions()

@@ -104,9 +104,8 @@ def test_callers_wait_through_a_restart_while_one_prober_tries(
     starter.join()
     assert all(isinstance(result, int) for result in results), results
     assert stats(engine).outages == 1
-    assert (
-        stats(engine).connect_failures < 300
-    )  # six callers without a gate would have tried thousands of times
+    # six callers without a gate would have tried thousands of times
+    assert stats(engine).connect_failures < 300
     own_face.warm(engine, 6)
 
 

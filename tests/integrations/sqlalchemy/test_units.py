@@ -128,10 +128,8 @@ def test_a_commit_whose_answer_was_lost_is_unknown_and_not_run_again(face: Any, 
     assert isinstance(caught.value, sa.exc.OperationalError)
     assert caught.value.connection_invalidated
     assert face.rows(table) == [1]
-    with (
-        pytest.raises(unbroken.CommitUnknownError),
-        engine.begin() as conn,
-    ):  # outside of a unit it is said as well
+    with pytest.raises(unbroken.CommitUnknownError), engine.begin() as conn:
+        # outside of a unit it is said as well
         conn.execute(sa.text(f"INSERT INTO {table} VALUES (2)"))
         proxy.cut_at("COMMIT")
 

@@ -42,9 +42,8 @@ class Shop:
 
     @property
     def engine(self) -> sa.Engine:
-        engine: sa.Engine = self.db._app_engines[self.app][
-            None
-        ]  # without an app context, whose end is what is tested here
+        # without an app context, whose end is what is tested here
+        engine: sa.Engine = self.db._app_engines[self.app][None]
         return engine
 
     @property

@@ -31,9 +31,8 @@ def test_a_view_that_forgets_to_close_leaves_nothing_taken_and_its_place_is_logg
 def test_an_outage_longer_than_outage_wait_is_a_503_with_retry_after_and_over_without_a_restart(
     stands: Any, until: Any
 ) -> None:
-    stand = stands(
-        "gthread -w 1", "pymysql", query="outage_wait=1"
-    )  # a second worker could still be starting
+    # a second worker could still be starting
+    stand = stands("gthread -w 1", "pymysql", query="outage_wait=1")
     server, site = stand.server, stand.site
     assert isinstance(server, MariaDB)
     server.stop()

@@ -281,9 +281,8 @@ def test_no_acknowledged_insert_is_lost_between_uwsgi_workers_on_a_replica_set(s
         stored = [int(document["number"]) for document in documents(server)]
         assert len(workers) == 2
         assert sorted(stored) == sorted(acknowledged) == list(range(200))
-        assert site.ends(), (
-            site.tail()
-        )  # a signal must not end in a monitor's thread: uWSGI then waits for a minute
+        # a signal must not end in a monitor's thread: uWSGI then waits for a minute
+        assert site.ends(), site.tail()
 
 
 # -- the matrix ------------------------------------------------------------------------------------

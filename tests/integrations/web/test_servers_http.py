@@ -56,9 +56,8 @@ def test_flask_answers_200_through_idleness_kills_a_restart_and_a_crash(
         hold(outcome)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{outcome}\n{stand.site.tail()}") from None
-    assert stand.site.ends(), (
-        stand.site.tail()
-    )  # a signal must not end in one of our threads: uWSGI then waits for a minute
+    # a signal must not end in one of our threads: uWSGI then waits for a minute
+    assert stand.site.ends(), stand.site.tail()
 
 
 @pytest.mark.soak

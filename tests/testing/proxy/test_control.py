@@ -136,9 +136,8 @@ def test_a_web_page_cannot_steer_it() -> None:
     with FaultProxy(("127.0.0.1", 9)) as proxy, Control(proxy) as port:
         remote = Remote(port.address.port)
         assert remote.ask("POST", "/refuse", b"", Origin="http://evil.example")[0] == 400
-        assert (
-            remote.ask("POST", "/refuse", b"", Host="evil.example")[0] == 400
-        )  # a name that was made to mean this machine
+        # a name that was made to mean this machine
+        assert remote.ask("POST", "/refuse", b"", Host="evil.example")[0] == 400
         assert not any(event.name == "refuse" for event in proxy.events)
         assert remote.ask("POST", "/refuse", b"", Host="localhost:1")[0] == 200
 
@@ -221,9 +220,8 @@ def test_the_command_serves_logs_takes_orders_and_ends_cleanly(
         control_port = int(re.findall(r"control: http://127\.0\.0\.1:(\d+)/", first)[0])
         (listening,) = re.findall(r"listening on 127\.0\.0\.1:(\d+), before .*, seed 7", second)
         conn = plain_line.connect(port=int(listening))
-        assert (
-            Remote(control_port).ask("POST", "/cut_at", {"statement": "SELECT"})[0] == 200
-        )  # the URL told the protocol
+        # the URL told the protocol
+        assert Remote(control_port).ask("POST", "/cut_at", {"statement": "SELECT"})[0] == 200
         with pytest.raises(Exception):  # noqa: B017 - each driver's own
             conn.cursor().execute("SELECT 1")
         for line in command.stdout:

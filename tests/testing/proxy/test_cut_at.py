@@ -40,9 +40,8 @@ def test_after_a_commit_the_row_is_stored_and_the_client_has_no_answer(
     with pytest.raises(LOST):
         client.ask("COMMIT")
     until(lambda: client.kernel.state == (CLOSE_WAIT if how == "fin" else CLOSED))
-    assert client.kernel.bytes_in - before_commit == (
-        1 if how == "fin" else 0
-    )  # the FIN counts as one byte
+    # the FIN counts as one byte
+    assert client.kernel.bytes_in - before_commit == (1 if how == "fin" else 0)
     assert plain_line.stored(table) == [1]
     cut.wait(1)
     assert (cut.hits, cut.connections) == (1, (1,))
@@ -166,9 +165,8 @@ def test_a_cut_whose_answer_never_came_waits_for_the_next_statement(plain_line: 
     until(lambda: cut.left == 0)
     plain_line.proxy.cut_at("DELETE")
     plain_line.server.kill_sessions()
-    until(
-        lambda: cut.left == 1 or cut.hits
-    )  # MySQL's servers may answer the KILL with an error first, which is an answer
+    # MySQL's servers may answer the KILL with an error first, which is an answer
+    until(lambda: cut.left == 1 or cut.hits)
     assert isinstance(asked.wait(), Exception)
     if not cut.hits:
         with pytest.raises(LOST):

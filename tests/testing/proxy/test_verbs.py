@@ -83,9 +83,8 @@ def test_after_so_many_bytes_exactly_it_is_cut(line: Line) -> None:
         client.ask(line.wide(100_000))
     after = line.info(1)
     assert after.to_server + after.to_client - before.to_server - before.to_client == 5000
-    assert (
-        client.kernel.bytes_in - heard == after.to_client - before.to_client + 1
-    )  # the kernel counts the FIN
+    # the kernel counts the FIN
+    assert client.kernel.bytes_in - heard == after.to_client - before.to_client + 1
     assert after.reason == "cut after 5000 bytes"
 
 
@@ -307,11 +306,8 @@ def test_a_connect_hangs_until_healed_and_then_comes_through(plain_line: Line) -
     plain_line.proxy.heal()
     until(lambda: kernel.state == ESTABLISHED)  # its kernel tries again after a second
     assert plain_line.client().ask() == 1
-    assert [info.n for info in plain_line.proxy.connections] == [
-        1,
-        2,
-        3,
-    ]  # and nobody else was taken for a client
+    # and nobody else was taken for a client
+    assert [info.n for info in plain_line.proxy.connections] == [1, 2, 3]
     kernel.close()
     sock.close()
 
@@ -447,9 +443,8 @@ def test_on_a_unix_socket_a_connect_hangs_too_until_healed(
         quiet(asked)
         proxy.heal()
         assert asked.wait() is None
-        until(
-            lambda: [info.state for info in proxy.connections] == ["open"]
-        )  # and nobody else was taken for a client
+        # and nobody else was taken for a client
+        until(lambda: [info.state for info in proxy.connections] == ["open"])
 
 
 def test_it_serves_asyncio_and_its_verbs_may_be_called_in_the_loop(plain_line: Line) -> None:
@@ -534,9 +529,8 @@ def has_ipv6() -> bool:
 
 
 def test_a_name_with_several_addresses_is_tried_through_and_ipv6_is_listened_on() -> None:
-    server = socket.create_server(
-        ("127.0.0.1", 0)
-    )  # localhost may be ::1 first, where nobody listens
+    # localhost may be ::1 first, where nobody listens
+    server = socket.create_server(("127.0.0.1", 0))
     six = has_ipv6()
     with (
         server,

@@ -53,9 +53,8 @@ class Result:
     told: int = 0  #: ended by their own deadline, in time
     in_doubt: int = 0  #: writes honestly reported as unknown
     slowest: float = 0.0
-    recoveries: list[float | None] = field(
-        default_factory=list
-    )  #: heal to first success, once per fault; None: never
+    #: heal to first success, once per fault; None: never
+    recoveries: list[float | None] = field(default_factory=list)
     sessions: int = 0  #: on the server, at rest after the fault
     left: int = 0  #: still on the server after the contender was closed
     close_wait: int | None = 0  #: sockets, one second after the fault
@@ -99,9 +98,8 @@ class Result:
 
 def one_line(error: BaseException) -> str:
     """The error's class, text, notes and cause on one line, bounded."""
-    text = " ".join(str(error).split()).split(" [SQL: ")[
-        0
-    ]  # SQLAlchemy adds statement, values and a link
+    # SQLAlchemy adds statement, values and a link
+    text = " ".join(str(error).split()).split(" [SQL: ")[0]
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
     cause = f"; because of {one_line(error.__cause__)}" if error.__cause__ is not None else ""

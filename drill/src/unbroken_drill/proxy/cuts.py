@@ -44,9 +44,8 @@ class Reader(Protocol):
     Never raises.
     """
 
-    unreadable: (
-        str | None
-    )  #: why statements cannot be read any more (TLS, compression, not this protocol at all)
+    #: why statements cannot be read any more (TLS, compression, not this protocol at all)
+    unreadable: str | None
 
     def up(self, data: bytes) -> Iterable[Spoken]:
         """The client sent *data*."""

@@ -126,9 +126,8 @@ class Engine:
 
     def at(self, when: float, work: Callable[[], None], link: Session | None = None) -> None:
         """Do *work* then, unless *link* is closed."""
-        if len(self._timers) > 1000 + 8 * len(
-            self.links
-        ):  # most are of links that are closed: let go of these
+        if len(self._timers) > 1000 + 8 * len(self.links):
+            # most are of links that are closed: let go of these
             self._timers = [
                 each for each in self._timers if each[3] is None or each[3].closed is None
             ]

@@ -106,9 +106,8 @@ class Gate:
             if self._family == socket.AF_UNIX:
                 with contextlib.suppress(OSError):
                     filler.bind("")  # Linux gives it a name, to be known by
-            self._fillers.append(
-                filler
-            )  # kept, also the one that hangs: it is closed when we open again
+            # kept, also the one that hangs: it is closed when we open again
+            self._fillers.append(filler)
             if filler.connect_ex(self._own_name()) not in (0, errno.EINPROGRESS) or not _is_through(
                 filler
             ):

@@ -158,9 +158,8 @@ class MySQLReader:
 
 
 def _length(header: bytes) -> int:
-    return int.from_bytes(
-        header[:3], "little"
-    )  # the fourth byte is the packet's number in its exchange
+    # the fourth byte is the packet's number in its exchange
+    return int.from_bytes(header[:3], "little")
 
 
 def _text(body: bytes, *, attributes: bool) -> str:

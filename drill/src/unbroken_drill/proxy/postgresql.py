@@ -18,10 +18,8 @@ from unbroken_drill.proxy.frames import Frame, Frames
 _SSL_REQUEST, _GSS_REQUEST = 80877103, 80877104
 _TLS_HELLO = b"\x16"  # sslnegotiation=direct begins with it
 _MOST = 1 << 30  # a longer message is not PostgreSQL's
-_FIRST, _LATER = (
-    4,
-    5,
-)  # a header's size: a client's first message (and a request for encryption) has no letter
+# a header's size: a client's first message (and a request for encryption) has no letter
+_FIRST, _LATER = (4, 5)
 
 TLS = "TLS began (SSLRequest): its statements cannot be read"
 GSS = "GSSAPI encryption began (GSSENCRequest): its statements cannot be read"
@@ -122,10 +120,8 @@ class PostgreSQLReader:
             if data[:1] in (b"S", b"G"):
                 self.unreadable = self._asked.decode()
                 return
-            self._asked, skipped = (
-                None,
-                1,
-            )  # N: it does not; the client goes on in plain, or an error follows
+            # N: it does not; the client goes on in plain, or an error follows
+            self._asked, skipped = (None, 1)
             if data[:1] == b"E":
                 skipped = 0
         rest = data[skipped:]

@@ -184,9 +184,8 @@ class Session:
         self.closed, self.state, self.reason = self.house.log.now(), "closed", reason
         if self._tap is not None:
             self._tap.give_back()
-        self.house.log.add(
-            name or how, self.n, reason
-        )  # first: who sees the end finds it in the log
+        # first: who sees the end finds it in the log
+        self.house.log.add(name or how, self.n, reason)
         for sock in (self.client, self.server):
             if sock is not None:
                 self._watch(sock, 0)

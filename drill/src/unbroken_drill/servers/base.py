@@ -64,9 +64,8 @@ class Server(ABC):
         Mapping[str, str]
     ] = {}  #: drivers whose URL does not begin with the usual scheme
     scheme: ClassVar[str]
-    polite_signal: ClassVar[
-        signal.Signals
-    ]  #: asks the server to end in order, without waiting for clients
+    #: asks the server to end in order, without waiting for clients
+    polite_signal: ClassVar[signal.Signals]
     quick_signal: ClassVar[signal.Signals]  #: ends it at once, leaving nothing behind in the system
 
     hello: ClassVar[str] = "SELECT 1"  #: what a starting server is asked

@@ -29,14 +29,8 @@ _KEYRINGS: Final = (
     "/usr/share/keyrings/debian-archive-keyring.pgp",
 )
 _TIMEOUT: Final = 60.0
-_PLAIN = (
-    "perl",
-    "perl-base",
-    "debconf",
-    "libc-bin",
-    "adduser",
-    "init-system-helpers",
-)  # not needed to run a program
+# not needed to run a program
+_PLAIN = ("perl", "perl-base", "debconf", "libc-bin", "adduser", "init-system-helpers")
 
 Package = dict[str, str]
 

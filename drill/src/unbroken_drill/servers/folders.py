@@ -126,9 +126,8 @@ def unpack_template(name: str, make: Callable[[Path], None], into: Path) -> None
             if not archive.exists():
                 _make_template(archive, make)
     with tarfile.open(archive) as tar:
-        tar.extraction_filter = lambda member, _: (
-            member
-        )  # the archive is our own: keep owners and modes as they are
+        # the archive is our own: keep owners and modes as they are
+        tar.extraction_filter = lambda member, _: member
         tar.extractall(into)
 
 

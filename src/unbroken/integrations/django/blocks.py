@@ -18,9 +18,8 @@ from django.db.transaction import Atomic, TransactionManagementError
 from unbroken.integrations._ended import is_left
 
 _EXIT = Atomic.__exit__.__code__
-_BLOCK, _ERROR = _EXIT.co_varnames[
-    :2
-]  #: what it calls the block, and the class of the exception that ends it
+#: what it calls the block, and the class of the exception that ends it
+_BLOCK, _ERROR = _EXIT.co_varnames[:2]
 
 
 class Savepoints(list[Any]):
@@ -81,9 +80,8 @@ class Blocks(list[Any]):
     def _end_inner(self, block: Any, wrapper: Any) -> None:
         while len(self) > 1 and self[-1] is not block:
             super().pop()
-        own = len(self) - bool(
-            wrapper.commit_on_exit
-        )  # the outermost has a savepoint only where autocommit was off before
+        # the outermost has a savepoint only where autocommit was off before
+        own = len(self) - bool(wrapper.commit_on_exit)
         if len(wrapper.savepoint_ids) > own:
             wrapper.unbroken_due(own)
             del wrapper.savepoint_ids[own:]

@@ -91,9 +91,8 @@ class Held(Kept):
         this one's place.
         """
         if self.is_dead:
-            return (
-                self.left_behind <= DOUBTFUL or self.lost
-            )  # a lock or a temporary table is gone with it: that is for an error to say
+            # a lock or a temporary table is gone with it: that is for an error to say
+            return self.left_behind <= DOUBTFUL or self.lost
         if (
             current_token() is not None
             and (unit := current()) is not None

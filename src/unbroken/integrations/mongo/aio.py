@@ -24,9 +24,8 @@ from unbroken.ledger.unit import apart, current_token
 
 _Plain = pymongo.AsyncMongoClient
 pymongo_internals.check(_Plain)
-_plain_select_server = (
-    _Plain._select_server
-)  # called at each operation: so it is quicker than by super()
+# called at each operation: so it is quicker than by super()
+_plain_select_server = _Plain._select_server
 
 
 class Body(Living, _Plain[Any]):
@@ -90,9 +89,8 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         outage_wait: float = client_options.OUTAGE_WAIT,
         **kwargs: Any,
     ) -> None:
-        host = (
-            self.HOST if host is None else host
-        )  # which a subclass may have set, or an app on this one
+        # which a subclass may have set, or an app on this one
+        host = self.HOST if host is None else host
         port = self.PORT if port is None else port
         given = {
             "host": host,

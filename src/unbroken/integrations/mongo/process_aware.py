@@ -59,9 +59,8 @@ class Outliving:
     """The common half of both clients. Its methods take no lock that another process may hold."""
 
     _body: ClassVar[type[Any]]  #: PyMongo's client, belonging to one process
-    _sketch: ClassVar[
-        type[Any]
-    ]  #: PyMongo's client as far as it can be made without making anything
+    #: PyMongo's client as far as it can be made without making anything
+    _sketch: ClassVar[type[Any]]
     _guard: ClassVar[type[Any]]  #: what it does besides in a process that has inherited cursors
 
     def _begin(self, arguments: dict[str, Any], connect: bool | None, outage_wait: float) -> None:

@@ -76,9 +76,8 @@ class Write:
 
 
 def _says_nothing_stored(error: PyMongoError) -> bool:
-    return isinstance(error, WriteError) or error.has_error_label(
-        "NoWritesPerformed"
-    )  # a duplicate key, say
+    # a duplicate key, say
+    return isinstance(error, WriteError) or error.has_error_label("NoWritesPerformed")
 
 
 @contextmanager

@@ -455,9 +455,8 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         if loan is not None:
             status = loan.state.driver.is_in_transaction(slot.conn)
             slot.open, slot.clean, slot.last_used = status is True, status is False, loan.state.now
-        if result._cursor.description is None and not is_streaming(
-            result._cursor
-        ):  # nothing to be read
+        if result._cursor.description is None and not is_streaming(result._cursor):
+            # nothing to be read
             slot.readers.pop(id(result), None)
             if not slot.is_bound:
                 result.let_go()

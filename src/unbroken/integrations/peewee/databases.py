@@ -69,9 +69,8 @@ _ASYNC = {
     "postgresql+asyncpg": "asyncpg",
 }
 for _name, _kind in _SCHEMES.items():
-    db_url.register_database(
-        _kind, f"{_name}+unbroken"
-    )  # playhouse.db_url.connect("mysql+unbroken://...")
+    # playhouse.db_url.connect("mysql+unbroken://...")
+    db_url.register_database(_kind, f"{_name}+unbroken")
 
 
 def connect(url: str, **options: Any) -> Any:
@@ -95,9 +94,8 @@ def connect(url: str, **options: Any) -> Any:
             f"{scheme}:// is not served by unbroken.peewee; it knows {', '.join(_SCHEMES)}, each"
             f" with or without +pool, and for asyncio {', '.join(_ASYNC)}"
         )
-    if (
-        not urlsplit(url).path.strip("/") and "database" not in options
-    ):  # playhouse's error would show the URL, with its password
+    if not urlsplit(url).path.strip("/") and "database" not in options:
+        # playhouse's error would show the URL, with its password
         raise ConfigurationError(
             f"{scheme}:// without a database's name; write {scheme}://user:password@host/name"
         )

@@ -152,9 +152,8 @@ def opener(
         least = _CONNECT_TIMEOUT.get(driver)
         if least is not None and "connection_timeout" not in one.connect_params:
             one.connect_params["connect_timeout"] = max(least, math.ceil(limit))
-        if (
-            driver == "psycopg2"
-        ):  # written in C: only a class that is there from the start can report to a unit of work
+        if driver == "psycopg2":
+            # written in C: only a class that is there from the start can report to a unit of work
             from unbroken.drivers.psycopg2 import reporting
 
             plain = peewee.psycopg2.extensions.connection

@@ -110,7 +110,8 @@ class Hooks:
                 args
                 or kwargs.get("defer_connect")
                 or dbapi.connect is not dbapi.connections.Connection
-            ):  # somebody traces it
+            ):
+                # somebody traces it
                 return original(*args, **kwargs)
             return self.driver.open(kwargs, self.plan.settings.connect_timeout)  # type: ignore[attr-defined] # PyMySQL's has it
 
@@ -144,9 +145,8 @@ class Hooks:
             owner, entry = found
             if not owner.here[0]:
                 owner.sever()
-            elif (
-                may_skip and owner.driver is driver and ask(entry.conn) is False
-            ):  # else it cannot look below them
+            elif may_skip and owner.driver is driver and ask(entry.conn) is False:
+                # else it cannot look below them
                 pass  # and so it is in step, too
             elif not owner.is_in_step(entry, entry.conn):
                 Loan.of(owner, entry, entry.conn).break_off()  # its end is the rollback
@@ -280,9 +280,8 @@ def _doubt(context: Any) -> None:
     found = known(connection) if connection is not None else None
     if found is None:
         unit.doubt("a statement went out on a connection that is not from a pool of unbroken's")
-    elif (
-        not found[1].watched and found[1].record.used == found[1].uses
-    ):  # not while SQLAlchemy sets a new connection up
+    elif not found[1].watched and found[1].record.used == found[1].uses:
+        # not while SQLAlchemy sets a new connection up
         unit.doubt(
             "a statement went out on a connection that was checked out before the unit of work"
             " began"

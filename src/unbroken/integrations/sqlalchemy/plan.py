@@ -79,12 +79,10 @@ class Plan:
         self.settings = settings
         self.name = settings.name or driver.target.label
         self.is_async = is_async
-        self.connect_limit = (
-            settings.connect_timeout
-        )  #: seconds for one attempt; the application's own word counts
-        self.foreign: type[BaseException] = driver.errors[
-            0
-        ]  #: what our errors are, too: the DBAPI's OperationalError
+        #: seconds for one attempt; the application's own word counts
+        self.connect_limit = settings.connect_timeout
+        #: what our errors are, too: the DBAPI's OperationalError
+        self.foreign: type[BaseException] = driver.errors[0]
         self._observers = observers
         self._module = next(
             (each.module.partition(".")[0] for each in all_known() if each.name == driver.name),
@@ -96,9 +94,8 @@ class Plan:
         neither can be told.
         """
         for _ in range(5):
-            if any(
-                each.__module__.partition(".")[0] == self._module for each in type(raw).__mro__
-            ):  # a proxy lies about its __class__
+            if any(each.__module__.partition(".")[0] == self._module for each in type(raw).__mro__):
+                # a proxy lies about its __class__
                 return raw
             raw = getattr(raw, "__wrapped__", None)
         self.warn_unknown("they are wrapped by something else")
@@ -223,9 +220,8 @@ def open_plan(url: URL, kwargs: dict[str, Any], is_async: bool) -> tuple[Plan, t
     _translate(given, kwargs)
     settings = Settings.of(**given)
     if settings.max_idle is None:
-        settings = settings.changed(
-            max_idle=math.inf
-        )  # pool_size connections are "kept persistently", says SQLAlchemy
+        # pool_size connections are "kept persistently", says SQLAlchemy
+        settings = settings.changed(max_idle=math.inf)
     target = target_of(url)
     plan = Plan(_driver(url, target, is_async), settings, observers, is_async=is_async)
     if not plan.is_blind:
@@ -240,9 +236,8 @@ def _settings(url: URL, kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[s
         raise ConfigurationError(
             f"unbroken={given!r} must be a dict of settings, such as unbroken={{'leak_after': 10}}"
         )
-    ours, _ = Settings.split(
-        {k: v for k, v in url.query.items() if k != "connect_timeout"}
-    )  # that one is the DBAPI's, in a URL
+    # that one is the DBAPI's, in a URL
+    ours, _ = Settings.split({k: v for k, v in url.query.items() if k != "connect_timeout"})
     several = [k for k, v in ours.items() if not isinstance(v, str)]
     if several:
         raise ConfigurationError(

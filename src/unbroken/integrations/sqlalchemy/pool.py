@@ -51,13 +51,10 @@ _checkout = _ConnectionFairy._checkout
 _pools: weakref.WeakSet[Any] = weakref.WeakSet()
 
 _IS_2_0 = sqlalchemy.__version__.startswith("2.0.")
-_SQLALCHEMY = (
-    os.path.dirname(sqlalchemy.__file__) + os.sep
-)  #: where SQLAlchemy's own frames are from
-_RAW_CONNECTION, _ENGINE_CONNECT = (
-    Engine.raw_connection.__code__,
-    Engine.connect.__code__,
-)  #: the usual way in
+#: where SQLAlchemy's own frames are from
+_SQLALCHEMY = os.path.dirname(sqlalchemy.__file__) + os.sep
+#: the usual way in
+_RAW_CONNECTION, _ENGINE_CONNECT = (Engine.raw_connection.__code__, Engine.connect.__code__)
 
 #: A new connection that is lost again while SQLAlchemy sets it up is replaced this often.
 SETUP_ATTEMPTS = 3
@@ -82,9 +79,8 @@ class _Unbroken(sqla_pool.QueuePool):
         self._body = NO_BODY
         self._births: dict[Any, Any] = {}  #: see _enter
         self._counters: Any = None
-        self._vacant: deque[Record] = (
-            deque()
-        )  #: records without a connection: SQLAlchemy uses a record again and again
+        #: records without a connection: SQLAlchemy uses a record again and again
+        self._vacant: deque[Record] = deque()
         super().__init__(creator, *args, **kwargs)
         self._pool.pool = weakref.ref(self)
         _pools.add(self)
@@ -154,9 +150,8 @@ class _Unbroken(sqla_pool.QueuePool):
         try:
             record: Any = fairy._connection_record
             entry = record.entry
-            if (
-                entry is None or entry.conn is None
-            ):  # a checkout event has replaced the connection by something of its own
+            if entry is None or entry.conn is None:
+                # a checkout event has replaced the connection by something of its own
                 return fairy
             frame: Any = _getframe(1)
             if frame.f_code is _RAW_CONNECTION:
@@ -210,9 +205,8 @@ class _Unbroken(sqla_pool.QueuePool):
         try:
             raise exc
         finally:
-            del (
-                exc
-            )  # else it would be part of a cycle with this frame, and keep what its traceback holds
+            # else it would be part of a cycle with this frame, and keep what its traceback holds
+            del exc
 
     def _take_slowly(self, suspect: Slot | None, *, again: bool = False) -> Slot:
         """Wait for an entry, or for a place to connect in, and note that it is lent. *suspect* was
@@ -221,9 +215,8 @@ class _Unbroken(sqla_pool.QueuePool):
         body = self._body
         started = monotonic()
         until = float("inf") if self._timeout is None else started + self._timeout
-        if (
-            body.has_room
-        ):  # pool_timeout is for connections that others have: one that is opened takes its time
+        if body.has_room:
+            # pool_timeout is for connections that others have: one that is opened takes its time
             until = max(until, started + body.connect_limit)
         unit = current()
         if unit is not None:
@@ -309,16 +302,14 @@ class _Unbroken(sqla_pool.QueuePool):
             self.stash(record)
         elif not body.here[0] or owner is not body:
             self._close_foreign(record)
-        elif (
-            body.kernel.reclaimed.get(entry.key) is entry
-        ):  # its place was given to another while its holder kept it for too long
+        elif body.kernel.reclaimed.get(entry.key) is entry:
+            # its place was given to another while its holder kept it for too long
             record.close()
         elif entry.dbapi is None:
             body.give_up(record, entry)
         elif record.dbapi_connection is None:
-            if (
-                _IS_2_0 and self._is_asyncio and not in_greenlet()
-            ):  # an async user who detaches is in a greenlet; a finalizer is not
+            if _IS_2_0 and self._is_asyncio and not in_greenlet():
+                # an async user who detaches is in a greenlet; a finalizer is not
                 body.report_forgotten(entry)
             body.detach(entry)
             record.entry = None
@@ -433,10 +424,8 @@ class _Unbroken(sqla_pool.QueuePool):
             for entry in list(old.kernel.entries.values()):
                 if entry.conn is not None:
                     self._plan.driver.close(entry.conn)
-        self._inherited = (
-            old,
-            self._vacant,
-        )  # its records are kept: their end must not be a goodbye
+        # its records are kept: their end must not be a goodbye
+        self._inherited = (old, self._vacant)
         self._vacant = deque()
 
     def _new_body(self, counters: Any) -> Body:

@@ -61,9 +61,8 @@ class Record(_ConnectionRecord):
             None  #: what this use has of a unit of work or a deadline, which end with it
         )
         self.closing = False  #: it is this record's connection that is being closed, or set up, now
-        self.used = (
-            -1
-        )  #: the use of the entry that a caller has got hold of; 0: of another entry, -1: none yet
+        #: the use of the entry that a caller has got hold of; 0: of another entry, -1: none yet
+        self.used = -1
         super().__init__(pool, connect)
 
     def hold(self, entry: Slot, owner: Any) -> None:
@@ -85,17 +84,15 @@ class Record(_ConnectionRecord):
         return self._get_slowly()
 
     def _get_slowly(self) -> Any:
-        entry = (
-            self.entry
-        )  # a variable of this frame: whoever looks for strays sees that this thread has it
+        # a variable of this frame: whoever looks for strays sees that this thread has it
+        entry = self.entry
         opened = entry is not None and self.dbapi_connection is None and entry.dbapi is not None
         if opened or self.owner is None or self.owner.connects_here:
             with self._closing():
                 conn = super().get_connection()
             if entry is not None and entry.conn is not None:
-                entry.traits = self.owner.driver.traits(
-                    entry.conn
-                )  # after the events that set a connection up
+                # after the events that set a connection up
+                entry.traits = self.owner.driver.traits(entry.conn)
             return conn
         if self.dbapi_connection is not None:
             if not self.is_stale():

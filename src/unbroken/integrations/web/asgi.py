@@ -184,9 +184,8 @@ class _Exchange(_http.Exchange):
         number = self.attempts
 
         async def send(message: Message) -> None:
-            if (
-                number == self.attempts
-            ):  # a task that an attempt left behind says nothing in the next one's name
+            if number == self.attempts:
+                # a task that an attempt left behind says nothing in the next one's name
                 await self._on_send(message)
 
         await self._app(self._scope, receive, send)

@@ -230,9 +230,8 @@ class _App(_wsgi.Unbroken):
 
     def _engines(self) -> Iterable[Any]:
         extension = self._flask.extensions.get("sqlalchemy")
-        engines = getattr(
-            extension, "_app_engines", None
-        )  # .engines needs an app context, and there is none at the end
+        # .engines needs an app context, and there is none at the end
+        engines = getattr(extension, "_app_engines", None)
         return tuple(engines.get(self._flask, {}).values()) if engines is not None else ()
 
     def clean(self, taken: request_leaks.Taken) -> None:

@@ -240,9 +240,8 @@ def _initialising(flask_pymongo: Any) -> Any:
             plain(self, app, uri, *args, **kwargs)
             return
         passed = {name: value for name, value in kwargs.items() if name != "outage_wait"}
-        plain(
-            self, app, uri, *args, **{**passed, "connect": False}
-        )  # it makes nothing but a client that nobody uses
+        # it makes nothing but a client that nobody uses
+        plain(self, app, uri, *args, **{**passed, "connect": False})
         uri = uri or app.config["MONGO_URI"]
         kwargs.setdefault(
             "driver", flask_pymongo.DriverInfo("Flask-PyMongo", flask_pymongo.__version__)

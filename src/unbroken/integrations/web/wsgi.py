@@ -182,9 +182,8 @@ class Exchange(_http.Exchange):
             raise
         self._begin()
         if whole or self._is_all(chunks):
-            self.owner.clean(
-                self.taken
-            )  # nothing more is computed: do not wait for the client to have it
+            # nothing more is computed: do not wait for the client to have it
+            self.owner.clean(self.taken)
         return body if whole else _Body(self, body, chunks)
 
     def _is_all(self, chunks: Any) -> bool:

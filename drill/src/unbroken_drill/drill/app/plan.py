@@ -45,9 +45,8 @@ class Plan:
     variants: tuple[Variant, ...]
     targets: tuple[Target, ...]
     scenarios: tuple[Scenario, ...]
-    environment: tuple[
-        tuple[str, str], ...
-    ]  #: name and template of each variable that says where the database is
+    #: name and template of each variable that says where the database is
+    environment: tuple[tuple[str, str], ...]
     backend: str
     db: str | None = None  #: the URL of a server that is there, and may be harmed
     driver: str | None = None

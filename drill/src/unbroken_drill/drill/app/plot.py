@@ -134,11 +134,8 @@ def _bars(row: AppResult, scale: Scale, top: float) -> Iterable[str]:
         left = scale.x(number * _BIN)
         width = max(scale.x((number + 1) * _BIN) - left - 1, 1)
         floor = float(_HEIGHT)
-        for outcome in (
-            HUNG,
-            ERROR,
-            OK,
-        ):  # what failed stands at the bottom, where it can be compared
+        for outcome in (HUNG, ERROR, OK):
+            # what failed stands at the bottom, where it can be compared
             height = _HEIGHT * sum(reply.outcome == outcome for reply in replies) / _BIN / top
             if height:
                 paths[outcome] += f"M{left} {floor:.0f}v-{height:.0f}h{width}v{height:.0f}z"

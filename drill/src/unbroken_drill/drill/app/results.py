@@ -28,9 +28,8 @@ class AppResult(Result):
     only HTTP and apps have.
     """
 
-    statuses: dict[str, int] = field(
-        default_factory=dict
-    )  #: how often each; "none": no HTTP response
+    #: how often each; "none": no HTTP response
+    statuses: dict[str, int] = field(default_factory=dict)
     needed_restart: bool = (
         False  #: after all had healed it did not serve as before, so the drill started it anew
     )
@@ -68,9 +67,8 @@ class AppResult(Result):
         )
         self.quiet_latency = before[len(before) // 2] if before else None
         last = self.replies[-1].due if replies else 0.0
-        faults = [
-            span for span in spans(marks) if span[1] < last
-        ]  # of one that lasts to the end nobody recovers
+        # of one that lasts to the end nobody recovers
+        faults = [span for span in spans(marks) if span[1] < last]
         until = [*(begin for begin, _ in faults), float("inf")][1:]
         # a request that is under way when the next fault comes says nothing of this one
         windows = [
@@ -90,14 +88,8 @@ class AppResult(Result):
             [self._since(r.due), round(r.end - r.due, 4), r.status, r.target] for r in self.replies
         ]
         own["recovery"] = self.recovery
-        for name in (
-            "began",
-            "is_ours",
-            "wrong",
-            "told",
-            "in_doubt",
-            "runs",
-        ):  # what other drills know
+        for name in ("began", "is_ours", "wrong", "told", "in_doubt", "runs"):
+            # what other drills know
             del own[name]
         return own
 

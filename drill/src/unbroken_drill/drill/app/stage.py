@@ -40,9 +40,8 @@ class Scene:
     start_timeout: float
     tell: Callable[[str], None]  #: is told what happens now
     marks: list[Mark] = field(default_factory=list)
-    _open: list[tuple[str, float]] = field(
-        default_factory=list
-    )  #: faults that last: text and beginning
+    #: faults that last: text and beginning
+    _open: list[tuple[str, float]] = field(default_factory=list)
 
     # ---- the app
 

@@ -107,18 +107,16 @@ class Drill:
                 self._play(job, server, result)
         except (WorkerError, ServerError, Interrupted) as error:
             result.failure = one_line(error)
-            broken = servers.pop(
-                entrant.backend, None
-            )  # nobody knows in which state: the next job gets a new one
+            # nobody knows in which state: the next job gets a new one
+            broken = servers.pop(entrant.backend, None)
             if broken is not None:
                 broken.close()
         return result
 
     def _server(self, backend: str, servers: dict[str, Server]) -> Server:
         if backend not in servers:
-            server = Server.kinds[backend](
-                {"max_connections": 150}
-            )  # MariaDB's default: 100 are PostgreSQL's
+            # MariaDB's default: 100 are PostgreSQL's
+            server = Server.kinds[backend]({"max_connections": 150})
             servers[backend] = server.start()
             self.versions.setdefault(backend, version(server))
         servers[backend].start()

@@ -133,15 +133,13 @@ class Traffic:
         except BaseException as error:  # whatever it is, a user would have seen it
             outcome = self.contender.outcome(error)
             self.samples[one_line(error)] += 1
-        if (
-            self._under_way.pop(unit.number, None) is not None
-        ):  # else it was counted as hanging before
+        if self._under_way.pop(unit.number, None) is not None:
+            # else it was counted as hanging before
             self.records.append(Record(start, time.monotonic(), outcome, unit.writes, unit.number))
 
     def _spawn(self, target: Callable[..., None], *args: Any) -> None:
-        thread = threading.Thread(
-            target=target, args=args, daemon=True
-        )  # one that hangs must not keep the process
+        # one that hangs must not keep the process
+        thread = threading.Thread(target=target, args=args, daemon=True)
         thread.start()
         self._threads.append(thread)
 

@@ -124,9 +124,8 @@ def _lines(fd: int) -> Iterator[str]:
     Not of ``sys.stdin``, whose lock a forked child would inherit taken.
     """
     buffer = b""
-    while select.select([fd], [], []) and (
-        more := os.read(fd, 65536)
-    ):  # under gevent only select lets the others work
+    while select.select([fd], [], []) and (more := os.read(fd, 65536)):
+        # under gevent only select lets the others work
         *lines, buffer = (buffer + more).split(b"\n")
         for line in lines:
             yield line.decode()

@@ -23,9 +23,8 @@ class Entrant:
     backend: str
     driver: str
     made_by: str  #: ``module:Class`` below this package
-    needs: tuple[
-        str, ...
-    ]  #: packages to install; a module is called as its package, but for those in _MODULES
+    #: packages to install; a module is called as its package, but for those in _MODULES
+    needs: tuple[str, ...]
 
     @property
     def is_ours(self) -> bool:
