@@ -24,16 +24,18 @@ PACKAGES = {"unbroken": SRC, "unbroken_drill": ROOT / "drill" / "src"}
 #: it stands.
 FLOORS = {
     "errors": 0, "abc": 0,
+    "importing": 0,
     "settings": 0.5,  # says what is wrong with itself, so it needs the errors
     "brain": 1, "ledger": 1, "backends": 1, "net": 1,
     "drivers": 2,
     "pool": 2.5,  # opens drivers by their URL
-    "sync": 3, "aio": 3,
-    "units": 3.2,  # both pools, seen as one
+    # units are run by both pools, and pools adopt what their settings name
+    "sync": 3, "aio": 3, "units": 3, "adoption": 3,
     "integrations": 4,
     # an import path for what stands in integrations
     "sqlalchemy": 4.2, "peewee": 4.2, "mongo": 4.2,
     "flask": 4.2, "wsgi": 4.2, "asgi": 4.2, "django": 4.2,
+    "launcher": 4.5,
     "cli": 5, "__main__": 5.5,
 }  # fmt: skip
 

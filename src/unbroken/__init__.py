@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unbroken.adoption import Adoption, adopt
     from unbroken.aio import AsyncPool
     from unbroken.brain.stats import Stats
     from unbroken.errors import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adoption",
     "AsyncPool",
     "ClosedByHolderError",
     "CommitUnknownError",
@@ -45,12 +47,22 @@ __all__ = [
     "Settings",
     "Stats",
     "UnbrokenError",
+    "adopt",
     "replayable",
 ]
 
-_PUBLIC = ("aio", "brain.stats", "errors", "settings", "sync", "units")  #: where these names are
+_PUBLIC = (
+    "adoption",
+    "aio",
+    "brain.stats",
+    "errors",
+    "settings",
+    "sync",
+    "units",
+)  #: where these names are
 _MODULES = {
     "abc",
+    "adoption",
     "aio",
     "backends",
     "brain",

@@ -233,6 +233,7 @@ class AsyncPool(Generic[ConnectionT]):
         self.settings = Settings.of(**given)
         self._driver = open_driver(target, is_async=True, connect=connect, driver=driver)
         self.settings = bounded(self._driver, self.settings)
+        _adopt(self.settings)
         self.name = self.settings.name or self._driver.target.label
         self._emit = partial(_tell, observers)  # no method: a state must not keep its pool alive
         self._states: dict[tuple[int, int], PoolState] = {}
@@ -616,6 +617,13 @@ async def inquire(state: Any, question: Question, until: float) -> Any:
         return None
     with outside():
         return await run_async(state.inquire(question, until), state.runtime.do)
+
+
+def _adopt(settings: Settings) -> None:
+    """Make units of work of what the settings, and the environment, name."""
+    from unbroken.adoption import adopt_for  # above the pools in all but this
+
+    adopt_for(settings.units, settings.max_replays)
 
 
 def _sever_all() -> None:

@@ -1,7 +1,7 @@
 """The command ``unbroken``. Errors are one line.
 
-Its commands are for tests and trials: the second distribution, unbroken-drill, brings them and the
-packages that they need.
+``unbroken run`` starts a program. The other commands are for tests and trials: the second
+distribution, unbroken-drill, brings them and the packages that they need.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+#: The commands of this distribution, and what each does.
+HERE = {"run": "start a program, as it is, with engines that do not break and with units of work"}
 #: The commands of unbroken-drill, and what each does.
 ELSEWHERE = {
     "drill": "break a real database under traffic, and show what pools or an app of yours do",
@@ -35,11 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] == "run":
+        return _launch(arguments[1:])
     if find_spec("unbroken_drill") is None:
         return _run_alone(arguments)
     from unbroken_drill.cli import run
 
     return run(arguments)
+
+
+def _launch(arguments: Sequence[str]) -> int:
+    from unbroken.errors import ConfigurationError
+    from unbroken.launcher import run
+
+    try:
+        return run(arguments)
+    except ConfigurationError as error:
+        return complain(str(error), 2)
 
 
 def _run_alone(arguments: Sequence[str]) -> int:
@@ -53,7 +67,7 @@ def _run_alone(arguments: Sequence[str]) -> int:
     if first in ("", "-h", "--help"):
         print(
             "Usage: unbroken COMMAND\n\nDatabase connections that do not break. The pools need no"
-            " command; these are for tests:\n"
+            f" command.\n\n  run  {HERE['run']}\n\nFor tests:\n"
         )
         print("\n".join(f"  {name}  {words}" for name, words in ELSEWHERE.items()))
         print(f"\nThey are not installed here: {INSTALL}")
@@ -61,7 +75,8 @@ def _run_alone(arguments: Sequence[str]) -> int:
     if first in ELSEWHERE:
         return complain(f"the command {first} is in a second package: {INSTALL}", 2)
     return complain(
-        f"no such command {first!r}; {' and '.join(ELSEWHERE)} are in a second package: {INSTALL}",
+        f"no such command {first!r}; there is run, and {' and '.join(ELSEWHERE)} in a second"
+        f" package: {INSTALL}",
         2,
     )
 

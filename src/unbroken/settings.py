@@ -111,6 +111,11 @@ class Settings:
     name: str | None = None
     """The pool's name in logs and metrics. None: server and database."""
 
+    units: tuple[str, ...] = ()
+    """Functions of others whose calls become units of work, as :func:`unbroken.adopt` takes them:
+    ``"package.module:Class.method"``. For the whole process, from the moment that the pool is
+    made."""
+
     @classmethod
     def of(cls, **given: Any) -> Settings:
         """Settings from keywords.
@@ -125,6 +130,8 @@ class Settings:
                     f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
                 )
                 raise ConfigurationError(f"unknown setting {name!r}; {hint}")
+        if isinstance(given.get("units"), list):
+            given["units"] = tuple(given["units"])
         settings = cls(**given)
         _validate(settings)
         return settings
@@ -165,6 +172,8 @@ def _from_text(name: str, text: str) -> Any:
         return None
     if name in ("reset", "name"):
         return text
+    if name == "units":
+        return tuple(text.replace(",", " ").split())
     if name == "reclaim":
         if text.lower() in ("1", "true", "yes", "on", "0", "false", "no", "off"):
             return text.lower() in ("1", "true", "yes", "on")
@@ -193,6 +202,12 @@ def _validate(s: Settings) -> None:
         raise ConfigurationError(
             f"reset={s.reset!r} must be 'rollback', 'session', None or a callable that takes the"
             " connection"
+        )
+    if not isinstance(s.units, tuple) or not all(
+        isinstance(name, str) and name for name in s.units
+    ):
+        raise ConfigurationError(
+            f"units={s.units!r} must be a list of names such as 'package.module:Class.method'"
         )
     if s.name is not None and (not isinstance(s.name, str) or not s.name):
         raise ConfigurationError(f"name={s.name!r} must be a text that is not empty, or None")

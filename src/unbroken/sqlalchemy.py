@@ -8,5 +8,6 @@ from unbroken.integrations.sqlalchemy import (
     UnbrokenQueuePool,
     stats,
 )
+from unbroken.integrations.sqlalchemy.install import Installed, install
 
-__all__ = ["AsyncUnbrokenQueuePool", "Plugin", "UnbrokenQueuePool", "stats"]
+__all__ = ["AsyncUnbrokenQueuePool", "Installed", "Plugin", "UnbrokenQueuePool", "install", "stats"]

@@ -240,6 +240,7 @@ class Pool(Generic[ConnectionT]):
         self.settings = Settings.of(**given)
         self._driver = open_driver(url, connect=connect, driver=driver)
         self.settings = bounded(self._driver, self.settings)
+        _adopt(self.settings)
         self.name = self.settings.name or self._driver.target.label
         self._observers = observers
         self._states: dict[Any, PoolState] = {}
@@ -632,6 +633,13 @@ def run_unit(
     finally:  # again: an exception of a signal's may have struck while it was left
         if token is not None:
             leave(token)
+
+
+def _adopt(settings: Settings) -> None:
+    """Make units of work of what the settings, and the environment, name."""
+    from unbroken.adoption import adopt_for  # above the pools in all but this
+
+    adopt_for(settings.units, settings.max_replays)
 
 
 def _sever_all() -> None:

@@ -9,8 +9,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from unbroken import aio, sync
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -35,6 +33,11 @@ def replayable(
     """
     if function is None:
         return functools.partial(replayable, deadline=deadline, max_replays=max_replays)
+    from unbroken import (
+        aio,
+        sync,
+    )  # both make pools, and pools make units of what their settings name
+
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
@@ -43,12 +46,14 @@ def replayable(
                 lambda: function(*args, **kwargs), deadline, max_replays, _nobody
             )
 
+        asynchronous.__unbroken_unit__ = True  # type: ignore[attr-defined]
         return asynchronous
 
     @functools.wraps(function)
     def blocking(*args: Any, **kwargs: Any) -> Any:
         return sync.run_unit(lambda: function(*args, **kwargs), deadline, max_replays, _nobody)
 
+    blocking.__unbroken_unit__ = True  # type: ignore[attr-defined]
     return blocking
 
 

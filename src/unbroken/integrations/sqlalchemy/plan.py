@@ -21,6 +21,7 @@ from unbroken.abc import (
     Observer,
     Target,
 )
+from unbroken.adoption import adopt_for
 from unbroken.backends.fault import one_line
 from unbroken.drivers import known as all_known
 from unbroken.drivers import open_driver
@@ -223,6 +224,7 @@ def open_plan(url: URL, kwargs: dict[str, Any], is_async: bool) -> tuple[Plan, t
         # pool_size connections are "kept persistently", says SQLAlchemy
         settings = settings.changed(max_idle=math.inf)
     target = target_of(url)
+    adopt_for(settings.units, settings.max_replays)
     plan = Plan(_driver(url, target, is_async), settings, observers, is_async=is_async)
     if not plan.is_blind:
         _in_pure_python(url, kwargs)

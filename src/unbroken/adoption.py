@@ -1,0 +1,452 @@
+"""``unbroken.adopt``: units of work around the methods of a class, or the functions of a module,
+that somebody else wrote.
+
+What is named is wrapped in :func:`unbroken.replayable`: at once where its module is imported, else
+as soon as it is. All that a call of :func:`adopt` names in one module is looked at first; if one of
+the names cannot be wrapped, none is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import logging
+import os
+import pkgutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import FunctionType, ModuleType, TracebackType
+from typing import Any
+
+from unbroken.errors import ConfigurationError
+from unbroken.importing import exists, imported, is_begun, on_import, path_of
+
+log = logging.getLogger("unbroken")
+
+#: Names for all that a process adopts when its first pool or engine is made, separated by commas.
+VARIABLE = "UNBROKEN_UNITS"
+
+_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def adopt(*names: str, deadline: float | None = None, max_replays: int = 10) -> Adoption:
+    """Make each call of a function that somebody else wrote a unit of work, as
+    :func:`unbroken.replayable` does.
+
+    *names*: ``"package.module:Class.method"``, ``"package.module:function"``, or
+    ``"package.module:Class"`` for all public methods that the class itself defines; a dot in place
+    of the colon will do. A module that is not imported yet is not imported for this: its functions
+    are wrapped as soon as it is. *deadline*: seconds for all attempts together (None: no bound);
+    *max_replays*: how often a call is run again at most.
+
+    Returns an :class:`Adoption`, whose ``undo()`` takes all of it back. What was wrapped is logged
+    once, at INFO. To adopt the same again changes nothing. Raises ConfigurationError, before
+    anything is wrapped, for a name that does not exist, for what is no function, and for
+    generators. What is wrong in a module that is imported later is logged then, at ERROR.
+    """
+    if not names:
+        raise ConfigurationError("adopt() needs a name, such as 'package.module:Class.method'")
+    wanted = [_locate(name) for name in names]
+    adoption = Adoption(names, _replayable(deadline, max_replays))
+    by_module: dict[str, list[_Wanted]] = {}
+    for each in wanted:
+        by_module.setdefault(each.module, []).append(each)
+    adoption._begin(by_module)
+    return adoption
+
+
+def adopt_for(units: tuple[str, ...] = (), max_replays: int = 10) -> None:
+    """Adopt what the setting ``units`` and the environment variable ``UNBROKEN_UNITS`` name; what
+    was adopted so, stays.
+
+    Pools and engines call this when they are made. Raises ConfigurationError as :func:`adopt` does.
+    """
+    names = (*units, *split_names(os.environ.get(VARIABLE, "")))
+    if not names or (names, max_replays) in _by_settings:
+        return
+    _by_settings[names, max_replays] = adopt(*names, max_replays=max_replays)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The names in *text*, which separates them by commas or white space."""
+    return tuple(text.replace(",", " ").split())
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """One name, taken apart."""
+
+    name: str
+    module: str
+    path: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """A function where it stands: *raw* is what the owner's dictionary has, a classmethod for
+    example.
+    """
+
+    owner: Any
+    attribute: str
+    raw: Any
+    label: str
+
+
+@dataclass(slots=True, eq=False)
+class _Wrapped:
+    """What was put in a place, and for which adoptions."""
+
+    place: _Place
+    put: Any
+    holders: set[int] = field(default_factory=set)
+
+
+_lock = threading.Lock()
+_places: dict[
+    tuple[int, str], _Wrapped
+] = {}  #: all that is wrapped now, by the owner's identity and the attribute
+_by_settings: dict[tuple[tuple[str, ...], int], Adoption] = {}
+
+
+class Adoption:
+    """What one call of :func:`adopt` did, and will do when more is imported.
+
+    As a context manager it is undone at the end.
+    """
+
+    def __init__(self, names: tuple[str, ...], decorate: _Decorator) -> None:
+        self.names = names
+        self.refused: tuple[
+            str, ...
+        ] = ()  #: what was wrong in modules that were imported later, in words
+        self._decorate = decorate
+        self._wrapped: list[_Wrapped] = []
+        self._waiting: dict[str, tuple[str, ...]] = {}
+        self._ends: list[Callable[[], None]] = []
+        self._is_undone = False
+
+    @property
+    def wrapped(self) -> tuple[str, ...]:
+        """The functions that are units of work by this adoption now, as
+        ``package.module:Class.method``.
+        """
+        with _lock:
+            return tuple(each.place.label for each in self._wrapped)
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Those of the names whose modules are not imported yet."""
+        with _lock:
+            return tuple(name for names in self._waiting.values() for name in names)
+
+    def undo(self) -> None:
+        """Put back what was there before, and wait for no more imports.
+
+        What another adoption also wrapped stays wrapped.
+        """
+        for end in self._ends:
+            end()
+        with _lock:
+            self._is_undone = True
+            self._waiting.clear()
+            for each in self._wrapped:
+                _let_go(each, id(self))
+            self._wrapped.clear()
+            for key in [key for key, value in _by_settings.items() if value is self]:
+                del _by_settings[key]
+
+    def __enter__(self) -> Adoption:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+    def _begin(self, by_module: dict[str, list[_Wanted]]) -> None:
+        """Wrap what is imported, all or nothing, and wait for the rest."""
+        found = {
+            name: _places_in(module, by_module[name])
+            for name in by_module
+            if (module := _complete(name)) is not None
+        }
+        self._waiting = {
+            name: tuple(each.name for each in wanted)
+            for name, wanted in by_module.items()
+            if name not in found
+        }
+        for places in found.values():
+            self._put(places)
+        for name, wanted in by_module.items():
+            self._ends.append(on_import(name, functools.partial(self._arrived, wanted)))
+
+    def _arrived(self, wanted: list[_Wanted], module: ModuleType) -> None:
+        """The module's code has run."""
+        try:
+            self._put(_places_in(module, wanted))
+        except ConfigurationError as why:
+            self.refused = (*self.refused, str(why))
+            log.error(
+                "unbroken: %s; no function of %s was made a unit of work", why, wanted[0].module
+            )
+        finally:
+            with _lock:
+                self._waiting.pop(wanted[0].module, None)
+
+    def _put(self, places: list[_Place]) -> None:
+        """Wrap what is in *places*: all of them, or none where one cannot be changed."""
+        held: list[_Wrapped] = []
+        with _lock:
+            if self._is_undone:
+                return
+            before = set(_places.values())
+            for place in places:
+                try:
+                    each = _hold(place, self._decorate, id(self))
+                except Exception as why:
+                    for each in held:
+                        _let_go(each, id(self))
+                    raise ConfigurationError(
+                        f"{place.label} cannot be changed: {type(why).__name__}: {why}"
+                    ) from why
+                if each is not None and each not in self._wrapped:
+                    held.append(each)
+            self._wrapped.extend(held)
+        new = [each.place.label for each in held if each not in before]
+        if new:
+            log.info(
+                "unbroken: each call of these is a unit of work from now on: %s", ", ".join(new)
+            )
+
+
+def _complete(name: str) -> ModuleType | None:
+    """The module if it is imported.
+
+    Raises ConfigurationError where this thread is importing it at this moment.
+    """
+    module = imported(name)
+    if module is None and is_begun(name):
+        raise ConfigurationError(
+            f"{name} is being imported at this moment; adopt its functions before or after that"
+        )
+    return module
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def _locate(name: object) -> _Wanted:
+    """Part *name* into module and path, without importing anything."""
+    if not isinstance(name, str) or not _is_well_formed(name):
+        raise ConfigurationError(
+            f"{name!r} names no function; write 'package.module:Class.method', or"
+            " 'package.module:Class'"
+        )
+    module, colon, rest = name.partition(":")
+    if not colon:
+        words = name.split(".")
+        count = next((n for n in range(len(words), 0, -1) if exists(".".join(words[:n]))), 0)
+        module, rest = ".".join(words[:count] or words[:-1]), ".".join(words[count or -1 :])
+    if not exists(module):
+        raise ConfigurationError(
+            f"{name!r}: there is no module {module!r}{_hint_of_module(module)}"
+        )
+    if not rest:
+        raise ConfigurationError(
+            f"{name!r} is a module; name a class or a function in it, as 'package.module:Class'"
+        )
+    return _Wanted(name, module, tuple(rest.split(".")))
+
+
+def _is_well_formed(name: str) -> bool:
+    module, colon, rest = name.partition(":")
+    parts = [*module.split("."), *(rest.split(".") if colon else ())]
+    return all(part.isidentifier() for part in parts)
+
+
+def _hint_of_module(module: str) -> str:
+    """The nearest module, in the innermost package that there is."""
+    parent, _, last = module.rpartition(".")
+    if parent and not exists(parent):
+        return _hint_of_module(parent)
+    known = {each.name for each in pkgutil.iter_modules(path_of(parent) if parent else None)}
+    return _hint(last, known, f"{parent}." if parent else "")
+
+
+def _hint(word: str, known: set[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {prefix + near[0]!r}?" if near else ""
+
+
+# -- what the names lead to ------------------------------------------------------------------------
+
+
+def _places_in(module: ModuleType, wanted: list[_Wanted]) -> list[_Place]:
+    """The functions that *wanted* names.
+
+    Raises ConfigurationError for the first that cannot be wrapped.
+    """
+    return [place for each in wanted for place in _places_of(module, each)]
+
+
+def _places_of(module: ModuleType, wanted: _Wanted) -> Iterator[_Place]:
+    owner: Any = module
+    where = wanted.module
+    for depth, attribute in enumerate(wanted.path):
+        found = _look(owner, attribute, where, wanted.name)
+        where = f"{wanted.module}:{'.'.join(wanted.path[: depth + 1])}"
+        if depth + 1 < len(wanted.path):
+            if not isinstance(found, type):
+                raise ConfigurationError(f"{wanted.name!r}: {where} is {_kind(found)}, not a class")
+            owner = found
+    if isinstance(found, type):
+        yield from _methods(found, where, wanted.name)
+        return
+    why = _why_not(found)
+    if why is not None:
+        raise ConfigurationError(f"{wanted.name!r} cannot be a unit of work: it is {why}")
+    yield _Place(owner, wanted.path[-1], found, where)
+
+
+def _look(owner: Any, attribute: str, where: str, name: str) -> Any:
+    """What *owner* itself has under *attribute*: what it inherits stands elsewhere, and others
+    share it.
+    """
+    if attribute in vars(owner):
+        return vars(owner)[attribute]
+    if isinstance(owner, type):
+        base = next((each for each in owner.__mro__ if attribute in vars(each)), None)
+        if base is not None:
+            raise ConfigurationError(
+                f"{name!r}: {where} inherits {attribute!r}; name"
+                f" {base.__module__}:{base.__qualname__}.{attribute}"
+            )
+    elif hasattr(owner, "__getattr__"):  # a module that makes its names when they are asked for
+        try:
+            return getattr(owner, attribute)
+        except Exception:
+            pass  # not under this name
+    raise ConfigurationError(
+        f"{name!r}: {where} has no {attribute!r}{_hint(attribute, set(vars(owner)))}"
+    )
+
+
+def _methods(cls: type, where: str, name: str) -> Iterator[_Place]:
+    """The public methods that *cls* itself defines and that can be units."""
+    _check_changeable(cls, name)
+    places = [
+        _Place(cls, attribute, raw, f"{where}.{attribute}")
+        for attribute, raw in vars(cls).items()
+        if not attribute.startswith("_")
+        and _why_not(raw) is None
+        and not getattr(raw, "__isabstractmethod__", False)
+    ]
+    if not places:
+        bases = ", ".join(f"{each.__module__}:{each.__qualname__}" for each in cls.__mro__[1:-1])
+        raise ConfigurationError(
+            f"{name!r} defines no public method that can be a unit of work"
+            f"{bases and '; it inherits from ' + bases}"
+        )
+    yield from places
+
+
+def _check_changeable(cls: type, name: str) -> None:
+    if not cls.__flags__ & (1 << 9):  # a heap type: one that a class statement made
+        raise ConfigurationError(f"{name!r} is a class written in C, which cannot be changed")
+
+
+def _why_not(raw: Any) -> str | None:
+    """Why *raw* cannot be a unit of work, in words; None if it can."""
+    function = raw.__func__ if isinstance(raw, (classmethod, staticmethod)) else raw
+    if not isinstance(function, FunctionType):
+        return f"{_kind(function)}, not a function"
+    inner: Any = function
+    while True:
+        if inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner):
+            what = "an async generator" if inspect.isasyncgenfunction(inner) else "a generator"
+            return (
+                what if inner is function else f"made of {what}, whose work is done after the call"
+            )
+        if inspect.iscoroutinefunction(inner) and not inspect.iscoroutinefunction(function):
+            return "a coroutine function behind a decorator that hides it"
+        if not hasattr(inner, "__wrapped__"):
+            return None
+        inner = inner.__wrapped__
+
+
+def _kind(thing: Any) -> str:
+    kind = type(thing)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+# -- wrapping --------------------------------------------------------------------------------------
+
+
+def _replayable(deadline: float | None, max_replays: int) -> _Decorator:
+    """``unbroken.replayable``, and with it both pools: loaded before any lock is taken."""
+    from unbroken.units import replayable
+
+    return replayable(deadline=deadline, max_replays=max_replays)
+
+
+def _hold(place: _Place, decorate: _Decorator, holder: int) -> _Wrapped | None:
+    """Wrap what is in *place*, unless it is a unit already. None if that is not our doing."""
+    key = (id(place.owner), place.attribute)
+    known = _places.get(key)
+    now = vars(place.owner).get(place.attribute, place.raw)
+    if known is None or known.put is not now or known.place.owner is not place.owner:
+        function = now.__func__ if isinstance(now, (classmethod, staticmethod)) else now
+        if hasattr(function, "__unbroken_unit__"):
+            return None
+        made = decorate(function)
+        known = _Wrapped(place, made if function is now else type(now)(made))
+        _exchange(place, now, known.put)
+        _places[key] = known
+    known.holders.add(holder)
+    return known
+
+
+def _let_go(wrapped: _Wrapped, holder: int) -> None:
+    """One adoption less; after the last one, what was there before is put back, unless others
+    have changed it since.
+    """
+    wrapped.holders.discard(holder)
+    place = wrapped.place
+    key = (id(place.owner), place.attribute)
+    if wrapped.holders or _places.get(key) is not wrapped:
+        return
+    del _places[key]
+    if vars(place.owner).get(place.attribute) is wrapped.put:
+        _exchange(place, wrapped.put, place.raw)
+
+
+def _exchange(place: _Place, old: Any, new: Any) -> None:
+    """Put *new* where *old* is.
+
+    A module's function has other names in the modules that imported it from there.
+    """
+    setattr(place.owner, place.attribute, new)
+    if isinstance(place.owner, type):
+        return
+    for module in list(sys.modules.values()):
+        if isinstance(module, ModuleType):
+            for name in [name for name, value in list(vars(module).items()) if value is old]:
+                setattr(module, name, new)
+
+
+def _new_lock() -> None:
+    """In a forked child: another thread of the parent may have had the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)

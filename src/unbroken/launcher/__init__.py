@@ -1,0 +1,147 @@
+"""``unbroken run COMMAND``: a program that nobody changes gets engines that do not break, and units
+of work.
+
+The command starts with a folder of ours on ``PYTHONPATH``, whose ``sitecustomize`` Python runs at
+its start: in the program, and in every Python that it starts in turn. What it does stands in two
+environment variables, see :func:`begin`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from unbroken.errors import ConfigurationError
+from unbroken.settings import Settings
+
+#: Whether all of SQLAlchemy's engines get the plugin: "1", "0", or settings as in a URL's query.
+ENGINES = "UNBROKEN_SQLALCHEMY"
+#: Names of functions whose calls become units of work, separated by commas.
+UNITS = "UNBROKEN_UNITS"
+
+#: The folder with ``sitecustomize.py``.
+SITE = str(Path(__file__).with_name("site"))
+
+_OFF = ("", "0", "false", "no", "off")
+_ON = ("1", "true", "yes", "on")
+
+USAGE = """\
+Usage: unbroken run [--units NAME,...] COMMAND [ARGUMENT ...]
+
+Start a program of Python's, as it is, with connections that do not break. All of its SQLAlchemy
+engines get the plugin (UNBROKEN_SQLALCHEMY=0: none of them; UNBROKEN_SQLALCHEMY=leak_after=10: with
+settings, as in a URL's query). Calls of the functions that are named become units of work:
+package.module:Class.method, or package.module:Class for all of its public methods."""
+
+
+def command(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """The command that *arguments* of ``unbroken run`` name, and the environment for it.
+
+    Raises ConfigurationError for arguments and settings that cannot work.
+    """
+    rest = list(arguments)
+    units = [environment[UNITS]] if environment.get(UNITS) else []
+    while rest and rest[0].startswith("-"):
+        option = rest.pop(0)
+        if option == "--":
+            break
+        name, equals, value = option.partition("=")
+        if name != "--units" or not (equals or rest):
+            raise ConfigurationError(
+                f"unbroken run takes --units NAME,... and a command, not {option!r}"
+            )
+        units.append(value if equals else rest.pop(0))
+    if not rest:
+        raise ConfigurationError(
+            "unbroken run needs a command, such as: unbroken run gunicorn shop:app"
+        )
+    engines = environment.get(ENGINES, "1")
+    settings_in(engines)
+    path = [
+        SITE,
+        *(
+            each
+            for each in environment.get("PYTHONPATH", "").split(os.pathsep)
+            if each and each != SITE
+        ),
+    ]
+    given = {
+        "PYTHONPATH": os.pathsep.join(path),
+        ENGINES: engines,
+        **({UNITS: ",".join(units)} if units else {}),
+    }
+    return rest, {**environment, **given}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Become the command that *arguments* name. Returns only where there is nothing to run: 0 after
+    a request for help.
+
+    Raises ConfigurationError, also where there is no such command.
+    """
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE)
+        return 0
+    words, environment = command(arguments, os.environ)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execvpe(words[0], words, environment)
+    except OSError as why:
+        raise ConfigurationError(f"cannot run {words[0]!r}: {why.strerror}") from None
+
+
+def settings_in(text: str) -> dict[str, Any] | None:
+    """What ``UNBROKEN_SQLALCHEMY`` says: settings for all engines, or None for no engine.
+
+    Raises ConfigurationError.
+    """
+    if text.lower() in _OFF:
+        return None
+    if text.lower() in _ON:
+        return {}
+    settings = (
+        Settings.from_text(dict(parse_qsl(text, keep_blank_values=True))) if "=" in text else {}
+    )
+    if not settings:
+        raise ConfigurationError(
+            f"{ENGINES}={text!r} is not 1, 0 or settings such as leak_after=10&outage_wait=20"
+        )
+    Settings.of(**settings)
+    return settings
+
+
+def begin() -> None:
+    """Do in this process what the environment asks for. Imports neither SQLAlchemy nor anything
+    that is named.
+
+    What is wrong is printed to standard error: a program must start without us, too.
+    """
+    try:
+        _begin(os.environ)
+    except ConfigurationError as why:
+        print(f"unbroken: {why}", file=sys.stderr)
+
+
+def _begin(environment: Mapping[str, str]) -> None:
+    settings = settings_in(environment.get(ENGINES, ""))
+    if settings is not None:
+        from unbroken.importing import on_import
+
+        on_import("sqlalchemy", lambda _module: _install(settings))
+    if environment.get(UNITS):
+        from unbroken.adoption import adopt_for
+
+        adopt_for()
+
+
+def _install(settings: dict[str, Any]) -> None:
+    from unbroken.integrations.sqlalchemy.install import install
+
+    install(**settings)

@@ -1,0 +1,36 @@
+"""Python runs this at its start under ``unbroken run``.
+
+It leaves the path as it was, and another ``sitecustomize`` has its turn.
+"""
+
+import contextlib
+import importlib
+import sys
+from pathlib import Path
+
+
+def _begin() -> None:
+    try:
+        from unbroken.launcher import begin
+    except ImportError as why:
+        print(
+            f"unbroken: {sys.executable} cannot import it, so nothing changes here: {why}",
+            file=sys.stderr,
+        )
+    else:
+        begin()
+
+
+def _next() -> None:
+    here = Path(__file__).parent
+    sys.path[:] = [each for each in sys.path if not each or Path(each) != here]
+    sys.path_importer_cache.pop(str(here), None)
+    ours = sys.modules.pop("sitecustomize", None)
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module("sitecustomize")  # the next one on the path
+    if ours is not None:
+        sys.modules.setdefault("sitecustomize", ours)
+
+
+_begin()
+_next()

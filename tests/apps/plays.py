@@ -1,0 +1,459 @@
+"""Applications from PyPI, unmodified, through faults of their database: as they are, with the
+plugin, and with units of work.
+
+    python -m apps.plays [APP ...] [--target pymysql] [--fault kill] [--way plain]
+
+Each application stands in a venv of its own (scripts/setup-apps). ``unbroken run`` starts it, or
+nothing does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unbroken_drill.servers import MariaDB, PostgreSQL
+from unbroken_drill.servers.base import Server
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+VENVS = Path(os.environ.get("UNBROKEN_APPS", ROOT / ".venvs"))
+
+WAYS = ("plain", "plugin", "units")
+FAULTS = ("kill", "restart", "idle")
+BACKENDS: dict[str, type[Server]] = {
+    "pymysql": MariaDB,
+    "psycopg": PostgreSQL,
+    "psycopg2": PostgreSQL,
+    "asyncpg": PostgreSQL,
+}
+
+#: What each application's database work is done by.
+UNITS = {
+    "optuna": "optuna.storages:RDBStorage,optuna.storages:_CachedStorage",
+    "apscheduler": "apscheduler.jobstores.sqlalchemy:SQLAlchemyJobStore",
+    "mlflow": "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore",
+    "prefect": "fastapi.routing:run_endpoint_function",
+}
+TARGETS = {
+    "optuna": ("pymysql", "psycopg", "psycopg2"),
+    "apscheduler": ("pymysql", "psycopg", "psycopg2"),
+    "mlflow": ("pymysql", "psycopg", "psycopg2"),
+    "prefect": ("asyncpg",),
+}
+
+
+@dataclass
+class Score:
+    """What one application did in one fault."""
+
+    asked: int = 0  #: trials, calls or requests
+    done: int = 0
+    workers: int = 0
+    dead: int = 0
+    faults: int = 0
+    words: Counter[str] = field(default_factory=Counter)  #: the errors that its users saw
+
+    @property
+    def failed(self) -> int:
+        return self.asked - self.done
+
+    def __str__(self) -> str:
+        said = "; ".join(f"{count} x {words[:150]}" for words, count in self.words.most_common(3))
+        return (
+            f"{self.failed} of {self.asked} failed, {self.dead} of {self.workers} dead,"
+            f" {self.faults} faults{said and ': ' + said}"
+        )
+
+
+# -- the programs ----------------------------------------------------------------------------------
+
+
+def python(app: str) -> str:
+    return str(VENVS / f"app-{app}" / "bin" / "python")
+
+
+def command(app: str, way: str, *words: str) -> list[str]:
+    """The command that starts *words* (after the app's own Python) in that *way*."""
+    if way == "plain":
+        return [python(app), *words]
+    units = ["--units", UNITS[app]] if way == "units" and UNITS[app] else []
+    return [python(app), "-m", "unbroken", "run", *units, python(app), *words]
+
+
+def environment(**more: str) -> dict[str, str]:
+    given = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("UNBROKEN_", "PYTEST", "PYTHON"))
+    }
+    return {**given, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", **more}
+
+
+def run(app: str, way: str, *words: str, timeout: float = 120.0) -> dict[str, Any]:
+    """Run a program of an app to its end; its last line is JSON."""
+    done = subprocess.run(
+        command(app, way, *words),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{words}: {done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+@contextlib.contextmanager
+def started(words: list[str], log: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A program with a process group of its own, ended with the block."""
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            words, env=environment(**more), stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(patience)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+# -- the faults ------------------------------------------------------------------------------------
+
+
+class Faults:
+    """Plays a fault again and again while something goes on, on a thread of its own."""
+
+    def __init__(self, server: Server, fault: str, pause: float = 1.0) -> None:
+        self.count = 0
+        self.error: BaseException | None = None
+        self._play: Callable[[], Any] | None = {
+            "kill": server.kill_sessions,
+            "restart": lambda: server.restart(0.3),
+            "idle": None,
+        }[fault]
+        self._pause = pause if fault == "kill" else max(4.0, 2 * pause)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._go, daemon=True)
+
+    def __enter__(self) -> Faults:
+        if self._play is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._play is not None:
+            self._thread.join(60)
+        if self.error is not None:
+            raise self.error
+
+    def _go(self) -> None:
+        assert self._play is not None
+        try:
+            while not self._stop.wait(self._pause):
+                self._play()
+                self.count += 1
+        except BaseException as error:
+            self.error = error
+
+
+@contextlib.contextmanager
+def server_for(target: str, fault: str, binary: Path | None = None) -> Iterator[Server]:
+    """A server of its own; with *idle* it ends sessions that do nothing for a second."""
+    kind = BACKENDS[target]
+    with kind(binary=binary) as server:
+        if fault == "idle":
+            server.set(
+                **({"wait_timeout": 1} if kind is MariaDB else {"idle_session_timeout": 1000})
+            )
+        yield server
+
+
+# -- the applications ------------------------------------------------------------------------------
+
+
+def optuna(target: str, fault: str, way: str, trials: int = 240, workers: int = 4) -> Score:
+    """Workers with one study; a trial that is not complete in the end was lost."""
+    with server_for(target, fault) as server, tempfile.TemporaryDirectory() as folder:
+        url = server.url(target)
+        run("optuna", "plain", str(HERE / "trials.py"), url, "create")
+        if fault == "idle":
+            trials = trials // 10
+        share = str(trials // workers)
+        words = [str(HERE / "trials.py"), url, "work", share, "6.0" if fault == "idle" else "0.1"]
+        with contextlib.ExitStack() as stack:
+            logs = [Path(folder, f"{number}.log") for number in range(workers)]
+            processes = [
+                stack.enter_context(started(command("optuna", way, *words), log)) for log in logs
+            ]
+            faults = stack.enter_context(Faults(server, fault, 3.0))
+            for process in processes:
+                process.wait(300)
+        ends = [json.loads(log.read_text().splitlines()[-1]) for log in logs]
+        states = run("optuna", "plain", str(HERE / "trials.py"), url, "count")
+        score = Score(
+            trials,
+            states.get("COMPLETE", 0),
+            workers,
+            sum("error" in end for end in ends),
+            faults.count,
+        )
+        score.words.update(end["error"] for end in ends if "error" in end)
+        return score
+
+
+def apscheduler(target: str, fault: str, way: str, seconds: float = 20.0) -> Score:
+    """A scheduler and a program that changes its jobs; its worker is the scheduler's own thread."""
+    with server_for(target, fault) as server, tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        pause = "15.0" if fault == "idle" else "0.2"
+        words = [str(HERE / "schedule.py"), server.url(target), str(seconds), pause]
+        with started(command("apscheduler", way, *words), log) as process:
+            until(lambda: b"ready" in log.read_bytes(), process)
+            with Faults(server, fault) as faults:
+                process.wait(seconds + 120)
+        end = json.loads(log.read_text().splitlines()[-1])
+        return Score(
+            end["asked"],
+            end["asked"] - len(end["errors"]),
+            1,
+            int(end["dead"]),
+            faults.count,
+            Counter(end["errors"]),
+        )
+
+
+def mlflow(target: str, fault: str, way: str, seconds: float = 20.0) -> Score:
+    """The tracking server with two workers; four clients that log runs."""
+    with server_for(target, fault) as server, tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        words = [
+            "-m",
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            server.url(target),
+            "--default-artifact-root",
+            folder,
+        ]
+        words += ["--port", str(port), "--workers", "2"]
+        log = Path(folder, "log")
+        with started(command("mlflow", way, *words), log) as process:
+            base = f"http://127.0.0.1:{port}"
+            until(lambda: answers(f"{base}/health"), process, 120, log)
+            api = f"{base}/api/2.0/mlflow"
+
+            def client(ask: Callable[[str, Any], Any]) -> None:
+                made = ask(f"{api}/runs/create", {"experiment_id": "0", "start_time": 1})
+                if made is None:
+                    return
+                run_id = made["run"]["info"]["run_id"]
+                for step in range(3):
+                    ask(
+                        f"{api}/runs/log-metric",
+                        {
+                            "run_id": run_id,
+                            "key": "loss",
+                            "value": 0.5,
+                            "timestamp": 1,
+                            "step": step,
+                        },
+                    )
+                ask(f"{api}/runs/log-parameter", {"run_id": run_id, "key": "p", "value": "1"})
+                ask(f"{api}/runs/get?run_id={run_id}", None)
+                ask(f"{api}/runs/search", {"experiment_ids": ["0"], "max_results": 5})
+                ask(f"{api}/runs/update", {"run_id": run_id, "status": "FINISHED", "end_time": 2})
+
+            score = Score(workers=1)
+            with Faults(server, fault) as faults:
+                requests(score, client, seconds, 1.6 if fault == "idle" else 0.0)
+            score.faults, score.dead = faults.count, int(process.poll() is not None)
+            keep(log, "mlflow", target, fault, way)
+            return score
+
+
+def prefect(target: str, fault: str, way: str, seconds: float = 20.0) -> Score:
+    """The API server; four clients that make flow runs and set their states."""
+    binary = PostgreSQL.find(
+        tls=True
+    )  # Debian's: it has the extension pg_trgm, which the wheels' have not
+    with server_for(target, fault, binary) as server, tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        log = Path(folder, "log")
+        words = ["-m", "prefect", "server", "start", "--port", str(port), "--host", "127.0.0.1"]
+        more = {
+            "PREFECT_API_DATABASE_CONNECTION_URL": server.url(target),
+            "PREFECT_HOME": folder,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        }
+        with started(command("prefect", way, *words), log, **more) as process:
+            api = f"http://127.0.0.1:{port}/api"
+            until(lambda: answers(f"{api}/health"), process, 180, log)
+
+            def client(ask: Callable[[str, Any], Any]) -> None:
+                flow = ask(f"{api}/flows/", {"name": "flow"})
+                if flow is None:
+                    return
+                made = ask(
+                    f"{api}/flow_runs/", {"flow_id": flow["id"], "state": {"type": "PENDING"}}
+                )
+                if made is None:
+                    return
+                ask(f"{api}/flow_runs/{made['id']}/set_state", {"state": {"type": "RUNNING"}})
+                ask(f"{api}/flow_runs/{made['id']}", None)
+                ask(f"{api}/flow_runs/filter", {"limit": 5})
+                ask(f"{api}/flow_runs/{made['id']}/set_state", {"state": {"type": "COMPLETED"}})
+
+            score = Score(workers=1)
+            with Faults(server, fault) as faults:
+                requests(score, client, seconds, 1.6 if fault == "idle" else 0.0)
+            score.faults, score.dead = faults.count, int(process.poll() is not None)
+            keep(log, "prefect", target, fault, way)
+            return score
+
+
+APPS: dict[str, Callable[..., Score]] = {
+    "optuna": optuna,
+    "apscheduler": apscheduler,
+    "mlflow": mlflow,
+    "prefect": prefect,
+}
+
+
+# -- their clients ---------------------------------------------------------------------------------
+
+
+def requests(
+    score: Score, client: Callable[..., None], seconds: float, pause: float, clients: int = 4
+) -> None:
+    """Several clients, one request after the other, for *seconds*."""
+    end = time.monotonic() + seconds
+    lock = threading.Lock()
+
+    def ask(url: str, body: Any) -> Any:
+        answer, words = fetch(url, body)
+        with lock:
+            score.asked += 1
+            score.done += not words
+            if words:
+                score.words[words] += 1
+        time.sleep(pause)
+        return answer
+
+    def go() -> None:
+        while time.monotonic() < end:
+            client(ask)
+
+    threads = [threading.Thread(target=go, daemon=True) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(seconds + 120)
+
+
+def fetch(url: str, body: Any) -> tuple[Any, str]:
+    """The answer, and what is wrong with it."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response), ""
+    except urllib.error.HTTPError as error:
+        return (
+            None,
+            f"{error.code} {request.selector.partition('?')[0][-30:]} "
+            + error.read()[:200].decode(errors="replace"),
+        )
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except Exception:
+        return False
+
+
+def until(
+    condition: Callable[[], bool],
+    process: subprocess.Popen[bytes],
+    seconds: float = 60.0,
+    log: Path | None = None,
+) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            tail = log.read_text(errors="replace")[-3000:] if log else ""
+            raise RuntimeError(f"it did not start (status {process.returncode}): {tail}")
+        time.sleep(0.1)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def keep(log: Path, *words: str) -> None:
+    """Keep an app's log where UNBROKEN_APP_LOGS says."""
+    folder = os.environ.get("UNBROKEN_APP_LOGS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, "-".join(words) + ".log").write_bytes(log.read_bytes())
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("apps", nargs="*", default=[])
+    parser.add_argument("--target")
+    parser.add_argument("--fault")
+    parser.add_argument("--way")
+    given = parser.parse_args(arguments)
+    for app in given.apps or APPS:
+        for target in TARGETS[app]:
+            for fault in FAULTS:
+                for way in WAYS:
+                    if (
+                        given.target in (None, target)
+                        and given.fault in (None, fault)
+                        and given.way in (None, way)
+                    ):
+                        begun = time.monotonic()
+                        score = APPS[app](target, fault, way)
+                        print(
+                            f"{app:12}{target:10}{fault:9}{way:8}{score}"
+                            f" ({time.monotonic() - begun:.0f} s)",
+                            flush=True,
+                        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
