@@ -43,7 +43,7 @@ class Taken(Kept):
         """To the pool; or, where that cannot be, to its end."""
         self.disarm()
         entry, state = self.entry, self.state
-        if state.held.get(entry.key) is entry or state.kernel.reclaimed.get(entry.key) is entry:
+        if state.in_use.get(entry.key) is entry or state.kernel.reclaimed.get(entry.key) is entry:
             self.pool.release(self.conn)
             return
         try:
