@@ -1,7 +1,7 @@
 """Each body by the same few moves, blocking: the tests need not know which one they have.
 
-To let another body join, write a class with ``open``, ``ask``, ``take``, ``stats`` and ``close``,
-and add it to BODIES.
+To let another body join, write a class with ``open``, ``ask``, ``take``, ``stats`` and ``close``, and add it to BODIES
+(``every.py``).
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import unbroken
@@ -23,16 +23,13 @@ LIMIT = 60.0
 
 
 class Body(ABC):
-    """A pool of *size* connections to a PostgreSQL server, whose callers wait for *patience*
-    seconds.
-    """
+    """A pool of *size* connections to a PostgreSQL server, whose callers wait for *patience* seconds."""
 
     name: ClassVar[str]
     driver: ClassVar[str]
+    backend: ClassVar[str] = "postgresql"
 
-    def __init__(
-        self, server_url: Callable[[str], str], size: int, patience: float = 20.0, **settings: Any
-    ) -> None:
+    def __init__(self, server_url: Callable[[str], str], size: int, patience: float = 20.0, **settings: Any) -> None:
         self.open(server_url(self.driver), size, patience, settings)
 
     @abstractmethod
@@ -55,10 +52,11 @@ class Body(ABC):
     def close(self) -> None:
         """Close the pool."""
 
+    def begin_in_child(self) -> None:  # noqa: B027 - most need nothing
+        """This process is a forked child: make what a fork does not copy."""
+
     def crowd(self, callers: int, uses: int, seconds: float = 0.0) -> list[BaseException | int]:
-        """*callers* at once use a connection *uses* times each: how many uses each had, or what it
-        raised.
-        """
+        """*callers* at once use a connection *uses* times each: how many uses each had, or what it raised."""
 
         def one(_number: int) -> BaseException | int:
             try:
@@ -134,12 +132,7 @@ class SQLAlchemyBody(Blocking):
         """See Body."""
         import sqlalchemy
 
-        given = {
-            "pool_size": size,
-            "max_overflow": 0,
-            "pool_timeout": patience,
-            "unbroken": settings,
-        }
+        given = {"pool_size": size, "max_overflow": 0, "pool_timeout": patience, "unbroken": settings}
         self.engine = sqlalchemy.create_engine(url, plugins=["unbroken"], **given)
 
     def connection(self) -> Any:
@@ -164,13 +157,15 @@ class SQLAlchemyBody(Blocking):
 class OnLoop(Body):
     """A body for asyncio, on an event loop in a thread of its own."""
 
-    def __init__(
-        self, server_url: Callable[[str], str], size: int, patience: float = 20.0, **settings: Any
-    ) -> None:
+    def __init__(self, server_url: Callable[[str], str], size: int, patience: float = 20.0, **settings: Any) -> None:
+        self.begin_in_child()
+        super().__init__(server_url, size, patience, **settings)
+
+    def begin_in_child(self) -> None:
+        """See Body."""
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
-        super().__init__(server_url, size, patience, **settings)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """What *work* gives, on the loop."""
@@ -270,12 +265,7 @@ class AsyncSQLAlchemyBody(OnLoop):
         """See Body."""
         from sqlalchemy.ext.asyncio import create_async_engine
 
-        given = {
-            "pool_size": size,
-            "max_overflow": 0,
-            "pool_timeout": patience,
-            "unbroken": settings,
-        }
+        given = {"pool_size": size, "max_overflow": 0, "pool_timeout": patience, "unbroken": settings}
         self.engine = create_async_engine(url, plugins=["unbroken"], **given)
 
     def connection(self) -> Any:
@@ -295,20 +285,3 @@ class AsyncSQLAlchemyBody(OnLoop):
         import unbroken.sqlalchemy
 
         return self.run(self.later(lambda: unbroken.sqlalchemy.stats(self.engine)))  # type: ignore[no-any-return]
-
-
-BODIES: dict[str, type[Body]] = {
-    kind.name: kind for kind in (PoolBody, AsyncPoolBody, SQLAlchemyBody, AsyncSQLAlchemyBody)
-}
-
-
-@contextmanager
-def opened(
-    name: str, server_url: Callable[[str], str], size: int, patience: float = 20.0, **settings: Any
-) -> Iterator[Body]:
-    """The body called *name*, closed at the end."""
-    body = BODIES[name](server_url, size, patience, **settings)
-    try:
-        yield body
-    finally:
-        body.close()

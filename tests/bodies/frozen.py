@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from .bodies import opened
+from .every import opened
 
 
 def main(name: str, url: str) -> None:
