@@ -1,7 +1,7 @@
 """Each body by the same few moves, blocking: the tests need not know which one they have.
 
-To let another body join, write a class with ``open``, ``ask``, ``take``, ``stats`` and ``close``, and add it to BODIES
-(``every.py``).
+To let another body join, write a class with ``open``, ``ask``, ``take``, ``stats`` and ``close``,
+and add it to BODIES (``every.py``).
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ LIMIT = 60.0
 
 
 class Body(ABC):
-    """A pool of *size* connections to a PostgreSQL server, whose callers wait for *patience* seconds."""
+    """A pool of *size* connections to a server. Callers wait for *patience* seconds."""
 
     name: ClassVar[str]
     driver: ClassVar[str]
     backend: ClassVar[str] = "postgresql"
 
-    def __init__(self, server_url: Callable[[str], str], size: int, patience: float = 20.0, **settings: Any) -> None:
+    def __init__(
+        self, server_url: Callable[[str], str], size: int, patience: float = 20.0, **settings: Any
+    ) -> None:
         self.open(server_url(self.driver), size, patience, settings)
 
     @abstractmethod
@@ -56,7 +58,7 @@ class Body(ABC):
         """This process is a forked child: make what a fork does not copy."""
 
     def crowd(self, callers: int, uses: int, seconds: float = 0.0) -> list[BaseException | int]:
-        """*callers* at once use a connection *uses* times each: how many uses each had, or what it raised."""
+        """*callers* at once use a connection *uses* times each: how many each had, or its error."""
 
         def one(_number: int) -> BaseException | int:
             try:
@@ -132,7 +134,12 @@ class SQLAlchemyBody(Blocking):
         """See Body."""
         import sqlalchemy
 
-        given = {"pool_size": size, "max_overflow": 0, "pool_timeout": patience, "unbroken": settings}
+        given = {
+            "pool_size": size,
+            "max_overflow": 0,
+            "pool_timeout": patience,
+            "unbroken": settings,
+        }
         self.engine = sqlalchemy.create_engine(url, plugins=["unbroken"], **given)
 
     def connection(self) -> Any:
@@ -157,7 +164,9 @@ class SQLAlchemyBody(Blocking):
 class OnLoop(Body):
     """A body for asyncio, on an event loop in a thread of its own."""
 
-    def __init__(self, server_url: Callable[[str], str], size: int, patience: float = 20.0, **settings: Any) -> None:
+    def __init__(
+        self, server_url: Callable[[str], str], size: int, patience: float = 20.0, **settings: Any
+    ) -> None:
         self.begin_in_child()
         super().__init__(server_url, size, patience, **settings)
 
@@ -265,7 +274,12 @@ class AsyncSQLAlchemyBody(OnLoop):
         """See Body."""
         from sqlalchemy.ext.asyncio import create_async_engine
 
-        given = {"pool_size": size, "max_overflow": 0, "pool_timeout": patience, "unbroken": settings}
+        given = {
+            "pool_size": size,
+            "max_overflow": 0,
+            "pool_timeout": patience,
+            "unbroken": settings,
+        }
         self.engine = create_async_engine(url, plugins=["unbroken"], **given)
 
     def connection(self) -> Any:

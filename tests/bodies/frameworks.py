@@ -16,7 +16,7 @@ _numbers = itertools.count(1)
 
 
 class DjangoBody(Blocking):
-    """An alias of a Django site. What is done with one connection is a request, and each thread serves its own."""
+    """An alias of a Django site. Each use of a connection is a request, on the thread that asks."""
 
     name, driver = "django", "psycopg"
 
@@ -37,11 +37,13 @@ class DjangoBody(Blocking):
         }  # fmt: skip
         self.alias = f"body{next(_numbers)}"
         self.wrappers = connections
-        connections.settings[self.alias] = connections.configure_settings({"default": {}, self.alias: given})[self.alias]
+        connections.settings[self.alias] = connections.configure_settings(
+            {"default": {}, self.alias: given}
+        )[self.alias]
 
     @contextmanager
     def connection(self) -> Iterator[Any]:
-        """See Blocking. In a transaction: a thread that is at rest between two yields to those that wait."""
+        """See Blocking. In a transaction: a thread at rest between two yields to waiters."""
         from django.db import transaction
 
         wrapper = self.wrappers[self.alias]
@@ -131,7 +133,7 @@ class AsyncPeeweeBody(OnLoop):
 
 
 class MongoBody(Blocking):
-    """A client of ``unbroken.mongo``'s. PyMongo's own pool has the connections; what it asks names none of them."""
+    """A client of ``unbroken.mongo``'s. PyMongo's own pool has the connections."""
 
     name, driver, backend = "mongodb", "mongodb", "mongodb"
 
@@ -148,7 +150,7 @@ class MongoBody(Blocking):
         yield self.client
 
     def execute(self, conn: Any, sql: str) -> Any:
-        """See Blocking. Whatever *sql* is: a read, which PyMongo itself tries twice, then the number."""
+        """See Blocking. Whatever *sql* is: a read, which PyMongo tries twice, then the number."""
         conn.body.thing.find_one()
         return conn.admin.command("hello")["connectionId"]
 

@@ -82,7 +82,9 @@ def servers() -> Iterator[Callable[[str], Any]]:
         def of(name: str) -> Any:
             backend = BODIES[name].backend
             if backend not in made:
-                made[backend] = stack.enter_context(MongoDB() if backend == "mongodb" else PostgreSQL())
+                made[backend] = stack.enter_context(
+                    MongoDB() if backend == "mongodb" else PostgreSQL()
+                )
             return made[backend]
 
         yield of
@@ -108,7 +110,9 @@ def test_the_exceptions_are_of_bodies_and_tests_that_there_are() -> None:
     assert {test for tests in EXCEPT.values() for test in tests} <= set(globals())
 
 
-def test_while_the_server_is_full_returned_connections_serve_those_who_wait(name: str, small: PostgreSQL) -> None:
+def test_while_the_server_is_full_returned_connections_serve_those_who_wait(
+    name: str, small: PostgreSQL
+) -> None:
     with opened(name, small.url, 10) as body:
         assert body.crowd(20, 5, 0.01) == [5] * 20
         come_to_rest(body)  # an attempt may just succeed
@@ -126,7 +130,9 @@ def test_a_returned_connection_wakes_one_that_waits(name: str, postgres: Postgre
         assert body.stats().timeouts == 0
 
 
-def test_connections_that_end_while_idle_are_replaced_and_lose_no_place(name: str, server: Any) -> None:
+def test_connections_that_end_while_idle_are_replaced_and_lose_no_place(
+    name: str, server: Any
+) -> None:
     with opened(name, server.url, 3) as body:
         for _ in range(4):
             assert body.crowd(6, 2, 0.01) == [2] * 6
@@ -136,7 +142,9 @@ def test_connections_that_end_while_idle_are_replaced_and_lose_no_place(name: st
         assert body.stats().idle <= 3
 
 
-def test_a_connection_that_ended_while_idle_never_reaches_the_application(name: str, server: Any) -> None:
+def test_a_connection_that_ended_while_idle_never_reaches_the_application(
+    name: str, server: Any
+) -> None:
     with opened(name, server.url, 1) as body:
         for _ in range(10):
             before = body.ask()
@@ -159,7 +167,9 @@ def test_an_outage_is_bounded_and_ends_by_itself(name: str, server: Any) -> None
         assert body.crowd(6, 1) == [1] * 6
         with stopped(server):
             assert seconds(lambda: told(body.ask)) < 3.0
-            until(lambda: seconds(lambda: told(body.ask)) < 0.1, 5.0)  # from some time on callers fail fast
+            until(
+                lambda: seconds(lambda: told(body.ask)) < 0.1, 5.0
+            )  # from some time on callers fail fast
             for result in body.crowd(6, 1):
                 assert isinstance(result, OutageError), result
         assert seconds(lambda: until(lambda: serves(body))) < 3.0
@@ -172,16 +182,23 @@ def test_an_outage_is_bounded_and_ends_by_itself(name: str, server: Any) -> None
 def process(name: str, server: Any) -> Iterator[subprocess.Popen[str]]:
     """A process of :mod:`bodies.frozen`."""
     url = server.url(BODIES[name].driver).replace(BODIES[name].driver, "DRIVER", 1)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)]),
+    }
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-m", "bodies.frozen", name, url], env=env, **pipes) as child:
+    with subprocess.Popen(
+        [sys.executable, "-m", "bodies.frozen", name, url], env=env, **pipes
+    ) as child:
         try:
             yield child
         finally:
             child.kill()
 
 
-def test_a_process_that_was_frozen_turns_nobody_away_once_the_server_is_back(name: str, server: Any) -> None:
+def test_a_process_that_was_frozen_turns_nobody_away_once_the_server_is_back(
+    name: str, server: Any
+) -> None:
     """The outage that it remembers is as old as its sleep was long; its callers have only come."""
     with process(name, server) as child:
         assert child.stdin is not None
@@ -204,7 +221,9 @@ def test_a_process_that_was_frozen_turns_nobody_away_once_the_server_is_back(nam
         assert answer("crowd") == "all"
 
 
-def test_a_forked_child_has_sessions_of_its_own_and_leaves_the_parents_alone(name: str, server: Any) -> None:
+def test_a_forked_child_has_sessions_of_its_own_and_leaves_the_parents_alone(
+    name: str, server: Any
+) -> None:
     fork = multiprocessing.get_context("fork")
     with opened(name, server.url, 2) as body:
         mine, answers = body.ask(), fork.SimpleQueue()
@@ -238,8 +257,9 @@ def test_a_full_pool_says_the_same_in_every_body(name: str, postgres: PostgreSQL
         give()
         assert isinstance(error, PoolTimeoutError)
         assert words(error) == (
-            "no connection to SERVER within T s (in use 1, idle 0, opening 0, waiting 1, max_size 1); held by PLACE; all are "
-            "in use: give them back sooner, raise max_size, or wait longer (acquire_timeout)"
+            "no connection to SERVER within T s (in use 1, idle 0, opening 0, waiting 1, "
+            "max_size 1); held by PLACE; all are in use: give them back sooner, raise max_size, "
+            "or wait longer (acquire_timeout)"
         )
         assert body.ask()
 
@@ -252,10 +272,12 @@ def test_an_outage_is_told_in_the_same_words_by_every_body(name: str, server: An
             until(lambda: seconds(lambda: told(body.ask)) < 0.1, 5.0)
             later = told(body.ask)
         until(lambda: serves(body))  # what is known of a server is known to the next pool, too
-        end = "(in use 0, idle 0, opening 0, waiting 1, max_size 1); server away for T s: REASON; the pool goes on trying"
+        load = "(in use 0, idle 0, opening 0, waiting 1, max_size 1)"
+        why = "server away for T s: REASON; the pool goes on trying and recovers by itself"
         for error, waited in ((first, " within T s"), (later, "")):
             assert isinstance(error, OutageError)
-            assert words(error).replace("opening 1", "opening 0") == (f"no connection to SERVER{waited} {end} and recovers by itself")
+            said = words(error).replace("opening 1", "opening 0")
+            assert said == f"no connection to SERVER{waited} {load}; {why}"
 
 
 def test_a_deadline_bounds_work_and_says_so(name: str, postgres: PostgreSQL) -> None:
@@ -265,7 +287,8 @@ def test_a_deadline_bounds_work_and_says_so(name: str, postgres: PostgreSQL) -> 
         assert time.monotonic() - begun < 5.0
         assert isinstance(error, DeadlineExceeded)
         assert words(error) == (
-            "work on a connection to SERVER took longer than its deadline of T s; its connection was ended, and nothing is stored"
+            "work on a connection to SERVER took longer than its deadline of T s; its connection "
+            "was ended, and nothing is stored"
         )
         assert body.ask()
         come_to_rest(body)

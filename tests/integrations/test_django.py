@@ -812,6 +812,28 @@ def test_a_test_database_can_be_dropped_though_other_aliases_lead_to_it(
         thread.submit(lambda: twin.connection.close()).result()
 
 
+def test_a_test_database_can_be_cloned_though_other_aliases_lead_to_it(
+    make: Any, new_postgres: Any
+) -> None:
+    server = new_postgres()
+    server.admin(f"CREATE DATABASE test_shop OWNER {server.user}")
+    server.admin(f"ALTER ROLE {server.user} CREATEDB")
+    primary, twin, mirror = (
+        make("postgresql", server, NAME="test_shop", HOST=host)
+        for host in (server.host, server.host, "localhost")
+    )
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(twin.session).result()  # at rest from now on
+        for each in (primary, mirror):
+            assert each.session()
+            each.connection.close()
+        time.sleep(0.02)  # longer than a thread is waited for before it counts as being at rest
+        primary.connection.creation._clone_test_db("1", 0)
+        thread.submit(lambda: twin.connection.close()).result()
+    names = [name for (name,) in server.admin("SELECT datname FROM pg_database")]
+    assert "test_shop_1" in names
+
+
 # -- settings --------------------------------------------------------------------------------------
 
 

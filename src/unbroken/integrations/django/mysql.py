@@ -18,7 +18,7 @@ class DatabaseCreation(Creation):  # type: ignore[misc] # Django has no types
     """Django's; the pool's sessions end before their database does."""
 
     def _clone_test_db(self, *args: Any, **kwargs: Any) -> Any:
-        self.connection.close_pool()
+        pools.close_database(self.connection.settings_dict["NAME"], self.connection)
         return super()._clone_test_db(*args, **kwargs)
 
     def _destroy_test_db(self, test_database_name: str, *args: Any, **kwargs: Any) -> Any:

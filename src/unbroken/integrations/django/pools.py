@@ -75,18 +75,13 @@ def close_pools(alias: str) -> None:
 
 
 def close_database(name: str, wrapper: Any) -> None:
-    """Close the pools of every alias that leads to the database *name* of *wrapper*'s server: it is
-    about to be dropped.
+    """Close the pools of every alias that leads to a database *name* of *wrapper*'s vendor: it is
+    about to be dropped or copied.
 
-    What other threads hold at rest goes back, and is closed then.
+    Hosts and ports are not compared, since one server has several names. A pool of the same name
+    on another server only connects again. What other threads hold at rest is closed, too.
     """
-    given = wrapper.settings_dict
-    place = (name, given["HOST"], given["PORT"])
-    for key in [
-        key
-        for key in list(_sources)
-        if (key[2], key[5], key[6]) == place and key[1].vendor == wrapper.vendor
-    ]:
+    for key in [k for k in list(_sources) if k[2] == name and k[1].vendor == wrapper.vendor]:
         source = _sources.pop(key, None)
         if source is not None:
             for entry in list(source.pool._state.kernel.in_use.values()):

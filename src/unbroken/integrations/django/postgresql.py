@@ -15,7 +15,11 @@ from unbroken.integrations.django.wrapper import Pooled
 
 
 class DatabaseCreation(Creation):  # type: ignore[misc] # Django has no types
-    """Django's; the sessions of all pools to a database end before it is dropped."""
+    """Django's; the sessions of all pools to a database end before it is dropped or copied."""
+
+    def _clone_test_db(self, *args: Any, **kwargs: Any) -> Any:
+        pools.close_database(self.connection.settings_dict["NAME"], self.connection)
+        return super()._clone_test_db(*args, **kwargs)
 
     def _destroy_test_db(self, test_database_name: str, *args: Any, **kwargs: Any) -> Any:
         pools.close_database(test_database_name, self.connection)

@@ -25,6 +25,9 @@ DEFAULTS: Mapping[str, int] = {
 #: Who sets one of these bounds operations the older way; ``timeoutMS`` would overrule it.
 _OLDER_BOUNDS = {"sockettimeoutms", "serverselectiontimeoutms", "waitqueuetimeoutms"}
 
+#: Seconds that a busy machine may take for a heartbeat beside its wait and its answer.
+SPARE = 0.5
+
 #: How long callers wait for a server that is away, in seconds.
 OUTAGE_WAIT = 1.0
 
@@ -53,6 +56,15 @@ def with_defaults(host: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         **{name: value for name, value in defaults.items() if name.lower() not in given},
         **kwargs,
     }
+
+
+def fresh_for(settings: Any) -> float:
+    """For how many seconds what a heartbeat showed holds, by a client's topology *settings*.
+
+    The next heartbeat begins after one interval and ends after one more connect at the latest.
+    """
+    limit = settings.pool_options.connect_timeout
+    return float(settings.heartbeat_frequency) + (limit or math.inf) + SPARE
 
 
 def checked_wait(outage_wait: Any) -> float:

@@ -32,9 +32,11 @@ class Gate:
     ``lock`` guards the outages; nothing is done under it but look and note.
     """
 
-    def __init__(self, name: str, patience: float) -> None:
+    def __init__(self, name: str, patience: float, fresh: float) -> None:
         self.name = name  #: the servers' addresses, for messages
         self.patience = patience
+        self.fresh = fresh  #: heartbeats that fail are at most so many seconds apart
+        self.heard = time.monotonic()  #: when a heartbeat last showed which servers serve
         self.lock = threading.Lock()
         self.writes = Outage()
         self.reads = Outage()
@@ -90,6 +92,8 @@ class Gate:
         now = time.monotonic()
         with self.lock:
             outage.call(now)
+            if now - self.heard > self.fresh:
+                return  # the process stood still: nobody has looked since
             if not outage.turns_away(now, self.patience):
                 return
             self.turned_away += 1
@@ -127,12 +131,19 @@ class Gate:
             retry_after=1.0,
         )
 
+    def heartbeat_succeeded(self, description: TopologyDescription) -> None:
+        """A heartbeat has succeeded; *description* does not know of it yet."""
+        self.look(description)
+        if not self.reads.active:
+            self.heard = time.monotonic()
+
     def heartbeat_failed(
         self, description: TopologyDescription, address: Any, error: BaseException
     ) -> None:
         """A heartbeat to *address* has failed; *description* does not know of it yet."""
         others = [one for at, one in description.server_descriptions().items() if at != address]
-        now, fault = time.monotonic(), fault_of(error)
+        self.heard = now = time.monotonic()
+        fault = fault_of(error)
         with self.lock:
             if not any(one.is_server_type_known for one in others):
                 self._note(self.reads, False, now, fault)

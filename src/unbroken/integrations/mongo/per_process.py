@@ -50,7 +50,7 @@ class Heartbeats(monitoring.ServerHeartbeatListener):
         self.last_success = time.monotonic()
         body = self.body()
         if body is not None:
-            self.gate.look(body.topology_description)
+            self.gate.heartbeat_succeeded(body.topology_description)
 
     def failed(self, event: monitoring.ServerHeartbeatFailedEvent) -> None:
         """A server has not answered. (Or its monitor was told to stop asking: that says nothing of
@@ -69,11 +69,11 @@ def _nobody() -> None:
 class PerProcess:
     """Made with each body, and referred to by it; refers to it weakly."""
 
-    def __init__(self, name: str, outage_wait: float) -> None:
+    def __init__(self, name: str, outage_wait: float, fresh: float) -> None:
         self.quiet = prefork.is_master()
         self.here: ForkMark = prefork.WhileMaster() if self.quiet else fork_mark()
         self.pid = os.getpid()
-        self.gate = Gate(name, outage_wait)
+        self.gate = Gate(name, outage_wait, fresh)
         self.sockets = Sockets(self.gate)
         self.heartbeats = Heartbeats(self.gate)
         #: What PyMongo's pool of server sessions calls its own: no other process or loop has this

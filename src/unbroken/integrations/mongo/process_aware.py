@@ -115,7 +115,8 @@ class Outliving:
     def _born(self, loop: Any) -> Now:
         if self._shut:
             raise InvalidOperation(f"Cannot use {type(self).__name__} after close")
-        per_process = PerProcess(self._where(), self._outage_wait)
+        fresh = client_options.fresh_for(self._topology_settings)
+        per_process = PerProcess(self._where(), self._outage_wait, fresh)
         body = self._body(per_process, self._arguments)
         per_process.receives(body)
         for info in self._metadata:
