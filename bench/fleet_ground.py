@@ -22,7 +22,7 @@ from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Fault, FaultKind, Target
 from unbroken.pool import acquire as acquire_module
-from unbroken.pool import state as state_module
+from unbroken.pool import knowledge as knowledge_module
 from unbroken.pool.acquire import acquire
 from unbroken.pool.connect import connector
 from unbroken.pool.loan import Loan
@@ -444,7 +444,7 @@ def without_sockets() -> Iterator[None]:
     """The flows' parts that look at sockets and memory, put out of work: there are none here."""
     patches = [
         (
-            state_module,
+            knowledge_module,
             "HangUps",
             lambda: SimpleNamespace(
                 look=list, forget=lambda _: None, add=lambda _: None, dead=list

@@ -29,6 +29,9 @@ from unbroken.net.last_words import Words
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool import acquire as acquire_module
 from unbroken.pool import bounds, windows
+from unbroken.pool import endings as endings_module
+from unbroken.pool import knowledge as knowledge_module
+from unbroken.pool import leases as leases_module
 from unbroken.pool import loan as loan_module
 from unbroken.pool import replay as replay_module
 from unbroken.pool import state as state_module
@@ -754,9 +757,19 @@ def _runtime_for(world: World) -> type[ThreadRuntime]:
 @contextlib.contextmanager
 def installed(world: World) -> Iterator[None]:
     """Put *world* in the place of the real one, below the real pool."""
-    runtime = _runtime_for(world)
-    net = world.net
-
+    runtime, net = _runtime_for(world), world.net
+    looks = SimpleNamespace(
+        poller=lambda fd: lambda _t: net.poll(fd),
+        sweep=net.sweep,
+        judge=judge,
+        Liveness=Liveness,
+    )
+    guard = SimpleNamespace(identity=net.identity, abort=net.abort, sever=net.sever)
+    counts = SimpleNamespace(
+        counter=lambda fd: lambda: net.sent.get(fd, 0),
+        has_unsent=lambda _fd: False,
+        quiet_for=lambda _fd: None,
+    )
     clock = world.clock
 
     def now() -> float:
@@ -780,43 +793,25 @@ def installed(world: World) -> Iterator[None]:
         (sync, "ThreadRuntime", runtime),
         (sync, "Sleeper", runtime),
         (sync, "PoolState", new_state),
-        (
-            state_module,
-            "liveness",
-            SimpleNamespace(
-                poller=lambda fd: lambda _t: net.poll(fd),
-                sweep=net.sweep,
-                judge=judge,
-                Liveness=Liveness,
-            ),
+        *(
+            (module, "liveness", looks)
+            for module in (knowledge_module, endings_module, leases_module, state_module)
         ),
-        (
-            state_module,
-            "fork_guard",
-            SimpleNamespace(identity=net.identity, abort=net.abort, sever=net.sever),
-        ),
-        (state_module, "keepalive", SimpleNamespace(bound=lambda *_: None)),
-        (state_module, "last_words", SimpleNamespace(peek=net.last_words)),
-        (
-            state_module,
-            "sent_bytes",
-            SimpleNamespace(
-                counter=lambda fd: lambda: net.sent.get(fd, 0),
-                has_unsent=lambda _fd: False,
-                quiet_for=lambda _fd: None,
-            ),
-        ),
+        *((module, "fork_guard", guard) for module in (endings_module, state_module)),
+        *((module, "sent_bytes", counts) for module in (endings_module, state_module)),
         (windows, "sent_bytes", SimpleNamespace(unread_for=lambda _fd: None)),
-        (state_module, "HangUps", lambda: HangUps(net)),
-        (state_module, "server_of", lambda _driver: world.record),
-        (state_module, "os", SimpleNamespace(getpid=lambda: world.process.number)),
-        (state_module, "Random", lambda: Random(world.random.random())),
-        (state_module, "time", time),
+        (state_module, "keepalive", SimpleNamespace(bound=lambda *_: None)),
+        (endings_module, "last_words", SimpleNamespace(peek=net.last_words)),
+        (knowledge_module, "HangUps", lambda: HangUps(net)),
+        (knowledge_module, "server_of", lambda _driver: world.record),
+        (knowledge_module, "os", SimpleNamespace(getpid=lambda: world.process.number)),
+        (knowledge_module, "Random", lambda: Random(world.random.random())),
+        (knowledge_module, "time", time),
         (replay_module, "uniform", world.random.uniform),
         (acquire_module, "gc", SimpleNamespace(collect=world.collect)),
         *(
             (module, "id", address_of)
-            for module in (sync, state_module, loan_module, entry_module, fake_module)
+            for module in (sync, leases_module, loan_module, entry_module, fake_module)
         ),
     ]
     before = [(where, name, getattr(where, name, id)) for where, name, _ in patches]

@@ -15,8 +15,9 @@ from unbroken.abc import OUTAGE_KINDS, Connection, Fault, FaultKind
 from unbroken.backends.fault import one_line
 from unbroken.brain.entry import Entry
 from unbroken.brain.outage import SILENT, Try
+from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.registry import every
-from unbroken.pool.state import AT_THE_LIMIT, PoolState
+from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Connect, Flow, Wait
 from unbroken.pool.upkeep import schedule
 

@@ -14,7 +14,7 @@ from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee.errors import origin, translated
 from unbroken.ledger.questions import Question
 from unbroken.ledger.statements import Kind, kind, may_hide_a_write
-from unbroken.pool.state import JUST_USED
+from unbroken.pool.leases import JUST_USED
 
 
 def mark(exc: BaseException, sql: Any, entry: Entry) -> None:

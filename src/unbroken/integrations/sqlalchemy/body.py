@@ -35,9 +35,10 @@ from unbroken.ledger.unit import apart, tell, testify
 from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.connect import connector
 from unbroken.pool.holder import referred_to, thread_frames
+from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.loan import Loan
 from unbroken.pool.loops import LoopRuntime
-from unbroken.pool.state import AT_THE_LIMIT, PoolState
+from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Attempt, Connect, Flow, run
 from unbroken.pool.threads import ThreadRuntime
 from unbroken.pool.upkeep import schedule

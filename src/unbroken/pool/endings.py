@@ -1,0 +1,262 @@
+"""How connections end: why, and what follows for the others and for who waits."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable
+
+from unbroken.abc import Cause, Connection
+from unbroken.backends import fault as faults
+from unbroken.brain.entry import Entry
+from unbroken.net import fork_guard, last_words, liveness, sent_bytes
+from unbroken.pool.supply import Supply
+
+log = logging.getLogger("unbroken")
+
+#: After a death was seen of a connection that nobody owned at that moment.
+LOOK_AGAIN = 0.05
+#: Causes that lie with the other side: worth a line in the log, and a look at the other
+#: connections.
+THEIR_DOING = frozenset(
+    {
+        Cause.IDLE_LIMIT,
+        Cause.KILLED,
+        Cause.SHUTDOWN,
+        Cause.CRASHED,
+        Cause.FAILOVER,
+        Cause.TRANSACTION_LIMIT,
+        Cause.CLOSED_BY_PEER,
+        Cause.CONNECTION_RESET,
+        Cause.SILENT_DROP,
+        Cause.LOST,
+    }
+)
+
+
+class Endings(Supply):
+    """What is done about a connection that has ended, or must end."""
+
+    def discard(self, entry: Entry, cause: Cause, words: str = "") -> None:
+        """End an entry that the caller owns (it is neither idle nor lent) and make room for
+        another.
+        """
+        entry.condemn(cause, words)
+        with self.lock:
+            self.kernel.forget(entry)
+        self.close_entry(entry)
+        self.ensure_connecting()
+
+    def close_entry(self, entry: Entry) -> None:
+        """Close an entry that has left the kernel; count and log why."""
+        if entry.fd is not None and fork_guard.identity(entry.fd) == entry.identity:
+            # Else its driver has closed it, and the number may be another connection's by now.
+            self.sockets.forget(entry.fd)
+            self.runtime.watcher.unwatch(entry.fd)
+            if sent_bytes.has_unsent(entry.fd):
+                # the goodbye would wait behind what the server does not take
+                self.shutdown_socket(entry)
+        if entry.conn is not None:
+            self.driver.close(entry.conn)
+        cause = entry.cause or Cause.DISCARDED
+        with self.lock:
+            self.counters.closed[cause.value] += 1
+            self.counters.retired_uses += entry.uses
+        level = logging.INFO if cause in THEIR_DOING else logging.DEBUG
+        if log.isEnabledFor(level):
+            said = f': "{entry.words}"' if entry.words else ""
+            idle = (
+                f", idle for {self.clock() - entry.last_used:.1f} s" if cause in THEIR_DOING else ""
+            )
+            log.log(
+                level,
+                "%s: connection %s ended: %s%s%s",
+                self.name,
+                entry.session or "",
+                cause.value,
+                said,
+                idle,
+            )
+        self.emit(
+            "closed",
+            {
+                "pool": self.name,
+                "cause": cause.value,
+                "session": entry.session,
+                "words": entry.words,
+            },
+        )
+        entry.conn = entry.anchor = entry.ref = None
+
+    def discard_dead(self, entry: Entry) -> None:
+        """End an entry that was found dead while idle, and look at all other idle ones at once."""
+        cause, words = self.explain(entry)
+        self.discard(entry, cause, words)
+        self.sweep()
+
+    def sweep(self) -> int:
+        """Look at every idle socket in one poll and bury the dead: how many."""
+        by_fd = {e.fd: e for e in self.kernel.all_idle() if e.fd is not None}
+        if not by_fd:
+            return 0
+        dead = [
+            by_fd[fd]
+            for fd, look in liveness.sweep(by_fd).items()
+            if look is liveness.Liveness.DEAD
+        ]
+        return self._evict(dead, self.explain)
+
+    def drop_silent(self, idle: float) -> int:
+        """A connection that was idle for *idle* seconds does not answer: drop those that were as
+        long, or that need a ping.
+
+        What forgot one (a NAT, a balancer) forgot the others too, and a caller must not wait for
+        the silence of each.
+        """
+        since = self.clock() - min(idle, self.fresh_for)
+        return self._evict(
+            [e for e in self.kernel.all_idle() if e.last_used <= since],
+            lambda _: (Cause.SILENT_DROP, ""),
+        )
+
+    def _evict(self, entries: list[Entry], why: Callable[[Entry], tuple[Cause, str]]) -> int:
+        with self.lock:
+            taken = self.kernel.take(entries)
+        for entry in taken:
+            entry.condemn(*why(entry))
+            self.close_entry(entry)
+        if taken:
+            self.ensure_connecting()
+        return len(taken)
+
+    def close_hung_up(self) -> None:
+        """A glance saw a death among all connections: find out whose, and deal with it."""
+        with self.lock:
+            dead = self.sockets.dead()
+            owners = {e.fd: e for e in list(self.kernel.entries.values())}
+            # What has no owner may be one that is being opened, and is about to stand in idle: it
+            # must stay in sight.
+            leftovers = [] if self.kernel.opening else [fd for fd in dead if fd not in owners]
+            for fd in leftovers:
+                self.sockets.forget(fd)
+        for fd in dead:
+            if fd in owners:
+                self.ended(owners[fd])
+        if not dead and self.hung_up():
+            self.sockets.renew()
+            self.hung_up = self.sockets.look
+
+    def explain(self, entry: Entry, *, in_use: bool = False) -> tuple[Cause, str]:
+        """Why the other side ended *entry*: by its last words, or by how long it had been idle.
+
+        *in_use*: somebody had it, but may have left it idle as well.
+        """
+        if entry.cause is not None:
+            return entry.cause, entry.words
+        backend = self.driver.target.backend
+        words = self.last_words(entry, entry.conn)
+        now = self.clock()
+        idle = (
+            (sent_bytes.quiet_for(entry.fd) if entry.fd is not None else None)
+            if in_use
+            else now - entry.last_used
+        )
+        with self.server.lock:
+            if words is not None:
+                return (
+                    faults.cause_of_words(words.code, words.text, backend),
+                    f"{words.code} {words.text}",
+                )
+            explained = idle is not None and self.server.limit.explains(idle)
+            learned = not in_use and idle is not None and self.server.limit.died(now, idle)
+        if learned:
+            log.info(
+                "%s: learned that idle connections are ended after about %.1f s", self.name, idle
+            )
+            self.limit_changed()
+        return (Cause.IDLE_LIMIT if explained or learned else Cause.CLOSED_BY_PEER), ""
+
+    def last_words(
+        self, entry: Entry, conn: Connection | None, *, arrived: bool = True
+    ) -> last_words.Words | None:
+        """What the server said unasked on *entry*'s connection; *arrived*: something may wait on
+        its socket.
+        """
+        backend = self.driver.target.backend
+        words = last_words.peek(entry.fd, backend) if arrived and entry.fd is not None else None
+        if (
+            words is None
+            and conn is not None
+            and (unread := getattr(self.driver, "unread", None)) is not None
+        ):
+            # an event loop takes what comes off the socket at once
+            words = last_words.parse(unread(conn), backend)
+        return words
+
+    def ended(self, entry: Entry) -> None:
+        """The watcher saw the other side end *entry*: evict it if it is idle; let its holder find
+        out at once if not.
+        """
+        if self._evict([entry], self.explain):
+            return
+        if self.kernel.is_out(entry):
+            entry.condemn(*self.explain(entry, in_use=True))
+            if self._evict([entry], self.explain):
+                return  # it came back before it was condemned
+            # else the socket stays in CLOSE_WAIT for as long as its holder thinks
+            self.shutdown_socket(entry)
+            if entry.fd is not None and self.kernel.is_out(entry):
+                # Who gives it back from here on sees the cause, so it is lent to nobody; and it
+                # must not hide another's death. Any earlier, it could come back to idle in between,
+                # where nobody would look at it again.
+                self.sockets.forget(entry.fd)
+        elif entry.cause is None:
+            # between two owners, or a worker has it: it will be one or the other soon
+            this, state = weakref.ref(entry), weakref.ref(self)
+            self.runtime.watcher.at(self.clock() + LOOK_AGAIN, lambda: on_end(state, this))
+
+    def shutdown_socket(self, entry: Entry) -> None:
+        """Shut an entry's socket down, whoever is using it; never close it."""
+        if entry.fd is not None and entry.identity is not None:
+            fork_guard.abort(entry.fd, entry.identity)
+
+    def abort(self, entry: Entry, uses: int, cause: Cause) -> bool:
+        """End use number *uses* of a lent entry from outside. False: that use is over already."""
+        if entry.uses != uses or not self.kernel.is_out(entry):
+            return False
+        before = entry.generation
+        entry.condemn(cause)
+        if entry.uses != uses or not self.kernel.is_out(entry):
+            if entry.cause is cause and entry.uses == uses:
+                # it came back in between and nobody has it
+                entry.generation, entry.cause = before, None
+            return False
+        self.shutdown_socket(entry)
+        return True
+
+    def sever(self) -> None:
+        """In a forked child: make every inherited descriptor lead nowhere. Takes no lock: it may be
+        held for ever.
+
+        A driver that hides its descriptors has a method ``abandon`` for that (see
+        :class:`unbroken.abc.Capabilities`).
+        """
+        abandon = getattr(self.driver, "abandon", None)
+        for entry in (
+            *self.kernel.entries.values(),
+            *self.kernel.reclaimed.values(),
+            *self.forgotten,
+        ):
+            if entry.fd is not None and entry.identity is not None:
+                fork_guard.sever(entry.fd, entry.identity)
+            elif abandon is not None:
+                conn = entry.conn if entry.conn is not None or entry.ref is None else entry.ref()
+                if conn is not None:
+                    abandon(conn)
+
+
+def on_end(state_ref: Callable[[], Endings | None], entry_ref: Callable[[], Entry | None]) -> None:
+    """The other side ended a connection, as its watcher saw: see :meth:`Endings.ended`."""
+    state, entry = state_ref(), entry_ref()
+    if state is not None and entry is not None:
+        state.ended(entry)

@@ -1,0 +1,306 @@
+"""What one process (and, for asyncio, one event loop) knows of one pool.
+
+The fields stand here once, with what can be told from them: of a connection in use, of the server,
+in the words of messages. Nothing here changes who has a connection.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from unbroken.abc import BaseDriver, Connection, Fault
+from unbroken.brain import stats
+from unbroken.brain.entry import Entry
+from unbroken.brain.health import Policy
+from unbroken.brain.kernel import Kernel, Ticket
+from unbroken.brain.outage import Try
+from unbroken.errors import ConnectRejectedError, E, PoolClosedError, UnbrokenError, for_driver
+from unbroken.ledger.unit import testify
+from unbroken.net import liveness
+from unbroken.net.hangups import HangUps
+from unbroken.pool.bounds import limits_of
+from unbroken.pool.registry import every, registry
+from unbroken.pool.runtime import Runtime
+from unbroken.pool.servers import Server, server_of
+from unbroken.pool.steps import Flow
+from unbroken.settings import Settings
+
+#: Seconds for a driver that keeps the time to connect itself, and says better why it failed, before
+#: it is ended from outside.
+AT_THE_LIMIT = 0.1
+
+
+class Start:
+    """A worker that was ordered."""
+
+    __slots__ = ("is_called_off",)
+
+    def __init__(self) -> None:
+        self.is_called_off = False
+
+
+class Knowledge:
+    """The fields of a pool in one process, and what can be told from them."""
+
+    #: what a body keeps of a connection, if it is more than an Entry
+    entry_kind: type[Entry] = Entry
+
+    def __init__(
+        self,
+        driver: BaseDriver,
+        settings: Settings,
+        runtime: Runtime,
+        name: str,
+        emit: Callable[[str, Mapping[str, Any]], None],
+        here: Any,
+        connector: Callable[[Any], Flow[None]],
+    ) -> None:
+        self.here = here
+        self.pid = os.getpid()
+        self.driver = driver
+        self.settings = settings
+        self.runtime = runtime
+        runtime.limits = limits_of(settings)
+        self.name = name
+        self.emit = emit
+        self.server: Server = server_of(driver)
+        self.hidden = self.server.hidden(driver.target.database)
+        self.lock = runtime.new_lock()
+        self.kernel = Kernel(settings.max_size, settings.min_size)
+        #: for the hot paths
+        self.idle, self.in_use, self.waiting = (
+            self.kernel.idle,
+            self.kernel.in_use,
+            self.kernel.waiting,
+        )
+        self.sockets = HangUps()
+        #: ``hung_up()`` is false: no connection of this pool is known dead
+        self.hung_up = self.sockets.look
+        #: of the last tick: near enough to note when a connection was used last
+        self.now = time.monotonic()
+        self.counters = stats.Counters()
+        self.random = Random()
+        self.clock = time.monotonic
+        self.connector = connector  #: the flow that opens connections
+        self.at_work = 0  #: how many of them have begun and not ended
+        self.ordered: set[Start] = set()  #: those that were ordered and have not begun
+        self.tries: dict[Try, Any] = {}  #: their attempts under way, and what can end each of these
+        #: when an attempt is ended from outside
+        self.connect_limit = settings.connect_timeout + AT_THE_LIMIT
+        self.oversight: Any = None  #: the timer for the next look at these
+        self.oversee: Callable[[Any], None] = (
+            _look_away  #: has that look not be later than it must be
+        )
+        self.prober_wakeup: Any = None  #: the sleeping prober's signal
+        self.rejected_at = -math.inf  #: when the server last said no: see :meth:`wants`
+        #: finalizers append here; they must not take the lock
+        self.forgotten: deque[Entry] = deque()
+        #: since when: see :mod:`unbroken.pool.windows`
+        self.borne: WeakKeyDictionary[Entry, float] = WeakKeyDictionary()
+        self.suspects: dict[tuple[Entry, int], float] = {}  #: strays, and since when they are one
+        self.next_look, self.next_wide_look = 0.0, 0.0  #: when to look for those again
+        self.unseen: set[tuple[Entry, int]] = set()  #: uses that nobody was seen to be inside of
+        #: Of flows that wait for an entry, were granted one and do not have it yet, or own one
+        #: while they wait for the server. Weak: a ticket goes with its flow, wherever an exception
+        #: strikes.
+        self.tickets: weakref.WeakSet[Ticket] = weakref.WeakSet()
+        self.next_look_around = 0.0  #: when a caller in line looks around again
+        self.last_collect = 0.0
+        self.collect_took = (
+            0.1  #: seconds; a caller with less time left than twice that does not collect
+        )
+        self.collect_cost = 0.0  #: seconds of the processor's that it took
+        self.upkeep_timer: Any = None
+        self.upkeep_running = False
+        self.follows = settings.reset == "session"  #: what a use leaves on its session is followed
+        #: a lease need not begin a transaction itself
+        self.plain = driver.capabilities.implicit_begin
+        self.is_clean = self._end_check()
+        self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
+        self.is_tcp = driver.target.unix_socket is None
+        self.decide_policy()
+        with self.server.lock:
+            # last: from now on other pools' threads come here with news
+            self.server.pools.add(self)
+        registry.add(self)
+
+    def _end_check(self) -> Callable[[Connection, Any], bool]:
+        """What to ask of a connection when it comes back: True means nothing has to be done."""
+        return _never if callable(self.settings.reset) or self.follows else self.driver.is_clean
+
+    def decide_policy(self) -> None:
+        """Fill in the automatic settings with what is known of the server by now."""
+        limit = self.server.limit.limit
+        self.policy = Policy.decide(
+            self.settings, self.driver.capabilities, is_tcp=self.is_tcp, idle_limit=limit
+        )
+        self.fresh_for = self.policy.fresh_for
+
+    def limit_changed(self) -> None:
+        """The server's idle limit was told or learned, or taken back: that concerns all its
+        pools.
+        """
+        with self.server.lock:
+            pools = every(self.server.pools)
+        for pool in pools:
+            pool.decide_policy()
+
+    # -- of a connection in use --------------------------------------------------------------------
+
+    @property
+    def knows_status(self) -> bool:
+        """Whether the driver's own word on a connection counts.
+
+        Where it does not, the kernel's count of bytes does.
+        """
+        return self.driver.capabilities.transaction_status and self.driver.blindness is None
+
+    def is_settled(self, entry: Entry, conn: Connection) -> bool:
+        """Whether it is certain, without a round trip, that no transaction is open.
+
+        Either the driver knows, or nothing has been sent since it was certain last.
+        """
+        status = self.driver.is_in_transaction(conn)
+        return status is False if status is not None else self._is_untouched(entry)
+
+    def is_in_step(self, entry: Entry, conn: Connection) -> bool:
+        """Whether it is certain that every answer was read: a statement sent now gets its own."""
+        return self.driver.is_quiet(conn) or (not self.knows_status and self._is_untouched(entry))
+
+    def is_streaming(self, conn: Connection) -> bool:
+        """Whether nothing but a result that the application left half read is missing, and the
+        driver can read the rest.
+        """
+        ask = getattr(self.driver, "is_streaming", None)
+        return ask is not None and bool(ask(conn))
+
+    def is_good(self, entry: Entry, conn: Connection) -> bool:
+        """Whether *conn* is known to be fit for the next user just as it is."""
+        driver = self.driver
+        if self.settings.reset is None:
+            return self.is_in_step(entry, conn)
+        if driver.is_clean(conn, entry.traits):
+            return True
+        if self.knows_status or driver.traits(conn) != entry.traits:
+            return False
+        return self._is_untouched(entry) or (
+            driver.is_quiet(conn) and entry.settled_at == entry.uses
+        )
+
+    def _is_untouched(self, entry: Entry) -> bool:
+        """Whether nothing was sent since the connection was known to be well: the kernel counts."""
+        return entry.sent is not None and entry.count() == entry.sent
+
+    def has_ended(self, entry: Entry) -> bool:
+        """Whether the other side is known to have ended a quiet *entry*: hung up, or said something
+        unasked.
+        """
+        return (
+            entry.cause is not None or liveness.judge(entry.poll(0)) is not liveness.Liveness.ALIVE
+        )
+
+    # -- of the server -----------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> str:
+        """``mysql``, ``mariadb``, ``postgresql`` or ``sqlite``."""
+        return self.driver.target.backend
+
+    @property
+    def may_hide_writes(self) -> bool:
+        """Whether a SELECT may store something here, as far as the server said."""
+        return self.backend != "sqlite" and self.hidden.answer != ""
+
+    def looked(self) -> None:
+        """A SELECT was committed that may have stored something: what the server says of that
+        should be kept new.
+        """
+        self.hidden.wanted = True
+
+    def meaning(self, exc: BaseException) -> Fault | None:
+        """What *exc* means if it is the driver's own, else None."""
+        return (
+            self.classify(exc)
+            if isinstance(exc, self.driver.errors) and not isinstance(exc, UnbrokenError)
+            else None
+        )
+
+    def classify(self, exc: BaseException) -> Fault:
+        """What the driver (or the system) means by *exc*."""
+        return self.driver.classify(exc)
+
+    def stats(self) -> stats.Stats:
+        """The numbers of this moment."""
+        with self.lock, self.server.lock:
+            return stats.snapshot(
+                self.kernel,
+                self.counters,
+                self.server.outage,
+                self.server.limit,
+                self.clock(),
+                name=self.name,
+                server=self.driver.target.server,
+                pid=self.pid,
+            )
+
+    # -- in words ----------------------------------------------------------------------------------
+
+    def error(self, kind: type[E], message: str, **attributes: Any) -> E:
+        """One of our errors that the callers of this driver catch too."""
+        error = for_driver(kind, self.driver.errors[0], message, **attributes)
+        testify(error)
+        return error
+
+    def closed_error(self) -> PoolClosedError:
+        """What an acquire from a closed pool gets."""
+        return self.error(
+            PoolClosedError, f"pool {self.name} is closed; make a new one to connect again"
+        )
+
+    def rejection(self, exc: Exception, fault: Fault) -> BaseException:
+        """What each caller in the line gets when the server (or its driver) rejects a connect with
+        *exc*.
+        """
+        told = self.error(
+            ConnectRejectedError, f"cannot connect to {self.driver.target.label}: {fault.text}"
+        )
+        told.__cause__ = exc
+        return told
+
+    def describe_load(self) -> str:
+        """``in use 10, idle 0, waiting 14`` for messages."""
+        k = self.kernel
+        return (
+            f"in use {len(k.in_use)}, idle {len(k.idle)}, opening {k.opening}, waiting"
+            f" {len(k.waiting)}, max_size {k.max_size}"
+        )
+
+    def describe_outage(self, now: float) -> str:
+        """``server away for 7.2 s: [Errno 111] Connection refused``, or nothing."""
+        outage = self.server.outage
+        if not outage.active or outage.fault is None:
+            return ""
+        what = (
+            "server is full" if outage.fault.kind.value == "too many connections" else "server away"
+        )
+        return f"{what} for {outage.age(now):.1f} s: {outage.fault.text}"
+
+
+def _not_known(_conn: Connection) -> bool:
+    return False
+
+
+def _never(_conn: Connection, _traits: Any) -> bool:
+    return False
+
+
+def _look_away(_state: Any) -> None:
+    pass

@@ -1,0 +1,174 @@
+"""What happens to a connection between its being lent and its coming back."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from unbroken.abc import Cause, Connection
+from unbroken.brain.entry import Entry
+from unbroken.ledger.residue import Left, Trace, followed
+from unbroken.ledger.unit import Unit, current, heard_by
+from unbroken.net import liveness
+from unbroken.pool.endings import THEIR_DOING, Endings
+
+#: A connection that was opened, or used, so many seconds ago was well a moment ago.
+JUST_USED = 5.0
+#: Of these, the causes that say nothing of what else ended the connection than the statement that
+#: it carried.
+UNEXPLAINED = THEIR_DOING - {
+    Cause.IDLE_LIMIT,
+    Cause.TRANSACTION_LIMIT,
+    Cause.SHUTDOWN,
+    Cause.CRASHED,
+    Cause.FAILOVER,
+}
+#: … and those that say that the holder had asked nothing of the server for too long.
+PAUSED = frozenset({Cause.IDLE_LIMIT, Cause.TRANSACTION_LIMIT})
+
+
+class Leases(Endings):
+    """Lending, following what is sent, taking back, granting."""
+
+    def lend(self, loan: Any, entry: Entry, frame: Any, now: float, holder: int) -> None:
+        """Note in *loan* and in the books who has *entry* from now on. (The pools have this
+        inline.)
+        """
+        entry.code, entry.lasti = frame.f_code, frame.f_lasti if loan.in_block else ~frame.f_lasti
+        entry.holder = holder
+        entry.taken_at = now
+        entry.uses += 1
+        loan.state, loan.entry, loan.begun = self, entry, None
+        loan.conn = entry.conn
+        self.kernel.lend(entry)
+        entry.conn = entry.anchor
+
+    def arm(self, entry: Entry, until: float) -> Any:
+        """End this use of *entry* at *until*, if it is not over by then: the timer."""
+        uses, this = entry.uses, weakref.ref(self)
+
+        def end() -> None:
+            state = this()
+            if state is not None:
+                state.abort(entry, uses, Cause.DEADLINE)
+
+        return self.runtime.watcher.at(until, end)
+
+    def take_back(self, entry: Entry, conn: Connection, healthy: bool) -> None:
+        """A lease is over. *healthy*: its connection may be lent again."""
+        kernel = self.kernel
+        if kernel.is_back(entry):
+            self.give_back(entry, conn, healthy)
+        elif kernel.came_back(entry.key) is entry:
+            self.driver.close(conn)
+
+    def give_back(self, entry: Entry, conn: Connection, healthy: bool) -> None:
+        """An entry that the caller has just taken out of ``in_use`` becomes idle, or ends."""
+        entry.conn = conn
+        kernel = self.kernel
+        with self.lock:
+            welcome = entry.generation == kernel.generation and not kernel.closed
+        if healthy and welcome:
+            self.put(entry, conn)
+            return
+        if entry.cause is None:
+            entry.condemn(*self._why_not(entry, healthy))
+        lost = entry.cause in THEIR_DOING
+        self.discard(entry, entry.cause or Cause.DISCARDED)
+        if lost:
+            self.sweep()
+
+    def _why_not(self, entry: Entry, healthy: bool) -> tuple[Cause, str]:
+        if not healthy:
+            is_dead = liveness.judge(entry.poll(0)) is liveness.Liveness.DEAD
+            return self.explain(entry, in_use=True) if is_dead else (Cause.RESET_FAILED, "")
+        if self.kernel.closed:
+            return Cause.POOL_CLOSED, ""
+        return Cause.DRAINED, ""
+
+    def put(self, entry: Entry, conn: Connection) -> None:
+        """Put a healthy entry that the caller owns into idle. (The pools have this inline.)"""
+        entry.conn = conn
+        entry.last_used = self.clock()
+        self.kernel.put(entry)
+        self.dispatch()
+
+    def dispatch(self) -> None:
+        """After something was put into idle: grant it to who waits, close what must not stay."""
+        with self.lock:
+            tickets, stale = self.kernel.serve()
+        self.wake(tickets)
+        for entry in stale:
+            self.close_entry(entry)
+        self.ensure_connecting()
+
+    # -- units of work -----------------------------------------------------------------------------
+
+    def join(self, unit: Unit, entry: Entry, conn: Connection) -> None:
+        """A unit of work takes *conn*: what is sent on it is told to the unit until
+        :meth:`part`.
+        """
+        reason = self.driver.blindness
+        if reason is None and not self.driver.capabilities.watchable:
+            reason = f"{self.driver.name} does not show its statements"
+        if reason is not None:
+            unit.doubt(reason)
+            return
+        unit.join(id(conn), self, entry, fresh=self.clock() - entry.last_used < JUST_USED)
+        unit.ask(self.meaning)
+        self.driver.watch(conn)
+        entry.watched = True
+        entry.joined = (entry.count(), unit.reports(id(conn)))
+
+    def follow(self, unit: Unit | None, entry: Entry, conn: Connection) -> None:
+        """As :meth:`join`, and note what statements leave on the session.
+
+        Without a *unit*, for that alone.
+        """
+        followed.pop(id(conn), None)
+        self.join(Unit(observing=True) if unit is None else unit, entry, conn)
+        if entry.watched:
+            followed[id(conn)] = Trace(self.driver.target.backend)
+
+    def left(self, entry: Entry, conn: Connection) -> frozenset[Left]:
+        """What may have been left on the session since :meth:`follow`.
+
+        Anything, where something was not heard.
+        """
+        trace, unit = followed.get(id(conn)), heard_by(id(conn))
+        if trace is None or unit is None or self._was_unseen(unit, entry, conn):
+            return frozenset({Left.UNSEEN})
+        return trace.left
+
+    def leave_unit(self, entry: Entry, conn: Connection) -> None:
+        """Undo :meth:`join`: nothing is open on *conn* any more, or it is about to be closed."""
+        followed.pop(id(conn), None)
+        if entry.watched:
+            entry.watched = False
+            self.driver.unwatch(conn)
+            unit = current(id(conn))
+            if unit is not None:
+                if unit.has(id(conn)) and self._was_unseen(unit, entry, conn):
+                    unit.doubt(
+                        "something was sent on a connection, and its driver reported nothing",
+                        conn_id=id(conn),
+                    )
+                clean = self.settings.reset is not None or entry.cause is not None
+                unit.ended(
+                    conn_id=id(conn),
+                    clean=clean,
+                    lost=entry.cause in UNEXPLAINED,
+                    paused=entry.cause in PAUSED,
+                )
+
+    def _was_unseen(self, unit: Unit, entry: Entry, conn: Connection) -> bool:
+        """Whether bytes may have gone out on *conn* since it joined *unit*, without any report.
+
+        A socket that is closed tells no count. An event loop closes one by itself when the server
+        hangs up; a blocking driver only after it tried to send or to read.
+        """
+        before, reports = entry.joined
+        if before is None or unit.reports(id(conn)) != reports:
+            return False
+        sent = entry.count()
+        return sent != before if sent is not None else not self.driver.is_async

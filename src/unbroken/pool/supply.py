@@ -1,0 +1,134 @@
+"""How connections come: what is wanted is opened by workers, in an outage by one prober for all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from unbroken.brain.kernel import Ticket
+from unbroken.pool.knowledge import Knowledge, Start
+from unbroken.pool.steps import Flow
+
+log = logging.getLogger("unbroken")
+
+#: After a no (a wrong password, say) nobody but a caller has the server asked again for so long:
+#: some lock an account.
+REJECTED_PAUSE = 30.0
+
+
+class Supply(Knowledge):
+    """How many connections are wanted, and who opens them."""
+
+    @property
+    def wants(self) -> int:
+        """How many more connections ought to be opened now.
+
+        After a no of the server, not for min_size's sake alone for a while.
+        """
+        kernel = self.kernel
+        if not kernel.waiting and (
+            kernel.size >= kernel.min_size or self.clock() - self.rejected_at < REJECTED_PAUSE
+        ):
+            return 0
+        kernel.silent = self.server.outage.silent(self, self.clock()) if self.tries else 0
+        return kernel.wanted
+
+    @property
+    def unserved(self) -> int:
+        """How many callers wait for whom no connection is coming."""
+        kernel = self.kernel
+        return len(kernel.waiting) - (kernel.opening - kernel.silent)
+
+    @property
+    def places(self) -> int:
+        """How many more connections there may be."""
+        return self.kernel.max_size - self.kernel.size
+
+    def ensure_connecting(self) -> None:
+        """See to it that what is wanted is being opened, and that a sleeping prober hears of a
+        caller.
+        """
+        kernel = self.kernel
+        if not kernel.waiting and not self.wants:
+            return
+        outage = self.server.outage
+        if kernel.waiting:
+            outage.call(self.clock())
+            prober: Any = outage.prober
+            if prober is not None and prober.runtime.is_awake():
+                prober.runtime.call(prober.wake_prober)
+            elif prober is not None:
+                with self.server.lock:
+                    outage.resign(prober)
+        self._start_workers(self._missing_workers)
+        if self.tries and kernel.waiting:
+            self.oversee(self)
+
+    def wake_prober(self) -> None:
+        """A caller, of this pool or another of the server, has come: the prober need not sleep
+        on.
+        """
+        with self.lock:
+            prober_wakeup, self.prober_wakeup = self.prober_wakeup, None
+        if prober_wakeup is not None:
+            self.runtime.wake(prober_wakeup)
+        elif self.tries:
+            self.hasten()
+
+    def hasten(self) -> None:
+        """A caller, of this pool or another of the server, waits: where the prober's attempts are
+        silent, begin one beside them.
+        """
+        with self.lock:
+            outage = self.server.outage
+            wanted = outage.active and outage.prober is self and self.places > 0
+        if wanted:
+            self._start_workers(lambda: min(1, outage.room(self, self.clock(), self.connectors)))
+        self.oversee(self)
+
+    def wake(self, tickets: list[Ticket]) -> None:
+        """Wake the callers who were granted something (or failed)."""
+        for ticket in tickets:
+            self.runtime.wake(ticket.signal)
+
+    @property
+    def connectors(self) -> int:
+        """How many workers open connections, or are about to begin."""
+        return self.at_work + len(self.ordered)
+
+    def _missing_workers(self) -> int:
+        outage = self.server.outage
+        somebody_else = outage.active and outage.prober not in (None, self)
+        room = 0 if somebody_else else outage.room(self, self.clock(), self.connectors)
+        return min(self.wants, room) if room else 0
+
+    def _start_workers(self, missing: Callable[[], int]) -> None:
+        """Start as many workers as *missing* says.
+
+        An exception that strikes here leaves none counted that did not begin.
+        """
+        starts: list[Start] = []
+        try:
+            with self.lock:
+                starts = [Start() for _ in range(missing())]
+                self.ordered.update(starts)
+            for start in starts:
+                self.runtime.spawn(self._work(start), "connector")
+        except BaseException as exc:
+            with self.lock:
+                for start in starts:
+                    start.is_called_off = start in self.ordered
+                self.ordered.difference_update(starts)
+            if not isinstance(exc, RuntimeError):
+                raise
+            # No more threads: the limit is reached, or the interpreter is ending.
+            log.exception("%s: cannot start a thread to connect with", self.name)
+
+    def _work(self, start: Start) -> Flow[None]:
+        with self.lock:
+            if start.is_called_off:
+                return
+            self.ordered.discard(start)
+            self.at_work += 1
+        yield from self.connector(self)
