@@ -182,15 +182,18 @@ class Faults:
 
 
 @contextlib.contextmanager
-def server_for(target: str, fault: str, binary: Path | None = None) -> Iterator[Server]:
-    """A server of its own; with *idle* it ends sessions that do nothing for a second."""
-    kind = BACKENDS[target]
-    with kind(binary=binary) as server:
-        if fault == "idle":
-            server.set(
-                **({"wait_timeout": 1} if kind is MariaDB else {"idle_session_timeout": 1000})
-            )
+def server_for(target: str, binary: Path | None = None) -> Iterator[Server]:
+    """A server of its own."""
+    with BACKENDS[target](binary=binary) as server:
         yield server
+
+
+def limit_idling(server: Server, fault: str) -> None:
+    """With *idle*: the server ends sessions that do nothing for a second, from now on."""
+    if fault == "idle":
+        is_mariadb = isinstance(server, MariaDB)
+        server.set(**({"wait_timeout": 1} if is_mariadb else {"idle_session_timeout": 1000}))
+        server.kill_sessions()
 
 
 # -- the applications ------------------------------------------------------------------------------
@@ -198,9 +201,10 @@ def server_for(target: str, fault: str, binary: Path | None = None) -> Iterator[
 
 def optuna(target: str, fault: str, way: str, trials: int = 240, workers: int = 4) -> Score:
     """Workers with one study; a trial that is not complete in the end was lost."""
-    with server_for(target, fault) as server, tempfile.TemporaryDirectory() as folder:
+    with server_for(target) as server, tempfile.TemporaryDirectory() as folder:
         url = server.url(target)
         run("optuna", "plain", str(HERE / "trials.py"), url, "create")
+        limit_idling(server, fault)
         if fault == "idle":
             trials = trials // 10
         share = str(trials // workers)
@@ -228,7 +232,8 @@ def optuna(target: str, fault: str, way: str, trials: int = 240, workers: int = 
 
 def apscheduler(target: str, fault: str, way: str, seconds: float = 20.0) -> Score:
     """A scheduler and a program that changes its jobs; its worker is the scheduler's own thread."""
-    with server_for(target, fault) as server, tempfile.TemporaryDirectory() as folder:
+    with server_for(target) as server, tempfile.TemporaryDirectory() as folder:
+        limit_idling(server, fault)
         log = Path(folder, "log")
         pause = "15.0" if fault == "idle" else "0.2"
         words = [str(HERE / "schedule.py"), server.url(target), str(seconds), pause]
@@ -249,7 +254,7 @@ def apscheduler(target: str, fault: str, way: str, seconds: float = 20.0) -> Sco
 
 def mlflow(target: str, fault: str, way: str, seconds: float = 20.0) -> Score:
     """The tracking server with two workers; four clients that log runs."""
-    with server_for(target, fault) as server, tempfile.TemporaryDirectory() as folder:
+    with server_for(target) as server, tempfile.TemporaryDirectory() as folder:
         port = free_port()
         words = [
             "-m",
@@ -288,6 +293,7 @@ def mlflow(target: str, fault: str, way: str, seconds: float = 20.0) -> Score:
                 ask(f"{api}/runs/search", {"experiment_ids": ["0"], "max_results": 5})
                 ask(f"{api}/runs/update", {"run_id": run_id, "status": "FINISHED", "end_time": 2})
 
+            limit_idling(server, fault)
             score = Score(workers=1)
             with Faults(server, fault) as faults:
                 requests(score, client, seconds, 1.6 if fault == "idle" else 0.0)
@@ -301,7 +307,7 @@ def prefect(target: str, fault: str, way: str, seconds: float = 20.0) -> Score:
     binary = PostgreSQL.find(
         tls=True
     )  # Debian's: it has the extension pg_trgm, which the wheels' have not
-    with server_for(target, fault, binary) as server, tempfile.TemporaryDirectory() as folder:
+    with server_for(target, binary) as server, tempfile.TemporaryDirectory() as folder:
         port = free_port()
         log = Path(folder, "log")
         words = ["-m", "prefect", "server", "start", "--port", str(port), "--host", "127.0.0.1"]
@@ -329,6 +335,7 @@ def prefect(target: str, fault: str, way: str, seconds: float = 20.0) -> Score:
                 ask(f"{api}/flow_runs/filter", {"limit": 5})
                 ask(f"{api}/flow_runs/{made['id']}/set_state", {"state": {"type": "COMPLETED"}})
 
+            limit_idling(server, fault)
             score = Score(workers=1)
             with Faults(server, fault) as faults:
                 requests(score, client, seconds, 1.6 if fault == "idle" else 0.0)

@@ -488,6 +488,25 @@ def _wrap_queues(module: Any) -> None:
             _wrap(kind, "_get", _take_out)
 
 
+def _wrap_loops(owner: Any) -> None:
+    if not getattr(owner.create_task, _WRAPPED, False) and not units.entered():
+        _leave_out_older_tasks()
+    _wrap(owner, "create_task", _create_task)
+
+
+def _leave_out_older_tasks() -> None:
+    """Tasks that are older than the first unit are in none, whatever they use later."""
+    kind: Any = sys.modules["asyncio"].Task
+    here = _running_task()
+    for each in gc.get_objects():
+        if not issubclass(type(each), kind) or each is here or each.done():
+            continue
+        if not _TASKS_SHOW_CONTEXTS:
+            each._unbroken_unit = None
+        elif not units.is_told(context := each.get_context()):
+            _tell(context, None)
+
+
 def _wrap_greenlets(module: Any) -> None:
     for each in gc.get_objects():
         if isinstance(each, module.Greenlet):
@@ -512,8 +531,8 @@ _PLACES: dict[str, Callable[[Any], None]] = {
     ),
     "multiprocessing.pool": _wrap_pools,
     "multiprocessing.process": lambda module: _wrap(module.BaseProcess, "start", _elsewhere),
-    "asyncio.base_events": lambda module: _wrap(module.BaseEventLoop, "create_task", _create_task),
-    "uvloop": lambda module: _wrap(module.Loop, "create_task", _create_task),
+    "asyncio.base_events": lambda module: _wrap_loops(module.BaseEventLoop),
+    "uvloop": lambda module: _wrap_loops(module.Loop),
     "gevent.greenlet": _wrap_greenlets,
     "gevent.threadpool": lambda module: _wrap(module.ThreadPool, "spawn", _submit),
 }
