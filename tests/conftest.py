@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,32 @@ def new_postgres() -> Iterator[Callable[..., PostgreSQL]]:
     """
     with ExitStack() as stack:
         yield lambda *args, **kwargs: stack.enter_context(PostgreSQL(*args, **kwargs))
+
+
+def _sockets() -> set[str]:
+    """The names of this process's sockets."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # closed meanwhile
+            found.add(os.readlink(f"/proc/self/fd/{fd}"))
+    return {name for name in found if name.startswith("socket:")}
+
+
+def _hung_up() -> set[str]:
+    """The names of TCP sockets whose other side has closed."""
+    found = set()
+    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+        with suppress(OSError), open(table) as lines:
+            rows = [line.split() for line in lines][1:]
+            found |= {f"socket:[{row[9]}]" for row in rows if row[3] == "08"}
+    return found
+
+
+@pytest.fixture
+def in_close_wait() -> Callable[[], int]:
+    """How many of this test's sockets the other side has closed and we have not.
+
+    Those that an earlier test left to the collector, of an event loop that has ended, do not count.
+    """
+    before = _sockets()
+    return lambda: len(_hung_up() & _sockets() - before)

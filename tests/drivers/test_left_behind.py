@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
+import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -242,3 +245,53 @@ def test_a_pool_takes_back_a_half_read_stream_at_once(
             assert another is not conn
             assert another.execute("SELECT 5").fetchone() == (5,)
         del rows
+
+
+@pytest.fixture(params=["aiomysql", "asyncmy", "mysqlconnector_async", "psycopg_async", "asyncpg"])
+def outlived(request: pytest.FixtureRequest, faces: Any) -> tuple[Any, list[Any], str]:
+    """A driver, a connection whose event loop was closed without it, and its number."""
+    kind = "postgres" if request.param in ("psycopg_async", "asyncpg") else "mariadb"
+    face = faces(request.param, request.getfixturevalue(kind))
+
+    async def connect() -> tuple[Any, str]:
+        conn = await face.driver.connect(5.0)
+        return conn, face.driver.session_id(conn)
+
+    conn, number = asyncio.run(connect())
+    return face, [conn], number
+
+
+def is_on(server: Any, number: str) -> bool:
+    return int(number) in {session.id for session in server.sessions()}
+
+
+def test_a_connection_that_outlived_its_loop_is_collected_without_a_word(
+    outlived: tuple[Any, list[Any], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere it is said within whatever runs when the collector comes by."""
+    face, conns, number = outlived
+    said: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", said.append)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        conns.clear()
+        gc.collect()
+    assert said == []
+    until(lambda: not is_on(face.server, number))
+
+
+def test_a_connection_that_outlived_its_loop_is_closed_at_once(
+    outlived: tuple[Any, list[Any], str],
+) -> None:
+    face, (conn,), number = outlived
+    assert is_on(face.server, number)
+    face.driver.close(conn)
+    face.driver.close(conn)
+    until(lambda: not is_on(face.server, number))
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not true within {seconds} s"
+        time.sleep(0.005)

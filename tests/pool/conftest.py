@@ -50,6 +50,8 @@ class Body:
         self.is_asyncpg = name == "asyncpg"
         self.me = "SELECT CONNECTION_ID()" if self.is_mysql else "SELECT pg_backend_pid()"
         self.tables: list[str] = []
+        # what earlier tests left to the collector, of event loops that have ended
+        self.others = {each.laddr for each in psutil.Process().net_connections("tcp")}
 
     def run(self, main: Coroutine[Any, Any, T], timeout: float = 60.0) -> T:
         """As ``asyncio.run``, on the loop under test; what hangs fails after *timeout* seconds."""
@@ -142,10 +144,11 @@ class Body:
         return None
 
     def close_waits(self) -> int:
-        """Sockets of this process to the server that the other side has closed and we have not."""
+        """This test's sockets to the server that the other side has closed and we have not."""
         found = psutil.Process().net_connections("tcp")
         return sum(
             c.status == psutil.CONN_CLOSE_WAIT
+            and c.laddr not in self.others
             and bool(c.raddr)
             and c.raddr.port == self.server.port
             for c in found
@@ -408,26 +411,6 @@ def in_threads() -> Callable[..., list[Any]]:
         return results
 
     return run
-
-
-def close_wait() -> int:
-    """How many of this process's TCP sockets the other side has closed and we have not."""
-    ours = set()
-    for fd in os.listdir("/proc/self/fd"):
-        with suppress(OSError):
-            ours.add(os.readlink(f"/proc/self/fd/{fd}"))
-    found = 0
-    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
-        with suppress(OSError), open(table) as lines:
-            found += sum(
-                f[3] == "08" and f"socket:[{f[9]}]" in ours for f in map(str.split, list(lines)[1:])
-            )
-    return found
-
-
-@pytest.fixture
-def in_close_wait() -> Callable[[], int]:
-    return close_wait
 
 
 @pytest.fixture

@@ -7,12 +7,14 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, Target
 from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_driver import Awaited, unheard
+from unbroken.drivers._shared import abort_transport
 from unbroken.ledger import unit
 from unbroken.ledger.residue import Left
 
@@ -89,6 +91,11 @@ class Shared(Awaited):
                 await conn.select_db(self.target.database)
             await conn.query(opening)
             exchange.untouch(conn, exchange.DATABASE | exchange.CHARSET)
+
+    def close(self, conn: Connection) -> None:
+        """Abort the transport."""
+        with suppress(Exception):  # closed before
+            abort_connection(conn)
 
     @staticmethod
     def _is_open(conn: Connection) -> bool:
@@ -306,12 +313,16 @@ def exact(
             """What is out of step is aborted: bytes that are still to be written might complete a
             command.
             """
-            if is_open(self) and not self._seen_busy:
-                # the library itself closes in the middle of an exchange only
+            if not is_open(self):
+                super().close()
+                return
+            if not self._seen_busy:  # the library itself closes only in the middle of an exchange
                 self._seen_closed = True
-            transport = None if exchange.is_quiet(self) or not is_open(self) else transport_of(self)
-            if transport is not None:
-                transport.abort()
+            if self._loop.is_closed():  # a finalizer may call this long after the loop's end
+                abort_connection(self)
+                return
+            if not exchange.is_quiet(self):
+                transport_of(self).abort()
             super().close()
 
         async def ensure_closed(self) -> None:
@@ -328,6 +339,17 @@ def exact(
 def transport_of(conn: Any) -> Any:
     """The transport of an open connection."""
     return conn._writer.transport if hasattr(conn, "_writer") else conn._transport
+
+
+def abort_connection(conn: Any) -> None:
+    """Abort the transport of an open *conn*, which counts as closed from now on."""
+    if hasattr(conn, "_writer"):
+        # the writer must not be collected before: it would warn of a transport that nobody closed
+        writer, conn._writer, conn._reader = conn._writer, None, None
+        abort_transport(writer.transport)
+        return
+    transport, conn._transport, conn._connected = conn._transport, None, False
+    abort_transport(transport)
 
 
 def _result(

@@ -5,9 +5,12 @@ connect.
 from __future__ import annotations
 
 import re
+import socket
 import sys
 import weakref
+from asyncio import BaseTransport
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from types import FrameType
 from typing import Any, TypeVar
@@ -142,6 +145,19 @@ def mark(error: BaseException) -> None:
 def from_connect(error: BaseException) -> bool:
     """Whether *error* came out of an attempt to connect."""
     return getattr(error, _MARK, False)
+
+
+def abort_transport(transport: BaseTransport) -> None:
+    """Abort *transport*. After its event loop was closed, asyncio cannot: then end its socket at
+    least, so that the server learns of it before the transport is collected.
+    """
+    try:
+        transport.abort()  # type: ignore[attr-defined] # every transport of a connection has it
+    except RuntimeError:
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 _LOST = "_unbroken_lost"

@@ -198,15 +198,6 @@ class AsyncDriver(Shared):
             conn.__class__ = exact(class_of(conn))
         return conn
 
-    def close(self, conn: Connection) -> None:
-        """Abort the transport."""
-        try:
-            writer, conn._writer, conn._reader = conn._writer, None, None
-            if writer is not None:
-                writer.transport.abort()
-        except Exception:  # its loop is closed already
-            pass
-
     @staticmethod
     def _is_open(conn: Connection) -> bool:
         return conn._writer is not None

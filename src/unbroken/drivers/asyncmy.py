@@ -171,15 +171,6 @@ class AsyncDriver(Shared):
             conn.__class__ = exact(class_of(conn))
         return conn
 
-    def close(self, conn: Connection) -> None:
-        """Abort the transport."""
-        try:
-            transport, conn._transport, conn._connected = conn._transport, None, False
-            if transport is not None:
-                transport.abort()
-        except Exception:  # its loop is closed already
-            pass
-
     @staticmethod
     def _is_open(conn: Connection) -> bool:
         return bool(conn._connected)

@@ -20,6 +20,7 @@ from unbroken.drivers._asyncpg_layer import SENDS, Layer, closed_by_holder, noti
 from unbroken.drivers._base import Awaited
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
 from unbroken.drivers._shared import (
+    abort_transport,
     boolean,
     class_of,
     coerce,
@@ -398,10 +399,12 @@ class AsyncDriver(Awaited):
 
     def close(self, conn: Connection) -> None:
         """Abort the transport."""
+        transport = conn._transport
         try:
             conn.terminate()
         except Exception:  # its loop is closed already
-            pass
+            if transport is not None:
+                abort_transport(transport)
 
     def fileno(self, conn: Connection) -> int | None:
         """Of the transport's socket; None once it is closing."""

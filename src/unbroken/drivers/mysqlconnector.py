@@ -23,6 +23,7 @@ from unbroken.drivers import _mysqlconnector as seen
 from unbroken.drivers._mysql_driver import Awaited, Blocking, by_attribute, unheard
 from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import (
+    abort_transport,
     boolean,
     class_of,
     dial,
@@ -648,11 +649,10 @@ class AsyncDriver(_Base, Awaited):
 
     def close(self, conn: Connection) -> None:
         """Abort the transport."""
-        with suppress(Exception):  # its loop is closed already
+        with suppress(Exception):  # closed before
             holder, conn._socket = conn._socket, None
-            if holder is not None and holder._writer is not None:
-                holder._is_connected = False
-                holder._writer.transport.abort()
+            holder._is_connected = False
+            abort_transport(holder._writer.transport)
 
     def fileno(self, conn: Connection) -> int | None:
         """Of the transport's socket; None once it is closing."""

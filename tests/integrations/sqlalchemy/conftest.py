@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -160,23 +159,6 @@ def in_threads() -> Callable[..., list[Any]]:
         return results
 
     return run
-
-
-@pytest.fixture
-def in_close_wait() -> Callable[[], int]:
-    """How many of this process's TCP sockets the other side has closed and we have not."""
-
-    def count() -> int:
-        ours = set()
-        for fd in os.listdir("/proc/self/fd"):
-            with suppress(OSError):
-                ours.add(os.readlink(f"/proc/self/fd/{fd}"))
-        with open("/proc/self/net/tcp") as lines:
-            return sum(
-                f[3] == "08" and f"socket:[{f[9]}]" in ours for f in map(str.split, list(lines)[1:])
-            )
-
-    return count
 
 
 @pytest.fixture
