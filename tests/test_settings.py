@@ -16,7 +16,7 @@ from unbroken.settings import Settings
 
 NAMES = [f.name for f in dataclasses.fields(Settings)]
 COUNTS = ["max_size", "min_size", "max_replays"]
-SECONDS = sorted(set(NAMES) - {*COUNTS, "reclaim", "reset", "name", "units"})
+SECONDS = sorted(set(NAMES) - {*COUNTS, "heal", "reclaim", "reset", "name", "units"})
 
 #: What people may write by mistake.
 ODD = st.one_of(
@@ -144,6 +144,7 @@ def test_text_becomes_what_it_says() -> None:
         "max_size": "5",
         "max_age": "none",
         "reclaim": "on",
+        "heal": "off",
         "acquire_timeout": "2.5",
         "leak_after": "inf",
         "name": "shop",
@@ -152,6 +153,7 @@ def test_text_becomes_what_it_says() -> None:
         "max_size": 5,
         "max_age": None,
         "reclaim": True,
+        "heal": False,
         "acquire_timeout": 2.5,
         "leak_after": math.inf,
         "name": "shop",
@@ -162,7 +164,13 @@ def test_text_becomes_what_it_says() -> None:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("max_size", "five"), ("max_size", "2.5"), ("max_age", "1h"), ("reclaim", "maybe")],
+    [
+        ("max_size", "five"),
+        ("max_size", "2.5"),
+        ("max_age", "1h"),
+        ("reclaim", "maybe"),
+        ("heal", "2"),
+    ],
 )
 def test_text_that_says_nothing_is_refused_with_its_name_and_value(name: str, text: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name}='{text}'"):

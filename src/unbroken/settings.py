@@ -105,6 +105,11 @@ class Settings:
     (settings, locks, temporary tables), in one or two round trips and only when they may have left
     something; a callable that is given the connection; or None for nothing."""
 
+    heal: bool = True
+    """Run a lost statement again on another connection, where it is the first of its transaction
+    (or only reads, in autocommit). An engine of SQLAlchemy does; a bare pool never repeats a single
+    statement."""
+
     max_replays: int = 10
     """How often one unit of work is run again at most."""
 
@@ -174,10 +179,10 @@ def _from_text(name: str, text: str) -> Any:
         return text
     if name == "units":
         return tuple(text.replace(",", " ").split())
-    if name == "reclaim":
+    if name in ("reclaim", "heal"):
         if text.lower() in ("1", "true", "yes", "on", "0", "false", "no", "off"):
             return text.lower() in ("1", "true", "yes", "on")
-        raise ConfigurationError(f"reclaim={text!r} is not a boolean; use true or false")
+        raise ConfigurationError(f"{name}={text!r} is not a boolean; use true or false")
     try:
         return int(text) if name in _INTS else float(text)
     except ValueError:
@@ -196,8 +201,9 @@ def _validate(s: Settings) -> None:
         raise ConfigurationError(
             f"min_size={s.min_size} exceeds max_size={s.max_size}; lower the one or raise the other"
         )
-    if not isinstance(s.reclaim, bool):
-        raise ConfigurationError(f"reclaim={s.reclaim!r} must be True or False")
+    for name in ("reclaim", "heal"):
+        if not isinstance(getattr(s, name), bool):
+            raise ConfigurationError(f"{name}={getattr(s, name)!r} must be True or False")
     if s.reset not in (None, "rollback", "session") and not callable(s.reset):
         raise ConfigurationError(
             f"reset={s.reset!r} must be 'rollback', 'session', None or a callable that takes the"

@@ -236,6 +236,20 @@ def test_what_is_not_seen_forbids_it_for_the_rest_of_the_use() -> None:
     assert may_run_again(mine, lost(SELECT)).heals
 
 
+def test_what_a_lost_session_remembered_is_not_asked_of_another_one() -> None:
+    mine = past((INSERT, False), (SELECT, False))
+    assert not mine.misses("SELECT LAST_INSERT_ID()")
+    mine.moved()
+    assert mine.misses("SELECT LAST_INSERT_ID()")
+    assert not mine.misses(SELECT)
+    mine.moved()
+    assert mine.misses(None)
+    mine.renew()
+    mine.sent(SELECT, False)
+    mine.moved()  # that session had nothing to remember
+    assert not mine.misses("SELECT LAST_INSERT_ID()")
+
+
 def test_only_so_many_texts_are_remembered() -> None:
     mine = Past()
     for number in range(MOST_TEXTS + 2):

@@ -22,6 +22,7 @@ class Counters:
         "closed",
         "connect_failures",
         "connect_seconds",
+        "healed",
         "leaked",
         "opened",
         "outage_seconds",
@@ -52,6 +53,7 @@ class Counters:
         self.pings = 0
         self.rollbacks = 0
         self.replays = 0
+        self.healed = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class Stats:
     pings: int = 0
     rollbacks: int = 0
     replays: int = 0
+    healed: int = 0  #: statements that lost their connection and were run again on another
     idle_limit: float | None = None  #: the server's, told or learned; None: none known
 
 
@@ -132,5 +135,6 @@ def snapshot(
         pings=counters.pings,
         rollbacks=counters.rollbacks,
         replays=counters.replays,
+        healed=counters.healed,
         idle_limit=None if limit == float("inf") else limit,
     )

@@ -28,7 +28,8 @@ MOST_TEXTS = 200
 #: lost for good.
 MOST_LOSSES = 2
 
-_CURABLE = frozenset(
+#: Kinds of faults of which another connection may be free.
+CURABLE = frozenset(
     {
         FaultKind.LOST,
         FaultKind.WRONG_SERVER,
@@ -71,7 +72,7 @@ class Past:
     It belongs to the holder: no lock. A statement costs one entry in a dictionary.
     """
 
-    __slots__ = ("begun", "count", "earlier", "now", "why_blind", "why_unseen")
+    __slots__ = ("begun", "count", "earlier", "forgot", "now", "why_blind", "why_unseen")
 
     def __init__(self) -> None:
         self.renew()
@@ -82,8 +83,17 @@ class Past:
         self.now: dict[str | None, None] = {}  #: sent in this transaction; None: an unknown text
         self.count = 0  #: how many statements these were
         self.begun = False  #: the body itself has begun the transaction, and can do so again
+        self.forgot = False  #: an earlier session of this use was lost, with what it remembered
         self.why_blind: str | None = None  #: why it is not known what this transaction holds
         self.why_unseen: str | None = None  #: why it is not known what this use has done
+
+    def copy(self) -> Past:
+        """The same past, for a question that must change nothing."""
+        other = Past()
+        for name in self.__slots__:
+            setattr(other, name, getattr(self, name))
+        other.earlier, other.now = dict(self.earlier), dict(self.now)
+        return other
 
     def begins(self) -> None:
         """The body begins a transaction in a way that it can repeat on another connection."""
@@ -112,6 +122,18 @@ class Past:
         self.count, self.begun, self.why_blind = 0, False, None
         if len(self.earlier) > MOST_TEXTS:
             self.unseen(f"more than {MOST_TEXTS} different statements were sent on this connection")
+
+    def moved(self) -> None:
+        """The holder has another connection from now on. Nothing was sent on it yet."""
+        forgot = self.forgot or bool(self.earlier)
+        self.renew()
+        self.forgot = forgot
+
+    def misses(self, sql: str | bytes | None) -> bool:
+        """Whether *sql* may ask for what only a session remembered that is gone: a body must not
+        send it, but say that the connection was lost.
+        """
+        return self.forgot and _asks_the_session(sql)
 
     def unseen(self, why: str) -> None:
         """Something may be sent that nobody tells of: nothing is healed any more as long as this
@@ -209,7 +231,7 @@ def may_forget_commit(past: Past, lost: Lost, *, serializable: bool) -> Ruling:
 
 def _never(past: Past, lost: Lost) -> str | None:
     """What forbids it whatever was sent."""
-    if lost.fault.kind not in _CURABLE:
+    if lost.fault.kind not in CURABLE:
         return f"an error of the kind {lost.fault.kind.value!r} is not cured by another connection"
     for cause in (lost.cause, lost.fault.cause):
         if cause in _ON_PURPOSE:

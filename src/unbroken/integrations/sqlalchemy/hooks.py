@@ -24,6 +24,7 @@ from unbroken.errors import (
     UnbrokenError,
     for_driver,
 )
+from unbroken.integrations.sqlalchemy import heal
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
 from unbroken.integrations.sqlalchemy.record import Slot
 from unbroken.ledger.unit import current, current_token
@@ -88,6 +89,8 @@ class Hooks:
             setattr(dialect, name, _seen(getattr(dialect, name)))
         if plan.is_blind:
             return
+        if plan.settings.heal:
+            heal.install(self.engine)
         dialect.do_rollback = self._rollback(dialect.do_rollback)
         dialect.do_commit = self._commit(dialect.do_commit)
         opener = getattr(self.driver, "open", None)
@@ -143,6 +146,7 @@ class Hooks:
                 original(connection)
                 return
             owner, entry = found
+            past = entry.record.past
             if not owner.here[0]:
                 owner.sever()
             elif may_skip and owner.driver is driver and ask(entry.conn) is False:
@@ -154,6 +158,7 @@ class Hooks:
                 with bounded(owner, "rollback", entry):
                     original(connection)
                 owner.counters.rollbacks += 1
+            past.ended()
             if entry.suspect is not None and owner.here[0] and entry.cause is None:
                 owner.run(Loan.of(owner, entry, entry.conn).ask_why_read_only())
 
@@ -172,11 +177,13 @@ class Hooks:
                 original(connection)
                 return
             owner, entry = found
-            status = ask(entry.conn)
+            status, past = ask(entry.conn), entry.record.past
             if status is False and may_skip:
+                past.ended()
                 return
             if status is False:  # asyncpg's, pg8000's own bookkeeping
                 original(connection)
+                past.ended()
                 return
 
             commit = Call("commit", entry.conn, entry)
@@ -187,7 +194,12 @@ class Hooks:
                 with bounded(owner, "commit", entry):
                     return original(connection)
 
-            run(Loan.of(owner, entry, entry.conn).commit(commit), do)
+            try:
+                run(Loan.of(owner, entry, entry.conn).commit(commit), do)
+            except Exception as exc:
+                entry.record.failed = id(exc)
+                raise
+            past.ended()
 
         return do_commit
 
@@ -201,9 +213,13 @@ class Hooks:
         shown: BaseException | None = None
         if found is not None:
             shown = self._judge(context, Loan.of(*found, found[1].conn), exc)
+        elif heal.was_given_up(context.connection):
+            context.invalidate_pool_on_disconnect = False
         if shown is None and isinstance(exc, UnbrokenError):
             shown = exc
-        return None if shown is None else _as_both(shown, context)
+        told = None if shown is None else _as_both(shown, context)
+        heal.explain(context.connection, told or context.sqlalchemy_exception or exc)
+        return told
 
     def _judge(
         self, context: ExceptionContext, loan: Loan, exc: BaseException

@@ -13,6 +13,7 @@ import sqlalchemy
 from sqlalchemy.pool.base import _ConnectionRecord
 
 from unbroken.brain.entry import Entry
+from unbroken.ledger.heal import Past
 from unbroken.pool.holder import HANDLES
 
 
@@ -51,7 +52,20 @@ _IS_2_0 = sqlalchemy.__version__.startswith("2.0.")
 class Record(_ConnectionRecord):
     """SQLAlchemy's record of one connection, and the pool entry that the connection belongs to."""
 
-    __slots__ = ("closing", "entry", "loan", "owner", "pool", "used")
+    __slots__ = (
+        "closing",
+        "entry",
+        "failed",
+        "loan",
+        "owner",
+        "past",
+        "past_use",
+        "pool",
+        "sent_bytes",
+        "sql",
+        "used",
+        "was_dead",
+    )
 
     def __init__(self, pool: Any, connect: bool = True) -> None:
         self.pool = pool
@@ -63,6 +77,12 @@ class Record(_ConnectionRecord):
         self.closing = False  #: it is this record's connection that is being closed, or set up, now
         #: the use of the entry that a caller has got hold of; 0: of another entry, -1: none yet
         self.used = -1
+        self.past = Past()  #: what was sent on it in the use ``past_use``
+        self.past_use: tuple[int, int] | None = None
+        self.was_dead = False  #: its connection had ended when the last statement was to be sent
+        self.sql: Any = None  #: that statement
+        self.failed: int | None = None  #: the ``id`` of the error that its last call raised
+        self.sent_bytes: tuple[int | None] | None = None  #: counted while handlers have a cursor
         super().__init__(pool, connect)
 
     def hold(self, entry: Slot, owner: Any) -> None:

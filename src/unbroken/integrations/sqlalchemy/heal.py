@@ -1,0 +1,472 @@
+"""A statement whose connection was lost is run again under the same ``Connection``, where that is
+safe.
+
+Whether it is, :mod:`unbroken.ledger.heal` decides. Here stand SQLAlchemy's sides of it: what is
+told of each statement, and how another connection of the driver's gets below a ``Connection`` that
+is in the middle of an execution. Its events, its execution options and its place in the pool stay.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import sqlalchemy
+from sqlalchemy.engine import Connection
+from sqlalchemy.engine.base import OptionEngine, TwoPhaseTransaction
+
+from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.errors import ConnectionLostError
+from unbroken.integrations.sqlalchemy.record import Record, Slot
+from unbroken.ledger.heal import CURABLE, Lost, Past, Ruling, may_forget_commit, may_run_again
+from unbroken.ledger.statements import Kind, kind
+from unbroken.ledger.unit import current, current_token
+from unbroken.pool.heal import HINT, note, objection
+from unbroken.pool.leases import JUST_USED
+from unbroken.pool.loan import Loan
+
+log = logging.getLogger("unbroken")
+
+_getframe = sys._getframe
+_SQLALCHEMY = os.path.dirname(sqlalchemy.__file__) + os.sep
+_HERE = os.path.dirname(__file__) + os.sep
+
+#: A fresh connection that is lost before the statement reached it is replaced so often.
+_ATTEMPTS = 3
+
+
+class _Again(BaseException):
+    """For SQLAlchemy's frames: leave them, the statement is run once more."""
+
+
+class _Done(BaseException):
+    """For SQLAlchemy's frames: leave them, nothing is wrong."""
+
+
+# -- what is told of each statement ----------------------------------------------------------------
+
+
+def past_of(record: Record, entry: Slot) -> Past:
+    """What this use of *record*'s connection has seen so far."""
+    if record.past_use != (entry.key, entry.uses):
+        record.past_use = (entry.key, entry.uses)
+        record.past.renew()
+        record.sent_bytes = record.failed = None
+    return record.past
+
+
+def tell(context: Any, sql: Any) -> Record | None:
+    """*sql* is about to be sent in *context*. Gives the record of its connection, if it is ours."""
+    proxied = getattr(context, "root_connection", None)
+    proxied = None if proxied is None else proxied._dbapi_connection
+    record = None if proxied is None else getattr(proxied, "_connection_record", None)
+    if not isinstance(record, Record):
+        return None
+    entry = record.entry
+    if entry is None or entry.conn is None:
+        return None
+    past = past_of(record, entry)
+    record.was_dead, record.failed, record.sql = entry.cause is not None, None, sql
+    is_open = record.owner.driver.is_in_transaction(entry.conn)
+    if is_open is not False and (record.was_dead or is_open is None):
+        is_open = _is_open(past, record, entry, context, is_open)
+    if past.forgot and past.misses(sql):
+        raise record.owner.error(
+            ConnectionLostError,
+            "the session that could answer this was lost, and another one has taken its place",
+        )
+    past.sent(sql, is_open)
+    if record.sent_bytes is not None and record.sent_bytes[0] != entry.count():
+        past.unseen("a handler of the application's may have sent something on the connection")
+    return record
+
+
+def _is_open(
+    past: Past, record: Record, entry: Slot, context: Any, is_open: bool | None
+) -> bool | None:
+    """Whether a transaction was open, where the driver does not know it: because the connection is
+    dead, or because an error was the last answer.
+    """
+    if not past.count:
+        return False if past.why_blind is None else is_open  # nothing was sent since the last end
+    if not record.was_dead and not Loan.of(record.owner, entry, entry.conn).is_dead:
+        return is_open
+    return False if _is_at_rest(past, record, context.dialect) else is_open
+
+
+def _is_at_rest(past: Past, record: Record, dialect: Any) -> bool:
+    """Whether what was sent last was committed by itself: autocommit is on."""
+    began = any(sql is None or kind(sql) is Kind.BEGIN for sql in past.now)
+    return not began and _commits_itself(record, dialect) is True
+
+
+def _commits_itself(record: Record, dialect: Any) -> bool | None:
+    """Whether autocommit is on; None where that cannot be told."""
+    try:
+        return bool(dialect.detect_autocommit_setting(record.dbapi_connection))
+    except Exception:
+        return None
+
+
+def _telling(original: Any) -> Any:
+    """What is sent, and whether it failed, is noted on the record of its connection."""
+
+    @functools.wraps(original)
+    def execute(*args: Any, **kwargs: Any) -> Any:
+        context = args[-1] if args else kwargs.get("context")
+        record = tell(context, args[1] if len(args) > 1 else kwargs.get("statement"))
+        if record is None:
+            return original(*args, **kwargs)
+        try:
+            result = original(*args, **kwargs)
+        except Exception as exc:
+            record.failed = id(exc)
+            raise
+        if record.sent_bytes is not None and record.entry is not None:
+            record.sent_bytes = (record.entry.count() or -1,)
+        return result
+
+    return execute
+
+
+# -- SQLAlchemy's Connection, that heals -----------------------------------------------------------
+
+
+class HealingConnection(Connection):
+    """SQLAlchemy's. A lost statement that may be run again is, on another connection below it."""
+
+    _running: Any = None  #: the context of the statement that is being run
+    _losses = 0  #: how many fresh connections the statement that is being run has lost
+    _healed: Fault | None = None  #: what the statement that is being run was lost by
+    given_up = False  #: its connection was given up for another one, which could not be had
+    why_not: str | None = None  #: why the statement that failed last was not run again
+
+    @property
+    def connection(self) -> Any:
+        """SQLAlchemy's. With it, the application may send what nobody sees."""
+        try:
+            caller = _getframe(1).f_code.co_filename
+        except ValueError:  # a greenlet begins with this call: get_raw_connection()
+            caller = ""
+        proxied = _connection(self)
+        if not caller.startswith((_SQLALCHEMY, _HERE)):
+            record = getattr(proxied, "_connection_record", None)
+            if isinstance(record, Record) and record.entry is not None:
+                past = past_of(record, record.entry)
+                past.unseen("the application was given the driver's own connection")
+        return proxied
+
+    def _execute_context(self, *args: Any, **kwargs: Any) -> Any:
+        proxied = self._dbapi_connection
+        if proxied is not None:
+            entry = getattr(proxied._connection_record, "entry", None)
+            if entry is not None and entry.cause is not None:
+                self._revive()
+        return super()._execute_context(*args, **kwargs)
+
+    def _exec_single_context(self, *args: Any, **kwargs: Any) -> Any:
+        return self._repeated(super()._exec_single_context, args, kwargs)
+
+    def _exec_insertmany_context(self, *args: Any, **kwargs: Any) -> Any:
+        return self._repeated(super()._exec_insertmany_context, args, kwargs)
+
+    def _repeated(self, execute: Any, args: Any, kwargs: Any) -> Any:
+        watched = self.dispatch.before_cursor_execute or self.dispatch.after_cursor_execute
+        outer, self._running = self._running, args[1]
+        try:
+            while True:
+                if watched:
+                    self._count_bytes()
+                try:
+                    result = execute(*args, **kwargs)
+                except _Again:
+                    continue
+                finally:
+                    if watched:
+                        self._look_at_bytes()
+                if self._healed is not None:
+                    self._tell_healed()
+                return result
+        except BaseException:
+            self._losses, self._healed = 0, None
+            raise
+        finally:
+            self._running = outer
+
+    def _record(self) -> Record | None:
+        proxied = self._dbapi_connection
+        record = None if proxied is None else getattr(proxied, "_connection_record", None)
+        return record if isinstance(record, Record) and record.entry is not None else None
+
+    def _count_bytes(self) -> None:
+        """The application's handlers are about to be given a cursor."""
+        record = self._record()
+        if record is not None and record.entry is not None and record.entry.cause is None:
+            past_of(record, record.entry)
+            record.sent_bytes = (record.entry.count() or -1,)
+
+    def _look_at_bytes(self) -> None:
+        record = self._record()
+        if record is not None and record.entry is not None:
+            if record.sent_bytes is not None and record.sent_bytes[0] != record.entry.count():
+                past_of(record, record.entry).unseen(
+                    "a handler of the application's was given a cursor"
+                )
+            record.sent_bytes = None
+
+    def _tell_healed(self) -> None:
+        record, fault = self._record(), self._healed
+        self._losses, self._healed = 0, None
+        if record is not None and record.entry is not None and fault is not None:
+            note(record.owner, record.sql, record.entry.place, fault)
+
+    def _commit_impl(self) -> None:
+        with suppress(_Done):
+            super()._commit_impl()
+
+    def _handle_dbapi_exception(
+        self,
+        e: BaseException,
+        statement: str | None,
+        parameters: Any,
+        cursor: Any,
+        context: Any,
+        is_sub_exec: bool = False,
+    ) -> NoReturn:
+        self.why_not, self.given_up = None, False
+        if (
+            isinstance(e, Exception)
+            and context is self._running
+            and self._heals(e, cursor, context)
+        ):
+            raise _Done if context is None else _Again
+        if self.given_up:
+            self._is_disconnect = True
+        super()._handle_dbapi_exception(e, statement, parameters, cursor, context, is_sub_exec)
+
+    # -- healing -----------------------------------------------------------------------------------
+
+    def _heals(self, exc: Exception, cursor: Any, context: Any) -> bool:
+        """Whether *exc* is no error any more: the statement can be run again, or the COMMIT was of
+        nothing but reads.
+        """
+        record = self._record()
+        if record is None or record.failed != id(exc):
+            return False
+        record.failed, entry = None, record.entry
+        if entry is None or entry.conn is None:
+            return False
+        loan = record.loan or Loan.of(record.owner, entry, entry.conn)
+        lost = self._lost(record, loan, exc)
+        if lost.fault.kind not in CURABLE or not self._may_try(record, entry):
+            return False
+        if context is None:
+            return self._forgets_commit(record, loan, exc, lost)
+        ruling = self._ruled(may_run_again(record.past, lost))
+        if not ruling.heals or loan.is_closed_by_holder:
+            return False
+        fault = loan.failed(exc)
+        if fault.kind is FaultKind.READ_ONLY:  # after a failover, or because somebody wanted it so
+            entry.condemn(Cause.DISCARDED, "it refused a write as read-only")
+        if not record.was_dead and fault.kind is not lost.fault.kind:
+            ruling = self._ruled(may_run_again(record.past, replace(lost, fault=fault)))
+        if not ruling.heals:
+            return False
+        self._losses, self._healed = lost.losses, lost.fault
+        return self._moved(record, entry, exc, cursor, context, ruling)
+
+    def _ruled(self, ruling: Ruling) -> Ruling:
+        self.why_not = None if ruling.heals else ruling.reason
+        return ruling
+
+    def _may_try(self, record: Record, entry: Slot) -> bool:
+        """What SQLAlchemy alone knows; and whether somebody else runs it again."""
+        dialect = self.dialect.dispatch
+        if dialect.do_execute or dialect.do_executemany or dialect.do_execute_no_params:
+            self.why_not = "the application sends its statements itself (a do_execute event)"
+        elif self._nested_transaction is not None:
+            self.why_not = "it was inside a savepoint"
+        elif isinstance(self._transaction, TwoPhaseTransaction):
+            self.why_not = "it was part of a two-phase transaction"
+        elif record.owner.driver.blindness is not None or not record.owner.knows_status:
+            self.why_not = "its driver does not say whether a transaction is open"
+        else:
+            unit = current(id(entry.conn)) if entry.watched or current_token() is not None else None
+            return unit is None or unit.observing  # else it is run again as a whole
+        return False
+
+    def _lost(self, record: Record, loan: Loan, exc: Exception) -> Lost:
+        owner, entry, past = record.owner, loan.entry, record.past
+        fault = owner.classify(exc)
+        if record.was_dead and isinstance(exc, owner.driver.errors):  # nothing could be sent
+            fault = Fault(FaultKind.LOST, entry.cause, fault.code, fault.text)
+        was_well = past.earlier or entry.taken_at - entry.last_used < JUST_USED
+        limit = owner.settings.deadline
+        return Lost(
+            sql=record.sql,
+            fault=fault,
+            backend=owner.backend,
+            autocommit=False if _commits_itself(record, self.dialect) is False else None,
+            cause=entry.cause,
+            losses=self._losses + bool(was_well and not record.was_dead),
+            in_time=limit is None or owner.clock() < entry.taken_at + limit,
+        )
+
+    def _forgets_commit(self, record: Record, loan: Loan, exc: Exception, lost: Lost) -> bool:
+        owner, entry = record.owner, loan.entry
+        options, default = self._execution_options, self.dialect.default_isolation_level
+        level = options.get("isolation_level") or default
+        may_fail = owner.backend == "postgresql" and level in (None, "SERIALIZABLE")
+        lost = replace(lost, sql="COMMIT", autocommit=False)
+        ruling = self._ruled(may_forget_commit(record.past, lost, serializable=may_fail))
+        if not ruling.heals or (ruling.asks and owner.may_hide_writes):
+            return False
+        loan.failed(exc)
+        if entry.cause is None:
+            entry.condemn(Cause.LOST, lost.fault.text)
+        record.past.ended()
+        note(owner, "COMMIT", entry.place, lost.fault)
+        return True
+
+    # -- another connection ------------------------------------------------------------------------
+
+    def _revive(self) -> None:
+        """The connection has ended between two transactions: go on with another one, if nothing is
+        lost by that.
+        """
+        record = self._record()
+        entry = None if record is None else record.entry
+        if record is None or entry is None or entry.conn is None:
+            return
+        past = past_of(record, entry)
+        if past.count and _is_at_rest(past, record, self.dialect):
+            past.ended()
+        if past.count or not self._may_try(record, entry):
+            return
+        fault = Fault(FaultKind.LOST, entry.cause, text=entry.words)
+        trial = past.copy()
+        trial.sent("SELECT 1", False)
+        lost = Lost(sql="SELECT 1", fault=fault, backend=record.owner.backend, autocommit=True)
+        if not may_run_again(trial, lost).heals:
+            return
+        exc = ConnectionLostError(f"the connection was lost: {entry.cause}")
+        try:
+            against = self._replaced(record, entry, self._dbapi_connection, exc, Ruling(True, ""))
+            if against is not None:
+                raise record.owner.error(ConnectionLostError, against)
+        except BaseException as another:
+            self.invalidate(exc)
+            if isinstance(another, self.dialect.loaded_dbapi.Error):  # as for engine.connect()
+                self._handle_dbapi_exception_noconnection(another, self.dialect, self.engine)
+            raise
+
+    def _moved(
+        self, record: Record, old: Slot, exc: Exception, cursor: Any, context: Any, ruling: Ruling
+    ) -> bool:
+        """Put another connection below this one, and a cursor of it into *context*."""
+        proxied: Any = self._dbapi_connection
+        with suppress(Exception):
+            cursor.close()
+        try:
+            for _ in range(_ATTEMPTS):
+                against = self._replaced(record, old, proxied, exc, ruling)
+                entry = record.entry
+                if entry is not None and entry.conn is not None and entry.cause is None:
+                    break
+            if against is None:
+                context.cursor = context.create_cursor()
+                return True
+            self.why_not = against
+            if record.entry is not None:
+                record.entry.condemn(Cause.DISCARDED, against)
+        except Exception as another:
+            self.why_not = f"there was no other connection to be had: {another}"
+        except BaseException:
+            self.invalidate(exc)
+            raise
+        self.given_up = True
+        return False
+
+    def _replaced(
+        self, record: Record, old: Slot, proxied: Any, exc: Exception, ruling: Ruling
+    ) -> str | None:
+        """One other connection. Gives what the server says against *ruling*, None: nothing."""
+        pool, owner = record.pool, record.owner
+        code, lasti, holder, taken_at = old.code, old.lasti, old.holder, old.taken_at
+        resets = list(record.finalize_callback)
+        record.invalidate(exc)
+        proxied.dbapi_connection = record.get_connection()
+        entry = record.entry
+        if entry is None or entry.conn is None:
+            return "the application's own handler has replaced the connection"
+        entry.code, entry.lasti, entry.holder = code, lasti, holder
+        record.used = entry.uses
+        record.fresh = False
+        past = record.past
+        past.moved()
+        record.past_use, record.sent_bytes = (entry.key, entry.uses), None
+        against: str | None = owner.run(objection(Loan.of(owner, entry, entry.conn), ruling))
+        if entry.cause is not None or against is not None:
+            return against
+        entry.taken_at = taken_at  # its holder has held a connection since then
+        if pool.dispatch.checkout:
+            pool.dispatch.checkout(proxied.dbapi_connection, record, proxied)
+        self._carry_over(proxied.dbapi_connection)
+        record.finalize_callback.extend(resets)
+        if owner.bounded or current_token() is not None:
+            pool._begin(owner, record, entry)
+        return None
+
+    def _carry_over(self, dbapi_connection: Any) -> None:
+        """What execution options have set on the old connection. The pool resets it at the end."""
+        dialect: Any = self.dialect
+        for name, characteristic in dialect.connection_characteristics.items():
+            if name in self._execution_options:
+                value = self._execution_options[name]
+                characteristic.set_connection_characteristic(dialect, self, dbapi_connection, value)
+
+
+class HealingOptionEngine(OptionEngine):
+    """An engine's copy with other execution options: its connections heal as the engine's do."""
+
+    _connection_cls = HealingConnection
+
+
+HealingOptionEngine._option_cls = HealingOptionEngine
+
+for _kind, _name in ((HealingConnection, "Connection"), (HealingOptionEngine, "OptionEngine")):
+    _kind.__name__ = _kind.__qualname__ = _name  # what people and logs read
+
+
+def install(engine: Any) -> None:
+    """From now on *engine*'s connections heal."""
+    if engine._connection_cls is not Connection or engine._option_cls is not OptionEngine:
+        log.warning(
+            "%r has connections of another class than SQLAlchemy's: they do not heal", engine
+        )
+        return
+    dialect = engine.dialect
+    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+        setattr(dialect, name, _telling(getattr(dialect, name)))
+    engine._connection_cls, engine._option_cls = HealingConnection, HealingOptionEngine
+
+
+_connection: Any = Connection.connection.fget  # type: ignore[attr-defined]
+
+
+def was_given_up(connection: Any) -> bool:
+    """Whether *connection* has lost its connection to the pool, and got no other one."""
+    return bool(getattr(connection, "given_up", False))
+
+
+def explain(connection: Any, error: BaseException) -> None:
+    """Say on *error* why a statement of *connection* was not run again, and what would be."""
+    why = getattr(connection, "why_not", None)
+    if why is not None:
+        error.add_note(f"unbroken did not run this statement again: {why}; {HINT}")
+        connection.why_not = None
