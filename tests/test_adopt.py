@@ -25,13 +25,13 @@ import pytest
 
 import unbroken
 from unbroken import ConfigurationError, importing
-from unbroken.ledger.unit import current
+from unbroken.ledger.scope import current
 
 SOURCE = '''
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 import functools
-from unbroken.ledger.unit import current
+from unbroken.ledger.scope import current
 
 
 def inside():

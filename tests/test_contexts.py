@@ -27,16 +27,9 @@ from asgiref.sync import async_to_sync, sync_to_async
 from starlette.concurrency import run_in_threadpool
 
 from unbroken.abc import Fault, FaultKind
-from unbroken.ledger.unit import (
-    Action,
-    Fate,
-    Unit,
-    current,
-    current_token,
-    enter,
-    is_left_over,
-    leave,
-)
+from unbroken.ledger.scope import current, current_token, enter, is_left_over, leave
+from unbroken.ledger.unit import Unit
+from unbroken.ledger.verdicts import Action, Fate
 from unbroken.pool import contexts
 
 LOST = Fault(FaultKind.LOST)
@@ -651,7 +644,8 @@ def test_an_older_thread_works_in_the_unit_that_put_its_work_into_a_queue(
 FIRST_UNIT = """
 import queue, sys, threading, time
 from unbroken.pool import contexts
-from unbroken.ledger.unit import Unit, current, enter, leave
+from unbroken.ledger.scope import current, enter, leave
+from unbroken.ledger.unit import Unit
 
 tasks, found = getattr(queue, sys.argv[1])(), []
 
@@ -808,7 +802,9 @@ GEVENT = """
     import gevent, gevent.pool, gevent.threadpool, contextvars
     from unbroken.pool import contexts
     from unbroken.abc import Fault, FaultKind
-    from unbroken.ledger.unit import Unit, enter, leave, current, Action
+    from unbroken.ledger.scope import enter, leave, current
+    from unbroken.ledger.unit import Unit
+    from unbroken.ledger.verdicts import Action
 
     def verdict(unit):
         return unit.verdict(Fault(FaultKind.LOST))

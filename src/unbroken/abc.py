@@ -277,7 +277,7 @@ class BaseDriver(Protocol):
         """
 
     def watch(self, conn: Connection) -> None:
-        """From now on, tell :func:`unbroken.ledger.unit.current` of every statement and COMMIT on
+        """From now on, tell :func:`unbroken.ledger.scope.current` of every statement and COMMIT on
         *conn*.
         """
 

@@ -28,7 +28,8 @@ from unbroken.brain.stats import Stats
 from unbroken.drivers import open_driver
 from unbroken.errors import NotYoursError
 from unbroken.ledger.questions import Question
-from unbroken.ledger.unit import Unit, current, current_token, enter, leave, outside
+from unbroken.ledger.scope import current, current_token, enter, leave, outside
+from unbroken.ledger.unit import Unit
 from unbroken.net.fork_guard import fork_mark
 from unbroken.pool import threads
 from unbroken.pool.acquire import acquire, ping

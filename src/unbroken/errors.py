@@ -18,8 +18,8 @@ class UnbrokenError(Exception):
     """The base of everything that unbroken raises by itself."""
 
     #: What became of the writes of the unit of work that it ended, as a
-    #: :class:`unbroken.ledger.unit.Fate`, which is one of the texts "nothing stored", "stored" and
-    #: "unknown". None: no ledger knows, as outside of units.
+    #: :class:`unbroken.ledger.verdicts.Fate`, which is one of the texts "nothing stored", "stored"
+    #: and "unknown". None: no ledger knows, as outside of units.
     fate: StrEnum | None = None
 
     #: What an error of this kind is besides, wherever the driver's error leaves room for it

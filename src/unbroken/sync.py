@@ -24,7 +24,8 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.stats import Stats
 from unbroken.drivers import open_driver
 from unbroken.errors import NotYoursError
-from unbroken.ledger.unit import Unit, current, current_token, enter, leave
+from unbroken.ledger.scope import current, current_token, enter, leave
+from unbroken.ledger.unit import Unit
 from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.acquire import acquire, ping
 from unbroken.pool.arguments import bounded, take_settings

@@ -24,7 +24,7 @@ from unbroken import sync
 from unbroken.abc import Capabilities, Cause, Fault, FaultKind
 from unbroken.brain import entry as entry_module
 from unbroken.brain.outage import AT_ONCE
-from unbroken.ledger import unit as unit_module
+from unbroken.ledger import deeds
 from unbroken.net.last_words import Words
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool import acquire as acquire_module
@@ -823,7 +823,7 @@ def installed(world: World) -> Iterator[None]:
         yield
     finally:
         world.end()
-        unit_module._joined.clear()  # by addresses, which the next world gives to others
+        deeds.joined.clear()  # by addresses, which the next world gives to others
         for where, name, what in before:
             setattr(where, name, what)
         logging.disable(silence)

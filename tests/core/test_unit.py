@@ -21,14 +21,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.brain.entry import Entry
-from unbroken.ledger import unit as unit_module
+from unbroken.ledger import reports as reports_module
+from unbroken.ledger import scope, verdicts
 from unbroken.ledger.questions import Question
+from unbroken.ledger.scope import current, enter, is_left_over, leave
 from unbroken.ledger.statements import Kind, kind
-from unbroken.ledger.unit import Action, Fate, Unit, current, enter, is_left_over, leave
+from unbroken.ledger.unit import Unit
+from unbroken.ledger.verdicts import Action, Fate
 from unbroken.sync import run_unit
 
 LOST, RETRY = Fault(FaultKind.LOST), Fault(FaultKind.RETRY)
 INSERT = "INSERT INTO t VALUES (1)"
+LEDGER = tuple(f"unbroken.ledger.{name}" for name in ("unit", "reports", "deeds", "scope"))
 
 
 def begun() -> Unit:
@@ -238,7 +242,7 @@ def test_a_doubt_is_final_and_the_first_one_is_told() -> None:
     unit.doubt("COPY was used")
     unit.doubt("something else")
     unit.rolled_back()
-    assert unit.verdict(LOST) == unit_module.Verdict(Action.RAISE, "COPY was used")
+    assert unit.verdict(LOST) == verdicts.Verdict(Action.RAISE, "COPY was used")
 
 
 def test_a_begin_in_an_open_transaction_with_writes_commits_it_in_mysql() -> None:
@@ -783,7 +787,7 @@ def every_strike(work: Callable[[], object], *modules: str) -> int:
     while (strike := strike_at(number, work, modules)) is not None:
         # The exception, and with it each frame that it came through, is still there.
         assert current() is None, f"in a dead unit after a strike at instruction {number}"
-        assert unit_module.entered() == []
+        assert scope.entered() == []
         token = enter(Unit())
         assert token.outermost
         leave(token)
@@ -798,7 +802,7 @@ def test_an_exception_at_any_instruction_of_a_unit_leaves_no_thread_in_a_dead_on
     assert (
         every_strike(
             work,
-            "unbroken.ledger.unit",
+            *LEDGER,
             "unbroken.pool.contexts",
             "unbroken.sync",
             "unbroken.pool.replay",
@@ -810,7 +814,7 @@ def test_an_exception_at_any_instruction_of_a_unit_leaves_no_thread_in_a_dead_on
 def test_an_exception_at_any_instruction_of_a_nested_unit_leaves_no_thread_in_a_dead_one() -> None:
     inner = lambda: run_unit(lambda: None, 5.0, 3, lambda _: None)  # noqa: E731
     work = lambda: run_unit(inner, None, 3, lambda _: None)  # noqa: E731
-    assert every_strike(work, "unbroken.ledger.unit", "unbroken.sync") > 200
+    assert every_strike(work, *LEDGER, "unbroken.sync") > 200
 
 
 def test_an_exception_at_any_instruction_inside_an_observing_unit_leaves_the_thread_in_that() -> (
@@ -818,9 +822,7 @@ def test_an_exception_at_any_instruction_inside_an_observing_unit_leaves_the_thr
 ):
     number, outer = 0, enter(observer := Unit(observing=True))
     work = lambda: run_unit(lambda: None, None, 3, lambda _: None)  # noqa: E731
-    while (
-        strike := strike_at(number, work, ("unbroken.ledger.unit", "unbroken.sync"))
-    ) is not None:
+    while (strike := strike_at(number, work, (*LEDGER, "unbroken.sync"))) is not None:
         assert current() is observer
         token = enter(Unit())
         assert token.outermost
@@ -855,7 +857,7 @@ def test_a_unit_ends_with_its_token() -> None:
     assert unit.is_over
     assert current() is None
     assert context.run(current) is None
-    assert unit_module.current_token() is None
+    assert scope.current_token() is None
 
 
 def test_a_deadline_of_a_nested_unit_does_not_outlive_its_outer_unit() -> None:
@@ -1459,9 +1461,9 @@ def does_nothing(self: Unit, *args: Any, **kwargs: Any) -> None:
 _statement = Unit.statement
 
 PLANTED: list[tuple[object, str, object]] = [
-    (unit_module, "kind", forgets_text_commits),
-    (unit_module, "kind", trusts_ddl),
-    (unit_module, "kind", trusts_begin),
+    (reports_module, "kind", forgets_text_commits),
+    (reports_module, "kind", trusts_ddl),
+    (reports_module, "kind", trusts_begin),
     (Unit, "statement", believes_a_rollback_at_once),
     (Unit, "committing", does_nothing),
     (Unit, "_commit_happened", does_nothing),

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from unbroken.drivers import open_driver
-from unbroken.ledger import unit
+from unbroken.ledger import scope, unit
 from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 
 MYSQL = [
@@ -238,9 +238,9 @@ class Recorder(unit.Unit):
 @pytest.fixture
 def recorder() -> Iterator[Recorder]:
     ledger = Recorder()
-    token = unit.enter(ledger)
+    token = scope.enter(ledger)
     yield ledger
-    unit.leave(token)
+    scope.leave(token)
 
 
 @pytest.fixture

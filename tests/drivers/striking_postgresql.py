@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sweep import Call, Subject, go, main  # type: ignore[import-not-found] # beside this file
 
 from unbroken.drivers import open_driver
-from unbroken.ledger import unit
+from unbroken.ledger import scope, unit
 
 ASYNC = {"psycopg_async", "asyncpg"}
 
@@ -178,7 +178,7 @@ async def in_autocommit(it: PostgreSQL, conn: Any) -> None:
 
 async def watched(it: PostgreSQL, conn: Any) -> None:
     ledger = unit.Unit()
-    token = unit.enter(ledger)
+    token = scope.enter(ledger)
     ledger.join(id(conn))
     it.driver.watch(conn)
     try:
@@ -188,7 +188,7 @@ async def watched(it: PostgreSQL, conn: Any) -> None:
         await go(it.driver.commit(conn))
     finally:
         it.driver.unwatch(conn)
-        unit.leave(token)
+        scope.leave(token)
 
 
 async def block(it: PostgreSQL, conn: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 import unbroken
 from unbroken.abc import Cause
 from unbroken.drivers._mysql_reset import set_again, sets_nothing_else
-from unbroken.ledger import unit
+from unbroken.ledger import scope, unit, verdicts
 
 from .conftest import POSTGRESQL
 
@@ -121,13 +121,13 @@ def test_a_unit_of_work_does_not_hear_of_the_reset(face: Any, uses: Any) -> None
     use = uses()
     use.session()
     ledger = unit.Unit()
-    token = unit.enter(ledger)
+    token = scope.enter(ledger)
     try:
         use.run(LEAVES[face.is_mysql][0])
         use.run("SELECT 1")
-        assert ledger.fate() is unit.Fate.NOTHING
+        assert ledger.fate() is verdicts.Fate.NOTHING
     finally:
-        unit.leave(token)
+        scope.leave(token)
 
 
 def test_what_leaves_nothing_costs_no_reset(

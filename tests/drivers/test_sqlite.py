@@ -13,7 +13,7 @@ import pytest
 from unbroken import Pool
 from unbroken.abc import Driver, FaultKind
 from unbroken.drivers import open_driver
-from unbroken.ledger import unit
+from unbroken.ledger import scope, unit, verdicts
 
 
 @pytest.fixture
@@ -123,13 +123,13 @@ def test_what_the_pool_commits_is_stored_for_the_ledger(tmp_path: Path, ours: bo
         with pool.connection() as conn:
             conn.execute("CREATE TABLE t (n INT)")
         ledger = unit.Unit(observing=True)
-        token = unit.enter(ledger)
+        token = scope.enter(ledger)
         try:
             with pool.connection() as conn:
                 conn.execute("INSERT INTO t VALUES (1)")
-            assert ledger.fate() is unit.Fate.STORED
+            assert ledger.fate() is verdicts.Fate.STORED
         finally:
-            unit.leave(token)
+            scope.leave(token)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3's autocommit came with Python 3.12")

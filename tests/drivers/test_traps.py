@@ -11,7 +11,7 @@ import pytest
 
 from unbroken.abc import FaultKind
 from unbroken.errors import ConfigurationError
-from unbroken.ledger import unit
+from unbroken.ledger import scope
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
@@ -156,7 +156,7 @@ def test_a_cursor_of_mariadb_made_past_its_connection_is_told_too(
     library.cursors.Cursor(conn).execute("SELECT 5")
     assert recorder.sent == ["SELECT 5"]
     assert face.driver.is_in_transaction(conn) is None
-    assert unit.current(id(conn)) is recorder
+    assert scope.current(id(conn)) is recorder
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 
 import unbroken.drivers
 from unbroken.abc import Fault, FaultKind
-from unbroken.ledger import unit
+from unbroken.ledger import scope, unit, verdicts
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def test_autocommit_is_told_before_the_statement(face: Any, table: str, recorder
 def ledger() -> Any:
     """A real one, which says what became of the writes."""
     entered = unit.Unit()
-    token = unit.enter(entered)
+    token = scope.enter(entered)
     yield entered
-    unit.leave(token)
+    scope.leave(token)
 
 
 _SLOW_MYSQL = "SELECT SLEEP(30)"
@@ -120,9 +120,9 @@ def test_a_write_in_autocommit_is_stored_once_it_is_answered(
 ) -> None:
     conn = in_autocommit(face, ledger)
     face.execute(conn, f"INSERT INTO {table} VALUES (1)" + " RETURNING n" * returning)
-    assert ledger.fate() is unit.Fate.STORED
+    assert ledger.fate() is verdicts.Fate.STORED
     face.execute(conn, "SELECT 1")
-    assert ledger.fate() is unit.Fate.STORED
+    assert ledger.fate() is verdicts.Fate.STORED
 
 
 def test_a_write_in_autocommit_that_is_refused_is_not_stored_or_not_known(
@@ -133,7 +133,7 @@ def test_a_write_in_autocommit_that_is_refused_is_not_stored_or_not_known(
         face.execute(conn, f"INSERT INTO {table} VALUES (1), (1, 2)")
     # MySQL's server does not say whether something of the statement stays, as it does in a table
     # without transactions
-    assert ledger.fate() is (unit.Fate.UNKNOWN if face.is_mysql else unit.Fate.NOTHING)
+    assert ledger.fate() is (verdicts.Fate.UNKNOWN if face.is_mysql else verdicts.Fate.NOTHING)
 
 
 def test_a_write_in_autocommit_that_is_not_answered_is_not_known(
@@ -150,7 +150,7 @@ def test_a_write_in_autocommit_that_is_not_answered_is_not_known(
             + (_SLOW_MYSQL if face.is_mysql else "SELECT 1 FROM pg_sleep(30)"),
         )
     kill.join()
-    assert ledger.fate() is unit.Fate.UNKNOWN
+    assert ledger.fate() is verdicts.Fate.UNKNOWN
 
 
 def test_rows_that_are_still_to_come_leave_a_write_unknown(
@@ -162,7 +162,7 @@ def test_rows_that_are_still_to_come_leave_a_write_unknown(
         conn = in_autocommit(face, ledger)
         cursor = face.run(face.streaming_cursor(conn))
         face.run(cursor.execute("INSERT INTO watch_streams VALUES (1), (2) RETURNING n"))
-        assert ledger.fate() is unit.Fate.UNKNOWN
+        assert ledger.fate() is verdicts.Fate.UNKNOWN
     finally:
         face.close()
         face.server.admin("DROP TABLE watch_streams")
@@ -343,7 +343,7 @@ def test_the_commit_of_a_failed_transaction_is_no_commit(pg_face: Any, recorder:
 
 def test_two_connections_are_told_apart(face: Any, table: str) -> None:
     ledger = unit.Unit()
-    token = unit.enter(ledger)
+    token = scope.enter(ledger)
     try:
         first, second = face.connect(), face.connect()
         for conn in (first, second):
@@ -351,11 +351,14 @@ def test_two_connections_are_told_apart(face: Any, table: str) -> None:
             begin(face, conn)
             face.execute(conn, f"INSERT INTO {table} VALUES (1)")
         lost = ledger.verdict(Fault(FaultKind.LOST), conn_id=id(first))
-        assert lost.action is unit.Action.RAISE  # the second one still holds writes
+        assert lost.action is verdicts.Action.RAISE  # the second one still holds writes
         face.call("rollback", second)
-        assert ledger.verdict(Fault(FaultKind.LOST), conn_id=id(first)).action is unit.Action.REPLAY
+        assert (
+            ledger.verdict(Fault(FaultKind.LOST), conn_id=id(first)).action
+            is verdicts.Action.REPLAY
+        )
     finally:
-        unit.leave(token)
+        scope.leave(token)
 
 
 # -- one -------------------------------------------------------------------------------------------

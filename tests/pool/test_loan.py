@@ -18,7 +18,7 @@ import pytest
 
 import unbroken
 from unbroken import ClosedByHolderError, ConnectionLostError, DeadlineExceeded
-from unbroken.ledger.unit import Fate
+from unbroken.ledger.verdicts import Fate
 
 
 class TimeLimit(Exception):  # noqa: N818 - a limit is what it is

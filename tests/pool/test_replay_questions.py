@@ -13,7 +13,9 @@ import pytest
 
 import unbroken
 from unbroken.drivers._base import Base
-from unbroken.ledger.unit import Fate, Unit, enter, leave
+from unbroken.ledger.scope import enter, leave
+from unbroken.ledger.unit import Unit
+from unbroken.ledger.verdicts import Fate
 from unbroken.pool import servers
 
 BLOCKING = [

@@ -20,7 +20,9 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from unbroken.ledger.unit import Fate, Unit, current, enter, leave
+from unbroken.ledger.scope import current, enter, leave
+from unbroken.ledger.unit import Unit
+from unbroken.ledger.verdicts import Fate
 
 from .bodies import BODIES, PATIENCE, Body, DjangoPyMySQLBody, Told
 from .orders import PROGRESS, Order

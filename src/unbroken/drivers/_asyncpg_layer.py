@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from unbroken.backends.fault import is_goodbye
 from unbroken.drivers import _postgresql
-from unbroken.ledger import unit
+from unbroken.ledger import scope, unit
 from unbroken.ledger.residue import NOTHING, left_by
 from unbroken.net import last_words
 from unbroken.net.fork_guard import abort, identity
@@ -193,7 +193,7 @@ class Layer:
         left = left_by(text, "postgresql")
         if left:
             self.residue |= left
-        ledger = unit.current(self._conn_id) if self.watched else None
+        ledger = scope.current(self._conn_id) if self.watched else None
         result = await (send() if ledger is None else self._told(ledger, text, send))
         self.unsynced = False
         self.may_be_busy = self.may_have_ended

@@ -12,7 +12,7 @@ from unbroken.abc import Cause, Fault, FaultKind, Target
 from unbroken.backends.fault import chain, mysql_fault, one_line, os_fault
 from unbroken.drivers._shared import boolean, coerce, from_connect, optional_boolean, seconds, whole
 from unbroken.errors import ConfigurationError
-from unbroken.ledger import unit
+from unbroken.ledger import scope
 
 #: Flags of the server's status, in every OK and EOF packet (MySQL manual,
 #: "Protocol::SERVER_STATUS_flags_enum").
@@ -178,7 +178,7 @@ def answered(conn: Any, what: int, error: BaseException | None) -> None:
     An error in answer to a statement tells nothing of what is stored: tables without transactions
     keep what was done before.
     """
-    ledger = unit.current(id(conn))
+    ledger = scope.current(id(conn))
     if ledger is None:
         return
     if error is not None:

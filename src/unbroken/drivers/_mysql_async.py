@@ -15,7 +15,7 @@ from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_driver import Awaited, unheard
 from unbroken.drivers._shared import abort_transport
-from unbroken.ledger import unit
+from unbroken.ledger import scope
 from unbroken.ledger.residue import Left
 
 
@@ -415,7 +415,7 @@ def reporting(plain: Any, is_open: Callable[[Any], bool]) -> Any:
         unwatched = plain
 
         async def _execute_command(self, command: int, sql: Any) -> None:
-            ledger = unit.current(id(self))
+            ledger = scope.current(id(self))
             if ledger is None or command in exchange.UNREPORTED:
                 await super()._execute_command(command, sql)
                 return

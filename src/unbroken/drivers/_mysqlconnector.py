@@ -15,7 +15,7 @@ from typing import Any
 from unbroken.drivers import _mysql
 from unbroken.drivers._mysql_reset import COM_RESET_CONNECTION
 from unbroken.drivers._shared import is_commit, is_rollback
-from unbroken.ledger import unit
+from unbroken.ledger import scope
 
 # Commands of the protocol (MySQL manual, "Command Phase"). These neither change data nor a
 # transaction:
@@ -482,7 +482,7 @@ def _named(cls: Any, base: Any) -> Any:
 def _doubt_others(conn: Any, command: int) -> None:
     if command == _QUERY:
         return  # queries are told with their text
-    ledger = unit.current(id(conn))
+    ledger = scope.current(id(conn))
     if ledger is not None and command in _HARMLESS:
         ledger.harmless(conn_id=id(conn))
     elif ledger is not None:
@@ -492,7 +492,7 @@ def _doubt_others(conn: Any, command: int) -> None:
 def _tell(conn: Any, sql: Any) -> int | None:
     """Report *sql*. Gives what :func:`_answered` is told of when the answer is there."""
     conn.__dict__.pop("_seen_told", None)
-    ledger = unit.current(id(conn))
+    ledger = scope.current(id(conn))
     if ledger is None or is_closed(conn):
         return None  # nothing can be sent on a closed one
     if sql is not None and is_commit(sql):

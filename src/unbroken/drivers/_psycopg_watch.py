@@ -16,7 +16,7 @@ from typing import Any
 
 from unbroken.drivers import _postgresql
 from unbroken.drivers._shared import class_of, mark_call, marked
-from unbroken.ledger import unit
+from unbroken.ledger import scope, unit
 
 _IDLE = 0  # PQtransactionStatus
 _OK = 0  # PQstatus
@@ -47,7 +47,7 @@ def _watched(base: Any) -> Any:
         def pgconn(self) -> Any:
             pgconn = self.__dict__["pgconn"]
             caller = sys._getframe(1).f_globals.get("__name__", "")
-            if caller.startswith(("psycopg", "unbroken.")) or unit.current(id(self)) is None:
+            if caller.startswith(("psycopg", "unbroken.")) or scope.current(id(self)) is None:
                 return pgconn
             return _SeenPGconn(pgconn, id(self))
 
@@ -61,7 +61,7 @@ def _watched(base: Any) -> Any:
             return cursor
 
         def pipeline(self) -> Any:
-            ledger = unit.current(id(self))
+            ledger = scope.current(id(self))
             if ledger is not None:
                 ledger.doubt(
                     "psycopg's pipeline mode: answers come later than statements", conn_id=id(self)
@@ -69,7 +69,7 @@ def _watched(base: Any) -> Any:
             return super().pipeline()
 
         def _start_query(self) -> Generator[Any, Any, None]:
-            ledger = unit.current(id(self))
+            ledger = scope.current(id(self))
             if (
                 ledger is not None
                 and not marked(self.__dict__, "_unbroken_told")
@@ -82,7 +82,7 @@ def _watched(base: Any) -> Any:
         def _exec_command(
             self, command: Any, *args: Any, **kwargs: Any
         ) -> Generator[Any, Any, Any]:
-            ledger = unit.current(id(self))
+            ledger = scope.current(id(self))
             if ledger is None or not _can_send(self):
                 return (yield from super()._exec_command(command, *args, **kwargs))
             sql = _text(command, self)
@@ -123,7 +123,7 @@ def _watched_cursor(base: Any) -> Any:
         unwatched = base
 
         def _start_query(self, query: Any = None) -> Generator[Any, Any, None]:
-            conn, ledger = self._conn, unit.current(id(self._conn))
+            conn, ledger = self._conn, scope.current(id(self._conn))
             if ledger is None or not hasattr(type(conn), "unwatched") or not _can_send(conn):
                 yield from super()._start_query(query)
                 return
@@ -145,7 +145,7 @@ def _watched_cursor(base: Any) -> Any:
             try:
                 yield from super()._execute_gen(*args, **kwargs)
             except psycopg.Error as error:
-                ledger = unit.current(id(conn))
+                ledger = scope.current(id(conn))
                 if ledger is not None and "_unbroken_ends" in conn.__dict__:  # it was sent
                     _postgresql.refused(
                         ledger,
@@ -155,7 +155,7 @@ def _watched_cursor(base: Any) -> Any:
                         str(error),
                     )
                 raise
-            ledger = unit.current(id(conn))
+            ledger = scope.current(id(conn))
             if (
                 ledger is not None
                 and "_unbroken_ends" in conn.__dict__
@@ -220,7 +220,7 @@ class _SeenPGconn:
             )
             or name == "pgconn_ptr"
         ):
-            ledger = unit.current(self._conn_id)
+            ledger = scope.current(self._conn_id)
             if ledger is not None:
                 ledger.doubt(f"pgconn.{name}: libpq was used directly", conn_id=self._conn_id)
         return getattr(self._pgconn, name)

@@ -32,7 +32,7 @@ from types import CodeType, EllipsisType, TracebackType
 from typing import Any
 
 from unbroken.abc import Connection
-from unbroken.ledger import unit
+from unbroken.ledger import scope, unit
 
 log = logging.getLogger("unbroken")
 
@@ -192,7 +192,7 @@ class Trial(unit.Unit):
         self._driver, self._conn = driver, conn
 
     def __enter__(self) -> Trial:
-        self._aside = unit.aside(self)
+        self._aside = scope.aside(self)
         self._aside.__enter__()
         self.join(id(self._conn))
         self._driver.watch(self._conn)

@@ -31,7 +31,7 @@ from unbroken.drivers._shared import (
     whole,
     without_target,
 )
-from unbroken.ledger import unit
+from unbroken.ledger import scope
 from unbroken.ledger.residue import Left
 from unbroken.net.fork_guard import abort, identity
 
@@ -391,7 +391,7 @@ def _doubtful(cls: Any, base: Any, name: str) -> None:
     plain = getattr(base, name)
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        ledger = unit.current(id(self)) if hasattr(type(self), "unwatched") else None
+        ledger = scope.current(id(self)) if hasattr(type(self), "unwatched") else None
         if ledger is not None:
             ledger.doubt(f"{name}() of mariadb", conn_id=id(self))
         self._seen_failed = True  # nothing is known of the transaction any more
@@ -538,7 +538,7 @@ def _watched(base: Any) -> Any:
 
         def _about_to_send(self, sql: Any) -> None:
             self.__dict__.pop("_seen_pending", None)
-            ledger = unit.current(id(self))
+            ledger = scope.current(id(self))
             if ledger is None or self.__dict__.get("_seen_closed"):
                 return
             if is_commit(sql):

@@ -26,7 +26,7 @@ from unbroken.drivers._shared import (
     seconds,
     without_target,
 )
-from unbroken.ledger import unit
+from unbroken.ledger import scope, unit
 from unbroken.ledger.residue import Left
 
 NAME = "mysqlclient"
@@ -494,7 +494,7 @@ def watched(base: Any) -> Any:
         def query(self, query: Any) -> None:
             state = self.__dict__
             state.pop("_seen_told", None)
-            ledger = None if state.get("_seen_closed") else unit.current(id(self))
+            ledger = None if state.get("_seen_closed") else scope.current(id(self))
             if ledger is None:
                 super().query(query)
             elif is_commit(query):
@@ -516,7 +516,7 @@ def watched(base: Any) -> Any:
             return result
 
         def commit(self) -> None:
-            ledger = unit.current(id(self))
+            ledger = scope.current(id(self))
             if ledger is None:
                 super().commit()
             else:
@@ -524,12 +524,12 @@ def watched(base: Any) -> Any:
 
         def rollback(self) -> None:
             super().rollback()
-            ledger = unit.current(id(self))
+            ledger = scope.current(id(self))
             if ledger is not None:
                 ledger.rolled_back(conn_id=id(self))
 
         def autocommit(self, on: Any) -> None:
-            ledger = unit.current(id(self))
+            ledger = scope.current(id(self))
             if ledger is not None and bool(on) != self.get_autocommit():
                 ledger.statement(f"SET autocommit={int(bool(on))}", None, conn_id=id(self))
             super().autocommit(on)
@@ -566,7 +566,7 @@ def _doubtful(cls: type[Any], base: type[Any], name: str) -> None:
         return
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        ledger = unit.current(id(self))
+        ledger = scope.current(id(self))
         if ledger is not None:
             ledger.doubt(f"{name}() of mysqlclient", conn_id=id(self))
         return plain(self, *args, **kwargs)

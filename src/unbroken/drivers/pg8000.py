@@ -36,7 +36,7 @@ from unbroken.drivers._shared import (
     without_target,
 )
 from unbroken.errors import ConfigurationError
-from unbroken.ledger import unit
+from unbroken.ledger import scope, unit
 from unbroken.ledger.residue import Left
 
 NAME = "pg8000"
@@ -609,7 +609,7 @@ def _watched(base: Any) -> Any:
 
 
 def _sent(conn: Any, statement: Any, send: Callable[[], Any]) -> Any:
-    ledger = unit.current(id(conn))
+    ledger = scope.current(id(conn))
     if ledger is None or conn._usock is None or conn._seen_sent != conn._seen_answered:
         # then nothing is sent
         return send()

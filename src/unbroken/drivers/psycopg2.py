@@ -37,7 +37,7 @@ from unbroken.drivers._shared import (
     seconds,
     without_target,
 )
-from unbroken.ledger import unit
+from unbroken.ledger import scope, unit
 from unbroken.ledger.residue import Left
 
 NAME = "psycopg2"
@@ -372,7 +372,7 @@ class Driver(Blocking):
         if hasattr(type(conn), "_reports"):
             conn._watched, conn._seen = True, conn.get_transaction_status()
             return
-        ledger = unit.current(id(conn))
+        ledger = scope.current(id(conn))
         if ledger is not None:
             ledger.doubt(
                 f"psycopg2's {type(conn).__name__}: what it sends is not seen", conn_id=id(conn)
@@ -571,7 +571,7 @@ def _plain_cursor() -> Any:
 
 
 def _ledger(conn: Any) -> unit.Unit | None:
-    return unit.current(id(conn)) if getattr(conn, "_watched", False) else None
+    return scope.current(id(conn)) if getattr(conn, "_watched", False) else None
 
 
 def _sent(

@@ -17,7 +17,7 @@ from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_driver import Blocking, unheard
 from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import boolean, class_of, dial, seconds, whole, without_target
-from unbroken.ledger import unit
+from unbroken.ledger import scope
 from unbroken.ledger.residue import Left
 
 NAME = "pymysql"
@@ -617,7 +617,7 @@ def watched(base: Any) -> Any:
         unwatched = plain
 
         def _execute_command(self, command: int, sql: Any) -> None:
-            ledger = unit.current(id(self))
+            ledger = scope.current(id(self))
             if ledger is None or command in exchange.UNREPORTED:
                 super()._execute_command(command, sql)
                 return

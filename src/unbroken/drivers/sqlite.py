@@ -29,7 +29,7 @@ from unbroken.drivers._shared import (
     without_target,
 )
 from unbroken.errors import ConfigurationError
-from unbroken.ledger import unit
+from unbroken.ledger import scope
 
 NAME = "sqlite"
 SCHEMES = ("sqlite", "sqlite+pysqlite")
@@ -251,7 +251,7 @@ class _Connection(sqlite3.Connection):
 
 
 def _tell(conn: Any, sql: str) -> None:
-    ledger = unit.current(id(conn))
+    ledger = scope.current(id(conn))
     if ledger is None or (sql == "BEGIN" and getattr(conn, "autocommit", None) is False):
         return  # that one follows each COMMIT, before anybody can say that it is done
     ledger.statement(sql, not conn.in_transaction, conn_id=id(conn))
@@ -259,13 +259,13 @@ def _tell(conn: Any, sql: str) -> None:
 
 def _committed(conn: Any) -> None:
     """A COMMIT was executed without an error, if there was something to commit."""
-    ledger = unit.current(id(conn))
+    ledger = scope.current(id(conn))
     if ledger is not None:
         ledger.committed(conn_id=id(conn))
 
 
 def _rolled_back(conn: Any) -> None:
-    ledger = unit.current(id(conn))
+    ledger = scope.current(id(conn))
     if ledger is not None:
         ledger.rolled_back(conn_id=id(conn))
 

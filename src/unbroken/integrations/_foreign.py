@@ -9,8 +9,8 @@ import weakref
 from types import FrameType
 from typing import Any
 
+from unbroken.ledger.scope import current, current_token
 from unbroken.ledger.statements import Kind, kind
-from unbroken.ledger.unit import current, current_token
 
 _followed: weakref.WeakSet[Any] = weakref.WeakSet()
 

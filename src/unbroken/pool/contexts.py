@@ -33,8 +33,9 @@ from contextvars import Context, ContextVar, copy_context
 from types import FrameType
 from typing import Any, TypeAlias
 
-from unbroken.ledger import unit as units
-from unbroken.ledger.unit import Token, Unit
+from unbroken.ledger import scope
+from unbroken.ledger.scope import Token
+from unbroken.ledger.unit import Unit
 from unbroken.net.signals import IN_NO_UNIT
 
 #: Threads of these libraries work for everybody. What they are given brings its own unit with it.
@@ -86,22 +87,22 @@ class Job:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What *function* gives or raises."""
-        before, function = (units.current_token(), units.attempt()), self._function
+        before, function = (scope.current_token(), scope.attempt()), self._function
         if self._once:
             self._function = (
                 _nothing  # a thread refers to its job, and this would refer to the thread
             )
-        place, ident = units.around.place(), threading.get_ident()
+        place, ident = scope.around.place(), threading.get_ident()
         outside, below, chain = _jobs.get(place), _running.get(ident), _within.get()
         self.calls += 1
         try:
             _within.set(self._chain)
             _jobs[place], _running[ident] = self.unit, self
-            units.tell(self.unit, self._attempt)
+            scope.tell(self.unit, self._attempt)
             return function(*args, **kwargs)
         finally:
             _within.set(chain)
-            units.tell(*before)
+            scope.tell(*before)
             _put_back(_jobs, place, outside)
             _put_back(_running, ident, below)
             self.calls -= 1
@@ -144,7 +145,7 @@ def _start(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def start(self: threading.Thread) -> None:
-        unit = None if IN_NO_UNIT in self.__dict__ else units.current()
+        unit = None if IN_NO_UNIT in self.__dict__ else scope.current()
         if unit is None or _is_of_a_pool(self):
             self.__dict__[IN_NO_UNIT] = True
             original(self)
@@ -172,7 +173,7 @@ def _start_new_thread(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def start_new_thread(function: Callable[..., Any], *args: Any) -> Any:
-        unit = units.current()
+        unit = scope.current()
         if unit is None:
             return original(functools.partial(_freely, function), *args)
         job = Job(unit, function)
@@ -183,7 +184,7 @@ def _start_new_thread(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _freely(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    units.tell(None)
+    scope.tell(None)
     return function(*args, **kwargs)
 
 
@@ -192,7 +193,7 @@ def _submit(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        unit = units.current()
+        unit = scope.current()
         if unit is None:
             return original(self, fn, *args, **kwargs)
         if type(self).__name__ == "InterpreterPoolExecutor":
@@ -232,7 +233,7 @@ def _apply(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def apply(self: Any, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        unit = units.current()
+        unit = scope.current()
         if unit is None or not _has_threads(self, unit):
             return original(self, func, *args, **kwargs)
         job = Job(unit, func)
@@ -248,7 +249,7 @@ def _imap(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def imap(self: Any, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        unit = units.current()
+        unit = scope.current()
         if unit is None or not _has_threads(self, unit):
             return original(self, func, *args, **kwargs)
         job = Job(unit, func)
@@ -286,7 +287,7 @@ def _elsewhere(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _leaving_the_process() -> None:
-    unit = units.current()
+    unit = scope.current()
     if unit is not None:
         unit.doubt("work was handed to another process")
 
@@ -298,14 +299,14 @@ def _create_task(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_task(self: Any, coro: Any, **kwargs: Any) -> Any:
         context = kwargs.get("context")
         if context is not None:
-            if not units.is_told(context):
-                _tell(context, units.current())
-        elif units.current_token() is units.UNTOLD and (unit := units.current()) is not None:
+            if not scope.is_told(context):
+                _tell(context, scope.current())
+        elif scope.current_token() is scope.UNTOLD and (unit := scope.current()) is not None:
             kwargs["context"] = context = copy_context()
             _tell(context, unit)
         task = original(self, coro, **kwargs)
         if not _TASKS_SHOW_CONTEXTS and isinstance(task, sys.modules["asyncio"].Task):
-            unit = units.current() if context is None else units.told(context)
+            unit = scope.current() if context is None else scope.told(context)
             task._unbroken_unit = None if unit is None else weakref.ref(unit)
         return task
 
@@ -314,7 +315,7 @@ def _create_task(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _tell(context: Context, unit: Unit | None) -> None:
     try:
-        context.run(units.tell, unit, None if unit is None else (unit, unit.attempts))
+        context.run(scope.tell, unit, None if unit is None else (unit, unit.attempts))
     except RuntimeError:  # code runs in it just now: that code can tell
         pass
 
@@ -354,7 +355,7 @@ def _put(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def put(self: Any, item: Any, *args: Any, **kwargs: Any) -> Any:
-        unit = units.current() if units.current_token() is not None else None
+        unit = scope.current() if scope.current_token() is not None else None
         is_of_unit = unit is not None and not unit.observing
         tags = self.__dict__.get(_TAGS)
         if tags is None:
@@ -412,14 +413,14 @@ def _take_out(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _feed(tag: _Tag | None) -> None:
-    if not _fed.get() and units.current() is not None:
+    if not _fed.get() and scope.current() is not None:
         return  # it is in a unit of its own
     unit = None if tag is None else tag[0]()
     if unit is None or tag is None or unit.is_over:
-        units.tell(None)
+        scope.tell(None)
         _fed.set(False)
     else:
-        units.tell(unit, (unit, tag[1]))
+        scope.tell(unit, (unit, tag[1]))
         _fed.set(True)
 
 
@@ -428,14 +429,14 @@ def _spawned(greenlet: Any) -> None:
     run = getattr(greenlet, "_run", None)
     owner = getattr(run, "__self__", None)
     module = getattr(run, "__module__", None) or ""
-    unit = None if isinstance(owner, _Thread) or module.startswith("gevent.") else units.current()
+    unit = None if isinstance(owner, _Thread) or module.startswith("gevent.") else scope.current()
     if unit is None:
         setattr(greenlet, IN_NO_UNIT, True)
         return
     context = greenlet.gr_context
     if context is None:
         greenlet.gr_context = context = Context()
-    if not units.is_told(context):
+    if not scope.is_told(context):
         _tell(context, unit)
     ref = weakref.ref(greenlet)
     unit.helped_by(lambda: (there := ref()) is None or there.dead)
@@ -489,7 +490,7 @@ def _wrap_queues(module: Any) -> None:
 
 
 def _wrap_loops(owner: Any) -> None:
-    if not getattr(owner.create_task, _WRAPPED, False) and not units.entered():
+    if not getattr(owner.create_task, _WRAPPED, False) and not scope.entered():
         _leave_out_older_tasks()
     _wrap(owner, "create_task", _create_task)
 
@@ -503,7 +504,7 @@ def _leave_out_older_tasks() -> None:
             continue
         if not _TASKS_SHOW_CONTEXTS:
             each._unbroken_unit = None
-        elif not units.is_told(context := each.get_context()):
+        elif not scope.is_told(context := each.get_context()):
             _tell(context, None)
 
 
@@ -591,7 +592,7 @@ class _Surroundings:
 
         Units that might be meant, where nobody can say which, are never run again.
         """
-        tokens = units.entered()
+        tokens = scope.entered()
         place: Any = self.place() if tokens else None
         here = [token.unit for token in tokens if token.place == place]
         job = _jobs.get(place)
@@ -603,7 +604,7 @@ class _Surroundings:
                 "a connection was used by code, and nobody can say whether this unit started it"
             )
         if unit is None:
-            units.tell(None)
+            scope.tell(None)
         return unit
 
 
@@ -629,7 +630,7 @@ def _unit_of(task: Any) -> tuple[bool, Unit | None]:
     """Whether it is known in which unit *task* is, and in which."""
     if _TASKS_SHOW_CONTEXTS:
         context = task.get_context()
-        return units.is_told(context), units.told(context)
+        return scope.is_told(context), scope.told(context)
     ref: Any = getattr(task, "_unbroken_unit", False)
     unit = ref() if ref else None
     return ref is not False, None if unit is None or unit.is_over else unit
@@ -659,7 +660,7 @@ def _greenlet() -> Any:
     return None if greenlet is None else greenlet.getcurrent()
 
 
-_surroundings = units.around = _Surroundings()
+_surroundings = scope.around = _Surroundings()
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_surroundings.renew)

@@ -23,7 +23,7 @@ from unbroken.brain.health import Policy
 from unbroken.brain.kernel import Kernel, Ticket
 from unbroken.brain.outage import Try
 from unbroken.errors import ConnectRejectedError, E, PoolClosedError, UnbrokenError, for_driver
-from unbroken.ledger.unit import testify
+from unbroken.ledger.scope import testify
 from unbroken.net import liveness
 from unbroken.net.hangups import HangUps
 from unbroken.pool.bounds import limits_of

@@ -8,7 +8,8 @@ from typing import Any
 from unbroken.abc import Cause, Connection
 from unbroken.brain.entry import Entry
 from unbroken.ledger.residue import Left, Trace, followed
-from unbroken.ledger.unit import Unit, current, heard_by
+from unbroken.ledger.scope import current, heard_by
+from unbroken.ledger.unit import Unit
 from unbroken.net import liveness
 from unbroken.pool.endings import THEIR_DOING, Endings
 

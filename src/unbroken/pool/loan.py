@@ -24,7 +24,9 @@ from unbroken.errors import (
 )
 from unbroken.ledger.questions import Question
 from unbroken.ledger.residue import NOTHING, Left
-from unbroken.ledger.unit import Action, Fate, Unit, current, is_left_over
+from unbroken.ledger.scope import current, is_left_over
+from unbroken.ledger.unit import Unit
+from unbroken.ledger.verdicts import Action, Fate
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow, Reset

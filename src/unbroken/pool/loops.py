@@ -17,7 +17,7 @@ from typing import Any
 
 from unbroken.abc import AsyncDriver, Connection
 from unbroken.brain.entry import Entry
-from unbroken.ledger.unit import apart
+from unbroken.ledger.scope import apart
 from unbroken.net.dialing import Dialing, OnLoop
 from unbroken.net.watcher import LoopWatcher
 from unbroken.pool.bounds import Bound, limits_of

@@ -22,7 +22,9 @@ from unbroken.errors import (
     for_driver,
 )
 from unbroken.ledger.questions import Question
-from unbroken.ledger.unit import Action, Unit, Verdict, testify
+from unbroken.ledger.scope import testify
+from unbroken.ledger.unit import Unit
+from unbroken.ledger.verdicts import Action, Verdict
 from unbroken.pool.loan import LOOK_FIRST
 from unbroken.pool.steps import Attempt, Flow, Wait
 

@@ -13,7 +13,7 @@ from typing import Any
 from unbroken.abc import Driver
 from unbroken.brain.entry import Entry
 from unbroken.ledger.questions import Question
-from unbroken.ledger.unit import outside
+from unbroken.ledger.scope import outside
 from unbroken.net.dialing import Dialing, blocking
 from unbroken.net.signals import start_thread
 from unbroken.net.watcher import ThreadWatcher

@@ -15,7 +15,9 @@ import pytest
 import unbroken
 import unbroken.flask
 import unbroken.mongo
-from unbroken.ledger.unit import Fate, Unit, enter, leave
+from unbroken.ledger.scope import enter, leave
+from unbroken.ledger.unit import Unit
+from unbroken.ledger.verdicts import Fate
 from unbroken_drill import FaultProxy
 from unbroken_drill.servers import MongoDB
 

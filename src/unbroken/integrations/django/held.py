@@ -13,7 +13,7 @@ from typing import Any
 from unbroken.brain.health import Need
 from unbroken.integrations.django.pools import Source
 from unbroken.ledger.residue import DOUBTFUL, NOTHING, Left
-from unbroken.ledger.unit import current, current_token, heard_by
+from unbroken.ledger.scope import current, current_token, heard_by
 from unbroken.pool.holder import outside
 from unbroken.pool.kept import Kept
 from unbroken.pool.steps import run

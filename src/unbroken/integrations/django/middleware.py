@@ -29,7 +29,7 @@ from unbroken.integrations.web.exchange import (
     page,
     report,
 )
-from unbroken.ledger.unit import Fate
+from unbroken.ledger.verdicts import Fate
 
 #: Where a request holds its :class:`_Exchange`.
 KEY = "_unbroken_exchange"

@@ -12,7 +12,7 @@ from django.db import connections
 
 from unbroken import aio, sync
 from unbroken.integrations.django.request_body import Body, longest, request_in
-from unbroken.ledger.unit import current
+from unbroken.ledger.scope import current
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")

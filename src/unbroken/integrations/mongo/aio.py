@@ -20,7 +20,7 @@ from unbroken.integrations.mongo.per_process import Now, PerProcess, is_inherite
 from unbroken.integrations.mongo.process_aware import Outliving
 from unbroken.integrations.mongo.sockets import recording_async
 from unbroken.integrations.mongo.units import following, report
-from unbroken.ledger.unit import apart, current_token
+from unbroken.ledger.scope import apart, current_token
 
 _Plain = pymongo.AsyncMongoClient
 pymongo_internals.check(_Plain)

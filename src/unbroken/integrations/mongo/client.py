@@ -19,7 +19,7 @@ from unbroken.integrations.mongo.prefork import is_master, rest
 from unbroken.integrations.mongo.process_aware import Outliving
 from unbroken.integrations.mongo.sockets import recording
 from unbroken.integrations.mongo.units import following, report
-from unbroken.ledger.unit import current_token
+from unbroken.ledger.scope import current_token
 from unbroken.net.signals import unsignalled
 
 _Plain = pymongo.MongoClient

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pymongo.errors import InvalidOperation, ServerSelectionTimeoutError
 
 from unbroken.errors import NotYoursError, OutageError, for_driver
-from unbroken.ledger import unit as units
+from unbroken.ledger import scope
 
 
 def outage_error(message: str, retry_after: float) -> OutageError:
@@ -19,7 +19,7 @@ def outage_error(message: str, retry_after: float) -> OutageError:
     error = for_driver(OutageError, ServerSelectionTimeoutError, message, retry_after=retry_after)
     plain = ServerSelectionTimeoutError(message)
     error.__dict__.update(plain.__dict__)  # what its own __init__ would have set: labels, details
-    units.testify(error)  # a framework that makes a page of it is asked to say 503
+    scope.testify(error)  # a framework that makes a page of it is asked to say 503
     return error
 
 

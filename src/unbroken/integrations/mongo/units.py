@@ -22,7 +22,7 @@ from pymongo.errors import AutoReconnect, BulkWriteError, CursorNotFound, PyMong
 from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.errors import OutageError
 from unbroken.integrations.mongo.faults import fault_of, said
-from unbroken.ledger import unit as units
+from unbroken.ledger import scope, unit
 
 #: Commands that can only read, whatever their arguments are. (An aggregation may store what it
 #: finds: $out, $merge.)
@@ -42,7 +42,7 @@ _keys = count(1)
 class Write:
     """One write of PyMongo's, with all its retries."""
 
-    def __init__(self, unit: units.Unit, operation: Any) -> None:
+    def __init__(self, unit: unit.Unit, operation: Any) -> None:
         self._unit, self._key = unit, next(_keys)
         self._name = str(getattr(operation, "value", operation))
 
@@ -86,7 +86,7 @@ def following(operation: Any, session: Any) -> Iterator[Write | None]:
 
     None: there is none, or it is one of a transaction's.
     """
-    unit = units.current()
+    unit = scope.current()
     if unit is None or (session is not None and session.in_transaction):
         yield None
         return
@@ -100,7 +100,7 @@ def following(operation: Any, session: Any) -> Iterator[Write | None]:
 
 def report(operation: Any) -> None:
     """*operation* is about to be sent: there is a server for it."""
-    unit = units.current()
+    unit = scope.current()
     if unit is None:
         return
     unit.ask(_meaning)

@@ -13,7 +13,7 @@ from typing import Any
 from unbroken.aio import run_unit
 from unbroken.integrations.peewee.lazy import Lazy, whole
 from unbroken.integrations.peewee.unit import resolved
-from unbroken.ledger.unit import current
+from unbroken.ledger.scope import current
 
 
 def awaited(

@@ -28,7 +28,7 @@ from unbroken.integrations.peewee.slot import PerThread, Pin, Shared, Slot, Take
 from unbroken.integrations.peewee.transactions import Transactions
 from unbroken.integrations.peewee.unit import Atomic, unit
 from unbroken.ledger.questions import Question
-from unbroken.ledger.unit import current, current_token
+from unbroken.ledger.scope import current, current_token
 from unbroken.pool import threads
 from unbroken.settings import Settings
 from unbroken.sync import Pool

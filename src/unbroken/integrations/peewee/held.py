@@ -16,7 +16,7 @@ from unbroken.errors import ConnectionLostError, UnbrokenError
 from unbroken.integrations.peewee.again import mark
 from unbroken.integrations.peewee.errors import origin, translated
 from unbroken.integrations.peewee.slot import caller
-from unbroken.ledger.unit import current
+from unbroken.ledger.scope import current
 from unbroken.pool.steps import run_async
 
 

@@ -13,7 +13,7 @@ import peewee
 
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.peewee.lazy import Lazy, whole
-from unbroken.ledger.unit import current
+from unbroken.ledger.scope import current
 from unbroken.sync import run_unit
 
 

@@ -21,7 +21,7 @@ from unbroken.errors import (
 from unbroken.integrations.peewee.again import mark
 from unbroken.integrations.peewee.errors import origin, translated
 from unbroken.integrations.peewee.slot import Slot
-from unbroken.ledger.unit import current
+from unbroken.ledger.scope import current
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import run
 from unbroken.sync import Pool

@@ -31,7 +31,7 @@ from unbroken.errors import CommitUnknownError, ConnectionLostError, E, PoolClos
 from unbroken.integrations.sqlalchemy.plan import Plan
 from unbroken.integrations.sqlalchemy.record import Record, Slot
 from unbroken.ledger.questions import Question, text_of
-from unbroken.ledger.unit import apart, tell, testify
+from unbroken.ledger.scope import apart, tell, testify
 from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.connect import connector
 from unbroken.pool.holder import referred_to, thread_frames

@@ -27,7 +27,7 @@ from unbroken.errors import (
 from unbroken.integrations.sqlalchemy import heal
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
 from unbroken.integrations.sqlalchemy.record import Slot
-from unbroken.ledger.unit import current, current_token
+from unbroken.ledger.scope import current, current_token
 from unbroken.pool.bounds import bounded
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, run

@@ -41,7 +41,7 @@ from unbroken.integrations.sqlalchemy.record import (
     note_holders,
     outside,
 )
-from unbroken.ledger.unit import current, current_token
+from unbroken.ledger.scope import current, current_token
 from unbroken.pool.acquire import acquire
 from unbroken.pool.loan import Loan
 from unbroken.settings import Settings

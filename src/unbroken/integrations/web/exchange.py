@@ -26,8 +26,9 @@ from unbroken.errors import (
     OutageError,
     PoolTimeoutError,
 )
-from unbroken.ledger import unit as units
-from unbroken.ledger.unit import Action, Fate, Unit
+from unbroken.ledger import scope
+from unbroken.ledger.unit import Unit
+from unbroken.ledger.verdicts import Action, Fate
 
 log = logging.getLogger("unbroken")
 
@@ -304,7 +305,7 @@ class Exchange:
         self._said: tuple[Answer, BaseException] | None = None  # an answer, not sent yet, and why
         self._whole: Exchange | None = None
         self._own: Unit | None = None  # the unit of work of its attempts, where it is not another's
-        self._token: units.Token | None = None
+        self._token: scope.Token | None = None
         self._witness: Any = None
 
     # -- the ledger --------------------------------------------------------------------------------
@@ -316,19 +317,19 @@ class Exchange:
         frame must call :meth:`unwatch` before it returns.
         """
         self._whole = whole
-        self._witness = units.witnesses(self.heard)
-        watched = None if whole is None else units.current()
+        self._witness = scope.witnesses(self.heard)
+        watched = None if whole is None else scope.current()
         if watched is None:
-            self._token = units.enter(Unit(observing=True), id(sys._getframe(1)))
+            self._token = scope.enter(Unit(observing=True), id(sys._getframe(1)))
         else:
-            self._token = units.Token(watched, False)
+            self._token = scope.Token(watched, False)
 
     def unwatch(self) -> None:
         """The exchange is over. Call it in any case, in the context of :meth:`watch`."""
         if self._token is not None:
-            units.leave(self._token)
+            scope.leave(self._token)
         if self._witness is not None:
-            units.no_longer_witnesses(self._witness)
+            scope.no_longer_witnesses(self._witness)
         self.heard.clear()
         self._said = self._whole = self._own = None
 
@@ -350,7 +351,7 @@ class Exchange:
         """The unit of work that an attempt at this request is now in; None: it is not run again
         from here.
         """
-        unit = units.current()
+        unit = scope.current()
         return None if unit is None or unit.observing else unit
 
     def attempt(self) -> bool:
@@ -359,7 +360,7 @@ class Exchange:
         Whether there was one before, which is forgotten.
         """
         self.attempts += 1
-        unit = units.current()
+        unit = scope.current()
         is_own = self._token is not None and unit is not self._token.unit
         self._own = unit if is_own else None
         self.heard.clear()

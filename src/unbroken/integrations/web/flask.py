@@ -27,7 +27,7 @@ from unbroken.integrations.web.exchange import (
     report,
 )
 from unbroken.integrations.web.flask_engines import make_unbroken
-from unbroken.ledger.unit import Fate
+from unbroken.ledger.verdicts import Fate
 
 F = TypeVar("F", bound=Callable[..., Any])
 
