@@ -28,7 +28,7 @@ from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Fault, FaultKind, Target
 from unbroken.drivers._base import Blocking
-from unbroken.ledger.unit import current
+from unbroken.ledger.scope import current
 
 __all__ = [
     "FakeClock",

@@ -105,7 +105,7 @@ def current(conn_id: int | None = None) -> Unit | None:
     the same.
     """
     unit = _current.get()
-    owner = None if conn_id is None else joined.get(conn_id)
+    owner: Unit | None = None if conn_id is None else joined.get(conn_id)
     if unit is UNTOLD:
         return owner or around.find_out()
     if unit is not None and unit.is_over:
@@ -119,7 +119,8 @@ def current(conn_id: int | None = None) -> Unit | None:
 
 def heard_by(conn_id: int) -> Unit | None:
     """The unit that the connection has joined and not left."""
-    return joined.get(conn_id)
+    unit: Unit | None = joined.get(conn_id)
+    return unit
 
 
 def _above(unit: Unit | None) -> Unit | None:
