@@ -5,6 +5,7 @@ doubt, never silence.
 from __future__ import annotations
 
 import contextvars
+import gc
 import sys
 import threading
 import time
@@ -191,6 +192,7 @@ def struck(at: int, work: Any) -> bool:
         return trace
 
     before = sys.gettrace()
+    gc.disable()  # what an earlier test left must not be finalized, and struck, in here
     sys.settrace(trace)
     try:
         work()
@@ -198,6 +200,7 @@ def struck(at: int, work: Any) -> bool:
         pass
     finally:
         sys.settrace(before)
+        gc.enable()
     return seen >= at
 
 
