@@ -24,8 +24,8 @@ from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.errors import ConnectionLostError
 from unbroken.integrations.sqlalchemy.record import Record, Slot
 from unbroken.ledger.heal import CURABLE, Lost, Past, Ruling, may_forget_commit, may_run_again
+from unbroken.ledger.scope import current, current_token
 from unbroken.ledger.statements import Kind, kind
-from unbroken.ledger.unit import current, current_token
 from unbroken.pool.heal import HINT, note, objection
 from unbroken.pool.leases import JUST_USED
 from unbroken.pool.loan import Loan
