@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from unbroken import Pool
+from unbroken.drivers import _mysql_exchange
 from unbroken.net import fork_guard
 
 ROWS = "SELECT n FROM generate_series(1, 100000) AS n"
@@ -288,6 +289,21 @@ def test_a_connection_that_outlived_its_loop_is_closed_at_once(
     face.driver.close(conn)
     face.driver.close(conn)
     until(lambda: not is_on(face.server, number))
+
+
+@pytest.mark.parametrize("name", ["pymysql", "aiomysql", "asyncmy"])
+def test_an_answer_to_a_file_whose_sending_was_struck_is_not_waited_for(
+    faces: Any, mariadb: Any, name: str
+) -> None:
+    """The libraries read it before they let the error go on; the server waits for the file."""
+    face = faces(name, mariadb)
+    conn = face.connect()
+    with pytest.raises(face.driver.errors[0], match="out of sync"), _mysql_exchange.loading(conn):
+        try:
+            raise RuntimeError("struck")
+        except RuntimeError:
+            face.run(conn.read_packet() if name == "asyncmy" else conn._read_packet())
+    assert face.execute(conn, "SELECT 7") == [(7,)]
 
 
 def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:

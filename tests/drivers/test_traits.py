@@ -89,6 +89,16 @@ def _notice(face: Any, conn: Any) -> None:
     face.call("rollback", conn)
 
 
+def _notification(face: Any, conn: Any) -> None:
+    """It stays in the connection's list for whoever looks there next."""
+    face.execute(conn, "LISTEN somebody")
+    face.call("commit", conn)
+    face.server.admin("NOTIFY somebody")
+    face.execute(conn, "UNLISTEN *")
+    face.call("commit", conn)
+    assert conn.notifies
+
+
 def _in_autocommit(_face: Any, conn: Any) -> None:
     conn.autocommit = True
     conn.set_session(isolation_level="SERIALIZABLE", readonly=True)
@@ -107,6 +117,7 @@ _PSYCOPG2 = {
     ),
     "typecaster": _typecaster,
     "notice": _notice,
+    "notification": _notification,
 }
 _PG8000 = {
     "autocommit": _attribute("autocommit", True),
@@ -183,13 +194,40 @@ def _settings(face: Any, conn: Any) -> None:
 
 #: Changes that can only be seen: what they did to the tables of converters is not known, so the
 #: connection is closed.
-NOT_PUT_BACK = {("pymysql", "converter"), ("aiomysql", "converter"), ("asyncmy", "converter")}
+NOT_PUT_BACK = {
+    *((name, "converter") for name in ("pymysql", "aiomysql", "asyncmy")),
+    *((name, "user") for name in ("mysqldb", "mysqlconnector_async")),
+    *((name, "database and autocommit") for name in MYSQL),
+}
+
+
+def _both(*changes: Callable[[Any, Any], Any]) -> Callable[[Any, Any], None]:
+    def change(face: Any, conn: Any) -> None:
+        for each in changes:
+            each(face, conn)
+
+    return change
+
+
+_SELECTS = _awaited("select_db", "information_schema")
+
+
+def _user(name: str) -> Callable[[Any, Any], None]:
+    """Log in anew, which would do as another user, too."""
+
+    def change(face: Any, conn: Any) -> None:
+        server = face.server
+        face.run(getattr(conn, name)(server.user, server.password, server.database))
+
+    return change
+
 
 _PYMYSQL = {
     "autocommit": _awaited("autocommit", True),
     "autocommit by a statement": _settings,
     "character set": _awaited("set_character_set", "latin1"),
-    "database": _awaited("select_db", "information_schema"),
+    "database": _SELECTS,
+    "database and autocommit": _both(_SELECTS, _awaited("autocommit", True)),
     "cursor class": _dictionaries("pymysql.cursors"),
     "encoding": _attribute("encoding", "latin1"),
     "unicode": _attribute("use_unicode", False),
@@ -201,7 +239,8 @@ _AIOMYSQL = {
     "autocommit": _awaited("autocommit", True),
     "autocommit by a statement": _settings,
     "character set": _awaited("set_charset", "latin1"),
-    "database": _awaited("select_db", "information_schema"),
+    "database": _SELECTS,
+    "database and autocommit": _both(_SELECTS, _awaited("autocommit", True)),
     "cursor class": _dictionaries("aiomysql"),
     "unicode": _attribute("use_unicode", False),
     "table of decoders": _another_table("decoders"),
@@ -210,7 +249,8 @@ _AIOMYSQL = {
 _ASYNCMY = {
     "autocommit": _awaited("autocommit", True),
     "autocommit by a statement": _settings,
-    "database": _awaited("select_db", "information_schema"),
+    "database": _SELECTS,
+    "database and autocommit": _both(_SELECTS, _awaited("autocommit", True)),
     "converter": _converter("_decoders"),
 }
 _MYSQLDB = {
@@ -220,8 +260,14 @@ _MYSQLDB = {
     "encoding": _attribute("encoding", "latin1"),
     "table of encoders": _another_table("encoders"),
     "converter": _converter("converter"),
+    "database": _SELECTS,
+    "database and autocommit": _both(_SELECTS, _awaited("autocommit", True)),
+    "user": _user("change_user"),
 }
 _MARIADB = {
+    "database": _SELECTS,
+    "database by an attribute": _attribute("database", "information_schema"),
+    "database and autocommit": _both(_SELECTS, _attribute("autocommit", True)),
     "autocommit": _attribute("autocommit", True),
     "autocommit by a statement": _settings,
     "reconnect": _attribute("auto_reconnect", True),
@@ -242,6 +288,12 @@ _MYSQLCONNECTOR = {
     "raising on warnings": _attribute("raise_on_warnings", True),
     "unicode": _unicode,
     "results consumed": _attribute("can_consume_results", True),
+    "rows": lambda _face, conn: conn.config(buffered=True, raw=True),
+    "database": _attribute("database", "information_schema"),
+    "database by a command": _awaited("cmd_init_db", "information_schema"),
+    "database and autocommit": _both(
+        _attribute("database", "information_schema"), _attribute("autocommit", True)
+    ),
 }
 _MYSQLCONNECTOR_ASYNC = {
     "autocommit": _awaited("set_autocommit", True),
@@ -250,6 +302,11 @@ _MYSQLCONNECTOR_ASYNC = {
     "warnings": _attribute("get_warnings", True),
     "raising on warnings": _attribute("raise_on_warnings", True),
     "unicode": _unicode,
+    "database by a command": _awaited("cmd_init_db", "information_schema"),
+    "database and autocommit": _both(
+        _awaited("cmd_init_db", "information_schema"), _awaited("set_autocommit", True)
+    ),
+    "user": _user("cmd_change_user"),
 }
 _MYSQL = {
     "pymysql": _PYMYSQL, "aiomysql": _AIOMYSQL, "asyncmy": _ASYNCMY, "mysqldb": _MYSQLDB,
@@ -305,7 +362,9 @@ def test_a_change_is_seen_without_a_round_trip_and_put_back(changed: Any) -> Non
     face.call("restore", conn, traits)
     assert driver.is_clean(conn, traits)
     assert face.execute(conn, "SELECT 7") == [(7,)]
-    if not face.is_mysql:
+    if face.is_mysql:
+        assert face.execute(conn, "SELECT DATABASE()") == [(face.server.database,)]
+    else:
         assert face.execute(conn, _MODES) == [("read committed", "off", "UTF8")]
         assert face.execute(conn, left) == before
     if not face.is_mysql:

@@ -167,6 +167,17 @@ def refused_commit(exc: BaseException) -> bool:
     )
 
 
+#: What a call of the library, which is no statement, did to a session (``_seen_moved``): the next
+#: user would find another database, or be another user of the server.
+MOVED, ANOTHER_USER = 1, 2
+
+
+def note_move(conn: Any, how: int) -> None:
+    """*conn* is about to be moved to another database, or given to another user."""
+    state = conn.__dict__
+    state["_seen_moved"] = max(how, state.get("_seen_moved", 0))
+
+
 #: What was reported last on a connection, and is not answered yet: what :func:`answered` is told
 #: of.
 COMMIT, ROLLBACK, STATEMENT = 1, 2, 3

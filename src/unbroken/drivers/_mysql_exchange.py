@@ -116,6 +116,7 @@ def loading(conn: Any) -> Iterator[None]:
     they would wait for ever.
     """
     before = sys.exc_info()[1]
+    name = "_read_packet" if hasattr(type(conn), "_read_packet") else "read_packet"  # asyncmy's
 
     def read_packet(*args: Any) -> Any:
         error = sys.exc_info()[1]
@@ -123,13 +124,13 @@ def loading(conn: Any) -> Iterator[None]:
             isinstance(error, conn.OperationalError) and error.args[0] in _FILE_ERRORS
         ):
             raise out_of_step(conn)
-        return type(conn)._read_packet(conn, *args)
+        return getattr(type(conn), name)(conn, *args)
 
-    conn._read_packet = read_packet
+    setattr(conn, name, read_packet)
     try:
         yield
     finally:
-        del conn._read_packet
+        delattr(conn, name)
 
 
 def begin_reading(conn: Any) -> None:

@@ -97,6 +97,7 @@ def _seen(base: Any) -> Any:
         _seen_status: int | None
         _seen_inside = False  #: in the middle of a result, where an EOF packet ends nothing
         _seen_closed = False  #: the application closed it
+        _seen_moved = 0  #: to another database, or user
         _have_next_result: bool
 
         def _handle_server_status(self, flags: int) -> None:
@@ -125,6 +126,8 @@ def _seen(base: Any) -> Any:
 
         def _seen_sends(self, command: int) -> None:
             """*command* is about to go out."""
+            if command == _INIT_DB:
+                _mysql.note_move(self, _mysql.MOVED)
             if command not in _UNANSWERED:
                 self._seen_inside = False
                 self._seen_status, self._seen_busy = None, True
@@ -246,6 +249,7 @@ def exact(base: Any) -> Any:
             return self._seen_whole(super().cmd_statistics)
 
         def cmd_change_user(self, *args: Any, **kwargs: Any) -> Any:
+            _mysql.note_move(self, _mysql.ANOTHER_USER)
             return self._seen_whole(
                 lambda: super(Connection, self).cmd_change_user(*args, **kwargs)
             )
@@ -372,6 +376,7 @@ def exact_async(base: Any) -> Any:
             return await self._seen_whole(super().cmd_statistics)
 
         async def cmd_change_user(self, *args: Any, **kwargs: Any) -> Any:
+            _mysql.note_move(self, _mysql.ANOTHER_USER)
             return await self._seen_whole(
                 lambda: super(Connection, self).cmd_change_user(*args, **kwargs)
             )

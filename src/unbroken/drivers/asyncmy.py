@@ -42,6 +42,7 @@ _SEAMS = (  # compiled: what the functions use cannot be looked at, so the trial
         Seam(_CONNECTION, name)
         for name in (
             "_connected",
+            "_loop",
             "_transport",
             "_result",
             "_affected_rows",
@@ -63,6 +64,7 @@ _SEAMS = (  # compiled: what the functions use cannot be looked at, so the trial
     Seam(_CONNECTION, "_write_bytes", ("self", "data")),
     Seam(_CONNECTION, "write_packet", ("self", "payload")),
     Seam(_CONNECTION, "_read_ok_packet", ("self",)),
+    Seam(_CONNECTION, "read_packet", ("self", ...)),
     Seam(_CONNECTION, "_read_query_result", ("self", "unbuffered")),
     Seam(_CONNECTION, "next_result", ("self", ...)),
     Seam(_CONNECTION, "query", ("self", "sql", ...)),

@@ -61,6 +61,7 @@ _SEAMS = (
     *(
         Seam(_CONNECTION, name)
         for name in (
+            "database",
             "_execute_command",
             "_read_response",
             "_get_socket",
@@ -217,7 +218,7 @@ class Driver(Blocking):
                 if _mysql_reset.may_have_moved(left):
                     if database is None:
                         raise conn.OperationalError("its database is not known")
-                    cursor.execute("USE `" + database.replace("`", "``") + "`")
+                    cursor.execute(f"USE {_quoted(database)}")
                 cursor.execute(opening)
             conn.rollback()
 
@@ -249,11 +250,12 @@ class Driver(Blocking):
         return bool(conn.__dict__.get("_seen_closed"))
 
     def traits(self, conn: Connection) -> tuple[Any, ...] | None:
-        """Autocommit by the server's status, the converter, and what a reconnect would do by
-        itself.
+        """Autocommit by the server's status, whether it was moved, the converter, and what a
+        reconnect would do by itself.
         """
         try:
-            return _status(conn) & _mysql.AUTOCOMMIT, conn._converter, conn.auto_reconnect
+            moved = conn.__dict__.get("_seen_moved", 0)
+            return _status(conn) & _mysql.AUTOCOMMIT, moved, conn._converter, conn.auto_reconnect
         except Exception:  # closed
             return None
 
@@ -266,11 +268,22 @@ class Driver(Blocking):
         )
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """Attributes, then autocommit."""
-        if traits is None or self.is_in_transaction(conn) is not False:
+        """Attributes, then autocommit or the database."""
+        now, database = self.traits(conn), self.target.database
+        if (
+            traits is None
+            or now is None
+            or (now[0] != traits[0] and now[1] != traits[1])
+            or now[1] == _mysql.ANOTHER_USER
+            or (now[1] != traits[1] and database is None)
+            or self.is_in_transaction(conn) is not False
+        ):
             raise conn.InterfaceError("the connection cannot be put back as it was opened")
-        autocommit, conn._converter, conn.auto_reconnect = traits
+        autocommit, moved, conn._converter, conn.auto_reconnect = traits
         conn.autocommit = bool(autocommit)
+        if now[1] != moved and database is not None:
+            conn.select_db(_quoted(database))
+            conn.__dict__["_seen_moved"] = moved
 
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
         """As all, and autocommit."""
@@ -296,6 +309,10 @@ class Driver(Blocking):
     def unwatch(self, conn: Connection) -> None:
         """Back to the class it was."""
         conn.__class__ = getattr(type(conn), "unwatched", type(conn))
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
 
 
 def _status(conn: Any) -> int:
@@ -348,6 +365,15 @@ def exact(base: Any) -> Any:
             if self.__dict__.get("_seen_busy", False):
                 raise self.OperationalError(_mysql.OUT_OF_STEP)
 
+        @property
+        def database(self) -> Any:
+            return base.database.fget(self)
+
+        @database.setter
+        def database(self, schema: Any) -> None:
+            _mysql.note_move(self, _mysql.MOVED)
+            base.database.fset(self, schema)
+
         def ping(self) -> Any:
             self._seen_refuse()
             return super().ping()
@@ -395,6 +421,8 @@ def _doubtful(cls: Any, base: Any, name: str) -> None:
         if ledger is not None:
             ledger.doubt(f"{name}() of mariadb", conn_id=id(self))
         self._seen_failed = True  # nothing is known of the transaction any more
+        if name == "change_user":
+            _mysql.note_move(self, _mysql.ANOTHER_USER)
         return plain(self, *args, **kwargs)
 
     method.__name__, method.__doc__ = name, plain.__doc__

@@ -212,6 +212,7 @@ class Driver(Blocking):
         """COM_CHANGE_USER to the same user, which is what the library has, and one statement."""
         with unheard(self, conn):
             conn.change_user(self.target.user, self.target.password or "", self.target.database)
+            conn.__dict__["_seen_moved"] = 0
             conn.query(opening)
             conn.rollback()
 
@@ -251,8 +252,8 @@ class Driver(Blocking):
         the connection.
         """
         try:
-            autocommit, charset, converter, encoders, *others = self._now(conn)
-            return autocommit, charset, {**converter}, {**encoders}, *others
+            autocommit, charset, moved, converter, encoders, *others = self._now(conn)
+            return autocommit, charset, moved, {**converter}, {**encoders}, *others
         except Exception:  # closed
             return None
 
@@ -261,6 +262,7 @@ class Driver(Blocking):
         return (
             conn.get_autocommit(),
             conn.character_set_name(),
+            conn.__dict__.get("_seen_moved", 0),
             conn.converter,
             conn.encoders,
             conn.cursorclass,
@@ -282,16 +284,18 @@ class Driver(Blocking):
             return False
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """Attributes, then autocommit or the character set."""
+        """Attributes, then autocommit, the character set, or the database."""
         now = self.traits(conn)
         if (
             now is None
             or traits is None
-            or (now[0] != traits[0] and now[1] != traits[1])
+            or sum(a != b for a, b in zip(now[:3], traits[:3], strict=True)) > 1
+            or now[2] == _mysql.ANOTHER_USER
+            or (now[2] != traits[2] and self.target.database is None)
             or self.is_in_transaction(conn) is not False
         ):
             raise conn.InterfaceError(0, "the connection cannot be put back as it was opened")
-        for name, value in zip(_TRAITS, traits[2:], strict=True):
+        for name, value in zip(_TRAITS, traits[3:], strict=True):
             if getattr(conn, name) != value:
                 setattr(conn, name, {**value} if name in _TABLES else value)
         if now[0] != traits[0]:
@@ -299,6 +303,9 @@ class Driver(Blocking):
             conn.__dict__["_seen_open"] = False  # nothing was open before
         elif now[1] != traits[1]:
             conn.set_character_set(traits[1])
+        elif now[2] != traits[2]:
+            conn.select_db(self.target.database)
+            conn.__dict__["_seen_moved"] = traits[2]
 
     def classify(self, exc: BaseException) -> Fault:
         """By MySQL's code, or the system's."""
@@ -431,6 +438,11 @@ def deduced(base: Any) -> Any:
                 self.__dict__["_seen_open"], self.__dict__["_seen_busy"] = None, True
             return out
 
+        def select_db(self, db: Any) -> None:
+            self._seen_refuse()
+            _mysql.note_move(self, _mysql.MOVED)
+            super().select_db(db)
+
         def ping(self, *args: Any) -> Any:
             self._seen_refuse()
             return super().ping(*args)
@@ -467,6 +479,8 @@ def _forgets(cls: type[Any], base: type[Any], name: str) -> None:
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.__dict__["_seen_open"] = None
+        if name == "change_user":
+            _mysql.note_move(self, _mysql.ANOTHER_USER)
         if name == "send_query":
             self.__dict__["_seen_busy"] = True  # its answer is read by calls that nobody follows
         return plain(self, *args, **kwargs)

@@ -65,10 +65,11 @@ _PLAIN_TRAITS = (
     "_consume_results",
     "_converter_class",
     "converter",
+    "_sql_mode",
 )
 _LIMITS = ("_read_timeout", "_write_timeout")
 #: … and what the session has, too.
-_TRAITS = (*_PLAIN_TRAITS, *_LIMITS, "charset_id", "_use_unicode", "_database")
+_TRAITS = (*_PLAIN_TRAITS, *_LIMITS, "charset_id", "_use_unicode", "_seen_moved")
 
 _CONNECTOR = "mysql.connector.connection:MySQLConnection"
 _ASYNC = "mysql.connector.aio.connection:MySQLConnection"
@@ -277,40 +278,38 @@ class _Base:
             return False
         return bool(self.traits(conn) == traits)
 
-    def _to_restore(self, conn: Connection, traits: Any) -> tuple[str | None, int | None]:
-        """Put back what needs no round trip. Gives the statement or the character set that puts
-        back the rest.
+    def _to_restore(self, conn: Connection, traits: Any) -> tuple[str, Any] | None:
+        """Put back what needs no round trip. Gives the method, with its argument, that puts back
+        the rest.
 
         Raises where one round trip is not enough.
         """
         now = self.traits(conn)
-        if (
-            now is None
-            or traits is None
-            or len(now) != len(traits)
-            or self.is_in_transaction(conn) is not False
-        ):
+        if now is None or traits is None or self.is_in_transaction(conn) is not False:
             raise self.errors[0]("the connection cannot be put back as it was opened")
-        changed = {
-            name
-            for name, before, value in zip(_TRAITS, traits[1:], now[1:], strict=True)
-            if before != value
-        }
-        if "_database" in changed or ("charset_id" in changed and now[0] != traits[0]):
-            raise self.errors[0](
-                "the connection cannot be put back as it was opened: more than one thing was"
-                " changed, or its database"
-            )
         before = dict(zip(_TRAITS, traits[1:], strict=True))
+        changed = {
+            name for name, is_now in zip(_TRAITS, now[1:], strict=True) if is_now != before[name]
+        }
         for name in changed & {*_PLAIN_TRAITS, *_LIMITS}:
             setattr(conn, name, before[name])
         if "_use_unicode" in changed:
             # older ones have no setter
             name = "use_unicode" if hasattr(type(conn), "use_unicode") else "_use_unicode"
             setattr(conn, name, before["_use_unicode"])
-        return (f"SET autocommit = {int(bool(traits[0]))}" if now[0] != traits[0] else None), (
-            before["charset_id"] if "charset_id" in changed else None
-        )
+        calls: list[tuple[str, Any]] = []
+        if now[0] != traits[0]:
+            calls.append(("cmd_query", f"SET autocommit = {int(bool(traits[0]))}"))
+        if "charset_id" in changed:
+            calls.append(("set_charset_collation", before["charset_id"]))
+        if "_seen_moved" in changed:
+            calls.append(("cmd_init_db", self._database()))
+        if len(calls) > 1 or conn.__dict__.get("_seen_moved") == _mysql.ANOTHER_USER:
+            raise self.errors[0](
+                "the connection cannot be put back as it was opened: more than one thing was"
+                " changed, or its user"
+            )
+        return calls[0] if calls else None
 
     def _sets_nothing_else(self) -> bool:
         driver: Any = self
@@ -402,6 +401,7 @@ class Driver(_Base, Blocking):
             self.close(conn)
             raise
         conn._read_timeout, conn._write_timeout = kept
+        conn._seen_moved = 0  # the connect itself may choose the database
         return conn
 
     def adopt(self, conn: Connection) -> Connection:
@@ -469,12 +469,11 @@ class Driver(_Base, Blocking):
         conn._seen_drain()
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """Attributes, then autocommit or the character set."""
-        statement, charset = self._to_restore(conn, traits)
-        if statement is not None:
-            conn.cmd_query(statement)
-        if charset is not None:
-            conn.set_charset_collation(charset)
+        """Attributes, then autocommit, the character set, or the database."""
+        call = self._to_restore(conn, traits)
+        if call is not None:
+            getattr(conn, call[0])(call[1])
+            conn._seen_moved = traits[1 + _TRAITS.index("_seen_moved")]
 
     def idle_limit(self, conn: Connection) -> float | None:
         """``wait_timeout`` of this session."""
@@ -571,6 +570,7 @@ class AsyncDriver(_Base, Awaited):
                 if not (isinstance(error, TypeError) and _is_without_tls(conn)):
                     self.close(conn)
                     raise
+            conn._seen_moved = 0  # the connect itself chooses the database
             return conn
 
     async def ping(self, conn: Connection, timeout: float) -> None:
@@ -616,12 +616,11 @@ class AsyncDriver(_Base, Awaited):
         await conn._seen_drain()
 
     async def restore(self, conn: Connection, traits: Any) -> None:
-        """Attributes, then autocommit or the character set."""
-        statement, charset = self._to_restore(conn, traits)
-        if statement is not None:
-            await conn.cmd_query(statement)
-        if charset is not None:
-            await conn.set_charset_collation(charset)
+        """Attributes, then autocommit, the character set, or the database."""
+        call = self._to_restore(conn, traits)
+        if call is not None:
+            await getattr(conn, call[0])(call[1])
+            conn._seen_moved = traits[1 + _TRAITS.index("_seen_moved")]
 
     async def idle_limit(self, conn: Connection) -> float | None:
         """``wait_timeout`` of this session."""

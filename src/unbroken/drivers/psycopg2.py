@@ -307,6 +307,7 @@ class Driver(Blocking):
                 and (conn.status == _READY or (conn.autocommit and not conn.closed))
                 and (not conn._changed or self._is_as_opened(conn, traits))
                 and conn.notices == traits[6]
+                and conn.notifies == traits[7]
                 and conn.string_types == traits[0]
             )
         except AttributeError:  # of the caller's own making: it does not note changes
