@@ -12,6 +12,7 @@ from typing import Any
 
 from unbroken.brain.health import Need
 from unbroken.integrations.django.pools import Source
+from unbroken.ledger.heal import Past
 from unbroken.ledger.residue import DOUBTFUL, NOTHING, Left
 from unbroken.ledger.scope import current, current_token, heard_by
 from unbroken.pool.holder import outside
@@ -37,8 +38,8 @@ class Held(Kept):
     """One connection, from take-up to giving back."""
 
     __slots__ = (
-        "_rested_at", "_wrapper", "cursors", "is_resting", "left_behind", "lost", "pool", "seen_by",
-        "source", "taken_at", "used_at",
+        "_rested_at", "_wrapper", "cursors", "is_resting", "left_behind", "lost", "past", "pool",
+        "seen_by", "source", "taken_at", "until", "used_at",
     )  # fmt: skip
 
     def __init__(self, source: Source, wrapper: Any) -> None:
@@ -57,14 +58,25 @@ class Held(Kept):
         self.lost = False  #: an error said that it is lost
         unit = current() if current_token() is not None else None
         self.seen_by = None if unit is None else (unit, unit.attempts)
+        #: what was sent on it; None: nothing is run again
+        heals = self.pool.settings.heal and self.state.knows_status
+        self.past: Past | None = Past() if heals else None
         deadline = self.pool.settings.deadline
-        self.arm(math.inf if deadline is None else self.taken_at + deadline)
+        self.until = math.inf if deadline is None else self.taken_at + deadline
+        self.arm(self.until)
         self.keep()
 
     def _mark_place(self) -> None:
         """The line that is named if it leaks: the first outside Django and us."""
         frame = outside(_BETWEEN)
         self.entry.taken_at_call(frame.f_code, frame.f_lasti)
+
+    def resume(self, other: Held) -> None:
+        """This one takes the place of *other*, whose holder and deadline stay."""
+        self.disarm()
+        self.until = other.until
+        self.arm(self.until)
+        self.entry.code, self.entry.lasti = other.entry.code, other.entry.lasti
 
     # -- while it is held --------------------------------------------------------------------------
 

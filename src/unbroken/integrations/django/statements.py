@@ -27,16 +27,22 @@ def is_foreign(depth: int) -> bool:
 
 
 def left_on(connection: Any, sql: Any, vendor: str) -> frozenset[Left]:
-    """What the statement *sql* may leave; psycopg's composed ones are put into words by
-    *connection*.
+    """What the statement *sql* may leave on its session."""
+    if isinstance(sql, (str, bytes, bytearray)):
+        return left_by(bytes(sql) if isinstance(sql, bytearray) else sql, vendor)
+    text = text_of(connection, sql)
+    return frozenset({Left.UNKNOWN}) if text is None else left_by(text, vendor)
+
+
+def text_of(connection: Any, sql: Any) -> str | None:
+    """The text of *sql*, one of psycopg's composed statements, which *connection* puts into words.
+    None: it has none.
     """
-    if not isinstance(sql, (str, bytes, bytearray)):
-        compose = getattr(sql, "as_string", None)
-        try:
-            sql = str(sql if compose is None else compose(connection))
-        except Exception:
-            return frozenset({Left.UNKNOWN})
-    return left_by(sql, vendor)
+    compose = getattr(sql, "as_string", None)
+    try:
+        return str(sql if compose is None else compose(connection))
+    except Exception:
+        return None
 
 
 class Noticing:
@@ -48,11 +54,20 @@ class Noticing:
 
     def _execute(self, sql: Any, params: Any, *rest: Any) -> Any:
         self._notice(sql)
-        return super()._execute(sql, params, *rest)  # type: ignore[misc] # Django's
+        execute = super()._execute  # type: ignore[misc] # Django's
+        return self.db.unbroken_send(self, sql, lambda: execute(sql, params, *rest))
 
     def _executemany(self, sql: Any, param_list: Any, *rest: Any) -> Any:
         self._notice(sql)
-        return super()._executemany(sql, param_list, *rest)  # type: ignore[misc] # Django's
+        execute = super()._executemany  # type: ignore[misc] # Django's
+        against = ""
+        if self.db.autocommit:
+            against = "executemany in autocommit may have been stored in part"
+        elif not isinstance(param_list, (list, tuple)):
+            against = "its parameters can be read only once"
+        return self.db.unbroken_send(
+            self, sql, lambda: execute(sql, param_list, *rest), against=against
+        )
 
     def close(self) -> None:
         """The driver's. The connection is at rest then."""

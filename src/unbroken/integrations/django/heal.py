@@ -1,0 +1,279 @@
+"""A statement whose connection was lost is sent again on another one, where that is safe.
+
+Whether it is, :mod:`unbroken.ledger.heal` decides. Here stand Django's sides of it: what is told of
+each statement, and how a wrapper gets another connection in the middle of a block of ``atomic``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.transaction import TransactionManagementError
+from django.db.utils import Error
+
+from unbroken.abc import Fault, FaultKind
+from unbroken.errors import ConnectionLostError, UnbrokenError
+from unbroken.integrations.django.errors import translated
+from unbroken.integrations.django.held import Held
+from unbroken.integrations.django.statements import text_of
+from unbroken.ledger.heal import CURABLE, Lost, Past, Ruling, may_forget_commit, may_run_again
+from unbroken.ledger.residue import DOUBTFUL, VAGUE
+from unbroken.ledger.statements import Kind, kind
+from unbroken.ledger.unit import current, current_token
+from unbroken.pool.heal import HINT, note, objection
+from unbroken.pool.leases import JUST_USED
+from unbroken.pool.steps import run
+
+#: A fresh connection that is lost before the statement reached it is replaced so often.
+_ATTEMPTS = 3
+
+#: What Django's ``connect`` forgets of a block of ``atomic``, and ``set_autocommit`` of ours.
+_BLOCK = (
+    "in_atomic_block", "savepoint_ids", "atomic_blocks", "needs_rollback", "commit_on_exit",
+    "closed_in_transaction", "run_on_commit", "run_commit_hooks_on_set_autocommit_on", "_outer",
+)  # fmt: skip
+
+
+class _Refused(Exception):  # noqa: N818 - no error: it says why not
+    """Why a statement is not sent again."""
+
+
+class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
+    """Mixed in before one of Django's DatabaseWrappers: it sends what goes through its cursors."""
+
+    _held: Held | None
+    _give_back: Callable[[], None]
+    _met: tuple[BaseException, Fault] | None = None  #: the driver's last error, and what it meant
+    autocommit: bool
+    atomic_blocks: Any
+    closed_in_transaction: bool
+    commit_on_exit: bool
+    in_atomic_block: bool
+    needs_rollback: bool
+    run_commit_hooks_on_set_autocommit_on: bool
+    run_on_commit: list[Any]
+    savepoint_ids: Any
+
+    def unbroken_send(
+        self, cursor: Any, sql: Any, send: Callable[[], Any], *, against: str = ""
+    ) -> Any:
+        """What *send* gives, which sends *sql* on *cursor*.
+
+        It is called again, with another cursor of the driver's in *cursor*, where the connection
+        was lost and that is safe. *against*: why it must not be called again, if so.
+        """
+        held = self._held
+        if held is None or held.past is None:
+            return send()
+        text = sql if isinstance(sql, (str, bytes)) else text_of(held.conn, sql)
+        losses, healed = 0, None
+        while True:
+            held = self._held
+            if held is None or held.past is None:
+                return send()
+            was_dead = held.entry.cause is not None
+            _tell(self, held, held.past, text)
+            self._met = None
+            try:
+                result = send()
+            except Error as exc:
+                fault = self._fault_of(exc, held, was_dead)
+                if fault is None or _is_replayed():
+                    raise
+                losses += _was_well(held, held.past) and not was_dead
+                try:
+                    if against:
+                        raise _Refused(against) from None
+                    self._move(cursor, held, held.past, self._lost(held, text, fault, losses))
+                except (_Refused, Error, UnbrokenError) as why:
+                    exc.add_note(f"unbroken did not run this statement again: {why}; {HINT}")
+                    raise exc from exc.__cause__
+                healed = fault
+                continue
+            if healed is not None:
+                note(held.state, text, held.entry.place, healed)
+            return result
+
+    def _fault_of(self, exc: Error, held: Held, was_dead: bool) -> Fault | None:
+        """What *exc* means, if another connection might cure it."""
+        met = self._met
+        if (
+            met is None
+            or met[0] is not exc.__cause__
+            or isinstance(exc, (UnbrokenError, TransactionManagementError))
+            or held.is_inherited
+        ):
+            return None
+        fault = met[1]
+        if was_dead:  # nothing could be sent
+            fault = Fault(FaultKind.LOST, held.entry.cause, fault.code, fault.text)
+        return fault if fault.kind in CURABLE else None
+
+    def _lost(self, held: Held, sql: str | bytes | None, fault: Fault, losses: int) -> Lost:
+        return Lost(
+            sql=sql,
+            fault=fault,
+            backend=held.state.backend,
+            autocommit=None if self.autocommit else False,
+            cause=held.entry.cause,
+            losses=losses,
+            in_time=held.state.clock() < held.until,
+        )
+
+    # -- another connection ------------------------------------------------------------------------
+
+    def _move(self, cursor: Any, held: Held, past: Past, lost: Lost) -> None:
+        """Another connection, in the same block, and a cursor of it in *cursor*.
+
+        Raises what says why not. Then this block gets none any more.
+        """
+        ruling = may_run_again(past, lost)
+        if not ruling.heals:
+            raise _Refused(ruling.reason)
+        block = {name: self.__dict__.get(name, getattr(self, name)) for name in _BLOCK}
+        is_over = False
+        try:
+            for _ in range(_ATTEMPTS):
+                if self._moved(cursor, held, past, ruling, block):
+                    is_over = True
+                    return
+            raise _Refused("other connections were lost before it could be sent")
+        finally:
+            if not is_over:
+                self._end_block(block)
+
+    def _moved(
+        self, cursor: Any, held: Held, past: Past, ruling: Ruling, block: dict[str, Any]
+    ) -> bool:
+        """One attempt. False: that connection was lost, too."""
+        was_autocommit, raw = self.autocommit, cursor.__dict__["cursor"]
+        with suppress(Exception):
+            raw.close()  # before its connection: Django closes it once more
+        self.__dict__["in_atomic_block"] = False  # as before it began
+        self._give_back()
+        self.connection = None
+        try:
+            self.connect()
+        except (Error, UnbrokenError) as exc:
+            raise _Refused(f"there was no other connection to be had: {exc}") from exc
+        new = self._held
+        if new is None or new.past is None:
+            raise _Refused("the application's own handler has replaced the connection")
+        new.past = past
+        past.moved()
+        new.resume(held)
+        against = run(objection(new, ruling), new.state.runtime.do)
+        if new.entry.cause is not None:
+            self.autocommit = was_autocommit
+            return False
+        if against is not None:
+            raise _Refused(against)
+        try:
+            if not was_autocommit and self.autocommit:
+                self._begin_again(by_atomic=block["in_atomic_block"])
+        except Error:
+            self.autocommit = was_autocommit
+            if not new.is_dead:
+                raise
+            return False
+        self.__dict__.update(block)
+        cursor.cursor = self.create_cursor(getattr(raw, "name", None))
+        with suppress(Exception):
+            cursor.cursor.arraysize = raw.arraysize
+        return True
+
+    def _begin_again(self, *, by_atomic: bool) -> None:
+        self.set_autocommit(False, force_begin_transaction_with_broken_autocommit=by_atomic)
+
+    def _end_block(self, block: dict[str, Any]) -> None:
+        """There is no connection for this block any more: as Django's ``close`` leaves it."""
+        if self._held is not None:
+            self._give_back()
+        self.connection = None
+        self.__dict__.update(block)
+        if self.in_atomic_block:
+            self.autocommit = False
+            self.closed_in_transaction = self.needs_rollback = True
+
+    # -- BEGIN and COMMIT --------------------------------------------------------------------------
+
+    def unbroken_lost_at_begin(self, exc: Error) -> bool:
+        """Whether BEGIN failed with *exc* only because its connection was lost.
+
+        That connection goes back then.
+        """
+        held = self._held
+        if held is None or held.past is None or not self.autocommit or _is_replayed():
+            return False
+        met, driver = exc.__cause__, held.state.driver
+        if not isinstance(met, driver.errors) or not held.is_lost_at_begin(met):
+            return False
+        past = held.past.copy()
+        past.sent("BEGIN", False)
+        lost = self._lost(held, "BEGIN", held.state.classify(met), _was_well(held, past))
+        if not may_run_again(past, lost).heals:
+            return False
+        note(held.state, "BEGIN", held.entry.place, lost.fault)
+        self._give_back()
+        self.connection = None
+        return True
+
+    def unbroken_forgets_commit(self, held: Held, exc: Exception) -> bool:
+        """Whether COMMIT, which failed with *exc*, is no loss: nothing but reads went before it."""
+        past, state = held.past, held.state
+        if past is None or _is_replayed() or not held.left_behind <= DOUBTFUL:
+            return False
+        fault = held.failed(exc)
+        lost = self._lost(held, "COMMIT", fault, 1)
+        ruling = may_forget_commit(past, lost, serializable=False)
+        if not ruling.heals or (ruling.asks and state.may_hide_writes) or self._is_serializable():
+            return False
+        held.end("")
+        past.ended()
+        note(state, "COMMIT", held.entry.place, fault)
+        return True
+
+    def _is_serializable(self) -> bool:
+        """Whether transactions are, or may be, SERIALIZABLE as PostgreSQL means it."""
+        return False
+
+
+def _tell(db: Any, held: Held, past: Past, sql: str | bytes | None) -> None:
+    """*sql* is about to be sent. Raises ConnectionLostError for what only a lost session knew."""
+    if not held.left_behind.isdisjoint(VAGUE):
+        past.unseen("something was sent past Django's cursors, or a procedure was called")
+    if past.forgot and past.misses(sql):
+        raise translated(
+            held.state.error(
+                ConnectionLostError,
+                "the session that could answer this was lost, and another has taken its place",
+            )
+        )
+    past.sent(sql, _is_open(db, held, past))
+
+
+def _is_open(db: Any, held: Held, past: Past) -> bool | None:
+    """Whether a transaction is open, also on a connection of which the driver does not know it any
+    more.
+    """
+    is_open: bool | None = held.state.driver.is_in_transaction(held.conn)
+    if is_open is False or not held.is_dead:
+        return is_open
+    if not past.count:
+        return False if past.why_blind is None else is_open
+    began = any(kind(sql) is Kind.BEGIN for sql in past.now)
+    return False if db.autocommit and not began else is_open
+
+
+def _was_well(held: Held, past: Past) -> bool:
+    """Whether the connection had been opened, or used, just before."""
+    return bool(past.earlier) or held.entry.taken_at - held.entry.last_used < JUST_USED
+
+
+def _is_replayed() -> bool:
+    """Whether this is done for a unit of work, which is run again as a whole."""
+    unit = current() if current_token() is not None else None
+    return unit is not None and not unit.observing

@@ -1,0 +1,226 @@
+"""BEGIN, COMMIT, ROLLBACK and autocommit of a wrapper whose connection comes from a pool."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from typing import Any
+
+from django.db.backends.utils import debug_transaction
+from django.db.transaction import TransactionManagementError
+from django.db.utils import DatabaseError
+
+from unbroken.integrations.django import pools
+from unbroken.integrations.django.heal import Healing
+from unbroken.pool.bounds import bounded
+from unbroken.pool.steps import run
+
+
+class Transactions(Healing):
+    """Django's own, which commit nothing in passing."""
+
+    unbroken_bare: bool
+    _connecting: bool
+    _settled = False  #: nothing was sent since a COMMIT or ROLLBACK was answered
+    _in_atomic = False  #: autocommit was switched off by ``atomic``, and is not on again
+    _undoing = False  #: a ROLLBACK was begun, and not answered
+    _switching = False  #: autocommit is being switched: which way it is, is not known
+    _outer: BaseException | None = None  #: what was being handled when autocommit was switched off
+    _due: int | None = None  #: what was done within so many savepoints is to be undone, and is not
+
+    def _begin_anew(self) -> None:
+        """Outside of ``atomic``, before a statement: a block whose end was broken off ends now."""
+        if (
+            (self._in_atomic or self._undoing or self._switching)
+            and not self.in_atomic_block
+            and not self._connecting
+        ):
+            self._discard("a transaction on it was broken off")
+
+    def get_autocommit(self) -> bool:
+        """Django's, which connects; ``atomic`` begins with it."""
+        self._begin_anew()
+        self._look()
+        return bool(super().get_autocommit())
+
+    def set_autocommit(
+        self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False
+    ) -> None:
+        """Django's; what a connection that is not there will be anyway needs none: a COMMIT may be
+        its last word.
+
+        Where a transaction is open that was to be rolled back, autocommit is not switched on, since
+        MySQL would commit it: the connection is ended. Raises TransactionManagementError where the
+        application did so itself after an exception.
+        """
+        if autocommit:
+            self._commit_nothing()
+        else:
+            self._begin_anew()
+        self._look()
+        by_atomic = force_begin_transaction_with_broken_autocommit
+        if not autocommit and self.autocommit:
+            self._begin_block(by_atomic=by_atomic)
+        usual = (
+            autocommit == self.settings_dict["AUTOCOMMIT"]
+            and not self.in_atomic_block
+            and pools.is_pooled(self)
+        )
+        if self.connection is not None or not usual:
+            while True:
+                try:
+                    super().set_autocommit(autocommit, by_atomic)
+                    break
+                except DatabaseError as exc:
+                    if autocommit or not self.unbroken_lost_at_begin(exc):
+                        raise
+                self._begin_block(by_atomic=by_atomic)
+            if autocommit and self._held is not None:
+                self._held.rest()
+            return
+        self._switched(autocommit)
+        if autocommit and self.run_commit_hooks_on_set_autocommit_on:
+            self.run_and_clear_commit_hooks()
+            self.run_commit_hooks_on_set_autocommit_on = False
+
+    def _switched(self, autocommit: bool) -> None:
+        self.autocommit = autocommit
+        if autocommit:
+            self._in_atomic, self._outer = False, None
+        self._switching = False
+
+    def _begin_block(self, *, by_atomic: bool) -> None:
+        if by_atomic and not self.in_atomic_block and not self.unbroken_bare:
+            self.ensure_connection()
+            self.run_on_commit = []  # of a block that was broken off
+            self._due, self._in_atomic = None, True
+        self._outer = sys.exc_info()[1]
+
+    def _commit_nothing(self) -> None:
+        """Autocommit is about to be switched on: end a connection with a transaction that was to be
+        rolled back.
+        """
+        held = self._held
+        if (
+            held is None
+            or held.is_inherited
+            or self._settled
+            or self._connecting
+            or self.autocommit
+            or self.in_atomic_block
+        ):
+            return
+        by_app, error = not (self._in_atomic or self._undoing), sys.exc_info()[1]
+        if (
+            by_app and (error is None or error is self._outer or held.is_dead)
+        ) or held.end_unless_settled():
+            return
+        self._discard("")
+        if by_app:
+            raise TransactionManagementError(
+                "set_autocommit(True) came after an exception, with a transaction open that was"
+                " neither committed nor rolled back: its connection was closed, and nothing of it"
+                " is stored. Commit or roll back first"
+            )
+
+    def _discard(self, why: str) -> None:
+        """The connection is ended, and its server rolls back what is open.
+
+        The next statement gets another one.
+        """
+        held = self._held
+        if held is not None and not held.is_inherited:
+            held.end(why)
+        self.needs_rollback, self.run_on_commit = False, []
+        self.run_commit_hooks_on_set_autocommit_on = False
+        self._give_back()
+        self.connection = None
+        self._switched(self.settings_dict["AUTOCOMMIT"])
+
+    def unbroken_due(self, depth: int) -> None:
+        """What was done in a block within *depth* others is to be undone.
+
+        Until it is, nothing is committed.
+        """
+        self._due = depth if self._due is None else min(depth, self._due)
+
+    def unbroken_abandon_blocks(self) -> None:
+        """Nobody is in a block of ``atomic`` any more, though Django's stacks say so: begin
+        anew.
+        """
+        self.in_atomic_block = self.closed_in_transaction = False
+        self.commit_on_exit = True
+        self.savepoint_ids, self.atomic_blocks = [], []
+        self._discard("a block of atomic was broken off")
+
+    def set_rollback(self, rollback: bool) -> None:
+        """Django's."""
+        super().set_rollback(rollback)
+        if not rollback:
+            self._due = None  # the application knows better
+
+    def savepoint_rollback(self, sid: str) -> None:
+        """Django's."""
+        super().savepoint_rollback(sid)
+        if self._due is not None and self._due >= len(self.savepoint_ids):
+            self._due = None
+
+    def _set_autocommit(self, autocommit: bool) -> None:
+        """Django's.
+
+        One that is lost just here is let go of if nothing is open on it: what was committed did not
+        fail.
+        """
+        self._switching = True
+        try:
+            with self._bounded("rollback"):
+                super()._set_autocommit(autocommit)
+        except DatabaseError:
+            usual = autocommit == self.settings_dict["AUTOCOMMIT"]
+            if not (usual and self._settled and self._held is not None and self._held.is_dead):
+                raise
+            self._give_back()
+            self.connection = None
+        self._switched(autocommit)
+
+    def rollback(self) -> None:
+        """Django's."""
+        self.validate_thread_sharing()
+        self._undoing = not (self._settled or self.in_atomic_block)
+        super().rollback()
+        self._undoing = False
+
+    def _commit(self) -> None:
+        if (self._due is not None or self._undoing) and not self.unbroken_bare:
+            raise TransactionManagementError(
+                "COMMIT was not sent: a block of atomic, or a rollback, was broken off (by a signal"
+                " handler or a time limit), and what it was to undo would be stored"
+            )
+        held, self._settled = self._held, False
+        if held is None or self.connection is not held.conn or self.unbroken_bare:
+            super()._commit()
+            return
+        with debug_transaction(self, "COMMIT"), self.wrap_database_errors:
+            try:
+                run(held.commit(), held.state.runtime.do)
+            except Exception as exc:
+                if not self.unbroken_forgets_commit(held, exc):
+                    raise
+        self._settled = True
+        held.rest()
+
+    def _rollback(self) -> None:
+        with self._bounded("rollback"):
+            super()._rollback()
+        self._settled, self._undoing, self._due = True, False, None
+        if self._held is not None:
+            self._held.rest()
+
+    def _bounded(self, what: str) -> Any:
+        """The time that the pool's own call of that name has."""
+        held = self._held
+        return (
+            nullcontext()
+            if held is None or held.is_inherited
+            else bounded(held.state, what, held.entry)
+        )
