@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db import OperationalError, ProgrammingError, connections, transaction
+from django.db import DatabaseError, OperationalError, ProgrammingError, connections, transaction
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
 from django.test import RequestFactory
@@ -499,6 +499,14 @@ LEAVINGS = [
     ("mysql", "LOCK TABLES lasting WRITE"),
     ("mysql", "SET autocommit = 0"),
     ("mysql", "CALL leaving(@x)"),
+    ("mysql", "PREPARE left_behind FROM 'SELECT 1'"),
+    ("mysql", "HANDLER lasting OPEN"),
+    ("mysql", "CREATE TEMPORARY TABLE left_behind SELECT 1 AS n"),
+    ("mysql", "CREATE/* a */OR REPLACE /* b */ TEMPORARY /* c */ TABLE left_behind (n int)"),
+    ("mysql", "SET ROLE NONE"),
+    ("mysql", "SET STATEMENT max_statement_time=10 FOR SELECT 1 INTO @x"),
+    ("mysql", "SELECT n INTO /* here */ @x FROM (SELECT 5 AS n) AS t"),
+    ("mysql", "DO GET_LOCK('left', 0)"),
     ("postgresql", "SET statement_timeout = 4321"),
     ("postgresql", "-- app\nSET TIME ZONE 'Asia/Tokyo'"),
     ("postgresql", "CREATE TEMP TABLE left_behind (n int)"),
@@ -519,6 +527,14 @@ LEAVINGS = [
     ("postgresql", "SET client_encoding = 'LATIN1'"),
     ("postgresql", "RESET timezone"),
     ("postgresql", "DISCARD ALL"),
+    ("postgresql", "SET SESSION AUTHORIZATION app"),
+    ("postgresql", "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"),
+    ("postgresql", "SELECT pg_try_advisory_lock_shared(42)"),
+    ("postgresql", "SELECT set_config/* a */(/* b */'work_mem', '1MB', false)"),
+    ("postgresql", "WITH a AS (SELECT set_config('work_mem', '1MB', false)) SELECT * FROM a"),
+    ("postgresql", "CREATE TEMP SEQUENCE left_behind"),
+    ("postgresql", "CREATE VIEW pg_temp.left_behind AS SELECT 1 AS n"),
+    ("postgresql", "SELECT 1; DO $$ BEGIN PERFORM pg_advisory_lock(42); END $$"),
 ]
 
 
@@ -559,7 +575,8 @@ _STATE = {
     "postgresql": (
         """
         SELECT concat_ws('|', current_setting('timezone'), current_setting('work_mem'), current_setting('statement_timeout'),
-        current_setting('search_path'), current_setting('role'), current_setting('client_encoding'), to_regclass('left_behind'),
+        current_setting('search_path'), current_setting('role'), session_user,
+        current_setting('default_transaction_read_only'), current_setting('client_encoding'), to_regclass('left_behind'),
         (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
         (SELECT count(*) FROM pg_prepared_statements WHERE from_sql), (SELECT count(*) FROM pg_cursors WHERE is_holdable),
         (SELECT count(*) FROM pg_listening_channels()))"""  # noqa: E501
@@ -571,11 +588,21 @@ def state_of(site: Site) -> list[Any]:
     """What a session shows of what users may have left on it."""
     found = [site.ask(_STATE[site.kind])]
     if site.kind == "mysql":
-        try:
-            found.append(site.ask("SELECT n FROM left_behind"))
-        except ProgrammingError:
-            found.append("no temporary table")
+        found += [_given(site, sql) for sql in _OWN_THINGS]
     return found
+
+
+#: A temporary table, a prepared statement, a handler.
+_OWN_THINGS = ("SELECT n FROM left_behind", "EXECUTE left_behind", "HANDLER lasting READ FIRST")
+
+
+def _given(site: Site, sql: str) -> Any:
+    try:
+        with site.connection.cursor() as cursor:
+            cursor.execute(sql)
+            return cursor.fetchall()
+    except DatabaseError:
+        return "there is none"
 
 
 @pytest.mark.parametrize("kind", BOTH)
