@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from django.core.handlers.base import BaseHandler
 from django.db import Error, OperationalError, connections, models, transaction
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
@@ -55,11 +56,14 @@ class Site:
 
     def alias(self, **pool: Any) -> str:
         """Another alias of the same server."""
+        level = (
+            {"isolation_level": pool.pop("isolation_level")} if "isolation_level" in pool else {}
+        )
         name, server = f"heal{next(_numbers)}", self.server
         given = {
             "ENGINE": f"unbroken.django.{self.kind}", "NAME": server.database, "USER": server.user,
             "PASSWORD": server.password, "HOST": "127.0.0.1", "PORT": self.proxy.port,
-            "OPTIONS": {**PLAIN[self.kind], "unbroken": pool},
+            "OPTIONS": {**PLAIN[self.kind], **level, "unbroken": pool},
         }  # fmt: skip
         connections.settings[name] = connections.configure_settings({"default": {}, name: given})[
             name
@@ -158,6 +162,32 @@ def test_a_first_write_of_a_block_is_run_again_and_stored_once(site: Site, befor
     assert (cut.hits, site.healed, site.rows(), committed) == (1, 1, [1, 2], ["here"])
     assert site.stock.get(n=1).pk == made.pk
     assert site.connection.get_autocommit() is True
+
+
+def test_a_view_under_atomic_requests_needs_no_middleware(site: Site) -> None:
+    connections.settings[site.using]["ATOMIC_REQUESTS"] = True
+
+    def view(_request: Any) -> int:
+        site.stock.create(n=1)
+        return int(site.stock.count())
+
+    handler = BaseHandler().make_view_atomic(view)
+    cut = site.proxy.cut_at("INSERT", before=False)
+    assert handler(None) == 1
+    assert (cut.hits, site.healed, site.rows()) == (1, 1, [1])
+
+
+def test_wrappers_of_the_application_see_one_execution(site: Site) -> None:
+    seen: list[str] = []
+
+    def wrapper(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        seen.append(sql)
+        return execute(sql, params, many, context)
+
+    with site.connection.execute_wrapper(wrapper):
+        site.proxy.cut_at(re.compile("SELECT.*stock"))
+        assert site.stock.count() == 0
+    assert (len(seen), site.healed) == (1, 1)
 
 
 @BEFORE
@@ -427,6 +457,28 @@ def test_a_commit_of_nothing_but_reads_is_no_loss(site: Site, before: bool) -> N
     with pytest.raises(unbroken.CommitUnknownError), site.atomic():
         site.stock.create(n=1)
         site.proxy.cut_at("COMMIT", before=before)
+
+
+@pytest.mark.parametrize("how", ["settings", "the server's default", "the session"])
+def test_a_commit_of_a_serializable_transaction_is_a_loss(site: Site, how: str) -> None:
+    if site.kind == "mysql":
+        pytest.skip("what was read there is valid before COMMIT")
+    given = {"settings": {"isolation_level": 4}, "the server's default": {}, "the session": {}}
+    site.using = site.alias(**given[how])
+    if how == "the server's default":
+        name = site.server.database
+        site.server.admin(
+            f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'"
+        )
+        site.stack.callback(
+            site.server.admin, f"ALTER DATABASE {name} RESET default_transaction_isolation"
+        )
+    if how == "the session":
+        site.run("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+    with pytest.raises(unbroken.CommitUnknownError), site.atomic():
+        site.stock.count()
+        site.proxy.cut_at("COMMIT", before=False)
+    assert site.healed == 0
 
 
 def test_inside_a_unit_of_work_the_whole_unit_is_run_again(site: Site) -> None:

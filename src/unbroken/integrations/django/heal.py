@@ -17,12 +17,12 @@ from django.db.utils import Error
 from unbroken.abc import Fault, FaultKind
 from unbroken.errors import ConnectionLostError, UnbrokenError
 from unbroken.integrations.django.errors import translated
-from unbroken.integrations.django.held import Held
+from unbroken.integrations.django.held import NOT_COUNTED_ON, Held
 from unbroken.integrations.django.statements import text_of
 from unbroken.ledger.heal import CURABLE, Lost, Past, Ruling, may_forget_commit, may_run_again
-from unbroken.ledger.residue import DOUBTFUL, VAGUE
+from unbroken.ledger.residue import VAGUE
+from unbroken.ledger.scope import current, current_token
 from unbroken.ledger.statements import Kind, kind
-from unbroken.ledger.unit import current, current_token
 from unbroken.pool.heal import HINT, note, objection
 from unbroken.pool.leases import JUST_USED
 from unbroken.pool.steps import run
@@ -224,19 +224,23 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     def unbroken_forgets_commit(self, held: Held, exc: Exception) -> bool:
         """Whether COMMIT, which failed with *exc*, is no loss: nothing but reads went before it."""
         past, state = held.past, held.state
-        if past is None or _is_replayed() or not held.left_behind <= DOUBTFUL:
+        if past is None or _is_replayed() or not held.left_behind <= NOT_COUNTED_ON:
             return False
         fault = held.failed(exc)
         lost = self._lost(held, "COMMIT", fault, 1)
         ruling = may_forget_commit(past, lost, serializable=False)
-        if not ruling.heals or (ruling.asks and state.may_hide_writes) or self._is_serializable():
+        if (
+            not ruling.heals
+            or (ruling.asks and state.may_hide_writes)
+            or self.unbroken_is_serializable()
+        ):
             return False
         held.end("")
         past.ended()
         note(state, "COMMIT", held.entry.place, fault)
         return True
 
-    def _is_serializable(self) -> bool:
+    def unbroken_is_serializable(self) -> bool:
         """Whether transactions are, or may be, SERIALIZABLE as PostgreSQL means it."""
         return False
 

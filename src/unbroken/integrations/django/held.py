@@ -28,7 +28,7 @@ TURN = 1.0
 REST = 0.005
 #: What may be left on a session that its holder does not count on. After a use past Django's
 #: cursors, nobody knows who else has the driver's connection.
-_NOT_COUNTED_ON = DOUBTFUL - {Left.UNSEEN}
+NOT_COUNTED_ON = DOUBTFUL - {Left.UNSEEN}
 
 #: Frames of these packages did not take a connection for themselves.
 _BETWEEN = frozenset({"django", "unbroken", "contextlib"})
@@ -191,7 +191,7 @@ class Held(Kept):
             and not wrapper.allow_thread_sharing
             and not wrapper.in_atomic_block
             and not self.is_inherited
-            and self.left_behind <= _NOT_COUNTED_ON
+            and self.left_behind <= NOT_COUNTED_ON
             and not any(_is_open(ref()) for ref in self.cursors)
             and not (self.entry.watched and heard_by(id(self.conn)) is not None)
             and not self.is_dead

@@ -49,12 +49,31 @@ class DatabaseWrapper(Pooled, PostgreSQL):  # type: ignore[misc] # Django has no
             )
         return connection
 
+    def unbroken_is_serializable(self) -> bool:
+        """By the settings, else by what the server's default is: asked once per pool."""
+        chosen = self.settings_dict["OPTIONS"].get("isolation_level")
+        if chosen is not None:
+            return bool(chosen == IsolationLevel.SERIALIZABLE)
+        source = pools.source_of(self)
+        if "serializable" not in source.facts:
+            source.facts["serializable"] = _is_serializable(source.pool)
+        return bool(source.facts["serializable"])
+
     def close_pool(self) -> None:
         """Close the pool of this alias in this process.
 
         A new one is made when it is next needed.
         """
         pools.close_pools(self.alias)
+
+
+def _is_serializable(pool: Any) -> bool:
+    try:
+        with pool.connection() as conn, conn.cursor() as cursor:
+            cursor.execute("SHOW default_transaction_isolation")
+            return bool(cursor.fetchone()[0] == "serializable")
+    except Exception:
+        return True  # it may be
 
 
 checks.register()
