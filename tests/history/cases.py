@@ -43,6 +43,11 @@ class Case:
         return self.client.__name__.startswith("Async")
 
     @property
+    def replays(self) -> bool:
+        """Whether its units are run again where that is safe."""
+        return bool(getattr(self.client, "replays", True))
+
+    @property
     def deck(self) -> str:
         """Which faults are played on it (see faults.py)."""
         return "mongodb" if self.backend == "mongodb" else "tls" if self.tls else "plain"
@@ -83,7 +88,9 @@ class Case:
             and self.driver == "asyncpg"
             and self.client is not clients.AsyncPoolClient
         ):
-            return {"ssl": "disable"} if self.client is clients.AsyncSQLAlchemyClient else {}
+            return (
+                {"ssl": "disable"} if issubclass(self.client, clients.AsyncSQLAlchemyClient) else {}
+            )
         if self.backend == "postgresql":
             return {"sslmode": "disable"}
         return (
@@ -140,6 +147,14 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
         Case("peewee-psycopg", clients.PeeweeClient, "psycopg", "postgresql"),
         Case("peewee-aiomysql", clients.AsyncPeeweeClient, "aiomysql", "mariadb"),
         Case("peewee-asyncpg", clients.AsyncPeeweeClient, "asyncpg", "postgresql"),
+    ),
+    "healing": (
+        Case("healing-pymysql", clients.HealingClient, "pymysql", "mariadb"),
+        Case("healing-mysqldb", clients.HealingClient, "mysqldb", "mariadb"),
+        Case("healing-psycopg", clients.HealingClient, "psycopg", "postgresql"),
+        Case("healing-psycopg2", clients.HealingClient, "psycopg2", "postgresql"),
+        Case("healing-aiomysql", clients.AsyncHealingClient, "aiomysql", "mariadb"),
+        Case("healing-asyncpg", clients.AsyncHealingClient, "asyncpg", "postgresql"),
     ),
     # Without mysql-connector, which logs in to MySQL 9 over TLS only once the server has forgotten
     # its users' last visits.

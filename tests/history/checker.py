@@ -54,8 +54,11 @@ class Verdict:
         return {name: list(what) for name, what in found.items() if what}
 
 
-def check(history: History, stored: Stored, unit: Callable[[int], Unit]) -> Verdict:
-    """Hold *stored* against *history*; *unit* tells what a number stands for.
+def check(
+    history: History, stored: Stored, unit: Callable[[int], Unit], *, replayed: bool = True
+) -> Verdict:
+    """Hold *stored* against *history*; *unit* tells what a number stands for. *replayed*: units
+    were run again where that was safe.
 
     Acknowledged: each row of it once. Unknown: each row once, or none at all. Refused, or never
     begun: none. Each account holds what it began with and what the stored transfers moved; each
@@ -72,7 +75,9 @@ def check(history: History, stored: Stored, unit: Callable[[int], Unit]) -> Verd
     )
     _check_balances(units, stored, verdict)
     _check_counters(units, history, stored, verdict)
-    denied = {n: why for n, why in history.refused.items() if units[n].manner == "unit"}
+    denied = {
+        n: why for n, why in history.refused.items() if replayed and units[n].manner == "unit"
+    }
     given_up = {n for n, why in denied.items() if GIVEN_UP in why}
     rare = len(given_up) <= 1 + len(history.acknowledged) / RARELY
     verdict.denied += [

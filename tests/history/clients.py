@@ -144,6 +144,15 @@ class SQLAlchemyClient:
         _again(transaction, again, deadline)()
 
 
+class HealingClient(SQLAlchemyClient):
+    """An engine with the plugin, and an application that has no units of work."""
+
+    replays = False
+
+    def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
+        return super().unit(work, again=False, deadline=None)
+
+
 class AsyncSQLAlchemyClient:
     """An async engine with the plugin."""
 
@@ -163,6 +172,15 @@ class AsyncSQLAlchemyClient:
                 await asteps(work, conn.exec_driver_sql)
 
         await _again(transaction, again, deadline)()
+
+
+class AsyncHealingClient(AsyncSQLAlchemyClient):
+    """The same, async."""
+
+    replays = False
+
+    async def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
+        return await super().unit(work, again=False, deadline=None)
 
 
 def _patient_engine() -> dict[str, Any]:

@@ -43,6 +43,7 @@ class Report:
     refused: int = 0
     cuts: int = 0  #: COMMITs that the proxy cut
     replays: int = 0  #: as far as the pools count them
+    healed: int = 0  #: statements that were run again
     opened: int = 0
     children: list[int] = field(default_factory=list)  #: their exit statuses
     faults: Counter[str] = field(default_factory=Counter)
@@ -57,6 +58,7 @@ class Report:
             "refused",
             "cuts",
             "replays",
+            "healed",
             "opened",
             "children",
             "faults",
@@ -75,10 +77,10 @@ class Report:
         return (
             f"{self.name}, {self.seconds:.0f} s: {self.acknowledged:,} acknowledged, {self.unknown}"
             f" unknown ({self.unknown_stored} of them stored), {self.refused:,} refused;"
-            f" {self.cuts} COMMITs cut, {self.replays} replays, {self.opened} connections,"
-            f" {len(self.children)} forks; lost {wrong['lost']}, torn {wrong['torn']}, doubled"
-            f" {wrong['doubled']}, refused and stored {wrong['refused']}; faults"
-            f" {dict(self.faults)}"
+            f" {self.cuts} COMMITs cut, {self.replays} replays, {self.healed} healed,"
+            f" {self.opened} connections, {len(self.children)} forks; lost {wrong['lost']}, torn"
+            f" {wrong['torn']}, doubled {wrong['doubled']},"
+            f" refused and stored {wrong['refused']}; faults {dict(self.faults)}"
         )
 
 
@@ -93,7 +95,7 @@ def play(case: Case, server: Server, seconds: float, seed: int) -> Report:
             faults.play(seconds)
             left = clients.stop()
         history = History.of(journal.read_text().splitlines())
-    verdict = check(history, case.stored(server), Workload(seed).unit)
+    verdict = check(history, case.stored(server), Workload(seed).unit, replayed=case.replays)
     return _report(case, seconds, history, verdict, faults, left)
 
 
@@ -164,6 +166,7 @@ def _report(
     return Report(
         case.name, seconds, len(history.acknowledged), len(history.unknown), verdict.unknown_stored,
         len(history.refused), faults.cuts, sum(pool["replays"] for pool in pools),
+        sum(pool.get("healed", 0) for pool in pools),
         sum(pool["opened"] for pool in pools), left["children"], faults.played, wrongs,
     )  # fmt: skip
 

@@ -158,8 +158,8 @@ async def at_rest(worker: Blocking) -> dict[str, Any]:
         "children": worker.children,
         "pools": [
             {
-                name: getattr(each, name)
-                for name in ("used", "waiting", "idle", "size", "opened", "replays")
+                name: getattr(each, name, 0)
+                for name in ("used", "waiting", "idle", "size", "opened", "replays", "healed")
             }
             for each in _stats(worker)
         ],

@@ -573,3 +573,41 @@ def test_an_outage_is_waited_for_or_told(place: Place) -> None:
 
     engine = place.engine(unbroken={"outage_wait": 10.0})
     assert place.within(engine, mended) == []
+
+
+@pytest.mark.parametrize("where", ["engine", "copy", "connection"])
+def test_what_options_send_heals_too(place: Place, where: str) -> None:
+    if not place.is_mysql:
+        pytest.skip("nothing is sent for them")
+    given = {"isolation_level": "SERIALIZABLE"}
+    engine = place.engine(**({"execution_options": given} if where == "engine" else {}))
+    if where == "copy":
+        engine = engine.execution_options(**given)
+
+    def work(conn: sa.Connection) -> str:
+        if where == "connection":
+            conn = conn.execution_options(**given)
+        return str(conn.scalar(sa.text("SELECT @@tx_isolation")))
+
+    assert place.within(engine, work) == "SERIALIZABLE"
+    for before in (True, False):
+        cut = place.proxy.cut_at(re.compile("TRANSACTION ISOLATION LEVEL SER"), before=before)
+        assert place.within(engine, work) == "SERIALIZABLE"
+        assert cut.hits == 1
+
+
+def test_what_was_never_sent_heals_in_autocommit(place: Place, until: Any) -> None:
+    """The connection is known to have ended before the statement: it is not written to."""
+    engine = place.engine(isolation_level="AUTOCOMMIT")
+
+    def work(conn: sa.Connection) -> None:
+        conn.execute(INSERT, {"n": 1})
+        place.proxy.fin()
+        record = conn._dbapi_connection._connection_record  # type: ignore[union-attr]
+        if place.is_async:
+            sa.util.await_only(asyncio.sleep(0.2))
+        until(lambda: record.entry.cause is not None)  # type: ignore[union-attr]
+        conn.execute(INSERT, {"n": 2})
+
+    place.within(engine, work)
+    assert place.rows() == [1, 2]

@@ -21,8 +21,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.engine.base import OptionEngine, TwoPhaseTransaction
 
 from unbroken.abc import Cause, Fault, FaultKind
-from unbroken.errors import ConnectionLostError
-from unbroken.integrations.sqlalchemy.record import Record, Slot
+from unbroken.errors import ConnectionLostError, UnbrokenError
+from unbroken.integrations.sqlalchemy.record import NO_BODY, Record, Slot
 from unbroken.ledger.heal import CURABLE, Lost, Past, Ruling, may_forget_commit, may_run_again
 from unbroken.ledger.scope import current, current_token
 from unbroken.ledger.statements import Kind, kind
@@ -160,6 +160,17 @@ class HealingConnection(Connection):
                 past = past_of(record, record.entry)
                 past.unseen("the application was given the driver's own connection")
         return proxied
+
+    def execution_options(self, **opt: Any) -> Any:
+        """As SQLAlchemy's. What is sent for them on a connection without a past may go out again on
+        another one.
+        """
+        try:
+            return super().execution_options(**opt)
+        except Exception as exc:
+            if not self._lost_before_all(exc):
+                raise
+        return super().execution_options(**opt)
 
     def _execute_context(self, *args: Any, **kwargs: Any) -> Any:
         proxied = self._dbapi_connection
@@ -335,25 +346,39 @@ class HealingConnection(Connection):
 
     # -- another connection ------------------------------------------------------------------------
 
-    def _revive(self) -> None:
+    def _lost_before_all(self, exc: Exception) -> bool:
+        """Whether *exc* says that the connection was lost between two transactions, and another one
+        is in its place.
+        """
+        record = self._record()
+        entry = None if record is None else record.entry
+        if record is None or entry is None or entry.conn is None:
+            return False
+        if self._transaction is not None or record.owner.classify(exc).kind is not FaultKind.LOST:
+            return False
+        loan = record.loan or Loan.of(record.owner, entry, entry.conn)
+        loan.failed(exc)
+        return entry.cause is not None and self._revive()
+
+    def _revive(self) -> bool:
         """The connection has ended between two transactions: go on with another one, if nothing is
         lost by that.
         """
         record = self._record()
         entry = None if record is None else record.entry
         if record is None or entry is None or entry.conn is None:
-            return
+            return False
         past = past_of(record, entry)
         if past.count and _is_at_rest(past, record, self.dialect):
             past.ended()
         if past.count or not self._may_try(record, entry):
-            return
+            return False
         fault = Fault(FaultKind.LOST, entry.cause, text=entry.words)
         trial = past.copy()
         trial.sent("SELECT 1", False)
         lost = Lost(sql="SELECT 1", fault=fault, backend=record.owner.backend, autocommit=True)
         if not may_run_again(trial, lost).heals:
-            return
+            return False
         exc = ConnectionLostError(f"the connection was lost: {entry.cause}")
         try:
             against = self._replaced(record, entry, self._dbapi_connection, exc, Ruling(True, ""))
@@ -364,6 +389,7 @@ class HealingConnection(Connection):
             if isinstance(another, self.dialect.loaded_dbapi.Error):  # as for engine.connect()
                 self._handle_dbapi_exception_noconnection(another, self.dialect, self.engine)
             raise
+        return True
 
     def _moved(
         self, record: Record, old: Slot, exc: Exception, cursor: Any, context: Any, ruling: Ruling
@@ -436,6 +462,34 @@ class HealingOptionEngine(OptionEngine):
 
     _connection_cls = HealingConnection
 
+    def connect(self) -> Connection:
+        """As SQLAlchemy's. A connection that is lost while its options are set is replaced."""
+        found: Connection = _connected(self, super().connect)
+        return found
+
+
+def _connected(engine: Any, connect: Any) -> Any:
+    """A Connection of *engine*'s, which sends what its execution options need."""
+    try:
+        return connect()
+    except engine.dialect.loaded_dbapi.Error as exc:
+        owner = engine.pool._body
+        if isinstance(exc, UnbrokenError) or owner is NO_BODY or not owner.classify(exc).is_lost:
+            raise
+        _let_go(exc)
+    return connect()
+
+
+def _let_go(exc: BaseException) -> None:
+    """A Connection was lost while it was made: nobody has it but the frame that *exc* left."""
+    trace = exc.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is Connection.__init__.__code__:
+            proxied = getattr(trace.tb_frame.f_locals["self"], "_dbapi_connection", None)
+            if proxied is not None:
+                proxied.invalidate(exc)
+        trace = trace.tb_next
+
 
 HealingOptionEngine._option_cls = HealingOptionEngine
 
@@ -454,6 +508,8 @@ def install(engine: Any) -> None:
     for name in ("do_execute", "do_executemany", "do_execute_no_params"):
         setattr(dialect, name, _telling(getattr(dialect, name)))
     engine._connection_cls, engine._option_cls = HealingConnection, HealingOptionEngine
+    if engine._execution_options:
+        engine.connect = functools.partial(_connected, engine, engine.connect)
 
 
 _connection: Any = Connection.connection.fget  # type: ignore[attr-defined]
