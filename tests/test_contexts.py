@@ -30,10 +30,11 @@ from unbroken.abc import Fault, FaultKind
 from unbroken.ledger.scope import current, current_token, enter, is_left_over, leave
 from unbroken.ledger.unit import Unit
 from unbroken.ledger.verdicts import Action, Fate
-from unbroken.pool import contexts
+from unbroken.pool import contexts, jobs
 
 LOST = Fault(FaultKind.LOST)
-assert contexts.Job
+assert contexts.PLACES
+assert jobs.Job
 
 
 @contextlib.contextmanager
@@ -643,7 +644,7 @@ def test_an_older_thread_works_in_the_unit_that_put_its_work_into_a_queue(
 
 FIRST_UNIT = """
 import queue, sys, threading, time
-from unbroken.pool import contexts
+from unbroken.pool import contexts, jobs
 from unbroken.ledger.scope import current, enter, leave
 from unbroken.ledger.unit import Unit
 
@@ -672,7 +673,8 @@ for _ in range(2):
     leave(token)
     assert found.pop() is unit
 thread.join()
-assert contexts.Job
+assert contexts.PLACES
+assert jobs.Job
 """
 
 
@@ -800,7 +802,7 @@ GEVENT = """
     if sys.argv[1] == "patched":
         monkey.patch_all()
     import gevent, gevent.pool, gevent.threadpool, contextvars
-    from unbroken.pool import contexts
+    from unbroken.pool import contexts  # noqa: F401
     from unbroken.abc import Fault, FaultKind
     from unbroken.ledger.scope import enter, leave, current
     from unbroken.ledger.unit import Unit

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import unbroken
 from unbroken import cli
 from unbroken.abc import Target
-from unbroken.backends.fault import one_line
+from unbroken.backends.system import one_line
 from unbroken.drivers import known, open_driver
 from unbroken.drivers.url import parse
 from unbroken.errors import UnbrokenError

@@ -15,15 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unbroken.abc import Cause, FaultKind
-from unbroken.backends.fault import (
-    cause_of_words,
-    chain,
-    errno_of_text,
-    mysql_fault,
-    one_line,
-    os_fault,
-    postgres_fault,
-)
+from unbroken.backends.fault import cause_of_words
+from unbroken.backends.mysql import mysql_fault
+from unbroken.backends.postgresql import postgres_fault
+from unbroken.backends.system import chain, errno_of_text, one_line, os_fault
 
 K = FaultKind
 

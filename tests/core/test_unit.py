@@ -804,6 +804,8 @@ def test_an_exception_at_any_instruction_of_a_unit_leaves_no_thread_in_a_dead_on
             work,
             *LEDGER,
             "unbroken.pool.contexts",
+            "unbroken.pool.jobs",
+            "unbroken.pool.wrapping",
             "unbroken.sync",
             "unbroken.pool.replay",
         )

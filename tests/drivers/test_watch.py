@@ -364,8 +364,7 @@ def test_two_connections_are_told_apart(face: Any, table: str) -> None:
         scope.leave(token)
 
 
-# -- one -------------------------------------------------------------------------------------------
-# driver's own ways out
+# -- one driver's own ways out ---------------------------------------------------------------------
 
 
 def _pg(faces: Any, postgres: Any, name: str, recorder: Any) -> tuple[Any, Any]:

@@ -190,8 +190,7 @@ def own_body(request: pytest.FixtureRequest) -> Iterator[Body]:
         yield made
 
 
-# -- the -------------------------------------------------------------------------------------------
-# blocking pool
+# -- the blocking pool -----------------------------------------------------------------------------
 
 DRIVERS = ["pymysql", "mysqldb", "psycopg"]
 if sysconfig.get_config_var("Py_GIL_DISABLED"):  # mysqlclient brings the lock back

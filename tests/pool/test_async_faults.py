@@ -461,8 +461,7 @@ def test_a_server_that_is_full_is_waited_for_without_hammering(own_body: Any) ->
     body.run(main())
 
 
-# -- a ---------------------------------------------------------------------------------------------
-# server that does not answer
+# -- a server that does not answer -----------------------------------------------------------------
 
 
 def test_a_frozen_server_holds_nobody_longer_than_the_time_given(own_body: Any) -> None:

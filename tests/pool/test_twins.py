@@ -172,8 +172,7 @@ def test_what_a_method_of_one_pool_promises_the_other_promises_too(name: str) ->
     assert units_of(blocking) == units_of(awaited)
 
 
-# -- one -------------------------------------------------------------------------------------------
-# behaviour, both pools
+# -- one behaviour, both pools ---------------------------------------------------------------------
 
 
 class Twin:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from unbroken.abc import Cause, Fault, FaultKind, Target
-from unbroken.backends.fault import chain, mysql_fault, one_line, os_fault
+from unbroken.backends.mysql import mysql_fault
+from unbroken.backends.system import chain, one_line, os_fault
 from unbroken.drivers._shared import boolean, coerce, from_connect, optional_boolean, seconds, whole
 from unbroken.errors import ConfigurationError
 from unbroken.ledger import scope

@@ -224,8 +224,7 @@ def in_transaction(conn: Any) -> bool | None:
     return None if status is None else bool(status & IN_TRANSACTION)
 
 
-# -- what a ----------------------------------------------------------------------------------------
-# holder can change
+# -- what a holder can change ----------------------------------------------------------------------
 
 
 class Converters(dict[Any, Any]):
@@ -328,8 +327,7 @@ def out_of_shape(conn: Any) -> BaseException:
     return error
 
 
-# -- reports to ------------------------------------------------------------------------------------
-# the ledger
+# -- reports to the ledger -------------------------------------------------------------------------
 
 
 def commits_itself(conn: Any) -> bool | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from unbroken.abc import FaultKind
-from unbroken.backends.fault import postgres_fault
+from unbroken.backends.postgresql import postgres_fault
 from unbroken.drivers._shared import is_commit, is_rollback
 from unbroken.ledger import unit
 from unbroken.ledger.residue import VAGUE, Left

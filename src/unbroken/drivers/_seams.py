@@ -259,8 +259,7 @@ class Trial(unit.Unit):
         self.log.append(what if conn_id == id(self._conn) else ("another connection", what))
 
 
-# -- the -------------------------------------------------------------------------------------------
-# verdict
+# -- the verdict -----------------------------------------------------------------------------------
 
 #: What a trial sends: text that nobody else sends, in no need of a table.
 PROBE = "SELECT 'unbroken'"

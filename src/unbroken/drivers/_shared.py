@@ -176,8 +176,7 @@ def is_lost(error: BaseException) -> bool:
     return getattr(error, _LOST, False)
 
 
-# -- marks for the ---------------------------------------------------------------------------------
-# length of a call
+# -- marks for the length of a call ----------------------------------------------------------------
 
 
 class Mark:
@@ -212,8 +211,7 @@ def marked(state: dict[str, Any], name: str) -> Any:
     return None
 
 
-# -- statements that a -----------------------------------------------------------------------------
-# ledger must know
+# -- statements that a ledger must know ------------------------------------------------------------
 
 _END = re.compile(rb"\s*(?:COMMIT|END)(?:\s+(?:WORK|TRANSACTION))?\s*;?\s*", re.IGNORECASE)
 _UNDO = re.compile(rb"\s*(?:ROLLBACK|ABORT)(?:\s+(?:WORK|TRANSACTION))?\s*;?\s*", re.IGNORECASE)

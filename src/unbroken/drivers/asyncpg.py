@@ -14,7 +14,8 @@ from typing import Any
 from urllib.parse import quote
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
-from unbroken.backends.fault import one_line, os_fault, postgres_fault
+from unbroken.backends.postgresql import postgres_fault
+from unbroken.backends.system import one_line, os_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._asyncpg_layer import SENDS, Layer, closed_by_holder, noting, unknown
 from unbroken.drivers._base import Awaited

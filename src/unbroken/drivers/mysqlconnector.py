@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
-from unbroken.backends.fault import os_fault
+from unbroken.backends.system import os_fault
 from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysqlconnector as seen
 from unbroken.drivers._mysql_driver import Awaited, Blocking, by_attribute, unheard

@@ -17,7 +17,8 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
-from unbroken.backends.fault import one_line, os_fault, postgres_fault
+from unbroken.backends.postgresql import postgres_fault
+from unbroken.backends.system import one_line, os_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Awaited, Base, Blocking
 from unbroken.drivers._psycopg_lock import TaskLock, ThreadLock

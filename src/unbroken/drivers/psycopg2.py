@@ -23,7 +23,8 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
-from unbroken.backends.fault import one_line, os_fault, postgres_fault
+from unbroken.backends.postgresql import postgres_fault
+from unbroken.backends.system import one_line, os_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status

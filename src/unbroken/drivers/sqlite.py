@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
-from unbroken.backends.fault import one_line, os_fault
+from unbroken.backends.system import one_line, os_fault
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._seams import PROBE, Trial
 from unbroken.drivers._shared import (

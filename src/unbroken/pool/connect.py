@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from unbroken.abc import OUTAGE_KINDS, Connection, Fault, FaultKind
-from unbroken.backends.fault import one_line
+from unbroken.backends.system import one_line
 from unbroken.brain.entry import Entry
 from unbroken.brain.outage import SILENT, Try
 from unbroken.pool.knowledge import AT_THE_LIMIT

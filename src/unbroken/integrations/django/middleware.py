@@ -21,14 +21,9 @@ from unbroken.integrations.django.others import follow, follow_others
 from unbroken.integrations.django.request_body import Body
 from unbroken.integrations.django.units import attempt, attempt_async, give_back, give_back_async
 from unbroken.integrations.web import exchange as _http
-from unbroken.integrations.web.exchange import (
-    Exchange,
-    HttpSettings,
-    Swallowed,
-    answer_to,
-    page,
-    report,
-)
+from unbroken.integrations.web.answers import Swallowed, answer_to, page, report
+from unbroken.integrations.web.exchange import Exchange
+from unbroken.integrations.web.settings import HttpSettings
 from unbroken.ledger.verdicts import Fate
 
 #: Where a request holds its :class:`_Exchange`.

@@ -22,7 +22,7 @@ from unbroken.abc import (
     Target,
 )
 from unbroken.adoption import adopt_for
-from unbroken.backends.fault import one_line
+from unbroken.backends.system import one_line
 from unbroken.drivers import known as all_known
 from unbroken.drivers import open_driver
 from unbroken.drivers._base import Base

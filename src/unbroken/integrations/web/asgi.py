@@ -17,15 +17,9 @@ from unbroken import aio
 from unbroken.integrations import _foreign
 from unbroken.integrations.web import exchange as _http
 from unbroken.integrations.web import health as _health
-from unbroken.integrations.web.exchange import (
-    KEY,
-    HttpSettings,
-    Swallowed,
-    json_page,
-    log,
-    page,
-    report,
-)
+from unbroken.integrations.web.answers import Swallowed, json_page, page, report
+from unbroken.integrations.web.exchange import KEY, log
+from unbroken.integrations.web.settings import HttpSettings
 from unbroken.pool.holder import thread_frames
 
 Message: TypeAlias = dict[str, Any]

@@ -16,17 +16,10 @@ from unbroken.integrations.web import flask_mongo as _flask_mongo
 from unbroken.integrations.web import health as _health
 from unbroken.integrations.web import request_leaks
 from unbroken.integrations.web import wsgi as _wsgi
-from unbroken.integrations.web.exchange import (
-    KEY,
-    Answer,
-    HttpSettings,
-    answer_to,
-    json_page,
-    log,
-    page,
-    report,
-)
+from unbroken.integrations.web.answers import Answer, answer_to, json_page, page, report
+from unbroken.integrations.web.exchange import KEY, log
 from unbroken.integrations.web.flask_engines import make_unbroken
+from unbroken.integrations.web.settings import HttpSettings
 from unbroken.ledger.verdicts import Fate
 
 F = TypeVar("F", bound=Callable[..., Any])

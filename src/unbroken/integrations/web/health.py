@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from unbroken.integrations.web.exchange import log, one_line
+from unbroken.integrations.web.answers import one_line
+from unbroken.integrations.web.exchange import log
 
 
 def name_of(database: Any) -> str:

@@ -13,7 +13,9 @@ from unbroken.integrations import _foreign
 from unbroken.integrations.web import exchange as _http
 from unbroken.integrations.web import health as _health
 from unbroken.integrations.web import request_leaks
-from unbroken.integrations.web.exchange import KEY, HttpSettings, json_page, log, page, report
+from unbroken.integrations.web.answers import json_page, page, report
+from unbroken.integrations.web.exchange import KEY, log
+from unbroken.integrations.web.settings import HttpSettings
 
 Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Any]

@@ -1,0 +1,176 @@
+"""What PostgreSQL's errors mean, and those of PgBouncer in front of it."""
+
+from __future__ import annotations
+
+import re
+
+from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.backends.system import _OS_WORDS, errno_of_text, of_errno, one_line
+
+_K = FaultKind
+
+
+CAUSES: dict[str, Cause | None] = {
+    "57P01": (
+        Cause.KILLED
+    ),  # admin_shutdown: the same words for pg_terminate_backend and for a fast shutdown
+    "57P02": Cause.CRASHED,  # crash_shutdown
+    "57P04": None,  # database_dropped
+    "57P05": Cause.IDLE_LIMIT,  # idle_session_timeout (14+)
+    "25P03": Cause.TRANSACTION_LIMIT,  # idle_in_transaction_session_timeout
+    "25P04": Cause.TRANSACTION_LIMIT,  # transaction_timeout (17+)
+    "40003": None,  # statement_completion_unknown
+}
+_REJECTED = {"28000", "28P01", "3D000"}
+_RETRY = {"40001", "40P01"}
+#: PgBouncer gives most of its answers one SQLSTATE, 08P01, so that only the words tell them apart.
+_BOUNCER_WORDS: tuple[tuple[str, FaultKind], ...] = (
+    ("no more connections allowed", _K.TOO_MANY),
+    ("query_wait_timeout", _K.TOO_MANY),
+    ("too many", _K.TOO_MANY),
+    ("no such database", _K.REJECTED),
+    ("no such user", _K.REJECTED),
+    ("not allowed", _K.REJECTED),
+    ("auth", _K.REJECTED),
+    ("login", _K.NOT_READY),
+    ("shutting down", _K.NOT_READY),
+    ("cannot connect", _K.NOT_READY),
+    ("disabled", _K.NOT_READY),
+    ("server conn crashed", _K.LOST),
+    ("idle_transaction_timeout", _K.LOST),
+    ("client_idle_timeout", _K.LOST),
+    ("connection", _K.LOST),
+)
+#: libpq's and the server's words where no SQLSTATE is handed on (libpq gives none for a failed
+#: connect).
+_WORDS: tuple[tuple[str, FaultKind, str | None], ...] = (
+    ("starting up", _K.NOT_READY, "57P03"),
+    ("shutting down", _K.NOT_READY, "57P03"),
+    ("in recovery mode", _K.NOT_READY, "57P03"),
+    ("not yet accepting connections", _K.NOT_READY, "57P03"),
+    ("not accepting connections", _K.NOT_READY, "57P03"),
+    ("too many clients", _K.TOO_MANY, "53300"),
+    ("too many connections", _K.TOO_MANY, "53300"),
+    ("remaining connection slots", _K.TOO_MANY, "53300"),
+    ("no more connections allowed", _K.TOO_MANY, "53300"),
+    ("session is read-only", _K.WRONG_SERVER, "25006"),
+    ("session is not read-only", _K.WRONG_SERVER, None),
+    ("server is not in hot standby", _K.WRONG_SERVER, None),
+    ("server is in hot standby", _K.WRONG_SERVER, None),
+    ("password authentication failed", _K.REJECTED, "28P01"),
+    ("no password supplied", _K.REJECTED, "28P01"),
+    ("authentication failed", _K.REJECTED, "28000"),
+    ("no pg_hba.conf entry", _K.REJECTED, "28000"),
+    ("pg_hba.conf rejects", _K.REJECTED, "28000"),
+    ("not permitted to log in", _K.REJECTED, "28000"),
+    ("permission denied for database", _K.REJECTED, "42501"),
+    ("certificate verify failed", _K.REJECTED, None),
+    ("root certificate", _K.REJECTED, None),
+    ("server does not support ssl", _K.REJECTED, None),
+    ("invalid connection option", _K.REJECTED, None),
+    ("invalid value for parameter", _K.REJECTED, "22023"),
+    ("unrecognized configuration parameter", _K.REJECTED, "42704"),
+)  # fmt: skip
+_ROLE_OR_DATABASE = re.compile(r'(role|database) "[^"]*" does not exist', re.IGNORECASE)
+_LOST_WORDS = (
+    "server closed the connection", "connection is closed", "the connection is lost",
+    "connection was closed", "connection already closed", "terminating connection",
+    "connection socket closed", "ssl connection has been closed", "ssl syscall error",
+    "no connection to the server", "could not receive data", "could not send data",
+    "consuming input failed", "lost synchronization", "connection not open",
+    "unexpected connection_lost", "underlying connection is closed", "sending query failed",
+    "flushing failed", "connection is bad",
+)  # fmt: skip
+
+
+def postgres_fault(sqlstate: str | None, text: str, *, connecting: bool = False) -> Fault:
+    """What an error of PostgreSQL (or PgBouncer, or libpq: *sqlstate* None) with its message *text*
+    means.
+    """
+    line = one_line(text)
+    if not sqlstate:
+        return _postgres_words(line, connecting)
+    if sqlstate in CAUSES:
+        if connecting and sqlstate in ("57P01", "57P02"):
+            return Fault(_K.NOT_READY, Cause.SHUTDOWN, sqlstate, line)
+        return Fault(_K.LOST, cause_of_words(sqlstate, text), sqlstate, line)
+    if sqlstate == "57P03":  # cannot_connect_now
+        return Fault(_K.NOT_READY, None, sqlstate, line)
+    if sqlstate == "53300":
+        return Fault(_K.TOO_MANY, None, sqlstate, line)
+    if sqlstate in _RETRY:
+        return Fault(_K.RETRY, None, sqlstate, line)
+    if sqlstate in _REJECTED or (connecting and sqlstate in ("42501", "42704", "22023")):
+        return Fault(_K.REJECTED, None, sqlstate, line)
+    if sqlstate == "25006":  # after a failover, or because the application asked for it
+        return Fault(
+            _K.WRONG_SERVER if connecting else _K.READ_ONLY,
+            Cause.FAILOVER if connecting else None,
+            sqlstate,
+            line,
+        )
+    if sqlstate == "08P01":
+        return _bouncer(sqlstate, line, connecting)
+    if sqlstate.startswith("08"):
+        return _connection_exception(sqlstate, line, connecting)
+    return Fault(_K.OTHER, None, sqlstate, line)
+
+
+def _bouncer(sqlstate: str, line: str, connecting: bool) -> Fault:
+    """08P01 is PgBouncer's code for everything; from a server in use it is a protocol slip of the
+    application's.
+    """
+    lower = line.lower()
+    if not connecting and "bind message" in lower:
+        return Fault(_K.OTHER, None, sqlstate, line)
+    for words, kind in _BOUNCER_WORDS:
+        if words in lower:
+            return Fault(kind, None, sqlstate, line)
+    return Fault(_K.NOT_READY if connecting else _K.OTHER, None, sqlstate, line)
+
+
+def _connection_exception(sqlstate: str, line: str, connecting: bool) -> Fault:
+    number = errno_of_text(line)
+    known = of_errno(number, line, connecting) if number is not None else None
+    if known is not None:
+        return Fault(known.kind, known.cause, sqlstate, line)
+    return Fault(_K.LOST, None, sqlstate, line)
+
+
+def _postgres_words(line: str, connecting: bool) -> Fault:
+    lower = line.lower()
+    if "terminating connection" not in lower:
+        for words, kind, code in _WORDS:
+            if words in lower and (connecting or kind is not _K.REJECTED):
+                return Fault(kind, Cause.FAILOVER if kind is _K.WRONG_SERVER else None, code, line)
+        if connecting and _ROLE_OR_DATABASE.search(line):
+            return Fault(_K.REJECTED, None, "3D000" if "database" in lower else "28000", line)
+    number = next((number for words, number in _OS_WORDS if words in lower), None)
+    known = of_errno(number, line, connecting) if number is not None else None
+    if known is not None:
+        return known
+    if any(words in lower for words in _LOST_WORDS):
+        return Fault(_K.LOST, _goodbye(lower), None, line)
+    # A failed connect whose words are in another language: waiting is bounded and harms less than
+    # giving up.
+    return Fault(_K.NOT_READY if connecting else _K.OTHER, None, None, line)
+
+
+def _goodbye(lower: str) -> Cause | None:
+    if "administrator command" in lower:
+        return Cause.KILLED
+    if "crash of another server process" in lower:
+        return Cause.CRASHED
+    if "idle-session timeout" in lower:
+        return Cause.IDLE_LIMIT
+    if "idle-in-transaction timeout" in lower or "transaction timeout" in lower:
+        return Cause.TRANSACTION_LIMIT
+    return None
+
+
+def cause_of_words(code: int | str | None, text: str) -> Cause:
+    """See :func:`unbroken.backends.fault.cause_of_words`."""
+    lower = text.lower()
+    if (code == "57P01" and "shut" in lower) or code == "57P03":
+        return Cause.SHUTDOWN
+    return CAUSES.get(str(code)) or _goodbye(lower) or Cause.CLOSED_BY_PEER

@@ -1,0 +1,165 @@
+"""What the operating system, TLS and the name lookup say, and the texts that messages quote."""
+
+from __future__ import annotations
+
+import errno as E  # noqa: N812 - the tables below read better
+import re
+from collections.abc import Iterator
+
+from unbroken.abc import Cause, Fault, FaultKind
+
+_SECRET = re.compile(
+    r"""(?ix) \b (password|passwd|pwd|secret) (\s*[=:]\s*) ('[^']*' | "[^"]*" | [^\s,;&)]+)"""
+)
+
+_K = FaultKind
+
+_USERINFO = re.compile(r"(\w+://[^\s:/@]*):[^\s/]*@")
+_MAX_TEXT = 300
+
+
+def one_line(text: object, secret: str | None = None) -> str:
+    """*text* as one line of at most 300 characters, without *secret* and without anything that
+    looks like a password.
+    """
+    line = " ".join(str(text).split())
+    if secret:
+        line = line.replace(secret, "***")
+    line = _SECRET.sub(r"\1\2***", _USERINFO.sub(r"\1:***@", line))
+    return line if len(line) <= _MAX_TEXT else line[: _MAX_TEXT - 1] + "…"
+
+
+_REFUSED = {E.ECONNREFUSED, E.ENOENT}  # ENOENT: the unix socket's file is not there
+_UNREACHABLE = {
+    E.ETIMEDOUT,
+    E.EHOSTUNREACH,
+    E.ENETUNREACH,
+    E.EHOSTDOWN,
+    E.ENETDOWN,
+    E.ENETRESET,
+    E.EADDRNOTAVAIL,
+}
+_RESET = {E.ECONNRESET, E.EPIPE, E.ECONNABORTED, E.ENOTCONN, E.ESHUTDOWN}
+_DENIED = {E.EACCES, E.EPERM}
+# getaddrinfo's answers, as numbers since they differ by system (Linux is negative, macOS positive)
+_NAME_UNKNOWN = {-2, -5, 7, 8}  # EAI_NONAME, EAI_NODATA
+_NAME_LATER = {-3, -4, 2, 4}  # EAI_AGAIN, EAI_FAIL: the name service itself is not well
+# what the system and getaddrinfo say, for drivers that hand on nothing but the text
+_OS_WORDS: tuple[tuple[str, int], ...] = (
+    ("connection refused", E.ECONNREFUSED),
+    ("connect call failed", E.ECONNREFUSED),
+    ("no such file or directory", E.ENOENT),
+    ("timed out", E.ETIMEDOUT),
+    ("timeout expired", E.ETIMEDOUT),
+    ("connection timeout", E.ETIMEDOUT),
+    ("no route to host", E.EHOSTUNREACH),
+    ("network is unreachable", E.ENETUNREACH),
+    ("connection reset by peer", E.ECONNRESET),
+    ("broken pipe", E.EPIPE),
+    ("permission denied", E.EACCES),
+    ("temporary failure in name resolution", -3),
+    ("name or service not known", -2),
+    ("nodename nor servname", -2),
+    ("no address associated with hostname", -5),
+)
+_EMBEDDED = re.compile(r"\[Errno (-?\d+)\]|\((-?\d+)(?:\)|\s+\"| ')|system error: (\d+)")
+
+
+def errno_of_text(text: str) -> int | None:
+    """The system's (or getaddrinfo's) number inside a driver's message, or what its words say; None
+    without one.
+    """
+    found = _EMBEDDED.search(text)
+    if found:
+        return int(next(group for group in found.groups() if group))
+    lower = text.lower()
+    return next((number for words, number in _OS_WORDS if words in lower), None)
+
+
+def of_errno(number: int, text: str, connecting: bool) -> Fault | None:
+    """What the system's error *number* means; None: nothing about a connection."""
+    if number in _REFUSED and (connecting or number != E.ENOENT):
+        return Fault(_K.REFUSED if connecting else _K.LOST, None, number, text)
+    if number in _UNREACHABLE:
+        if connecting:
+            return Fault(_K.UNREACHABLE, None, number, text)
+        return Fault(_K.LOST, Cause.SILENT_DROP, number, text)
+    if number in _RESET:
+        return Fault(_K.LOST, Cause.CONNECTION_RESET, number, text)
+    if number in _DENIED and connecting:
+        return Fault(_K.REJECTED, None, number, text)
+    if number in _NAME_UNKNOWN and number < 0:
+        return Fault(_K.REJECTED, None, number, text)
+    if number in _NAME_LATER and number < 0:
+        return Fault(_K.UNREACHABLE, None, number, text)
+    return None
+
+
+def chain(exc: BaseException) -> Iterator[BaseException]:
+    """*exc*, then what it was raised from, innermost last; PyMySQL's ``original_exception`` counts
+    too.
+    """
+    seen: set[int] = set()
+    link: BaseException | None = exc
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = (
+            getattr(link, "original_exception", None)
+            or link.__cause__
+            or (None if link.__suppress_context__ else link.__context__)
+        )
+
+
+def os_fault(exc: BaseException, *, connecting: bool = False) -> Fault:
+    """What an exception of the system (socket, name service, TLS, timeout) means; OTHER for
+    anything else.
+    """
+    text = one_line(str(exc) or type(exc).__name__)
+    names = {cls.__name__ for cls in type(exc).__mro__}
+    number = getattr(exc, "errno", None)
+    if "gaierror" in names:
+        kind = _K.UNREACHABLE if number in _NAME_LATER else _K.REJECTED
+        return Fault(kind, None, number, text)
+    if "SSLError" in names:
+        return _of_tls(names, text, connecting)
+    if isinstance(exc, EOFError):
+        return Fault(_K.LOST, Cause.CLOSED_BY_PEER, None, text)
+    if isinstance(exc, TimeoutError):
+        return of_errno(number or E.ETIMEDOUT, text, connecting) or Fault(
+            _K.LOST, None, number, text
+        )
+    if isinstance(exc, OSError):
+        number = number if number is not None else errno_of_text(text)
+        known = of_errno(number, text, connecting) if number is not None else None
+        if known is None and isinstance(exc, ConnectionError):
+            return Fault(_K.LOST, None, number, text)
+        return known or Fault(_K.OTHER, None, number, text)
+    return Fault(_K.OTHER, None, None, text)
+
+
+def _of_tls(names: set[str], text: str, connecting: bool) -> Fault:
+    if "SSLCertVerificationError" in names:
+        return Fault(_K.REJECTED, None, None, text)
+    if names & {"SSLEOFError", "SSLZeroReturnError", "SSLSyscallError"}:
+        return Fault(_K.LOST, Cause.CLOSED_BY_PEER, None, text)
+    if "timed out" in text:
+        return Fault(
+            _K.UNREACHABLE if connecting else _K.LOST,
+            None if connecting else Cause.SILENT_DROP,
+            None,
+            text,
+        )
+    return Fault(_K.REJECTED if connecting else _K.LOST, None, None, text)
+
+
+#: How OpenSSL says that the other side went away during the handshake; the last two are the client
+#: library's words where OpenSSL has no error of its own to tell: nothing, or SSL_ERROR_SYSCALL.
+HUNG_UP_IN_TLS = (
+    "unexpected eof",
+    "connection reset",
+    "broken pipe",
+    "connection was closed",
+    "error:00000000",
+    "error:00000005",
+)

@@ -1,0 +1,228 @@
+"""What a web client is told when the database was lost: the status, the words, the page."""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from unbroken.abc import Fault
+from unbroken.errors import (
+    CommitUnknownError,
+    ConnectionLostError,
+    DeadlineExceeded,
+    OutageError,
+    PoolTimeoutError,
+)
+from unbroken.integrations.web.settings import SAFE
+from unbroken.ledger.unit import Unit
+from unbroken.ledger.verdicts import Fate
+
+log = logging.getLogger("unbroken")
+
+
+class Swallowed(Exception):  # noqa: N818 - not an error by itself: it carries one
+    """The app answered with a server error because of its ``__cause__``, which it did not let
+    through.
+    """
+
+
+def chain(exc: BaseException | None) -> Iterator[BaseException]:
+    """*exc*, what it wraps (SQLAlchemy's ``orig``), was raised from, or in handling which; and the
+    members of groups.
+    """
+    todo, seen = [exc], set()
+    while todo:
+        link = todo.pop()
+        if link is None or id(link) in seen:
+            continue
+        seen.add(id(link))
+        yield link
+        todo.append(None if link.__suppress_context__ else link.__context__)
+        todo.append(link.__cause__)
+        orig = getattr(link, "orig", None)
+        if isinstance(orig, BaseException):
+            todo.append(orig)
+        if isinstance(link, BaseExceptionGroup):
+            todo.extend(link.exceptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is sent instead of an error page. *cause* is for the log: it may name hosts, which a
+    page must not.
+    """
+
+    status: str
+    error: str
+    detail: str
+    retry_after: int | None
+    fate: Fate
+    cause: str
+
+
+_STORED = (
+    "What this request had committed is stored; the answer could not be made. Look before you"
+    " repeat it."
+)
+_UNKNOWN = "It is not known whether what this request wrote is stored. Look before you repeat it."
+
+
+def answer_to(
+    exc: BaseException | None, heard: Iterable[BaseException], fate: Fate, method: str
+) -> Answer | None:
+    """What to send for an error of the database's; None for any other error.
+
+    *heard* are errors that the app did not let through. *fate* is what the ledger knows of the
+    writes of the request, *method* is the request's. Only a request that stored nothing is told
+    to try again.
+    """
+    found = [*chain(exc), *(link for each in heard for link in chain(each))]
+    kinds = (_is_unknown, _is_of_mongo, _is_away)  # the worst is told
+    away = next((link for is_so in kinds for link in found if is_so(link)), None)
+    if away is None:
+        return None
+    cause = one_line(away)
+    if _is_unknown(away) or (_is_of_mongo(away) and _may_have_stored(away, method)):
+        fate = Fate.UNKNOWN
+    if fate is Fate.UNKNOWN:
+        return Answer("500 Internal Server Error", "outcome unknown", _UNKNOWN, None, fate, cause)
+    if fate is Fate.STORED:
+        return Answer(
+            "500 Internal Server Error", "stored, not answered", _STORED, None, fate, cause
+        )
+    seconds = max(1, math.ceil(getattr(away, "retry_after", 1.0)))
+    cannot = isinstance(away, (OutageError, ConnectionLostError))
+    why = "cannot be reached at the moment" if cannot else "did not answer in time"
+    words = (
+        f"The database {why}; nothing of this request is stored. Please try again in {seconds} s."
+    )
+    return Answer("503 Service Unavailable", "service unavailable", words, seconds, fate, cause)
+
+
+def _is_unknown(exc: BaseException) -> bool:
+    return isinstance(exc, CommitUnknownError)
+
+
+def _is_away(exc: BaseException) -> bool:
+    return isinstance(
+        exc, (OutageError, PoolTimeoutError, DeadlineExceeded, ConnectionLostError)
+    ) or _is_queue_timeout(exc)
+
+
+def _is_of_mongo(exc: BaseException) -> bool:
+    errors = sys.modules.get("pymongo.errors")
+    return errors is not None and isinstance(exc, errors.ConnectionFailure)
+
+
+def _may_have_stored(exc: Any, method: str) -> bool:
+    """Whether an error of PyMongo's leaves a write in doubt that the ledger does not know of: a
+    plain client's are in none.
+    """
+    if exc.__dict__.get("unbroken_followed"):
+        return False
+    errors = sys.modules["pymongo.errors"]
+    unsent = (errors.ServerSelectionTimeoutError, errors.WaitQueueTimeoutError)
+    certain = isinstance(exc, unsent) or exc.has_error_label("NoWritesPerformed")
+    return not certain and method not in SAFE
+
+
+def _is_queue_timeout(exc: BaseException) -> bool:
+    """SQLAlchemy's own: its pool had nothing to give within pool_timeout."""
+    errors = sys.modules.get("sqlalchemy.exc")
+    return errors is not None and isinstance(exc, errors.TimeoutError)
+
+
+def one_line(exc: BaseException) -> str:
+    """The message of *exc*, for the log."""
+    return f"{type(exc).__name__}: {' '.join(str(exc).split())}"
+
+
+def fault_of(unit: Unit, exc: BaseException) -> Fault | None:
+    """As the unit's own, also through SQLAlchemy's wrappers and exception groups."""
+    for link in chain(exc):
+        fault = unit.fault_of(link)
+        if fault is not None:
+            return fault
+    return None
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>
+<body><h1>{title}</h1><p>{detail}</p></body></html>
+"""
+
+
+def page(answer: Answer, accept: str) -> tuple[list[tuple[str, str]], bytes]:
+    """Headers and body of *answer*: HTML where *accept* prefers it, else JSON."""
+    headers = [("Cache-Control", "no-store")]
+    if answer.retry_after is not None:
+        headers.append(("Retry-After", str(answer.retry_after)))
+    if prefers_html(accept):
+        body = _PAGE.format(
+            title=html.escape(answer.error.capitalize()), detail=html.escape(answer.detail)
+        ).encode()
+        return [
+            ("Content-Type", "text/html; charset=utf-8"),
+            ("Content-Length", str(len(body))),
+            *headers,
+        ], body
+    shown: dict[str, Any] = {
+        "error": answer.error,
+        "detail": answer.detail,
+        "fate": answer.fate.value,
+    }
+    if answer.retry_after is not None:
+        shown["retry_after"] = answer.retry_after
+    return json_page(shown, headers)
+
+
+def json_page(
+    shown: Any, headers: Iterable[tuple[str, str]] = ()
+) -> tuple[list[tuple[str, str]], bytes]:
+    """Headers and body of *shown* as JSON."""
+    body = json.dumps(shown).encode() + b"\n"
+    return [
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(body))),
+        *headers,
+    ], body
+
+
+def prefers_html(accept: str) -> bool:
+    """Whether an Accept header names HTML, and not JSON with a higher weight."""
+    weights: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        kind, _, parameters = part.partition(";")
+        found = re.search(r"(?:^|;)\s*q\s*=\s*([0-9.]+)", parameters)
+        try:
+            weights[kind.strip()] = float(found.group(1)) if found else 1.0
+        except ValueError:
+            continue
+    as_html = max(weights.get("text/html", 0.0), weights.get("application/xhtml+xml", 0.0))
+    return as_html > 0 and as_html >= weights.get("application/json", 0.0)
+
+
+def report(answer: Answer, method: str, path: str) -> None:
+    """One line in the log in place of a traceback."""
+    status = answer.status.split(" ", 1)[0]
+    log.warning(
+        "%s %s was answered %s, %s: %s",
+        method,
+        printable(path),
+        status,
+        answer.fate.value,
+        answer.cause,
+    )
+
+
+def printable(path: str) -> str:
+    """A path as one line of a log may show it."""
+    return "".join(c if c.isprintable() else "?" for c in unquote(path))[:200]

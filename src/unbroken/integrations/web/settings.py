@@ -1,0 +1,131 @@
+"""What an application may set of how its requests are answered."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from unbroken.errors import (
+    ConfigurationError,
+)
+
+#: Methods that RFC 9110, section 9.2.1, calls safe and that apps implement.
+SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSettings:
+    """What a web integration does.
+
+    :meth:`of` builds one from keywords and says clearly what is wrong with them.
+    """
+
+    methods: Iterable[str] = SAFE
+    """Requests by these methods are run again when a connection is lost and nothing was
+    committed. () for none.
+    """
+
+    replay: Iterable[str] | str | Callable[[Mapping[str, Any]], bool | None] | None = None
+    """Others that may be run again: path prefixes (``("/orders",)``), or a callable that is given
+    the environ or scope and answers True, False, or None for what the method says."""
+
+    max_body: int = 1 << 20
+    """A request whose body is longer (bytes) is not run again: it would have to be kept."""
+
+    max_replays: int = 10
+    """How often one request is run again at most."""
+
+    deadline: float | None = None
+    """Seconds for all attempts of a request that may be run again; what blocks then is ended.
+
+    None: no bound.
+    """
+
+    databases: Iterable[Any] = ()
+    """The pools and SQLAlchemy engines that /readyz asks, and out of which nothing stays taken
+    after a request.
+    """
+
+    healthz: str | None = None
+    """A path that answers 200 as long as the process does, such as "/healthz"."""
+
+    readyz: str | None = None
+    """A path that answers 200 when every one of *databases* answers, else 503, such as
+    "/readyz".
+    """
+
+    ready_timeout: float = 1.0
+    """Seconds that each database has for that."""
+
+    @classmethod
+    def of(cls, **given: Any) -> HttpSettings:
+        """Raises ConfigurationError that names the setting, the value and the remedy."""
+        known = [f.name for f in fields(cls)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                raise ConfigurationError(f"unknown setting {name!r}; {hint}")
+        if "methods" in given:
+            methods = given["methods"]
+            given["methods"] = frozenset(
+                m.upper() for m in ((methods,) if isinstance(methods, str) else methods)
+            )
+        if isinstance(given.get("replay"), str):
+            given["replay"] = (given["replay"],)
+        elif "replay" in given and given["replay"] is not None and not callable(given["replay"]):
+            given["replay"] = tuple(given["replay"])
+        if "databases" in given:
+            given["databases"] = _several(given["databases"])
+        settings = cls(**given)
+        _validate(settings)
+        return settings
+
+    def may_replay(self, method: str, path: str, request: Mapping[str, Any]) -> bool:
+        """Whether a request may be run again, if the ledger allows it."""
+        if callable(self.replay):
+            answer = self.replay(request)
+            if answer is not None:
+                return bool(answer)
+        elif self.replay is not None and any(under(path, prefix) for prefix in self.replay):
+            return True
+        return method in self.methods
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    """One database or several, as a tuple.
+
+    A pool may be iterable in some sense; a list of them has no ``check``.
+    """
+    return tuple(given) if isinstance(given, (list, tuple, set, frozenset)) else (given,)
+
+
+def _validate(s: HttpSettings) -> None:
+    for name, least in (("max_body", 0), ("max_replays", 0)):
+        value = getattr(s, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
+    for name in ("deadline", "ready_timeout"):
+        value = getattr(s, name)
+        if value is None and name == "deadline":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ConfigurationError(
+                f"{name}={value!r} must be a number of seconds above"
+                f" 0{', or None' if name == 'deadline' else ''}"
+            )
+    for name in ("healthz", "readyz"):
+        value = getattr(s, name)
+        if value is not None and not (isinstance(value, str) and value.startswith("/")):
+            raise ConfigurationError(
+                f"{name}={value!r} must be a path that begins with a slash, or None"
+            )
+
+
+def under(path: str, prefix: str) -> bool:
+    """Whether *path* is *prefix* or below it: "/orders" has "/orders/7" below it, not
+    "/orders-old".
+    """
+    return path == prefix or path.startswith(prefix if prefix.endswith("/") else prefix + "/")

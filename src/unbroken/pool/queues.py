@@ -1,0 +1,118 @@
+"""What a unit of work puts into a queue is worked on in that unit."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from unbroken.ledger import scope
+from unbroken.ledger.unit import Unit
+from unbroken.pool.jobs import fed
+
+
+class _Tags:
+    """Which unit put each item of one queue there, by the item's ``id``, oldest first; kept from
+    the first unit's item on.
+    """
+
+    __slots__ = ("_by_item", "_lock", "handed")
+
+    def __init__(self) -> None:
+        self.handed: dict[int, int] = {}  #: to which thread ``_get`` has just given which item
+        self._by_item: dict[int, deque[_Tag | None]] = {}
+        self._lock = threading.RLock()  # a finalizer may use the queue, too
+
+    def add(self, item: object, tag: _Tag | None) -> None:
+        with self._lock:
+            self._by_item.setdefault(id(item), deque()).append(tag)
+
+    def take(self, item: object, *, last: bool = False) -> _Tag | None:
+        with self._lock:
+            tags = self._by_item.get(id(item))
+            if not tags:
+                return None
+            tag = tags.pop() if last else tags.popleft()
+            if not tags:
+                del self._by_item[id(item)]
+            return tag
+
+
+_Tag: TypeAlias = "tuple[weakref.ref[Unit], int]"
+
+
+def put_into(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``put`` of a queue: the item will be worked on in the unit that put it there."""
+
+    @functools.wraps(original)
+    def put(self: Any, item: Any, *args: Any, **kwargs: Any) -> Any:
+        unit = scope.current() if scope.current_token() is not None else None
+        is_of_unit = unit is not None and not unit.observing
+        tags = self.__dict__.get(_TAGS)
+        if tags is None:
+            if not is_of_unit:
+                return original(self, item, *args, **kwargs)
+            tags = self.__dict__.setdefault(_TAGS, _Tags())
+        tags.add(
+            item, (weakref.ref(unit), unit.attempts) if unit is not None and is_of_unit else None
+        )
+        try:
+            return original(self, item, *args, **kwargs)
+        except BaseException:
+            tags.take(item, last=True)
+            raise
+
+    return put
+
+
+_TAGS = "_unbroken_tags"
+
+
+def get_from(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``get`` of a queue: code that is in no unit by itself is in the one that put the item there,
+    until it gets another.
+    """
+
+    @functools.wraps(original)
+    def get(self: Any, *args: Any, **kwargs: Any) -> Any:
+        item = original(self, *args, **kwargs)
+        tags = self.__dict__.get(_TAGS)
+        if tags is not None and tags.handed.pop(threading.get_ident(), None) == id(item):
+            return item
+        if tags is not None or fed.get():
+            _feed(None if tags is None else tags.take(item))
+        return item
+
+    return get
+
+
+def take_out(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``_get`` of a queue, which ``get`` calls: also the one in which a thread waited when the
+    first unit began.
+    """
+
+    @functools.wraps(original)
+    def get_from(self: Any) -> Any:
+        item = original(self)
+        tags = self.__dict__.get(_TAGS)
+        if tags is not None:
+            tags.handed[threading.get_ident()] = id(item)
+            _feed(tags.take(item))
+        return item
+
+    return get_from
+
+
+def _feed(tag: _Tag | None) -> None:
+    if not fed.get() and scope.current() is not None:
+        return  # it is in a unit of its own
+    unit = None if tag is None else tag[0]()
+    if unit is None or tag is None or unit.is_over:
+        scope.tell(None)
+        fed.set(False)
+    else:
+        scope.tell(unit, (unit, tag[1]))
+        fed.set(True)
