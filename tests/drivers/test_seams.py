@@ -165,14 +165,22 @@ def test_a_part_that_is_gone_ends_replays_and_nothing_else(use: Any, owner: str,
 
 #: The files of each driver, and where to look for what its library has.
 FILES = {
-    "pymysql": (["pymysql", "_mysql_exchange"], ["pymysql"]),
+    "pymysql": (["pymysql", "_pymysql_connection", "_mysql_exchange"], ["pymysql"]),
     "aiomysql": (["aiomysql", "_mysql_async", "_mysql_exchange"], ["aiomysql", "pymysql"]),
     "asyncmy": (["asyncmy", "_mysql_async", "_mysql_exchange"], ["asyncmy"]),
-    "mysqlclient": (["mysqlclient"], ["MySQLdb"]),
-    "mariadb": (["mariadb"], ["mariadb"]),
-    "mysqlconnector": (["mysqlconnector", "_mysqlconnector"], ["mysql.connector"]),
+    "mysqlclient": (["mysqlclient", "_mysqlclient_connection"], ["MySQLdb"]),
+    "mariadb": (["mariadb", "_mariadb_connection"], ["mariadb"]),
+    "mysqlconnector": (
+        [
+            "mysqlconnector",
+            "_mysqlconnector_base",
+            "_mysqlconnector",
+            "_mysqlconnector_exchange",
+        ],
+        ["mysql.connector"],
+    ),
 }
-OWN = {"Driver", "AsyncDriver", "Shared", "_Base"}
+OWN = {"Driver", "AsyncDriver", "Shared", "Base"}
 #: Instance attributes of asyncmy's, which is compiled: the trial asks for the traits.
 UNSEEN = {"_charset", "_db", "_use_unicode", "_encoders", "_decoders"}
 #: What the C extension is only asked for after a look whether it is that form, and names that are

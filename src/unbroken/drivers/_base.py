@@ -55,6 +55,10 @@ class Base:
             and self.traits(conn) == traits
         )
 
+    def unwatch(self, conn: Connection) -> None:
+        """Back to the class it was before a driver's ``watch`` changed it."""
+        conn.__class__ = getattr(type(conn), "unwatched", type(conn))
+
     # -- the proof ---------------------------------------------------------------------------------
 
     def check_seams(self) -> None:

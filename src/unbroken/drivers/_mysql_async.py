@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
-from unbroken.abc import Capabilities, Connection, Fault, Target
-from unbroken.drivers import _mysql, _mysql_reset
+from unbroken.abc import Capabilities, Connection
+from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_driver import Awaited, unheard
-from unbroken.drivers._shared import abort_transport
+from unbroken.drivers._shared import abort_transport, class_of, dial_async
 from unbroken.ledger import scope
 from unbroken.ledger.residue import Left
 
@@ -26,15 +26,41 @@ class Shared(Awaited):
     """
 
     capabilities = Capabilities(transaction_status=True, watchable=True)
-    target: Target
-    _base: type[BaseException]
     _arguments: dict[str, Any]
     _connect: Callable[[], Any] | None
-    _watched: Callable[[Any], Any]
+    name: str
+    _tls: dict[str, Any]
+    _exact: Callable[[Any], Any]  #: makes the class that follows the exchange with the server
+    _watched: Callable[[Any], Any]  #: … and that reports
     _compared: tuple[str, ...]  #: attributes that a holder can change
     #: those of them that are tables of converters, and may be of a class of ours
     _tables: tuple[str, ...]
     _charsets: Callable[[str], Any]  #: the library's ``charset_by_name``
+
+    async def connect(self, timeout: float) -> Connection:
+        """*timeout* bounds everything, the handshake included."""
+        timeout = min(timeout, self._arguments.get("connect_timeout", timeout))
+        return await dial_async(lambda: self._dial(timeout))
+
+    async def _dial(self, timeout: float) -> Connection:
+        raise NotImplementedError
+
+    def _with_tls(self) -> dict[str, Any]:
+        tls = self._tls
+        if not tls:
+            return {}
+        files = [tls.get(name) for name in ("ca", "capath", "cert", "key")]
+        key = (self.name, repr(sorted(tls.items())))
+        return {"ssl": _tls.shared(key, files, lambda: _tls.context(tls))}
+
+    async def adopt(self, conn: Connection) -> Connection:
+        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+
+        Returns it.
+        """
+        if self.is_known:
+            conn.__class__ = type(self)._exact(class_of(conn))
+        return conn
 
     async def ping(self, conn: Connection, timeout: float) -> None:
         """COM_PING. The library closes the connection when the time is up."""
@@ -44,16 +70,6 @@ class Shared(Awaited):
     async def begin(self, conn: Connection) -> None:
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""
         await conn.begin()
-
-    async def commit(self, conn: Connection) -> None:
-        """COMMIT, unless the server's last word is that nothing is open."""
-        if self.is_in_transaction(conn) is not False:
-            await conn.commit()
-
-    async def rollback(self, conn: Connection) -> None:
-        """ROLLBACK, likewise."""
-        if self.is_in_transaction(conn) is not False:
-            await conn.rollback()
 
     async def idle_limit(self, conn: Connection) -> float | None:
         """``wait_timeout`` of this session."""
@@ -157,10 +173,6 @@ class Shared(Awaited):
         known = self._charsets(conn._charset)
         return f"{conn._charset} COLLATE {known.collation}"
 
-    def classify(self, exc: BaseException) -> Fault:
-        """By MySQL's code, or the system's."""
-        return _mysql.classify(exc, self._base, self.target.password)
-
     def unread(self, conn: Connection) -> bytes:
         """What asyncio has read off the socket and the driver not yet: the server's last words,
         once it is idle.
@@ -181,10 +193,6 @@ class Shared(Awaited):
     def watch(self, conn: Connection) -> None:
         """Everything goes out through ``_execute_command``."""
         conn.__class__ = type(self)._watched(type(conn))
-
-    def unwatch(self, conn: Connection) -> None:
-        """Back to the class it was."""
-        conn.__class__ = getattr(type(conn), "unwatched", type(conn))
 
 
 def exact(

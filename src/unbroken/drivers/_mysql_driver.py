@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from inspect import isawaitable
 from typing import Any
 
-from unbroken.abc import Connection
-from unbroken.drivers import _base
+from unbroken.abc import Connection, Fault, Target
+from unbroken.drivers import _base, _mysql
 from unbroken.drivers._seams import PROBE, Trial
 
 #: Sent in no transaction. Its answer says whether it was committed by itself, which its report has
@@ -55,8 +55,33 @@ def unheard(driver: Any, conn: Connection) -> Iterator[None]:
         conn.__class__ = cls
 
 
-class Blocking(_base.Blocking):
+class _Common:
+    """For either kind of driver."""
+
+    target: Target
+    _base: type[BaseException]  #: the library's ``Error``
+
+    def classify(self, exc: BaseException) -> Fault:
+        """By MySQL's code, or the system's."""
+        return _mysql.classify(exc, self._base, self.target.password)
+
+    def is_in_transaction(self, conn: Connection) -> bool | None:
+        """See :class:`unbroken.abc.BaseDriver`."""
+        raise NotImplementedError
+
+
+class Blocking(_Common, _base.Blocking):
     """For a blocking driver."""
+
+    def commit(self, conn: Connection) -> None:
+        """COMMIT, unless it is certain that nothing is open."""
+        if self.is_in_transaction(conn) is not False:
+            conn.commit()
+
+    def rollback(self, conn: Connection) -> None:
+        """ROLLBACK, likewise."""
+        if self.is_in_transaction(conn) is not False:
+            conn.rollback()
 
     def probe(self, conn: Connection) -> str | None:
         """What is wrong with what our subclass reports and knows; None: nothing.
@@ -94,8 +119,18 @@ class Blocking(_base.Blocking):
         }
 
 
-class Awaited(_base.Awaited):
+class Awaited(_Common, _base.Awaited):
     """For one of asyncio."""
+
+    async def commit(self, conn: Connection) -> None:
+        """As :meth:`Blocking.commit`."""
+        if self.is_in_transaction(conn) is not False:
+            await conn.commit()
+
+    async def rollback(self, conn: Connection) -> None:
+        """As :meth:`Blocking.rollback`."""
+        if self.is_in_transaction(conn) is not False:
+            await conn.rollback()
 
     async def probe(self, conn: Connection) -> str | None:
         """As :meth:`Blocking.probe`."""

@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from unbroken.drivers import _mysql
 from unbroken.drivers._mysql import (
@@ -44,6 +44,21 @@ UNREPORTED = frozenset({_mysql.COM_PING, _mysql.COM_INIT_DB})
 #: What a holder did by a call of the library (``_seen_touched``). The marks are part of what is
 #: known of the status, so that one comparison covers them.
 CHARSET, DATABASE, TIMEOUTS, OTHERS = 1 << 16, 1 << 17, 1 << 18, 1 << 19
+
+
+class Followed(Protocol):
+    """A connection of one of the three, of a class that follows its exchange with the server."""
+
+    OperationalError: Any
+    InterfaceError: Any
+    server_status: int  #: which lies after an error, and after a SELECT
+    _result: Any
+    _seen_busy: int  #: QUIET, SENT, BUSY or WRITING
+    _seen_status: int | None  #: what is kept of the server's status, with what a holder touched
+    _seen_pending: int | None  #: what the ledger was told of, and is not answered yet
+    _seen_touched: int
+    _seen_opened: Mapping[str, Any] | None  #: attributes as they were when it was opened
+
 
 _OUT_OF_STEP = "Commands out of sync: the answer to an earlier command was not read to its end"
 _EOF_LENGTH = 5
@@ -84,7 +99,7 @@ def status_after(result: Any) -> int | None:
     return None if status is None else status & KEPT
 
 
-def out_of_step(conn: Any) -> BaseException:
+def out_of_step(conn: Followed) -> BaseException:
     """What is raised instead of sending a command on a connection that is out of step: a lost
     connection.
     """
@@ -92,7 +107,7 @@ def out_of_step(conn: Any) -> BaseException:
     return error
 
 
-def begin_writing(conn: Any) -> None:
+def begin_writing(conn: Followed) -> None:
     """A packet is about to be written in the middle of an exchange: of a file, or of a long
     command.
 
@@ -108,7 +123,7 @@ _FILE_ERRORS = {1017, 1024}  #: what the libraries make of a file that cannot be
 
 
 @contextmanager
-def loading(conn: Any) -> Iterator[None]:
+def loading(conn: Followed) -> Iterator[None]:
     """Around the sending of a file for LOAD DATA LOCAL.
 
     When that fails, the libraries wait for the server's answer before they let the error go on.
@@ -133,7 +148,7 @@ def loading(conn: Any) -> Iterator[None]:
         delattr(conn, name)
 
 
-def begin_reading(conn: Any) -> None:
+def begin_reading(conn: Followed) -> None:
     """An answer, or the next one of several results, is about to be read.
 
     Raises where none is known to be next.
@@ -146,7 +161,7 @@ def begin_reading(conn: Any) -> None:
     conn._seen_busy = BUSY
 
 
-def ended(conn: Any, status: int | None) -> None:
+def ended(conn: Followed, status: int | None) -> None:
     """The answer was read to its end, and *status* is the server's; this is the last step of it."""
     pending = conn._seen_pending
     if pending is not None and not (pending == _mysql.STATEMENT and _is_unfinished(conn)):
@@ -157,7 +172,7 @@ def ended(conn: Any, status: int | None) -> None:
         conn._seen_status = status | conn._seen_touched
 
 
-def failed(conn: Any, error: BaseException) -> None:
+def failed(conn: Followed, error: BaseException) -> None:
     """Reading an answer raised *error*.
 
     It ends the exchange only where it is the server's own answer.
@@ -189,19 +204,19 @@ def is_answer(error: BaseException) -> bool:
     return trace.tb_frame.f_code.co_name.rpartition(".")[2] == "raise_mysql_exception"
 
 
-def is_half_read(conn: Any) -> bool:
+def is_half_read(conn: Followed) -> bool:
     """Whether nothing but rows, or further results, of an answer are left to be read, which the
     application did not want yet.
     """
     return not conn._seen_busy and _is_unfinished(conn)
 
 
-def _is_unfinished(conn: Any) -> bool:
+def _is_unfinished(conn: Followed) -> bool:
     result = conn._result
     return result is not None and bool(result.unbuffered_active or result.has_next)
 
 
-def is_quiet(conn: Any) -> bool:
+def is_quiet(conn: Followed) -> bool:
     """Whether every command was answered in full, and nothing is left unread (of a connection that
     is open).
     """
@@ -211,14 +226,14 @@ def is_quiet(conn: Any) -> bool:
     )
 
 
-def status_of(conn: Any) -> int | None:
+def status_of(conn: Followed) -> int | None:
     """What is kept of the server's status at the end of the last exchange; None when it is not
     certain.
     """
     return None if conn._seen_busy else conn._seen_status
 
 
-def in_transaction(conn: Any) -> bool | None:
+def in_transaction(conn: Followed) -> bool | None:
     """From :func:`status_of`."""
     status = None if conn._seen_busy else conn._seen_status
     return None if status is None else bool(status & IN_TRANSACTION)
@@ -233,7 +248,7 @@ class Converters(dict[Any, Any]):
     __slots__ = ("conn",)
     __hash__ = object.__hash__  # type: ignore[assignment]
 
-    def __init__(self, table: Mapping[Any, Any], conn: Any) -> None:
+    def __init__(self, table: Mapping[Any, Any], conn: Followed) -> None:
         super().__init__(table)
         self.conn = weakref.ref(conn)
 
@@ -263,7 +278,7 @@ for _name in (
     setattr(Converters, _name, _telling(_name))
 
 
-def touch(conn: Any, mark: int) -> None:
+def touch(conn: Followed, mark: int) -> None:
     """*conn* is about to be changed in a way that its attributes or the server's status do not
     show.
     """
@@ -272,14 +287,14 @@ def touch(conn: Any, mark: int) -> None:
         conn._seen_status |= mark
 
 
-def untouch(conn: Any, mark: int) -> None:
+def untouch(conn: Followed, mark: int) -> None:
     """That change was taken back."""
     conn._seen_touched &= ~mark
     if conn._seen_status is not None:
         conn._seen_status &= ~mark
 
 
-def adopt(conn: Any, kept: tuple[str, ...], tables: tuple[str, ...]) -> int:
+def adopt(conn: Followed, kept: tuple[str, ...], tables: tuple[str, ...]) -> int:
     """What is kept of the server's status. The first time, *conn* is taken as it is now for how it
     was opened.
 
@@ -295,14 +310,14 @@ def adopt(conn: Any, kept: tuple[str, ...], tables: tuple[str, ...]) -> int:
     return (status & _SETTLED) | touched
 
 
-def put_back(conn: Any, names: tuple[str, ...], values: tuple[Any, ...]) -> None:
+def put_back(conn: Followed, names: tuple[str, ...], values: tuple[Any, ...]) -> None:
     """Put back the attributes of the object."""
-    for name, value in (*zip(names, values, strict=True), *conn._seen_opened.items()):
+    for name, value in (*zip(names, values, strict=True), *(conn._seen_opened or {}).items()):
         if getattr(conn, name) is not value:
             setattr(conn, name, value)
 
 
-def to_put_back(conn: Any, opened: int, charset: str) -> str | None:
+def to_put_back(conn: Followed, opened: int, charset: str) -> str | None:
     """The statement that puts the session back, to the status *opened* and to *charset* (with its
     collation).
 
@@ -319,7 +334,7 @@ def to_put_back(conn: Any, opened: int, charset: str) -> str | None:
     return f"SET {', '.join(parts)}" if parts else None
 
 
-def out_of_shape(conn: Any) -> BaseException:
+def out_of_shape(conn: Followed) -> BaseException:
     """What is raised where a connection cannot be put back as it was opened."""
     error: BaseException = conn.InterfaceError(
         0, "the connection cannot be put back as it was opened"
@@ -330,7 +345,7 @@ def out_of_shape(conn: Any) -> BaseException:
 # -- reports to the ledger -------------------------------------------------------------------------
 
 
-def commits_itself(conn: Any) -> bool | None:
+def commits_itself(conn: Followed) -> bool | None:
     """Whether a statement sent now would be committed by itself: autocommit on and no transaction
     open; None if unknown.
     """
@@ -338,7 +353,7 @@ def commits_itself(conn: Any) -> bool | None:
     return None if status is None else status & (AUTOCOMMIT | IN_TRANSACTION) == AUTOCOMMIT
 
 
-def tell(conn: Any, ledger: Any, command: int, sql: Any) -> int | None:
+def tell(conn: Followed, ledger: Any, command: int, sql: Any) -> int | None:
     """Report one command that is about to go out.
 
     Gives what :func:`ended` and :func:`failed` report the answer of.

@@ -14,68 +14,21 @@ from typing import Any
 
 from unbroken.drivers import _mysql
 from unbroken.drivers._mysql_reset import COM_RESET_CONNECTION
-from unbroken.drivers._shared import is_commit, is_rollback
-from unbroken.ledger import scope
-
-# Commands of the protocol (MySQL manual, "Command Phase"). These neither change data nor a
-# transaction:
-_INIT_DB, _PING, _PREPARE, _LONG_DATA, _CLOSE, _RESET = 2, 14, 22, 24, 25, 26
-_HARMLESS = {_INIT_DB, _PING, _PREPARE, _LONG_DATA, _CLOSE, _RESET}
-_UNANSWERED = {_LONG_DATA, _CLOSE}
-_QUERY = 3
-_ERR = 0xFF
-
-
-def is_quiet(conn: Any) -> bool:
-    """Whether the last command was answered in full."""
-    return not (
-        conn.__dict__.get("_seen_busy", True) or conn.unread_result or conn._have_next_result
-    )
-
-
-def is_half_read(conn: Any) -> bool:
-    """Whether all that is unread are rows or further results that the application left."""
-    return not conn.__dict__.get("_seen_busy", True) and bool(
-        conn.unread_result or conn._have_next_result
-    )
-
-
-def status_of(conn: Any) -> int | None:
-    """The server's status at the end of the last exchange; None when it is not certain."""
-    if not is_quiet(conn):
-        return None
-    status: int | None = conn.__dict__.get("_seen_status")
-    return status
-
-
-def is_answer(error: BaseException) -> bool:
-    """Whether *error*, which the connector raised, is an ERR packet of the server's.
-
-    That ends an exchange, nothing else does.
-    """
-    number = getattr(error, "errno", None)
-    if not isinstance(number, int) or number < 1000 or 2000 <= number < 3000:
-        return False
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
-    return module.startswith("mysql.connector") and type(error).__name__ not in _TIMEOUTS
-
-
-#: The connector's own errors with the number of a server's.
-_TIMEOUTS = frozenset({"ReadTimeoutError", "WriteTimeoutError", "ConnectionTimeoutError"})
-_OUT_OF_STEP = "Commands out of sync: the answer to an earlier command was not read to its end"
-
-
-def refuse_if_busy(conn: Any) -> None:
-    """Raise, as for a lost connection, where the answer to an earlier command was not read to its
-    end.
-    """
-    if conn.__dict__.get("_seen_busy", False):
-        from mysql.connector.errors import OperationalError
-
-        raise OperationalError(errno=2014, msg=_OUT_OF_STEP)
+from unbroken.drivers._mysqlconnector_exchange import (
+    ERR,
+    INIT_DB,
+    UNANSWERED,
+    answered,
+    doubt_others,
+    is_answer,
+    is_quiet,
+    refuse_if_busy,
+    rest_answered,
+    sent,
+    sent_async,
+    status_of,
+    tell,
+)
 
 
 def _seen(base: Any) -> Any:
@@ -126,9 +79,9 @@ def _seen(base: Any) -> Any:
 
         def _seen_sends(self, command: int) -> None:
             """*command* is about to go out."""
-            if command == _INIT_DB:
+            if command == INIT_DB:
                 _mysql.note_move(self, _mysql.MOVED)
-            if command not in _UNANSWERED:
+            if command not in UNANSWERED:
                 self._seen_inside = False
                 self._seen_status, self._seen_busy = None, True
 
@@ -139,7 +92,7 @@ def _seen(base: Any) -> Any:
             The connector itself still waits for a next result then, where the one before had
             announced it.
             """
-            if packet is not None and len(packet) > 4 and packet[4] == _ERR:
+            if packet is not None and len(packet) > 4 and packet[4] == ERR:
                 self._have_next_result = False
                 self._seen_busy = False
 
@@ -217,7 +170,7 @@ def exact(base: Any) -> Any:
                 self._seen_row_failed(error)
                 raise
             self._seen_busy = False
-            _rest_answered(self)
+            rest_answered(self)
             return rows
 
         def cmd_query_iter(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -344,7 +297,7 @@ def exact_async(base: Any) -> Any:
                 self._seen_row_failed(error)
                 raise
             self._seen_busy = False
-            _rest_answered(self)
+            rest_answered(self)
             return rows
 
         async def cmd_query_iter(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
@@ -437,18 +390,16 @@ def watched(base: Any) -> Any:
         unwatched = base
 
         def _seen_sends(self, command: int) -> None:
-            _doubt_others(self, command)
+            doubt_others(self, command)
             super()._seen_sends(command)
 
         def cmd_query(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-            return _sent(
-                self, query, lambda: super(Watched, self).cmd_query(query, *args, **kwargs)
-            )
+            return sent(self, query, lambda: super(Watched, self).cmd_query(query, *args, **kwargs))
 
         def cmd_query_iter(self, statements: Any, **kwargs: Any) -> Iterator[Any]:
-            pending = _tell(self, statements)
+            pending = tell(self, statements)
             yield from super().cmd_query_iter(statements, **kwargs)
-            _answered(self, pending, None)
+            answered(self, pending, None)
 
     return _named(Watched, base)
 
@@ -464,17 +415,17 @@ def watched_async(base: Any) -> Any:
         unwatched = base
 
         def _seen_sends(self, command: int) -> None:
-            _doubt_others(self, command)
+            doubt_others(self, command)
             super()._seen_sends(command)
 
         async def cmd_query(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-            return await _sent_async(self, query, super().cmd_query(query, *args, **kwargs))
+            return await sent_async(self, query, super().cmd_query(query, *args, **kwargs))
 
         async def cmd_query_iter(self, statements: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            pending = _tell(self, statements)
+            pending = tell(self, statements)
             async for result in super().cmd_query_iter(statements, **kwargs):
                 yield result
-            _answered(self, pending, None)
+            answered(self, pending, None)
 
     return _named(Watched, base)
 
@@ -482,89 +433,3 @@ def watched_async(base: Any) -> Any:
 def _named(cls: Any, base: Any) -> Any:
     cls.__name__ = cls.__qualname__ = base.__name__
     return cls
-
-
-def _doubt_others(conn: Any, command: int) -> None:
-    if command == _QUERY:
-        return  # queries are told with their text
-    ledger = scope.current(id(conn))
-    if ledger is not None and command in _HARMLESS:
-        ledger.harmless(conn_id=id(conn))
-    elif ledger is not None:
-        ledger.doubt(f"command {command} of the MySQL protocol", conn_id=id(conn))
-
-
-def _tell(conn: Any, sql: Any) -> int | None:
-    """Report *sql*. Gives what :func:`_answered` is told of when the answer is there."""
-    conn.__dict__.pop("_seen_told", None)
-    ledger = scope.current(id(conn))
-    if ledger is None or is_closed(conn):
-        return None  # nothing can be sent on a closed one
-    if sql is not None and is_commit(sql):
-        ledger.committing(conn_id=id(conn))
-        return _mysql.COMMIT
-    ledger.statement(
-        bytes(sql) if isinstance(sql, bytearray) else sql, _commits_itself(conn), conn_id=id(conn)
-    )
-    return _mysql.ROLLBACK if sql is not None and is_rollback(sql) else _mysql.STATEMENT
-
-
-def is_closed(conn: Any) -> bool:
-    """Whether the connector knows that *conn* is closed."""
-    holder = conn._socket
-    return holder is None or (getattr(holder, "sock", holder) is None)
-
-
-def _commits_itself(conn: Any) -> bool | None:
-    """Whether a statement sent now is committed by itself: autocommit on and no transaction open;
-    None if unknown.
-    """
-    status = status_of(conn)
-    return (
-        None
-        if status is None
-        else status & (_mysql.AUTOCOMMIT | _mysql.IN_TRANSACTION) == _mysql.AUTOCOMMIT
-    )
-
-
-def _sent(conn: Any, sql: Any, send: Callable[[], Any]) -> Any:
-    pending = _tell(conn, sql)
-    try:
-        result = send()
-    except Exception as error:
-        _answered(conn, pending, error)
-        raise
-    _answered(conn, pending, None)
-    return result
-
-
-async def _sent_async(conn: Any, sql: Any, sending: Awaitable[Any]) -> Any:
-    pending = _tell(conn, sql)
-    try:
-        result = await sending
-    except Exception as error:
-        _answered(conn, pending, error)
-        raise
-    _answered(conn, pending, None)
-    return result
-
-
-def _answered(conn: Any, told: int | None, error: BaseException | None) -> None:
-    if told is None:
-        return
-    if told == _mysql.STATEMENT and error is None and _is_unread(conn):
-        conn.__dict__["_seen_told"] = told  # its rows are still to come
-    else:
-        _mysql.answered(conn, told, error)
-
-
-def _rest_answered(conn: Any) -> None:
-    """Rows were read."""
-    told = conn.__dict__.get("_seen_told")
-    if told is not None and not _is_unread(conn):
-        del conn.__dict__["_seen_told"]
-        _mysql.answered(conn, told, None)
-
-
-def _is_unread(conn: Any) -> bool:
-    return bool(conn.unread_result or conn._have_next_result)

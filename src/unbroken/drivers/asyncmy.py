@@ -8,11 +8,11 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Connection, Target
-from unbroken.drivers import _mysql, _mysql_async, _tls
+from unbroken.drivers import _mysql, _mysql_async
 from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_async import Shared
 from unbroken.drivers._seams import Seam
-from unbroken.drivers._shared import boolean, class_of, dial_async, seconds, whole, without_target
+from unbroken.drivers._shared import boolean, seconds, whole, without_target
 
 NAME = "asyncmy"
 SCHEMES = ("mysql+asyncmy", "mariadb+asyncmy")
@@ -135,12 +135,6 @@ class AsyncDriver(Shared):
         base: Any = asyncmy.connection.Connection
         self._class = exact(base) if self.is_known else base
 
-    async def connect(self, timeout: float) -> Connection:
-        """*timeout* bounds everything, the handshake included."""
-        return await dial_async(
-            lambda: self._dial(min(timeout, self._arguments.get("connect_timeout", timeout)))
-        )
-
     async def _dial(self, timeout: float) -> Connection:
         async with asyncio.timeout(timeout):
             if self._connect is not None:
@@ -152,26 +146,6 @@ class AsyncDriver(Shared):
                 self.close(conn)
                 raise
             return conn
-
-    def _with_tls(self) -> dict[str, Any]:
-        tls = self._tls
-        if not tls:
-            return {}
-        files = [tls.get(name) for name in ("ca", "capath", "cert", "key")]
-        return {
-            "ssl": _tls.shared(
-                ("asyncmy", repr(sorted(tls.items()))), files, lambda: _tls.context(tls)
-            )
-        }
-
-    async def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it.
-
-        Returns it.
-        """
-        if self.is_known:
-            conn.__class__ = exact(class_of(conn))
-        return conn
 
     @staticmethod
     def _is_open(conn: Connection) -> bool:
@@ -290,4 +264,5 @@ def watched(base: Any) -> Any:
     )
 
 
+AsyncDriver._exact = exact
 AsyncDriver._watched = watched

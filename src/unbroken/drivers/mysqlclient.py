@@ -8,25 +8,21 @@ It has no timeout per call: a ping is bounded only by the pool's ``shutdown()`` 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Collection
-from functools import cache
 from typing import Any
 
-from unbroken.abc import Capabilities, Connection, Fault, Target
+from unbroken.abc import Capabilities, Connection, Target
 from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers._mysql_driver import Blocking, unheard
+from unbroken.drivers._mysqlclient_connection import IN_CALL, SENDS, deduced, watched
 from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import (
     boolean,
     class_of,
     dial,
-    is_commit,
-    is_rollback,
     seconds,
     without_target,
 )
-from unbroken.ledger import scope, unit
 from unbroken.ledger.residue import Left
 
 NAME = "mysqlclient"
@@ -51,7 +47,6 @@ _WHOLE_SECONDS = ("read_timeout", "write_timeout")
 _ASK = "SELECT @@SESSION.wait_timeout, @@SESSION.completion_type"
 
 _CONNECTION = "MySQLdb.connections:Connection"
-_SENDS = ("send_query", "change_user", "set_server_option", "kill", "shutdown", "dump_debug_info")
 _SEAMS = (  # for the most part written in C
     *(
         Seam(_CONNECTION, name)
@@ -62,7 +57,7 @@ _SEAMS = (  # for the most part written in C
         for name in ("get_autocommit", "commit", "rollback", "close", "ping", "fileno", "thread_id")
     ),
     *(Seam(_CONNECTION, name) for name in ("character_set_name", "converter")),
-    *(Seam(_CONNECTION, name) for name in _SENDS),
+    *(Seam(_CONNECTION, name) for name in SENDS),
     Seam(_CONNECTION, "__init__", None, ("cursorclass", "encoders", "encoding", "converter")),
     Seam(_CONNECTION, "query", ("self", "query")),
     Seam(_CONNECTION, "autocommit", ("self", "on"), ("get_autocommit",)),
@@ -165,16 +160,6 @@ class Driver(Blocking):
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""
         conn.begin()
 
-    def commit(self, conn: Connection) -> None:
-        """COMMIT, unless nothing can be open."""
-        if self.is_in_transaction(conn) is not False:
-            conn.commit()
-
-    def rollback(self, conn: Connection) -> None:
-        """ROLLBACK, likewise."""
-        if self.is_in_transaction(conn) is not False:
-            conn.rollback()
-
     def close(self, conn: Connection) -> None:
         """COM_QUIT and close; the library does not wait for an answer."""
         try:
@@ -232,7 +217,7 @@ class Driver(Blocking):
         seen: bool | None = state.get("_seen_open")
         return (
             None
-            if state.get("_seen_busy") is _IN_CALL or (seen is False and state.get("_seen_chains"))
+            if state.get("_seen_busy") is IN_CALL or (seen is False and state.get("_seen_chains"))
             else seen
         )
 
@@ -307,10 +292,6 @@ class Driver(Blocking):
             conn.select_db(self.target.database)
             conn.__dict__["_seen_moved"] = traits[2]
 
-    def classify(self, exc: BaseException) -> Fault:
-        """By MySQL's code, or the system's."""
-        return _mysql.classify(exc, self._base, self.target.password)
-
     def session_id(self, conn: Connection) -> str | None:
         """CONNECTION_ID(), from the handshake."""
         try:
@@ -323,267 +304,3 @@ class Driver(Blocking):
         class.
         """
         conn.__class__ = watched(type(conn))
-
-    def unwatch(self, conn: Connection) -> None:
-        """Back to the class it was."""
-        conn.__class__ = getattr(type(conn), "unwatched", type(conn))
-
-
-# Statements that open no transaction while autocommit is on, if they stand alone.
-_HARMLESS = re.compile(
-    rb"\s*(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|SHOW|EXPLAIN|DESCRIBE|DESC|WITH|SET(?!\s+STATEMENT\b))\b",
-    re.IGNORECASE,
-)
-# Statements that begin one for certain, and that, if they stand alone and succeed, do not end it.
-_BEGINS = re.compile(
-    rb"\s*(?:BEGIN(?:\s+WORK)?|START\s+TRANSACTION(?:\s[\w\s,]+)?)\s*;?\s*", re.IGNORECASE
-)
-_STAYS = re.compile(
-    rb"\s*(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|SHOW|EXPLAIN|DESCRIBE|DESC|WITH|SAVEPOINT|RELEASE\s+SAVEPOINT|ROLLBACK\s+TO)\b",
-    re.IGNORECASE,
-)
-_SETS_CHAIN = re.compile(rb"(?!\s*SELECT\b).*completion_type", re.IGNORECASE | re.DOTALL)
-_TOUCHES_MODE = re.compile(rb"autocommit|completion_type", re.IGNORECASE)
-
-
-def _still_closed(sql: bytes) -> bool:
-    """Whether *sql*, sent with autocommit on and nothing open, leaves nothing open."""
-    return _HARMLESS.match(sql) is not None and _is_alone(sql) and _TOUCHES_MODE.search(sql) is None
-
-
-def _is_open_after(sql: bytes, before: bool | None) -> bool | None:
-    """Whether a transaction is open after *sql*, which succeeded; None if that is not certain."""
-    if is_commit(sql) or is_rollback(sql):
-        return False
-    if _BEGINS.fullmatch(sql) is not None:
-        return True
-    return True if before and _STAYS.match(sql) is not None and _is_alone(sql) else None
-
-
-def _is_alone(sql: bytes) -> bool:
-    return b";" not in sql.rstrip(b"; \n\t\r")
-
-
-#: What ``_seen_busy`` is in the middle of a COMMIT or ROLLBACK. It counts as true.
-_IN_CALL = "in a call"
-
-
-@cache
-def deduced(base: Any) -> Any:
-    """*base*, a MySQLdb connection class, that deduces whether a transaction can be open; *base*
-    itself if it does.
-    """
-    if getattr(base, "_deduces", False):
-        return base
-
-    class Connection(base):  # type: ignore[misc] # the base is only known here
-        __doc__ = base.__doc__
-        __module__ = base.__module__
-        _deduces = True
-
-        def query(self, query: Any) -> None:
-            state = self.__dict__
-            self._seen_refuse()
-            sql = (
-                query.encode("utf-8", "surrogateescape") if isinstance(query, str) else bytes(query)
-            )
-            if _SETS_CHAIN.match(sql):
-                state["_seen_chains"] = True
-            before = state.get("_seen_open")
-            closed = before is False and self.get_autocommit() and _still_closed(sql)
-            state["_seen_open"], state["_seen_busy"] = None, True
-            try:
-                super().query(query)
-            except self.Error as error:
-                if _mysql.is_answer(error):
-                    state["_seen_busy"] = False
-                raise
-            state["_seen_open"] = False if closed else _is_open_after(sql, before)
-            state["_seen_busy"] = self.field_count() > 0
-
-        def store_result(self) -> Any:
-            result = super().store_result()
-            self.__dict__["_seen_busy"] = False
-            return result
-
-        def commit(self) -> None:
-            self._finish(super().commit)
-
-        def rollback(self) -> None:
-            self._finish(super().rollback)
-
-        def autocommit(self, on: Any) -> None:
-            super().autocommit(on)
-            if self.__dict__.get("_seen_open"):  # switching it on commits
-                self.__dict__["_seen_open"] = None
-
-        def close(self) -> None:
-            self.__dict__["_seen_open"] = (
-                None  # nothing is certain of what is closed, least of all that it may be lent again
-            )
-            self.__dict__["_seen_closed"] = True
-            super().close()
-
-        def next_result(self) -> Any:
-            out = super().next_result()
-            if out == -1 and self.__dict__.get("_seen_busy") is _IN_CALL:
-                return out  # of a call that was broken off, before or after the library's own
-            if (
-                out == -1
-                # there is no other, and the rows of the last one were read: else the library would
-                # not say so
-            ):
-                self.__dict__["_seen_busy"] = False
-            else:
-                self.__dict__["_seen_open"], self.__dict__["_seen_busy"] = None, True
-            return out
-
-        def select_db(self, db: Any) -> None:
-            self._seen_refuse()
-            _mysql.note_move(self, _mysql.MOVED)
-            super().select_db(db)
-
-        def ping(self, *args: Any) -> Any:
-            self._seen_refuse()
-            return super().ping(*args)
-
-        def _finish(self, send: Callable[[], None]) -> None:
-            state = self.__dict__
-            self._seen_refuse()
-            state["_seen_open"], state["_seen_busy"] = None, _IN_CALL
-            try:
-                send()
-            except self.Error as error:
-                if _mysql.is_answer(error):
-                    state["_seen_busy"] = False
-                raise
-            state["_seen_open"] = False
-            state["_seen_busy"] = False
-
-        def _seen_refuse(self) -> None:
-            """Send nothing after an exchange that is not known to have ended."""
-            if self.__dict__.get("_seen_busy", False):
-                raise self.OperationalError(2014, _mysql.OUT_OF_STEP)
-
-    for name in ("send_query", "change_user", "set_server_option", "kill"):
-        _forgets(Connection, base, name)
-    Connection.__name__ = Connection.__qualname__ = base.__name__
-    return Connection
-
-
-def _forgets(cls: type[Any], base: type[Any], name: str) -> None:
-    """After *name*, nothing is known of the transaction any more."""
-    plain = getattr(base, name, None)
-    if plain is None:
-        return
-
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.__dict__["_seen_open"] = None
-        if name == "change_user":
-            _mysql.note_move(self, _mysql.ANOTHER_USER)
-        if name == "send_query":
-            self.__dict__["_seen_busy"] = True  # its answer is read by calls that nobody follows
-        return plain(self, *args, **kwargs)
-
-    method.__name__, method.__doc__ = name, plain.__doc__
-    setattr(cls, name, method)
-
-
-def watched(base: Any) -> Any:
-    """*base* that tells the ledger of everything it sends.
-
-    ``unwatched`` is the class to go back to.
-    """
-    if hasattr(base, "unwatched"):
-        return base
-    plain = deduced(base)
-    known = plain.__dict__.get("_watched")
-    if known is not None:
-        return known
-
-    class Watched(plain):  # type: ignore[misc, valid-type] # the base is only known here
-        __module__ = base.__module__
-        unwatched = plain
-
-        def query(self, query: Any) -> None:
-            state = self.__dict__
-            state.pop("_seen_told", None)
-            ledger = None if state.get("_seen_closed") else scope.current(id(self))
-            if ledger is None:
-                super().query(query)
-            elif is_commit(query):
-                _committing(ledger, self, lambda: super(Watched, self).query(query))
-            else:
-                ledger.statement(query, _commits_itself(self), conn_id=id(self))
-                super().query(query)
-                told = _mysql.ROLLBACK if is_rollback(query) else _mysql.STATEMENT
-                if state.get("_seen_busy"):
-                    state["_seen_told"] = told  # its rows are still to come
-                else:
-                    _mysql.answered(self, told, None)
-
-        def store_result(self) -> Any:
-            result = super().store_result()
-            told = self.__dict__.pop("_seen_told", None)
-            if told is not None:
-                _mysql.answered(self, told, None)
-            return result
-
-        def commit(self) -> None:
-            ledger = scope.current(id(self))
-            if ledger is None:
-                super().commit()
-            else:
-                _committing(ledger, self, super().commit)
-
-        def rollback(self) -> None:
-            super().rollback()
-            ledger = scope.current(id(self))
-            if ledger is not None:
-                ledger.rolled_back(conn_id=id(self))
-
-        def autocommit(self, on: Any) -> None:
-            ledger = scope.current(id(self))
-            if ledger is not None and bool(on) != self.get_autocommit():
-                ledger.statement(f"SET autocommit={int(bool(on))}", None, conn_id=id(self))
-            super().autocommit(on)
-
-    for name in _SENDS:
-        _doubtful(Watched, plain, name)
-    Watched.__name__ = Watched.__qualname__ = base.__name__
-    plain._watched = Watched  # kept with the class, so that both go together
-    return Watched
-
-
-def _commits_itself(conn: Any) -> bool | None:
-    """Whether a statement sent now is committed by itself."""
-    if not conn.get_autocommit():
-        return False
-    seen: bool | None = conn.__dict__.get("_seen_open")
-    return None if seen is None else not seen
-
-
-def _committing(ledger: unit.Unit, conn: Any, send: Callable[[], None]) -> None:
-    ledger.committing(conn_id=id(conn))
-    try:
-        send()
-    except conn.Error as error:
-        if _mysql.refused_commit(error):
-            ledger.commit_failed(conn_id=id(conn))
-        raise
-    ledger.committed(conn_id=id(conn))
-
-
-def _doubtful(cls: type[Any], base: type[Any], name: str) -> None:
-    plain = getattr(base, name, None)
-    if plain is None:
-        return
-
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        ledger = scope.current(id(self))
-        if ledger is not None:
-            ledger.doubt(f"{name}() of mysqlclient", conn_id=id(self))
-        return plain(self, *args, **kwargs)
-
-    method.__name__, method.__doc__ = name, plain.__doc__
-    setattr(cls, name, method)

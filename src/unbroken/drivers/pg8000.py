@@ -8,21 +8,25 @@ the URL's ``timeout``, if any.
 
 from __future__ import annotations
 
-import gc
-import os
-import socket
-import struct
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
 from unbroken.backends.postgresql import postgres_fault
 from unbroken.backends.system import chain, one_line, os_fault
-from unbroken.drivers import _postgresql, _tls
+from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
+from unbroken.drivers._pg8000_connection import (
+    MISSING,
+    OUT_OF_STEP,
+    exact,
+    leave_unsent,
+    plain,
+    watched,
+)
+from unbroken.drivers._pg8000_socket import TLS, connected, mode_of
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
 from unbroken.drivers._shared import (
     boolean,
@@ -36,8 +40,6 @@ from unbroken.drivers._shared import (
     seconds,
     without_target,
 )
-from unbroken.errors import ConfigurationError
-from unbroken.ledger import scope, unit
 from unbroken.ledger.residue import Left
 
 NAME = "pg8000"
@@ -55,14 +57,10 @@ _SETTINGS = (
     "lock_timeout",
     "idle_in_transaction_session_timeout",
 )
-_TLS_FILES = ("sslrootcert", "sslcert", "sslkey")
-_TLS = ("sslmode", *_TLS_FILES)
 _OPTIONS: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys((*_SETTINGS, *_TLS, "application_name"), str), "timeout": seconds,
+    **dict.fromkeys((*_SETTINGS, *TLS, "application_name"), str), "timeout": seconds,
     "connect_timeout": seconds, "tcp_keepalive": boolean, "autocommit": optional_boolean,
 }  # fmt: skip
-_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-_SSL_REQUEST = struct.pack("!II", 8, 80877103)  # PostgreSQL manual, "SSLRequest"
 _CORE, _DBAPI = "pg8000.core:CoreConnection", "pg8000.dbapi"
 _SEAMS = (
     Seam(_CORE, "handle_messages", ("self", "context"), ("_sock",)),
@@ -124,7 +122,7 @@ class Driver(Blocking):
         )  # fmt: skip
         self._connect = connect
         self._options = coerce(self.target.options, _OPTIONS, NAME)
-        self._mode = _mode(self._options)
+        mode_of(self._options)  # refuse one that there is not now, and not at each connect
         base: Any = pg8000.dbapi.Connection
         self._class = exact(base) if self.is_known else base
 
@@ -138,7 +136,8 @@ class Driver(Blocking):
         if self._connect is not None:
             return self.adopt(self._connect())
         options = self._options
-        sock = self._socket(min(timeout, options.get("connect_timeout", timeout)))
+        limit = min(timeout, options.get("connect_timeout", timeout))
+        sock = connected(self.target, options, limit, self.errors[0])
         try:
             conn = self._class(self.target.user, **self._arguments(), sock=sock, ssl_context=False)
         except BaseException:
@@ -172,50 +171,6 @@ class Driver(Blocking):
             conn.__class__ = exact(class_of(conn))
             conn._seen_new()
         return conn
-
-    def _socket(self, timeout: float) -> Any:
-        """A connected socket, with TLS where it is wanted. pg8000's own way loads the CA store each
-        time, 19 of 20 ms.
-        """
-        path = self.target.unix_socket
-        if path is not None:
-            if not os.path.basename(path).startswith(".s.PGSQL."):  # libpq's spelling: the folder
-                path = os.path.join(path, f".s.PGSQL.{self.target.port or 5432}")
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        host = self.target.host or "localhost"
-        if path is None:
-            sock = socket.create_connection((host, self.target.port or 5432), timeout)
-        try:
-            sock.settimeout(timeout)
-            if path is not None:
-                sock.connect(path)
-            elif self._options.get("tcp_keepalive", True):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            return (
-                sock
-                if path is not None or self._mode in ("disable", "allow")
-                else self._with_tls(sock, host)
-            )
-        except BaseException:
-            sock.close()
-            raise
-
-    def _with_tls(self, sock: Any, host: str) -> Any:
-        sock.sendall(_SSL_REQUEST)
-        answer = sock.recv(1)
-        if answer == b"S":
-            files = [self._options.get(name) for name in _TLS_FILES]
-            context = _tls.shared(
-                ("pg8000", self._mode, *files), files, lambda: _context(self._mode, self._options)
-            )
-            return context.wrap_socket(sock, server_hostname=host)
-        if answer != b"N":
-            raise self.errors[0]("network error: the server hung up in the handshake")
-        if self._mode != "prefer":
-            raise self.errors[0](
-                f"server does not support SSL, but sslmode={self._mode} requires it"
-            )
-        return sock
 
     # ---- in use
 
@@ -311,7 +266,7 @@ class Driver(Blocking):
         try:
             conn.close()
         except Exception:
-            _leave_unsent(file)
+            leave_unsent(file)
 
     def fileno(self, conn: Connection) -> int | None:
         """The socket's, or None once it is closed."""
@@ -373,14 +328,14 @@ class Driver(Blocking):
     def restore(self, conn: Connection, traits: Any) -> None:
         """No round trip: pg8000 sends none of it to the server."""
         if self.is_in_transaction(conn) is not False or conn._xid is not None:
-            raise lost(self.errors[0](_OUT_OF_STEP))
+            raise lost(self.errors[0](OUT_OF_STEP))
         autocommit, registered, _, _, limit = traits
         conn._usock.settimeout(limit)
         if autocommit is not None:
             conn.autocommit = autocommit
         while len(conn._seen_registered) > registered:
             types, key, before = conn._seen_registered[-1]
-            if before is _MISSING:
+            if before is MISSING:
                 types.pop(key, None)
             else:
                 types[key] = before
@@ -433,239 +388,4 @@ class Driver(Blocking):
         conn.__class__ = plain(conn)
 
 
-def _leave_unsent(file: Any) -> None:
-    """What pg8000 could not send stays in its file's buffer: from Python 3.13 on the collector
-    says, on stderr, that it cannot either.
-    """
-    for half in gc.get_referents(file):  # a BufferedRWPair has no attribute for its two halves
-        with suppress(Exception):
-            half.raw.close()
-
-
-def plain(conn: Any) -> Any:
-    """The class of *conn* when it is not watched."""
-    return getattr(type(conn), "unwatched", type(conn))
-
-
-#: The ways to send, and after how many answers an error of the server's leaves the protocol in
-#: step.
-_WAYS = {
-    "execute_simple": (1,),
-    "execute_unnamed": (1, 3),
-    "execute_named": (1,),
-    "prepare_statement": (1,),
-    "close_prepared_statement": (1,),
-}
-
-
-@cache
-def exact(base: Any) -> Any:
-    """*base*, a pg8000 connection class, that knows whether it has read all that it asked for;
-    *base* itself if it does.
-    """
-    if getattr(base, "_knows", False):
-        return base
-
-    class Connection(base):  # type: ignore[misc] # the base is only known here
-        __doc__ = base.__doc__
-        __module__ = base.__module__
-        _knows = True
-        _transaction_status: bytes | None
-        _seen_sent = _seen_answered = 0
-        _seen_closed = False
-
-        def _seen_new(self) -> None:
-            #: Statements sent, and statements answered. Equal: nothing is under way, nothing is
-            #: half read.
-            self._seen_sent = self._seen_answered = 0
-            self._seen_error, self._seen_answers = None, 0
-            self.notices.clear()
-            self.notifications.clear()
-            self._seen_registered: list[tuple[Any, Any, Any]] = []  # what to undo
-            if self._transaction_status is None:  # pg8000 forgets what the login ended with
-                self._transaction_status = b"I"
-
-        def handle_messages(self, context: Any) -> None:
-            self._seen_error = None
-            try:
-                super().handle_messages(context)
-            finally:
-                self._seen_answers += 1
-                self._seen_error = context.error
-
-        def close(self) -> None:
-            in_step = self._usock is not None and self._seen_sent == self._seen_answered
-            super().close()
-            self._seen_closed = in_step
-
-        def register_out_adapter(self, typ: Any, out_func: Any) -> None:
-            _register(self, self.py_types, typ)
-            super().register_out_adapter(typ, out_func)
-
-        def register_in_adapter(self, oid: Any, in_func: Any) -> None:
-            _register(self, self.pg_types, oid)
-            super().register_in_adapter(oid, in_func)
-
-    for name, in_step in _WAYS.items():
-        _followed(Connection, base, name, in_step)
-    if hasattr(base, "rollback"):
-        _refusing(Connection, base, "rollback")
-    Connection.__name__ = Connection.__qualname__ = base.__name__
-    return Connection
-
-
-def _followed(cls: Any, base: Any, name: str, in_step: tuple[int, ...]) -> None:
-    send = getattr(base, name)
-
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._seen_sent != self._seen_answered:
-            # pg8000 would take the answer that is still to come for this one's
-            raise lost(_error()(_OUT_OF_STEP))
-        self._seen_sent += 1
-        self._seen_answers = 0
-        try:
-            result = send(self, *args, **kwargs)
-        except BaseException as error:
-            if error is self._seen_error and self._seen_answers in in_step:
-                self._seen_answered = self._seen_sent
-            raise
-        self._seen_answered = self._seen_sent
-        return result
-
-    method.__name__, method.__doc__ = name, send.__doc__
-    setattr(cls, name, method)
-
-
-def _refusing(cls: Any, base: Any, name: str) -> None:
-    """pg8000's ``rollback()`` sends nothing where it believes that nothing is open; out of step it
-    does not know.
-    """
-    plain = getattr(base, name)
-
-    def method(self: Any) -> None:
-        if self._seen_sent != self._seen_answered:
-            raise lost(_error()(_OUT_OF_STEP))
-        plain(self)
-
-    method.__name__, method.__doc__ = name, plain.__doc__
-    setattr(cls, name, method)
-
-
-_MISSING = object()
-
-
-def _register(conn: Any, types: Any, key: Any) -> None:
-    conn._seen_registered.append((types, key, types.get(key, _MISSING)))
-
-
-@cache
-def _error() -> Any:
-    from pg8000.exceptions import InterfaceError
-
-    return InterfaceError
-
-
-_OUT_OF_STEP = (
-    "connection is closed, or out of step: an answer of the server was not read to its end"
-)
-
-
-def watched(base: Any) -> Any:
-    """*base* that tells the ledger of everything it sends.
-
-    ``unwatched`` is the class to go back to.
-    """
-    return base if hasattr(base, "unwatched") else _watched(exact(base))
-
-
-@cache
-def _watched(base: Any) -> Any:
-    class Watched(base):  # type: ignore[misc] # the base is only known here
-        __module__ = base.__module__
-        unwatched = base
-
-        def execute_simple(self, statement: Any) -> Any:
-            return _sent(self, statement, lambda: super(Watched, self).execute_simple(statement))
-
-        def execute_unnamed(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
-            return _sent(
-                self,
-                statement,
-                lambda: super(Watched, self).execute_unnamed(statement, *args, **kwargs),
-            )
-
-        def execute_named(
-            self, name: Any, params: Any, columns: Any, input_funcs: Any, statement: Any
-        ) -> Any:
-            return _sent(
-                self,
-                statement,
-                lambda: super(Watched, self).execute_named(
-                    name, params, columns, input_funcs, statement
-                ),
-            )
-
-    Watched.__name__ = Watched.__qualname__ = base.__name__
-    return Watched
-
-
-def _sent(conn: Any, statement: Any, send: Callable[[], Any]) -> Any:
-    ledger = scope.current(id(conn))
-    if ledger is None or conn._usock is None or conn._seen_sent != conn._seen_answered:
-        # then nothing is sent
-        return send()
-    failed = conn._transaction_status == b"E"
-    ends = _postgresql.about_to_send(
-        ledger, id(conn), str(statement), conn._transaction_status == b"I"
-    )
-    try:
-        result = send()
-    except Exception as error:
-        _tell_refused(ledger, conn, ends, failed, error)
-        raise
-    _postgresql.answered(ledger, id(conn), ends, "ROLLBACK" if failed else None)
-    return result
-
-
-def _tell_refused(
-    ledger: unit.Unit, conn: Any, ends: bool | None, failed: bool, error: Exception
-) -> None:
-    if conn._seen_sent != conn._seen_answered:
-        return
-    if ends and failed and conn._transaction_status == b"I":
-        # "in failed transaction block": the server rolled back
-        _postgresql.answered(ledger, id(conn), True, "ROLLBACK")
-    elif error.args and isinstance(error.args[0], dict):
-        _postgresql.refused(ledger, id(conn), ends, error.args[0].get("C"), str(error))
-
-
 # -- TLS -------------------------------------------------------------------------------------------
-
-
-def _mode(options: dict[str, Any]) -> str:
-    mode: str = options.get("sslmode", "prefer")
-    if mode not in _MODES:
-        raise ConfigurationError(
-            f"option sslmode={mode!r} in the URL is not one of {', '.join(_MODES)}"
-        )
-    return mode
-
-
-def _context(mode: str, options: dict[str, Any]) -> Any:
-    """What libpq's *mode* means, as an SSL context."""
-    import ssl
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = mode == "verify-full"
-    root = options.get("sslrootcert")
-    if mode.startswith("verify") or root is not None:
-        (
-            context.load_default_certs()
-            if root in (None, "system")
-            else context.load_verify_locations(root)
-        )
-    else:
-        context.verify_mode = ssl.CERT_NONE
-    if "sslcert" in options:
-        context.load_cert_chain(options["sslcert"], options.get("sslkey"))
-    return context

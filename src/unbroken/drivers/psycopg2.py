@@ -27,18 +27,24 @@ from unbroken.backends.postgresql import postgres_fault
 from unbroken.backends.system import one_line, os_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
+from unbroken.drivers._psycopg2_connection import (
+    IDLE,
+    IN_ERROR,
+    IN_TRANSACTION,
+    READY,
+    notice_foreign,
+    reporting,
+)
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
 from unbroken.drivers._shared import (
     coerce,
     dial,
     from_connect,
-    mark_call,
-    marked,
     optional_boolean,
     seconds,
     without_target,
 )
-from unbroken.ledger import scope, unit
+from unbroken.ledger import scope
 from unbroken.ledger.residue import Left
 
 NAME = "psycopg2"
@@ -103,8 +109,6 @@ _SEAMS = (  # written in C, so without a shape to look at
 )
 _REPORTS = ((PROBE, False), "committing", "committed", (PROBE, True))
 
-_IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3  # PQtransactionStatus; 1 is active, 4 unknown (lost)
-_READY = 1  # psycopg2's own status: it has no transaction open, so a BEGIN comes next
 _MINIMUM = 2  # libpq's shortest connect_timeout
 
 
@@ -208,9 +212,9 @@ class Driver(Blocking):
     def _end(self, conn: Connection, how: str) -> None:
         if self.is_in_transaction(conn) is False:
             return
-        failed = how == "commit" and conn.get_transaction_status() == _IN_ERROR
+        failed = how == "commit" and conn.get_transaction_status() == IN_ERROR
         getattr(conn, how)()
-        if conn.get_transaction_status() in (_IN_TRANSACTION, _IN_ERROR):
+        if conn.get_transaction_status() in (IN_TRANSACTION, IN_ERROR):
             # autocommit, and a BEGIN sent as text
             with conn.cursor() as cursor:
                 cursor.execute(how.upper())
@@ -240,7 +244,7 @@ class Driver(Blocking):
             raise self._psycopg2.InterfaceError("connection already closed")
         autocommit = extensions.connection.autocommit
         switch = (
-            conn.get_transaction_status() == _IDLE and conn.status == _READY and not conn.autocommit
+            conn.get_transaction_status() == IDLE and conn.status == READY and not conn.autocommit
         )
         if switch:
             if hasattr(type(conn), "_reports"):
@@ -273,16 +277,16 @@ class Driver(Blocking):
         is mistaken.
         """
         status = conn.get_transaction_status()
-        if status == _IDLE:
-            return False if conn.status == _READY or conn.autocommit else None
-        return True if status in (_IN_TRANSACTION, _IN_ERROR) else None
+        if status == IDLE:
+            return False if conn.status == READY or conn.autocommit else None
+        return True if status in (IN_TRANSACTION, IN_ERROR) else None
 
     def is_quiet(self, conn: Connection) -> bool:
         """Whether libpq waits for nothing."""
         return not conn.closed and conn.get_transaction_status() in (
-            _IDLE,
-            _IN_TRANSACTION,
-            _IN_ERROR,
+            IDLE,
+            IN_TRANSACTION,
+            IN_ERROR,
         )
 
     def was_closed(self, conn: Connection) -> bool:
@@ -304,8 +308,8 @@ class Driver(Blocking):
         """libpq is idle, psycopg2 agrees, and the traits are as they were."""
         try:
             return (
-                conn.get_transaction_status() == _IDLE
-                and (conn.status == _READY or (conn.autocommit and not conn.closed))
+                conn.get_transaction_status() == IDLE
+                and (conn.status == READY or (conn.autocommit and not conn.closed))
                 and (not conn._changed or self._is_as_opened(conn, traits))
                 and conn.notices == traits[6]
                 and conn.notifies == traits[7]
@@ -354,7 +358,7 @@ class Driver(Blocking):
             fault = postgres_fault(exc.pgcode, str(exc), connecting=connecting)
             cursor = getattr(exc, "cursor", None)
             if cursor is not None:
-                _notice_foreign(cursor)
+                notice_foreign(cursor)
                 if (
                     fault.kind is FaultKind.OTHER
                     and exc.pgcode is None
@@ -403,239 +407,6 @@ def _traits(conn: Connection) -> tuple[Any, ...]:
 
 
 # -- what reports ----------------------------------------------------------------------------------
-
-
-@cache
-def reporting(base: Any) -> Any:
-    """*base*, a psycopg2 connection class, that tells the ledger of what it sends, while
-    ``_watched``.
-
-    Made at connect and not swapped in later: Python cannot change the class of an object that is
-    written in C. So cursors from before a watch are followed as well.
-    """
-
-    class Connection(base):  # type: ignore[misc] # the base is only known here
-        __doc__ = base.__doc__
-        __module__ = base.__module__
-        _reports = True
-        _watched = False
-        _seen = _IDLE
-        _closed_well = False  #: whether it was closed while it was open
-        _changed = True  #: whether a trait may have been set since they were compared
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            if name in _NOTED:
-                self.__dict__["_changed"] = True
-            super().__setattr__(name, value)
-
-        def close(self) -> None:
-            if not self.closed:
-                self._closed_well = True
-            super().close()
-
-        def set_session(self, *args: Any, **kwargs: Any) -> None:
-            self.__dict__["_changed"] = True
-            super().set_session(*args, **kwargs)
-
-        def set_client_encoding(self, encoding: str) -> None:
-            self.__dict__["_changed"] = True
-            super().set_client_encoding(encoding)
-
-        def cursor(
-            self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any
-        ) -> Any:
-            factory = cursor_factory or self.cursor_factory or _plain_cursor()
-            if isinstance(factory, type):
-                factory = _reporting_cursor(factory)
-            else:
-                self._doubt("a cursor factory that is no class")
-            return super().cursor(name, factory, *args, **kwargs)
-
-        def commit(self) -> None:
-            ledger = _ledger(self)
-            if ledger is None or self.autocommit or self.status == _READY:
-                super().commit()
-                return
-            # the server answers such a COMMIT with ROLLBACK
-            failed = self.get_transaction_status() == _IN_ERROR
-            _sent(
-                self, ledger, "COMMIT", super().commit, lambda: "ROLLBACK" if failed else "COMMIT"
-            )
-
-        def rollback(self) -> None:
-            ledger = _ledger(self)
-            if ledger is None or self.autocommit or self.status == _READY:
-                super().rollback()
-            else:
-                _sent(self, ledger, "ROLLBACK", super().rollback, lambda: "ROLLBACK")
-
-        def _doubt(self, why: str) -> None:
-            ledger = _ledger(self)
-            if ledger is not None:
-                ledger.doubt(f"psycopg2: {why}", conn_id=id(self))
-
-    for name in (
-        "tpc_begin",
-        "tpc_prepare",
-        "tpc_commit",
-        "tpc_rollback",
-        "lobject",
-        "set_isolation_level",
-        "reset",
-    ):
-        _doubtful(Connection, base, name)
-    Connection.__name__ = Connection.__qualname__ = base.__name__
-    return Connection
-
-
-_NOTED = frozenset(
-    {
-        "autocommit",
-        "isolation_level",
-        "readonly",
-        "deferrable",
-        "cursor_factory",
-        "notices",
-        "notifies",
-    }
-)
-
-
-def _doubtful(cls: Any, base: Any, name: str) -> None:
-    plain = getattr(base, name)
-
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.__dict__["_changed"] = True
-        self._doubt(f"{name}()")
-        return plain(self, *args, **kwargs)
-
-    method.__name__, method.__doc__ = name, plain.__doc__
-    setattr(cls, name, method)
-
-
-@cache
-def _reporting_cursor(base: Any) -> Any:
-    if hasattr(base, "_reports"):
-        return base
-
-    class Cursor(base):  # type: ignore[misc] # the base is only known here
-        __doc__ = base.__doc__
-        __module__ = base.__module__
-        _reports = True
-
-        def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-            return self._send(
-                query, lambda: super(Cursor, self).execute(query, *args, **kwargs), one=True
-            )
-
-        def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-            return self._send(
-                query, lambda: super(Cursor, self).executemany(query, *args, **kwargs)
-            )
-
-        def callproc(self, procname: Any, *args: Any, **kwargs: Any) -> Any:
-            return self._send(
-                f"SELECT * FROM {procname}()",
-                lambda: super(Cursor, self).callproc(procname, *args, **kwargs),
-            )
-
-        def copy_expert(self, sql: Any, *args: Any, **kwargs: Any) -> Any:
-            return self._send(None, lambda: super(Cursor, self).copy_expert(sql, *args, **kwargs))
-
-        def copy_from(self, *args: Any, **kwargs: Any) -> Any:
-            return self._send(None, lambda: super(Cursor, self).copy_from(*args, **kwargs))
-
-        def copy_to(self, *args: Any, **kwargs: Any) -> Any:
-            return self._send(None, lambda: super(Cursor, self).copy_to(*args, **kwargs))
-
-        def _send(self, query: Any, send: Callable[[], Any], *, one: bool = False) -> Any:
-            conn = self.connection
-            ledger = _ledger(conn)
-            if ledger is None or marked(conn.__dict__, "_telling"):
-                # its own execute, called by a class between
-                return send()
-            mark = mark_call(conn.__dict__, "_telling")
-            result = _sent(
-                conn, ledger, _text(query, conn), send, lambda: self.statusmessage, one=one
-            )
-            del mark
-            return result
-
-    Cursor.__name__ = Cursor.__qualname__ = base.__name__
-    return Cursor
-
-
-@cache
-def _plain_cursor() -> Any:
-    from psycopg2.extensions import cursor
-
-    return cursor
-
-
-def _ledger(conn: Any) -> unit.Unit | None:
-    return scope.current(id(conn)) if getattr(conn, "_watched", False) else None
-
-
-def _sent(
-    conn: Any,
-    ledger: unit.Unit,
-    sql: str | bytes | None,
-    send: Callable[[], Any],
-    tag: Callable[[], str | None],
-    *,
-    one: bool = True,
-) -> Any:
-    """Report *sql*, send it, report what became of it. *tag* gives the server's answer to a COMMIT.
-
-    *one*: it is sent once. Else an error says nothing of what was sent before it.
-    """
-    if conn.closed:  # psycopg2 knows it, and sends nothing
-        return send()
-    if conn.get_transaction_status() != conn._seen:
-        ledger.doubt(
-            "psycopg2: something was sent past the connection's own cursors", conn_id=id(conn)
-        )
-    ends = None
-    if sql is None:
-        ledger.statement(None, _commits_itself(conn), conn_id=id(conn))
-    else:
-        ends = _postgresql.about_to_send(ledger, id(conn), sql, _commits_itself(conn))
-    try:
-        result = send()
-    except Exception as error:
-        if one:
-            _postgresql.refused(ledger, id(conn), ends, getattr(error, "pgcode", None), str(error))
-        raise
-    finally:
-        conn._seen = conn.get_transaction_status()
-    _postgresql.answered(ledger, id(conn), ends, tag())
-    return result
-
-
-def _commits_itself(conn: Any) -> bool:
-    """Whether a statement is committed by itself: nothing is open, and psycopg2 sends no BEGIN
-    before it.
-    """
-    return bool(
-        conn.get_transaction_status() == _IDLE and (conn.autocommit or conn.status != _READY)
-    )
-
-
-def _text(query: Any, conn: Any) -> str | bytes | None:
-    if isinstance(query, (str, bytes)):
-        return query
-    try:
-        text: str = query.as_string(conn)  # psycopg2.sql
-    except Exception:
-        return None
-    return text
-
-
-def _notice_foreign(cursor: Any) -> None:
-    conn = cursor.connection
-    ledger = _ledger(conn)
-    if ledger is not None and not hasattr(type(cursor), "_reports"):
-        ledger.doubt("psycopg2: a cursor that was made past its connection", conn_id=id(conn))
 
 
 # -- arguments -------------------------------------------------------------------------------------

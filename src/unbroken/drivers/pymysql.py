@@ -6,18 +6,17 @@ Its socket shows, and with a little help its transaction status is exact.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any
 
-from unbroken.abc import Capabilities, Connection, Fault, Target
+from unbroken.abc import Capabilities, Connection, Target
 from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_driver import Blocking, unheard
+from unbroken.drivers._pymysql_connection import exact, watched
 from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import boolean, class_of, dial, seconds, whole, without_target
-from unbroken.ledger import scope
 from unbroken.ledger.residue import Left
 
 NAME = "pymysql"
@@ -236,16 +235,6 @@ class Driver(Blocking):
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""
         conn.begin()
 
-    def commit(self, conn: Connection) -> None:
-        """COMMIT, unless the server's last word is that nothing is open."""
-        if self.is_in_transaction(conn) is not False:
-            conn.commit()
-
-    def rollback(self, conn: Connection) -> None:
-        """ROLLBACK, likewise."""
-        if self.is_in_transaction(conn) is not False:
-            conn.rollback()
-
     def close(self, conn: Connection) -> None:
         """COM_QUIT if the socket takes it at once, then close."""
         try:
@@ -354,10 +343,6 @@ class Driver(Blocking):
         if not self.is_clean(conn, traits):
             raise exchange.out_of_shape(conn)
 
-    def classify(self, exc: BaseException) -> Fault:
-        """By MySQL's code, or the system's."""
-        return _mysql.classify(exc, self._base, self.target.password)
-
     def session_id(self, conn: Connection) -> str | None:
         """CONNECTION_ID(), from the handshake."""
         return str(conn.server_thread_id[0]) if hasattr(conn, "server_thread_id") else None
@@ -365,10 +350,6 @@ class Driver(Blocking):
     def watch(self, conn: Connection) -> None:
         """Everything goes out through ``_execute_command``."""
         conn.__class__ = watched(type(conn))
-
-    def unwatch(self, conn: Connection) -> None:
-        """Back to the class it was."""
-        conn.__class__ = getattr(type(conn), "unwatched", type(conn))
 
 
 def _arguments(target: Target) -> dict[str, Any]:
@@ -392,196 +373,6 @@ def _plain_cursor() -> Any:
 
 
 @cache
-def exact(base: Any) -> Any:
-    """*base*, a PyMySQL connection class, plus exact knowledge of its exchange with the server;
-    *base* itself if it has that.
-    """
-    if getattr(base, "_keeps_status", False):
-        return base
-    from pymysql.connections import MySQLResult
-
-    result_class = _result(MySQLResult)
-
-    class Connection(base):  # type: ignore[misc] # the base is only known here
-        __doc__ = base.__doc__
-        __module__ = base.__module__
-        _keeps_status = True
-        _handshake_until: float | None = None
-        _result: Any
-        _closed: bool
-        _seen_busy = exchange.QUIET
-        _seen_status: int | None = None
-        _seen_pending: int | None = None
-        _seen_touched = 0
-        _seen_opened: Mapping[str, Any] | None = None
-
-        def connect(self, *args: Any, **kwargs: Any) -> None:
-            self._seen_status = self._result = None
-            self._seen_busy = exchange.BUSY  # until it has logged in
-            super().connect(*args, **kwargs)
-            exchange.untouch(self, self._seen_touched)  # what the connect itself did
-            if self._seen_opened is not None:
-                exchange.touch(self, exchange.OTHERS)  # another session than the pool's
-
-        def _request_authentication(self) -> None:
-            if self._handshake_until is not None:  # what is left of the time to connect
-                self._read_timeout = max(0.01, self._handshake_until - time.monotonic())
-            super()._request_authentication()
-            self._seen_busy = exchange.QUIET
-
-        def _execute_command(self, command: int, sql: Any) -> None:
-            self._seen_ready()
-            super()._execute_command(command, sql)
-            self._seen_busy = exchange.SENT
-
-        def _write_bytes(self, data: bytes) -> None:
-            self._seen_status = None
-            if self._seen_busy < exchange.BUSY:
-                self._seen_busy = exchange.BUSY
-            super()._write_bytes(data)
-
-        def write_packet(self, payload: bytes) -> None:
-            exchange.begin_writing(self)
-            super().write_packet(payload)
-            self._seen_busy = exchange.BUSY
-
-        def _seen_ready(self) -> None:
-            """Make sure that a command may be sent: raise where an answer is outstanding, read what
-            was left half-read.
-            """
-            if self._sock is None:
-                return  # which PyMySQL says itself
-            if self._seen_busy:
-                raise exchange.out_of_step(self)
-            if self._result is not None and exchange.is_half_read(self):
-                if self._result.unbuffered_active:
-                    # as PyMySQL does
-                    warnings.warn("Previous unbuffered result was left incomplete", stacklevel=4)
-                self._seen_drain()
-
-        def _seen_drain(self) -> None:
-            """Read what was left of a result, and the results after it."""
-            result = self._result
-            if result is not None and result.unbuffered_active:
-                result._finish_unbuffered_query()
-            while self._result is not None and self._result.has_next:
-                self.next_result()
-
-        def _read_ok_packet(self) -> Any:
-            exchange.begin_reading(self)
-            try:
-                ok = super()._read_ok_packet()
-            except BaseException as error:
-                exchange.failed(self, error)
-                raise
-            if not ok.has_next:
-                exchange.ended(self, ok.server_status & exchange.KEPT)
-            return ok
-
-        def _read_query_result(self, unbuffered: bool = False) -> Any:
-            # As PyMySQL's own, with our result class
-            exchange.begin_reading(self)
-            self._result = None
-            result = result_class(self)
-            try:
-                result.init_unbuffered_query() if unbuffered else result.read()
-            except BaseException as error:
-                result.unbuffered_active, result.connection = False, None
-                exchange.failed(self, error)
-                raise
-            self._result = result
-            if result.server_status is not None:
-                self.server_status = result.server_status
-            affected = result.affected_rows
-            exchange.ended(self, exchange.status_after(result))
-            return affected
-
-        def show_warnings(self) -> Any:
-            self._execute_command(_mysql.COM_QUERY, "SHOW WARNINGS")
-            self._read_query_result()
-            rows, self._result = self._result.rows, None
-            return rows
-
-        def set_character_set(self, *args: Any, **kwargs: Any) -> None:
-            exchange.touch(self, exchange.CHARSET)
-            try:
-                super().set_character_set(*args, **kwargs)
-            except BaseException as error:
-                exchange.failed(self, error)
-                raise
-            exchange.ended(self, None)
-
-        def select_db(self, db: Any) -> None:
-            if self.db:
-                exchange.touch(self, exchange.DATABASE)
-            super().select_db(db)
-
-        def close(self) -> None:
-            if not self._closed and not exchange.is_quiet(self):
-                # the bytes of a goodbye might complete a command
-                self._closed = True
-                self._force_close()
-            else:
-                super().close()
-
-    Connection.__name__ = Connection.__qualname__ = base.__name__
-    return Connection
-
-
-def _result(base: Any) -> Any:
-    """PyMySQL's result class, *base*, whose connection is out of step for as long as a row is
-    read.
-    """
-
-    class Result(exchange.exact_result(base)):  # type: ignore[misc] # the base is only known here
-        connection: Any
-        unbuffered_active: bool
-
-        def __del__(self) -> None:
-            """Read nothing: a finalizer may run anywhere.
-
-            What is half-read is read before the next command.
-            """
-
-        def _read_load_local_packet(self, first_packet: Any) -> None:
-            with exchange.loading(self.connection):
-                super()._read_load_local_packet(first_packet)
-
-        def _read_rowdata_packet_unbuffered(self) -> Any:
-            if not self.unbuffered_active:
-                return None
-            conn = self.connection
-            if conn._seen_busy:
-                raise exchange.out_of_step(conn)
-            conn._seen_busy = exchange.BUSY
-            try:
-                row = super()._read_rowdata_packet_unbuffered()
-            except BaseException as error:
-                exchange.failed(conn, error)
-                raise
-            exchange.ended(conn, exchange.status_after(self))
-            return row
-
-        def _finish_unbuffered_query(self) -> None:
-            conn = self.connection
-            if not self.unbuffered_active:
-                return
-            if conn._seen_busy or conn._sock is None:
-                # nothing of it is to be had any more; a close need not raise for that
-                self.unbuffered_active = False
-                return
-            conn._seen_busy = exchange.BUSY
-            try:
-                super()._finish_unbuffered_query()
-            except BaseException as error:
-                exchange.failed(conn, error)
-                raise
-            exchange.ended(conn, exchange.status_after(self))
-
-    return Result
-
-
-@cache
 def _with_shared_tls(base: Any) -> Any:
     """*base* whose connections of the same TLS options share a context: see _tls.py."""
 
@@ -598,34 +389,3 @@ def _with_shared_tls(base: Any) -> Any:
 
     Connection.__name__ = Connection.__qualname__ = base.__name__
     return Connection
-
-
-def watched(base: Any) -> Any:
-    """*base* that tells the ledger of everything it sends.
-
-    ``unwatched`` is the class to go back to.
-    """
-    if hasattr(base, "unwatched"):
-        return base
-    plain = exact(base)
-    known = plain.__dict__.get("_watched")
-    if known is not None:
-        return known
-
-    class Watched(plain):  # type: ignore[misc, valid-type] # the base is only known here
-        __module__ = base.__module__
-        unwatched = plain
-
-        def _execute_command(self, command: int, sql: Any) -> None:
-            ledger = scope.current(id(self))
-            if ledger is None or command in exchange.UNREPORTED:
-                super()._execute_command(command, sql)
-                return
-            self._seen_ready()
-            pending = None if self._sock is None else exchange.tell(self, ledger, command, sql)
-            super()._execute_command(command, sql)
-            self._seen_pending = pending
-
-    Watched.__name__ = Watched.__qualname__ = base.__name__
-    plain._watched = Watched  # kept with the class, so that both go together
-    return Watched

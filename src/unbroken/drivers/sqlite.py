@@ -250,28 +250,27 @@ class _Connection(sqlite3.Connection):
         _rolled_back(self)
 
 
-def _tell(conn: Any, sql: str) -> None:
+def _tell(conn: sqlite3.Connection, sql: str) -> None:
     ledger = scope.current(id(conn))
     if ledger is None or (sql == "BEGIN" and getattr(conn, "autocommit", None) is False):
         return  # that one follows each COMMIT, before anybody can say that it is done
     ledger.statement(sql, not conn.in_transaction, conn_id=id(conn))
 
 
-def _committed(conn: Any) -> None:
+def _committed(conn: sqlite3.Connection) -> None:
     """A COMMIT was executed without an error, if there was something to commit."""
     ledger = scope.current(id(conn))
     if ledger is not None:
         ledger.committed(conn_id=id(conn))
 
 
-def _rolled_back(conn: Any) -> None:
+def _rolled_back(conn: sqlite3.Connection) -> None:
     ledger = scope.current(id(conn))
     if ledger is not None:
         ledger.rolled_back(conn_id=id(conn))
 
 
-# -- connections with ------------------------------------------------------------------------------
-# ``autocommit=False``
+# -- connections with ``autocommit=False`` ---------------------------------------------------------
 #
 # From Python 3.12 on such a connection is always in a transaction: the next begins with the end of
 # the last. It is clean when nothing was executed since a ROLLBACK. That is known as long as SQLite
@@ -293,14 +292,14 @@ class _Executed:
 _settled: dict[int, _Executed] = {}
 
 
-def _settle(conn: Any) -> None:
+def _settle(conn: sqlite3.Connection) -> None:
     """Nothing is open on *conn*. From now on count what is executed."""
     if getattr(conn, "autocommit", None) is False:
         executed = _settled[id(conn)] = _Executed()
         conn.set_trace_callback(executed)
 
 
-def _is_untouched(conn: Any) -> bool:
+def _is_untouched(conn: sqlite3.Connection) -> bool:
     """Whether nothing was executed since.
 
     A statement that reads no file shows that the count is still kept.

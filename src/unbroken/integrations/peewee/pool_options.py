@@ -154,7 +154,7 @@ def opener(
             one.connect_params["connect_timeout"] = max(least, math.ceil(limit))
         if driver == "psycopg2":
             # written in C: only a class that is there from the start can report to a unit of work
-            from unbroken.drivers.psycopg2 import reporting
+            from unbroken.drivers._psycopg2_connection import reporting
 
             plain = peewee.psycopg2.extensions.connection
             one.connect_params["connection_factory"] = reporting(

@@ -1,0 +1,354 @@
+"""What psycopg's blocking and async drivers have in common."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
+from unbroken.backends.postgresql import postgres_fault
+from unbroken.backends.system import one_line, os_fault
+from unbroken.drivers import _postgresql
+from unbroken.drivers._base import Base as _Inherited
+from unbroken.drivers._psycopg_lock import TaskLock, ThreadLock
+from unbroken.drivers._psycopg_traits import (
+    OUT_OF_STEP,
+    Traits,
+    is_as_opened,
+    keep_adapters,
+    noting,
+    put_back,
+    traits_of,
+)
+from unbroken.drivers._psycopg_watch import real_pgconn, watched
+from unbroken.drivers._seams import Seam
+from unbroken.drivers._shared import (
+    class_of,
+    coerce,
+    from_connect,
+    is_lost,
+    lost,
+    optional_boolean,
+    whole,
+    without_target,
+)
+from unbroken.errors import ConfigurationError
+
+_CONNECTION, _CURSOR, _BASE = (
+    "psycopg:Connection",
+    "psycopg:Cursor",
+    "psycopg._connection_base:BaseConnection",
+)
+
+
+_SEAMS = (
+    Seam(_CONNECTION, "_start_query", ("self",), ("_autocommit", "_exec_command")),
+    Seam(_CONNECTION, "_exec_command", ("self", "command", "result_format")),
+    Seam(_CONNECTION, "_commit_gen", ("self",), ("_exec_command",)),
+    Seam(_CONNECTION, "_rollback_gen", ("self",), ("_exec_command",)),
+    Seam(_CURSOR, "_start_query", ("self", "query"), ("_start_query",)),
+    Seam(_CURSOR, "_execute_gen", ("self", "query", "params", ...), ("_start_query",)),
+    Seam(
+        _CURSOR,
+        "_executemany_gen_no_pipeline",
+        ("self", "query", "params_seq", "returning"),
+        ("_start_query",),
+    ),
+    Seam(
+        _CURSOR,
+        "_executemany_gen_pipeline",
+        ("self", "query", "params_seq", "returning"),
+        ("_start_query",),
+    ),
+    Seam(_CURSOR, "_stream_send_gen", ("self", "query", "params", ...), ("_start_query",)),
+    Seam(_CURSOR, "_start_copy_gen", ("self", "statement", "params"), ("_start_query",)),
+    Seam("psycopg:ServerCursor", "_declare_gen", ("self", "query", ...), ("_start_query",)),
+    Seam("psycopg:ServerCursor", "_fetch_gen", ("self", "num"), ("_exec_command",)),
+    Seam("psycopg:Transaction", "_enter_gen", ("self",), ("_exec_command",)),
+    Seam("psycopg:Transaction", "_commit_gen", ("self",), ("_exec_command",)),
+    Seam("psycopg:Transaction", "_rollback_gen", ("self", "exc_val"), ("_exec_command",)),
+    Seam("psycopg:Connection", "_connect_gen", ("conninfo", ...)),
+    Seam(_CONNECTION, "_commit_gen", None, ("_num_transactions", "_tpc", "_pipeline")),
+    Seam(_CONNECTION, "_get_tx_start_command", None, ("_begin_statement",)),
+    Seam(
+        _BASE,
+        "__init__",
+        None,
+        ("pgconn", "_adapters", "_prepared", "_closed", "_notice_handlers", "_notify_handlers"),
+    ),
+    Seam(_BASE, "__init__", None, ("_isolation_level", "_read_only", "_deferrable", "_autocommit")),
+    Seam("psycopg:Connection", "commit", ("self",), ("lock", "_commit_gen")),
+    Seam("psycopg:AsyncConnection", "commit", ("self",), ("lock", "_commit_gen")),
+    Seam("psycopg:Cursor", "execute", ("self", "query", ...), ("lock", "_execute_gen")),
+    Seam("psycopg:AsyncCursor", "execute", ("self", "query", ...), ("lock", "_execute_gen")),
+    Seam("psycopg._preparing:PrepareManager", "get", None, ("prepare_threshold",)),
+    Seam("psycopg.adapt:AdaptersMap", "register_dumper", ("self", "cls", "dumper")),
+    Seam("psycopg.adapt:AdaptersMap", "register_loader", ("self", "oid", "loader")),
+    Seam("psycopg._typeinfo:TypesRegistry", "add", ("self", "info")),
+    Seam("psycopg.generators", "execute"),
+    Seam("psycopg.waiting", "Ready"),
+)
+
+
+_IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3  # PQtransactionStatus; 1 is active, 4 unknown
+
+
+_OK = 0  # PQstatus
+
+
+_IN_PROGRESS = (  # libpq's word for a connection that is out of step
+    "another command is already in progress"
+)
+
+
+_FATAL = 7  # PGRES_FATAL_ERROR
+
+
+_MINIMUM = (
+    2  # psycopg's (and libpq's) shortest connect_timeout; what is shorter is held by _Bounded
+)
+
+
+class Base(_Inherited):
+    """What the blocking and the async driver have in common."""
+
+    name = "psycopg"
+    capabilities = Capabilities(transaction_status=True, watchable=True)
+    seams = _SEAMS
+
+    def __init__(self, target: Target | None, connect: Callable[[], Any] | None = None) -> None:
+        import psycopg
+
+        self.check_seams()
+        self.target = target or without_target("psycopg", "postgresql")
+        self.errors: tuple[type[BaseException], ...] = (
+            psycopg.OperationalError,
+            psycopg.InterfaceError,
+            psycopg.Error,
+        )
+        self._psycopg = psycopg
+        self._connect = connect
+        self._arguments = _arguments(self.target)
+
+    def fileno(self, conn: Connection) -> int | None:
+        """libpq's socket, or None once it is closed."""
+        try:
+            fd: int = real_pgconn(conn).socket
+        except Exception:  # psycopg raises its OperationalError for a closed one
+            return None
+        return fd if fd >= 0 else None
+
+    def is_in_transaction(self, conn: Connection) -> bool | None:
+        """From the last ReadyForQuery; None in the middle of an exchange or of a pipeline."""
+        pgconn = conn.__dict__[
+            "pgconn"
+            # as real_pgconn; asked at the end of every lease, where a call costs as much as all of
+            # this
+        ]
+        # as is_out_of_pipelines
+        inside = conn._pipeline is not None or conn.__dict__.get("_unbroken_inside")
+        if inside or pgconn.pipeline_status or conn.lock.locked():
+            return None
+        status = pgconn.transaction_status  # 4 where the connection is lost
+        return (
+            False if status == _IDLE else True if status in (_IN_TRANSACTION, _IN_ERROR) else None
+        )
+
+    def is_quiet(self, conn: Connection) -> bool:
+        """Whether libpq waits for nothing, and nobody holds the connection's lock: a half-read
+        ``stream()`` does, and ``notifies()`` that was left in a variable; whoever asked for the
+        lock would wait for ever.
+        """
+        # as real_pgconn; asked at the end of every use of an engine
+        pgconn = conn.__dict__["pgconn"]
+        return (
+            pgconn.transaction_status in (_IDLE, _IN_TRANSACTION, _IN_ERROR)
+            and pgconn.status == _OK
+            and not pgconn.pipeline_status
+            and not conn.lock.locked()
+            and conn._pipeline is None
+            and not conn.__dict__.get("_unbroken_inside")  # as is_out_of_pipelines
+        )
+
+    def was_closed(self, conn: Connection) -> bool:
+        """psycopg's ``close()`` notes it, unless libpq had lost the connection before.
+
+        ``with conn:`` calls it.
+        """
+        return bool(conn.__dict__.get("_closed", False))
+
+    def traits(self, conn: Connection) -> Traits | None:
+        """Transactions' modes, factories, adapters, handlers: all that psycopg keeps for a
+        connection.
+        """
+        try:
+            if self.is_known:
+                # what was asked of it since it was opened may have had psycopg make them
+                keep_adapters(conn)
+            return traits_of(conn)
+        except Exception:  # another make of connection
+            return None
+
+    def is_clean(self, conn: Connection, traits: Any) -> bool:
+        """libpq is idle, the lock is free and the traits are as they were."""
+        try:
+            return (
+                conn.pgconn.transaction_status == _IDLE
+                and not conn.lock.locked()
+                and (not conn._unbroken_changed or is_as_opened(conn, traits))
+            )
+        except Exception:  # something was taken away, or replaced
+            return False
+
+    def _known(self, conn: Connection) -> Connection:
+        """A connection of the caller's own making, by a class that notes changes."""
+        if self.is_known:
+            conn.__class__ = noting(class_of(conn))
+            keep_adapters(conn)
+            if not conn.lock.locked():
+                this = weakref.ref(conn)
+                kind = TaskLock if self.is_async else ThreadLock
+                conn.lock = kind(
+                    lambda: None if (conn := this()) is None else self.fileno(conn),
+                    self._out_of_step,
+                )
+        return conn
+
+    def _restore(self, conn: Connection, traits: Any) -> None:
+        if traits is None or not put_back(conn, traits):
+            raise self._out_of_step()
+
+    def _out_of_step(self) -> BaseException:
+        return lost(self._psycopg.OperationalError(OUT_OF_STEP))
+
+    def _check_free(self, conn: Connection) -> None:
+        """Raise where a statement would wait for ever, or not get its own answer."""
+        if real_pgconn(conn).status == _OK and not self.is_quiet(conn):
+            raise self._out_of_step()
+
+    def classify(self, exc: BaseException) -> Fault:
+        """By SQLSTATE; by libpq's words where it gives none, as for a failed connect."""
+        connecting = from_connect(exc)
+        if is_lost(exc):
+            fault = Fault(FaultKind.LOST, Cause.CANCELLED, None, str(exc))
+        elif not isinstance(exc, self._psycopg.Error):
+            fault = os_fault(exc, connecting=connecting)
+        elif isinstance(exc, self._psycopg.errors.ConnectionTimeout):
+            fault = os_fault(TimeoutError(str(exc)), connecting=connecting)
+        else:
+            fault = postgres_fault(exc.sqlstate, str(exc), connecting=connecting)
+            if (
+                fault.kind is FaultKind.OTHER
+                and isinstance(exc, self._psycopg.OperationalError)
+                and exc.sqlstate is None
+            ):
+                pgconn = getattr(exc, "pgconn", None)
+                gone = pgconn is not None and pgconn.status != _OK
+                fault = (
+                    replace(fault, kind=FaultKind.LOST)
+                    if gone or _IN_PROGRESS in str(exc)
+                    else fault
+                )
+        return replace(fault, text=one_line(fault.text, self.target.password))
+
+    def session_id(self, conn: Connection) -> str | None:
+        """The backend's pid."""
+        pgconn = real_pgconn(conn)
+        return str(pgconn.backend_pid) if pgconn.status == _OK else None
+
+    def watch(self, conn: Connection) -> None:
+        """Statements of cursors, and everything that the connection sends by itself."""
+        conn.__class__ = watched(type(conn))
+
+    def close(self, conn: Connection) -> None:
+        """libpq sends Terminate without waiting, then closes."""
+        try:
+            conn._closed = True
+            real_pgconn(conn).finish()
+        except Exception:  # finished before
+            pass
+
+    def _limit(self, timeout: float) -> float:
+        given: float = self._arguments.get("connect_timeout", timeout)
+        return min(timeout, given)
+
+    def _timeout_arguments(self, timeout: float) -> dict[str, Any]:
+        return {
+            **self._arguments,
+            "connect_timeout": max(_MINIMUM, math.ceil(self._limit(timeout))),
+        }
+
+    def _exchange(self, pgconn: Any, query: bytes) -> Generator[Any, Any, Any]:
+        """One simple query below psycopg, which would open a transaction; gives the last result."""
+        pgconn.send_query(query)
+        results = yield from self._psycopg.generators.execute(pgconn)
+        if results and results[-1].status == _FATAL:
+            raise self._psycopg.errors.error_from_result(results[-1])
+        return results[-1] if results else None
+
+    def _timed_out(self) -> BaseException:
+        error: BaseException = self._psycopg.errors.ConnectionTimeout(
+            "the server did not answer in time"
+        )
+        return error
+
+    def _is_failed(self, conn: Connection) -> bool:
+        pgconn = real_pgconn(conn)
+        return bool(pgconn.status == _OK and pgconn.transaction_status == _IN_ERROR)
+
+    def _tell(self, failed: bool) -> None:
+        if failed:
+            raise self._psycopg.errors.InFailedSqlTransaction(_postgresql.NOT_COMMITTED)
+
+    def _check_usable(self, conn: Connection) -> Any:
+        pgconn = real_pgconn(conn)
+        if pgconn.status != _OK:
+            raise self._psycopg.OperationalError("the connection is closed")
+        return pgconn
+
+    def _ask_opening(self) -> bytes:
+        return _postgresql.ask_opening(self._connect is None or self.sets_only).encode()
+
+    def _opening(self, result: Any) -> str | None:
+        value = result.get_value(0, 0)
+        return None if value is None else value.decode()
+
+
+_EXTRA: dict[str, Callable[[str], Any]] = {
+    "autocommit": optional_boolean,
+    "prepare_threshold": whole,
+    "connect_timeout": whole,
+}
+
+
+def _arguments(target: Target) -> dict[str, Any]:
+    out = coerce(target.options, {**dict.fromkeys(_libpq_options(), str), **_EXTRA}, "psycopg")
+    if "connect_timeout" in out and out["connect_timeout"] <= 0:
+        raise ConfigurationError(
+            "option connect_timeout in the URL is not a number of seconds above 0"
+        )
+    given = {
+        "host": target.unix_socket or target.host,
+        "port": target.port,
+        "user": target.user,
+        "password": target.password,
+        "dbname": target.database,
+    }
+    out.update({name: value for name, value in given.items() if value is not None})
+    return out
+
+
+@cache
+def _libpq_options() -> frozenset[str]:
+    """What this libpq takes in a connection string."""
+    from psycopg import pq
+
+    return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults()) - {
+        "user",
+        "password",
+        "dbname",
+    }
