@@ -13,13 +13,11 @@ import contextlib
 import logging
 import math
 import os
-import sys
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from threading import get_ident
 from time import monotonic
-from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from unbroken.abc import Cause, Connection, ConnectionT, Observer, Target
@@ -34,13 +32,14 @@ from unbroken.net.fork_guard import fork_mark
 from unbroken.pool import threads
 from unbroken.pool.acquire import acquire, ping
 from unbroken.pool.arguments import bounded, take_settings
+from unbroken.pool.async_lease import AsyncLease, getframe, running_loop
 from unbroken.pool.connect import connector
 from unbroken.pool.leaks import discard_forgotten
 from unbroken.pool.loan import Loan
 from unbroken.pool.loops import LoopRuntime, abandon, cut_off, put_away, runtime_of
 from unbroken.pool.replay import replay
 from unbroken.pool.state import PoolState
-from unbroken.pool.steps import Attempt, Call, run_async
+from unbroken.pool.steps import Attempt, run_async
 from unbroken.pool.upkeep import schedule
 from unbroken.settings import Settings
 
@@ -49,167 +48,11 @@ log = logging.getLogger("unbroken")
 T = TypeVar("T")
 P = ParamSpec("P")
 
-_getframe = sys._getframe
-_running_loop = asyncio.get_running_loop
 _pools: weakref.WeakSet[AsyncPool[Any]] = weakref.WeakSet()
 _inherited: list[
     PoolState
     # kept in a child, so that nothing of theirs is collected: finalizers talk to the parent's loop
 ] = []
-
-
-class AsyncLease(Loan, Generic[ConnectionT]):
-    """``async with pool.connection() as conn:`` lends a connection, commits on success, rolls back
-    on an exception.
-    """
-
-    __slots__ = ("_deadline", "_pool", "_timeout", "_transaction")
-
-    def __init__(
-        self,
-        pool: AsyncPool[ConnectionT],
-        timeout: float | None,
-        deadline: float | None,
-        transaction: bool,
-    ) -> None:
-        self._pool = pool
-        self._timeout = timeout
-        self._deadline = deadline
-        self._transaction = transaction
-        self.begun = None
-        self.conn = None
-
-    async def __aenter__(self) -> ConnectionT:
-        try:
-            loop, state = self._pool._home
-            entry: Entry | None = None
-            if not state.waiting and state.here[0] and _running_loop() is loop:
-                try:
-                    entry = state.idle.pop()
-                except IndexError:
-                    pass
-                else:
-                    now = monotonic()
-                    if now - entry.last_used < state.fresh_for and not state.hung_up():
-                        frame = _getframe(1)
-                        entry.code = frame.f_code
-                        entry.lasti = frame.f_lasti
-                        entry.holder = get_ident()
-                        entry.taken_at = now
-                        entry.uses += 1
-                        self.state, self.entry, self.begun = state, entry, None
-                        self.conn = conn = entry.conn
-                        state.in_use[entry.key] = entry
-                        entry.conn = entry.anchor
-                        if (
-                            self._deadline is None
-                            and current_token() is None
-                            and (state.plain or not self._transaction)
-                            and not state.follows
-                        ):
-                            return conn
-                        return await self._start(now)
-            started = monotonic()
-            await self._take(entry, started, _getframe(1))
-            state = self.state
-            if (
-                self._deadline is None
-                and current_token() is None
-                and (state.plain or not self._transaction)
-                and not state.follows
-            ):
-                return self.conn
-            return await self._start(started)
-        except BaseException:
-            self._give_up()
-            raise
-
-    async def _take(self, suspect: Entry | None, started: float, frame: Any) -> None:
-        await self._pool._acquire_slowly(
-            self, suspect, started, self._timeout, self._deadline, frame
-        )
-
-    async def _start(self, started: float) -> ConnectionT:
-        """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN.
-
-        A connection that is lost at its BEGIN was not used yet: another one is taken, and the
-        caller sees nothing.
-        """
-        frame = _getframe(2)
-        while True:
-            state, entry, conn = self.state, self.entry, self.conn
-            try:
-                self.begin(math.inf if self._deadline is None else started + self._deadline)
-                if self._transaction and not state.plain:
-                    await state.runtime.do(Call("begin", conn, entry))
-                return conn
-            except BaseException as exc:
-                if not self.is_lost_at_begin(exc):
-                    await self._leave(exc)
-                    raise
-                self.drop()
-                self.conn = self.begun = None
-            await self._take(None, started, frame)
-
-    def _give_up(self) -> None:
-        """An exception came between taking a connection and handing it out, or while it went
-        back.
-        """
-        if self.conn is not None:
-            self.give_back(Cause.CANCELLED)
-            self.conn = None
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        try:
-            state, entry, conn = self.state, self.entry, self.conn
-            if (
-                exc is None
-                and self.begun is None
-                and state.here[0]
-                and state.is_clean(conn, entry.traits)
-                and state.in_use.pop(entry.key, None) is entry
-            ):
-                if entry.cause is None:
-                    self.conn = None
-                    entry.last_used = state.now
-                    entry.conn = conn
-                    state.idle.append(entry)
-                    if state.waiting or entry.generation != state.kernel.generation:
-                        state.dispatch()
-                    return
-                state.in_use[entry.key] = entry
-            await self._leave(exc)
-        except BaseException:
-            self._give_up()
-            raise
-
-    async def _leave(self, exc: BaseException | None) -> None:
-        """The end of a lease that needs more than a glance.
-
-        Raises what the caller should see, if that is not *exc*.
-        """
-        state = self.state
-        if not state.here[0]:
-            self.conn = None
-            self._pool._left_in_child(state, exc)
-            return
-        otherwise: Cause | None = Cause.CANCELLED
-        try:
-            if isinstance(exc, GeneratorExit):
-                # the block was collected in the middle: nothing can be awaited any more
-                otherwise = Cause.FORGOTTEN
-                return
-            seen = await run_async(self.finish(exc, commit=self._transaction), state.runtime.do)
-            otherwise = None
-        finally:
-            self.give_back(otherwise)
-            self.conn = None
-        if seen is not None:
-            shown = self.shown(seen, self._deadline)
-            if shown is not exc:
-                raise shown
 
 
 class AsyncPool(Generic[ConnectionT]):
@@ -247,7 +90,7 @@ class AsyncPool(Generic[ConnectionT]):
         Raises RuntimeError outside a running loop.
         """
         loop, state = self._home
-        running = _running_loop()
+        running = running_loop()
         if running is loop and state.here[0]:
             return state
         if loop is not None and not state.here[0]:
@@ -328,7 +171,7 @@ class AsyncPool(Generic[ConnectionT]):
         loop, state = self._home
         entry: Entry | None = None
         try:
-            if not state.waiting and state.here[0] and _running_loop() is loop:
+            if not state.waiting and state.here[0] and running_loop() is loop:
                 try:
                     entry = state.idle.pop()
                 except IndexError:
@@ -336,7 +179,7 @@ class AsyncPool(Generic[ConnectionT]):
                 else:
                     now = monotonic()
                     if now - entry.last_used < state.fresh_for and not state.hung_up():
-                        frame = _getframe(1)
+                        frame = getframe(1)
                         entry.code = frame.f_code
                         entry.lasti = frame.f_lasti
                         entry.holder = get_ident()
@@ -348,7 +191,7 @@ class AsyncPool(Generic[ConnectionT]):
                         if current_token() is not None or state.follows:
                             Loan.of(state, entry, conn).enlist()
                         return conn
-            return (await self._acquire_loan(entry, timeout, _getframe(1))).conn
+            return (await self._acquire_loan(entry, timeout, getframe(1))).conn
         except BaseException:
             if entry is not None and conn is not None and state.in_use.get(entry.key) is entry:
                 Loan.of(state, entry, conn).give_back(Cause.CANCELLED)
@@ -458,7 +301,7 @@ class AsyncPool(Generic[ConnectionT]):
         As :meth:`unbroken.Pool.run`.
         """
 
-        caller = _getframe(1)  # as a task of its own it would have none
+        caller = getframe(1)  # as a task of its own it would have none
         code, lasti = caller.f_code, caller.f_lasti
 
         async def work() -> T:
@@ -592,12 +435,12 @@ async def run_unit(
 
     try:
         try:
-            token = enter(unit, id(_getframe()))
+            token = enter(unit, id(getframe()))
             if not token.outermost:
                 with token.unit.within(monotonic(), deadline):
                     return await work()
             unit.until = math.inf if deadline is None else monotonic() + deadline
-            signal = _running_loop().create_future
+            signal = running_loop().create_future
             result: T = await run_async(
                 replay(unit, work, monotonic, max_replays, signal, on_replay, inquire), do
             )
@@ -614,7 +457,7 @@ async def inquire(state: Any, question: Question, until: float) -> Any:
     """As :func:`unbroken.pool.threads.inquire`, awaited; a pool for threads is asked on one."""
     if not state.driver.is_async:
         return await asyncio.to_thread(threads.inquire, state, question, until)
-    if state.runtime.loop is not _running_loop():
+    if state.runtime.loop is not running_loop():
         return None
     with outside():
         return await run_async(state.inquire(question, until), state.runtime.do)

@@ -16,7 +16,6 @@ import weakref
 from collections.abc import Callable, Mapping
 from threading import get_ident
 from time import monotonic
-from types import FrameType, TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from unbroken.abc import Cause, Connection, ConnectionT, Observer, Target
@@ -31,11 +30,12 @@ from unbroken.pool.acquire import acquire, ping
 from unbroken.pool.arguments import bounded, take_settings
 from unbroken.pool.connect import connector
 from unbroken.pool.leaks import discard_forgotten
+from unbroken.pool.lease import BoundedLease, Lease, caller, getframe
 from unbroken.pool.loan import Loan
 from unbroken.pool.outsiders import watching
 from unbroken.pool.replay import replay
 from unbroken.pool.state import PoolState
-from unbroken.pool.steps import Call, run
+from unbroken.pool.steps import run
 from unbroken.pool.threads import Sleeper, ThreadRuntime, inquire
 from unbroken.pool.upkeep import schedule
 from unbroken.settings import Settings
@@ -45,173 +45,7 @@ log = logging.getLogger("unbroken")
 T = TypeVar("T")
 P = ParamSpec("P")
 
-_getframe = sys._getframe
 _pools: weakref.WeakSet[Pool[Any]] = weakref.WeakSet()
-
-
-def _caller() -> FrameType:
-    """Who called the function that calls this; that function itself when it was C, as the first
-    thing that a greenlet does.
-    """
-    try:
-        return _getframe(2)
-    except ValueError:
-        return _getframe(1)
-
-
-class Lease(Loan, Generic[ConnectionT]):
-    """``with pool.connection() as conn:`` lends a connection, commits on success, rolls back on an
-    exception.
-
-    Without ``__init__``: whoever makes one sets ``_pool``, since a call costs more than an
-    attribute.
-    """
-
-    __slots__ = ("_pool",)
-
-    _timeout: float | None = None
-    _deadline: float | None = None
-    _transaction = True
-    in_block = True
-    _plain = True  #: nothing to do at the beginning, unless a unit of work looks on
-
-    _pool: Pool[ConnectionT]
-
-    def __enter__(self) -> ConnectionT:
-        try:
-            state = self._pool._state
-            entry: Entry | None = None
-            if not state.waiting and state.here[0]:
-                try:
-                    entry = state.idle.pop()
-                except IndexError:
-                    pass
-                else:
-                    now = monotonic()
-                    if now - entry.last_used < state.fresh_for and not state.hung_up():
-                        frame = _getframe(1)
-                        entry.code = frame.f_code
-                        entry.lasti = frame.f_lasti
-                        entry.holder = get_ident()
-                        entry.taken_at = now
-                        entry.uses += 1
-                        self.state, self.entry, self.begun = state, entry, None
-                        self.conn = conn = entry.conn
-                        state.in_use[entry.key] = entry
-                        entry.conn = entry.anchor
-                        if self._plain and current_token() is None:
-                            return conn
-                        return self._start()
-            self._take(entry, monotonic(), _getframe(1))
-            if self._plain and current_token() is None:
-                return self.conn
-            return self._start()
-        except BaseException:
-            self._give_up()
-            raise
-
-    def _take(self, suspect: Entry | None, started: float, frame: Any) -> None:
-        self._pool._acquire_slowly(self, suspect, started, self._timeout, self._deadline, frame)
-
-    def _start(self) -> ConnectionT:
-        """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN.
-
-        A connection that is lost at its BEGIN was not used yet: another one is taken, and the
-        caller sees nothing.
-        """
-        started, frame = self.entry.taken_at, _getframe(2)
-        while True:
-            state, conn = self.state, self.conn
-            try:
-                self.begin(math.inf if self._deadline is None else started + self._deadline)
-                if self._transaction and not state.plain:
-                    state.runtime.do(Call("begin", conn, self.entry))
-                return conn
-            except BaseException as exc:
-                if not self.is_lost_at_begin(exc):
-                    self._leave(exc)
-                    raise
-                self.drop()
-                self.conn = self.begun = None
-            self._take(None, started, frame)
-
-    def _give_up(self) -> None:
-        """An exception came between taking a connection and handing it out, or while it went
-        back.
-        """
-        if getattr(self, "conn", None) is not None:
-            self.give_back()
-            self.conn = None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        try:
-            state, entry, conn = self.state, self.entry, self.conn
-            if (
-                exc is None
-                and self.begun is None
-                and state.here[0]
-                and state.is_clean(conn, entry.traits)
-                and state.in_use.pop(entry.key, None) is entry
-            ):
-                if (
-                    entry.cause is None
-                    # asked after the pop (see PoolState.ended): a taker does not look at what
-                    # stands in idle
-                ):
-                    self.conn = None
-                    entry.last_used = state.now
-                    entry.conn = conn
-                    state.idle.append(entry)
-                    if state.waiting or entry.generation != state.kernel.generation:
-                        state.dispatch()
-                    return
-                state.in_use[entry.key] = entry
-            self._leave(exc)
-        except BaseException:
-            self._give_up()
-            raise
-
-    def _leave(self, exc: BaseException | None) -> None:
-        """The end of a lease that needs more than a glance.
-
-        Raises what the caller should see, if that is not *exc*.
-        """
-        state = self.state
-        if not state.here[0]:
-            self.conn = None
-            self._pool._left_in_child(state, exc)
-            return
-        try:
-            seen = run(self.finish(exc, commit=self._transaction), state.runtime.do)
-        finally:
-            self.give_back()
-            self.conn = None
-        if seen is not None:
-            shown = self.shown(seen, self._deadline)
-            if shown is not exc:
-                raise shown
-
-
-class BoundedLease(Lease[ConnectionT]):
-    """A lease with a timeout, a deadline or no transaction of its own."""
-
-    __slots__ = ("_deadline", "_timeout", "_transaction")
-
-    _plain = False
-
-    def __init__(
-        self,
-        pool: Pool[ConnectionT],
-        timeout: float | None,
-        deadline: float | None,
-        transaction: bool,
-    ) -> None:
-        self._pool = pool
-        self._timeout = timeout
-        self._deadline = deadline
-        self._transaction = transaction
 
 
 class Pool(Generic[ConnectionT]):
@@ -317,9 +151,9 @@ class Pool(Generic[ConnectionT]):
                     now = monotonic()
                     if now - entry.last_used < state.fresh_for and not state.hung_up():
                         try:
-                            frame = _getframe(1)
-                        except ValueError:  # see _caller
-                            frame = _getframe()
+                            frame = getframe(1)
+                        except ValueError:  # see caller
+                            frame = getframe()
                         entry.code = frame.f_code
                         entry.lasti = ~frame.f_lasti
                         entry.holder = get_ident()
@@ -331,7 +165,7 @@ class Pool(Generic[ConnectionT]):
                         if current_token() is not None or state.follows:
                             Loan.of(state, entry, conn).enlist()
                         return conn
-            return self._acquire_loan(entry, timeout, _caller()).conn
+            return self._acquire_loan(entry, timeout, caller()).conn
         except BaseException:
             if entry is not None and conn is not None and state.in_use.get(entry.key) is entry:
                 Loan.of(state, entry, conn).give_back()
@@ -457,8 +291,8 @@ class Pool(Generic[ConnectionT]):
         bounds all of it (None: the setting); ``deadline=math.inf`` sets no bound. Inside another
         unit of work the outermost one replays. Raises as :meth:`connection` does.
         """
-        caller = _caller()
-        code, lasti = caller.f_code, caller.f_lasti
+        here = caller()
+        code, lasti = here.f_code, here.f_lasti
 
         def work() -> T:
             lease: Lease[ConnectionT] = Lease()
@@ -609,7 +443,7 @@ def run_unit(
     unit, token = Unit(), None
     try:
         try:
-            token = enter(unit, id(_getframe()))
+            token = enter(unit, id(getframe()))
             if not token.outermost:
                 with token.unit.within(monotonic(), deadline):
                     return work()

@@ -30,7 +30,10 @@ from unbroken.net.liveness import Liveness, judge
 from unbroken.pool import acquire as acquire_module
 from unbroken.pool import bounds, windows
 from unbroken.pool import endings as endings_module
+from unbroken.pool import finishing as finishing_module
+from unbroken.pool import holding as holding_module
 from unbroken.pool import knowledge as knowledge_module
+from unbroken.pool import lease as lease_module
 from unbroken.pool import leases as leases_module
 from unbroken.pool import loan as loan_module
 from unbroken.pool import replay as replay_module
@@ -785,6 +788,7 @@ def installed(world: World) -> Iterator[None]:
     time = SimpleNamespace(monotonic=lambda: world.clock.now)
     patches: list[tuple[Any, str, Any]] = [
         (sync, "monotonic", now),
+        (lease_module, "monotonic", now),
         (bounds, "monotonic", now),
         (bounds, "identity", net.identity),
         (bounds, "abort", net.abort),
@@ -811,7 +815,16 @@ def installed(world: World) -> Iterator[None]:
         (acquire_module, "gc", SimpleNamespace(collect=world.collect)),
         *(
             (module, "id", address_of)
-            for module in (sync, leases_module, loan_module, entry_module, fake_module)
+            for module in (
+                sync,
+                lease_module,
+                leases_module,
+                holding_module,
+                finishing_module,
+                loan_module,
+                entry_module,
+                fake_module,
+            )
         ),
     ]
     before = [(where, name, getattr(where, name, id)) for where, name, _ in patches]

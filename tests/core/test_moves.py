@@ -31,9 +31,10 @@ CHANGES = {
 #: Where the two stand: taking an idle entry, and putting one back. ``brain/kernel.py`` says in
 #: which order.
 WITHOUT_A_LOCK = {
-    ("sync.py", "Lease.__enter__"), ("sync.py", "Lease.__exit__"), ("sync.py", "Pool.acquire"),
-    ("sync.py", "Pool.release"), ("aio.py", "AsyncLease.__aenter__"),
-    ("aio.py", "AsyncLease.__aexit__"), ("aio.py", "AsyncPool.acquire"),
+    ("pool/lease.py", "Lease.__enter__"), ("pool/lease.py", "Lease.__exit__"),
+    ("sync.py", "Pool.acquire"),
+    ("sync.py", "Pool.release"), ("pool/async_lease.py", "AsyncLease.__aenter__"),
+    ("pool/async_lease.py", "AsyncLease.__aexit__"), ("aio.py", "AsyncPool.acquire"),
     ("aio.py", "AsyncPool.release"),
     ("integrations/sqlalchemy/pool.py", "UnbrokenQueuePool._do_get"),
     ("integrations/sqlalchemy/pool.py", "AsyncUnbrokenQueuePool._do_get"),

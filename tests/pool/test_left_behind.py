@@ -14,7 +14,7 @@ import pytest
 
 import unbroken
 from unbroken.pool.holder import thread_frames
-from unbroken.sync import Lease
+from unbroken.pool.lease import Lease
 
 pytestmark = pytest.mark.skipif(
     thread_frames() is None, reason="without the interpreter's lock no thread's stack can be read"

@@ -512,6 +512,7 @@ def test_a_run_that_holds_a_connection_is_named_by_the_line_that_called_it(face)
     text = pool.run(outer)
     assert "test_lending.py:" in text
     assert "sync.py" not in text
+    assert "lease.py" not in text
 
 
 def test_checking_pings_what_is_idle_and_replaces_what_is_dead(own_face):

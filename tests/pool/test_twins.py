@@ -26,7 +26,7 @@ from unbroken import abc, aio, sync
 from unbroken.drivers import _base, psycopg
 from unbroken.integrations.mongo.aio import AsyncMongoClient
 from unbroken.integrations.mongo.client import MongoClient
-from unbroken.pool import steps, threads
+from unbroken.pool import async_lease, lease, steps, threads
 from unbroken.pool.loops import LoopRuntime
 from unbroken.pool.threads import ThreadRuntime
 from unbroken_drill.fake import FakeDriver, FakeServer
@@ -35,8 +35,8 @@ from unbroken_drill.fake import FakeDriver, FakeServer
 
 PAIRS = [
     (unbroken.Pool, unbroken.AsyncPool),
-    (sync.Lease, aio.AsyncLease),
-    (sync.BoundedLease, aio.AsyncLease),
+    (lease.Lease, async_lease.AsyncLease),
+    (lease.BoundedLease, async_lease.AsyncLease),
     (ThreadRuntime, LoopRuntime),
     (abc.Driver, abc.AsyncDriver),
     (_base.Blocking, _base.Awaited),

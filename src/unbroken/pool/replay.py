@@ -25,7 +25,7 @@ from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import testify
 from unbroken.ledger.unit import Unit
 from unbroken.ledger.verdicts import Action, Verdict
-from unbroken.pool.loan import LOOK_FIRST
+from unbroken.pool.finishing import LOOK_FIRST
 from unbroken.pool.steps import Attempt, Flow, Wait
 
 log = logging.getLogger("unbroken")

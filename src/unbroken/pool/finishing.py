@@ -1,0 +1,346 @@
+"""The end of a use: COMMIT or ROLLBACK, and what must be undone before the next user."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.backends.fault import is_goodbye
+from unbroken.errors import (
+    ClosedByHolderError,
+    CommitUnknownError,
+    ConnectionLostError,
+    UnbrokenError,
+)
+from unbroken.ledger.questions import Question
+from unbroken.ledger.residue import NOTHING, Left
+from unbroken.ledger.verdicts import Action, Fate
+from unbroken.net.liveness import Liveness, judge
+from unbroken.pool.holding import Holding
+from unbroken.pool.steps import Call, Flow, Reset
+
+log = logging.getLogger("unbroken")
+
+#: What to do about a COMMIT without an answer.
+LOOK_FIRST = "the work is stored whole or not at all; look before you repeat it"
+#: What an error says of the caller's writes.
+FATES = {
+    Fate.NOTHING: "and nothing is stored",
+    Fate.STORED: "and what was committed before is stored",
+    Fate.UNKNOWN: "and it is not known whether what it wrote is stored: look before you repeat it",
+}
+
+
+class Finishing(Holding):
+    """What is sent at the end of a use: see :class:`unbroken.pool.loan.Loan`."""
+
+    __slots__ = ()
+
+    def _fate(self) -> Fate:
+        """What the ledger says of the writes, now that the connection is condemned: what was open
+        on it is rolled back.
+        """
+        unit = self.unit
+        if unit is None:
+            return Fate.UNKNOWN
+        unit.ended(conn_id=id(self.conn))
+        return unit.fate()
+
+    def commit(self, send: Call | None = None) -> Flow[None]:
+        """COMMIT what is open; *send* is the step that does it, where the body has a way of its
+        own.
+
+        Raises ConnectionLostError where COMMIT was not sent, CommitUnknownError where its answer
+        was lost. A connection that is known to have ended is not written to, and neither is one
+        whose last exchange is not known to have ended.
+        """
+        state, entry, unit = self.state, self.entry, self.unit
+        yield from self._make_ready()
+        try:
+            yield send or Call("commit", self.conn, entry)
+        except Exception as exc:
+            fault = state.classify(exc)
+            if not fault.is_lost:
+                raise
+            if unit is not None:
+                unit.note(exc, fault)
+                if unit.verdict(fault).action is not Action.COMMIT_UNKNOWN:
+                    raise
+            raise state.error(
+                CommitUnknownError,
+                f"COMMIT was sent to {state.driver.target.label} and the connection was lost before"
+                f" its answer ({fault.text}): {LOOK_FIRST}",
+                fate=Fate.UNKNOWN,
+            ) from exc
+        entry.sent, entry.settled_at = entry.count(), entry.uses
+
+    def _make_ready(self) -> Flow[None]:
+        """Make sure that a COMMIT sent now can be the next thing that the server answers.
+
+        Raises what the caller is told if not.
+        """
+        state, entry, conn = self.state, self.entry, self.conn
+        if self.is_closed_by_holder:
+            self._blame_holder()
+            raise self._not_sent(
+                ClosedByHolderError,
+                f"the connection to {state.driver.target.label} was closed by the code that had it,"
+                " before the pool could commit",
+                "what that code committed itself is stored, what was still open is not",
+            )
+        if self.has_ended():
+            why = "" if entry.cause is None else f" ({entry.cause.value})"
+            raise self._not_sent(
+                ConnectionLostError,
+                f"connection to {state.driver.target.label} was lost{why} before COMMIT was sent",
+            )
+        if state.is_in_step(entry, conn) or not state.knows_status:
+            # a driver that knows nothing of its exchanges: COMMIT is sent, and the connection is
+            # not used again
+            return
+        if state.is_streaming(conn):
+            try:
+                yield Call("drain", conn, entry)
+            except Exception as exc:
+                self.failed(exc)
+                raise self._not_sent(
+                    ConnectionLostError,
+                    f"connection to {state.driver.target.label} was lost while the rest of a result"
+                    " was read, before COMMIT was sent",
+                ) from exc
+        if not state.is_in_step(entry, conn):
+            self.break_off()
+            raise self._not_sent(
+                ConnectionLostError,
+                f"COMMIT was not sent to {state.driver.target.label}: an answer of the server was"
+                " not read to its end (a time limit, a signal or a cancellation broke off a"
+                " statement, or its result was left unread); the connection was closed",
+            )
+
+    def _not_sent(
+        self,
+        kind: type[UnbrokenError],
+        fact: str,
+        rest: str = "nothing of the open transaction is stored",
+    ) -> UnbrokenError:
+        state, unit = self.state, self.unit
+        error: UnbrokenError = state.error(
+            kind, f"{fact}; {rest}", fate=None if unit is None else self._fate()
+        )
+        if unit is not None:
+            unit.note(error, Fault(FaultKind.LOST, self.entry.cause, text=str(error)))
+        return error
+
+    def has_ended(self) -> bool:
+        """Whether the session is known, without a round trip, to have ended: hung up, closed, or
+        its goodbye is there already.
+
+        PostgreSQL's goodbye arrives up to a millisecond before the hang-up; a COMMIT sent in
+        between would be in doubt for nothing.
+        """
+        state, entry = self.state, self.entry
+        looks = judge(entry.poll(0))
+        if looks is Liveness.DEAD or entry.fd is None:
+            return looks is Liveness.DEAD
+        if state.driver.fileno(self.conn) is None:
+            return True  # the driver has let go of its socket: nothing can be sent
+        words = state.last_words(entry, self.conn, arrived=looks is Liveness.UNDECIDED)
+        return words is not None and is_goodbye(words.code, words.text, state.driver.target.backend)
+
+    def end_unless_settled(self) -> bool:
+        """Before a body sends what would commit in passing (autocommit switched on, say): whether
+        nothing is open.
+
+        A connection of which that is not certain is ended. Its server rolls back.
+        """
+        state, entry = self.state, self.entry
+        if (
+            entry.cause is None
+            and state.is_in_step(entry, self.conn)
+            and state.is_settled(entry, self.conn)
+        ):
+            return True
+        self.end("a transaction was open on it that was not committed")
+        return False
+
+    def end(self, why: str) -> None:
+        """End this connection, so that the server rolls back what is open on it and nothing more
+        can be sent.
+        """
+        self.entry.condemn(Cause.DISCARDED, why)
+        if not getattr(self.state.driver, "is_async", False):
+            self.state.shutdown_socket(self.entry)
+
+    def finish(self, exc: BaseException | None, *, commit: bool) -> Flow[BaseException | None]:
+        """The caller is done; *exc* is what its work raised. Gives the exception that counts, None
+        where all went well.
+
+        On success commit what is open (with *commit*); else roll it back. Afterwards the connection
+        is as it was opened, or condemned.
+        """
+        if exc is None:
+            try:
+                yield from self._succeed(commit)
+            except Exception as error:
+                exc = error
+            else:
+                return None
+        yield from self._fail(exc)
+        return exc
+
+    def _succeed(self, commit: bool) -> Flow[None]:
+        state = self.state
+        if commit and not state.is_settled(self.entry, self.conn):
+            yield from self.commit()
+        how = state.settings.reset
+        if (
+            not commit
+            or callable(how)
+            or how == "session"
+            or not state.is_good(self.entry, self.conn)
+        ):
+            yield from self.reset()
+
+    def _fail(self, exc: BaseException) -> Flow[None]:
+        state, entry = self.state, self.entry
+        self.failed(exc)
+        if entry.cause is not None:
+            return
+        if not isinstance(exc, Exception) or isinstance(exc, TimeoutError):
+            # a caller that cancels does not want to wait
+            yield from self.roll_back(state.settings.ping_timeout)
+            yield from self.undo(state.settings.ping_timeout)
+        elif callable(state.settings.reset) or state.settings.reset == "session":
+            yield from self.reset()
+        else:
+            yield from self.roll_back()
+
+    def reset(self) -> Flow[None]:
+        """Make the connection fit for the next user, as the setting ``reset`` says, or condemn
+        it.
+        """
+        state, entry = self.state, self.entry
+        how = state.settings.reset
+        if entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
+            return
+        if not self.is_in_step:
+            self.break_off()
+        if how is None or entry.cause is not None:
+            return
+        if callable(how):
+            try:
+                yield Reset(how, self.conn)
+            except Exception as exc:
+                self._unfit(exc)
+                return
+        yield from self.roll_back()
+        yield from self.undo()
+
+    def left(self) -> frozenset[Left]:
+        """What this use may have left on the session for the next one, as the setting ``reset``
+        wants to know it.
+        """
+        if self.state.settings.reset != "session" or self.entry.reset_at == self.entry.uses:
+            return NOTHING
+        return self.find_left()
+
+    def find_left(self) -> frozenset[Left]:
+        """What the ledgers heard, or anything where they cannot have heard it all."""
+        left: frozenset[Left] = self.state.left(self.entry, self.conn)
+        return left
+
+    def undo(self, timeout: float | None = None) -> Flow[None]:
+        """Reset the session if something was left on it, or condemn the connection.
+
+        Nothing is open on it.
+        """
+        entry, conn = self.entry, self.conn
+        left = self.left()
+        if not left or entry.cause is not None:
+            return
+        if entry.opening is None or Left.ENDLESS in left:
+            entry.condemn(Cause.DISCARDED, f"it had {' and '.join(sorted(left))}")
+            return
+        try:
+            yield Call("reset_session", conn, entry, timeout, (entry.opening, left))
+        except Exception as exc:
+            self._unfit(exc)
+            return
+        entry.sent, entry.settled_at = entry.count(), entry.uses
+        entry.reset_at = entry.uses
+        yield from self.roll_back()  # puts back what the holder changed on the object
+
+    def roll_back(self, timeout: float | None = None) -> Flow[None]:
+        """Roll back what is open and put back what its holder changed, or condemn the connection.
+
+        Nothing is sent where nothing needs to be, nor on a connection whose last exchange is not
+        known to have ended.
+        """
+        was_doubted = self.entry.suspect is not None
+        self.entry.cleared()
+        yield from self._undo(timeout)
+        if was_doubted and self.entry.cause is None:
+            yield from self.ask_why_read_only()
+
+    def ask_why_read_only(self) -> Flow[None]:
+        """The server refused a write as read-only: leave it where it takes none from anybody, after
+        a failover, say.
+
+        A transaction that the application wanted read-only is its own affair. Nothing is open on
+        the connection.
+        """
+        entry, unit = self.entry, self.unit
+        entry.cleared()
+        demoted = yield from self.ask(Question.READ_ONLY)
+        yield from self._undo()
+        if demoted is None:
+            entry.condemn(
+                Cause.FAILOVER, "it refused a write as read-only, and could not be asked why"
+            )
+        elif demoted:
+            entry.condemn(Cause.FAILOVER, "it takes no writes")
+            if unit is not None:
+                unit.found_demoted()
+
+    def ask(self, question: Question) -> Flow[Any]:
+        """What the server answers on this connection; None where it does not.
+
+        May leave a transaction open.
+        """
+        state = self.state
+        try:
+            return (yield from state.read_answer(self.conn, question, self.entry))
+        except Exception as exc:
+            log.info(
+                "%s: the server did not say: %s (%s)",
+                state.name,
+                question.value,
+                state.classify(exc).text,
+            )
+            self.failed(exc)
+        return None
+
+    def _undo(self, timeout: float | None = None) -> Flow[None]:
+        state, entry, conn = self.state, self.entry, self.conn
+        if state.is_good(entry, conn):
+            return
+        if not state.is_in_step(entry, conn):
+            self.break_off()
+            return
+        try:
+            if not state.is_settled(entry, conn):
+                yield Call("rollback", conn, entry, timeout)
+                with state.lock:
+                    state.counters.rollbacks += 1
+                entry.sent = entry.count()
+                entry.settled_at = entry.uses
+            if not state.is_good(entry, conn):
+                yield Call("restore", conn, entry, timeout, (entry.traits,))
+        except Exception as exc:
+            self._unfit(exc)
+
+    def _unfit(self, exc: Exception) -> None:
+        fault = self.state.classify(exc)
+        cause = (fault.cause or Cause.LOST) if fault.is_lost else Cause.RESET_FAILED
+        self.entry.condemn(cause, fault.text or repr(exc))

@@ -1,0 +1,261 @@
+"""A connection in use: which unit hears of it, is it fit, what does an error mean?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+from unbroken.abc import Cause, Connection, Fault, FaultKind
+from unbroken.brain.entry import Entry
+from unbroken.errors import (
+    CommitUnknownError,
+    ConnectionLostError,
+    UnbrokenError,
+)
+from unbroken.ledger.scope import current, is_left_over
+from unbroken.ledger.unit import Unit
+from unbroken.net.liveness import Liveness, judge
+from unbroken.pool.state import PoolState
+from unbroken.pool.steps import Call, Flow
+
+#: What is said of a connection in use that ended without a word. The driver may have read the word.
+_VAGUE = (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT)
+#: Causes that a driver makes of nothing but the end of the stream: no reason to forget for how long
+#: nothing had been asked.
+_WORDLESS = (Cause.CLOSED_BY_PEER, Cause.CONNECTION_RESET, Cause.LOST, Cause.SILENT_DROP)
+_MAY_BE_THE_HOLDER = (None, Cause.CLOSED_BY_HOLDER, *_VAGUE)
+
+
+class Holding:
+    """What is asked of a connection during its use: see :class:`unbroken.pool.loan.Loan`."""
+
+    __slots__ = ("begun", "conn", "entry", "state")
+
+    state: Any  #: a PoolState, whose driver and shell are of the body's kind
+    entry: Entry
+    conn: Connection
+    begun: tuple[Unit | None, Any] | None
+
+    @classmethod
+    def of(cls, state: PoolState, entry: Entry, conn: Connection) -> Self:
+        """The loan of *entry*, whose connection is *conn*, for a body that keeps none of its
+        own.
+        """
+        loan = cls()
+        loan.state, loan.entry, loan.conn, loan.begun = state, entry, conn, None
+        return loan
+
+    @property
+    def unit(self) -> Unit | None:
+        """The unit of work that is told what is sent on this connection."""
+        if self.begun is not None and self.begun[0] is not None and not self.begun[0].closed:
+            return self.begun[0]
+        return current(id(self.conn))
+
+    def begin(self, until: float = math.inf) -> Unit | None:
+        """Enlist in the caller's unit of work, if any, and end this use at *until* or when the
+        unit's time is up.
+
+        Returns the unit. Raises ConnectionLostError for a task that an attempt left behind which is
+        run again.
+        """
+        unit = self.enlist()
+        self.begun = (unit, None)
+        self.arm(until if unit is None else min(until, unit.until))
+        return unit
+
+    def is_lost_at_begin(self, exc: BaseException) -> bool:
+        """Whether BEGIN failed with *exc* because the connection was lost: nothing was done on it,
+        so another one will do.
+        """
+        state = self.state
+        if not isinstance(exc, Exception) or isinstance(exc, UnbrokenError):
+            return False
+        return bool(state.classify(exc).is_lost and self.entry.cause is not Cause.DEADLINE)
+
+    def arm(self, until: float) -> None:
+        """End this use at *until* (infinite: never), if it is not over by then. Without a deadline
+        before.
+
+        What such an end means for the caller's writes only a ledger can say. Outside of a unit of
+        work, the use gets one of its own.
+        """
+        if until == math.inf:
+            return
+        unit = self.unit
+        if unit is None:
+            unit = Unit(observing=True)
+            self.state.join(unit, self.entry, self.conn)
+        self.begun = (unit, self.timer(until))
+
+    def timer(self, until: float) -> Any:
+        """A timer of the caller's own that ends this use at *until*; None where that is
+        infinite.
+        """
+        return None if until == math.inf else self.state.arm(self.entry, until)
+
+    def join(self, unit: Unit, doubt: str | None = None) -> None:
+        """*unit* hears what is sent from now on; *doubt*: why it must not be replayed all the
+        same.
+        """
+        if doubt is not None:
+            unit.forbid(doubt, conn_id=id(self.conn))
+        else:
+            self.state.join(unit, self.entry, self.conn)
+        self.begun = (unit, None if self.begun is None else self.begun[1])
+
+    def has_joined(self, unit: Unit) -> bool:
+        """Whether *unit* has met this connection."""
+        return self.begun is not None and self.begun[0] is unit
+
+    def enlist(self) -> Unit | None:
+        """Let the caller's unit of work hear what is sent from now on.
+
+        Returns that unit, if there is one.
+        """
+        state = self.state
+        if is_left_over():
+            raise state.error(
+                ConnectionLostError,
+                f"pool {state.name} lends nothing to a task of an attempt that was given up and run"
+                " again; a unit of work must end its own tasks (asyncio.TaskGroup does)",
+            )
+        unit = current()
+        if state.follows:
+            state.follow(unit, self.entry, self.conn)
+        elif unit is not None:
+            state.join(unit, self.entry, self.conn)
+        return unit
+
+    def disarm(self) -> None:
+        """This use has no deadline any more."""
+        if self.begun is not None and self.begun[1] is not None:
+            self.begun[1].cancel()
+            self.begun = (self.begun[0], None)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the connection is known to have ended, or must not be used again.
+
+        No round trip.
+        """
+        return self.entry.cause is not None or judge(self.entry.poll(0)) is Liveness.DEAD
+
+    @property
+    def is_in_step(self) -> bool:
+        """Whether a statement sent now would get its own answer.
+
+        A half-read result that the driver can read to its end counts.
+        """
+        return bool(
+            self.state.is_in_step(self.entry, self.conn) or self.state.is_streaming(self.conn)
+        )
+
+    @property
+    def is_closed_by_holder(self) -> bool:
+        """Whether the application closed the connection while it had it."""
+        return bool(
+            self.entry.cause in _MAY_BE_THE_HOLDER and self.state.driver.was_closed(self.conn)
+        )
+
+    def _blame_holder(self) -> None:
+        """Note that the application closed the connection: the server's hang-up that answers may
+        have been seen first.
+        """
+        self.entry.cause, self.entry.words = None, ""
+        self.entry.condemn(Cause.CLOSED_BY_HOLDER)
+
+    def answers(self, since: float) -> Flow[bool]:
+        """Whether the connection is fit for another statement. *since*: the moment it was used
+        last.
+
+        After as long a silence as the pool itself would not trust, one ping tells, within
+        ``ping_timeout``. A connection that does not answer is condemned.
+        """
+        state, entry = self.state, self.entry
+        if self.is_dead:
+            return False
+        if state.clock() - since < state.fresh_for:
+            return True
+        try:
+            yield Call("ping", self.conn, entry, state.settings.ping_timeout)
+        except Exception as exc:
+            fault = state.classify(exc)
+            entry.condemn(Cause.SILENT_DROP if fault.is_lost else Cause.LOST, fault.text)
+            return False
+        return True
+
+    def failed(self, exc: BaseException) -> Fault:
+        """Work on the connection raised *exc*: what that means. The unit of work is told.
+
+        A connection that was lost, that its holder closed, or whose exchange is not known to have
+        ended is condemned: it is never used again.
+        """
+        entry = self.entry
+        if self.is_closed_by_holder:
+            fault = Fault(
+                FaultKind.LOST,
+                Cause.CLOSED_BY_HOLDER,
+                text="the application closed this connection while it had it",
+            )
+        else:
+            fault = self._fault_of(exc)
+        unit = self.unit
+        if unit is not None:
+            unit.note(exc, fault)
+        if fault.kind is FaultKind.READ_ONLY:
+            entry.doubt()
+        if fault.is_lost or entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
+            self._condemn_lost(fault)
+        elif not self.is_in_step:
+            self.break_off()
+        return fault
+
+    def break_off(self) -> None:
+        """End a connection whose last exchange is not known to have ended: nobody must wait for the
+        rest of an answer, or take it for another's."""
+        if self.is_closed_by_holder:
+            self._blame_holder()
+        self.entry.condemn(Cause.CANCELLED)  # the first cause stands
+        if not getattr(self.state.driver, "is_async", False):
+            # a transport is aborted when the connection goes back
+            self.state.shutdown_socket(self.entry)
+
+    def _fault_of(self, exc: BaseException) -> Fault:
+        """What *exc* means here.
+
+        A ConnectionError or TimeoutError may also be about something else that the work does.
+        """
+        state, entry = self.state, self.entry
+        if isinstance(exc, ConnectionLostError | CommitUnknownError):
+            # our own word; the driver would not know it
+            return Fault(FaultKind.LOST, text=str(exc))
+        if isinstance(exc, UnbrokenError):
+            # another acquire that failed, or another pool: it only quotes what drivers say
+            return Fault(FaultKind.OTHER, text=str(exc))
+        fault: Fault = state.classify(exc)
+        if isinstance(exc, TimeoutError) and type(exc.__cause__).__name__ == "CancelledError":
+            # asyncio.timeout: the caller's own
+            return Fault(FaultKind.OTHER, None, fault.code, fault.text)
+        if not fault.is_lost or isinstance(exc, state.driver.errors) or entry.cause is not None:
+            return fault
+        if state.driver.is_quiet(self.conn) and judge(entry.poll(0)) is Liveness.ALIVE:
+            return Fault(FaultKind.OTHER, None, fault.code, fault.text)
+        return fault
+
+    def _condemn_lost(self, fault: Fault) -> None:
+        entry = self.entry
+        if fault.cause is Cause.CLOSED_BY_HOLDER:
+            self._blame_holder()
+            return
+        known = fault.cause is not None and not (
+            entry.cause is Cause.IDLE_LIMIT and fault.cause in _WORDLESS
+        )
+        if entry.cause in _VAGUE and known:  # the watcher saw the end before we did
+            entry.cause, entry.words = fault.cause, fault.text
+        if entry.cause is not None:
+            return
+        cause, words = self.state.explain(entry, in_use=True)
+        if cause in _VAGUE:
+            cause, words = fault.cause or Cause.LOST, fault.text
+        entry.condemn(cause, words)
