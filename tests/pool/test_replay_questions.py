@@ -370,6 +370,41 @@ def test_a_statement_that_always_ends_its_session_is_sent_twice(own_face: Any) -
     assert any("ends its session" in note for note in caught.value.__notes__)
 
 
+@pytest.mark.parametrize("older", [1, 2])
+def test_sessions_that_may_have_been_ended_together_do_not_make_a_statement_suspect(
+    own_face: Any, older: int
+) -> None:
+    """A server that stops ends one session after the other: two attempts may meet that. A
+    connection that was opened since the first loss is lost by something else.
+    """
+    face = own_face
+    if face.name == "psycopg":
+        pytest.skip("its BEGIN is answered on each of the sessions, so they were well")
+    proxy, runs = face.proxy(), []
+    proxy.cut_at("SELECT 4711", times=2)
+    pool = face.pool(proxy.url(face.url()), max_size=2)
+    leases = [pool.connection() for _ in range(older)]
+    for conn in [lease.__enter__() for lease in leases]:
+        face.ask(conn, "SELECT 1")
+    for lease in leases:
+        lease.__exit__(None, None, None)
+
+    @unbroken.replayable
+    def work() -> None:
+        runs.append(1)
+        with pool.connection() as conn:
+            face.ask(conn, "SELECT 4711")
+
+    if older == 2:
+        work()
+        assert len(runs) == 3
+        return
+    with pytest.raises(pool._driver.errors) as caught:
+        work()
+    assert len(runs) == 2
+    assert any("ends its session" in note for note in caught.value.__notes__)
+
+
 def test_a_session_that_is_killed_twice_at_different_statements_is_run_again(own_face: Any) -> None:
     face = own_face
     pool, runs = face.pool(max_size=3), []

@@ -115,7 +115,10 @@ class Leases(Endings):
         if reason is not None:
             unit.doubt(reason)
             return
-        unit.join(id(conn), self, entry, fresh=self.clock() - entry.last_used < JUST_USED)
+        # What ended the first attempt's connection may have ended another at the same moment.
+        is_new = unit.attempts != 2 or entry.uses <= 1
+        just_used = self.clock() - entry.last_used < JUST_USED
+        unit.join(id(conn), self, entry, fresh=is_new and just_used)
         unit.ask(self.meaning)
         self.driver.watch(conn)
         entry.watched = True
