@@ -27,7 +27,7 @@ check: $(VENV)/.check ## ruff, mypy and pyright
 bench: $(VENV)/.test ## what an acquire costs, beside other pools
 	@$(BIN)/python bench/run.py $(ARGS)
 
-soak: $(VENV)/.test ## the long tests
+soak: $(VENV)/.test .venvs/.apps ## the long tests
 	@$(BIN)/python -m pytest -m soak $(ARGS)
 
 simulate: $(VENV)/.test ## a million schedules of the real pool in a simulated world; goes on where it was stopped
@@ -56,6 +56,10 @@ $(VENV)/.demo: $(PROJECTS) scripts/setup-venv
 
 $(VENV)/.check: $(PROJECTS) scripts/setup-venv
 	@scripts/setup-venv "$(PYTHON)" $(VENV) check
+	@touch $@
+
+.venvs/.apps: scripts/setup-apps
+	@mkdir -p .venvs && scripts/setup-apps "$(PYTHON)" .venvs
 	@touch $@
 
 $(VENV)/.test: $(PROJECTS) scripts/setup-venv scripts/setup-servers

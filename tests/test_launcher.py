@@ -209,5 +209,13 @@ def test_help_is_printed() -> None:
     assert done.stdout.startswith("Usage: unbroken run ")
 
 
+def test_the_command_is_listed_beside_those_of_the_second_distribution() -> None:
+    words = [sys.executable, "-m", "unbroken", "--help"]
+    given = {**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
+    said = subprocess.run(words, env=given, capture_output=True, text=True, check=True).stdout
+    listed = [line.split()[0] for line in said.splitlines() if line.startswith("  ")]
+    assert {"drill", "proxy", "run"} <= set(listed)
+
+
 def test_the_exit_status_is_the_programs_own() -> None:
     assert start(sys.executable, "-c", "raise SystemExit(7)").returncode == 7

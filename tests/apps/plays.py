@@ -46,7 +46,7 @@ BACKENDS: dict[str, type[Server]] = {
 
 #: What each application's database work is done by.
 UNITS = {
-    "optuna": "optuna.storages:RDBStorage,optuna.storages:_CachedStorage",
+    "optuna": "optuna.storages:RDBStorage,optuna.storages:_CachedStorage,optuna:load_study",
     "apscheduler": "apscheduler.jobstores.sqlalchemy:SQLAlchemyJobStore",
     "mlflow": "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore",
     "prefect": "fastapi.routing:run_endpoint_function",
@@ -80,6 +80,17 @@ class Score:
             f"{self.failed} of {self.asked} failed, {self.dead} of {self.workers} dead,"
             f" {self.faults} faults{said and ': ' + said}"
         )
+
+
+def explained(score: Score) -> int:
+    """How many of the errors are commits in doubt: the session was ended while the server
+    committed, and nobody can say on which side of it.
+    """
+    return sum(count for words, count in score.words.items() if IN_DOUBT in words)
+
+
+#: How an error is marked that stands for a commit in doubt.
+IN_DOUBT = "CommitUnknownError"
 
 
 # -- the programs ----------------------------------------------------------------------------------
@@ -119,6 +130,16 @@ def run(app: str, way: str, *words: str, timeout: float = 120.0) -> dict[str, An
     if done.returncode:
         raise RuntimeError(f"{words}: {done.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def last_words(log: Path) -> dict[str, Any]:
+    """What a program said at its end, in JSON; if it said nothing, that is its error."""
+    lines = log.read_text(errors="replace").splitlines()
+    said = next((line for line in reversed(lines) if line.startswith("{")), None)
+    if said is None:
+        return {"error": f"it ended without a word: {' / '.join(lines[-3:])}"}
+    result: dict[str, Any] = json.loads(said)
     return result
 
 
@@ -217,7 +238,9 @@ def optuna(target: str, fault: str, way: str, trials: int = 240, workers: int = 
             faults = stack.enter_context(Faults(server, fault, 3.0))
             for process in processes:
                 process.wait(300)
-        ends = [json.loads(log.read_text().splitlines()[-1]) for log in logs]
+        ends = [last_words(log) for log in logs]
+        for number, log in enumerate(logs):
+            keep(log, "optuna", target, fault, way, str(number))
         states = run("optuna", "plain", str(HERE / "trials.py"), url, "count")
         score = Score(
             trials,
@@ -241,7 +264,8 @@ def apscheduler(target: str, fault: str, way: str, seconds: float = 20.0) -> Sco
             until(lambda: b"ready" in log.read_bytes(), process)
             with Faults(server, fault) as faults:
                 process.wait(seconds + 120)
-        end = json.loads(log.read_text().splitlines()[-1])
+        end = last_words(log)
+        keep(log, "apscheduler", target, fault, way)
         return Score(
             end["asked"],
             end["asked"] - len(end["errors"]),

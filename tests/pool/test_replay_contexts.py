@@ -7,7 +7,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import ctypes
 import multiprocessing.dummy
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.pool import ThreadPool
@@ -257,3 +259,82 @@ def test_tasks_that_write_beside_a_unit_do_not_keep_it_from_being_run_again(body
 
     body.run(main())
     assert body.rows() == [1]
+
+
+# -- queues that a thread of a library in C feeds --------------------------------------------------
+
+
+class _Native:
+    """A thread that Python did not start, which puts items into a queue, as a client library's own
+    threads do.
+    """
+
+    def __init__(self, feed: Callable[[], None]) -> None:
+        self._feed, self.errors = feed, []
+        libc = ctypes.CDLL(None)
+        self._kept = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(self._go)
+        self._thread = ctypes.c_ulong()
+        assert libc.pthread_create(ctypes.byref(self._thread), None, self._kept, None) == 0
+        self._join = libc.pthread_join
+
+    def _go(self, _given: Any) -> None:
+        try:
+            self._feed()
+        except BaseException as error:
+            self.errors.append(error)
+
+    def join(self) -> None:
+        self._join(self._thread, None)
+        assert self.errors == []
+
+
+@pytest.mark.parametrize("uses", [False, True], ids=["reads it", "uses a connection for it"])
+def test_an_item_that_nobodys_thread_put_into_a_queue_is_doubted_only_where_it_is_used(
+    own_face: Any, uses: bool
+) -> None:
+    face = own_face
+    table, runs = face.table(), []
+    pool = face.pool(max_size=3)
+    items: queue.Queue[str] = queue.Queue()
+    took: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def consume() -> None:
+        while (item := items.get()) != "end":
+            if uses:
+                with pool.connection() as conn:
+                    face.do(conn, f"INSERT INTO {table} VALUES (1)")
+            took.put(item)
+
+    consumer = threading.Thread(target=consume)
+    consumer.start()
+    begin, fed = threading.Event(), threading.Event()
+
+    def feed() -> None:
+        begin.wait(20)
+        items.put_nowait("news")
+        fed.set()
+
+    native = _Native(feed)
+
+    def work(conn: Any) -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            begin.set()
+            fed.wait(20)
+            took.get(timeout=20)
+            face.server.kill_sessions()
+        face.ask(conn, "SELECT 1")
+
+    try:
+        if uses:
+            with pytest.raises(pool._driver.errors) as caught:
+                pool.run(work)
+            assert any("nobody can say" in note for note in caught.value.__notes__)
+        else:
+            pool.run(work)
+        assert len(runs) == (1 if uses else 2)
+        assert face.stored(table) == ([1] if uses else [])
+    finally:
+        items.put("end")
+        native.join()
+        consumer.join(20)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from unbroken.cli import INSTALL, complain
+from unbroken.cli import HERE, INSTALL, complain
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -27,6 +27,8 @@ def run(arguments: Sequence[str]) -> int:
     def unbroken() -> None:
         """Database connections that do not break."""
 
+    # for the list of commands only: unbroken.cli runs it
+    unbroken.add_command(click.Command("run", help=HERE["run"], short_help=HERE["run"]))
     unbroken.add_command(drill)
     unbroken.add_command(proxy)
     try:

@@ -34,7 +34,13 @@ class Surroundings(Protocol):
         """A unit is about to be entered."""
 
     def find_out(self) -> Unit | None:
-        """The unit of a context that was never told one; None where it is in no unit."""
+        """The unit of a context that was never told one; None where it is in no unit.
+
+        Units that might be meant, where nobody can say which, are never run again.
+        """
+
+    def look(self) -> tuple[Unit | None, list[Unit]]:
+        """The same, without consequences: the unit, and those that might be meant."""
 
 
 class _Alone:
@@ -54,6 +60,9 @@ class _Alone:
 
     def find_out(self) -> Unit | None:
         return None
+
+    def look(self) -> tuple[Unit | None, list[Unit]]:
+        return None, []
 
 
 around: Surroundings = _Alone()

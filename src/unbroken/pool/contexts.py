@@ -31,13 +31,8 @@ from unbroken.ledger import scope
 from unbroken.ledger.scope import Token
 from unbroken.ledger.unit import Unit
 from unbroken.net.signals import IN_NO_UNIT
-from unbroken.pool.jobs import TASKS_SHOW_CONTEXTS, running_task, unit_of_job
+from unbroken.pool.jobs import TASKS_SHOW_CONTEXTS, running_task, suspects, unit_of_job
 from unbroken.pool.wrapping import PLACES
-
-# -- handing over ----------------------------------------------------------------------------------
-
-
-# -- wrapping --------------------------------------------------------------------------------------
 
 
 class SurroundingsOfPython:
@@ -93,20 +88,30 @@ class SurroundingsOfPython:
 
         Units that might be meant, where nobody can say which, are never run again.
         """
+        unit, maybe = self.look()
+        for each in maybe:
+            each.doubt(
+                "a connection was used by code, and nobody can say whether this unit started it"
+            )
+        if unit is None:
+            suspects.set(None)
+            scope.tell(None)
+        return unit
+
+    def look(self) -> tuple[Unit | None, list[Unit]]:
+        """The same, without consequences: the unit, and those that might be meant."""
         tokens = scope.entered()
         place: Any = self.place() if tokens else None
         here = [token.unit for token in tokens if token.place == place]
         job = unit_of_job.get(place)
         if here or (job is not None and not job.is_over):
-            return here[-1] if here else job
-        unit, suspects = _creator(place, tokens) if tokens else (None, [])
-        for token in suspects:
-            token.unit.doubt(
-                "a connection was used by code, and nobody can say whether this unit started it"
-            )
-        if unit is None:
-            scope.tell(None)
-        return unit
+            return (here[-1] if here else job), []
+        given = suspects.get()
+        if given is not None or not tokens:
+            units = [ref() for ref in given or ()]
+            return None, [each for each in units if each is not None and not each.is_over]
+        unit, creators = _creator(place, tokens)
+        return unit, [token.unit for token in creators]
 
 
 def _creator(place: Any, tokens: list[Token]) -> tuple[Unit | None, list[Token]]:

@@ -29,6 +29,13 @@ _POOLS = (
 )
 
 
+#: Units that the code of this context may be part of: none of them is run again if it uses a
+#: connection.
+suspects: ContextVar[tuple[weakref.ref[Unit], ...] | None] = ContextVar(
+    "unbroken_suspects", default=None
+)
+
+
 class Job:
     """Work that is handed over: runs *function* in the unit and attempt of the code that makes the
     job.
@@ -272,12 +279,19 @@ def begin_task(original: Callable[..., Any]) -> Callable[..., Any]:
         if context is not None:
             if not scope.is_told(context):
                 tell_context(context, scope.current())
-        elif scope.current_token() is scope.UNTOLD and (unit := scope.current()) is not None:
+        elif (
+            scope.current_token() is scope.UNTOLD
+            and suspects.get() is None  # the task inherits them
+            and (unit := scope.current()) is not None
+        ):
             kwargs["context"] = context = copy_context()
             tell_context(context, unit)
         task = original(self, coro, **kwargs)
         if not TASKS_SHOW_CONTEXTS and isinstance(task, sys.modules["asyncio"].Task):
-            unit = scope.current() if context is None else scope.told(context)
+            if context is not None:
+                unit = scope.told(context)
+            else:
+                unit = scope.current() if suspects.get() is None else None
             task._unbroken_unit = None if unit is None else weakref.ref(unit)
         return task
 

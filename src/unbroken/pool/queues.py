@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from unbroken.ledger import scope
 from unbroken.ledger.unit import Unit
-from unbroken.pool.jobs import fed
+from unbroken.pool.jobs import fed, suspects
 
 
 class _Tags:
@@ -41,7 +41,13 @@ class _Tags:
             return tag
 
 
-_Tag: TypeAlias = "tuple[weakref.ref[Unit], int]"
+class _Suspects(tuple["weakref.ref[Unit]", ...]):
+    """The units of which one may have put an item there, where nobody can say."""
+
+    __slots__ = ()
+
+
+_Tag: TypeAlias = "tuple[weakref.ref[Unit], int] | _Suspects"
 
 
 def put_into(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,16 +55,13 @@ def put_into(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def put(self: Any, item: Any, *args: Any, **kwargs: Any) -> Any:
-        unit = scope.current() if scope.current_token() is not None else None
-        is_of_unit = unit is not None and not unit.observing
+        tag = _tag()
         tags = self.__dict__.get(_TAGS)
         if tags is None:
-            if not is_of_unit:
+            if tag is None:
                 return original(self, item, *args, **kwargs)
             tags = self.__dict__.setdefault(_TAGS, _Tags())
-        tags.add(
-            item, (weakref.ref(unit), unit.attempts) if unit is not None and is_of_unit else None
-        )
+        tags.add(item, tag)
         try:
             return original(self, item, *args, **kwargs)
         except BaseException:
@@ -69,6 +72,20 @@ def put_into(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _TAGS = "_unbroken_tags"
+
+
+def _tag() -> _Tag | None:
+    """What an item gets that this code puts into a queue. To put it there is not to use a
+    connection: where nobody can say whose code this is, those that take the item are told so.
+    """
+    token = scope.current_token()
+    if token is scope.UNTOLD:
+        unit, maybe = scope.around.look()
+        if unit is None and maybe:
+            return _Suspects(weakref.ref(each) for each in maybe)
+    else:
+        unit = None if token is None else scope.current()
+    return None if unit is None or unit.observing else (weakref.ref(unit), unit.attempts)
 
 
 def get_from(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,6 +126,11 @@ def take_out(original: Callable[..., Any]) -> Callable[..., Any]:
 def _feed(tag: _Tag | None) -> None:
     if not fed.get() and scope.current() is not None:
         return  # it is in a unit of its own
+    suspects.set(tag if isinstance(tag, _Suspects) else None)
+    if isinstance(tag, _Suspects):
+        scope.tell(scope.UNTOLD)
+        fed.set(True)
+        return
     unit = None if tag is None else tag[0]()
     if unit is None or tag is None or unit.is_over:
         scope.tell(None)
