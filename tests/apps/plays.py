@@ -277,7 +277,7 @@ def apscheduler(target: str, fault: str, way: str, seconds: float = 20.0) -> Sco
 
 
 def mlflow(target: str, fault: str, way: str, seconds: float = 20.0) -> Score:
-    """The tracking server with two workers; four clients that log runs."""
+    """The tracking server; four clients that log runs."""
     with server_for(target) as server, tempfile.TemporaryDirectory() as folder:
         port = free_port()
         words = [
@@ -289,7 +289,7 @@ def mlflow(target: str, fault: str, way: str, seconds: float = 20.0) -> Score:
             "--default-artifact-root",
             folder,
         ]
-        words += ["--port", str(port), "--workers", "2"]
+        words += ["--port", str(port), "--workers", "1"]
         log = Path(folder, "log")
         with started(command("mlflow", way, *words), log) as process:
             base = f"http://127.0.0.1:{port}"
