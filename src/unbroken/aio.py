@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
@@ -25,11 +24,8 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.stats import Stats
 from unbroken.drivers import open_driver
 from unbroken.errors import NotYoursError
-from unbroken.ledger.questions import Question
-from unbroken.ledger.scope import current, current_token, enter, leave, outside
-from unbroken.ledger.unit import Unit
+from unbroken.ledger.scope import current, current_token
 from unbroken.net.fork_guard import fork_mark
-from unbroken.pool import threads
 from unbroken.pool.acquire import acquire, ping
 from unbroken.pool.arguments import bounded, take_settings
 from unbroken.pool.async_lease import AsyncLease, getframe, running_loop
@@ -37,9 +33,9 @@ from unbroken.pool.connect import connector
 from unbroken.pool.leaks import discard_forgotten
 from unbroken.pool.loan import Loan
 from unbroken.pool.loops import LoopRuntime, abandon, cut_off, put_away, runtime_of
-from unbroken.pool.replay import replay
+from unbroken.pool.running_async import run_unit_async
 from unbroken.pool.state import PoolState
-from unbroken.pool.steps import Attempt, run_async
+from unbroken.pool.steps import run_async
 from unbroken.pool.upkeep import schedule
 from unbroken.settings import Settings
 
@@ -314,7 +310,7 @@ class AsyncPool(Generic[ConnectionT]):
         def count(_why: str) -> None:
             self._current().counters.replays += 1
 
-        return run_unit(
+        return run_unit_async(
             work,
             self.settings.deadline if deadline is None else deadline,
             self.settings.max_replays,
@@ -414,53 +410,6 @@ class AsyncPool(Generic[ConnectionT]):
                 f"this connection of pool {self.name} belongs to the parent process; acquire one"
                 " after the fork"
             )
-
-
-async def run_unit(
-    work: Callable[[], Awaitable[T]],
-    deadline: float | None,
-    max_replays: int,
-    on_replay: Callable[[str], None],
-) -> T:
-    """Run *work* as a unit of work in this task, replayed where that is provably safe.
-
-    Nested: just run it.
-    """
-    unit, token = Unit(), None
-
-    async def do(step: Any) -> Any:
-        if type(step) is Attempt:
-            return await step.work()
-        return await asyncio.wait((step.signal,), timeout=step.timeout)
-
-    try:
-        try:
-            token = enter(unit, id(getframe()))
-            if not token.outermost:
-                with token.unit.within(monotonic(), deadline):
-                    return await work()
-            unit.until = math.inf if deadline is None else monotonic() + deadline
-            signal = running_loop().create_future
-            result: T = await run_async(
-                replay(unit, work, monotonic, max_replays, signal, on_replay, inquire), do
-            )
-            return result
-        finally:
-            if token is not None:
-                leave(token)
-    finally:  # again: an exception of a signal's may have struck while it was left
-        if token is not None:
-            leave(token)
-
-
-async def inquire(state: Any, question: Question, until: float) -> Any:
-    """As :func:`unbroken.pool.threads.inquire`, awaited; a pool for threads is asked on one."""
-    if not state.driver.is_async:
-        return await asyncio.to_thread(threads.inquire, state, question, until)
-    if state.runtime.loop is not running_loop():
-        return None
-    with outside():
-        return await run_async(state.inquire(question, until), state.runtime.do)
 
 
 def _adopt(settings: Settings) -> None:

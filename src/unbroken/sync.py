@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
 import os
 import sys
 import weakref
 from collections.abc import Callable, Mapping
 from threading import get_ident
 from time import monotonic
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, overload
 
 from unbroken.abc import Cause, Connection, ConnectionT, Observer, Target
 from unbroken.brain.entry import Entry
 from unbroken.brain.stats import Stats
 from unbroken.drivers import open_driver
 from unbroken.errors import NotYoursError
-from unbroken.ledger.scope import current, current_token, enter, leave
-from unbroken.ledger.unit import Unit
+from unbroken.ledger.scope import current, current_token
 from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.acquire import acquire, ping
 from unbroken.pool.arguments import bounded, take_settings
@@ -32,17 +30,15 @@ from unbroken.pool.connect import connector
 from unbroken.pool.leaks import discard_forgotten
 from unbroken.pool.lease import BoundedLease, Lease, caller, getframe
 from unbroken.pool.loan import Loan
-from unbroken.pool.outsiders import watching
-from unbroken.pool.replay import replay
+from unbroken.pool.running import T, run_unit
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import run
-from unbroken.pool.threads import Sleeper, ThreadRuntime, inquire
+from unbroken.pool.threads import ThreadRuntime
 from unbroken.pool.upkeep import schedule
 from unbroken.settings import Settings
 
 log = logging.getLogger("unbroken")
 
-T = TypeVar("T")
 P = ParamSpec("P")
 
 _pools: weakref.WeakSet[Pool[Any]] = weakref.WeakSet()
@@ -428,46 +424,6 @@ class Pool(Generic[ConnectionT]):
                 f"this connection of pool {self.name} belongs to the parent process; acquire one"
                 " after the fork"
             )
-
-
-def run_unit(
-    work: Callable[[], T],
-    deadline: float | None,
-    max_replays: int,
-    on_replay: Callable[[str], None],
-) -> T:
-    """Run *work* as a unit of work on this thread, replayed where that is provably safe.
-
-    Nested: just run it, in its time.
-    """
-    unit, token = Unit(), None
-    try:
-        try:
-            token = enter(unit, id(getframe()))
-            if not token.outermost:
-                with token.unit.within(monotonic(), deadline):
-                    return work()
-            unit.until = math.inf if deadline is None else monotonic() + deadline
-            do = Sleeper()
-            result: T = run(
-                replay(
-                    unit,
-                    watching(unit, work),
-                    monotonic,
-                    max_replays,
-                    do.new_signal,
-                    on_replay,
-                    inquire,
-                ),
-                do.do,
-            )
-            return result
-        finally:
-            if token is not None:
-                leave(token)
-    finally:  # again: an exception of a signal's may have struck while it was left
-        if token is not None:
-            leave(token)
 
 
 def _adopt(settings: Settings) -> None:

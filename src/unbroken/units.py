@@ -9,6 +9,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
+from unbroken.pool import running, running_async
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -33,16 +35,12 @@ def replayable(
     """
     if function is None:
         return functools.partial(replayable, deadline=deadline, max_replays=max_replays)
-    from unbroken import (
-        aio,
-        sync,
-    )  # both make pools, and pools make units of what their settings name
 
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
         async def asynchronous(*args: Any, **kwargs: Any) -> Any:
-            return await aio.run_unit(
+            return await running_async.run_unit_async(
                 lambda: function(*args, **kwargs), deadline, max_replays, _nobody
             )
 
@@ -51,7 +49,7 @@ def replayable(
 
     @functools.wraps(function)
     def blocking(*args: Any, **kwargs: Any) -> Any:
-        return sync.run_unit(lambda: function(*args, **kwargs), deadline, max_replays, _nobody)
+        return running.run_unit(lambda: function(*args, **kwargs), deadline, max_replays, _nobody)
 
     blocking.__unbroken_unit__ = True  # type: ignore[attr-defined]
     return blocking

@@ -28,7 +28,7 @@ from unbroken.ledger.scope import current, enter, is_left_over, leave
 from unbroken.ledger.statements import Kind, kind
 from unbroken.ledger.unit import Unit
 from unbroken.ledger.verdicts import Action, Fate
-from unbroken.sync import run_unit
+from unbroken.pool.running import run_unit
 
 LOST, RETRY = Fault(FaultKind.LOST), Fault(FaultKind.RETRY)
 INSERT = "INSERT INTO t VALUES (1)"
@@ -806,7 +806,7 @@ def test_an_exception_at_any_instruction_of_a_unit_leaves_no_thread_in_a_dead_on
             "unbroken.pool.contexts",
             "unbroken.pool.jobs",
             "unbroken.pool.wrapping",
-            "unbroken.sync",
+            "unbroken.pool.running",
             "unbroken.pool.replay",
         )
         > 200
@@ -816,7 +816,7 @@ def test_an_exception_at_any_instruction_of_a_unit_leaves_no_thread_in_a_dead_on
 def test_an_exception_at_any_instruction_of_a_nested_unit_leaves_no_thread_in_a_dead_one() -> None:
     inner = lambda: run_unit(lambda: None, 5.0, 3, lambda _: None)  # noqa: E731
     work = lambda: run_unit(inner, None, 3, lambda _: None)  # noqa: E731
-    assert every_strike(work, *LEDGER, "unbroken.sync") > 200
+    assert every_strike(work, *LEDGER, "unbroken.pool.running") > 200
 
 
 def test_an_exception_at_any_instruction_inside_an_observing_unit_leaves_the_thread_in_that() -> (
@@ -824,7 +824,7 @@ def test_an_exception_at_any_instruction_inside_an_observing_unit_leaves_the_thr
 ):
     number, outer = 0, enter(observer := Unit(observing=True))
     work = lambda: run_unit(lambda: None, None, 3, lambda _: None)  # noqa: E731
-    while (strike := strike_at(number, work, (*LEDGER, "unbroken.sync"))) is not None:
+    while (strike := strike_at(number, work, (*LEDGER, "unbroken.pool.running"))) is not None:
         assert current() is observer
         token = enter(Unit())
         assert token.outermost

@@ -75,13 +75,13 @@ def test_acquire_calls_no_python_function_and_release_only_asks_whether_an_answe
     caller's.
     """
     python, c = calls(lambda: bare_pool.release(bare_pool.acquire()))
-    assert python == ["Pool.acquire", "Pool.release", "_Base.is_clean"]
+    assert python == ["Pool.acquire", "Pool.release", "Base.is_clean"]
     assert c == [*TAKE, "id", "pop", "locked", "append"]
 
 
 def test_release_asks_the_driver_once_whether_the_connection_is_clean(pool: unbroken.Pool) -> None:
     python, c = calls(lambda: pool.release(pool.acquire()))
-    assert python == ["Pool.acquire", "Pool.release", "_Base.is_clean"]
+    assert python == ["Pool.acquire", "Pool.release", "Base.is_clean"]
     assert c == [*TAKE, "id", "pop", "locked", "append"]
 
 
@@ -91,7 +91,7 @@ def test_with_connection_is_three_calls_and_one_question_to_the_driver(pool: unb
             pass
 
     python, c = calls(work)
-    assert python == ["Pool.connection", "Lease.__enter__", "Lease.__exit__", "_Base.is_clean"]
+    assert python == ["Pool.connection", "Lease.__enter__", "Lease.__exit__", "Base.is_clean"]
     assert c == [*TAKE, "locked", "pop", "append"]
 
 

@@ -26,7 +26,7 @@ from unbroken import abc, aio, sync
 from unbroken.drivers import _base, psycopg
 from unbroken.integrations.mongo.aio import AsyncMongoClient
 from unbroken.integrations.mongo.client import MongoClient
-from unbroken.pool import async_lease, lease, steps, threads
+from unbroken.pool import async_lease, lease, running, running_async, steps, threads
 from unbroken.pool.loops import LoopRuntime
 from unbroken.pool.threads import ThreadRuntime
 from unbroken_drill.fake import FakeDriver, FakeServer
@@ -44,8 +44,8 @@ PAIRS = [
     (MongoClient, AsyncMongoClient),
 ]
 FUNCTIONS = [
-    (sync.run_unit, aio.run_unit),
-    (threads.inquire, aio.inquire),
+    (running.run_unit, running_async.run_unit_async),
+    (threads.inquire, running_async.inquire_async),
     (steps.run, steps.run_async),
 ]
 

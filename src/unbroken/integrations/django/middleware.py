@@ -15,7 +15,6 @@ from django.db.backends.signals import connection_created
 from django.http import HttpRequest, HttpResponse
 from django.urls import Resolver404, resolve
 
-from unbroken import aio, sync
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.django.others import follow, follow_others
 from unbroken.integrations.django.request_body import Body
@@ -25,6 +24,7 @@ from unbroken.integrations.web.answers import Swallowed, answer_to, page, report
 from unbroken.integrations.web.exchange import Exchange
 from unbroken.integrations.web.settings import HttpSettings
 from unbroken.ledger.verdicts import Fate
+from unbroken.pool import running, running_async
 
 #: Where a request holds its :class:`_Exchange`.
 KEY = "_unbroken_exchange"
@@ -70,7 +70,7 @@ class UnbrokenMiddleware:
                 return exchange.consider(self.get_response(exchange.request))
 
             limits = self.settings
-            done = sync.run_unit(
+            done = running.run_unit(
                 lambda: attempt(once), limits.deadline, limits.max_replays, _nobody
             )
             return exchange.finish(done)
@@ -91,7 +91,7 @@ class UnbrokenMiddleware:
                 return exchange.consider(await self.get_response(exchange.request))
 
             limits = self.settings
-            done = await aio.run_unit(
+            done = await running_async.run_unit_async(
                 lambda: attempt_async(once), limits.deadline, limits.max_replays, _nobody
             )
             return await exchange.finish_async(done)

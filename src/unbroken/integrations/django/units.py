@@ -10,9 +10,9 @@ from typing import Any, TypeVar, overload
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.db import connections
 
-from unbroken import aio, sync
 from unbroken.integrations.django.request_body import Body, longest, request_in
 from unbroken.ledger.scope import current
+from unbroken.pool import running, running_async
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -78,7 +78,9 @@ def replayable(
                 rewind()
                 return await function(*args, **kwargs)
 
-            return await aio.run_unit(lambda: attempt_async(once), deadline, times, _nobody)
+            return await running_async.run_unit_async(
+                lambda: attempt_async(once), deadline, times, _nobody
+            )
 
         asynchronous.unbroken_replayable = True  # type: ignore[attr-defined] # read by the middleware
         return asynchronous
@@ -91,7 +93,7 @@ def replayable(
             rewind()
             return function(*args, **kwargs)
 
-        return sync.run_unit(lambda: attempt(once), deadline, times, _nobody)
+        return running.run_unit(lambda: attempt(once), deadline, times, _nobody)
 
     blocking.unbroken_replayable = True  # type: ignore[attr-defined] # read by the middleware
     return blocking

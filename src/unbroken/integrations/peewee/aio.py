@@ -14,7 +14,7 @@ import peewee
 from playhouse import db_url, pwasyncio
 
 from unbroken.abc import Cause
-from unbroken.aio import AsyncPool, inquire
+from unbroken.aio import AsyncPool
 from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee import pool_options
 from unbroken.integrations.peewee.again import AskedAgain
@@ -26,6 +26,7 @@ from unbroken.integrations.peewee.unit import unit
 from unbroken.integrations.peewee.upkeep import log
 from unbroken.ledger.questions import Question
 from unbroken.pool.bounds import bounded
+from unbroken.pool.running_async import inquire_async
 from unbroken.pool.steps import run_async
 from unbroken.settings import Settings
 
@@ -198,7 +199,7 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
             await self._unpin(*pinned)
 
     def _inquire(self, question: Question) -> Any:
-        return pwasyncio.await_(inquire(self.pool._current(), question, math.inf))
+        return pwasyncio.await_(inquire_async(self.pool._current(), question, math.inf))
 
     def _is_bound_to_session(self) -> bool:
         state = self._state._current()

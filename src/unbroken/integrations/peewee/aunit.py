@@ -10,10 +10,10 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
-from unbroken.aio import run_unit
 from unbroken.integrations.peewee.lazy import Lazy, whole
 from unbroken.integrations.peewee.unit import resolved
 from unbroken.ledger.scope import current
+from unbroken.pool.running_async import run_unit_async
 
 
 def awaited(
@@ -39,7 +39,7 @@ def awaited(
                     return await _whole(await function(*args, **kwargs), db, function, lazy)
 
         limit = settings.deadline if deadline is None else deadline
-        return await run_unit(
+        return await run_unit_async(
             work,
             limit,
             settings.max_replays if max_replays is None else max_replays,

@@ -14,7 +14,7 @@ import peewee
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.peewee.lazy import Lazy, whole
 from unbroken.ledger.scope import current
-from unbroken.sync import run_unit
+from unbroken.pool.running import run_unit
 
 
 def unit(

@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from time import monotonic
 from typing import Any, TypeAlias
 
-from unbroken import aio
 from unbroken.integrations import _foreign
 from unbroken.integrations.web import exchange as _http
 from unbroken.integrations.web import health as _health
 from unbroken.integrations.web.answers import Swallowed, json_page, page, report
 from unbroken.integrations.web.exchange import KEY, log
 from unbroken.integrations.web.settings import HttpSettings
+from unbroken.pool import running_async
 from unbroken.pool.holder import thread_frames
 
 Message: TypeAlias = dict[str, Any]
@@ -125,7 +125,9 @@ class _Exchange(_http.Exchange):
             else:
                 self._before, state = dict(self._scope), self._scope.get("state")
                 self._state = dict(state) if isinstance(state, dict) else None
-                await aio.run_unit(self._again, settings.deadline, settings.max_replays, _nobody)
+                await running_async.run_unit_async(
+                    self._again, settings.deadline, settings.max_replays, _nobody
+                )
             if self._late is not None:
                 raise self._late
         except Exception as exc:

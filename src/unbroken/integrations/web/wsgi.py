@@ -8,7 +8,6 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
-from unbroken import sync
 from unbroken.integrations import _foreign
 from unbroken.integrations.web import exchange as _http
 from unbroken.integrations.web import health as _health
@@ -16,6 +15,7 @@ from unbroken.integrations.web import request_leaks
 from unbroken.integrations.web.answers import json_page, page, report
 from unbroken.integrations.web.exchange import KEY, log
 from unbroken.integrations.web.settings import HttpSettings
+from unbroken.pool import running
 
 Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Any]
@@ -117,7 +117,9 @@ class Exchange(_http.Exchange):
                 body = self._attempt()
             else:
                 self._prepare(settings)
-                body = sync.run_unit(self._again, settings.deadline, settings.max_replays, _nobody)
+                body = running.run_unit(
+                    self._again, settings.deadline, settings.max_replays, _nobody
+                )
             if self._late is not None:
                 raise self._late
             return body
