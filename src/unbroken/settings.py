@@ -107,8 +107,8 @@ class Settings:
 
     heal: bool = True
     """Run a lost statement again on another connection, where it is the first of its transaction
-    (or only reads, in autocommit). Engines of SQLAlchemy and Django do; a bare pool never repeats a
-    single statement."""
+    (or only reads, in autocommit). Engines of SQLAlchemy and Django and databases of peewee do; a
+    bare pool never repeats a single statement."""
 
     max_replays: int = 10
     """How often one unit of work is run again at most."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from unbroken.abc import Fault
-from unbroken.ledger.heal import Ruling
+from unbroken.abc import Fault, FaultKind
+from unbroken.ledger.heal import CURABLE, Past, Ruling
 from unbroken.ledger.questions import Question
-from unbroken.ledger.statements import verb
+from unbroken.ledger.scope import current, current_token
+from unbroken.ledger.statements import Kind, kind, verb
+from unbroken.pool.leases import JUST_USED
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, Flow
 
@@ -18,6 +20,60 @@ log = logging.getLogger("unbroken")
 
 #: What a statement's error says where another attempt was not possible.
 HINT = "a unit of work (@unbroken.replayable, pool.run) runs the whole transaction again"
+
+
+def is_open(loan: Loan, past: Past, *, autocommit: bool) -> bool | None:
+    """Whether a transaction is open, also on a connection of which the driver does not know it any
+    more because it is dead. None: nobody knows.
+    """
+    known: bool | None = loan.state.driver.is_in_transaction(loan.conn)
+    if known is False or not loan.is_dead:
+        return known
+    if not past.count:
+        return False if past.why_blind is None else known
+    began = any(kind(sql) is Kind.BEGIN for sql in past.now)
+    return False if autocommit and not began else known
+
+
+def was_well(loan: Loan, past: Past) -> bool:
+    """Whether the connection had been opened, or used, just before."""
+    return bool(past.earlier) or loan.entry.taken_at - loan.entry.last_used < JUST_USED
+
+
+def curable(loan: Loan, fault: Fault, *, was_dead: bool) -> Fault | None:
+    """*fault*, if another connection might cure it. *was_dead*: before anything was sent."""
+    if was_dead:
+        fault = Fault(FaultKind.LOST, loan.entry.cause, fault.code, fault.text)
+    return fault if fault.kind in CURABLE else None
+
+
+def is_replayed() -> bool:
+    """Whether this is done for a unit of work, which is run again as a whole."""
+    unit = current() if current_token() is not None else None
+    return unit is not None and not unit.observing
+
+
+def forget(exc: BaseException) -> None:
+    """*exc* is nobody's error any more. Its traceback would keep what is on this stack, results
+    and connections, wherever a driver keeps its errors.
+    """
+    link: BaseException | None = exc
+    while link is not None and link.__traceback__ is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+
+
+def is_serializable(pool: Any) -> bool:
+    """Whether PostgreSQL's default for *pool*'s sessions is, or may be, SERIALIZABLE: asked on
+    another connection of the (blocking) *pool*.
+    """
+    try:
+        with pool.connection() as conn:
+            cursor = conn.cursor()
+            cursor.execute("SHOW default_transaction_isolation")
+            return bool(cursor.fetchone()[0] == "serializable")
+    except Exception:
+        return True
 
 
 def objection(loan: Loan, ruling: Ruling) -> Flow[str | None]:

@@ -14,17 +14,23 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 from django.db.utils import Error
 
-from unbroken.abc import Fault, FaultKind
+from unbroken.abc import Fault
 from unbroken.errors import ConnectionLostError, UnbrokenError
 from unbroken.integrations.django.errors import translated
 from unbroken.integrations.django.held import NOT_COUNTED_ON, Held
 from unbroken.integrations.django.statements import text_of
-from unbroken.ledger.heal import CURABLE, Lost, Past, Ruling, may_forget_commit, may_run_again
+from unbroken.ledger.heal import Lost, Past, Ruling, may_forget_commit, may_run_again
 from unbroken.ledger.residue import VAGUE
-from unbroken.ledger.scope import current, current_token
-from unbroken.ledger.statements import Kind, kind
-from unbroken.pool.heal import HINT, note, objection
-from unbroken.pool.leases import JUST_USED
+from unbroken.pool.heal import (
+    HINT,
+    curable,
+    forget,
+    is_open,
+    is_replayed,
+    note,
+    objection,
+    was_well,
+)
 from unbroken.pool.steps import run
 
 #: A fresh connection that is lost before the statement reached it is replaced so often.
@@ -81,9 +87,9 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
                 result = send()
             except Error as exc:
                 fault = self._fault_of(exc, held, was_dead)
-                if fault is None or _is_replayed():
+                if fault is None or is_replayed():
                     raise
-                losses += _was_well(held, held.past) and not was_dead
+                losses += was_well(held, held.past) and not was_dead
                 try:
                     if against:
                         raise _Refused(against) from None
@@ -91,6 +97,9 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
                 except (_Refused, Error, UnbrokenError) as why:
                     exc.add_note(f"unbroken did not run this statement again: {why}; {HINT}")
                     raise exc from exc.__cause__
+                finally:
+                    self._met = None
+                forget(exc)
                 healed = fault
                 continue
             if healed is not None:
@@ -107,10 +116,7 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
             or held.is_inherited
         ):
             return None
-        fault = met[1]
-        if was_dead:  # nothing could be sent
-            fault = Fault(FaultKind.LOST, held.entry.cause, fault.code, fault.text)
-        return fault if fault.kind in CURABLE else None
+        return curable(held, met[1], was_dead=was_dead)
 
     def _lost(self, held: Held, sql: str | bytes | None, fault: Fault, losses: int) -> Lost:
         return Lost(
@@ -206,14 +212,14 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         That connection goes back then.
         """
         held = self._held
-        if held is None or held.past is None or not self.autocommit or _is_replayed():
+        if held is None or held.past is None or not self.autocommit or is_replayed():
             return False
         met, driver = exc.__cause__, held.state.driver
         if not isinstance(met, driver.errors) or not held.is_lost_at_begin(met):
             return False
         past = held.past.copy()
         past.sent("BEGIN", False)
-        lost = self._lost(held, "BEGIN", held.state.classify(met), _was_well(held, past))
+        lost = self._lost(held, "BEGIN", held.state.classify(met), was_well(held, past))
         if not may_run_again(past, lost).heals:
             return False
         note(held.state, "BEGIN", held.entry.place, lost.fault)
@@ -224,7 +230,7 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     def unbroken_forgets_commit(self, held: Held, exc: Exception) -> bool:
         """Whether COMMIT, which failed with *exc*, is no loss: nothing but reads went before it."""
         past, state = held.past, held.state
-        if past is None or _is_replayed() or not held.left_behind <= NOT_COUNTED_ON:
+        if past is None or is_replayed() or not held.left_behind <= NOT_COUNTED_ON:
             return False
         fault = held.failed(exc)
         lost = self._lost(held, "COMMIT", fault, 1)
@@ -256,28 +262,4 @@ def _tell(db: Any, held: Held, past: Past, sql: str | bytes | None) -> None:
                 "the session that could answer this was lost, and another has taken its place",
             )
         )
-    past.sent(sql, _is_open(db, held, past))
-
-
-def _is_open(db: Any, held: Held, past: Past) -> bool | None:
-    """Whether a transaction is open, also on a connection of which the driver does not know it any
-    more.
-    """
-    is_open: bool | None = held.state.driver.is_in_transaction(held.conn)
-    if is_open is False or not held.is_dead:
-        return is_open
-    if not past.count:
-        return False if past.why_blind is None else is_open
-    began = any(kind(sql) is Kind.BEGIN for sql in past.now)
-    return False if db.autocommit and not began else is_open
-
-
-def _was_well(held: Held, past: Past) -> bool:
-    """Whether the connection had been opened, or used, just before."""
-    return bool(past.earlier) or held.entry.taken_at - held.entry.last_used < JUST_USED
-
-
-def _is_replayed() -> bool:
-    """Whether this is done for a unit of work, which is run again as a whole."""
-    unit = current() if current_token() is not None else None
-    return unit is not None and not unit.observing
+    past.sent(sql, is_open(held, past, autocommit=db.autocommit))

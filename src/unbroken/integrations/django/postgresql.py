@@ -12,6 +12,7 @@ from django.db.backends.postgresql.psycopg_any import IsolationLevel, is_psycopg
 
 from unbroken.integrations.django import checks, pools
 from unbroken.integrations.django.wrapper import Pooled
+from unbroken.pool.heal import is_serializable
 
 
 class DatabaseCreation(Creation):  # type: ignore[misc] # Django has no types
@@ -56,7 +57,7 @@ class DatabaseWrapper(Pooled, PostgreSQL):  # type: ignore[misc] # Django has no
             return bool(chosen == IsolationLevel.SERIALIZABLE)
         source = pools.source_of(self)
         if "serializable" not in source.facts:
-            source.facts["serializable"] = _is_serializable(source.pool)
+            source.facts["serializable"] = is_serializable(source.pool)
         return bool(source.facts["serializable"])
 
     def close_pool(self) -> None:
@@ -65,15 +66,6 @@ class DatabaseWrapper(Pooled, PostgreSQL):  # type: ignore[misc] # Django has no
         A new one is made when it is next needed.
         """
         pools.close_pools(self.alias)
-
-
-def _is_serializable(pool: Any) -> bool:
-    try:
-        with pool.connection() as conn, conn.cursor() as cursor:
-            cursor.execute("SHOW default_transaction_isolation")
-            return bool(cursor.fetchone()[0] == "serializable")
-    except Exception:
-        return True  # it may be
 
 
 checks.register()

@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -17,16 +16,15 @@ from unbroken.abc import Cause
 from unbroken.aio import AsyncPool
 from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee import pool_options
-from unbroken.integrations.peewee.again import AskedAgain
+from unbroken.integrations.peewee.aheal import AsyncHealing
 from unbroken.integrations.peewee.errors import LazyQueryError, translated
+from unbroken.integrations.peewee.heal import Refused
 from unbroken.integrations.peewee.held import Held
 from unbroken.integrations.peewee.poolish import Poolish
 from unbroken.integrations.peewee.slot import Where, caller, refusal
 from unbroken.integrations.peewee.unit import unit
 from unbroken.integrations.peewee.upkeep import log
-from unbroken.ledger.questions import Question
 from unbroken.pool.bounds import bounded
-from unbroken.pool.running_async import inquire_async
 from unbroken.pool.steps import run_async
 from unbroken.settings import Settings
 
@@ -35,7 +33,7 @@ _last_scope: ContextVar[tuple[Where | None, Where | None]] = ContextVar(
 )
 
 
-class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ignore[misc] # peewee ships no types that we could use
+class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: ignore[misc] # peewee ships no types that we could use
     """Mixed in before one of pwasyncio's databases.
 
     What ``aconnect()``, ``async with db`` or ``@db.unit`` took is kept by the task until
@@ -141,6 +139,8 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         return state, held
 
     async def _unpin(self, state: Any, held: Any) -> None:
+        while held.successor is not None:
+            held = held.successor
         held.pins -= 1
         await self._settle(state)
 
@@ -180,7 +180,8 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         """
         pinned = await self._pin(sql)
         try:
-            return await super().aexecute_sql(sql, params)
+            send = super().aexecute_sql
+            return await self._send_safely(sql, lambda: send(sql, params))
         finally:
             await self._unpin(*pinned)
 
@@ -198,12 +199,7 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         finally:
             await self._unpin(*pinned)
 
-    def _inquire(self, question: Question) -> Any:
-        return pwasyncio.await_(inquire_async(self.pool._current(), question, math.inf))
-
-    def _is_bound_to_session(self) -> bool:
-        state = self._state._current()
-        return bool(state.transactions) or (state.conn is not None and state.conn.is_open)
+    _count_replay = Poolish._count_replay
 
     async def _pool_release(self, held: Any) -> None:
         await held.close()
@@ -219,14 +215,16 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
         while True:
             state, held = pwasyncio.await_(self._pin())
             try:
+                held.is_beginning = True
                 with bounded(held.home, "begin", held.entry):
                     super().begin(*args, **kwargs)
-                state.conn.is_open = True
+                state.conn.begins((args, kwargs))
                 return
             except Exception:
                 if held.entry.cause in (None, Cause.DEADLINE) or state.transactions:
                     raise
             finally:
+                held.is_beginning = False
                 pwasyncio.await_(self._unpin(state, held))
 
     def commit(self) -> None:
@@ -267,7 +265,12 @@ class AsyncPooledDatabase(AskedAgain, pwasyncio.AsyncDatabaseMixin):  # type: ig
             raise peewee.InterfaceError("Cannot commit, database connection not open.")
         try:
             with peewee.__exception_wrapper__, held.listening():
-                await run_async(held.loan.commit(), held.home.runtime.do)
+                try:
+                    await run_async(held.loan.commit(), held.home.runtime.do)
+                except Exception as exc:
+                    if not await self._forgets_commit(held, exc):
+                        raise
+                    return
         except UnbrokenError as error:
             raise translated(error) from error
         held.look()
@@ -294,6 +297,20 @@ class AsyncMySQLDatabase(AsyncPooledDatabase, pwasyncio.AsyncMySQLDatabase):  # 
     """pwasyncio's ``AsyncMySQLDatabase``, unbroken: aiomysql."""
 
     _driver, _like, _wrapper = "aiomysql", "pymysql", AsyncMySQLConnection
+
+    def _begin_on(self, _state: Any, old: Held) -> Callable[[Held], Awaitable[None]]:
+        if old.begin_with is None:
+            raise Refused("it is not known how its transaction was begun")
+        arguments, options = old.begin_with
+        level = arguments[0] if arguments else options.get("isolation_level")
+
+        async def begin(new: Held) -> None:
+            with new.listening("BEGIN"), bounded(new.home, "begin", new.entry):
+                if level:
+                    await new.send(f"SET TRANSACTION ISOLATION LEVEL {level}")
+                await new.send("BEGIN")
+
+        return begin
 
     async def _dial(self) -> Any:
         from aiomysql.connection import Connection
@@ -331,7 +348,7 @@ class AsyncPgAtomic(pwasyncio.AsyncPgAtomic):  # type: ignore[misc]
                 with held.listening(), bounded(held.home, "begin", held.entry):
                     began = await super()._abegin()
                 self._lent = state.conn  # another one, if it was lost since
-                self._lent.is_open = True
+                self._lent.begins(self._begin_args if any(self._begin_args) else None)
                 return began
             except Exception:
                 if held.entry.cause in (None, Cause.DEADLINE) or state.transactions:
@@ -341,7 +358,9 @@ class AsyncPgAtomic(pwasyncio.AsyncPgAtomic):  # type: ignore[misc]
 
     async def acommit(self, begin: bool = True) -> None:
         """Raises CommitUnknownError or ConnectionLostError where the outermost one was lost."""
-        if self._lent.conn is not None and self._lent.conn._top_xact is self._tx:
+        if self._lent.conn is None:
+            raise self._lent.loss()
+        if self._lent.conn._top_xact is self._tx:
             await self.db._commit(self._lent)
         else:
             await super().acommit(False)
@@ -374,6 +393,20 @@ class AsyncPostgresqlDatabase(AsyncPooledDatabase, pwasyncio.AsyncPostgresqlData
     """pwasyncio's ``AsyncPostgresqlDatabase``, unbroken: asyncpg."""
 
     _driver, _like, _wrapper = "asyncpg", "psycopg", AsyncPostgresqlConnection
+
+    def _begin_on(self, state: Any, _old: Held) -> Callable[[Held], Awaitable[None]]:
+        atomic = state.transactions[0] if state.transactions else None
+        if not isinstance(atomic, AsyncPgAtomic):
+            raise Refused("it is not known how its transaction was begun")
+        arguments, options = atomic._begin_args
+
+        async def begin(new: Held) -> None:
+            with new.listening("BEGIN"), bounded(new.home, "begin", new.entry):
+                atomic._tx = new.conn.transaction(*arguments, **options)
+                await atomic._tx.start()
+            atomic._lent = new
+
+        return begin
 
     async def _dial(self) -> Any:
         import asyncpg

@@ -13,23 +13,21 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import peewee
 from playhouse.pool import MaxConnectionsExceeded
 
-from unbroken.errors import UnbrokenError
+from unbroken.errors import ConnectionLostError, UnbrokenError
 from unbroken.integrations.peewee import pool_options, upkeep
-from unbroken.integrations.peewee.again import AskedAgain
 from unbroken.integrations.peewee.errors import LazyQueryError, translated
+from unbroken.integrations.peewee.heal import past_for, tell
 from unbroken.integrations.peewee.poolish import Poolish
 from unbroken.integrations.peewee.result import Result, is_streaming
 from unbroken.integrations.peewee.slot import PerThread, Pin, Shared, Slot, Taken, caller, refusal
 from unbroken.integrations.peewee.transactions import Transactions
 from unbroken.integrations.peewee.unit import Atomic, unit
-from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import current, current_token
-from unbroken.pool import threads
 from unbroken.settings import Settings
 from unbroken.sync import Pool
 
@@ -43,7 +41,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 __all__ = ["MaxConnectionsExceeded", "PooledDatabase"]
 
 
-class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # type: ignore[misc] # peewee ships no types that we could use
+class PooledDatabase(Transactions, Poolish, peewee.Database):  # type: ignore[misc] # peewee ships no types that we could use
     """Mixed in before one of peewee's MySQL or PostgreSQL databases, as playhouse's class of that
     name is.
 
@@ -247,6 +245,7 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         slot.ctx = [ctx for ctx in slot.ctx if getattr(ctx, "_helper", None) not in transactions]
         slot.entered.clear()
         slot.ending = slot.opening = False
+        slot.lost = None
         if slot.loan is not None:
             slot.loan.end("a transaction on it was broken off")
         if not slot.closed:
@@ -273,12 +272,14 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
                 "Error, database must be initialized before opening a connection."
             )
         self._finish_leaving(slot)
+        if slot.lost is not None:
+            raise self._lost_error(slot)
         slot.conn, slot.closed = self._connect(), False
         conn, pool = slot.conn, self._made
         known = pool.loan_of(conn) if pool is not None else None
         if pool is not None and known is not None:
             loan: Any = Taken.of(known.state, known.entry, conn)
-            loan.pool = pool
+            loan.pool, loan.past = pool, past_for(pool)
             loan.keep()
             entry, deadline = loan.entry, loan.state.settings.deadline
             slot.opened = caller()
@@ -286,7 +287,9 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
             slot.loan, slot.last_used = loan, entry.taken_at
             if current_token() is not None:
                 loan.begun = (current(), None)  # acquire() has enlisted it
-            loan.arm(slot.until if deadline is None else min(slot.until, entry.taken_at + deadline))
+            limit = math.inf if deadline is None else entry.taken_at + deadline
+            loan.until = min(slot.until, limit)
+            loan.arm(loan.until)
         try:
             if self.server_version is None:
                 self._set_server_version(conn)
@@ -294,6 +297,10 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         except BaseException:
             self._give_back(slot)
             raise
+
+    def _lost_error(self, slot: Slot) -> UnbrokenError:
+        what = f"this transaction was lost ({slot.lost}); nothing of it is stored"
+        return translated(self.pool._current().error(ConnectionLostError, what))
 
     def _give_back(self, slot: Slot, where: Any = None) -> None:
         """Take the connection out of *slot*, whose scope stays, and release it."""
@@ -411,6 +418,8 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         slot, pin = self._ready()
         try:
             raw = super().cursor(named_cursor)
+            if slot.sql is None and slot.loan is not None and slot.loan.past is not None:
+                slot.loan.past.unseen("the application has a cursor of its own")
             if slot.is_bound:
                 slot.raw = slot.raw or slot.sql is None
                 return raw
@@ -423,6 +432,19 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
         start = time.perf_counter() if self.query_hooks else None
         slot = self._state
         pin = Pin(self, slot)
+        try:
+            result = self._send_safely(slot, sql, lambda: self._send(slot, sql, params, options))
+        except Exception as exc:
+            if start is not None:
+                self._notify_hooks(sql, params, start, exc)
+            raise
+        finally:
+            self._unpin(slot, pin)
+        if start is not None:
+            self._notify_hooks(sql, params, start, None)
+        return result
+
+    def _send(self, slot: Slot, sql: Any, params: Any, options: dict[str, Any]) -> Result:
         slot.sql = sql
         result: Any = None
         try:
@@ -431,24 +453,26 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
                 if type(result) is not Result:
                     result = Result(result, self, slot)
                 result._reusable = False
+                tell(slot, sql)
                 result._cursor.execute(sql, params or ())
             self._executed(slot, result)
         except BaseException as exc:
             slot.sql = None
             if result is not None:
                 slot.readers.pop(id(result), None)
-            error = upkeep.failed(self, slot, exc, sql)
-            if start is not None and isinstance(exc, Exception):
-                self._notify_hooks(sql, params, start, exc)
-            if error is not exc:
-                raise error from exc
+            self._blame(slot, exc, sql)
             raise
         finally:
             slot.sql = None
-            self._unpin(slot, pin)
-        if start is not None:
-            self._notify_hooks(sql, params, start, None)
-        return result
+        return cast("Result", result)
+
+    def _blame(self, slot: Slot, exc: BaseException, sql: Any) -> None:
+        """Raise what the caller is told instead of *exc*, if so. (A variable for it beside its own
+        traceback would be a cycle that keeps results, and so connections.)
+        """
+        error = upkeep.failed(self, slot, exc, sql)
+        if error is not exc:
+            raise error from exc
 
     def _executed(self, slot: Slot, result: Result) -> None:
         loan = slot.loan
@@ -460,13 +484,6 @@ class PooledDatabase(AskedAgain, Transactions, Poolish, peewee.Database):  # typ
             slot.readers.pop(id(result), None)
             if not slot.is_bound:
                 result.let_go()
-
-    def _inquire(self, question: Question) -> Any:
-        return threads.inquire(self.pool._current(), question, math.inf)
-
-    def _is_bound_to_session(self) -> bool:
-        slot = self._state
-        return bool(slot.transactions or slot.begun or slot.raw)
 
     # -- units of work -----------------------------------------------------------------------------
 

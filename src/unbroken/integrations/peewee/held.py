@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -10,14 +11,19 @@ from typing import Any
 
 from playhouse import pwasyncio
 
-from unbroken.abc import Cause, FaultKind
+from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.aio import AsyncPool
 from unbroken.errors import ConnectionLostError, UnbrokenError
 from unbroken.integrations.peewee.again import mark
 from unbroken.integrations.peewee.errors import origin, translated
+from unbroken.integrations.peewee.heal import missed, past_for
 from unbroken.integrations.peewee.slot import caller
 from unbroken.ledger.scope import current
+from unbroken.pool.heal import is_open
 from unbroken.pool.steps import run_async
+
+#: Code in these packages knows what it does with the driver's own connection.
+_OWN = ("playhouse.", "peewee", "unbroken.")
 
 
 class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee ships no types that we could use
@@ -37,13 +43,46 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         self.pins = 0  #: statements that are at work on it
         #: taken by a statement or a transaction, not by connect(): nobody keeps it afterwards
         self.by_itself = False
+        self.past = past_for(pool)
+        self.told: Any = None  #: the statement under way
+        self.was_dead = False  #: whether the connection was known to be lost before it was sent
+        self.met: tuple[BaseException, Fault] | None = None  #: the driver's last error, its meaning
+        self.is_beginning = False  #: a BEGIN of the body's own is being sent
+        self.is_begun = False  #: a transaction was begun in a way that can be repeated
+        self.begin_with: Any = None  #: … with these arguments
+        self.successor: Held | None = None  #: what took its place in the middle of a statement
         limit = self.home.settings.deadline
-        loan.arm(
-            min(
-                math.inf if limit is None else self.last_used + limit,
-                math.inf if unit is None else unit.until,
-            )
+        self.until = min(
+            math.inf if limit is None else self.last_used + limit,
+            math.inf if unit is None else unit.until,
         )
+        loan.arm(self.until)
+
+    def resume(self, other: Held) -> None:
+        """This one takes the place of *other*, whose holder and deadline stay."""
+        self.by_itself, self.pins, other.successor = other.by_itself, other.pins, self
+        self.until = min(self.until, other.until)
+        self.loan.disarm()
+        self.loan.arm(self.until)
+
+    def begins(self, given: Any = None) -> None:
+        """A transaction was begun, *given* these arguments."""
+        self.is_open = self.is_begun = True
+        self.begin_with = given or self.begin_with
+        if self.past is not None:
+            self.past.begins()
+
+    def tell(self, sql: Any) -> None:
+        """*sql* is about to be sent. Raises ConnectionLostError for what only a lost session
+        knew.
+        """
+        past = self.past
+        if past is None or self.is_beginning:
+            return
+        self.told, self.was_dead = sql, self.entry.cause is not None
+        if past.forgot and past.misses(sql):
+            raise translated(missed(self.home))
+        past.sent(sql, is_open(self.loan, past, autocommit=not self.is_begun))
 
     def stale(self) -> bool:
         """Whether this connection is known to be lost. No round trip."""
@@ -72,6 +111,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
     def look(self) -> None:
         """The server has answered: what is open now."""
         self.is_open = self.home.driver.is_in_transaction(self.conn) is not False
+        self.is_begun = self.is_begun and self.is_open
         self.last_used = monotonic()
 
     @contextmanager
@@ -81,6 +121,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
             yield
         except BaseException as exc:
             fault = self.loan.failed(origin(exc))
+            self.met = (origin(exc), fault)
             if fault.kind is FaultKind.OTHER and self.entry.cause is None:
                 self.look()
             if (
@@ -90,7 +131,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
             ):
                 raise translated(self.loan.shown(exc, self.home.settings.deadline)) from exc
             if isinstance(exc, Exception) and fault.is_lost:
-                mark(exc, sql, self.entry)
+                mark(exc, sql)
             raise
 
     def loss(self) -> UnbrokenError:
@@ -102,8 +143,25 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         )
         return translated(self.home.error(ConnectionLostError, what))
 
+    async def send(self, sql: str) -> Any:
+        """Send a statement of the body's own."""
+        return await super().execute(sql)
+
+    @property
+    def conn(self) -> Any:
+        """The driver's own. Code that takes it from here may send anything."""
+        past = self.__dict__.get("past")
+        if past is not None and not str(sys._getframe(1).f_globals["__name__"]).startswith(_OWN):
+            past.unseen("the application has the driver's connection")
+        return self.__dict__["conn"]
+
+    @conn.setter
+    def conn(self, conn: Any) -> None:
+        self.__dict__["conn"] = conn
+
     async def execute(self, sql: str, params: Any = None) -> Any:
         """As pwasyncio's."""
+        self.tell(sql)
         with self.listening(sql):
             result = await super().execute(sql, params)
         self.look()
@@ -111,13 +169,14 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
 
     async def execute_iter(self, sql: str, params: Any = None) -> Any:
         """As pwasyncio's."""
+        self.tell(sql)
         with self.listening():
             return await super().execute_iter(sql, params)
 
     async def close(self) -> None:
         """Give it back to the pool that lent it; what is lost is closed."""
         conn: Any = self.conn
-        self.conn: Any = None
+        self.conn = None
         self.loan.disarm()
         if conn is not None:
             if self.entry.cause is not None:

@@ -18,6 +18,11 @@ class Poolish:
         """The pool's numbers in this process at this moment."""
         return self.pool.stats()  # type: ignore[attr-defined, no-any-return] # the database's
 
+    def _count_replay(self: Any, _why: str) -> None:
+        state = self.pool._current()
+        with state.lock:
+            state.counters.replays += 1
+
     def manual_close(self: Any) -> bool:
         """Close this thread's connection for good instead of giving it back.
 

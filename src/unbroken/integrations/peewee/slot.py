@@ -19,8 +19,10 @@ from typing import Any, TypeAlias
 
 import peewee
 
+from unbroken.abc import Fault
 from unbroken.brain.entry import Place
 from unbroken.integrations._ended import is_left
+from unbroken.ledger.heal import Past
 from unbroken.pool.holder import outside
 from unbroken.pool.kept import Kept
 from unbroken.pool.steps import run
@@ -35,9 +37,17 @@ _BETWEEN = frozenset({"peewee", "playhouse", "unbroken"})
 class Taken(Kept):
     """What a slot has of a pool."""
 
-    __slots__ = ("pool",)
+    __slots__ = ("past", "pool", "until")
 
     pool: Pool
+    past: Past | None  #: what was sent on it; None: nothing is run again
+    until: float  #: when this use is ended
+
+    def resume(self, other: Taken) -> None:
+        """This one takes the place of *other*, whose deadline stays."""
+        self.disarm()
+        self.until = min(self.until, other.until)
+        self.arm(self.until)
 
     def put_back(self) -> None:
         """To the pool; or, where that cannot be, to its end."""
@@ -68,6 +78,11 @@ class Slot:
         self.opened: Where | None = None  #: where the last connection was taken …
         self.left: Where | None = None  #: … and given back (strict mode)
         self.leaving: Taken | None = None  #: on its way back to the pool
+        self.lost: str | None = None  #: why the transaction that is open gets no connection
+        self.told: Taken | None = None  #: where the statement under way was told of …
+        self.was_dead = False  #: … and whether that connection was known to be lost
+        self.met: tuple[BaseException, Fault] | None = None  #: the driver's last error, its meaning
+        self.begin_with: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.until = math.inf  #: when the unit of work that this thread is in must be over
         self.reset()
 
@@ -83,6 +98,7 @@ class Slot:
             int, int
         ] = {}  #: by the id of a context of ``with db:``, the id of the frame that runs the block
         self.held = self.opening = False
+        self.lost = None
         self.orphan = False  #: a forked child inside its parent's transaction
         self.drop()
 

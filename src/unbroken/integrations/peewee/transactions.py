@@ -11,12 +11,13 @@ import peewee
 
 from unbroken.integrations.peewee import upkeep
 from unbroken.integrations.peewee.again import lost_by
+from unbroken.integrations.peewee.heal import Healing
 from unbroken.integrations.peewee.slot import Pin, Slot
 from unbroken.pool.bounds import bounded
 from unbroken.pool.steps import Call, run
 
 
-class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no types that we could use
+class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee ships no types
     """peewee's own, with an ear for what is lost."""
 
     def begin(self, *args: Any, **kwargs: Any) -> None:
@@ -25,6 +26,7 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
         A BEGIN whose connection is lost is sent again on another: nothing was done yet.
         """
         slot = self._state
+        slot.begin_with = args, kwargs
         tries = 0
         slot.opening = False  # a BEGIN that was broken off may have left it
         self._begin_anew(slot)
@@ -36,6 +38,8 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
                 super().begin(*args, **kwargs)
                 slot.begun, slot.clean = True, False
                 slot.ending = False
+                if slot.loan is not None and slot.loan.past is not None:
+                    slot.loan.past.begins()
                 return
             except BaseException as exc:
                 error = upkeep.failed(self, slot, exc, "BEGIN")
@@ -55,13 +59,19 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
         it was not sent.
         """
         slot = self._state
+        if slot.lost is not None:
+            raise self._lost_error(slot)
         if slot.closed:
             raise peewee.InterfaceError("Cannot commit, database connection not open.")
         pin = Pin(self, slot)
         try:
             slot.ending = True
-            with peewee.__exception_wrapper__:
-                self._commit(slot)
+            try:
+                with peewee.__exception_wrapper__:
+                    self._commit(slot)
+            except Exception as exc:
+                if not self._forgets_commit(slot, exc):
+                    raise
             slot.begun = slot.open = slot.ending = False
             slot.clean = True
         except BaseException as exc:
@@ -92,6 +102,10 @@ class Transactions(peewee.Database):  # type: ignore[misc] # peewee ships no typ
     def rollback(self) -> None:
         """As peewee's. A lost connection needs no ROLLBACK: the server has done it."""
         slot = self._state
+        if slot.lost is not None:  # the server has rolled back
+            slot.lost = None
+            slot.begun = slot.open = slot.ending = False
+            return
         if slot.closed and not slot.transactions and not slot.held:
             raise peewee.InterfaceError("Cannot rollback, database connection not open.")
         pin = Pin(self, slot)

@@ -91,12 +91,13 @@ def failed(
         return exc
     entry, home = loan.entry, loan.state
     fault = loan.failed(origin(exc))
+    slot.met = (origin(exc), fault)
     if fault.kind is FaultKind.OTHER:
         slot.clean = home.driver.is_in_transaction(slot.conn) is False
         slot.open = not slot.clean and slot.open
     told = shown(loan, exc)
     if fault.is_lost and isinstance(exc, Exception) and entry.cause is not Cause.DEADLINE:
-        mark(exc, sql, entry)
+        mark(exc, sql)
     if entry.cause is not None and not stays and not (slot.begun or slot.transactions):
         database._give_back(slot)
     return told

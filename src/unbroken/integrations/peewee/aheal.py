@@ -1,0 +1,179 @@
+"""As :mod:`unbroken.integrations.peewee.heal`, for asyncio: a task's connection in the middle of a
+transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import peewee
+
+from unbroken.abc import Fault
+from unbroken.errors import UnbrokenError
+from unbroken.integrations.peewee.errors import origin
+from unbroken.integrations.peewee.heal import ATTEMPTS, Refused, refused
+from unbroken.integrations.peewee.held import Held
+from unbroken.ledger.heal import Lost, Past, Ruling, may_forget_commit, may_run_again
+from unbroken.pool.heal import curable, forget, is_replayed, note, objection, was_well
+from unbroken.pool.steps import run_async
+
+
+class AsyncHealing:
+    """Mixed in before one of pwasyncio's databases: it sends what goes through ``execute``."""
+
+    _state: Any
+    pool: Any
+    aconnect: Callable[[], Awaitable[Any]]
+    _drop: Callable[[Any], Awaitable[None]]
+
+    async def _send_safely(self, sql: Any, send: Callable[[], Awaitable[Any]]) -> Any:
+        """What *send* gives, which sends *sql*.
+
+        It is called again where the connection was lost and that is safe.
+        """
+        losses, healed = 0, None
+        while True:
+            state = self._state._current()
+            if state.conn is not None:
+                state.conn.told = state.conn.met = None
+            try:
+                result = await send()
+            except Exception as exc:
+                held: Held | None = state.conn
+                fault = _lost_by(held, exc)
+                if fault is None or held is None:
+                    raise
+                assert held.past is not None  # it was told
+                losses += was_well(held.loan, held.past) and not held.was_dead
+                lost = _lost(sql, held, fault, losses, bool(held.is_begun or state.transactions))
+                try:
+                    await self._move(state, held, may_run_again(held.past, lost))
+                except (Refused, peewee.PeeweeException, UnbrokenError) as why:
+                    refused(exc, why)
+                    raise exc from exc.__cause__
+                finally:
+                    held.met = None
+                forget(exc)
+                healed = fault
+                continue
+            if healed is not None and state.conn is not None:
+                note(state.conn.home, sql, state.conn.entry.place, healed)
+            return result
+
+    async def _move(self, state: Any, old: Held, ruling: Ruling) -> None:
+        """Another connection for this task, in the same transaction. Raises what says why not."""
+        if not ruling.heals:
+            raise Refused(ruling.reason)
+        begin = self._begins_again(state, old)
+        is_over, past = False, old.past
+        assert past is not None  # it was told
+        try:
+            for _ in range(ATTEMPTS):
+                if await self._moved(state, old, past, ruling, begin):
+                    is_over = True
+                    return
+            raise Refused("other connections were lost before it could be sent")
+        finally:
+            if not is_over and state.transactions:  # this transaction gets none any more
+                if state.conn is not None:
+                    await self._drop(state)
+                old.is_open = True
+                state.conn, state.closed = old, False
+
+    async def _moved(self, state: Any, old: Held, past: Past, ruling: Ruling, begin: Any) -> bool:
+        """One attempt. False: that connection was lost, too."""
+        await self._drop(state)
+        try:
+            await self.aconnect()
+        except (peewee.PeeweeException, UnbrokenError) as exc:
+            raise Refused(f"there was no other connection to be had: {exc}") from exc
+        new: Held = state.conn
+        new.resume(old)
+        if new.past is None:
+            raise Refused("the application has replaced the connection")
+        new.past = past
+        past.moved()
+        against = await run_async(objection(new.loan, ruling), new.home.runtime.do)
+        if new.entry.cause is not None:
+            return False
+        if against is not None:
+            raise Refused(against)
+        if begin is None:
+            return True
+        try:
+            await begin(new)
+        except Exception:
+            if new.entry.cause is None and not new.stale():
+                raise
+            return False
+        new.begins(old.begin_with)
+        return True
+
+    def _begins_again(self, state: Any, old: Held) -> Callable[[Held], Awaitable[None]] | None:
+        """What begins the transaction of *state* on another connection; None: there is none.
+
+        Raises Refused where nobody knows.
+        """
+        if not (state.transactions or old.is_begun):
+            return None
+        if len(state.transactions) > 1:
+            raise Refused("it was inside a savepoint")
+        return self._begin_on(state, old)
+
+    def _begin_on(self, state: Any, old: Held) -> Callable[[Held], Awaitable[None]]:
+        raise NotImplementedError
+
+    async def _forgets_commit(self, held: Held, exc: Exception) -> bool:
+        """Whether COMMIT, which failed with *exc*, is no loss: nothing but reads went before it."""
+        past, home = held.past, held.home
+        if past is None or is_replayed():
+            return False
+        fault = held.loan.failed(origin(exc))
+        lost = _lost("COMMIT", held, fault, 1, True)
+        ruling = may_forget_commit(past, lost, serializable=False)
+        if not ruling.heals or (ruling.asks and home.may_hide_writes):
+            return False
+        if home.backend == "postgresql" and (held.begin_with or await self._is_serializable()):
+            return False
+        held.loan.end("")
+        past.ended()
+        held.is_open = held.is_begun = False
+        note(home, "COMMIT", held.entry.place, fault)
+        return True
+
+    async def _is_serializable(self) -> bool:
+        """Whether PostgreSQL's default for a session is, or may be, SERIALIZABLE."""
+        try:
+            async with self.pool.connection() as conn:
+                level = await conn.fetchval("SHOW default_transaction_isolation")
+            return bool(level == "serializable")
+        except Exception:
+            return True
+
+
+def _lost_by(held: Held | None, exc: Exception) -> Fault | None:
+    """What *exc* means, if another connection than *held* might cure it."""
+    if (
+        held is None
+        or held.past is None
+        or held.met is None
+        or not held.told
+        or held.met[0] is not origin(exc)
+        or isinstance(exc, UnbrokenError)
+        or is_replayed()
+    ):
+        return None
+    return curable(held.loan, held.met[1], was_dead=held.was_dead)
+
+
+def _lost(sql: Any, held: Held, fault: Fault, losses: int, in_transaction: bool) -> Lost:
+    return Lost(
+        sql=sql,
+        fault=fault,
+        backend=held.home.backend,
+        autocommit=False if in_transaction else None,
+        cause=held.entry.cause,
+        losses=losses,
+        in_time=held.home.clock() < held.until,
+    )

@@ -1,0 +1,209 @@
+"""A statement whose connection was lost is sent again on another one, where that is safe.
+
+Whether it is, :mod:`unbroken.ledger.heal` decides. Here stand peewee's sides of it: what is told of
+each statement, and how a slot gets another connection in the middle of a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import peewee
+
+from unbroken.abc import Fault
+from unbroken.errors import ConnectionLostError, UnbrokenError
+from unbroken.integrations.peewee.errors import origin, translated
+from unbroken.integrations.peewee.slot import Slot, Taken
+from unbroken.ledger.heal import Lost, Past, Ruling, may_forget_commit, may_run_again
+from unbroken.pool.heal import (
+    HINT,
+    curable,
+    forget,
+    is_open,
+    is_replayed,
+    is_serializable,
+    note,
+    objection,
+    was_well,
+)
+from unbroken.pool.steps import run
+
+#: A fresh connection that is lost before the statement reached it is replaced so often.
+ATTEMPTS = 3
+
+
+class Refused(Exception):  # noqa: N818 - no error: it says why not
+    """Why a statement is not sent again."""
+
+
+def past_for(pool: Any) -> Past | None:
+    """What a use of one of *pool*'s connections keeps. None: nothing is run again."""
+    state = pool._current()
+    return Past() if pool.settings.heal and state.knows_status else None
+
+
+def tell(slot: Slot, sql: Any) -> None:
+    """*sql* is about to be sent. Raises ConnectionLostError for what only a lost session knew."""
+    loan = slot.loan
+    if loan is None or loan.past is None:
+        return
+    past, slot.told = loan.past, loan
+    slot.was_dead = loan.entry.cause is not None
+    if slot.raw:
+        past.unseen("the application has the driver's connection, or a cursor of it")
+    if past.forgot and past.misses(sql):
+        raise translated(missed(loan.state))
+    past.sent(sql, is_open(loan, past, autocommit=not slot.begun))
+
+
+def missed(state: Any) -> UnbrokenError:
+    """The error of what only the session knew that was lost."""
+    error: UnbrokenError = state.error(
+        ConnectionLostError,
+        "the session that could answer this was lost, and another one has taken its place",
+    )
+    return error
+
+
+def refused(exc: BaseException, why: object) -> None:
+    """Say on *exc* why its statement was not run again."""
+    exc.add_note(f"unbroken did not run this statement again: {why}; {HINT}")
+
+
+class Healing:
+    """Mixed in before a peewee database: it sends what goes through ``execute_sql``."""
+
+    _take: Callable[[Slot], None]
+    _give_back: Callable[[Slot], None]
+    begin: Callable[..., None]
+    reconnect: bool
+
+    def _send_safely(self, slot: Slot, sql: Any, send: Callable[[], Any]) -> Any:
+        """What *send* gives, which sends *sql*.
+
+        It is called again where the connection was lost and that is safe.
+        """
+        losses, healed = 0, None
+        while True:
+            slot.told = slot.met = None
+            try:
+                result = send()
+            except Exception as exc:
+                fault = self._lost_by(slot, exc, sql)
+                if fault is None or slot.told is None:
+                    raise
+                loan, past = slot.told, slot.told.past
+                assert past is not None  # it was told
+                losses += was_well(loan, past) and not slot.was_dead
+                in_transaction = slot.begun or bool(slot.transactions)
+                lost = _lost(sql, loan, fault, losses, in_transaction)
+                try:
+                    self._move(slot, loan, past, may_run_again(past, lost))
+                except (Refused, peewee.PeeweeException, UnbrokenError) as why:
+                    refused(exc, why)
+                    raise exc from exc.__cause__
+                finally:
+                    slot.met = None
+                forget(exc)
+                healed = fault
+                continue
+            if healed is not None and slot.told is not None:
+                note(slot.told.state, sql, slot.told.entry.place, healed)
+            return result
+
+    def _lost_by(self, slot: Slot, exc: Exception, sql: Any) -> Fault | None:
+        """What *exc* means, if another connection might cure it."""
+        if slot.told is None and slot.begun and slot.loan is not None and slot.loan.is_dead:
+            tell(slot, sql)  # the driver gave no cursor, so nothing was sent
+            slot.was_dead = True
+        met, loan = slot.met, slot.told
+        if (
+            met is None
+            or loan is None
+            or met[0] is not origin(exc)
+            or isinstance(exc, UnbrokenError)
+            or is_replayed()
+        ):
+            return None
+        return curable(loan, met[1], was_dead=slot.was_dead)
+
+    def _move(self, slot: Slot, loan: Taken, past: Past, ruling: Ruling) -> None:
+        """Another connection in *slot*, in the same transaction. Raises what says why not."""
+        if not ruling.heals:
+            raise Refused(ruling.reason)
+        if slot.held and not self.reconnect:
+            raise Refused("reconnect=False keeps the connection that connect() took")
+        begun, is_over = slot.begun, False
+        try:
+            for _ in range(ATTEMPTS):
+                if self._moved(slot, loan, past, ruling, begun):
+                    is_over = True
+                    return
+            raise Refused("other connections were lost before it could be sent")
+        finally:
+            if not is_over and begun:  # this transaction gets none any more
+                slot.lost = "its connection was lost"
+                slot.begun = True
+                if not slot.closed:
+                    self._give_back(slot)
+
+    def _moved(self, slot: Slot, old: Taken, past: Past, ruling: Ruling, begun: bool) -> bool:
+        """One attempt. False: that connection was lost, too."""
+        if not slot.closed:
+            self._give_back(slot)
+        try:
+            self._take(slot)
+        except (peewee.PeeweeException, UnbrokenError) as exc:
+            raise Refused(f"there was no other connection to be had: {exc}") from exc
+        new = slot.loan
+        if new is None or new.past is None:
+            raise Refused("the application has replaced the connection")
+        new.past = past
+        past.moved()
+        new.resume(old)
+        against = run(objection(new, ruling), new.state.runtime.do)
+        if new.entry.cause is not None:
+            return False
+        if against is not None:
+            raise Refused(against)
+        if begun:
+            arguments, options = slot.begin_with
+            self.begin(*arguments, **options)
+            if slot.loan is not None and slot.loan is not new:  # it was lost at BEGIN
+                slot.loan.past = past
+        return True
+
+    def _forgets_commit(self, slot: Slot, exc: Exception) -> bool:
+        """Whether COMMIT, which failed with *exc*, is no loss: nothing but reads went before it."""
+        loan = slot.loan
+        past = None if loan is None else loan.past
+        if loan is None or past is None or slot.raw or is_replayed():
+            return False
+        fault = loan.failed(origin(exc))
+        lost = _lost("COMMIT", loan, fault, 1, True)
+        ruling = may_forget_commit(past, lost, serializable=False)
+        if not ruling.heals or (ruling.asks and loan.state.may_hide_writes):
+            return False
+        if loan.state.backend == "postgresql" and (
+            any(slot.begin_with) or getattr(self, "_isolation_level", None)
+        ):
+            return False  # the application has chosen an isolation level
+        if loan.state.backend == "postgresql" and is_serializable(loan.pool):
+            return False
+        loan.end("")
+        past.ended()
+        note(loan.state, "COMMIT", loan.entry.place, fault)
+        return True
+
+
+def _lost(sql: Any, loan: Taken, fault: Fault, losses: int, in_transaction: bool) -> Lost:
+    return Lost(
+        sql=sql,
+        fault=fault,
+        backend=loan.state.backend,
+        autocommit=False if in_transaction else None,
+        cause=loan.entry.cause,
+        losses=losses,
+        in_time=loan.state.clock() < loan.until,
+    )
