@@ -43,6 +43,8 @@ K = FaultKind
         (2014, "Commands out of sync; you can't run this command now", False, K.LOST, None),
         (2048, "Invalid connection handle", False, K.LOST, None),
         (2055, "Lost connection to MySQL server at '%s', system error: %d", False, K.LOST, None),
+        (5013, "Read error: Connection timed out (110)", False, K.LOST, Cause.SILENT_DROP),
+        (5014, "Write error: Broken pipe (32)", False, K.LOST, Cause.CONNECTION_RESET),
         (2002, "Can't connect to local server through socket '/run/my.sock' (2)", True, K.REFUSED, None),  # noqa: E501
         (2002, "Can't connect to server on '127.0.0.1' (115)", True, K.REFUSED, None),
         (2002, "Can't connect to server on '127.0.0.1' (110)", True, K.UNREACHABLE, None),

@@ -26,9 +26,9 @@ CAUSES: dict[int, Cause | None] = {
         Cause.SILENT_DROP
     ),  # ER_NET_WRITE_INTERRUPTED: the server could not write to us in net_write_timeout
 }
-#: Client codes: the connection is gone (2006, 2013, 2055), or out of step with the protocol (2014,
-#: 2027, 2048).
-_CLIENT_LOST = {2006, 2013, 2014, 2027, 2045, 2048, 2055}
+#: Client codes: the connection is gone (2006, 2013, 2055; MariaDB's library: 5013, 5014), or out of
+#: step with the protocol (2014, 2027, 2048; 5015).
+_CLIENT_LOST = {2006, 2013, 2014, 2027, 2045, 2048, 2055, 5013, 5014, 5015}
 _CLIENT_CONNECT = {2001, 2002, 2003, 2004, 2005, 2009, 2010, 2011, 2012}
 _TOO_MANY = {1040, 1203, 1135}  # server full, user full, no thread to be had
 _REJECTED = {
