@@ -48,7 +48,8 @@ BACKENDS: dict[str, type[Server]] = {
 UNITS = {
     "optuna": "optuna.storages:RDBStorage,optuna.storages:_CachedStorage,optuna:load_study",
     "apscheduler": "apscheduler.jobstores.sqlalchemy:SQLAlchemyJobStore",
-    "mlflow": "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore",
+    "mlflow": "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore,"
+    "mlflow.store.tracking.abstract_store:AbstractStore",
     "prefect": "fastapi.routing:run_endpoint_function",
 }
 TARGETS = {
@@ -86,11 +87,13 @@ def explained(score: Score) -> int:
     """How many of the errors are commits in doubt: the session was ended while the server
     committed, and nobody can say on which side of it.
     """
-    return sum(count for words, count in score.words.items() if IN_DOUBT in words)
+    return sum(
+        count for words, count in score.words.items() if any(each in words for each in IN_DOUBT)
+    )
 
 
-#: How an error is marked that stands for a commit in doubt.
-IN_DOUBT = "CommitUnknownError"
+#: By which words such an error is known: its class, or how its message begins.
+IN_DOUBT = ("CommitUnknownError", "COMMIT was sent to")
 
 
 # -- the programs ----------------------------------------------------------------------------------
@@ -365,6 +368,9 @@ def prefect(target: str, fault: str, way: str, seconds: float = 20.0) -> Score:
             with Faults(server, fault) as faults:
                 requests(score, client, seconds, 1.6 if fault == "idle" else 0.0)
             score.faults, score.dead = faults.count, int(process.poll() is not None)
+            # its clients are told of no reason
+            doubts = log.read_text(errors="replace").count("\nunbroken.errors.CommitUnknownError:")
+            score.words.update({"CommitUnknownError in the server's log": doubts} if doubts else {})
             keep(log, "prefect", target, fault, way)
             return score
 
@@ -419,7 +425,7 @@ def fetch(url: str, body: Any) -> tuple[Any, str]:
         return (
             None,
             f"{error.code} {request.selector.partition('?')[0][-30:]} "
-            + error.read()[:200].decode(errors="replace"),
+            + error.read()[:600].decode(errors="replace"),
         )
     except Exception as error:
         return None, f"{type(error).__name__}: {error}"

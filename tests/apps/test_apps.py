@@ -28,4 +28,7 @@ def test_no_worker_dies_and_what_fails_is_a_commit_in_doubt(
     assert score.asked > 10
     assert fault == "idle" or score.faults > 0
     assert score.dead <= explained(score)
-    assert score.failed <= explained(score)
+    if app == "optuna":  # a dead worker's trials are those that nobody did
+        assert score.failed <= score.dead * score.asked // score.workers
+    else:
+        assert score.failed <= explained(score)

@@ -182,6 +182,35 @@ def test_a_commit_whose_answer_is_lost_is_reported_as_unknown(own_face, arrives,
     assert pool.run(lambda conn: face.ask(conn, "SELECT 1")) == 1
 
 
+class ShopError(Exception):
+    """As applications have them: with more than a text."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.message, self.status = message, status
+
+
+def test_a_commit_in_doubt_is_told_as_the_applications_own_error_with_all_that_it_has(own_face):
+    face = own_face
+    table, proxy = face.table(), face.proxy()
+    pool = face.pool(proxy.url(face.url()))
+
+    @unbroken.replayable
+    def order():
+        try:
+            with pool.connection() as conn:
+                face.do(conn, f"INSERT INTO {table} VALUES (1)")
+                proxy.cut_at("COMMIT")
+        except CommitUnknownError as error:
+            raise ShopError("not ordered", status=503) from error
+
+    with pytest.raises(CommitUnknownError) as caught:
+        order()
+    assert isinstance(caught.value, ShopError)
+    assert (caught.value.message, caught.value.status) == ("not ordered", 503)
+    assert isinstance(caught.value.__cause__, ShopError)
+
+
 def test_a_block_reports_a_lost_commit_as_unknown_too(own_face):
     face = own_face
     table, proxy = face.table(), face.proxy()

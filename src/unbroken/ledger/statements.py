@@ -224,7 +224,8 @@ def _is_described(tokens: list[str]) -> bool:
     """Whether this is all of ``DESCRIBE shop.orders 'total%'``: a table, perhaps its schema,
     perhaps a column.
     """
-    names = [t for t in tokens if t != "."]
+    # a backtick quotes a name, or is an error where it does not
+    names = [t for t in tokens if t not in (".", "`")]
     if (
         not names
         or names[0] in _EXECUTES

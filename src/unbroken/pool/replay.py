@@ -127,6 +127,9 @@ def _unknown(exc: Exception, fault: Fault, verdict: Verdict) -> CommitUnknownErr
     unknown = for_driver(
         CommitUnknownError, type(exc), f"{verdict.reason}: {fault.text}; {LOOK_FIRST}"
     )
+    # code that catches errors of this class may rely on what its own constructor has set
+    theirs = {name: value for name, value in vars(exc).items() if name != "__notes__"}
+    unknown.__dict__.update(theirs)
     testify(unknown)
     return unknown
 
