@@ -235,7 +235,7 @@ class AsyncPool(Generic[ConnectionT]):
     def _release_unknown(self, state: PoolState, conn: Connection) -> None:
         for inherited in _inherited:
             if id(conn) in inherited.kernel.in_use:
-                self._left_in_child(inherited, None)
+                inherited.left_in_child(None)
         if state.kernel.came_back(id(conn)) is None:
             raise NotYoursError(
                 f"pool {self.name} did not lend this connection, or it was given back before;"
@@ -401,15 +401,6 @@ class AsyncPool(Generic[ConnectionT]):
         s = self._home[1]
         used = f"{len(s.in_use)} used, {len(s.idle)} idle, {len(s.waiting)} waiting"
         return f"<unbroken.AsyncPool {self.name}: {used}, max_size {self.settings.max_size}>"
-
-    def _left_in_child(self, state: PoolState, exc: BaseException | None) -> None:
-        """A lease that was begun before the fork ends in the child: nothing may be sent."""
-        state.sever()
-        if exc is None:
-            raise NotYoursError(
-                f"this connection of pool {self.name} belongs to the parent process; acquire one"
-                " after the fork"
-            )
 
 
 def _adopt(settings: Settings) -> None:

@@ -240,7 +240,7 @@ class Pool(Generic[ConnectionT]):
 
     def _release_slowly(self, state: PoolState, entry: Entry | None, conn: Connection) -> None:
         if not state.here[0]:
-            self._left_in_child(state, None)
+            state.left_in_child(None)
         elif entry is None:
             self._release_unknown(state, conn)
         else:
@@ -415,15 +415,6 @@ class Pool(Generic[ConnectionT]):
             return fresh
         fresh.kernel.close()
         return fresh
-
-    def _left_in_child(self, state: PoolState, exc: BaseException | None) -> None:
-        """A lease that was begun before the fork ends in the child: nothing may be sent."""
-        state.sever()
-        if exc is None:
-            raise NotYoursError(
-                f"this connection of pool {self.name} belongs to the parent process; acquire one"
-                " after the fork"
-            )
 
 
 def _adopt(settings: Settings) -> None:

@@ -155,7 +155,7 @@ class AsyncLease(Loan, Generic[ConnectionT]):
         state = self.state
         if not state.here[0]:
             self.conn = None
-            self._pool._left_in_child(state, exc)
+            state.left_in_child(exc)
             return
         otherwise: Cause | None = Cause.CANCELLED
         try:

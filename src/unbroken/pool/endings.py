@@ -9,6 +9,7 @@ from collections.abc import Callable
 from unbroken.abc import Cause, Connection
 from unbroken.backends import fault as faults
 from unbroken.brain.entry import Entry
+from unbroken.errors import NotYoursError
 from unbroken.net import fork_guard, last_words, liveness, sent_bytes
 from unbroken.pool.supply import Supply
 
@@ -253,6 +254,17 @@ class Endings(Supply):
                 conn = entry.conn if entry.conn is not None or entry.ref is None else entry.ref()
                 if conn is not None:
                     abandon(conn)
+
+    def left_in_child(self, exc: BaseException | None) -> None:
+        """A use that was begun before the fork ends in the child, with *exc* if it failed: nothing
+        may be sent. Raises NotYoursError where nothing else is raised.
+        """
+        self.sever()
+        if exc is None:
+            raise NotYoursError(
+                f"this connection of pool {self.name} belongs to the parent process; acquire one"
+                " after the fork"
+            )
 
 
 def on_end(state_ref: Callable[[], Endings | None], entry_ref: Callable[[], Entry | None]) -> None:

@@ -136,6 +136,11 @@ class Knowledge:
         """What to ask of a connection when it comes back: True means nothing has to be done."""
         return _never if callable(self.settings.reset) or self.follows else self.driver.is_clean
 
+    def follow_sessions(self, wanted: bool) -> None:
+        """Whether what a use leaves on its session is followed here; else the body does it."""
+        self.follows = wanted
+        self.is_clean = self._end_check()
+
     def decide_policy(self) -> None:
         """Fill in the automatic settings with what is known of the server by now."""
         limit = self.server.limit.limit

@@ -150,7 +150,7 @@ class Lease(Loan, Generic[ConnectionT]):
         state = self.state
         if not state.here[0]:
             self.conn = None
-            self._pool._left_in_child(state, exc)
+            state.left_in_child(exc)
             return
         try:
             seen = run(self.finish(exc, commit=self._transaction), state.runtime.do)

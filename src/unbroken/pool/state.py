@@ -171,6 +171,16 @@ class PoolState(Leases):
         return inquire(self, question, until)
 
 
+def state_of(pool: Any) -> PoolState:
+    """The state of *pool* (a ``Pool`` or ``AsyncPool``) here: made anew after a fork, and for each
+    event loop.
+
+    For integrations. What they may use of it is listed in ``tests/test_surface.py``.
+    """
+    state: PoolState = pool._current()
+    return state
+
+
 def _on_forgotten(
     state_ref: Callable[[], PoolState | None], entry_ref: Callable[[], Entry | None]
 ) -> None:

@@ -205,7 +205,7 @@ class Held(Kept):
         """To the pool, as it was opened; or, where that cannot be, to its end."""
         self.disarm()
         if self.is_inherited:
-            self.pool._left_in_child(self.state, RuntimeError())
+            self.state.sever()
             return
         if self.is_dead:
             self.drop()

@@ -11,7 +11,7 @@ from django.db.utils import Error
 from unbroken.abc import Target
 from unbroken.drivers._mysql_reset import sets_nothing_else
 from unbroken.errors import ConfigurationError
-from unbroken.pool.state import PoolState
+from unbroken.pool.state import PoolState, state_of
 from unbroken.settings import Settings
 from unbroken.sync import Pool
 
@@ -21,8 +21,7 @@ class _Pool(Pool):
 
     def _new_state(self) -> PoolState:
         state = super()._new_state()
-        state.follows = False
-        state.is_clean = state._end_check()
+        state.follow_sessions(False)
         return state
 
 
@@ -84,7 +83,7 @@ def close_database(name: str, wrapper: Any) -> None:
     for key in [k for k in list(_sources) if k[2] == name and k[1].vendor == wrapper.vendor]:
         source = _sources.pop(key, None)
         if source is not None:
-            for entry in list(source.pool._state.kernel.in_use.values()):
+            for entry in list(state_of(source.pool).in_use.values()):
                 ask = entry.recall()
                 if ask is not None:
                     ask()

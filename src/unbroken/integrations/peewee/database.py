@@ -28,6 +28,7 @@ from unbroken.integrations.peewee.slot import PerThread, Pin, Shared, Slot, Take
 from unbroken.integrations.peewee.transactions import Transactions
 from unbroken.integrations.peewee.unit import Atomic, unit
 from unbroken.ledger.scope import current, current_token
+from unbroken.pool.state import state_of
 from unbroken.settings import Settings
 from unbroken.sync import Pool
 
@@ -126,7 +127,7 @@ class PooledDatabase(Transactions, Poolish, peewee.Database):  # type: ignore[mi
         pool, self._made = self._made, None
         if pool is not None:
             pool.close(timeout=0.0)
-            self._retired = [*(p for p in self._retired if p._state.kernel.in_use), pool]
+            self._retired = [*(p for p in self._retired if p.stats().used), pool]
 
     def _dial(self) -> Any:
         """A new connection, peewee's own way."""
@@ -300,7 +301,7 @@ class PooledDatabase(Transactions, Poolish, peewee.Database):  # type: ignore[mi
 
     def _lost_error(self, slot: Slot) -> UnbrokenError:
         what = f"this transaction was lost ({slot.lost}); nothing of it is stored"
-        return translated(self.pool._current().error(ConnectionLostError, what))
+        return translated(state_of(self.pool).error(ConnectionLostError, what))
 
     def _give_back(self, slot: Slot, where: Any = None) -> None:
         """Take the connection out of *slot*, whose scope stays, and release it."""

@@ -27,6 +27,7 @@ from unbroken.pool.heal import (
     objection,
     was_well,
 )
+from unbroken.pool.state import state_of
 from unbroken.pool.steps import run
 
 #: A fresh connection that is lost before the statement reached it is replaced so often.
@@ -39,7 +40,7 @@ class Refused(Exception):  # noqa: N818 - no error: it says why not
 
 def past_for(pool: Any) -> Past | None:
     """What a use of one of *pool*'s connections keeps. None: nothing is run again."""
-    state = pool._current()
+    state = state_of(pool)
     return Past() if pool.settings.heal and state.knows_status else None
 
 

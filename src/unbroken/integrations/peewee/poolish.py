@@ -9,6 +9,7 @@ from typing import Any
 from unbroken.abc import Cause
 from unbroken.brain.stats import Stats
 from unbroken.pool.leaks import reclaim
+from unbroken.pool.state import state_of
 
 
 class Poolish:
@@ -19,7 +20,7 @@ class Poolish:
         return self.pool.stats()  # type: ignore[attr-defined, no-any-return] # the database's
 
     def _count_replay(self: Any, _why: str) -> None:
-        state = self.pool._current()
+        state = state_of(self.pool)
         with state.lock:
             state.counters.replays += 1
 
@@ -39,7 +40,7 @@ class Poolish:
     def close_idle(self: Any) -> None:
         """Close the connections that nobody uses."""
         if self._made is not None:
-            state = self._made._current()
+            state = state_of(self._made)
             for entry in state.kernel.all_idle():
                 with state.lock:
                     taken = state.kernel.take([entry])
@@ -56,7 +57,7 @@ class Poolish:
         """
         if self._made is None:
             return 0
-        state = self._made._current()
+        state = state_of(self._made)
         old = [
             entry
             for entry in list(state.kernel.in_use.values())
@@ -92,9 +93,9 @@ class Poolish:
     @property
     def _in_use(self: Any) -> Mapping[int, Any]:
         """playhouse's, for those who count it."""
-        return {} if self._made is None else dict(self._made._current().kernel.in_use)
+        return {} if self._made is None else dict(state_of(self._made).kernel.in_use)
 
     @property
     def _connections(self: Any) -> list[Any]:
         """playhouse's, for those who count it."""
-        return [] if self._made is None else self._made._current().kernel.all_idle()
+        return [] if self._made is None else state_of(self._made).kernel.all_idle()

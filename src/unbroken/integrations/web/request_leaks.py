@@ -18,6 +18,7 @@ from unbroken import sync
 from unbroken.integrations.web.exchange import log
 from unbroken.pool.holder import outside
 from unbroken.pool.leaks import reclaim
+from unbroken.pool.state import state_of
 
 #: Frames of these packages did not take a connection for themselves.
 _BETWEEN = frozenset({"sqlalchemy", "flask_sqlalchemy", "unbroken"})
@@ -116,9 +117,7 @@ def _take_back_of(pool: sync.Pool, since: float) -> None:
     """
     if _ident is not threading.get_ident:
         return  # gevent patched threads after we were imported: greenlets cannot be told apart
-    state, me = pool._state, _ident()
-    if not state.here[0]:
-        return
+    state, me = state_of(pool), _ident()
     for entry in list(state.in_use.values()):
         if entry.holder == me and entry.taken_at >= since:
             entry.reported = entry.uses
