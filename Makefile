@@ -31,7 +31,7 @@ soak: $(VENV)/.test .venvs/.apps ## the long tests
 	@$(BIN)/python -m pytest -m soak $(ARGS)
 
 simulate: $(VENV)/.test ## a million schedules of the real pool in a simulated world; goes on where it was stopped
-	@PYTHONPATH=tests $(BIN)/python -m core.soak $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m simulated.soak $(ARGS)
 
 pythons: ## the tests of the pools on every Python that is here (ARGS: interpreters)
 	@scripts/setup-servers "$(PYTHON)" build servers

@@ -20,7 +20,7 @@ ALONE = (
 )  # fmt: skip
 #: What takes minutes.
 LONG = (
-    "tests/history/", "tests/testing/test_servers.py", "tests/core/test_pool_machine.py",
+    "tests/history/", "tests/testing/test_servers.py", "tests/simulated/test_pool_machine.py",
     "tests/pool/test_every_driver.py", "tests/pool/test_fork_wire.py",
     "tests/drivers/test_seams.py", "tests/testing/test_pytest_plugin.py", "tests/integrations/web/",
     "tests/integrations/mongo/",

@@ -13,7 +13,7 @@ these inline, in this order:
   generation) *afterwards*; a waiter joins ``waiting`` first and looks at ``idle`` afterwards
   (``enter``). Whichever comes second sees the other, so no wake-up is lost.
 
-``tests/core/test_moves.py`` lists where they stand: it finds each line in the sources that changes
+``tests/brain/test_moves.py`` lists where they stand: it finds each line in the sources that changes
 an owner.
 
 Everything else is a method below, and the caller must hold the body's lock. Methods return what is
