@@ -155,6 +155,13 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
         Case("healing-psycopg2", clients.HealingClient, "psycopg2", "postgresql"),
         Case("healing-aiomysql", clients.AsyncHealingClient, "aiomysql", "mariadb"),
         Case("healing-asyncpg", clients.AsyncHealingClient, "asyncpg", "postgresql"),
+        Case("healing-django-mysql", clients.HealingDjangoClient, "mysqldb", "mariadb"),
+        Case("healing-django-postgresql", clients.HealingDjangoClient, "psycopg", "postgresql"),
+        Case("healing-peewee-pymysql", clients.HealingPeeweeClient, "pymysql", "mariadb"),
+        Case("healing-peewee-psycopg", clients.HealingPeeweeClient, "psycopg", "postgresql"),
+        Case("healing-peewee-psycopg2", clients.HealingPeeweeClient, "psycopg2", "postgresql"),
+        Case("healing-peewee-aiomysql", clients.AsyncHealingPeeweeClient, "aiomysql", "mariadb"),
+        Case("healing-peewee-asyncpg", clients.AsyncHealingPeeweeClient, "asyncpg", "postgresql"),
     ),
     # Without mysql-connector, which logs in to MySQL 9 over TLS only once the server has forgotten
     # its users' last visits.

@@ -225,6 +225,15 @@ class PeeweeClient:
                 statements()
 
 
+class HealingPeeweeClient(PeeweeClient):
+    """The same, in an application that has no units of work."""
+
+    replays = False
+
+    def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
+        return super().unit(work, again=False, deadline=None)
+
+
 class AsyncPeeweeClient:
     """An asyncio database of ``unbroken.peewee``'s."""
 
@@ -243,6 +252,15 @@ class AsyncPeeweeClient:
         else:
             async with self.db, self.db.atomic():
                 await statements()
+
+
+class AsyncHealingPeeweeClient(AsyncPeeweeClient):
+    """The same, async."""
+
+    replays = False
+
+    async def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
+        return await super().unit(work, again=False, deadline=None)
 
 
 class DjangoClient:
@@ -292,6 +310,15 @@ class DjangoClient:
 
         connections[self.alias].close()
         connections[self.alias].close_pool()
+
+
+class HealingDjangoClient(DjangoClient):
+    """The same, without the middleware and without units of work."""
+
+    replays = False
+
+    def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
+        return super().unit(work, again=False, deadline=None)
 
 
 def _django_settings(url: str) -> dict[str, Any]:

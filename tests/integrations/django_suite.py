@@ -43,6 +43,10 @@ EXPLAINED = {
         "the connection goes back between requests whatever CONN_MAX_AGE is, and is looked at"
         " without a ping"
     ),
+    r"test_failure_on_exit_transaction$": (
+        "it adds to Django's own list of savepoints; an id that no block put there is taken for one"
+        " of a block that was broken off"
+    ),
     r"postgresql\.tests\.Tests\.test_(connect_pool|pool(ing)?_)": (
         'OPTIONS["pool"], Django\'s own pool, is refused: there is ours'
     ),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from django.core.handlers.base import BaseHandler
-from django.db import Error, OperationalError, connections, models, transaction
+from django.db import Error, IntegrityError, OperationalError, connections, models, transaction
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
 
@@ -493,6 +493,27 @@ def test_inside_a_unit_of_work_the_whole_unit_is_run_again(site: Site) -> None:
     site.proxy.cut_at("INSERT")
     work()
     assert (len(begun), site.healed, site.rows()) == (2, 0, [1])
+
+
+def test_a_cursor_that_was_closed_stays_closed(site: Site) -> None:
+    with site.connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    with pytest.raises(site.connection.features.closed_cursor_error_class):
+        cursor.execute("SELECT 1")
+    assert site.healed == 0
+
+
+def test_a_duplicate_key_leaves_the_transaction_open(site: Site) -> None:
+    made = site.stock.create(n=1)
+    other = Stock(id=made.id, n=2)
+    with site.atomic():
+        held = site.connection._held
+        with pytest.raises(IntegrityError), site.atomic():
+            other.save(using=site.using, force_insert=True)
+        assert held.is_in_step
+        assert not held.is_dead
+        other.save(using=site.using, force_update=True)
+    assert (site.rows(), site.healed) == ([2], 0)
 
 
 def test_it_can_be_turned_off(site: Site) -> None:

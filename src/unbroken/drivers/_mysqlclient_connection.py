@@ -99,7 +99,12 @@ def deduced(base: Any) -> Any:
             state["_seen_busy"] = self.field_count() > 0
 
         def store_result(self) -> Any:
-            result = super().store_result()
+            try:
+                result = super().store_result()
+            except self.Error as error:  # INSERT … RETURNING may fail after its columns were told
+                if _mysql.is_answer(error):
+                    self.__dict__["_seen_busy"] = False
+                raise
             self.__dict__["_seen_busy"] = False
             return result
 

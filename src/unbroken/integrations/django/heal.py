@@ -18,6 +18,7 @@ from unbroken.abc import Fault
 from unbroken.errors import ConnectionLostError, UnbrokenError
 from unbroken.integrations.django.errors import translated
 from unbroken.integrations.django.held import NOT_COUNTED_ON, Held
+from unbroken.integrations.django.held import is_open as has_cursor
 from unbroken.integrations.django.statements import text_of
 from unbroken.ledger.heal import Lost, Past, Ruling, may_forget_commit, may_run_again
 from unbroken.ledger.residue import VAGUE
@@ -72,7 +73,7 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         was lost and that is safe. *against*: why it must not be called again, if so.
         """
         held = self._held
-        if held is None or held.past is None:
+        if held is None or held.past is None or not has_cursor(cursor.__dict__["cursor"]):
             return send()
         text = sql if isinstance(sql, (str, bytes)) else text_of(held.conn, sql)
         losses, healed = 0, None

@@ -84,7 +84,7 @@ class Held(Kept):
         """A cursor was made."""
         self.cursors.append(weakref.ref(cursor))
         if len(self.cursors) > 16:
-            self.cursors = [ref for ref in self.cursors if _is_open(ref())]
+            self.cursors = [ref for ref in self.cursors if is_open(ref())]
 
     @property
     def is_inherited(self) -> bool:
@@ -96,7 +96,7 @@ class Held(Kept):
         """Whether something of the session, or a cursor, is still needed: another connection would
         not do.
         """
-        return not self.left_behind <= DOUBTFUL or any(_is_open(ref()) for ref in self.cursors)
+        return not self.left_behind <= DOUBTFUL or any(is_open(ref()) for ref in self.cursors)
 
     def must_go(self) -> bool:
         """Between two statements, outside any transaction: whether another connection has to take
@@ -192,7 +192,7 @@ class Held(Kept):
             and not wrapper.in_atomic_block
             and not self.is_inherited
             and self.left_behind <= NOT_COUNTED_ON
-            and not any(_is_open(ref()) for ref in self.cursors)
+            and not any(is_open(ref()) for ref in self.cursors)
             and not (self.entry.watched and heard_by(id(self.conn)) is not None)
             and not self.is_dead
             and self.state.is_in_step(self.entry, self.conn)
@@ -212,7 +212,7 @@ class Held(Kept):
             return
         for ref in self.cursors:
             cursor = ref()
-            if _is_open(cursor):
+            if is_open(cursor):
                 self._close(cursor)
         self.cursors.clear()
         state, entry = self.state, self.entry
@@ -246,7 +246,8 @@ class Held(Kept):
             self.left_behind |= {Left.CURSOR}
 
 
-def _is_open(cursor: Any) -> bool:
+def is_open(cursor: Any) -> bool:
+    """Whether *cursor* was not closed."""
     if cursor is None:
         return False
     closed = getattr(cursor, "closed", None)
