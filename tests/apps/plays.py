@@ -25,6 +25,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ BACKENDS: dict[str, type[Server]] = {
 
 #: What each application's database work is done by.
 UNITS = {
-    "optuna": "optuna.storages:RDBStorage,optuna.storages:_CachedStorage,optuna:load_study",
+    "optuna": "optuna.storages:RDBStorage,optuna.storages:_CachedStorage",
     "apscheduler": "apscheduler.jobstores.sqlalchemy:SQLAlchemyJobStore",
     "mlflow": "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore,"
     "mlflow.store.tracking.abstract_store:AbstractStore",
@@ -238,6 +239,8 @@ def optuna(target: str, fault: str, way: str, trials: int = 240, workers: int = 
             processes = [
                 stack.enter_context(started(command("optuna", way, *words), log)) for log in logs
             ]
+            for process, log in zip(processes, logs, strict=True):
+                until(partial(has, log, b"ready"), process)
             faults = stack.enter_context(Faults(server, fault, 3.0))
             for process in processes:
                 process.wait(300)
@@ -264,7 +267,7 @@ def apscheduler(target: str, fault: str, way: str, seconds: float = 20.0) -> Sco
         pause = "15.0" if fault == "idle" else "0.2"
         words = [str(HERE / "schedule.py"), server.url(target), str(seconds), pause]
         with started(command("apscheduler", way, *words), log) as process:
-            until(lambda: b"ready" in log.read_bytes(), process)
+            until(partial(has, log, b"ready"), process)
             with Faults(server, fault) as faults:
                 process.wait(seconds + 120)
         end = last_words(log)
@@ -294,7 +297,10 @@ def mlflow(target: str, fault: str, way: str, seconds: float = 20.0) -> Score:
         ]
         words += ["--port", str(port), "--workers", "1"]
         log = Path(folder, "log")
-        more = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes more
+        more = {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes more
+            "MLFLOW_LOGGING_LEVEL": "DEBUG",  # what its errors come from
+        }
         with started(command("mlflow", way, *words), log, **more) as process:
             base = f"http://127.0.0.1:{port}"
             until(lambda: answers(f"{base}/health"), process, 120, log)
@@ -429,6 +435,10 @@ def fetch(url: str, body: Any) -> tuple[Any, str]:
         )
     except Exception as error:
         return None, f"{type(error).__name__}: {error}"
+
+
+def has(log: Path, words: bytes) -> bool:
+    return words in log.read_bytes()
 
 
 def answers(url: str) -> bool:

@@ -21,6 +21,7 @@ def main(url: str, verb: str, trials: int = 0, pause: float = 0.0) -> dict[str, 
         optuna.create_study(storage=url, study_name=STUDY)
         return {}
     study = optuna.load_study(storage=url, study_name=STUDY)
+    print("ready", flush=True)
     if verb == "count":
         states = [trial.state.name for trial in study.trials]
         return {state: states.count(state) for state in sorted(set(states))}

@@ -234,6 +234,7 @@ WITH t AS MATERIALIZED (SELECT 1) SELECT * FROM t
 SHOW TABLES
 SHOW VARIABLES LIKE 'wait%'
 SHOW CREATE TABLE t
+SELECT pg_catalog.pg_type.typname FROM pg_catalog.pg_type WHERE pg_catalog.pg_type_is_visible(oid)
 SHOW search_path
 EXPLAIN SELECT 1
 EXPLAIN FORMAT=JSON SELECT 1
