@@ -150,7 +150,8 @@ class Lost:
 
     ``autocommit``: whether the statement would have been committed by itself; None: not known.
     ``cause``: why the pool thinks that the connection ended. ``losses``: how many connections this
-    statement has lost so far, this one included, that had been opened or used just before.
+    statement has lost so far, this one included, that had been opened or used just before. One
+    that was opened before the first of them was lost may have ended with it, and does not count.
     ``in_time``: whether the caller has time left. ``handed_over``: whether the application has got
     something of the result.
     """

@@ -123,7 +123,7 @@ def _strike_once(body: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body, name, struck)
 
 
-@pytest.mark.parametrize("where", ["glance", "is_quiet"])
+@pytest.mark.parametrize("where", ["hung_up", "is_quiet"])
 def test_a_connection_that_an_exception_struck_out_of_the_books_is_replaced_within_a_second(
     face: Any, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

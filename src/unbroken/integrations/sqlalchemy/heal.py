@@ -8,8 +8,6 @@ is in the middle of an execution. Its events, its execution options and its plac
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
 import sys
 from contextlib import suppress
@@ -18,26 +16,24 @@ from typing import Any, NoReturn
 
 import sqlalchemy
 from sqlalchemy.engine import Connection
-from sqlalchemy.engine.base import OptionEngine, TwoPhaseTransaction
+from sqlalchemy.engine.base import TwoPhaseTransaction
 
 from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.errors import ConnectionLostError, UnbrokenError
-from unbroken.integrations.sqlalchemy.record import NO_BODY, Record, Slot
-from unbroken.ledger.heal import CURABLE, Lost, Past, Ruling, may_forget_commit, may_run_again
+from unbroken.integrations.sqlalchemy.record import Record, Slot
+from unbroken.integrations.sqlalchemy.telling import commits_itself, is_at_rest, past_of
+from unbroken.ledger.heal import CURABLE, Lost, Ruling, may_forget_commit, may_run_again
 from unbroken.ledger.scope import current, current_token
-from unbroken.ledger.statements import Kind, kind
 from unbroken.pool.heal import HINT, note, objection
 from unbroken.pool.leases import JUST_USED
 from unbroken.pool.loan import Loan
-
-log = logging.getLogger("unbroken")
 
 _getframe = sys._getframe
 _SQLALCHEMY = os.path.dirname(sqlalchemy.__file__) + os.sep
 _HERE = os.path.dirname(__file__) + os.sep
 
-#: A fresh connection that is lost before the statement reached it is replaced so often.
-_ATTEMPTS = 3
+#: A statement is sent so often at most. What ends one session often ends others with it.
+ATTEMPTS = 4
 
 
 class _Again(BaseException):
@@ -48,100 +44,16 @@ class _Done(BaseException):
     """For SQLAlchemy's frames: leave them, nothing is wrong."""
 
 
-# -- what is told of each statement ----------------------------------------------------------------
-
-
-def past_of(record: Record, entry: Slot) -> Past:
-    """What this use of *record*'s connection has seen so far."""
-    if record.past_use != (entry.key, entry.uses):
-        record.past_use = (entry.key, entry.uses)
-        record.past.renew()
-        record.sent_bytes = record.failed = None
-    return record.past
-
-
-def tell(context: Any, sql: Any) -> Record | None:
-    """*sql* is about to be sent in *context*. Gives the record of its connection, if it is ours."""
-    proxied = getattr(context, "root_connection", None)
-    proxied = None if proxied is None else proxied._dbapi_connection
-    record = None if proxied is None else getattr(proxied, "_connection_record", None)
-    if not isinstance(record, Record):
-        return None
-    entry = record.entry
-    if entry is None or entry.conn is None:
-        return None
-    past = past_of(record, entry)
-    record.was_dead, record.failed, record.sql = entry.cause is not None, None, sql
-    is_open = record.owner.driver.is_in_transaction(entry.conn)
-    if is_open is not False and (record.was_dead or is_open is None):
-        is_open = _is_open(past, record, entry, context, is_open)
-    if past.forgot and past.misses(sql):
-        raise record.owner.error(
-            ConnectionLostError,
-            "the session that could answer this was lost, and another one has taken its place",
-        )
-    past.sent(sql, is_open)
-    if record.sent_bytes is not None and record.sent_bytes[0] != entry.count():
-        past.unseen("a handler of the application's may have sent something on the connection")
-    return record
-
-
-def _is_open(
-    past: Past, record: Record, entry: Slot, context: Any, is_open: bool | None
-) -> bool | None:
-    """Whether a transaction was open, where the driver does not know it: because the connection is
-    dead, or because an error was the last answer.
-    """
-    if not past.count:
-        return False if past.why_blind is None else is_open  # nothing was sent since the last end
-    if not record.was_dead and not Loan.of(record.owner, entry, entry.conn).is_dead:
-        return is_open
-    return False if _is_at_rest(past, record, context.dialect) else is_open
-
-
-def _is_at_rest(past: Past, record: Record, dialect: Any) -> bool:
-    """Whether what was sent last was committed by itself: autocommit is on."""
-    began = any(sql is None or kind(sql) is Kind.BEGIN for sql in past.now)
-    return not began and _commits_itself(record, dialect) is True
-
-
-def _commits_itself(record: Record, dialect: Any) -> bool | None:
-    """Whether autocommit is on; None where that cannot be told."""
-    try:
-        return bool(dialect.detect_autocommit_setting(record.dbapi_connection))
-    except Exception:
-        return None
-
-
-def _telling(original: Any) -> Any:
-    """What is sent, and whether it failed, is noted on the record of its connection."""
-
-    @functools.wraps(original)
-    def execute(*args: Any, **kwargs: Any) -> Any:
-        context = args[-1] if args else kwargs.get("context")
-        record = tell(context, args[1] if len(args) > 1 else kwargs.get("statement"))
-        if record is None:
-            return original(*args, **kwargs)
-        try:
-            result = original(*args, **kwargs)
-        except Exception as exc:
-            record.failed = id(exc)
-            raise
-        if record.sent_bytes is not None and record.entry is not None:
-            record.sent_bytes = (record.entry.count() or -1,)
-        return result
-
-    return execute
-
-
-# -- SQLAlchemy's Connection, that heals -----------------------------------------------------------
+_connection: Any = Connection.connection.fget  # type: ignore[attr-defined]
 
 
 class HealingConnection(Connection):
     """SQLAlchemy's. A lost statement that may be run again is, on another connection below it."""
 
     _running: Any = None  #: the context of the statement that is being run
-    _losses = 0  #: how many fresh connections the statement that is being run has lost
+    _losses = 0  #: how many connections that were well the statement that is being run has lost
+    _lost_at: float | None = None  #: when it lost the first one
+    _tries = 1  #: how often it was sent
     _healed: Fault | None = None  #: what the statement that is being run was lost by
     given_up = False  #: its connection was given up for another one, which could not be had
     why_not: str | None = None  #: why the statement that failed last was not run again
@@ -165,11 +77,12 @@ class HealingConnection(Connection):
         """As SQLAlchemy's. What is sent for them on a connection without a past may go out again on
         another one.
         """
-        try:
-            return super().execution_options(**opt)
-        except Exception as exc:
-            if not self._lost_before_all(exc):
-                raise
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return super().execution_options(**opt)
+            except Exception as exc:
+                if not self._lost_before_all(exc):
+                    raise
         return super().execution_options(**opt)
 
     def _execute_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -204,7 +117,7 @@ class HealingConnection(Connection):
                     self._tell_healed()
                 return result
         except BaseException:
-            self._losses, self._healed = 0, None
+            self._forget()
             raise
         finally:
             self._running = outer
@@ -230,9 +143,12 @@ class HealingConnection(Connection):
                 )
             record.sent_bytes = None
 
+    def _forget(self) -> None:
+        self._losses, self._tries, self._lost_at, self._healed = 0, 1, None, None
+
     def _tell_healed(self) -> None:
         record, fault = self._record(), self._healed
-        self._losses, self._healed = 0, None
+        self._forget()
         if record is not None and record.entry is not None and fault is not None:
             note(record.owner, record.sql, record.entry.place, fault)
 
@@ -288,7 +204,8 @@ class HealingConnection(Connection):
             ruling = self._ruled(may_run_again(record.past, replace(lost, fault=fault)))
         if not ruling.heals:
             return False
-        self._losses, self._healed = lost.losses, lost.fault
+        self._losses, self._healed, self._tries = lost.losses, lost.fault, self._tries + 1
+        self._lost_at = self._lost_at or record.owner.clock()
         return self._moved(record, entry, exc, cursor, context, ruling)
 
     def _ruled(self, ruling: Ruling) -> Ruling:
@@ -316,15 +233,18 @@ class HealingConnection(Connection):
         fault = owner.classify(exc)
         if record.was_dead and isinstance(exc, owner.driver.errors):  # nothing could be sent
             fault = Fault(FaultKind.LOST, entry.cause, fault.code, fault.text)
-        was_well = past.earlier or entry.taken_at - entry.last_used < JUST_USED
+        if self._lost_at is None:
+            counts = bool(past.earlier) or entry.taken_at - entry.last_used < JUST_USED
+        else:  # one that is older may have ended for the same reason as the first
+            counts = entry.born >= self._lost_at or self._tries >= ATTEMPTS
         limit = owner.settings.deadline
         return Lost(
             sql=record.sql,
             fault=fault,
             backend=owner.backend,
-            autocommit=False if _commits_itself(record, self.dialect) is False else None,
+            autocommit=False if commits_itself(record, self.dialect) is False else None,
             cause=entry.cause,
-            losses=self._losses + bool(was_well and not record.was_dead),
+            losses=self._losses + (counts and not record.was_dead),
             in_time=limit is None or owner.clock() < entry.taken_at + limit,
         )
 
@@ -335,11 +255,15 @@ class HealingConnection(Connection):
         may_fail = owner.backend == "postgresql" and level in (None, "SERIALIZABLE")
         lost = replace(lost, sql="COMMIT", autocommit=False)
         ruling = self._ruled(may_forget_commit(record.past, lost, serializable=may_fail))
-        if not ruling.heals or (ruling.asks and owner.may_hide_writes):
+        if not ruling.heals:
             return False
         loan.failed(exc)
         if entry.cause is None:
             entry.condemn(Cause.LOST, lost.fault.text)
+        # what the server has said of it before will do
+        knows = not ruling.asks or not owner.may_hide_writes
+        if not knows and not self._moved(record, entry, exc, None, None, ruling):
+            return False
         record.past.ended()
         note(owner, "COMMIT", entry.place, lost.fault)
         return True
@@ -369,7 +293,7 @@ class HealingConnection(Connection):
         if record is None or entry is None or entry.conn is None:
             return False
         past = past_of(record, entry)
-        if past.count and _is_at_rest(past, record, self.dialect):
+        if past.count and is_at_rest(past, record, self.dialect):
             past.ended()
         if past.count or not self._may_try(record, entry):
             return False
@@ -381,7 +305,7 @@ class HealingConnection(Connection):
             return False
         exc = ConnectionLostError(f"the connection was lost: {entry.cause}")
         try:
-            against = self._replaced(record, entry, self._dbapi_connection, exc, Ruling(True, ""))
+            against = self._replaced_somehow(record, entry, exc, Ruling(True, ""))
             if against is not None:
                 raise record.owner.error(ConnectionLostError, against)
         except BaseException as another:
@@ -392,20 +316,17 @@ class HealingConnection(Connection):
         return True
 
     def _moved(
-        self, record: Record, old: Slot, exc: Exception, cursor: Any, context: Any, ruling: Ruling
+        self, record: Record, old: Any, exc: Exception, cursor: Any, context: Any, ruling: Ruling
     ) -> bool:
-        """Put another connection below this one, and a cursor of it into *context*."""
-        proxied: Any = self._dbapi_connection
-        with suppress(Exception):
-            cursor.close()
+        """Put another connection below this one, and a cursor of it into *context*, if any."""
+        if cursor is not None:
+            with suppress(Exception):
+                cursor.close()
         try:
-            for _ in range(_ATTEMPTS):
-                against = self._replaced(record, old, proxied, exc, ruling)
-                entry = record.entry
-                if entry is not None and entry.conn is not None and entry.cause is None:
-                    break
+            against = self._replaced_somehow(record, old, exc, ruling)
             if against is None:
-                context.cursor = context.create_cursor()
+                if context is not None:
+                    context.cursor = context.create_cursor()
                 return True
             self.why_not = against
             if record.entry is not None:
@@ -418,8 +339,27 @@ class HealingConnection(Connection):
         self.given_up = True
         return False
 
+    def _replaced_somehow(
+        self, record: Record, old: Any, exc: Exception, ruling: Ruling
+    ) -> str | None:
+        """Another connection, even where some are lost before they can be used. Gives what the
+        server says against *ruling*; None: nothing.
+        """
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                against = self._replaced(record, old, self._dbapi_connection, exc, ruling)
+            except Exception as another:  # lost while it was set up
+                ours = isinstance(another, UnbrokenError)
+                if ours or not left or not record.owner.classify(another).is_lost:
+                    raise
+                continue
+            entry = record.entry
+            if entry is None or entry.conn is None or entry.cause is None:
+                return against
+        return "each other connection was lost, too"
+
     def _replaced(
-        self, record: Record, old: Slot, proxied: Any, exc: Exception, ruling: Ruling
+        self, record: Record, old: Any, proxied: Any, exc: Exception, ruling: Ruling
     ) -> str | None:
         """One other connection. Gives what the server says against *ruling*, None: nothing."""
         pool, owner = record.pool, record.owner
@@ -457,62 +397,12 @@ class HealingConnection(Connection):
                 characteristic.set_connection_characteristic(dialect, self, dbapi_connection, value)
 
 
-class HealingOptionEngine(OptionEngine):
-    """An engine's copy with other execution options: its connections heal as the engine's do."""
-
-    _connection_cls = HealingConnection
-
-    def connect(self) -> Connection:
-        """As SQLAlchemy's. A connection that is lost while its options are set is replaced."""
-        found: Connection = _connected(self, super().connect)
-        return found
-
-
-def _connected(engine: Any, connect: Any) -> Any:
-    """A Connection of *engine*'s, which sends what its execution options need."""
-    try:
-        return connect()
-    except engine.dialect.loaded_dbapi.Error as exc:
-        owner = engine.pool._body
-        if isinstance(exc, UnbrokenError) or owner is NO_BODY or not owner.classify(exc).is_lost:
-            raise
-        _let_go(exc)
-    return connect()
-
-
-def _let_go(exc: BaseException) -> None:
-    """A Connection was lost while it was made: nobody has it but the frame that *exc* left."""
-    trace = exc.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code is Connection.__init__.__code__:
-            proxied = getattr(trace.tb_frame.f_locals["self"], "_dbapi_connection", None)
-            if proxied is not None:
-                proxied.invalidate(exc)
-        trace = trace.tb_next
-
-
-HealingOptionEngine._option_cls = HealingOptionEngine
-
-for _kind, _name in ((HealingConnection, "Connection"), (HealingOptionEngine, "OptionEngine")):
-    _kind.__name__ = _kind.__qualname__ = _name  # what people and logs read
-
-
-def install(engine: Any) -> None:
-    """From now on *engine*'s connections heal."""
-    if engine._connection_cls is not Connection or engine._option_cls is not OptionEngine:
-        log.warning(
-            "%r has connections of another class than SQLAlchemy's: they do not heal", engine
-        )
-        return
-    dialect = engine.dialect
-    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
-        setattr(dialect, name, _telling(getattr(dialect, name)))
-    engine._connection_cls, engine._option_cls = HealingConnection, HealingOptionEngine
-    if engine._execution_options:
-        engine.connect = functools.partial(_connected, engine, engine.connect)
-
-
-_connection: Any = Connection.connection.fget  # type: ignore[attr-defined]
+def was_lost_at_rollback(owner: Any, entry: Slot, exc: Exception) -> bool:
+    """Whether a ROLLBACK failed with *exc* because the connection was lost: it is done."""
+    if isinstance(exc, UnbrokenError) or owner.classify(exc).kind is not FaultKind.LOST:
+        return False
+    Loan.of(owner, entry, entry.conn).failed(exc)
+    return entry.cause is not None
 
 
 def was_given_up(connection: Any) -> bool:

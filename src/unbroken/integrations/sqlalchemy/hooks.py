@@ -24,7 +24,7 @@ from unbroken.errors import (
     UnbrokenError,
     for_driver,
 )
-from unbroken.integrations.sqlalchemy import heal
+from unbroken.integrations.sqlalchemy import heal, healing_engine
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
 from unbroken.integrations.sqlalchemy.record import Slot
 from unbroken.ledger.scope import current, current_token
@@ -90,7 +90,7 @@ class Hooks:
         if plan.is_blind:
             return
         if plan.settings.heal:
-            heal.install(self.engine)
+            healing_engine.install(self.engine)
         dialect.do_rollback = self._rollback(dialect.do_rollback)
         dialect.do_commit = self._commit(dialect.do_commit)
         opener = getattr(self.driver, "open", None)
@@ -155,9 +155,14 @@ class Hooks:
             elif not owner.is_in_step(entry, entry.conn):
                 Loan.of(owner, entry, entry.conn).break_off()  # its end is the rollback
             else:
-                with bounded(owner, "rollback", entry):
-                    original(connection)
-                owner.counters.rollbacks += 1
+                try:
+                    with bounded(owner, "rollback", entry):
+                        original(connection)
+                except Exception as exc:
+                    if not (owner.settings.heal and heal.was_lost_at_rollback(owner, entry, exc)):
+                        raise
+                else:
+                    owner.counters.rollbacks += 1
             past.ended()
             if entry.suspect is not None and owner.here[0] and entry.cause is None:
                 owner.run(Loan.of(owner, entry, entry.conn).ask_why_read_only())
