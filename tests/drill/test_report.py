@@ -8,19 +8,19 @@ import pytest
 from rich.console import Console
 
 from unbroken_drill.drill import report
-from unbroken_drill.drill.pools import report as pool_report
-from unbroken_drill.drill.pools.contenders import ENTRANTS, choose
-from unbroken_drill.drill.pools.results import PoolResult
-from unbroken_drill.drill.pools.scenarios import SCENARIOS
+from unbroken_drill.drill.contenders import ENTRANTS, choose
 from unbroken_drill.drill.progress import line
+from unbroken_drill.drill.scenarios import SMALL
+from unbroken_drill.drill.verdict import Judge
+from unbroken_drill.drill.worker.results import SmallResult
 
 ENTRANTS_SHOWN = choose(["unbroken/psycopg", "one"], ["postgresql"])
 
 
 def row(
     scenario: str, key: str = "one", title: str = "one connection", **values: object
-) -> PoolResult:
-    made = PoolResult(
+) -> SmallResult:
+    made = SmallResult(
         "postgresql",
         scenario,
         key,
@@ -35,16 +35,17 @@ def row(
     return made
 
 
-def ours(scenario: str, **values: object) -> PoolResult:
+def ours(scenario: str, **values: object) -> SmallResult:
     return row(scenario, "unbroken/psycopg", "unbroken psycopg", **values)
 
 
-def shown(rows: list[PoolResult], width: int = 80, *, verbose: bool = False) -> str:
+def shown(rows: list[SmallResult], width: int = 80, *, verbose: bool = False) -> str:
     out = io.StringIO()
-    pool_report.final(
+    report.final(
         Console(file=out, width=width, highlight=False),
         rows,
         ENTRANTS_SHOWN,
+        Judge(),
         {"postgresql": "18.4"},
         verbose=verbose,
     )
@@ -85,12 +86,12 @@ def test_nothing_is_cut_off_or_overflows(width: int) -> None:
         "close_wait": 10,
     }
     text = shown(
-        [made(s.name, **values) for s in SCENARIOS for made, values in ((ours, {}), (row, bad))],
+        [made(s.name, **values) for s in SMALL for made, values in ((ours, {}), (row, bad))],
         width,
     )
     assert "…" not in text
     assert max(len(shown_line) for shown_line in text.splitlines()) <= width
-    for scenario in SCENARIOS:
+    for scenario in SMALL:
         assert scenario.name in text
     for entrant in ENTRANTS:
         assert len(entrant.title) <= 20
@@ -130,9 +131,7 @@ def test_what_everybody_said_is_shown_when_asked_for() -> None:
 
 
 def test_who_could_not_be_measured_is_named_with_the_reason() -> None:
-    assert "PostgreSQL kill, one connection: not measured: no memory" in shown(
-        [row("kill", failure="no memory")]
-    )
+    assert "one connection: not measured: no memory" in shown([row("kill", failure="no memory")])
 
 
 def test_a_plain_line_tells_a_result() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from unbroken_drill.drill.pools.contenders.base import DOUBT, ERROR, OK, TOLD, WRONG
-from unbroken_drill.drill.pools.results import PoolResult, combined, recovery
-from unbroken_drill.drill.pools.traffic import Record
+from unbroken_drill.drill.contenders.base import DOUBT, ERROR, OK, TOLD, WRONG
+from unbroken_drill.drill.results import Mark
+from unbroken_drill.drill.worker.load import Record
+from unbroken_drill.drill.worker.results import SmallResult, recoveries, recovery
 
 
-def result(*, ours: bool = True, **values: object) -> PoolResult:
-    row = PoolResult("postgresql", "restart", "unbroken/psycopg" if ours else "one", "it", ours)
+def result(*, ours: bool = True, **values: object) -> SmallResult:
+    row = SmallResult("postgresql", "restart", "unbroken/psycopg" if ours else "one", "it", ours)
     for name, value in values.items():
         setattr(row, name, value)
     return row
@@ -73,9 +74,9 @@ def test_recovery_counts_from_the_acceptance_to_the_first_success_after_the_faul
         Record(1.2, 3.02, OK, False, 3),
         Record(3.0, 3.5, OK, False, 4),
     ]
-    assert recovery(records, down=1.1, up=3.0) == pytest.approx(0.02)
-    assert recovery(records, down=1.1, up=3.1) == 0.0
-    assert recovery(records, down=4.0, up=4.0) is None
+    assert recovery(records, since=1.1, up=3.0) == pytest.approx(0.02)
+    assert recovery(records, since=1.1, up=3.1) == 0.0
+    assert recovery(records, since=4.0, up=4.0) is None
 
 
 def test_several_runs_add_their_errors_up_and_give_the_median_recovery() -> None:
@@ -84,14 +85,14 @@ def test_several_runs_add_their_errors_up_and_give_the_median_recovery() -> None
         result(errors=2, recoveries=[0.9], slowest=3.0, close_wait=2, samples={"a": 2, "b": 1}),
         result(errors=0, recoveries=[0.03], slowest=2.0, close_wait=1),
     ]
-    row = combined(runs)
+    row = SmallResult.combined(runs)
     assert (row.errors, row.recovery, row.slowest, row.close_wait, row.runs) == (3, 0.03, 3.0, 2, 3)
     assert row.samples == {"a": 3, "b": 1}
     assert not row.never_back
 
 
 def test_one_fault_without_a_later_success_is_remembered() -> None:
-    assert combined([result(recoveries=[0.01]), result(recoveries=[None])]).never_back
+    assert SmallResult.combined([result(recoveries=[0.01]), result(recoveries=[None])]).never_back
 
 
 def test_wrong_data_ranks_below_hanging_and_hanging_below_errors() -> None:
@@ -109,3 +110,14 @@ def test_wrong_data_ranks_below_hanging_and_hanging_below_errors() -> None:
         hung,
         wrong,
     ]
+
+
+def test_an_answer_a_little_before_the_probe_counts_where_the_mark_says_so() -> None:
+    records = [Record(0.9, 2.97, OK, False, 1), Record(3.0, 3.1, OK, False, 2)]
+    assert recoveries(records, [Mark("stop", 1.0, 3.0, since=2.95)]) == [0.0]
+    assert recoveries(records, [Mark("kill", 3.0, 3.0)]) == [pytest.approx(0.1)]
+
+
+def test_of_several_faults_in_one_run_the_worst_counts() -> None:
+    assert result(recoveries=[0.01, 0.3, 0.02]).recovery == 0.3
+    assert result(recoveries=[0.01, None]).recovery is None

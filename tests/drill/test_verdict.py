@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from unbroken_drill.drill.pools.results import PoolResult
-from unbroken_drill.drill.pools.verdict import breaches
+from unbroken_drill.drill.verdict import Judge
+from unbroken_drill.drill.worker.results import SmallResult
 
 
-def row(scenario: str, *, ours: bool = True, **values: object) -> PoolResult:
-    made = PoolResult("postgresql", scenario, "unbroken/psycopg" if ours else "one", "it", ours)
+def row(scenario: str, *, ours: bool = True, **values: object) -> SmallResult:
+    made = SmallResult("postgresql", scenario, "unbroken/psycopg" if ours else "one", "it", ours)
     for name, value in values.items():
         setattr(made, name, value)
     return made
@@ -22,11 +22,11 @@ def row(scenario: str, *, ours: bool = True, **values: object) -> PoolResult:
         ("freeze", {"errors": 1}, "1 errors"),
         ("kill", {"wrong": 1}, "1 wrong"),
         ("storm", {"hung": 2}, "2 requests hung"),
-        ("idle", {"unwell": 1}, "after everything had healed"),
+        ("idle", {"unwell": 1}, "after all faults had ended"),
         ("kill", {"told": 1}, "a deadline that was not set"),
         ("freeze", {"told": 3, "slowest": 2.6}, "a request took 2.60 s"),
         ("restart", {"recoveries": [0.3]}, "first success 300 ms"),
-        ("crash", {"recoveries": [0.01, 0.06, 0.06, 0.06, 0.01]}, "first success 60 ms"),
+        ("crash", {"recoveries": [0.01, 0.06, 0.06, 0.06, 0.01], "runs": 5}, "first success 60 ms"),
         ("storm", {"recoveries": [None]}, "no success after the fault"),
         ("idle", {"close_wait": 1}, "1 sockets in CLOSE_WAIT"),
         ("forget", {"sessions": 6}, "6 sessions on the server, 5 allowed"),
@@ -36,7 +36,7 @@ def row(scenario: str, *, ours: bool = True, **values: object) -> PoolResult:
     ],
 )
 def test_unbroken_breaks_its_contract(scenario: str, values: dict[str, object], said: str) -> None:
-    (found,) = breaches(row(scenario, **values))
+    (found,) = Judge().breaches(row(scenario, **values))
     assert said in found
 
 
@@ -46,7 +46,7 @@ def test_unbroken_breaks_its_contract(scenario: str, values: dict[str, object], 
         ("kill", {"in_doubt": 3}),  # honest
         ("freeze", {"told": 8, "slowest": 2.4}),
         ("restart", {"recoveries": [0.2]}),  # one run says little
-        ("restart", {"recoveries": [0.04, 0.06, 0.03, 0.3, 0.01]}),
+        ("restart", {"recoveries": [0.04, 0.06, 0.03, 0.3, 0.01], "runs": 5}),
         ("kill", {"recoveries": [0.3] * 5}),  # the server was never away
         ("restart", {"slowest": 1.7}),
         ("fork", {"sessions": 13}),
@@ -54,8 +54,8 @@ def test_unbroken_breaks_its_contract(scenario: str, values: dict[str, object], 
     ],
 )
 def test_unbroken_keeps_its_contract(scenario: str, values: dict[str, object]) -> None:
-    assert breaches(row(scenario, **values)) == []
+    assert Judge().breaches(row(scenario, **values)) == []
 
 
 def test_other_contenders_have_promised_nothing() -> None:
-    assert breaches(row("kill", ours=False, errors=900, wrong=3, failure="gone")) == []
+    assert Judge().breaches(row("kill", ours=False, errors=900, wrong=3, failure="gone")) == []

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from unbroken_drill.drill.contenders import find
+from unbroken_drill.drill.contenders.base import Settings
 from unbroken_drill.drill.measure import close_wait, journal
-from unbroken_drill.drill.pools import workload
-from unbroken_drill.drill.pools.contenders import find
-from unbroken_drill.drill.pools.contenders.base import Plan
-from unbroken_drill.drill.pools.process import WorkerError, WorkerProcess
+from unbroken_drill.drill.where import Where
+from unbroken_drill.drill.worker import workload
+from unbroken_drill.drill.worker.process import WorkerError, WorkerProcess
 from unbroken_drill.servers import PostgreSQL
 
 
@@ -32,6 +33,10 @@ def server(postgres: PostgreSQL) -> Iterator[PostgreSQL]:
     postgres.admin(workload.tables("postgresql", postgres.user))
     yield postgres
     postgres.admin("DROP TABLE IF EXISTS drill_items, drill_journal")
+
+
+def at(server: PostgreSQL) -> Where:
+    return Where.of(server.url("psycopg"), "postgresql")
 
 
 def until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
@@ -52,7 +57,7 @@ def is_gone(pid: int) -> bool:
 def test_a_worker_carries_traffic_and_reports_each_request(
     worker: WorkerProcess, server: PostgreSQL
 ) -> None:
-    worker.setup(find("one", "postgresql"), server, Plan(), seed=1)
+    worker.setup(find("one", "postgresql"), at(server), Settings(), seed=1)
     worker.ask("start", readers=2, writers=1, every=0.01)
     until(lambda: len(worker.ask("report")["records"]) > 20)
     worker.ask("pause")
@@ -67,7 +72,7 @@ def test_a_worker_carries_traffic_and_reports_each_request(
 def test_what_a_user_would_see_is_an_error_with_a_sample(
     worker: WorkerProcess, server: PostgreSQL
 ) -> None:
-    worker.setup(find("one", "postgresql"), server, Plan(), seed=1)
+    worker.setup(find("one", "postgresql"), at(server), Settings(), seed=1)
     server.kill_sessions()
     worker.ask("burst", threads=2, each=1)
     report = worker.ask("report")
@@ -78,7 +83,7 @@ def test_what_a_user_would_see_is_an_error_with_a_sample(
 def test_a_dead_socket_that_nobody_closed_is_counted(
     worker: WorkerProcess, server: PostgreSQL
 ) -> None:
-    worker.setup(find("one", "postgresql"), server, Plan(), seed=1)
+    worker.setup(find("one", "postgresql"), at(server), Settings(), seed=1)
     assert close_wait(worker.pid) == 0
     server.kill_sessions()
     until(lambda: close_wait(worker.pid) == 1)
@@ -87,7 +92,7 @@ def test_a_dead_socket_that_nobody_closed_is_counted(
 def test_processes_that_share_a_session_are_found_out(
     worker: WorkerProcess, server: PostgreSQL
 ) -> None:
-    worker.setup(find("one", "postgresql"), server, Plan(), seed=1)
+    worker.setup(find("one", "postgresql"), at(server), Settings(), seed=1)
     worker.ask("burst", threads=1, each=1)
     try:
         worker.ask("fork", 30.0, children=2, times=20, patience=3.0)
@@ -102,7 +107,7 @@ def test_processes_that_share_a_session_are_found_out(
 def test_processes_with_sessions_of_their_own_are_well(
     worker: WorkerProcess, server: PostgreSQL
 ) -> None:
-    worker.setup(find("sqlalchemy", "postgresql"), server, Plan(), seed=1)
+    worker.setup(find("sqlalchemy", "postgresql"), at(server), Settings(), seed=1)
     worker.ask("burst", threads=2, each=1)
     worker.ask("fork", 60.0, children=2, times=20)
     report = worker.ask("report")
@@ -124,7 +129,7 @@ def test_a_contender_that_cannot_start_says_why_in_one_line(
         "url": "",
     }
     with pytest.raises(WorkerError) as caught:
-        worker.ask("setup", key="one", seed=1, where=where, plan=dataclasses.asdict(Plan()))
+        worker.ask("setup", key="one", seed=1, where=where, settings=dataclasses.asdict(Settings()))
     assert "OperationalError" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "hidden" not in str(caught.value)
@@ -145,7 +150,7 @@ def test_a_worker_that_was_killed_is_noticed_at_once(worker: WorkerProcess) -> N
 
 def test_a_worker_ends_with_its_input_whatever_it_is_doing(server: PostgreSQL) -> None:
     with WorkerProcess() as process:
-        process.setup(find("one", "postgresql"), server, Plan(), seed=1)
+        process.setup(find("one", "postgresql"), at(server), Settings(), seed=1)
         process.ask("start", readers=4, writers=0, every=0.01)
         pid = process.pid
     assert is_gone(pid)
@@ -153,7 +158,7 @@ def test_a_worker_ends_with_its_input_whatever_it_is_doing(server: PostgreSQL) -
 
 def test_a_worker_ends_when_its_drill_is_killed(server: PostgreSQL) -> None:
     code = (
-        "from unbroken_drill.drill.pools.process import WorkerProcess; import time;"
+        "from unbroken_drill.drill.worker.process import WorkerProcess; import time;"
         " print(WorkerProcess().pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unbroken_drill.drill.pools import workload
+from unbroken_drill.drill.worker import workload
 
 
 def test_the_right_answers_are_right() -> None:

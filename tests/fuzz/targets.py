@@ -16,7 +16,8 @@ from unbroken.ledger import statements
 from unbroken.net import last_words
 from unbroken.pool.arguments import take_settings
 from unbroken.settings import Settings
-from unbroken_drill.drill.app import plan, project
+from unbroken_drill.drill import project
+from unbroken_drill.drill.apps import plan
 from unbroken_drill.proxy import addresses, control
 from unbroken_drill.proxy.errors import ProxyError
 from unbroken_drill.proxy.mysql import MySQLReader

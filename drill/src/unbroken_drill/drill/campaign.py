@@ -1,6 +1,4 @@
-"""Every contender in every scenario, a few at a time, each lane with a stage of its own: pools and
-apps alike.
-"""
+"""Jobs, a few at a time, each lane with what it needs for them."""
 
 from __future__ import annotations
 
@@ -12,9 +10,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Generic, Protocol, TypeVar
 
-from unbroken_drill.drill.results import Contestant, Named, Result
-
-R = TypeVar("R", bound=Result)
+J = TypeVar("J")
+J_contra = TypeVar("J_contra", contravariant=True)
+R = TypeVar("R")
+R_contra = TypeVar("R_contra", contravariant=True)
 
 #: How often the main thread looks up from waiting, so that a Ctrl-C and the display are prompt.
 _TICK: Final = 0.1
@@ -60,36 +59,13 @@ class Interrupted(Exception):  # noqa: N818 - not an error
     """The drill was told to stop."""
 
 
-class AnyJob(Protocol):
-    """A contender (of any kind) in a scenario (of any kind)."""
-
-    @property
-    def entrant(self) -> Contestant:
-        """The contender."""
-
-    @property
-    def scenario(self) -> Named:
-        """The scenario."""
-
-    @property
-    def cell(self) -> tuple[str, str, str]:
-        """Where its result belongs: server, scenario, contender."""
-
-    @property
-    def detail(self) -> str:
-        """What happens in it now, in a word; empty: nothing to tell."""
-
-
-J = TypeVar("J", bound=AnyJob)
-
-
-class Watcher(Protocol):
+class Watcher(Protocol[J_contra, R_contra]):
     """Is told how the drill goes, from its lanes' threads; :meth:`tick` from the main thread."""
 
-    def began(self, job: AnyJob) -> None:
+    def began(self, job: J_contra) -> None:
         """*job* is under way."""
 
-    def ended(self, job: AnyJob, result: Result, done: int, total: int) -> None:
+    def ended(self, job: J_contra, result: R_contra, done: int, total: int) -> None:
         """*job* gave *result*."""
 
     def tick(self) -> None:
@@ -113,7 +89,7 @@ class Campaign(Generic[J, R]):
     _failure: Exception | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, lanes: int, watcher: Watcher) -> list[tuple[J, R]]:
+    def run(self, lanes: int, watcher: Watcher[J, R]) -> list[tuple[J, R]]:
         """What each job gave, *lanes* at a time, in the order in which they ended.
 
         Raises what a lane raised, for instance because its server did not start, after all lanes
@@ -131,7 +107,7 @@ class Campaign(Generic[J, R]):
         self.stop.set()
         self.kill()
 
-    def _lane(self, watcher: Watcher) -> None:
+    def _lane(self, watcher: Watcher[J, R]) -> None:
         try:
             with self.open_lane() as play:
                 while not self.stop.is_set():
@@ -147,7 +123,7 @@ class Campaign(Generic[J, R]):
             self._failure = self._failure or error
             self.stop.set()
 
-    def _note(self, job: J, result: R, watcher: Watcher) -> None:
+    def _note(self, job: J, result: R, watcher: Watcher[J, R]) -> None:
         with self._lock:
             self._found.append((job, result))
             done = len(self._found)

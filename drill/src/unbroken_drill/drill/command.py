@@ -1,15 +1,16 @@
-"""``unbroken drill`` on the command line."""
+"""``unbroken drill`` on the command line, from its options to its reports."""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import importlib.metadata
-import importlib.util
 import json
-import os
 import platform
-import secrets
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import click
@@ -17,27 +18,19 @@ from rich.console import Console
 from rich.text import Text
 
 from unbroken.errors import ConfigurationError
-from unbroken_drill.drill import report
-from unbroken_drill.drill.app import command as app
+from unbroken_drill.drill import html, options, project, report
+from unbroken_drill.drill.apps.results import AppResult
+from unbroken_drill.drill.options import Order
 from unbroken_drill.drill.output import machine, writable, write
-from unbroken_drill.drill.pools import contenders, scenarios
-from unbroken_drill.drill.pools import report as pool_report
-from unbroken_drill.drill.pools.contenders import Entrant
-from unbroken_drill.drill.pools.run import Drill
-from unbroken_drill.drill.pools.verdict import breaches
 from unbroken_drill.drill.progress import Progress
 from unbroken_drill.drill.results import Result
-from unbroken_drill.servers import available
 
-_BACKENDS = ("postgresql", "mariadb")  #: that contenders here have drivers for
+_HELP = """Break real servers under real traffic, and print what their users noticed.
 
-
-_HELP = """Break real servers under real traffic, and print who noticed.
-
-With --url and a command, your own app is drilled, in whatever language: a private server and a
-fault proxy are started, your app is started with --env pointing there, and every fault is played
-under HTTP traffic (scenarios idle, kill, restart, crash, freeze, reset, nat, mute, refuse, slow,
-and those of drill.toml). Without, the pools: unbroken beside what people use.
+Without a command, the drill's own small apps are drilled: unbroken beside other ways to connect.
+With --url, --env and a command, or a drill.toml, your own app is drilled, in whatever language it
+is written: a private server and a fault proxy are started, and your app is started with the
+variable of --env leading there.
 
 \b
     unbroken drill
@@ -49,33 +42,20 @@ command line. LIST: names with commas between.
 
 
 @click.command(help=_HELP)
-@app.app_options
-@click.option(
-    "--all", "everything", is_flag=True, help="Every server, contender and scenario there is."
-)
 @click.option(
     "--servers",
     metavar="LIST",
     help="Of postgresql, mariadb; for an app one, also mysql or mongodb. Default: postgresql.",
 )
 @click.option(
-    "--contenders",
-    "who",
-    metavar="LIST",
-    help="Of unbroken, one, sqlalchemy, pre_ping, dbutils, psycopg_pool, peewee.",
-)
-@click.option(
-    "--scenarios",
-    "what",
-    metavar="LIST",
-    help="Of idle, kill, restart, crash, freeze, fork, forget, hold, storm (apps: see above).",
-)
+    "--scenarios", metavar="LIST",
+    help="Of idle, kill, restart, crash, freeze, reset, nat, mute, refuse, slow, and drill.toml's; "
+    "small apps also fork, forget, hold, storm.",
+)  # fmt: skip
 @click.option(
     "--repeat",
     type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Runs of each; recovery is their median.",
+    help="Runs of each. The time to be back is their median. Default: 1.",
 )
 @click.option(
     "--jobs",
@@ -83,166 +63,219 @@ command line. LIST: names with commas between.
     help="How many at a time, each with a server of its own. Default: 2, or 1 on one core; apps 1.",
 )
 @click.option(
-    "--gevent",
-    "green",
-    is_flag=True,
-    help="Greenlets for threads: gevent's monkey.patch_all() in each contender's process.",
-)
-@click.option(
     "--seed", type=int, help="When requests and kills come. Default: a new one, shown at the end."
 )
 @click.option(
     "--json",
-    "to",
     metavar="FILE",
     help="Also write everything as JSON; - for standard output (the tables then go to stderr).",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Also print what the errors said.")
-def drill(
-    *,
-    everything: bool,
-    servers: str | None,
-    who: str | None,
-    what: str | None,
-    repeat: int,
-    jobs: int | None,
-    green: bool,
-    seed: int | None,
-    to: str | None,
-    verbose: bool,
-    **of_app: Any,
-) -> None:
-    """The drill of pools, or of an app."""
-    if app.wanted(of_app, of_pools=everything or who is not None or repeat > 1 or green):
-        of_app |= {
-            "servers": servers,
-            "scenarios": what,
-            "jobs": jobs,
-            "seed": seed,
-            "json": to,
-            "verbose": verbose,
-        }
-        return app.run(of_app)
-    console = Console(stderr=to == "-", highlight=False)
-    backends = _servers(servers, everything, console)
-    entrants = _entrants(who, everything, backends, green, console)
-    acts = scenarios.choose(_names(what)) if what is not None else list(scenarios.SCENARIOS)
-    chosen = secrets.randbelow(1_000_000) if seed is None else seed
-    json_to = writable("json", to)
-    run = Drill(entrants, acts, chosen, repeat, jobs or min(2, os.cpu_count() or 1), green)
-    with Progress(console, entrants, [act.name for act in acts], len(run.jobs())) as progress:
-        rows = run.run(progress)
-    pool_report.final(console, rows, entrants, run.versions, verbose=verbose)
-    footer = facts(chosen, run.versions, entrants, green=green)
-    console.print(Text(_footer(footer), "dim"), soft_wrap=False)
-    document = {**footer, "results": [row.as_json() for row in rows], "breaches": _breaches(rows)}
-    write(json_to, json.dumps(document, indent=2) + "\n")
-    if any(breaches(row) for row in rows):
-        raise SystemExit(1)
-    return None
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _servers(text: str | None, everything: bool, console: Console) -> list[str]:
-    names = (
-        list(dict.fromkeys(_names(text)))
-        if text is not None
-        else list(_BACKENDS)
-        if everything
-        else ["postgresql"]
+@click.option("-v", "--verbose", is_flag=True, help="Also print all that the errors said.")
+@click.option(
+    "--all", is_flag=True, help="Small apps: every server, contender and scenario there is."
+)
+@click.option(
+    "--contenders",
+    metavar="LIST",
+    help="Of unbroken, one, sqlalchemy, pre_ping, dbutils, psycopg_pool, peewee.",
+)
+@click.option(
+    "--gevent",
+    is_flag=True,
+    help="Small apps: greenlets for threads, by gevent's monkey.patch_all() in each process.",
+)
+@click.option(
+    "--url",
+    multiple=True,
+    help="Where your app answers; several are asked in turn. {port}: a free port.",
+)
+@click.option(
+    "--env",
+    multiple=True,
+    metavar="NAME[=TEMPLATE]",
+    help="The variable that your app reads its database URL from.",
+)
+@click.option(
+    "--compare", is_flag=True, help="What follows are whole commands, each quoted: NAME: COMMAND."
+)
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="Read options and scenarios from here. Default: ./drill.toml where there is one.",
+)
+@click.option("--db", metavar="URL", help="This server instead of a private one; needs --harm.")
+@click.option("--harm", is_flag=True, default=None, help="Yes, the server of --db may be harmed.")
+@click.option("--driver", help="The driver in the URL's scheme: pymysql gives mysql+pymysql://.")
+@click.option(
+    "--setup", metavar="COMMAND", help="Run once before the app, as it would run: a migration."
+)
+@click.option("--setup-sql", metavar="SQL|@FILE", help="Run once on the private server.")
+@click.option("--rate", type=float, help="Requests a second, sent on schedule. Default: 50.")
+@click.option("--concurrency", type=int, help="The most under way at a time. Default: 256.")
+@click.option(
+    "--timeout",
+    type=float,
+    help="A request without an answer for so many seconds hangs. Default: 10.",
+)
+@click.option(
+    "--start-timeout", type=float, help="Seconds that your app may take to start. Default: 30."
+)
+@click.option(
+    "--method",
+    help="Default: GET, with --body POST. A URL may have its own: --url 'POST http://…'.",
+)
+@click.option("--header", multiple=True, metavar="'NAME: VALUE'", help="Sent with each request.")
+@click.option("--body", help="Sent with each request. {n}: the request's number.")
+@click.option("--html", metavar="FILE", help="Also write a page with a timeline of every scenario.")
+@click.option(
+    "--max-errors",
+    type=click.IntRange(0),
+    help="Failed requests allowed in each scenario. Default: 0.",
+)
+@click.option(
+    "--judge",
+    multiple=True,
+    metavar="NAME",
+    help="With --compare: only these decide the exit status.",
+)
+@click.option("--folder", metavar="DIR", help="Where the commands are run. Default: here.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
+def drill(**given: Any) -> None:
+    """Read the options, play everything, write the reports."""
+    console = Console(stderr=given["json"] == "-", highlight=False)
+    found = _read(given, console)
+    json_to, html_to = writable("json", found.get("json")), writable("html", found.get("html"))
+    order = options.order(found)
+    for line in order.left_out:
+        console.print(Text(line, "yellow"), soft_wrap=True)  # a command in it is to be copied
+    rows = _play(order, console)
+    judge, versions = order.judge, order.drill.versions
+    report.final(
+        console, rows, order.drill.contenders, judge, versions, verbose=bool(found.get("verbose"))
     )
-    for name in names:
-        if name not in _BACKENDS:
-            raise ConfigurationError(
-                f"there is no server {name!r}; known are {', '.join(_BACKENDS)}"
-            )
-    found = []
-    for name in names:
-        reason = available(name)
-        if reason is None:
-            found.append(name)
-        elif text is not None or not everything:
-            raise ConfigurationError(reason)
-        else:
-            console.print(Text(f"{report.SERVERS[name]} is left out: {reason}", "yellow"))
-    if not found:
-        raise ConfigurationError("no server to drill: name one with --servers, such as postgresql")
+    known = facts(order)
+    console.print(Text(_footer(known), "dim"), soft_wrap=True)
+    write(json_to, json.dumps(_document(rows, order, known), indent=1) + "\n")
+    if order.app is not None:
+        own = [row for row in rows if isinstance(row, AppResult)]
+        server = report.titled(order.app.backend, versions)
+        write(html_to, html.page(own, order.drill.contenders, order.app, judge, server, known))
+    if any(judge.breaches(row) for row in rows):
+        raise SystemExit(1)
+
+
+def _read(given: dict[str, Any], console: Console) -> dict[str, Any]:
+    """The options of the command line, and those of drill.toml unless the small apps are chosen."""
+    if options.chooses_small(given):
+        found = project.stated(given)
+    else:
+        found, file = project.merged(given)
+        if file is not None:
+            console.print(Text(f"options from {file}", "dim"))
     return found
 
 
-def _entrants(
-    text: str | None, everything: bool, backends: Sequence[str], green: bool, console: Console
-) -> list[Entrant]:
-    if green and importlib.util.find_spec("gevent") is None:
-        raise ConfigurationError("--gevent needs gevent: pip install gevent")
-    names = (
-        _names(text)
-        if text is not None
-        else [e.key for e in contenders.ENTRANTS]
-        if everything
-        else list(contenders.USUAL)
-    )
-    there = []
-    for entrant in contenders.choose(names, backends):
-        if entrant.missing:
-            todo = " ".join(entrant.missing)
-            said = (
-                f"{entrant.title} is left out on {report.SERVERS[entrant.backend]}: pip install"
-                f" {todo}"
-            )
-            console.print(Text(said, "yellow"), soft_wrap=True)  # the command in it is to be copied
-        elif green and not entrant.is_green:
-            console.print(
-                Text(f"{entrant.title} is left out: it does not wait by gevent", "yellow")
-            )
-        else:
-            there.append(entrant)
-    if not there:
-        raise ConfigurationError(
-            f"no contender is left: none of {', '.join(names)} is installed for"
-            f" {', '.join(backends)}"
-        )
-    return there
+def _play(order: Order, console: Console) -> list[Result]:
+    """Every row. Raises ConfigurationError where nothing could be measured."""
+    drill = order.drill
+    names = [scenario.name for scenario in drill.scenarios]
+    with (
+        _ended_by_sigterm(),
+        Progress(console, drill.contenders, names, len(drill.jobs())) as progress,
+    ):
+        rows = drill.run(progress)
+    if all(row.failure is not None for row in rows):
+        raise ConfigurationError(f"nothing could be measured: {rows[0].failure}")
+    return rows
 
 
-def facts(
-    seed: int, versions: dict[str, str], entrants: Sequence[Entrant], *, green: bool = False
-) -> dict[str, Any]:
-    """What another person needs to do the same: versions, seed, command line, machine."""
-    packages = sorted(
-        {name for entrant in entrants for name in entrant.needs} | ({"gevent"} if green else set())
-    )
-    arguments = [argument for argument in sys.argv[1:] if argument]
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the drill as Ctrl-C does: in order, leaving nothing."""
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def facts(order: Order) -> dict[str, Any]:
+    """What another person needs to do the same: command line, versions, machine."""
+    arguments = list(sys.argv[1:])
     if "--seed" not in arguments:
-        arguments += ["--seed", str(seed)]
-    return {
-        "command": " ".join(["unbroken", *arguments]),
-        "seed": seed,
-        "unbroken": importlib.metadata.version("unbroken"),
-        "servers": {report.SERVERS[name]: version for name, version in versions.items()},
-        "packages": {name: importlib.metadata.version(name) for name in packages},
-        "machine": machine(),
-        "python": platform.python_version(),
-    }
-
-
-def _footer(found: dict[str, Any]) -> str:
+        at = (
+            arguments.index("--")
+            if "--" in arguments
+            else 1
+            if order.app is not None
+            else len(arguments)
+        )
+        arguments[at:at] = ["--seed", str(order.drill.seed)]
     versions = {
-        "unbroken": found["unbroken"],
-        "Python": found["python"],
-        **found["servers"],
-        **found["packages"],
+        "unbroken": importlib.metadata.version("unbroken"),
+        "Python": platform.python_version(),
     }
-    used = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{used}\n{found['machine']}\nagain: {found['command']}"
+    servers = {report.SERVERS[name]: version for name, version in order.drill.versions.items()}
+    packages = {name: importlib.metadata.version(name) for name in order.packages}
+    return {
+        "command": _shown(arguments),
+        **({"apps": _apps(order)} if order.app is not None else {}),
+        "seed": order.drill.seed,
+        "versions": {**versions, **servers, **packages},
+        "machine": machine(),
+        "when": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
 
 
-def _breaches(rows: Sequence[Result]) -> list[dict[str, str]]:
-    return [
-        {"server": r.server, "scenario": r.scenario, "contender": r.key, "breach": text}
-        for r in rows
-        for text in breaches(r)
+def _apps(order: Order) -> dict[str, str]:
+    from unbroken_drill.drill.apps.actor import OwnApp
+
+    variants = [each.variant for each in order.drill.contenders if isinstance(each, OwnApp)]
+    return {
+        each.name: _shown(
+            [*(f"{name}={value}" for name, value in each.environment.items()), *each.argv]
+        )
+        for each in variants
+    }
+
+
+def _shown(words: Sequence[str]) -> str:
+    shown = " ".join(_quoted(options.without_password(word)) for word in words)
+    return f"{'unbroken ' if words and words[0] == 'drill' else ''}{shown}"
+
+
+def _quoted(word: str) -> str:
+    return (
+        word
+        if word and not set(word) & set(" \t\n'\"$&|;<>(){}*?")
+        else "'" + word.replace("'", "'\\''") + "'"
+    )
+
+
+def _footer(known: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in known["versions"].items())
+    return f"{versions}\n{known['machine']}\nagain: {known['command']}"
+
+
+def _document(rows: Sequence[Result], order: Order, known: dict[str, Any]) -> dict[str, Any]:
+    broken = [
+        {"server": row.server, "scenario": row.scenario, "contender": row.key, "breach": text}
+        for row in rows
+        for text in order.judge.breaches(row)
     ]
+    scenarios = {
+        each.name: {"title": each.title, "steps": [step.text for step in each.steps]}
+        for each in order.drill.scenarios
+    }
+    rate = {"rate": order.app.rate} if order.app is not None else {}
+    return {
+        **known,
+        **rate,
+        "scenarios": scenarios,
+        "results": [row.as_json() for row in rows],
+        "breaches": broken,
+    }

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from unbroken_drill.drill import report
-from unbroken_drill.drill.campaign import AnyJob
+from unbroken_drill.drill.contest import Job
 from unbroken_drill.drill.results import Contestant, Result
 
 
@@ -25,17 +25,21 @@ class Progress:
     """
 
     def __init__(
-        self, console: Console, entrants: Sequence[Contestant], scenarios: Sequence[str], total: int
+        self,
+        console: Console,
+        contenders: Sequence[Contestant],
+        scenarios: Sequence[str],
+        total: int,
     ) -> None:
-        self._console, self._entrants, self._scenarios, self._total = (
+        self._console, self._contenders, self._scenarios, self._total = (
             console,
-            entrants,
+            contenders,
             scenarios,
             total,
         )
         self._lock = threading.Lock()
         self._rows: dict[tuple[str, str, str], Result] = {}
-        self._running: list[AnyJob] = []
+        self._running: list[Job] = []
         self._done = 0
         self._began = time.monotonic()
         self._live = (
@@ -58,12 +62,12 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def began(self, job: AnyJob) -> None:
+    def began(self, job: Job) -> None:
         """*job* is under way."""
         with self._lock:
             self._running.append(job)
 
-    def ended(self, job: AnyJob, result: Result, done: int, total: int) -> None:
+    def ended(self, job: Job, result: Result, done: int, total: int) -> None:
         """*job* gave *result*."""
         with self._lock:
             self._running.remove(job)
@@ -83,23 +87,22 @@ class Progress:
         with self._lock:
             rows, running = list(self._rows.values()), list(self._running)
         backend = (
-            running[0].entrant.backend
+            running[0].contender.backend
             if running
             else rows[-1].server
             if rows
-            else self._entrants[0].backend
+            else self._contenders[0].backend
         )
-        title = (
-            f"unbroken drill: {report.SERVERS[backend]}, {self._done} of {self._total},"
-            f" {time.monotonic() - self._began:.0f} s"
-        )
+        since = time.monotonic() - self._began
+        done = f"{self._done} of {self._total}, {since:.0f} s"
+        title = f"unbroken drill: {report.SERVERS[backend]}, {done}"
         now = [job.cell for job in running]
         under_way = ", ".join(
-            f"{job.scenario.name}: {job.entrant.title}{f' ({job.detail})' if job.detail else ''}"
+            f"{job.scenario.name}: {job.contender.title}{f' ({job.detail})' if job.detail else ''}"
             for job in running
         )
-        width = max(len(entrant.title) for entrant in self._entrants)
-        table = report.league(rows, self._entrants, backend, "", self._scenarios, now, width)
+        width = max(len(each.title) for each in self._contenders)
+        table = report.league(rows, self._contenders, backend, "", self._scenarios, now, width)
         return Group(
             Text(title, "bold"), table, Text(f"now {under_way}" if under_way else "", "cyan")
         )

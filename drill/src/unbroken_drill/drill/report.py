@@ -1,16 +1,21 @@
-"""The drill on a screen, whoever is drilled: squares, the league table, and how numbers are
-spelled.
+"""The drill on a screen: every number, what the errors said, the league table, and the meaning of
+all that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
+from rich.console import Console, Group, RenderableType
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from unbroken_drill.drill.apps.results import AppResult
 from unbroken_drill.drill.results import Contestant, Result
+from unbroken_drill.drill.scenarios import Scenario
+from unbroken_drill.drill.verdict import Judge
 
 Cell: TypeAlias = tuple[str, str, str]  #: server, scenario, contender
 
@@ -18,8 +23,23 @@ C = TypeVar("C", bound=Contestant)
 
 SERVERS = {"postgresql": "PostgreSQL", "mariadb": "MariaDB", "mysql": "MySQL", "mongodb": "MongoDB"}
 
-#: From here on a request is slow enough to be shown where nothing else went wrong.
+#: Seconds from which on a request is slow enough to be shown where nothing else went wrong.
 SLOW: Final = 2.5
+
+#: Seconds. A drill that sends requests later than this says so.
+_LATE: Final = 0.1
+
+#: So many of the errors' texts are shown; all with ``-v``.
+_SAID: Final = 3
+
+_COLUMNS: Final = (
+    ("errors", 6),
+    ("hung", 5),
+    ("slowest", 7),
+    ("back in", 7),
+    ("sessions", 8),
+    ("CLOSE_WAIT", 10),
+)
 
 WRONG, BAD, POOR, GOOD, FAINT = "bold white on red", "red", "yellow", "green", "dim"
 
@@ -36,7 +56,7 @@ def seconds(value: float | None) -> str:
 
 
 def cell(row: Result | None) -> Text:
-    """One square of the league table: at most five characters, the worst thing that happened."""
+    """One square of the league table, at most five characters: the worst that happened."""
     if row is None:
         return Text("·", FAINT)
     if row.failure is not None:
@@ -68,9 +88,9 @@ def remarks(row: Result) -> Text:
         parts.append(("not measured", BAD))
     if row.wrong:
         parts.append((f"{row.wrong} wrong", WRONG))
-    if row.hung:
-        parts.append((f"{row.hung} hung", BAD))
-    if row.unwell:
+    if isinstance(row, AppResult):
+        parts += _of_app(row)
+    elif row.unwell:
         parts.append(("stays broken", BAD))
     if row.told:
         parts.append((f"{row.told} deadlines", ""))
@@ -78,15 +98,23 @@ def remarks(row: Result) -> Text:
         parts.append((f"{row.in_doubt} in doubt", ""))
     if row.left:
         parts.append((f"{row.left} left", POOR))
-    text = Text()
-    for at, (part, style) in enumerate(parts):
-        text.append(", " if at else "").append(part, style)
-    return text
+    return Text(", ").join(Text(part, style) for part, style in parts)
+
+
+def _of_app(row: AppResult) -> Iterable[tuple[str, str]]:
+    """The statuses of the requests that failed, and what became of the process."""
+    for status, times in row.statuses.items():
+        if status == "none" or int(status) >= 400:
+            yield f"{times} x {'no response' if status == 'none' else status}", ""
+    if row.ended is not None:
+        yield "the app ended", BAD
+    if row.needed_restart:
+        yield "restarted" if row.restart_helped else "a restart did not help", BAD
 
 
 def league(
     rows: Sequence[Result],
-    entrants: Sequence[Contestant],
+    contenders: Sequence[Contestant],
     server: str,
     title: str,
     names: Sequence[str],
@@ -102,33 +130,31 @@ def league(
     for name in names:
         table.add_column(name, width=max(5, len(name)), justify="center", no_wrap=True)
     found = {(r.scenario, r.key): r for r in rows if r.server == server}
-    for entrant in entrants:
-        if entrant.backend == server:
+    for contender in contenders:
+        if contender.backend == server:
             squares = [
-                (
-                    Text("…", "bold cyan")
-                    if (server, name, entrant.key) in now
-                    else cell(found.get((name, entrant.key)))
-                )
+                Text("…", "bold cyan")
+                if (server, name, contender.key) in now
+                else cell(found.get((name, contender.key)))
                 for name in names
             ]
-            table.add_row(Text(entrant.title, "bold" if entrant.is_ours else ""), *squares)
+            table.add_row(Text(contender.title, "bold" if contender.is_ours else ""), *squares)
     return table
 
 
-def ranked(rows: Sequence[Result], entrants: Sequence[C]) -> list[C]:
-    """The entrants, best first: by wrong data, then what hangs, what stays broken, errors,
+def ranked(rows: Sequence[Result], contenders: Sequence[C]) -> list[C]:
+    """The contenders, best first: by wrong data, then what hangs, what stays broken, errors,
     deadlines, slowest request.
     """
 
-    def key(entrant: C) -> tuple[float, ...]:
-        own = [r for r in rows if (r.server, r.key) == (entrant.backend, entrant.key)]
+    def key(contender: C) -> tuple[float, ...]:
+        own = [r for r in rows if (r.server, r.key) == (contender.backend, contender.key)]
         return (
             *(sum(column) for column in zip(*(r.badness for r in own), strict=True)),
             max((r.slowest for r in own), default=0.0),
         )
 
-    return sorted(entrants, key=key)
+    return sorted(contenders, key=key)
 
 
 def explained(signs: Iterable[tuple[str, str, str]]) -> Table:
@@ -139,3 +165,175 @@ def explained(signs: Iterable[tuple[str, str, str]]) -> Table:
     for sign, style, meaning in signs:
         table.add_row(Text(sign, style), meaning)
     return table
+
+
+# ----------------------------------------------------------------------------------------------
+# the whole
+
+
+def final(
+    console: Console,
+    rows: Sequence[Result],
+    contenders: Sequence[Contestant],
+    judge: Judge,
+    versions: Mapping[str, str],
+    *,
+    verbose: bool = False,
+) -> None:
+    """Print everything: every number, the league tables, the legend, and what is broken."""
+    servers = [name for name in SERVERS if any(row.server == name for row in rows)]
+    for server in servers:
+        console.print(Rule(Text(titled(server, versions), "bold"), style=FAINT))
+        for block in details(rows, server, judge, verbose=verbose):
+            console.print(block, Text())
+    console.print(Rule(Text("league table", "bold"), style=FAINT))
+    for server in servers:
+        for table in leagues(
+            rows, contenders, server, judge.scenarios, titled(server, versions), console.width
+        ):
+            console.print(table, Text())
+    console.print(explained(legend(rows)), Text())
+    for text in (*judgement(rows, judge), *lateness(rows)):
+        console.print(text)
+
+
+def titled(server: str, versions: Mapping[str, str]) -> str:
+    """The server with its version."""
+    return f"{SERVERS[server]} {versions.get(server, '')}".strip()
+
+
+def details(
+    rows: Sequence[Result], server: str, judge: Judge, *, verbose: bool
+) -> Iterable[RenderableType]:
+    """Every number of one server: a block for each scenario, best first, with what errors said."""
+    for scenario in judge.scenarios:
+        own = [row for row in rows if (row.server, row.scenario) == (server, scenario.name)]
+        if own:
+            own.sort(key=lambda row: (*row.badness, row.slowest))
+            title = Text.assemble((scenario.name, "bold"), (f"  {scenario.title}", FAINT))
+            yield Group(title, _numbers(own), *_said(own, judge, verbose=verbose))
+
+
+def _numbers(rows: Sequence[Result]) -> Table:
+    table = Table(**STYLE)
+    table.add_column("", width=max(8, *(len(row.title) for row in rows)), no_wrap=True)
+    for name, width in _COLUMNS:
+        table.add_column(name, width=width, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for row in rows:
+        table.add_row(*_line(row))
+    return table
+
+
+def _line(row: Result) -> list[Text]:
+    name = Text(row.title, "bold" if row.is_ours else "")
+    if row.failure is not None:
+        return [name, *(Text("-", FAINT) for _ in _COLUMNS), remarks(row)]
+    stuck = row.close_wait
+    return [
+        name,
+        Text(str(row.errors), BAD if row.errors else GOOD),
+        Text(str(row.hung), BAD if row.hung else ""),
+        Text(seconds(row.slowest), POOR if row.slowest > SLOW else ""),
+        Text("never" if row.never_back else seconds(row.recovery), BAD if row.never_back else ""),
+        Text(str(row.sessions)),
+        Text("-" if stuck is None else str(stuck), POOR if stuck else ""),
+        remarks(row),
+    ]
+
+
+def _said(rows: Sequence[Result], judge: Judge, *, verbose: bool) -> Iterable[Text]:
+    """The errors' texts: of apps and of broken contracts the most frequent, of the others when
+    asked for.
+    """
+    for row in rows:
+        if row.failure is not None:
+            yield Text(f"  {row.title}: not measured: {row.failure}", POOR)
+        if verbose or isinstance(row, AppResult) or judge.breaches(row):
+            samples = sorted(row.samples.items(), key=lambda item: -item[1])
+            for line, times in samples[: None if verbose else _SAID]:
+                yield Text(f"  {row.title}: {times} x {line}", FAINT)
+
+
+def leagues(
+    rows: Sequence[Result],
+    contenders: Sequence[Contestant],
+    server: str,
+    scenarios: Sequence[Scenario],
+    title: str,
+    room: int,
+) -> Iterable[Table]:
+    """Contenders against scenarios, the best first; in several tables where one would be wider than
+    *room*.
+    """
+    best, width = ranked(rows, contenders), max(len(each.title) for each in contenders)
+    names: list[str] = []
+    for name in (each.name for each in scenarios if any(row.scenario == each.name for row in rows)):
+        if names and width + sum(max(5, len(each)) + 1 for each in (*names, name)) > room:
+            yield league(rows, best, server, title, names, width=width)
+            names = []
+        names.append(name)
+    yield league(rows, best, server, title, names, width=width)
+
+
+_SIGNS: Final = (
+    ("✓", GOOD, "no request failed, none was slow"),
+    ("12", BAD, "requests that failed; 12! = and some still fail after all faults have ended"),
+    ("4.0s", POOR, f"none failed, but the slowest took that long (shown above {SLOW} s)"),
+    ("H3", "bold red", "requests without an answer in time"),
+)
+_SMALL_SIGNS: Final = (
+    ("D9", GOOD, "requests ended by their own deadline, in time and with the reason (in freeze)"),
+    ("W3", WRONG, "another's answer, a shared session, an acknowledged write lost, or one doubled"),
+    ("in doubt", FAINT, "writes reported as unknown, for their COMMIT got no answer"),
+    ("back in", FAINT, "from the end of the fault to the first success; the worst of several"),
+)
+_APP_SIGNS: Final = (
+    ("slowest", FAINT, "counted from when the request was due"),
+    ("back in", FAINT, "from the end of the fault until all goes well; the worst of several"),
+)
+_COUNTS: Final = (
+    ("sessions", FAINT, "on the server, after it all; left = still there after the close"),
+    (
+        "CLOSE_WAIT",
+        FAINT,
+        "open sockets whose other end hung up, a second after the fault",
+    ),
+)
+
+
+def legend(rows: Sequence[Result]) -> Iterable[tuple[str, str, str]]:
+    """What the squares and columns of *rows* mean: signs, each with its style and its meaning."""
+    are_apps = any(isinstance(row, AppResult) for row in rows)
+    return (*_SIGNS, *(_APP_SIGNS if are_apps else _SMALL_SIGNS), *_COUNTS)
+
+
+def judgement(rows: Sequence[Result], judge: Judge) -> Iterable[Text]:
+    """A line for each thing that a judged row breaks, and one for all."""
+    judged = [row for row in rows if judge.judges(row)]
+    bad = 0
+    for row in judged:
+        lines = judge.breaches(row)
+        bad += bool(lines)
+        for line in lines:
+            yield Text(f"✗ {SERVERS[row.server]} {row.scenario}, {row.title}: {line}", BAD)
+    if not judged:
+        return
+    of_apps = isinstance(judged[0], AppResult)
+    whose = f" of {', '.join(judge.names)}" if judge.names else ""
+    if bad:
+        broken = "limits broken" if of_apps else "unbroken broke its contract"
+        yield Text(f"{broken} in {bad} of {len(judged)} rows{whose}", "bold red")
+    else:
+        kept = "limits kept" if of_apps else "unbroken kept its contract"
+        yield Text(f"{kept} in all {len(judged)} rows{whose}", "bold green")
+
+
+def lateness(rows: Sequence[Result]) -> Iterable[Text]:
+    """A warning where the drill itself was not in time, which says more of the machine than of the
+    app.
+    """
+    late = max((row.late for row in rows if isinstance(row, AppResult)), default=0.0)
+    if late > _LATE:
+        sent = f"requests were sent up to {seconds(late)} late, which counts as latency"
+        yield Text(f"{sent}: the machine is busy, or --concurrency is low", POOR)

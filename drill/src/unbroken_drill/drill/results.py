@@ -1,22 +1,16 @@
-"""A row of the drill's tables: what came of one contender, a pool or an app, in one scenario."""
+"""A row of the drill's tables: what came of one contender in one scenario."""
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
-
-
-class Named(Protocol):
-    """A scenario, of any kind."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, Self
 
 
 class Contestant(Protocol):
-    """Who a row is about: a contender of ours, or somebody's app."""
+    """The subject of a row: a small app of the drill's own, or somebody's app."""
 
     @property
     def key(self) -> str:
@@ -35,9 +29,34 @@ class Contestant(Protocol):
         """Whether it is held to unbroken's contract."""
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A fault on the timeline. Times are ``time.monotonic()``; *begin* and *end* are the same for a
+    fault of one moment.
+
+    Only an answer that came after *since* shows that the contender is back. None: after *end*.
+    """
+
+    text: str
+    begin: float
+    end: float
+    since: float | None = None
+
+
+def spans(marks: Sequence[Mark]) -> list[tuple[float, float]]:
+    """The marks as times in which something was wrong. Marks that overlap give one span."""
+    found: list[tuple[float, float]] = []
+    for mark in sorted(marks, key=lambda mark: mark.begin):
+        if found and mark.begin <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], mark.end))
+        else:
+            found.append((mark.begin, mark.end))
+    return found
+
+
 @dataclass(slots=True)
 class Result:
-    """One row of the table. Counts are requests unless said otherwise, times seconds."""
+    """One row of the table. Counts are requests unless said otherwise, times are seconds."""
 
     server: str
     scenario: str
@@ -46,41 +65,39 @@ class Result:
     is_ours: bool
     requests: int = 0
     errors: int = 0  #: that a user would have seen
-    wrong: int = (
-        0  #: answers of somebody else, shared sessions, acknowledged writes lost, writes doubled
-    )
-    hung: int = 0  #: no answer within the watchdog's 15 s
+    wrong: int = 0  #: another's answers, shared sessions, acknowledged writes lost, writes doubled
+    hung: int = 0  #: no answer in time
     told: int = 0  #: ended by their own deadline, in time
     in_doubt: int = 0  #: writes honestly reported as unknown
     slowest: float = 0.0
-    #: heal to first success, once per fault; None: never
-    recoveries: list[float | None] = field(default_factory=list)
+    recoveries: list[float | None] = field(default_factory=list)  #: one for each fault; None: never
     sessions: int = 0  #: on the server, at rest after the fault
     left: int = 0  #: still on the server after the contender was closed
     close_wait: int | None = 0  #: sockets, one second after the fault
-    unwell: int = 0  #: of the requests sent after everything had healed: failed
+    unwell: int = 0  #: of the requests sent after all faults had ended: failed
     failure: str | None = None  #: why it could not be measured at all
-    samples: dict[str, int] = field(default_factory=dict)  #: what was said, and how often
+    samples: dict[str, int] = field(default_factory=dict)  #: the texts of errors, and how often
     runs: int = 1
 
     @property
     def recovery(self) -> float | None:
-        """The median time to the first success; None when there was none to measure, or no success
-        at all.
+        """The longest recovery of a run, for users feel the worst one; of several runs the median.
+
+        None when there was none to measure, or none that came.
         """
-        times = [time for time in self.recoveries if time is not None]
-        return statistics.median(times) if times else None
+        faults = max(1, len(self.recoveries) // self.runs)
+        runs = [self.recoveries[at : at + faults] for at in range(0, len(self.recoveries), faults)]
+        worst = [max(time for time in run if time is not None) for run in runs if None not in run]
+        return statistics.median(worst) if worst else None
 
     @property
     def never_back(self) -> bool:
-        """Whether a fault was never recovered from while we watched."""
+        """Whether the contender did not recover from a fault while we watched."""
         return None in self.recoveries
 
     @property
     def badness(self) -> tuple[int, ...]:
-        """For ranking, best first: wrong data is worst, then hanging, staying broken, errors, and
-        what it told in time.
-        """
+        """For ranking: wrong data is worst, then hanging, staying broken, errors, and deadlines."""
         return (
             self.failure is not None,
             self.wrong,
@@ -90,10 +107,33 @@ class Result:
             self.told,
         )
 
+    @classmethod
+    def combined(cls, rows: Sequence[Self]) -> Self:
+        """Several runs of the same scenario as one row: counts are added up, maxima are kept."""
+        total = replace(rows[0], runs=len(rows))
+        for name in ("requests", "errors", "wrong", "hung", "told", "in_doubt", "unwell"):
+            setattr(total, name, sum(getattr(row, name) for row in rows))
+        for name in ("slowest", "sessions", "left"):
+            setattr(total, name, max(getattr(row, name) for row in rows))
+        known = [row.close_wait for row in rows if row.close_wait is not None]
+        total.close_wait = max(known) if len(known) == len(rows) else None
+        total.recoveries = [time for row in rows for time in row.recoveries]
+        total.failure = next((row.failure for row in rows if row.failure is not None), None)
+        total.samples = added(row.samples for row in rows)
+        return total
+
     def as_json(self) -> dict[str, Any]:
         """The row for machines."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         return {**own, "recovery": self.recovery, "slowest": round(self.slowest, 6)}
+
+
+def added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Several counts as one, the most frequent first."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(total.most_common())
 
 
 def one_line(error: BaseException) -> str:

@@ -1,0 +1,221 @@
+"""Somebody's app as a contender: a command before a fault proxy, asked over HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+
+from unbroken_drill.drill.apps.launch import App, AppError
+from unbroken_drill.drill.apps.plan import AppPlan, Variant, fill
+from unbroken_drill.drill.apps.replies import OK, Reply
+from unbroken_drill.drill.apps.results import AppResult
+from unbroken_drill.drill.apps.traffic import Traffic
+from unbroken_drill.drill.contest import HOST, Ground
+from unbroken_drill.drill.measure import sessions_left
+from unbroken_drill.drill.results import Result, one_line
+from unbroken_drill.drill.scenarios import Scenario
+from unbroken_drill.drill.stage import Stage
+from unbroken_drill.drill.steps import Step
+from unbroken_drill.servers import Server, ServerError
+from unbroken_drill.servers.folders import free_port
+
+#: A request while the app starts: it may answer late, but then it is asked again.
+_GLANCE: Final = 2.0
+_PACE: Final = 0.05
+#: After the last step the app is asked so often, one request after another, whether it is well.
+CHECKS: Final = 20
+_ENOUGH: Final = 5  #: failures of these say enough
+
+
+@dataclass(frozen=True, slots=True)
+class OwnApp:
+    """A :class:`~unbroken_drill.drill.contest.Contender`."""
+
+    variant: Variant
+    plan: AppPlan
+
+    @property
+    def key(self) -> str:
+        """The variant's name."""
+        return self.variant.name
+
+    @property
+    def title(self) -> str:
+        """As the tables show it."""
+        return self.variant.name
+
+    @property
+    def backend(self) -> str:
+        """On which kind of server."""
+        return self.plan.backend
+
+    @property
+    def is_ours(self) -> bool:
+        """Never: an app is held to its own limits, not to unbroken's contract."""
+        return False
+
+    @property
+    def db(self) -> str | None:
+        """The server that is there already, if there is one."""
+        return self.plan.db
+
+    @property
+    def is_proxied(self) -> bool:
+        """Always: what nobody listens on must refuse, and the app's sockets are known by the
+        proxy's port.
+        """
+        return True
+
+    def result(self, scenario: str) -> AppResult:
+        """An empty row."""
+        return AppResult(self.backend, scenario, self.key, self.title, is_ours=False)
+
+    @contextmanager
+    def enter(self, ground: Ground, scenario: Scenario, seed: int) -> Iterator[AppActor]:
+        """The app, not started yet, and its traffic. What is to be set up on the server is set up
+        once.
+        """
+        del scenario
+        plan = self.plan
+        _set_up_server(ground, plan)
+        port = str(free_port(HOST)) if plan.port_is_free else ""
+        where = ground.where(plan.driver, proxied=True)
+        found = {name: fill(template, where) for name, template in plan.environment}
+        environment = {**found, **({"PORT": port} if port else {}), **self.variant.environment}
+        argv = [word.replace("{port}", port) if port else word for word in self.variant.argv]
+        targets = [
+            replace(target, url=target.url.replace("{port}", port)) for target in plan.targets
+        ]
+        log = ground.folder / "app.log"
+        log.unlink(missing_ok=True)
+        with ExitStack() as exits:
+            app = exits.enter_context(App(argv, environment, log, plan.folder))
+            traffic = exits.enter_context(
+                Traffic(targets, plan.rate, plan.concurrency, plan.timeout, seed)
+            )
+            yield AppActor(self, ground, app, traffic)
+
+
+def _set_up_server(ground: Ground, plan: AppPlan) -> None:
+    if ground.server is None or not plan.setup_sql or "" in ground.prepared:
+        return
+    _run_sql(ground.server, plan.setup_sql)
+    ground.prepared.add("")
+
+
+def _run_sql(server: Server, sql: str) -> None:
+    if server.backend == "postgresql":  # what is made belongs to the role that made it
+        name = '"' + server.user.replace('"', '""') + '"'
+        sql = f"SET ROLE {name}; {sql}"
+    try:
+        server.admin(sql)
+    except ServerError as error:
+        raise AppError(f"--setup-sql: {one_line(error).partition(': ')[2]}") from None
+
+
+@dataclass(slots=True)
+class AppActor:
+    """See :class:`~unbroken_drill.drill.stage.Actor`."""
+
+    contender: OwnApp
+    ground: Ground
+    app: App
+    traffic: Traffic
+
+    @property
+    def pids(self) -> list[int]:
+        """The app's processes."""
+        return self.app.pids
+
+    @property
+    def port(self) -> int:
+        """The proxy's."""
+        return self.ground.proxy.port
+
+    def prepare(self, stage: Stage) -> None:
+        """Run the setup command, once for each variant on this server."""
+        plan, name = self.contender.plan, self.contender.key
+        if plan.setup and name not in self.ground.prepared:
+            self.app.run_once(plan.setup, plan.start_timeout, stage.wait)
+            self.ground.prepared.add(name)
+
+    def bring_up(self, stage: Stage) -> None:
+        """Start it and wait until every URL answers well. Raises AppError with what the app printed
+        instead.
+        """
+        stage.tell("start of the app")
+        self.app.start()
+        deadline = time.monotonic() + self.contender.plan.start_timeout
+        while True:
+            bad = [reply for reply in self.traffic.ask(1, _GLANCE) if reply.outcome != OK]
+            if not bad:
+                return
+            if not self.app.is_running:
+                raise AppError(
+                    f"the app ended with status {self.app.status} while starting: {self.app.said()}"
+                )
+            if time.monotonic() > deadline:
+                raise AppError(f"{self._refusal(bad[0])}; {self.app.said()}")
+            stage.wait(_PACE)
+
+    def _refusal(self, reply: Reply) -> str:
+        target = self.traffic.targets[reply.target]
+        answer = f"status {reply.status} ({reply.line})" if reply.status else reply.line
+        within = f"within {self.contender.plan.start_timeout:.0f} s"
+        return f"before any fault, {target.method} {target.url} does not work {within}: {answer}"
+
+    def start(self) -> None:
+        """Begin to send requests."""
+        self.traffic.start()
+
+    def settle(self, stage: Stage) -> None:
+        """End the traffic, and wait for what is under way."""
+        self.traffic.pause()
+        while self.traffic.is_busy:
+            stage.wait(_PACE)
+
+    def do(self, step: Step, stage: Stage) -> None:
+        """Never called: such a scenario is left out."""
+        raise NotImplementedError(step.text)
+
+    def conclude(self, stage: Stage, result: Result, began: float) -> None:
+        """Count the replies, the connections, and whether the app is well."""
+        assert isinstance(result, AppResult)
+        result.take(self.traffic.replies, stage.marks, began)
+        result.close_wait = stage.count_stuck()
+        if stage.server is not None:
+            result.sessions = len(stage.server.sessions())
+        else:
+            result.sessions = sum(each.state == "open" for each in self.ground.proxy.connections)
+        self._see_health(stage, result)
+        self.app.stop(quickly=True)
+        if stage.server is not None:
+            result.left = sessions_left(stage.server)
+
+    def _see_health(self, stage: Stage, result: AppResult) -> None:
+        """Ask whether all is well. If not, restart the app as an administrator would, and note
+        whether that helped.
+        """
+        stage.tell("is it well?")
+        if not self.app.is_running:
+            result.ended = f"status {self.app.status}: {self.app.said()}"
+        for _ in range(CHECKS):
+            stage.wait(0.0)
+            result.unwell += sum(reply.outcome != OK for reply in self.traffic.ask(1, _GLANCE))
+            if result.unwell >= _ENOUGH:
+                break
+        if result.unwell:
+            result.needed_restart = True
+            self.app.stop()
+            try:
+                self.bring_up(stage)
+            except AppError:
+                result.restart_helped = False
+            else:
+                result.restart_helped = True
+
+    def kill(self) -> None:
+        """Its lane looks every moment whether it is to end, and ends the app then."""

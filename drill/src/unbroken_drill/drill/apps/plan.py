@@ -1,0 +1,156 @@
+"""Somebody's app: its commands, its URLs, its variables, checked before anything is started."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+from unbroken.errors import ConfigurationError
+from unbroken_drill.drill.apps.replies import Target
+from unbroken_drill.drill.where import Where
+
+#: Servers that can be started for an app.
+BACKENDS: Final = ("postgresql", "mariadb", "mysql", "mongodb")
+
+_ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+_NAMED: Final = re.compile(r"(?P<name>[\w .+-]{1,30}): +(?P<command>\S.*)", re.DOTALL)
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PLACE: Final = re.compile(r"\{(\w+)\}")
+_METHOD: Final = re.compile(r"[A-Z]+")
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_PLACES: Final = ("url", "host", "port", "user", "password", "database")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One app, or one of several to compare: its name in the tables, its command, and what it alone
+    finds in its environment.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AppPlan:
+    """How an app, or each of several variants, is started and asked. Times are seconds."""
+
+    targets: tuple[Target, ...]
+    environment: tuple[
+        tuple[str, str], ...
+    ]  #: name and template of each variable that says where the database is
+    backend: str
+    db: str | None = None  #: the URL of a server that is there, and may be harmed
+    driver: str | None = None
+    setup: tuple[str, ...] = ()
+    setup_sql: str | None = None
+    rate: float = 50.0
+    concurrency: int = 256
+    timeout: float = 10.0
+    start_timeout: float = 30.0
+    folder: Path = field(default_factory=Path.cwd)
+
+    @property
+    def port_is_free(self) -> bool:
+        """Whether the app is told its port: ``{port}`` in a URL."""
+        return any("{port}" in target.url for target in self.targets)
+
+
+def variant(text: str, at: int) -> Variant:
+    """A command as a shell would read it: ``name: VARIABLE=value program argument``; name and
+    variables may be left out.
+    """
+    named = _NAMED.fullmatch(text.strip())
+    return command(
+        named["command"] if named else text, named["name"].strip() if named else None, at
+    )
+
+
+def command(text: str | Sequence[str], name: str | None, at: int = 0) -> Variant:
+    """The same with the *name* known; *at* numbers those that have none."""
+    try:
+        words = shlex.split(text) if isinstance(text, str) else list(text)
+    except ValueError as error:
+        raise ConfigurationError(f"command {text!r}: {error}") from None
+    own = {}
+    while words and _ASSIGNMENT.match(words[0]):
+        variable, _, value = words.pop(0).partition("=")
+        own[variable] = value
+    if not words:
+        raise ConfigurationError(
+            f"command {text!r} is empty: give the app's command, such as gunicorn app:app"
+        )
+    return Variant(
+        name or f"{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[at % 26]} {os.path.basename(words[0])}"[:20],
+        tuple(words),
+        own,
+    )
+
+
+def database_variable(text: str) -> tuple[str, str]:
+    """``NAME``, which takes the URL, or ``NAME=template`` with ``{host}``, ``{port}`` and so on."""
+    name, equals, template = text.partition("=")
+    if not _VARIABLE.fullmatch(name):
+        raise ConfigurationError(f"--env {text}: {name!r} is no name of an environment variable")
+    for place in _PLACE.findall(template):
+        if place not in _PLACES:
+            raise ConfigurationError(
+                f"--env {text}: there is no {{{place}}}; known are"
+                f" {', '.join(f'{{{p}}}' for p in _PLACES)}"
+            )
+    return name, template if equals else "{url}"
+
+
+def fill(template: str, where: Where) -> str:
+    """A variable's value.
+
+    In a template that is a URL itself, user and password are percent-encoded as URLs want them.
+    """
+    values = {name: str(getattr(where, name)) for name in _PLACES}
+    if "://" in template:
+        values.update(user=quote(where.user, safe=""), password=quote(where.password, safe=""))
+    return _PLACE.sub(lambda match: values[match[1]], template)
+
+
+def target(url: str, method: str, body: str | None, headers: Mapping[str, str]) -> Target:
+    """One URL of the app's, checked. *url* may begin with a method of its own: ``POST
+    http://…``.
+    """
+    word, _, rest = url.partition(" ")
+    if rest:
+        method, url = word, rest.strip()
+    try:
+        parts = urlsplit(url.replace("{port}", "80"))
+        good = (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and (parts.port is None or parts.port > 0)
+        )
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigurationError(
+            f"--url {url}: not an http:// URL with a host, such as http://127.0.0.1:8000/items"
+        )
+    if not _METHOD.fullmatch(method):
+        raise ConfigurationError(f"method {method!r}: not an HTTP method such as GET or POST")
+    return Target(url, method, body if method not in ("GET", "HEAD") else None, dict(headers))
+
+
+def header(text: str) -> tuple[str, str]:
+    """``Name: value``."""
+    name, colon, value = text.partition(":")
+    if (
+        not colon
+        or not _HEADER.fullmatch(name.strip())
+        or any(ord(char) < 32 for char in value.strip())
+    ):
+        raise ConfigurationError(f"--header {text!r}: not of the form 'Name: value'")
+    return name.strip(), value.strip()

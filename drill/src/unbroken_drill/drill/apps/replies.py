@@ -1,0 +1,40 @@
+"""A request of somebody's app, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+OK: Final = "ok"
+ERROR: Final = "error"
+HUNG: Final = "hung"
+
+HUNG_TEXT: Final = "no answer within"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is asked. ``{n}`` in the URL and the body becomes the request's number, from 1."""
+
+    url: str
+    method: str = "GET"
+    body: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Reply(NamedTuple):
+    """One request and what came of it. Times are ``time.monotonic()``."""
+
+    due: float  #: when it was to be sent: latency counts from here
+    sent: float  #: when it was
+    end: float
+    status: int  #: 0: there was no HTTP response
+    line: str  #: the body's first line, or why there was no response
+    target: int  #: which of the targets
+
+    @property
+    def outcome(self) -> str:
+        """``ok`` below status 400, ``hung`` when there was no answer in time, else ``error``."""
+        if self.status:
+            return OK if self.status < 400 else ERROR
+        return HUNG if self.line.startswith(HUNG_TEXT) else ERROR

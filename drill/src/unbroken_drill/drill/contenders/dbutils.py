@@ -1,0 +1,61 @@
+"""DBUtils' PooledDB."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from unbroken_drill.drill.contenders.base import (
+    CONNECT_TIMEOUT,
+    Settings,
+    SmallApp,
+    driver_arguments,
+)
+from unbroken_drill.drill.where import Where
+from unbroken_drill.drill.worker.workload import Rows, Unit, on_cursor
+
+
+class DBUtils(SmallApp):
+    """``blocking=True``, pinged whenever fetched (its default; psycopg has no ``ping``, so ``SELECT
+    1``).
+
+    Writes call ``begin()``, as the manual demands of transactions; reads do not, so that they are
+    reopened transparently. The manual says nothing of forks, so nothing is done. A waiting request
+    has no limit: ``blocking`` knows none.
+    """
+
+    def __init__(self, where: Where, settings: Settings) -> None:
+        from dbutils.pooled_db import PooledDB
+
+        name = "psycopg" if where.backend == "postgresql" else "pymysql"
+        self._pool: Any = PooledDB(
+            importlib.import_module(name),
+            maxconnections=settings.size,
+            blocking=True,
+            ping="SELECT 1" if name == "psycopg" else 1,
+            connect_timeout=CONNECT_TIMEOUT,
+            **driver_arguments(where, name),
+        )
+
+    def work(self, unit: Unit) -> Rows:
+        """Take, work, commit, give back."""
+        with self._pool.connection() as conn:
+            if unit.writes:
+                conn.begin()
+            try:
+                rows = on_cursor(unit, conn)
+                conn.commit()
+            except Exception:
+                conn.rollback()
+                raise
+            return rows
+
+    def take(self, unit: Unit) -> Any:
+        """``connection()`` without ``close()``."""
+        conn = self._pool.connection()
+        on_cursor(unit, conn)
+        return conn
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._pool.close()

@@ -1,0 +1,64 @@
+"""SQLAlchemy's QueuePool, as ``create_engine`` makes it, and with ``pool_pre_ping``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unbroken_drill.drill.contenders.base import (
+    ACQUIRE_TIMEOUT,
+    CONNECT_TIMEOUT,
+    Settings,
+    SmallApp,
+)
+from unbroken_drill.drill.where import Where
+from unbroken_drill.drill.worker.workload import Row, Rows, Unit, perform
+
+
+class SQLAlchemy(SmallApp):
+    """``with engine.begin() as conn`` in each request; in a forked child
+    ``engine.dispose(close=False)``, as the FAQ says.
+    """
+
+    pre_ping = False
+
+    def __init__(self, where: Where, settings: Settings) -> None:
+        import sqlalchemy
+
+        self._engine = sqlalchemy.create_engine(
+            where.url,
+            pool_size=settings.size,
+            max_overflow=0,
+            pool_timeout=ACQUIRE_TIMEOUT,
+            pool_pre_ping=self.pre_ping,
+            connect_args={"connect_timeout": CONNECT_TIMEOUT},
+        )
+
+    def work(self, unit: Unit) -> Rows:
+        """One transaction, committed at the end of the block."""
+        with self._engine.begin() as conn:
+            return perform(unit, lambda sql, values: _first(conn, sql, values))
+
+    def take(self, unit: Unit) -> Any:
+        """``engine.connect()`` without ``close()``."""
+        conn = self._engine.connect()
+        perform(unit, lambda sql, values: _first(conn, sql, values))
+        return conn
+
+    def after_fork(self) -> None:
+        """Forget the parent's connections without closing them."""
+        self._engine.dispose(close=False)
+
+    def close(self) -> None:
+        """Close the pool."""
+        self._engine.dispose()
+
+
+class PrePing(SQLAlchemy):
+    """The same with ``pool_pre_ping=True``."""
+
+    pre_ping = True
+
+
+def _first(conn: Any, sql: str, values: tuple[Any, ...]) -> Row | None:
+    result = conn.exec_driver_sql(sql, values)
+    return tuple(result.fetchone() or ()) if result.returns_rows else None

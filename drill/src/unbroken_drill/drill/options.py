@@ -1,0 +1,406 @@
+"""From options, wherever they were given, to an :class:`Order`; everything wrong is said here."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import re
+import secrets
+import shlex
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from unbroken.errors import ConfigurationError
+from unbroken_drill.drill import contenders, scenarios
+from unbroken_drill.drill.apps.plan import (
+    BACKENDS,
+    AppPlan,
+    Variant,
+    command,
+    database_variable,
+    header,
+    target,
+    variant,
+)
+from unbroken_drill.drill.contest import Contender
+from unbroken_drill.drill.project import names_of
+from unbroken_drill.drill.report import SERVERS
+from unbroken_drill.drill.run import Drill
+from unbroken_drill.drill.scenarios import Scenario
+from unbroken_drill.drill.steps import nearest
+from unbroken_drill.drill.verdict import Judge
+from unbroken_drill.drill.worker.actor import Small
+from unbroken_drill.servers import available
+
+#: What a database URL's scheme says of the server.
+_SCHEMES: Final = {
+    "postgres": "postgresql",
+    **{name: name for name in ("postgresql", "mysql", "mariadb", "mongodb")},
+}
+
+#: That the small apps have drivers for.
+_SMALL_ON: Final = ("postgresql", "mariadb")
+
+#: Options that choose among the small apps.
+_OF_SMALL: Final = ("all", "contenders", "gevent")
+
+#: Options that say how somebody's app is started and asked.
+_OF_APPS: Final = (
+    "url", "env", "compare", "db", "harm", "driver", "setup", "setup_sql", "rate", "concurrency",
+    "timeout", "start_timeout", "method", "header", "body", "html", "max_errors", "judge", "folder",
+    "arguments", "command",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Order:
+    """A whole drill, checked. *left_out* are lines for people: what is left out, and why."""
+
+    drill: Drill
+    judge: Judge
+    app: AppPlan | None = None  #: of somebody's app
+    packages: tuple[str, ...] = ()  #: whose versions matter
+    left_out: list[str] = field(default_factory=list)
+
+
+def chooses_small(given: Mapping[str, Any]) -> bool:
+    """Whether *given*, a command line, chooses among the small apps.
+
+    Raises ConfigurationError where it has options of somebody's app as well.
+    """
+    small = [name for name in _OF_SMALL if given.get(name)]
+    own = [name for name in _OF_APPS if given.get(name)]
+    if small and own:
+        raise ConfigurationError(
+            f"--{small[0]} chooses among the drill's own small apps,"
+            f" {_spelled(own[0])} is for an app of yours"
+        )
+    return bool(small)
+
+
+def _spelled(name: str) -> str:
+    return "a command" if name == "arguments" else f"--{name.replace('_', '-')}"
+
+
+def order(given: Mapping[str, Any]) -> Order:
+    """What *given* asks for: options by name, absent where there is none; ``arguments`` is what
+    stood after them.
+
+    Raises ConfigurationError for what cannot work.
+    """
+    return of_apps(given) if any(given.get(name) for name in _OF_APPS) else of_small(given)
+
+
+def _drill(
+    given: Mapping[str, Any], who: Sequence[Contender], acts: Sequence[Scenario], lanes: int
+) -> Drill:
+    seed = secrets.randbelow(1_000_000) if given.get("seed") is None else given["seed"]
+    return Drill(who, acts, seed, given.get("repeat") or 1, lanes)
+
+
+# ----------------------------------------------------------------------------------------------
+# the small apps
+
+
+def of_small(given: Mapping[str, Any]) -> Order:
+    """The drill of the small apps."""
+    left_out: list[str] = []
+    backends = _servers(given, left_out)
+    entrants = _entrants(given, backends, left_out)
+    names = given.get("scenarios")
+    acts = scenarios.choose(names, usual=scenarios.SMALL)
+    if names is None and not given.get("all"):
+        acts = [act for act in acts if not act.needs_proxy]
+    green = bool(given.get("gevent"))
+    who = [Small(entrant, green) for entrant in entrants]
+    packages = {name for entrant in entrants for name in entrant.needs} | (
+        {"gevent"} if green else set()
+    )
+    drill = _drill(given, who, acts, given.get("jobs") or min(2, os.cpu_count() or 1))
+    return Order(drill, Judge(acts), packages=tuple(sorted(packages)), left_out=left_out)
+
+
+def _servers(given: Mapping[str, Any], left_out: list[str]) -> list[str]:
+    text = given.get("servers")
+    names = (
+        list(dict.fromkeys(names_of(text)))
+        if text
+        else list(_SMALL_ON)
+        if given.get("all")
+        else ["postgresql"]
+    )
+    for name in names:
+        if name not in _SMALL_ON:
+            raise ConfigurationError(
+                f"there is no server {name!r}; known are {', '.join(_SMALL_ON)}"
+            )
+    found = []
+    for name in names:
+        reason = available(name)
+        if reason is None:
+            found.append(name)
+        elif text or not given.get("all"):
+            raise ConfigurationError(reason)
+        else:
+            left_out.append(f"{SERVERS[name]} is left out: {reason}")
+    if not found:
+        raise ConfigurationError("no server to drill: name one with --servers, such as postgresql")
+    return found
+
+
+def _entrants(
+    given: Mapping[str, Any], backends: Sequence[str], left_out: list[str]
+) -> list[contenders.Entrant]:
+    text, green = given.get("contenders"), bool(given.get("gevent"))
+    if green and importlib.util.find_spec("gevent") is None:
+        raise ConfigurationError("--gevent needs gevent: pip install gevent")
+    everyone = [e.key for e in contenders.ENTRANTS] if given.get("all") else list(contenders.USUAL)
+    names = names_of(text) if text else everyone
+    there = []
+    for entrant in contenders.choose(names, backends):
+        if entrant.missing:
+            todo = " ".join(entrant.missing)
+            left_out.append(
+                f"{entrant.title} is left out on {SERVERS[entrant.backend]}: pip install {todo}"
+            )
+        elif green and not entrant.is_green:
+            left_out.append(f"{entrant.title} is left out: it does not wait by gevent")
+        else:
+            there.append(entrant)
+    if not there:
+        also = "".join(f"; {line}" for line in left_out)
+        raise ConfigurationError(
+            f"no contender is left: none of {', '.join(names)} is installed for"
+            f" {', '.join(backends)}{also}"
+        )
+    return there
+
+
+# ----------------------------------------------------------------------------------------------
+# somebody's app
+
+
+def of_apps(given: Mapping[str, Any]) -> Order:
+    """The drill of somebody's app, or of several variants."""
+    try:
+        from unbroken_drill.drill.apps.actor import OwnApp
+    except ImportError:
+        raise ConfigurationError(
+            'the drill of an app needs one package more: pip install "unbroken[drill]"'
+        ) from None
+    variants = _variants(given)
+    backend = _backend(given)
+    folder = Path(given.get("folder") or ".").resolve()
+    if not folder.is_dir():
+        raise ConfigurationError(f"folder {folder}: there is no such folder")
+    chosen, left_out = _scenarios(given, backend)
+    made = AppPlan(
+        targets=tuple(_targets(given)),
+        environment=tuple(
+            database_variable(text)
+            for text in given.get("env")
+            or _missing("--env NAME: what does the app read its URL from?")
+        ),
+        backend=backend,
+        db=given.get("db"),
+        driver=given.get("driver"),
+        setup=tuple(shlex.split(given.get("setup") or "")),
+        setup_sql=_sql(given, backend),
+        rate=_positive(given, "rate", 50.0, 10_000.0),
+        concurrency=int(_positive(given, "concurrency", 256, 10_000)),
+        timeout=_positive(given, "timeout", 10.0, 600.0),
+        start_timeout=_positive(given, "start_timeout", 30.0, 3600.0),
+        folder=folder,
+    )
+    _check_ports(made)
+    who = [OwnApp(_runnable(each, folder), made) for each in variants]
+    judge = Judge(chosen, given.get("max_errors") or 0, _judged(given, variants))
+    return Order(_drill(given, who, chosen, _jobs(given)), judge, made, left_out=left_out)
+
+
+def _missing(what: str) -> Any:
+    raise ConfigurationError(f"an app's drill needs {what}")
+
+
+def _variants(given: Mapping[str, Any]) -> list[Variant]:
+    arguments: Sequence[str] = given.get("arguments") or ()
+    if given.get("compare") is True:
+        found = [variant(text, at) for at, text in enumerate(arguments)]
+        if len(found) < 2:
+            raise ConfigurationError(
+                '--compare needs two commands or more, each quoted: --compare "gunicorn a:app"'
+                ' "gunicorn b:app"'
+            )
+    elif arguments:
+        found = [command(arguments, "app")]
+    elif given.get("compare"):
+        found = [command(text, name[:20]) for name, text in given["compare"].items()]
+    elif given.get("command"):
+        found = [command(given["command"], "app")]
+    else:
+        _missing("the app's command: … -- gunicorn app:app")
+    names = [each.name for each in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(
+                f"two apps are called {name!r}: name each, as in --compare 'plain: gunicorn a:app'"
+                " 'pooled: gunicorn b:app'"
+            )
+    return found
+
+
+def _runnable(each: Variant, folder: Path) -> Variant:
+    program = each.argv[0]
+    there = shutil.which(program) if "/" not in program else shutil.which(str(folder / program))
+    if there is None:
+        raise ConfigurationError(
+            f"{program}: no such program; the app's command is {shlex.join(each.argv)}"
+        )
+    return each
+
+
+def _targets(given: Mapping[str, Any]) -> list[Any]:
+    body = given.get("body")
+    method = given.get("method") or ("POST" if body is not None else "GET")
+    headers = dict(header(text) for text in given.get("header") or ())
+    urls = given.get("url") or _missing(
+        "--url: where does the app answer, as in http://127.0.0.1:8000/items?"
+    )
+    return [target(url, method.upper(), body, headers) for url in urls]
+
+
+def _backend(given: Mapping[str, Any]) -> str:
+    db: str | None = given.get("db")
+    name: str | None = given.get("servers")
+    if db is not None:
+        scheme = urlsplit(db).scheme.partition("+")[0]
+        if scheme not in _SCHEMES or not urlsplit(db).hostname:
+            raise ConfigurationError(
+                "--db: not a database URL with a host, such as"
+                " mysql://user:password@db.example/shop"
+            )
+        if not given.get("harm"):
+            raise ConfigurationError(
+                "--db: the app will write to that server, and its connections will be cut; if that"
+                " is all right, add --harm"
+            )
+        return _SCHEMES[scheme]
+    if given.get("harm"):
+        raise ConfigurationError(
+            "--harm says that a server given by --db may be harmed; there is none"
+        )
+    if name is None:
+        return _guessed(given)
+    if name not in BACKENDS:
+        raise ConfigurationError(
+            f"there is no server {name!r} for an app{nearest(name, BACKENDS)}; one of"
+            f" {', '.join(BACKENDS)}"
+        )
+    reason = available(name)
+    if reason is not None:
+        raise ConfigurationError(reason)
+    return name
+
+
+def _guessed(given: Mapping[str, Any]) -> str:
+    """From a template with a URL in it; else PostgreSQL, as everywhere in the drill."""
+    for text in given.get("env") or ():
+        scheme = text.partition("=")[2].partition("://")[0].partition("+")[0]
+        if scheme in _SCHEMES:
+            return (
+                "mariadb"
+                if scheme == "mysql" and available("mariadb") is None
+                else _SCHEMES[scheme]
+            )
+    return "postgresql"
+
+
+def _scenarios(given: Mapping[str, Any], backend: str) -> tuple[list[Scenario], list[str]]:
+    names = given.get("scenarios")
+    chosen = scenarios.choose(names, given.get("own") or ())
+    obstacles = {
+        each.name: each.obstacle(backend, private=given.get("db") is None) for each in chosen
+    }
+    left_out = [f"{name} is left out: {reason}" for name, reason in obstacles.items() if reason]
+    if left_out and names is not None:
+        raise ConfigurationError("; ".join(left_out))
+    playable = [each for each in chosen if not obstacles[each.name]]
+    return playable or _missing("a scenario that can be played here"), left_out
+
+
+def _sql(given: Mapping[str, Any], backend: str) -> str | None:
+    text: str | None = given.get("setup_sql")
+    if text is None:
+        return None
+    if given.get("db") is not None or backend == "mongodb":
+        raise ConfigurationError(
+            "--setup-sql is for a private SQL server: use --setup COMMAND here"
+        )
+    if text.startswith("@"):
+        try:
+            return Path(text[1:]).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"--setup-sql {text}: {error}") from None
+    return text
+
+
+def _positive(given: Mapping[str, Any], name: str, default: float, most: float) -> float:
+    value = given.get(name)
+    if value is None:
+        return default
+    if not (math.isfinite(value) and 0 < value <= most):
+        raise ConfigurationError(
+            f"{name} is {value:g}: more than 0 is wanted, and no more than {most:g}"
+        )
+    return float(value)
+
+
+def _jobs(given: Mapping[str, Any]) -> int:
+    jobs = given.get("jobs") or 1
+    if jobs < 1:
+        raise ConfigurationError(f"jobs is {jobs}: 1 or more")
+    if jobs > 1 and not any("{port}" in url for url in given.get("url") or ()):
+        raise ConfigurationError(
+            "--jobs above 1 runs apps side by side: write {port} for the port, in --url and in the"
+            " command"
+        )
+    return int(jobs)
+
+
+def _judged(given: Mapping[str, Any], variants: Sequence[Variant]) -> tuple[str, ...]:
+    names = [each.name for each in variants]
+    for name in given.get("judge") or ():
+        if name not in names:
+            raise ConfigurationError(
+                f"--judge {name}: there is no app of that name{nearest(name, names)}; there are"
+                f" {', '.join(names)}"
+            )
+    return tuple(given.get("judge") or ())
+
+
+def _check_ports(made: AppPlan) -> None:
+    """Nobody else may answer where the app will: its answers would be taken for the app's."""
+    for each in made.targets:
+        parts = urlsplit(each.url.replace("{port}", "1"))
+        if "{port}" in each.url or parts.hostname is None:
+            continue
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            socket.create_connection((parts.hostname, port), 2.0).close()
+        except OSError:
+            continue
+        raise ConfigurationError(
+            f"something listens on {parts.hostname}:{port} already: end it, or the drill would"
+            " measure it and not your app"
+        )
+
+
+def without_password(text: str) -> str:
+    """*text*, a word of a command line, with the password of any URL in it left out."""
+    return re.sub(r"(://[^/:@\s]*:)[^@\s]*@", r"\1***@", text)

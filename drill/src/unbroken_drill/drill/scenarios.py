@@ -1,0 +1,214 @@
+"""The scenarios, written as a project writes its own in drill.toml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from unbroken.errors import ConfigurationError
+from unbroken_drill.drill.contenders.base import Settings
+from unbroken_drill.drill.steps import Step, nearest, read_all
+
+#: The option by which each server is told how long sessions may be idle, as :meth:`Server.set`
+#: takes it.
+IDLE_OPTION: Final[Mapping[str, str]] = {
+    "mariadb": "wait_timeout", "mysql": "wait_timeout", "postgresql": "idle_session_timeout",
+}  # fmt: skip
+
+#: What a server cannot do by itself: MongoDB has no command that ends a client's session.
+_CANNOT: Final[Mapping[str, frozenset[str]]] = {"mongodb": frozenset({"kill"})}
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One story: *steps*, and what is set before the contender starts.
+
+    *server_idle_limit* is the server's own, in seconds. *pool* is how the small apps set up their
+    pools.
+    """
+
+    name: str
+    title: str
+    steps: tuple[Step, ...]
+    server_idle_limit: int | None = None
+    pool: Settings = field(default_factory=Settings)
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether the server is away for a time, so that the way back is bounded."""
+        return any(step.verb.name in ("stop", "crash") for step in self.steps)
+
+    @property
+    def processes(self) -> int:
+        """How many processes may hold a pool of their own."""
+        return 1 + sum(
+            int(step.values["children"]) for step in self.steps if step.verb.name == "fork"
+        )
+
+    @property
+    def needs_proxy(self) -> bool:
+        """Whether a step does something to the network."""
+        return any(step.verb.actor == "proxy" for step in self.steps)
+
+    def options(self, backend: str) -> dict[str, int | str]:
+        """What a server of this kind is set to meanwhile."""
+        if self.server_idle_limit is None:
+            return {}
+        seconds = self.server_idle_limit
+        return {IDLE_OPTION[backend]: f"{seconds}s" if backend == "postgresql" else seconds}
+
+    def obstacle(self, backend: str, *, private: bool = True, small: bool = False) -> str | None:
+        """Why it cannot be played on a server of this kind; None when it can. *small*: by a small
+        app of the drill's own.
+        """
+        verbs = [step.verb for step in self.steps]
+        own = next((verb.name for verb in verbs if verb.actor == "contender"), None)
+        if own is not None and not small:
+            return f"only the drill's own small apps can {own}"
+        if not private and (
+            self.server_idle_limit is not None or any(verb.actor == "server" for verb in verbs)
+        ):
+            return "it needs a private server, not --db"
+        if self.server_idle_limit is not None and backend not in IDLE_OPTION:
+            return f"{backend} has no idle limit"
+        impossible = [verb.name for verb in verbs if verb.name in _CANNOT.get(backend, ())]
+        return f"{backend} cannot {impossible[0]} sessions" if impossible else None
+
+
+def scenario(
+    name: str,
+    title: str,
+    steps: Sequence[str],
+    server_idle_limit: int | None = None,
+    pool: Settings | None = None,
+) -> Scenario:
+    """A scenario from texts. Raises ConfigurationError, with the scenario's name, for what cannot
+    be meant.
+    """
+    try:
+        return Scenario(name, title, read_all(steps), server_idle_limit, pool or Settings())
+    except ConfigurationError as error:
+        raise ConfigurationError(f"scenario {name!r}: {error}") from None
+
+
+_RST: Final = ["rst", "run 1"] * 2 + ["rst", "run 3"]
+
+#: For somebody's app, which may be slow to start and to answer.
+SCENARIOS: Final[tuple[Scenario, ...]] = (
+    scenario(
+        "idle",
+        "the server ends sessions idle for 2 s; then traffic again",
+        ["run 2", "quiet 3.5", "run 3"],
+        2,
+    ),
+    scenario(
+        "kill",
+        "an administrator kills all sessions, three times",
+        ["run 2", "kill", "run 1", "kill", "run 1", "kill", "run 3"],
+    ),
+    scenario(
+        "restart", "the server restarts, 2 s down", ["run 2", "stop", "run 2", "start", "run 4"]
+    ),
+    scenario("crash", "kill -9 the server, start it again", ["run 2", "crash", "start", "run 4"]),
+    scenario(
+        "freeze",
+        "the server does not answer for 3 s, then it goes on",
+        ["run 2", "freeze", "run 3", "thaw", "run 3"],
+    ),
+    scenario("reset", "the network resets all connections, three times", ["run 2", *_RST]),
+    scenario(
+        "nat",
+        "a NAT or balancer resets connections idle for 1 s",
+        ["idle_limit 1 reset=yes", "run 2", "quiet 2.5", "run 3"],
+    ),
+    scenario(
+        "mute",
+        "nothing gets through for 3 s, then all that was sent",
+        ["run 2", "blackhole hold", "run 3", "heal", "run 3"],
+    ),
+    scenario(
+        "refuse",
+        "connections reset, new ones refused for 2 s",
+        ["run 2", "refuse", "rst", "run 2", "heal", "run 4"],
+    ),
+    scenario(
+        "slow",
+        "each packet takes 0.1 s longer for 3 s",
+        ["run 2", "latency 0.1 jitter=0.02", "run 3", "heal", "run 3"],
+    ),
+)
+
+#: A request meets no two of the five kills: a unit of work that loses two connections which had
+#: just worked, at the same
+#: statement, is not run a third time.
+_KILLS: Final = ["run 0.5 jitter=0.3", "kill"] * 5
+_RESTART: Final = ["run 0.4", "stop", "look 1", "run 0.5", "start", "run 1"]
+_CARELESS: Final = ["burst 12", "look 1"]
+
+#: For the drill's own small apps, which are up at once: shorter, and with faults that only they can
+#: have.
+SMALL: Final[tuple[Scenario, ...]] = (
+    scenario(
+        "idle",
+        "the server ends sessions idle for 2 s, then a burst",
+        ["run 0.4", "quiet 3", "look 0", "burst 10 each=4"],
+        2,
+    ),
+    scenario(
+        "kill",
+        "an administrator kills all sessions, 5 times",
+        ["run 0.4", *_KILLS, "look 1"],
+    ),
+    scenario("restart", "the server restarts, 1.5 s down", _RESTART),
+    scenario(
+        "crash",
+        "kill -9 the server, start it again",
+        ["run 0.4", "crash", "start", "look 1"],
+    ),
+    scenario(
+        "freeze",
+        "no answer for 4 s, then it goes on (unbroken: deadline=2)",
+        ["run 0.4", "freeze", "run 4", "thaw", "look 1"],
+        pool=Settings(deadline=2.0),
+    ),
+    scenario(
+        "fork",
+        "a warm parent, 3 children, each asks 200 times",
+        ["run 0.4", "fork 3 asks=200", "look 1"],
+    ),
+    scenario(
+        "forget",
+        "8 requests never give back, pool of 5, then 12 ordinary ones",
+        ["forget 8", *_CARELESS],
+        pool=Settings(size=5),
+    ),
+    scenario(
+        "hold",
+        "the same, connections kept alive (unbroken: leak_after=1, reclaim)",
+        ["hold 8", *_CARELESS],
+        pool=Settings(size=5, leak_after=1.0, reclaim=True),
+    ),
+    scenario("storm", "100 threads, pool of 10, restart", ["users 100 every=0.25", *_RESTART]),
+    *(each for each in SCENARIOS if each.needs_proxy),
+)
+
+
+def choose(
+    names: Sequence[str] | None, own: Sequence[Scenario] = (), usual: Sequence[Scenario] = SCENARIOS
+) -> list[Scenario]:
+    """The scenarios of these names, in the usual order and then the project's *own*; None: all.
+
+    Raises ConfigurationError for a name that none has.
+    """
+    mine = {each.name for each in own}
+    known = [each for each in usual if each.name not in mine] + list(own)
+    if names is None:
+        return known
+    for name in names:
+        if name not in {each.name for each in known}:
+            hint = nearest(name, [each.name for each in known])
+            raise ConfigurationError(
+                f"there is no scenario {name!r}{hint}; known are {', '.join(s.name for s in known)}"
+            )
+    return [each for each in known if each.name in names]
