@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from unbroken.abc import Fault, FaultKind
+from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.ledger.heal import CURABLE, Past, Ruling
 from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import current, current_token
@@ -95,7 +95,11 @@ def objection(loan: Loan, ruling: Ruling) -> Flow[str | None]:
             break
         against = heard or against
     if entry.cause is None and state.driver.is_in_transaction(loan.conn) is not False:
-        yield Call("rollback", loan.conn, entry, state.settings.ping_timeout)
+        try:
+            yield Call("rollback", loan.conn, entry, state.settings.ping_timeout)
+        except Exception as exc:
+            loan.failed(exc)
+            entry.condemn(Cause.RESET_FAILED, str(exc))  # the first cause stands
     return None if heard == "" else against
 
 

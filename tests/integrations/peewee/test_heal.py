@@ -245,8 +245,6 @@ def test_a_session_that_ended_between_begin_and_the_first_statement_is_replaced(
             site.proxy.rst()
             site.model.create(n=n)
 
-    if site.is_async:
-        pytest.skip("pwasyncio asks whether its connection is stale before it sends anything")
     for n in range(2):
         site.run(lambda n=n: work(n))  # type: ignore[misc]
     assert (site.healed, site.rows()) == (2, [0, 1])

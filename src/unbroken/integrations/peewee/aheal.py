@@ -9,7 +9,7 @@ from typing import Any
 
 import peewee
 
-from unbroken.abc import Fault
+from unbroken.abc import Fault, FaultKind
 from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee.errors import origin
 from unbroken.integrations.peewee.heal import ATTEMPTS, Refused, refused
@@ -26,6 +26,7 @@ class AsyncHealing:
     pool: Any
     aconnect: Callable[[], Awaitable[Any]]
     _drop: Callable[[Any], Awaitable[None]]
+    _pin: Callable[[Any], Awaitable[tuple[Any, Held]]]
 
     async def _send_safely(self, sql: Any, send: Callable[[], Awaitable[Any]]) -> Any:
         """What *send* gives, which sends *sql*.
@@ -41,25 +42,52 @@ class AsyncHealing:
                 result = await send()
             except Exception as exc:
                 held: Held | None = state.conn
-                fault = _lost_by(held, exc)
+                fault = _lost_by(held, exc, sql)
                 if fault is None or held is None:
                     raise
-                assert held.past is not None  # it was told
-                losses += was_well(held.loan, held.past) and not held.was_dead
-                lost = _lost(sql, held, fault, losses, bool(held.is_begun or state.transactions))
-                try:
-                    await self._move(state, held, may_run_again(held.past, lost))
-                except (Refused, peewee.PeeweeException, UnbrokenError) as why:
-                    refused(exc, why)
-                    raise exc from exc.__cause__
-                finally:
-                    held.met = None
-                forget(exc)
+                losses = await self._cure(state, held, exc, sql, fault, losses)
                 healed = fault
                 continue
             if healed is not None and state.conn is not None:
                 note(state.conn.home, sql, state.conn.entry.place, healed)
             return result
+
+    async def _pin_safely(self, sql: Any) -> tuple[Any, Held]:
+        """As ``_pin``. A connection that is found to be lost there was lost before *sql* was
+        sent.
+        """
+        for _ in range(ATTEMPTS):
+            try:
+                return await self._pin(sql)
+            except UnbrokenError as exc:
+                state = self._state._current()
+                held: Held | None = state.conn
+                fault = _lost_by(held, exc, sql)
+                if fault is None or held is None:
+                    raise
+                await self._cure(state, held, exc, sql, fault, 0)
+                note(held.home, sql, held.entry.place, fault)
+        return await self._pin(sql)
+
+    async def _cure(
+        self, state: Any, held: Held, exc: Exception, sql: Any, fault: Fault, losses: int
+    ) -> int:
+        """Another connection for *sql*, which lost *held*. Gives how many it has lost, or raises
+        *exc*.
+        """
+        past = held.past
+        assert past is not None  # it was told
+        losses += was_well(held.loan, past) and not held.was_dead
+        lost = _lost(sql, held, fault, losses, bool(held.is_begun or state.transactions))
+        try:
+            await self._move(state, held, may_run_again(past, lost))
+        except (Refused, peewee.PeeweeException, UnbrokenError) as why:
+            refused(exc, why)
+            raise exc from exc.__cause__
+        finally:
+            held.met = None
+        forget(exc)
+        return losses
 
     async def _move(self, state: Any, old: Held, ruling: Ruling) -> None:
         """Another connection for this task, in the same transaction. Raises what says why not."""
@@ -78,7 +106,7 @@ class AsyncHealing:
             if not is_over and state.transactions:  # this transaction gets none any more
                 if state.conn is not None:
                     await self._drop(state)
-                old.is_open = True
+                old.is_open, old.past = True, None
                 state.conn, state.closed = old, False
 
     async def _moved(self, state: Any, old: Held, past: Past, ruling: Ruling, begin: Any) -> bool:
@@ -152,8 +180,13 @@ class AsyncHealing:
             return True
 
 
-def _lost_by(held: Held | None, exc: Exception) -> Fault | None:
+def _lost_by(held: Held | None, exc: Exception, sql: Any) -> Fault | None:
     """What *exc* means, if another connection than *held* might cure it."""
+    if held is not None and held.past is not None and exc is held.unsent and not is_replayed():
+        held.unsent = None
+        held.tell(sql)  # it was found to be lost before anything was sent
+        held.was_dead = True
+        return Fault(FaultKind.LOST, held.entry.cause, text=str(exc))
     if (
         held is None
         or held.past is None

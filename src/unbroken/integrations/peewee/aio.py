@@ -178,7 +178,7 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
 
         A connection that is taken for this alone goes back at once: its result is read.
         """
-        pinned = await self._pin(sql)
+        pinned = await self._pin_safely(sql)
         try:
             send = super().aexecute_sql
             return await self._send_safely(sql, lambda: send(sql, params))

@@ -50,6 +50,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         self.is_beginning = False  #: a BEGIN of the body's own is being sent
         self.is_begun = False  #: a transaction was begun in a way that can be repeated
         self.begin_with: Any = None  #: … with these arguments
+        self.unsent: UnbrokenError | None = None  #: the error that says so before sending
         self.successor: Held | None = None  #: what took its place in the middle of a statement
         limit = self.home.settings.deadline
         self.until = min(
@@ -141,7 +142,8 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
             f"connection of pool {self.home.name}, taken at {taken}, was lost ({why}) in a"
             " transaction; nothing of it is stored"
         )
-        return translated(self.home.error(ConnectionLostError, what))
+        self.unsent = translated(self.home.error(ConnectionLostError, what))
+        return self.unsent
 
     async def send(self, sql: str) -> Any:
         """Send a statement of the body's own."""
