@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from threading import get_ident
 from time import monotonic
@@ -32,7 +32,7 @@ from unbroken.pool.async_lease import AsyncLease, getframe, running_loop
 from unbroken.pool.connect import connector
 from unbroken.pool.leaks import discard_forgotten
 from unbroken.pool.loan import Loan
-from unbroken.pool.loops import LoopRuntime, abandon, cut_off, put_away, runtime_of
+from unbroken.pool.loops import LoopRuntime, abandon, cut_off, farewell, runtime_of
 from unbroken.pool.running_async import run_unit_async
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import run_async
@@ -108,7 +108,7 @@ class AsyncPool(Generic[ConnectionT]):
             self._driver, self.settings, runtime, self.name, self._emit, fork_mark(), connector
         )
         runtime.finalizer = weakref.finalize(self, abandon, fresh)
-        runtime.farewell = _farewell(weakref.ref(self), weakref.ref(fresh))
+        runtime.farewell = farewell(weakref.WeakMethod(self._forget), weakref.ref(fresh))
         with contextlib.suppress(StopIteration):
             runtime.farewell.__anext__().send(None)  # up to its yield: now the loop knows it
         return fresh
@@ -428,30 +428,6 @@ def _tell(observers: tuple[Observer, ...], event: str, fields: Mapping[str, Any]
             observer(event, fields)
         except Exception:
             log.exception("unbroken: an observer failed at %r", event)
-
-
-async def _farewell(
-    pool_ref: Callable[[], AsyncPool[Any] | None], state_ref: Callable[[], PoolState | None]
-) -> AsyncGenerator[None, None]:
-    """Waits for the end of its loop, which ends its asynchronous generators before it closes
-    (``asyncio.run`` sees to it).
-
-    So connections of a pool that nobody closed are closed in order, while they can be.
-    """
-    try:
-        yield
-    finally:
-        pool, state = pool_ref(), state_ref()
-        if pool is not None and state is not None and state.here[0]:
-            pool._forget(state)
-            put_away(state)
-            for entry in list(state.kernel.in_use.values()):
-                # whoever has these still can do nothing with them any more
-                conn = entry.conn if entry.ref is None else entry.ref()
-                if conn is not None:
-                    state.driver.close(conn)
-            await runtime_of(state).stop()
-            await asyncio.sleep(0)  # transports end in the loop's next turn
 
 
 class _NoState:

@@ -204,7 +204,7 @@ def _stack(task: asyncio.Task[Any]) -> list[FrameType]:
 
 
 def runtime_of(state: PoolState) -> LoopRuntime:
-    """The shell of an asyncio pool's state."""
+    """The runtime of an asyncio pool's state."""
     runtime = state.runtime
     assert isinstance(runtime, LoopRuntime)
     return runtime
@@ -235,3 +235,29 @@ def abandon(state: PoolState) -> None:
     if state.here[0]:
         cut_off(state)
         state.runtime.call(partial(put_away, state))
+
+
+async def farewell(
+    forget_ref: Callable[[], Callable[[PoolState], None] | None],
+    state_ref: Callable[[], PoolState | None],
+) -> AsyncGenerator[None, None]:
+    """Waits for the end of its loop, which ends its asynchronous generators before it closes
+    (``asyncio.run`` sees to it).
+
+    So connections of a pool that nobody closed are closed in order, while they can be.
+    *forget_ref* gives what takes the state out of its pool; it and *state_ref* are weak.
+    """
+    try:
+        yield
+    finally:
+        forget, state = forget_ref(), state_ref()
+        if forget is not None and state is not None and state.here[0]:
+            forget(state)
+            put_away(state)
+            for entry in list(state.kernel.in_use.values()):
+                # whoever has these still can do nothing with them any more
+                conn = entry.conn if entry.ref is None else entry.ref()
+                if conn is not None:
+                    state.driver.close(conn)
+            await runtime_of(state).stop()
+            await asyncio.sleep(0)  # transports end in the loop's next turn
