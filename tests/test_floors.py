@@ -42,7 +42,7 @@ FLOORS = {
 #: The rooms of the second distribution, above the whole first one. None of the first may import any
 #: of them.
 DRILL_FLOORS = {
-    "fake": 10, "leaks": 10, "proxy": 10, "servers": 10,
+    "fake_clock": 10, "fake_server": 10.1, "fake": 10.2, "leaks": 10, "proxy": 10, "servers": 10,
     "databases": 10.5, "faults": 10.7, "pytest_plugin": 10.9,  # a proxy before a server
     "drill": 11, "proxy_command": 11, "cli": 11.5,
 }  # fmt: skip

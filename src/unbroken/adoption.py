@@ -415,9 +415,7 @@ def _hold(place: _Place, decorate: _Decorator, holder: int) -> _Wrapped | None:
 
 
 def _let_go(wrapped: _Wrapped, holder: int) -> None:
-    """One adoption less; after the last one, what was there before is put back, unless others
-    have changed it since.
-    """
+    """One adoption less. The last one puts back what was there, unless others changed it since."""
     wrapped.holders.discard(holder)
     place = wrapped.place
     key = (id(place.owner), place.attribute)

@@ -37,8 +37,8 @@ WITHOUT_A_LOCK = {
     ("pool/async_lease.py", "AsyncLease.__aexit__"), ("aio.py", "AsyncPool.acquire"),
     ("aio.py", "AsyncPool.release"),
     ("integrations/sqlalchemy/pool.py", "UnbrokenQueuePool._do_get"),
-    ("integrations/sqlalchemy/pool.py", "AsyncUnbrokenQueuePool._do_get"),
-    ("integrations/sqlalchemy/pool.py", "_Unbroken._do_return_conn"),
+    ("integrations/sqlalchemy/async_pool.py", "AsyncUnbrokenQueuePool._do_get"),
+    ("integrations/sqlalchemy/pool.py", "EnginePool._do_return_conn"),
 }  # fmt: skip
 
 

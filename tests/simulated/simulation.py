@@ -44,16 +44,9 @@ from unbroken.pool.steps import run
 from unbroken.pool.threads import ThreadRuntime
 from unbroken.sync import Pool
 from unbroken_drill import fake as fake_module
-from unbroken_drill.fake import (
-    PATIENCE,
-    FakeClock,
-    FakeConnection,
-    FakeDriver,
-    FakeOperationalError,
-    FakeServer,
-    Mode,
-    Session,
-)
+from unbroken_drill.fake import FakeConnection, FakeDriver
+from unbroken_drill.fake_clock import FakeClock
+from unbroken_drill.fake_server import PATIENCE, FakeOperationalError, FakeServer, Mode, Session
 
 _HUNG_UP, _READABLE = 0x2000, 0x1  # POLLRDHUP, POLLIN
 

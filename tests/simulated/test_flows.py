@@ -18,7 +18,7 @@ from unbroken.pool.leaks import reclaim
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Flow, Wait, run, run_async
 from unbroken.sync import Pool
-from unbroken_drill.fake import Mode
+from unbroken_drill.fake_server import Mode
 
 from .simulation import Connection, World, installed
 

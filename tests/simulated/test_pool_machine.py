@@ -31,7 +31,7 @@ from unbroken.pool.loan import Loan
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow
 from unbroken.sync import Pool
-from unbroken_drill.fake import FakeOperationalError, Mode
+from unbroken_drill.fake_server import FakeOperationalError, Mode
 
 from .simulation import Cancelled, Connection, Thread, Violation, World, installed
 

@@ -7,24 +7,23 @@ connection would keep others from giving theirs back.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import sys
-import time
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import peewee
 from playhouse.pool import MaxConnectionsExceeded
 
 from unbroken.errors import ConnectionLostError, UnbrokenError
 from unbroken.integrations.peewee import pool_options, upkeep
-from unbroken.integrations.peewee.errors import LazyQueryError, translated
-from unbroken.integrations.peewee.heal import past_for, tell
+from unbroken.integrations.peewee.errors import translated
+from unbroken.integrations.peewee.executing import _CAN_GO_ON, Executing
+from unbroken.integrations.peewee.heal import past_for
 from unbroken.integrations.peewee.poolish import Poolish
-from unbroken.integrations.peewee.result import Result, is_streaming
-from unbroken.integrations.peewee.slot import PerThread, Pin, Shared, Slot, Taken, caller, refusal
+from unbroken.integrations.peewee.result import Result
+from unbroken.integrations.peewee.slot import PerThread, Pin, Shared, Slot, Taken, caller
 from unbroken.integrations.peewee.transactions import Transactions
 from unbroken.integrations.peewee.unit import Atomic, unit
 from unbroken.ledger.scope import current, current_token
@@ -34,15 +33,13 @@ from unbroken.sync import Pool
 
 log = logging.getLogger("unbroken")
 
-#: Functions whose frames may be left without being at their end.
-_CAN_GO_ON = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = ["MaxConnectionsExceeded", "PooledDatabase"]
 
 
-class PooledDatabase(Transactions, Poolish, peewee.Database):  # type: ignore[misc] # peewee ships no types that we could use
+class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type: ignore[misc] # peewee ships no types that we could use
     """Mixed in before one of peewee's MySQL or PostgreSQL databases, as playhouse's class of that
     name is.
 
@@ -376,115 +373,6 @@ class PooledDatabase(Transactions, Poolish, peewee.Database):  # type: ignore[mi
             self._settle(slot)
 
     # -- statements --------------------------------------------------------------------------------
-
-    def _ready(self) -> tuple[Slot, Pin]:
-        """This thread's slot with a connection in it that is fit for a statement, pinned until
-        :meth:`_unpin`.
-        """
-        slot = self._state
-        self._begin_anew(slot)
-        pin = Pin(self, slot)
-        try:
-            if slot.closed:
-                self._allow(slot)
-                self._take(slot)
-            elif slot.loan is not None:
-                upkeep.look_after(self, slot)
-            if current_token() is not None:
-                upkeep.join(slot)
-        except BaseException:
-            self._unpin(slot, pin)
-            raise
-        return slot, pin
-
-    def _allow(self, slot: Slot) -> None:
-        """May a connection be opened for what is about to run? Raises what says no."""
-        if slot.orphan and slot.transactions:
-            raise peewee.OperationalError(
-                "this transaction belongs to the parent process; leave its block (or call"
-                " dispose()) before using the database in the child"
-            )
-        if slot.held or slot.opening:
-            return
-        if not self.autoconnect:
-            raise peewee.InterfaceError("Error, database connection not opened.")
-        if self.strict:
-            raise LazyQueryError(refusal(slot.sql, slot.opened, slot.left))
-
-    def cursor(self, named_cursor: Any = None) -> Any:
-        """As peewee's.
-
-        A cursor on a connection that was opened for it keeps that until it is closed or collected.
-        """
-        slot, pin = self._ready()
-        try:
-            raw = super().cursor(named_cursor)
-            if slot.sql is None and slot.loan is not None and slot.loan.past is not None:
-                slot.loan.past.unseen("the application has a cursor of its own")
-            if slot.is_bound:
-                slot.raw = slot.raw or slot.sql is None
-                return raw
-            return Result(raw, self, slot)
-        finally:
-            self._unpin(slot, pin)
-
-    def _execute_cursor(self, sql: Any, params: Any, **options: Any) -> Any:
-        self._log_query(sql, params)
-        start = time.perf_counter() if self.query_hooks else None
-        slot = self._state
-        pin = Pin(self, slot)
-        try:
-            result = self._send_safely(slot, sql, lambda: self._send(slot, sql, params, options))
-        except Exception as exc:
-            if start is not None:
-                self._notify_hooks(sql, params, start, exc)
-            raise
-        finally:
-            self._unpin(slot, pin)
-        if start is not None:
-            self._notify_hooks(sql, params, start, None)
-        return result
-
-    def _send(self, slot: Slot, sql: Any, params: Any, options: dict[str, Any]) -> Result:
-        slot.sql = sql
-        result: Any = None
-        try:
-            with peewee.__exception_wrapper__:
-                result = self.cursor(**options)
-                if type(result) is not Result:
-                    result = Result(result, self, slot)
-                result._reusable = False
-                tell(slot, sql)
-                result._cursor.execute(sql, params or ())
-            self._executed(slot, result)
-        except BaseException as exc:
-            slot.sql = None
-            if result is not None:
-                slot.readers.pop(id(result), None)
-            self._blame(slot, exc, sql)
-            raise
-        finally:
-            slot.sql = None
-        return cast("Result", result)
-
-    def _blame(self, slot: Slot, exc: BaseException, sql: Any) -> None:
-        """Raise what the caller is told instead of *exc*, if so. (A variable for it beside its own
-        traceback would be a cycle that keeps results, and so connections.)
-        """
-        error = upkeep.failed(self, slot, exc, sql)
-        if error is not exc:
-            raise error from exc
-
-    def _executed(self, slot: Slot, result: Result) -> None:
-        loan = slot.loan
-        if loan is not None:
-            status = loan.state.driver.is_in_transaction(slot.conn)
-            slot.open, slot.clean, slot.last_used = status is True, status is False, loan.state.now
-        if result._cursor.description is None and not is_streaming(result._cursor):
-            # nothing to be read
-            slot.readers.pop(id(result), None)
-            if not slot.is_bound:
-                result.let_go()
 
     # -- units of work -----------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 and async.
 """
 
+from unbroken.integrations.sqlalchemy.async_pool import AsyncUnbrokenQueuePool
 from unbroken.integrations.sqlalchemy.plugin import Plugin, stats
-from unbroken.integrations.sqlalchemy.pool import AsyncUnbrokenQueuePool, UnbrokenQueuePool
+from unbroken.integrations.sqlalchemy.pool import UnbrokenQueuePool
 
 __all__ = ["AsyncUnbrokenQueuePool", "Plugin", "UnbrokenQueuePool", "stats"]

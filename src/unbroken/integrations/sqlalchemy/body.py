@@ -8,39 +8,30 @@ the connections and calls its events.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import copy
 import sys
-import threading
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from contextvars import Context
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy.util import greenlet_spawn
-from sqlalchemy.util.concurrency import await_only
-
-from unbroken.abc import AsyncDriver, Cause, Connection, Driver, Fault, FaultKind
+from unbroken.abc import Cause, Connection, Fault, FaultKind
 from unbroken.brain.entry import Entry
 from unbroken.brain.stats import Counters, Stats
 from unbroken.drivers._shared import dial, from_connect, mark
 from unbroken.errors import CommitUnknownError, ConnectionLostError, E, PoolClosedError, for_driver
 from unbroken.integrations.sqlalchemy.plan import Plan
 from unbroken.integrations.sqlalchemy.record import Record, Slot
+from unbroken.integrations.sqlalchemy.runtimes import context_of, mark_of, opened_by
 from unbroken.ledger.questions import Question, text_of
-from unbroken.ledger.scope import apart, tell, testify
-from unbroken.net.fork_guard import fork_mark
+from unbroken.ledger.scope import testify
 from unbroken.pool.connect import connector
-from unbroken.pool.holder import referred_to, thread_frames
 from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.loan import Loan
-from unbroken.pool.loops import LoopRuntime
 from unbroken.pool.state import PoolState
-from unbroken.pool.steps import Attempt, Connect, Flow, run
-from unbroken.pool.threads import ThreadRuntime
+from unbroken.pool.steps import Attempt, Flow, run
 from unbroken.pool.upkeep import schedule
 
 #: Causes for which SQLAlchemy closes a connection; for all others it invalidates one.
@@ -60,7 +51,7 @@ class Body(PoolState):
 
     def __init__(self, pool: Any, plan: Plan, runtime: Any, counters: Counters | None) -> None:
         super().__init__(
-            plan.driver, plan.settings, runtime, plan.name, plan.emit, _mark_of(runtime), connector
+            plan.driver, plan.settings, runtime, plan.name, plan.emit, mark_of(runtime), connector
         )
         self._pool = weakref.ref(pool)
         self.plan = plan
@@ -78,8 +69,8 @@ class Body(PoolState):
             None  #: of one that waits: an application's ``creator`` may read its context variables
         )
         this = weakref.ref(self)
-        runtime.opener = lambda: _opened_by(this)
-        runtime.context = lambda: _context_of(this)
+        runtime.opener = lambda: opened_by(this)
+        runtime.context = lambda: context_of(this)
         self._look()
         self._take_bounds(pool)
 
@@ -433,107 +424,3 @@ class Body(PoolState):
         error = for_driver(kind, self.plan.foreign, message, **attributes)
         testify(error)
         return error
-
-
-class LoopMark:
-    """``mark[0]`` is 1 in the process that made it, and as long as the event loop is not closed."""
-
-    __slots__ = ("_fork", "_loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._fork, self._loop = fork_mark(), loop
-
-    def __getitem__(self, _index: int, /) -> int:
-        return self._fork[0] and not self._loop.is_closed()
-
-
-def _mark_of(runtime: Any) -> Any:
-    return LoopMark(runtime.loop) if isinstance(runtime, GreenletRuntime) else fork_mark()
-
-
-def _context_of(body_ref: Callable[[], Body | None]) -> Context:
-    """A context for an attempt to connect: a waiting caller's, outside its unit of work."""
-    body = body_ref()
-    caller = None if body is None else body.caller
-    if caller is None:
-        return apart()
-    context = caller.copy()
-    context.run(tell, None)
-    return context
-
-
-def _opened_by(body_ref: Callable[[], Body | None]) -> Connection:
-    body = body_ref()
-    if body is None:
-        raise PoolClosedError("the engine is gone")
-    return body.open()
-
-
-class SyncRuntime(ThreadRuntime):
-    """Blocking engines.
-
-    Locks are reentrant: SQLAlchemy gives connections back in finalizers, which run anywhere.
-    """
-
-    opener: Callable[[], Connection]
-    context: Callable[[], Context]
-
-    def __init__(self, driver: Driver) -> None:
-        super().__init__(driver)
-
-    def new_lock(self) -> AbstractContextManager[Any]:
-        """See the class."""
-        return threading.RLock()
-
-    def do(self, step: Any) -> Any:
-        """A step, a worker's or a caller's. SQLAlchemy opens the connections."""
-        return super().do(
-            replace(step, make=self.opener, context=self.context())
-            if type(step) is Connect
-            else step
-        )
-
-    do_here = do
-
-    def in_hands(self, wanted: set[int]) -> set[int] | None:
-        """As ThreadRuntime's, and on greenlets: one may be switched away while SQLAlchemy sets its
-        connection up.
-        """
-        frames = thread_frames()
-        if frames is None:
-            return None
-        frames[threading.get_ident()] = sys._getframe(2)
-        found = referred_to(frames.values(), wanted)
-        return found if found >= wanted else found | referred_to(self.stacks_aside(), wanted)
-
-    def wait_for(self, result: Any) -> Any:
-        """A blocking driver has waited already."""
-        return result
-
-
-class GreenletRuntime(LoopRuntime):
-    """Async engines.
-
-    Workers are tasks; callers are in SQLAlchemy's greenlets, and wait through them.
-    """
-
-    opener: Callable[[], Connection]
-    context: Callable[[], Context]
-
-    def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(driver, loop)
-
-    async def do(self, step: Any) -> Any:
-        """A worker's step. What SQLAlchemy does in it needs a greenlet."""
-        return await (greenlet_spawn(step.work) if type(step) is Attempt else super().do(step))
-
-    async def _connect(self, step: Connect) -> Any:  # noqa: ARG002 - as LoopRuntime has it
-        return await self.loop.create_task(greenlet_spawn(self.opener), context=self.context())
-
-    def wait_for(self, result: Any) -> Any:
-        """What an async driver's method gives, inside a greenlet."""
-        return await_only(result)
-
-    def do_here(self, step: Any) -> Any:
-        """A caller's step, inside its greenlet."""
-        return step.work() if type(step) is Attempt else await_only(super().do(step))

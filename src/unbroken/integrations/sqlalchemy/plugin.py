@@ -9,9 +9,10 @@ from sqlalchemy.engine import URL, CreateEnginePlugin, Engine
 
 from unbroken.brain.stats import Stats
 from unbroken.errors import ConfigurationError
+from unbroken.integrations.sqlalchemy.async_pool import AsyncUnbrokenQueuePool
 from unbroken.integrations.sqlalchemy.hooks import Hooks
 from unbroken.integrations.sqlalchemy.plan import log, open_plan
-from unbroken.integrations.sqlalchemy.pool import AsyncUnbrokenQueuePool, UnbrokenQueuePool
+from unbroken.integrations.sqlalchemy.pool import UnbrokenQueuePool
 
 #: Databases without a server, whose pools SQLAlchemy chooses with care: they stay as they are.
 _WITHOUT_SERVER = {"sqlite"}

@@ -9,13 +9,11 @@ belongs to one entry of the kernel's.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import os
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable
 from contextvars import copy_context
 from threading import get_ident
 from time import monotonic
@@ -23,24 +21,24 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy import exc as sqla_exc
-from sqlalchemy import pool as sqla_pool
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool.base import _ConnectionFairy
 
 from unbroken.abc import Cause
 from unbroken.brain.stats import Stats
 from unbroken.errors import PoolTimeoutError, UnbrokenError
-from unbroken.integrations.sqlalchemy.body import Body, GreenletRuntime, SyncRuntime
+from unbroken.integrations.sqlalchemy.body import Body
+from unbroken.integrations.sqlalchemy.creating import _SQLALCHEMY, Creating
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
 from unbroken.integrations.sqlalchemy.record import (
     NO_BODY,
     Record,
-    Shelf,
     Slot,
     in_greenlet,
     note_holders,
     outside,
 )
+from unbroken.integrations.sqlalchemy.runtimes import SyncRuntime
 from unbroken.ledger.scope import current, current_token
 from unbroken.pool.acquire import acquire
 from unbroken.pool.loan import Loan
@@ -51,8 +49,6 @@ _checkout = _ConnectionFairy._checkout
 _pools: weakref.WeakSet[Any] = weakref.WeakSet()
 
 _IS_2_0 = sqlalchemy.__version__.startswith("2.0.")
-#: where SQLAlchemy's own frames are from
-_SQLALCHEMY = os.path.dirname(sqlalchemy.__file__) + os.sep
 #: the usual way in
 _RAW_CONNECTION, _ENGINE_CONNECT = (Engine.raw_connection.__code__, Engine.connect.__code__)
 
@@ -60,27 +56,21 @@ _RAW_CONNECTION, _ENGINE_CONNECT = (Engine.raw_connection.__code__, Engine.conne
 SETUP_ATTEMPTS = 3
 
 
-class _Unbroken(sqla_pool.QueuePool):
+class EnginePool(Creating):
     """What both pools below share."""
 
     _sqla_logger_namespace = (  # people set their levels by this name
         "sqlalchemy.pool.impl.QueuePool"
     )
-    _queue_class: Any = Shelf  # what is read of a queue, not a queue
-    _plan: Plan
-    _body: Any
-    _pool: Any
-    _dialect: Any
 
     def __init__(
         self, creator: Any, *args: Any, unbroken: Plan | None = None, **kwargs: Any
     ) -> None:
         self._plan = unbroken or Plan(Blind(), Settings.of(max_idle=float("inf")))
-        self._body = NO_BODY
+        self._body: Any = NO_BODY
         self._births: dict[Any, Any] = {}  #: see _enter
         self._counters: Any = None
-        #: records without a connection: SQLAlchemy uses a record again and again
-        self._vacant: deque[Record] = deque()
+        self._vacant = deque()
         super().__init__(creator, *args, **kwargs)
         self._pool.pool = weakref.ref(self)
         _pools.add(self)
@@ -320,72 +310,7 @@ class _Unbroken(sqla_pool.QueuePool):
                 loan.break_off()
             loan.give_back()
 
-    def _close_foreign(self, record: Record) -> None:
-        """A connection of the parent process, or of an event loop that has ended: not our pool's
-        any more.
-        """
-        owner = record.owner
-        if owner is not None and not owner.here[0]:
-            owner.sever()
-        record.close()
-
-    def stash(self, record: Record) -> None:
-        """*record* has no connection: it is used for the next one."""
-        if (
-            record.dbapi_connection is None
-            and record.entry is None
-            and record.fairy_ref is None
-            and len(self._vacant) < 100
-        ):
-            record.used = -1
-            self._vacant.append(record)
-
-    def blank(self) -> Record:
-        """A record without a connection."""
-        try:
-            return self._vacant.popleft()
-        except IndexError:
-            return Record(self, connect=False)
-
     # -- connecting and closing --------------------------------------------------------------------
-
-    def _create_connection(self) -> Any:
-        return Record(self)
-
-    def _should_wrap_creator(self, creator: Any) -> Callable[[Any], Any]:
-        this = weakref.ref(self)
-        inner: Callable[[Any], Any] = super()._should_wrap_creator(creator)
-
-        def create(record: Any) -> Any:
-            """SQLAlchemy wants *record* to be connected: most often the pool has done so
-            already.
-            """
-            pool = this()
-            entry = getattr(record, "entry", None)
-            if pool is None or entry is None:
-                return inner(record)
-            if entry.dbapi is not None:
-                return entry.dbapi
-            connection = pool.raw_creator(record)
-            pool._body.fill(record, connection)
-            return connection
-
-        return create
-
-    def raw_creator(self, record: Any) -> Any:
-        """What the application, or SQLAlchemy's dialect, opens."""
-        creates: Callable[[Any], Any] = super()._should_wrap_creator(self._creator)
-        return creates(record)
-
-    def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
-        body = self._body
-        if body is not NO_BODY and body.here[0]:
-            body.say_goodbye(connection)
-        super()._close_connection(connection, terminate=terminate)
-
-    def close_raw(self, connection: Any) -> None:
-        """Close a connection that SQLAlchemy has not seen."""
-        super()._close_connection(connection, terminate=True)
 
     # -- which process, which loop -----------------------------------------------------------------
 
@@ -440,7 +365,7 @@ class _Unbroken(sqla_pool.QueuePool):
         return body.stats()
 
 
-class UnbrokenQueuePool(_Unbroken):
+class UnbrokenQueuePool(EnginePool):
     """SQLAlchemy's QueuePool that does not break.
 
     Arguments as QueuePool's; the plugin fills in ``unbroken``.
@@ -464,69 +389,6 @@ class UnbrokenQueuePool(_Unbroken):
 
     def _new_body(self, counters: Any) -> Body:
         return Body(self, self._plan, SyncRuntime(self._plan.driver), counters)  # type: ignore[arg-type] # a blocking driver
-
-
-class AsyncUnbrokenQueuePool(_Unbroken, sqla_pool.AsyncAdaptedQueuePool):
-    """The same for async engines."""
-
-    _sqla_logger_namespace = "sqlalchemy.pool.impl.AsyncAdaptedQueuePool"
-
-    def _do_get(self) -> Any:
-        body, entry = self._body, None
-        if not body.waiting:
-            try:
-                entry = body.take()
-            except IndexError:
-                pass
-            else:
-                now = monotonic()
-                if (
-                    now - entry.last_used < body.fresh_for
-                    and not body.hung_up()
-                    and not body.heard_goodbye(entry.conn)
-                ):
-                    entry.taken_at = now
-                    entry.uses += 1
-                    body.in_use[entry.key] = entry
-                    return entry.record
-        return self._take_slowly(entry).record
-
-    def dispose(self) -> None:
-        """As SQLAlchemy's. The watcher ends with it, since the loop may."""
-        super().dispose()
-        body = self._body
-        if (
-            body is not NO_BODY
-            and body.here[0]
-            and not body.in_use
-            and not body.waiting
-            and not body.kernel.opening
-        ):
-            body.runtime.watcher.close()
-            self._births.clear()
-            self._counters, self._body = body.counters, NO_BODY
-
-    def _loop_here(self) -> Any:
-        return asyncio.get_running_loop()
-
-    def _new_body(self, counters: Any) -> Body:
-        driver: Any = self._plan.driver  # an async one
-        return Body(self, self._plan, GreenletRuntime(driver, self._loop_here()), counters)
-
-    def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
-        """On the event loop itself nothing can be awaited: there the driver closes at once, which
-        not every dialect can.
-        """
-        if self._plan.is_blind or (in_greenlet() and not self._body_is_abrupt()):
-            super()._close_connection(connection, terminate=terminate)
-            return
-        raw = self._plan.genuine(self._dialect.get_driver_connection(connection))
-        if self._body.here[0]:
-            self._body.say_goodbye(connection)
-        self._plan.driver.close(raw)
-
-    def _body_is_abrupt(self) -> bool:
-        return bool(self._body.here[0] and self._body.abrupt)
 
 
 def _sever_all() -> None:

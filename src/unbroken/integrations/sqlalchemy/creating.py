@@ -1,0 +1,100 @@
+"""How an engine's pool opens and closes connections: the way that SQLAlchemy does."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import pool as sqla_pool
+
+from unbroken.integrations.sqlalchemy.plan import Plan
+from unbroken.integrations.sqlalchemy.record import (
+    NO_BODY,
+    Record,
+    Shelf,
+)
+
+#: where SQLAlchemy's own frames are from
+_SQLALCHEMY = os.path.dirname(sqlalchemy.__file__) + os.sep
+
+
+class Creating(sqla_pool.QueuePool):
+    """What a pool of SQLAlchemy's does about connections that are not in use."""
+
+    #: records without a connection: SQLAlchemy uses a record again and again
+    _vacant: deque[Record]
+
+    _queue_class: Any = Shelf  # what is read of a queue, not a queue
+    _plan: Plan
+    _body: Any
+    _pool: Any
+    _dialect: Any
+
+    def stash(self, record: Record) -> None:
+        """*record* has no connection: it is used for the next one."""
+        if (
+            record.dbapi_connection is None
+            and record.entry is None
+            and record.fairy_ref is None
+            and len(self._vacant) < 100
+        ):
+            record.used = -1
+            self._vacant.append(record)
+
+    def blank(self) -> Record:
+        """A record without a connection."""
+        try:
+            return self._vacant.popleft()
+        except IndexError:
+            return Record(self, connect=False)
+
+    def _create_connection(self) -> Any:
+        return Record(self)
+
+    def _should_wrap_creator(self, creator: Any) -> Callable[[Any], Any]:
+        this = weakref.ref(self)
+        inner: Callable[[Any], Any] = super()._should_wrap_creator(creator)
+
+        def create(record: Any) -> Any:
+            """SQLAlchemy wants *record* to be connected: most often the pool has done so
+            already.
+            """
+            pool = this()
+            entry = getattr(record, "entry", None)
+            if pool is None or entry is None:
+                return inner(record)
+            if entry.dbapi is not None:
+                return entry.dbapi
+            connection = pool.raw_creator(record)
+            pool._body.fill(record, connection)
+            return connection
+
+        return create
+
+    def raw_creator(self, record: Any) -> Any:
+        """What the application, or SQLAlchemy's dialect, opens."""
+        creates: Callable[[Any], Any] = super()._should_wrap_creator(self._creator)
+        return creates(record)
+
+    def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
+        body = self._body
+        if body is not NO_BODY and body.here[0]:
+            body.say_goodbye(connection)
+        super()._close_connection(connection, terminate=terminate)
+
+    def close_raw(self, connection: Any) -> None:
+        """Close a connection that SQLAlchemy has not seen."""
+        super()._close_connection(connection, terminate=True)
+
+    def _close_foreign(self, record: Record) -> None:
+        """A connection of the parent process, or of an event loop that has ended: not our pool's
+        any more.
+        """
+        owner = record.owner
+        if owner is not None and not owner.here[0]:
+            owner.sever()
+        record.close()

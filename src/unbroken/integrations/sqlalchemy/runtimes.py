@@ -1,0 +1,130 @@
+"""How an engine's callers wait and call: on their own threads, or inside SQLAlchemy's greenlets."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextvars import Context
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util.concurrency import await_only
+
+from unbroken.abc import AsyncDriver, Connection, Driver
+from unbroken.errors import PoolClosedError
+from unbroken.ledger.scope import apart, tell
+from unbroken.net.fork_guard import fork_mark
+from unbroken.pool.holder import referred_to, thread_frames
+from unbroken.pool.loops import LoopRuntime
+from unbroken.pool.steps import Attempt, Connect
+from unbroken.pool.threads import ThreadRuntime
+
+
+class LoopMark:
+    """``mark[0]`` is 1 in the process that made it, and as long as the event loop is not closed."""
+
+    __slots__ = ("_fork", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._fork, self._loop = fork_mark(), loop
+
+    def __getitem__(self, _index: int, /) -> int:
+        return self._fork[0] and not self._loop.is_closed()
+
+
+def mark_of(runtime: Any) -> Any:
+    """What tells whether this process (and event loop) is the one that *runtime* was made in."""
+    return LoopMark(runtime.loop) if isinstance(runtime, GreenletRuntime) else fork_mark()
+
+
+def context_of(body_ref: Callable[[], Any]) -> Any:
+    """A context for an attempt to connect: a waiting caller's, outside its unit of work."""
+    body: Any = body_ref()
+    caller = None if body is None else body.caller
+    if caller is None:
+        return apart()
+    context = caller.copy()
+    context.run(tell, None)
+    return context
+
+
+def opened_by(body_ref: Callable[[], Any]) -> Connection:
+    """A connection of the body's, opened as SQLAlchemy does; an error where the body is gone."""
+    body: Any = body_ref()
+    if body is None:
+        raise PoolClosedError("the engine is gone")
+    return body.open()
+
+
+class SyncRuntime(ThreadRuntime):
+    """Blocking engines.
+
+    Locks are reentrant: SQLAlchemy gives connections back in finalizers, which run anywhere.
+    """
+
+    opener: Callable[[], Connection]
+    context: Callable[[], Context]
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(driver)
+
+    def new_lock(self) -> AbstractContextManager[Any]:
+        """See the class."""
+        return threading.RLock()
+
+    def do(self, step: Any) -> Any:
+        """A step, a worker's or a caller's. SQLAlchemy opens the connections."""
+        return super().do(
+            replace(step, make=self.opener, context=self.context())
+            if type(step) is Connect
+            else step
+        )
+
+    do_here = do
+
+    def in_hands(self, wanted: set[int]) -> set[int] | None:
+        """As ThreadRuntime's, and on greenlets: one may be switched away while SQLAlchemy sets its
+        connection up.
+        """
+        frames = thread_frames()
+        if frames is None:
+            return None
+        frames[threading.get_ident()] = sys._getframe(2)
+        found = referred_to(frames.values(), wanted)
+        return found if found >= wanted else found | referred_to(self.stacks_aside(), wanted)
+
+    def wait_for(self, result: Any) -> Any:
+        """A blocking driver has waited already."""
+        return result
+
+
+class GreenletRuntime(LoopRuntime):
+    """Async engines.
+
+    Workers are tasks; callers are in SQLAlchemy's greenlets, and wait through them.
+    """
+
+    opener: Callable[[], Connection]
+    context: Callable[[], Context]
+
+    def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(driver, loop)
+
+    async def do(self, step: Any) -> Any:
+        """A worker's step. What SQLAlchemy does in it needs a greenlet."""
+        return await (greenlet_spawn(step.work) if type(step) is Attempt else super().do(step))
+
+    async def _connect(self, step: Connect) -> Any:  # noqa: ARG002 - as LoopRuntime has it
+        return await self.loop.create_task(greenlet_spawn(self.opener), context=self.context())
+
+    def wait_for(self, result: Any) -> Any:
+        """What an async driver's method gives, inside a greenlet."""
+        return await_only(result)
+
+    def do_here(self, step: Any) -> Any:
+        """A caller's step, inside its greenlet."""
+        return step.work() if type(step) is Attempt else await_only(super().do(step))
