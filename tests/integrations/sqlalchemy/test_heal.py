@@ -8,6 +8,7 @@ import asyncio
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -20,6 +21,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 import unbroken
 import unbroken.sqlalchemy
 from unbroken import replayable
+from unbroken.ledger.scope import enter, leave
+from unbroken.ledger.unit import Unit
+from unbroken.ledger.verdicts import Fate
 from unbroken_drill import FaultProxy
 
 SYNC = ["pymysql", "mysqldb", "psycopg", "psycopg2"]
@@ -611,3 +615,41 @@ def test_what_was_never_sent_heals_in_autocommit(place: Place, until: Any) -> No
 
     place.within(engine, work)
     assert place.rows() == [1, 2]
+
+
+def test_what_a_web_request_is_told_of_its_writes_stays_right(place: Place) -> None:
+    """A ledger that only watches is around it, as around each request."""
+    if place.is_async:
+        pytest.skip("the same code, in another context")
+    engine = place.engine()
+    place.within(engine, lambda conn: conn.execute(sa.text("SELECT 1")))
+    for begin, fate in ((False, Fate.NOTHING), (True, Fate.STORED)):
+        token = enter(Unit(observing=True))
+        try:
+            place.proxy.cut_at("INSERT")
+            place.within(engine, lambda conn: conn.execute(INSERT, {"n": 1}), begin=begin)
+            assert token.unit.fate() is fate
+        finally:
+            leave(token)
+    assert (healed(engine), place.rows()) == (2, [1])
+
+
+@pytest.mark.parametrize("statement", ["SELECT n", "INSERT"])
+def test_a_deadline_is_not_begun_anew(place: Place, statement: str) -> None:
+    engine = place.engine(unbroken={"deadline": 0.5, "outage_wait": 10.0})
+    place.within(engine, lambda conn: conn.execute(sa.text("SELECT 1")))
+
+    def work(conn: sa.Connection) -> None:
+        if place.is_async:
+            sa.util.await_only(asyncio.sleep(0.2))
+        else:
+            time.sleep(0.2)
+        place.proxy.cut_at(statement)
+        conn.execute(SELECT if statement == "SELECT n" else INSERT, {"n": 1})
+        conn.execute(sa.text("SELECT pg_sleep(5)" if not place.is_mysql else "SELECT sleep(5)"))
+
+    began = time.monotonic()
+    with pytest.raises(unbroken.DeadlineExceeded):
+        place.within(engine, work)
+    assert time.monotonic() - began < 2.0
+    assert healed(engine) == 1
