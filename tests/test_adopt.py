@@ -16,6 +16,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -412,6 +413,41 @@ def test_an_adopted_module_is_imported_as_any_other(write, adopt):
     assert inspect.getsource(module.Base).startswith("class Base")
     spec = importlib.util.find_spec(name)
     assert spec is module.__spec__
+
+
+def test_modules_of_namespaces_and_archives_are_found_without_importing_anything(
+    write, adopt, tmp_path, monkeypatch
+):
+    inner = tmp_path / "nobodys_space" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "shop.py").write_text("class Store:\n    def put(self): pass\n")
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
+        archive.writestr("packed_shop.py", "class Store:\n    def put(self): pass\n")
+    monkeypatch.syspath_prepend(tmp_path / "packed.zip")
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ["nobodys_space.inner.shop", "packed_shop"]
+    adoption = adopt(*(f"{name}.Store" for name in names))
+    assert not {"nobodys_space", *names} & sys.modules.keys()
+    try:
+        loaders = [importlib.import_module(name).__loader__ for name in names]
+        assert adoption.wrapped == tuple(f"{name}:Store.put" for name in names)
+        assert [type(each).__name__ for each in loaders] == ["SourceFileLoader", "zipimporter"]
+    finally:
+        for name in ("nobodys_space", "nobodys_space.inner", *names):
+            sys.modules.pop(name, None)
+
+
+def test_a_module_that_is_loaded_at_its_first_use_is_adopted_then(write, adopt):
+    name = write()
+    adoption = adopt(f"{name}:Store.put")
+    spec = importlib.util.find_spec(name)
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    assert adoption.wrapped == ()
+    assert module.Store().put("k")[3] is not None
+    assert adoption.wrapped == (f"{name}:Store.put",)
 
 
 def test_an_error_of_the_module_itself_is_its_own(write, adopt):

@@ -113,10 +113,19 @@ def _finds_nothing(
 
 
 def _spec_of(name: str) -> ModuleSpec | None:
-    parent = name.rpartition(".")[0]
+    parent, _, last = name.rpartition(".")
+    path = path_of(parent) if parent else None
+    if parent and not path:
+        return None
     try:
-        path = path_of(parent) if parent else None
-        return find(name, path) if path or not parent else None
+        return find(name, path)
+    except KeyError:  # a package without __init__.py looks for its parent among the imported
+        folders = [
+            folder for each in path or () if os.path.isdir(folder := os.path.join(each, last))
+        ]
+        spec = ModuleSpec(name, None)
+        spec.submodule_search_locations = folders
+        return spec if folders else None
     except Exception:  # a finder of somebody's, asked without the imports that it expects
         return None
 
@@ -128,9 +137,11 @@ def path_of(package: str) -> list[str]:
     path: Any = (
         getattr(module, "__path__", None) if spec is None else spec.submodule_search_locations
     )
-    return list(
-        getattr(path, "_path", path) or ()
-    )  # a namespace's own list would look for its parent in sys.modules
+    try:
+        # a namespace's own list would look for its parent in sys.modules
+        return list(getattr(path, "_path", path) or ())
+    except KeyError:
+        return []
 
 
 def _is_initializing(module: ModuleType) -> bool:
