@@ -85,16 +85,26 @@ class Score:
 
 
 def explained(score: Score) -> int:
-    """How many of the errors are commits in doubt: the session was ended while the server
-    committed, and nobody can say on which side of it.
+    """How many of the errors must be: commits in doubt, where the session was ended while the
+    server committed and nobody can say on which side of it; and statements that were killed twice.
     """
+    known = (*IN_DOUBT, GIVEN_UP)
     return sum(
-        count for words, count in score.words.items() if any(each in words for each in IN_DOUBT)
+        count for words, count in score.words.items() if any(each in words for each in known)
     )
+
+
+def note_reasons(score: Score, log: Path, words: str) -> None:
+    """Count a reason that stands in the log of a server only."""
+    count = log.read_text(errors="replace").count(words)
+    if count:
+        score.words[f"in the server's log: {words.strip()}"] += count
 
 
 #: By which words such an error is known: its class, or how its message begins.
 IN_DOUBT = ("CommitUnknownError", "COMMIT was sent to")
+#: A statement whose sessions were killed twice is given up: somebody may want that.
+GIVEN_UP = "what is sent there ends its session"
 
 
 # -- the programs ----------------------------------------------------------------------------------
@@ -332,6 +342,7 @@ def mlflow(target: str, fault: str, way: str, seconds: float = 20.0) -> Score:
             with Faults(server, fault) as faults:
                 requests(score, client, seconds, 1.6 if fault == "idle" else 0.0)
             score.faults, score.dead = faults.count, int(process.poll() is not None)
+            note_reasons(score, log, GIVEN_UP)
             keep(log, "mlflow", target, fault, way)
             return score
 
@@ -375,8 +386,7 @@ def prefect(target: str, fault: str, way: str, seconds: float = 20.0) -> Score:
                 requests(score, client, seconds, 1.6 if fault == "idle" else 0.0)
             score.faults, score.dead = faults.count, int(process.poll() is not None)
             # its clients are told of no reason
-            doubts = log.read_text(errors="replace").count("\nunbroken.errors.CommitUnknownError:")
-            score.words.update({"CommitUnknownError in the server's log": doubts} if doubts else {})
+            note_reasons(score, log, "\nunbroken.errors.CommitUnknownError:")
             keep(log, "prefect", target, fault, way)
             return score
 
