@@ -18,6 +18,10 @@ from unbroken.pool.steps import Call, Flow
 
 log = logging.getLogger("unbroken")
 
+#: A fresh connection that is lost before the statement reached it is replaced so often. So often,
+#: too, is a statement sent.
+ATTEMPTS = 4
+
 #: What a statement's error says where another attempt was not possible.
 HINT = "a unit of work (@unbroken.replayable, pool.run) runs the whole transaction again"
 
@@ -35,9 +39,33 @@ def is_open(loan: Loan, past: Past, *, autocommit: bool) -> bool | None:
     return False if autocommit and not began else known
 
 
-def was_well(loan: Loan, past: Past) -> bool:
-    """Whether the connection had been opened, or used, just before."""
-    return bool(past.earlier) or loan.entry.taken_at - loan.entry.last_used < JUST_USED
+class Losses:
+    """The connections that one statement has lost: how many of them were well before it was sent.
+
+    What ends one connection may end others at the same moment. So after the first one only those
+    count that were opened later, and whatever is lost at the last attempt.
+    """
+
+    __slots__ = ("_first", "_tries", "count")
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self._tries = 1
+        self.count = 0
+
+    def add(self, loan: Loan, past: Past, *, was_dead: bool = False) -> int:
+        """The connection of *loan* was lost. *was_dead*: before anything was sent. Gives the
+        count.
+        """
+        entry = loan.entry
+        if self._first is None:
+            counts = bool(past.earlier) or entry.taken_at - entry.last_used < JUST_USED
+            self._first = loan.state.clock()
+        else:
+            counts = entry.born >= self._first or self._tries >= ATTEMPTS
+        self._tries += 1
+        self.count += counts and (not was_dead or self._tries > ATTEMPTS)
+        return self.count
 
 
 def curable(loan: Loan, fault: Fault, *, was_dead: bool) -> Fault | None:

@@ -23,19 +23,17 @@ from unbroken.integrations.django.statements import text_of
 from unbroken.ledger.heal import Lost, Past, Ruling, may_forget_commit, may_run_again
 from unbroken.ledger.residue import VAGUE
 from unbroken.pool.heal import (
+    ATTEMPTS,
     HINT,
+    Losses,
     curable,
     forget,
     is_open,
     is_replayed,
     note,
     objection,
-    was_well,
 )
 from unbroken.pool.steps import run
-
-#: A fresh connection that is lost before the statement reached it is replaced so often.
-_ATTEMPTS = 3
 
 #: What Django's ``connect`` forgets of a block of ``atomic``, and ``set_autocommit`` of ours.
 _BLOCK = (
@@ -76,7 +74,7 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         if held is None or held.past is None or not has_cursor(cursor.__dict__["cursor"]):
             return send()
         text = sql if isinstance(sql, (str, bytes)) else text_of(held.conn, sql)
-        losses, healed = 0, None
+        losses, healed = Losses(), None
         while True:
             held = self._held
             if held is None or held.past is None:
@@ -90,11 +88,11 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
                 fault = self._fault_of(exc, held, was_dead)
                 if fault is None or is_replayed():
                     raise
-                losses += was_well(held, held.past) and not was_dead
+                count = losses.add(held, held.past, was_dead=was_dead)
                 try:
                     if against:
                         raise _Refused(against) from None
-                    self._move(cursor, held, held.past, self._lost(held, text, fault, losses))
+                    self._move(cursor, held, held.past, self._lost(held, text, fault, count))
                 except (_Refused, Error, UnbrokenError) as why:
                     exc.add_note(f"unbroken did not run this statement again: {why}; {HINT}")
                     raise exc from exc.__cause__
@@ -143,7 +141,7 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         block = {name: self.__dict__.get(name, getattr(self, name)) for name in _BLOCK}
         is_over = False
         try:
-            for _ in range(_ATTEMPTS):
+            for _ in range(ATTEMPTS):
                 if self._moved(cursor, held, past, ruling, block):
                     is_over = True
                     return
@@ -220,7 +218,7 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
             return False
         past = held.past.copy()
         past.sent("BEGIN", False)
-        lost = self._lost(held, "BEGIN", held.state.classify(met), was_well(held, past))
+        lost = self._lost(held, "BEGIN", held.state.classify(met), Losses().add(held, past))
         if not may_run_again(past, lost).heals:
             return False
         note(held.state, "BEGIN", held.entry.place, lost.fault)

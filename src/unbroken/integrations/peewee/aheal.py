@@ -12,10 +12,10 @@ import peewee
 from unbroken.abc import Fault, FaultKind
 from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee.errors import origin
-from unbroken.integrations.peewee.heal import ATTEMPTS, Refused, refused
+from unbroken.integrations.peewee.heal import Refused, refused
 from unbroken.integrations.peewee.held import Held
 from unbroken.ledger.heal import Lost, Past, Ruling, may_forget_commit, may_run_again
-from unbroken.pool.heal import curable, forget, is_replayed, note, objection, was_well
+from unbroken.pool.heal import ATTEMPTS, Losses, curable, forget, is_replayed, note, objection
 from unbroken.pool.steps import run_async
 
 
@@ -33,7 +33,7 @@ class AsyncHealing:
 
         It is called again where the connection was lost and that is safe.
         """
-        losses, healed = 0, None
+        losses, healed = Losses(), None
         while True:
             state = self._state._current()
             if state.conn is not None:
@@ -45,7 +45,7 @@ class AsyncHealing:
                 fault = _lost_by(held, exc, sql)
                 if fault is None or held is None:
                     raise
-                losses = await self._cure(state, held, exc, sql, fault, losses)
+                await self._cure(state, held, exc, sql, fault, losses)
                 healed = fault
                 continue
             if healed is not None and state.conn is not None:
@@ -56,6 +56,7 @@ class AsyncHealing:
         """As ``_pin``. A connection that is found to be lost there was lost before *sql* was
         sent.
         """
+        losses = Losses()
         for _ in range(ATTEMPTS):
             try:
                 return await self._pin(sql)
@@ -65,20 +66,18 @@ class AsyncHealing:
                 fault = _lost_by(held, exc, sql)
                 if fault is None or held is None:
                     raise
-                await self._cure(state, held, exc, sql, fault, 0)
+                await self._cure(state, held, exc, sql, fault, losses)
                 note(held.home, sql, held.entry.place, fault)
         return await self._pin(sql)
 
     async def _cure(
-        self, state: Any, held: Held, exc: Exception, sql: Any, fault: Fault, losses: int
-    ) -> int:
-        """Another connection for *sql*, which lost *held*. Gives how many it has lost, or raises
-        *exc*.
-        """
+        self, state: Any, held: Held, exc: Exception, sql: Any, fault: Fault, losses: Losses
+    ) -> None:
+        """Another connection for *sql*, which lost *held*; or raise *exc*."""
         past = held.past
         assert past is not None  # it was told
-        losses += was_well(held.loan, past) and not held.was_dead
-        lost = _lost(sql, held, fault, losses, bool(held.is_begun or state.transactions))
+        count = losses.add(held.loan, past, was_dead=held.was_dead)
+        lost = _lost(sql, held, fault, count, bool(held.is_begun or state.transactions))
         try:
             await self._move(state, held, may_run_again(past, lost))
         except (Refused, peewee.PeeweeException, UnbrokenError) as why:
@@ -87,7 +86,6 @@ class AsyncHealing:
         finally:
             held.met = None
         forget(exc)
-        return losses
 
     async def _move(self, state: Any, old: Held, ruling: Ruling) -> None:
         """Another connection for this task, in the same transaction. Raises what says why not."""

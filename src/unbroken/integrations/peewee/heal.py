@@ -17,7 +17,9 @@ from unbroken.integrations.peewee.errors import origin, translated
 from unbroken.integrations.peewee.slot import Slot, Taken
 from unbroken.ledger.heal import Lost, Past, Ruling, may_forget_commit, may_run_again
 from unbroken.pool.heal import (
+    ATTEMPTS,
     HINT,
+    Losses,
     curable,
     forget,
     is_open,
@@ -25,13 +27,9 @@ from unbroken.pool.heal import (
     is_serializable,
     note,
     objection,
-    was_well,
 )
 from unbroken.pool.state import state_of
 from unbroken.pool.steps import run
-
-#: A fresh connection that is lost before the statement reached it is replaced so often.
-ATTEMPTS = 3
 
 
 class Refused(Exception):  # noqa: N818 - no error: it says why not
@@ -85,7 +83,7 @@ class Healing:
 
         It is called again where the connection was lost and that is safe.
         """
-        losses, healed = 0, None
+        losses, healed = Losses(), None
         while True:
             slot.told = slot.met = None
             try:
@@ -96,9 +94,9 @@ class Healing:
                     raise
                 loan, past = slot.told, slot.told.past
                 assert past is not None  # it was told
-                losses += was_well(loan, past) and not slot.was_dead
+                count = losses.add(loan, past, was_dead=slot.was_dead)
                 in_transaction = slot.begun or bool(slot.transactions)
-                lost = _lost(sql, loan, fault, losses, in_transaction)
+                lost = _lost(sql, loan, fault, count, in_transaction)
                 try:
                     self._move(slot, loan, past, may_run_again(past, lost))
                 except (Refused, peewee.PeeweeException, UnbrokenError) as why:
