@@ -140,7 +140,7 @@ def test_the_drills_wheel_needs_the_runtime_of_its_own_version_and_has_the_plugi
         "fake.py",
         "pytest_plugin.py",
         "drill/command.py",
-        "drill/app/page.css",
+        "drill/page.css",
     }
     assert {f"unbroken_drill/{name}" for name in wanted} <= set(drill.names)
     extras = runtime.metadata.get_all("Requires-Dist") or []

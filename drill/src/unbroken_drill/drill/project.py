@@ -1,7 +1,7 @@
 """drill.toml: a project's own drill. Every option of the command line, and scenarios of its own.
 
 A key that there is not is refused, with the nearest that there is: a drill that silently leaves out
-what somebody meant to have drilled is worse than none.
+what was meant to be drilled is worse than none.
 """
 
 from __future__ import annotations

@@ -44,9 +44,7 @@ class Drill:
     _crew: list[Actor] = field(default_factory=list)
 
     def jobs(self) -> list[Job]:
-        """Contenders of the same scenario follow each other, so that the machine's mood is the same
-        for them.
-        """
+        """Contenders of one scenario follow each other: the machine is equally busy for them."""
         return [
             Job(contender, scenario, round_)
             for backend in dict.fromkeys(contender.backend for contender in self.contenders)

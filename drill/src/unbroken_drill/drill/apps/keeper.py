@@ -67,15 +67,15 @@ def _watch(app: subprocess.Popen[bytes], bell: int) -> float:
 
 
 def _end_all() -> None:
-    """Kill our descendants until there are none, and leave no dead one for others to bury."""
+    """Kill our descendants until none is left, and reap them."""
     while left := processes.family(os.getpid())[1:]:
         processes.send(left, signal.SIGKILL)
-        _bury()
+        _reap()
         time.sleep(_PACE)
-    _bury()
+    _reap()
 
 
-def _bury() -> None:
+def _reap() -> None:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

@@ -17,9 +17,7 @@ class AppResult(Result):
 
     #: how often each; "none": no HTTP response
     statuses: dict[str, int] = field(default_factory=dict)
-    needed_restart: bool = (
-        False  #: after all had healed it did not serve as before, so the drill started it anew
-    )
+    needed_restart: bool = False  #: it did not recover by itself: the drill restarted it
     restart_helped: bool | None = None  #: and whether it served then; None: there was no restart
     ended: str | None = None  #: the app's process ended by itself: what it said
     late: float = (

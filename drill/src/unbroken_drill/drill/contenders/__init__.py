@@ -116,7 +116,7 @@ def find(key: str, backend: str) -> Entrant:
 def choose(names: Sequence[str], backends: Iterable[str]) -> list[Entrant]:
     """The entrants that *names* mean on *backends*, ours first; ``unbroken`` means all of ours.
 
-    Raises ConfigurationError for a name that nobody has, wherever.
+    Raises ConfigurationError for a name that no contender has on any server.
     """
     keys = list(dict.fromkeys(e.key for e in ENTRANTS))
     for name in names:
