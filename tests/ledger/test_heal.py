@@ -94,6 +94,20 @@ def test_what_a_rollback_does_not_undo_is_never_run_again(
     assert not first(sql, autocommit=autocommit).heals
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT dblink_exec('dbname=other', 'DELETE FROM stock')",
+        "SELECT data FROM pg_logical_slot_get_changes('s', NULL, NULL)",
+        "SELECT lo_export(1, '/tmp/x')",
+        b"SELECT pg_terminate_backend (17)",
+        "INSERT INTO stock SELECT pg_switch_wal()::text::int",
+    ],
+)
+def test_a_function_with_effects_outside_of_its_transaction_is_never_called_again(sql: Any) -> None:
+    assert not first(sql).heals
+
+
 @pytest.mark.parametrize("autocommit", [True, None])
 @pytest.mark.parametrize(
     "sql",

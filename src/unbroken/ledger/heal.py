@@ -64,6 +64,14 @@ _MEMORY = re.compile(
     re.IGNORECASE,
 )
 
+#: Functions of the servers' own whose effects no ROLLBACK undoes, and which must not come twice.
+_OUTSIDE = re.compile(
+    r"\b(?:DBLINK\w*|LO_EXPORT|LO_IMPORT|PG_FILE_\w+|PG_LOGICAL_\w+|PG_REPLICATION_\w+"
+    r"|PG_\w+_REPLICATION_SLOT|PG_PROMOTE|PG_SWITCH_WAL|PG_\w*BACKUP\w*|PG_CREATE_RESTORE_POINT"
+    r"|PG_TERMINATE_BACKEND|PG_CANCEL_BACKEND|PG_STAT_RESET\w*|SYS_EXEC|SYS_EVAL)\s*\(",
+    re.IGNORECASE,
+)
+
 
 class Past:
     """What was sent on one connection since its holder took it, as far as a lost statement must
@@ -189,6 +197,8 @@ def may_run_again(past: Past, lost: Lost) -> Ruling:
     what = kind(lost.sql)
     if what not in (Kind.READ, Kind.WRITE, Kind.BEGIN) or _is_savepoint(lost.sql):
         return Ruling(False, f"{verb(lost.sql)} may do more than its transaction undoes")
+    if _OUTSIDE.search(_text(lost.sql)):
+        return Ruling(False, f"{verb(lost.sql)} calls a function whose effects no ROLLBACK undoes")
     if lost.autocommit is False:
         return Ruling(True, "nothing of its transaction was answered before", _asks(what, lost))
     if what is Kind.WRITE and lost.fault.kind not in _REFUSED:
@@ -265,9 +275,11 @@ def _of_the_past(past: Past, lost: Lost) -> str | None:
 
 
 def _asks_the_session(sql: str | bytes | None) -> bool:
-    if isinstance(sql, (bytes, bytearray)):
-        sql = bytes(sql).decode("latin-1")
-    return not isinstance(sql, str) or _MEMORY.search(sql) is not None
+    return sql is None or _MEMORY.search(_text(sql)) is not None
+
+
+def _text(sql: str | bytes | None) -> str:
+    return bytes(sql).decode("latin-1") if isinstance(sql, (bytes, bytearray)) else sql or ""
 
 
 def _is_savepoint(sql: str | bytes | None) -> bool:
