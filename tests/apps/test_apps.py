@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from .plays import APPS, FAULTS, TARGETS, explained, python
+from .parts import FAULTS, TARGETS, explained, python
+from .plays import APPS
 
 CELLS = [(app, target, fault) for app in APPS for target in TARGETS[app] for fault in FAULTS]
 
