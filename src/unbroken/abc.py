@@ -98,7 +98,6 @@ class Cause(StrEnum):
         "cancelled"
     )
     CLOSED_BY_HOLDER = "closed by its holder"  #: the application closed it while it had it
-    FORKED = "fork"  #: inherited by a child process, severed there
     DRAINED = "drained"
     POOL_CLOSED = "pool closed"
     DISCARDED = "discarded"  #: the application asked for it

@@ -41,7 +41,7 @@ def replayable(
         @functools.wraps(function)
         async def asynchronous(*args: Any, **kwargs: Any) -> Any:
             return await running_async.run_unit_async(
-                lambda: function(*args, **kwargs), deadline, max_replays, _nobody
+                lambda: function(*args, **kwargs), deadline, max_replays
             )
 
         asynchronous.__unbroken_unit__ = True  # type: ignore[attr-defined]
@@ -49,11 +49,7 @@ def replayable(
 
     @functools.wraps(function)
     def blocking(*args: Any, **kwargs: Any) -> Any:
-        return running.run_unit(lambda: function(*args, **kwargs), deadline, max_replays, _nobody)
+        return running.run_unit(lambda: function(*args, **kwargs), deadline, max_replays)
 
     blocking.__unbroken_unit__ = True  # type: ignore[attr-defined]
     return blocking
-
-
-def _nobody(_why: str) -> None:
-    """Replays outside a pool's own ``run`` are counted by nobody yet."""

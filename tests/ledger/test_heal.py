@@ -291,7 +291,6 @@ def test_what_was_ended_on_purpose_is_not_replaced(cause: Cause) -> None:
         Cause.DEADLINE,
         Cause.CANCELLED,
         Cause.CLOSED_BY_HOLDER,
-        Cause.FORKED,
         Cause.POOL_CLOSED,
         Cause.DISCARDED,
         Cause.FORGOTTEN,

@@ -48,7 +48,6 @@ _ON_PURPOSE = frozenset(
         Cause.DEADLINE,
         Cause.CANCELLED,
         Cause.CLOSED_BY_HOLDER,
-        Cause.FORKED,
         Cause.POOL_CLOSED,
         Cause.DISCARDED,
         Cause.FORGOTTEN,

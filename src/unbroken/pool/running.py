@@ -22,7 +22,7 @@ def run_unit(
     work: Callable[[], T],
     deadline: float | None,
     max_replays: int,
-    on_replay: Callable[[str], None],
+    on_replay: Callable[[str], None] = lambda _why: None,
 ) -> T:
     """Run *work* as a unit of work on this thread, replayed where that is provably safe.
 

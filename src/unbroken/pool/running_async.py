@@ -23,7 +23,7 @@ async def run_unit_async(
     work: Callable[[], Awaitable[T]],
     deadline: float | None,
     max_replays: int,
-    on_replay: Callable[[str], None],
+    on_replay: Callable[[str], None] = lambda _why: None,
 ) -> T:
     """Run *work* as a unit of work in this task, replayed where that is provably safe.
 

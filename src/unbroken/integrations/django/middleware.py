@@ -70,9 +70,7 @@ class UnbrokenMiddleware:
                 return exchange.consider(self.get_response(exchange.request))
 
             limits = self.settings
-            done = running.run_unit(
-                lambda: attempt(once), limits.deadline, limits.max_replays, _nobody
-            )
+            done = running.run_unit(lambda: attempt(once), limits.deadline, limits.max_replays)
             return exchange.finish(done)
         except Exception as exc:
             give_back()
@@ -92,7 +90,7 @@ class UnbrokenMiddleware:
 
             limits = self.settings
             done = await running_async.run_unit_async(
-                lambda: attempt_async(once), limits.deadline, limits.max_replays, _nobody
+                lambda: attempt_async(once), limits.deadline, limits.max_replays
             )
             return await exchange.finish_async(done)
         except Exception as exc:
@@ -107,10 +105,6 @@ class UnbrokenMiddleware:
         """
         exchange = request.__dict__.get(KEY)
         return None if exchange is None else exchange.raised(exception)
-
-
-def _nobody(_why: str) -> None:
-    """Replays are in the log."""
 
 
 def _settings() -> HttpSettings:

@@ -78,9 +78,7 @@ def replayable(
                 rewind()
                 return await function(*args, **kwargs)
 
-            return await running_async.run_unit_async(
-                lambda: attempt_async(once), deadline, times, _nobody
-            )
+            return await running_async.run_unit_async(lambda: attempt_async(once), deadline, times)
 
         asynchronous.unbroken_replayable = True  # type: ignore[attr-defined] # read by the middleware
         return asynchronous
@@ -93,7 +91,7 @@ def replayable(
             rewind()
             return function(*args, **kwargs)
 
-        return running.run_unit(lambda: attempt(once), deadline, times, _nobody)
+        return running.run_unit(lambda: attempt(once), deadline, times)
 
     blocking.unbroken_replayable = True  # type: ignore[attr-defined] # read by the middleware
     return blocking
@@ -115,7 +113,3 @@ def _again(args: tuple[Any, ...], max_replays: int) -> tuple[int, Callable[[], N
 
 def _nothing() -> None:
     """Before an attempt that reads no request."""
-
-
-def _nobody(_why: str) -> None:
-    """Replays are in the log."""

@@ -126,7 +126,7 @@ class _Exchange(_http.Exchange):
                 self._before, state = dict(self._scope), self._scope.get("state")
                 self._state = dict(state) if isinstance(state, dict) else None
                 await running_async.run_unit_async(
-                    self._again, settings.deadline, settings.max_replays, _nobody
+                    self._again, settings.deadline, settings.max_replays
                 )
             if self._late is not None:
                 raise self._late
@@ -318,10 +318,6 @@ async def _respond(
     encoded = [(name.lower().encode(), value.encode()) for name, value in headers]
     await send({"type": "http.response.start", "status": status, "headers": encoded})
     await send({"type": "http.response.body", "body": body})
-
-
-def _nobody(_why: str) -> None:
-    """Replays are in the log; the pools count their own."""
 
 
 # -- sessions --------------------------------------------------------------------------------------

@@ -117,9 +117,7 @@ class Exchange(_http.Exchange):
                 body = self._attempt()
             else:
                 self._prepare(settings)
-                body = running.run_unit(
-                    self._again, settings.deadline, settings.max_replays, _nobody
-                )
+                body = running.run_unit(self._again, settings.deadline, settings.max_replays)
             if self._late is not None:
                 raise self._late
             return body
@@ -342,7 +340,3 @@ class _Reader(io.RawIOBase):
         self._at += len(data)
         buffer[: len(data)] = data
         return len(data)
-
-
-def _nobody(_why: str) -> None:
-    """Replays are in the log; the pools count their own."""
