@@ -119,7 +119,8 @@ def test_callers_wait_through_a_restart_without_blocking_the_loop(own_aface: Asy
         async with own_aface.engine(pool_size=6) as engine:
             await own_aface.warm(engine, 6)
             await asyncio.to_thread(own_aface.server.stop)
-            threading.Timer(0.7, own_aface.server.start).start()
+            starter = threading.Timer(0.7, own_aface.server.start)
+            starter.start()
             beats = 0
 
             async def heart() -> None:
@@ -131,6 +132,8 @@ def test_callers_wait_through_a_restart_without_blocking_the_loop(own_aface: Asy
             beating = asyncio.create_task(heart())
             assert len(await asyncio.gather(*(own_aface.ask(engine) for _ in range(6)))) == 6
             beating.cancel()
+            # it answers a little before start() returns
+            await asyncio.to_thread(starter.join)
             assert beats > 20
             assert stats(engine).outages == 1
 
