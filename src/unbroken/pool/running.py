@@ -18,11 +18,15 @@ from unbroken.pool.threads import Sleeper, inquire
 T = TypeVar("T")
 
 
+def tell_nobody(_why: str) -> None:
+    """For a runner that does not count replays."""
+
+
 def run_unit(
     work: Callable[[], T],
     deadline: float | None,
     max_replays: int,
-    on_replay: Callable[[str], None] = lambda _why: None,
+    on_replay: Callable[[str], None] = tell_nobody,
 ) -> T:
     """Run *work* as a unit of work on this thread, replayed where that is provably safe.
 

@@ -14,6 +14,7 @@ from unbroken.ledger.unit import Unit
 from unbroken.pool import threads
 from unbroken.pool.async_lease import getframe, running_loop
 from unbroken.pool.replay import replay
+from unbroken.pool.running import tell_nobody
 from unbroken.pool.steps import Attempt, run_async
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ async def run_unit_async(
     work: Callable[[], Awaitable[T]],
     deadline: float | None,
     max_replays: int,
-    on_replay: Callable[[str], None] = lambda _why: None,
+    on_replay: Callable[[str], None] = tell_nobody,
 ) -> T:
     """Run *work* as a unit of work in this task, replayed where that is provably safe.
 
