@@ -11,7 +11,7 @@ from .test_floors import FLOORS
 
 ROOT = Path(__file__).parents[1]
 FILES = [path for tree in ("src", "drill/src") for path in sorted((ROOT / tree).rglob("*.py"))]
-LONGEST_FILE = 530
+LONGEST_FILE = 450
 MOST_WORDS = 25
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
