@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from unbroken.abc import Cause, Fault, FaultKind
@@ -26,17 +27,28 @@ ATTEMPTS = 4
 HINT = "a unit of work (@unbroken.replayable, pool.run) runs the whole transaction again"
 
 
-def is_open(loan: Loan, past: Past, *, autocommit: bool) -> bool | None:
-    """Whether a transaction is open, also on a connection of which the driver does not know it any
-    more because it is dead. None: nobody knows.
+def is_open(loan: Loan, past: Past, commits_itself: Callable[[], bool | None]) -> bool | None:
+    """Whether a transaction is open, also where the driver does not know it: because the connection
+    is dead, or because an error was the last answer. None: nobody knows.
+
+    *commits_itself*: whether autocommit is on. It is called only where that decides.
     """
     known: bool | None = loan.state.driver.is_in_transaction(loan.conn)
-    if known is False or not loan.is_dead:
+    if known is False or (known is not None and not loan.is_dead):
         return known
-    if not past.count:
+    if not past.count:  # nothing was sent since the last end
         return False if past.why_blind is None else known
-    began = any(kind(sql) is Kind.BEGIN for sql in past.now)
-    return False if autocommit and not began else known
+    if not loan.is_dead:
+        return known
+    return False if is_at_rest(past, commits_itself) else known
+
+
+def is_at_rest(past: Past, commits_itself: Callable[[], bool | None]) -> bool:
+    """Whether what was sent last was committed by itself: autocommit is on, and nothing began a
+    transaction.
+    """
+    began = any(sql is None or kind(sql) is Kind.BEGIN for sql in past.now)
+    return not began and commits_itself() is True
 
 
 class Losses:

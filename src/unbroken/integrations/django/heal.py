@@ -261,4 +261,4 @@ def _tell(db: Any, held: Held, past: Past, sql: str | bytes | None) -> None:
                 "the session that could answer this was lost, and another has taken its place",
             )
         )
-    past.sent(sql, is_open(held, past, autocommit=db.autocommit))
+    past.sent(sql, is_open(held, past, lambda: bool(db.autocommit)))

@@ -53,7 +53,7 @@ def tell(slot: Slot, sql: Any) -> None:
         past.unseen("the application has the driver's connection, or a cursor of it")
     if past.forgot and past.misses(sql):
         raise translated(missed(loan.state))
-    past.sent(sql, is_open(loan, past, autocommit=not slot.begun))
+    past.sent(sql, is_open(loan, past, lambda: not slot.begun))
 
 
 def missed(state: Any) -> UnbrokenError:

@@ -83,7 +83,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         self.told, self.was_dead = sql, self.entry.cause is not None
         if past.forgot and past.misses(sql):
             raise translated(missed(self.home))
-        past.sent(sql, is_open(self.loan, past, autocommit=not self.is_begun))
+        past.sent(sql, is_open(self.loan, past, lambda: not self.is_begun))
 
     def stale(self) -> bool:
         """Whether this connection is known to be lost. No round trip."""

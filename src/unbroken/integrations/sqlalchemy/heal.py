@@ -21,19 +21,15 @@ from sqlalchemy.engine.base import TwoPhaseTransaction
 from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.errors import ConnectionLostError, UnbrokenError
 from unbroken.integrations.sqlalchemy.record import Record, Slot
-from unbroken.integrations.sqlalchemy.telling import commits_itself, is_at_rest, past_of
-from unbroken.ledger.heal import CURABLE, Lost, Ruling, may_forget_commit, may_run_again
+from unbroken.integrations.sqlalchemy.telling import commits_itself, past_of
+from unbroken.ledger.heal import Lost, Ruling, may_forget_commit, may_run_again
 from unbroken.ledger.scope import current, current_token
-from unbroken.pool.heal import HINT, note, objection
-from unbroken.pool.leases import JUST_USED
+from unbroken.pool.heal import ATTEMPTS, HINT, Losses, curable, is_at_rest, note, objection
 from unbroken.pool.loan import Loan
 
 _getframe = sys._getframe
 _SQLALCHEMY = os.path.dirname(sqlalchemy.__file__) + os.sep
 _HERE = os.path.dirname(__file__) + os.sep
-
-#: A statement is sent so often at most. What ends one session often ends others with it.
-ATTEMPTS = 4
 
 
 class _Again(BaseException):
@@ -51,9 +47,7 @@ class HealingConnection(Connection):
     """SQLAlchemy's. A lost statement that may be run again is, on another connection below it."""
 
     _running: Any = None  #: the context of the statement that is being run
-    _losses = 0  #: how many connections that were well the statement that is being run has lost
-    _lost_at: float | None = None  #: when it lost the first one
-    _tries = 1  #: how often it was sent
+    _losses: Losses | None = None  #: the connections that it has lost; None: none yet
     _healed: Fault | None = None  #: what the statement that is being run was lost by
     given_up = False  #: its connection was given up for another one, which could not be had
     why_not: str | None = None  #: why the statement that failed last was not run again
@@ -144,7 +138,7 @@ class HealingConnection(Connection):
             record.sent_bytes = None
 
     def _forget(self) -> None:
-        self._losses, self._tries, self._lost_at, self._healed = 0, 1, None, None
+        self._losses = self._healed = None
 
     def _tell_healed(self) -> None:
         record, fault = self._record(), self._healed
@@ -189,11 +183,15 @@ class HealingConnection(Connection):
         if entry is None or entry.conn is None:
             return False
         loan = record.loan or Loan.of(record.owner, entry, entry.conn)
-        lost = self._lost(record, loan, exc)
-        if lost.fault.kind not in CURABLE or not self._may_try(record, entry):
+        nothing_sent = record.was_dead and isinstance(exc, record.owner.driver.errors)
+        met = curable(loan, record.owner.classify(exc), was_dead=nothing_sent)
+        if met is None or not self._may_try(record, entry):
             return False
         if context is None:
-            return self._forgets_commit(record, loan, exc, lost)
+            return self._forgets_commit(record, loan, exc, self._lost(record, loan, met, 1))
+        losses = self._losses = self._losses or Losses()
+        count = losses.add(loan, record.past, was_dead=record.was_dead)
+        lost = self._lost(record, loan, met, count)
         ruling = self._ruled(may_run_again(record.past, lost))
         if not ruling.heals or loan.is_closed_by_holder:
             return False
@@ -204,8 +202,7 @@ class HealingConnection(Connection):
             ruling = self._ruled(may_run_again(record.past, replace(lost, fault=fault)))
         if not ruling.heals:
             return False
-        self._losses, self._healed, self._tries = lost.losses, lost.fault, self._tries + 1
-        self._lost_at = self._lost_at or record.owner.clock()
+        self._healed = lost.fault
         return self._moved(record, entry, exc, cursor, context, ruling)
 
     def _ruled(self, ruling: Ruling) -> Ruling:
@@ -228,15 +225,8 @@ class HealingConnection(Connection):
             return unit is None or unit.observing  # else it is run again as a whole
         return False
 
-    def _lost(self, record: Record, loan: Loan, exc: Exception) -> Lost:
-        owner, entry, past = record.owner, loan.entry, record.past
-        fault = owner.classify(exc)
-        if record.was_dead and isinstance(exc, owner.driver.errors):  # nothing could be sent
-            fault = Fault(FaultKind.LOST, entry.cause, fault.code, fault.text)
-        if self._lost_at is None:
-            counts = bool(past.earlier) or entry.taken_at - entry.last_used < JUST_USED
-        else:  # one that is older may have ended for the same reason as the first
-            counts = entry.born >= self._lost_at or self._tries >= ATTEMPTS
+    def _lost(self, record: Record, loan: Loan, fault: Fault, losses: int) -> Lost:
+        owner, entry = record.owner, loan.entry
         limit = owner.settings.deadline
         return Lost(
             sql=record.sql,
@@ -244,7 +234,7 @@ class HealingConnection(Connection):
             backend=owner.backend,
             autocommit=False if commits_itself(record, self.dialect) is False else None,
             cause=entry.cause,
-            losses=self._losses + (counts and not record.was_dead),
+            losses=losses,
             in_time=limit is None or owner.clock() < entry.taken_at + limit,
         )
 
@@ -293,7 +283,7 @@ class HealingConnection(Connection):
         if record is None or entry is None or entry.conn is None:
             return False
         past = past_of(record, entry)
-        if past.count and is_at_rest(past, record, self.dialect):
+        if past.count and is_at_rest(past, lambda: commits_itself(record, self.dialect)):
             past.ended()
         if past.count or not self._may_try(record, entry):
             return False

@@ -11,9 +11,10 @@ from sqlalchemy.engine.base import OptionEngine
 
 from unbroken.abc import FaultKind
 from unbroken.errors import UnbrokenError
-from unbroken.integrations.sqlalchemy.heal import ATTEMPTS, HealingConnection
+from unbroken.integrations.sqlalchemy.heal import HealingConnection
 from unbroken.integrations.sqlalchemy.record import NO_BODY
 from unbroken.integrations.sqlalchemy.telling import telling
+from unbroken.pool.heal import ATTEMPTS
 from unbroken.pool.loan import Loan
 
 log = logging.getLogger("unbroken")

@@ -8,7 +8,7 @@ from typing import Any
 from unbroken.errors import ConnectionLostError
 from unbroken.integrations.sqlalchemy.record import Record, Slot
 from unbroken.ledger.heal import Past
-from unbroken.ledger.statements import Kind, kind
+from unbroken.pool.heal import is_open
 from unbroken.pool.loan import Loan
 
 
@@ -33,37 +33,19 @@ def tell(context: Any, sql: Any) -> Record | None:
         return None
     past = past_of(record, entry)
     record.was_dead, record.failed, record.sql = entry.cause is not None, None, sql
-    is_open = record.owner.driver.is_in_transaction(entry.conn)
-    if is_open is not False and (record.was_dead or is_open is None):
-        is_open = _is_open(past, record, entry, context, is_open)
+    opened = record.owner.driver.is_in_transaction(entry.conn)
+    if opened is None or (opened and record.was_dead):
+        loan = Loan.of(record.owner, entry, entry.conn)
+        opened = is_open(loan, past, lambda: commits_itself(record, context.dialect))
     if past.forgot and past.misses(sql):
         raise record.owner.error(
             ConnectionLostError,
             "the session that could answer this was lost, and another one has taken its place",
         )
-    past.sent(sql, is_open)
+    past.sent(sql, opened)
     if record.sent_bytes is not None and record.sent_bytes[0] != entry.count():
         past.unseen("a handler of the application's may have sent something on the connection")
     return record
-
-
-def _is_open(
-    past: Past, record: Record, entry: Slot, context: Any, is_open: bool | None
-) -> bool | None:
-    """Whether a transaction was open, where the driver does not know it: because the connection is
-    dead, or because an error was the last answer.
-    """
-    if not past.count:
-        return False if past.why_blind is None else is_open  # nothing was sent since the last end
-    if not record.was_dead and not Loan.of(record.owner, entry, entry.conn).is_dead:
-        return is_open
-    return False if is_at_rest(past, record, context.dialect) else is_open
-
-
-def is_at_rest(past: Past, record: Record, dialect: Any) -> bool:
-    """Whether what was sent last was committed by itself: autocommit is on."""
-    began = any(sql is None or kind(sql) is Kind.BEGIN for sql in past.now)
-    return not began and commits_itself(record, dialect) is True
 
 
 def commits_itself(record: Record, dialect: Any) -> bool | None:
