@@ -378,8 +378,6 @@ def test_sessions_that_may_have_been_ended_together_do_not_make_a_statement_susp
     connection that was opened since the first loss is lost by something else.
     """
     face = own_face
-    if face.name == "psycopg":
-        pytest.skip("its BEGIN is answered on each of the sessions, so they were well")
     proxy, runs = face.proxy(), []
     proxy.cut_at("SELECT 4711", times=2)
     pool = face.pool(proxy.url(face.url()), max_size=2)

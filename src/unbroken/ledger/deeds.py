@@ -146,18 +146,26 @@ class Deeds:
         return any(not is_done() for is_done in list(self._helpers))
 
     def join(
-        self, conn_id: int, origin: Origin | None = None, entry: Any = None, *, fresh: bool = False
+        self,
+        conn_id: int,
+        origin: Origin | None = None,
+        entry: Any = None,
+        *,
+        fresh: bool = False,
+        older: bool = False,
     ) -> None:
         """The connection *conn_id* works for this unit from now on, whichever thread uses it
         (:func:`current`).
 
         *origin* is where another one can be taken to ask something; *entry* is what it knows of
-        this one, which was opened or used just now if it is *fresh*.
+        this one, which was opened or used just now if it is *fresh*. *older*: it was open when the
+        attempt before this one lost its connection, so whatever ended that may have ended both.
         """
         if not self._closed:
             joined[conn_id] = self
             part = self._known(conn_id)
             part.origin, part.entry, part.fresh = origin, entry, part.fresh or fresh
+            part.older = part.older or older
 
     def has(self, conn_id: int) -> bool:
         """Whether the connection *conn_id* works for this unit, which hears of all that is sent on

@@ -17,6 +17,7 @@ class Part:
         "fresh",
         "last",
         "looked",
+        "older",
         "open",
         "origin",
         "pending",
@@ -32,6 +33,7 @@ class Part:
         self.origin: Origin | None = None  # the pool that it came from
         self.entry: Any = None  # what that pool knows of it
         self.fresh = False  # it was opened, or used, just before
+        self.older = False  # it was open when the attempt before lost its connection
         self.reports = 0  # how many came
         self.sent = 0  # how many statements went out
         self.last: str | bytes | None = (

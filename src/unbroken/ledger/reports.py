@@ -12,6 +12,9 @@ _SAVEPOINTS = frozenset(
     {"SAVEPOINT", b"SAVEPOINT", "RELEASE S", b"RELEASE S", "ROLLBACK ", b"ROLLBACK "}
 )
 
+#: Kinds of statements that do not end their session.
+_BLAMELESS = (Kind.BEGIN, Kind.ROLLBACK)
+
 
 class Reports(Deeds):
     """The driver's side of a unit of work. Each report only ever makes the ledger more careful."""
@@ -210,11 +213,8 @@ class Reports(Deeds):
             self._pauses.setdefault(part.sent, set()).add(self.attempts)
         if lost:
             part.dead = True
-            is_to_blame = part.last is not None and kind(part.last) not in (
-                Kind.BEGIN,
-                Kind.ROLLBACK,
-            )
-            if is_to_blame and part.last is not None and (part.fresh or part.sent > 1):
+            was_well = (part.fresh or part.sent > 1) and not part.older
+            if was_well and part.last is not None and kind(part.last) not in _BLAMELESS:
                 self._deaths.setdefault(shape(part.last), set()).add(self.attempts)
 
     def doubt(self, reason: str, *, conn_id: int | None = None) -> None:

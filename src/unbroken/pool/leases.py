@@ -116,9 +116,9 @@ class Leases(Endings):
             unit.doubt(reason)
             return
         # What ended the first attempt's connection may have ended another at the same moment.
-        is_new = unit.attempts != 2 or entry.uses <= 1
+        older = unit.attempts == 2 and entry.uses > 1
         just_used = self.clock() - entry.last_used < JUST_USED
-        unit.join(id(conn), self, entry, fresh=is_new and just_used)
+        unit.join(id(conn), self, entry, fresh=just_used and not older, older=older)
         unit.ask(self.meaning)
         self.driver.watch(conn)
         entry.watched = True
