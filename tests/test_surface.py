@@ -18,7 +18,7 @@ SRC = Path(unbroken.__file__).parent
 ROOMS = (SRC / "integrations", Path(unbroken_drill.__file__).parent)
 
 #: What a state is called where it is used.
-NAMES = {"state", "owner", "body", "home"}
+NAMES = {"state", "owner", "body"}
 
 #: What every integration may use.
 FOR_ALL = {

@@ -49,7 +49,7 @@ class AsyncHealing:
                 healed = fault
                 continue
             if healed is not None and state.conn is not None:
-                note(state.conn.home, sql, state.conn.entry.place, healed)
+                note(state.conn.owner, sql, state.conn.entry.place, healed)
             return result
 
     async def _pin_safely(self, sql: Any) -> tuple[Any, Held]:
@@ -67,7 +67,7 @@ class AsyncHealing:
                 if fault is None or held is None:
                     raise
                 await self._cure(state, held, exc, sql, fault, losses)
-                note(held.home, sql, held.entry.place, fault)
+                note(held.owner, sql, held.entry.place, fault)
         return await self._pin(sql)
 
     async def _cure(
@@ -120,7 +120,7 @@ class AsyncHealing:
             raise Refused("the application has replaced the connection")
         new.past = past
         past.moved()
-        against = await run_async(objection(new.loan, ruling), new.home.runtime.do)
+        against = await run_async(objection(new.loan, ruling), new.owner.runtime.do)
         if new.entry.cause is not None:
             return False
         if against is not None:
@@ -152,20 +152,20 @@ class AsyncHealing:
 
     async def _forgets_commit(self, held: Held, exc: Exception) -> bool:
         """Whether COMMIT, which failed with *exc*, is no loss: nothing but reads went before it."""
-        past, home = held.past, held.home
+        past, owner = held.past, held.owner
         if past is None or is_replayed():
             return False
         fault = held.loan.failed(origin(exc))
         lost = _lost("COMMIT", held, fault, 1, True)
         ruling = may_forget_commit(past, lost, serializable=False)
-        if not ruling.heals or (ruling.asks and home.may_hide_writes):
+        if not ruling.heals or (ruling.asks and owner.may_hide_writes):
             return False
-        if home.backend == "postgresql" and (held.begin_with or await self._is_serializable()):
+        if owner.backend == "postgresql" and (held.begin_with or await self._is_serializable()):
             return False
         held.loan.end("")
         past.ended()
         held.is_open = held.is_begun = False
-        note(home, "COMMIT", held.entry.place, fault)
+        note(owner, "COMMIT", held.entry.place, fault)
         return True
 
     async def _is_serializable(self) -> bool:
@@ -202,9 +202,9 @@ def _lost(sql: Any, held: Held, fault: Fault, losses: int, in_transaction: bool)
     return Lost(
         sql=sql,
         fault=fault,
-        backend=held.home.backend,
+        backend=held.owner.backend,
         autocommit=False if in_transaction else None,
         cause=held.entry.cause,
         losses=losses,
-        in_time=held.home.clock() < held.until,
+        in_time=held.owner.clock() < held.until,
     )

@@ -105,9 +105,10 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
             if held.is_open or state.transactions:
                 with held.listening():
                     raise held.loss()
-            held.entry.condemn(*held.home.explain(held.entry, in_use=True))
+            held.entry.condemn(*held.owner.explain(held.entry, in_use=True))
             log.warning(
-                "%s: the connection of this task ended; another one takes its place", held.home.name
+                "%s: the connection of this task ended; another one takes its place",
+                held.owner.name,
             )
             by_itself = held.by_itself
             await self._drop(state)
@@ -216,7 +217,7 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
             state, held = pwasyncio.await_(self._pin())
             try:
                 held.is_beginning = True
-                with bounded(held.home, "begin", held.entry):
+                with bounded(held.owner, "begin", held.entry):
                     super().begin(*args, **kwargs)
                 state.conn.begins((args, kwargs))
                 return
@@ -244,7 +245,7 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
                 with (
                     nullcontext()
                     if state.conn is None
-                    else bounded(state.conn.home, "rollback", state.conn.entry)
+                    else bounded(state.conn.owner, "rollback", state.conn.entry)
                 ):
                     super().rollback()
             except (peewee.PeeweeException, UnbrokenError) as error:
@@ -266,7 +267,7 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
         try:
             with peewee.__exception_wrapper__, held.listening():
                 try:
-                    await run_async(held.loan.commit(), held.home.runtime.do)
+                    await run_async(held.loan.commit(), held.owner.runtime.do)
                 except Exception as exc:
                     if not await self._forgets_commit(held, exc):
                         raise
@@ -286,7 +287,9 @@ def undone_by_closing(held: Any, error: Exception) -> None:
     The connection is closed instead, so nothing is stored: whoever rolled back need not hear of it.
     """
     held.entry.condemn(Cause.RESET_FAILED, str(error))
-    log.info("%s: ROLLBACK failed, and the connection is closed instead: %s", held.home.name, error)
+    log.info(
+        "%s: ROLLBACK failed, and the connection is closed instead: %s", held.owner.name, error
+    )
 
 
 class AsyncMySQLConnection(Held, pwasyncio.AsyncMySQLConnection):  # type: ignore[misc]
@@ -305,7 +308,7 @@ class AsyncMySQLDatabase(AsyncPooledDatabase, pwasyncio.AsyncMySQLDatabase):  # 
         level = arguments[0] if arguments else options.get("isolation_level")
 
         async def begin(new: Held) -> None:
-            with new.listening("BEGIN"), bounded(new.home, "begin", new.entry):
+            with new.listening("BEGIN"), bounded(new.owner, "begin", new.entry):
                 if level:
                     await new.send(f"SET TRANSACTION ISOLATION LEVEL {level}")
                 await new.send("BEGIN")
@@ -345,7 +348,7 @@ class AsyncPgAtomic(pwasyncio.AsyncPgAtomic):  # type: ignore[misc]
         while True:
             state, held = await self.db._pin()
             try:
-                with held.listening(), bounded(held.home, "begin", held.entry):
+                with held.listening(), bounded(held.owner, "begin", held.entry):
                     began = await super()._abegin()
                 self._lent = state.conn  # another one, if it was lost since
                 self._lent.begins(self._begin_args if any(self._begin_args) else None)
@@ -373,7 +376,7 @@ class AsyncPgAtomic(pwasyncio.AsyncPgAtomic):  # type: ignore[misc]
         if not self._lent.stale():
             is_outermost = self._lent.conn._top_xact is self._tx
             try:
-                with bounded(self._lent.home, "rollback", self._lent.entry):
+                with bounded(self._lent.owner, "rollback", self._lent.entry):
                     await super().arollback(False)
             except (peewee.PeeweeException, UnbrokenError) as error:
                 if self._lent.entry.cause is None and not is_outermost:
@@ -401,7 +404,7 @@ class AsyncPostgresqlDatabase(AsyncPooledDatabase, pwasyncio.AsyncPostgresqlData
         arguments, options = atomic._begin_args
 
         async def begin(new: Held) -> None:
-            with new.listening("BEGIN"), bounded(new.home, "begin", new.entry):
+            with new.listening("BEGIN"), bounded(new.owner, "begin", new.entry):
                 atomic._tx = new.conn.transaction(*arguments, **options)
                 await atomic._tx.start()
             atomic._lent = new

@@ -35,7 +35,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         super().__init__(conn)
         self._pool = pool
         loan: Any = pool.loan_of(conn)
-        self.loan, self.home, self.entry = loan, loan.state, loan.entry
+        self.loan, self.owner, self.entry = loan, loan.state, loan.entry
         self.entry.taken_at_call(*caller())
         loan.begun = (unit := current(), None)  # acquire() has enlisted it
         self.last_used = self.entry.taken_at
@@ -52,7 +52,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         self.begin_with: Any = None  #: … with these arguments
         self.unsent: UnbrokenError | None = None  #: the error that says so before sending
         self.successor: Held | None = None  #: what took its place in the middle of a statement
-        limit = self.home.settings.deadline
+        limit = self.owner.settings.deadline
         self.until = min(
             math.inf if limit is None else self.last_used + limit,
             math.inf if unit is None else unit.until,
@@ -82,7 +82,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
             return
         self.told, self.was_dead = sql, self.entry.cause is not None
         if past.forgot and past.misses(sql):
-            raise translated(missed(self.home))
+            raise translated(missed(self.owner))
         past.sent(sql, is_open(self.loan, past, lambda: not self.is_begun))
 
     def stale(self) -> bool:
@@ -94,10 +94,10 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         """After long silence one ping tells whether the connection was dropped silently, as the
         pool does before it lends one.
         """
-        if monotonic() - self.last_used >= self.home.fresh_for and not (
+        if monotonic() - self.last_used >= self.owner.fresh_for and not (
             self.is_open or self._streaming
         ):
-            await run_async(self.loan.answers(self.last_used), self.home.runtime.do)
+            await run_async(self.loan.answers(self.last_used), self.owner.runtime.do)
         return self.entry.cause is None
 
     def join(self) -> None:
@@ -111,7 +111,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
 
     def look(self) -> None:
         """The server has answered: what is open now."""
-        self.is_open = self.home.driver.is_in_transaction(self.conn) is not False
+        self.is_open = self.owner.driver.is_in_transaction(self.conn) is not False
         self.is_begun = self.is_begun and self.is_open
         self.last_used = monotonic()
 
@@ -130,19 +130,19 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
                 and not isinstance(exc, UnbrokenError)
                 and self.entry.cause is Cause.DEADLINE
             ):
-                raise translated(self.loan.shown(exc, self.home.settings.deadline)) from exc
+                raise translated(self.loan.shown(exc, self.owner.settings.deadline)) from exc
             if isinstance(exc, Exception) and fault.is_lost:
                 mark(exc, sql)
             raise
 
     def loss(self) -> UnbrokenError:
         """The error that says so."""
-        taken, why = self.entry.place, self.home.explain(self.entry, in_use=True)[0].value
+        taken, why = self.entry.place, self.owner.explain(self.entry, in_use=True)[0].value
         what = (
-            f"connection of pool {self.home.name}, taken at {taken}, was lost ({why}) in a"
+            f"connection of pool {self.owner.name}, taken at {taken}, was lost ({why}) in a"
             " transaction; nothing of it is stored"
         )
-        self.unsent = translated(self.home.error(ConnectionLostError, what))
+        self.unsent = translated(self.owner.error(ConnectionLostError, what))
         return self.unsent
 
     async def send(self, sql: str) -> Any:
@@ -182,5 +182,5 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         self.loan.disarm()
         if conn is not None:
             if self.entry.cause is not None:
-                self.home.driver.close(conn)
+                self.owner.driver.close(conn)
             await self._pool.release(conn)

@@ -44,18 +44,18 @@ def look_after(database: Any, slot: Slot) -> None:
     loan = slot.loan
     if loan is None or not database.reconnect or slot.raw or slot.begun or not slot.clean:
         return
-    home, entry = loan.state, loan.entry
+    owner, entry = loan.state, loan.entry
     since, now = slot.last_used, monotonic()
-    if entry.cause is None and not home.hung_up() and now - since < home.fresh_for:
+    if entry.cause is None and not owner.hung_up() and now - since < owner.fresh_for:
         return
     slot.last_used = now
-    if run(loan.answers(since), home.runtime.do):
+    if run(loan.answers(since), owner.runtime.do):
         return
     if entry.cause is None:
-        entry.condemn(*home.explain(entry, in_use=True))
+        entry.condemn(*owner.explain(entry, in_use=True))
     log.warning(
         "%s: the connection held since %s ended (%s); another one takes its place",
-        home.name,
+        owner.name,
         entry.place,
         entry.cause,
     )
@@ -89,11 +89,11 @@ def failed(
     loan = slot.loan
     if loan is None:
         return exc
-    entry, home = loan.entry, loan.state
+    entry, owner = loan.entry, loan.state
     fault = loan.failed(origin(exc))
     slot.met = (origin(exc), fault)
     if fault.kind is FaultKind.OTHER:
-        slot.clean = home.driver.is_in_transaction(slot.conn) is False
+        slot.clean = owner.driver.is_in_transaction(slot.conn) is False
         slot.open = not slot.clean and slot.open
     told = shown(loan, exc)
     if fault.is_lost and isinstance(exc, Exception) and entry.cause is not Cause.DEADLINE:
