@@ -15,9 +15,9 @@ from pymongo.errors import ServerSelectionTimeoutError
 from pymongo.server_selectors import writable_server_selector
 
 from unbroken.integrations.mongo import client_options, pymongo_internals
-from unbroken.integrations.mongo.body import Living, Sketched
-from unbroken.integrations.mongo.per_process import Now, PerProcess, is_inherited
-from unbroken.integrations.mongo.process_aware import Outliving
+from unbroken.integrations.mongo.body import OneProcessMixin, UnopenedMixin
+from unbroken.integrations.mongo.per_process import Current, PerProcess, is_inherited
+from unbroken.integrations.mongo.process_aware import ProcessAware
 from unbroken.integrations.mongo.sockets import recording_async
 from unbroken.integrations.mongo.units import following, report
 from unbroken.ledger.scope import apart, current_token
@@ -28,7 +28,7 @@ pymongo_internals.check(_Plain)
 _plain_select_server = _Plain._select_server
 
 
-class Body(Living, _Plain[Any]):
+class ProcessClient(OneProcessMixin, _Plain[Any]):
     """PyMongo's client, belonging to one process and one event loop."""
 
     def __init__(self, per_process: PerProcess, arguments: dict[str, Any]) -> None:
@@ -39,10 +39,10 @@ class Body(Living, _Plain[Any]):
         )
 
 
-Body.__name__ = "AsyncMongoClient"  # what its warnings and messages call it
+ProcessClient.__name__ = "AsyncMongoClient"  # what its warnings and messages call it
 
 
-class Sketch(Sketched, _Plain[Any]):
+class UnopenedClient(UnopenedMixin, _Plain[Any]):
     """PyMongo's client as far as it can be made without making anything."""
 
 
@@ -64,7 +64,7 @@ class Guard:
             await super()._cleanup_cursor_lock(cursor_id, address, conn_mgr, session, *more)  # type: ignore[misc]
 
 
-class AsyncMongoClient(Outliving, _Plain[Any]):
+class AsyncMongoClient(ProcessAware, _Plain[Any]):
     """PyMongo's AsyncMongoClient that survives forks, restarts, failovers and the end of its event
     loop.
 
@@ -73,8 +73,8 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
     connections of its own.
     """
 
-    _body = Body
-    _sketch = Sketch
+    _body = ProcessClient
+    _unopened_client = UnopenedClient
     _guard = Guard
 
     def __init__(
@@ -99,12 +99,12 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
             "tz_aware": tz_aware,
             "type_registry": type_registry,
         }
-        self._elsewhere: list[Now] = []
+        self._elsewhere: list[Current] = []
         self._begin({**given, **client_options.with_defaults(host, kwargs)}, connect, outage_wait)
 
     # -- which process and which loop is this?
 
-    def _settle(self) -> Now:
+    def _settle(self) -> Current:
         loop = _get_running_loop()
         with self._door():
             before = self._now
@@ -112,22 +112,22 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
             if found is not None:
                 self._now = found
                 return found
-            now = self._now = self._born(loop)
+            now = self._now = self._opened_here(loop)
             self._elsewhere = [*self._still_alive(), now]
         if before.body is not None and not before.here[0]:
             self._leave(before)
         return now
 
-    def _present(self) -> Now | None:
+    def _present(self) -> Current | None:
         return self._found(_get_running_loop())
 
-    def _found(self, loop: Any) -> Now | None:
+    def _found(self, loop: Any) -> Current | None:
         """What this process has for *loop*; without a loop, what was used last."""
         if self._now.here[0] and (loop is None or self._now.loop is loop):
             return self._now
         return next((one for one in self._elsewhere if one.here[0] and one.loop is loop), None)
 
-    def _still_alive(self) -> list[Now]:
+    def _still_alive(self) -> list[Current]:
         """The others of this process.
 
         Those whose loop is closed are let go: nobody can await their end, so they end from outside.
@@ -147,7 +147,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         if now.here[0] and now.loop is _get_running_loop():
             return now.topology
         found = self._found(_get_running_loop())
-        return self._unborn if found is None else found.topology
+        return self._unopened if found is None else found.topology
 
     @_topology.setter
     def _topology(self, topology: Any) -> None:
@@ -160,7 +160,7 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
             now = self._settle()
         return now.topology if now.opened else self._is_open(now, await self._opened_topology(now))
 
-    async def _opened_topology(self, now: Now) -> Any:
+    async def _opened_topology(self, now: Current) -> Any:
         # In a context of its own: else the monitors' tasks, which live on, would inherit this
         # operation's deadline (PyMongo before 4.15).
         opening: Any = now.loop.create_task(now.body._get_topology(), context=apart())
@@ -281,12 +281,12 @@ class AsyncMongoClient(Outliving, _Plain[Any]):
         if now.here[0] and now.loop is loop:
             await _closed(now)
         else:
-            self._now = Now(None, None, self._unborn)
+            self._now = Current(None, None, self._unopened)
 
     aclose = close
 
 
-async def _closed(now: Now) -> None:
+async def _closed(now: Current) -> None:
     body = now.body
     body._per_process.leaves()
     if now.gate.reads.active:

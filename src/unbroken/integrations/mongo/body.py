@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from unbroken.integrations.mongo.per_process import PerProcess, Unborn
+from unbroken.integrations.mongo.per_process import PerProcess, UnopenedTopology
 
 
-class Living:
+class OneProcessMixin:
     """Mixed into PyMongo's client: it belongs to one process. *pool*: the class of its pools."""
 
     _topology: Any
@@ -41,14 +41,14 @@ class Living:
             super().__del__()  # type: ignore[misc]
 
 
-class Sketched:
+class UnopenedMixin:
     """Mixed into PyMongo's client: the options are read and checked, and that is all."""
 
     _topology_settings: Any
 
     def _init_background(self, *_: Any) -> None:
         vars(self).update(
-            _topology=Unborn(self._topology_settings, _never),
+            _topology=UnopenedTopology(self._topology_settings, _never),
             _kill_cursors_executor=None,
             _opened=False,
         )
@@ -64,4 +64,4 @@ class Sketched:
 
 
 def _never() -> Any:
-    raise NotImplementedError  # a sketch is only read
+    raise NotImplementedError  # a unopened is only read

@@ -13,10 +13,10 @@ from pymongo.server_selectors import writable_server_selector
 from pymongo.synchronous.pool import Pool
 
 from unbroken.integrations.mongo import client_options, pymongo_internals
-from unbroken.integrations.mongo.body import Living, Sketched
+from unbroken.integrations.mongo.body import OneProcessMixin, UnopenedMixin
 from unbroken.integrations.mongo.per_process import PerProcess, is_inherited
 from unbroken.integrations.mongo.prefork import is_master, rest
-from unbroken.integrations.mongo.process_aware import Outliving
+from unbroken.integrations.mongo.process_aware import ProcessAware
 from unbroken.integrations.mongo.sockets import recording
 from unbroken.integrations.mongo.units import following, report
 from unbroken.ledger.scope import current_token
@@ -28,7 +28,7 @@ pymongo_internals.check(_Plain)
 _plain_select_server = _Plain._select_server
 
 
-class Body(Living, _Plain[Any]):
+class ProcessClient(OneProcessMixin, _Plain[Any]):
     """PyMongo's client, belonging to one process."""
 
     def __init__(self, per_process: PerProcess, arguments: dict[str, Any]) -> None:
@@ -43,10 +43,10 @@ class Body(Living, _Plain[Any]):
         )
 
 
-Body.__name__ = "MongoClient"  # what its warnings and messages call it
+ProcessClient.__name__ = "MongoClient"  # what its warnings and messages call it
 
 
-class Sketch(Sketched, _Plain[Any]):
+class UnopenedClient(UnopenedMixin, _Plain[Any]):
     """PyMongo's client as far as it can be made without making anything."""
 
 
@@ -68,7 +68,7 @@ class Guard:
             super()._cleanup_cursor_lock(cursor_id, address, conn_mgr, session, *more)  # type: ignore[misc]
 
 
-class MongoClient(Outliving, _Plain[Any]):
+class MongoClient(ProcessAware, _Plain[Any]):
     """PyMongo's MongoClient that survives forks, restarts and failovers. Takes what PyMongo's
     takes, and:
 
@@ -83,8 +83,8 @@ class MongoClient(Outliving, _Plain[Any]):
     server can serve an OutageError that is PyMongo's ServerSelectionTimeoutError too.
     """
 
-    _body = Body
-    _sketch = Sketch
+    _body = ProcessClient
+    _unopened_client = UnopenedClient
     _guard = Guard
 
     def __init__(
@@ -116,7 +116,7 @@ class MongoClient(Outliving, _Plain[Any]):
     @property
     def _topology(self) -> Any:
         now = self._now
-        return now.topology if now.here[0] else self._unborn
+        return now.topology if now.here[0] else self._unopened
 
     @_topology.setter
     def _topology(self, topology: Any) -> None:

@@ -107,7 +107,7 @@ def is_inherited(session: Any) -> bool:
     return generation is not None and origin_of(generation) != os.getpid()
 
 
-class Now:
+class Current:
     """What a client asks at each operation: is this still the process, and what is here.
 
     One object, so that it is all of one piece.
@@ -139,12 +139,12 @@ class Now:
         self.uses = 0
 
 
-class Unborn:
+class UnopenedTopology:
     """What stands for the topology of a client that nobody has used in this process: it knows no
     server yet.
     """
 
-    def __init__(self, settings: Any, settle: Callable[[], Now]) -> None:
+    def __init__(self, settings: Any, settle: Callable[[], Current]) -> None:
         self._settings = settings
         self._settle = settle
         self._topology_id = settings._topology_id

@@ -22,7 +22,7 @@ from pymongo.errors import InvalidOperation
 
 from unbroken.integrations.mongo import client_options
 from unbroken.integrations.mongo.errors import not_yours
-from unbroken.integrations.mongo.per_process import Now, PerProcess, Unborn, origin_of
+from unbroken.integrations.mongo.per_process import Current, PerProcess, UnopenedTopology, origin_of
 from unbroken.integrations.mongo.prefork import forget_threads, warn_in_master, warn_of_fork
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _NOT_ADOPTED = _LIVE | {"_topology", "_per_process"}
 
 #: Every client, for the end of a child that has inherited some and not used them. It is registered
 #: after PyMongo's own, so it runs first.
-_clients: weakref.WeakValueDictionary[int, Outliving] = weakref.WeakValueDictionary()
+_clients: weakref.WeakValueDictionary[int, ProcessAware] = weakref.WeakValueDictionary()
 
 
 @atexit.register
@@ -55,12 +55,12 @@ def _forget_inherited() -> None:
             forget_threads(now.body)
 
 
-class Outliving:
+class ProcessAware:
     """The common half of both clients. Its methods take no lock that another process may hold."""
 
     _body: ClassVar[type[Any]]  #: PyMongo's client, belonging to one process
     #: PyMongo's client as far as it can be made without making anything
-    _sketch: ClassVar[type[Any]]
+    _unopened_client: ClassVar[type[Any]]
     _guard: ClassVar[type[Any]]  #: what it does besides in a process that has inherited cursors
 
     def _begin(self, arguments: dict[str, Any], connect: bool | None, outage_wait: float) -> None:
@@ -70,10 +70,10 @@ class Outliving:
         self._shut = False
         self._outage_wait = client_options.checked_wait(outage_wait)
         self._arguments = arguments
-        sketch = self._sketch(connect=connect, **arguments)
-        self._adopt(sketch)
-        self._unborn = Unborn(sketch._topology_settings, self._settle)
-        self._now = Now(None, None, self._unborn)
+        unopened = self._unopened_client(connect=connect, **arguments)
+        self._adopt(unopened)
+        self._unopened = UnopenedTopology(unopened._topology_settings, self._settle)
+        self._now = Current(None, None, self._unopened)
         _clients[id(self)] = self
         self._by_name_service = "+srv:" in str(arguments["host"])
         if self._options.auto_encryption_opts is None:
@@ -101,18 +101,18 @@ class Outliving:
         """
         return self._doors.setdefault(os.getpid(), threading.RLock())
 
-    def _settle(self) -> Now:
+    def _settle(self) -> Current:
         """Make PyMongo's client of this process, if there is none."""
         with self._door():
             before = self._now
             if before.here[0]:
                 return before
-            now = self._now = self._born(None)
+            now = self._now = self._opened_here(None)
         if before.body is not None:
             self._leave(before)
         return now
 
-    def _born(self, loop: Any) -> Now:
+    def _opened_here(self, loop: Any) -> Current:
         if self._shut:
             raise InvalidOperation(f"Cannot use {type(self).__name__} after close")
         fresh = client_options.fresh_for(self._topology_settings)
@@ -122,9 +122,9 @@ class Outliving:
         for info in self._metadata:
             body.append_metadata(info)
         self._topology_settings = body._topology_settings  # what log lines name this client by
-        return Now(body, per_process, body._topology, loop)
+        return Current(body, per_process, body._topology, loop)
 
-    def _leave(self, inherited: Now) -> None:
+    def _leave(self, inherited: Current) -> None:
         """Drop what was inherited: its sockets are cut off here, nothing of it is closed or locked,
         and the parent keeps it.
         """
@@ -136,7 +136,7 @@ class Outliving:
             self.__class__ = _guarding(kind)
             warn_of_fork(per_process.pid)
 
-    def _is_open(self, now: Now, topology: Any) -> Any:
+    def _is_open(self, now: Current, topology: Any) -> Any:
         """*now*'s body has opened its *topology*."""
         now.topology = topology
         if self._by_name_service:
@@ -146,7 +146,7 @@ class Outliving:
             warn_in_master()
         return topology
 
-    def _present(self) -> Now | None:
+    def _present(self) -> Current | None:
         """What there is already in this process (and on this loop). Makes nothing."""
         return self._now if self._now.here[0] else None
 
@@ -163,7 +163,7 @@ class Outliving:
 
     # -- the gate
 
-    def _pass(self, now: Now, server_selector: Any, address: Any) -> None:
+    def _pass(self, now: Current, server_selector: Any, address: Any) -> None:
         """Go through the gate, or OutageError; who is turned away has the monitors look again
         soon.
         """
@@ -174,7 +174,7 @@ class Outliving:
                 server.request_check()
             raise
 
-    def _told(self, now: Now, error: Any, server_selector: Any) -> Any:
+    def _told(self, now: Current, error: Any, server_selector: Any) -> Any:
         """What a caller is told whose wait for a server ended with *error*."""
         return (
             error
@@ -239,7 +239,7 @@ class Outliving:
 
 
 if not hasattr(MongoClient, "append_metadata"):
-    del Outliving.append_metadata  # PyMongo before 4.14
+    del ProcessAware.append_metadata  # PyMongo before 4.14
 
 
 @functools.cache

@@ -9,8 +9,8 @@ from typing import Any
 
 from unbroken.brain.stats import Stats
 from unbroken.errors import ConfigurationError
-from unbroken.integrations.mongo.per_process import Now, PerProcess
-from unbroken.integrations.mongo.process_aware import Outliving
+from unbroken.integrations.mongo.per_process import Current, PerProcess
+from unbroken.integrations.mongo.process_aware import ProcessAware
 
 
 def stats(client: Any) -> Stats:
@@ -23,7 +23,7 @@ def stats(client: Any) -> Stats:
 
     Raises ConfigurationError for anything but a client of ours.
     """
-    if not isinstance(client, Outliving):
+    if not isinstance(client, ProcessAware):
         raise ConfigurationError(
             f"{type(client).__name__} is no unbroken.mongo.MongoClient or AsyncMongoClient; only"
             " these keep count"
@@ -39,7 +39,7 @@ def stats(client: Any) -> Stats:
     return _counted(now, most, options.min_pool_size)
 
 
-def _counted(now: Now, most: int, least: int) -> Stats:
+def _counted(now: Current, most: int, least: int) -> Stats:
     per_process: PerProcess = now.body._per_process
     gate, sockets = per_process.gate, per_process.sockets
     pools = [server.pool for server in list(now.topology._servers.values())] if now.opened else []
