@@ -242,6 +242,20 @@ def test_a_second_event_loop_starts_with_connections_of_its_own(aface: AsyncFace
     run(engine.dispose())
 
 
+def test_its_numbers_can_be_asked_for_outside_of_every_loop(aface: AsyncFace) -> None:
+    """As a thread that exports metrics does, before the first use and after the loop has ended."""
+    engine = create_async_engine(aface.server.url(aface.name), plugins=["unbroken"])
+    assert stats(engine).size == stats(engine).opened == 0
+
+    async def use() -> None:
+        await aface.warm(engine, 2)
+        assert await asyncio.to_thread(lambda: stats(engine).opened) == 2
+        await engine.dispose()
+
+    asyncio.run(use())
+    assert (stats(engine).size, stats(engine).opened) == (0, 2)
+
+
 def test_the_place_of_a_leak_is_the_tasks_own_line(aface: AsyncFace, caplog: Any) -> None:
     async def work() -> None:
         async with aface.engine(unbroken={"leak_after": 0.2}) as engine, engine.connect() as conn:

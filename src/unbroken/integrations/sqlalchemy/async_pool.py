@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from time import monotonic
 from typing import Any
 
 from sqlalchemy import pool as sqla_pool
 
+from unbroken.brain.stats import Stats
 from unbroken.integrations.sqlalchemy.body import Body
 from unbroken.integrations.sqlalchemy.pool import EnginePool
 from unbroken.integrations.sqlalchemy.record import (
     NO_BODY,
     in_greenlet,
 )
-from unbroken.integrations.sqlalchemy.runtimes import GreenletRuntime
+from unbroken.integrations.sqlalchemy.runtimes import GreenletRuntime, SyncRuntime
 
 
 class AsyncUnbrokenQueuePool(EnginePool, sqla_pool.AsyncAdaptedQueuePool):
@@ -63,6 +65,20 @@ class AsyncUnbrokenQueuePool(EnginePool, sqla_pool.AsyncAdaptedQueuePool):
     def _new_body(self, counters: Any) -> Body:
         driver: Any = self._plan.driver  # an async one
         return Body(self, self._plan, GreenletRuntime(driver, self._loop_here()), counters)
+
+    def unbroken_stats(self) -> Stats:
+        """The pool's numbers in this process, also for a caller outside of every event loop: then
+        those of the loop that used it last.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            body: Body = self._body
+            if self._body is NO_BODY or body.pid != os.getpid():
+                driver: Any = self._plan.driver  # nothing is asked of it
+                body = Body(self, self._plan, SyncRuntime(driver), self._counters)
+            return body.stats()
+        return super().unbroken_stats()
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
         """On the event loop itself nothing can be awaited: there the driver closes at once, which
