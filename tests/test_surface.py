@@ -25,7 +25,7 @@ FOR_ALL = {
     # what stands fast
     "backend", "clock", "driver", "name", "policy", "runtime", "settings",
     # whose process is this, who has what
-    "here", "in_use", "kernel", "lock", "waiting",
+    "here", "in_use", "kernel", "lock", "pid", "waiting",
     # of one connection
     "explain", "fresh_for", "hung_up", "is_clean", "is_in_step", "is_settled", "knows_status",
     # of the server
