@@ -70,7 +70,20 @@ READS = "select `shop`.`t`.`n` AS `n` from `shop`.`t`"
 def test_a_view_of_mysql_is_judged_by_its_text(
     views: list[tuple[object, ...]], said: object
 ) -> None:
-    assert answer(HIDDEN, "mysql", views) == said
+    assert answer(HIDDEN, "mysql", [("view", *row) for row in views]) == said
+
+
+def test_a_function_of_mysql_with_the_name_of_a_harmless_one_may_write() -> None:
+    rows = [("view", "shop", "v", "select 1 AS `n`"), ("function", b"shop", b"total", None)]
+    assert answer(HIDDEN, "mysql", rows) == "function shop.total may write"
+
+
+@pytest.mark.parametrize(("level", "promises"), [("serializable", True), ("read committed", False)])
+def test_only_a_serializable_transaction_promises_something_by_its_commit(
+    level: str, promises: bool
+) -> None:
+    assert bool(answer(Question.ISOLATION, "postgresql", [(level,)])) is promises
+    assert text_of(Question.ISOLATION, "mysql") is None
 
 
 @pytest.mark.parametrize(
@@ -101,7 +114,8 @@ def test_a_view_of_mysql_is_judged_by_its_text(
 def test_what_a_view_of_mysql_reads_must_be_seen(
     rows: list[tuple[object, ...]], hides: bool
 ) -> None:
-    assert bool(answer(VIEWS, "mariadb", rows)) is hides
+    found = [("table" if row[2] is None else "view", *row) for row in rows]
+    assert bool(answer(VIEWS, "mariadb", found)) is hides
 
 
 @pytest.mark.parametrize(

@@ -467,7 +467,6 @@ SELECT 'a', 2.5 AS "two", NULL
 SELECT 'it''s' AS x
 SELECT @@version, @@session.wait_timeout
 SELECT version(), now(), CURRENT_DATE
-SELECT connection_id()
 SHOW TABLES
 SET NAMES utf8mb4
 DESCRIBE t
@@ -480,6 +479,9 @@ ROLLBACK TO SAVEPOINT a
 # Reads that may run a view's function, an operator's, a cast's, a type's, or one with the name of a
 # harmless one.
 LOOKING_READS = """
+SELECT connection_id()
+SELECT total()
+SELECT uuid(), now()
 SELECT * FROM t
 TABLE t
 VALUES (1)

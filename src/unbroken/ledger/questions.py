@@ -26,6 +26,7 @@ class Question(StrEnum):
     READ_ONLY = "does this server take no writes?"  #: True: it takes none from anybody
     PACKET = "how large may a statement be?"  #: the number of bytes
     KEPT_WRITES = "may something stay of what was rolled back?"  #: a reason, or "" for no
+    ISOLATION = "does a COMMIT say whether its reads are valid?"  #: a reason, or "" for no
 
 
 # -- PostgreSQL ------------------------------------------------------------------------------------
@@ -98,6 +99,9 @@ AND d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid)
 LIMIT 1
 """
 
+#: What a transaction on this connection has where nobody says otherwise.
+_PG_ISOLATION = "SHOW transaction_isolation"
+
 #: The largest message that a PostgreSQL server takes (MaxAllocSize).
 PG_LARGEST = 0x3FFFFFFF
 
@@ -129,13 +133,18 @@ def _pg_read_only(rows: Rows) -> bool:
 
 _MY_OWN = "('mysql', 'sys', 'information_schema', 'performance_schema')"
 
+#: Views, and functions that have the name of a harmless function of some server: of another one, or
+#: this one's, which an unqualified name means.
 _MY_HIDDEN = f"""
-SELECT TABLE_SCHEMA, TABLE_NAME, VIEW_DEFINITION FROM information_schema.VIEWS
+SELECT 'view', TABLE_SCHEMA, TABLE_NAME, VIEW_DEFINITION FROM information_schema.VIEWS
     WHERE TABLE_SCHEMA NOT IN {_MY_OWN}
+UNION ALL SELECT 'function', ROUTINE_SCHEMA, ROUTINE_NAME, NULL FROM information_schema.ROUTINES
+    WHERE ROUTINE_TYPE = 'FUNCTION' AND ROUTINE_SCHEMA NOT IN {_MY_OWN}
+    AND UPPER(ROUTINE_NAME) IN ({", ".join(f"'{name}'" for name in sorted(PURE))})
 """
 
 _MY_VIEWS = f"""
-SELECT TABLE_SCHEMA, TABLE_NAME, NULL FROM information_schema.TABLES
+SELECT 'table', TABLE_SCHEMA, TABLE_NAME, NULL FROM information_schema.TABLES
 WHERE TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') AND TABLE_SCHEMA NOT IN {_MY_OWN}
 UNION ALL {_MY_HIDDEN}
 """
@@ -170,11 +179,13 @@ def _my_views(rows: Rows, *, with_tables: bool) -> str | None:
     """Why one of the views in *rows* may write; "": none does; None: their tables have to be looked
     at.
     """
-    known = {(_text(schema).lower(), _text(name).lower()) for schema, name, _ in rows}
+    known = {(_text(schema).lower(), _text(name).lower()) for _, schema, name, _ in rows}
     reads: set[tuple[str, str]] = set()
-    for schema, name, definition in rows:
-        if with_tables and definition is None:
+    for what, schema, name, definition in rows:
+        if _text(what) == "table":
             continue
+        if _text(what) == "function":
+            return f"function {_text(schema)}.{_text(name)} may write"
         text = _text(definition)
         if not text.strip() or kind(text) is not Kind.READ:
             return (
@@ -218,6 +229,7 @@ _TEXTS = {
     ("postgresql", Question.HIDDEN_WRITES): _PG_HIDDEN,
     ("postgresql", Question.READ_ONLY): _PG_READ_ONLY,
     ("postgresql", Question.KEPT_WRITES): _PG_KEPT,
+    ("postgresql", Question.ISOLATION): _PG_ISOLATION,
     ("mysql", Question.HIDDEN_WRITES): _MY_HIDDEN,
     ("mysql", Question.VIEWS): _MY_VIEWS,
     ("mysql", Question.READ_ONLY): _MY_READ_ONLY,
@@ -246,6 +258,9 @@ def answer(question: Question, backend: str, rows: Iterable[Sequence[Any]]) -> A
             return _pg_read_only(found) if family == "postgresql" else _is_on(found)
         if question is Question.KEPT_WRITES:
             return f"{_text(found[0][0])} may keep what was rolled back" if found else ""
+        if question is Question.ISOLATION:
+            level = _text(found[0][0]).lower()
+            return f"its transaction was {level}" if level == "serializable" else ""
         if family == "postgresql":
             return _pg_hidden(found)
         seen = _my_views(found, with_tables=question is Question.VIEWS)

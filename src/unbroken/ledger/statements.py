@@ -155,8 +155,8 @@ def _is_plain(tokens: list[str]) -> bool:
         if word == "@":
             fits = after == "@" or after.isidentifier()
         elif word.endswith("("):
-            # now(): no other function can have that name and no argument
-            fits = word != "(" and after == ")"
+            # every server has one of its own that has this name and no argument
+            fits = word in _EVERYWHERE and after == ")"
         elif word.isidentifier():
             # point '(1,2)' calls a type's function
             fits = word not in _OPERATORS and (after != STRING or at == 0 or word == "AS")
@@ -167,6 +167,7 @@ def _is_plain(tokens: list[str]) -> bool:
     return True
 
 
+_EVERYWHERE = frozenset({"NOW(", "VERSION(", "PI("})
 _OWN_FACTS = frozenset({"SHOW", "SET", "DEALLOCATE", "DESCRIBE", "DESC", "SAVEPOINT", "ROLLBACK"})
 _OPERATORS = words(
     "FROM JOIN TABLE WHERE WITH VALUES ORDER GROUP HAVING LIMIT UNION INTERSECT EXCEPT LIKE ILIKE"
