@@ -102,6 +102,9 @@ def test_what_a_rollback_does_not_undo_is_never_run_again(
         "SELECT lo_export(1, '/tmp/x')",
         b"SELECT pg_terminate_backend (17)",
         "INSERT INTO stock SELECT pg_switch_wal()::text::int",
+        "SELECT setval('serial', 7)",
+        "SELECT pg_catalog.\"setval\" ('serial', 7)",
+        "SELECT lo_export/**/(1, '/tmp/x')",
     ],
 )
 def test_a_function_with_effects_outside_of_its_transaction_is_never_called_again(sql: Any) -> None:
@@ -133,6 +136,36 @@ def test_a_write_in_autocommit_that_the_server_refused_is_run_again() -> None:
         ruling = first(INSERT, autocommit=True, fault=Fault(kind, Cause.FAILOVER))
         assert ruling.heals
         assert ruling.asks == (KEPT,)
+
+
+def test_many_rows_in_autocommit_are_not_sent_again_whatever_the_server_refused() -> None:
+    refused = Fault(FaultKind.READ_ONLY, Cause.FAILOVER)
+    for autocommit in (True, None):
+        assert not first(INSERT, autocommit=autocommit, fault=refused, in_parts=True).heals
+    assert first(INSERT, fault=refused, in_parts=True).heals
+    assert first(SELECT, autocommit=True, in_parts=True).heals
+
+
+@pytest.mark.parametrize(
+    ("sql", "may"),
+    [
+        ("BEGIN", True),
+        ("BEGIN; INSERT INTO stock (n) VALUES (1)", True),
+        ("COMMIT AND CHAIN", True),
+        ("ROLLBACK AND CHAIN", True),
+        ("CALL begins()", True),
+        ("/*! START TRANSACTION */", True),
+        (None, True),
+        (INSERT, False),
+        (SELECT, False),
+        ("COMMIT", False),
+        ("SET search_path = shop", False),
+    ],
+)
+def test_what_may_have_begun_a_transaction_by_itself(sql: Any, may: bool) -> None:
+    assert past((sql, False)).may_have_begun() is may
+    assert past((SELECT, False), (sql, True)).may_have_begun() is may
+    assert not past((sql, False), (SELECT, False)).may_have_begun()
 
 
 def test_the_second_statement_of_a_transaction_is_not_run_again() -> None:
@@ -223,6 +256,13 @@ def test_an_earlier_statement_that_leaves_nothing_does_not(earlier: str) -> None
         "SELECT ROW_COUNT()",
         "SELECT FOUND_ROWS()",
         "SHOW WARNINGS",
+        "SHOW /* all */ WARNINGS",
+        "SHOW COUNT(*) ERRORS",
+        "SHOW SESSION STATUS LIKE 'Last_query_cost'",
+        "SHOW PROFILES",
+        "SELECT PREVIOUS VALUE FOR serial",
+        "SELECT PREVIOUS\n/* x */ VALUE FOR serial",
+        "SELECT * FROM performance_schema.session_status",
         "SELECT @@identity",
         "SELECT currval('s')",
         "SELECT lastval()",
@@ -322,6 +362,39 @@ def test_a_lost_commit_of_nothing_but_reads_is_no_loss() -> None:
 def test_a_lost_commit_of_anything_else_is_one(sql: Any) -> None:
     assert not forget((sql, False)).heals
     assert not forget((SELECT, False), (sql, True)).heals
+
+
+@pytest.mark.parametrize(
+    "lock",
+    [
+        "FOR UPDATE",
+        "for\nupdate",
+        "FOR/**/UPDATE SKIP LOCKED",
+        "FOR NO KEY UPDATE",
+        "FOR SHARE",
+        "FOR KEY SHARE",
+        "LOCK IN SHARE MODE",
+    ],
+)
+def test_a_lost_commit_of_what_locked_rows_is_one(lock: str) -> None:
+    assert not forget((f"{SELECT} {lock}", False)).heals
+    assert not forget((f"{SELECT} {lock}", False), (SELECT, True)).heals
+    assert forget((f"{SELECT} {lock}", False), (SELECT, False)).heals  # that was another one
+
+
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+        "SET default_transaction_isolation = 'serializable'",
+        "SELECT set_config('default_transaction_isolation', 'serializable', false)",
+        None,
+    ],
+)
+def test_a_lost_commit_is_one_where_an_earlier_transaction_may_have_set_the_level(
+    earlier: Any,
+) -> None:
+    assert not forget((earlier, False), (SELECT, False)).heals
 
 
 def test_a_lost_commit_of_which_too_little_is_known_is_one() -> None:

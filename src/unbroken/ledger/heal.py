@@ -41,6 +41,9 @@ CURABLE = frozenset(
 #: The server refused the statement, so nothing of it was done.
 _REFUSED = frozenset({FaultKind.WRONG_SERVER, FaultKind.READ_ONLY})
 
+#: What may leave a transaction open behind it, in autocommit.
+_MAY_BEGIN = frozenset({Kind.BEGIN, Kind.SETTLES, Kind.ENDS})
+
 #: We, or the application, ended the connection on purpose.
 _ON_PURPOSE = frozenset(
     {
@@ -58,16 +61,20 @@ _ON_PURPOSE = frozenset(
 _MEMORY = re.compile(
     r"\b(?:LAST_INSERT_ID|LAST_INSERT_ROWID|ROW_COUNT|FOUND_ROWS|CHANGES|TOTAL_CHANGES|CURRVAL|LASTVAL"
     r"|CONNECTION_ID|PG_BACKEND_PID|PG_MY_TEMP_SCHEMA|PG_TEMP\w*|PG_LISTENING_CHANNELS"
-    r"|RELEASE_(?:ALL_)?LOCKS?|IS_USED_LOCK|PG_ADVISORY_UNLOCK\w*"
-    r"|SHOW\s+(?:COUNT|WARNINGS|ERRORS))\b|@@",
-    re.IGNORECASE,
+    r"|RELEASE_(?:ALL_)?LOCKS?|IS_USED_LOCK|PG_ADVISORY_UNLOCK\w*|PREVIOUS\b.*?\bVALUE"
+    r"|SHOW\b.*?\b(?:WARNINGS|ERRORS|STATUS|PROFILES?)|SESSION_STATUS|PROFILING)\b|@@",
+    re.IGNORECASE | re.DOTALL,
 )
 
+#: A read with one of these words may lock the rows that it reads, until its transaction ends.
+_LOCKS = re.compile(r"\b(?:UPDATE|SHARE)\b", re.IGNORECASE)
+
 #: Functions of the servers' own whose effects no ROLLBACK undoes, and which must not come twice.
+#: (A number that NEXTVAL has given is one that nobody gets. SETVAL may turn a sequence back.)
 _OUTSIDE = re.compile(
     r"\b(?:DBLINK\w*|LO_EXPORT|LO_IMPORT|PG_FILE_\w+|PG_LOGICAL_\w+|PG_REPLICATION_\w+"
     r"|PG_\w+_REPLICATION_SLOT|PG_PROMOTE|PG_SWITCH_WAL|PG_\w*BACKUP\w*|PG_CREATE_RESTORE_POINT"
-    r"|PG_TERMINATE_BACKEND|PG_CANCEL_BACKEND|PG_STAT_RESET\w*|SYS_EXEC|SYS_EVAL)\s*\(",
+    r"|PG_TERMINATE_BACKEND|PG_CANCEL_BACKEND|PG_STAT_RESET\w*|SETVAL|SYS_EXEC|SYS_EVAL)\b",
     re.IGNORECASE,
 )
 
@@ -130,6 +137,12 @@ class Past:
         if len(self.earlier) > MOST_TEXTS:
             self.unseen(f"more than {MOST_TEXTS} different statements were sent on this connection")
 
+    def may_have_begun(self) -> bool:
+        """Whether one of the statements since the last end may have opened a transaction by
+        itself, where autocommit is on: "BEGIN; INSERT …", COMMIT AND CHAIN.
+        """
+        return any(kind(sql) in _MAY_BEGIN for sql in self.now)
+
     def moved(self) -> None:
         """The holder has another connection from now on. Nothing was sent on it yet."""
         forgot = self.forgot or bool(self.earlier)
@@ -160,7 +173,8 @@ class Lost:
     statement has lost so far, this one included, that had been opened or used just before. One
     that was opened before the first of them was lost may have ended with it, and does not count.
     ``in_time``: whether the caller has time left. ``handed_over``: whether the application has got
-    something of the result.
+    something of the result. ``in_parts``: whether it was sent as more than one statement, each of
+    which is committed by itself in autocommit.
     """
 
     sql: str | bytes | None
@@ -171,6 +185,7 @@ class Lost:
     losses: int = 1
     in_time: bool = True
     handed_over: bool = False
+    in_parts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +215,8 @@ def may_run_again(past: Past, lost: Lost) -> Ruling:
         return Ruling(False, f"{verb(lost.sql)} calls a function whose effects no ROLLBACK undoes")
     if lost.autocommit is False:
         return Ruling(True, "nothing of its transaction was answered before", _asks(what, lost))
+    if what is Kind.WRITE and lost.in_parts:
+        return Ruling(False, f"{verb(lost.sql)} in autocommit may have been stored in part")
     if what is Kind.WRITE and lost.fault.kind not in _REFUSED:
         return Ruling(False, f"{verb(lost.sql)} in autocommit may have been stored")
     if what is Kind.WRITE:
@@ -232,9 +249,14 @@ def may_forget_commit(past: Past, lost: Lost, *, serializable: bool) -> Ruling:
         against = "a serializable transaction is valid only once its COMMIT was answered"
     if against is not None:
         return Ruling(False, against)
+    against = _of_the_session(past, lost)  # a level of isolation, too
+    if against is not None:
+        return Ruling(False, against)
     for sql in past.now:
         if kind(sql) is not Kind.READ or verb(sql) == "SET":
             return Ruling(False, f"{verb(sql)} was sent before it")
+        if _LOCKS.search(_text(sql)):
+            return Ruling(False, "what its transaction may have locked was free before its end")
     hides = any(may_hide_a_write(sql) for sql in past.now)
     return Ruling(True, "its transaction only read", (Question.HIDDEN_WRITES,) if hides else ())
 
@@ -260,6 +282,16 @@ def _of_the_past(past: Past, lost: Lost) -> str | None:
         return past.why_blind
     if past.count != 1:
         return "something of its transaction was answered before"
+    against = _of_the_session(past, lost)
+    if against is not None:
+        return against
+    if past.earlier and _asks_the_session(lost.sql):
+        return "it may ask what its session remembers"
+    return None
+
+
+def _of_the_session(past: Past, lost: Lost) -> str | None:
+    """What earlier transactions may have left on the session that is lost."""
     for sql in past.earlier:
         if sql is None:
             return "a statement was sent before on this connection whose text is not known"
@@ -268,8 +300,6 @@ def _of_the_past(past: Past, lost: Lost) -> str | None:
         left = left_by(sql, lost.backend)
         if left:
             return f"{verb(sql)} may have left {' and '.join(sorted(left))} on its session"
-    if past.earlier and _asks_the_session(lost.sql):
-        return "it may ask what its session remembers"
     return None
 
 

@@ -12,7 +12,7 @@ from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.ledger.heal import CURABLE, Past, Ruling
 from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import current, current_token
-from unbroken.ledger.statements import Kind, kind, verb
+from unbroken.ledger.statements import verb
 from unbroken.pool.leases import JUST_USED
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, Flow
@@ -47,8 +47,7 @@ def is_at_rest(past: Past, commits_itself: Callable[[], bool | None]) -> bool:
     """Whether what was sent last was committed by itself: autocommit is on, and nothing began a
     transaction.
     """
-    began = any(sql is None or kind(sql) is Kind.BEGIN for sql in past.now)
-    return not began and commits_itself() is True
+    return not past.may_have_begun() and commits_itself() is True
 
 
 class Losses:
@@ -104,13 +103,13 @@ def forget(exc: BaseException) -> None:
 
 
 def is_serializable(pool: Any) -> bool:
-    """Whether PostgreSQL's default for *pool*'s sessions is, or may be, SERIALIZABLE: asked on
-    another connection of the (blocking) *pool*.
+    """Whether a transaction of *pool*'s is, or may be, SERIALIZABLE where nobody says so: asked of
+    PostgreSQL on another connection of the (blocking) *pool*.
     """
     try:
         with pool.connection() as conn:
             cursor = conn.cursor()
-            cursor.execute("SHOW default_transaction_isolation")
+            cursor.execute("SHOW transaction_isolation")  # as the driver begins one, too
             return bool(cursor.fetchone()[0] == "serializable")
     except Exception:
         return True
