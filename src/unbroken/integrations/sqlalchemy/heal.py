@@ -23,6 +23,7 @@ from unbroken.errors import ConnectionLostError, UnbrokenError
 from unbroken.integrations.sqlalchemy.record import Record, Slot
 from unbroken.integrations.sqlalchemy.telling import commits_itself, past_of
 from unbroken.ledger.heal import Lost, Ruling, may_forget_commit, may_run_again
+from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import current, current_token
 from unbroken.pool.heal import ATTEMPTS, HINT, Losses, curable, is_at_rest, note, objection
 from unbroken.pool.loan import Loan
@@ -236,13 +237,13 @@ class HealingConnection(Connection):
             cause=entry.cause,
             losses=losses,
             in_time=limit is None or owner.clock() < entry.taken_at + limit,
+            in_parts=self._running is not None and bool(self._running.executemany),
         )
 
     def _forgets_commit(self, record: Record, loan: Loan, exc: Exception, lost: Lost) -> bool:
         owner, entry = record.owner, loan.entry
-        options, default = self._execution_options, self.dialect.default_isolation_level
-        level = options.get("isolation_level") or default
-        may_fail = owner.backend == "postgresql" and level in (None, "SERIALIZABLE")
+        level = self._execution_options.get("isolation_level")
+        may_fail = owner.backend == "postgresql" and level == "SERIALIZABLE"
         lost = replace(lost, sql="COMMIT", autocommit=False)
         ruling = self._ruled(may_forget_commit(record.past, lost, serializable=may_fail))
         if not ruling.heals:
@@ -252,11 +253,32 @@ class HealingConnection(Connection):
             entry.condemn(Cause.LOST, lost.fault.text)
         # what the server has said of it before will do
         knows = not ruling.asks or not owner.may_hide_writes
-        if not knows and not self._moved(record, entry, exc, None, None, ruling):
+        asks_level = owner.backend == "postgresql" and level is None
+        if asks_level and knows:
+            ruling = replace(ruling, asks=())
+        if (asks_level or not knows) and not self._moved(record, entry, exc, None, None, ruling):
+            return False
+        if asks_level and not self._is_no_promise(record, ruling):
             return False
         record.past.ended()
         note(owner, "COMMIT", entry.place, lost.fault)
         return True
+
+    def _is_no_promise(self, record: Record, ruling: Ruling) -> bool:
+        """Whether a COMMIT says nothing of reads that were answered: the level of isolation is not
+        SERIALIZABLE, whoever chooses it. Asked on the other connection, which is as the lost one.
+        """
+        owner, entry = record.owner, record.entry
+        against: str | None = "there was no connection to ask for the level of isolation"
+        if entry is not None and entry.conn is not None:
+            loan = Loan.of(owner, entry, entry.conn)
+            against = owner.run(objection(loan, replace(ruling, asks=(Question.ISOLATION,))))
+            if against is None and entry.cause is not None:
+                against = "the other connection was lost, too"
+        self.why_not, self.given_up = against, against is not None
+        if against is not None and entry is not None:
+            entry.condemn(Cause.DISCARDED, against)
+        return against is None
 
     # -- another connection ------------------------------------------------------------------------
 
