@@ -77,7 +77,7 @@ class AsyncHealing:
         past = held.past
         assert past is not None  # it was told
         count = losses.add(held.loan, past, was_dead=held.was_dead)
-        lost = _lost(sql, held, fault, count, bool(held.is_begun or state.transactions))
+        lost = _lost(sql, held, fault, count, held.is_begun and past.begun)
         try:
             await self._move(state, held, may_run_again(past, lost))
         except (Refused, peewee.PeeweeException, UnbrokenError) as why:
@@ -143,6 +143,8 @@ class AsyncHealing:
         """
         if not (state.transactions or old.is_begun):
             return None
+        if not old.is_begun:
+            raise Refused("it was inside a block whose transaction is not open")
         if len(state.transactions) > 1:
             raise Refused("it was inside a savepoint")
         return self._begin_on(state, old)

@@ -95,7 +95,7 @@ class Healing:
                 loan, past = slot.told, slot.told.past
                 assert past is not None  # it was told
                 count = losses.add(loan, past, was_dead=slot.was_dead)
-                in_transaction = slot.begun or bool(slot.transactions)
+                in_transaction = slot.begun and past.begun
                 lost = _lost(sql, loan, fault, count, in_transaction)
                 try:
                     self._move(slot, loan, past, may_run_again(past, lost))
@@ -171,6 +171,7 @@ class Healing:
             self.begin(*arguments, **options)
             if slot.loan is not None and slot.loan is not new:  # it was lost at BEGIN
                 slot.loan.past = past
+            past.begins()
         return True
 
     def _forgets_commit(self, slot: Slot, exc: Exception) -> bool:

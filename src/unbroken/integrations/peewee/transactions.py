@@ -74,6 +74,8 @@ class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee shi
                     raise
             slot.begun = slot.open = slot.ending = False
             slot.clean = True
+            if slot.loan is not None and slot.loan.past is not None:
+                slot.loan.past.ended()
         except BaseException as exc:
             error = upkeep.failed(self, slot, exc, "COMMIT", stays=True)
             if error is not exc:
@@ -121,6 +123,8 @@ class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee shi
                 ):
                     super().cursor().execute("ROLLBACK")
             slot.ending, slot.clean = False, True
+            if loan is not None and loan.past is not None:
+                loan.past.ended()
         except BaseException as exc:
             upkeep.failed(self, slot, exc, "ROLLBACK")
             if lost_by(exc) is None:
