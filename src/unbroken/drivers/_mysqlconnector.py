@@ -48,6 +48,7 @@ def _seen(base: Any) -> Any:
         _knows = True
         _seen_busy: bool
         _seen_status: int | None
+        _seen_autocommit: bool | None = None  #: by the last status; a command does not forget it
         _seen_inside = False  #: in the middle of a result, where an EOF packet ends nothing
         _seen_closed = False  #: the application closed it
         _seen_moved = 0  #: to another database, or user
@@ -56,6 +57,7 @@ def _seen(base: Any) -> Any:
         def _handle_server_status(self, flags: int) -> None:
             super()._handle_server_status(flags)
             self._seen_status = flags
+            self._seen_autocommit = bool(flags & _mysql.AUTOCOMMIT)
 
         def _handle_ok(self, packet: Any) -> Any:
             result = super()._handle_ok(packet)

@@ -242,6 +242,13 @@ class Base:
         status = self._status(conn)
         return None if status is None else bool(status & _mysql.IN_TRANSACTION)
 
+    def had_autocommit(self, conn: Connection) -> bool | None:
+        """Whether autocommit was on at the server's last answer, also once *conn* is lost; None if
+        unknown. The connector's own ``autocommit`` asks the server.
+        """
+        had: bool | None = getattr(conn, "_seen_autocommit", None)
+        return had
+
     def _status(self, conn: Connection) -> int | None:
         return exchange.status_of(conn) if self.is_quiet(conn) else None
 

@@ -325,6 +325,7 @@ def distrust(driver: Any, instead: Mapping[str, Callable[..., Any]]) -> None:
         return
     answers: dict[str, Callable[..., Any]] = {
         "is_in_transaction": lambda _conn: None,
+        "had_autocommit": lambda _conn: None,
         "is_quiet": lambda _conn: False,
         "is_clean": lambda _conn, _traits: False,
         "is_streaming": lambda _conn: False,

@@ -28,11 +28,14 @@ from unbroken_drill import FaultProxy
 
 SYNC = ["pymysql", "mysqldb", "psycopg", "psycopg2"]
 ASYNC = ["aiomysql", "asyncpg"]
+#: The basic cases are tried with these, too.
+OTHERS = ["asyncmy", "pg8000", "mariadbconnector", "mysqlconnector"]
 #: No TLS: the proxy reads what goes over it.
 PLAIN = {
     "pymysql": {"ssl_disabled": "true"}, "mysqldb": {"ssl_mode": "DISABLED"}, "aiomysql": {},
     "psycopg": {"sslmode": "disable"}, "psycopg2": {"sslmode": "disable"},
-    "asyncpg": {"ssl": "disable"},
+    "asyncpg": {"ssl": "disable"}, "asyncmy": {}, "pg8000": {}, "mariadbconnector": {},
+    "mysqlconnector": {"ssl_disabled": "true"},
 }  # fmt: skip
 
 
@@ -44,7 +47,7 @@ class Place:
 
     def __init__(self, driver: str, server: Any, stack: ExitStack) -> None:
         self.driver, self.server, self.stack = driver, server, stack
-        self.is_async = driver in ASYNC
+        self.is_async = driver in (*ASYNC, "asyncmy")
         self.is_mysql = server.backend in ("mysql", "mariadb")
         protocol = "mysql" if self.is_mysql else "postgresql"
         self.proxy = stack.enter_context(FaultProxy((server.host, server.port), protocol=protocol))
@@ -94,13 +97,15 @@ class Place:
         return sorted(int(row[0]) for row in self.server.admin("SELECT n FROM stock"))
 
 
-@pytest.fixture(params=SYNC + ASYNC)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    server = request.getfixturevalue(
-        "postgres" if "pg" in request.param.replace("psycopg", "pg") else "mariadb"
-    )
+def _place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    is_postgresql = request.param.startswith(("psycopg", "asyncpg", "pg8000"))
+    server = request.getfixturevalue("postgres" if is_postgresql else "mariadb")
     with ExitStack() as stack:
         yield Place(request.param, server, stack)
+
+
+place = pytest.fixture(_place, params=SYNC + ASYNC, name="place")
+any_place = pytest.fixture(_place, params=SYNC + ASYNC + OTHERS, name="any_place")
 
 
 SELECT = sa.text("SELECT n FROM stock WHERE n = :n")
@@ -114,14 +119,14 @@ def healed(engine: Any) -> int:
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("level", [None, "AUTOCOMMIT"])
 def test_a_first_read_is_run_again(
-    place: Place, before: bool, level: str | None, caplog: Any
+    any_place: Place, before: bool, level: str | None, caplog: Any
 ) -> None:
-    engine = place.engine(**({} if level is None else {"isolation_level": level}))
-    place.server.admin("INSERT INTO stock (n) VALUES (1)")
-    place.within(engine, lambda conn: conn.execute(sa.text("SELECT 1")))
-    cut = place.proxy.cut_at("SELECT n", before=before)
+    engine = any_place.engine(**({} if level is None else {"isolation_level": level}))
+    any_place.server.admin("INSERT INTO stock (n) VALUES (1)")
+    any_place.within(engine, lambda conn: conn.execute(sa.text("SELECT 1")))
+    cut = any_place.proxy.cut_at("SELECT n", before=before)
     with caplog.at_level(logging.INFO, "unbroken"):
-        assert place.within(engine, lambda conn: conn.execute(SELECT, {"n": 1}).all()) == [(1,)]
+        assert any_place.within(engine, lambda conn: conn.execute(SELECT, {"n": 1}).all()) == [(1,)]
     assert cut.hits == 1
     assert healed(engine) == 1
     told = [r.getMessage() for r in caplog.records if "run again" in r.getMessage()]
@@ -131,40 +136,58 @@ def test_a_first_read_is_run_again(
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_first_write_of_a_transaction_is_run_again_and_stored_once(
-    place: Place, before: bool
+    any_place: Place, before: bool
 ) -> None:
-    engine = place.engine()
-    place.within(engine, lambda conn: conn.execute(sa.text("SELECT 1")))
-    cut = place.proxy.cut_at("INSERT", before=before)
-    place.within(engine, lambda conn: conn.execute(INSERT, {"n": 1}), begin=True)
-    assert (cut.hits, healed(engine), place.rows()) == (1, 1, [1])
+    engine = any_place.engine()
+    any_place.within(engine, lambda conn: conn.execute(sa.text("SELECT 1")))
+    cut = any_place.proxy.cut_at("INSERT", before=before)
+    any_place.within(engine, lambda conn: conn.execute(INSERT, {"n": 1}), begin=True)
+    assert (cut.hits, healed(engine), any_place.rows()) == (1, 1, [1])
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_write_in_autocommit_is_an_error(place: Place, before: bool) -> None:
-    engine = place.engine(isolation_level="AUTOCOMMIT")
-    place.within(engine, lambda conn: conn.execute(sa.text("SELECT 1")))
-    place.proxy.cut_at("INSERT", before=before)
+def test_a_write_in_autocommit_is_an_error(any_place: Place, before: bool) -> None:
+    engine = any_place.engine(isolation_level="AUTOCOMMIT")
+    any_place.within(engine, lambda conn: conn.execute(sa.text("SELECT 1")))
+    any_place.proxy.cut_at("INSERT", before=before)
     with pytest.raises(sa.exc.DBAPIError) as caught:
-        place.within(engine, lambda conn: conn.execute(INSERT, {"n": 1}))
+        any_place.within(engine, lambda conn: conn.execute(INSERT, {"n": 1}))
     assert "in autocommit may have been stored" in "".join(caught.value.__notes__)
-    assert (healed(engine), place.rows()) == (0, [] if before else [1])
+    assert (healed(engine), any_place.rows()) == (0, [] if before else [1])
 
 
 def test_the_second_statement_of_a_transaction_is_an_error_that_says_what_would_help(
-    place: Place,
+    any_place: Place,
 ) -> None:
-    engine = place.engine()
+    engine = any_place.engine()
 
     def work(conn: sa.Connection) -> None:
         conn.execute(SELECT, {"n": 1}).all()
         conn.execute(INSERT, {"n": 1})
 
-    place.proxy.cut_at("INSERT")
+    any_place.proxy.cut_at("INSERT")
     with pytest.raises(sa.exc.DBAPIError) as caught:
-        place.within(engine, work, begin=True)
+        any_place.within(engine, work, begin=True)
     assert "replayable" in "".join(caught.value.__notes__)
-    assert (healed(engine), place.rows()) == (0, [])
+    assert (healed(engine), any_place.rows()) == (0, [])
+
+
+@pytest.mark.parametrize("end", ["fin", "rst"])
+def test_a_connection_that_ended_before_the_first_statement_is_replaced(
+    any_place: Place, end: str
+) -> None:
+    engine = any_place.engine()
+
+    def work(conn: sa.Connection) -> None:
+        getattr(any_place.proxy, end)()
+        conn.execute(INSERT, {"n": 1})
+
+    any_place.within(engine, lambda conn: conn.execute(sa.text("SELECT 1")))
+    any_place.within(engine, work, begin=True)
+    assert any_place.rows() == [1]
+    getattr(any_place.proxy, end)()  # while it is idle
+    any_place.within(engine, lambda conn: conn.execute(INSERT, {"n": 2}), begin=True)
+    assert any_place.rows() == [1, 2]
 
 
 class Base(orm.DeclarativeBase):

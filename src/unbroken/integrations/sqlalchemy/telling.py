@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from unbroken.errors import ConnectionLostError
@@ -49,7 +50,14 @@ def tell(context: Any, sql: Any) -> Record | None:
 
 
 def commits_itself(record: Record, dialect: Any) -> bool | None:
-    """Whether autocommit is on; None where that cannot be told."""
+    """Whether autocommit is on, also where the connection is lost; None where that cannot be told.
+
+    A driver whose library would ask the server knows it by itself (``had_autocommit``).
+    """
+    known: Callable[[Any], bool | None] | None
+    known = getattr(record.owner.driver, "had_autocommit", None)
+    if known is not None:
+        return None if record.entry is None else known(record.entry.conn)
     try:
         return bool(dialect.detect_autocommit_setting(record.dbapi_connection))
     except Exception:
