@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,7 +24,11 @@ from unbroken.django import replayable
 from unbroken_drill import FaultProxy
 
 #: No TLS: the proxy reads what goes over it.
-PLAIN = {"mysql": {"ssl_mode": "DISABLED"}, "postgresql": {"sslmode": "disable"}}
+PLAIN: dict[str, dict[str, Any]] = {
+    "mysql": {"ssl_mode": "DISABLED"}, "postgresql": {"sslmode": "disable"},
+}  # fmt: skip
+if getattr(sys.modules.get("MySQLdb"), "__name__", None) == "pymysql":
+    PLAIN["mysql"] = {"ssl_disabled": True}  # see test_django_heal_drivers.py
 _numbers = itertools.count(1)
 
 
@@ -268,6 +273,17 @@ def test_a_session_that_ended_between_begin_and_the_first_statement_is_replaced(
             site.stock.create(n=again)
     assert site.rows() == [0, 1]
     assert site.healed == 2
+
+
+def test_a_connection_that_ended_while_it_was_idle_is_replaced(site: Site) -> None:
+    site.proxy.rst()
+    site.stock.create(n=1)
+    site.connection.close()
+    site.proxy.fin()
+    with site.atomic():
+        site.stock.create(n=2)
+    assert site.rows() == [1, 2]
+    print(type(site.connection.unbroken_pool._driver).__module__)
 
 
 def test_a_begin_whose_connection_is_lost_is_sent_again(site: Site) -> None:
