@@ -190,6 +190,29 @@ def test_a_connection_that_ended_before_the_first_statement_is_replaced(
     assert any_place.rows() == [1, 2]
 
 
+def test_a_connection_that_ends_before_a_cursor_could_be_had_is_replaced(
+    any_place: Place, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some drivers give no cursor of a connection that they know to be lost."""
+    engine, ended = any_place.engine(), []
+    execute = sa.Connection._execute_context
+
+    def end_before(conn: sa.Connection, *args: Any, **kwargs: Any) -> Any:
+        if not ended:
+            ended.append(1)
+            any_place.proxy.fin()
+            record: Any = conn._dbapi_connection._connection_record  # type: ignore[union-attr]
+            if any_place.is_async:
+                sa.util.await_only(asyncio.sleep(0.2))
+            until(lambda: record.entry.cause is not None)
+        return execute(conn, *args, **kwargs)
+
+    any_place.within(engine, lambda conn: conn.execute(sa.text("SELECT 1")))
+    monkeypatch.setattr(sa.Connection, "_execute_context", end_before)
+    any_place.within(engine, lambda conn: conn.execute(INSERT, {"n": 1}), begin=True)
+    assert any_place.rows() == [1]
+
+
 class Base(orm.DeclarativeBase):
     pass
 

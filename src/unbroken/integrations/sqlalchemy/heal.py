@@ -37,6 +37,10 @@ class _Again(BaseException):
     """For SQLAlchemy's frames: leave them, the statement is run once more."""
 
 
+class _NoCursor(BaseException):
+    """For SQLAlchemy's frames: leave them, another connection will have a cursor."""
+
+
 class _Done(BaseException):
     """For SQLAlchemy's frames: leave them, nothing is wrong."""
 
@@ -76,11 +80,19 @@ class HealingConnection(Connection):
             try:
                 return super().execution_options(**opt)
             except Exception as exc:
-                if not self._lost_before_all(exc):
+                if self._transaction is not None or not self._lost_before_all(exc):
                     raise
         return super().execution_options(**opt)
 
     def _execute_context(self, *args: Any, **kwargs: Any) -> Any:
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return self._execute_on_a_live_one(*args, **kwargs)
+            except _NoCursor:
+                continue
+        return self._execute_on_a_live_one(*args, **kwargs)
+
+    def _execute_on_a_live_one(self, *args: Any, **kwargs: Any) -> Any:
         proxied = self._dbapi_connection
         if proxied is not None:
             entry = getattr(proxied._connection_record, "entry", None)
@@ -167,6 +179,13 @@ class HealingConnection(Connection):
             and self._heals(e, cursor, context)
         ):
             raise _Done if context is None else _Again
+        without_cursor = cursor is None and context is None and statement is not None
+        if (
+            without_cursor
+            and isinstance(e, self.dialect.loaded_dbapi.Error)
+            and self._lost_before_all(e)
+        ):
+            raise _NoCursor
         if self.given_up:
             self._is_disconnect = True
         super()._handle_dbapi_exception(e, statement, parameters, cursor, context, is_sub_exec)
@@ -283,14 +302,14 @@ class HealingConnection(Connection):
     # -- another connection ------------------------------------------------------------------------
 
     def _lost_before_all(self, exc: Exception) -> bool:
-        """Whether *exc* says that the connection was lost between two transactions, and another one
-        is in its place.
+        """Whether *exc* says that the connection was lost before anything of a transaction was sent
+        on it, and another one is in its place.
         """
         record = self._record()
         entry = None if record is None else record.entry
         if record is None or entry is None or entry.conn is None:
             return False
-        if self._transaction is not None or record.owner.classify(exc).kind is not FaultKind.LOST:
+        if record.owner.classify(exc).kind is not FaultKind.LOST:
             return False
         loan = record.loan or Loan.of(record.owner, entry, entry.conn)
         loan.failed(exc)
