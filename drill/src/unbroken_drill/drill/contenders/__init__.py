@@ -102,6 +102,9 @@ ENTRANTS: tuple[Entrant, ...] = (
         ("psycopg", "psycopg-pool"),
     ),
     *_on_both("peewee", "peewee", "peewee:Peewee", "peewee"),
+    *_on_both("alone/sqlalchemy", "SQLAlchemy + plugin", "sqlalchemy:Plugin", "sqlalchemy"),
+    *_on_both("alone/django", "Django as it is", "django:PlainDjango", "django"),
+    *_on_both("alone/peewee", "peewee without units", "peewee:PlainPeewee", "peewee"),
 )
 
 #: Without ``--all``: unbroken beside what the tutorials show and what most people use.

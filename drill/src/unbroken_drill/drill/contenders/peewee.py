@@ -107,6 +107,28 @@ class UnbrokenPeewee(_Shop, Ours):
         return rows
 
 
+class PlainPeewee(_Shop, Ours):
+    """``unbroken.peewee``'s without units: a reading request sends its statements in autocommit, a
+    writing one each in an ``atomic`` of its own.
+    """
+
+    def __init__(self, where: Where, settings: Settings) -> None:
+        super().__init__(where, settings)
+        from unbroken import peewee
+
+        kind, extra = _kind(peewee, where)
+        self._open(kind, where, **keywords(settings), **extra)
+
+    def work(self, unit: Unit) -> Rows:
+        """Open, work, close."""
+        with self._db.connection_context():
+            return perform(unit, self._alone if unit.writes else self._execute)
+
+    def _alone(self, sql: str, values: tuple[Any, ...]) -> Row | None:
+        with self._db.atomic():
+            return self._execute(sql, values)
+
+
 def _kind(module: Any, where: Where) -> tuple[Any, dict[str, Any]]:
     """The class of *module*'s for this server, and what it takes to use psycopg 3."""
     if where.backend == "postgresql":

@@ -1,4 +1,6 @@
-"""SQLAlchemy's QueuePool, as ``create_engine`` makes it, and with ``pool_pre_ping``."""
+"""SQLAlchemy's QueuePool, as ``create_engine`` makes it and with ``pool_pre_ping``; and unbroken's
+plugin.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from unbroken_drill.drill.contenders.base import (
     Settings,
     SmallApp,
 )
+from unbroken_drill.drill.contenders.unbroken import Ours
 from unbroken_drill.drill.where import Where
 from unbroken_drill.drill.worker.workload import Row, Rows, Unit, perform
 
@@ -57,6 +60,38 @@ class PrePing(SQLAlchemy):
     """The same with ``pool_pre_ping=True``."""
 
     pre_ping = True
+
+
+class Plugin(SQLAlchemy, Ours):
+    """unbroken's plugin and no unit of work; each statement in an ``engine.begin()`` of its own."""
+
+    def __init__(self, where: Where, settings: Settings) -> None:
+        import sqlalchemy
+
+        Ours.__init__(self, where, settings)
+        self._engine = sqlalchemy.create_engine(
+            where.url,
+            plugins=["unbroken"],
+            pool_size=settings.size,
+            max_overflow=0,
+            pool_timeout=ACQUIRE_TIMEOUT,
+            unbroken={
+                "leak_after": settings.leak_after,
+                "reclaim": settings.reclaim,
+                "deadline": settings.deadline,
+            },
+        )
+
+    def work(self, unit: Unit) -> Rows:
+        """A transaction for each statement."""
+        return perform(unit, self._alone)
+
+    def _alone(self, sql: str, values: tuple[Any, ...]) -> Row | None:
+        with self._engine.begin() as conn:
+            return _first(conn, sql, values)
+
+    def after_fork(self) -> None:
+        """Nothing at all."""
 
 
 def _first(conn: Any, sql: str, values: tuple[Any, ...]) -> Row | None:
