@@ -893,3 +893,19 @@ def test_greenlets_and_gevents_threads_belong_to_the_unit_that_spawned_them(how:
         check=False,
     )
     assert done.stdout == "done\n", done.stdout + done.stderr
+
+
+def test_a_dead_weak_proxy_does_not_keep_a_unit_from_being_entered() -> None:
+    script = """if True:
+        import gevent, weakref
+        class Thing: pass
+        dead = weakref.proxy(Thing())
+        kept = [dead]
+        from unbroken.ledger.scope import enter, leave
+        from unbroken.ledger.unit import Unit
+        from unbroken.pool import contexts
+        leave(enter(Unit()))
+        print("entered")
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "entered\n", done.stderr

@@ -96,7 +96,8 @@ def _leave_out_older_tasks() -> None:
 
 def _wrap_greenlets(module: Any) -> None:
     for each in gc.get_objects():
-        if isinstance(each, module.Greenlet):
+        # by its type: isinstance() asks a weak proxy for its object, which may be gone
+        if issubclass(type(each), module.Greenlet):
             setattr(each, IN_NO_UNIT, True)  # it is older than the first unit
     module.Greenlet.add_spawn_callback(greenlet_spawned)
 
