@@ -117,7 +117,7 @@ def suspended() -> list[FrameType]:
     return [
         each.gr_frame
         for each in gc.get_objects()
-        if isinstance(each, module.greenlet) and each.gr_frame is not None
+        if issubclass(type(each), module.greenlet) and each.gr_frame is not None
     ]
 
 
