@@ -1,9 +1,9 @@
 """A thousand processes of ten connections each before one server that goes away and comes back: in
 simulated time.
 
-Ours run the real flows and policies; what they are compared with is a model of a pool that lets
-whoever finds nothing idle connect, and try again after a fixed pause. See ``fleet_ground.py`` for
-what the server is.
+Ours run the real flows and policies. They are compared with a model of a pool in which each caller
+that finds nothing idle connects for itself, and tries again after a fixed pause. See
+``fleet_ground.py`` for what the server is.
 """
 
 from __future__ import annotations

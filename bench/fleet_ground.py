@@ -134,7 +134,7 @@ class Session:
 
     owner: Any
     is_open: bool = True
-    #: who waits for an answer on it hears of its end at once
+    #: wakes the caller that waits for an answer on it
     end: Signal = field(default_factory=Signal)
 
 

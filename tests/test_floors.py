@@ -29,8 +29,8 @@ FLOORS = {
     "brain": 1, "ledger": 1, "backends": 1, "net": 1,
     "drivers": 2,
     "pool": 2.5,  # opens drivers by their URL
-    # units are run by both pools, and pools adopt what their settings name
-    "sync": 3, "aio": 3, "units": 3, "adoption": 3,
+    "units": 2.6, "adoption": 2.7,  # pools adopt what their settings name
+    "sync": 3, "aio": 3,
     "integrations": 4,
     # an import path for what stands in integrations
     "sqlalchemy": 4.2, "peewee": 4.2, "mongo": 4.2,

@@ -23,6 +23,7 @@ from typing import Any
 
 from unbroken.errors import ConfigurationError
 from unbroken.importing import exists, imported, is_begun, on_import, path_of
+from unbroken.units import replayable
 
 log = logging.getLogger("unbroken")
 
@@ -50,7 +51,7 @@ def adopt(*names: str, deadline: float | None = None, max_replays: int = 10) -> 
     if not names:
         raise ConfigurationError("adopt() needs a name, such as 'package.module:Class.method'")
     wanted = [_locate(name) for name in names]
-    adoption = Adoption(names, _replayable(deadline, max_replays))
+    adoption = Adoption(names, replayable(deadline=deadline, max_replays=max_replays))
     by_module: dict[str, list[_Wanted]] = {}
     for each in wanted:
         by_module.setdefault(each.module, []).append(each)
@@ -388,13 +389,6 @@ def _kind(thing: Any) -> str:
 
 
 # -- wrapping --------------------------------------------------------------------------------------
-
-
-def _replayable(deadline: float | None, max_replays: int) -> _Decorator:
-    """``unbroken.replayable``, and with it both pools: loaded before any lock is taken."""
-    from unbroken.units import replayable
-
-    return replayable(deadline=deadline, max_replays=max_replays)
 
 
 def _hold(place: _Place, decorate: _Decorator, holder: int) -> _Wrapped | None:

@@ -20,6 +20,7 @@ from time import monotonic
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from unbroken.abc import Cause, Connection, ConnectionT, Observer, Target
+from unbroken.adoption import adopt_for
 from unbroken.brain.entry import Entry
 from unbroken.brain.stats import Stats
 from unbroken.drivers import open_driver
@@ -73,7 +74,7 @@ class AsyncPool(Generic[ConnectionT]):
         self.settings = Settings.of(**given)
         self._driver = open_driver(target, is_async=True, connect=connect, driver=driver)
         self.settings = bounded(self._driver, self.settings)
-        _adopt(self.settings)
+        adopt_for(self.settings.units, self.settings.max_replays)
         self.name = self.settings.name or self._driver.target.label
         self._emit = partial(_tell, observers)  # no method: a state must not keep its pool alive
         self._states: dict[tuple[int, int], PoolState] = {}
@@ -401,13 +402,6 @@ class AsyncPool(Generic[ConnectionT]):
         s = self._home[1]
         used = f"{len(s.in_use)} used, {len(s.idle)} idle, {len(s.waiting)} waiting"
         return f"<unbroken.AsyncPool {self.name}: {used}, max_size {self.settings.max_size}>"
-
-
-def _adopt(settings: Settings) -> None:
-    """Make units of work of what the settings, and the environment, name."""
-    from unbroken.adoption import adopt_for  # above the pools in all but this
-
-    adopt_for(settings.units, settings.max_replays)
 
 
 def _sever_all() -> None:

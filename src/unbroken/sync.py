@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Any, Concatenate, Generic, ParamSpec, overload
 
 from unbroken.abc import Cause, Connection, ConnectionT, Observer, Target
+from unbroken.adoption import adopt_for
 from unbroken.brain.entry import Entry
 from unbroken.brain.stats import Stats
 from unbroken.drivers import open_driver
@@ -71,7 +72,7 @@ class Pool(Generic[ConnectionT]):
         self.settings = Settings.of(**given)
         self._driver = open_driver(url, connect=connect, driver=driver)
         self.settings = bounded(self._driver, self.settings)
-        _adopt(self.settings)
+        adopt_for(self.settings.units, self.settings.max_replays)
         self.name = self.settings.name or self._driver.target.label
         self._observers = observers
         self._states: dict[Any, PoolState] = {}
@@ -415,13 +416,6 @@ class Pool(Generic[ConnectionT]):
             return fresh
         fresh.kernel.close()
         return fresh
-
-
-def _adopt(settings: Settings) -> None:
-    """Make units of work of what the settings, and the environment, name."""
-    from unbroken.adoption import adopt_for  # above the pools in all but this
-
-    adopt_for(settings.units, settings.max_replays)
 
 
 def _sever_all() -> None:

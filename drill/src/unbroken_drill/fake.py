@@ -94,8 +94,8 @@ class FakeConnection:
         self.is_busy = False
 
     def abort(self) -> None:
-        """What ``shutdown`` on its socket does: whoever is blocked on it sees the end, and so does
-        the server.
+        """What ``shutdown`` on its socket does: a blocked call on it ends, and the server sees the
+        end.
         """
         self.session.is_dropped = False
         self.session.end()
@@ -118,7 +118,7 @@ class FakeDriver(Blocking):
     """A blocking driver (:class:`unbroken.abc.Driver`) for a :class:`FakeServer`.
 
     *sockets*: give each connection a real socket, so that the pools see its end without a round
-    trip. *knows_status*: whether it knows for certain if a transaction is open.
+    trip. *knows_status*: whether it can tell if a transaction is open.
     """
 
     name = "fake"

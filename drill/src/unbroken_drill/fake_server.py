@@ -161,7 +161,7 @@ class FakeServer:
         self.mode = Mode.FROZEN
 
     def reject(self) -> None:
-        """Refuse the password of whoever connects from now on."""
+        """Refuse the password of every new connection from now on."""
         self.mode = Mode.REJECTING
 
     def kill_sessions(

@@ -53,8 +53,8 @@ class Fault:
     """One fault, on *server*: ``fault()`` plays it, ``with fault:`` lasts as long as its block.
 
     *seconds* is how long one lasts that is played by a call; those that are over at once ignore it.
-    A context manager of its own kind, :meth:`ready`, gives it, with a proxy before the server where
-    the fault needs one, and sees to it that nothing of it is left.
+    Its context manager :meth:`ready` gives it, with a proxy before the server where the fault needs
+    one, and undoes the fault at the end.
     """
 
     def __init__(self, name: str, server: Server, seconds: float = 0.3) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from unbroken.abc import Cause, Fault, FaultKind
-from unbroken.ledger.heal import CURABLE, Past, Ruling
+from unbroken.ledger.heal import CURABLE, Lost, Past, Ruling
 from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import current, current_token
 from unbroken.ledger.statements import verb
@@ -84,6 +84,23 @@ def curable(loan: Loan, fault: Fault, *, was_dead: bool) -> Fault | None:
     if was_dead:
         fault = Fault(FaultKind.LOST, loan.entry.cause, fault.code, fault.text)
     return fault if fault.kind in CURABLE else None
+
+
+def lost_at(
+    loan: Loan, sql: Any, fault: Fault, losses: int, *, in_transaction: bool, until: float
+) -> Lost:
+    """What :mod:`unbroken.ledger.heal` wants to know of *sql*, which lost the connection of *loan*.
+    The caller has time until *until*. Outside of a transaction it may have been in autocommit.
+    """
+    return Lost(
+        sql=sql,
+        fault=fault,
+        backend=loan.state.backend,
+        autocommit=False if in_transaction else None,
+        cause=loan.entry.cause,
+        losses=losses,
+        in_time=loan.state.clock() < until,
+    )
 
 
 def is_replayed() -> bool:

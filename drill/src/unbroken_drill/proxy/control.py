@@ -113,8 +113,9 @@ class Control:
     """The HTTP port of a started *proxy*; a context manager. *listen*: where, by default a free
     port on the loopback.
 
-    There is no password: whoever reaches the port can break the connections. ConfigurationError for
-    an address that is not the loopback, unless *anywhere*; ProxyError when it is taken.
+    There is no password: any process that reaches the port can break the connections. Raises
+    ConfigurationError for an address that is not the loopback, unless *anywhere*, and ProxyError
+    when the port is taken.
     """
 
     def __init__(

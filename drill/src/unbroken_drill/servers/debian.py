@@ -47,7 +47,7 @@ def unpacked(package: str, suite: str, program: str) -> Path | None:
 
 
 def unpack(package: str, suite: str, program: str) -> Path:
-    """See to it that *package* and all it depends on are unpacked in the cache: the folder.
+    """Unpack *package* and all it depends on in the cache, unless they are there; give the folder.
 
     Some 50 MB for a server, once.
     """

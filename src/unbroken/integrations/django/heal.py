@@ -30,6 +30,7 @@ from unbroken.pool.heal import (
     forget,
     is_open,
     is_replayed,
+    lost_at,
     note,
     objection,
 )
@@ -118,14 +119,8 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         return curable(held, met[1], was_dead=was_dead)
 
     def _lost(self, held: Held, sql: str | bytes | None, fault: Fault, losses: int) -> Lost:
-        return Lost(
-            sql=sql,
-            fault=fault,
-            backend=held.state.backend,
-            autocommit=None if self.autocommit else False,
-            cause=held.entry.cause,
-            losses=losses,
-            in_time=held.state.clock() < held.until,
+        return lost_at(
+            held, sql, fault, losses, in_transaction=not self.autocommit, until=held.until
         )
 
     # -- another connection ------------------------------------------------------------------------

@@ -14,8 +14,17 @@ from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee.errors import origin
 from unbroken.integrations.peewee.heal import Refused, refused
 from unbroken.integrations.peewee.held import Held
-from unbroken.ledger.heal import Lost, Past, Ruling, may_forget_commit, may_run_again
-from unbroken.pool.heal import ATTEMPTS, Losses, curable, forget, is_replayed, note, objection
+from unbroken.ledger.heal import Past, Ruling, may_forget_commit, may_run_again
+from unbroken.pool.heal import (
+    ATTEMPTS,
+    Losses,
+    curable,
+    forget,
+    is_replayed,
+    lost_at,
+    note,
+    objection,
+)
 from unbroken.pool.steps import run_async
 
 
@@ -77,7 +86,8 @@ class AsyncHealing:
         past = held.past
         assert past is not None  # it was told
         count = losses.add(held.loan, past, was_dead=held.was_dead)
-        lost = _lost(sql, held, fault, count, held.is_begun and past.begun)
+        begun = held.is_begun and past.begun
+        lost = lost_at(held.loan, sql, fault, count, in_transaction=begun, until=held.until)
         try:
             await self._move(state, held, may_run_again(past, lost))
         except (Refused, peewee.PeeweeException, UnbrokenError) as why:
@@ -158,7 +168,7 @@ class AsyncHealing:
         if past is None or is_replayed():
             return False
         fault = held.loan.failed(origin(exc))
-        lost = _lost("COMMIT", held, fault, 1, True)
+        lost = lost_at(held.loan, "COMMIT", fault, 1, in_transaction=True, until=held.until)
         ruling = may_forget_commit(past, lost, serializable=False)
         if not ruling.heals or (ruling.asks and owner.may_hide_writes):
             return False
@@ -174,7 +184,7 @@ class AsyncHealing:
         """Whether PostgreSQL's default for a session is, or may be, SERIALIZABLE."""
         try:
             async with self.pool.connection() as conn:
-                level = await conn.fetchval("SHOW default_transaction_isolation")
+                level = await conn.fetchval("SHOW transaction_isolation")
             return bool(level == "serializable")
         except Exception:
             return True
@@ -198,15 +208,3 @@ def _lost_by(held: Held | None, exc: Exception, sql: Any) -> Fault | None:
     ):
         return None
     return curable(held.loan, held.met[1], was_dead=held.was_dead)
-
-
-def _lost(sql: Any, held: Held, fault: Fault, losses: int, in_transaction: bool) -> Lost:
-    return Lost(
-        sql=sql,
-        fault=fault,
-        backend=held.owner.backend,
-        autocommit=False if in_transaction else None,
-        cause=held.entry.cause,
-        losses=losses,
-        in_time=held.owner.clock() < held.until,
-    )

@@ -15,7 +15,7 @@ from unbroken.abc import Fault
 from unbroken.errors import ConnectionLostError, UnbrokenError
 from unbroken.integrations.peewee.errors import origin, translated
 from unbroken.integrations.peewee.slot import Slot, Taken
-from unbroken.ledger.heal import Lost, Past, Ruling, may_forget_commit, may_run_again
+from unbroken.ledger.heal import Past, Ruling, may_forget_commit, may_run_again
 from unbroken.pool.heal import (
     ATTEMPTS,
     HINT,
@@ -25,6 +25,7 @@ from unbroken.pool.heal import (
     is_open,
     is_replayed,
     is_serializable,
+    lost_at,
     note,
     objection,
 )
@@ -96,7 +97,9 @@ class Healing:
                 assert past is not None  # it was told
                 count = losses.add(loan, past, was_dead=slot.was_dead)
                 in_transaction = slot.begun and past.begun
-                lost = _lost(sql, loan, fault, count, in_transaction)
+                lost = lost_at(
+                    loan, sql, fault, count, in_transaction=in_transaction, until=loan.until
+                )
                 try:
                     self._move(slot, loan, past, may_run_again(past, lost))
                 except (Refused, peewee.PeeweeException, UnbrokenError) as why:
@@ -181,7 +184,7 @@ class Healing:
         if loan is None or past is None or slot.raw or is_replayed():
             return False
         fault = loan.failed(origin(exc))
-        lost = _lost("COMMIT", loan, fault, 1, True)
+        lost = lost_at(loan, "COMMIT", fault, 1, in_transaction=True, until=loan.until)
         ruling = may_forget_commit(past, lost, serializable=False)
         if not ruling.heals or (ruling.asks and loan.state.may_hide_writes):
             return False
@@ -195,15 +198,3 @@ class Healing:
         past.ended()
         note(loan.state, "COMMIT", loan.entry.place, fault)
         return True
-
-
-def _lost(sql: Any, loan: Taken, fault: Fault, losses: int, in_transaction: bool) -> Lost:
-    return Lost(
-        sql=sql,
-        fault=fault,
-        backend=loan.state.backend,
-        autocommit=False if in_transaction else None,
-        cause=loan.entry.cause,
-        losses=losses,
-        in_time=loan.state.clock() < loan.until,
-    )

@@ -108,8 +108,9 @@ class WorkerProcess:
         return f"status {self._process.poll()}"
 
     def kill(self) -> None:
-        """End it at once, with all that it forked, from any thread; who waits for its answer gets a
-        WorkerError.
+        """End it at once, with all that it forked, from any thread.
+
+        A caller that waits for its answer gets a WorkerError.
         """
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)  # its own session: nobody else is in it
