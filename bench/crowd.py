@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import unbroken
 from unbroken import sync
+from unbroken.abc import Login
 from unbroken_drill.fake import FakeConnection, FakeDriver, FakeServer
 
 _KEEPER = """
@@ -32,7 +33,7 @@ class TcpDriver(FakeDriver):
         super().__init__(server, sockets=True)
         self.port = port
 
-    def connect(self, timeout: float) -> FakeConnection:
+    def connect(self, timeout: float, login: Login | None = None) -> FakeConnection:
         return FakeConnection(
             self.server.accept(timeout), socket.create_connection(("127.0.0.1", self.port), timeout)
         )

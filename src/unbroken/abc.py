@@ -143,23 +143,59 @@ class Target:
     database: str | None = None
     # a mappingproxy has no hash before Python 3.12
     options: Mapping[str, str] = field(default_factory=lambda: NO_OPTIONS, hash=False)
+    #: The further hosts of a cluster, each with its port (None: the backend's usual one).
+    others: tuple[tuple[str, int | None], ...] = ()
+
+    @property
+    def hosts(self) -> tuple[tuple[str, int | None], ...]:
+        """All hosts of the cluster, each with its port (None: the backend's usual one), in the
+        order of the URL. A host that begins with ``/`` is a unix socket. Empty where the URL names
+        no host.
+        """
+        first = self.unix_socket or self.host
+        return ((first, self.port), *self.others) if first else ()
 
     @property
     def server(self) -> str:
         """The server's address for people and as a key: ``db:3306``, ``[::1]:5432``,
-        ``/run/mysqld.sock``.
+        ``/run/mysqld.sock``; of a cluster all of them, ``db1:5432,db2:5432``.
         """
-        if self.unix_socket:
-            return self.unix_socket
-        if self.host is None:
+        if not self.hosts:
             return "localhost" if self.backend != "sqlite" else "file"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}" if self.port else host
+        return ",".join(address(*each) for each in self.hosts)
 
     @property
     def label(self) -> str:
         """Server and database for messages: ``db:3306/shop``. Never a user or a password."""
         return f"{self.server}/{self.database}" if self.database else self.server
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Where one attempt to connect goes, and as which user.
+
+    A field that is None means "as the URL says". *port* belongs to *host*: beside a host, None is
+    the backend's usual port. A *host* that begins with ``/`` is a unix socket. A caller's own
+    ``connect=`` is given none of this.
+    """
+
+    host: str | None = None
+    port: int | None = None
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+
+def is_path(host: str) -> bool:
+    """Whether *host* is the path of a unix socket."""
+    return host.startswith("/")
+
+
+def address(host: str, port: int | None) -> str:
+    """*host* and *port* for people: ``db:3306``, ``[::1]:5432``, ``/run/mysqld.sock``."""
+    if is_path(host):
+        return host
+    name = f"[{host}]" if ":" in host else host
+    return f"{name}:{port}" if port else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,8 +327,9 @@ class Driver(BaseDriver, Protocol):
     Timeouts are seconds as floats; what exceeds them raises. Errors are the driver's own.
     """
 
-    def connect(self, timeout: float) -> Connection:
-        """A new connection, or the driver's exception.
+    def connect(self, timeout: float, login: Login | None = None) -> Connection:
+        """A new connection, or the driver's exception. *login* says where to and as whom (None: as
+        the URL says).
 
         Must end within about *timeout*, handshake included.
         """
@@ -353,7 +390,7 @@ class Driver(BaseDriver, Protocol):
 class AsyncDriver(BaseDriver, Protocol):
     """A driver for asyncio: as :class:`Driver`, awaited."""
 
-    async def connect(self, timeout: float) -> Connection:
+    async def connect(self, timeout: float, login: Login | None = None) -> Connection:
         """As :meth:`Driver.connect`."""
 
     async def adopt(self, conn: Connection) -> Connection:

@@ -21,7 +21,7 @@ from typing import Any
 import greenlet
 
 from unbroken import sync
-from unbroken.abc import Capabilities, Cause, Fault, FaultKind
+from unbroken.abc import Capabilities, Cause, Fault, FaultKind, Login
 from unbroken.brain import entry as entry_module
 from unbroken.brain.outage import AT_ONCE
 from unbroken.ledger import deeds
@@ -380,7 +380,7 @@ class Driver(FakeDriver):
             fileno=shows_socket, transaction_status=knows_status, watchable=True
         )
 
-    def connect(self, timeout: float) -> FakeConnection:
+    def connect(self, timeout: float, login: Login | None = None) -> FakeConnection:
         world = self.world
         with world.attempt():
             world.dial(world.clock.now + timeout)

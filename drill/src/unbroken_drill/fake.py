@@ -19,9 +19,10 @@ with ``time.monotonic`` the call blocks.
 from __future__ import annotations
 
 import socket
+from collections import deque
 from typing import Any
 
-from unbroken.abc import Capabilities, Cause, Fault, FaultKind, Target
+from unbroken.abc import Capabilities, Cause, Fault, FaultKind, Login, Target
 from unbroken.drivers._base import Blocking
 from unbroken.ledger.scope import current
 from unbroken_drill.fake_clock import FakeClock, FakeTimer
@@ -132,10 +133,13 @@ class FakeDriver(Blocking):
         self.capabilities = Capabilities(
             fileno=sockets, transaction_status=knows_status, watchable=True, abort=sockets
         )
+        #: where the last attempts went, and as whom
+        self.logins: deque[Login | None] = deque(maxlen=100)
         self.target = Target(scheme="fake", backend="fake", host=server.name, database="test")
 
-    def connect(self, timeout: float) -> FakeConnection:
-        """See :class:`unbroken.abc.Driver`."""
+    def connect(self, timeout: float, login: Login | None = None) -> FakeConnection:
+        """See :class:`unbroken.abc.Driver`. Notes each *login*."""
+        self.logins.append(login)
         session = self.server.accept(timeout)
         if not self.sockets:
             return FakeConnection(session)

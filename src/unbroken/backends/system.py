@@ -18,13 +18,14 @@ _USERINFO = re.compile(r"(\w+://[^\s:/@]*):[^\s/]*@")
 _MAX_TEXT = 300
 
 
-def one_line(text: object, secret: str | None = None) -> str:
-    """*text* as one line of at most 300 characters, without *secret* and without anything that
-    looks like a password.
+def one_line(text: object, *secrets: str | None) -> str:
+    """*text* as one line of at most 300 characters, without any of *secrets* and without anything
+    that looks like a password.
     """
     line = " ".join(str(text).split())
-    if secret:
-        line = line.replace(secret, "***")
+    for secret in secrets:
+        if secret:
+            line = line.replace(secret, "***")
     line = _SECRET.sub(r"\1\2***", _USERINFO.sub(r"\1:***@", line))
     return line if len(line) <= _MAX_TEXT else line[: _MAX_TEXT - 1] + "…"
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from unbroken.abc import Connection
 from unbroken.drivers import _seams
+from unbroken.drivers._login import Logins
 from unbroken.drivers._seams import Seam
 from unbroken.ledger.residue import Left
 
 
-class Base:
+class Base(Logins):
     """The answers that blocking and asyncio drivers share.
 
     A driver's file overrides what it knows better.

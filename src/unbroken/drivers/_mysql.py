@@ -4,7 +4,7 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -76,11 +76,9 @@ def refuse(out: Mapping[str, Any], names: set[str], why: str) -> None:
 def classify(
     exc: BaseException,
     base: type[BaseException] | tuple[type[BaseException], ...],
-    secret: str | None,
+    secrets: Iterable[str | None],
 ) -> Fault:
-    """What *exc* means; *base* is the driver's ``Error``, *secret* the password to be kept out of
-    the text.
-    """
+    """What *exc* means; *base* is the driver's ``Error``, *secrets* are kept out of the text."""
     connecting = from_connect(exc)
     if not isinstance(exc, base):
         fault = _foreign(exc, connecting)
@@ -88,7 +86,7 @@ def classify(
         fault = _of_driver(
             exc, number_of(exc), str(exc.args[1]) if len(exc.args) > 1 else str(exc), connecting
         )
-    return replace(fault, text=one_line(fault.text, secret))
+    return replace(fault, text=one_line(fault.text, *secrets))
 
 
 def number_of(exc: BaseException) -> int | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
-from unbroken.abc import Capabilities, Connection
+from unbroken.abc import Capabilities, Connection, Login
 from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_driver import Awaited, unheard
@@ -37,12 +37,12 @@ class Shared(Awaited):
     _tables: tuple[str, ...]
     _charsets: Callable[[str], Any]  #: the library's ``charset_by_name``
 
-    async def connect(self, timeout: float) -> Connection:
+    async def connect(self, timeout: float, login: Login | None = None) -> Connection:
         """*timeout* bounds everything, the handshake included."""
         timeout = min(timeout, self._arguments.get("connect_timeout", timeout))
-        return await dial_async(lambda: self._dial(timeout))
+        return await dial_async(lambda: self._dial(timeout, login))
 
-    async def _dial(self, timeout: float) -> Connection:
+    async def _dial(self, timeout: float, login: Login | None) -> Connection:
         raise NotImplementedError
 
     def _with_tls(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from unbroken.abc import Connection, Fault, Target
 from unbroken.drivers import _base, _mysql
+from unbroken.drivers._login import Logins
 from unbroken.drivers._seams import PROBE, Trial
 
 #: Sent in no transaction. Its answer says whether it was committed by itself, which its report has
@@ -55,7 +56,7 @@ def unheard(driver: Any, conn: Connection) -> Iterator[None]:
         conn.__class__ = cls
 
 
-class _Common:
+class _Common(Logins):
     """For either kind of driver."""
 
     target: Target
@@ -63,7 +64,7 @@ class _Common:
 
     def classify(self, exc: BaseException) -> Fault:
         """By MySQL's code, or the system's."""
-        return _mysql.classify(exc, self._base, self.target.password)
+        return _mysql.classify(exc, self._base, self.secrets)
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
         """See :class:`unbroken.abc.BaseDriver`."""

@@ -11,6 +11,7 @@ from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Targ
 from unbroken.backends.system import os_fault
 from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers import _mysqlconnector_exchange as exchange
+from unbroken.drivers._login import Logins
 from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import (
     boolean,
@@ -189,11 +190,12 @@ NO_C = (
 )
 
 
-class Base:
+class Base(Logins):
     """What the blocking and the asyncio driver have in common."""
 
     name = "mysqlconnector"
     capabilities = _SEEN
+    _names = ("password", "unix_socket")
 
     def __init__(self, target: Target | None, connect: Callable[[], Any] | None = None) -> None:
         import mysql.connector.errors as errors
@@ -349,7 +351,7 @@ class Base:
                 if fault.cause or connecting
                 else replace(fault, kind=FaultKind.LOST, cause=Cause.SILENT_DROP)
             )
-        return _mysql.classify(exc, self.errors, self.target.password)
+        return _mysql.classify(exc, self.errors, self.secrets)
 
     def session_id(self, conn: Connection) -> str | None:
         """CONNECTION_ID(), from the handshake."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
+from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Login, Target
 from unbroken.backends.postgresql import postgres_fault
 from unbroken.backends.system import one_line, os_fault
 from unbroken.drivers import _postgresql
@@ -253,7 +253,7 @@ class Base(_Inherited):
                     if gone or _IN_PROGRESS in str(exc)
                     else fault
                 )
-        return replace(fault, text=one_line(fault.text, self.target.password))
+        return replace(fault, text=one_line(fault.text, *self.secrets))
 
     def session_id(self, conn: Connection) -> str | None:
         """The backend's pid."""
@@ -276,9 +276,9 @@ class Base(_Inherited):
         given: float = self._arguments.get("connect_timeout", timeout)
         return min(timeout, given)
 
-    def _timeout_arguments(self, timeout: float) -> dict[str, Any]:
+    def _timeout_arguments(self, timeout: float, login: Login | None) -> dict[str, Any]:
         return {
-            **self._arguments,
+            **self.aimed(login),
             "connect_timeout": max(_MINIMUM, math.ceil(self._limit(timeout))),
         }
 

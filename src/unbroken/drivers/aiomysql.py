@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
 
-from unbroken.abc import Connection, Target
+from unbroken.abc import Connection, Login, Target
 from unbroken.drivers import _mysql, _mysql_async
 from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_async import Shared
@@ -135,6 +135,7 @@ class AsyncDriver(Shared):
 
     name = NAME
     seams = _SEAMS
+    _names = ("password", "unix_socket")
     _compared = ("cursorclass", "_encoding", "use_unicode", "encoders", "decoders")
     _tables = ("encoders", "decoders")
 
@@ -167,13 +168,13 @@ class AsyncDriver(Shared):
         base: Any = aiomysql.connection.Connection
         self._class = exact(base) if self.is_known else base
 
-    async def _dial(self, timeout: float) -> Connection:
+    async def _dial(self, timeout: float, login: Login | None) -> Connection:
         async with asyncio.timeout(timeout):
             if self._connect is not None:
                 return await self.adopt(await self._connect())
             if not self.is_known:
-                return await self._connect_publicly(**self._arguments, **self._with_tls())
-            conn = self._class(**self._arguments, **self._with_tls())
+                return await self._connect_publicly(**self.aimed(login), **self._with_tls())
+            conn = self._class(**self.aimed(login), **self._with_tls())
             try:
                 await conn._connect()
             except BaseException:

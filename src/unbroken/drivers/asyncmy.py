@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
 
-from unbroken.abc import Connection, Target
+from unbroken.abc import Connection, Login, Target
 from unbroken.drivers import _mysql, _mysql_async
 from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_async import Shared
@@ -103,6 +103,7 @@ class AsyncDriver(Shared):
 
     name = NAME
     seams = _SEAMS
+    _names = ("password", "unix_socket")
     _compared = ("_cursor_cls", "_encoding", "_use_unicode", "_encoders", "_decoders")
     _tables = ("_decoders",)  # it takes nothing but a plain dictionary of encoders
 
@@ -135,11 +136,11 @@ class AsyncDriver(Shared):
         base: Any = asyncmy.connection.Connection
         self._class = exact(base) if self.is_known else base
 
-    async def _dial(self, timeout: float) -> Connection:
+    async def _dial(self, timeout: float, login: Login | None) -> Connection:
         async with asyncio.timeout(timeout):
             if self._connect is not None:
                 return await self.adopt(await self._connect())
-            conn = self._class(**self._arguments, **self._with_tls())
+            conn = self._class(**self.aimed(login), **self._with_tls())
             try:
                 await conn.connect()
             except BaseException:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
+from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Login, Target
 from unbroken.backends.postgresql import postgres_fault
 from unbroken.backends.system import one_line, os_fault
 from unbroken.drivers import _postgresql
@@ -93,15 +93,16 @@ class AsyncDriver(Status):
         self._asyncpg = asyncpg
         self._arguments, self._timeout = arguments(self.target)
 
-    async def connect(self, timeout: float) -> Connection:
+    async def connect(self, timeout: float, login: Login | None = None) -> Connection:
         """*timeout* bounds everything, all addresses together."""
-        return await dial_async(lambda: self._dial(min(timeout, self._timeout or timeout)))
+        return await dial_async(lambda: self._dial(min(timeout, self._timeout or timeout), login))
 
-    async def _dial(self, timeout: float) -> Connection:
+    async def _dial(self, timeout: float, login: Login | None) -> Connection:
         async with asyncio.timeout(timeout):
             if self._connect is not None:
                 return self._known(await self._connect())
-            return self._known(await self._asyncpg.connect(**self._arguments, timeout=timeout))
+            given = self.aimed(login)
+            return self._known(await self._asyncpg.connect(**given, timeout=timeout))
 
     async def adopt(self, conn: Connection) -> Connection:
         """Let *conn*, which was opened elsewhere, note and report what is done with it.
@@ -281,7 +282,7 @@ class AsyncDriver(Status):
             return Fault(FaultKind.LOST, Cause.CANCELLED, None, str(exc))
         connecting = from_connect(exc)
         fault = self._fault(exc, connecting)
-        return replace(fault, text=one_line(fault.text, self.target.password))
+        return replace(fault, text=one_line(fault.text, *self.secrets))
 
     def _fault(self, exc: BaseException, connecting: bool) -> Fault:
         if isinstance(exc, self._asyncpg.PostgresError):

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from unbroken.abc import Capabilities, Connection, Target
+from unbroken.abc import Capabilities, Connection, Login, Target
 from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers._mariadb_connection import DOUBTFUL, exact, status_of, watched
 from unbroken.drivers._mysql_driver import Blocking, by_attribute, unheard
@@ -100,6 +100,7 @@ class Driver(Blocking):
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True)
     seams = _SEAMS
+    _names = ("password", "unix_socket")
 
     def __init__(
         self, target: Target | None, connect: Callable[[], Connection] | None = None
@@ -131,15 +132,15 @@ class Driver(Blocking):
         base: Any = mariadb.connections.Connection
         self._class = exact(base) if self.is_known else base
 
-    def connect(self, timeout: float) -> Connection:
+    def connect(self, timeout: float, login: Login | None = None) -> Connection:
         """The client library bounds the TCP connect and the handshake with it, in whole seconds."""
-        return dial(lambda: self._dial(timeout))
+        return dial(lambda: self._dial(timeout, login))
 
-    def _dial(self, timeout: float) -> Connection:
+    def _dial(self, timeout: float, login: Login | None) -> Connection:
         if self._connect is not None:
             return self.adopt(self._connect())
         timeout = min(timeout, self._arguments.get("connect_timeout", timeout))
-        return self._class(**{**self._arguments, "connect_timeout": math.ceil(timeout)})
+        return self._class(**{**self.aimed(login), "connect_timeout": math.ceil(timeout)})
 
     def adopt(self, conn: Connection) -> Connection:
         """Let *conn*, which was opened elsewhere, note and report what is done with it.

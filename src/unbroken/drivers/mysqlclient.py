@@ -11,8 +11,9 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any
 
-from unbroken.abc import Capabilities, Connection, Target
+from unbroken.abc import Capabilities, Connection, Login, Target
 from unbroken.drivers import _mysql, _mysql_reset
+from unbroken.drivers._login import target_of
 from unbroken.drivers._mysql_driver import Blocking, unheard
 from unbroken.drivers._mysqlclient_connection import IN_CALL, SENDS, deduced, watched
 from unbroken.drivers._seams import Seam
@@ -78,6 +79,7 @@ class Driver(Blocking):
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True)
     seams = _SEAMS
+    _names = ("password", "unix_socket")
 
     def __init__(
         self, target: Target | None, connect: Callable[[], Connection] | None = None
@@ -127,15 +129,16 @@ class Driver(Blocking):
         )
         self._chains = False
 
-    def connect(self, timeout: float) -> Connection:
+    def connect(self, timeout: float, login: Login | None = None) -> Connection:
         """The client library bounds the TCP connect and the handshake with it, in whole seconds."""
-        return dial(lambda: self._dial(timeout))
+        return dial(lambda: self._dial(timeout, login))
 
-    def _dial(self, timeout: float) -> Connection:
+    def _dial(self, timeout: float, login: Login | None) -> Connection:
         if self._connect is not None:
             return self.adopt(self._connect())
         timeout = min(timeout, self._arguments.get("connect_timeout", timeout))
-        conn = self._class(**{**self._arguments, "connect_timeout": math.ceil(timeout)})
+        conn = self._class(**{**self.aimed(login), "connect_timeout": math.ceil(timeout)})
+        conn._login = login
         if self.is_known:
             conn._seen_open = False if self._fresh else None
             conn._seen_busy, conn._seen_chains = False, self._chains
@@ -186,7 +189,8 @@ class Driver(Blocking):
             if self._connect is None
             else self.sets_only
         )
-        if not known or self.target.user is None or self.target.database is None:
+        user, _ = self._user_of(conn)
+        if not known or user is None or self.target.database is None:
             return None
         conn.query(_mysql_reset.ASK)
         rows = conn.store_result().fetch_row(0)
@@ -196,10 +200,16 @@ class Driver(Blocking):
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:  # noqa: ARG002
         """COM_CHANGE_USER to the same user, which is what the library has, and one statement."""
         with unheard(self, conn):
-            conn.change_user(self.target.user, self.target.password or "", self.target.database)
+            user, password = self._user_of(conn)
+            conn.change_user(user, password or "", self.target.database)
             conn.__dict__["_seen_moved"] = 0
             conn.query(opening)
             conn.rollback()
+
+    def _user_of(self, conn: Connection) -> tuple[str | None, str | None]:
+        """The user of *conn*, and the password that let it in."""
+        found = target_of(self.target, conn.__dict__.get("_login"))
+        return found.user, found.password
 
     def fileno(self, conn: Connection) -> int | None:
         """The socket's; the library keeps it through errors, until close."""

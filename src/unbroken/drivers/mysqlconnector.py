@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-from unbroken.abc import Connection, Target
+from unbroken.abc import Connection, Login, Target
 from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysqlconnector as seen
 from unbroken.drivers import _mysqlconnector_exchange as exchange
@@ -52,16 +52,16 @@ class Driver(Base, Blocking):
             _with_shared_tls(seen.exact(MySQLConnection)) if self.is_known else MySQLConnection
         )
 
-    def connect(self, timeout: float) -> Connection:
+    def connect(self, timeout: float, login: Login | None = None) -> Connection:
         """*timeout* bounds each wait of the connect; a user's read_timeout holds afterwards."""
-        return dial(lambda: self._dial(min(timeout, self._limit or timeout)))
+        return dial(lambda: self._dial(min(timeout, self._limit or timeout), login))
 
-    def _dial(self, timeout: float) -> Connection:
+    def _dial(self, timeout: float, login: Login | None) -> Connection:
         if self._connect is not None:
             return self.adopt(self._connect())
         if not self.is_known:
-            return self._class(**self._arguments, connection_timeout=math.ceil(timeout))
-        given = dict(self._arguments)
+            return self._class(**self.aimed(login), connection_timeout=math.ceil(timeout))
+        given = self.aimed(login)
         kept = given.pop("read_timeout", None), given.pop("write_timeout", None)
         conn = self._class()
         conn._connection_timeout = timeout
@@ -208,9 +208,9 @@ class AsyncDriver(Base, Awaited):
             else MySQLConnection
         )
 
-    async def connect(self, timeout: float) -> Connection:
+    async def connect(self, timeout: float, login: Login | None = None) -> Connection:
         """*timeout* bounds everything, the handshake included."""
-        return await dial_async(lambda: self._dial(min(timeout, self._limit or timeout)))
+        return await dial_async(lambda: self._dial(min(timeout, self._limit or timeout), login))
 
     async def adopt(self, conn: Connection) -> Connection:
         """Let *conn*, which was opened elsewhere, note and report what is done with it.
@@ -225,15 +225,15 @@ class AsyncDriver(Base, Awaited):
             await conn.cmd_ping()  # as for the blocking one
         return conn
 
-    async def _dial(self, timeout: float) -> Connection:
+    async def _dial(self, timeout: float, login: Login | None) -> Connection:
         async with asyncio.timeout(timeout):
             if self._connect is not None:
                 return await self.adopt(await self._connect())
-            conn = self._class(
-                **{name: value for name, value in self._arguments.items() if name != "ssl_ca"}
-            )
+            given = self.aimed(login)
+            ca = given.pop("ssl_ca", None)
+            conn = self._class(**given)
             # its constructor refuses a CA without a client certificate
-            conn._ssl_ca = self._arguments.get("ssl_ca")
+            conn._ssl_ca = ca
             if not self.is_known:
                 return await _connected(conn)
             try:

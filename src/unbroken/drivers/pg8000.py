@@ -13,11 +13,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Target
+from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Login, Target
 from unbroken.backends.postgresql import postgres_fault
 from unbroken.backends.system import chain, one_line, os_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
+from unbroken.drivers._login import target_of
 from unbroken.drivers._pg8000_connection import (
     MISSING,
     OUT_OF_STEP,
@@ -128,18 +129,21 @@ class Driver(Blocking):
 
     # ---- connecting
 
-    def connect(self, timeout: float) -> Connection:
+    def connect(self, timeout: float, login: Login | None = None) -> Connection:
         """*timeout* bounds each wait of the connect; a user's own ``timeout`` holds afterwards."""
-        return dial(lambda: self._dial(timeout))
+        return dial(lambda: self._dial(timeout, login))
 
-    def _dial(self, timeout: float) -> Connection:
+    def _dial(self, timeout: float, login: Login | None) -> Connection:
         if self._connect is not None:
             return self.adopt(self._connect())
         options = self._options
         limit = min(timeout, options.get("connect_timeout", timeout))
-        sock = connected(self.target, options, limit, self.errors[0])
+        self.brings(login)
+        target = target_of(self.target, login)
+        sock = connected(target, options, limit, self.errors[0])
         try:
-            conn = self._class(self.target.user, **self._arguments(), sock=sock, ssl_context=False)
+            given = self._given(target)
+            conn = self._class(target.user, **given, sock=sock, ssl_context=False)
         except BaseException:
             sock.close()  # pg8000 closes it only where it can still say goodbye
             raise
@@ -149,8 +153,8 @@ class Driver(Blocking):
         conn.autocommit = bool(options.get("autocommit"))
         return conn
 
-    def _arguments(self) -> dict[str, Any]:
-        target, options = self.target, self._options
+    def _given(self, target: Target) -> dict[str, Any]:
+        options = self._options
         settings = {name: options[name] for name in _SETTINGS if name in options}
         given = {
             "database": target.database,
@@ -349,7 +353,7 @@ class Driver(Blocking):
             return Fault(FaultKind.LOST, Cause.CANCELLED, None, str(exc))
         connecting = from_connect(exc)
         return replace(
-            fault := self._fault(exc, connecting), text=one_line(fault.text, self.target.password)
+            fault := self._fault(exc, connecting), text=one_line(fault.text, *self.secrets)
         )
 
     def _fault(self, exc: BaseException, connecting: bool) -> Fault:

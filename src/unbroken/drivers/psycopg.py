@@ -11,7 +11,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
-from unbroken.abc import Connection
+from unbroken.abc import Connection, Login
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Awaited, Blocking
 from unbroken.drivers._psycopg_base import Base
@@ -37,24 +37,19 @@ RANK = 10
 class Driver(Blocking, Base):
     """See :class:`unbroken.abc.Driver`."""
 
-    def connect(self, timeout: float) -> Connection:
+    def connect(self, timeout: float, login: Login | None = None) -> Connection:
         """*timeout* bounds all hosts and addresses together, and the handshake.
 
         Name lookup is the system's.
         """
         if self._connect is not None:
             return self._known(dial(self._connect))
+        given = self._timeout_arguments(timeout, login)
         if not self.is_known:
-            return dial(
-                lambda: self._psycopg.Connection.connect(**self._timeout_arguments(timeout))
-            )
+            return dial(lambda: self._psycopg.Connection.connect(**given))
         kind = bounded(noting(self._psycopg.Connection))
         return self._known(
-            dial(
-                lambda: within(
-                    self._limit(timeout), lambda: kind.connect(**self._timeout_arguments(timeout))
-                )
-            )
+            dial(lambda: within(self._limit(timeout), lambda: kind.connect(**given)))
         )
 
     def adopt(self, conn: Connection) -> Connection:
@@ -160,19 +155,18 @@ class Driver(Blocking, Base):
 class AsyncDriver(Awaited, Base):
     """See :class:`unbroken.abc.AsyncDriver`."""
 
-    async def connect(self, timeout: float) -> Connection:
+    async def connect(self, timeout: float, login: Login | None = None) -> Connection:
         """*timeout* bounds everything."""
-        return await dial_async(lambda: self._dial(timeout))
+        return await dial_async(lambda: self._dial(timeout, login))
 
-    async def _dial(self, timeout: float) -> Connection:
+    async def _dial(self, timeout: float, login: Login | None) -> Connection:
         try:
             async with asyncio.timeout(self._limit(timeout)):
                 if self._connect is not None:
                     return self._known(await self._connect())
                 kind = self._psycopg.AsyncConnection
-                made = await open_bounded(
-                    noting(kind) if self.is_known else kind, **self._timeout_arguments(timeout)
-                )
+                kind = noting(kind) if self.is_known else kind
+                made = await open_bounded(kind, **self._timeout_arguments(timeout, login))
                 return self._known(made)
         except TimeoutError:
             raise self._psycopg.errors.ConnectionTimeout("connection timeout expired") from None

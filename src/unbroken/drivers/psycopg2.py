@@ -22,7 +22,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
+from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Login, Target
 from unbroken.backends.postgresql import postgres_fault
 from unbroken.backends.system import one_line, os_fault
 from unbroken.drivers import _postgresql
@@ -139,11 +139,11 @@ class Driver(Blocking):
         self._arguments = _arguments(self.target)
         self._autocommit = self._arguments.pop("autocommit", None)
 
-    def connect(self, timeout: float) -> Connection:
+    def connect(self, timeout: float, login: Login | None = None) -> Connection:
         """libpq bounds each address, in whole seconds, at least 2. Name lookup is the system's."""
-        return dial(lambda: self._dial(timeout))
+        return dial(lambda: self._dial(timeout, login))
 
-    def _dial(self, timeout: float) -> Connection:
+    def _dial(self, timeout: float, login: Login | None) -> Connection:
         if self._connect is not None:
             return self.adopt(self._connect())
         limit = max(
@@ -152,7 +152,7 @@ class Driver(Blocking):
         base = self._psycopg2.extensions.connection
         factory = reporting(base) if self.is_known else base
         conn = self._psycopg2.connect(
-            **{**self._arguments, "connect_timeout": limit}, connection_factory=factory
+            **{**self.aimed(login), "connect_timeout": limit}, connection_factory=factory
         )
         if self._autocommit is not None:
             conn.autocommit = self._autocommit
@@ -365,7 +365,7 @@ class Driver(Blocking):
                     and cursor.connection.closed
                 ):
                     fault = replace(fault, kind=FaultKind.LOST)
-        return replace(fault, text=one_line(fault.text, self.target.password))
+        return replace(fault, text=one_line(fault.text, *self.secrets))
 
     def session_id(self, conn: Connection) -> str | None:
         """The backend's pid."""

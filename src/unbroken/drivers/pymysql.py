@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any
 
-from unbroken.abc import Capabilities, Connection, Target
+from unbroken.abc import Capabilities, Connection, Login, Target
 from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_driver import Blocking, unheard
@@ -154,6 +154,7 @@ class Driver(Blocking):
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True)
     seams = _SEAMS
+    _names = ("password", "unix_socket")
 
     def __init__(
         self, target: Target | None, connect: Callable[[], Connection] | None = None
@@ -175,16 +176,16 @@ class Driver(Blocking):
         base: Any = pymysql.connections.Connection
         self._class = _with_shared_tls(exact(base)) if self.is_known else base
 
-    def connect(self, timeout: float) -> Connection:
+    def connect(self, timeout: float, login: Login | None = None) -> Connection:
         """*timeout* bounds the TCP connect and each wait of the handshake together; a user's
         read_timeout holds afterwards.
         """
-        return dial(lambda: self._dial(timeout))
+        return dial(lambda: self._dial(timeout, login))
 
-    def _dial(self, timeout: float) -> Connection:
+    def _dial(self, timeout: float, login: Login | None) -> Connection:
         if self._connect is not None:
             return self.adopt(self._connect())
-        return self.open(self._arguments, timeout)
+        return self.open(self.aimed(login), timeout)
 
     def adopt(self, conn: Connection) -> Connection:
         """Let *conn*, which was opened elsewhere, note and report what is done with it.

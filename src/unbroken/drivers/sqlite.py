@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Target
+from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Login, Target
 from unbroken.backends.system import one_line, os_fault
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._seams import PROBE, Trial
@@ -89,9 +89,9 @@ class Driver(Blocking):
                 " 'sqlite:///file.db?mode=ro'"
             )
 
-    def connect(self, timeout: float) -> Connection:  # noqa: ARG002
-        """Opens the file. *timeout* is not used: a lock is waited for by the statement that needs
-        it (option timeout).
+    def connect(self, timeout: float, login: Login | None = None) -> Connection:  # noqa: ARG002
+        """Opens the file. A file has no *login*, and *timeout* is not used: a lock is waited for by
+        the statement that needs it (option timeout).
         """
         return dial(self._open)
 

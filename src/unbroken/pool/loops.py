@@ -151,7 +151,7 @@ class LoopRuntime:
         raise TypeError(f"unknown step {step!r}")
 
     async def _connect(self, step: Connect) -> Any:
-        return await self.driver.connect(step.timeout)
+        return await self.driver.connect(step.timeout, step.login)
 
     async def _call(self, step: Call) -> Any:
         method = getattr(self.driver, step.method)

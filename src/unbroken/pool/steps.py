@@ -11,7 +11,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
-from unbroken.abc import Connection
+from unbroken.abc import Connection, Login
 from unbroken.brain.entry import Entry
 
 T = TypeVar("T")
@@ -20,13 +20,14 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Connect:
     """Open a connection: gives the driver's object, or raises the driver's error. *dialing* can end
-    it from outside.
+    it from outside; *login* says where it goes.
 
     With *make* that is called instead, in *context*.
     """
 
     timeout: float
     dialing: Any
+    login: Login | None = None
     make: Callable[[], Any] | None = None
     context: Context | None = None
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
-from unbroken.abc import Driver
+from unbroken.abc import Driver, is_path
 from unbroken.brain.entry import Entry
 from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import outside
@@ -100,9 +100,9 @@ class ThreadRuntime:
 
     def dialing(self, limit: float) -> Dialing:
         """An attempt to connect, of the thread that makes it."""
-        target = self.driver.target
+        hosts = self.driver.target.hosts
         # or it is the caller's own connect, and nobody knows
-        is_unix = target.unix_socket is not None or target.host is None
+        is_unix = not hosts or any(is_path(host) for host, _ in hosts)
         return blocking(self.watcher, limit, is_unix=is_unix)
 
     def describe_holder(self, entry: Entry) -> str:
@@ -123,7 +123,7 @@ class ThreadRuntime:
         if kind is Connect:
             with step.dialing:
                 if step.make is None:
-                    return self.driver.connect(step.timeout)
+                    return self.driver.connect(step.timeout, step.login)
                 return step.make() if step.context is None else step.context.run(step.make)
         if kind is Reset:
             with Bound(

@@ -1,0 +1,76 @@
+"""A driver's own arguments, turned to the host and the user of one attempt to connect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from unbroken.abc import Login, Target, is_path
+
+#: Passwords that logins brought, so many of them, are kept out of errors.
+_REMEMBERED = 4
+
+
+def aimed(
+    arguments: Mapping[str, Any], login: Login | None, password: str, socket: str | None
+) -> dict[str, Any]:
+    """*arguments*, for the host, the user and the password of *login*, where it says them.
+
+    *password* and *socket* are the library's names for a password and for the path of a unix
+    socket. *socket* None: a path is given as the host.
+    """
+    out = dict(arguments)
+    if login is None:
+        return out
+    if login.host is not None:
+        for name in ("host", "port", socket):
+            out.pop(name, None)  # type: ignore[arg-type] # None is in no dictionary of these
+        out[socket if socket is not None and is_path(login.host) else "host"] = login.host
+        if login.port is not None:
+            out["port"] = login.port
+    if login.user is not None:
+        out["user"] = login.user
+    if login.password is not None:
+        out[password] = login.password
+    return out
+
+
+def target_of(target: Target, login: Login | None) -> Target:
+    """*target*, as *login* says."""
+    if login is None:
+        return target
+    if login.host is not None:
+        path = login.host if is_path(login.host) else None
+        host = None if path else login.host
+        target = replace(target, host=host, port=login.port, unix_socket=path, others=())
+    if login.user is not None:
+        target = replace(target, user=login.user)
+    return target if login.password is None else replace(target, password=login.password)
+
+
+class Logins:
+    """What every driver inherits: arguments for a login, and errors that quote no password."""
+
+    target: Target
+    _arguments: dict[str, Any]
+    #: The library's names for a password and for a unix socket's path; see :func:`aimed`.
+    _names: tuple[str, str | None] = ("password", None)
+    #: Passwords of logins, the last ones.
+    _brought: tuple[str, ...] = ()
+
+    @property
+    def secrets(self) -> tuple[str | None, ...]:
+        """Texts that no error may quote."""
+        return (self.target.password, *self._brought)
+
+    def brings(self, login: Login | None) -> None:
+        """From now on errors do not quote the password of *login*."""
+        secret = None if login is None else login.password
+        if secret and secret not in self._brought:
+            self._brought = (*self._brought[1 - _REMEMBERED :], secret)
+
+    def aimed(self, login: Login | None) -> dict[str, Any]:
+        """The arguments of a connect as *login*."""
+        self.brings(login)
+        return aimed(self._arguments, login, *self._names)

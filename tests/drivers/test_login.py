@@ -1,0 +1,82 @@
+"""Each attempt to connect goes where its login says, as the user that the login names."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+from unbroken.abc import FaultKind, Login
+
+SECRET = "hunter2-planted"
+
+
+@contextmanager
+def nobody() -> Iterator[int]:
+    """A port where nobody listens."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
+
+
+def url_of(face: Any, *, user: str = "nobody", password: str = SECRET, port: int = 1) -> str:
+    scheme, server = face.url().partition("://")[0], face.server
+    return f"{scheme}://{user}:{quote(password)}@127.0.0.1:{port}/{server.database}"
+
+
+def login_of(face: Any, **changes: Any) -> Login:
+    server = face.server
+    given = {
+        "host": server.host,
+        "port": server.port,
+        "user": server.user,
+        "password": server.password,
+    }
+    return Login(**{**given, **changes})
+
+
+def connect(face: Any, driver: Any, login: Login | None) -> Any:
+    conn = face.run(driver.connect(5.0, login))
+    face.opened.append((driver, conn))
+    return conn
+
+
+def test_a_login_leads_to_another_host_as_another_user(face: Any) -> None:
+    with nobody() as port:
+        driver = face.make(url_of(face, port=port))
+        conn = connect(face, driver, login_of(face))
+        assert driver.is_quiet(conn)
+        assert face.fault(lambda: connect(face, driver, None), driver).kind is FaultKind.REFUSED
+
+
+def test_a_field_that_is_none_is_as_the_url_says(face: Any) -> None:
+    server = face.server
+    driver = face.make(url_of(face, user=server.user, password="wrong", port=server.port))
+    connect(face, driver, Login(password=server.password))
+    driver = face.make(url_of(face, user=server.user, password=server.password))
+    connect(face, driver, Login(host=server.host, port=server.port))
+
+
+def test_an_error_quotes_the_password_of_no_login(face: Any) -> None:
+    driver = face.make(face.url())
+    login = login_of(face, user="nobody-here", password=SECRET)
+    assert SECRET not in repr(login)
+    fault = face.fault(lambda: connect(face, driver, login), driver)
+    assert fault.kind is FaultKind.REJECTED
+    assert SECRET not in driver.classify(ValueError(f"it is {SECRET}, said the library")).text
+
+
+def test_a_caller_s_own_connect_is_given_no_login(face: Any) -> None:
+    driver = face.make(connect=face.by_library, driver=face.spelling)
+    connect(face, driver, Login(host="192.0.2.1", port=1, user="x", password=SECRET))
+
+
+def test_a_session_is_reset_as_the_user_that_opened_it(mysql_face: Any) -> None:
+    face = mysql_face
+    driver = face.make(url_of(face, port=1))
+    conn = connect(face, driver, login_of(face))
+    opening = face.call("remember", conn, driver=driver)
+    face.call("reset_session", conn, opening, (), driver=driver)
+    assert face.execute(conn, "SELECT 1") == [(1,)]
