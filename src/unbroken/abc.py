@@ -46,7 +46,8 @@ class FaultKind(StrEnum):
     NOT_READY = "not ready"  #: the server answers, but is starting, stopping or recovering
     REFUSED = "refused"  #: nobody listens (an attempt costs the server nothing)
     UNREACHABLE = "unreachable"  #: nothing answers: timed out, no route, name lookup failed for now
-    REJECTED = "rejected"  #: password, permission, unknown database or host: waiting does not help
+    UNKNOWN_NAME = "unknown name"  #: the name service knows no such host: it may be on its way
+    REJECTED = "rejected"  #: password, permission, unknown database: waiting does not help
     #: deadlock or serialization failure: the server undid the transaction and asks to try again
     RETRY = "retry"
     OTHER = "other"  #: the application's own error; the connection is fine
@@ -60,6 +61,7 @@ OUTAGE_KINDS = frozenset(
         FaultKind.NOT_READY,
         FaultKind.REFUSED,
         FaultKind.UNREACHABLE,
+        FaultKind.UNKNOWN_NAME,
         FaultKind.WRONG_SERVER,
     }
 )

@@ -51,10 +51,13 @@ K = FaultKind
         (2003, "Can't connect to MySQL server on 'db' ([Errno 111] Connection refused)", True, K.REFUSED, None),  # noqa: E501
         (2003, "Can't connect to MySQL server on 'db' (timed out)", True, K.UNREACHABLE, None),
         (2003, "Can't connect to MySQL server on 'db' ([Errno 113] No route to host)", True, K.UNREACHABLE, None),  # noqa: E501
-        (2003, "Can't connect to MySQL server on 'db' ([Errno -2] Name or service not known)", True, K.REJECTED, None),  # noqa: E501
+        (2003, "Can't connect to MySQL server on 'db' ([Errno -2] Name or service not known)", True, K.UNKNOWN_NAME, None),  # noqa: E501
         (2003, "Can't connect to MySQL server on 'db' ([Errno -3] Temporary failure in name resolution)", True, K.UNREACHABLE, None),  # noqa: E501
-        (2005, "Unknown server host 'db' (-2)", True, K.REJECTED, None),
+        (2005, "Unknown server host 'db' (-2)", True, K.UNKNOWN_NAME, None),
         (2005, "Unknown server host 'db' (-3)", True, K.UNREACHABLE, None),
+        (2005, "Unknown MySQL server host 'db' (-2)", True, K.UNKNOWN_NAME, None),
+        (2005, "Unbekannter MySQL Server Host 'db'", True, K.UNKNOWN_NAME, None),
+        (2003, "Can't connect to MySQL server on 'db:3306' (-2 Name or service not known)", True, K.UNKNOWN_NAME, None),  # noqa: E501
         (2026, "TLS/SSL error: self-signed certificate in certificate chain", True, K.REJECTED, None),  # noqa: E501
         (2026, "TLS/SSL error: unexpected eof while reading", True, K.LOST, None),
         (2026, "SSL connection error: error:00000005", False, K.LOST, None),
@@ -135,7 +138,9 @@ GOODBYE = (
         (None, 'connection failed: connection to server at "127.0.0.1", port 1 failed: Connection refused\n\tIs the server running?', True, K.REFUSED, None),  # noqa: E501
         (None, 'connection to server on socket "/x/.s.PGSQL.5432" failed: No such file or directory', True, K.REFUSED, None),  # noqa: E501
         (None, "connection timeout expired", True, K.UNREACHABLE, None),
-        (None, "failed to resolve host 'db': [Errno -2] Name or service not known", True, K.REJECTED, None),  # noqa: E501
+        (None, "failed to resolve host 'db': [Errno -2] Name or service not known", True, K.UNKNOWN_NAME, None),  # noqa: E501
+        (None, 'could not translate host name "db" to address: Name or service not known', True, K.UNKNOWN_NAME, None),  # noqa: E501
+        (None, 'could not translate host name "db" to address: Name oder Dienst nicht bekannt', True, K.UNKNOWN_NAME, None),  # noqa: E501
         (None, 'could not translate host name "db" to address: Temporary failure in name resolution', True, K.UNREACHABLE, None),  # noqa: E501
         (None, 'connection failed: FATAL:  password authentication failed for user "app"', True, K.REJECTED, None),  # noqa: E501
         (None, 'connection failed: FATAL:  database "x" does not exist', True, K.REJECTED, None),
@@ -176,7 +181,10 @@ def test_what_an_error_of_postgresql_means(
         (BrokenPipeError(errno.EPIPE, "x"), False, K.LOST, Cause.CONNECTION_RESET),
         (ConnectionError("unexpected connection_lost() call"), False, K.LOST, None),
         (OSError("Multiple exceptions: [Errno 111] Connect call failed ('::1', 1), [Errno 111] Connect call failed ('127.0.0.1', 1)"), True, K.REFUSED, None),  # noqa: E501
-        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), True, K.REJECTED, None),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), True, K.UNKNOWN_NAME, None),
+        (socket.gaierror(socket.EAI_NODATA, "No address associated with hostname"), True, K.UNKNOWN_NAME, None),  # noqa: E501
+        (socket.gaierror(socket.EAI_SYSTEM, "System error"), True, K.UNREACHABLE, None),
+        (socket.gaierror(socket.EAI_FAMILY, "ai_family not supported"), True, K.REJECTED, None),
         (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), True, K.UNREACHABLE, None),  # noqa: E501
         (ssl.SSLCertVerificationError("self-signed"), True, K.REJECTED, None),
         (ssl.SSLEOFError("EOF"), True, K.LOST, Cause.CLOSED_BY_PEER),

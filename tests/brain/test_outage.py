@@ -333,3 +333,32 @@ def test_who_comes_after_a_lull_is_given_an_attempt_although_an_older_one_hangs(
     begun(outage, 108.05)
     assert not outage.turns_away(108.06, 5.0, came=108.0), "it may succeed"
     assert outage.turns_away(108.05 + SILENT, 5.0, came=108.0)
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+def test_a_name_that_has_led_nowhere_yet_may_be_spelled_wrong() -> None:
+    assert away(FaultKind.UNKNOWN_NAME).is_misnamed
+    assert not away(FaultKind.UNREACHABLE).is_misnamed
+
+
+@pytest.mark.parametrize("kind", [FaultKind.REFUSED, FaultKind.NOT_READY, FaultKind.LOST])
+def test_a_name_that_has_led_anywhere_is_right(kind: FaultKind) -> None:
+    outage = away(kind)
+    outage.failed(ME, 101.0, 101.0, Fault(FaultKind.UNKNOWN_NAME), Random(1))
+    assert outage.active
+    assert not outage.is_misnamed
+
+
+def test_a_name_that_was_connected_to_is_right() -> None:
+    outage = Outage()
+    outage.succeeded(100.0)
+    outage.failed(ME, 101.0, 101.0, Fault(FaultKind.UNKNOWN_NAME), Random(1))
+    assert not outage.is_misnamed
+
+
+def test_a_server_that_only_never_answered_may_still_have_a_wrong_name() -> None:
+    outage = away(FaultKind.UNREACHABLE)
+    outage.failed(ME, 101.0, 101.0, Fault(FaultKind.UNKNOWN_NAME), Random(1))
+    assert outage.is_misnamed

@@ -104,7 +104,7 @@ def _mysql_connect(errno: int, line: str) -> Fault:
     known = of_errno(number, line, True) if number is not None else None
     if known is not None:
         return Fault(known.kind, known.cause, errno, line)
-    return Fault(_K.REJECTED if errno == 2005 else _K.UNREACHABLE, None, errno, line)
+    return Fault(_K.UNKNOWN_NAME if errno == 2005 else _K.UNREACHABLE, None, errno, line)
 
 
 def cause_of_words(code: int | str | None, text: str) -> Cause:

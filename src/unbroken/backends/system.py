@@ -44,7 +44,8 @@ _RESET = {E.ECONNRESET, E.EPIPE, E.ECONNABORTED, E.ENOTCONN, E.ESHUTDOWN}
 _DENIED = {E.EACCES, E.EPERM}
 # getaddrinfo's answers, as numbers since they differ by system (Linux is negative, macOS positive)
 _NAME_UNKNOWN = {-2, -5, 7, 8}  # EAI_NONAME, EAI_NODATA
-_NAME_LATER = {-3, -4, 2, 4}  # EAI_AGAIN, EAI_FAIL: the name service itself is not well
+# EAI_AGAIN, EAI_FAIL, EAI_MEMORY, EAI_SYSTEM: the name service itself, or the machine, is not well
+_NAME_LATER = {-3, -4, -10, -11, 2, 4, 6, 11}
 # what the system and getaddrinfo say, for drivers that hand on nothing but the text
 _OS_WORDS: tuple[tuple[str, int], ...] = (
     ("connection refused", E.ECONNREFUSED),
@@ -62,6 +63,13 @@ _OS_WORDS: tuple[tuple[str, int], ...] = (
     ("name or service not known", -2),
     ("nodename nor servname", -2),
     ("no address associated with hostname", -5),
+    ("non-recoverable failure in name resolution", -4),
+    ("name does not resolve", -2),  # musl
+    # the words of libpq, psycopg and the MySQL libraries around one of these, in another language
+    ("could not translate host name", -2),
+    ("failed to resolve host", -2),
+    ("unknown server host", -2),
+    ("unknown mysql server host", -2),
 )
 _EMBEDDED = re.compile(r"\[Errno (-?\d+)\]|\((-?\d+)(?:\)|\s+\"| ')|system error: (\d+)")
 
@@ -90,7 +98,7 @@ def of_errno(number: int, text: str, connecting: bool) -> Fault | None:
     if number in _DENIED and connecting:
         return Fault(_K.REJECTED, None, number, text)
     if number in _NAME_UNKNOWN and number < 0:
-        return Fault(_K.REJECTED, None, number, text)
+        return Fault(_K.UNKNOWN_NAME, None, number, text)
     if number in _NAME_LATER and number < 0:
         return Fault(_K.UNREACHABLE, None, number, text)
     return None
@@ -120,8 +128,9 @@ def os_fault(exc: BaseException, *, connecting: bool = False) -> Fault:
     names = {cls.__name__ for cls in type(exc).__mro__}
     number = getattr(exc, "errno", None)
     if "gaierror" in names:
-        kind = _K.UNREACHABLE if number in _NAME_LATER else _K.REJECTED
-        return Fault(kind, None, number, text)
+        if number in _NAME_UNKNOWN:
+            return Fault(_K.UNKNOWN_NAME, None, number, text)
+        return Fault(_K.UNREACHABLE if number in _NAME_LATER else _K.REJECTED, None, number, text)
     if "SSLError" in names:
         return _of_tls(names, text, connecting)
     if isinstance(exc, EOFError):

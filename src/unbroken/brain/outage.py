@@ -63,6 +63,8 @@ PATIENT_ONE = 4
 
 #: Failures that the server itself, or what stands in its place, has put into words.
 ANSWERS = (FaultKind.NOT_READY, FaultKind.TOO_MANY, FaultKind.REFUSED)
+#: Failures that do not show that the server's name has led anywhere.
+_NAMELESS = (FaultKind.UNKNOWN_NAME, FaultKind.UNREACHABLE)
 
 
 class Try:
@@ -92,6 +94,7 @@ class Outage:
         "fault",
         "last_failure",
         "last_success",
+        "named",
         "next_lonely_try",
         "next_try",
         "parallel",
@@ -133,11 +136,20 @@ class Outage:
         )
         self.slow_since = -math.inf  #: when the server was last seen to be there, and slow
         self.usual: deque[float] = deque(maxlen=LAST)  #: what the last connects took
+        self.named = False  #: the server's name has led somewhere in this process
 
     @property
     def active(self) -> bool:
         """Whether the last attempt to connect failed for a reason that waiting may cure."""
         return self.since is not None
+
+    @property
+    def is_misnamed(self) -> bool:
+        """Whether the name service knows no such name, and has not known it since this process
+        began.
+        """
+        fault = self.fault
+        return fault is not None and fault.kind is FaultKind.UNKNOWN_NAME and not self.named
 
     def age(self, now: float) -> float:
         """How long the server has been away, in seconds; 0 when it is not."""
@@ -282,6 +294,7 @@ class Outage:
         its time is up.
         """
         began = self.since is None
+        self.named = self.named or fault.kind not in _NAMELESS
         if began and started < self.last_success:
             # it hung until its time was up; others, begun later, have been answered since
             return False
@@ -323,7 +336,7 @@ class Outage:
         success: a thousand processes that all find the server back at once must not knock it over.
         """
         ended = None if self.since is None else now - self.since
-        self.last_success = now
+        self.last_success, self.named = now, True
         if took is not None:
             self.usual.append(took)
             if took < SILENT:

@@ -11,7 +11,7 @@ from unbroken.abc import Cause
 from unbroken.brain.entry import Entry
 from unbroken.brain.health import Need
 from unbroken.brain.kernel import Ticket
-from unbroken.errors import OutageError, PoolTimeoutError
+from unbroken.errors import ConnectRejectedError, OutageError, PoolTimeoutError, UnbrokenError
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool.leaks import discard_forgotten, recover_left, recover_strays
 from unbroken.pool.state import PoolState
@@ -195,8 +195,15 @@ def _may_come_back(state: PoolState) -> bool:
     )
 
 
-def _outage_error(state: PoolState, now: float, started: float) -> OutageError:
+def _outage_error(state: PoolState, now: float, started: float) -> UnbrokenError:
     waited = f"within {now - started:.1f} s " if now - started > 0.1 else ""
+    outage = state.server.outage
+    if outage.is_misnamed and outage.fault is not None:
+        return state.error(
+            ConnectRejectedError,
+            f"cannot connect to {state.driver.target.label}: {outage.fault.text}; this name has"
+            " led nowhere since the process began. Is it spelled right?",
+        )
     return state.error(
         OutageError,
         f"no connection to {state.driver.target.label} {waited}({state.describe_load()});"
