@@ -181,7 +181,7 @@ def test_what_an_error_of_postgresql_means(
         (BrokenPipeError(errno.EPIPE, "x"), False, K.LOST, Cause.CONNECTION_RESET),
         (ConnectionError("unexpected connection_lost() call"), False, K.LOST, None),
         (OSError("Multiple exceptions: [Errno 111] Connect call failed ('::1', 1), [Errno 111] Connect call failed ('127.0.0.1', 1)"), True, K.REFUSED, None),  # noqa: E501
-        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), True, K.UNKNOWN_NAME, None),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), True, K.UNKNOWN_NAME, None),  # noqa: E501
         (socket.gaierror(socket.EAI_NODATA, "No address associated with hostname"), True, K.UNKNOWN_NAME, None),  # noqa: E501
         (socket.gaierror(socket.EAI_SYSTEM, "System error"), True, K.UNREACHABLE, None),
         (socket.gaierror(socket.EAI_FAMILY, "ai_family not supported"), True, K.REJECTED, None),
