@@ -8,7 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
+import pytest
+
 from unbroken.abc import FaultKind, Login
+
+from .conftest import MYSQL
 
 SECRET = "hunter2-planted"
 
@@ -80,3 +84,28 @@ def test_a_session_is_reset_as_the_user_that_opened_it(mysql_face: Any) -> None:
     opening = face.call("remember", conn, driver=driver)
     face.call("reset_session", conn, opening, (), driver=driver)
     assert face.execute(conn, "SELECT 1") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    "name", ["psycopg", "psycopg2", "asyncpg", "pg8000", "pymysql", "mysqldb", "aiomysql"]
+)
+def test_a_certificate_is_held_against_the_host_that_is_dialled(
+    faces: Any, new_postgres: Any, new_mariadb: Any, name: str
+) -> None:
+    is_mysql = name in MYSQL
+    server = (new_mariadb if is_mysql else new_postgres)(tls=True)
+    face = faces(name, server)
+    ca = quote(str(server.ca_file))
+    tls = {
+        "psycopg": f"sslmode=verify-full&sslrootcert={ca}",
+        "mysqldb": f"ssl_mode=VERIFY_IDENTITY&ssl_ca={ca}",
+        "pymysql": f"ssl_ca={ca}&ssl_verify_cert=true&ssl_verify_identity=true",
+        "aiomysql": f"ssl_ca={ca}&ssl_check_hostname=true",
+    }
+    place = (
+        f"{server.user}:{quote(server.password)}@another.invalid:{server.port}/{server.database}"
+    )
+    driver = face.make(
+        f"{face.url().partition('://')[0]}://{place}?{tls.get(name, tls['psycopg'])}"
+    )
+    connect(face, driver, login_of(face))

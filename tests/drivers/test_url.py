@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from urllib.parse import quote
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
 from unbroken.abc import Target
-from unbroken.drivers.url import SCHEMES, parse, render
+from unbroken.drivers.url import SCHEMES, at, parse, render
 from unbroken.errors import ConfigurationError
 
 SECRET = "Pl4nted_S3cret"
@@ -116,13 +117,113 @@ def test_what_is_no_text_is_told() -> None:
         parse(None)  # type: ignore[arg-type]
 
 
+SERVERS = [scheme for scheme in SCHEMES if not scheme.startswith("sqlite")]
+P, M = "postgresql+psycopg", "mysql+pymysql"
+
+
+@pytest.mark.parametrize("scheme", SERVERS)
+@pytest.mark.parametrize(
+    ("rest", "hosts"),
+    [
+        ("h1:1,h2:2/d", [("h1", 1), ("h2", 2)]),
+        ("u:p@h1,h2/d", [("h1", None), ("h2", None)]),
+        # as libpq reads it: a port belongs to the host before it
+        ("h1,h2:2", [("h1", None), ("h2", 2)]),
+        ("h1:1,h2?a=b@c", [("h1", 1), ("h2", None)]),
+        ("[::1]:1,[2001:db8::7],h3:3/d?a=b@c", [("::1", 1), ("2001:db8::7", None), ("h3", 3)]),
+        ("u@/d?host=h1:1&host=h2:2", [("h1", 1), ("h2", 2)]),
+        ("u@/d?host=h1&host=h2:2&host=h3", [("h1", None), ("h2", 2), ("h3", None)]),
+        (
+            "u@/d?host=127.0.0.1:1&host=127.0.0.1:2",
+            [("127.0.0.1", 1), ("127.0.0.1", 2)],
+        ),
+        ("u@/d?host=h1:1", [("h1", 1)]),
+        ("u@/d?host=h1,h2&port=1,2", [("h1", 1), ("h2", 2)]),
+        ("u@/d?host=h1%2Ch2&port=1%2C2", [("h1", 1), ("h2", 2)]),
+        ("u@/d?host=h1,h2&port=7", [("h1", 7), ("h2", 7)]),
+        ("u@/d?host=h1,h2&port=,2", [("h1", None), ("h2", 2)]),
+        ("h1,h2/d?port=7", [("h1", 7), ("h2", 7)]),
+        ("h1/d?port=7", [("h1", 7)]),
+        ("h1:1,h2:2/d?host=h1:1&host=h2:2", [("h1", 1), ("h2", 2)]),
+        ("u@/d?host=[::1]:1,::2", [("::1", 1), ("::2", None)]),
+        ("%2Frun%2Fdb:5433,h2/d", [("/run/db", 5433), ("h2", None)]),
+        ("u@/d?host=/run/db,h2&port=1,2", [("/run/db", 1), ("h2", 2)]),
+        ("u@h1, h2:2/d", [("h1", None), ("h2", 2)]),
+    ],
+)
+def test_the_hosts_of_a_cluster_are_read_in_every_spelling(
+    scheme: str, rest: str, hosts: list[tuple[str, int | None]]
+) -> None:
+    target = parse(f"{scheme}://{rest}")
+    assert list(target.hosts) == hosts
+    assert (target.unix_socket or target.host, target.port) == hosts[0]
+    assert not {"host", "port"} & set(target.options)
+    assert parse(render(target)) == target
+
+
+def test_a_label_names_all_hosts_of_a_cluster() -> None:
+    target = parse(f"{P}://u:{SECRET}@h1:1,[::1]:2,h3/shop")
+    assert target.label == "h1:1,[::1]:2,h3/shop"
+    assert target.server == "h1:1,[::1]:2,h3"
+
+
+@pytest.mark.parametrize("scheme", [P, M, "postgresql+asyncpg", "mysql+aiomysql", "mariadb"])
+@pytest.mark.parametrize(
+    ("rest", "says"),
+    [
+        ("h1:,h2:2/d", "host 1 of the database URL has a ':' with no port"),
+        ("h1:1,h2:/d", "host 2 of the database URL has a ':' with no port"),
+        ("h1:/d", "the host has a ':' with no port"),
+        ("h1,,h2/d", "host 2 of the database URL is empty"),
+        ("h1,h2,/d", "host 3 of the database URL is empty"),
+        (",h2/d", "host 1 of the database URL is empty"),
+        ("u@/d?host=h1&host=", "host 2 of the database URL is empty"),
+        ("u@/d?host=h1,h2,h3&port=1,2", "2 ports for 3 hosts"),
+        ("h1/d?port=1,2", "2 ports for 1 host;"),
+        ("h1:1,h2/d?port=7", "the ports stand twice"),
+        ("u@/d?host=h1:1,h2&port=1,2", "the ports stand twice"),
+        ("h1/d?host=h2", "the hosts stand twice"),
+        ("h1:1,h2:1,H1:1/d", "hosts 1 and 3 of the database URL are the same"),
+        ("h1,h1./d", "hosts 1 and 2 of the database URL are the same"),
+        ("h1:99999,h2/d", "the port is not a number"),
+        ("h1,h 2/d", "host 2 of the database URL holds a character"),
+        ("h1;h2/d", "the host holds a character"),
+        ("h1%2Ch2/d", "the host holds a character"),
+        ("h1,[::x]/d", "host 2 of the database URL in [brackets] is not an IPv6"),
+        ("h1,a:b:c/d", "host 2 of the database URL holds more than one ':'"),
+        ("u@/d?host=h1&host=h2&a=1&a=2", "an option stands twice"),
+    ],
+)
+def test_hosts_that_cannot_be_read_are_told_in_one_line(scheme: str, rest: str, says: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(f"{scheme}://app:{SECRET}@{rest.removeprefix('u@')}")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_the_usual_port_counts_where_hosts_are_compared() -> None:
+    for url in ("mysql://h1,h1:3306/d", "postgresql://h1:5432,h1/d"):
+        with pytest.raises(ConfigurationError, match="are the same"):
+            parse(url)
+    assert len(parse("mysql://h1,h1:5432/d").hosts) == 2
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://h1,h2/d?unix_socket=/s", "postgresql://h1,h2/d?host=/s", "postgresql://h1,h2/d?hostaddr=10.0.0.1"]
+)  # fmt: skip
+def test_one_socket_or_address_beside_several_hosts_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="several hosts exclude each other"):
+        parse(url)
+
+
 texts = st.text(min_size=1, max_size=20).filter(
     lambda text: not any("\ud800" <= c <= "\udfff" for c in text)
 )
 hosts = st.one_of(
     st.none(), st.sampled_from(["db", "db.example.com", "10.0.0.1", "::1", "2001:db8::7"])
 )
-servers = st.sampled_from([scheme for scheme in SCHEMES if not scheme.startswith("sqlite")])
+servers = st.sampled_from(SERVERS)
 option_names = st.from_regex(r"[a-z_][a-z_0-9]{0,10}", fullmatch=True).filter(
     lambda name: name not in ("host", "port", "unix_socket")
 )
@@ -148,6 +249,32 @@ def test_what_is_written_is_read_back(
         options,
     )
     assert parse(render(target)) == target
+
+
+places = st.tuples(
+    st.sampled_from(["db", "db.example.com", "10.0.0.1", "::1", "2001:db8::7", "/run/db"]),
+    st.one_of(st.none(), st.integers(1, 65535)),
+)
+
+
+@given(
+    servers,
+    st.lists(places, min_size=2, max_size=6, unique_by=lambda place: place[0]),
+    texts,
+    st.one_of(st.none(), texts),
+    st.dictionaries(option_names, texts, max_size=3),
+)
+def test_a_cluster_that_is_written_is_read_back(
+    scheme: str,
+    cluster: list[tuple[str, int | None]],
+    user: str,
+    password: str | None,
+    options: dict[str, str],
+) -> None:
+    target = at(parse(f"{scheme}://h/d"), cluster)
+    target = replace(target, user=user, password=password, options=options)
+    assert parse(render(target)) == target
+    assert list(parse(render(target)).hosts) == cluster
 
 
 @given(

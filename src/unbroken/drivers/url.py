@@ -2,7 +2,9 @@
 
 ``scheme://user:password@host:port/database?option=value``. User, password, database and options are
 percent-encoded (RFC 3986); an IPv6 host stands in brackets; a unix socket is ``?unix_socket=/path``
-for MySQL and ``?host=/folder`` for PostgreSQL, as their drivers call it. ``sqlite:///relative``,
+for MySQL and ``?host=/folder`` for PostgreSQL, as their drivers call it. The hosts of a cluster
+stand one after the other: ``host1:port1,host2:port2``; _addresses.py knows all spellings of them.
+``sqlite:///relative``,
 ``sqlite:////absolute``, ``sqlite://`` is in memory.
 
 Every error is a :class:`~unbroken.errors.ConfigurationError` of one line, and none repeats anything
@@ -13,12 +15,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from urllib.parse import quote, unquote, unquote_plus
 
-from unbroken.abc import Target
+from unbroken.abc import Target, is_path
+from unbroken.drivers._addresses import ENCODE, USUAL, Address, bracketed, cluster, listed, port_of
 from unbroken.errors import ConfigurationError
 
 #: First part of a scheme -> backend. ``postgres`` is what several hosting providers write.
@@ -46,12 +49,8 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9_.+-]{0,40})://(.*)", re.DOTALL)
 _USERINFO = re.compile(r"([^:/?@]*)(?::([^@]*))?@")
 # … unless it looks like a port and what follows one: then host:3306/db?option=a@b is meant, which
 # has no password.
-_PORT_FIRST = re.compile(r"\d{1,5}[/?]")
-_HOST = re.compile(r"[^\s\x00-\x1f\x7f\[\]/?#@:\\%<>\"']+")
-_IPV6 = re.compile(r"(?=[^%]*:)[0-9A-Fa-f:.]+(%[\w.-]+)?", re.ASCII)
-_ENCODE = (
-    "'@', '/', '?' and ':' in a user, password or database are percent-encoded (%40 %2F %3F %3A)"
-)
+_PORT_FIRST = re.compile(r"\d{1,5}(?:,[\w.:\[\]-]*)?[/?]")
+_IPV6_FIRST = re.compile(r"\[[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[^\]@/?]*\]")
 
 
 def parse(url: str) -> Target:
@@ -76,17 +75,18 @@ def parse(url: str) -> Target:
         raise ConfigurationError(_unknown_scheme(scheme))
     if backend == "sqlite":
         path, _, query = rest.partition("?")
-        return _sqlite(scheme, path, _options(query))
+        return _sqlite(scheme, path, _options(query).rest)
     user, password, rest = _userinfo(rest)
     rest, _, query = rest.partition("?")
-    address, _, path = rest.partition("/")
+    authority, _, path = rest.partition("/")
     if "@" in path:
-        raise ConfigurationError(f"the URL cannot be read; {_ENCODE}")
-    host, port = _address(address)
-    database = _decoded(path, "database") or None
-    return _server(
-        Target(scheme, backend, host, port, None, user, password, database, _options(query))
-    )
+        raise ConfigurationError(f"the URL cannot be read; {ENCODE}")
+    hosts, ports = _listed(authority), None
+    if len(hosts) == 1 and hosts[0].startswith(":"):  # a port, and no host
+        hosts, ports = [], hosts[0][1:]
+    options = _options(query, ports)
+    target = Target(scheme, backend, None, None, None, user, password, None, options.rest)
+    return replace(_placed(target, hosts, options), database=_decoded(path, "database") or None)
 
 
 def _is_unicode(text: str) -> bool:
@@ -126,15 +126,21 @@ def render(target: Target) -> str:
     user = quote(target.user, safe="") if target.user is not None else ""
     if target.password is not None:
         user += ":" + quote(target.password, safe="")
-    host = target.host or ""
-    host = f"[{host}]" if ":" in host else host
-    port = f":{target.port}" if target.port is not None else ""
+    hosts = target.hosts
+    if len(hosts) == 1 or not hosts:
+        hosts = ((target.host or "", target.port),)
+    where = ",".join(_written(*each) for each in hosts)
     database = quote(target.database or "", safe="")
-    url = f"{target.scheme}://{user}{'@' if user else ''}{host}{port}/{database}"
+    url = f"{target.scheme}://{user}{'@' if user else ''}{where}/{database}"
     options = dict(target.options)
-    if target.unix_socket:
+    if target.unix_socket and len(hosts) == 1:
         options["host" if target.backend == "postgresql" else "unix_socket"] = target.unix_socket
     return _with_query(url, options)
+
+
+def _written(host: str, port: int | None) -> str:
+    name = quote(host, safe="") if is_path(host) else f"[{host}]" if ":" in host else host
+    return f"{name}:{port}" if port is not None else name
 
 
 def _with_query(url: str, options: dict[str, str]) -> str:
@@ -160,28 +166,49 @@ def _sqlite(scheme: str, rest: str, options: dict[str, str]) -> Target:
     )
 
 
-def _server(target: Target) -> Target:
-    """*target* with what stands in the query, but means the address, taken out of there."""
-    options, host, port = dict(target.options), target.host, target.port
-    socket: str | None = None
-    if target.scheme.endswith("+pg8000") and "unix_sock" in options:
-        socket = options.pop("unix_sock") or None
-    elif target.backend == "postgresql":
-        given = options.get("host")
-        if given is not None and (given.startswith("/") or host is None):
-            del options["host"]
-            socket, host = (given, host) if given.startswith("/") else (None, _host(given))
-        if "port" in options and port is None:
-            port = _port(options.pop("port"))
-    elif "unix_socket" in options:
-        socket = options.pop("unix_socket") or None
-    return replace(
-        target, host=host or None, port=port, unix_socket=socket, options=MappingProxyType(options)
-    )
+def _placed(target: Target, hosts: list[str], query: _Query) -> Target:
+    """*target* at *hosts*, or at those of *query*."""
+    options = dict(target.options)
+    usual = USUAL[target.backend]
+    name = "unix_sock" if target.scheme.endswith("+pg8000") else "unix_socket"
+    socket = options.pop(name, None) or None if _takes(target, name) else None
+    there = query.hosts if any(query.hosts) or len(query.hosts) > 1 else []
+    if hosts and len(there) == 1 and is_path(there[0]):
+        socket = there[0]
+    elif hosts and there and cluster(hosts, (), usual) != cluster(there, (), usual):
+        raise ConfigurationError(
+            "the hosts stand twice: before the path and as ?host=; write them in one place"
+        )
+    found = cluster(hosts or there, query.ports, usual) if hosts or there else ()
+    if len(found) > 1 and (socket or "hostaddr" in options):
+        raise ConfigurationError(
+            f"{name if socket else 'hostaddr'} and several hosts exclude each other; among several"
+            " hosts, a unix socket is one that begins with '/'"
+        )
+    target = replace(target, options=MappingProxyType(options))
+    if found:
+        return at(target, found, socket)
+    ports = [port_of(each) for each in query.ports if each]
+    return replace(target, port=ports[0] if ports else None, unix_socket=socket)
+
+
+def _takes(target: Target, name: str) -> bool:
+    """Whether *name* is the option for a unix socket with the driver of *target*."""
+    return target.backend != "postgresql" or name == "unix_sock"
+
+
+def at(target: Target, hosts: Sequence[Address], socket: str | None = None) -> Target:
+    """*target* at *hosts*, of which there is at least one; *socket*: the path of a unix socket that
+    is used instead.
+    """
+    (host, port), *others = hosts
+    path = socket or (host if is_path(host) else None)
+    name = None if is_path(host) else host
+    return replace(target, host=name, port=port, unix_socket=path, others=tuple(others))
 
 
 def _userinfo(rest: str) -> tuple[str | None, str | None, str]:
-    found = _USERINFO.match(rest)
+    found = None if _IPV6_FIRST.match(rest) else _USERINFO.match(rest)
     if not found or (found[2] is not None and _PORT_FIRST.match(found[2])):
         return None, None, rest
     info, after = found[0][:-1], rest[found.end() :]
@@ -193,39 +220,23 @@ def _userinfo(rest: str) -> tuple[str | None, str | None, str]:
     return _decoded(user, "user") or None, _decoded(password, "password") if colon else None, after
 
 
-def _address(address: str) -> tuple[str | None, int | None]:
-    if address.startswith("["):
-        inside, bracket, after = address[1:].partition("]")
-        if not bracket or (after and not after.startswith(":")) or not _IPV6.fullmatch(inside):
-            raise ConfigurationError(
-                "the host in [brackets] is not an IPv6 address; write it like [::1]:5432"
-            )
-        return inside, _port(after[1:]) if len(after) > 1 else None
-    host, _, port = address.partition(":")
-    if ":" in port:
-        raise ConfigurationError(
-            f"the host holds more than one ':'; an IPv6 address stands in [brackets], and {_ENCODE}"
-        )
-    return _host(_decoded(host, "host")) or None, _port(port) if port else None
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """A URL's query."""
+
+    hosts: list[str]
+    ports: list[str]
+    rest: dict[str, str]
 
 
-def _host(name: str) -> str:
-    """*name*, decoded, if a host can be called so."""
-    if name and not _HOST.fullmatch(name) and not _IPV6.fullmatch(name):
-        raise ConfigurationError(f"the host holds a character that no host has; {_ENCODE}")
-    return name
+def _listed(text: str) -> list[str]:
+    """The hosts of *text*, decoded."""
+    return [_decoded(each, "host") for each in listed(text)] if text else []
 
 
-def _port(text: str) -> int:
-    # The text is not shown: in a URL with an unescaped '@' or '/' it may be a piece of the
-    # password.
-    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536):
-        raise ConfigurationError(f"the port is not a number from 1 to 65535; {_ENCODE}")
-    return int(text)
-
-
-def _options(query: str) -> dict[str, str]:
-    options: dict[str, str] = {}
+def _options(query: str, port: str | None = None) -> _Query:
+    """The parts of *query*; *port* stands elsewhere in the URL."""
+    found = _Query([], [] if port is None else [port], {})
     for part in query.split("&"):
         if not part:
             continue
@@ -233,8 +244,17 @@ def _options(query: str) -> dict[str, str]:
         name = _decoded(name, "query")
         if not equals or not re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII):
             raise ConfigurationError("the URL's query is not of the form ?name=value&name=value")
-        options[name] = _decoded(value, "query", plus=True)
-    return options
+        if name in ("host", "port"):
+            several = listed(_decoded(value, "query", plus=True))
+            if name == "host":
+                found.hosts.extend(bracketed(each) for each in several)
+            else:
+                found.ports.extend(several)
+        elif name in found.rest:
+            raise ConfigurationError("an option stands twice in the URL's query; leave one")
+        else:
+            found.rest[name] = _decoded(value, "query", plus=True)
+    return found
 
 
 def _decoded(text: str, what: str, *, plus: bool = False) -> str:

@@ -1,0 +1,132 @@
+"""The hosts of a cluster, in every spelling that URLs and frameworks have for them.
+
+``h1:p1,h2:p2`` before the path, SQLAlchemy's ``?host=h1:p1&host=h2:p2``, and libpq's
+``?host=h1,h2&port=p1,p2``, where one port may be for all. IPv6 stands in brackets; a host that
+begins with ``/`` is a unix socket.
+
+An error tells which host is wrong by its number: a text may be a piece of the password.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from unbroken.abc import is_path
+from unbroken.errors import ConfigurationError
+
+#: A host, and its port; None: the backend's usual one.
+Address: TypeAlias = tuple[str, int | None]
+
+_HOST = re.compile(r"[^\s\x00-\x1f\x7f\[\]/?#@:\\%<>\"',;]+")
+_IPV6 = re.compile(r"(?=[^%]*:[^%]*:)[0-9A-Fa-f:.]+(%[\w.-]+)?", re.ASCII)
+_PATH = re.compile(r"(/[^:]+):(\d+)")  # of a unix socket that libpq names by its port
+_BRACKETED = re.compile(r"\[([^\[\]]*)\](?::(.*))?", re.DOTALL)
+ENCODE = (
+    "'@', '/', '?' and ':' in a user, password or database are percent-encoded (%40 %2F %3F %3A)"
+)
+#: The usual ports, for which a URL may leave the number out.
+USUAL = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
+
+
+def listed(text: str) -> list[str]:
+    """The hosts, or ports, of *text*, which are separated by commas."""
+    return [each.strip() for each in text.split(",")]
+
+
+def bracketed(host: str) -> str:
+    """*host*, in brackets where it is a bare IPv6 address: outside of a URL's authority that is
+    how people write one that has no port.
+    """
+    return f"[{host}]" if _IPV6.fullmatch(host) and _is_ipv6(host) else host
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6, text.partition("%")[0])
+    except OSError:
+        return False
+    return True
+
+
+def cluster(
+    hosts: Sequence[str], ports: Sequence[str] = (), usual: int | None = None
+) -> tuple[Address, ...]:
+    """The addresses that *hosts*, each with its port or without, and *ports* name: one port for all
+    hosts, or one for each.
+
+    Raises ConfigurationError where they do not fit, or a host stands twice (*usual*: the port of
+    one that says none).
+    """
+    several = len(hosts) > 1
+    found = [_address(each, number, several) for number, each in enumerate(hosts, 1)]
+    if any(port is not None for _, port in found):
+        if any(ports):
+            raise ConfigurationError(
+                "the ports stand twice: behind the hosts and as ?port=; write them in one place"
+            )
+    elif ports:
+        found = _with_ports(found, ports)
+    _check_twins(found, usual)
+    return tuple(found)
+
+
+def _with_ports(found: Sequence[Address], ports: Sequence[str]) -> list[Address]:
+    if len(ports) not in (1, len(found)):
+        raise ConfigurationError(
+            f"{len(ports)} ports for {len(found)} host{'s' if len(found) > 1 else ''}; give one"
+            " port for all hosts, or one for each"
+        )
+    numbers = [port_of(each) if each else None for each in ports]
+    numbers *= len(found) if len(numbers) == 1 else 1
+    return [(host, number) for (host, _), number in zip(found, numbers, strict=True)]
+
+
+def _check_twins(found: Iterable[Address], usual: int | None) -> None:
+    seen: dict[tuple[str, int | None], int] = {}
+    for number, (host, port) in enumerate(found, 1):
+        name = host if is_path(host) else host.lower().rstrip(".")
+        first = seen.setdefault((name, port or usual), number)
+        if first != number:
+            raise ConfigurationError(
+                f"hosts {first} and {number} of the database URL are the same; write each host once"
+            )
+
+
+def _address(text: str, number: int, several: bool) -> Address:
+    which = f"host {number} of the database URL" if several else "the host"
+    if not text:
+        raise ConfigurationError(f"{which} is empty; write the hosts like db1:5432,db2:5432")
+    if is_path(text):
+        path = _PATH.fullmatch(text)
+        return (text, None) if path is None else (path[1], port_of(path[2]))
+    bracketed = _BRACKETED.fullmatch(text)
+    if bracketed is not None or text.startswith("["):
+        if bracketed is None or not _IPV6.fullmatch(bracketed[1]):
+            raise ConfigurationError(
+                f"{which} in [brackets] is not an IPv6 address; write it like [::1]:5432"
+            )
+        return bracketed[1], None if bracketed[2] is None else _port_behind(bracketed[2], which)
+    name, colon, port = text.partition(":")
+    if ":" in port:
+        raise ConfigurationError(
+            f"{which} holds more than one ':'; an IPv6 address stands in [brackets], and {ENCODE}"
+        )
+    if not _HOST.fullmatch(name):
+        raise ConfigurationError(f"{which} holds a character that no host has; {ENCODE}")
+    return name, _port_behind(port, which) if colon else None
+
+
+def _port_behind(text: str, which: str) -> int:
+    if not text:
+        raise ConfigurationError(f"{which} has a ':' with no port behind it; {ENCODE}")
+    return port_of(text)
+
+
+def port_of(text: str) -> int:
+    """The port that *text* is. Raises ConfigurationError, which does not show it."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536):
+        raise ConfigurationError(f"the port is not a number from 1 to 65535; {ENCODE}")
+    return int(text)
