@@ -29,6 +29,9 @@ else:
 
     ConnectionT = TypeVar("ConnectionT")
 
+#: A host, and its port; None: the backend's usual one.
+Address: TypeAlias = tuple[str, int | None]
+
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -145,14 +148,13 @@ class Target:
     database: str | None = None
     # a mappingproxy has no hash before Python 3.12
     options: Mapping[str, str] = field(default_factory=lambda: NO_OPTIONS, hash=False)
-    #: The further hosts of a cluster, each with its port (None: the backend's usual one).
-    others: tuple[tuple[str, int | None], ...] = ()
+    #: The further hosts of a cluster.
+    others: tuple[Address, ...] = ()
 
     @property
-    def hosts(self) -> tuple[tuple[str, int | None], ...]:
-        """All hosts of the cluster, each with its port (None: the backend's usual one), in the
-        order of the URL. A host that begins with ``/`` is a unix socket. Empty where the URL names
-        no host.
+    def hosts(self) -> tuple[Address, ...]:
+        """All hosts of the cluster, in the order of the URL. A host that begins with ``/`` is a
+        unix socket. Empty where the URL names no host.
         """
         first = self.unix_socket or self.host
         return ((first, self.port), *self.others) if first else ()

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from unbroken.abc import Fault, FaultKind
+from unbroken.abc import Fault, FaultKind, Target
 from unbroken.brain.entry import Entry
 from unbroken.brain.idle_limit import IdleLimit
 from unbroken.brain.kernel import Kernel, Ticket
@@ -30,7 +30,8 @@ def picture(
     known = IdleLimit()
     known.tell(limit)
     mine = kernel or Kernel(5, 1), counters or Counters(), outage or Outage()
-    return snapshot(*mine, known, 200.0, name="shop", server="db:3306", pid=7)
+    target = Target("mysql", "mysql", "db", 3306)
+    return snapshot(*mine, known, 200.0, name="shop", target=target, pid=7)
 
 
 def test_a_new_pool_has_nothing_and_has_done_nothing() -> None:

@@ -800,7 +800,7 @@ def installed(world: World) -> Iterator[None]:
         (state_module, "keepalive", SimpleNamespace(bound=lambda *_: None)),
         (endings_module, "last_words", SimpleNamespace(peek=net.last_words)),
         (knowledge_module, "HangUps", lambda: HangUps(net)),
-        (knowledge_module, "server_of", lambda _driver: world.record),
+        (knowledge_module, "server_of", lambda *_: world.record),
         (knowledge_module, "os", SimpleNamespace(getpid=lambda: world.process.number)),
         (knowledge_module, "Random", lambda: Random(world.random.random())),
         (knowledge_module, "time", time),

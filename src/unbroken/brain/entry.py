@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
-from unbroken.abc import Cause
+from unbroken.abc import Address, Cause
 
 #: The generation of an entry that must not be lent again. Real generations count up from 0.
 CONDEMNED = -1
@@ -26,6 +26,7 @@ class Entry:
 
     __slots__ = (
         "__weakref__",
+        "address",
         "anchor",
         "born",
         "cause",
@@ -64,6 +65,7 @@ class Entry:
         self.anchor: Any = conn  #: None once a weak reference tells when its holder forgets it
         self.ref: Any = None  #: that weak reference
         self.key = id(conn)
+        self.address: Address | None = None  #: its host, where the cluster has several
         self.fd: int | None = None
         self.identity: tuple[int, int] | None = (
             None  #: device and inode of its socket: descriptors are reused

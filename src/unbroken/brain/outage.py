@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from random import Random
 
-from unbroken.abc import Fault, FaultKind
+from unbroken.abc import Address, Fault, FaultKind
 
 #: Seconds between attempts (from, to) while callers wait and nothing listens: an attempt costs the
 #: server nothing.
@@ -70,13 +70,14 @@ _NAMELESS = (FaultKind.UNKNOWN_NAME, FaultKind.UNREACHABLE)
 class Try:
     """One attempt to connect that is under way."""
 
-    __slots__ = ("is_ended", "is_late", "number", "started", "who")
+    __slots__ = ("address", "is_ended", "is_late", "number", "started", "who")
 
     def __init__(self, who: object, started: float, number: int) -> None:
         self.who = who
         self.started = started
         self.number = number  #: among the attempts since the server last answered, from 1
         self.is_ended = False  #: it was told to end, for another to begin in its place
+        self.address: Address | None = None  #: where it goes; None: where the URL says
         self.is_late = False  #: its time is up and it was counted as failed, though it still blocks
 
 
@@ -230,6 +231,10 @@ class Outage:
             attempt.is_ended or attempt.is_late or now - attempt.started >= self.silent_after(now)
         )
 
+    def silent_tries(self, now: float) -> list[Try]:
+        """The attempts of all pools that are silent."""
+        return [each for each in self.tries if self.is_silent(each, now)]
+
     def silent(self, who: object, now: float) -> int:
         """How many attempts of *who* are silent: they are no connections to come."""
         return sum(self.is_silent(each, now) for each in self.mine(who))
@@ -259,7 +264,11 @@ class Outage:
         if len(mine) > 1:
             if self.is_slow(now) and now - mine[-1].started < 2 * SLOW:
                 return None  # they stand in its line
-            return next((each for each in mine[1:] if each not in moving), None)
+            # the oldest at each host of a cluster goes on, too, where there are others to end
+            first = {each.address: each for each in reversed(mine)}
+            spare = [each for each in mine[1:] if each not in moving]
+            others = [each for each in spare if each is not first[each.address]]
+            return next(iter(others or spare), None)
         only = mine[0]
         return (
             only
@@ -347,6 +356,10 @@ class Outage:
         self.since = self.fault = self.prober = None
         self.parallel = 1 if ended is not None else min(self.PARALLEL, self.parallel + 1)
         return ended
+
+    def hurry(self, now: float) -> None:
+        """The next attempt goes to another host: at once."""
+        self.next_try = self.next_lonely_try = now
 
     def resign(self, who: object) -> bool:
         """*who* will not try any more; the next who asks becomes the prober.

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from unbroken.abc import Target, address
 from unbroken.brain.idle_limit import IdleLimit
 from unbroken.brain.kernel import Kernel
 from unbroken.brain.outage import Outage
@@ -92,6 +93,8 @@ class Stats:
     replays: int = 0
     healed: int = 0  #: statements that lost their connection and were run again on another
     idle_limit: float | None = None  #: the server's, told or learned; None: none known
+    #: how many open connections go to each host; empty where the caller's own connect= opens them
+    hosts: Mapping[str, int] = field(default_factory=dict)
 
 
 def snapshot(
@@ -102,14 +105,14 @@ def snapshot(
     now: float,
     *,
     name: str,
-    server: str,
+    target: Target,
     pid: int,
 ) -> Stats:
     """The numbers of this moment. The caller holds the pool's lock."""
     limit = idle_limit.limit
     return Stats(
         name=name,
-        server=server,
+        server=target.server,
         pid=pid,
         max_size=kernel.max_size,
         min_size=kernel.min_size,
@@ -137,4 +140,12 @@ def snapshot(
         replays=counters.replays,
         healed=counters.healed,
         idle_limit=None if limit == float("inf") else limit,
+        hosts=_hosts(kernel, target),
     )
+
+
+def _hosts(kernel: Kernel, target: Target) -> dict[str, int]:
+    if not target.hosts:
+        return {}
+    found = [entry.address or target.hosts[0] for entry in list(kernel.entries.values())]
+    return dict(Counter(address(*each) for each in found))

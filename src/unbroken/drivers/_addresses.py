@@ -12,13 +12,9 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
 
-from unbroken.abc import is_path
+from unbroken.abc import Address, is_path
 from unbroken.errors import ConfigurationError
-
-#: A host, and its port; None: the backend's usual one.
-Address: TypeAlias = tuple[str, int | None]
 
 _HOST = re.compile(r"[^\s\x00-\x1f\x7f\[\]/?#@:\\%<>\"',;]+")
 _IPV6 = re.compile(r"(?=[^%]*:[^%]*:)[0-9A-Fa-f:.]+(%[\w.-]+)?", re.ASCII)

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from urllib.parse import quote, unquote, unquote_plus
 
-from unbroken.abc import Target, is_path
-from unbroken.drivers._addresses import ENCODE, USUAL, Address, bracketed, cluster, listed, port_of
+from unbroken.abc import Address, Target, is_path
+from unbroken.drivers._addresses import ENCODE, USUAL, bracketed, cluster, listed, port_of
 from unbroken.errors import ConfigurationError
 
 #: First part of a scheme -> backend. ``postgres`` is what several hosting providers write.

@@ -11,11 +11,13 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from unbroken.abc import OUTAGE_KINDS, Connection, Fault, FaultKind
+from unbroken.abc import Connection, Fault, FaultKind
 from unbroken.backends.system import one_line
 from unbroken.brain.entry import Entry
+from unbroken.brain.hosts import After
 from unbroken.brain.outage import SILENT, Try
 from unbroken.pool.knowledge import AT_THE_LIMIT
+from unbroken.pool.places import after_failure, came_about, choose, follow, host_of, look
 from unbroken.pool.registry import every
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Connect, Flow, Wait
@@ -83,6 +85,7 @@ def _ask(state: PoolState) -> Try | float | None:
         if not kernel.reserve(spare=True):
             return None
         attempt = outage.began(state, now)
+        choose(state, attempt)
         state.tries[attempt] = state.runtime.dialing(state.connect_limit)
         return attempt
 
@@ -151,6 +154,7 @@ def _look(state_ref: Callable[[], PoolState | None]) -> None:
         state.oversight = None
         outage, kernel = state.server.outage, state.kernel
         outage.seen(now, connected)
+        look(state)
         kernel.silent = outage.silent(state, now)
         called = outage.active and outage.prober is state and outage.is_called(now)
         victim = (
@@ -177,8 +181,9 @@ def _look(state_ref: Callable[[], PoolState | None]) -> None:
                 errno.ETIMEDOUT,
                 f"no end of the connect after {state.connect_limit:g} s (name lookup?)",
             ),
-            each.started,
+            each,
         )
+    follow(state)
     state.ensure_connecting()
     if called:
         state.hasten()
@@ -195,7 +200,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
     conn: Connection = None
     entry: Entry | None = None
     try:
-        conn = yield Connect(state.settings.connect_timeout, dialing)
+        conn = yield Connect(state.settings.connect_timeout, dialing, host_of(attempt))
         if dialing.is_ended:
             raise TimeoutError(errno.ETIMEDOUT, "it came too late")
         dialing.has_made(state.driver.fileno(conn))
@@ -208,13 +213,16 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         opening = (
             (yield from remember(state, conn, until)) if state.settings.reset == "session" else None
         )
+        if not came_about(state, attempt):
+            return True
         entry = state.adopt(conn, generation)
+        entry.address = attempt.address
         entry.opening = opening
     except Exception as exc:
         if attempt.is_ended or attempt.is_late:
             return True  # counted already, or given up for another: it says nothing
         lost = conn is None or dialing.is_ended or state.classify(exc).is_lost
-        return _failed(state, exc, started) if lost else _reject_object(state, conn, exc)
+        return _failed(state, exc, attempt) if lost else _reject_object(state, conn, exc)
     finally:
         if entry is None:
             with state.lock:
@@ -348,14 +356,20 @@ def tell_others(state: PoolState) -> None:
             other.runtime.call(other.ensure_connecting)
 
 
-def _failed(state: PoolState, exc: Exception, started: float) -> bool:
-    fault = state.classify(exc)
-    if fault.kind not in OUTAGE_KINDS:
+def _failed(state: PoolState, exc: Exception, attempt: Try) -> bool:
+    began = False
+    with state.lock, state.server.lock:
+        after, fault = after_failure(state, attempt, state.classify(exc))
+        if after is After.AWAY:
+            began = state.server.outage.failed(
+                state, attempt.started, state.clock(), fault, state.random
+            )
+        if after is not After.REJECTED:
+            state.counters.connect_failures += 1
+    follow(state)
+    if after is After.REJECTED:
         _reject(state, exc, fault)
         return False
-    with state.lock, state.server.lock:
-        began = state.server.outage.failed(state, started, state.clock(), fault, state.random)
-        state.counters.connect_failures += 1
     if began:
         log.warning("%s: %s is away: %s", state.name, state.driver.target.server, fault.text)
         state.emit(

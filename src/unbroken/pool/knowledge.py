@@ -71,7 +71,7 @@ class Knowledge:
         runtime.limits = limits_of(settings)
         self.name = name
         self.emit = emit
-        self.server: Server = server_of(driver)
+        self.server: Server = server_of(driver, settings)
         self.hidden = self.server.hidden(driver.target.database)
         self.lock = runtime.new_lock()
         self.kernel = Kernel(settings.max_size, settings.min_size)
@@ -252,7 +252,7 @@ class Knowledge:
                 self.server.limit,
                 self.clock(),
                 name=self.name,
-                server=self.driver.target.server,
+                target=self.driver.target,
                 pid=self.pid,
             )
 
@@ -296,7 +296,9 @@ class Knowledge:
         what = (
             "server is full" if outage.fault.kind.value == "too many connections" else "server away"
         )
-        return f"{what} for {outage.age(now):.1f} s: {outage.fault.text}"
+        silent = outage.silent_tries(now)
+        why = self.server.hosts.told(outage.since or now, silent) or outage.fault.text
+        return f"{what} for {outage.age(now):.1f} s: {why}"
 
 
 def _not_known(_conn: Connection) -> bool:

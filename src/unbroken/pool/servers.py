@@ -10,9 +10,11 @@ import threading
 from typing import Any
 from weakref import WeakSet
 
-from unbroken.abc import BaseDriver
+from unbroken.abc import Address, BaseDriver
+from unbroken.brain.hosts import Hosts
 from unbroken.brain.idle_limit import IdleLimit
 from unbroken.brain.outage import Outage
+from unbroken.settings import Settings
 
 #: Seconds after which a server is asked again what a SELECT may do: a view may have been made
 #: meanwhile.
@@ -49,6 +51,9 @@ class Server:
         self.lock = threading.RLock()
         self.outage = Outage()
         self.limit = IdleLimit()
+        self.hosts = Hosts()
+        self.followed = 0  #: of the moves of ``hosts``, those that the pools were told of …
+        self.place: Address | None = None  #: … and where they led
         self._hidden: dict[str | None, Hidden] = {}
         self.pools: WeakSet[Any] = WeakSet()
 
@@ -57,8 +62,9 @@ class Server:
         return self._hidden.setdefault(database, Hidden())
 
 
-def server_of(driver: BaseDriver) -> Server:
-    """This process's record of the server that *driver* connects to.
+def server_of(driver: BaseDriver, settings: Settings) -> Server:
+    """This process's record of the server, or of the cluster, that *driver* connects to. Pools
+    that want another role of the same cluster have another record: one may be away alone.
 
     Where the caller's own ``connect=`` leads is not known: then nothing is shared, else one
     server's outage would close the pools of all others.
@@ -70,7 +76,12 @@ def server_of(driver: BaseDriver) -> Server:
         and getattr(driver, "_connect", None) is not None
     ):
         return Server()
-    return server_at(target.server)
+    role = getattr(settings, "target", "any")
+    record = server_at(target.server if role == "any" else f"{target.server} {role}")
+    with record.lock:
+        if len(target.hosts) > 1 and not record.hosts.are_several:
+            record.hosts = Hosts(target.hosts, prefers_standby=role == "prefer-standby")
+    return record
 
 
 _records: dict[tuple[int, str], Server] = {}

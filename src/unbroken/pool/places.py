@@ -1,0 +1,109 @@
+"""A pool and the hosts of its cluster: which one an attempt goes to, what its end means for the
+others, and letting go of connections that are elsewhere.
+
+What is decided here is decided in :mod:`unbroken.brain.hosts`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from unbroken.abc import Cause, Fault, Login, address
+from unbroken.brain.entry import Entry
+from unbroken.brain.hosts import After
+from unbroken.brain.outage import Try
+from unbroken.pool.registry import every
+
+log = logging.getLogger("unbroken")
+
+
+def choose(state: Any, attempt: Try) -> None:
+    """Decide where *attempt*, which has just begun, goes. The caller holds both locks."""
+    server, now = state.server, state.clock()
+    attempt.address = server.hosts.next(now, _silent(state, attempt))
+
+
+def _silent(state: Any, attempt: Try | None = None) -> list[Try]:
+    found: list[Try] = state.server.outage.silent_tries(state.clock())
+    return [each for each in found if each is not attempt]
+
+
+def host_of(attempt: Try) -> Login | None:
+    """The host that *attempt* goes to, as a login; None: the one that the URL says."""
+    return None if attempt.address is None else Login(*attempt.address)
+
+
+def after_failure(state: Any, attempt: Try, fault: Fault) -> tuple[After, Fault]:
+    """What follows now that *attempt* failed with *fault*; and the fault in the words of all hosts.
+    The caller holds both locks.
+    """
+    hosts, now, silent = state.server.hosts, state.clock(), _silent(state, attempt)
+    after = hosts.failed(attempt, now, fault, silent)
+    if after is After.AWAY:
+        fault = hosts.why_away(fault, silent)
+    elif after is After.REJECTED:
+        fault = replace(fault, text=hosts.told(hosts.since, silent) or fault.text)
+    elif after is After.ELSEWHERE:
+        state.server.outage.hurry(now)
+    return after, fault
+
+
+def came_about(state: Any, attempt: Try) -> bool:
+    """*attempt* gave a connection that can serve. False: it is unwanted, since the pool has got
+    others from another host since it began.
+    """
+    with state.lock, state.server.lock:
+        wanted: bool = state.server.hosts.succeeded(attempt, state.clock(), _silent(state, attempt))
+    follow(state)
+    return wanted
+
+
+def look(state: Any) -> None:
+    """Some attempts are silent: the place may have to be left. The caller holds both locks."""
+    state.server.hosts.leave(state.clock(), _silent(state))
+
+
+def follow(state: Any) -> None:
+    """Where the place has moved, all pools of the cluster let go of their connections elsewhere.
+    Called without locks.
+    """
+    server = state.server
+    with server.lock:
+        hosts = server.hosts
+        if hosts.moves == server.followed:
+            return
+        before, place, pools = server.place, hosts.place, every(server.pools)
+        server.followed, server.place = hosts.moves, place
+    if before != place:
+        host = address(*place)
+        log.warning("%s: connections are opened at %s from now on", state.name, host)
+        state.emit("moved", {"pool": state.name, "host": host})
+    for pool in pools:
+        pool.runtime.call(partial(retire_elsewhere, pool))
+
+
+def retire_elsewhere(state: Any) -> None:
+    """Close what is idle elsewhere than at the place now, what is in use when it comes back."""
+    with state.lock, state.server.lock:
+        place = state.server.hosts.place
+        for entry in [*state.kernel.entries.values()]:
+            if entry.address is not None and entry.address != place:
+                entry.condemn(Cause.FAILOVER)
+        stale = state.kernel.take_stale()
+    for entry in stale:
+        state.close_entry(entry)
+    state.ensure_connecting()
+
+
+def where(state: Any, entry: Entry | None) -> str:
+    """The host of *entry* and the database, for messages; without an entry, those of the
+    cluster.
+    """
+    target = state.driver.target
+    if entry is None or entry.address is None:
+        return str(target.label)
+    host = address(*entry.address)
+    return f"{host}/{target.database}" if target.database else host
