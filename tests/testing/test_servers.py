@@ -580,7 +580,9 @@ def test_what_is_available_and_what_is_not_is_said_in_a_line(
     assert available("mariadb") is None
     assert available("mysql") is None
     assert available("postgresql") is None
-    assert "known are mariadb, mongodb, mysql, pgbouncer, postgresql" in (available("oracle") or "")
+    assert "known are galera, haproxy, mariadb, mongodb, mysql, pgbouncer" in (
+        available("oracle") or ""
+    )
     monkeypatch.setenv("UNBROKEN_MARIADBD", "/nowhere/mariadbd")
     monkeypatch.setenv("UNBROKEN_POSTGRES_BIN", "/nowhere")
     for kind in ("mariadb", "postgresql"):
@@ -597,11 +599,14 @@ def test_where_nothing_is_installed_the_message_says_what_to_install(
     monkeypatch.setattr(servers.mysql, "PLACES", ())
     monkeypatch.setattr(servers.debian, "unpacked", lambda *_: None)
     monkeypatch.setattr(servers.pgbouncer, "_PLACES", ())
+    monkeypatch.setattr(servers.haproxy, "_PLACES", ())
+    monkeypatch.setattr(servers.galera, "_PROVIDERS", ())
     monkeypatch.setattr(servers.postgresql, "_WHEELS", ())
     monkeypatch.setattr(servers.postgresql, "_INSTALLED", ())
     assert "install mariadb-server" in (available("mariadb") or "")
     assert "install mysql-server" in (available("mysql") or "")
     assert "install pgbouncer" in (available("pgbouncer") or "")
+    assert "install galera-4" in (available("galera") or "")
     assert "pip install 'unbroken[servers]'" in (available("postgresql") or "")
 
 

@@ -8,7 +8,7 @@ or marker is used.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +18,20 @@ if TYPE_CHECKING:
     from unbroken_drill.databases import SharedServers
     from unbroken_drill.faults import Fault
     from unbroken_drill.proxy import FaultProxy
-    from unbroken_drill.servers import MariaDB, MongoDB, MySQL, PostgreSQL
+    from unbroken_drill.servers import (
+        Cluster,
+        Galera,
+        HAProxy,
+        MariaDB,
+        MariaDBCluster,
+        MongoDB,
+        MongoReplicaSet,
+        MySQL,
+        PgBouncer,
+        PostgreSQL,
+        PostgreSQLCluster,
+        Server,
+    )
 
 #: Kinds of servers, each the fixture ``unbroken_KIND``.
 _SERVERS = ("mariadb", "mysql", "postgres", "mongodb")
@@ -71,17 +84,24 @@ def unbroken_servers() -> Iterator[SharedServers]:
 
 
 def _fresh(request: pytest.FixtureRequest, kind: str) -> Iterator[Any]:
+    servers: SharedServers = request.getfixturevalue("unbroken_servers")
+    with _or_skipped(request):
+        servers.get(kind)
+    with servers.fresh(kind) as server:
+        yield server
+
+
+@contextmanager
+def _or_skipped(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A server that cannot be had skips or fails the test, as the project's settings say."""
     from unbroken_drill.servers import ServerUnavailable
 
-    servers: SharedServers = request.getfixturevalue("unbroken_servers")
     try:
-        servers.get(kind)
+        yield
     except ServerUnavailable as reason:
         if request.config.getini("unbroken_missing_server") == "skip":
             pytest.skip(str(reason))
         pytest.fail(str(reason), pytrace=False)
-    with servers.fresh(kind) as server:
-        yield server
 
 
 @pytest.fixture
@@ -111,6 +131,42 @@ def unbroken_mongodb(request: pytest.FixtureRequest) -> Iterator[MongoDB]:
     yield from _fresh(request, "mongodb")
 
 
+# -- clusters, the test's own ----------------------------------------------------------------------
+
+
+def _started(request: pytest.FixtureRequest, name: str) -> Iterator[Any]:
+    from unbroken_drill import servers
+
+    with ExitStack() as stack:
+        with _or_skipped(request):
+            cluster = stack.enter_context(getattr(servers, name)())
+        yield cluster
+
+
+@pytest.fixture
+def unbroken_postgres_cluster(request: pytest.FixtureRequest) -> Iterator[PostgreSQLCluster]:
+    """A PostgreSQL primary with a standby: ``promote()``, ``switchover()``, ``demote()``."""
+    yield from _started(request, "PostgreSQLCluster")
+
+
+@pytest.fixture
+def unbroken_mariadb_cluster(request: pytest.FixtureRequest) -> Iterator[MariaDBCluster]:
+    """A MariaDB primary with a replica, likewise."""
+    yield from _started(request, "MariaDBCluster")
+
+
+@pytest.fixture
+def unbroken_galera(request: pytest.FixtureRequest) -> Iterator[Galera]:
+    """A Galera cluster of three nodes."""
+    yield from _started(request, "Galera")
+
+
+@pytest.fixture
+def unbroken_replica_set(request: pytest.FixtureRequest) -> Iterator[MongoReplicaSet]:
+    """A MongoDB replica set of three members."""
+    yield from _started(request, "MongoReplicaSet")
+
+
 # -- what stands on the way ------------------------------------------------------------------------
 
 
@@ -132,6 +188,38 @@ def unbroken_proxy() -> Iterator[Callable[..., FaultProxy]]:
                 else FaultProxy(upstream, **options)
             )
             return stack.enter_context(proxy)
+
+        yield make
+
+
+@pytest.fixture
+def unbroken_haproxy(request: pytest.FixtureRequest) -> Iterator[Callable[..., HAProxy]]:
+    """``unbroken_haproxy(unbroken_postgres_cluster)``: a started HAProxy before a cluster or a list
+    of servers, closed with the test.
+    """
+    from unbroken_drill.servers import HAProxy
+
+    with ExitStack() as stack:
+
+        def make(servers: Cluster[Any] | list[Server], **options: Any) -> HAProxy:
+            with _or_skipped(request):
+                return stack.enter_context(HAProxy(servers, **options))
+
+        yield make
+
+
+@pytest.fixture
+def unbroken_pgbouncer(request: pytest.FixtureRequest) -> Iterator[Callable[..., PgBouncer]]:
+    """``unbroken_pgbouncer(unbroken_postgres, "transaction")``: a started PgBouncer before a
+    server, closed with the test.
+    """
+    from unbroken_drill.servers import PgBouncer
+
+    with ExitStack() as stack:
+
+        def make(server: PostgreSQL, *args: Any, **options: Any) -> PgBouncer:
+            with _or_skipped(request):
+                return stack.enter_context(PgBouncer(server, *args, **options))
 
         yield make
 

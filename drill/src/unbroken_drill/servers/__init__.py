@@ -7,19 +7,31 @@ broken at will.
         pool = unbroken.Pool(server.url("psycopg"))
         server.crash(down=1.0)
 
+Whole clusters with the load balancer or pooler before them are there as well:
+
+    with PostgreSQLCluster(standbys=1) as cluster, HAProxy(cluster) as balancer:
+        pool = unbroken.Pool(balancer.url("psycopg"))
+        cluster.promote()
+
 :func:`available` says whether a kind of server can be had here. No driver is needed: servers are
 asked in their own protocol.
 """
 
 from unbroken_drill.servers.base import Server, Session, available
+from unbroken_drill.servers.cluster import Cluster
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
+from unbroken_drill.servers.galera import Galera, GaleraNode
+from unbroken_drill.servers.haproxy import HAProxy
 from unbroken_drill.servers.mariadb import MariaDB
+from unbroken_drill.servers.mariadb_cluster import MariaDBCluster
 from unbroken_drill.servers.mongodb import MongoDB, MongoReplicaSet
 from unbroken_drill.servers.mysql import MySQL
 from unbroken_drill.servers.pgbouncer import PgBouncer
 from unbroken_drill.servers.postgresql import PostgreSQL
+from unbroken_drill.servers.postgresql_cluster import PostgreSQLCluster
 
 __all__ = [
-    "MariaDB", "MongoDB", "MongoReplicaSet", "MySQL", "PgBouncer", "PostgreSQL", "Server",
+    "Cluster", "Galera", "GaleraNode", "HAProxy", "MariaDB", "MariaDBCluster", "MongoDB",
+    "MongoReplicaSet", "MySQL", "PgBouncer", "PostgreSQL", "PostgreSQLCluster", "Server",
     "ServerError", "ServerUnavailable", "Session", "available",
 ]  # fmt: skip

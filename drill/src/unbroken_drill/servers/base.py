@@ -27,6 +27,10 @@ from unbroken_drill.servers.reaper import reaper
 #: millisecond.
 _POLL = 0.002
 
+#: The user that a load balancer asks PostgreSQL and MariaDB as: it needs no password, may log in,
+#: and may do nothing else.
+CHECKER = "unbroken_check"
+
 #: What an option may be set to: text and numbers as the server spells them, True and False as on
 #: and off.
 Value = str | int | float | bool

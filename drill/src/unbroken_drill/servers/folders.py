@@ -94,6 +94,12 @@ def own(path: Path) -> None:
         os.chown(path, user.pw_uid, user.pw_gid)
 
 
+def own_all(folder: Path) -> None:
+    """Give *folder* and all that is in it to the server's user."""
+    for path in (folder, *folder.rglob("*")):
+        own(path)
+
+
 def cache_folder() -> Path:
     """The folder for what is kept from run to run; nobody else may write there."""
     folder = base_folder() / f"unbroken-cache-{os.geteuid()}"

@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from unbroken_drill.servers import certificates, folders, processes
-from unbroken_drill.servers.base import Server, Session, Value
+from unbroken_drill.servers.base import CHECKER, Server, Session, Value
+from unbroken_drill.servers.cluster import wait_until
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
 from unbroken_drill.servers.wire import mysql_query
 
@@ -41,12 +42,28 @@ _SETTINGS: Mapping[str, Value] = {
     "character_set_server": "utf8mb4",
 }
 
+#: Of a server that others may follow: every change is in its binary log from its first start on.
+_REPLICATED: Mapping[str, Value] = {
+    "log_bin": "log",
+    "log_slave_updates": True,
+    "gtid_strict_mode": True,
+    "rpl_semi_sync_slave_enabled": True,
+    "rpl_semi_sync_master_wait_point": "AFTER_SYNC",
+    "rpl_semi_sync_master_timeout": 3_600_000,
+}
+_REPLICATOR = "unbroken_replica"
+_SEMI_SYNC = "rpl_semi_sync_master_enabled"
+
 
 class MariaDB(Server):
     """A MariaDB server, for ``mysql+…://`` and ``mariadb+…://`` URLs.
 
     The program is, first of all, what ``UNBROKEN_MARIADBD`` names, then ``mariadbd`` in PATH, then
     in the usual folders for servers. ``mariadb-install-db`` is looked for beside it and in PATH.
+
+    With ``replicated=True``, :meth:`replica` gives a second server that follows it by GTID, and
+    :meth:`promote` and :meth:`switchover` change their roles; :class:`MariaDBCluster` holds them
+    together.
     """
 
     backend: ClassVar[str] = "mariadb"
@@ -54,6 +71,19 @@ class MariaDB(Server):
     schemes: ClassVar[Mapping[str, str]] = {"mariadbconnector": "mariadb"}
     polite_signal = SIGTERM
     quick_signal = SIGKILL
+
+    #: The server that it follows as a replica; None: a primary, or alone.
+    upstream: MariaDB | None = None
+
+    def __init__(
+        self,
+        options: Mapping[str, Value] | None = None,
+        *,
+        replicated: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(options, **kwargs)
+        self.replicated = replicated
 
     @classmethod
     def find(cls, *, tls: bool = False) -> Path:
@@ -134,6 +164,8 @@ class MariaDB(Server):
         }
         tls = {"ssl_cert": "server.pem", "ssl_key": "server.key"} if self.tls else {}
         files: dict[str, Value] = {name: str(folder / "tls" / file) for name, file in tls.items()}
+        if self.replicated:
+            places |= {**_REPLICATED, "server_id": self.port}
         return [
             self.binary,
             "--no-defaults",
@@ -141,13 +173,23 @@ class MariaDB(Server):
         ]
 
     def _welcome(self) -> None:
+        if self.upstream is not None:
+            return self._replicate(self.upstream)
         name, password = f"{_text(self.user)}@'%'", _text(self.password)
         self._query(
             f"CREATE DATABASE {_name(self.database)}; CREATE USER {name} IDENTIFIED BY {password};"
-            f"GRANT ALL ON {_name(self.database)}.* TO {name}",
+            f"GRANT ALL ON {_name(self.database)}.* TO {name}; CREATE USER {CHECKER}@'%'",
             None,
             30.0,
         )
+        if self.replicated:
+            self._query(
+                f"CREATE USER {_REPLICATOR}@'%' IDENTIFIED BY {password};"
+                f"GRANT REPLICATION SLAVE ON *.* TO {_REPLICATOR}@'%'",
+                None,
+                30.0,
+            )
+        return None
 
     def _query(self, sql: str, database: str | None, timeout: float) -> list[tuple[str, ...]]:
         return mysql_query(self.unix_socket, "root", sql, database, timeout)
@@ -180,6 +222,116 @@ class MariaDB(Server):
 
     def _socket_query(self, driver: str | None) -> dict[str, str]:  # noqa: ARG002 - all drivers spell it alike
         return {"unix_socket": self.unix_socket}
+
+    # ---- a primary and its replicas
+
+    def replica(self, *, synchronous: bool = False) -> MariaDB:
+        """A started replica of this server, read-only, which follows within milliseconds.
+
+        *synchronous*: from now on a COMMIT is answered only after a replica has it too.
+        """
+        if not self.replicated:
+            raise ServerError(f"{self!r} keeps no log of its changes: say replicated=True")
+        made = type(self)(
+            dict(self.options), replicated=True, user=self.user, password=self.password,
+            database=self.database, host=self.host, tls=self.tls, binary=self.binary,
+        )  # fmt: skip
+        made._become_replica(self)
+        made.start()
+        try:
+            made._wait_following(synchronous=synchronous)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _become_replica(self, upstream: MariaDB) -> None:
+        self.upstream = upstream
+        self.options["read_only"] = True
+        self.options.pop(_SEMI_SYNC, None)
+
+    def _replicate(self, upstream: MariaDB) -> None:
+        self._query(
+            f"CHANGE MASTER TO MASTER_HOST = '{upstream.host}', MASTER_PORT = {upstream.port},"
+            f" MASTER_USER = '{_REPLICATOR}', MASTER_PASSWORD = {_text(upstream.password)},"
+            " MASTER_USE_GTID = slave_pos, MASTER_CONNECT_RETRY = 1; START SLAVE",
+            None,
+            30.0,
+        )
+
+    def _wait_following(self, *, synchronous: bool) -> None:
+        assert self.upstream is not None, "a replica"
+        self.wait_caught_up(self.upstream)
+        if synchronous:
+            self.upstream.set(**{_SEMI_SYNC: True})
+
+    def wait_caught_up(self, primary: MariaDB, timeout: float = 30.0) -> None:
+        """Wait until this replica has all that *primary* has committed by now."""
+        where = primary._query("SELECT @@GLOBAL.gtid_binlog_pos", None, 30.0)[0][0]
+        asked = f"SELECT MASTER_GTID_WAIT('{where}', {timeout})"
+        if self._query(asked, None, timeout + 5.0) != [("0",)]:
+            said = self._query("SHOW SLAVE STATUS", None, 30.0)
+            raise ServerError(f"{self!r} is not at {where} after {timeout:g} s: {said}")
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether it refuses the application's writes; ServerError when it does not answer."""
+        return self._query("SELECT @@GLOBAL.read_only", None, 5.0) == [("1",)]
+
+    def set_read_only(self, on: bool = True) -> None:
+        """Refuse the application's writes from now on (error 1290), or take them again."""
+        self.set(read_only=on)
+
+    def promote(self, timeout: float = 30.0) -> None:
+        """Make this replica a primary: it applies all that it has received, then takes writes."""
+        if self.upstream is None:
+            raise ServerError(f"{self!r} is no replica")
+        self._query("STOP SLAVE IO_THREAD", None, timeout)
+        wait_until(self._has_applied_all, f"the promotion of {self!r}", timeout)
+        self._query("STOP SLAVE; RESET SLAVE ALL", None, timeout)
+        self.upstream = None
+        self.set_read_only(False)
+
+    def _has_applied_all(self) -> bool:
+        row = self._query("SHOW SLAVE STATUS", None, 30.0)[0]
+        # received: Master_Log_File, Read_Master_Log_Pos; applied: Relay_Master_Log_File,
+        # Exec_Master_Log_Pos
+        return (row[5], row[6]) == (row[9], row[21])
+
+    def follow(self, primary: MariaDB, *, synchronous: bool = False, rebuild: bool = True) -> None:
+        """Make this server a replica of *primary*.
+
+        *rebuild*: its data are thrown away first, for it may have changes that *primary* does not
+        have. Without it, *primary* must have all of them.
+        """
+        self._become_replica(primary)
+        if rebuild:
+            self.kill()
+            shutil.rmtree(self._home / "data")
+            self._prepare(self._home)
+            self.start()
+            self._replicate(primary)
+        else:
+            self.start()
+            where = self._query("SELECT @@GLOBAL.gtid_binlog_pos", None, 30.0)[0][0]
+            self._query(
+                f"SET GLOBAL read_only = 1, {_SEMI_SYNC} = 0; STOP SLAVE; RESET SLAVE ALL;"
+                f"SET GLOBAL gtid_slave_pos = '{where}'",
+                None,
+                30.0,
+            )
+            self._replicate(primary)
+        self._wait_following(synchronous=synchronous)
+
+    def switchover(self, to: MariaDB, *, synchronous: bool = False) -> None:
+        """Give this primary's place to its replica *to*, in order: nothing is lost.
+
+        It becomes read-only; *to* catches up and is promoted; this server becomes its replica.
+        """
+        self.set_read_only()
+        to.wait_caught_up(self)
+        to.promote()
+        self.follow(to, synchronous=synchronous, rebuild=False)
 
 
 def as_flags(options: Mapping[str, Value]) -> list[str]:

