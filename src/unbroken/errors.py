@@ -89,8 +89,8 @@ class ConnectionLostError(UnbrokenError):
 
 
 class CommitUnknownError(UnbrokenError):
-    """A COMMIT was sent and the connection was lost before its answer: the work is stored whole, or
-    not at all.
+    """A COMMIT was sent and the connection was lost before its answer, or the answer is an error
+    that does not prove that nothing was stored: the work is stored whole, or not at all.
 
     ``XA COMMIT``, ``COMMIT PREPARED`` and their like count as a COMMIT. Look before you repeat the
     work. Also a ConnectionError.

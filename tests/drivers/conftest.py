@@ -220,6 +220,9 @@ class Recorder(unit.Unit):
     def commit_failed(self, *, conn_id: int | None = None) -> None:
         self.log.append("commit failed")
 
+    def commit_doubted(self, *, conn_id: int | None = None) -> None:
+        self.log.append("commit doubted")
+
     def rolled_back(self, *, conn_id: int | None = None) -> None:
         self.log.append("rolled back")
 

@@ -98,6 +98,41 @@ def test_a_serialization_failure_at_the_commit_is_replayed() -> None:
     assert action(unit, RETRY) is Action.REPLAY
 
 
+@pytest.mark.parametrize("sql", ["COMMIT", "COMMIT AND CHAIN", "XA COMMIT 'x'", None])
+@pytest.mark.parametrize("fault", [LOST, RETRY, Fault(FaultKind.OTHER, None, 1180)])
+def test_a_commit_that_was_answered_with_an_error_that_proves_nothing_is_unknown(
+    sql: str | None, fault: Fault
+) -> None:
+    unit = begun()
+    unit.statement(INSERT, False)
+    unit.committing() if sql is None else unit.statement(sql, False)
+    unit.commit_doubted()
+    assert action(unit, fault) is Action.COMMIT_UNKNOWN
+    unit.rolled_back()
+    assert action(unit, fault) is Action.COMMIT_UNKNOWN
+    assert unit.fate() is Fate.UNKNOWN
+    unit.begin_attempt()
+    assert action(unit, RETRY) is Action.REPLAY
+
+
+def test_a_doubtful_answer_to_anything_but_a_commit_is_no_doubt_about_one() -> None:
+    unit = begun()
+    unit.statement(INSERT, False)
+    unit.statement("RELEASE SAVEPOINT s", False)
+    unit.commit_doubted()
+    assert action(unit, RETRY) is Action.REPLAY
+
+
+def test_a_write_in_autocommit_that_was_answered_so_is_never_replayed_and_its_fate_unknown() -> (
+    None
+):
+    unit = begun()
+    unit.statement(INSERT, True)
+    unit.commit_doubted()
+    assert action(unit, LOST) is Action.RAISE
+    assert unit.fate() is Fate.UNKNOWN
+
+
 def test_a_commit_as_text_that_was_answered_with_an_error_is_replayed() -> None:
     unit = begun()
     unit.statement(INSERT, False)

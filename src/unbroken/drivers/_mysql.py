@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from unbroken.abc import Cause, Fault, FaultKind, Target
+from unbroken.backends.commits import proves_nothing_stored
 from unbroken.backends.mysql import mysql_fault
 from unbroken.backends.system import chain, one_line, os_fault
 from unbroken.drivers._shared import boolean, coerce, from_connect, optional_boolean, seconds, whole
 from unbroken.errors import ConfigurationError
-from unbroken.ledger import scope
+from unbroken.ledger import scope, unit
 
 #: Flags of the server's status, in every OK and EOF packet (MySQL manual,
 #: "Protocol::SERVER_STATUS_flags_enum").
@@ -150,22 +151,6 @@ _GONE = ("closed", "sequence number", "out of sync", "not connected", "not avail
 _SOCKET_WORDS = ("sendall", "settimeout", "'read", "recv", "'write", "transport")
 
 
-#: Errors in answer to a COMMIT that do not prove that nothing was committed: interrupted, or failed
-#: half way.
-_NOT_FINAL = {1026, 1105, 1180, 1317, 1598, 3100}
-
-
-def refused_commit(exc: BaseException) -> bool:
-    """Whether *exc*, the answer to a COMMIT, proves that nothing was committed."""
-    errno = number_of(exc) or 0
-    return (
-        errno >= 1000
-        and not 2000 <= errno < 3000
-        and errno not in _NOT_FINAL
-        and not mysql_fault(errno, "").is_lost
-    )
-
-
 #: What a call of the library, which is no statement, did to a session (``_seen_moved``): the next
 #: user would find another database, or be another user of the server.
 MOVED, ANOTHER_USER = 1, 2
@@ -185,18 +170,29 @@ COMMIT, ROLLBACK, STATEMENT = 1, 2, 3
 def answered(conn: Any, what: int, error: BaseException | None) -> None:
     """Tell the ledger that *what* was answered in full: with success, or with *error*.
 
-    An error in answer to a statement tells nothing of what is stored: tables without transactions
-    keep what was done before.
+    An error in answer to a statement in autocommit tells nothing of what is stored: tables without
+    transactions keep what was done before.
     """
     ledger = scope.current(id(conn))
     if ledger is None:
         return
     if error is not None:
-        if what == COMMIT and refused_commit(error):
-            ledger.commit_failed(conn_id=id(conn))
+        refused(ledger, conn, error)
     elif what == COMMIT:
         ledger.committed(conn_id=id(conn))
     elif what == ROLLBACK:
         ledger.rolled_back(conn_id=id(conn))
     else:
         ledger.acknowledged(conn_id=id(conn))
+
+
+def refused(ledger: unit.Unit, conn: Any, error: BaseException) -> None:
+    """Tell *ledger* what *error* says of a COMMIT that it answers; of anything else it says
+    nothing. An error that is not the server's says nothing at all.
+    """
+    if not is_answer(error):
+        return
+    if proves_nothing_stored("mysql", number_of(error), str(error)):
+        ledger.commit_failed(conn_id=id(conn))
+    else:
+        ledger.commit_doubted(conn_id=id(conn))

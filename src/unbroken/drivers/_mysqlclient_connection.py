@@ -217,7 +217,11 @@ def watched(base: Any) -> Any:
                 _committing(ledger, self, lambda: super(Watched, self).query(query))
             else:
                 ledger.statement(query, _commits_itself(self), conn_id=id(self))
-                super().query(query)
+                try:
+                    super().query(query)
+                except self.Error as error:
+                    _mysql.refused(ledger, self, error)
+                    raise
                 told = _mysql.ROLLBACK if is_rollback(query) else _mysql.STATEMENT
                 if state.get("_seen_busy"):
                     state["_seen_told"] = told  # its rows are still to come
@@ -270,8 +274,7 @@ def _committing(ledger: unit.Unit, conn: Any, send: Callable[[], None]) -> None:
     try:
         send()
     except conn.Error as error:
-        if _mysql.refused_commit(error):
-            ledger.commit_failed(conn_id=id(conn))
+        _mysql.refused(ledger, conn, error)
         raise
     ledger.committed(conn_id=id(conn))
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from unbroken.abc import FaultKind
-from unbroken.backends.postgresql import postgres_fault
+from unbroken.backends.commits import proves_nothing_stored
+from unbroken.backends.fault import is_goodbye
 from unbroken.drivers._shared import is_commit, is_rollback
 from unbroken.ledger import unit
 from unbroken.ledger.residue import VAGUE, Left
@@ -83,18 +83,6 @@ def limit(setting: str | None) -> float | None:
     return milliseconds / 1000 if milliseconds > 0 else None
 
 
-def refused_commit(sqlstate: str | None, text: str) -> bool:
-    """Whether this error, the answer to a COMMIT, proves that nothing was committed.
-
-    The server's no (a deferred constraint, a serialization failure) does. A connection that ends,
-    an operator's hand (class 57: a commit that waits for a standby is already stored here) or an
-    internal error does not.
-    """
-    if not sqlstate or sqlstate[:2] in ("08", "53", "57", "58", "XX", "F0"):
-        return False
-    return postgres_fault(sqlstate, text).kind is not FaultKind.LOST
-
-
 def about_to_send(
     ledger: unit.Unit, conn_id: int, sql: str | bytes, autocommit: bool | None
 ) -> bool | None:
@@ -130,14 +118,17 @@ def answered(
 def refused(
     ledger: unit.Unit, conn_id: int, commits: bool | None, sqlstate: str | None, text: str
 ) -> None:
-    """Report the server's error in answer to one statement, where it proves that nothing of it was
-    stored.
+    """Report the server's error in answer to one statement: whether it proves that nothing of it
+    was stored.
 
     Not for a call that sends several statements: those before the error may be stored.
     """
-    if commits is False or not refused_commit(sqlstate, text):
+    if commits is False or not sqlstate:
         return
-    if commits:
+    if not proves_nothing_stored("postgresql", sqlstate, text):
+        if not is_goodbye(sqlstate, text, "postgresql"):
+            ledger.commit_doubted(conn_id=conn_id)
+    elif commits:
         ledger.commit_failed(conn_id=conn_id)
     else:
         ledger.acknowledged(conn_id=conn_id, stored=False)

@@ -247,6 +247,10 @@ class Trial(unit.Unit):
         """As the ledger's."""
         self._note("commit failed", conn_id)
 
+    def commit_doubted(self, *, conn_id: int | None = None) -> None:
+        """As the ledger's."""
+        self._note("commit doubted", conn_id)
+
     def rolled_back(self, *, conn_id: int | None = None) -> None:
         """As the ledger's."""
         self._note("rolled back", conn_id)

@@ -13,6 +13,7 @@ class Part:
     __slots__ = (
         "dead",
         "direct",
+        "doubted",
         "entry",
         "fresh",
         "last",
@@ -48,6 +49,7 @@ class Part:
         self.savepoints = True  # … nothing but savepoints
         self.undoing = False  # a ROLLBACK of that went out as text, and its answer is not known
         self.pending = False  # a COMMIT of that went out, and its answer is not known
+        self.doubted = False  # a COMMIT was answered with an error that proves nothing
         self.settling = False  # … of another kind: XA COMMIT
         self.direct = False  # a write in autocommit went out, and its answer is not known
 
@@ -62,5 +64,6 @@ class Part:
         self.open = self.open or other.open
         self.undoing = self.undoing or other.undoing
         self.pending = self.pending or other.pending
+        self.doubted = self.doubted or other.doubted
         self.settling = self.settling or other.settling
         self.direct = self.direct or other.direct

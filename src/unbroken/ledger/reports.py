@@ -162,13 +162,29 @@ class Reports(Deeds):
                 part.open = part.pending = part.settling = False
 
     def commit_failed(self, *, conn_id: int | None = None) -> None:
-        """The server ANSWERED the COMMIT, sent by method or as a statement, with an error: nothing
-        was committed.
+        """The server ANSWERED the COMMIT, sent by method or as a statement, with an error that
+        proves that nothing was committed (:mod:`unbroken.backends.commits`).
         """
         if not self._closed:
-            self._part(
-                conn_id
-            ).pending = False  # still open: SQLite lets a COMMIT that met a lock be tried again
+            # still open: SQLite lets a COMMIT that met a lock be tried again
+            part = self._part(conn_id)
+            part.pending = False
+            if part.settling:
+                part.open = part.settling = False
+
+    def commit_doubted(self, *, conn_id: int | None = None) -> None:
+        """The server ANSWERED with an error that does not prove that nothing was stored.
+
+        Of a COMMIT, it stays unknown whether it was; of anything else this says nothing.
+        """
+        part = None if self._closed else self._parts.get(conn_id)
+        if part is not None and part.pending:
+            part.doubted = True
+
+    def is_doubted(self, conn_id: int | None) -> bool:
+        """Whether a COMMIT on *conn_id* got such an answer in this attempt."""
+        part = self._parts.get(conn_id)
+        return part is not None and part.doubted
 
     def rolled_back(self, *, conn_id: int | None = None) -> None:
         """A ROLLBACK of the whole transaction was acknowledged.

@@ -5,7 +5,8 @@ first, so the ledger never knows less than the server; what it cannot follow cou
 replay. The rules, in the order in which :meth:`Unit.verdict` applies them when a connection was
 lost, or the server asked to try again:
 
-1. a COMMIT of writes was sent and its answer was lost: unknown, never guessed;
+1. a COMMIT of writes was sent and its answer was lost, or does not prove that nothing was stored:
+   unknown, never guessed;
 2. something may have been committed (an acknowledged COMMIT of writes, a write in autocommit, a
    statement that commits by itself, something that could not be followed), or another attempt would
    end as this one did (the application closed the connection, a statement is too large or ends its
@@ -63,12 +64,17 @@ class Unit(Reports):
         Before a replay, roll back or throw away every connection of the attempt. Pure: asking
         changes nothing.
         """
+        parts = dict(self._parts)
+        if any(part.doubted for part in parts.values()):
+            return Verdict(
+                Action.COMMIT_UNKNOWN,
+                "a COMMIT was answered with an error that does not say whether it was stored",
+            )
         if fault.kind not in _REPLAYABLE:
             return Verdict(
                 Action.RAISE,
                 f"an error of the kind {fault.kind.value!r} is not cured by another attempt",
             )
-        parts = dict(self._parts)
         if any(part.pending for part in parts.values()):
             if fault.kind is FaultKind.LOST:
                 return Verdict(

@@ -14,7 +14,8 @@ class Action(StrEnum):
 
     REPLAY = "replay"  #: run it again from the start, on another connection
     RAISE = "raise"  #: hand the error to the caller
-    COMMIT_UNKNOWN = "commit unknown"  #: a COMMIT was sent and its answer was lost: say so
+    #: a COMMIT was sent, and its answer was lost or proves nothing: say so
+    COMMIT_UNKNOWN = "commit unknown"
 
 
 class Origin(Protocol):

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.backends.commits import is_of_the_server, proves_nothing_stored
 from unbroken.backends.fault import is_goodbye
 from unbroken.errors import (
     ClosedByHolderError,
@@ -52,28 +53,41 @@ class Finishing(Holding):
         own.
 
         Raises ConnectionLostError where COMMIT was not sent, CommitUnknownError where its answer
-        was lost. A connection that is known to have ended is not written to, and neither is one
-        whose last exchange is not known to have ended.
+        was lost or does not say whether it was stored. A connection that is known to have ended is
+        not written to, and neither is one whose last exchange is not known to have ended.
         """
-        state, entry, unit = self.state, self.entry, self.unit
+        state, entry = self.state, self.entry
         yield from self._make_ready()
         try:
             yield send or Call("commit", self.conn, entry)
         except Exception as exc:
             fault = state.classify(exc)
-            if not fault.is_lost:
+            if not self._is_in_doubt(exc, fault):
                 raise
-            if unit is not None:
-                unit.note(exc, fault)
-                if unit.verdict(fault).action is not Action.COMMIT_UNKNOWN:
-                    raise
+            how = "the connection was lost before its answer"
+            if fault.kind is not FaultKind.LOST and is_of_the_server(fault):
+                how = "its answer does not say whether it was stored"
+                entry.condemn(fault.cause or Cause.LOST, f"COMMIT: {how} ({fault.text})")
             raise state.error(
                 CommitUnknownError,
-                f"COMMIT was sent to {state.driver.target.label} and the connection was lost before"
-                f" its answer ({fault.text}): {LOOK_FIRST}",
+                f"COMMIT was sent to {state.driver.target.label} and {how} ({fault.text}):"
+                f" {LOOK_FIRST}",
                 fate=Fate.UNKNOWN,
             ) from exc
         entry.sent, entry.settled_at = entry.count(), entry.uses
+
+    def _is_in_doubt(self, exc: Exception, fault: Fault) -> bool:
+        """Whether what was committed may be stored, now that COMMIT raised *exc*."""
+        state, unit = self.state, self.unit
+        if unit is not None:
+            if fault.is_lost:
+                unit.note(exc, fault)
+            return unit.verdict(fault).action is Action.COMMIT_UNKNOWN
+        if not isinstance(exc, state.driver.errors) and not fault.is_lost:
+            return False  # a signal handler's, or a time limit's of the caller's own
+        if not is_of_the_server(fault):
+            return fault.is_lost or not state.is_in_step(self.entry, self.conn)
+        return not proves_nothing_stored(state.backend, fault.code, fault.text)
 
     def _make_ready(self) -> Flow[None]:
         """Make sure that a COMMIT sent now can be the next thing that the server answers.

@@ -209,6 +209,9 @@ class Holding:
             self._condemn_lost(fault)
         elif not self.is_in_step:
             self.break_off()
+        elif unit is not None and unit.is_doubted(id(self.conn)):
+            # nothing more is sent on it: a ROLLBACK's answer would look like the COMMIT's
+            self.entry.condemn(Cause.LOST, f"its COMMIT was answered so: {fault.text}")
         return fault
 
     def break_off(self) -> None:
