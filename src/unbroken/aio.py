@@ -35,6 +35,7 @@ from unbroken.pool.leaks import discard_forgotten
 from unbroken.pool.loan import Loan
 from unbroken.pool.loops import LoopRuntime, abandon, cut_off, farewell, runtime_of
 from unbroken.pool.running_async import run_unit_async
+from unbroken.pool.secrets import take_secrets
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import run_async
 from unbroken.pool.upkeep import schedule
@@ -56,7 +57,9 @@ class AsyncPool(Generic[ConnectionT]):
     """A pool of connections for asyncio, to one database. Arguments and settings as
     :class:`unbroken.Pool`.
 
-    *connect* is a callable that gives an awaitable of a new connection. Making a pool connects to
+    *connect* is a callable that gives an awaitable of a new connection. So may *password* and
+    *user*: an awaitable of a text. Plain callables run on a thread, so that none blocks the loop.
+    Making a pool connects to
     nothing and needs no running loop. Raises ConfigurationError (DriverNotInstalledError) for a URL
     or settings that cannot work.
     """
@@ -67,10 +70,13 @@ class AsyncPool(Generic[ConnectionT]):
         *,
         connect: Callable[[], Awaitable[ConnectionT]] | None = None,
         driver: str | None = None,
+        password: str | Callable[[], str | Awaitable[str]] | None = None,
+        user: str | Callable[[], str | Awaitable[str]] | None = None,
         observers: tuple[Observer, ...] = (),
         **settings: Any,
     ) -> None:
         target, given = take_settings(url, settings)
+        target, self._secrets = take_secrets(target, password, user, is_async=True)
         self.settings = Settings.of(**given)
         self._driver = open_driver(target, is_async=True, connect=connect, driver=driver)
         self.settings = bounded(self._driver, self.settings)
@@ -106,7 +112,14 @@ class AsyncPool(Generic[ConnectionT]):
     def _new_state(self, running: asyncio.AbstractEventLoop) -> PoolState:
         runtime = LoopRuntime(self._driver, running)
         fresh = PoolState(
-            self._driver, self.settings, runtime, self.name, self._emit, fork_mark(), connector
+            self._driver,
+            self.settings,
+            runtime,
+            self.name,
+            self._emit,
+            fork_mark(),
+            connector,
+            self._secrets,
         )
         runtime.finalizer = weakref.finalize(self, abandon, fresh)
         runtime.farewell = farewell(weakref.WeakMethod(self._forget), weakref.ref(fresh))

@@ -32,6 +32,7 @@ from unbroken.pool.leaks import discard_forgotten
 from unbroken.pool.lease import BoundedLease, Lease, caller, getframe
 from unbroken.pool.loan import Loan
 from unbroken.pool.running import T, run_unit
+from unbroken.pool.secrets import take_secrets
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import run
 from unbroken.pool.threads import ThreadRuntime
@@ -53,6 +54,9 @@ class Pool(Generic[ConnectionT]):
     that opens one connection, and *driver*, the name of its library. *settings* are those of
     :class:`unbroken.Settings`. *observers* are called with every event.
 
+    *password* and *user* replace the URL's. A callable is asked at each attempt to connect, on a
+    thread of the pool's own and within ``connect_timeout``. It returns a text that is not empty.
+
     Making a pool connects to nothing. A forked child that uses the pool starts with no connections
     of its own and never touches its parent's.
 
@@ -65,12 +69,15 @@ class Pool(Generic[ConnectionT]):
         *,
         connect: Callable[[], ConnectionT] | None = None,
         driver: str | None = None,
+        password: str | Callable[[], str] | None = None,
+        user: str | Callable[[], str] | None = None,
         observers: tuple[Observer, ...] = (),
         **settings: Any,
     ) -> None:
-        url, given = take_settings(url, settings)
+        target, given = take_settings(url, settings)
+        target, self._secrets = take_secrets(target, password, user, is_async=False)
         self.settings = Settings.of(**given)
-        self._driver = open_driver(url, connect=connect, driver=driver)
+        self._driver = open_driver(target, connect=connect, driver=driver)
         self.settings = bounded(self._driver, self.settings)
         adopt_for(self.settings.units, self.settings.max_replays)
         self.name = self.settings.name or self._driver.target.label
@@ -93,7 +100,14 @@ class Pool(Generic[ConnectionT]):
     def _new_state(self) -> PoolState:
         runtime = ThreadRuntime(self._driver)
         return PoolState(
-            self._driver, self.settings, runtime, self.name, self._emit, fork_mark(), connector
+            self._driver,
+            self.settings,
+            runtime,
+            self.name,
+            self._emit,
+            fork_mark(),
+            connector,
+            self._secrets,
         )
 
     def _emit(self, event: str, fields: Mapping[str, Any]) -> None:

@@ -10,8 +10,19 @@ means that the server is away, later that this one connection is lost.
 
 from __future__ import annotations
 
-from unbroken.abc import Cause
+from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.backends import mysql, postgresql
+
+
+def refuses_login(fault: Fault, backend: str) -> bool:
+    """Whether *fault*, of an attempt to connect, is about who connects: another password, or user,
+    might be let in.
+    """
+    if fault.kind is not FaultKind.REJECTED:
+        return False
+    if backend == "postgresql":
+        return postgresql.refuses_login(fault)
+    return fault.code in mysql.LOGIN_REFUSED
 
 
 def is_goodbye(code: int | str, text: str, backend: str) -> bool:

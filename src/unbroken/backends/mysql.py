@@ -32,10 +32,14 @@ _CLIENT_LOST = {2006, 2013, 2014, 2027, 2045, 2048, 2055, 5013, 5014, 5015}
 _CLIENT_CONNECT = {2001, 2002, 2003, 2004, 2005, 2009, 2010, 2011, 2012}
 _TOO_MANY = {1040, 1203, 1135}  # server full, user full, no thread to be had
 _REJECTED = {
-    1044, 1045, 1049, 1129, 1130, 1251, 1524, 1698, 1820, 1862, 3118, 3159, 4151,  # the server's no
+    # the server's no
+    1044, 1045, 1049, 1129, 1130, 1251, 1524, 1698, 1820, 1862, 3118, 3159, 3955, 4151,
     # the client's: protocol, character set, authentication plugin
     2007, 2019, 2047, 2049, 2054, 2058, 2059, 2060, 2061,
 }  # fmt: skip
+#: Of these, what another password or user may cure: denied, denied for want of a plugin, an expired
+#: password, a locked account (MySQL 3118 and 3955, MariaDB 4151).
+LOGIN_REFUSED = frozenset({1045, 1698, 1820, 1862, 3118, 3955, 4151})
 # the server is; 1792 is the transaction, which the application may have wanted so
 _READ_ONLY = {1836}
 _TOO_LARGE = {1153, 2020}

@@ -116,6 +116,19 @@ def postgres_fault(sqlstate: str | None, text: str, *, connecting: bool = False)
     return Fault(_K.OTHER, None, sqlstate, line)
 
 
+def refuses_login(fault: Fault) -> bool:
+    """See :func:`unbroken.backends.fault.refuses_login`. *fault* is REJECTED.
+
+    28000 is also what pg_hba.conf says to everybody; PgBouncer has only words.
+    """
+    lower = fault.text.lower()
+    if fault.code == "28P01":
+        return True
+    if fault.code == "28000":
+        return "pg_hba.conf" not in lower
+    return fault.code == "08P01" and ("auth" in lower or "no such user" in lower)
+
+
 def _bouncer(sqlstate: str, line: str, connecting: bool) -> Fault:
     """08P01 is PgBouncer's code for everything; from a server in use it is a protocol slip of the
     application's.

@@ -70,11 +70,12 @@ _NAMELESS = (FaultKind.UNKNOWN_NAME, FaultKind.UNREACHABLE)
 class Try:
     """One attempt to connect that is under way."""
 
-    __slots__ = ("address", "is_ended", "is_late", "number", "started", "who")
+    __slots__ = ("address", "is_ended", "is_late", "number", "started", "until", "who")
 
     def __init__(self, who: object, started: float, number: int) -> None:
         self.who = who
         self.started = started
+        self.until = math.inf  #: when its time is up
         self.number = number  #: among the attempts since the server last answered, from 1
         self.is_ended = False  #: it was told to end, for another to begin in its place
         self.address: Address | None = None  #: where it goes; None: where the URL says
@@ -196,9 +197,14 @@ class Outage:
         return attempt
 
     def over(self, attempt: Try) -> None:
-        """It has ended."""
+        """It has ended, or does something else than to connect."""
         if attempt in self.tries:
             self.tries.remove(attempt)
+
+    def goes_on(self, attempt: Try, now: float) -> None:
+        """After it did something else, it turns to the server now."""
+        attempt.started = now
+        self.tries.append(attempt)
 
     def mine(self, who: object) -> list[Try]:
         """The attempts of *who* that are under way, the oldest first."""

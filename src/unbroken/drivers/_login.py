@@ -49,6 +49,21 @@ def target_of(target: Target, login: Login | None) -> Target:
     return target if login.password is None else replace(target, password=login.password)
 
 
+class _Masked:
+    """A text that no ``repr`` and no pickle shows."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a password is not pickled")
+
+
 class Logins:
     """What every driver inherits: arguments for a login, and errors that quote no password."""
 
@@ -57,18 +72,18 @@ class Logins:
     #: The library's names for a password and for a unix socket's path; see :func:`aimed`.
     _names: tuple[str, str | None] = ("password", None)
     #: Passwords of logins, the last ones.
-    _brought: tuple[str, ...] = ()
+    _brought: tuple[_Masked, ...] = ()
 
     @property
     def secrets(self) -> tuple[str | None, ...]:
         """Texts that no error may quote."""
-        return (self.target.password, *self._brought)
+        return (self.target.password, *(each.text for each in self._brought))
 
     def brings(self, login: Login | None) -> None:
         """From now on errors do not quote the password of *login*."""
         secret = None if login is None else login.password
-        if secret and secret not in self._brought:
-            self._brought = (*self._brought[1 - _REMEMBERED :], secret)
+        if secret and secret not in self.secrets:
+            self._brought = (*self._brought[1 - _REMEMBERED :], _Masked(secret))
 
     def aimed(self, login: Login | None) -> dict[str, Any]:
         """The arguments of a connect as *login*."""

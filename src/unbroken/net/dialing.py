@@ -45,6 +45,7 @@ class Dialing(ABC):
         self.is_ended = False  #: nothing that comes of it is to be used
         self.is_overtaken = False  #: ended for another, and not because its time was up
         self.is_over = False
+        self.asks = ""  #: what is asked for instead of connecting: ``password``
         self._watcher = watcher
         self._timer: Any = None
         self._made: tuple[int, tuple[int, int]] | None = None

@@ -14,6 +14,7 @@ from unbroken.brain.kernel import Ticket
 from unbroken.errors import ConnectRejectedError, OutageError, PoolTimeoutError, UnbrokenError
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool.leaks import discard_forgotten, recover_left, recover_strays
+from unbroken.pool.login import login_error, still_asking
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow, Wait
 
@@ -170,6 +171,10 @@ def _raise_if_hopeless(
     """End the wait: when the time is up, or when the server has been away for too long and nothing
     can come back.
     """
+    if _has_no_login(state, now, until, came):
+        with state.lock:
+            state.counters.turned_away += 1
+        raise login_error(state, now)
     if now >= until:
         outage = state.server.outage
         with state.lock:
@@ -183,6 +188,16 @@ def _raise_if_hopeless(
         with state.lock:
             state.counters.turned_away += 1
         raise _outage_error(state, now, started)
+
+
+def _has_no_login(state: PoolState, now: float, until: float, came: float) -> bool:
+    """Whether a caller's wait for a login has been long enough."""
+    refusals, patience = state.refusals, state.settings.outage_wait
+    return (
+        refusals.active
+        and (now >= until or refusals.turns_away(now, patience, came))
+        and not _may_come_back(state)
+    )
 
 
 def _may_come_back(state: PoolState) -> bool:
@@ -221,11 +236,13 @@ def _timeout_error(state: PoolState, now: float, started: float) -> PoolTimeoutE
     )
     outage = state.describe_outage(now)
     busy = "all are in use: give them back sooner, raise max_size, or wait longer (acquire_timeout)"
-    why = outage or (
-        busy
-        if state.kernel.in_use
+    asked = still_asking(state)
+    silent = (
+        f"the callable for the {asked} has not returned yet; give it a time limit"
+        if asked
         else "the server has not answered yet; is it overloaded or frozen?"
     )
+    why = outage or (busy if state.kernel.in_use else silent)
     return state.error(
         PoolTimeoutError,
         f"no connection to {state.driver.target.label} within {now - started:.1f} s"

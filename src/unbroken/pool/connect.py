@@ -16,11 +16,21 @@ from unbroken.backends.system import one_line
 from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.outage import SILENT, Try
-from unbroken.pool.knowledge import AT_THE_LIMIT
-from unbroken.pool.places import after_failure, came_about, choose, follow, host_of, look
+from unbroken.pool.first_questions import ask_limit, prove, remember
+from unbroken.pool.login import (
+    fault_of,
+    is_about_login,
+    let_in,
+    login_of,
+    refused,
+    time_left,
+    unusable,
+)
+from unbroken.pool.places import after_failure, came_about, choose, follow, look
 from unbroken.pool.registry import every
+from unbroken.pool.secrets import LoginError, late
 from unbroken.pool.state import PoolState
-from unbroken.pool.steps import Call, Connect, Flow, Wait
+from unbroken.pool.steps import Connect, Flow, Wait
 from unbroken.pool.upkeep import schedule
 
 log = logging.getLogger("unbroken")
@@ -45,6 +55,7 @@ def work(state: PoolState, open_one: Callable[[Any, Try], Flow[bool]]) -> Flow[N
     """As :func:`connector`, with another way to make an attempt. *open_one* says whether to go on;
     the attempt's place is reserved.
     """
+    attempt: Try | None = None
     try:
         while True:
             asked = _ask(state)
@@ -53,16 +64,18 @@ def work(state: PoolState, open_one: Callable[[Any, Try], Flow[bool]]) -> Flow[N
             if not isinstance(asked, Try):
                 yield from _sleep(state, asked)
                 continue
+            attempt = asked
             watch_over(state)
             try:
-                goes_on = yield from open_one(state, asked)
+                goes_on = yield from open_one(state, attempt)
             finally:
-                _over(state, asked)
-            if not goes_on:
+                _over(state, attempt)
+            if not goes_on or attempt.is_late:
                 return
     finally:
         with state.lock, state.server.lock:
             state.at_work -= 1
+            state.stuck -= attempt is not None and attempt.is_late
             resigned = state.connectors == 0 and state.server.outage.resign(state)
         state.ensure_connecting()  # who came while this one was leaving
         if resigned:
@@ -77,14 +90,20 @@ def _ask(state: PoolState) -> Try | float | None:
         kernel, outage, now = state.kernel, state.server.outage, state.clock()
         if kernel.closed or not (state.wants or (outage.active and state.places > 0)):
             return None
-        delay = outage.ask(state, now, len(kernel.waiting))
-        if delay is None or not outage.room(state, now, state.connectors - 1):
+        if state.refusals.active and not kernel.waiting:
             return None
+        delay = outage.ask(state, now, len(kernel.waiting))
+        if delay is None or state.room(state.connectors - 1) <= 0:
+            return None
+        if state.refusals.delay(now) > delay:
+            delay = state.refusals.delay(now)
+            outage.resign(state)  # another pool of this server may have a login
         if delay > 0.0:
             return delay
         if not kernel.reserve(spare=True):
             return None
         attempt = outage.began(state, now)
+        attempt.until = now + state.connect_limit
         choose(state, attempt)
         state.tries[attempt] = state.runtime.dialing(state.connect_limit)
         return attempt
@@ -127,8 +146,10 @@ def watch_over(state: PoolState) -> None:
     with state.lock, state.server.lock:
         outage, now = state.server.outage, state.clock()
         when = outage.look_again(state, now, bool(state.kernel.waiting) or outage.is_called(now))
+        ends = min((each.until for each in state.tries), default=math.inf) + AFTERWARDS
+        when = min(ends, math.inf if when is None else when)
         before = state.oversight
-        if when is None or (before is not None and before.when <= when):
+        if when == math.inf or (before is not None and before.when <= when):
             return
         this = weakref.ref(state)
         state.oversight = state.runtime.watcher.at(when, lambda: _look(this))
@@ -145,7 +166,7 @@ def _look(state_ref: Callable[[], PoolState | None]) -> None:
     if state is None or not state.here[0]:
         return
     now = state.clock()
-    tries = list(state.tries.items())
+    tries = [(each, dialing) for each, dialing in list(state.tries.items()) if not dialing.asks]
     moving = [
         each for each, dialing in tries if now - each.started < MOVING and dialing.is_moving(SILENT)
     ]
@@ -165,29 +186,52 @@ def _look(state_ref: Callable[[], PoolState | None]) -> None:
         if victim is not None:
             victim.is_ended = True
         dialing = None if victim is None else state.tries.get(victim)
-        late = [
-            each
-            for each in state.tries
-            if not each.is_late and now - each.started > state.connect_limit + AFTERWARDS
-        ]
-        for each in late:
-            each.is_late = True
+        given_up = _give_up_late(state, now)
     if dialing is not None:
         dialing.end(overtaken=True)
-    for each in late:
-        _failed(
-            state,
-            TimeoutError(
-                errno.ETIMEDOUT,
-                f"no end of the connect after {state.connect_limit:g} s (name lookup?)",
-            ),
-            each,
-        )
+    for attempt, asks in given_up:
+        _tell_late(state, attempt, asks)
+    with state.lock, state.server.lock:
+        resigned = bool(given_up) and state.connectors == 0 and state.server.outage.resign(state)
     follow(state)
     state.ensure_connecting()
+    if resigned:
+        tell_others(state)
     if called:
         state.hasten()
     watch_over(state)
+
+
+def _give_up_late(state: PoolState, now: float) -> list[tuple[Try, str]]:
+    """Give up the attempts whose time is up, and that block still: their places are free, their
+    workers stuck. Each with what it is asking for. The caller holds both locks.
+    """
+    found = [
+        (each, dialing.asks)
+        for each, dialing in state.tries.items()
+        if now >= each.until + AFTERWARDS
+    ]
+    for each, _ in found:
+        each.is_late = True
+        state.tries.pop(each, None)
+        state.server.outage.over(each)
+        state.kernel.unreserve()
+        state.stuck += 1
+    return found
+
+
+def _tell_late(state: PoolState, attempt: Try, asks: str) -> None:
+    """An attempt was given up."""
+    if asks:
+        refused(state, late(asks, state.settings.connect_timeout), attempt.started)
+        return
+    text = f"no end of the connect after {state.connect_limit:g} s ({_what_blocks(state)}?)"
+    _failed(state, TimeoutError(errno.ETIMEDOUT, text), attempt)
+
+
+def _what_blocks(state: PoolState) -> str:
+    own = getattr(state.driver, "_connect", None)
+    return "name lookup" if own is None else "your own connect="
 
 
 # -- one attempt -----------------------------------------------------------------------------------
@@ -200,11 +244,13 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
     conn: Connection = None
     entry: Entry | None = None
     try:
-        conn = yield Connect(state.settings.connect_timeout, dialing, host_of(attempt))
+        login = yield from login_of(state, attempt)
+        dialing = state.tries.get(attempt, dialing)
+        conn = yield Connect(time_left(state, attempt), dialing, login)
         if dialing.is_ended:
             raise TimeoutError(errno.ETIMEDOUT, "it came too late")
         dialing.has_made(state.driver.fileno(conn))
-        until = started + state.connect_limit  # one limit for all of it
+        until = attempt.until  # one limit for all of it
         if not state.server.limit.asked:
             yield from ask_limit(state, conn, until)
         yield from prove(state, conn, until)
@@ -213,6 +259,9 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         opening = (
             (yield from remember(state, conn, until)) if state.settings.reset == "session" else None
         )
+        _over(state, attempt)  # from here on it cannot be given up any more
+        if attempt.is_late:
+            raise TimeoutError(errno.ETIMEDOUT, "it came too late")
         if not came_about(state, attempt):
             return True
         entry = state.adopt(conn, generation)
@@ -221,15 +270,18 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
     except Exception as exc:
         if attempt.is_ended or attempt.is_late:
             return True  # counted already, or given up for another: it says nothing
+        if is_about_login(state, exc):
+            return _put_off(state, exc, attempt)
         lost = conn is None or dialing.is_ended or state.classify(exc).is_lost
         return _failed(state, exc, attempt) if lost else _reject_object(state, conn, exc)
     finally:
         if entry is None:
-            with state.lock:
-                state.kernel.unreserve()
+            _over(state, attempt)
+            if not attempt.is_late:
+                with state.lock:
+                    state.kernel.unreserve()
             if conn is not None:  # cancelled in between, or not a connection at all
                 state.driver.close(conn)
-    _over(state, attempt)
     _succeeded(state, entry, state.clock() - started)
     return True
 
@@ -244,80 +296,10 @@ def _reject_object(state: PoolState, conn: Connection, exc: Exception) -> bool:
     return False
 
 
-def _within(state: PoolState, until: float) -> float:
-    """How long a question may take that must be answered by *until*."""
-    return min(state.settings.ping_timeout, max(until - state.clock(), AT_THE_LIMIT))
-
-
-def ask_limit(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[None]:
-    """Ask the server for its idle limit, once per process.
-
-    Where it may not be asked, learning has to do.
-    """
-    with state.server.lock:
-        if state.server.limit.asked:
-            return
-        state.server.limit.asked = True  # one asks; the others do not wait for the answer
-    try:
-        limit = yield Call("idle_limit", conn, timeout=_within(state, until))
-    except Exception as exc:
-        if state.classify(exc).is_lost:
-            state.server.limit.asked = False
-            # it must not be lent: a driver that knows it to be closed shows no socket to look at
-            # any more
-            raise
-        log.debug(
-            "%s: the server's idle limit is not known: %s", state.name, state.classify(exc).text
-        )
-        if state.knows_status and not state.driver.is_quiet(conn):
-            # Its answer may still come: nobody may get this connection. The next one is not asked.
-            raise ConnectionAbortedError(
-                errno.ECONNABORTED, "the question for the idle limit was broken off"
-            ) from exc
-        return
-    with state.server.lock:
-        state.server.limit.tell(limit)
-    state.limit_changed()
-
-
-def remember(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[Any]:
-    """What a reset of this session has to set again; None where that is not known.
-
-    One round trip.
-    """
-    try:
-        return (yield Call("remember", conn, timeout=_within(state, until)))
-    except Exception as exc:
-        fault = state.classify(exc)
-        if fault.is_lost or not state.driver.is_quiet(conn):
-            raise
-        log.debug("%s: sessions are closed instead of reset: %s", state.name, fault.text)
-        return None
-
-
-def prove(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[None]:
-    """Have the driver prove, once per process, that it sees what its library sends; without proof
-    no unit is replayed.
-    """
-    driver = state.driver
-    if not driver.needs_trial(conn):
-        return
-    try:
-        flaw = yield Call("probe", conn, timeout=_within(state, until))
-    except Exception as exc:
-        fault = state.classify(exc)
-        if fault.is_lost:
-            raise  # another connection has to prove it
-        driver.tried(
-            conn, f"a trial of what it sends failed: {fault.text or repr(exc)}", final=False
-        )
-    else:
-        driver.tried(conn, flaw)
-
-
 def _succeeded(state: PoolState, entry: Entry, took: float) -> None:
     with state.lock, state.server.lock:
         ended = _end_outage(state, took)
+        let_in(state)
         state.rejected_at = -math.inf
         state.counters.opened += 1
         state.counters.connect_seconds += took
@@ -359,7 +341,8 @@ def tell_others(state: PoolState) -> None:
 def _failed(state: PoolState, exc: Exception, attempt: Try) -> bool:
     began = False
     with state.lock, state.server.lock:
-        after, fault = after_failure(state, attempt, state.classify(exc))
+        let_in(state)
+        after, fault = after_failure(state, attempt, fault_of(state, exc))
         if after is After.AWAY:
             began = state.server.outage.failed(
                 state, attempt.started, state.clock(), fault, state.random
@@ -378,6 +361,19 @@ def _failed(state: PoolState, exc: Exception, attempt: Try) -> bool:
     return True
 
 
+def _put_off(state: PoolState, exc: Exception, attempt: Try) -> bool:
+    """Nobody is let in as the one who tried, which may be another the next time."""
+    ended = None
+    if not isinstance(exc, LoginError):
+        with state.lock, state.server.lock:
+            ended = _end_outage(state)  # the server is there
+            if state.refusals.active:  # again: another host may let us in
+                after_failure(state, attempt, fault_of(state, exc))
+    refused(state, exc, attempt.started)
+    _announce_end(state, ended)
+    return True
+
+
 def _reject(state: PoolState, exc: Exception, fault: Fault) -> None:
     """The server said no.
 
@@ -387,8 +383,13 @@ def _reject(state: PoolState, exc: Exception, fault: Fault) -> None:
     state.rejected_at = state.clock()
     with state.lock, state.server.lock:
         ended = _end_outage(state)  # it says no, so it is there
+        let_in(state)
         state.counters.connect_failures += 1
-        tickets = state.kernel.fail(lambda: state.rejection(exc, fault))
+        tickets = state.kernel.fail(
+            lambda: (
+                unusable(state, exc) if isinstance(exc, LoginError) else state.rejection(exc, fault)
+            )
+        )
     log.error("%s: cannot connect to %s: %s", state.name, state.driver.target.label, fault.text)
     state.wake(tickets)
     _announce_end(state, ended)

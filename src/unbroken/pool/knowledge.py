@@ -22,6 +22,7 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.health import Policy
 from unbroken.brain.kernel import Kernel, Ticket
 from unbroken.brain.outage import Try
+from unbroken.brain.refusals import Refusals
 from unbroken.errors import ConnectRejectedError, E, PoolClosedError, UnbrokenError, for_driver
 from unbroken.ledger.scope import testify
 from unbroken.net import liveness
@@ -29,6 +30,7 @@ from unbroken.net.hangups import HangUps
 from unbroken.pool.bounds import limits_of
 from unbroken.pool.registry import every, registry
 from unbroken.pool.runtime import Runtime
+from unbroken.pool.secrets import NO_SECRETS, Secrets
 from unbroken.pool.servers import Server, server_of
 from unbroken.pool.steps import Flow
 from unbroken.settings import Settings
@@ -62,6 +64,7 @@ class Knowledge:
         emit: Callable[[str, Mapping[str, Any]], None],
         here: Any,
         connector: Callable[[Any], Flow[None]],
+        secrets: Secrets = NO_SECRETS,
     ) -> None:
         self.here = here
         self.pid = os.getpid()
@@ -70,6 +73,7 @@ class Knowledge:
         self.runtime = runtime
         runtime.limits = limits_of(settings)
         self.name = name
+        self.secrets = secrets
         self.emit = emit
         self.server: Server = server_of(driver, settings)
         self.hidden = self.server.hidden(driver.target.database)
@@ -93,6 +97,8 @@ class Knowledge:
         self.at_work = 0  #: how many of them have begun and not ended
         self.ordered: set[Start] = set()  #: those that were ordered and have not begun
         self.tries: dict[Try, Any] = {}  #: their attempts under way, and what can end each of these
+        self.stuck = 0  #: workers that are given up: their attempts still block, and count no more
+        self.refusals = Refusals()  #: of logins, where they are asked for
         #: when an attempt is ended from outside
         self.connect_limit = settings.connect_timeout + AT_THE_LIMIT
         self.oversight: Any = None  #: the timer for the next look at these

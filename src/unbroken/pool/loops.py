@@ -21,8 +21,9 @@ from unbroken.ledger.scope import apart
 from unbroken.net.dialing import Dialing, OnLoop
 from unbroken.net.watcher import LoopWatcher
 from unbroken.pool.bounds import Bound, limits_of
+from unbroken.pool.secrets import Aside
 from unbroken.pool.state import PoolState
-from unbroken.pool.steps import Attempt, Call, Connect, Flow, Reset, Wait, run_async
+from unbroken.pool.steps import Attempt, Call, Connect, Consult, Flow, Reset, Wait, run_async
 from unbroken.settings import Settings
 
 log = logging.getLogger("unbroken")
@@ -41,6 +42,7 @@ class LoopRuntime:
         self.driver = driver
         self.loop = loop
         self.watcher = LoopWatcher(loop)
+        self.aside = Aside(loop)
         self._tasks: set[asyncio.Task[Any]] = set()  # a loop holds its tasks weakly only
         self.finalizer: weakref.finalize[..., Any] | None = None  #: for a pool that is dropped
         self.farewell: AsyncGenerator[None, None] | None = None  #: for a loop that ends
@@ -144,6 +146,9 @@ class LoopRuntime:
         if kind is Connect:
             async with step.dialing:
                 return await self._connect(step)
+        if kind is Consult:
+            async with step.dialing:
+                return await self.aside.ask(step.name, step.function)
         if kind is Reset:
             return await self._reset(step)
         if kind is Attempt:

@@ -33,6 +33,18 @@ class Connect:
 
 
 @dataclass(frozen=True, slots=True)
+class Consult:
+    """Ask *function* for a secret, called *name*; gives what it gives, awaited where that can be.
+
+    *dialing* can end it from outside. Raises LoginError from what it raises.
+    """
+
+    name: str
+    function: Callable[[], Any]
+    dialing: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """Call a method of the driver (``ping``, ``begin``, ``commit``, ``rollback``, ``restore`` …) on
     a connection.
@@ -74,7 +86,7 @@ class Attempt:
     work: Callable[[], Any]
 
 
-Step: TypeAlias = Connect | Call | Reset | Wait | Attempt
+Step: TypeAlias = Connect | Consult | Call | Reset | Wait | Attempt
 Flow: TypeAlias = Generator[Step, Any, T]
 
 

@@ -12,6 +12,9 @@ from unbroken.pool.steps import Flow
 
 log = logging.getLogger("unbroken")
 
+#: So many workers may be stuck in what cannot be ended (a name lookup, a caller's own function)
+#: before no new ones are started.
+STUCK = 4
 #: After a no (a wrong password, say) nobody but a caller has the server asked again for so long:
 #: some lock an account.
 REJECTED_PAUSE = 30.0
@@ -84,7 +87,7 @@ class Supply(Knowledge):
             outage = self.server.outage
             wanted = outage.active and outage.prober is self and self.places > 0
         if wanted:
-            self._start_workers(lambda: min(1, outage.room(self, self.clock(), self.connectors)))
+            self._start_workers(lambda: min(1, self.room(self.connectors)))
         self.oversee(self)
 
     def wake(self, tickets: list[Ticket]) -> None:
@@ -94,14 +97,23 @@ class Supply(Knowledge):
 
     @property
     def connectors(self) -> int:
-        """How many workers open connections, or are about to begin."""
-        return self.at_work + len(self.ordered)
+        """How many workers open connections, or are about to begin. Those that are stuck do not
+        count.
+        """
+        return self.at_work - self.stuck + len(self.ordered)
 
     def _missing_workers(self) -> int:
         outage = self.server.outage
         somebody_else = outage.active and outage.prober not in (None, self)
-        room = 0 if somebody_else else outage.room(self, self.clock(), self.connectors)
+        room = 0 if somebody_else else self.room(self.connectors)
         return min(self.wants, room) if room else 0
+
+    def room(self, workers: int) -> int:
+        """How many more workers there may be beside so many *workers*."""
+        if self.stuck >= STUCK:
+            return 0
+        room = self.server.outage.room(self, self.clock(), workers)
+        return min(room, 1 - workers) if self.refusals.active else room
 
     def _start_workers(self, missing: Callable[[], int]) -> None:
         """Start as many workers as *missing* says.

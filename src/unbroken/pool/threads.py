@@ -19,7 +19,8 @@ from unbroken.net.signals import start_thread
 from unbroken.net.watcher import ThreadWatcher
 from unbroken.pool.bounds import Bound, limits_of
 from unbroken.pool.holder import describe, referred_to, suspended, thread_frames
-from unbroken.pool.steps import Attempt, Call, Connect, Flow, Reset, Wait, run
+from unbroken.pool.secrets import ask
+from unbroken.pool.steps import Attempt, Call, Connect, Consult, Flow, Reset, Wait, run
 from unbroken.settings import Settings
 
 log = logging.getLogger("unbroken")
@@ -125,6 +126,9 @@ class ThreadRuntime:
                 if step.make is None:
                     return self.driver.connect(step.timeout, step.login)
                 return step.make() if step.context is None else step.context.run(step.make)
+        if kind is Consult:
+            with step.dialing:
+                return ask(step.name, step.function)
         if kind is Reset:
             with Bound(
                 self.watcher, self.driver, step.conn, self.limits["reset"], "the reset function"

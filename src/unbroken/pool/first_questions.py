@@ -1,0 +1,86 @@
+"""What the pool asks on a connection that was just opened, before anybody gets it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+from typing import Any
+
+from unbroken.abc import Connection
+from unbroken.pool.knowledge import AT_THE_LIMIT
+from unbroken.pool.state import PoolState
+from unbroken.pool.steps import Call, Flow
+
+log = logging.getLogger("unbroken")
+
+
+def _within(state: PoolState, until: float) -> float:
+    """How long a question may take that must be answered by *until*."""
+    return min(state.settings.ping_timeout, max(until - state.clock(), AT_THE_LIMIT))
+
+
+def ask_limit(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[None]:
+    """Ask the server for its idle limit, once per process.
+
+    Where it may not be asked, learning has to do.
+    """
+    with state.server.lock:
+        if state.server.limit.asked:
+            return
+        state.server.limit.asked = True  # one asks; the others do not wait for the answer
+    try:
+        limit = yield Call("idle_limit", conn, timeout=_within(state, until))
+    except Exception as exc:
+        if state.classify(exc).is_lost:
+            state.server.limit.asked = False
+            # it must not be lent: a driver that knows it to be closed shows no socket to look at
+            # any more
+            raise
+        log.debug(
+            "%s: the server's idle limit is not known: %s", state.name, state.classify(exc).text
+        )
+        if state.knows_status and not state.driver.is_quiet(conn):
+            # Its answer may still come: nobody may get this connection. The next one is not asked.
+            raise ConnectionAbortedError(
+                errno.ECONNABORTED, "the question for the idle limit was broken off"
+            ) from exc
+        return
+    with state.server.lock:
+        state.server.limit.tell(limit)
+    state.limit_changed()
+
+
+def remember(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[Any]:
+    """What a reset of this session has to set again; None where that is not known.
+
+    One round trip.
+    """
+    try:
+        return (yield Call("remember", conn, timeout=_within(state, until)))
+    except Exception as exc:
+        fault = state.classify(exc)
+        if fault.is_lost or not state.driver.is_quiet(conn):
+            raise
+        log.debug("%s: sessions are closed instead of reset: %s", state.name, fault.text)
+        return None
+
+
+def prove(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[None]:
+    """Have the driver prove, once per process, that it sees what its library sends; without proof
+    no unit is replayed.
+    """
+    driver = state.driver
+    if not driver.needs_trial(conn):
+        return
+    try:
+        flaw = yield Call("probe", conn, timeout=_within(state, until))
+    except Exception as exc:
+        fault = state.classify(exc)
+        if fault.is_lost:
+            raise  # another connection has to prove it
+        driver.tried(
+            conn, f"a trial of what it sends failed: {fault.text or repr(exc)}", final=False
+        )
+    else:
+        driver.tried(conn, flaw)

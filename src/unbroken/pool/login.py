@@ -1,0 +1,143 @@
+"""As whom an attempt to connect goes: its user and password are asked for, and a refusal is not
+believed at once where the next answer may be another one.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from unbroken.abc import Fault, FaultKind, Login
+from unbroken.backends.fault import refuses_login
+from unbroken.backends.system import one_line
+from unbroken.brain.outage import Try
+from unbroken.errors import ConfigurationError, ConnectRejectedError, OutageError, UnbrokenError
+from unbroken.pool.knowledge import AT_THE_LIMIT
+from unbroken.pool.places import host_of
+from unbroken.pool.secrets import LoginError, checked, late
+from unbroken.pool.state import PoolState
+from unbroken.pool.steps import Consult, Flow
+
+log = logging.getLogger("unbroken")
+
+
+def login_of(state: PoolState, attempt: Try) -> Flow[Login | None]:
+    """Where *attempt* goes, and as whom. Its dialing may be another one then. Raises LoginError."""
+    secrets = state.secrets
+    if not secrets.are_asked:
+        return host_of(attempt)
+    user = password = None
+    if secrets.user is not None:
+        user = yield from _ask(state, attempt, "user", secrets.user)
+    if secrets.password is not None:
+        password = yield from _ask(state, attempt, "password", secrets.password)
+    host, port = attempt.address or (None, None)
+    return Login(host, port, user, password)
+
+
+def _ask(state: PoolState, attempt: Try, name: str, function: Any) -> Flow[str]:
+    dialing = state.tries[attempt]
+    dialing.asks = name
+    with state.lock, state.server.lock:
+        # the silence of whoever keeps the secret says nothing about the server
+        state.server.outage.over(attempt)
+    try:
+        value = yield Consult(name, function, dialing)
+    except Exception:
+        if dialing.is_ended:
+            raise late(name, state.settings.connect_timeout) from None
+        raise
+    if dialing.is_ended:
+        raise late(name, state.settings.connect_timeout)
+    value = checked(name, value)
+    with state.lock, state.server.lock:
+        if attempt.is_late:
+            raise late(name, state.settings.connect_timeout)
+        now = state.clock()
+        state.server.outage.goes_on(attempt, now)
+        state.tries[attempt] = state.runtime.dialing(max(AT_THE_LIMIT, attempt.until - now))
+    return value
+
+
+def time_left(state: PoolState, attempt: Try) -> float:
+    """Of the time to connect, what asking for the login has left."""
+    if not state.secrets.are_asked:
+        return state.settings.connect_timeout
+    return max(AT_THE_LIMIT, attempt.until - AT_THE_LIMIT - state.clock())
+
+
+def is_about_login(state: PoolState, exc: BaseException) -> bool:
+    """Whether *exc* ended an attempt for want of a login that another attempt may have."""
+    if isinstance(exc, LoginError):
+        return exc.fault.kind is not FaultKind.REJECTED
+    return state.secrets.are_asked and refuses_login(state.classify(exc), state.backend)
+
+
+def fault_of(state: PoolState, exc: BaseException) -> Fault:
+    """What *exc*, which ended an attempt, means."""
+    return exc.fault if isinstance(exc, LoginError) else state.classify(exc)
+
+
+def refused(state: PoolState, exc: BaseException, started: float) -> None:
+    """An attempt has ended with *exc*, which is about its login: the next one asks anew."""
+    fault = fault_of(state, exc)
+    with state.lock:
+        began = state.refusals.failed(started, state.clock(), fault, exc, state.random)
+        state.rejected_at = state.clock()
+        state.counters.connect_failures += 1
+    if began:
+        log.warning(
+            "%s: no login to %s, asking again: %s",
+            state.name,
+            state.driver.target.server,
+            _text(state, fault),
+        )
+
+
+def let_in(state: PoolState) -> None:
+    """An attempt ended otherwise than by its login. The caller holds the pool's lock."""
+    since = state.refusals.over()
+    if since is not None:
+        log.info("%s: no login for %.2f s, and now one", state.name, state.clock() - since)
+
+
+def _text(state: PoolState, fault: Fault) -> str:
+    secrets = getattr(state.driver, "secrets", ())
+    return one_line(fault.text, *secrets)
+
+
+def login_error(state: PoolState, now: float) -> UnbrokenError:
+    """What a caller is told who has waited for a login for long enough."""
+    refusals, fault = state.refusals, state.refusals.fault
+    assert fault is not None
+    what = _text(state, fault)
+    age, tries = refusals.age(now), refusals.tries
+    if fault.kind is FaultKind.REJECTED:
+        told: UnbrokenError = state.error(
+            ConnectRejectedError,
+            f"cannot connect to {state.driver.target.label}: {what}; refused for {age:.1f} s,"
+            f" {tries} times, each time after asking for the login anew",
+        )
+    else:
+        told = state.error(
+            OutageError,
+            f"no connection to {state.driver.target.label} ({state.describe_load()}): {what}; so"
+            f" for {age:.1f} s, asked {tries} times; the pool goes on asking",
+            retry_after=1.0,
+        )
+    error = refusals.error
+    told.__cause__ = error.__cause__ if isinstance(error, LoginError) else error
+    return told
+
+
+def unusable(state: PoolState, exc: LoginError) -> UnbrokenError:
+    """What a caller is told whose pool was given something that is no secret."""
+    return state.error(
+        ConfigurationError,
+        f"cannot connect to {state.driver.target.label}: {_text(state, exc.fault)}",
+    )
+
+
+def still_asking(state: PoolState) -> str | None:
+    """The name of what an attempt is being asked for now; None: nothing."""
+    return next((each.asks for each in list(state.tries.values()) if each.asks), None)

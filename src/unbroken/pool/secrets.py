@@ -1,0 +1,191 @@
+"""Passwords and users that are asked for at each attempt to connect.
+
+What a callable gives is used for one attempt and then forgotten. Nothing here keeps it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from unbroken.abc import Fault, FaultKind, Target
+from unbroken.backends.system import one_line
+from unbroken.errors import ConfigurationError
+from unbroken.net.forks import Connecting
+from unbroken.net.signals import start_thread
+
+#: Calls of blocking functions beside an event loop that may be under way at a time.
+AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """The callables that give a pool's user and password; None: as the URL says.
+
+    A callable's ``repr`` may hold a secret (``functools.partial`` has its arguments in it).
+    """
+
+    user: Callable[[], Any] | None = field(default=None, repr=False)
+    password: Callable[[], Any] | None = field(default=None, repr=False)
+
+    @property
+    def are_asked(self) -> bool:
+        """Whether anything is asked for."""
+        return self.user is not None or self.password is not None
+
+
+NO_SECRETS = Secrets()
+
+
+class LoginError(Exception):
+    """A callable gave no secret. *fault*: NOT_READY where another call may, else REJECTED."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.text)
+        self.fault = fault
+
+
+def take_secrets(
+    target: Target | None, password: Any, user: Any, *, is_async: bool
+) -> tuple[Target | None, Secrets]:
+    """Part a pool's arguments *password* and *user* into texts, which replace the URL's, and
+    callables.
+
+    Raises ConfigurationError for what is neither, and where there is no use for them.
+    """
+    for name, value in (("user", user), ("password", password)):
+        if not (value is None or isinstance(value, str) or callable(value)):
+            raise ConfigurationError(
+                f"{name}= is {_a(value)}; give a text, or a callable that returns one"
+            )
+        if not is_async and is_coroutine_function(value):
+            raise ConfigurationError(_ASYNC.format(name=name))
+    if (user, password) != (None, None) and (target is None or target.backend == "sqlite"):
+        where = "a SQLite file has no users" if target else "let connect= read them itself"
+        raise ConfigurationError(f"user= and password= have no use here: {where}")
+    if target is not None and isinstance(user, str):
+        target = replace(target, user=user)
+    if target is not None and isinstance(password, str):
+        target = replace(target, password=password)
+    return target, Secrets(
+        None if isinstance(user, str) else user,
+        None if isinstance(password, str) else password,
+    )
+
+
+_ASYNC = (
+    "the callable for the {name} is a coroutine function, which only AsyncPool can await; give Pool"
+    " a plain function, such as lambda: asyncio.run(read_secret())"
+)
+
+
+def is_coroutine_function(function: Any) -> bool:
+    """Whether calling *function* gives a coroutine for certain: also a partial of one, and an
+    object with an ``async def __call__``.
+    """
+    while hasattr(function, "func"):  # functools.partial, and what imitates it
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - what it is, not whether it is
+    )
+
+
+def ask(name: str, function: Callable[[], Any]) -> Any:
+    """What *function* gives; raises LoginError from what it raises. *name*: ``password``.
+
+    A fork of the process waits for it as for a connect: it may hold the locks of a TLS library.
+    """
+    try:
+        with Connecting():
+            return function()
+    except (Exception, SystemExit, KeyboardInterrupt) as exc:
+        raise raised(name, exc) from exc
+
+
+def raised(name: str, exc: BaseException) -> LoginError:
+    """What to make of *exc*, which the callable *name* raised."""
+    text = one_line(f"the callable for the {name} raised {type(exc).__name__}: {exc}")
+    return LoginError(Fault(FaultKind.NOT_READY, None, None, text))
+
+
+def late(name: str, limit: float) -> LoginError:
+    """The callable *name* has not returned in time."""
+    text = f"the callable for the {name} has not returned within {limit:g} s; give it a time limit"
+    return LoginError(Fault(FaultKind.NOT_READY, None, None, text))
+
+
+def checked(name: str, value: Any) -> str:
+    """*value*, which the callable *name* gave, if it can be used. Raises LoginError."""
+    if isinstance(value, str) and value:
+        return value
+    if inspect.isawaitable(value):
+        if inspect.iscoroutine(value):
+            value.close()
+        raise LoginError(Fault(FaultKind.REJECTED, None, None, _ASYNC.format(name=name)))
+    text = (
+        f"the callable for the {name} returned {_a(value)}; it must return a text that is not empty"
+    )
+    raise LoginError(Fault(FaultKind.REJECTED, None, None, text))
+
+
+def _a(value: Any) -> str:
+    """*value* by its kind, never by what it is."""
+    if value is None or value == "":
+        return "None" if value is None else "an empty text"
+    name = type(value).__name__
+    if isinstance(value, bytes):
+        return name
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+class Aside:
+    """Blocking functions beside an event loop, each on a thread of its own: at most AT_ONCE.
+
+    Neither the loop nor the interpreter's end waits for one that hangs.
+    """
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._loop = loop
+        self._running = 0
+
+    async def ask(self, name: str, function: Callable[[], Any]) -> Any:
+        """As :func:`ask`. On the loop if it is a coroutine function; what it gives is awaited."""
+        if is_coroutine_function(function):
+            found = function()
+        else:
+            found = await self._on_thread(name, function)
+        try:
+            return await found if inspect.isawaitable(found) else found
+        except (Exception, SystemExit, KeyboardInterrupt) as exc:
+            raise raised(name, exc) from exc
+
+    async def _on_thread(self, name: str, function: Callable[[], Any]) -> Any:
+        if self._running >= AT_ONCE:
+            text = f"{self._running} earlier calls for the {name} have not returned"
+            raise LoginError(Fault(FaultKind.NOT_READY, None, None, text))
+        done = self._loop.create_future()
+
+        def work() -> None:
+            outcome: tuple[Any, LoginError | None]
+            try:
+                outcome = ask(name, function), None
+            except LoginError as exc:
+                outcome = None, exc
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(over, outcome)
+
+        def over(outcome: tuple[Any, LoginError | None]) -> None:
+            self._running -= 1
+            if not done.done():
+                done.set_result(outcome)
+
+        start_thread(work, name="unbroken-secret")
+        self._running += 1
+        value, error = await done
+        if error is not None:
+            raise error
+        return value
