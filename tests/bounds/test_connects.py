@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 
 import unbroken
@@ -265,3 +266,50 @@ def test_a_name_lookup_that_hangs_keeps_nobody_longer_than_their_time(
     assert {
         name: body.stats().size for name, body in made.bodies.items() if body.stats().size > 2
     } == {}
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["Pool", "AsyncPool"])
+def test_a_callers_own_connect_that_hangs_gives_its_place_back(
+    postgres: Server, is_async: bool
+) -> None:
+    """It waits for no socket, so nothing can end it: also a pool of one goes on without it."""
+    over, hang, made = threading.Event(), [True], []
+    settings: dict[str, Any] = {
+        "connect_timeout": LIMIT, "acquire_timeout": 8.0, "outage_wait": 8.0, "max_size": 1,
+    }  # fmt: skip
+
+    def connect() -> Any:
+        if hang:
+            hang.clear()
+            over.wait(60.0)
+        made.append(psycopg.connect(postgres.url("psycopg").replace("+psycopg", "")))
+        return made[-1]
+
+    async def connect_async() -> Any:
+        if hang:
+            hang.clear()
+            await asyncio.sleep(60.0)
+        return await psycopg.AsyncConnection.connect(
+            postgres.url("psycopg").replace("+psycopg", "")
+        )
+
+    async def acquire_async() -> None:
+        async with unbroken.AsyncPool(connect=connect_async, driver="psycopg", **settings) as pool:
+            await pool.release(await pool.acquire())
+
+    started = time.monotonic()
+    if is_async:
+        asyncio.run(acquire_async())
+        assert time.monotonic() - started < LIMIT + BEYOND + SLACK
+        return
+    with unbroken.Pool(connect=connect, driver="psycopg", **settings) as pool:
+        try:
+            pool.release(pool.acquire())
+            assert time.monotonic() - started < LIMIT + BEYOND + SLACK
+        finally:
+            over.set()
+        deadline = time.monotonic() + 5.0
+        while len(made) < 2 or not any(conn.closed for conn in made):
+            assert time.monotonic() < deadline, "what came too late stays open"
+            time.sleep(0.02)
+        assert pool.stats().size == 1

@@ -338,6 +338,7 @@ class Dialing:
     def __init__(self, world: World, limit: float) -> None:
         self.world, self.limit = world, limit
         self.is_ended = self.is_over = False
+        self.asks = ""
         self.made: tuple[int, tuple[int, int]] | None = None
 
     def end(self, *, overtaken: bool = False) -> None:
