@@ -70,7 +70,7 @@ class Finishing(Holding):
                 entry.condemn(fault.cause or Cause.LOST, f"COMMIT: {how} ({fault.text})")
             raise state.error(
                 CommitUnknownError,
-                f"COMMIT was sent to {state.driver.target.label} and {how} ({fault.text}):"
+                f"COMMIT was sent to {state.where(entry)} and {how} ({fault.text}):"
                 f" {LOOK_FIRST}",
                 fate=Fate.UNKNOWN,
             ) from exc
@@ -99,7 +99,7 @@ class Finishing(Holding):
             self._blame_holder()
             raise self._not_sent(
                 ClosedByHolderError,
-                f"the connection to {state.driver.target.label} was closed by the code that had it,"
+                f"the connection to {state.where(entry)} was closed by the code that had it,"
                 " before the pool could commit",
                 "what that code committed itself is stored, what was still open is not",
             )
@@ -107,7 +107,7 @@ class Finishing(Holding):
             why = "" if entry.cause is None else f" ({entry.cause.value})"
             raise self._not_sent(
                 ConnectionLostError,
-                f"connection to {state.driver.target.label} was lost{why} before COMMIT was sent",
+                f"connection to {state.where(entry)} was lost{why} before COMMIT was sent",
             )
         if state.is_in_step(entry, conn) or not state.knows_status:
             # a driver that knows nothing of its exchanges: COMMIT is sent, and the connection is
@@ -120,14 +120,14 @@ class Finishing(Holding):
                 self.failed(exc)
                 raise self._not_sent(
                     ConnectionLostError,
-                    f"connection to {state.driver.target.label} was lost while the rest of a result"
+                    f"connection to {state.where(entry)} was lost while the rest of a result"
                     " was read, before COMMIT was sent",
                 ) from exc
         if not state.is_in_step(entry, conn):
             self.break_off()
             raise self._not_sent(
                 ConnectionLostError,
-                f"COMMIT was not sent to {state.driver.target.label}: an answer of the server was"
+                f"COMMIT was not sent to {state.where(entry)}: an answer of the server was"
                 " not read to its end (a time limit, a signal or a cancellation broke off a"
                 " statement, or its result was left unread); the connection was closed",
             )

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from unbroken.abc import BaseDriver, Connection, Fault
+from unbroken.abc import BaseDriver, Connection, Fault, address
 from unbroken.brain import stats
 from unbroken.brain.entry import Entry
 from unbroken.brain.health import Policy
@@ -263,6 +263,14 @@ class Knowledge:
             )
 
     # -- in words ----------------------------------------------------------------------------------
+
+    def where(self, entry: Entry) -> str:
+        """The host that *entry* goes to and the database, for messages about one connection."""
+        target = self.driver.target
+        if entry.address is None:
+            return target.label
+        host = address(*entry.address)
+        return f"{host}/{target.database}" if target.database else host
 
     def error(self, kind: type[E], message: str, **attributes: Any) -> E:
         """One of our errors that the callers of this driver catch too."""

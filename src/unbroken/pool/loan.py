@@ -68,7 +68,7 @@ class Loan(Finishing):
             fate = self._fate()
             error: BaseException = state.error(
                 DeadlineExceeded,
-                f"work on a connection to {state.driver.target.label} took longer than its"
+                f"work on a connection to {state.where(self.entry)} took longer than its"
                 f" deadline{limit}; its connection was ended, {FATES[fate]}",
                 fate=fate,
             )

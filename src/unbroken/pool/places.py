@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from unbroken.abc import Cause, Fault, Login, address
-from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.outage import Try
 from unbroken.pool.registry import every
@@ -96,14 +95,3 @@ def retire_elsewhere(state: Any) -> None:
     for entry in stale:
         state.close_entry(entry)
     state.ensure_connecting()
-
-
-def where(state: Any, entry: Entry | None) -> str:
-    """The host of *entry* and the database, for messages; without an entry, those of the
-    cluster.
-    """
-    target = state.driver.target
-    if entry is None or entry.address is None:
-        return str(target.label)
-    host = address(*entry.address)
-    return f"{host}/{target.database}" if target.database else host

@@ -108,6 +108,8 @@ def of_url(url: str) -> tuple[Address, str | None]:
         target = parse(url)
         if target.backend not in _PORTS:
             raise ConfigurationError(f"a {target.backend} URL names no server to stand before")
+        if target.others:
+            raise ConfigurationError("a proxy stands before one server, and the URL names several")
         protocol = "postgresql" if target.backend == "postgresql" else "mysql"
         if target.unix_socket is not None:
             return (
