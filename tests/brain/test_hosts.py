@@ -207,7 +207,7 @@ def primary_and_standby() -> World:
     assert world.hosts.passes_over(world.begin(), world.now, world.silent)
     attempt = world.begin()
     assert attempt.address == B
-    world.hosts.is_standby(attempt.address)
+    world.hosts.saw(attempt.address, False)
     assert world.succeed(attempt)
     return world
 
@@ -247,7 +247,7 @@ def test_a_silent_standby_does_not_hide_the_primary() -> None:
 
 def test_a_primary_that_became_a_standby_is_preferred_again() -> None:
     world = primary_and_standby()
-    world.hosts.is_standby(A)
+    world.hosts.saw(A, False)
     world.fail(world.begin())
     attempt = world.begin()
     assert attempt.address == A

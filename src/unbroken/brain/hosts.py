@@ -197,9 +197,19 @@ class Hosts:
             self.moves += 1
             self.round.clear()
 
-    def is_standby(self, host: Address | None) -> None:
-        """*host* was asked, and takes no writes."""
-        self.takes_writes -= {host}
+    def saw(self, host: Address | None, takes_writes: bool) -> None:
+        """*host* was asked for its role."""
+        if host is not None and takes_writes:
+            self.takes_writes.add(host)
+        else:
+            self.takes_writes -= {host}
+
+    def take(self, host: Address, now: float, *, takes_writes: bool) -> None:
+        """Leave the place for *host*, which was seen to let us in."""
+        self.saw(host, takes_writes)
+        self.moves += self.place != host
+        self.place, self.beside, self.succeeded_at = host, None, now
+        self.round.clear()
 
     # -- in words ----------------------------------------------------------------------------------
 

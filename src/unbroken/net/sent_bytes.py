@@ -96,6 +96,14 @@ def quiet_for(fd: int) -> float | None:
 
     A hang-up is no data.
     """
+    found = last_data(fd)
+    return None if found is None else min(found)
+
+
+def last_data(fd: int) -> tuple[float, float] | None:
+    """Seconds since data was last sent on *fd*, and since some was received; None where that is not
+    known.
+    """
     if not _is_tcp(fd):
         return None
     try:
@@ -105,7 +113,7 @@ def quiet_for(fd: int) -> float | None:
             )
     except (OSError, struct.error):
         return None
-    return float(min(sent, received)) / 1000
+    return sent / 1000, received / 1000
 
 
 def has_unsent(fd: int) -> bool:

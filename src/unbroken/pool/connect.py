@@ -26,7 +26,14 @@ from unbroken.pool.login import (
     time_left,
     unusable,
 )
-from unbroken.pool.places import after_failure, came_about, choose, follow, look
+from unbroken.pool.places import (
+    after_failure,
+    came_about,
+    choose,
+    condemn_elsewhere,
+    follow,
+    look,
+)
 from unbroken.pool.registry import every
 from unbroken.pool.secrets import LoginError, late
 from unbroken.pool.state import PoolState
@@ -303,6 +310,7 @@ def _succeeded(state: PoolState, entry: Entry, took: float) -> None:
         state.rejected_at = -math.inf
         state.counters.opened += 1
         state.counters.connect_seconds += took
+        condemn_elsewhere(state, entry)  # the pool may have moved meanwhile
         tickets, stale = state.kernel.opened(entry)
     state.wake(tickets)
     for old in stale:

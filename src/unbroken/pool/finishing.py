@@ -70,8 +70,7 @@ class Finishing(Holding):
                 entry.condemn(fault.cause or Cause.LOST, f"COMMIT: {how} ({fault.text})")
             raise state.error(
                 CommitUnknownError,
-                f"COMMIT was sent to {state.where(entry)} and {how} ({fault.text}):"
-                f" {LOOK_FIRST}",
+                f"COMMIT was sent to {state.where(entry)} and {how} ({fault.text}): {LOOK_FIRST}",
                 fate=Fate.UNKNOWN,
             ) from exc
         entry.sent, entry.settled_at = entry.count(), entry.uses

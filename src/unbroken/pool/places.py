@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from unbroken.abc import Cause, Fault, Login, address
+from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.outage import Try
 from unbroken.pool.registry import every
@@ -84,13 +85,18 @@ def follow(state: Any) -> None:
         pool.runtime.call(partial(retire_elsewhere, pool))
 
 
+def condemn_elsewhere(state: Any, entry: Entry) -> None:
+    """Condemn *entry* if it goes to a host that the pool has left. The caller holds both locks."""
+    hosts = state.server.hosts
+    if entry.address not in (None, hosts.place, hosts.beside):
+        entry.condemn(Cause.FAILOVER)
+
+
 def retire_elsewhere(state: Any) -> None:
     """Close what is idle elsewhere than at the place now, what is in use when it comes back."""
     with state.lock, state.server.lock:
-        place = state.server.hosts.place
         for entry in [*state.kernel.entries.values()]:
-            if entry.address is not None and entry.address != place:
-                entry.condemn(Cause.FAILOVER)
+            condemn_elsewhere(state, entry)
         stale = state.kernel.take_stale()
     for entry in stale:
         state.close_entry(entry)
