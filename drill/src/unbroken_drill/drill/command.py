@@ -48,9 +48,16 @@ command line. LIST: names with commas between.
     help="Of postgresql, mariadb; for an app one, also mysql or mongodb. Default: postgresql.",
 )
 @click.option(
+    "--topology",
+    metavar="NAME",
+    help="Several servers instead of one: standby, replica, galera (behind HAProxy), pgbouncer, "
+    "pgbouncer-transaction; for an app also replicaset.",
+)
+@click.option(
     "--scenarios", metavar="LIST",
     help="Of idle, kill, restart, crash, freeze, reset, nat, mute, refuse, slow, and drill.toml's; "
-    "small apps also fork, forget, hold, storm.",
+    "small apps also fork, forget, hold, storm. Of a topology: promote, switchover, demote, "
+    "rolling, reject, pooler-restart.",
 )  # fmt: skip
 @click.option(
     "--repeat",
@@ -77,7 +84,7 @@ command line. LIST: names with commas between.
 @click.option(
     "--contenders",
     metavar="LIST",
-    help="Of unbroken, one, sqlalchemy, pre_ping, dbutils, psycopg_pool, peewee.",
+    help="Of unbroken, one, sqlalchemy, pre_ping, dbutils, psycopg_pool, asyncpg, peewee.",
 )
 @click.option(
     "--gevent",
@@ -274,6 +281,7 @@ def _document(rows: Sequence[Result], order: Order, known: dict[str, Any]) -> di
     rate = {"rate": order.app.rate} if order.app is not None else {}
     return {
         **known,
+        **({"topology": order.drill.topology.name} if order.drill.topology else {}),
         **rate,
         "scenarios": scenarios,
         "results": [row.as_json() for row in rows],

@@ -15,6 +15,7 @@ from unbroken_drill import FaultProxy
 from unbroken_drill.drill.results import Contestant, Result
 from unbroken_drill.drill.scenarios import Scenario
 from unbroken_drill.drill.stage import Actor
+from unbroken_drill.drill.topologies import Site
 from unbroken_drill.drill.where import Where
 from unbroken_drill.servers import Server
 
@@ -34,11 +35,11 @@ class Ground:
     """What a lane has for its contenders on one kind of server; *exits* ends what is opened
     meanwhile.
 
-    *server* is private. None: there is a server already, at *url*.
+    *server* is private, or a whole site of them. None: there is a server already, at *url*.
     """
 
     backend: str
-    server: Server | None
+    server: Server | Site | None
     url: str
     folder: Path  #: for what apps print
     exits: contextlib.ExitStack
@@ -56,6 +57,11 @@ class Ground:
             made = FaultProxy(upstream, listen=(HOST, 0), protocol=_PROTOCOLS.get(self.backend))
             self._proxy = self.exits.enter_context(made)
         return self._proxy
+
+    @property
+    def has_one_address(self) -> bool:
+        """Whether a proxy can stand before it: not where clients are told of each server."""
+        return "," not in urlsplit(self.url).netloc
 
     def where(self, driver: str | None, *, proxied: bool) -> Where:
         """Where a contender that uses *driver* finds its database: the server, or the proxy."""

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from unbroken_drill.drill.topologies import Site
 from unbroken_drill.servers import MongoDB, Server, ServerError
 
 _CLOSE_WAIT: Final = "08"  # include/net/tcp_states.h
@@ -92,7 +93,7 @@ def _sockets(pid: int) -> set[str]:
     return found
 
 
-def journal(server: Server) -> dict[int, int]:
+def journal(server: Server | Site) -> dict[int, int]:
     """How often each number stands in the journal."""
     return {
         int(n): int(times)
@@ -100,7 +101,7 @@ def journal(server: Server) -> dict[int, int]:
     }
 
 
-def sessions_left(server: Server, timeout: float = 1.0) -> int:
+def sessions_left(server: Server | Site, timeout: float = 1.0) -> int:
     """Sessions that are still there *timeout* seconds after the contender was closed."""
     deadline = time.monotonic() + timeout
     while (left := len(server.sessions())) and time.monotonic() < deadline:
@@ -108,8 +109,10 @@ def sessions_left(server: Server, timeout: float = 1.0) -> int:
     return left
 
 
-def version(server: Server) -> str:
-    """The running server's version, without the words around it."""
+def version(server: Server | Site) -> str:
+    """The running server's version, without the words around it; of several what they are, too."""
+    if isinstance(server, Site):
+        return f"{version(server.writer)}, {server.topology.title}"
     if isinstance(server, MongoDB):
         return str(server.command({"buildInfo": 1})["version"])
     text = server.admin("SELECT version()")[0][0]

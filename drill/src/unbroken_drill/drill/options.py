@@ -17,7 +17,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from unbroken.errors import ConfigurationError
-from unbroken_drill.drill import contenders, scenarios
+from unbroken_drill.drill import contenders, scenarios, topologies
 from unbroken_drill.drill.apps.plan import (
     BACKENDS,
     AppPlan,
@@ -34,6 +34,7 @@ from unbroken_drill.drill.report import SERVERS
 from unbroken_drill.drill.run import Drill
 from unbroken_drill.drill.scenarios import Scenario
 from unbroken_drill.drill.steps import nearest
+from unbroken_drill.drill.topologies import Topology
 from unbroken_drill.drill.verdict import Judge
 from unbroken_drill.drill.worker.actor import Small
 from unbroken_drill.servers import available
@@ -101,7 +102,17 @@ def _drill(
     given: Mapping[str, Any], who: Sequence[Contender], acts: Sequence[Scenario], lanes: int
 ) -> Drill:
     seed = secrets.randbelow(1_000_000) if given.get("seed") is None else given["seed"]
-    return Drill(who, acts, seed, given.get("repeat") or 1, lanes)
+    return Drill(who, acts, seed, given.get("repeat") or 1, lanes, _topology(given))
+
+
+def _topology(given: Mapping[str, Any]) -> Topology | None:
+    name: str | None = given.get("topology")
+    if name is None:
+        return None
+    for other in ("servers", "db"):
+        if given.get(other):
+            raise ConfigurationError(f"--topology brings its own servers: leave out --{other}")
+    return topologies.find(name)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -113,9 +124,12 @@ def of_small(given: Mapping[str, Any]) -> Order:
     left_out: list[str] = []
     backends = _servers(given, left_out)
     entrants = _entrants(given, backends, left_out)
-    names = given.get("scenarios")
-    acts = scenarios.choose(names, usual=scenarios.SMALL)
-    if names is None and not given.get("all"):
+    backend = "postgresql" if _topology(given) is None else backends[0]
+    usual = scenarios.SMALL if _topology(given) is None else scenarios.CLUSTERS
+    known = scenarios.choose(given.get("scenarios"), usual=usual)
+    acts, strange = _playable(given, known, backend)
+    left_out += strange
+    if given.get("scenarios") is None and not given.get("all"):
         acts = [act for act in acts if not act.needs_proxy]
     green = bool(given.get("gevent"))
     who = [Small(entrant, green) for entrant in entrants]
@@ -127,6 +141,14 @@ def of_small(given: Mapping[str, Any]) -> Order:
 
 
 def _servers(given: Mapping[str, Any], left_out: list[str]) -> list[str]:
+    topology = _topology(given)
+    if topology is not None:
+        if topology.backend not in _SMALL_ON:
+            raise ConfigurationError(
+                f"--topology {topology.name} is for an app of yours: no small app is for"
+                f" {SERVERS[topology.backend]}"
+            )
+        return [topology.backend]
     text = given.get("servers")
     names = (
         list(dict.fromkeys(names_of(text)))
@@ -160,7 +182,8 @@ def _entrants(
     text, green = given.get("contenders"), bool(given.get("gevent"))
     if green and importlib.util.find_spec("gevent") is None:
         raise ConfigurationError("--gevent needs gevent: pip install gevent")
-    everyone = [e.key for e in contenders.ENTRANTS] if given.get("all") else list(contenders.USUAL)
+    usual = contenders.USUAL if _topology(given) is None else contenders.ON_TOPOLOGIES
+    everyone = [e.key for e in contenders.ENTRANTS] if given.get("all") else list(usual)
     names = names_of(text) if text else everyone
     there = []
     for entrant in contenders.choose(names, backends):
@@ -291,6 +314,9 @@ def _backend(given: Mapping[str, Any]) -> str:
                 " is all right, add --harm"
             )
         return _SCHEMES[scheme]
+    topology = _topology(given)
+    if topology is not None:
+        return topology.backend
     if given.get("harm"):
         raise ConfigurationError(
             "--harm says that a server given by --db may be harmed; there is none"
@@ -322,13 +348,24 @@ def _guessed(given: Mapping[str, Any]) -> str:
 
 
 def _scenarios(given: Mapping[str, Any], backend: str) -> tuple[list[Scenario], list[str]]:
-    names = given.get("scenarios")
-    chosen = scenarios.choose(names, given.get("own") or ())
+    usual = scenarios.SCENARIOS if _topology(given) is None else scenarios.CLUSTERS
+    chosen = scenarios.choose(given.get("scenarios"), given.get("own") or (), usual)
+    return _playable(given, chosen, backend, small=False)
+
+
+def _playable(
+    given: Mapping[str, Any], chosen: Sequence[Scenario], backend: str, *, small: bool = True
+) -> tuple[list[Scenario], list[str]]:
+    """Those of *chosen* that can be played there, and a line for each of the others; an error if it
+    was asked for by name.
+    """
+    topology, private = _topology(given), given.get("db") is None
     obstacles = {
-        each.name: each.obstacle(backend, private=given.get("db") is None) for each in chosen
+        each.name: each.obstacle(backend, private=private, small=small, topology=topology)
+        for each in chosen
     }
     left_out = [f"{name} is left out: {reason}" for name, reason in obstacles.items() if reason]
-    if left_out and names is not None:
+    if left_out and given.get("scenarios") is not None:
         raise ConfigurationError("; ".join(left_out))
     playable = [each for each in chosen if not obstacles[each.name]]
     return playable or _missing("a scenario that can be played here"), left_out

@@ -45,7 +45,7 @@ _FLAG: Final[_Kind] = ("true or false", lambda value: isinstance(value, bool))
 #: Every option that the file may hold, spelled as on the command line with ``_`` for ``-``.
 KEYS: Final[Mapping[str, _Kind]] = {
     **dict.fromkeys(("command", "servers", "db", "driver", "setup", "setup_sql", "method"), _TEXT),
-    **dict.fromkeys(("body", "json", "html", "folder"), _TEXT),
+    **dict.fromkeys(("body", "json", "html", "folder", "topology"), _TEXT),
     **dict.fromkeys(("url", "env", "header", "scenarios", "judge"), _TEXTS),
     **dict.fromkeys(("rate", "timeout", "start_timeout"), _NUMBER),
     **dict.fromkeys(("concurrency", "seed", "jobs", "repeat", "max_errors"), _WHOLE),

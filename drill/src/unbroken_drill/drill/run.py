@@ -21,6 +21,7 @@ from unbroken_drill.drill.measure import version
 from unbroken_drill.drill.results import Result, one_line
 from unbroken_drill.drill.scenarios import Scenario
 from unbroken_drill.drill.stage import Actor, Stage, perform, seeded
+from unbroken_drill.drill.topologies import Site, Topology
 from unbroken_drill.servers import Server, ServerError
 
 #: As many sessions as MariaDB allows by default: PostgreSQL's 100 are too few for a storm.
@@ -38,6 +39,7 @@ class Drill:
     seed: int
     repeat: int = 1
     lanes: int = 1
+    topology: Topology | None = None  #: each lane has a site of it, not a single server
     versions: dict[str, str] = field(default_factory=dict)  #: of the servers that ran, by backend
     _stop: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -80,7 +82,7 @@ class Drill:
 
     @contextlib.contextmanager
     def _lane(self) -> Iterator[Callable[[Job], Result]]:
-        with Lane() as lane:
+        with Lane(self.topology) as lane:
             yield partial(self._one, lane)
 
     def _one(self, lane: Lane, job: Job) -> Result:
@@ -102,11 +104,12 @@ class Drill:
         contender, scenario = job.contender, job.scenario
         seed = seeded(self.seed, scenario.name, job.round)
         with contextlib.ExitStack() as exits:
-            if ground.server is not None:
+            if isinstance(ground.server, Server):
                 options = scenario.options(ground.backend)
                 if options:
                     exits.enter_context(ground.server.temporarily(**options))
-            proxy = ground.proxy if contender.is_proxied or scenario.needs_proxy else None
+            wanted = (contender.is_proxied and ground.has_one_address) or scenario.needs_proxy
+            proxy = ground.proxy if wanted else None
             actor = exits.enter_context(contender.enter(ground, scenario, seed))
             exits.enter_context(self._known(actor))
             stage = Stage(ground.server, proxy, actor, random.Random(seed), self._stop, job.tell)
@@ -129,7 +132,8 @@ class Lane:
     ends them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, topology: Topology | None = None) -> None:
+        self._topology = topology
         self._grounds: dict[str, Ground] = {}
         self._exits = contextlib.ExitStack()
 
@@ -160,8 +164,12 @@ class Lane:
 
     def _made(self, backend: str, db: str | None) -> Ground:
         with contextlib.ExitStack() as exits:
-            server, url = None, db
-            if url is None:
+            server: Server | Site | None = None
+            url = db
+            if self._topology is not None:
+                server = exits.enter_context(self._topology.site())
+                url = server.url()
+            elif url is None:
                 server = exits.enter_context(Server.kinds[backend](_OPTIONS.get(backend)))
                 url = server.url()
             return Ground(backend, server, url, self._folder, exits.pop_all())

@@ -9,6 +9,7 @@ from typing import Final
 from unbroken.errors import ConfigurationError
 from unbroken_drill.drill.contenders.base import Settings
 from unbroken_drill.drill.steps import Step, nearest, read_all
+from unbroken_drill.drill.topologies import TOPOLOGIES, Topology
 
 #: The option by which each server is told how long sessions may be idle, as :meth:`Server.set`
 #: takes it.
@@ -58,11 +59,26 @@ class Scenario:
         seconds = self.server_idle_limit
         return {IDLE_OPTION[backend]: f"{seconds}s" if backend == "postgresql" else seconds}
 
-    def obstacle(self, backend: str, *, private: bool = True, small: bool = False) -> str | None:
-        """Why it cannot be played on a server of this kind; None when it can. *small*: by a small
-        app of the drill's own.
+    def obstacle(
+        self,
+        backend: str,
+        *,
+        private: bool = True,
+        small: bool = False,
+        topology: Topology | None = None,
+    ) -> str | None:
+        """Why it cannot be played on a server of this kind, or on a site of *topology*; None when
+        it can. *small*: by a small app of the drill's own.
         """
         verbs = [step.verb for step in self.steps]
+        if topology is not None:
+            idle = self.server_idle_limit is not None
+            strange = [v.name for v in verbs if v.actor in ("server", "site")]
+            strange = [name for name in strange if name not in topology.verbs]
+            if strange or idle:
+                return f"{topology.name} cannot {strange[0] if strange else 'set an idle limit'}"
+        elif any(verb.actor == "site" for verb in verbs):
+            return f"it needs several servers: --topology {', '.join(_with(self.steps))}"
         own = next((verb.name for verb in verbs if verb.actor == "contender"), None)
         if own is not None and not small:
             return f"only the drill's own small apps can {own}"
@@ -90,6 +106,12 @@ def scenario(
         return Scenario(name, title, read_all(steps), server_idle_limit, pool or Settings())
     except ConfigurationError as error:
         raise ConfigurationError(f"scenario {name!r}: {error}") from None
+
+
+def _with(steps: Sequence[Step]) -> list[str]:
+    """The topologies that can play *steps*."""
+    wanted = {step.verb.name for step in steps if step.verb.actor == "site"}
+    return [each.name for each in TOPOLOGIES.values() if wanted <= each.verbs]
 
 
 _RST: Final = ["rst", "run 1"] * 2 + ["rst", "run 3"]
@@ -194,17 +216,54 @@ SMALL: Final[tuple[Scenario, ...]] = (
 )
 
 
+#: For several servers with what stands before them.
+CLUSTERS: Final[tuple[Scenario, ...]] = (
+    scenario(
+        "promote",
+        "kill -9 the server that takes writes, another is promoted, the old one comes back",
+        ["run 1", "promote", "run 3", "repair", "run 2", "look 1"],
+    ),
+    scenario(
+        "switchover",
+        "another server takes writes, in order; and back",
+        ["run 1", "switchover", "run 2", "switchover", "run 2", "look 1"],
+    ),
+    scenario(
+        "demote",
+        "the server that takes writes is read-only for 1 s, then another takes writes",
+        ["run 1", "demote 1", "run 3", "look 1"],
+    ),
+    scenario(
+        "rolling",
+        "every server restarts in order, the one that takes writes last",
+        ["run 1", "rolling", "run 2", "look 1"],
+    ),
+    scenario(
+        "reject",
+        "the server that takes writes answers and refuses for 2 s",
+        ["run 1", "reject", "run 2", "accept", "run 2", "look 1"],
+    ),
+    scenario(
+        "pooler-restart",
+        "the pooler or balancer restarts, away for 1 s",
+        ["run 1", "restart_pooler 1", "run 2", "look 1"],
+    ),
+)
+
+
 def choose(
     names: Sequence[str] | None, own: Sequence[Scenario] = (), usual: Sequence[Scenario] = SCENARIOS
 ) -> list[Scenario]:
     """The scenarios of these names, in the usual order and then the project's *own*; None: all.
 
-    Raises ConfigurationError for a name that none has.
+    A name may also be one of :data:`CLUSTERS`, which say themselves what they need. Raises
+    ConfigurationError for a name that none has.
     """
     mine = {each.name for each in own}
     known = [each for each in usual if each.name not in mine] + list(own)
     if names is None:
         return known
+    known += [each for each in CLUSTERS if each not in known]
     for name in names:
         if name not in {each.name for each in known}:
             hint = nearest(name, [each.name for each in known])

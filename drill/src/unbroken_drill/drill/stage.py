@@ -14,6 +14,7 @@ from unbroken_drill.drill.campaign import Interrupted
 from unbroken_drill.drill.measure import Probe, close_wait
 from unbroken_drill.drill.results import Mark, Result
 from unbroken_drill.drill.steps import Step
+from unbroken_drill.drill.topologies import Site
 from unbroken_drill.servers import Server
 
 #: How long after the last step CLOSE_WAIT is counted, so that a contender that notices at all has
@@ -62,11 +63,11 @@ class Actor(Protocol):
 class Stage:
     """What the steps act on.
 
-    *server* is None where somebody's own server is drilled (``--db``), *proxy* where none stands
-    between.
+    *server* is None where somebody's own server is drilled (``--db``), a site where there are
+    several; *proxy* is None where none stands between.
     """
 
-    server: Server | None
+    server: Server | Site | None
     proxy: FaultProxy | None
     actor: Actor
     random: random.Random
@@ -144,7 +145,12 @@ class Stage:
 
     @property
     def _ours(self) -> Server:
-        assert self.server is not None, "a scenario that needs a private server"
+        assert isinstance(self.server, Server), "a scenario that needs a private server"
+        return self.server
+
+    @property
+    def _site(self) -> Site:
+        assert isinstance(self.server, Site), "a scenario that needs a topology"
         return self.server
 
     def _stop(self, _: Step) -> None:
@@ -180,7 +186,16 @@ class Stage:
         self._ours.thaw()
 
     def _kill(self, _: Step) -> None:
-        self._ours.kill_sessions()
+        assert self.server is not None, "a scenario that needs a private server"
+        self.server.kill_sessions()
+
+    def _by_site(self, step: Step) -> None:
+        getattr(self._site, step.verb.name)(**step.values)
+
+    def _demote(self, step: Step) -> None:
+        following = self._site.demote()
+        self.wait(step.values["seconds"])
+        self._site.elect(following)
 
     def _by_contender(self, step: Step) -> None:
         self.actor.do(step, self)
@@ -199,9 +214,11 @@ _Doing = Callable[[Stage, Step], tuple[float, float] | None]
 _DO: Final[dict[str, _Doing]] = {
     "run": Stage._run, "quiet": Stage._quiet, "look": Stage._look, "stop": Stage._stop,
     "crash": Stage._crash, "start": Stage._start, "freeze": Stage._freeze, "thaw": Stage._thaw,
-    "kill": Stage._kill,
+    "kill": Stage._kill, "demote": Stage._demote,
 }  # fmt: skip
-_BY_ACTOR: Final[dict[str, _Doing]] = {"contender": Stage._by_contender, "proxy": Stage._on_proxy}
+_BY_ACTOR: Final[dict[str, _Doing]] = {
+    "contender": Stage._by_contender, "proxy": Stage._on_proxy, "site": Stage._by_site,
+}  # fmt: skip
 
 
 def perform(stage: Stage, steps: Sequence[Step], result: Result) -> None:

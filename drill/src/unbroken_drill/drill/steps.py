@@ -30,8 +30,8 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """What a step may do. *actor* does it: ``traffic``, ``contender``, ``server``, ``proxy`` or
-    ``drill``.
+    """What a step may do. *actor* does it: ``traffic``, ``contender``, ``server``, ``site``,
+    ``proxy`` or ``drill``.
     """
 
     name: str
@@ -104,6 +104,11 @@ def _own(name: str, help_: str, *values: Value, is_traffic: bool = False) -> Ver
     return Verb(name, "contender", help_, values, is_traffic=is_traffic)
 
 
+def _site(name: str, help_: str, *values: Value) -> Verb:
+    """What happens to a topology's servers, and is over when the step is."""
+    return Verb(name, "site", help_, values, begins=True, ends=True)
+
+
 #: Every verb, in the order of the help.
 VERBS: Final[Mapping[str, Verb]] = {
     verb.name: verb
@@ -172,6 +177,22 @@ VERBS: Final[Mapping[str, Verb]] = {
         ),
         Verb("thaw", "server", "it goes on", ends=True),
         Verb("kill", "server", "end all sessions, as an administrator would", strikes=True),
+        _site("promote", "kill -9 the server that takes writes, and promote another"),
+        _site("switchover", "another server takes writes, in order"),
+        _site(
+            "demote",
+            "the server that takes writes is read-only for so long, then another takes writes",
+            *_SECONDS,
+        ),
+        _site("rolling", "restart every server in order, the one that takes writes last"),
+        Verb("repair", "site", "servers that are away come back, and follow"),
+        Verb("reject", "site", "the server that takes writes answers, and refuses", begins=True),
+        Verb("accept", "site", "it takes writes again", ends=True),
+        _site(
+            "restart_pooler",
+            "the pooler or balancer before the servers restarts, away for so long",
+            *_SECONDS,
+        ),
         _strike("rst", "reset connections"),
         _strike("fin", "close connections in order"),
         _strike("half_close", "close one direction: the client is told, and may still send"),
@@ -259,6 +280,7 @@ def read_all(texts: Sequence[str]) -> tuple[Step, ...]:
     """The steps of a scenario; refuses what would leave it broken or say nothing."""
     steps = tuple(read(text) for text in texts)
     stopped: str | None = None
+    refusing = False
     for step in steps:
         name = step.verb.name
         if name in ("stop", "crash", "freeze"):
@@ -271,6 +293,12 @@ def read_all(texts: Sequence[str]) -> tuple[Step, ...]:
             if stopped is None or (name == "thaw") != (stopped == "freeze"):
                 raise ConfigurationError(f"step {step.text!r}: nothing before it that it would end")
             stopped = None
+        elif name in ("reject", "accept"):
+            if (name == "reject") == refusing:
+                raise ConfigurationError(f"step {step.text!r}: nothing before it that it changes")
+            refusing = name == "reject"
+    if refusing:
+        raise ConfigurationError("after 'reject' there is no 'accept': the server would refuse on")
     if stopped is not None:
         raise ConfigurationError(
             f"after {stopped!r} there is no {'thaw' if stopped == 'freeze' else 'start'!r}: the"

@@ -44,6 +44,8 @@ class Cluster(ABC, Generic[S]):
     """
 
     servers: list[S]
+    _last_writer: S | None = None
+    _rejecting: S | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -79,12 +81,19 @@ class Cluster(ABC, Generic[S]):
         """Start the servers that do not run, and have every one replicate the writer's data."""
 
     @abstractmethod
+    def _refuse(self, server: S, on: bool) -> None:
+        """Have *server* answer and refuse, or serve again."""
+
     def reject(self) -> None:
         """From now on the writer answers, and refuses to write (or to work at all)."""
+        self._rejecting = self.writer
+        self._refuse(self._rejecting, True)
 
-    @abstractmethod
     def accept(self) -> None:
         """End :meth:`reject`."""
+        rejecting, self._rejecting = self._rejecting, None
+        if rejecting is not None and rejecting.is_running:
+            self._refuse(rejecting, False)
 
     @property
     def writer(self) -> S:
@@ -93,7 +102,7 @@ class Cluster(ABC, Generic[S]):
             with contextlib.suppress(ServerError):
                 if server.is_running and self.takes_writes(server):
                     self._last_writer = server
-        return getattr(self, "_last_writer", self.servers[0])
+        return self._last_writer or self.servers[0]
 
     @property
     def others(self) -> list[S]:
@@ -133,3 +142,47 @@ class Cluster(ABC, Generic[S]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {', '.join(map(repr, self.servers))}>"
+
+
+class Followed(Cluster[S]):
+    """A cluster in which one server leads and the others follow it."""
+
+    @abstractmethod
+    def _follow(self, writer: S, but: S | None = None) -> None:
+        """Have every server but *writer* and *but* follow *writer*."""
+
+    @abstractmethod
+    def _follows(self, server: S) -> bool:
+        """Whether *server* is told to follow another one."""
+
+    @abstractmethod
+    def _lead(self, server: S) -> None:
+        """Have *server* follow nobody any more, and take writes."""
+
+    def promote(self) -> S:
+        """Kill the writer and promote another; the old one stays away until :meth:`repair`."""
+        old, new = self.writer, self.others[0]
+        old.kill()
+        self._lead(new)
+        self._follow(new, but=old)
+        return new
+
+    def repair(self) -> None:
+        """Start every server, and have each follow the one that takes writes.
+
+        Where none does, the one that did last leads again if it followed nobody, else another.
+        """
+        self.accept()
+        self._follow(self._leader())
+
+    def _leader(self) -> S:
+        if not any(server.is_running for server in self.servers if not self._follows(server)):
+            alone = [server for server in self.servers if not self._follows(server)]
+            if alone:
+                alone[0].start()
+        running = [server for server in self.servers if server.is_running]
+        found = next((server for server in running if self.takes_writes(server)), None)
+        if found is None:
+            found = (running or self.servers)[-1]
+            self._lead(found.start())
+        return found

@@ -340,11 +340,9 @@ class Galera(Cluster[GaleraNode]):
                 node.accept()
         self.start()
 
-    def reject(self) -> None:
-        """The writer answers every statement with error 1047."""
-        self._rejecting = self.writer
-        self._rejecting.reject()
-
-    def accept(self) -> None:
-        """End :meth:`reject`."""
-        self._rejecting.accept()
+    def _refuse(self, server: GaleraNode, on: bool) -> None:
+        """Error 1047 for every statement."""
+        if on:
+            server.reject()
+        else:
+            server.accept()

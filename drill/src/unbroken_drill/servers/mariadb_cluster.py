@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Self
 
 from unbroken_drill.servers.base import Value
-from unbroken_drill.servers.cluster import Cluster
+from unbroken_drill.servers.cluster import Followed
 from unbroken_drill.servers.mariadb import MariaDB
 
 
-class MariaDBCluster(Cluster[MariaDB]):
+class MariaDBCluster(Followed[MariaDB]):
     """A MariaDB primary with *replicas* that follow it by GTID.
 
     *options* are settings of all. *synchronous*: a COMMIT is answered after a replica has it too
@@ -47,14 +47,6 @@ class MariaDBCluster(Cluster[MariaDB]):
         self._follow(new)
         return new
 
-    def promote(self) -> MariaDB:
-        """Kill the primary and promote a replica; the old one stays away until :meth:`repair`."""
-        old, new = self.writer, self.others[0]
-        old.kill()
-        new.promote()
-        self._follow(new, but=old)
-        return new
-
     def demote(self) -> MariaDB:
         """Make the primary read-only while no other one takes writes yet: the next primary.
 
@@ -65,11 +57,6 @@ class MariaDBCluster(Cluster[MariaDB]):
         new.wait_caught_up(old)
         return new
 
-    def repair(self) -> None:
-        """Start every server, and have each that is not the primary follow it."""
-        writer = self.wait_writer()
-        self._follow(writer)
-
     def _follow(self, writer: MariaDB, but: MariaDB | None = None) -> None:
         for server in self.servers:
             if server not in (writer, but) and not (
@@ -77,11 +64,15 @@ class MariaDBCluster(Cluster[MariaDB]):
             ):
                 server.follow(writer, synchronous=self.synchronous)
 
-    def reject(self) -> None:
-        """The primary answers, and refuses every write (1290)."""
-        self._rejecting = self.writer
-        self._rejecting.set_read_only()
+    def _follows(self, server: MariaDB) -> bool:
+        return server.upstream is not None
 
-    def accept(self) -> None:
-        """End :meth:`reject`."""
-        self._rejecting.set_read_only(False)
+    def _lead(self, server: MariaDB) -> None:
+        if server.upstream is not None:
+            server.promote()
+        else:
+            server.set_read_only(False)
+
+    def _refuse(self, server: MariaDB, on: bool) -> None:
+        """Error 1290 for every write."""
+        server.set_read_only(on)

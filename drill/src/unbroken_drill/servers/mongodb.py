@@ -278,12 +278,8 @@ class MongoReplicaSet(Cluster[MongoDB]):
         """Start every member, and wait until one of them takes writes."""
         self.start()
 
-    def reject(self) -> None:
-        """Refused: a MongoDB primary either takes writes or steps down."""
+    def _refuse(self, server: MongoDB, on: bool) -> None:  # noqa: ARG002 - the base's
         raise ServerError("a MongoDB primary cannot refuse writes: step_down()")
-
-    def accept(self) -> None:
-        """Nothing: see :meth:`reject`."""
 
     def wait_primary(self, timeout: float = 30.0, but: MongoDB | None = None) -> MongoDB:
         """The member that takes writes, once there is one (another than *but*)."""

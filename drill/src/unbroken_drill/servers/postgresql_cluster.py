@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Self
 
 from unbroken_drill.servers.base import Value
-from unbroken_drill.servers.cluster import Cluster
+from unbroken_drill.servers.cluster import Followed
 from unbroken_drill.servers.postgresql import PostgreSQL
 
 _READ_ONLY = "default_transaction_read_only"
 
 
-class PostgreSQLCluster(Cluster[PostgreSQL]):
+class PostgreSQLCluster(Followed[PostgreSQL]):
     """A PostgreSQL primary with *standbys* that stream from it.
 
     *options* are settings of all. *synchronous*: a COMMIT is answered after a standby has it too,
@@ -49,14 +49,6 @@ class PostgreSQLCluster(Cluster[PostgreSQL]):
         self._follow(new)
         return new
 
-    def promote(self) -> PostgreSQL:
-        """Kill the primary and promote a standby; the old one stays away until :meth:`repair`."""
-        old, new = self.writer, self.others[0]
-        old.kill()
-        new.promote()
-        self._follow(new, but=old)
-        return new
-
     def demote(self) -> PostgreSQL:
         """Restart the primary as a standby while no other one takes writes yet: the next primary.
 
@@ -66,13 +58,6 @@ class PostgreSQLCluster(Cluster[PostgreSQL]):
         old.demote(new)
         return new
 
-    def repair(self) -> None:
-        """Start every server, and have each that is not the primary follow it."""
-        writer = self.wait_writer()
-        if _READ_ONLY in writer.options:
-            self.accept()
-        self._follow(writer)
-
     def _follow(self, writer: PostgreSQL, but: PostgreSQL | None = None) -> None:
         for server in self.servers:
             if server not in (writer, but) and not (
@@ -80,12 +65,16 @@ class PostgreSQLCluster(Cluster[PostgreSQL]):
             ):
                 server.demote(writer, synchronous=self.synchronous)
 
-    def reject(self) -> None:
-        """The primary answers, and refuses every write (25006)."""
-        self.writer.set(**{_READ_ONLY: True})
+    def _follows(self, server: PostgreSQL) -> bool:
+        return server.upstream is not None
 
-    def accept(self) -> None:
-        """End :meth:`reject`."""
-        for server in self.servers:
-            if server.options.pop(_READ_ONLY, None) is not None and server.is_running:
-                server._apply({})
+    def _lead(self, server: PostgreSQL) -> None:
+        server.promote()
+
+    def _refuse(self, server: PostgreSQL, on: bool) -> None:
+        """Error 25006 for every write."""
+        if on:
+            server.set(**{_READ_ONLY: True})
+        else:
+            server.options.pop(_READ_ONLY, None)
+            server._apply({})

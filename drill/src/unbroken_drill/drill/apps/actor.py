@@ -19,6 +19,7 @@ from unbroken_drill.drill.results import Result, one_line
 from unbroken_drill.drill.scenarios import Scenario
 from unbroken_drill.drill.stage import Stage
 from unbroken_drill.drill.steps import Step
+from unbroken_drill.drill.topologies import Site
 from unbroken_drill.servers import Server, ServerError
 from unbroken_drill.servers.folders import free_port
 
@@ -82,7 +83,7 @@ class OwnApp:
         plan = self.plan
         _set_up_server(ground, plan)
         port = str(free_port(HOST)) if plan.port_is_free else ""
-        where = ground.where(plan.driver, proxied=True)
+        where = ground.where(plan.driver, proxied=ground.has_one_address)
         found = {name: fill(template, where) for name, template in plan.environment}
         environment = {**found, **({"PORT": port} if port else {}), **self.variant.environment}
         argv = [word.replace("{port}", port) if port else word for word in self.variant.argv]
@@ -106,7 +107,7 @@ def _set_up_server(ground: Ground, plan: AppPlan) -> None:
     ground.prepared.add("")
 
 
-def _run_sql(server: Server, sql: str) -> None:
+def _run_sql(server: Server | Site, sql: str) -> None:
     if server.backend == "postgresql":  # what is made belongs to the role that made it
         name = '"' + server.user.replace('"', '""') + '"'
         sql = f"SET ROLE {name}; {sql}"
@@ -131,9 +132,9 @@ class AppActor:
         return self.app.pids
 
     @property
-    def port(self) -> int:
-        """The proxy's."""
-        return self.ground.proxy.port
+    def port(self) -> int | None:
+        """The proxy's; None: there is none, because clients are told of several servers."""
+        return self.ground.proxy.port if self.ground.has_one_address else None
 
     def prepare(self, stage: Stage) -> None:
         """Run the setup command, once for each variant on this server."""

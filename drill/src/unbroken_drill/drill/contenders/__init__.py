@@ -101,11 +101,18 @@ ENTRANTS: tuple[Entrant, ...] = (
         "psycopg_pool:PsycopgPool",
         ("psycopg", "psycopg-pool"),
     ),
+    Entrant("asyncpg", "asyncpg", _PG, "asyncpg", "asyncpg:AsyncpgPool", ("asyncpg",)),
     *_on_both("peewee", "peewee", "peewee:Peewee", "peewee"),
     *_on_both("alone/sqlalchemy", "SQLAlchemy + plugin", "sqlalchemy:Plugin", "sqlalchemy"),
     *_on_both("alone/django", "Django as it is", "django:PlainDjango", "django"),
     *_on_both("alone/peewee", "peewee without units", "peewee:PlainPeewee", "peewee"),
 )
+
+#: Before a topology without ``--all``.
+ON_TOPOLOGIES = (
+    "unbroken/psycopg", "unbroken/asyncpg", "unbroken/pymysql", "sqlalchemy", "pre_ping", "dbutils",
+    "psycopg_pool", "asyncpg",
+)  # fmt: skip
 
 #: Without ``--all``: unbroken beside what the tutorials show and what most people use.
 USUAL = ("unbroken/psycopg", "unbroken/pymysql", "one", "sqlalchemy", "pre_ping")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 import unbroken as library
 from unbroken import errors
@@ -17,10 +14,9 @@ from unbroken_drill.drill.contenders.base import (
     Settings,
     SmallApp,
 )
+from unbroken_drill.drill.contenders.loop import LoopThread
 from unbroken_drill.drill.where import Where
 from unbroken_drill.drill.worker.workload import Row, Rows, Unit, on_cursor, perform_async
-
-T = TypeVar("T")
 
 #: With a deadline set, these say in time that there will be no answer.
 _IN_TIME = (errors.DeadlineExceeded, errors.OutageError, errors.PoolTimeoutError)
@@ -81,18 +77,15 @@ class UnbrokenAsync(Ours):
 
     def __init__(self, where: Where, settings: Settings) -> None:
         super().__init__(where, settings)
-        self._loop = _loop_in_a_thread()
-        self._pool: Any = self._ask(self._make(where.url, keywords(settings)))
+        self._loop = LoopThread()
+        self._pool: Any = self._loop.ask(self._make(where.url, keywords(settings)))
 
     async def _make(self, url: str, settings: dict[str, Any]) -> Any:
         return library.AsyncPool(url, **settings)
 
-    def _ask(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
     def work(self, unit: Unit) -> Rows:
         """One unit of work, in a task."""
-        return self._ask(self._work(unit))
+        return self._loop.ask(self._work(unit))
 
     async def _work(self, unit: Unit) -> Rows:
         rows: Rows = await self._pool.run(lambda conn: perform_async(unit, _fetch(conn)))
@@ -100,7 +93,7 @@ class UnbrokenAsync(Ours):
 
     def take(self, unit: Unit) -> Any:
         """``acquire()`` without ``release()``, in a task."""
-        return self._ask(self._take(unit))
+        return self._loop.ask(self._take(unit))
 
     async def _take(self, unit: Unit) -> Any:
         conn = await self._pool.acquire()
@@ -112,21 +105,15 @@ class UnbrokenAsync(Ours):
 
         The pool is the same one.
         """
-        self._loop = _loop_in_a_thread()
+        self._loop = LoopThread()
 
     def close(self) -> None:
         """Close the pool, then the loop."""
-        self._ask(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.ask(self._close())
+        self._loop.stop()
 
     async def _close(self) -> None:
         await self._pool.close()
-
-
-def _loop_in_a_thread() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="drill loop", daemon=True).start()
-    return loop
 
 
 def _fetch(conn: Any) -> Any:

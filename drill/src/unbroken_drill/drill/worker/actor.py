@@ -15,6 +15,7 @@ from unbroken_drill.drill.results import Result
 from unbroken_drill.drill.scenarios import Scenario
 from unbroken_drill.drill.stage import Stage
 from unbroken_drill.drill.steps import Step
+from unbroken_drill.drill.topologies import Site
 from unbroken_drill.drill.where import Where
 from unbroken_drill.drill.worker import workload
 from unbroken_drill.drill.worker.load import WATCHDOG, Record
@@ -89,7 +90,7 @@ class SmallActor:
 
     worker: WorkerProcess
     entrant: Entrant
-    server: Server
+    server: Server | Site
     where: Where
     settings: Settings
     seed: int

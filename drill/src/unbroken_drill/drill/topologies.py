@@ -1,0 +1,278 @@
+"""Several servers, and what stands before them, as one ground for contenders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from unbroken.errors import ConfigurationError
+from unbroken_drill.drill.steps import nearest
+from unbroken_drill.servers import (
+    Cluster,
+    Galera,
+    HAProxy,
+    MariaDB,
+    MariaDBCluster,
+    MongoReplicaSet,
+    PgBouncer,
+    PostgreSQL,
+    PostgreSQLCluster,
+    Server,
+    Session,
+    available,
+)
+
+#: As many sessions as MariaDB allows by default.
+_OPTIONS: Final = {"max_connections": 150}
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """A kind of site: *cluster* makes its servers, *front* what stands before them.
+
+    *verbs* are the steps that it can play beside the traffic's. *needs* are the kinds of servers
+    that must be here.
+    """
+
+    name: str
+    title: str
+    backend: str
+    needs: tuple[str, ...]
+    verbs: frozenset[str]
+    cluster: Callable[[], Cluster[Any] | PostgreSQL]
+    front: Callable[[Any], Server] | None = None
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it cannot be brought up here; None when it can."""
+        return next(filter(None, (available(kind) for kind in self.needs)), None)
+
+    def site(self) -> Site:
+        """One of this kind, not started yet."""
+        return Site(self)
+
+
+_ROLES: Final = frozenset({"promote", "switchover", "rolling", "repair"})
+_REFUSALS: Final = frozenset({"reject", "accept"})
+_POOLER: Final = frozenset({"restart_pooler"})
+_COMMON: Final = frozenset({"kill"})
+
+TOPOLOGIES: Final = {
+    each.name: each
+    for each in (
+        Topology(
+            "standby",
+            "primary and synchronous standby behind HAProxy",
+            "postgresql",
+            ("postgresql", "haproxy"),
+            _ROLES | _REFUSALS | _POOLER | _COMMON | {"demote"},
+            lambda: PostgreSQLCluster(synchronous=True, options=_OPTIONS),
+            HAProxy,
+        ),
+        Topology(
+            "replica",
+            "primary and semi-synchronous replica behind HAProxy",
+            "mariadb",
+            ("mariadb", "haproxy"),
+            _ROLES | _REFUSALS | _POOLER | _COMMON | {"demote"},
+            lambda: MariaDBCluster(synchronous=True),
+            HAProxy,
+        ),
+        Topology(
+            "galera",
+            "Galera of three behind HAProxy",
+            "mariadb",
+            ("galera", "haproxy"),
+            _ROLES | _REFUSALS | _POOLER | _COMMON,
+            Galera,
+            HAProxy,
+        ),
+        Topology(
+            "pgbouncer",
+            "behind PgBouncer, a session for each client",
+            "postgresql",
+            ("postgresql", "pgbouncer"),
+            _POOLER | frozenset({"kill", "rolling"}),
+            lambda: PostgreSQL(_OPTIONS),
+            lambda server: PgBouncer(server, "session"),
+        ),
+        Topology(
+            "pgbouncer-transaction",
+            "behind PgBouncer, a session for each transaction",
+            "postgresql",
+            ("postgresql", "pgbouncer"),
+            _POOLER | frozenset({"kill", "rolling"}),
+            lambda: PostgreSQL(_OPTIONS),
+            lambda server: PgBouncer(server, "transaction"),
+        ),
+        Topology(
+            "replicaset",
+            "replica set of three",
+            "mongodb",
+            ("mongodb",),
+            _ROLES,
+            MongoReplicaSet,
+        ),
+    )
+}
+
+
+def find(name: str) -> Topology:
+    """The topology *name*. Raises ConfigurationError for one that there is not, or not here."""
+    found = TOPOLOGIES.get(name)
+    if found is None:
+        raise ConfigurationError(
+            f"there is no topology {name!r}{nearest(name, TOPOLOGIES)}; known are"
+            f" {', '.join(TOPOLOGIES)}"
+        )
+    if found.obstacle is not None:
+        raise ConfigurationError(found.obstacle)
+    return found
+
+
+class Site:
+    """The servers of a topology at work: for contenders one server that changes its mind.
+
+    It has what the drill asks of a single :class:`~unbroken_drill.servers.Server`, and the verbs of
+    :attr:`Topology.verbs`.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology, self.backend = topology, topology.backend
+        made = topology.cluster()
+        self.cluster = made if isinstance(made, Cluster) else None
+        self.servers: list[Any] = made.servers if isinstance(made, Cluster) else [made]
+        self._made = made
+        self._front: Server | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End everything."""
+        if self._front is not None:
+            self._front.close()
+        self._made.close()
+
+    def start(self) -> Self:
+        """Start what does not run, and have every server follow the one that takes writes."""
+        if self.cluster is None or self.servers[0].folder is None:
+            self._made.start()
+        else:
+            self.repair()
+        if self._front is None and self.topology.front is not None:
+            self._front = self.topology.front(self._made)
+        if self._front is not None:
+            self._front.start()
+            if isinstance(self._front, HAProxy):
+                self._front.wait_serving()
+        return self
+
+    # ---- as a server
+
+    @property
+    def user(self) -> str:
+        """The application's."""
+        return str(self.servers[0].user)
+
+    @property
+    def is_running(self) -> bool:
+        """Always, for those who would thaw it."""
+        return True
+
+    def thaw(self) -> None:
+        """Let every server go on."""
+        for server in self.servers:
+            if server.is_running:
+                server.thaw()
+
+    def url(self, driver: str | None = None) -> str:
+        """Where contenders connect."""
+        return str((self._front or self._made).url(driver))
+
+    def admin(self, sql: str, *, timeout: float = 30.0) -> list[tuple[str, ...]]:
+        """Run *sql* as the administrator of the server that takes writes."""
+        return self.writer.admin(sql, timeout=timeout)
+
+    @property
+    def writer(self) -> Server:
+        """The server that takes writes."""
+        found: Server = self.cluster.wait_writer() if self.cluster else self.servers[0]
+        return found
+
+    def sessions(self) -> list[Session]:
+        """The contender's connections, wherever they lead."""
+        if self._front is not None:
+            return self._front.sessions()
+        running = [server for server in self.servers if server.is_running]
+        return [session for server in running for session in server.sessions()]
+
+    def kill_sessions(self) -> int:
+        """End them on every server."""
+        running = [server for server in self.servers if server.is_running]
+        return sum(int(server.kill_sessions()) for server in running)
+
+    # ---- what can happen to it
+
+    @property
+    def _roles(self) -> Cluster[Any]:
+        assert self.cluster is not None, "a scenario that needs a cluster"
+        return self.cluster
+
+    def promote(self) -> None:
+        """The server that takes writes is killed; another takes its place."""
+        self._roles.promote()
+
+    def switchover(self) -> None:
+        """Another server takes writes, in order."""
+        self._roles.switchover()
+
+    def demote(self) -> Server:
+        """The server that takes writes becomes read-only: the one to :meth:`elect` afterwards."""
+        assert isinstance(self.cluster, PostgreSQLCluster | MariaDBCluster), "has a next one"
+        return self.cluster.demote()
+
+    def elect(self, server: Server) -> None:
+        """*server* takes writes from now on."""
+        assert isinstance(server, PostgreSQL | MariaDB), "a server of demote()"
+        server.promote()
+
+    def repair(self) -> None:
+        """Servers that are away come back, and follow."""
+        if self.cluster is not None:
+            self.cluster.repair()
+
+    def reject(self) -> None:
+        """The server that takes writes answers, and refuses."""
+        self._roles.reject()
+
+    def accept(self) -> None:
+        """It takes writes again."""
+        self._roles.accept()
+
+    def rolling(self) -> None:
+        """Every server restarts, one after the other, in order; the one that takes writes last."""
+        if self.cluster is None:
+            self.servers[0].restart()
+            return
+        for server in self.cluster.others:
+            server.restart()
+            self.cluster.repair()
+        last = self.cluster.writer
+        self.cluster.switchover()
+        if not isinstance(self.cluster, Galera):  # where a switchover is a restart
+            last.restart()
+        self.cluster.repair()
+
+    def restart_pooler(self, seconds: float) -> None:
+        """What stands before the servers stops, and is back *seconds* later."""
+        assert self._front is not None, "a topology with a front"
+        self._front.restart(down=seconds)
