@@ -22,10 +22,18 @@ _MYSQL = frozenset({
     # "plugin instructed the server to rollback the current transaction" (binlog.cc: after
     # ha_rollback_low)
     3101,
-    # TiDB, all "[try again later]" before the primary key is committed (docs: Error Codes;
-    # tikv/client-go, txnkv/transaction/2pc.go). An undetermined result ends the connection.
-    8002, 8005, 8022, 8028, 9007,
 })  # fmt: skip
+
+#: TiDB's, all "[try again later]" before the primary key is committed (docs: Error Codes;
+#: tikv/client-go, txnkv/transaction/2pc.go), by their words, for others use the numbers too. An
+#: undetermined result ends the connection.
+_TIDB: dict[int | str | None, str] = {
+    8002: "can not retry select for update",
+    8005: "write conflict",
+    8022: "safe to retry",
+    8028: "information schema is changed",
+    9007: "write conflict",
+}
 
 #: Vitess commits shard by shard and hands a shard's error on: an earlier shard may have stored its
 #: part (vitess.io, "Distributed transactions": multi).
@@ -61,7 +69,9 @@ def proves_nothing_stored(backend: str, code: int | str | None, text: str = "") 
         return isinstance(code, str) and _is_postgresqls_no(code)
     if backend in ("mysql", "mariadb"):
         lower = text.lower()
-        return code in _MYSQL and not any(words in lower for words in _OF_A_SHARD)
+        if any(words in lower for words in _OF_A_SHARD):
+            return False
+        return code in _MYSQL or (code in _TIDB and _TIDB[code] in lower)
     return False
 
 

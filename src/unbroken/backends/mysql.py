@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno as E  # noqa: N812 - the tables below read better
 
 from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.backends.services_mysql import service_fault
 from unbroken.backends.system import HUNG_UP_IN_TLS, errno_of_text, of_errno, one_line
 
 _K = FaultKind
@@ -54,6 +55,9 @@ def mysql_fault(errno: int | None, text: str, *, connecting: bool = False) -> Fa
     be replayed on it.
     """
     line = one_line(text)
+    told = service_fault(errno, text, connecting)
+    if told is not None:
+        return told
     if errno in CAUSES:
         cause = CAUSES[errno]
         return Fault(
@@ -117,7 +121,8 @@ def cause_of_words(code: int | str | None, text: str) -> Cause:
         number = int(code) if code is not None else 0
     except ValueError:
         number = 0
-    cause = CAUSES.get(number)
+    told = service_fault(number, text, False)
+    cause = CAUSES.get(number) if told is None else told.cause
     if cause is None and "killed" in text.lower():
         cause = Cause.KILLED
     return cause or Cause.CLOSED_BY_PEER

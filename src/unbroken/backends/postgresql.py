@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.backends.services_postgresql import service_fault
 from unbroken.backends.system import _OS_WORDS, errno_of_text, of_errno, one_line
 
 _K = FaultKind
@@ -88,6 +89,9 @@ def postgres_fault(sqlstate: str | None, text: str, *, connecting: bool = False)
     means.
     """
     line = one_line(text)
+    told = service_fault(sqlstate, text, connecting)
+    if told is not None:
+        return told
     if not sqlstate:
         return _postgres_words(line, connecting)
     if sqlstate in CAUSES:
@@ -184,6 +188,9 @@ def _goodbye(lower: str) -> Cause | None:
 def cause_of_words(code: int | str | None, text: str) -> Cause:
     """See :func:`unbroken.backends.fault.cause_of_words`."""
     lower = text.lower()
+    told = service_fault(None if code is None else str(code), text, False)
+    if told is not None and told.cause is not None:
+        return told.cause
     if (code == "57P01" and "shut" in lower) or code == "57P03":
         return Cause.SHUTDOWN
     return CAUSES.get(str(code)) or _goodbye(lower) or Cause.CLOSED_BY_PEER

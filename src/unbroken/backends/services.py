@@ -1,0 +1,74 @@
+"""How managed services, poolers and proxies say that they cannot serve, and how those words are
+found in an error.
+
+They speak MySQL's or PostgreSQL's protocol, and put their own troubles into a code that means many
+things. So a row counts only for its codes, and only with its words. The rows are in
+:mod:`services_mysql` and :mod:`services_postgresql`; docs/services.md is made of them. Words whose
+source was not found have no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.backends.system import one_line
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One way of a service to say one thing.
+
+    It is meant where an error has one of *codes* (None: one of the family's vague ones) and one of
+    *words* in its text, and none of *unless*; all of a tuple of words count as one. *connecting*
+    and *in_use* are what it means there; None: nothing of its own.
+    """
+
+    service: str
+    codes: frozenset[int | str] | None
+    words: tuple[str | tuple[str, ...], ...]
+    connecting: FaultKind | None
+    in_use: FaultKind | None
+    meaning: str
+    source: str
+    cause: Cause | None = None  #: why the connection ended, where it did
+    unless: tuple[str, ...] = ()
+    login: bool = False  #: whether another password or user might be let in
+
+    def matches(self, lower: str) -> bool:
+        """Whether the text *lower*, in small letters, has its words."""
+        return any(_has(lower, words) for words in self.words) and not any(
+            words in lower for words in self.unless
+        )
+
+
+def _has(lower: str, words: str | tuple[str, ...]) -> bool:
+    if isinstance(words, str):
+        return words in lower
+    return all(each in lower for each in words)
+
+
+def fault_of(
+    rows: Iterable[Word], code: int | str | None, vague: bool, text: str, connecting: bool
+) -> Fault | None:
+    """What the first of *rows* that is meant says of an error with *code* and *text*; None: no row
+    is. *vague*: whether rows without codes count for this code.
+    """
+    lower = " ".join(text.split()).lower()
+    for row in rows:
+        kind = row.connecting if connecting else row.in_use
+        if kind is None or not row.matches(lower):
+            continue
+        if row.codes is None:
+            is_meant = vague
+        else:  # libpq hands no code on where a connect failed
+            is_meant = code in row.codes if code is not None else connecting
+        if is_meant:
+            cause = row.cause if kind in _ENDED else None
+            shown = "28P01" if row.login and code is None else code
+            return Fault(kind, cause, shown, one_line(text))
+    return None
+
+
+_ENDED = (FaultKind.LOST, FaultKind.NOT_READY)
