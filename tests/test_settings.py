@@ -16,7 +16,7 @@ from unbroken.settings import Settings
 
 NAMES = [f.name for f in dataclasses.fields(Settings)]
 COUNTS = ["max_size", "min_size", "max_replays"]
-SECONDS = sorted(set(NAMES) - {*COUNTS, "heal", "reclaim", "reset", "name", "units"})
+SECONDS = sorted(set(NAMES) - {*COUNTS, "follow_dns", "heal", "reclaim", "reset", "name", "units"})
 
 #: What people may write by mistake.
 ODD = st.one_of(

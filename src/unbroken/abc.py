@@ -104,6 +104,7 @@ class Cause(StrEnum):
     )
     CLOSED_BY_HOLDER = "closed by its holder"  #: the application closed it while it had it
     DRAINED = "drained"
+    MOVED = "name moved"  #: the server's name leads to another address now
     POOL_CLOSED = "pool closed"
     DISCARDED = "discarded"  #: the application asked for it
 

@@ -105,6 +105,11 @@ class Settings:
     (settings, locks, temporary tables), in one or two round trips and only when they may have left
     something; a callable that is given the connection; or None for nothing."""
 
+    follow_dns: bool = True
+    """Look every few seconds where the server's name leads, and replace connections to an address
+    that it has left: idle ones at once, others when they come back. Nothing is looked up for
+    addresses, sockets and localhost. A name that rotates among addresses is left alone."""
+
     heal: bool = True
     """Run a lost statement again on another connection, where it is the first of its transaction
     (or only reads, in autocommit). Engines of SQLAlchemy and Django and databases of peewee do; a
@@ -169,6 +174,7 @@ _POSITIVE = {
 }  # fmt: skip
 _NOT_NEGATIVE = {"outage_wait"}
 _POSITIVE_OR_NONE = {"max_age", "max_idle", "idle_limit", "keepalive", "ping_after", "deadline"}
+_SWITCHES = ("reclaim", "follow_dns", "heal")
 _FINITE = {"connect_timeout", "ping_timeout", "reset_timeout"}
 
 
@@ -179,7 +185,7 @@ def _from_text(name: str, text: str) -> Any:
         return text
     if name == "units":
         return tuple(text.replace(",", " ").split())
-    if name in ("reclaim", "heal"):
+    if name in _SWITCHES:
         if text.lower() in ("1", "true", "yes", "on", "0", "false", "no", "off"):
             return text.lower() in ("1", "true", "yes", "on")
         raise ConfigurationError(f"{name}={text!r} is not a boolean; use true or false")
@@ -201,7 +207,7 @@ def _validate(s: Settings) -> None:
         raise ConfigurationError(
             f"min_size={s.min_size} exceeds max_size={s.max_size}; lower the one or raise the other"
         )
-    for name in ("reclaim", "heal"):
+    for name in _SWITCHES:
         if not isinstance(getattr(s, name), bool):
             raise ConfigurationError(f"{name}={getattr(s, name)!r} must be True or False")
     if s.reset not in (None, "rollback", "session") and not callable(s.reset):

@@ -61,7 +61,13 @@ def say(what: Any) -> None:
 def outcome(stats: Any, pool: Any) -> dict[str, Any]:
     SAID.append(repr(pool) + repr(pool.settings) + repr(pool._driver.target) + repr(stats))
     said = {"asked": asked, "errors": ERRORS[:], "opened": stats.opened, "closed": stats.closed}
-    return {**said, "failures": stats.connect_failures, "said": "\n".join(SAID)}
+    threads = [each.name for each in threading.enumerate()]
+    return {
+        **said,
+        "failures": stats.connect_failures,
+        "threads": threads,
+        "said": "\n".join(SAID),
+    }
 
 
 def blocking() -> None:

@@ -42,6 +42,7 @@ class Entry:
         "last_used",
         "lasti",
         "opening",
+        "peer",
         "poll",
         "recall",
         "ref",
@@ -67,6 +68,7 @@ class Entry:
         self.key = id(conn)
         self.address: Address | None = None  #: its host, where the cluster has several
         self.fd: int | None = None
+        self.peer: str | None = None  #: the address at the other end, where its name is followed
         self.identity: tuple[int, int] | None = (
             None  #: device and inode of its socket: descriptors are reused
         )

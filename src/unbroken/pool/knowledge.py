@@ -28,6 +28,7 @@ from unbroken.ledger.scope import testify
 from unbroken.net import liveness
 from unbroken.net.hangups import HangUps
 from unbroken.pool.bounds import limits_of
+from unbroken.pool.names import names_of
 from unbroken.pool.registry import every, registry
 from unbroken.pool.runtime import Runtime
 from unbroken.pool.secrets import NO_SECRETS, Secrets
@@ -132,6 +133,8 @@ class Knowledge:
         self.is_clean = self._end_check()
         self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
         self.is_tcp = driver.target.unix_socket is None
+        #: whose addresses are followed
+        self.names = names_of(driver.target) if settings.follow_dns else ()
         self.decide_policy()
         with self.server.lock:
             # last: from now on other pools' threads come here with news

@@ -14,6 +14,7 @@ from unbroken.abc import Address, BaseDriver
 from unbroken.brain.hosts import Hosts
 from unbroken.brain.idle_limit import IdleLimit
 from unbroken.brain.outage import Outage
+from unbroken.pool.names import Lookout
 from unbroken.settings import Settings
 
 #: Seconds after which a server is asked again what a SELECT may do: a view may have been made
@@ -52,6 +53,7 @@ class Server:
         self.outage = Outage()
         self.limit = IdleLimit()
         self.hosts = Hosts()
+        self.lookout = Lookout()
         self.followed = 0  #: of the moves of ``hosts``, those that the pools were told of …
         self.place: Address | None = None  #: … and where they led
         self._hidden: dict[str | None, Hidden] = {}

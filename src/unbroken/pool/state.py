@@ -24,6 +24,7 @@ from unbroken.net import fork_guard, keepalive, liveness, sent_bytes
 from unbroken.pool import contexts  # noqa: F401 - follows what units hand to threads and tasks
 from unbroken.pool.endings import on_end
 from unbroken.pool.leases import Leases
+from unbroken.pool.names import peer_of
 from unbroken.pool.steps import Call, Flow
 from unbroken.settings import Settings
 
@@ -55,6 +56,9 @@ class PoolState(Leases):
             if not self.knows_status:
                 entry.sent = entry.count()
             policy = self.policy
+            if self.names:
+                entry.peer = peer_of(entry.fd)
+                self.server.lookout.begin(self.server)
             keepalive.bound(entry.fd, policy.keepalive, policy.probe_every, policy.send_timeout)
             self.sockets.add(entry.fd)
             this, state = weakref.ref(entry), weakref.ref(self)

@@ -35,7 +35,7 @@ from unbroken.pool.steps import Attempt, Flow, run
 from unbroken.pool.upkeep import schedule
 
 #: Causes for which SQLAlchemy closes a connection; for all others it invalidates one.
-_GENTLE = frozenset({Cause.SURPLUS, Cause.DRAINED, Cause.POOL_CLOSED})
+_GENTLE = frozenset({Cause.SURPLUS, Cause.DRAINED, Cause.MOVED, Cause.POOL_CLOSED})
 #: Connections that were opened and have no entry yet: more than this many at a time are forgotten
 #: ones.
 _FRESH = 32
