@@ -90,6 +90,9 @@ class Cause(StrEnum):
     SILENT_DROP = (  #: nothing answered any more: keepalive, user timeout or a ping found out
         "silent drop"
     )
+    OTHER_SESSION = (  #: a pooler has led it to a session that does not know what it prepared
+        "another session behind a pooler"
+    )
     LOST = "lost in use"  #: the driver said so while it was lent, and nothing better is known
     # what we did
     MAX_AGE = "max age"

@@ -132,6 +132,43 @@ GOODBYE = (
         ("08P01", "no such database: x", True, K.REJECTED, None),
         ("08P01", "server login has been failing, cached error: connect failed (server_login_retry)", True, K.NOT_READY, None),  # noqa: E501
         ("08P01", "server conn crashed?", False, K.LOST, None),
+        ("08P01", "server conn crashed?", True, K.NOT_READY, None),
+        ("08P01", "server login has been failing, try again later (server_login_retry)", False, K.NOT_READY, None),  # noqa: E501
+        ("08P01", "server login has been failing, cached error: password authentication failed (server_login_retry)", True, K.NOT_READY, None),  # noqa: E501
+        ("08P01", "query_wait_timeout", False, K.TOO_MANY, None),
+        ("08P01", "query_wait_timeout", True, K.TOO_MANY, None),
+        ("08P01", "client_login_timeout (server down)", True, K.NOT_READY, None),
+        ("08P01", "client_login_timeout", True, K.NOT_READY, None),
+        ("08P01", "client connections exceeded (max_db_client_connections)", True, K.TOO_MANY, None),  # noqa: E501
+        ("08P01", 'database "shop" is disabled', True, K.NOT_READY, None),
+        ("08P01", "pgbouncer cannot connect to server", True, K.NOT_READY, None),
+        ("08P01", "pooler is shutting down", True, K.NOT_READY, None),
+        ("08P01", "server shutting down", False, K.LOST, Cause.SHUTDOWN),
+        ("08P01", "client_idle_timeout", False, K.LOST, Cause.IDLE_LIMIT),
+        ("08P01", "idle transaction timeout", False, K.LOST, Cause.TRANSACTION_LIMIT),
+        ("08P01", "query timeout", False, K.LOST, None),
+        ("08P01", "database removed", False, K.LOST, Cause.KILLED),
+        ("08P01", "admin forced disconnect", False, K.LOST, Cause.KILLED),
+        ("08P01", "database configuration changed", False, K.LOST, None),
+        ("08P01", "server lifetime over", False, K.LOST, None),
+        ("08P01", "bouncer config error", True, K.NOT_READY, None),
+        ("08P01", "unsupported startup parameter: extra_float_digits", True, K.REJECTED, None),
+        ("08P01", "SSL required", True, K.REJECTED, None),
+        ("08P01", "SASL authentication failed", True, K.REJECTED, None),
+        ("08P01", "password authentication failed", True, K.REJECTED, None),
+        ("08P01", "no such user: app", True, K.REJECTED, None),
+        ("08P01", "the database system is starting up", True, K.NOT_READY, None),
+        ("08P01", "sorry, too many clients already", True, K.TOO_MANY, None),
+        ("08P01", 'database "x" does not exist', True, K.REJECTED, None),
+        ("08P01", "words of a later version", True, K.NOT_READY, None),
+        ("08P01", "words of a later version", False, K.OTHER, None),
+        ("08P01", "prepared statement did not exist", False, K.LOST, Cause.OTHER_SESSION),
+        ("26000", 'prepared statement "_pg3_0" does not exist', False, K.LOST, Cause.OTHER_SESSION),
+        ("42P05", 'prepared statement "_pg3_0" already exists', False, K.LOST, Cause.OTHER_SESSION),
+        ("26000", 'prepared statement "__asyncpg_stmt_7__" does not exist', False, K.LOST, Cause.OTHER_SESSION),  # noqa: E501
+        ("26000", "unnamed prepared statement does not exist", False, K.LOST, Cause.OTHER_SESSION),
+        ("26000", 'prepared statement "theirs" does not exist', False, K.OTHER, None),
+        ("42P05", 'prepared statement "theirs" already exists', False, K.OTHER, None),
         ("23505", "duplicate key value", False, K.OTHER, None),
         ("55P03", "could not obtain lock", False, K.OTHER, None),
         ("57014", "canceling statement due to user request", False, K.OTHER, None),
@@ -148,6 +185,10 @@ GOODBYE = (
         (None, "connection failed: FATAL:  the database system is shutting down", True, K.NOT_READY, None),  # noqa: E501
         (None, "connection failed: FATAL:  sorry, too many clients already", True, K.TOO_MANY, None),  # noqa: E501
         (None, "FATAL:  remaining connection slots are reserved for roles with the SUPERUSER attribute", True, K.TOO_MANY, None),  # noqa: E501
+        (None, "connection failed: FATAL:  SSL required", True, K.REJECTED, None),
+        (None, "connection failed: FATAL:  unsupported startup parameter: options", True, K.REJECTED, None),  # noqa: E501
+        (None, "connection failed: FATAL:  server login has been failing, cached error: password authentication failed (server_login_retry)", True, K.NOT_READY, None),  # noqa: E501
+        (None, "connection failed: FATAL:  query_wait_timeout", True, K.TOO_MANY, None),
         (None, "FATAL:  Passwort-Authentifizierung fehlgeschlagen", True, K.NOT_READY, None),
         (None, "consuming input failed: server closed the connection unexpectedly This probably means the server terminated …", False, K.LOST, None),  # noqa: E501
         (None, f"consuming input failed: {GOODBYE}", False, K.LOST, Cause.KILLED),
@@ -164,6 +205,23 @@ def test_what_an_error_of_postgresql_means(
     fault = postgres_fault(sqlstate, text, connecting=connecting)
     assert (fault.kind, fault.cause) == (kind, cause)
     assert "\n" not in fault.text
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "text", "kind"),
+    [
+        ("08P01", "words of a later version", K.LOST),
+        ("40001", "terminating connection due to conflict with recovery", K.LOST),
+        ("XX000", "something broke", K.LOST),
+        ("08P01", "query_wait_timeout", K.TOO_MANY),
+        ("57P03", "the database system is shutting down", K.NOT_READY),
+    ],
+)
+def test_a_fatal_error_ends_its_session(sqlstate: str, text: str, kind: FaultKind) -> None:
+    assert postgres_fault(sqlstate, text, fatal=True).kind is kind
+    assert postgres_fault(sqlstate, text, connecting=True, fatal=True).kind is not K.OTHER or (
+        sqlstate == "XX000"
+    )
 
 
 @pytest.mark.parametrize(
@@ -218,6 +276,10 @@ def test_what_an_error_of_the_system_means(
         ("57P05", "", "postgresql", Cause.IDLE_LIMIT),
         ("25P03", "", "postgresql", Cause.TRANSACTION_LIMIT),
         ("25P04", "", "postgresql", Cause.TRANSACTION_LIMIT),
+        ("08P01", "client_idle_timeout", "postgresql", Cause.IDLE_LIMIT),
+        ("08P01", "database removed", "postgresql", Cause.KILLED),
+        ("08P01", "server shutting down", "postgresql", Cause.SHUTDOWN),
+        ("08P01", "query_wait_timeout", "postgresql", Cause.CLOSED_BY_PEER),
         (
             None,
             "terminating connection due to idle-session timeout",

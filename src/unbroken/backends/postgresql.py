@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.backends.pgbouncer import bouncer_fault, cause_of, is_slip, is_strange_statement
 from unbroken.backends.services_postgresql import service_fault
 from unbroken.backends.system import _OS_WORDS, errno_of_text, of_errno, one_line
 
@@ -24,24 +26,6 @@ CAUSES: dict[str, Cause | None] = {
 }
 _REJECTED = {"28000", "28P01", "3D000"}
 _RETRY = {"40001", "40P01"}
-#: PgBouncer gives most of its answers one SQLSTATE, 08P01, so that only the words tell them apart.
-_BOUNCER_WORDS: tuple[tuple[str, FaultKind], ...] = (
-    ("no more connections allowed", _K.TOO_MANY),
-    ("query_wait_timeout", _K.TOO_MANY),
-    ("too many", _K.TOO_MANY),
-    ("no such database", _K.REJECTED),
-    ("no such user", _K.REJECTED),
-    ("not allowed", _K.REJECTED),
-    ("auth", _K.REJECTED),
-    ("login", _K.NOT_READY),
-    ("shutting down", _K.NOT_READY),
-    ("cannot connect", _K.NOT_READY),
-    ("disabled", _K.NOT_READY),
-    ("server conn crashed", _K.LOST),
-    ("idle_transaction_timeout", _K.LOST),
-    ("client_idle_timeout", _K.LOST),
-    ("connection", _K.LOST),
-)
 #: libpq's and the server's words where no SQLSTATE is handed on (libpq gives none for a failed
 #: connect).
 _WORDS: tuple[tuple[str, FaultKind, str | None], ...] = (
@@ -84,11 +68,30 @@ _LOST_WORDS = (
 )  # fmt: skip
 
 
-def postgres_fault(sqlstate: str | None, text: str, *, connecting: bool = False) -> Fault:
+def postgres_fault(
+    sqlstate: str | None, text: str, *, connecting: bool = False, fatal: bool = False
+) -> Fault:
     """What an error of PostgreSQL (or PgBouncer, or libpq: *sqlstate* None) with its message *text*
     means.
+
+    *fatal*: the server says that it ends the session with it (severity FATAL or PANIC).
     """
     line = one_line(text)
+    fault = _fault(sqlstate, text, line, connecting)
+    if fatal and not connecting and not fault.is_lost and fault.kind in (_K.OTHER, _K.RETRY):
+        return replace(fault, kind=_K.LOST)
+    return fault
+
+
+def is_fatal(*severities: object) -> bool:
+    """Whether one of an error's *severities* (its fields V and S) says that the session ends.
+
+    PgBouncer sends the second only, and in English.
+    """
+    return "FATAL" in severities or "PANIC" in severities
+
+
+def _fault(sqlstate: str | None, text: str, line: str, connecting: bool) -> Fault:
     told = service_fault(sqlstate, text, connecting)
     if told is not None:
         return told
@@ -113,6 +116,9 @@ def postgres_fault(sqlstate: str | None, text: str, *, connecting: bool = False)
             sqlstate,
             line,
         )
+    if is_strange_statement(sqlstate, line):
+        # nothing was executed, and what the driver knows of this session is not true of it
+        return Fault(_K.LOST, Cause.OTHER_SESSION, sqlstate, line)
     if sqlstate == "08P01":
         return _bouncer(sqlstate, line, connecting)
     if sqlstate.startswith("08"):
@@ -134,16 +140,18 @@ def refuses_login(fault: Fault) -> bool:
 
 
 def _bouncer(sqlstate: str, line: str, connecting: bool) -> Fault:
-    """08P01 is PgBouncer's code for everything; from a server in use it is a protocol slip of the
-    application's.
+    """08P01 is PgBouncer's code for everything, also for PostgreSQL's answer to its own login.
+
+    From a server in use it is a slip of the application's in the protocol.
     """
-    lower = line.lower()
-    if not connecting and "bind message" in lower:
+    if not connecting and is_slip(line):
         return Fault(_K.OTHER, None, sqlstate, line)
-    for words, kind in _BOUNCER_WORDS:
-        if words in lower:
-            return Fault(kind, None, sqlstate, line)
-    return Fault(_K.NOT_READY if connecting else _K.OTHER, None, sqlstate, line)
+    known = bouncer_fault(line, sqlstate, connecting)
+    if known is not None:
+        return known
+    if connecting:
+        return replace(_postgres_words(line, connecting), code=sqlstate)
+    return Fault(_K.OTHER, None, sqlstate, line)
 
 
 def _connection_exception(sqlstate: str, line: str, connecting: bool) -> Fault:
@@ -156,12 +164,17 @@ def _connection_exception(sqlstate: str, line: str, connecting: bool) -> Fault:
 
 def _postgres_words(line: str, connecting: bool) -> Fault:
     lower = line.lower()
+    bouncers = bouncer_fault(line, "08P01", True) if connecting and "FATAL" in line else None
+    if bouncers is not None and bouncers.kind is not _K.REJECTED:
+        return bouncers
     if "terminating connection" not in lower:
         for words, kind, code in _WORDS:
             if words in lower and (connecting or kind is not _K.REJECTED):
                 return Fault(kind, Cause.FAILOVER if kind is _K.WRONG_SERVER else None, code, line)
         if connecting and _ROLE_OR_DATABASE.search(line):
             return Fault(_K.REJECTED, None, "3D000" if "database" in lower else "28000", line)
+    if bouncers is not None:
+        return bouncers
     number = next((number for words, number in _OS_WORDS if words in lower), None)
     known = of_errno(number, line, connecting) if number is not None else None
     if known is not None:
@@ -193,4 +206,5 @@ def cause_of_words(code: int | str | None, text: str) -> Cause:
         return told.cause
     if (code == "57P01" and "shut" in lower) or code == "57P03":
         return Cause.SHUTDOWN
-    return CAUSES.get(str(code)) or _goodbye(lower) or Cause.CLOSED_BY_PEER
+    known = CAUSES.get(str(code)) or _goodbye(lower)
+    return known or (cause_of(lower) if code == "08P01" else None) or Cause.CLOSED_BY_PEER

@@ -41,6 +41,7 @@ class Entry:
         "key",
         "last_used",
         "lasti",
+        "led_to",
         "opening",
         "peer",
         "poll",
@@ -74,6 +75,8 @@ class Entry:
         )
         self.poll: Callable[[int], list[Any]] = _nothing_to_see
         self.session: str | None = None  #: the server's number for it
+        #: the number of the session to which a pooler led it when it was opened, where it was asked
+        self.led_to: int | None = None
         self.born = now
         self.retire_at = retire_at
         self.last_used = now

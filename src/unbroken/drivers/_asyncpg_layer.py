@@ -8,6 +8,7 @@ itself is written in C and hides its state.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
@@ -50,6 +51,7 @@ class Layer:
         "may_have_ended",
         "real",
         "residue",
+        "shared",
         "unsynced",
         "was_new",
         "watched",
@@ -69,6 +71,7 @@ class Layer:
         self.residue = NOTHING  #: what may have been left on the session
         #: whether a statement was only prepared: the server waits for the rest, and keeps its locks
         self.unsynced = False
+        self.shared = False  #: whether other clients may get the session, too
         self.was_new = real.queries_count == 0  #: whether nothing had been sent when we came
         #: types, with their schemas, whose codecs were set
         self.changed_codecs: set[tuple[str, str]] = set()
@@ -258,6 +261,13 @@ def noting(base: Any) -> Any:
         __slots__ = ()
         _unbroken_notes = True
 
+        def _get_unique_id(self, prefix: str) -> str:
+            layer = self._protocol
+            if isinstance(layer, Layer) and layer.shared:
+                prefix = f"{prefix}_{_token(os.getpid())}"
+            name: str = super()._get_unique_id(prefix)
+            return name
+
         async def close(self, *args: Any, **kwargs: Any) -> None:
             _closes(self)
             await super().close(*args, **kwargs)
@@ -284,6 +294,14 @@ def noting(base: Any) -> Any:
 
     Connection.__name__ = Connection.__qualname__ = base.__name__
     return Connection
+
+
+@cache
+def _token(_pid: int) -> str:
+    """A mark of this process in the names of what asyncpg makes on a session that others have,
+    too: it only counts them.
+    """
+    return os.urandom(4).hex()
 
 
 #: Connections that were open when the application closed them.

@@ -6,6 +6,7 @@ The protocol's own state is hidden in C.
 from __future__ import annotations
 
 from collections.abc import Collection
+from inspect import signature
 from typing import Any
 
 from unbroken.abc import Connection
@@ -44,6 +45,7 @@ class Status(Awaited):
     """The part of asyncpg's driver that knows how far a connection is, and what was left on it."""
 
     _asyncpg: Any
+    _arguments: dict[str, Any]
     _probe_state: Any = None
 
     def _check_ready(self, conn: Connection) -> None:
@@ -62,6 +64,34 @@ class Status(Awaited):
     def was_closed(self, conn: Connection) -> bool:
         """Whether ``close()`` or ``terminate()`` ended it, and not a loss."""
         return conn in closed_by_holder and conn.is_closed()
+
+    def share(self, conn: Connection, shared: bool) -> str | None:
+        """asyncpg keeps its statements by name on the session: not on a shared one. Statements
+        without a name are parsed again at each execution, also those of ``conn.prepare()``.
+        """
+        try:
+            if isinstance(conn._protocol, Layer):
+                conn._protocol.shared = shared
+            size = conn._config.statement_cache_size
+            if size == 0:
+                return None
+            if "statement_cache_size" in self._arguments or size != self._usual_cache():
+                return f"statement_cache_size={size}"
+            if conn._stmt_cache_enabled == shared:
+                conn._stmt_cache_enabled = not shared
+                conn._stmt_cache.clear()
+        except Exception:  # closed, or of another make
+            pass
+        return None
+
+    def _usual_cache(self) -> int:
+        usual: int = signature(self._asyncpg.connect).parameters["statement_cache_size"].default
+        return usual
+
+    def left_on(self, conn: Connection) -> frozenset[Left]:
+        """Our layer judges each statement."""
+        layer = conn._protocol
+        return layer.residue if isinstance(layer, Layer) else NOTHING
 
     def traits(self, conn: Connection) -> Any:
         """Listeners of every kind, whether something may be left on the session, and codecs that

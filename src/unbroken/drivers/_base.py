@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection, Mapping
 from inspect import isawaitable
 from typing import Any
 
-from unbroken.abc import Connection
+from unbroken.abc import Connection, Fault
 from unbroken.drivers import _seams
 from unbroken.drivers._login import Logins
 from unbroken.drivers._seams import Seam
-from unbroken.ledger.residue import Left
+from unbroken.ledger.residue import NOTHING, Left
 
 
 class Base(Logins):
@@ -38,6 +38,26 @@ class Base(Logins):
     #: For a caller's own ``connect=``: whether it changes nothing but the session's settings. None:
     #: not known.
     sets_only: bool | None = None
+
+    def share(self, conn: Connection, shared: bool) -> str | None:  # noqa: ARG002
+        """From now on the library must leave nothing on the session behind *conn* by itself, such
+        as a prepared statement: a pooler may give the next transaction another one. Or it may
+        again, as it was set (*shared* false). Here: it leaves nothing anyway.
+
+        Gives the setting of the application's, as text, that still has it do so. No I/O. Never
+        raises.
+        """
+        return None
+
+    def told(self, conn: Connection) -> Fault | None:  # noqa: ARG002
+        """What the server's last word before the end of *conn* means, where the library raises no
+        more than the loss. None: nothing better is known. Never raises.
+        """
+        return None
+
+    def left_on(self, conn: Connection) -> frozenset[Left]:  # noqa: ARG002
+        """What the driver itself saw a holder leave on the session. Here: it does not look."""
+        return NOTHING
 
     def was_closed(self, conn: Connection) -> bool:  # noqa: ARG002
         """Not known: a closed connection counts as lost."""

@@ -56,6 +56,7 @@ def exact(base: Any) -> Any:
         _transaction_status: bytes | None
         _seen_sent = _seen_answered = 0
         _seen_closed = False
+        _seen_shared = False  #: whether a pooler may change the session after each transaction
 
         def _seen_new(self) -> None:
             #: Statements sent, and statements answered. Equal: nothing is under way, nothing is
@@ -72,6 +73,10 @@ def exact(base: Any) -> Any:
             self._seen_error = None
             try:
                 super().handle_messages(context)
+            except Exception as broken:
+                if context.error is None or broken is context.error:
+                    raise
+                raise broken from context.error  # what the server said before it hung up
             finally:
                 self._seen_answers += 1
                 self._seen_error = context.error
@@ -91,6 +96,7 @@ def exact(base: Any) -> Any:
 
     for name, in_step in _WAYS.items():
         _followed(Connection, base, name, in_step)
+    _in_one_session(Connection)
     if hasattr(base, "rollback"):
         _refusing(Connection, base, "rollback")
     Connection.__name__ = Connection.__qualname__ = base.__name__
@@ -117,6 +123,35 @@ def _followed(cls: Any, base: Any, name: str, in_step: tuple[int, ...]) -> None:
 
     method.__name__, method.__doc__ = name, send.__doc__
     setattr(cls, name, method)
+
+
+def _in_one_session(cls: Any) -> None:
+    """Parse, describe and execute are three requests, each answered in full. Outside a transaction
+    a pooler may lead them to three sessions, and one of those may know somebody else's statement.
+    """
+    send = cls.execute_unnamed
+
+    def execute_unnamed(
+        self: Any, statement: Any, vals: Any = (), oids: Any = (), stream: Any = None
+    ) -> Any:
+        if not self._seen_shared or self._transaction_status != b"I":
+            return send(self, statement, vals, oids, stream)
+        if not vals and stream is None:
+            return cls.execute_simple(
+                self, statement
+            )  # one request; it may not be in a transaction
+        cls.execute_simple(self, "BEGIN")
+        try:
+            context = send(self, statement, vals, oids, stream)
+        except Exception:
+            if self._usock is not None and self._seen_sent == self._seen_answered:
+                cls.execute_simple(self, "ROLLBACK")
+            raise
+        cls.execute_simple(self, "COMMIT")
+        return context
+
+    execute_unnamed.__doc__ = send.__doc__
+    cls.execute_unnamed = execute_unnamed
 
 
 def _refusing(cls: Any, base: Any, name: str) -> None:

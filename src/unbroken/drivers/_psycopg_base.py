@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import weakref
 from collections.abc import Callable, Generator
 from dataclasses import replace
@@ -10,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Login, Target
-from unbroken.backends.postgresql import postgres_fault
+from unbroken.backends.postgresql import is_fatal, postgres_fault
 from unbroken.backends.system import one_line, os_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Base as _Inherited
@@ -105,6 +106,10 @@ _IN_PROGRESS = (  # libpq's word for a connection that is out of step
 )
 
 
+#: psycopg's words for a command of its own (BEGIN, COMMIT) that was not answered by one result.
+_SEVERAL = re.compile(r"received \d+ results from command")
+
+
 _FATAL = 7  # PGRES_FATAL_ERROR
 
 
@@ -181,6 +186,20 @@ class Base(_Inherited):
         """
         return bool(conn.__dict__.get("_closed", False))
 
+    def share(self, conn: Connection, shared: bool) -> str | None:
+        """psycopg prepares by itself what is sent for the fifth time: not on a shared session."""
+        try:
+            usual = self._psycopg._preparing.PrepareManager.prepare_threshold
+            given = conn.__dict__.setdefault("_unbroken_threshold", conn.prepare_threshold)
+            if "prepare_threshold" in self._arguments or given != usual:
+                return None if given is None else f"prepare_threshold={given}"
+            wanted = None if shared else given
+            if conn.prepare_threshold != wanted:
+                conn.prepare_threshold = wanted
+        except Exception:  # another make of connection
+            pass
+        return None
+
     def traits(self, conn: Connection) -> Traits | None:
         """Transactions' modes, factories, adapters, handlers: all that psycopg keeps for a
         connection.
@@ -240,7 +259,9 @@ class Base(_Inherited):
         elif isinstance(exc, self._psycopg.errors.ConnectionTimeout):
             fault = os_fault(TimeoutError(str(exc)), connecting=connecting)
         else:
-            fault = postgres_fault(exc.sqlstate, str(exc), connecting=connecting)
+            fault = postgres_fault(
+                exc.sqlstate, str(exc), connecting=connecting, fatal=_is_fatal(exc)
+            )
             if (
                 fault.kind is FaultKind.OTHER
                 and isinstance(exc, self._psycopg.OperationalError)
@@ -253,6 +274,9 @@ class Base(_Inherited):
                     if gone or _IN_PROGRESS in str(exc)
                     else fault
                 )
+            elif isinstance(exc, self._psycopg.InternalError) and _SEVERAL.match(str(exc)):
+                # an error, and another one when the socket closed behind it: psycopg shows neither
+                fault = replace(fault, kind=FaultKind.LOST, code=None)
         return replace(fault, text=one_line(fault.text, *self.secrets))
 
     def session_id(self, conn: Connection) -> str | None:
@@ -316,6 +340,11 @@ class Base(_Inherited):
     def _opening(self, result: Any) -> str | None:
         value = result.get_value(0, 0)
         return None if value is None else value.decode()
+
+
+def _is_fatal(exc: Any) -> bool:
+    diag = exc.diag
+    return is_fatal(diag.severity_nonlocalized, diag.severity)
 
 
 _EXTRA: dict[str, Callable[[str], Any]] = {

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Login, Target
-from unbroken.backends.postgresql import postgres_fault
+from unbroken.backends.postgresql import is_fatal, postgres_fault
 from unbroken.backends.system import one_line, os_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._asyncpg_arguments import arguments
@@ -285,8 +285,15 @@ class AsyncDriver(Status):
         return replace(fault, text=one_line(fault.text, *self.secrets))
 
     def _fault(self, exc: BaseException, connecting: bool) -> Fault:
+        said = exc.__cause__
+        if isinstance(exc, self._asyncpg.PostgresConnectionError) and isinstance(
+            said, self._asyncpg.PostgresError
+        ):
+            exc = said  # what the server said before it hung up
         if isinstance(exc, self._asyncpg.PostgresError):
-            return postgres_fault(getattr(exc, "sqlstate", None), str(exc), connecting=connecting)
+            fatal = is_fatal(getattr(exc, "severity_en", None), getattr(exc, "severity", None))
+            code = getattr(exc, "sqlstate", None)
+            return postgres_fault(code, str(exc), connecting=connecting, fatal=fatal)
         if isinstance(exc, (self._asyncpg.InterfaceError, self._asyncpg.InternalClientError)):
             if isinstance(exc, self._asyncpg.exceptions.TargetServerAttributeNotMatched):
                 return Fault(FaultKind.WRONG_SERVER, Cause.FAILOVER, None, str(exc))

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Login, Target
-from unbroken.backends.postgresql import postgres_fault
+from unbroken.backends.postgresql import is_fatal, postgres_fault
 from unbroken.backends.system import chain, one_line, os_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
@@ -293,6 +293,13 @@ class Driver(Blocking):
         """Whether ``close()`` said goodbye while nothing was under way."""
         return bool(conn._usock is None and getattr(conn, "_seen_closed", False))
 
+    def share(self, conn: Connection, shared: bool) -> str | None:
+        """pg8000 sends the parts of one statement in three requests: a shared session must stay
+        the same for all of them.
+        """
+        conn._seen_shared = shared
+        return None
+
     def traits(self, conn: Connection) -> Any:
         """Autocommit, how many types were registered, how much the server said unasked, and the
         time limit, which a ping changes.
@@ -369,7 +376,9 @@ class Driver(Blocking):
         for link in links:  # the failed goodbye after a failed login hides the server's no
             fields = link.args[0] if link.args else None
             if isinstance(fields, dict):
-                return postgres_fault(fields.get("C"), str(fields.get("M")), connecting=connecting)
+                code, text = fields.get("C"), str(fields.get("M"))
+                fatal = is_fatal(fields.get("V"), fields.get("S"))
+                return postgres_fault(code, text, connecting=connecting, fatal=fatal)
         for link in links[1:]:
             known = os_fault(link, connecting=connecting)
             if known.kind is not FaultKind.OTHER:

@@ -5,12 +5,11 @@ nothing, even when a BEGIN was sent as text. And after a COMMIT sent as text it 
 that its transaction is open, so that no BEGIN precedes the next statement: such a connection is
 rolled back before anybody else gets it.
 
-It has no timeout per call: a ping is bounded only by the pool's ``shutdown()`` on its descriptor.
-Its connect timeout is libpq's: whole seconds, at least 2, for each address of a host.
+It has no timeout per call: a ping is bounded by the pool's ``shutdown()`` on its descriptor. Its
+connect timeout is libpq's: whole seconds, at least 2, for each address of a host.
 
-A cursor that is made past the connection, ``psycopg2.extensions.cursor(conn)``, is noticed by what
-it leaves behind (an error, a changed transaction), not by its statements: inside a unit of work,
-use ``conn.cursor()``.
+A cursor made past the connection, ``psycopg2.extensions.cursor(conn)``, is noticed by what it
+leaves (an error, a changed transaction), not by its statements: in a unit, use ``conn.cursor()``.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Login, Target
-from unbroken.backends.postgresql import postgres_fault
+from unbroken.backends.postgresql import is_fatal, postgres_fault
 from unbroken.backends.system import one_line, os_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
@@ -34,6 +33,7 @@ from unbroken.drivers._psycopg2_connection import (
     READY,
     notice_foreign,
     reporting,
+    told,
 )
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
 from unbroken.drivers._shared import (
@@ -119,6 +119,7 @@ class Driver(Blocking):
     """
 
     name = NAME
+    told = staticmethod(told)
     capabilities = Capabilities(transaction_status=True, watchable=True)
     seams = _SEAMS
 
@@ -348,14 +349,13 @@ class Driver(Blocking):
         conn.notices, conn.notifies = list(notices), list(notifies)
 
     def classify(self, exc: BaseException) -> Fault:
-        """By SQLSTATE; by libpq's words where psycopg2 gives none, as for every connection that was
-        lost.
-        """
+        """By SQLSTATE; by libpq's words where psycopg2 gives none, as for each lost connection."""
         connecting = from_connect(exc)
         if not isinstance(exc, self._psycopg2.Error):
             fault = os_fault(exc, connecting=connecting)
         else:
-            fault = postgres_fault(exc.pgcode, str(exc), connecting=connecting)
+            fatal = is_fatal(exc.diag.severity_nonlocalized, exc.diag.severity)
+            fault = postgres_fault(exc.pgcode, str(exc), connecting=connecting, fatal=fatal)
             cursor = getattr(exc, "cursor", None)
             if cursor is not None:
                 notice_foreign(cursor)

@@ -34,6 +34,7 @@ from unbroken.pool.places import (
     follow,
     look,
 )
+from unbroken.pool.poolers import recognise
 from unbroken.pool.registry import every
 from unbroken.pool.secrets import LoginError, late
 from unbroken.pool.state import PoolState
@@ -258,6 +259,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
             raise TimeoutError(errno.ETIMEDOUT, "it came too late")
         dialing.has_made(state.driver.fileno(conn))
         until = attempt.until  # one limit for all of it
+        led_to = yield from recognise(state, conn, until, attempt.address)
         if not state.server.limit.asked:
             yield from ask_limit(state, conn, until)
         yield from prove(state, conn, until)
@@ -272,8 +274,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         if not came_about(state, attempt):
             return True
         entry = state.adopt(conn, generation)
-        entry.address = attempt.address
-        entry.opening = opening
+        entry.address, entry.led_to, entry.opening = attempt.address, led_to, opening
     except Exception as exc:
         if attempt.is_ended or attempt.is_late:
             return True  # counted already, or given up for another: it says nothing

@@ -19,6 +19,7 @@ from unbroken.ledger.residue import NOTHING, Left
 from unbroken.ledger.verdicts import Action, Fate
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool.holding import Holding
+from unbroken.pool.poolers import uses_session
 from unbroken.pool.steps import Call, Flow, Reset
 
 log = logging.getLogger("unbroken")
@@ -256,7 +257,10 @@ class Finishing(Holding):
         """
         if self.state.settings.reset != "session" or self.entry.reset_at == self.entry.uses:
             return NOTHING
-        return self.find_left()
+        left = self.find_left()
+        uses_session(self.state, left)
+        # behind a pooler that shares its sessions a reset would reach any of them
+        return NOTHING if self.state.server.pooler.shares else left
 
     def find_left(self) -> frozenset[Left]:
         """What the ledgers heard, or anything where they cannot have heard it all."""
@@ -349,6 +353,7 @@ class Finishing(Holding):
                 entry.sent = entry.count()
                 entry.settled_at = entry.uses
             if not state.is_good(entry, conn):
+                uses_session(state, state.driver.left_on(conn))
                 yield Call("restore", conn, entry, timeout, (entry.traits,))
         except Exception as exc:
             self._unfit(exc)

@@ -29,6 +29,8 @@ def ask_limit(state: PoolState, conn: Connection, until: float = math.inf) -> Fl
         if state.server.limit.asked:
             return
         state.server.limit.asked = True  # one asks; the others do not wait for the answer
+        if state.server.pooler.stands:
+            return  # the server's limit is that of the pooler's sessions
     try:
         limit = yield Call("idle_limit", conn, timeout=_within(state, until))
     except Exception as exc:

@@ -15,6 +15,7 @@ from unbroken.errors import (
 from unbroken.ledger.scope import current, is_left_over
 from unbroken.ledger.unit import Unit
 from unbroken.net.liveness import Liveness, judge
+from unbroken.pool.poolers import met_another
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow
 
@@ -205,6 +206,8 @@ class Holding:
             unit.note(exc, fault)
         if fault.kind is FaultKind.READ_ONLY:
             entry.doubt()
+        elif fault.cause is Cause.OTHER_SESSION:
+            met_another(self.state)
         if fault.is_lost or entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
             self._condemn_lost(fault)
         elif not self.is_in_step:
@@ -237,6 +240,8 @@ class Holding:
             # another acquire that failed, or another pool: it only quotes what drivers say
             return Fault(FaultKind.OTHER, text=str(exc))
         fault: Fault = state.classify(exc)
+        if fault.kind is FaultKind.LOST and fault.code is None:
+            fault = state.driver.told(self.conn) or fault
         if isinstance(exc, TimeoutError) and type(exc.__cause__).__name__ == "CancelledError":
             # asyncio.timeout: the caller's own
             return Fault(FaultKind.OTHER, None, fault.code, fault.text)

@@ -12,6 +12,7 @@ from unbroken.ledger.scope import current, heard_by
 from unbroken.ledger.unit import Unit
 from unbroken.net import liveness
 from unbroken.pool.endings import THEIR_DOING, Endings
+from unbroken.pool.poolers import uses_session
 
 #: A connection that was opened, or used, so many seconds ago was well a moment ago.
 JUST_USED = 5.0
@@ -123,6 +124,8 @@ class Leases(Endings):
         self.driver.watch(conn)
         entry.watched = True
         entry.joined = (entry.count(), unit.reports(id(conn)))
+        if self.server.pooler.stands:
+            followed.setdefault(id(conn), Trace(self.driver.target.backend))
 
     def follow(self, unit: Unit | None, entry: Entry, conn: Connection) -> None:
         """As :meth:`join`, and note what statements leave on the session.
@@ -146,7 +149,9 @@ class Leases(Endings):
 
     def leave_unit(self, entry: Entry, conn: Connection) -> None:
         """Undo :meth:`join`: nothing is open on *conn* any more, or it is about to be closed."""
-        followed.pop(id(conn), None)
+        trace = followed.pop(id(conn), None)
+        if trace is not None:
+            uses_session(self, trace.left)
         if entry.watched:
             entry.watched = False
             self.driver.unwatch(conn)

@@ -15,6 +15,7 @@ from unbroken.brain.hosts import Hosts
 from unbroken.brain.idle_limit import IdleLimit
 from unbroken.brain.outage import Outage
 from unbroken.pool.names import Lookout
+from unbroken.brain.pooler import Pooler
 from unbroken.settings import Settings
 
 #: Seconds after which a server is asked again what a SELECT may do: a view may have been made
@@ -44,14 +45,15 @@ class Hidden:
 
 
 class Server:
-    """One server's record. ``lock`` guards ``outage`` and ``limit``; it may be taken inside a
-    pool's lock, never the other way round."""
+    """One server's record. ``lock`` guards ``outage``, ``limit`` and ``pooler``; it may be taken
+    inside a pool's lock, never the other way round."""
 
     def __init__(self) -> None:
         # reentrant: a finalizer that runs inside may end a connection
         self.lock = threading.RLock()
         self.outage = Outage()
         self.limit = IdleLimit()
+        self.pooler = Pooler()
         self.hosts = Hosts()
         self.lookout = Lookout()
         self.followed = 0  #: of the moves of ``hosts``, those that the pools were told of …

@@ -25,6 +25,7 @@ from unbroken.pool import contexts  # noqa: F401 - follows what units hand to th
 from unbroken.pool.endings import on_end
 from unbroken.pool.leases import Leases
 from unbroken.pool.names import peer_of
+from unbroken.pool.poolers import settle
 from unbroken.pool.steps import Call, Flow
 from unbroken.settings import Settings
 
@@ -46,6 +47,7 @@ class PoolState(Leases):
         entry = self.entry_kind(
             conn, now, generation, self.policy.retire_at(now, self.random.random())
         )
+        settle(self, conn)
         entry.session = driver.session_id(conn)
         entry.traits = driver.traits(conn)
         entry.fd = driver.fileno(conn)
@@ -143,7 +145,7 @@ class PoolState(Leases):
                 raise
             log.debug("%s: what a SELECT may store here is not known: %s", self.name, fault.text)
         if self.driver.is_in_transaction(conn) is not False:
-            yield Call("rollback", conn, entry, self._time_for_questions(until))
+            yield Call("rollback", conn, entry, self.time_for_questions(until))
 
     def read_answer(
         self,
@@ -158,14 +160,15 @@ class PoolState(Leases):
         May leave a transaction open.
         """
         while (text := text_of(question, self.backend)) is not None:
-            rows = yield Call("ask", conn, entry, self._time_for_questions(until), (text,))
+            rows = yield Call("ask", conn, entry, self.time_for_questions(until), (text,))
             heard = answer(question, self.backend, rows)
             if not isinstance(heard, Question):
                 return heard
             question = heard
         return None
 
-    def _time_for_questions(self, until: float) -> float:
+    def time_for_questions(self, until: float) -> float:
+        """How many seconds a question may take that must be answered by *until*."""
         return min(self.settings.ping_timeout, max(0.05, until - self.clock()))
 
     def inquire(self, question: Question, until: float) -> Flow[Any]:

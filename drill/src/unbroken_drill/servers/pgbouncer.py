@@ -117,7 +117,7 @@ class PgBouncer(Server):
                 "client_tls_cert_file": str(tls / "server.pem"),
                 "client_tls_key_file": str(tls / "server.key"),
             }
-        settings = {**_SETTINGS, **self.options, **places, **files}
+        settings = {**_SETTINGS, **files, **self.options, **places}
         lines = "".join(f"{name} = {_plain(value)}\n" for name, value in settings.items())
         behind = f"host={self.server.host} port={self.server.port} dbname={self.database}"
         _write(

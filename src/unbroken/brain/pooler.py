@@ -1,0 +1,66 @@
+"""Does a pooler stand between this process and a PostgreSQL server, and does it share sessions?
+
+A pooler (PgBouncer, Odyssey, PgCat, Supavisor) answers the login itself, with a number for the
+session that it has made up, and leads each transaction (or each client) to a session of its own
+choice. So the number that a client was told at its login is not the one that the session gives
+itself. A made-up number is nearly always larger than any that an operating system gives a process:
+such a connection is recognised without a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+#: The largest number that Linux gives a process; other systems stop earlier.
+LARGEST = 1 << 22
+
+
+class Pooler:
+    """What is known of a pooler before one server. The caller holds the lock of its record."""
+
+    __slots__ = ("_large_are_true", "shares", "stands", "told", "used")
+
+    def __init__(self) -> None:
+        self.stands: bool | None = None  #: whether there is one; None: nothing is known
+        #: it is certain that it gives one client's transactions to several sessions
+        self.shares = False
+        self.told: set[str] = set()  #: warnings that were given: each is given once
+        #: what was left on a session before that was certain
+        self.used: frozenset[str] = frozenset()
+        #: numbers larger than a process can have turned out to be true (CockroachDB)
+        self._large_are_true = False
+
+    def judge(self, number: int | None) -> bool | None:
+        """Whether a connection that was told *number* at its login goes through a pooler. None: the
+        session must be asked, and must be taken for one behind a pooler until it has answered.
+        """
+        if number is None:
+            return self.stands
+        if 0 < number <= LARGEST:
+            return False if self.stands is False else None
+        if self._large_are_true:
+            return False
+        return True if self.stands else None
+
+    def hear(self, number: int, session: int, others: Iterable[int]) -> bool:
+        """A session gives itself the number *session*, and the login gave it *number*. *others*:
+        the sessions in which other connections, which are open now, were found. True: it is certain
+        from now on that sessions are shared.
+        """
+        self.stands = number != session
+        if not self.stands:
+            self._large_are_true = self._large_are_true or not 0 < number <= LARGEST
+            return False
+        return session in set(others) and self.found_sharing()
+
+    def found_sharing(self) -> bool:
+        """A connection was led to another session. True: that is news."""
+        self.stands = True
+        is_news, self.shares = not self.shares, True
+        return is_news
+
+    def warns(self, what: str) -> bool:
+        """Whether to warn of *what* now: once per server and process."""
+        is_news = what not in self.told
+        self.told.add(what)
+        return is_news

@@ -1,0 +1,183 @@
+"""Connections through a pooler: recognised when they are opened, and kept from relying on their
+session.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+from typing import Any
+
+from unbroken.abc import Connection
+from unbroken.ledger.residue import DOUBTFUL, Left
+from unbroken.net.liveness import Liveness, sweep
+from unbroken.pool.registry import every
+from unbroken.pool.steps import Call, Flow
+
+log = logging.getLogger("unbroken")
+
+_ASK = "SELECT pg_backend_pid()"
+
+
+def recognise(
+    state: Any, conn: Connection, until: float = math.inf, address: Any = None
+) -> Flow[int | None]:
+    """Find out whether the new *conn*, to *address*, goes through a pooler, and end at *until*.
+    Gives the number of the session that it was led to, where it was asked.
+
+    One round trip for the first connection of a process, and for each where there is a pooler: it
+    lets clients in for whom it has no session. Leaves no transaction open. Raises the driver's
+    error where *conn* was lost.
+    """
+    if state.backend != "postgresql":
+        return None
+    settle(state, conn)
+    number = _number(state.driver.session_id(conn))
+    pooler = state.server.pooler
+    with state.server.lock:
+        if number is None or pooler.judge(number) is False:
+            return None
+    session = yield from _ask(state, conn, until)
+    if session is None:
+        return None
+    others = _sessions(state, address)
+    with state.server.lock:
+        was_new = pooler.stands is not True
+        shares = pooler.hear(number, session, others)
+    if pooler.stands and was_new:
+        log.info("%s: %s is reached through a pooler", state.name, state.driver.target.server)
+    if shares:
+        shared(state)
+    settle(state, conn)
+    return session
+
+
+def settle(state: Any, conn: Connection) -> None:
+    """Tell the driver whether *conn* may rely on its session, by what is known so far."""
+    if state.backend != "postgresql":
+        return
+    with state.server.lock:
+        through = state.server.pooler.judge(_number(state.driver.session_id(conn)))
+    kept = state.driver.share(conn, through is not False)
+    if kept is not None and through and state.server.pooler.warns(kept):
+        log.warning(
+            "%s: %s is reached through a pooler, and %s is kept as it was set: a prepared statement"
+            " belongs to one session, and a pooler that gives each transaction another session"
+            " does not find it again, unless it follows them (PgBouncer 1.21:"
+            " max_prepared_statements). Leave the setting out to be safe.",
+            state.name,
+            state.driver.target.server,
+            kept,
+        )
+
+
+def _ask(state: Any, conn: Connection, until: float) -> Flow[int | None]:
+    try:
+        rows = yield Call("ask", conn, None, state.time_for_questions(until), (_ASK,))
+        session = _number(rows[0][0])
+    except Exception as exc:
+        fault = state.classify(exc)
+        if fault.is_lost:
+            raise
+        log.debug("%s: whether there is a pooler is not known: %s", state.name, fault.text)
+        if state.knows_status and not state.driver.is_quiet(conn):
+            # Its answer may still come: nobody may get this connection
+            raise ConnectionAbortedError(
+                errno.ECONNABORTED, "the question for the session's number was broken off"
+            ) from exc
+        session = None
+    if state.driver.is_in_transaction(conn) is not False:
+        yield Call("rollback", conn, None, state.time_for_questions(until))
+    return session
+
+
+def _number(text: Any) -> int | None:
+    """A session's number as the drivers give it: a number, or its digits as text or bytes."""
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _sessions(state: Any, address: Any) -> list[int]:
+    """The sessions to which open connections to *address* were led, in all pools of the server;
+    none of a connection of which the other end has hung up.
+    """
+    with state.server.lock:
+        pools = every(state.server.pools)
+    found = [entry for pool in pools for entry in list(pool.kernel.entries.values())]
+    known = [
+        e
+        for e in found
+        if e.cause is None and e.fd is not None and e.led_to is not None and e.address == address
+    ]
+    looks = sweep(e.fd for e in known)
+    return [e.led_to for e in known if looks.get(e.fd) is not Liveness.DEAD]
+
+
+# -- sessions that are shared ----------------------------------------------------------------------
+
+
+def met_another(state: Any) -> None:
+    """A connection was led to a session that does not know what it prepared in another one."""
+    with state.server.lock:
+        is_news = state.server.pooler.found_sharing()
+        pools = every(state.server.pools)
+    if is_news:
+        shared(state)
+        for pool in pools:  # their connections may rely on their sessions
+            pool.runtime.call(pool.drain)
+
+
+def shared(state: Any) -> None:
+    """It has just become certain that sessions are shared."""
+    log.info(
+        "%s: the pooler at %s gives each transaction another session",
+        state.name,
+        state.driver.target.server,
+    )
+    if state.server.pooler.used:
+        _warn(state, state.server.pooler.used)
+
+
+def uses_session(state: Any, left: frozenset[Left]) -> None:
+    """*left* may have been left on the session behind a connection: warn, once, where that session
+    is not the connection's own.
+    """
+    left -= DOUBTFUL | {Left.UNKNOWN}
+    pooler = state.server.pooler
+    if not left or not pooler.stands:
+        return
+    with state.server.lock:
+        pooler.used |= left
+    if pooler.shares:
+        _warn(state, left)
+
+
+_INSTEAD = {
+    Left.SETTING: "SET LOCAL, or ALTER ROLE … SET",
+    Left.LOCK: "pg_advisory_xact_lock",
+    Left.LISTENER: "a connection of its own that leads to the server directly",
+    Left.TEMPORARY: "CREATE TEMPORARY TABLE … ON COMMIT DROP",
+    Left.PREPARED: "plain statements",
+    Left.CURSOR: "a cursor without HOLD",
+}
+
+
+def _warn(state: Any, left: frozenset[Any]) -> None:
+    what = [each for each in Left if each in left]
+    with state.server.lock:
+        news = [each for each in what if state.server.pooler.warns(each)]
+    if not news:
+        return
+    instead = "; ".join(f"for {each}: {_INSTEAD[each]}" for each in news if each in _INSTEAD)
+    log.warning(
+        "%s: %s was left on a session behind the pooler at %s, which gives each transaction another"
+        " session: the next statement may not find it, and other clients may. Use instead%s a"
+        " pooler in session mode.",
+        state.name,
+        " and ".join(news),
+        state.driver.target.server,
+        f" {instead}; or" if instead else "",
+    )
