@@ -14,8 +14,8 @@ from unbroken.abc import Address, BaseDriver
 from unbroken.brain.hosts import Hosts
 from unbroken.brain.idle_limit import IdleLimit
 from unbroken.brain.outage import Outage
-from unbroken.pool.names import Lookout
 from unbroken.brain.pooler import Pooler
+from unbroken.pool.names import Lookout
 from unbroken.settings import Settings
 
 #: Seconds after which a server is asked again what a SELECT may do: a view may have been made
