@@ -70,6 +70,11 @@ OUTAGE_KINDS = frozenset(
 )
 
 
+#: Kinds that a connection in use may be told by a server that cannot serve anybody now. They make
+#: an outage, too, and the connection is not used again.
+CANNOT_SERVE = frozenset({FaultKind.TOO_MANY, FaultKind.NOT_READY, FaultKind.WRONG_SERVER})
+
+
 class Cause(StrEnum):
     """Why a connection ended.
 
@@ -82,6 +87,7 @@ class Cause(StrEnum):
     SHUTDOWN = "server shutdown"
     CRASHED = "server crash"
     FAILOVER = "failover"  #: the server became read-only
+    CANNOT_SERVE = "cannot serve"  #: the server, or a pooler before it, said that it serves nobody
     TRANSACTION_LIMIT = (  #: idle_in_transaction_session_timeout, transaction_timeout
         "transaction limit"
     )
@@ -132,7 +138,7 @@ class Fault:
         return self.kind in _ENDS_CONNECTION
 
 
-_ENDS_CONNECTION = frozenset({FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.TOO_LARGE})
+_ENDS_CONNECTION = frozenset({FaultKind.LOST, FaultKind.TOO_LARGE}) | CANNOT_SERVE
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from unbroken.errors import ConfigurationError
+from unbroken.roles import wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,10 @@ class Settings:
     """How long callers wait for a server that is away. An outage older than this fails new callers
     at once, while the prober goes on. Long enough for a restart, shorter than a proxy's
     patience."""
+
+    target: str = "any"
+    """Which of a cluster's servers to use: "any", "primary" (it takes writes), "standby" (it takes
+    none) or "prefer-standby". libpq's words for target_session_attrs are understood."""
 
     max_age: float | None = None
     """Retire a connection this long after it was opened. None: 3600 s, so that a failover, a DNS
@@ -181,7 +186,7 @@ _FINITE = {"connect_timeout", "ping_timeout", "reset_timeout"}
 def _from_text(name: str, text: str) -> Any:
     if text.lower() in ("none", "null"):
         return None
-    if name in ("reset", "name"):
+    if name in ("reset", "name", "target"):
         return text
     if name == "units":
         return tuple(text.replace(",", " ").split())
@@ -201,6 +206,10 @@ def _validate(s: Settings) -> None:
         value = getattr(s, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
+    try:
+        wanted(s.target)
+    except ValueError as hint:
+        raise ConfigurationError(f"target={s.target!r} is no role of a server; {hint}") from None
     for name in _POSITIVE | _POSITIVE_OR_NONE | _NOT_NEGATIVE:
         _check_seconds(name, getattr(s, name))
     if s.min_size > s.max_size:

@@ -15,9 +15,12 @@ from unbroken.brain.outage import (
     BUSY_PACE,
     FRESH,
     LONELY_PACE,
+    PROOF_FOR,
     QUICK_FOR,
     QUIETEST,
     REFUSED_PACE,
+    RELAPSE,
+    ROLE_PACE,
     SILENT,
     SLOW,
     SPREAD,
@@ -362,3 +365,64 @@ def test_a_server_that_only_never_answered_may_still_have_a_wrong_name() -> None
     outage = away(FaultKind.UNREACHABLE)
     outage.failed(ME, 101.0, 101.0, Fault(FaultKind.UNKNOWN_NAME), Random(1))
     assert outage.is_misnamed
+
+
+# -- told in use -----------------------------------------------------------------------------------
+
+READ_ONLY = Fault(FaultKind.WRONG_SERVER, text="read-only")
+
+
+def told(at: float = 100.0) -> Outage:
+    outage = Outage()
+    assert outage.cannot_serve(at, READ_ONLY, Random(1))
+    return outage
+
+
+def test_a_connection_in_use_may_begin_an_outage_and_the_first_attempt_follows_at_once() -> None:
+    outage = told()
+    assert outage.active
+    assert outage.fault is READ_ONLY
+    assert outage.ask(ME, 100.0, 1) == 0.0
+    assert outage.ask(OTHER, 100.0, 1) is None
+    assert not outage.cannot_serve(100.1, READ_ONLY, Random(1))
+
+
+def test_its_end_has_to_be_proved_and_so_has_every_connection_for_a_while_after_it() -> None:
+    outage = Outage()
+    assert not outage.needs_proof(0.0)
+    outage = told()
+    assert outage.needs_proof(1e6)
+    assert outage.succeeded(103.0) == pytest.approx(3.0)
+    assert outage.needs_proof(103.0 + PROOF_FOR - 1)
+    assert not outage.needs_proof(103.0 + PROOF_FOR + 1)
+
+
+def test_a_server_that_only_seemed_to_be_back_has_been_away_since_the_beginning() -> None:
+    outage = told()
+    assert outage.succeeded(103.0) == pytest.approx(3.0)
+    assert outage.cannot_serve(103.0 + RELAPSE / 2, READ_ONLY, Random(1))
+    assert outage.age(104.0) == pytest.approx(4.0)
+    assert outage.ask(ME, 103.0 + RELAPSE / 2, 1) >= ROLE_PACE[0]  # type: ignore[operator]
+    assert outage.succeeded(105.0) == pytest.approx(2.0 - RELAPSE / 2)  # no second counts twice
+    assert outage.cannot_serve(106.0 + RELAPSE, READ_ONLY, Random(1))
+    assert outage.age(107.0 + RELAPSE) == pytest.approx(1.0)
+
+
+def test_attempts_at_a_server_that_lets_us_in_and_cannot_serve_are_paced() -> None:
+    outage, now, attempts = told(), 100.0, 0
+    while now < 102.0:
+        delay = outage.ask(ME, now, 50)
+        assert delay is not None
+        now += delay
+        attempts += 1
+        outage.failed(ME, now, now, READ_ONLY, Random(attempts))
+    assert attempts <= 2.0 / ROLE_PACE[0] + 1
+    assert outage.turns_away(105.5, 5.0)
+
+
+def test_an_outage_that_was_told_in_use_needs_no_prober_to_stay_one() -> None:
+    outage = told()
+    assert not outage.turns_away(200.0, 5.0)  # nobody has made sure
+    outage.ask(ME, 200.0, 1)
+    outage.failed(ME, 200.0, 200.0, READ_ONLY, Random(1))
+    assert outage.turns_away(200.0, 5.0, came=200.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.abc import CANNOT_SERVE, Cause, Fault, FaultKind
 from unbroken.ledger.heal import MOST_TEXTS, Lost, Past, Ruling, may_forget_commit, may_run_again
 from unbroken.ledger.questions import Question
 
@@ -132,10 +132,17 @@ def test_a_read_in_autocommit_is_run_again_once_the_server_says_that_it_hides_no
 
 
 def test_a_write_in_autocommit_that_the_server_refused_is_run_again() -> None:
-    for kind in (FaultKind.WRONG_SERVER, FaultKind.READ_ONLY):
-        ruling = first(INSERT, autocommit=True, fault=Fault(kind, Cause.FAILOVER))
-        assert ruling.heals
-        assert ruling.asks == (KEPT,)
+    ruling = first(INSERT, autocommit=True, fault=Fault(FaultKind.READ_ONLY, Cause.FAILOVER))
+    assert ruling.heals
+    assert ruling.asks == (KEPT,)
+
+
+@pytest.mark.parametrize("kind", sorted(CANNOT_SERVE))
+def test_a_write_in_autocommit_may_be_stored_though_its_server_cannot_serve(
+    kind: FaultKind,
+) -> None:
+    assert not first(INSERT, autocommit=True, fault=Fault(kind)).heals
+    assert first(INSERT, fault=Fault(kind), losses=5).heals
 
 
 def test_many_rows_in_autocommit_are_not_sent_again_whatever_the_server_refused() -> None:

@@ -5,9 +5,12 @@ What real servers answer is held in tests/drivers/test_questions.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from unbroken.ledger.questions import Question, answer, text_of
+from unbroken.roles import Role
 
 HIDDEN, VIEWS, READ_ONLY, PACKET = (
     Question.HIDDEN_WRITES,
@@ -116,6 +119,37 @@ def test_what_a_view_of_mysql_reads_must_be_seen(
 ) -> None:
     found = [("table" if row[2] is None else "view", *row) for row in rows]
     assert bool(answer(VIEWS, "mariadb", found)) is hides
+
+
+@pytest.mark.parametrize(
+    ("backend", "rows", "role"),
+    [
+        ("postgresql", [(False, "off", "default")], Role.PRIMARY),
+        ("postgresql", [(True, "off", "default")], Role.STANDBY),
+        ("postgresql", [("f", "on", "configuration file")], Role.STANDBY),
+        ("postgresql", [("f", "on", "user")], Role.PRIMARY),
+        ("mysql", [("read_only", "OFF"), ("super_read_only", "OFF")], Role.PRIMARY),
+        ("mysql", [("read_only", b"ON")], Role.STANDBY),
+        ("mariadb", [("read_only", "OFF"), ("wsrep_on", "OFF")], Role.PRIMARY),
+        ("mariadb", [("read_only", "OFF"), ("wsrep_on", "ON")], Question.READY),
+        ("mariadb", [("wsrep_on", "ON"), ("wsrep_reject_queries", "ALL")], Role.UNREADY),
+        ("mariadb", [("wsrep_on", "ON"), ("wsrep_reject_queries", "NONE")], Question.READY),
+    ],
+)
+def test_a_server_says_its_role(backend: str, rows: list[tuple[object, ...]], role: object) -> None:
+    assert answer(Question.ROLE, backend, rows) is role
+
+
+@pytest.mark.parametrize(
+    ("rows", "role"),
+    [
+        ([("wsrep_ready", "ON")], Role.PRIMARY),
+        ([("wsrep_ready", "OFF")], Role.UNREADY),
+        ([], Role.PRIMARY),
+    ],
+)
+def test_a_node_of_galera_says_whether_it_is_ready(rows: list[Any], role: Role) -> None:
+    assert answer(Question.READY, "mariadb", rows) is role
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.abc import CANNOT_SERVE, Cause, Fault, FaultKind
 from unbroken.brain.entry import Entry
 from unbroken.ledger import reports as reports_module
 from unbroken.ledger import scope, verdicts
@@ -317,10 +317,21 @@ def test_after_a_failed_commit_a_later_one_still_counts() -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [k for k in FaultKind if k not in (FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.RETRY)],
+    [k for k in FaultKind if k not in {FaultKind.LOST, FaultKind.RETRY, *CANNOT_SERVE}],
 )
 def test_other_faults_are_the_callers(fault: FaultKind) -> None:
     assert action(begun(), Fault(fault)) is Action.RAISE
+
+
+@pytest.mark.parametrize("kind", sorted(CANNOT_SERVE))
+def test_a_commit_that_was_answered_by_a_server_that_cannot_serve_is_unknown(
+    kind: FaultKind,
+) -> None:
+    unit = begun()
+    unit.statement(INSERT, False)
+    assert action(unit, Fault(kind)) is Action.REPLAY
+    unit.committing()
+    assert action(unit, Fault(kind)) is Action.COMMIT_UNKNOWN
 
 
 # -- several connections ---------------------------------------------------------------------------

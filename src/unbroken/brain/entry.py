@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
-from unbroken.abc import Address, Cause
+from unbroken.abc import Address, Cause, Fault
 
 #: The generation of an entry that must not be lent again. Real generations count up from 0.
 CONDEMNED = -1
@@ -96,8 +96,8 @@ class Entry:
         self.traits: Any = (
             None  #: how its driver described it when it was opened; see :meth:`doubt`
         )
-        self.suspect: tuple[Any] | None = (
-            None  #: those traits, while the server has to be asked why it took no write
+        self.suspect: tuple[Any, Fault] | None = (
+            None  #: those traits, and the refusal, while the server must be asked why it refused
         )
         self.taken_at = now
         self.code: CodeType | None = None  #: where it was taken: the code object …
@@ -129,18 +129,18 @@ class Entry:
         """
         self.code, self.lasti = code, ~lasti
 
-    def doubt(self) -> None:
-        """The server refused a write as read-only: before the next use it is asked why.
+    def doubt(self, fault: Fault) -> None:
+        """The server refused a write as read-only (*fault*): before the next use it is asked why.
 
         Until then nobody takes it for clean.
         """
         if self.suspect is None:
-            self.suspect, self.traits = (self.traits,), _DOUBTED
+            self.suspect, self.traits = (self.traits, fault), _DOUBTED
 
     def cleared(self) -> None:
         """The opposite of :meth:`doubt`."""
         if self.suspect is not None:
-            (self.traits,), self.suspect = self.suspect, None
+            (self.traits, _), self.suspect = self.suspect, None
 
     def condemn(self, cause: Cause, words: str = "") -> None:
         """See to it that it is closed instead of lent again.

@@ -34,6 +34,14 @@ BUSY_PATIENCE = 2.0
 LONELY_PACE = 1.0
 #: A failure older than this says nothing about now: a caller may not be turned away on its word.
 FRESH = 10.0
+#: A server that seemed to be back, and says within this time to a connection in use that it cannot
+#: serve, has not been back.
+RELAPSE = 2.0
+#: So long after such an outage each new connection still has to prove that its server can serve.
+PROOF_FOR = 60.0
+#: Seconds between attempts at a cluster whose servers let us in and have the wrong role: each
+#: attempt costs them a login.
+ROLE_PACE = (0.100, 0.200)
 #: What an attempt takes when nobody listens, or somebody does: a caller can wait for that.
 ONE_TRY = 0.04
 
@@ -92,6 +100,8 @@ class Outage:
         "busy",
         "busy_since",
         "called",
+        "counted",
+        "ended",
         "failures",
         "fault",
         "last_failure",
@@ -101,8 +111,10 @@ class Outage:
         "next_try",
         "parallel",
         "prober",
+        "proof_until",
         "quiet_since",
         "recalled",
+        "relapse",
         "since",
         "slow_since",
         "tried",
@@ -139,10 +151,17 @@ class Outage:
         self.slow_since = -math.inf  #: when the server was last seen to be there, and slow
         self.usual: deque[float] = deque(maxlen=LAST)  #: what the last connects took
         self.named = False  #: the server's name has led somewhere in this process
+        self.counted = 0.0  #: since when this outage has not been counted yet
+        #: of the last outage that was told to connections in use: when it began and ended
+        self.relapse, self.ended = 0.0, -math.inf
+        #: until when a new connection has to prove that its server can serve
+        self.proof_until = -math.inf
 
     @property
     def active(self) -> bool:
-        """Whether the last attempt to connect failed for a reason that waiting may cure."""
+        """Whether the server cannot serve, as the last attempt to connect or a connection in use
+        was told, and waiting may cure that.
+        """
         return self.since is not None
 
     @property
@@ -299,6 +318,34 @@ class Outage:
         when = newest + (SILENT if newest < self.recalled else self.silent_after(now))
         return when if when > now else now + (SILENT / 5 if waiting else LONELY_PACE)
 
+    # -- told in use -------------------------------------------------------------------------------
+
+    def cannot_serve(self, now: float, fault: Fault, random: Random) -> bool:
+        """A connection in use was told *fault*: nobody can be served. True: an outage begins.
+
+        The first attempt may follow at once: it may lead to another server. Where the server seemed
+        to be back a moment ago, it has not been: that outage goes on, at its pace.
+        """
+        if self.since is not None:
+            return False
+        is_relapse = now - self.ended < RELAPSE
+        self.since, self.counted = self.relapse if is_relapse else now, now
+        self.fault, self.prober, self.parallel = fault, None, 1
+        self.failures, self.tried = 0, 0
+        if not is_relapse:
+            self.busy = 0
+        pace = self._pace(now, fault.kind, random) if is_relapse else 0.0
+        self.next_try = max(self.next_try, now + pace)
+        self.next_lonely_try = self.next_try
+        self.proof_until = math.inf
+        return True
+
+    def needs_proof(self, now: float) -> bool:
+        """Whether a new connection must prove that its server can serve: being let in is not
+        enough.
+        """
+        return now < self.proof_until
+
     # -- how attempts end --------------------------------------------------------------------------
 
     def failed(self, who: object, started: float, now: float, fault: Fault, random: Random) -> bool:
@@ -312,17 +359,19 @@ class Outage:
         self.named = self.named or fault.kind not in _NAMELESS
         if began and started < self.last_success:
             # it hung until its time was up; others, begun later, have been answered since
+            self.next_try = max(self.next_try, now + self._pace(now, fault.kind, random))
             return False
         if began:
-            self.since, self.failures, self.busy = started, 0, 0
+            self.since, self.counted, self.failures, self.busy = started, started, 0, 0
             self.prober = who
         # A refusal takes no time. Where it seems to, this process stood still: it says nothing of
         # now.
         seen = min(now, started + SILENT) if fault.kind is FaultKind.REFUSED else now
         self.fault, self.last_failure = fault, max(self.last_failure, seen)
         if fault.kind in ANSWERS:
-            self.tried = 0
             self.slow_since = now
+        if fault.kind in ANSWERS or fault.kind is FaultKind.WRONG_SERVER:
+            self.tried = 0
         self.failures += 1
         self.parallel = 1
         self.next_try = now + self._pace(now, fault.kind, random)
@@ -336,6 +385,8 @@ class Outage:
         if self.busy == 0:
             self.busy_since = now
         self.busy += 1
+        if kind is FaultKind.WRONG_SERVER:
+            return random.uniform(*ROLE_PACE)
         if kind is FaultKind.NOT_READY and self.busy <= len(STARTING_PACE):
             return STARTING_PACE[self.busy - 1] * random.uniform(1.0, 1.0 + SPREAD)
         shortest, longest = BUSY_PACE
@@ -350,7 +401,9 @@ class Outage:
         After an outage the number of connections opened at a time starts at one and grows with each
         success: a thousand processes that all find the server back at once must not knock it over.
         """
-        ended = None if self.since is None else now - self.since
+        ended = None if self.since is None else now - self.counted
+        if self.since is not None and self.proof_until == math.inf:
+            self.relapse, self.ended, self.proof_until = self.since, now, now + PROOF_FOR
         self.last_success, self.named = now, True
         if took is not None:
             self.usual.append(took)

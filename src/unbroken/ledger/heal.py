@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.abc import CANNOT_SERVE, Cause, Fault, FaultKind
 from unbroken.ledger.questions import Question
 from unbroken.ledger.residue import LONGEST_READ, left_by
 from unbroken.ledger.statements import Kind, kind, may_hide_a_write, verb
@@ -28,18 +28,14 @@ MOST_TEXTS = 200
 #: lost for good.
 MOST_LOSSES = 2
 
+#: The same, where servers refused it that cannot serve anybody. Each attempt waits for the end of
+#: an outage, which bounds the time that this takes.
+MOST_REFUSALS = 20
+
 #: Kinds of faults of which another connection may be free.
-CURABLE = frozenset(
-    {
-        FaultKind.LOST,
-        FaultKind.WRONG_SERVER,
-        FaultKind.READ_ONLY,
-        FaultKind.NOT_READY,
-        FaultKind.TOO_MANY,
-    }
-)
-#: The server refused the statement, so nothing of it was done.
-_REFUSED = frozenset({FaultKind.WRONG_SERVER, FaultKind.READ_ONLY})
+CURABLE = CANNOT_SERVE | {FaultKind.LOST, FaultKind.READ_ONLY}
+#: The statement is not what ended its connection.
+_BLAMELESS = CANNOT_SERVE | {FaultKind.READ_ONLY}
 
 #: What may leave a transaction open behind it, in autocommit.
 _MAY_BEGIN = frozenset({Kind.BEGIN, Kind.SETTLES, Kind.ENDS})
@@ -217,7 +213,8 @@ def may_run_again(past: Past, lost: Lost) -> Ruling:
         return Ruling(True, "nothing of its transaction was answered before", _asks(what, lost))
     if what is Kind.WRITE and lost.in_parts:
         return Ruling(False, f"{verb(lost.sql)} in autocommit may have been stored in part")
-    if what is Kind.WRITE and lost.fault.kind not in _REFUSED:
+    # (a node of Galera may store a write that it answers with 1047)
+    if what is Kind.WRITE and lost.fault.kind is not FaultKind.READ_ONLY:
         return Ruling(False, f"{verb(lost.sql)} in autocommit may have been stored")
     if what is Kind.WRITE:
         return Ruling(True, "the server refused it", (Question.KEPT_WRITES,))
@@ -272,7 +269,7 @@ def _never(past: Past, lost: Lost) -> str | None:
         return "its time was up"
     if lost.handed_over:
         return "something of its result was handed over"
-    if lost.losses >= MOST_LOSSES:
+    if lost.losses >= (MOST_REFUSALS if lost.fault.kind in _BLAMELESS else MOST_LOSSES):
         return "it lost two connections that had just worked"
     return past.why_unseen
 

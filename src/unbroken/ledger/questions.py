@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from unbroken.ledger.purity import PURE
 from unbroken.ledger.statements import Kind, kind
+from unbroken.roles import Role
 
 Rows: TypeAlias = Sequence[Sequence[Any]]
 
@@ -24,6 +25,8 @@ class Question(StrEnum):
     HIDDEN_WRITES = "may a SELECT store something here?"  #: a reason, or "" for no
     VIEWS = "what do these views read?"  #: follows HIDDEN_WRITES in MySQL; as that
     READ_ONLY = "does this server take no writes?"  #: True: it takes none from anybody
+    ROLE = "which role does this server have?"  #: a Role
+    READY = "is this node of the cluster ready?"  #: follows ROLE in MySQL; as that
     PACKET = "how large may a statement be?"  #: the number of bytes
     KEPT_WRITES = "may something stay of what was rolled back?"  #: a reason, or "" for no
     ISOLATION = "does a COMMIT say whether its reads are valid?"  #: a reason, or "" for no
@@ -162,6 +165,16 @@ SHOW GLOBAL VARIABLES WHERE Variable_name IN
 ('read_only', 'super_read_only', 'innodb_read_only', 'transaction_read_only', 'tx_read_only')
 """
 
+_MY_ROLE = """
+SHOW GLOBAL VARIABLES WHERE Variable_name IN
+('read_only', 'super_read_only', 'innodb_read_only', 'transaction_read_only', 'tx_read_only',
+'wsrep_on', 'wsrep_reject_queries')
+"""
+#: A node of Galera that has lost its cluster answers this, and refuses every query with 1047.
+_MY_READY = "SHOW GLOBAL STATUS LIKE 'wsrep_ready'"
+
+_OFF = ("OFF", "0", "")
+
 _MY_PACKET = "SELECT @@GLOBAL.max_allowed_packet"
 
 #: What a view reads, in the text that the server keeps of it: `schema`.`table`, or a query in
@@ -219,8 +232,23 @@ def _relations(text: str) -> list[tuple[str, str]] | None:
     ]
 
 
+def _my_role(rows: Rows) -> Role | Question:
+    """A node of Galera must be asked as well whether it is ready."""
+    said = {_text(name).lower(): _text(value).upper() for name, value in rows}
+    in_cluster = said.pop("wsrep_on", "OFF") == "ON"
+    if said.pop("wsrep_reject_queries", "NONE") != "NONE":
+        return Role.UNREADY
+    if any(value not in _OFF for value in said.values()):
+        return Role.STANDBY
+    return Question.READY if in_cluster else Role.PRIMARY
+
+
+def _pg_role(rows: Rows) -> Role:
+    return Role.STANDBY if _pg_read_only(rows) else Role.PRIMARY
+
+
 def _is_on(rows: Rows) -> bool:
-    return any(_text(value).upper() not in ("OFF", "0", "") for _, value in rows)
+    return any(_text(value).upper() not in _OFF for _, value in rows)
 
 
 # -- for runners -----------------------------------------------------------------------------------
@@ -228,11 +256,14 @@ def _is_on(rows: Rows) -> bool:
 _TEXTS = {
     ("postgresql", Question.HIDDEN_WRITES): _PG_HIDDEN,
     ("postgresql", Question.READ_ONLY): _PG_READ_ONLY,
+    ("postgresql", Question.ROLE): _PG_READ_ONLY,
     ("postgresql", Question.KEPT_WRITES): _PG_KEPT,
     ("postgresql", Question.ISOLATION): _PG_ISOLATION,
     ("mysql", Question.HIDDEN_WRITES): _MY_HIDDEN,
     ("mysql", Question.VIEWS): _MY_VIEWS,
     ("mysql", Question.READ_ONLY): _MY_READ_ONLY,
+    ("mysql", Question.ROLE): _MY_ROLE,
+    ("mysql", Question.READY): _MY_READY,
     ("mysql", Question.PACKET): _MY_PACKET,
     ("mysql", Question.KEPT_WRITES): _MY_KEPT,
 }
@@ -256,6 +287,10 @@ def answer(question: Question, backend: str, rows: Iterable[Sequence[Any]]) -> A
             return int(found[0][0])
         if question is Question.READ_ONLY:
             return _pg_read_only(found) if family == "postgresql" else _is_on(found)
+        if question is Question.ROLE:
+            return _pg_role(found) if family == "postgresql" else _my_role(found)
+        if question is Question.READY:
+            return Role.UNREADY if found and not _is_on(found) else Role.PRIMARY
         if question is Question.KEPT_WRITES:
             return f"{_text(found[0][0])} may keep what was rolled back" if found else ""
         if question is Question.ISOLATION:

@@ -28,7 +28,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.abc import CANNOT_SERVE, Cause, Fault, FaultKind
 from unbroken.ledger.deeds import joined
 from unbroken.ledger.part import Part
 from unbroken.ledger.questions import PG_LARGEST, Question
@@ -36,7 +36,7 @@ from unbroken.ledger.reports import Reports, with_article
 from unbroken.ledger.statements import verb
 from unbroken.ledger.verdicts import Action, Origin, Verdict
 
-_REPLAYABLE = frozenset({FaultKind.LOST, FaultKind.WRONG_SERVER, FaultKind.RETRY})
+_REPLAYABLE = frozenset({FaultKind.LOST, FaultKind.RETRY}) | CANNOT_SERVE
 
 #: A statement of more bytes may be larger than the server takes (the least value of
 #: max_allowed_packet is 1,024).
@@ -76,7 +76,7 @@ class Unit(Reports):
                 f"an error of the kind {fault.kind.value!r} is not cured by another attempt",
             )
         if any(part.pending for part in parts.values()):
-            if fault.kind is FaultKind.LOST:
+            if fault.is_lost:
                 return Verdict(
                     Action.COMMIT_UNKNOWN,
                     "a COMMIT was sent and the connection was lost before its answer",

@@ -202,10 +202,10 @@ def _has_no_login(state: PoolState, now: float, until: float, came: float) -> bo
 
 def _may_come_back(state: PoolState) -> bool:
     """Whether something that is lent may still be given back to serve a caller: what is known dead
-    will not.
+    will not, nor what is drained.
     """
     return any(
-        e.cause is None
+        e.cause is None and e.generation == state.kernel.generation
         for e in (*list(state.kernel.in_use.values()), *list(state.kernel.resetting.values()))
     )
 

@@ -16,6 +16,7 @@ from unbroken.backends.system import one_line
 from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.outage import SILENT, Try
+from unbroken.pool.admission import CannotServeError, admit
 from unbroken.pool.first_questions import ask_limit, prove, remember
 from unbroken.pool.login import (
     fault_of,
@@ -263,6 +264,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         if not state.server.limit.asked:
             yield from ask_limit(state, conn, until)
         yield from prove(state, conn, until)
+        yield from admit(state, attempt, conn, until)
         if state.hidden.is_due(started):
             yield from state.ask_hidden(conn, until=until)
         opening = (
@@ -280,7 +282,12 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
             return True  # counted already, or given up for another: it says nothing
         if is_about_login(state, exc):
             return _put_off(state, exc, attempt)
-        lost = conn is None or dialing.is_ended or state.classify(exc).is_lost
+        lost = (
+            conn is None
+            or dialing.is_ended
+            or isinstance(exc, CannotServeError)
+            or state.classify(exc).is_lost
+        )
         return _failed(state, exc, attempt) if lost else _reject_object(state, conn, exc)
     finally:
         if entry is None:

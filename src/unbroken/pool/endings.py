@@ -26,6 +26,7 @@ THEIR_DOING = frozenset(
         Cause.SHUTDOWN,
         Cause.CRASHED,
         Cause.FAILOVER,
+        Cause.CANNOT_SERVE,
         Cause.TRANSACTION_LIMIT,
         Cause.CLOSED_BY_PEER,
         Cause.CONNECTION_RESET,

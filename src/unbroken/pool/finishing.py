@@ -18,6 +18,7 @@ from unbroken.ledger.questions import Question
 from unbroken.ledger.residue import NOTHING, Left
 from unbroken.ledger.verdicts import Action, Fate
 from unbroken.net.liveness import Liveness, judge
+from unbroken.pool.admission import refused_write
 from unbroken.pool.holding import Holding
 from unbroken.pool.poolers import uses_session
 from unbroken.pool.steps import Call, Flow, Reset
@@ -294,31 +295,47 @@ class Finishing(Holding):
         Nothing is sent where nothing needs to be, nor on a connection whose last exchange is not
         known to have ended.
         """
-        was_doubted = self.entry.suspect is not None
+        suspect = self.entry.suspect
         self.entry.cleared()
         yield from self._undo(timeout)
-        if was_doubted and self.entry.cause is None:
-            yield from self.ask_why_read_only()
+        if suspect is not None and self.entry.cause is None:
+            yield from self.ask_why_read_only(suspect[1])
 
-    def ask_why_read_only(self) -> Flow[None]:
+    def was_refused_to_all(self) -> Flow[bool]:
+        """Roll back. Gives whether the server has refused a write because it takes none from
+        anybody; then the connection is condemned.
+        """
+        suspect = self.entry.suspect
+        if suspect is None or self.entry.cause is not None:
+            return False
+        try:
+            if not self.state.is_settled(self.entry, self.conn):
+                yield from self._send_rollback(None)
+        except Exception as exc:
+            self._unfit(exc)
+            return False
+        return (yield from self.ask_why_read_only(suspect[1]))
+
+    def ask_why_read_only(self, refusal: Fault) -> Flow[bool]:
         """The server refused a write as read-only: leave it where it takes none from anybody, after
-        a failover, say.
+        a failover, say. Gives whether it does.
 
-        A transaction that the application wanted read-only is its own affair. Nothing is open on
-        the connection.
+        A transaction that the application wanted read-only is its own affair, and so is a standby
+        that this process has known for nothing else. Nothing is open on the connection.
         """
         entry, unit = self.entry, self.unit
         entry.cleared()
-        demoted = yield from self.ask(Question.READ_ONLY)
+        takes_none = yield from self.ask(Question.READ_ONLY)
         yield from self._undo()
-        if demoted is None:
+        if takes_none is None:
             entry.condemn(
                 Cause.FAILOVER, "it refused a write as read-only, and could not be asked why"
             )
-        elif demoted:
-            entry.condemn(Cause.FAILOVER, "it takes no writes")
-            if unit is not None:
-                unit.found_demoted()
+        if not takes_none or not refused_write(self.state, entry, refusal):
+            return False
+        if unit is not None:
+            unit.found_demoted()
+        return True
 
     def ask(self, question: Question) -> Flow[Any]:
         """What the server answers on this connection; None where it does not.
@@ -347,16 +364,20 @@ class Finishing(Holding):
             return
         try:
             if not state.is_settled(entry, conn):
-                yield Call("rollback", conn, entry, timeout)
-                with state.lock:
-                    state.counters.rollbacks += 1
-                entry.sent = entry.count()
-                entry.settled_at = entry.uses
+                yield from self._send_rollback(timeout)
             if not state.is_good(entry, conn):
                 uses_session(state, state.driver.left_on(conn))
                 yield Call("restore", conn, entry, timeout, (entry.traits,))
         except Exception as exc:
             self._unfit(exc)
+
+    def _send_rollback(self, timeout: float | None) -> Flow[None]:
+        state, entry = self.state, self.entry
+        yield Call("rollback", self.conn, entry, timeout)
+        with state.lock:
+            state.counters.rollbacks += 1
+        entry.sent = entry.count()
+        entry.settled_at = entry.uses
 
     def _unfit(self, exc: Exception) -> None:
         fault = self.state.classify(exc)

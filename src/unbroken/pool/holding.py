@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Self
 
-from unbroken.abc import Cause, Connection, Fault, FaultKind
+from unbroken.abc import CANNOT_SERVE, Cause, Connection, Fault, FaultKind
 from unbroken.brain.entry import Entry
 from unbroken.errors import (
     CommitUnknownError,
@@ -15,6 +16,7 @@ from unbroken.errors import (
 from unbroken.ledger.scope import current, is_left_over
 from unbroken.ledger.unit import Unit
 from unbroken.net.liveness import Liveness, judge
+from unbroken.pool.admission import cannot_serve
 from unbroken.pool.poolers import met_another
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow
@@ -205,9 +207,12 @@ class Holding:
         if unit is not None:
             unit.note(exc, fault)
         if fault.kind is FaultKind.READ_ONLY:
-            entry.doubt()
+            entry.doubt(fault)
         elif fault.cause is Cause.OTHER_SESSION:
             met_another(self.state)
+        elif fault.kind in CANNOT_SERVE:
+            cannot_serve(self.state, entry, fault)
+            fault = replace(fault, cause=fault.cause or Cause.CANNOT_SERVE)
         if fault.is_lost or entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
             self._condemn_lost(fault)
         elif not self.is_in_step:

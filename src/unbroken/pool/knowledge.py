@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from unbroken.abc import BaseDriver, Connection, Fault, address
+from unbroken.abc import BaseDriver, Connection, Fault, FaultKind, address
 from unbroken.brain import stats
 from unbroken.brain.entry import Entry
 from unbroken.brain.health import Policy
@@ -310,12 +310,14 @@ class Knowledge:
         outage = self.server.outage
         if not outage.active or outage.fault is None:
             return ""
-        what = (
-            "server is full" if outage.fault.kind.value == "too many connections" else "server away"
-        )
+        what = _STATES.get(outage.fault.kind, "away")
         silent = outage.silent_tries(now)
         why = self.server.hosts.told(outage.since or now, silent) or outage.fault.text
-        return f"{what} for {outage.age(now):.1f} s: {why}"
+        return f"server {what} for {outage.age(now):.1f} s: {why}"
+
+
+#: What is said of a server in an outage, by the kind of its last refusal.
+_STATES = {FaultKind.TOO_MANY: "is full", FaultKind.WRONG_SERVER: "cannot serve"}
 
 
 def _not_known(_conn: Connection) -> bool:

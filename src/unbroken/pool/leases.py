@@ -24,6 +24,7 @@ UNEXPLAINED = THEIR_DOING - {
     Cause.SHUTDOWN,
     Cause.CRASHED,
     Cause.FAILOVER,
+    Cause.CANNOT_SERVE,
 }
 #: … and those that say that the holder had asked nothing of the server for too long.
 PAUSED = frozenset({Cause.IDLE_LIMIT, Cause.TRANSACTION_LIMIT})

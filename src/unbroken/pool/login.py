@@ -12,6 +12,7 @@ from unbroken.backends.fault import refuses_login
 from unbroken.backends.system import one_line
 from unbroken.brain.outage import Try
 from unbroken.errors import ConfigurationError, ConnectRejectedError, OutageError, UnbrokenError
+from unbroken.pool.admission import CannotServeError
 from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.places import host_of
 from unbroken.pool.secrets import LoginError, checked, late
@@ -75,7 +76,9 @@ def is_about_login(state: PoolState, exc: BaseException) -> bool:
 
 def fault_of(state: PoolState, exc: BaseException) -> Fault:
     """What *exc*, which ended an attempt, means."""
-    return exc.fault if isinstance(exc, LoginError) else state.classify(exc)
+    if isinstance(exc, LoginError | CannotServeError):
+        return exc.fault
+    return state.classify(exc)
 
 
 def refused(state: PoolState, exc: BaseException, started: float) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from random import uniform
 from typing import Any, TypeAlias
 
-from unbroken.abc import Fault, FaultKind
+from unbroken.abc import CANNOT_SERVE, Fault, FaultKind
 from unbroken.errors import (
     CommitUnknownError,
     ConnectRejectedError,
@@ -35,6 +35,11 @@ log = logging.getLogger("unbroken")
 FIRST_PAUSE = 0.005
 LONGEST_PAUSE = 0.5
 
+
+#: Replays after a server said that it cannot serve do not count against ``max_replays``: each waits
+#: for the end of that outage, and the outage ends those that wait too long. This many are too many
+#: all the same.
+MOST_WAITS = 200
 
 #: A pool's last word, whatever broke before it: the caller's time is up, or there is no connection
 #: to be had.
@@ -61,7 +66,7 @@ def replay(
     *ask* is called with a pool's state, a question and a moment at which to give up. What is raised
     knows the unit's fate.
     """
-    replays = 0
+    replays = waits = 0
     try:
         while True:
             unit.begin_attempt()
@@ -71,7 +76,11 @@ def replay(
                 fault = unit.fault_of(exc)
                 if fault is None or isinstance(exc, _FINAL):
                     raise
-                is_last = replays >= max_replays or clock() >= unit.until
+                # an outage bounds by itself how long is waited for its end
+                waited = fault.kind in CANNOT_SERVE
+                is_last = clock() >= unit.until or (
+                    waits >= MOST_WAITS if waited else replays >= max_replays
+                )
                 verdict = (
                     unit.verdict(fault) if is_last else (yield from _verdict(unit, fault, ask))
                 )
@@ -84,20 +93,16 @@ def replay(
                         exc.add_note(f"unbroken did not replay this unit of work: {verdict.reason}")
                     raise
                 if is_last:
-                    exc.add_note(f"unbroken gave up after {replays} replays: {fault.text}")
+                    exc.add_note(f"unbroken gave up after {replays + waits} replays: {fault.text}")
                     raise
-                log.info(
-                    "unit of work replayed (%d of at most %d): %s",
-                    replays + 1,
-                    max_replays,
-                    fault.text,
-                )
+                log.info("unit of work replayed (%d): %s", replays + waits + 1, fault.text)
                 on_replay(fault.kind.value)
                 retry = fault.kind is FaultKind.RETRY
             if retry:
                 pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**replays) * uniform(0.5, 1.5)
                 yield Wait(new_signal(), max(0.0, min(pause, unit.until - clock())))
-            replays += 1
+            waits += waited
+            replays += not waited
     except BaseException as exc:
         _tell_fate(unit, exc)
         raise
@@ -137,7 +142,7 @@ def _unknown(exc: Exception, fault: Fault, verdict: Verdict) -> CommitUnknownErr
 #: Faults of which a caller may expect that they are cured by another attempt.
 _TOLD = (
     FaultKind.LOST,
-    FaultKind.WRONG_SERVER,
+    *CANNOT_SERVE,
     FaultKind.RETRY,
     FaultKind.READ_ONLY,
     FaultKind.TOO_LARGE,

@@ -58,6 +58,16 @@ class Server:
         self.lookout = Lookout()
         self.followed = 0  #: of the moves of ``hosts``, those that the pools were told of …
         self.place: Address | None = None  #: … and where they led
+        #: the first server that answered here was asked for its role
+        self.role_asked = False
+        #: a server here has taken writes since this process began: one that takes none was demoted
+        self.took_writes = False
+        #: it has taken none for as long as callers wait: it serves what only reads
+        self.is_reduced = False
+        #: when a connection was given up last in that state, to look for a server that takes writes
+        self.looked_at = -math.inf
+        #: what was opened before is drained
+        self.drained_at = -math.inf
         self._hidden: dict[str | None, Hidden] = {}
         self.pools: WeakSet[Any] = WeakSet()
 

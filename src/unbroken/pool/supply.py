@@ -90,6 +90,17 @@ class Supply(Knowledge):
             self._start_workers(lambda: min(1, self.room(self.connectors)))
         self.oversee(self)
 
+    def probe(self) -> None:
+        """Have one attempt to connect made in an outage, be it that nobody waits: callers to come
+        are spared it.
+        """
+        with self.lock, self.server.lock:
+            wanted = self.server.outage.active and self.places > 0
+        if wanted:
+            self._start_workers(
+                lambda: min(1, self.server.outage.room(self, self.clock(), self.connectors))
+            )
+
     def wake(self, tickets: list[Ticket]) -> None:
         """Wake the callers who were granted something (or failed)."""
         for ticket in tickets:

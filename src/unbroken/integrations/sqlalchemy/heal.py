@@ -216,8 +216,8 @@ class HealingConnection(Connection):
         if not ruling.heals or loan.is_closed_by_holder:
             return False
         fault = loan.failed(exc)
-        if fault.kind is FaultKind.READ_ONLY:  # after a failover, or because somebody wanted it so
-            entry.condemn(Cause.DISCARDED, "it refused a write as read-only")
+        if fault.kind is FaultKind.READ_ONLY and not record.owner.run(loan.was_refused_to_all()):
+            return False
         if not record.was_dead and fault.kind is not lost.fault.kind:
             ruling = self._ruled(may_run_again(record.past, replace(lost, fault=fault)))
         if not ruling.heals:

@@ -164,8 +164,9 @@ class Hooks:
                 else:
                     owner.counters.rollbacks += 1
             past.ended()
-            if entry.suspect is not None and owner.here[0] and entry.cause is None:
-                owner.run(Loan.of(owner, entry, entry.conn).ask_why_read_only())
+            suspect = entry.suspect
+            if suspect is not None and owner.here[0] and entry.cause is None:
+                owner.run(Loan.of(owner, entry, entry.conn).ask_why_read_only(suspect[1]))
 
         return do_rollback
 

@@ -1,0 +1,205 @@
+"""Can the server serve? A new connection is asked where that is in doubt; the errors of connections
+in use may say that it cannot.
+
+A server that lets us in may still serve nobody: it was demoted, its node has lost the cluster, the
+pooler in front of it cannot reach it. Whoever notices, that is one outage of the server, in
+:mod:`unbroken.brain.outage`: all pools let go of their connections, callers and replays wait, and
+one attempt at a time asks whether the server can serve again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from unbroken.abc import Cause, Connection, Fault, FaultKind
+from unbroken.backends.system import one_line
+from unbroken.brain.entry import Entry
+from unbroken.brain.outage import Try
+from unbroken.ledger.questions import Question
+from unbroken.pool.registry import every
+from unbroken.pool.steps import Call, Flow, Wait
+from unbroken.roles import Role, Wanted, objection, wanted
+
+log = logging.getLogger("unbroken")
+
+#: A connection whose server cannot serve yet is asked again, so long in all …
+ASKED_FOR = 0.15
+#: … and so often: a new connection costs the server more than a question.
+ASKED_EVERY = 0.04
+#: Seconds before callers give up waiting: a server that can only be read serves them then.
+IN_TIME = 0.3
+#: Seconds between two looks of a process for a server that takes writes, where one that takes none
+#: serves what only reads. Only refused writes have it look.
+LOOK_EVERY = 1.0
+
+
+class CannotServeError(Exception):
+    """A connection came about, and its server cannot serve: *fault* says why."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.text)
+        self.fault = fault
+
+
+# -- new connections -------------------------------------------------------------------------------
+
+
+def admit(state: Any, attempt: Try, conn: Connection, until: float = math.inf) -> Flow[None]:
+    """Ask the server of *conn*, which *attempt* has just opened, for its role, where that matters,
+    and end at *until*.
+
+    Leaves no transaction open. Raises CannotServeError where it must not serve this pool now, and
+    the driver's error where *conn* was lost.
+    """
+    server = state.server
+    if not state.driver.capabilities.server:
+        return
+    began = state.clock()
+    while _must_ask(state):
+        server.role_asked = True
+        role = yield from _role(state, conn, until)
+        why = _objection(state, attempt, role)
+        if why is None:
+            _found(state, role)
+            return
+        several = server.hosts.are_several
+        if several or state.clock() - began > ASKED_FOR:
+            words = why if several else f"{state.driver.target.server} {why}"
+            raise CannotServeError(Fault(FaultKind.WRONG_SERVER, Cause.FAILOVER, text=words))
+        yield Wait(state.runtime.new_signal(), ASKED_EVERY)
+
+
+def _must_ask(state: Any) -> bool:
+    server = state.server
+    return (
+        not server.role_asked
+        or server.is_reduced
+        or wanted(state.settings.target) is not Wanted.ANY
+        or server.outage.needs_proof(state.clock())
+    )
+
+
+def _objection(state: Any, attempt: Try, role: Role | None) -> str | None:
+    """Why a server with this role must not serve this pool now; None: it may."""
+    server = state.server
+    with server.lock:
+        now = state.clock()
+        if role is Role.STANDBY:
+            server.hosts.saw(attempt.address, False)
+        elif role is Role.PRIMARY and server.hosts.passes_over(
+            attempt, now, server.outage.silent_tries(now)
+        ):
+            return f"{role.value}, and a standby is preferred"
+        waited = server.outage.age(now) + IN_TIME
+        return objection(
+            role,
+            wanted(state.settings.target),
+            took_writes=server.took_writes,
+            patient=not server.is_reduced and waited < state.settings.outage_wait,
+        )
+
+
+def _found(state: Any, role: Role | None) -> None:
+    """A server with this role serves this pool from now on."""
+    server = state.server
+    with server.lock:
+        was_reduced = server.is_reduced
+        if role is Role.PRIMARY:
+            server.took_writes, server.is_reduced = True, False
+        elif role is Role.STANDBY and server.took_writes:
+            server.is_reduced = wanted(state.settings.target) is Wanted.ANY
+        is_back = was_reduced and not server.is_reduced
+        if is_back:
+            server.drained_at = state.clock()
+        pools = every(server.pools)
+    if server.is_reduced and not was_reduced:
+        log.warning(
+            "%s: %s takes no writes; it serves what only reads until one does",
+            state.name,
+            state.driver.target.server,
+        )
+    elif is_back:  # what leads to a server that takes none must go
+        log.warning("%s: %s takes writes again", state.name, state.driver.target.server)
+        for pool in pools:
+            pool.runtime.call(pool.drain)
+
+
+def _role(state: Any, conn: Connection, until: float) -> Flow[Role | None]:
+    """The role that the server gives itself; None where it does not say.
+
+    A server that refuses the question because it cannot serve has said so.
+    """
+    try:
+        role: Role | None = yield from state.read_answer(conn, Question.ROLE, None, until)
+    except Exception as exc:
+        fault = state.classify(exc)
+        if fault.is_lost or (state.knows_status and not state.driver.is_quiet(conn)):
+            raise
+        log.debug("%s: the server's role is not known: %s", state.name, fault.text)
+        role = None
+    if state.driver.is_in_transaction(conn) is not False:
+        yield Call("rollback", conn, None, state.time_for_questions(until))
+    return role
+
+
+# -- connections in use ----------------------------------------------------------------------------
+
+
+def refused_write(state: Any, entry: Entry, fault: Fault) -> bool:
+    """The server takes no writes from anybody, as it said when it was asked about *fault*. Gives
+    whether it was demoted, so that another one may take them: callers and replays wait for that.
+
+    A standby that this process has known for nothing else is as it should be: the error is the
+    caller's. So it is where a demoted server serves what only reads, because callers have waited
+    long enough; once a second a connection is given up then, to look for a better one.
+    """
+    server, now = state.server, state.clock()
+    if not (server.took_writes or wanted(state.settings.target) is Wanted.PRIMARY):
+        return False
+    if server.is_reduced:
+        if now - server.looked_at >= LOOK_EVERY:
+            server.looked_at = now
+            entry.condemn(Cause.FAILOVER, "it takes no writes")
+        return False
+    cannot_serve(state, entry, replace(fault, kind=FaultKind.WRONG_SERVER))
+    entry.condemn(Cause.FAILOVER, "it takes no writes")
+    return True
+
+
+def cannot_serve(state: Any, entry: Entry, fault: Fault) -> None:
+    """The server told *entry*, a connection in use, that it cannot serve: *fault*.
+
+    Unless that is old news, an outage begins, and all pools of the server let go of their
+    connections to it.
+    """
+    server = state.server
+    with state.lock, server.lock:
+        now = state.clock()
+        if entry.born < server.drained_at:
+            return
+        is_again = now - server.outage.ended < 1.0
+        if not server.outage.cannot_serve(now, fault, state.random):
+            return
+        server.drained_at = now
+        pools = every(server.pools)
+    why = one_line(fault.text)
+    log.log(
+        logging.INFO if is_again else logging.WARNING,
+        "%s: %s cannot serve: %s",
+        state.name,
+        state.driver.target.server,
+        why,
+    )
+    state.emit("outage began", {"pool": state.name, "kind": fault.kind.value, "why": why})
+    for pool in pools:
+        pool.runtime.call(partial(_leave, pool))
+
+
+def _leave(state: Any) -> None:
+    """Let go of the connections to a server that cannot serve, and have one attempt made."""
+    state.drain()
+    state.probe()
