@@ -39,9 +39,7 @@ class FaultKind(StrEnum):
     """What an exception means for the connection it came from and for those who wait for one."""
 
     LOST = "lost"  #: this connection is gone; another one may work
-    WRONG_SERVER = (  #: it answers, but read-only after a failover: find the new primary
-        "wrong server"
-    )
+    WRONG_SERVER = "wrong server"  #: it answers, but was demoted: find the new primary
     #: it refused a write: the application wanted it so, or it was demoted; only the server can tell
     READ_ONLY = "read only"
     TOO_LARGE = "too large"  #: a statement larger than it takes; this connection is gone
@@ -274,10 +272,7 @@ class BaseDriver(Protocol):
         """
 
     def was_closed(self, conn: Connection) -> bool:
-        """True when the application closed *conn*, which was well.
-
-        False where it was lost, or where nobody can tell.
-        """
+        """True when the application closed *conn*, which was well. False where nobody can tell."""
 
     def has_ended(self, conn: Connection) -> bool:
         """Whether an event loop has read the server's goodbye already, though the socket shows no
