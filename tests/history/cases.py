@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from unbroken_drill import FaultProxy
-from unbroken_drill.servers import MariaDB, MongoDB, MySQL, PostgreSQL, Server
+from unbroken_drill.drill.topologies import TOPOLOGIES, Topology
+from unbroken_drill.servers import (
+    MariaDB,
+    MariaDBCluster,
+    MongoDB,
+    MySQL,
+    PostgreSQL,
+    PostgreSQLCluster,
+    Server,
+)
 
 from . import clients, mongo
 from .checker import Stored
@@ -20,6 +29,11 @@ SERVERS: dict[str, tuple[type[Server], dict[str, Any]]] = {
     "mysql": (MySQL, {"innodb_lock_wait_timeout": 5}),
     "postgresql": (PostgreSQL, {"deadlock_timeout": "50ms"}),
     "mongodb": (MongoDB, {"transactionLifetimeLimitSeconds": 5}),
+}
+#: As the drill's, but a COMMIT is acknowledged before another server has it.
+ASYNCHRONOUS: dict[str, Topology] = {
+    "standby": replace(TOPOLOGIES["standby"], cluster=PostgreSQLCluster),
+    "replica": replace(TOPOLOGIES["replica"], cluster=MariaDBCluster),
 }
 #: What the proxy has to understand, to cut at a COMMIT.
 PROTOCOLS = {"mariadb": "mysql", "mysql": "mysql", "postgresql": "postgresql"}
@@ -36,6 +50,8 @@ class Case:
     driver: str
     backend: str
     tls: bool = False
+    topology: str = ""  #: several servers, as the drill has them, and not one
+    may_lose: bool = False  #: replication is asynchronous: a promotion loses what was on its way
 
     @property
     def is_async(self) -> bool:
@@ -50,10 +66,14 @@ class Case:
     @property
     def deck(self) -> str:
         """Which faults are played on it (see faults.py)."""
+        if self.topology:
+            return "lossy" if self.may_lose else "cluster"
         return "mongodb" if self.backend == "mongodb" else "tls" if self.tls else "plain"
 
-    def server(self) -> Server:
-        """A server of its kind, not started."""
+    def server(self) -> Any:
+        """A server of its kind, or a site of its topology, not started."""
+        if self.topology:
+            return (ASYNCHRONOUS if self.may_lose else TOPOLOGIES)[self.topology].site()
         kind, options = SERVERS[self.backend]
         return (
             MongoDB(options, replica_set="one")
@@ -131,6 +151,16 @@ def _pools(
     )
 
 
+def _clusters(
+    topology: str, backend: str, client: type[Any], drivers: str, *, may_lose: bool = False
+) -> tuple[Case, ...]:
+    word = "lossy-" if may_lose else ""
+    return tuple(
+        Case(f"{word}{topology}-{name}", client, name, backend, False, topology, may_lose)
+        for name in drivers.split()
+    )
+
+
 FAMILIES: dict[str, tuple[Case, ...]] = {
     "mysql-sync": _pools("mariadb", clients.PoolClient, "pymysql mysqldb mysqlconnector mariadbconnector"),  # noqa: E501
     "mysql-async": _pools("mariadb", clients.AsyncPoolClient, "aiomysql asyncmy mysqlconnector_async"),  # noqa: E501
@@ -186,6 +216,27 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
         Case("pymongo_async", mongo.AsyncMongoDBClient, "pymongo", "mongodb"),
     ),
 }  # fmt: skip
+
+#: Behind HAProxy, which follows the server that takes writes. All replicate before they acknowledge
+#: but the last two, whose losses are counted apart.
+CLUSTERS = (
+    *_clusters("standby", "postgresql", clients.PoolClient, "psycopg psycopg2"),
+    *_clusters("standby", "postgresql", clients.AsyncPoolClient, "asyncpg"),
+    *_clusters("replica", "mariadb", clients.PoolClient, "pymysql mysqldb"),
+    *_clusters("replica", "mariadb", clients.AsyncPoolClient, "aiomysql"),
+    Case(
+        "standby-sqlalchemy-psycopg", clients.SQLAlchemyClient, "psycopg", "postgresql",
+        topology="standby",
+    ),
+    Case(
+        "replica-sqlalchemy-pymysql", clients.SQLAlchemyClient, "pymysql", "mariadb",
+        topology="replica",
+    ),
+    *_clusters("galera", "mariadb", clients.PoolClient, "pymysql"),
+    *_clusters("standby", "postgresql", clients.PoolClient, "psycopg", may_lose=True),
+    *_clusters("replica", "mariadb", clients.PoolClient, "pymysql", may_lose=True),
+)  # fmt: skip
+FAMILIES["clusters"] = CLUSTERS
 
 CASES = {case.name: case for family in FAMILIES.values() for case in family}
 

@@ -12,7 +12,6 @@ from random import Random
 from typing import Any, Literal
 
 from unbroken_drill import FaultProxy, ProxyError
-from unbroken_drill.servers import Server
 
 #: How often each comes up in one deck, which is shuffled and played to its end before the next.
 DECK = {
@@ -35,6 +34,12 @@ DECKS = {
         {name: times for name, times in DECK.items() if "COMMIT" not in name} | _BLIND,
         ("lost answers", "kill", "fork", "rst", "crash"),
     ),
+    "cluster": (
+        {name: times for name, times in DECK.items() if name not in ("restart", "crash", "freeze")}
+        | {"promote": 3, "switchover": 3},
+        ("cut after COMMIT", "promote", "fork", "switchover", "kill"),
+    ),
+    "lossy": ({"promote behind": 2, "switchover": 1, "kill": 1}, ("promote behind", "switchover")),
     "http": (
         {name: times for name, times in DECK.items() if name != "fork"} | {"kill worker": 1},
         ("cut after COMMIT", "crash", "cut before COMMIT", "kill", "rst"),
@@ -74,7 +79,7 @@ class Faults:
 
     def __init__(
         self,
-        server: Server,
+        server: Any,
         proxy: FaultProxy,
         fork: Callable[[], object],
         seed: int,
@@ -136,6 +141,27 @@ class Faults:
             time.sleep(self.random.uniform(0.05, 0.5))
         finally:
             self.server.thaw()
+
+    # ---- the servers of a topology
+
+    def _promote(self) -> None:
+        self.server.promote()
+        time.sleep(self.random.uniform(0.5, 1.5))
+        self.server.repair()
+
+    def _promote_behind(self) -> None:
+        """The server that is promoted was away when the other one did its last writes."""
+        cluster = self.server.cluster
+        old, new = cluster.writer, cluster.others[0]
+        new.stop()
+        time.sleep(0.3)
+        old.kill()
+        new.start()
+        self._promote()
+
+    def _switchover(self) -> None:
+        self.server.switchover()
+        time.sleep(self.random.uniform(0.5, 1.0))
 
     # ---- the way to it
 

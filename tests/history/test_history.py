@@ -17,7 +17,7 @@ import pytest
 
 from unbroken_drill.servers import Server
 
-from .cases import CARELESS, CASES, FAMILIES, Case
+from .cases import CARELESS, CASES, CLUSTERS, FAMILIES, Case
 from .faults import DECKS
 from .run import play, play_family
 
@@ -33,7 +33,7 @@ def server_of() -> Iterator[Callable[[Case], Server]]:
     with ExitStack() as stack:
 
         def server(case: Case) -> Server:
-            kind = f"{case.backend} {case.tls}"
+            kind = f"{case.backend} {case.tls} {case.topology} {case.may_lose}"
             if kind not in made:
                 made[kind] = stack.enter_context(case.server())
             return made[kind]
@@ -43,9 +43,11 @@ def server_of() -> Iterator[Callable[[Case], Server]]:
 
 #: MySQL and MongoDB start slowly; one driver in C by TLS stands for all. ``make soak`` plays them
 #: all.
-LONG_ONLY = {case.name for case in CASES.values() if case.backend == "mysql" or case.tls} | {
-    "pymongo_async"
-}
+LONG_ONLY = (
+    {case.name for case in CASES.values() if case.backend == "mysql" or case.tls}
+    | {"pymongo_async"}
+    | {case.name for case in CLUSTERS[1:3] + CLUSTERS[4:]}
+)
 SHORT = [name for name in CASES if name not in LONG_ONLY - {"tls-mysqldb", "tls-psycopg"}]
 
 
@@ -79,6 +81,16 @@ def test_a_client_that_tries_again_whatever_was_lost_is_caught(
         {"doubled", "counters"} & set(play(case, server_of(case), seconds, seed).wrongs)
         for seed in seeds
     )
+
+
+@pytest.mark.parametrize("name", ["lossy-standby-psycopg", "lossy-replica-pymysql"])
+def test_what_asynchronous_replication_loses_is_counted_apart(name: str) -> None:
+    case = CASES[name]
+    with case.server() as site:
+        report = play(case, site, SECONDS or 1.0, SEED)
+    print(report)
+    assert report.wrongs == {}
+    assert report.lost_by_replication > 0
 
 
 @pytest.mark.soak

@@ -194,9 +194,19 @@ class Site:
             if server.is_running:
                 server.thaw()
 
-    def url(self, driver: str | None = None) -> str:
+    @property
+    def host(self) -> str:
+        """Of the address where contenders connect."""
+        return (self._front or self.writer).host
+
+    @property
+    def port(self) -> int:
+        """Likewise."""
+        return (self._front or self.writer).port
+
+    def url(self, driver: str | None = None, **query: Any) -> str:
         """Where contenders connect."""
-        return str((self._front or self._made).url(driver))
+        return str((self._front or self._made).url(driver, **query))
 
     def admin(self, sql: str, *, timeout: float = 30.0) -> list[tuple[str, ...]]:
         """Run *sql* as the administrator of the server that takes writes."""
@@ -219,6 +229,9 @@ class Site:
         """End them on every server."""
         running = [server for server in self.servers if server.is_running]
         return sum(int(server.kill_sessions()) for server in running)
+
+    def _kill_session(self, number: int) -> bool:
+        return (self._front or self.writer)._kill_session(number)
 
     # ---- what can happen to it
 

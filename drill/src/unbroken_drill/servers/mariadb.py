@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
@@ -24,6 +25,7 @@ PLACES = (
     "/opt/homebrew/opt/mariadb/bin",
     "/usr/local/opt/mariadb/bin",
 )
+_LOCK_WAIT_TIMEOUT = 1205
 _NO_SUCH_THREAD = 1094  # ER_NO_SUCH_THREAD: it ended by itself before it was killed
 
 #: Small, quick, and safe when killed: the log is written (not flushed) at each commit, so that a
@@ -279,8 +281,22 @@ class MariaDB(Server):
         return self._query("SELECT @@GLOBAL.read_only", None, 5.0) == [("1",)]
 
     def set_read_only(self, on: bool = True) -> None:
-        """Refuse the application's writes from now on (error 1290), or take them again."""
-        self.set(read_only=on)
+        """Refuse the application's writes from now on (error 1290), or take them again.
+
+        Where statements that wait for a lock hold this up for a second, the application's sessions
+        are ended, as the usual tools for a switchover do.
+        """
+        self.options["read_only"] = on
+        change = f"SET STATEMENT lock_wait_timeout = 1 FOR SET GLOBAL read_only = {on:d}"
+        deadline = time.monotonic() + 30.0
+        while True:
+            try:
+                self._query(change, None, 30.0)
+                return
+            except ServerError as error:
+                if error.code != _LOCK_WAIT_TIMEOUT or time.monotonic() > deadline:
+                    raise
+                self.kill_sessions()
 
     def promote(self, timeout: float = 30.0) -> None:
         """Make this replica a primary: it applies all that it has received, then takes writes."""

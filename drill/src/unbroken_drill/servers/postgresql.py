@@ -242,15 +242,18 @@ class PostgreSQL(Server):
 
     # ---- a primary and its standbys
 
-    def standby(self, *, synchronous: bool = False) -> PostgreSQL:
+    def standby(
+        self, *, synchronous: bool = False, host: str | None = None, port: int | None = None
+    ) -> PostgreSQL:
         """A started standby of this server, which may be read and follows within milliseconds.
 
-        *synchronous*: from now on a COMMIT is answered only after a standby has it too.
+        *synchronous*: from now on a COMMIT is answered only after a standby has it too. *host* is
+        another address (``127.0.0.2``), *port* a fixed port.
         """
         made = type(self)(
             {name: value for name, value in self.options.items() if name != _SYNCHRONOUS},
-            user=self.user, password=self.password, database=self.database, host=self.host,
-            tls=self.tls, binary=self.binary,
+            user=self.user, password=self.password, database=self.database,
+            host=host or self.host, port=port, tls=self.tls, binary=self.binary,
         )  # fmt: skip
         made.upstream = self
         made.start()
