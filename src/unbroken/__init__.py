@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         PoolClosedError,
         PoolTimeoutError,
         UnbrokenError,
+        WriteUnknownError,
     )
     from unbroken.settings import Settings
     from unbroken.sync import Pool
@@ -47,6 +48,7 @@ __all__ = [
     "Settings",
     "Stats",
     "UnbrokenError",
+    "WriteUnknownError",
     "adopt",
     "replayable",
 ]

@@ -99,6 +99,15 @@ class CommitUnknownError(UnbrokenError):
     _besides = ConnectionError
 
 
+class WriteUnknownError(CommitUnknownError):
+    """A write was sent and its answer was lost: it is stored, whole or in part, or not at all.
+
+    ``unbroken.mongo`` raises it, also for the commit of a transaction. A lost connection that is
+    not one of these did not carry the write. Look before you repeat the write. Also a
+    ConnectionError.
+    """
+
+
 class ClosedByHolderError(UnbrokenError):
     """The code that had the connection closed it itself, so the pool could not commit.
 

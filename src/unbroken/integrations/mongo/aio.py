@@ -5,17 +5,20 @@ each event loop.
 from __future__ import annotations
 
 import asyncio
+import time
 from asyncio import _get_running_loop  # get_running_loop, without an exception where there is none
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pymongo
 from pymongo.asynchronous.pool import Pool
-from pymongo.errors import ServerSelectionTimeoutError
+from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
 from pymongo.server_selectors import writable_server_selector
 
 from unbroken.integrations.mongo import client_options, pymongo_internals
 from unbroken.integrations.mongo.body import OneProcessMixin, UnopenedMixin
+from unbroken.integrations.mongo.doubt import Again, AwaitedSending, Checkout, after, only_reads
 from unbroken.integrations.mongo.per_process import Current, PerProcess, is_inherited
 from unbroken.integrations.mongo.process_aware import ProcessAware
 from unbroken.integrations.mongo.sockets import recording_async
@@ -26,6 +29,7 @@ _Plain = pymongo.AsyncMongoClient
 pymongo_internals.check(_Plain)
 # called at each operation: so it is quicker than by super()
 _plain_select_server = _Plain._select_server
+_plain_retry_internal = _Plain._retry_internal
 
 
 class ProcessClient(OneProcessMixin, _Plain[Any]):
@@ -87,6 +91,7 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
         type_registry: Any = None,
         *,
         outage_wait: float = client_options.OUTAGE_WAIT,
+        election_wait: float = client_options.ELECTION_WAIT,
         **kwargs: Any,
     ) -> None:
         # which a subclass may have set, or an app on this one
@@ -100,7 +105,8 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
             "type_registry": type_registry,
         }
         self._elsewhere: list[Current] = []
-        self._begin({**given, **client_options.with_defaults(host, kwargs)}, connect, outage_wait)
+        arguments = {**given, **client_options.with_defaults(host, kwargs)}
+        self._begin(arguments, connect, outage_wait, election_wait)
 
     # -- which process and which loop is this?
 
@@ -185,14 +191,24 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
         ):
             self._refuse(session)
         gate = now.gate
-        if (
-            now.opened
-            and now.topology._description is not gate.good
-            and operation != "commitTransaction"
-        ):
-            self._pass(now, server_selector, address)
-        try:
-            server = await _plain_select_server(
+        if now.opened and now.topology._description is gate.good:
+            try:
+                server = await _plain_select_server(
+                    self,
+                    server_selector,
+                    session,
+                    operation,
+                    address,
+                    deprioritized_servers,
+                    operation_id,
+                )
+            except ServerSelectionTimeoutError:
+                server = None
+        else:
+            server = None
+        if server is None:
+            choose = partial(
+                _plain_select_server,
                 self,
                 server_selector,
                 session,
@@ -201,15 +217,30 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
                 deprioritized_servers,
                 operation_id,
             )
-        except ServerSelectionTimeoutError as error:
-            told = self._told(now, error, server_selector)
-            if told is error:
-                raise
-            raise told from error
-        if gate.good is None:  # an outage that has ended in between has ended, whatever comes next
-            gate.look(now.topology.description)
+            server = await self._wait_for_server(now, choose, server_selector, address, operation)
         if current_token() is not None:
             report(operation)
+        return server
+
+    async def _wait_for_server(
+        self, now: Current, choose: Callable[[], Any], selector: Any, address: Any, operation: Any
+    ) -> Any:
+        """The server that PyMongo chooses, as soon as there is one; or an error that says why
+        there is none.
+        """
+        gate, came = now.gate, time.monotonic()
+        while True:
+            seen = now.topology.description
+            try:
+                server = await choose()
+                break
+            except ServerSelectionTimeoutError as error:
+                # a COMMIT may always wait, so that it is found out what became of it
+                is_commit = operation == "commitTransaction"
+                pause = self._pause(now, error, seen, selector, address, came, is_commit)
+            await _wait_for_news(now.topology, seen, pause)
+        gate.found(selector, address)
+        gate.look(now.topology.description)
         return server
 
     async def _retryable_write(
@@ -222,29 +253,53 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
         *more: Any,
         **named: Any,
     ) -> Any:
-        if current_token() is None:
+        if session is not None and session.in_transaction:
             return await super()._retryable_write(
                 retryable, func, session, operation, bulk, *more, **named
             )
-        with following(operation, session) as write:
-            if write is None:
-                return await super()._retryable_write(
-                    retryable, func, session, operation, bulk, *more, **named
-                )
-
-            async def send(*arguments: Any) -> Any:
-                write.sent()
-                return await func(*arguments)
-
-            try:
-                result = await super()._retryable_write(
-                    retryable, send, session, operation, bulk, *more, **named
-                )
-            except Exception as error:
-                write.failed(error, is_single=retryable and bulk is None)
-                raise
-            write.returned(result, is_acknowledged=retryable or bulk is not None)
+        with following(operation) as write:
+            send = AwaitedSending(func, write)
+            again: Again | None = None
+            while True:
+                try:
+                    result = await super()._retryable_write(
+                        retryable, send, session, operation, bulk, *more, **named
+                    )
+                    break
+                except PyMongoError as error:
+                    again = again or Again(self._now.gate)
+                    if send.sent or not again.may(error):
+                        if write is not None:
+                            write.failed(error, is_single=retryable and bulk is None)
+                        told = send.failed(error)
+                        if told is error:
+                            raise
+                        raise told from error
+            if write is not None:
+                write.returned(result, is_acknowledged=retryable or bulk is not None)
             return result
+
+    async def _retry_internal(  # type: ignore[override] # by name, as PyMongo calls it
+        self, func: Any, session: Any, bulk: Any, operation: Any, **named: Any
+    ) -> Any:
+        try:
+            return await _plain_retry_internal(self, func, session, bulk, operation, **named)
+        except PyMongoError as error:
+            failed = error
+        arguments = {**named, "session": session, "operation": operation}
+        again = Again(self._now.gate)
+        while only_reads(arguments) and again.may(failed):
+            try:
+                return await _plain_retry_internal(self, func, session, bulk, operation, **named)
+            except PyMongoError as error:
+                failed = error
+        told = after(failed, arguments)
+        raise told from (failed.__cause__ if told is failed else failed)
+
+    async def _conn_for_writes(self, session: Any, operation: Any, *more: Any) -> Any:
+        checkout: Any = await super()._conn_for_writes(session, operation, *more)
+        is_in_transaction = session is not None and session.in_transaction
+        return checkout if is_in_transaction else Checkout(checkout)
 
     async def _server_property(self, attr_name: str) -> Any:
         """``address``, ``is_primary``, ``is_mongos``: PyMongo lets these wait for 30 s, whatever
@@ -294,3 +349,22 @@ async def _closed(now: Current) -> None:
         body._kill_cursors_queue.clear()
     with pymongo.timeout(0.5):
         await body.close()
+
+
+async def _wait_for_news(topology: Any, seen: Any, pause: float) -> None:
+    """Wait until *topology* is no longer as *seen*, for so many seconds at most; have its monitors
+    look.
+    """
+    async with topology._lock:
+        if topology._description is seen:
+            await topology._ensure_opened()
+            topology._request_check_all()
+            await _wait(topology._condition, pause)
+
+
+async def _wait(condition: Any, seconds: float) -> None:
+    wait: Any = getattr(pymongo.lock, "_async_cond_wait", None)
+    if wait is None:  # PyMongo before 4.12
+        await condition.wait(seconds)
+    else:
+        await wait(condition, seconds)

@@ -1,4 +1,5 @@
-"""Of what a client was given: PyMongo's arguments, with defaults that bound every wait.
+"""Of what a client was given: PyMongo's arguments, with defaults that bound every wait, and how
+long callers wait in an outage.
 
 The caller's own words win.
 """
@@ -7,29 +8,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from pymongo import _csot
+
 from unbroken.errors import ConfigurationError
 
-#: Milliseconds. An operation ends after two seconds, whatever blocks it: a server that refuses, is
-#: frozen or has vanished. A frozen server is found out by a heartbeat within about two (1 s between
-#: heartbeats and 1 s to connect or answer). The third bounds the few waits that PyMongo does not
-#: count as operations (``client.address``, ending a cursor).
+#: Milliseconds. A server that has stopped answering is found out by a heartbeat: two seconds after
+#: its last answer (1 s between heartbeats and 1 s to connect or answer), and every round trip that
+#: waits for it ends then. What a healthy server takes long for is not bounded: a change stream, a
+#: slow query, a long list. The third bounds the wait for a free connection, as every pool's does.
 DEFAULTS: Mapping[str, int] = {
-    "timeoutMS": 2000,
     "heartbeatFrequencyMS": 1000,
     "connectTimeoutMS": 1000,
-    "serverSelectionTimeoutMS": 2000,
+    "waitQueueTimeoutMS": 10_000,
 }
-#: Who sets one of these bounds operations the older way; ``timeoutMS`` would overrule it.
-_OLDER_BOUNDS = {"sockettimeoutms", "serverselectiontimeoutms", "waitqueuetimeoutms"}
+#: Milliseconds. Where no heartbeat looks on (in uWSGI's master, behind a load balancer), the bound
+#: is on the socket.
+UNWATCHED = {"socketTimeoutMS": 2000}
+_BOUNDS = {"timeoutms", "sockettimeoutms"}
 
 #: Seconds that a busy machine may take for a heartbeat beside its wait and its answer.
 SPARE = 0.5
 
-#: How long callers wait for a server that is away, in seconds.
-OUTAGE_WAIT = 1.0
+#: How long callers wait for a server that is away, in seconds: as every pool's do.
+OUTAGE_WAIT = 5.0
+#: How much longer they wait where a replica set elects, in seconds: as long as an election takes as
+#: MongoDB comes.
+ELECTION_WAIT = 10.0
+
+
+@dataclass(frozen=True)
+class Waits:
+    """How long a client's callers wait for a server, in seconds; ``math.inf``: for ever.
+
+    *selection* is the caller's own ``serverSelectionTimeoutMS``; None: he gave none.
+    """
+
+    outage: float
+    election: float
+    selection: float | None = None
+
+    def until(self, came: float) -> float:
+        """When the own time of a caller is up who *came* then: what he said himself."""
+        ends = math.inf if self.selection is None else came + self.selection
+        return min(ends, _csot.get_deadline()) if _csot.get_timeout() else ends
 
 
 def given_options(host: Any, kwargs: Iterable[str]) -> set[str]:
@@ -49,13 +74,31 @@ def given_options(host: Any, kwargs: Iterable[str]) -> set[str]:
 def with_defaults(host: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """*kwargs*, and the defaults for what neither they nor the URI say."""
     given = given_options(host, kwargs)
-    defaults = dict(DEFAULTS)
-    if given & _OLDER_BOUNDS:
-        defaults.pop("timeoutMS", None)
     return {
-        **{name: value for name, value in defaults.items() if name.lower() not in given},
+        **{name: value for name, value in DEFAULTS.items() if name.lower() not in given},
         **kwargs,
     }
+
+
+def bounded(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """*arguments* for a client that no heartbeat looks after: with a bound on its sockets, unless
+    they have one.
+    """
+    given = given_options(arguments.get("host"), arguments)
+    return {**arguments} if given & _BOUNDS else {**arguments, **UNWATCHED}
+
+
+def waits_of(arguments: Mapping[str, Any], options: Any, outage: Any, election: Any) -> Waits:
+    """The waits of a client that was given these.
+
+    Raises ConfigurationError that says what *outage* and *election* may be.
+    """
+    is_given = "serverselectiontimeoutms" in given_options(arguments.get("host"), arguments)
+    return Waits(
+        _checked("outage_wait", outage),
+        _checked("election_wait", election),
+        float(options.server_selection_timeout) if is_given else None,
+    )
 
 
 def fresh_for(settings: Any) -> float:
@@ -67,12 +110,11 @@ def fresh_for(settings: Any) -> float:
     return float(settings.heartbeat_frequency) + (limit or math.inf) + SPARE
 
 
-def checked_wait(outage_wait: Any) -> float:
-    """*outage_wait*, or ConfigurationError that says what it may be."""
-    known = isinstance(outage_wait, (int, float)) and not isinstance(outage_wait, bool)
-    if not known or math.isnan(outage_wait) or outage_wait < 0:
+def _checked(name: str, value: Any) -> float:
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not known or math.isnan(value) or value < 0:
         raise ConfigurationError(
-            f"outage_wait={outage_wait!r} must be a number of seconds of at least 0 (math.inf:"
-            " never fail fast)"
+            f"{name}={value!r} must be a number of seconds of at least 0 (math.inf: never fail"
+            " fast)"
         )
-    return float(outage_wait)
+    return float(value)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pymongo.errors import InvalidOperation, ServerSelectionTimeoutError
 
-from unbroken.errors import NotYoursError, OutageError, for_driver
+from unbroken.errors import NotYoursError, OutageError, WriteUnknownError, for_driver
 from unbroken.ledger import scope
+from unbroken.ledger.verdicts import Fate
 
 
 def outage_error(message: str, retry_after: float) -> OutageError:
@@ -21,6 +24,28 @@ def outage_error(message: str, retry_after: float) -> OutageError:
     error.__dict__.update(plain.__dict__)  # what its own __init__ would have set: labels, details
     scope.testify(error)  # a framework that makes a page of it is asked to say 503
     return error
+
+
+def own_time_is_up(error: Any, waited: float) -> ServerSelectionTimeoutError:
+    """PyMongo's *error* of a choice of server that did not wait, for a caller who has *waited*."""
+    words = str(error).replace("Timeout: 0.0s", f"Timeout: {waited:.2f}s")
+    told = ServerSelectionTimeoutError(words)
+    told.__dict__.update(error.__dict__, _message=words)
+    return told
+
+
+def write_unknown(error: Any) -> WriteUnknownError:
+    """PyMongo's *error* of a write that was sent, as a WriteUnknownError too."""
+    told = for_driver(
+        WriteUnknownError,
+        type(error),
+        f"{error}; the write was sent and its answer was lost: it may be stored, so look before you"
+        " repeat it",
+        fate=Fate.UNKNOWN,
+    )
+    told.__dict__.update(error.__dict__)
+    scope.testify(told)
+    return told
 
 
 def not_yours(message: str) -> NotYoursError:

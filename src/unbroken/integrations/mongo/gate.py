@@ -1,13 +1,16 @@
-"""Is there a server for this call? While none can serve, calls fail at once instead of queueing up.
+"""Is there a server for this call? While none can serve, callers wait for a while, and then fail at
+once instead of queueing up.
 
 What is known comes from PyMongo's own discovery, through its public API: the topology description
 and the heartbeats. The monitor is the prober; the gate sends nothing. Two of the brain's outages
-are kept: nobody takes writes (an election, say), and nobody serves at all.
+are kept, nobody takes writes (an election, say) and nobody serves at all, and one for each other
+choice of servers that nobody fits.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from random import Random
@@ -17,13 +20,19 @@ from pymongo.read_preferences import Primary
 from pymongo.server_selectors import writable_server_selector
 from pymongo.topology_description import TOPOLOGY_TYPE, TopologyDescription
 
-from unbroken.abc import Cause, Fault
+from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.brain.outage import Outage
 from unbroken.errors import OutageError
-from unbroken.integrations.mongo.errors import outage_error
+from unbroken.integrations.mongo.client_options import Waits
+from unbroken.integrations.mongo.errors import outage_error, own_time_is_up
 from unbroken.integrations.mongo.faults import fault_of
 
 log = logging.getLogger("unbroken")
+
+#: Seconds after which a caller that waits looks at what is known again, whatever is heard.
+LOOK = 0.5
+#: So many kinds of choices are told apart at most.
+CHOICES = 100
 
 
 class Gate:
@@ -32,14 +41,16 @@ class Gate:
     ``lock`` guards the outages; nothing is done under it but look and note.
     """
 
-    def __init__(self, name: str, patience: float, fresh: float) -> None:
+    def __init__(self, name: str, waits: Waits, fresh: float) -> None:
         self.name = name  #: the servers' addresses, for messages
-        self.patience = patience
+        self.waits = waits
         self.fresh = fresh  #: heartbeats that fail are at most so many seconds apart
-        self.heard = time.monotonic()  #: when a heartbeat last showed which servers serve
+        self.missed: dict[Any, float] = {}  #: when a heartbeat to each server last failed
+        self.failed_beat = -math.inf  #: when a heartbeat last failed
         self.lock = threading.Lock()
         self.writes = Outage()
         self.reads = Outage()
+        self.choices: dict[str, Outage] = {}  #: of what else callers choose by
         self.good: TopologyDescription | None = (
             None  #: the last description that was found to lack nothing
         )
@@ -64,9 +75,17 @@ class Gate:
             log.warning("%s: a server takes writes again after %.2f s", self.name, ended)
 
     def _note(
-        self, outage: Outage, serves: bool, now: float, lacking: Fault | None
+        self,
+        outage: Outage,
+        serves: bool,
+        now: float,
+        lacking: Fault | None,
+        began: float | None = None,
     ) -> float | None:
-        """The caller holds the lock. How long the outage of writes was that has just ended."""
+        """The caller holds the lock. How long the outage of writes was that has just ended.
+
+        *began*: since when nobody served, where that is known better than by *now*.
+        """
         if serves:
             ended = outage.succeeded(now) if outage.active else None
             if ended is None or outage is not self.writes:
@@ -75,80 +94,163 @@ class Gate:
             return ended
         if lacking is not None:
             self.cause = lacking.cause
-            if outage.failed(self, now, now, lacking, self._random) and outage is self.writes:
+            began = now if began is None else max(began, outage.last_success)
+            if outage.failed(self, began, now, lacking, self._random) and outage is self.writes:
                 self.outages += 1
                 does = "answers" if self.reads.active else "takes writes"
                 log.warning("%s: no server %s: %s", self.name, does, lacking.text)
         return None
 
-    def admit(self, description: TopologyDescription, selector: Any, address: Any) -> None:
-        """Raise OutageError when no server can serve a call that chooses by *selector*, and has not
-        for a while.
+    # -- one caller's wait
+
+    def pause(
+        self,
+        description: TopologyDescription,
+        selector: Any,
+        address: Any,
+        came: float,
+        *,
+        is_patient: bool = False,
+    ) -> float:
+        """How many seconds a caller who *came* then should wait for news; 0: his own time is up.
+
+        Raises OutageError where nobody has served his choice for longer than callers wait.
+        *is_patient*: however long that is, he may wait as long again.
         """
         self.look(description)
-        outage = self._outage_for(selector)
-        if outage is None or description.apply_selector(selector, address):
-            return
         now = time.monotonic()
+        ends = self.waits.until(came)
         with self.lock:
+            outage = self._outage_for(description, selector, address, now)
+            if outage is None:
+                ends = min(ends, came + max(self.waits.outage, self.fresh))
+                return max(0.0, min(LOOK, ends - now))
             outage.call(now)
-            if now - self.heard > self.fresh:
-                return  # the process stood still: nobody has looked since
-            if not outage.turns_away(now, self.patience):
-                return
+            since = max(came, outage.since or came) if is_patient else outage.since or came
+            over = since + self.waits.outage + self._election(outage, description)
+            if not self._is_fresh(description, now):
+                over = max(over, came + self.fresh)  # he waits for the look that he asks for
+            if now < min(ends, over):
+                return max(0.001, min(LOOK, ends - now, over - now))
+            if now < over:
+                return 0.0
             self.turned_away += 1
         raise self.error(outage, now)
 
-    def _outage_for(self, selector: Any) -> Outage | None:
+    def _outage_for(
+        self, description: TopologyDescription, selector: Any, address: Any, now: float
+    ) -> Outage | None:
         if self.reads.active:
             return self.reads
-        if self.writes.active and (
-            selector is writable_server_selector or isinstance(selector, Primary)
-        ):
+        is_write = selector is writable_server_selector or isinstance(selector, Primary)
+        if self.writes.active and is_write:
             return self.writes
-        return None
+        if self.good is not description and not description.known_servers:
+            return None  # nobody has been asked yet
+        name = _choice(selector, address)
+        if len(self.choices) >= CHOICES:
+            self.choices.clear()
+        outage = self.choices.get(name)
+        if outage is None or now - outage.last_failure > self.fresh:
+            outage = self.choices[name] = Outage()
+        fault = Fault(FaultKind.WRONG_SERVER, None, None, f"none fits {name}")
+        outage.failed(self, now, now, fault, self._random)
+        return outage
 
-    def translated(self, error: Any, description: TopologyDescription, selector: Any) -> Any:
-        """What a caller is told whose wait for a server ended with *error*: an OutageError, where
-        there is an outage.
+    def found(self, selector: Any, address: Any) -> None:
+        """A caller who had to wait has found a server."""
+        with self.lock:
+            self.choices.pop(_choice(selector, address), None)
+
+    def _election(self, outage: Outage, description: TopologyDescription) -> float:
+        """How much longer callers wait since an election is under way: most members are there, and
+        none is primary.
         """
-        self.look(description)
-        outage = self._outage_for(selector)
-        if outage is None or isinstance(error, OutageError):
-            return error
-        told: Any = self.error(outage, time.monotonic())
+        members = list(description.server_descriptions().values())
+        there = sum(one.is_server_type_known for one in members)
+        electing = (
+            outage is self.writes
+            and description.topology_type == TOPOLOGY_TYPE.ReplicaSetNoPrimary
+            and 2 * there > len(members)
+        )
+        return self.waits.election if electing else 0.0
+
+    def _is_fresh(self, description: TopologyDescription, now: float) -> bool:
+        """Whether each server has been looked at a moment ago. Not so where the process stood
+        still.
+        """
+        looks = [
+            one.last_update_time if one.is_server_type_known else self.missed.get(at, -math.inf)
+            for at, one in description.server_descriptions().items()
+        ]
+        return all(now - look <= self.fresh for look in looks)
+
+    def is_troubled(self) -> bool:
+        """Whether a heartbeat has failed a moment ago."""
+        return time.monotonic() - self.failed_beat <= self.fresh
+
+    def own_time_is_up(
+        self, error: Any, description: TopologyDescription, selector: Any, address: Any, came: float
+    ) -> Any:
+        """What a caller is told whose own time ended with *error*: an OutageError, where there is
+        an outage.
+        """
+        now = time.monotonic()
+        with self.lock:
+            outage = self._outage_for(description, selector, address, now)
+        if outage is not self.reads and outage is not self.writes:
+            return own_time_is_up(error, now - came)
+        told: Any = self.error(outage, now)
         for label in error._error_labels:
             told._add_error_label(label)
         return told
 
     def error(self, outage: Outage, now: float) -> OutageError:
         """What a caller is told who is turned away now."""
-        what = "MongoDB server answers" if outage is self.reads else "MongoDB server takes writes"
+        what = (
+            "MongoDB server answers"
+            if outage is self.reads
+            else "MongoDB server takes writes"
+            if outage is self.writes
+            else "MongoDB server serves this"
+        )
         because = f": {outage.fault.text}" if outage.fault else ""
+        waits = f"calls wait for {self.waits.outage:g} s of an outage, and then fail at once"
+        if outage is self.writes and self.waits.election:
+            waits += f"; for {self.waits.election:g} s more where a set elects"
         return outage_error(
-            f"no {what} at {self.name}, for {outage.age(now):.1f} s now{because} (calls fail at"
-            f" once after {self.patience:g} s of an outage; outage_wait= says how long they wait)",
+            f"no {what} at {self.name}, for {outage.age(now):.1f} s now{because} ({waits};"
+            " outage_wait= says how long)",
             retry_after=1.0,
         )
 
-    def heartbeat_succeeded(self, description: TopologyDescription) -> None:
-        """A heartbeat has succeeded; *description* does not know of it yet."""
-        self.look(description)
-        if not self.reads.active:
-            self.heard = time.monotonic()
+    # -- what the monitors see
 
     def heartbeat_failed(
-        self, description: TopologyDescription, address: Any, error: BaseException
+        self, description: TopologyDescription, address: Any, error: BaseException, took: float
     ) -> None:
-        """A heartbeat to *address* has failed; *description* does not know of it yet."""
+        """A heartbeat to *address* has failed, which *took* so many seconds; *description* does not
+        know of it yet.
+
+        One that took longer than it may says nothing: the process stood still, not the server.
+        """
+        if took > self.fresh:
+            return
         others = [one for at, one in description.server_descriptions().items() if at != address]
-        self.heard = now = time.monotonic()
+        self.missed[address] = self.failed_beat = now = time.monotonic()
         fault = fault_of(error)
         with self.lock:
             if not any(one.is_server_type_known for one in others):
-                self._note(self.reads, False, now, fault)
-                self._note(self.writes, False, now, fault)
+                self._note(self.reads, False, now, fault, now - took)
+                self._note(self.writes, False, now, fault, now - took)
                 self.good = None
+
+
+def _choice(selector: Any, address: Any) -> str:
+    """What a caller chooses by, in words."""
+    if address:
+        return "{}:{}".format(*tuple(address)[:2])
+    return repr(selector) if hasattr(selector, "mode") else getattr(selector, "__name__", "this")
 
 
 def _serves(description: TopologyDescription) -> tuple[bool, bool]:

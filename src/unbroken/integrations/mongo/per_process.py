@@ -17,6 +17,7 @@ from pymongo.topology_description import TopologyDescription
 
 from unbroken.abc import Cause
 from unbroken.integrations.mongo import prefork
+from unbroken.integrations.mongo.client_options import Waits
 from unbroken.integrations.mongo.gate import Gate
 from unbroken.integrations.mongo.sockets import Sockets
 from unbroken.net.fork_guard import ForkMark, fork_mark
@@ -50,7 +51,7 @@ class Heartbeats(monitoring.ServerHeartbeatListener):
         self.last_success = time.monotonic()
         body = self.body()
         if body is not None:
-            self.gate.heartbeat_succeeded(body.topology_description)
+            self.gate.look(body.topology_description)
 
     def failed(self, event: monitoring.ServerHeartbeatFailedEvent) -> None:
         """A server has not answered. (Or its monitor was told to stop asking: that says nothing of
@@ -59,7 +60,9 @@ class Heartbeats(monitoring.ServerHeartbeatListener):
         self.failures += 1
         body = self.body()
         if body is not None and type(event.reply).__name__ != "_OperationCancelled":
-            self.gate.heartbeat_failed(body.topology_description, event.connection_id, event.reply)
+            self.gate.heartbeat_failed(
+                body.topology_description, event.connection_id, event.reply, event.duration
+            )
 
 
 def _nobody() -> None:
@@ -69,11 +72,11 @@ def _nobody() -> None:
 class PerProcess:
     """Made with each body, and referred to by it; refers to it weakly."""
 
-    def __init__(self, name: str, outage_wait: float, fresh: float) -> None:
+    def __init__(self, name: str, waits: Waits, fresh: float) -> None:
         self.quiet = prefork.is_master()
         self.here: ForkMark = prefork.WhileMaster() if self.quiet else fork_mark()
         self.pid = os.getpid()
-        self.gate = Gate(name, outage_wait, fresh)
+        self.gate = Gate(name, waits, fresh)
         self.sockets = Sockets(self.gate)
         self.heartbeats = Heartbeats(self.gate)
         #: What PyMongo's pool of server sessions calls its own: no other process or loop has this

@@ -63,15 +63,17 @@ class ProcessAware:
     _unopened_client: ClassVar[type[Any]]
     _guard: ClassVar[type[Any]]  #: what it does besides in a process that has inherited cursors
 
-    def _begin(self, arguments: dict[str, Any], connect: bool | None, outage_wait: float) -> None:
+    def _begin(
+        self, arguments: dict[str, Any], connect: bool | None, outage_wait: float, election: float
+    ) -> None:
         """Read and check the arguments; make nothing."""
         self._doors: dict[int, Any] = {}
         self._metadata: list[DriverInfo] = []
         self._shut = False
-        self._outage_wait = client_options.checked_wait(outage_wait)
         self._arguments = arguments
         unopened = self._unopened_client(connect=connect, **arguments)
         self._adopt(unopened)
+        self._waits = client_options.waits_of(arguments, self._options, outage_wait, election)
         self._unopened = UnopenedTopology(unopened._topology_settings, self._settle)
         self._now = Current(None, None, self._unopened)
         _clients[id(self)] = self
@@ -116,8 +118,10 @@ class ProcessAware:
         if self._shut:
             raise InvalidOperation(f"Cannot use {type(self).__name__} after close")
         fresh = client_options.fresh_for(self._topology_settings)
-        per_process = PerProcess(self._where(), self._outage_wait, fresh)
-        body = self._body(per_process, self._arguments)
+        per_process = PerProcess(self._where(), self._waits, fresh)
+        is_watched = not per_process.quiet and not self._options.load_balanced
+        arguments = self._arguments if is_watched else client_options.bounded(self._arguments)
+        body = self._body(per_process, arguments)
         per_process.receives(body)
         for info in self._metadata:
             body.append_metadata(info)
@@ -163,24 +167,30 @@ class ProcessAware:
 
     # -- the gate
 
-    def _pass(self, now: Current, server_selector: Any, address: Any) -> None:
-        """Go through the gate, or OutageError; who is turned away has the monitors look again
-        soon.
-        """
+    def _pause(
+        self,
+        now: Current,
+        error: Any,
+        seen: Any,
+        selector: Any,
+        address: Any,
+        came: float,
+        is_patient: bool,
+    ) -> float:
+        """How long a caller waits for news whose choice among what is *seen* ended with *error*.
+
+        Raises what he is told whose wait is over; the monitors look again soon.
+        """  # fmt: skip
+        gate = now.gate
         try:
-            now.gate.admit(now.topology.description, server_selector, address)
-        except BaseException:
+            pause: float = gate.pause(seen, selector, address, came, is_patient=is_patient)
+            if not pause:
+                raise gate.own_time_is_up(error, seen, selector, address, came)
+        except BaseException as told:
             for server in list(now.topology._servers.values()):
                 server.request_check()
-            raise
-
-    def _told(self, now: Current, error: Any, server_selector: Any) -> Any:
-        """What a caller is told whose wait for a server ended with *error*."""
-        return (
-            error
-            if now.topology is None
-            else now.gate.translated(error, now.topology.description, server_selector)
-        )
+            raise told from error
+        return pause
 
     def _where(self) -> str:
         """The servers' addresses, for messages."""

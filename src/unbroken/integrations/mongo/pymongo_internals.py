@@ -21,7 +21,9 @@ SEAMS = {
     "_cleanup_cursor_lock": "likewise",
     "_close_cursor_soon": "likewise",
     "_close_cursor_now": "likewise",
-    "_retryable_write": "what the server said of a write is told to the unit of work",
+    "_retryable_write": "what the server said of a write is told to its caller and unit of work",
+    "_retry_internal": "likewise of a COMMIT; what only read is begun again in an outage",
+    "_conn_for_writes": "likewise of other commands that store something",
     "_server_property": "a question after the server is bounded like any operation",
     "_after_fork": "PyMongo's own fork hook",
 }

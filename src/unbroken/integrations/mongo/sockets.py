@@ -8,6 +8,7 @@ good, and sit in CLOSE_WAIT once the server is gone.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 import weakref
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pymongo.errors import NetworkTimeout, _OperationCancelled
 from pymongo.monitoring import ConnectionClosedReason
 
 from unbroken.abc import Capabilities, Cause
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 #: As for every other connection. PyMongo's own keepalive begins after two minutes, and it has no
 #: bound for what nobody acknowledges.
 _BOUNDS = Policy.decide(Settings(), Capabilities())
+
+#: What a round trip ends with whose server a heartbeat has found silent.
+_SILENT = "timed out: the server has stopped answering its heartbeats"
 
 #: By PyMongo's reasons. "stale", and None for a monitor's own, are not among them: they end for the
 #: gate's cause.
@@ -64,6 +69,8 @@ class Sockets:
     def note(self, conn: Any, began: float, closing: Any) -> None:
         """Remember *conn*, a connection of PyMongo's that has just been opened, and hear of its
         end.
+
+        One that is interrupted by PyMongo says why.
         """
         self.opened += 1
         self.connect_seconds += time.monotonic() - began
@@ -74,6 +81,8 @@ class Sockets:
             self._known[key] = (ref, fd, who)
             keepalive.bound(fd, _BOUNDS.keepalive, _BOUNDS.probe_every, _BOUNDS.send_timeout)
         conn.close_conn = closing(ref, self, key)
+        if not conn.is_sdam:
+            conn._raise_connection_failure = _failing(ref)
 
     def _forget(self, key: int, _ref: Any = None) -> None:
         self._known.pop(key, None)
@@ -92,6 +101,16 @@ class Sockets:
         for _, fd, who in list(self._known.values()):
             sever(fd, who)
         self._known.clear()
+
+    def interrupt(self, pool: Any) -> None:
+        """End the round trips on the connections of *pool* that PyMongo has interrupted.
+
+        It tells their readers to look up, which they do every half second.
+        """
+        for ref, fd, who in list(self._known.values()):
+            conn = ref()
+            if conn is not None and conn.pool_ref() is pool and _is_interrupted(conn):
+                abort(fd, who)
 
     def abort(self) -> None:
         """End them all, from outside, without closing them."""
@@ -129,6 +148,35 @@ def _closing_async(
     return close_conn
 
 
+def _is_interrupted(conn: Any) -> bool:
+    """Whether a heartbeat has found that the server below *conn* does not answer any more."""
+    return bool(conn.cancel_context.cancelled) and not conn.closed
+
+
+def _meaning(conn: Any, error: BaseException) -> BaseException:
+    """What *error* of *conn* means where it was interrupted: the server has been silent too
+    long.
+    """
+    if _is_interrupted(conn) and isinstance(error, (OSError, _OperationCancelled)):
+        return TimeoutError(_SILENT)
+    return error
+
+
+def _failing(conn_ref: weakref.ref[Any]) -> Callable[[BaseException], Any]:
+    """What stands in for a connection's ``_raise_connection_failure``, to name the reason.
+
+    PyMongo awaits what it gives where that is to be awaited.
+    """
+
+    def fail(error: BaseException) -> Any:
+        conn = conn_ref()
+        if conn is None:
+            raise error
+        return type(conn)._raise_connection_failure(conn, _meaning(conn, error))
+
+    return fail
+
+
 def _descriptor(conn: Any) -> int | None:
     """The number of the socket below *conn*, in the ways of PyMongo 4.9 to 4.20, or None."""
     below = conn.conn
@@ -154,21 +202,25 @@ def recording(pool: Any, sockets: Sockets, *, keep: bool = True) -> Any:
         began = sockets.began()
         try:
             conn = plain.connect(self, *args, **kwargs)
-        except BaseException:
+        except BaseException as error:
             sockets.failed()
+            if isinstance(error, _OperationCancelled) and not self.is_sdam:
+                raise _silent(self) from error
             raise
         sockets.note(conn, began, _closing)
         return conn
+
+    def reset(self: Any, service_id: Any = None, interrupt_connections: bool = False) -> None:
+        plain.reset(self, service_id, interrupt_connections)
+        if interrupt_connections:
+            sockets.interrupt(self)
 
     def checkin(self: Any, conn: Any) -> None:
         conn.generation = -1  # of another age than the pool's: it closes such
         plain.checkin(self, conn)
 
-    return type(
-        pool.__name__,
-        (pool,),
-        {"connect": connect} if keep else {"connect": connect, "checkin": checkin},
-    )
+    ours: dict[str, Any] = {"connect": connect, "reset": reset}
+    return type(pool.__name__, (pool,), ours if keep else {**ours, "checkin": checkin})
 
 
 def recording_async(pool: Any, sockets: Sockets) -> Any:
@@ -180,11 +232,32 @@ def recording_async(pool: Any, sockets: Sockets) -> Any:
     async def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
         began = sockets.began()
         try:
-            conn = await plain.connect(self, *args, **kwargs)
-        except BaseException:
+            async with asyncio.timeout(_handshake_limit(self.opts)):
+                conn = await plain.connect(self, *args, **kwargs)
+        except BaseException as error:
             sockets.failed()
+            is_silent = isinstance(error, _OperationCancelled) and not self.is_sdam
+            if is_silent or type(error) is TimeoutError:
+                raise _silent(self) from error
             raise
         sockets.note(conn, began, _closing_async)
         return conn
 
-    return type(pool.__name__, (pool,), {"connect": connect})
+    async def reset(self: Any, service_id: Any = None, interrupt_connections: bool = False) -> None:
+        await plain.reset(self, service_id, interrupt_connections)
+        if interrupt_connections:
+            sockets.interrupt(self)
+
+    return type(pool.__name__, (pool,), {"connect": connect, "reset": reset})
+
+
+def _silent(pool: Any) -> NetworkTimeout:
+    return NetworkTimeout("{}:{}: {}".format(*pool.address[:2], _SILENT))
+
+
+def _handshake_limit(options: Any) -> float | None:
+    """How long a connection over TLS may take to be opened, in seconds: asyncio's handshake has a
+    bound of its own, of a minute, and PyMongo sets none.
+    """
+    limit = options.connect_timeout
+    return 2 * limit if limit and options._ssl_context is not None else None

@@ -26,7 +26,7 @@ from unbroken.ledger import scope, unit
 
 #: Commands that can only read, whatever their arguments are. (An aggregation may store what it
 #: finds: $out, $merge.)
-_READS = frozenset(
+READS = frozenset(
     "find count distinct getMore killCursors endSessions listCollections listDatabases listIndexes"
     " listSearchIndex ping hello buildInfo collStats dbStats serverStatus testOperation".split()
 )
@@ -81,13 +81,14 @@ def _says_nothing_stored(error: PyMongoError) -> bool:
 
 
 @contextmanager
-def following(operation: Any, session: Any) -> Iterator[Write | None]:
-    """Follow a write to its answer, for the unit of work that is now in.
+def following(operation: Any) -> Iterator[Write | None]:
+    """Follow a write, which is none of a transaction's, to its answer, for the unit of work that is
+    now in.
 
-    None: there is none, or it is one of a transaction's.
+    None: there is none.
     """
     unit = scope.current()
-    if unit is None or (session is not None and session.in_transaction):
+    if unit is None:
         yield None
         return
     write = Write(unit, operation)
@@ -107,7 +108,7 @@ def report(operation: Any) -> None:
     if _followed.get() is not None:
         return
     name = str(getattr(operation, "value", operation))
-    if name not in _READS:
+    if name not in READS:
         unit.doubt(f"MongoDB's {name!r} was sent, which may have stored something")
 
 

@@ -1,0 +1,200 @@
+"""Which errors of PyMongo's leave a write in doubt, and what becomes of an operation that failed:
+its caller is told so, or it is sent again where nothing of it can have been stored.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from pymongo import _csot
+from pymongo.errors import (
+    AutoReconnect,
+    ClientBulkWriteException,
+    ConnectionFailure,
+    NotPrimaryError,
+    OperationFailure,
+    ProtocolError,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WaitQueueTimeoutError,
+    WTimeoutError,
+)
+
+from unbroken.errors import UnbrokenError
+from unbroken.integrations.mongo.errors import write_unknown
+from unbroken.integrations.mongo.units import READS, Write
+
+#: The server refused the command before it did anything: it is not primary, or not readable.
+_REFUSED = {10058, 10107, 13435, 13436}
+#: What a server says of a COMMIT that it has not seen through: out of time, or not replicated.
+_HALFWAY = {50, 64}
+_COMMIT = "commitTransaction"
+_OF_TRANSACTION = "TransientTransactionError"
+
+
+def leaves_doubt(error: BaseException | None) -> bool:
+    """Whether a write on whose way *error* was met, after it was sent, may be stored."""
+    if isinstance(error, ClientBulkWriteException):
+        error = error.error
+    if isinstance(error, NotPrimaryError):
+        code = error.details.get("code") if isinstance(error.details, dict) else None
+        return code not in _REFUSED and not error.has_error_label("NoWritesPerformed")
+    if isinstance(error, (ServerSelectionTimeoutError, WaitQueueTimeoutError)):
+        return False
+    return isinstance(error, (ConnectionFailure, ProtocolError))
+
+
+class Sending:
+    """What PyMongo calls to send a write, each time that it does: remembers whether it was sent,
+    and whether it may be stored.
+    """
+
+    __slots__ = ("doubtful", "func", "sent", "write")
+
+    def __init__(self, func: Callable[..., Any], write: Write | None) -> None:
+        self.func = func
+        self.write = write
+        self.sent = False
+        self.doubtful = False
+
+    def begins(self) -> None:
+        """There is a connection, and the write is about to go out on it."""
+        self.sent = True
+        if self.write is not None:
+            self.write.sent()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Send it."""
+        self.begins()
+        try:
+            return self.func(*arguments)
+        except BaseException as error:
+            self.doubtful = self.doubtful or leaves_doubt(error)
+            raise
+
+    def failed(self, error: PyMongoError) -> PyMongoError:
+        """What the caller is told whose write ended with *error*."""
+        return told(error) if self.doubtful else error
+
+
+class AwaitedSending(Sending):
+    """As :class:`Sending`, awaited."""
+
+    __slots__ = ()
+
+    async def __call__(self, *arguments: Any) -> Any:
+        """Send it."""
+        self.begins()
+        try:
+            return await self.func(*arguments)
+        except BaseException as error:
+            self.doubtful = self.doubtful or leaves_doubt(error)
+            raise
+
+
+class Checkout:
+    """PyMongo's *checkout* of a connection for a command that stores something, such as a new
+    index.
+    """
+
+    __slots__ = ("_checkout",)
+
+    def __init__(self, checkout: Any) -> None:
+        self._checkout = checkout
+
+    def __enter__(self) -> Any:
+        return self._checkout.__enter__()
+
+    def __exit__(
+        self, kind: Any, error: BaseException | None, traceback: TracebackType | None
+    ) -> Any:
+        done = self._checkout.__exit__(kind, error, traceback)
+        if leaves_doubt(error):
+            raise told(error) from error
+        return done
+
+    async def __aenter__(self) -> Any:
+        return await self._checkout.__aenter__()
+
+    async def __aexit__(
+        self, kind: Any, error: BaseException | None, traceback: TracebackType | None
+    ) -> Any:
+        done = await self._checkout.__aexit__(kind, error, traceback)
+        if leaves_doubt(error):
+            raise told(error) from error
+        return done
+
+
+def told(error: Any) -> Any:
+    """*error* as the error of a write in doubt that it is, once.
+
+    What a transaction that goes on has written is stored by its commit only.
+    """
+    is_told = isinstance(error, UnbrokenError) or error.has_error_label(_OF_TRANSACTION)
+    return error if is_told else write_unknown(error)
+
+
+def after(error: Any, arguments: dict[str, Any]) -> Any:
+    """What a caller is told whose operation, other than a plain write, ended with *error*:
+    *arguments* are those of PyMongo's ``_retry_internal`` by name.
+    """
+    operation = _name(arguments)
+    if operation == _COMMIT:
+        code = error.code if isinstance(error, OperationFailure) else None
+        is_halfway = isinstance(error, WTimeoutError) or code in _HALFWAY
+        return told(error) if is_halfway or leaves_doubt(error) else error
+    writes = arguments.get("is_aggregate_write") or (
+        arguments.get("is_run_command") and operation not in READS
+    )
+    if writes and not _in_transaction(arguments) and leaves_doubt(error):
+        return told(error)
+    return error
+
+
+class Again:
+    """Whether an operation that failed in an outage is begun again: for as long as callers wait.
+
+    PyMongo tries again once. In a restart a server may be lost twice.
+    """
+
+    __slots__ = ("_gate", "_until")
+
+    def __init__(self, gate: Any) -> None:
+        self._gate = gate  #: None: the client has nothing open
+        self._until = 0.0 if gate is None else time.monotonic() + gate.waits.outage
+
+    def may(self, error: PyMongoError) -> bool:
+        """After *error*, where nothing is stored."""
+        return (
+            isinstance(error, AutoReconnect)
+            and not isinstance(error, (ServerSelectionTimeoutError, UnbrokenError))
+            and _csot.get_timeout() is None  # within a time of the caller's own PyMongo does
+            and not error.has_error_label(_OF_TRANSACTION)
+            and time.monotonic() < self._until
+            and bool(self._gate.is_troubled())
+        )
+
+
+def only_reads(arguments: dict[str, Any]) -> bool:
+    """Whether an operation (by the *arguments* of ``_retry_internal``) may be begun again wherever
+    it got to.
+    """
+    return (
+        bool(arguments.get("is_read"))
+        and bool(arguments.get("retryable"))
+        and not arguments.get("is_aggregate_write")
+        and (not arguments.get("is_run_command") or _name(arguments) in READS)
+    )
+
+
+def _name(arguments: dict[str, Any]) -> str:
+    operation = arguments.get("operation")
+    return str(getattr(operation, "value", operation))
+
+
+def _in_transaction(arguments: dict[str, Any]) -> bool:
+    session = arguments.get("session")
+    return session is not None and bool(session.in_transaction)
