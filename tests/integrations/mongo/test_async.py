@@ -247,7 +247,7 @@ def test_an_outage_is_bounded_and_ends_by_itself(name: str) -> None:
                 *(items.find_one() for _ in range(200)), return_exceptions=True
             )
             assert {type(error).__name__ for error in failed} == {"OutageError"}
-            assert time.monotonic() - began < client.options.timeout
+            assert time.monotonic() - began < 2.0
             await asyncio.to_thread(server.start)
             await until(items.find_one)
             assert all(await asyncio.gather(*(items.find_one() for _ in range(50))))

@@ -210,6 +210,7 @@ def test_after_close_it_says_so(of_one: MongoDB) -> None:
         ({"outage_wait": "1"}, ConfigurationError),
         ({"outage_wait": math.nan}, ConfigurationError),
         ({"outage_wait": True}, ConfigurationError),
+        ({"election_wait": -1}, ConfigurationError),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(given: dict[str, Any], error: type[Exception]) -> None:
@@ -221,18 +222,12 @@ def test_what_cannot_work_is_refused_at_once(given: dict[str, Any], error: type[
 @pytest.mark.parametrize(
     ("host", "given", "expected"),
     [
-        (None, {}, (2.0, 1, 1.0, 2.0)),
-        ("mongodb://db/?timeoutMS=5000&HeartbeatFrequencyMS=500", {}, (5.0, 0.5, 1.0, 2.0)),
-        (["mongodb://db/?connectTimeoutMS=3000"], {"timeoutMS": None}, (None, 1, 3.0, 2.0)),
-        ("db", {"timeoutms": 0, "connectTimeoutMS": 7000}, (None, 1, 7.0, 2.0)),
-        ("mongodb://db/?timeoutMS=5000", {"timeoutMS": 6000}, (6.0, 1, 1.0, 2.0)),
-        (
-            "mongodb://db/?socketTimeoutMS=60000",
-            {},
-            (None, 1, 1.0, 2.0),
-        ),  # the older way: timeoutMS would overrule it
-        ("db", {"serverSelectionTimeoutMS": 9000}, (None, 1, 1.0, 9.0)),
-        ("db", {"serverSelectionTimeoutMS": 9000, "timeoutMS": 100}, (0.1, 1, 1.0, 9.0)),
+        (None, {}, (None, 1, 1.0, 10.0)),
+        ("mongodb://db/?timeoutMS=5000&HeartbeatFrequencyMS=500", {}, (5.0, 0.5, 1.0, 10.0)),
+        (["mongodb://db/?connectTimeoutMS=3000"], {"timeoutMS": None}, (None, 1, 3.0, 10.0)),
+        ("db", {"timeoutms": 0, "connectTimeoutMS": 7000}, (None, 1, 7.0, 10.0)),
+        ("mongodb://db/?timeoutMS=5000", {"timeoutMS": 6000}, (6.0, 1, 1.0, 10.0)),
+        ("mongodb://db/?waitQueueTimeoutMS=300", {"timeoutMS": 100}, (0.1, 1, 1.0, 0.3)),
     ],
 )
 def test_waits_are_bounded_unless_the_caller_says_otherwise(
@@ -245,7 +240,7 @@ def test_waits_are_bounded_unless_the_caller_says_otherwise(
             options.heartbeat_frequency,
             options.pool_options.connect_timeout,
         )
-        assert (*known, options.server_selection_timeout) == expected
+        assert (*known, options.pool_options.wait_queue_timeout) == expected
 
 
 def test_options_are_found_in_every_spelling_of_a_uri() -> None:

@@ -97,7 +97,7 @@ def test_calls_fail_fast_and_recover_by_themselves(
         assert isinstance(error, ServerSelectionTimeoutError)
         assert error.retry_after == 1.0
         assert error.timeout
-    assert statistics.median(took for took, _ in later) < 0.05 * client.options.timeout
+    assert statistics.median(took for took, _ in later) < 0.1
     said = str(later[-1][1])
     assert said.startswith(f"no MongoDB server answers at {server.host}:{server.port}, for ")
     assert "refused" in said
@@ -124,7 +124,7 @@ def test_a_frozen_server_is_found_out_and_waits_are_bounded(
     until(lambda: waits.append(timed(items.find_one)) or isinstance(waits[-1][1], OutageError))  # type: ignore[func-returns-value]
     assert len(waits) <= 4
     assert max(took for took, _ in waits) < SOON
-    assert timed(items.find_one)[0] < 0.05 * client.options.timeout
+    assert timed(items.find_one)[0] < 0.1
     server.thaw()
     until(lambda: items.find_one() is not None)
 
@@ -255,7 +255,7 @@ def test_without_a_primary_writes_fail_fast_and_secondaries_are_read(
     took, error = timed(items.find_one)
     assert isinstance(error, OutageError)
     assert "no MongoDB server takes writes" in str(error)
-    assert took < 0.05 * client.options.timeout
+    assert took < 0.1
     assert nearby.find_one({"_id": 1})
     primary.start()
     others[0].start()

@@ -12,13 +12,22 @@ from functools import partial
 from typing import Any
 
 import pymongo
+from pymongo.asynchronous.monitor import Monitor
 from pymongo.asynchronous.pool import Pool
 from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
 from pymongo.server_selectors import writable_server_selector
 
 from unbroken.integrations.mongo import client_options, pymongo_internals
-from unbroken.integrations.mongo.body import OneProcessMixin, UnopenedMixin
-from unbroken.integrations.mongo.doubt import Again, AwaitedSending, Checkout, after, only_reads
+from unbroken.integrations.mongo.body import LookAgainMixin, OneProcessMixin, UnopenedMixin
+from unbroken.integrations.mongo.doubt import (
+    AGGREGATE,
+    Again,
+    AwaitedSending,
+    Checkout,
+    after,
+    only_reads,
+    resumes_stream,
+)
 from unbroken.integrations.mongo.per_process import Current, PerProcess, is_inherited
 from unbroken.integrations.mongo.process_aware import ProcessAware
 from unbroken.integrations.mongo.sockets import recording_async
@@ -32,6 +41,10 @@ _plain_select_server = _Plain._select_server
 _plain_retry_internal = _Plain._retry_internal
 
 
+class LookAgain(LookAgainMixin, Monitor):
+    """PyMongo's monitor of one server."""
+
+
 class ProcessClient(OneProcessMixin, _Plain[Any]):
     """PyMongo's client, belonging to one process and one event loop."""
 
@@ -40,6 +53,7 @@ class ProcessClient(OneProcessMixin, _Plain[Any]):
             per_process,
             arguments,
             recording_async(arguments.get("_pool_class") or Pool, per_process.sockets),
+            LookAgain,
         )
 
 
@@ -235,9 +249,7 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
                 server = await choose()
                 break
             except ServerSelectionTimeoutError as error:
-                # a COMMIT may always wait, so that it is found out what became of it
-                is_commit = operation == "commitTransaction"
-                pause = self._pause(now, error, seen, selector, address, came, is_commit)
+                pause = self._pause(now, error, seen, selector, address, operation, came)
             await _wait_for_news(now.topology, seen, pause)
         gate.found(selector, address)
         gate.look(now.topology.description)
@@ -282,10 +294,18 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
     async def _retry_internal(  # type: ignore[override] # by name, as PyMongo calls it
         self, func: Any, session: Any, bulk: Any, operation: Any, **named: Any
     ) -> Any:
+        token = (
+            client_options.resuming.set(True)
+            if operation is AGGREGATE and resumes_stream(func)
+            else None
+        )
         try:
             return await _plain_retry_internal(self, func, session, bulk, operation, **named)
         except PyMongoError as error:
             failed = error
+        finally:
+            if token is not None:
+                client_options.resuming.reset(token)
         arguments = {**named, "session": session, "operation": operation}
         again = Again(self._now.gate)
         while only_reads(arguments) and again.may(failed):
@@ -343,7 +363,7 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
 
 async def _closed(now: Current) -> None:
     body = now.body
-    body._per_process.leaves()
+    body._per_process.leaves(body)
     if now.gate.reads.active:
         body._topology.pop_all_sessions()  # nobody is there who could be told of their end
         body._kill_cursors_queue.clear()

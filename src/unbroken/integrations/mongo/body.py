@@ -8,19 +8,28 @@ from typing import Any
 
 from unbroken.integrations.mongo.per_process import PerProcess, UnopenedTopology
 
+#: Seconds between two looks at a server that is away, at least, while callers wait: PyMongo's half
+#: second would be a good part of what they wait in all.
+LOOK_AGAIN = 0.1
+
 
 class OneProcessMixin:
-    """Mixed into PyMongo's client: it belongs to one process. *pool*: the class of its pools."""
+    """Mixed into PyMongo's client: it belongs to one process. *pool*: the class of its pools;
+    *monitor*: that of its monitors.
+    """
 
     _topology: Any
 
-    def __init__(self, per_process: PerProcess, arguments: dict[str, Any], pool: Any) -> None:
+    def __init__(
+        self, per_process: PerProcess, arguments: dict[str, Any], pool: Any, monitor: Any
+    ) -> None:
         self._per_process = per_process
         listeners = [*(arguments.get("event_listeners") or ()), per_process.heartbeats]
         given: dict[str, Any] = {
             **arguments,
             "connect": False,
             "_pool_class": pool,
+            "_monitor_class": arguments.get("_monitor_class") or monitor,
             "event_listeners": listeners,
         }
         super().__init__(**given)
@@ -40,6 +49,16 @@ class OneProcessMixin:
         per_process = vars(self).get("_per_process")
         if per_process is not None and per_process.here[0]:
             super().__del__()  # type: ignore[misc]
+
+
+class LookAgainMixin:
+    """Mixed into PyMongo's monitor: when it is asked to look again, it does so soon."""
+
+    _executor: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._executor._min_interval = LOOK_AGAIN
 
 
 class UnopenedMixin:

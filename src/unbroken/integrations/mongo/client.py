@@ -12,11 +12,20 @@ from typing import Any
 import pymongo
 from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
 from pymongo.server_selectors import writable_server_selector
+from pymongo.synchronous.monitor import Monitor
 from pymongo.synchronous.pool import Pool
 
 from unbroken.integrations.mongo import client_options, pymongo_internals
-from unbroken.integrations.mongo.body import OneProcessMixin, UnopenedMixin
-from unbroken.integrations.mongo.doubt import Again, Checkout, Sending, after, only_reads
+from unbroken.integrations.mongo.body import LookAgainMixin, OneProcessMixin, UnopenedMixin
+from unbroken.integrations.mongo.doubt import (
+    AGGREGATE,
+    Again,
+    Checkout,
+    Sending,
+    after,
+    only_reads,
+    resumes_stream,
+)
 from unbroken.integrations.mongo.per_process import Current, PerProcess, is_inherited
 from unbroken.integrations.mongo.prefork import is_master, rest
 from unbroken.integrations.mongo.process_aware import ProcessAware
@@ -32,6 +41,10 @@ _plain_select_server = _Plain._select_server
 _plain_retry_internal = _Plain._retry_internal
 
 
+class LookAgain(LookAgainMixin, Monitor):
+    """PyMongo's monitor of one server."""
+
+
 class ProcessClient(OneProcessMixin, _Plain[Any]):
     """PyMongo's client, belonging to one process."""
 
@@ -44,6 +57,7 @@ class ProcessClient(OneProcessMixin, _Plain[Any]):
                 per_process.sockets,
                 keep=not per_process.quiet,
             ),
+            LookAgain,
         )
 
 
@@ -203,9 +217,7 @@ class MongoClient(ProcessAware, _Plain[Any]):
                 server = choose()
                 break
             except ServerSelectionTimeoutError as error:
-                # a COMMIT may always wait, so that it is found out what became of it
-                is_commit = operation == "commitTransaction"
-                pause = self._pause(now, error, seen, selector, address, came, is_commit)
+                pause = self._pause(now, error, seen, selector, address, operation, came)
             _wait_for_news(now.topology, seen, pause)
         gate.found(selector, address)
         gate.look(now.topology.description)
@@ -250,10 +262,18 @@ class MongoClient(ProcessAware, _Plain[Any]):
     def _retry_internal(  # type: ignore[override] # by name, as PyMongo calls it
         self, func: Any, session: Any, bulk: Any, operation: Any, **named: Any
     ) -> Any:
+        token = (
+            client_options.resuming.set(True)
+            if operation is AGGREGATE and resumes_stream(func)
+            else None
+        )
         try:
             return _plain_retry_internal(self, func, session, bulk, operation, **named)
         except PyMongoError as error:
             failed = error
+        finally:
+            if token is not None:
+                client_options.resuming.reset(token)
         arguments = {**named, "session": session, "operation": operation}
         again = Again(self._now.gate)
         while only_reads(arguments) and again.may(failed):
@@ -299,7 +319,7 @@ class MongoClient(ProcessAware, _Plain[Any]):
         if not now.here[0]:
             return
         body = now.body
-        body._per_process.leaves()
+        body._per_process.leaves(body)
         if now.gate.reads.active:
             body._topology.pop_all_sessions()  # nobody is there who could be told of their end
             body._kill_cursors_queue.clear()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -38,6 +39,11 @@ OUTAGE_WAIT = 5.0
 #: How much longer they wait where a replica set elects, in seconds: as long as an election takes as
 #: MongoDB comes.
 ELECTION_WAIT = 10.0
+#: A change stream that resumes waits so many times as long as other callers: by default for 30 s,
+#: as PyMongo's does.
+STREAM = 6.0
+#: Whether a change stream is being resumed.
+resuming: ContextVar[bool] = ContextVar("unbroken.mongo.resuming", default=False)
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,16 @@ class Waits:
     outage: float
     election: float
     selection: float | None = None
+
+    def least(self, operation: Any) -> float:
+        """How long a caller of *operation* may wait, however long the outage has lasted.
+
+        A COMMIT, so that it is found out what became of it. A change stream that resumes waits for
+        news, and nobody waits for it.
+        """
+        if operation == "commitTransaction":
+            return self.outage
+        return STREAM * self.outage if resuming.get() else 0.0
 
     def until(self, came: float) -> float:
         """When the own time of a caller is up who *came* then: what he said himself."""

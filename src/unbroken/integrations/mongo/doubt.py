@@ -22,6 +22,7 @@ from pymongo.errors import (
     WaitQueueTimeoutError,
     WTimeoutError,
 )
+from pymongo.operations import _Op
 
 from unbroken.errors import UnbrokenError
 from unbroken.integrations.mongo.errors import write_unknown
@@ -31,6 +32,9 @@ from unbroken.integrations.mongo.units import READS, Write
 _REFUSED = {10058, 10107, 13435, 13436}
 #: What a server says of a COMMIT that it has not seen through: out of time, or not replicated.
 _HALFWAY = {50, 64}
+AGGREGATE: Any = _Op.AGGREGATE
+#: What a stream says that begins where another ended.
+_RESUMES = {"resumeAfter", "startAfter", "startAtOperationTime"}
 _COMMIT = "commitTransaction"
 _OF_TRANSACTION = "TransientTransactionError"
 
@@ -145,7 +149,10 @@ def after(error: Any, arguments: dict[str, Any]) -> Any:
     if operation == _COMMIT:
         code = error.code if isinstance(error, OperationFailure) else None
         is_halfway = isinstance(error, WTimeoutError) or code in _HALFWAY
-        return told(error) if is_halfway or leaves_doubt(error) else error
+        if is_halfway or leaves_doubt(error):
+            error._remove_error_label(_OF_TRANSACTION)  # as PyMongo does next
+            return told(error)
+        return error
     writes = arguments.get("is_aggregate_write") or (
         arguments.get("is_run_command") and operation not in READS
     )
@@ -176,6 +183,13 @@ class Again:
             and time.monotonic() < self._until
             and bool(self._gate.is_troubled())
         )
+
+
+def resumes_stream(func: Any) -> bool:
+    """Whether *func*, which sends an aggregation, goes on with a change stream."""
+    stages: Any = getattr(getattr(func, "__self__", None), "_pipeline", None) or [{}]
+    options = stages[0].get("$changeStream") if isinstance(stages[0], dict) else None
+    return options is not None and not _RESUMES.isdisjoint(options)
 
 
 def only_reads(arguments: dict[str, Any]) -> bool:

@@ -109,13 +109,12 @@ class Gate:
         selector: Any,
         address: Any,
         came: float,
-        *,
-        is_patient: bool = False,
+        least: float = 0.0,
     ) -> float:
         """How many seconds a caller who *came* then should wait for news; 0: his own time is up.
 
         Raises OutageError where nobody has served his choice for longer than callers wait.
-        *is_patient*: however long that is, he may wait as long again.
+        However long that is, he may wait for *least* seconds.
         """
         self.look(description)
         now = time.monotonic()
@@ -126,8 +125,9 @@ class Gate:
                 ends = min(ends, came + max(self.waits.outage, self.fresh))
                 return max(0.0, min(LOOK, ends - now))
             outage.call(now)
-            since = max(came, outage.since or came) if is_patient else outage.since or came
+            since = came if outage.since is None else outage.since
             over = since + self.waits.outage + self._election(outage, description)
+            over = max(over, came + least)
             if not self._is_fresh(description, now):
                 over = max(over, came + self.fresh)  # he waits for the look that he asks for
             if now < min(ends, over):

@@ -174,16 +174,17 @@ class ProcessAware:
         seen: Any,
         selector: Any,
         address: Any,
+        operation: Any,
         came: float,
-        is_patient: bool,
     ) -> float:
         """How long a caller waits for news whose choice among what is *seen* ended with *error*.
 
         Raises what he is told whose wait is over; the monitors look again soon.
-        """  # fmt: skip
+        """
         gate = now.gate
+        least = gate.waits.least(operation)
         try:
-            pause: float = gate.pause(seen, selector, address, came, is_patient=is_patient)
+            pause: float = gate.pause(seen, selector, address, came, least)
             if not pause:
                 raise gate.own_time_is_up(error, seen, selector, address, came)
         except BaseException as told:
