@@ -37,7 +37,6 @@ from unbroken.net.signals import unsignalled
 _Plain = pymongo.MongoClient
 pymongo_internals.check(_Plain)
 # called at each operation: so it is quicker than by super()
-_plain_select_server = _Plain._select_server
 _plain_retry_internal = _Plain._retry_internal
 
 
@@ -170,26 +169,29 @@ class MongoClient(ProcessAware, _Plain[Any]):
             and getattr(session._server_session, "generation", now.generation) != now.generation
         ):
             self._refuse(session)
-        gate = now.gate
-        if now.opened and now.topology._description is gate.good:
+        server = None
+        topology = now.topology
+        if (
+            now.opened
+            and topology._description is now.gate.good
+            and not address
+            and (session is None or not session.in_transaction)
+        ):
+            if session is not None:
+                session._transaction.reset()
+            # what PyMongo does here, but for some steps that lead to it
             try:
-                server = _plain_select_server(
-                    self,
+                server = topology.select_server(
                     server_selector,
-                    session,
                     operation,
-                    address,
-                    deprioritized_servers,
-                    operation_id,
+                    deprioritized_servers=deprioritized_servers,
+                    operation_id=operation_id,
                 )
             except ServerSelectionTimeoutError:
                 server = None
-        else:
-            server = None
         if server is None:
             choose = partial(
-                _plain_select_server,
-                self,
+                super()._select_server,
                 server_selector,
                 session,
                 operation,
@@ -219,8 +221,9 @@ class MongoClient(ProcessAware, _Plain[Any]):
             except ServerSelectionTimeoutError as error:
                 pause = self._pause(now, error, seen, selector, address, operation, came)
             _wait_for_news(now.topology, seen, pause)
-        gate.found(selector, address)
-        gate.look(now.topology.description)
+        if seen is not gate.good:
+            gate.found(selector, address)
+            gate.look(now.topology.description)
         return server
 
     def _retryable_write(
