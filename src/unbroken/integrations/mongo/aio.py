@@ -212,7 +212,7 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
             and (session is None or not session.in_transaction)
         ):
             if session is not None:
-                session._transaction.reset()
+                await session._transaction.reset()
             # what PyMongo does here, but for some steps that lead to it
             try:
                 server = await topology.select_server(
