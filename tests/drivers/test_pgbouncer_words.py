@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from unbroken.abc import Cause, FaultKind
+from unbroken.ledger import scope, unit
+from unbroken.ledger.verdicts import Fate
 from unbroken_drill.servers import PgBouncer, PostgreSQL
 
 from .conftest import POSTGRESQL, Face
@@ -138,6 +140,7 @@ def test_no_session_became_free_in_time(face: Face, bouncer: PgBouncer) -> None:
         fault = executing(face, waiter)
         face.call("rollback", holder)
     assert (fault.kind, "query_wait_timeout" in fault.text) == (K.TOO_MANY, True)
+    assert fault.is_lost
 
 
 @pytest.mark.parametrize(
@@ -204,3 +207,26 @@ def refused(face: Face) -> Any:
     except Exception as error:
         return face.driver.classify(error)
     return executing(face, conn)
+
+
+def test_a_write_that_was_given_to_no_server_is_known_to_be_not_stored(
+    face: Face, bouncer: PgBouncer
+) -> None:
+    if face.name == "psycopg2":
+        pytest.skip("it hides the words from the one who executes")
+    with bouncer.temporarily(query_wait_timeout=1):
+        holder, writer = face.connect(), face.connect()
+        face.call("begin", holder)
+        face.execute(holder, "SELECT 1")
+        face.autocommit(writer, True)
+        ledger = unit.Unit(observing=True)
+        token = scope.enter(ledger)
+        try:
+            ledger.join(id(writer))
+            face.driver.watch(writer)
+            fault = executing(face, writer, "INSERT INTO entries VALUES (1)")
+        finally:
+            scope.leave(token)
+        face.call("rollback", holder)
+    assert fault.kind is K.TOO_MANY
+    assert ledger.fate() is Fate.NOTHING

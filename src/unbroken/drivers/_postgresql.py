@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from unbroken.backends.commits import proves_nothing_stored
 from unbroken.backends.fault import is_goodbye
+from unbroken.backends.pgbouncer import never_executed
 from unbroken.drivers._shared import is_commit, is_rollback
 from unbroken.ledger import unit
 from unbroken.ledger.residue import VAGUE, Left
@@ -124,6 +125,9 @@ def refused(
     Not for a call that sends several statements: those before the error may be stored.
     """
     if commits is False or not sqlstate:
+        return
+    if commits is None and sqlstate == "08P01" and never_executed(text):
+        ledger.acknowledged(conn_id=conn_id, stored=False)  # no server has seen it
         return
     if not proves_nothing_stored("postgresql", sqlstate, text):
         if not is_goodbye(sqlstate, text, "postgresql"):
