@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
+from unbroken.backends.pgbouncer import never_executed
 from unbroken.drivers import _postgresql
 from unbroken.drivers._shared import (
     lost,
@@ -249,6 +250,11 @@ def _tell_refused(
     ledger: unit.Unit, conn: Any, ends: bool | None, failed: bool, error: Exception
 ) -> None:
     if conn._seen_sent != conn._seen_answered:
+        said = error.__cause__  # before the hang-up: see handle_messages
+        if ends is None and said is not None and said.args and isinstance(said.args[0], dict):
+            code, text = said.args[0].get("C"), str(said.args[0].get("M"))
+            if never_executed(text):
+                _postgresql.refused(ledger, id(conn), None, code, text)
         return
     if ends and failed and conn._transaction_status == b"I":
         # "in failed transaction block": the server rolled back
