@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from unbroken.abc import Cause, FaultKind
+from unbroken.drivers import open_driver
 from unbroken.ledger import scope, unit
 from unbroken.ledger.verdicts import Fate
 from unbroken_drill.servers import PgBouncer, PostgreSQL
@@ -118,6 +119,19 @@ def test_a_client_without_tls(driver: str, server: PostgreSQL) -> None:
         plain = face.make(face.url(sslmode="disable"))
         fault = face.fault(lambda: face.connect(driver=plain), plain)
         assert (fault.kind, "SSL required" in fault.text) == (K.REJECTED, True), fault
+
+
+@pytest.mark.parametrize("name", ["psycopg", "psycopg_async"])
+def test_several_answers_to_a_command_of_psycopgs_own_are_a_loss(
+    name: str, bouncer: PgBouncer
+) -> None:
+    """An error, and another one for the hang-up behind it: psycopg shows neither."""
+    import psycopg
+
+    driver = open_driver(bouncer.url("psycopg"), is_async=name == "psycopg_async")
+    several = psycopg.InternalError("received 2 results from command 'BEGIN'")
+    assert driver.classify(several).kind is K.LOST
+    assert driver.classify(psycopg.InternalError("something else")).kind is K.OTHER
 
 
 # -- in use ----------------------------------------------------------------------------------------

@@ -5,10 +5,12 @@ is read.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
+from unbroken.abc import Fault
 from unbroken.backends.commits import proves_nothing_stored
 from unbroken.backends.fault import is_goodbye
-from unbroken.backends.pgbouncer import never_executed
+from unbroken.backends.pgbouncer import last_refusal, never_executed
 from unbroken.drivers._shared import is_commit, is_rollback
 from unbroken.ledger import unit
 from unbroken.ledger.residue import VAGUE, Left
@@ -82,6 +84,16 @@ def limit(setting: str | None) -> float | None:
     """Seconds from the answer to :data:`ASK_IDLE_LIMIT`; None for no limit."""
     milliseconds = float(setting) if setting is not None else 0.0
     return milliseconds / 1000 if milliseconds > 0 else None
+
+
+def told(conn: Any) -> Fault | None:
+    """What PgBouncer said before it hung up. libpq keeps it; psycopg2, and psycopg after a command
+    of its own, raise no more than the hang-up that came behind it. Never raises.
+    """
+    try:
+        return last_refusal(conn.info.error_message or "")
+    except Exception:  # another make of connection
+        return None
 
 
 def about_to_send(

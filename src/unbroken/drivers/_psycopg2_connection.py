@@ -6,8 +6,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from unbroken.abc import Fault
-from unbroken.backends.pgbouncer import last_refusal
 from unbroken.drivers import _postgresql
 from unbroken.drivers._shared import (
     mark_call,
@@ -17,14 +15,6 @@ from unbroken.ledger import scope, unit
 
 IDLE, IN_TRANSACTION, IN_ERROR = 0, 2, 3  # PQtransactionStatus; 1 is active, 4 unknown (lost)
 READY = 1  # psycopg2's own status: it has no transaction open, so a BEGIN comes next
-
-
-def told(conn: Any) -> Fault | None:
-    """libpq keeps what the server said; psycopg2 raises only the hang-up that came behind it."""
-    try:
-        return last_refusal(conn.info.error_message or "")
-    except Exception:  # another make of connection
-        return None
 
 
 @cache

@@ -124,6 +124,7 @@ class Base(_Inherited):
     name = "psycopg"
     capabilities = Capabilities(transaction_status=True, watchable=True)
     seams = _SEAMS
+    told = staticmethod(_postgresql.told)
 
     def __init__(self, target: Target | None, connect: Callable[[], Any] | None = None) -> None:
         import psycopg

@@ -33,7 +33,6 @@ from unbroken.drivers._psycopg2_connection import (
     READY,
     notice_foreign,
     reporting,
-    told,
 )
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
 from unbroken.drivers._shared import (
@@ -119,7 +118,7 @@ class Driver(Blocking):
     """
 
     name = NAME
-    told = staticmethod(told)
+    told = staticmethod(_postgresql.told)
     capabilities = Capabilities(transaction_status=True, watchable=True)
     seams = _SEAMS
 
