@@ -128,12 +128,14 @@ def test_where_the_limit_may_not_be_asked_it_is_learned_from_the_deaths(own_face
     proxy = face.proxy()
     # looks at the clock every 0.05 s
     pool = face.pool(proxy.url(face.url()), max_size=2, leak_after=0.2)
-    for seconds in (0.9, 0.95):
+    for seconds in (0.92, 0.94, 0.9, 0.95):
         fill(face, pool, 1)
         time.sleep(seconds)
         proxy.fin()
         until(lambda: pool.stats().size == 0)
+    fill(face, pool, 1)  # asks how long the server is up
     assert pool.stats().idle_limit == pytest.approx(0.95, abs=0.25)
+    assert "without a word" in pool.stats().idle_limit_learned_from
 
 
 def test_no_socket_stays_in_close_wait_not_even_one_that_is_held(own_face, until, in_close_wait):

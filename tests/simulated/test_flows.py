@@ -14,10 +14,12 @@ import pytest
 from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.brain.entry import Entry
 from unbroken.errors import ConnectRejectedError, OutageError
+from unbroken.ledger import questions
 from unbroken.pool.leaks import reclaim
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Flow, Wait, run, run_async
 from unbroken.sync import Pool
+from unbroken_drill.fake import FakeDriver
 from unbroken_drill.fake_server import Mode
 
 from .simulation import Connection, World, installed
@@ -89,15 +91,33 @@ def test_deaths_in_use_teach_nothing_about_idleness(world: World) -> None:
     assert pool.stats().closed == {Cause.CLOSED_BY_PEER.value: 3}
 
 
-def test_deaths_while_idle_do_teach(world: World) -> None:
+def test_deaths_while_idle_teach_where_the_server_says_that_it_was_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: object) -> list[tuple[float]]:
+        return [(world.clock.now + 100.0,)]
+
+    monkeypatch.setitem(questions._TEXTS, ("fake", questions.Question.UPTIME), "UPTIME")
+    monkeypatch.setattr(FakeDriver, "ask", ask, raising=False)
     pool = world.new_pool()
-    for _ in range(2):
+    for _ in range(3):
         do(world, lambda: use(pool))
         pass_time(world, 5.0)
         world.server.kill_sessions(None)
         pass_time(world, 1.0)
+    do(world, lambda: use(pool))
     assert pool._state.server.limit.learned == pytest.approx(5.0, rel=0.1)
     assert pool._state.policy.idle_limit == pytest.approx(5.0, rel=0.1)
+
+
+def test_deaths_teach_nothing_where_the_server_cannot_be_asked(world: World) -> None:
+    pool = world.new_pool()
+    for _ in range(5):
+        do(world, lambda: use(pool))
+        pass_time(world, 5.0)
+        world.server.kill_sessions(None)
+        pass_time(world, 1.0)
+    assert pool._state.server.limit.learned is None
 
 
 def test_what_one_pool_is_told_of_the_server_all_its_pools_know(world: World) -> None:

@@ -93,6 +93,7 @@ class Stats:
     replays: int = 0
     healed: int = 0  #: statements that lost their connection and were run again on another
     idle_limit: float | None = None  #: the server's, told or learned; None: none known
+    idle_limit_learned_from: str = ""  #: the deaths that it was learned from; "" where it was not
     #: how many open connections go to each host; empty where the caller's own connect= opens them
     hosts: Mapping[str, int] = field(default_factory=dict)
 
@@ -140,6 +141,7 @@ def snapshot(
         replays=counters.replays,
         healed=counters.healed,
         idle_limit=None if limit == float("inf") else limit,
+        idle_limit_learned_from=idle_limit.learned_from,
         hosts=_hosts(kernel, target),
     )
 

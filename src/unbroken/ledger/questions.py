@@ -28,6 +28,7 @@ class Question(StrEnum):
     ROLE = "which role does this server have?"  #: a Role
     READY = "is this node of the cluster ready?"  #: follows ROLE in MySQL; as that
     PACKET = "how large may a statement be?"  #: the number of bytes
+    UPTIME = "how long is this server up?"  #: seconds
     KEPT_WRITES = "may something stay of what was rolled back?"  #: a reason, or "" for no
     ISOLATION = "does a COMMIT say whether its reads are valid?"  #: a reason, or "" for no
 
@@ -105,6 +106,13 @@ LIMIT 1
 #: What a transaction on this connection has where nobody says otherwise.
 _PG_ISOLATION = "SHOW transaction_isolation"
 
+#: A crash of one of its processes restarts all others, but not the postmaster; it does reset the
+#: statistics.
+_PG_UPTIME = """
+SELECT extract(epoch FROM pg_catalog.clock_timestamp() - greatest(
+pg_catalog.pg_postmaster_start_time(), (SELECT stats_reset FROM pg_catalog.pg_stat_bgwriter)))
+"""
+
 #: The largest message that a PostgreSQL server takes (MaxAllocSize).
 PG_LARGEST = 0x3FFFFFFF
 
@@ -174,6 +182,7 @@ SHOW GLOBAL VARIABLES WHERE Variable_name IN
 _MY_READY = "SHOW GLOBAL STATUS LIKE 'wsrep_ready'"
 
 _OFF = ("OFF", "0", "")
+_MY_UPTIME = "SHOW GLOBAL STATUS LIKE 'Uptime'"
 
 _MY_PACKET = "SELECT @@GLOBAL.max_allowed_packet"
 
@@ -259,6 +268,8 @@ _TEXTS = {
     ("postgresql", Question.ROLE): _PG_READ_ONLY,
     ("postgresql", Question.KEPT_WRITES): _PG_KEPT,
     ("postgresql", Question.ISOLATION): _PG_ISOLATION,
+    ("postgresql", Question.UPTIME): _PG_UPTIME,
+    ("mysql", Question.UPTIME): _MY_UPTIME,
     ("mysql", Question.HIDDEN_WRITES): _MY_HIDDEN,
     ("mysql", Question.VIEWS): _MY_VIEWS,
     ("mysql", Question.READ_ONLY): _MY_READ_ONLY,
@@ -285,6 +296,8 @@ def answer(question: Question, backend: str, rows: Iterable[Sequence[Any]]) -> A
     try:
         if question is Question.PACKET:
             return int(found[0][0])
+        if question is Question.UPTIME:
+            return float(_text(found[0][-1]))
         if question is Question.READ_ONLY:
             return _pg_read_only(found) if family == "postgresql" else _is_on(found)
         if question is Question.ROLE:

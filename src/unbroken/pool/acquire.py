@@ -80,7 +80,8 @@ def _is_fit(state: PoolState, entry: Entry, until: float) -> Flow[bool]:
 
 def ping(state: PoolState, entry: Entry, timeout: float) -> Flow[bool]:
     """One round trip on an entry that the caller owns. False: it did not answer and is buried."""
-    idle = state.clock() - entry.last_used
+    now = state.clock()
+    idle, quiet = now - entry.last_used, state.idle_for(entry, now)
     mine = Ticket(state.clock(), None)
     mine.entry = entry
     state.tickets.add(mine)
@@ -106,9 +107,10 @@ def ping(state: PoolState, entry: Entry, timeout: float) -> Flow[bool]:
     entry.sent = entry.count()
     with state.lock, state.server.lock:
         state.counters.pings += 1
-        taken_back = state.server.limit.survived(idle)
+        limit = state.server.limit
+        taken_back = limit.is_watching and limit.alive(now, quiet)
     if taken_back:
-        state.limit_changed()
+        state.forgot_limit()
     return True
 
 

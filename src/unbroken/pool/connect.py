@@ -17,7 +17,7 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.outage import SILENT, Try
 from unbroken.pool.admission import CannotServeError, admit
-from unbroken.pool.first_questions import ask_limit, prove, remember
+from unbroken.pool.first_questions import ask_limit, ask_uptime, prove, remember
 from unbroken.pool.login import (
     fault_of,
     is_about_login,
@@ -263,6 +263,8 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         led_to = yield from recognise(state, conn, until, attempt.address)
         if not state.server.limit.asked:
             yield from ask_limit(state, conn, until)
+        if state.server.limit.wants_uptime:
+            yield from ask_uptime(state, conn, attempt.address, until)
         yield from prove(state, conn, until)
         yield from admit(state, attempt, conn, until)
         if state.hidden.is_due(started):

@@ -17,6 +17,8 @@ log = logging.getLogger("unbroken")
 
 #: After a death was seen of a connection that nobody owned at that moment.
 LOOK_AGAIN = 0.05
+#: Seconds by which ``last_used`` may be too early, and a little more.
+TICK = 1.2
 #: Causes that lie with the other side: worth a line in the log, and a look at the other
 #: connections.
 THEIR_DOING = frozenset(
@@ -149,7 +151,8 @@ class Endings(Supply):
             self.hung_up = self.sockets.look
 
     def explain(self, entry: Entry, *, in_use: bool = False) -> tuple[Cause, str]:
-        """Why the other side ended *entry*: by its last words, or by how long it had been idle.
+        """Why the other side ended *entry*: by its last words, or by how long it had been idle. An
+        end without a word is noted, for a limit to be learned from it.
 
         *in_use*: somebody had it, but may have left it idle as well.
         """
@@ -158,25 +161,32 @@ class Endings(Supply):
         backend = self.driver.target.backend
         words = self.last_words(entry, entry.conn)
         now = self.clock()
-        idle = (
-            (sent_bytes.quiet_for(entry.fd) if entry.fd is not None else None)
-            if in_use
-            else now - entry.last_used
-        )
+        idle = sent_bytes.quiet_for(entry.fd) if in_use and entry.fd is not None else None
+        if not in_use:
+            idle = self.idle_for(entry, now)
         with self.server.lock:
+            limit = self.server.limit
             if words is not None:
-                return (
-                    faults.cause_of_words(words.code, words.text, backend),
-                    f"{words.code} {words.text}",
-                )
-            explained = idle is not None and self.server.limit.explains(idle)
-            learned = not in_use and idle is not None and self.server.limit.died(now, idle)
-        if learned:
-            log.info(
-                "%s: learned that idle connections are ended after about %.1f s", self.name, idle
-            )
-            self.limit_changed()
-        return (Cause.IDLE_LIMIT if explained or learned else Cause.CLOSED_BY_PEER), ""
+                cause = faults.cause_of_words(words.code, words.text, backend)
+                if cause is not Cause.IDLE_LIMIT:
+                    limit.broke(now)
+                return cause, f"{words.code} {words.text}"
+            explained = idle is not None and limit.explains(idle)
+            if not in_use and idle is not None:
+                limit.died(now, idle, entry.born, entry.address)
+            elif not explained:
+                limit.broke(now)
+        return (Cause.IDLE_LIMIT if explained else Cause.CLOSED_BY_PEER), ""
+
+    def idle_for(self, entry: Entry, now: float) -> float:
+        """How long *entry* has been idle. ``last_used`` is as old as the last tick; the kernel
+        knows better, unless a goodbye by TLS was the last that came.
+        """
+        noted = now - entry.last_used
+        quiet = sent_bytes.quiet_for(entry.fd) if entry.fd is not None else None
+        if quiet is not None and noted - TICK <= quiet <= noted + 0.1:
+            return quiet
+        return noted
 
     def last_words(
         self, entry: Entry, conn: Connection | None, *, arrived: bool = True

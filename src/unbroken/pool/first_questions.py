@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from unbroken.abc import Connection
+from unbroken.ledger.questions import Question, text_of
 from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow
@@ -51,6 +52,40 @@ def ask_limit(state: PoolState, conn: Connection, until: float = math.inf) -> Fl
     with state.server.lock:
         state.server.limit.tell(limit)
     state.limit_changed()
+
+
+def ask_uptime(
+    state: PoolState, conn: Connection, place: Any, until: float = math.inf
+) -> Flow[None]:
+    """After idle connections ended without a word: ask the server, at *place*, whether it was up
+    all the time that they were open. Only then their ends may teach an idle limit.
+    """
+    with state.server.lock:
+        limit = state.server.limit
+        deaths, was_away = limit.take_pending(), state.server.outage.active
+    if state.server.pooler.stands or text_of(Question.UPTIME, state.backend) is None:
+        return  # a pooler's restarts are not the server's
+    try:
+        uptime = yield from state.read_answer(conn, Question.UPTIME, until=until)
+    except Exception as exc:
+        fault = state.classify(exc)
+        if fault.is_lost or (state.knows_status and not state.driver.is_quiet(conn)):
+            raise
+        log.debug("%s: how long the server is up is not known: %s", state.name, fault.text)
+        uptime = None
+    if state.driver.is_in_transaction(conn) is not False:
+        yield Call("rollback", conn, timeout=_within(state, until))
+    with state.server.lock:
+        learned = limit.heard(state.clock(), deaths, uptime, was_away=was_away, place=place)
+        what, why = limit.learned, limit.learned_from
+    if learned:
+        log.info(
+            "%s: learned that idle connections are ended after about %.1f s: %s",
+            state.name,
+            what,
+            why,
+        )
+        state.limit_changed()
 
 
 def remember(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[Any]:

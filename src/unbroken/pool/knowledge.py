@@ -6,6 +6,7 @@ in the words of messages. Nothing here changes who has a connection.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -35,6 +36,8 @@ from unbroken.pool.secrets import NO_SECRETS, Secrets
 from unbroken.pool.servers import Server, server_of
 from unbroken.pool.steps import Flow
 from unbroken.settings import Settings
+
+log = logging.getLogger("unbroken")
 
 #: Seconds for a driver that keeps the time to connect itself, and says better why it failed, before
 #: it is ended from outside.
@@ -157,6 +160,11 @@ class Knowledge:
             self.settings, self.driver.capabilities, is_tcp=self.is_tcp, idle_limit=limit
         )
         self.fresh_for = self.policy.fresh_for
+
+    def forgot_limit(self) -> None:
+        """A learned idle limit was outlived, or is too old to be believed."""
+        log.info("%s: the learned idle limit is forgotten: it does not hold, or is old", self.name)
+        self.limit_changed()
 
     def limit_changed(self) -> None:
         """The server's idle limit was told or learned, or taken back: that concerns all its

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from unbroken.abc import Cause
 from unbroken.pool.acquire import ping
+from unbroken.pool.endings import TICK
 from unbroken.pool.leaks import discard_forgotten, is_leak, recover_strays, report_leaks
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Flow
@@ -34,6 +35,7 @@ def _tick(state_ref: Callable[[], PoolState | None]) -> None:
     if state is None or not state.here[0]:
         return
     state.now = state.clock()
+    _note_who_lives(state)
     with state.lock:
         state.upkeep_timer = None
         if state.kernel.closed:
@@ -50,6 +52,21 @@ def _tick(state_ref: Callable[[], PoolState | None]) -> None:
             schedule(state)
     elif live:
         schedule(state)
+
+
+def _note_who_lives(state: PoolState) -> None:
+    """While an idle limit is learned, or about to be: what lives longer contradicts it."""
+    limit, now = state.server.limit, state.now
+    if not limit.is_watching:
+        return
+    longest = min(state.kernel.all_idle(), key=lambda each: each.last_used, default=None)
+    with state.server.lock:
+        lived = 0.0
+        if longest is not None and not state.hung_up():
+            lived = state.idle_for(longest, now) - (0.0 if longest.fd is not None else TICK)
+        taken_back = limit.alive(now, lived)
+    if taken_back:
+        state.forgot_limit()
 
 
 def _is_due(state: PoolState, now: float) -> bool:
