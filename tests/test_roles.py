@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unbroken.errors import ConfigurationError
-from unbroken.roles import Role, Wanted, objection, wanted
+from unbroken.roles import Wanted, wanted
 from unbroken.settings import Settings
 
 
@@ -34,25 +34,3 @@ def test_libpqs_words_are_understood(word: str, means: Wanted) -> None:
 def test_a_wrong_word_is_refused_with_the_nearest(word: object, remedy: str) -> None:
     with pytest.raises(ConfigurationError, match=remedy):
         Settings.of(target=word)
-
-
-@pytest.mark.parametrize(
-    ("role", "want", "took_writes", "patient", "objects"),
-    [
-        (Role.PRIMARY, Wanted.ANY, False, True, False),
-        (Role.STANDBY, Wanted.ANY, False, True, False),
-        (Role.STANDBY, Wanted.ANY, True, True, True),
-        (Role.STANDBY, Wanted.ANY, True, False, False),
-        (Role.STANDBY, Wanted.PRIMARY, False, False, True),
-        (Role.PRIMARY, Wanted.STANDBY, True, False, True),
-        (Role.STANDBY, Wanted.STANDBY, True, True, False),
-        (Role.PRIMARY, Wanted.PREFER_STANDBY, True, True, False),
-        (Role.UNREADY, Wanted.ANY, False, False, True),
-        (None, Wanted.PRIMARY, True, True, False),
-    ],
-)
-def test_a_server_may_serve_or_not(
-    role: Role | None, want: Wanted, took_writes: bool, patient: bool, objects: bool
-) -> None:
-    said = objection(role, want, took_writes=took_writes, patient=patient)
-    assert (said is not None) is objects

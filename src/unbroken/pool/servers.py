@@ -15,7 +15,9 @@ from unbroken.brain.hosts import Hosts
 from unbroken.brain.idle_limit import IdleLimit
 from unbroken.brain.outage import Outage
 from unbroken.brain.pooler import Pooler
+from unbroken.brain.standing import Standing
 from unbroken.pool.names import Lookout
+from unbroken.roles import wanted
 from unbroken.settings import Settings
 
 #: Seconds after which a server is asked again what a SELECT may do: a view may have been made
@@ -58,14 +60,7 @@ class Server:
         self.lookout = Lookout()
         self.followed = 0  #: of the moves of ``hosts``, those that the pools were told of …
         self.place: Address | None = None  #: … and where they led
-        #: the first server that answered here was asked for its role
-        self.role_asked = False
-        #: a server here has taken writes since this process began: one that takes none was demoted
-        self.took_writes = False
-        #: it has taken none for as long as callers wait: it serves what only reads
-        self.is_reduced = False
-        #: when a connection was given up last in that state, to look for a server that takes writes
-        self.looked_at = -math.inf
+        self.standing = Standing()
         #: what was opened before is drained
         self.drained_at = -math.inf
         self._hidden: dict[str | None, Hidden] = {}
@@ -90,7 +85,7 @@ def server_of(driver: BaseDriver, settings: Settings) -> Server:
         and getattr(driver, "_connect", None) is not None
     ):
         return Server()
-    role = getattr(settings, "target", "any")
+    role = wanted(settings.target).value
     record = server_at(target.server if role == "any" else f"{target.server} {role}")
     with record.lock:
         if len(target.hosts) > 1 and not record.hosts.are_several:
