@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
 import logging
 import pickle
@@ -62,7 +63,7 @@ class Evidence:
 
     def error(self, error: BaseException) -> None:
         self.add(error)
-        self.said.append("".join(traceback.format_exception_only(error)))
+        self.said.append("".join(traceback.format_exception(error)))
         self.said.append(repr(getattr(error, "__dict__", {})))
         if isinstance(error, UnbrokenError):
             self.said.append(repr(pickle.dumps(error)))
@@ -104,6 +105,8 @@ def provoke(evidence: Evidence, url: str, is_async: bool, **options: Any) -> Non
 
     def look(pool: Any, error: BaseException | None) -> None:
         evidence.add(pool, pool.settings, pool._driver.target, pool.stats())
+        if "password" in options:
+            evidence.add(vars(pool._driver), pool._secrets)
         evidence.said.append(json.dumps(dataclasses.asdict(pool.stats()), default=str))
         if error is not None:
             evidence.error(error)
@@ -132,6 +135,23 @@ def provoke(evidence: Evidence, url: str, is_async: bool, **options: Any) -> Non
             look(pool, None)
 
     asyncio.run(asynchronous()) if is_async else blocking()
+
+
+@pytest.mark.parametrize(("scheme", "is_async"), BODIES)
+def test_a_password_that_a_callable_gives(
+    evidence: Evidence, scheme: str, is_async: bool, mariadb: MariaDB, postgres: PostgreSQL
+) -> None:
+    """Also what the driver's object has in its attributes, and what the errors' tracebacks say."""
+    server = postgres if scheme.startswith("postgresql") else mariadb
+    url = f"{scheme}://{server.user}@127.0.0.1:{server.port}/{server.database}"
+    reads: list[Any] = [
+        lambda: PLANTED,
+        functools.partial(str, PLANTED),  # its repr has it in it
+        lambda: PLANTED.encode(),
+        lambda: [PLANTED],
+    ]
+    for read in reads:
+        provoke(evidence, url, is_async, password=read)
 
 
 @pytest.mark.parametrize(("scheme", "is_async"), BODIES)

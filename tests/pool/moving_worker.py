@@ -17,7 +17,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy
+
 import unbroken
+import unbroken.sqlalchemy
 
 PLAN = json.loads(sys.argv[1])
 NAME, URL, SECRET = PLAN["driver"], PLAN["url"], PLAN["secret"]
@@ -70,8 +73,27 @@ def outcome(stats: Any, pool: Any) -> dict[str, Any]:
     }
 
 
+class Engine:
+    """An engine of SQLAlchemy's in a pool's place."""
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        size = settings.pop("max_size")
+        self.engine = sqlalchemy.create_engine(
+            url, plugins=["unbroken"], pool_size=size, max_overflow=0, unbroken=settings
+        )
+        self.settings, self._driver = settings, self.engine.pool._plan.driver  # type: ignore[attr-defined] # the plugin's
+
+    def run(self, one: Any) -> Any:
+        with self.engine.connect() as conn:
+            return conn.exec_driver_sql(ME).fetchone()
+
+    def stats(self) -> Any:
+        return unbroken.sqlalchemy.stats(self.engine)
+
+
 def blocking() -> None:
-    pool: Any = unbroken.Pool(URL, **SETTINGS)
+    kind: Any = Engine if NAME.startswith("sqlalchemy-") else unbroken.Pool
+    pool: Any = kind(URL, **SETTINGS)
 
     def one(conn: Any) -> Any:
         cursor = conn.cursor()

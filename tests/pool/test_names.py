@@ -16,7 +16,6 @@ from .every_driver import MYSQL, POSTGRESQL, url_of
 from .moving import Load, Names, build_names, wait_until
 
 HOST = "db.moving.test"
-DRIVERS = [*POSTGRESQL, *MYSQL]
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +33,20 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[Server, list[str]]]
     """A server, and the drivers that go there."""
     is_postgres = request.param == "postgresql"
     with PostgreSQL() if is_postgres else MariaDB() as server:
-        yield server, POSTGRESQL if is_postgres else MYSQL
+        yield (
+            server,
+            [*POSTGRESQL, "sqlalchemy-psycopg"]
+            if is_postgres
+            else [
+                *MYSQL,
+                "sqlalchemy-pymysql",
+            ],
+        )
 
 
 def named(server: Server, driver: str) -> str:
-    return url_of(server, driver, False).replace(f"@{server.host}:", f"@{HOST}:")
+    name = driver.removeprefix("sqlalchemy-")
+    return url_of(server, name, False).replace(f"@{server.host}:", f"@{HOST}:")
 
 
 @pytest.mark.timeout(120)

@@ -78,6 +78,8 @@ class Knowledge:
         runtime.limits = limits_of(settings)
         self.name = name
         self.secrets = secrets
+        #: whether another attempt may have another login, so that a refusal is not final at once
+        self.asks_login = secrets.are_asked
         self.emit = emit
         self.server: Server = server_of(driver, settings)
         self.hidden = self.server.hidden(driver.target.database)

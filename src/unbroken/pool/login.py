@@ -71,7 +71,7 @@ def is_about_login(state: PoolState, exc: BaseException) -> bool:
     """Whether *exc* ended an attempt for want of a login that another attempt may have."""
     if isinstance(exc, LoginError):
         return exc.fault.kind is not FaultKind.REJECTED
-    return state.secrets.are_asked and refuses_login(state.classify(exc), state.backend)
+    return state.asks_login and refuses_login(state.classify(exc), state.backend)
 
 
 def fault_of(state: PoolState, exc: BaseException) -> Fault:
