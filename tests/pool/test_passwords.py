@@ -75,7 +75,8 @@ def test_a_password_that_changes_fails_nobody(
             load.tell("stop")
         met = {driver: load.answer() for driver, load in loads.items()}
     assert {driver: said["errors"][:2] for driver, said in met.items() if said["errors"]} == {}
-    assert [who for who, said in met.items() if not 0 < said["failures"] < 20] == []
+    assert any(said["failures"] for said in met.values()), "no login was refused"
+    assert {who: said["failures"] for who, said in met.items() if said["failures"] > 20} == {}
     leaks = {who: said["said"] for who, said in met.items() if _holds(said["said"], old, new)}
     assert leaks == {}
 
