@@ -89,7 +89,7 @@ class Blocking(Clients):
                 case _:
                     self.stopped.set()
                     for thread in threads:
-                        thread.join(60.0)
+                        thread.join(20.0)
                     hung = sum(thread.is_alive() for thread in threads)
                     say({**self.report(pool.stats()), "hung": hung})
 
@@ -130,7 +130,7 @@ class Awaiting(Clients):
                     say(self.counted(pool.stats()))
                 case _:
                     self.stopped.set()
-                    _, late = await asyncio.wait(tasks, timeout=60.0)
+                    _, late = await asyncio.wait(tasks, timeout=20.0)
                     say({**self.report(pool.stats()), "hung": len(late)})
 
     async def _client(self, pool: Any, index: int) -> None:
