@@ -93,7 +93,7 @@ def main() -> int:
     parser.add_argument("--defaults", action="store_true", help="ours with its own bounds of waits")
     parser.add_argument(
         "--outage-wait",
-        default="1.0",
+        default="5.0",
         help="ours with this outage_wait; inf: its gate turns nobody away",
     )
     parser.add_argument(

@@ -239,10 +239,12 @@ class Gate:
         others = [one for at, one in description.server_descriptions().items() if at != address]
         self.missed[address] = self.failed_beat = now = time.monotonic()
         fault = fault_of(error)
+        # a frozen server has been silent since; any other has waited for news, as it was asked to
+        began = now - took if fault.cause is Cause.SILENT_DROP else now
         with self.lock:
             if not any(one.is_server_type_known for one in others):
-                self._note(self.reads, False, now, fault, now - took)
-                self._note(self.writes, False, now, fault, now - took)
+                self._note(self.reads, False, now, fault, began)
+                self._note(self.writes, False, now, fault, began)
                 self.good = None
 
 
