@@ -18,7 +18,7 @@ from unbroken_drill.servers import (
     Server,
 )
 
-from . import clients, mongo
+from . import clients, mongo, mongo_set
 from .checker import Stored
 from .workload import schema
 
@@ -66,12 +66,16 @@ class Case:
     @property
     def deck(self) -> str:
         """Which faults are played on it (see faults.py)."""
+        if self.topology == "set":
+            return "set"
         if self.topology:
             return "lossy" if self.may_lose else "cluster"
         return "mongodb" if self.backend == "mongodb" else "tls" if self.tls else "plain"
 
     def server(self) -> Any:
         """A server of its kind, or a site of its topology, not started."""
+        if self.topology == "set":
+            return mongo_set.MongoSet(SERVERS["mongodb"][1], tls=self.tls)
         if self.topology:
             return (ASYNCHRONOUS if self.may_lose else TOPOLOGIES)[self.topology].site()
         kind, options = SERVERS[self.backend]
@@ -81,14 +85,18 @@ class Case:
             else kind(options, tls=self.tls)
         )
 
-    def proxy(self, server: Server) -> FaultProxy:
+    def proxy(self, server: Any) -> Any:
         """A proxy before it, which reads the statements where it can."""
+        if self.topology == "set":
+            return mongo_set.Ways(server)
         return FaultProxy(
             (server.host, server.port), protocol=None if self.tls else PROTOCOLS.get(self.backend)
         )
 
-    def urls(self, server: Server, proxy: FaultProxy) -> tuple[str, str]:
+    def urls(self, server: Any, proxy: Any) -> tuple[str, str]:
         """The way through the proxy, and the one to the server itself."""
+        if self.topology == "set":
+            return server.url(), server.url()
         if self.backend == "mongodb":
             # a client that knew the whole set would find its way round the proxy
             return proxy.url(server.url(None, directConnection="true")), server.url()
@@ -117,20 +125,20 @@ class Case:
             {"ssl_disabled": "true"} if self.backend == "mysql" and self.driver == "pymysql" else {}
         )
 
-    def prepare(self, server: Server) -> None:
+    def prepare(self, server: Any) -> None:
         """Empty tables, and nobody else there."""
-        if isinstance(server, MongoDB):
+        if self.backend == "mongodb":
             return mongo.prepare(server)
         server.kill_sessions()
         for statement in schema(self.backend != "postgresql", server.user):
             server.admin(statement)
         return None
 
-    def stored(self, server: Server) -> Stored:
+    def stored(self, server: Any) -> Stored:
         """What the database holds in the end, when those who are still in a transaction have been
         sent away.
         """
-        if isinstance(server, MongoDB):
+        if self.backend == "mongodb":
             return mongo.stored(server)
         server.kill_sessions()
         return Stored(
@@ -214,6 +222,12 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
     "mongodb": (
         Case("pymongo", mongo.MongoDBClient, "pymongo", "mongodb"),
         Case("pymongo_async", mongo.AsyncMongoDBClient, "pymongo", "mongodb"),
+    ),
+    "mongodb-set": (
+        Case("set-tls-pymongo", mongo.MongoDBClient, "pymongo", "mongodb", True, "set"),
+        Case("set-tls-pymongo_async", mongo.AsyncMongoDBClient, "pymongo", "mongodb", True, "set"),
+        Case("set-pymongo", mongo.MongoDBClient, "pymongo", "mongodb", False, "set"),
+        Case("set-pymongo_async", mongo.AsyncMongoDBClient, "pymongo", "mongodb", False, "set"),
     ),
 }  # fmt: skip
 

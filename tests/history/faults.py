@@ -58,7 +58,14 @@ DECKS = {
         | _BLIND,
         ("lost answers", "fork", "rst", "freeze", "crash"),
     ),
-}
+    "set": (
+        {
+            "step down": 3, "kill primary": 2, "freeze primary": 2, "partition": 2, "rst": 2,
+            "fork": 2, "rest": 3,
+        },
+        ("step down", "kill primary", "fork", "freeze primary", "partition"),
+    ),
+}  # fmt: skip
 
 
 def order(
@@ -162,6 +169,20 @@ class Faults:
     def _switchover(self) -> None:
         self.server.switchover()
         time.sleep(self.random.uniform(0.5, 1.0))
+
+    # ---- the members of a set
+
+    def _step_down(self) -> None:
+        self.server.step_down(self.random.uniform(0.2, 1.0))
+
+    def _kill_primary(self) -> None:
+        self.server.kill_primary(self.random.uniform(0.2, 1.0))
+
+    def _freeze_primary(self) -> None:
+        self.server.freeze_primary(self.random.uniform(0.2, 2.0))
+
+    def _partition(self) -> None:
+        self.server.partition(self.random.uniform(0.2, 2.0))
 
     # ---- the way to it
 

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import unbroken
-from unbroken_drill.servers import MongoDB
 
 from .checker import Stored
 from .clients import MAX_SIZE, PATIENCE, Work
@@ -19,11 +18,11 @@ from .workload import ACCOUNTS, COUNTERS, START, ChangedMindError, Statement
 if TYPE_CHECKING:  # loaded by those who use it only
     from pymongo.errors import PyMongoError
 
-#: Time enough for every fault. The defaults, two seconds, would refuse in an outage, which is right
-#: for a web app, and shows less here.
+#: Time enough for every fault. The default would refuse in a long outage, which is right for a web
+#: app, and shows less here.
 PATIENT: dict[str, Any] = {
-    "outage_wait": PATIENCE["outage_wait"], "timeoutMS": int(PATIENCE["acquire_timeout"] * 1000),
-    "maxPoolSize": MAX_SIZE,
+    "outage_wait": PATIENCE["outage_wait"], "maxPoolSize": MAX_SIZE,
+    "waitQueueTimeoutMS": int(PATIENCE["acquire_timeout"] * 1000),
 }  # fmt: skip
 
 
@@ -41,14 +40,13 @@ class MongoDBClient:
     def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
         with _within(deadline):
             if _is_one_write(work):
-                return _told(lambda: self._do(work, None), alone=True)
+                return _told(lambda: self._do(work, None))
             with self.client.start_session() as session:
                 if again:
                     return _told(
                         lambda: session.with_transaction(lambda _: self._do(work, session)),
-                        alone=False,
                     )
-                return _told(lambda: self._once(work, session), alone=False)
+                return _told(lambda: self._once(work, session))
 
     def _once(self, work: Work, session: Any) -> None:
         with session.start_transaction():
@@ -92,14 +90,13 @@ class AsyncMongoDBClient:
     async def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
         with _within(deadline):
             if _is_one_write(work):
-                return await _atold(lambda: self._do(work, None), alone=True)
+                return await _atold(lambda: self._do(work, None))
             async with self.client.start_session() as session:
                 if again:
                     return await _atold(
                         lambda: session.with_transaction(lambda _: self._do(work, session)),
-                        alone=False,
                     )
-                return await _atold(lambda: self._once(work, session), alone=False)
+                return await _atold(lambda: self._once(work, session))
 
     async def _once(self, work: Work, session: Any) -> None:
         async with await session.start_transaction():
@@ -141,42 +138,35 @@ def _meant(client: Any, step: Statement) -> tuple[Callable[..., Any], tuple[Any,
     return getattr(where, method), arguments
 
 
-def _told(work: Callable[[], Any], *, alone: bool) -> None:
+def _told(work: Callable[[], Any]) -> None:
     from pymongo.errors import PyMongoError
 
     try:
         work()
     except PyMongoError as error:
-        raise _meaning(error, alone) from error
+        raise _meaning(error) from error
 
 
-async def _atold(work: Callable[[], Any], *, alone: bool) -> None:
+async def _atold(work: Callable[[], Any]) -> None:
     from pymongo.errors import PyMongoError
 
     try:
         await work()
     except PyMongoError as error:
-        raise _meaning(error, alone) from error
+        raise _meaning(error) from error
 
 
-def _meaning(error: PyMongoError, alone: bool) -> Exception:
-    """What an application knows of a write that failed, one that is *alone* or in a transaction.
-
-    OutageError: nothing was sent. Any other: it may be stored; in a transaction only where PyMongo
-    says that its COMMIT is in doubt.
-    """
-    doubtful = (
-        not isinstance(error, unbroken.OutageError)
-        if alone
-        else error.has_error_label("UnknownTransactionCommitResult")
-    )
-    return unbroken.CommitUnknownError(f"{type(error).__name__}: {error}") if doubtful else error
+def _meaning(error: PyMongoError) -> Exception:
+    """What an application knows of a write that failed: by its type, and nothing else."""
+    if isinstance(error, unbroken.WriteUnknownError):
+        return unbroken.CommitUnknownError(f"{type(error).__name__}: {error}")
+    return error
 
 
 # ---- what is stored
 
 
-def prepare(server: MongoDB) -> None:
+def prepare(server: Any) -> None:
     """Empty collections, at their beginnings.
 
     ``numbers`` gets an _id of its own for each document: what is stored twice is there twice.
@@ -190,7 +180,7 @@ def prepare(server: MongoDB) -> None:
         client.shop.counters.insert_many([{"_id": n, "value": 0} for n in range(COUNTERS)])
 
 
-def stored(server: MongoDB) -> Stored:
+def stored(server: Any) -> Stored:
     """What the database holds, when those who are still in a transaction have been sent away."""
     import pymongo
 

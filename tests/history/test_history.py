@@ -41,14 +41,18 @@ def server_of() -> Iterator[Callable[[Case], Server]]:
         yield server
 
 
-#: MySQL and MongoDB start slowly; one driver in C by TLS stands for all. ``make soak`` plays them
-#: all.
+#: MySQL and MongoDB start slowly; one driver in C by TLS stands for all, and one of MongoDB's sets.
+#: ``make soak`` plays them all.
 LONG_ONLY = (
     {case.name for case in CASES.values() if case.backend == "mysql" or case.tls}
-    | {"pymongo_async"}
+    | {"pymongo_async", "set-pymongo", "set-pymongo_async"}
     | {case.name for case in CLUSTERS[1:3] + CLUSTERS[4:]}
 )
-SHORT = [name for name in CASES if name not in LONG_ONLY - {"tls-mysqldb", "tls-psycopg"}]
+SHORT = [
+    name
+    for name in CASES
+    if name not in LONG_ONLY - {"tls-mysqldb", "tls-psycopg", "set-tls-pymongo"}
+]
 
 
 @pytest.mark.timeout(SECONDS + 240)

@@ -124,6 +124,45 @@ def test_a_commit_whose_answer_was_lost_is_in_doubt_and_may_be_asked_again(
 
 
 @both
+def test_a_write_whose_concern_was_not_met_is_in_doubt(
+    of_one: MongoDB, name: str, kind: str
+) -> None:
+    """It is stored where it was sent, and another primary may roll it back."""
+
+    async def work(client: Any) -> None:
+        items = client[name].items
+        await got(items.insert_one({}))
+        concern = {"writeConcernError": {"code": 11602, "errmsg": "interrupted"}}
+        for write in ("insert_one", "bulk_write", "insert_many"):
+            with failing(of_one, "insert", 4, **concern), pytest.raises(PyMongoError) as caught:
+                await got(WRITES[write][1](items))
+            assert isinstance(caught.value, unbroken.WriteUnknownError), write
+
+    run(work, kind, of_one.url())
+
+
+@both
+def test_a_commit_that_finds_no_server_was_sent_before_and_is_in_doubt(
+    closing: Any, name: str, kind: str
+) -> None:
+    server = closing.enter_context(MongoDB(replica_set="one"))
+
+    async def work(client: Any) -> None:
+        items = client[name].items
+        await got(items.insert_one({"_id": 1}))
+        session = client.start_session()
+        await got(session.start_transaction())
+        await got(items.insert_one({"_id": 2}, session=session))
+        await got(session.commit_transaction())
+        await asyncio.to_thread(server.stop)
+        with pytest.raises(unbroken.WriteUnknownError):
+            await got(session.commit_transaction())
+        await got(session.end_session())
+
+    run(work, kind, server.url(), outage_wait=0.5)
+
+
+@both
 def test_a_write_in_a_transaction_is_in_no_doubt(of_one: MongoDB, name: str, kind: str) -> None:
     async def work(client: Any) -> None:
         items = client[name].items

@@ -116,8 +116,8 @@ class Outcome:
             f"before {self.before[0]}/{self.before[1]}  failed {said} (median"
             f" {self.quick * 1000:.0f} ms, the first after {self.told:.1f} s, then at most"
             f" {self.after_that * 1000:.0f} ms)  worst {self.worst:.1f} s  first ok {first}"
-            f"  last bad +{self.last_bad:.2f} s  then {self.after} ok  CLOSE_WAIT {self.close_wait}  workers"
-            f" {self.workers}  lost {self.lost}"
+            f"  last bad +{self.last_bad:.2f} s  then {self.after} ok  CLOSE_WAIT {self.close_wait}"
+            f"  workers {self.workers}  lost {self.lost}"
         )
 
 

@@ -19,7 +19,7 @@ from signal import SIGKILL, SIGTERM
 from typing import Any, ClassVar, Self
 from urllib.parse import urlencode
 
-from unbroken_drill.servers import folders, processes
+from unbroken_drill.servers import certificates, folders, processes
 from unbroken_drill.servers.base import Server, Session, Value
 from unbroken_drill.servers.cluster import Cluster
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
@@ -41,7 +41,8 @@ class MongoDB(Server):
 
     *options* are its server parameters (``setParameter``). *replica_set* makes it the only member
     of a set of that name, which transactions and retryable writes need; :class:`MongoReplicaSet`
-    makes one of several. :meth:`admin` takes a command as JSON, :meth:`command` as a dictionary.
+    makes one of several. *tls*: it offers TLS besides, and :meth:`url` asks for it.
+    :meth:`admin` takes a command as JSON, :meth:`command` as a dictionary.
     MongoDB cannot end a client's session: :meth:`kill_sessions` is refused.
 
     The program is the one that ``UNBROKEN_MONGOD`` names, else the ``mongod`` in PATH, else a
@@ -72,7 +73,7 @@ class MongoDB(Server):
     def find(cls, *, tls: bool = False) -> Path:
         """The ``mongod`` to run, or where :meth:`fetch` will put it."""
         if tls:
-            raise ServerUnavailable("MongoDB is only brought up without TLS here")
+            certificates.require()
         named = os.environ.get("UNBROKEN_MONGOD")
         if named and not os.access(named, os.X_OK):
             raise ServerUnavailable(f"UNBROKEN_MONGOD={named}: no program there")
@@ -112,6 +113,13 @@ class MongoDB(Server):
             self.fetch()
         (folder / "data").mkdir()
         folders.own(folder / "data")
+        if self.tls:
+            certificates.make(folder / "tls", self.host)
+            both = folder / "tls" / "both.pem"  # as mongod reads them
+            both.touch(mode=0o600)
+            parts = [(folder / "tls" / name).read_text() for name in ("server.pem", "server.key")]
+            both.write_text("".join(parts))
+            folders.own(both)
 
     def _command(self, folder: Path) -> list[str | Path]:
         address: list[str | Path] = [
@@ -123,6 +131,12 @@ class MongoDB(Server):
             folder,
         ]
         member = ["--replSet", self.replica_set] if self.replica_set else []
+        tls: list[str | Path] = []
+        if self.tls:  # those who ask over its unix socket ask plainly; members trust each other
+            at = folder / "tls"
+            tls = ["--tlsMode", "preferTLS", "--tlsCertificateKeyFile", at / "both.pem"]
+            tls += ["--tlsCAFile", at / "ca.pem", "--tlsAllowConnectionsWithoutCertificates"]
+            tls += ["--tlsAllowInvalidCertificates"]
         parameters = [
             f"--setParameter={name}={_plain(value)}"
             for name, value in {**_SETTINGS, **self.options}.items()
@@ -133,6 +147,7 @@ class MongoDB(Server):
             folder / "data",
             *address,
             *member,
+            *tls,
             "--wiredTigerCacheSizeGB",
             "0.25",
             "--quiet",
@@ -235,7 +250,9 @@ class MongoDB(Server):
         """``mongodb://host:port/database?…``, with the replica set's name where it is a member of
         one.
         """
-        pairs = {**({"replicaSet": self.replica_set} if self.replica_set else {}), **query}
+        member = {"replicaSet": self.replica_set} if self.replica_set else {}
+        tls = {"tls": "true", "tlsCAFile": str(self.ca_file)} if self.tls else {}
+        pairs = {**member, **tls, **query}
         where = ",".join(f"{peer.host}:{peer.port}" for peer in self.peers)
         return f"mongodb://{where}/{self.database}{'?' + urlencode(pairs) if pairs else ''}"
 

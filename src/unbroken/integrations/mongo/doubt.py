@@ -12,6 +12,7 @@ from typing import Any
 from pymongo import _csot
 from pymongo.errors import (
     AutoReconnect,
+    BulkWriteError,
     ClientBulkWriteException,
     ConnectionFailure,
     NotPrimaryError,
@@ -20,6 +21,7 @@ from pymongo.errors import (
     PyMongoError,
     ServerSelectionTimeoutError,
     WaitQueueTimeoutError,
+    WriteConcernError,
     WTimeoutError,
 )
 from pymongo.operations import _Op
@@ -46,9 +48,12 @@ def leaves_doubt(error: BaseException | None) -> bool:
     if isinstance(error, NotPrimaryError):
         code = error.details.get("code") if isinstance(error.details, dict) else None
         return code not in _REFUSED and not error.has_error_label("NoWritesPerformed")
+    if isinstance(error, BulkWriteError):
+        return bool((error.details or {}).get("writeConcernErrors"))
     if isinstance(error, (ServerSelectionTimeoutError, WaitQueueTimeoutError)):
         return False
-    return isinstance(error, (ConnectionFailure, ProtocolError))
+    # a write concern that was not met: it is stored, and may be rolled back by another primary
+    return isinstance(error, (ConnectionFailure, ProtocolError, WriteConcernError))
 
 
 class Sending:
@@ -149,9 +154,11 @@ def after(error: Any, arguments: dict[str, Any]) -> Any:
     if operation == _COMMIT:
         code = error.code if isinstance(error, OperationFailure) else None
         is_halfway = isinstance(error, WTimeoutError) or code in _HALFWAY
-        if is_halfway or leaves_doubt(error):
+        # where no server was found: one that was sent before, and asked after now, is in doubt too
+        is_lost = isinstance(error, ConnectionFailure) and _was_sent(arguments)
+        if is_halfway or is_lost or leaves_doubt(error):
             error._remove_error_label(_OF_TRANSACTION)  # as PyMongo does next
-            return told(error)
+            return write_unknown(error)
         return error
     writes = arguments.get("is_aggregate_write") or (
         arguments.get("is_run_command") and operation not in READS
@@ -207,6 +214,12 @@ def only_reads(arguments: dict[str, Any]) -> bool:
 def _name(arguments: dict[str, Any]) -> str:
     operation = arguments.get("operation")
     return str(getattr(operation, "value", operation))
+
+
+def _was_sent(arguments: dict[str, Any]) -> bool:
+    """Whether a COMMIT has been sent for the transaction of that session."""
+    transaction = getattr(arguments.get("session"), "_transaction", None)
+    return bool(getattr(transaction, "attempt", 1))
 
 
 def _in_transaction(arguments: dict[str, Any]) -> bool:

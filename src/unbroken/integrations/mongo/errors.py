@@ -36,9 +36,10 @@ def own_time_is_up(error: Any, waited: float) -> ServerSelectionTimeoutError:
 
 def write_unknown(error: Any) -> WriteUnknownError:
     """PyMongo's *error* of a write that was sent, as a WriteUnknownError too."""
+    is_away = isinstance(error, ServerSelectionTimeoutError)
     told = for_driver(
         WriteUnknownError,
-        type(error),
+        ServerSelectionTimeoutError if is_away else type(error),
         f"{error}; the write was sent and its answer was lost: it may be stored, so look before you"
         " repeat it",
         fate=Fate.UNKNOWN,
