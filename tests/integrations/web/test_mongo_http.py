@@ -235,6 +235,7 @@ WAIT, SPARE = 5.0, 1.0
         ("uwsgi", "flask_pymongo_app"),  # one thread in each of its workers
         ("uwsgi --threads 2", "flask_pymongo_app"),
         ("gevent --preload", "flask_mongoengine_app"),
+        ("uvicorn", "fastapi_beanie_app"),
     ],
 )
 def test_nobody_sees_a_restart_of_three_seconds(
@@ -266,8 +267,11 @@ def test_ten_seconds_without_mongodb_are_told_of_once_and_then_at_once(
     assert outcome.last_bad <= 1.0, outcome.row()
 
 
-def test_the_fastapi_example_stores_what_it_says_and_is_ready(server: MongoDB, sites: Any) -> None:
-    site = sites("uvicorn", "fastapi_mongo_app", server.url()).wait_ready()
+@pytest.mark.parametrize("app", ["fastapi_mongo_app", "fastapi_beanie_app"])
+def test_the_fastapi_examples_store_what_they_say_and_are_ready(
+    app: str, server: MongoDB, sites: Any
+) -> None:
+    site = sites("uvicorn", app, server.url()).wait_ready()
     assert site.ask("/items?number=7", {}).json["stored"] == 7
     assert [document["number"] for document in documents(server)] == [7]
     assert site.ask("/readyz").json == {"status": "ok", server.database: "ok"}
