@@ -99,6 +99,8 @@ def play(case: Case, server: Any, seconds: float, seed: int) -> Report:
             left = clients.stop()
         history = History.of(journal.read_text().splitlines())
     verdict = check(history, case.stored(server), Workload(seed).unit, replayed=case.replays)
+    for number in verdict.wrongs.get("refused", ()):
+        print(f"{number} is stored, and was refused: {history.refused.get(number)}", flush=True)
     return _report(case, seconds, history, verdict, faults, left)
 
 
