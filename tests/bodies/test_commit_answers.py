@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 
 import unbroken
+import unbroken.wsgi
 from unbroken.errors import CommitUnknownError
 from unbroken.ledger.verdicts import Fate
 from unbroken_drill.servers import MariaDB, PostgreSQL, Server
@@ -117,3 +119,33 @@ def test_through_peewee(case: Case, stored: bool) -> None:
     db.execute_sql("SELECT 1")
     case.check(work, stored)
     db.close_pool() if hasattr(db, "close_pool") else db.close()
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_an_http_client_is_told_that_the_fate_of_its_writes_is_not_known(
+    case: Case, stored: bool
+) -> None:
+    pool = unbroken.Pool(case.url("psycopg" if case.family == "postgresql" else "pymysql"))
+
+    def app(_environ: Any, start_response: Any) -> Any:
+        with pool.connection() as conn:
+            cursor = conn.cursor()
+            cursor.execute("INSERT INTO framed VALUES (1)")
+            case.ran(stored)
+        start_response("200 OK", [])
+        return [b""]
+
+    with pool.connection() as conn:
+        conn.cursor().execute("SELECT 1")
+    environ: dict[str, Any] = {"REQUEST_METHOD": "POST", "PATH_INFO": "/"}
+    setup_testing_defaults(environ)
+    said: list[Any] = []
+    result = unbroken.wsgi.Unbroken(app)(
+        environ, lambda status, headers, _exc=None: said.append((status, dict(headers)))
+    )
+    body = b"".join(result).decode()
+    assert said[-1][0].startswith("500"), said
+    assert "not known" in body
+    case.server.kill_sessions()
+    assert (case.runs, len(case.server.admin("SELECT n FROM framed"))) == (1, int(stored))
+    pool.close()

@@ -55,9 +55,13 @@ class Relay:
         login, at, _ = parts.netloc.rpartition("@")
         return urlunsplit(parts._replace(netloc=f"{login}{at}127.0.0.1:{self.port}"))
 
-    def answer(self, code: Code, text: str, *, stored: bool) -> None:
-        """The next COMMIT gets this error, after the server did or did not store."""
-        self._ask("plan", r"\s*(?:XA )?COMMIT", code, text, "" if stored else "ROLLBACK", False)
+    def answer(
+        self, code: Code, text: str, *, stored: bool, words: str = r"(?:XA )?COMMIT"
+    ) -> None:
+        """The next COMMIT (or what *words* match) gets this error, after the server did what it
+        says, or a ROLLBACK instead.
+        """
+        self._ask("plan", r"\s*" + words, code, text, "" if stored else "ROLLBACK", False)
 
     def say(self, words: str, code: Code, text: str, *, ends: bool = False) -> None:
         """The next statement that begins with *words* gets this error from the relay, which closes

@@ -16,6 +16,7 @@ import pytest
 
 import unbroken
 from unbroken.errors import CommitUnknownError
+from unbroken.ledger.scope import current
 from unbroken.ledger.verdicts import Fate
 from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 
@@ -29,6 +30,13 @@ DOUBTFUL = {
     "mysql": [(1180, "Got error 5 during COMMIT"), (1317, "Query execution was interrupted")],
     "postgresql": [("XX000", "an internal failure"), ("40003", "result is ambiguous")],
 }
+#: What a service or a pooler says when it cannot serve: not whether the work is stored.
+SERVICES = {
+    "mysql": [(1105, "target: ks.-.primary: vttablet: rpc error: code = Unavailable desc = gone")],
+    "postgresql": [("XX000", "(EDBHANDLEREXITED) DbHandler exited. Check logs for more"),
+                   ("XX000", "couldn't connect to compute node"),
+                   ("08P01", "server conn crashed?")],
+}  # fmt: skip
 GALERA = (1047, "WSREP has not yet prepared node for application use")
 AGAIN = {"mysql": (1213, "Deadlock found"), "postgresql": ("40001", "could not serialize access")}
 NO = {
@@ -169,7 +177,8 @@ def _in_a_lease(pool: Any, bench: Bench) -> Any:
 def test_a_doubtful_answer_to_a_units_commit_is_told_as_unknown_and_never_replayed(
     bench: Bench, stored: bool
 ) -> None:
-    answers = [*DOUBTFUL[bench.family], *([GALERA] if bench.family == "mysql" else [])]
+    answers = [*DOUBTFUL[bench.family], *SERVICES[bench.family]]
+    answers += [GALERA] if bench.family == "mysql" else []
     for count, (code, text) in enumerate(answers, 1):
         bench.next_commit((code, text), stored=stored)
         error = bench.play(_run(bench.unit()))
@@ -239,3 +248,84 @@ def test_a_doubtful_answer_to_a_savepoints_release_is_no_doubt_about_a_commit(
     assert error is not None
     assert not isinstance(error, CommitUnknownError)
     assert (bench.runs, bench.stored) == (1, 0)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_doubtful_answer_to_a_write_in_autocommit_is_raised_and_never_run_again(
+    bench: Bench, stored: bool
+) -> None:
+    """The error is the driver's own; the unit's fate is unknown."""
+    if bench.name not in ("pymysql", "mysqldb", "aiomysql", "asyncmy", "psycopg", "psycopg_async"):
+        pytest.skip("another way to spell autocommit; the ledger is the same")
+    bench.url += ("&" if "?" in bench.url else "?") + "autocommit=true"
+    fates = []
+    for code, text in DOUBTFUL[bench.family]:
+        bench.runs = 0
+        unit = _autocommitting(bench, (code, text), stored, fates)
+        error = bench.play(_run(unit))
+        assert error is not None
+        assert not isinstance(error, CommitUnknownError)
+        assert text in str(error)
+        assert bench.runs == 1
+    assert set(fates) == {Fate.UNKNOWN}
+    assert bench.stored == (len(fates) if stored else 0)
+
+
+def _autocommitting(bench: Bench, answer: tuple[Any, str], stored: bool, fates: list[Fate]) -> Any:
+    insert = f"INSERT INTO {bench.table} VALUES (1)"
+
+    def begin() -> None:
+        bench.runs += 1
+        bench.relay.answer(*answer, stored=stored, words="INSERT")
+
+    def note() -> None:
+        unit = current()
+        assert unit is not None
+        fates.append(unit.fate())
+
+    async def awaited(conn: Any) -> None:
+        begin()
+        try:
+            await bench.send(conn, insert)
+        finally:
+            note()
+
+    def called(conn: Any) -> None:
+        begin()
+        try:
+            bench.send_now(conn, insert)
+        finally:
+            note()
+
+    return awaited if bench.name in ASYNC else called
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_xa_commit_and_commit_prepared_count_as_commits(bench: Bench, stored: bool) -> None:
+    if bench.name not in ("pymysql", "mysqldb", "psycopg", "psycopg2"):
+        pytest.skip("the ledger is the same")
+    if bench.family == "mysql":
+        begin = ["ROLLBACK", "XA START 'x'", f"INSERT INTO {bench.table} VALUES (1)"]
+        steps = [*begin, "XA END 'x'", "XA PREPARE 'x'"]
+        last = "XA COMMIT 'x'"
+    else:
+        steps, last = [], "COMMIT PREPARED 'x'"
+
+    def work(conn: Any) -> None:
+        bench.runs += 1
+        for sql in steps:
+            bench.send_now(conn, sql)
+        code, text = DOUBTFUL[bench.family][0]
+        if steps and stored:
+            bench.relay.answer(code, text, stored=True)
+        else:
+            bench.relay.say(last[:10], code, text)
+        bench.send_now(conn, last)
+
+    error = bench.play(_run(work))
+    assert isinstance(error, CommitUnknownError), error
+    assert bench.runs == 1
+    if steps:
+        assert bench.stored == int(stored)
+        if not stored:
+            bench.server.admin("XA ROLLBACK 'x'")

@@ -92,8 +92,10 @@ CONNECTS = {
     "waits": {"mysql": ("vitess-reparent", "rds-proxy-full"),
               "postgresql": ("neon-compute", "supavisor-full")},
     "refused": {"mysql": ("proxysql-denied",), "postgresql": ("supavisor-unknown",)},
-    "again": {"mysql": ("vitess-killed", "tidb-conflict", "maxscale-lost"),
-              "postgresql": ("cockroach-retry", "odyssey-lost", "supavisor-exited")},
+    "again": {"mysql": ("vitess-killed", "tidb-conflict", "maxscale-lost",
+                        "vitess-unavailable", "proxysql-away", "rds-proxy-full"),
+              "postgresql": ("cockroach-retry", "odyssey-lost", "supavisor-exited",
+                             "neon-compute", "supavisor-full", "pgcat-checkout")},
 }  # fmt: skip
 
 
@@ -168,7 +170,7 @@ def test_a_pool_says_at_once_what_waiting_does_not_cure(
 
 
 @pytest.mark.parametrize(("driver", "name"), _cases("again"))
-def test_a_unit_of_work_runs_again_after_words_that_undid_it(
+def test_a_unit_of_work_runs_again_after_words_that_another_attempt_cures(
     driver: str, name: str, relays: Relays
 ) -> None:
     url, relay = _url(driver, relays)

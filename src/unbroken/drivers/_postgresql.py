@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from unbroken.abc import Fault
+from unbroken.abc import Fault, FaultKind
 from unbroken.backends.commits import proves_nothing_stored
-from unbroken.backends.fault import is_goodbye
 from unbroken.backends.pgbouncer import last_refusal, never_executed
+from unbroken.backends.postgresql import postgres_fault
 from unbroken.drivers._shared import is_commit, is_rollback
 from unbroken.ledger import unit
 from unbroken.ledger.residue import VAGUE, Left
@@ -142,7 +142,7 @@ def refused(
         ledger.acknowledged(conn_id=conn_id, stored=False)  # no server has seen it
         return
     if not proves_nothing_stored("postgresql", sqlstate, text):
-        if not is_goodbye(sqlstate, text, "postgresql"):
+        if postgres_fault(sqlstate, text).kind is not FaultKind.LOST:  # that is no answer
             ledger.commit_doubted(conn_id=conn_id)
     elif commits:
         ledger.commit_failed(conn_id=conn_id)
