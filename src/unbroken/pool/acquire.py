@@ -203,12 +203,14 @@ def _has_no_login(state: PoolState, now: float, until: float, came: float) -> bo
 
 
 def _may_come_back(state: PoolState) -> bool:
-    """Whether something that is lent may still be given back to serve a caller: what is known dead
-    will not, nor what is drained.
+    """Whether a connection that others have may still be given back to serve a caller: what is
+    known dead will not, nor what is drained.
+
+    One that was granted to a caller who has not woken up yet is lent as well as those in use.
     """
     return any(
         e.cause is None and e.generation == state.kernel.generation
-        for e in (*list(state.kernel.in_use.values()), *list(state.kernel.resetting.values()))
+        for e in list(state.kernel.entries.values())
     )
 
 

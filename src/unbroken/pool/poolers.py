@@ -9,9 +9,10 @@ import logging
 import math
 from typing import Any
 
-from unbroken.abc import Connection
+from unbroken.abc import CANNOT_SERVE, Connection, Fault, FaultKind
 from unbroken.ledger.residue import DOUBTFUL, Left
 from unbroken.net.liveness import Liveness, sweep
+from unbroken.pool.admission import CannotServeError
 from unbroken.pool.registry import every
 from unbroken.pool.steps import Call, Flow
 
@@ -27,8 +28,8 @@ def recognise(
     Gives the number of the session that it was led to, where it was asked.
 
     One round trip for the first connection of a process, and for each where there is a pooler: it
-    lets clients in for whom it has no session. Leaves no transaction open. Raises the driver's
-    error where *conn* was lost.
+    lets clients in for whom it has no session. Leaves no transaction open. Raises CannotServeError
+    where the pooler said that it has none, and the driver's error where *conn* was lost.
     """
     if state.backend != "postgresql":
         return None
@@ -73,10 +74,17 @@ def settle(state: Any, conn: Connection) -> None:
 
 
 def _ask(state: Any, conn: Connection, until: float) -> Flow[int | None]:
+    allowed, began = state.time_for_questions(until), state.clock()
     try:
-        rows = yield Call("ask", conn, None, state.time_for_questions(until), (_ASK,))
+        rows = yield Call("ask", conn, None, allowed, (_ASK,))
         session = _number(rows[0][0])
     except Exception as exc:
+        hidden = state.driver.told(conn)
+        if hidden is not None and hidden.kind in CANNOT_SERVE:
+            raise CannotServeError(hidden) from exc  # the library raises no more than the hang-up
+        if state.server.pooler.stands and state.clock() - began >= allowed:
+            words = f"the pooler let us in, and gave us no session within {allowed:g} s"
+            raise CannotServeError(Fault(FaultKind.TOO_MANY, text=words)) from exc
         fault = state.classify(exc)
         if fault.is_lost:
             raise
