@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import unbroken
 from unbroken.errors import ConfigurationError
 from unbroken.settings import Settings
 
@@ -175,3 +176,28 @@ def test_text_becomes_what_it_says() -> None:
 def test_text_that_says_nothing_is_refused_with_its_name_and_value(name: str, text: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name}='{text}'"):
         Settings.from_text({name: text})
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+psycopg", "mysql+pymysql", "postgresql+pg8000"])
+def test_libpq_s_name_for_the_target_is_understood_with_every_driver(scheme: str) -> None:
+    with unbroken.Pool(f"{scheme}://db1,db2/shop?target_session_attrs=read-write") as pool:
+        assert pool.settings.target == "read-write"
+        assert not pool._driver.target.options
+    with unbroken.Pool(f"{scheme}://db1,db2/shop", target_session_attrs="standby") as pool:
+        assert pool.settings.target == "standby"
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("target=primry", "did you mean 'primary'"),
+        ("target_session_attrs=readwrite", "did you mean 'read-write'"),
+        ("target=primary&target_session_attrs=any", "say the same"),
+    ],
+)
+def test_a_target_that_says_nothing_is_told_in_one_line(query: str, says: str) -> None:
+    with pytest.raises(unbroken.ConfigurationError) as caught:
+        unbroken.Pool(f"mysql+pymysql://app:planted-secret@db1,db2/shop?{query}")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "planted-secret" not in str(caught.value)

@@ -114,6 +114,8 @@ class Hosts:
         host = attempt.address
         if host is None:
             return After.AWAY if fault.kind in OUTAGE_KINDS else After.REJECTED
+        if attempt.is_passed_over:
+            return After.ELSEWHERE
         self.failed_at[host], self.faults[host] = now, fault
         self.leave(now, silent)
         if attempt.started < self.succeeded_at:
@@ -143,17 +145,17 @@ class Hosts:
         """The host of *attempt* takes writes: whether another host, which may be a standby, is
         asked first.
         """
-        host = attempt.address
-        if host is None or not self.prefers_standby:
+        self.saw(attempt.address, True)
+        if attempt.address is None or not self.prefers_standby:
             return False
-        self.takes_writes.add(host)
         waiting = {each.address for each in silent}
-        return any(
+        attempt.is_passed_over = any(
             each not in self.takes_writes
             and each not in waiting
             and not self._has_failed(each, now, LOOK_AGAIN)
             for each in self.addresses
         )
+        return attempt.is_passed_over
 
     def succeeded(self, attempt: Try, now: float, silent: Sequence[Try]) -> bool:
         """*attempt* came about. False: its connection is unwanted, since others have come about
@@ -203,6 +205,10 @@ class Hosts:
             self.takes_writes.add(host)
         else:
             self.takes_writes -= {host}
+
+    def is_move(self, attempt: Try) -> bool:
+        """Whether *attempt* goes elsewhere than the last connections did."""
+        return attempt.address not in (None, self.place)
 
     def take(self, host: Address, now: float, *, takes_writes: bool) -> None:
         """Leave the place for *host*, which was seen to let us in."""

@@ -56,7 +56,7 @@ def admit(state: Any, attempt: Try, conn: Connection, until: float = math.inf) -
     if not state.driver.capabilities.server:
         return
     began = state.clock()
-    while _must_ask(state):
+    while _must_ask(state, attempt):
         role = yield from _role(state, conn, until)
         why = _objection(state, attempt, role)
         if why is None:
@@ -69,11 +69,12 @@ def admit(state: Any, attempt: Try, conn: Connection, until: float = math.inf) -
         yield Wait(state.runtime.new_signal(), ASKED_EVERY)
 
 
-def _must_ask(state: Any) -> bool:
+def _must_ask(state: Any, attempt: Try) -> bool:
     server, now = state.server, state.clock()
     with server.lock:
         return bool(
             server.outage.needs_proof(now)
+            or server.hosts.is_move(attempt)
             or server.standing.must_ask(wanted(state.settings.target), now)
         )
 

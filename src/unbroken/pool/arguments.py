@@ -8,7 +8,11 @@ from typing import Any
 
 from unbroken.abc import Target
 from unbroken.drivers.url import parse
+from unbroken.errors import ConfigurationError
 from unbroken.settings import Settings
+
+#: What libpq calls our settings.
+_THEIR_NAMES = {"target_session_attrs": "target"}
 
 
 def take_settings(
@@ -17,11 +21,24 @@ def take_settings(
     """Part a URL's query into the driver's options (they stay) and the pool's settings; keywords
     win over the query.
     """
+    given = by_our_names(given)
     if url is None:
-        return None, dict(given)
+        return None, given
     target = url if isinstance(url, Target) else parse(url)
-    ours, theirs = Settings.split(target.options)
+    ours, theirs = Settings.split(by_our_names(target.options))
     return replace(target, options=theirs), {**Settings.from_text(ours), **given}
+
+
+def by_our_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """*options*, in which settings that others know by another name have ours."""
+    found = dict(options)
+    for theirs, ours in _THEIR_NAMES.items():
+        if theirs not in found:
+            continue
+        if ours in found:
+            raise ConfigurationError(f"{ours} and {theirs} say the same; give one of them")
+        found[ours] = found.pop(theirs)
+    return found
 
 
 def bounded(driver: Any, settings: Settings) -> Settings:

@@ -11,13 +11,20 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from unbroken.abc import Cause, Fault, Login, address
+from unbroken.abc import Address, Cause, Fault, Login, address
 from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.outage import Try
+from unbroken.net.sent_bytes import last_data
 from unbroken.pool.registry import every
 
 log = logging.getLogger("unbroken")
+
+
+#: An answer that is due for so many seconds is overdue …
+OVERDUE = 1.0
+#: … and where the place has said nothing on any connection for so long, it may be frozen.
+UNHEARD = 1.0
 
 
 def choose(state: Any, attempt: Try) -> None:
@@ -85,6 +92,25 @@ def follow(state: Any) -> None:
         pool.runtime.call(partial(retire_elsewhere, pool))
 
 
+def overdue(state: Any, place: Address | None) -> list[tuple[Entry, float]]:
+    """The connections in use at *place* whose answers are overdue, and for how many seconds;
+    nothing where the place has said something lately on any of them.
+    """
+    found: list[tuple[Entry, float]] = []
+    for entry in list(state.kernel.in_use.values()):
+        if entry.fd is None or entry.address != place:
+            continue
+        data = last_data(entry.fd)
+        if data is None:
+            continue
+        sent, received = data
+        if received < UNHEARD:
+            return []
+        if received > sent >= OVERDUE:
+            found.append((entry, sent))
+    return found
+
+
 def condemn_elsewhere(state: Any, entry: Entry) -> None:
     """Condemn *entry* if it goes to a host that the pool has left. The caller holds both locks."""
     hosts = state.server.hosts
@@ -93,11 +119,20 @@ def condemn_elsewhere(state: Any, entry: Entry) -> None:
 
 
 def retire_elsewhere(state: Any) -> None:
-    """Close what is idle elsewhere than at the place now, what is in use when it comes back."""
+    """Close what is idle elsewhere than at the place now, what is in use when it comes back. What
+    hangs there is ended at once, if another host has taken the writes.
+    """
     with state.lock, state.server.lock:
         for entry in [*state.kernel.entries.values()]:
             condemn_elsewhere(state, entry)
         stale = state.kernel.take_stale()
+        hosts = state.server.hosts
+        left = {each.address for each in list(state.kernel.in_use.values())}
+        if not state.server.standing.took_writes or hosts.place not in hosts.takes_writes:
+            left.clear()
     for entry in stale:
         state.close_entry(entry)
+    for host in left - {None, hosts.place, hosts.beside}:
+        for entry, _ in overdue(state, host):
+            state.abort(entry, entry.uses, Cause.FAILOVER)
     state.ensure_connecting()

@@ -17,7 +17,7 @@ from unbroken.brain.outage import Outage
 from unbroken.brain.pooler import Pooler
 from unbroken.brain.standing import Standing
 from unbroken.pool.names import Lookout
-from unbroken.roles import wanted
+from unbroken.roles import Wanted, wanted
 from unbroken.settings import Settings
 
 #: Seconds after which a server is asked again what a SELECT may do: a view may have been made
@@ -85,11 +85,11 @@ def server_of(driver: BaseDriver, settings: Settings) -> Server:
         and getattr(driver, "_connect", None) is not None
     ):
         return Server()
-    role = wanted(settings.target).value
-    record = server_at(target.server if role == "any" else f"{target.server} {role}")
+    role = wanted(settings.target)
+    record = server_at(target.server if role is Wanted.ANY else f"{target.server} {role.value}")
     with record.lock:
         if len(target.hosts) > 1 and not record.hosts.are_several:
-            record.hosts = Hosts(target.hosts, prefers_standby=role == "prefer-standby")
+            record.hosts = Hosts(target.hosts, prefers_standby=role is Wanted.PREFER_STANDBY)
     return record
 
 
