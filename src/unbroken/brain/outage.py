@@ -41,7 +41,7 @@ RELAPSE = 2.0
 PROOF_FOR = 60.0
 #: Seconds between attempts at a cluster whose servers let us in and have the wrong role: each
 #: attempt costs them a login.
-ROLE_PACE = (0.100, 0.200)
+ROLE_PACE = (0.250, 0.350)
 #: What an attempt takes when nobody listens, or somebody does: a caller can wait for that.
 ONE_TRY = 0.04
 
