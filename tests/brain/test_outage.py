@@ -117,6 +117,8 @@ def test_the_pace_keeps_within_its_bounds(seed: int, kind: FaultKind, failures: 
             assert REFUSED_PACE[0] - 1e-9 <= delay <= REFUSED_PACE[1] + 1e-9
         elif kind is FaultKind.NOT_READY and number < len(STARTING_PACE):
             assert STARTING_PACE[number] <= delay <= (1 + SPREAD) * STARTING_PACE[number] + 1e-9
+        elif kind is FaultKind.WRONG_SERVER:
+            assert ROLE_PACE[0] - 1e-9 <= delay <= ROLE_PACE[1] + 1e-9
         else:
             assert BUSY_PACE[0] - 1e-9 <= delay <= BUSY_PACE[1] + 1e-9
         now += delay
