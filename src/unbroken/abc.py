@@ -293,6 +293,9 @@ class BaseDriver(Protocol):
     #: None: not known.
     sets_only: bool | None
 
+    #: For a caller's own ``connect=``: whether its user or password may be another one each time.
+    login_may_change: bool
+
     #: Whether its connections belong to an event loop.
     is_async: bool
 

@@ -54,6 +54,18 @@ class Body(ABC):
     def close(self) -> None:
         """Close the pool."""
 
+    @abstractmethod
+    def store(self, sql: str) -> Any:
+        """The first value of *sql*, which writes, as a transaction of its own."""
+
+    @abstractmethod
+    def replay(self, sql: str) -> Any:
+        """The same as a unit of work."""
+
+    @abstractmethod
+    def change(self, *statements: str) -> None:
+        """Send *statements* in one transaction."""
+
     def begin_in_child(self) -> None:  # noqa: B027 - most need nothing
         """This process is a forked child: make what a fork does not copy."""
 
@@ -70,6 +82,11 @@ class Body(ABC):
             return list(threads.map(one, range(callers)))
 
 
+def secrets_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """The password among *settings*, which is taken out there."""
+    return {"password": settings.pop("password")} if "password" in settings else {}
+
+
 def _slept(seconds: float) -> str:
     return f"SELECT pg_sleep({seconds})"
 
@@ -84,6 +101,23 @@ class Blocking(Body):
     @abstractmethod
     def execute(self, conn: Any, sql: str) -> Any:
         """The first value that *sql* gives."""
+
+    def transaction(self) -> Any:
+        """As :meth:`connection`; what is done is committed."""
+        return self.connection()
+
+    def change(self, *statements: str) -> Any:
+        """See Body. Gives the last value."""
+        with self.transaction() as conn:
+            return [self.execute(conn, sql) for sql in statements][-1]
+
+    def store(self, sql: str) -> Any:
+        """See Body."""
+        return self.change(sql)
+
+    def replay(self, sql: str) -> Any:
+        """See Body."""
+        return unbroken.replayable(self.change)(sql)
 
     def ask(self, seconds: float = 0.0) -> int:
         """See Body."""
@@ -116,6 +150,12 @@ class PoolBody(Blocking):
         """See Blocking."""
         return conn.execute(sql).fetchone()[0]
 
+    def store(self, sql: str) -> Any:
+        """See Body. A bare pool runs nothing again but units of work."""
+        return self.pool.run(lambda conn: self.execute(conn, sql))
+
+    replay = store
+
     def stats(self) -> Stats:
         """See Body."""
         return self.pool.stats()
@@ -138,6 +178,7 @@ class SQLAlchemyBody(Blocking):
             "pool_size": size,
             "max_overflow": 0,
             "pool_timeout": patience,
+            "connect_args": secrets_of(settings),
             "unbroken": settings,
         }
         self.engine = sqlalchemy.create_engine(url, plugins=["unbroken"], **given)
@@ -145,6 +186,10 @@ class SQLAlchemyBody(Blocking):
     def connection(self) -> Any:
         """See Blocking."""
         return self.engine.connect()
+
+    def transaction(self) -> Any:
+        """See Blocking."""
+        return self.engine.begin()
 
     def execute(self, conn: Any, sql: str) -> Any:
         """See Blocking."""
@@ -195,6 +240,26 @@ class OnLoop(Body):
     @abstractmethod
     def end(self) -> Awaitable[None]:
         """Close the pool."""
+
+    def transaction(self) -> Any:
+        """As :meth:`connection`; what is done is committed."""
+        return self.connection()
+
+    async def _change(self, *statements: str) -> Any:
+        async with self.transaction() as conn:
+            return [await self.execute(conn, sql) for sql in statements][-1]
+
+    def change(self, *statements: str) -> Any:
+        """See Body. Gives the last value."""
+        return self.run(self._change(*statements))
+
+    def store(self, sql: str) -> Any:
+        """See Body."""
+        return self.change(sql)
+
+    def replay(self, sql: str) -> Any:
+        """See Body."""
+        return self.run(unbroken.replayable(self._change)(sql))
 
     async def _ask(self, seconds: float) -> int:
         async with self.connection() as conn:
@@ -256,6 +321,16 @@ class AsyncPoolBody(OnLoop):
         """See OnLoop."""
         return await conn.fetchval(sql)
 
+    def store(self, sql: str) -> Any:
+        """See Body. A bare pool runs nothing again but units of work."""
+
+        async def work() -> Any:
+            return await self.pool.run(lambda conn: conn.fetchval(sql))
+
+        return self.run(work())
+
+    replay = store
+
     async def end(self) -> None:
         """See OnLoop."""
         await self.pool.close()
@@ -278,6 +353,7 @@ class AsyncSQLAlchemyBody(OnLoop):
             "pool_size": size,
             "max_overflow": 0,
             "pool_timeout": patience,
+            "connect_args": secrets_of(settings),
             "unbroken": settings,
         }
         self.engine = create_async_engine(url, plugins=["unbroken"], **given)
@@ -285,6 +361,10 @@ class AsyncSQLAlchemyBody(OnLoop):
     def connection(self) -> Any:
         """See OnLoop."""
         return self.engine.connect()
+
+    def transaction(self) -> Any:
+        """See OnLoop."""
+        return self.engine.begin()
 
     async def execute(self, conn: Any, sql: str) -> Any:
         """See OnLoop."""

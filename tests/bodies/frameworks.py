@@ -30,9 +30,10 @@ class DjangoBody(Blocking):
             site.configure(DATABASES={}, SECRET_KEY="of tests only", USE_TZ=True)
             django.setup()
         where = urlsplit(url)
+        hosts, password = where.netloc.rpartition("@")[2], where.password
         given = {
             "ENGINE": "unbroken.django.postgresql", "NAME": where.path[1:], "USER": where.username,
-            "PASSWORD": where.password, "HOST": where.hostname, "PORT": where.port,
+            "PASSWORD": settings.pop("password", password), "HOST": hosts, "PORT": "",
             "OPTIONS": {"unbroken": {"max_size": size, "acquire_timeout": patience, **settings}},
         }  # fmt: skip
         self.alias = f"body{next(_numbers)}"
@@ -53,6 +54,12 @@ class DjangoBody(Blocking):
                 yield wrapper
         finally:
             wrapper.close_if_unusable_or_obsolete()
+
+    def replay(self, sql: str) -> Any:
+        """See Body."""
+        import unbroken.django
+
+        return unbroken.django.replayable(self.change)(sql)
 
     def execute(self, conn: Any, sql: str) -> Any:
         """See Blocking."""
@@ -89,6 +96,16 @@ class PeeweeBody(Blocking):
         with self.db.connection_context():
             yield self.db
 
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """See Blocking."""
+        with self.db.atomic():
+            yield self.db
+
+    def replay(self, sql: str) -> Any:
+        """See Body."""
+        return self.db.unit(self.change)(sql)
+
     def execute(self, conn: Any, sql: str) -> Any:
         """See Blocking."""
         return conn.execute_sql(sql).fetchone()[0]
@@ -118,6 +135,16 @@ class AsyncPeeweeBody(OnLoop):
         """See OnLoop."""
         async with self.db:
             yield self.db
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        """See OnLoop."""
+        async with self.db.atomic():
+            yield self.db
+
+    def replay(self, sql: str) -> Any:
+        """See Body."""
+        return self.run(self.db.unit(self._change)(sql))
 
     async def execute(self, conn: Any, sql: str) -> Any:
         """See OnLoop."""

@@ -69,6 +69,20 @@ def cluster(
     return tuple(found)
 
 
+def of_framework(
+    hosts: Sequence[str], ports: Sequence[str], usual: int | None
+) -> tuple[Address, ...]:
+    """As :func:`cluster`, for a framework's settings, where an IPv6 address may stand without
+    brackets. A single host that cannot be read is the driver's business, and gives nothing.
+    """
+    try:
+        return cluster([bracketed(each) for each in hosts], ports, usual) if hosts else ()
+    except ConfigurationError:
+        if len(hosts) > 1:
+            raise
+        return ()
+
+
 def _with_ports(found: Sequence[Address], ports: Sequence[str]) -> list[Address]:
     if len(ports) not in (1, len(found)):
         raise ConfigurationError(

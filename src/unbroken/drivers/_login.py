@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,8 @@ from unbroken.abc import Login, Target, is_path
 
 #: Passwords that logins brought, so many of them, are kept out of errors.
 _REMEMBERED = 4
+#: What some libraries call a host, a user and a password too.
+_ALSO = (("hostaddr", "unix_sock"), ("username",), ("passwd",))
 
 
 def aimed(
@@ -34,6 +36,31 @@ def aimed(
     if login.password is not None:
         out[password] = login.password
     return out
+
+
+def turned(
+    arguments: Mapping[str, Any], login: Login | None, password: str, socket: str | None
+) -> dict[str, Any]:
+    """As :func:`aimed`, for *arguments* of a framework's, in which some may have another name."""
+    out = dict(arguments)
+    said = () if login is None else (login.host, login.user, login.password)
+    for value, names in zip(said, _ALSO, strict=False):
+        for name in names if value is not None else ():
+            out.pop(name, None)
+    return aimed(out, login, password, socket)
+
+
+class Opener:
+    """An integration's ``connect=``, which is told the login of each attempt: *function* opens a
+    connection of the framework's as a login; None: as the framework's own settings say.
+    """
+
+    def __init__(self, function: Callable[[Login | None], Any]) -> None:
+        self.function = function
+
+    def __call__(self) -> Any:
+        """A connection as the settings say."""
+        return self.function(None)
 
 
 def target_of(target: Target, login: Login | None) -> Target:
@@ -71,6 +98,11 @@ class Logins:
     _arguments: dict[str, Any]
     #: The library's names for a password and for a unix socket's path; see :func:`aimed`.
     _names: tuple[str, str | None] = ("password", None)
+    #: The caller's own ``connect=``.
+    _connect: Callable[[], Any] | None
+    #: Whether the application's own code gives the user or the password of each connect: a login
+    #: that was refused may be another one the next time.
+    login_may_change: bool = False
     #: Passwords of logins, the last ones.
     _brought: tuple[_Masked, ...] = ()
 
@@ -89,3 +121,17 @@ class Logins:
         """The arguments of a connect as *login*."""
         self.brings(login)
         return aimed(self._arguments, login, *self._names)
+
+    def turned(self, arguments: Mapping[str, Any], login: Login | None) -> dict[str, Any]:
+        """A framework's *arguments* for the library, turned to *login*."""
+        self.brings(login)
+        return turned(arguments, login, *self._names)
+
+    def own(self, login: Login | None) -> Any:
+        """What the caller's own ``connect=`` gives. An integration's is told *login*."""
+        connect = self._connect
+        assert connect is not None
+        if isinstance(connect, Opener):
+            self.brings(login)
+            return connect.function(login)
+        return connect()

@@ -171,7 +171,7 @@ class AsyncDriver(Shared):
     async def _dial(self, timeout: float, login: Login | None) -> Connection:
         async with asyncio.timeout(timeout):
             if self._connect is not None:
-                return await self.adopt(await self._connect())
+                return await self.adopt(await self.own(login))
             if not self.is_known:
                 return await self._connect_publicly(**self.aimed(login), **self._with_tls())
             conn = self._class(**self.aimed(login), **self._with_tls())

@@ -139,7 +139,7 @@ class AsyncDriver(Shared):
     async def _dial(self, timeout: float, login: Login | None) -> Connection:
         async with asyncio.timeout(timeout):
             if self._connect is not None:
-                return await self.adopt(await self._connect())
+                return await self.adopt(await self.own(login))
             conn = self._class(**self.aimed(login), **self._with_tls())
             try:
                 await conn.connect()

@@ -100,7 +100,7 @@ class AsyncDriver(Status):
     async def _dial(self, timeout: float, login: Login | None) -> Connection:
         async with asyncio.timeout(timeout):
             if self._connect is not None:
-                return self._known(await self._connect())
+                return self._known(await self.own(login))
             given = self.aimed(login)
             return self._known(await self._asyncpg.connect(**given, timeout=timeout))
 

@@ -138,7 +138,7 @@ class Driver(Blocking):
 
     def _dial(self, timeout: float, login: Login | None) -> Connection:
         if self._connect is not None:
-            return self.adopt(self._connect())
+            return self.adopt(self.own(login))
         timeout = min(timeout, self._arguments.get("connect_timeout", timeout))
         return self._class(**{**self.aimed(login), "connect_timeout": math.ceil(timeout)})
 

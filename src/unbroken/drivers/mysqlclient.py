@@ -135,7 +135,7 @@ class Driver(Blocking):
 
     def _dial(self, timeout: float, login: Login | None) -> Connection:
         if self._connect is not None:
-            return self.adopt(self._connect())
+            return self.adopt(self.own(login))
         timeout = min(timeout, self._arguments.get("connect_timeout", timeout))
         conn = self._class(**{**self.aimed(login), "connect_timeout": math.ceil(timeout)})
         conn._login = login

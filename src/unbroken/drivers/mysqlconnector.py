@@ -58,7 +58,7 @@ class Driver(Base, Blocking):
 
     def _dial(self, timeout: float, login: Login | None) -> Connection:
         if self._connect is not None:
-            return self.adopt(self._connect())
+            return self.adopt(self.own(login))
         if not self.is_known:
             return self._class(**self.aimed(login), connection_timeout=math.ceil(timeout))
         given = self.aimed(login)
@@ -228,7 +228,7 @@ class AsyncDriver(Base, Awaited):
     async def _dial(self, timeout: float, login: Login | None) -> Connection:
         async with asyncio.timeout(timeout):
             if self._connect is not None:
-                return await self.adopt(await self._connect())
+                return await self.adopt(await self.own(login))
             given = self.aimed(login)
             ca = given.pop("ssl_ca", None)
             conn = self._class(**given)

@@ -105,6 +105,7 @@ class Driver(Blocking):
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True)
     seams = _SEAMS
+    _names = ("password", "unix_sock")
 
     def __init__(
         self, target: Target | None, connect: Callable[[], Connection] | None = None
@@ -135,7 +136,7 @@ class Driver(Blocking):
 
     def _dial(self, timeout: float, login: Login | None) -> Connection:
         if self._connect is not None:
-            return self.adopt(self._connect())
+            return self.adopt(self.own(login))
         options = self._options
         limit = min(timeout, options.get("connect_timeout", timeout))
         self.brings(login)

@@ -43,7 +43,7 @@ class Driver(Blocking, Base):
         Name lookup is the system's.
         """
         if self._connect is not None:
-            return self._known(dial(self._connect))
+            return self._known(dial(lambda: self.own(login)))
         given = self._timeout_arguments(timeout, login)
         if not self.is_known:
             return dial(lambda: self._psycopg.Connection.connect(**given))
@@ -163,7 +163,7 @@ class AsyncDriver(Awaited, Base):
         try:
             async with asyncio.timeout(self._limit(timeout)):
                 if self._connect is not None:
-                    return self._known(await self._connect())
+                    return self._known(await self.own(login))
                 kind = self._psycopg.AsyncConnection
                 kind = noting(kind) if self.is_known else kind
                 made = await open_bounded(kind, **self._timeout_arguments(timeout, login))

@@ -145,7 +145,7 @@ class Driver(Blocking):
 
     def _dial(self, timeout: float, login: Login | None) -> Connection:
         if self._connect is not None:
-            return self.adopt(self._connect())
+            return self.adopt(self.own(login))
         limit = max(
             _MINIMUM, math.ceil(min(timeout, self._arguments.get("connect_timeout", timeout)))
         )

@@ -184,7 +184,7 @@ class Driver(Blocking):
 
     def _dial(self, timeout: float, login: Login | None) -> Connection:
         if self._connect is not None:
-            return self.adopt(self._connect())
+            return self.adopt(self.own(login))
         return self.open(self.aimed(login), timeout)
 
     def adopt(self, conn: Connection) -> Connection:

@@ -86,6 +86,15 @@ def curable(loan: Loan, fault: Fault, *, was_dead: bool) -> Fault | None:
     return fault if fault.kind in CURABLE else None
 
 
+def is_own_affair(loan: Loan, fault: Fault) -> Flow[bool]:
+    """Whether *fault* is a write that was refused as read-only to this transaction alone, and not
+    to everybody. Asks the server; rolls back first, so nothing may have gone before.
+    """
+    if fault.kind is not FaultKind.READ_ONLY:
+        return False
+    return not (yield from loan.was_refused_to_all())
+
+
 def lost_at(
     loan: Loan, sql: Any, fault: Fault, losses: int, *, in_transaction: bool, until: float
 ) -> Lost:

@@ -78,8 +78,6 @@ class Knowledge:
         runtime.limits = limits_of(settings)
         self.name = name
         self.secrets = secrets
-        #: whether another attempt may have another login, so that a refusal is not final at once
-        self.asks_login = secrets.are_asked
         self.emit = emit
         self.server: Server = server_of(driver, settings)
         self.hidden = self.server.hidden(driver.target.database)
@@ -237,6 +235,11 @@ class Knowledge:
     def backend(self) -> str:
         """``mysql``, ``mariadb``, ``postgresql`` or ``sqlite``."""
         return self.driver.target.backend
+
+    @property
+    def asks_login(self) -> bool:
+        """Whether another attempt may have another login, so that a refusal is not final at once."""
+        return self.secrets.are_asked or self.driver.login_may_change
 
     @property
     def may_hide_writes(self) -> bool:

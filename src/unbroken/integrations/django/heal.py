@@ -29,6 +29,7 @@ from unbroken.pool.heal import (
     curable,
     forget,
     is_open,
+    is_own_affair,
     is_replayed,
     lost_at,
     note,
@@ -45,6 +46,10 @@ _BLOCK = (
 
 class _Refused(Exception):  # noqa: N818 - no error: it says why not
     """Why a statement is not sent again."""
+
+
+class _OwnAffair(Exception):  # noqa: N818 - likewise
+    """The application has made its transaction read-only."""
 
 
 class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
@@ -94,6 +99,8 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
                     if against:
                         raise _Refused(against) from None
                     self._move(cursor, held, held.past, self._lost(held, text, fault, count))
+                except _OwnAffair:
+                    raise exc from exc.__cause__
                 except (_Refused, Error, UnbrokenError) as why:
                     exc.add_note(f"unbroken did not run this statement again: {why}; {HINT}")
                     raise exc from exc.__cause__
@@ -133,6 +140,8 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         ruling = may_run_again(past, lost)
         if not ruling.heals:
             raise _Refused(ruling.reason)
+        if run(is_own_affair(held, lost.fault), held.state.runtime.do):
+            raise _OwnAffair
         block = {name: self.__dict__.get(name, getattr(self, name)) for name in _BLOCK}
         is_over = False
         try:

@@ -8,9 +8,12 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import NO_DB_ALIAS, RAN_DB_VERSION_CHECK
 from django.db.utils import Error
 
-from unbroken.abc import Target
+from unbroken.abc import Login
+from unbroken.drivers._login import Opener
 from unbroken.drivers._mysql_reset import sets_nothing_else
 from unbroken.errors import ConfigurationError
+from unbroken.integrations.django import where
+from unbroken.pool.arguments import by_our_names
 from unbroken.pool.state import PoolState, state_of
 from unbroken.settings import Settings
 from unbroken.sync import Pool
@@ -34,6 +37,9 @@ class Source:
             str, Any
         ] = {}  #: what Django asks a server once per wrapper, that is, per thread
 
+
+#: What libpq calls the setting ``target``.
+_ROLE = "target_session_attrs"
 
 _sources: dict[tuple[Any, ...], Source] = {}
 
@@ -92,7 +98,7 @@ def close_database(name: str, wrapper: Any) -> None:
 
 def settings_of(settings_dict: dict[str, Any]) -> Settings:
     """The pool's settings: those in ``OPTIONS["unbroken"]``; CONN_MAX_AGE gives the default of
-    ``max_age``.
+    ``max_age``, and libpq's ``target_session_attrs`` in ``OPTIONS`` is our ``target``.
 
     Raises ConfigurationError.
     """
@@ -103,7 +109,13 @@ def settings_of(settings_dict: dict[str, Any]) -> Settings:
             ' {"max_size": 5}'
         )
     age = settings_dict.get("CONN_MAX_AGE")
-    return Settings.of(**{**({"max_age": float(age)} if age else {}), **given})
+    return Settings.of(**{**({"max_age": float(age)} if age else {}), **_chosen(settings_dict)})
+
+
+def _chosen(settings_dict: dict[str, Any]) -> dict[str, Any]:
+    options = settings_dict["OPTIONS"]
+    theirs = {name: options[name] for name in (_ROLE,) if name in options}
+    return by_our_names({**theirs, **(options.get("unbroken") or {})})
 
 
 def _key(wrapper: Any) -> tuple[Any, ...]:
@@ -120,14 +132,16 @@ def _make(wrapper: Any) -> Pool:
     cls, alias = type(wrapper), wrapper.alias
     try:
         settings = settings_of(given)
-        chosen = dict(given["OPTIONS"].get("unbroken") or {})
+        chosen = _chosen(given)
         # What a user leaves is known from Django's cursors: the session is reset when it goes back,
         # but only where it is due.
         reset = "session" if settings.reset == "rollback" else settings.reset
         pool = _Pool(
-            _target(wrapper, given),
-            connect=lambda: _open(cls, given, alias),
+            where.target_of(given, wrapper.vendor),
+            connect=Opener(lambda login: _open(cls, given, alias, login)),
             driver=wrapper.unbroken_driver(),
+            password=where.callable_of(given, "PASSWORD"),
+            user=where.callable_of(given, "USER"),
             **{
                 **chosen,
                 "max_age": settings.max_age,
@@ -138,6 +152,7 @@ def _make(wrapper: Any) -> Pool:
     except ConfigurationError as exc:
         raise ImproperlyConfigured(f"DATABASES[{alias!r}]: {exc}") from exc
     pool._driver.sets_only = _sets_only(cls, given["OPTIONS"])
+    pool._driver.login_may_change = where.asks_anew(cls)
     return pool
 
 
@@ -145,34 +160,14 @@ def _sets_only(cls: type, options: dict[str, Any]) -> bool:
     """Whether :func:`_open` changes nothing of a new session but its settings: no code but Django's
     and ours takes part.
     """
-    foreign = any(not each.__module__.startswith(_OWN) for each in cls.__mro__[:-1])
+    foreign = any(not each.__module__.startswith(where.OWN) for each in cls.__mro__[:-1])
     return not foreign and sets_nothing_else(options)
 
 
-_OWN = ("django.db.", "unbroken.")
-
-
-def _target(wrapper: Any, given: dict[str, Any]) -> Target:
-    """Where the settings lead, for messages and for what the pools of one server share."""
-    options = given["OPTIONS"]
-    host = given["HOST"] or options.get("host") or None
-    return Target(
-        scheme=wrapper.vendor,
-        backend=wrapper.vendor,
-        host=None if host is None or host.startswith("/") else host,
-        port=int(given["PORT"]) if str(given["PORT"] or "").isdigit() else None,
-        unix_socket=(
-            host if host is not None and host.startswith("/") else options.get("unix_socket")
-        ),
-        user=given["USER"] or None,
-        password=given["PASSWORD"] or None,
-        database=str(given["NAME"]) if given["NAME"] else None,
-    )
-
-
-def _open(cls: Any, settings_dict: dict[str, Any], alias: str) -> Any:
-    """A new session, set up as Django sets up its own. Runs on a thread of the pool's."""
-    wrapper = cls(settings_dict, alias)
+def _open(cls: Any, settings_dict: dict[str, Any], alias: str, login: Login | None) -> Any:
+    """A new session as *login*, set up as Django sets up its own. On a thread of the pool's."""
+    given = where.at_first(settings_dict, cls.vendor)
+    wrapper = cls(where.turned(given, login), alias)
     wrapper.unbroken_bare = True
     seen = alias in RAN_DB_VERSION_CHECK
     raw: Any = None

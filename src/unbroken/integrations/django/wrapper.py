@@ -12,7 +12,7 @@ from django.db.utils import DatabaseErrorWrapper
 from django.utils.functional import cached_property
 
 from unbroken.errors import ConnectRejectedError, UnbrokenError
-from unbroken.integrations.django import pools
+from unbroken.integrations.django import pools, where
 from unbroken.integrations.django.blocks import Blocks, Savepoints, is_left
 from unbroken.integrations.django.errors import translated
 from unbroken.integrations.django.held import Held, with_this_thread
@@ -51,6 +51,7 @@ class Pooled(Transactions):
     _guarded = False
     _connecting = False
     rollback_exc: BaseException | None
+    settings_dict: dict[str, Any]
 
     @property
     def connection(self) -> Any:
@@ -113,9 +114,17 @@ class Pooled(Transactions):
 
     def get_connection_params(self) -> dict[str, Any]:
         """Django's, without our settings, bounded in time."""
-        params: dict[str, Any] = super().get_connection_params()
+        given: dict[str, Any] = self.settings_dict
+        if not self.unbroken_bare and not where.is_simple(given, self.vendor):
+            asked = given if pools.is_pooled(self) else where.with_secrets(given)
+            self.settings_dict = where.at_first(asked, self.vendor)
+        try:
+            params: dict[str, Any] = super().get_connection_params()
+        finally:
+            self.settings_dict = given
         params.pop("unbroken", None)
         if self.unbroken_bare:
+            params.pop("target_session_attrs", None)  # the pool asks
             params.setdefault(
                 "connect_timeout", math.ceil(pools.settings_of(self.settings_dict).connect_timeout)
             )
@@ -123,8 +132,11 @@ class Pooled(Transactions):
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """A connection of the pool's; for the pool, and for creating databases, a new one."""
-        if self.unbroken_bare or not pools.is_pooled(self):
+        if self.unbroken_bare:
             return super().get_new_connection(conn_params)
+        if not pools.is_pooled(self):
+            make = super().get_new_connection
+            return where.first_that_opens(self.settings_dict, self.vendor, conn_params, make)
         if self.settings_dict["OPTIONS"].get("pool"):
             raise ImproperlyConfigured(
                 f'DATABASES[{self.alias!r}]: OPTIONS["pool"] is for Django\'s own pool; remove it'

@@ -12,7 +12,7 @@ import peewee
 from unbroken.abc import Fault, FaultKind
 from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee.errors import origin
-from unbroken.integrations.peewee.heal import Refused, refused
+from unbroken.integrations.peewee.heal import OwnAffair, Refused, refused
 from unbroken.integrations.peewee.held import Held
 from unbroken.ledger.heal import Past, Ruling, may_forget_commit, may_run_again
 from unbroken.pool.heal import (
@@ -20,6 +20,7 @@ from unbroken.pool.heal import (
     Losses,
     curable,
     forget,
+    is_own_affair,
     is_replayed,
     lost_at,
     note,
@@ -89,7 +90,13 @@ class AsyncHealing:
         begun = held.is_begun and past.begun
         lost = lost_at(held.loan, sql, fault, count, in_transaction=begun, until=held.until)
         try:
-            await self._move(state, held, may_run_again(past, lost))
+            ruling = may_run_again(past, lost)
+            own = is_own_affair(held.loan, fault)
+            if ruling.heals and await run_async(own, held.owner.runtime.do):
+                raise OwnAffair
+            await self._move(state, held, ruling)
+        except OwnAffair:
+            raise exc from exc.__cause__
         except (Refused, peewee.PeeweeException, UnbrokenError) as why:
             refused(exc, why)
             raise exc from exc.__cause__

@@ -12,10 +12,11 @@ from typing import Any
 import peewee
 from playhouse import db_url, pwasyncio
 
-from unbroken.abc import Cause
+from unbroken.abc import Cause, Login
 from unbroken.aio import AsyncPool
+from unbroken.drivers._login import Opener
 from unbroken.errors import UnbrokenError
-from unbroken.integrations.peewee import pool_options
+from unbroken.integrations.peewee import pool_options, where
 from unbroken.integrations.peewee.aheal import AsyncHealing
 from unbroken.integrations.peewee.errors import LazyQueryError, translated
 from unbroken.integrations.peewee.heal import Refused
@@ -80,10 +81,12 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
                 raise peewee.InterfaceError(
                     "Error, database must be initialized before opening a connection."
                 )
+            params = self.connect_params
             self._pool = AsyncPool(
-                pool_options.target_of(self, self._like),
-                connect=self._dial,
+                where.target_of(self.database, params, self._like),
+                connect=Opener(self._dial),
                 driver=self._driver,
+                **where.callables_of(params),
                 **self._given,
             )
         return self._pool
@@ -315,10 +318,11 @@ class AsyncMySQLDatabase(AsyncPooledDatabase, pwasyncio.AsyncMySQLDatabase):  # 
 
         return begin
 
-    async def _dial(self) -> Any:
+    async def _dial(self, login: Login | None) -> Any:
         from aiomysql.connection import Connection
 
-        conn = Connection(db=self.database, **{"autocommit": True, **self.connect_params})
+        params = where.turned(self.connect_params, login, "mysql")
+        conn = Connection(db=self.database, **{"autocommit": True, **params})
         try:
             await conn._connect()
         except BaseException:
@@ -411,15 +415,16 @@ class AsyncPostgresqlDatabase(AsyncPooledDatabase, pwasyncio.AsyncPostgresqlData
 
         return begin
 
-    async def _dial(self) -> Any:
+    async def _dial(self, login: Login | None) -> Any:
         import asyncpg
 
-        where = (
+        params = where.turned(self.connect_params, login, "postgresql")
+        name = (
             {"dsn": self.database}
             if self.database.startswith(("postgresql://", "postgres://"))
             else {"database": self.database}
         )
-        conn = await asyncpg.connect(**where, **self.connect_params)
+        conn = await asyncpg.connect(**name, **params)
         try:
             await self.register_adapters(conn)
         except BaseException:

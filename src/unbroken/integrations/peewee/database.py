@@ -17,7 +17,7 @@ import peewee
 from playhouse.pool import MaxConnectionsExceeded
 
 from unbroken.errors import ConnectionLostError, UnbrokenError
-from unbroken.integrations.peewee import pool_options, upkeep
+from unbroken.integrations.peewee import pool_options, upkeep, where
 from unbroken.integrations.peewee.errors import translated
 from unbroken.integrations.peewee.executing import _CAN_GO_ON, Executing
 from unbroken.integrations.peewee.heal import past_for
@@ -27,6 +27,7 @@ from unbroken.integrations.peewee.slot import PerThread, Pin, Shared, Slot, Take
 from unbroken.integrations.peewee.transactions import Transactions
 from unbroken.integrations.peewee.unit import Atomic, unit
 from unbroken.ledger.scope import current, current_token
+from unbroken.pool.arguments import by_our_names
 from unbroken.pool.state import state_of
 from unbroken.settings import Settings
 from unbroken.sync import Pool
@@ -84,7 +85,7 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
         """
         self.strict = bool(kwargs.pop("strict", self.strict))
         self.reconnect = bool(kwargs.pop("reconnect", self.reconnect))
-        ours, theirs = Settings.split(kwargs)
+        ours, theirs = Settings.split(by_our_names(kwargs))
         given = {
             **self._given,
             **pool_options.settings_of(max_connections, stale_timeout, timeout, ours),
@@ -111,8 +112,13 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
         driver = pool_options.driver_of(self)
         settings = Settings.of(**self._given)
         connect = pool_options.opener(self, type(self)._dial, driver, settings)
+        params = self.connect_params
         pool = Pool(
-            pool_options.target_of(self, driver), connect=connect, driver=driver, **self._given
+            where.target_of(self.database, params, driver),
+            connect=connect,
+            driver=driver,
+            **where.callables_of(params),
+            **self._given,
         )
         if self._made is None:
             self._made = pool

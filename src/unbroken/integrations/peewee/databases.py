@@ -12,6 +12,7 @@ from playhouse import db_url, mysql_ext, postgres_ext
 
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.peewee.database import PooledDatabase
+from unbroken.integrations.peewee.where import without_hosts
 
 
 class PooledMySQLDatabase(PooledDatabase, peewee.MySQLDatabase):  # type: ignore[misc] # peewee ships no types that we could use
@@ -99,5 +100,6 @@ def connect(url: str, **options: Any) -> Any:
         raise ConfigurationError(
             f"{scheme}:// without a database's name; write {scheme}://user:password@host/name"
         )
-    options = {"unquote_password": True, "unquote_user": True, **options}
+    url, several = without_hosts(url)
+    options = {"unquote_password": True, "unquote_user": True, **several, **options}
     return db_url.connect(f"{name}+unbroken{url[len(scheme) :]}", **options)

@@ -23,6 +23,7 @@ from unbroken.pool.heal import (
     curable,
     forget,
     is_open,
+    is_own_affair,
     is_replayed,
     is_serializable,
     lost_at,
@@ -35,6 +36,10 @@ from unbroken.pool.steps import run
 
 class Refused(Exception):  # noqa: N818 - no error: it says why not
     """Why a statement is not sent again."""
+
+
+class OwnAffair(Exception):  # noqa: N818 - likewise
+    """The application has made its transaction read-only."""
 
 
 def past_for(pool: Any) -> Past | None:
@@ -101,7 +106,12 @@ class Healing:
                     loan, sql, fault, count, in_transaction=in_transaction, until=loan.until
                 )
                 try:
-                    self._move(slot, loan, past, may_run_again(past, lost))
+                    ruling = may_run_again(past, lost)
+                    if ruling.heals and run(is_own_affair(loan, fault), loan.state.runtime.do):
+                        raise OwnAffair
+                    self._move(slot, loan, past, ruling)
+                except OwnAffair:
+                    raise exc from exc.__cause__
                 except (Refused, peewee.PeeweeException, UnbrokenError) as why:
                     refused(exc, why)
                     raise exc from exc.__cause__

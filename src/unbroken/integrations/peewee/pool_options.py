@@ -8,13 +8,15 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import peewee
 
-from unbroken.abc import Target
+from unbroken.abc import Login
 from unbroken.drivers import open_driver
+from unbroken.drivers._login import Opener
 from unbroken.errors import ConfigurationError
+from unbroken.integrations.peewee.where import turned
+from unbroken.pool.arguments import by_our_names
 from unbroken.settings import Settings
 
 #: playhouse's "as many as you like".
@@ -54,7 +56,7 @@ def async_settings(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
     """Part *kwargs* in the pool's settings (pwasyncio's names, the blocking databases', unbroken's
     own, which win) and the driver's.
     """
-    ours, theirs = Settings.split(kwargs)
+    ours, theirs = Settings.split(by_our_names(kwargs))
     sizes = [theirs.pop(name, None) for name in ("max_connections", "pool_size")]
     out = settings_of(
         next((n for n in sizes if n is not None), None), theirs.pop("stale_timeout", None), None, {}
@@ -92,63 +94,43 @@ def driver_of(database: Any) -> str:
     )
 
 
-def target_of(database: Any, driver: str) -> Target:
-    """Where *database* leads, as far as its arguments say."""
-    given = dict(database.connect_params)
-    backend = "postgresql" if driver.startswith("psycopg") else "mysql"
-    name, host, port = database.database, given.get("host"), given.get("port")
-    if backend == "postgresql" and "://" in name:
-        parts = urlsplit(name)
-        name, host, port = parts.path.lstrip("/") or None, parts.hostname, parts.port
-        given.setdefault("password", parts.password)
-    socket = given.get("unix_socket") or (host if host and str(host).startswith("/") else None)
-    return Target(
-        scheme=f"{backend}+{driver}",
-        backend=backend,
-        host=None if socket else (host or "localhost"),
-        port=int(port) if port else (5432 if backend == "postgresql" else 3306),
-        unix_socket=socket,
-        password=given.get("password") or given.get("passwd"),
-        database=name,
-    )
-
-
-def _pymysql_opener(database: Any, settings: Settings) -> Callable[[], Any]:
+def _pymysql_opener(database: Any, settings: Settings) -> Opener:
     """PyMySQL's own timeout ends before the handshake, and it reads the CA store at each connect
     (19 of 20 ms): not so here.
     """
     helper: Any = open_driver(driver="pymysql", connect=_never)
 
-    def open_one() -> Any:
-        given = {"database": database.database, "autocommit": True, **database.connect_params}
+    def open_one(login: Login | None) -> Any:
+        params = turned(database.connect_params, login, "mysql")
+        given = {"database": database.database, "autocommit": True, **params}
         for old, new in (("db", "database"), ("passwd", "password")):
             if old in given:
                 given[new] = given.pop(old)
         return helper.open(given, settings.connect_timeout)
 
-    return open_one
+    return Opener(open_one)
 
 
 def _never() -> Any:
     raise NotImplementedError  # open() is all that is asked of that helper
 
 
-def opener(
-    database: Any, connect: Callable[[Any], Any], driver: str, settings: Settings
-) -> Callable[[], Any]:
+def opener(database: Any, connect: Callable[[Any], Any], driver: str, settings: Settings) -> Opener:
     """How the pool opens a connection: *connect* is peewee's own, called with a copy of *database*
     that says how long it may take.
     """
     if driver == "pymysql":
         return _pymysql_opener(database, settings)
 
-    def open_one() -> Any:
+    backend = "postgresql" if driver.startswith("psycopg") else "mysql"
+
+    def open_one(login: Login | None) -> Any:
         one = copy.copy(database)
         limit = min(
             settings.connect_timeout,
             float(database.connect_params.get("connect_timeout") or math.inf),
         )
-        one.connect_params = dict(database.connect_params)
+        one.connect_params = turned(database.connect_params, login, backend)
         least = _CONNECT_TIMEOUT.get(driver)
         if least is not None and "connection_timeout" not in one.connect_params:
             one.connect_params["connect_timeout"] = max(least, math.ceil(limit))
@@ -162,4 +144,4 @@ def opener(
             )
         return connect(one)
 
-    return open_one
+    return Opener(open_one)

@@ -17,7 +17,7 @@ from contextvars import Context
 from dataclasses import replace
 from typing import Any
 
-from unbroken.abc import Cause, Connection, Fault, FaultKind
+from unbroken.abc import Cause, Connection, Fault, FaultKind, Login
 from unbroken.brain.entry import Entry
 from unbroken.brain.stats import Counters, Stats
 from unbroken.drivers._shared import dial, from_connect, mark
@@ -50,8 +50,9 @@ class Body(PoolState):
     entry_kind = Slot
 
     def __init__(self, pool: Any, plan: Plan, runtime: Any, counters: Counters | None) -> None:
+        mark = mark_of(runtime)
         super().__init__(
-            plan.driver, plan.settings, runtime, plan.name, plan.emit, mark_of(runtime), connector
+            plan.driver, plan.settings, runtime, plan.name, plan.emit, mark, connector, plan.secrets
         )
         self._pool = weakref.ref(pool)
         self.plan = plan
@@ -69,7 +70,7 @@ class Body(PoolState):
             None  #: of one that waits: an application's ``creator`` may read its context variables
         )
         this = weakref.ref(self)
-        runtime.opener = lambda: opened_by(this)
+        runtime.opener = lambda login: opened_by(this, login)
         runtime.context = lambda: context_of(this)
         self._look()
         self._take_bounds(pool)
@@ -101,8 +102,18 @@ class Body(PoolState):
 
     # -- connecting --------------------------------------------------------------------------------
 
-    def open(self) -> Connection:
-        """Open a connection the way that SQLAlchemy does: the driver's own object.
+    @property
+    def asks_login(self) -> bool:
+        """See PoolState. Also where a ``creator`` or a ``do_connect`` event of the application's
+        may bring another login each time.
+        """
+        pool = self.pool
+        if pool is None or self.secrets.are_asked or self.plan.is_created_outside:
+            return True
+        return len(pool._dialect.dispatch.do_connect) > self.plan.aims
+
+    def open(self, login: Login | None = None) -> Connection:
+        """Open a connection as *login*, the way that SQLAlchemy does: the driver's own object.
 
         On this thread, or inside a greenlet.
         """
@@ -110,7 +121,7 @@ class Body(PoolState):
         if pool is None:
             raise self.error(PoolClosedError, f"the engine of {self.name} is gone")
         record = pool.blank()
-        connection = dial(lambda: pool.raw_creator(record))
+        connection = dial(lambda: pool.raw_creator(record, login))
         try:
             raw = self._look_below(pool, connection)
         except BaseException:

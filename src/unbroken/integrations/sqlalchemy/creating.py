@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import pool as sqla_pool
 
+from unbroken.abc import Login
 from unbroken.integrations.sqlalchemy.plan import Plan
 from unbroken.integrations.sqlalchemy.record import (
     NO_BODY,
@@ -75,10 +76,14 @@ class Creating(sqla_pool.QueuePool):
 
         return create
 
-    def raw_creator(self, record: Any) -> Any:
-        """What the application, or SQLAlchemy's dialect, opens."""
+    def raw_creator(self, record: Record, login: Login | None = None) -> Any:
+        """What the application, or SQLAlchemy's dialect, opens as *login*."""
         creates: Callable[[Any], Any] = super()._should_wrap_creator(self._creator)
-        return creates(record)
+        record.login = login
+        try:
+            return creates(record)
+        finally:
+            record.login = None
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
         body = self._body

@@ -7,12 +7,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.engine import URL
 
 from unbroken.abc import (
-    NO_OPTIONS,
+    Address,
     BaseDriver,
     Capabilities,
     Connection,
@@ -26,8 +27,10 @@ from unbroken.backends.system import one_line
 from unbroken.drivers import known as all_known
 from unbroken.drivers import open_driver
 from unbroken.drivers._base import Base
-from unbroken.drivers.url import BACKENDS
 from unbroken.errors import ConfigurationError
+from unbroken.integrations.sqlalchemy.where import hosts_of, take_callables, target_of
+from unbroken.pool.arguments import by_our_names
+from unbroken.pool.secrets import NO_SECRETS
 from unbroken.settings import Settings
 
 log = logging.getLogger("unbroken")
@@ -60,7 +63,6 @@ _CONNECT_TIMEOUT: Mapping[str, tuple[str, Callable[[float], float]]] = {
     "asyncpg": ("timeout", float),
 }
 _TIMEOUT_NAMES = ("connect_timeout", "connection_timeout", "timeout")
-_PORTS = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
 
 _warned: set[str] = set()
 
@@ -80,6 +82,12 @@ class Plan:
         self.settings = settings
         self.name = settings.name or driver.target.label
         self.is_async = is_async
+        #: what is asked at each connect
+        self.secrets = NO_SECRETS
+        #: the hosts of the URL
+        self.hosts: tuple[Address, ...] = ()
+        #: the application opens the connections: where they lead is its own affair
+        self.is_created_outside = False
         #: seconds for one attempt; the application's own word counts
         self.connect_limit = settings.connect_timeout
         #: what our errors are, too: the DBAPI's OperationalError
@@ -89,6 +97,12 @@ class Plan:
             (each.module.partition(".")[0] for each in all_known() if each.name == driver.name),
             None,
         )
+
+    @property
+    def aims(self) -> bool:
+        """Whether each connect is told its host, or its user and password."""
+        several = len(self.hosts) > 1 and not self.is_created_outside
+        return several or self.secrets.are_asked
 
     def genuine(self, raw: Any) -> Connection | None:
         """The driver's own object: *raw*, or what a tracer's proxy around it wraps; None where
@@ -190,62 +204,55 @@ class Blind(Base):
         """Nothing to undo."""
 
 
-def target_of(url: URL) -> Target:
-    """Where *url* leads, for messages and as the key of the server's record."""
-    backend = BACKENDS.get(url.get_backend_name(), url.get_backend_name())
-    host, port, socket = url.host, url.port, None
-    given = url.query.get("host") or url.query.get("unix_socket") or url.query.get("unix_sock")
-    if given:
-        text = given if isinstance(given, str) else ",".join(given)
-        host, socket = (host, text) if text.startswith("/") else (text, None)
-    return Target(
-        url.drivername,
-        backend,
-        host or "localhost",
-        port or _PORTS.get(backend),
-        socket,
-        url.username,
-        url.password,
-        url.database,
-        NO_OPTIONS,
-    )
-
-
-def open_plan(url: URL, kwargs: dict[str, Any], is_async: bool) -> tuple[Plan, tuple[str, ...]]:
+def open_plan(
+    url: URL, kwargs: dict[str, Any], *, is_async: bool, is_ours: bool
+) -> tuple[Plan, tuple[str, ...]]:
     """The plan for an engine, and the names of settings that were in *url*'s query.
 
-    Translates in *kwargs* what is SQLAlchemy's.
+    Translates in *kwargs* what is SQLAlchemy's. *is_ours*: whether its pool is one of ours.
     """
-    given, names = _settings(url, kwargs)
+    given, names = _settings(url, kwargs, by_our_names if is_ours else dict)
     observers = tuple(given.pop("observers", ()))
     _translate(given, kwargs)
     settings = Settings.of(**given)
     if settings.max_idle is None:
         # pool_size connections are "kept persistently", says SQLAlchemy
         settings = settings.changed(max_idle=math.inf)
-    target = target_of(url)
+    hosts = hosts_of(url) if is_ours else ()
+    target = target_of(url, hosts)
     adopt_for(settings.units, settings.max_replays)
+    if kwargs.get("creator") is not None:
+        target = replace(target, others=())
     plan = Plan(_driver(url, target, is_async), settings, observers, is_async=is_async)
+    plan.is_created_outside = kwargs.get("creator") is not None
     if not plan.is_blind:
+        plan.hosts = hosts
+        if is_ours:
+            plan.secrets = take_callables(target, kwargs, is_async=is_async)
         _in_pure_python(url, kwargs)
         plan.connect_limit = _bound_connect(url, kwargs, settings)
     return plan, names
 
 
-def _settings(url: URL, kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _settings(
+    url: URL, kwargs: dict[str, Any], named: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     given = kwargs.pop("unbroken", None) or {}
     if not isinstance(given, Mapping):
         raise ConfigurationError(
             f"unbroken={given!r} must be a dict of settings, such as unbroken={{'leak_after': 10}}"
         )
     # that one is the DBAPI's, in a URL
-    ours, _ = Settings.split({k: v for k, v in url.query.items() if k != "connect_timeout"})
+    ours, theirs = Settings.split(
+        named({k: v for k, v in url.query.items() if k != "connect_timeout"})
+    )
     several = [k for k, v in ours.items() if not isinstance(v, str)]
     if several:
         raise ConfigurationError(
             f"setting {several[0]!r} stands more than once in the URL; leave one"
         )
-    return {**Settings.from_text(ours), **given}, tuple(ours)
+    names = tuple(each for each in url.query if each not in theirs and each != "connect_timeout")
+    return {**Settings.from_text(ours), **named(given)}, names
 
 
 def _translate(given: dict[str, Any], kwargs: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from unbroken.integrations.sqlalchemy.async_pool import AsyncUnbrokenQueuePool
 from unbroken.integrations.sqlalchemy.hooks import Hooks
 from unbroken.integrations.sqlalchemy.plan import log, open_plan
 from unbroken.integrations.sqlalchemy.pool import UnbrokenQueuePool
+from unbroken.integrations.sqlalchemy.where import aim, needs_one_host, with_one_host
 
 #: Databases without a server, whose pools SQLAlchemy chooses with care: they stay as they are.
 _WITHOUT_SERVER = {"sqlite"}
@@ -29,17 +30,20 @@ class Plugin(CreateEnginePlugin):
     def __init__(self, url: URL, kwargs: dict[str, Any]) -> None:
         super().__init__(url, kwargs)
         self._names: tuple[str, ...] = ()
+        #: the engine's, where SQLAlchemy is given a simpler one
+        self._url: URL | None = None
         self._plan = None
         if url.get_backend_name() in _WITHOUT_SERVER or "pool" in kwargs:
             kwargs.pop("unbroken", None)
             return
         is_async = bool(kwargs.get("_is_async", False))
-        self._plan, self._names = open_plan(url, kwargs, is_async)
         ours = AsyncUnbrokenQueuePool if is_async else UnbrokenQueuePool
         given = kwargs.get("poolclass")
         if given in (None, sqla_pool.QueuePool, sqla_pool.AsyncAdaptedQueuePool):
-            kwargs["poolclass"] = ours
-        elif not issubclass(given, (UnbrokenQueuePool, AsyncUnbrokenQueuePool)):
+            kwargs["poolclass"] = given = ours
+        is_ours = issubclass(given, (UnbrokenQueuePool, AsyncUnbrokenQueuePool))
+        self._plan, self._names = open_plan(url, kwargs, is_async=is_async, is_ours=is_ours)
+        if not is_ours:
             log.warning(
                 "poolclass=%s stays as you gave it: unbroken looks after connections in its own"
                 " pool only",
@@ -47,8 +51,13 @@ class Plugin(CreateEnginePlugin):
             )
 
     def update_url(self, url: URL) -> URL:
-        """The URL without what was meant for us."""
-        return url.difference_update_query(self._names)
+        """The URL without what was meant for us. Of several hosts SQLAlchemy sees the first."""
+        url = url.difference_update_query(self._names)
+        hosts = () if self._plan is None else self._plan.hosts
+        if not needs_one_host(url, hosts):
+            return url
+        self._url = url
+        return with_one_host(url, hosts)
 
     def handle_pool_kwargs(self, pool_cls: type[sqla_pool.Pool], pool_args: dict[str, Any]) -> None:
         """Hand the plan to our pool."""
@@ -59,8 +68,13 @@ class Plugin(CreateEnginePlugin):
 
     def engine_created(self, engine: Engine) -> None:
         """Hook in where SQLAlchemy classifies errors, ends transactions and sends statements."""
-        if self._plan is not None:
-            Hooks(engine, self._plan).install()
+        if self._plan is None:
+            return
+        if self._url is not None:
+            engine.url = self._url
+        if self._plan.aims:
+            aim(engine, self._plan.driver)
+        Hooks(engine, self._plan).install()
 
 
 def stats(engine: Any) -> Stats:

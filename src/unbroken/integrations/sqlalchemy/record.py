@@ -57,6 +57,7 @@ class Record(_ConnectionRecord):
         "entry",
         "failed",
         "loan",
+        "login",
         "owner",
         "past",
         "past_use",
@@ -74,6 +75,8 @@ class Record(_ConnectionRecord):
         self.loan: Any = (
             None  #: what this use has of a unit of work or a deadline, which end with it
         )
+        #: where the connect that is made for it goes, and as whom
+        self.login: Any = None
         self.closing = False  #: it is this record's connection that is being closed, or set up, now
         #: the use of the entry that a caller has got hold of; 0: of another entry, -1: none yet
         self.used = -1

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import Context
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy.util import greenlet_spawn
 from sqlalchemy.util.concurrency import await_only
 
-from unbroken.abc import AsyncDriver, Connection, Driver
+from unbroken.abc import AsyncDriver, Connection, Driver, Login
 from unbroken.errors import PoolClosedError
 from unbroken.ledger.scope import apart, tell
 from unbroken.net.fork_guard import fork_mark
@@ -52,12 +53,14 @@ def context_of(body_ref: Callable[[], Any]) -> Any:
     return context
 
 
-def opened_by(body_ref: Callable[[], Any]) -> Connection:
-    """A connection of the body's, opened as SQLAlchemy does; an error where the body is gone."""
+def opened_by(body_ref: Callable[[], Any], login: Login | None) -> Connection:
+    """A connection of the body's as *login*, opened as SQLAlchemy does; an error where the body is
+    gone.
+    """
     body: Any = body_ref()
     if body is None:
         raise PoolClosedError("the engine is gone")
-    return body.open()
+    return body.open(login)
 
 
 class SyncRuntime(ThreadRuntime):
@@ -66,7 +69,7 @@ class SyncRuntime(ThreadRuntime):
     Locks are reentrant: SQLAlchemy gives connections back in finalizers, which run anywhere.
     """
 
-    opener: Callable[[], Connection]
+    opener: Callable[[Login | None], Connection]
     context: Callable[[], Context]
 
     def __init__(self, driver: Driver) -> None:
@@ -79,7 +82,7 @@ class SyncRuntime(ThreadRuntime):
     def do(self, step: Any) -> Any:
         """A step, a worker's or a caller's. SQLAlchemy opens the connections."""
         return super().do(
-            replace(step, make=self.opener, context=self.context())
+            replace(step, make=partial(self.opener, step.login), context=self.context())
             if type(step) is Connect
             else step
         )
@@ -108,7 +111,7 @@ class GreenletRuntime(LoopRuntime):
     Workers are tasks; callers are in SQLAlchemy's greenlets, and wait through them.
     """
 
-    opener: Callable[[], Connection]
+    opener: Callable[[Login | None], Connection]
     context: Callable[[], Context]
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
@@ -118,8 +121,9 @@ class GreenletRuntime(LoopRuntime):
         """A worker's step. What SQLAlchemy does in it needs a greenlet."""
         return await (greenlet_spawn(step.work) if type(step) is Attempt else super().do(step))
 
-    async def _connect(self, step: Connect) -> Any:  # noqa: ARG002 - as LoopRuntime has it
-        return await self.loop.create_task(greenlet_spawn(self.opener), context=self.context())
+    async def _connect(self, step: Connect) -> Any:
+        made = greenlet_spawn(self.opener, step.login)
+        return await self.loop.create_task(made, context=self.context())
 
     def wait_for(self, result: Any) -> Any:
         """What an async driver's method gives, inside a greenlet."""

@@ -1,0 +1,84 @@
+"""Where a database leads, and as whom: its hosts, and callables as ``user`` and ``password``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from unbroken.abc import Address, Login, Target
+from unbroken.drivers import _login
+from unbroken.drivers._addresses import USUAL, listed, of_framework
+from unbroken.drivers.url import at, parse
+
+_NAMES = {"user": ("user",), "password": ("password", "passwd")}
+
+
+def hosts_of(given: Mapping[str, Any], backend: str) -> tuple[Address, ...]:
+    """The hosts that the arguments *given* name: ``host="db1,db2"`` with one ``port`` for all of
+    them or one for each, or with the ports behind the hosts.
+
+    Raises ConfigurationError for a list that cannot be read.
+    """
+    return of_framework(_texts(given.get("host")), _texts(given.get("port")), USUAL[backend])
+
+
+def _texts(given: Any) -> list[str]:
+    if isinstance(given, (list, tuple)):
+        return [str(each) for each in given]
+    return listed(str(given)) if given else []
+
+
+def target_of(name: str, params: Mapping[str, Any], driver: str) -> Target:
+    """Where the database *name* with peewee's *params* leads, as far as they say."""
+    backend = "postgresql" if driver.startswith("psycopg") else "mysql"
+    known = {each: params[each] for each in ("host", "port", "unix_socket") if params.get(each)}
+    password = next((params[each] for each in _NAMES["password"] if params.get(each)), None)
+    target = Target(f"{backend}+{driver}", backend, database=name, password=None)
+    if backend == "postgresql" and "://" in name:
+        read = parse(name)
+        password = password or read.password
+        target = replace(read, scheme=target.scheme, options=target.options)
+        found = hosts_of(known, backend) or read.hosts
+    else:
+        found = hosts_of(known, backend)
+    if not found:
+        found = ((str(known.get("host") or "localhost"), None),)
+    if len(found) == 1:
+        host, port = found[0]
+        found = ((host, port or USUAL[backend]),)
+    if isinstance(password, str):
+        target = replace(target, password=password)
+    return at(target, found, known.get("unix_socket"))
+
+
+def callables_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a pool's ``user=`` and ``password=`` peewee's *params* give as callables."""
+    return {
+        what: params[name]
+        for what, names in _NAMES.items()
+        for name in names
+        if callable(params.get(name))
+    }
+
+
+def turned(params: Mapping[str, Any], login: Login | None, backend: str) -> dict[str, Any]:
+    """peewee's *params*, for one connect as *login*."""
+    socket = "unix_socket" if backend == "mysql" else None
+    if ":" in str(params.get("host")):  # its port may stand behind it
+        found = hosts_of(params, backend)
+        params = _login.turned(params, Login(*found[0]), "password", socket) if found else params
+    return _login.turned(params, login, "password", socket)
+
+
+def without_hosts(url: str) -> tuple[str, dict[str, Any]]:
+    """*url* without its hosts, and these as peewee's argument, where there are several: the
+    standard library reads one.
+    """
+    parts = urlsplit(url)
+    user, sign, where = parts.netloc.rpartition("@")
+    named = [value for name, value in parse_qsl(parts.query) if name == "host"]
+    if "," in where:
+        return urlunsplit(parts._replace(netloc=user + sign)), {"host": where}
+    return url, {"host": ",".join(named)} if len(named) > 1 else {}
