@@ -27,6 +27,8 @@ ASYNC = {"asyncpg", "aiomysql", "asyncmy"}
 #: a busy machine; connect_timeout is 5.
 SOON = 2.0
 WINDOW = 2.0
+#: Callers at a time, and connections at most.
+CALLERS, SIZE = 6, 4
 
 
 class Engine:
@@ -342,3 +344,115 @@ def options(server: Server) -> tuple[dict[str, Any], dict[str, Any]]:
     if isinstance(server, PostgreSQL):
         return {"default_transaction_read_only": "on"}, {"default_transaction_read_only": "off"}
     return {"read_only": 1}, {"read_only": 0}
+
+
+def write(engine: Engine, number: int, *, as_unit: bool) -> Any:
+    """What stores *number* in a transaction of its own."""
+    sql = f"INSERT INTO kept VALUES ({number})"
+
+    def work() -> None:
+        with engine.engine.begin() as conn:
+            conn.exec_driver_sql(sql)
+
+    async def work_on_loop() -> None:
+        async with engine.engine.begin() as conn:
+            await conn.exec_driver_sql(sql)
+
+    chosen: Any = work_on_loop if engine.is_async else work
+    return unbroken.replayable(chosen) if as_unit else chosen
+
+
+class Load:
+    """What callers see while something happens to a server."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.numbers = engine, iter(range(100_000))
+        self.over = threading.Event()
+        self.stored: list[int] = []
+        self.errors: list[str] = []
+        self.at = 0.0
+
+    @contextmanager
+    def noted(self) -> Iterator[Any]:
+        """Gives what is to be called."""
+        number = next(self.numbers)
+        try:
+            yield write(self.engine, number, as_unit=number % 2 == 0)
+        except Exception as error:
+            self.errors.append(f"{error!r} {getattr(error, '__notes__', [])} {number}")
+        else:
+            self.stored.append(number)
+            self.at = time.monotonic()
+
+    def one(self) -> None:
+        while not self.over.is_set():
+            with self.noted() as work:
+                work()
+            time.sleep(0.005)
+
+    async def one_on_loop(self) -> None:
+        while not self.over.is_set():
+            with self.noted() as work:
+                await work()
+            await asyncio.sleep(0.005)
+
+    async def all_on_loop(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(CALLERS):
+                group.create_task(self.one_on_loop())
+
+
+@contextmanager
+def load(engine: Engine) -> Iterator[Load]:
+    """Several callers write, half of them in units of work."""
+    seen = Load(engine)
+    runner = engine.runner
+    if runner is None:
+        threads = [threading.Thread(target=seen.one) for _ in range(CALLERS)]
+    else:
+        threads = [threading.Thread(target=lambda: runner.run(seen.all_on_loop()))]
+    for each in threads:
+        each.start()
+    try:
+        yield seen
+    finally:
+        seen.over.set()
+        for each in threads:
+            each.join(30)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_server_that_takes_no_writes_for_a_while_fails_nobody(pairs: Any, name: str) -> None:
+    server = pairs(name).first
+    server.admin("DROP TABLE IF EXISTS kept")
+    server.admin("CREATE TABLE kept (n INT PRIMARY KEY)")
+    if isinstance(server, PostgreSQL):
+        server.admin(f"ALTER TABLE kept OWNER TO {server.user}")
+    off, on = options(server)
+    servers._records.clear()
+    engine = Engine(server.url(name), is_async=name in ASYNC, pool_size=SIZE, max_overflow=0)
+    try:
+        with load(engine) as seen:
+            wait_for(lambda: len(seen.stored) > 40)
+            server.set(**off)
+            time.sleep(WINDOW)
+            server.set(**on)
+            at = time.monotonic()
+            wait_for(lambda: seen.at > at)
+            first = seen.at - at
+            wait_for(lambda: seen.at > at + 0.5)
+        # MariaDB refuses the COMMIT of what was written before: only a whole unit can be run again
+        assert [each for each in seen.errors if "INSERT was sent before it" not in each] == []
+        assert first < 1.0
+        assert sorted(int(n) for (n,) in server.admin("SELECT n FROM kept")) == sorted(seen.stored)
+        assert engine.stats().opened <= 5 * SIZE
+    finally:
+        server.set(**on)
+        engine.close()
+        server.admin("DROP TABLE IF EXISTS kept")

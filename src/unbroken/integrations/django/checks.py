@@ -12,7 +12,7 @@ from django.core import checks
 from django.db import connections
 
 from unbroken.errors import ConfigurationError
-from unbroken.integrations.django import pools
+from unbroken.integrations.django import pools, where
 
 _ENGINES = ("unbroken.django.mysql", "unbroken.django.postgresql")
 
@@ -37,6 +37,7 @@ def check_settings(**_kwargs: Any) -> list[Any]:
     for alias, given in _ours():
         try:
             pools.settings_of(given)
+            where.hosts_of(given, given["ENGINE"].rpartition(".")[2])
         except (ConfigurationError, TypeError, ValueError) as exc:
             found.append(
                 checks.Error(

@@ -11,7 +11,7 @@ from django.db.backends.utils import CursorWrapper
 from django.db.utils import DatabaseErrorWrapper
 from django.utils.functional import cached_property
 
-from unbroken.errors import ConnectRejectedError, UnbrokenError
+from unbroken.errors import ConfigurationError, ConnectRejectedError, UnbrokenError
 from unbroken.integrations.django import pools, where
 from unbroken.integrations.django.blocks import Blocks, Savepoints, is_left
 from unbroken.integrations.django.errors import translated
@@ -115,9 +115,8 @@ class Pooled(Transactions):
     def get_connection_params(self) -> dict[str, Any]:
         """Django's, without our settings, bounded in time."""
         given: dict[str, Any] = self.settings_dict
-        if not self.unbroken_bare and not where.is_simple(given, self.vendor):
-            asked = given if pools.is_pooled(self) else where.with_secrets(given)
-            self.settings_dict = where.at_first(asked, self.vendor)
+        if not self.unbroken_bare:
+            self.settings_dict = self._as_django_reads_it(given)
         try:
             params: dict[str, Any] = super().get_connection_params()
         finally:
@@ -129,6 +128,16 @@ class Pooled(Transactions):
                 "connect_timeout", math.ceil(pools.settings_of(self.settings_dict).connect_timeout)
             )
         return params
+
+    def _as_django_reads_it(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The settings *given*, with one host, and for creating databases with a password."""
+        try:
+            if where.is_simple(given, self.vendor):
+                return given
+            asked = given if pools.is_pooled(self) else where.with_secrets(given)
+            return where.at_first(asked, self.vendor)
+        except ConfigurationError as exc:
+            raise ImproperlyConfigured(f"DATABASES[{self.alias!r}]: {exc}") from exc
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """A connection of the pool's; for the pool, and for creating databases, a new one."""
