@@ -238,7 +238,7 @@ class Knowledge:
 
     @property
     def asks_login(self) -> bool:
-        """Whether another attempt may have another login, so that a refusal is not final at once."""
+        """Whether another attempt may have another login: then a refusal is not final at once."""
         return self.secrets.are_asked or self.driver.login_may_change
 
     @property
