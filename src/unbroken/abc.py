@@ -289,11 +289,9 @@ class BaseDriver(Protocol):
     #: may be replayed (a newer library works differently, say); None: they can be followed.
     blindness: str | None
 
-    #: For a caller's own ``connect=``: whether it changes nothing of a session but its settings.
-    #: None: not known.
+    #: For a caller's own ``connect=``: whether it changes nothing of a session but its settings
+    #: (None: not known), and whether its user or password may be another one each time.
     sets_only: bool | None
-
-    #: For a caller's own ``connect=``: whether its user or password may be another one each time.
     login_may_change: bool
 
     #: Whether its connections belong to an event loop.
