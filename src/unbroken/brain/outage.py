@@ -79,15 +79,8 @@ class Try:
     """One attempt to connect that is under way."""
 
     __slots__ = (
-        "address",
-        "is_ended",
-        "is_late",
-        "is_passed_over",
-        "number",
-        "started",
-        "until",
-        "who",
-    )
+        "address", "is_ended", "is_late", "is_passed_over", "number", "started", "until", "who",
+    )  # fmt: skip
 
     def __init__(self, who: object, started: float, number: int) -> None:
         self.who = who
@@ -351,9 +344,7 @@ class Outage:
         return True
 
     def needs_proof(self, now: float) -> bool:
-        """Whether a new connection must prove that its server can serve: being let in is not
-        enough.
-        """
+        """Whether a new connection must prove that its server can serve: it was let in only."""
         return now < self.proof_until
 
     # -- how attempts end --------------------------------------------------------------------------
@@ -431,10 +422,7 @@ class Outage:
         self.next_try = self.next_lonely_try = now
 
     def resign(self, who: object) -> bool:
-        """*who* will not try any more; the next who asks becomes the prober.
-
-        False: it was not the prober.
-        """
+        """*who* will not try any more; the next who asks is the prober. False: it was not one."""
         if self.prober is not who:
             return False
         self.prober = None
