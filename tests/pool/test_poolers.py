@@ -255,6 +255,29 @@ def test_the_servers_idle_limit_is_not_the_poolers(
         assert state_of(pool).server.limit.told is None
 
 
+def test_a_begin_that_no_session_was_free_for_begins_an_outage(
+    postgres: PostgreSQL, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncpg's pool sends BEGIN before the caller has the connection."""
+    caplog.set_level(logging.INFO, "unbroken")
+
+    async def main(bouncer: PgBouncer) -> int:
+        async with unbroken.AsyncPool(bouncer.url("asyncpg"), max_size=2) as pool:
+            async with pool.connection(), pool.connection(transaction=False):
+                pass
+            with psycopg.connect(bouncer.url()) as holder:
+                holder.execute("SELECT 1")
+                waiting = asyncio.ensure_future(pool.run(asyncpg_work, 1, 1))
+                while not any("cannot serve" in r.getMessage() for r in caplog.records):
+                    await asyncio.sleep(0.02)
+                    assert not waiting.done()
+            return int(await waiting)
+
+    options = {"default_pool_size": 1, "query_wait_timeout": 1}
+    with PgBouncer(postgres, "transaction", options) as bouncer:
+        assert asyncio.run(main(bouncer)) == 1
+
+
 # -- state of a session ----------------------------------------------------------------------------
 
 

@@ -69,12 +69,15 @@ class Holding:
 
     def is_lost_at_begin(self, exc: BaseException) -> bool:
         """Whether BEGIN failed with *exc* because the connection was lost: nothing was done on it,
-        so another one will do.
+        so another one will do. Where the server said that it cannot serve, an outage begins.
         """
         state = self.state
         if not isinstance(exc, Exception) or isinstance(exc, UnbrokenError):
             return False
-        return bool(state.classify(exc).is_lost and self.entry.cause is not Cause.DEADLINE)
+        fault = state.classify(exc)
+        if fault.kind in CANNOT_SERVE:
+            cannot_serve(state, self.entry, fault)
+        return bool(fault.is_lost and self.entry.cause is not Cause.DEADLINE)
 
     def arm(self, until: float) -> None:
         """End this use at *until* (infinite: never), if it is not over by then. Without a deadline
