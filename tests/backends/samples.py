@@ -28,6 +28,7 @@ MYSQL: dict[str, Sample] = {
     "proxysql-failure": (9002, "Max connect failure while reaching hostgroup 10", K.NOT_READY, K.NOT_READY, None),  # noqa: E501
     "proxysql-locked": (9005, "Session trying to reach HG 2 while locked on HG 1 . Rejecting query: SELECT 1", None, K.OTHER, None),  # noqa: E501
     "proxysql-denied": (1045, "ProxySQL Error: Access denied for user 'app'@'10.0.0.1' (using password: YES)", K.REJECTED, None, None),  # noqa: E501
+    "azure-tls": (9002, "SSL connection is required. Please specify SSL options and retry.", K.REJECTED, None, None),  # noqa: E501
     "maxscale-lost": (1927, "Lost connection to backend server: network error", K.NOT_READY, K.LOST, Cause.FAILOVER),  # noqa: E501
     "maxscale-primary": (1927, "Lost connection to the primary server, closing session. Connection from 'app'@'h' has been idle for 0 seconds.", K.NOT_READY, K.LOST, Cause.FAILOVER),  # noqa: E501
     "aurora-read-only": (1290, "The MySQL server is running with the --read-only option so it cannot execute this statement", None, K.READ_ONLY, None),  # noqa: E501

@@ -15,7 +15,7 @@ import pytest
 
 from unbroken import Pool
 from unbroken_drill import FaultProxy
-from unbroken_drill.servers import MariaDB, PostgreSQL, Server
+from unbroken_drill.servers import HAProxy, MariaDB, PostgreSQL, Server
 
 DRIVERS = ["pymysql", "psycopg"]
 IDLE = 1.2
@@ -148,3 +148,33 @@ def test_a_limit_is_learned_by_a_pool_whose_connections_all_idle_alike(
                 gone(pool)
             ask(pool)
             assert pool.stats().idle_limit == pytest.approx(1.0, abs=0.25)
+
+
+def test_haproxys_limit_is_learned_and_its_restarts_are_not(driver: str, server: Server) -> None:
+    with HAProxy([server], {"timeout client": "2s"}, follow=False) as proxy:
+        url = proxy.url(driver, **({"sslmode": "disable"} if driver == "psycopg" else {}))
+        time.sleep(2.0)
+        with Pool(url, max_size=1, outage_wait=20.0) as pool:
+            for _ in range(3):
+                ask(pool)
+                gone(pool)  # after two seconds
+            ask(pool)
+            assert pool.stats().idle_limit == pytest.approx(2.0, abs=0.2)
+            assert "without a word after 2." in pool.stats().idle_limit_learned_from
+
+
+def test_a_balancer_that_is_restarted_again_and_again_teaches_nothing(
+    driver: str, server: Server
+) -> None:
+    with HAProxy([server], follow=False) as proxy:
+        url = proxy.url(driver, **({"sslmode": "disable"} if driver == "psycopg" else {}))
+        time.sleep(2.0)
+        with Pool(url, max_size=1, outage_wait=20.0) as pool:
+            for idle in (0.8, 2.0, 1.2, 3.0, 0.6):
+                ask(pool)
+                time.sleep(idle)
+                proxy.crash(down=0.05)
+                gone(pool)
+                time.sleep(0.3)  # it is up again: no connect fails
+            ask(pool)
+            assert pool.stats().idle_limit_learned_from == ""

@@ -75,6 +75,10 @@ ROWS: tuple[Word, ...] = (
         "sysown/proxysql lib/MySQL_Session.cpp",
     ),
     Word(
+        "Azure Database", frozenset({9002}), ("ssl connection is required",),
+        _K.REJECTED, None, "the client must connect by TLS", "prisma/orm#2604",
+    ),
+    Word(
         "MaxScale", frozenset({1927}),
         ("lost connection to backend server", "lost connection to the primary server"),
         _K.NOT_READY, _K.LOST, "the server behind the session is gone",
