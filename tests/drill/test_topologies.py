@@ -32,7 +32,7 @@ def drilled(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("topology", "chosen", "contenders", "behind"),
     [
-        ("standby", "promote", "unbroken/psycopg,pre_ping", "standby behind HAProxy"),
+        ("standby", "promote,rotate", "unbroken/psycopg,pre_ping", "standby behind HAProxy"),
         ("replica", "switchover,reject", "unbroken/pymysql,pre_ping", "replica behind HAProxy"),
         ("galera", "promote", "unbroken/pymysql,pre_ping", "Galera of three behind HAProxy"),
         ("pgbouncer", "pooler-restart", "unbroken/psycopg,pre_ping", "behind PgBouncer"),
@@ -84,6 +84,6 @@ def test_what_cannot_be_played_is_said_in_a_line(given: dict[str, Any], said: st
 def test_a_topology_brings_its_own_scenarios_and_contenders() -> None:
     made = options.order({"topology": "galera"})
     names = [scenario.name for scenario in made.drill.scenarios]
-    assert names == ["promote", "switchover", "rolling", "reject", "pooler-restart"]
+    assert names == ["promote", "switchover", "rolling", "reject", "pooler-restart", "rotate"]
     assert {contender.backend for contender in made.drill.contenders} == {"mariadb"}
     assert [line.partition(":")[0] for line in made.left_out] == ["demote is left out"]

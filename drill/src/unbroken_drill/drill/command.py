@@ -57,7 +57,7 @@ command line. LIST: names with commas between.
     "--scenarios", metavar="LIST",
     help="Of idle, kill, restart, crash, freeze, reset, nat, mute, refuse, slow, and drill.toml's; "
     "small apps also fork, forget, hold, storm. Of a topology: promote, switchover, demote, "
-    "rolling, reject, pooler-restart.",
+    "rolling, reject, pooler-restart, rotate.",
 )  # fmt: skip
 @click.option(
     "--repeat",

@@ -66,7 +66,8 @@ class Ground:
     def where(self, driver: str | None, *, proxied: bool) -> Where:
         """Where a contender that uses *driver* finds its database: the server, or the proxy."""
         url = self.url if self.server is None else self.server.url(driver)
-        return Where.of(self.proxy.url(url) if proxied else url, self.backend)
+        secret = str(self.server.secret) if isinstance(self.server, Site) else ""
+        return Where.of(self.proxy.url(url) if proxied else url, self.backend, secret)
 
 
 class Contender(Contestant, Protocol):

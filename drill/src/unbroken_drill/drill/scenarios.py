@@ -79,6 +79,8 @@ class Scenario:
                 return f"{topology.name} cannot {strange[0] if strange else 'set an idle limit'}"
         elif any(verb.actor == "site" for verb in verbs):
             return f"it needs several servers: --topology {', '.join(_with(self.steps))}"
+        if not small and any(verb.name == "rotate" for verb in verbs):
+            return "only the drill's own small apps read their password anew"
         own = next((verb.name for verb in verbs if verb.actor == "contender"), None)
         if own is not None and not small:
             return f"only the drill's own small apps can {own}"
@@ -247,6 +249,11 @@ CLUSTERS: Final[tuple[Scenario, ...]] = (
         "pooler-restart",
         "the pooler or balancer restarts, away for 1 s",
         ["run 1", "restart_pooler 1", "run 2", "look 1"],
+    ),
+    scenario(
+        "rotate",
+        "the server wants another password and ends all sessions; 1 s later the app has it",
+        ["run 1", "rotate 1", "run 2", "look 1"],
     ),
 )
 

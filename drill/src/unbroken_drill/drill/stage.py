@@ -197,6 +197,11 @@ class Stage:
         self.wait(step.values["seconds"])
         self._site.elect(following)
 
+    def _rotate(self, step: Step) -> None:
+        self._site.rotate()
+        self.wait(step.values["seconds"])
+        self._site.publish()
+
     def _by_contender(self, step: Step) -> None:
         self.actor.do(step, self)
 
@@ -215,6 +220,7 @@ _DO: Final[dict[str, _Doing]] = {
     "run": Stage._run, "quiet": Stage._quiet, "look": Stage._look, "stop": Stage._stop,
     "crash": Stage._crash, "start": Stage._start, "freeze": Stage._freeze, "thaw": Stage._thaw,
     "kill": Stage._kill, "demote": Stage._demote,
+    "rotate": Stage._rotate,
 }  # fmt: skip
 _BY_ACTOR: Final[dict[str, _Doing]] = {
     "contender": Stage._by_contender, "proxy": Stage._on_proxy, "site": Stage._by_site,

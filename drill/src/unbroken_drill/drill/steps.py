@@ -193,6 +193,11 @@ VERBS: Final[Mapping[str, Verb]] = {
             "the pooler or balancer before the servers restarts, away for so long",
             *_SECONDS,
         ),
+        _site(
+            "rotate",
+            "the server wants another password, ends all sessions; so much later the app knows it",
+            *_SECONDS,
+        ),
         _strike("rst", "reset connections"),
         _strike("fin", "close connections in order"),
         _strike("half_close", "close one direction: the client is told, and may still send"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Self
 
 from unbroken.errors import ConfigurationError
@@ -56,7 +60,7 @@ class Topology:
 _ROLES: Final = frozenset({"promote", "switchover", "rolling", "repair"})
 _REFUSALS: Final = frozenset({"reject", "accept"})
 _POOLER: Final = frozenset({"restart_pooler"})
-_COMMON: Final = frozenset({"kill"})
+_COMMON: Final = frozenset({"kill", "rotate"})
 
 TOPOLOGIES: Final = {
     each.name: each
@@ -145,6 +149,8 @@ class Site:
         self.servers: list[Any] = made.servers if isinstance(made, Cluster) else [made]
         self._made = made
         self._front: Server | None = None
+        self._folder = Path(tempfile.mkdtemp(prefix="unbroken-drill-"))
+        self.secret = self._folder / "password"  #: what the application reads
 
     def __enter__(self) -> Self:
         try:
@@ -161,6 +167,7 @@ class Site:
         if self._front is not None:
             self._front.close()
         self._made.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def start(self) -> Self:
         """Start what does not run, and have every server follow the one that takes writes."""
@@ -174,6 +181,7 @@ class Site:
             self._front.start()
             if isinstance(self._front, HAProxy):
                 self._front.wait_serving()
+        self.publish()
         return self
 
     # ---- as a server
@@ -197,12 +205,12 @@ class Site:
     @property
     def host(self) -> str:
         """Of the address where contenders connect."""
-        return (self._front or self.writer).host
+        return str((self._front or self.writer).host)
 
     @property
     def port(self) -> int:
         """Likewise."""
-        return (self._front or self.writer).port
+        return int((self._front or self.writer).port)
 
     def url(self, driver: str | None = None, **query: Any) -> str:
         """Where contenders connect."""
@@ -210,13 +218,13 @@ class Site:
 
     def admin(self, sql: str, *, timeout: float = 30.0) -> list[tuple[str, ...]]:
         """Run *sql* as the administrator of the server that takes writes."""
-        return self.writer.admin(sql, timeout=timeout)
+        rows: list[tuple[str, ...]] = self.writer.admin(sql, timeout=timeout)
+        return rows
 
     @property
-    def writer(self) -> Server:
+    def writer(self) -> Any:
         """The server that takes writes."""
-        found: Server = self.cluster.wait_writer() if self.cluster else self.servers[0]
-        return found
+        return self.cluster.wait_writer() if self.cluster else self.servers[0]
 
     def sessions(self) -> list[Session]:
         """The contender's connections, wherever they lead."""
@@ -231,7 +239,7 @@ class Site:
         return sum(int(server.kill_sessions()) for server in running)
 
     def _kill_session(self, number: int) -> bool:
-        return (self._front or self.writer)._kill_session(number)
+        return bool((self._front or self.writer)._kill_session(number))
 
     # ---- what can happen to it
 
@@ -284,6 +292,20 @@ class Site:
         if not isinstance(self.cluster, Galera):  # where a switchover is a restart
             last.restart()
         self.cluster.repair()
+
+    def rotate(self) -> None:
+        """The server wants another password and ends all sessions; see :meth:`publish`."""
+        new = secrets.token_urlsafe(12)
+        self.writer.change_password(new)
+        for server in self.servers:
+            server.password = new
+        self.kill_sessions()
+
+    def publish(self) -> None:
+        """The application's secret is the server's password."""
+        draft = self.secret.with_suffix(".new")
+        draft.write_text(self.servers[0].password)
+        draft.replace(self.secret)
 
     def restart_pooler(self, seconds: float) -> None:
         """What stands before the servers stops, and is back *seconds* later."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 
@@ -17,10 +18,17 @@ class Where:
     password: str
     database: str
     backend: str = ""
+    secret: str = ""  #: a file with the password, which may change; empty: it stays
+
+    def password_now(self) -> str:
+        """The password that the server wants now, as far as the application can know."""
+        return Path(self.secret).read_text() if self.secret else self.password
 
     @classmethod
-    def of(cls, url: str, backend: str = "") -> Where:
-        """From a database URL; *backend* is the kind of server."""
+    def of(cls, url: str, backend: str = "", secret: str = "") -> Where:
+        """From a database URL; *backend* is the kind of server, *secret* a file with the
+        password.
+        """
         parts = urlsplit(url)
         return cls(
             url,
@@ -30,4 +38,5 @@ class Where:
             unquote(parts.password or ""),
             parts.path.strip("/"),
             backend,
+            secret,
         )

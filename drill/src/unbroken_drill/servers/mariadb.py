@@ -86,6 +86,7 @@ class MariaDB(Server):
     ) -> None:
         super().__init__(options, **kwargs)
         self.replicated = replicated
+        self._replicators = self.password  #: the replicas' password, which does not change
 
     @classmethod
     def find(cls, *, tls: bool = False) -> Path:
@@ -186,7 +187,7 @@ class MariaDB(Server):
         )
         if self.replicated:
             self._query(
-                f"CREATE USER {_REPLICATOR}@'%' IDENTIFIED BY {password};"
+                f"CREATE USER {_REPLICATOR}@'%' IDENTIFIED BY {_text(self._replicators)};"
                 f"GRANT REPLICATION SLAVE ON *.* TO {_REPLICATOR}@'%'",
                 None,
                 30.0,
@@ -225,6 +226,12 @@ class MariaDB(Server):
     def _socket_query(self, driver: str | None) -> dict[str, str]:  # noqa: ARG002 - all drivers spell it alike
         return {"unix_socket": self.unix_socket}
 
+    def change_password(self, password: str) -> None:
+        """Give the application's user another password; its sessions go on."""
+        name = f"{_text(self.user)}@'%'"
+        self._query(f"ALTER USER {name} IDENTIFIED BY {_text(password)}", None, 30.0)
+        self.password = password
+
     # ---- a primary and its replicas
 
     def replica(self, *, synchronous: bool = False) -> MariaDB:
@@ -238,6 +245,7 @@ class MariaDB(Server):
             dict(self.options), replicated=True, user=self.user, password=self.password,
             database=self.database, host=self.host, tls=self.tls, binary=self.binary,
         )  # fmt: skip
+        made._replicators = self._replicators
         made._become_replica(self)
         made.start()
         try:
@@ -255,7 +263,7 @@ class MariaDB(Server):
     def _replicate(self, upstream: MariaDB) -> None:
         self._query(
             f"CHANGE MASTER TO MASTER_HOST = '{upstream.host}', MASTER_PORT = {upstream.port},"
-            f" MASTER_USER = '{_REPLICATOR}', MASTER_PASSWORD = {_text(upstream.password)},"
+            f" MASTER_USER = '{_REPLICATOR}', MASTER_PASSWORD = {_text(upstream._replicators)},"
             " MASTER_USE_GTID = slave_pos, MASTER_CONNECT_RETRY = 1; START SLAVE",
             None,
             30.0,

@@ -240,6 +240,11 @@ class PostgreSQL(Server):
             return {"unix_sock": self.unix_socket}
         return {"host": str(self._home), "port": str(self.port)}
 
+    def change_password(self, password: str) -> None:
+        """Give the application's user another password; its sessions go on."""
+        self.admin(f"ALTER ROLE {_name(self.user)} PASSWORD {_text(password)}")
+        self.password = password
+
     # ---- a primary and its standbys
 
     def standby(

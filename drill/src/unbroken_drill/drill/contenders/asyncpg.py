@@ -35,7 +35,7 @@ class AsyncpgPool(SmallApp):
         import asyncpg
 
         return await asyncpg.create_pool(
-            **driver_arguments(self._where, "asyncpg"),
+            **driver_arguments(self._where, "asyncpg") | {"password": self._where.password_now},
             min_size=min(4, self._settings.size),
             max_size=self._settings.size,
             timeout=CONNECT_TIMEOUT,

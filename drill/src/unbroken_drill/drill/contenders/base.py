@@ -66,6 +66,7 @@ def driver_arguments(where: Where, driver: str) -> dict[str, Any]:
     """Keywords for the ``connect`` of psycopg, PyMySQL or mysqlclient."""
     name = "dbname" if driver == "psycopg" else "database"
     return {
-        "host": where.host, "port": where.port, "user": where.user, "password": where.password,
+        "host": where.host, "port": where.port, "user": where.user,
+        "password": where.password_now(),
         name: where.database,
     }  # fmt: skip

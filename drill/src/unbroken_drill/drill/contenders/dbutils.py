@@ -15,6 +15,18 @@ from unbroken_drill.drill.where import Where
 from unbroken_drill.drill.worker.workload import Rows, Unit, on_cursor
 
 
+def _creator(driver: Any, where: Where) -> Any:
+    """The driver, or a function that connects by it with the password that is right now."""
+    if not where.secret:
+        return driver
+
+    def connect(**arguments: Any) -> Any:
+        return driver.connect(**{**arguments, "password": where.password_now()})
+
+    connect.dbapi = driver  # type: ignore[attr-defined] # as DBUtils' manual asks for
+    return connect
+
+
 class DBUtils(SmallApp):
     """``blocking=True``, pinged whenever fetched (its default; psycopg has no ``ping``, so ``SELECT
     1``).
@@ -29,7 +41,7 @@ class DBUtils(SmallApp):
 
         name = "psycopg" if where.backend == "postgresql" else "pymysql"
         self._pool: Any = PooledDB(
-            importlib.import_module(name),
+            _creator(importlib.import_module(name), where),
             maxconnections=settings.size,
             blocking=True,
             ping="SELECT 1" if name == "psycopg" else 1,

@@ -30,13 +30,17 @@ class PsycopgPool(SmallApp):
         from psycopg_pool import ConnectionPool
 
         return ConnectionPool(
-            kwargs={**driver_arguments(self._where, "psycopg"), "connect_timeout": CONNECT_TIMEOUT},
+            kwargs=self._arguments if self._where.secret else self._arguments(),
             min_size=min(4, self._settings.size),
             max_size=self._settings.size,
             timeout=ACQUIRE_TIMEOUT,
             check=ConnectionPool.check_connection,
             open=True,
         )
+
+    def _arguments(self) -> dict[str, Any]:
+        found = driver_arguments(self._where, "psycopg")
+        return {**found, "connect_timeout": CONNECT_TIMEOUT}
 
     def work(self, unit: Unit) -> Rows:
         """``with pool.connection()``: commits, or rolls back."""

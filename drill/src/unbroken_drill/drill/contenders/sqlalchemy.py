@@ -35,6 +35,7 @@ class SQLAlchemy(SmallApp):
             pool_pre_ping=self.pre_ping,
             connect_args={"connect_timeout": CONNECT_TIMEOUT},
         )
+        _ask_for_password(self._engine, where)
 
     def work(self, unit: Unit) -> Rows:
         """One transaction, committed at the end of the block."""
@@ -81,6 +82,7 @@ class Plugin(SQLAlchemy, Ours):
                 "deadline": settings.deadline,
             },
         )
+        _ask_for_password(self._engine, where)
 
     def work(self, unit: Unit) -> Rows:
         """A transaction for each statement."""
@@ -92,6 +94,17 @@ class Plugin(SQLAlchemy, Ours):
 
     def after_fork(self) -> None:
         """Nothing at all."""
+
+
+def _ask_for_password(engine: Any, where: Where) -> None:
+    """At each connect, as SQLAlchemy's manual says ("Generating dynamic authentication tokens")."""
+    import sqlalchemy
+
+    if where.secret:
+
+        @sqlalchemy.event.listens_for(engine, "do_connect")
+        def _(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
+            parameters["password"] = where.password_now()
 
 
 def _first(conn: Any, sql: str, values: tuple[Any, ...]) -> Row | None:

@@ -22,8 +22,8 @@ from unbroken_drill.drill.worker.workload import Row, Rows, Unit, on_cursor, per
 _IN_TIME = (errors.DeadlineExceeded, errors.OutageError, errors.PoolTimeoutError)
 
 
-def keywords(settings: Settings) -> dict[str, Any]:
-    """unbroken's keywords for *settings*."""
+def keywords(settings: Settings, where: Where | None = None) -> dict[str, Any]:
+    """unbroken's keywords for *settings*; *where* has a password that may change, perhaps."""
     given: dict[str, Any] = {
         "max_size": settings.size,
         "acquire_timeout": ACQUIRE_TIMEOUT,
@@ -32,6 +32,8 @@ def keywords(settings: Settings) -> dict[str, Any]:
     }
     if settings.deadline is not None:
         given["deadline"] = settings.deadline
+    if where is not None and where.secret:
+        given["password"] = where.password_now
     return given
 
 
@@ -54,7 +56,7 @@ class Unbroken(Ours):
 
     def __init__(self, where: Where, settings: Settings) -> None:
         super().__init__(where, settings)
-        self._pool: Any = library.Pool(where.url, **keywords(settings))
+        self._pool: Any = library.Pool(where.url, **keywords(settings, where))
 
     def work(self, unit: Unit) -> Rows:
         """One unit of work: replayed when that is provably safe."""
@@ -78,7 +80,7 @@ class UnbrokenAsync(Ours):
     def __init__(self, where: Where, settings: Settings) -> None:
         super().__init__(where, settings)
         self._loop = LoopThread()
-        self._pool: Any = self._loop.ask(self._make(where.url, keywords(settings)))
+        self._pool: Any = self._loop.ask(self._make(where.url, keywords(settings, where)))
 
     async def _make(self, url: str, settings: dict[str, Any]) -> Any:
         return library.AsyncPool(url, **settings)
