@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from unbroken.abc import Address, Fault, FaultKind
 from unbroken.brain.hosts import LEAVE_AFTER, LOOK_AGAIN, REJECTED_FOR, After, Hosts
-from unbroken.brain.outage import Try
+from unbroken.brain.tries import Try
 
 A, B, C = ("a", 1), ("b", 2), ("c", None)
 REFUSED = Fault(FaultKind.REFUSED, text="nobody listens")

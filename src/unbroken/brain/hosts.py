@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from enum import Enum, auto
 
 from unbroken.abc import OUTAGE_KINDS, Address, Fault, FaultKind, address
-from unbroken.brain.outage import Try
+from unbroken.brain.tries import Try
 
 #: A host that turned us down for good (a wrong password, say) is not asked again for so long while
 #: others can be asked.

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Iterable
 from random import Random
 
-from unbroken.abc import Address, Fault, FaultKind
+from unbroken.abc import Fault, FaultKind
+from unbroken.brain.tries import Try
 
 #: Seconds between attempts (from, to) while callers wait and nothing listens: an attempt costs the
 #: server nothing.
@@ -73,24 +74,6 @@ PATIENT_ONE = 4
 ANSWERS = (FaultKind.NOT_READY, FaultKind.TOO_MANY, FaultKind.REFUSED)
 #: Failures that do not show that the server's name has led anywhere.
 _NAMELESS = (FaultKind.UNKNOWN_NAME, FaultKind.UNREACHABLE)
-
-
-class Try:
-    """One attempt to connect that is under way."""
-
-    __slots__ = (
-        "address", "is_ended", "is_late", "is_passed_over", "number", "started", "until", "who",
-    )  # fmt: skip
-
-    def __init__(self, who: object, started: float, number: int) -> None:
-        self.who = who
-        self.started = started
-        self.until = math.inf  #: when its time is up
-        self.number = number  #: among the attempts since the server last answered, from 1
-        self.is_ended = False  #: it was told to end, for another to begin in its place
-        self.is_passed_over = False  #: its host let us in, and another one is preferred
-        self.address: Address | None = None  #: where it goes; None: where the URL says
-        self.is_late = False  #: its time is up and it was counted as failed, though it still blocks
 
 
 class Outage:

@@ -18,8 +18,8 @@ from typing import Any
 from unbroken.abc import Cause, Connection, Fault, FaultKind
 from unbroken.backends.system import one_line
 from unbroken.brain.entry import Entry
-from unbroken.brain.outage import Try
 from unbroken.brain.standing import News, Refused
+from unbroken.brain.tries import Try
 from unbroken.ledger.questions import Question
 from unbroken.pool.registry import every
 from unbroken.pool.steps import Call, Flow, Wait

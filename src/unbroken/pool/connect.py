@@ -15,7 +15,8 @@ from unbroken.abc import Connection, Fault, FaultKind
 from unbroken.backends.system import one_line
 from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
-from unbroken.brain.outage import SILENT, Try
+from unbroken.brain.outage import SILENT
+from unbroken.brain.tries import Try
 from unbroken.pool.admission import CannotServeError, admit
 from unbroken.pool.first_questions import ask_limit, ask_uptime, prove, remember
 from unbroken.pool.login import (

@@ -22,8 +22,8 @@ from unbroken.brain import stats
 from unbroken.brain.entry import Entry
 from unbroken.brain.health import Policy
 from unbroken.brain.kernel import Kernel, Ticket
-from unbroken.brain.outage import Try
 from unbroken.brain.refusals import Refusals
+from unbroken.brain.tries import Try
 from unbroken.errors import ConnectRejectedError, E, PoolClosedError, UnbrokenError, for_driver
 from unbroken.ledger.scope import testify
 from unbroken.net import liveness
@@ -109,6 +109,8 @@ class Knowledge:
         self.oversee: Callable[[Any], None] = (
             _look_away  #: has that look not be later than it must be
         )
+        self.scouting = False  #: whether one looks for another host: see :mod:`.scouting`
+        self.next_scout = 0.0  #: when the place may be looked at again
         self.prober_wakeup: Any = None  #: the sleeping prober's signal
         self.rejected_at = -math.inf  #: when the server last said no: see :meth:`wants`
         #: finalizers append here; they must not take the lock

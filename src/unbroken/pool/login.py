@@ -10,7 +10,7 @@ from typing import Any
 from unbroken.abc import Fault, FaultKind, Login
 from unbroken.backends.fault import refuses_login
 from unbroken.backends.system import one_line
-from unbroken.brain.outage import Try
+from unbroken.brain.tries import Try
 from unbroken.errors import ConfigurationError, ConnectRejectedError, OutageError, UnbrokenError
 from unbroken.pool.admission import CannotServeError
 from unbroken.pool.knowledge import AT_THE_LIMIT

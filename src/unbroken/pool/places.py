@@ -14,7 +14,7 @@ from typing import Any
 from unbroken.abc import Address, Cause, Fault, Login, address
 from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
-from unbroken.brain.outage import Try
+from unbroken.brain.tries import Try
 from unbroken.net.sent_bytes import last_data
 from unbroken.pool.registry import every
 
@@ -106,9 +106,15 @@ def overdue(state: Any, place: Address | None) -> list[tuple[Entry, float]]:
         sent, received = data
         if received < UNHEARD:
             return []
-        if received > sent >= OVERDUE:
+        # the system's clock is coarse: an answer in the same tick looks like one that is due
+        if received >= sent >= OVERDUE and _is_asking(state, entry):
             found.append((entry, sent))
     return found
+
+
+def _is_asking(state: Any, entry: Entry) -> bool:
+    conn = entry.conn if entry.ref is None else entry.ref()
+    return conn is not None and not state.driver.is_quiet(conn)
 
 
 def condemn_elsewhere(state: Any, entry: Entry) -> None:

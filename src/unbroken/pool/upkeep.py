@@ -11,6 +11,7 @@ from unbroken.abc import Cause
 from unbroken.pool.acquire import ping
 from unbroken.pool.endings import TICK
 from unbroken.pool.leaks import discard_forgotten, is_leak, recover_strays, report_leaks
+from unbroken.pool.scouting import look_at_place
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Flow
 from unbroken.pool.windows import bear
@@ -52,6 +53,8 @@ def _tick(state_ref: Callable[[], PoolState | None]) -> None:
             schedule(state)
     elif live:
         schedule(state)
+    if live:
+        look_at_place(state)
 
 
 def _note_who_lives(state: PoolState) -> None:

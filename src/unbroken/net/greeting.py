@@ -1,0 +1,33 @@
+"""Does a server say its first word? Asked on a socket of its own, without a login."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import closing
+
+from unbroken.abc import Address, is_path
+
+_PORTS = {"postgresql": 5432}
+_SSL_REQUEST = struct.pack("!II", 8, 80877103)  # PostgreSQL manual, "SSLRequest"
+
+
+def is_silent(where: Address, backend: str, limit: float) -> bool:
+    """Whether the server at *where* says nothing within *limit* seconds. MySQL and MariaDB greet
+    every new connection; PostgreSQL answers a question for TLS. Blocks.
+
+    A server that is busy, full or starting says something. What cannot be asked is not silent.
+    """
+    host, port = where
+    if is_path(host):
+        return False
+    try:
+        usual = _PORTS.get(backend, 3306)
+        with closing(socket.create_connection((host, port or usual), limit)) as sock:
+            if backend == "postgresql":
+                sock.sendall(_SSL_REQUEST)
+            return not sock.recv(1)
+    except socket.gaierror:
+        return False
+    except OSError:
+        return True

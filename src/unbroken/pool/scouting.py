@@ -1,0 +1,119 @@
+"""A host that freezes while all its connections are in use: nobody connects, so nobody finds out.
+
+Where answers are overdue, and the server at the pool's place does not greet anybody new, the pool
+looks for another host that takes writes. Once there is one, it moves there, and ends what hangs at
+the old place: its units of work are run again. A server that only works on a long statement greets,
+and nothing is ended there.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from unbroken.abc import Address, Connection, Login, address
+from unbroken.ledger.questions import Question
+from unbroken.net.greeting import is_silent
+from unbroken.net.signals import start_thread
+from unbroken.pool.places import follow, overdue
+from unbroken.pool.secrets import checked
+from unbroken.pool.steps import Connect, Consult, Flow, Wait
+from unbroken.roles import Role
+
+log = logging.getLogger("unbroken")
+
+#: Seconds that a host has to greet us, or to let us in.
+LIMIT = 1.0
+#: Seconds between two looks for a host that takes writes.
+PACE = 0.25
+#: A place that greets us is asked again after this part of the time that its answers are due.
+AGAIN = 0.5
+
+
+def look_at_place(state: Any) -> None:
+    """Have the place looked at, where answers are overdue. Called when the pool is looked through,
+    without locks.
+    """
+    hosts, now = state.server.hosts, state.clock()
+    if not hosts.are_several or state.scouting or now < state.next_scout:
+        return
+    late = overdue(state, hosts.place) if state.server.standing.took_writes else []
+    if not late:
+        return
+    state.next_scout = now + max(LIMIT, AGAIN * max(seconds for _, seconds in late))
+    state.scouting = True
+    try:
+        state.runtime.spawn(_scout(state), "scout")
+    except RuntimeError:  # no thread to be had now: another tick tries again
+        state.scouting = False
+
+
+def _scout(state: Any) -> Flow[None]:
+    try:
+        yield from scout(state)
+    finally:
+        state.scouting = False
+
+
+def scout(state: Any) -> Flow[None]:
+    """Is the place frozen, and does another host take writes? Then move there."""
+    hosts = state.server.hosts
+    place = hosts.place
+    if place is None or not (yield from _is_silent(state, place)):
+        return
+    others = [host for host in hosts.addresses if host != place]
+    while hosts.place == place and not state.kernel.closed and overdue(state, place):
+        for host in others:
+            if (yield from _takes_writes(state, host)) and overdue(state, place):
+                _move(state, host)
+                return
+        yield Wait(state.runtime.new_signal(), PACE)
+
+
+def _is_silent(state: Any, place: Address) -> Flow[bool]:
+    """Whether the server at *place* says no word to anybody new, either.
+
+    On a thread of its own, which takes no room in the pool.
+    """
+    signal, found = state.runtime.new_signal(), [False]
+
+    def ask() -> None:
+        found[0] = is_silent(place, state.backend, LIMIT)
+        state.runtime.call(lambda: state.runtime.wake(signal))
+
+    start_thread(ask, name="unbroken-greeting")
+    yield Wait(signal, 2 * LIMIT)
+    return found[0]
+
+
+def _takes_writes(state: Any, host: Address) -> Flow[bool]:
+    """Whether *host* lets us in and takes writes."""
+    conn: Connection = None
+    try:
+        conn = yield from _open(state, host)
+        until = state.clock() + LIMIT
+        role = yield from state.read_answer(conn, Question.ROLE, None, until)
+    except Exception as exc:
+        log.debug("%s: no writer at %s: %r", state.name, address(*host), type(exc))
+        return False
+    finally:
+        if conn is not None:
+            state.driver.close(conn)
+    return role is Role.PRIMARY
+
+
+def _open(state: Any, host: Address) -> Flow[Connection]:
+    """A connection to *host* that is no part of the pool."""
+    given: dict[str, Any] = {}
+    for name in ("user", "password"):
+        function = getattr(state.secrets, name)
+        if function is not None:
+            value = yield Consult(name, function, state.runtime.dialing(LIMIT))
+            given[name] = checked(name, value)
+    return (yield Connect(LIMIT, state.runtime.dialing(LIMIT), Login(*host, **given)))
+
+
+def _move(state: Any, host: Address) -> None:
+    with state.lock, state.server.lock:
+        state.server.hosts.take(host, state.clock(), takes_writes=True)
+    follow(state)
