@@ -142,6 +142,36 @@ def test_a_write_whose_concern_was_not_met_is_in_doubt(
 
 
 @both
+def test_a_transaction_whose_time_is_up_while_it_commits_is_in_doubt(
+    of_one: MongoDB, name: str, kind: str
+) -> None:
+    """PyMongo puts an error of another kind in the place of the one that it met."""
+
+    async def work(client: Any) -> None:
+        items = client[name].items
+        await got(items.insert_one({"_id": 1}))
+
+        async def awaited(session: Any) -> None:
+            await items.insert_one({"_id": 2}, session=session)
+
+        def plain(session: Any) -> None:
+            items.insert_one({"_id": 2}, session=session)
+
+        session = client.start_session()
+        with (
+            failing(of_one, "commitTransaction", 100_000),
+            pymongo.timeout(0.5),
+            pytest.raises(PyMongoError) as caught,
+        ):
+            await got(session.with_transaction(awaited if kind == "asyncio" else plain))
+        assert isinstance(caught.value, unbroken.WriteUnknownError)
+        assert caught.value.timeout
+        await got(session.end_session())
+
+    run(work, kind, of_one.url())
+
+
+@both
 def test_a_commit_that_finds_no_server_was_sent_before_and_is_in_doubt(
     closing: Any, name: str, kind: str
 ) -> None:

@@ -30,6 +30,7 @@ from unbroken.integrations.mongo.doubt import (
 )
 from unbroken.integrations.mongo.per_process import Current, PerProcess, is_inherited
 from unbroken.integrations.mongo.process_aware import ProcessAware
+from unbroken.integrations.mongo.sessions import adopted
 from unbroken.integrations.mongo.sockets import recording_async
 from unbroken.integrations.mongo.units import following, report
 from unbroken.ledger.scope import apart, current_token
@@ -282,8 +283,10 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
                     )
                     break
                 except PyMongoError as error:
-                    again = again or Again(self._now.gate)
-                    if send.sent or not again.may(error):
+                    again = again or Again(self._now)
+                    # of many documents some may be stored before one is refused
+                    is_stored = send.doubtful or (bulk is not None and send.sent)
+                    if is_stored or not again.may(error):
                         if write is not None:
                             write.failed(error, is_single=retryable and bulk is None)
                         told = send.failed(error)
@@ -310,7 +313,7 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
             if token is not None:
                 client_options.resuming.reset(token)
         arguments = {**named, "session": session, "operation": operation}
-        again = Again(self._now.gate)
+        again = Again(self._now)
         while only_reads(arguments) and again.may(failed):
             try:
                 return await _plain_retry_internal(self, func, session, bulk, operation, **named)
@@ -323,6 +326,12 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
         checkout: Any = await super()._conn_for_writes(session, operation, *more)
         is_in_transaction = session is not None and session.in_transaction
         return checkout if is_in_transaction else Checkout(checkout)
+
+    def start_session(self, *args: Any, **kwargs: Any) -> Any:
+        """As PyMongo's. Its ``with_transaction`` raises WriteUnknownError where the commit is in
+        doubt.
+        """
+        return adopted(super().start_session(*args, **kwargs))
 
     async def _server_property(self, attr_name: str) -> Any:
         """``address``, ``is_primary``, ``is_mongos``: PyMongo lets these wait for 30 s, whatever

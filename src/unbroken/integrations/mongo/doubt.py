@@ -28,6 +28,7 @@ from pymongo.operations import _Op
 
 from unbroken.errors import UnbrokenError
 from unbroken.integrations.mongo.errors import write_unknown
+from unbroken.integrations.mongo.per_process import Current
 from unbroken.integrations.mongo.units import READS, Write
 
 #: The server refused the command before it did anything: it is not primary, or not readable.
@@ -171,14 +172,16 @@ def after(error: Any, arguments: dict[str, Any]) -> Any:
 class Again:
     """Whether an operation that failed in an outage is begun again: for as long as callers wait.
 
-    PyMongo tries again once. In a restart a server may be lost twice.
+    PyMongo tries again once. In a restart a server may be lost twice, and in an election the next
+    one may not be primary yet.
     """
 
-    __slots__ = ("_gate", "_until")
+    __slots__ = ("_now", "_until")
 
-    def __init__(self, gate: Any) -> None:
-        self._gate = gate  #: None: the client has nothing open
-        self._until = 0.0 if gate is None else time.monotonic() + gate.waits.outage
+    def __init__(self, now: Current) -> None:
+        self._now = now
+        waits = now.gate and now.gate.waits  # None: the client has nothing open
+        self._until = time.monotonic() + waits.outage if waits else 0.0
 
     def may(self, error: PyMongoError) -> bool:
         """After *error*, where nothing is stored."""
@@ -188,7 +191,7 @@ class Again:
             and _csot.get_timeout() is None  # within a time of the caller's own PyMongo does
             and not error.has_error_label(_OF_TRANSACTION)
             and time.monotonic() < self._until
-            and bool(self._gate.is_troubled())
+            and bool(self._now.gate.is_troubled(self._now.topology.description))
         )
 
 

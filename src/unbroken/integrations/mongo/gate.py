@@ -46,7 +46,8 @@ class Gate:
         self.waits = waits
         self.fresh = fresh  #: heartbeats that fail are at most so many seconds apart
         self.missed: dict[Any, float] = {}  #: when a heartbeat to each server last failed
-        self.failed_beat = -math.inf  #: when a heartbeat last failed
+        self.troubled = -math.inf  #: when a heartbeat last failed, or another primary was found
+        self.primary: Any = None  #: the last primary, by its address and election
         self.lock = threading.Lock()
         self.writes = Outage()
         self.reads = Outage()
@@ -66,6 +67,11 @@ class Gate:
         """Note what *description* says of who serves now."""
         now = time.monotonic()
         writes, reads = _serves(description)
+        primary = _primary(description)
+        if primary is not None and primary != self.primary:
+            if self.primary is not None:
+                self.troubled = now
+            self.primary = primary
         lacking = None if writes and reads else _lacking(description)
         with self.lock:
             self._note(self.reads, reads, now, lacking)
@@ -166,13 +172,7 @@ class Gate:
         """How much longer callers wait since an election is under way: most members are there, and
         none is primary.
         """
-        members = list(description.server_descriptions().values())
-        there = sum(one.is_server_type_known for one in members)
-        electing = (
-            outage is self.writes
-            and description.topology_type == TOPOLOGY_TYPE.ReplicaSetNoPrimary
-            and 2 * there > len(members)
-        )
+        electing = outage is self.writes and _is_electing(description)
         return self.waits.election if electing else 0.0
 
     def _is_fresh(self, description: TopologyDescription, now: float) -> bool:
@@ -185,9 +185,10 @@ class Gate:
         ]
         return all(now - look <= self.fresh for look in looks)
 
-    def is_troubled(self) -> bool:
-        """Whether a heartbeat has failed a moment ago."""
-        return time.monotonic() - self.failed_beat <= self.fresh
+    def is_troubled(self, description: TopologyDescription) -> bool:
+        """Whether a heartbeat has failed a moment ago, or a set elects, or has just done so."""
+        self.look(description)
+        return time.monotonic() - self.troubled <= self.fresh or _is_electing(description)
 
     def own_time_is_up(
         self, error: Any, description: TopologyDescription, selector: Any, address: Any, came: float
@@ -237,7 +238,7 @@ class Gate:
         if took > self.fresh:
             return
         others = [one for at, one in description.server_descriptions().items() if at != address]
-        self.missed[address] = self.failed_beat = now = time.monotonic()
+        self.missed[address] = self.troubled = now = time.monotonic()
         fault = fault_of(error)
         # a frozen server has been silent since; any other has waited for news, as it was asked to
         began = now - took if fault.cause is Cause.SILENT_DROP else now
@@ -246,6 +247,22 @@ class Gate:
                 self._note(self.reads, False, now, fault, began)
                 self._note(self.writes, False, now, fault, began)
                 self.good = None
+
+
+def _is_electing(description: TopologyDescription) -> bool:
+    members = list(description.server_descriptions().values())
+    there = sum(one.is_server_type_known for one in members)
+    return description.topology_type == TOPOLOGY_TYPE.ReplicaSetNoPrimary and 2 * there > len(
+        members
+    )
+
+
+def _primary(description: TopologyDescription) -> Any:
+    """Who was elected and when; None: nobody, or it is no set."""
+    for one in description.known_servers:
+        if one.is_writable and one.election_id is not None:
+            return one.address, one.election_id
+    return None
 
 
 def _choice(selector: Any, address: Any) -> str:
