@@ -44,6 +44,9 @@ _plain_retry_internal = _Plain._retry_internal
 class LookAgain(LookAgainMixin, Monitor):
     """PyMongo's monitor of one server."""
 
+    async def _check_server(self) -> Any:
+        return self._paced(await super()._check_server())
+
 
 class ProcessClient(OneProcessMixin, _Plain[Any]):
     """PyMongo's client, belonging to one process and one event loop."""

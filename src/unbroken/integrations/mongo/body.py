@@ -6,10 +6,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from pymongo.common import MIN_HEARTBEAT_INTERVAL
+
+from unbroken.abc import FaultKind
+from unbroken.integrations.mongo.faults import fault_of
 from unbroken.integrations.mongo.per_process import PerProcess, UnopenedTopology
 
-#: Seconds between two looks at a server that is away, at least, while callers wait: PyMongo's half
-#: second would be a good part of what they wait in all.
+#: Seconds between two looks at least, while callers wait and nobody listens: a look costs nothing
+#: then, and the half second of PyMongo would be a good part of what they wait in all.
 LOOK_AGAIN = 0.1
 
 
@@ -52,13 +56,15 @@ class OneProcessMixin:
 
 
 class LookAgainMixin:
-    """Mixed into PyMongo's monitor: when it is asked to look again, it does so soon."""
+    """Mixed into PyMongo's monitor: where nobody listens it looks again sooner, if asked to."""
 
     _executor: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._executor._min_interval = LOOK_AGAIN
+    def _paced(self, seen: Any) -> Any:
+        """*seen* is what a look has shown."""
+        is_refused = seen.error is not None and fault_of(seen.error).kind is FaultKind.REFUSED
+        self._executor._min_interval = LOOK_AGAIN if is_refused else MIN_HEARTBEAT_INTERVAL
+        return seen
 
 
 class UnopenedMixin:

@@ -9,9 +9,13 @@ from unbroken.abc import Cause, Fault, FaultKind
 #: The server says that it is stopping (SDAM specification, "node is shutting down").
 _SHUTDOWN = {91, 11600}
 
+#: ECONNREFUSED, on Linux and on macOS.
+_REFUSALS = (111, 61)
+
 #: By what the text says, since PyMongo keeps no cause with the error that it notes.
 _BY_TEXT = (
     ("refused", FaultKind.REFUSED, Cause.CRASHED),
+    *((f"[errno {code}]", FaultKind.REFUSED, Cause.CRASHED) for code in _REFUSALS),  # asyncio's
     ("reset by peer", FaultKind.LOST, Cause.CONNECTION_RESET),
     ("connection closed", FaultKind.LOST, Cause.CLOSED_BY_PEER),
     ("timed out", FaultKind.UNREACHABLE, Cause.SILENT_DROP),

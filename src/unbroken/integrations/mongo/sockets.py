@@ -81,7 +81,7 @@ class Sockets:
             self._known[key] = (ref, fd, who)
             keepalive.bound(fd, _BOUNDS.keepalive, _BOUNDS.probe_every, _BOUNDS.send_timeout)
         conn.close_conn = closing(ref, self, key)
-        if not conn.is_sdam:
+        if not _is_monitors(conn):
             conn._raise_connection_failure = _failing(ref)
 
     def _forget(self, key: int, _ref: Any = None) -> None:
@@ -148,6 +148,14 @@ def _closing_async(
     return close_conn
 
 
+def _is_monitors(of: Any) -> bool:
+    """Whether a connection or a pool is a monitor's, which takes PyMongo's errors as they are."""
+    if hasattr(of, "is_sdam"):
+        return bool(of.is_sdam)
+    pool = of.pool_ref() if hasattr(of, "pool_ref") else of  # PyMongo before 4.11
+    return not getattr(pool, "handshake", True)
+
+
 def _is_interrupted(conn: Any) -> bool:
     """Whether a heartbeat has found that the server below *conn* does not answer any more."""
     return bool(conn.cancel_context.cancelled) and not conn.closed
@@ -204,7 +212,7 @@ def recording(pool: Any, sockets: Sockets, *, keep: bool = True) -> Any:
             conn = plain.connect(self, *args, **kwargs)
         except BaseException as error:
             sockets.failed()
-            if isinstance(error, _OperationCancelled) and not self.is_sdam:
+            if isinstance(error, _OperationCancelled) and not _is_monitors(self):
                 raise _silent(self) from error
             raise
         sockets.note(conn, began, _closing)
@@ -236,7 +244,7 @@ def recording_async(pool: Any, sockets: Sockets) -> Any:
                 conn = await plain.connect(self, *args, **kwargs)
         except BaseException as error:
             sockets.failed()
-            is_silent = isinstance(error, _OperationCancelled) and not self.is_sdam
+            is_silent = isinstance(error, _OperationCancelled) and not _is_monitors(self)
             if is_silent or type(error) is TimeoutError:
                 raise _silent(self) from error
             raise
