@@ -123,7 +123,8 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
         }
         self._elsewhere: list[Current] = []
         arguments = {**given, **client_options.with_defaults(host, kwargs)}
-        self._begin(arguments, connect, outage_wait, election_wait)
+        given_names = client_options.given_options(host, kwargs)
+        self._begin(arguments, connect, outage_wait, election_wait, given_names)
 
     # -- which process and which loop is this?
 
@@ -222,6 +223,7 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
                 server = await topology.select_server(
                     server_selector,
                     operation,
+                    0.0,
                     deprioritized_servers=deprioritized_servers,
                     operation_id=operation_id,
                 )
@@ -229,7 +231,7 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
                 server = None
         if server is None:
             choose = partial(
-                super()._select_server,
+                self._choose,
                 server_selector,
                 session,
                 operation,
@@ -241,6 +243,38 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
         if current_token() is not None:
             report(operation)
         return server
+
+    async def _choose(
+        self,
+        server_selector: Any,
+        session: Any,
+        operation: Any,
+        address: Any,
+        deprioritized_servers: Any,
+        operation_id: Any,
+    ) -> Any:
+        """PyMongo's ``_select_server``, which does not wait."""
+        try:
+            topology = await self._get_topology()
+            if session and not session.in_transaction:
+                await session._transaction.reset()
+            address = address or (session and session._pinned_address)
+            if address:
+                return await topology.select_server_by_address(
+                    address, operation, 0.0, operation_id=operation_id
+                )
+            return await topology.select_server(
+                server_selector,
+                operation,
+                0.0,
+                deprioritized_servers=deprioritized_servers,
+                operation_id=operation_id,
+            )
+        except PyMongoError as error:
+            if session and session.in_transaction:
+                error._add_error_label("TransientTransactionError")
+                await session._unpin()
+            raise
 
     async def _wait_for_server(
         self, now: Current, choose: Callable[[], Any], selector: Any, address: Any, operation: Any
@@ -378,7 +412,7 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
 
 async def _closed(now: Current) -> None:
     body = now.body
-    body._per_process.leaves(body)
+    body._per_process.leaves()
     if now.gate.reads.active:
         body._topology.pop_all_sessions()  # nobody is there who could be told of their end
         body._kill_cursors_queue.clear()

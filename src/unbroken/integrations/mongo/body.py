@@ -40,7 +40,6 @@ class OneProcessMixin:
 
     def _init_background(self, *args: Any) -> None:
         super()._init_background(*args)  # type: ignore[misc] # PyMongo's
-        self._topology.get_server_selection_timeout = _not_at_all
         self._per_process.settle_sessions(self._topology)
 
     def _after_fork(self) -> None:
@@ -87,13 +86,6 @@ class UnopenedMixin:
 
     def __del__(self) -> None:
         """Nothing was opened, so nothing is left open."""
-
-
-def _not_at_all() -> float:
-    """PyMongo's choice of a server does not wait: those who call it do, for as long as it is
-    theirs to wait.
-    """
-    return 0.0
 
 
 def _never() -> Any:

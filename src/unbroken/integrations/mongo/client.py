@@ -132,7 +132,8 @@ class MongoClient(ProcessAware, _Plain[Any]):
             "type_registry": type_registry,
         }
         arguments = {**given, **client_options.with_defaults(host, kwargs)}
-        self._begin(arguments, connect, outage_wait, election_wait)
+        given_names = client_options.given_options(host, kwargs)
+        self._begin(arguments, connect, outage_wait, election_wait, given_names)
         if connect and not is_master():
             self._get_topology()
 
@@ -188,6 +189,7 @@ class MongoClient(ProcessAware, _Plain[Any]):
                 server = topology.select_server(
                     server_selector,
                     operation,
+                    0.0,
                     deprioritized_servers=deprioritized_servers,
                     operation_id=operation_id,
                 )
@@ -195,7 +197,7 @@ class MongoClient(ProcessAware, _Plain[Any]):
                 server = None
         if server is None:
             choose = partial(
-                super()._select_server,
+                self._choose,
                 server_selector,
                 session,
                 operation,
@@ -209,6 +211,38 @@ class MongoClient(ProcessAware, _Plain[Any]):
         if current_token() is not None:
             report(operation)
         return server
+
+    def _choose(
+        self,
+        server_selector: Any,
+        session: Any,
+        operation: Any,
+        address: Any,
+        deprioritized_servers: Any,
+        operation_id: Any,
+    ) -> Any:
+        """PyMongo's ``_select_server``, which does not wait."""
+        try:
+            topology = self._get_topology()
+            if session and not session.in_transaction:
+                session._transaction.reset()
+            address = address or (session and session._pinned_address)
+            if address:
+                return topology.select_server_by_address(
+                    address, operation, 0.0, operation_id=operation_id
+                )
+            return topology.select_server(
+                server_selector,
+                operation,
+                0.0,
+                deprioritized_servers=deprioritized_servers,
+                operation_id=operation_id,
+            )
+        except PyMongoError as error:
+            if session and session.in_transaction:
+                error._add_error_label("TransientTransactionError")
+                session._unpin()
+            raise
 
     def _wait_for_server(
         self, now: Current, choose: Callable[[], Any], selector: Any, address: Any, operation: Any
@@ -334,7 +368,7 @@ class MongoClient(ProcessAware, _Plain[Any]):
         if not now.here[0]:
             return
         body = now.body
-        body._per_process.leaves(body)
+        body._per_process.leaves()
         if now.gate.reads.active:
             body._topology.pop_all_sessions()  # nobody is there who could be told of their end
             body._kill_cursors_queue.clear()

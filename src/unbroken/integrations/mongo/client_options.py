@@ -20,11 +20,13 @@ from unbroken.errors import ConfigurationError
 #: Milliseconds. A server that has stopped answering is found out by a heartbeat: two seconds after
 #: its last answer (1 s between heartbeats and 1 s to connect or answer), and every round trip that
 #: waits for it ends then. What a healthy server takes long for is not bounded: a change stream, a
-#: slow query, a long list. The third bounds the wait for a free connection, as every pool's does.
+#: slow query, a long list. The third bounds the wait for a free connection, as every pool's does;
+#: the last one what PyMongo chooses a server for by itself, such as the end of a cursor.
 DEFAULTS: Mapping[str, int] = {
     "heartbeatFrequencyMS": 1000,
     "connectTimeoutMS": 1000,
     "waitQueueTimeoutMS": 10_000,
+    "serverSelectionTimeoutMS": 2000,
 }
 #: Milliseconds. Where no heartbeat looks on (in uWSGI's master, behind a load balancer), the bound
 #: is on the socket.
@@ -104,12 +106,12 @@ def bounded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**arguments} if given & _BOUNDS else {**arguments, **UNWATCHED}
 
 
-def waits_of(arguments: Mapping[str, Any], options: Any, outage: Any, election: Any) -> Waits:
-    """The waits of a client that was given these.
+def waits_of(given: set[str], options: Any, outage: Any, election: Any) -> Waits:
+    """The waits of a client that was *given* options of these names, and has these *options*.
 
     Raises ConfigurationError that says what *outage* and *election* may be.
     """
-    is_given = "serverselectiontimeoutms" in given_options(arguments.get("host"), arguments)
+    is_given = "serverselectiontimeoutms" in given
     return Waits(
         _checked("outage_wait", outage),
         _checked("election_wait", election),

@@ -87,12 +87,9 @@ class PerProcess:
         """From now on *body* lives here."""
         self.heartbeats.body = weakref.ref(body)
 
-    def leaves(self, body: Any) -> None:
-        """*body* is about to be closed: what its monitors see from now on is our own doing, and it
-        waits by itself for a server that it can tell of the end of its sessions.
-        """
+    def leaves(self) -> None:
+        """The body is about to be closed: what its monitors see from now on is our own doing."""
         self.heartbeats.body = _nobody
-        vars(body._topology).pop("get_server_selection_timeout", None)
         self.gate.cause = Cause.POOL_CLOSED
 
     def settle_sessions(self, topology: Any) -> None:

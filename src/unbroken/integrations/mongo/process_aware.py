@@ -64,16 +64,21 @@ class ProcessAware:
     _guard: ClassVar[type[Any]]  #: what it does besides in a process that has inherited cursors
 
     def _begin(
-        self, arguments: dict[str, Any], connect: bool | None, outage_wait: float, election: float
+        self,
+        arguments: dict[str, Any],
+        connect: bool | None,
+        outage_wait: float,
+        election: float,
+        given: set[str],
     ) -> None:
-        """Read and check the arguments; make nothing."""
+        """Read and check the arguments; make nothing. *given*: the names of the caller's own."""
         self._doors: dict[int, Any] = {}
         self._metadata: list[DriverInfo] = []
         self._shut = False
         self._arguments = arguments
         unopened = self._unopened_client(connect=connect, **arguments)
         self._adopt(unopened)
-        self._waits = client_options.waits_of(arguments, self._options, outage_wait, election)
+        self._waits = client_options.waits_of(given, self._options, outage_wait, election)
         self._unopened = UnopenedTopology(unopened._topology_settings, self._settle)
         self._now = Current(None, None, self._unopened)
         _clients[id(self)] = self
