@@ -23,8 +23,11 @@ from unbroken_drill.servers import MongoDB, MongoReplicaSet
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
-#: Waiting longer than anything in here takes.
-RIDES = {"outage_wait": 20.0, "timeoutMS": 25000}
+#: What callers wait in an outage, an election and for a server that is frozen; and what a busy
+#: machine adds. Seconds.
+WAIT, ELECTION, NOTICED, SPARE = 5.0, 10.0, 2.5, 1.5
+#: The other policy: to fail fast.
+FAST = {"outage_wait": 1.0, "election_wait": 0.0}
 
 
 @dataclass
@@ -120,18 +123,15 @@ class Caller:
         )
 
 
-def seen(
-    url: str, event: Callable[[], float], workers: int | None = None, rides: bool = False
-) -> dict[str, Caller]:
+def seen(url: str, event: Callable[[], float], workers: int | None = None) -> dict[str, Caller]:
     """What the callers of each client see while *event* happens; it gives the moment when all is
     well again.
     """
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
         "pymongo": (pymongo.MongoClient, {}),
         "unbroken": (MongoClient, {}),
+        "unbroken, failing fast": (MongoClient, FAST),
     }
-    if rides:
-        kinds["unbroken, waiting"] = (MongoClient, RIDES)
     with ExitStack() as stack:
         callers = {}
         for name, (kind, given) in kinds.items():
@@ -152,7 +152,7 @@ def seen(
             caller.end()
     for name, caller in callers.items():
         print(
-            f"    {name:18} {caller.told()}; clean {caller.clean_after(well):+.1f} s after it is"
+            f"    {name:22} {caller.told()}; clean {caller.clean_after(well):+.1f} s after it is"
             " well",
             flush=True,
         )
@@ -202,11 +202,8 @@ def test_a_server_alone(server: MongoDB, how: str, seconds: float) -> None:
         "SIGSTOP": (server.freeze, server.thaw),
     }[how]
     callers = seen(server.url(), for_seconds(seconds, begin, end))
-    ours, theirs = callers["unbroken"], callers["pymongo"]
-    assert max(call.took for call in ours.calls) < 0.5 * max(call.took for call in theirs.calls)
-    assert sum(call.took > 1 for call in ours.calls) < 0.5 * sum(
-        call.took > 1 for call in theirs.calls
-    )
+    assert max(call.took for call in callers["unbroken"].calls) < WAIT + SPARE
+    assert max(call.took for call in callers["unbroken, failing fast"].calls) < NOTICED + SPARE
 
 
 @pytest.mark.parametrize(("how", "workers"), [("SIGTERM", 1), ("SIGTERM", 4), ("SIGSTOP", 1)])
@@ -214,10 +211,8 @@ def test_an_outage_of_45_seconds_with_few_threads(server: MongoDB, how: str, wor
     print(f"\n{how}, 45 s, {workers} thread(s) (failed / over 1 s / worst)")
     begin, end = (server.stop, server.start) if how == "SIGTERM" else (server.freeze, server.thaw)
     callers = seen(server.url(), for_seconds(45, begin, end), workers)
-    ours, theirs = callers["unbroken"], callers["pymongo"]
-    assert sum(call.took > 1 for call in ours.calls) < 0.3 * sum(
-        call.took > 1 for call in theirs.calls
-    )
+    theirs = sum(call.took > 1 for call in callers["pymongo"].calls)
+    assert sum(call.took > 1 for call in callers["unbroken"].calls) < 0.5 * theirs
 
 
 @pytest.mark.parametrize(
@@ -239,7 +234,7 @@ def test_a_set_of_three(three: MongoReplicaSet, how: str) -> None:
             primary.thaw()
         return time.monotonic()
 
-    callers = seen(three.url(), event, rides=True)
-    assert max(call.took for call in callers["unbroken"].calls) < 6
-    if how == "step down":
-        assert not [call for call in callers["unbroken, waiting"].calls if call.error]
+    callers = seen(three.url(), event)
+    assert not [call for call in callers["unbroken"].calls if call.error]
+    if not how.startswith("SIGSTOP"):  # which keeps writes by majority waiting: see the page
+        assert max(call.took for call in callers["unbroken"].calls) < WAIT + ELECTION + SPARE
