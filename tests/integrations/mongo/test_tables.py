@@ -56,7 +56,7 @@ class Caller:
         self._due: queue.SimpleQueue[float | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._pace)]
         self._threads += [threading.Thread(target=self._work) for _ in range(self.workers or 0)]
-        for thread in self._threads:
+        for thread in list(self._threads):  # the pacer adds to them
             thread.start()
 
     def _pace(self) -> None:
