@@ -17,23 +17,36 @@ from typing import Any
 import pytest
 
 import unbroken
-from unbroken_drill.servers import MariaDB, PostgreSQL, Server
+from unbroken_drill.servers import MariaDB, PgBouncer, PostgreSQL, Server
 
 from .every_driver import MYSQL, POSTGRESQL, url_of
 from .moving import Load, wait_until
 
 
-@pytest.fixture(scope="module", params=["postgresql", "mysql"])
+@pytest.fixture(scope="module", params=["postgresql", "mysql", "pgbouncer"])
 def served(request: pytest.FixtureRequest) -> Iterator[tuple[Server, list[str]]]:
     """A server whose user's password tests may change, and the drivers that go there."""
-    is_postgres = request.param == "postgresql"
-    with PostgreSQL() if is_postgres else MariaDB() as server:
-        yield server, POSTGRESQL if is_postgres else MYSQL
+    if request.param == "mysql":
+        with MariaDB() as server:
+            yield server, MYSQL
+        return
+    with PostgreSQL() as behind:
+        if request.param == "postgresql":
+            yield behind, POSTGRESQL
+        else:
+            with PgBouncer(behind) as pooler:
+                yield pooler, POSTGRESQL
 
 
 def change(server: Server, password: str) -> None:
     """The server takes *password* from now on, and no other."""
-    if isinstance(server, PostgreSQL):
+    if isinstance(server, PgBouncer):
+        assert server.folder is not None
+        users = server.folder / "users"
+        users.write_text(users.read_text().replace(server.password, password))
+        change(server.server, password)
+        server.admin("RELOAD")
+    elif isinstance(server, PostgreSQL):
         server.admin(f"ALTER USER {server.user} PASSWORD '{password}'")
     else:
         for (host,) in server.admin(f"SELECT host FROM mysql.user WHERE user = '{server.user}'"):

@@ -143,12 +143,16 @@ class Lookout:
         return False
 
     def moved(self, pool: Any) -> list[Any]:
-        """The entries of *pool* whose address their name has left."""
+        """The entries of *pool* whose address their name has left, but for those that end
+        anyway.
+        """
         now = monotonic()
         found = []
         for entry in list(pool.kernel.entries.values()):
+            if entry.peer is None or entry.cause is not None:
+                continue
             name = self._names.get(_host_of(pool, entry)[0])
-            if entry.peer is not None and name is not None and name.has_left(entry.peer, now):
+            if name is not None and name.has_left(entry.peer, now):
                 found.append(entry)
         return found
 
