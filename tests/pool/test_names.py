@@ -136,7 +136,8 @@ def test_a_name_that_moves_to_where_nobody_listens_is_not_followed(
     names.lead(HOST, "127.0.0.21")
     with ExitStack() as stack:
         place = Places(server, stack)
-        load = Load(drivers[0], place.url(server, drivers[0]), environment=names.environment)
+        url = place.url(server, drivers[0])
+        load = Load(drivers[0], url, environment=names.environment, max_size=1)
         stack.enter_context(closing(load))
         assert load.ask("load") == "going"
         names.lead(HOST, "127.0.0.23")

@@ -28,7 +28,7 @@ from unbroken.pool.registry import every
 log = logging.getLogger("unbroken")
 
 #: Seconds between two looks, from and to.
-EVERY = (2.5, 3.5)
+EVERY = (2.0, 3.0)
 #: Seconds that the new address has to accept a connection before the old one is left.
 ACCEPTS_WITHIN = 1.0
 
@@ -111,7 +111,8 @@ class Lookout:
     def _pools(self) -> list[Any]:
         server = None if self._server is None else self._server()
         pools = [] if server is None else every(server.pools)
-        return [each for each in pools if each.names and each.kernel.entries and each.here[0]]
+        # one that is being opened counts: it may be the pool's only one
+        return [each for each in pools if each.names and each.kernel.size and each.here[0]]
 
     def _look(self, pools: list[Any]) -> None:
         """On a thread of its own."""
