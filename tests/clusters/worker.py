@@ -88,8 +88,9 @@ class Blocking(Clients):
                     say(self.counted(pool.stats()))
                 case _:
                     self.stopped.set()
+                    end = time.monotonic() + 20.0
                     for thread in threads:
-                        thread.join(20.0)
+                        thread.join(max(0.0, end - time.monotonic()))
                     hung = sum(thread.is_alive() for thread in threads)
                     say({**self.report(pool.stats()), "hung": hung})
 
