@@ -5,14 +5,14 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
 import unbroken
 from unbroken.pool import servers as known
-from unbroken_drill.servers import PostgreSQL
+from unbroken_drill.servers import PostgreSQL, PostgreSQLCluster
 
 from .bodies import Body
 from .every import BODIES, opened
@@ -52,7 +52,7 @@ def server(pair: tuple[PostgreSQL, PostgreSQL]) -> Iterator[PostgreSQL]:
     first.admin("DROP TABLE IF EXISTS kept")
 
 
-def several(name: str, pair: tuple[PostgreSQL, PostgreSQL]) -> Callable[[str], str]:
+def several(name: str, pair: Sequence[PostgreSQL]) -> Callable[[str], str]:
     """The URL of both hosts, for the body called *name*."""
     first = pair[0]
     hosts = [f"{each.host}:{each.port}" for each in pair]
@@ -172,6 +172,33 @@ def test_a_server_that_takes_no_writes_for_a_while_is_waited_for(
         assert first < 1.0
         assert body.stats().outages == 1
         come_to_rest(body)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[PostgreSQLCluster]:
+    """A primary and a standby, which loses no commit."""
+    with PostgreSQLCluster(synchronous=True) as found:
+        yield found
+
+
+@pytest.mark.timeout(120)
+def test_units_of_work_ride_through_a_switchover(name: str, cluster: PostgreSQLCluster) -> None:
+    known._records.clear()
+    first = cluster.servers[0]
+    cluster.admin("DROP TABLE IF EXISTS kept")
+    cluster.admin(f"CREATE TABLE kept (n INT PRIMARY KEY); ALTER TABLE kept OWNER TO {first.user}")
+    with opened(name, several(name, cluster.servers), SIZE, target="primary") as body:
+        with load(body, "replay") as seen:
+            until(lambda: len(seen.stored) > 40)
+            new = cluster.switchover()
+            at = time.monotonic()
+            until(lambda: seen.at > at + 0.5)
+        unknown = [each for each in seen.errors if isinstance(each, unbroken.CommitUnknownError)]
+        assert [repr(each) for each in seen.errors if each not in unknown] == []
+        rows = {int(n) for (n,) in new.admin("SELECT n FROM kept")}
+        assert rows >= set(seen.stored)
+        assert len(rows - set(seen.stored)) <= len(unknown) <= CALLERS
+        assert set(body.stats().hosts) == {f"127.0.0.1:{new.port}"}
 
 
 def test_the_applications_own_read_only_transaction_is_its_own_affair(
