@@ -219,3 +219,31 @@ def test_the_applications_own_read_only_transaction_is_its_own_affair(
         after = body.stats()
         assert (after.opened, after.idle, after.outages) == (before.opened, before.idle, 0)
         body.store("INSERT INTO kept VALUES (3) RETURNING n")
+
+
+@pytest.mark.parametrize("kind", ["none", "an error", "a wrong one"])
+def test_a_callable_without_a_good_password_says_so_in_the_same_words(
+    name: str, server: PostgreSQL, kind: str
+) -> None:
+    def read() -> str | None:
+        if kind == "an error":
+            raise ValueError("the vault is sealed")
+        return None if kind == "none" else "a-wrong-one"
+
+    def url(driver: str) -> str:
+        return server.url(driver).replace(f":{server.password}@", "@")
+
+    expected: dict[str, tuple[type[Exception], str]] = {
+        "none": (unbroken.ConfigurationError, "returned None"),
+        "an error": (unbroken.OutageError, "the vault is sealed"),
+        "a wrong one": (unbroken.ConnectRejectedError, "after asking for the login anew"),
+    }
+    error, words = expected[kind]
+    with opened(name, url, 2, password=read, outage_wait=0.5) as body:
+        body.stats()
+        began = time.monotonic()
+        with pytest.raises(error, match=words) as caught:
+            body.ask()
+        assert time.monotonic() - began < 3.0
+        assert "a-wrong-one" not in str(caught.value)
+        come_to_rest(body)

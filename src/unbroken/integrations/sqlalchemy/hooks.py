@@ -17,7 +17,9 @@ from unbroken.abc import Cause, FaultKind
 from unbroken.errors import (
     ClosedByHolderError,
     CommitUnknownError,
+    ConfigurationError,
     ConnectionLostError,
+    ConnectRejectedError,
     DeadlineExceeded,
     OutageError,
     PoolTimeoutError,
@@ -54,6 +56,8 @@ _OURS = (
     ConnectionLostError,
     ClosedByHolderError,
     DeadlineExceeded,
+    ConnectRejectedError,
+    ConfigurationError,
 )
 
 
