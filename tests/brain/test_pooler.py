@@ -18,7 +18,7 @@ def test_nothing_is_known_at_first_so_the_session_is_asked() -> None:
 
 def test_a_session_that_gives_itself_the_same_number_is_the_one_of_the_login() -> None:
     pooler = Pooler()
-    assert not pooler.hear(4711, 4711, [])
+    pooler.hear(4711, 4711)
     assert pooler.stands is False
     assert pooler.judge(4712) is False
 
@@ -26,35 +26,35 @@ def test_a_session_that_gives_itself_the_same_number_is_the_one_of_the_login() -
 @pytest.mark.parametrize("number", MADE_UP)
 def test_after_a_pooler_was_found_each_made_up_number_tells_without_a_question(number: int) -> None:
     pooler = Pooler()
-    pooler.hear(MADE_UP[1], 4711, [])
+    pooler.hear(MADE_UP[1], 4711)
     assert pooler.stands is True
     assert pooler.judge(number) is True
 
 
 def test_a_number_that_could_be_true_is_asked_about_where_a_pooler_was_found() -> None:
     pooler = Pooler()
-    pooler.hear(MADE_UP[1], 4711, [])
+    pooler.hear(MADE_UP[1], 4711)
     assert pooler.judge(4712) is None
-    pooler.hear(4712, 4712, [])  # the name leads to the server itself now
+    pooler.hear(4712, 4712)  # the name leads to the server itself now
     assert pooler.judge(4713) is False
     assert pooler.judge(MADE_UP[0]) is None
 
 
 def test_a_server_of_another_make_may_have_large_numbers_of_its_own() -> None:
     pooler = Pooler()
-    pooler.hear(MADE_UP[0], MADE_UP[0], [])
+    pooler.hear(MADE_UP[0], MADE_UP[0])
     assert pooler.judge(MADE_UP[1]) is False
     assert pooler.judge(4711) is False
 
 
 def test_two_open_connections_in_one_session_prove_that_sessions_are_shared() -> None:
     pooler = Pooler()
-    assert not pooler.hear(MADE_UP[0], 1, [])
-    assert not pooler.hear(MADE_UP[1], 2, [1])
+    assert not pooler.meets(1, [])
+    assert not pooler.meets(2, [1])
     assert not pooler.shares
-    assert pooler.hear(MADE_UP[1], 1, [1, 2])
+    assert pooler.meets(1, [1, 2])
     assert pooler.shares
-    assert not pooler.hear(MADE_UP[1], 1, [1])  # no news
+    assert not pooler.meets(1, [1])  # no news
 
 
 def test_a_statement_that_another_session_does_not_know_is_a_proof_too() -> None:
@@ -78,5 +78,5 @@ def test_a_direct_connection_is_never_assumed_of_a_number_that_was_not_true(
 ) -> None:
     pooler = Pooler()
     for number, session in heard:
-        pooler.hear(number, session, [])
+        pooler.hear(number, session)
         assert (pooler.judge(number) is False) == (number == session)

@@ -263,7 +263,7 @@ def test_a_begin_that_no_session_was_free_for_begins_an_outage(
 
     async def main(bouncer: PgBouncer) -> int:
         async with unbroken.AsyncPool(bouncer.url("asyncpg"), max_size=2) as pool:
-            async with pool.connection(), pool.connection(transaction=False):
+            async with pool.connection(transaction=False), pool.connection(transaction=False):
                 pass
             with psycopg.connect(bouncer.url()) as holder:
                 holder.execute("SELECT 1")

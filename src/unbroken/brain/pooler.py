@@ -42,15 +42,16 @@ class Pooler:
             return False
         return True if self.stands else None
 
-    def hear(self, number: int, session: int, others: Iterable[int]) -> bool:
-        """A session gives itself the number *session*, and the login gave it *number*. *others*:
-        the sessions in which other connections, which are open now, were found. True: it is certain
-        from now on that sessions are shared.
-        """
+    def hear(self, number: int, session: int) -> None:
+        """A session gives itself the number *session*, and the login gave it *number*."""
         self.stands = number != session
         if not self.stands:
             self._large_are_true = self._large_are_true or not 0 < number <= LARGEST
-            return False
+
+    def meets(self, session: int, others: Iterable[int]) -> bool:
+        """A connection was found in *session*, and other connections, which are open now, in
+        *others*. True: it is certain from now on that sessions are shared.
+        """
         return session in set(others) and self.found_sharing()
 
     def found_sharing(self) -> bool:

@@ -36,7 +36,7 @@ from unbroken.pool.places import (
     follow,
     look,
 )
-from unbroken.pool.poolers import recognise
+from unbroken.pool.poolers import compare, recognise
 from unbroken.pool.registry import every
 from unbroken.pool.secrets import LoginError, late
 from unbroken.pool.state import PoolState
@@ -261,7 +261,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
             raise TimeoutError(errno.ETIMEDOUT, "it came too late")
         dialing.has_made(state.driver.fileno(conn))
         until = attempt.until  # one limit for all of it
-        led_to = yield from recognise(state, conn, until, attempt.address)
+        led_to = yield from recognise(state, conn, until)
         if not state.server.limit.asked:
             yield from ask_limit(state, conn, until)
         if state.server.limit.wants_uptime:
@@ -301,6 +301,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
             if conn is not None:  # cancelled in between, or not a connection at all
                 state.driver.close(conn)
     _succeeded(state, entry, state.clock() - started)
+    compare(state, entry)
     return True
 
 

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from unbroken.abc import CANNOT_SERVE, Connection, Fault, FaultKind
+from unbroken.brain.entry import Entry
 from unbroken.ledger.residue import DOUBTFUL, Left
 from unbroken.net.liveness import Liveness, sweep
 from unbroken.pool.admission import CannotServeError
@@ -21,11 +22,9 @@ log = logging.getLogger("unbroken")
 _ASK = "SELECT pg_backend_pid()"
 
 
-def recognise(
-    state: Any, conn: Connection, until: float = math.inf, address: Any = None
-) -> Flow[int | None]:
-    """Find out whether the new *conn*, to *address*, goes through a pooler, and end at *until*.
-    Gives the number of the session that it was led to, where it was asked.
+def recognise(state: Any, conn: Connection, until: float = math.inf) -> Flow[int | None]:
+    """Find out whether the new *conn* goes through a pooler, and end at *until*. Gives the number
+    of the session that it was led to, where it was asked.
 
     One round trip for the first connection of a process, and for each where there is a pooler: it
     lets clients in for whom it has no session. Leaves no transaction open. Raises CannotServeError
@@ -42,16 +41,24 @@ def recognise(
     session = yield from _ask(state, conn, until)
     if session is None:
         return None
-    others = _sessions(state, address)
     with state.server.lock:
         was_new = pooler.stands is not True
-        shares = pooler.hear(number, session, others)
+        pooler.hear(number, session)
     if pooler.stands and was_new:
         log.info("%s: %s is reached through a pooler", state.name, state.driver.target.server)
-    if shares:
-        shared(state)
     settle(state, conn)
     return session
+
+
+def compare(state: Any, entry: Entry) -> None:
+    """Was *entry*, which stands in the books from now on, led to the session of another one?"""
+    if entry.led_to is None:
+        return
+    others = _sessions(state, entry)
+    with state.server.lock:
+        is_news = state.server.pooler.meets(entry.led_to, others)
+    if is_news:
+        shared(state)
 
 
 def settle(state: Any, conn: Connection) -> None:
@@ -108,20 +115,22 @@ def _number(text: Any) -> int | None:
         return None
 
 
-def _sessions(state: Any, address: Any) -> list[int]:
-    """The sessions to which open connections to *address* were led, in all pools of the server;
-    none of a connection of which the other end has hung up.
+def _sessions(state: Any, entry: Entry) -> list[int]:
+    """The sessions to which the other open connections to the address of *entry* were led, in all
+    pools of the server; none of a connection of which the other end has hung up.
     """
     with state.server.lock:
         pools = every(state.server.pools)
-    found = [entry for pool in pools for entry in list(pool.kernel.entries.values())]
+    found = [each for pool in pools for each in list(pool.kernel.entries.values())]
     known = [
         e
         for e in found
-        if e.cause is None and e.fd is not None and e.led_to is not None and e.address == address
+        if e is not entry and e.cause is None and e.address == entry.address and e.fd is not None
     ]
-    looks = sweep(e.fd for e in known)
-    return [e.led_to for e in known if looks.get(e.fd) is not Liveness.DEAD]
+    looks = sweep(e.fd for e in known if e.led_to is not None)
+    return [
+        e.led_to for e in known if e.led_to is not None and looks.get(e.fd) is not Liveness.DEAD
+    ]
 
 
 # -- sessions that are shared ----------------------------------------------------------------------
