@@ -4,10 +4,11 @@ leaves it once another host takes writes.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -84,3 +85,36 @@ def test_a_primary_that_freezes_in_use_is_left_once_another_takes_writes(
         assert not any(each.is_alive() for each in workers)
         assert not failed
         old.thaw()
+
+
+def test_on_an_event_loop_a_frozen_primary_is_left_too(clusters: Any) -> None:
+    cluster = clusters("psycopg")
+    servers._records.clear()
+    make_table(cluster)
+    old, new = cluster.writer, cluster.others[0]
+
+    async def insert(conn: Any) -> None:
+        await conn.execute("INSERT INTO t VALUES (1)")
+
+    async def work(pool: Any, until: asyncio.Event) -> None:
+        while not until.is_set():
+            with suppress(unbroken.CommitUnknownError):
+                await pool.run(insert)
+            await asyncio.sleep(0.01)
+
+    async def main() -> dict[str, int]:
+        async with unbroken.AsyncPool(cluster.url("asyncpg", target="primary"), max_size=2) as pool:
+            done = asyncio.Event()
+            workers = [asyncio.create_task(work(pool, done)) for _ in range(2)]
+            await asyncio.sleep(0.5)
+            old.freeze()
+            await asyncio.to_thread(new.promote)
+            async with asyncio.timeout(20):
+                while pool.stats().hosts.get(f"127.0.0.1:{new.port}", 0) == 0:
+                    await asyncio.sleep(0.05)
+                done.set()
+                await asyncio.gather(*workers)
+            old.thaw()
+            return dict(pool.stats().hosts)
+
+    assert set(asyncio.run(main())) == {f"127.0.0.1:{new.port}"}
