@@ -28,7 +28,7 @@ from .kinds import CLIENTS, both, got, run
 
 #: What every pool waits by default, and this client too.
 WAIT = 5.0
-ELECTION = 10.0
+ELECTION = 20.0
 #: Beside it, on a busy machine.
 SPARE = 1.0
 

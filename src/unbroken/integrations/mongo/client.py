@@ -93,15 +93,18 @@ class MongoClient(ProcessAware, _Plain[Any]):
     """PyMongo's MongoClient that survives forks, restarts and failovers. Takes what PyMongo's
     takes, and:
 
-    *outage_wait*: for how many seconds of an outage callers still wait for a server; after that
-    they get an :class:`~unbroken.errors.OutageError` at once, until a heartbeat finds a server.
-    1.0; ``math.inf``: they always wait.
+    *outage_wait*: for how many seconds of an outage callers wait for a server, from its beginning;
+    after that they get an :class:`~unbroken.errors.OutageError` at once, until a heartbeat finds a
+    server. 5.0; ``math.inf``: they always wait. *election_wait*: how many seconds longer they wait
+    where a replica set elects. 20.0.
 
     Making one reads and checks the arguments and makes nothing: no thread, no socket.
     (``connect=True``, said explicitly, begins to connect at once.) Unless the URI or the arguments
-    say otherwise, ``timeoutMS`` is 2000, ``heartbeatFrequencyMS`` 1000 and ``connectTimeoutMS``
-    1000. Raises PyMongo's own errors, ConfigurationError for a bad *outage_wait*, and while no
-    server can serve an OutageError that is PyMongo's ServerSelectionTimeoutError too.
+    say otherwise, ``heartbeatFrequencyMS`` and ``connectTimeoutMS`` are 1000 and
+    ``waitQueueTimeoutMS`` is 10000. Raises PyMongo's own errors, ConfigurationError for a bad
+    *outage_wait* or *election_wait*, while no server can serve an OutageError that is PyMongo's
+    ServerSelectionTimeoutError too, and for a write whose answer was lost a WriteUnknownError that
+    is PyMongo's error too.
     """
 
     _body = ProcessClient
