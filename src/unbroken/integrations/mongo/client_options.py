@@ -38,7 +38,7 @@ SPARE = 0.5
 
 #: How long callers wait for a server that is away, in seconds: as every pool's do.
 OUTAGE_WAIT = 5.0
-#: How much longer they wait where a replica set elects, in seconds. As MongoDB comes, a primary that
+#: How much longer they wait where a set elects, in seconds. As MongoDB comes, a primary that
 #: is gone is replaced after eleven seconds, and one that is frozen after up to twenty.
 ELECTION_WAIT = 20.0
 #: A change stream that resumes waits so many times as long as other callers: by default for 30 s,
