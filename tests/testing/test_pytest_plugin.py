@@ -106,7 +106,7 @@ def test_the_pages_examples_pass_as_they_stand(pytester: pytest.Pytester) -> Non
     result = pytester.runpytest_subprocess(
         "-p", "no:cacheprovider", "-W", "ignore", "--strict-markers", timeout=120
     )
-    result.assert_outcomes(passed=3 + 1 + 2)
+    result.assert_outcomes(passed=3 + 1 + 1 + 2)
 
 
 # -- servers ---------------------------------------------------------------------------------------
