@@ -234,3 +234,27 @@ def _writes(pool: Any, face: Any, table: str) -> bool:
     except pool._driver.errors:
         return False
     return True
+
+
+def test_an_error_of_the_callers_own_that_reads_like_an_outage_costs_nobody_else(
+    face: Any,
+) -> None:
+    if not face.is_mysql:
+        pytest.skip("PostgreSQL says with a severity whether a session ends")
+    pool = face.pool(max_size=3, max_replays=3)
+    held = [pool.acquire() for _ in range(3)]
+    for conn in held:
+        pool.release(conn)
+    runs: list[int] = []
+
+    def work(conn: Any) -> None:
+        runs.append(1)
+        # the server quotes what it was given
+        face.do(conn, "SELECT extractvalue('<a/>', concat('~', 'primary is not serving'))")
+
+    with pytest.raises(pool._driver.errors) as caught:
+        pool.run(work)
+    assert not isinstance(caught.value, unbroken.UnbrokenError)
+    assert len(runs) == 4
+    stats = pool.stats()
+    assert (stats.opened, stats.idle, stats.outages) == (3, 3, 0)

@@ -191,11 +191,14 @@ class Unit(Reports):
         why = answer or "the server could not be asked whether it called a function that writes"
         self._bar(f"a SELECT was committed, and {why}")
 
-    def found_demoted(self) -> None:
-        """The server that refused a write as read-only takes none from anybody: a failover, so
+    def found_demoted(self, refusal: Fault) -> None:
+        """What the server refused with *refusal* it refuses everybody: a failover, say, so that
         another attempt may help.
         """
-        self._notes = [(exc, _demoted(fault)) for exc, fault in self._notes]
+        self._notes = [
+            (exc, _demoted(fault) if fault.text == refusal.text else fault)
+            for exc, fault in self._notes
+        ]
 
 
 def _size(sql: str | bytes | None) -> int:
@@ -216,6 +219,6 @@ def _is_mysql(origin: Origin) -> bool:
 def _demoted(fault: Fault) -> Fault:
     return (
         replace(fault, kind=FaultKind.WRONG_SERVER, cause=Cause.FAILOVER)
-        if fault.kind is FaultKind.READ_ONLY
+        if fault.kind in (FaultKind.READ_ONLY, FaultKind.RETRY)
         else fault
     )

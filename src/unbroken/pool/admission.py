@@ -133,22 +133,24 @@ def _role(state: Any, conn: Connection, until: float) -> Flow[Role | None]:
 # -- connections in use ----------------------------------------------------------------------------
 
 
-def refused_write(state: Any, entry: Entry, fault: Fault) -> bool:
-    """The server takes no writes from anybody, as it said when it was asked about *fault*. Gives
-    whether it was demoted, so that another one may take them: callers and replays wait for that.
+def refused(state: Any, entry: Entry, fault: Fault) -> bool:
+    """The server refuses everybody what it refused *entry* with *fault*, as it said when it was
+    asked. Gives whether that is an outage: callers and replays wait for its end.
 
     A standby that this process has known for nothing else is as it should be: the error is the
     caller's. So it is where a demoted server serves what only reads, because callers have waited
     long enough; once a second a connection is given up then, to look for a better one.
     """
-    server = state.server
-    with server.lock:
-        follows = server.standing.refused(wanted(state.settings.target), state.clock())
+    server, follows = state.server, Refused.OUTAGE
+    if fault.kind is FaultKind.READ_ONLY:
+        with server.lock:
+            follows = server.standing.refused(wanted(state.settings.target), state.clock())
+        fault = replace(fault, kind=FaultKind.WRONG_SERVER)
     if follows is Refused.CALLERS:
         return False
     if follows is Refused.OUTAGE:
-        cannot_serve(state, entry, replace(fault, kind=FaultKind.WRONG_SERVER))
-    entry.condemn(Cause.FAILOVER, "it takes no writes")
+        cannot_serve(state, entry, fault)
+    entry.condemn(Cause.FAILOVER, "it takes no writes" if follows is Refused.LOOK else fault.text)
     return follows is Refused.OUTAGE
 
 

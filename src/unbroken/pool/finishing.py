@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.abc import CANNOT_SERVE, Cause, Fault, FaultKind
 from unbroken.backends.commits import is_of_the_server, proves_nothing_stored
 from unbroken.backends.fault import is_goodbye
 from unbroken.errors import (
@@ -18,10 +18,11 @@ from unbroken.ledger.questions import Question
 from unbroken.ledger.residue import NOTHING, Left
 from unbroken.ledger.verdicts import Action, Fate
 from unbroken.net.liveness import Liveness, judge
-from unbroken.pool.admission import refused_write
+from unbroken.pool.admission import refused
 from unbroken.pool.holding import Holding
 from unbroken.pool.poolers import uses_session
 from unbroken.pool.steps import Call, Flow, Reset
+from unbroken.roles import Role
 
 log = logging.getLogger("unbroken")
 
@@ -298,44 +299,60 @@ class Finishing(Holding):
         suspect = self.entry.suspect
         self.entry.cleared()
         yield from self._undo(timeout)
-        if suspect is not None and self.entry.cause is None:
-            yield from self.ask_why_read_only(suspect[1])
+        if suspect is not None:
+            yield from self.ask_why(suspect[1])
 
     def was_refused_to_all(self) -> Flow[bool]:
-        """Roll back. Gives whether the server has refused a write because it takes none from
+        """Roll back. Gives whether the server has refused a statement because it takes none from
         anybody; then the connection is condemned.
         """
         suspect = self.entry.suspect
-        if suspect is None or self.entry.cause is not None:
+        if suspect is None:
             return False
         try:
-            if not self.state.is_settled(self.entry, self.conn):
+            if self.entry.cause is None and not self.state.is_settled(self.entry, self.conn):
                 yield from self._send_rollback(None)
         except Exception as exc:
             self._unfit(exc)
-            return False
-        return (yield from self.ask_why_read_only(suspect[1]))
+        return (yield from self.ask_why(suspect[1]))
 
-    def ask_why_read_only(self, refusal: Fault) -> Flow[bool]:
-        """The server refused a write as read-only: leave it where it takes none from anybody, after
-        a failover, say. Gives whether it does.
+    def ask_why(self, refusal: Fault) -> Flow[bool]:
+        """The server has refused a write as read-only, or said that it serves nobody: leave it
+        where that is so for everybody, after a failover, say. Gives whether it is.
 
         A transaction that the application wanted read-only is its own affair, and so is a standby
         that this process has known for nothing else. Nothing is open on the connection.
         """
         entry, unit = self.entry, self.unit
         entry.cleared()
-        takes_none = yield from self.ask(Question.READ_ONLY)
-        yield from self._undo()
-        if takes_none is None:
-            entry.condemn(
-                Cause.FAILOVER, "it refused a write as read-only, and could not be asked why"
-            )
-        if not takes_none or not refused_write(self.state, entry, refusal):
-            return False
-        if unit is not None:
-            unit.found_demoted()
-        return True
+        is_so = None
+        if entry.cause is None:
+            writes = refusal.kind is FaultKind.READ_ONLY
+            is_so = yield from (self.ask(Question.READ_ONLY) if writes else self._serves_nobody())
+            yield from self._undo()
+        if is_so is None:
+            entry.condemn(Cause.FAILOVER, "it refused a statement, and could not be asked why")
+            # the pool has left this server meanwhile: another connection was told the same
+            is_so = entry.born < self.state.server.drained_at or self._is_elsewhere()
+        elif is_so:
+            is_so = refused(self.state, entry, refusal)
+        if is_so and unit is not None:
+            unit.found_demoted(refusal)
+        return bool(is_so)
+
+    def _is_elsewhere(self) -> bool:
+        """Whether the pool's connections are opened at another host by now."""
+        entry, hosts = self.entry, self.state.server.hosts
+        return entry.address is not None and hosts.place not in (None, entry.address)
+
+    def _serves_nobody(self) -> Flow[bool | None]:
+        """Whether the server says again that it serves nobody; None: it was lost."""
+        try:
+            role = yield from self.state.read_answer(self.conn, Question.ROLE, self.entry)
+        except Exception as exc:
+            fault = self.state.classify(exc)
+            return None if fault.kind is FaultKind.LOST else fault.kind in CANNOT_SERVE
+        return role is Role.UNREADY
 
     def ask(self, question: Question) -> Flow[Any]:
         """What the server answers on this connection; None where it does not.

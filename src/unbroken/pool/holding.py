@@ -21,6 +21,8 @@ from unbroken.pool.poolers import met_another
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow
 
+#: ER_UNKNOWN_COM_ERROR, with which a node of Galera refuses whatever it is asked.
+NODE_NOT_READY = 1047
 #: What is said of a connection in use that ended without a word. The driver may have read the word.
 _VAGUE = (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT)
 #: Causes that a driver makes of nothing but the end of the stream: no reason to forget for how long
@@ -206,16 +208,9 @@ class Holding:
             )
         else:
             fault = self._fault_of(exc)
-        unit = self.unit
+        unit, fault = self.unit, self._believed(fault)
         if unit is not None:
             unit.note(exc, fault)
-        if fault.kind is FaultKind.READ_ONLY:
-            entry.doubt(fault)
-        elif fault.cause is Cause.OTHER_SESSION:
-            met_another(self.state)
-        elif fault.kind in CANNOT_SERVE:
-            cannot_serve(self.state, entry, fault)
-            fault = replace(fault, cause=fault.cause or Cause.CANNOT_SERVE)
         if fault.is_lost or entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
             self._condemn_lost(fault)
         elif not self.is_in_step:
@@ -224,6 +219,35 @@ class Holding:
             # nothing more is sent on it: a ROLLBACK's answer would look like the COMMIT's
             self.entry.condemn(Cause.LOST, f"its COMMIT was answered so: {fault.text}")
         return fault
+
+    def _believed(self, fault: Fault) -> Fault:
+        """*fault*, as far as it is believed before the server was asked.
+
+        An error that says that nobody can be served may be the application's own where the session
+        lives on: MySQL's protocol does not tell the two apart. Until the server was asked it is a
+        reason to try again, with a pause.
+        """
+        entry = self.entry
+        if fault.kind is FaultKind.READ_ONLY:
+            entry.doubt(fault)
+        elif fault.cause is Cause.OTHER_SESSION:
+            met_another(self.state)
+        elif fault.kind in CANNOT_SERVE:
+            if self._may_be_the_callers(fault):
+                entry.doubt(fault)
+                return replace(fault, kind=FaultKind.RETRY, cause=None)
+            cannot_serve(self.state, entry, fault)
+            return replace(fault, cause=fault.cause or Cause.CANNOT_SERVE)
+        return fault
+
+    def _may_be_the_callers(self, fault: Fault) -> bool:
+        return (
+            self.state.backend in ("mysql", "mariadb")
+            and fault.code != NODE_NOT_READY
+            and self.entry.cause is None
+            and judge(self.entry.poll(0)) is Liveness.ALIVE
+            and self.is_in_step
+        )
 
     def break_off(self) -> None:
         """End a connection whose last exchange is not known to have ended: nobody must wait for the

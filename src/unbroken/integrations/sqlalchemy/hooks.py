@@ -170,7 +170,7 @@ class Hooks:
             past.ended()
             suspect = entry.suspect
             if suspect is not None and owner.here[0] and entry.cause is None:
-                owner.run(Loan.of(owner, entry, entry.conn).ask_why_read_only(suspect[1]))
+                owner.run(Loan.of(owner, entry, entry.conn).ask_why(suspect[1]))
 
         return do_rollback
 
