@@ -267,7 +267,7 @@ def test_a_transaction_that_cannot_go_on_gets_no_other_connection(site: Site, be
                     site.model.create(n=2)
             refusing.append(True)
 
-    site.open(acquire_timeout=0.5, outage_wait=0.2)
+    site.open(acquire_timeout=0.5, outage_wait=0.2, max_size=1)  # none beside one that is slow
     site.warm()
     with pytest.raises(unbroken.ConnectionLostError):
         site.run(work)
