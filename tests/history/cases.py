@@ -101,6 +101,9 @@ class Case:
             # a client that knew the whole set would find its way round the proxy
             return proxy.url(server.url(None, directConnection="true")), server.url()
         url = server.url(self.driver, **(self._by_tls(server) if self.tls else self._plain()))
+        if self.topology and self.client in (clients.PoolClient, clients.AsyncPoolClient):
+            # a child that is forked while the server is read-only has seen no other
+            url += f"{'&' if '?' in url else '?'}target=primary"
         return proxy.url(url), url
 
     def _by_tls(self, server: Server) -> dict[str, object]:
