@@ -250,6 +250,7 @@ class Driver:
     capabilities = Capabilities(fileno=True, transaction_status=True)
     target = Target(scheme="fleet", backend="fleet", host=None, database="fleet")
     blindness = None
+    login_may_change = False
     _connect = True  # a record of its own for each: each pool is a process
 
     def __init__(self, server: Server) -> None:
@@ -289,6 +290,7 @@ class Dialing:
     def __init__(self, server: Server, limit: float) -> None:
         self.server, self.limit = server, limit
         self.is_ended = self.is_over = self.is_in_line = False
+        self.asks: str | None = None
         self._done: Callable[..., Any] = lambda **_: None
 
     def begin(self, owner: Any, done: Callable[..., Any]) -> None:
