@@ -410,6 +410,27 @@ def test_a_server_that_only_seemed_to_be_back_has_been_away_since_the_beginning(
     assert outage.age(107.0 + RELAPSE) == pytest.approx(1.0)
 
 
+def test_an_attempt_that_began_before_a_connection_was_told_does_not_end_the_outage() -> None:
+    outage = told(100.0)
+    assert outage.succeeded(100.1, 0.2) is None
+    assert outage.active
+    assert outage.succeeded(100.2, 0.1) == pytest.approx(0.2)
+
+
+def test_what_new_connections_contradict_for_long_enough_is_nothing_to_wait_for() -> None:
+    outage, now = told(100.0), 100.0
+    while now < 105.0:
+        assert not outage.is_contradicted(now, 5.0)
+        outage.succeeded(now + 0.1, 0.05)
+        now += 0.2
+        if not outage.is_contradicted(now, 5.0):
+            assert outage.cannot_serve(now, READ_ONLY, Random(1))
+    outage.succeeded(now + 0.1, 0.05)
+    assert outage.is_contradicted(now + 0.2, 5.0)
+    assert not outage.is_contradicted(now + 0.2, 10.0)
+    assert not outage.is_contradicted(now + 0.2 + RELAPSE, 5.0)
+
+
 def test_attempts_at_a_server_that_lets_us_in_and_cannot_serve_are_paced() -> None:
     outage, now, attempts = told(), 100.0, 0
     while now < 102.0:

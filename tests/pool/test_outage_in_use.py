@@ -177,6 +177,36 @@ def test_the_applications_own_read_only_transaction_drains_nothing(face: Any) ->
     assert (stats.opened, stats.idle, stats.outages) == (runs, 3, 0)
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("57P03", "mine"),
+        ("53300", "mine"),
+        ("08P01", "query_wait_timeout"),
+        ("XX000", "max client connections reached"),
+    ],
+)
+def test_an_application_that_raises_what_servers_say_drains_nothing(
+    face: Any, code: str, words: str
+) -> None:
+    if face.is_mysql:
+        pytest.skip("the application's own errors have no mark there")
+    pool = face.pool(max_size=3)
+    held = [pool.acquire() for _ in range(3)]
+    for conn in held:
+        pool.release(conn)
+    opened, calls = pool.stats().opened, []
+
+    def work(conn: Any) -> None:
+        calls.append(1)
+        face.do(conn, f"DO $$BEGIN RAISE EXCEPTION '{words}' USING ERRCODE = '{code}'; END$$")
+
+    with pytest.raises(pool._driver.errors):
+        pool.run(work)
+    stats = pool.stats()
+    assert (len(calls), stats.opened, stats.idle, stats.outages) == (1, opened, 3, 0)
+
+
 def test_a_write_to_a_server_that_never_took_any_is_the_callers_error(own_face: Any) -> None:
     face = own_face
     table = face.table()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.abc import CANNOT_SERVE, Cause, Fault, FaultKind
 from unbroken.backends.pgbouncer import bouncer_fault, cause_of, is_slip, is_strange_statement
 from unbroken.backends.services_postgresql import service_fault
 from unbroken.backends.system import _OS_WORDS, errno_of_text, of_errno, one_line
@@ -69,26 +69,32 @@ _LOST_WORDS = (
 
 
 def postgres_fault(
-    sqlstate: str | None, text: str, *, connecting: bool = False, fatal: bool = False
+    sqlstate: str | None, text: str, *, connecting: bool = False, fatal: bool | None = None
 ) -> Fault:
     """What an error of PostgreSQL (or PgBouncer, or libpq: *sqlstate* None) with its message *text*
     means.
 
-    *fatal*: the server says that it ends the session with it (severity FATAL or PANIC).
+    *fatal*: whether the server ends the session with it, see :func:`is_fatal`.
     """
     line = one_line(text)
     fault = _fault(sqlstate, text, line, connecting)
+    if fatal is False and not connecting and fault.kind in CANNOT_SERVE:
+        return Fault(_K.OTHER, None, sqlstate, line)  # RAISE, or another server's, through dblink
     if fatal and not connecting and not fault.is_lost and fault.kind in (_K.OTHER, _K.RETRY):
         return replace(fault, kind=_K.LOST)
     return fault
 
 
-def is_fatal(*severities: object) -> bool:
-    """Whether one of an error's *severities* (its fields V and S) says that the session ends.
+def is_fatal(source: object, *severities: object) -> bool | None:
+    """Whether one of an error's *severities* (its fields V and S) says that the session ends. None:
+    not known.
 
-    PgBouncer sends the second only, and in English.
+    PgBouncer sends the second only, and in English. Others that speak the protocol say ERROR and
+    hang up. PostgreSQL does not; it names the file in its own *source* (field F), poolers none.
     """
-    return "FATAL" in severities or "PANIC" in severities
+    if "FATAL" in severities or "PANIC" in severities:
+        return True
+    return False if source else None
 
 
 def _fault(sqlstate: str | None, text: str, line: str, connecting: bool) -> Fault:

@@ -103,6 +103,7 @@ class Outage:
         "relapse",
         "since",
         "slow_since",
+        "told_at",
         "tried",
         "tries",
         "unheard",
@@ -140,6 +141,7 @@ class Outage:
         self.counted = 0.0  #: since when this outage has not been counted yet
         #: of the last outage that was told to connections in use: when it began and ended
         self.relapse, self.ended = 0.0, -math.inf
+        self.told_at = -math.inf  #: when a connection in use began this outage, or the last
         #: until when a new connection has to prove that its server can serve
         self.proof_until = -math.inf
 
@@ -317,7 +319,7 @@ class Outage:
         is_relapse = now - self.ended < RELAPSE
         self.since, self.counted = self.relapse if is_relapse else now, now
         self.fault, self.prober, self.parallel = fault, None, 1
-        self.failures, self.tried = 0, 0
+        self.failures, self.tried, self.told_at = 0, 0, now
         if not is_relapse:
             self.busy = 0
         pace = self._pace(now, fault.kind, random) if is_relapse else 0.0
@@ -325,6 +327,13 @@ class Outage:
         self.next_lonely_try = self.next_try
         self.proof_until = math.inf
         return True
+
+    def is_contradicted(self, now: float, patience: float) -> bool:
+        """Whether connections in use were told for longer than *patience* that nobody can be
+        served, and each time the next new connection showed that it can: nothing to wait for.
+        """
+        is_relapse = self.since is None and now - self.ended < RELAPSE
+        return is_relapse and now - self.relapse >= patience
 
     def needs_proof(self, now: float) -> bool:
         """Whether a new connection must prove that its server can serve: it was let in only."""
@@ -380,11 +389,14 @@ class Outage:
 
     def succeeded(self, now: float, took: float | None = None) -> float | None:
         """An attempt succeeded, in *took* seconds. The length of the outage that this ends, in
-        seconds, or None if there was none.
+        seconds, or None if there was none, or if the attempt began before a connection in use told
+        that the server cannot serve.
 
         After an outage the number of connections opened at a time starts at one and grows with each
         success: a thousand processes that all find the server back at once must not knock it over.
         """
+        if self.active and took is not None and now - took < self.told_at:
+            return None
         ended = None if self.since is None else now - self.counted
         if self.since is not None and self.proof_until == math.inf:
             self.relapse, self.ended, self.proof_until = self.since, now, now + PROOF_FOR

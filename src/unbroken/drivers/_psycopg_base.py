@@ -260,9 +260,9 @@ class Base(_Inherited):
         elif isinstance(exc, self._psycopg.errors.ConnectionTimeout):
             fault = os_fault(TimeoutError(str(exc)), connecting=connecting)
         else:
-            fault = postgres_fault(
-                exc.sqlstate, str(exc), connecting=connecting, fatal=_is_fatal(exc)
-            )
+            diag = exc.diag
+            fatal = is_fatal(diag.source_file, diag.severity_nonlocalized, diag.severity)
+            fault = postgres_fault(exc.sqlstate, str(exc), connecting=connecting, fatal=fatal)
             if (
                 fault.kind is FaultKind.OTHER
                 and isinstance(exc, self._psycopg.OperationalError)
@@ -341,11 +341,6 @@ class Base(_Inherited):
     def _opening(self, result: Any) -> str | None:
         value = result.get_value(0, 0)
         return None if value is None else value.decode()
-
-
-def _is_fatal(exc: Any) -> bool:
-    diag = exc.diag
-    return is_fatal(diag.severity_nonlocalized, diag.severity)
 
 
 _EXTRA: dict[str, Callable[[str], Any]] = {

@@ -291,7 +291,8 @@ class AsyncDriver(Status):
         ):
             exc = said  # what the server said before it hung up
         if isinstance(exc, self._asyncpg.PostgresError):
-            fatal = is_fatal(getattr(exc, "severity_en", None), getattr(exc, "severity", None))
+            fields = ("server_source_filename", "severity_en", "severity")
+            fatal = is_fatal(*(getattr(exc, each, None) for each in fields))
             code = getattr(exc, "sqlstate", None)
             return postgres_fault(code, str(exc), connecting=connecting, fatal=fatal)
         if isinstance(exc, (self._asyncpg.InterfaceError, self._asyncpg.InternalClientError)):

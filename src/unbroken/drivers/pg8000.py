@@ -378,7 +378,7 @@ class Driver(Blocking):
             fields = link.args[0] if link.args else None
             if isinstance(fields, dict):
                 code, text = fields.get("C"), str(fields.get("M"))
-                fatal = is_fatal(fields.get("V"), fields.get("S"))
+                fatal = is_fatal(*(fields.get(each) for each in "FVS"))
                 return postgres_fault(code, text, connecting=connecting, fatal=fatal)
         for link in links[1:]:
             known = os_fault(link, connecting=connecting)

@@ -353,7 +353,8 @@ class Driver(Blocking):
         if not isinstance(exc, self._psycopg2.Error):
             fault = os_fault(exc, connecting=connecting)
         else:
-            fatal = is_fatal(exc.diag.severity_nonlocalized, exc.diag.severity)
+            diag = exc.diag
+            fatal = is_fatal(diag.source_file, diag.severity_nonlocalized, diag.severity)
             fault = postgres_fault(exc.pgcode, str(exc), connecting=connecting, fatal=fatal)
             cursor = getattr(exc, "cursor", None)
             if cursor is not None:

@@ -148,26 +148,28 @@ def refused(state: Any, entry: Entry, fault: Fault) -> bool:
         fault = replace(fault, kind=FaultKind.WRONG_SERVER)
     if follows is Refused.CALLERS:
         return False
-    if follows is Refused.OUTAGE:
-        cannot_serve(state, entry, fault)
+    is_outage = follows is Refused.OUTAGE and cannot_serve(state, entry, fault)
     entry.condemn(Cause.FAILOVER, "it takes no writes" if follows is Refused.LOOK else fault.text)
-    return follows is Refused.OUTAGE
+    return is_outage
 
 
-def cannot_serve(state: Any, entry: Entry, fault: Fault) -> None:
+def cannot_serve(state: Any, entry: Entry, fault: Fault) -> bool:
     """The server told *entry*, a connection in use, that it cannot serve: *fault*.
 
     Unless that is old news, an outage begins, and all pools of the server let go of their
-    connections to it.
+    connections to it. False: new connections have shown for ``outage_wait`` that it can, so that
+    nobody has anything to wait for.
     """
     server = state.server
     with state.lock, server.lock:
         now = state.clock()
         if entry.born < server.drained_at:
-            return
+            return True
+        if server.outage.is_contradicted(now, state.settings.outage_wait):
+            return False
         is_again = now - server.outage.ended < 1.0
         if not server.outage.cannot_serve(now, fault, state.random):
-            return
+            return True
         server.drained_at = now
         pools = every(server.pools)
     why = one_line(fault.text)
@@ -181,6 +183,7 @@ def cannot_serve(state: Any, entry: Entry, fault: Fault) -> None:
     state.emit("outage began", {"pool": state.name, "kind": fault.kind.value, "why": why})
     for pool in pools:
         pool.runtime.call(partial(_leave, pool))
+    return True
 
 
 def _leave(state: Any) -> None:

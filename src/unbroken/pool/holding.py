@@ -28,6 +28,10 @@ _VAGUE = (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT)
 #: Causes that a driver makes of nothing but the end of the stream: no reason to forget for how long
 #: nothing had been asked.
 _WORDLESS = (Cause.CLOSED_BY_PEER, Cause.CONNECTION_RESET, Cause.LOST, Cause.SILENT_DROP)
+#: Why a unit is not run again that a server refuses which serves others.
+CONTRADICTED = (
+    "the server refused it for as long as outage_wait, and let in new connections all the while"
+)
 _MAY_BE_THE_HOLDER = (None, Cause.CLOSED_BY_HOLDER, *_VAGUE)
 
 
@@ -236,7 +240,8 @@ class Holding:
             if self._may_be_the_callers(fault):
                 entry.doubt(fault)
                 return replace(fault, kind=FaultKind.RETRY, cause=None)
-            cannot_serve(self.state, entry, fault)
+            if not cannot_serve(self.state, entry, fault) and self.unit is not None:
+                self.unit.forbid(CONTRADICTED, conn_id=id(self.conn))
             return replace(fault, cause=fault.cause or Cause.CANNOT_SERVE)
         return fault
 
