@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -437,6 +438,35 @@ def test_a_coroutine_function_is_refused_by_pool_when_it_is_made(
 async def _make_async(url: str, read: Any) -> None:
     async with unbroken.AsyncPool(url, password=read):
         pass
+
+
+def test_a_mock_is_a_callable_as_any(face: Face) -> None:
+    first, _ = face.meet(Mock(return_value=face.server.password))
+    assert first is None
+
+
+@pytest.mark.parametrize("kind", [BaseException, asyncio.CancelledError, GeneratorExit])
+@pytest.mark.parametrize("is_coroutine", [False, True])
+def test_a_callable_that_raises_what_is_no_exception_is_asked_again_with_the_pace(
+    face: Face, kind: type[BaseException], is_coroutine: bool
+) -> None:
+    calls: list[float] = []
+
+    def read() -> str:
+        calls.append(time.monotonic())
+        raise kind("broken")
+
+    async def read_async() -> str:
+        return read()
+
+    if is_coroutine and not face.is_async:
+        return
+    started = time.monotonic()
+    first, _ = face.meet(read_async if is_coroutine else read)
+    assert isinstance(first, unbroken.OutageError), repr(first)
+    assert f"raised {kind.__name__}: broken" in str(first)
+    assert time.monotonic() - started < 8.0
+    assert len(calls) < 20
 
 
 def test_a_plain_function_that_gives_a_coroutine_works_with_asyncpool_only(face: Face) -> None:

@@ -5,6 +5,8 @@ What a callable gives is used for one attempt and then forgotten. Nothing here k
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import inspect
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
@@ -87,7 +89,7 @@ def is_coroutine_function(function: Any) -> bool:
     """Whether calling *function* gives a coroutine for certain: also a partial of one, and an
     object with an ``async def __call__``.
     """
-    while hasattr(function, "func"):  # functools.partial, and what imitates it
+    while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - what it is, not whether it is
@@ -98,11 +100,12 @@ def ask(name: str, function: Callable[[], Any]) -> Any:
     """What *function* gives; raises LoginError from what it raises. *name*: ``password``.
 
     A fork of the process waits for it as for a connect: it may hold the locks of a TLS library.
+    Whatever it raises is its own (a time limit of gevent's, say): this is no caller's thread.
     """
     try:
         with Connecting():
             return function()
-    except (Exception, SystemExit, KeyboardInterrupt) as exc:
+    except BaseException as exc:
         raise raised(name, exc) from exc
 
 
@@ -160,7 +163,10 @@ class Aside:
             found = await self._on_thread(name, function)
         try:
             return await found if inspect.isawaitable(found) else found
-        except (Exception, SystemExit, KeyboardInterrupt) as exc:
+        except BaseException as exc:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # we end it
             raise raised(name, exc) from exc
 
     async def _on_thread(self, name: str, function: Callable[[], Any]) -> Any:
