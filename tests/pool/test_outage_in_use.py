@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -288,3 +289,29 @@ def test_an_error_of_the_callers_own_that_reads_like_an_outage_costs_nobody_else
     assert len(runs) == 4
     stats = pool.stats()
     assert (stats.opened, stats.idle, stats.outages) == (3, 3, 0)
+
+
+def test_a_child_knows_that_the_server_was_the_primary(own_face: Any) -> None:
+    face = own_face
+    table, pool = face.table(), face.pool(max_size=2)
+    off, on = options(face.is_mysql)
+    pool.check()
+    face.server.set(**off)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            pool.run(lambda conn: face.do(conn, f"INSERT INTO {table} VALUES (7)"))
+            os.write(writer, b"stored")
+        except BaseException as exc:
+            os.write(writer, repr(exc).encode()[:400])
+        finally:
+            os._exit(0)
+    time.sleep(0.5)
+    face.server.set(**on)
+    os.close(writer)
+    told = os.read(reader, 400)
+    os.waitpid(pid, 0)
+    os.close(reader)
+    assert told == b"stored"
+    assert face.stored(table) == [7]

@@ -99,6 +99,14 @@ _records: dict[tuple[int, str], Server] = {}
 def server_at(address: str) -> Server:
     """This process's record of the server at *address*.
 
-    A forked child starts with a blank one: locks do not cross.
+    A forked child starts with one of its own: locks do not cross. It knows all the same that the
+    server has taken writes, if its parent did: one that takes none by now was demoted.
     """
-    return _records.setdefault((os.getpid(), address), Server())
+    key = os.getpid(), address
+    record = _records.get(key)
+    if record is None:
+        record = Server()
+        inherited = [each for (_, at), each in list(_records.items()) if at == address]
+        record.standing.took_writes = any(each.standing.took_writes for each in inherited)
+        record = _records.setdefault(key, record)
+    return record
