@@ -110,8 +110,10 @@ def ask(name: str, function: Callable[[], Any]) -> Any:
 
 
 def raised(name: str, exc: BaseException) -> LoginError:
-    """What to make of *exc*, which the callable *name* raised."""
-    text = one_line(f"the callable for the {name} raised {type(exc).__name__}: {exc}")
+    """What to make of *exc*, which the callable *name* raised. Its text is not repeated, for it may
+    quote the secret; it is the error's ``__cause__``.
+    """
+    text = one_line(f"the callable for the {name} raised {type(exc).__name__} (see the cause)")
     return LoginError(Fault(FaultKind.NOT_READY, None, None, text))
 
 
