@@ -22,9 +22,9 @@ log = logging.getLogger("unbroken")
 
 
 #: An answer that is due for so many seconds is overdue …
-OVERDUE = 1.0
+OVERDUE = 0.7
 #: … and where the place has said nothing on any connection for so long, it may be frozen.
-UNHEARD = 1.0
+UNHEARD = 0.7
 
 
 def choose(state: Any, attempt: Try) -> None:

@@ -23,7 +23,7 @@ from unbroken.roles import Role
 log = logging.getLogger("unbroken")
 
 #: Seconds that a host has to greet us, or to let us in.
-LIMIT = 1.0
+LIMIT = 0.75
 #: Seconds between two looks for a host that takes writes.
 PACE = 0.25
 #: A place that greets us is asked again after this part of the time that its answers are due.

@@ -16,6 +16,9 @@ from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Flow
 from unbroken.pool.windows import bear
 
+#: Seconds between two looks at the answers that are due, where a frozen host can be left.
+LOOK_AT_PLACE = 0.25
+
 
 def schedule(state: PoolState) -> None:
     """Look the pool through at the next tick.
@@ -26,6 +29,8 @@ def schedule(state: PoolState) -> None:
         if state.upkeep_timer is not None or state.kernel.closed:
             return
         tick = min(state.policy.tick, max(0.05, state.settings.leak_after / 4))
+        if state.server.hosts.are_several:
+            tick = min(tick, LOOK_AT_PLACE)
         this = weakref.ref(state)
         state.upkeep_timer = state.runtime.watcher.at(state.clock() + tick, lambda: _tick(this))
 
