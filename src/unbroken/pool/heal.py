@@ -80,19 +80,32 @@ class Losses:
 
 
 def curable(loan: Loan, fault: Fault, *, was_dead: bool) -> Fault | None:
-    """*fault*, if another connection might cure it. *was_dead*: before anything was sent."""
+    """*fault*, if another connection might cure it. *was_dead*: before anything was sent.
+
+    Where the server says that it serves nobody, and was not asked yet whether that is so, the fault
+    is taken as it was said: ask :func:`is_own_affair` before another connection is taken.
+    """
     if was_dead:
         fault = Fault(FaultKind.LOST, loan.entry.cause, fault.code, fault.text)
+    elif fault.kind is FaultKind.RETRY and _is_suspect(loan, fault):
+        assert loan.entry.suspect is not None
+        fault = loan.entry.suspect[1]
     return fault if fault.kind in CURABLE else None
 
 
 def is_own_affair(loan: Loan, fault: Fault) -> Flow[bool]:
-    """Whether *fault* is a write that was refused as read-only to this transaction alone, and not
-    to everybody. Asks the server; rolls back first, so nothing may have gone before.
+    """Whether *fault* is a refusal (of a write as read-only, say) of this transaction alone, and
+    not of everybody's. Asks the server; rolls back first, so nothing may have gone before.
     """
-    if fault.kind is not FaultKind.READ_ONLY:
+    if fault.kind is not FaultKind.READ_ONLY and not _is_suspect(loan, fault):
         return False
     return not (yield from loan.was_refused_to_all())
+
+
+def _is_suspect(loan: Loan, fault: Fault) -> bool:
+    """Whether the server has to be asked about *fault*."""
+    suspect = loan.entry.suspect
+    return suspect is not None and suspect[1].text == fault.text
 
 
 def lost_at(

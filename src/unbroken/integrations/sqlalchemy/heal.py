@@ -25,6 +25,7 @@ from unbroken.integrations.sqlalchemy.telling import commits_itself, past_of
 from unbroken.ledger.heal import Lost, Ruling, may_forget_commit, may_run_again
 from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import current, current_token
+from unbroken.pool import heal as common
 from unbroken.pool.heal import ATTEMPTS, HINT, Losses, curable, is_at_rest, note, objection
 from unbroken.pool.loan import Loan
 
@@ -193,9 +194,7 @@ class HealingConnection(Connection):
     # -- healing -----------------------------------------------------------------------------------
 
     def _heals(self, exc: Exception, cursor: Any, context: Any) -> bool:
-        """Whether *exc* is no error any more: the statement can be run again, or the COMMIT was of
-        nothing but reads.
-        """
+        """Whether *exc* is no error any more: its statement can go again, its COMMIT only read."""
         record = self._record()
         if record is None or record.failed != id(exc):
             return False
@@ -209,19 +208,20 @@ class HealingConnection(Connection):
             return False
         if context is None:
             return self._forgets_commit(record, loan, exc, self._lost(record, loan, met, 1))
-        losses = self._losses = self._losses or Losses()
-        count = losses.add(loan, record.past, was_dead=record.was_dead)
-        lost = self._lost(record, loan, met, count)
-        ruling = self._ruled(may_run_again(record.past, lost))
+        losses, past = self._losses or Losses(), record.past
+        self._losses, was_dead = losses, record.was_dead
+        lost = self._lost(record, loan, met, losses.add(loan, past, was_dead=was_dead))
+        ruling = self._ruled(may_run_again(past, lost))
         if not ruling.heals or loan.is_closed_by_holder:
             return False
         fault = loan.failed(exc)
-        if fault.kind is FaultKind.READ_ONLY and not record.owner.run(loan.was_refused_to_all()):
+        if record.owner.run(common.is_own_affair(loan, fault)):
             return False
-        if not record.was_dead and fault.kind is not lost.fault.kind:
-            ruling = self._ruled(may_run_again(record.past, replace(lost, fault=fault)))
-        if not ruling.heals:
-            return False
+        fault = met if fault.kind is FaultKind.RETRY else fault
+        if not was_dead and fault.kind is not lost.fault.kind:
+            ruling = self._ruled(may_run_again(past, replace(lost, fault=fault)))
+            if not ruling.heals:
+                return False
         self._healed = lost.fault
         return self._moved(record, entry, exc, cursor, context, ruling)
 
