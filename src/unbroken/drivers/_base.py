@@ -171,6 +171,7 @@ class Blocking(Base):
             "commit": lambda conn: conn.commit(),
             "rollback": lambda conn: conn.rollback(),
             "idle_limit": _cannot_ask,
+            "ask": lambda conn, sql: Blocking.ask(self, conn, sql),
         }
 
     def restore(self, conn: Connection, traits: Any) -> None:
@@ -222,6 +223,7 @@ class Awaited(Base):
             "commit": lambda conn: conn.commit(),
             "rollback": lambda conn: conn.rollback(),
             "idle_limit": idle_limit,
+            "ask": lambda conn, sql: Awaited.ask(self, conn, sql),
         }
 
     async def restore(self, conn: Connection, traits: Any) -> None:

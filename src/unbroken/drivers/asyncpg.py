@@ -160,6 +160,7 @@ class AsyncDriver(Status):
         return {
             **super().public_calls(),
             "ping": ping,
+            "ask": lambda conn, sql: AsyncDriver.ask(self, conn, sql),
             "begin": begin,
             "commit": end_by("commit"),
             "rollback": end_by("rollback"),
