@@ -15,7 +15,7 @@ demo: $(VENV)/.demo ## every fault against a private real server, unbroken besid
 	@$(BIN)/unbroken drill $(ARGS)
 
 test: $(VENV)/.test ## all tests, on real servers, two at a time (ARGS="-k fork", ARGS="-n 0 --pdb": one after the other)
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 3 $(ARGS)
 
 check: $(VENV)/.check ## ruff, mypy and pyright
 	@$(BIN)/ruff check -q .

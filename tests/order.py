@@ -1,4 +1,4 @@
-"""In which order ``pytest -n 2`` runs the tests: files beside each other, and what must run alone
+"""In which order ``pytest -n 3`` runs the tests: files beside each other, and what must run alone
 when they are done.
 
 A file stays together, so that what its tests share is made once, and the files that take longest
