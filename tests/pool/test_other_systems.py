@@ -18,6 +18,8 @@ for name in [name for name in dir(select) if name.startswith(("POLL", "poll", "E
     delattr(select, name)
 for name in ("eventfd", "EFD_CLOEXEC", "EFD_NONBLOCK", "fork", "register_at_fork"):
     delattr(os, name)
+import selectors
+selectors.DefaultSelector = selectors.SelectSelector
 del socket.TCP_USER_TIMEOUT
 ssl.enum_certificates = lambda store: []  # asked for where the platform is so called
 sys.platform = "win32"
@@ -58,6 +60,8 @@ class kqueue:
 
 for name in [name for name in dir(select) if name.startswith(("EPOLL", "epoll")) or name == "POLLRDHUP"]:
     delattr(select, name)
+import selectors
+selectors.DefaultSelector = selectors.PollSelector
 for name, value in dict(KQ_FILTER_READ=-1, KQ_EV_ADD=1, KQ_EV_DELETE=2, KQ_EV_ONESHOT=0x10, KQ_EV_CLEAR=0x20, KQ_EV_ERROR=0x4000,
                         KQ_EV_EOF=0x8000, kevent=kevent, kqueue=kqueue).items():
     setattr(select, name, value)

@@ -465,7 +465,7 @@ def test_a_callable_that_raises_what_is_no_exception_is_asked_again_with_the_pac
     started = time.monotonic()
     first, _ = face.meet(read_async if is_coroutine else read)
     assert isinstance(first, unbroken.OutageError), repr(first)
-    assert f"raised {kind.__name__}: broken" in str(first)
+    assert f"raised {kind.__name__}" in str(first)
     assert time.monotonic() - started < 8.0
     assert len(calls) < 20
 
