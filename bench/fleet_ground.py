@@ -315,6 +315,9 @@ class Dialing:
     def is_moving(self, within: float) -> bool:
         return False
 
+    def is_asking(self, within: float) -> bool:
+        return False
+
     def is_connected(self) -> bool:
         return self.is_in_line
 

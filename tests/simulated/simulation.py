@@ -353,6 +353,9 @@ class Dialing:
     def is_moving(self, within: float) -> bool:
         return False
 
+    def is_asking(self, within: float) -> bool:
+        return False
+
     def is_connected(self) -> bool | None:
         return None
 

@@ -24,6 +24,7 @@ from unbroken.net.blocked import end_wait, heard_for, is_connected
 from unbroken.net.fork_guard import abort, identity
 from unbroken.net.keepalive import close_on_exec
 from unbroken.net.patched import threads_are_greenlets
+from unbroken.net.sent_bytes import last_data
 from unbroken.net.watcher import Watcher
 
 #: Seconds between two tries to end what goes on: a library may go on to the next address of a host.
@@ -74,6 +75,13 @@ class Dialing(ABC):
         not known.
         """
         return False
+
+    def is_asking(self, within: float) -> bool:
+        """Whether the server has let it in, and has answered one of the pool's own questions in the
+        last *within* seconds; False where that is not known.
+        """
+        heard = None if self._made is None else last_data(self._made[0])
+        return heard is not None and heard[1] < within
 
     def is_connected(self) -> bool | None:
         """Whether something has acknowledged its first packet; None where that is not known."""

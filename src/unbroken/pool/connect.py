@@ -178,7 +178,9 @@ def _look(state_ref: Callable[[], PoolState | None]) -> None:
     now = state.clock()
     tries = [(each, dialing) for each, dialing in list(state.tries.items()) if not dialing.asks]
     moving = [
-        each for each, dialing in tries if now - each.started < MOVING and dialing.is_moving(SILENT)
+        each
+        for each, dialing in tries
+        if (now - each.started < MOVING and dialing.is_moving(SILENT)) or dialing.is_asking(MOVING)
     ]
     connected = [dialing.is_connected() for each, dialing in tries if now - each.started >= SILENT]
     with state.lock, state.server.lock:
