@@ -31,7 +31,7 @@ MYSQL: dict[str, Sample] = {
     "azure-tls": (9002, "SSL connection is required. Please specify SSL options and retry.", K.REJECTED, None, None),  # noqa: E501
     "maxscale-lost": (1927, "Lost connection to backend server: network error", K.NOT_READY, K.LOST, Cause.FAILOVER),  # noqa: E501
     "maxscale-primary": (1927, "Lost connection to the primary server, closing session. Connection from 'app'@'h' has been idle for 0 seconds.", K.NOT_READY, K.LOST, Cause.FAILOVER),  # noqa: E501
-    "aurora-read-only": (1290, "The MySQL server is running with the --read-only option so it cannot execute this statement", None, K.READ_ONLY, None),  # noqa: E501
+    "aurora-read-only": (1290, "The MySQL server is running with the --read-only option so it cannot execute this statement", None, K.READ_ONLY, Cause.FAILOVER),  # noqa: E501
     "tidb-conflict": (9007, "Write conflict, txnStartTS=1, conflictStartTS=2 [try again later]", None, K.RETRY, None),  # noqa: E501
     "tidb-retry": (8022, "Error: KV error safe to retry Txn(Mvcc(WriteConflict)) [try again later]", None, K.RETRY, None),  # noqa: E501
     "tidb-schema": (8028, "Information schema is changed during the execution of the statement", None, K.RETRY, None),  # noqa: E501

@@ -69,14 +69,14 @@ K = FaultKind
         (1226, "User 'app' has exceeded the 'max_user_connections' resource (current value: 2)", True, K.TOO_MANY, None),  # noqa: E501
         (1226, "User 'app' has exceeded the 'max_connections_per_hour' resource (current value: 2)", True, K.REJECTED, None),  # noqa: E501
         (1226, "User 'app' has exceeded the 'max_questions' resource (current value: 2)", False, K.OTHER, None),  # noqa: E501
-        (1290, "The MariaDB server is running with the --read-only option so it cannot execute this statement", False, K.READ_ONLY, None),  # noqa: E501
-        (1290, "The MySQL server is running with the --super-read-only option so …", False, K.READ_ONLY, None),  # noqa: E501
+        (1290, "The MariaDB server is running with the --read-only option so it cannot execute this statement", False, K.READ_ONLY, Cause.FAILOVER),  # noqa: E501
+        (1290, "The MySQL server is running with the --super-read-only option so …", False, K.READ_ONLY, Cause.FAILOVER),  # noqa: E501
         (1290, "The MySQL server is running with the --secure-file-priv option so …", False, K.OTHER, None),  # noqa: E501
         (1792, "Cannot execute statement in a READ ONLY transaction", False, K.READ_ONLY, None),
         (1153, "Got a packet bigger than 'max_allowed_packet' bytes", False, K.TOO_LARGE, None),
         (2020, "Got packet bigger than 'max_allowed_packet' bytes", False, K.TOO_LARGE, None),
         (2020, "Got packet bigger than 'max_allowed_packet' bytes", True, K.REJECTED, None),
-        (1836, "Running in read-only mode", False, K.READ_ONLY, None),
+        (1836, "Running in read-only mode", False, K.READ_ONLY, Cause.FAILOVER),
         (1836, "Running in read-only mode", True, K.WRONG_SERVER, Cause.FAILOVER),
         (1047, "WSREP has not yet prepared node for application use", False, K.WRONG_SERVER, Cause.FAILOVER),  # noqa: E501
         (1047, "Unknown command", False, K.OTHER, None),

@@ -648,7 +648,9 @@ def test_a_refusal_for_being_read_only_is_the_callers_unless_the_server_takes_no
     refusal = Fault(FaultKind.READ_ONLY, None, "25006")
     unit.note(exc, refusal)
     assert action(unit, refusal) is Action.RAISE
-    unit.found_demoted(refusal)
+    unit.rule(Fault(FaultKind.READ_ONLY, None, "25006", "another"), FaultKind.WRONG_SERVER)
+    assert unit.fault_of(exc) == refusal
+    unit.rule(refusal, FaultKind.WRONG_SERVER)
     assert unit.fault_of(exc) == Fault(FaultKind.WRONG_SERVER, Cause.FAILOVER, "25006")
     assert action(unit, Fault(FaultKind.WRONG_SERVER)) is Action.REPLAY
 

@@ -83,9 +83,9 @@ def mysql_fault(errno: int | None, text: str, *, connecting: bool = False) -> Fa
     if errno == 1792:
         return Fault(_K.READ_ONLY, None, errno, line)
     if errno in _READ_ONLY or (errno == 1290 and "read-only" in text.replace("_", "-").lower()):
-        if connecting:
-            return Fault(_K.WRONG_SERVER, Cause.FAILOVER, errno, line)
-        return Fault(_K.READ_ONLY, None, errno, line)  # the server is asked before that is believed
+        # in use the server is asked before that is believed
+        kind = _K.WRONG_SERVER if connecting else _K.READ_ONLY
+        return Fault(kind, Cause.FAILOVER, errno, line)
     if errno == 1047 and "wsrep" in text.lower():  # a Galera node outside the primary component
         return Fault(_K.NOT_READY if connecting else _K.WRONG_SERVER, Cause.FAILOVER, errno, line)
     return Fault(_K.OTHER, None, errno, line)

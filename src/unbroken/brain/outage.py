@@ -316,7 +316,7 @@ class Outage:
         """
         if self.since is not None:
             return False
-        is_relapse = now - self.ended < RELAPSE
+        is_relapse = self.is_relapse(now)
         self.since, self.counted = self.relapse if is_relapse else now, now
         self.fault, self.prober, self.parallel = fault, None, 1
         self.failures, self.tried, self.told_at = 0, 0, now
@@ -334,6 +334,10 @@ class Outage:
         """
         is_relapse = self.since is None and now - self.ended < RELAPSE
         return is_relapse and now - self.relapse >= patience
+
+    def is_relapse(self, now: float) -> bool:
+        """Whether an outage that is told in use at *now* is the one that seemed to have ended."""
+        return now - self.ended < RELAPSE
 
     def needs_proof(self, now: float) -> bool:
         """Whether a new connection must prove that its server can serve: it was let in only."""

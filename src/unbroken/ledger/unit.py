@@ -38,6 +38,9 @@ from unbroken.ledger.verdicts import Action, Origin, Verdict
 
 _REPLAYABLE = frozenset({FaultKind.LOST, FaultKind.RETRY}) | CANNOT_SERVE
 
+#: Kinds about which the server is asked.
+_TO_BE_RULED = frozenset({FaultKind.READ_ONLY, FaultKind.RETRY})
+
 #: A statement of more bytes may be larger than the server takes (the least value of
 #: max_allowed_packet is 1,024).
 _LARGE = 1_000
@@ -191,12 +194,14 @@ class Unit(Reports):
         why = answer or "the server could not be asked whether it called a function that writes"
         self._bar(f"a SELECT was committed, and {why}")
 
-    def found_demoted(self, refusal: Fault) -> None:
-        """What the server refused with *refusal* it refuses everybody: a failover, say, so that
-        another attempt may help.
+    def rule(self, refusal: Fault, kind: FaultKind) -> None:
+        """What the server refused with *refusal* is of the kind *kind*, as it turned out when the
+        server was asked: WRONG_SERVER where it refuses everybody, RETRY where it did so then.
         """
         self._notes = [
-            (exc, _demoted(fault) if fault.text == refusal.text else fault)
+            (exc, replace(fault, kind=kind, cause=Cause.FAILOVER))
+            if fault.text == refusal.text and fault.kind in _TO_BE_RULED
+            else (exc, fault)
             for exc, fault in self._notes
         ]
 
@@ -214,11 +219,3 @@ def _size(sql: str | bytes | None) -> int:
 
 def _is_mysql(origin: Origin) -> bool:
     return origin.backend in ("mysql", "mariadb")
-
-
-def _demoted(fault: Fault) -> Fault:
-    return (
-        replace(fault, kind=FaultKind.WRONG_SERVER, cause=Cause.FAILOVER)
-        if fault.kind in (FaultKind.READ_ONLY, FaultKind.RETRY)
-        else fault
-    )

@@ -22,7 +22,7 @@ from unbroken.brain.standing import News, Refused
 from unbroken.brain.tries import Try
 from unbroken.ledger.questions import Question
 from unbroken.pool.registry import every
-from unbroken.pool.steps import Call, Flow, Wait
+from unbroken.pool.steps import Flow, Wait
 from unbroken.roles import Role, wanted
 
 log = logging.getLogger("unbroken")
@@ -57,7 +57,7 @@ def admit(state: Any, attempt: Try, conn: Connection, until: float = math.inf) -
         return
     began = state.clock()
     while _must_ask(state, attempt):
-        role = yield from _role(state, conn, until)
+        role: Role | None = yield from state.ask_new(conn, Question.ROLE, until)
         why = _objection(state, attempt, role)
         if why is None:
             _serves(state, role)
@@ -112,24 +112,6 @@ def _serves(state: Any, role: Role | None) -> None:
             pool.runtime.call(pool.drain)
 
 
-def _role(state: Any, conn: Connection, until: float) -> Flow[Role | None]:
-    """The role that the server gives itself; None where it does not say.
-
-    A server that refuses the question because it cannot serve has said so.
-    """
-    try:
-        role: Role | None = yield from state.read_answer(conn, Question.ROLE, None, until)
-    except Exception as exc:
-        fault = state.classify(exc)
-        if fault.is_lost or (state.knows_status and not state.driver.is_quiet(conn)):
-            raise
-        log.debug("%s: the server's role is not known: %s", state.name, fault.text)
-        role = None
-    if state.driver.is_in_transaction(conn) is not False:
-        yield Call("rollback", conn, None, state.time_for_questions(until))
-    return role
-
-
 # -- connections in use ----------------------------------------------------------------------------
 
 
@@ -167,7 +149,7 @@ def cannot_serve(state: Any, entry: Entry, fault: Fault) -> bool:
             return True
         if server.outage.is_contradicted(now, state.settings.outage_wait):
             return False
-        is_again = now - server.outage.ended < 1.0
+        is_again = server.outage.is_relapse(now)
         if not server.outage.cannot_serve(now, fault, state.random):
             return True
         server.drained_at = now

@@ -18,7 +18,7 @@ from unbroken.ledger.questions import Question
 from unbroken.ledger.residue import NOTHING, Left
 from unbroken.ledger.verdicts import Action, Fate
 from unbroken.net.liveness import Liveness, judge
-from unbroken.pool.admission import refused
+from unbroken.pool.admission import cannot_serve, refused
 from unbroken.pool.holding import Holding
 from unbroken.pool.poolers import uses_session
 from unbroken.pool.steps import Call, Flow, Reset
@@ -318,7 +318,8 @@ class Finishing(Holding):
 
     def ask_why(self, refusal: Fault) -> Flow[bool]:
         """The server has refused a write as read-only, or said that it serves nobody: leave it
-        where that is so for everybody, after a failover, say. Gives whether it is.
+        where that is so for everybody, after a failover, say. Gives whether another attempt may
+        help.
 
         A transaction that the application wanted read-only is its own affair, and so is a standby
         that this process has known for nothing else. Nothing is open on the connection.
@@ -336,8 +337,14 @@ class Finishing(Holding):
             is_so = entry.born < self.state.server.drained_at or self._is_elsewhere()
         elif is_so:
             is_so = refused(self.state, entry, refusal)
+        elif refusal.kind is FaultKind.READ_ONLY and refusal.cause is Cause.FAILOVER:
+            # it says so of the whole server, which takes writes by now
+            entry.condemn(Cause.FAILOVER, refusal.text)
+            if unit is not None:
+                unit.rule(refusal, FaultKind.RETRY)
+            return True
         if is_so and unit is not None:
-            unit.found_demoted(refusal)
+            unit.rule(refusal, FaultKind.WRONG_SERVER)
         return bool(is_so)
 
     def _is_elsewhere(self) -> bool:
@@ -397,6 +404,11 @@ class Finishing(Holding):
         entry.settled_at = entry.uses
 
     def _unfit(self, exc: Exception) -> None:
+        """What the pool itself sent failed with *exc*. A server that refuses even that, because it
+        serves nobody, is believed: no application wrote those words.
+        """
         fault = self.state.classify(exc)
+        if fault.kind in CANNOT_SERVE:
+            cannot_serve(self.state, self.entry, fault)
         cause = (fault.cause or Cause.LOST) if fault.is_lost else Cause.RESET_FAILED
         self.entry.condemn(cause, fault.text or repr(exc))

@@ -65,16 +65,7 @@ def ask_uptime(
         deaths, was_away = limit.take_pending(), state.server.outage.active
     if state.server.pooler.stands or text_of(Question.UPTIME, state.backend) is None:
         return  # a pooler's restarts are not the server's
-    try:
-        uptime = yield from state.read_answer(conn, Question.UPTIME, until=until)
-    except Exception as exc:
-        fault = state.classify(exc)
-        if fault.is_lost or (state.knows_status and not state.driver.is_quiet(conn)):
-            raise
-        log.debug("%s: how long the server is up is not known: %s", state.name, fault.text)
-        uptime = None
-    if state.driver.is_in_transaction(conn) is not False:
-        yield Call("rollback", conn, timeout=_within(state, until))
+    uptime = yield from state.ask_new(conn, Question.UPTIME, until)
     with state.server.lock:
         learned = limit.heard(state.clock(), deaths, uptime, was_away=was_away, place=place)
         what, why = limit.learned, limit.learned_from

@@ -21,8 +21,6 @@ from unbroken.pool.poolers import met_another
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow
 
-#: ER_UNKNOWN_COM_ERROR, with which a node of Galera refuses whatever it is asked.
-NODE_NOT_READY = 1047
 #: What is said of a connection in use that ended without a word. The driver may have read the word.
 _VAGUE = (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT)
 #: Causes that a driver makes of nothing but the end of the stream: no reason to forget for how long
@@ -237,7 +235,7 @@ class Holding:
         elif fault.cause is Cause.OTHER_SESSION:
             met_another(self.state)
         elif fault.kind in CANNOT_SERVE:
-            if self._may_be_the_callers(fault):
+            if self._may_be_the_callers():
                 entry.doubt(fault)
                 return replace(fault, kind=FaultKind.RETRY, cause=None)
             if not cannot_serve(self.state, entry, fault) and self.unit is not None:
@@ -245,10 +243,10 @@ class Holding:
             return replace(fault, cause=fault.cause or Cause.CANNOT_SERVE)
         return fault
 
-    def _may_be_the_callers(self, fault: Fault) -> bool:
+    def _may_be_the_callers(self) -> bool:
+        """Whether the session lives on, and the error's protocol has no word for its severity."""
         return (
             self.state.backend in ("mysql", "mariadb")
-            and fault.code != NODE_NOT_READY
             and self.entry.cause is None
             and judge(self.entry.poll(0)) is Liveness.ALIVE
             and self.is_in_step

@@ -167,6 +167,25 @@ class PoolState(Leases):
             question = heard
         return None
 
+    def ask_new(self, conn: Connection, question: Question, until: float = math.inf) -> Flow[Any]:
+        """What the server answers to *question* on *conn*, which nobody has been given yet; None
+        where it does not say. Ends at *until*, and leaves no transaction open.
+
+        Raises the driver's error where *conn* must not be used any more: it was lost, or the answer
+        may still come.
+        """
+        try:
+            heard = yield from self.read_answer(conn, question, None, until)
+        except Exception as exc:
+            fault = self.classify(exc)
+            if fault.is_lost or (self.knows_status and not self.driver.is_quiet(conn)):
+                raise
+            log.debug("%s: the server did not say: %s (%s)", self.name, question.value, fault.text)
+            heard = None
+        if self.driver.is_in_transaction(conn) is not False:
+            yield Call("rollback", conn, None, self.time_for_questions(until))
+        return heard
+
     def time_for_questions(self, until: float) -> float:
         """How many seconds a question may take that must be answered by *until*."""
         return min(self.settings.ping_timeout, max(0.05, until - self.clock()))
