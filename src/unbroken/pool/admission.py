@@ -2,9 +2,9 @@
 in use may say that it cannot.
 
 A server that lets us in may still serve nobody: it was demoted, its node has lost the cluster, the
-pooler in front of it cannot reach it. Whoever notices, that is one outage of the server, in
-:mod:`unbroken.brain.outage`: all pools let go of their connections, callers and replays wait, and
-one attempt at a time asks whether the server can serve again.
+pooler in front of it cannot reach it. New connections and those in use begin the same outage of the
+server, in :mod:`unbroken.brain.outage`: all pools let go of their connections, callers and replays
+wait, and one attempt at a time asks whether the server can serve again.
 """
 
 from __future__ import annotations

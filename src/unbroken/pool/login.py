@@ -40,7 +40,7 @@ def _ask(state: PoolState, attempt: Try, name: str, function: Any) -> Flow[str]:
     dialing = state.tries[attempt]
     dialing.asks = name
     with state.lock, state.server.lock:
-        # the silence of whoever keeps the secret says nothing about the server
+        # a callable that takes long says nothing about the server
         state.server.outage.over(attempt)
     try:
         value = yield Consult(name, function, dialing)

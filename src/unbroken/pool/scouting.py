@@ -71,7 +71,7 @@ def scout(state: Any) -> Flow[None]:
 
 
 def _is_silent(state: Any, place: Address) -> Flow[bool]:
-    """Whether the server at *place* says no word to anybody new, either.
+    """Whether the server at *place* does not greet a new connection either.
 
     On a thread of its own, which takes no room in the pool.
     """

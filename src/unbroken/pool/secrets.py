@@ -86,8 +86,8 @@ _ASYNC = (
 
 
 def is_coroutine_function(function: Any) -> bool:
-    """Whether calling *function* gives a coroutine for certain: also a partial of one, and an
-    object with an ``async def __call__``.
+    """Whether a call of *function* certainly returns a coroutine. That includes partials, and
+    objects with an ``async def __call__``.
     """
     while isinstance(function, functools.partial):
         function = function.func

@@ -122,7 +122,7 @@ class HAProxy(Server):
 
     @classmethod
     def fetch(cls) -> Path:
-        """As :meth:`find`, and see to it that the program is there.
+        """As :meth:`find`; fetch the program first where it is missing.
 
         ServerUnavailable says why it cannot be had.
         """

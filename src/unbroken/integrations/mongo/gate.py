@@ -164,7 +164,7 @@ class Gate:
         return outage
 
     def found(self, selector: Any, address: Any) -> None:
-        """A caller who had to wait has found a server."""
+        """A call that had to wait has found a server."""
         with self.lock:
             self.choices.pop(_choice(selector, address), None)
 
