@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import pytest
 
@@ -14,6 +15,7 @@ import unbroken
 from unbroken.pool import servers as known
 from unbroken_drill.servers import PostgreSQL, PostgreSQLCluster
 
+from ..callers import at_work
 from .bodies import Body
 from .every import BODIES, opened
 from .test_behaviours import come_to_rest, until
@@ -139,15 +141,8 @@ class Load:
 def load(body: Body, how: str) -> Iterator[Load]:
     """Several threads write as fast as they can."""
     seen = Load(body, how)
-    threads = [threading.Thread(target=seen.write, args=(n,)) for n in range(CALLERS)]
-    for each in threads:
-        each.start()
-    try:
+    with at_work([partial(seen.write, n) for n in range(CALLERS)], seen.over):
         yield seen
-    finally:
-        seen.over.set()
-        for each in threads:
-            each.join(30)
 
 
 @pytest.mark.parametrize("how", ["store", "replay"])

@@ -8,11 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
 import unbroken
+
+from ..callers import at_work
 
 #: Callers at a time, and connections at most.
 CALLERS, SIZE = 8, 5
@@ -61,15 +64,8 @@ def load(pool: Any, insert: Callable[[Any, int], Any], callers: int = CALLERS) -
                 seen.note(number, began)
             time.sleep(0.002)
 
-    threads = [threading.Thread(target=one, args=(n,)) for n in range(callers)]
-    for each in threads:
-        each.start()
-    try:
+    with at_work([partial(one, n) for n in range(callers)], seen.over):
         yield seen
-    finally:
-        seen.over.set()
-        for each in threads:
-            each.join(30)
 
 
 def test_a_server_that_takes_no_writes_for_a_while_is_waited_for(own_face: Any, until: Any) -> None:

@@ -20,6 +20,8 @@ import unbroken.sqlalchemy
 from unbroken.pool import servers
 from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 
+from ...callers import at_work
+
 POSTGRESQL = ["psycopg", "psycopg2", "pg8000", "asyncpg"]
 MYSQL = ["pymysql", "mysqldb", "mysqlconnector", "mariadbconnector", "aiomysql", "asyncmy"]
 ASYNC = {"asyncpg", "aiomysql", "asyncmy"}
@@ -407,18 +409,9 @@ def load(engine: Engine) -> Iterator[Load]:
     """Several callers write, half of them in units of work."""
     seen = Load(engine)
     runner = engine.runner
-    if runner is None:
-        threads = [threading.Thread(target=seen.one) for _ in range(CALLERS)]
-    else:
-        threads = [threading.Thread(target=lambda: runner.run(seen.all_on_loop()))]
-    for each in threads:
-        each.start()
-    try:
+    callers = [seen.one] * CALLERS if runner is None else [lambda: runner.run(seen.all_on_loop())]
+    with at_work(callers, seen.over):
         yield seen
-    finally:
-        seen.over.set()
-        for each in threads:
-            each.join(30)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> None:
