@@ -26,7 +26,10 @@ def primary() -> Standing:
         (Role.STANDBY, Wanted.STANDBY, True, False, False),
         (Role.PRIMARY, Wanted.PREFER_STANDBY, True, False, False),
         (Role.UNREADY, Wanted.ANY, False, True, True),
-        (None, Wanted.PRIMARY, True, False, False),
+        (None, Wanted.PRIMARY, True, True, True),
+        (None, Wanted.STANDBY, False, True, True),
+        (None, Wanted.PREFER_STANDBY, False, False, False),
+        (None, Wanted.ANY, True, False, False),
     ],
 )
 def test_a_server_may_serve_or_not(

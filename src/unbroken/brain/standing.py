@@ -56,12 +56,15 @@ class Standing:
     def objection(self, role: Role | None, want: Wanted, *, waited_enough: bool) -> str | None:
         """Why a server with this *role* must not serve a pool that wants *want*; None: it may.
 
-        *role* None: it could not be asked, which forbids nothing. *waited_enough*: callers have
+        *role* None: it could not be asked, which is no reason where the pool takes any server, and
+        one where it wants a role. *waited_enough*: callers have
         waited for a primary for as long as the pool lets them. Then a server that can only be read
         is better than none, where the pool wants any.
         """
         if role is Role.UNREADY:
             return role.value
+        if role is None and want in (Wanted.PRIMARY, Wanted.STANDBY):
+            return f"does not say its role, and target={want.value}"
         if role is Role.STANDBY and want is Wanted.PRIMARY:
             return f"{role.value}, and target=primary"
         if role is Role.PRIMARY and want is Wanted.STANDBY:
