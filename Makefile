@@ -14,8 +14,8 @@ help: ## this list
 demo: $(VENV)/.demo ## every fault against a private real server, unbroken beside what people use today
 	@$(BIN)/unbroken drill $(ARGS)
 
-test: $(VENV)/.test ## all tests, on real servers, two at a time (ARGS="-k fork", ARGS="-n 0 --pdb": one after the other)
-	@$(BIN)/python -m pytest -n 3 $(ARGS)
+test: $(VENV)/.test ## all tests, on real servers, four at a time (ARGS="-k fork", ARGS="-n 0 --pdb": one after the other)
+	@$(BIN)/python -m pytest -n 4 $(ARGS)
 
 check: $(VENV)/.check ## ruff, mypy and pyright
 	@$(BIN)/ruff check -q .

@@ -1,8 +1,9 @@
-"""In which order ``pytest -n 3`` runs the tests: files beside each other, and what must run alone
+"""In which order ``pytest -n 4`` runs the tests: files beside each other, and what must run alone
 when they are done.
 
 A file stays together, so that what its tests share is made once, and the files that take longest
-begin first.
+begin first. One worker begins with the files whose tests mostly wait for servers, so that four
+workers keep two cores busy and do not crowd them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from xdist.scheduler import LoadScopeScheduling
 #: Beginnings of tests' names.
 ALONE = (
     "tests/perf/", "tests/bounds/", "tests/drill/test_drill.py",
-    "tests/drill/app/test_app_drill.py", "tests/strikes/test_signals.py",
+    "tests/strikes/test_signals.py",
     "tests/testing/proxy/test_verbs.py::test_it_works_where_gevent_has_patched_everything",
 )  # fmt: skip
 #: What takes minutes.
@@ -24,6 +25,17 @@ LONG = (
     "tests/pool/test_every_driver.py", "tests/pool/test_fork_wire.py",
     "tests/drivers/test_seams.py", "tests/testing/test_pytest_plugin.py", "tests/integrations/web/",
     "tests/integrations/mongo/",
+)  # fmt: skip
+#: What mostly waits: for elections, restarts, limits, names that move. The longest first.
+WAITING = (
+    "tests/integrations/mongo/test_waiting.py", "tests/pool/test_idle_limit.py",
+    "tests/integrations/mongo/test_long_work.py", "tests/pool/test_left_behind.py",
+    "tests/pool/test_names.py", "tests/integrations/web/test_mongo_http.py",
+    "tests/testing/test_clusters.py", "tests/integrations/sqlalchemy/test_clusters.py",
+    "tests/bodies/test_clusters.py", "tests/pool/test_passwords.py",
+    "tests/drill/test_topologies.py", "tests/clusters/",
+    "tests/integrations/test_django_clusters.py",
+    "tests/pool/test_pooler_faults.py", "tests/pool/test_scouting.py", "tests/pool/test_outage.py",
 )  # fmt: skip
 #: Files whose tests share nothing that takes long to make: their tests need not stay together.
 APART = ("tests/testing/test_servers.py", "tests/testing/test_pytest_plugin.py")
@@ -42,7 +54,8 @@ class Order(LoadScopeScheduling):
 
     def _assign_work_unit(self, node: Any) -> None:
         if not self._is_waiting(node):
-            self.workqueue.move_to_end(min(self.workqueue, key=_rank), last=False)
+            rank = _rank_of_waiting if node is self.nodes[-1] and len(self.nodes) > 1 else _rank
+            self.workqueue.move_to_end(min(self.workqueue, key=rank), last=False)
             super()._assign_work_unit(node)
 
     def _reschedule(self, node: Any) -> None:
@@ -89,6 +102,15 @@ class Order(LoadScopeScheduling):
 
 
 def _rank(scope: str) -> int:
+    """What most workers take first: long files; what waits is left to the one that is for it."""
     if scope == "alone":
+        return len(LONG) + 2
+    if scope.startswith(WAITING):
         return len(LONG) + 1
     return next((rank for rank, long in enumerate(LONG) if scope.startswith(long)), len(LONG))
+
+
+def _rank_of_waiting(scope: str) -> int:
+    """What the worker for files that wait takes first."""
+    others = len(WAITING) + _rank(scope)
+    return next((rank for rank, file in enumerate(WAITING) if scope.startswith(file)), others)
