@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from unbroken import DriverNotInstalledError
+from unbroken import DriverNotInstalledError, logs
 from unbroken_drill.servers import MariaDB, MongoDB, MySQL, PostgreSQL
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -45,6 +45,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if _FREE and sys._is_gil_enabled():  # type: ignore[attr-defined] # from Python 3.13 on
         print("\nthe interpreter's lock was brought back by a module that was imported")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_logged_before() -> None:
+    """Each test sees the lines that its own events log, whatever the test before it logged."""
+    logs.forget()
 
 
 @contextmanager

@@ -23,6 +23,7 @@ PACKAGES = {"unbroken": SRC, "unbroken_drill": ROOT / "drill" / "src"}
 #: Every room below src/unbroken and its floor. A new room is entered here, once it is known where
 #: it stands.
 FLOORS = {
+    "logs": -1,  # every other room may log
     "errors": 0, "abc": 0,
     "importing": 0, "roles": 0,
     "settings": 0.5,  # says what is wrong with itself, so it needs the errors

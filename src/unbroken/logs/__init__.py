@@ -1,0 +1,229 @@
+"""How the library logs: one logger for each part, named fields, and no line without a bound.
+
+``docs/logging.md`` has the rule for levels and the list of fields.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Hashable
+from time import monotonic
+from typing import Any, TypeAlias, TypedDict, Unpack
+
+from unbroken.logs.allowance import Allowance
+
+#: The parts, and what each one logs. The logger of a part is ``unbroken.<part>``.
+PARTS = {
+    "pool": "connections: opened, closed, refused; learned idle limits; workers",
+    "outage": "servers that cannot serve: the beginning, each minute, the end",
+    "cluster": "where connections lead: hosts, roles, names that move, poolers",
+    "replay": "work that was run again after a loss, or was not, and why",
+    "leak": "connections that were held for too long, forgotten or left behind",
+    "fork": "pools in forked child processes",
+    "web": "requests: what was answered in place of an error, sessions at their end",
+    "driver": "what the library found wrong with a driver, an engine or a client",
+    "adoption": "functions that became units of work by their name",
+    "net": "the watcher of sockets and timers",
+}
+
+
+class Fields(TypedDict, total=False):
+    """The fields of a record. Each is an attribute of the record, ``unbroken_`` before its name."""
+
+    pool: str  #: the pool's name
+    server: str  #: the server, or the host of a cluster
+    session: str | None  #: the server's number for the connection
+    cause: str  #: why a connection ended, or the kind of an outage
+    age: float  #: seconds since the connection was opened, or since the outage began
+    idle: float  #: seconds for which the connection had been idle
+    uses: int  #: how often the connection was used
+    held: float  #: seconds since the connection was taken
+    place: str  #: the line that took the connection
+    function: str | None  #: the function of the unit of work
+    request: str | None  #: the request's method and path
+    fate: str  #: what the ledger knows of the writes
+    status: int  #: the status of an answer
+    attempts: int  #: how many attempts there were
+    callers: int  #: how many callers were turned away
+    seconds: float  #: how long it took
+
+
+#: Of every record, or of some, beside :class:`Fields`.
+ALWAYS = {
+    "event": "what happened, in words that stay the same",
+    "code": "the code at the end of the message, where there is one",
+    "count": "how many lines this one stands for, where it stands for several",
+}
+
+#: Calls a function at a moment of the monotonic clock; gives None where it cannot.
+Timekeeper: TypeAlias = Callable[[float, Callable[[], None]], object]
+
+_allowance = Allowance()
+_lock = threading.RLock()
+_timekeeper: Timekeeper | None = None
+_wakes = -math.inf  # when a call of _say_rest is on its way
+_CODE = re.compile(r"\[(UB\d+)\]$")
+
+
+class Part:
+    """One part's logger.
+
+    ``event`` says what happened, in words that stay the same; ``text`` is the whole message.
+    ``about`` tells apart what must not share a bound, beside the event, the pool and the cause.
+    ``once``: the line is logged once in a process, for each ``about``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.logger = logging.getLogger(f"unbroken.{name}")
+
+    def wants(self, level: int) -> bool:
+        """Whether a line of *level* is logged anywhere."""
+        return self.logger.isEnabledFor(level)
+
+    def debug(self, event: str, text: str, **fields: Unpack[Fields]) -> None:
+        """Log one step. Not bounded: nobody is told of steps who did not ask for them."""
+        if self.logger.isEnabledFor(logging.DEBUG):
+            _log(self, logging.DEBUG, event, text, fields, stacklevel=3)
+
+    def info(
+        self,
+        event: str,
+        text: str,
+        *,
+        about: Hashable = None,
+        once: bool = False,
+        **fields: Unpack[Fields],
+    ) -> None:
+        """Log what nobody has noticed."""
+        self._say(logging.INFO, event, text, about, once, fields)
+
+    def warning(
+        self,
+        event: str,
+        text: str,
+        *,
+        about: Hashable = None,
+        once: bool = False,
+        **fields: Unpack[Fields],
+    ) -> None:
+        """Log what somebody may have noticed, or must do something about."""
+        self._say(logging.WARNING, event, text, about, once, fields)
+
+    def error(
+        self, event: str, text: str, *, about: Hashable = None, **fields: Unpack[Fields]
+    ) -> None:
+        """Log what does not work, and will not by itself."""
+        self._say(logging.ERROR, event, text, about, False, fields)
+
+    def exception(
+        self, event: str, text: str, *, about: Hashable = None, **fields: Unpack[Fields]
+    ) -> None:
+        """Log the exception that is being handled, with its traceback."""
+        self._say(logging.ERROR, event, text, about, False, fields, sys.exc_info())
+
+    def _say(
+        self,
+        level: int,
+        event: str,
+        text: str,
+        about: Hashable,
+        once: bool,
+        fields: Fields,
+        exc_info: Any = None,
+    ) -> None:
+        if not self.logger.isEnabledFor(level):
+            return
+        line = (self, level, event, text, fields)
+        kind = f"{self.name}: {event}"
+        key = (kind, level, fields.get("pool"), fields.get("cause"), about)
+        now = monotonic()
+        with _lock:
+            is_due = now >= _allowance.due
+            may = _allowance.once(key) if once else _allowance.may(key, line, now)
+            due = _allowance.due
+        if is_due:
+            _say_rest()
+        if may:
+            _log(*line, exc_info=exc_info)
+        _wait_for(due)
+
+
+def _log(
+    part: Part,
+    level: int,
+    event: str,
+    text: str,
+    fields: Fields,
+    *,
+    exc_info: Any = None,
+    count: int = 0,
+    stacklevel: int = 4,
+) -> None:
+    extra: dict[str, Any] = {f"unbroken_{name}": value for name, value in fields.items()}
+    extra["unbroken_event"] = event
+    code = _CODE.search(text)
+    if code is not None:
+        extra["unbroken_code"] = code[1]
+    if count:
+        extra["unbroken_count"] = count
+    part.logger.log(level, text, exc_info=exc_info, extra=extra, stacklevel=stacklevel)
+
+
+def _wait_for(due: float) -> None:
+    """Have what was left out told when its window is over. Where nobody keeps the time, the next
+    line of any kind tells.
+    """
+    global _wakes
+    with _lock:
+        if due == math.inf or monotonic() <= _wakes:
+            return
+        _wakes = due
+    if _timekeeper is None or _timekeeper(due, _say_rest_when_due) is None:
+        _wakes = -math.inf
+
+
+def _say_rest_when_due() -> None:
+    global _wakes
+    _wakes = -math.inf
+    _say_rest()
+    _wait_for(_allowance.due)
+
+
+def _say_rest() -> None:
+    """Log, for each window that is over, how many lines were left out in it."""
+    with _lock:
+        found = _allowance.rest(monotonic())
+    for each in found:
+        part, level, event, text, fields = each.last
+        times = "once more" if each.count == 1 else f"{each.count:,} times more"
+        text = f"{times} within {each.seconds:.0f} s, the last: {text}"
+        _log(part, level, event, text, fields, count=each.count)
+
+
+def keep_time_by(timekeeper: Timekeeper) -> None:
+    """Have *timekeeper* call when a window is over."""
+    global _timekeeper
+    _timekeeper = timekeeper
+
+
+def forget() -> None:
+    """Forget all that was logged, so that each line may be logged again. For tests."""
+    global _allowance, _wakes
+    with _lock:
+        _allowance, _wakes = Allowance(), -math.inf
+
+
+def _after_fork_in_child() -> None:
+    global _lock, _wakes
+    _lock, _wakes = threading.RLock(), -math.inf
+    _allowance.forget_windows()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
