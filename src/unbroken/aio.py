@@ -188,7 +188,11 @@ class AsyncPool(Generic[ConnectionT]):
                     pass
                 else:
                     now = monotonic()
-                    if now - entry.last_used < state.fresh_for and not state.hung_up():
+                    if (
+                        now - entry.last_used < state.fresh_for
+                        and not state.hung_up()
+                        and entry.due is None
+                    ):
                         frame = getframe(1)
                         entry.code = frame.f_code
                         entry.lasti = frame.f_lasti
@@ -241,7 +245,7 @@ class AsyncPool(Generic[ConnectionT]):
         state.kernel.resets(entry)
         loan, otherwise = Loan.of(state, entry, conn), Cause.CANCELLED
         try:
-            await run_async(loan.reset(), runtime_of(state).do)
+            await run_async(loan.reset(at_end=True), runtime_of(state).do)
             otherwise = None  # type: ignore[assignment] # the pool finds out why
         finally:
             loan.give_back(otherwise)

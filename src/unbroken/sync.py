@@ -160,7 +160,11 @@ class Pool(Generic[ConnectionT]):
                     pass
                 else:
                     now = monotonic()
-                    if now - entry.last_used < state.fresh_for and not state.hung_up():
+                    if (
+                        now - entry.last_used < state.fresh_for
+                        and not state.hung_up()
+                        and entry.due is None
+                    ):
                         try:
                             frame = getframe(1)
                         except ValueError:  # see caller
@@ -262,7 +266,7 @@ class Pool(Generic[ConnectionT]):
             state.kernel.resets(entry)
             loan = Loan.of(state, entry, conn)
             try:
-                run(loan.reset(), loan.state.runtime.do)
+                run(loan.reset(at_end=True), loan.state.runtime.do)
             finally:
                 loan.give_back()
 

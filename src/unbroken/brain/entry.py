@@ -33,6 +33,7 @@ class Entry:
         "code",
         "conn",
         "count",
+        "due",
         "fd",
         "generation",
         "holder",
@@ -86,6 +87,8 @@ class Entry:
         self.sent: int | None = (
             None  #: that count when it was last certain that no transaction was open
         )
+        #: when the pool's own ROLLBACK was sent whose answer nobody has read yet; else None
+        self.due: float | None = None
         self.settled_at = -1  #: the use in which our own COMMIT or ROLLBACK was answered last
         #: what a reset of its session has to set again; None: it is not known, so it is closed
         self.opening: Any = None

@@ -37,9 +37,11 @@ def exact(base: Any) -> Any:
         _seen_pending: int | None = None
         _seen_touched = 0
         _seen_opened: Mapping[str, Any] | None = None
+        _seen_due = False
 
         def connect(self, *args: Any, **kwargs: Any) -> None:
             self._seen_status = self._result = None
+            self._seen_due = False
             self._seen_busy = exchange.BUSY  # until it has logged in
             super().connect(*args, **kwargs)
             exchange.untouch(self, self._seen_touched)  # what the connect itself did
@@ -74,6 +76,8 @@ def exact(base: Any) -> Any:
             """
             if self._sock is None:
                 return  # which PyMySQL says itself
+            if self._seen_due:
+                self._seen_take()
             if self._seen_busy:
                 raise exchange.out_of_step(self)
             if self._result is not None and exchange.is_half_read(self):
@@ -81,6 +85,16 @@ def exact(base: Any) -> Any:
                     # as PyMySQL does
                     warnings.warn("Previous unbuffered result was left incomplete", stacklevel=4)
                 self._seen_drain()
+
+        def _seen_leave(self) -> None:
+            """Send ROLLBACK: its answer is read before anything else is sent."""
+            self._execute_command(_mysql.COM_QUERY, "ROLLBACK")
+            self._seen_due = True
+
+        def _seen_take(self) -> None:
+            """Read that answer."""
+            self._seen_due = False
+            self._read_ok_packet()
 
         def _seen_drain(self) -> None:
             """Read what was left of a result, and the results after it."""
@@ -140,7 +154,7 @@ def exact(base: Any) -> Any:
             super().select_db(db)
 
         def close(self) -> None:
-            if not self._closed and not exchange.is_quiet(self):
+            if not self._closed and not (exchange.is_quiet(self) or self._seen_due):
                 # the bytes of a goodbye might complete a command
                 self._closed = True
                 self._force_close()

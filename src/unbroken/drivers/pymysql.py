@@ -232,6 +232,19 @@ class Driver(Blocking):
             conn._read_timeout, conn._write_timeout = kept
         exchange.untouch(conn, exchange.TIMEOUTS)
 
+    def send_rollback(self, conn: Connection) -> None:
+        """ROLLBACK, whose answer :meth:`take_answer` reads."""
+        with unheard(self, conn):
+            conn._seen_leave()
+
+    def owes_answer(self, conn: Connection) -> bool:
+        """Whether that answer was not read yet."""
+        return conn._sock is not None and bool(conn._seen_due)
+
+    def take_answer(self, conn: Connection) -> None:
+        """Read it."""
+        conn._seen_take()
+
     def begin(self, conn: Connection) -> None:
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""
         conn.begin()

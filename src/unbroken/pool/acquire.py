@@ -67,26 +67,71 @@ def _is_fit(state: PoolState, entry: Entry, until: float) -> Flow[bool]:
     if entry.generation != state.kernel.generation:
         state.discard(entry, Cause.DRAINED)
         return False
-    if looks is Liveness.DEAD or state.heard_goodbye(entry.conn):
+    if looks is Liveness.DEAD or (entry.due is None and state.heard_goodbye(entry.conn)):
         state.discard_dead(entry)
         return False
     if need is Need.RETIRE:
         state.discard(entry, Cause.MAX_AGE)
         return False
+    if entry.due is not None:
+        # what stands on the socket is that answer, most likely: look again behind it
+        fit = yield from take_answer(state, entry, time_to_ping(state, until - now))
+        return fit and (yield from _is_fit(state, entry, until))
     if looks is Liveness.ALIVE and need is Need.NOTHING:
         return True
-    return (yield from ping(state, entry, min(state.settings.ping_timeout, max(until - now, 0.05))))
+    return (yield from ping(state, entry, time_to_ping(state, until - now)))
+
+
+def time_to_ping(state: PoolState, left: float) -> float:
+    """How many seconds a server may take to answer a caller that has *left* seconds."""
+    return min(state.settings.ping_timeout, max(left, 0.05))
+
+
+def take_answer(state: PoolState, entry: Entry, timeout: float) -> Flow[bool]:
+    """Read the answer to the ROLLBACK that was sent when *entry*, which the caller owns, went back.
+
+    False: it did not come within *timeout* seconds, or is not the one that was expected; the entry
+    is closed then.
+    """
+    if state.is_due(entry, entry.conn):
+        if not (yield from _hear(state, entry, "take_answer", timeout)):
+            return False
+        entry.due = None
+    if state.is_settled(entry, entry.conn) and state.is_good(entry, entry.conn):
+        return True
+    state.discard(entry, Cause.RESET_FAILED, "its ROLLBACK left it unfit")
+    return False
 
 
 def ping(state: PoolState, entry: Entry, timeout: float) -> Flow[bool]:
-    """One round trip on an entry that the caller owns. False: it did not answer and is buried."""
+    """One round trip on an entry that the caller owns. False: it did not answer and is closed."""
+    if entry.due is not None and not (yield from take_answer(state, entry, timeout)):
+        return False
     now = state.clock()
-    idle, quiet = now - entry.last_used, state.idle_for(entry, now)
+    quiet = state.idle_for(entry, now)
+    if not (yield from _hear(state, entry, "ping", timeout)):
+        return False
+    entry.last_used = state.clock()
+    with state.lock, state.server.lock:
+        state.counters.pings += 1
+        limit = state.server.limit
+        taken_back = limit.is_watching and limit.alive(now, quiet)
+    if taken_back:
+        state.forgot_limit()
+    return True
+
+
+def _hear(state: PoolState, entry: Entry, method: str, timeout: float) -> Flow[bool]:
+    """Have the server say something on an entry that the caller owns, by the driver's *method*.
+
+    False: it did not, and the entry is closed.
+    """
+    idle = state.clock() - entry.last_used
     mine = Ticket(state.clock(), None)
     mine.entry = entry
     state.tickets.add(mine)
     try:
-        yield Call("ping", entry.conn, entry, timeout)
+        yield Call(method, entry.conn, entry, timeout)
     except Exception as exc:
         fault = state.classify(exc)
         cause = (
@@ -103,14 +148,7 @@ def ping(state: PoolState, entry: Entry, timeout: float) -> Flow[bool]:
         state.discard(entry, Cause.CANCELLED)
         raise
     mine.entry = None
-    entry.last_used = state.clock()
     entry.sent = entry.count()
-    with state.lock, state.server.lock:
-        state.counters.pings += 1
-        limit = state.server.limit
-        taken_back = limit.is_watching and limit.alive(now, quiet)
-    if taken_back:
-        state.forgot_limit()
     return True
 
 

@@ -52,7 +52,11 @@ class AsyncLease(Loan, Generic[ConnectionT]):
                     pass
                 else:
                     now = monotonic()
-                    if now - entry.last_used < state.fresh_for and not state.hung_up():
+                    if (
+                        now - entry.last_used < state.fresh_for
+                        and not state.hung_up()
+                        and entry.due is None
+                    ):
                         frame = getframe(1)
                         entry.code = frame.f_code
                         entry.lasti = frame.f_lasti

@@ -19,10 +19,11 @@ def limits_of(settings: Settings) -> Mapping[str, float]:
     function.
     """
     own = dict.fromkeys(
-        ("begin", "rollback", "restore", "drain", "reset", "reset_session"), settings.reset_timeout
+        ("begin", "rollback", "send_rollback", "restore", "drain", "reset", "reset_session"),
+        settings.reset_timeout,
     )
     asking = dict.fromkeys(
-        ("ping", "idle_limit", "probe", "remember", "ask"), settings.ping_timeout
+        ("ping", "take_answer", "idle_limit", "probe", "remember", "ask"), settings.ping_timeout
     )
     return {**own, **asking, "commit": settings.commit_timeout}
 

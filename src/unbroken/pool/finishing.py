@@ -216,7 +216,7 @@ class Finishing(Holding):
             or how == "session"
             or not state.is_good(self.entry, self.conn)
         ):
-            yield from self.reset()
+            yield from self.reset(at_end=True)
 
     def _fail(self, exc: BaseException) -> Flow[None]:
         state, entry = self.state, self.entry
@@ -225,16 +225,18 @@ class Finishing(Holding):
             return
         if not isinstance(exc, Exception) or isinstance(exc, TimeoutError):
             # a caller that cancels does not want to wait
-            yield from self.roll_back(state.settings.ping_timeout)
+            yield from self.roll_back(state.settings.ping_timeout, at_end=True)
             yield from self.undo(state.settings.ping_timeout)
         elif callable(state.settings.reset) or state.settings.reset == "session":
-            yield from self.reset()
+            yield from self.reset(at_end=True)
         else:
-            yield from self.roll_back()
+            yield from self.roll_back(at_end=True)
 
-    def reset(self) -> Flow[None]:
-        """Make the connection fit for the next user, as the setting ``reset`` says, or condemn
-        it.
+    def reset(self, *, at_end: bool = False) -> Flow[None]:
+        """Make the connection fit for the next user, as the setting ``reset`` says, or condemn it.
+
+        *at_end*: it goes back to the pool right afterwards, so the answer to a ROLLBACK may be
+        read later.
         """
         state, entry = self.state, self.entry
         how = state.settings.reset
@@ -250,7 +252,7 @@ class Finishing(Holding):
             except Exception as exc:
                 self._unfit(exc)
                 return
-        yield from self.roll_back()
+        yield from self.roll_back(at_end=at_end)
         yield from self.undo()
 
     def left(self) -> frozenset[Left]:
@@ -290,15 +292,15 @@ class Finishing(Holding):
         entry.reset_at = entry.uses
         yield from self.roll_back()  # puts back what the holder changed on the object
 
-    def roll_back(self, timeout: float | None = None) -> Flow[None]:
+    def roll_back(self, timeout: float | None = None, *, at_end: bool = False) -> Flow[None]:
         """Roll back what is open and put back what its holder changed, or condemn the connection.
 
         Nothing is sent where nothing needs to be, nor on a connection whose last exchange is not
-        known to have ended.
+        known to have ended. *at_end* as for :meth:`reset`.
         """
         suspect = self.entry.suspect
         self.entry.cleared()
-        yield from self._undo(timeout)
+        yield from self._undo(timeout, at_end=at_end and suspect is None)
         if suspect is not None:
             yield from self.ask_why(suspect[1])
 
@@ -379,7 +381,7 @@ class Finishing(Holding):
             self.failed(exc)
         return None
 
-    def _undo(self, timeout: float | None = None) -> Flow[None]:
+    def _undo(self, timeout: float | None = None, *, at_end: bool = False) -> Flow[None]:
         state, entry, conn = self.state, self.entry, self.conn
         if state.is_good(entry, conn):
             return
@@ -387,6 +389,9 @@ class Finishing(Holding):
             self.break_off()
             return
         try:
+            if at_end and self.may_defer:
+                yield from self.defer_rollback(timeout)
+                return
             if not state.is_settled(entry, conn):
                 yield from self._send_rollback(timeout)
             if not state.is_good(entry, conn):
@@ -394,6 +399,38 @@ class Finishing(Holding):
                 yield Call("restore", conn, entry, timeout, (entry.traits,))
         except Exception as exc:
             self._unfit(exc)
+
+    @property
+    def may_defer(self) -> bool:
+        """Whether a ROLLBACK is all that this connection needs before its next user, so that
+        nobody has to wait for its answer.
+
+        What a unit of work wrote is rolled back before its end is told.
+        """
+        state, entry, conn, unit = self.state, self.entry, self.conn, self.unit
+        return bool(
+            state.defers
+            and state.knows_status
+            and entry.cause is None
+            and entry.suspect is None
+            and (unit is None or not unit.wrote)
+            and state.driver.is_in_transaction(conn) is True
+            and state.driver.is_quiet(conn)
+            and state.driver.traits(conn) == entry.traits
+            and not self.left()
+        )
+
+    def defer_rollback(self, timeout: float | None = None) -> Flow[None]:
+        """Send ROLLBACK and leave its answer to the next user, or to upkeep.
+
+        The server rolls back as soon as it has read it. Raises the driver's error where it cannot
+        be sent.
+        """
+        state, entry = self.state, self.entry
+        yield Call("send_rollback", self.conn, entry, timeout)
+        with state.lock:
+            state.counters.rollbacks += 1
+        entry.due = state.clock()
 
     def _send_rollback(self, timeout: float | None) -> Flow[None]:
         state, entry = self.state, self.entry

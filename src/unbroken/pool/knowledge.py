@@ -136,6 +136,8 @@ class Knowledge:
         #: a lease need not begin a transaction itself
         self.plain = driver.capabilities.implicit_begin
         self.is_clean = self._end_check()
+        #: whether a ROLLBACK can be sent now and its answer read later
+        self.defers = hasattr(driver, "send_rollback")
         self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
         self.is_tcp = driver.target.unix_socket is None
         #: whose addresses are followed
@@ -194,6 +196,12 @@ class Knowledge:
         """
         status = self.driver.is_in_transaction(conn)
         return status is False if status is not None else self._is_untouched(entry)
+
+    def is_due(self, entry: Entry, conn: Connection) -> bool:
+        """Whether all that is missing is the answer to the pool's own ROLLBACK."""
+        if entry.due is not None and not self.driver.owes_answer(conn):  # type: ignore[attr-defined] # the driver that sent it has it
+            entry.due = None  # it was read before another statement was sent
+        return entry.due is not None
 
     def is_in_step(self, entry: Entry, conn: Connection) -> bool:
         """Whether it is certain that every answer was read: a statement sent now gets its own."""
