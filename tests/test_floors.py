@@ -25,7 +25,7 @@ PACKAGES = {"unbroken": SRC, "unbroken_drill": ROOT / "drill" / "src"}
 FLOORS = {
     "logs": -1,  # every other room may log
     "errors": 0, "abc": 0,
-    "importing": 0, "roles": 0,
+    "importing": 0, "roles": 0, "hints": 0,
     "settings": 0.5,  # says what is wrong with itself, so it needs the errors
     "brain": 1, "ledger": 1, "backends": 1, "net": 1,
     "drivers": 2,

@@ -6,13 +6,13 @@ never.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from unbroken.errors import ConfigurationError
+from unbroken.hints import remedy, shown
 from unbroken.roles import wanted
 
 
@@ -140,11 +140,7 @@ class Settings:
         known = {f.name for f in fields(cls)}
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = (
-                    f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-                )
-                raise ConfigurationError(f"unknown setting {name!r}; {hint}")
+                raise ConfigurationError(f"unknown setting {shown(name)}; {remedy(name, known)}")
         if isinstance(given.get("units"), list):
             given["units"] = tuple(given["units"])
         settings = cls(**given)
@@ -172,6 +168,10 @@ class Settings:
         return {name: _from_text(name, text) for name, text in options.items()}
 
 
+#: The largest number of connections or replays.
+MOST = 1_000_000
+#: The most seconds that the system's waits take, and those that drivers take to connect.
+LONGEST, A_YEAR = 1e9, 31_536_000.0
 _INTS = {"max_size": 1, "min_size": 0, "max_replays": 0}
 _POSITIVE = {
     "acquire_timeout", "connect_timeout", "ping_timeout", "leak_after", "send_timeout",
@@ -193,23 +193,31 @@ def _from_text(name: str, text: str) -> Any:
     if name in _SWITCHES:
         if text.lower() in ("1", "true", "yes", "on", "0", "false", "no", "off"):
             return text.lower() in ("1", "true", "yes", "on")
-        raise ConfigurationError(f"{name}={text!r} is not a boolean; use true or false")
+        raise ConfigurationError(f"{name}={shown(text)} is not a boolean; use true or false")
     try:
         return int(text) if name in _INTS else float(text)
     except ValueError:
         kind = "a whole number" if name in _INTS else "a number of seconds"
-        raise ConfigurationError(f"{name}={text!r} is not {kind}") from None
+        raise ConfigurationError(f"{name}={shown(text)} is not {kind}") from None
 
 
 def _validate(s: Settings) -> None:
     for name, least in _INTS.items():
         value = getattr(s, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
+            raise ConfigurationError(
+                f"{name}={shown(value)} must be a whole number of at least {least}"
+            )
+        if value > MOST:
+            raise ConfigurationError(
+                f"{name}={shown(value)} must be a whole number of at most {MOST}"
+            )
     try:
         wanted(s.target)
     except ValueError as hint:
-        raise ConfigurationError(f"target={s.target!r} is no role of a server; {hint}") from None
+        raise ConfigurationError(
+            f"target={shown(s.target)} is no role of a server; {hint}"
+        ) from None
     for name in _POSITIVE | _POSITIVE_OR_NONE | _NOT_NEGATIVE:
         _check_seconds(name, getattr(s, name))
     if s.min_size > s.max_size:
@@ -218,20 +226,20 @@ def _validate(s: Settings) -> None:
         )
     for name in _SWITCHES:
         if not isinstance(getattr(s, name), bool):
-            raise ConfigurationError(f"{name}={getattr(s, name)!r} must be True or False")
+            raise ConfigurationError(f"{name}={shown(getattr(s, name))} must be True or False")
     if s.reset not in (None, "rollback", "session") and not callable(s.reset):
         raise ConfigurationError(
-            f"reset={s.reset!r} must be 'rollback', 'session', None or a callable that takes the"
-            " connection"
+            f"reset={shown(s.reset)} must be 'rollback', 'session', None or a callable that takes"
+            " the connection"
         )
     if not isinstance(s.units, tuple) or not all(
         isinstance(name, str) and name for name in s.units
     ):
         raise ConfigurationError(
-            f"units={s.units!r} must be a list of names such as 'package.module:Class.method'"
+            f"units={shown(s.units)} must be a list of names such as 'package.module:Class.method'"
         )
     if s.name is not None and (not isinstance(s.name, str) or not s.name):
-        raise ConfigurationError(f"name={s.name!r} must be a text that is not empty, or None")
+        raise ConfigurationError(f"name={shown(s.name)} must be a text that is not empty, or None")
 
 
 def _check_seconds(name: str, value: Any) -> None:
@@ -239,13 +247,16 @@ def _check_seconds(name: str, value: Any) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_a_time(value):
         allowed = "seconds, or None" if name in _POSITIVE_OR_NONE else "seconds"
-        raise ConfigurationError(f"{name}={value!r} must be a number of {allowed}")
+        raise ConfigurationError(f"{name}={shown(value)} must be a number of {allowed}")
     if value < 0 or (value == 0 and name not in _NOT_NEGATIVE):
-        raise ConfigurationError(
-            f"{name}={value!r} must be {'at least' if name in _NOT_NEGATIVE else 'more than'} 0 s"
-        )
+        least = "at least" if name in _NOT_NEGATIVE else "more than"
+        raise ConfigurationError(f"{name}={shown(value)} must be {least} 0 s")
     if value == math.inf and name in _FINITE:
         raise ConfigurationError(f"{name}=inf would wait for ever; give it a bound, such as 5.0")
+    most = A_YEAR if name in _FINITE else LONGEST
+    if most < value < math.inf:
+        never = "" if name in _FINITE else "; math.inf is never"
+        raise ConfigurationError(f"{name}={shown(value)} must be at most {most:.0f} s{never}")
 
 
 def _is_a_time(value: float) -> bool:

@@ -70,7 +70,7 @@ def test_a_url_that_cannot_work(url, says):
     ("setting", "value", "says"),
     [
         ("max_sise", 5, "did you mean 'max_size'"),
-        ("pool_recycle", 5, "known: "),
+        ("pool_recycle", 5, "that is max_age here"),
         ("max_size", 0, "at least 1"),
         ("max_size", 2.5, "whole number"),
         ("max_size", True, "whole number"),

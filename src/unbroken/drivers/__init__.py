@@ -28,7 +28,7 @@ from unbroken.abc import AsyncDriver, Driver, Target
 from unbroken.drivers.url import near, parse
 from unbroken.errors import ConfigurationError, DriverNotInstalledError
 
-__all__ = ["Known", "known", "open_driver"]
+__all__ = ["Known", "file_of", "known", "open_driver"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +157,13 @@ _ALIASES = {
 }  # fmt: skip
 
 
+def file_of(name: str) -> str:
+    """The name of a driver's file here, by what SQLAlchemy and people call that driver."""
+    return _ALIASES.get(name.lower(), name.lower())
+
+
 def _named(name: str, target: Target | None) -> Known:
-    wanted = _ALIASES.get(name.lower(), name.lower())
+    wanted = file_of(name)
     for each in known():
         if each.name == wanted:
             if target is not None and target.backend not in each.backends:

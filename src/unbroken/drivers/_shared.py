@@ -16,8 +16,8 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from unbroken.abc import Target
-from unbroken.drivers.url import near
 from unbroken.errors import ConfigurationError
+from unbroken.hints import remedy, shown
 from unbroken.net.forks import Connecting
 from unbroken.settings import Settings
 
@@ -79,13 +79,15 @@ def coerce(
     for name, text in options.items():
         kind = kinds.get(name)
         if kind is None:
-            hint = near(name, [*kinds, *(each.name for each in fields(Settings))])
-            raise ConfigurationError(f"unknown option {name!r} in the URL for {driver}; {hint}")
+            hint = remedy(name, kinds, [each.name for each in fields(Settings)])
+            raise ConfigurationError(
+                f"unknown option {shown(name)} in the URL for {driver}; {hint}"
+            )
         try:
             out[name] = kind(text)
         except ValueError as problem:
-            shown = "" if "pass" in name else f"={text!r}"
-            raise ConfigurationError(f"option {name}{shown} in the URL is not {problem}") from None
+            value = "" if "pass" in name else f"={shown(text)}"
+            raise ConfigurationError(f"option {name}{value} in the URL is not {problem}") from None
     return out
 
 

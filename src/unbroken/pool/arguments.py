@@ -9,10 +9,11 @@ from typing import Any
 from unbroken.abc import Target
 from unbroken.drivers.url import parse
 from unbroken.errors import ConfigurationError
+from unbroken.hints import shown
 from unbroken.settings import Settings
 
 #: What libpq calls our settings.
-_THEIR_NAMES = {"target_session_attrs": "target"}
+THEIR_NAMES = {"target_session_attrs": "target"}
 
 
 def take_settings(
@@ -32,7 +33,10 @@ def take_settings(
 def by_our_names(options: Mapping[str, Any]) -> dict[str, Any]:
     """*options*, in which settings that others know by another name have ours."""
     found = dict(options)
-    for theirs, ours in _THEIR_NAMES.items():
+    for name in found:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"the name of a setting is a text, not {shown(name)}")
+    for theirs, ours in THEIR_NAMES.items():
         if theirs not in found:
             continue
         if ours in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -12,7 +13,8 @@ from unbroken.abc import Login
 from unbroken.drivers._login import Opener
 from unbroken.drivers._mysql_reset import sets_nothing_else
 from unbroken.errors import ConfigurationError
-from unbroken.integrations.django import where
+from unbroken.hints import shown
+from unbroken.integrations.django import names, where
 from unbroken.pool.arguments import by_our_names
 from unbroken.pool.state import PoolState, state_of
 from unbroken.settings import Settings
@@ -102,14 +104,22 @@ def settings_of(settings_dict: dict[str, Any]) -> Settings:
 
     Raises ConfigurationError.
     """
+    names.check(settings_dict)
     given = settings_dict["OPTIONS"].get("unbroken") or {}
     if not isinstance(given, dict):
         raise ConfigurationError(
-            f'OPTIONS["unbroken"]={given!r} must be a dictionary of settings, such as'
+            f'OPTIONS["unbroken"]={shown(given)} must be a dictionary of settings, such as'
             ' {"max_size": 5}'
         )
     age = settings_dict.get("CONN_MAX_AGE")
-    return Settings.of(**{**({"max_age": float(age)} if age else {}), **_chosen(settings_dict)})
+    chosen = _chosen(settings_dict)
+    if not age or "max_age" in chosen:
+        return Settings.of(**chosen)
+    if isinstance(age, bool) or not isinstance(age, (int, float)) or not 0 < age < math.inf:
+        raise ConfigurationError(
+            f"CONN_MAX_AGE={shown(age)} must be a number of seconds, 0 or None"
+        )
+    return Settings.of(**chosen, max_age=float(age))
 
 
 def _chosen(settings_dict: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from pymongo import _csot
 
 from unbroken.errors import ConfigurationError
+from unbroken.integrations.mongo import option_names
 
 #: Milliseconds. A server that has stopped answering is found out by a heartbeat: two seconds after
 #: its last answer (1 s between heartbeats and 1 s to connect or answer), and every round trip that
@@ -77,12 +78,17 @@ class Waits:
 
 def given_options(host: Any, kwargs: Iterable[str]) -> set[str]:
     """The names (in small letters) of all options in the URIs of *host* and in *kwargs*."""
-    names = {name.lower() for name in kwargs}
+    return {name.lower() for name in (*kwargs, *_in_uris(host))}
+
+
+def _in_uris(host: Any) -> set[str]:
+    """The names of the options in the URIs of *host*."""
+    names = set[str]()
     for each in [host] if isinstance(host, str) else host or ():
         if "://" in str(each):
             query = urlsplit(str(each)).query or str(each).partition("?")[2]
             names.update(
-                unquote(pair.partition("=")[0]).lower()
+                unquote(pair.partition("=")[0])
                 for pair in query.replace(";", "&").split("&")
                 if pair
             )
@@ -90,7 +96,11 @@ def given_options(host: Any, kwargs: Iterable[str]) -> set[str]:
 
 
 def with_defaults(host: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """*kwargs*, and the defaults for what neither they nor the URI say."""
+    """*kwargs*, and the defaults for what neither they nor the URI say.
+
+    Raises ConfigurationError for a name that no client takes.
+    """
+    option_names.check_names(_in_uris(host), kwargs)
     given = given_options(host, kwargs)
     return {
         **{name: value for name, value in DEFAULTS.items() if name.lower() not in given},

@@ -67,6 +67,7 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
         self.strict = bool(kwargs.pop("strict", self.strict))
         ours, theirs = pool_options.async_settings(kwargs)
         Settings.of(**(given := {**self._given, **ours}))
+        pool_options.check_names(self, theirs)
         super().init(database, **theirs)
         self._given, self._pool = given, None
 

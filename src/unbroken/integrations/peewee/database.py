@@ -91,6 +91,7 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
             **pool_options.settings_of(max_connections, stale_timeout, timeout, ours),
         }
         Settings.of(**given)
+        pool_options.check_names(self, theirs)
         super().init(database, **theirs)
         self._given = given
         self._retire()

@@ -5,6 +5,7 @@ the pool's settings.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,10 +15,12 @@ import peewee
 from unbroken.abc import Login
 from unbroken.drivers import open_driver
 from unbroken.drivers._login import Opener
+from unbroken.drivers._takes import refuse_strays, takes
 from unbroken.errors import ConfigurationError
+from unbroken.hints import shown
 from unbroken.integrations.peewee.where import turned
 from unbroken.pool.arguments import by_our_names
-from unbroken.settings import Settings
+from unbroken.settings import MOST, Settings
 
 #: playhouse's "as many as you like".
 _UNBOUNDED = 1_000_000
@@ -36,6 +39,18 @@ _CONNECT_TIMEOUT = {
 _RENAMED = {"pool_recycle": "max_age", "max_inactive_connection_lifetime": "max_idle"}
 
 
+#: The drivers that a database's class may connect with.
+_DRIVERS = {
+    "MySQLConnectorDatabase": ("mysqlconnector",),
+    "MariaDBConnectorDatabase": ("mariadb",),
+    "AsyncMySQLDatabase": ("aiomysql", "pymysql"),
+    "AsyncPostgresqlDatabase": ("asyncpg",),
+    "MySQLDatabase": ("pymysql", "mysqlclient"),
+    "PostgresqlDatabase": ("psycopg2", "psycopg"),
+}
+_HOW = "Settings of unbroken's are keywords of the database, as max_size=5."
+
+
 def settings_of(
     max_connections: Any, stale_timeout: Any, timeout: Any, given: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -44,12 +59,40 @@ def settings_of(
     """
     out: dict[str, Any] = {}
     if max_connections is not None:
-        out["max_size"] = int(max_connections) or _UNBOUNDED
+        out["max_size"] = _number("max_connections", max_connections, int) or _UNBOUNDED
     if stale_timeout:
-        out["max_age"] = float(stale_timeout)
+        out["max_age"] = _number("stale_timeout", stale_timeout, float)
     if timeout is not None:
-        out["acquire_timeout"] = float(timeout) or math.inf
+        out["acquire_timeout"] = _number("timeout", timeout, float) or math.inf
     return {**out, **given}
+
+
+def _number(name: str, value: Any, kind: type[Any]) -> Any:
+    """*value* of playhouse's argument *name*, which may be a text, as from a URL."""
+    try:
+        found = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        found = -1
+    if not 0 <= found <= MOST:
+        what = "whole number" if kind is int else "number of seconds"
+        raise ConfigurationError(f"{name}={shown(value)} must be a {what} from 0 to {MOST}")
+    return found
+
+
+def check_names(database: Any, options: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for a setting of ours, misspelled, or another pool's word for one,
+    among the *options* that *database* gives to its driver.
+    """
+    kinds = {kind.__name__ for kind in type(database).__mro__}
+    drivers = next((all_ for kind, all_ in _DRIVERS.items() if kind in kinds), ())
+    if not drivers:
+        return
+    known = set[str]().union(*(takes(each) or () for each in drivers))
+    for kind in type(database).__mro__:
+        for name in ("__init__", "init"):
+            if name in vars(kind):
+                known.update(inspect.signature(vars(kind)[name]).parameters)
+    refuse_strays(options, known, f"{drivers[0]} has no option", _HOW)
 
 
 def async_settings(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -62,10 +105,12 @@ def async_settings(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
         next((n for n in sizes if n is not None), None), theirs.pop("stale_timeout", None), None, {}
     )
     if (least := theirs.pop("pool_min_size", None)) is not None:
-        out["min_size"] = int(least)
+        out["min_size"] = _number("pool_min_size", least, int)
     for name, setting in _RENAMED.items():
         if (seconds := theirs.pop(name, None)) is not None:
-            out[setting] = float(seconds) if seconds > 0 else math.inf
+            is_never = seconds == -1
+            out[setting] = 0.0 if is_never else _number(name, seconds, float)
+            out[setting] = out[setting] or math.inf
     theirs.pop("max_queries", None)
     if ours.get("acquire_timeout", 0) is None:  # pwasyncio: wait for ever
         ours["acquire_timeout"] = math.inf

@@ -28,6 +28,7 @@ from unbroken.drivers import known as all_known
 from unbroken.drivers import open_driver
 from unbroken.drivers._base import Base
 from unbroken.errors import ConfigurationError
+from unbroken.integrations.sqlalchemy.strays import check_names
 from unbroken.integrations.sqlalchemy.where import hosts_of, take_callables, target_of
 from unbroken.pool.arguments import by_our_names
 from unbroken.pool.secrets import NO_SECRETS
@@ -211,6 +212,7 @@ def open_plan(
 
     Translates in *kwargs* what is SQLAlchemy's. *is_ours*: whether its pool is one of ours.
     """
+    check_names(url, kwargs)
     given, names = _settings(url, kwargs, by_our_names if is_ours else dict)
     observers = tuple(given.pop("observers", ()))
     _translate(given, kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import pool as sqla_pool
@@ -14,7 +15,9 @@ from unbroken.integrations.sqlalchemy.hooks import Hooks
 from unbroken.integrations.sqlalchemy.plan import log, open_plan
 from unbroken.integrations.sqlalchemy.pool import UnbrokenQueuePool
 from unbroken.integrations.sqlalchemy.where import aim, needs_one_host, with_one_host
+from unbroken.settings import Settings
 
+_SETTINGS = frozenset(each.name for each in fields(Settings)) - {"connect_timeout"}
 #: Databases without a server, whose pools SQLAlchemy chooses with care: they stay as they are.
 _WITHOUT_SERVER = {"sqlite"}
 
@@ -35,6 +38,7 @@ class Plugin(CreateEnginePlugin):
         self._plan = None
         if url.get_backend_name() in _WITHOUT_SERVER or "pool" in kwargs:
             kwargs.pop("unbroken", None)
+            self._names = tuple(name for name in url.query if name in _SETTINGS)
             return
         is_async = bool(kwargs.get("_is_async", False))
         ours = AsyncUnbrokenQueuePool if is_async else UnbrokenQueuePool

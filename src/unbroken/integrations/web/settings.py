@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from unbroken.errors import (
-    ConfigurationError,
-)
+from unbroken.errors import ConfigurationError
+from unbroken.hints import nearest, remedy, shown, word_of_others
+from unbroken.settings import Settings
 
 #: Methods that RFC 9110, section 9.2.1, calls safe and that apps implement.
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -65,9 +64,7 @@ class HttpSettings:
         known = [f.name for f in fields(cls)]
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                raise ConfigurationError(f"unknown setting {name!r}; {hint}")
+                raise ConfigurationError(f"unknown setting {shown(name)}; {_hint(name, known)}")
         if "methods" in given:
             methods = given["methods"]
             given["methods"] = frozenset(
@@ -92,6 +89,16 @@ class HttpSettings:
         elif self.replay is not None and any(under(path, prefix) for prefix in self.replay):
             return True
         return method in self.methods
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    """What to do about *name*, which may be a setting of the pools behind the application."""
+    if nearest(name, known) is None:
+        pools = next((each.name for each in fields(Settings) if each.name == name), None)
+        said = f"{name} is a setting of a pool" if pools else word_of_others(name)
+        if said is not None:
+            return f"{said}; give it to the pool or engine, not to the application"
+    return remedy(name, known)
 
 
 def _several(given: Any) -> tuple[Any, ...]:

@@ -1,0 +1,104 @@
+"""Options that a client of MongoDB does not have: what PyMongo calls what is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pymongo import common
+from pymongo.errors import ConfigurationError as TheirConfigurationError
+
+from unbroken.errors import ConfigurationError, for_driver
+from unbroken.hints import nearest, shown, word_of_others
+from unbroken.settings import Settings
+
+#: The options of our own.
+OURS = ("outage_wait", "election_wait")
+_MS = "milliseconds"
+#: What PyMongo calls the settings of our pools, and the unit.
+_PYMONGO = {
+    "max_size": ("maxPoolSize", "connections to each server"),
+    "min_size": ("minPoolSize", "connections to each server"),
+    "acquire_timeout": ("waitQueueTimeoutMS", _MS),
+    "connect_timeout": ("connectTimeoutMS", _MS),
+    "max_idle": ("maxIdleTimeMS", _MS),
+    "deadline": ("timeoutMS", f"{_MS}, for each operation"),
+    "send_timeout": ("socketTimeoutMS", _MS),
+    "target": ("readPreference", "such as primary or secondaryPreferred"),
+    "heal": ("retryReads and retryWrites", "true by default"),
+    "name": ("appname", ""),
+    "ping_after": ("heartbeatFrequencyMS", _MS),
+    "outage_wait": ("outage_wait", "seconds"),
+}
+#: The keywords of PyMongo's constructor that are no options of a URI.
+_ARGUMENTS = ("host", "port", "document_class", "tz_aware", "connect", "type_registry")
+
+
+def check_names(in_uri: Iterable[str], keywords: Iterable[str]) -> None:
+    """Raise ConfigurationError, which is PyMongo's too, for a name among the *keywords* that
+    PyMongo does not know, and for one *in_uri* that is meant for us; PyMongo warns of others there.
+    """
+    known = _known()
+    for name in keywords:
+        if not _is_known(name, known):
+            raise _refused(f"a MongoClient has no option {shown(name)}; {_hint(name, known)}")
+    for name in in_uri:
+        if _is_known(name, known):
+            continue
+        if nearest(name, OURS) is not None:  # its name might be a piece of a password: not shown
+            how = "MongoClient(uri, outage_wait=5.0, election_wait=20.0)"
+            raise _refused(f"outage_wait and election_wait are no options of a URI: write {how}")
+        said = _word(name)
+        if said is not None:
+            raise _refused(f"a MongoDB URI has no option {shown(name)}; {said}")
+
+
+def _known() -> set[str]:
+    """PyMongo's options, in small letters."""
+    tables = ("VALIDATORS", "INTERNAL_URI_OPTION_NAME_MAP", "URI_OPTIONS_DEPRECATION_MAP")
+    written = {*_ARGUMENTS, *(name for each in tables for name in getattr(common, each, ()))}
+    for aliases in common.URI_OPTIONS_ALIAS_MAP.values():
+        written.update(aliases)
+    return {each.lower() for each in written}
+
+
+def _is_known(name: str, known: Iterable[str]) -> bool:
+    return name.lower() in known or name.startswith("_")
+
+
+def _hint(name: str, known: set[str]) -> str:
+    said = _word(name)
+    if said is not None:
+        return said
+    near = nearest(name, [*OURS, *_CAMEL, *known])
+    return f"did you mean {near!r}?" if near else "docs/mongodb.md tells what it takes"
+
+
+def _word(name: str) -> str | None:
+    """What PyMongo calls a setting of ours, or another pool's word for one."""
+    ours = name if name in Settings.__dataclass_fields__ else None
+    if ours is None:
+        said = word_of_others(name)
+        if said is None:
+            return None
+        ours = next((each for each in _PYMONGO if said.startswith(f"that is {each} here")), None)
+    found = _PYMONGO.get(ours or "")
+    if found is None:
+        return "MongoDB's clients have no such setting: docs/mongodb.md tells what they take"
+    theirs, unit = found
+    return f"that is {theirs} with MongoDB{f' ({unit})' if unit else ''}"
+
+
+def _refused(text: str) -> ConfigurationError:
+    error: ConfigurationError = for_driver(ConfigurationError, TheirConfigurationError, text)
+    error.__dict__.update(TheirConfigurationError(text).__dict__)
+    return error
+
+
+#: The options that people misspell most, as they are written.
+_CAMEL = (
+    "maxPoolSize", "minPoolSize", "maxIdleTimeMS", "waitQueueTimeoutMS", "connectTimeoutMS",
+    "socketTimeoutMS", "serverSelectionTimeoutMS", "heartbeatFrequencyMS", "replicaSet",
+    "readPreference", "readConcernLevel", "retryReads", "retryWrites", "authSource",
+    "authMechanism", "directConnection", "timeoutMS", "wTimeoutMS", "maxConnecting", "appname",
+    "tlsCAFile", "tlsCertificateKeyFile", "uuidRepresentation", "compressors", "loadBalanced",
+)  # fmt: skip

@@ -1,0 +1,57 @@
+"""What is meant for the pool, but stands where SQLAlchemy or the driver takes it for theirs: in the
+URL's query, among ``connect_args``, among the arguments of ``create_engine``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from sqlalchemy import pool as sqla_pool
+from sqlalchemy import util
+from sqlalchemy.engine import URL, Engine
+
+from unbroken.drivers import file_of
+from unbroken.drivers._takes import refuse_strays, takes
+from unbroken.pool.arguments import THEIR_NAMES
+from unbroken.settings import Settings
+
+_SETTINGS = {each.name for each in fields(Settings)} | set(THEIR_NAMES)
+#: What SQLAlchemy reads itself in a URL, whatever the driver.
+_IN_URL = {"plugin", "plugins", "host", "port"}
+_ENGINE = {
+    "plugins", "unbroken", "connect_args", "creator", "async_creator", "pool", "poolclass",
+    "module", "strategy", "future", "empty_in_strategy", "enable_from_linting", "_is_async",
+    "_initialize", "_coerce_config", "pool_size", "max_overflow", "pool_timeout", "pool_recycle",
+    "pool_pre_ping", "pool_reset_on_return", "pool_use_lifo", "pool_logging_name", "pool_events",
+    "echo_pool",
+}  # fmt: skip
+_HOW = "Settings of unbroken's stand in create_engine(…, unbroken={'leak_after': 10})."
+
+
+def check_names(url: URL, kwargs: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for a setting that SQLAlchemy or the driver would refuse, most often
+    at the first connect.
+
+    *kwargs*: those of ``create_engine``. What nobody can tell to be ours stays theirs.
+    """
+    driver = file_of(url.get_driver_name())
+    known = takes(driver)
+    if known is not None:
+        in_url = known | _IN_URL | (_SETTINGS - {"connect_timeout"})
+        refuse_strays(url.query, in_url, f"the URL's query: {driver} has no option", _HOW)
+        args = kwargs.get("connect_args")
+        if isinstance(args, Mapping):
+            refuse_strays(args, known, f"connect_args: {driver} has no option", _HOW)
+    engine = _engine_takes(url, is_async=bool(kwargs.get("_is_async")))
+    if engine is not None:
+        refuse_strays(kwargs, engine, "create_engine() has no argument", _HOW)
+
+
+def _engine_takes(url: URL, *, is_async: bool) -> set[str] | None:
+    try:
+        kinds = (url.get_dialect(is_async), sqla_pool.QueuePool, Engine)
+        return _ENGINE.union(*(util.get_cls_kwargs(kind) for kind in kinds))
+    except Exception:  # no such dialect: SQLAlchemy says so itself
+        return None
