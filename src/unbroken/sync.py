@@ -26,6 +26,7 @@ from unbroken.errors import NotYoursError
 from unbroken.ledger.scope import current, current_token
 from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.acquire import acquire, ping
+from unbroken.pool.answers import take_at_once
 from unbroken.pool.arguments import bounded, take_settings
 from unbroken.pool.connect import connector
 from unbroken.pool.leaks import discard_forgotten
@@ -163,7 +164,7 @@ class Pool(Generic[ConnectionT]):
                     if (
                         now - entry.last_used < state.fresh_for
                         and not state.hung_up()
-                        and entry.due is None
+                        and (entry.due is None or take_at_once(state, entry, now))
                     ):
                         try:
                             frame = getframe(1)

@@ -87,7 +87,7 @@ class Entry:
         self.sent: int | None = (
             None  #: that count when it was last certain that no transaction was open
         )
-        #: when the pool's own ROLLBACK was sent whose answer nobody has read yet; else None
+        #: when the pool sent the COMMIT or ROLLBACK whose answer nobody has read yet; else None
         self.due: float | None = None
         self.settled_at = -1  #: the use in which our own COMMIT or ROLLBACK was answered last
         #: what a reset of its session has to set again; None: it is not known, so it is closed

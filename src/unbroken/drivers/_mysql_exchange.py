@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -38,6 +39,9 @@ KEPT = IN_TRANSACTION | AUTOCOMMIT | NO_BACKSLASH_ESCAPES | IN_READ_ONLY | ANSI_
 #: without what only holds for a transaction
 _SETTLED = AUTOCOMMIT | NO_BACKSLASH_ESCAPES | ANSI_QUOTES
 
+#: So many of the last statements of a transaction are kept: one that sent more counts as unknown.
+TEXTS = 16
+
 #: Commands that change neither data nor a transaction, so that the ledger need not hear of them.
 UNREPORTED = frozenset({_mysql.COM_PING, _mysql.COM_INIT_DB})
 
@@ -58,6 +62,10 @@ class Followed(Protocol):
     _seen_pending: int | None  #: what the ledger was told of, and is not answered yet
     _seen_touched: int
     _seen_opened: Mapping[str, Any] | None  #: attributes as they were when it was opened
+    #: the status that the answer to the pool's own COMMIT or ROLLBACK will tell; None: none is due
+    _seen_due: int | None
+    #: the last statements that were sent since no transaction was open
+    _seen_texts: deque[str | bytes | None]
 
 
 _OUT_OF_STEP = "Commands out of sync: the answer to an earlier command was not read to its end"
@@ -170,6 +178,8 @@ def ended(conn: Followed, status: int | None) -> None:
     conn._seen_busy = QUIET
     if status is not None:
         conn._seen_status = status | conn._seen_touched
+        if not status & IN_TRANSACTION:
+            conn._seen_texts.clear()
 
 
 def failed(conn: Followed, error: BaseException) -> None:
@@ -231,6 +241,29 @@ def status_of(conn: Followed) -> int | None:
     certain.
     """
     return None if conn._seen_busy else conn._seen_status
+
+
+def status_after_end(conn: Followed) -> int:
+    """What is kept of the server's status once a COMMIT or ROLLBACK that is sent now was answered.
+
+    Only asked where the status is known.
+    """
+    status = status_of(conn)
+    assert status is not None
+    return status & ~(IN_TRANSACTION | IN_READ_ONLY)
+
+
+def after_due(conn: Followed, busy: int, status: int, has_next: bool) -> int:
+    """The answer to the pool's own COMMIT or ROLLBACK has come with *status*: what is kept of that.
+
+    Raises where a statement was sent behind it (*busy*) and the answer is not the one that was
+    counted on. That is so where ``completion_type`` opens a transaction after each, say.
+    """
+    touched = conn._seen_touched
+    told = (status & KEPT) | touched
+    if has_next or (busy and told != conn._seen_due):
+        raise out_of_step(conn)
+    return told
 
 
 def in_transaction(conn: Followed) -> bool | None:

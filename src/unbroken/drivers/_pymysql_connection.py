@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -21,6 +22,7 @@ def exact(base: Any) -> Any:
     """
     if getattr(base, "_keeps_status", False):
         return base
+    import pymysql
     from pymysql.connections import MySQLResult
 
     result_class = _result(MySQLResult)
@@ -37,11 +39,13 @@ def exact(base: Any) -> Any:
         _seen_pending: int | None = None
         _seen_touched = 0
         _seen_opened: Mapping[str, Any] | None = None
-        _seen_due = False
+        _seen_due: int | None = None
+        _seen_texts: deque[str | bytes | None]
+        _next_seq_id: int
 
         def connect(self, *args: Any, **kwargs: Any) -> None:
             self._seen_status = self._result = None
-            self._seen_due = False
+            self._seen_due, self._seen_texts = None, deque(maxlen=exchange.TEXTS)
             self._seen_busy = exchange.BUSY  # until it has logged in
             super().connect(*args, **kwargs)
             exchange.untouch(self, self._seen_touched)  # what the connect itself did
@@ -55,7 +59,10 @@ def exact(base: Any) -> Any:
             self._seen_busy = exchange.QUIET
 
         def _execute_command(self, command: int, sql: Any) -> None:
+            if self._seen_due is not None and command != _mysql.COM_QUERY:
+                self._seen_take()
             self._seen_ready()
+            self._seen_texts.append(sql if command == _mysql.COM_QUERY else None)
             super()._execute_command(command, sql)
             self._seen_busy = exchange.SENT
 
@@ -76,8 +83,6 @@ def exact(base: Any) -> Any:
             """
             if self._sock is None:
                 return  # which PyMySQL says itself
-            if self._seen_due:
-                self._seen_take()
             if self._seen_busy:
                 raise exchange.out_of_step(self)
             if self._result is not None and exchange.is_half_read(self):
@@ -86,15 +91,36 @@ def exact(base: Any) -> Any:
                     warnings.warn("Previous unbuffered result was left incomplete", stacklevel=4)
                 self._seen_drain()
 
-        def _seen_leave(self) -> None:
-            """Send ROLLBACK: its answer is read before anything else is sent."""
-            self._execute_command(_mysql.COM_QUERY, "ROLLBACK")
-            self._seen_due = True
+        def _seen_leave(self, sql: str) -> None:
+            """Send *sql*, COMMIT or ROLLBACK. Its answer is read before that of the next
+            statement.
+            """
+            if self._seen_due is not None:
+                self._seen_take()
+            after = exchange.status_after_end(self)
+            Connection._execute_command(self, _mysql.COM_QUERY, sql)  # no unit hears of it
+            self._seen_due = self._seen_status = after
+            self._seen_busy = exchange.QUIET
+            self._seen_texts.clear()
 
         def _seen_take(self) -> None:
-            """Read that answer."""
-            self._seen_due = False
-            self._read_ok_packet()
+            """Read that answer. Raises what a lost connection raises where it is another one than
+            was expected: what was sent after it is not what its sender believes.
+            """
+            busy, sequence, status = self._seen_busy, self._next_seq_id, self._seen_status
+            if busy >= exchange.BUSY:
+                raise exchange.out_of_step(self)  # it was broken off before
+            self._seen_busy, self._next_seq_id = exchange.BUSY, 1
+            try:
+                ok = super()._read_ok_packet()
+            except pymysql.MySQLError as error:
+                if exchange.is_answer(error):  # to that ROLLBACK, not to what is asked now
+                    raise exchange.out_of_step(self) from error
+                raise
+            told = exchange.after_due(self, busy, ok.server_status, ok.has_next)
+            self._seen_due = None
+            self._seen_status = status if busy else told
+            self._seen_busy, self._next_seq_id = busy, sequence
 
         def _seen_drain(self) -> None:
             """Read what was left of a result, and the results after it."""
@@ -105,6 +131,8 @@ def exact(base: Any) -> Any:
                 self.next_result()
 
         def _read_ok_packet(self) -> Any:
+            if self._seen_due is not None:
+                self._seen_take()
             exchange.begin_reading(self)
             try:
                 ok = super()._read_ok_packet()
@@ -117,6 +145,8 @@ def exact(base: Any) -> Any:
 
         def _read_query_result(self, unbuffered: bool = False) -> Any:
             # As PyMySQL's own, with our result class
+            if self._seen_due is not None:
+                self._seen_take()
             exchange.begin_reading(self)
             self._result = None
             result = result_class(self)
@@ -140,6 +170,8 @@ def exact(base: Any) -> Any:
             return rows
 
         def set_character_set(self, *args: Any, **kwargs: Any) -> None:
+            if self._seen_due is not None:
+                self._seen_take()
             exchange.touch(self, exchange.CHARSET)
             try:
                 super().set_character_set(*args, **kwargs)
@@ -154,7 +186,7 @@ def exact(base: Any) -> Any:
             super().select_db(db)
 
         def close(self) -> None:
-            if not self._closed and not (exchange.is_quiet(self) or self._seen_due):
+            if not self._closed and not exchange.is_quiet(self):
                 # the bytes of a goodbye might complete a command
                 self._closed = True
                 self._force_close()

@@ -6,7 +6,7 @@ Its socket shows, and with a little help its transaction status is exact.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -232,18 +232,28 @@ class Driver(Blocking):
             conn._read_timeout, conn._write_timeout = kept
         exchange.untouch(conn, exchange.TIMEOUTS)
 
-    def send_rollback(self, conn: Connection) -> None:
-        """ROLLBACK, whose answer :meth:`take_answer` reads."""
-        with unheard(self, conn):
-            conn._seen_leave()
+    #: A statement may be sent behind a COMMIT or ROLLBACK whose answer is still due.
+    pipelines = True
+
+    def send_end(self, conn: Connection, sql: str) -> None:
+        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        conn._seen_leave(sql)
+
+    def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
+        """What was sent in the transaction that is open; None stands for what is not known."""
+        return conn._seen_texts  # type: ignore[no-any-return]
 
     def owes_answer(self, conn: Connection) -> bool:
         """Whether that answer was not read yet."""
-        return conn._sock is not None and bool(conn._seen_due)
+        return conn._sock is not None and conn._seen_due is not None
 
-    def take_answer(self, conn: Connection) -> None:
+    def take_answer(self, conn: Connection, timeout: float) -> None:
         """Read it."""
-        conn._seen_take()
+        kept, conn._read_timeout = conn._read_timeout, timeout
+        try:
+            conn._seen_take()
+        finally:
+            conn._read_timeout = kept
 
     def begin(self, conn: Connection) -> None:
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""

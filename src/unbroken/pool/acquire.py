@@ -13,6 +13,7 @@ from unbroken.brain.health import Need
 from unbroken.brain.kernel import Ticket
 from unbroken.errors import ConnectRejectedError, OutageError, PoolTimeoutError, UnbrokenError
 from unbroken.net.liveness import Liveness, judge
+from unbroken.pool.answers import heard, is_soon
 from unbroken.pool.leaks import discard_forgotten, recover_left, recover_strays
 from unbroken.pool.login import login_error, still_asking
 from unbroken.pool.state import PoolState
@@ -74,6 +75,8 @@ def _is_fit(state: PoolState, entry: Entry, until: float) -> Flow[bool]:
         state.discard(entry, Cause.MAX_AGE)
         return False
     if entry.due is not None:
+        if is_soon(state, entry, now) and looks is Liveness.ALIVE and need is Need.NOTHING:
+            return True  # its answer comes before that to the next statement
         # what stands on the socket is that answer, most likely: look again behind it
         fit = yield from take_answer(state, entry, time_to_ping(state, until - now))
         return fit and (yield from _is_fit(state, entry, until))
@@ -93,11 +96,10 @@ def take_answer(state: PoolState, entry: Entry, timeout: float) -> Flow[bool]:
     False: it did not come within *timeout* seconds, or is not the one that was expected; the entry
     is closed then.
     """
-    if state.is_due(entry, entry.conn):
-        if not (yield from _hear(state, entry, "take_answer", timeout)):
-            return False
-        entry.due = None
-    if state.is_settled(entry, entry.conn) and state.is_good(entry, entry.conn):
+    was_due = state.is_due(entry, entry.conn)
+    if was_due and not (yield from _hear(state, entry, "take_answer", timeout)):
+        return False
+    if heard(state, entry):
         return True
     state.discard(entry, Cause.RESET_FAILED, "its ROLLBACK left it unfit")
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from time import monotonic
 from types import TracebackType
@@ -19,13 +20,13 @@ def limits_of(settings: Settings) -> Mapping[str, float]:
     function.
     """
     own = dict.fromkeys(
-        ("begin", "rollback", "send_rollback", "restore", "drain", "reset", "reset_session"),
-        settings.reset_timeout,
+        ("begin", "rollback", "restore", "drain", "reset", "reset_session"), settings.reset_timeout
     )
     asking = dict.fromkeys(
         ("ping", "take_answer", "idle_limit", "probe", "remember", "ask"), settings.ping_timeout
     )
-    return {**own, **asking, "commit": settings.commit_timeout}
+    # to send some bytes on a connection on which everything was answered never blocks
+    return {**own, **asking, "commit": settings.commit_timeout, "send_end": math.inf}
 
 
 class Bound:

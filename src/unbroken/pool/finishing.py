@@ -15,6 +15,7 @@ from unbroken.errors import (
     UnbrokenError,
 )
 from unbroken.ledger.questions import Question
+from unbroken.ledger.reading import only_reads
 from unbroken.ledger.residue import NOTHING, Left
 from unbroken.ledger.verdicts import Action, Fate
 from unbroken.net.liveness import Liveness, judge
@@ -208,6 +209,9 @@ class Finishing(Holding):
     def _succeed(self, commit: bool) -> Flow[None]:
         state = self.state
         if commit and not state.is_settled(self.entry, self.conn):
+            if self.may_defer and self._only_read() and not self.has_ended():
+                yield from self._defer_commit()
+                return
             yield from self.commit()
         how = state.settings.reset
         if (
@@ -402,8 +406,8 @@ class Finishing(Holding):
 
     @property
     def may_defer(self) -> bool:
-        """Whether a ROLLBACK is all that this connection needs before its next user, so that
-        nobody has to wait for its answer.
+        """Whether the end of its transaction is all that this connection needs before its next
+        user, so that nobody has to wait for the answer.
 
         What a unit of work wrote is rolled back before its end is told.
         """
@@ -411,6 +415,7 @@ class Finishing(Holding):
         return bool(
             state.defers
             and state.knows_status
+            and not callable(state.settings.reset)
             and entry.cause is None
             and entry.suspect is None
             and (unit is None or not unit.wrote)
@@ -420,17 +425,37 @@ class Finishing(Holding):
             and not self.left()
         )
 
+    def _only_read(self) -> bool:
+        """Whether it is certain that nothing was written in the transaction that is open, so that
+        the answer to its COMMIT says nothing that the caller does not know.
+        """
+        state, texts = self.state, self.state.driver.texts(self.conn)
+        return only_reads(texts, may_hide=state.may_hide_writes)
+
     def defer_rollback(self, timeout: float | None = None) -> Flow[None]:
         """Send ROLLBACK and leave its answer to the next user, or to upkeep.
 
         The server rolls back as soon as it has read it. Raises the driver's error where it cannot
         be sent.
         """
-        state, entry = self.state, self.entry
-        yield Call("send_rollback", self.conn, entry, timeout)
-        with state.lock:
-            state.counters.rollbacks += 1
-        entry.due = state.clock()
+        yield from self._send_end("ROLLBACK", timeout)
+        with self.state.lock:
+            self.state.counters.rollbacks += 1
+
+    def _defer_commit(self) -> Flow[None]:
+        """Send COMMIT for a transaction that only read, and leave its answer to the next user.
+
+        It is no ROLLBACK: should a view hide a write after all, that is stored. What cannot be sent
+        is the connection's end, and no news for the caller.
+        """
+        try:
+            yield from self._send_end("COMMIT", None)
+        except Exception as exc:
+            self._unfit(exc)
+
+    def _send_end(self, sql: str, timeout: float | None) -> Flow[None]:
+        yield Call("send_end", self.conn, self.entry, timeout, (sql,))
+        self.entry.due = self.state.clock()
 
     def _send_rollback(self, timeout: float | None) -> Flow[None]:
         state, entry = self.state, self.entry

@@ -136,8 +136,12 @@ class Knowledge:
         #: a lease need not begin a transaction itself
         self.plain = driver.capabilities.implicit_begin
         self.is_clean = self._end_check()
-        #: whether a ROLLBACK can be sent now and its answer read later
-        self.defers = hasattr(driver, "send_rollback")
+        #: whether a COMMIT or ROLLBACK can be sent now and its answer read later
+        self.defers = hasattr(driver, "send_end")
+        #: … and a statement be sent before that answer has come
+        self.pipelines = getattr(driver, "pipelines", False)
+        #: … which is done once the first such answer was seen to be as expected
+        self.trusts_answers = False
         self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
         self.is_tcp = driver.target.unix_socket is None
         #: whose addresses are followed
@@ -198,9 +202,9 @@ class Knowledge:
         return status is False if status is not None else self._is_untouched(entry)
 
     def is_due(self, entry: Entry, conn: Connection) -> bool:
-        """Whether all that is missing is the answer to the pool's own ROLLBACK."""
+        """Whether the answer to the COMMIT or ROLLBACK that the pool sent is still to be read."""
         if entry.due is not None and not self.driver.owes_answer(conn):  # type: ignore[attr-defined] # the driver that sent it has it
-            entry.due = None  # it was read before another statement was sent
+            entry.due = None  # it was read with the answer to the next statement
         return entry.due is not None
 
     def is_in_step(self, entry: Entry, conn: Connection) -> bool:

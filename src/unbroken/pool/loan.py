@@ -38,11 +38,7 @@ class Loan(Finishing):
         self.disarm()
         if self.is_closed_by_holder:
             self._blame_holder()
-        good = (
-            entry.cause is None
-            and (state.is_due(entry, conn) or state.is_good(entry, conn))
-            and not self.left()
-        )
+        good = entry.cause is None and state.is_good(entry, conn) and not self.left()
         state.leave_unit(entry, conn)
         if not good and otherwise is not None:
             entry.condemn(otherwise)

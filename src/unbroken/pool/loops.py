@@ -23,7 +23,7 @@ from unbroken.net.watcher import LoopWatcher
 from unbroken.pool.bounds import Bound, limits_of
 from unbroken.pool.secrets import Aside
 from unbroken.pool.state import PoolState
-from unbroken.pool.steps import Attempt, Call, Connect, Consult, Flow, Reset, Wait, run_async
+from unbroken.pool.steps import TIMED, Attempt, Call, Connect, Consult, Flow, Reset, Wait, run_async
 from unbroken.settings import Settings
 
 log = logging.getLogger("unbroken")
@@ -161,9 +161,11 @@ class LoopRuntime:
     async def _call(self, step: Call) -> Any:
         method = getattr(self.driver, step.method)
         limit = self.limits[step.method] if step.timeout is None else step.timeout
+        if limit == math.inf:
+            return await method(step.conn, *step.args)
         async with self._bounded(step.conn, limit, step.method, step.entry):
             return await (
-                method(step.conn, limit) if step.method == "ping" else method(step.conn, *step.args)
+                method(step.conn, limit) if step.method in TIMED else method(step.conn, *step.args)
             )
 
     async def _reset(self, step: Reset) -> Any:

@@ -86,6 +86,9 @@ class Attempt:
     work: Callable[[], Any]
 
 
+#: Methods of a driver that are told how long they may take.
+TIMED = frozenset({"ping", "take_answer"})
+
 Step: TypeAlias = Connect | Consult | Call | Reset | Wait | Attempt
 Flow: TypeAlias = Generator[Step, Any, T]
 

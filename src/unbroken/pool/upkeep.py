@@ -8,8 +8,8 @@ import weakref
 from collections.abc import Callable
 
 from unbroken.abc import Cause
-from unbroken.brain.entry import Entry
 from unbroken.pool.acquire import ping, take_answer
+from unbroken.pool.answers import is_overdue
 from unbroken.pool.endings import TICK
 from unbroken.pool.leaks import discard_forgotten, is_leak, recover_strays, report_leaks
 from unbroken.pool.scouting import look_at_place
@@ -19,9 +19,6 @@ from unbroken.pool.windows import bear
 
 #: Seconds between two looks at the answers that are due, where a frozen host can be left.
 LOOK_AT_PLACE = 0.25
-#: Seconds after which the answer to a ROLLBACK is read here, where no user of the connection came
-#: to read it. The next look through the pool after that does it.
-ANSWER_TAKEN_AFTER = 0.5
 
 
 def schedule(state: PoolState) -> None:
@@ -92,7 +89,7 @@ def _is_due(state: PoolState, now: float) -> bool:
         if (
             policy.overdue(entry, now, spare=spare)
             or (not spare and policy.wants_exercise(entry, now))
-            or _is_owed(entry, now)
+            or is_overdue(entry, now)
         ):
             return True
     for entry in list(state.kernel.in_use.values()):
@@ -114,11 +111,6 @@ def upkeep(state: PoolState) -> Flow[None]:
     finally:
         state.upkeep_running = False
         schedule(state)
-
-
-def _is_owed(entry: Entry, now: float) -> bool:
-    """Whether the answer to the pool's own ROLLBACK should be read by now, as no user came."""
-    return entry.due is not None and now - entry.due >= ANSWER_TAKEN_AFTER
 
 
 def _ask_hidden(state: PoolState) -> Flow[None]:
@@ -147,7 +139,7 @@ def _tend_idle(state: PoolState) -> Flow[None]:
             spare = len(state.kernel.entries) > state.kernel.min_size
             cause = state.policy.overdue(entry, now, spare=spare)
             exercise = cause is None and not spare and state.policy.wants_exercise(entry, now)
-            owed = _is_owed(entry, now)
+            owed = is_overdue(entry, now)
             if not (cause or exercise or owed) or not state.kernel.claim(entry):
                 continue
         if cause is not None:

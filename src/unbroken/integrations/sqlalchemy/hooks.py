@@ -27,6 +27,7 @@ from unbroken.errors import (
     for_driver,
 )
 from unbroken.integrations.sqlalchemy import heal, healing_engine
+from unbroken.integrations.sqlalchemy.closing import is_at_end
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
 from unbroken.integrations.sqlalchemy.record import Slot
 from unbroken.ledger.scope import current, current_token
@@ -160,19 +161,30 @@ class Hooks:
                 Loan.of(owner, entry, entry.conn).break_off()  # its end is the rollback
             else:
                 try:
-                    with bounded(owner, "rollback", entry):
-                        original(connection)
+                    if not (is_at_end() and self._defer_rollback(owner, entry)):
+                        with bounded(owner, "rollback", entry):
+                            original(connection)
+                        owner.counters.rollbacks += 1
                 except Exception as exc:
                     if not (owner.settings.heal and heal.was_lost_at_rollback(owner, entry, exc)):
                         raise
-                else:
-                    owner.counters.rollbacks += 1
             past.ended()
             suspect = entry.suspect
             if suspect is not None and owner.here[0] and entry.cause is None:
                 owner.run(Loan.of(owner, entry, entry.conn).ask_why(suspect[1]))
 
         return do_rollback
+
+    def _defer_rollback(self, owner: Any, entry: Slot) -> bool:
+        """Send the ROLLBACK that ends a use of *entry*, and leave its answer to the next one.
+
+        False: nothing was sent, because somebody must wait for it.
+        """
+        loan = Loan.of(owner, entry, entry.conn)
+        if not (self.may_skip and owner.driver is self.driver and loan.may_defer):
+            return False
+        owner.run(loan.defer_rollback())
+        return True
 
     def _commit(self, original: Any) -> Any:
         """Likewise; and a COMMIT whose answer is lost is called unknown, one that was never sent is

@@ -1,0 +1,25 @@
+"""Whether a transaction only read, as the texts of its statements show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from unbroken.ledger.statements import Kind, kind, may_hide_a_write, verb
+
+#: More statements than this are not looked at.
+MOST = 15
+
+
+def only_reads(texts: Sequence[str | bytes | None], *, may_hide: bool) -> bool:
+    """Whether statements of these *texts*, all that were sent in one transaction, stored nothing.
+
+    None among them is a statement whose text is not known. *may_hide*: a SELECT may call something
+    that writes here, as far as the server said. Pure; never raises.
+    """
+    return 0 < len(texts) <= MOST and all(
+        text is not None
+        and kind(text) is Kind.READ
+        and verb(text) not in ("SET", "SAVEPOINT", "RELEASE", "ROLLBACK")
+        and not (may_hide and may_hide_a_write(text))
+        for text in texts
+    )

@@ -1,0 +1,66 @@
+"""The answer to the COMMIT or ROLLBACK that a pool sends when a connection goes back.
+
+Nobody waits for it: the server ends the transaction as soon as it has read that. The answer is read by the next user of the
+connection, before that user gets it or together with the answer to the first statement; by upkeep,
+where no user comes. Until then the entry is *due* (see :class:`unbroken.brain.entry.Entry`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unbroken.brain.entry import Entry
+from unbroken.net.liveness import Liveness, judge
+
+#: So many seconds after a ROLLBACK was sent, its answer is read with that to the next statement; a
+#: server that needs longer must answer it first. Most round trips between continents are shorter.
+ANSWER_SOON = 0.25
+#: Seconds after which upkeep reads the answer, where no user of the connection came to read it. The
+#: next look through the pool after that does it.
+ANSWER_TAKEN_AFTER = 0.5
+
+
+def is_soon(state: Any, entry: Entry, now: float) -> bool:
+    """Whether the answer that *entry* is due may be read with that to the next statement."""
+    due = entry.due
+    return bool(state.trusts_answers and due is not None and now - due < ANSWER_SOON)
+
+
+def is_overdue(entry: Entry, now: float) -> bool:
+    """Whether upkeep should read the answer that *entry* is due, as no user came."""
+    return entry.due is not None and now - entry.due >= ANSWER_TAKEN_AFTER
+
+
+def take_at_once(state: Any, entry: Entry, now: float) -> bool:
+    """Whether *entry*, which its caller has just taken from idle, and which is due, can be lent
+    at once: the answer has come and is the one that was expected, or it comes soon.
+
+    For a blocking driver. Where not, the slow way finds out why.
+    """
+    events = entry.poll(0)
+    if not events:
+        return is_soon(state, entry, now)
+    if judge(events) is Liveness.DEAD:
+        return False
+    conn = entry.conn
+    try:
+        state.driver.take_answer(conn, state.settings.ping_timeout)
+    except Exception:
+        return False
+    return heard(state, entry)
+
+
+def heard(state: Any, entry: Entry) -> bool:
+    """The answer has come: whether *entry* is fit for its next user.
+
+    Where it is not, a ROLLBACK does something else here than was thought (the server's
+    ``completion_type`` may say so): from now on each one is waited for.
+    """
+    entry.due = None
+    conn = entry.conn
+    fit = bool(state.is_settled(entry, conn) and state.is_good(entry, conn))
+    if fit:
+        state.trusts_answers = state.pipelines
+    else:
+        state.defers = state.trusts_answers = False
+    return fit
