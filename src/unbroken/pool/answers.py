@@ -1,8 +1,9 @@
 """The answer to the COMMIT or ROLLBACK that a pool sends when a connection goes back.
 
-Nobody waits for it: the server ends the transaction as soon as it has read that. The answer is read by the next user of the
-connection, before that user gets it or together with the answer to the first statement; by upkeep,
-where no user comes. Until then the entry is *due* (see :class:`unbroken.brain.entry.Entry`).
+Nobody waits for it: the server ends the transaction as soon as it has read that. The answer is
+read by the next user of the connection, before that user gets it or together with the answer to
+the first statement; by upkeep, where no user comes. Until then the entry is *due* (see
+:class:`unbroken.brain.entry.Entry`).
 """
 
 from __future__ import annotations
