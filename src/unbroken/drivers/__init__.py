@@ -128,9 +128,12 @@ def open_driver(
     that is installed; *driver* may also narrow it. Raises ConfigurationError, or
     DriverNotInstalledError with the command that installs it. No I/O.
     """
-    target = parse(url) if isinstance(url, str) else url
+    target = url if url is None or isinstance(url, Target) else parse(url)
     if target is None and connect is None:
-        raise ConfigurationError("give a database URL, or connect= with driver=")
+        raise ConfigurationError(
+            "give a database URL, or connect= with driver= (if the URL is None: is its environment"
+            " variable set?)"
+        )
     if connect is not None and not callable(connect):
         raise ConfigurationError(
             f"connect={type(connect).__name__} must be a callable that gives a new connection"

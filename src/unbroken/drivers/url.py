@@ -22,6 +22,7 @@ from urllib.parse import quote, unquote, unquote_plus
 
 from unbroken.abc import Address, Target, is_path
 from unbroken.drivers._addresses import ENCODE, USUAL, bracketed, cluster, listed, port_of
+from unbroken.drivers._wrong_urls import no_text, no_url, unknown_scheme
 from unbroken.errors import ConfigurationError
 
 #: First part of a scheme -> backend. ``postgres`` is what several hosting providers write.
@@ -42,8 +43,7 @@ SCHEMES = (
     "postgresql+pg8000", "postgresql+asyncpg", "postgres", "sqlite", "sqlite+pysqlite",
 )  # fmt: skip
 
-EXAMPLE = "mysql+pymysql://user:password@host:3306/database"
-
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9_.+-]{0,40})://(.*)", re.DOTALL)
 # As SQLAlchemy reads it: a password may hold anything but '@' unescaped …
 _USERINFO = re.compile(r"([^:/?@]*)(?::([^@]*))?@")
@@ -56,9 +56,7 @@ _IPV6_FIRST = re.compile(r"\[[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[^\]@/?]*\]")
 def parse(url: str) -> Target:
     """The target that *url* names. Raises ConfigurationError, never with a password in it."""
     if not isinstance(url, str):
-        raise ConfigurationError(
-            f"a database URL must be a text such as {EXAMPLE!r}, not a {type(url).__name__}"
-        )
+        raise ConfigurationError(no_text(url))
     if not _is_unicode(url):
         raise ConfigurationError(
             "the database URL holds bytes that are not UTF-8 (of an environment variable?);"
@@ -66,13 +64,16 @@ def parse(url: str) -> Target:
         )
     found = _SCHEME.fullmatch(url.strip())
     if not found:
+        raise ConfigurationError(no_url(url.strip()))
+    if _CONTROL.search(found[0]):
         raise ConfigurationError(
-            f"this is not a database URL (no scheme://); write something like {EXAMPLE!r}"
+            "the database URL holds a line break, a tab or another control character (of an env"
+            " file?); leave it out, or percent-encode it"
         )
     scheme, rest = found[1].lower(), found[2]
     backend = BACKENDS.get(scheme.partition("+")[0])
     if backend is None or scheme not in SCHEMES:
-        raise ConfigurationError(_unknown_scheme(scheme))
+        raise ConfigurationError(unknown_scheme(scheme, SCHEMES, BACKENDS))
     if backend == "sqlite":
         path, _, query = rest.partition("?")
         return _sqlite(scheme, path, _options(query).rest)
@@ -86,7 +87,8 @@ def parse(url: str) -> Target:
         hosts, ports = [], hosts[0][1:]
     options = _options(query, ports)
     target = Target(scheme, backend, None, None, None, user, password, None, options.rest)
-    return replace(_placed(target, hosts, options), database=_decoded(path, "database") or None)
+    target = _placed(target, hosts, options)
+    return replace(target, database=_decoded(path, "database") or None)
 
 
 def _is_unicode(text: str) -> bool:
@@ -98,13 +100,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _unknown_scheme(scheme: str) -> str:
-    close = difflib.get_close_matches(scheme, SCHEMES, 1)
-    if close:
-        return f"unknown scheme {scheme!r}; did you mean {close[0]!r}?"
-    return f"unknown scheme in the database URL; known: {', '.join(SCHEMES)}"
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -179,7 +174,9 @@ def _placed(target: Target, hosts: list[str], query: _Query) -> Target:
         raise ConfigurationError(
             "the hosts stand twice: before the path and as ?host=; write them in one place"
         )
-    found = cluster(hosts or there, query.ports, usual) if hosts or there else ()
+    # behind an '@' no part of a password is left
+    apart = target.user is not None or target.password is not None
+    found = cluster(hosts or there, query.ports, usual, apart=apart) if hosts or there else ()
     if len(found) > 1 and (socket or "hostaddr" in options):
         raise ConfigurationError(
             f"{name if socket else 'hostaddr'} and several hosts exclude each other; among several"
@@ -188,7 +185,7 @@ def _placed(target: Target, hosts: list[str], query: _Query) -> Target:
     target = replace(target, options=MappingProxyType(options))
     if found:
         return at(target, found, socket)
-    ports = [port_of(each) for each in query.ports if each]
+    ports = [port_of(each, apart=apart) for each in query.ports if each]
     return replace(target, port=ports[0] if ports else None, unix_socket=socket)
 
 

@@ -18,7 +18,7 @@ from unbroken.drivers._login import Opener
 from unbroken.drivers._takes import refuse_strays, takes
 from unbroken.errors import ConfigurationError
 from unbroken.hints import shown
-from unbroken.integrations.peewee.where import turned
+from unbroken.integrations.peewee.where import hosts_of, turned
 from unbroken.pool.arguments import by_our_names
 from unbroken.settings import MOST, Settings
 
@@ -81,7 +81,7 @@ def _number(name: str, value: Any, kind: type[Any]) -> Any:
 
 def check_names(database: Any, options: Mapping[str, Any]) -> None:
     """Raise ConfigurationError for a setting of ours, misspelled, or another pool's word for one,
-    among the *options* that *database* gives to its driver.
+    among the *options* that *database* gives to its driver, and for a port that cannot be.
     """
     kinds = {kind.__name__ for kind in type(database).__mro__}
     drivers = next((all_ for kind, all_ in _DRIVERS.items() if kind in kinds), ())
@@ -93,6 +93,7 @@ def check_names(database: Any, options: Mapping[str, Any]) -> None:
             if name in vars(kind):
                 known.update(inspect.signature(vars(kind)[name]).parameters)
     refuse_strays(options, known, f"{drivers[0]} has no option", _HOW)
+    hosts_of(options, "postgresql" if "PostgresqlDatabase" in kinds else "mysql")
 
 
 def async_settings(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
