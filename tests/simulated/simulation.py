@@ -229,6 +229,9 @@ class Net:
             if callback is not None:
                 callback()
 
+    def stopped(self) -> None:
+        """Time goes on."""
+
     def at(self, when: float, callback: Callable[[], Any]) -> Any:
         if when == math.inf:
             return SimpleNamespace(cancel=lambda: None)
@@ -626,7 +629,7 @@ class World:
 
     def _new_record(self) -> Server:
         record = Server()
-        record.lock = Lock(self, reentrant=True)  # type: ignore[assignment]
+        record._guard = Lock(self, reentrant=True)  # type: ignore[assignment]
         record.pools = Ordered()  # type: ignore[assignment]
         return record
 

@@ -4,6 +4,7 @@ why.
 
 from __future__ import annotations
 
+import atexit
 import gc
 from time import thread_time
 
@@ -15,6 +16,7 @@ from unbroken.errors import ConnectRejectedError, OutageError, PoolTimeoutError,
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool.leaks import discard_forgotten, recover_left, recover_strays
 from unbroken.pool.login import login_error, still_asking
+from unbroken.pool.registry import every_state
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow, Wait
 
@@ -47,6 +49,7 @@ def acquire(
     latest.
     """
     entry = suspect
+    _refuse_at_the_end(state, suspect)
     if suspect is not None:
         state.close_hung_up()
     while True:
@@ -55,6 +58,18 @@ def acquire(
         if (yield from _is_fit(state, entry, until)):
             return entry
         entry, again = None, True
+
+
+def _refuse_at_the_end(state: PoolState, suspect: Entry | None) -> None:
+    """Where nobody keeps the time any more, nothing that waits for a server could be bounded.
+
+    Raises PoolClosedError then.
+    """
+    why = state.runtime.watcher.stopped()
+    if why is not None and why.is_ending:
+        if suspect is not None:
+            state.idle.append(suspect)
+        raise state.ending_error(why)
 
 
 def _is_fit(state: PoolState, entry: Entry, until: float) -> Flow[bool]:
@@ -157,6 +172,10 @@ def _wait(state: PoolState, ticket: Ticket, started: float, until: float) -> Flo
         while not ticket.done:
             now = state.clock()
             _raise_if_hopeless(state, now, started, until, begun)
+            if state.no_thread is not None:
+                yield from state.connect_here(until)
+                if ticket.done:
+                    return
             yield Wait(ticket.signal, min(pause, max(until - now, 0.0)))
             if not ticket.done:
                 _look_around(state, until)
@@ -246,6 +265,8 @@ def _timeout_error(state: PoolState, now: float, started: float) -> PoolTimeoutE
         if asked
         else "the server has not answered yet; is it overloaded or frozen?"
     )
+    if state.no_thread is not None:
+        silent = f"no thread can be started to connect with ({state.no_thread})"
     why = outage or (busy if state.kernel.in_use else silent)
     return state.error(
         PoolTimeoutError,
@@ -294,3 +315,12 @@ def _look_around(state: PoolState, until: float) -> None:
     recall(state)
     state.sweep()
     state.dispatch()
+
+
+@atexit.register
+def _take_no_short_cuts() -> None:
+    """Have each acquire pass by :func:`_refuse_at_the_end` from now on: once the interpreter is
+    finalizing, a statement would be sent whose COMMIT cannot be sent any more.
+    """
+    for state in every_state():
+        state.fresh_for = -1.0

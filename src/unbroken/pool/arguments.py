@@ -10,6 +10,7 @@ from unbroken.abc import Target
 from unbroken.drivers.url import parse
 from unbroken.errors import ConfigurationError
 from unbroken.hints import shown
+from unbroken.pool.ending import refuse_at_the_end
 from unbroken.settings import Settings
 
 #: What libpq calls our settings.
@@ -22,6 +23,7 @@ def take_settings(
     """Part a URL's query into the driver's options (they stay) and the pool's settings; keywords
     win over the query.
     """
+    refuse_at_the_end("a database")
     given = by_our_names(given)
     if url is None:
         return None, given

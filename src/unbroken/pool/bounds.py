@@ -9,8 +9,10 @@ from typing import Any
 
 from unbroken.abc import BaseDriver, Connection
 from unbroken.brain.entry import Entry
+from unbroken.errors import PoolClosedError, for_driver
 from unbroken.net.fork_guard import abort, identity
 from unbroken.net.watcher import Watcher
+from unbroken.pool.ending import not_sent
 from unbroken.settings import Settings
 
 
@@ -32,10 +34,11 @@ class Bound:
     still busy then is shut down.
 
     The call raises what its driver raises for a lost connection, with a note that says why. No
-    effect where the driver hides its descriptor. Also usable around an ``await``.
+    effect where the driver hides its descriptor. Also usable around an ``await``. Raises
+    PoolClosedError where nobody keeps the time any more: the interpreter is shutting down.
     """
 
-    __slots__ = ("_fd", "_seconds", "_timer", "_watcher", "_what", "_who", "fired")
+    __slots__ = ("_error", "_fd", "_seconds", "_timer", "_watcher", "_what", "_who", "fired")
 
     def __init__(
         self,
@@ -48,7 +51,7 @@ class Bound:
     ) -> None:
         self.fired = False  #: whether the time was up
         self._seconds, self._what = seconds, what
-        self._watcher = watcher
+        self._watcher, self._error = watcher, driver.errors[0]
         self._timer: Any = None
         self._fd = entry.fd if entry is not None else driver.fileno(conn)
         self._who = entry.identity if entry is not None else None
@@ -56,6 +59,9 @@ class Bound:
             self._who = identity(self._fd)
 
     def __enter__(self) -> Bound:
+        stopped = self._watcher.stopped()
+        if stopped is not None and stopped.is_ending:
+            raise for_driver(PoolClosedError, self._error, not_sent(self._what, stopped))
         if self._who is not None:
             self._timer = self._watcher.at(monotonic() + self._seconds, self._end)
         return self

@@ -12,6 +12,7 @@ from unbroken.errors import (
     ClosedByHolderError,
     CommitUnknownError,
     ConnectionLostError,
+    PoolClosedError,
     UnbrokenError,
 )
 from unbroken.ledger.questions import Question
@@ -104,6 +105,11 @@ class Finishing(Holding):
                 f"the connection to {state.where(entry)} was closed by the code that had it,"
                 " before the pool could commit",
                 "what that code committed itself is stored, what was still open is not",
+            )
+        stopped = self.outlives_time()
+        if stopped:
+            raise self._not_sent(
+                PoolClosedError, f"COMMIT was not sent to {state.where(entry)}: {stopped}"
             )
         if self.has_ended():
             why = "" if entry.cause is None else f" ({entry.cause.value})"
@@ -238,7 +244,7 @@ class Finishing(Holding):
         """
         state, entry = self.state, self.entry
         how = state.settings.reset
-        if entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
+        if entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD or self.outlives_time():
             return
         if not self.is_in_step:
             self.break_off()
@@ -381,7 +387,7 @@ class Finishing(Holding):
 
     def _undo(self, timeout: float | None = None) -> Flow[None]:
         state, entry, conn = self.state, self.entry, self.conn
-        if state.is_good(entry, conn):
+        if state.is_good(entry, conn) or self.outlives_time():
             return
         if not state.is_in_step(entry, conn):
             self.break_off()

@@ -61,10 +61,11 @@ def _ask(state: PoolState, attempt: Try, name: str, function: Any) -> Flow[str]:
 
 
 def time_left(state: PoolState, attempt: Try) -> float:
-    """Of the time to connect, what asking for the login has left."""
-    if not state.secrets.are_asked:
+    """Of the time to connect, what asking for the login, or a caller who has less, has left."""
+    left = attempt.until - AT_THE_LIMIT - state.clock()
+    if not state.secrets.are_asked and left > state.settings.connect_timeout - AT_THE_LIMIT:
         return state.settings.connect_timeout
-    return max(AT_THE_LIMIT, attempt.until - AT_THE_LIMIT - state.clock())
+    return max(AT_THE_LIMIT, left)
 
 
 def is_about_login(state: PoolState, exc: BaseException) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 from unbroken.abc import Fault, FaultKind, Target
 from unbroken.backends.system import one_line
 from unbroken.errors import ConfigurationError
+from unbroken.net.ending import NoThreadError
 from unbroken.net.forks import Connecting
 from unbroken.net.signals import start_thread
 
@@ -191,7 +192,12 @@ class Aside:
             if not done.done():
                 done.set_result(outcome)
 
-        start_thread(work, name="unbroken-secret")
+        try:
+            start_thread(work, name="unbroken-secret")
+        except NoThreadError as why:
+            kind = FaultKind.REJECTED if why.is_ending else FaultKind.NOT_READY
+            text = f"no thread can be started to call the callable for the {name} ({why})"
+            raise LoginError(Fault(kind, None, None, text)) from None
         self._running += 1
         value, error = await done
         if error is not None:

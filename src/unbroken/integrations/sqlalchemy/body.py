@@ -303,7 +303,9 @@ class Body(PoolState):
         with self.lock:
             self.kernel.drop(place)
         record.entry = place.record = None
-        self.pool.stash(record)
+        pool = self.pool
+        if pool is not None:  # else it was collected before its last connection
+            pool.stash(record)
         self.ensure_connecting()
 
     def detach(self, entry: Slot) -> None:
