@@ -208,11 +208,6 @@ def after_its_loop(use: Use, body: Any) -> None:
     use()
 
 
-def on_a_loop_of_a_thread(use: Use, _body: Any) -> None:
-    """That goes on after the main thread has ended: what needs an executor is refused there."""
-    on_a_thread(use, None)
-
-
 def in_a_child(use: Use, _body: Any) -> None:
     """Of multiprocessing: it uses the body, and ends with what it has."""
     import multiprocessing
@@ -229,7 +224,7 @@ MOMENTS: dict[str, Callable[[Use, Any], None]] = {
         in_a_finalizer, in_a_cycle, in_an_early_callback, in_a_late_callback, in_weakref_finalize,
         on_a_thread, in_an_executor, beside_daemons, with_one_held, in_a_generator, by_sys_exit,
         by_os_exit, by_an_error, by_an_interrupt, with_tasks_under_way, after_its_loop,
-        on_a_loop_of_a_thread, in_a_child,
+        in_a_child,
     )
 }  # fmt: skip
 

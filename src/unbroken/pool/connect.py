@@ -9,7 +9,6 @@ import logging
 import math
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 from unbroken.abc import Connection, Fault, FaultKind
 from unbroken.backends.system import one_line
