@@ -68,7 +68,7 @@ def _refuse_at_the_end(state: PoolState, suspect: Entry | None) -> None:
     why = state.runtime.watcher.stopped()
     if why is not None and why.is_ending:
         if suspect is not None:
-            state.idle.append(suspect)
+            state.kernel.put(suspect)
         raise state.ending_error(why)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from unbroken.brain.kernel import Ticket
 from unbroken.ledger.scope import outside
-from unbroken.net.ending import NoThreadError
+from unbroken.net.ending import NoThreadError, no_thread
 from unbroken.pool.knowledge import Knowledge, Start
 from unbroken.pool.steps import Flow
 
@@ -145,9 +145,9 @@ class Supply(Knowledge):
                 for start in starts:
                     start.is_called_off = start in self.ordered
                 self.ordered.difference_update(starts)
-            if not isinstance(exc, NoThreadError):
+            if not isinstance(exc, RuntimeError):
                 raise
-            self._has_no_thread(exc)
+            self._has_no_thread(exc if isinstance(exc, NoThreadError) else no_thread(exc))
         else:
             if starts:
                 self.no_thread = None
