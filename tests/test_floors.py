@@ -25,7 +25,7 @@ PACKAGES = {"unbroken": SRC, "unbroken_drill": ROOT / "drill" / "src"}
 FLOORS = {
     "logs": -1,  # every other room may log
     "errors": 0, "abc": 0,
-    "importing": 0, "roles": 0, "hints": 0,
+    "importing": 0, "roles": 0, "hints": 0, "extras": 0,
     "settings": 0.5,  # says what is wrong with itself, so it needs the errors
     "brain": 1, "ledger": 1, "backends": 1, "net": 1,
     "drivers": 2,
@@ -160,7 +160,8 @@ def wrong_inside(module: str, each: Import) -> str | None:
         # the one door between the two distributions
         return None
     mine, other = floor(module), floor(each.name)
-    if other > mine and not (module == "unbroken" and each.lazy and other < 10):
+    is_asked_for = each.lazy or each.for_types
+    if other > mine and not (module == "unbroken" and is_asked_for and other < 10):
         # it may load a framework's names when asked
         return f"floor {other} is above floor {mine}"
     if other == mine and not (each.lazy and mine >= 3):
