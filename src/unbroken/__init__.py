@@ -89,6 +89,7 @@ _MODULES = {
     "drivers",
     "errors",
     "ledger",
+    "messages",
     "net",
     "pool",
     "settings",

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from unbroken.abc import Address, is_path
 from unbroken.errors import ConfigurationError
+from unbroken.messages.configuration import URL_HOSTS
 
 _HOST = re.compile(r"[^\s\x00-\x1f\x7f\[\]/?#@:\\%<>\"',;]+")
 _IPV6 = re.compile(r"(?=[^%]*:[^%]*:)[0-9A-Fa-f:.]+(%[\w.-]+)?", re.ASCII)
@@ -66,7 +67,9 @@ def cluster(
     if any(port is not None for _, port in found):
         if any(ports):
             raise ConfigurationError(
-                "the ports stand twice: behind the hosts and as ?port=; write them in one place"
+                URL_HOSTS(
+                    "the ports stand twice: behind the hosts and as ?port=; write them in one place"
+                )
             )
     elif ports:
         found = _with_ports(found, ports, apart)
@@ -98,8 +101,10 @@ def of_framework(
 def _with_ports(found: Sequence[Address], ports: Sequence[str], apart: bool) -> list[Address]:
     if len(ports) not in (1, len(found)):
         raise ConfigurationError(
-            f"{len(ports)} ports for {len(found)} host{'s' if len(found) > 1 else ''}; give one"
-            " port for all hosts, or one for each"
+            URL_HOSTS(
+                f"{len(ports)} ports for {len(found)} host{'s' if len(found) > 1 else ''}; give one"
+                " port for all hosts, or one for each"
+            )
         )
     numbers = [port_of(each, apart=apart) if each else None for each in ports]
     numbers *= len(found) if len(numbers) == 1 else 1
@@ -113,7 +118,10 @@ def _check_twins(found: Iterable[Address], usual: int | None) -> None:
         first = seen.setdefault((name, port or usual), number)
         if first != number:
             raise ConfigurationError(
-                f"hosts {first} and {number} of the database URL are the same; write each host once"
+                URL_HOSTS(
+                    f"hosts {first} and {number} of the database URL are the same; write each host"
+                    " once"
+                )
             )
 
 
@@ -121,7 +129,9 @@ def _address(text: str, number: int, several: bool, apart: bool) -> Address:
     which = f"host {number} of the database URL" if several else "the host"
     encode = "" if apart else f"; {ENCODE}"
     if not text:
-        raise ConfigurationError(f"{which} is empty; write the hosts like db1:5432,db2:5432")
+        raise ConfigurationError(
+            URL_HOSTS(f"{which} is empty; write the hosts like db1:5432,db2:5432")
+        )
     if is_path(text):
         path = _PATH.fullmatch(text)
         return (text, None) if path is None else (path[1], port_of(path[2], apart=apart))
@@ -129,21 +139,23 @@ def _address(text: str, number: int, several: bool, apart: bool) -> Address:
     if bracketed is not None or text.startswith("["):
         if bracketed is None or not _IPV6.fullmatch(bracketed[1]):
             raise ConfigurationError(
-                f"{which} in [brackets] is not an IPv6 address; write it like [::1]:5432"
+                URL_HOSTS(f"{which} in [brackets] is not an IPv6 address; write it like [::1]:5432")
             )
         port = bracketed[2]
         return bracketed[1], None if port is None else _port_behind(port, which, apart)
     name, colon, port = text.partition(":")
     if ":" in port:
         raise ConfigurationError(
-            f"{which} holds more than one ':'; an IPv6 address stands in [brackets], as in"
-            f" [2001:db8::1]:5432{encode}"
+            URL_HOSTS(
+                f"{which} holds more than one ':'; an IPv6 address stands in [brackets], as in"
+                f" [2001:db8::1]:5432{encode}"
+            )
         )
     if not _HOST.fullmatch(name):
         comma = "; several hosts are separated by commas" if apart and ";" in name else ""
         found = f" ({_HOST.sub('', name)[:1]!r})" if apart else ""
         raise ConfigurationError(
-            f"{which} holds a character that no host has{found}{comma}{encode}"
+            URL_HOSTS(f"{which} holds a character that no host has{found}{comma}{encode}")
         )
     return name, _port_behind(port, which, apart) if colon else None
 
@@ -151,7 +163,7 @@ def _address(text: str, number: int, several: bool, apart: bool) -> Address:
 def _port_behind(text: str, which: str, apart: bool) -> int:
     if not text:
         encode = "write its number, or leave the ':' out" if apart else ENCODE
-        raise ConfigurationError(f"{which} has a ':' with no port behind it; {encode}")
+        raise ConfigurationError(URL_HOSTS(f"{which} has a ':' with no port behind it; {encode}"))
     return port_of(text, apart=apart)
 
 
@@ -163,4 +175,4 @@ def port_of(text: str, *, apart: bool = False) -> int:
         return int(text)
     shown = f"the port {text[:20]}" if apart and re.fullmatch(r"-?\d+", text) else "the port"
     encode = "" if apart else f"; {ENCODE}"
-    raise ConfigurationError(f"{shown} is not a number from 1 to 65535{encode}")
+    raise ConfigurationError(URL_HOSTS(f"{shown} is not a number from 1 to 65535{encode}"))

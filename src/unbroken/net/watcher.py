@@ -30,6 +30,8 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
+from unbroken.messages.pool import CALLBACK_FAILED, NO_THREAD
+from unbroken.messages.processes import WATCHER_LOST
 from unbroken.net.ending import FINALIZING, Guarded, NoThreadError, is_finalizing
 from unbroken.net.fork_guard import fork_mark, identity
 from unbroken.net.liveness import Liveness, look
@@ -77,7 +79,7 @@ def _call(callback: Callback) -> None:
     try:
         callback()
     except BaseException:  # not even a SystemExit may end the watcher: others rely on it
-        _logger.exception("a callback on the watcher failed: %r", callback)
+        _logger.exception(CALLBACK_FAILED("a callback on the watcher failed: %r"), callback)
 
 
 class Watcher(Guarded, ABC):
@@ -245,7 +247,10 @@ class ThreadWatcher(Watcher):
         except NoThreadError as why:  # deaths are found at acquire
             if self._refused is None and not why.is_ending:
                 _logger.warning(
-                    "no thread for the watcher (%s); time limits wait until one can be started", why
+                    NO_THREAD(
+                        "no thread for the watcher (%s); time limits wait until one can be started"
+                    ),
+                    why,
                 )
             self._refused = why
         else:
@@ -299,7 +304,9 @@ class ThreadWatcher(Watcher):
         make others.
         """
         _logger.warning(
-            "the watcher's descriptors were closed by somebody else; it goes on with new ones"
+            WATCHER_LOST(
+                "the watcher's descriptors were closed by somebody else; it goes on with new ones"
+            )
         )
         with self.lock:
             _lost.append((self._selector, self._wake))

@@ -13,6 +13,8 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.health import Need
 from unbroken.brain.kernel import Ticket
 from unbroken.errors import ConnectRejectedError, OutageError, PoolTimeoutError, UnbrokenError
+from unbroken.messages.pool import POOL_TIMEOUT
+from unbroken.messages.server import NAME_LEADS_NOWHERE, OUTAGE
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool.leaks import discard_forgotten, recover_left, recover_strays
 from unbroken.pool.login import login_error, still_asking
@@ -239,13 +241,17 @@ def _outage_error(state: PoolState, now: float, started: float) -> UnbrokenError
     if outage.is_misnamed and outage.fault is not None:
         return state.error(
             ConnectRejectedError,
-            f"cannot connect to {state.driver.target.label}: {outage.fault.text}; this name has"
-            " led nowhere since the process began. Is it spelled right?",
+            NAME_LEADS_NOWHERE(
+                f"cannot connect to {state.driver.target.label}: {outage.fault.text}; this name has"
+                " led nowhere since the process began. Is it spelled right?"
+            ),
         )
     return state.error(
         OutageError,
-        f"no connection to {state.driver.target.label} {waited}({state.describe_load()});"
-        f" {state.describe_outage(now)}; the pool goes on trying and recovers by itself",
+        OUTAGE(
+            f"no connection to {state.driver.target.label} {waited}({state.describe_load()});"
+            f" {state.describe_outage(now)}; the pool goes on trying and recovers by itself"
+        ),
         retry_after=1.0,
     )
 
@@ -270,8 +276,10 @@ def _timeout_error(state: PoolState, now: float, started: float) -> PoolTimeoutE
     why = outage or (busy if state.kernel.in_use else silent)
     return state.error(
         PoolTimeoutError,
-        f"no connection to {state.driver.target.label} within {now - started:.1f} s"
-        f" ({state.describe_load()}){held}; {why}",
+        POOL_TIMEOUT(
+            f"no connection to {state.driver.target.label} within {now - started:.1f} s"
+            f" ({state.describe_load()}){held}; {why}"
+        ),
     )
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from unbroken.abc import BaseDriver, Connection
 from unbroken.brain.entry import Entry
 from unbroken.errors import PoolClosedError, for_driver
+from unbroken.messages.data import NO_ANSWER
+from unbroken.messages.processes import AT_THE_END
 from unbroken.net.fork_guard import abort, identity
 from unbroken.net.watcher import Watcher
 from unbroken.pool.ending import not_sent
@@ -61,7 +63,9 @@ class Bound:
     def __enter__(self) -> Bound:
         stopped = self._watcher.stopped()
         if stopped is not None and stopped.is_ending:
-            raise for_driver(PoolClosedError, self._error, not_sent(self._what, stopped))
+            raise for_driver(
+                PoolClosedError, self._error, AT_THE_END(not_sent(self._what, stopped))
+            )
         if self._who is not None:
             self._timer = self._watcher.at(monotonic() + self._seconds, self._end)
         return self
@@ -76,8 +80,10 @@ class Bound:
             self._timer.cancel()
         if self.fired and error is not None:
             error.add_note(
-                f"unbroken ended this connection: no answer to {self._what} within"
-                f" {self._seconds} s"
+                NO_ANSWER(
+                    f"unbroken ended this connection: no answer to {self._what} within"
+                    f" {self._seconds} s"
+                )
             )
 
     def _end(self) -> None:

@@ -16,6 +16,7 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.outage import SILENT
 from unbroken.brain.tries import Try
+from unbroken.messages.server import OUTAGE, OUTAGE_ENDED, REJECTED
 from unbroken.pool.admission import CannotServeError, admit
 from unbroken.pool.first_questions import ask_limit, ask_uptime, prove, remember
 from unbroken.pool.knowledge import AT_THE_LIMIT
@@ -343,7 +344,12 @@ def _end_outage(state: PoolState, took: float | None = None) -> float | None:
 
 def _announce_end(state: PoolState, ended: float | None) -> None:
     if ended is not None:
-        log.warning("%s: %s is back after %.2f s", state.name, state.driver.target.server, ended)
+        log.warning(
+            OUTAGE_ENDED("%s: %s is back after %.2f s"),
+            state.name,
+            state.driver.target.server,
+            ended,
+        )
         state.emit("outage ended", {"pool": state.name, "seconds": ended})
         tell_others(state)
 
@@ -373,7 +379,9 @@ def _failed(state: PoolState, exc: Exception, attempt: Try) -> bool:
         _reject(state, exc, fault)
         return False
     if began:
-        log.warning("%s: %s is away: %s", state.name, state.driver.target.server, fault.text)
+        log.warning(
+            OUTAGE("%s: %s is away: %s"), state.name, state.driver.target.server, fault.text
+        )
         state.emit(
             "outage began", {"pool": state.name, "kind": fault.kind.value, "why": fault.text}
         )
@@ -409,6 +417,8 @@ def _reject(state: PoolState, exc: Exception, fault: Fault) -> None:
                 unusable(state, exc) if isinstance(exc, LoginError) else state.rejection(exc, fault)
             )
         )
-    log.error("%s: cannot connect to %s: %s", state.name, state.driver.target.label, fault.text)
+    log.error(
+        REJECTED("%s: cannot connect to %s: %s"), state.name, state.driver.target.label, fault.text
+    )
     state.wake(tickets)
     _announce_end(state, ended)

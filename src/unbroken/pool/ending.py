@@ -6,6 +6,7 @@ See :mod:`unbroken.net.ending` for what Python still does then.
 from __future__ import annotations
 
 from unbroken.errors import PoolClosedError, for_driver
+from unbroken.messages.processes import AT_THE_END
 from unbroken.net.ending import FINALIZING, is_finalizing
 
 REMEDY = "finish the work with the database before the program ends"
@@ -26,4 +27,4 @@ def refuse_at_the_end(label: str, foreign: type[BaseException] | None = None) ->
     that is made now could not even import what it needs.
     """
     if is_finalizing():
-        raise for_driver(PoolClosedError, foreign, no_connection(label, FINALIZING))
+        raise for_driver(PoolClosedError, foreign, AT_THE_END(no_connection(label, FINALIZING)))

@@ -15,6 +15,7 @@ from unbroken.errors import (
 )
 from unbroken.ledger.scope import current, is_left_over
 from unbroken.ledger.unit import Unit
+from unbroken.messages.units import ABANDONED_TASK
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool.admission import cannot_serve
 from unbroken.pool.poolers import met_another
@@ -127,8 +128,10 @@ class Holding:
         if is_left_over():
             raise state.error(
                 ConnectionLostError,
-                f"pool {state.name} lends nothing to a task of an attempt that was given up and run"
-                " again; a unit of work must end its own tasks (asyncio.TaskGroup does)",
+                ABANDONED_TASK(
+                    f"pool {state.name} lends nothing to a task of an attempt that was given up and"
+                    " run again; a unit of work must end its own tasks (asyncio.TaskGroup does)"
+                ),
             )
         unit = current()
         if state.follows:

@@ -24,8 +24,18 @@ from unbroken.brain.health import Policy
 from unbroken.brain.kernel import Kernel, Ticket
 from unbroken.brain.refusals import Refusals
 from unbroken.brain.tries import Try
-from unbroken.errors import ConnectRejectedError, E, PoolClosedError, UnbrokenError, for_driver
+from unbroken.errors import (
+    ConnectRejectedError,
+    E,
+    NotYoursError,
+    PoolClosedError,
+    UnbrokenError,
+    for_driver,
+)
 from unbroken.ledger.scope import testify
+from unbroken.messages.pool import NOT_YOURS, POOL_CLOSED
+from unbroken.messages.processes import AT_THE_END
+from unbroken.messages.server import REJECTED
 from unbroken.net import liveness
 from unbroken.net.ending import Guarded, NoThreadError
 from unbroken.net.hangups import HangUps
@@ -305,19 +315,30 @@ class Knowledge(Guarded):
     def closed_error(self) -> PoolClosedError:
         """What an acquire from a closed pool gets."""
         return self.error(
-            PoolClosedError, f"pool {self.name} is closed; make a new one to connect again"
+            PoolClosedError,
+            POOL_CLOSED(f"pool {self.name} is closed; make a new one to connect again"),
+        )
+
+    def not_lent_error(self) -> NotYoursError:
+        """What a release of a connection gets that this pool does not know as lent."""
+        return NotYoursError(
+            NOT_YOURS(
+                f"pool {self.name} did not lend this connection, or it was given back before;"
+                " release each one once"
+            )
         )
 
     def ending_error(self, why: object) -> PoolClosedError:
         """What an acquire gets when the interpreter is shutting down, for the reason *why*."""
-        return self.error(PoolClosedError, no_connection(self.driver.target.label, why))
+        return self.error(PoolClosedError, AT_THE_END(no_connection(self.driver.target.label, why)))
 
     def rejection(self, exc: Exception, fault: Fault) -> BaseException:
         """What each caller in the line gets when the server (or its driver) rejects a connect with
         *exc*.
         """
         told = self.error(
-            ConnectRejectedError, f"cannot connect to {self.driver.target.label}: {fault.text}"
+            ConnectRejectedError,
+            REJECTED(f"cannot connect to {self.driver.target.label}: {fault.text}"),
         )
         told.__cause__ = exc
         return told

@@ -8,6 +8,7 @@ from typing import Any
 
 from unbroken.brain.kernel import Ticket
 from unbroken.ledger.scope import outside
+from unbroken.messages.pool import NO_THREAD
 from unbroken.net.ending import NoThreadError, no_thread
 from unbroken.pool.knowledge import Knowledge, Start
 from unbroken.pool.steps import Flow
@@ -157,8 +158,10 @@ class Supply(Knowledge):
         known, self.no_thread = self.no_thread, why
         if known is None and not why.is_ending:
             log.warning(
-                "%s: no thread can be started to connect with (%s); callers connect on their own"
-                " threads until one can",
+                NO_THREAD(
+                    "%s: no thread can be started to connect with (%s); callers connect on their"
+                    " own threads until one can"
+                ),
                 self.name,
                 why,
             )

@@ -19,6 +19,8 @@ from unbroken.drivers._takes import refuse_strays, takes
 from unbroken.errors import ConfigurationError
 from unbroken.hints import shown
 from unbroken.integrations.peewee.where import hosts_of, turned
+from unbroken.messages.configuration import BAD_SETTING, NOT_INSTALLED
+from unbroken.messages.integrations import PEEWEE_DATABASE
 from unbroken.pool.arguments import by_our_names
 from unbroken.settings import MOST, Settings
 
@@ -75,7 +77,9 @@ def _number(name: str, value: Any, kind: type[Any]) -> Any:
         found = -1
     if not 0 <= found <= MOST:
         what = "whole number" if kind is int else "number of seconds"
-        raise ConfigurationError(f"{name}={shown(value)} must be a {what} from 0 to {MOST}")
+        raise ConfigurationError(
+            BAD_SETTING(f"{name}={shown(value)} must be a {what} from 0 to {MOST}")
+        )
     return found
 
 
@@ -128,15 +132,19 @@ def driver_of(database: Any) -> str:
     if isinstance(database, peewee.MySQLDatabase):
         library = peewee.mysql
         if library is None:
-            raise peewee.ImproperlyConfigured("no MySQL driver is installed; pip install pymysql")
+            raise peewee.ImproperlyConfigured(
+                NOT_INSTALLED("no MySQL driver is installed; pip install pymysql")
+            )
         name: str = library.__name__.split(".")[0]
         return {"MySQLdb": "mysqlclient"}.get(name, name)
     if isinstance(database, peewee.PostgresqlDatabase):
         database._adapter.check_driver()
         return "psycopg" if isinstance(database._adapter, peewee.Psycopg3Adapter) else "psycopg2"
     raise ConfigurationError(
-        f"{type(database).__name__} is no MySQL, MariaDB or PostgreSQL database of peewee's;"
-        " unbroken pools those"
+        PEEWEE_DATABASE(
+            f"{type(database).__name__} is no MySQL, MariaDB or PostgreSQL database of peewee's;"
+            " unbroken pools those"
+        )
     )
 
 
