@@ -53,6 +53,9 @@ class Events:
             heappush(self._heap, (max(when, self.now), self._count, cell))
         return SimpleNamespace(cancel=cell.clear, when=when)
 
+    def stopped(self) -> None:
+        """Time goes on."""
+
     def run(self, until: float, enough: Callable[[], bool] = lambda: False) -> None:
         """Let time pass until *until*, or until it is *enough*."""
         while self._heap and self._heap[0][0] <= until and not enough():

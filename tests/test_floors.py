@@ -24,8 +24,9 @@ PACKAGES = {"unbroken": SRC, "unbroken_drill": ROOT / "drill" / "src"}
 #: it stands.
 FLOORS = {
     "logs": -1,  # every other room may log
-    "errors": 0, "abc": 0,
-    "importing": 0, "roles": 0, "hints": 0,
+    "errors": 0, "abc": 0, "messages": 0,
+    "roles": 0, "hints": 0, "extras": 0,
+    "importing": 0.1,  # tells what went wrong in a callback
     "settings": 0.5,  # says what is wrong with itself, so it needs the errors
     "brain": 1, "ledger": 1, "backends": 1, "net": 1,
     "drivers": 2,
@@ -43,6 +44,7 @@ FLOORS = {
 #: The rooms of the second distribution, above the whole first one. None of the first may import any
 #: of them.
 DRILL_FLOORS = {
+    "messages": 9.5,
     "fake_clock": 10, "fake_server": 10.1, "fake": 10.2, "leaks": 10, "proxy": 10, "servers": 10,
     "databases": 10.5, "faults": 10.7, "pytest_plugin": 10.9,  # a proxy before a server
     "drill": 11, "proxy_command": 11, "cli": 11.5,
@@ -160,7 +162,8 @@ def wrong_inside(module: str, each: Import) -> str | None:
         # the one door between the two distributions
         return None
     mine, other = floor(module), floor(each.name)
-    if other > mine and not (module == "unbroken" and each.lazy and other < 10):
+    is_asked_for = each.lazy or each.for_types
+    if other > mine and not (module == "unbroken" and is_asked_for and other < 10):
         # it may load a framework's names when asked
         return f"floor {other} is above floor {mine}"
     if other == mine and not (each.lazy and mine >= 3):

@@ -128,9 +128,8 @@ def test_a_wrong_name_is_told_and_the_program_runs(tmp_path: Path) -> None:
     (tmp_path / "theirs.py").write_text("class Store:\n    def put(self): pass\n")
     done = start("--units", "thiers:Store", sys.executable, "-c", "print('runs')", folder=tmp_path)
     assert (done.returncode, done.stdout) == (0, "runs\n")
-    assert (
-        done.stderr
-        == "unbroken: 'thiers:Store': there is no module 'thiers'; did you mean 'theirs'?\n"
+    assert done.stderr == (
+        "unbroken: 'thiers:Store': there is no module 'thiers'; did you mean 'theirs'? [UB511]\n"
     )
 
 

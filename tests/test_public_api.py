@@ -81,7 +81,7 @@ def test_every_public_name_of_the_package_is_in_all() -> None:
     ours = [
         node
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("unbroken")
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("unbroken.")
     ]
     assert {alias.asname or alias.name for node in ours for alias in node.names} == set(
         unbroken.__all__
@@ -104,6 +104,74 @@ def test_nothing_is_imported_before_something_is_used() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Puddle'"):
         _ = unbroken.Puddle  # type: ignore[attr-defined]
     assert set(unbroken.__all__) <= set(dir(unbroken))
+
+
+DOORS = ("asgi", "django", "flask", "mongo", "peewee", "sqlalchemy", "wsgi")
+
+
+def run(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_frameworks_module_is_reached_through_the_package() -> None:
+    program = (
+        "import sys, inspect, pickle, doctest, unbroken\n"
+        f"doors = {DOORS}\n"
+        "print(*[m for m in sys.modules if m.startswith('unbroken')])\n"
+        "print(set(doors) <= set(dir(unbroken)), hasattr(unbroken, 'flsk'))\n"
+        "print(*[m for m in sys.modules if m.startswith('unbroken')])\n"
+        "print(unbroken.flask.Unbroken.__name__, unbroken.sqlalchemy.install.__name__)\n"
+        "print(sum(inspect.ismodule(thing) for _, thing in inspect.getmembers(unbroken)))\n"
+        "print(pickle.loads(pickle.dumps(unbroken.flask.Unbroken)) is unbroken.flask.Unbroken)\n"
+        "print(len(doctest.DocTestFinder().find(unbroken)))\n"
+    )
+    said = run(program).splitlines()
+    assert said[0] == said[2] == "unbroken"
+    assert said[1] == "True False"
+    assert said[3] == "Unbroken install"
+    assert int(said[4]) >= len(DOORS)
+    assert said[5] == "True"
+
+
+def test_a_framework_that_is_not_installed_is_named_with_its_extra() -> None:
+    program = (
+        "import sys, inspect\n"
+        "HIDDEN = {'flask', 'pymongo', 'peewee', 'sqlalchemy', 'django'}\n"
+        "class Hidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in HIDDEN:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+        "import unbroken, importlib\n"
+        "for name in ('flask', 'mongo', 'peewee', 'sqlalchemy'):\n"
+        "    for get in (lambda: getattr(unbroken, name),\n"
+        "                lambda: importlib.import_module(f'unbroken.{name}')):\n"
+        "        try: get()\n"
+        "        except ImportError as why: print(why)\n"
+        "try: unbroken.django.replayable\n"
+        "except ImportError as why: print(why)\n"
+        "inspect.getmembers(unbroken)\n"
+        "print(*dir(unbroken))\n"
+    )
+    *said, names = run(program).splitlines()
+    wanted = []
+    for door, package in (
+        ("flask", "flask"),
+        ("mongo", "pymongo"),
+        ("peewee", "peewee"),
+        ("sqlalchemy", "sqlalchemy"),
+        ("django", "django"),
+    ):
+        text = (
+            f"unbroken.{door} needs {package}, which is not installed;"
+            f' pip install "unbroken[{door}]"'
+        )
+        wanted += [text] * (1 if door == "django" else 2)
+    assert said == wanted
+    assert not {"flask", "mongo", "peewee", "sqlalchemy"} & set(names.split())
+    assert {"asgi", "wsgi"} <= set(names.split())
 
 
 def test_every_error_is_public() -> None:

@@ -6,6 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unbroken import asgi as asgi
+    from unbroken import django as django
+    from unbroken import flask as flask
+    from unbroken import mongo as mongo
+    from unbroken import peewee as peewee
+    from unbroken import sqlalchemy as sqlalchemy
+    from unbroken import wsgi as wsgi
     from unbroken.adoption import Adoption, adopt
     from unbroken.aio import AsyncPool
     from unbroken.brain.stats import Stats
@@ -62,7 +69,18 @@ _PUBLIC = (
     "sync",
     "units",
 )  #: where these names are
+#: Import paths for frameworks, each with the package that it stands on.
+_DOORS = {
+    "asgi": None,
+    "django": "django",
+    "flask": "flask",
+    "mongo": "pymongo",
+    "peewee": "peewee",
+    "sqlalchemy": "sqlalchemy",
+    "wsgi": None,
+}
 _MODULES = {
+    *_DOORS,
     "abc",
     "adoption",
     "aio",
@@ -71,6 +89,7 @@ _MODULES = {
     "drivers",
     "errors",
     "ledger",
+    "messages",
     "net",
     "pool",
     "settings",
@@ -84,6 +103,7 @@ def __getattr__(name: str) -> Any:
     plugin) waits for nothing.
 
     The first public name imports them all, so that no later one does so in the middle of a fork.
+    A framework's module, such as ``unbroken.flask``, is imported when it is asked for.
     """
     if name in _MODULES:
         return import_module(f"unbroken.{name}")
@@ -96,4 +116,14 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    doors = (name for name, package in _DOORS.items() if package is None or _is_here(package))
+    return [*__all__, "__version__", *doors]
+
+
+def _is_here(package: str) -> bool:
+    from importlib.util import find_spec
+
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False

@@ -24,11 +24,11 @@ from unbroken.adoption import adopt_for
 from unbroken.brain.entry import Entry
 from unbroken.brain.stats import Stats
 from unbroken.drivers import open_driver
-from unbroken.errors import NotYoursError
 from unbroken.ledger.scope import current, current_token
+from unbroken.messages.pool import OBSERVER_FAILED
 from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.acquire import acquire, ping
-from unbroken.pool.arguments import bounded, take_settings
+from unbroken.pool.arguments import bounded, not_picklable, take_settings
 from unbroken.pool.async_lease import AsyncLease, getframe, running_loop
 from unbroken.pool.connect import connector
 from unbroken.pool.leaks import discard_forgotten
@@ -255,10 +255,7 @@ class AsyncPool(Generic[ConnectionT]):
             if id(conn) in inherited.kernel.in_use:
                 inherited.left_in_child(None)
         if state.kernel.came_back(id(conn)) is None:
-            raise NotYoursError(
-                f"pool {self.name} did not lend this connection, or it was given back before;"
-                " release each one once"
-            )
+            raise state.not_lent_error()
         self._driver.close(conn)
 
     async def _acquire_slowly(
@@ -404,10 +401,7 @@ class AsyncPool(Generic[ConnectionT]):
         return self
 
     def __reduce__(self) -> Any:
-        raise TypeError(
-            "an unbroken.AsyncPool cannot be pickled; give the other process the URL, and let it"
-            " make a pool of its own"
-        )
+        raise not_picklable("an unbroken.AsyncPool")
 
     async def __aenter__(self) -> AsyncPool[ConnectionT]:
         return self
@@ -438,7 +432,7 @@ def _tell(observers: tuple[Observer, ...], event: str, fields: Mapping[str, Any]
         try:
             observer(event, fields)
         except Exception:
-            log.exception("unbroken: an observer failed at %r", event)
+            log.exception(OBSERVER_FAILED("unbroken: an observer failed at %r"), event)
 
 
 class _NoState:

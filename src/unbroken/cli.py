@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from unbroken.messages.command import NO_SUCH_COMMAND
+
 #: The commands of this distribution, and what each does.
 HERE = {"run": "start a program, as it is, with engines that do not break and with units of work"}
 #: The commands of unbroken-drill, and what each does.
@@ -73,10 +75,14 @@ def _run_alone(arguments: Sequence[str]) -> int:
         print(f"\nThey are not installed here: {INSTALL}")
         return 0 if first else 2
     if first in ELSEWHERE:
-        return complain(f"the command {first} is in a second package: {INSTALL}", 2)
+        return complain(
+            NO_SUCH_COMMAND(f"the command {first} is in a second package: {INSTALL}"), 2
+        )
     return complain(
-        f"no such command {first!r}; there is run, and {' and '.join(ELSEWHERE)} in a second"
-        f" package: {INSTALL}",
+        NO_SUCH_COMMAND(
+            f"no such command {first!r}; there is run, and {' and '.join(ELSEWHERE)} in a second"
+            f" package: {INSTALL}"
+        ),
         2,
     )
 

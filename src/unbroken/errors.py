@@ -3,7 +3,7 @@
 Each derives from :class:`UnbrokenError`, and, when it is raised by a pool, also from what the
 caller of that driver already catches (its ``OperationalError``): :func:`for_driver` makes the
 combined class. A message is one line: the fact, the numbers, the cause, the remedy; never a
-password.
+password. At its end is a code (:mod:`unbroken.messages`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,17 @@ class UnbrokenError(Exception):
     _besides: type[Exception] | None = None
     #: Which of the two goes where there is room for one only.
     _besides_first = False
+
+    @property
+    def code(self) -> str | None:
+        """The code at the end of the message, such as ``UB201``: docs/messages.md says what it
+        means. None: the message has none, as where an application made the error itself.
+
+        Where the error is also one of PyMongo's OperationFailure, this is PyMongo's own number: its
+        callers compare it.
+        """
+        _, found, end = str(self).rpartition("[UB")
+        return f"UB{end[:-1]}" if found and end[:-1].isdigit() and end[-1:] == "]" else None
 
 
 class ConfigurationError(UnbrokenError, ValueError):
@@ -148,6 +159,9 @@ def _combined(
         "__init__": Exception.__init__,
         "__str__": Exception.__str__,
     }
+    theirs = getattr(foreign, "code", None)
+    if isinstance(theirs, property):  # what it gives is compared by those who catch it
+        body["code"] = theirs
     one = [(kind, foreign), (kind, kind._besides)]
     for bases in ((kind, foreign, kind._besides), *(reversed(one) if kind._besides_first else one)):
         wanted = [

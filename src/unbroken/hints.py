@@ -239,7 +239,7 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
 #: What belongs into the URL: where to connect, and the driver's options.
 _PLACE = (
     "host hostname hostaddr server port db dbname database schema dsn conninfo uri"
-    " connection_string unix_socket socket username passwd"
+    " connection_string unix_socket socket user username password passwd"
 )
 _OPTION = (
     "ssl sslmode ssl_mode ssl_ca ssl_cert ssl_key sslrootcert sslcert sslkey tls charset encoding"

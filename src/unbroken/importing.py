@@ -19,6 +19,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from unbroken.messages.pool import CALLBACK_FAILED
+
 log = logging.getLogger("unbroken")
 
 Callback = Callable[[ModuleType], None]
@@ -159,7 +161,7 @@ def _tell(name: str) -> None:
         try:
             callback(module)
         except Exception:
-            log.exception("unbroken: an error after the import of %s", name)
+            log.exception(CALLBACK_FAILED("unbroken: an error after the import of %s"), name)
 
 
 def _catch_up() -> None:

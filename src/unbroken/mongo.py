@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from unbroken.integrations.mongo import AsyncMongoClient, MongoClient, stats
-from unbroken.integrations.mongo.engine import (
-    connect,
-    disconnect,
-    disconnect_all,
-    register_connection,
-)
+from unbroken.extras import needed
+
+with needed("mongo", "pymongo", "bson", "gridfs", extra="mongo"):
+    from unbroken.integrations.mongo import AsyncMongoClient, MongoClient, stats
+    from unbroken.integrations.mongo.engine import (
+        connect,
+        disconnect,
+        disconnect_all,
+        register_connection,
+    )
 
 __all__ = [
     "AsyncMongoClient",

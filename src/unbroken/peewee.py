@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unbroken.integrations.peewee.database import PooledDatabase
-from unbroken.integrations.peewee.databases import (
-    PooledMariaDBConnectorDatabase,
-    PooledMySQLConnectorDatabase,
-    PooledMySQLDatabase,
-    PooledPostgresqlDatabase,
-    PooledPostgresqlExtDatabase,
-    PooledPsycopg3Database,
-    connect,
-)
-from unbroken.integrations.peewee.errors import LazyQueryError
-from unbroken.integrations.peewee.unit import DatabaseProxy, unit
+from unbroken.extras import needed
+
+with needed("peewee", "peewee", "playhouse", extra="peewee"):
+    from unbroken.integrations.peewee.database import PooledDatabase
+    from unbroken.integrations.peewee.databases import (
+        PooledMariaDBConnectorDatabase,
+        PooledMySQLConnectorDatabase,
+        PooledMySQLDatabase,
+        PooledPostgresqlDatabase,
+        PooledPostgresqlExtDatabase,
+        PooledPsycopg3Database,
+        connect,
+    )
+    from unbroken.integrations.peewee.errors import LazyQueryError
+    from unbroken.integrations.peewee.unit import DatabaseProxy, unit
 
 if TYPE_CHECKING:
     from unbroken.integrations.peewee.aio import AsyncMySQLDatabase, AsyncPostgresqlDatabase
@@ -40,7 +43,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in ("AsyncMySQLDatabase", "AsyncPostgresqlDatabase"):
         # playhouse.pwasyncio wants greenlet, and a newer peewee
-        from unbroken.integrations.peewee import aio
+        with needed("peewee", "playhouse", "greenlet", extra="peewee"):
+            from unbroken.integrations.peewee import aio
 
         return getattr(aio, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from unbroken.errors import ConfigurationError
 from unbroken.hints import remedy, shown
+from unbroken.messages.configuration import BAD_SETTING, SETTINGS_CONTRADICT, UNKNOWN_SETTING
 from unbroken.roles import wanted
 
 
@@ -140,7 +141,9 @@ class Settings:
         known = {f.name for f in fields(cls)}
         for name in given:
             if name not in known:
-                raise ConfigurationError(f"unknown setting {shown(name)}; {remedy(name, known)}")
+                raise ConfigurationError(
+                    UNKNOWN_SETTING(f"unknown setting {shown(name)}; {remedy(name, known)}")
+                )
         if isinstance(given.get("units"), list):
             given["units"] = tuple(given["units"])
         settings = cls(**given)
@@ -193,12 +196,14 @@ def _from_text(name: str, text: str) -> Any:
     if name in _SWITCHES:
         if text.lower() in ("1", "true", "yes", "on", "0", "false", "no", "off"):
             return text.lower() in ("1", "true", "yes", "on")
-        raise ConfigurationError(f"{name}={shown(text)} is not a boolean; use true or false")
+        raise ConfigurationError(
+            BAD_SETTING(f"{name}={shown(text)} is not a boolean; use true or false")
+        )
     try:
         return int(text) if name in _INTS else float(text)
     except ValueError:
         kind = "a whole number" if name in _INTS else "a number of seconds"
-        raise ConfigurationError(f"{name}={shown(text)} is not {kind}") from None
+        raise ConfigurationError(BAD_SETTING(f"{name}={shown(text)} is not {kind}")) from None
 
 
 def _validate(s: Settings) -> None:
@@ -206,40 +211,52 @@ def _validate(s: Settings) -> None:
         value = getattr(s, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigurationError(
-                f"{name}={shown(value)} must be a whole number of at least {least}"
+                BAD_SETTING(f"{name}={shown(value)} must be a whole number of at least {least}")
             )
         if value > MOST:
             raise ConfigurationError(
-                f"{name}={shown(value)} must be a whole number of at most {MOST}"
+                BAD_SETTING(f"{name}={shown(value)} must be a whole number of at most {MOST}")
             )
     try:
         wanted(s.target)
     except ValueError as hint:
         raise ConfigurationError(
-            f"target={shown(s.target)} is no role of a server; {hint}"
+            BAD_SETTING(f"target={shown(s.target)} is no role of a server; {hint}")
         ) from None
     for name in _POSITIVE | _POSITIVE_OR_NONE | _NOT_NEGATIVE:
         _check_seconds(name, getattr(s, name))
     if s.min_size > s.max_size:
         raise ConfigurationError(
-            f"min_size={s.min_size} exceeds max_size={s.max_size}; lower the one or raise the other"
+            SETTINGS_CONTRADICT(
+                f"min_size={s.min_size} exceeds max_size={s.max_size}; lower the one or raise the"
+                " other"
+            )
         )
     for name in _SWITCHES:
         if not isinstance(getattr(s, name), bool):
-            raise ConfigurationError(f"{name}={shown(getattr(s, name))} must be True or False")
+            raise ConfigurationError(
+                BAD_SETTING(f"{name}={shown(getattr(s, name))} must be True or False")
+            )
     if s.reset not in (None, "rollback", "session") and not callable(s.reset):
         raise ConfigurationError(
-            f"reset={shown(s.reset)} must be 'rollback', 'session', None or a callable that takes"
-            " the connection"
+            BAD_SETTING(
+                f"reset={shown(s.reset)} must be 'rollback', 'session', None or a callable that"
+                " takes the connection"
+            )
         )
     if not isinstance(s.units, tuple) or not all(
         isinstance(name, str) and name for name in s.units
     ):
         raise ConfigurationError(
-            f"units={shown(s.units)} must be a list of names such as 'package.module:Class.method'"
+            BAD_SETTING(
+                f"units={shown(s.units)} must be a list of names such as"
+                " 'package.module:Class.method'"
+            )
         )
     if s.name is not None and (not isinstance(s.name, str) or not s.name):
-        raise ConfigurationError(f"name={shown(s.name)} must be a text that is not empty, or None")
+        raise ConfigurationError(
+            BAD_SETTING(f"name={shown(s.name)} must be a text that is not empty, or None")
+        )
 
 
 def _check_seconds(name: str, value: Any) -> None:
@@ -247,16 +264,22 @@ def _check_seconds(name: str, value: Any) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_a_time(value):
         allowed = "seconds, or None" if name in _POSITIVE_OR_NONE else "seconds"
-        raise ConfigurationError(f"{name}={shown(value)} must be a number of {allowed}")
+        raise ConfigurationError(
+            BAD_SETTING(f"{name}={shown(value)} must be a number of {allowed}")
+        )
     if value < 0 or (value == 0 and name not in _NOT_NEGATIVE):
         least = "at least" if name in _NOT_NEGATIVE else "more than"
-        raise ConfigurationError(f"{name}={shown(value)} must be {least} 0 s")
+        raise ConfigurationError(BAD_SETTING(f"{name}={shown(value)} must be {least} 0 s"))
     if value == math.inf and name in _FINITE:
-        raise ConfigurationError(f"{name}=inf would wait for ever; give it a bound, such as 5.0")
+        raise ConfigurationError(
+            BAD_SETTING(f"{name}=inf would wait for ever; give it a bound, such as 5.0")
+        )
     most = A_YEAR if name in _FINITE else LONGEST
     if most < value < math.inf:
         never = "" if name in _FINITE else "; math.inf is never"
-        raise ConfigurationError(f"{name}={shown(value)} must be at most {most:.0f} s{never}")
+        raise ConfigurationError(
+            BAD_SETTING(f"{name}={shown(value)} must be at most {most:.0f} s{never}")
+        )
 
 
 def _is_a_time(value: float) -> bool:

@@ -2,12 +2,15 @@
 docs/sqlalchemy.md.
 """
 
-from unbroken.integrations.sqlalchemy import (
-    AsyncUnbrokenQueuePool,
-    Plugin,
-    UnbrokenQueuePool,
-    stats,
-)
-from unbroken.integrations.sqlalchemy.install import Installed, install
+from unbroken.extras import needed
+
+with needed("sqlalchemy", "sqlalchemy", extra="sqlalchemy"):
+    from unbroken.integrations.sqlalchemy import (
+        AsyncUnbrokenQueuePool,
+        Plugin,
+        UnbrokenQueuePool,
+        stats,
+    )
+    from unbroken.integrations.sqlalchemy.install import Installed, install
 
 __all__ = ["AsyncUnbrokenQueuePool", "Installed", "Plugin", "UnbrokenQueuePool", "install", "stats"]

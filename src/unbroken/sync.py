@@ -22,12 +22,12 @@ from unbroken.adoption import adopt_for
 from unbroken.brain.entry import Entry
 from unbroken.brain.stats import Stats
 from unbroken.drivers import open_driver
-from unbroken.errors import NotYoursError
 from unbroken.ledger.scope import current, current_token
+from unbroken.messages.pool import OBSERVER_FAILED
 from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.acquire import acquire, ping
 from unbroken.pool.answers import take_at_once
-from unbroken.pool.arguments import bounded, take_settings
+from unbroken.pool.arguments import bounded, not_picklable, take_settings
 from unbroken.pool.connect import connector
 from unbroken.pool.leaks import discard_forgotten
 from unbroken.pool.lease import BoundedLease, Lease, caller, getframe
@@ -116,7 +116,7 @@ class Pool(Generic[ConnectionT]):
             try:
                 observer(event, fields)
             except Exception:
-                log.exception("unbroken: an observer failed at %r", event)
+                log.exception(OBSERVER_FAILED("unbroken: an observer failed at %r"), event)
 
     # -- lending -----------------------------------------------------------------------------------
 
@@ -273,10 +273,7 @@ class Pool(Generic[ConnectionT]):
 
     def _release_unknown(self, state: PoolState, conn: Connection) -> None:
         if state.kernel.came_back(id(conn)) is None:
-            raise NotYoursError(
-                f"pool {self.name} did not lend this connection, or it was given back before;"
-                " release each one once"
-            )
+            raise state.not_lent_error()
         self._driver.close(conn)
 
     def loan_of(self, conn: ConnectionT) -> Loan | None:
@@ -386,10 +383,7 @@ class Pool(Generic[ConnectionT]):
         return self
 
     def __reduce__(self) -> Any:
-        raise TypeError(
-            "an unbroken.Pool cannot be pickled; give the other process the URL, and let it make a"
-            " pool of its own"
-        )
+        raise not_picklable("an unbroken.Pool")
 
     def __enter__(self) -> Pool[ConnectionT]:
         return self

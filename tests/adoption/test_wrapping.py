@@ -163,7 +163,7 @@ def test_what_cannot_be_a_unit_is_refused_before_anything_is_wrapped(
         assert adoption.wrapped == adoption.waiting == ()
         (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
         assert said in record.getMessage()
-        assert record.getMessage().endswith(f"no function of {name} was made a unit of work")
+        assert f"no function of {name} was made a unit of work [UB514]" in record.getMessage()
     assert "\n" not in said
     assert module.Store().put("k")[3] is None
 

@@ -24,7 +24,7 @@ class DjangoBody(Blocking):
         """See Body."""
         import django
         from django.conf import settings as site
-        from django.db import connections
+        from django.db import connections, transaction
 
         if not site.configured:
             site.configure(DATABASES={}, SECRET_KEY="of tests only", USE_TZ=True)
@@ -37,7 +37,7 @@ class DjangoBody(Blocking):
             "OPTIONS": {"unbroken": {"max_size": size, "acquire_timeout": patience, **settings}},
         }  # fmt: skip
         self.alias = f"body{next(_numbers)}"
-        self.wrappers = connections
+        self.wrappers, self.atomic = connections, transaction.atomic
         connections.settings[self.alias] = connections.configure_settings(
             {"default": {}, self.alias: given}
         )[self.alias]
@@ -45,11 +45,9 @@ class DjangoBody(Blocking):
     @contextmanager
     def connection(self) -> Iterator[Any]:
         """See Blocking. In a transaction: a thread at rest between two yields to waiters."""
-        from django.db import transaction
-
         wrapper = self.wrappers[self.alias]
         try:
-            with transaction.atomic(using=self.alias):
+            with self.atomic(using=self.alias):
                 wrapper.ensure_connection()
                 yield wrapper
         finally:

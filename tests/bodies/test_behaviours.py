@@ -259,7 +259,7 @@ def test_a_full_pool_says_the_same_in_every_body(name: str, postgres: PostgreSQL
         assert words(error) == (
             "no connection to SERVER within T s (in use 1, idle 0, opening 0, waiting 1, "
             "max_size 1); held by PLACE; all are in use: give them back sooner, raise max_size, "
-            "or wait longer (acquire_timeout)"
+            "or wait longer (acquire_timeout) [UB201]"
         )
         assert body.ask()
 
@@ -273,7 +273,7 @@ def test_an_outage_is_told_in_the_same_words_by_every_body(name: str, server: An
             later = told(body.ask)
         until(lambda: serves(body))  # what is known of a server is known to the next pool, too
         load = "(in use 0, idle 0, opening 0, waiting 1, max_size 1)"
-        why = "server away for T s: REASON; the pool goes on trying and recovers by itself"
+        why = "server away for T s: REASON; the pool goes on trying and recovers by itself [UB301]"
         for error, waited in ((first, " within T s"), (later, "")):
             assert isinstance(error, OutageError)
             said = words(error).replace("opening 1", "opening 0")
@@ -288,7 +288,7 @@ def test_a_deadline_bounds_work_and_says_so(name: str, postgres: PostgreSQL) -> 
         assert isinstance(error, DeadlineExceeded)
         assert words(error) == (
             "work on a connection to SERVER took longer than its deadline of T s; its connection "
-            "was ended, and nothing is stored"
+            "was ended, and nothing is stored [UB404]"
         )
         assert body.ask()
         come_to_rest(body)

@@ -17,6 +17,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from unbroken.integrations.django import pools as django_pools
+from unbroken.integrations.django.where import hosts_of as django_hosts
 from unbroken.integrations.web.settings import HttpSettings
 from unbroken.mongo import AsyncMongoClient, MongoClient
 from unbroken.peewee import PooledMySQLDatabase, PooledPostgresqlDatabase, connect
@@ -87,7 +88,8 @@ def test_settings_in_the_url_of_sqlite_go_no_further(tmp_path: Any) -> None:
 
 
 def alias(engine: str = "unbroken.django.mysql", **given: Any) -> dict[str, Any]:
-    return {"ENGINE": engine, "NAME": "shop", "OPTIONS": {}, **given}
+    named = {"ENGINE": engine, "NAME": "shop", "HOST": "", "PORT": ""}
+    return {**named, "OPTIONS": {}, **given}
 
 
 @pytest.mark.parametrize(
@@ -130,6 +132,15 @@ def test_a_stray_among_peewees_keywords() -> None:
     refused("did you mean 'leak_after'?", connect, "mysql://u:geheim@h/shop?leak_aftr=3")
     refused("max_connections='many'", PooledMySQLDatabase, "shop", max_connections="many")
     refused("timeout=-1", PooledMySQLDatabase, "shop", timeout=-1)
+
+
+def test_a_port_that_cannot_be_is_told_by_each_framework() -> None:
+    refused("the port 99999 is", create_engine, MYSQL.replace(":1/", ":99999/"))
+    refused("the port is not", django_hosts, alias(PORT="many"), "mysql")
+    refused("the port 0 is", django_hosts, alias(HOST="db", PORT="0"), "mysql")
+    refused("the port 99999 is", django_hosts, alias(HOST="db:99999"), "mysql")
+    refused("the port 99999 is", PooledMySQLDatabase, "shop", host="db", port=99999)
+    refused("the port is not", PooledMySQLDatabase, "shop", port="many")
 
 
 def test_peewees_own_keywords_pass() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -86,7 +87,7 @@ def test_neither_label_nor_repr_holds_user_or_password() -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("", "not a database URL"),
+        ("", "the database URL is empty"),
         ("localhost/shop", "not a database URL"),
         ("mysq://h/d", "did you mean 'mysql'"),
         ("mysql+pymsql://h/d", "did you mean 'mysql+pymysql'"),
@@ -102,6 +103,43 @@ def test_neither_label_nor_repr_holds_user_or_password() -> None:
         ("mysql://%ff@h/d", "UTF-8"),
         ("sqlite://file.db", "three slashes"),
         (f"mysql://app:{SECRET}/x", "port"),
+        (f"mysql://app:{SECRET}@h:99999/d", "the port 99999 is not a number from 1 to 65535"),
+        (f"mysql://app:{SECRET}@h:0/d", "the port 0 is not"),
+        (f"mysql://app:{SECRET}@h:-1/d", "the port -1 is not"),
+        (f"mysql://app:{SECRET}@h:3306x/d", "the port is not a number"),
+        (f"mysql://app:{SECRET}@h:/d", "a ':' with no port behind it; write its number"),
+        (f"mysql://app@/d?host=h&port={'9' * 6}", "the port 999999 is not"),
+        (f"mysql://app:{SECRET}@h h/d", "holds a character that no host has (' ')"),
+        (f"mysql://app:{SECRET}@h1;h2/d", "separated by commas"),
+        (f"mysql://app:{SECRET}@2001:db8::1/d", "stands in [brackets]"),
+        (f"mysql://app:{SECRET}@h1,,h2/d", "host 2 of the database URL is empty"),
+        (f"mysql://app:{SECRET}@h/d\tx", "a line break, a tab"),
+        (f"mysql://app:{SECRET}@h\n/d", "a line break, a tab"),
+        (" \n", "the database URL is empty"),
+        (f"'mysql://app:{SECRET}@h/d'", "quotation mark"),
+        (f'"mysql://app:{SECRET}@h/d"', "quotation mark"),
+        (f"DATABASE_URL=mysql://app:{SECRET}@h/d", "begins with NAME="),
+        (f"export DB=mysql://app:{SECRET}@h/d", "begins with NAME="),
+        ("${DATABASE_URL}", "a variable that nobody has replaced"),
+        ("%(DATABASE_URL)s", "a variable that nobody has replaced"),
+        ("{{ database_url }}", "a variable that nobody has replaced"),
+        (f"jdbc:mysql://h/d?password={SECRET}", "JDBC"),
+        (f"app:{SECRET}@tcp(h:3306)/d", "Go's"),
+        (f"Server=h;Database=d;Uid=app;Pwd={SECRET};", "ADO.NET"),
+        (f"host=h user=app password={SECRET}", "libpq"),
+        (f"mysql:/app:{SECRET}@h/d", "a URL's scheme ends with '://'"),
+        (f"mysql:app:{SECRET}@h/d", "a URL's scheme ends with '://'"),
+        (SECRET, "not a database URL"),
+        ("pymysql://h/d", "did you mean 'mysql+pymysql'?"),
+        ("psycopg2://h/d", "did you mean 'postgresql+psycopg2'?"),
+        ("mysql+mysqlclient://h/d", "did you mean 'mysql+mysqldb'?"),
+        ("postgresql+psycopg3://h/d", "did you mean 'postgresql+psycopg'?"),
+        ("postgres+asyncpg://h/d", "did you mean 'postgresql+asyncpg'?"),
+        ("pgsql://h/d", "did you mean 'postgresql'?"),
+        ("sqlite3:///d", "did you mean 'sqlite'?"),
+        ("postgresql+frobnicate://h/d", "known: postgresql, postgresql+psycopg"),
+        (f"mongodb://app:{SECRET}@h/d", "unbroken.mongo.MongoClient(url)"),
+        ("mssql+pyodbc://h/d", "for MySQL, MariaDB, PostgreSQL and SQLite"),
     ],
 )
 def test_what_cannot_be_read_is_told_in_one_line(url: str, says: str) -> None:
@@ -113,8 +151,17 @@ def test_what_cannot_be_read_is_told_in_one_line(url: str, says: str) -> None:
 
 
 def test_what_is_no_text_is_told() -> None:
-    with pytest.raises(ConfigurationError, match="must be a text"):
-        parse(None)  # type: ignore[arg-type]
+    for wrong, says in (
+        (None, "must be a text"),
+        (b"mysql://h/d", "decode it"),
+        (Path("/tmp/x.db"), "sqlite:////"),
+        (make_url(f"mysql://app:{SECRET}@h/d"), "render_as_string(hide_password=False)"),
+        (5, "not a int"),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            parse(wrong)  # type: ignore[arg-type]
+        assert says in str(caught.value)
+        assert SECRET not in str(caught.value)
 
 
 SERVERS = [scheme for scheme in SCHEMES if not scheme.startswith("sqlite")]
@@ -185,7 +232,7 @@ def test_a_label_names_all_hosts_of_a_cluster() -> None:
         ("h1/d?host=h2", "the hosts stand twice"),
         ("h1:1,h2:1,H1:1/d", "hosts 1 and 3 of the database URL are the same"),
         ("h1,h1./d", "hosts 1 and 2 of the database URL are the same"),
-        ("h1:99999,h2/d", "the port is not a number"),
+        ("h1:99999,h2/d", "is not a number from 1"),
         ("h1,h 2/d", "host 2 of the database URL holds a character"),
         ("h1;h2/d", "the host holds a character"),
         ("h1%2Ch2/d", "the host holds a character"),

@@ -54,7 +54,7 @@ def told(text):
         (f"mysql+pymysql://app:{SECRET}@db/shop?acquire_timeout=soon", "not a number of seconds"),
         (f"mysql+pymysql://app:{SECRET}@db/shop?reclaim=perhaps", "use true or false"),
         (f"mysql+pymysql://app:{SECRET}@db/shop?charset", "?name=value"),
-        ("", "scheme"),
+        ("", "is empty"),
         ("sqlite://file.db", "three slashes"),
     ],
 )

@@ -76,7 +76,10 @@ class Story:
 
     def _new_pool(self) -> Pool:
         knows, shows = self.random.random() < 0.6, self.random.random() < 0.85
-        return self.world.new_pool(knows_status=knows, shows_socket=shows, **self.settings)
+        defers = self.random.random() < 0.5
+        return self.world.new_pool(
+            knows_status=knows, shows_socket=shows, defers=defers, **self.settings
+        )
 
     @property
     def states(self) -> list[PoolState]:
@@ -136,7 +139,9 @@ class Story:
                 bool(world.interrupts) and self.died.get(conn.session.number, 0) >= begun,
                 "a connection known dead was lent",
             )
-        world.demand(conn.session.pending is None, "somebody else's open transaction was lent")
+        world.demand(
+            conn.session.pending is None or conn.owes, "somebody else's open transaction was lent"
+        )
 
     def work(self, conn: Connection, row: int) -> None:
         for _ in range(self.random.randrange(3)):

@@ -214,7 +214,7 @@ def test_long_values_and_many_rows_arrive_whole(shared: Server) -> None:
 def test_a_wrong_statement_gives_the_servers_code(shared: Server) -> None:
     with pytest.raises(ServerError) as caught:
         shared.admin("SELECT nonsense")
-    assert caught.value.code == (1054 if isinstance(shared, MariaDB) else "42703")
+    assert caught.value.number == (1054 if isinstance(shared, MariaDB) else "42703")
 
 
 def test_sessions_are_the_applications_only(server: Server) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from unbroken.errors import ConfigurationError
+from unbroken_drill.messages import PROXY_STATE, UNKNOWN_NAME
 from unbroken_drill.proxy import FaultProxy
 from unbroken_drill.servers import Server
 
@@ -59,7 +60,9 @@ class Fault:
 
     def __init__(self, name: str, server: Server, seconds: float = 0.3) -> None:
         if name not in KINDS:
-            raise ConfigurationError(f"there is no fault {name!r}; known are {', '.join(KINDS)}")
+            raise ConfigurationError(
+                UNKNOWN_NAME(f"there is no fault {name!r}; known are {', '.join(KINDS)}")
+            )
         self.name, self.server, self.seconds = name, server, seconds
         self.proxy: FaultProxy | None = (
             None  #: what stands before the server, for faults on the way
@@ -116,7 +119,10 @@ class Fault:
             return self.server
         if self.proxy is None:
             raise ConfigurationError(
-                f"the fault {self.name!r} is on the way to the server: use it inside fault.ready()"
+                PROXY_STATE(
+                    f"the fault {self.name!r} is on the way to the server: use it inside"
+                    " fault.ready()"
+                )
             )
         return self.proxy
 

@@ -27,6 +27,13 @@ from typing import Any, Literal, TypeAlias, overload
 from unbroken.abc import AsyncDriver, Driver, Target
 from unbroken.drivers.url import near, parse
 from unbroken.errors import ConfigurationError, DriverNotInstalledError
+from unbroken.messages.configuration import (
+    DRIVER_DOES_NOT_FIT,
+    DRIVER_NOT_SUPPORTED,
+    NO_WAY_TO_CONNECT,
+    NOT_INSTALLED,
+    UNKNOWN_DRIVER,
+)
 
 __all__ = ["Known", "file_of", "known", "open_driver"]
 
@@ -128,16 +135,25 @@ def open_driver(
     that is installed; *driver* may also narrow it. Raises ConfigurationError, or
     DriverNotInstalledError with the command that installs it. No I/O.
     """
-    target = parse(url) if isinstance(url, str) else url
+    target = url if url is None or isinstance(url, Target) else parse(url)
     if target is None and connect is None:
-        raise ConfigurationError("give a database URL, or connect= with driver=")
+        raise ConfigurationError(
+            NO_WAY_TO_CONNECT(
+                "give a database URL, or connect= with driver= (if the URL is None: is its"
+                " environment variable set?)"
+            )
+        )
     if connect is not None and not callable(connect):
         raise ConfigurationError(
-            f"connect={type(connect).__name__} must be a callable that gives a new connection"
+            NO_WAY_TO_CONNECT(
+                f"connect={type(connect).__name__} must be a callable that gives a new connection"
+            )
         )
     if target is None and driver is None:
         raise ConfigurationError(
-            f"connect= needs driver=, the name of its library; {_names(is_async)}"
+            NO_WAY_TO_CONNECT(
+                f"connect= needs driver=, the name of its library; {_names(is_async)}"
+            )
         )
     chosen = _named(driver, target) if driver is not None else _by_scheme(target, is_async)  # type: ignore[arg-type] # not None here
     _check(chosen, is_async)
@@ -169,11 +185,13 @@ def _named(name: str, target: Target | None) -> Known:
             if target is not None and target.backend not in each.backends:
                 serves = ", ".join(sorted(each.backends))
                 raise ConfigurationError(
-                    f"driver={name!r} does not speak to {target.backend}; it serves {serves}"
+                    DRIVER_DOES_NOT_FIT(
+                        f"driver={name!r} does not speak to {target.backend}; it serves {serves}"
+                    )
                 )
             return each
     raise ConfigurationError(
-        f"unknown driver {name!r}; {near(name, [each.name for each in known()])}"
+        UNKNOWN_DRIVER(f"unknown driver {name!r}; {near(name, [each.name for each in known()])}")
     )
 
 
@@ -187,7 +205,9 @@ def _by_scheme(target: Target, is_async: bool) -> Known:
     here = [each for each in known() if target.backend in each.backends and _serves(each, is_async)]
     names = ", ".join(repr(_scheme(each, target.backend)) for each in here)
     raise DriverNotInstalledError(
-        f"{scheme}:// is a driver that unbroken does not support yet; use {names}"
+        DRIVER_NOT_SUPPORTED(
+            f"{scheme}:// is a driver that unbroken does not support yet; use {names}"
+        )
     )
 
 
@@ -199,8 +219,10 @@ def _best(backend: str, is_async: bool) -> Known:
     kind = "async driver" if is_async else "driver"
     others = ", ".join(each.name for each in fitting[1:])
     raise DriverNotInstalledError(
-        f"no {kind} for {backend} is installed; {_pip(fitting[0])}"
-        + (f" (or one of: {others})" if others else "")
+        NOT_INSTALLED(
+            f"no {kind} for {backend} is installed; {_pip(fitting[0])}"
+            + (f" (or one of: {others})" if others else "")
+        )
     )
 
 
@@ -217,11 +239,15 @@ def _check(chosen: Known, is_async: bool) -> None:
             else ("async", "Pool needs a blocking one (or use AsyncPool)")
         )
         raise ConfigurationError(
-            f"{chosen.name} is {'a' if kind == 'blocking' else 'an'} {kind} driver and {pool}:"
-            f" {names}"
+            DRIVER_DOES_NOT_FIT(
+                f"{chosen.name} is {'a' if kind == 'blocking' else 'an'} {kind} driver and {pool}:"
+                f" {names}"
+            )
         )
     if not chosen.installed:
-        raise DriverNotInstalledError(f"the driver {chosen.name} is not installed; {_pip(chosen)}")
+        raise DriverNotInstalledError(
+            NOT_INSTALLED(f"the driver {chosen.name} is not installed; {_pip(chosen)}")
+        )
 
 
 def _serves(each: Known, is_async: bool) -> bool:

@@ -15,13 +15,15 @@ from collections.abc import Iterable, Sequence
 
 from unbroken.abc import Address, is_path
 from unbroken.errors import ConfigurationError
+from unbroken.messages.configuration import URL_HOSTS
 
 _HOST = re.compile(r"[^\s\x00-\x1f\x7f\[\]/?#@:\\%<>\"',;]+")
 _IPV6 = re.compile(r"(?=[^%]*:[^%]*:)[0-9A-Fa-f:.]+(%[\w.-]+)?", re.ASCII)
 _PATH = re.compile(r"(/[^:]+):(\d+)")  # of a unix socket that libpq names by its port
 _BRACKETED = re.compile(r"\[([^\[\]]*)\](?::(.*))?", re.DOTALL)
 ENCODE = (
-    "'@', '/', '?' and ':' in a user, password or database are percent-encoded (%40 %2F %3F %3A)"
+    "'@', '/', '?' and ':' in a user, password or database are percent-encoded (%40 %2F %3F %3A),"
+    " as urllib.parse.quote(text, safe='') does"
 )
 #: The usual ports, for which a URL may leave the number out.
 USUAL = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
@@ -48,23 +50,29 @@ def _is_ipv6(text: str) -> bool:
 
 
 def cluster(
-    hosts: Sequence[str], ports: Sequence[str] = (), usual: int | None = None
+    hosts: Sequence[str],
+    ports: Sequence[str] = (),
+    usual: int | None = None,
+    *,
+    apart: bool = False,
 ) -> tuple[Address, ...]:
     """The addresses that *hosts*, each with its port or without, and *ports* name: one port for all
-    hosts, or one for each.
+    hosts, or one for each. *apart*: the password stands elsewhere, so a number may be shown.
 
     Raises ConfigurationError where they do not fit, or a host stands twice (*usual*: the port of
     one that says none).
     """
     several = len(hosts) > 1
-    found = [_address(each, number, several) for number, each in enumerate(hosts, 1)]
+    found = [_address(each, number, several, apart) for number, each in enumerate(hosts, 1)]
     if any(port is not None for _, port in found):
         if any(ports):
             raise ConfigurationError(
-                "the ports stand twice: behind the hosts and as ?port=; write them in one place"
+                URL_HOSTS(
+                    "the ports stand twice: behind the hosts and as ?port=; write them in one place"
+                )
             )
     elif ports:
-        found = _with_ports(found, ports)
+        found = _with_ports(found, ports, apart)
     _check_twins(found, usual)
     return tuple(found)
 
@@ -74,22 +82,31 @@ def of_framework(
 ) -> tuple[Address, ...]:
     """As :func:`cluster`, for a framework's settings, where an IPv6 address may stand without
     brackets. A single host that cannot be read is the driver's business, and gives nothing.
+
+    Raises ConfigurationError for a port that cannot be, and for a list that cannot be read.
     """
     try:
-        return cluster([bracketed(each) for each in hosts], ports, usual) if hosts else ()
+        found = [bracketed(each) for each in hosts]
+        return cluster(found, ports, usual, apart=True) if hosts else ()
     except ConfigurationError:
-        if len(hosts) > 1:
+        if len(hosts) > 1 or (hosts and hosts[0].count(":") == 1 and not is_path(hosts[0])):
             raise
         return ()
+    finally:
+        for each in ports:
+            if each:
+                port_of(each, apart=True)
 
 
-def _with_ports(found: Sequence[Address], ports: Sequence[str]) -> list[Address]:
+def _with_ports(found: Sequence[Address], ports: Sequence[str], apart: bool) -> list[Address]:
     if len(ports) not in (1, len(found)):
         raise ConfigurationError(
-            f"{len(ports)} ports for {len(found)} host{'s' if len(found) > 1 else ''}; give one"
-            " port for all hosts, or one for each"
+            URL_HOSTS(
+                f"{len(ports)} ports for {len(found)} host{'s' if len(found) > 1 else ''}; give one"
+                " port for all hosts, or one for each"
+            )
         )
-    numbers = [port_of(each) if each else None for each in ports]
+    numbers = [port_of(each, apart=apart) if each else None for each in ports]
     numbers *= len(found) if len(numbers) == 1 else 1
     return [(host, number) for (host, _), number in zip(found, numbers, strict=True)]
 
@@ -101,42 +118,61 @@ def _check_twins(found: Iterable[Address], usual: int | None) -> None:
         first = seen.setdefault((name, port or usual), number)
         if first != number:
             raise ConfigurationError(
-                f"hosts {first} and {number} of the database URL are the same; write each host once"
+                URL_HOSTS(
+                    f"hosts {first} and {number} of the database URL are the same; write each host"
+                    " once"
+                )
             )
 
 
-def _address(text: str, number: int, several: bool) -> Address:
+def _address(text: str, number: int, several: bool, apart: bool) -> Address:
     which = f"host {number} of the database URL" if several else "the host"
+    encode = "" if apart else f"; {ENCODE}"
     if not text:
-        raise ConfigurationError(f"{which} is empty; write the hosts like db1:5432,db2:5432")
+        raise ConfigurationError(
+            URL_HOSTS(f"{which} is empty; write the hosts like db1:5432,db2:5432")
+        )
     if is_path(text):
         path = _PATH.fullmatch(text)
-        return (text, None) if path is None else (path[1], port_of(path[2]))
+        return (text, None) if path is None else (path[1], port_of(path[2], apart=apart))
     bracketed = _BRACKETED.fullmatch(text)
     if bracketed is not None or text.startswith("["):
         if bracketed is None or not _IPV6.fullmatch(bracketed[1]):
             raise ConfigurationError(
-                f"{which} in [brackets] is not an IPv6 address; write it like [::1]:5432"
+                URL_HOSTS(f"{which} in [brackets] is not an IPv6 address; write it like [::1]:5432")
             )
-        return bracketed[1], None if bracketed[2] is None else _port_behind(bracketed[2], which)
+        port = bracketed[2]
+        return bracketed[1], None if port is None else _port_behind(port, which, apart)
     name, colon, port = text.partition(":")
     if ":" in port:
         raise ConfigurationError(
-            f"{which} holds more than one ':'; an IPv6 address stands in [brackets], and {ENCODE}"
+            URL_HOSTS(
+                f"{which} holds more than one ':'; an IPv6 address stands in [brackets], as in"
+                f" [2001:db8::1]:5432{encode}"
+            )
         )
     if not _HOST.fullmatch(name):
-        raise ConfigurationError(f"{which} holds a character that no host has; {ENCODE}")
-    return name, _port_behind(port, which) if colon else None
+        comma = "; several hosts are separated by commas" if apart and ";" in name else ""
+        found = f" ({_HOST.sub('', name)[:1]!r})" if apart else ""
+        raise ConfigurationError(
+            URL_HOSTS(f"{which} holds a character that no host has{found}{comma}{encode}")
+        )
+    return name, _port_behind(port, which, apart) if colon else None
 
 
-def _port_behind(text: str, which: str) -> int:
+def _port_behind(text: str, which: str, apart: bool) -> int:
     if not text:
-        raise ConfigurationError(f"{which} has a ':' with no port behind it; {ENCODE}")
-    return port_of(text)
+        encode = "write its number, or leave the ':' out" if apart else ENCODE
+        raise ConfigurationError(URL_HOSTS(f"{which} has a ':' with no port behind it; {encode}"))
+    return port_of(text, apart=apart)
 
 
-def port_of(text: str) -> int:
-    """The port that *text* is. Raises ConfigurationError, which does not show it."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536):
-        raise ConfigurationError(f"the port is not a number from 1 to 65535; {ENCODE}")
-    return int(text)
+def port_of(text: str, *, apart: bool = False) -> int:
+    """The port that *text* is. Raises ConfigurationError, which shows it only if the password
+    stands *apart*.
+    """
+    if text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536:
+        return int(text)
+    shown = f"the port {text[:20]}" if apart and re.fullmatch(r"-?\d+", text) else "the port"
+    encode = "" if apart else f"; {ENCODE}"
+    raise ConfigurationError(URL_HOSTS(f"{shown} is not a number from 1 to 65535{encode}"))

@@ -15,6 +15,7 @@ from unbroken.backends.system import chain, one_line, os_fault
 from unbroken.drivers._shared import boolean, coerce, from_connect, optional_boolean, seconds, whole
 from unbroken.errors import ConfigurationError
 from unbroken.ledger import scope, unit
+from unbroken.messages.configuration import OPTION_HAS_NO_PLACE
 
 #: Flags of the server's status, in every OK and EOF packet (MySQL manual,
 #: "Protocol::SERVER_STATUS_flags_enum").
@@ -71,7 +72,9 @@ def refuse(out: Mapping[str, Any], names: set[str], why: str) -> None:
     """ConfigurationError when any of *names* is among the options."""
     clash = sorted(names & set(out))
     if clash:
-        raise ConfigurationError(f"option {clash[0]!r} in the URL cannot be used here: {why}")
+        raise ConfigurationError(
+            OPTION_HAS_NO_PLACE(f"option {clash[0]!r} in the URL cannot be used here: {why}")
+        )
 
 
 def classify(

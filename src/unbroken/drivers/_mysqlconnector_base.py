@@ -22,6 +22,7 @@ from unbroken.drivers._shared import (
     without_target,
 )
 from unbroken.errors import ConfigurationError
+from unbroken.messages.configuration import OPTION_HAS_NO_PLACE
 
 _OPTIONS: _mysql.Kinds = {
     "allow_local_infile": boolean, "auth_plugin": str, "autocommit": optional_boolean,
@@ -221,7 +222,7 @@ class Base(Logins):
         )
         if not self._arguments.pop("use_pure", True):
             raise ConfigurationError(
-                "use_pure=false: " + NO_C.format(remedy="leave the option out")
+                OPTION_HAS_NO_PLACE("use_pure=false: " + NO_C.format(remedy="leave the option out"))
             )
         limits = [
             self._arguments.pop(name)

@@ -11,6 +11,7 @@ from typing import Any
 from unbroken.abc import Target
 from unbroken.drivers import _tls
 from unbroken.errors import ConfigurationError
+from unbroken.messages.configuration import BAD_OPTION
 
 _TLS_FILES = ("sslrootcert", "sslcert", "sslkey")
 TLS = ("sslmode", *_TLS_FILES)  #: options of a URL
@@ -75,7 +76,7 @@ def mode_of(options: Mapping[str, Any]) -> str:
     mode: str = options.get("sslmode", "prefer")
     if mode not in _MODES:
         raise ConfigurationError(
-            f"option sslmode={mode!r} in the URL is not one of {', '.join(_MODES)}"
+            BAD_OPTION(f"option sslmode={mode!r} in the URL is not one of {', '.join(_MODES)}")
         )
     return mode
 

@@ -38,6 +38,7 @@ from unbroken.drivers._shared import (
     without_target,
 )
 from unbroken.errors import ConfigurationError
+from unbroken.messages.configuration import BAD_OPTION
 
 _CONNECTION, _CURSOR, _BASE = (
     "psycopg:Connection",
@@ -354,7 +355,7 @@ def _arguments(target: Target) -> dict[str, Any]:
     out = coerce(target.options, {**dict.fromkeys(_libpq_options(), str), **_EXTRA}, "psycopg")
     if "connect_timeout" in out and out["connect_timeout"] <= 0:
         raise ConfigurationError(
-            "option connect_timeout in the URL is not a number of seconds above 0"
+            BAD_OPTION("option connect_timeout in the URL is not a number of seconds above 0")
         )
     given = {
         "host": target.unix_socket or target.host,

@@ -33,6 +33,7 @@ from typing import Any
 
 from unbroken.abc import Connection
 from unbroken.ledger import scope, unit
+from unbroken.messages.drivers import DRIVER_UNKNOWN
 
 log = logging.getLogger("unbroken")
 
@@ -310,8 +311,10 @@ def warn(driver: Any, module: Any, reason: str) -> None:
     _warned.add(which)
     version = installed_version(module.MODULE, module.DISTRIBUTION) or "of unknown version"
     log.warning(
-        "driver %s %s: %s. Units of work are not replayed with it; everything else works."
-        " Tested versions: %s. Install one of these, or a newer unbroken.",
+        DRIVER_UNKNOWN(
+            "driver %s %s: %s. Units of work are not replayed with it; everything else works."
+            " Tested versions: %s. Install one of these, or a newer unbroken."
+        ),
         driver.name,
         version,
         reason,

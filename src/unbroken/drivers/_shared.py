@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from unbroken.abc import Target
 from unbroken.errors import ConfigurationError
 from unbroken.hints import remedy, shown
+from unbroken.messages.configuration import BAD_OPTION, UNKNOWN_OPTION
 from unbroken.net.forks import Connecting
 from unbroken.settings import Settings
 
@@ -81,13 +82,15 @@ def coerce(
         if kind is None:
             hint = remedy(name, kinds, [each.name for each in fields(Settings)])
             raise ConfigurationError(
-                f"unknown option {shown(name)} in the URL for {driver}; {hint}"
+                UNKNOWN_OPTION(f"unknown option {shown(name)} in the URL for {driver}; {hint}")
             )
         try:
             out[name] = kind(text)
         except ValueError as problem:
             value = "" if "pass" in name else f"={shown(text)}"
-            raise ConfigurationError(f"option {name}{value} in the URL is not {problem}") from None
+            raise ConfigurationError(
+                BAD_OPTION(f"option {name}{value} in the URL is not {problem}")
+            ) from None
     return out
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from unbroken.errors import ConfigurationError
 from unbroken.hints import shown, stray
+from unbroken.messages.configuration import UNKNOWN_OPTION
 from unbroken.settings import Settings
 
 #: libpq 9.2 to 18, its manual, "Parameter Key Words".
@@ -136,4 +137,4 @@ def refuse_strays(options: Iterable[object], known: Collection[str], told: str, 
         if hint is not None:
             hint = hint or "that is a setting of unbroken's"
             stop = "" if hint.endswith("?") else "."
-            raise ConfigurationError(f"{told} {shown(name)}: {hint}{stop} {how}")
+            raise ConfigurationError(UNKNOWN_OPTION(f"{told} {shown(name)}: {hint}{stop} {how}"))

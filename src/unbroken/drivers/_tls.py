@@ -15,6 +15,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from unbroken.messages.drivers import TLS_FILES
+
 log = logging.getLogger("unbroken")
 
 #: Contexts that are kept.
@@ -46,8 +48,10 @@ def shared(key: Any, files: Iterable[Any], make: Callable[[], Any]) -> Any:
                 ):
                     raise  # a file that was taken away is not about to be renewed
                 log.warning(
-                    "cannot read renewed TLS files (%s); the last ones serve until they can be"
-                    " read",
+                    TLS_FILES(
+                        "cannot read renewed TLS files (%s); the last ones serve until they can be"
+                        " read"
+                    ),
                     error,
                 )
                 return known[1]

@@ -30,6 +30,7 @@ from unbroken.drivers._shared import (
 )
 from unbroken.errors import ConfigurationError
 from unbroken.ledger import scope
+from unbroken.messages.configuration import OPTION_HAS_NO_PLACE
 
 NAME = "sqlite"
 SCHEMES = ("sqlite", "sqlite+pysqlite")
@@ -85,8 +86,10 @@ class Driver(Blocking):
         self._memory = f"file:unbroken-{os.getpid()}-{next(_names)}?mode=memory&cache=shared"
         if self._uri and not self.target.database:
             raise ConfigurationError(
-                "'sqlite://' is in memory: mode=, cache= and the like need a file, as in"
-                " 'sqlite:///file.db?mode=ro'"
+                OPTION_HAS_NO_PLACE(
+                    "'sqlite://' is in memory: mode=, cache= and the like need a file, as in"
+                    " 'sqlite:///file.db?mode=ro'"
+                )
             )
 
     def connect(self, timeout: float, login: Login | None = None) -> Connection:  # noqa: ARG002

@@ -22,7 +22,15 @@ from urllib.parse import quote, unquote, unquote_plus
 
 from unbroken.abc import Address, Target, is_path
 from unbroken.drivers._addresses import ENCODE, USUAL, bracketed, cluster, listed, port_of
+from unbroken.drivers._wrong_urls import no_text, no_url, unknown_scheme
 from unbroken.errors import ConfigurationError
+from unbroken.messages.configuration import (
+    NOT_A_URL,
+    UNKNOWN_SCHEME,
+    URL_HOSTS,
+    URL_QUERY,
+    URL_UNREADABLE,
+)
 
 #: First part of a scheme -> backend. ``postgres`` is what several hosting providers write.
 BACKENDS = {
@@ -42,8 +50,7 @@ SCHEMES = (
     "postgresql+pg8000", "postgresql+asyncpg", "postgres", "sqlite", "sqlite+pysqlite",
 )  # fmt: skip
 
-EXAMPLE = "mysql+pymysql://user:password@host:3306/database"
-
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9_.+-]{0,40})://(.*)", re.DOTALL)
 # As SQLAlchemy reads it: a password may hold anything but '@' unescaped …
 _USERINFO = re.compile(r"([^:/?@]*)(?::([^@]*))?@")
@@ -56,23 +63,28 @@ _IPV6_FIRST = re.compile(r"\[[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[^\]@/?]*\]")
 def parse(url: str) -> Target:
     """The target that *url* names. Raises ConfigurationError, never with a password in it."""
     if not isinstance(url, str):
-        raise ConfigurationError(
-            f"a database URL must be a text such as {EXAMPLE!r}, not a {type(url).__name__}"
-        )
+        raise ConfigurationError(NOT_A_URL(no_text(url)))
     if not _is_unicode(url):
         raise ConfigurationError(
-            "the database URL holds bytes that are not UTF-8 (of an environment variable?);"
-            " percent-encode them"
+            URL_UNREADABLE(
+                "the database URL holds bytes that are not UTF-8 (of an environment variable?);"
+                " percent-encode them"
+            )
         )
     found = _SCHEME.fullmatch(url.strip())
     if not found:
+        raise ConfigurationError(NOT_A_URL(no_url(url.strip())))
+    if _CONTROL.search(found[0]):
         raise ConfigurationError(
-            f"this is not a database URL (no scheme://); write something like {EXAMPLE!r}"
+            URL_UNREADABLE(
+                "the database URL holds a line break, a tab or another control character (of an env"
+                " file?); leave it out, or percent-encode it"
+            )
         )
     scheme, rest = found[1].lower(), found[2]
     backend = BACKENDS.get(scheme.partition("+")[0])
     if backend is None or scheme not in SCHEMES:
-        raise ConfigurationError(_unknown_scheme(scheme))
+        raise ConfigurationError(UNKNOWN_SCHEME(unknown_scheme(scheme, SCHEMES, BACKENDS)))
     if backend == "sqlite":
         path, _, query = rest.partition("?")
         return _sqlite(scheme, path, _options(query).rest)
@@ -80,13 +92,14 @@ def parse(url: str) -> Target:
     rest, _, query = rest.partition("?")
     authority, _, path = rest.partition("/")
     if "@" in path:
-        raise ConfigurationError(f"the URL cannot be read; {ENCODE}")
+        raise ConfigurationError(URL_UNREADABLE(f"the URL cannot be read; {ENCODE}"))
     hosts, ports = _listed(authority), None
     if len(hosts) == 1 and hosts[0].startswith(":"):  # a port, and no host
         hosts, ports = [], hosts[0][1:]
     options = _options(query, ports)
     target = Target(scheme, backend, None, None, None, user, password, None, options.rest)
-    return replace(_placed(target, hosts, options), database=_decoded(path, "database") or None)
+    target = _placed(target, hosts, options)
+    return replace(target, database=_decoded(path, "database") or None)
 
 
 def _is_unicode(text: str) -> bool:
@@ -98,13 +111,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _unknown_scheme(scheme: str) -> str:
-    close = difflib.get_close_matches(scheme, SCHEMES, 1)
-    if close:
-        return f"unknown scheme {scheme!r}; did you mean {close[0]!r}?"
-    return f"unknown scheme in the database URL; known: {', '.join(SCHEMES)}"
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -154,8 +160,10 @@ def _with_query(url: str, options: dict[str, str]) -> str:
 def _sqlite(scheme: str, rest: str, options: dict[str, str]) -> Target:
     if rest and not rest.startswith("/"):
         raise ConfigurationError(
-            "a SQLite URL has three slashes: 'sqlite:///file.db' (four for an absolute path);"
-            " 'sqlite://' is in memory"
+            NOT_A_URL(
+                "a SQLite URL has three slashes: 'sqlite:///file.db' (four for an absolute path);"
+                " 'sqlite://' is in memory"
+            )
         )
     path = _decoded(rest[1:], "file")
     return Target(
@@ -177,18 +185,24 @@ def _placed(target: Target, hosts: list[str], query: _Query) -> Target:
         socket = there[0]
     elif hosts and there and cluster(hosts, (), usual) != cluster(there, (), usual):
         raise ConfigurationError(
-            "the hosts stand twice: before the path and as ?host=; write them in one place"
+            URL_HOSTS(
+                "the hosts stand twice: before the path and as ?host=; write them in one place"
+            )
         )
-    found = cluster(hosts or there, query.ports, usual) if hosts or there else ()
+    # behind an '@' no part of a password is left
+    apart = target.user is not None or target.password is not None
+    found = cluster(hosts or there, query.ports, usual, apart=apart) if hosts or there else ()
     if len(found) > 1 and (socket or "hostaddr" in options):
         raise ConfigurationError(
-            f"{name if socket else 'hostaddr'} and several hosts exclude each other; among several"
-            " hosts, a unix socket is one that begins with '/'"
+            URL_HOSTS(
+                f"{name if socket else 'hostaddr'} and several hosts exclude each other; among"
+                " several hosts, a unix socket is one that begins with '/'"
+            )
         )
     target = replace(target, options=MappingProxyType(options))
     if found:
         return at(target, found, socket)
-    ports = [port_of(each) for each in query.ports if each]
+    ports = [port_of(each, apart=apart) for each in query.ports if each]
     return replace(target, port=ports[0] if ports else None, unix_socket=socket)
 
 
@@ -243,7 +257,9 @@ def _options(query: str, port: str | None = None) -> _Query:
         name, equals, value = part.partition("=")
         name = _decoded(name, "query")
         if not equals or not re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII):
-            raise ConfigurationError("the URL's query is not of the form ?name=value&name=value")
+            raise ConfigurationError(
+                URL_QUERY("the URL's query is not of the form ?name=value&name=value")
+            )
         if name in ("host", "port"):
             several = listed(_decoded(value, "query", plus=True))
             if name == "host":
@@ -251,7 +267,9 @@ def _options(query: str, port: str | None = None) -> _Query:
             else:
                 found.ports.extend(several)
         elif name in found.rest:
-            raise ConfigurationError("an option stands twice in the URL's query; leave one")
+            raise ConfigurationError(
+                URL_QUERY("an option stands twice in the URL's query; leave one")
+            )
         else:
             found.rest[name] = _decoded(value, "query", plus=True)
     return found
@@ -262,5 +280,5 @@ def _decoded(text: str, what: str, *, plus: bool = False) -> str:
         return (unquote_plus if plus else unquote)(text, errors="strict")
     except UnicodeDecodeError:
         raise ConfigurationError(
-            f"the {what} in the URL is not UTF-8 once its %-escapes are decoded"
+            URL_UNREADABLE(f"the {what} in the URL is not UTF-8 once its %-escapes are decoded")
         ) from None

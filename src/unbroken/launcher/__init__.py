@@ -16,6 +16,8 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from unbroken.errors import ConfigurationError
+from unbroken.messages.command import RUN_CANNOT, RUN_USAGE
+from unbroken.messages.configuration import BAD_SETTING
 from unbroken.settings import Settings
 
 #: Whether all of SQLAlchemy's engines get the plugin: "1", "0", or settings as in a URL's query.
@@ -54,12 +56,12 @@ def command(
         name, equals, value = option.partition("=")
         if name != "--units" or not (equals or rest):
             raise ConfigurationError(
-                f"unbroken run takes --units NAME,... and a command, not {option!r}"
+                RUN_USAGE(f"unbroken run takes --units NAME,... and a command, not {option!r}")
             )
         units.append(value if equals else rest.pop(0))
     if not rest:
         raise ConfigurationError(
-            "unbroken run needs a command, such as: unbroken run gunicorn shop:app"
+            RUN_USAGE("unbroken run needs a command, such as: unbroken run gunicorn shop:app")
         )
     engines = environment.get(ENGINES, "1")
     settings_in(engines)
@@ -94,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         os.execvpe(words[0], words, environment)
     except OSError as why:
-        raise ConfigurationError(f"cannot run {words[0]!r}: {why.strerror}") from None
+        raise ConfigurationError(RUN_CANNOT(f"cannot run {words[0]!r}: {why.strerror}")) from None
 
 
 def settings_in(text: str) -> dict[str, Any] | None:
@@ -111,7 +113,9 @@ def settings_in(text: str) -> dict[str, Any] | None:
     )
     if not settings:
         raise ConfigurationError(
-            f"{ENGINES}={text!r} is not 1, 0 or settings such as leak_after=10&outage_wait=20"
+            BAD_SETTING(
+                f"{ENGINES}={text!r} is not 1, 0 or settings such as leak_after=10&outage_wait=20"
+            )
         )
     Settings.of(**settings)
     return settings

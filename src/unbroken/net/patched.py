@@ -19,7 +19,8 @@ def original(module: str, name: str) -> Any:
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None:
         return monkey.get_original(module, name)
-    return getattr(importlib.import_module(module), name)
+    # looked up first: the interpreter imports nothing any more while it is finalizing
+    return getattr(sys.modules.get(module) or importlib.import_module(module), name)
 
 
 def has(module: str, name: str) -> bool:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from unbroken.net.ending import FINALIZING, NoThreadError, is_finalizing, no_thread
 from unbroken.net.patched import threads_are_greenlets
 
 #: What a thread does to itself, and what a profiler counts threads by, stays where it is.
@@ -53,13 +54,18 @@ def start_thread(function: Callable[..., object], *args: Any, name: str) -> thre
     """Start a daemon thread that takes no signals and is in no unit of work, whoever starts it.
 
     A free-threaded Python 3.14 has a thread inherit the context of who starts it. Raises
-    RuntimeError where none can be started.
+    NoThreadError where none can be started.
     """
+    if is_finalizing():
+        raise NoThreadError(FINALIZING, is_ending=True)
     apart: dict[str, Any] = (
         {"context": contextvars.Context()} if sys.version_info >= (3, 14) else {}
     )
     thread = threading.Thread(target=function, args=args, name=name, daemon=True, **apart)
     thread.__dict__[IN_NO_UNIT] = True
     with unsignalled():
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as exc:
+            raise no_thread(exc) from exc
     return thread

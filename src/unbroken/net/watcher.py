@@ -30,6 +30,9 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
+from unbroken.messages.pool import CALLBACK_FAILED, NO_THREAD
+from unbroken.messages.processes import WATCHER_LOST
+from unbroken.net.ending import FINALIZING, Guarded, NoThreadError, is_finalizing
 from unbroken.net.fork_guard import fork_mark, identity
 from unbroken.net.liveness import Liveness, look
 from unbroken.net.patched import threads_are_greenlets
@@ -76,15 +79,15 @@ def _call(callback: Callback) -> None:
     try:
         callback()
     except BaseException:  # not even a SystemExit may end the watcher: others rely on it
-        _logger.exception("a callback on the watcher failed: %r", callback)
+        _logger.exception(CALLBACK_FAILED("a callback on the watcher failed: %r"), callback)
 
 
-class Watcher(ABC):
+class Watcher(Guarded, ABC):
     """What the pools see of either watcher."""
 
     def __init__(self) -> None:
         self._mark = fork_mark()
-        self._lock = threading.RLock()  # reentrant: a finalizer that runs inside may call unwatch
+        self._guard = threading.RLock()  # reentrant: a finalizer that runs inside may call unwatch
         self._callbacks: dict[int, Callback] = {}
         self._selector: Selector | None = None
         self._closed = False
@@ -105,7 +108,7 @@ class Watcher(ABC):
             # nor may a number that its user closed, and that is our own now, be taken for a
             # connection
             return
-        with self._lock:
+        with self.lock:
             selector = self._start()
             if selector is not None:
                 self._callbacks[fd] = callback
@@ -118,9 +121,13 @@ class Watcher(ABC):
         """
         if not self.is_usable:
             return
-        with self._lock:
+        with self.lock:
             if self._callbacks.pop(fd, None) is not None and self._selector is not None:
                 self._selector.remove(fd)
+
+    def stopped(self) -> NoThreadError | None:
+        """Why nobody keeps the time now; None: somebody does, or will as soon as it is needed."""
+        return None
 
     @abstractmethod
     def at(self, when: float, callback: Callback) -> Timer:
@@ -147,7 +154,7 @@ class Watcher(ABC):
         """The callback of *fd*, if its present user is really gone; a report may be about the
         number's last user.
         """
-        with self._lock:
+        with self.lock:
             if fd not in self._callbacks or self._selector is None:
                 return None
             if look(fd) is not Liveness.DEAD:
@@ -170,6 +177,7 @@ class ThreadWatcher(Watcher):
         self._wakes_at = -math.inf  # when the thread wakes by itself; -inf while it is awake
         self._wake: Wake | None = None
         self._thread: threading.Thread | None = None
+        self._refused: NoThreadError | None = None  #: why it has no thread
 
     @classmethod
     def get(cls) -> ThreadWatcher:
@@ -188,9 +196,9 @@ class ThreadWatcher(Watcher):
     def at(self, when: float, callback: Callback) -> Timer:
         """See :class:`Watcher`."""
         timer = Timer(when, callback, self._count_cancelled)
-        if not self.is_usable or when == math.inf:
+        if not self.is_usable or when == math.inf or is_finalizing():
             return timer
-        with self._lock:
+        with self.lock:
             heapq.heappush(self._timers, (when, next(self._numbers), timer))
             self._start()
             if when < self._wakes_at and self._wake is not None:
@@ -202,7 +210,7 @@ class ThreadWatcher(Watcher):
         """See :class:`Watcher`. Waits for the thread, unless called on it."""
         if not self.is_usable:
             return
-        with self._lock:
+        with self.lock:
             self._closed = True
             self._callbacks.clear()
             self._timers.clear()
@@ -219,7 +227,7 @@ class ThreadWatcher(Watcher):
         self._cancelled += 1
         if self._cancelled < 64 or self._cancelled * 2 < len(self._timers) or not self._mark[0]:
             return
-        with self._lock:
+        with self.lock:
             self._timers = [item for item in self._timers if item[2].is_pending]
             heapq.heapify(self._timers)
             self._cancelled = 0
@@ -230,15 +238,33 @@ class ThreadWatcher(Watcher):
             self._selector = new_selector()
             self._selector.add_reader(self._wake.fd)
         if self._thread is None:
-            try:
-                self._thread = start_thread(self._run, name="unbroken-watcher")
-            except (
-                RuntimeError
-            ):  # no thread to be had now, or the interpreter is ending: deaths are found at acquire
-                _logger.warning(
-                    "no thread for the watcher; timers wait until one can be started", exc_info=True
-                )
+            self._start_thread()
         return self._selector
+
+    def _start_thread(self) -> None:
+        try:
+            self._thread = start_thread(self._run, name="unbroken-watcher")
+        except NoThreadError as why:  # deaths are found at acquire
+            if self._refused is None and not why.is_ending:
+                _logger.warning(
+                    NO_THREAD(
+                        "no thread for the watcher (%s); time limits wait until one can be started"
+                    ),
+                    why,
+                )
+            self._refused = why
+        else:
+            self._refused = None
+
+    def stopped(self) -> NoThreadError | None:
+        """See :class:`Watcher`."""
+        if is_finalizing():
+            return NoThreadError(FINALIZING, is_ending=True)
+        if self._thread is not None or not self.is_usable:
+            return None
+        with self.lock:
+            self._start()
+        return self._refused
 
     def _run(self) -> None:
         try:
@@ -246,13 +272,13 @@ class ThreadWatcher(Watcher):
                 pass
         finally:  # also when a greenlet is killed: the next watch or timer starts another
             if self._mark[0]:
-                with self._lock:
+                with self.lock:
                     self._thread = None
                     if self._closed:
                         self._let_go()
 
     def _turn(self) -> bool:
-        with self._lock:
+        with self.lock:
             selector, wake = self._selector, self._wake
             if self._closed or selector is None or wake is None:
                 return False
@@ -278,9 +304,11 @@ class ThreadWatcher(Watcher):
         make others.
         """
         _logger.warning(
-            "the watcher's descriptors were closed by somebody else; it goes on with new ones"
+            WATCHER_LOST(
+                "the watcher's descriptors were closed by somebody else; it goes on with new ones"
+            )
         )
-        with self._lock:
+        with self.lock:
             _lost.append((self._selector, self._wake))
             self._selector = self._wake = None
             selector = self._start()
@@ -292,7 +320,7 @@ class ThreadWatcher(Watcher):
     def _run_timers(self) -> None:
         now = time.monotonic()
         while True:
-            with self._lock:
+            with self.lock:
                 if not self._timers or self._timers[0][0] > now:
                     return
                 timer = heapq.heappop(self._timers)[2]
@@ -359,7 +387,7 @@ class LoopWatcher(Watcher):
         """See :class:`Watcher`. The loop may be closed already."""
         if not self.is_usable:
             return
-        with self._lock:
+        with self.lock:
             self._closed = True
             self._callbacks.clear()
             for handle in self._timers:

@@ -4,6 +4,7 @@ why.
 
 from __future__ import annotations
 
+import atexit
 import gc
 from time import thread_time
 
@@ -12,10 +13,13 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.health import Need
 from unbroken.brain.kernel import Ticket
 from unbroken.errors import ConnectRejectedError, OutageError, PoolTimeoutError, UnbrokenError
+from unbroken.messages.pool import POOL_TIMEOUT
+from unbroken.messages.server import NAME_LEADS_NOWHERE, OUTAGE
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool.answers import heard, is_soon
 from unbroken.pool.leaks import discard_forgotten, recover_left, recover_strays
 from unbroken.pool.login import login_error, still_asking
+from unbroken.pool.registry import every_state
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow, Wait
 
@@ -48,6 +52,7 @@ def acquire(
     latest.
     """
     entry = suspect
+    _refuse_at_the_end(state, suspect)
     if suspect is not None:
         state.close_hung_up()
     while True:
@@ -56,6 +61,18 @@ def acquire(
         if (yield from _is_fit(state, entry, until)):
             return entry
         entry, again = None, True
+
+
+def _refuse_at_the_end(state: PoolState, suspect: Entry | None) -> None:
+    """Where nobody keeps the time any more, nothing that waits for a server could be bounded.
+
+    Raises PoolClosedError then.
+    """
+    why = state.runtime.watcher.stopped()
+    if why is not None and why.is_ending:
+        if suspect is not None:
+            state.kernel.put(suspect)
+        raise state.ending_error(why)
 
 
 def _is_fit(state: PoolState, entry: Entry, until: float) -> Flow[bool]:
@@ -197,6 +214,10 @@ def _wait(state: PoolState, ticket: Ticket, started: float, until: float) -> Flo
         while not ticket.done:
             now = state.clock()
             _raise_if_hopeless(state, now, started, until, begun)
+            if state.no_thread is not None:
+                yield from state.connect_here(until)
+                if ticket.done:
+                    return
             yield Wait(ticket.signal, min(pause, max(until - now, 0.0)))
             if not ticket.done:
                 _look_around(state, until)
@@ -260,13 +281,17 @@ def _outage_error(state: PoolState, now: float, started: float) -> UnbrokenError
     if outage.is_misnamed and outage.fault is not None:
         return state.error(
             ConnectRejectedError,
-            f"cannot connect to {state.driver.target.label}: {outage.fault.text}; this name has"
-            " led nowhere since the process began. Is it spelled right?",
+            NAME_LEADS_NOWHERE(
+                f"cannot connect to {state.driver.target.label}: {outage.fault.text}; this name has"
+                " led nowhere since the process began. Is it spelled right?"
+            ),
         )
     return state.error(
         OutageError,
-        f"no connection to {state.driver.target.label} {waited}({state.describe_load()});"
-        f" {state.describe_outage(now)}; the pool goes on trying and recovers by itself",
+        OUTAGE(
+            f"no connection to {state.driver.target.label} {waited}({state.describe_load()});"
+            f" {state.describe_outage(now)}; the pool goes on trying and recovers by itself"
+        ),
         retry_after=1.0,
     )
 
@@ -286,11 +311,15 @@ def _timeout_error(state: PoolState, now: float, started: float) -> PoolTimeoutE
         if asked
         else "the server has not answered yet; is it overloaded or frozen?"
     )
+    if state.no_thread is not None:
+        silent = f"no thread can be started to connect with ({state.no_thread})"
     why = outage or (busy if state.kernel.in_use else silent)
     return state.error(
         PoolTimeoutError,
-        f"no connection to {state.driver.target.label} within {now - started:.1f} s"
-        f" ({state.describe_load()}){held}; {why}",
+        POOL_TIMEOUT(
+            f"no connection to {state.driver.target.label} within {now - started:.1f} s"
+            f" ({state.describe_load()}){held}; {why}"
+        ),
     )
 
 
@@ -334,3 +363,12 @@ def _look_around(state: PoolState, until: float) -> None:
     recall(state)
     state.sweep()
     state.dispatch()
+
+
+@atexit.register
+def _take_no_short_cuts() -> None:
+    """Have each acquire pass by :func:`_refuse_at_the_end` from now on: once the interpreter is
+    finalizing, a statement would be sent whose COMMIT cannot be sent any more.
+    """
+    for state in every_state():
+        state.fresh_for = -1.0

@@ -21,6 +21,7 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.standing import News, Refused
 from unbroken.brain.tries import Try
 from unbroken.ledger.questions import Question
+from unbroken.messages.server import OUTAGE, TAKES_NO_WRITES, TAKES_WRITES
 from unbroken.pool.registry import every
 from unbroken.pool.steps import Flow, Wait
 from unbroken.roles import Role, wanted
@@ -105,9 +106,11 @@ def _serves(state: Any, role: Role | None) -> None:
         pools = every(server.pools)
     where = state.driver.target.server
     if news is News.REDUCED:
-        log.warning("%s: %s takes no writes, and serves what only reads", state.name, where)
+        log.warning(
+            TAKES_NO_WRITES("%s: %s takes no writes, and serves what only reads"), state.name, where
+        )
     elif news is News.BETTER:
-        log.warning("%s: %s takes writes", state.name, where)
+        log.warning(TAKES_WRITES("%s: %s takes writes"), state.name, where)
         for pool in pools:
             pool.runtime.call(pool.drain)
 
@@ -157,7 +160,7 @@ def cannot_serve(state: Any, entry: Entry, fault: Fault) -> bool:
     why = one_line(fault.text)
     log.log(
         logging.INFO if is_again else logging.WARNING,
-        "%s: %s cannot serve: %s",
+        OUTAGE("%s: %s cannot serve: %s"),
         state.name,
         state.driver.target.server,
         why,

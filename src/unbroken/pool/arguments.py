@@ -10,6 +10,9 @@ from unbroken.abc import Target
 from unbroken.drivers.url import parse
 from unbroken.errors import ConfigurationError
 from unbroken.hints import shown
+from unbroken.messages.configuration import BAD_SETTING, SETTING_TWICE
+from unbroken.messages.processes import NOT_FOR_ANOTHER_PROCESS
+from unbroken.pool.ending import refuse_at_the_end
 from unbroken.settings import Settings
 
 #: What libpq calls our settings.
@@ -22,6 +25,7 @@ def take_settings(
     """Part a URL's query into the driver's options (they stay) and the pool's settings; keywords
     win over the query.
     """
+    refuse_at_the_end("a database")
     given = by_our_names(given)
     if url is None:
         return None, given
@@ -35,12 +39,16 @@ def by_our_names(options: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(options)
     for name in found:
         if not isinstance(name, str):
-            raise ConfigurationError(f"the name of a setting is a text, not {shown(name)}")
+            raise ConfigurationError(
+                BAD_SETTING(f"the name of a setting is a text, not {shown(name)}")
+            )
     for theirs, ours in THEIR_NAMES.items():
         if theirs not in found:
             continue
         if ours in found:
-            raise ConfigurationError(f"{ours} and {theirs} say the same; give one of them")
+            raise ConfigurationError(
+                SETTING_TWICE(f"{ours} and {theirs} say the same; give one of them")
+            )
         found[ours] = found.pop(theirs)
     return found
 
@@ -54,4 +62,14 @@ def bounded(driver: Any, settings: Settings) -> Settings:
         settings
         if limit is None or settings.max_size <= limit
         else settings.changed(max_size=limit, min_size=min(settings.min_size, limit))
+    )
+
+
+def not_picklable(what: str) -> TypeError:
+    """What an attempt to pickle *what*, a pool, gets."""
+    return TypeError(
+        NOT_FOR_ANOTHER_PROCESS(
+            f"{what} cannot be pickled; give the other process the URL, and let it make a pool of"
+            " its own"
+        )
     )

@@ -10,8 +10,12 @@ from typing import Any
 
 from unbroken.abc import BaseDriver, Connection
 from unbroken.brain.entry import Entry
+from unbroken.errors import PoolClosedError, for_driver
+from unbroken.messages.data import NO_ANSWER
+from unbroken.messages.processes import AT_THE_END
 from unbroken.net.fork_guard import abort, identity
 from unbroken.net.watcher import Watcher
+from unbroken.pool.ending import not_sent
 from unbroken.settings import Settings
 
 
@@ -34,10 +38,11 @@ class Bound:
     still busy then is shut down.
 
     The call raises what its driver raises for a lost connection, with a note that says why. No
-    effect where the driver hides its descriptor. Also usable around an ``await``.
+    effect where the driver hides its descriptor. Also usable around an ``await``. Raises
+    PoolClosedError where nobody keeps the time any more: the interpreter is shutting down.
     """
 
-    __slots__ = ("_fd", "_seconds", "_timer", "_watcher", "_what", "_who", "fired")
+    __slots__ = ("_error", "_fd", "_seconds", "_timer", "_watcher", "_what", "_who", "fired")
 
     def __init__(
         self,
@@ -50,7 +55,7 @@ class Bound:
     ) -> None:
         self.fired = False  #: whether the time was up
         self._seconds, self._what = seconds, what
-        self._watcher = watcher
+        self._watcher, self._error = watcher, driver.errors[0]
         self._timer: Any = None
         self._fd = entry.fd if entry is not None else driver.fileno(conn)
         self._who = entry.identity if entry is not None else None
@@ -58,6 +63,11 @@ class Bound:
             self._who = identity(self._fd)
 
     def __enter__(self) -> Bound:
+        stopped = self._watcher.stopped()
+        if stopped is not None and stopped.is_ending:
+            raise for_driver(
+                PoolClosedError, self._error, AT_THE_END(not_sent(self._what, stopped))
+            )
         if self._who is not None:
             self._timer = self._watcher.at(monotonic() + self._seconds, self._end)
         return self
@@ -72,8 +82,10 @@ class Bound:
             self._timer.cancel()
         if self.fired and error is not None:
             error.add_note(
-                f"unbroken ended this connection: no answer to {self._what} within"
-                f" {self._seconds} s"
+                NO_ANSWER(
+                    f"unbroken ended this connection: no answer to {self._what} within"
+                    f" {self._seconds} s"
+                )
             )
 
     def _end(self) -> None:

@@ -9,7 +9,6 @@ import logging
 import math
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 from unbroken.abc import Connection, Fault, FaultKind
 from unbroken.backends.system import one_line
@@ -17,8 +16,10 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.outage import SILENT
 from unbroken.brain.tries import Try
+from unbroken.messages.server import OUTAGE, OUTAGE_ENDED, REJECTED
 from unbroken.pool.admission import CannotServeError, admit
 from unbroken.pool.first_questions import ask_limit, ask_uptime, prove, remember
+from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.login import (
     fault_of,
     is_about_login,
@@ -53,34 +54,30 @@ MOVING = 1.0
 AFTERWARDS = 0.25
 
 
-def connector(state: PoolState) -> Flow[None]:
+def connector(state: PoolState, until: float = math.inf) -> Flow[None]:
     """One worker: opens what is wanted, one after the other, and ends when nothing is.
 
+    With *until* a caller does a worker's work: one attempt at most, which ends by then.
     ``connectors`` counts it.
-    """
-    yield from work(state, _open_one)
-
-
-def work(state: PoolState, open_one: Callable[[Any, Try], Flow[bool]]) -> Flow[None]:
-    """As :func:`connector`, with another way to make an attempt. *open_one* says whether to go on;
-    the attempt's place is reserved.
     """
     attempt: Try | None = None
     try:
         while True:
-            asked = _ask(state)
+            asked = _ask(state, until)
             if asked is None:
                 return
             if not isinstance(asked, Try):
+                if until < math.inf:
+                    return
                 yield from _sleep(state, asked)
                 continue
             attempt = asked
             watch_over(state)
             try:
-                goes_on = yield from open_one(state, attempt)
+                goes_on = yield from _open_one(state, attempt)
             finally:
                 _over(state, attempt)
-            if not goes_on or attempt.is_late:
+            if not goes_on or attempt.is_late or until < math.inf:
                 return
     finally:
         with state.lock, state.server.lock:
@@ -92,9 +89,9 @@ def work(state: PoolState, open_one: Callable[[Any, Try], Flow[bool]]) -> Flow[N
             tell_others(state)
 
 
-def _ask(state: PoolState) -> Try | float | None:
-    """What this worker may do: an attempt now (its place is reserved), later (in so many seconds),
-    or nothing more (None).
+def _ask(state: PoolState, until: float) -> Try | float | None:
+    """What this worker may do: an attempt now (its place is reserved), which ends by *until*, later
+    (in so many seconds), or nothing more (None).
     """
     with state.lock, state.server.lock:
         kernel, outage, now = state.kernel, state.server.outage, state.clock()
@@ -113,9 +110,10 @@ def _ask(state: PoolState) -> Try | float | None:
         if not kernel.reserve(spare=True):
             return None
         attempt = outage.began(state, now)
-        attempt.until = now + state.connect_limit
+        limit = min(state.connect_limit, max(AT_THE_LIMIT, until - now))
+        attempt.until = now + limit
         choose(state, attempt)
-        state.tries[attempt] = state.runtime.dialing(state.connect_limit)
+        state.tries[attempt] = state.runtime.dialing(limit)
         return attempt
 
 
@@ -346,7 +344,12 @@ def _end_outage(state: PoolState, took: float | None = None) -> float | None:
 
 def _announce_end(state: PoolState, ended: float | None) -> None:
     if ended is not None:
-        log.warning("%s: %s is back after %.2f s", state.name, state.driver.target.server, ended)
+        log.warning(
+            OUTAGE_ENDED("%s: %s is back after %.2f s"),
+            state.name,
+            state.driver.target.server,
+            ended,
+        )
         state.emit("outage ended", {"pool": state.name, "seconds": ended})
         tell_others(state)
 
@@ -376,7 +379,9 @@ def _failed(state: PoolState, exc: Exception, attempt: Try) -> bool:
         _reject(state, exc, fault)
         return False
     if began:
-        log.warning("%s: %s is away: %s", state.name, state.driver.target.server, fault.text)
+        log.warning(
+            OUTAGE("%s: %s is away: %s"), state.name, state.driver.target.server, fault.text
+        )
         state.emit(
             "outage began", {"pool": state.name, "kind": fault.kind.value, "why": fault.text}
         )
@@ -412,6 +417,8 @@ def _reject(state: PoolState, exc: Exception, fault: Fault) -> None:
                 unusable(state, exc) if isinstance(exc, LoginError) else state.rejection(exc, fault)
             )
         )
-    log.error("%s: cannot connect to %s: %s", state.name, state.driver.target.label, fault.text)
+    log.error(
+        REJECTED("%s: cannot connect to %s: %s"), state.name, state.driver.target.label, fault.text
+    )
     state.wake(tickets)
     _announce_end(state, ended)

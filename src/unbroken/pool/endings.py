@@ -10,6 +10,8 @@ from unbroken.abc import Cause, Connection
 from unbroken.backends import fault as faults
 from unbroken.brain.entry import Entry
 from unbroken.errors import NotYoursError
+from unbroken.messages.pool import CONNECTION_ENDED
+from unbroken.messages.processes import PARENTS_CONNECTION
 from unbroken.net import fork_guard, last_words, liveness, sent_bytes
 from unbroken.pool.supply import Supply
 
@@ -74,7 +76,7 @@ class Endings(Supply):
             )
             log.log(
                 level,
-                "%s: connection %s ended: %s%s%s",
+                CONNECTION_ENDED("%s: connection %s ended: %s%s%s"),
                 self.name,
                 entry.session or "",
                 cause.value,
@@ -273,8 +275,10 @@ class Endings(Supply):
         self.sever()
         if exc is None:
             raise NotYoursError(
-                f"this connection of pool {self.name} belongs to the parent process; acquire one"
-                " after the fork"
+                PARENTS_CONNECTION(
+                    f"this connection of pool {self.name} belongs to the parent process; acquire"
+                    " one after the fork"
+                )
             )
 
 

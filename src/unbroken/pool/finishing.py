@@ -12,12 +12,16 @@ from unbroken.errors import (
     ClosedByHolderError,
     CommitUnknownError,
     ConnectionLostError,
+    PoolClosedError,
     UnbrokenError,
 )
 from unbroken.ledger.questions import Question
 from unbroken.ledger.reading import only_reads
 from unbroken.ledger.residue import NOTHING, Left
 from unbroken.ledger.verdicts import Action, Fate
+from unbroken.messages import Message
+from unbroken.messages.data import CLOSED_BY_HOLDER, COMMIT_UNKNOWN, LOST_BEFORE_COMMIT
+from unbroken.messages.processes import AT_THE_END
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool.admission import cannot_serve, refused
 from unbroken.pool.holding import Holding
@@ -74,7 +78,10 @@ class Finishing(Holding):
                 entry.condemn(fault.cause or Cause.LOST, f"COMMIT: {how} ({fault.text})")
             raise state.error(
                 CommitUnknownError,
-                f"COMMIT was sent to {state.where(entry)} and {how} ({fault.text}): {LOOK_FIRST}",
+                COMMIT_UNKNOWN(
+                    f"COMMIT was sent to {state.where(entry)} and {how} ({fault.text}):"
+                    f" {LOOK_FIRST}"
+                ),
                 fate=Fate.UNKNOWN,
             ) from exc
         entry.sent, entry.settled_at = entry.count(), entry.uses
@@ -101,14 +108,23 @@ class Finishing(Holding):
         if self.is_closed_by_holder:
             self._blame_holder()
             raise self._not_sent(
+                CLOSED_BY_HOLDER,
                 ClosedByHolderError,
                 f"the connection to {state.where(entry)} was closed by the code that had it,"
                 " before the pool could commit",
                 "what that code committed itself is stored, what was still open is not",
             )
+        stopped = self.outlives_time()
+        if stopped:
+            raise self._not_sent(
+                AT_THE_END,
+                PoolClosedError,
+                f"COMMIT was not sent to {state.where(entry)}: {stopped}",
+            )
         if self.has_ended():
             why = "" if entry.cause is None else f" ({entry.cause.value})"
             raise self._not_sent(
+                LOST_BEFORE_COMMIT,
                 ConnectionLostError,
                 f"connection to {state.where(entry)} was lost{why} before COMMIT was sent",
             )
@@ -122,6 +138,7 @@ class Finishing(Holding):
             except Exception as exc:
                 self.failed(exc)
                 raise self._not_sent(
+                    LOST_BEFORE_COMMIT,
                     ConnectionLostError,
                     f"connection to {state.where(entry)} was lost while the rest of a result"
                     " was read, before COMMIT was sent",
@@ -129,6 +146,7 @@ class Finishing(Holding):
         if not state.is_in_step(entry, conn):
             self.break_off()
             raise self._not_sent(
+                LOST_BEFORE_COMMIT,
                 ConnectionLostError,
                 f"COMMIT was not sent to {state.where(entry)}: an answer of the server was"
                 " not read to its end (a time limit, a signal or a cancellation broke off a"
@@ -137,13 +155,14 @@ class Finishing(Holding):
 
     def _not_sent(
         self,
+        message: Message,
         kind: type[UnbrokenError],
         fact: str,
         rest: str = "nothing of the open transaction is stored",
     ) -> UnbrokenError:
         state, unit = self.state, self.unit
         error: UnbrokenError = state.error(
-            kind, f"{fact}; {rest}", fate=None if unit is None else self._fate()
+            kind, message(f"{fact}; {rest}"), fate=None if unit is None else self._fate()
         )
         if unit is not None:
             unit.note(error, Fault(FaultKind.LOST, self.entry.cause, text=str(error)))
@@ -244,7 +263,7 @@ class Finishing(Holding):
         """
         state, entry = self.state, self.entry
         how = state.settings.reset
-        if entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
+        if entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD or self.outlives_time():
             return
         if not self.is_in_step:
             self.break_off()
@@ -387,7 +406,7 @@ class Finishing(Holding):
 
     def _undo(self, timeout: float | None = None, *, at_end: bool = False) -> Flow[None]:
         state, entry, conn = self.state, self.entry, self.conn
-        if state.is_good(entry, conn):
+        if state.is_good(entry, conn) or self.outlives_time():
             return
         if not state.is_in_step(entry, conn):
             self.break_off()

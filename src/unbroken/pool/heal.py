@@ -13,6 +13,7 @@ from unbroken.ledger.heal import CURABLE, Lost, Past, Ruling
 from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import current, current_token
 from unbroken.ledger.statements import verb
+from unbroken.messages.units import STATEMENT_NOT_REPEATED
 from unbroken.pool.leases import JUST_USED
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, Flow
@@ -23,8 +24,14 @@ log = logging.getLogger("unbroken")
 #: too, is a statement sent.
 ATTEMPTS = 4
 
-#: What a statement's error says where another attempt was not possible.
-HINT = "a unit of work (@unbroken.replayable, pool.run) runs the whole transaction again"
+_HINT = "a unit of work (@unbroken.replayable, pool.run) runs the whole transaction again"
+
+
+def say_why_not(error: BaseException, why: object) -> None:
+    """Add to *error* why its statement was not run again, and how a whole transaction would be."""
+    error.add_note(
+        STATEMENT_NOT_REPEATED(f"unbroken did not run this statement again: {why}; {_HINT}")
+    )
 
 
 def is_open(loan: Loan, past: Past, commits_itself: Callable[[], bool | None]) -> bool | None:

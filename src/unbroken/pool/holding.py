@@ -15,6 +15,7 @@ from unbroken.errors import (
 )
 from unbroken.ledger.scope import current, is_left_over
 from unbroken.ledger.unit import Unit
+from unbroken.messages.units import ABANDONED_TASK
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool.admission import cannot_serve
 from unbroken.pool.poolers import met_another
@@ -127,8 +128,10 @@ class Holding:
         if is_left_over():
             raise state.error(
                 ConnectionLostError,
-                f"pool {state.name} lends nothing to a task of an attempt that was given up and run"
-                " again; a unit of work must end its own tasks (asyncio.TaskGroup does)",
+                ABANDONED_TASK(
+                    f"pool {state.name} lends nothing to a task of an attempt that was given up and"
+                    " run again; a unit of work must end its own tasks (asyncio.TaskGroup does)"
+                ),
             )
         unit = current()
         if state.follows:
@@ -202,6 +205,9 @@ class Holding:
         ended is condemned: it is never used again.
         """
         entry = self.entry
+        stopped = self.outlives_time()
+        if stopped:
+            return Fault(FaultKind.LOST, entry.cause, text=stopped)
         if self.is_closed_by_holder:
             fault = Fault(
                 FaultKind.LOST,
@@ -221,6 +227,18 @@ class Holding:
             # nothing more is sent on it: a ROLLBACK's answer would look like the COMMIT's
             self.entry.condemn(Cause.LOST, f"its COMMIT was answered so: {fault.text}")
         return fault
+
+    def outlives_time(self) -> str:
+        """Why nothing may be sent on the connection any more, because nothing could end it in
+        time: the interpreter is shutting down. The connection is ended then.
+        """
+        stopped = self.state.runtime.watcher.stopped()
+        if stopped is None or not stopped.is_ending:
+            return ""
+        self.entry.condemn(Cause.DISCARDED, str(stopped))
+        if not getattr(self.state.driver, "is_async", False):
+            self.state.shutdown_socket(self.entry)
+        return str(stopped)
 
     def _believed(self, fault: Fault) -> Fault:
         """*fault*, as far as it is believed before the server was asked.

@@ -24,11 +24,23 @@ from unbroken.brain.health import Policy
 from unbroken.brain.kernel import Kernel, Ticket
 from unbroken.brain.refusals import Refusals
 from unbroken.brain.tries import Try
-from unbroken.errors import ConnectRejectedError, E, PoolClosedError, UnbrokenError, for_driver
+from unbroken.errors import (
+    ConnectRejectedError,
+    E,
+    NotYoursError,
+    PoolClosedError,
+    UnbrokenError,
+    for_driver,
+)
 from unbroken.ledger.scope import testify
+from unbroken.messages.pool import NOT_YOURS, POOL_CLOSED
+from unbroken.messages.processes import AT_THE_END
+from unbroken.messages.server import REJECTED
 from unbroken.net import liveness
+from unbroken.net.ending import Guarded, NoThreadError
 from unbroken.net.hangups import HangUps
 from unbroken.pool.bounds import limits_of
+from unbroken.pool.ending import no_connection, refuse_at_the_end
 from unbroken.pool.names import names_of
 from unbroken.pool.registry import every, registry
 from unbroken.pool.runtime import Runtime
@@ -53,7 +65,7 @@ class Start:
         self.is_called_off = False
 
 
-class Knowledge:
+class Knowledge(Guarded):
     """The fields of a pool in one process, and what can be told from them."""
 
     #: what a body keeps of a connection, if it is more than an Entry
@@ -67,9 +79,10 @@ class Knowledge:
         name: str,
         emit: Callable[[str, Mapping[str, Any]], None],
         here: Any,
-        connector: Callable[[Any], Flow[None]],
+        connector: Callable[..., Flow[None]],
         secrets: Secrets = NO_SECRETS,
     ) -> None:
+        refuse_at_the_end(driver.target.label, driver.errors[0])
         self.here = here
         self.pid = os.getpid()
         self.driver = driver
@@ -81,7 +94,7 @@ class Knowledge:
         self.emit = emit
         self.server: Server = server_of(driver, settings)
         self.hidden = self.server.hidden(driver.target.database)
-        self.lock = runtime.new_lock()
+        self._guard = runtime.new_lock()
         self.kernel = Kernel(settings.max_size, settings.min_size)
         #: for the hot paths
         self.idle, self.in_use, self.waiting = (
@@ -101,6 +114,9 @@ class Knowledge:
         self.at_work = 0  #: how many of them have begun and not ended
         self.ordered: set[Start] = set()  #: those that were ordered and have not begun
         self.tries: dict[Try, Any] = {}  #: their attempts under way, and what can end each of these
+        self.no_thread: NoThreadError | None = (
+            None  #: why no worker could be started: callers connect by themselves
+        )
         self.stuck = 0  #: workers that are given up: their attempts still block, and count no more
         self.refusals = Refusals()  #: of logins, where they are asked for
         #: when an attempt is ended from outside
@@ -311,15 +327,30 @@ class Knowledge:
     def closed_error(self) -> PoolClosedError:
         """What an acquire from a closed pool gets."""
         return self.error(
-            PoolClosedError, f"pool {self.name} is closed; make a new one to connect again"
+            PoolClosedError,
+            POOL_CLOSED(f"pool {self.name} is closed; make a new one to connect again"),
         )
+
+    def not_lent_error(self) -> NotYoursError:
+        """What a release of a connection gets that this pool does not know as lent."""
+        return NotYoursError(
+            NOT_YOURS(
+                f"pool {self.name} did not lend this connection, or it was given back before;"
+                " release each one once"
+            )
+        )
+
+    def ending_error(self, why: object) -> PoolClosedError:
+        """What an acquire gets when the interpreter is shutting down, for the reason *why*."""
+        return self.error(PoolClosedError, AT_THE_END(no_connection(self.driver.target.label, why)))
 
     def rejection(self, exc: Exception, fault: Fault) -> BaseException:
         """What each caller in the line gets when the server (or its driver) rejects a connect with
         *exc*.
         """
         told = self.error(
-            ConnectRejectedError, f"cannot connect to {self.driver.target.label}: {fault.text}"
+            ConnectRejectedError,
+            REJECTED(f"cannot connect to {self.driver.target.label}: {fault.text}"),
         )
         told.__cause__ = exc
         return told

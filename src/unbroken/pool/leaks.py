@@ -9,6 +9,7 @@ from typing import Any
 
 from unbroken.abc import Cause
 from unbroken.brain.entry import Entry
+from unbroken.messages.processes import FORGOTTEN, HELD_TOO_LONG, LEFT_BEHIND
 from unbroken.pool.holder import enters_block, is_inside
 from unbroken.pool.registry import every
 from unbroken.pool.state import PoolState
@@ -29,7 +30,9 @@ def discard_forgotten(state: PoolState) -> None:
             state.counters.leaked += 1
         if entry.reported != entry.uses:
             log.warning(
-                "%s: a connection was forgotten without being given back; it was taken at %s",
+                FORGOTTEN(
+                    "%s: a connection was forgotten without being given back; it was taken at %s"
+                ),
                 state.name,
                 entry.place,
             )
@@ -115,8 +118,10 @@ def recover_left(state: PoolState) -> None:
         with state.lock:
             state.counters.leaked += 1
         log.warning(
-            "%s: a connection was left behind by an exception at the end of its use; it was taken"
-            " at %s",
+            LEFT_BEHIND(
+                "%s: a connection was left behind by an exception at the end of its use; it was"
+                " taken at %s"
+            ),
             state.name,
             place,
         )
@@ -190,7 +195,10 @@ def _report(state: PoolState, entry: Entry, now: float) -> None:
     with state.lock:
         state.counters.leaked += 1
     log.warning(
-        "%s: a connection has been held for %.1f s (leak_after %.1f s); it was taken at %s by %s",
+        HELD_TOO_LONG(
+            "%s: a connection has been held for %.1f s (leak_after %.1f s); it was taken at %s by"
+            " %s"
+        ),
         state.name,
         now - entry.taken_at,
         state.settings.leak_after,

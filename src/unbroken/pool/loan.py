@@ -13,6 +13,8 @@ from unbroken.errors import (
     CommitUnknownError,
     DeadlineExceeded,
 )
+from unbroken.messages.data import DEADLINE
+from unbroken.messages.processes import RECLAIMED
 from unbroken.pool.finishing import FATES, Finishing
 
 
@@ -68,15 +70,19 @@ class Loan(Finishing):
             fate = self._fate()
             error: BaseException = state.error(
                 DeadlineExceeded,
-                f"work on a connection to {state.where(self.entry)} took longer than its"
-                f" deadline{limit}; its connection was ended, {FATES[fate]}",
+                DEADLINE(
+                    f"work on a connection to {state.where(self.entry)} took longer than its"
+                    f" deadline{limit}; its connection was ended, {FATES[fate]}"
+                ),
                 fate=fate,
             )
             error.__cause__ = exc
             return error
         if entry.cause is Cause.RECLAIMED:
             exc.add_note(
-                "unbroken ended this connection: it was held for more than"
-                f" leak_after={state.settings.leak_after} s, and reclaim is on"
+                RECLAIMED(
+                    "unbroken ended this connection: it was held for more than"
+                    f" leak_after={state.settings.leak_after} s, and reclaim is on"
+                )
             )
         return exc

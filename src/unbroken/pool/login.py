@@ -12,6 +12,8 @@ from unbroken.backends.fault import refuses_login
 from unbroken.backends.system import one_line
 from unbroken.brain.tries import Try
 from unbroken.errors import ConfigurationError, ConnectRejectedError, OutageError, UnbrokenError
+from unbroken.messages.configuration import BAD_LOGIN
+from unbroken.messages.server import LOGIN_REFUSED, NO_LOGIN
 from unbroken.pool.admission import CannotServeError
 from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.places import host_of
@@ -61,10 +63,11 @@ def _ask(state: PoolState, attempt: Try, name: str, function: Any) -> Flow[str]:
 
 
 def time_left(state: PoolState, attempt: Try) -> float:
-    """Of the time to connect, what asking for the login has left."""
-    if not state.secrets.are_asked:
+    """Of the time to connect, what asking for the login, or a caller who has less, has left."""
+    left = attempt.until - AT_THE_LIMIT - state.clock()
+    if not state.secrets.are_asked and left > state.settings.connect_timeout - AT_THE_LIMIT:
         return state.settings.connect_timeout
-    return max(AT_THE_LIMIT, attempt.until - AT_THE_LIMIT - state.clock())
+    return max(AT_THE_LIMIT, left)
 
 
 def is_about_login(state: PoolState, exc: BaseException) -> bool:
@@ -90,7 +93,7 @@ def refused(state: PoolState, exc: BaseException, started: float) -> None:
         state.counters.connect_failures += 1
     if began:
         log.warning(
-            "%s: no login to %s, asking again: %s",
+            NO_LOGIN("%s: no login to %s, asking again: %s"),
             state.name,
             state.driver.target.server,
             _text(state, fault),
@@ -118,14 +121,18 @@ def login_error(state: PoolState, now: float) -> UnbrokenError:
     if fault.kind is FaultKind.REJECTED:
         told: UnbrokenError = state.error(
             ConnectRejectedError,
-            f"cannot connect to {state.driver.target.label}: {what}; refused for {age:.1f} s,"
-            f" {tries} times, each time after asking for the login anew",
+            LOGIN_REFUSED(
+                f"cannot connect to {state.driver.target.label}: {what}; refused for {age:.1f} s,"
+                f" {tries} times, each time after asking for the login anew"
+            ),
         )
     else:
         told = state.error(
             OutageError,
-            f"no connection to {state.driver.target.label} ({state.describe_load()}): {what}; so"
-            f" for {age:.1f} s, asked {tries} times; the pool goes on asking",
+            NO_LOGIN(
+                f"no connection to {state.driver.target.label} ({state.describe_load()}): {what};"
+                f" so for {age:.1f} s, asked {tries} times; the pool goes on asking"
+            ),
             retry_after=1.0,
         )
     error = refusals.error
@@ -137,7 +144,7 @@ def unusable(state: PoolState, exc: LoginError) -> UnbrokenError:
     """What a caller is told whose pool was given something that is no secret."""
     return state.error(
         ConfigurationError,
-        f"cannot connect to {state.driver.target.label}: {_text(state, exc.fault)}",
+        BAD_LOGIN(f"cannot connect to {state.driver.target.label}: {_text(state, exc.fault)}"),
     )
 
 

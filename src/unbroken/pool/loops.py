@@ -18,6 +18,7 @@ from typing import Any
 from unbroken.abc import AsyncDriver, Connection
 from unbroken.brain.entry import Entry
 from unbroken.ledger.scope import apart
+from unbroken.messages.pool import WORKER_FAILED
 from unbroken.net.dialing import Dialing, OnLoop
 from unbroken.net.watcher import LoopWatcher
 from unbroken.pool.bounds import Bound, limits_of
@@ -80,7 +81,9 @@ class LoopRuntime:
         try:
             await run_async(flow, do)
         except Exception:
-            log.exception("unbroken: a background worker failed; the next one takes over")
+            log.exception(
+                WORKER_FAILED("unbroken: a background worker failed; the next one takes over")
+            )
 
     def call(self, function: Callable[[], None]) -> None:
         """Run *function* on the loop, soon; from any thread."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from unbroken.abc import Cause, Target
 from unbroken.brain.names import Name
+from unbroken.messages.server import NAME_MOVED
 from unbroken.net.borrow import borrowed
 from unbroken.net.forks import Connecting
 from unbroken.net.signals import start_thread
@@ -186,7 +187,7 @@ def retire_moved(state: Any) -> None:
     if moved:
         host, peer = _host_of(state, moved[0])[0], moved[0].peer
         log.warning(
-            "%s: %s leads elsewhere than to %s now; %d connections are replaced",
+            NAME_MOVED("%s: %s leads elsewhere than to %s now; %d connections are replaced"),
             state.name,
             host,
             peer,

@@ -15,6 +15,7 @@ from unbroken.abc import Address, Cause, Fault, Login, address
 from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.tries import Try
+from unbroken.messages.server import PLACE_MOVED
 from unbroken.net.sent_bytes import last_data
 from unbroken.pool.registry import every
 
@@ -86,7 +87,7 @@ def follow(state: Any) -> None:
         server.followed, server.place = hosts.moves, place
     if before != place:
         host = address(*place)
-        log.warning("%s: connections are opened at %s from now on", state.name, host)
+        log.warning(PLACE_MOVED("%s: connections are opened at %s from now on"), state.name, host)
         state.emit("moved", {"pool": state.name, "host": host})
     for pool in pools:
         pool.runtime.call(partial(retire_elsewhere, pool))

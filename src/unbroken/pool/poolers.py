@@ -12,6 +12,7 @@ from typing import Any
 from unbroken.abc import CANNOT_SERVE, Connection, Fault, FaultKind
 from unbroken.brain.entry import Entry
 from unbroken.ledger.residue import DOUBTFUL, Left
+from unbroken.messages.server import POOLER_AND_PREPARED, POOLER_AND_SESSION
 from unbroken.net.liveness import Liveness, sweep
 from unbroken.pool.admission import CannotServeError
 from unbroken.pool.registry import every
@@ -70,10 +71,12 @@ def settle(state: Any, conn: Connection) -> None:
     kept = state.driver.share(conn, through is not False)
     if kept is not None and through and state.server.pooler.warns(kept):
         log.warning(
-            "%s: %s is reached through a pooler, and %s is kept as it was set: a prepared statement"
-            " belongs to one session, and a pooler that gives each transaction another session"
-            " does not find it again, unless it follows them (PgBouncer 1.21:"
-            " max_prepared_statements). Leave the setting out to be safe.",
+            POOLER_AND_PREPARED(
+                "%s: %s is reached through a pooler, and %s is kept as it was set: a prepared"
+                " statement belongs to one session, and a pooler that gives each transaction"
+                " another session does not find it again, unless it follows them (PgBouncer 1.21:"
+                " max_prepared_statements). Leave the setting out to be safe."
+            ),
             state.name,
             state.driver.target.server,
             kept,
@@ -190,9 +193,11 @@ def _warn(state: Any, left: frozenset[Any]) -> None:
         return
     instead = "; ".join(f"for {each}: {_INSTEAD[each]}" for each in news if each in _INSTEAD)
     log.warning(
-        "%s: %s was left on a session behind the pooler at %s, which gives each transaction another"
-        " session: the next statement may not find it, and other clients may. Use instead%s a"
-        " pooler in session mode.",
+        POOLER_AND_SESSION(
+            "%s: %s was left on a session behind the pooler at %s, which gives each transaction"
+            " another session: the next statement may not find it, and other clients may. Use"
+            " instead%s a pooler in session mode."
+        ),
         state.name,
         " and ".join(news),
         state.driver.target.server,

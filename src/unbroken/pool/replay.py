@@ -25,6 +25,8 @@ from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import testify
 from unbroken.ledger.unit import Unit
 from unbroken.ledger.verdicts import Action, Verdict
+from unbroken.messages.data import COMMIT_UNKNOWN
+from unbroken.messages.units import GAVE_UP, NOT_REPLAYED
 from unbroken.pool.finishing import LOOK_FIRST
 from unbroken.pool.steps import Attempt, Flow, Wait
 
@@ -90,10 +92,16 @@ def replay(
                     raise _unknown(exc, fault, verdict) from exc
                 if verdict.action is not Action.REPLAY:
                     if fault.kind in _TOLD:
-                        exc.add_note(f"unbroken did not replay this unit of work: {verdict.reason}")
+                        exc.add_note(
+                            NOT_REPLAYED(
+                                f"unbroken did not replay this unit of work: {verdict.reason}"
+                            )
+                        )
                     raise
                 if is_last:
-                    exc.add_note(f"unbroken gave up after {replays + waits} replays: {fault.text}")
+                    exc.add_note(
+                        GAVE_UP(f"unbroken gave up after {replays + waits} replays: {fault.text}")
+                    )
                     raise
                 log.info("unit of work replayed (%d): %s", replays + waits + 1, fault.text)
                 on_replay(fault.kind.value)
@@ -130,7 +138,9 @@ def _verdict(unit: Unit, fault: Fault, ask: Ask) -> Flow[Verdict]:
 
 def _unknown(exc: Exception, fault: Fault, verdict: Verdict) -> CommitUnknownError:
     unknown = for_driver(
-        CommitUnknownError, type(exc), f"{verdict.reason}: {fault.text}; {LOOK_FIRST}"
+        CommitUnknownError,
+        type(exc),
+        COMMIT_UNKNOWN(f"{verdict.reason}: {fault.text}; {LOOK_FIRST}"),
     )
     # code that catches errors of this class may rely on what its own constructor has set
     theirs = {name: value for name, value in vars(exc).items() if name != "__notes__"}

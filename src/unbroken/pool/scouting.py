@@ -13,6 +13,7 @@ from typing import Any
 
 from unbroken.abc import Address, Connection, Login, address
 from unbroken.ledger.questions import Question
+from unbroken.net.ending import NoThreadError
 from unbroken.net.greeting import is_silent
 from unbroken.net.signals import start_thread
 from unbroken.pool.places import follow, overdue
@@ -81,7 +82,10 @@ def _is_silent(state: Any, place: Address) -> Flow[bool]:
         found[0] = is_silent(place, state.backend, LIMIT)
         state.runtime.call(lambda: state.runtime.wake(signal))
 
-    start_thread(ask, name="unbroken-greeting")
+    try:
+        start_thread(ask, name="unbroken-greeting")
+    except NoThreadError:
+        return False  # nobody could look
     yield Wait(signal, 2 * LIMIT)
     return found[0]
 

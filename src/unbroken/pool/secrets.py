@@ -17,6 +17,8 @@ from typing import Any
 from unbroken.abc import Fault, FaultKind, Target
 from unbroken.backends.system import one_line
 from unbroken.errors import ConfigurationError
+from unbroken.messages.configuration import BAD_LOGIN, SETTING_HAS_NO_USE
+from unbroken.net.ending import NoThreadError
 from unbroken.net.forks import Connecting
 from unbroken.net.signals import start_thread
 
@@ -62,13 +64,15 @@ def take_secrets(
     for name, value in (("user", user), ("password", password)):
         if not (value is None or isinstance(value, str) or callable(value)):
             raise ConfigurationError(
-                f"{name}= is {_a(value)}; give a text, or a callable that returns one"
+                BAD_LOGIN(f"{name}= is {_a(value)}; give a text, or a callable that returns one")
             )
         if not is_async and is_coroutine_function(value):
-            raise ConfigurationError(_ASYNC.format(name=name))
+            raise ConfigurationError(BAD_LOGIN(_ASYNC.format(name=name)))
     if (user, password) != (None, None) and (target is None or target.backend == "sqlite"):
         where = "a SQLite file has no users" if target else "let connect= read them itself"
-        raise ConfigurationError(f"user= and password= have no use here: {where}")
+        raise ConfigurationError(
+            SETTING_HAS_NO_USE(f"user= and password= have no use here: {where}")
+        )
     if target is not None and isinstance(user, str):
         target = replace(target, user=user)
     if target is not None and isinstance(password, str):
@@ -191,7 +195,12 @@ class Aside:
             if not done.done():
                 done.set_result(outcome)
 
-        start_thread(work, name="unbroken-secret")
+        try:
+            start_thread(work, name="unbroken-secret")
+        except NoThreadError as why:
+            kind = FaultKind.REJECTED if why.is_ending else FaultKind.NOT_READY
+            text = f"no thread can be started to call the callable for the {name} ({why})"
+            raise LoginError(Fault(kind, None, None, text)) from None
         self._running += 1
         value, error = await done
         if error is not None:

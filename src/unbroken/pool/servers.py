@@ -16,6 +16,7 @@ from unbroken.brain.idle_limit import IdleLimit
 from unbroken.brain.outage import Outage
 from unbroken.brain.pooler import Pooler
 from unbroken.brain.standing import Standing
+from unbroken.net.ending import Guarded
 from unbroken.pool.names import Lookout
 from unbroken.roles import Wanted, wanted
 from unbroken.settings import Settings
@@ -46,13 +47,13 @@ class Hidden:
         self.asked_at, self.wanted = now, False
 
 
-class Server:
+class Server(Guarded):
     """One server's record. ``lock`` guards ``outage``, ``limit`` and ``pooler``; it may be taken
     inside a pool's lock, never the other way round."""
 
     def __init__(self) -> None:
         # reentrant: a finalizer that runs inside may end a connection
-        self.lock = threading.RLock()
+        self._guard = threading.RLock()
         self.outage = Outage()
         self.limit = IdleLimit()
         self.pooler = Pooler()

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from unbroken.brain.kernel import Ticket
+from unbroken.ledger.scope import outside
+from unbroken.messages.pool import NO_THREAD
+from unbroken.net.ending import NoThreadError, no_thread
 from unbroken.pool.knowledge import Knowledge, Start
 from unbroken.pool.steps import Flow
 
@@ -145,8 +148,34 @@ class Supply(Knowledge):
                 self.ordered.difference_update(starts)
             if not isinstance(exc, RuntimeError):
                 raise
-            # No more threads: the limit is reached, or the interpreter is ending.
-            log.exception("%s: cannot start a thread to connect with", self.name)
+            self._has_no_thread(exc if isinstance(exc, NoThreadError) else no_thread(exc))
+        else:
+            if starts:
+                self.no_thread = None
+
+    def _has_no_thread(self, why: NoThreadError) -> None:
+        """No worker could be started: callers connect by themselves, until one can."""
+        known, self.no_thread = self.no_thread, why
+        if known is None and not why.is_ending:
+            log.warning(
+                NO_THREAD(
+                    "%s: no thread can be started to connect with (%s); callers connect on their"
+                    " own threads until one can"
+                ),
+                self.name,
+                why,
+            )
+
+    def connect_here(self, until: float) -> Flow[None]:
+        """One attempt to connect on the caller's own thread, where no worker can be started and
+        one is wanted. It ends by *until*.
+        """
+        with self.lock:
+            if self._missing_workers() <= 0:
+                return
+            self.at_work += 1
+        with outside():
+            yield from self.connector(self, until)
 
     def _work(self, start: Start) -> Flow[None]:
         with self.lock:

@@ -15,6 +15,7 @@ from unbroken.abc import Driver, is_path
 from unbroken.brain.entry import Entry
 from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import outside
+from unbroken.messages.pool import WORKER_FAILED
 from unbroken.net.dialing import Dialing, blocking
 from unbroken.net.signals import start_thread
 from unbroken.net.watcher import ThreadWatcher
@@ -67,7 +68,9 @@ class ThreadRuntime:
         try:
             run(flow, self.do)
         except Exception:
-            log.exception("unbroken: a background worker failed; the next one takes over")
+            log.exception(
+                WORKER_FAILED("unbroken: a background worker failed; the next one takes over")
+            )
 
     def call(self, function: Callable[[], None]) -> None:
         """Run *function* here: any thread may touch this pool's state."""

@@ -24,6 +24,7 @@ from unbroken_drill.drill.options import Order
 from unbroken_drill.drill.output import machine, writable, write
 from unbroken_drill.drill.progress import Progress
 from unbroken_drill.drill.results import Result
+from unbroken_drill.messages import NOTHING_MEASURED
 
 _HELP = """Break real servers under real traffic, and print what their users noticed.
 
@@ -192,7 +193,7 @@ def _play(order: Order, console: Console) -> list[Result]:
     ):
         rows = drill.run(progress)
     if all(row.failure is not None for row in rows):
-        raise ConfigurationError(f"nothing could be measured: {rows[0].failure}")
+        raise ConfigurationError(NOTHING_MEASURED(f"nothing could be measured: {rows[0].failure}"))
     return rows
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from unbroken_drill.drill.topologies import Site
+from unbroken_drill.messages import SERVER_NOT_STARTED
 from unbroken_drill.servers import MongoDB, Server, ServerError
 
 _CLOSE_WAIT: Final = "08"  # include/net/tcp_states.h
@@ -46,8 +47,10 @@ class Probe(threading.Thread):
         self._given_up.set()
         if self.accepted is None:
             raise ServerError(
-                f"{self._server!r} was started and does not answer the drill's probe within"
-                f" {timeout} s"
+                SERVER_NOT_STARTED(
+                    f"{self._server!r} was started and does not answer the drill's probe within"
+                    f" {timeout} s"
+                )
             )
         return self.accepted
 

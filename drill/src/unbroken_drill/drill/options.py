@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import re
 import secrets
 import shlex
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,8 +33,18 @@ from unbroken_drill.drill.run import Drill
 from unbroken_drill.drill.scenarios import Scenario
 from unbroken_drill.drill.steps import nearest
 from unbroken_drill.drill.topologies import Topology
+from unbroken_drill.drill.values import check_ports, jobs, judged, positive
 from unbroken_drill.drill.verdict import Judge
 from unbroken_drill.drill.worker.actor import Small
+from unbroken_drill.messages import (
+    BAD_OPTION_VALUE,
+    DRILL_NEEDS,
+    HARM,
+    NO_PROGRAM,
+    OPTION_MISSING,
+    OPTIONS_EXCLUDE,
+    UNKNOWN_NAME,
+)
 from unbroken_drill.servers import available
 
 #: What a database URL's scheme says of the server.
@@ -79,8 +87,10 @@ def chooses_small(given: Mapping[str, Any]) -> bool:
     own = [name for name in _OF_APPS if given.get(name)]
     if small and own:
         raise ConfigurationError(
-            f"--{small[0]} chooses among the drill's own small apps,"
-            f" {_spelled(own[0])} is for an app of yours"
+            OPTIONS_EXCLUDE(
+                f"--{small[0]} chooses among the drill's own small apps,"
+                f" {_spelled(own[0])} is for an app of yours"
+            )
         )
     return bool(small)
 
@@ -111,7 +121,9 @@ def _topology(given: Mapping[str, Any]) -> Topology | None:
         return None
     for other in ("servers", "db"):
         if given.get(other):
-            raise ConfigurationError(f"--topology brings its own servers: leave out --{other}")
+            raise ConfigurationError(
+                OPTIONS_EXCLUDE(f"--topology brings its own servers: leave out --{other}")
+            )
     return topologies.find(name)
 
 
@@ -145,8 +157,10 @@ def _servers(given: Mapping[str, Any], left_out: list[str]) -> list[str]:
     if topology is not None:
         if topology.backend not in _SMALL_ON:
             raise ConfigurationError(
-                f"--topology {topology.name} is for an app of yours: no small app is for"
-                f" {SERVERS[topology.backend]}"
+                OPTIONS_EXCLUDE(
+                    f"--topology {topology.name} is for an app of yours: no small app is for"
+                    f" {SERVERS[topology.backend]}"
+                )
             )
         return [topology.backend]
     text = given.get("servers")
@@ -160,7 +174,7 @@ def _servers(given: Mapping[str, Any], left_out: list[str]) -> list[str]:
     for name in names:
         if name not in _SMALL_ON:
             raise ConfigurationError(
-                f"there is no server {name!r}; known are {', '.join(_SMALL_ON)}"
+                UNKNOWN_NAME(f"there is no server {name!r}; known are {', '.join(_SMALL_ON)}")
             )
     found = []
     for name in names:
@@ -168,11 +182,13 @@ def _servers(given: Mapping[str, Any], left_out: list[str]) -> list[str]:
         if reason is None:
             found.append(name)
         elif text or not given.get("all"):
-            raise ConfigurationError(reason)
+            raise ConfigurationError(DRILL_NEEDS(reason))
         else:
             left_out.append(f"{SERVERS[name]} is left out: {reason}")
     if not found:
-        raise ConfigurationError("no server to drill: name one with --servers, such as postgresql")
+        raise ConfigurationError(
+            OPTION_MISSING("no server to drill: name one with --servers, such as postgresql")
+        )
     return found
 
 
@@ -181,7 +197,7 @@ def _entrants(
 ) -> list[contenders.Entrant]:
     text, green = given.get("contenders"), bool(given.get("gevent"))
     if green and importlib.util.find_spec("gevent") is None:
-        raise ConfigurationError("--gevent needs gevent: pip install gevent")
+        raise ConfigurationError(DRILL_NEEDS("--gevent needs gevent: pip install gevent"))
     usual = contenders.USUAL if _topology(given) is None else contenders.ON_TOPOLOGIES
     everyone = [e.key for e in contenders.ENTRANTS] if given.get("all") else list(usual)
     names = names_of(text) if text else everyone
@@ -199,8 +215,10 @@ def _entrants(
     if not there:
         also = "".join(f"; {line}" for line in left_out)
         raise ConfigurationError(
-            f"no contender is left: none of {', '.join(names)} is installed for"
-            f" {', '.join(backends)}{also}"
+            DRILL_NEEDS(
+                f"no contender is left: none of {', '.join(names)} is installed for"
+                f" {', '.join(backends)}{also}"
+            )
         )
     return there
 
@@ -215,13 +233,13 @@ def of_apps(given: Mapping[str, Any]) -> Order:
         from unbroken_drill.drill.apps.actor import OwnApp
     except ImportError:
         raise ConfigurationError(
-            'the drill of an app needs one package more: pip install "unbroken[drill]"'
+            DRILL_NEEDS('the drill of an app needs one package more: pip install "unbroken[drill]"')
         ) from None
     variants = _variants(given)
     backend = _backend(given)
     folder = Path(given.get("folder") or ".").resolve()
     if not folder.is_dir():
-        raise ConfigurationError(f"folder {folder}: there is no such folder")
+        raise ConfigurationError(BAD_OPTION_VALUE(f"folder {folder}: there is no such folder"))
     chosen, left_out = _scenarios(given, backend)
     made = AppPlan(
         targets=tuple(_targets(given)),
@@ -235,20 +253,20 @@ def of_apps(given: Mapping[str, Any]) -> Order:
         driver=given.get("driver"),
         setup=tuple(shlex.split(given.get("setup") or "")),
         setup_sql=_sql(given, backend),
-        rate=_positive(given, "rate", 50.0, 10_000.0),
-        concurrency=int(_positive(given, "concurrency", 256, 10_000)),
-        timeout=_positive(given, "timeout", 10.0, 600.0),
-        start_timeout=_positive(given, "start_timeout", 30.0, 3600.0),
+        rate=positive(given, "rate", 50.0, 10_000.0),
+        concurrency=int(positive(given, "concurrency", 256, 10_000)),
+        timeout=positive(given, "timeout", 10.0, 600.0),
+        start_timeout=positive(given, "start_timeout", 30.0, 3600.0),
         folder=folder,
     )
-    _check_ports(made)
+    check_ports(made)
     who = [OwnApp(_runnable(each, folder), made) for each in variants]
-    judge = Judge(chosen, given.get("max_errors") or 0, _judged(given, variants))
-    return Order(_drill(given, who, chosen, _jobs(given)), judge, made, left_out=left_out)
+    judge = Judge(chosen, given.get("max_errors") or 0, judged(given, variants))
+    return Order(_drill(given, who, chosen, jobs(given)), judge, made, left_out=left_out)
 
 
 def _missing(what: str) -> Any:
-    raise ConfigurationError(f"an app's drill needs {what}")
+    raise ConfigurationError(OPTION_MISSING(f"an app's drill needs {what}"))
 
 
 def _variants(given: Mapping[str, Any]) -> list[Variant]:
@@ -257,8 +275,10 @@ def _variants(given: Mapping[str, Any]) -> list[Variant]:
         found = [variant(text, at) for at, text in enumerate(arguments)]
         if len(found) < 2:
             raise ConfigurationError(
-                '--compare needs two commands or more, each quoted: --compare "gunicorn a:app"'
-                ' "gunicorn b:app"'
+                OPTION_MISSING(
+                    '--compare needs two commands or more, each quoted: --compare "gunicorn a:app"'
+                    ' "gunicorn b:app"'
+                )
             )
     elif arguments:
         found = [command(arguments, "app")]
@@ -272,8 +292,10 @@ def _variants(given: Mapping[str, Any]) -> list[Variant]:
     for name in names:
         if names.count(name) > 1:
             raise ConfigurationError(
-                f"two apps are called {name!r}: name each, as in --compare 'plain: gunicorn a:app'"
-                " 'pooled: gunicorn b:app'"
+                BAD_OPTION_VALUE(
+                    f"two apps are called {name!r}: name each, as in --compare 'plain: gunicorn"
+                    " a:app' 'pooled: gunicorn b:app'"
+                )
             )
     return found
 
@@ -283,7 +305,7 @@ def _runnable(each: Variant, folder: Path) -> Variant:
     there = shutil.which(program) if "/" not in program else shutil.which(str(folder / program))
     if there is None:
         raise ConfigurationError(
-            f"{program}: no such program; the app's command is {shlex.join(each.argv)}"
+            NO_PROGRAM(f"{program}: no such program; the app's command is {shlex.join(each.argv)}")
         )
     return each
 
@@ -305,13 +327,17 @@ def _backend(given: Mapping[str, Any]) -> str:
         scheme = urlsplit(db).scheme.partition("+")[0]
         if scheme not in _SCHEMES or not urlsplit(db).hostname:
             raise ConfigurationError(
-                "--db: not a database URL with a host, such as"
-                " mysql://user:password@db.example/shop"
+                BAD_OPTION_VALUE(
+                    "--db: not a database URL with a host, such as"
+                    " mysql://user:password@db.example/shop"
+                )
             )
         if not given.get("harm"):
             raise ConfigurationError(
-                "--db: the app will write to that server, and its connections will be cut; if that"
-                " is all right, add --harm"
+                HARM(
+                    "--db: the app will write to that server, and its connections will be cut; if"
+                    " that is all right, add --harm"
+                )
             )
         return _SCHEMES[scheme]
     topology = _topology(given)
@@ -319,18 +345,20 @@ def _backend(given: Mapping[str, Any]) -> str:
         return topology.backend
     if given.get("harm"):
         raise ConfigurationError(
-            "--harm says that a server given by --db may be harmed; there is none"
+            OPTIONS_EXCLUDE("--harm says that a server given by --db may be harmed; there is none")
         )
     if name is None:
         return _guessed(given)
     if name not in BACKENDS:
         raise ConfigurationError(
-            f"there is no server {name!r} for an app{nearest(name, BACKENDS)}; one of"
-            f" {', '.join(BACKENDS)}"
+            UNKNOWN_NAME(
+                f"there is no server {name!r} for an app{nearest(name, BACKENDS)}; one of"
+                f" {', '.join(BACKENDS)}"
+            )
         )
     reason = available(name)
     if reason is not None:
-        raise ConfigurationError(reason)
+        raise ConfigurationError(DRILL_NEEDS(reason))
     return name
 
 
@@ -366,7 +394,7 @@ def _playable(
     }
     left_out = [f"{name} is left out: {reason}" for name, reason in obstacles.items() if reason]
     if left_out and given.get("scenarios") is not None:
-        raise ConfigurationError("; ".join(left_out))
+        raise ConfigurationError(DRILL_NEEDS("; ".join(left_out)))
     playable = [each for each in chosen if not obstacles[each.name]]
     return playable or _missing("a scenario that can be played here"), left_out
 
@@ -377,65 +405,14 @@ def _sql(given: Mapping[str, Any], backend: str) -> str | None:
         return None
     if given.get("db") is not None or backend == "mongodb":
         raise ConfigurationError(
-            "--setup-sql is for a private SQL server: use --setup COMMAND here"
+            OPTIONS_EXCLUDE("--setup-sql is for a private SQL server: use --setup COMMAND here")
         )
     if text.startswith("@"):
         try:
             return Path(text[1:]).read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"--setup-sql {text}: {error}") from None
+            raise ConfigurationError(BAD_OPTION_VALUE(f"--setup-sql {text}: {error}")) from None
     return text
-
-
-def _positive(given: Mapping[str, Any], name: str, default: float, most: float) -> float:
-    value = given.get(name)
-    if value is None:
-        return default
-    if not (math.isfinite(value) and 0 < value <= most):
-        raise ConfigurationError(
-            f"{name} is {value:g}: more than 0 is wanted, and no more than {most:g}"
-        )
-    return float(value)
-
-
-def _jobs(given: Mapping[str, Any]) -> int:
-    jobs = given.get("jobs") or 1
-    if jobs < 1:
-        raise ConfigurationError(f"jobs is {jobs}: 1 or more")
-    if jobs > 1 and not any("{port}" in url for url in given.get("url") or ()):
-        raise ConfigurationError(
-            "--jobs above 1 runs apps side by side: write {port} for the port, in --url and in the"
-            " command"
-        )
-    return int(jobs)
-
-
-def _judged(given: Mapping[str, Any], variants: Sequence[Variant]) -> tuple[str, ...]:
-    names = [each.name for each in variants]
-    for name in given.get("judge") or ():
-        if name not in names:
-            raise ConfigurationError(
-                f"--judge {name}: there is no app of that name{nearest(name, names)}; there are"
-                f" {', '.join(names)}"
-            )
-    return tuple(given.get("judge") or ())
-
-
-def _check_ports(made: AppPlan) -> None:
-    """Nobody else may answer where the app will: its answers would be taken for the app's."""
-    for each in made.targets:
-        parts = urlsplit(each.url.replace("{port}", "1"))
-        if "{port}" in each.url or parts.hostname is None:
-            continue
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            socket.create_connection((parts.hostname, port), 2.0).close()
-        except OSError:
-            continue
-        raise ConfigurationError(
-            f"something listens on {parts.hostname}:{port} already: end it, or the drill would"
-            " measure it and not your app"
-        )
 
 
 def without_password(text: str) -> str:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from unbroken.errors import ConfigurationError
+from unbroken_drill.messages import BAD_OPTION_VALUE
 
 
 def writable(option: str, to: str | None) -> Path | None:
@@ -22,9 +23,11 @@ def writable(option: str, to: str | None) -> Path | None:
     if to == "-":
         return path
     if not path.parent.is_dir():
-        raise ConfigurationError(f"--{option} {to}: there is no folder {path.parent}")
+        raise ConfigurationError(
+            BAD_OPTION_VALUE(f"--{option} {to}: there is no folder {path.parent}")
+        )
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ConfigurationError(f"--{option} {to}: no file can be written there")
+        raise ConfigurationError(BAD_OPTION_VALUE(f"--{option} {to}: no file can be written there"))
     return path
 
 

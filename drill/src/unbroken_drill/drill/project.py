@@ -14,6 +14,7 @@ from typing import Any, Final
 from unbroken.errors import ConfigurationError
 from unbroken_drill.drill.scenarios import Scenario, scenario
 from unbroken_drill.drill.steps import nearest
+from unbroken_drill.messages import PROJECT_FILE
 
 
 def _is_number(value: object) -> bool:
@@ -101,13 +102,13 @@ def read(path: Path) -> dict[str, Any]:
     try:
         document = tomllib.loads(path.read_text())
     except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from None
+        raise ConfigurationError(PROJECT_FILE(f"{path}: {error.strerror}")) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: {error}") from None
+        raise ConfigurationError(PROJECT_FILE(f"{path}: {error}")) from None
     try:
         return _options(document)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{path}: {error}") from None
+        raise ConfigurationError(PROJECT_FILE(f"{path}: {error}")) from None
 
 
 def _options(document: dict[str, Any]) -> dict[str, Any]:
@@ -123,15 +124,17 @@ def _options(document: dict[str, Any]) -> dict[str, Any]:
             or not all(isinstance(text, str) for text in compare.values())
         ):
             raise ConfigurationError(
-                "compare: a table of names and commands is wanted: [compare], then plain ="
-                ' "gunicorn app:app"'
+                PROJECT_FILE(
+                    "compare: a table of names and commands is wanted: [compare], then plain ="
+                    ' "gunicorn app:app"'
+                )
             )
         found["compare"] = compare
     found["own"] = [_scenario(each, at) for at, each in enumerate(_tables(own), 1)]
     names = [each.name for each in found["own"]]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigurationError(f"there are two scenarios {name!r}")
+            raise ConfigurationError(PROJECT_FILE(f"there are two scenarios {name!r}"))
     return found
 
 
@@ -139,7 +142,7 @@ def _tables(own: object) -> list[dict[str, Any]]:
     if own is None:
         return []
     if not isinstance(own, list) or not all(isinstance(each, dict) for each in own):
-        raise ConfigurationError("scenario: a list of tables is wanted: [[scenario]]")
+        raise ConfigurationError(PROJECT_FILE("scenario: a list of tables is wanted: [[scenario]]"))
     return own
 
 
@@ -148,10 +151,12 @@ def _scenario(table: dict[str, Any], at: int) -> Scenario:
     _check(table, _SCENARIO, where)
     for key in ("name", "steps"):
         if key not in table:
-            raise ConfigurationError(f"{where}{key} is missing")
+            raise ConfigurationError(PROJECT_FILE(f"{where}{key} is missing"))
     limit = table.get("server_idle_limit")
     if limit is not None and limit < 1:
-        raise ConfigurationError(f"{where}server_idle_limit is {limit}: whole seconds from 1 on")
+        raise ConfigurationError(
+            PROJECT_FILE(f"{where}server_idle_limit is {limit}: whole seconds from 1 on")
+        )
     return scenario(table["name"], table.get("title", ""), table["steps"], limit)
 
 
@@ -162,11 +167,13 @@ def _check(
         if key not in known:
             names = (*known, *more)
             raise ConfigurationError(
-                f"{where}there is no {key!r}{nearest(key, names)}; known are {', '.join(names)}"
+                PROJECT_FILE(
+                    f"{where}there is no {key!r}{nearest(key, names)}; known are {', '.join(names)}"
+                )
             )
         words, is_right = known[key]
         if not is_right(value):
-            raise ConfigurationError(f"{where}{key} = {value!r}: {words} is wanted")
+            raise ConfigurationError(PROJECT_FILE(f"{where}{key} = {value!r}: {words} is wanted"))
 
 
 def _as_list(value: object) -> list[str]:

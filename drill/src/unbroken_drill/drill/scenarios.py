@@ -10,6 +10,7 @@ from unbroken.errors import ConfigurationError
 from unbroken_drill.drill.contenders.base import Settings
 from unbroken_drill.drill.steps import Step, nearest, read_all
 from unbroken_drill.drill.topologies import TOPOLOGIES, Topology
+from unbroken_drill.messages import BAD_SCENARIO, UNKNOWN_NAME
 
 #: The option by which each server is told how long sessions may be idle, as :meth:`Server.set`
 #: takes it.
@@ -107,7 +108,7 @@ def scenario(
     try:
         return Scenario(name, title, read_all(steps), server_idle_limit, pool or Settings())
     except ConfigurationError as error:
-        raise ConfigurationError(f"scenario {name!r}: {error}") from None
+        raise ConfigurationError(BAD_SCENARIO(f"scenario {name!r}: {error}")) from None
 
 
 def _with(steps: Sequence[Step]) -> list[str]:
@@ -275,6 +276,9 @@ def choose(
         if name not in {each.name for each in known}:
             hint = nearest(name, [each.name for each in known])
             raise ConfigurationError(
-                f"there is no scenario {name!r}{hint}; known are {', '.join(s.name for s in known)}"
+                UNKNOWN_NAME(
+                    f"there is no scenario {name!r}{hint}; known are"
+                    f" {', '.join(s.name for s in known)}"
+                )
             )
     return [each for each in known if each.name in names]

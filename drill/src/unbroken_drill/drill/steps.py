@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from unbroken.errors import ConfigurationError
+from unbroken_drill.messages import BAD_SCENARIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,15 +246,17 @@ def read(text: str) -> Step:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ConfigurationError(f"step {text!r}: {error}") from None
+        raise ConfigurationError(BAD_SCENARIO(f"step {text!r}: {error}")) from None
     if not words:
-        raise ConfigurationError(f"step {text!r}: it is empty")
+        raise ConfigurationError(BAD_SCENARIO(f"step {text!r}: it is empty"))
     word, *rest = words
     verb = VERBS.get(word)
     if verb is None:
         raise ConfigurationError(
-            f"step {text!r}: there is no {word!r}{nearest(word, VERBS)}; known are"
-            f" {', '.join(VERBS)}"
+            BAD_SCENARIO(
+                f"step {text!r}: there is no {word!r}{nearest(word, VERBS)}; known are"
+                f" {', '.join(VERBS)}"
+            )
         )
     values: dict[str, Any] = {}
     places = iter(verb.values)
@@ -267,16 +270,18 @@ def read(text: str) -> Step:
                 or "nothing"
             )
             raise ConfigurationError(
-                f"step {text!r}: {part!r} is too much; {verb.name} takes {wanted}"
+                BAD_SCENARIO(f"step {text!r}: {part!r} is too much; {verb.name} takes {wanted}")
             )
         try:
             values[value.name] = value.read(given if named else part)
         except ValueError as error:
-            raise ConfigurationError(f"step {text!r}: {value.name}: {error}") from None
+            raise ConfigurationError(
+                BAD_SCENARIO(f"step {text!r}: {value.name}: {error}")
+            ) from None
     for value in verb.values:
         if value.name not in values:
             if value.default is None:
-                raise ConfigurationError(f"step {text!r}: {value.name} is missing")
+                raise ConfigurationError(BAD_SCENARIO(f"step {text!r}: {value.name} is missing"))
             values[value.name] = value.default
     return Step(verb, text, values)
 
@@ -291,32 +296,46 @@ def read_all(texts: Sequence[str]) -> tuple[Step, ...]:
         if name in ("stop", "crash", "freeze"):
             if stopped is not None:
                 raise ConfigurationError(
-                    f"step {step.text!r}: the server is away already, since {stopped!r}"
+                    BAD_SCENARIO(
+                        f"step {step.text!r}: the server is away already, since {stopped!r}"
+                    )
                 )
             stopped = name
         elif name in ("start", "thaw"):
             if stopped is None or (name == "thaw") != (stopped == "freeze"):
-                raise ConfigurationError(f"step {step.text!r}: nothing before it that it would end")
+                raise ConfigurationError(
+                    BAD_SCENARIO(f"step {step.text!r}: nothing before it that it would end")
+                )
             stopped = None
         elif name in ("reject", "accept"):
             if (name == "reject") == refusing:
-                raise ConfigurationError(f"step {step.text!r}: nothing before it that it changes")
+                raise ConfigurationError(
+                    BAD_SCENARIO(f"step {step.text!r}: nothing before it that it changes")
+                )
             refusing = name == "reject"
     if refusing:
-        raise ConfigurationError("after 'reject' there is no 'accept': the server would refuse on")
+        raise ConfigurationError(
+            BAD_SCENARIO("after 'reject' there is no 'accept': the server would refuse on")
+        )
     if stopped is not None:
         raise ConfigurationError(
-            f"after {stopped!r} there is no {'thaw' if stopped == 'freeze' else 'start'!r}: the"
-            " server would stay away"
+            BAD_SCENARIO(
+                f"after {stopped!r} there is no {'thaw' if stopped == 'freeze' else 'start'!r}: the"
+                " server would stay away"
+            )
         )
     if not any(step.verb.is_traffic for step in steps):
         raise ConfigurationError(
-            "a scenario without 'run SECONDS' has no traffic: nothing would be measured"
+            BAD_SCENARIO(
+                "a scenario without 'run SECONDS' has no traffic: nothing would be measured"
+            )
         )
     if not (steps[-1].verb.is_traffic or steps[-1].verb.name == "look"):
         raise ConfigurationError(
-            f"the last step is {steps[-1].text!r}: end with 'run SECONDS', or recovery cannot be"
-            " seen"
+            BAD_SCENARIO(
+                f"the last step is {steps[-1].text!r}: end with 'run SECONDS', or recovery cannot"
+                " be seen"
+            )
         )
     return steps
 

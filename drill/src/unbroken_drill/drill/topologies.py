@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 from unbroken.errors import ConfigurationError
 from unbroken_drill.drill.steps import nearest
+from unbroken_drill.messages import DRILL_NEEDS, UNKNOWN_NAME
 from unbroken_drill.servers import (
     Cluster,
     Galera,
@@ -127,11 +128,13 @@ def find(name: str) -> Topology:
     found = TOPOLOGIES.get(name)
     if found is None:
         raise ConfigurationError(
-            f"there is no topology {name!r}{nearest(name, TOPOLOGIES)}; known are"
-            f" {', '.join(TOPOLOGIES)}"
+            UNKNOWN_NAME(
+                f"there is no topology {name!r}{nearest(name, TOPOLOGIES)}; known are"
+                f" {', '.join(TOPOLOGIES)}"
+            )
         )
     if found.obstacle is not None:
-        raise ConfigurationError(found.obstacle)
+        raise ConfigurationError(DRILL_NEEDS(found.obstacle))
     return found
 
 

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from unbroken.abc import Target
 from unbroken.drivers.url import BACKENDS, SCHEMES, parse, render
 from unbroken.errors import ConfigurationError
+from unbroken_drill.messages import PROXY_ADDRESS, PROXY_HOST
 from unbroken_drill.proxy.errors import ProxyError
 
 #: ``(host, port)``, ``"host:port"``, ``"[::1]:port"``, or a unix socket's path; a proxy's upstream
@@ -54,8 +55,10 @@ class Address:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:  # a name may also be one that DNS cannot spell
             raise ProxyError(
-                f"cannot find {self.host!r}: {error}; give an address, or a name that this machine"
-                " knows"
+                PROXY_HOST(
+                    f"cannot find {self.host!r}: {error}; give an address, or a name that this"
+                    " machine knows"
+                )
             ) from None
         return [(family, address) for family, _, _, _, address in found]
 
@@ -63,8 +66,10 @@ class Address:
 def address(given: Given, what: str, *, least_port: int = 1) -> Address:
     """*given* as an address; ConfigurationError says how *what* is spelled."""
     wrong = ConfigurationError(
-        f"{what}={given!r} is not an address: write (host, port), 'host:port', '[::1]:port' or the"
-        " path of a unix socket"
+        PROXY_ADDRESS(
+            f"{what}={given!r} is not an address: write (host, port), 'host:port', '[::1]:port' or"
+            " the path of a unix socket"
+        )
     )
     if isinstance(given, os.PathLike):
         given = os.fspath(given)
@@ -107,9 +112,13 @@ def of_url(url: str) -> tuple[Address, str | None]:
     if scheme.partition("+")[0] in BACKENDS:
         target = parse(url)
         if target.backend not in _PORTS:
-            raise ConfigurationError(f"a {target.backend} URL names no server to stand before")
+            raise ConfigurationError(
+                PROXY_ADDRESS(f"a {target.backend} URL names no server to stand before")
+            )
         if target.others:
-            raise ConfigurationError("a proxy stands before one server, and the URL names several")
+            raise ConfigurationError(
+                PROXY_ADDRESS("a proxy stands before one server, and the URL names several")
+            )
         protocol = "postgresql" if target.backend == "postgresql" else "mysql"
         if target.unix_socket is not None:
             return (
@@ -132,8 +141,10 @@ def of_url(url: str) -> tuple[Address, str | None]:
         )
     except ConfigurationError:
         raise ConfigurationError(
-            "the URL names no server's host and port: write something like"
-            " mysql://app:secret@127.0.0.1:3306/shop"
+            PROXY_ADDRESS(
+                "the URL names no server's host and port: write something like"
+                " mysql://app:secret@127.0.0.1:3306/shop"
+            )
         ) from None
 
 
@@ -151,7 +162,7 @@ def through(url: str, here: Address) -> str:
     and options stay.
     """
     if not isinstance(url, str):
-        raise ConfigurationError(f"url must be a text, not a {type(url).__name__}")
+        raise ConfigurationError(PROXY_ADDRESS(f"url must be a text, not a {type(url).__name__}"))
     host = "127.0.0.1" if here.host in ("", "0.0.0.0", "::") else here.host  # noqa: S104 - a name for it, not bound to
     scheme = url.partition("://")[0].lower()
     if scheme in SCHEMES and BACKENDS.get(scheme.partition("+")[0]) != "sqlite":
@@ -175,12 +186,16 @@ def through(url: str, here: Address) -> str:
     found = _URL.fullmatch(url)
     if found is None or scheme.startswith("sqlite") or "+srv" in scheme:
         raise ConfigurationError(
-            "this is not the URL of a server: write something like"
-            " mysql+pymysql://user:password@host:3306/database"
+            PROXY_ADDRESS(
+                "this is not the URL of a server: write something like"
+                " mysql+pymysql://user:password@host:3306/database"
+            )
         )
     if here.path is not None:
         raise ConfigurationError(
-            f"how a {scheme} URL names a unix socket is not known: let the proxy listen on TCP"
+            PROXY_ADDRESS(
+                f"how a {scheme} URL names a unix socket is not known: let the proxy listen on TCP"
+            )
         )
     user, at, _ = found[2].rpartition("@")
     return f"{found[1]}{user}{at}{f'[{host}]' if ':' in host else host}:{here.port}{found[3]}"
@@ -191,8 +206,10 @@ def _postgresql_socket(url: str, path: str) -> str:
     found = _PG_SOCKET.fullmatch(name)
     if found is None:
         raise ConfigurationError(
-            "PostgreSQL's clients look for a socket named .s.PGSQL.5432 in a folder: listen on"
-            f" such a path, not {path}"
+            PROXY_ADDRESS(
+                "PostgreSQL's clients look for a socket named .s.PGSQL.5432 in a folder: listen on"
+                f" such a path, not {path}"
+            )
         )
     target = parse(url)
     options = {k: v for k, v in target.options.items() if k not in _SOCKET_OPTIONS}

@@ -26,6 +26,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 from unbroken.errors import ConfigurationError
+from unbroken_drill.messages import CONTROL_REQUEST, PROXY_ADDRESS, PROXY_CANNOT_LISTEN
 from unbroken_drill.proxy.addresses import Address, Given, address
 from unbroken_drill.proxy.errors import ProxyError
 from unbroken_drill.proxy.faultproxy import FaultProxy
@@ -44,7 +45,9 @@ def arguments(verb: str, given: Any) -> dict[str, Any]:
     wrong.
     """
     if not isinstance(given, Mapping):
-        raise ConfigurationError(f"{verb} takes a JSON object of arguments, such as {{}}")
+        raise ConfigurationError(
+            CONTROL_REQUEST(f"{verb} takes a JSON object of arguments, such as {{}}")
+        )
     parameters = inspect.signature(getattr(FaultProxy, verb)).parameters
     known = {name: each for name, each in parameters.items() if name != "self"}
     if verb == "cut_at":
@@ -56,11 +59,13 @@ def arguments(verb: str, given: Any) -> dict[str, Any]:
     for name in given:
         if name not in known:
             raise ConfigurationError(
-                f"{verb} has no argument {name!r}; it takes {', '.join(known) or 'none'}"
+                CONTROL_REQUEST(
+                    f"{verb} has no argument {name!r}; it takes {', '.join(known) or 'none'}"
+                )
             )
     for name, each in known.items():
         if each.default is inspect.Parameter.empty and name not in given:
-            raise ConfigurationError(f"{verb} needs {name}")
+            raise ConfigurationError(CONTROL_REQUEST(f"{verb} needs {name}"))
     return dict(given)
 
 
@@ -68,7 +73,9 @@ def _with_pattern(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
     rest = {name: value for name, value in given.items() if name != "pattern"}
     if "statement" in rest or not isinstance(given["pattern"], str):
         raise ConfigurationError(
-            f"cut_at takes a statement or a pattern, as text; it takes {', '.join(known)}"
+            CONTROL_REQUEST(
+                f"cut_at takes a statement or a pattern, as text; it takes {', '.join(known)}"
+            )
         )
     try:
         return {
@@ -77,7 +84,7 @@ def _with_pattern(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
         }
     except re.error as error:
         raise ConfigurationError(
-            f"pattern={given['pattern']!r} is not a regular expression: {error}"
+            CONTROL_REQUEST(f"pattern={given['pattern']!r} is not a regular expression: {error}")
         ) from None
 
 
@@ -88,7 +95,7 @@ def body(data: bytes) -> Any:
     try:
         return json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise ConfigurationError("the body is not JSON") from None
+        raise ConfigurationError(CONTROL_REQUEST("the body is not JSON")) from None
 
 
 def _no_constant(name: str) -> Any:
@@ -102,10 +109,12 @@ def query(text: str) -> tuple[int, float]:
         after, wait = int(found.get("after", ["0"])[-1]), float(found.get("wait", ["0"])[-1])
     except ValueError:
         raise ConfigurationError(
-            "after is a whole number and wait a number of seconds: /events?after=12&wait=5"
+            CONTROL_REQUEST(
+                "after is a whole number and wait a number of seconds: /events?after=12&wait=5"
+            )
         ) from None
     if math.isnan(wait):
-        raise ConfigurationError("wait=nan is not a number of seconds")
+        raise ConfigurationError(CONTROL_REQUEST("wait=nan is not a number of seconds"))
     return after, min(max(wait, 0.0), _LONGEST)
 
 
@@ -124,12 +133,16 @@ class Control:
         wanted = address(listen, "control", least_port=0)
         if wanted.path is not None:
             raise ConfigurationError(
-                f"control={wanted.path!r} must be a TCP address such as 127.0.0.1:8475"
+                PROXY_ADDRESS(
+                    f"control={wanted.path!r} must be a TCP address such as 127.0.0.1:8475"
+                )
             )
         if not anywhere and not _is_loopback(wanted.host):
             raise ConfigurationError(
-                f"control={wanted}: only the loopback, 127.0.0.1, is safe: anybody who reaches this"
-                " port can break the connections"
+                PROXY_ADDRESS(
+                    f"control={wanted}: only the loopback, 127.0.0.1, is safe: anybody who reaches"
+                    " this port can break the connections"
+                )
             )
         family, name = wanted.resolve()[0]
         server = type("Server", (_Server,), {"address_family": family})
@@ -138,8 +151,10 @@ class Control:
         except OSError as error:
             why = error.strerror or str(error)
             raise ProxyError(
-                f"cannot listen for control on {wanted}: {why}; choose another address, or port 0"
-                " for a free one"
+                PROXY_CANNOT_LISTEN(
+                    f"cannot listen for control on {wanted}: {why}; choose another address, or port"
+                    " 0 for a free one"
+                )
             ) from None
         self._server.proxy = proxy
         self.address = Address(wanted.host, self._server.server_address[1])
@@ -228,8 +243,10 @@ class _Handler(BaseHTTPRequestHandler):
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
         if self.headers.get("Origin") is not None or not (_is_loopback(host) or _is_address(host)):
             raise ConfigurationError(
-                "this port is for programs, not for web pages: no Origin, and an address or"
-                " localhost as the Host"
+                CONTROL_REQUEST(
+                    "this port is for programs, not for web pages: no Origin, and an address or"
+                    " localhost as the Host"
+                )
             )
 
     def _get(self) -> tuple[int, Any]:
@@ -249,7 +266,9 @@ class _Handler(BaseHTTPRequestHandler):
             return 404, {"error": f"there is no such verb; there are {', '.join(VERBS)}"}
         length = self.headers.get("Content-Length", "0")
         if not (length.isascii() and length.isdigit() and int(length[:10]) <= _MOST):
-            raise ConfigurationError(f"a body has a Content-Length, of {_MOST} bytes at most")
+            raise ConfigurationError(
+                CONTROL_REQUEST(f"a body has a Content-Length, of {_MOST} bytes at most")
+            )
         getattr(self.server.proxy, verb)(**arguments(verb, body(self.rfile.read(int(length)))))
         return 200, {"done": verb}
 

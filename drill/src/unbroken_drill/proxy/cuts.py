@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from unbroken.errors import ConfigurationError
+from unbroken_drill.messages import PROXY_ARGUMENT, PROXY_CUT
 from unbroken_drill.proxy.errors import ProxyError
 from unbroken_drill.proxy.plan import How, Scope
 
@@ -62,8 +63,10 @@ def pattern(statement: str | re.Pattern[str]) -> re.Pattern[str]:
         return statement
     if not isinstance(statement, str) or not statement.strip():
         raise ConfigurationError(
-            f"statement={statement!r} must be the beginning of a statement, such as 'COMMIT', or a"
-            " compiled pattern"
+            PROXY_ARGUMENT(
+                f"statement={statement!r} must be the beginning of a statement, such as 'COMMIT',"
+                " or a compiled pattern"
+            )
         )
     words = r"\s+".join(re.escape(word) for word in statement.split())
     border = r"(?!\w)" if re.search(r"\w$", words) else ""
@@ -152,9 +155,13 @@ class Cut:
         with self._news:
             while self.hits < hits:
                 if self._unreadable:
-                    raise ProxyError(f"no cut at {self.statement!r}: {self._unreadable[0]}")
+                    raise ProxyError(
+                        PROXY_CUT(f"no cut at {self.statement!r}: {self._unreadable[0]}")
+                    )
                 if not self._news.wait(max(0.0, end - time.monotonic())) and self.hits < hits:
                     raise ProxyError(
-                        f"no cut at {self.statement!r} within {timeout:g} s: {self.hits} of {hits};"
-                        " was it executed?"
+                        PROXY_CUT(
+                            f"no cut at {self.statement!r} within {timeout:g} s: {self.hits} of"
+                            f" {hits}; was it executed?"
+                        )
                     )

@@ -19,6 +19,7 @@ from itertools import count
 from random import Random
 from typing import Any, TypeVar
 
+from unbroken_drill.messages import PROXY_CANNOT_LISTEN, PROXY_STATE
 from unbroken_drill.proxy.addresses import Address
 from unbroken_drill.proxy.cuts import Cut, Reader
 from unbroken_drill.proxy.errors import ProxyError
@@ -86,8 +87,10 @@ class Engine:
             return work()
         if os.getpid() != self._owner:
             raise ProxyError(
-                f"this proxy runs in process {self._owner}, not in its forked child {os.getpid()}:"
-                " ask it there"
+                PROXY_STATE(
+                    f"this proxy runs in process {self._owner}, not in its forked child"
+                    f" {os.getpid()}: ask it there"
+                )
             )
         future: Future[T] = Future()
         self._asked.append((future, work))
@@ -187,8 +190,10 @@ class Engine:
         """ProxyError when *on* is a connection that has ended."""
         if isinstance(on, int) and on <= self.count and on not in self.links:
             raise ProxyError(
-                f"connection {on} is closed already; open are"
-                f" {', '.join(map(str, self.links)) or 'none'}"
+                PROXY_STATE(
+                    f"connection {on} is closed already; open are"
+                    f" {', '.join(map(str, self.links)) or 'none'}"
+                )
             )
 
     def heal(self, on: Scope) -> None:
@@ -238,7 +243,9 @@ class Engine:
         try:
             change()
         except OSError as error:
-            raise ProxyError(f"cannot listen on {self.gate.address} again: {error}") from None
+            raise ProxyError(
+                PROXY_CANNOT_LISTEN(f"cannot listen on {self.gate.address} again: {error}")
+            ) from None
         finally:
             self._watch_gate(self.gate.is_open)
 
@@ -354,7 +361,9 @@ class Engine:
             except IndexError:
                 return
             future.set_exception(
-                ProxyError(f"the proxy on {self.gate.address} is closed: open a new one")
+                ProxyError(
+                    PROXY_STATE(f"the proxy on {self.gate.address} is closed: open a new one")
+                )
             )
 
     def _end(self) -> None:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from unbroken.errors import ConfigurationError
+from unbroken_drill.messages import PROXY_ARGUMENT, PROXY_CUT, PROXY_STATE
 from unbroken_drill.proxy import plan
 from unbroken_drill.proxy.addresses import Given, address, of_url, through
 from unbroken_drill.proxy.cuts import Cut, Reader
@@ -58,9 +59,13 @@ class FaultProxy:
             self._upstream = address(upstream, "upstream")
         self._listen = address(listen, "listen", least_port=0)
         if protocol not in (None, "mysql", "postgresql"):
-            raise ConfigurationError(f"protocol={protocol!r} must be 'mysql', 'postgresql' or None")
+            raise ConfigurationError(
+                PROXY_ARGUMENT(f"protocol={protocol!r} must be 'mysql', 'postgresql' or None")
+            )
         if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
-            raise ConfigurationError(f"seed={seed!r} must be a whole number or None")
+            raise ConfigurationError(
+                PROXY_ARGUMENT(f"seed={seed!r} must be a whole number or None")
+            )
         self.protocol = protocol or spoken
         self.seed = secrets.randbelow(1_000_000) if seed is None else seed
         self._engine: Engine | None = None
@@ -71,8 +76,10 @@ class FaultProxy:
         """Listen; ``with`` does it. ProxyError when that is not possible."""
         if self._engine is not None:
             raise ProxyError(
-                f"the proxy on {self._engine.gate.address} was started already: a new FaultProxy"
-                " makes another one"
+                PROXY_STATE(
+                    f"the proxy on {self._engine.gate.address} was started already: a new"
+                    " FaultProxy makes another one"
+                )
             )
         self._engine = Engine(self._upstream, self._listen, self.seed, _reader(self.protocol))
         return self
@@ -193,7 +200,9 @@ class FaultProxy:
         seconds; *how* is "fin" or "rst".
         """
         if (bytes is None) == (seconds is None):
-            raise ConfigurationError("cut_after takes bytes= or seconds=, one of them")
+            raise ConfigurationError(
+                PROXY_ARGUMENT("cut_after takes bytes= or seconds=, one of them")
+            )
         count = None if bytes is None else plan.whole("bytes", bytes)
         after = None if seconds is None else plan.number("seconds", seconds)
         cutoff = Cutoff(count, after, plan.how(how))
@@ -219,7 +228,9 @@ class FaultProxy:
         hole: Hole = plan.one_of("mode", mode, ("drop", "hold", "lose"))
         if hole == "lose":
             if way != "both":
-                raise ConfigurationError(f"way={way!r}: blackhole('lose') is for both ways")
+                raise ConfigurationError(
+                    PROXY_ARGUMENT(f"way={way!r}: blackhole('lose') is for both ways")
+                )
             self._do(lambda: self._house.lose_connects(plan.scope(on)))
         self._rule("blackhole", on, way, lambda rules: replace(rules, hole=hole), hole)
 
@@ -359,7 +370,9 @@ class FaultProxy:
         """
         if self.protocol is None:
             raise ConfigurationError(
-                "cut_at must know the protocol: FaultProxy(…, protocol='mysql') or 'postgresql'"
+                PROXY_CUT(
+                    "cut_at must know the protocol: FaultProxy(…, protocol='mysql') or 'postgresql'"
+                )
             )
         house, scope = self._house, plan.scope(on)
         count, first, end = (
@@ -373,7 +386,9 @@ class FaultProxy:
             cut = Cut(statement, before=first, times=count, on=scope, how=end, count=house.count)
             for link in house.links.values():
                 if link.unreadable and cut.covers(link.n):
-                    raise ProxyError(f"connection {link.n}: {link.unreadable}; {_TLS_REMEDY}")
+                    raise ProxyError(
+                        PROXY_CUT(f"connection {link.n}: {link.unreadable}; {_TLS_REMEDY}")
+                    )
             house.cuts = [known for known in house.cuts if not known.is_spent] + [cut]
             house.log.add(
                 "cut at",
@@ -398,7 +413,9 @@ class FaultProxy:
     @property
     def _house(self) -> Engine:
         if self._engine is None:
-            raise ProxyError("the proxy was not started: use it in a with block, or call start()")
+            raise ProxyError(
+                PROXY_STATE("the proxy was not started: use it in a with block, or call start()")
+            )
         return self._engine
 
     def _do(self, work: Callable[[], T]) -> T:

@@ -10,6 +10,7 @@ import socket
 import stat
 from typing import Any
 
+from unbroken_drill.messages import PROXY_CANNOT_LISTEN
 from unbroken_drill.proxy.addresses import Address
 from unbroken_drill.proxy.errors import ProxyError
 
@@ -33,8 +34,10 @@ class Gate:
             self.sock.listen(BACKLOG)
         except OSError as error:
             raise ProxyError(
-                f"cannot listen on {wanted}: {error.strerror or error}; choose another address, or"
-                " port 0 for a free one"
+                PROXY_CANNOT_LISTEN(
+                    f"cannot listen on {wanted}: {error.strerror or error}; choose another address,"
+                    " or port 0 for a free one"
+                )
             ) from None
         self.address = wanted
         if wanted.path is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from unbroken.errors import ConfigurationError
+from unbroken_drill.messages import PROXY_ARGUMENT
 
 Hole: TypeAlias = Literal["drop", "hold", "lose"]
 How: TypeAlias = Literal["fin", "rst"]
@@ -117,14 +118,18 @@ def scope(on: Any) -> Scope:
     if isinstance(on, int) and not isinstance(on, bool) and on >= 1:
         return on
     raise ConfigurationError(
-        f"on={on!r} must be 'all', 'existing', 'new' or the number of a connection, from 1"
+        PROXY_ARGUMENT(
+            f"on={on!r} must be 'all', 'existing', 'new' or the number of a connection, from 1"
+        )
     )
 
 
 def one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
     """*value*, which must be one of the *known* words."""
     if not isinstance(value, str) or value not in known:
-        raise ConfigurationError(f"{name}={value!r} must be one of {', '.join(map(repr, known))}")
+        raise ConfigurationError(
+            PROXY_ARGUMENT(f"{name}={value!r} must be one of {', '.join(map(repr, known))}")
+        )
     return value
 
 
@@ -141,7 +146,9 @@ def how(value: Any) -> How:
 def whole(name: str, value: Any, least: int = 1) -> int:
     """*value*, a whole number of at least *least*."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
+        raise ConfigurationError(
+            PROXY_ARGUMENT(f"{name}={value!r} must be a whole number of at least {least}")
+        )
     return value
 
 
@@ -150,8 +157,10 @@ def number(name: str, value: Any, unit: str = "seconds", *, above_zero: bool = F
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value)
     if not good or value < 0 or (above_zero and value == 0):
         raise ConfigurationError(
-            f"{name}={value!r} must be a number of {unit},"
-            f" {'more than' if above_zero else 'at least'} 0"
+            PROXY_ARGUMENT(
+                f"{name}={value!r} must be a number of {unit},"
+                f" {'more than' if above_zero else 'at least'} 0"
+            )
         )
     return float(value)
 
@@ -159,7 +168,7 @@ def number(name: str, value: Any, unit: str = "seconds", *, above_zero: bool = F
 def yes_or_no(name: str, value: Any) -> bool:
     """*value*, True or False."""
     if not isinstance(value, bool):
-        raise ConfigurationError(f"{name}={value!r} must be True or False")
+        raise ConfigurationError(PROXY_ARGUMENT(f"{name}={value!r} must be True or False"))
     return value
 
 

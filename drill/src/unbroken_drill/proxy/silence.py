@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 
+from unbroken_drill.messages import PROXY_KERNEL
 from unbroken_drill.proxy.errors import ProxyError
 
 _ATTACH, _DETACH = 26, 27  # SO_ATTACH_FILTER, SO_DETACH_FILTER: asm-generic/socket.h
@@ -25,7 +26,9 @@ def lose(sock: socket.socket) -> None:
     """
     if sys.platform != "linux" or sock.family == socket.AF_UNIX:
         raise ProxyError(
-            "only Linux can lose what comes for a socket, and only TCP's: use blackhole('drop')"
+            PROXY_KERNEL(
+                "only Linux can lose what comes for a socket, and only TCP's: use blackhole('drop')"
+            )
         )
     program = ctypes.create_string_buffer(_NOTHING)
     try:
@@ -34,7 +37,7 @@ def lose(sock: socket.socket) -> None:
         )
     except OSError as error:
         raise ProxyError(
-            f"this kernel refuses a socket filter: {error}; use blackhole('drop')"
+            PROXY_KERNEL(f"this kernel refuses a socket filter: {error}; use blackhole('drop')")
         ) from None
 
 

@@ -17,11 +17,12 @@ Whole clusters with the load balancer or pooler before them are there as well:
 asked in their own protocol.
 """
 
-from unbroken_drill.servers.base import Server, Session, available
+from unbroken_drill.servers.base import Server, Session
 from unbroken_drill.servers.cluster import Cluster
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
 from unbroken_drill.servers.galera import Galera, GaleraNode
 from unbroken_drill.servers.haproxy import HAProxy
+from unbroken_drill.servers.kinds import available
 from unbroken_drill.servers.mariadb import MariaDB
 from unbroken_drill.servers.mariadb_cluster import MariaDBCluster
 from unbroken_drill.servers.mongodb import MongoDB, MongoReplicaSet

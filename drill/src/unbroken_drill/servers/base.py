@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 from urllib.parse import quote, urlencode
 
+from unbroken_drill.messages import SERVER_LATE, SERVER_NOT_STARTED, SERVER_STATE
 from unbroken_drill.servers import folders, processes
-from unbroken_drill.servers.errors import ServerError, ServerUnavailable
+from unbroken_drill.servers.errors import ServerError
 from unbroken_drill.servers.reaper import reaper
 
 #: How often a starting server is asked whether it answers: one attempt costs it well under a
@@ -205,7 +206,9 @@ class Server(ABC):
         except subprocess.TimeoutExpired:
             self.kill()
             raise ServerError(
-                f"{self!r} did not end within {timeout} s of being asked, so it was killed"
+                SERVER_LATE(
+                    f"{self!r} did not end within {timeout} s of being asked, so it was killed"
+                )
             ) from None
         return self._ended()
 
@@ -267,7 +270,10 @@ class Server(ABC):
     def _own(self, verb: str) -> None:
         if os.getpid() != self._owner:
             raise ServerError(
-                f"cannot {verb} the server of process {self._owner} from its child {os.getpid()}"
+                SERVER_STATE(
+                    f"cannot {verb} the server of process {self._owner} from its child"
+                    f" {os.getpid()}"
+                )
             )
 
     def wait_ready(self, timeout: float = 30.0) -> None:
@@ -288,11 +294,16 @@ class Server(ABC):
                 status = self._process.returncode if self._process else None
                 self._ended()
                 raise ServerError(
-                    f"{self.backend} ended with status {status} while starting: {self.log_tail()}"
+                    SERVER_NOT_STARTED(
+                        f"{self.backend} ended with status {status} while starting:"
+                        f" {self.log_tail()}"
+                    )
                 )
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"{self!r} does not answer within {timeout} s ({reason}): {self.log_tail()}"
+                    SERVER_NOT_STARTED(
+                        f"{self!r} does not answer within {timeout} s ({reason}): {self.log_tail()}"
+                    )
                 )
             time.sleep(_POLL)
 
@@ -311,14 +322,14 @@ class Server(ABC):
     def pid(self) -> int:
         """The main process; ServerError when it does not run."""
         if self._process is None or not self.is_running:
-            raise ServerError(f"{self!r} does not run: start() it")
+            raise ServerError(SERVER_STATE(f"{self!r} does not run: start() it"))
         return self._process.pid
 
     @property
     def ca_file(self) -> Path:
         """The certificate of the private CA that signed this server's (with ``tls=True``)."""
         if not self.tls or self.folder is None:
-            raise ServerError("only a started server with tls=True has a CA")
+            raise ServerError(SERVER_STATE("only a started server with tls=True has a CA"))
         return self.folder / "tls" / "ca.pem"
 
     @property
@@ -335,7 +346,7 @@ class Server(ABC):
     @property
     def _home(self) -> Path:
         if self.folder is None:
-            raise ServerError(f"{self!r} was never started, or is closed: start() it")
+            raise ServerError(SERVER_STATE(f"{self!r} was never started, or is closed: start() it"))
         return self.folder
 
     def url(self, driver: str | None = None, *, unix: bool = False, **query: object) -> str:
@@ -380,7 +391,9 @@ class Server(ABC):
         ):
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"sessions {sorted(left)} still live {timeout} s after they were killed"
+                    SERVER_LATE(
+                        f"sessions {sorted(left)} still live {timeout} s after they were killed"
+                    )
                 )
             time.sleep(_POLL)
         return len(killed)
@@ -433,16 +446,3 @@ def _close_all() -> None:
     for server in list(_alive):
         with contextlib.suppress(Exception):
             server.close()
-
-
-def available(kind: str) -> str | None:
-    """None when a server of *kind* (``mariadb``, ``postgresql``) can be had here; else one line
-    that says what to do.
-    """
-    if kind not in Server.kinds:
-        return f"there is no server of kind {kind!r}; known are {', '.join(sorted(Server.kinds))}"
-    try:
-        Server.kinds[kind].find()
-    except ServerUnavailable as error:
-        return str(error)
-    return None

@@ -6,6 +6,7 @@ import ipaddress
 import shutil
 from pathlib import Path
 
+from unbroken_drill.messages import SERVER_NOT_HERE
 from unbroken_drill.servers import folders, processes
 from unbroken_drill.servers.errors import ServerUnavailable
 
@@ -17,7 +18,9 @@ def require() -> str:
     """The path of the ``openssl`` command; ServerUnavailable when there is none."""
     found = shutil.which("openssl")
     if found is None:
-        raise ServerUnavailable("tls=True needs the openssl command: install openssl")
+        raise ServerUnavailable(
+            SERVER_NOT_HERE("tls=True needs the openssl command: install openssl")
+        )
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 
+from unbroken_drill.messages import SERVER_CANNOT
 from unbroken_drill.servers.base import CHECKER, Server
 from unbroken_drill.servers.errors import ServerError
 from unbroken_drill.servers.mariadb import MariaDB
@@ -30,7 +31,7 @@ def lines(server: Server) -> list[str]:
         return _postgresql()
     if isinstance(server, MariaDB) and not isinstance(server, MySQL):
         return _mariadb()
-    raise ServerError(f"HAProxy has no check for {server!r} here: say follow=False")
+    raise ServerError(SERVER_CANNOT(f"HAProxy has no check for {server!r} here: say follow=False"))
 
 
 def _postgresql() -> list[str]:

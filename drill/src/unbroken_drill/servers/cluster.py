@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Generic, Self, TypeVar
 from urllib.parse import quote, urlencode
 
+from unbroken_drill.messages import SERVER_LATE
 from unbroken_drill.servers.base import Server
 from unbroken_drill.servers.errors import ServerError
 
@@ -32,7 +33,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = 30.0) 
         except ServerError as error:
             said = f" ({error})"
         if time.monotonic() > deadline:
-            raise ServerError(f"{what} did not happen within {timeout:g} s{said}")
+            raise ServerError(SERVER_LATE(f"{what} did not happen within {timeout:g} s{said}"))
         time.sleep(_POLL)
 
 

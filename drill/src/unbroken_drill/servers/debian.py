@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from unbroken_drill.messages import DOWNLOAD
 from unbroken_drill.servers import folders
 from unbroken_drill.servers.errors import ServerUnavailable
 
@@ -74,7 +75,7 @@ def loader(root: Path) -> list[str | Path]:
     """
     found = [*root.glob("usr/lib/*/ld-linux*.so.*"), *root.glob("usr/lib64/ld-linux*.so.*")]
     if not found:
-        raise ServerUnavailable(f"no loader in {root}: remove that folder and try again")
+        raise ServerUnavailable(DOWNLOAD(f"no loader in {root}: remove that folder and try again"))
     libraries = ":".join(str(folder) for folder in sorted(root.glob("usr/lib/*-linux-gnu*")))
     return [found[0], "--library-path", libraries]
 
@@ -89,7 +90,9 @@ def _fill(root: Path, package: str, suite: str) -> None:
             strict=True,
         ):
             if hashlib.sha256(data).hexdigest() != index[name]["SHA256"]:
-                raise ServerUnavailable(f"{name} of Debian {suite} came damaged: try again")
+                raise ServerUnavailable(
+                    DOWNLOAD(f"{name} of Debian {suite} came damaged: try again")
+                )
             with tempfile.NamedTemporaryFile(suffix=".deb") as deb:
                 deb.write(data)
                 deb.flush()
@@ -104,7 +107,7 @@ def _index(suite: str) -> tuple[str, dict[str, Package]]:
             return mirror, _packages(mirror, suite)
         except (OSError, ServerUnavailable) as error:
             problem = error
-    raise ServerUnavailable(f"none of apt's mirrors gives Debian {suite}: {problem}")
+    raise ServerUnavailable(DOWNLOAD(f"none of apt's mirrors gives Debian {suite}: {problem}"))
 
 
 def _mirrors() -> list[str]:
@@ -127,11 +130,13 @@ def _packages(mirror: str, suite: str) -> dict[str, Package]:
         if len(line.split()) == 3
     }
     if path not in sums:
-        raise ServerUnavailable(f"{mirror} has no {path} of Debian {suite}")
+        raise ServerUnavailable(DOWNLOAD(f"{mirror} has no {path} of Debian {suite}"))
     data = _fetch(f"{mirror}/dists/{suite}/{path}")
     if hashlib.sha256(data).hexdigest() != sums[path]:
         raise ServerUnavailable(
-            f"the index of Debian {suite} at {mirror} changed while it was read: try again"
+            DOWNLOAD(
+                f"the index of Debian {suite} at {mirror} changed while it was read: try again"
+            )
         )
     return _parsed(lzma.decompress(data).decode())
 
@@ -141,7 +146,7 @@ def _signed(text: bytes, suite: str) -> str:
     keyring = next((path for path in _KEYRINGS if Path(path).exists()), None)
     if keyring is None:
         raise ServerUnavailable(
-            "Debian's signatures cannot be checked here: install debian-archive-keyring"
+            DOWNLOAD("Debian's signatures cannot be checked here: install debian-archive-keyring")
         )
     with tempfile.NamedTemporaryFile() as file:
         file.write(text)
@@ -170,7 +175,7 @@ def _parsed(text: str) -> dict[str, Package]:
 def _closure(package: str, index: dict[str, Package]) -> list[str]:
     """*package* and what it needs, the first of each list of alternatives."""
     if package not in index:
-        raise ServerUnavailable(f"Debian's index has no package {package}")
+        raise ServerUnavailable(DOWNLOAD(f"Debian's index has no package {package}"))
     wanted = [package]
     for name in wanted:
         fields = index[name]
@@ -192,15 +197,15 @@ def _fetch(url: str) -> bytes:
             data: bytes = answer.read()
             return data
     except urllib.error.HTTPError as error:
-        raise ServerUnavailable(f"{url}: {error}") from None
+        raise ServerUnavailable(DOWNLOAD(f"{url}: {error}")) from None
 
 
 def _run(command: list[str], what: str | None = None) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     except OSError as error:
-        raise ServerUnavailable(f"{command[0]} does not run: {error}") from None
+        raise ServerUnavailable(DOWNLOAD(f"{command[0]} does not run: {error}")) from None
     if done.returncode != 0:
         said = " ".join(done.stderr.split()[-20:])
-        raise ServerUnavailable(f"{what or command[0]} failed: {said}")
+        raise ServerUnavailable(DOWNLOAD(f"{what or command[0]} failed: {said}"))
     return done.stdout

@@ -6,15 +6,15 @@ from unbroken.errors import UnbrokenError
 
 
 class ServerError(UnbrokenError):
-    """A server for tests did not do what it was asked; ``code`` is its own (MySQL errno, SQLSTATE)
-    where it gave one.
+    """A server for tests did not do what it was asked; ``number`` is its own (MySQL errno,
+    SQLSTATE) where it gave one.
     """
 
-    code: int | str | None = None
+    number: int | str | None = None
 
-    def __init__(self, message: str, code: int | str | None = None) -> None:
+    def __init__(self, message: str, number: int | str | None = None) -> None:
         super().__init__(message)
-        self.code = code
+        self.number = number
 
 
 class ServerUnavailable(ServerError):  # noqa: N818 - says what it is, in the field's words

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from unbroken_drill.messages import FOLDER
 from unbroken_drill.servers import processes
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
 
@@ -43,7 +44,9 @@ def free_port(host: str) -> int:
             with contextlib.suppress(OSError):
                 probe.bind((host, port))
                 return port
-    raise ServerError(f"no free port on {host} among 200 tried between {_PORTS[0]} and {_PORTS[1]}")
+    raise ServerError(
+        FOLDER(f"no free port on {host} among 200 tried between {_PORTS[0]} and {_PORTS[1]}")
+    )
 
 
 def base_folder() -> Path:
@@ -60,8 +63,10 @@ def base_folder() -> Path:
         ):
             return folder
     raise ServerUnavailable(
-        f"user {user.pw_name if user else ''} may enter neither TMPDIR nor /tmp: set TMPDIR to a"
-        " folder that it may"
+        FOLDER(
+            f"user {user.pw_name if user else ''} may enter neither TMPDIR nor /tmp: set TMPDIR to"
+            " a folder that it may"
+        )
     )
 
 
@@ -108,7 +113,7 @@ def cache_folder() -> Path:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise ServerUnavailable(
-            f"{folder} is not ours alone: remove it, or set TMPDIR to a private folder"
+            FOLDER(f"{folder} is not ours alone: remove it, or set TMPDIR to a private folder")
         )
     return folder
 

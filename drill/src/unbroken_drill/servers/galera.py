@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from unbroken_drill.messages import SERVER_NOT_HERE
 from unbroken_drill.servers import folders, processes
 from unbroken_drill.servers.base import Value
 from unbroken_drill.servers.cluster import Cluster, wait_until
@@ -73,8 +74,10 @@ def provider() -> Path:
             return Path(place)
     where = f"UNBROKEN_GALERA={named}" if named else "here"
     raise ServerUnavailable(
-        f"no libgalera_smm.so {where}: install galera-4 (apt-get, dnf), or set UNBROKEN_GALERA to"
-        " its path"
+        SERVER_NOT_HERE(
+            f"no libgalera_smm.so {where}: install galera-4 (apt-get, dnf), or set UNBROKEN_GALERA"
+            " to its path"
+        )
     )
 
 
@@ -89,7 +92,9 @@ def shim() -> Path:
         if not made.exists():
             compiler = shutil.which("cc") or shutil.which("gcc")
             if compiler is None:
-                raise ServerUnavailable("Galera needs a C compiler on this kernel: install gcc")
+                raise ServerUnavailable(
+                    SERVER_NOT_HERE("Galera needs a C compiler on this kernel: install gcc")
+                )
             source, draft = made.with_suffix(".c"), made.with_suffix(".draft")
             source.write_text(_SHIM)
             subprocess.run([compiler, "-shared", "-fPIC", "-o", draft, source], check=True)

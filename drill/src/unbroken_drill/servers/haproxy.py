@@ -10,6 +10,7 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import ClassVar, NamedTuple
 
+from unbroken_drill.messages import SERVER_CANNOT, SERVER_NOT_HERE, SERVER_REFUSED, SERVER_STATE
 from unbroken_drill.servers import checks, debian, folders
 from unbroken_drill.servers.base import Server, Session, Value
 from unbroken_drill.servers.cluster import Cluster, wait_until
@@ -101,10 +102,12 @@ class HAProxy(Server):
     def find(cls, *, tls: bool = False) -> Path:
         """The ``haproxy`` to run, or where :meth:`fetch` will put it."""
         if tls:
-            raise ServerUnavailable("HAProxy passes TLS through: ask the servers behind it for it")
+            raise ServerUnavailable(
+                SERVER_CANNOT("HAProxy passes TLS through: ask the servers behind it for it")
+            )
         named = os.environ.get("UNBROKEN_HAPROXY")
         if named and not os.access(named, os.X_OK):
-            raise ServerUnavailable(f"UNBROKEN_HAPROXY={named}: no program there")
+            raise ServerUnavailable(SERVER_NOT_HERE(f"UNBROKEN_HAPROXY={named}: no program there"))
         found = (
             named
             or shutil.which("haproxy")
@@ -115,8 +118,10 @@ class HAProxy(Server):
         root = debian.unpacked(_PACKAGE, _SUITE, _PROGRAM)
         if root is None and debian.missing_tools():
             raise ServerUnavailable(
-                "no haproxy here: install haproxy (apt-get, dnf, brew), or set UNBROKEN_HAPROXY to"
-                " its path"
+                SERVER_NOT_HERE(
+                    "no haproxy here: install haproxy (apt-get, dnf, brew), or set UNBROKEN_HAPROXY"
+                    " to its path"
+                )
             )
         return (root or folders.cache_folder() / f"debian-{_SUITE}-{_PACKAGE}") / _PROGRAM
 
@@ -165,7 +170,7 @@ class HAProxy(Server):
 
     def _name_of(self, server: Server) -> str:
         if server not in self.servers:
-            raise ServerError(f"{server!r} is not behind {self!r}")
+            raise ServerError(SERVER_STATE(f"{server!r} is not behind {self!r}"))
         return f"s{self.servers.index(server)}"
 
     def _welcome(self) -> None:
@@ -177,7 +182,7 @@ class HAProxy(Server):
             stream.send(sql.encode() + b"\n")
             text = stream.rest().decode(errors="replace")
         if text.startswith(("Unknown command", "No such", "Permission denied", "Require")):
-            raise ServerError(text.splitlines()[0])
+            raise ServerError(SERVER_REFUSED(text.splitlines()[0]))
         return [tuple(line.split()) for line in text.splitlines() if line]
 
     # ---- where it sends its clients
@@ -208,7 +213,9 @@ class HAProxy(Server):
         leads elsewhere now.
         """
         if self.follow:
-            raise ServerError(f"{self!r} follows the server that takes writes: say follow=False")
+            raise ServerError(
+                SERVER_STATE(f"{self!r} follows the server that takes writes: say follow=False")
+            )
         self._to = to
         self._state(to, "ready")
         for server in self.servers:
@@ -262,10 +269,12 @@ class HAProxy(Server):
         return bool(self._query(f"shutdown session {number:#x}", None, 30.0) or True)
 
     def _apply(self, options: Mapping[str, Value]) -> None:
-        raise ServerError(f"HAProxy reads {', '.join(options)} at its start: restart() it")
+        raise ServerError(
+            SERVER_STATE(f"HAProxy reads {', '.join(options)} at its start: restart() it")
+        )
 
     def _present(self, name: str) -> Value:
         return {**_SETTINGS, **self.options}.get(name, "")
 
     def _socket_query(self, driver: str | None) -> dict[str, str]:  # noqa: ARG002 - as the base has it
-        raise ServerError("HAProxy listens on TCP alone")
+        raise ServerError(SERVER_CANNOT("HAProxy listens on TCP alone"))

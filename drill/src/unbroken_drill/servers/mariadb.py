@@ -10,6 +10,7 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any, ClassVar
 
+from unbroken_drill.messages import SERVER_LATE, SERVER_NOT_HERE, SERVER_STATE
 from unbroken_drill.servers import certificates, folders, processes
 from unbroken_drill.servers.base import CHECKER, Server, Session, Value
 from unbroken_drill.servers.cluster import wait_until
@@ -99,11 +100,13 @@ class MariaDB(Server):
         )
         if found is None:
             raise ServerUnavailable(
-                "no mariadbd here: install mariadb-server (apt-get, dnf, brew), or set"
-                " UNBROKEN_MARIADBD to its path"
+                SERVER_NOT_HERE(
+                    "no mariadbd here: install mariadb-server (apt-get, dnf, brew), or set"
+                    " UNBROKEN_MARIADBD to its path"
+                )
             )
         if not os.access(found, os.X_OK):
-            raise ServerUnavailable(f"UNBROKEN_MARIADBD={named}: no program there")
+            raise ServerUnavailable(SERVER_NOT_HERE(f"UNBROKEN_MARIADBD={named}: no program there"))
         if tls:
             certificates.require()
         return Path(found).resolve()
@@ -133,7 +136,10 @@ class MariaDB(Server):
         )
         if tool is None:
             raise ServerUnavailable(
-                f"no mariadb-install-db beside {self.binary} nor in PATH: install mariadb-server"
+                SERVER_NOT_HERE(
+                    f"no mariadb-install-db beside {self.binary} nor in PATH: install"
+                    " mariadb-server"
+                )
             )
         flags = [
             "--no-defaults",
@@ -211,7 +217,7 @@ class MariaDB(Server):
         try:
             self._query(f"KILL {number}", None, 30.0)
         except ServerError as error:
-            if error.code != _NO_SUCH_THREAD:
+            if error.number != _NO_SUCH_THREAD:
                 raise
             return False
         return True
@@ -240,7 +246,9 @@ class MariaDB(Server):
         *synchronous*: from now on a COMMIT is answered only after a replica has it too.
         """
         if not self.replicated:
-            raise ServerError(f"{self!r} keeps no log of its changes: say replicated=True")
+            raise ServerError(
+                SERVER_STATE(f"{self!r} keeps no log of its changes: say replicated=True")
+            )
         made = type(self)(
             dict(self.options), replicated=True, user=self.user, password=self.password,
             database=self.database, host=self.host, tls=self.tls, binary=self.binary,
@@ -281,7 +289,9 @@ class MariaDB(Server):
         asked = f"SELECT MASTER_GTID_WAIT('{where}', {timeout})"
         if self._query(asked, None, timeout + 5.0) != [("0",)]:
             said = self._query("SHOW SLAVE STATUS", None, 30.0)
-            raise ServerError(f"{self!r} is not at {where} after {timeout:g} s: {said}")
+            raise ServerError(
+                SERVER_LATE(f"{self!r} is not at {where} after {timeout:g} s: {said}")
+            )
 
     @property
     def is_read_only(self) -> bool:
@@ -302,14 +312,14 @@ class MariaDB(Server):
                 self._query(change, None, 30.0)
                 return
             except ServerError as error:
-                if error.code != _LOCK_WAIT_TIMEOUT or time.monotonic() > deadline:
+                if error.number != _LOCK_WAIT_TIMEOUT or time.monotonic() > deadline:
                     raise
                 self.kill_sessions()
 
     def promote(self, timeout: float = 30.0) -> None:
         """Make this replica a primary: it applies all that it has received, then takes writes."""
         if self.upstream is None:
-            raise ServerError(f"{self!r} is no replica")
+            raise ServerError(SERVER_STATE(f"{self!r} is no replica"))
         self._query("STOP SLAVE IO_THREAD", None, timeout)
         wait_until(self._has_applied_all, f"the promotion of {self!r}", timeout)
         self._query("STOP SLAVE; RESET SLAVE ALL", None, timeout)

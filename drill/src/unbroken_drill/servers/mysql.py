@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
+from unbroken_drill.messages import SERVER_CANNOT, SERVER_NOT_HERE
 from unbroken_drill.servers import certificates, debian, folders, processes
 from unbroken_drill.servers.base import Value
 from unbroken_drill.servers.errors import ServerUnavailable
@@ -57,7 +58,9 @@ class MySQL(MariaDB):
         named = os.environ.get("UNBROKEN_MYSQLD")
         if named:
             if not os.access(named, os.X_OK):
-                raise ServerUnavailable(f"UNBROKEN_MYSQLD={named}: no program there")
+                raise ServerUnavailable(
+                    SERVER_NOT_HERE(f"UNBROKEN_MYSQLD={named}: no program there")
+                )
             return Path(named).resolve()
         for place in (shutil.which("mysqld"), shutil.which("mysqld", path=os.pathsep.join(PLACES))):
             if place is not None and "MariaDB" not in _version(place):
@@ -65,8 +68,10 @@ class MySQL(MariaDB):
         root = debian.unpacked(_PACKAGE, _SUITE, _PROGRAM)
         if root is None and debian.missing_tools():
             raise ServerUnavailable(
-                "no MySQL here: install mysql-server (dnf, brew), or set UNBROKEN_MYSQLD to the"
-                " path of mysqld"
+                SERVER_NOT_HERE(
+                    "no MySQL here: install mysql-server (dnf, brew), or set UNBROKEN_MYSQLD to the"
+                    " path of mysqld"
+                )
             )
         return (root or folders.cache_folder() / f"debian-{_SUITE}-{_PACKAGE}") / _PROGRAM
 
@@ -95,7 +100,9 @@ class MySQL(MariaDB):
 
     def _prepare(self, folder: Path) -> None:
         if self.replicated:
-            raise ServerUnavailable("replication is brought up with MariaDB alone here")
+            raise ServerUnavailable(
+                SERVER_CANNOT("replication is brought up with MariaDB alone here")
+            )
         if not self.binary.exists():
             self.fetch()
         user = processes.server_user()

@@ -13,6 +13,7 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import ClassVar, Literal
 
+from unbroken_drill.messages import SERVER_CANNOT, SERVER_LATE, SERVER_NOT_HERE
 from unbroken_drill.servers import certificates, folders
 from unbroken_drill.servers.base import Server, Session, Value
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
@@ -81,8 +82,10 @@ class PgBouncer(Server):
         )
         if found is None or not os.access(found, os.X_OK):
             raise ServerUnavailable(
-                "no pgbouncer here: install pgbouncer (apt-get, dnf, brew), or set"
-                " UNBROKEN_PGBOUNCER to its path"
+                SERVER_NOT_HERE(
+                    "no pgbouncer here: install pgbouncer (apt-get, dnf, brew), or set"
+                    " UNBROKEN_PGBOUNCER to its path"
+                )
             )
         if tls:
             certificates.require()
@@ -146,7 +149,9 @@ class PgBouncer(Server):
             except subprocess.TimeoutExpired:
                 self.kill()
                 raise ServerError(
-                    f"{self!r} did not end within {timeout} s of being asked, so it was killed"
+                    SERVER_LATE(
+                        f"{self!r} did not end within {timeout} s of being asked, so it was killed"
+                    )
                 ) from None
         self._ended()
 
@@ -177,7 +182,9 @@ class PgBouncer(Server):
         return count
 
     def _kill_session(self, number: int) -> bool:
-        raise ServerError(f"PgBouncer cannot drop client {number:#x} alone: use kill_sessions()")
+        raise ServerError(
+            SERVER_CANNOT(f"PgBouncer cannot drop client {number:#x} alone: use kill_sessions()")
+        )
 
     def _apply(self, options: Mapping[str, Value]) -> None:
         for name, value in options.items():

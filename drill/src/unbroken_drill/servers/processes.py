@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from unbroken_drill.messages import FOLDER, SERVER_LATE, SERVER_NOT_HERE, SERVER_NOT_STARTED
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
 
 #: Users that exist on most systems and own nothing of value.
@@ -35,7 +36,9 @@ def server_user() -> pwd.struct_passwd | None:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
     raise ServerUnavailable(
-        "servers do not run as root and there is no user nobody here: run as an ordinary user"
+        FOLDER(
+            "servers do not run as root and there is no user nobody here: run as an ordinary user"
+        )
     )
 
 
@@ -93,10 +96,12 @@ def run(command: Sequence[str | Path], cwd: Path, timeout: float = 120.0) -> str
             **identity(),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ServerUnavailable(f"{command[0]} does not run: {error}") from error
+        raise ServerUnavailable(SERVER_NOT_HERE(f"{command[0]} does not run: {error}")) from error
     if done.returncode != 0:
         said = " / ".join(done.stdout.strip().splitlines()[-3:])
-        raise ServerUnavailable(f"{command[0]} failed with status {done.returncode}: {said}")
+        raise ServerUnavailable(
+            SERVER_NOT_STARTED(f"{command[0]} failed with status {done.returncode}: {said}")
+        )
     return str(done.stdout)
 
 
@@ -182,7 +187,7 @@ def freeze(pid: int, timeout: float = 5.0) -> list[int]:
         if not moving:  # a parent that stands still makes no more children: these are all
             return list(members)
         if time.monotonic() > deadline:
-            raise ServerError(f"processes {moving} did not stop within {timeout} s")
+            raise ServerError(SERVER_LATE(f"processes {moving} did not stop within {timeout} s"))
         send(moving, signal.SIGSTOP)
         time.sleep(0.0005)
 
@@ -204,5 +209,5 @@ def kill(process: subprocess.Popen[bytes], timeout: float = 10.0) -> None:
         pid for pid, (_, state) in _table().items() if pid in members and state not in "ZX"
     ]:
         if time.monotonic() > deadline:
-            raise ServerError(f"processes {left} did not end within {timeout} s")
+            raise ServerError(SERVER_LATE(f"processes {left} did not end within {timeout} s"))
         time.sleep(0.0005)

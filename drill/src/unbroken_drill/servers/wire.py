@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import struct
 
+from unbroken_drill.messages import SERVER_GONE, SERVER_REFUSED
 from unbroken_drill.servers.errors import ServerError
 
 Rows = list[tuple[str, ...]]
@@ -38,7 +39,7 @@ class Stream:
             self.sock.connect(self.path)
         except OSError as error:
             self.sock.close()
-            raise ServerError(f"nobody answers at {self.path}: {error}") from error
+            raise ServerError(SERVER_GONE(f"nobody answers at {self.path}: {error}")) from error
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -50,11 +51,15 @@ class Stream:
             try:
                 more = self.sock.recv(65536)
             except TimeoutError as error:
-                raise ServerError(f"no answer from {self.path} within {self.timeout} s") from error
+                raise ServerError(
+                    SERVER_GONE(f"no answer from {self.path} within {self.timeout} s")
+                ) from error
             except OSError as error:
-                raise ServerError(f"the server at {self.path} hung up: {error}") from error
+                raise ServerError(
+                    SERVER_GONE(f"the server at {self.path} hung up: {error}")
+                ) from error
             if not more:
-                raise ServerError(f"the server at {self.path} hung up")
+                raise ServerError(SERVER_GONE(f"the server at {self.path} hung up"))
             self._buffer += more
         taken, self._buffer = self._buffer[:size], self._buffer[size:]
         return taken
@@ -66,7 +71,7 @@ class Stream:
             while more := self.sock.recv(65536):
                 found += more
         except OSError as error:
-            raise ServerError(f"no whole answer from {self.path}: {error}") from error
+            raise ServerError(SERVER_GONE(f"no whole answer from {self.path}: {error}")) from error
         return found
 
     def send(self, data: bytes) -> None:
@@ -74,7 +79,7 @@ class Stream:
         try:
             self.sock.sendall(data)
         except OSError as error:
-            raise ServerError(f"the server at {self.path} hung up: {error}") from error
+            raise ServerError(SERVER_GONE(f"the server at {self.path} hung up: {error}")) from error
 
 
 def mysql_query(
@@ -125,7 +130,7 @@ def _mysql_packet(stream: Stream) -> tuple[int, bytes]:
         code = int.from_bytes(body[1:3], "little")
         # '#' and five characters of SQLSTATE precede the text, except before the login
         text = body[9:] if body[3:4] == b"#" else body[3:]
-        raise ServerError(f"({code}) {text.decode(errors='replace')}", code)
+        raise ServerError(SERVER_REFUSED(f"({code}) {text.decode(errors='replace')}"), code)
     return head[3], body
 
 
@@ -204,11 +209,15 @@ def _postgres_answer(stream: Stream) -> Rows:
             fields = {
                 part[:1]: part[1:].decode(errors="replace") for part in body.split(b"\0") if part
             }
-            error = ServerError(f"({fields.get(b'C')}) {fields.get(b'M')}", fields.get(b"C"))
+            error = ServerError(
+                SERVER_REFUSED(f"({fields.get(b'C')}) {fields.get(b'M')}"), fields.get(b"C")
+            )
             if fields.get(b"V") in ("FATAL", "PANIC"):
                 raise error
         elif kind == b"R" and body[:4] != b"\0\0\0\0":
-            raise ServerError(f"the server at {stream.path} asks its administrator for a password")
+            raise ServerError(
+                SERVER_REFUSED(f"the server at {stream.path} asks its administrator for a password")
+            )
 
 
 def _postgres_row(body: bytes) -> tuple[str, ...]:

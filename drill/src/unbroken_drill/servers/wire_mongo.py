@@ -11,6 +11,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+from unbroken_drill.messages import SERVER_REFUSED
 from unbroken_drill.servers.errors import ServerError
 from unbroken_drill.servers.wire import Stream
 
@@ -29,7 +30,9 @@ def mongo_command(
         (size,) = struct.unpack("<i", stream.exactly(4))
         answer, _ = decode(stream.exactly(size - 4)[12 + 5 :], 0)
     if not answer.get("ok"):
-        raise ServerError(f"({answer.get('code')}) {answer.get('errmsg')}", answer.get("code"))
+        raise ServerError(
+            SERVER_REFUSED(f"({answer.get('code')}) {answer.get('errmsg')}"), answer.get("code")
+        )
     return answer
 
 
@@ -99,5 +102,7 @@ def _decoded(kind: int, data: bytes, at: int) -> tuple[Any, int]:
     if kind in _SIZES:
         return data[at : at + _SIZES[kind]], at + _SIZES[kind]
     raise ServerError(
-        f"the server's answer holds a value of kind {kind:#x}, which is not understood here"
+        SERVER_REFUSED(
+            f"the server's answer holds a value of kind {kind:#x}, which is not understood here"
+        )
     )

@@ -22,9 +22,9 @@ from unbroken.integrations.django.held import is_open as has_cursor
 from unbroken.integrations.django.statements import text_of
 from unbroken.ledger.heal import Lost, Past, Ruling, may_forget_commit, may_run_again
 from unbroken.ledger.residue import VAGUE
+from unbroken.messages.data import SESSION_LOST
 from unbroken.pool.heal import (
     ATTEMPTS,
-    HINT,
     Losses,
     curable,
     forget,
@@ -34,6 +34,7 @@ from unbroken.pool.heal import (
     lost_at,
     note,
     objection,
+    say_why_not,
 )
 from unbroken.pool.steps import run
 
@@ -102,7 +103,7 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
                 except _OwnAffair:
                     raise exc from exc.__cause__
                 except (_Refused, Error, UnbrokenError) as why:
-                    exc.add_note(f"unbroken did not run this statement again: {why}; {HINT}")
+                    say_why_not(exc, why)
                     raise exc from exc.__cause__
                 finally:
                     self._met = None
@@ -262,7 +263,9 @@ def _tell(db: Any, held: Held, past: Past, sql: str | bytes | None) -> None:
         raise translated(
             held.state.error(
                 ConnectionLostError,
-                "the session that could answer this was lost, and another has taken its place",
+                SESSION_LOST(
+                    "the session that could answer this was lost, and another has taken its place"
+                ),
             )
         )
     past.sent(sql, is_open(held, past, lambda: bool(db.autocommit)))

@@ -8,6 +8,7 @@ from typing import Any
 from unbroken.drivers._takes import refuse_strays, takes
 from unbroken.errors import ConfigurationError
 from unbroken.hints import shown
+from unbroken.messages.configuration import BAD_SETTING, SETTING_MISPLACED
 
 #: What Django's backends read in OPTIONS themselves, and we.
 _READ = {
@@ -33,10 +34,10 @@ def check(alias: Mapping[str, Any]) -> None:
     """
     options = alias["OPTIONS"]
     if not isinstance(options, Mapping):
-        raise ConfigurationError(f"OPTIONS={shown(options)} must be a dictionary")
+        raise ConfigurationError(BAD_SETTING(f"OPTIONS={shown(options)} must be a dictionary"))
     for name in alias:
         if isinstance(name, str) and name.lower() == "unbroken":
-            raise ConfigurationError(f"{name!r} stands beside OPTIONS. {_HOW}")
+            raise ConfigurationError(SETTING_MISPLACED(f"{name!r} stands beside OPTIONS. {_HOW}"))
     engine = str(alias.get("ENGINE", ""))
     for vendor, drivers in _DRIVERS.items():
         if vendor in engine:

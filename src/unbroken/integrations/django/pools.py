@@ -15,6 +15,7 @@ from unbroken.drivers._mysql_reset import sets_nothing_else
 from unbroken.errors import ConfigurationError
 from unbroken.hints import shown
 from unbroken.integrations.django import names, where
+from unbroken.messages.configuration import BAD_SETTING
 from unbroken.pool.arguments import by_our_names
 from unbroken.pool.state import PoolState, state_of
 from unbroken.settings import Settings
@@ -108,8 +109,10 @@ def settings_of(settings_dict: dict[str, Any]) -> Settings:
     given = settings_dict["OPTIONS"].get("unbroken") or {}
     if not isinstance(given, dict):
         raise ConfigurationError(
-            f'OPTIONS["unbroken"]={shown(given)} must be a dictionary of settings, such as'
-            ' {"max_size": 5}'
+            BAD_SETTING(
+                f'OPTIONS["unbroken"]={shown(given)} must be a dictionary of settings, such as'
+                ' {"max_size": 5}'
+            )
         )
     age = settings_dict.get("CONN_MAX_AGE")
     chosen = _chosen(settings_dict)
@@ -117,7 +120,7 @@ def settings_of(settings_dict: dict[str, Any]) -> Settings:
         return Settings.of(**chosen)
     if isinstance(age, bool) or not isinstance(age, (int, float)) or not 0 < age < math.inf:
         raise ConfigurationError(
-            f"CONN_MAX_AGE={shown(age)} must be a number of seconds, 0 or None"
+            BAD_SETTING(f"CONN_MAX_AGE={shown(age)} must be a number of seconds, 0 or None")
         )
     return Settings.of(**chosen, max_age=float(age))
 

@@ -172,13 +172,18 @@ class Transactions(Healing):
         fail.
         """
         self._switching = True
+        held = self._held
+        may_go = autocommit == self.settings_dict["AUTOCOMMIT"] and self._settled
+        is_gone = may_go and held is not None and bool(held.outlives_time())
         try:
-            with self._bounded("rollback"):
-                super()._set_autocommit(autocommit)
+            if not is_gone:
+                with self._bounded("rollback"):
+                    super()._set_autocommit(autocommit)
         except DatabaseError:
-            usual = autocommit == self.settings_dict["AUTOCOMMIT"]
-            if not (usual and self._settled and self._held is not None and self._held.is_dead):
+            if not (may_go and held is not None and held.is_dead):
                 raise
+            is_gone = True
+        if is_gone:
             self._give_back()
             self.connection = None
         self._switched(autocommit)
@@ -210,8 +215,9 @@ class Transactions(Healing):
         held.rest()
 
     def _rollback(self) -> None:
-        with self._bounded("rollback"):
-            super()._rollback()
+        if self._held is None or not self._held.outlives_time():
+            with self._bounded("rollback"):
+                super()._rollback()
         self._settled, self._undoing, self._due = True, False, None
         if self._held is not None:
             self._held.rest()

@@ -19,6 +19,7 @@ from unbroken.integrations.django.held import Held, with_this_thread
 from unbroken.integrations.django.statements import Noticing, is_foreign
 from unbroken.integrations.django.transactions import Transactions
 from unbroken.ledger.residue import Left
+from unbroken.messages.data import TRANSACTION_LOST
 
 
 class Cursor(Noticing, CursorWrapper):  # type: ignore[misc] # Django has no types
@@ -250,8 +251,10 @@ class Pooled(Transactions):
             why = held.entry.words or (held.entry.cause or fault.kind).value
             self.rollback_exc = exc  # what Django refuses from here on is refused because of that
             exc.add_note(
-                f"unbroken: the connection was lost inside atomic ({why}); its work is undone, and"
-                " the next block gets another connection"
+                TRANSACTION_LOST(
+                    f"unbroken: the connection was lost inside atomic ({why}); its work is undone,"
+                    " and the next block gets another connection"
+                )
             )
         return shown
 

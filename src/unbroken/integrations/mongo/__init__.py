@@ -8,11 +8,14 @@ from __future__ import annotations
 import pymongo
 
 from unbroken.errors import DriverNotInstalledError
+from unbroken.messages.configuration import NOT_INSTALLED
 
 if pymongo.version_tuple < (4, 9):
     raise DriverNotInstalledError(
-        f"unbroken.mongo needs PyMongo 4.9 or newer, and {pymongo.version} is installed: pip"
-        " install -U pymongo"
+        NOT_INSTALLED(
+            f"unbroken.mongo needs PyMongo 4.9 or newer, and {pymongo.version} is installed: pip"
+            " install -U pymongo"
+        )
     )
 
 from unbroken.integrations.mongo.aio import AsyncMongoClient

@@ -17,6 +17,7 @@ from pymongo import _csot
 
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.mongo import option_names
+from unbroken.messages.configuration import BAD_SETTING
 
 #: Milliseconds. A server that has stopped answering is found out by a heartbeat: two seconds after
 #: its last answer (1 s between heartbeats and 1 s to connect or answer), and every round trip that
@@ -142,7 +143,9 @@ def _checked(name: str, value: Any) -> float:
     known = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not known or math.isnan(value) or value < 0:
         raise ConfigurationError(
-            f"{name}={value!r} must be a number of seconds of at least 0 (math.inf: never fail"
-            " fast)"
+            BAD_SETTING(
+                f"{name}={value!r} must be a number of seconds of at least 0 (math.inf: never fail"
+                " fast)"
+            )
         )
     return float(value)

@@ -19,6 +19,7 @@ from pymongo.errors import ConnectionFailure
 
 from unbroken.errors import DriverNotInstalledError
 from unbroken.integrations.mongo.client import MongoClient
+from unbroken.messages.configuration import NOT_INSTALLED
 
 #: MongoEngine's, and Flask-MongoEngine's.
 DEFAULT_ALIAS = "default"
@@ -148,8 +149,10 @@ def _mongoengine() -> ModuleType:
         import mongoengine
     except ImportError as error:
         raise DriverNotInstalledError(
-            f"MongoEngine cannot be imported ({error}); pip install 'mongoengine>=0.29.1': older"
-            " ones do not know PyMongo 4.9 and newer"
+            NOT_INSTALLED(
+                f"MongoEngine cannot be imported ({error}); pip install 'mongoengine>=0.29.1':"
+                " older ones do not know PyMongo 4.9 and newer"
+            )
         ) from error
     module: ModuleType = mongoengine
     return module

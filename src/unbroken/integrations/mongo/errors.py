@@ -9,6 +9,7 @@ from pymongo.errors import InvalidOperation, ServerSelectionTimeoutError
 from unbroken.errors import NotYoursError, OutageError, WriteUnknownError, for_driver
 from unbroken.ledger import scope
 from unbroken.ledger.verdicts import Fate
+from unbroken.messages.data import WRITE_UNKNOWN
 
 
 def outage_error(message: str, retry_after: float) -> OutageError:
@@ -40,8 +41,10 @@ def write_unknown(error: Any) -> WriteUnknownError:
     told = for_driver(
         WriteUnknownError,
         ServerSelectionTimeoutError if is_away else type(error),
-        f"{error}; the write was sent and its answer was lost: it may be stored, so look before you"
-        " repeat it",
+        WRITE_UNKNOWN(
+            f"{error}; the write was sent and its answer was lost: it may be stored, so look before"
+            " you repeat it"
+        ),
         fate=Fate.UNKNOWN,
     )
     told.__dict__.update(error.__dict__)

@@ -26,6 +26,7 @@ from unbroken.errors import OutageError
 from unbroken.integrations.mongo.client_options import Waits
 from unbroken.integrations.mongo.errors import outage_error, own_time_is_up
 from unbroken.integrations.mongo.faults import fault_of
+from unbroken.messages.server import OUTAGE, OUTAGE_ENDED
 
 log = logging.getLogger("unbroken")
 
@@ -78,7 +79,9 @@ class Gate:
             ended = self._note(self.writes, writes, now, lacking)
         self.good = description if writes and reads else None
         if ended is not None:
-            log.warning("%s: a server takes writes again after %.2f s", self.name, ended)
+            log.warning(
+                OUTAGE_ENDED("%s: a server takes writes again after %.2f s"), self.name, ended
+            )
 
     def _note(
         self,
@@ -104,7 +107,7 @@ class Gate:
             if outage.failed(self, began, now, lacking, self._random) and outage is self.writes:
                 self.outages += 1
                 does = "answers" if self.reads.active else "takes writes"
-                log.warning("%s: no server %s: %s", self.name, does, lacking.text)
+                log.warning(OUTAGE("%s: no server %s: %s"), self.name, does, lacking.text)
         return None
 
     # -- one caller's wait
@@ -220,8 +223,10 @@ class Gate:
         if outage is self.writes and self.waits.election:
             waits += f"; for {self.waits.election:g} s more where a set elects"
         return outage_error(
-            f"no {what} at {self.name}, for {outage.age(now):.1f} s now{because} ({waits};"
-            " outage_wait= says how long)",
+            OUTAGE(
+                f"no {what} at {self.name}, for {outage.age(now):.1f} s now{because} ({waits};"
+                " outage_wait= says how long)"
+            ),
             retry_after=1.0,
         )
 

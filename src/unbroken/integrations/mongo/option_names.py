@@ -9,6 +9,7 @@ from pymongo.errors import ConfigurationError as TheirConfigurationError
 
 from unbroken.errors import ConfigurationError, for_driver
 from unbroken.hints import nearest, shown, word_of_others
+from unbroken.messages.configuration import UNKNOWN_OPTION
 from unbroken.settings import Settings
 
 #: The options of our own.
@@ -89,8 +90,10 @@ def _word(name: str) -> str | None:
 
 
 def _refused(text: str) -> ConfigurationError:
-    error: ConfigurationError = for_driver(ConfigurationError, TheirConfigurationError, text)
-    error.__dict__.update(TheirConfigurationError(text).__dict__)
+    error: ConfigurationError = for_driver(
+        ConfigurationError, TheirConfigurationError, UNKNOWN_OPTION(text)
+    )
+    error.__dict__.update(TheirConfigurationError(str(error)).__dict__)
     return error
 
 

@@ -13,6 +13,8 @@ import sys
 import warnings
 from typing import Any
 
+from unbroken.messages.processes import MONGO_BEFORE_FORK
+
 
 def is_master() -> bool:
     """Whether this is uWSGI's master (or an app that it loads before it has workers)."""
@@ -91,9 +93,12 @@ def forget_threads(body: Any) -> None:
 def warn_in_master() -> None:
     """Say once, in uWSGI's master, what a call before the fork means, and what to do."""
     warnings.warn(
-        "MongoDB was called in uWSGI's master, before it forks its workers. It works, and each call"
-        " here makes a connection of its own and no thread; better make no call at import (creating"
-        " the client is fine), or have uWSGI load the app in each worker (lazy-apps = true)",
+        MONGO_BEFORE_FORK(
+            "MongoDB was called in uWSGI's master, before it forks its workers. It works, and each"
+            " call here makes a connection of its own and no thread; better make no call at import"
+            " (creating the client is fine), or have uWSGI load the app in each worker (lazy-apps ="
+            " true)"
+        ),
         RuntimeWarning,
         stacklevel=5,
     )
@@ -102,11 +107,13 @@ def warn_in_master() -> None:
 def warn_of_fork(parent: int) -> None:
     """Say once, in a forked child, what using a client before a fork means, and what to do."""
     warnings.warn(
-        f"MongoClient opened before fork: it was used in process {parent} before process"
-        f" {os.getpid()} was forked from it. It works in both, with connections of its own in each;"
-        " but threads that run at a fork are a risk: make no call to MongoDB before the fork"
-        " (creating the client is fine), or have uWSGI load the app in each worker (lazy-apps ="
-        " true)",
+        MONGO_BEFORE_FORK(
+            f"MongoClient opened before fork: it was used in process {parent} before process"
+            f" {os.getpid()} was forked from it. It works in both, with connections of its own in"
+            " each; but threads that run at a fork are a risk: make no call to MongoDB before the"
+            " fork (creating the client is fine), or have uWSGI load the app in each worker"
+            " (lazy-apps = true)"
+        ),
         RuntimeWarning,
         stacklevel=5,
     )

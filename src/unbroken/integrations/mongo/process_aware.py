@@ -24,6 +24,8 @@ from unbroken.integrations.mongo import client_options
 from unbroken.integrations.mongo.errors import not_yours
 from unbroken.integrations.mongo.per_process import Current, PerProcess, UnopenedTopology, origin_of
 from unbroken.integrations.mongo.prefork import forget_threads, warn_in_master, warn_of_fork
+from unbroken.messages.integrations import MONGO_OTHER_PROCESS
+from unbroken.messages.processes import NOT_FOR_ANOTHER_PROCESS
 
 if TYPE_CHECKING:
     from pymongo.driver_info import DriverInfo
@@ -216,8 +218,10 @@ class ProcessAware:
             else "another event loop"
         )
         raise not_yours(
-            "this session (or the cursor, transaction or change stream that uses it) was begun in"
-            f" {where}, and stays there: begin another here"
+            MONGO_OTHER_PROCESS(
+                "this session (or the cursor, transaction or change stream that uses it) was begun"
+                f" in {where}, and stays there: begin another here"
+            )
         )
 
     def _close_cursor_soon(self, *args: Any, **kwargs: Any) -> None:
@@ -249,8 +253,10 @@ class ProcessAware:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"{type(self).__name__} cannot be pickled or copied: each process makes its own; pass"
-            " its URI instead"
+            NOT_FOR_ANOTHER_PROCESS(
+                f"{type(self).__name__} cannot be pickled or copied: each process makes its own;"
+                " pass its URI instead"
+            )
         )
 
 

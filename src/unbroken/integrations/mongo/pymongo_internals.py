@@ -11,6 +11,7 @@ from typing import Any
 import pymongo
 
 from unbroken.errors import ConfigurationError
+from unbroken.messages.integrations import PYMONGO_UNKNOWN
 
 #: Methods that are overridden, and what each is overridden for.
 SEAMS = {
@@ -35,6 +36,8 @@ def check(*kinds: type[Any]) -> None:
         missing = [name for name in SEAMS if not hasattr(kind, name)]
         if missing:
             raise ConfigurationError(
-                f"PyMongo {pymongo.version} has no {kind.__name__}.{missing[0]}; unbroken.mongo"
-                " knows PyMongo 4.9 to 4.20: install one of these, or a newer unbroken"
+                PYMONGO_UNKNOWN(
+                    f"PyMongo {pymongo.version} has no {kind.__name__}.{missing[0]}; unbroken.mongo"
+                    " knows PyMongo 4.9 to 4.20: install one of these, or a newer unbroken"
+                )
             )

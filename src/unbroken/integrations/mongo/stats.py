@@ -11,6 +11,7 @@ from unbroken.brain.stats import Stats
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.mongo.per_process import Current, PerProcess
 from unbroken.integrations.mongo.process_aware import ProcessAware
+from unbroken.messages.integrations import MONGO_CLIENT_NOT_OURS
 
 
 def stats(client: Any) -> Stats:
@@ -25,8 +26,10 @@ def stats(client: Any) -> Stats:
     """
     if not isinstance(client, ProcessAware):
         raise ConfigurationError(
-            f"{type(client).__name__} is no unbroken.mongo.MongoClient or AsyncMongoClient; only"
-            " these keep count"
+            MONGO_CLIENT_NOT_OURS(
+                f"{type(client).__name__} is no unbroken.mongo.MongoClient or AsyncMongoClient;"
+                " only these keep count"
+            )
         )
     now = client._present()
     options = client._options.pool_options

@@ -25,6 +25,8 @@ from unbroken.integrations.peewee.poolish import Poolish
 from unbroken.integrations.peewee.slot import Where, caller, refusal
 from unbroken.integrations.peewee.unit import unit
 from unbroken.integrations.peewee.upkeep import log
+from unbroken.messages.data import HELD_REPLACED
+from unbroken.messages.integrations import LAZY_QUERY
 from unbroken.pool.bounds import bounded
 from unbroken.pool.steps import run_async
 from unbroken.settings import Settings
@@ -111,7 +113,7 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
                     raise held.loss()
             held.entry.condemn(*held.owner.explain(held.entry, in_use=True))
             log.warning(
-                "%s: the connection of this task ended; another one takes its place",
+                HELD_REPLACED("%s: the connection of this task ended; another one takes its place"),
                 held.owner.name,
             )
             by_itself = held.by_itself
@@ -137,7 +139,7 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
         state = self._state._current()
         is_free = state.conn is None
         if is_free and self.strict and sql is not None:
-            raise LazyQueryError(refusal(sql, *_last_scope.get()))
+            raise LazyQueryError(LAZY_QUERY(refusal(sql, *_last_scope.get())))
         held = await self.aconnect()
         held.by_itself = is_free or held.by_itself
         held.pins += 1

@@ -27,6 +27,7 @@ from unbroken.integrations.peewee.slot import PerThread, Pin, Shared, Slot, Take
 from unbroken.integrations.peewee.transactions import Transactions
 from unbroken.integrations.peewee.unit import Atomic, unit
 from unbroken.ledger.scope import current, current_token
+from unbroken.messages.data import TRANSACTION_LOST
 from unbroken.pool.arguments import by_our_names
 from unbroken.pool.state import state_of
 from unbroken.settings import Settings
@@ -305,7 +306,7 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
 
     def _lost_error(self, slot: Slot) -> UnbrokenError:
         what = f"this transaction was lost ({slot.lost}); nothing of it is stored"
-        return translated(state_of(self.pool).error(ConnectionLostError, what))
+        return translated(state_of(self.pool).error(ConnectionLostError, TRANSACTION_LOST(what)))
 
     def _give_back(self, slot: Slot, where: Any = None) -> None:
         """Take the connection out of *slot*, whose scope stays, and release it."""

@@ -13,6 +13,8 @@ from playhouse import db_url, mysql_ext, postgres_ext
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.peewee.database import PooledDatabase
 from unbroken.integrations.peewee.where import without_hosts
+from unbroken.messages.configuration import NOT_A_URL
+from unbroken.messages.integrations import PEEWEE_DATABASE
 
 
 class PooledMySQLDatabase(PooledDatabase, peewee.MySQLDatabase):  # type: ignore[misc] # peewee ships no types that we could use
@@ -92,13 +94,17 @@ def connect(url: str, **options: Any) -> Any:
     )
     if name not in (*_SCHEMES, *_ASYNC.values()):
         raise ConfigurationError(
-            f"{scheme}:// is not served by unbroken.peewee; it knows {', '.join(_SCHEMES)}, each"
-            f" with or without +pool, and for asyncio {', '.join(_ASYNC)}"
+            PEEWEE_DATABASE(
+                f"{scheme}:// is not served by unbroken.peewee; it knows {', '.join(_SCHEMES)},"
+                f" each with or without +pool, and for asyncio {', '.join(_ASYNC)}"
+            )
         )
     if not urlsplit(url).path.strip("/") and "database" not in options:
         # playhouse's error would show the URL, with its password
         raise ConfigurationError(
-            f"{scheme}:// without a database's name; write {scheme}://user:password@host/name"
+            NOT_A_URL(
+                f"{scheme}:// without a database's name; write {scheme}://user:password@host/name"
+            )
         )
     url, several = without_hosts(url)
     options = {"unquote_password": True, "unquote_user": True, **several, **options}

@@ -14,6 +14,8 @@ from unbroken.integrations.peewee.heal import tell
 from unbroken.integrations.peewee.result import Result, is_streaming
 from unbroken.integrations.peewee.slot import Pin, Slot, refusal
 from unbroken.ledger.scope import current_token
+from unbroken.messages.integrations import LAZY_QUERY
+from unbroken.messages.processes import PARENTS_CONNECTION
 
 #: Functions whose frames may be left without being at their end.
 _CAN_GO_ON = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -121,12 +123,14 @@ class Executing(peewee.Database):  # type: ignore[misc] # peewee ships no types 
         """May a connection be opened for what is about to run? Raises what says no."""
         if slot.orphan and slot.transactions:
             raise peewee.OperationalError(
-                "this transaction belongs to the parent process; leave its block (or call"
-                " dispose()) before using the database in the child"
+                PARENTS_CONNECTION(
+                    "this transaction belongs to the parent process; leave its block (or call"
+                    " dispose()) before using the database in the child"
+                )
             )
         if slot.held or slot.opening:
             return
         if not self.autoconnect:
             raise peewee.InterfaceError("Error, database connection not opened.")
         if self.strict:
-            raise LazyQueryError(refusal(slot.sql, slot.opened, slot.left))
+            raise LazyQueryError(LAZY_QUERY(refusal(slot.sql, slot.opened, slot.left)))

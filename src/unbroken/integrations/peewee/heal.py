@@ -16,9 +16,9 @@ from unbroken.errors import ConnectionLostError, UnbrokenError
 from unbroken.integrations.peewee.errors import origin, translated
 from unbroken.integrations.peewee.slot import Slot, Taken
 from unbroken.ledger.heal import Past, Ruling, may_forget_commit, may_run_again
+from unbroken.messages.data import SESSION_LOST
 from unbroken.pool.heal import (
     ATTEMPTS,
-    HINT,
     Losses,
     curable,
     forget,
@@ -29,6 +29,7 @@ from unbroken.pool.heal import (
     lost_at,
     note,
     objection,
+    say_why_not,
 )
 from unbroken.pool.state import state_of
 from unbroken.pool.steps import run
@@ -66,14 +67,16 @@ def missed(state: Any) -> UnbrokenError:
     """The error of what only the session knew that was lost."""
     error: UnbrokenError = state.error(
         ConnectionLostError,
-        "the session that could answer this was lost, and another one has taken its place",
+        SESSION_LOST(
+            "the session that could answer this was lost, and another one has taken its place"
+        ),
     )
     return error
 
 
 def refused(exc: BaseException, why: object) -> None:
     """Say on *exc* why its statement was not run again."""
-    exc.add_note(f"unbroken did not run this statement again: {why}; {HINT}")
+    say_why_not(exc, why)
 
 
 class Healing:

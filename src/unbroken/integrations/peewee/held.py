@@ -19,6 +19,7 @@ from unbroken.integrations.peewee.errors import origin, translated
 from unbroken.integrations.peewee.heal import missed, past_for
 from unbroken.integrations.peewee.slot import caller
 from unbroken.ledger.scope import current
+from unbroken.messages.data import TRANSACTION_LOST
 from unbroken.pool.heal import is_open
 from unbroken.pool.steps import run_async
 
@@ -142,7 +143,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
             f"connection of pool {self.owner.name}, taken at {taken}, was lost ({why}) in a"
             " transaction; nothing of it is stored"
         )
-        self.unsent = translated(self.owner.error(ConnectionLostError, what))
+        self.unsent = translated(self.owner.error(ConnectionLostError, TRANSACTION_LOST(what)))
         return self.unsent
 
     async def send(self, sql: str) -> Any:

@@ -11,6 +11,7 @@ import peewee
 from unbroken.integrations.peewee.errors import LazyQueryError
 from unbroken.integrations.peewee.result import Result
 from unbroken.integrations.peewee.slot import place
+from unbroken.messages.integrations import LAZY_QUERY
 
 Lazy = Literal["read", "refuse"]
 
@@ -33,9 +34,11 @@ def whole(value: Any, db: Any, function: Any, lazy: Lazy, depth: int = 3) -> Any
         where = "" if opened is None else f", called at {place(opened)}"
         code = inspect.unwrap(function).__code__
         raise LazyQueryError(
-            f"{function.__qualname__} ({code.co_filename}:{code.co_firstlineno}) returned {unread}"
-            f" unread{where}: its connection is given back first; return a list, or let @db.unit"
-            " read it (lazy='read')"
+            LAZY_QUERY(
+                f"{function.__qualname__} ({code.co_filename}:{code.co_firstlineno}) returned"
+                f" {unread} unread{where}: its connection is given back first; return a list, or"
+                " let @db.unit read it (lazy='read')"
+            )
         )
     return _read(value)
 

@@ -18,7 +18,9 @@ from unbroken.drivers._login import Opener
 from unbroken.drivers._takes import refuse_strays, takes
 from unbroken.errors import ConfigurationError
 from unbroken.hints import shown
-from unbroken.integrations.peewee.where import turned
+from unbroken.integrations.peewee.where import hosts_of, turned
+from unbroken.messages.configuration import BAD_SETTING, NOT_INSTALLED
+from unbroken.messages.integrations import PEEWEE_DATABASE
 from unbroken.pool.arguments import by_our_names
 from unbroken.settings import MOST, Settings
 
@@ -75,13 +77,15 @@ def _number(name: str, value: Any, kind: type[Any]) -> Any:
         found = -1
     if not 0 <= found <= MOST:
         what = "whole number" if kind is int else "number of seconds"
-        raise ConfigurationError(f"{name}={shown(value)} must be a {what} from 0 to {MOST}")
+        raise ConfigurationError(
+            BAD_SETTING(f"{name}={shown(value)} must be a {what} from 0 to {MOST}")
+        )
     return found
 
 
 def check_names(database: Any, options: Mapping[str, Any]) -> None:
     """Raise ConfigurationError for a setting of ours, misspelled, or another pool's word for one,
-    among the *options* that *database* gives to its driver.
+    among the *options* that *database* gives to its driver, and for a port that cannot be.
     """
     kinds = {kind.__name__ for kind in type(database).__mro__}
     drivers = next((all_ for kind, all_ in _DRIVERS.items() if kind in kinds), ())
@@ -93,6 +97,7 @@ def check_names(database: Any, options: Mapping[str, Any]) -> None:
             if name in vars(kind):
                 known.update(inspect.signature(vars(kind)[name]).parameters)
     refuse_strays(options, known, f"{drivers[0]} has no option", _HOW)
+    hosts_of(options, "postgresql" if "PostgresqlDatabase" in kinds else "mysql")
 
 
 def async_settings(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -127,15 +132,19 @@ def driver_of(database: Any) -> str:
     if isinstance(database, peewee.MySQLDatabase):
         library = peewee.mysql
         if library is None:
-            raise peewee.ImproperlyConfigured("no MySQL driver is installed; pip install pymysql")
+            raise peewee.ImproperlyConfigured(
+                NOT_INSTALLED("no MySQL driver is installed; pip install pymysql")
+            )
         name: str = library.__name__.split(".")[0]
         return {"MySQLdb": "mysqlclient"}.get(name, name)
     if isinstance(database, peewee.PostgresqlDatabase):
         database._adapter.check_driver()
         return "psycopg" if isinstance(database._adapter, peewee.Psycopg3Adapter) else "psycopg2"
     raise ConfigurationError(
-        f"{type(database).__name__} is no MySQL, MariaDB or PostgreSQL database of peewee's;"
-        " unbroken pools those"
+        PEEWEE_DATABASE(
+            f"{type(database).__name__} is no MySQL, MariaDB or PostgreSQL database of peewee's;"
+            " unbroken pools those"
+        )
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import peewee
 
 from unbroken.integrations.peewee.slot import Slot
+from unbroken.messages.integrations import RESULT_LEFT
 
 #: What stays known of a cursor that was let go.
 _KEPT = ("description", "rowcount", "lastrowid", "statusmessage", "query", "arraysize", "rownumber")
@@ -86,8 +87,10 @@ class Result:
     def _kept_row(self) -> Any:
         if self._cut:
             raise peewee.InterfaceError(
-                "a server-side result was read on after its connection was given back; read it"
-                " inside the scope that opened it"
+                RESULT_LEFT(
+                    "a server-side result was read on after its connection was given back; read it"
+                    " inside the scope that opened it"
+                )
             )
         return self._rows.popleft() if self._rows else None
 
@@ -105,7 +108,9 @@ class Result:
         cursor = self._cursor
         if cursor is None:
             raise peewee.InterfaceError(
-                "this cursor is closed, and its connection was given back; ask for a new one"
+                RESULT_LEFT(
+                    "this cursor is closed, and its connection was given back; ask for a new one"
+                )
             )
         given = getattr(cursor, name)(*args, **kwargs)
         return self if given is cursor else given

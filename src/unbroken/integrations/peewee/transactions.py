@@ -114,7 +114,7 @@ class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee shi
         try:
             slot.ending = True
             loan = slot.loan
-            if loan is not None and not loan.is_in_step:
+            if loan is not None and not loan.outlives_time() and not loan.is_in_step:
                 loan.break_off()
             if not slot.closed and not upkeep.is_lost(slot):
                 with (

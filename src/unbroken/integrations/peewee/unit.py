@@ -14,6 +14,8 @@ import peewee
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.peewee.lazy import Lazy, whole
 from unbroken.ledger.scope import current
+from unbroken.messages.configuration import BAD_SETTING
+from unbroken.messages.integrations import PEEWEE_UNIT
 from unbroken.pool.running import run_unit
 
 
@@ -46,7 +48,7 @@ def unit(
             unit, database, lazy=lazy, atomic=atomic, deadline=deadline, max_replays=max_replays
         )
     if lazy not in ("read", "refuse"):
-        raise ConfigurationError(f"lazy={lazy!r} must be 'read' or 'refuse'")
+        raise ConfigurationError(BAD_SETTING(f"lazy={lazy!r} must be 'read' or 'refuse'"))
     if not isinstance(database, peewee.Proxy):
         resolved(database, function)
     if inspect.iscoroutinefunction(function):
@@ -82,19 +84,25 @@ def resolved(database: Any, function: Any) -> Any:
     db = database.obj if isinstance(database, peewee.Proxy) else database
     if db is None:
         raise peewee.InterfaceError(
-            f"{function.__qualname__} was called before its database proxy was initialized"
+            PEEWEE_UNIT(
+                f"{function.__qualname__} was called before its database proxy was initialized"
+            )
         )
     if db.is_async and not inspect.iscoroutinefunction(function):
         raise ConfigurationError(
-            f"{function.__qualname__} is no async def, and {type(db).__name__} is for asyncio: make"
-            " it one that awaits db.run(...) inside"
+            PEEWEE_UNIT(
+                f"{function.__qualname__} is no async def, and {type(db).__name__} is for asyncio:"
+                " make it one that awaits db.run(...) inside"
+            )
         )
     if not db.is_async and (
         inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
     ):
         raise ConfigurationError(
-            f"{function.__qualname__} is async, and {type(db).__name__} blocks: use"
-            " unbroken.peewee's AsyncMySQLDatabase or AsyncPostgresqlDatabase"
+            PEEWEE_UNIT(
+                f"{function.__qualname__} is async, and {type(db).__name__} blocks: use"
+                " unbroken.peewee's AsyncMySQLDatabase or AsyncPostgresqlDatabase"
+            )
         )
     return db
 

@@ -22,6 +22,7 @@ from unbroken.integrations.peewee.again import mark
 from unbroken.integrations.peewee.errors import origin, translated
 from unbroken.integrations.peewee.slot import Slot
 from unbroken.ledger.scope import current
+from unbroken.messages.data import HELD_REPLACED
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import run
 from unbroken.sync import Pool
@@ -54,7 +55,7 @@ def look_after(database: Any, slot: Slot) -> None:
     if entry.cause is None:
         entry.condemn(*owner.explain(entry, in_use=True))
     log.warning(
-        "%s: the connection held since %s ended (%s); another one takes its place",
+        HELD_REPLACED("%s: the connection held since %s ended (%s); another one takes its place"),
         owner.name,
         entry.place,
         entry.cause,

@@ -27,6 +27,7 @@ from unbroken.integrations.sqlalchemy.record import Record, Slot
 from unbroken.integrations.sqlalchemy.runtimes import context_of, mark_of, opened_by
 from unbroken.ledger.questions import Question, text_of
 from unbroken.ledger.scope import testify
+from unbroken.messages.integrations import ENGINE_GONE
 from unbroken.pool.connect import connector
 from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.loan import Loan
@@ -119,7 +120,7 @@ class Body(PoolState):
         """
         pool = self.pool
         if pool is None:
-            raise self.error(PoolClosedError, f"the engine of {self.name} is gone")
+            raise self.error(PoolClosedError, ENGINE_GONE(f"the engine of {self.name} is gone"))
         record = pool.blank()
         connection = dial(lambda: pool.raw_creator(record, login))
         try:
@@ -303,7 +304,9 @@ class Body(PoolState):
         with self.lock:
             self.kernel.drop(place)
         record.entry = place.record = None
-        self.pool.stash(record)
+        pool = self.pool
+        if pool is not None:  # else it was collected before its last connection
+            pool.stash(record)
         self.ensure_connecting()
 
     def detach(self, entry: Slot) -> None:

@@ -25,8 +25,9 @@ from unbroken.integrations.sqlalchemy.telling import commits_itself, past_of
 from unbroken.ledger.heal import Lost, Ruling, may_forget_commit, may_run_again
 from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import current, current_token
+from unbroken.messages.data import SESSION_LOST
 from unbroken.pool import heal as common
-from unbroken.pool.heal import ATTEMPTS, HINT, Losses, curable, is_at_rest, note, objection
+from unbroken.pool.heal import ATTEMPTS, Losses, curable, is_at_rest, note, objection
 from unbroken.pool.loan import Loan
 
 _getframe = sys._getframe
@@ -334,11 +335,11 @@ class HealingConnection(Connection):
         lost = Lost(sql="SELECT 1", fault=fault, backend=record.owner.backend, autocommit=True)
         if not may_run_again(trial, lost).heals:
             return False
-        exc = ConnectionLostError(f"the connection was lost: {entry.cause}")
+        exc = ConnectionLostError(SESSION_LOST(f"the connection was lost: {entry.cause}"))
         try:
             against = self._replaced_somehow(record, entry, exc, Ruling(True, ""))
             if against is not None:
-                raise record.owner.error(ConnectionLostError, against)
+                raise record.owner.error(ConnectionLostError, SESSION_LOST(against))
         except BaseException as another:
             self.invalidate(exc)
             if isinstance(another, self.dialect.loaded_dbapi.Error):  # as for engine.connect()
@@ -445,5 +446,5 @@ def explain(connection: Any, error: BaseException) -> None:
     """Say on *error* why a statement of *connection* was not run again, and what would be."""
     why = getattr(connection, "why_not", None)
     if why is not None:
-        error.add_note(f"unbroken did not run this statement again: {why}; {HINT}")
+        common.say_why_not(error, why)
         connection.why_not = None

@@ -14,6 +14,7 @@ from unbroken.errors import UnbrokenError
 from unbroken.integrations.sqlalchemy.heal import HealingConnection
 from unbroken.integrations.sqlalchemy.record import NO_BODY
 from unbroken.integrations.sqlalchemy.telling import telling
+from unbroken.messages.integrations import POOLED_AS_SQLALCHEMY_DOES
 from unbroken.pool.heal import ATTEMPTS
 from unbroken.pool.loan import Loan
 
@@ -85,7 +86,10 @@ def install(engine: Any) -> None:
     """From now on *engine*'s connections heal."""
     if engine._connection_cls is not Connection or engine._option_cls is not OptionEngine:
         log.warning(
-            "%r has connections of another class than SQLAlchemy's: they do not heal", engine
+            POOLED_AS_SQLALCHEMY_DOES(
+                "%r has connections of another class than SQLAlchemy's: they do not heal"
+            ),
+            engine,
         )
         return
     dialect = engine.dialect

@@ -159,6 +159,8 @@ class Hooks:
                 pass  # and so it is in step, too
             elif not owner.is_in_step(entry, entry.conn):
                 Loan.of(owner, entry, entry.conn).break_off()  # its end is the rollback
+            elif Loan.of(owner, entry, entry.conn).outlives_time():
+                pass  # likewise
             else:
                 try:
                     if not (is_at_end() and self._defer_rollback(owner, entry)):

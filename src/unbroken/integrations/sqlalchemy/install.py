@@ -20,6 +20,7 @@ from sqlalchemy.dialects import plugins
 from sqlalchemy.engine import URL
 
 from unbroken.errors import ConfigurationError
+from unbroken.messages.integrations import ENGINE_UNKNOWN
 from unbroken.settings import Settings
 
 _SEAM = "_instantiate_plugins"
@@ -67,8 +68,10 @@ class Installed:
             "kwargs",
         ]:
             raise ConfigurationError(
-                f"SQLAlchemy {sqlalchemy.__version__} makes its engines in another way; name the"
-                " plugin in the URL"
+                ENGINE_UNKNOWN(
+                    f"SQLAlchemy {sqlalchemy.__version__} makes its engines in another way; name"
+                    " the plugin in the URL"
+                )
             )
         self.settings: dict[str, Any] = {}
         self._original = original

@@ -30,6 +30,9 @@ from unbroken.drivers._base import Base
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.sqlalchemy.strays import check_names
 from unbroken.integrations.sqlalchemy.where import hosts_of, take_callables, target_of
+from unbroken.messages.configuration import BAD_SETTING, SETTING_HAS_NO_USE, SETTING_TWICE
+from unbroken.messages.integrations import POOLED_AS_SQLALCHEMY_DOES
+from unbroken.messages.pool import OBSERVER_FAILED
 from unbroken.pool.arguments import by_our_names
 from unbroken.pool.secrets import NO_SECRETS
 from unbroken.settings import Settings
@@ -122,8 +125,10 @@ class Plan:
         if self.name not in _warned:
             _warned.add(self.name)
             log.warning(
-                "%s: unbroken cannot look below these connections (%s); they are pooled as"
-                " SQLAlchemy does it",
+                POOLED_AS_SQLALCHEMY_DOES(
+                    "%s: unbroken cannot look below these connections (%s); they are pooled as"
+                    " SQLAlchemy does it"
+                ),
                 self.name,
                 why,
             )
@@ -141,7 +146,7 @@ class Plan:
             try:
                 observer(event, fields)
             except Exception:
-                log.exception("unbroken: an observer failed at %r", event)
+                log.exception(OBSERVER_FAILED("unbroken: an observer failed at %r"), event)
 
     def go_blind(self, dialect: Any) -> None:
         """The connections cannot be looked below: from now on the engine's pools are SQLAlchemy's,
@@ -242,7 +247,10 @@ def _settings(
     given = kwargs.pop("unbroken", None) or {}
     if not isinstance(given, Mapping):
         raise ConfigurationError(
-            f"unbroken={given!r} must be a dict of settings, such as unbroken={{'leak_after': 10}}"
+            BAD_SETTING(
+                f"unbroken={given!r} must be a dict of settings, such as"
+                f" unbroken={{'leak_after': 10}}"
+            )
         )
     # that one is the DBAPI's, in a URL
     ours, theirs = Settings.split(
@@ -251,7 +259,7 @@ def _settings(
     several = [k for k, v in ours.items() if not isinstance(v, str)]
     if several:
         raise ConfigurationError(
-            f"setting {several[0]!r} stands more than once in the URL; leave one"
+            SETTING_TWICE(f"setting {several[0]!r} stands more than once in the URL; leave one")
         )
     names = tuple(each for each in url.query if each not in theirs and each != "connect_timeout")
     return {**Settings.from_text(ours), **named(given)}, names
@@ -261,16 +269,22 @@ def _translate(given: dict[str, Any], kwargs: dict[str, Any]) -> None:
     """Settings that are SQLAlchemy's own business become its arguments."""
     if given.pop("min_size", 0):
         raise ConfigurationError(
-            "min_size has no meaning here: SQLAlchemy's pool opens what is asked for and keeps up"
-            " to pool_size"
+            SETTING_HAS_NO_USE(
+                "min_size has no meaning here: SQLAlchemy's pool opens what is asked for and keeps"
+                " up to pool_size"
+            )
         )
     if callable(given.get("reset")):
         raise ConfigurationError(
-            "reset=callable has no meaning here; use SQLAlchemy's pool event 'reset'"
+            SETTING_HAS_NO_USE(
+                "reset=callable has no meaning here; use SQLAlchemy's pool event 'reset'"
+            )
         )
     if given.get("reset") == "session":
         raise ConfigurationError(
-            "reset='session' has no meaning here; use SQLAlchemy's pool event 'reset'"
+            SETTING_HAS_NO_USE(
+                "reset='session' has no meaning here; use SQLAlchemy's pool event 'reset'"
+            )
         )
     Settings.of(**{name: given[name] for name in _THEIRS if name in given})
     for name, theirs in _THEIRS.items():
@@ -279,7 +293,7 @@ def _translate(given: dict[str, Any], kwargs: dict[str, Any]) -> None:
         value = given.pop(name)
         if theirs in kwargs or (name == "max_size" and "max_overflow" in kwargs):
             raise ConfigurationError(
-                f"{name} and SQLAlchemy's {theirs} say the same; give one of them"
+                SETTING_TWICE(f"{name} and SQLAlchemy's {theirs} say the same; give one of them")
             )
         kwargs[theirs] = value
         if name == "max_size":
@@ -296,8 +310,10 @@ def _driver(url: URL, target: Target, is_async: bool) -> BaseDriver:
         if name not in _warned:
             _warned.add(name)
             log.warning(
-                "unbroken cannot look below %s (%s); its connections are pooled as SQLAlchemy"
-                " does it",
+                POOLED_AS_SQLALCHEMY_DOES(
+                    "unbroken cannot look below %s (%s); its connections are pooled as SQLAlchemy"
+                    " does it"
+                ),
                 url.drivername,
                 why,
             )

@@ -15,6 +15,7 @@ from unbroken.integrations.sqlalchemy.hooks import Hooks
 from unbroken.integrations.sqlalchemy.plan import log, open_plan
 from unbroken.integrations.sqlalchemy.pool import UnbrokenQueuePool
 from unbroken.integrations.sqlalchemy.where import aim, needs_one_host, with_one_host
+from unbroken.messages.integrations import ENGINE_NOT_OURS, POOLED_AS_SQLALCHEMY_DOES
 from unbroken.settings import Settings
 
 _SETTINGS = frozenset(each.name for each in fields(Settings)) - {"connect_timeout"}
@@ -49,8 +50,10 @@ class Plugin(CreateEnginePlugin):
         self._plan, self._names = open_plan(url, kwargs, is_async=is_async, is_ours=is_ours)
         if not is_ours:
             log.warning(
-                "poolclass=%s stays as you gave it: unbroken looks after connections in its own"
-                " pool only",
+                POOLED_AS_SQLALCHEMY_DOES(
+                    "poolclass=%s stays as you gave it: unbroken looks after connections in its own"
+                    " pool only"
+                ),
                 given.__name__,
             )
 
@@ -90,7 +93,9 @@ def stats(engine: Any) -> Stats:
     pool = getattr(engine, "sync_engine", engine).pool
     if not isinstance(pool, (UnbrokenQueuePool, AsyncUnbrokenQueuePool)):
         raise ConfigurationError(
-            f"{engine!r} has no pool of unbroken's; make it with create_engine(...,"
-            " plugins=['unbroken'])"
+            ENGINE_NOT_OURS(
+                f"{engine!r} has no pool of unbroken's; make it with create_engine(...,"
+                " plugins=['unbroken'])"
+            )
         )
     return pool.unbroken_stats()

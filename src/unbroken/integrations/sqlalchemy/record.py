@@ -14,6 +14,7 @@ from sqlalchemy.pool.base import _ConnectionRecord
 
 from unbroken.brain.entry import Entry
 from unbroken.ledger.heal import Past
+from unbroken.messages.integrations import HOLDERS
 from unbroken.pool.holder import HANDLES
 
 
@@ -234,12 +235,14 @@ def note_holders(body: Any, exc: BaseException) -> None:
     places = sorted({str(e.place) for e in list(body.in_use.values())[:50] if e.place is not None})
     if places:
         exc.add_note(
-            "unbroken: connections are held by"
-            f" {', '.join(places[:3])}{' …' if len(places) > 3 else ''}"
+            HOLDERS(
+                "unbroken: connections are held by"
+                f" {', '.join(places[:3])}{' …' if len(places) > 3 else ''}"
+            )
         )
     outage = body.describe_outage(body.clock())
     if outage:
-        exc.add_note(f"unbroken: {outage}")
+        exc.add_note(HOLDERS(f"unbroken: {outage}"))
 
 
 def in_greenlet() -> bool:

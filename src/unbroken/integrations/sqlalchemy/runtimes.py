@@ -18,6 +18,7 @@ from sqlalchemy.util.concurrency import await_only
 from unbroken.abc import AsyncDriver, Connection, Driver, Login
 from unbroken.errors import PoolClosedError
 from unbroken.ledger.scope import apart, tell
+from unbroken.messages.integrations import ENGINE_GONE
 from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.holder import referred_to, thread_frames
 from unbroken.pool.loops import LoopRuntime
@@ -59,7 +60,7 @@ def opened_by(body_ref: Callable[[], Any], login: Login | None) -> Connection:
     """
     body: Any = body_ref()
     if body is None:
-        raise PoolClosedError("the engine is gone")
+        raise PoolClosedError(ENGINE_GONE("the engine is gone"))
     return body.open(login)
 
 

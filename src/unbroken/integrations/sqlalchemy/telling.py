@@ -9,6 +9,7 @@ from typing import Any
 from unbroken.errors import ConnectionLostError
 from unbroken.integrations.sqlalchemy.record import Record, Slot
 from unbroken.ledger.heal import Past
+from unbroken.messages.data import SESSION_LOST
 from unbroken.pool.heal import is_open
 from unbroken.pool.loan import Loan
 
@@ -41,7 +42,9 @@ def tell(context: Any, sql: Any) -> Record | None:
     if past.forgot and past.misses(sql):
         raise record.owner.error(
             ConnectionLostError,
-            "the session that could answer this was lost, and another one has taken its place",
+            SESSION_LOST(
+                "the session that could answer this was lost, and another one has taken its place"
+            ),
         )
     past.sent(sql, opened)
     if record.sent_bytes is not None and record.sent_bytes[0] != entry.count():

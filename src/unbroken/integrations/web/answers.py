@@ -20,10 +20,12 @@ from unbroken.errors import (
     DeadlineExceeded,
     OutageError,
     PoolTimeoutError,
+    UnbrokenError,
 )
 from unbroken.integrations.web.settings import SAFE
 from unbroken.ledger.unit import Unit
 from unbroken.ledger.verdicts import Fate
+from unbroken.messages.integrations import ANSWERED
 
 log = logging.getLogger("unbroken")
 
@@ -57,7 +59,7 @@ def chain(exc: BaseException | None) -> Iterator[BaseException]:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What is sent instead of an error page. *cause* is for the log: it may name hosts, which a
-    page must not.
+    page must not. *code* is the error's, and stands at the end of *detail*.
     """
 
     status: str
@@ -66,6 +68,7 @@ class Answer:
     retry_after: int | None
     fate: Fate
     cause: str
+    code: str
 
 
 _STORED = (
@@ -73,6 +76,11 @@ _STORED = (
     " repeat it."
 )
 _UNKNOWN = "It is not known whether what this request wrote is stored. Look before you repeat it."
+#: Of a request that must not simply be sent again: what failed, and what is said of it.
+_FAILED = {
+    Fate.UNKNOWN: ("outcome unknown", _UNKNOWN),
+    Fate.STORED: ("stored, not answered", _STORED),
+}
 
 
 def answer_to(
@@ -92,19 +100,27 @@ def answer_to(
     cause = one_line(away)
     if _is_unknown(away) or (_is_of_mongo(away) and _may_have_stored(away, method)):
         fate = Fate.UNKNOWN
-    if fate is Fate.UNKNOWN:
-        return Answer("500 Internal Server Error", "outcome unknown", _UNKNOWN, None, fate, cause)
-    if fate is Fate.STORED:
-        return Answer(
-            "500 Internal Server Error", "stored, not answered", _STORED, None, fate, cause
-        )
+    code = _code_of(away)
+    if fate in _FAILED:
+        error, words = _FAILED[fate]
+        words = f"{words} [{code}]"
+        return Answer("500 Internal Server Error", error, words, None, fate, cause, code)
     seconds = max(1, math.ceil(getattr(away, "retry_after", 1.0)))
     cannot = isinstance(away, (OutageError, ConnectionLostError))
     why = "cannot be reached at the moment" if cannot else "did not answer in time"
     words = (
         f"The database {why}; nothing of this request is stored. Please try again in {seconds} s."
+        f" [{code}]"
     )
-    return Answer("503 Service Unavailable", "service unavailable", words, seconds, fate, cause)
+    return Answer(
+        "503 Service Unavailable", "service unavailable", words, seconds, fate, cause, code
+    )
+
+
+def _code_of(exc: BaseException) -> str:
+    """The code of an error of ours; that of the answer itself for a driver's or a framework's."""
+    code = exc.code if isinstance(exc, UnbrokenError) else None
+    return code if isinstance(code, str) else ANSWERED.code
 
 
 def _is_unknown(exc: BaseException) -> bool:
@@ -177,6 +193,7 @@ def page(answer: Answer, accept: str) -> tuple[list[tuple[str, str]], bytes]:
     shown: dict[str, Any] = {
         "error": answer.error,
         "detail": answer.detail,
+        "code": answer.code,
         "fate": answer.fate.value,
     }
     if answer.retry_after is not None:
@@ -214,7 +231,7 @@ def report(answer: Answer, method: str, path: str) -> None:
     """One line in the log in place of a traceback."""
     status = answer.status.split(" ", 1)[0]
     log.warning(
-        "%s %s was answered %s, %s: %s",
+        ANSWERED("%s %s was answered %s, %s: %s"),
         method,
         printable(path),
         status,

@@ -19,6 +19,7 @@ from unbroken.integrations.web import health as _health
 from unbroken.integrations.web.answers import Swallowed, json_page, page, report
 from unbroken.integrations.web.exchange import KEY, log
 from unbroken.integrations.web.settings import HttpSettings
+from unbroken.messages.integrations import SESSION_NOT_ENDED
 from unbroken.pool import running_async
 from unbroken.pool.holder import thread_frames
 
@@ -368,8 +369,10 @@ async def _in_any_case(end: Coroutine[Any, Any, None]) -> None:
 async def _end(made: Any, struck: bool) -> None:
     if struck and not inspect.iscoroutinefunction(made.close) and not await _let_go(made):
         log.warning(
-            "a session may still be in use on a thread, after up to %.0f s; its request was"
-            " cancelled, and it is left to that thread",
+            SESSION_NOT_ENDED(
+                "a session may still be in use on a thread, after up to %.0f s; its request was"
+                " cancelled, and it is left to that thread"
+            ),
             LONG,
         )
         return
@@ -380,12 +383,14 @@ async def _end(made: Any, struck: bool) -> None:
             return
     except Exception:
         log.exception(
-            "a session could not be closed at the end of its request; its connection is ended"
+            SESSION_NOT_ENDED(
+                "a session could not be closed at the end of its request; its connection is ended"
+            )
         )
     try:
         await _call(made.invalidate)
     except Exception:
-        log.exception("a session's connection could not be ended")
+        log.exception(SESSION_NOT_ENDED("a session's connection could not be ended"))
 
 
 async def _let_go(made: Any) -> bool:

@@ -21,6 +21,8 @@ from unbroken.integrations.web.exchange import KEY, log
 from unbroken.integrations.web.flask_engines import make_unbroken
 from unbroken.integrations.web.settings import HttpSettings
 from unbroken.ledger.verdicts import Fate
+from unbroken.messages.configuration import BAD_SETTING
+from unbroken.messages.integrations import FLASK_USAGE, MONGO_SETTINGS, SESSION_NOT_ENDED
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,7 +76,7 @@ class Unbroken:
         **settings: Any,
     ) -> None:
         if not isinstance(commit, bool):
-            raise ConfigurationError(f"commit={commit!r} must be True or False")
+            raise ConfigurationError(BAD_SETTING(f"commit={commit!r} must be True or False"))
         self.commit = commit
         self.sessions: tuple[Any, ...] = (
             tuple(sessions) if isinstance(sessions, (list, tuple)) else (sessions,)
@@ -82,7 +84,10 @@ class Unbroken:
         for registry in self.sessions:
             if not hasattr(registry, "remove"):
                 raise ConfigurationError(
-                    f"sessions={registry!r} must be scoped_session registries: they have remove()"
+                    BAD_SETTING(
+                        f"sessions={registry!r} must be scoped_session registries: they have"
+                        " remove()"
+                    )
                 )
         self._settings = settings
         HttpSettings.of(**settings)  # says what is wrong now, not at init_app
@@ -93,7 +98,9 @@ class Unbroken:
     def init_app(self, app: flask.Flask) -> None:
         """Make *app* unbroken; before or after Flask-SQLAlchemy, once."""
         if "unbroken" in app.extensions:
-            raise ConfigurationError("this app is unbroken already; make one Unbroken per app")
+            raise ConfigurationError(
+                FLASK_USAGE("this app is unbroken already; make one Unbroken per app")
+            )
         app.extensions["unbroken"] = self
         self._app = app
         make_unbroken(app)
@@ -108,13 +115,19 @@ class Unbroken:
         """
         if self._app is None and not flask.has_app_context():
             raise ConfigurationError(
-                "mongo is an app's: use it in a request or an app context, or after Unbroken(app)"
+                FLASK_USAGE(
+                    "mongo is an app's: use it in a request or an app context, or after"
+                    " Unbroken(app)"
+                )
             )
         app = flask.current_app._get_current_object() if flask.has_app_context() else self._app  # type: ignore[attr-defined] # a proxy
         found = _flask_mongo.mongo_of(app)
         if found is None:
             raise ConfigurationError(
-                'this app has no MONGO_URI: set app.config["MONGO_URI"] before it is made unbroken'
+                MONGO_SETTINGS(
+                    'this app has no MONGO_URI: set app.config["MONGO_URI"] before it is made'
+                    " unbroken"
+                )
             )
         return found
 
@@ -250,7 +263,7 @@ def _remove(registry: Any) -> None:
     try:
         registry.remove()
     except Exception:
-        log.exception("a session could not be closed at the end of its request")
+        log.exception(SESSION_NOT_ENDED("a session could not be closed at the end of its request"))
         inner = getattr(registry, "registry", None)
         if inner is not None:
             inner.clear()
@@ -311,7 +324,7 @@ class _Hooks:
                 if registry.registry.has():
                     registry.rollback()
             except Exception:
-                log.exception("a session could not be rolled back")
+                log.exception(SESSION_NOT_ENDED("a session could not be rolled back"))
 
     def _page(self, answer: Answer) -> Any:
         """The app's own page for 503 where it has one; ours otherwise."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unbroken.integrations.web.exchange import log
+from unbroken.messages.integrations import FLASK_TOO_LATE
 
 _BACKENDS = ("mysql", "mariadb", "postgresql")
 _HINT = (
@@ -66,7 +67,12 @@ def _make_anew(app: Any, extension: Any) -> None:
         engine.pool.checkedin() + engine.pool.checkedout() for engine in engines.values()
     ):
         engines.update(kept)
-        log.warning("Flask-SQLAlchemy's engines are in use already and stay as they are: %s", _HINT)
+        log.warning(
+            FLASK_TOO_LATE(
+                "Flask-SQLAlchemy's engines are in use already and stay as they are: %s"
+            ),
+            _HINT,
+        )
         return
     del app.extensions["sqlalchemy"]
     teardown = getattr(extension, "_teardown_session", None)

@@ -18,6 +18,8 @@ from typing import Any
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.web.exchange import log
 from unbroken.integrations.web.health import mongo_client
+from unbroken.messages.configuration import NOT_INSTALLED
+from unbroken.messages.integrations import FLASK_TOO_LATE, MONGO_SETTINGS
 
 #: What MongoEngine takes by these names only. All else is an option of PyMongo's, to which capitals
 #: are the same.
@@ -107,8 +109,10 @@ def read_settings(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     for each in several:
         if not isinstance(each, Mapping):
             raise ConfigurationError(
-                "MONGODB_SETTINGS must be a dictionary, or a list of them for several aliases, not"
-                f" {_kind(each)}"
+                MONGO_SETTINGS(
+                    "MONGODB_SETTINGS must be a dictionary, or a list of them for several aliases,"
+                    f" not {_kind(each)}"
+                )
             )
     return [_in_words_of_engine(each) for each in several]
 
@@ -137,8 +141,10 @@ def _mock() -> Any:
         import mongomock
     except ImportError as error:
         raise ConfigurationError(
-            "MONGODB_SETTINGS asks for a mock of MongoDB (is_mock, or mongomock://): pip install"
-            " mongomock"
+            NOT_INSTALLED(
+                "MONGODB_SETTINGS asks for a mock of MongoDB (is_mock, or mongomock://): pip"
+                " install mongomock"
+            )
         ) from error
     return mongomock.MongoClient
 
@@ -199,8 +205,11 @@ def warn_of_plain_aliases() -> None:
 
     for alias in engine.plain_aliases():
         log.warning(
-            "MongoEngine's connection %r is on PyMongo's own client, which outlives neither a fork"
-            " nor an outage: connect it by unbroken.mongo.connect, or name it in MONGODB_SETTINGS",
+            FLASK_TOO_LATE(
+                "MongoEngine's connection %r is on PyMongo's own client, which outlives neither a"
+                " fork nor an outage: connect it by unbroken.mongo.connect, or name it in"
+                " MONGODB_SETTINGS"
+            ),
             alias,
         )
 
@@ -225,9 +234,11 @@ def _flask_pymongo(app: Any) -> None:
         flask_pymongo.PyMongo.init_app = _initialising(flask_pymongo)
     if isinstance(app.json, flask_pymongo.BSONProvider):
         log.warning(
-            "Flask-PyMongo's client was made before the app was unbroken, and stays PyMongo's own,"
-            " which outlives neither a fork nor an outage: call unbroken.flask.Unbroken(app) before"
-            " PyMongo(app)"
+            FLASK_TOO_LATE(
+                "Flask-PyMongo's client was made before the app was unbroken, and stays PyMongo's"
+                " own, which outlives neither a fork nor an outage: call"
+                " unbroken.flask.Unbroken(app) before PyMongo(app)"
+            )
         )
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 from unbroken import sync
 from unbroken.integrations.web.exchange import log
+from unbroken.messages.integrations import SESSION_NOT_ENDED
+from unbroken.messages.processes import REQUEST_LEFT
 from unbroken.pool.holder import outside
 from unbroken.pool.leaks import reclaim
 from unbroken.pool.state import state_of
@@ -105,7 +107,10 @@ def take_back(taken: Taken, databases: Iterable[Any]) -> None:
         try:
             fairy.invalidate()
         except Exception:
-            log.exception("a connection that was taken at %s could not be ended", note.place)
+            log.exception(
+                SESSION_NOT_ENDED("a connection that was taken at %s could not be ended"),
+                note.place,
+            )
     for database in databases:
         if isinstance(database, sync.Pool):
             _take_back_of(database, taken.since)
@@ -131,7 +136,9 @@ def tell(place: str) -> None:
         return
     _told.add(place)
     log.warning(
-        "a request ended without giving back the connection that was taken at %s; it was taken back"
-        " (said once per place)",
+        REQUEST_LEFT(
+            "a request ended without giving back the connection that was taken at %s; it was taken"
+            " back (said once per place)"
+        ),
         place,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from unbroken.errors import ConfigurationError
 from unbroken.hints import nearest, remedy, shown, word_of_others
+from unbroken.messages.configuration import BAD_SETTING, UNKNOWN_SETTING
 from unbroken.settings import Settings
 
 #: Methods that RFC 9110, section 9.2.1, calls safe and that apps implement.
@@ -64,7 +65,9 @@ class HttpSettings:
         known = [f.name for f in fields(cls)]
         for name in given:
             if name not in known:
-                raise ConfigurationError(f"unknown setting {shown(name)}; {_hint(name, known)}")
+                raise ConfigurationError(
+                    UNKNOWN_SETTING(f"unknown setting {shown(name)}; {_hint(name, known)}")
+                )
         if "methods" in given:
             methods = given["methods"]
             given["methods"] = frozenset(
@@ -113,21 +116,25 @@ def _validate(s: HttpSettings) -> None:
     for name, least in (("max_body", 0), ("max_replays", 0)):
         value = getattr(s, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
+            raise ConfigurationError(
+                BAD_SETTING(f"{name}={value!r} must be a whole number of at least {least}")
+            )
     for name in ("deadline", "ready_timeout"):
         value = getattr(s, name)
         if value is None and name == "deadline":
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
             raise ConfigurationError(
-                f"{name}={value!r} must be a number of seconds above"
-                f" 0{', or None' if name == 'deadline' else ''}"
+                BAD_SETTING(
+                    f"{name}={value!r} must be a number of seconds above"
+                    f" 0{', or None' if name == 'deadline' else ''}"
+                )
             )
     for name in ("healthz", "readyz"):
         value = getattr(s, name)
         if value is not None and not (isinstance(value, str) and value.startswith("/")):
             raise ConfigurationError(
-                f"{name}={value!r} must be a path that begins with a slash, or None"
+                BAD_SETTING(f"{name}={value!r} must be a path that begins with a slash, or None")
             )
 
 

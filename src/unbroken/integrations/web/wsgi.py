@@ -15,6 +15,7 @@ from unbroken.integrations.web import request_leaks
 from unbroken.integrations.web.answers import json_page, page, report
 from unbroken.integrations.web.exchange import KEY, log
 from unbroken.integrations.web.settings import HttpSettings
+from unbroken.messages.integrations import RESPONSE_NOT_CLOSED
 from unbroken.pool import running
 
 Environ: TypeAlias = dict[str, Any]
@@ -239,7 +240,9 @@ class Exchange(_http.Exchange):
             try:
                 close()
             except Exception:
-                log.exception("closing the response of a failed attempt failed")
+                log.exception(
+                    RESPONSE_NOT_CLOSED("closing the response of a failed attempt failed")
+                )
 
     def over(self, body: Any) -> None:
         """The response has been sent, or given up."""

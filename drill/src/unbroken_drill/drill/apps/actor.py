@@ -20,6 +20,7 @@ from unbroken_drill.drill.scenarios import Scenario
 from unbroken_drill.drill.stage import Stage
 from unbroken_drill.drill.steps import Step
 from unbroken_drill.drill.topologies import Site
+from unbroken_drill.messages import APP_FAILED
 from unbroken_drill.servers import Server, ServerError
 from unbroken_drill.servers.folders import free_port
 
@@ -114,7 +115,7 @@ def _run_sql(server: Server | Site, sql: str) -> None:
     try:
         server.admin(sql)
     except ServerError as error:
-        raise AppError(f"--setup-sql: {one_line(error).partition(': ')[2]}") from None
+        raise AppError(APP_FAILED(f"--setup-sql: {one_line(error).partition(': ')[2]}")) from None
 
 
 @dataclass(slots=True)
@@ -156,10 +157,13 @@ class AppActor:
                 return
             if not self.app.is_running:
                 raise AppError(
-                    f"the app ended with status {self.app.status} while starting: {self.app.said()}"
+                    APP_FAILED(
+                        f"the app ended with status {self.app.status} while starting:"
+                        f" {self.app.said()}"
+                    )
                 )
             if time.monotonic() > deadline:
-                raise AppError(f"{self._refusal(bad[0])}; {self.app.said()}")
+                raise AppError(APP_FAILED(f"{self._refusal(bad[0])}; {self.app.said()}"))
             stage.wait(_PACE)
 
     def _refusal(self, reply: Reply) -> str:

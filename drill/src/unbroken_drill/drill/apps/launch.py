@@ -16,6 +16,7 @@ from typing import Final
 
 from unbroken.errors import UnbrokenError
 from unbroken_drill.drill.apps.keeper import GRACE
+from unbroken_drill.messages import APP_FAILED
 from unbroken_drill.servers import processes
 
 _PACE: Final = 0.02
@@ -122,10 +123,15 @@ class App:
                 wait(_PACE)
                 if time.monotonic() > deadline:
                     raise AppError(
-                        f"--setup {shlex.join(command)} does not end within {timeout:g} s:"
-                        f" {one.said()}"
+                        APP_FAILED(
+                            f"--setup {shlex.join(command)} does not end within {timeout:g} s:"
+                            f" {one.said()}"
+                        )
                     )
             if one.status:
                 raise AppError(
-                    f"--setup {shlex.join(command)} ended with status {one.status}: {one.said()}"
+                    APP_FAILED(
+                        f"--setup {shlex.join(command)} ended with status {one.status}:"
+                        f" {one.said()}"
+                    )
                 )

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 from unbroken.errors import ConfigurationError
 from unbroken_drill.drill.apps.replies import Target
 from unbroken_drill.drill.where import Where
+from unbroken_drill.messages import BAD_OPTION_VALUE, OPTION_MISSING
 
 #: Servers that can be started for an app.
 BACKENDS: Final = ("postgresql", "mariadb", "mysql", "mongodb")
@@ -78,14 +79,16 @@ def command(text: str | Sequence[str], name: str | None, at: int = 0) -> Variant
     try:
         words = shlex.split(text) if isinstance(text, str) else list(text)
     except ValueError as error:
-        raise ConfigurationError(f"command {text!r}: {error}") from None
+        raise ConfigurationError(BAD_OPTION_VALUE(f"command {text!r}: {error}")) from None
     own = {}
     while words and _ASSIGNMENT.match(words[0]):
         variable, _, value = words.pop(0).partition("=")
         own[variable] = value
     if not words:
         raise ConfigurationError(
-            f"command {text!r} is empty: give the app's command, such as gunicorn app:app"
+            OPTION_MISSING(
+                f"command {text!r} is empty: give the app's command, such as gunicorn app:app"
+            )
         )
     return Variant(
         name or f"{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[at % 26]} {os.path.basename(words[0])}"[:20],
@@ -98,12 +101,16 @@ def database_variable(text: str) -> tuple[str, str]:
     """``NAME``, which takes the URL, or ``NAME=template`` with ``{host}``, ``{port}`` and so on."""
     name, equals, template = text.partition("=")
     if not _VARIABLE.fullmatch(name):
-        raise ConfigurationError(f"--env {text}: {name!r} is no name of an environment variable")
+        raise ConfigurationError(
+            BAD_OPTION_VALUE(f"--env {text}: {name!r} is no name of an environment variable")
+        )
     for place in _PLACE.findall(template):
         if place not in _PLACES:
             raise ConfigurationError(
-                f"--env {text}: there is no {{{place}}}; known are"
-                f" {', '.join(f'{{{p}}}' for p in _PLACES)}"
+                BAD_OPTION_VALUE(
+                    f"--env {text}: there is no {{{place}}}; known are"
+                    f" {', '.join(f'{{{p}}}' for p in _PLACES)}"
+                )
             )
     return name, template if equals else "{url}"
 
@@ -137,10 +144,14 @@ def target(url: str, method: str, body: str | None, headers: Mapping[str, str]) 
         good = False
     if not good:
         raise ConfigurationError(
-            f"--url {url}: not an http:// URL with a host, such as http://127.0.0.1:8000/items"
+            BAD_OPTION_VALUE(
+                f"--url {url}: not an http:// URL with a host, such as http://127.0.0.1:8000/items"
+            )
         )
     if not _METHOD.fullmatch(method):
-        raise ConfigurationError(f"method {method!r}: not an HTTP method such as GET or POST")
+        raise ConfigurationError(
+            BAD_OPTION_VALUE(f"method {method!r}: not an HTTP method such as GET or POST")
+        )
     return Target(url, method, body if method not in ("GET", "HEAD") else None, dict(headers))
 
 
@@ -152,5 +163,7 @@ def header(text: str) -> tuple[str, str]:
         or not _HEADER.fullmatch(name.strip())
         or any(ord(char) < 32 for char in value.strip())
     ):
-        raise ConfigurationError(f"--header {text!r}: not of the form 'Name: value'")
+        raise ConfigurationError(
+            BAD_OPTION_VALUE(f"--header {text!r}: not of the form 'Name: value'")
+        )
     return name.strip(), value.strip()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from unbroken.errors import ConfigurationError
 from unbroken_drill.drill.contenders.base import SmallApp
+from unbroken_drill.messages import UNKNOWN_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,9 @@ def choose(names: Sequence[str], backends: Iterable[str]) -> list[Entrant]:
     for name in names:
         if not any(_means(name, key) for key in keys):
             raise ConfigurationError(
-                f"there is no contender {name!r}; known are unbroken, {', '.join(keys)}"
+                UNKNOWN_NAME(
+                    f"there is no contender {name!r}; known are unbroken, {', '.join(keys)}"
+                )
             )
     return [
         e

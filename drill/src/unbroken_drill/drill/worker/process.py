@@ -18,6 +18,7 @@ from unbroken.errors import UnbrokenError
 from unbroken_drill.drill.contenders import Entrant
 from unbroken_drill.drill.contenders.base import Settings
 from unbroken_drill.drill.where import Where
+from unbroken_drill.messages import WORKER_ENDED
 
 
 class WorkerError(UnbrokenError):
@@ -80,10 +81,10 @@ class WorkerProcess:
             self._process.stdin.write(line)
             self._process.stdin.flush()
         except OSError:
-            raise WorkerError(f"the worker ended: {self._last_words()}") from None
+            raise WorkerError(WORKER_ENDED(f"the worker ended: {self._last_words()}")) from None
         answer = json.loads(self._line(do, time.monotonic() + timeout))
         if "failed" in answer:
-            raise WorkerError(answer["failed"])
+            raise WorkerError(WORKER_ENDED(answer["failed"]))
         return answer["ok"]
 
     def _line(self, do: str, deadline: float) -> bytes:
@@ -91,10 +92,10 @@ class WorkerProcess:
         fd = self._process.stdout.fileno()
         while b"\n" not in self._buffer:
             if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise WorkerError(f"the worker hangs in {do!r}")
+                raise WorkerError(WORKER_ENDED(f"the worker hangs in {do!r}"))
             more = os.read(fd, 1 << 20)
             if not more:
-                raise WorkerError(f"the worker ended in {do!r}: {self._last_words()}")
+                raise WorkerError(WORKER_ENDED(f"the worker ended in {do!r}: {self._last_words()}"))
             self._buffer += more
         line, self._buffer = self._buffer.split(b"\n", 1)
         return line

@@ -8,21 +8,25 @@ the names cannot be wrapped, none is.
 
 from __future__ import annotations
 
-import difflib
 import functools
-import inspect
 import logging
 import os
-import pkgutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FunctionType, ModuleType, TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
+from unbroken.adoption.names import Place, Wanted, locate, places_in
 from unbroken.errors import ConfigurationError
-from unbroken.importing import exists, imported, is_begun, on_import, path_of
+from unbroken.importing import imported, is_begun, on_import
+from unbroken.messages.units import (
+    ADOPT_CANNOT,
+    ADOPT_FAILED_LATER,
+    ADOPT_IMPORTING,
+    ADOPT_NOT_A_NAME,
+)
 from unbroken.units import replayable
 
 log = logging.getLogger("unbroken")
@@ -49,10 +53,12 @@ def adopt(*names: str, deadline: float | None = None, max_replays: int = 10) -> 
     generators. What is wrong in a module that is imported later is logged then, at ERROR.
     """
     if not names:
-        raise ConfigurationError("adopt() needs a name, such as 'package.module:Class.method'")
-    wanted = [_locate(name) for name in names]
+        raise ConfigurationError(
+            ADOPT_NOT_A_NAME("adopt() needs a name, such as 'package.module:Class.method'")
+        )
+    wanted = [locate(name) for name in names]
     adoption = Adoption(names, replayable(deadline=deadline, max_replays=max_replays))
-    by_module: dict[str, list[_Wanted]] = {}
+    by_module: dict[str, list[Wanted]] = {}
     for each in wanted:
         by_module.setdefault(each.module, []).append(each)
     adoption._begin(by_module)
@@ -76,32 +82,11 @@ def split_names(text: str) -> tuple[str, ...]:
     return tuple(text.replace(",", " ").split())
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """One name, taken apart."""
-
-    name: str
-    module: str
-    path: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Place:
-    """A function where it stands: *raw* is what the owner's dictionary has, a classmethod for
-    example.
-    """
-
-    owner: Any
-    attribute: str
-    raw: Any
-    label: str
-
-
 @dataclass(slots=True, eq=False)
 class _Wrapped:
     """What was put in a place, and for which adoptions."""
 
-    place: _Place
+    place: Place
     put: Any
     holders: set[int] = field(default_factory=set)
 
@@ -171,10 +156,10 @@ class Adoption:
     ) -> None:
         self.undo()
 
-    def _begin(self, by_module: dict[str, list[_Wanted]]) -> None:
+    def _begin(self, by_module: dict[str, list[Wanted]]) -> None:
         """Wrap what is imported, all or nothing, and wait for the rest."""
         found = {
-            name: _places_in(module, by_module[name])
+            name: places_in(module, by_module[name])
             for name in by_module
             if (module := _complete(name)) is not None
         }
@@ -188,20 +173,22 @@ class Adoption:
         for name, wanted in by_module.items():
             self._ends.append(on_import(name, functools.partial(self._arrived, wanted)))
 
-    def _arrived(self, wanted: list[_Wanted], module: ModuleType) -> None:
+    def _arrived(self, wanted: list[Wanted], module: ModuleType) -> None:
         """The module's code has run."""
         try:
-            self._put(_places_in(module, wanted))
+            self._put(places_in(module, wanted))
         except ConfigurationError as why:
             self.refused = (*self.refused, str(why))
             log.error(
-                "unbroken: %s; no function of %s was made a unit of work", why, wanted[0].module
+                ADOPT_FAILED_LATER("unbroken: %s; no function of %s was made a unit of work"),
+                why,
+                wanted[0].module,
             )
         finally:
             with _lock:
                 self._waiting.pop(wanted[0].module, None)
 
-    def _put(self, places: list[_Place]) -> None:
+    def _put(self, places: list[Place]) -> None:
         """Wrap what is in *places*: all of them, or none where one cannot be changed."""
         held: list[_Wrapped] = []
         with _lock:
@@ -215,7 +202,9 @@ class Adoption:
                     for each in held:
                         _let_go(each, id(self))
                     raise ConfigurationError(
-                        f"{place.label} cannot be changed: {type(why).__name__}: {why}"
+                        ADOPT_CANNOT(
+                            f"{place.label} cannot be changed: {type(why).__name__}: {why}"
+                        )
                     ) from why
                 if each is not None and each not in self._wrapped:
                     held.append(each)
@@ -235,163 +224,17 @@ def _complete(name: str) -> ModuleType | None:
     module = imported(name)
     if module is None and is_begun(name):
         raise ConfigurationError(
-            f"{name} is being imported at this moment; adopt its functions before or after that"
+            ADOPT_IMPORTING(
+                f"{name} is being imported at this moment; adopt its functions before or after that"
+            )
         )
     return module
-
-
-# -- names -----------------------------------------------------------------------------------------
-
-
-def _locate(name: object) -> _Wanted:
-    """Part *name* into module and path, without importing anything."""
-    if not isinstance(name, str) or not _is_well_formed(name):
-        raise ConfigurationError(
-            f"{name!r} names no function; write 'package.module:Class.method', or"
-            " 'package.module:Class'"
-        )
-    module, colon, rest = name.partition(":")
-    if not colon:
-        words = name.split(".")
-        count = next((n for n in range(len(words), 0, -1) if exists(".".join(words[:n]))), 0)
-        module, rest = ".".join(words[:count] or words[:-1]), ".".join(words[count or -1 :])
-    if not exists(module):
-        raise ConfigurationError(
-            f"{name!r}: there is no module {module!r}{_hint_of_module(module)}"
-        )
-    if not rest:
-        raise ConfigurationError(
-            f"{name!r} is a module; name a class or a function in it, as 'package.module:Class'"
-        )
-    return _Wanted(name, module, tuple(rest.split(".")))
-
-
-def _is_well_formed(name: str) -> bool:
-    module, colon, rest = name.partition(":")
-    parts = [*module.split("."), *(rest.split(".") if colon else ())]
-    return all(part.isidentifier() for part in parts)
-
-
-def _hint_of_module(module: str) -> str:
-    """The nearest module, in the innermost package that there is."""
-    parent, _, last = module.rpartition(".")
-    if parent and not exists(parent):
-        return _hint_of_module(parent)
-    known = {each.name for each in pkgutil.iter_modules(path_of(parent) if parent else None)}
-    return _hint(last, known, f"{parent}." if parent else "")
-
-
-def _hint(word: str, known: set[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean {prefix + near[0]!r}?" if near else ""
-
-
-# -- what the names lead to ------------------------------------------------------------------------
-
-
-def _places_in(module: ModuleType, wanted: list[_Wanted]) -> list[_Place]:
-    """The functions that *wanted* names.
-
-    Raises ConfigurationError for the first that cannot be wrapped.
-    """
-    return [place for each in wanted for place in _places_of(module, each)]
-
-
-def _places_of(module: ModuleType, wanted: _Wanted) -> Iterator[_Place]:
-    owner: Any = module
-    where = wanted.module
-    for depth, attribute in enumerate(wanted.path):
-        found = _look(owner, attribute, where, wanted.name)
-        where = f"{wanted.module}:{'.'.join(wanted.path[: depth + 1])}"
-        if depth + 1 < len(wanted.path):
-            if not isinstance(found, type):
-                raise ConfigurationError(f"{wanted.name!r}: {where} is {_kind(found)}, not a class")
-            owner = found
-    if isinstance(found, type):
-        yield from _methods(found, where, wanted.name)
-        return
-    why = _why_not(found)
-    if why is not None:
-        raise ConfigurationError(f"{wanted.name!r} cannot be a unit of work: it is {why}")
-    yield _Place(owner, wanted.path[-1], found, where)
-
-
-def _look(owner: Any, attribute: str, where: str, name: str) -> Any:
-    """What *owner* itself has under *attribute*: what it inherits stands elsewhere, and others
-    share it.
-    """
-    if attribute in vars(owner):
-        return vars(owner)[attribute]
-    if isinstance(owner, type):
-        base = next((each for each in owner.__mro__ if attribute in vars(each)), None)
-        if base is not None:
-            raise ConfigurationError(
-                f"{name!r}: {where} inherits {attribute!r}; name"
-                f" {base.__module__}:{base.__qualname__}.{attribute}"
-            )
-    elif hasattr(owner, "__getattr__"):  # a module that makes its names when they are asked for
-        try:
-            return getattr(owner, attribute)
-        except Exception:
-            pass  # not under this name
-    raise ConfigurationError(
-        f"{name!r}: {where} has no {attribute!r}{_hint(attribute, set(vars(owner)))}"
-    )
-
-
-def _methods(cls: type, where: str, name: str) -> Iterator[_Place]:
-    """The public methods that *cls* itself defines and that can be units."""
-    _check_changeable(cls, name)
-    places = [
-        _Place(cls, attribute, raw, f"{where}.{attribute}")
-        for attribute, raw in vars(cls).items()
-        if not attribute.startswith("_")
-        and _why_not(raw) is None
-        and not getattr(raw, "__isabstractmethod__", False)
-    ]
-    if not places:
-        bases = ", ".join(f"{each.__module__}:{each.__qualname__}" for each in cls.__mro__[1:-1])
-        raise ConfigurationError(
-            f"{name!r} defines no public method that can be a unit of work"
-            f"{bases and '; it inherits from ' + bases}"
-        )
-    yield from places
-
-
-def _check_changeable(cls: type, name: str) -> None:
-    if not cls.__flags__ & (1 << 9):  # a heap type: one that a class statement made
-        raise ConfigurationError(f"{name!r} is a class written in C, which cannot be changed")
-
-
-def _why_not(raw: Any) -> str | None:
-    """Why *raw* cannot be a unit of work, in words; None if it can."""
-    function = raw.__func__ if isinstance(raw, (classmethod, staticmethod)) else raw
-    if not isinstance(function, FunctionType):
-        return f"{_kind(function)}, not a function"
-    inner: Any = function
-    while True:
-        if inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner):
-            what = "an async generator" if inspect.isasyncgenfunction(inner) else "a generator"
-            return (
-                what if inner is function else f"made of {what}, whose work is done after the call"
-            )
-        if inspect.iscoroutinefunction(inner) and not inspect.iscoroutinefunction(function):
-            return "a coroutine function behind a decorator that hides it"
-        if not hasattr(inner, "__wrapped__"):
-            return None
-        inner = inner.__wrapped__
-
-
-def _kind(thing: Any) -> str:
-    kind = type(thing)
-    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 # -- wrapping --------------------------------------------------------------------------------------
 
 
-def _hold(place: _Place, decorate: _Decorator, holder: int) -> _Wrapped | None:
+def _hold(place: Place, decorate: _Decorator, holder: int) -> _Wrapped | None:
     """Wrap what is in *place*, unless it is a unit already. None if that is not our doing."""
     key = (id(place.owner), place.attribute)
     known = _places.get(key)
@@ -420,7 +263,7 @@ def _let_go(wrapped: _Wrapped, holder: int) -> None:
         _exchange(place, wrapped.put, place.raw)
 
 
-def _exchange(place: _Place, old: Any, new: Any) -> None:
+def _exchange(place: Place, old: Any, new: Any) -> None:
     """Put *new* where *old* is.
 
     A module's function has other names in the modules that imported it from there.

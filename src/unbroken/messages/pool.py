@@ -1,0 +1,63 @@
+"""UB2xx: the pool itself."""
+
+from __future__ import annotations
+
+from unbroken.messages import Message
+
+POOL_TIMEOUT = Message(
+    "UB201",
+    "No connection became free in the time that the caller had.",
+    "The caller has sent nothing over this pool. Work that it did before on another connection is"
+    " not concerned. The numbers are those of this process's pool: how many connections are in use,"
+    " idle and being opened, and how many callers wait.",
+    "If all are in use: release connections earlier (the message names the lines that hold them),"
+    " raise `max_size`, or wait longer (`acquire_timeout`). If none is in use, the server was"
+    " silent or too slow to let a connection in: look at the server.",
+)
+POOL_CLOSED = Message(
+    "UB202",
+    "The pool was closed, and gives out no connection.",
+    "The caller has sent nothing over this pool.",
+    "Make a new pool, or close the pool later: after the last use.",
+)
+NOT_YOURS = Message(
+    "UB203",
+    "A connection was released that this pool did not give out, or that was released before.",
+    "The release did nothing. What was sent on the connection is as it was.",
+    "Release each connection once, to the pool that gave it. `with pool.connection()` does so by"
+    " itself.",
+)
+NO_THREAD = Message(
+    "UB204",
+    "No thread can be started.",
+    "Connections that are open go on working. New ones, or timers, wait until a thread can be"
+    " started. No data is concerned.",
+    "Look at the limit of threads and of memory of the process and its container (`ulimit -u`,"
+    " `pids.max`).",
+)
+WORKER_FAILED = Message(
+    "UB205",
+    "A background task of the pool failed because of an error in unbroken.",
+    "Another one takes its place, so the pool goes on. No data is concerned.",
+    "Report the traceback: this should not happen.",
+)
+OBSERVER_FAILED = Message(
+    "UB206",
+    "A function of the application's, which the pool tells its events, raised an error.",
+    "The event has been told to the other ones, and the pool goes on. No data is concerned.",
+    "Correct the function (`observer=`) at the traceback's end.",
+)
+CALLBACK_FAILED = Message(
+    "UB207",
+    "A function that unbroken calls by itself (after an import, or by a timer) raised an error.",
+    "The others are called all the same. No data is concerned.",
+    "Look at the traceback: correct the function if it is yours, else report it.",
+)
+CONNECTION_ENDED = Message(
+    "UB208",
+    "A connection of the pool ended; the cause is named.",
+    "If it was idle, nothing was lost: the pool opens another one. If it was in use, its holder got"
+    " an error that says what is known about data.",
+    "Nothing, if it happens now and then. If it happens often, look at its cause: who closes idle"
+    " connections, and after how long?",
+)

@@ -1,0 +1,90 @@
+"""UB3xx: the server, its outages, its logins, its names and its roles."""
+
+from __future__ import annotations
+
+from unbroken.messages import Message
+
+_NOT_SENT = "The caller has sent nothing on the connection that it did not get."
+
+OUTAGE = Message(
+    "UB301",
+    "The server cannot be reached, or does not serve.",
+    _NOT_SENT + " What the caller did before, on another connection, is not concerned. The message"
+    " says for how long the server has been away, and what the last attempt was told.",
+    "Look at the server and the way to it. Nothing needs a restart: one attempt at a time goes on,"
+    " and callers are served as soon as one succeeds. `outage_wait` says how long callers wait.",
+)
+NAME_LEADS_NOWHERE = Message(
+    "UB302",
+    "The host's name could not be found, and never could since the process began.",
+    _NOT_SENT,
+    "Correct the host in the URL, or the name service that this machine asks.",
+)
+REJECTED = Message(
+    "UB303",
+    "The server, or the driver, refused the connection, and waiting would not change that.",
+    _NOT_SENT + " The server's (or driver's) own words are in the message; its error is the"
+    " `__cause__`.",
+    "Correct what those words name: user, password, database, permission, TLS.",
+)
+LOGIN_REFUSED = Message(
+    "UB304",
+    "The server refused the login, each time after the callable was asked for it anew.",
+    _NOT_SENT,
+    "Look whether the secret that `password=` (or `user=`) returns is the one that the server"
+    " knows.",
+)
+NO_LOGIN = Message(
+    "UB305",
+    "The callable for the user or the password gave none in time.",
+    _NOT_SENT + " The callable's own error is the `__cause__`; its text is not repeated, because it"
+    " may quote the secret. The pool goes on asking.",
+    "Look at what the callable asks (a vault, a token service), and give it a time limit.",
+)
+OUTAGE_ENDED = Message(
+    "UB306",
+    "The server serves again.",
+    "Callers that waited are served. The message says how long the server was away.",
+    "Nothing.",
+)
+TAKES_NO_WRITES = Message(
+    "UB307",
+    "The server takes no writes, and the pool uses it for what only reads.",
+    "Writes are refused by the server: nothing of them is stored. The pool looks for a server that"
+    " takes writes once a second.",
+    "Look at the cluster: it has no primary at the address of the URL. `target=primary` makes"
+    " callers wait for one instead.",
+)
+TAKES_WRITES = Message(
+    "UB308",
+    "The server takes writes again.",
+    "Connections to servers that do not are replaced.",
+    "Nothing.",
+)
+NAME_MOVED = Message(
+    "UB309",
+    "The host's name leads to another address now, so connections to the old one are replaced.",
+    "Connections in use are replaced after they are released. Nothing is lost.",
+    "Nothing, if the move was meant.",
+)
+PLACE_MOVED = Message(
+    "UB310",
+    "New connections are opened at another host of the URL from now on.",
+    "Connections to the former host are replaced when each is idle. Nothing is lost by it.",
+    "Look at the former host: it failed, or was silent.",
+)
+POOLER_AND_PREPARED = Message(
+    "UB311",
+    "Prepared statements are on by a setting, behind a pooler that may not know them.",
+    "A pooler that gives each transaction another session answers an execution with an error, if it"
+    " does not follow prepared statements. Nothing is stored by such a statement.",
+    "Leave the setting out, or use a pooler that follows them (PgBouncer 1.21 or newer, with"
+    " `max_prepared_statements`).",
+)
+POOLER_AND_SESSION = Message(
+    "UB312",
+    "Something was left on a session that a pooler shares with other clients.",
+    "The next statement may not find it, and other clients may. What a transaction stored is not"
+    " concerned.",
+    "Use what the message names inside of one transaction instead, or a pooler in session mode.",
+)
