@@ -59,6 +59,7 @@ class Table:
     rows: list[Row]
     base: str | None = None
     note: str = ""
+    labels: tuple[str, str] = ("best", "median")  #: of the two figures of a row
 
 
 @dataclass(frozen=True, slots=True)

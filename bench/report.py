@@ -57,10 +57,11 @@ def _grid(table: Table, *, pad: bool) -> str:
 
 
 def _header(table: Table) -> list[str]:
-    spread = ["median"] if any(row.median is not None for row in table.rows) else []
+    first, second = table.labels
+    spread = [second] if any(row.median is not None for row in table.rows) else []
     return [
         "",
-        f"best, {table.unit}" if spread else table.unit,
+        f"{first}, {table.unit}" if spread else table.unit,
         *spread,
         *([f"x {table.base}"] if table.base else []),
     ]

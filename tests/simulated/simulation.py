@@ -107,6 +107,7 @@ class Connection(FakeConnection):
         self.process = world.process
         self.fd = world.net.open(self)
         self.owes = self.is_answered = False  #: the answer to a COMMIT or ROLLBACK; it has come
+        self.owes_since = 0.0
         self.texts: list[str | None] = []
 
     def __del__(self) -> None:
@@ -139,7 +140,7 @@ class Connection(FakeConnection):
         if self.owes:
             self.take(math.inf)
         world.touch(self)
-        self.owes, self.is_answered = True, False
+        self.owes, self.is_answered, self.owes_since = True, False, world.clock.now
         self.in_transaction = False
         self.texts.clear()
 
