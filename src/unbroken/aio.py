@@ -28,6 +28,7 @@ from unbroken.ledger.scope import current, current_token
 from unbroken.messages.pool import OBSERVER_FAILED
 from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.acquire import acquire, ping
+from unbroken.pool.answers import is_soon
 from unbroken.pool.arguments import bounded, not_picklable, take_settings
 from unbroken.pool.async_lease import AsyncLease, getframe, running_loop
 from unbroken.pool.connect import connector
@@ -191,7 +192,7 @@ class AsyncPool(Generic[ConnectionT]):
                     if (
                         now - entry.last_used < state.fresh_for
                         and not state.hung_up()
-                        and entry.due is None
+                        and (entry.due is None or is_soon(state, entry, now))
                     ):
                         frame = getframe(1)
                         entry.code = frame.f_code

@@ -41,6 +41,11 @@ _SETTLED = AUTOCOMMIT | NO_BACKSLASH_ESCAPES | ANSI_QUOTES
 
 #: So many of the last statements of a transaction are kept: one that sent more counts as unknown.
 TEXTS = 16
+#: … and none that is longer than this: it counts as unknown.
+LONGEST_TEXT = 1 << 16
+
+#: How a statement begins that sets variables.
+_SETS = frozenset({"SET", "set", "Set", b"SET", b"set", b"Set"})
 
 #: Commands that change neither data nor a transaction, so that the ledger need not hear of them.
 UNREPORTED = frozenset({_mysql.COM_PING, _mysql.COM_INIT_DB})
@@ -70,6 +75,7 @@ class Followed(Protocol):
 
 _OUT_OF_STEP = "Commands out of sync: the answer to an earlier command was not read to its end"
 _EOF_LENGTH = 5
+_HEADER = 4  #: bytes: the length of a packet (3) and its number
 _LIBRARIES = {"pymysql", "aiomysql", "asyncmy", "unbroken"}
 
 
@@ -113,6 +119,27 @@ def out_of_step(conn: Followed) -> BaseException:
     """
     error: BaseException = conn.OperationalError(2014, _OUT_OF_STEP)
     return error
+
+
+def follow(conn: Followed) -> None:
+    """*conn* was opened elsewhere: what was sent on it before is not known."""
+    conn._seen_texts = deque([None], maxlen=TEXTS)
+
+
+def note(conn: Followed, command: int, sql: str | bytes) -> None:
+    """A command is about to go out.
+
+    Where it may change what a COMMIT or ROLLBACK does on this session, the session counts as one
+    that cannot be put back.
+    """
+    known = command == _mysql.COM_QUERY and len(sql) <= LONGEST_TEXT
+    conn._seen_texts.append(sql if known else None)
+    if sql[:3] in _SETS and command == _mysql.COM_QUERY and _changes_ends(sql.lower()):
+        touch(conn, OTHERS)
+
+
+def _changes_ends(sql: str | bytes) -> bool:
+    return b"completion_type" in sql if isinstance(sql, bytes) else "completion_type" in sql
 
 
 def begin_writing(conn: Followed) -> None:
@@ -264,6 +291,13 @@ def after_due(conn: Followed, busy: int, status: int, has_next: bool) -> int:
     if has_next or (busy and told != conn._seen_due):
         raise out_of_step(conn)
     return told
+
+
+def holds_more(unread: bytes | bytearray) -> bool:
+    """Whether *unread*, what was read off the socket while an answer is due, holds more than that
+    answer.
+    """
+    return len(unread) > _HEADER + int.from_bytes(unread[:3], "little")
 
 
 def in_transaction(conn: Followed) -> bool | None:

@@ -62,7 +62,7 @@ def exact(base: Any) -> Any:
             if self._seen_due is not None and command != _mysql.COM_QUERY:
                 self._seen_take()
             self._seen_ready()
-            self._seen_texts.append(sql if command == _mysql.COM_QUERY else None)
+            exchange.note(self, command, sql)
             super()._execute_command(command, sql)
             self._seen_busy = exchange.SENT
 

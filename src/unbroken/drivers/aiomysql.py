@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Connection, Login, Target
-from unbroken.drivers import _mysql, _mysql_async
+from unbroken.drivers import _mysql, _mysql_async_connection
 from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_async import Shared
 from unbroken.drivers._seams import Seam
@@ -56,7 +56,7 @@ _SEAMS = (
         _CONNECTION,
         "_execute_command",
         ("self", "command", "sql"),
-        ("_result", "_write_bytes", "write_packet", "unbuffered_active"),
+        ("_result", "_write_bytes", "write_packet", "unbuffered_active", "_next_seq_id"),
     ),
     Seam(_CONNECTION, "_write_bytes", ("self", "data"), ("_writer",)),
     Seam(_CONNECTION, "write_packet", ("self", "payload"), ("_write_bytes",)),
@@ -211,7 +211,7 @@ def exact(base: Any) -> Any:
         return base
     from aiomysql.connection import MySQLResult
 
-    return _mysql_async.exact(base, MySQLResult, _status_after, AsyncDriver._is_open)
+    return _mysql_async_connection.exact(base, MySQLResult, _status_after, AsyncDriver._is_open)
 
 
 def _status_after(conn: Any, result: Any) -> int | None:  # noqa: ARG001 - as asyncmy's
@@ -226,7 +226,7 @@ def watched(base: Any) -> Any:
     return (
         base
         if hasattr(base, "unwatched")
-        else _mysql_async.reporting(exact(base), AsyncDriver._is_open)
+        else _mysql_async_connection.reporting(exact(base), AsyncDriver._is_open)
     )
 
 

@@ -194,6 +194,7 @@ class Driver(Blocking):
         """
         if self.is_known:
             conn.__class__ = exact(class_of(conn))
+            exchange.follow(conn)
         return conn
 
     def open(self, given: Mapping[str, Any], timeout: float) -> Connection:
@@ -248,7 +249,9 @@ class Driver(Blocking):
         return conn._sock is not None and conn._seen_due is not None
 
     def take_answer(self, conn: Connection, timeout: float) -> None:
-        """Read it."""
+        """Read it, if it was not read yet."""
+        if not self.owes_answer(conn):
+            return
         kept, conn._read_timeout = conn._read_timeout, timeout
         try:
             conn._seen_take()

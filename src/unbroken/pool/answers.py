@@ -24,7 +24,7 @@ ANSWER_TAKEN_AFTER = 0.5
 def is_soon(state: Any, entry: Entry, now: float) -> bool:
     """Whether the answer that *entry* is due may be read with that to the next statement."""
     due = entry.due
-    return bool(state.trusts_answers and due is not None and now - due < ANSWER_SOON)
+    return bool(entry.end_seen and state.pipelines and due is not None and now - due < ANSWER_SOON)
 
 
 def is_overdue(entry: Entry, now: float) -> bool:
@@ -61,7 +61,7 @@ def heard(state: Any, entry: Entry) -> bool:
     conn = entry.conn
     fit = bool(state.is_settled(entry, conn) and state.is_good(entry, conn))
     if fit:
-        state.trusts_answers = state.pipelines
+        entry.end_seen = True
     else:
-        state.defers = state.trusts_answers = False
+        state.defers = state.pipelines = False
     return fit

@@ -156,8 +156,6 @@ class Knowledge(Guarded):
         self.defers = hasattr(driver, "send_end")
         #: … and a statement be sent before that answer has come
         self.pipelines = getattr(driver, "pipelines", False)
-        #: … which is done once the first such answer was seen to be as expected
-        self.trusts_answers = False
         self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
         self.is_tcp = driver.target.unix_socket is None
         #: whose addresses are followed
@@ -255,8 +253,12 @@ class Knowledge(Guarded):
         """Whether the other side is known to have ended a quiet *entry*: hung up, or said something
         unasked.
         """
+        looks = liveness.judge(entry.poll(0))
         return (
-            entry.cause is not None or liveness.judge(entry.poll(0)) is not liveness.Liveness.ALIVE
+            entry.cause is not None
+            or looks is liveness.Liveness.DEAD
+            # else it may be the answer that is due
+            or (looks is liveness.Liveness.UNDECIDED and entry.due is None)
         )
 
     # -- of the server -----------------------------------------------------------------------------
