@@ -14,9 +14,9 @@ from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Logi
 from unbroken.backends.postgresql import is_fatal, postgres_fault
 from unbroken.backends.system import one_line, os_fault
 from unbroken.drivers import _postgresql
+from unbroken.drivers import _psycopg_trips as trips
 from unbroken.drivers._base import Base as _Inherited
 from unbroken.drivers._psycopg_lock import TaskLock, ThreadLock
-from unbroken.drivers import _psycopg_trips as trips
 from unbroken.drivers._psycopg_traits import (
     Traits,
     is_as_opened,

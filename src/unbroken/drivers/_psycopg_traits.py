@@ -79,7 +79,8 @@ def noting(base: Any) -> Any:
 
         def cursor(self, *args: Any, **kwargs: Any) -> Any:
             cursor = super().cursor(*args, **kwargs)
-            cursor.__class__ = trips.flying(type(cursor))
+            kind: Any = type(cursor)
+            cursor.__class__ = trips.flying(kind)
             return cursor
 
         def _start_query(self) -> Generator[Any, Any, None]:
@@ -188,8 +189,6 @@ def check_step(conn: Any) -> None:
         )
     if not is_well:
         raise trips.out_of_step()
-
-
 
 
 def _noted(plain: Any) -> Any:

@@ -157,7 +157,8 @@ def out_of_step() -> BaseException:
     """What a lost connection raises, for one whose answers can no longer be told apart."""
     import psycopg
 
-    return lost(psycopg.OperationalError(OUT_OF_STEP))
+    error: BaseException = lost(psycopg.OperationalError(OUT_OF_STEP))
+    return error
 
 
 def is_due(conn: Any) -> bool:
@@ -228,12 +229,15 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
     if flight.due is not None:
         yield from _read_due(pgconn, flight.due)
     begun = yield from _one(pgconn)
+    if pgconn.status != _OK:  # the server's goodbye
+        raise _server_error(pgconn, begun)
     level = (yield from _one(pgconn)) if flight.asks_level else None
-    answers = []
-    for _ in range(statement):
-        answers.append((yield from fetch_many(pgconn)))
-    yield from _read_sync(pgconn)
-    pgconn.exit_pipeline_mode()
+    answers: list[list[Any]] = []
+    while len(answers) < statement and pgconn.status == _OK:
+        answers += [(yield from fetch_many(pgconn))]
+    if pgconn.status == _OK:  # else the last answer was a goodbye, which the caller tells
+        yield from _read_sync(pgconn)
+        pgconn.exit_pipeline_mode()
     if begun.status != _COMMAND_OK:
         raise _server_error(pgconn, begun) if begun.status == _FATAL else out_of_step()
     if level is not None and level.status == _TUPLES_OK:
@@ -399,13 +403,14 @@ def _harmless() -> frozenset[Any]:
     from psycopg._connection_base import BaseConnection
     from psycopg._cursor_base import BaseCursor
 
-    functions = [
+    functions: list[Any] = [
         BaseConnection._check_connection_ok, BaseConnection.__del__, BaseConnection.fileno,
-        BaseConnection.closed.fget, BaseConnection.broken.fget, BaseCursor.__init__,
+        vars(BaseConnection)["closed"].fget, vars(BaseConnection)["broken"].fget,
+        BaseCursor.__init__,
         psycopg.Connection.wait, psycopg.AsyncConnection.wait,
         psycopg.Connection.close, psycopg.AsyncConnection.close,
     ]  # fmt: skip
-    return frozenset(each.__code__ for each in functions)  # type: ignore[union-attr]
+    return frozenset(each.__code__ for each in functions)
 
 
 def look(conn: Any, depth: int = 2) -> Any:
