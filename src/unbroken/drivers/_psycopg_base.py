@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -14,10 +14,10 @@ from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Logi
 from unbroken.backends.postgresql import is_fatal, postgres_fault
 from unbroken.backends.system import one_line, os_fault
 from unbroken.drivers import _postgresql
+from unbroken.drivers import _psycopg_trips as trips
 from unbroken.drivers._base import Base as _Inherited
 from unbroken.drivers._psycopg_lock import TaskLock, ThreadLock
 from unbroken.drivers._psycopg_traits import (
-    OUT_OF_STEP,
     Traits,
     is_as_opened,
     keep_adapters,
@@ -32,7 +32,6 @@ from unbroken.drivers._shared import (
     coerce,
     from_connect,
     is_lost,
-    lost,
     optional_boolean,
     whole,
     without_target,
@@ -158,7 +157,11 @@ class Base(_Inherited):
         ]
         # as is_out_of_pipelines
         inside = conn._pipeline is not None or conn.__dict__.get("_unbroken_inside")
-        if inside or pgconn.pipeline_status or conn.lock.locked():
+        if inside or conn.lock.locked():
+            return None
+        if conn.__dict__.get("_unbroken_due") is not None:
+            return False if pgconn.status == _OK else None
+        if pgconn.pipeline_status:
             return None
         status = pgconn.transaction_status  # 4 where the connection is lost
         return (
@@ -172,10 +175,11 @@ class Base(_Inherited):
         """
         # as real_pgconn; asked at the end of every use of an engine
         pgconn = conn.__dict__["pgconn"]
+        is_due = conn.__dict__.get("_unbroken_due") is not None
         return (
-            pgconn.transaction_status in (_IDLE, _IN_TRANSACTION, _IN_ERROR)
+            (is_due or pgconn.transaction_status in (_IDLE, _IN_TRANSACTION, _IN_ERROR))
             and pgconn.status == _OK
-            and not pgconn.pipeline_status
+            and (is_due or not pgconn.pipeline_status)
             and not conn.lock.locked()
             and conn._pipeline is None
             and not conn.__dict__.get("_unbroken_inside")  # as is_out_of_pipelines
@@ -190,6 +194,7 @@ class Base(_Inherited):
 
     def share(self, conn: Connection, shared: bool) -> str | None:
         """psycopg prepares by itself what is sent for the fifth time: not on a shared session."""
+        conn.__dict__["_unbroken_alone"] = not shared and self._can_fly(conn)
         try:
             usual = self._psycopg._preparing.PrepareManager.prepare_threshold
             given = conn.__dict__.setdefault("_unbroken_threshold", conn.prepare_threshold)
@@ -217,8 +222,12 @@ class Base(_Inherited):
     def is_clean(self, conn: Connection, traits: Any) -> bool:
         """libpq is idle, the lock is free and the traits are as they were."""
         try:
+            state = conn.__dict__
             return (
-                conn.pgconn.transaction_status == _IDLE
+                (
+                    state["pgconn"].transaction_status == _IDLE
+                    or (state["_unbroken_due"] is not None and state["pgconn"].status == _OK)
+                )
                 and not conn.lock.locked()
                 and (not conn._unbroken_changed or is_as_opened(conn, traits))
             )
@@ -237,6 +246,7 @@ class Base(_Inherited):
                     lambda: None if (conn := this()) is None else self.fileno(conn),
                     self._out_of_step,
                 )
+            conn.__dict__.update(_unbroken_due=None, _unbroken_texts=trips.new_texts())
         return conn
 
     def _restore(self, conn: Connection, traits: Any) -> None:
@@ -244,7 +254,7 @@ class Base(_Inherited):
             raise self._out_of_step()
 
     def _out_of_step(self) -> BaseException:
-        return lost(self._psycopg.OperationalError(OUT_OF_STEP))
+        return trips.out_of_step()
 
     def _check_free(self, conn: Connection) -> None:
         """Raise where a statement would wait for ever, or not get its own answer."""
@@ -308,8 +318,31 @@ class Base(_Inherited):
             "connect_timeout": max(_MINIMUM, math.ceil(self._limit(timeout))),
         }
 
-    def _exchange(self, pgconn: Any, query: bytes) -> Generator[Any, Any, Any]:
+    def _can_fly(self, conn: Connection) -> bool:
+        """Whether several commands can be sent on *conn* before an answer has come."""
+        return (
+            self.is_known
+            and self.blindness is None
+            and "_unbroken_texts" in conn.__dict__
+            and "replication" not in self._arguments
+            and self._psycopg.capabilities.has_pipeline()
+        )
+
+    #: A statement may be sent behind a COMMIT or ROLLBACK whose answer is still due.
+    pipelines = True
+
+    def owes_answer(self, conn: Connection) -> bool:
+        """Whether that answer was not read yet."""
+        return trips.is_due(conn)
+
+    def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
+        """What was sent in the transaction that is open; None stands for what is not known."""
+        return trips.texts(conn)
+
+    def _exchange(self, conn: Connection, pgconn: Any, query: bytes) -> Generator[Any, Any, Any]:
         """One simple query below psycopg, which would open a transaction; gives the last result."""
+        if trips.is_due(conn):
+            yield from trips.take(conn)
         pgconn.send_query(query)
         results = yield from self._psycopg.generators.execute(pgconn)
         if results and results[-1].status == _FATAL:

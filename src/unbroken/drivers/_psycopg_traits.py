@@ -15,8 +15,8 @@ from functools import cache
 from inspect import isasyncgenfunction, unwrap
 from typing import Any, NamedTuple
 
+from unbroken.drivers import _psycopg_trips as trips
 from unbroken.drivers._psycopg_watch import real_pgconn
-from unbroken.drivers._shared import lost
 
 _OK, _IDLE = 0, 0  # PQstatus, PQtransactionStatus
 
@@ -69,21 +69,54 @@ def noting(base: Any) -> Any:
                 self.__dict__["_unbroken_changed"] = True
             super().__setattr__(name, value)
 
-        def _start_query(self) -> Generator[Any, Any, None]:
-            check_step(self)
-            yield from super()._start_query()
+        @property
+        def pgconn(self) -> Any:
+            return trips.look(self)
 
-        def _exec_command(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-            check_step(self)
-            return (yield from super()._exec_command(*args, **kwargs))
+        @pgconn.setter
+        def pgconn(self, value: Any) -> None:
+            self.__dict__["pgconn"] = value
+
+        def cursor(self, *args: Any, **kwargs: Any) -> Any:
+            cursor = super().cursor(*args, **kwargs)
+            kind: Any = type(cursor)
+            cursor.__class__ = trips.flying(kind)
+            return cursor
+
+        def _start_query(self) -> Generator[Any, Any, None]:
+            said = self.__dict__.pop("_unbroken_said", None)
+            if said is None or said[0] != getattr(self.lock, "turns", None):
+                said = (None, None, False)
+            if said[2]:
+                yield from trips.start(self)
+            else:
+                yield from self._unbroken_ready()
+                yield from super()._start_query()
+            trips.note_text(self, said[1])
+
+        def _exec_command(
+            self, command: Any, *args: Any, **kwargs: Any
+        ) -> Generator[Any, Any, Any]:
+            if trips.flight_of(self) is not None:
+                self.__dict__["_unbroken_texts"].clear()  # it is BEGIN
+                self.__dict__["pgconn"].send_query_params(command, None)
+                return None
+            yield from self._unbroken_ready()
+            trips.note_command(self, command)
+            return (yield from super()._exec_command(command, *args, **kwargs))
 
         def _commit_gen(self) -> Generator[Any, Any, None]:
-            check_step(self)
+            yield from self._unbroken_ready()
             yield from super()._commit_gen()
 
         def _rollback_gen(self) -> Generator[Any, Any, None]:
-            check_step(self)
+            yield from self._unbroken_ready()
             yield from super()._rollback_gen()
+
+        def _unbroken_ready(self) -> Generator[Any, Any, None]:
+            if self.__dict__.get("_unbroken_due") is not None:
+                yield from trips.take(self)
+            check_step(self)
 
     for name in ("pipeline", "_pipeline_nolock"):
         if hasattr(base, name):
@@ -155,12 +188,7 @@ def check_step(conn: Any) -> None:
             getattr(conn.lock, "turns", None),
         )
     if not is_well:
-        import psycopg
-
-        raise lost(psycopg.OperationalError(OUT_OF_STEP))
-
-
-OUT_OF_STEP = "the connection is out of step: an answer was not read to its end"
+        raise trips.out_of_step()
 
 
 def _noted(plain: Any) -> Any:
@@ -207,8 +235,10 @@ def put_back(conn: Any, traits: Traits) -> bool:
     pgconn = real_pgconn(conn)
     if (
         pgconn.status != _OK
-        or pgconn.transaction_status != _IDLE
-        or pgconn.pipeline_status
+        or (
+            (pgconn.transaction_status != _IDLE or pgconn.pipeline_status)
+            and not trips.is_due(conn)
+        )
         or not is_out_of_pipelines(conn)
     ):
         return False

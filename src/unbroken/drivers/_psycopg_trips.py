@@ -1,0 +1,459 @@
+"""Fewer round trips with psycopg: an answer that is read later, and a BEGIN that is not waited for.
+
+libpq reads answers in the order in which it sent, so it can wait for several at once, in its
+pipeline mode. It is in that mode
+
+- while the answer to the pool's COMMIT or ROLLBACK is *due* (:class:`Due`): it was sent and not
+  waited for;
+- in a *flight* (:class:`Flight`): BEGIN and the first statement behind it, and behind what is due,
+  are sent together. BEGIN and the statement share one Sync, so that the server skips the statement
+  where it refuses BEGIN.
+
+libpq's mode is the truth. A connection that is in pipeline mode and neither due nor psycopg's own
+pipeline is out of step: an exception struck while its answers were read. It is not used again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+from unbroken.backends.postgresql import postgres_fault
+from unbroken.drivers._shared import lost
+from unbroken.ledger.statements import LONGEST_CACHED, verb
+
+_OK, _IDLE = 0, 0  # PQstatus, PQtransactionStatus
+_COMMAND_OK, _TUPLES_OK, _FATAL, _SYNC = 1, 2, 7, 10  # ExecStatusType
+
+#: So many of the last statements of a transaction are kept: one that sent more counts as unknown.
+TEXTS = 16
+#: For so many seconds the isolation level that a transaction had by itself is believed of the next
+#: ones: whoever manages the server may change its default.
+LEVEL_HOLDS = 10.0
+#: A property that the application reads waits so many seconds for an answer that is due.
+ANSWER_WITHIN = 1.0
+OUT_OF_STEP = "the connection is out of step: an answer was not read to its end"
+
+_ASK_LEVEL = b"SHOW transaction_isolation"
+#: Statements that can be sent behind BEGIN. None of them changes how libpq and the server talk, as
+#: COPY does, or must come first, as SET TRANSACTION.
+_FIRST = frozenset({"SELECT", "WITH", "VALUES", "INSERT", "UPDATE", "DELETE", "MERGE", "SHOW"})
+#: Words in a statement that may change the level of the transactions to come.
+_LEVELS = ("isolation", "characteristics", "config")
+_PLAIN = _FIRST | {"SET", "BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE"}
+
+
+class Due(NamedTuple):
+    """Commands that were sent and whose answers nobody has read."""
+
+    tags: tuple[bytes, ...]  #: how the server answers each of them
+    in_pipeline: bool  #: whether more can be sent before these answers have come
+
+
+class Flight(NamedTuple):
+    """What stands in libpq's buffer, or is on its way, before the first statement."""
+
+    due: Due | None
+    turn: int  #: of the lock: a flight ends with the hold on the lock in which it began
+    asks_level: bool
+
+
+# -- the end of a transaction, whose answer is read later ------------------------------------------
+
+
+def send_end(conn: Any, sql: str) -> None:
+    """Send *sql*, COMMIT or ROLLBACK, and do not wait. Its answer is due from now on.
+
+    Raises what a lost connection raises where it cannot be sent at once.
+    """
+    state = conn.__dict__
+    pgconn, prepared = state["pgconn"], conn._prepared
+    if state.get("_unbroken_due") is not None or conn.lock.locked() or conn._pipeline is not None:
+        raise out_of_step()
+    commands = [sql.encode()]
+    in_pipeline = bool(state.get("_unbroken_alone"))
+    forgets = sql == "ROLLBACK" and bool(prepared._names)
+    if in_pipeline:
+        if forgets:  # as psycopg does after a ROLLBACK
+            commands.append(b"DEALLOCATE ALL")
+        pgconn.enter_pipeline_mode()
+        for command in commands:
+            pgconn.send_query_params(command, None)
+            pgconn.pipeline_sync()
+    else:
+        pgconn.send_query(commands[0])
+    if pgconn.flush():
+        raise out_of_step()  # the way to the server is full
+    if sql == "ROLLBACK":
+        prepared.clear()
+        if in_pipeline:
+            prepared._to_flush.clear()
+    state["_unbroken_texts"].clear()
+    state["_unbroken_due"] = Due(tuple(commands), in_pipeline)
+
+
+def take(conn: Any) -> Generator[Any, Any, None]:
+    """Read the answers that are due, and be out of pipeline mode again.
+
+    Raises what a lost connection raises where they are not those that were expected.
+    """
+    state = conn.__dict__
+    pgconn, due = state["pgconn"], state["_unbroken_due"]
+    state["_unbroken_due"] = None  # out of step from here, until all is read
+    yield from _read_due(pgconn, due)
+    if due.in_pipeline:
+        pgconn.exit_pipeline_mode()
+
+
+def _read_due(pgconn: Any, due: Due) -> Generator[Any, Any, None]:
+    for tag in due.tags:
+        result = yield from _one(pgconn)
+        if result.status != _COMMAND_OK or result.command_status != tag:
+            raise _unexpected(pgconn, result)
+        if due.in_pipeline:
+            yield from _read_sync(pgconn)
+
+
+def _read_sync(pgconn: Any) -> Generator[Any, Any, None]:
+    if (yield from _one(pgconn)).status != _SYNC:
+        raise out_of_step()
+
+
+def _one(pgconn: Any) -> Generator[Any, Any, Any]:
+    from psycopg.generators import fetch_many
+
+    results = yield from fetch_many(pgconn)
+    if len(results) != 1:
+        raise _unexpected(pgconn, results[0]) if results else out_of_step()
+    return results[0]
+
+
+def _unexpected(pgconn: Any, result: Any) -> BaseException:
+    """The error for an answer to the pool's own command that was not counted on.
+
+    The server's goodbye is told as it is; nothing else is the caller's affair.
+    """
+    if result.status != _FATAL:
+        return out_of_step()
+    error = _server_error(pgconn, result)
+    if postgres_fault(error.sqlstate, str(error)).is_lost:
+        return error
+    wrong = out_of_step()
+    wrong.__cause__ = error
+    return wrong
+
+
+def _server_error(pgconn: Any, result: Any) -> Any:
+    import psycopg
+
+    return psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
+
+
+def out_of_step() -> BaseException:
+    """What a lost connection raises, for one whose answers can no longer be told apart."""
+    import psycopg
+
+    error: BaseException = lost(psycopg.OperationalError(OUT_OF_STEP))
+    return error
+
+
+def is_due(conn: Any) -> bool:
+    """Whether an answer to the pool's own COMMIT or ROLLBACK was not read yet."""
+    return conn.__dict__.get("_unbroken_due") is not None
+
+
+# -- the first statement of a transaction ----------------------------------------------------------
+
+
+def may_fly(conn: Any) -> bool:
+    """Whether BEGIN and the statement that comes now can be sent together on *conn*, behind what is
+    due.
+    """
+    state = conn.__dict__
+    if (
+        conn._autocommit
+        or not state.get("_unbroken_alone")
+        or conn._pipeline is not None
+        or state.get("_unbroken_inside")
+        or conn._tpc is not None
+        or getattr(conn.lock, "turns", None) is None
+    ):
+        return False
+    pgconn, due = state["pgconn"], state.get("_unbroken_due")
+    if due is not None:
+        return bool(due.in_pipeline)
+    return (
+        pgconn.transaction_status == _IDLE
+        and pgconn.status == _OK
+        and not pgconn.pipeline_status
+        and not conn._prepared._to_flush
+    )
+
+
+def start(conn: Any) -> Generator[Any, Any, None]:
+    """Put BEGIN into libpq's buffer, for a statement that follows at once."""
+    state = conn.__dict__
+    pgconn, due = state["pgconn"], state.get("_unbroken_due")
+    if due is None:
+        pgconn.enter_pipeline_mode()
+    state["_unbroken_due"] = None  # out of step from here, until all is read
+    asks = conn._isolation_level is None and not knows_level(conn)
+    state["_unbroken_flight"] = Flight(due, conn.lock.turns, asks)
+    yield from conn._exec_command(conn._get_tx_start_command())
+    if asks:
+        pgconn.send_query_params(_ASK_LEVEL, None)
+
+
+def flight_of(conn: Any) -> Flight | None:
+    """The flight that the caller is in, if any."""
+    flight: Flight | None = conn.__dict__.get("_unbroken_flight")
+    return None if flight is None or flight.turn != conn.lock.turns else flight
+
+
+def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
+    """Send what is in the buffer; read the answers to what was due and to BEGIN, then those to as
+    many commands as *statement* says, and leave pipeline mode.
+
+    Gives the latter. Raises the server's error where it refused BEGIN.
+    """
+    from psycopg.generators import fetch_many, send
+
+    state = conn.__dict__
+    pgconn, flight = state["pgconn"], state.pop("_unbroken_flight")
+    pgconn.pipeline_sync()
+    yield from send(pgconn)
+    if flight.due is not None:
+        yield from _read_due(pgconn, flight.due)
+    begun = yield from _one(pgconn)
+    if pgconn.status != _OK:  # the server's goodbye
+        raise _server_error(pgconn, begun)
+    level = (yield from _one(pgconn)) if flight.asks_level else None
+    answers: list[list[Any]] = []
+    while len(answers) < statement and pgconn.status == _OK:
+        answers += [(yield from fetch_many(pgconn))]
+    if pgconn.status == _OK:  # else the last answer was a goodbye, which the caller tells
+        yield from _read_sync(pgconn)
+        pgconn.exit_pipeline_mode()
+    if begun.status != _COMMAND_OK:
+        raise _server_error(pgconn, begun) if begun.status == _FATAL else out_of_step()
+    if level is not None and level.status == _TUPLES_OK:
+        _hear_level(state, level.get_value(0, 0))
+    return answers
+
+
+@cache
+def flying(base: Any) -> Any:
+    """*base*, a class of psycopg's cursors, that sends BEGIN with its first statement and tells its
+    connection the text of each; *base* itself where it does something of its own.
+    """
+    import psycopg
+    from psycopg._cursor_base import BaseCursor
+
+    if hasattr(base, "_flies") or not issubclass(base, (psycopg.Cursor, psycopg.AsyncCursor)):
+        return base
+    own = ("_execute_gen", "_maybe_prepare_gen", "_execute_send", "_start_query", "_send_prepare")
+    if any(getattr(base, name) is not getattr(BaseCursor, name) for name in own):
+        return base
+
+    class Flying(base):  # type: ignore[misc] # the base is only known here
+        __slots__ = ()
+        __module__ = base.__module__
+        __doc__ = base.__doc__
+        _flies = True
+
+        def _execute_gen(
+            self, query: Any, params: Any = None, **options: Any
+        ) -> Generator[Any, Any, None]:
+            conn = self._conn
+            state = conn.__dict__
+            if "_unbroken_texts" not in state:  # not one of ours
+                yield from super()._execute_gen(query, params, **options)
+                return
+            turn = getattr(conn.lock, "turns", None)
+            state["_unbroken_said"] = (turn, query, may_fly(conn))
+            try:
+                yield from super()._execute_gen(query, params, **options)
+            except Exception:
+                if flight_of(conn) is not None:  # it could not be sent: BEGIN was as good as
+                    yield from land(conn)
+                raise
+
+        def _maybe_prepare_gen(
+            self, pgq: Any, *, prepare: Any = None, binary: Any = None
+        ) -> Generator[Any, Any, None]:
+            conn = self._conn
+            if flight_of(conn) is None:
+                yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
+                return
+            if not _is_one(pgq):
+                yield from land(conn)
+                yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
+                return
+            # From here on as psycopg's own, with all answers read at once
+            prep, name = self._get_prepared(pgq, prepare)
+            is_new = prep is psycopg._preparing.Prepare.SHOULD
+            if prep is psycopg._preparing.Prepare.NO:
+                self._execute_send(pgq, force_extended=True, binary=binary)
+            else:
+                if is_new:
+                    self._send_prepare(name, pgq)
+                self._send_query_prepared(name, pgq, binary=binary)
+            answers = yield from land(conn, 2 if is_new else 1)
+            for result in answers[0] if is_new else ():
+                if result.status == _FATAL:
+                    raise _server_error(self._pgconn, result)
+            key = conn._prepared.maybe_add_to_cache(pgq, prep, name)
+            results = answers[-1]
+            if key is not None:
+                conn._prepared.validate(key, prep, name, results)
+            self._check_results(results)
+            self._set_results(results)
+
+    Flying.__name__ = Flying.__qualname__ = base.__name__
+    return Flying
+
+
+def _is_one(pgq: Any) -> bool:
+    """Whether the query is for certain one statement, which may follow BEGIN at once, and means the
+    same in libpq's extended protocol as in the simple one.
+    """
+    text: bytes = pgq.query
+    if verb(text) not in _FIRST:
+        return False
+    return bool(pgq.params) or not (b";" in text.rstrip(b"; \t\r\n") or b"$" in text)
+
+
+# -- what was sent ---------------------------------------------------------------------------------
+
+
+def note_text(conn: Any, query: Any) -> None:
+    """*query* goes out next; None where it is not known. BEGIN was noted before."""
+    state = conn.__dict__
+    texts = state.get("_unbroken_texts")
+    if texts is None:
+        return
+    if state["pgconn"].transaction_status == _IDLE:
+        texts.clear()
+    text = query if isinstance(query, (str, bytes)) else None
+    texts.append(text)
+    if text is None or len(text) > LONGEST_CACHED or _may_set_level(text):
+        state["_unbroken_level"] = None
+
+
+def note_command(conn: Any, command: Any) -> None:
+    """psycopg itself sends *command*."""
+    texts = conn.__dict__.get("_unbroken_texts")
+    if texts is not None and isinstance(command, bytes) and command.startswith(b"BEGIN"):
+        texts.clear()
+    else:
+        note_text(conn, command)
+
+
+def new_texts() -> deque[Any]:
+    """For a connection of which nothing was sent yet."""
+    return deque(maxlen=TEXTS)
+
+
+def texts(conn: Any) -> Sequence[str | bytes | None]:
+    """What was sent in the transaction that is open; None stands for what is not known, and for a
+    level at which a COMMIT may fail although its transaction only read.
+    """
+    sent: Sequence[str | bytes | None] = conn.__dict__["_unbroken_texts"]
+    level = conn._isolation_level
+    if level is not None:
+        is_weak = level.name in ("READ_UNCOMMITTED", "READ_COMMITTED", "REPEATABLE_READ")
+    else:
+        is_weak = knows_level(conn)
+    return sent if is_weak else (None,)
+
+
+@lru_cache(maxsize=1000)
+def _may_set_level(text: str | bytes) -> bool:
+    """Whether a statement may change the isolation level of the transactions to come."""
+    if verb(text) not in _PLAIN:
+        return True
+    lower = text.lower()
+    if isinstance(lower, bytes):
+        return any(word.encode() in lower for word in _LEVELS)
+    return any(word in lower for word in _LEVELS)
+
+
+def knows_level(conn: Any) -> bool:
+    """Whether transactions of *conn* are known not to be serializable, if nothing is said."""
+    until = conn.__dict__.get("_unbroken_level")
+    return until is not None and time.monotonic() < until
+
+
+def _hear_level(state: dict[str, Any], level: bytes | None) -> None:
+    weak = (b"read uncommitted", b"read committed", b"repeatable read")
+    state["_unbroken_level"] = time.monotonic() + LEVEL_HOLDS if level in weak else None
+
+
+# -- libpq's connection, for whoever looks at it ---------------------------------------------------
+
+
+@cache
+def _harmless() -> frozenset[Any]:
+    """psycopg's functions that may look at libpq while an answer is due."""
+    import psycopg
+    from psycopg._connection_base import BaseConnection
+    from psycopg._cursor_base import BaseCursor
+
+    functions: list[Any] = [
+        BaseConnection._check_connection_ok, BaseConnection.__del__, BaseConnection.fileno,
+        vars(BaseConnection)["closed"].fget, vars(BaseConnection)["broken"].fget,
+        BaseCursor.__init__,
+        psycopg.Connection.wait, psycopg.AsyncConnection.wait,
+        psycopg.Connection.close, psycopg.AsyncConnection.close,
+    ]  # fmt: skip
+    return frozenset(each.__code__ for each in functions)
+
+
+def look(conn: Any, depth: int = 2) -> Any:
+    """libpq's connection for the caller's caller. The application may send something by it, of
+    which nobody knows. An answer that is due is read before, so that its status is the true one.
+    """
+    state = conn.__dict__
+    frame = sys._getframe(depth)
+    if not frame.f_globals.get("__name__", "").startswith(("psycopg", "unbroken.")):
+        if "_unbroken_texts" in state:
+            state["_unbroken_texts"].append(None)
+            state["_unbroken_level"] = None
+        if state.get("_unbroken_due") is not None:
+            settle(conn)
+    elif state.get("_unbroken_due") is not None and frame.f_code not in _harmless():
+        settle(conn)
+    return state["pgconn"]
+
+
+def settle(conn: Any) -> None:
+    """Read the answers that are due, at once: whoever asks cannot wait in its own way."""
+    pgconn = conn.__dict__["pgconn"]
+    drive(pgconn, take(conn), ANSWER_WITHIN, out_of_step)
+
+
+def drive(pgconn: Any, exchange: Generator[Any, Any, Any], timeout: float, late: Any) -> Any:
+    """Carry out *exchange* within *timeout* seconds, or raise what *late* gives."""
+    import selectors
+
+    from psycopg.waiting import Ready
+
+    until = time.monotonic() + timeout
+    try:
+        want = next(exchange)
+        want = exchange.send(Ready(want))  # what it waits for has come already, most often
+        with selectors.DefaultSelector() as selector:  # gevent's own where it has patched
+            key = selector.register(pgconn.socket, want)
+            while True:
+                if key.events != want:
+                    key = selector.modify(pgconn.socket, want)
+                ready = selector.select(max(0.0, until - time.monotonic()))
+                if not ready:
+                    raise late()
+                want = exchange.send(Ready(ready[0][1]))
+    except StopIteration as done:
+        return done.value
