@@ -5,15 +5,15 @@ sockets.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Login
 from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysql_exchange as exchange
-from unbroken.drivers._mysql_driver import Awaited, unheard
 from unbroken.drivers._mysql_async_connection import abort_connection, transport_of
+from unbroken.drivers._mysql_driver import Awaited, unheard
 from unbroken.drivers._shared import class_of, dial_async
 from unbroken.ledger.residue import Left
 
