@@ -1,0 +1,154 @@
+"""A ROLLBACK that ends the use of a connection is sent, and nobody waits for its answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+#: one way, in seconds; long, so that a slow machine counts the same round trips
+FAR = 0.04
+#: what a request of one SELECT costs with each driver
+TRIPS = {"pymysql": 1, "psycopg": 1}
+
+
+@pytest.fixture
+def far(face: Any) -> Any:
+    """A function that gives an engine far from its server, and one that counts round trips."""
+    if face.name not in TRIPS:
+        pytest.skip("its answers are waited for")
+    proxy, stock = face.proxy(), face.table("stock")
+    face.server.admin(f"INSERT INTO {stock} VALUES (42)")
+
+    def engine(**kwargs: Any) -> sa.Engine:
+        made: sa.Engine = face.engine(face.through(proxy), **{"pool_size": 1, **kwargs})
+        for _ in range(3):  # the first one connects; the first answer is looked at before it counts
+            with made.connect() as conn:
+                conn.execute(sa.text("SELECT n FROM stock"))
+        proxy.latency(FAR)
+        with made.connect() as conn:
+            conn.execute(sa.text("SELECT n FROM stock"))
+        return made
+
+    engine.proxy = proxy  # type: ignore[attr-defined]
+    return engine
+
+
+def trips(far: Any, request: Any) -> float:
+    """How many round trips each *request* costs that comes right after another one."""
+
+    def total(times: int) -> int:
+        rest(far.proxy)
+        before: int = far.proxy.round_trips
+        for _ in range(times):
+            request()
+        rest(far.proxy)
+        return int(far.proxy.round_trips - before)
+
+    # the smallest: where something keeps this process from going on at once, it waits for answers
+    few, many = (min(total(times) for _ in range(2)) for times in (3, 7))
+    return (many - few) / 4
+
+
+def rest(proxy: Any) -> None:
+    """Wait until nothing is on its way."""
+    seen = -1
+    while (now := proxy.round_trips) != seen:
+        seen = now
+        time.sleep(4 * FAR)
+
+
+def test_a_request_that_reads_once_costs_one_round_trip(face: Any, far: Any) -> None:
+    engine = far()
+
+    def request() -> None:
+        with engine.connect() as conn:
+            assert conn.scalar(sa.text("SELECT n FROM stock")) == 42
+
+    assert trips(far, request) == TRIPS[face.name]
+
+
+def test_a_session_that_is_closed_costs_one_as_well(face: Any, far: Any) -> None:
+    engine = far()
+
+    def request() -> None:
+        with Session(engine) as session:
+            assert session.scalar(sa.text("SELECT n FROM stock")) == 42
+
+    assert trips(far, request) == TRIPS[face.name]
+
+
+def test_a_rollback_that_the_application_asks_for_is_waited_for(face: Any, far: Any) -> None:
+    engine = far()
+
+    def request() -> None:
+        with engine.connect() as conn:
+            conn.execute(sa.text("SELECT n FROM stock"))
+            conn.rollback()
+
+    assert trips(far, request) == TRIPS[face.name] + 1
+
+
+def test_locks_are_free_once_the_server_has_read_it(face: Any, far: Any) -> None:
+    engine, plain = far(), face.engine()
+    conn = engine.connect()
+    conn.execute(sa.text("SELECT n FROM stock FOR UPDATE"))
+    conn.close()
+    got = threading.Event()
+
+    def lock() -> None:
+        with plain.begin() as other:
+            other.execute(sa.text("SELECT n FROM stock FOR UPDATE"))
+        got.set()
+
+    threading.Thread(target=lock, daemon=True).start()
+    assert got.wait(5.0)
+
+
+def test_what_a_listener_sends_at_checkin_gets_its_own_answer(far: Any) -> None:
+    engine = far()
+    heard: list[Any] = []
+
+    @event.listens_for(engine, "checkin")
+    def checkin(dbapi_connection: Any, _record: Any) -> None:
+        cursor = dbapi_connection.cursor()
+        cursor.execute("SELECT n / 6 FROM stock")
+        heard.append(cursor.fetchone()[0])
+        cursor.close()
+        dbapi_connection.rollback()
+
+    for _ in range(5):
+        with engine.connect() as conn:
+            assert conn.scalar(sa.text("SELECT n FROM stock")) == 42
+    assert heard == [7] * 5
+
+
+def test_an_isolation_level_of_one_use_is_put_back_as_sqlalchemy_does(far: Any) -> None:
+    engine = far()
+    usual = engine.connect().get_isolation_level()
+    for _ in range(3):
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            assert conn.scalar(sa.text("SELECT n FROM stock")) == 42
+        with engine.connect() as conn:
+            assert conn.get_isolation_level() == usual
+            assert conn.scalar(sa.text("SELECT n FROM stock")) == 42
+
+
+def test_a_connection_that_is_killed_while_its_answer_is_due_is_replaced_unseen(
+    face: Any, far: Any, stats: Any, until: Any
+) -> None:
+    engine = far()
+    with engine.connect() as conn:
+        number = conn.scalar(face.session_id)
+    face.server.admin(
+        f"KILL {number}" if face.is_mysql else f"SELECT pg_terminate_backend({number})"
+    )
+    until(lambda: stats(engine).idle == 0)
+    with engine.connect() as conn:
+        assert conn.scalar(sa.text("SELECT n FROM stock")) == 42
+        assert conn.scalar(face.session_id) != number
