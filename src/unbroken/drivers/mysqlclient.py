@@ -291,6 +291,13 @@ class Driver(Blocking):
         except Exception:  # closed
             return None
 
+    def has_traits(self, conn: Connection, traits: Any) -> bool:
+        """As comparing :meth:`traits`, without a copy."""
+        try:
+            return bool(self._now(conn) == traits)
+        except Exception:  # closed
+            return False
+
     @staticmethod
     def _now(conn: Connection) -> tuple[Any, ...]:
         return (

@@ -440,7 +440,7 @@ class Finishing(Holding):
             and (unit is None or not unit.wrote)
             and state.may_leave(conn)
             and state.driver.is_quiet(conn)
-            and state.driver.traits(conn) == entry.traits
+            and state.has_traits(conn, entry.traits)
             and not self.left()
         )
 

@@ -156,6 +156,10 @@ class Knowledge(Guarded):
         self.defers = hasattr(driver, "send_end")
         #: … as far as it is known what the answer says
         self.may_leave: Callable[[Connection], bool] = getattr(driver, "may_leave", self._is_open)
+        #: … as long as all else is as it was opened
+        self.has_traits: Callable[[Connection, Any], bool] = getattr(
+            driver, "has_traits", self._has_traits
+        )
         #: … and a statement be sent before that answer has come
         self.pipelines = getattr(driver, "pipelines", False)
         self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
@@ -219,6 +223,9 @@ class Knowledge(Guarded):
 
     def _is_open(self, conn: Connection) -> bool:
         return self.driver.is_in_transaction(conn) is True
+
+    def _has_traits(self, conn: Connection, traits: Any) -> bool:
+        return bool(self.driver.traits(conn) == traits)
 
     def is_due(self, entry: Entry, conn: Connection) -> bool:
         """Whether the answer to the COMMIT or ROLLBACK that the pool sent is still to be read."""
