@@ -166,8 +166,11 @@ def test_a_part_that_is_gone_ends_replays_and_nothing_else(use: Any, owner: str,
 #: The files of each driver, and where to look for what its library has.
 FILES = {
     "pymysql": (["pymysql", "_pymysql_connection", "_mysql_exchange"], ["pymysql"]),
-    "aiomysql": (["aiomysql", "_mysql_async", "_mysql_exchange"], ["aiomysql", "pymysql"]),
-    "asyncmy": (["asyncmy", "_mysql_async", "_mysql_exchange"], ["asyncmy"]),
+    "aiomysql": (
+        ["aiomysql", "_mysql_async_connection", "_mysql_exchange"],
+        ["aiomysql", "pymysql"],
+    ),
+    "asyncmy": (["asyncmy", "_mysql_async_connection", "_mysql_exchange"], ["asyncmy"]),
     "mysqlclient": (["mysqlclient", "_mysqlclient_connection"], ["MySQLdb"]),
     "mariadb": (["mariadb", "_mariadb_connection"], ["mariadb"]),
     "mysqlconnector": (

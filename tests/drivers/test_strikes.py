@@ -23,7 +23,7 @@ OTHERS = ["mysqldb", "mariadbconnector", "mysqlconnector", "mysqlconnector_async
 OPTIONS = {"local_infile": 1, "max_connections": 400}
 #: What is struck at every step in the default tests; all kinds of calls are in the long ones.
 USUAL = "insert,refused,commit,restored"
-SHORT = "insert,refused,commit,driver_rollback,results,stream,restored"
+SHORT = "insert,refused,commit,driver_rollback,results,stream,restored,left_and_taken"
 
 
 @pytest.fixture(scope="module")

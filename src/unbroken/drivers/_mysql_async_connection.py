@@ -95,9 +95,12 @@ def exact(
                 await self._seen_take()
             after = exchange.status_after_end(self)
             await Connection._execute_command(self, _mysql.COM_QUERY, sql)  # no unit hears of it
-            self._seen_due = self._seen_status = after
+            if transport_of(self).is_closing():
+                return  # it could not be sent
+            self._seen_due = after
             self._seen_busy = exchange.QUIET
             self._seen_texts.clear()
+            self._seen_status = after  # last: it says that all is well
 
         async def _seen_take(self) -> None:
             """Read that answer. Raises what a lost connection raises where it is another one than
@@ -106,6 +109,7 @@ def exact(
             busy, sequence, status = self._seen_busy, self._next_seq_id, self._seen_status
             if busy >= exchange.BUSY:
                 raise exchange.out_of_step(self)  # it was broken off before
+            self._seen_status = None
             self._seen_busy, self._next_seq_id = exchange.BUSY, 1
             try:
                 await super()._read_ok_packet()
@@ -116,9 +120,9 @@ def exact(
             told = self.server_status
             more = bool(told & _mysql.MORE_RESULTS)
             told = exchange.after_due(self, busy, told, more)
-            self._seen_due = None
-            self._seen_status = status if busy else told
-            self._seen_busy, self._next_seq_id = busy, sequence
+            self._seen_due, self._next_seq_id = None, sequence
+            self._seen_busy = busy
+            self._seen_status = status if busy else told  # last, likewise
 
         async def _seen_drain(self) -> None:
             """Read what was left of a result, and the results after it."""

@@ -126,20 +126,21 @@ def follow(conn: Followed) -> None:
     conn._seen_texts = deque([None], maxlen=TEXTS)
 
 
-def note(conn: Followed, command: int, sql: str | bytes) -> None:
+def note(conn: Followed, command: int, sql: Any) -> None:
     """A command is about to go out.
 
     Where it may change what a COMMIT or ROLLBACK does on this session, the session counts as one
     that cannot be put back.
     """
     known = command == _mysql.COM_QUERY and len(sql) <= LONGEST_TEXT
-    conn._seen_texts.append(sql if known else None)
-    if sql[:3] in _SETS and command == _mysql.COM_QUERY and _changes_ends(sql.lower()):
+    text = bytes(sql) if known and isinstance(sql, bytearray) else sql  # executemany's
+    conn._seen_texts.append(text if known else None)
+    if known and text[:3] in _SETS and _changes_ends(text.lower()):
         touch(conn, OTHERS)
 
 
-def _changes_ends(sql: str | bytes) -> bool:
-    return b"completion_type" in sql if isinstance(sql, bytes) else "completion_type" in sql
+def _changes_ends(sql: Any) -> bool:
+    return ("completion_type" if isinstance(sql, str) else b"completion_type") in sql
 
 
 def begin_writing(conn: Followed) -> None:
@@ -286,11 +287,12 @@ def after_due(conn: Followed, busy: int, status: int, has_next: bool) -> int:
     Raises where a statement was sent behind it (*busy*) and the answer is not the one that was
     counted on. That is so where ``completion_type`` opens a transaction after each, say.
     """
-    touched = conn._seen_touched
-    told = (status & KEPT) | touched
-    if has_next or (busy and told != conn._seen_due):
+    due = conn._seen_due
+    assert due is not None
+    # what a holder touched meanwhile is no word of the server's
+    if has_next or (busy and (status ^ due) & KEPT):
         raise out_of_step(conn)
-    return told
+    return (status & KEPT) | conn._seen_touched
 
 
 def holds_more(unread: bytes | bytearray) -> bool:

@@ -4,11 +4,13 @@ that can report."""
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from unbroken.drivers import _mysql
+from unbroken.drivers._mysql_exchange import LONGEST_TEXT, TEXTS
 from unbroken.drivers._shared import (
     is_commit,
     is_rollback,
@@ -61,6 +63,16 @@ def _is_alone(sql: bytes) -> bool:
     return b";" not in sql.rstrip(b"; \n\t\r")
 
 
+def pipelines() -> bool:
+    """Whether the C library lets a statement be sent before the answer to the last one was read.
+
+    MariaDB's does. MySQL's takes the answers for out of order.
+    """
+    from MySQLdb import _mysql as library
+
+    return str(library.get_client_info()).startswith("3.")
+
+
 #: What ``_seen_busy`` is in the middle of a COMMIT or ROLLBACK. It counts as true.
 IN_CALL = "in a call"
 
@@ -73,6 +85,8 @@ def deduced(base: Any) -> Any:
     if getattr(base, "_deduces", False):
         return base
 
+    behind = pipelines()
+
     class Connection(base):  # type: ignore[misc] # the base is only known here
         __doc__ = base.__doc__
         __module__ = base.__module__
@@ -80,22 +94,33 @@ def deduced(base: Any) -> Any:
 
         def query(self, query: Any) -> None:
             state = self.__dict__
+            if not behind and state.get("_seen_due"):
+                self._seen_take()
             self._seen_refuse()
             sql = (
                 query.encode("utf-8", "surrogateescape") if isinstance(query, str) else bytes(query)
             )
             if _SETS_CHAIN.match(sql):
                 state["_seen_chains"] = True
+            _note(state, sql)
             before = state.get("_seen_open")
             closed = before is False and self.get_autocommit() and _still_closed(sql)
-            state["_seen_open"], state["_seen_busy"] = None, True
+            due = state.get("_seen_due")
+            state["_seen_open"], state["_seen_busy"] = None, IN_CALL if due else True
             try:
-                super().query(query)
+                if due:
+                    super().send_query(sql)
+                    self._seen_hear()
+                    super().read_query_result()
+                else:
+                    super().query(query)
             except self.Error as error:
                 if _mysql.is_answer(error):
                     state["_seen_busy"] = False
                 raise
-            state["_seen_open"] = False if closed else _is_open_after(sql, before)
+            after = state["_seen_open"] = False if closed else _is_open_after(sql, before)
+            if after is False:
+                state["_seen_texts"].clear()
             state["_seen_busy"] = self.field_count() > 0
 
         def store_result(self) -> Any:
@@ -105,7 +130,8 @@ def deduced(base: Any) -> Any:
                 if _mysql.is_answer(error):
                     self.__dict__["_seen_busy"] = False
                 raise
-            self.__dict__["_seen_busy"] = False
+            if self.__dict__.get("_seen_busy") is not IN_CALL:  # which was broken off
+                self.__dict__["_seen_busy"] = False
             return result
 
         def commit(self) -> None:
@@ -115,6 +141,8 @@ def deduced(base: Any) -> Any:
             self._finish(super().rollback)
 
         def autocommit(self, on: Any) -> None:
+            self._seen_settle()
+            _note(self.__dict__, None)
             super().autocommit(on)
             if self.__dict__.get("_seen_open"):  # switching it on commits
                 self.__dict__["_seen_open"] = None
@@ -141,16 +169,19 @@ def deduced(base: Any) -> Any:
             return out
 
         def select_db(self, db: Any) -> None:
+            self._seen_settle()
             self._seen_refuse()
             _mysql.note_move(self, _mysql.MOVED)
             super().select_db(db)
 
         def ping(self, *args: Any) -> Any:
+            self._seen_settle()
             self._seen_refuse()
             return super().ping(*args)
 
         def _finish(self, send: Callable[[], None]) -> None:
             state = self.__dict__
+            self._seen_settle()
             self._seen_refuse()
             state["_seen_open"], state["_seen_busy"] = None, IN_CALL
             try:
@@ -159,8 +190,48 @@ def deduced(base: Any) -> Any:
                 if _mysql.is_answer(error):
                     state["_seen_busy"] = False
                 raise
+            if "_seen_texts" in state:
+                state["_seen_texts"].clear()
             state["_seen_open"] = False
             state["_seen_busy"] = False
+
+        def _seen_leave(self, sql: str) -> None:
+            """Send *sql*, COMMIT or ROLLBACK. Its answer is read before that of the next
+            statement.
+            """
+            state = self.__dict__
+            self._seen_settle()
+            self._seen_refuse()
+            state["_seen_open"], state["_seen_busy"] = None, IN_CALL
+            super().send_query(sql.encode())
+            state["_seen_due"] = True
+            texts_of(self).clear()
+            state["_seen_busy"] = False
+            state["_seen_open"] = False  # last: it says that all is well
+
+        def _seen_settle(self) -> None:
+            """Read that answer, if it is due."""
+            if self.__dict__.get("_seen_due"):
+                self._seen_take()
+
+        def _seen_take(self) -> None:
+            """Read that answer."""
+            state = self.__dict__
+            self._seen_refuse()  # it was broken off before
+            state["_seen_open"], state["_seen_busy"] = None, IN_CALL
+            self._seen_hear()
+            state["_seen_busy"] = False
+            state["_seen_open"] = False
+
+        def _seen_hear(self) -> None:
+            """Read that answer, whatever was sent behind it. An error in its place is none of what
+            was.
+            """
+            try:
+                super().read_query_result()
+            except self.Error as error:
+                raise self.OperationalError(2014, _mysql.OUT_OF_STEP) from error
+            self.__dict__["_seen_due"] = False
 
         def _seen_refuse(self) -> None:
             """Send nothing after an exchange that is not known to have ended."""
@@ -169,8 +240,23 @@ def deduced(base: Any) -> Any:
 
     for name in ("send_query", "change_user", "set_server_option", "kill"):
         _forgets(Connection, base, name)
+    for name in ("set_character_set", "stat", "shutdown", "dump_debug_info"):
+        _settles(Connection, base, name)
     Connection.__name__ = Connection.__qualname__ = base.__name__
     return Connection
+
+
+def texts_of(conn: Any) -> deque[bytes | None]:
+    """What was sent on *conn* since no transaction was open for certain; None stands for what is
+    not known.
+    """
+    texts: deque[bytes | None] = conn.__dict__.setdefault("_seen_texts", deque([None], TEXTS))
+    return texts
+
+
+def _note(state: dict[str, Any], sql: bytes | None) -> None:
+    texts = state.setdefault("_seen_texts", deque([None], TEXTS))
+    texts.append(None if sql is None or len(sql) > LONGEST_TEXT else sql)
 
 
 def _forgets(cls: type[Any], base: type[Any], name: str) -> None:
@@ -180,11 +266,27 @@ def _forgets(cls: type[Any], base: type[Any], name: str) -> None:
         return
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._seen_settle()
+        _note(self.__dict__, None)
         self.__dict__["_seen_open"] = None
         if name == "change_user":
             _mysql.note_move(self, _mysql.ANOTHER_USER)
         if name == "send_query":
             self.__dict__["_seen_busy"] = True  # its answer is read by calls that nobody follows
+        return plain(self, *args, **kwargs)
+
+    method.__name__, method.__doc__ = name, plain.__doc__
+    setattr(cls, name, method)
+
+
+def _settles(cls: type[Any], base: type[Any], name: str) -> None:
+    """Before *name*, an answer that is due is read."""
+    plain = getattr(base, name, None)
+    if plain is None:
+        return
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._seen_settle()
         return plain(self, *args, **kwargs)
 
     method.__name__, method.__doc__ = name, plain.__doc__

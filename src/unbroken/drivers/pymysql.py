@@ -67,7 +67,7 @@ _SEAMS = (
         _CONNECTION,
         "_execute_command",
         ("self", "command", "sql"),
-        ("_sock", "_result", "_write_bytes", "write_packet"),
+        ("_sock", "_result", "_write_bytes", "write_packet", "_next_seq_id"),
     ),
     Seam(_CONNECTION, "_write_bytes", ("self", "data"), ("_sock", "_write_timeout")),
     Seam(_CONNECTION, "write_packet", ("self", "payload"), ("_write_bytes",)),

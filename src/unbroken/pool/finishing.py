@@ -438,9 +438,9 @@ class Finishing(Holding):
             and entry.cause is None
             and entry.suspect is None
             and (unit is None or not unit.wrote)
-            and state.driver.is_in_transaction(conn) is True
+            and state.may_leave(conn)
             and state.driver.is_quiet(conn)
-            and state.driver.traits(conn) == entry.traits
+            and state.has_traits(conn, entry.traits)
             and not self.left()
         )
 

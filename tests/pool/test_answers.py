@@ -1,0 +1,228 @@
+"""The answer to the COMMIT or ROLLBACK that a pool sends when a connection goes back, and does not
+wait for: with each driver of MySQL that can, on real servers.
+
+What it saves, and what the next user of the connection may do first: nobody gets another's answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from unbroken_drill.servers import MySQL, Server
+
+from .conftest import wait_until
+from .due import FAR, IDS, PAIRS, Bench, servers
+
+
+@pytest.fixture(scope="module")
+def server_of() -> Iterator[Callable[[type[Server]], Server]]:
+    yield from servers()
+
+
+@pytest.fixture(params=PAIRS, ids=IDS)
+def bench(request: pytest.FixtureRequest, server_of: Any) -> Iterator[Bench]:
+    """Each driver, on each kind of server."""
+    with ExitStack() as stack:
+        yield Bench(request.param[0], server_of(request.param[1]), stack)
+
+
+# -- round trips and locks -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["acquire", "no transaction", "connection", "insert"])
+def test_a_read_costs_one_round_trip_and_a_write_two(bench: Bench, how: str) -> None:
+    proxy = bench.proxy()
+    pool = bench.pool(proxy.url(bench.url()))
+    bench.due(pool)
+    hidden = bench.state(pool).hidden
+    hidden.answer, hidden.wanted = "", False  # no SELECT calls anything that writes
+
+    def once() -> None:
+        if how == "acquire":
+            conn = bench.take(pool)
+            bench.do(conn, "SELECT n FROM stock")
+            bench.give(pool, conn)
+            return
+        with bench.lent(pool, transaction=how != "no transaction") as conn:
+            bench.do(
+                conn, "INSERT INTO sold VALUES (1)" if how == "insert" else "SELECT n FROM stock"
+            )
+
+    proxy.latency(FAR)
+    once()
+    right = 4 * (2 if how == "insert" or not bench.driver.pipelines else 1)
+    counts: list[int] = []
+    while right not in counts and len(counts) < 4:
+        # a pause of this machine may cost one more now and then
+        before = proxy.round_trips
+        for _ in range(4):
+            once()
+        counts.append(proxy.round_trips - before)
+    assert min(counts) == right, counts
+    assert bench.sold() == (1 + 4 * len(counts) if how == "insert" else 0)
+
+
+def test_the_server_is_free_of_locks_while_the_answer_is_due(bench: Bench) -> None:
+    pool = bench.pool()
+    session = bench.due(pool)
+    sql = f"SELECT 1 FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = {session}"
+    wait_until(lambda: not bench.server.admin(sql), 2.0)
+    if isinstance(bench.server, MySQL):
+        sql = (
+            "SELECT 1 FROM performance_schema.metadata_locks JOIN performance_schema.threads"
+            f" ON owner_thread_id = thread_id WHERE processlist_id = {session}"
+        )
+        wait_until(lambda: not bench.server.admin(sql), 2.0)
+    bench.server.admin("SELECT n FROM stock FOR UPDATE NOWAIT")
+    assert bench.is_due(pool)
+
+
+# -- the first thing that the next holder does -----------------------------------------------------
+
+
+async def _stream(bench: Bench, conn: Any) -> None:
+    library = {"mysqldb": "MySQLdb"}.get(bench.name, bench.name)
+    cursor = conn.cursor(import_module(f"{library}.cursors").SSCursor)
+    cursor = (await cursor) if inspect.isawaitable(cursor) else cursor
+    for call in (
+        lambda: cursor.execute("SELECT n FROM stock ORDER BY n"), cursor.fetchone, cursor.close
+    ):  # fmt: skip
+        value = call()
+        if inspect.isawaitable(value):
+            await value
+
+
+def _in_cursor(bench: Bench, conn: Any, work: Callable[[Any], Any]) -> None:
+    async def awaited() -> None:
+        async with conn.cursor() as cursor:
+            await work(cursor)
+            while await cursor.nextset():
+                pass
+
+    if bench.is_async:
+        bench.wait(awaited())
+        return
+    with contextlib.closing(conn.cursor()) as cursor:
+        work(cursor)
+        while cursor.nextset():
+            pass
+
+
+def _load(bench: Bench, conn: Any) -> None:
+    if bench.name == "asyncmy":
+        return  # it is mistaken in a type there
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write("77\n78\n")
+        file.flush()
+        bench.do(conn, f"LOAD DATA LOCAL INFILE '{file.name}' INTO TABLE sold (n)")
+    assert bench.ask(conn, "SELECT COUNT(*) FROM sold") == 2
+
+
+def _streamed(bench: Bench, conn: Any) -> None:
+    if bench.is_async:
+        bench.wait(_stream(bench, conn))
+    else:
+        with suppress(StopIteration):
+            _stream(bench, conn).send(None)
+
+
+def _charset(bench: Bench, conn: Any) -> None:
+    for name in ("set_character_set", "set_charset"):
+        if hasattr(conn, name):
+            with suppress(AttributeError):  # asyncmy's is mistaken in a name
+                bench.wait(getattr(conn, name)("utf8mb4"))
+            return
+
+
+def _killed(bench: Bench, conn: Any) -> None:
+    other = bench.pool()
+    victim = bench.take(other)
+    with suppress(*bench.driver.errors):  # a newer MySQL does not know it any more
+        bench.wait(conn.kill(bench.me(victim)))
+    bench.give(other, victim)
+
+
+def _prepared(bench: Bench, conn: Any) -> None:
+    if hasattr(conn, "prepare"):
+        statement = bench.wait(conn.prepare("SELECT ?"))
+        bench.wait(statement.execute((1,)))
+        bench.wait(statement.close())
+
+
+def _switched(bench: Bench, conn: Any) -> None:
+    bench.wait(conn.autocommit(True))
+    bench.do(conn, "DELETE FROM stock WHERE n > 100")
+    bench.wait(conn.autocommit(False))
+
+
+def _converter(bench: Bench, conn: Any) -> None:
+    name = {"mysqldb": "converter", "asyncmy": "_decoders"}.get(bench.name, "decoders")
+    getattr(conn, name)[253] = str
+
+
+def _long(bench: Bench, conn: Any) -> None:
+    assert bench.ask(conn, f"SELECT LENGTH('{'x' * (17 << 20)}')") == 17 << 20
+
+
+#: What somebody does first on a connection whose answer is due, by name.
+FIRST: dict[str, Callable[[Bench, Any], Any]] = {
+    "nothing": lambda _bench, _conn: None,
+    "ping": lambda bench, conn: bench.wait(bench.driver.ping(conn, 5.0)),
+    "rollback": lambda bench, conn: bench.wait(conn.rollback()),
+    "commit": lambda bench, conn: bench.wait(conn.commit()),
+    "begin": lambda bench, conn: bench.wait(conn.begin()),
+    "driver's rollback": lambda bench, conn: bench.wait(bench.driver.rollback(conn)),
+    "select_db": lambda bench, conn: bench.wait(conn.select_db(bench.server.database)),
+    "show_warnings": lambda bench, conn: bench.wait(conn.show_warnings()),
+    "charset": _charset,
+    "converter": _converter,
+    "autocommit": _switched,
+    "kill": _killed,
+    "load": _load,
+    "stream": _streamed,
+    "prepared": _prepared,
+    "callproc": lambda bench, conn: _in_cursor(bench, conn, lambda it: it.callproc("two")),
+    "many": lambda bench, conn: _in_cursor(
+        bench, conn, lambda it: it.executemany("INSERT INTO sold VALUES (%s)", [(1,), (2,)])
+    ),
+    "several": lambda bench, conn: _in_cursor(
+        bench, conn, lambda it: it.execute("SELECT 1; SELECT 2; SELECT n FROM stock")
+    ),
+    "long": _long,
+}
+#: What some drivers cannot put back.
+UNFIT = {"converter"}
+
+
+@pytest.mark.filterwarnings("ignore:Previous unbuffered result")
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_whatever_the_next_holder_does_first_has_its_own_answer(bench: Bench, tls: bool) -> None:
+    pool = bench.pool(bench.url(tls=tls, client_flag=65536, local_infile="true"))
+    for name, does in FIRST.items():
+        session = bench.due(pool)
+        conn = bench.take(pool)
+        does(bench, conn)
+        assert bench.ask(conn, "SELECT 42") == 42, name
+        assert bench.me(conn) == session, name
+        bench.give(pool, conn)
+        last = bench.answers_its_own(pool)
+        assert last == session or name in UNFIT, name
+        assert bench.sold() == 0, name
+
+
+def test_an_error_as_the_first_answer_is_its_senders(bench: Bench) -> None:
+    pool = bench.pool()
+    session = bench.due(pool)
+    conn = bench.take(pool)
+    with pytest.raises(bench.driver.errors, match="no_such_table"):
+        bench.do(conn, "SELECT 1 FROM no_such_table")
+    bench.give(pool, conn)
+    assert bench.answers_its_own(pool) == session
