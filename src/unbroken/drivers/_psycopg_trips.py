@@ -20,13 +20,17 @@ import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unbroken.backends.postgresql import postgres_fault
 from unbroken.drivers._shared import lost
 from unbroken.ledger.statements import LONGEST_CACHED, verb
 
-_OK, _IDLE = 0, 0  # PQstatus, PQtransactionStatus
+if TYPE_CHECKING:
+    import psycopg
+
+_OK, _IDLE, _IN_TRANSACTION = 0, 0, 2  # PQstatus, PQtransactionStatus
 _COMMAND_OK, _TUPLES_OK, _FATAL, _SYNC = 1, 2, 7, 10  # ExecStatusType
 
 #: So many of the last statements of a transaction are kept: one that sent more counts as unknown.
@@ -147,7 +151,7 @@ def _unexpected(pgconn: Any, result: Any) -> BaseException:
     return wrong
 
 
-def _server_error(pgconn: Any, result: Any) -> Any:
+def _server_error(pgconn: Any, result: Any) -> psycopg.Error:
     import psycopg
 
     return psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
@@ -259,11 +263,19 @@ def flying(base: Any) -> Any:
     if any(getattr(base, name) is not getattr(BaseCursor, name) for name in own):
         return base
 
+    pgconn_of = vars(BaseCursor)["_pgconn"].__get__
+
     class Flying(base):  # type: ignore[misc] # the base is only known here
         __slots__ = ()
         __module__ = base.__module__
         __doc__ = base.__doc__
         _flies = True
+
+        @property
+        def _pgconn(self) -> Any:
+            if self._conn.__dict__.get("_unbroken_due") is not None:
+                settle(self._conn)
+            return pgconn_of(self)
 
         def _execute_gen(
             self, query: Any, params: Any = None, **options: Any
@@ -359,11 +371,14 @@ def new_texts() -> deque[Any]:
 
 
 def texts(conn: Any) -> Sequence[str | bytes | None]:
-    """What was sent in the transaction that is open; None stands for what is not known, and for a
-    level at which a COMMIT may fail although its transaction only read.
+    """What was sent in the transaction that is open; None stands for what is not known, for a
+    level at which a COMMIT may fail although its transaction only read, and for a transaction in
+    error, whose COMMIT is a ROLLBACK.
     """
     sent: Sequence[str | bytes | None] = conn.__dict__["_unbroken_texts"]
     level = conn._isolation_level
+    if conn.__dict__["pgconn"].transaction_status != _IN_TRANSACTION:
+        return (None,)
     if level is not None:
         is_weak = level.name in ("READ_UNCOMMITTED", "READ_COMMITTED", "REPEATABLE_READ")
     else:
@@ -401,12 +416,10 @@ def _harmless() -> frozenset[Any]:
     """psycopg's functions that may look at libpq while an answer is due."""
     import psycopg
     from psycopg._connection_base import BaseConnection
-    from psycopg._cursor_base import BaseCursor
 
     functions: list[Any] = [
         BaseConnection._check_connection_ok, BaseConnection.__del__, BaseConnection.fileno,
         vars(BaseConnection)["closed"].fget, vars(BaseConnection)["broken"].fget,
-        BaseCursor.__init__,
         psycopg.Connection.wait, psycopg.AsyncConnection.wait,
         psycopg.Connection.close, psycopg.AsyncConnection.close,
     ]  # fmt: skip
@@ -425,9 +438,32 @@ def look(conn: Any, depth: int = 2) -> Any:
             state["_unbroken_level"] = None
         if state.get("_unbroken_due") is not None:
             settle(conn)
-    elif state.get("_unbroken_due") is not None and frame.f_code not in _harmless():
+    elif state.get("_unbroken_due") is not None and not _is_harmless(frame):
         settle(conn)
     return state["pgconn"]
+
+
+def _is_harmless(frame: FrameType) -> bool:
+    code, up = frame.f_code, frame.f_back
+    if code in _harmless():
+        return True
+    new, made = _making()
+    if code is not new:
+        return False
+    for _ in range(3):  # those that psycopg's cursor() makes become ours
+        if up is None or up.f_code in made:
+            return up is not None
+        up = up.f_back
+    return False
+
+
+@cache
+def _making() -> tuple[Any, Any]:
+    import psycopg
+    from psycopg._cursor_base import BaseCursor
+
+    made = (psycopg.Connection.cursor.__code__, psycopg.AsyncConnection.cursor.__code__)
+    return BaseCursor.__init__.__code__, made
 
 
 def settle(conn: Any) -> None:
