@@ -74,13 +74,18 @@ def warm(line: Any, *, options: str = "", **settings: Any) -> Iterator[unbroken.
         yield pool
 
 
+def owes_answer(pool: unbroken.Pool, conn: Any) -> bool:
+    driver: Any = pool._state.driver
+    return bool(driver.owes_answer(conn))
+
+
 def trips(proxy: FaultProxy, work: Callable[[], object], times: int = 8) -> float:
     proxy.latency(WAY)
     work()
     before = proxy.round_trips
     for _ in range(times):
         work()
-    return (proxy.round_trips - before) / times
+    return float(proxy.round_trips - before) / times
 
 
 # -- how many --------------------------------------------------------------------------------------
@@ -195,7 +200,7 @@ def test_neither_lock_nor_snapshot_outlives_the_release(line: Any, until: Any) -
         conn.execute(f"LOCK TABLE {TABLE} IN EXCLUSIVE MODE")
         pid = conn.info.backend_pid
         pool.release(conn)
-        assert pool._state.driver.owes_answer(conn)
+        assert owes_answer(pool, conn)
         until(
             lambda: (
                 not server.admin(f"SELECT 1 FROM pg_locks WHERE pid = {pid}")
@@ -311,13 +316,13 @@ def test_any_first_command_gets_its_own_answer(line: Any) -> None:
             with pool.connection() as conn:
                 conn.execute("SELECT 1")
             left = pool._state.kernel.idle[-1].conn
-            assert pool._state.driver.owes_answer(left), number
+            assert owes_answer(pool, left), number
             # the COMMIT of what failed is refused, and none can be sent on a closed connection
             fails = first in (_refused, _wrong_parameter, _closes)
-            with pytest.raises(psycopg.Error) if fails else nullcontext():
-                with pool.connection() as conn:
-                    assert conn is left
-                    first(conn)
+            expected: Any = pytest.raises(psycopg.Error) if fails else nullcontext()
+            with expected, pool.connection() as conn:
+                assert conn is left
+                first(conn)
             with pool.connection() as conn:
                 assert conn.execute("SELECT %s::int", (number,)).fetchone() == (number,)
                 assert conn.autocommit is False
@@ -328,6 +333,12 @@ def test_a_notice_and_a_notification_before_the_answer_reach_their_handlers(line
     with warm(line) as pool:
         with pool.connection() as conn:
             conn.execute("LISTEN answers")
+        with pool.connection() as conn:
+            conn.execute("SELECT 1")
+            server.admin("NOTIFY answers, 'early'")
+        time.sleep(0.1)  # it lies before the taker
+        with pool.connection() as conn:
+            assert [n.payload for n in conn.notifies(timeout=5, stop_after=1)] == ["early"]
         with pool.connection() as conn:
             conn.execute("SELECT 1")
             server.admin("NOTIFY answers, 'early'")
@@ -348,7 +359,7 @@ def left_due(pool: unbroken.Pool) -> Any:
     conn = pool.acquire()
     conn.execute("SELECT 1")
     pool.release(conn)
-    assert pool._state.driver.owes_answer(conn)
+    assert owes_answer(pool, conn)
     return conn
 
 

@@ -15,12 +15,13 @@ pipeline is out of step: an exception struck while its answers were read. It is 
 
 from __future__ import annotations
 
+import selectors
 import sys
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from functools import cache, lru_cache
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unbroken.backends.postgresql import postgres_fault
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import psycopg
 
 _OK, _IDLE, _IN_TRANSACTION = 0, 0, 2  # PQstatus, PQtransactionStatus
+_READ = 1  # psycopg's word for waiting until the socket is readable
 _COMMAND_OK, _TUPLES_OK, _FATAL, _SYNC = 1, 2, 7, 10  # ExecStatusType
 
 #: So many of the last statements of a transaction are kept: one that sent more counts as unknown.
@@ -111,6 +113,9 @@ def take(conn: Any) -> Generator[Any, Any, None]:
     yield from _read_due(pgconn, due)
     if due.in_pipeline:
         pgconn.exit_pipeline_mode()
+    while (heard := pgconn.notifies()) is not None:  # as psycopg does behind each answer
+        if pgconn.notify_handler:
+            pgconn.notify_handler(heard)
 
 
 def _read_due(pgconn: Any, due: Due) -> Generator[Any, Any, None]:
@@ -128,12 +133,39 @@ def _read_sync(pgconn: Any) -> Generator[Any, Any, None]:
 
 
 def _one(pgconn: Any) -> Generator[Any, Any, Any]:
-    from psycopg.generators import fetch_many
+    if pgconn.is_busy():
+        while not (yield _READ):
+            pass
+        pgconn.consume_input()
+        while pgconn.is_busy():
+            while not (yield _READ):
+                pass
+            pgconn.consume_input()
+    result = pgconn.get_result()
+    if result is None:
+        raise out_of_step()
+    status = result.status
+    if status == _SYNC:
+        return result
+    if status == _FATAL or pgconn.is_busy():
+        # the server may hang up behind it
+        yield from _rest(pgconn)
+    elif pgconn.get_result() is not None:
+        raise out_of_step()
+    return result
 
-    results = yield from fetch_many(pgconn)
-    if len(results) != 1:
-        raise _unexpected(pgconn, results[0]) if results else out_of_step()
-    return results[0]
+
+def _rest(pgconn: Any) -> Generator[Any, Any, None]:
+    """Read what follows an answer: nothing, or the end of the connection."""
+    import psycopg
+    from psycopg.generators import fetch
+
+    try:
+        if (yield from fetch(pgconn)) is not None:
+            raise out_of_step()
+    except psycopg.DatabaseError:
+        if pgconn.status == _OK:
+            raise
 
 
 def _unexpected(pgconn: Any, result: Any) -> BaseException:
@@ -229,7 +261,8 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
     state = conn.__dict__
     pgconn, flight = state["pgconn"], state.pop("_unbroken_flight")
     pgconn.pipeline_sync()
-    yield from send(pgconn)
+    if pgconn.flush():
+        yield from send(pgconn)
     if flight.due is not None:
         yield from _read_due(pgconn, flight.due)
     begun = yield from _one(pgconn)
@@ -334,9 +367,17 @@ def _is_one(pgq: Any) -> bool:
     same in libpq's extended protocol as in the simple one.
     """
     text: bytes = pgq.query
-    if verb(text) not in _FIRST:
-        return False
-    return bool(pgq.params) or not (b";" in text.rstrip(b"; \t\r\n") or b"$" in text)
+    if pgq.params:
+        return (verb(text) if len(text) > LONGEST_CACHED else _verb(text)) in _FIRST
+    return len(text) <= LONGEST_CACHED and _is_plain(text)
+
+
+_verb = lru_cache(maxsize=1000)(verb)
+
+
+@lru_cache(maxsize=1000)
+def _is_plain(text: bytes) -> bool:
+    return verb(text) in _FIRST and b";" not in text.rstrip(b"; \t\r\n") and b"$" not in text
 
 
 # -- what was sent ---------------------------------------------------------------------------------
@@ -411,8 +452,12 @@ def _hear_level(state: dict[str, Any], level: bytes | None) -> None:
 # -- libpq's connection, for whoever looks at it ---------------------------------------------------
 
 
+#: How the names of the modules begin that send nothing by libpq which is not noted.
+_FRIENDS = frozenset({"psycopg", "psycopg.", "psycopg_", "unbroken"})
+
+
 @cache
-def _harmless() -> frozenset[Any]:
+def _harmless() -> frozenset[CodeType]:
     """psycopg's functions that may look at libpq while an answer is due."""
     import psycopg
     from psycopg._connection_base import BaseConnection
@@ -426,13 +471,13 @@ def _harmless() -> frozenset[Any]:
     return frozenset(each.__code__ for each in functions)
 
 
-def look(conn: Any, depth: int = 2) -> Any:
+def look(conn: Any) -> Any:
     """libpq's connection for the caller's caller. The application may send something by it, of
     which nobody knows. An answer that is due is read before, so that its status is the true one.
     """
     state = conn.__dict__
-    frame = sys._getframe(depth)
-    if not frame.f_globals.get("__name__", "").startswith(("psycopg", "unbroken.")):
+    frame = sys._getframe(2)
+    if frame.f_globals.get("__name__", "")[:8] not in _FRIENDS:
         if "_unbroken_texts" in state:
             state["_unbroken_texts"].append(None)
             state["_unbroken_level"] = None
@@ -474,14 +519,9 @@ def settle(conn: Any) -> None:
 
 def drive(pgconn: Any, exchange: Generator[Any, Any, Any], timeout: float, late: Any) -> Any:
     """Carry out *exchange* within *timeout* seconds, or raise what *late* gives."""
-    import selectors
-
-    from psycopg.waiting import Ready
-
-    until = time.monotonic() + timeout
     try:
-        want = next(exchange)
-        want = exchange.send(Ready(want))  # what it waits for has come already, most often
+        want = exchange.send(next(exchange))  # what it waits for has come already, most often
+        until = time.monotonic() + timeout
         with selectors.DefaultSelector() as selector:  # gevent's own where it has patched
             key = selector.register(pgconn.socket, want)
             while True:
@@ -490,6 +530,6 @@ def drive(pgconn: Any, exchange: Generator[Any, Any, Any], timeout: float, late:
                 ready = selector.select(max(0.0, until - time.monotonic()))
                 if not ready:
                     raise late()
-                want = exchange.send(Ready(ready[0][1]))
+                want = exchange.send(ready[0][1])
     except StopIteration as done:
         return done.value
