@@ -132,6 +132,19 @@ def _read_sync(pgconn: Any) -> Generator[Any, Any, None]:
         raise out_of_step()
 
 
+def _is_synced(pgconn: Any, *results: Any) -> Generator[Any, Any, bool]:
+    """Whether the server is ready again. False: it hung up behind an error, one of *results*."""
+    import psycopg
+
+    try:
+        yield from _read_sync(pgconn)
+    except psycopg.DatabaseError:
+        if pgconn.status == _OK or all(each.status != _FATAL for each in results):
+            raise
+        return False
+    return True
+
+
 def _one(pgconn: Any) -> Generator[Any, Any, Any]:
     if pgconn.is_busy():
         while not (yield _READ):
@@ -266,14 +279,12 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
     if flight.due is not None:
         yield from _read_due(pgconn, flight.due)
     begun = yield from _one(pgconn)
-    if pgconn.status != _OK:  # the server's goodbye
-        raise _server_error(pgconn, begun)
     level = (yield from _one(pgconn)) if flight.asks_level else None
     answers: list[list[Any]] = []
-    while len(answers) < statement and pgconn.status == _OK:
+    for _ in range(statement):
         answers += [(yield from fetch_many(pgconn))]
-    if pgconn.status == _OK:  # else the last answer was a goodbye, which the caller tells
-        yield from _read_sync(pgconn)
+    # where it is not, an answer was the server's goodbye, which is raised here or by the caller
+    if (yield from _is_synced(pgconn, begun, *(each for some in answers for each in some))):
         pgconn.exit_pipeline_mode()
     if begun.status != _COMMAND_OK:
         raise _server_error(pgconn, begun) if begun.status == _FATAL else out_of_step()
