@@ -448,7 +448,7 @@ def test_a_signal_at_any_moment_gives_nobody_anothers_answer(line: Any) -> None:
                 ask_for(pool, -number)
     finally:
         signal.signal(signal.SIGALRM, kept)
-    assert rang > 100
+    assert rang > 30
 
 
 def test_cancellation_at_any_moment_gives_nobody_anothers_answer(line: Any) -> None:
@@ -477,7 +477,7 @@ def test_cancellation_at_any_moment_gives_nobody_anothers_answer(line: Any) -> N
                 await ask_for(number)
         return cancelled
 
-    assert asyncio.run(main()) > 30
+    assert asyncio.run(main()) > 10
 
 
 def test_many_threads_each_get_their_own_answers(line: Any) -> None:
