@@ -40,6 +40,12 @@ class PostgreSQL(Subject):  # type: ignore[misc] # its module is found at run ti
         )
         self.observer = open_driver(f"postgresql+psycopg2://{place}?autocommit=true").connect(5.0)
 
+    async def connect(self) -> Any:
+        """As a pool opens it: known not to lead through a pooler."""
+        conn = await super().connect()
+        self.driver.share(conn, False)
+        return conn
+
     async def prepare(self) -> None:
         self.observed("DROP TABLE IF EXISTS strikes")
         self.observed("CREATE TABLE strikes (id SERIAL PRIMARY KEY, n INT)")
@@ -282,10 +288,62 @@ async def codec(it: PostgreSQL, conn: Any) -> None:
         await it.driver.restore(conn, traits)
 
 
+async def leave(it: PostgreSQL, conn: Any, sql: str = "ROLLBACK") -> bool:
+    """Do something in a transaction, and send its end. False: it cannot be sent alone here."""
+    if not hasattr(it.driver, "send_end"):
+        return False
+    if it.name == "asyncpg":
+        await it.driver.begin(conn)
+    await it.execute(conn, "INSERT INTO strikes (n) VALUES (8)")
+    await go(it.driver.send_end(conn, sql))
+    return True
+
+
+async def taken(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn):
+        await go(it.driver.take_answer(conn, 5.0))
+
+
+async def due_select(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn, "COMMIT"):
+        await it.execute(conn, "SELECT 7")
+
+
+async def due_refused(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn):
+        await refused(it, conn)
+
+
+async def due_prepared(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn):
+        await prepared(it, conn)
+
+
+async def due_ping(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn):
+        await ping(it, conn)
+
+
+async def due_block(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn):
+        await block(it, conn)
+
+
+async def due_autocommit(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn):
+        await in_autocommit(it, conn)
+
+
+async def due_many(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn):
+        await many(it, conn)
+
+
 CALLS: Sequence[Call] = [
     select, parameters, rows, insert, refused, refused_by_value, many, commit, rollback,
     library_commit, ping, idle_limit, probe, restored, in_autocommit, watched, block, stream,
-    server_cursor, copy_in, copy_out, prepared, codec,
+    server_cursor, copy_in, copy_out, prepared, codec, taken, due_select, due_refused, due_prepared,
+    due_ping, due_block, due_autocommit, due_many,
 ]  # fmt: skip
 
 if __name__ == "__main__":

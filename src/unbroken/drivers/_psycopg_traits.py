@@ -80,7 +80,9 @@ def noting(base: Any) -> Any:
         def cursor(self, *args: Any, **kwargs: Any) -> Any:
             cursor = super().cursor(*args, **kwargs)
             kind: Any = type(cursor)
-            cursor.__class__ = trips.flying(kind)
+            cursor.__class__ = flying = trips.flying(kind)
+            if flying is kind and trips.is_due(self):
+                trips.settle(self)  # it looks at libpq by itself
             return cursor
 
         def _start_query(self) -> Generator[Any, Any, None]:

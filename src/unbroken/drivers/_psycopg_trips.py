@@ -15,18 +15,24 @@ pipeline is out of step: an exception struck while its answers were read. It is 
 
 from __future__ import annotations
 
+import selectors
 import sys
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unbroken.backends.postgresql import postgres_fault
 from unbroken.drivers._shared import lost
 from unbroken.ledger.statements import LONGEST_CACHED, verb
 
-_OK, _IDLE = 0, 0  # PQstatus, PQtransactionStatus
+if TYPE_CHECKING:
+    import psycopg
+
+_OK, _IDLE, _IN_TRANSACTION = 0, 0, 2  # PQstatus, PQtransactionStatus
+_READ = 1  # psycopg's word for waiting until the socket is readable
 _COMMAND_OK, _TUPLES_OK, _FATAL, _SYNC = 1, 2, 7, 10  # ExecStatusType
 
 #: So many of the last statements of a transaction are kept: one that sent more counts as unknown.
@@ -107,6 +113,9 @@ def take(conn: Any) -> Generator[Any, Any, None]:
     yield from _read_due(pgconn, due)
     if due.in_pipeline:
         pgconn.exit_pipeline_mode()
+    while (heard := pgconn.notifies()) is not None:  # as psycopg does behind each answer
+        if pgconn.notify_handler:
+            pgconn.notify_handler(heard)
 
 
 def _read_due(pgconn: Any, due: Due) -> Generator[Any, Any, None]:
@@ -123,13 +132,53 @@ def _read_sync(pgconn: Any) -> Generator[Any, Any, None]:
         raise out_of_step()
 
 
-def _one(pgconn: Any) -> Generator[Any, Any, Any]:
-    from psycopg.generators import fetch_many
+def _is_synced(pgconn: Any, *results: Any) -> Generator[Any, Any, bool]:
+    """Whether the server is ready again. False: it hung up behind an error, one of *results*."""
+    import psycopg
 
-    results = yield from fetch_many(pgconn)
-    if len(results) != 1:
-        raise _unexpected(pgconn, results[0]) if results else out_of_step()
-    return results[0]
+    try:
+        yield from _read_sync(pgconn)
+    except psycopg.DatabaseError:
+        if pgconn.status == _OK or all(each.status != _FATAL for each in results):
+            raise
+        return False
+    return True
+
+
+def _one(pgconn: Any) -> Generator[Any, Any, Any]:
+    if pgconn.is_busy():
+        while not (yield _READ):
+            pass
+        pgconn.consume_input()
+        while pgconn.is_busy():
+            while not (yield _READ):
+                pass
+            pgconn.consume_input()
+    result = pgconn.get_result()
+    if result is None:
+        raise out_of_step()
+    status = result.status
+    if status == _SYNC:
+        return result
+    if status == _FATAL or pgconn.is_busy():
+        # the server may hang up behind it
+        yield from _rest(pgconn)
+    elif pgconn.get_result() is not None:
+        raise out_of_step()
+    return result
+
+
+def _rest(pgconn: Any) -> Generator[Any, Any, None]:
+    """Read what follows an answer: nothing, or the end of the connection."""
+    import psycopg
+    from psycopg.generators import fetch
+
+    try:
+        if (yield from fetch(pgconn)) is not None:
+            raise out_of_step()
+    except psycopg.DatabaseError:
+        if pgconn.status == _OK:
+            raise
 
 
 def _unexpected(pgconn: Any, result: Any) -> BaseException:
@@ -147,7 +196,7 @@ def _unexpected(pgconn: Any, result: Any) -> BaseException:
     return wrong
 
 
-def _server_error(pgconn: Any, result: Any) -> Any:
+def _server_error(pgconn: Any, result: Any) -> psycopg.Error:
     import psycopg
 
     return psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
@@ -225,18 +274,17 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
     state = conn.__dict__
     pgconn, flight = state["pgconn"], state.pop("_unbroken_flight")
     pgconn.pipeline_sync()
-    yield from send(pgconn)
+    if pgconn.flush():
+        yield from send(pgconn)
     if flight.due is not None:
         yield from _read_due(pgconn, flight.due)
     begun = yield from _one(pgconn)
-    if pgconn.status != _OK:  # the server's goodbye
-        raise _server_error(pgconn, begun)
     level = (yield from _one(pgconn)) if flight.asks_level else None
     answers: list[list[Any]] = []
-    while len(answers) < statement and pgconn.status == _OK:
+    for _ in range(statement):
         answers += [(yield from fetch_many(pgconn))]
-    if pgconn.status == _OK:  # else the last answer was a goodbye, which the caller tells
-        yield from _read_sync(pgconn)
+    # where it is not, an answer was the server's goodbye, which is raised here or by the caller
+    if (yield from _is_synced(pgconn, begun, *(each for some in answers for each in some))):
         pgconn.exit_pipeline_mode()
     if begun.status != _COMMAND_OK:
         raise _server_error(pgconn, begun) if begun.status == _FATAL else out_of_step()
@@ -259,11 +307,19 @@ def flying(base: Any) -> Any:
     if any(getattr(base, name) is not getattr(BaseCursor, name) for name in own):
         return base
 
+    pgconn_of = vars(BaseCursor)["_pgconn"].__get__
+
     class Flying(base):  # type: ignore[misc] # the base is only known here
         __slots__ = ()
         __module__ = base.__module__
         __doc__ = base.__doc__
         _flies = True
+
+        @property
+        def _pgconn(self) -> Any:
+            if self._conn.__dict__.get("_unbroken_due") is not None:
+                settle(self._conn)
+            return pgconn_of(self)
 
         def _execute_gen(
             self, query: Any, params: Any = None, **options: Any
@@ -322,9 +378,17 @@ def _is_one(pgq: Any) -> bool:
     same in libpq's extended protocol as in the simple one.
     """
     text: bytes = pgq.query
-    if verb(text) not in _FIRST:
-        return False
-    return bool(pgq.params) or not (b";" in text.rstrip(b"; \t\r\n") or b"$" in text)
+    if pgq.params:
+        return (verb(text) if len(text) > LONGEST_CACHED else _verb(text)) in _FIRST
+    return len(text) <= LONGEST_CACHED and _is_plain(text)
+
+
+_verb = lru_cache(maxsize=1000)(verb)
+
+
+@lru_cache(maxsize=1000)
+def _is_plain(text: bytes) -> bool:
+    return verb(text) in _FIRST and b";" not in text.rstrip(b"; \t\r\n") and b"$" not in text
 
 
 # -- what was sent ---------------------------------------------------------------------------------
@@ -359,11 +423,14 @@ def new_texts() -> deque[Any]:
 
 
 def texts(conn: Any) -> Sequence[str | bytes | None]:
-    """What was sent in the transaction that is open; None stands for what is not known, and for a
-    level at which a COMMIT may fail although its transaction only read.
+    """What was sent in the transaction that is open; None stands for what is not known, for a
+    level at which a COMMIT may fail although its transaction only read, and for a transaction in
+    error, whose COMMIT is a ROLLBACK.
     """
     sent: Sequence[str | bytes | None] = conn.__dict__["_unbroken_texts"]
     level = conn._isolation_level
+    if conn.__dict__["pgconn"].transaction_status != _IN_TRANSACTION:
+        return (None,)
     if level is not None:
         is_weak = level.name in ("READ_UNCOMMITTED", "READ_COMMITTED", "REPEATABLE_READ")
     else:
@@ -396,38 +463,63 @@ def _hear_level(state: dict[str, Any], level: bytes | None) -> None:
 # -- libpq's connection, for whoever looks at it ---------------------------------------------------
 
 
+#: How the names of the modules begin that send nothing by libpq which is not noted.
+_FRIENDS = frozenset({"psycopg", "psycopg.", "psycopg_", "unbroken"})
+
+
 @cache
-def _harmless() -> frozenset[Any]:
+def _harmless() -> frozenset[CodeType]:
     """psycopg's functions that may look at libpq while an answer is due."""
     import psycopg
     from psycopg._connection_base import BaseConnection
-    from psycopg._cursor_base import BaseCursor
 
     functions: list[Any] = [
         BaseConnection._check_connection_ok, BaseConnection.__del__, BaseConnection.fileno,
         vars(BaseConnection)["closed"].fget, vars(BaseConnection)["broken"].fget,
-        BaseCursor.__init__,
         psycopg.Connection.wait, psycopg.AsyncConnection.wait,
         psycopg.Connection.close, psycopg.AsyncConnection.close,
     ]  # fmt: skip
     return frozenset(each.__code__ for each in functions)
 
 
-def look(conn: Any, depth: int = 2) -> Any:
+def look(conn: Any) -> Any:
     """libpq's connection for the caller's caller. The application may send something by it, of
     which nobody knows. An answer that is due is read before, so that its status is the true one.
     """
     state = conn.__dict__
-    frame = sys._getframe(depth)
-    if not frame.f_globals.get("__name__", "").startswith(("psycopg", "unbroken.")):
+    frame = sys._getframe(2)
+    if frame.f_globals.get("__name__", "")[:8] not in _FRIENDS:
         if "_unbroken_texts" in state:
             state["_unbroken_texts"].append(None)
             state["_unbroken_level"] = None
         if state.get("_unbroken_due") is not None:
             settle(conn)
-    elif state.get("_unbroken_due") is not None and frame.f_code not in _harmless():
+    elif state.get("_unbroken_due") is not None and not _is_harmless(frame):
         settle(conn)
     return state["pgconn"]
+
+
+def _is_harmless(frame: FrameType) -> bool:
+    code, up = frame.f_code, frame.f_back
+    if code in _harmless():
+        return True
+    new, made = _making()
+    if code is not new:
+        return False
+    for _ in range(3):  # those that psycopg's cursor() makes become ours
+        if up is None or up.f_code in made:
+            return up is not None
+        up = up.f_back
+    return False
+
+
+@cache
+def _making() -> tuple[Any, Any]:
+    import psycopg
+    from psycopg._cursor_base import BaseCursor
+
+    made = (psycopg.Connection.cursor.__code__, psycopg.AsyncConnection.cursor.__code__)
+    return BaseCursor.__init__.__code__, made
 
 
 def settle(conn: Any) -> None:
@@ -438,14 +530,9 @@ def settle(conn: Any) -> None:
 
 def drive(pgconn: Any, exchange: Generator[Any, Any, Any], timeout: float, late: Any) -> Any:
     """Carry out *exchange* within *timeout* seconds, or raise what *late* gives."""
-    import selectors
-
-    from psycopg.waiting import Ready
-
-    until = time.monotonic() + timeout
     try:
-        want = next(exchange)
-        want = exchange.send(Ready(want))  # what it waits for has come already, most often
+        want = exchange.send(next(exchange))  # what it waits for has come already, most often
+        until = time.monotonic() + timeout
         with selectors.DefaultSelector() as selector:  # gevent's own where it has patched
             key = selector.register(pgconn.socket, want)
             while True:
@@ -454,6 +541,6 @@ def drive(pgconn: Any, exchange: Generator[Any, Any, Any], timeout: float, late:
                 ready = selector.select(max(0.0, until - time.monotonic()))
                 if not ready:
                     raise late()
-                want = exchange.send(Ready(ready[0][1]))
+                want = exchange.send(ready[0][1])
     except StopIteration as done:
         return done.value

@@ -271,12 +271,10 @@ class AsyncDriver(Awaited, Base):
     async def _drive(self, pgconn: Any, exchange: Any, timeout: float) -> Any:
         try:
             want = next(exchange)
-            # what it waits for has come already, most often
-            want = exchange.send(self._psycopg.waiting.Ready(want))
+            want = exchange.send(want)  # what it waits for has come already, most often
             async with asyncio.timeout(timeout):
                 while True:
-                    ready = await _ready(pgconn.socket, want)
-                    want = exchange.send(self._psycopg.waiting.Ready(ready))
+                    want = exchange.send(await _ready(pgconn.socket, want))
         except StopIteration as done:
             return done.value
         except TimeoutError:

@@ -145,7 +145,8 @@ def _tend_idle(state: PoolState) -> Flow[None]:
         if cause is not None:
             state.discard(entry, cause)
         elif owed and not exercise:
+            used = entry.last_used  # the server counts from the ROLLBACK
             if (yield from take_answer(state, entry, state.settings.ping_timeout)):
-                state.put(entry, entry.conn)
+                state.put(entry, entry.conn, used)
         elif (yield from ping(state, entry, state.settings.ping_timeout)):
             state.put(entry, entry.conn)
