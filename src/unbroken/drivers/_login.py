@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from unbroken.abc import Login, Target, is_path
+from unbroken.drivers._diagnosis import Option, options_of
 
 #: Passwords that logins brought, so many of them, are kept out of errors.
 _REMEMBERED = 4
@@ -105,6 +106,16 @@ class Logins:
     login_may_change: bool = False
     #: Passwords of logins, the last ones.
     _brought: tuple[_Masked, ...] = ()
+
+    #: The options of each connect, where a framework has them; None: those of the URL.
+    given: tuple[Option, ...] | None = None
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """The options of each connect, for messages that say which one is wrong."""
+        if self.given is not None:
+            return self.given
+        return options_of(self.target.options, "in the URL")
 
     @property
     def secrets(self) -> tuple[str | None, ...]:

@@ -307,7 +307,7 @@ class AsyncDriver(Status):
                 ),
             ):
                 return Fault(
-                    FaultKind.REJECTED if connecting else FaultKind.OTHER, None, None, str(exc)
+                    FaultKind.MISCONFIGURED if connecting else FaultKind.OTHER, None, None, str(exc)
                 )
             # "another operation (2) is in progress": the server's goodbye came in between two
             # statements

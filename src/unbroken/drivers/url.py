@@ -277,8 +277,13 @@ def _options(query: str, port: str | None = None) -> _Query:
 
 def _decoded(text: str, what: str, *, plus: bool = False) -> str:
     try:
-        return (unquote_plus if plus else unquote)(text, errors="strict")
+        found = (unquote_plus if plus else unquote)(text, errors="strict")
     except UnicodeDecodeError:
         raise ConfigurationError(
             URL_UNREADABLE(f"the {what} in the URL is not UTF-8 once its %-escapes are decoded")
         ) from None
+    if "\0" in found:
+        raise ConfigurationError(
+            URL_UNREADABLE(f"the {what} in the URL holds a NUL character (%00)")
+        )
+    return found

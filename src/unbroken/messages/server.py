@@ -88,3 +88,25 @@ POOLER_AND_SESSION = Message(
     " concerned.",
     "Use what the message names inside of one transaction instead, or a pooler in session mode.",
 )
+OWN_TROUBLE = Message(
+    "UB313",
+    "This pool alone cannot connect for now; the server may serve others.",
+    _NOT_SENT + " The message says what stands in the way: a file that an option names, a limit of"
+    " this user or database, or the client's own machine. The pool has had connections before, or"
+    " the limit is one that others' connections count for, so it goes on trying.",
+    "Put right what the message names. Nothing needs a restart. Other pools of the server are not"
+    " concerned.",
+)
+OWN_CONNECT = Message(
+    "UB314",
+    "The application's own `connect=` raised an error, or gave something that is no connection.",
+    _NOT_SENT + " Its error is the `__cause__`.",
+    "Correct the function. It takes no argument and returns a new connection of the library that"
+    " `driver=` names.",
+)
+EXHAUSTED = Message(
+    "UB315",
+    "The process, or its machine, has no file descriptors, local ports or memory left.",
+    _NOT_SENT,
+    "Raise the limit (`ulimit -n`), or find out what keeps so many files or sockets open.",
+)

@@ -10,6 +10,7 @@ from django.db.backends.base.base import NO_DB_ALIAS, RAN_DB_VERSION_CHECK
 from django.db.utils import Error
 
 from unbroken.abc import Login
+from unbroken.drivers._diagnosis import options_of
 from unbroken.drivers._login import Opener
 from unbroken.drivers._mysql_reset import sets_nothing_else
 from unbroken.errors import ConfigurationError
@@ -165,6 +166,10 @@ def _make(wrapper: Any) -> Pool:
     except ConfigurationError as exc:
         raise ImproperlyConfigured(f"DATABASES[{alias!r}]: {exc}") from exc
     pool._driver.sets_only = _sets_only(cls, given["OPTIONS"])
+    pool._driver.given = options_of(  # type: ignore[attr-defined] # of every driver here
+        {name: value for name, value in given["OPTIONS"].items() if name != "unbroken"},
+        f"in OPTIONS of DATABASES[{alias!r}]",
+    )
     pool._driver.login_may_change = where.asks_anew(cls)
     return pool
 

@@ -122,6 +122,7 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
             **where.callables_of(params),
             **self._given,
         )
+        pool._driver.given = where.options_of(params)  # type: ignore[attr-defined] # of Base
         if self._made is None:
             self._made = pool
         else:

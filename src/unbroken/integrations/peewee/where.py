@@ -8,10 +8,13 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from unbroken.abc import Address, Login, Target
-from unbroken.drivers import _login
+from unbroken.drivers import _diagnosis, _login
 from unbroken.drivers._addresses import USUAL, listed, of_framework
+from unbroken.drivers._diagnosis import Option
 from unbroken.drivers.url import at, parse
 
+#: What messages say without that.
+_SAID = ("host", "port", "user", "password", "passwd", "unix_socket")
 _NAMES = {"user": ("user",), "password": ("password", "passwd")}
 
 
@@ -51,6 +54,12 @@ def target_of(name: str, params: Mapping[str, Any], driver: str) -> Target:
     if isinstance(password, str):
         target = replace(target, password=password)
     return at(target, found, known.get("unix_socket"))
+
+
+def options_of(params: Mapping[str, Any]) -> tuple[Option, ...]:
+    """The driver's options among peewee's *params*, for messages."""
+    rest = {name: value for name, value in params.items() if name not in _SAID}
+    return _diagnosis.options_of(rest, "in the database's arguments")
 
 
 def callables_of(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from unbroken.backends.system import one_line
 from unbroken.drivers import known as all_known
 from unbroken.drivers import open_driver
 from unbroken.drivers._base import Base
+from unbroken.drivers._diagnosis import Option, options_of
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.sqlalchemy.strays import check_names
 from unbroken.integrations.sqlalchemy.where import hosts_of, take_callables, target_of
@@ -238,7 +239,15 @@ def open_plan(
             plan.secrets = take_callables(target, kwargs, is_async=is_async)
         _in_pure_python(url, kwargs)
         plan.connect_limit = _bound_connect(url, kwargs, settings)
+        plan.driver.given = _options(url, kwargs, names)  # type: ignore[attr-defined] # of Base
     return plan, names
+
+
+def _options(url: URL, kwargs: dict[str, Any], ours: tuple[str, ...]) -> tuple[Option, ...]:
+    """The driver's options, and where each stands."""
+    in_url = {name: value for name, value in url.query.items() if name not in ours}
+    args = dict(kwargs.get("connect_args") or {})
+    return (*options_of(in_url, "in the URL"), *options_of(args, "in connect_args"))
 
 
 def _settings(
