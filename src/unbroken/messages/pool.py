@@ -30,8 +30,9 @@ NOT_YOURS = Message(
 NO_THREAD = Message(
     "UB204",
     "No thread can be started.",
-    "Connections that are open go on working. New ones, or timers, wait until a thread can be"
-    " started. No data is concerned.",
+    "Connections that are open go on working. A caller that needs another one opens it on its own"
+    " thread. Time limits that need the pool's own thread wait until one can be started. No data is"
+    " concerned.",
     "Look at the limit of threads and of memory of the process and its container (`ulimit -u`,"
     " `pids.max`).",
 )
@@ -60,4 +61,12 @@ CONNECTION_ENDED = Message(
     " an error that says what is known about data.",
     "Nothing, if it happens now and then. If it happens often, look at its cause: who closes idle"
     " connections, and after how long?",
+)
+CLOSED_IN_USE = Message(
+    "UB209",
+    "A pool was closed while connections of it were in use.",
+    "Their holders go on: each connection is closed when it is released. Nothing was ended, and no"
+    " data is concerned.",
+    "Release them before the pool is closed: the message names the lines that took them. `close()`"
+    " waits up to `timeout` seconds (5.0) for them; an engine's `dispose()` does not wait.",
 )

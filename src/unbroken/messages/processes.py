@@ -68,6 +68,7 @@ AT_THE_END = Message(
     "UB610",
     "The interpreter is shutting down, so the pool can open no connection or cannot bound a call.",
     "Nothing was sent by the call that failed.",
-    "Finish the work with the database before the program ends: before `sys.exit`, at the end of"
-    " `main`, not in `__del__` or in an `atexit` callback.",
+    "Finish the work with the database before the program ends: before `sys.exit`, or at the end of"
+    " `main`. An `atexit` callback is served if the pool was used before. `__del__` is not: see"
+    " [the end of the program](settings.md#the-end-of-the-program).",
 )

@@ -32,6 +32,16 @@ ABANDONED_TASK = Message(
     "The attempt is run again, or was, by another task. This one sent nothing more.",
     "End all tasks of a unit of work inside of it: `asyncio.TaskGroup` does so.",
 )
+NOT_A_UNIT = Message(
+    "UB505",
+    "What was given cannot be a unit of work: its work would be done after the unit has ended.",
+    "An `async def` for a blocking pool, a generator, and what is no function are refused before"
+    " anything runs. A function that returned a coroutine or a generator has run: `Pool.run()`,"
+    " `AsyncPool.run()` and peewee's `atomic()` have rolled back what it did on their connection,"
+    " and what it committed on others is stored.",
+    "Give a blocking pool a plain function, `AsyncPool` an `async def`. Return the rows in a list,"
+    " and await inside what must be awaited.",
+)
 ADOPT_NOT_A_NAME = Message(
     "UB510",
     "`units` or `adopt()` was given what is no name of a function or a class.",

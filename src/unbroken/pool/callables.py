@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator
 from typing import Any
 
 from unbroken.errors import ConfigurationError
+from unbroken.messages.units import NOT_A_UNIT
 
 _LAZY = "its work would begin only after the unit of work has ended; collect the rows in a list"
 _BLOCKS = "which a blocking pool cannot await; use AsyncPool, or give it a plain function"
@@ -52,7 +53,7 @@ def require_blocking(function: Any, what: str) -> None:
     """
     if is_coroutine_function(function):
         raise ConfigurationError(
-            f"{what} cannot run {named(function)}: it is an async def, {_BLOCKS}"
+            NOT_A_UNIT(f"{what} cannot run {named(function)}: it is an async def, {_BLOCKS}")
         )
     require_eager(function, what)
 
@@ -65,12 +66,16 @@ def require_eager(function: Any, what: str) -> None:
     if given is not None:
         _close(function)
         raise ConfigurationError(
-            f"{what} was given {given}, which is the result of a call; give it the function itself,"
-            " and the arguments after it"
+            NOT_A_UNIT(
+                f"{what} was given {given}, which is the result of a call; give it the function itself,"
+                " and the arguments after it"
+            )
         )
     if not callable(function):
         raise ConfigurationError(
-            f"{what} needs a function, and was given an object of type {type(function).__name__}"
+            NOT_A_UNIT(
+                f"{what} needs a function, and was given an object of type {type(function).__name__}"
+            )
         )
     for test, words in (
         (inspect.isasyncgenfunction, "an async generator"),
@@ -78,7 +83,7 @@ def require_eager(function: Any, what: str) -> None:
     ):
         if _is(function, test):
             raise ConfigurationError(
-                f"{what} cannot run {named(function)}: it is {words}, and {_LAZY}"
+                NOT_A_UNIT(f"{what} cannot run {named(function)}: it is {words}, and {_LAZY}")
             )
 
 
@@ -91,7 +96,7 @@ def done(value: Any, function: Any, what: str) -> Any:
         return value
     _close(value)
     why = "which nobody awaited" if isinstance(value, Coroutine) else f"and {_LAZY}"
-    raise ConfigurationError(f"{what}: {named(function)} returned {given}, {why}")
+    raise ConfigurationError(NOT_A_UNIT(f"{what}: {named(function)} returned {given}, {why}"))
 
 
 def awaitable(value: Any, function: Any, what: str) -> Awaitable[Any]:
@@ -102,8 +107,10 @@ def awaitable(value: Any, function: Any, what: str) -> Awaitable[Any]:
         return value
     _close(value)
     raise ConfigurationError(
-        f"{what} needs an async def: {named(function)} returned {type(value).__name__}, which"
-        " cannot be awaited"
+        NOT_A_UNIT(
+            f"{what} needs an async def: {named(function)} returned {type(value).__name__}, which"
+            " cannot be awaited"
+        )
     )
 
 

@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Any
 
 from unbroken.logs import Part
+from unbroken.messages.pool import CLOSED_IN_USE
 from unbroken.net.ending import is_finalizing
 from unbroken.pool.leaks import discard_forgotten
 from unbroken.pool.steps import Flow, Wait
@@ -60,8 +61,10 @@ def tell(state: Any, what: str, then: str) -> None:
     more = f"; and {count - NAMED} more" if count > NAMED else ""
     log.warning(
         "closed while in use",
-        f"{state.name}: the pool {what} with {count} of its connections in use, taken at {places}"
-        f"{more}; {then}",
+        CLOSED_IN_USE(
+            f"{state.name}: the pool {what} with {count} of its connections in use, taken at"
+            f" {places}{more}; {then}"
+        ),
         about=what,
         pool=state.name,
         place=str(held[0].place),

@@ -87,9 +87,7 @@ def resolved(database: Any, function: Any) -> Any:
     db = database.obj if isinstance(database, peewee.Proxy) else database
     if db is None:
         raise peewee.InterfaceError(
-            PEEWEE_UNIT(
-                f"{named(function)} was called before its database proxy was initialized"
-            )
+            PEEWEE_UNIT(f"{named(function)} was called before its database proxy was initialized")
         )
     if db.is_async and not is_coroutine_function(function):
         raise ConfigurationError(
