@@ -74,7 +74,8 @@ def require_eager(function: Any, what: str) -> None:
     if not callable(function):
         raise ConfigurationError(
             NOT_A_UNIT(
-                f"{what} needs a function, and was given an object of type {type(function).__name__}"
+                f"{what} needs a function, and was given an object of type"
+                f" {type(function).__name__}"
             )
         )
     for test, words in (
