@@ -67,8 +67,8 @@ def require_eager(function: Any, what: str) -> None:
         _close(function)
         raise ConfigurationError(
             NOT_A_UNIT(
-                f"{what} was given {given}, which is the result of a call; give it the function itself,"
-                " and the arguments after it"
+                f"{what} was given {given}, which is the result of a call; give it the function"
+                " itself, and the arguments after it"
             )
         )
     if not callable(function):
