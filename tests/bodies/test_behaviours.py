@@ -258,8 +258,8 @@ def test_a_full_pool_says_the_same_in_every_body(name: str, postgres: PostgreSQL
         assert isinstance(error, PoolTimeoutError)
         assert words(error) == (
             "no connection to SERVER within T s (in use 1, idle 0, opening 0, waiting 1, "
-            "max_size 1); held by PLACE; all are in use: give them back sooner, raise max_size, "
-            "or wait longer (acquire_timeout) [UB201]"
+            "max_size 1); held by PLACE; all are in use: release connections earlier, raise"
+            " max_size, or wait longer (acquire_timeout) [UB201]"
         )
         assert body.ask()
 

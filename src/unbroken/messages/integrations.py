@@ -9,7 +9,7 @@ _NO_DATA = "No data is concerned."
 ENGINE_GONE = Message(
     "UB701",
     "The engine of SQLAlchemy's is gone, and something still asks its pool.",
-    "The caller has sent nothing over this pool.",
+    "Nothing was sent by the call that failed.",
     "Keep the engine for as long as it is used: make it once, at the module's level.",
 )
 ENGINE_UNKNOWN = Message(
@@ -35,7 +35,7 @@ POOLED_AS_SQLALCHEMY_DOES = Message(
 HOLDERS = Message(
     "UB705",
     "A note on SQLAlchemy's time-out: where connections are held, and how the server is.",
-    "The caller has sent nothing over this pool.",
+    "Nothing was sent by the call that failed.",
     "Release connections earlier at the lines that are named, or raise `pool_size`.",
 )
 ANSWERED = Message(
@@ -48,15 +48,20 @@ ANSWERED = Message(
 SESSION_NOT_ENDED = Message(
     "UB707",
     "A session of SQLAlchemy's could not be closed or rolled back at the end of its request.",
-    "Its connection is ended, so the server rolls back what was open on it.",
-    "Look at the traceback. If it names a thread: an endpoint that was cancelled may still be using"
-    " the session there.",
+    "What the session had not committed is rolled back when its connection ends.",
+    "Look at the traceback: what does the session's `close()` or `rollback()` meet?",
 )
 RESPONSE_NOT_CLOSED = Message(
     "UB708",
-    "The response of an attempt that is run again raised an error when it was closed.",
-    "The request goes on with the next attempt. Nothing of the former one is stored.",
+    "The response of an attempt that failed raised an error when it was closed.",
+    "The request goes on: it is run again, or answered.",
     "Look at the traceback: `close()` of the application's response failed.",
+)
+SESSION_LEFT = Message(
+    "UB709",
+    "A session of SQLAlchemy's is left to a thread that may still be using it.",
+    "Its request was cancelled, and the thread goes on. What it still commits will be stored.",
+    "Give the endpoint a time limit of its own, or make it `async def`.",
 )
 FLASK_USAGE = Message(
     "UB710",

@@ -7,9 +7,8 @@ from unbroken.messages import Message
 POOL_TIMEOUT = Message(
     "UB201",
     "No connection became free in the time that the caller had.",
-    "The caller has sent nothing over this pool. Work that it did before on another connection is"
-    " not concerned. The numbers are those of this process's pool: how many connections are in use,"
-    " idle and being opened, and how many callers wait.",
+    "Nothing was sent by the call that failed. The numbers are those of this process's pool: how"
+    " many connections are in use, idle and being opened, and how many callers wait.",
     "If all are in use: release connections earlier (the message names the lines that hold them),"
     " raise `max_size`, or wait longer (`acquire_timeout`). If none is in use, the server was"
     " silent or too slow to let a connection in: look at the server.",
@@ -17,7 +16,7 @@ POOL_TIMEOUT = Message(
 POOL_CLOSED = Message(
     "UB202",
     "The pool was closed, and gives out no connection.",
-    "The caller has sent nothing over this pool.",
+    "Nothing was sent by the call that failed.",
     "Make a new pool, or close the pool later: after the last use.",
 )
 NOT_YOURS = Message(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from unbroken.messages import Message
 
-_NOT_SENT = "The caller has sent nothing on the connection that it did not get."
+_NOT_SENT = "Nothing was sent by the call that failed."
 
 OUTAGE = Message(
     "UB301",
     "The server cannot be reached, or does not serve.",
-    _NOT_SENT + " What the caller did before, on another connection, is not concerned. The message"
-    " says for how long the server has been away, and what the last attempt was told.",
+    _NOT_SENT + " The message says for how long, and what the last attempt was told.",
     "Look at the server and the way to it. Nothing needs a restart: one attempt at a time goes on,"
     " and callers are served as soon as one succeeds. `outage_wait` says how long callers wait.",
 )
@@ -20,7 +19,7 @@ NAME_LEADS_NOWHERE = Message(
     _NOT_SENT,
     "Correct the host in the URL, or the name service that this machine asks.",
 )
-REJECTED = Message(
+CONNECT_REJECTED = Message(
     "UB303",
     "The server, or the driver, refused the connection, and waiting would not change that.",
     _NOT_SENT + " The server's (or driver's) own words are in the message; its error is the"
@@ -50,7 +49,7 @@ OUTAGE_ENDED = Message(
 TAKES_NO_WRITES = Message(
     "UB307",
     "The server takes no writes, and the pool uses it for what only reads.",
-    "Writes are refused by the server: nothing of them is stored. The pool looks for a server that"
+    "A write that the server refuses is not stored. The pool looks for a server that"
     " takes writes once a second.",
     "Look at the cluster: it has no primary at the address of the URL. `target=primary` makes"
     " callers wait for one instead.",

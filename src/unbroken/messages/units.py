@@ -16,14 +16,14 @@ NOT_REPLAYED = Message(
 GAVE_UP = Message(
     "UB502",
     "A unit of work was run again as often as it may, or for as long, and was lost each time.",
-    "Nothing of any attempt is stored.",
+    "No attempt sent a COMMIT of writes. `fate` of unbroken's errors says so too.",
     "Look at why connections are lost. `max_replays` and `deadline` say how often and how long.",
 )
 STATEMENT_NOT_REPEATED = Message(
     "UB503",
     "The connection was lost, and the statement was not run again, for the reason that is named.",
-    "A statement that was sent may have been carried out, unless the error says otherwise. Inside a"
-    " transaction, nothing of it is stored before COMMIT.",
+    "A statement in autocommit that was sent may have been carried out. One inside of a transaction"
+    " is stored only by a COMMIT of that transaction.",
     "Make the whole transaction a unit of work: then it is run again from its beginning.",
 )
 ABANDONED_TASK = Message(

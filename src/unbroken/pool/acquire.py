@@ -264,7 +264,10 @@ def _timeout_error(state: PoolState, now: float, started: float) -> PoolTimeoutE
         else ""
     )
     outage = state.describe_outage(now)
-    busy = "all are in use: give them back sooner, raise max_size, or wait longer (acquire_timeout)"
+    busy = (
+        "all are in use: release connections earlier, raise max_size, or wait longer"
+        " (acquire_timeout)"
+    )
     asked = still_asking(state)
     silent = (
         f"the callable for the {asked} has not returned yet; give it a time limit"
@@ -273,7 +276,9 @@ def _timeout_error(state: PoolState, now: float, started: float) -> PoolTimeoutE
     )
     if state.no_thread is not None:
         silent = f"no thread can be started to connect with ({state.no_thread})"
-    why = outage or (busy if state.kernel.in_use else silent)
+    kernel = state.kernel
+    is_full = len(kernel.in_use) + len(kernel.resetting) >= kernel.max_size
+    why = outage or (busy if is_full else silent)
     return state.error(
         PoolTimeoutError,
         POOL_TIMEOUT(

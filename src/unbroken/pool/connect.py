@@ -17,7 +17,7 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.outage import SILENT
 from unbroken.brain.tries import Try
-from unbroken.messages.server import OUTAGE, OUTAGE_ENDED, REJECTED
+from unbroken.messages.server import CONNECT_REJECTED, OUTAGE, OUTAGE_ENDED
 from unbroken.pool.admission import CannotServeError, admit
 from unbroken.pool.first_questions import ask_limit, ask_uptime, prove, remember
 from unbroken.pool.knowledge import AT_THE_LIMIT
@@ -429,7 +429,10 @@ def _reject(state: PoolState, exc: Exception, fault: Fault) -> None:
             )
         )
     log.error(
-        REJECTED("%s: cannot connect to %s: %s"), state.name, state.driver.target.label, fault.text
+        CONNECT_REJECTED("%s: cannot connect to %s: %s"),
+        state.name,
+        state.driver.target.label,
+        fault.text,
     )
     state.wake(tickets)
     _announce_end(state, ended)

@@ -40,7 +40,7 @@ from unbroken.ledger.scope import testify
 from unbroken.messages.configuration import OPTION_TO_BLAME
 from unbroken.messages.pool import NOT_YOURS, POOL_CLOSED
 from unbroken.messages.processes import AT_THE_END
-from unbroken.messages.server import EXHAUSTED, OWN_CONNECT, REJECTED
+from unbroken.messages.server import CONNECT_REJECTED, EXHAUSTED, OWN_CONNECT
 from unbroken.net import liveness
 from unbroken.net.ending import Guarded, NoThreadError
 from unbroken.net.hangups import HangUps
@@ -371,7 +371,7 @@ class Knowledge(Guarded):
             return self.error(
                 ConnectRejectedError, OWN_CONNECT(f"{what}: your own connect= raised {fault.text}")
             )
-        return self.error(ConnectRejectedError, REJECTED(f"{what}: {fault.text}"))
+        return self.error(ConnectRejectedError, CONNECT_REJECTED(f"{what}: {fault.text}"))
 
     def describe_load(self) -> str:
         """``in use 10, idle 0, waiting 14`` for messages."""
