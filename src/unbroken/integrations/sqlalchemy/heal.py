@@ -375,9 +375,7 @@ class HealingConnection(Connection):
     def _replaced_somehow(
         self, record: Record, old: Any, exc: Exception, ruling: Ruling
     ) -> str | None:
-        """Another connection, even where some are lost before they can be used. Gives what the
-        server says against *ruling*; None: nothing.
-        """
+        """As :meth:`_replaced`, even where some are lost before they can be used."""
         for left in reversed(range(ATTEMPTS)):
             try:
                 against = self._replaced(record, old, self._dbapi_connection, exc, ruling)
