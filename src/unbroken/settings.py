@@ -187,6 +187,8 @@ _FINITE = {"connect_timeout", "ping_timeout", "reset_timeout"}
 
 
 def _from_text(name: str, text: str) -> Any:
+    if name not in Settings.__dataclass_fields__:
+        return text  # of() says that there is no such setting
     if text.lower() in ("none", "null"):
         return None
     if name in ("reset", "name", "target"):

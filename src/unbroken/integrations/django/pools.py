@@ -137,14 +137,22 @@ def _key(wrapper: Any) -> tuple[Any, ...]:
     return (
         wrapper.alias, type(wrapper), given["NAME"], given["USER"], given["PASSWORD"],
         given["HOST"], given["PORT"], given.get("CONN_MAX_AGE"), given["AUTOCOMMIT"],
-        wrapper.timezone_name, repr(given["OPTIONS"]),
+        wrapper.timezone_name, _written(given["OPTIONS"]),
     )  # fmt: skip
 
 
+def _written(options: Any) -> str:
+    try:
+        return repr(options)
+    except ValueError:  # a number of thousands of digits, which :func:`settings_of` refuses
+        return ""
+
+
 def _make(wrapper: Any) -> Pool:
-    given = {**wrapper.settings_dict, "OPTIONS": dict(wrapper.settings_dict["OPTIONS"])}
     cls, alias = type(wrapper), wrapper.alias
     try:
+        names.check(wrapper.settings_dict)
+        given = {**wrapper.settings_dict, "OPTIONS": dict(wrapper.settings_dict["OPTIONS"])}
         settings = settings_of(given)
         chosen = _chosen(given)
         # What a user leaves is known from Django's cursors: the session is reset when it goes back,

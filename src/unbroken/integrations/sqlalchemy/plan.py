@@ -29,6 +29,7 @@ from unbroken.drivers import open_driver
 from unbroken.drivers._base import Base
 from unbroken.drivers._diagnosis import Option, options_of
 from unbroken.errors import ConfigurationError
+from unbroken.hints import shown
 from unbroken.integrations.sqlalchemy.strays import check_names
 from unbroken.integrations.sqlalchemy.where import hosts_of, take_callables, target_of
 from unbroken.messages.configuration import BAD_SETTING, SETTING_HAS_NO_USE, SETTING_TWICE
@@ -257,8 +258,8 @@ def _settings(
     if not isinstance(given, Mapping):
         raise ConfigurationError(
             BAD_SETTING(
-                f"unbroken={given!r} must be a dict of settings, such as"
-                f" unbroken={{'leak_after': 10}}"
+                f"unbroken={shown(given)} must be a dict of settings, such as"
+                " unbroken={'leak_after': 10}"
             )
         )
     # that one is the DBAPI's, in a URL
