@@ -41,7 +41,7 @@ def main(name: str, url: str, moment: str, when: str) -> None:
     kind = BODIES[name]
     body: Any = kind.__new__(kind)
     body.open(url, 2, PATIENCE, {})
-    ask = (lambda: asyncio.run(body._ask(0.0))) if issubclass(kind, OnLoop) else body.ask
+    ask = functools.partial(_ask_on_a_loop, body) if issubclass(kind, OnLoop) else body.ask
     use = functools.partial(_told, ask, os.write, time.monotonic, json.dumps)
     if when == "later":
         use()
@@ -57,6 +57,16 @@ def _told(ask: Callable[[], Any], write: Any, clock: Any, text_of: Any) -> None:
     except BaseException as error:
         told = f"{type(error).__name__}: {error}"
     write(1, (text_of([clock() - began, told]) + "\n").encode())
+
+
+def _ask_on_a_loop(body: Any, make: Any = asyncio.new_event_loop) -> int:
+    """As ``asyncio.run``, which makes the coroutine first."""
+    loop = make()
+    try:
+        return int(loop.run_until_complete(body._ask(0.0)))
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 class Last:
@@ -121,13 +131,17 @@ def in_an_executor(use: Use, _body: Any) -> None:
 def beside_daemons(use: Use, body: Any) -> None:
     """In a finalizer, after daemon threads were stopped wherever they were."""
 
+    imported = threading.Event()  # Python's import locks are not ours
+
     def hammer() -> None:
         while True:
             with contextlib.suppress(Exception):
                 body.ask()
+            imported.set()
 
     for _ in range(6):
         threading.Thread(target=hammer, daemon=True).start()
+    imported.wait(PATIENCE)
     time.sleep(SOON)
     in_a_cycle(use, body)
 
