@@ -143,3 +143,11 @@ OPTION_TO_BLAME = Message(
     "Correct the option that the message names, in the place that it names: the URL,"
     " `connect_args`, `OPTIONS`, the environment.",
 )
+EVENTLET = Message(
+    "UB132",
+    "The process is patched by eventlet, and unbroken does not work on its green threads.",
+    "No connection was opened. No data is concerned.",
+    "Use threads, gevent or asyncio with unbroken. eventlet's own makers advise against new uses of"
+    " it. Without `monkey_patch()`, or with neither sockets, `select` nor threads patched, eventlet"
+    " may be imported.",
+)

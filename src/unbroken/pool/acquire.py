@@ -21,6 +21,7 @@ from unbroken.pool.login import login_error, still_asking
 from unbroken.pool.registry import every_state
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow, Wait
+from unbroken.pool.unsupported import refuse_eventlet
 
 #: A caller in line looks around this often: after forgotten connections, after a worker that got
 #: lost.
@@ -51,7 +52,13 @@ def acquire(
     latest.
     """
     entry = suspect
-    _refuse_at_the_end(state, suspect)
+    try:
+        refuse_eventlet()  # it may have come after the pool
+        _refuse_at_the_end(state)
+    except UnbrokenError:
+        if suspect is not None:
+            state.kernel.put(suspect)
+        raise
     if suspect is not None:
         state.close_hung_up()
     while True:
@@ -62,15 +69,13 @@ def acquire(
         entry, again = None, True
 
 
-def _refuse_at_the_end(state: PoolState, suspect: Entry | None) -> None:
+def _refuse_at_the_end(state: PoolState) -> None:
     """Where nobody keeps the time any more, nothing that waits for a server could be bounded.
 
     Raises PoolClosedError then.
     """
     why = state.runtime.watcher.stopped()
     if why is not None and why.is_ending:
-        if suspect is not None:
-            state.kernel.put(suspect)
         raise state.ending_error(why)
 
 

@@ -37,6 +37,7 @@ from unbroken.messages.integrations import POOLED_AS_SQLALCHEMY_DOES
 from unbroken.messages.pool import OBSERVER_FAILED
 from unbroken.pool.arguments import by_our_names
 from unbroken.pool.secrets import NO_SECRETS
+from unbroken.pool.unsupported import refuse_eventlet
 from unbroken.settings import Settings
 
 log = logging.getLogger("unbroken")
@@ -219,6 +220,7 @@ def open_plan(
 
     Translates in *kwargs* what is SQLAlchemy's. *is_ours*: whether its pool is one of ours.
     """
+    refuse_eventlet()
     check_names(url, kwargs)
     given, names = _settings(url, kwargs, by_our_names if is_ours else dict)
     observers = tuple(given.pop("observers", ()))
