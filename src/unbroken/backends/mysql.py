@@ -10,8 +10,8 @@ from unbroken.backends.system import (
     HUNG_UP_IN_TLS,
     TLS_SETTINGS,
     errno_of_text,
+    flat,
     of_errno,
-    one_line,
 )
 
 _K = FaultKind
@@ -60,7 +60,7 @@ def mysql_fault(errno: int | None, text: str, *, connecting: bool = False) -> Fa
     1205 (lock wait timeout) is OTHER: it undoes one statement, not the transaction, so nothing may
     be replayed on it.
     """
-    line = one_line(text)
+    line = flat(text)
     told = service_fault(errno, text, connecting)
     if told is not None:
         return told

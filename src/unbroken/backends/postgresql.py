@@ -13,8 +13,8 @@ from unbroken.backends.system import (
     HUNG_UP_IN_TLS,
     TLS_SETTINGS,
     errno_of_text,
+    flat,
     of_errno,
-    one_line,
 )
 
 _K = FaultKind
@@ -95,7 +95,7 @@ def postgres_fault(
 
     *fatal*: whether the server ends the session with it, see :func:`is_fatal`.
     """
-    line = one_line(text)
+    line = flat(text)
     fault = _fault(sqlstate, text, line, connecting)
     if fatal is False and not connecting and fault.kind in CANNOT_SERVE:
         return Fault(_K.OTHER, None, sqlstate, line)  # RAISE, or another server's, through dblink

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import errno as E  # noqa: N812 - the tables below read better
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from unbroken.abc import Cause, Fault, FaultKind
-
-_SECRET = re.compile(
-    r"""(?ix) \b (password|passwd|pwd|secret) (\s*[=:]\s*) ('[^']*' | "[^"]*" | [^\s,;&)]+)"""
-)
+from unbroken.backends.masking import masked
 
 _K = FaultKind
 
-_USERINFO = re.compile(r"(\w+://[^\s:/@]*):[^\s/]*@")
 _MAX_TEXT = 300
 
 
-def one_line(text: object, *secrets: str | None) -> str:
-    """*text* as one line of at most 300 characters, without any of *secrets* and without anything
-    that looks like a password.
+def flat(text: object) -> str:
+    """*text* as one line. What the tables give, before a driver knows which secrets to mask."""
+    return " ".join(str(text).split())
+
+
+def one_line(text: object, *secrets: str | None, known: Iterable[str | None] = ()) -> str:
+    """*text* as one line of at most 300 characters, with *secrets*, and what stands in places for
+    passwords, masked. *known*: see :func:`unbroken.backends.masking.masked`.
     """
-    line = " ".join(str(text).split())
-    for secret in secrets:
-        if secret:
-            line = line.replace(secret, "***")
-    line = _SECRET.sub(r"\1\2***", _USERINFO.sub(r"\1:***@", line))
+    line = masked(flat(text), secrets, known)
     return line if len(line) <= _MAX_TEXT else line[: _MAX_TEXT - 1] + "…"
 
 
@@ -132,7 +129,7 @@ def os_fault(exc: BaseException, *, connecting: bool = False) -> Fault:
     anything else.
     """
     only = exc.args[0] if len(exc.args) == 1 else None  # an SSLError shows it as a tuple
-    text = one_line(only if only and isinstance(only, str) else str(exc) or type(exc).__name__)
+    text = flat(only if only and isinstance(only, str) else str(exc) or type(exc).__name__)
     names = {cls.__name__ for cls in type(exc).__mro__}
     number = getattr(exc, "errno", None)
     if "gaierror" in names:

@@ -53,6 +53,12 @@ class Option:
     source: str
 
     @property
+    def is_secret(self) -> bool:
+        """Whether its value is a password."""
+        is_text = isinstance(self.value, str)
+        return is_text and "file" not in self.name and bool(_SECRET.search(self.name))
+
+    @property
     def said(self) -> str:
         """Name, value and place for messages; never a password."""
         if _SECRET.search(self.name) and "file" not in self.name:

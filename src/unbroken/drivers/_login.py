@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from unbroken.abc import Login, Target, is_path
+from unbroken.backends.masking import MASK, masked
+from unbroken.backends.system import chain, one_line
 from unbroken.drivers._diagnosis import Option, options_of
 
-#: Passwords that logins brought, so many of them, are kept out of errors.
-_REMEMBERED = 4
+#: Passwords that logins brought, so many of them, are kept out of errors: the last ones.
+_REMEMBERED = 200
 #: What some libraries call a host, a user and a password too.
 _ALSO = (("hostaddr", "unix_sock"), ("username",), ("passwd",))
 
@@ -106,6 +108,8 @@ class Logins:
     login_may_change: bool = False
     #: Passwords of logins, the last ones.
     _brought: tuple[_Masked, ...] = ()
+    #: Users of logins, likewise.
+    _users: tuple[str, ...] = ()
 
     #: The options of each connect, where a framework has them; None: those of the URL.
     given: tuple[Option, ...] | None = None
@@ -120,12 +124,46 @@ class Logins:
     @property
     def secrets(self) -> tuple[str | None, ...]:
         """Texts that no error may quote."""
-        return (self.target.password, *(each.text for each in self._brought))
+        among = (each.value for each in self.options if each.is_secret)
+        return (self.target.password, *among, *(each.text for each in self._brought))
+
+    @property
+    def known(self) -> tuple[str | None, ...]:
+        """Texts that errors show on purpose: they are no secrets, even if a password equals one."""
+        target = self.target
+        where = [each for host, port in target.hosts for each in (host, str(port or ""))]
+        return (*where, target.user, target.database, target.scheme, target.backend, *self._users)
+
+    def shown(self, text: object) -> str:
+        """*text* as one line for people, without the password of any login so far."""
+        return one_line(text, *self.secrets, known=self.known)
+
+    def scrub(self, exc: BaseException) -> None:
+        """Mask the passwords in the texts of *exc*, which ended a connect, and of its causes: their
+        ``repr``, and what a traceback shows of them.
+        """
+        for link in chain(exc):
+            if isinstance(link, UnicodeEncodeError):
+                if link.object in self.secrets:
+                    link.object = MASK
+                    link.args = (link.encoding, MASK, 0, len(MASK), link.reason)
+            elif any(isinstance(each, str) for each in link.args):
+                args = tuple(self._masked(each) for each in link.args)
+                if args != link.args:
+                    link.args = args
+
+    def _masked(self, arg: Any) -> Any:
+        if not isinstance(arg, str):
+            return arg
+        found = masked(arg, self.secrets, self.known)
+        return arg if arg.startswith(found) else found
 
     def brings(self, login: Login | None) -> None:
         """From now on errors do not quote the password of *login*."""
-        secret = None if login is None else login.password
-        if secret and secret not in self.secrets:
+        secret, user = (None, None) if login is None else (login.password, login.user)
+        if user and user not in self._users:
+            self._users = (*self._users[1 - _REMEMBERED :], user)
+        if secret and secret not in (each.text for each in self._brought):
             self._brought = (*self._brought[1 - _REMEMBERED :], _Masked(secret))
 
     def aimed(self, login: Login | None) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from unbroken.abc import Connection, Fault, FaultKind
 from unbroken.backends.fault import is_own, shows_server
-from unbroken.backends.system import one_line
 from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.outage import SILENT
@@ -28,6 +27,8 @@ from unbroken.pool.login import (
     let_in,
     login_of,
     refused,
+    scrub,
+    text_of,
     time_left,
     unusable,
 )
@@ -288,6 +289,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
     except Exception as exc:
         if attempt.is_ended or attempt.is_late:
             return True  # counted already, or given up for another: it says nothing
+        scrub(state, exc)
         fault = fault_of(state, exc, is_open=conn is not None)
         if is_put_off(state, exc, fault):
             return _put_off(state, exc, fault, attempt)
@@ -314,7 +316,7 @@ def _reject_object(state: PoolState, conn: Connection, exc: Exception) -> bool:
         f"connect= gave {type(conn).__name__}, which is no connection of {state.driver.name}"
         f" ({type(exc).__name__}: {exc})"
     )
-    _reject(state, exc, Fault(FaultKind.REJECTED, text=one_line(text)))
+    _reject(state, exc, Fault(FaultKind.REJECTED, text=text_of(state, text)))
     return False
 
 

@@ -107,7 +107,7 @@ def fault_of(state: PoolState, exc: BaseException, *, is_open: bool = True) -> F
     if is_foreign and state.driver.is_async:
         return fault  # "no such file" may be said of a socket that the application connects to
     found = diagnosed(fault, target, options_of(state), is_foreign=is_foreign)
-    return found if found is fault else replace(found, text=_text(state, found))
+    return found if found is fault else replace(found, text=text_of(state, found))
 
 
 def is_put_off(state: PoolState, exc: BaseException, fault: Fault) -> bool:
@@ -134,7 +134,7 @@ def refused(state: PoolState, exc: BaseException, fault: Fault, started: float) 
             else NO_LOGIN("%s: no login to %s, asking again: %s"),
             state.name,
             state.driver.target.server,
-            _text(state, fault),
+            text_of(state, fault),
         )
 
 
@@ -147,16 +147,24 @@ def let_in(state: PoolState) -> None:
         log.info("%s: %s for %.2f s; that is over", state.name, what, state.clock() - since)
 
 
-def _text(state: PoolState, fault: Fault) -> str:
-    secrets = getattr(state.driver, "secrets", ())
-    return one_line(fault.text, *secrets)
+def text_of(state: PoolState, said: Fault | str) -> str:
+    """What *said* says, as one line without a password."""
+    shown = getattr(state.driver, "shown", one_line)
+    return str(shown(said.text if isinstance(said, Fault) else said))
+
+
+def scrub(state: PoolState, exc: BaseException) -> None:
+    """Mask passwords in *exc*, which callers are shown as the cause of theirs."""
+    clean = getattr(state.driver, "scrub", None)
+    if clean is not None:
+        clean(exc)
 
 
 def login_error(state: PoolState, now: float) -> UnbrokenError:
     """What a caller is told who has waited for a login for long enough."""
     refusals, fault = state.refusals, state.refusals.fault
     assert fault is not None
-    what = _text(state, fault)
+    what = text_of(state, fault)
     age, tries = refusals.age(now), refusals.tries
     if is_own(fault) and not isinstance(refusals.error, LoginError):
         told: UnbrokenError = state.error(
@@ -200,7 +208,7 @@ def unusable(state: PoolState, exc: LoginError) -> UnbrokenError:
     """What a caller is told whose pool was given something that is no secret."""
     return state.error(
         ConfigurationError,
-        BAD_LOGIN(f"cannot connect to {state.driver.target.label}: {_text(state, exc.fault)}"),
+        BAD_LOGIN(f"cannot connect to {state.driver.target.label}: {text_of(state, exc.fault)}"),
     )
 
 
