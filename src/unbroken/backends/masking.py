@@ -8,11 +8,9 @@ gives nothing away outside such a place. A mask there would: it would say that t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from urllib.parse import quote, quote_plus
 
 MASK = "***"
 #: A secret shorter than this is masked in places for passwords only.
@@ -24,6 +22,8 @@ _MOST = 4000
 #: ``(using password: YES)`` says whether one was given, in the languages that say "password".
 _WHETHER = re.compile(r"(password: (?:YES|NO|SI|SÌ|JA|NEE|OUI|NON)(?=\)))", re.IGNORECASE)
 _USERINFO = re.compile(r"(\w[\w+.-]*://[^\s:/@]*):(?:\S*)@")
+#: What the name of a place for passwords has in it.
+_NAMES = ("passw", "passphrase", "pwd", "secret")
 _NAME = r"[\w.-]*(?:password|passwd|passphrase|passwort|pwd|secret)(?!_?file)\w*"
 _VALUE = r"""b?'(?:[^'\\]|\\.|'')*' | b?"(?:[^"\\]|\\.)*" | (?:\\.|[^\s,;&)}\]'"])+"""
 _PLACE = re.compile(
@@ -73,7 +73,11 @@ def masked(text: str, secrets: Iterable[str | None] = (), known: Iterable[str | 
     """
     text = text[:_MOST]
     words = frozenset(each.lower() for each in known if each)
-    patterns = [_patterns(each, each.lower() in words) for each in secrets if each]
+    patterns = [
+        _pattern(each, each.lower() in words)
+        for each in secrets
+        if each and any(form in text for form in _forms(each))
+    ]
     parts = _WHETHER.split(text)  # every other part is what separates
     parts[::2] = (_hidden(part, patterns) for part in parts[::2])
     return "".join(parts)
@@ -82,13 +86,18 @@ def masked(text: str, secrets: Iterable[str | None] = (), known: Iterable[str | 
 def _hidden(text: str, patterns: list[re.Pattern[str]]) -> str:
     for pattern in patterns:
         text = pattern.sub(lambda found: (found["before"] or "") + MASK, text)
-    return _PLACE.sub(rf"\1{MASK}", _USERINFO.sub(rf"\1:{MASK}@", text))
+    if "://" in text:
+        text = _USERINFO.sub(rf"\1:{MASK}@", text)
+    lower = text.lower()
+    if any(each in lower for each in _NAMES):
+        text = _PLACE.sub(rf"\1{MASK}", text)
+    return text
 
 
 @lru_cache(maxsize=256)
-def _patterns(secret: str, is_known: bool) -> re.Pattern[str]:
+def _pattern(secret: str, is_known: bool) -> re.Pattern[str]:
     """Where *secret* is masked, in each form that it can have."""
-    forms = sorted(_forms(secret), key=len, reverse=True)
+    forms = _forms(secret)
     quoted = "|".join(re.escape(each) for each in forms)
     # a libpq string may have spaces: the place's own pattern ends there
     places = rf"(?P<before>{_BEFORE}['\"]|[\w.-]*(?:password|passwd|pwd)\s*=\s*)(?:{quoted})(?!\w)"
@@ -118,20 +127,44 @@ def _as_word(form: str, secret: str) -> str:
     return before + re.escape(form) + after
 
 
-def _forms(secret: str) -> set[str]:
-    """*secret* as URLs, connection strings, ``repr`` and JSON have it, each on one line."""
+@lru_cache(maxsize=1024)
+def _forms(secret: str) -> tuple[str, ...]:
+    """*secret* as URLs, connection strings, ``repr`` and JSON have it, each on one line; the
+    longest first.
+    """
     found = {
         secret,
-        quote(secret, safe="", errors="surrogateescape"),
-        quote(secret, errors="surrogateescape"),
-        quote_plus(secret, errors="surrogateescape"),
+        _percent(secret, ""),
+        _percent(secret, "/"),
+        _percent(secret, " ").replace(" ", "+"),
         repr(secret)[1:-1],
         ascii(secret)[1:-1],
-        json.dumps(secret)[1:-1],
+        _in_json(secret),
         secret.replace("\\", "\\\\").replace("'", "\\'"),
         secret.replace("'", "''"),
     }
     for encoding in ("utf-8", "latin-1"):
         found.add(repr(secret.encode(encoding, "ignore"))[2:-1])
     found |= {" ".join(each.split()) for each in found}
-    return {each for each in found if each.strip()} or {secret}
+    several = [each for each in found if each.strip()] or [secret]
+    return tuple(sorted(several, key=len, reverse=True))
+
+
+def _percent(secret: str, safe: str) -> str:
+    """As in a URL (RFC 3986)."""
+    return "".join(
+        each
+        if (each.isascii() and each.isalnum()) or each in f"_.-~{safe}"
+        else "".join(f"%{byte:02X}" for byte in each.encode("utf-8", "surrogateescape"))
+        for each in secret
+    )
+
+
+def _in_json(secret: str) -> str:
+    """As in JSON of ASCII characters only."""
+    text = secret.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    units = text.encode("utf-16-be", "surrogatepass")
+    pairs = (units[at : at + 2] for at in range(0, len(units), 2))
+    return "".join(
+        chr(pair[1]) if not pair[0] and pair[1] < 128 else f"\\u{pair.hex()}" for pair in pairs
+    )
