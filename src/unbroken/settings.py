@@ -223,7 +223,7 @@ def _validate(s: Settings) -> None:
         wanted(s.target)
     except ValueError as hint:
         raise ConfigurationError(
-            BAD_SETTING(f"target={shown(s.target)} is no role of a server; {hint}")
+            BAD_SETTING(f"target={shown(s.target)} is not a role of a server; {hint}")
         ) from None
     for name in _POSITIVE | _POSITIVE_OR_NONE | _NOT_NEGATIVE:
         _check_seconds(name, getattr(s, name))

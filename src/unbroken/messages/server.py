@@ -37,7 +37,7 @@ NO_LOGIN = Message(
     "UB305",
     "The callable for the user or the password gave none in time.",
     _NOT_SENT + " The callable's own error is the `__cause__`; its text is not repeated, because it"
-    " may quote the secret. The pool goes on asking.",
+    " may quote the secret. The pool keeps asking.",
     "Look at what the callable asks (a vault, a token service), and give it a time limit.",
 )
 OUTAGE_ENDED = Message(

@@ -248,14 +248,14 @@ def _outage_error(state: PoolState, now: float, started: float) -> UnbrokenError
             ConnectRejectedError,
             NAME_LEADS_NOWHERE(
                 f"cannot connect to {state.driver.target.label}: {outage.fault.text}; this name has"
-                " led nowhere since the process began. Is it spelled right?"
+                " never been found since the process began. Is it spelled right?"
             ),
         )
     return state.error(
         OutageError,
         OUTAGE(
             f"no connection to {state.driver.target.label} {waited}({state.describe_load()});"
-            f" {state.describe_outage(now)}; the pool goes on trying and recovers by itself"
+            f" {state.describe_outage(now)}; the pool keeps trying and recovers by itself"
         ),
         retry_after=1.0,
     )

@@ -328,8 +328,8 @@ class Knowledge(Guarded):
         """What a release of a connection gets that this pool does not know as lent."""
         return NotYoursError(
             NOT_YOURS(
-                f"pool {self.name} did not lend this connection, or it was given back before;"
-                " release each one once"
+                f"pool {self.name} has not given out this connection, or it was released before;"
+                " release each connection once, to the pool that it came from"
             )
         )
 
@@ -382,18 +382,21 @@ class Knowledge(Guarded):
         )
 
     def describe_outage(self, now: float) -> str:
-        """``server away for 7.2 s: [Errno 111] Connection refused``, or nothing."""
+        """``the server has been away for 7.2 s: [Errno 111] Connection refused``, or nothing."""
         outage = self.server.outage
         if not outage.active or outage.fault is None:
             return ""
-        what = _STATES.get(outage.fault.kind, "away")
+        what = _STATES.get(outage.fault.kind, "has been away")
         silent = outage.silent_tries(now)
         why = self.server.hosts.told(outage.since or now, silent) or outage.fault.text
-        return f"server {what} for {outage.age(now):.1f} s: {why}"
+        return f"the server {what} for {outage.age(now):.1f} s: {why}"
 
 
 #: What is said of a server in an outage, by the kind of its last refusal.
-_STATES = {FaultKind.TOO_MANY: "is full", FaultKind.WRONG_SERVER: "cannot serve"}
+_STATES = {
+    FaultKind.TOO_MANY: "has been full",
+    FaultKind.WRONG_SERVER: "has not been able to serve",
+}
 
 
 def _not_known(_conn: Connection) -> bool:

@@ -189,7 +189,7 @@ def login_error(state: PoolState, now: float) -> UnbrokenError:
             OutageError,
             NO_LOGIN(
                 f"no connection to {state.driver.target.label} ({state.describe_load()}): {what};"
-                f" so for {age:.1f} s, asked {tries} times; the pool goes on asking"
+                f" so for {age:.1f} s, asked {tries} times; the pool keeps asking"
             ),
             retry_after=1.0,
         )
