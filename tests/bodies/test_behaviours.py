@@ -273,7 +273,10 @@ def test_an_outage_is_told_in_the_same_words_by_every_body(name: str, server: An
             later = told(body.ask)
         until(lambda: serves(body))  # what is known of a server is known to the next pool, too
         load = "(in use 0, idle 0, opening 0, waiting 1, max_size 1)"
-        why = "the server has been away for T s: REASON; the pool keeps trying and recovers by itself [UB301]"
+        why = (
+            "the server has been away for T s: REASON; the pool keeps trying and recovers by itself"
+            " [UB301]"
+        )
         for error, waited in ((first, " within T s"), (later, "")):
             assert isinstance(error, OutageError)
             said = words(error).replace("opening 1", "opening 0")
