@@ -142,6 +142,7 @@ def _forms(secret: str) -> tuple[str, ...]:
         _in_json(secret),
         secret.replace("\\", "\\\\").replace("'", "\\'"),
         secret.replace("'", "''"),
+        _encoded(secret).decode("latin-1"),  # as some libraries are given it
     }
     for encoding in ("utf-8", "latin-1"):
         found.add(repr(secret.encode(encoding, "ignore"))[2:-1])
@@ -155,9 +156,16 @@ def _percent(secret: str, safe: str) -> str:
     return "".join(
         each
         if (each.isascii() and each.isalnum()) or each in f"_.-~{safe}"
-        else "".join(f"%{byte:02X}" for byte in each.encode("utf-8", "surrogateescape"))
+        else "".join(f"%{byte:02X}" for byte in _encoded(each))
         for each in secret
     )
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def _in_json(secret: str) -> str:

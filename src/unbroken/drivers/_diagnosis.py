@@ -119,6 +119,8 @@ def diagnosed(
     bound = [each for each in options if each.name in _BOUND]
     if fault.kind is FaultKind.EXHAUSTED and bound:
         return replace(fault, kind=FaultKind.MISCONFIGURED, text=_see(fault.text, bound))
+    if fault.kind is FaultKind.MISCONFIGURED and _LATIN in fault.text:
+        return replace(fault, text=f"{fault.text}; {_AS_LATIN}")
     about = [each for each in options if _is_about(fault.text, each)]
     if about or fault.kind is not FaultKind.MISCONFIGURED:
         return replace(fault, text=_see(fault.text, about))
@@ -139,6 +141,11 @@ def asks_for_password(options: Iterable[Option]) -> Fault | None:
     return None
 
 
+_LATIN = "'latin-1' codec can't encode"
+_AS_LATIN = (
+    "this driver encodes a password as Latin-1: give it password.encode().decode('latin-1'), which"
+    " it sends as UTF-8"
+)
 _ENCRYPTED = "the key is encrypted, and no password for it is given"
 
 

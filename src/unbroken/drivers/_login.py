@@ -53,6 +53,22 @@ def turned(
     return aimed(out, login, password, socket)
 
 
+def as_latin(secret: str) -> str:
+    """*secret* for a library that encodes it as Latin-1, so that its bytes are those of UTF-8, or
+    those that were percent-encoded in the URL.
+    """
+    return secret.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def is_unicode(secret: str) -> bool:
+    """Whether *secret* is a text; else it stands for bytes that are none."""
+    try:
+        secret.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Opener:
     """An integration's ``connect=``, which is told the login of each attempt: *function* opens a
     connection of the framework's as a login; None: as the framework's own settings say.
@@ -110,6 +126,10 @@ class Logins:
     _brought: tuple[_Masked, ...] = ()
     #: Users of logins, likewise.
     _users: tuple[str, ...] = ()
+
+    #: Whether the library encodes a password as Latin-1, and not as UTF-8 as others do. Then any
+    #: bytes can be sent.
+    sends_latin = False
 
     #: The options of each connect, where a framework has them; None: those of the URL.
     given: tuple[Option, ...] | None = None
@@ -169,7 +189,11 @@ class Logins:
     def aimed(self, login: Login | None) -> dict[str, Any]:
         """The arguments of a connect as *login*."""
         self.brings(login)
-        return aimed(self._arguments, login, *self._names)
+        out = aimed(self._arguments, login, *self._names)
+        secret = out.get(self._names[0])
+        if self.sends_latin and isinstance(secret, str):
+            out[self._names[0]] = as_latin(secret)
+        return out
 
     def turned(self, arguments: Mapping[str, Any], login: Login | None) -> dict[str, Any]:
         """A framework's *arguments* for the library, turned to *login*."""

@@ -32,7 +32,12 @@ from unbroken.errors import ConfigurationError
 from unbroken.hints import shown
 from unbroken.integrations.sqlalchemy.strays import check_names
 from unbroken.integrations.sqlalchemy.where import hosts_of, take_callables, target_of
-from unbroken.messages.configuration import BAD_SETTING, SETTING_HAS_NO_USE, SETTING_TWICE
+from unbroken.messages.configuration import (
+    BAD_SETTING,
+    SETTING_HAS_NO_USE,
+    SETTING_TWICE,
+    URL_UNREADABLE,
+)
 from unbroken.messages.integrations import POOLED_AS_SQLALCHEMY_DOES
 from unbroken.messages.pool import OBSERVER_FAILED
 from unbroken.pool.arguments import by_our_names
@@ -231,6 +236,13 @@ def open_plan(
         settings = settings.changed(max_idle=math.inf)
     hosts = hosts_of(url) if is_ours else ()
     target = target_of(url, hosts)
+    if "\ufffd" in (target.password or ""):
+        raise ConfigurationError(
+            URL_UNREADABLE(
+                "the password in the URL is not UTF-8 once its %-escapes are decoded, and"
+                " SQLAlchemy puts other characters in its place; give it in connect_args"
+            )
+        )
     adopt_for(settings.units, settings.max_replays)
     if kwargs.get("creator") is not None:
         target = replace(target, others=())
