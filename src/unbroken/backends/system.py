@@ -124,9 +124,12 @@ def chain(exc: BaseException) -> Iterator[BaseException]:
         )
 
 
-def os_fault(exc: BaseException, *, connecting: bool = False) -> Fault:
+def os_fault(exc: BaseException, *, connecting: bool = False, is_link: bool = False) -> Fault:
     """What an exception of the system (socket, name service, TLS, timeout) means; OTHER for
     anything else.
+
+    *is_link*: it is only in the chain of the error that counts, where what was handled before may
+    be as well: then it tells nothing of arguments.
     """
     only = exc.args[0] if len(exc.args) == 1 else None  # an SSLError shows it as a tuple
     text = flat(only if only and isinstance(only, str) else str(exc) or type(exc).__name__)
@@ -154,7 +157,11 @@ def os_fault(exc: BaseException, *, connecting: bool = False) -> Fault:
         return known or Fault(_K.OTHER, None, number, text)
     if connecting and isinstance(exc, MemoryError):
         return Fault(_K.EXHAUSTED, None, None, text)
-    if connecting and (isinstance(exc, _ARGUMENTS) or _is_about_arguments(exc, text)):
+    if (
+        connecting
+        and not is_link
+        and (isinstance(exc, _ARGUMENTS) or _is_about_arguments(exc, text))
+    ):
         return Fault(_K.MISCONFIGURED, None, None, f"{type(exc).__name__}: {text}")
     return Fault(_K.OTHER, None, None, text)
 

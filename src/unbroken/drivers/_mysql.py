@@ -129,7 +129,9 @@ def _of_driver(exc: BaseException, errno: int | None, text: str, connecting: boo
     fault = mysql_fault(errno, text, connecting=connecting or errno in (2001, 2002, 2003, 2005))
     if errno in (2002, 2003, 2005, 2006, 2013, 2055):
         for inner in list(chain(exc))[1:]:  # aiomysql keeps the system's error only as the cause
-            known = os_fault(inner, connecting=connecting or errno in (2002, 2003, 2005))
+            known = os_fault(
+                inner, connecting=connecting or errno in (2002, 2003, 2005), is_link=True
+            )
             if known.kind is not FaultKind.OTHER:
                 return replace(
                     known, code=errno, text=text if known.text in text else f"{text} ({known.text})"

@@ -379,7 +379,7 @@ class Driver(Blocking):
                 fatal = is_fatal(*(fields.get(each) for each in "FVS"))
                 return postgres_fault(code, text, connecting=connecting, fatal=fatal)
         for link in links[1:]:
-            known = os_fault(link, connecting=connecting)
+            known = os_fault(link, connecting=connecting, is_link=True)
             if known.kind is not FaultKind.OTHER:
                 return known
         if "network error" in str(exc):
