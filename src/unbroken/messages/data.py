@@ -24,7 +24,7 @@ LOST_BEFORE_COMMIT = Message(
 CLOSED_BY_HOLDER = Message(
     "UB403",
     "The code that had the connection closed it, so the pool could not commit.",
-    "What that code committed itself is stored. What was still open is not.",
+    "What that code committed is stored, if its COMMIT was answered. What was still open is not.",
     "Leave the closing to the pool: do not call `close()` on the connection inside of its `with`"
     " block.",
 )
@@ -38,7 +38,7 @@ DEADLINE = Message(
 )
 WRITE_UNKNOWN = Message(
     "UB405",
-    "A write was sent to MongoDB, and its answer was lost.",
+    "A write was sent to MongoDB, and no answer says whether it is stored for good.",
     "It is stored, whole or in part, or not at all: unknown.",
     "Look whether the write is stored before you repeat it.",
 )

@@ -128,3 +128,16 @@ RESULT_LEFT = Message(
     "Rows that were read before are good. The rest was not read.",
     "Read the rows inside of the scope that opened the connection, for instance with `list()`.",
 )
+BLOCK_BROKEN_OFF = Message(
+    "UB730",
+    "A block of Django's `atomic`, or a rollback, was broken off by an exception of a signal"
+    " handler or a time limit.",
+    "No COMMIT was sent: what the block wrote is not stored.",
+    "Begin again, outside of the block that was broken off.",
+)
+AUTOCOMMIT_TOO_EARLY = Message(
+    "UB731",
+    "`set_autocommit(True)` came after an exception, with a transaction open.",
+    "Its connection was closed, so the server rolls the transaction back: nothing of it is stored.",
+    "Commit or roll back first.",
+)

@@ -10,8 +10,8 @@ OUTAGE = Message(
     "UB301",
     "The server cannot be reached, or does not serve.",
     _NOT_SENT + " The message says for how long, and what the last attempt was told.",
-    "Look at the server and the way to it. Nothing needs a restart: one attempt at a time goes on,"
-    " and callers are served as soon as one succeeds. `outage_wait` says how long callers wait.",
+    "Look at the server and the way to it. Nothing needs a restart: attempts go on, and callers"
+    " are served as soon as one succeeds. `outage_wait` says how long callers wait.",
 )
 NAME_LEADS_NOWHERE = Message(
     "UB302",
@@ -28,17 +28,18 @@ CONNECT_REJECTED = Message(
 )
 LOGIN_REFUSED = Message(
     "UB304",
-    "The server refused the login, each time after the callable was asked for it anew.",
+    "The server refused the login, each time after the application was asked for it anew.",
     _NOT_SENT,
     "Look whether the secret that `password=` (or `user=`) returns is the one that the server"
     " knows.",
 )
 NO_LOGIN = Message(
     "UB305",
-    "The callable for the user or the password gave none in time.",
+    "There is no login yet: the callable for it gave none, or the server refused what it gave.",
     _NOT_SENT + " The callable's own error is the `__cause__`; its text is not repeated, because it"
     " may quote the secret. The pool keeps asking.",
-    "Look at what the callable asks (a vault, a token service), and give it a time limit.",
+    "Look at what the callable asks (a vault, a token service), and give it a time limit. If the"
+    " server refused: does it know that secret?",
 )
 OUTAGE_ENDED = Message(
     "UB306",
@@ -75,8 +76,8 @@ PLACE_MOVED = Message(
 POOLER_AND_PREPARED = Message(
     "UB311",
     "Prepared statements are on by a setting, behind a pooler that may not know them.",
-    "A pooler that gives each transaction another session answers an execution with an error, if it"
-    " does not follow prepared statements. Nothing is stored by such a statement.",
+    "A pooler that gives each transaction another session, and does not follow prepared statements,"
+    " answers an execution with an error, or meets another client's statement of that name.",
     "Leave the setting out, or use a pooler that follows them (PgBouncer 1.21 or newer, with"
     " `max_prepared_statements`).",
 )

@@ -23,7 +23,7 @@ STATEMENT_NOT_REPEATED = Message(
     "UB503",
     "The connection was lost, and the statement was not run again, for the reason that is named.",
     "A statement in autocommit that was sent may have been carried out. One inside of a transaction"
-    " is stored only by a COMMIT of that transaction.",
+    " is stored only by a COMMIT, or by a statement that commits by itself.",
     "Make the whole transaction a unit of work: then it is run again from its beginning.",
 )
 ABANDONED_TASK = Message(

@@ -128,7 +128,8 @@ class Finishing(Holding):
                 ClosedByHolderError,
                 f"the connection to {state.where(entry)} was closed by the code that had it,"
                 " before the pool could commit",
-                "what that code committed itself is stored, what was still open is not",
+                "what that code committed is stored if its COMMIT was answered; what was still open"
+                " is not",
             )
         stopped = self.outlives_time()
         if stopped:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pymongo.errors import InvalidOperation, ServerSelectionTimeoutError
+from pymongo.errors import (
+    InvalidOperation,
+    NotPrimaryError,
+    OperationFailure,
+    ServerSelectionTimeoutError,
+)
 
 from unbroken.errors import NotYoursError, OutageError, WriteUnknownError, for_driver
 from unbroken.ledger import scope
@@ -38,12 +43,14 @@ def own_time_is_up(error: Any, waited: float) -> ServerSelectionTimeoutError:
 def write_unknown(error: Any) -> WriteUnknownError:
     """PyMongo's *error* of a write that was sent, as a WriteUnknownError too."""
     is_away = isinstance(error, ServerSelectionTimeoutError)
+    met = getattr(error, "error", error)  # of a bulk write of a client's
+    has_answer = isinstance(met, (OperationFailure, NotPrimaryError))
+    how = "its answer does not say whether it lasts" if has_answer else "its answer was lost"
     told = for_driver(
         WriteUnknownError,
         ServerSelectionTimeoutError if is_away else type(error),
         WRITE_UNKNOWN(
-            f"{error}; the write was sent and its answer was lost: it may be stored, so look before"
-            " you repeat it"
+            f"{error}; the write was sent and {how}: it may be stored, so look before you repeat it"
         ),
         fate=Fate.UNKNOWN,
     )
