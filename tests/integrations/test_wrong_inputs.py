@@ -157,6 +157,9 @@ def test_mongodb(uri: str, name: str, value: Any) -> None:
 
     outcome(lambda: make(uri))
     outcome(lambda: make("mongodb://h", **{name: value}))
+    outcome(lambda: unbroken.mongo.MongoClient(outage_wait=value))
+    if not isinstance(value, str | None | tuple | list):
+        assert outcome(lambda: unbroken.mongo.MongoClient(value)) is not None
 
 
 OURS = st.sampled_from(NAMES)
@@ -198,6 +201,37 @@ def test_arguments_of_engines(name: str, value: Any) -> None:
 def test_arguments_of_peewee(name: str, value: Any) -> None:
     for make in (PooledMySQLDatabase, PooledPostgresqlDatabase):
         outcome(lambda make=make: make("shop", **{name: value}))
+
+
+WEB = sorted(HttpSettings.__dataclass_fields__)
+
+
+@quick
+@given(st.sampled_from(WEB), ODD)
+def test_web_layers(name: str, value: Any) -> None:
+    outcome(lambda: HttpSettings.of(**{name: value}))
+    outcome(lambda: unbroken.flask.Unbroken(**{name: value}))
+    outcome(lambda: unbroken.flask.Unbroken(commit=value))
+    outcome(lambda: unbroken.flask.Unbroken(sessions=value))
+    outcome(lambda: unbroken.wsgi.Unbroken(lambda _env, _start: [], **{name: value}))
+    outcome(lambda: unbroken.asgi.Unbroken(lambda *_: None, **{name: value}))
+
+
+@quick
+@given(st.sampled_from(["connect", "driver", "password", "user"]), ODD)
+def test_keywords_of_pools(name: str, value: Any) -> None:
+    more = {"driver": "pymysql"} if name == "connect" else {"url": URLS[0]}
+    outcome(lambda: Pool(**{name: value, **more}))
+    outcome(lambda: unbroken.adopt(value).undo())
+    pool = Pool(URLS[0])
+    outcome(lambda: pool.resize(max_size=value) if value is None or isinstance(value, int) else 0)
+    pool.close(0)
+
+
+@quick
+@given(near(["leak_after=10&outage_wait=20", "max_size=5", "1"]))
+def test_settings_of_unbroken_run(text: str) -> None:
+    outcome(lambda: launcher.settings_in(text))
 
 
 PLACES = ["NAME", "USER", "PASSWORD", "HOST", "PORT", "CONN_MAX_AGE", "OPTIONS", "UNBROKEN"]

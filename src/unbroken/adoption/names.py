@@ -11,6 +11,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from unbroken.errors import ConfigurationError
+from unbroken.hints import shown
 from unbroken.importing import exists, path_of
 from unbroken.messages.units import ADOPT_CANNOT, ADOPT_NOT_A_NAME, ADOPT_NOT_FOUND
 
@@ -41,7 +42,7 @@ def locate(name: object) -> Wanted:
     if not isinstance(name, str) or not is_well_formed(name):
         raise ConfigurationError(
             ADOPT_NOT_A_NAME(
-                f"{name!r} names no function; write 'package.module:Class.method', or"
+                f"{shown(name)} names no function; write 'package.module:Class.method', or"
                 " 'package.module:Class'"
             )
         )

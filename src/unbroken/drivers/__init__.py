@@ -28,6 +28,7 @@ from unbroken.abc import AsyncDriver, Driver, Target
 from unbroken.drivers._login import is_unicode
 from unbroken.drivers.url import near, parse
 from unbroken.errors import ConfigurationError, DriverNotInstalledError
+from unbroken.hints import shown
 from unbroken.messages.configuration import (
     DRIVER_DOES_NOT_FIT,
     DRIVER_NOT_SUPPORTED,
@@ -150,6 +151,10 @@ def open_driver(
             NO_WAY_TO_CONNECT(
                 f"connect={type(connect).__name__} must be a callable that gives a new connection"
             )
+        )
+    if driver is not None and not isinstance(driver, str):
+        raise ConfigurationError(
+            UNKNOWN_DRIVER(f"driver={shown(driver)} must be a text; {_names(is_async)}")
         )
     if target is None and driver is None:
         raise ConfigurationError(

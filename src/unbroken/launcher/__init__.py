@@ -137,7 +137,8 @@ def settings_in(text: str) -> dict[str, Any] | None:
     if not settings:
         raise ConfigurationError(
             BAD_SETTING(
-                f"{ENGINES}={text!r} is not 1, 0 or settings such as leak_after=10&outage_wait=20"
+                f"{ENGINES}={shown(text)} is not 1, 0 or settings such as"
+                " leak_after=10&outage_wait=20"
             )
         )
     Settings.of(**settings)

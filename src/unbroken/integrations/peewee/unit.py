@@ -12,6 +12,7 @@ from typing import Any
 import peewee
 
 from unbroken.errors import ConfigurationError
+from unbroken.hints import shown
 from unbroken.integrations.peewee.lazy import Lazy, whole
 from unbroken.ledger.scope import current
 from unbroken.messages.configuration import BAD_SETTING
@@ -51,7 +52,7 @@ def unit(
             unit, database, lazy=lazy, atomic=atomic, deadline=deadline, max_replays=max_replays
         )
     if lazy not in ("read", "refuse"):
-        raise ConfigurationError(BAD_SETTING(f"lazy={lazy!r} must be 'read' or 'refuse'"))
+        raise ConfigurationError(BAD_SETTING(f"lazy={shown(lazy)} must be 'read' or 'refuse'"))
     if not isinstance(database, peewee.Proxy):
         resolved(database, function)
     if is_coroutine_function(function):
