@@ -134,13 +134,16 @@ def _validate(s: HttpSettings) -> None:
         value = getattr(s, name)
         if value is None and name == "deadline":
             continue
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or (not 0 < value <= LONGEST and value != math.inf):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
             raise ConfigurationError(
                 BAD_SETTING(
-                    f"{name}={shown(value)} must be a number of seconds above 0, and at most"
-                    f" {LONGEST:.0f}{', or None' if name == 'deadline' else ''}"
+                    f"{name}={shown(value)} must be a number of seconds above"
+                    f" 0{', or None' if name == 'deadline' else ''}"
                 )
+            )
+        if LONGEST < value < math.inf:
+            raise ConfigurationError(
+                BAD_SETTING(f"{name}={shown(value)} must be at most {LONGEST:.0f} s")
             )
     for name in ("healthz", "readyz"):
         value = getattr(s, name)
