@@ -40,6 +40,8 @@ def main(name: str, url: str, moment: str, when: str) -> None:
     """Use the body called *name* at *moment*."""
     kind = BODIES[name]
     body: Any = kind.__new__(kind)
+    if moment == "by_name_on_a_thread":
+        url = url.replace("@127.0.0.1:", "@localhost:")
     body.open(url, 2, PATIENCE, {})
     ask = functools.partial(_ask_on_a_loop, body) if issubclass(kind, OnLoop) else body.ask
     use = functools.partial(_told, ask, os.write, time.monotonic, json.dumps)
@@ -116,6 +118,13 @@ def on_a_thread(use: Use, _body: Any) -> None:
         use()
 
     threading.Thread(target=go_on).start()
+
+
+def by_name_on_a_thread(use: Use, body: Any) -> None:
+    """As :func:`on_a_thread`, to a host with a name: asyncio looks it up in an executor, which
+    takes nothing new by then.
+    """
+    on_a_thread(use, body)
 
 
 def in_an_executor(use: Use, _body: Any) -> None:
@@ -236,8 +245,8 @@ MOMENTS: dict[str, Callable[[Use, Any], None]] = {
     each.__name__: each
     for each in (
         in_a_finalizer, in_a_cycle, in_an_early_callback, in_a_late_callback, in_weakref_finalize,
-        on_a_thread, in_an_executor, beside_daemons, with_one_held, in_a_generator, by_sys_exit,
-        by_os_exit, by_an_error, by_an_interrupt, with_tasks_under_way, after_its_loop,
+        on_a_thread, by_name_on_a_thread, in_an_executor, beside_daemons, with_one_held,
+        in_a_generator, by_sys_exit, by_os_exit, by_an_error, by_an_interrupt, with_tasks_under_way, after_its_loop,
         in_a_child,
     )
 }  # fmt: skip

@@ -46,6 +46,7 @@ DUE = {
     "in_a_late_callback": EITHER,
     "in_weakref_finalize": EITHER,
     "on_a_thread": EITHER,
+    "by_name_on_a_thread": EITHER,
     "in_an_executor": EITHER,
     "with_one_held": NOT_USED,
     "in_a_generator": NOT_USED,
@@ -67,7 +68,7 @@ BLOCKING_ONLY = {
     "beside_daemons", "with_one_held", "in_a_generator", "by_sys_exit", "by_os_exit", "by_an_error",
     "by_an_interrupt",
 }  # fmt: skip
-ASYNC_ONLY = {"with_tasks_under_way", "after_its_loop"}
+ASYNC_ONLY = {"by_name_on_a_thread", "with_tasks_under_way", "after_its_loop"}
 
 
 #: What others print, and what unbroken prints on purpose.
@@ -106,13 +107,10 @@ QUICK = [
     Row("pool", "on_a_thread", "later"),
     Row("pool", "in_a_generator", "later"),
     Row("pool", "by_sys_exit", "first"),
-    Row("sqlalchemy", "in_a_finalizer", "first"),
     Row("sqlalchemy", "in_a_generator", "first"),
     Row("async pool", "with_tasks_under_way", "later"),
-    Row("async pool", "after_its_loop", "later"),
-    Row("async sqlalchemy", "on_a_thread", "first"),
+    Row("async sqlalchemy", "by_name_on_a_thread", "first"),
     Row("django", "with_one_held", "later"),
-    Row("peewee", "in_a_finalizer", "first"),
     Row("mongodb", "in_a_late_callback", "first"),
 ]
 

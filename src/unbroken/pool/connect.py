@@ -18,6 +18,7 @@ from unbroken.brain.outage import SILENT
 from unbroken.brain.tries import Try
 from unbroken.messages.server import CONNECT_REJECTED, OUTAGE, OUTAGE_ENDED
 from unbroken.pool.admission import CannotServeError, admit
+from unbroken.pool.ending import was_too_late
 from unbroken.pool.first_questions import ask_limit, ask_uptime, prove, remember
 from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.login import (
@@ -290,6 +291,8 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         if attempt.is_ended or attempt.is_late:
             return True  # counted already, or given up for another: it says nothing
         scrub(state, exc)
+        if was_too_late(state, exc):
+            return False
         fault = fault_of(state, exc, is_open=conn is not None)
         if is_put_off(state, exc, fault):
             return _put_off(state, exc, fault, attempt)

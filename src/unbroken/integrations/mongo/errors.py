@@ -11,10 +11,18 @@ from pymongo.errors import (
     ServerSelectionTimeoutError,
 )
 
-from unbroken.errors import NotYoursError, OutageError, WriteUnknownError, for_driver
+from unbroken.errors import (
+    NotYoursError,
+    OutageError,
+    PoolClosedError,
+    WriteUnknownError,
+    for_driver,
+)
 from unbroken.ledger import scope
 from unbroken.ledger.verdicts import Fate
 from unbroken.messages.data import WRITE_UNKNOWN
+from unbroken.messages.processes import AT_THE_END
+from unbroken.pool.ending import no_connection
 
 
 def outage_error(message: str, retry_after: float) -> OutageError:
@@ -62,5 +70,15 @@ def write_unknown(error: Any) -> WriteUnknownError:
 def not_yours(message: str) -> NotYoursError:
     """A NotYoursError that is PyMongo's InvalidOperation too."""
     error = for_driver(NotYoursError, InvalidOperation, message)
+    error.__dict__.update(InvalidOperation(message).__dict__)
+    return error
+
+
+def too_late(where: str, why: object) -> PoolClosedError:
+    """A PoolClosedError that is PyMongo's InvalidOperation too: the interpreter is shutting down,
+    and PyMongo's monitors cannot be started any more.
+    """
+    message = AT_THE_END(no_connection(where, why))
+    error = for_driver(PoolClosedError, InvalidOperation, message)
     error.__dict__.update(InvalidOperation(message).__dict__)
     return error
