@@ -246,7 +246,8 @@ MOMENTS: dict[str, Callable[[Use, Any], None]] = {
     for each in (
         in_a_finalizer, in_a_cycle, in_an_early_callback, in_a_late_callback, in_weakref_finalize,
         on_a_thread, by_name_on_a_thread, in_an_executor, beside_daemons, with_one_held,
-        in_a_generator, by_sys_exit, by_os_exit, by_an_error, by_an_interrupt, with_tasks_under_way, after_its_loop,
+        in_a_generator, by_sys_exit, by_os_exit, by_an_error, by_an_interrupt,
+        with_tasks_under_way, after_its_loop,
         in_a_child,
     )
 }  # fmt: skip
