@@ -78,7 +78,6 @@ def too_late(where: str, why: object) -> PoolClosedError:
     """A PoolClosedError that is PyMongo's InvalidOperation too: the interpreter is shutting down,
     and PyMongo's monitors cannot be started any more.
     """
-    message = AT_THE_END(no_connection(where, why))
-    error = for_driver(PoolClosedError, InvalidOperation, message)
-    error.__dict__.update(InvalidOperation(message).__dict__)
+    error = for_driver(PoolClosedError, InvalidOperation, AT_THE_END(no_connection(where, why)))
+    error.__dict__.update(InvalidOperation(str(error)).__dict__)
     return error
