@@ -45,7 +45,8 @@ fuzz: ## a coverage-guided fuzzer on all that reads what others wrote (ARGS="--s
 	@[ -x .venvs/fuzz/bin/python ] || { mkdir -p .venvs && scripts/setup-venv "$(PYTHON)" .venvs/fuzz fuzz; }
 	@.venvs/fuzz/bin/python tests/fuzz/run.py $(ARGS)
 
-clean: ## remove the venvs and all caches
+clean: ## remove the venvs and all caches, also the drill's
+	-@[ ! -x $(BIN)/unbroken ] || $(BIN)/unbroken drill --clean
 	rm -rf $(VENV) .venvs .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build drill/dist drill/build
 
 # One stamp per set of dependencies, made anew when a pyproject.toml changes. The servers come first for the tests: mysqlclient

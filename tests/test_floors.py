@@ -25,8 +25,8 @@ PACKAGES = {"unbroken": SRC, "unbroken_drill": ROOT / "drill" / "src"}
 FLOORS = {
     "logs": -1,  # every other room may log
     "errors": 0, "abc": 0, "messages": 0,
-    "roles": 0, "hints": 0, "extras": 0,
-    "importing": 0.1,  # tells what went wrong in a callback
+    "roles": 0, "hints": 0,
+    "importing": 0.1, "extras": 0.1,  # each tells what went wrong in an import
     "settings": 0.5,  # says what is wrong with itself, so it needs the errors
     "brain": 1, "ledger": 1, "backends": 1, "net": 1,
     "drivers": 2,

@@ -178,8 +178,12 @@ def test_a_python_without_unbroken_runs_and_says_so_once() -> None:
     ("words", "said"),
     [
         ([], "needs a command"),
-        (["--units"], "not '--units'"),
+        (["--units"], "--units needs names"),
         (["--what", "python"], "not '--what'"),
+        (["--unit", "a:b", "python"], "not '--unit' (did you mean '--units'?)"),
+        (["--units", "a b:c-d", "python"], "'b:c-d' names no function"),
+        ([""], "needs a command"),
+        (["--", ""], "needs a command"),
         (
             ["there-is-no-such-command"],
             "cannot run 'there-is-no-such-command': No such file or directory",

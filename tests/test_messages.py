@@ -40,6 +40,31 @@ def test_every_error_note_warning_and_log_line_of_ours_has_a_code() -> None:
     assert len(SITES) > 300
 
 
+#: The files whose messages speak of what became of data, and by whose word.
+SPEAK_OF_DATA = {
+    "pool/finishing.py": "the ledger's or the driver's (what_is_left); else under a condition",
+    "pool/loan.py": "the ledger's fate",
+    "pool/replay.py": "the ledger's verdict",
+    "integrations/django/wrapper.py": "what_is_left",
+    "integrations/django/blocks.py": "the connection is closed by the same call, before a COMMIT",
+    "integrations/django/transactions.py": "likewise",
+    "integrations/mongo/errors.py": "in doubt, whatever happened",
+    "integrations/web/flask.py": "of what failed to be done, not of data",
+}
+
+
+def test_a_message_about_data_is_told_by_the_ledgers_word_only() -> None:
+    claims = re.compile(
+        r"\b(stored|undone|undid|rolled back|sent|committed)\b|\{(FATES|LOOK_FIRST|what_is_left)\}"
+    )
+    found = {
+        site.path.removeprefix("src/unbroken/")
+        for site in SITES
+        if site.path.startswith("src/unbroken/") and any(map(claims.search, site.texts))
+    }
+    assert found - {"pool/bounds.py"} == set(SPEAK_OF_DATA)  # there the words are a function's name
+
+
 def test_every_code_is_used_and_none_stands_twice() -> None:
     assert {name for _, name, _ in ALL} - {name for site in SITES for name in site.names} == set()
     codes = [each.code for _, _, each in ALL]

@@ -195,7 +195,7 @@ def test_without_the_second_the_command_says_in_one_line_what_to_install(
     venv.install(wheels[0])
     for program, first in (("unbroken", []), ("python", ["-m", "unbroken"])):
         done = venv.run(program, *first, *arguments)
-        assert (done.returncode, done.stdout, done.stderr) == (status, "", f"{said}\n")
+        assert (done.returncode, done.stdout, done.stderr) == (status, "", f"{said} [UB903]\n")
 
 
 def test_without_the_second_the_command_still_tells_its_version_and_where_the_rest_is(

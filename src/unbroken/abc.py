@@ -49,8 +49,9 @@ class FaultKind(StrEnum):
     UNREACHABLE = "unreachable"  #: nothing answers: timed out, no route, name lookup failed for now
     UNKNOWN_NAME = "unknown name"  #: the name service knows no such host: it may be on its way
     REJECTED = "rejected"  #: password, permission, unknown database: waiting does not help
-    #: deadlock or serialization failure: the server undid the transaction and asks to try again
-    RETRY = "retry"
+    MISCONFIGURED = "misconfigured"  #: the client's own settings or files: no server took part
+    EXHAUSTED = "exhausted"  #: the process, or its machine, has no descriptors, ports or memory
+    RETRY = "retry"  #: the server undid the transaction and asks to try again: a deadlock, say
     OTHER = "other"  #: the application's own error; the connection is fine
 
 

@@ -31,8 +31,9 @@ from unbroken.pool.acquire import acquire, ping
 from unbroken.pool.answers import is_soon
 from unbroken.pool.arguments import bounded, not_picklable, take_settings
 from unbroken.pool.async_lease import AsyncLease, getframe, running_loop
+from unbroken.pool.callables import awaitable, done, require_eager
+from unbroken.pool.closing import TIMEOUT, close
 from unbroken.pool.connect import connector
-from unbroken.pool.leaks import discard_forgotten
 from unbroken.pool.loan import Loan
 from unbroken.pool.loops import LoopRuntime, abandon, cut_off, farewell, runtime_of
 from unbroken.pool.running_async import run_unit_async
@@ -46,6 +47,8 @@ log = logging.getLogger("unbroken")
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+_RUN = "AsyncPool.run()"
 
 _pools: weakref.WeakSet[AsyncPool[Any]] = weakref.WeakSet()
 _inherited: list[
@@ -310,9 +313,9 @@ class AsyncPool(Generic[ConnectionT]):
         """``await fn(conn, *args, **kwargs)`` as one unit of work, replayed when that is provably
         safe.
 
-        As :meth:`unbroken.Pool.run`.
+        *fn* is an ``async def``, or returns an awaitable. As :meth:`unbroken.Pool.run`.
         """
-
+        require_eager(fn, _RUN)
         caller = getframe(1)  # as a task of its own it would have none
         code, lasti = caller.f_code, caller.f_lasti
 
@@ -321,7 +324,8 @@ class AsyncPool(Generic[ConnectionT]):
             async with lease as conn:
                 entry = lease.entry
                 entry.taken_at_call(code, lasti)  # who called run is the place that took it
-                return await fn(conn, *args, **kwargs)
+                result: T = done(await awaitable(fn(conn, *args, **kwargs), fn, _RUN), fn, _RUN)
+                return result
 
         def count(_why: str) -> None:
             self._current().counters.replays += 1
@@ -376,20 +380,16 @@ class AsyncPool(Generic[ConnectionT]):
         self.settings = self.settings.changed(**{k: v for k, v in bounds.items() if v is not None})
         self._current().resize(self.settings)
 
-    async def close(self, timeout: float = 5.0) -> None:
-        """Close this loop's idle connections, and wait up to *timeout* seconds until those in use
-        are returned.
+    async def close(self, timeout: float = TIMEOUT) -> None:
+        """Close this loop's idle connections, and wait up to *timeout* seconds (default 5.0) until
+        those in use are returned. Which lines have them is logged at once, as a warning.
 
         A connection that is returned later is closed then. An acquire on this loop, also one that
         waits already, raises PoolClosedError. Calling it more than once is harmless. Other loops
         are not affected.
         """
         state = self._current()
-        state.close()
-        end = monotonic() + timeout
-        while (state.kernel.in_use or state.kernel.resetting) and monotonic() < end:
-            discard_forgotten(state)
-            await asyncio.sleep(0.005)
+        await run_async(close(state, timeout), runtime_of(state).do)
         await runtime_of(state).stop()
         state.runtime.watcher.close()
 

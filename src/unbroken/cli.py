@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from unbroken.hints import nearest, shown
 from unbroken.messages.command import NO_SUCH_COMMAND
 
 #: The commands of this distribution, and what each does.
@@ -78,10 +79,12 @@ def _run_alone(arguments: Sequence[str]) -> int:
         return complain(
             NO_SUCH_COMMAND(f"the command {first} is in a second package: {INSTALL}"), 2
         )
+    near = nearest(first, (*HERE, *ELSEWHERE))
+    hint = f" (did you mean {near!r}?)" if near else ""
     return complain(
         NO_SUCH_COMMAND(
-            f"no such command {first!r}; there is run, and {' and '.join(ELSEWHERE)} in a second"
-            f" package: {INSTALL}"
+            f"no such command {shown(first)}{hint}; there is run, and {' and '.join(ELSEWHERE)} in"
+            f" a second package: {INSTALL}"
         ),
         2,
     )

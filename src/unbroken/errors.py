@@ -52,11 +52,11 @@ class DriverNotInstalledError(ConfigurationError, ImportError):
 
 
 class NotYoursError(UnbrokenError, ValueError):
-    """A connection was released that this pool did not lend, or that was given back before."""
+    """A connection was released that this pool did not give out, or that was released before."""
 
 
 class PoolClosedError(UnbrokenError):
-    """The pool is closed: it lends nothing any more."""
+    """The pool is closed: it gives out no connection any more."""
 
 
 class PoolTimeoutError(UnbrokenError):
@@ -90,10 +90,11 @@ class ConnectRejectedError(UnbrokenError):
 
 
 class ConnectionLostError(UnbrokenError):
-    """The connection was lost, and no COMMIT of its open transaction was sent: nothing of that
-    transaction is stored.
+    """The connection was lost, and the library sent no COMMIT of its open transaction: nothing of
+    that transaction is stored, unless the code that had the connection sent a COMMIT itself.
 
-    What was committed before on the same connection is stored. Also a ConnectionError.
+    The message and ``fate`` say what is known of that. What was committed before on the same
+    connection is stored. Also a ConnectionError.
     """
 
     _besides = ConnectionError
@@ -101,7 +102,7 @@ class ConnectionLostError(UnbrokenError):
 
 class CommitUnknownError(UnbrokenError):
     """A COMMIT was sent and the connection was lost before its answer, or the answer is an error
-    that does not prove that nothing was stored: the work is stored whole, or not at all.
+    that does not prove that nothing was stored: that transaction is stored whole, or not at all.
 
     ``XA COMMIT``, ``COMMIT PREPARED`` and their like count as a COMMIT. Look before you repeat the
     work. Also a ConnectionError.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from unbroken.messages.configuration import NOT_INSTALLED
+
 
 @contextmanager
 def needed(door: str, *packages: str, extra: str) -> Iterator[None]:
@@ -20,7 +22,9 @@ def needed(door: str, *packages: str, extra: str) -> Iterator[None]:
         if missing not in packages:
             raise
         raise ModuleNotFoundError(
-            f"unbroken.{door} needs {missing}, which is not installed; pip install"
-            f' "unbroken[{extra}]"',
+            NOT_INSTALLED(
+                f"unbroken.{door} needs {missing}, which is not installed; pip install"
+                f' "unbroken[{extra}]"'
+            ),
             name=error.name,
         ) from error

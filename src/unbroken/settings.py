@@ -187,6 +187,8 @@ _FINITE = {"connect_timeout", "ping_timeout", "reset_timeout"}
 
 
 def _from_text(name: str, text: str) -> Any:
+    if name not in Settings.__dataclass_fields__:
+        return text  # of() says that there is no such setting
     if text.lower() in ("none", "null"):
         return None
     if name in ("reset", "name", "target"):
@@ -221,7 +223,7 @@ def _validate(s: Settings) -> None:
         wanted(s.target)
     except ValueError as hint:
         raise ConfigurationError(
-            BAD_SETTING(f"target={shown(s.target)} is no role of a server; {hint}")
+            BAD_SETTING(f"target={shown(s.target)} is not a role of a server; {hint}")
         ) from None
     for name in _POSITIVE | _POSITIVE_OR_NONE | _NOT_NEGATIVE:
         _check_seconds(name, getattr(s, name))

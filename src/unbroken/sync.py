@@ -28,8 +28,9 @@ from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.acquire import acquire, ping
 from unbroken.pool.answers import take_at_once
 from unbroken.pool.arguments import bounded, not_picklable, take_settings
+from unbroken.pool.callables import done, require_blocking
+from unbroken.pool.closing import TIMEOUT, close
 from unbroken.pool.connect import connector
-from unbroken.pool.leaks import discard_forgotten
 from unbroken.pool.lease import BoundedLease, Lease, caller, getframe
 from unbroken.pool.loan import Loan
 from unbroken.pool.running import T, run_unit
@@ -43,6 +44,8 @@ from unbroken.settings import Settings
 log = logging.getLogger("unbroken")
 
 P = ParamSpec("P")
+
+_RUN = "Pool.run()"
 
 _pools: weakref.WeakSet[Pool[Any]] = weakref.WeakSet()
 
@@ -302,8 +305,11 @@ class Pool(Generic[ConnectionT]):
 
         *fn* should do nothing outside the database that must not happen twice. *deadline* (seconds)
         bounds all of it (None: the setting); ``deadline=math.inf`` sets no bound. Inside another
-        unit of work the outermost one replays. Raises as :meth:`connection` does.
+        unit of work the outermost one replays. Raises as :meth:`connection` does, and
+        ConfigurationError, before anything runs, for an ``async def`` and for a generator; a
+        function that returns a coroutine or a generator is rolled back and refused then.
         """
+        require_blocking(fn, _RUN)
         here = caller()
         code, lasti = here.f_code, here.f_lasti
 
@@ -314,7 +320,8 @@ class Pool(Generic[ConnectionT]):
                 entry = lease.entry
                 entry.taken_at_call(code, lasti)  # who called run is the place that took it
                 entry.run_in = entry.uses
-                return fn(conn, *args, **kwargs)
+                result: T = done(fn(conn, *args, **kwargs), fn, _RUN)
+                return result
 
         def count(_why: str) -> None:
             with self._state.lock:
@@ -359,20 +366,15 @@ class Pool(Generic[ConnectionT]):
         self.settings = self.settings.changed(**{k: v for k, v in bounds.items() if v is not None})
         self._current().resize(self.settings)
 
-    def close(self, timeout: float = 5.0) -> None:
-        """Close the idle connections, and wait up to *timeout* seconds until those in use are
-        returned.
+    def close(self, timeout: float = TIMEOUT) -> None:
+        """Close the idle connections, and wait up to *timeout* seconds (default 5.0) until those in
+        use are returned. Which lines have them is logged at once, as a warning.
 
         A connection that is returned later is closed then. An acquire, also one that waits already,
         raises PoolClosedError. Calling it more than once is harmless.
         """
         state = self._current()
-        state.close()
-        end = monotonic() + timeout
-        signal = state.runtime.new_signal()
-        while (state.kernel.in_use or state.kernel.resetting) and monotonic() < end:
-            discard_forgotten(state)
-            signal.acquire(timeout=min(0.01, max(0.0, end - monotonic())))
+        run(close(state, timeout), state.runtime.do)  # type: ignore[attr-defined] # a ThreadRuntime
 
     def __copy__(self) -> Pool[ConnectionT]:
         """A pool is one thing with an identity: a copy is the pool itself."""

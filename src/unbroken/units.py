@@ -5,13 +5,15 @@ connection is lost.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 from unbroken.pool import running, running_async
+from unbroken.pool.callables import done, is_coroutine_function, require_eager
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_NAME = "@replayable"
 
 
 @overload
@@ -31,25 +33,34 @@ def replayable(
     attempts together (None: no bound); *max_replays*: how often at most.
 
     What the function does besides its database work happens again too. Nested units: the outermost
-    replays.
+    replays. Raises ConfigurationError for a generator, and when a call returns a coroutine or a
+    generator: their work would be done after the unit has ended.
     """
     if function is None:
         return functools.partial(replayable, deadline=deadline, max_replays=max_replays)
+    if isinstance(function, (staticmethod, classmethod)):
+        decorate = replayable(deadline=deadline, max_replays=max_replays)
+        return type(function)(decorate(function.__func__))
+    require_eager(function, _NAME)
 
-    if inspect.iscoroutinefunction(function):
+    if is_coroutine_function(function):
 
         @functools.wraps(function)
         async def asynchronous(*args: Any, **kwargs: Any) -> Any:
-            return await running_async.run_unit_async(
-                lambda: function(*args, **kwargs), deadline, max_replays
-            )
+            async def work() -> Any:
+                return done(await function(*args, **kwargs), function, _NAME)
+
+            return await running_async.run_unit_async(work, deadline, max_replays)
 
         asynchronous.__unbroken_unit__ = True  # type: ignore[attr-defined]
         return asynchronous
 
     @functools.wraps(function)
     def blocking(*args: Any, **kwargs: Any) -> Any:
-        return running.run_unit(lambda: function(*args, **kwargs), deadline, max_replays)
+        def work() -> Any:
+            return done(function(*args, **kwargs), function, _NAME)
+
+        return running.run_unit(work, deadline, max_replays)
 
     blocking.__unbroken_unit__ = True  # type: ignore[attr-defined]
     return blocking

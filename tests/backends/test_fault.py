@@ -329,3 +329,9 @@ def test_any_error_of_postgresql_gives_a_fault(
 @given(st.text(max_size=80))
 def test_any_text_has_a_number_or_none(text: str) -> None:
     assert isinstance(errno_of_text(text), int | None)
+
+
+def test_what_was_handled_before_a_connect_failed_says_nothing_of_its_arguments() -> None:
+    assert os_fault(KeyError("host"), connecting=True).kind is K.MISCONFIGURED
+    assert os_fault(KeyError("host"), connecting=True, is_link=True).kind is K.OTHER
+    assert os_fault(KeyError("host")).kind is K.OTHER

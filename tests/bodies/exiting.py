@@ -40,8 +40,10 @@ def main(name: str, url: str, moment: str, when: str) -> None:
     """Use the body called *name* at *moment*."""
     kind = BODIES[name]
     body: Any = kind.__new__(kind)
+    if moment == "by_name_on_a_thread":
+        url = url.replace("@127.0.0.1:", "@localhost:")
     body.open(url, 2, PATIENCE, {})
-    ask = (lambda: asyncio.run(body._ask(0.0))) if issubclass(kind, OnLoop) else body.ask
+    ask = functools.partial(_ask_on_a_loop, body) if issubclass(kind, OnLoop) else body.ask
     use = functools.partial(_told, ask, os.write, time.monotonic, json.dumps)
     if when == "later":
         use()
@@ -57,6 +59,16 @@ def _told(ask: Callable[[], Any], write: Any, clock: Any, text_of: Any) -> None:
     except BaseException as error:
         told = f"{type(error).__name__}: {error}"
     write(1, (text_of([clock() - began, told]) + "\n").encode())
+
+
+def _ask_on_a_loop(body: Any, make: Any = asyncio.new_event_loop) -> int:
+    """As ``asyncio.run``, which makes the coroutine first."""
+    loop = make()
+    try:
+        return int(loop.run_until_complete(body._ask(0.0)))
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 class Last:
@@ -108,6 +120,13 @@ def on_a_thread(use: Use, _body: Any) -> None:
     threading.Thread(target=go_on).start()
 
 
+def by_name_on_a_thread(use: Use, body: Any) -> None:
+    """As :func:`on_a_thread`, to a host with a name: asyncio looks it up in an executor, which
+    takes nothing new by then.
+    """
+    on_a_thread(use, body)
+
+
 def in_an_executor(use: Use, _body: Any) -> None:
     """Whose threads Python waits for."""
 
@@ -121,13 +140,17 @@ def in_an_executor(use: Use, _body: Any) -> None:
 def beside_daemons(use: Use, body: Any) -> None:
     """In a finalizer, after daemon threads were stopped wherever they were."""
 
+    imported = threading.Event()  # Python's import locks are not ours
+
     def hammer() -> None:
         while True:
             with contextlib.suppress(Exception):
                 body.ask()
+            imported.set()
 
     for _ in range(6):
         threading.Thread(target=hammer, daemon=True).start()
+    imported.wait(PATIENCE)
     time.sleep(SOON)
     in_a_cycle(use, body)
 
@@ -222,8 +245,9 @@ MOMENTS: dict[str, Callable[[Use, Any], None]] = {
     each.__name__: each
     for each in (
         in_a_finalizer, in_a_cycle, in_an_early_callback, in_a_late_callback, in_weakref_finalize,
-        on_a_thread, in_an_executor, beside_daemons, with_one_held, in_a_generator, by_sys_exit,
-        by_os_exit, by_an_error, by_an_interrupt, with_tasks_under_way, after_its_loop,
+        on_a_thread, by_name_on_a_thread, in_an_executor, beside_daemons, with_one_held,
+        in_a_generator, by_sys_exit, by_os_exit, by_an_error, by_an_interrupt,
+        with_tasks_under_way, after_its_loop,
         in_a_child,
     )
 }  # fmt: skip

@@ -177,6 +177,37 @@ def test_a_stray_in_a_uri_of_mongodb() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"outage_wiat": 5}, "did you mean 'outage_wait'?"),
+        ({"pool_size": 5}, "that is maxPoolSize"),
+        ({"host": "mongodb://h/x?max_size=5"}, "that is maxPoolSize"),
+        ({"host": 5}, "host=5 must be a URI"),
+    ],
+)
+def test_a_stray_of_mongoengines(given: dict[str, Any], says: str) -> None:
+    pytest.importorskip("mongoengine")
+    from unbroken.mongo import connect as connect_engine
+
+    refused(says, connect_engine, "x", alias="a stray", **{"host": "mongodb://h/x", **given})
+
+
+def test_strays_in_flasks_configuration() -> None:
+    flask, extension = pytest.importorskip("flask"), pytest.importorskip("flask_sqlalchemy")
+    from unbroken.flask import Unbroken
+
+    for options, says in (
+        ({"leak_after": 10}, "create_engine() has no argument 'leak_after'"),
+        ({"unbroken": {"pool_size": 10}}, "that is max_size here"),
+    ):
+        app = flask.Flask("x")
+        uri = MYSQL.partition("?")[0]
+        app.config.update(SQLALCHEMY_DATABASE_URI=uri, SQLALCHEMY_ENGINE_OPTIONS=options)
+        Unbroken(app)
+        refused(says, extension.SQLAlchemy, app)
+
+
 def test_a_pools_setting_given_to_an_application() -> None:
     refused("is a setting of a pool", HttpSettings.of, leak_after=3)
     refused("that is max_size here", HttpSettings.of, pool_size=3)

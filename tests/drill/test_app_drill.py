@@ -180,6 +180,31 @@ def test_a_server_of_somebodys_own_is_drilled_on_its_network_only(
         mariadb.admin("DROP TABLE IF EXISTS drill_notes")
 
 
+def test_a_slow_migration_does_not_die_of_a_scenarios_idle_limit(tmp_path: Path) -> None:
+    (tmp_path / "notes.py").write_text(NOTES)
+    (tmp_path / "migrate.py").write_text(
+        "import notes, time\n"
+        "with notes.connect() as c, c.cursor() as s:\n"
+        "    time.sleep(2.5)\n"
+        "    s.execute('CREATE TABLE drill_notes (n INT)')\n"
+    )
+    (tmp_path / "drill.toml").write_text(
+        '[[scenario]]\nname = "short"\nserver_idle_limit = 1\nsteps = ["run 1"]\n'
+    )
+    parts = [f"--env=DB_{name.upper()}={{{name}}}" for name in ("host", "port", "user", "password")]
+    drill = unbroken(
+        *parts, "--servers", "mariadb", "--url", "http://127.0.0.1:{port}/", "--body", "{n}",
+        "--rate", "10", "--scenarios", "short", "--setup", f"{sys.executable} migrate.py",
+        "--", sys.executable, "notes.py",
+        folder=tmp_path,
+    )  # fmt: skip
+    said = finish(drill)
+    assert drill.returncode == 0, said
+    assert "limits kept in all 1 rows" in said
+    assert "1 run, 1 at a time: about 5 s" in said
+    assert "unbroken drill --clean removes it" in said
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name
 )

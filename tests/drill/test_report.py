@@ -146,3 +146,29 @@ def test_a_plain_line_tells_a_result() -> None:
 )
 def test_times_are_short(value: float | None, text: str) -> None:
     assert report.seconds(value) == text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_everything_is_legible_at_any_width(width: int) -> None:
+    rows = [ours("kill"), row("kill", errors=312, unwell=8, sessions=3, close_wait=2, hung=1)]
+    text = shown(rows, width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "…" not in text
+    assert "\x1b" not in text
+    words = " ".join(text.split())
+    for number in ("312", "stays broken", "20 ms", "12 ms", "one connection"):
+        assert number in words
+    if width == 40:
+        assert "errors 312, hung 1, slowest 20 ms, back in 12 ms, sessions 3, CLOSE_WAIT 2" in words
+
+
+def test_a_pipe_and_a_dumb_terminal_get_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unbroken_drill.drill.progress import Progress
+
+    monkeypatch.setenv("TERM", "dumb")
+    for is_terminal in (False, True):
+        out = io.StringIO()
+        console = Console(file=out, width=40, force_terminal=is_terminal, highlight=False)
+        with Progress(console, ENTRANTS_SHOWN, ["kill"], 1) as progress:
+            progress.tick()
+        assert out.getvalue() == ""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from unbroken_drill.drill.apps.replies import Reply
+from unbroken_drill.drill.apps.replies import Reply, Target
 from unbroken_drill.drill.apps.results import AppResult, recovery
+from unbroken_drill.drill.plot import plot
 from unbroken_drill.drill.results import Mark, spans
 
 
@@ -38,6 +39,29 @@ def test_every_outcome_is_counted_once_and_said_in_its_own_words() -> None:
     assert (made.requests, made.errors, made.hung, made.slowest) == (4, 2, 1, 10.0)
     assert made.statuses == {"none": 2, "200": 1, "503": 1}
     assert made.samples == {"503 away": 1, "no answer within 10 s": 1, "no response: x": 1}
+
+
+def test_a_status_stands_once_and_the_url_is_named_where_there_are_several() -> None:
+    replies = [
+        reply(1.0, status=500, line="500 Internal Server Error"),
+        reply(1.1, status=500, line="500"),
+        Reply(1.2, 1.2, 1.3, 503, "Service Unavailable", 1),
+        Reply(1.3, 1.3, 1.4, 0, "no response: x", 1),
+    ]
+    one = row(replies, [])
+    assert set(one.samples) == {
+        "500 Internal Server Error", "500", "503 Service Unavailable", "no response: x",
+    }  # fmt: skip
+    targets = [Target("http://h:1/items?a=1"), Target("http://h:1", "POST")]
+    one.take(replies, [], 0.0, [each.name for each in targets])
+    assert set(one.samples) == {
+        "GET /items?a=1: 500 Internal Server Error", "GET /items?a=1: 500",
+        "POST /: 503 Service Unavailable", "POST /: no response: x",
+    }  # fmt: skip
+
+
+def test_a_scenario_without_a_fault_can_be_drawn() -> None:
+    assert "<svg" in plot(row([reply(1.0)], []), 10.0)
 
 
 def test_faults_that_overlap_are_one() -> None:

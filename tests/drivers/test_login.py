@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from urllib.parse import quote
 import pytest
 
 from unbroken.abc import FaultKind, Login
+from unbroken.errors import ConfigurationError
 
 from .conftest import MYSQL
 
@@ -109,3 +111,51 @@ def test_a_certificate_is_held_against_the_host_that_is_dialled(
         f"{face.url().partition('://')[0]}://{place}?{tls.get(name, tls['psycopg'])}"
     )
     connect(face, driver, login_of(face))
+
+
+@contextmanager
+def user(face: Any, password: bytes) -> Iterator[str]:
+    """A user of the face's server, with *password*."""
+    server, name = face.server, "polyglot"
+    if face.is_mysql:
+        stored = hashlib.sha1(hashlib.sha1(password).digest()).hexdigest().upper()
+        server.admin(f"CREATE USER {name}@'%' IDENTIFIED BY PASSWORD '*{stored}'")
+        server.admin(f"GRANT ALL ON {server.database}.* TO {name}@'%'")
+    else:
+        server.admin(f"CREATE ROLE {name} LOGIN PASSWORD '{password.decode()}'")
+    try:
+        yield name
+    finally:
+        server.admin(f"DROP {'USER' if face.is_mysql else 'ROLE'} {name}")
+
+
+@pytest.mark.parametrize("password", ["pässwörd", "пароль"])
+def test_a_password_of_any_characters_is_sent_as_utf_8(face: Any, password: str) -> None:
+    with user(face, password.encode()) as name:
+        driver = face.make(url_of(face, user=name, password=password, port=face.server.port))
+        conn = connect(face, driver, None)
+        assert driver.is_quiet(conn)
+        other = face.make(url_of(face, user=name, password="x", port=face.server.port))
+        conn = connect(face, other, Login(user=name, password=password))
+        assert other.is_quiet(conn)
+        face.close()
+
+
+@pytest.mark.parametrize("password", [b"p\xe4ss", b"\xff\xfe"])
+def test_a_password_of_other_bytes_works_or_is_refused_in_exact_words(
+    face: Any, password: bytes
+) -> None:
+    scheme, server = face.url().partition("://")[0], face.server
+    where = f"127.0.0.1:{server.port}/{server.database}"
+    url = f"{scheme}://polyglot:{quote(password)}@{where}"
+    if face.spelling in ("pymysql", "aiomysql", "asyncmy"):
+        with user(face, password):
+            driver = face.make(url)
+            assert driver.is_quiet(connect(face, driver, None))
+            face.close()
+        return
+    with pytest.raises(ConfigurationError) as caught:
+        face.make(url)
+    assert "the password in the URL is not UTF-8" in str(caught.value)
+    assert "sends passwords as UTF-8 only" in str(caught.value)
+    assert quote(password) not in str(caught.value)

@@ -264,7 +264,9 @@ def test_one_socket_or_address_beside_several_hosts_is_refused(url: str) -> None
         parse(url)
 
 
-texts = st.text(min_size=1, max_size=20).filter(
+#: A NUL is refused: libraries in C would read the URL up to it.
+_CHARACTERS = st.characters(exclude_characters="\0")
+texts = st.text(_CHARACTERS, min_size=1, max_size=20).filter(
     lambda text: not any("\ud800" <= c <= "\udfff" for c in text)
 )
 hosts = st.one_of(
@@ -341,6 +343,12 @@ def test_it_is_what_sqlalchemy_reads(
     assert (ours.host, ours.port, ours.user, ours.password, ours.database) == (
         theirs.host, theirs.port, theirs.username, theirs.password, theirs.database,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["a%00b:c@h/d", "a:%00@h/d", "a:b@h/d%00", "a:b@h/d?e=%00"])
+def test_a_nul_character_is_refused(place: str) -> None:
+    with pytest.raises(ConfigurationError, match="holds a NUL character"):
+        parse(f"mysql://{place}")
 
 
 @given(st.text(max_size=60), st.text(max_size=60))

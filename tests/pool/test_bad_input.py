@@ -262,3 +262,27 @@ def test_a_sqlite_file_that_cannot_be_opened(tmp_path, caplog):
     error, text, _ = refused(Pool(f"sqlite:///{tmp_path}/no/such/folder/shop.db"), caplog)
     assert isinstance(error, ConnectRejectedError)
     assert "unable to open database file" in text
+
+
+@pytest.mark.parametrize("secret", ["o", "a", "user", "YES"])
+def test_an_error_of_a_refused_login_stays_legible_whatever_the_password(face, secret, caplog):
+    server = face.server
+    url = face.url().replace(f"{server.user}:{server.password}@", f"{server.user}:{secret}@")
+    with caplog.at_level(logging.DEBUG), pytest.raises(ConnectRejectedError) as caught:
+        face.pool(url).acquire()
+    for text in (str(caught.value), caplog.text):
+        assert "***" not in text
+        assert f"user '{server.user}'" in text or f'user "{server.user}"' in text
+    if face.is_mysql:
+        assert "(using password: YES)" in str(caught.value)
+
+
+def test_an_error_does_not_tell_that_the_password_is_the_user(face):
+    user = face.server.user
+    url = face.url().replace(f"{user}:{face.server.password}@", "{}:{}@")
+    said = []
+    for secret in (user, "an0ther!"):
+        with pytest.raises(ConnectRejectedError) as caught:
+            face.pool(url.format(user, secret)).acquire()
+        said.append(str(caught.value))
+    assert said[0] == said[1]

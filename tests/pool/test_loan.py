@@ -97,7 +97,7 @@ def test_a_strike_that_the_application_swallows_is_no_commit(
     pool: unbroken.Pool, error: type[BaseException]
 ) -> None:
     with (
-        pytest.raises(ConnectionLostError, match="COMMIT was not sent") as caught,
+        pytest.raises(ConnectionLostError, match="the pool sent no COMMIT") as caught,
         pool.connection() as conn,
     ):
         ask(conn, "INSERT INTO loan VALUES (1)")
@@ -165,7 +165,10 @@ def test_autocommit_that_a_holder_left_on_does_not_reach_the_next(face: Any) -> 
 def test_what_the_holder_closed_is_a_cause_of_its_own_and_no_lost_connection(face: Any) -> None:
     pool = face.pool(max_size=1)
     with (
-        pytest.raises(ClosedByHolderError, match="what that code committed itself is stored"),
+        pytest.raises(
+            ClosedByHolderError,
+            match="what that code committed is stored if its COMMIT was answered",
+        ),
         pool.connection() as conn,
     ):
         face.do(conn, "SELECT 1")

@@ -4,6 +4,7 @@ and deadlines.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -18,6 +19,7 @@ from unbroken import (
     OutageError,
     PoolClosedError,
 )
+from unbroken.ledger.verdicts import Fate
 
 
 class Breaks:
@@ -101,7 +103,31 @@ def test_outside_of_a_unit_the_same_loss_is_told_as_what_it_is(shop, until):
         entry = next(iter(pool._state.kernel.in_use.values()))
         until(lambda: entry.cause is not None)
     assert isinstance(caught.value, pool._driver.errors[0])
+    # every statement was answered, in a transaction: a proof, for a driver that shows it
+    assert ("unless" in str(caught.value)) == (face.name == "mysqldb")
     assert face.stored(table) == []
+
+
+@pytest.mark.parametrize("deadline", [None, 30.0], ids=["no ledger", "a ledger"])
+def test_of_a_commit_that_the_block_sent_itself_it_is_not_said_that_nothing_is_stored(
+    face, deadline
+):
+    """Its error was swallowed, and then the pool finds a lost connection to which it sent no
+    COMMIT.
+    """
+    table, proxy = face.table(), face.proxy()
+    pool = face.pool(proxy.url(face.url()), deadline=deadline)
+    with pytest.raises(ConnectionLostError) as caught, pool.connection() as conn:
+        face.do(conn, f"INSERT INTO {table} VALUES (1)")
+        proxy.cut_at("COMMIT")
+        with contextlib.suppress(*pool._driver.errors):
+            conn.commit()
+    assert face.stored(table) == [1]
+    if deadline is None:
+        assert "unless the code that had the connection sent a COMMIT itself" in str(caught.value)
+    else:
+        assert "it is not known whether the open transaction is stored" in str(caught.value)
+        assert caught.value.fate is Fate.UNKNOWN
 
 
 def test_arguments_and_results_pass_through(face):

@@ -6,9 +6,37 @@ The packages they need are the extra ``[cli]``.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from unbroken.cli import HERE, INSTALL, complain
+from unbroken.cli import ELSEWHERE, HERE, INSTALL, complain
+from unbroken.hints import nearest, shown
+
+_COMMANDS = (*HERE, *ELSEWHERE)
+
+
+def _usage(error: Any, arguments: Sequence[str]) -> str:
+    """What is wrong with the command line *arguments*, and where the right form is told."""
+    import click
+
+    at = " ".join(("unbroken", *(word for word in arguments[:1] if word in _COMMANDS)))
+    text = error.format_message()
+    if isinstance(error, click.exceptions.NoSuchOption):
+        names = {
+            name for each in error.ctx.command.params if each.param_type_name == "option"
+            for name in (*each.opts, *each.secondary_opts)
+        } if error.ctx is not None else set()  # fmt: skip
+        name = error.option_name
+        text = f"there is no option {shown(name)}{_near(name, names)}"
+    elif isinstance(error, click.exceptions.NoSuchCommand):
+        name = error.command_name
+        text = f"there is no command {shown(name)}{_near(name, _COMMANDS)}"
+    return f"{text.rstrip('.')}; '{at} --help' tells what there is"
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    found = nearest(name, known)
+    return f" (did you mean {found!r}?)" if found else ""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -36,6 +64,8 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return 2
+    except click.UsageError as error:
+        return complain(_usage(error, arguments), 2)
     except click.ClickException as error:
         return complain(error.format_message(), error.exit_code)
     except click.Abort:

@@ -11,6 +11,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from unbroken.errors import ConfigurationError
+from unbroken.hints import shown
 from unbroken.importing import exists, path_of
 from unbroken.messages.units import ADOPT_CANNOT, ADOPT_NOT_A_NAME, ADOPT_NOT_FOUND
 
@@ -38,10 +39,10 @@ class Place:
 
 def locate(name: object) -> Wanted:
     """Part *name* into module and path, without importing anything."""
-    if not isinstance(name, str) or not _is_well_formed(name):
+    if not isinstance(name, str) or not is_well_formed(name):
         raise ConfigurationError(
             ADOPT_NOT_A_NAME(
-                f"{name!r} names no function; write 'package.module:Class.method', or"
+                f"{shown(name)} names no function; write 'package.module:Class.method', or"
                 " 'package.module:Class'"
             )
         )
@@ -63,7 +64,8 @@ def locate(name: object) -> Wanted:
     return Wanted(name, module, tuple(rest.split(".")))
 
 
-def _is_well_formed(name: str) -> bool:
+def is_well_formed(name: str) -> bool:
+    """Whether *name* is spelled like ``package.module:Class.method``."""
     module, colon, rest = name.partition(":")
     parts = [*module.split("."), *(rest.split(".") if colon else ())]
     return all(part.isidentifier() for part in parts)

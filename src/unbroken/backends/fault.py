@@ -10,8 +10,20 @@ means that the server is away, later that this one connection is lost.
 
 from __future__ import annotations
 
+import re
+
 from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.backends import mysql, postgresql
+from unbroken.backends.commits import is_of_the_server
+
+#: Kinds in which no server had a part.
+CLIENT_KINDS = frozenset({FaultKind.MISCONFIGURED, FaultKind.EXHAUSTED})
+#: A limit of one user, role or database, in the words of MySQL, PostgreSQL, PgBouncer and Odyssey.
+_OF_ONE_USER = re.compile(
+    r"max_user_connections|connections for (?:role|database)|max_(?:user|db)_client_connections"
+    r"|clients for user",
+    re.IGNORECASE,
+)
 
 
 def refuses_login(fault: Fault, backend: str) -> bool:
@@ -23,6 +35,38 @@ def refuses_login(fault: Fault, backend: str) -> bool:
     if backend == "postgresql":
         return postgresql.refuses_login(fault)
     return fault.code in mysql.LOGIN_REFUSED
+
+
+def shows_server(fault: Fault) -> bool:
+    """Whether *fault*, of an attempt to connect that was turned down for good, shows that the
+    server is there.
+    """
+    if fault.kind is FaultKind.OTHER:
+        return is_of_the_server(fault)
+    return fault.kind not in CLIENT_KINDS
+
+
+def is_own(fault: Fault) -> bool:
+    """Whether *fault*, of an attempt to connect, is met by the pool that made it alone: another
+    pool of the same server, with other settings, or as another user, may be let in. It says
+    nothing about the server.
+
+    The client's own settings, files and limits; limits of one user, role or database; what the
+    application's own code raised. Refused logins and databases are the pool's own, too; they are
+    REJECTED, which never makes an outage.
+    """
+    if fault.kind is FaultKind.TOO_MANY:
+        return _OF_ONE_USER.search(fault.text) is not None
+    return not shows_server(fault)
+
+
+def may_heal(fault: Fault, *, has_served: bool) -> bool:
+    """Whether waiting may cure *fault*, which is the pool's own (:func:`is_own`).
+
+    *has_served*: the pool has had a connection. Then its settings are right, and what they lead
+    to has changed: a file is being replaced, descriptors have run out. That may change back.
+    """
+    return has_served or fault.kind is FaultKind.TOO_MANY
 
 
 def is_goodbye(code: int | str, text: str, backend: str) -> bool:

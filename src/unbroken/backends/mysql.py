@@ -6,7 +6,13 @@ import errno as E  # noqa: N812 - the tables below read better
 
 from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.backends.services_mysql import service_fault
-from unbroken.backends.system import HUNG_UP_IN_TLS, errno_of_text, of_errno, one_line
+from unbroken.backends.system import (
+    HUNG_UP_IN_TLS,
+    TLS_SETTINGS,
+    errno_of_text,
+    flat,
+    of_errno,
+)
 
 _K = FaultKind
 
@@ -36,7 +42,7 @@ _REJECTED = {
     # the server's no
     1044, 1045, 1049, 1129, 1130, 1251, 1524, 1698, 1820, 1862, 3118, 3159, 3955, 4151,
     # the client's: protocol, character set, authentication plugin
-    2007, 2019, 2047, 2049, 2054, 2058, 2059, 2060, 2061,
+    2007, 2047, 2049, 2054, 2058, 2059, 2060, 2061,
 }  # fmt: skip
 #: Of these, what another password or user may cure: denied, denied for want of a plugin, an expired
 #: password, a locked account (MySQL 3118 and 3955, MariaDB 4151).
@@ -54,7 +60,7 @@ def mysql_fault(errno: int | None, text: str, *, connecting: bool = False) -> Fa
     1205 (lock wait timeout) is OTHER: it undoes one statement, not the transaction, so nothing may
     be replayed on it.
     """
-    line = one_line(text)
+    line = flat(text)
     told = service_fault(errno, text, connecting)
     if told is not None:
         return told
@@ -73,6 +79,8 @@ def mysql_fault(errno: int | None, text: str, *, connecting: bool = False) -> Fa
         return Fault(_K.TOO_MANY, None, errno, line)
     if errno in _REJECTED or (errno == 1226 and "max_connections_per_hour" in text):
         return Fault(_K.REJECTED, None, errno, line)
+    if errno == 2019:  # the client does not know the character set
+        return Fault(_K.MISCONFIGURED, None, errno, line)
     if errno in _TOO_LARGE:
         return Fault(
             _K.REJECTED if connecting else _K.TOO_LARGE,
@@ -101,7 +109,10 @@ def _mysql_lost(errno: int, line: str, connecting: bool) -> Fault:
         return Fault(known.kind, known.cause, errno, line)
     # TLS: a certificate or a version that will not do, unless the server was ended in the middle of
     # it
-    if errno == 2026 and connecting and not any(word in line.lower() for word in HUNG_UP_IN_TLS):
+    lower = line.lower()
+    if errno == 2026 and connecting and any(words in lower for words in TLS_SETTINGS):
+        return Fault(_K.MISCONFIGURED, None, errno, line)
+    if errno == 2026 and connecting and not any(word in lower for word in HUNG_UP_IN_TLS):
         return Fault(_K.REJECTED, None, errno, line)
     return Fault(_K.LOST, None, errno, line)
 

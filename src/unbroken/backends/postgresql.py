@@ -8,7 +8,14 @@ from dataclasses import replace
 from unbroken.abc import CANNOT_SERVE, Cause, Fault, FaultKind
 from unbroken.backends.pgbouncer import bouncer_fault, cause_of, is_slip, is_strange_statement
 from unbroken.backends.services_postgresql import service_fault
-from unbroken.backends.system import _OS_WORDS, errno_of_text, of_errno, one_line
+from unbroken.backends.system import (
+    _OS_WORDS,
+    HUNG_UP_IN_TLS,
+    TLS_SETTINGS,
+    errno_of_text,
+    flat,
+    of_errno,
+)
 
 _K = FaultKind
 
@@ -24,8 +31,11 @@ CAUSES: dict[str, Cause | None] = {
     "25P04": Cause.TRANSACTION_LIMIT,  # transaction_timeout (17+)
     "40003": None,  # statement_completion_unknown
 }
+_ENOENT = "no such file or directory"  #: also of a unix socket: the server is down
 _REJECTED = {"28000", "28P01", "3D000"}
 _RETRY = {"40001", "40P01"}
+#: What only an attempt to connect is told.
+_AT_CONNECT = (_K.REJECTED, _K.MISCONFIGURED)
 #: libpq's and the server's words where no SQLSTATE is handed on (libpq gives none for a failed
 #: connect).
 _WORDS: tuple[tuple[str, FaultKind, str | None], ...] = (
@@ -50,12 +60,21 @@ _WORDS: tuple[tuple[str, FaultKind, str | None], ...] = (
     ("not permitted to log in", _K.REJECTED, "28000"),
     ("permission denied for database", _K.REJECTED, "42501"),
     ("certificate verify failed", _K.REJECTED, None),
-    ("root certificate", _K.REJECTED, None),
+    ("root certificate", _K.MISCONFIGURED, None),
     ("server does not support ssl", _K.REJECTED, None),
-    ("invalid connection option", _K.REJECTED, None),
+    ("server certificate for", _K.REJECTED, None),
     ("invalid value for parameter", _K.REJECTED, "22023"),
     ("unrecognized configuration parameter", _K.REJECTED, "42704"),
+    *((words, _K.MISCONFIGURED, None) for words in TLS_SETTINGS if words != _ENOENT),
+    *((words, _K.MISCONFIGURED, None) for words in (
+        "definition of service", "service file", "invalid connection option", "invalid sslmode",
+        "invalid uri", "missing \"=\" after", "unterminated quoted string", "invalid port number",
+        "invalid integer value", "could not match", "embedded null",
+        "group or world access", "has group or others access", "weak sslmode",
+    )),
 )  # fmt: skip
+#: libpq refuses the value of one of its own options.
+_BAD_VALUE = re.compile(r'invalid (?:"?\w+"? )?value: ', re.IGNORECASE)
 _ROLE_OR_DATABASE = re.compile(r'(role|database) "[^"]*" does not exist', re.IGNORECASE)
 _LOST_WORDS = (
     "server closed the connection", "connection is closed", "the connection is lost",
@@ -76,7 +95,7 @@ def postgres_fault(
 
     *fatal*: whether the server ends the session with it, see :func:`is_fatal`.
     """
-    line = one_line(text)
+    line = flat(text)
     fault = _fault(sqlstate, text, line, connecting)
     if fatal is False and not connecting and fault.kind in CANNOT_SERVE:
         return Fault(_K.OTHER, None, sqlstate, line)  # RAISE, or another server's, through dblink
@@ -175,8 +194,12 @@ def _postgres_words(line: str, connecting: bool) -> Fault:
         return bouncers
     if "terminating connection" not in lower:
         for words, kind, code in _WORDS:
-            if words in lower and (connecting or kind is not _K.REJECTED):
+            if words in lower and (connecting or kind not in _AT_CONNECT):
                 return Fault(kind, Cause.FAILOVER if kind is _K.WRONG_SERVER else None, code, line)
+        if connecting and _BAD_VALUE.search(line):
+            return Fault(_K.MISCONFIGURED, None, None, line)
+        if connecting and _is_refused_by_tls(lower):
+            return Fault(_K.REJECTED, None, None, line)
         if connecting and _ROLE_OR_DATABASE.search(line):
             return Fault(_K.REJECTED, None, "3D000" if "database" in lower else "28000", line)
     if bouncers is not None:
@@ -190,6 +213,11 @@ def _postgres_words(line: str, connecting: bool) -> Fault:
     # A failed connect whose words are in another language: waiting is bounded and harms less than
     # giving up.
     return Fault(_K.NOT_READY if connecting else _K.OTHER, None, None, line)
+
+
+def _is_refused_by_tls(lower: str) -> bool:
+    """Whether libpq says that the two sides found no way to talk by TLS, and neither hung up."""
+    return "ssl error:" in lower and not any(words in lower for words in HUNG_UP_IN_TLS)
 
 
 def _goodbye(lower: str) -> Cause | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from unbroken.abc import Cause, Fault, FaultKind
-from unbroken.backends.system import one_line
+from unbroken.backends.system import flat
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def fault_of(
         if is_meant:
             cause = row.cause if kind in _ENDED else None
             shown = "28P01" if row.login and code is None else code
-            return Fault(kind, cause, shown, one_line(text))
+            return Fault(kind, cause, shown, flat(text))
     return None
 
 

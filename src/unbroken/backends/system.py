@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import errno as E  # noqa: N812 - the tables below read better
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from unbroken.abc import Cause, Fault, FaultKind
-
-_SECRET = re.compile(
-    r"""(?ix) \b (password|passwd|pwd|secret) (\s*[=:]\s*) ('[^']*' | "[^"]*" | [^\s,;&)]+)"""
-)
+from unbroken.backends.masking import masked
 
 _K = FaultKind
 
-_USERINFO = re.compile(r"(\w+://[^\s:/@]*):[^\s/]*@")
 _MAX_TEXT = 300
 
 
-def one_line(text: object, *secrets: str | None) -> str:
-    """*text* as one line of at most 300 characters, without any of *secrets* and without anything
-    that looks like a password.
+def flat(text: object) -> str:
+    """*text* as one line. What the tables give, before a driver knows which secrets to mask."""
+    return " ".join(str(text).split())
+
+
+def one_line(text: object, *secrets: str | None, known: Iterable[str | None] = ()) -> str:
+    """*text* as one line of at most 300 characters, with *secrets*, and what stands in places for
+    passwords, masked. *known*: see :func:`unbroken.backends.masking.masked`.
     """
-    line = " ".join(str(text).split())
-    for secret in secrets:
-        if secret:
-            line = line.replace(secret, "***")
-    line = _SECRET.sub(r"\1\2***", _USERINFO.sub(r"\1:***@", line))
+    line = masked(flat(text), secrets, known)
     return line if len(line) <= _MAX_TEXT else line[: _MAX_TEXT - 1] + "…"
 
 
@@ -38,10 +35,13 @@ _UNREACHABLE = {
     E.EHOSTDOWN,
     E.ENETDOWN,
     E.ENETRESET,
-    E.EADDRNOTAVAIL,
 }
+# of this process or its machine: descriptors, local ports, memory
+_EXHAUSTED = {E.EMFILE, E.ENFILE, E.EADDRNOTAVAIL, E.ENOBUFS, E.ENOMEM}
 _RESET = {E.ECONNRESET, E.EPIPE, E.ECONNABORTED, E.ENOTCONN, E.ESHUTDOWN}
 _DENIED = {E.EACCES, E.EPERM}
+# of a file that a setting names, or of an address that cannot be one
+_PATHS = {E.EISDIR, E.ENOTDIR, E.ELOOP, E.ENAMETOOLONG, E.EINVAL, E.EAFNOSUPPORT}
 # getaddrinfo's answers, as numbers since they differ by system (Linux is negative, macOS positive)
 _NAME_UNKNOWN = {-2, -5, 7, 8}  # EAI_NONAME, EAI_NODATA
 # EAI_AGAIN, EAI_FAIL, EAI_MEMORY, EAI_SYSTEM: the name service itself, or the machine, is not well
@@ -58,6 +58,8 @@ _OS_WORDS: tuple[tuple[str, int], ...] = (
     ("network is unreachable", E.ENETUNREACH),
     ("connection reset by peer", E.ECONNRESET),
     ("broken pipe", E.EPIPE),
+    ("too many open files", E.EMFILE),
+    ("cannot assign requested address", E.EADDRNOTAVAIL),
     ("permission denied", E.EACCES),
     ("temporary failure in name resolution", -3),
     ("name or service not known", -2),
@@ -95,6 +97,8 @@ def of_errno(number: int, text: str, connecting: bool) -> Fault | None:
         return Fault(_K.LOST, Cause.SILENT_DROP, number, text)
     if number in _RESET:
         return Fault(_K.LOST, Cause.CONNECTION_RESET, number, text)
+    if number in _EXHAUSTED and connecting:
+        return Fault(_K.EXHAUSTED, None, number, text)
     if number in _DENIED and connecting:
         return Fault(_K.REJECTED, None, number, text)
     if number in _NAME_UNKNOWN and number < 0:
@@ -120,11 +124,15 @@ def chain(exc: BaseException) -> Iterator[BaseException]:
         )
 
 
-def os_fault(exc: BaseException, *, connecting: bool = False) -> Fault:
+def os_fault(exc: BaseException, *, connecting: bool = False, is_link: bool = False) -> Fault:
     """What an exception of the system (socket, name service, TLS, timeout) means; OTHER for
     anything else.
+
+    *is_link*: it is only in the chain of the error that counts, where what was handled before may
+    be as well: then it tells nothing of arguments.
     """
-    text = one_line(str(exc) or type(exc).__name__)
+    only = exc.args[0] if len(exc.args) == 1 else None  # an SSLError shows it as a tuple
+    text = flat(only if only and isinstance(only, str) else str(exc) or type(exc).__name__)
     names = {cls.__name__ for cls in type(exc).__mro__}
     number = getattr(exc, "errno", None)
     if "gaierror" in names:
@@ -132,7 +140,7 @@ def os_fault(exc: BaseException, *, connecting: bool = False) -> Fault:
             return Fault(_K.UNKNOWN_NAME, None, number, text)
         return Fault(_K.UNREACHABLE if number in _NAME_LATER else _K.REJECTED, None, number, text)
     if "SSLError" in names:
-        return _of_tls(names, text, connecting)
+        return _of_tls(exc, names, text, connecting)
     if isinstance(exc, EOFError):
         return Fault(_K.LOST, Cause.CLOSED_BY_PEER, None, text)
     if isinstance(exc, TimeoutError):
@@ -144,11 +152,52 @@ def os_fault(exc: BaseException, *, connecting: bool = False) -> Fault:
         known = of_errno(number, text, connecting) if number is not None else None
         if known is None and isinstance(exc, ConnectionError):
             return Fault(_K.LOST, None, number, text)
+        if known is None and connecting and (number in _PATHS or "path too long" in text):
+            return Fault(_K.MISCONFIGURED, None, number, text)
         return known or Fault(_K.OTHER, None, number, text)
+    if connecting and isinstance(exc, MemoryError):
+        return Fault(_K.EXHAUSTED, None, None, text)
+    if (
+        connecting
+        and not is_link
+        and (isinstance(exc, _ARGUMENTS) or _is_about_arguments(exc, text))
+    ):
+        return Fault(_K.MISCONFIGURED, None, None, f"{type(exc).__name__}: {text}")
     return Fault(_K.OTHER, None, None, text)
 
 
-def _of_tls(names: set[str], text: str, connecting: bool) -> Fault:
+#: What a library raises for arguments, names and modules that will not do.
+_ARGUMENTS = (
+    TypeError, ValueError, LookupError, AttributeError, ImportError, NameError,
+    NotImplementedError,
+)  # fmt: skip
+
+
+def _is_about_arguments(exc: BaseException, text: str) -> bool:
+    """Whether *exc* says that a module is missing, in PyMySQL's words: it raises a RuntimeError."""
+    return isinstance(exc, RuntimeError) and "package is required" in text
+
+
+#: How OpenSSL, GnuTLS and the libraries around them say that a certificate, a key or a setting of
+#: the client's will not do. No server was asked.
+TLS_SETTINGS = (
+    "no certificate or crl found", "key values mismatch", "no cipher match",
+    "no cipher can be selected", "pem lib", "no start line", "bad decrypt", "processing error",
+    "invalid ca certificate", "invalid certificate/key", "no such file or directory",
+    "could not load private key", "could not read certificate file", "certificate present, but",
+    "private key file", "root certificate", "could not load ssl engine", "bad password read",
+    "unsupported protocol version", "ssl_ctx_set_default_verify_paths failed",
+    "unable to get certificate", "unable to get private key", "ssl context",
+)  # fmt: skip
+
+
+def _of_tls(exc: BaseException, names: set[str], text: str, connecting: bool) -> Fault:
+    lower = text.lower()
+    is_local = getattr(exc, "library", None) in ("X509", "PEM") or any(
+        words in lower for words in TLS_SETTINGS
+    )
+    if connecting and is_local:
+        return Fault(_K.MISCONFIGURED, None, None, text)
     if "SSLCertVerificationError" in names:
         return Fault(_K.REJECTED, None, None, text)
     if names & {"SSLEOFError", "SSLZeroReturnError", "SSLSyscallError"}:

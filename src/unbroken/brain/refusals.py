@@ -24,6 +24,8 @@ LONGEST_PAUSE = 1.0
 #: The longest one of all. On the way there it is this part of the trouble's age.
 LAST_PAUSE = 10.0
 SHARE = 0.2
+#: The pause where this user has too many connections: one may be closed at any moment.
+BUSY_PAUSE = 0.1
 #: Each pause is spread by this part: many processes lose their password at one moment.
 SPREAD = 0.2
 
@@ -71,6 +73,8 @@ class Refusals:
 
     def _pause(self, now: float, fault: Fault) -> float:
         # a refusal may be about a secret that has just been replaced: the next answer is another
+        if fault.kind is FaultKind.TOO_MANY:
+            return BUSY_PAUSE
         paced = self.tries - 1 if fault.kind is FaultKind.REJECTED else self.tries
         if paced == 0:
             return 0.0

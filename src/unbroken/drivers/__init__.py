@@ -25,14 +25,17 @@ from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias, overload
 
 from unbroken.abc import AsyncDriver, Driver, Target
+from unbroken.drivers._login import is_unicode
 from unbroken.drivers.url import near, parse
 from unbroken.errors import ConfigurationError, DriverNotInstalledError
+from unbroken.hints import shown
 from unbroken.messages.configuration import (
     DRIVER_DOES_NOT_FIT,
     DRIVER_NOT_SUPPORTED,
     NO_WAY_TO_CONNECT,
     NOT_INSTALLED,
     UNKNOWN_DRIVER,
+    URL_UNREADABLE,
 )
 
 __all__ = ["Known", "file_of", "known", "open_driver"]
@@ -149,6 +152,10 @@ def open_driver(
                 f"connect={type(connect).__name__} must be a callable that gives a new connection"
             )
         )
+    if driver is not None and not isinstance(driver, str):
+        raise ConfigurationError(
+            UNKNOWN_DRIVER(f"driver={shown(driver)} must be a text; {_names(is_async)}")
+        )
     if target is None and driver is None:
         raise ConfigurationError(
             NO_WAY_TO_CONNECT(
@@ -162,7 +169,25 @@ def open_driver(
         # imported now and not by the first connects, on threads: a fork meanwhile would hang its
         # child there
     )
-    return chosen.make(target, connect, is_async)
+    made = chosen.make(target, connect, is_async)
+    _check_password(made, chosen.name)
+    return made
+
+
+def _check_password(driver: Any, name: str) -> None:
+    secret = driver.target.password
+    if secret is None or is_unicode(secret) or driver.sends_latin:
+        return
+    raise ConfigurationError(
+        URL_UNREADABLE(
+            "the password in the URL is not UTF-8 once its %-escapes are decoded, and the driver"
+            f" {name} sends passwords as UTF-8 only; give the user a password that is UTF-8"
+            + (", or use pymysql, aiomysql or asyncmy" if driver.target.backend in _MYSQL else "")
+        )
+    )
+
+
+_MYSQL = ("mysql", "mariadb")
 
 
 #: What people call some drivers too.

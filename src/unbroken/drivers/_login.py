@@ -7,9 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from unbroken.abc import Login, Target, is_path
+from unbroken.backends.masking import MASK, masked
+from unbroken.backends.system import chain, one_line
+from unbroken.drivers._diagnosis import Option, options_of
 
-#: Passwords that logins brought, so many of them, are kept out of errors.
-_REMEMBERED = 4
+#: Passwords that logins brought, so many of them, are kept out of errors: the last ones.
+_REMEMBERED = 200
 #: What some libraries call a host, a user and a password too.
 _ALSO = (("hostaddr", "unix_sock"), ("username",), ("passwd",))
 
@@ -48,6 +51,22 @@ def turned(
         for name in names if value is not None else ():
             out.pop(name, None)
     return aimed(out, login, password, socket)
+
+
+def as_latin(secret: str) -> str:
+    """*secret* for a library that encodes it as Latin-1, so that its bytes are those of UTF-8, or
+    those that were percent-encoded in the URL.
+    """
+    return secret.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def is_unicode(secret: str) -> bool:
+    """Whether *secret* is a text; else it stands for bytes that are none."""
+    try:
+        secret.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Opener:
@@ -105,22 +124,76 @@ class Logins:
     login_may_change: bool = False
     #: Passwords of logins, the last ones.
     _brought: tuple[_Masked, ...] = ()
+    #: Users of logins, likewise.
+    _users: tuple[str, ...] = ()
+
+    #: Whether the library encodes a password as Latin-1, and not as UTF-8 as others do. Then any
+    #: bytes can be sent.
+    sends_latin = False
+
+    #: The options of each connect, where a framework has them; None: those of the URL.
+    given: tuple[Option, ...] | None = None
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """The options of each connect, for messages that say which one is wrong."""
+        if self.given is not None:
+            return self.given
+        return options_of(self.target.options, "in the URL")
 
     @property
     def secrets(self) -> tuple[str | None, ...]:
         """Texts that no error may quote."""
-        return (self.target.password, *(each.text for each in self._brought))
+        among = (each.value for each in self.options if each.is_secret)
+        return (self.target.password, *among, *(each.text for each in self._brought))
+
+    @property
+    def known(self) -> tuple[str | None, ...]:
+        """Texts that errors show on purpose: they are no secrets, even if a password equals one."""
+        target = self.target
+        where = [each for host, port in target.hosts for each in (host, str(port or ""))]
+        return (*where, target.user, target.database, target.scheme, target.backend, *self._users)
+
+    def shown(self, text: object) -> str:
+        """*text* as one line for people, without the password of any login so far."""
+        return one_line(text, *self.secrets, known=self.known)
+
+    def scrub(self, exc: BaseException) -> None:
+        """Mask the passwords in the texts of *exc*, which ended a connect, and of its causes: their
+        ``repr``, and what a traceback shows of them.
+        """
+        for link in chain(exc):
+            if isinstance(link, UnicodeEncodeError):
+                if link.object in self.secrets:
+                    link.object = MASK
+                    link.args = (link.encoding, MASK, 0, len(MASK), link.reason)
+            elif any(isinstance(each, str) for each in link.args):
+                args = tuple(self._masked(each) for each in link.args)
+                if args != link.args:
+                    link.args = args
+
+    def _masked(self, arg: Any) -> Any:
+        if not isinstance(arg, str):
+            return arg
+        found = masked(arg, self.secrets, self.known)
+        return arg if arg.startswith(found) else found
 
     def brings(self, login: Login | None) -> None:
         """From now on errors do not quote the password of *login*."""
-        secret = None if login is None else login.password
-        if secret and secret not in self.secrets:
+        secret, user = (None, None) if login is None else (login.password, login.user)
+        if user and user not in self._users:
+            self._users = (*self._users[1 - _REMEMBERED :], user)
+        if secret and secret not in (each.text for each in self._brought):
             self._brought = (*self._brought[1 - _REMEMBERED :], _Masked(secret))
 
     def aimed(self, login: Login | None) -> dict[str, Any]:
         """The arguments of a connect as *login*."""
         self.brings(login)
-        return aimed(self._arguments, login, *self._names)
+        out = aimed(self._arguments, login, *self._names)
+        secret = out.get(self._names[0])
+        if self.sends_latin and isinstance(secret, str):
+            out[self._names[0]] = as_latin(secret)
+        return out
 
     def turned(self, arguments: Mapping[str, Any], login: Login | None) -> dict[str, Any]:
         """A framework's *arguments* for the library, turned to *login*."""

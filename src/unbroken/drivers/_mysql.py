@@ -4,14 +4,14 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 from unbroken.abc import Cause, Fault, FaultKind, Target
 from unbroken.backends.commits import proves_nothing_stored
 from unbroken.backends.mysql import mysql_fault
-from unbroken.backends.system import chain, one_line, os_fault
+from unbroken.backends.system import chain, os_fault
 from unbroken.drivers._shared import boolean, coerce, from_connect, optional_boolean, seconds, whole
 from unbroken.errors import ConfigurationError
 from unbroken.ledger import scope, unit
@@ -80,9 +80,9 @@ def refuse(out: Mapping[str, Any], names: set[str], why: str) -> None:
 def classify(
     exc: BaseException,
     base: type[BaseException] | tuple[type[BaseException], ...],
-    secrets: Iterable[str | None],
+    shown: Callable[[object], str],
 ) -> Fault:
-    """What *exc* means; *base* is the driver's ``Error``, *secrets* are kept out of the text."""
+    """What *exc* means; *base* is the driver's ``Error``, *shown* masks the secrets in the text."""
     connecting = from_connect(exc)
     if not isinstance(exc, base):
         fault = _foreign(exc, connecting)
@@ -90,7 +90,7 @@ def classify(
         fault = _of_driver(
             exc, number_of(exc), str(exc.args[1]) if len(exc.args) > 1 else str(exc), connecting
         )
-    return replace(fault, text=one_line(fault.text, *secrets))
+    return replace(fault, text=shown(fault.text))
 
 
 def number_of(exc: BaseException) -> int | None:
@@ -129,7 +129,9 @@ def _of_driver(exc: BaseException, errno: int | None, text: str, connecting: boo
     fault = mysql_fault(errno, text, connecting=connecting or errno in (2001, 2002, 2003, 2005))
     if errno in (2002, 2003, 2005, 2006, 2013, 2055):
         for inner in list(chain(exc))[1:]:  # aiomysql keeps the system's error only as the cause
-            known = os_fault(inner, connecting=connecting or errno in (2002, 2003, 2005))
+            known = os_fault(
+                inner, connecting=connecting or errno in (2002, 2003, 2005), is_link=True
+            )
             if known.kind is not FaultKind.OTHER:
                 return replace(
                     known, code=errno, text=text if known.text in text else f"{text} ({known.text})"

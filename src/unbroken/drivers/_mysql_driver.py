@@ -64,7 +64,7 @@ class _Common(Logins):
 
     def classify(self, exc: BaseException) -> Fault:
         """By MySQL's code, or the system's."""
-        return _mysql.classify(exc, self._base, self.secrets)
+        return _mysql.classify(exc, self._base, self.shown)
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
         """See :class:`unbroken.abc.BaseDriver`."""

@@ -352,7 +352,7 @@ class Base(Logins):
                 if fault.cause or connecting
                 else replace(fault, kind=FaultKind.LOST, cause=Cause.SILENT_DROP)
             )
-        return _mysql.classify(exc, self.errors, self.secrets)
+        return _mysql.classify(exc, self.errors, self.shown)
 
     def session_id(self, conn: Connection) -> str | None:
         """CONNECTION_ID(), from the handshake."""

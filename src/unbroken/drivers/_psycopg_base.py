@@ -12,7 +12,7 @@ from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Login, Target
 from unbroken.backends.postgresql import is_fatal, postgres_fault
-from unbroken.backends.system import one_line, os_fault
+from unbroken.backends.system import os_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers import _psycopg_trips as trips
 from unbroken.drivers._base import Base as _Inherited
@@ -289,7 +289,7 @@ class Base(_Inherited):
             elif isinstance(exc, self._psycopg.InternalError) and _SEVERAL.match(str(exc)):
                 # an error, and another one when the socket closed behind it: psycopg shows neither
                 fault = replace(fault, kind=FaultKind.LOST, code=None)
-        return replace(fault, text=one_line(fault.text, *self.secrets))
+        return replace(fault, text=self.shown(fault.text))
 
     def session_id(self, conn: Connection) -> str | None:
         """The backend's pid."""

@@ -136,6 +136,7 @@ class AsyncDriver(Shared):
     name = NAME
     seams = _SEAMS
     _names = ("password", "unix_socket")
+    sends_latin = True
     _compared = ("cursorclass", "_encoding", "use_unicode", "encoders", "decoders")
     _tables = ("encoders", "decoders")
 

@@ -105,6 +105,7 @@ class AsyncDriver(Shared):
     name = NAME
     seams = _SEAMS
     _names = ("password", "unix_socket")
+    sends_latin = True
     _compared = ("_cursor_cls", "_encoding", "_use_unicode", "_encoders", "_decoders")
     _tables = ("_decoders",)  # it takes nothing but a plain dictionary of encoders
 

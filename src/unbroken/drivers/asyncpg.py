@@ -283,7 +283,7 @@ class AsyncDriver(Status):
             return Fault(FaultKind.LOST, Cause.CANCELLED, None, str(exc))
         connecting = from_connect(exc)
         fault = self._fault(exc, connecting)
-        return replace(fault, text=one_line(fault.text, *self.secrets))
+        return replace(fault, text=self.shown(fault.text))
 
     def _fault(self, exc: BaseException, connecting: bool) -> Fault:
         said = exc.__cause__
@@ -307,7 +307,7 @@ class AsyncDriver(Status):
                 ),
             ):
                 return Fault(
-                    FaultKind.REJECTED if connecting else FaultKind.OTHER, None, None, str(exc)
+                    FaultKind.MISCONFIGURED if connecting else FaultKind.OTHER, None, None, str(exc)
                 )
             # "another operation (2) is in progress": the server's goodbye came in between two
             # statements

@@ -15,7 +15,7 @@ from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Login, Target
 from unbroken.backends.postgresql import is_fatal, postgres_fault
-from unbroken.backends.system import chain, one_line, os_fault
+from unbroken.backends.system import chain, os_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._login import target_of
@@ -360,9 +360,7 @@ class Driver(Blocking):
         if is_lost(exc):
             return Fault(FaultKind.LOST, Cause.CANCELLED, None, str(exc))
         connecting = from_connect(exc)
-        return replace(
-            fault := self._fault(exc, connecting), text=one_line(fault.text, *self.secrets)
-        )
+        return replace(fault := self._fault(exc, connecting), text=self.shown(fault.text))
 
     def _fault(self, exc: BaseException, connecting: bool) -> Fault:
         if (
@@ -381,7 +379,7 @@ class Driver(Blocking):
                 fatal = is_fatal(*(fields.get(each) for each in "FVS"))
                 return postgres_fault(code, text, connecting=connecting, fatal=fatal)
         for link in links[1:]:
-            known = os_fault(link, connecting=connecting)
+            known = os_fault(link, connecting=connecting, is_link=True)
             if known.kind is not FaultKind.OTHER:
                 return known
         if "network error" in str(exc):

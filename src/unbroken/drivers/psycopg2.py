@@ -23,7 +23,7 @@ from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Fault, FaultKind, Login, Target
 from unbroken.backends.postgresql import is_fatal, postgres_fault
-from unbroken.backends.system import one_line, os_fault
+from unbroken.backends.system import os_fault
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._psycopg2_connection import (
@@ -365,7 +365,7 @@ class Driver(Blocking):
                     and cursor.connection.closed
                 ):
                     fault = replace(fault, kind=FaultKind.LOST)
-        return replace(fault, text=one_line(fault.text, *self.secrets))
+        return replace(fault, text=self.shown(fault.text))
 
     def session_id(self, conn: Connection) -> str | None:
         """The backend's pid."""

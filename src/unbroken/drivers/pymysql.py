@@ -155,6 +155,7 @@ class Driver(Blocking):
     capabilities = Capabilities(transaction_status=True, watchable=True)
     seams = _SEAMS
     _names = ("password", "unix_socket")
+    sends_latin = True
 
     def __init__(
         self, target: Target | None, connect: Callable[[], Connection] | None = None

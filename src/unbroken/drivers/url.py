@@ -131,7 +131,7 @@ def render(target: Target) -> str:
         return _with_query(f"{target.scheme}://{path}", dict(target.options))
     user = quote(target.user, safe="") if target.user is not None else ""
     if target.password is not None:
-        user += ":" + quote(target.password, safe="")
+        user += ":" + quote(target.password, safe="", errors="surrogateescape")
     hosts = target.hosts
     if len(hosts) == 1 or not hosts:
         hosts = ((target.host or "", target.port),)
@@ -276,9 +276,16 @@ def _options(query: str, port: str | None = None) -> _Query:
 
 
 def _decoded(text: str, what: str, *, plus: bool = False) -> str:
+    # a password may be any bytes: some drivers can send them
+    errors = "surrogateescape" if what == "password" else "strict"
     try:
-        return (unquote_plus if plus else unquote)(text, errors="strict")
+        found = (unquote_plus if plus else unquote)(text, errors=errors)
     except UnicodeDecodeError:
         raise ConfigurationError(
             URL_UNREADABLE(f"the {what} in the URL is not UTF-8 once its %-escapes are decoded")
         ) from None
+    if "\0" in found:
+        raise ConfigurationError(
+            URL_UNREADABLE(f"the {what} in the URL holds a NUL character (%00)")
+        )
+    return found

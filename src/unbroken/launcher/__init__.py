@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from unbroken.errors import ConfigurationError
+from unbroken.hints import nearest, shown
 from unbroken.messages.command import RUN_CANNOT, RUN_USAGE
 from unbroken.messages.configuration import BAD_SETTING
 from unbroken.settings import Settings
@@ -54,15 +55,23 @@ def command(
         if option == "--":
             break
         name, equals, value = option.partition("=")
-        if name != "--units" or not (equals or rest):
+        if name == "--units" and not (equals or rest):
             raise ConfigurationError(
-                RUN_USAGE(f"unbroken run takes --units NAME,... and a command, not {option!r}")
+                RUN_USAGE("--units needs names: unbroken run --units shop.orders:Store …")
+            )
+        if name != "--units":
+            near = " (did you mean '--units'?)" if nearest(name, ["--units"]) else ""
+            raise ConfigurationError(
+                RUN_USAGE(
+                    f"unbroken run takes --units NAME,... and a command, not {shown(option)}{near}"
+                )
             )
         units.append(value if equals else rest.pop(0))
-    if not rest:
+    if not rest or not rest[0] or any("\0" in word for word in rest):
         raise ConfigurationError(
             RUN_USAGE("unbroken run needs a command, such as: unbroken run gunicorn shop:app")
         )
+    _check_units(units)
     engines = environment.get(ENGINES, "1")
     settings_in(engines)
     path = [
@@ -81,6 +90,19 @@ def command(
     return rest, {**environment, **given}
 
 
+def _check_units(units: Sequence[str]) -> None:
+    from unbroken.adoption import split_names
+    from unbroken.adoption.names import is_well_formed
+
+    for name in split_names(",".join(units)):
+        if not is_well_formed(name):
+            raise ConfigurationError(
+                RUN_USAGE(
+                    f"--units: {shown(name)} names no function; write package.module:Class.method"
+                )
+            )
+
+
 def run(arguments: Sequence[str]) -> int:
     """Become the command that *arguments* name. Returns only where there is nothing to run: 0 after
     a request for help.
@@ -95,8 +117,9 @@ def run(arguments: Sequence[str]) -> int:
     sys.stderr.flush()
     try:
         os.execvpe(words[0], words, environment)
-    except OSError as why:
-        raise ConfigurationError(RUN_CANNOT(f"cannot run {words[0]!r}: {why.strerror}")) from None
+    except (OSError, ValueError) as why:
+        reason = getattr(why, "strerror", None) or why
+        raise ConfigurationError(RUN_CANNOT(f"cannot run {shown(words[0])}: {reason}")) from None
 
 
 def settings_in(text: str) -> dict[str, Any] | None:
@@ -114,7 +137,8 @@ def settings_in(text: str) -> dict[str, Any] | None:
     if not settings:
         raise ConfigurationError(
             BAD_SETTING(
-                f"{ENGINES}={text!r} is not 1, 0 or settings such as leak_after=10&outage_wait=20"
+                f"{ENGINES}={shown(text)} is not 1, 0 or settings such as"
+                " leak_after=10&outage_wait=20"
             )
         )
     Settings.of(**settings)

@@ -222,6 +222,16 @@ class Deeds:
             return Fate.UNKNOWN
         return Fate.STORED if self._stored or Fate.STORED in inner else Fate.NOTHING
 
+    def fate_of_open(self, conn_id: int) -> Fate:
+        """What becomes of the transaction that is open on *conn_id* if the connection ends now.
+
+        NOTHING: the server rolls it back. UNKNOWN: a COMMIT or a write in autocommit is under way
+        there, or something was sent that nobody followed. Pure.
+        """
+        part = self._parts.get(conn_id)
+        in_doubt = part is None or part.pending or part.direct or part.doubted or part.settling
+        return Fate.UNKNOWN if in_doubt or self._uncertain else Fate.NOTHING
+
     def note(self, exc: BaseException, fault: Fault) -> None:
         """Remember that *exc* meant *fault* to the driver that raised it."""
         if self._closed:

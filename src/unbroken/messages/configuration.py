@@ -135,3 +135,19 @@ BAD_LOGIN = Message(
     "Give a text, or a function without arguments that returns one. Only `AsyncPool` takes a"
     " coroutine function.",
 )
+OPTION_TO_BLAME = Message(
+    "UB131",
+    "An option of the driver, or a file that it names, will not do.",
+    "The pool has never connected, and the server had no part in it: it is not asked again until"
+    " the next caller comes. No data is concerned.",
+    "Correct the option that the message names, in the place that it names: the URL,"
+    " `connect_args`, `OPTIONS`, the environment.",
+)
+EVENTLET = Message(
+    "UB132",
+    "The process is patched by eventlet, and unbroken does not work on its green threads.",
+    "No connection was opened. No data is concerned.",
+    "Use threads, gevent or asyncio with unbroken. eventlet's own makers advise against new uses of"
+    " it. Without `monkey_patch()`, or with neither sockets, `select` nor threads patched, eventlet"
+    " may be imported.",
+)

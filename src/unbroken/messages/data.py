@@ -9,22 +9,22 @@ _EARLIER = " What was committed on it before is stored."
 COMMIT_UNKNOWN = Message(
     "UB401",
     "COMMIT was sent, and no answer says whether the server carried it out.",
-    "The transaction is stored whole, or not at all: unknown. `fate` of the error is `unknown`.",
-    "Look whether the work is stored before you repeat it. A unit of work that the library can ask"
-    " about (a table of tokens, `txid_status`) finds out by itself; see"
-    " [Units of work](units-of-work.md).",
+    "That transaction is stored whole, or not at all: unknown. `fate` of the error is `unknown`.",
+    "Look whether the work is stored before you repeat it.",
 )
 LOST_BEFORE_COMMIT = Message(
     "UB402",
-    "The connection was lost, or could not be used any more, before COMMIT was sent.",
-    "Nothing of the open transaction is stored." + _EARLIER,
+    "The connection was lost, or could not be used any more, before the pool sent COMMIT.",
+    "Nothing of the open transaction is stored, where the message says so without a condition: the"
+    " ledger proves it, or the driver's last answer. Otherwise the code that had the connection may"
+    " have sent a COMMIT of its own, whose answer nobody saw." + _EARLIER,
     "Run the transaction again: as a unit of work (`@replayable`, `pool.run`) the library does so"
     " by itself.",
 )
 CLOSED_BY_HOLDER = Message(
     "UB403",
     "The code that had the connection closed it, so the pool could not commit.",
-    "What that code committed itself is stored. What was still open is not.",
+    "What that code committed is stored, if its COMMIT was answered. What was still open is not.",
     "Leave the closing to the pool: do not call `close()` on the connection inside of its `with`"
     " block.",
 )
@@ -38,7 +38,7 @@ DEADLINE = Message(
 )
 WRITE_UNKNOWN = Message(
     "UB405",
-    "A write was sent to MongoDB, and its answer was lost.",
+    "A write was sent to MongoDB, and no answer says whether it is stored for good.",
     "It is stored, whole or in part, or not at all: unknown.",
     "Look whether the write is stored before you repeat it.",
 )
@@ -52,8 +52,8 @@ SESSION_LOST = Message(
 )
 TRANSACTION_LOST = Message(
     "UB407",
-    "The connection was lost inside a transaction that had sent no COMMIT.",
-    "Nothing of that transaction is stored." + _EARLIER,
+    "The connection was lost inside a transaction.",
+    "The message says what is known of the open transaction, as for `UB402`." + _EARLIER,
     "Leave the block, and run the transaction again from its beginning: as a unit of work the"
     " library does so by itself.",
 )
@@ -67,7 +67,14 @@ NO_ANSWER = Message(
 )
 HELD_REPLACED = Message(
     "UB409",
-    "A connection that is held over a long time ended, and another one takes its place.",
-    "No transaction was open on it, so nothing is lost but what was set on the session.",
+    "A connection that its holder keeps between statements ended, and another one takes its place.",
+    "No transaction was open on it at the last answer, so only what was set on the session is"
+    " lost.",
     "Nothing, if it happens now and then.",
+)
+NO_SUBSTITUTE = Message(
+    "UB410",
+    "A connection was lost between two transactions, and another one cannot take its place.",
+    "Nothing was open on it, so nothing is lost but what was set on the session.",
+    "Begin again: the next transaction takes another connection.",
 )

@@ -9,7 +9,7 @@ _NO_DATA = "No data is concerned."
 ENGINE_GONE = Message(
     "UB701",
     "The engine of SQLAlchemy's is gone, and something still asks its pool.",
-    "The caller has sent nothing over this pool.",
+    "Nothing was sent by the call that failed.",
     "Keep the engine for as long as it is used: make it once, at the module's level.",
 )
 ENGINE_UNKNOWN = Message(
@@ -35,7 +35,7 @@ POOLED_AS_SQLALCHEMY_DOES = Message(
 HOLDERS = Message(
     "UB705",
     "A note on SQLAlchemy's time-out: where connections are held, and how the server is.",
-    "The caller has sent nothing over this pool.",
+    "Nothing was sent by the call that failed.",
     "Release connections earlier at the lines that are named, or raise `pool_size`.",
 )
 ANSWERED = Message(
@@ -48,15 +48,20 @@ ANSWERED = Message(
 SESSION_NOT_ENDED = Message(
     "UB707",
     "A session of SQLAlchemy's could not be closed or rolled back at the end of its request.",
-    "Its connection is ended, so the server rolls back what was open on it.",
-    "Look at the traceback. If it names a thread: an endpoint that was cancelled may still be using"
-    " the session there.",
+    "What the session had not committed is rolled back when its connection ends.",
+    "Look at the traceback: what does the session's `close()` or `rollback()` meet?",
 )
 RESPONSE_NOT_CLOSED = Message(
     "UB708",
-    "The response of an attempt that is run again raised an error when it was closed.",
-    "The request goes on with the next attempt. Nothing of the former one is stored.",
+    "The response of an attempt that failed raised an error when it was closed.",
+    "The request goes on: it is run again, or answered.",
     "Look at the traceback: `close()` of the application's response failed.",
+)
+SESSION_LEFT = Message(
+    "UB709",
+    "A session of SQLAlchemy's is left to a thread that may still be using it.",
+    "Its request was cancelled, and the thread goes on. What it still commits will be stored.",
+    "Give the endpoint a time limit of its own, or make it `async def`.",
 )
 FLASK_USAGE = Message(
     "UB710",
@@ -122,4 +127,17 @@ RESULT_LEFT = Message(
     "A result of peewee's was read after its connection was released.",
     "Rows that were read before are good. The rest was not read.",
     "Read the rows inside of the scope that opened the connection, for instance with `list()`.",
+)
+BLOCK_BROKEN_OFF = Message(
+    "UB730",
+    "A block of Django's `atomic`, or a rollback, was broken off by an exception of a signal"
+    " handler or a time limit.",
+    "No COMMIT was sent: what the block wrote is not stored.",
+    "Begin again, outside of the block that was broken off.",
+)
+AUTOCOMMIT_TOO_EARLY = Message(
+    "UB731",
+    "`set_autocommit(True)` came after an exception, with a transaction open.",
+    "Its connection was closed, so the server rolls the transaction back: nothing of it is stored.",
+    "Commit or roll back first.",
 )

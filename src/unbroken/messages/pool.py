@@ -7,9 +7,8 @@ from unbroken.messages import Message
 POOL_TIMEOUT = Message(
     "UB201",
     "No connection became free in the time that the caller had.",
-    "The caller has sent nothing over this pool. Work that it did before on another connection is"
-    " not concerned. The numbers are those of this process's pool: how many connections are in use,"
-    " idle and being opened, and how many callers wait.",
+    "Nothing was sent by the call that failed. The numbers are those of this process's pool: how"
+    " many connections are in use, idle and being opened, and how many callers wait.",
     "If all are in use: release connections earlier (the message names the lines that hold them),"
     " raise `max_size`, or wait longer (`acquire_timeout`). If none is in use, the server was"
     " silent or too slow to let a connection in: look at the server.",
@@ -17,7 +16,7 @@ POOL_TIMEOUT = Message(
 POOL_CLOSED = Message(
     "UB202",
     "The pool was closed, and gives out no connection.",
-    "The caller has sent nothing over this pool.",
+    "Nothing was sent by the call that failed.",
     "Make a new pool, or close the pool later: after the last use.",
 )
 NOT_YOURS = Message(
@@ -30,8 +29,9 @@ NOT_YOURS = Message(
 NO_THREAD = Message(
     "UB204",
     "No thread can be started.",
-    "Connections that are open go on working. New ones, or timers, wait until a thread can be"
-    " started. No data is concerned.",
+    "Connections that are open go on working. A caller that needs another one opens it on its own"
+    " thread. Time limits that need the pool's own thread wait until one can be started. No data is"
+    " concerned.",
     "Look at the limit of threads and of memory of the process and its container (`ulimit -u`,"
     " `pids.max`).",
 )
@@ -60,4 +60,12 @@ CONNECTION_ENDED = Message(
     " an error that says what is known about data.",
     "Nothing, if it happens now and then. If it happens often, look at its cause: who closes idle"
     " connections, and after how long?",
+)
+CLOSED_IN_USE = Message(
+    "UB209",
+    "A pool was closed while connections of it were in use.",
+    "Their holders go on: each connection is closed when it is released. Nothing was ended, and no"
+    " data is concerned.",
+    "Release them before the pool is closed: the message names the lines that took them. `close()`"
+    " waits up to `timeout` seconds (5.0) for them; an engine's `dispose()` does not wait.",
 )

@@ -13,7 +13,7 @@ PARENTS_CONNECTION = Message(
 HELD_TOO_LONG = Message(
     "UB602",
     "A connection has been held for longer than `leak_after`.",
-    "It is still with its holder, and its transaction, if any, is still open.",
+    "It stays with its holder, unless `reclaim` is on: see `UB605`.",
     "Look at the line that is named: does it release the connection, and soon? Raise `leak_after`"
     " if such a long use is meant.",
 )
@@ -34,7 +34,7 @@ RECLAIMED = Message(
     "The pool ended a connection that was held for longer than `leak_after`, because `reclaim` is"
     " on.",
     "The server rolls back what was open on it. What was committed before is stored. A statement"
-    " that was under way outside of a transaction may have been carried out.",
+    " in autocommit or a COMMIT that was under way may have been carried out.",
     "Release the connection sooner, raise `leak_after`, or leave `reclaim` off.",
 )
 NOT_FOR_ANOTHER_PROCESS = Message(
@@ -68,6 +68,7 @@ AT_THE_END = Message(
     "UB610",
     "The interpreter is shutting down, so the pool can open no connection or cannot bound a call.",
     "Nothing was sent by the call that failed.",
-    "Finish the work with the database before the program ends: before `sys.exit`, at the end of"
-    " `main`, not in `__del__` or in an `atexit` callback.",
+    "Finish the work with the database before the program ends: before `sys.exit`, or at the end of"
+    " `main`. An `atexit` callback is served if the pool was used before. `__del__` is not: see"
+    " [the end of the program](settings.md#the-end-of-the-program).",
 )

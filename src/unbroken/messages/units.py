@@ -16,14 +16,14 @@ NOT_REPLAYED = Message(
 GAVE_UP = Message(
     "UB502",
     "A unit of work was run again as often as it may, or for as long, and was lost each time.",
-    "Nothing of any attempt is stored.",
+    "No attempt sent a COMMIT of writes. `fate` of unbroken's errors says so too.",
     "Look at why connections are lost. `max_replays` and `deadline` say how often and how long.",
 )
 STATEMENT_NOT_REPEATED = Message(
     "UB503",
     "The connection was lost, and the statement was not run again, for the reason that is named.",
-    "A statement that was sent may have been carried out, unless the error says otherwise. Inside a"
-    " transaction, nothing of it is stored before COMMIT.",
+    "A statement in autocommit that was sent may have been carried out. One inside of a transaction"
+    " is stored only by a COMMIT, or by a statement that commits by itself.",
     "Make the whole transaction a unit of work: then it is run again from its beginning.",
 )
 ABANDONED_TASK = Message(
@@ -31,6 +31,16 @@ ABANDONED_TASK = Message(
     "A task of an attempt that was given up asked for a connection.",
     "The attempt is run again, or was, by another task. This one sent nothing more.",
     "End all tasks of a unit of work inside of it: `asyncio.TaskGroup` does so.",
+)
+NOT_A_UNIT = Message(
+    "UB505",
+    "What was given cannot be a unit of work: its work would be done after the unit has ended.",
+    "An `async def` for a blocking pool, a generator, and what is no function are refused before"
+    " anything runs. A function that returned a coroutine or a generator has run: `Pool.run()`,"
+    " `AsyncPool.run()` and peewee's `atomic()` have rolled back what it did on their connection,"
+    " and what it committed on others is stored.",
+    "Give a blocking pool a plain function, `AsyncPool` an `async def`. Return the rows in a list,"
+    " and await inside what must be awaited.",
 )
 ADOPT_NOT_A_NAME = Message(
     "UB510",

@@ -16,6 +16,7 @@ Whatever starts a thread does so by :func:`unbroken.net.signals.start_thread`, w
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 # By name, so that it can still be called when the modules are taken apart.
@@ -60,6 +61,14 @@ def said_by(exc: BaseException | None) -> bool:
                 return True
         exc = exc.__cause__ or exc.__context__
     return False
+
+
+def no_executor() -> NoThreadError | None:
+    """Why asyncio looks up no addresses any more: its executor takes nothing new. None: it does."""
+    # Python has no public name for it, from 3.9 to 3.14.
+    if is_finalizing() or getattr(threading, "_SHUTTING_DOWN", False):
+        return NoThreadError(f"{FINALIZING}: its main thread has ended", is_ending=True)
+    return None
 
 
 class _NoLock:

@@ -32,6 +32,13 @@ def has(module: str, name: str) -> bool:
     return True
 
 
+def by_eventlet() -> bool:
+    """Whether eventlet has patched what a pool waits by."""
+    patcher = sys.modules.get("eventlet.patcher")
+    done = getattr(patcher, "already_patched", None) or {}
+    return any(done.get(name) for name in ("select", "socket", "thread"))
+
+
 def threads_are_greenlets() -> bool:
     """Whether ``threading.Thread`` makes greenlets: then nothing may block without giving way to
     the hub.

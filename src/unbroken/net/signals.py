@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from unbroken.net.ending import FINALIZING, NoThreadError, is_finalizing, no_thread
+from unbroken.net.ending import FINALIZING, NoThreadError, is_finalizing, no_executor, no_thread
 from unbroken.net.patched import threads_are_greenlets
 
 #: What a thread does to itself, and what a profiler counts threads by, stays where it is.
@@ -43,6 +43,23 @@ def unsignalled() -> Iterator[None]:
         yield
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+
+
+def refused() -> NoThreadError | None:
+    """Why no thread can be started now that the interpreter is shutting down; None: one can, or
+    nobody knows.
+    """
+    if no_executor() is None:
+        return None
+    try:
+        start_thread(_nothing, name="unbroken-probe")
+    except NoThreadError as why:
+        return why
+    return None
+
+
+def _nothing() -> None:
+    pass
 
 
 #: An attribute of threads that are in no unit of work, even if a unit starts them

@@ -22,6 +22,7 @@ from unbroken.pool.login import login_error, still_asking
 from unbroken.pool.registry import every_state
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow, Wait
+from unbroken.pool.unsupported import refuse_eventlet
 
 #: A caller in line looks around this often: after forgotten connections, after a worker that got
 #: lost.
@@ -52,7 +53,13 @@ def acquire(
     latest.
     """
     entry = suspect
-    _refuse_at_the_end(state, suspect)
+    try:
+        refuse_eventlet()  # it may have come after the pool
+        _refuse_at_the_end(state)
+    except UnbrokenError:
+        if suspect is not None:
+            state.kernel.put(suspect)
+        raise
     if suspect is not None:
         state.close_hung_up()
     while True:
@@ -63,15 +70,13 @@ def acquire(
         entry, again = None, True
 
 
-def _refuse_at_the_end(state: PoolState, suspect: Entry | None) -> None:
+def _refuse_at_the_end(state: PoolState) -> None:
     """Where nobody keeps the time any more, nothing that waits for a server could be bounded.
 
     Raises PoolClosedError then.
     """
     why = state.runtime.watcher.stopped()
     if why is not None and why.is_ending:
-        if suspect is not None:
-            state.kernel.put(suspect)
         raise state.ending_error(why)
 
 
@@ -283,14 +288,14 @@ def _outage_error(state: PoolState, now: float, started: float) -> UnbrokenError
             ConnectRejectedError,
             NAME_LEADS_NOWHERE(
                 f"cannot connect to {state.driver.target.label}: {outage.fault.text}; this name has"
-                " led nowhere since the process began. Is it spelled right?"
+                " never been found since the process began. Is it spelled right?"
             ),
         )
     return state.error(
         OutageError,
         OUTAGE(
             f"no connection to {state.driver.target.label} {waited}({state.describe_load()});"
-            f" {state.describe_outage(now)}; the pool goes on trying and recovers by itself"
+            f" {state.describe_outage(now)}; the pool keeps trying and recovers by itself"
         ),
         retry_after=1.0,
     )
@@ -304,7 +309,10 @@ def _timeout_error(state: PoolState, now: float, started: float) -> PoolTimeoutE
         else ""
     )
     outage = state.describe_outage(now)
-    busy = "all are in use: give them back sooner, raise max_size, or wait longer (acquire_timeout)"
+    busy = (
+        "all are in use: release connections earlier, raise max_size, or wait longer"
+        " (acquire_timeout)"
+    )
     asked = still_asking(state)
     silent = (
         f"the callable for the {asked} has not returned yet; give it a time limit"
@@ -313,7 +321,9 @@ def _timeout_error(state: PoolState, now: float, started: float) -> PoolTimeoutE
     )
     if state.no_thread is not None:
         silent = f"no thread can be started to connect with ({state.no_thread})"
-    why = outage or (busy if state.kernel.in_use else silent)
+    kernel = state.kernel
+    is_full = len(kernel.in_use) + len(kernel.resetting) >= kernel.max_size
+    why = outage or (busy if is_full else silent)
     return state.error(
         PoolTimeoutError,
         POOL_TIMEOUT(

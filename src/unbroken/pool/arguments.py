@@ -13,6 +13,7 @@ from unbroken.hints import shown
 from unbroken.messages.configuration import BAD_SETTING, SETTING_TWICE
 from unbroken.messages.processes import NOT_FOR_ANOTHER_PROCESS
 from unbroken.pool.ending import refuse_at_the_end
+from unbroken.pool.unsupported import refuse_eventlet
 from unbroken.settings import Settings
 
 #: What libpq calls our settings.
@@ -26,6 +27,7 @@ def take_settings(
     win over the query.
     """
     refuse_at_the_end("a database")
+    refuse_eventlet()
     given = by_our_names(given)
     if url is None:
         return None, given

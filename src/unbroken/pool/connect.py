@@ -11,21 +11,25 @@ import weakref
 from collections.abc import Callable
 
 from unbroken.abc import Connection, Fault, FaultKind
-from unbroken.backends.system import one_line
+from unbroken.backends.fault import is_own, shows_server
 from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.outage import SILENT
 from unbroken.brain.tries import Try
-from unbroken.messages.server import OUTAGE, OUTAGE_ENDED, REJECTED
+from unbroken.messages.server import CONNECT_REJECTED, OUTAGE, OUTAGE_ENDED
 from unbroken.pool.admission import CannotServeError, admit
+from unbroken.pool.ending import was_too_late
 from unbroken.pool.first_questions import ask_limit, ask_uptime, prove, remember
 from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.login import (
+    check_keys,
     fault_of,
-    is_about_login,
+    is_put_off,
     let_in,
     login_of,
     refused,
+    scrub,
+    text_of,
     time_left,
     unusable,
 )
@@ -233,10 +237,12 @@ def _give_up_late(state: PoolState, now: float) -> list[tuple[Try, str]]:
 def _tell_late(state: PoolState, attempt: Try, asks: str) -> None:
     """An attempt was given up."""
     if asks:
-        refused(state, late(asks, state.settings.connect_timeout), attempt.started)
+        slow = late(asks, state.settings.connect_timeout)
+        refused(state, slow, slow.fault, attempt.started)
         return
     text = f"no end of the connect after {state.connect_limit:g} s ({_what_blocks(state)}?)"
-    _failed(state, TimeoutError(errno.ETIMEDOUT, text), attempt)
+    error = TimeoutError(errno.ETIMEDOUT, text)
+    _failed(state, error, fault_of(state, error), attempt)
 
 
 def _what_blocks(state: PoolState) -> str:
@@ -256,6 +262,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
     try:
         login = yield from login_of(state, attempt)
         dialing = state.tries.get(attempt, dialing)
+        check_keys(state)
         conn = yield Connect(time_left(state, attempt), dialing, login)
         if dialing.is_ended:
             raise TimeoutError(errno.ETIMEDOUT, "it came too late")
@@ -283,15 +290,16 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
     except Exception as exc:
         if attempt.is_ended or attempt.is_late:
             return True  # counted already, or given up for another: it says nothing
-        if is_about_login(state, exc):
-            return _put_off(state, exc, attempt)
+        scrub(state, exc)
+        if was_too_late(state, exc):
+            return False
+        fault = fault_of(state, exc, is_open=conn is not None)
+        if is_put_off(state, exc, fault):
+            return _put_off(state, exc, fault, attempt)
         lost = (
-            conn is None
-            or dialing.is_ended
-            or isinstance(exc, CannotServeError)
-            or state.classify(exc).is_lost
+            conn is None or dialing.is_ended or isinstance(exc, CannotServeError) or fault.is_lost
         )
-        return _failed(state, exc, attempt) if lost else _reject_object(state, conn, exc)
+        return _failed(state, exc, fault, attempt) if lost else _reject_object(state, conn, exc)
     finally:
         if entry is None:
             _over(state, attempt)
@@ -311,7 +319,7 @@ def _reject_object(state: PoolState, conn: Connection, exc: Exception) -> bool:
         f"connect= gave {type(conn).__name__}, which is no connection of {state.driver.name}"
         f" ({type(exc).__name__}: {exc})"
     )
-    _reject(state, exc, Fault(FaultKind.REJECTED, text=one_line(text)))
+    _reject(state, exc, Fault(FaultKind.REJECTED, text=text_of(state, text)))
     return False
 
 
@@ -363,11 +371,14 @@ def tell_others(state: PoolState) -> None:
             other.runtime.call(other.ensure_connecting)
 
 
-def _failed(state: PoolState, exc: Exception, attempt: Try) -> bool:
+def _failed(state: PoolState, exc: Exception, fault: Fault, attempt: Try) -> bool:
     began = False
+    if isinstance(exc, LoginError) or is_own(fault):  # any host, and any attempt, would end so
+        _reject(state, exc, fault)
+        return False
     with state.lock, state.server.lock:
         let_in(state)
-        after, fault = after_failure(state, attempt, fault_of(state, exc))
+        after, fault = after_failure(state, attempt, fault)
         if after is After.AWAY:
             began = state.server.outage.failed(
                 state, attempt.started, state.clock(), fault, state.random
@@ -388,28 +399,33 @@ def _failed(state: PoolState, exc: Exception, attempt: Try) -> bool:
     return True
 
 
-def _put_off(state: PoolState, exc: Exception, attempt: Try) -> bool:
-    """Nobody is let in as the one who tried, which may be another the next time."""
+def _put_off(state: PoolState, exc: Exception, fault: Fault, attempt: Try) -> bool:
+    """The pool alone is not let in, as it tried now; the next time it may be."""
     ended = None
-    if not isinstance(exc, LoginError):
-        with state.lock, state.server.lock:
+    asked = not isinstance(exc, LoginError) and shows_server(fault)
+    with state.lock, state.server.lock:
+        if asked:
             ended = _end_outage(state)  # the server is there
             if state.refusals.active:  # again: another host may let us in
-                after_failure(state, attempt, fault_of(state, exc))
-    refused(state, exc, attempt.started)
+                after_failure(state, attempt, fault)
+        resigned = not asked and state.server.outage.resign(state)
+    refused(state, exc, fault, attempt.started)
     _announce_end(state, ended)
+    if resigned:  # another pool can ask the server
+        tell_others(state)
     return True
 
 
 def _reject(state: PoolState, exc: Exception, fault: Fault) -> None:
-    """The server said no.
+    """The server said no, or the client's own settings will not do.
 
     Waiting does not help: everybody in the line is told, each by an error of their own.
     """
-
+    ended = None
     state.rejected_at = state.clock()
     with state.lock, state.server.lock:
-        ended = _end_outage(state)  # it says no, so it is there
+        if not isinstance(exc, LoginError) and shows_server(fault):
+            ended = _end_outage(state)  # it says no, so it is there
         let_in(state)
         state.counters.connect_failures += 1
         tickets = state.kernel.fail(
@@ -418,7 +434,10 @@ def _reject(state: PoolState, exc: Exception, fault: Fault) -> None:
             )
         )
     log.error(
-        REJECTED("%s: cannot connect to %s: %s"), state.name, state.driver.target.label, fault.text
+        CONNECT_REJECTED("%s: cannot connect to %s: %s"),
+        state.name,
+        state.driver.target.label,
+        fault.text,
     )
     state.wake(tickets)
     _announce_end(state, ended)

@@ -32,13 +32,17 @@ from unbroken.roles import Role
 log = logging.getLogger("unbroken")
 
 #: What to do about a COMMIT without an answer.
-LOOK_FIRST = "the work is stored whole or not at all; look before you repeat it"
+LOOK_FIRST = "that transaction is stored whole or not at all; look before you repeat it"
 #: What an error says of the caller's writes.
 FATES = {
     Fate.NOTHING: "and nothing is stored",
     Fate.STORED: "and what was committed before is stored",
     Fate.UNKNOWN: "and it is not known whether what it wrote is stored: look before you repeat it",
 }
+#: What an error says of a transaction that the library has sent no COMMIT for.
+_ROLLED_BACK = "nothing of the open transaction is stored"
+_UNHEARD = f"{_ROLLED_BACK}, unless the code that had the connection sent a COMMIT itself"
+_IN_DOUBT = "it is not known whether the open transaction is stored: look before you repeat it"
 
 
 class Finishing(Holding):
@@ -55,6 +59,19 @@ class Finishing(Holding):
             return Fate.UNKNOWN
         unit.ended(conn_id=id(self.conn))
         return unit.fate()
+
+    def what_is_left(self) -> str:
+        """What is known of the open transaction, which gets no COMMIT: its connection ends.
+
+        By the ledger's word. Without one, the driver's word is a proof where every statement was
+        answered and the transaction was still open.
+        """
+        state, unit, conn = self.state, self.unit, self.conn
+        if unit is not None:
+            in_doubt = unit.fate_of_open(id(conn)) is not Fate.NOTHING
+            return _IN_DOUBT if in_doubt else _ROLLED_BACK
+        is_open = state.driver.is_in_transaction(conn) and state.driver.is_quiet(conn)
+        return _ROLLED_BACK if is_open and state.knows_status else _UNHEARD
 
     def commit(self, send: Call | None = None) -> Flow[None]:
         """COMMIT what is open; *send* is the step that does it, where the body has a way of its
@@ -112,21 +129,22 @@ class Finishing(Holding):
                 ClosedByHolderError,
                 f"the connection to {state.where(entry)} was closed by the code that had it,"
                 " before the pool could commit",
-                "what that code committed itself is stored, what was still open is not",
+                "what that code committed is stored if its COMMIT was answered; what was still open"
+                " is not",
             )
         stopped = self.outlives_time()
         if stopped:
             raise self._not_sent(
                 AT_THE_END,
                 PoolClosedError,
-                f"COMMIT was not sent to {state.where(entry)}: {stopped}",
+                f"the pool sent no COMMIT to {state.where(entry)}: {stopped}",
             )
         if self.has_ended():
             why = "" if entry.cause is None else f" ({entry.cause.value})"
             raise self._not_sent(
                 LOST_BEFORE_COMMIT,
                 ConnectionLostError,
-                f"connection to {state.where(entry)} was lost{why} before COMMIT was sent",
+                f"connection to {state.where(entry)} was lost{why} before the pool sent COMMIT",
             )
         if state.is_in_step(entry, conn) or not state.knows_status:
             # a driver that knows nothing of its exchanges: COMMIT is sent, and the connection is
@@ -141,26 +159,23 @@ class Finishing(Holding):
                     LOST_BEFORE_COMMIT,
                     ConnectionLostError,
                     f"connection to {state.where(entry)} was lost while the rest of a result"
-                    " was read, before COMMIT was sent",
+                    " was read, before the pool sent COMMIT",
                 ) from exc
         if not state.is_in_step(entry, conn):
             self.break_off()
             raise self._not_sent(
                 LOST_BEFORE_COMMIT,
                 ConnectionLostError,
-                f"COMMIT was not sent to {state.where(entry)}: an answer of the server was"
+                f"the pool sent no COMMIT to {state.where(entry)}: an answer of the server was"
                 " not read to its end (a time limit, a signal or a cancellation broke off a"
                 " statement, or its result was left unread); the connection was closed",
             )
 
     def _not_sent(
-        self,
-        message: Message,
-        kind: type[UnbrokenError],
-        fact: str,
-        rest: str = "nothing of the open transaction is stored",
+        self, message: Message, kind: type[UnbrokenError], fact: str, rest: str = ""
     ) -> UnbrokenError:
         state, unit = self.state, self.unit
+        rest = rest or self.what_is_left()
         error: UnbrokenError = state.error(
             kind, message(f"{fact}; {rest}"), fate=None if unit is None else self._fate()
         )

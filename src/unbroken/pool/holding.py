@@ -129,8 +129,9 @@ class Holding:
             raise state.error(
                 ConnectionLostError,
                 ABANDONED_TASK(
-                    f"pool {state.name} lends nothing to a task of an attempt that was given up and"
-                    " run again; a unit of work must end its own tasks (asyncio.TaskGroup does)"
+                    f"pool {state.name} gives no connection to a task of an attempt that was given"
+                    " up and run again; a unit of work must end its own tasks (asyncio.TaskGroup"
+                    " does)"
                 ),
             )
         unit = current()

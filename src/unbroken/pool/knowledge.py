@@ -18,24 +18,29 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from unbroken.abc import BaseDriver, Connection, Fault, FaultKind, address
+from unbroken.backends.fault import shows_server
 from unbroken.brain import stats
 from unbroken.brain.entry import Entry
 from unbroken.brain.health import Policy
 from unbroken.brain.kernel import Kernel, Ticket
 from unbroken.brain.refusals import Refusals
 from unbroken.brain.tries import Try
+from unbroken.drivers._login import Opener
 from unbroken.errors import (
+    ConfigurationError,
     ConnectRejectedError,
     E,
     NotYoursError,
+    OutageError,
     PoolClosedError,
     UnbrokenError,
     for_driver,
 )
 from unbroken.ledger.scope import testify
+from unbroken.messages.configuration import OPTION_TO_BLAME
 from unbroken.messages.pool import NOT_YOURS, POOL_CLOSED
 from unbroken.messages.processes import AT_THE_END
-from unbroken.messages.server import REJECTED
+from unbroken.messages.server import CONNECT_REJECTED, EXHAUSTED, OWN_CONNECT
 from unbroken.net import liveness
 from unbroken.net.ending import Guarded, NoThreadError
 from unbroken.net.hangups import HangUps
@@ -349,8 +354,8 @@ class Knowledge(Guarded):
         """What a release of a connection gets that this pool does not know as lent."""
         return NotYoursError(
             NOT_YOURS(
-                f"pool {self.name} did not lend this connection, or it was given back before;"
-                " release each one once"
+                f"pool {self.name} has not given out this connection, or it was released before;"
+                " release each connection once, to the pool that it came from"
             )
         )
 
@@ -358,16 +363,41 @@ class Knowledge(Guarded):
         """What an acquire gets when the interpreter is shutting down, for the reason *why*."""
         return self.error(PoolClosedError, AT_THE_END(no_connection(self.driver.target.label, why)))
 
+    @property
+    def is_opened_outside(self) -> bool:
+        """Whether the application's own code opens the connections: what it reads is not known."""
+        connect = getattr(self.driver, "_connect", None)
+        return connect is not None and not isinstance(connect, Opener)
+
+    @property
+    def has_served(self) -> bool:
+        """Whether a connection has come about: the settings are right."""
+        return self.counters.opened > 0
+
     def rejection(self, exc: Exception, fault: Fault) -> BaseException:
         """What each caller in the line gets when the server (or its driver) rejects a connect with
         *exc*.
         """
-        told = self.error(
-            ConnectRejectedError,
-            REJECTED(f"cannot connect to {self.driver.target.label}: {fault.text}"),
-        )
-        told.__cause__ = exc
+        told = self._rejection(f"cannot connect to {self.driver.target.label}", fault)
+        told.__cause__ = exc.__cause__ if hasattr(exc, "fault") else exc
         return told
+
+    def _rejection(self, what: str, fault: Fault) -> UnbrokenError:
+        if fault.kind is FaultKind.EXHAUSTED:
+            return self.error(
+                OutageError,
+                EXHAUSTED(f"{what}: this process, or its machine, has run out: {fault.text}"),
+                retry_after=1.0,
+            )
+        if not self.is_opened_outside and fault.kind is FaultKind.MISCONFIGURED:
+            return self.error(ConfigurationError, OPTION_TO_BLAME(f"{what}: {fault.text}"))
+        if self.is_opened_outside and "connect= gave" in fault.text:
+            return self.error(ConnectRejectedError, OWN_CONNECT(f"{what}: {fault.text}"))
+        if self.is_opened_outside and not shows_server(fault):
+            return self.error(
+                ConnectRejectedError, OWN_CONNECT(f"{what}: your own connect= raised {fault.text}")
+            )
+        return self.error(ConnectRejectedError, CONNECT_REJECTED(f"{what}: {fault.text}"))
 
     def describe_load(self) -> str:
         """``in use 10, idle 0, waiting 14`` for messages."""
@@ -378,18 +408,21 @@ class Knowledge(Guarded):
         )
 
     def describe_outage(self, now: float) -> str:
-        """``server away for 7.2 s: [Errno 111] Connection refused``, or nothing."""
+        """``the server has been away for 7.2 s: [Errno 111] Connection refused``, or nothing."""
         outage = self.server.outage
         if not outage.active or outage.fault is None:
             return ""
-        what = _STATES.get(outage.fault.kind, "away")
+        what = _STATES.get(outage.fault.kind, "has been away")
         silent = outage.silent_tries(now)
         why = self.server.hosts.told(outage.since or now, silent) or outage.fault.text
-        return f"server {what} for {outage.age(now):.1f} s: {why}"
+        return f"the server {what} for {outage.age(now):.1f} s: {why}"
 
 
 #: What is said of a server in an outage, by the kind of its last refusal.
-_STATES = {FaultKind.TOO_MANY: "is full", FaultKind.WRONG_SERVER: "cannot serve"}
+_STATES = {
+    FaultKind.TOO_MANY: "has been full",
+    FaultKind.WRONG_SERVER: "has not been able to serve",
+}
 
 
 def _not_known(_conn: Connection) -> bool:

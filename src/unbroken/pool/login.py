@@ -5,15 +5,17 @@ believed at once where the next answer may be another one.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from unbroken.abc import Fault, FaultKind, Login
-from unbroken.backends.fault import refuses_login
+from unbroken.backends.fault import is_own, may_heal, refuses_login
 from unbroken.backends.system import one_line
 from unbroken.brain.tries import Try
+from unbroken.drivers._diagnosis import Option, asks_for_password, diagnosed
 from unbroken.errors import ConfigurationError, ConnectRejectedError, OutageError, UnbrokenError
 from unbroken.messages.configuration import BAD_LOGIN
-from unbroken.messages.server import LOGIN_REFUSED, NO_LOGIN
+from unbroken.messages.server import LOGIN_REFUSED, NO_LOGIN, OWN_TROUBLE
 from unbroken.pool.admission import CannotServeError
 from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.places import host_of
@@ -70,56 +72,112 @@ def time_left(state: PoolState, attempt: Try) -> float:
     return max(AT_THE_LIMIT, left)
 
 
-def is_about_login(state: PoolState, exc: BaseException) -> bool:
-    """Whether *exc* ended an attempt for want of a login that another attempt may have."""
-    if isinstance(exc, LoginError):
-        return exc.fault.kind is not FaultKind.REJECTED
-    return state.asks_login and refuses_login(state.classify(exc), state.backend)
+class ClientError(Exception):
+    """An attempt was not begun, for a reason of the client's own: *fault* says which."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.text)
+        self.fault = fault
 
 
-def fault_of(state: PoolState, exc: BaseException) -> Fault:
-    """What *exc*, which ended an attempt, means."""
-    if isinstance(exc, LoginError | CannotServeError):
+def options_of(state: PoolState) -> tuple[Option, ...]:
+    """The options of the driver, for messages."""
+    return getattr(state.driver, "options", ())
+
+
+def check_keys(state: PoolState) -> None:
+    """Raise ClientError where OpenSSL would ask for a password on the terminal."""
+    if state.is_opened_outside:
+        return
+    found = asks_for_password(options_of(state))
+    if found is not None:
+        raise ClientError(found)
+
+
+def fault_of(state: PoolState, exc: BaseException, *, is_open: bool = True) -> Fault:
+    """What *exc*, which ended an attempt, means; unless *is_open*, with the client's option that is
+    to blame, if one is. Called without locks: it looks at files.
+    """
+    if isinstance(exc, LoginError | CannotServeError | ClientError):
         return exc.fault
-    return state.classify(exc)
+    fault = state.classify(exc)
+    if is_open:
+        return fault
+    target, is_foreign = state.driver.target, state.is_opened_outside
+    if is_foreign and state.driver.is_async:
+        return fault  # "no such file" may be said of a socket that the application connects to
+    found = diagnosed(fault, target, options_of(state), is_foreign=is_foreign)
+    return found if found is fault else replace(found, text=text_of(state, found))
 
 
-def refused(state: PoolState, exc: BaseException, started: float) -> None:
-    """An attempt has ended with *exc*, which is about its login: the next one asks anew."""
-    fault = fault_of(state, exc)
+def is_put_off(state: PoolState, exc: BaseException, fault: Fault) -> bool:
+    """Whether *exc*, with its *fault*, ended an attempt by what this pool alone meets, and what
+    another attempt may not meet: then the pool tries again, and its server is not away.
+    """
+    if isinstance(exc, LoginError):
+        return fault.kind is not FaultKind.REJECTED
+    if is_own(fault):
+        return may_heal(fault, has_served=state.has_served)
+    return state.asks_login and refuses_login(fault, state.backend)
+
+
+def refused(state: PoolState, exc: BaseException, fault: Fault, started: float) -> None:
+    """An attempt has ended with *exc*, by the pool's own trouble: the next one may not."""
     with state.lock:
         began = state.refusals.failed(started, state.clock(), fault, exc, state.random)
         state.rejected_at = state.clock()
         state.counters.connect_failures += 1
     if began:
         log.warning(
-            NO_LOGIN("%s: no login to %s, asking again: %s"),
+            OWN_TROUBLE("%s: cannot connect to %s, asking again: %s")
+            if is_own(fault)
+            else NO_LOGIN("%s: no login to %s, asking again: %s"),
             state.name,
             state.driver.target.server,
-            _text(state, fault),
+            text_of(state, fault),
         )
 
 
 def let_in(state: PoolState) -> None:
     """An attempt ended otherwise than by its login. The caller holds the pool's lock."""
+    fault = state.refusals.fault
     since = state.refusals.over()
     if since is not None:
-        log.info("%s: no login for %.2f s, and now one", state.name, state.clock() - since)
+        what = "no connection" if fault is not None and is_own(fault) else "no login"
+        log.info("%s: %s for %.2f s; that is over", state.name, what, state.clock() - since)
 
 
-def _text(state: PoolState, fault: Fault) -> str:
-    secrets = getattr(state.driver, "secrets", ())
-    return one_line(fault.text, *secrets)
+def text_of(state: PoolState, said: Fault | str) -> str:
+    """What *said* says, as one line without a password."""
+    shown = getattr(state.driver, "shown", one_line)
+    return str(shown(said.text if isinstance(said, Fault) else said))
+
+
+def scrub(state: PoolState, exc: BaseException) -> None:
+    """Mask passwords in *exc*, which callers are shown as the cause of theirs."""
+    clean = getattr(state.driver, "scrub", None)
+    if clean is not None:
+        clean(exc)
 
 
 def login_error(state: PoolState, now: float) -> UnbrokenError:
     """What a caller is told who has waited for a login for long enough."""
     refusals, fault = state.refusals, state.refusals.fault
     assert fault is not None
-    what = _text(state, fault)
+    what = text_of(state, fault)
     age, tries = refusals.age(now), refusals.tries
-    if fault.kind is FaultKind.REJECTED:
+    if is_own(fault) and not isinstance(refusals.error, LoginError):
         told: UnbrokenError = state.error(
+            OutageError,
+            OWN_TROUBLE(
+                f"no connection to {state.driver.target.label} ({state.describe_load()}): {what};"
+                f" so for {age:.1f} s, tried {tries} times;"
+                f" {_WHOSE[fault.kind is FaultKind.TOO_MANY]}"
+            ),
+            retry_after=1.0,
+        )
+    elif fault.kind is FaultKind.REJECTED:
+        told = state.error(
             ConnectRejectedError,
             LOGIN_REFUSED(
                 f"cannot connect to {state.driver.target.label}: {what}; refused for {age:.1f} s,"
@@ -131,7 +189,7 @@ def login_error(state: PoolState, now: float) -> UnbrokenError:
             OutageError,
             NO_LOGIN(
                 f"no connection to {state.driver.target.label} ({state.describe_load()}): {what};"
-                f" so for {age:.1f} s, asked {tries} times; the pool goes on asking"
+                f" so for {age:.1f} s, asked {tries} times; the pool keeps asking"
             ),
             retry_after=1.0,
         )
@@ -140,11 +198,17 @@ def login_error(state: PoolState, now: float) -> UnbrokenError:
     return told
 
 
+_WHOSE = (
+    "the pool has had connections before and goes on trying; the server was not asked",
+    "the server is there, and lets others in; the pool goes on trying",
+)
+
+
 def unusable(state: PoolState, exc: LoginError) -> UnbrokenError:
     """What a caller is told whose pool was given something that is no secret."""
     return state.error(
         ConfigurationError,
-        BAD_LOGIN(f"cannot connect to {state.driver.target.label}: {_text(state, exc.fault)}"),
+        BAD_LOGIN(f"cannot connect to {state.driver.target.label}: {text_of(state, exc.fault)}"),
     )
 
 

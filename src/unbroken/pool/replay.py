@@ -99,8 +99,18 @@ def replay(
                         )
                     raise
                 if is_last:
+                    limit = (
+                        "its time is up"
+                        if clock() >= unit.until
+                        else f"max_replays is {max_replays}"
+                        if not waited
+                        else "the server cannot serve"
+                    )
                     exc.add_note(
-                        GAVE_UP(f"unbroken gave up after {replays + waits} replays: {fault.text}")
+                        GAVE_UP(
+                            f"unbroken gave up after {replays + waits} replays, because {limit}:"
+                            f" {fault.text}"
+                        )
                     )
                     raise
                 log.info("unit of work replayed (%d): %s", replays + waits + 1, fault.text)

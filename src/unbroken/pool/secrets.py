@@ -6,7 +6,6 @@ What a callable gives is used for one attempt and then forgotten. Nothing here k
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from unbroken.messages.configuration import BAD_LOGIN, SETTING_HAS_NO_USE
 from unbroken.net.ending import NoThreadError
 from unbroken.net.forks import Connecting
 from unbroken.net.signals import start_thread
+from unbroken.pool.callables import is_coroutine_function
 
 #: Calls of blocking functions beside an event loop that may be under way at a time.
 AT_ONCE = 4
@@ -87,17 +87,6 @@ _ASYNC = (
     "the callable for the {name} is a coroutine function, which only AsyncPool can await; give Pool"
     " a plain function, such as lambda: asyncio.run(read_secret())"
 )
-
-
-def is_coroutine_function(function: Any) -> bool:
-    """Whether a call of *function* certainly returns a coroutine. That includes partials, and
-    objects with an ``async def __call__``.
-    """
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - what it is, not whether it is
-    )
 
 
 def ask(name: str, function: Callable[[], Any]) -> Any:

@@ -279,3 +279,36 @@ def test_a_fork_that_python_does_not_see_is_noticed_at_checkout(face: Any, scrip
         str(face.session_id),
         str(RAW_FORK),
     )
+
+
+def test_a_file_that_an_option_names_is_named_with_its_place_and_concerns_no_other_engine(
+    face: Any, tmp_path: Path
+) -> None:
+    missing = str(tmp_path / "none.pem")
+    if face.name == "mysqldb":
+        pytest.skip("mysqlclient reads the file only where the server offers TLS")
+    args: dict[str, Any] = (
+        {"ssl": {"ca": missing}}
+        if face.is_mysql
+        else {"sslmode": "verify-ca", "sslrootcert": missing}
+    )
+    wrong, sound = face.engine(connect_args=args), face.engine()
+    for _ in range(2):
+        started = time.monotonic()
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            wrong.connect()
+        assert time.monotonic() - started < 1.5
+        assert isinstance(caught.value.orig, unbroken.ConfigurationError)
+        name = "ssl.ca" if face.is_mysql else "sslrootcert"
+        assert f"{name}={missing} in connect_args: there is no such file" in str(caught.value)
+    with sound.connect() as conn:
+        assert conn.scalar(sa.text("SELECT 1")) == 1
+
+
+def test_an_argument_that_the_driver_does_not_take_is_told_at_once(face: Any) -> None:
+    started = time.monotonic()
+    with pytest.raises(sa.exc.DBAPIError) as caught:
+        face.engine(connect_args={"no_such_argument": "x"}).connect()
+    assert time.monotonic() - started < 1.5
+    assert isinstance(caught.value.orig, unbroken.ConfigurationError)
+    assert "see no_such_argument=x in connect_args" in str(caught.value)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+import unbroken
 from unbroken_drill.servers import PostgreSQL
 
 
@@ -73,3 +74,8 @@ def test_the_password_is_read_at_each_connect_and_may_change(
     assert not {*before} & {*after}
     assert secret.asked >= asked + 2
     assert stats(engine).connect_failures == 0
+
+
+def test_a_password_that_sqlalchemy_would_change_is_refused_in_exact_words() -> None:
+    with pytest.raises(unbroken.ConfigurationError, match="is not UTF-8 once its %-escapes"):
+        sa.create_engine("mysql+pymysql://u:p%E9@h/d", plugins=["unbroken"])

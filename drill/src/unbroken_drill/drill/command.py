@@ -24,7 +24,9 @@ from unbroken_drill.drill.options import Order
 from unbroken_drill.drill.output import machine, writable, write
 from unbroken_drill.drill.progress import Progress
 from unbroken_drill.drill.results import Result
-from unbroken_drill.messages import NOTHING_MEASURED
+from unbroken_drill.drill.run import Drill
+from unbroken_drill.messages import NOTHING_MEASURED, OPTIONS_EXCLUDE
+from unbroken_drill.servers import folders
 
 _HELP = """Break real servers under real traffic, and print what their users noticed.
 
@@ -147,10 +149,18 @@ command line. LIST: names with commas between.
     help="With --compare: only these decide the exit status.",
 )
 @click.option("--folder", metavar="DIR", help="Where the commands are run. Default: here.")
+@click.option(
+    "--clean",
+    is_flag=True,
+    help="Remove the cache of servers' programs and empty data folders, and do nothing else.",
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
 def drill(**given: Any) -> None:
     """Read the options, play everything, write the reports."""
     console = Console(stderr=given["json"] == "-", highlight=False)
+    if given.pop("clean"):
+        console.print(Text(_clean(given)), soft_wrap=True)
+        return
     found = _read(given, console)
     json_to, html_to = writable("json", found.get("json")), writable("html", found.get("html"))
     order = options.order(found)
@@ -172,6 +182,25 @@ def drill(**given: Any) -> None:
         raise SystemExit(1)
 
 
+def _clean(given: dict[str, Any]) -> str:
+    """Remove the cache. Gives what was done, in words. Raises ConfigurationError where more is
+    ordered.
+    """
+    if project.stated(given):
+        raise ConfigurationError(OPTIONS_EXCLUDE("--clean stands alone: leave out the rest"))
+    folder, size = folders.remove_cache()
+    return f"there is no cache at {folder}" if size is None else f"removed {folder}, {_mb(size)}"
+
+
+def _cache() -> str:
+    folder, size = folders.cache_size()
+    return f"cache: {folder}, {_mb(size or 0)}; unbroken drill --clean removes it"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"
+
+
 def _read(given: dict[str, Any], console: Console) -> dict[str, Any]:
     """The options of the command line, and those of drill.toml unless the small apps are chosen."""
     if options.chooses_small(given):
@@ -187,6 +216,7 @@ def _play(order: Order, console: Console) -> list[Result]:
     """Every row. Raises ConfigurationError where nothing could be measured."""
     drill = order.drill
     names = [scenario.name for scenario in drill.scenarios]
+    console.print(Text(_outlook(drill), "dim"), soft_wrap=True)
     with (
         _ended_by_sigterm(),
         Progress(console, drill.contenders, names, len(drill.jobs())) as progress,
@@ -195,6 +225,12 @@ def _play(order: Order, console: Console) -> list[Result]:
     if all(row.failure is not None for row in rows):
         raise ConfigurationError(NOTHING_MEASURED(f"nothing could be measured: {rows[0].failure}"))
     return rows
+
+
+def _outlook(drill: Drill) -> str:
+    count, seconds = len(drill.jobs()), drill.expected()
+    time = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    return f"{count} run{'s' if count > 1 else ''}, {drill.lanes} at a time: about {time}"
 
 
 @contextlib.contextmanager
@@ -266,7 +302,7 @@ def _quoted(word: str) -> str:
 
 def _footer(known: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in known["versions"].items())
-    return f"{versions}\n{known['machine']}\nagain: {known['command']}"
+    return f"{versions}\n{known['machine']}\n{_cache()}\nagain: {known['command']}"
 
 
 def _document(rows: Sequence[Result], order: Order, known: dict[str, Any]) -> dict[str, Any]:

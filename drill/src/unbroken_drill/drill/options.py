@@ -6,16 +6,13 @@ import importlib.util
 import os
 import re
 import secrets
-import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from unbroken.errors import ConfigurationError
-from unbroken_drill.drill import contenders, scenarios, topologies
+from unbroken_drill.drill import contenders, given_alone, scenarios, topologies
 from unbroken_drill.drill.apps.plan import (
     BACKENDS,
     AppPlan,
@@ -27,6 +24,7 @@ from unbroken_drill.drill.apps.plan import (
     variant,
 )
 from unbroken_drill.drill.contest import Contender
+from unbroken_drill.drill.given_alone import SCHEMES
 from unbroken_drill.drill.project import names_of
 from unbroken_drill.drill.report import SERVERS
 from unbroken_drill.drill.run import Drill
@@ -40,18 +38,11 @@ from unbroken_drill.messages import (
     BAD_OPTION_VALUE,
     DRILL_NEEDS,
     HARM,
-    NO_PROGRAM,
     OPTION_MISSING,
     OPTIONS_EXCLUDE,
     UNKNOWN_NAME,
 )
 from unbroken_drill.servers import available
-
-#: What a database URL's scheme says of the server.
-_SCHEMES: Final = {
-    "postgres": "postgresql",
-    **{name: name for name in ("postgresql", "mysql", "mariadb", "mongodb")},
-}
 
 #: That the small apps have drivers for.
 _SMALL_ON: Final = ("postgresql", "mariadb")
@@ -166,7 +157,7 @@ def _servers(given: Mapping[str, Any], left_out: list[str]) -> list[str]:
     text = given.get("servers")
     names = (
         list(dict.fromkeys(names_of(text)))
-        if text
+        if text is not None
         else list(_SMALL_ON)
         if given.get("all")
         else ["postgresql"]
@@ -174,7 +165,10 @@ def _servers(given: Mapping[str, Any], left_out: list[str]) -> list[str]:
     for name in names:
         if name not in _SMALL_ON:
             raise ConfigurationError(
-                UNKNOWN_NAME(f"there is no server {name!r}; known are {', '.join(_SMALL_ON)}")
+                UNKNOWN_NAME(
+                    f"there is no server {name!r}{nearest(name, _SMALL_ON)}; known are"
+                    f" {', '.join(_SMALL_ON)}"
+                )
             )
     found = []
     for name in names:
@@ -200,7 +194,7 @@ def _entrants(
         raise ConfigurationError(DRILL_NEEDS("--gevent needs gevent: pip install gevent"))
     usual = contenders.USUAL if _topology(given) is None else contenders.ON_TOPOLOGIES
     everyone = [e.key for e in contenders.ENTRANTS] if given.get("all") else list(usual)
-    names = names_of(text) if text else everyone
+    names = names_of(text) if text is not None else everyone
     there = []
     for entrant in contenders.choose(names, backends):
         if entrant.missing:
@@ -250,8 +244,8 @@ def of_apps(given: Mapping[str, Any]) -> Order:
         ),
         backend=backend,
         db=given.get("db"),
-        driver=given.get("driver"),
-        setup=tuple(shlex.split(given.get("setup") or "")),
+        driver=given_alone.driver(given.get("driver")),
+        setup=given_alone.setup(given.get("setup"), folder),
         setup_sql=_sql(given, backend),
         rate=positive(given, "rate", 50.0, 10_000.0),
         concurrency=int(positive(given, "concurrency", 256, 10_000)),
@@ -260,7 +254,7 @@ def of_apps(given: Mapping[str, Any]) -> Order:
         folder=folder,
     )
     check_ports(made)
-    who = [OwnApp(_runnable(each, folder), made) for each in variants]
+    who = [OwnApp(given_alone.runnable(each, folder), made) for each in variants]
     judge = Judge(chosen, given.get("max_errors") or 0, judged(given, variants))
     return Order(_drill(given, who, chosen, jobs(given)), judge, made, left_out=left_out)
 
@@ -300,16 +294,6 @@ def _variants(given: Mapping[str, Any]) -> list[Variant]:
     return found
 
 
-def _runnable(each: Variant, folder: Path) -> Variant:
-    program = each.argv[0]
-    there = shutil.which(program) if "/" not in program else shutil.which(str(folder / program))
-    if there is None:
-        raise ConfigurationError(
-            NO_PROGRAM(f"{program}: no such program; the app's command is {shlex.join(each.argv)}")
-        )
-    return each
-
-
 def _targets(given: Mapping[str, Any]) -> list[Any]:
     body = given.get("body")
     method = given.get("method") or ("POST" if body is not None else "GET")
@@ -324,14 +308,7 @@ def _backend(given: Mapping[str, Any]) -> str:
     db: str | None = given.get("db")
     name: str | None = given.get("servers")
     if db is not None:
-        scheme = urlsplit(db).scheme.partition("+")[0]
-        if scheme not in _SCHEMES or not urlsplit(db).hostname:
-            raise ConfigurationError(
-                BAD_OPTION_VALUE(
-                    "--db: not a database URL with a host, such as"
-                    " mysql://user:password@db.example/shop"
-                )
-            )
+        scheme = given_alone.scheme_of(db)
         if not given.get("harm"):
             raise ConfigurationError(
                 HARM(
@@ -339,7 +316,7 @@ def _backend(given: Mapping[str, Any]) -> str:
                     " that is all right, add --harm"
                 )
             )
-        return _SCHEMES[scheme]
+        return SCHEMES[scheme]
     topology = _topology(given)
     if topology is not None:
         return topology.backend
@@ -366,11 +343,9 @@ def _guessed(given: Mapping[str, Any]) -> str:
     """From a template with a URL in it; else PostgreSQL, as everywhere in the drill."""
     for text in given.get("env") or ():
         scheme = text.partition("=")[2].partition("://")[0].partition("+")[0]
-        if scheme in _SCHEMES:
+        if scheme in SCHEMES:
             return (
-                "mariadb"
-                if scheme == "mysql" and available("mariadb") is None
-                else _SCHEMES[scheme]
+                "mariadb" if scheme == "mysql" and available("mariadb") is None else SCHEMES[scheme]
             )
     return "postgresql"
 

@@ -157,8 +157,8 @@ def _fault_labels(row: AppResult, scale: Scale) -> Iterable[str]:
             labels[-1][1].append(mark.text)
         else:
             labels.append((share, [mark.text]))
-    ends = [share for share, _ in labels[1:]] + [1.0]
-    for (share, texts), end in zip(labels, ends, strict=True):
+    for at, (share, texts) in enumerate(labels):
+        end = labels[at + 1][0] if at + 1 < len(labels) else 1.0
         text = escape(" + ".join(texts))
         yield (
             f'<span style="left:{share:.1%};width:{max(end - share - 0.01, 0.0):.1%}"'

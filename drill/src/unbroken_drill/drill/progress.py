@@ -44,7 +44,7 @@ class Progress:
         self._began = time.monotonic()
         self._live = (
             Live(console=console, transient=True, auto_refresh=False)
-            if console.is_terminal
+            if console.is_terminal and not console.is_dumb_terminal
             else None
         )
 
@@ -102,9 +102,12 @@ class Progress:
             for job in running
         )
         width = max(len(each.title) for each in self._contenders)
-        table = report.league(rows, self._contenders, backend, "", self._scenarios, now, width)
+        tables = [
+            report.league(rows, self._contenders, backend, "", names, now, width)
+            for names in report.parted(self._scenarios, width, self._console.width)
+        ]
         return Group(
-            Text(title, "bold"), table, Text(f"now {under_way}" if under_way else "", "cyan")
+            Text(title, "bold"), *tables, Text(f"now {under_way}" if under_way else "", "cyan")
         )
 
 

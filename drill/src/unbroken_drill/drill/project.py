@@ -14,7 +14,7 @@ from typing import Any, Final
 from unbroken.errors import ConfigurationError
 from unbroken_drill.drill.scenarios import Scenario, scenario
 from unbroken_drill.drill.steps import nearest
-from unbroken_drill.messages import PROJECT_FILE
+from unbroken_drill.messages import BAD_OPTION_VALUE, PROJECT_FILE
 
 
 def _is_number(value: object) -> bool:
@@ -89,8 +89,13 @@ def stated(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def names_of(text: str) -> list[str]:
-    """A list with commas between."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """A list with commas between. Raises ConfigurationError for one that names nothing."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise ConfigurationError(
+            BAD_OPTION_VALUE(f"the list {text!r} names nothing: write names and commas")
+        )
+    return found
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -184,7 +185,7 @@ def final(
     servers = [name for name in SERVERS if any(row.server == name for row in rows)]
     for server in servers:
         console.print(Rule(Text(titled(server, versions), "bold"), style=FAINT))
-        for block in details(rows, server, judge, verbose=verbose):
+        for block in details(rows, server, judge, verbose=verbose, room=console.width):
             console.print(block, Text())
     console.print(Rule(Text("league table", "bold"), style=FAINT))
     for server in servers:
@@ -203,15 +204,35 @@ def titled(server: str, versions: Mapping[str, str]) -> str:
 
 
 def details(
-    rows: Sequence[Result], server: str, judge: Judge, *, verbose: bool
+    rows: Sequence[Result], server: str, judge: Judge, *, verbose: bool, room: int = 80
 ) -> Iterable[RenderableType]:
-    """Every number of one server: a block for each scenario, best first, with what errors said."""
+    """Every number of one server: a block for each scenario, best first, with what errors said. In
+    less *room* than a table takes, the numbers are told in words.
+    """
     for scenario in judge.scenarios:
         own = [row for row in rows if (row.server, row.scenario) == (server, scenario.name)]
         if own:
             own.sort(key=lambda row: (*row.badness, row.slowest))
             title = Text.assemble((scenario.name, "bold"), (f"  {scenario.title}", FAINT))
-            yield Group(title, _numbers(own), *_said(own, judge, verbose=verbose))
+            numbers = [_numbers(own)] if room >= _width(own) else [_in_words(row) for row in own]
+            yield Group(title, *numbers, *_said(own, judge, verbose=verbose))
+
+
+def _width(rows: Sequence[Result]) -> int:
+    """The room that the table of *rows* takes, with a little for its remarks."""
+    names = max(8, *(len(row.title) for row in rows))
+    return names + sum(width + 1 for _, width in _COLUMNS) + 12
+
+
+def _in_words(row: Result) -> RenderableType:
+    """The numbers of *row*, below its name."""
+    name, *squares, more = _line(row)
+    told = [] if row.failure is not None else [
+        Text.assemble((f"{heading} ", FAINT), square)
+        for (heading, _), square in zip(_COLUMNS, squares, strict=True)
+    ]  # fmt: skip
+    rest = Text(", ").join([*told, *([more] if more.plain else [])])
+    return Group(name, Padding(rest, (0, 0, 0, 2)))
 
 
 def _numbers(rows: Sequence[Result]) -> Table:
@@ -267,13 +288,22 @@ def leagues(
     *room*.
     """
     best, width = ranked(rows, contenders), max(len(each.title) for each in contenders)
+    played = [each.name for each in scenarios if any(row.scenario == each.name for row in rows)]
+    for names in parted(played, width, room):
+        yield league(rows, best, server, title, names, width=width)
+
+
+def parted(scenarios: Iterable[str], width: int, room: int) -> Iterable[list[str]]:
+    """The names of *scenarios* in as many parts as it takes for tables no wider than *room*, beside
+    a column of this *width*.
+    """
     names: list[str] = []
-    for name in (each.name for each in scenarios if any(row.scenario == each.name for row in rows)):
+    for name in scenarios:
         if names and width + sum(max(5, len(each)) + 1 for each in (*names, name)) > room:
-            yield league(rows, best, server, title, names, width=width)
+            yield names
             names = []
         names.append(name)
-    yield league(rows, best, server, title, names, width=width)
+    yield names
 
 
 _SIGNS: Final = (

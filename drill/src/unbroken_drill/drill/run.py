@@ -28,6 +28,10 @@ from unbroken_drill.servers import Server, ServerError
 _OPTIONS: Final[dict[str, dict[str, int]]] = {"postgresql": {"max_connections": 150}}
 
 
+#: Seconds that a contender takes to start, to be looked at and to end, on a usual machine.
+_AROUND: Final = 4.0
+
+
 @dataclass(slots=True)
 class Drill:
     """What is to be run. *lanes* contenders run at a time; *seed* decides when requests and kills
@@ -55,6 +59,13 @@ class Drill:
             for contender in self.contenders
             if contender.backend == backend
         ]
+
+    def expected(self) -> float:
+        """How many seconds it will take, roughly: the steps' own, and what starts and ends a
+        contender.
+        """
+        jobs = self.jobs()
+        return sum(job.scenario.length + _AROUND for job in jobs) / min(self.lanes, len(jobs) or 1)
 
     def run(self, watcher: Watcher[Job, Result]) -> list[Result]:
         """Run it all and give one row per contender and scenario. A KeyboardInterrupt ends
@@ -104,16 +115,18 @@ class Drill:
         contender, scenario = job.contender, job.scenario
         seed = seeded(self.seed, scenario.name, job.round)
         with contextlib.ExitStack() as exits:
-            if isinstance(ground.server, Server):
-                options = scenario.options(ground.backend)
-                if options:
-                    exits.enter_context(ground.server.temporarily(**options))
             wanted = (contender.is_proxied and ground.has_one_address) or scenario.needs_proxy
             proxy = ground.proxy if wanted else None
             actor = exits.enter_context(contender.enter(ground, scenario, seed))
             exits.enter_context(self._known(actor))
             stage = Stage(ground.server, proxy, actor, random.Random(seed), self._stop, job.tell)
             exits.callback(stage.make_well)
+            # set-up may take longer than the scenario's idle limit: it comes first
+            actor.prepare(stage)
+            options = scenario.options(ground.backend)
+            if isinstance(ground.server, Server) and options:
+                exits.enter_context(ground.server.temporarily(**options))
+                exits.callback(stage.make_well)
             perform(stage, scenario.steps, result)
 
     @contextlib.contextmanager

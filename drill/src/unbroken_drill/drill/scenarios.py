@@ -42,6 +42,16 @@ class Scenario:
         return any(step.verb.name in ("stop", "crash") for step in self.steps)
 
     @property
+    def length(self) -> float:
+        """How many seconds its steps wait."""
+        total: float = sum(
+            step.values.get("seconds", 0.0) + step.values.get("jitter", 0.0) / 2
+            for step in self.steps
+            if step.verb.actor != "proxy"
+        )
+        return total
+
+    @property
     def processes(self) -> int:
         """How many processes may hold a pool of their own."""
         return 1 + sum(

@@ -228,8 +228,9 @@ _BY_ACTOR: Final[dict[str, _Doing]] = {
 
 
 def perform(stage: Stage, steps: Sequence[Step], result: Result) -> None:
-    """Play *steps* for a contender that is not up yet. Write in *result* what came of it."""
-    stage.actor.prepare(stage)
+    """Play *steps* for a contender that is prepared and not up yet. Write in *result* what came of
+    it.
+    """
     first = next(at for at, step in enumerate(steps) if step.verb.is_traffic)
     for step in steps[:first]:
         stage.play(step)  # how the network is set up, before anything connects

@@ -80,8 +80,14 @@ def address(given: Given, what: str, *, least_port: int = 1) -> Address:
         if "/" in given and "://" not in given:
             return Address(path=given)
         host, colon, port = given.rpartition(":")
-        if not colon or not (port.isascii() and port.isdigit() and len(port) <= 5):
+        if not colon or not (port.isascii() and port.isdigit()):
             raise wrong
+        if len(port) > 5 or not least_port <= int(port) < 65536:
+            raise ConfigurationError(
+                PROXY_ADDRESS(
+                    f"{what}: the port {port[:20]} is not a number from {least_port} to 65535"
+                )
+            )
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
         elif ":" in host:

@@ -106,16 +106,58 @@ def own_all(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """The folder for what is kept from run to run; nobody else may write there."""
-    folder = base_folder() / f"unbroken-cache-{os.geteuid()}"
+    """The folder for what is kept from run to run. It is this user's: nobody else may look into it,
+    but the user that root's servers run as may enter it.
+
+    Raises ServerUnavailable where another user has made it, or may write there.
+    """
+    folder = _cache_place()
     with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o755)
+        folder.mkdir(mode=0o700)
+    _check_is_ours(folder)
+    user = processes.server_user()
+    if user is None:
+        folder.chmod(0o700)
+    else:
+        os.chown(folder, -1, user.pw_gid)
+        folder.chmod(0o710)
+    return folder
+
+
+def _cache_place() -> Path:
+    return base_folder() / f"unbroken-cache-{os.geteuid()}"
+
+
+def _check_is_ours(folder: Path) -> None:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise ServerUnavailable(
             FOLDER(f"{folder} is not ours alone: remove it, or set TMPDIR to a private folder")
         )
-    return folder
+
+
+def cache_size() -> tuple[Path, int | None]:
+    """Where the cache is, and how many bytes it takes; None: there is none."""
+    folder = _cache_place()
+    try:
+        _check_is_ours(folder)
+    except FileNotFoundError:
+        return folder, None
+    return folder, sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def remove_cache() -> tuple[Path, int | None]:
+    """Remove the cache, and give what :func:`cache_size` gave before. What it held is made or
+    fetched again when it is needed.
+
+    Raises ServerUnavailable for a folder of somebody else.
+    """
+    folder, size = cache_size()
+    if size is not None:
+        doomed = Path(tempfile.mkdtemp(prefix="unbroken-old-cache-", dir=folder.parent))
+        folder.rename(doomed / folder.name)  # at once: who looks for it now makes another
+        shutil.rmtree(doomed, ignore_errors=True)
+    return folder, size
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 from django.db.transaction import Atomic, TransactionManagementError
 
 from unbroken.integrations._ended import is_left
+from unbroken.messages.integrations import BLOCK_BROKEN_OFF
 
 _EXIT = Atomic.__exit__.__code__
 #: what it calls the block, and the class of the exception that ends it
@@ -62,8 +63,10 @@ class Blocks(list[Any]):
         if self and wrapper is not None and is_left(self):
             wrapper.unbroken_abandon_blocks()
             raise TransactionManagementError(
-                "the atomic block before this one was broken off (by a signal handler or a time"
-                " limit) and is rolled back; begin again"
+                BLOCK_BROKEN_OFF(
+                    "the atomic block before this one was broken off (by a signal handler or a time"
+                    " limit) and is rolled back; begin again"
+                )
             )
         super().append(block)
 

@@ -46,6 +46,7 @@ def check_settings(**_kwargs: Any) -> list[Any]:
                     id="unbroken.E001",
                 )
             )
+            continue
         if given["OPTIONS"].get("pool"):
             found.append(
                 checks.Error(

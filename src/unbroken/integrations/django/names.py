@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +18,10 @@ _READ = {
 }  # fmt: skip
 #: The drivers behind each vendor's backend; PyMySQL where a site puts it in mysqlclient's place.
 _DRIVERS = {"mysql": ("mysqlclient", "pymysql"), "postgresql": ("psycopg", "psycopg2")}
-#: What Django reads in an alias.
-KEYS = {
-    "ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT", "OPTIONS", "ATOMIC_REQUESTS",
-    "AUTOCOMMIT", "CONN_MAX_AGE", "CONN_HEALTH_CHECKS", "TIME_ZONE", "TEST",
-    "DISABLE_SERVER_SIDE_CURSORS",
+#: What Django takes for the parts of an address, which it hands on as they are.
+_TEXTS: Mapping[str, tuple[type, ...]] = {
+    "NAME": (str, int, os.PathLike), "HOST": (str, os.PathLike), "USER": (str, int),
+    "PORT": (str, int),
 }  # fmt: skip
 _HOW = 'Settings of unbroken\'s stand in OPTIONS["unbroken"], as {"max_size": 5}.'
 
@@ -35,6 +35,12 @@ def check(alias: Mapping[str, Any]) -> None:
     options = alias["OPTIONS"]
     if not isinstance(options, Mapping):
         raise ConfigurationError(BAD_SETTING(f"OPTIONS={shown(options)} must be a dictionary"))
+    for name, kinds in _TEXTS.items():
+        value = alias.get(name)
+        huge = isinstance(value, int) and abs(value) >= 1 << 64
+        asked = name == "USER" and callable(value)
+        if value and not asked and (not isinstance(value, kinds) or huge or value is True):
+            raise ConfigurationError(BAD_SETTING(f"{name}={shown(value)} must be a text"))
     for name in alias:
         if isinstance(name, str) and name.lower() == "unbroken":
             raise ConfigurationError(SETTING_MISPLACED(f"{name!r} stands beside OPTIONS. {_HOW}"))

@@ -10,6 +10,7 @@ from django.db.backends.base.base import NO_DB_ALIAS, RAN_DB_VERSION_CHECK
 from django.db.utils import Error
 
 from unbroken.abc import Login
+from unbroken.drivers._diagnosis import options_of
 from unbroken.drivers._login import Opener
 from unbroken.drivers._mysql_reset import sets_nothing_else
 from unbroken.errors import ConfigurationError
@@ -136,14 +137,22 @@ def _key(wrapper: Any) -> tuple[Any, ...]:
     return (
         wrapper.alias, type(wrapper), given["NAME"], given["USER"], given["PASSWORD"],
         given["HOST"], given["PORT"], given.get("CONN_MAX_AGE"), given["AUTOCOMMIT"],
-        wrapper.timezone_name, repr(given["OPTIONS"]),
+        wrapper.timezone_name, _written(given["OPTIONS"]),
     )  # fmt: skip
 
 
+def _written(options: Any) -> str:
+    try:
+        return repr(options)
+    except ValueError:  # a number of thousands of digits, which :func:`settings_of` refuses
+        return ""
+
+
 def _make(wrapper: Any) -> Pool:
-    given = {**wrapper.settings_dict, "OPTIONS": dict(wrapper.settings_dict["OPTIONS"])}
     cls, alias = type(wrapper), wrapper.alias
     try:
+        names.check(wrapper.settings_dict)
+        given = {**wrapper.settings_dict, "OPTIONS": dict(wrapper.settings_dict["OPTIONS"])}
         settings = settings_of(given)
         chosen = _chosen(given)
         # What a user leaves is known from Django's cursors: the session is reset when it goes back,
@@ -165,6 +174,10 @@ def _make(wrapper: Any) -> Pool:
     except ConfigurationError as exc:
         raise ImproperlyConfigured(f"DATABASES[{alias!r}]: {exc}") from exc
     pool._driver.sets_only = _sets_only(cls, given["OPTIONS"])
+    pool._driver.given = options_of(  # type: ignore[attr-defined] # of every driver here
+        {name: value for name, value in given["OPTIONS"].items() if name != "unbroken"},
+        f"in OPTIONS of DATABASES[{alias!r}]",
+    )
     pool._driver.login_may_change = where.asks_anew(cls)
     return pool
 

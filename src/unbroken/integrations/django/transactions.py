@@ -12,6 +12,7 @@ from django.db.utils import DatabaseError
 
 from unbroken.integrations.django import pools
 from unbroken.integrations.django.heal import Healing
+from unbroken.messages.integrations import AUTOCOMMIT_TOO_EARLY, BLOCK_BROKEN_OFF
 from unbroken.pool.bounds import bounded
 from unbroken.pool.steps import run
 
@@ -118,9 +119,11 @@ class Transactions(Healing):
         self._discard("")
         if by_app:
             raise TransactionManagementError(
-                "set_autocommit(True) came after an exception, with a transaction open that was"
-                " neither committed nor rolled back: its connection was closed, and nothing of it"
-                " is stored. Commit or roll back first"
+                AUTOCOMMIT_TOO_EARLY(
+                    "set_autocommit(True) came after an exception, with a transaction open that was"
+                    " neither committed nor rolled back: its connection was closed, and nothing of"
+                    " it is stored. Commit or roll back first"
+                )
             )
 
     def _discard(self, why: str) -> None:
@@ -198,8 +201,11 @@ class Transactions(Healing):
     def _commit(self) -> None:
         if (self._due is not None or self._undoing) and not self.unbroken_bare:
             raise TransactionManagementError(
-                "COMMIT was not sent: a block of atomic, or a rollback, was broken off (by a signal"
-                " handler or a time limit), and what it was to undo would be stored"
+                BLOCK_BROKEN_OFF(
+                    "COMMIT was not sent: a block of atomic, or a rollback, was broken off (by a"
+                    " signal handler or a time limit), and COMMIT would store what it had to undo;"
+                    " roll back, and begin again"
+                )
             )
         held, self._settled = self._held, False
         if held is None or self.connection is not held.conn or self.unbroken_bare:

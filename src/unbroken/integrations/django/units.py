@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
 
@@ -13,9 +12,12 @@ from django.db import connections
 from unbroken.integrations.django.request_body import Body, longest, request_in
 from unbroken.ledger.scope import current
 from unbroken.pool import running, running_async
+from unbroken.pool.callables import done, is_coroutine_function, require_eager
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+
+_NAME = "@replayable"
 
 
 def give_back() -> None:
@@ -64,11 +66,12 @@ def replayable(
 
     Under the middleware a view that is marked so is run again by it, with all that lies between;
     elsewhere the function is a unit of work by itself. Within ``atomic`` it is part of that block,
-    and is not run again.
+    and is not run again. Raises ConfigurationError as that does.
     """
     if function is None:
         return functools.partial(replayable, deadline=deadline, max_replays=max_replays)
-    if iscoroutinefunction(function) or inspect.iscoroutinefunction(function):
+    require_eager(function, _NAME)
+    if iscoroutinefunction(function) or is_coroutine_function(function):
 
         @functools.wraps(function)
         async def asynchronous(*args: Any, **kwargs: Any) -> Any:
@@ -76,7 +79,7 @@ def replayable(
 
             async def once() -> Any:
                 rewind()
-                return await function(*args, **kwargs)
+                return done(await function(*args, **kwargs), function, _NAME)
 
             return await running_async.run_unit_async(lambda: attempt_async(once), deadline, times)
 
@@ -89,7 +92,7 @@ def replayable(
 
         def once() -> Any:
             rewind()
-            return function(*args, **kwargs)
+            return done(function(*args, **kwargs), function, _NAME)
 
         return running.run_unit(lambda: attempt(once), deadline, times)
 

@@ -252,8 +252,8 @@ class Pooled(Transactions):
             self.rollback_exc = exc  # what Django refuses from here on is refused because of that
             exc.add_note(
                 TRANSACTION_LOST(
-                    f"unbroken: the connection was lost inside atomic ({why}); its work is undone,"
-                    " and the next block gets another connection"
+                    f"unbroken: the connection was lost inside atomic ({why});"
+                    f" {held.what_is_left()}; the next block gets another connection"
                 )
             )
         return shown

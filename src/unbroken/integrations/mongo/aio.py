@@ -28,12 +28,14 @@ from unbroken.integrations.mongo.doubt import (
     only_reads,
     resumes_stream,
 )
+from unbroken.integrations.mongo.errors import too_late
 from unbroken.integrations.mongo.per_process import Current, PerProcess, is_inherited
 from unbroken.integrations.mongo.process_aware import ProcessAware
 from unbroken.integrations.mongo.sessions import adopted
 from unbroken.integrations.mongo.sockets import recording_async
 from unbroken.integrations.mongo.units import following, report
 from unbroken.ledger.scope import apart, current_token
+from unbroken.net.ending import no_executor
 
 _Plain = pymongo.AsyncMongoClient
 pymongo_internals.check(_Plain)
@@ -187,6 +189,9 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
     async def _opened_topology(self, now: Current) -> Any:
         # In a context of its own: else the monitors' tasks, which live on, would inherit this
         # operation's deadline (PyMongo before 4.15).
+        why = no_executor()
+        if why is not None:
+            raise too_late(self._where(), why)
         opening: Any = now.loop.create_task(now.body._get_topology(), context=apart())
         return await opening
 

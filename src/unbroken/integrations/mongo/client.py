@@ -26,6 +26,7 @@ from unbroken.integrations.mongo.doubt import (
     only_reads,
     resumes_stream,
 )
+from unbroken.integrations.mongo.errors import too_late
 from unbroken.integrations.mongo.per_process import Current, PerProcess, is_inherited
 from unbroken.integrations.mongo.prefork import is_master, rest
 from unbroken.integrations.mongo.process_aware import ProcessAware
@@ -33,7 +34,8 @@ from unbroken.integrations.mongo.sessions import adopted
 from unbroken.integrations.mongo.sockets import recording
 from unbroken.integrations.mongo.units import following, report
 from unbroken.ledger.scope import current_token
-from unbroken.net.signals import unsignalled
+from unbroken.net.ending import FINALIZING, is_finalizing
+from unbroken.net.signals import refused, unsignalled
 
 _Plain = pymongo.MongoClient
 pymongo_internals.check(_Plain)
@@ -156,6 +158,9 @@ class MongoClient(ProcessAware, _Plain[Any]):
             now = self._settle()
         if now.opened:
             return now.topology
+        why = refused()
+        if why is not None:
+            raise too_late(self._where(), why)
         with unsignalled():  # it starts the monitors' threads, and these start others
             return self._is_open(now, now.body._get_topology())
 
@@ -168,6 +173,8 @@ class MongoClient(ProcessAware, _Plain[Any]):
         deprioritized_servers: Any = None,
         operation_id: Any = None,
     ) -> Any:
+        if is_finalizing():
+            raise too_late(self._where(), FINALIZING)
         now = self._now
         if not now.here[0]:
             now = self._settle()

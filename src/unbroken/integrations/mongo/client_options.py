@@ -16,8 +16,10 @@ from urllib.parse import unquote, urlsplit
 from pymongo import _csot
 
 from unbroken.errors import ConfigurationError
+from unbroken.hints import shown
 from unbroken.integrations.mongo import option_names
 from unbroken.messages.configuration import BAD_SETTING
+from unbroken.settings import LONGEST
 
 #: Milliseconds. A server that has stopped answering is found out by a heartbeat: two seconds after
 #: its last answer (1 s between heartbeats and 1 s to connect or answer), and every round trip that
@@ -85,7 +87,8 @@ def given_options(host: Any, kwargs: Iterable[str]) -> set[str]:
 def _in_uris(host: Any) -> set[str]:
     """The names of the options in the URIs of *host*."""
     names = set[str]()
-    for each in [host] if isinstance(host, str) else host or ():
+    several = host if isinstance(host, (list, tuple)) else [host]  # PyMongo refuses other kinds
+    for each in several:
         if "://" in str(each):
             query = urlsplit(str(each)).query or str(each).partition("?")[2]
             names.update(
@@ -96,11 +99,20 @@ def _in_uris(host: Any) -> set[str]:
     return names
 
 
+def check_uri(host: Any) -> None:
+    """Raise ConfigurationError for what is no host or URI, and for options of a URI that are meant
+    for us.
+    """
+    option_names.check_host(host)
+    option_names.check_names(_in_uris(host), ())
+
+
 def with_defaults(host: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """*kwargs*, and the defaults for what neither they nor the URI say.
 
     Raises ConfigurationError for a name that no client takes.
     """
+    option_names.check_host(host)
     option_names.check_names(_in_uris(host), kwargs)
     given = given_options(host, kwargs)
     return {
@@ -141,11 +153,11 @@ def fresh_for(settings: Any) -> float:
 
 def _checked(name: str, value: Any) -> float:
     known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not known or math.isnan(value) or value < 0:
+    if not known or not (0 <= value <= LONGEST or value == math.inf):
         raise ConfigurationError(
             BAD_SETTING(
-                f"{name}={value!r} must be a number of seconds of at least 0 (math.inf: never fail"
-                " fast)"
+                f"{name}={shown(value)} must be a number of seconds of at least 0 (math.inf: never"
+                " fail fast)"
             )
         )
     return float(value)

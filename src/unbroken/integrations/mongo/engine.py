@@ -9,7 +9,7 @@ document that was touched before a fork is right after it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 import pymongo
 from pymongo.errors import ConnectionFailure
 
-from unbroken.errors import DriverNotInstalledError
+from unbroken.errors import ConfigurationError, DriverNotInstalledError
+from unbroken.integrations.mongo import client_options
 from unbroken.integrations.mongo.client import MongoClient
 from unbroken.messages.configuration import NOT_INSTALLED
 
@@ -74,14 +75,16 @@ def connect(db: str | None = None, alias: str = DEFAULT_ALIAS, **kwargs: Any) ->
     ``mongo_client_class`` of your own (mongomock's, say) stays. Raises MongoEngine's
     ConnectionFailure, and ConfigurationError when MongoEngine is not installed.
     """
-    return _mongoengine().connect(db, alias=alias, **_with_client(kwargs))
+    with _told(kwargs):
+        return _mongoengine().connect(db, alias=alias, **_with_client(kwargs))
 
 
 def register_connection(alias: str, db: str | None = None, **kwargs: Any) -> None:
     """``mongoengine.register_connection`` with a :class:`unbroken.mongo.MongoClient`, which is made
     when *alias* is first used.
     """
-    _mongoengine().register_connection(alias, db=db, **_with_client(kwargs))
+    with _told(kwargs):
+        _mongoengine().register_connection(alias, db=db, **_with_client(kwargs))
 
 
 def disconnect(alias: str = DEFAULT_ALIAS) -> None:
@@ -115,7 +118,8 @@ def check(alias: str) -> None:
     """Make the client of *alias*, which is registered, and let it go again: it says now what is
     wrong with its options.
     """
-    _mongoengine().get_connection(alias)
+    with _told({}):
+        _mongoengine().get_connection(alias)
     del _mongoengine().connection._connections[alias]
 
 
@@ -137,6 +141,20 @@ def plain_aliases() -> list[str]:
         for alias, known in list(settings.items())
         if known.get("mongo_client_class") in (None, pymongo.MongoClient)
     ]
+
+
+@contextmanager
+def _told(kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """What is wrong with the arguments is said as such: MongoEngine reads them first, and calls
+    each error of its client a failure to connect.
+    """
+    client_options.check_uri(kwargs.get("host"))
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error.__context__, ConfigurationError):
+            raise error.__context__ from None
+        raise
 
 
 def _with_client(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from pymongo.errors import InvalidOperation, ServerSelectionTimeoutError
+from pymongo.errors import (
+    InvalidOperation,
+    NotPrimaryError,
+    OperationFailure,
+    ServerSelectionTimeoutError,
+)
 
-from unbroken.errors import NotYoursError, OutageError, WriteUnknownError, for_driver
+from unbroken.errors import (
+    NotYoursError,
+    OutageError,
+    PoolClosedError,
+    WriteUnknownError,
+    for_driver,
+)
 from unbroken.ledger import scope
 from unbroken.ledger.verdicts import Fate
 from unbroken.messages.data import WRITE_UNKNOWN
+from unbroken.messages.processes import AT_THE_END
+from unbroken.pool.ending import no_connection
 
 
 def outage_error(message: str, retry_after: float) -> OutageError:
@@ -38,12 +51,14 @@ def own_time_is_up(error: Any, waited: float) -> ServerSelectionTimeoutError:
 def write_unknown(error: Any) -> WriteUnknownError:
     """PyMongo's *error* of a write that was sent, as a WriteUnknownError too."""
     is_away = isinstance(error, ServerSelectionTimeoutError)
+    met = getattr(error, "error", error)  # of a bulk write of a client's
+    has_answer = isinstance(met, (OperationFailure, NotPrimaryError))
+    how = "its answer does not say whether it lasts" if has_answer else "its answer was lost"
     told = for_driver(
         WriteUnknownError,
         ServerSelectionTimeoutError if is_away else type(error),
         WRITE_UNKNOWN(
-            f"{error}; the write was sent and its answer was lost: it may be stored, so look before"
-            " you repeat it"
+            f"{error}; the write was sent and {how}: it may be stored, so look before you repeat it"
         ),
         fate=Fate.UNKNOWN,
     )
@@ -56,4 +71,13 @@ def not_yours(message: str) -> NotYoursError:
     """A NotYoursError that is PyMongo's InvalidOperation too."""
     error = for_driver(NotYoursError, InvalidOperation, message)
     error.__dict__.update(InvalidOperation(message).__dict__)
+    return error
+
+
+def too_late(where: str, why: object) -> PoolClosedError:
+    """A PoolClosedError that is PyMongo's InvalidOperation too: the interpreter is shutting down,
+    and PyMongo's monitors cannot be started any more.
+    """
+    error = for_driver(PoolClosedError, InvalidOperation, AT_THE_END(no_connection(where, why)))
+    error.__dict__.update(InvalidOperation(str(error)).__dict__)
     return error

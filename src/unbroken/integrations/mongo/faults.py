@@ -5,6 +5,8 @@ from __future__ import annotations
 from pymongo.errors import NetworkTimeout, NotPrimaryError, OperationFailure
 
 from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.backends.masking import masked
+from unbroken.backends.system import flat
 
 #: The server says that it is stopping (SDAM specification, "node is shutting down").
 _SHUTDOWN = {91, 11600}
@@ -51,7 +53,5 @@ def said(error: BaseException) -> str:
     """One line of what *error* says, without PyMongo's list of the timeouts that were
     configured.
     """
-    return (
-        " ".join(str(error).split(" (configured timeouts:")[0].split(", full error:")[0].split())
-        or type(error).__name__
-    )
+    words = str(error).split(" (configured timeouts:")[0].split(", full error:")[0]
+    return masked(flat(words)) or type(error).__name__

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from pymongo import common
 from pymongo.errors import ConfigurationError as TheirConfigurationError
 
 from unbroken.errors import ConfigurationError, for_driver
 from unbroken.hints import nearest, shown, word_of_others
-from unbroken.messages.configuration import UNKNOWN_OPTION
+from unbroken.messages.configuration import NOT_A_URL, UNKNOWN_OPTION
 from unbroken.settings import Settings
 
 #: The options of our own.
@@ -32,6 +33,14 @@ _PYMONGO = {
 }
 #: The keywords of PyMongo's constructor that are no options of a URI.
 _ARGUMENTS = ("host", "port", "document_class", "tz_aware", "connect", "type_registry")
+
+
+def check_host(host: Any) -> None:
+    """Raise ConfigurationError for what PyMongo cannot take for a URI, a host or a list of them."""
+    several = host if isinstance(host, (list, tuple)) else [host]
+    if host is not None and not all(isinstance(each, str) for each in several):
+        text = f"host={shown(host)} must be a URI such as mongodb://host:27017/shop, or host names"
+        raise ConfigurationError(NOT_A_URL(text))
 
 
 def check_names(in_uri: Iterable[str], keywords: Iterable[str]) -> None:

@@ -27,7 +27,7 @@ def stats(client: Any) -> Stats:
     if not isinstance(client, ProcessAware):
         raise ConfigurationError(
             MONGO_CLIENT_NOT_OURS(
-                f"{type(client).__name__} is no unbroken.mongo.MongoClient or AsyncMongoClient;"
+                f"{type(client).__name__} is not an unbroken.mongo.MongoClient or AsyncMongoClient;"
                 " only these keep count"
             )
         )

@@ -92,6 +92,7 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
                 **where.callables_of(params),
                 **self._given,
             )
+            self._pool._driver.given = where.options_of(params)  # type: ignore[attr-defined] # Base
         return self._pool
 
     stats = Poolish.stats

@@ -122,6 +122,7 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
             **where.callables_of(params),
             **self._given,
         )
+        pool._driver.given = where.options_of(params)  # type: ignore[attr-defined] # of Base
         if self._made is None:
             self._made = pool
         else:
@@ -305,7 +306,7 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
             raise
 
     def _lost_error(self, slot: Slot) -> UnbrokenError:
-        what = f"this transaction was lost ({slot.lost}); nothing of it is stored"
+        what = f"the connection of this transaction was lost; {slot.lost}"
         return translated(state_of(self.pool).error(ConnectionLostError, TRANSACTION_LOST(what)))
 
     def _give_back(self, slot: Slot, where: Any = None) -> None:

@@ -10,10 +10,13 @@ from urllib.parse import urlsplit
 import peewee
 from playhouse import db_url, mysql_ext, postgres_ext
 
+from unbroken.drivers._addresses import ENCODE
+from unbroken.drivers._wrong_urls import no_text, no_url
+from unbroken.drivers.url import parse
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.peewee.database import PooledDatabase
 from unbroken.integrations.peewee.where import without_hosts
-from unbroken.messages.configuration import NOT_A_URL
+from unbroken.messages.configuration import NOT_A_URL, URL_UNREADABLE
 from unbroken.messages.integrations import PEEWEE_DATABASE
 
 
@@ -86,7 +89,7 @@ def connect(url: str, **options: Any) -> Any:
     User and password are unquoted. Raises ConfigurationError for a scheme that unbroken does not
     serve.
     """
-    scheme = urlsplit(url).scheme
+    scheme = _scheme_of(url)
     if scheme in _ASYNC:
         import unbroken.integrations.peewee.aio  # noqa: F401 - registers its schemes
     name = _ASYNC.get(scheme) or _ALIASES.get(scheme, scheme).removesuffix("+pool").removesuffix(
@@ -108,4 +111,26 @@ def connect(url: str, **options: Any) -> Any:
         )
     url, several = without_hosts(url)
     options = {"unquote_password": True, "unquote_user": True, **several, **options}
-    return db_url.connect(f"{name}+unbroken{url[len(scheme) :]}", **options)
+    try:
+        return db_url.connect(f"{name}+unbroken{url[len(scheme) :]}", **options)
+    except ValueError as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(URL_UNREADABLE(f"the URL cannot be read; {ENCODE}")) from None
+
+
+def _scheme_of(url: object) -> str:
+    """The scheme of *url*. Raises ConfigurationError for what is no URL, without showing it."""
+    if not isinstance(url, str):
+        raise ConfigurationError(NOT_A_URL(no_text(url)))
+    try:
+        scheme, several = urlsplit(url).scheme, "," in urlsplit(url).netloc
+        if scheme and not several:
+            _ = urlsplit(url).port
+    except ValueError:
+        scheme, _, rest = url.partition("://")
+        parse(f"mysql://{rest}")  # says what is wrong, if it sees that
+        raise ConfigurationError(URL_UNREADABLE(f"the URL cannot be read; {ENCODE}")) from None
+    if not scheme or "://" not in url:
+        raise ConfigurationError(NOT_A_URL(no_url(url.strip())))
+    return scheme

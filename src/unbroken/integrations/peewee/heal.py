@@ -149,7 +149,7 @@ class Healing:
             raise Refused(ruling.reason)
         if slot.held and not self.reconnect:
             raise Refused("reconnect=False keeps the connection that connect() took")
-        begun, is_over = slot.begun, False
+        begun, is_over, left = slot.begun, False, loan.what_is_left()
         try:
             for _ in range(ATTEMPTS):
                 if self._moved(slot, loan, past, ruling, begun):
@@ -158,7 +158,7 @@ class Healing:
             raise Refused("other connections were lost before it could be sent")
         finally:
             if not is_over and begun:  # this transaction gets none any more
-                slot.lost = "its connection was lost"
+                slot.lost = left
                 slot.begun = True
                 if not slot.closed:
                     self._give_back(slot)

@@ -141,7 +141,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         taken, why = self.entry.place, self.owner.explain(self.entry, in_use=True)[0].value
         what = (
             f"connection of pool {self.owner.name}, taken at {taken}, was lost ({why}) in a"
-            " transaction; nothing of it is stored"
+            f" transaction; {self.loan.what_is_left()}"
         )
         self.unsent = translated(self.owner.error(ConnectionLostError, TRANSACTION_LOST(what)))
         return self.unsent

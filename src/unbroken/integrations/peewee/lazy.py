@@ -36,7 +36,7 @@ def whole(value: Any, db: Any, function: Any, lazy: Lazy, depth: int = 3) -> Any
         raise LazyQueryError(
             LAZY_QUERY(
                 f"{function.__qualname__} ({code.co_filename}:{code.co_firstlineno}) returned"
-                f" {unread} unread{where}: its connection is given back first; return a list, or"
+                f" {unread} unread{where}: its connection is released first; return a list, or"
                 " let @db.unit read it (lazy='read')"
             )
         )

@@ -142,8 +142,8 @@ def driver_of(database: Any) -> str:
         return "psycopg" if isinstance(database._adapter, peewee.Psycopg3Adapter) else "psycopg2"
     raise ConfigurationError(
         PEEWEE_DATABASE(
-            f"{type(database).__name__} is no MySQL, MariaDB or PostgreSQL database of peewee's;"
-            " unbroken pools those"
+            f"{type(database).__name__} is not a MySQL, MariaDB or PostgreSQL database of peewee's;"
+            " unbroken pools only those"
         )
     )
 

@@ -78,7 +78,8 @@ class Slot:
         self.opened: Where | None = None  #: where the last connection was taken …
         self.left: Where | None = None  #: … and given back (strict mode)
         self.leaving: Taken | None = None  #: on its way back to the pool
-        self.lost: str | None = None  #: why the transaction that is open gets no connection
+        #: what is known of the open transaction, which gets no connection any more
+        self.lost: str | None = None
         self.told: Taken | None = None  #: where the statement under way was told of …
         self.was_dead = False  #: … and whether that connection was known to be lost
         self.met: tuple[BaseException, Fault] | None = None  #: the driver's last error, its meaning

@@ -12,11 +12,15 @@ from typing import Any
 import peewee
 
 from unbroken.errors import ConfigurationError
+from unbroken.hints import shown
 from unbroken.integrations.peewee.lazy import Lazy, whole
 from unbroken.ledger.scope import current
 from unbroken.messages.configuration import BAD_SETTING
 from unbroken.messages.integrations import PEEWEE_UNIT
+from unbroken.pool.callables import done, is_coroutine_function, named, require_blocking
 from unbroken.pool.running import run_unit
+
+_ATOMIC = "@atomic()"
 
 
 def unit(
@@ -48,10 +52,10 @@ def unit(
             unit, database, lazy=lazy, atomic=atomic, deadline=deadline, max_replays=max_replays
         )
     if lazy not in ("read", "refuse"):
-        raise ConfigurationError(BAD_SETTING(f"lazy={lazy!r} must be 'read' or 'refuse'"))
+        raise ConfigurationError(BAD_SETTING(f"lazy={shown(lazy)} must be 'read' or 'refuse'"))
     if not isinstance(database, peewee.Proxy):
         resolved(database, function)
-    if inspect.iscoroutinefunction(function):
+    if is_coroutine_function(function):
         from unbroken.integrations.peewee.aunit import awaited
 
         return awaited(database, function, lazy, atomic, deadline, max_replays)
@@ -84,23 +88,21 @@ def resolved(database: Any, function: Any) -> Any:
     db = database.obj if isinstance(database, peewee.Proxy) else database
     if db is None:
         raise peewee.InterfaceError(
-            PEEWEE_UNIT(
-                f"{function.__qualname__} was called before its database proxy was initialized"
-            )
+            PEEWEE_UNIT(f"{named(function)} was called before its database proxy was initialized")
         )
-    if db.is_async and not inspect.iscoroutinefunction(function):
+    if db.is_async and not is_coroutine_function(function):
         raise ConfigurationError(
             PEEWEE_UNIT(
-                f"{function.__qualname__} is no async def, and {type(db).__name__} is for asyncio:"
+                f"{named(function)} is no async def, and {type(db).__name__} is for asyncio:"
                 " make it one that awaits db.run(...) inside"
             )
         )
     if not db.is_async and (
-        inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+        is_coroutine_function(function) or inspect.isasyncgenfunction(function)
     ):
         raise ConfigurationError(
             PEEWEE_UNIT(
-                f"{function.__qualname__} is async, and {type(db).__name__} blocks: use"
+                f"{named(function)} is async, and {type(db).__name__} blocks: use"
                 " unbroken.peewee's AsyncMySQLDatabase or AsyncPostgresqlDatabase"
             )
         )
@@ -146,7 +148,12 @@ class Atomic(peewee._atomic):  # type: ignore[misc] # peewee ships no types that
     """
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """*function* in this transaction."""
+        """*function* in this transaction.
+
+        Raises ConfigurationError for an ``async def``, and for a generator, whose work would be
+        done after the transaction.
+        """
+        require_blocking(function, _ATOMIC)
 
         @functools.wraps(function)
         def inner(*args: Any, **kwargs: Any) -> Any:
@@ -156,7 +163,7 @@ class Atomic(peewee._atomic):  # type: ignore[misc] # peewee ships no types that
 
             def work() -> Any:
                 with type(self)(db, *arguments, **options):  # each call has its own
-                    return function(*args, **kwargs)
+                    return done(function(*args, **kwargs), function, _ATOMIC)
 
             if db.transaction_depth():
                 return work()

@@ -8,10 +8,16 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from unbroken.abc import Address, Login, Target
-from unbroken.drivers import _login
+from unbroken.drivers import _diagnosis, _login
 from unbroken.drivers._addresses import USUAL, listed, of_framework
+from unbroken.drivers._diagnosis import Option
 from unbroken.drivers.url import at, parse
+from unbroken.errors import ConfigurationError
+from unbroken.hints import shown
+from unbroken.messages.configuration import BAD_SETTING
 
+#: What messages say without that.
+_SAID = ("host", "port", "user", "password", "passwd", "unix_socket")
 _NAMES = {"user": ("user",), "password": ("password", "passwd")}
 
 
@@ -21,13 +27,25 @@ def hosts_of(given: Mapping[str, Any], backend: str) -> tuple[Address, ...]:
 
     Raises ConfigurationError for a list that cannot be read.
     """
-    return of_framework(_texts(given.get("host")), _texts(given.get("port")), USUAL[backend])
+    hosts, ports = _texts("host", given.get("host")), _texts("port", given.get("port"))
+    return of_framework(hosts, ports, USUAL[backend])
 
 
-def _texts(given: Any) -> list[str]:
-    if isinstance(given, (list, tuple)):
-        return [str(each) for each in given]
-    return listed(str(given)) if given else []
+def _texts(name: str, given: Any) -> list[str]:
+    found = list(given) if isinstance(given, (list, tuple)) else [given] if given else []
+    for each in found:
+        if not isinstance(each, (str, int)) or isinstance(each, bool) or not _is_short(each):
+            raise ConfigurationError(
+                BAD_SETTING(f"{name}={shown(given)} must be a text or a number")
+            )
+    return [str(each) for each in found] if isinstance(given, (list, tuple)) else [
+        text for each in found for text in listed(str(each))
+    ]  # fmt: skip
+
+
+def _is_short(each: str | int) -> bool:
+    """Python refuses to write down a number of thousands of digits."""
+    return isinstance(each, str) or abs(each) < 1 << 64
 
 
 def target_of(name: str, params: Mapping[str, Any], driver: str) -> Target:
@@ -51,6 +69,12 @@ def target_of(name: str, params: Mapping[str, Any], driver: str) -> Target:
     if isinstance(password, str):
         target = replace(target, password=password)
     return at(target, found, known.get("unix_socket"))
+
+
+def options_of(params: Mapping[str, Any]) -> tuple[Option, ...]:
+    """The driver's options among peewee's *params*, for messages."""
+    rest = {name: value for name, value in params.items() if name not in _SAID}
+    return _diagnosis.options_of(rest, "in the database's arguments")
 
 
 def callables_of(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from unbroken.abc import Cause, Connection, Fault, FaultKind, Login
+from unbroken.backends.fault import CLIENT_KINDS
 from unbroken.brain.entry import Entry
 from unbroken.brain.stats import Counters, Stats
 from unbroken.drivers._shared import dial, from_connect, mark
@@ -208,8 +209,17 @@ class Body(PoolState):
             tickets = self.kernel.grant_places(self.place)
         self.wake(tickets)
 
-    def rejection(self, exc: Exception, fault: Fault) -> BaseException:  # noqa: ARG002 - as PoolState has it
-        """The driver's own error, as SQLAlchemy would give it: a copy for each caller."""
+    @property
+    def is_opened_outside(self) -> bool:
+        """See PoolState."""
+        return self.plan.is_created_outside
+
+    def rejection(self, exc: Exception, fault: Fault) -> BaseException:
+        """The driver's own error, as SQLAlchemy would give it: a copy for each caller. Where an
+        option of the client's is to blame, our own, which names it.
+        """
+        if fault.kind in CLIENT_KINDS and not self.is_opened_outside:
+            return super().rejection(exc, fault)
         try:
             return copy.copy(exc)
         except Exception:  # an exception class that cannot be copied

@@ -25,7 +25,7 @@ from unbroken.integrations.sqlalchemy.telling import commits_itself, past_of
 from unbroken.ledger.heal import Lost, Ruling, may_forget_commit, may_run_again
 from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import current, current_token
-from unbroken.messages.data import SESSION_LOST
+from unbroken.messages.data import HELD_REPLACED, NO_SUBSTITUTE
 from unbroken.pool import heal as common
 from unbroken.pool.heal import ATTEMPTS, Losses, curable, is_at_rest, note, objection
 from unbroken.pool.loan import Loan
@@ -335,11 +335,12 @@ class HealingConnection(Connection):
         lost = Lost(sql="SELECT 1", fault=fault, backend=record.owner.backend, autocommit=True)
         if not may_run_again(trial, lost).heals:
             return False
-        exc = ConnectionLostError(SESSION_LOST(f"the connection was lost: {entry.cause}"))
+        exc = ConnectionLostError(HELD_REPLACED(f"the connection was lost: {entry.cause}"))
         try:
             against = self._replaced_somehow(record, entry, exc, Ruling(True, ""))
             if against is not None:
-                raise record.owner.error(ConnectionLostError, SESSION_LOST(against))
+                words = f"between two transactions a connection was lost, and {against}"
+                raise record.owner.error(ConnectionLostError, NO_SUBSTITUTE(words))
         except BaseException as another:
             self.invalidate(exc)
             if isinstance(another, self.dialect.loaded_dbapi.Error):  # as for engine.connect()
@@ -374,9 +375,7 @@ class HealingConnection(Connection):
     def _replaced_somehow(
         self, record: Record, old: Any, exc: Exception, ruling: Ruling
     ) -> str | None:
-        """Another connection, even where some are lost before they can be used. Gives what the
-        server says against *ruling*; None: nothing.
-        """
+        """As :meth:`_replaced`, even where some are lost before they can be used."""
         for left in reversed(range(ATTEMPTS)):
             try:
                 against = self._replaced(record, old, self._dbapi_connection, exc, ruling)

@@ -27,14 +27,22 @@ from unbroken.backends.system import one_line
 from unbroken.drivers import known as all_known
 from unbroken.drivers import open_driver
 from unbroken.drivers._base import Base
+from unbroken.drivers._diagnosis import Option, options_of
 from unbroken.errors import ConfigurationError
+from unbroken.hints import shown
 from unbroken.integrations.sqlalchemy.strays import check_names
 from unbroken.integrations.sqlalchemy.where import hosts_of, take_callables, target_of
-from unbroken.messages.configuration import BAD_SETTING, SETTING_HAS_NO_USE, SETTING_TWICE
+from unbroken.messages.configuration import (
+    BAD_SETTING,
+    SETTING_HAS_NO_USE,
+    SETTING_TWICE,
+    URL_UNREADABLE,
+)
 from unbroken.messages.integrations import POOLED_AS_SQLALCHEMY_DOES
 from unbroken.messages.pool import OBSERVER_FAILED
 from unbroken.pool.arguments import by_our_names
 from unbroken.pool.secrets import NO_SECRETS
+from unbroken.pool.unsupported import refuse_eventlet
 from unbroken.settings import Settings
 
 log = logging.getLogger("unbroken")
@@ -217,6 +225,7 @@ def open_plan(
 
     Translates in *kwargs* what is SQLAlchemy's. *is_ours*: whether its pool is one of ours.
     """
+    refuse_eventlet()
     check_names(url, kwargs)
     given, names = _settings(url, kwargs, by_our_names if is_ours else dict)
     observers = tuple(given.pop("observers", ()))
@@ -227,6 +236,13 @@ def open_plan(
         settings = settings.changed(max_idle=math.inf)
     hosts = hosts_of(url) if is_ours else ()
     target = target_of(url, hosts)
+    if "\ufffd" in (target.password or ""):
+        raise ConfigurationError(
+            URL_UNREADABLE(
+                "the password in the URL is not UTF-8 once its %-escapes are decoded, and"
+                " SQLAlchemy puts other characters in its place; give it in connect_args"
+            )
+        )
     adopt_for(settings.units, settings.max_replays)
     if kwargs.get("creator") is not None:
         target = replace(target, others=())
@@ -238,7 +254,15 @@ def open_plan(
             plan.secrets = take_callables(target, kwargs, is_async=is_async)
         _in_pure_python(url, kwargs)
         plan.connect_limit = _bound_connect(url, kwargs, settings)
+        plan.driver.given = _options(url, kwargs, names)  # type: ignore[attr-defined] # of Base
     return plan, names
+
+
+def _options(url: URL, kwargs: dict[str, Any], ours: tuple[str, ...]) -> tuple[Option, ...]:
+    """The driver's options, and where each stands."""
+    in_url = {name: value for name, value in url.query.items() if name not in ours}
+    args = dict(kwargs.get("connect_args") or {})
+    return (*options_of(in_url, "in the URL"), *options_of(args, "in connect_args"))
 
 
 def _settings(
@@ -248,8 +272,8 @@ def _settings(
     if not isinstance(given, Mapping):
         raise ConfigurationError(
             BAD_SETTING(
-                f"unbroken={given!r} must be a dict of settings, such as"
-                f" unbroken={{'leak_after': 10}}"
+                f"unbroken={shown(given)} must be a dict of settings, such as"
+                " unbroken={'leak_after': 10}"
             )
         )
     # that one is the DBAPI's, in a URL

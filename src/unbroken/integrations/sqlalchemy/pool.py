@@ -42,6 +42,7 @@ from unbroken.integrations.sqlalchemy.runtimes import SyncRuntime
 from unbroken.ledger.scope import current, current_token
 from unbroken.pool.acquire import acquire
 from unbroken.pool.answers import take_at_once
+from unbroken.pool.closing import tell
 from unbroken.pool.loan import Loan
 from unbroken.settings import Settings
 
@@ -111,6 +112,7 @@ class EnginePool(Creating):
                 entry.condemn(Cause.DRAINED)
                 body.close_entry(entry)
             body.ensure_connecting()
+            tell(body, "is disposed of", "each is closed when it is returned")
         self.logger.info("Pool disposed. %s", self.status())
 
     # -- what SQLAlchemy counts --------------------------------------------------------------------

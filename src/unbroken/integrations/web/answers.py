@@ -106,8 +106,11 @@ def answer_to(
         words = f"{words} [{code}]"
         return Answer("500 Internal Server Error", error, words, None, fate, cause, code)
     seconds = max(1, math.ceil(getattr(away, "retry_after", 1.0)))
-    cannot = isinstance(away, (OutageError, ConnectionLostError))
-    why = "cannot be reached at the moment" if cannot else "did not answer in time"
+    why = "cannot be reached at the moment"
+    if isinstance(away, DeadlineExceeded):
+        why = "did not answer in time"
+    elif isinstance(away, PoolTimeoutError) or _is_queue_timeout(away):
+        why = "has no connection free at the moment"
     words = (
         f"The database {why}; nothing of this request is stored. Please try again in {seconds} s."
         f" [{code}]"

@@ -19,7 +19,7 @@ from unbroken.integrations.web import health as _health
 from unbroken.integrations.web.answers import Swallowed, json_page, page, report
 from unbroken.integrations.web.exchange import KEY, log
 from unbroken.integrations.web.settings import HttpSettings
-from unbroken.messages.integrations import SESSION_NOT_ENDED
+from unbroken.messages.integrations import SESSION_LEFT, SESSION_NOT_ENDED
 from unbroken.pool import running_async
 from unbroken.pool.holder import thread_frames
 
@@ -369,7 +369,7 @@ async def _in_any_case(end: Coroutine[Any, Any, None]) -> None:
 async def _end(made: Any, struck: bool) -> None:
     if struck and not inspect.iscoroutinefunction(made.close) and not await _let_go(made):
         log.warning(
-            SESSION_NOT_ENDED(
+            SESSION_LEFT(
                 "a session may still be in use on a thread, after up to %.0f s; its request was"
                 " cancelled, and it is left to that thread"
             ),

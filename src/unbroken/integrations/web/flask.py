@@ -11,6 +11,7 @@ import flask
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
 from unbroken.errors import ConfigurationError
+from unbroken.hints import shown
 from unbroken.integrations import _foreign
 from unbroken.integrations.web import flask_mongo as _flask_mongo
 from unbroken.integrations.web import health as _health
@@ -76,7 +77,7 @@ class Unbroken:
         **settings: Any,
     ) -> None:
         if not isinstance(commit, bool):
-            raise ConfigurationError(BAD_SETTING(f"commit={commit!r} must be True or False"))
+            raise ConfigurationError(BAD_SETTING(f"commit={shown(commit)} must be True or False"))
         self.commit = commit
         self.sessions: tuple[Any, ...] = (
             tuple(sessions) if isinstance(sessions, (list, tuple)) else (sessions,)
@@ -85,7 +86,7 @@ class Unbroken:
             if not hasattr(registry, "remove"):
                 raise ConfigurationError(
                     BAD_SETTING(
-                        f"sessions={registry!r} must be scoped_session registries: they have"
+                        f"sessions={shown(registry)} must be scoped_session registries: they have"
                         " remove()"
                     )
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from unbroken.errors import ConfigurationError
 from unbroken.hints import nearest, remedy, shown, word_of_others
 from unbroken.messages.configuration import BAD_SETTING, UNKNOWN_SETTING
-from unbroken.settings import Settings
+from unbroken.settings import LONGEST, MOST, Settings
 
 #: Methods that RFC 9110, section 9.2.1, calls safe and that apps implement.
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -69,14 +70,11 @@ class HttpSettings:
                     UNKNOWN_SETTING(f"unknown setting {shown(name)}; {_hint(name, known)}")
                 )
         if "methods" in given:
-            methods = given["methods"]
             given["methods"] = frozenset(
-                m.upper() for m in ((methods,) if isinstance(methods, str) else methods)
+                each.upper() for each in _texts("methods", given["methods"], "methods such as GET")
             )
-        if isinstance(given.get("replay"), str):
-            given["replay"] = (given["replay"],)
-        elif "replay" in given and given["replay"] is not None and not callable(given["replay"]):
-            given["replay"] = tuple(given["replay"])
+        if given.get("replay") is not None and not callable(given["replay"]):
+            given["replay"] = _texts("replay", given["replay"], "paths, or a callable")
         if "databases" in given:
             given["databases"] = _several(given["databases"])
         settings = cls(**given)
@@ -92,6 +90,17 @@ class HttpSettings:
         elif self.replay is not None and any(under(path, prefix) for prefix in self.replay):
             return True
         return method in self.methods
+
+
+def _texts(name: str, given: Any, what: str) -> tuple[str, ...]:
+    """One text or several, as a tuple. Raises ConfigurationError that says *what* they are."""
+    found = (given,) if isinstance(given, str) else given
+    if not isinstance(found, Iterable) or isinstance(found, (bytes, bytearray)):
+        found = (found,)
+    found = tuple(found)
+    if not all(isinstance(each, str) for each in found):
+        raise ConfigurationError(BAD_SETTING(f"{name}={shown(given)} must be {what}"))
+    return found
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
@@ -113,12 +122,14 @@ def _several(given: Any) -> tuple[Any, ...]:
 
 
 def _validate(s: HttpSettings) -> None:
-    for name, least in (("max_body", 0), ("max_replays", 0)):
+    for name, least, most in (("max_body", 0, 1 << 40), ("max_replays", 0, MOST)):
         value = getattr(s, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigurationError(
-                BAD_SETTING(f"{name}={value!r} must be a whole number of at least {least}")
+                BAD_SETTING(f"{name}={shown(value)} must be a whole number of at least {least}")
             )
+        if value > most:
+            raise ConfigurationError(BAD_SETTING(f"{name}={shown(value)} must be at most {most}"))
     for name in ("deadline", "ready_timeout"):
         value = getattr(s, name)
         if value is None and name == "deadline":
@@ -126,15 +137,21 @@ def _validate(s: HttpSettings) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
             raise ConfigurationError(
                 BAD_SETTING(
-                    f"{name}={value!r} must be a number of seconds above"
+                    f"{name}={shown(value)} must be a number of seconds above"
                     f" 0{', or None' if name == 'deadline' else ''}"
                 )
+            )
+        if LONGEST < value < math.inf:
+            raise ConfigurationError(
+                BAD_SETTING(f"{name}={shown(value)} must be at most {LONGEST:.0f} s")
             )
     for name in ("healthz", "readyz"):
         value = getattr(s, name)
         if value is not None and not (isinstance(value, str) and value.startswith("/")):
             raise ConfigurationError(
-                BAD_SETTING(f"{name}={value!r} must be a path that begins with a slash, or None")
+                BAD_SETTING(
+                    f"{name}={shown(value)} must be a path that begins with a slash, or None"
+                )
             )
 
 

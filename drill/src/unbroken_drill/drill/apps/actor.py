@@ -11,7 +11,7 @@ from typing import Final
 from unbroken_drill.drill.apps.launch import App, AppError
 from unbroken_drill.drill.apps.plan import AppPlan, Variant, fill
 from unbroken_drill.drill.apps.replies import OK, Reply
-from unbroken_drill.drill.apps.results import AppResult
+from unbroken_drill.drill.apps.results import AppResult, said
 from unbroken_drill.drill.apps.traffic import Traffic
 from unbroken_drill.drill.contest import HOST, Ground
 from unbroken_drill.drill.measure import sessions_left
@@ -168,7 +168,7 @@ class AppActor:
 
     def _refusal(self, reply: Reply) -> str:
         target = self.traffic.targets[reply.target]
-        answer = f"status {reply.status} ({reply.line})" if reply.status else reply.line
+        answer = f"status {said(reply)}" if reply.status else reply.line
         within = f"within {self.contender.plan.start_timeout:.0f} s"
         return f"before any fault, {target.method} {target.url} does not work {within}: {answer}"
 
@@ -189,7 +189,9 @@ class AppActor:
     def conclude(self, stage: Stage, result: Result, began: float) -> None:
         """Count the replies, the connections, and whether the app is well."""
         assert isinstance(result, AppResult)
-        result.take(self.traffic.replies, stage.marks, began)
+        names = [each.name for each in self.traffic.targets]
+        several = names if len(names) > 1 else ()
+        result.take(self.traffic.replies, stage.marks, began, several)
         result.close_wait = stage.count_stuck()
         if stage.server is not None:
             result.sessions = len(stage.server.sessions())

@@ -21,6 +21,12 @@ class Target:
     body: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """What people call it: its method, and its path and query."""
+        rest = self.url.partition("://")[2]
+        return f"{self.method} /{rest.partition('/')[2]}"
+
 
 class Reply(NamedTuple):
     """One request and what came of it. Times are ``time.monotonic()``."""

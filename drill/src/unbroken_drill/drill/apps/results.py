@@ -28,8 +28,16 @@ class AppResult(Result):
     replies: list[Reply] = field(default_factory=list)  #: every request, in the order they were due
     began: float = 0.0  #: when the timeline begins, ``time.monotonic()``
 
-    def take(self, replies: Sequence[Reply], marks: Sequence[Mark], began: float) -> None:
-        """Count *replies*, and see how soon after each mark's end all was well."""
+    def take(
+        self,
+        replies: Sequence[Reply],
+        marks: Sequence[Mark],
+        began: float,
+        targets: Sequence[str] = (),
+    ) -> None:
+        """Count *replies*, and see how soon after each mark's end all was well. *targets*: what
+        people call each URL, where there are several.
+        """
         self.replies, self.marks, self.began = sorted(replies), list(marks), began
         self.requests = len(replies)
         self.hung = sum(reply.outcome == HUNG for reply in replies)
@@ -39,7 +47,11 @@ class AppResult(Result):
             Counter(str(reply.status or "none") for reply in replies).most_common()
         )
         self.samples = dict(
-            Counter(said(reply) for reply in replies if reply.outcome != OK).most_common(20)
+            Counter(
+                (f"{targets[reply.target]}: " if targets else "") + said(reply)
+                for reply in replies
+                if reply.outcome != OK
+            ).most_common(20)
         )
         self.late = max(
             (reply.sent - reply.due for reply in replies if reply.outcome == OK), default=0.0
@@ -95,8 +107,11 @@ class AppResult(Result):
 
 
 def said(reply: Reply) -> str:
-    """What a failed request was told, for counting: its status and the body's first line."""
-    return f"{reply.status} {reply.line}".strip() if reply.status else reply.line
+    """What a failed request was told, for counting: its status and the body's first line, which may
+    begin with the status itself.
+    """
+    status = str(reply.status or "")
+    return f"{status} {reply.line.removeprefix(status).strip(' :-')}".strip()
 
 
 def recovery(replies: Sequence[Reply], up: float) -> float | None:

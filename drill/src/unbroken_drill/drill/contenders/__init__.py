@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from unbroken.errors import ConfigurationError
 from unbroken_drill.drill.contenders.base import SmallApp
+from unbroken_drill.drill.steps import nearest
 from unbroken_drill.messages import UNKNOWN_NAME
 
 
@@ -134,7 +135,8 @@ def choose(names: Sequence[str], backends: Iterable[str]) -> list[Entrant]:
         if not any(_means(name, key) for key in keys):
             raise ConfigurationError(
                 UNKNOWN_NAME(
-                    f"there is no contender {name!r}; known are unbroken, {', '.join(keys)}"
+                    f"there is no contender {name!r}{nearest(name, ['unbroken', *keys])}; known are"
+                    f" unbroken, {', '.join(keys)}"
                 )
             )
     return [

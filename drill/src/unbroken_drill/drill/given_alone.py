@@ -1,0 +1,76 @@
+"""Options of an app's drill that can be checked one by one, before anything is started."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from unbroken.errors import ConfigurationError
+from unbroken_drill.drill.apps.plan import Variant
+from unbroken_drill.messages import BAD_OPTION_VALUE, NO_PROGRAM
+
+#: What a database URL's scheme says of the server.
+SCHEMES: Final = {
+    "postgres": "postgresql",
+    **{name: name for name in ("postgresql", "mysql", "mariadb", "mongodb")},
+}
+
+
+def scheme_of(db: str) -> str:
+    """The kind of server that the URL of --db names. Raises ConfigurationError without the URL."""
+    try:
+        parts = urlsplit(db)
+        scheme, host, port = parts.scheme.partition("+")[0], parts.hostname, parts.port
+    except ValueError as error:
+        if "ort" in str(error):  # as urllib calls a port that cannot be
+            raise ConfigurationError(
+                BAD_OPTION_VALUE("--db: its port is not a number from 1 to 65535")
+            ) from None
+        raise ConfigurationError(BAD_OPTION_VALUE("--db: its host cannot be read")) from None
+    if scheme not in SCHEMES or not host or port == 0:
+        raise ConfigurationError(
+            BAD_OPTION_VALUE(
+                "--db: not a database URL with a host, such as"
+                " mysql://user:password@db.example/shop"
+            )
+        )
+    return scheme
+
+
+def setup(text: str | None, folder: Path) -> tuple[str, ...]:
+    """The words of --setup, a program that there is in *folder* or on the path.
+
+    Raises ConfigurationError.
+    """
+    try:
+        words = shlex.split(text or "")
+    except ValueError as error:
+        raise ConfigurationError(BAD_OPTION_VALUE(f"--setup {text!r}: {error}")) from None
+    if words:
+        _find(words[0], folder, f"--setup is {text}")
+    return tuple(words)
+
+
+def driver(name: str | None) -> str | None:
+    """The *name* of --driver, of any language's. Raises ConfigurationError for what is no name."""
+    if name is not None and not re.fullmatch(r"[A-Za-z][\w.-]*", name):
+        raise ConfigurationError(
+            BAD_OPTION_VALUE(f"--driver {name!r}: not a driver's name, such as pymysql")
+        )
+    return name
+
+
+def runnable(each: Variant, folder: Path) -> Variant:
+    """*each*, whose program there is. Raises ConfigurationError."""
+    _find(each.argv[0], folder, f"the app's command is {shlex.join(each.argv)}")
+    return each
+
+
+def _find(name: str, folder: Path, where: str) -> None:
+    there = shutil.which(name) if "/" not in name else shutil.which(str(folder / name))
+    if there is None:
+        raise ConfigurationError(NO_PROGRAM(f"{name}: no such program; {where}"))

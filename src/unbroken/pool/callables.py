@@ -1,0 +1,130 @@
+"""What a unit of work can be made of. A function that would do its work after the unit has ended is
+refused before anything runs; one that only shows it by its result is refused then, and its
+transaction rolled back.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator
+from typing import Any
+
+from unbroken.errors import ConfigurationError
+from unbroken.messages.units import NOT_A_UNIT
+
+_LAZY = "its work would begin only after the unit of work has ended; collect the rows in a list"
+_BLOCKS = "which a blocking pool cannot await; use AsyncPool, or give it a plain function"
+
+
+def is_coroutine_function(function: Any) -> bool:
+    """Whether a call of *function* certainly returns a coroutine. That includes partials, and
+    objects with an ``async def __call__``.
+    """
+    return _is(function, inspect.iscoroutinefunction)
+
+
+def _is(function: Any, test: Any) -> bool:
+    """Whether *test* holds for *function* itself: below partials, or for an object's
+    ``__call__``.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    if isinstance(function, type):
+        return False  # a call makes an object
+    return bool(test(function) or test(getattr(function, "__call__", None)))  # noqa: B004 - what it is, not whether it is
+
+
+def named(function: Any) -> str:
+    """*function* by its name, its file and line."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    inner = function if hasattr(function, "__qualname__") else type(function)
+    name = getattr(inner, "__qualname__", repr(inner))
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None and not isinstance(function, type):
+        code = getattr(vars(type(function)).get("__call__"), "__code__", None)
+    return name if code is None else f"{name} ({code.co_filename}:{code.co_firstlineno})"
+
+
+def require_blocking(function: Any, what: str) -> None:
+    """Raise ConfigurationError where *what* (``Pool.run()``) cannot run *function*, which must be
+    plain.
+    """
+    if is_coroutine_function(function):
+        raise ConfigurationError(
+            NOT_A_UNIT(f"{what} cannot run {named(function)}: it is an async def, {_BLOCKS}")
+        )
+    require_eager(function, what)
+
+
+def require_eager(function: Any, what: str) -> None:
+    """Raise ConfigurationError where *function* is no function, or one whose work would be done
+    after the call: a generator.
+    """
+    given = _lazy(function)
+    if given is not None:
+        _close(function)
+        raise ConfigurationError(
+            NOT_A_UNIT(
+                f"{what} was given {given}, which is the result of a call; give it the function"
+                " itself, and the arguments after it"
+            )
+        )
+    if not callable(function):
+        raise ConfigurationError(
+            NOT_A_UNIT(
+                f"{what} needs a function, and was given an object of type"
+                f" {type(function).__name__}"
+            )
+        )
+    for test, words in (
+        (inspect.isasyncgenfunction, "an async generator"),
+        (inspect.isgeneratorfunction, "a generator"),
+    ):
+        if _is(function, test):
+            raise ConfigurationError(
+                NOT_A_UNIT(f"{what} cannot run {named(function)}: it is {words}, and {_LAZY}")
+            )
+
+
+def done(value: Any, function: Any, what: str) -> Any:
+    """*value*, which *function* gave. Raises ConfigurationError where it is work that is still to
+    be done: a coroutine or a generator, which is closed.
+    """
+    given = _lazy(value)
+    if given is None:
+        return value
+    _close(value)
+    why = "which nobody awaited" if isinstance(value, Coroutine) else f"and {_LAZY}"
+    raise ConfigurationError(NOT_A_UNIT(f"{what}: {named(function)} returned {given}, {why}"))
+
+
+def awaitable(value: Any, function: Any, what: str) -> Awaitable[Any]:
+    """*value*, which *function* gave to be awaited. Raises ConfigurationError where it cannot
+    be.
+    """
+    if isinstance(value, Awaitable) or inspect.isawaitable(value):
+        return value
+    _close(value)
+    raise ConfigurationError(
+        NOT_A_UNIT(
+            f"{what} needs an async def: {named(function)} returned {type(value).__name__}, which"
+            " cannot be awaited"
+        )
+    )
+
+
+def _lazy(value: Any) -> str | None:
+    """What *value* is, if it is work that is still to be done."""
+    if isinstance(value, Coroutine):
+        return f"the coroutine {getattr(value, '__qualname__', type(value).__name__)}"
+    if isinstance(value, Generator):
+        return "a generator"
+    return "an async generator" if isinstance(value, AsyncGenerator) else None
+
+
+def _close(value: Any) -> None:
+    """Let Python not warn of a coroutine that was never awaited."""
+    if isinstance(value, Coroutine | Generator):
+        value.close()
