@@ -128,8 +128,9 @@ def _read_due(pgconn: Any, due: Due) -> Generator[Any, Any, None]:
 
 
 def _read_sync(pgconn: Any) -> Generator[Any, Any, None]:
-    if (yield from _one(pgconn)).status != _SYNC:
-        raise out_of_step()
+    result = yield from _one(pgconn)
+    if result.status != _SYNC:
+        raise _unexpected(pgconn, result)
 
 
 def _is_synced(pgconn: Any, *results: Any) -> Generator[Any, Any, bool]:
