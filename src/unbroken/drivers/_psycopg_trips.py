@@ -20,6 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from functools import cache, lru_cache
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -66,6 +67,7 @@ class Flight(NamedTuple):
     due: Due | None
     turn: int  #: of the lock: a flight ends with the hold on the lock in which it began
     asks_level: bool
+    is_full: bool = False  #: whether something of the statement may stand in the buffer
 
 
 # -- the end of a transaction, whose answer is read later ------------------------------------------
@@ -335,21 +337,25 @@ def flying(base: Any) -> Any:
             try:
                 yield from super()._execute_gen(query, params, **options)
             except Exception:
-                if flight_of(conn) is not None:  # it could not be sent: BEGIN was as good as
-                    yield from land(conn)
+                flight = flight_of(conn)
+                if flight is not None and not flight.is_full:  # it has values that cannot be sent
+                    with suppress(psycopg.Error):
+                        yield from land(conn)  # BEGIN is sent as ever
                 raise
 
         def _maybe_prepare_gen(
             self, pgq: Any, *, prepare: Any = None, binary: Any = None
         ) -> Generator[Any, Any, None]:
             conn = self._conn
-            if flight_of(conn) is None:
+            flight = flight_of(conn)
+            if flight is None:
                 yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
                 return
             if not _is_one(pgq):
                 yield from land(conn)
                 yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
                 return
+            conn.__dict__["_unbroken_flight"] = flight._replace(is_full=True)
             # From here on as psycopg's own, with all answers read at once
             prep, name = self._get_prepared(pgq, prepare)
             is_new = prep is psycopg._preparing.Prepare.SHOULD
