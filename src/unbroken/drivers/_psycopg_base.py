@@ -17,6 +17,7 @@ from unbroken.drivers import _postgresql
 from unbroken.drivers import _psycopg_trips as trips
 from unbroken.drivers._base import Base as _Inherited
 from unbroken.drivers._psycopg_lock import TaskLock, ThreadLock
+from unbroken.drivers._psycopg_texts import new_texts, texts
 from unbroken.drivers._psycopg_traits import (
     Traits,
     is_as_opened,
@@ -90,7 +91,23 @@ _SEAMS = (
     Seam("psycopg.adapt:AdaptersMap", "register_dumper", ("self", "cls", "dumper")),
     Seam("psycopg.adapt:AdaptersMap", "register_loader", ("self", "oid", "loader")),
     Seam("psycopg._typeinfo:TypesRegistry", "add", ("self", "info")),
-    Seam("psycopg.generators", "execute"),
+    Seam(
+        _CURSOR,
+        "_maybe_prepare_gen",
+        ("self", "pgq", ...),
+        (
+            "_get_prepared",
+            "_execute_send",
+            "_send_prepare",
+            "_send_query_prepared",
+            "maybe_add_to_cache",
+            "validate",
+            "_check_results",
+            "_set_results",
+        ),
+    ),
+    Seam("psycopg._preparing:PrepareManager", "clear", None, ("_names", "_to_flush")),
+    *(Seam("psycopg.generators", each) for each in ("execute", "fetch", "fetch_many", "send")),
     Seam("psycopg.waiting", "Ready"),
 )
 
@@ -246,7 +263,7 @@ class Base(_Inherited):
                     lambda: None if (conn := this()) is None else self.fileno(conn),
                     self._out_of_step,
                 )
-            conn.__dict__.update(_unbroken_due=None, _unbroken_texts=trips.new_texts())
+            conn.__dict__.update(_unbroken_due=None, _unbroken_texts=new_texts())
         return conn
 
     def _restore(self, conn: Connection, traits: Any) -> None:
@@ -337,7 +354,7 @@ class Base(_Inherited):
 
     def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
         """What was sent in the transaction that is open; None stands for what is not known."""
-        return trips.texts(conn)
+        return texts(conn)
 
     def _exchange(self, conn: Connection, pgconn: Any, query: bytes) -> Generator[Any, Any, Any]:
         """One simple query below psycopg, which would open a transaction; gives the last result."""

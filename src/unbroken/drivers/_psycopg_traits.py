@@ -16,6 +16,7 @@ from inspect import isasyncgenfunction, unwrap
 from typing import Any, NamedTuple
 
 from unbroken.drivers import _psycopg_trips as trips
+from unbroken.drivers._psycopg_texts import note_command, note_text
 from unbroken.drivers._psycopg_watch import real_pgconn
 
 _OK, _IDLE = 0, 0  # PQstatus, PQtransactionStatus
@@ -94,7 +95,7 @@ def noting(base: Any) -> Any:
             else:
                 yield from self._unbroken_ready()
                 yield from super()._start_query()
-            trips.note_text(self, said[1])
+            note_text(self, said[1])
 
         def _exec_command(
             self, command: Any, *args: Any, **kwargs: Any
@@ -104,7 +105,7 @@ def noting(base: Any) -> Any:
                 self.__dict__["pgconn"].send_query_params(command, None)
                 return None
             yield from self._unbroken_ready()
-            trips.note_command(self, command)
+            note_command(self, command)
             return (yield from super()._exec_command(command, *args, **kwargs))
 
         def _commit_gen(self) -> Generator[Any, Any, None]:

@@ -15,42 +15,30 @@ pipeline is out of step: an exception struck while its answers were read. It is 
 
 from __future__ import annotations
 
-import selectors
 import sys
-import time
-from collections import deque
-from collections.abc import Generator, Sequence
-from functools import cache, lru_cache
+from collections.abc import Generator
+from contextlib import suppress
+from functools import cache
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unbroken.backends.postgresql import postgres_fault
+from unbroken.drivers._psycopg_dial import drive
+from unbroken.drivers._psycopg_texts import hear_level, is_one, knows_level
 from unbroken.drivers._shared import lost
-from unbroken.ledger.statements import LONGEST_CACHED, verb
 
 if TYPE_CHECKING:
     import psycopg
 
-_OK, _IDLE, _IN_TRANSACTION = 0, 0, 2  # PQstatus, PQtransactionStatus
+_OK, _IDLE = 0, 0  # PQstatus, PQtransactionStatus
 _READ = 1  # psycopg's word for waiting until the socket is readable
 _COMMAND_OK, _TUPLES_OK, _FATAL, _SYNC = 1, 2, 7, 10  # ExecStatusType
 
-#: So many of the last statements of a transaction are kept: one that sent more counts as unknown.
-TEXTS = 16
-#: For so many seconds the isolation level that a transaction had by itself is believed of the next
-#: ones: whoever manages the server may change its default.
-LEVEL_HOLDS = 10.0
 #: A property that the application reads waits so many seconds for an answer that is due.
 ANSWER_WITHIN = 1.0
 OUT_OF_STEP = "the connection is out of step: an answer was not read to its end"
 
 _ASK_LEVEL = b"SHOW transaction_isolation"
-#: Statements that can be sent behind BEGIN. None of them changes how libpq and the server talk, as
-#: COPY does, or must come first, as SET TRANSACTION.
-_FIRST = frozenset({"SELECT", "WITH", "VALUES", "INSERT", "UPDATE", "DELETE", "MERGE", "SHOW"})
-#: Words in a statement that may change the level of the transactions to come.
-_LEVELS = ("isolation", "characteristics", "config")
-_PLAIN = _FIRST | {"SET", "BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE"}
 
 
 class Due(NamedTuple):
@@ -66,6 +54,7 @@ class Flight(NamedTuple):
     due: Due | None
     turn: int  #: of the lock: a flight ends with the hold on the lock in which it began
     asks_level: bool
+    is_full: bool = False  #: whether something of the statement may stand in the buffer
 
 
 # -- the end of a transaction, whose answer is read later ------------------------------------------
@@ -128,8 +117,9 @@ def _read_due(pgconn: Any, due: Due) -> Generator[Any, Any, None]:
 
 
 def _read_sync(pgconn: Any) -> Generator[Any, Any, None]:
-    if (yield from _one(pgconn)).status != _SYNC:
-        raise out_of_step()
+    result = yield from _one(pgconn)
+    if result.status != _SYNC:
+        raise _unexpected(pgconn, result)
 
 
 def _is_synced(pgconn: Any, *results: Any) -> Generator[Any, Any, bool]:
@@ -289,7 +279,7 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
     if begun.status != _COMMAND_OK:
         raise _server_error(pgconn, begun) if begun.status == _FATAL else out_of_step()
     if level is not None and level.status == _TUPLES_OK:
-        _hear_level(state, level.get_value(0, 0))
+        hear_level(state, level.get_value(0, 0))
     return answers
 
 
@@ -334,21 +324,25 @@ def flying(base: Any) -> Any:
             try:
                 yield from super()._execute_gen(query, params, **options)
             except Exception:
-                if flight_of(conn) is not None:  # it could not be sent: BEGIN was as good as
-                    yield from land(conn)
+                flight = flight_of(conn)
+                if flight is not None and not flight.is_full:  # it has values that cannot be sent
+                    with suppress(psycopg.Error):
+                        yield from land(conn)  # BEGIN is sent as ever
                 raise
 
         def _maybe_prepare_gen(
             self, pgq: Any, *, prepare: Any = None, binary: Any = None
         ) -> Generator[Any, Any, None]:
             conn = self._conn
-            if flight_of(conn) is None:
+            flight = flight_of(conn)
+            if flight is None:
                 yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
                 return
-            if not _is_one(pgq):
+            if not is_one(pgq):
                 yield from land(conn)
                 yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
                 return
+            conn.__dict__["_unbroken_flight"] = flight._replace(is_full=True)
             # From here on as psycopg's own, with all answers read at once
             prep, name = self._get_prepared(pgq, prepare)
             is_new = prep is psycopg._preparing.Prepare.SHOULD
@@ -371,93 +365,6 @@ def flying(base: Any) -> Any:
 
     Flying.__name__ = Flying.__qualname__ = base.__name__
     return Flying
-
-
-def _is_one(pgq: Any) -> bool:
-    """Whether the query is for certain one statement, which may follow BEGIN at once, and means the
-    same in libpq's extended protocol as in the simple one.
-    """
-    text: bytes = pgq.query
-    if pgq.params:
-        return (verb(text) if len(text) > LONGEST_CACHED else _verb(text)) in _FIRST
-    return len(text) <= LONGEST_CACHED and _is_plain(text)
-
-
-_verb = lru_cache(maxsize=1000)(verb)
-
-
-@lru_cache(maxsize=1000)
-def _is_plain(text: bytes) -> bool:
-    return verb(text) in _FIRST and b";" not in text.rstrip(b"; \t\r\n") and b"$" not in text
-
-
-# -- what was sent ---------------------------------------------------------------------------------
-
-
-def note_text(conn: Any, query: Any) -> None:
-    """*query* goes out next; None where it is not known. BEGIN was noted before."""
-    state = conn.__dict__
-    texts = state.get("_unbroken_texts")
-    if texts is None:
-        return
-    if state["pgconn"].transaction_status == _IDLE:
-        texts.clear()
-    text = query if isinstance(query, (str, bytes)) else None
-    texts.append(text)
-    if text is None or len(text) > LONGEST_CACHED or _may_set_level(text):
-        state["_unbroken_level"] = None
-
-
-def note_command(conn: Any, command: Any) -> None:
-    """psycopg itself sends *command*."""
-    texts = conn.__dict__.get("_unbroken_texts")
-    if texts is not None and isinstance(command, bytes) and command.startswith(b"BEGIN"):
-        texts.clear()
-    else:
-        note_text(conn, command)
-
-
-def new_texts() -> deque[Any]:
-    """For a connection of which nothing was sent yet."""
-    return deque(maxlen=TEXTS)
-
-
-def texts(conn: Any) -> Sequence[str | bytes | None]:
-    """What was sent in the transaction that is open; None stands for what is not known, for a
-    level at which a COMMIT may fail although its transaction only read, and for a transaction in
-    error, whose COMMIT is a ROLLBACK.
-    """
-    sent: Sequence[str | bytes | None] = conn.__dict__["_unbroken_texts"]
-    level = conn._isolation_level
-    if conn.__dict__["pgconn"].transaction_status != _IN_TRANSACTION:
-        return (None,)
-    if level is not None:
-        is_weak = level.name in ("READ_UNCOMMITTED", "READ_COMMITTED", "REPEATABLE_READ")
-    else:
-        is_weak = knows_level(conn)
-    return sent if is_weak else (None,)
-
-
-@lru_cache(maxsize=1000)
-def _may_set_level(text: str | bytes) -> bool:
-    """Whether a statement may change the isolation level of the transactions to come."""
-    if verb(text) not in _PLAIN:
-        return True
-    lower = text.lower()
-    if isinstance(lower, bytes):
-        return any(word.encode() in lower for word in _LEVELS)
-    return any(word in lower for word in _LEVELS)
-
-
-def knows_level(conn: Any) -> bool:
-    """Whether transactions of *conn* are known not to be serializable, if nothing is said."""
-    until = conn.__dict__.get("_unbroken_level")
-    return until is not None and time.monotonic() < until
-
-
-def _hear_level(state: dict[str, Any], level: bytes | None) -> None:
-    weak = (b"read uncommitted", b"read committed", b"repeatable read")
-    state["_unbroken_level"] = time.monotonic() + LEVEL_HOLDS if level in weak else None
 
 
 # -- libpq's connection, for whoever looks at it ---------------------------------------------------
@@ -526,21 +433,3 @@ def settle(conn: Any) -> None:
     """Read the answers that are due, at once: whoever asks cannot wait in its own way."""
     pgconn = conn.__dict__["pgconn"]
     drive(pgconn, take(conn), ANSWER_WITHIN, out_of_step)
-
-
-def drive(pgconn: Any, exchange: Generator[Any, Any, Any], timeout: float, late: Any) -> Any:
-    """Carry out *exchange* within *timeout* seconds, or raise what *late* gives."""
-    try:
-        want = exchange.send(next(exchange))  # what it waits for has come already, most often
-        until = time.monotonic() + timeout
-        with selectors.DefaultSelector() as selector:  # gevent's own where it has patched
-            key = selector.register(pgconn.socket, want)
-            while True:
-                if key.events != want:
-                    key = selector.modify(pgconn.socket, want)
-                ready = selector.select(max(0.0, until - time.monotonic()))
-                if not ready:
-                    raise late()
-                want = exchange.send(ready[0][1])
-    except StopIteration as done:
-        return done.value

@@ -15,7 +15,7 @@ from unbroken.drivers import _postgresql
 from unbroken.drivers import _psycopg_trips as trips
 from unbroken.drivers._base import Awaited, Blocking
 from unbroken.drivers._psycopg_base import Base
-from unbroken.drivers._psycopg_dial import bounded, open_bounded, within
+from unbroken.drivers._psycopg_dial import bounded, drive, open_bounded, within
 from unbroken.drivers._psycopg_traits import (
     noting,
 )
@@ -136,7 +136,7 @@ class Driver(Blocking, Base):
         with conn.lock:
             pgconn = self._check_usable(conn)
             exchange = self._exchange(conn, pgconn, query)
-            return trips.drive(pgconn, exchange, timeout, self._timed_out)
+            return drive(pgconn, exchange, timeout, self._timed_out)
 
     def send_end(self, conn: Connection, sql: str) -> None:
         """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
@@ -146,7 +146,7 @@ class Driver(Blocking, Base):
         """Read it."""
         with conn.lock:
             if trips.is_due(conn):
-                trips.drive(self._check_usable(conn), trips.take(conn), timeout, self._timed_out)
+                drive(self._check_usable(conn), trips.take(conn), timeout, self._timed_out)
 
 
 class AsyncDriver(Awaited, Base):

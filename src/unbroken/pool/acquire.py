@@ -16,7 +16,7 @@ from unbroken.errors import ConnectRejectedError, OutageError, PoolTimeoutError,
 from unbroken.messages.pool import POOL_TIMEOUT
 from unbroken.messages.server import NAME_LEADS_NOWHERE, OUTAGE
 from unbroken.net.liveness import Liveness, judge
-from unbroken.pool.answers import heard, is_soon
+from unbroken.pool.answers import LEFT_UNFIT, heard, is_soon
 from unbroken.pool.leaks import discard_forgotten, recover_left, recover_strays
 from unbroken.pool.login import login_error, still_asking
 from unbroken.pool.registry import every_state
@@ -123,7 +123,7 @@ def take_answer(state: PoolState, entry: Entry, timeout: float) -> Flow[bool]:
         return False
     if heard(state, entry):
         return True
-    state.discard(entry, Cause.RESET_FAILED, "its ROLLBACK left it unfit")
+    state.discard(entry, Cause.RESET_FAILED, LEFT_UNFIT)
     return False
 
 

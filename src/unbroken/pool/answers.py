@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from unbroken.abc import Cause
 from unbroken.brain.entry import Entry
 from unbroken.net.liveness import Liveness, judge
 
@@ -19,6 +20,8 @@ ANSWER_SOON = 0.25
 #: Seconds after which upkeep reads the answer, where no user of the connection came to read it. The
 #: next look through the pool after that does it.
 ANSWER_TAKEN_AFTER = 0.5
+#: Why a connection is closed whose transaction did not end as it should have.
+LEFT_UNFIT = "its ROLLBACK left it unfit"
 
 
 def is_soon(state: Any, entry: Entry, now: float) -> bool:
@@ -36,7 +39,8 @@ def take_at_once(state: Any, entry: Entry, now: float) -> bool:
     """Whether *entry*, which its caller has just taken from idle, and which is due, can be lent
     at once: the answer has come and is the one that was expected, or it comes soon.
 
-    For a blocking driver. Where not, the slow way finds out why.
+    For a blocking driver. Where not, the slow way finds out why, and closes it where another answer
+    came.
     """
     events = entry.poll(0)
     if not events:
@@ -46,9 +50,14 @@ def take_at_once(state: Any, entry: Entry, now: float) -> bool:
     conn = entry.conn
     try:
         state.driver.take_answer(conn, state.settings.ping_timeout)
-    except Exception:
+    except Exception as exc:
+        fault = state.classify(exc)
+        entry.condemn(fault.cause or Cause.LOST, fault.text)
         return False
-    return heard(state, entry)
+    if heard(state, entry):
+        return True
+    entry.condemn(Cause.RESET_FAILED, LEFT_UNFIT)
+    return False
 
 
 def heard(state: Any, entry: Entry) -> bool:
