@@ -14,6 +14,7 @@ import pytest
 
 from unbroken import PoolTimeoutError
 from unbroken.pool.holder import thread_frames
+from unbroken.pool.leaks import reclaim
 
 
 def warnings(caplog):
@@ -231,6 +232,16 @@ def test_a_call_that_blocks_is_ended_when_its_connection_is_reclaimed(face, unti
         face.sleep(conn, 20)
     until(lambda: pool.stats().closed == {"reclaimed": 1})
     assert "leak_after=0.2" in caught.value.__notes__[0]
+
+
+def test_a_connection_that_was_taken_back_with_its_request_is_not_said_to_be_held_too_long(face):
+    pool = face.pool(max_size=1, leak_after=60)
+    with pytest.raises(pool._driver.errors) as caught, pool.connection() as conn:
+        entry = next(iter(pool._state.kernel.in_use.values()))
+        assert reclaim(pool._state, entry, entry.uses)
+        face.ask(conn, "SELECT 1")
+    assert "the request that took it had ended" in caught.value.__notes__[0]
+    assert "leak_after" not in caught.value.__notes__[0]
 
 
 def test_reclaiming_again_and_again_never_opens_more_than_max_size(own_face, in_threads, until):

@@ -79,10 +79,11 @@ class Loan(Finishing):
             error.__cause__ = exc
             return error
         if entry.cause is Cause.RECLAIMED:
-            exc.add_note(
-                RECLAIMED(
-                    "unbroken ended this connection: it was held for more than"
-                    f" leak_after={state.settings.leak_after} s, and reclaim is on"
-                )
-            )
+            exc.add_note(RECLAIMED(f"unbroken ended this connection: {self._why_reclaimed()}"))
         return exc
+
+    def _why_reclaimed(self) -> str:
+        settings = self.state.settings
+        if settings.reclaim and self.state.clock() - self.entry.taken_at >= settings.leak_after:
+            return f"it was held for more than leak_after={settings.leak_after} s; reclaim is on"
+        return "the request that took it had ended without releasing it, or close_stale() ended it"
