@@ -100,7 +100,9 @@ class Unbroken:
         """Make *app* unbroken; before or after Flask-SQLAlchemy, once."""
         if "unbroken" in app.extensions:
             raise ConfigurationError(
-                FLASK_USAGE("this app is unbroken already; make one Unbroken per app")
+                FLASK_USAGE(
+                    "Unbroken(app) was called for this app before; call it once for each app"
+                )
             )
         app.extensions["unbroken"] = self
         self._app = app
@@ -117,7 +119,7 @@ class Unbroken:
         if self._app is None and not flask.has_app_context():
             raise ConfigurationError(
                 FLASK_USAGE(
-                    "mongo is an app's: use it in a request or an app context, or after"
+                    "mongo belongs to an app: use it in a request or an app context, or after"
                     " Unbroken(app)"
                 )
             )
