@@ -233,6 +233,11 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
         "give its parts by their own names here, such as max_size=5",
         "pool pool_options pool_config pool_kwargs pool_settings pool_args",
     ),
+    (
+        "",
+        "plugin=unbroken is for engines of SQLAlchemy: leave it out here",
+        "plugin plugins",
+    ),
     ("target", "", "target_role server_type target_server_type read_preference"),
 )
 
