@@ -12,7 +12,7 @@ import weakref
 
 import pytest
 
-from unbroken import PoolTimeoutError
+from unbroken import PoolTimeoutError, logs
 from unbroken.pool.holder import thread_frames
 from unbroken.pool.leaks import reclaim
 
@@ -21,7 +21,7 @@ def warnings(caplog):
     return [
         r.getMessage()
         for r in caplog.records
-        if r.name == "unbroken" and r.levelno == logging.WARNING
+        if r.name.startswith("unbroken") and r.levelno == logging.WARNING
     ]
 
 
@@ -60,7 +60,8 @@ def test_a_connection_that_is_held_too_long_is_reported_once_with_place_holder_a
     text = warnings(caplog)[0]
     assert f"{__file__}:{line_of(take_and_keep)} in take_and_keep" in text
     assert "thread the-holder" in text
-    assert ("out.wait(20)" in text) is (thread_frames() is not None)
+    assert (".<locals>.hold <" in text) is (thread_frames() is not None)
+    assert "\n" not in text
     assert "leak_after 0.2 s" in text
     assert pool.stats().closed == {}
 
@@ -70,6 +71,7 @@ def test_the_next_use_of_the_same_connection_is_reported_anew(face, until, caplo
     for number in (1, 2):
         with pool.connection():
             until(lambda number=number: len(warnings(caplog)) == number)
+        logs.forget()
     assert pool.stats().leaked == 2
     assert pool.stats().opened == 1
 

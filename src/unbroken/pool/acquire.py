@@ -208,13 +208,15 @@ def _raise_if_hopeless(
         with state.lock:
             state.counters.timeouts += 1
         if outage.active and not _may_come_back(state):
+            state.server.toll.callers += 1
             raise _outage_error(state, now, started)
         raise _timeout_error(state, now, started)
     if not _may_come_back(state) and state.server.outage.turns_away(
         now, state.settings.outage_wait, came
     ):
-        with state.lock:
+        with state.lock, state.server.lock:
             state.counters.turned_away += 1
+            state.server.toll.callers += 1
         raise _outage_error(state, now, started)
 
 

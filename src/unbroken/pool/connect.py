@@ -5,7 +5,6 @@ for all.
 from __future__ import annotations
 
 import errno
-import logging
 import math
 import weakref
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.outage import SILENT
 from unbroken.brain.tries import Try
-from unbroken.messages.server import CONNECT_REJECTED, OUTAGE, OUTAGE_ENDED
+from unbroken.pool import news
 from unbroken.pool.admission import CannotServeError, admit
 from unbroken.pool.ending import was_too_late
 from unbroken.pool.first_questions import ask_limit, ask_uptime, prove, remember
@@ -47,8 +46,6 @@ from unbroken.pool.secrets import LoginError, late
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Connect, Flow, Wait
 from unbroken.pool.upkeep import schedule
-
-log = logging.getLogger("unbroken")
 
 #: So long after its beginning an attempt may still be on its way, however long the server usually
 #: takes.
@@ -352,13 +349,7 @@ def _end_outage(state: PoolState, took: float | None = None) -> float | None:
 
 def _announce_end(state: PoolState, ended: float | None) -> None:
     if ended is not None:
-        log.warning(
-            OUTAGE_ENDED("%s: %s is back after %.2f s"),
-            state.name,
-            state.driver.target.server,
-            ended,
-        )
-        state.emit("outage ended", {"pool": state.name, "seconds": ended})
+        news.ended(state, ended)
         tell_others(state)
 
 
@@ -390,12 +381,9 @@ def _failed(state: PoolState, exc: Exception, fault: Fault, attempt: Try) -> boo
         _reject(state, exc, fault)
         return False
     if began:
-        log.warning(
-            OUTAGE("%s: %s is away: %s"), state.name, state.driver.target.server, fault.text
-        )
-        state.emit(
-            "outage began", {"pool": state.name, "kind": fault.kind.value, "why": fault.text}
-        )
+        news.began(state, fault)
+    else:
+        news.goes_on(state)
     return True
 
 
@@ -433,11 +421,6 @@ def _reject(state: PoolState, exc: Exception, fault: Fault) -> None:
                 unusable(state, exc) if isinstance(exc, LoginError) else state.rejection(exc, fault)
             )
         )
-    log.error(
-        CONNECT_REJECTED("%s: cannot connect to %s: %s"),
-        state.name,
-        state.driver.target.label,
-        fault.text,
-    )
+    news.rejected(state, fault)
     state.wake(tickets)
     _announce_end(state, ended)

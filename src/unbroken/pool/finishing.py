@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from unbroken.abc import CANNOT_SERVE, Cause, Fault, FaultKind
@@ -18,6 +17,7 @@ from unbroken.errors import (
 from unbroken.ledger.questions import Question
 from unbroken.ledger.residue import NOTHING, Left
 from unbroken.ledger.verdicts import Action, Fate
+from unbroken.logs import Part
 from unbroken.messages import Message
 from unbroken.messages.data import CLOSED_BY_HOLDER, COMMIT_UNKNOWN, LOST_BEFORE_COMMIT
 from unbroken.messages.processes import AT_THE_END
@@ -28,7 +28,7 @@ from unbroken.pool.poolers import uses_session
 from unbroken.pool.steps import Call, Flow, Reset
 from unbroken.roles import Role
 
-log = logging.getLogger("unbroken")
+log = Part("replay")
 
 #: What to do about a COMMIT without an answer.
 LOOK_FIRST = "that transaction is stored whole or not at all; look before you repeat it"
@@ -405,10 +405,10 @@ class Finishing(Holding):
             return (yield from state.read_answer(self.conn, question, self.entry))
         except Exception as exc:
             log.info(
-                "%s: the server did not say: %s (%s)",
-                state.name,
-                question.value,
-                state.classify(exc).text,
+                "question not answered",
+                f"{state.name}: the server did not say: {question.value}"
+                f" ({state.classify(exc).text})",
+                pool=state.name,
             )
             self.failed(exc)
         return None

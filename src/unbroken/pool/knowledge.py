@@ -6,7 +6,6 @@ in the words of messages. Nothing here changes who has a connection.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
@@ -37,6 +36,7 @@ from unbroken.errors import (
     for_driver,
 )
 from unbroken.ledger.scope import testify
+from unbroken.logs import Part
 from unbroken.messages.configuration import OPTION_TO_BLAME
 from unbroken.messages.pool import NOT_YOURS, POOL_CLOSED
 from unbroken.messages.processes import AT_THE_END
@@ -54,7 +54,7 @@ from unbroken.pool.servers import Server, server_of
 from unbroken.pool.steps import Flow
 from unbroken.settings import Settings
 
-log = logging.getLogger("unbroken")
+log = Part("pool")
 
 #: Seconds for a driver that keeps the time to connect itself, and says better why it failed, before
 #: it is ended from outside.
@@ -186,7 +186,11 @@ class Knowledge(Guarded):
 
     def forgot_limit(self) -> None:
         """A learned idle limit was outlived, or is too old to be believed."""
-        log.info("%s: the learned idle limit is forgotten: it does not hold, or is old", self.name)
+        log.info(
+            "idle limit forgotten",
+            f"{self.name}: the learned idle limit is forgotten: it does not hold, or is old",
+            pool=self.name,
+        )
         self.limit_changed()
 
     def limit_changed(self) -> None:

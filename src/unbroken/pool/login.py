@@ -4,7 +4,6 @@ believed at once where the next answer may be another one.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from unbroken.backends.system import one_line
 from unbroken.brain.tries import Try
 from unbroken.drivers._diagnosis import Option, asks_for_password, diagnosed
 from unbroken.errors import ConfigurationError, ConnectRejectedError, OutageError, UnbrokenError
+from unbroken.logs import Part
 from unbroken.messages.configuration import BAD_LOGIN
 from unbroken.messages.server import LOGIN_REFUSED, NO_LOGIN, OWN_TROUBLE
 from unbroken.pool.admission import CannotServeError
@@ -23,7 +23,7 @@ from unbroken.pool.secrets import LoginError, checked, late
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Consult, Flow
 
-log = logging.getLogger("unbroken")
+log = Part("pool")
 
 
 def login_of(state: PoolState, attempt: Try) -> Flow[Login | None]:
@@ -129,12 +129,18 @@ def refused(state: PoolState, exc: BaseException, fault: Fault, started: float) 
         state.counters.connect_failures += 1
     if began:
         log.warning(
-            OWN_TROUBLE("%s: cannot connect to %s, asking again: %s")
+            "no login",
+            OWN_TROUBLE(
+                f"{state.name}: cannot connect to {state.driver.target.server}, asking again:"
+                f" {text_of(state, fault)}"
+            )
             if is_own(fault)
-            else NO_LOGIN("%s: no login to %s, asking again: %s"),
-            state.name,
-            state.driver.target.server,
-            text_of(state, fault),
+            else NO_LOGIN(
+                f"{state.name}: no login to {state.driver.target.server}, asking again:"
+                f" {text_of(state, fault)}"
+            ),
+            pool=state.name,
+            server=state.driver.target.server,
         )
 
 
@@ -144,7 +150,13 @@ def let_in(state: PoolState) -> None:
     since = state.refusals.over()
     if since is not None:
         what = "no connection" if fault is not None and is_own(fault) else "no login"
-        log.info("%s: %s for %.2f s; that is over", state.name, what, state.clock() - since)
+        seconds = state.clock() - since
+        log.info(
+            "login",
+            f"{state.name}: {what} for {seconds:.2f} s; that is over",
+            pool=state.name,
+            seconds=seconds,
+        )
 
 
 def text_of(state: PoolState, said: Fault | str) -> str:

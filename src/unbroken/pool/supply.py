@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from unbroken.brain.kernel import Ticket
 from unbroken.ledger.scope import outside
+from unbroken.logs import Part
 from unbroken.messages.pool import NO_THREAD
 from unbroken.net.ending import NoThreadError, no_thread
 from unbroken.pool.knowledge import Knowledge, Start
 from unbroken.pool.steps import Flow
 
-log = logging.getLogger("unbroken")
+log = Part("pool")
 
 #: So many workers may be stuck in what cannot be ended (a name lookup, a caller's own function)
 #: before no new ones are started.
@@ -158,12 +158,12 @@ class Supply(Knowledge):
         known, self.no_thread = self.no_thread, why
         if known is None and not why.is_ending:
             log.warning(
+                "no worker",
                 NO_THREAD(
-                    "%s: no thread can be started to connect with (%s); callers connect on their"
-                    " own threads until one can"
+                    f"{self.name}: no thread can be started to connect with ({why}); callers"
+                    " connect on their own threads until one can"
                 ),
-                self.name,
-                why,
+                pool=self.name,
             )
 
     def connect_here(self, until: float) -> Flow[None]:

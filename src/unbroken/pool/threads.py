@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from unbroken.abc import Driver, is_path
 from unbroken.brain.entry import Entry
 from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import outside
+from unbroken.logs import Part
 from unbroken.messages.pool import WORKER_FAILED
 from unbroken.net.dialing import Dialing, blocking
 from unbroken.net.signals import start_thread
@@ -24,7 +24,7 @@ from unbroken.pool.secrets import ask
 from unbroken.pool.steps import Attempt, Call, Connect, Consult, Flow, Reset, Wait, run
 from unbroken.settings import Settings
 
-log = logging.getLogger("unbroken")
+log = Part("pool")
 
 
 class ThreadRuntime:
@@ -68,7 +68,8 @@ class ThreadRuntime:
             run(flow, self.do)
         except Exception:
             log.exception(
-                WORKER_FAILED("unbroken: a background worker failed; the next one takes over")
+                "worker failed",
+                WORKER_FAILED("a background worker failed; the next one takes over"),
             )
 
     def call(self, function: Callable[[], None]) -> None:

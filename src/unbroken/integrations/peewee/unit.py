@@ -78,6 +78,7 @@ def unit(
             limit,
             settings.max_replays if max_replays is None else max_replays,
             db._count_replay,
+            function,
         )
 
     return call
@@ -167,7 +168,7 @@ class Atomic(peewee._atomic):  # type: ignore[misc] # peewee ships no types that
 
             if db.transaction_depth():
                 return work()
-            return run_unit(work, None, db.pool.settings.max_replays, db._count_replay)
+            return run_unit(work, None, db.pool.settings.max_replays, db._count_replay, function)
 
         return inner
 

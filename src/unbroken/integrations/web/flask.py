@@ -175,6 +175,8 @@ def _json(shown: Mapping[str, Any], status: int) -> flask.Response:
 class _App(_wsgi.Unbroken):
     """The app's ``wsgi_app``: it knows Flask's views and Flask-SQLAlchemy's engines."""
 
+    remedy = "mark its view @unbroken.flask.replay, or name its path in replay="
+
     def __init__(self, app: flask.Flask, extension: Unbroken, settings: Mapping[str, Any]) -> None:
         super().__init__(app.wsgi_app, **settings)
         self._flask, self._extension = app, extension
@@ -266,7 +268,10 @@ def _remove(registry: Any) -> None:
     try:
         registry.remove()
     except Exception:
-        log.exception(SESSION_NOT_ENDED("a session could not be closed at the end of its request"))
+        log.exception(
+            "session not closed",
+            SESSION_NOT_ENDED("a session could not be closed at the end of its request"),
+        )
         inner = getattr(registry, "registry", None)
         if inner is not None:
             inner.clear()
@@ -327,7 +332,11 @@ class _Hooks:
                 if registry.registry.has():
                     registry.rollback()
             except Exception:
-                log.exception(SESSION_NOT_ENDED("a session could not be rolled back"))
+                log.exception(
+                    "session not closed",
+                    SESSION_NOT_ENDED("a session could not be rolled back"),
+                    about="rollback",
+                )
 
     def _page(self, answer: Answer) -> Any:
         """The app's own page for 503 where it has one; ours otherwise."""
