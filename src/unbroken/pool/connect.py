@@ -45,6 +45,7 @@ from unbroken.pool.registry import every
 from unbroken.pool.secrets import LoginError, late
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Connect, Flow, Wait
+from unbroken.pool.strangers import ask_if_silent, ask_stranger, may_be_stranger, refuse_stranger
 from unbroken.pool.upkeep import schedule
 
 #: So long after its beginning an attempt may still be on its way, however long the server usually
@@ -205,6 +206,7 @@ def _look(state_ref: Callable[[], PoolState | None]) -> None:
     with state.lock, state.server.lock:
         resigned = bool(given_up) and state.connectors == 0 and state.server.outage.resign(state)
     follow(state)
+    ask_if_silent(state, [each for each, _ in tries], now, _reject)
     state.ensure_connecting()
     if resigned:
         tell_others(state)
@@ -260,6 +262,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         login = yield from login_of(state, attempt)
         dialing = state.tries.get(attempt, dialing)
         check_keys(state)
+        refuse_stranger(state)
         conn = yield Connect(time_left(state, attempt), dialing, login)
         if dialing.is_ended:
             raise TimeoutError(errno.ETIMEDOUT, "it came too late")
@@ -291,6 +294,10 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         if was_too_late(state, exc):
             return False
         fault = fault_of(state, exc, is_open=conn is not None)
+        if conn is None and may_be_stranger(state, fault):
+            found = yield from ask_stranger(state)
+            if found is not None:
+                return _failed(state, found, found.fault, attempt)
         if is_put_off(state, exc, fault):
             return _put_off(state, exc, fault, attempt)
         lost = (

@@ -40,7 +40,7 @@ from unbroken.logs import Part
 from unbroken.messages.configuration import OPTION_TO_BLAME
 from unbroken.messages.pool import NOT_YOURS, POOL_CLOSED
 from unbroken.messages.processes import AT_THE_END
-from unbroken.messages.server import CONNECT_REJECTED, EXHAUSTED, OWN_CONNECT
+from unbroken.messages.server import CONNECT_REJECTED, EXHAUSTED, OWN_CONNECT, STRANGER
 from unbroken.net import liveness
 from unbroken.net.ending import Guarded, NoThreadError
 from unbroken.net.hangups import HangUps
@@ -130,6 +130,8 @@ class Knowledge(Guarded):
         self.oversee: Callable[[Any], None] = (
             _look_away  #: has that look not be later than it must be
         )
+        #: what was last heard from something else than a server of this kind, and when it was asked
+        self.stranger: tuple[Fault | None, float] = (None, -math.inf)
         self.scouting = False  #: whether one looks for another host: see :mod:`.scouting`
         self.next_scout = 0.0  #: when the place may be looked at again
         self.prober_wakeup: Any = None  #: the sleeping prober's signal
@@ -356,7 +358,13 @@ class Knowledge(Guarded):
         """What each caller in the line gets when the server (or its driver) rejects a connect with
         *exc*.
         """
-        told = self._rejection(f"cannot connect to {self.driver.target.label}", fault)
+        what = f"cannot connect to {self.driver.target.label}"
+        if hasattr(exc, "is_strangers"):
+            told: UnbrokenError = self.error(
+                ConnectRejectedError, STRANGER(f"{what}: {fault.text}; is the port right?")
+            )
+        else:
+            told = self._rejection(what, fault)
         told.__cause__ = exc.__cause__ if hasattr(exc, "fault") else exc
         return told
 

@@ -90,7 +90,10 @@ def server_of(driver: BaseDriver, settings: Settings) -> Server:
     ):
         return Server()
     role = wanted(settings.target)
-    record = server_at(target.server if role is Wanted.ANY else f"{target.server} {role.value}")
+    # a port that is MySQL's is nothing to those who look for PostgreSQL there
+    make = "postgresql" if target.backend == "postgresql" else "mysql"
+    key = f"{make} {target.server}"
+    record = server_at(key if role is Wanted.ANY else f"{key} {role.value}")
     with record.lock:
         if len(target.hosts) > 1 and not record.hosts.are_several:
             record.hosts = Hosts(target.hosts, prefers_standby=role is Wanted.PREFER_STANDBY)

@@ -215,10 +215,9 @@ class Body(PoolState):
         return self.plan.is_created_outside
 
     def rejection(self, exc: Exception, fault: Fault) -> BaseException:
-        """The driver's own error, as SQLAlchemy would give it: a copy for each caller. Where an
-        option of the client's is to blame, our own, which names it.
-        """
-        if fault.kind in CLIENT_KINDS and not self.is_opened_outside:
+        """The driver's own error, a copy for each caller; ours where that says too little."""
+        is_ours = fault.kind in CLIENT_KINDS or hasattr(exc, "is_strangers")
+        if is_ours and not self.is_opened_outside:
             return super().rejection(exc, fault)
         try:
             return copy.copy(exc)
