@@ -191,6 +191,8 @@ def _wait(state: PoolState, ticket: Ticket, started: float, until: float) -> Flo
     finally:
         with state.lock:
             state.counters.wait_seconds += state.clock() - begun
+        if state.no_thread is not None:
+            state.stop_connecting_here()
 
 
 def _raise_if_hopeless(

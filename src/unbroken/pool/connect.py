@@ -56,7 +56,7 @@ MOVING = 1.0
 AFTERWARDS = 0.25
 
 
-def connector(state: PoolState, until: float = math.inf) -> Flow[None]:
+def connector(state: PoolState, until: float | None = None) -> Flow[None]:
     """One worker: opens what is wanted, one after the other, and ends when nothing is.
 
     With *until* a caller does a worker's work: one attempt at most, which ends by then.
@@ -65,11 +65,11 @@ def connector(state: PoolState, until: float = math.inf) -> Flow[None]:
     attempt: Try | None = None
     try:
         while True:
-            asked = _ask(state, until)
+            asked = _ask(state, math.inf if until is None else until)
             if asked is None:
                 return
             if not isinstance(asked, Try):
-                if until < math.inf:
+                if until is not None:
                     return
                 yield from _sleep(state, asked)
                 continue
@@ -79,13 +79,15 @@ def connector(state: PoolState, until: float = math.inf) -> Flow[None]:
                 goes_on = yield from _open_one(state, attempt)
             finally:
                 _over(state, attempt)
-            if not goes_on or attempt.is_late or until < math.inf:
+            if not goes_on or attempt.is_late or until is not None:
                 return
     finally:
         with state.lock, state.server.lock:
             state.at_work -= 1
             state.stuck -= attempt is not None and attempt.is_late
-            resigned = state.connectors == 0 and state.server.outage.resign(state)
+            # a caller makes its next attempt after a pause, unless it leaves: see acquire
+            is_last = state.connectors == 0 and until is None
+            resigned = is_last and state.server.outage.resign(state)
         state.ensure_connecting()  # who came while this one was leaving
         if resigned:
             tell_others(state)

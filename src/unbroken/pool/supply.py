@@ -11,6 +11,7 @@ from unbroken.logs import Part
 from unbroken.messages.pool import NO_THREAD
 from unbroken.net.ending import NoThreadError, no_thread
 from unbroken.pool.knowledge import Knowledge, Start
+from unbroken.pool.registry import every
 from unbroken.pool.steps import Flow
 
 log = Part("pool")
@@ -176,6 +177,16 @@ class Supply(Knowledge):
             self.at_work += 1
         with outside():
             yield from self.connector(self, until)
+
+    def stop_connecting_here(self) -> None:
+        """A caller that connects by itself leaves: another one, or another pool, may have to look
+        for the server.
+        """
+        with self.lock, self.server.lock:
+            resigned = self.connectors == 0 and self.server.outage.resign(self)
+            pools = every(self.server.pools) if resigned else []
+        for pool in pools:
+            pool.runtime.call(pool.ensure_connecting)
 
     def _work(self, start: Start) -> Flow[None]:
         with self.lock:
