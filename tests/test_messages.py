@@ -167,3 +167,33 @@ def test_the_command_line_shows_the_code() -> None:
         [sys.executable, "-m", "unbroken", "run"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr.rstrip()[-7:]) == (2, "[UB901]")
+
+
+def test_an_error_keeps_its_code_as_a_frameworks_own() -> None:
+    peewee = pytest.importorskip("unbroken.integrations.peewee.errors")
+    text = OUTAGE("no connection")
+    told = peewee.translated(for_driver(OutageError, FakeOperationalError, text))
+    assert (told.code, str(told)) == ("UB301", text)
+    again = pickle.loads(pickle.dumps(for_driver(OutageError, ConnectionError, text)))
+    assert (again.code, str(again)) == ("UB301", text)
+
+
+def test_an_engines_error_has_the_code_beside_sqlalchemys_own() -> None:
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    url = "postgresql+psycopg://app@127.0.0.1:1/shop?plugin=unbroken&outage_wait=0.1"
+    with pytest.raises(sqlalchemy.exc.DBAPIError) as caught:
+        sqlalchemy.create_engine(url).connect()
+    error: Any = caught.value
+    assert isinstance(error, OutageError)
+    assert error.code == "UB301"
+    assert str(error).endswith("[UB301]")
+    assert error.orig.code == "UB301"
+
+
+def test_django_tells_the_code() -> None:
+    pytest.importorskip("django")
+    from unbroken.integrations.django.errors import translated
+
+    told: Any = translated(for_driver(OutageError, FakeOperationalError, OUTAGE("no connection")))
+    assert told.code == "UB301"
+    assert str(told).endswith("[UB301]")
