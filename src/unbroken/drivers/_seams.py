@@ -309,9 +309,9 @@ def warn(driver: Any, module: Any, reason: str) -> None:
     log.warning(
         "driver not proven",
         DRIVER_UNKNOWN(
-            f"driver {driver.name} {version}: {reason}. Units of work are not replayed with it;"
-            f" everything else works. Tested versions: {module.TESTED}. Install one of these, or a"
-            " newer unbroken."
+            f"driver {driver.name} {version}: {reason}. Connections work with it, but"
+            f" nothing that was lost is run again. Tested versions: {module.TESTED}. Install one of"
+            " these, or a newer unbroken."
         ),
         about=which,
         once=True,

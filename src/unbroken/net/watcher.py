@@ -310,9 +310,7 @@ class ThreadWatcher(Watcher):
         """
         log.warning(
             "watcher renewed",
-            WATCHER_LOST(
-                "the watcher's descriptors were closed by somebody else; it goes on with new ones"
-            ),
+            WATCHER_LOST("other code closed the watcher's descriptors; it has opened new ones"),
         )
         with self.lock:
             _lost.append((self._selector, self._wake))

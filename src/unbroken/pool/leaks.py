@@ -32,7 +32,7 @@ def discard_forgotten(state: PoolState) -> None:
             log.warning(
                 "forgotten",
                 FORGOTTEN(
-                    f"{state.name}: a connection was forgotten without being given back; it was"
+                    f"{state.name}: a connection was forgotten and never released; it was"
                     f" taken at {entry.place}"
                 ),
                 about=str(entry.place),

@@ -263,7 +263,7 @@ def test_nothing_stays_taken_whatever_a_view_did(
         for number in range(40):
             shop.ask(f"/{view.__name__}", ("GET", "POST")[number % 2])
         assert (view.__name__, shop.taken, other.pool.checkedout()) == (view.__name__, 0, 0)  # type: ignore[attr-defined]
-    said = [r.getMessage() for r in caplog.records if "without giving back" in r.getMessage()]
+    said = [r.getMessage() for r in caplog.records if "without releasing" in r.getMessage()]
     assert len(said) == 2
     assert all(__file__ in words for words in said)
     assert shop.stored() == 0

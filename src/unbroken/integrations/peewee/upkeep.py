@@ -68,7 +68,7 @@ def tell_replaced(owner: Any, entry: Entry) -> None:
     log.info(
         "held connection ended",
         HELD_REPLACED(
-            f"{owner.name}: the connection held since {entry.place} ended ({entry.cause}); another"
+            f"{owner.name}: the connection taken at {entry.place} ended ({entry.cause}); another"
             " one takes its place"
         ),
         pool=owner.name,

@@ -88,7 +88,8 @@ def install(engine: Any) -> None:
         log.warning(
             "does not heal",
             POOLED_AS_SQLALCHEMY_DOES(
-                f"{engine!r} has connections of another class than SQLAlchemy's: they do not heal"
+                f"{engine!r} has connections of another class than SQLAlchemy's: their lost"
+                " statements are not run again"
             ),
             about=repr(engine.url),
             once=True,

@@ -137,7 +137,7 @@ def tell(place: str) -> None:
     log.warning(
         "left by a request",
         REQUEST_LEFT(
-            f"a request ended without giving back the connection that was taken at {place}; it was"
+            f"a request ended without releasing the connection that was taken at {place}; it was"
             " taken back (said once per place)"
         ),
         about=place,
