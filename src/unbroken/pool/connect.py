@@ -343,7 +343,7 @@ def _succeeded(state: PoolState, entry: Entry, took: float) -> None:
         state.close_entry(old)
     schedule(state)
     state.ensure_connecting()  # the number opened at a time may have grown
-    state.emit("opened", {"pool": state.name, "session": entry.session, "seconds": took})
+    news.opened(state, entry, took)
     _announce_end(state, ended)
 
 

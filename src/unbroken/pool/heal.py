@@ -18,7 +18,7 @@ from unbroken.messages.units import STATEMENT_NOT_REPEATED
 from unbroken.pool.leases import JUST_USED
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, Flow
-from unbroken.pool.undone import tell_on
+from unbroken.pool.undone import Ending, tell_on
 
 log = Part("replay")
 
@@ -103,7 +103,13 @@ def refuse(exc: BaseException, why: object, loan: Loan, ending: Any = None) -> N
     again. *ending* is of the work that it was part of.
     """
     state, entry = loan.state, loan.entry
-    ending, entry.ending = ending or entry.ending, None
+    ending = ending or entry.ending
+    # told here: whatever else fails on this connection, and its end, is no news
+    entry.ending = Ending(
+        None if ending is None else ending.function,
+        None if ending is None else ending.request,
+        None,
+    )
     if ending is not None and ending.who:
         tell_on(exc, ending)
     say_why_not(exc, why)

@@ -22,7 +22,7 @@ from unbroken.pool.endings import THEIR_DOING
 from unbroken.pool.poolers import met_another
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow
-from unbroken.pool.undone import REMEDY, concerns, ending_of, tell_on
+from unbroken.pool.undone import concerns, ending_of, tell_on
 
 #: What is said of a connection in use that ended without a word. The driver may have read the word.
 _VAGUE = (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT)
@@ -41,8 +41,8 @@ class Holding:
 
     __slots__ = ("begun", "conn", "entry", "state")
 
-    #: what to write so that work outside of any unit is run again
-    remedy = REMEDY
+    #: what to write so that work outside of any unit is run again; None: as its pool says
+    remedy: str | None = None
 
     state: Any  #: a PoolState, whose driver and shell are of the body's kind
     entry: Entry
@@ -254,7 +254,9 @@ class Holding:
         """
         entry = self.entry
         if entry.ending is None:
-            entry.ending = ending_of(unit, entry, id(self.conn), fault, self.remedy)
+            entry.ending = ending_of(
+                unit, entry, id(self.conn), fault, self.remedy or self.state.remedy
+            )
         tell_on(exc, entry.ending)
 
     def ended_unseen(self) -> None:
@@ -270,7 +272,9 @@ class Holding:
         ):
             return
         fault = Fault(FaultKind.LOST, entry.cause, text=entry.words)
-        entry.ending = ending_of(self.unit, entry, id(self.conn), fault, self.remedy)
+        entry.ending = ending_of(
+            self.unit, entry, id(self.conn), fault, self.remedy or self.state.remedy
+        )
 
     def _believed(self, fault: Fault) -> Fault:
         """*fault*, as far as it is believed before the server was asked.

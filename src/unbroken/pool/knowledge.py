@@ -52,6 +52,7 @@ from unbroken.pool.runtime import Runtime
 from unbroken.pool.secrets import NO_SECRETS, Secrets
 from unbroken.pool.servers import Server, server_of
 from unbroken.pool.steps import Flow
+from unbroken.pool.undone import REMEDY
 from unbroken.settings import Settings
 
 log = Part("pool")
@@ -73,6 +74,8 @@ class Start:
 class Knowledge(Guarded):
     """The fields of a pool in one process, and what can be told from them."""
 
+    #: what to write so that work outside of any unit is run again
+    remedy = REMEDY
     #: what a body keeps of a connection, if it is more than an Entry
     entry_kind: type[Entry] = Entry
 

@@ -4,16 +4,38 @@ fork.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
-from unbroken.abc import Fault
+from unbroken.abc import Fault, address
 from unbroken.backends.system import one_line
+from unbroken.brain.entry import Entry
 from unbroken.logs import Part
 from unbroken.messages.server import CONNECT_REJECTED, OUTAGE, OUTAGE_ENDED
 
 log = Part("outage")
 fork_log = Part("fork")
+pool_log = Part("pool")
+
+
+def opened(state: Any, entry: Entry, took: float | None = None) -> None:
+    """A connection was opened, in *took* seconds."""
+    fields: dict[str, Any] = {"pool": state.name, "session": entry.session}
+    if took is not None:
+        fields["seconds"] = took
+    if pool_log.wants(logging.DEBUG):
+        server = state.driver.target.server if entry.address is None else address(*entry.address)
+        within = "" if took is None else f" in {took:.3f} s"
+        pool_log.debug(
+            "opened",
+            f"{state.name}: connection {entry.session or ''} to {server} opened{within}",
+            pool=state.name,
+            server=server,
+            session=entry.session,
+            seconds=took,
+        )
+    state.emit("opened", fields)
 
 
 def began(state: Any, fault: Fault) -> None:

@@ -37,6 +37,8 @@ _BETWEEN = frozenset({"django", "unbroken", "contextlib"})
 class Held(Kept):
     """One connection, from take-up to giving back."""
 
+    remedy = "mark its function @unbroken.django.replayable"
+
     __slots__ = (
         "_rested_at", "_wrapper", "cursors", "is_resting", "left_behind", "lost", "past", "pool",
         "seen_by", "source", "taken_at", "until", "used_at",

@@ -37,6 +37,8 @@ _BETWEEN = frozenset({"peewee", "playhouse", "unbroken"})
 class Taken(Kept):
     """What a slot has of a pool."""
 
+    remedy = "mark its function @db.unit, or @db.atomic()"
+
     __slots__ = ("past", "pool", "until")
 
     pool: Pool

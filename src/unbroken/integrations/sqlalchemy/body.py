@@ -29,6 +29,7 @@ from unbroken.integrations.sqlalchemy.runtimes import context_of, mark_of, opene
 from unbroken.ledger.questions import Question, text_of
 from unbroken.ledger.scope import testify
 from unbroken.messages.integrations import ENGINE_GONE
+from unbroken.pool import news
 from unbroken.pool.connect import connector
 from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.loan import Loan
@@ -44,12 +45,10 @@ _FRESH = 32
 
 
 class Body(PoolState):
-    """One pool of SQLAlchemy's in one process, for an async engine on one event loop.
-
-    Made anew after a fork.
-    """
+    """One pool of SQLAlchemy's in one process, for an async engine on one loop. New after a fork."""
 
     entry_kind = Slot
+    remedy = "mark its function @unbroken.replayable"
 
     def __init__(self, pool: Any, plan: Plan, runtime: Any, counters: Counters | None) -> None:
         mark = mark_of(runtime)
@@ -181,7 +180,7 @@ class Body(PoolState):
             if place is None or not self.kernel.replace(place, entry):
                 self.kernel.admit(entry)
         schedule(self)
-        self.emit("opened", {"pool": self.name, "session": entry.session})
+        news.opened(self, entry)
 
     @property
     def has_room(self) -> bool:
