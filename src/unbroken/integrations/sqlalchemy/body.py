@@ -45,7 +45,7 @@ _FRESH = 32
 
 
 class Body(PoolState):
-    """One pool of SQLAlchemy's in one process, for an async engine on one loop. New after a fork."""
+    """One pool of SQLAlchemy's in one process, for an async engine on one loop. New in a child."""
 
     entry_kind = Slot
     remedy = "mark its function @unbroken.replayable"
