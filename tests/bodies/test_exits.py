@@ -26,7 +26,7 @@ from .every import BODIES
 from .exiting import MOMENTS
 
 #: Seconds for a whole program, on a loaded machine; and for a use that is told that it is too late.
-LIMIT, AT_ONCE = 30.0, 2.0
+LIMIT, AT_ONCE = 60.0, 5.0
 #: What a use may be told at the end: by unbroken, by Python's imports and executors, by greenlet.
 TRUTHS = (
     "the interpreter is shutting down",
