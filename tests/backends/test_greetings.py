@@ -27,6 +27,8 @@ ERROR = b"\x17\0\0\0\xff\x10\x04Too many connections"
         ("postgresql", b"N", True),
         ("postgresql", b"E\0\0\0\x40SFATAL\0", True),
         ("postgresql", b"ESMTP says hello", False),
+        ("postgresql", b"Ecould not fork new process for connection: x", True),
+        ("mysql", b"\x17\0\0\x02\xff\xd3\x07Can't connect to x", True),  # a router's
         ("postgresql", b"SSH-2.0-x", False),
         ("postgresql", GREETING, False),
         ("postgresql", b"-ERR x", False),

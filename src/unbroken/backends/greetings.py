@@ -44,18 +44,32 @@ def is_of(backend: str, said: bytes) -> bool:
     return _is_mysqls(said)
 
 
+#: The postmaster's words where it can start no process for a client; they stand in no packet
+#: (``report_fork_failure_to_client``).
+_NO_PROCESS = b"Ecould not fork new process for connection"
+
+
 def _is_postgresqls(said: bytes) -> bool:
     if said[:1] == b"E":  # an error: it is starting, say, or of a version without TLS
-        return len(said) < 5 or 4 <= int.from_bytes(said[1:5], "big") < 30000
+        is_packet = len(said) < 5 or 4 <= int.from_bytes(said[1:5], "big") < 30000
+        return is_packet or said.startswith(_NO_PROCESS)
     return said in (b"S", b"N")
 
 
+#: An error in answer to a login has at most such a number.
+_FIRST = 8
+
+
 def _is_mysqls(said: bytes) -> bool:
-    """A packet of its own, the first of its session: a greeting, or an error."""
+    """A packet of its own: the greeting is the first of its session; an error may be a later one,
+    for a proxy hands on what its server said.
+    """
     if len(said) < 5:  # cut short, unless it is PostgreSQL's
         return said not in (b"S", b"N")
     length = int.from_bytes(said[:3], "little")
-    return 2 < length < 4096 and said[3] == 0 and said[4] in (9, 10, 0xFF)
+    number, kind = said[3], said[4]
+    is_begin = (number == 0 and kind in (9, 10)) or (number < _FIRST and kind == 0xFF)
+    return 2 < length < 4096 and is_begin
 
 
 def told(backend: str, said: bytes) -> str:

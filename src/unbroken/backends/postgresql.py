@@ -48,6 +48,7 @@ _WORDS: tuple[tuple[str, FaultKind, str | None], ...] = (
     ("too many connections", _K.TOO_MANY, "53300"),
     ("remaining connection slots", _K.TOO_MANY, "53300"),
     ("no more connections allowed", _K.TOO_MANY, "53300"),
+    ("could not fork new process", _K.TOO_MANY, "53000"),
     ("session is read-only", _K.WRONG_SERVER, "25006"),
     ("session is not read-only", _K.WRONG_SERVER, None),
     ("server is not in hot standby", _K.WRONG_SERVER, None),
