@@ -272,7 +272,7 @@ class Finishing(Holding):
         """
         state, entry = self.state, self.entry
         how = state.settings.reset
-        if entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD or self.outlives_time():
+        if entry.cause is not None or self.outlives_time() or judge(entry.poll(0)) is Liveness.DEAD:
             return
         if not self.is_in_step:
             self.break_off()
