@@ -578,7 +578,7 @@ def test_a_request_leaves_no_circle_behind_that_would_keep_what_it_had(
 def test_an_app_is_made_unbroken_once_and_settings_that_cannot_work_are_refused() -> None:
     app = flask.Flask("x")
     unbroken.flask.Unbroken().init_app(app)
-    with pytest.raises(unbroken.ConfigurationError, match="one Unbroken per app"):
+    with pytest.raises(unbroken.ConfigurationError, match="call it once for each app"):
         unbroken.flask.Unbroken(app)
     with pytest.raises(unbroken.ConfigurationError, match="did you mean 'replay'"):
         unbroken.flask.Unbroken(replays="/x")
