@@ -60,6 +60,14 @@ def is_own(fault: Fault) -> bool:
     return not shows_server(fault)
 
 
+def may_be_own(fault: Fault) -> bool:
+    """Whether *fault*, of an attempt to connect, may come of the pool's own settings (TLS, a time
+    limit that is too short) as well as of the server: nobody has put it into words.
+    """
+    kinds = (FaultKind.LOST, FaultKind.UNREACHABLE)
+    return fault.kind in kinds and not is_of_the_server(fault)
+
+
 def may_heal(fault: Fault, *, has_served: bool) -> bool:
     """Whether waiting may cure *fault*, which is the pool's own (:func:`is_own`).
 

@@ -23,6 +23,7 @@ from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.login import (
     check_keys,
     fault_of,
+    is_alone,
     is_put_off,
     let_in,
     login_of,
@@ -381,7 +382,12 @@ def _failed(state: PoolState, exc: Exception, fault: Fault, attempt: Try) -> boo
         after, fault = after_failure(state, attempt, fault)
         if after is After.AWAY:
             began = state.server.outage.failed(
-                state, attempt.started, state.clock(), fault, state.random
+                state,
+                attempt.started,
+                state.clock(),
+                fault,
+                state.random,
+                alone=is_alone(state, fault),
             )
         if after is not After.REJECTED:
             state.counters.connect_failures += 1

@@ -134,6 +134,8 @@ class Knowledge(Guarded):
             _look_away  #: has that look not be later than it must be
         )
         #: what was last heard from something else than a server of this kind, and when it was asked
+        #: it was not let in while others were: what it meets is its own
+        self.is_apart = False
         self.stranger: tuple[Fault | None, float] = (None, -math.inf)
         self.scouting = False  #: whether one looks for another host: see :mod:`.scouting`
         self.next_scout = 0.0  #: when the place may be looked at again

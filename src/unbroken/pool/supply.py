@@ -120,6 +120,7 @@ class Supply(Knowledge):
     def _missing_workers(self) -> int:
         outage = self.server.outage
         somebody_else = outage.active and outage.prober not in (None, self)
+        somebody_else = somebody_else and not outage.checks(self)
         room = 0 if somebody_else else self.room(self.connectors)
         return min(self.wants, room) if room else 0
 
