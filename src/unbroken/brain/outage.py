@@ -155,8 +155,8 @@ class Outage:
         if self.prober is None:
             self.prober = who
             self.last_failure = -math.inf  # nobody was looking: what was known is old
-        if self.prober is not who:
-            return 0.0 if self.checks(who) else None
+        if self.prober is not who and not self.checks(who):
+            return None
         wanted = waiting or self.is_called(now)
         when = self.next_try if wanted else self.next_lonely_try
         mine = self.mine(who)
