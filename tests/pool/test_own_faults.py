@@ -328,8 +328,9 @@ def test_all_wait_for_one_where_nobody_is_let_in(face: Any, tmp_path: Path, unti
         threads.append(threading.Thread(target=lambda pool=pool: suppressed(pool.acquire)))
         threads[-1].start()
     until(lambda: sum(pool.stats().connect_failures for pool in pools) >= 10)
-    failures = sorted(pool.stats().connect_failures for pool in pools)
-    assert failures[:3] == [1, 1, 1]
+    *others, prober = sorted(pool.stats().connect_failures for pool in pools)
+    assert sum(others) <= 5  # once each, and once more where two began at one moment
+    assert prober >= 5
     for pool in pools:
         pool.close(timeout=0)
     for thread in threads:
