@@ -56,7 +56,7 @@ class NotYoursError(UnbrokenError, ValueError):
 
 
 class PoolClosedError(UnbrokenError):
-    """The pool is closed: it gives out no connection any more."""
+    """The pool is closed, or the interpreter is shutting down: no connection is given out."""
 
 
 class PoolTimeoutError(UnbrokenError):
