@@ -335,7 +335,7 @@ def _succeeded(state: PoolState, entry: Entry, took: float) -> None:
         ended = _end_outage(state, took)
         let_in(state)
         state.rejected_at = -math.inf
-        state.counters.opened += 1
+        state.count_opened()
         state.counters.connect_seconds += took
         condemn_elsewhere(state, entry)  # the pool may have moved meanwhile
         tickets, stale = state.kernel.opened(entry)

@@ -12,9 +12,10 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from random import Random
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from unbroken.abc import BaseDriver, Connection, Fault, FaultKind, address
 from unbroken.backends.fault import shows_server
@@ -69,6 +70,11 @@ class Start:
 
     def __init__(self) -> None:
         self.is_called_off = False
+
+
+#: The drivers (each pool has one of its own) by which a connection was opened. A forked child knows
+#: those of its parent.
+_served: WeakSet[BaseDriver] = WeakSet()
 
 
 class Knowledge(Guarded):
@@ -356,8 +362,16 @@ class Knowledge(Guarded):
 
     @property
     def has_served(self) -> bool:
-        """Whether a connection has come about: the settings are right."""
-        return self.counters.opened > 0
+        """Whether a connection has come about, here, before a fork or on another event loop: the
+        settings are right.
+        """
+        return self.counters.opened > 0 or self.driver in _served
+
+    def count_opened(self) -> None:
+        """Count a connection that was opened."""
+        self.counters.opened += 1
+        with suppress(TypeError):  # of somebody's own driver that has no room for it
+            _served.add(self.driver)
 
     def rejection(self, exc: Exception, fault: Fault) -> BaseException:
         """What each caller in the line gets when the server (or its driver) rejects a connect with

@@ -176,7 +176,7 @@ class Body(PoolState):
         self._tie(entry, connection, record)
         entry.uses, entry.taken_at = 1, entry.born
         with self.lock:
-            self.counters.opened += 1
+            self.count_opened()
             if place is None or not self.kernel.replace(place, entry):
                 self.kernel.admit(entry)
         schedule(self)
