@@ -94,7 +94,7 @@ def resolved(database: Any, function: Any) -> Any:
     if db.is_async and not is_coroutine_function(function):
         raise ConfigurationError(
             PEEWEE_UNIT(
-                f"{named(function)} is no async def, and {type(db).__name__} is for asyncio:"
+                f"{named(function)} is not an async def, and {type(db).__name__} is for asyncio:"
                 " make it one that awaits db.run(...) inside"
             )
         )
