@@ -105,7 +105,7 @@ def fault_of(state: PoolState, exc: BaseException, *, is_open: bool = True) -> F
     if is_open:
         return fault
     target, is_foreign = state.driver.target, state.is_opened_outside
-    if is_foreign and state.driver.is_async:
+    if is_foreign and getattr(state.driver, "is_async", False):
         return fault  # "no such file" may be said of a socket that the application connects to
     found = diagnosed(fault, target, options_of(state), is_foreign=is_foreign)
     return found if found is fault else replace(found, text=text_of(state, found))
