@@ -14,6 +14,7 @@ import pytest
 
 import unbroken
 from unbroken import ConnectRejectedError, OutageError, PoolTimeoutError
+from unbroken.net.greeting import first_words
 
 #: Seconds within which something is told "at once".
 AT_ONCE = 2.0
@@ -187,3 +188,7 @@ def test_it_is_not_asked_of_a_server_that_answers_in_its_own_way(face: Any) -> N
         pool.acquire()
     assert "not as" not in str(caught.value)
     assert pool._state.stranger[0] is None
+
+
+def test_a_host_that_cannot_be_one_says_nothing() -> None:
+    assert first_words(("a..b", 3306), "mysql", (b"",)) == b""

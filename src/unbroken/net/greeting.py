@@ -55,6 +55,6 @@ def first_words(where: Address, backend: str, questions: Sequence[bytes]) -> byt
                     return sock.recv(_ENOUGH)
                 except TimeoutError:
                     continue
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no host can have that name
         pass
     return b""

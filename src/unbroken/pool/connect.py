@@ -24,6 +24,7 @@ from unbroken.pool.login import (
     check_keys,
     fault_of,
     is_alone,
+    is_of_one_host,
     is_put_off,
     let_in,
     login_of,
@@ -374,7 +375,8 @@ def tell_others(state: PoolState) -> None:
 
 def _failed(state: PoolState, exc: Exception, fault: Fault, attempt: Try) -> bool:
     began = False
-    if isinstance(exc, LoginError) or is_own(fault):  # any host, and any attempt, would end so
+    everywhere = is_own(fault) and not is_of_one_host(state, fault)
+    if isinstance(exc, LoginError) or everywhere:  # any host, and any attempt, would end so
         _reject(state, exc, fault)
         return False
     with state.lock, state.server.lock:
@@ -436,6 +438,6 @@ def _reject(state: PoolState, exc: Exception, fault: Fault) -> None:
                 unusable(state, exc) if isinstance(exc, LoginError) else state.rejection(exc, fault)
             )
         )
-    news.rejected(state, fault)
+    news.rejected(state, news.of_rejection(state, exc, fault), fault)
     state.wake(tickets)
     _announce_end(state, ended)

@@ -8,7 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from unbroken.abc import Fault, FaultKind, Login
-from unbroken.backends.fault import is_own, may_be_own, may_heal, refuses_login
+from unbroken.backends.fault import (
+    is_own,
+    is_the_systems,
+    may_be_own,
+    may_heal,
+    refuses_login,
+)
 from unbroken.backends.system import one_line
 from unbroken.brain.outage import FRESH
 from unbroken.brain.tries import Try
@@ -118,12 +124,17 @@ def is_put_off(state: PoolState, exc: BaseException, fault: Fault) -> bool:
     if isinstance(exc, LoginError):
         return fault.kind is not FaultKind.REJECTED
     if is_own(fault):
-        return may_heal(fault, has_served=state.has_served)
+        return may_heal(fault, has_served=state.has_served) and not is_of_one_host(state, fault)
     if is_alone(state, fault):
         now = state.clock()
         state.is_apart = state.is_apart or now - state.server.outage.last_success < FRESH
         return state.is_apart
     return state.asks_login and refuses_login(fault, state.backend)
+
+
+def is_of_one_host(state: PoolState, fault: Fault) -> bool:
+    """Whether another host of the pool may be reached where *fault* was met."""
+    return len(state.driver.target.hosts) > 1 and is_the_systems(fault)
 
 
 def is_alone(state: PoolState, fault: Fault) -> bool:

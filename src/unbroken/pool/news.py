@@ -8,11 +8,22 @@ import logging
 import os
 from typing import Any
 
-from unbroken.abc import Fault, address
+from unbroken.abc import Fault, FaultKind, address
+from unbroken.backends.fault import shows_server
 from unbroken.backends.system import one_line
 from unbroken.brain.entry import Entry
 from unbroken.logs import Part
-from unbroken.messages.server import CONNECT_REJECTED, OUTAGE, OUTAGE_ENDED
+from unbroken.messages import Message
+from unbroken.messages.configuration import BAD_LOGIN, OPTION_TO_BLAME
+from unbroken.messages.server import (
+    CONNECT_REJECTED,
+    EXHAUSTED,
+    OUTAGE,
+    OUTAGE_ENDED,
+    OWN_CONNECT,
+    STRANGER,
+)
+from unbroken.pool.secrets import LoginError
 
 log = Part("outage")
 fork_log = Part("fork")
@@ -115,16 +126,30 @@ def ended(state: Any, seconds: float) -> None:
     state.emit("outage ended", {"pool": state.name, "seconds": seconds})
 
 
-def rejected(state: Any, fault: Fault) -> None:
-    """The server said no, and waiting does not help."""
+def rejected(state: Any, message: Message, fault: Fault) -> None:
+    """The server said no, or the client's own settings will not do: waiting does not help."""
     target = state.driver.target
     log.error(
         "connect rejected",
-        CONNECT_REJECTED(f"{state.name}: cannot connect to {target.label}: {fault.text}"),
+        message(f"{state.name}: cannot connect to {target.label}: {fault.text}"),
         pool=state.name,
         server=target.server,
         cause=fault.kind.value,
     )
+
+
+def of_rejection(state: Any, exc: Exception, fault: Fault) -> Message:
+    """The message that callers are told by, too."""
+    if isinstance(exc, LoginError):
+        return BAD_LOGIN
+    if hasattr(exc, "is_strangers"):
+        return STRANGER
+    if fault.kind is FaultKind.EXHAUSTED:
+        return EXHAUSTED
+    if state.is_opened_outside:
+        is_own = "connect= gave" in fault.text or not shows_server(fault)
+        return OWN_CONNECT if is_own else CONNECT_REJECTED
+    return OPTION_TO_BLAME if fault.kind is FaultKind.MISCONFIGURED else CONNECT_REJECTED
 
 
 def began_anew(old: Any) -> None:
