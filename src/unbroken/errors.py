@@ -223,7 +223,8 @@ def for_driver(
     if foreign is not None or (kind._besides is not None and not issubclass(kind, kind._besides)):
         cls = _combined(kind, foreign)  # type: ignore[arg-type] # classes are hashable; the stub of cache does not know
     error = cls(message)
-    for name, value in ({} if foreign is None else _given_by(foreign)).items():
+    given = {} if foreign is None else _given_by(foreign)  # type: ignore[arg-type] # as above
+    for name, value in given.items():
         said = value.replace(_MESSAGE, message) if isinstance(value, str) else copy(value)
         error.__dict__.setdefault(name, said)
     for name, value in attributes.items():
