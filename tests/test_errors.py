@@ -177,3 +177,23 @@ def test_an_outage_says_when_to_ask_again() -> None:
 def test_every_error_says_what_it_means(kind: type[UnbrokenError]) -> None:
     assert kind.__doc__
     assert kind.__name__ in vars(import_module("unbroken")), "it is part of the public face"
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("psycopg.OperationalError", "diag pgconn pgresult sqlstate"),
+        ("mysql.connector.OperationalError", "errno msg sqlstate"),
+    ],
+)
+def test_what_a_drivers_error_always_has_ours_has_too(path: str, names: str) -> None:
+    module, _, name = path.rpartition(".")
+    foreign = getattr(pytest.importorskip(module), name)
+    error: Any = for_driver(OutageError, foreign, "server away", retry_after=2.5)
+    for each in (error, pickle.loads(pickle.dumps(error))):
+        for attribute in names.split():
+            getattr(each, attribute)
+        assert str(each) == "server away"
+        assert each.retry_after == 2.5
+    if "psycopg" in path:
+        assert error.diag.sqlstate is None

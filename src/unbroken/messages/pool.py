@@ -45,7 +45,7 @@ OBSERVER_FAILED = Message(
     "UB206",
     "A function of the application's, which the pool tells its events, raised an error.",
     "The event has been told to the other ones, and the pool goes on. No data is concerned.",
-    "Correct the function (`observer=`) at the traceback's end.",
+    "Correct the function (`observers=`) at the traceback's end.",
 )
 CALLBACK_FAILED = Message(
     "UB207",
