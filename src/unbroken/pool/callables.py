@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 from unbroken.errors import ConfigurationError
@@ -50,6 +50,24 @@ def _is(function: Any, test: Any) -> bool:
     return bool(test(function) or test(getattr(function, "__call__", None)))  # noqa: B004 - what it is, not whether it is
 
 
+#: Flags of functions whose work is done after the call.
+_LATER = (
+    inspect.CO_GENERATOR
+    | inspect.CO_COROUTINE
+    | inspect.CO_ITERABLE_COROUTINE
+    | inspect.CO_ASYNC_GENERATOR
+)
+
+
+def _is_plain(function: Any) -> bool:
+    """Whether *function* is a plain function for sure. This is asked at every run of a unit."""
+    return (
+        type(function) is FunctionType
+        and not function.__code__.co_flags & _LATER
+        and not function.__dict__  # where a mark may stand that it gives a coroutine
+    )
+
+
 def named(function: Any) -> str:
     """*function* by its name, its file and line."""
     while isinstance(function, functools.partial):
@@ -68,6 +86,8 @@ def require_blocking(function: Any, what: str) -> None:
     """Raise ConfigurationError where *what* (``Pool.run()``) cannot run *function*, which must be
     plain.
     """
+    if _is_plain(function):
+        return
     if is_coroutine_function(function):
         raise ConfigurationError(
             NOT_A_UNIT(f"{what} cannot run {named(function)}: it is an async def, {_BLOCKS}")

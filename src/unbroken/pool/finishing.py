@@ -25,6 +25,7 @@ from unbroken.net.liveness import Liveness, judge
 from unbroken.pool.admission import cannot_serve, refused
 from unbroken.pool.holding import Holding
 from unbroken.pool.poolers import uses_session
+from unbroken.pool.rollbacks import IN_DOUBT, rolled_back
 from unbroken.pool.steps import Call, Flow, Reset
 from unbroken.roles import Role
 
@@ -38,12 +39,6 @@ FATES = {
     Fate.STORED: "and what was committed before is stored",
     Fate.UNKNOWN: "and it is not known whether what it wrote is stored: look before you repeat it",
 }
-#: What an error says of a transaction that the library has sent no COMMIT for.
-_ROLLED_BACK = "nothing of the open transaction is stored"
-#: MySQL and MariaDB may have such tables, and neither the ledger nor the driver sees which ones.
-_KEEPS = "without transactions (MyISAM, Aria, MEMORY)"
-_UNHEARD = f"{_ROLLED_BACK}, unless the code that had the connection sent a COMMIT itself"
-_IN_DOUBT = "it is not known whether the open transaction is stored: look before you repeat it"
 
 
 class Finishing(Holding):
@@ -69,20 +64,11 @@ class Finishing(Holding):
         """
         state, unit, conn = self.state, self.unit, self.conn
         if unit is not None:
-            in_doubt = unit.fate_of_open(id(conn)) is not Fate.NOTHING
-            return _IN_DOUBT if in_doubt else self._rolled_back
+            if unit.fate_of_open(id(conn)) is not Fate.NOTHING:
+                return IN_DOUBT
+            return rolled_back(state.backend, is_proven=True)
         is_open = state.driver.is_in_transaction(conn) and state.driver.is_quiet(conn)
-        if is_open and state.knows_status:
-            return self._rolled_back
-        return f"{_UNHEARD}, or wrote to a table {_KEEPS}" if self._is_mysql else _UNHEARD
-
-    @property
-    def _is_mysql(self) -> bool:
-        return self.state.backend in ("mysql", "mariadb")
-
-    @property
-    def _rolled_back(self) -> str:
-        return f"{_ROLLED_BACK}, except in tables {_KEEPS}" if self._is_mysql else _ROLLED_BACK
+        return rolled_back(state.backend, is_proven=bool(is_open and state.knows_status))
 
     def commit(self, send: Call | None = None) -> Flow[None]:
         """COMMIT what is open; *send* is the step that does it, where the body has a way of its
