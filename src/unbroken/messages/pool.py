@@ -69,3 +69,9 @@ CLOSED_IN_USE = Message(
     "Release them before the pool is closed: the message names the lines that took them. `close()`"
     " waits up to `timeout` seconds (5.0) for them; an engine's `dispose()` does not wait.",
 )
+RESET_RAISES = Message(
+    "UB210",
+    "The application's own `reset=` raised an error.",
+    "The connection is closed in place of being lent again. What was not committed is rolled back.",
+    "Correct the function: as long as it raises, each use costs a new connection.",
+)

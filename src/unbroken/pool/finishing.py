@@ -24,6 +24,7 @@ from unbroken.messages.processes import AT_THE_END
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool.admission import cannot_serve, refused
 from unbroken.pool.holding import Holding
+from unbroken.pool.news import reset_raised
 from unbroken.pool.poolers import uses_session
 from unbroken.pool.rollbacks import IN_DOUBT, rolled_back
 from unbroken.pool.steps import Call, Flow, Reset
@@ -280,6 +281,7 @@ class Finishing(Holding):
             try:
                 yield Reset(how, self.conn)
             except Exception as exc:
+                reset_raised(state, exc)
                 self._unfit(exc)
                 return
         yield from self.roll_back()

@@ -15,6 +15,7 @@ from unbroken.brain.entry import Entry
 from unbroken.logs import Part
 from unbroken.messages import Message
 from unbroken.messages.configuration import BAD_LOGIN, OPTION_TO_BLAME
+from unbroken.messages.pool import RESET_RAISES
 from unbroken.messages.server import (
     CONNECT_REJECTED,
     EXHAUSTED,
@@ -150,6 +151,21 @@ def of_rejection(state: Any, exc: Exception, fault: Fault) -> Message:
         is_own = "connect= gave" in fault.text or not shows_server(fault)
         return OWN_CONNECT if is_own else CONNECT_REJECTED
     return OPTION_TO_BLAME if fault.kind is FaultKind.MISCONFIGURED else CONNECT_REJECTED
+
+
+def reset_raised(state: Any, exc: Exception) -> None:
+    """The application's ``reset=`` raised *exc*, which is no loss of its connection."""
+    if state.classify(exc).is_lost:
+        return
+    shown = getattr(state.driver, "shown", one_line)
+    pool_log.warning(
+        "reset failed",
+        RESET_RAISES(
+            f"{state.name}: reset= raised {shown(f'{type(exc).__name__}: {exc}')}; the connection"
+            " is closed"
+        ),
+        pool=state.name,
+    )
 
 
 def began_anew(old: Any) -> None:
