@@ -112,7 +112,7 @@ class Endings(Supply):
             text = f"{text}, idle for {idle:.1f} s"
             log.info("connection ended", CONNECTION_ENDED(text), about="idle", **fields)
             return
-        fields["idle"] = idle = max(0.0, entry.taken_at - entry.last_used)
+        fields["idle"] = idle = min(age, max(0.0, entry.taken_at - entry.last_used))
         fields["function"], fields["request"] = ending.function, ending.request
         fields["place"] = place = None if entry.place is None else str(entry.place)
         text = f"{text}, idle for {idle:.1f} s before this use"

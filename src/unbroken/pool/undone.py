@@ -125,7 +125,8 @@ def replayed(unit: Unit, number: int, fault: Fault) -> None:
         )
         return
     cause = (entry.cause or fault.cause or fault.kind).value
-    age, idle = origin.clock() - entry.born, max(0.0, entry.taken_at - entry.last_used)
+    age = origin.clock() - entry.born
+    idle = min(age, max(0.0, entry.taken_at - entry.last_used))  # last_used is a tick's
     log.info(
         "replayed",
         f"{name}: {who} is run again ({number}): {fault.text}; connection {entry.session or ''}"
