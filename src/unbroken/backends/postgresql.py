@@ -72,6 +72,7 @@ _WORDS: tuple[tuple[str, FaultKind, str | None], ...] = (
         "invalid uri", "missing \"=\" after", "unterminated quoted string", "invalid port number",
         "invalid integer value", "could not match", "embedded null",
         "group or world access", "has group or others access", "weak sslmode",
+        "invalid scram client key", "invalid scram server key",
     )),
 )  # fmt: skip
 #: libpq refuses the value of one of its own options.
