@@ -34,12 +34,6 @@ log = Part("replay")
 
 #: What to do about a COMMIT without an answer.
 LOOK_FIRST = "that transaction is stored whole or not at all; look before you repeat it"
-#: What an error says of the caller's writes.
-FATES = {
-    Fate.NOTHING: "and nothing is stored",
-    Fate.STORED: "and what was committed before is stored",
-    Fate.UNKNOWN: "and it is not known whether what it wrote is stored: look before you repeat it",
-}
 
 
 class Finishing(Holding):

@@ -15,7 +15,8 @@ from unbroken.errors import (
 )
 from unbroken.messages.data import DEADLINE
 from unbroken.messages.processes import RECLAIMED
-from unbroken.pool.finishing import FATES, Finishing
+from unbroken.pool.finishing import Finishing
+from unbroken.pool.rollbacks import in_words
 
 
 class Loan(Finishing):
@@ -68,11 +69,12 @@ class Loan(Finishing):
             # a unit's deadline bounds all of its loans together
             limit = "" if deadline is None else f" of {deadline} s"
             fate = self._fate()
+            left = in_words(fate, state.backend)
             error: BaseException = state.error(
                 DeadlineExceeded,
                 DEADLINE(
                     f"work on a connection to {state.where(self.entry)} took longer than its"
-                    f" deadline{limit}; its connection was ended, {FATES[fate]}"
+                    f" deadline{limit}; its connection was ended, and {left}"
                 ),
                 fate=fate,
             )
