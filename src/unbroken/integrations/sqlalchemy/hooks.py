@@ -290,8 +290,10 @@ def _as_both(error: BaseException, context: ExceptionContext) -> BaseException |
     if theirs is None or kind is None:
         return error if error is not context.original_exception else None
     shown = for_driver(kind, type(theirs), str(error))
+    # what the DBAPI's errors have (orig, say) is SQLAlchemy's to tell here
+    own = {k: v for k, v in error.__dict__.items() if k not in vars(theirs) or k == "__notes__"}
     shown.__dict__.update(
-        {**theirs.__dict__, **error.__dict__, "connection_invalidated": context.is_disconnect}
+        {**theirs.__dict__, **own, "connection_invalidated": context.is_disconnect}
     )
     return shown
 
