@@ -26,6 +26,9 @@ ERROR = b"\x17\0\0\0\xff\x10\x04Too many connections"
         ("postgresql", b"S", True),
         ("postgresql", b"N", True),
         ("postgresql", b"E\0\0\0\x40SFATAL\0", True),
+        ("postgresql", b"NE\0\0\0\xd7SFATAL\0C08P01\0", True),
+        ("postgresql", b"S\x15\x03\x01\0\x02\x02F", True),
+        ("postgresql", b"NEWS 1.0", False),
         ("postgresql", b"ESMTP says hello", False),
         ("postgresql", b"Ecould not fork new process for connection: x", True),
         ("mysql", b"\x17\0\0\x02\xff\xd3\x07Can't connect to x", True),  # a router's

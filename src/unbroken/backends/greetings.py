@@ -50,8 +50,11 @@ _NO_PROCESS = b"Ecould not fork new process for connection"
 
 
 def _is_postgresqls(said: bytes) -> bool:
+    # its answer, and then its word on what came behind the question
     if said[:1] == b"N" and said[1:2] == b"E":
-        said = said[1:]  # no TLS; then its word on what came behind the question
+        said = said[1:]
+    elif said[:1] == b"S" and re.match(rb"[\x14-\x17]\x03", said[1:]):
+        return True
     if said[:1] == b"E":  # an error: it is starting, say, or of a version without TLS
         is_packet = len(said) < 5 or 4 <= int.from_bytes(said[1:5], "big") < 30000
         return is_packet or said.startswith(_NO_PROCESS)
