@@ -224,7 +224,7 @@ def test_a_deadline_says_what_the_ledger_knows(face: Any) -> None:
 
 
 def all_places_are_there(pool: unbroken.Pool, size: int) -> bool:
-    conns = [pool.acquire(timeout=1.0) for _ in range(size)]
+    conns = [pool.acquire(timeout=5.0) for _ in range(size)]
     for conn in conns:
         pool.release(conn)
     return pool.stats().idle == pool.stats().size == size
