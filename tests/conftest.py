@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -51,6 +52,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def _nothing_was_logged_before() -> None:
     """Each test sees the lines that its own events log, whatever the test before it logged."""
     logs.forget()
+    for part in ("", *(f".{name}" for name in logs.PARTS)):
+        logger = logging.getLogger(f"unbroken{part}")
+        if logger.level or logger.disabled:  # an example of the docs sets them
+            logger.setLevel(logging.NOTSET)
+            logger.disabled = False
 
 
 @contextmanager

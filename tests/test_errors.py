@@ -104,6 +104,27 @@ def test_what_people_do_with_a_drivers_error_works_with_ours(path: str) -> None:
     assert error.args[0] not in (2006, 2013)
 
 
+@pytest.mark.parametrize("path", [path for path in FOREIGN if "Fake" not in path])
+def test_what_the_drivers_own_error_tells_ours_tells_too(path: str) -> None:
+    foreign = found(path)
+    theirs = foreign("no connection")
+    for kind in (OutageError, PoolTimeoutError, PoolClosedError):
+        ours = for_driver(kind, foreign, "no connection")
+        for name, value in vars(theirs).items():
+            if not hasattr(OSError, name):  # errno is OSError's there
+                assert getattr(ours, name) == value, name
+
+
+def test_psycopgs_diagnostics_can_be_asked_for_and_say_nothing() -> None:
+    import psycopg
+
+    error: Any = for_driver(OutageError, psycopg.OperationalError, "the server is away")
+    assert error.diag.sqlstate is None
+    assert error.pgconn is None
+    again = pickle.loads(pickle.dumps(error))
+    assert again.diag.message_primary is None
+
+
 def test_the_combined_class_is_made_once() -> None:
     first, second = (for_driver(OutageError, sqlite3.OperationalError, "x") for _ in range(2))
     assert type(first) is type(second)
@@ -156,3 +177,23 @@ def test_an_outage_says_when_to_ask_again() -> None:
 def test_every_error_says_what_it_means(kind: type[UnbrokenError]) -> None:
     assert kind.__doc__
     assert kind.__name__ in vars(import_module("unbroken")), "it is part of the public face"
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("psycopg.OperationalError", "diag pgconn pgresult sqlstate"),
+        ("mysql.connector.OperationalError", "errno msg sqlstate"),
+    ],
+)
+def test_what_a_drivers_error_always_has_ours_has_too(path: str, names: str) -> None:
+    module, _, name = path.rpartition(".")
+    foreign = getattr(pytest.importorskip(module), name)
+    error: Any = for_driver(OutageError, foreign, "server away", retry_after=2.5)
+    for each in (error, pickle.loads(pickle.dumps(error))):
+        for attribute in names.split():
+            getattr(each, attribute)
+        assert str(each) == "server away"
+        assert each.retry_after == 2.5
+    if "psycopg" in path:
+        assert error.diag.sqlstate is None

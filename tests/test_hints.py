@@ -102,3 +102,8 @@ def test_short_names_are_near_to_less() -> None:
     assert nearest("hello", ["heal"]) is None
     assert nearest("nam", ["name"]) == "name"
     assert nearest("b", ["a"]) is None
+
+
+def test_an_unknown_option_in_the_url_is_not_sent_to_the_url() -> None:
+    with pytest.raises(ConfigurationError, match=r"unknown option 'ssl'.*; known: .*ssl_ca"):
+        Pool(f"{URL}?ssl=true")

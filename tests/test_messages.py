@@ -55,7 +55,7 @@ SPEAK_OF_DATA = {
 
 def test_a_message_about_data_is_told_by_the_ledgers_word_only() -> None:
     claims = re.compile(
-        r"\b(stored|undone|undid|rolled back|sent|committed)\b|\{(FATES|LOOK_FIRST|what_is_left)\}"
+        r"\b(stored|undone|undid|rolled back|sent|committed)\b|\{(left|LOOK_FIRST|what_is_left)\}"
     )
     found = {
         site.path.removeprefix("src/unbroken/")
@@ -167,3 +167,39 @@ def test_the_command_line_shows_the_code() -> None:
         [sys.executable, "-m", "unbroken", "run"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr.rstrip()[-7:]) == (2, "[UB901]")
+
+
+def test_an_error_keeps_its_code_as_a_frameworks_own() -> None:
+    peewee = pytest.importorskip("unbroken.integrations.peewee.errors")
+    text = OUTAGE("no connection")
+    told = peewee.translated(for_driver(OutageError, FakeOperationalError, text))
+    assert (told.code, str(told)) == ("UB301", text)
+    again = pickle.loads(pickle.dumps(for_driver(OutageError, ConnectionError, text)))
+    assert (again.code, str(again)) == ("UB301", text)
+
+
+def test_an_engines_error_has_the_code_beside_sqlalchemys_own() -> None:
+    pytest.importorskip("sqlalchemy")
+    # apart: its engine goes on asking for the server
+    program = """
+import sqlalchemy, unbroken
+url = "postgresql+psycopg://app@127.0.0.1:1/shop?plugin=unbroken&outage_wait=0.1"
+try:
+    sqlalchemy.create_engine(url).connect()
+except sqlalchemy.exc.DBAPIError as error:
+    ours = isinstance(error, unbroken.OutageError)
+    print(ours, error.code, error.orig.code, str(error)[-7:])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True", "UB301", "UB301", "[UB301]"]
+
+
+def test_django_tells_the_code() -> None:
+    pytest.importorskip("django")
+    from unbroken.integrations.django.errors import translated
+
+    told: Any = translated(for_driver(OutageError, FakeOperationalError, OUTAGE("no connection")))
+    assert told.code == "UB301"
+    assert str(told).endswith("[UB301]")

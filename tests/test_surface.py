@@ -31,7 +31,7 @@ FOR_ALL = {
     # of the server
     "classify", "describe_outage", "may_hide_writes",
     # what is told
-    "counters", "emit", "error", "stats",
+    "counters", "emit", "error", "remedy", "stats",
     # moves
     "close_entry", "follow_sessions", "now", "sever", "sweep",
 }  # fmt: skip

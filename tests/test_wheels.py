@@ -183,8 +183,8 @@ def test_a_service_needs_the_runtime_wheel_alone(wheels: tuple[Wheel, Wheel], ve
             ["dril"],
             2,
             (
-                "unbroken: no such command 'dril'; there is run, and drill and proxy in a second"
-                ' package: pip install "unbroken[drill]"'
+                "unbroken: no such command 'dril' (did you mean 'drill'?); there is run, and drill"
+                ' and proxy in a second package: pip install "unbroken[drill]"'
             ),
         ),
     ],

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -25,7 +24,6 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.stats import Stats
 from unbroken.drivers import open_driver
 from unbroken.ledger.scope import current, current_token
-from unbroken.messages.pool import OBSERVER_FAILED
 from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.acquire import acquire, ping
 from unbroken.pool.answers import is_soon
@@ -36,14 +34,14 @@ from unbroken.pool.closing import TIMEOUT, close
 from unbroken.pool.connect import connector
 from unbroken.pool.loan import Loan
 from unbroken.pool.loops import LoopRuntime, abandon, cut_off, farewell, runtime_of
+from unbroken.pool.news import began_anew
+from unbroken.pool.observers import tell
 from unbroken.pool.running_async import run_unit_async
 from unbroken.pool.secrets import take_secrets
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import run_async
 from unbroken.pool.upkeep import schedule
 from unbroken.settings import Settings
-
-log = logging.getLogger("unbroken")
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -86,7 +84,7 @@ class AsyncPool(Generic[ConnectionT]):
         self.settings = bounded(self._driver, self.settings)
         adopt_for(self.settings.units, self.settings.max_replays)
         self.name = self.settings.name or self._driver.target.label
-        self._emit = partial(_tell, observers)  # no method: a state must not keep its pool alive
+        self._emit = partial(tell, observers)  # no method: a state must not keep its pool alive
         self._states: dict[tuple[int, int], PoolState] = {}
         self._home: tuple[Any, Any] = (None, _NO_STATE)
         _pools.add(self)
@@ -136,6 +134,7 @@ class AsyncPool(Generic[ConnectionT]):
             if not state.here[0]:
                 state.sever()
                 _inherited.append(state)
+                began_anew(state)
         self._states = {k: s for k, s in self._states.items() if s.here[0]}
         self._home = (None, _NO_STATE)
 
@@ -252,6 +251,7 @@ class AsyncPool(Generic[ConnectionT]):
             await run_async(loan.reset(at_end=True), runtime_of(state).do)
             otherwise = None  # type: ignore[assignment] # the pool finds out why
         finally:
+            loan.ended_unseen()
             loan.give_back(otherwise)
 
     def _release_unknown(self, state: PoolState, conn: Connection) -> None:
@@ -335,6 +335,7 @@ class AsyncPool(Generic[ConnectionT]):
             self.settings.deadline if deadline is None else deadline,
             self.settings.max_replays,
             count,
+            fn,
         )
 
     # -- looking after it --------------------------------------------------------------------------
@@ -426,14 +427,6 @@ def _sever_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_sever_all)
-
-
-def _tell(observers: tuple[Observer, ...], event: str, fields: Mapping[str, Any]) -> None:
-    for observer in observers:
-        try:
-            observer(event, fields)
-        except Exception:
-            log.exception(OBSERVER_FAILED("unbroken: an observer failed at %r"), event)
 
 
 class _NoState:

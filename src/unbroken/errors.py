@@ -9,6 +9,7 @@ password. At its end is a code (:mod:`unbroken.messages`).
 from __future__ import annotations
 
 import types
+from copy import copy
 from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar
@@ -56,7 +57,7 @@ class NotYoursError(UnbrokenError, ValueError):
 
 
 class PoolClosedError(UnbrokenError):
-    """The pool is closed: it gives out no connection any more."""
+    """The pool is closed, or the interpreter is shutting down: no connection is given out."""
 
 
 class PoolTimeoutError(UnbrokenError):
@@ -181,6 +182,21 @@ def _combined(
     return kind
 
 
+#: Stands for the message in what :func:`_given_by` tells.
+_MESSAGE = "<message>"
+
+
+@cache
+def _given_by(foreign: type[BaseException]) -> dict[str, Any]:
+    """The attributes that the constructor of *foreign* gives an error with nothing but a message:
+    code that catches *foreign* may read them (psycopg's ``diag``, Connector/Python's ``errno``).
+    """
+    try:
+        return dict(vars(foreign(_MESSAGE)))
+    except Exception:  # it takes more than a message
+        return {}
+
+
 def _covers(base: type[BaseException], other: type[BaseException] | None) -> bool:
     return other is not None and issubclass(other, base)
 
@@ -207,6 +223,10 @@ def for_driver(
     if foreign is not None or (kind._besides is not None and not issubclass(kind, kind._besides)):
         cls = _combined(kind, foreign)  # type: ignore[arg-type] # classes are hashable; the stub of cache does not know
     error = cls(message)
+    given = {} if foreign is None else _given_by(foreign)  # type: ignore[arg-type] # as above
+    for name, value in given.items():
+        said = value.replace(_MESSAGE, message) if isinstance(value, str) else copy(value)
+        error.__dict__.setdefault(name, said)
     for name, value in attributes.items():
         setattr(error, name, value)
     return error  # type: ignore[return-value]

@@ -233,6 +233,11 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
         "give its parts by their own names here, such as max_size=5",
         "pool pool_options pool_config pool_kwargs pool_settings pool_args",
     ),
+    (
+        "",
+        "plugin=unbroken is for engines of SQLAlchemy: leave it out here",
+        "plugin plugins",
+    ),
     ("target", "", "target_role server_type target_server_type read_preference"),
 )
 
@@ -289,14 +294,18 @@ def word_of_others(name: str) -> str | None:
     return f"that is {ours} here{f' ({text})' if text else ''}" if ours else text
 
 
-def remedy(name: object, known: Iterable[str], others: Iterable[str] = ()) -> str:
+def remedy(
+    name: object, known: Iterable[str], others: Iterable[str] = (), *, in_url: bool = False
+) -> str:
     """The hint for *name*, which is not among the *known* names: what another pool's word is here,
     or the nearest of *known* and of *others*, or all of *known*.
+
+    *in_url*: it stands in the URL already, so no hint sends it there.
     """
     known = sorted(known)
     if not isinstance(name, str):
         return f"a name is a text; known: {', '.join(known)}"
-    said = word_of_others(name) or _ELSEWHERE.get(_key(name))
+    said = word_of_others(name) or (None if in_url else _ELSEWHERE.get(_key(name)))
     near = nearest(name, [*known, *others])
     if said is not None and (near is None or _key(near) != _key(name)):
         return said

@@ -10,7 +10,6 @@ next import of anything.
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 import threading
@@ -19,9 +18,10 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from unbroken.logs import Part
 from unbroken.messages.pool import CALLBACK_FAILED
 
-log = logging.getLogger("unbroken")
+log = Part("adoption")
 
 Callback = Callable[[ModuleType], None]
 
@@ -161,7 +161,11 @@ def _tell(name: str) -> None:
         try:
             callback(module)
         except Exception:
-            log.exception(CALLBACK_FAILED("unbroken: an error after the import of %s"), name)
+            log.exception(
+                "import hook failed",
+                CALLBACK_FAILED(f"an error after the import of {name}"),
+                about=name,
+            )
 
 
 def _catch_up() -> None:

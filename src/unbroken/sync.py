@@ -8,7 +8,6 @@ Everything slow is a flow.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import sys
 import weakref
@@ -23,7 +22,6 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.stats import Stats
 from unbroken.drivers import open_driver
 from unbroken.ledger.scope import current, current_token
-from unbroken.messages.pool import OBSERVER_FAILED
 from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.acquire import acquire, ping
 from unbroken.pool.answers import take_at_once
@@ -33,6 +31,8 @@ from unbroken.pool.closing import TIMEOUT, close
 from unbroken.pool.connect import connector
 from unbroken.pool.lease import BoundedLease, Lease, caller, getframe
 from unbroken.pool.loan import Loan
+from unbroken.pool.news import began_anew
+from unbroken.pool.observers import tell
 from unbroken.pool.running import T, run_unit
 from unbroken.pool.secrets import take_secrets
 from unbroken.pool.state import PoolState
@@ -40,8 +40,6 @@ from unbroken.pool.steps import run
 from unbroken.pool.threads import ThreadRuntime
 from unbroken.pool.upkeep import schedule
 from unbroken.settings import Settings
-
-log = logging.getLogger("unbroken")
 
 P = ParamSpec("P")
 
@@ -115,11 +113,7 @@ class Pool(Generic[ConnectionT]):
         )
 
     def _emit(self, event: str, fields: Mapping[str, Any]) -> None:
-        for observer in self._observers:
-            try:
-                observer(event, fields)
-            except Exception:
-                log.exception(OBSERVER_FAILED("unbroken: an observer failed at %r"), event)
+        tell(self._observers, event, fields)
 
     # -- lending -----------------------------------------------------------------------------------
 
@@ -272,6 +266,7 @@ class Pool(Generic[ConnectionT]):
             try:
                 run(loan.reset(at_end=True), loan.state.runtime.do)
             finally:
+                loan.ended_unseen()
                 loan.give_back()
 
     def _release_unknown(self, state: PoolState, conn: Connection) -> None:
@@ -328,7 +323,7 @@ class Pool(Generic[ConnectionT]):
                 self._state.counters.replays += 1
 
         limit = self.settings.deadline if deadline is None else deadline
-        return run_unit(work, limit, self.settings.max_replays, count)
+        return run_unit(work, limit, self.settings.max_replays, count, fn)
 
     # -- looking after it --------------------------------------------------------------------------
 
@@ -427,6 +422,7 @@ class Pool(Generic[ConnectionT]):
         if not known.here[0]:  # a grandparent's, whose process id this one has got
             known = self._states[fresh.pid] = fresh
         self._state = fresh = known
+        began_anew(old)
         if not old.kernel.closed:
             return fresh
         fresh.kernel.close()

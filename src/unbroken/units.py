@@ -50,7 +50,7 @@ def replayable(
             async def work() -> Any:
                 return done(await function(*args, **kwargs), function, _NAME)
 
-            return await running_async.run_unit_async(work, deadline, max_replays)
+            return await running_async.run_unit_async(work, deadline, max_replays, subject=function)
 
         asynchronous.__unbroken_unit__ = True  # type: ignore[attr-defined]
         return asynchronous
@@ -60,7 +60,7 @@ def replayable(
         def work() -> Any:
             return done(function(*args, **kwargs), function, _NAME)
 
-        return running.run_unit(work, deadline, max_replays)
+        return running.run_unit(work, deadline, max_replays, subject=function)
 
     blocking.__unbroken_unit__ = True  # type: ignore[attr-defined]
     return blocking

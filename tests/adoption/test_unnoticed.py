@@ -117,7 +117,7 @@ def test_it_is_said_once_what_was_wrapped(write, adopt, caplog):
     importlib.import_module(name)
     adopt(f"{name}:Store")
     adopt(f"{name}:Store")
-    (record,) = [each for each in caplog.records if each.name == "unbroken"]
+    (record,) = [each for each in caplog.records if each.name == "unbroken.adoption"]
     assert record.levelno == logging.INFO
     assert record.getMessage().endswith(", ".join(f"{name}:Store.{method}" for method in METHODS))
 

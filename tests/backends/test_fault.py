@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unbroken.abc import Cause, FaultKind
-from unbroken.backends.fault import cause_of_words
+from unbroken.backends.fault import cause_of_words, is_own, shows_server
 from unbroken.backends.mysql import mysql_fault
 from unbroken.backends.postgresql import postgres_fault
 from unbroken.backends.system import chain, errno_of_text, one_line, os_fault
@@ -335,3 +335,11 @@ def test_what_was_handled_before_a_connect_failed_says_nothing_of_its_arguments(
     assert os_fault(KeyError("host"), connecting=True).kind is K.MISCONFIGURED
     assert os_fault(KeyError("host"), connecting=True, is_link=True).kind is K.OTHER
     assert os_fault(KeyError("host")).kind is K.OTHER
+
+
+@pytest.mark.parametrize("error", [PermissionError(1, "x"), PermissionError(13, "x")])
+def test_what_the_clients_own_system_refuses_does_not_show_a_server(error: OSError) -> None:
+    fault = os_fault(error, connecting=True)
+    assert fault.kind is K.REJECTED
+    assert not shows_server(fault)
+    assert is_own(fault)

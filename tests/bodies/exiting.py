@@ -1,8 +1,8 @@
 """A program that uses a body while its interpreter ends: ``python -m bodies.exiting BODY URL MOMENT
 WHEN``.
 
-WHEN is "first", where nothing was used before, or "later". Each use prints how long it took and
-what it was told, as JSON.
+WHEN is "first", where nothing was used before; "later"; or "frozen", where the program says "ready"
+and waits for a line before it ends. Each use prints how long it took and what it was told, as JSON.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ def main(name: str, url: str, moment: str, when: str) -> None:
     if when == "later":
         use()
     MOMENTS[moment](use, body)
+    if when == "frozen":  # the server will be, once this is read
+        os.write(1, b"ready\n")
+        sys.stdin.readline()
 
 
 def _told(ask: Callable[[], Any], write: Any, clock: Any, text_of: Any) -> None:

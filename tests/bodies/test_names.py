@@ -14,6 +14,8 @@ from unbroken import ConfigurationError
 pytest.importorskip("sqlalchemy")
 import pymongo.errors
 from sqlalchemy import create_engine
+from sqlalchemy.dialects import plugins
+from sqlalchemy.engine import CreateEnginePlugin
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from unbroken.integrations.django import pools as django_pools
@@ -78,6 +80,20 @@ def test_a_stray_among_the_arguments_of_an_engine() -> None:
 )
 def test_a_drivers_own_options_pass(make: Any, url: str) -> None:
     make(url, pool_size=3, max_overflow=2, pool_recycle=60, pool_pre_ping=True, echo=False)
+
+
+def test_the_options_of_another_plugin_are_left_to_it() -> None:
+    class Another(CreateEnginePlugin):
+        def update_url(self, url: Any) -> Any:
+            return url.difference_update_query(["timeout"])
+
+    plugins.impls["another"] = lambda: Another
+    try:
+        engine = create_engine(f"{MYSQL}&plugin=another&timeout=5")
+    finally:
+        del plugins.impls["another"]
+    assert "timeout" not in engine.url.query
+    assert "unbroken" in type(engine.pool).__module__
 
 
 def test_settings_in_the_url_of_sqlite_go_no_further(tmp_path: Any) -> None:

@@ -108,8 +108,8 @@ def descendants(pid: int) -> list[int]:
         ),
         (["drill", "--repeat", "0"], "0 is not in the range"),
         (["drill", "--json", "/no/such/folder/x"], "there is no folder /no/such/folder"),
-        (["drill", "--bogus"], "No such option"),
-        (["dril"], "No such command"),
+        (["drill", "--bogus"], "there is no option '--bogus'"),
+        (["dril"], "there is no command 'dril'"),
     ],
 )
 def test_a_wrong_command_line_is_answered_in_one_line(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unbroken_drill.drill import options, project
+from unbroken_drill.drill import given_alone, options, project
 from unbroken_drill.drill.command import drill
 from unbroken_drill.drill.scenarios import SCENARIOS, SMALL
 from unbroken_drill.drill.steps import VERBS
@@ -55,7 +55,7 @@ def test_the_file_on_the_page_can_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["examples/drill", "examples/drill/node"])
 def test_the_examples_files_make_plans(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "_runnable", lambda each, _: each)  # node need not be here
+    monkeypatch.setattr(given_alone, "runnable", lambda each, _: each)  # node need not be here
     order = options.order(project.read(ROOT / folder / project.CONFIG))
     assert len(order.drill.contenders) >= 2
     assert order.left_out == []

@@ -208,7 +208,16 @@ def test_a_wrong_file_is_refused_in_one_line_that_names_it(
 
 def test_every_option_of_the_command_line_may_stand_in_the_file() -> None:
     mine = {parameter.name for parameter in drill.params}
-    only_there = {"config", "arguments", "verbose", "compare", "all", "contenders", "gevent"}
+    only_there = {
+        "config",
+        "arguments",
+        "verbose",
+        "compare",
+        "all",
+        "contenders",
+        "gevent",
+        "clean",
+    }
     assert mine - only_there == set(project.KEYS) - {"command"}
 
 

@@ -128,3 +128,23 @@ def test_a_password_among_the_options_is_not_shown() -> None:
     fault = found(Fault(K.MISCONFIGURED, text="TypeError: no"), ssl_key_password="hush", a="1")
     assert "hush" not in fault.text
     assert "ssl_key_password in the URL" in fault.text
+
+
+@pytest.mark.parametrize("name", ["ssl_verify_cert", "scram_client_key", "server_public_key"])
+def test_an_option_that_only_sounds_like_a_file_is_none(name: str) -> None:
+    lost = Fault(K.LOST, None, None, "the server closed the connection")
+    assert found(lost, **{name: "c2VjcmV0"}) == lost
+
+
+def test_a_key_that_is_a_secret_is_never_shown() -> None:
+    fault = found(Fault(K.MISCONFIGURED, None, None, "x"), scram_client_key="c2VjcmV0")
+    assert "c2VjcmV0" not in fault.text
+    fault = found(
+        Fault(K.MISCONFIGURED, None, None, "bad scram_server_key"), scram_server_key="x1y"
+    )
+    assert "x1y" not in fault.text
+
+
+def test_a_word_of_every_error_blames_no_option() -> None:
+    lost = Fault(K.LOST, None, None, "the server closed the connection")
+    assert found(lost, server_settings="x", client_flag="1") == lost

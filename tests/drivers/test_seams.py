@@ -104,7 +104,7 @@ def holds(outcome: dict[str, Any], driver: str) -> None:
     assert outcome["rows"] == [0, 1, 2]
     assert outcome["attempts"] == 1
     assert outcome["error"] is not None
-    about = [text for text in outcome["warnings"] if "not replayed" in text]
+    about = [text for text in outcome["warnings"] if "Connections work with it" in text]
     assert len(about) == 1, outcome["warnings"]
     assert NAMES.get(driver, driver) in about[0]
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
 from unbroken.abc import Target
+from unbroken.drivers._addresses import of_framework
 from unbroken.drivers.url import SCHEMES, at, parse, render
 from unbroken.errors import ConfigurationError
 
@@ -366,3 +367,10 @@ def test_any_text_gives_a_target_or_one_clean_line(before: str, after: str) -> N
             assert "\n" not in str(error)  # noqa: PT017
         else:
             assert isinstance(target, Target)
+
+
+def test_a_host_of_a_framework_never_shows_a_part_of_the_password() -> None:
+    with pytest.raises(ConfigurationError, match="the host holds an '@'") as caught:
+        of_framework(["secret@db.example"], [], None)
+    assert "secret" not in str(caught.value)
+    assert of_framework(["/run/a@b"], [], None)

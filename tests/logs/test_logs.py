@@ -164,3 +164,13 @@ def test_the_page_lists_the_parts_and_the_fields():
     parts = {f"unbroken.{name}" for name in logs.PARTS}
     fields = {f"unbroken_{name}" for name in (*logs.Fields.__annotations__, *logs.ALWAYS)}
     assert rows == parts | fields
+
+
+def test_every_line_of_the_librarys_goes_through_a_part_so_that_none_is_without_a_bound():
+    sources = (ROOT / "src" / "unbroken").rglob("*.py")
+    found = [
+        path.relative_to(ROOT).as_posix()
+        for path in sources
+        if path.parent.name != "logs" and "getLogger" in path.read_text()
+    ]
+    assert found == []

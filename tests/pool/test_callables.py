@@ -7,14 +7,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import types
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 import unbroken
 from unbroken import ConfigurationError
+from unbroken.pool.callables import named, require_blocking, require_eager
 
 HERE = __file__
 
@@ -209,3 +212,17 @@ def test_an_async_function_that_gives_nothing_to_await_is_rolled_back(
 
     asyncio.run(main())
     assert count(unbroken_postgres) == 0
+
+
+def test_what_types_coroutine_made_is_awaited() -> None:
+    @types.coroutine
+    def made() -> Any:
+        yield
+
+    require_eager(made, "AsyncPool.run()")
+    with pytest.raises(ConfigurationError, match="async def"):
+        require_blocking(made, "Pool.run()")
+
+
+def test_a_mock_is_told_by_its_name() -> None:
+    assert named(MagicMock()) == "MagicMock"

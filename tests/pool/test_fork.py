@@ -284,7 +284,7 @@ before = warm()
 inside, out = threading.Event(), threading.Event()
 
 def hold():
-    with pool._state.lock, pool._state.server.lock, pool._state.runtime.watcher._lock:
+    with pool._state.lock, pool._state.server.lock, pool._state.runtime.watcher.lock:
         inside.set()
         out.wait(20)
 

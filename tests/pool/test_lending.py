@@ -192,7 +192,7 @@ def test_a_reset_function_is_given_each_connection_that_comes_back(face):
     assert pool.stats().opened == 1
 
 
-def test_a_connection_whose_reset_function_fails_is_thrown_away_and_nobody_is_told(face):
+def test_a_connection_whose_reset_function_fails_is_thrown_away_and_the_log_says_so(face, caplog):
     def fails(conn):
         raise RuntimeError("cannot clean this")
 
@@ -202,6 +202,9 @@ def test_a_connection_whose_reset_function_fails_is_thrown_away_and_nobody_is_to
             face.ask(conn, "SELECT 1")
     stats = pool.stats()
     assert stats.closed == {"reset failed": 2}
+    told = [each.getMessage() for each in caplog.records if "UB210" in each.getMessage()]
+    assert len(told) == 1, told
+    assert "reset= raised RuntimeError: cannot clean this" in told[0]
     assert (stats.size, stats.used, stats.idle) == (0, 0, 0)
 
 

@@ -266,3 +266,77 @@ def test_a_pool_whose_own_files_are_gone_does_not_stay_the_one_that_asks_for_all
         opened.fault = None
         threads[0].join(10)
         assert len(served) == 2
+
+
+# -- what may be of the pool's own making ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sound_first", "kind"), [(True, ConnectionResetError), (False, TimeoutError)]
+)
+def test_a_pool_that_alone_is_never_let_in_holds_up_no_other(
+    face: Any, until: Any, sound_first: bool, kind: Any
+) -> None:
+    """Its settings for TLS may be to blame, or a proxy of its own: it cannot be told from a server
+    that is away, until another pool has tried.
+    """
+
+    def connect() -> Any:
+        raise kind(errno.ECONNRESET if kind is ConnectionResetError else errno.ETIMEDOUT, "oh")
+
+    driver = {"mysqldb": "mysqlclient"}.get(face.name, face.name)
+    wrong = unbroken.Pool(face.url(), connect=connect, driver=driver, outage_wait=0.8)
+    caught: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            wrong.acquire()
+        except unbroken.UnbrokenError as error:
+            caught.append(error)
+
+    with wrong:
+        if sound_first:
+            is_served_at_once(face, face.pool())
+        thread = threading.Thread(target=ask)
+        thread.start()
+        until(lambda: wrong.stats().connect_failures >= 1)
+        for _ in range(5):
+            with face.pool(max_size=2) as sound:
+                is_served_at_once(face, sound)
+        started = time.monotonic()
+        for _ in range(20):
+            with face.pool(max_size=1) as sound, sound.connection():
+                pass
+        assert time.monotonic() - started < 2.0
+        thread.join(10)
+        assert "look at its own settings" in str(caught[0])
+        assert wrong.stats().away_for == 0.0
+
+
+def test_all_wait_for_one_where_nobody_is_let_in(face: Any, tmp_path: Path, until: Any) -> None:
+    """Each pool checks once, and then one of them tries for all."""
+
+    def connect() -> Any:
+        raise ConnectionResetError(errno.ECONNRESET, "oh")
+
+    driver = {"mysqldb": "mysqlclient"}.get(face.name, face.name)
+    pools = [
+        unbroken.Pool(face.url(), connect=connect, driver=driver, outage_wait=20) for _ in range(4)
+    ]
+    threads = []
+    for pool in pools:
+        threads.append(threading.Thread(target=lambda pool=pool: suppressed(pool.acquire)))
+        threads[-1].start()
+    until(lambda: sum(pool.stats().connect_failures for pool in pools) >= 10)
+    *others, prober = sorted(pool.stats().connect_failures for pool in pools)
+    assert sum(others) <= 5  # once each, and once more where two began at one moment
+    assert prober >= 5
+    for pool in pools:
+        pool.close(timeout=0)
+    for thread in threads:
+        thread.join(10)
+
+
+def suppressed(function: Any) -> None:
+    with suppress(unbroken.UnbrokenError):
+        function()

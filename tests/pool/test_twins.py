@@ -406,6 +406,7 @@ async def a_replayable_that_is_the_outermost_unit(twin: Twin) -> Any:
             await conn.execute(lost if len(calls) % 4 else "SELECT 1")
 
     work = blocking if twin.kind == "threads" else awaited
+    work.__qualname__ = "work"  # what is said names it
     said = [
         await twin.outcome(unbroken.replayable(max_replays=most)(work), most) for most in (3, 1, 0)
     ]

@@ -9,7 +9,6 @@ the names cannot be wrapped, none is.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 from unbroken.adoption.names import Place, Wanted, locate, places_in
 from unbroken.errors import ConfigurationError
 from unbroken.importing import imported, is_begun, on_import
+from unbroken.logs import Part
 from unbroken.messages.units import (
     ADOPT_CANNOT,
     ADOPT_FAILED_LATER,
@@ -29,7 +29,7 @@ from unbroken.messages.units import (
 )
 from unbroken.units import replayable
 
-log = logging.getLogger("unbroken")
+log = Part("adoption")
 
 #: Names for all that a process adopts when its first pool or engine is made, separated by commas.
 VARIABLE = "UNBROKEN_UNITS"
@@ -180,9 +180,11 @@ class Adoption:
         except ConfigurationError as why:
             self.refused = (*self.refused, str(why))
             log.error(
-                ADOPT_FAILED_LATER("unbroken: %s; no function of %s was made a unit of work"),
-                why,
-                wanted[0].module,
+                "not wrapped",
+                ADOPT_FAILED_LATER(
+                    f"{why}; no function of {wanted[0].module} was made a unit of work"
+                ),
+                about=wanted[0].module,
             )
         finally:
             with _lock:
@@ -212,7 +214,9 @@ class Adoption:
         new = [each.place.label for each in held if each not in before]
         if new:
             log.info(
-                "unbroken: each call of these is a unit of work from now on: %s", ", ".join(new)
+                "wrapped",
+                f"each call of these is a unit of work from now on: {', '.join(new)}",
+                about=new[0],
             )
 
 

@@ -16,6 +16,8 @@ from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.backends import mysql, postgresql
 from unbroken.backends.commits import is_of_the_server
 
+#: MySQL's codes for a server that was not reached.
+_NOT_CONNECTED = (2002, 2003, 2005)
 #: Kinds in which no server had a part.
 CLIENT_KINDS = frozenset({FaultKind.MISCONFIGURED, FaultKind.EXHAUSTED})
 #: A limit of one user, role or database, in the words of MySQL, PostgreSQL, PgBouncer and Odyssey.
@@ -43,7 +45,16 @@ def shows_server(fault: Fault) -> bool:
     """
     if fault.kind is FaultKind.OTHER:
         return is_of_the_server(fault)
-    return fault.kind not in CLIENT_KINDS
+    return fault.kind not in CLIENT_KINDS and not is_the_systems(fault)
+
+
+def is_the_systems(fault: Fault) -> bool:
+    """Whether the client's own system refuses to connect to this host (a firewall, the rights on a
+    socket, a name of another family). It may let the pool connect to another host.
+    """
+    code = fault.code
+    is_before = isinstance(code, int) and (code < 1000 or code in _NOT_CONNECTED)
+    return fault.kind is FaultKind.REJECTED and is_before
 
 
 def is_own(fault: Fault) -> bool:
@@ -58,6 +69,14 @@ def is_own(fault: Fault) -> bool:
     if fault.kind is FaultKind.TOO_MANY:
         return _OF_ONE_USER.search(fault.text) is not None
     return not shows_server(fault)
+
+
+def may_be_own(fault: Fault) -> bool:
+    """Whether *fault*, of an attempt to connect, may come of the pool's own settings (TLS, a time
+    limit that is too short) as well as of the server: nobody has put it into words.
+    """
+    kinds = (FaultKind.LOST, FaultKind.UNREACHABLE)
+    return fault.kind in kinds and not is_of_the_server(fault)
 
 
 def may_heal(fault: Fault, *, has_served: bool) -> bool:

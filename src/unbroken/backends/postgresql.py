@@ -48,6 +48,7 @@ _WORDS: tuple[tuple[str, FaultKind, str | None], ...] = (
     ("too many connections", _K.TOO_MANY, "53300"),
     ("remaining connection slots", _K.TOO_MANY, "53300"),
     ("no more connections allowed", _K.TOO_MANY, "53300"),
+    ("could not fork new process", _K.TOO_MANY, "53000"),
     ("session is read-only", _K.WRONG_SERVER, "25006"),
     ("session is not read-only", _K.WRONG_SERVER, None),
     ("server is not in hot standby", _K.WRONG_SERVER, None),
@@ -71,6 +72,7 @@ _WORDS: tuple[tuple[str, FaultKind, str | None], ...] = (
         "invalid uri", "missing \"=\" after", "unterminated quoted string", "invalid port number",
         "invalid integer value", "could not match", "embedded null",
         "group or world access", "has group or others access", "weak sslmode",
+        "invalid scram client key", "invalid scram server key",
     )),
 )  # fmt: skip
 #: libpq refuses the value of one of its own options.

@@ -35,6 +35,7 @@ class Entry:
         "count",
         "due",
         "end_seen",
+        "ending",
         "fd",
         "generation",
         "holder",
@@ -118,6 +119,7 @@ class Entry:
         self.watched = False  #: whether its statements are being told to a unit of work
         self.cause: Cause | None = None  #: why it ended, or will
         self.words = ""  #: what the server said about that
+        self.ending: Any = None  #: of the work that it was lost under: see pool/undone.py
 
     @property
     def place(self) -> Place | None:

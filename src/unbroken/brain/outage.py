@@ -83,32 +83,11 @@ class Outage:
     """
 
     __slots__ = (
-        "busy",
-        "busy_since",
-        "called",
-        "counted",
-        "ended",
-        "failures",
-        "fault",
-        "last_failure",
-        "last_success",
-        "named",
-        "next_lonely_try",
-        "next_try",
-        "parallel",
-        "prober",
-        "proof_until",
-        "quiet_since",
-        "recalled",
-        "relapse",
-        "since",
-        "slow_since",
-        "told_at",
-        "tried",
-        "tries",
-        "unheard",
-        "usual",
-    )
+        "busy", "busy_since", "called", "checked", "counted", "ended", "failures", "fault",
+        "last_failure", "last_success", "named", "next_lonely_try", "next_try", "parallel",
+        "prober", "proof_until", "quiet_since", "recalled", "relapse", "since",
+        "slow_since", "told_at", "tried", "tries", "unheard", "usual",
+    )  # fmt: skip
 
     #: How many connections one pool opens at a time when all is well.
     PARALLEL = AT_ONCE
@@ -119,6 +98,9 @@ class Outage:
         self.last_failure = 0.0
         self.last_success = -math.inf
         self.failures = 0
+        #: Who has seen for himself, where the one who met it first has never been let in and may
+        #: have met something of his own; None: no need.
+        self.checked: set[int] | None = None
         self.next_try = 0.0  #: while callers wait …
         self.next_lonely_try = 0.0  #: … and while nobody does, whoever the prober is by then
         #: failures in a row that were not refusals: the server, or something in its place, is there
@@ -173,7 +155,7 @@ class Outage:
         if self.prober is None:
             self.prober = who
             self.last_failure = -math.inf  # nobody was looking: what was known is old
-        if self.prober is not who:
+        if self.prober is not who and not self.checks(who):
             return None
         wanted = waiting or self.is_called(now)
         when = self.next_try if wanted else self.next_lonely_try
@@ -181,6 +163,10 @@ class Outage:
         if mine:  # beside one that is silent
             when = max(when, mine[-1].started + (self.silent_after(now) if wanted else LONELY_PACE))
         return max(0.0, when - now)
+
+    def checks(self, who: object) -> bool:
+        """Whether *who* should see for himself: the one who met the outage may be alone with it."""
+        return self.since is not None and self.checked is not None and id(who) not in self.checked
 
     def call(self, now: float) -> None:
         """A caller, of whatever pool, waits for a connection."""
@@ -201,6 +187,8 @@ class Outage:
         self.tried += 1
         attempt = Try(who, now, self.tried)
         self.tries.append(attempt)
+        if self.checked is not None:
+            self.checked.add(id(who))
         return attempt
 
     def over(self, attempt: Try) -> None:
@@ -319,7 +307,7 @@ class Outage:
         is_relapse = self.is_relapse(now)
         self.since, self.counted = self.relapse if is_relapse else now, now
         self.fault, self.prober, self.parallel = fault, None, 1
-        self.failures, self.tried, self.told_at = 0, 0, now
+        self.failures, self.tried, self.told_at, self.checked = 0, 0, now, None
         if not is_relapse:
             self.busy = 0
         pace = self._pace(now, fault.kind, random) if is_relapse else 0.0
@@ -345,9 +333,18 @@ class Outage:
 
     # -- how attempts end --------------------------------------------------------------------------
 
-    def failed(self, who: object, started: float, now: float, fault: Fault, random: Random) -> bool:
+    def failed(
+        self,
+        who: object,
+        started: float,
+        now: float,
+        fault: Fault,
+        random: Random,
+        *,
+        alone: bool = False,
+    ) -> bool:
         """An attempt by *who*, begun at *started*, failed at *now*. True: this is the beginning of
-        an outage.
+        an outage. *alone*: he may have met something of his own, so others check it, once each.
 
         The outage counts from the beginning of the attempt: a frozen server is noticed only when
         its time is up.
@@ -361,6 +358,9 @@ class Outage:
         if began:
             self.since, self.counted, self.failures, self.busy = started, started, 0, 0
             self.prober = who
+            self.checked = {id(who)} if alone else None
+        elif not alone:
+            self.checked = None
         # A refusal takes no time. Where it seems to, this process stood still: it says nothing of
         # now.
         seen = min(now, started + SILENT) if fault.kind is FaultKind.REFUSED else now

@@ -33,12 +33,13 @@ SPREAD = 0.2
 class Refusals:
     """What one pool knows of its refused logins. The caller holds the pool's lock."""
 
-    __slots__ = ("error", "fault", "last_failure", "next_try", "since", "tries")
+    __slots__ = ("error", "fault", "is_apart", "last_failure", "next_try", "since", "tries")
 
     def __init__(self) -> None:
         self.since: float | None = None
         self.fault: Fault | None = None
         self.error: BaseException | None = None  #: what the last attempt raised
+        self.is_apart = False  #: others are let in, and this pool never was
         self.tries = 0
         self.last_failure = -math.inf
         self.next_try = -math.inf
@@ -73,7 +74,7 @@ class Refusals:
 
     def _pause(self, now: float, fault: Fault) -> float:
         # a refusal may be about a secret that has just been replaced: the next answer is another
-        if fault.kind is FaultKind.TOO_MANY:
+        if fault.kind in (FaultKind.TOO_MANY, FaultKind.LOST, FaultKind.UNREACHABLE):
             return BUSY_PAUSE
         paced = self.tries - 1 if fault.kind is FaultKind.REJECTED else self.tries
         if paced == 0:
@@ -96,6 +97,7 @@ class Refusals:
     def over(self) -> float | None:
         """An attempt ended otherwise. When the trouble began, or None if there was none."""
         since, self.since = self.since, None
+        self.is_apart = False
         self.fault = self.error = None
         self.last_failure = self.next_try = -math.inf
         return since

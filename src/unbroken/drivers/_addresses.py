@@ -83,8 +83,11 @@ def of_framework(
     """As :func:`cluster`, for a framework's settings, where an IPv6 address may stand without
     brackets. A single host that cannot be read is the driver's business, and gives nothing.
 
-    Raises ConfigurationError for a port that cannot be, and for a list that cannot be read.
+    Raises ConfigurationError for a port that cannot be, for a list that cannot be read, and for a
+    host that holds a part of the password: no message shows it.
     """
+    if any("@" in each and not is_path(each) for each in hosts):
+        raise ConfigurationError(URL_HOSTS(f"the host holds an '@', which no host has; {ENCODE}"))
     try:
         found = [bracketed(each) for each in hosts]
         return cluster(found, ports, usual, apart=True) if hosts else ()

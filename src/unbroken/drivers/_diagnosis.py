@@ -26,6 +26,8 @@ _FILE = re.compile(
     r"|service_?file)$",
     re.IGNORECASE,
 )
+#: Options with such a name that are something else: a boolean, or a key in place of a file.
+_NO_FILES = re.compile(r"verify|scram_|public_?key$", re.IGNORECASE)
 _FOLDER = re.compile(r"ca_?path|crldir", re.IGNORECASE)
 #: libpq's words in the place of a file.
 _NO_FILE = ("system",)
@@ -38,9 +40,11 @@ _PG_FILES = {
 _BOUND = ("bind_address", "local_addr", "source_address", "local_address")
 #: The server's certificate is not one that the client's authorities have signed.
 _UNTRUSTED = re.compile(r"certificate verify failed|issuer|self[- ]signed", re.IGNORECASE)
+#: Words of such names that any error of connecting has.
+_EVERYWHERE = ("server", "client", "connect", "connection", "address", "timeout", "protocol")
 #: A word that a message quotes.
 _QUOTED = re.compile(r"""["'](\w{4,})["']""")
-_SECRET = re.compile(r"pass|pwd|secret|token", re.IGNORECASE)
+_SECRET = re.compile(r"pass|pwd|secret|token|scram_\w*key", re.IGNORECASE)
 _MOST = 150
 
 
@@ -67,6 +71,11 @@ class Option:
         if len(text) > _MOST:  # the end of a path says more than its beginning
             text = f"…{text[1 - _MOST :]}" if "/" in text else f"{text[: _MOST - 1]}…"
         return f"{self.name}={text} {self.source}"
+
+
+def _file(name: str) -> re.Match[str] | None:
+    """The part of *name* that says which file it names, if it names one."""
+    return None if _NO_FILES.search(name) else _FILE.search(name)
 
 
 def options_of(given: Mapping[str, Any], source: str) -> tuple[Option, ...]:
@@ -134,7 +143,7 @@ def asks_for_password(options: Iterable[Option]) -> Fault | None:
     """
     options = tuple(options)
     for each in options:
-        named = _FILE.search(each.name)
+        named = _file(each.name)
         is_key = named is not None and _kind_of(named["what"]) == "key"
         if is_key and _is_encrypted(each.value) and not _has_key_password(options):
             return Fault(FaultKind.MISCONFIGURED, text=f"{each.said}: {_ENCRYPTED}")
@@ -209,11 +218,12 @@ def _is_about(text: str, option: Option) -> bool:
     """Whether *text* has the name, a long word of the name, or the value of *option* in it."""
     if option.source == "in the environment":
         return False
-    named = _FILE.search(option.name)
+    named = _file(option.name)
     if named and _kind_of(named["what"]) == "ca" and _UNTRUSTED.search(text):
         return True
     last = option.name.rpartition(".")[2]
-    words = [last, *(each for each in last.split("_") if len(each) > 5)]
+    parts = (each for each in last.split("_") if len(each) > 5)
+    words = [last, *(each for each in parts if each.lower() not in _EVERYWHERE)]
     if isinstance(option.value, str) and len(option.value) > 3:
         words.append(option.value)
         if any(each in option.value for each in _QUOTED.findall(text)):
@@ -229,7 +239,7 @@ def _flaw(options: tuple[Option, ...]) -> str | None:
     paths: dict[str, Option] = {}
     for each in options:
         is_folder = _FOLDER.search(each.name) is not None
-        named = _FILE.search(each.name)
+        named = _file(each.name)
         if not isinstance(each.value, (str, os.PathLike)) or each.value in (*_NO_FILE, ""):
             continue
         if is_folder or named:

@@ -21,7 +21,6 @@ to answer from its own bookkeeping. One warning is logged. Everything else works
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,9 +32,10 @@ from typing import Any
 
 from unbroken.abc import Connection
 from unbroken.ledger import scope, unit
+from unbroken.logs import Part
 from unbroken.messages.drivers import DRIVER_UNKNOWN
 
-log = logging.getLogger("unbroken")
+log = Part("driver")
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +282,6 @@ def flaw_of_status(opened: bool | None, closed: bool | None) -> str | None:
 
 
 _proven: dict[tuple[str, str, type[Any]], str | None] = {}
-_warned: set[tuple[str, str]] = set()
 
 
 def key(driver: Any, conn: Connection) -> tuple[str, str, type[Any]]:
@@ -306,19 +305,16 @@ def warn(driver: Any, module: Any, reason: str) -> None:
     helps.
     """
     which = (driver.name, type(driver).__qualname__)
-    if which in _warned:
-        return
-    _warned.add(which)
     version = installed_version(module.MODULE, module.DISTRIBUTION) or "of unknown version"
     log.warning(
+        "driver not proven",
         DRIVER_UNKNOWN(
-            "driver %s %s: %s. Units of work are not replayed with it; everything else works."
-            " Tested versions: %s. Install one of these, or a newer unbroken."
+            f"driver {driver.name} {version}: {reason}. Connections work with it, but"
+            f" nothing that was lost is run again. Tested versions: {module.TESTED}. Install one of"
+            " these, or a newer unbroken."
         ),
-        driver.name,
-        version,
-        reason,
-        module.TESTED,
+        about=which,
+        once=True,
     )
 
 

@@ -80,7 +80,7 @@ def coerce(
     for name, text in options.items():
         kind = kinds.get(name)
         if kind is None:
-            hint = remedy(name, kinds, [each.name for each in fields(Settings)])
+            hint = remedy(name, kinds, [each.name for each in fields(Settings)], in_url=True)
             raise ConfigurationError(
                 UNKNOWN_OPTION(f"unknown option {shown(name)} in the URL for {driver}; {hint}")
             )

@@ -8,16 +8,16 @@ connect, tells whether a certificate was renewed.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from unbroken.logs import Part
 from unbroken.messages.drivers import TLS_FILES
 
-log = logging.getLogger("unbroken")
+log = Part("driver")
 
 #: Contexts that are kept.
 MOST = 16
@@ -48,11 +48,11 @@ def shared(key: Any, files: Iterable[Any], make: Callable[[], Any]) -> Any:
                 ):
                     raise  # a file that was taken away is not about to be renewed
                 log.warning(
+                    "TLS files not read",
                     TLS_FILES(
-                        "cannot read renewed TLS files (%s); the last ones serve until they can be"
-                        " read"
+                        f"cannot read renewed TLS files ({error}); the last ones serve until they"
+                        " can be read"
                     ),
-                    error,
                 )
                 return known[1]
             _kept[key] = known

@@ -52,12 +52,14 @@ class Deeds:
         "attempts",
         "met",
         "observing",
+        "subject",
         "wrote",
     )
 
     def __init__(self, *, observing: bool = False) -> None:
         self.observing = observing
         self.above: Any = None  #: the observing unit that this one was entered in
+        self.subject: Any = None  #: its function, or its request: see :mod:`.subjects`
         self.attempts = 0  #: how many were begun
         self.met = 0  #: how many errors were noted, in all attempts and in the units inside
         self._until = math.inf
@@ -192,12 +194,12 @@ class Deeds:
         self._forget()
 
     def close(self) -> None:
-        """The unit is over; exceptions that were noted are let go.
+        """The unit is over; exceptions that were noted are let go, and what it worked for.
 
         :meth:`verdict` still answers.
         """
         self._closed = True
-        self._notes, self._meanings = [], []
+        self._notes, self._meanings, self.subject = [], [], None
         for conn_id in [key for key, unit in list(joined.items()) if unit is self]:
             joined.pop(conn_id, None)
 
@@ -275,6 +277,15 @@ class Deeds:
             ),
             None,
         )
+
+    def casualty(self) -> tuple[Any, Any]:
+        """The pool and the entry of a connection that this attempt has lost; None for both where
+        none is known.
+        """
+        for part in list(self._parts.values()):
+            if part.entry is not None and (part.dead or part.entry.cause is not None):
+                return part.origin, part.entry
+        return None, None
 
     def _known(self, conn_id: int | None) -> Part:
         part = self._parts.get(conn_id)

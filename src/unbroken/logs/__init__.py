@@ -33,24 +33,26 @@ PARTS = {
 
 
 class Fields(TypedDict, total=False):
-    """The fields of a record. Each is an attribute of the record, ``unbroken_`` before its name."""
+    """The fields of a record. Each is an attribute of the record, ``unbroken_`` before its name.
+    Those that are None are left out.
+    """
 
-    pool: str  #: the pool's name
-    server: str  #: the server, or the host of a cluster
+    pool: str | None  #: the pool's name
+    server: str | None  #: the server, or the host of a cluster
     session: str | None  #: the server's number for the connection
-    cause: str  #: why a connection ended, or the kind of an outage
-    age: float  #: seconds since the connection was opened, or since the outage began
-    idle: float  #: seconds for which the connection had been idle
-    uses: int  #: how often the connection was used
-    held: float  #: seconds since the connection was taken
-    place: str  #: the line that took the connection
+    cause: str | None  #: why a connection ended, or the kind of an outage
+    age: float | None  #: seconds since the connection was opened, or since the outage began
+    idle: float | None  #: seconds for which the connection had been idle
+    uses: int | None  #: how often the connection was used
+    held: float | None  #: seconds since the connection was taken
+    place: str | None  #: the line that took the connection
     function: str | None  #: the function of the unit of work
     request: str | None  #: the request's method and path
-    fate: str  #: what the ledger knows of the writes
-    status: int  #: the status of an answer
-    attempts: int  #: how many attempts there were
-    callers: int  #: how many callers were turned away
-    seconds: float  #: how long it took
+    fate: str | None  #: what the ledger knows of the writes
+    status: int | None  #: the status of an answer
+    attempts: int | None  #: how many attempts there were
+    callers: int | None  #: how many callers were turned away
+    seconds: float | None  #: how long it took
 
 
 #: Of every record, or of some, beside :class:`Fields`.
@@ -165,7 +167,9 @@ def _log(
     count: int = 0,
     stacklevel: int = 4,
 ) -> None:
-    extra: dict[str, Any] = {f"unbroken_{name}": value for name, value in fields.items()}
+    extra: dict[str, Any] = {
+        f"unbroken_{name}": value for name, value in fields.items() if value is not None
+    }
     extra["unbroken_event"] = event
     code = _CODE.search(text)
     if code is not None:

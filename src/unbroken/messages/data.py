@@ -16,8 +16,9 @@ LOST_BEFORE_COMMIT = Message(
     "UB402",
     "The connection was lost, or could not be used any more, before the pool sent COMMIT.",
     "Nothing of the open transaction is stored, where the message says so without a condition: the"
-    " ledger proves it, or the driver's last answer. Otherwise the code that had the connection may"
-    " have sent a COMMIT of its own, whose answer nobody saw." + _EARLIER,
+    " ledger proves it, or the driver's last answer. Rows in tables without transactions (MyISAM,"
+    " Aria, MEMORY) stay; which tables those are cannot be seen. Otherwise the code that had the"
+    " connection may have sent a COMMIT of its own, whose answer nobody saw." + _EARLIER,
     "Run the transaction again: as a unit of work (`@replayable`, `pool.run`) the library does so"
     " by itself.",
 )

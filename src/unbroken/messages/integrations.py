@@ -128,6 +128,14 @@ RESULT_LEFT = Message(
     "Rows that were read before are good. The rest was not read.",
     "Read the rows inside of the scope that opened the connection, for instance with `list()`.",
 )
+ROLL_BACK_FIRST = Message(
+    "UB724",
+    "The connection of this transaction was lost, and SQLAlchemy refuses all else until a"
+    " rollback.",
+    "The error of the loss, which came before, says what is known of the data.",
+    "Roll back (`rollback()`, or leave the block that began the transaction), and do the work again"
+    " from its start. A unit of work (`@unbroken.replayable`) does both by itself.",
+)
 BLOCK_BROKEN_OFF = Message(
     "UB730",
     "A block of Django's `atomic`, or a rollback, was broken off by an exception of a signal"

@@ -45,7 +45,7 @@ OBSERVER_FAILED = Message(
     "UB206",
     "A function of the application's, which the pool tells its events, raised an error.",
     "The event has been told to the other ones, and the pool goes on. No data is concerned.",
-    "Correct the function (`observer=`) at the traceback's end.",
+    "Correct the function (`observers=`) at the traceback's end.",
 )
 CALLBACK_FAILED = Message(
     "UB207",
@@ -68,4 +68,10 @@ CLOSED_IN_USE = Message(
     " data is concerned.",
     "Release them before the pool is closed: the message names the lines that took them. `close()`"
     " waits up to `timeout` seconds (5.0) for them; an engine's `dispose()` does not wait.",
+)
+RESET_RAISES = Message(
+    "UB210",
+    "The application's own `reset=` raised an error.",
+    "The connection is closed in place of being lent again. What was not committed is rolled back.",
+    "Correct the function: as long as it raises, each use costs a new connection.",
 )

@@ -31,11 +31,12 @@ LEFT_BEHIND = Message(
 )
 RECLAIMED = Message(
     "UB605",
-    "The pool ended a connection that was held for longer than `leak_after`, because `reclaim` is"
-    " on.",
+    "The pool ended a connection that its holder still had: for longer than `leak_after` with"
+    " `reclaim` on, beyond the end of its request, or for longer than `close_stale()` allows.",
     "The server rolls back what was open on it. What was committed before is stored. A statement"
     " in autocommit or a COMMIT that was under way may have been carried out.",
-    "Release the connection sooner, raise `leak_after`, or leave `reclaim` off.",
+    "Release the connection sooner, and in the request that took it; else raise `leak_after`, or"
+    " leave `reclaim` off.",
 )
 NOT_FOR_ANOTHER_PROCESS = Message(
     "UB606",

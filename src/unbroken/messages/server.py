@@ -110,3 +110,10 @@ EXHAUSTED = Message(
     _NOT_SENT,
     "Raise the limit (`ulimit -n`), or find out what keeps so many files or sockets open.",
 )
+STRANGER = Message(
+    "UB316",
+    "Something else than a server of the kind that the URL names answers at its address.",
+    _NOT_SENT + " The message shows the first bytes that came. The pool has never connected; one"
+    " that has connected before waits, as in an outage.",
+    "Correct the host or the port, or the scheme of the URL.",
+)

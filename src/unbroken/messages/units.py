@@ -42,6 +42,14 @@ NOT_A_UNIT = Message(
     "Give a blocking pool a plain function, `AsyncPool` an `async def`. Return the rows in a list,"
     " and await inside what must be awaited.",
 )
+NOT_RUN_AGAIN = Message(
+    "UB506",
+    "The connection was lost under work that nobody runs again, for the reason that is named.",
+    "The reason says what was committed, where a request or a unit of work was followed. Elsewhere"
+    " nothing is known of it.",
+    "If the work may run twice, do as the message says: mark its view, name its path, or make it a"
+    " unit of work. Then the library runs it again where nothing was committed.",
+)
 ADOPT_NOT_A_NAME = Message(
     "UB510",
     "`units` or `adopt()` was given what is no name of a function or a class.",

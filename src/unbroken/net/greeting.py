@@ -1,15 +1,19 @@
-"""Does a server say its first word? Asked on a socket of its own, without a login."""
+"""What does a server say first? Asked on a socket of its own, without a login."""
 
 from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Sequence
 from contextlib import closing
 
 from unbroken.abc import Address, is_path
 
 _PORTS = {"postgresql": 5432}
 _SSL_REQUEST = struct.pack("!II", 8, 80877103)  # PostgreSQL manual, "SSLRequest"
+#: Seconds that whoever listens has for each word.
+_WORD = 0.25
+_ENOUGH = 128
 
 
 def is_silent(where: Address, backend: str, limit: float) -> bool:
@@ -31,3 +35,26 @@ def is_silent(where: Address, backend: str, limit: float) -> bool:
         return False
     except OSError:
         return True
+
+
+def first_words(where: Address, backend: str, questions: Sequence[bytes]) -> bytes:
+    """The first bytes from the port at *where*; nothing where it is silent, hangs up or cannot be
+    reached.
+
+    *questions* are sent one after the other, each if nothing was said to the one before.
+    Blocks for less than a second, and for as long as the name lookup takes.
+    """
+    host, port = where
+    try:
+        usual = _PORTS.get(backend, 3306)
+        with closing(socket.create_connection((host, port or usual), 2 * _WORD)) as sock:
+            for word in questions:
+                sock.sendall(word)
+                sock.settimeout(_WORD)
+                try:
+                    return sock.recv(_ENOUGH)
+                except TimeoutError:
+                    continue
+    except (OSError, ValueError):  # ValueError: no host can have that name
+        pass
+    return b""

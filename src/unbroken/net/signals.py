@@ -78,11 +78,12 @@ def start_thread(function: Callable[..., object], *args: Any, name: str) -> thre
     apart: dict[str, Any] = (
         {"context": contextvars.Context()} if sys.version_info >= (3, 14) else {}
     )
-    thread = threading.Thread(target=function, args=args, name=name, daemon=True, **apart)
-    thread.__dict__[IN_NO_UNIT] = True
-    with unsignalled():
-        try:
+    try:
+        # a subinterpreter of its own allows no daemon threads, and says so here
+        thread = threading.Thread(target=function, args=args, name=name, daemon=True, **apart)
+        thread.__dict__[IN_NO_UNIT] = True
+        with unsignalled():
             thread.start()
-        except RuntimeError as exc:
-            raise no_thread(exc) from exc
+    except RuntimeError as exc:
+        raise no_thread(exc) from exc
     return thread

@@ -20,16 +20,16 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import logging
 import math
 import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from asyncio import AbstractEventLoop, TimerHandle
+from asyncio import AbstractEventLoop, TimerHandle, _get_running_loop
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
+from unbroken.logs import Part, keep_time_by
 from unbroken.messages.pool import CALLBACK_FAILED, NO_THREAD
 from unbroken.messages.processes import WATCHER_LOST
 from unbroken.net.ending import FINALIZING, Guarded, NoThreadError, is_finalizing
@@ -42,7 +42,7 @@ from unbroken.net.wake import Wake, wait
 
 __all__ = ["LoopWatcher", "ThreadWatcher", "Timer", "Watcher"]
 
-_logger = logging.getLogger("unbroken.net")
+log = Part("net")
 
 Callback: TypeAlias = Callable[[], object]
 
@@ -79,7 +79,11 @@ def _call(callback: Callback) -> None:
     try:
         callback()
     except BaseException:  # not even a SystemExit may end the watcher: others rely on it
-        _logger.exception(CALLBACK_FAILED("a callback on the watcher failed: %r"), callback)
+        log.exception(
+            "callback failed",
+            CALLBACK_FAILED(f"a callback on the watcher failed: {callback!r}"),
+            about=getattr(callback, "__code__", None),
+        )
 
 
 class Watcher(Guarded, ABC):
@@ -246,11 +250,12 @@ class ThreadWatcher(Watcher):
             self._thread = start_thread(self._run, name="unbroken-watcher")
         except NoThreadError as why:  # deaths are found at acquire
             if self._refused is None and not why.is_ending:
-                _logger.warning(
+                log.warning(
+                    "no watcher",
                     NO_THREAD(
-                        "no thread for the watcher (%s); time limits wait until one can be started"
+                        f"no thread for the watcher ({why}); time limits wait until one can be"
+                        " started"
                     ),
-                    why,
                 )
             self._refused = why
         else:
@@ -303,10 +308,9 @@ class ThreadWatcher(Watcher):
         """Our descriptors were closed under us (a program that closes all that it does not know):
         make others.
         """
-        _logger.warning(
-            WATCHER_LOST(
-                "the watcher's descriptors were closed by somebody else; it goes on with new ones"
-            )
+        log.warning(
+            "watcher renewed",
+            WATCHER_LOST("other code closed the watcher's descriptors; it has opened new ones"),
         )
         with self.lock:
             _lost.append((self._selector, self._wake))
@@ -418,6 +422,17 @@ _current: ThreadWatcher | None = None
 _inherited: list[ThreadWatcher] = []
 _lost: list[object] = []
 _making = threading.Lock()
+
+
+def _later(when: float, callback: Callback) -> object:
+    """Call *callback* at *when* by what keeps the time here already; None where nothing does."""
+    if _current is not None and _current.is_usable:
+        return _current.at(when, callback)
+    loop = _get_running_loop()
+    return None if loop is None else loop.call_later(when - time.monotonic(), callback)
+
+
+keep_time_by(_later)
 
 
 def _after_fork_in_child() -> None:

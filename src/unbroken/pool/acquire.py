@@ -13,6 +13,7 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.health import Need
 from unbroken.brain.kernel import Ticket
 from unbroken.errors import ConnectRejectedError, OutageError, PoolTimeoutError, UnbrokenError
+from unbroken.logs import Part
 from unbroken.messages.pool import POOL_TIMEOUT
 from unbroken.messages.server import NAME_LEADS_NOWHERE, OUTAGE
 from unbroken.net.liveness import Liveness, judge
@@ -23,6 +24,8 @@ from unbroken.pool.registry import every_state
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow, Wait
 from unbroken.pool.unsupported import refuse_eventlet
+
+log = Part("pool")
 
 #: A caller in line looks around this often: after forgotten connections, after a worker that got
 #: lost.
@@ -231,6 +234,8 @@ def _wait(state: PoolState, ticket: Ticket, started: float, until: float) -> Flo
     finally:
         with state.lock:
             state.counters.wait_seconds += state.clock() - begun
+        if state.no_thread is not None:
+            state.stop_connecting_here()
 
 
 def _raise_if_hopeless(
@@ -248,13 +253,15 @@ def _raise_if_hopeless(
         with state.lock:
             state.counters.timeouts += 1
         if outage.active and not _may_come_back(state):
+            state.server.toll.callers += 1
             raise _outage_error(state, now, started)
         raise _timeout_error(state, now, started)
     if not _may_come_back(state) and state.server.outage.turns_away(
         now, state.settings.outage_wait, came
     ):
-        with state.lock:
+        with state.lock, state.server.lock:
             state.counters.turned_away += 1
+            state.server.toll.callers += 1
         raise _outage_error(state, now, started)
 
 
@@ -324,13 +331,15 @@ def _timeout_error(state: PoolState, now: float, started: float) -> PoolTimeoutE
     kernel = state.kernel
     is_full = len(kernel.in_use) + len(kernel.resetting) >= kernel.max_size
     why = outage or (busy if is_full else silent)
-    return state.error(
+    error = state.error(
         PoolTimeoutError,
         POOL_TIMEOUT(
             f"no connection to {state.driver.target.label} within {now - started:.1f} s"
             f" ({state.describe_load()}){held}; {why}"
         ),
     )
+    log.warning("callers turned away", POOL_TIMEOUT(str(error)), pool=state.name)
+    return error
 
 
 def recall(state: PoolState) -> None:

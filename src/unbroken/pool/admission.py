@@ -9,24 +9,24 @@ wait, and one attempt at a time asks whether the server can serve again.
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from unbroken.abc import Cause, Connection, Fault, FaultKind
-from unbroken.backends.system import one_line
 from unbroken.brain.entry import Entry
 from unbroken.brain.standing import News, Refused
 from unbroken.brain.tries import Try
 from unbroken.ledger.questions import Question
-from unbroken.messages.server import OUTAGE, TAKES_NO_WRITES, TAKES_WRITES
+from unbroken.logs import Part
+from unbroken.messages.server import TAKES_NO_WRITES, TAKES_WRITES
+from unbroken.pool import news
 from unbroken.pool.registry import every
 from unbroken.pool.steps import Flow, Wait
 from unbroken.roles import Role, wanted
 
-log = logging.getLogger("unbroken")
+log = Part("outage")
 
 #: A connection whose server cannot serve yet is asked again, so long in all …
 ASKED_FOR = 0.15
@@ -107,10 +107,18 @@ def _serves(state: Any, role: Role | None) -> None:
     where = state.driver.target.server
     if news is News.REDUCED:
         log.warning(
-            TAKES_NO_WRITES("%s: %s takes no writes, and serves what only reads"), state.name, where
+            "takes no writes",
+            TAKES_NO_WRITES(f"{state.name}: {where} takes no writes, and serves what only reads"),
+            pool=state.name,
+            server=where,
         )
     elif news is News.BETTER:
-        log.warning(TAKES_WRITES("%s: %s takes writes"), state.name, where)
+        log.warning(
+            "takes writes",
+            TAKES_WRITES(f"{state.name}: {where} takes writes"),
+            pool=state.name,
+            server=where,
+        )
         for pool in pools:
             pool.runtime.call(pool.drain)
 
@@ -157,15 +165,7 @@ def cannot_serve(state: Any, entry: Entry, fault: Fault) -> bool:
             return True
         server.drained_at = now
         pools = every(server.pools)
-    why = one_line(fault.text)
-    log.log(
-        logging.INFO if is_again else logging.WARNING,
-        OUTAGE("%s: %s cannot serve: %s"),
-        state.name,
-        state.driver.target.server,
-        why,
-    )
-    state.emit("outage began", {"pool": state.name, "kind": fault.kind.value, "why": why})
+    news.cannot_serve(state, fault, is_again=is_again)
     for pool in pools:
         pool.runtime.call(partial(_leave, pool))
     return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator
+from types import CodeType, FunctionType
 from typing import Any
 
 from unbroken.errors import ConfigurationError
@@ -21,7 +22,21 @@ def is_coroutine_function(function: Any) -> bool:
     """Whether a call of *function* certainly returns a coroutine. That includes partials, and
     objects with an ``async def __call__``.
     """
-    return _is(function, inspect.iscoroutinefunction)
+    return _is(function, _gives_coroutine)
+
+
+def _gives_coroutine(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function) or _is_types_coroutine(function)
+
+
+def _is_types_coroutine(function: Any) -> bool:
+    """Whether ``types.coroutine`` made a generator function into one that is awaited."""
+    code = getattr(function, "__code__", None)
+    return isinstance(code, CodeType) and bool(code.co_flags & inspect.CO_ITERABLE_COROUTINE)
+
+
+def _is_generator(function: Any) -> bool:
+    return inspect.isgeneratorfunction(function) and not _is_types_coroutine(function)
 
 
 def _is(function: Any, test: Any) -> bool:
@@ -35,6 +50,24 @@ def _is(function: Any, test: Any) -> bool:
     return bool(test(function) or test(getattr(function, "__call__", None)))  # noqa: B004 - what it is, not whether it is
 
 
+#: Flags of functions whose work is done after the call.
+_LATER = (
+    inspect.CO_GENERATOR
+    | inspect.CO_COROUTINE
+    | inspect.CO_ITERABLE_COROUTINE
+    | inspect.CO_ASYNC_GENERATOR
+)
+
+
+def _is_plain(function: Any) -> bool:
+    """Whether *function* is a plain function for sure. This is asked at every run of a unit."""
+    return (
+        type(function) is FunctionType
+        and not function.__code__.co_flags & _LATER
+        and not function.__dict__  # where a mark may stand that it gives a coroutine
+    )
+
+
 def named(function: Any) -> str:
     """*function* by its name, its file and line."""
     while isinstance(function, functools.partial):
@@ -44,13 +77,17 @@ def named(function: Any) -> str:
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None and not isinstance(function, type):
         code = getattr(vars(type(function)).get("__call__"), "__code__", None)
-    return name if code is None else f"{name} ({code.co_filename}:{code.co_firstlineno})"
+    if not isinstance(code, CodeType):  # a mock's is a mock
+        return str(name)
+    return f"{name} ({code.co_filename}:{code.co_firstlineno})"
 
 
 def require_blocking(function: Any, what: str) -> None:
     """Raise ConfigurationError where *what* (``Pool.run()``) cannot run *function*, which must be
     plain.
     """
+    if _is_plain(function):
+        return
     if is_coroutine_function(function):
         raise ConfigurationError(
             NOT_A_UNIT(f"{what} cannot run {named(function)}: it is an async def, {_BLOCKS}")
@@ -80,7 +117,7 @@ def require_eager(function: Any, what: str) -> None:
         )
     for test, words in (
         (inspect.isasyncgenfunction, "an async generator"),
-        (inspect.isgeneratorfunction, "a generator"),
+        (_is_generator, "a generator"),
     ):
         if _is(function, test):
             raise ConfigurationError(

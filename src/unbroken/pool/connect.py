@@ -5,7 +5,6 @@ for all.
 from __future__ import annotations
 
 import errno
-import logging
 import math
 import weakref
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.outage import SILENT
 from unbroken.brain.tries import Try
-from unbroken.messages.server import CONNECT_REJECTED, OUTAGE, OUTAGE_ENDED
+from unbroken.pool import news
 from unbroken.pool.admission import CannotServeError, admit
 from unbroken.pool.ending import was_too_late
 from unbroken.pool.first_questions import ask_limit, ask_uptime, prove, remember
@@ -24,6 +23,8 @@ from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.login import (
     check_keys,
     fault_of,
+    is_alone,
+    is_of_one_host,
     is_put_off,
     let_in,
     login_of,
@@ -46,9 +47,8 @@ from unbroken.pool.registry import every
 from unbroken.pool.secrets import LoginError, late
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Connect, Flow, Wait
+from unbroken.pool.strangers import ask_if_silent, ask_stranger, may_be_stranger, refuse_stranger
 from unbroken.pool.upkeep import schedule
-
-log = logging.getLogger("unbroken")
 
 #: So long after its beginning an attempt may still be on its way, however long the server usually
 #: takes.
@@ -58,7 +58,7 @@ MOVING = 1.0
 AFTERWARDS = 0.25
 
 
-def connector(state: PoolState, until: float = math.inf) -> Flow[None]:
+def connector(state: PoolState, until: float | None = None) -> Flow[None]:
     """One worker: opens what is wanted, one after the other, and ends when nothing is.
 
     With *until* a caller does a worker's work: one attempt at most, which ends by then.
@@ -67,11 +67,11 @@ def connector(state: PoolState, until: float = math.inf) -> Flow[None]:
     attempt: Try | None = None
     try:
         while True:
-            asked = _ask(state, until)
+            asked = _ask(state, math.inf if until is None else until)
             if asked is None:
                 return
             if not isinstance(asked, Try):
-                if until < math.inf:
+                if until is not None:
                     return
                 yield from _sleep(state, asked)
                 continue
@@ -81,13 +81,15 @@ def connector(state: PoolState, until: float = math.inf) -> Flow[None]:
                 goes_on = yield from _open_one(state, attempt)
             finally:
                 _over(state, attempt)
-            if not goes_on or attempt.is_late or until < math.inf:
+            if not goes_on or attempt.is_late or until is not None:
                 return
     finally:
         with state.lock, state.server.lock:
             state.at_work -= 1
             state.stuck -= attempt is not None and attempt.is_late
-            resigned = state.connectors == 0 and state.server.outage.resign(state)
+            # a caller makes its next attempt after a pause, unless it leaves: see acquire
+            is_last = state.connectors == 0 and until is None
+            resigned = is_last and state.server.outage.resign(state)
         state.ensure_connecting()  # who came while this one was leaving
         if resigned:
             tell_others(state)
@@ -208,6 +210,7 @@ def _look(state_ref: Callable[[], PoolState | None]) -> None:
     with state.lock, state.server.lock:
         resigned = bool(given_up) and state.connectors == 0 and state.server.outage.resign(state)
     follow(state)
+    ask_if_silent(state, [each for each, _ in tries], now, _reject)
     state.ensure_connecting()
     if resigned:
         tell_others(state)
@@ -263,6 +266,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         login = yield from login_of(state, attempt)
         dialing = state.tries.get(attempt, dialing)
         check_keys(state)
+        refuse_stranger(state)
         conn = yield Connect(time_left(state, attempt), dialing, login)
         if dialing.is_ended:
             raise TimeoutError(errno.ETIMEDOUT, "it came too late")
@@ -294,6 +298,10 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         if was_too_late(state, exc):
             return False
         fault = fault_of(state, exc, is_open=conn is not None)
+        if conn is None and may_be_stranger(state, fault):
+            found = yield from ask_stranger(state)
+            if found is not None:
+                return _failed(state, found, found.fault, attempt)
         if is_put_off(state, exc, fault):
             return _put_off(state, exc, fault, attempt)
         lost = (
@@ -328,7 +336,7 @@ def _succeeded(state: PoolState, entry: Entry, took: float) -> None:
         ended = _end_outage(state, took)
         let_in(state)
         state.rejected_at = -math.inf
-        state.counters.opened += 1
+        state.count_opened()
         state.counters.connect_seconds += took
         condemn_elsewhere(state, entry)  # the pool may have moved meanwhile
         tickets, stale = state.kernel.opened(entry)
@@ -337,7 +345,7 @@ def _succeeded(state: PoolState, entry: Entry, took: float) -> None:
         state.close_entry(old)
     schedule(state)
     state.ensure_connecting()  # the number opened at a time may have grown
-    state.emit("opened", {"pool": state.name, "session": entry.session, "seconds": took})
+    news.opened(state, entry, took)
     _announce_end(state, ended)
 
 
@@ -352,13 +360,7 @@ def _end_outage(state: PoolState, took: float | None = None) -> float | None:
 
 def _announce_end(state: PoolState, ended: float | None) -> None:
     if ended is not None:
-        log.warning(
-            OUTAGE_ENDED("%s: %s is back after %.2f s"),
-            state.name,
-            state.driver.target.server,
-            ended,
-        )
-        state.emit("outage ended", {"pool": state.name, "seconds": ended})
+        news.ended(state, ended)
         tell_others(state)
 
 
@@ -373,7 +375,8 @@ def tell_others(state: PoolState) -> None:
 
 def _failed(state: PoolState, exc: Exception, fault: Fault, attempt: Try) -> bool:
     began = False
-    if isinstance(exc, LoginError) or is_own(fault):  # any host, and any attempt, would end so
+    everywhere = is_own(fault) and not is_of_one_host(state, fault)
+    if isinstance(exc, LoginError) or everywhere:  # any host, and any attempt, would end so
         _reject(state, exc, fault)
         return False
     with state.lock, state.server.lock:
@@ -381,7 +384,12 @@ def _failed(state: PoolState, exc: Exception, fault: Fault, attempt: Try) -> boo
         after, fault = after_failure(state, attempt, fault)
         if after is After.AWAY:
             began = state.server.outage.failed(
-                state, attempt.started, state.clock(), fault, state.random
+                state,
+                attempt.started,
+                state.clock(),
+                fault,
+                state.random,
+                alone=is_alone(state, fault),
             )
         if after is not After.REJECTED:
             state.counters.connect_failures += 1
@@ -390,12 +398,9 @@ def _failed(state: PoolState, exc: Exception, fault: Fault, attempt: Try) -> boo
         _reject(state, exc, fault)
         return False
     if began:
-        log.warning(
-            OUTAGE("%s: %s is away: %s"), state.name, state.driver.target.server, fault.text
-        )
-        state.emit(
-            "outage began", {"pool": state.name, "kind": fault.kind.value, "why": fault.text}
-        )
+        news.began(state, fault)
+    else:
+        news.goes_on(state)
     return True
 
 
@@ -433,11 +438,6 @@ def _reject(state: PoolState, exc: Exception, fault: Fault) -> None:
                 unusable(state, exc) if isinstance(exc, LoginError) else state.rejection(exc, fault)
             )
         )
-    log.error(
-        CONNECT_REJECTED("%s: cannot connect to %s: %s"),
-        state.name,
-        state.driver.target.label,
-        fault.text,
-    )
+    news.rejected(state, news.of_rejection(state, exc, fault), fault)
     state.wake(tickets)
     _announce_end(state, ended)

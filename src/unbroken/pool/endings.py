@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 from unbroken.abc import Cause, Connection
 from unbroken.backends import fault as faults
 from unbroken.brain.entry import Entry
 from unbroken.errors import NotYoursError
+from unbroken.logs import Fields, Part
 from unbroken.messages.pool import CONNECTION_ENDED
 from unbroken.messages.processes import PARENTS_CONNECTION
+from unbroken.messages.units import NOT_RUN_AGAIN
 from unbroken.net import fork_guard, last_words, liveness, sent_bytes
 from unbroken.pool.supply import Supply
 
-log = logging.getLogger("unbroken")
+log = Part("pool")
 
 #: After a death was seen of a connection that nobody owned at that moment.
 LOOK_AGAIN = 0.05
@@ -68,21 +71,7 @@ class Endings(Supply):
         with self.lock:
             self.counters.closed[cause.value] += 1
             self.counters.retired_uses += entry.uses
-        level = logging.INFO if cause in THEIR_DOING else logging.DEBUG
-        if log.isEnabledFor(level):
-            said = f': "{entry.words}"' if entry.words else ""
-            idle = (
-                f", idle for {self.clock() - entry.last_used:.1f} s" if cause in THEIR_DOING else ""
-            )
-            log.log(
-                level,
-                CONNECTION_ENDED("%s: connection %s ended: %s%s%s"),
-                self.name,
-                entry.session or "",
-                cause.value,
-                said,
-                idle,
-            )
+        self._log_end(entry, cause)
         self.emit(
             "closed",
             {
@@ -93,6 +82,46 @@ class Endings(Supply):
             },
         )
         entry.conn = entry.anchor = entry.ref = None
+
+    def tell_lost(self, entry: Entry, ending: Any) -> None:
+        """Log that work was lost with *entry*, which is closed already."""
+        entry.ending = ending
+        self._log_end(entry, entry.cause or Cause.LOST)
+
+    def _log_end(self, entry: Entry, cause: Cause) -> None:
+        """Each end at DEBUG; one that was the other side's doing at INFO, or, where it ended
+        somebody's work, at WARNING.
+        """
+        ending = entry.ending if cause in THEIR_DOING else None
+        is_noticed = ending is not None and ending.note is not None
+        level = logging.WARNING if is_noticed else logging.INFO
+        if not log.wants(level if cause in THEIR_DOING else logging.DEBUG):
+            return
+        now, said = self.clock(), f': "{entry.words}"' if entry.words else ""
+        age, idle = now - entry.born, now - entry.last_used
+        text = f"{self.name}: connection {entry.session or ''} ended: {cause.value}{said}"
+        fields: Fields = {
+            "pool": self.name, "server": self.driver.target.server, "cause": cause.value,
+            "session": entry.session, "age": age, "idle": idle, "uses": entry.uses,
+        }  # fmt: skip
+        log.debug("closed", f"{text} (after {age:.1f} s and {entry.uses} uses)", **fields)
+        if cause not in THEIR_DOING:
+            return
+        text = f"{text}, {age:.1f} s old"
+        if ending is None:
+            text = f"{text}, idle for {idle:.1f} s"
+            log.info("connection ended", CONNECTION_ENDED(text), about="idle", **fields)
+            return
+        fields["idle"] = idle = min(age, max(0.0, entry.taken_at - entry.last_used))
+        fields["function"], fields["request"] = ending.function, ending.request
+        fields["place"] = place = None if entry.place is None else str(entry.place)
+        text = f"{text}, idle for {idle:.1f} s before this use"
+        if ending.note is None:
+            by = ending.who or place
+            text = f"{text} by {by}" if by else text
+            log.info("connection ended", CONNECTION_ENDED(text), about=place, **fields)
+        else:
+            log.warning("work lost", NOT_RUN_AGAIN(f"{text}: {ending.note}"), about=place, **fields)
 
     def discard_dead(self, entry: Entry) -> None:
         """End an entry that was found dead while idle, and look at all other idle ones at once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from unbroken.abc import CANNOT_SERVE, Cause, Fault, FaultKind
@@ -16,36 +15,27 @@ from unbroken.errors import (
     UnbrokenError,
 )
 from unbroken.ledger.questions import Question
-from unbroken.ledger.reading import only_reads
-from unbroken.ledger.residue import NOTHING, Left
+from unbroken.ledger.residue import Left
 from unbroken.ledger.verdicts import Action, Fate
+from unbroken.logs import Part
 from unbroken.messages import Message
 from unbroken.messages.data import CLOSED_BY_HOLDER, COMMIT_UNKNOWN, LOST_BEFORE_COMMIT
 from unbroken.messages.processes import AT_THE_END
 from unbroken.net.liveness import Liveness, judge
-from unbroken.pool.admission import cannot_serve, refused
-from unbroken.pool.holding import Holding
-from unbroken.pool.poolers import uses_session
+from unbroken.pool.admission import refused
+from unbroken.pool.ends import Ends
+from unbroken.pool.news import reset_raised
+from unbroken.pool.rollbacks import IN_DOUBT, rolled_back
 from unbroken.pool.steps import Call, Flow, Reset
 from unbroken.roles import Role
 
-log = logging.getLogger("unbroken")
+log = Part("replay")
 
 #: What to do about a COMMIT without an answer.
 LOOK_FIRST = "that transaction is stored whole or not at all; look before you repeat it"
-#: What an error says of the caller's writes.
-FATES = {
-    Fate.NOTHING: "and nothing is stored",
-    Fate.STORED: "and what was committed before is stored",
-    Fate.UNKNOWN: "and it is not known whether what it wrote is stored: look before you repeat it",
-}
-#: What an error says of a transaction that the library has sent no COMMIT for.
-_ROLLED_BACK = "nothing of the open transaction is stored"
-_UNHEARD = f"{_ROLLED_BACK}, unless the code that had the connection sent a COMMIT itself"
-_IN_DOUBT = "it is not known whether the open transaction is stored: look before you repeat it"
 
 
-class Finishing(Holding):
+class Finishing(Ends):
     """What is sent at the end of a use: see :class:`unbroken.pool.loan.Loan`."""
 
     __slots__ = ()
@@ -68,10 +58,11 @@ class Finishing(Holding):
         """
         state, unit, conn = self.state, self.unit, self.conn
         if unit is not None:
-            in_doubt = unit.fate_of_open(id(conn)) is not Fate.NOTHING
-            return _IN_DOUBT if in_doubt else _ROLLED_BACK
+            if unit.fate_of_open(id(conn)) is not Fate.NOTHING:
+                return IN_DOUBT
+            return rolled_back(state.backend, is_proven=True)
         is_open = state.driver.is_in_transaction(conn) and state.driver.is_quiet(conn)
-        return _ROLLED_BACK if is_open and state.knows_status else _UNHEARD
+        return rolled_back(state.backend, is_proven=bool(is_open and state.knows_status))
 
     def commit(self, send: Call | None = None) -> Flow[None]:
         """COMMIT what is open; *send* is the step that does it, where the body has a way of its
@@ -278,7 +269,7 @@ class Finishing(Holding):
         """
         state, entry = self.state, self.entry
         how = state.settings.reset
-        if entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD or self.outlives_time():
+        if entry.cause is not None or self.outlives_time() or judge(entry.poll(0)) is Liveness.DEAD:
             return
         if not self.is_in_step:
             self.break_off()
@@ -288,26 +279,11 @@ class Finishing(Holding):
             try:
                 yield Reset(how, self.conn)
             except Exception as exc:
+                reset_raised(state, exc)
                 self._unfit(exc)
                 return
         yield from self.roll_back(at_end=at_end)
         yield from self.undo()
-
-    def left(self) -> frozenset[Left]:
-        """What this use may have left on the session for the next one, as the setting ``reset``
-        wants to know it.
-        """
-        if self.state.settings.reset != "session" or self.entry.reset_at == self.entry.uses:
-            return NOTHING
-        left = self.find_left()
-        uses_session(self.state, left)
-        # behind a pooler that shares its sessions a reset would reach any of them
-        return NOTHING if self.state.server.pooler.shares else left
-
-    def find_left(self) -> frozenset[Left]:
-        """What the ledgers heard, or anything where they cannot have heard it all."""
-        left: frozenset[Left] = self.state.left(self.entry, self.conn)
-        return left
 
     def undo(self, timeout: float | None = None) -> Flow[None]:
         """Reset the session if something was left on it, or condemn the connection.
@@ -411,100 +387,10 @@ class Finishing(Holding):
             return (yield from state.read_answer(self.conn, question, self.entry))
         except Exception as exc:
             log.info(
-                "%s: the server did not say: %s (%s)",
-                state.name,
-                question.value,
-                state.classify(exc).text,
+                "question not answered",
+                f"{state.name}: the server did not say: {question.value}"
+                f" ({state.classify(exc).text})",
+                pool=state.name,
             )
             self.failed(exc)
         return None
-
-    def _undo(self, timeout: float | None = None, *, at_end: bool = False) -> Flow[None]:
-        state, entry, conn = self.state, self.entry, self.conn
-        if state.is_good(entry, conn) or self.outlives_time():
-            return
-        if not state.is_in_step(entry, conn):
-            self.break_off()
-            return
-        try:
-            if at_end and self.may_defer:
-                yield from self.defer_rollback(timeout)
-                return
-            if not state.is_settled(entry, conn):
-                yield from self._send_rollback(timeout)
-            if not state.is_good(entry, conn):
-                uses_session(state, state.driver.left_on(conn))
-                yield Call("restore", conn, entry, timeout, (entry.traits,))
-        except Exception as exc:
-            self._unfit(exc)
-
-    @property
-    def may_defer(self) -> bool:
-        """Whether the end of its transaction is all that this connection needs before its next
-        user, so that nobody has to wait for the answer.
-
-        What a unit of work wrote is rolled back before its end is told.
-        """
-        state, entry, conn, unit = self.state, self.entry, self.conn, self.unit
-        return bool(
-            state.defers
-            and state.knows_status
-            and not callable(state.settings.reset)
-            and entry.cause is None
-            and entry.suspect is None
-            and (unit is None or not unit.wrote)
-            and state.may_leave(conn)
-            and state.driver.is_quiet(conn)
-            and state.has_traits(conn, entry.traits)
-            and not self.left()
-        )
-
-    def _only_read(self) -> bool:
-        """Whether it is certain that nothing was written in the transaction that is open, so that
-        the answer to its COMMIT says nothing that the caller does not know.
-        """
-        state, texts = self.state, self.state.driver.texts(self.conn)
-        return only_reads(texts, may_hide=state.may_hide_writes)
-
-    def defer_rollback(self, timeout: float | None = None) -> Flow[None]:
-        """Send ROLLBACK and leave its answer to the next user, or to upkeep.
-
-        The server rolls back as soon as it has read it. Raises the driver's error where it cannot
-        be sent.
-        """
-        yield from self._send_end("ROLLBACK", timeout)
-        with self.state.lock:
-            self.state.counters.rollbacks += 1
-
-    def _defer_commit(self) -> Flow[None]:
-        """Send COMMIT for a transaction that only read, and leave its answer to the next user.
-
-        It is no ROLLBACK: should a view hide a write after all, that is stored. What cannot be sent
-        is the connection's end, and no news for the caller.
-        """
-        try:
-            yield from self._send_end("COMMIT", None)
-        except Exception as exc:
-            self._unfit(exc)
-
-    def _send_end(self, sql: str, timeout: float | None) -> Flow[None]:
-        yield Call("send_end", self.conn, self.entry, timeout, (sql,))
-        self.entry.due = self.state.clock()
-
-    def _send_rollback(self, timeout: float | None) -> Flow[None]:
-        state, entry = self.state, self.entry
-        yield Call("rollback", self.conn, entry, timeout)
-        with state.lock:
-            state.counters.rollbacks += 1
-        entry.sent = entry.count()
-        entry.settled_at = entry.uses
-
-    def _unfit(self, exc: Exception) -> None:
-        """What the pool itself sent failed with *exc*. A server that refuses even that, because it
-        serves nobody, is believed: no application wrote those words.
-        """
-        fault = self.state.classify(exc)
-        if fault.kind in CANNOT_SERVE:
-            cannot_serve(self.state, self.entry, fault)
-        cause = (fault.cause or Cause.LOST) if fault.is_lost else Cause.RESET_FAILED
-        self.entry.condemn(cause, fault.text or repr(exc))

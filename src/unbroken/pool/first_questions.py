@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import errno
-import logging
 import math
 from typing import Any
 
 from unbroken.abc import Connection
 from unbroken.ledger.questions import Question, text_of
+from unbroken.logs import Part
 from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow
 
-log = logging.getLogger("unbroken")
+log = Part("pool")
 
 
 def _within(state: PoolState, until: float) -> float:
@@ -41,7 +41,9 @@ def ask_limit(state: PoolState, conn: Connection, until: float = math.inf) -> Fl
             # any more
             raise
         log.debug(
-            "%s: the server's idle limit is not known: %s", state.name, state.classify(exc).text
+            "question not answered",
+            f"{state.name}: the server's idle limit is not known: {state.classify(exc).text}",
+            pool=state.name,
         )
         if state.knows_status and not state.driver.is_quiet(conn):
             # Its answer may still come: nobody may get this connection. The next one is not asked.
@@ -71,10 +73,11 @@ def ask_uptime(
         what, why = limit.learned, limit.learned_from
     if learned:
         log.info(
-            "%s: learned that idle connections are ended after about %.1f s: %s",
-            state.name,
-            what,
-            why,
+            "idle limit learned",
+            f"{state.name}: learned that idle connections are ended after about {what:.1f} s:"
+            f" {why}",
+            pool=state.name,
+            seconds=what or 0.0,
         )
         state.limit_changed()
 
@@ -90,7 +93,11 @@ def remember(state: PoolState, conn: Connection, until: float = math.inf) -> Flo
         fault = state.classify(exc)
         if fault.is_lost or not state.driver.is_quiet(conn):
             raise
-        log.debug("%s: sessions are closed instead of reset: %s", state.name, fault.text)
+        log.debug(
+            "question not answered",
+            f"{state.name}: sessions are closed instead of reset: {fault.text}",
+            pool=state.name,
+        )
         return None
 
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +12,15 @@ from unbroken.ledger.heal import CURABLE, Lost, Past, Ruling
 from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import current, current_token
 from unbroken.ledger.statements import verb
+from unbroken.ledger.subjects import subjects
+from unbroken.logs import Part
 from unbroken.messages.units import STATEMENT_NOT_REPEATED
 from unbroken.pool.leases import JUST_USED
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, Flow
+from unbroken.pool.undone import Ending, tell_on
 
-log = logging.getLogger("unbroken")
+log = Part("replay")
 
 #: A fresh connection that is lost before the statement reached it is replaced so often. So often,
 #: too, is a statement sent.
@@ -64,9 +66,10 @@ class Losses:
     count that were opened later, and whatever is lost at the last attempt.
     """
 
-    __slots__ = ("_first", "_tries", "count")
+    __slots__ = ("_ending", "_first", "_tries", "count")
 
     def __init__(self) -> None:
+        self._ending: Any = None
         self._first: float | None = None
         self._tries = 1
         self.count = 0
@@ -76,6 +79,7 @@ class Losses:
         count.
         """
         entry = loan.entry
+        self.take_over(loan)
         if self._first is None:
             counts = bool(past.earlier) or entry.taken_at - entry.last_used < JUST_USED
             self._first = loan.state.clock()
@@ -84,6 +88,47 @@ class Losses:
         self._tries += 1
         self.count += counts and (not was_dead or self._tries > ATTEMPTS)
         return self.count
+
+    def take_over(self, loan: Loan) -> None:
+        """The statement may be run again: until that is refused, its error is nobody's."""
+        self._ending, loan.entry.ending = loan.entry.ending or self._ending, None
+
+    def refused(self, exc: BaseException, why: object, loan: Loan) -> None:
+        """Say on *exc*, and in the log, why its statement was not run again."""
+        refuse(exc, why, loan, self._ending)
+
+
+def refuse(exc: BaseException, why: object, loan: Loan, ending: Any = None) -> None:
+    """Say on *exc*, and in the log, why a statement that lost the connection of *loan* was not run
+    again. *ending* is of the work that it was part of.
+    """
+    state, entry = loan.state, loan.entry
+    ending = ending or entry.ending
+    # told here: whatever else fails on this connection, and its end, is no news
+    entry.ending = Ending(
+        None if ending is None else ending.function,
+        None if ending is None else ending.request,
+        None,
+    )
+    if ending is not None and ending.who:
+        tell_on(exc, ending)
+    say_why_not(exc, why)
+    text = f"unbroken did not run this statement again: {why}; {_HINT}"
+    if ending is not None and ending.who and ending.note is not None:
+        text = f"{text}. {ending.note}"
+    log.warning(
+        "statement lost",
+        STATEMENT_NOT_REPEATED(
+            f"{state.name}: connection {entry.session or ''} ended: {entry.cause or 'lost'}: {text}"
+        ),
+        about=str(entry.place),
+        pool=state.name,
+        cause=None if entry.cause is None else entry.cause.value,
+        session=entry.session,
+        function=None if ending is None else ending.function,
+        request=None if ending is None else ending.request,
+        place=None if entry.place is None else str(entry.place),
+    )
 
 
 def curable(loan: Loan, fault: Fault, *, was_dead: bool) -> Fault | None:
@@ -192,10 +237,14 @@ def note(state: Any, sql: str | bytes | None, where: object, fault: Fault) -> No
     """Count and log a statement that was run again, which the function at *where* has sent."""
     with state.lock:
         state.counters.healed += 1
+    function, request = subjects(current() if current_token() is not None else None)
     log.info(
-        "%s: %s of %s was run again on another connection: %s",
-        state.name,
-        verb(sql),
-        where or "somebody",
-        fault.text,
+        "healed",
+        f"{state.name}: {verb(sql)} of {where or 'somebody'} was run again on another connection:"
+        f" {fault.text}",
+        pool=state.name,
+        cause=None if fault.cause is None else fault.cause.value,
+        place=None if where is None else str(where),
+        function=function,
+        request=request,
     )

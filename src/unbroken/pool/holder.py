@@ -7,7 +7,6 @@ import gc
 import inspect
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from types import CodeType, FrameType, GeneratorType
@@ -16,6 +15,8 @@ from typing import Any
 from unbroken.brain.entry import Entry
 from unbroken.brain.kernel import Ticket
 
+#: So many frames of a stack are told.
+DEPTH = 8
 #: Asked at call time: an extension module that needs the lock brings it back. Python names it from
 #: 3.13 on.
 _one_at_a_time: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
@@ -147,8 +148,18 @@ def describe(ident: int) -> str:
         frame, who = _greenlet(ident, who)
     if frame is None:
         return f"{who}, which has ended"
-    stack = "".join(traceback.format_stack(frame, limit=8)).rstrip()
-    return f"{who}, which is now at:\n{stack}"
+    stack: list[FrameType] = []
+    while frame is not None and len(stack) < DEPTH:
+        stack.append(frame)
+        frame = frame.f_back
+    return f"{who}, which is now at {in_a_line(stack)}"
+
+
+def in_a_line(frames: Iterable[FrameType]) -> str:
+    """Where *frames* are, the innermost first."""
+    return " < ".join(
+        f"{each.f_code.co_filename}:{each.f_lineno} in {each.f_code.co_qualname}" for each in frames
+    )
 
 
 def _greenlet(ident: int, otherwise: str) -> tuple[FrameType | None, str]:

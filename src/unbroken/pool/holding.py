@@ -18,9 +18,11 @@ from unbroken.ledger.unit import Unit
 from unbroken.messages.units import ABANDONED_TASK
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool.admission import cannot_serve
+from unbroken.pool.endings import THEIR_DOING
 from unbroken.pool.poolers import met_another
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow
+from unbroken.pool.undone import concerns, ending_of, tell_on
 
 #: What is said of a connection in use that ended without a word. The driver may have read the word.
 _VAGUE = (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT)
@@ -38,6 +40,9 @@ class Holding:
     """What is asked of a connection during its use: see :class:`unbroken.pool.loan.Loan`."""
 
     __slots__ = ("begun", "conn", "entry", "state")
+
+    #: what to write so that work outside of any unit is run again; None: as its pool says
+    remedy: str | None = None
 
     state: Any  #: a PoolState, whose driver and shell are of the body's kind
     entry: Entry
@@ -227,6 +232,8 @@ class Holding:
         elif unit is not None and unit.is_doubted(id(self.conn)):
             # nothing more is sent on it: a ROLLBACK's answer would look like the COMMIT's
             self.entry.condemn(Cause.LOST, f"its COMMIT was answered so: {fault.text}")
+        if entry.cause in THEIR_DOING and concerns(fault):
+            self._ended_under(exc, fault, unit)
         return fault
 
     def outlives_time(self) -> str:
@@ -240,6 +247,34 @@ class Holding:
         if not getattr(self.state.driver, "is_async", False):
             self.state.shutdown_socket(self.entry)
         return str(stopped)
+
+    def _ended_under(self, exc: BaseException, fault: Fault, unit: Unit | None) -> None:
+        """The connection was lost under somebody's work: say on *exc* why it is not run again,
+        where nobody does.
+        """
+        entry = self.entry
+        if entry.ending is None:
+            entry.ending = ending_of(
+                unit, entry, id(self.conn), fault, self.remedy or self.state.remedy
+            )
+        tell_on(exc, entry.ending)
+
+    def ended_unseen(self) -> None:
+        """The connection goes back, and has ended. Its caller, who had the driver's own object, was
+        told by the driver alone, if something was under way.
+        """
+        entry, driver = self.entry, self.state.driver
+        if (
+            entry.cause not in THEIR_DOING
+            or entry.ending is not None
+            or entry.recall() is not None  # a framework's: it tells by itself
+            or (driver.is_quiet(self.conn) and driver.is_in_transaction(self.conn) is False)
+        ):
+            return
+        fault = Fault(FaultKind.LOST, entry.cause, text=entry.words)
+        entry.ending = ending_of(
+            self.unit, entry, id(self.conn), fault, self.remedy or self.state.remedy
+        )
 
     def _believed(self, fault: Fault) -> Fault:
         """*fault*, as far as it is believed before the server was asked.

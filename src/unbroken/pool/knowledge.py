@@ -6,16 +6,16 @@ in the words of messages. Nothing here changes who has a connection.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from random import Random
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from unbroken.abc import BaseDriver, Connection, Fault, FaultKind, address
 from unbroken.backends.fault import shows_server
@@ -37,10 +37,11 @@ from unbroken.errors import (
     for_driver,
 )
 from unbroken.ledger.scope import testify
+from unbroken.logs import Part
 from unbroken.messages.configuration import OPTION_TO_BLAME
 from unbroken.messages.pool import NOT_YOURS, POOL_CLOSED
 from unbroken.messages.processes import AT_THE_END
-from unbroken.messages.server import CONNECT_REJECTED, EXHAUSTED, OWN_CONNECT
+from unbroken.messages.server import CONNECT_REJECTED, EXHAUSTED, OWN_CONNECT, STRANGER
 from unbroken.net import liveness
 from unbroken.net.ending import Guarded, NoThreadError
 from unbroken.net.hangups import HangUps
@@ -52,9 +53,10 @@ from unbroken.pool.runtime import Runtime
 from unbroken.pool.secrets import NO_SECRETS, Secrets
 from unbroken.pool.servers import Server, server_of
 from unbroken.pool.steps import Flow
+from unbroken.pool.undone import REMEDY
 from unbroken.settings import Settings
 
-log = logging.getLogger("unbroken")
+log = Part("pool")
 
 #: Seconds for a driver that keeps the time to connect itself, and says better why it failed, before
 #: it is ended from outside.
@@ -70,9 +72,16 @@ class Start:
         self.is_called_off = False
 
 
+#: The drivers (each pool has one of its own) by which a connection was opened. A forked child knows
+#: those of its parent.
+_served: WeakSet[BaseDriver] = WeakSet()
+
+
 class Knowledge(Guarded):
     """The fields of a pool in one process, and what can be told from them."""
 
+    #: what to write so that work outside of any unit is run again
+    remedy = REMEDY
     #: what a body keeps of a connection, if it is more than an Entry
     entry_kind: type[Entry] = Entry
 
@@ -130,6 +139,10 @@ class Knowledge(Guarded):
         self.oversee: Callable[[Any], None] = (
             _look_away  #: has that look not be later than it must be
         )
+        #: what was last heard from something else than a server of this kind, and when it was asked
+        #: it was not let in while others were: what it meets is its own
+        self.is_apart = False
+        self.stranger: tuple[Fault | None, float] = (None, -math.inf)
         self.scouting = False  #: whether one looks for another host: see :mod:`.scouting`
         self.next_scout = 0.0  #: when the place may be looked at again
         self.prober_wakeup: Any = None  #: the sleeping prober's signal
@@ -196,7 +209,11 @@ class Knowledge(Guarded):
 
     def forgot_limit(self) -> None:
         """A learned idle limit was outlived, or is too old to be believed."""
-        log.info("%s: the learned idle limit is forgotten: it does not hold, or is old", self.name)
+        log.info(
+            "idle limit forgotten",
+            f"{self.name}: the learned idle limit is forgotten: it does not hold, or is old",
+            pool=self.name,
+        )
         self.limit_changed()
 
     def limit_changed(self) -> None:
@@ -371,14 +388,28 @@ class Knowledge(Guarded):
 
     @property
     def has_served(self) -> bool:
-        """Whether a connection has come about: the settings are right."""
-        return self.counters.opened > 0
+        """Whether a connection has come about, here, before a fork or on another event loop: the
+        settings are right.
+        """
+        return self.counters.opened > 0 or self.driver in _served
+
+    def count_opened(self) -> None:
+        """Count a connection that was opened."""
+        self.counters.opened += 1
+        with suppress(TypeError):  # of somebody's own driver that has no room for it
+            _served.add(self.driver)
 
     def rejection(self, exc: Exception, fault: Fault) -> BaseException:
         """What each caller in the line gets when the server (or its driver) rejects a connect with
         *exc*.
         """
-        told = self._rejection(f"cannot connect to {self.driver.target.label}", fault)
+        what = f"cannot connect to {self.driver.target.label}"
+        if hasattr(exc, "is_strangers"):
+            told: UnbrokenError = self.error(
+                ConnectRejectedError, STRANGER(f"{what}: {fault.text}; is the port right?")
+            )
+        else:
+            told = self._rejection(what, fault)
         told.__cause__ = exc.__cause__ if hasattr(exc, "fault") else exc
         return told
 

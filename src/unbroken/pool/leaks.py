@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from types import CodeType, FrameType
 from typing import Any
 
 from unbroken.abc import Cause
 from unbroken.brain.entry import Entry
+from unbroken.logs import Part
 from unbroken.messages.processes import FORGOTTEN, HELD_TOO_LONG, LEFT_BEHIND
 from unbroken.pool.holder import enters_block, is_inside
 from unbroken.pool.registry import every
 from unbroken.pool.state import PoolState
 
-log = logging.getLogger("unbroken")
+log = Part("leak")
 
 
 def discard_forgotten(state: PoolState) -> None:
@@ -30,11 +30,15 @@ def discard_forgotten(state: PoolState) -> None:
             state.counters.leaked += 1
         if entry.reported != entry.uses:
             log.warning(
+                "forgotten",
                 FORGOTTEN(
-                    "%s: a connection was forgotten without being given back; it was taken at %s"
+                    f"{state.name}: a connection was forgotten and never released; it was"
+                    f" taken at {entry.place}"
                 ),
-                state.name,
-                entry.place,
+                about=str(entry.place),
+                pool=state.name,
+                session=entry.session,
+                place=str(entry.place),
             )
         state.emit("forgotten", {"pool": state.name, "place": str(entry.place)})
         entry.conn = None  # collected: its driver has closed it
@@ -118,12 +122,15 @@ def recover_left(state: PoolState) -> None:
         with state.lock:
             state.counters.leaked += 1
         log.warning(
+            "forgotten",
             LEFT_BEHIND(
-                "%s: a connection was left behind by an exception at the end of its use; it was"
-                " taken at %s"
+                f"{state.name}: a connection was left behind by an exception at the end of its use;"
+                f" it was taken at {place}"
             ),
-            state.name,
-            place,
+            about=str(place),
+            pool=state.name,
+            session=entry.session,
+            place=str(place),
         )
         state.emit("forgotten", {"pool": state.name, "place": str(place)})
 
@@ -194,16 +201,19 @@ def _report(state: PoolState, entry: Entry, now: float) -> None:
     entry.reported = entry.uses
     with state.lock:
         state.counters.leaked += 1
+    held = now - entry.taken_at
     log.warning(
+        "leaked",
         HELD_TOO_LONG(
-            "%s: a connection has been held for %.1f s (leak_after %.1f s); it was taken at %s by"
-            " %s"
+            f"{state.name}: a connection has been held for {held:.1f} s (leak_after"
+            f" {state.settings.leak_after:.1f} s); it was taken at {entry.place} by"
+            f" {state.runtime.describe_holder(entry)}"
         ),
-        state.name,
-        now - entry.taken_at,
-        state.settings.leak_after,
-        entry.place,
-        state.runtime.describe_holder(entry),
+        about=str(entry.place),
+        pool=state.name,
+        session=entry.session,
+        held=held,
+        place=str(entry.place),
     )
     state.emit(
         "leaked", {"pool": state.name, "place": str(entry.place), "seconds": now - entry.taken_at}

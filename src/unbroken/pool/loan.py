@@ -15,7 +15,8 @@ from unbroken.errors import (
 )
 from unbroken.messages.data import DEADLINE
 from unbroken.messages.processes import RECLAIMED
-from unbroken.pool.finishing import FATES, Finishing
+from unbroken.pool.finishing import Finishing
+from unbroken.pool.rollbacks import in_words
 
 
 class Loan(Finishing):
@@ -68,21 +69,23 @@ class Loan(Finishing):
             # a unit's deadline bounds all of its loans together
             limit = "" if deadline is None else f" of {deadline} s"
             fate = self._fate()
+            left = in_words(fate, state.backend)
             error: BaseException = state.error(
                 DeadlineExceeded,
                 DEADLINE(
                     f"work on a connection to {state.where(self.entry)} took longer than its"
-                    f" deadline{limit}; its connection was ended, {FATES[fate]}"
+                    f" deadline{limit}; its connection was ended, and {left}"
                 ),
                 fate=fate,
             )
             error.__cause__ = exc
             return error
         if entry.cause is Cause.RECLAIMED:
-            exc.add_note(
-                RECLAIMED(
-                    "unbroken ended this connection: it was held for more than"
-                    f" leak_after={state.settings.leak_after} s, and reclaim is on"
-                )
-            )
+            exc.add_note(RECLAIMED(f"unbroken ended this connection: {self._why_reclaimed()}"))
         return exc
+
+    def _why_reclaimed(self) -> str:
+        settings = self.state.settings
+        if settings.reclaim and self.state.clock() - self.entry.taken_at >= settings.leak_after:
+            return f"it was held for more than leak_after={settings.leak_after} s; reclaim is on"
+        return "the request that took it had ended without releasing it, or close_stale() ended it"

@@ -4,16 +4,23 @@ believed at once where the next answer may be another one.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any
 
 from unbroken.abc import Fault, FaultKind, Login
-from unbroken.backends.fault import is_own, may_heal, refuses_login
+from unbroken.backends.fault import (
+    is_own,
+    is_the_systems,
+    may_be_own,
+    may_heal,
+    refuses_login,
+)
 from unbroken.backends.system import one_line
+from unbroken.brain.outage import FRESH
 from unbroken.brain.tries import Try
 from unbroken.drivers._diagnosis import Option, asks_for_password, diagnosed
 from unbroken.errors import ConfigurationError, ConnectRejectedError, OutageError, UnbrokenError
+from unbroken.logs import Part
 from unbroken.messages.configuration import BAD_LOGIN
 from unbroken.messages.server import LOGIN_REFUSED, NO_LOGIN, OWN_TROUBLE
 from unbroken.pool.admission import CannotServeError
@@ -23,7 +30,7 @@ from unbroken.pool.secrets import LoginError, checked, late
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Consult, Flow
 
-log = logging.getLogger("unbroken")
+log = Part("pool")
 
 
 def login_of(state: PoolState, attempt: Try) -> Flow[Login | None]:
@@ -104,7 +111,7 @@ def fault_of(state: PoolState, exc: BaseException, *, is_open: bool = True) -> F
     if is_open:
         return fault
     target, is_foreign = state.driver.target, state.is_opened_outside
-    if is_foreign and state.driver.is_async:
+    if is_foreign and getattr(state.driver, "is_async", False):
         return fault  # "no such file" may be said of a socket that the application connects to
     found = diagnosed(fault, target, options_of(state), is_foreign=is_foreign)
     return found if found is fault else replace(found, text=text_of(state, found))
@@ -117,24 +124,45 @@ def is_put_off(state: PoolState, exc: BaseException, fault: Fault) -> bool:
     if isinstance(exc, LoginError):
         return fault.kind is not FaultKind.REJECTED
     if is_own(fault):
-        return may_heal(fault, has_served=state.has_served)
+        return may_heal(fault, has_served=state.has_served) and not is_of_one_host(state, fault)
+    if is_alone(state, fault):
+        now = state.clock()
+        state.is_apart = state.is_apart or now - state.server.outage.last_success < FRESH
+        return state.is_apart
     return state.asks_login and refuses_login(fault, state.backend)
+
+
+def is_of_one_host(state: PoolState, fault: Fault) -> bool:
+    """Whether another host of the pool may be reached where *fault* was met."""
+    return len(state.driver.target.hosts) > 1 and is_the_systems(fault)
+
+
+def is_alone(state: PoolState, fault: Fault) -> bool:
+    """Whether the pool has never been let in, and *fault* may be of its own making."""
+    return may_be_own(fault) and not state.has_served and state.backend != "sqlite"
 
 
 def refused(state: PoolState, exc: BaseException, fault: Fault, started: float) -> None:
     """An attempt has ended with *exc*, by the pool's own trouble: the next one may not."""
     with state.lock:
+        state.refusals.is_apart = is_alone(state, fault)
         began = state.refusals.failed(started, state.clock(), fault, exc, state.random)
         state.rejected_at = state.clock()
         state.counters.connect_failures += 1
     if began:
         log.warning(
-            OWN_TROUBLE("%s: cannot connect to %s, asking again: %s")
-            if is_own(fault)
-            else NO_LOGIN("%s: no login to %s, asking again: %s"),
-            state.name,
-            state.driver.target.server,
-            text_of(state, fault),
+            "no login",
+            OWN_TROUBLE(
+                f"{state.name}: cannot connect to {state.driver.target.server}, asking again:"
+                f" {text_of(state, fault)}"
+            )
+            if state.refusals.is_apart or is_own(fault)
+            else NO_LOGIN(
+                f"{state.name}: no login to {state.driver.target.server}, asking again:"
+                f" {text_of(state, fault)}"
+            ),
+            pool=state.name,
+            server=state.driver.target.server,
         )
 
 
@@ -143,8 +171,15 @@ def let_in(state: PoolState) -> None:
     fault = state.refusals.fault
     since = state.refusals.over()
     if since is not None:
-        what = "no connection" if fault is not None and is_own(fault) else "no login"
-        log.info("%s: %s for %.2f s; that is over", state.name, what, state.clock() - since)
+        own = state.refusals.is_apart or (fault is not None and is_own(fault))
+        what = "no connection" if own else "no login"
+        seconds = state.clock() - since
+        log.info(
+            "login",
+            f"{state.name}: {what} for {seconds:.2f} s; that is over",
+            pool=state.name,
+            seconds=seconds,
+        )
 
 
 def text_of(state: PoolState, said: Fault | str) -> str:
@@ -166,13 +201,13 @@ def login_error(state: PoolState, now: float) -> UnbrokenError:
     assert fault is not None
     what = text_of(state, fault)
     age, tries = refusals.age(now), refusals.tries
-    if is_own(fault) and not isinstance(refusals.error, LoginError):
+    if refusals.is_apart or (is_own(fault) and not isinstance(refusals.error, LoginError)):
         told: UnbrokenError = state.error(
             OutageError,
             OWN_TROUBLE(
                 f"no connection to {state.driver.target.label} ({state.describe_load()}): {what};"
                 f" so for {age:.1f} s, tried {tries} times;"
-                f" {_WHOSE[fault.kind is FaultKind.TOO_MANY]}"
+                f" {_whose(state, fault)}"
             ),
             retry_after=1.0,
         )
@@ -198,10 +233,15 @@ def login_error(state: PoolState, now: float) -> UnbrokenError:
     return told
 
 
-_WHOSE = (
-    "the pool has had connections before and goes on trying; the server was not asked",
-    "the server is there, and lets others in; the pool goes on trying",
-)
+def _whose(state: PoolState, fault: Fault) -> str:
+    if state.refusals.is_apart:
+        return (
+            "others of this process are let in there, and this pool never was, so look at its own"
+            " settings (TLS, connect_timeout); it keeps trying"
+        )
+    if fault.kind is FaultKind.TOO_MANY:
+        return "the server is there, and lets others in; the pool keeps trying"
+    return "the pool has had connections before and keeps trying; the server was not asked"
 
 
 def unusable(state: PoolState, exc: LoginError) -> UnbrokenError:

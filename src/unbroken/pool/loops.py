@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -18,16 +17,18 @@ from typing import Any
 from unbroken.abc import AsyncDriver, Connection
 from unbroken.brain.entry import Entry
 from unbroken.ledger.scope import apart
+from unbroken.logs import Part
 from unbroken.messages.pool import WORKER_FAILED
 from unbroken.net.dialing import Dialing, OnLoop
 from unbroken.net.watcher import LoopWatcher
 from unbroken.pool.bounds import Bound, limits_of
+from unbroken.pool.holder import DEPTH, in_a_line
 from unbroken.pool.secrets import Aside
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import TIMED, Attempt, Call, Connect, Consult, Flow, Reset, Wait, run_async
 from unbroken.settings import Settings
 
-log = logging.getLogger("unbroken")
+log = Part("pool")
 
 #: Seconds that a driver has to notice that its socket was ended, before its call is cancelled.
 AFTER_THE_END = 0.25
@@ -82,7 +83,8 @@ class LoopRuntime:
             await run_async(flow, do)
         except Exception:
             log.exception(
-                WORKER_FAILED("unbroken: a background worker failed; the next one takes over")
+                "worker failed",
+                WORKER_FAILED("a background worker failed; the next one takes over"),
             )
 
     def call(self, function: Callable[[], None]) -> None:
@@ -132,11 +134,9 @@ class LoopRuntime:
                 found = found or (task, frames)
         if found is None:
             return "a task that is not there any more"
-        lines = "\n".join(
-            f"  {f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_qualname}"
-            for f in found[1][-8:]
+        return (
+            f"task {found[0].get_name()}, which is now at {in_a_line(reversed(found[1][-DEPTH:]))}"
         )
-        return f"task {found[0].get_name()}, which is now at:\n{lines}"
 
     async def do(self, step: Any) -> Any:
         """Do one step of a flow."""

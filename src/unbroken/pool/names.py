@@ -7,7 +7,6 @@ event loop. A lookup that hangs keeps one thread, and no other begins meanwhile.
 
 from __future__ import annotations
 
-import logging
 import re
 import socket
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 
 from unbroken.abc import Cause, Target
 from unbroken.brain.names import Name
+from unbroken.logs import Part
 from unbroken.messages.server import NAME_MOVED
 from unbroken.net.borrow import borrowed
 from unbroken.net.forks import Connecting
@@ -26,7 +26,7 @@ from unbroken.net.signals import start_thread
 from unbroken.net.watcher import ThreadWatcher
 from unbroken.pool.registry import every
 
-log = logging.getLogger("unbroken")
+log = Part("cluster")
 
 #: Seconds between two looks, from and to.
 EVERY = (2.0, 3.0)
@@ -187,11 +187,13 @@ def retire_moved(state: Any) -> None:
     if moved:
         host, peer = _host_of(state, moved[0])[0], moved[0].peer
         log.warning(
-            NAME_MOVED("%s: %s leads elsewhere than to %s now; %d connections are replaced"),
-            state.name,
-            host,
-            peer,
-            len(moved),
+            "name moved",
+            NAME_MOVED(
+                f"{state.name}: {host} leads elsewhere than to {peer} now; {len(moved)} connections"
+                " are replaced"
+            ),
+            pool=state.name,
+            server=host,
         )
         state.emit("moved", {"pool": state.name, "host": host})
     for entry in stale:

@@ -47,7 +47,8 @@ def _lent_here() -> list[tuple[Any, Entry, int, int | None]]:
         (state, entry, entry.uses, segments_sent(entry.fd))
         for state in every_state()
         if state.here[0]
-        and not state.driver.is_async  # an event loop's thread has those of all its tasks
+        # an event loop's thread has those of all its tasks
+        and not getattr(state.driver, "is_async", False)
         for entry in list(state.kernel.in_use.values())
         if entry.holder == me and not entry.watched
     ]

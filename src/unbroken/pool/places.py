@@ -6,7 +6,6 @@ What is decided here is decided in :mod:`unbroken.brain.hosts`.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,11 +14,12 @@ from unbroken.abc import Address, Cause, Fault, Login, address
 from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.tries import Try
+from unbroken.logs import Part
 from unbroken.messages.server import PLACE_MOVED
 from unbroken.net.sent_bytes import last_data
 from unbroken.pool.registry import every
 
-log = logging.getLogger("unbroken")
+log = Part("cluster")
 
 
 #: An answer that is due for so many seconds is overdue …
@@ -87,7 +87,12 @@ def follow(state: Any) -> None:
         server.followed, server.place = hosts.moves, place
     if before != place:
         host = address(*place)
-        log.warning(PLACE_MOVED("%s: connections are opened at %s from now on"), state.name, host)
+        log.warning(
+            "moved",
+            PLACE_MOVED(f"{state.name}: connections are opened at {host} from now on"),
+            pool=state.name,
+            server=host,
+        )
         state.emit("moved", {"pool": state.name, "host": host})
     for pool in pools:
         pool.runtime.call(partial(retire_elsewhere, pool))

@@ -5,20 +5,20 @@ session.
 from __future__ import annotations
 
 import errno
-import logging
 import math
 from typing import Any
 
 from unbroken.abc import CANNOT_SERVE, Connection, Fault, FaultKind
 from unbroken.brain.entry import Entry
 from unbroken.ledger.residue import DOUBTFUL, Left
+from unbroken.logs import Part
 from unbroken.messages.server import POOLER_AND_PREPARED, POOLER_AND_SESSION
 from unbroken.net.liveness import Liveness, sweep
 from unbroken.pool.admission import CannotServeError
 from unbroken.pool.registry import every
 from unbroken.pool.steps import Call, Flow
 
-log = logging.getLogger("unbroken")
+log = Part("cluster")
 
 _ASK = "SELECT pg_backend_pid()"
 
@@ -46,7 +46,12 @@ def recognise(state: Any, conn: Connection, until: float = math.inf) -> Flow[int
         was_new = pooler.stands is not True
         pooler.hear(number, session)
     if pooler.stands and was_new:
-        log.info("%s: %s is reached through a pooler", state.name, state.driver.target.server)
+        log.info(
+            "pooler found",
+            f"{state.name}: {state.driver.target.server} is reached through a pooler",
+            pool=state.name,
+            server=state.driver.target.server,
+        )
     settle(state, conn)
     return session
 
@@ -71,15 +76,17 @@ def settle(state: Any, conn: Connection) -> None:
     kept = state.driver.share(conn, through is not False)
     if kept is not None and through and state.server.pooler.warns(kept):
         log.warning(
+            "pooler",
             POOLER_AND_PREPARED(
-                "%s: %s is reached through a pooler, and %s is kept as it was set: a prepared"
-                " statement belongs to one session, and a pooler that gives each transaction"
-                " another session does not find it again, unless it follows them (PgBouncer 1.21:"
-                " max_prepared_statements). Leave the setting out to be safe."
+                f"{state.name}: {state.driver.target.server} is reached through a pooler, and"
+                f" {kept} is kept as it was set: a prepared statement belongs to one session, and a"
+                " pooler that gives each transaction another session does not find it again, unless"
+                " it follows them (PgBouncer 1.21: max_prepared_statements). Leave the setting out"
+                " to be safe."
             ),
-            state.name,
-            state.driver.target.server,
-            kept,
+            about=str(kept),
+            pool=state.name,
+            server=state.driver.target.server,
         )
 
 
@@ -98,7 +105,11 @@ def _ask(state: Any, conn: Connection, until: float) -> Flow[int | None]:
         fault = state.classify(exc)
         if fault.is_lost:
             raise
-        log.debug("%s: whether there is a pooler is not known: %s", state.name, fault.text)
+        log.debug(
+            "question not answered",
+            f"{state.name}: whether there is a pooler is not known: {fault.text}",
+            pool=state.name,
+        )
         if state.knows_status and not state.driver.is_quiet(conn):
             # Its answer may still come: nobody may get this connection
             raise ConnectionAbortedError(
@@ -153,9 +164,11 @@ def met_another(state: Any) -> None:
 def shared(state: Any) -> None:
     """It has just become certain that sessions are shared."""
     log.info(
-        "%s: the pooler at %s gives each transaction another session",
-        state.name,
-        state.driver.target.server,
+        "sessions are shared",
+        f"{state.name}: the pooler at {state.driver.target.server} gives each transaction another"
+        " session",
+        pool=state.name,
+        server=state.driver.target.server,
     )
     if state.server.pooler.used:
         _warn(state, state.server.pooler.used)
@@ -192,14 +205,16 @@ def _warn(state: Any, left: frozenset[Any]) -> None:
     if not news:
         return
     instead = "; ".join(f"for {each}: {_INSTEAD[each]}" for each in news if each in _INSTEAD)
+    use = f" {instead}; or" if instead else ""
     log.warning(
+        "pooler",
         POOLER_AND_SESSION(
-            "%s: %s was left on a session behind the pooler at %s, which gives each transaction"
-            " another session: the next statement may not find it, and other clients may. Use"
-            " instead%s a pooler in session mode."
+            f"{state.name}: {' and '.join(news)} was left on a session behind the pooler at"
+            f" {state.driver.target.server}, which gives each transaction another session: the next"
+            f" statement may not find it, and other clients may. Use instead{use} a pooler in"
+            " session mode."
         ),
-        state.name,
-        " and ".join(news),
-        state.driver.target.server,
-        f" {instead}; or" if instead else "",
+        about=tuple(news),
+        pool=state.name,
+        server=state.driver.target.server,
     )

@@ -4,7 +4,6 @@ nothing was committed.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from random import uniform
@@ -23,14 +22,17 @@ from unbroken.errors import (
 )
 from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import testify
+from unbroken.ledger.subjects import in_words, subjects
 from unbroken.ledger.unit import Unit
 from unbroken.ledger.verdicts import Action, Verdict
+from unbroken.logs import Part
 from unbroken.messages.data import COMMIT_UNKNOWN
 from unbroken.messages.units import GAVE_UP, NOT_REPLAYED
 from unbroken.pool.finishing import LOOK_FIRST
 from unbroken.pool.steps import Attempt, Flow, Wait
+from unbroken.pool.undone import not_replayed, replayed
 
-log = logging.getLogger("unbroken")
+log = Part("replay")
 
 #: After a deadlock or a serialization failure: wait up to this long, twice as long each time, so
 #: that the two who collided do not collide again.
@@ -89,13 +91,21 @@ def replay(
                 if verdict.action is Action.COMMIT_UNKNOWN and not isinstance(
                     exc, CommitUnknownError
                 ):
-                    raise _unknown(exc, fault, verdict) from exc
+                    unknown = _unknown(exc, fault, verdict)
+                    not_replayed(
+                        unit,
+                        unknown,
+                        NOT_REPLAYED,
+                        f"unbroken did not replay {_this(unit)}: {verdict.reason}",
+                    )
+                    raise unknown from exc
                 if verdict.action is not Action.REPLAY:
                     if fault.kind in _TOLD:
-                        exc.add_note(
-                            NOT_REPLAYED(
-                                f"unbroken did not replay this unit of work: {verdict.reason}"
-                            )
+                        not_replayed(
+                            unit,
+                            exc,
+                            NOT_REPLAYED,
+                            f"unbroken did not replay {_this(unit)}: {verdict.reason}",
                         )
                     raise
                 if is_last:
@@ -106,14 +116,15 @@ def replay(
                         if not waited
                         else "the server cannot serve"
                     )
-                    exc.add_note(
-                        GAVE_UP(
-                            f"unbroken gave up after {replays + waits} replays, because {limit}:"
-                            f" {fault.text}"
-                        )
+                    not_replayed(
+                        unit,
+                        exc,
+                        GAVE_UP,
+                        f"unbroken gave up after {replays + waits} replays of {_this(unit)},"
+                        f" because {limit}: {fault.text}",
                     )
                     raise
-                log.info("unit of work replayed (%d): %s", replays + waits + 1, fault.text)
+                replayed(unit, replays + waits + 1, fault)
                 on_replay(fault.kind.value)
                 retry = fault.kind is FaultKind.RETRY
             if retry:
@@ -124,6 +135,11 @@ def replay(
     except BaseException as exc:
         _tell_fate(unit, exc)
         raise
+
+
+def _this(unit: Unit) -> str:
+    who = in_words(*subjects(unit))
+    return f"this unit of work ({who})" if who else "this unit of work"
 
 
 def _verdict(unit: Unit, fault: Fault, ask: Ask) -> Flow[Verdict]:
@@ -139,7 +155,9 @@ def _verdict(unit: Unit, fault: Fault, ask: Ask) -> Flow[Verdict]:
             except _FINAL:
                 raise
             except Exception as exc:
-                log.info("the server did not say: %s (%s)", question.value, exc)
+                log.info(
+                    "question not answered", f"the server did not say: {question.value} ({exc})"
+                )
                 heard = None
             unit.hear(state, question, heard)
         verdict = unit.verdict(fault)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from unbroken.ledger.scope import enter, leave
 from unbroken.ledger.unit import Unit
@@ -27,12 +27,14 @@ def run_unit(
     deadline: float | None,
     max_replays: int,
     on_replay: Callable[[str], None] = tell_nobody,
+    subject: Any = None,
 ) -> T:
     """Run *work* as a unit of work on this thread, replayed where that is provably safe.
 
-    Nested: just run it, in its time.
+    Nested: just run it, in its time. *subject* is its function or request, for messages.
     """
     unit, token = Unit(), None
+    unit.subject = subject
     try:
         try:
             token = enter(unit, id(getframe()))

@@ -25,12 +25,14 @@ async def run_unit_async(
     deadline: float | None,
     max_replays: int,
     on_replay: Callable[[str], None] = tell_nobody,
+    subject: Any = None,
 ) -> T:
     """Run *work* as a unit of work in this task, replayed where that is provably safe.
 
-    Nested: just run it.
+    Nested: just run it. *subject* is its function or request, for messages.
     """
     unit, token = Unit(), None
+    unit.subject = subject
 
     async def do(step: Any) -> Any:
         if type(step) is Attempt:

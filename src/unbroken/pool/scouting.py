@@ -8,11 +8,11 @@ and nothing is ended there.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from unbroken.abc import Address, Connection, Login, address
 from unbroken.ledger.questions import Question
+from unbroken.logs import Part
 from unbroken.net.ending import NoThreadError
 from unbroken.net.greeting import is_silent
 from unbroken.net.signals import start_thread
@@ -21,7 +21,7 @@ from unbroken.pool.secrets import checked
 from unbroken.pool.steps import Connect, Consult, Flow, Wait
 from unbroken.roles import Role
 
-log = logging.getLogger("unbroken")
+log = Part("cluster")
 
 #: Seconds that a host has to greet us, or to let us in.
 LIMIT = 0.75
@@ -98,7 +98,12 @@ def _takes_writes(state: Any, host: Address) -> Flow[bool]:
         until = state.clock() + LIMIT
         role = yield from state.read_answer(conn, Question.ROLE, None, until)
     except Exception as exc:
-        log.debug("%s: no writer at %s: %r", state.name, address(*host), type(exc))
+        log.debug(
+            "no writer",
+            f"{state.name}: no writer at {address(*host)}: {type(exc).__name__}",
+            pool=state.name,
+            server=address(*host),
+        )
         return False
     finally:
         if conn is not None:

@@ -16,6 +16,7 @@ from unbroken.brain.idle_limit import IdleLimit
 from unbroken.brain.outage import Outage
 from unbroken.brain.pooler import Pooler
 from unbroken.brain.standing import Standing
+from unbroken.brain.toll import Toll
 from unbroken.net.ending import Guarded
 from unbroken.pool.names import Lookout
 from unbroken.roles import Wanted, wanted
@@ -48,13 +49,15 @@ class Hidden:
 
 
 class Server(Guarded):
-    """One server's record. ``lock`` guards ``outage``, ``limit`` and ``pooler``; it may be taken
-    inside a pool's lock, never the other way round."""
+    """One server's record. ``lock`` guards ``outage``, ``toll``, ``limit`` and ``pooler``; it may
+    be taken inside a pool's lock, never the other way round.
+    """
 
     def __init__(self) -> None:
         # reentrant: a finalizer that runs inside may end a connection
         self._guard = threading.RLock()
         self.outage = Outage()
+        self.toll = Toll()
         self.limit = IdleLimit()
         self.pooler = Pooler()
         self.hosts = Hosts()
@@ -87,7 +90,10 @@ def server_of(driver: BaseDriver, settings: Settings) -> Server:
     ):
         return Server()
     role = wanted(settings.target)
-    record = server_at(target.server if role is Wanted.ANY else f"{target.server} {role.value}")
+    # a port that is MySQL's is nothing to those who look for PostgreSQL there
+    make = "postgresql" if target.backend == "postgresql" else "mysql"
+    key = f"{make} {target.server}"
+    record = server_at(key if role is Wanted.ANY else f"{key} {role.value}")
     with record.lock:
         if len(target.hosts) > 1 and not record.hosts.are_several:
             record.hosts = Hosts(target.hosts, prefers_standby=role is Wanted.PREFER_STANDBY)

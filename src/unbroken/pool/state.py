@@ -11,7 +11,6 @@ A state is built up in floors, each in a file of its own that uses only those be
 
 from __future__ import annotations
 
-import logging
 import math
 import weakref
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 from unbroken.abc import Connection
 from unbroken.brain.entry import Entry
 from unbroken.ledger.questions import Question, answer, text_of
+from unbroken.logs import Part
 from unbroken.net import fork_guard, keepalive, liveness, sent_bytes
 from unbroken.pool import contexts  # noqa: F401 - follows what units hand to threads and tasks
 from unbroken.pool.endings import on_end
@@ -29,7 +29,7 @@ from unbroken.pool.poolers import settle
 from unbroken.pool.steps import Call, Flow
 from unbroken.settings import Settings
 
-log = logging.getLogger("unbroken")
+log = Part("pool")
 
 
 class PoolState(Leases):
@@ -143,7 +143,11 @@ class PoolState(Leases):
             if fault.is_lost:
                 self.hidden.wanted, self.hidden.asked_at = True, -math.inf
                 raise
-            log.debug("%s: what a SELECT may store here is not known: %s", self.name, fault.text)
+            log.debug(
+                "question not answered",
+                f"{self.name}: what a SELECT may store here is not known: {fault.text}",
+                pool=self.name,
+            )
         if self.driver.is_in_transaction(conn) is not False:
             yield Call("rollback", conn, entry, self.time_for_questions(until))
 
@@ -180,7 +184,11 @@ class PoolState(Leases):
             fault = self.classify(exc)
             if fault.is_lost or (self.knows_status and not self.driver.is_quiet(conn)):
                 raise
-            log.debug("%s: the server did not say: %s (%s)", self.name, question.value, fault.text)
+            log.debug(
+                "question not answered",
+                f"{self.name}: the server did not say: {question.value} ({fault.text})",
+                pool=self.name,
+            )
             heard = None
         if self.driver.is_in_transaction(conn) is not False:
             yield Call("rollback", conn, None, self.time_for_questions(until))

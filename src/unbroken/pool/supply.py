@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from unbroken.brain.kernel import Ticket
 from unbroken.ledger.scope import outside
+from unbroken.logs import Part
 from unbroken.messages.pool import NO_THREAD
 from unbroken.net.ending import NoThreadError, no_thread
 from unbroken.pool.knowledge import Knowledge, Start
+from unbroken.pool.registry import every
 from unbroken.pool.steps import Flow
 
-log = logging.getLogger("unbroken")
+log = Part("pool")
 
 #: So many workers may be stuck in what cannot be ended (a name lookup, a caller's own function)
 #: before no new ones are started.
@@ -119,6 +120,7 @@ class Supply(Knowledge):
     def _missing_workers(self) -> int:
         outage = self.server.outage
         somebody_else = outage.active and outage.prober not in (None, self)
+        somebody_else = somebody_else and not outage.checks(self)
         room = 0 if somebody_else else self.room(self.connectors)
         return min(self.wants, room) if room else 0
 
@@ -158,12 +160,12 @@ class Supply(Knowledge):
         known, self.no_thread = self.no_thread, why
         if known is None and not why.is_ending:
             log.warning(
+                "no worker",
                 NO_THREAD(
-                    "%s: no thread can be started to connect with (%s); callers connect on their"
-                    " own threads until one can"
+                    f"{self.name}: no thread can be started to connect with ({why}); callers"
+                    " connect on their own threads until one can"
                 ),
-                self.name,
-                why,
+                pool=self.name,
             )
 
     def connect_here(self, until: float) -> Flow[None]:
@@ -176,6 +178,16 @@ class Supply(Knowledge):
             self.at_work += 1
         with outside():
             yield from self.connector(self, until)
+
+    def stop_connecting_here(self) -> None:
+        """A caller that connects by itself leaves: another one, or another pool, may have to look
+        for the server.
+        """
+        with self.lock, self.server.lock:
+            resigned = self.connectors == 0 and self.server.outage.resign(self)
+            pools = every(self.server.pools) if resigned else []
+        for pool in pools:
+            pool.runtime.call(pool.ensure_connecting)
 
     def _work(self, start: Start) -> Flow[None]:
         with self.lock:

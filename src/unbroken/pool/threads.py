@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 import threading
@@ -15,6 +14,7 @@ from unbroken.abc import Driver, is_path
 from unbroken.brain.entry import Entry
 from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import outside
+from unbroken.logs import Part
 from unbroken.messages.pool import WORKER_FAILED
 from unbroken.net.dialing import Dialing, blocking
 from unbroken.net.signals import start_thread
@@ -25,7 +25,7 @@ from unbroken.pool.secrets import ask
 from unbroken.pool.steps import TIMED, Attempt, Call, Connect, Consult, Flow, Reset, Wait, run
 from unbroken.settings import Settings
 
-log = logging.getLogger("unbroken")
+log = Part("pool")
 
 
 class ThreadRuntime:
@@ -69,7 +69,8 @@ class ThreadRuntime:
             run(flow, self.do)
         except Exception:
             log.exception(
-                WORKER_FAILED("unbroken: a background worker failed; the next one takes over")
+                "worker failed",
+                WORKER_FAILED("a background worker failed; the next one takes over"),
             )
 
     def call(self, function: Callable[[], None]) -> None:

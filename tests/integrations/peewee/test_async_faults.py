@@ -159,12 +159,12 @@ def test_a_unit_is_for_functions_of_its_databases_kind(async_shop: Any, shops: A
 
     db = async_shop.database()
     with pytest.raises(
-        unbroken.ConfigurationError, match=r"plain is no async def, and Async\w+ is for asyncio"
+        unbroken.ConfigurationError, match=r"plain \(.*\) is not an async def, and Async\w+ is"
     ):
         db.unit(plain)
     with pytest.raises(
         unbroken.ConfigurationError,
-        match="asynchronous is async, and PooledPostgresqlDatabase blocks",
+        match=r"asynchronous \(.*\) is async, and PooledPostgresqlDatabase blocks",
     ):
         blocking.unit(asynchronous)
     proxy = unbroken.peewee.DatabaseProxy()

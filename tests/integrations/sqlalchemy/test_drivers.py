@@ -79,7 +79,6 @@ def test_a_dbapi_without_a_driver_file_is_pooled_as_sqlalchemy_does_it(
         raise plan.ConfigurationError("no driver of this name")
 
     monkeypatch.setattr(plan, "open_driver", no_driver)
-    monkeypatch.setattr(plan, "_warned", set())
     engine = face.engine(pool_size=2)
     face.engine()
     assert caplog.text.count("unbroken cannot look below") == 1

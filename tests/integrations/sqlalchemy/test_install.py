@@ -78,7 +78,8 @@ def test_settings_that_cannot_work_are_refused_at_once() -> None:
 def test_another_way_of_making_engines_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(URL, "_instantiate_plugins", lambda self, kwargs, more: None)
     with pytest.raises(
-        ConfigurationError, match="makes its engines in another way; name the plugin in the URL"
+        ConfigurationError,
+        match="does not know; name the plugin in the URL",
     ):
         install()
 

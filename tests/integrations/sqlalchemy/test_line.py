@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import logging
 import random
 import time
 import tracemalloc
@@ -231,10 +232,14 @@ def test_bounds_mean_what_sqlalchemy_says(face: Any, size: int, overflow: int) -
 
 @pytest.mark.parametrize("kind", ["NullPool", "StaticPool", "SingletonThreadPool", "AssertionPool"])
 def test_other_pools_of_sqlalchemys_stay_what_they_are(face: Any, kind: str, caplog: Any) -> None:
-    engine = face.engine(poolclass=getattr(sa.pool, kind))
+    with caplog.at_level(logging.INFO, "unbroken"):
+        engine = face.engine(poolclass=getattr(sa.pool, kind))
+        assert face.engine(poolclass=getattr(sa.pool, kind)) is not engine
     assert type(engine.pool).__name__ == kind
     assert face.ask(engine)
-    assert f"poolclass={kind} stays as you gave it" in caplog.text
+    (said,) = [r for r in caplog.records if f"poolclass={kind} stays as you gave it" in r.msg]
+    assert said.levelname == "INFO"
+    assert ("Alembic" in said.msg) == (kind == "NullPool")
 
 
 def test_recycled_and_invalidated_connections_are_replaced_in_their_place(face: Any) -> None:

@@ -263,7 +263,7 @@ def test_nothing_stays_taken_whatever_a_view_did(
         for number in range(40):
             shop.ask(f"/{view.__name__}", ("GET", "POST")[number % 2])
         assert (view.__name__, shop.taken, other.pool.checkedout()) == (view.__name__, 0, 0)  # type: ignore[attr-defined]
-    said = [r.getMessage() for r in caplog.records if "without giving back" in r.getMessage()]
+    said = [r.getMessage() for r in caplog.records if "without releasing" in r.getMessage()]
     assert len(said) == 2
     assert all(__file__ in words for words in said)
     assert shop.stored() == 0
@@ -578,7 +578,7 @@ def test_a_request_leaves_no_circle_behind_that_would_keep_what_it_had(
 def test_an_app_is_made_unbroken_once_and_settings_that_cannot_work_are_refused() -> None:
     app = flask.Flask("x")
     unbroken.flask.Unbroken().init_app(app)
-    with pytest.raises(unbroken.ConfigurationError, match="one Unbroken per app"):
+    with pytest.raises(unbroken.ConfigurationError, match="call it once for each app"):
         unbroken.flask.Unbroken(app)
     with pytest.raises(unbroken.ConfigurationError, match="did you mean 'replay'"):
         unbroken.flask.Unbroken(replays="/x")

@@ -438,7 +438,7 @@ def test_what_a_request_took_from_a_named_pool_is_taken_back(
         assert client.ask() == b"forgot"
         client.ask("POST")
     assert pool.stats().used == 0
-    said = [r.getMessage() for r in caplog.records if "without giving back" in r.getMessage()]
+    said = [r.getMessage() for r in caplog.records if "without releasing" in r.getMessage()]
     assert len(said) == 1
     assert f"{__file__}:" in said[0]
     assert len(mariadb.sessions()) <= pool.settings.max_size

@@ -34,9 +34,9 @@ from unbroken.pool.heal import (
     lost_at,
     note,
     objection,
-    say_why_not,
 )
 from unbroken.pool.steps import run
+from unbroken.pool.undone import tell_on
 
 #: What Django's ``connect`` forgets of a block of ``atomic``, and ``set_autocommit`` of ours.
 _BLOCK = (
@@ -94,6 +94,7 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
             except Error as exc:
                 fault = self._fault_of(exc, held, was_dead)
                 if fault is None or is_replayed():
+                    tell_on(exc, held.entry.ending)
                     raise
                 count = losses.add(held, held.past, was_dead=was_dead)
                 try:
@@ -103,7 +104,7 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
                 except _OwnAffair:
                     raise exc from exc.__cause__
                 except (_Refused, Error, UnbrokenError) as why:
-                    say_why_not(exc, why)
+                    losses.refused(exc, why, held)
                     raise exc from exc.__cause__
                 finally:
                     self._met = None
@@ -246,6 +247,7 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         ):
             return False
         held.end("")
+        held.entry.ending = None
         past.ended()
         note(state, "COMMIT", held.entry.place, fault)
         return True

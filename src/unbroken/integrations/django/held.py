@@ -15,6 +15,7 @@ from unbroken.integrations.django.pools import Source
 from unbroken.ledger.heal import Past
 from unbroken.ledger.residue import DOUBTFUL, NOTHING, Left
 from unbroken.ledger.scope import current, current_token, heard_by
+from unbroken.net.ending import is_finalizing
 from unbroken.pool.holder import outside
 from unbroken.pool.kept import Kept
 from unbroken.pool.steps import run
@@ -36,6 +37,8 @@ _BETWEEN = frozenset({"django", "unbroken", "contextlib"})
 
 class Held(Kept):
     """One connection, from take-up to giving back."""
+
+    remedy = "mark its function @unbroken.django.replayable"
 
     __slots__ = (
         "_rested_at", "_wrapper", "cursors", "is_resting", "left_behind", "lost", "past", "pool",
@@ -263,6 +266,8 @@ class _Thread:
         self.wrappers: list[weakref.ref[Any]] = []
 
     def __del__(self) -> None:
+        if is_finalizing():
+            return  # the thread stands still, perhaps inside a look at its connection
         for ref in self.wrappers:
             wrapper = ref()
             if wrapper is not None and not wrapper.allow_thread_sharing:

@@ -70,7 +70,9 @@ class UnbrokenMiddleware:
                 return exchange.consider(self.get_response(exchange.request))
 
             limits = self.settings
-            done = running.run_unit(lambda: attempt(once), limits.deadline, limits.max_replays)
+            done = running.run_unit(
+                lambda: attempt(once), limits.deadline, limits.max_replays, subject=exchange
+            )
             return exchange.finish(done)
         except Exception as exc:
             give_back()
@@ -90,7 +92,10 @@ class UnbrokenMiddleware:
 
             limits = self.settings
             done = await running_async.run_unit_async(
-                lambda: attempt_async(once), limits.deadline, limits.max_replays
+                lambda: attempt_async(once),
+                limits.deadline,
+                limits.max_replays,
+                subject=exchange,
             )
             return await exchange.finish_async(done)
         except Exception as exc:
@@ -123,8 +128,10 @@ def _settings() -> HttpSettings:
 class _Exchange(Exchange):
     """One request, its attempts and its response."""
 
+    remedy = "mark its view @unbroken.django.replayable, or name its path in UNBROKEN['replay']"
+
     def __init__(self, settings: HttpSettings, request: HttpRequest) -> None:
-        super().__init__(request.method or "")
+        super().__init__(request.method or "", request.path)
         self.settings, self.request = settings, request
         self._before: dict[str, Any] = {}
         self._meta: dict[str, Any] = {}
@@ -145,6 +152,11 @@ class _Exchange(Exchange):
         follow_others()
         if self._may_replay():
             self._body = Body.of(request, self.settings.max_body)
+            if self._body is None:
+                self.hindrance = (
+                    f"its body is longer than max_body={self.settings.max_body} bytes, or was read"
+                    " before"
+                )
         if self._body is None:
             return False
         self.limits = self.settings

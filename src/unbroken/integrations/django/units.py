@@ -81,7 +81,9 @@ def replayable(
                 rewind()
                 return done(await function(*args, **kwargs), function, _NAME)
 
-            return await running_async.run_unit_async(lambda: attempt_async(once), deadline, times)
+            return await running_async.run_unit_async(
+                lambda: attempt_async(once), deadline, times, subject=function
+            )
 
         asynchronous.unbroken_replayable = True  # type: ignore[attr-defined] # read by the middleware
         return asynchronous
@@ -94,7 +96,7 @@ def replayable(
             rewind()
             return done(function(*args, **kwargs), function, _NAME)
 
-        return running.run_unit(lambda: attempt(once), deadline, times)
+        return running.run_unit(lambda: attempt(once), deadline, times, subject=function)
 
     blocking.unbroken_replayable = True  # type: ignore[attr-defined] # read by the middleware
     return blocking

@@ -4,6 +4,7 @@ wait bounded.
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -173,8 +174,6 @@ class MongoClient(ProcessAware, _Plain[Any]):
         deprioritized_servers: Any = None,
         operation_id: Any = None,
     ) -> Any:
-        if is_finalizing():
-            raise too_late(self._where(), FINALIZING)
         now = self._now
         if not now.here[0]:
             now = self._settle()
@@ -384,6 +383,22 @@ class MongoClient(ProcessAware, _Plain[Any]):
             body._kill_cursors_queue.clear()
         with pymongo.timeout(0.5):
             body.close()
+
+
+@atexit.register
+def _look_before_each_operation() -> None:
+    """From the program's end on, each operation asks whether the interpreter is finalizing:
+    PyMongo's threads stand still then, with locks that an operation would wait for. Before, none
+    needs to ask.
+    """
+    select: Any = MongoClient._select_server
+
+    def look_and_select(self: MongoClient, *args: Any, **kwargs: Any) -> Any:
+        if is_finalizing():
+            raise too_late(self._where(), FINALIZING)
+        return select(self, *args, **kwargs)
+
+    MongoClient._select_server = look_and_select  # type: ignore[method-assign]
 
 
 def _wait_for_news(topology: Any, seen: Any, pause: float) -> None:

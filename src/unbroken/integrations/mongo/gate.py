@@ -9,7 +9,6 @@ choice of servers that nobody fits.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -22,13 +21,15 @@ from pymongo.topology_description import TOPOLOGY_TYPE, TopologyDescription
 
 from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.brain.outage import Outage
+from unbroken.brain.toll import Toll
 from unbroken.errors import OutageError
 from unbroken.integrations.mongo.client_options import Waits
 from unbroken.integrations.mongo.errors import outage_error, own_time_is_up
 from unbroken.integrations.mongo.faults import fault_of
+from unbroken.logs import Part
 from unbroken.messages.server import OUTAGE, OUTAGE_ENDED
 
-log = logging.getLogger("unbroken")
+log = Part("outage")
 
 #: Seconds after which a caller that waits looks at what is known again, whatever is heard.
 LOOK = 0.5
@@ -57,6 +58,7 @@ class Gate:
             None  #: the last description that was found to lack nothing
         )
         self.turned_away = 0
+        self._toll, self._turned_away = Toll(), 0  # of the outage of writes; callers before it
         self.outages = 0
         self.outage_seconds = 0.0
         self.cause: Cause | None = (
@@ -80,8 +82,36 @@ class Gate:
         self.good = description if writes and reads else None
         if ended is not None:
             log.warning(
-                OUTAGE_ENDED("%s: a server takes writes again after %.2f s"), self.name, ended
+                "outage ended",
+                OUTAGE_ENDED(
+                    f"{self.name}: a server takes writes again after {ended:.2f} s"
+                    f" ({self.turned_away - self._turned_away:,} callers turned away)"
+                ),
+                about=self.name,
+                server=self.name,
+                seconds=ended,
+                callers=self.turned_away - self._turned_away,
             )
+        elif self.writes.active:
+            self._remind(now)
+
+    def _remind(self, now: float) -> None:
+        """Once a minute, say that the outage goes on."""
+        with self.lock:
+            if not self.writes.active or not self._toll.is_due(now):
+                return
+            age, callers = self.writes.age(now), self.turned_away - self._turned_away
+        log.warning(
+            "outage goes on",
+            OUTAGE(
+                f"{self.name}: no server takes writes, for {age:.1f} s now"
+                f" ({callers:,} callers turned away)"
+            ),
+            about=self.name,
+            server=self.name,
+            age=age,
+            callers=callers,
+        )
 
     def _note(
         self,
@@ -107,7 +137,15 @@ class Gate:
             if outage.failed(self, began, now, lacking, self._random) and outage is self.writes:
                 self.outages += 1
                 does = "answers" if self.reads.active else "takes writes"
-                log.warning(OUTAGE("%s: no server %s: %s"), self.name, does, lacking.text)
+                self._toll.begin(now)
+                self._turned_away = self.turned_away
+                log.warning(
+                    "outage began",
+                    OUTAGE(f"{self.name}: no server {does}: {lacking.text}"),
+                    about=self.name,
+                    server=self.name,
+                    cause=lacking.kind.value,
+                )
         return None
 
     # -- one caller's wait

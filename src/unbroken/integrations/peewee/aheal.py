@@ -12,7 +12,7 @@ import peewee
 from unbroken.abc import Fault, FaultKind
 from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee.errors import origin
-from unbroken.integrations.peewee.heal import OwnAffair, Refused, refused
+from unbroken.integrations.peewee.heal import OwnAffair, Refused
 from unbroken.integrations.peewee.held import Held
 from unbroken.ledger.heal import Past, Ruling, may_forget_commit, may_run_again
 from unbroken.pool.heal import (
@@ -98,7 +98,7 @@ class AsyncHealing:
         except OwnAffair:
             raise exc from exc.__cause__
         except (Refused, peewee.PeeweeException, UnbrokenError) as why:
-            refused(exc, why)
+            losses.refused(exc, why, held.loan)
             raise exc from exc.__cause__
         finally:
             held.met = None
@@ -182,6 +182,7 @@ class AsyncHealing:
         if owner.backend == "postgresql" and (held.begin_with or await self._is_serializable()):
             return False
         held.loan.end("")
+        held.entry.ending = None
         past.ended()
         held.is_open = held.is_begun = False
         note(owner, "COMMIT", held.entry.place, fault)

@@ -24,8 +24,7 @@ from unbroken.integrations.peewee.held import Held
 from unbroken.integrations.peewee.poolish import Poolish
 from unbroken.integrations.peewee.slot import Where, caller, refusal
 from unbroken.integrations.peewee.unit import unit
-from unbroken.integrations.peewee.upkeep import log
-from unbroken.messages.data import HELD_REPLACED
+from unbroken.integrations.peewee.upkeep import log, tell_replaced
 from unbroken.messages.integrations import LAZY_QUERY
 from unbroken.pool.bounds import bounded
 from unbroken.pool.steps import run_async
@@ -113,10 +112,7 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
                 with held.listening():
                     raise held.loss()
             held.entry.condemn(*held.owner.explain(held.entry, in_use=True))
-            log.warning(
-                HELD_REPLACED("%s: the connection of this task ended; another one takes its place"),
-                held.owner.name,
-            )
+            tell_replaced(held.owner, held.entry)
             by_itself = held.by_itself
             await self._drop(state)
             held = None
@@ -295,7 +291,10 @@ def undone_by_closing(held: Any, error: Exception) -> None:
     """
     held.entry.condemn(Cause.RESET_FAILED, str(error))
     log.info(
-        "%s: ROLLBACK failed, and the connection is closed instead: %s", held.owner.name, error
+        "rollback failed",
+        f"{held.owner.name}: ROLLBACK failed, and the connection is closed instead: {error}",
+        pool=held.owner.name,
+        session=held.entry.session,
     )
 
 

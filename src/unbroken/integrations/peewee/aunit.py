@@ -44,6 +44,7 @@ def awaited(
             limit,
             settings.max_replays if max_replays is None else max_replays,
             db._count_replay,
+            function,
         )
 
     return call

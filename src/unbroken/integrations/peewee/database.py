@@ -7,7 +7,6 @@ connection would keep others from giving theirs back.
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 from collections.abc import Callable
@@ -27,13 +26,14 @@ from unbroken.integrations.peewee.slot import PerThread, Pin, Shared, Slot, Take
 from unbroken.integrations.peewee.transactions import Transactions
 from unbroken.integrations.peewee.unit import Atomic, unit
 from unbroken.ledger.scope import current, current_token
+from unbroken.logs import Part
 from unbroken.messages.data import TRANSACTION_LOST
 from unbroken.pool.arguments import by_our_names
 from unbroken.pool.state import state_of
 from unbroken.settings import Settings
 from unbroken.sync import Pool
 
-log = logging.getLogger("unbroken")
+log = Part("pool")
 
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -14,6 +14,7 @@ from unbroken.drivers._addresses import ENCODE
 from unbroken.drivers._wrong_urls import no_text, no_url
 from unbroken.drivers.url import parse
 from unbroken.errors import ConfigurationError
+from unbroken.hints import nearest, shown
 from unbroken.integrations.peewee.database import PooledDatabase
 from unbroken.integrations.peewee.where import without_hosts
 from unbroken.messages.configuration import NOT_A_URL, URL_UNREADABLE
@@ -96,10 +97,13 @@ def connect(url: str, **options: Any) -> Any:
         "+unbroken"
     )
     if name not in (*_SCHEMES, *_ASYNC.values()):
+        near = nearest(scheme, [*_SCHEMES, *_ALIASES, *_ASYNC])
+        hint = f" (did you mean {near!r}?)" if near else ""
         raise ConfigurationError(
             PEEWEE_DATABASE(
-                f"{scheme}:// is not served by unbroken.peewee; it knows {', '.join(_SCHEMES)},"
-                f" each with or without +pool, and for asyncio {', '.join(_ASYNC)}"
+                f"{shown(scheme)} is not served by unbroken.peewee{hint}; it knows"
+                f" {', '.join(_SCHEMES)}, each with or without +pool, and for asyncio"
+                f" {', '.join(_ASYNC)}"
             )
         )
     if not urlsplit(url).path.strip("/") and "database" not in options:

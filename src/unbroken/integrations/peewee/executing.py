@@ -84,7 +84,7 @@ class Executing(peewee.Database):  # type: ignore[misc] # peewee ships no types 
         """Raise what the caller is told instead of *exc*, if so. (A variable for it beside its own
         traceback would be a cycle that keeps results, and so connections.)
         """
-        error = upkeep.failed(self, slot, exc, sql)
+        error = upkeep.failed(self, slot, exc, sql, may_heal=True)
         if error is not exc:
             raise error from exc
 

@@ -29,7 +29,6 @@ from unbroken.pool.heal import (
     lost_at,
     note,
     objection,
-    say_why_not,
 )
 from unbroken.pool.state import state_of
 from unbroken.pool.steps import run
@@ -74,11 +73,6 @@ def missed(state: Any) -> UnbrokenError:
     return error
 
 
-def refused(exc: BaseException, why: object) -> None:
-    """Say on *exc* why its statement was not run again."""
-    say_why_not(exc, why)
-
-
 class Healing:
     """Mixed in before a peewee database: it sends what goes through ``execute_sql``."""
 
@@ -94,15 +88,19 @@ class Healing:
         """
         losses, healed = Losses(), None
         while True:
-            slot.told = slot.met = None
+            slot.told = slot.met = slot.undone = None
             try:
                 result = send()
             except Exception as exc:
                 fault = self._lost_by(slot, exc, sql)
                 if fault is None or slot.told is None:
+                    if slot.undone is not None:
+                        slot.undone[0].tell_lost(*slot.undone[1:])
                     raise
                 loan, past = slot.told, slot.told.past
                 assert past is not None  # it was told
+                if slot.undone is not None:
+                    _, loan.entry.ending = slot.undone[1:]
                 count = losses.add(loan, past, was_dead=slot.was_dead)
                 in_transaction = slot.begun and past.begun
                 lost = lost_at(
@@ -116,7 +114,7 @@ class Healing:
                 except OwnAffair:
                     raise exc from exc.__cause__
                 except (Refused, peewee.PeeweeException, UnbrokenError) as why:
-                    refused(exc, why)
+                    losses.refused(exc, why, loan)
                     raise exc from exc.__cause__
                 finally:
                     slot.met = None
@@ -208,6 +206,7 @@ class Healing:
         if loan.state.backend == "postgresql" and is_serializable(loan.pool):
             return False
         loan.end("")
+        loan.entry.ending = None
         past.ended()
         note(loan.state, "COMMIT", loan.entry.place, fault)
         return True

@@ -37,6 +37,8 @@ _BETWEEN = frozenset({"peewee", "playhouse", "unbroken"})
 class Taken(Kept):
     """What a slot has of a pool."""
 
+    remedy = "mark its function @db.unit, or @db.atomic()"
+
     __slots__ = ("past", "pool", "until")
 
     pool: Pool
@@ -83,6 +85,8 @@ class Slot:
         self.told: Taken | None = None  #: where the statement under way was told of …
         self.was_dead = False  #: … and whether that connection was known to be lost
         self.met: tuple[BaseException, Fault] | None = None  #: the driver's last error, its meaning
+        #: the pool, the entry and what the log is told of work that was lost, if it is not healed
+        self.undone: tuple[Any, Any, Any] | None = None
         self.begin_with: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.until = math.inf  #: when the unit of work that this thread is in must be over
         self.reset()

@@ -78,6 +78,7 @@ def unit(
             limit,
             settings.max_replays if max_replays is None else max_replays,
             db._count_replay,
+            function,
         )
 
     return call
@@ -93,7 +94,7 @@ def resolved(database: Any, function: Any) -> Any:
     if db.is_async and not is_coroutine_function(function):
         raise ConfigurationError(
             PEEWEE_UNIT(
-                f"{named(function)} is no async def, and {type(db).__name__} is for asyncio:"
+                f"{named(function)} is not an async def, and {type(db).__name__} is for asyncio:"
                 " make it one that awaits db.run(...) inside"
             )
         )
@@ -167,7 +168,7 @@ class Atomic(peewee._atomic):  # type: ignore[misc] # peewee ships no types that
 
             if db.transaction_depth():
                 return work()
-            return run_unit(work, None, db.pool.settings.max_replays, db._count_replay)
+            return run_unit(work, None, db.pool.settings.max_replays, db._count_replay, function)
 
         return inner
 

@@ -4,13 +4,13 @@ errors, join units of work.
 
 from __future__ import annotations
 
-import logging
 from time import monotonic
 from typing import Any
 
 import peewee
 
 from unbroken.abc import Cause, FaultKind
+from unbroken.brain.entry import Entry
 from unbroken.errors import (
     ClosedByHolderError,
     CommitUnknownError,
@@ -22,12 +22,14 @@ from unbroken.integrations.peewee.again import mark
 from unbroken.integrations.peewee.errors import origin, translated
 from unbroken.integrations.peewee.slot import Slot
 from unbroken.ledger.scope import current
+from unbroken.logs import Part
 from unbroken.messages.data import HELD_REPLACED
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import run
+from unbroken.pool.undone import tell_on
 from unbroken.sync import Pool
 
-log = logging.getLogger("unbroken")
+log = Part("pool")
 
 
 def is_lost(slot: Slot) -> bool:
@@ -54,14 +56,26 @@ def look_after(database: Any, slot: Slot) -> None:
         return
     if entry.cause is None:
         entry.condemn(*owner.explain(entry, in_use=True))
-    log.warning(
-        HELD_REPLACED("%s: the connection held since %s ended (%s); another one takes its place"),
-        owner.name,
-        entry.place,
-        entry.cause,
-    )
+    tell_replaced(owner, entry)
     database._give_back(slot)
     database._take(slot)
+
+
+def tell_replaced(owner: Any, entry: Entry) -> None:
+    """Log that another connection takes the place of *entry*, which ended between two statements
+    of its holder's.
+    """
+    log.info(
+        "held connection ended",
+        HELD_REPLACED(
+            f"{owner.name}: the connection taken at {entry.place} ended ({entry.cause}); another"
+            " one takes its place"
+        ),
+        pool=owner.name,
+        cause=str(entry.cause),
+        session=entry.session,
+        place=str(entry.place),
+    )
 
 
 def join(slot: Slot) -> None:
@@ -79,13 +93,19 @@ def join(slot: Slot) -> None:
 
 
 def failed(
-    database: Any, slot: Slot, exc: BaseException, sql: Any, *, stays: bool = False
+    database: Any,
+    slot: Slot,
+    exc: BaseException,
+    sql: Any,
+    *,
+    stays: bool = False,
+    may_heal: bool = False,
 ) -> BaseException:
     """A statement raised *exc*: tell the pool and the unit of work what it means. Gives the error
     that the caller should see.
 
     A lost connection that no transaction needs goes back at once, unless it *stays* for a ROLLBACK
-    to come.
+    to come. Where the statement *may_heal*, the slot keeps what the log is told if it does not.
     """
     loan = slot.loan
     if loan is None:
@@ -99,6 +119,9 @@ def failed(
     told = shown(loan, exc)
     if fault.is_lost and isinstance(exc, Exception) and entry.cause is not Cause.DEADLINE:
         mark(exc, sql)
+    tell_on(exc, entry.ending)
+    if may_heal and entry.ending is not None:
+        slot.undone, entry.ending = (owner, entry, entry.ending), None
     if entry.cause is not None and not stays and not (slot.begun or slot.transactions):
         database._give_back(slot)
     return told

@@ -29,6 +29,7 @@ from unbroken.integrations.sqlalchemy.runtimes import context_of, mark_of, opene
 from unbroken.ledger.questions import Question, text_of
 from unbroken.ledger.scope import testify
 from unbroken.messages.integrations import ENGINE_GONE
+from unbroken.pool import news
 from unbroken.pool.connect import connector
 from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.loan import Loan
@@ -44,12 +45,10 @@ _FRESH = 32
 
 
 class Body(PoolState):
-    """One pool of SQLAlchemy's in one process, for an async engine on one event loop.
-
-    Made anew after a fork.
-    """
+    """One pool of SQLAlchemy's in one process, for an async engine on one loop. New in a child."""
 
     entry_kind = Slot
+    remedy = "mark its function @unbroken.replayable"
 
     def __init__(self, pool: Any, plan: Plan, runtime: Any, counters: Counters | None) -> None:
         mark = mark_of(runtime)
@@ -177,11 +176,11 @@ class Body(PoolState):
         self._tie(entry, connection, record)
         entry.uses, entry.taken_at = 1, entry.born
         with self.lock:
-            self.counters.opened += 1
+            self.count_opened()
             if place is None or not self.kernel.replace(place, entry):
                 self.kernel.admit(entry)
         schedule(self)
-        self.emit("opened", {"pool": self.name, "session": entry.session})
+        news.opened(self, entry)
 
     @property
     def has_room(self) -> bool:
@@ -215,10 +214,9 @@ class Body(PoolState):
         return self.plan.is_created_outside
 
     def rejection(self, exc: Exception, fault: Fault) -> BaseException:
-        """The driver's own error, as SQLAlchemy would give it: a copy for each caller. Where an
-        option of the client's is to blame, our own, which names it.
-        """
-        if fault.kind in CLIENT_KINDS and not self.is_opened_outside:
+        """The driver's own error, a copy for each caller; ours where that says too little."""
+        is_ours = fault.kind in CLIENT_KINDS or hasattr(exc, "is_strangers")
+        if is_ours and not self.is_opened_outside:
             return super().rejection(exc, fault)
         try:
             return copy.copy(exc)

@@ -58,6 +58,7 @@ class HealingConnection(Connection):
     _healed: Fault | None = None  #: what the statement that is being run was lost by
     given_up = False  #: its connection was given up for another one, which could not be had
     why_not: str | None = None  #: why the statement that failed last was not run again
+    _lost_loan: Loan | None = None  #: of the connection that it has lost
 
     @property
     def connection(self) -> Any:
@@ -153,7 +154,7 @@ class HealingConnection(Connection):
             record.sent_bytes = None
 
     def _forget(self) -> None:
-        self._losses = self._healed = None
+        self._losses = self._healed = self._lost_loan = None
 
     def _tell_healed(self) -> None:
         record, fault = self._record(), self._healed
@@ -202,7 +203,7 @@ class HealingConnection(Connection):
         record.failed, entry = None, record.entry
         if entry is None or entry.conn is None:
             return False
-        loan = record.loan or Loan.of(record.owner, entry, entry.conn)
+        loan = self._lost_loan = record.loan or Loan.of(record.owner, entry, entry.conn)
         nothing_sent = record.was_dead and isinstance(exc, record.owner.driver.errors)
         met = curable(loan, record.owner.classify(exc), was_dead=nothing_sent)
         if met is None or not self._may_try(record, entry):
@@ -224,6 +225,7 @@ class HealingConnection(Connection):
             if not ruling.heals:
                 return False
         self._healed = lost.fault
+        losses.take_over(loan)
         return self._moved(record, entry, exc, cursor, context, ruling)
 
     def _ruled(self, ruling: Ruling) -> Ruling:
@@ -280,6 +282,7 @@ class HealingConnection(Connection):
             return False
         if asks_level and not self._is_no_promise(record, ruling):
             return False
+        entry.ending = None
         record.past.ended()
         note(owner, "COMMIT", entry.place, lost.fault)
         return True
@@ -439,11 +442,3 @@ def was_lost_at_rollback(owner: Any, entry: Slot, exc: Exception) -> bool:
 def was_given_up(connection: Any) -> bool:
     """Whether *connection* has lost its connection to the pool, and got no other one."""
     return bool(getattr(connection, "given_up", False))
-
-
-def explain(connection: Any, error: BaseException) -> None:
-    """Say on *error* why a statement of *connection* was not run again, and what would be."""
-    why = getattr(connection, "why_not", None)
-    if why is not None:
-        common.say_why_not(error, why)
-        connection.why_not = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -14,11 +13,12 @@ from unbroken.errors import UnbrokenError
 from unbroken.integrations.sqlalchemy.heal import HealingConnection
 from unbroken.integrations.sqlalchemy.record import NO_BODY
 from unbroken.integrations.sqlalchemy.telling import telling
+from unbroken.logs import Part
 from unbroken.messages.integrations import POOLED_AS_SQLALCHEMY_DOES
 from unbroken.pool.heal import ATTEMPTS
 from unbroken.pool.loan import Loan
 
-log = logging.getLogger("unbroken")
+log = Part("driver")
 
 
 def _forgiving(engine: Any, original: Any) -> Any:
@@ -86,10 +86,13 @@ def install(engine: Any) -> None:
     """From now on *engine*'s connections heal."""
     if engine._connection_cls is not Connection or engine._option_cls is not OptionEngine:
         log.warning(
+            "does not heal",
             POOLED_AS_SQLALCHEMY_DOES(
-                "%r has connections of another class than SQLAlchemy's: they do not heal"
+                f"{engine!r} has connections of another class than SQLAlchemy's: their lost"
+                " statements are not run again"
             ),
-            engine,
+            about=repr(engine.url),
+            once=True,
         )
         return
     dialect = engine.dialect

@@ -26,14 +26,16 @@ from unbroken.errors import (
     UnbrokenError,
     for_driver,
 )
-from unbroken.integrations.sqlalchemy import heal, healing_engine
+from unbroken.integrations.sqlalchemy import heal, healing_engine, pending
 from unbroken.integrations.sqlalchemy.closing import is_at_end
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
 from unbroken.integrations.sqlalchemy.record import Slot
 from unbroken.ledger.scope import current, current_token
 from unbroken.pool.bounds import bounded
+from unbroken.pool.heal import Losses
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, run
+from unbroken.pool.undone import tell_on
 
 #: DBAPIs whose COMMIT and ROLLBACK may be left out when nothing is open. Others (asyncpg's,
 #: pg8000's) keep state of their own beside the server's, and send nothing needless anyway.
@@ -94,6 +96,7 @@ class Hooks:
             setattr(dialect, name, _seen(getattr(dialect, name)))
         if plan.is_blind:
             return
+        pending.install()
         if plan.settings.heal:
             healing_engine.install(self.engine)
         dialect.do_rollback = self._rollback(dialect.do_rollback)
@@ -235,14 +238,21 @@ class Hooks:
         proxied = getattr(context.connection, "_dbapi_connection", None)
         found = known(proxied) if proxied is not None else None
         shown: BaseException | None = None
+        ending: Any = None
         if found is not None:
             shown = self._judge(context, Loan.of(*found, found[1].conn), exc)
+            ending = found[1].ending
         elif heal.was_given_up(context.connection):
             context.invalidate_pool_on_disconnect = False
         if shown is None and isinstance(exc, UnbrokenError):
             shown = exc
         told = None if shown is None else _as_both(shown, context)
-        heal.explain(context.connection, told or context.sqlalchemy_exception or exc)
+        seen = told or context.sqlalchemy_exception or exc
+        if getattr(context.connection, "why_not", None) is None:
+            tell_on(seen, ending)
+        if found is not None and context.is_disconnect:
+            pending.remember(context.connection, seen, found[1])
+        _explain(context.connection, seen)
         return told
 
     def _judge(
@@ -292,8 +302,10 @@ def _as_both(error: BaseException, context: ExceptionContext) -> BaseException |
     if theirs is None or kind is None:
         return error if error is not context.original_exception else None
     shown = for_driver(kind, type(theirs), str(error))
+    # what the DBAPI's errors have (orig, say) is SQLAlchemy's to tell here
+    own = {k: v for k, v in error.__dict__.items() if k not in vars(theirs) or k == "__notes__"}
     shown.__dict__.update(
-        {**theirs.__dict__, **error.__dict__, "connection_invalidated": context.is_disconnect}
+        {**theirs.__dict__, **own, "connection_invalidated": context.is_disconnect}
     )
     return shown
 
@@ -326,3 +338,11 @@ def _doubt(context: Any) -> None:
             "a statement went out on a connection that was checked out before the unit of work"
             " began"
         )
+
+
+def _explain(connection: Any, error: BaseException) -> None:
+    """Say on *error* why a statement of *connection* was not run again, and what would be."""
+    why, loan = getattr(connection, "why_not", None), getattr(connection, "_lost_loan", None)
+    if why is not None and loan is not None:
+        (connection._losses or Losses()).refused(error, why, loan)
+        connection.why_not = connection._lost_loan = None

@@ -4,7 +4,6 @@ pool is to be given.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -32,6 +31,7 @@ from unbroken.errors import ConfigurationError
 from unbroken.hints import shown
 from unbroken.integrations.sqlalchemy.strays import check_names
 from unbroken.integrations.sqlalchemy.where import hosts_of, take_callables, target_of
+from unbroken.logs import Part
 from unbroken.messages.configuration import (
     BAD_SETTING,
     SETTING_HAS_NO_USE,
@@ -39,13 +39,13 @@ from unbroken.messages.configuration import (
     URL_UNREADABLE,
 )
 from unbroken.messages.integrations import POOLED_AS_SQLALCHEMY_DOES
-from unbroken.messages.pool import OBSERVER_FAILED
 from unbroken.pool.arguments import by_our_names
+from unbroken.pool.observers import tell
 from unbroken.pool.secrets import NO_SECRETS
 from unbroken.pool.unsupported import refuse_eventlet
 from unbroken.settings import Settings
 
-log = logging.getLogger("unbroken")
+log = Part("driver")
 
 #: Settings that SQLAlchemy's pool has under another name; theirs count, ours are translated where
 #: theirs is not given.
@@ -75,8 +75,6 @@ _CONNECT_TIMEOUT: Mapping[str, tuple[str, Callable[[float], float]]] = {
     "asyncpg": ("timeout", float),
 }
 _TIMEOUT_NAMES = ("connect_timeout", "connection_timeout", "timeout")
-
-_warned: set[str] = set()
 
 
 class Plan:
@@ -130,16 +128,16 @@ class Plan:
 
     def warn_unknown(self, why: object) -> None:
         """Say once that connections cannot be looked below."""
-        if self.name not in _warned:
-            _warned.add(self.name)
-            log.warning(
-                POOLED_AS_SQLALCHEMY_DOES(
-                    "%s: unbroken cannot look below these connections (%s); they are pooled as"
-                    " SQLAlchemy does it"
-                ),
-                self.name,
-                why,
-            )
+        log.warning(
+            "driver not known",
+            POOLED_AS_SQLALCHEMY_DOES(
+                f"{self.name}: unbroken cannot look below these connections ({why}); they are"
+                " pooled as SQLAlchemy does it"
+            ),
+            about=self.name,
+            once=True,
+            pool=self.name,
+        )
 
     @property
     def is_blind(self) -> bool:
@@ -150,11 +148,7 @@ class Plan:
 
     def emit(self, event: str, fields: Mapping[str, Any]) -> None:
         """Tell the observers."""
-        for observer in self._observers:
-            try:
-                observer(event, fields)
-            except Exception:
-                log.exception(OBSERVER_FAILED("unbroken: an observer failed at %r"), event)
+        tell(self._observers, event, fields)
 
     def go_blind(self, dialect: Any) -> None:
         """The connections cannot be looked below: from now on the engine's pools are SQLAlchemy's,
@@ -331,16 +325,15 @@ def _driver(url: URL, target: Target, is_async: bool) -> BaseDriver:
             return open_driver(target, is_async=True, connect=_opens_nothing, driver=name)
         return open_driver(target, connect=_opens_nothing, driver=name)
     except ConfigurationError as why:
-        if name not in _warned:
-            _warned.add(name)
-            log.warning(
-                POOLED_AS_SQLALCHEMY_DOES(
-                    "unbroken cannot look below %s (%s); its connections are pooled as SQLAlchemy"
-                    " does it"
-                ),
-                url.drivername,
-                why,
-            )
+        log.warning(
+            "driver not known",
+            POOLED_AS_SQLALCHEMY_DOES(
+                f"unbroken cannot look below {url.drivername} ({why}); its connections are pooled"
+                " as SQLAlchemy does it"
+            ),
+            about=name,
+            once=True,
+        )
         return Blind(target)
 
 

@@ -49,13 +49,7 @@ class Plugin(CreateEnginePlugin):
         is_ours = issubclass(given, (UnbrokenQueuePool, AsyncUnbrokenQueuePool))
         self._plan, self._names = open_plan(url, kwargs, is_async=is_async, is_ours=is_ours)
         if not is_ours:
-            log.warning(
-                POOLED_AS_SQLALCHEMY_DOES(
-                    "poolclass=%s stays as you gave it: unbroken looks after connections in its own"
-                    " pool only"
-                ),
-                given.__name__,
-            )
+            _say_what_stays(given)
 
     def update_url(self, url: URL) -> URL:
         """The URL without what was meant for us. Of several hosts SQLAlchemy sees the first."""
@@ -82,6 +76,29 @@ class Plugin(CreateEnginePlugin):
         if self._plan.aims:
             aim(engine, self._plan.driver)
         Hooks(engine, self._plan).install()
+
+
+def _say_what_stays(given: type[sqla_pool.Pool]) -> None:
+    """Log, once in a process for each class, that a pool stays SQLAlchemy's."""
+    name = given.__name__
+    if issubclass(given, sqla_pool.NullPool):
+        why = (
+            "it opens a connection for each use and keeps none, so there is none to look after."
+            " That is right for commands that end soon, such as Alembic's"
+        )
+    elif issubclass(given, (sqla_pool.StaticPool, sqla_pool.SingletonThreadPool)):
+        why = "it has one connection, for tests or for each thread, and keeps it to itself"
+    else:
+        why = "only connections of unbroken's own pool are checked, replaced and run again"
+    log.info(
+        "pool stays",
+        POOLED_AS_SQLALCHEMY_DOES(
+            f"poolclass={name} stays as you gave it: {why}. Leave poolclass out to have unbroken's"
+            " pool"
+        ),
+        about=name,
+        once=True,
+    )
 
 
 def stats(engine: Any) -> Stats:

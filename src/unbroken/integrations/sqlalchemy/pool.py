@@ -44,6 +44,7 @@ from unbroken.pool.acquire import acquire
 from unbroken.pool.answers import take_at_once
 from unbroken.pool.closing import tell
 from unbroken.pool.loan import Loan
+from unbroken.pool.news import began_anew
 from unbroken.settings import Settings
 
 _getframe = sys._getframe
@@ -336,6 +337,8 @@ class EnginePool(Creating):
             body = self._births[key] = made
         if old is not NO_BODY:
             self._leave(old)
+            if old.pid != os.getpid():
+                began_anew(old)
         self._body = body
         for other in [each for each in list(self._births) if each != key]:
             self._births.pop(other, None)

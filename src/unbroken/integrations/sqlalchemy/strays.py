@@ -48,6 +48,8 @@ def check_names(url: URL, kwargs: Mapping[str, Any]) -> None:
     *kwargs*: those of ``create_engine``. What nobody can tell to be ours stays theirs.
     """
     _check_values(kwargs)
+    if _has_other_plugins(url, kwargs):  # which may have options of their own
+        return
     driver = file_of(url.get_driver_name())
     known = takes(driver)
     if known is not None:
@@ -58,6 +60,12 @@ def check_names(url: URL, kwargs: Mapping[str, Any]) -> None:
     engine = _engine_takes(url, is_async=bool(kwargs.get("_is_async")))
     if engine is not None:
         refuse_strays(kwargs, engine, "create_engine() has no argument", _HOW)
+
+
+def _has_other_plugins(url: URL, kwargs: Mapping[str, Any]) -> bool:
+    in_url = url.query.get("plugin", ())
+    named = [*((in_url,) if isinstance(in_url, str) else in_url), *kwargs.get("plugins", ())]
+    return any(name != "unbroken" for name in named)
 
 
 def _check_values(kwargs: Mapping[str, Any]) -> None:

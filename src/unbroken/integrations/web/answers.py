@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import logging
 import math
 import re
 import sys
@@ -25,9 +24,10 @@ from unbroken.errors import (
 from unbroken.integrations.web.settings import SAFE
 from unbroken.ledger.unit import Unit
 from unbroken.ledger.verdicts import Fate
+from unbroken.logs import Part
 from unbroken.messages.integrations import ANSWERED
 
-log = logging.getLogger("unbroken")
+log = Part("web")
 
 
 class Swallowed(Exception):  # noqa: N818 - not an error by itself: it carries one
@@ -233,13 +233,14 @@ def prefers_html(accept: str) -> bool:
 def report(answer: Answer, method: str, path: str) -> None:
     """One line in the log in place of a traceback."""
     status = answer.status.split(" ", 1)[0]
+    request = f"{method} {printable(path)}"
     log.warning(
-        ANSWERED("%s %s was answered %s, %s: %s"),
-        method,
-        printable(path),
-        status,
-        answer.fate.value,
-        answer.cause,
+        "answered",
+        ANSWERED(f"{request} was answered {status}, {answer.fate.value}: {answer.cause}"),
+        about=(status, answer.fate.value),
+        request=request,
+        status=int(status),
+        fate=answer.fate.value,
     )
 
 

@@ -93,8 +93,10 @@ class _Exchange(_http.Exchange):
     known.
     """
 
+    remedy = "name its path in replay= of unbroken.asgi.Unbroken"
+
     def __init__(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
-        super().__init__(scope["method"])
+        super().__init__(scope["method"], scope.get("path", ""))
         self._app, self._scope, self._receive, self._send = app, scope, receive, send
         self._before: Scope = {}
         self._state: dict[str, Any] | None = None
@@ -127,7 +129,7 @@ class _Exchange(_http.Exchange):
                 self._before, state = dict(self._scope), self._scope.get("state")
                 self._state = dict(state) if isinstance(state, dict) else None
                 await running_async.run_unit_async(
-                    self._again, settings.deadline, settings.max_replays
+                    self._again, settings.deadline, settings.max_replays, subject=self
                 )
             if self._late is not None:
                 raise self._late
@@ -168,6 +170,7 @@ class _Exchange(_http.Exchange):
             await self._attempt(receive)
         except Exception as exc:
             if self.begun or self._overflowed:
+                self.too_late(exc)
                 self._late = exc
                 return
             self.tell(exc)
@@ -369,11 +372,11 @@ async def _in_any_case(end: Coroutine[Any, Any, None]) -> None:
 async def _end(made: Any, struck: bool) -> None:
     if struck and not inspect.iscoroutinefunction(made.close) and not await _let_go(made):
         log.warning(
+            "session not closed",
             SESSION_LEFT(
-                "a session may still be in use on a thread, after up to %.0f s; its request was"
-                " cancelled, and it is left to that thread"
+                f"a session may still be in use on a thread, after up to {LONG:.0f} s; its request"
+                " was cancelled, and it is left to that thread"
             ),
-            LONG,
         )
         return
     try:
@@ -383,14 +386,19 @@ async def _end(made: Any, struck: bool) -> None:
             return
     except Exception:
         log.exception(
+            "session not closed",
             SESSION_NOT_ENDED(
                 "a session could not be closed at the end of its request; its connection is ended"
-            )
+            ),
         )
     try:
         await _call(made.invalidate)
     except Exception:
-        log.exception(SESSION_NOT_ENDED("a session's connection could not be ended"))
+        log.exception(
+            "session not closed",
+            SESSION_NOT_ENDED("a session's connection could not be ended"),
+            about="connection",
+        )
 
 
 async def _let_go(made: Any) -> bool:

@@ -4,18 +4,26 @@ an outage is answered with.
 
 from __future__ import annotations
 
-import logging
 import sys
 from time import monotonic
 from typing import Any
 
-from unbroken.integrations.web.answers import Answer, Swallowed, answer_to, fault_of
-from unbroken.integrations.web.settings import HttpSettings
+from unbroken.integrations.web.answers import (
+    Answer,
+    Swallowed,
+    answer_to,
+    fault_of,
+    printable,
+)
+from unbroken.integrations.web.settings import SAFE, HttpSettings
 from unbroken.ledger import scope
 from unbroken.ledger.unit import Unit
 from unbroken.ledger.verdicts import Action, Fate
+from unbroken.logs import Part
+from unbroken.messages.units import NOT_RUN_AGAIN
+from unbroken.pool.undone import concerns, not_replayed
 
-log = logging.getLogger("unbroken")
+log = Part("web")
 
 #: Where a WSGI environ or an ASGI scope holds the request's :class:`Exchange`.
 KEY = "unbroken.exchange"
@@ -34,8 +42,13 @@ class Exchange:
     part of the same request (a mounted app) shares the ledger of the whole.
     """
 
-    def __init__(self, method: str) -> None:
-        self.method = method
+    #: what to write so that another request like this one is run again
+    remedy = "name its path in replay="
+    #: why it cannot be run again, though it is marked
+    hindrance: str | None = None
+
+    def __init__(self, method: str, path: str) -> None:
+        self.method, self.path = method, path
         self.limits: HttpSettings | None = None  #: what bounds its attempts; None: never run again
         self.attempts = 0  #: how many were begun of one that may be run again
         self.begun = False  #: something went out: no other attempt, no other answer
@@ -60,7 +73,9 @@ class Exchange:
         self._witness = scope.witnesses(self.heard)
         watched = None if whole is None else scope.current()
         if watched is None:
-            self._token = scope.enter(Unit(observing=True), id(sys._getframe(1)))
+            unit = Unit(observing=True)
+            unit.subject = self
+            self._token = scope.enter(unit, id(sys._getframe(1)))
         else:
             self._token = scope.Token(watched, False)
 
@@ -72,6 +87,27 @@ class Exchange:
             scope.no_longer_witnesses(self._witness)
         self.heard.clear()
         self._said = self._whole = self._own = None
+
+    # -- in words ----------------------------------------------------------------------------------
+
+    def title(self) -> str:
+        """``POST /orders``: no query, which may hold a secret."""
+        return f"{self.method} {printable(self.path)}"
+
+    def why_not(self) -> tuple[str, str]:
+        """Why the request is not run again when nothing of it was committed, and what to write if
+        it may be.
+        """
+        if self.begun:
+            return "its response had begun", ""
+        if self.is_cut_off():
+            most = 0 if self.limits is None else self.limits.max_body
+            return f"its body is longer than max_body={most} bytes", "raise max_body"
+        if self.hindrance is not None:
+            return self.hindrance, ""
+        if self.method in SAFE:
+            return "its view, or the settings methods= and replay=, say that it is not", ""
+        return f"requests by {self.method} are only run again where that is marked", self.remedy
 
     @property
     def fate(self) -> Fate:
@@ -145,6 +181,16 @@ class Exchange:
                 if unit.verdict(fault).action is Action.REPLAY:
                     return exc
         return None
+
+    def too_late(self, exc: BaseException) -> None:
+        """An attempt failed with *exc*, and none may follow, whatever its unit says."""
+        unit = self.unit
+        fault = None if unit is None else fault_of(unit, exc)
+        if unit is not None and fault is not None and concerns(fault):
+            reason, then = self.why_not()
+            text = f"unbroken did not run {self.title()} again: {reason}"
+            text = f"{text}. If it may run twice, {then}" if then else text
+            not_replayed(unit, exc, NOT_RUN_AGAIN, text)
 
     def tell(self, exc: BaseException) -> None:
         """Have the unit know *exc* by what it was raised from, also through SQLAlchemy's wrappers

@@ -100,7 +100,9 @@ class Unbroken:
         """Make *app* unbroken; before or after Flask-SQLAlchemy, once."""
         if "unbroken" in app.extensions:
             raise ConfigurationError(
-                FLASK_USAGE("this app is unbroken already; make one Unbroken per app")
+                FLASK_USAGE(
+                    "Unbroken(app) was called for this app before; call it once for each app"
+                )
             )
         app.extensions["unbroken"] = self
         self._app = app
@@ -117,7 +119,7 @@ class Unbroken:
         if self._app is None and not flask.has_app_context():
             raise ConfigurationError(
                 FLASK_USAGE(
-                    "mongo is an app's: use it in a request or an app context, or after"
+                    "mongo belongs to an app: use it in a request or an app context, or after"
                     " Unbroken(app)"
                 )
             )
@@ -172,6 +174,8 @@ def _json(shown: Mapping[str, Any], status: int) -> flask.Response:
 
 class _App(_wsgi.Unbroken):
     """The app's ``wsgi_app``: it knows Flask's views and Flask-SQLAlchemy's engines."""
+
+    remedy = "mark its view @unbroken.flask.replay, or name its path in replay="
 
     def __init__(self, app: flask.Flask, extension: Unbroken, settings: Mapping[str, Any]) -> None:
         super().__init__(app.wsgi_app, **settings)
@@ -264,7 +268,10 @@ def _remove(registry: Any) -> None:
     try:
         registry.remove()
     except Exception:
-        log.exception(SESSION_NOT_ENDED("a session could not be closed at the end of its request"))
+        log.exception(
+            "session not closed",
+            SESSION_NOT_ENDED("a session could not be closed at the end of its request"),
+        )
         inner = getattr(registry, "registry", None)
         if inner is not None:
             inner.clear()
@@ -325,7 +332,11 @@ class _Hooks:
                 if registry.registry.has():
                     registry.rollback()
             except Exception:
-                log.exception(SESSION_NOT_ENDED("a session could not be rolled back"))
+                log.exception(
+                    "session not closed",
+                    SESSION_NOT_ENDED("a session could not be rolled back"),
+                    about="rollback",
+                )
 
     def _page(self, answer: Answer) -> Any:
         """The app's own page for 503 where it has one; ours otherwise."""

@@ -68,10 +68,10 @@ def _make_anew(app: Any, extension: Any) -> None:
     ):
         engines.update(kept)
         log.warning(
+            "engines in use",
             FLASK_TOO_LATE(
-                "Flask-SQLAlchemy's engines are in use already and stay as they are: %s"
+                f"Flask-SQLAlchemy's engines are in use already and stay as they are: {_HINT}"
             ),
-            _HINT,
         )
         return
     del app.extensions["sqlalchemy"]

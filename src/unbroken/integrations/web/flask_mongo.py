@@ -205,12 +205,14 @@ def warn_of_plain_aliases() -> None:
 
     for alias in engine.plain_aliases():
         log.warning(
+            "plain client",
             FLASK_TOO_LATE(
-                "MongoEngine's connection %r is on PyMongo's own client, which outlives neither a"
-                " fork nor an outage: connect it by unbroken.mongo.connect, or name it in"
+                f"MongoEngine's connection {alias!r} is on PyMongo's own client, which outlives"
+                " neither a fork nor an outage: connect it by unbroken.mongo.connect, or name it in"
                 " MONGODB_SETTINGS"
             ),
-            alias,
+            about=alias,
+            once=True,
         )
 
 
@@ -234,11 +236,12 @@ def _flask_pymongo(app: Any) -> None:
         flask_pymongo.PyMongo.init_app = _initialising(flask_pymongo)
     if isinstance(app.json, flask_pymongo.BSONProvider):
         log.warning(
+            "plain client",
             FLASK_TOO_LATE(
                 "Flask-PyMongo's client was made before the app was unbroken, and stays PyMongo's"
                 " own, which outlives neither a fork nor an outage: call"
                 " unbroken.flask.Unbroken(app) before PyMongo(app)"
-            )
+            ),
         )
 
 

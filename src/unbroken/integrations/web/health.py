@@ -109,4 +109,4 @@ def _note(states: dict[str, str], database: Any, exc: Exception | None) -> None:
         key = f"{name} ({number})"
     states[key] = "ok" if exc is None else "away"
     if exc is not None:
-        log.info("not ready: %s: %s", name, one_line(exc))
+        log.info("not ready", f"not ready: {name}: {one_line(exc)}", about=name)

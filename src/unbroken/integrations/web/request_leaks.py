@@ -28,7 +28,6 @@ _KEY = "unbroken_taken"
 
 _ident = threading.get_ident  #: as the pools see it, who import it when we do
 
-_told: set[str] = set()
 _watched: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -108,8 +107,11 @@ def take_back(taken: Taken, databases: Iterable[Any]) -> None:
             fairy.invalidate()
         except Exception:
             log.exception(
-                SESSION_NOT_ENDED("a connection that was taken at %s could not be ended"),
-                note.place,
+                "session not closed",
+                SESSION_NOT_ENDED(
+                    f"a connection that was taken at {note.place} could not be ended"
+                ),
+                place=note.place,
             )
     for database in databases:
         if isinstance(database, sync.Pool):
@@ -132,13 +134,13 @@ def _take_back_of(pool: sync.Pool, since: float) -> None:
 
 def tell(place: str) -> None:
     """Warn once about each place."""
-    if place in _told or len(_told) > 1000:
-        return
-    _told.add(place)
     log.warning(
+        "left by a request",
         REQUEST_LEFT(
-            "a request ended without giving back the connection that was taken at %s; it was taken"
-            " back (said once per place)"
+            f"a request ended without releasing the connection that was taken at {place}; it was"
+            " taken back (said once per place)"
         ),
-        place,
+        about=place,
+        once=True,
+        place=place,
     )

@@ -38,6 +38,9 @@ class Unbroken:
     Raises ConfigurationError for settings that cannot work.
     """
 
+    #: what to write so that a request is run again
+    remedy = "name its path in replay= of unbroken.wsgi.Unbroken"
+
     def __init__(self, app: Callable[..., Iterable[bytes]], **settings: Any) -> None:
         self.app = app
         self.settings = HttpSettings.of(**settings)
@@ -97,8 +100,10 @@ class Exchange(_http.Exchange):
     """
 
     def __init__(self, owner: Unbroken, environ: Environ, start_response: StartResponse) -> None:
-        super().__init__(environ["REQUEST_METHOD"])
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        super().__init__(environ["REQUEST_METHOD"], path)
         self.owner, self.environ = owner, environ
+        self.remedy = owner.remedy
         self._start_response = start_response
         self._before: Environ = {}
         self._keeper: _Keeper | None = None
@@ -118,7 +123,9 @@ class Exchange(_http.Exchange):
                 body = self._attempt()
             else:
                 self._prepare(settings)
-                body = running.run_unit(self._again, settings.deadline, settings.max_replays)
+                body = running.run_unit(
+                    self._again, settings.deadline, settings.max_replays, subject=self
+                )
             if self._late is not None:
                 raise self._late
             return body
@@ -162,6 +169,7 @@ class Exchange(_http.Exchange):
             return self._attempt()
         except Exception as exc:
             if self.begun or self.is_cut_off():
+                self.too_late(exc)
                 self._late = exc
                 return ()
             self.tell(exc)
@@ -241,7 +249,8 @@ class Exchange(_http.Exchange):
                 close()
             except Exception:
                 log.exception(
-                    RESPONSE_NOT_CLOSED("closing the response of a failed attempt failed")
+                    "response not closed",
+                    RESPONSE_NOT_CLOSED("closing the response of a failed attempt failed"),
                 )
 
     def over(self, body: Any) -> None:

@@ -1,0 +1,125 @@
+"""The end of the transaction that a use left open: a ROLLBACK, or the COMMIT of one that only read,
+and whether anybody waits for its answer.
+"""
+
+from __future__ import annotations
+
+from unbroken.abc import CANNOT_SERVE, Cause
+from unbroken.ledger.reading import only_reads
+from unbroken.ledger.residue import NOTHING, Left
+from unbroken.pool.admission import cannot_serve
+from unbroken.pool.holding import Holding
+from unbroken.pool.poolers import uses_session
+from unbroken.pool.steps import Call, Flow
+
+
+class Ends(Holding):
+    """How a transaction is ended for the next user: see :class:`unbroken.pool.loan.Loan`."""
+
+    __slots__ = ()
+
+    def left(self) -> frozenset[Left]:
+        """What this use may have left on the session for the next one, as the setting ``reset``
+        wants to know it.
+        """
+        if self.state.settings.reset != "session" or self.entry.reset_at == self.entry.uses:
+            return NOTHING
+        left = self.find_left()
+        uses_session(self.state, left)
+        # behind a pooler that shares its sessions a reset would reach any of them
+        return NOTHING if self.state.server.pooler.shares else left
+
+    def find_left(self) -> frozenset[Left]:
+        """What the ledgers heard, or anything where they cannot have heard it all."""
+        left: frozenset[Left] = self.state.left(self.entry, self.conn)
+        return left
+
+    def _undo(self, timeout: float | None = None, *, at_end: bool = False) -> Flow[None]:
+        state, entry, conn = self.state, self.entry, self.conn
+        if state.is_good(entry, conn) or self.outlives_time():
+            return
+        if not state.is_in_step(entry, conn):
+            self.break_off()
+            return
+        try:
+            if at_end and self.may_defer:
+                yield from self.defer_rollback(timeout)
+                return
+            if not state.is_settled(entry, conn):
+                yield from self._send_rollback(timeout)
+            if not state.is_good(entry, conn):
+                uses_session(state, state.driver.left_on(conn))
+                yield Call("restore", conn, entry, timeout, (entry.traits,))
+        except Exception as exc:
+            self._unfit(exc)
+
+    @property
+    def may_defer(self) -> bool:
+        """Whether the end of its transaction is all that this connection needs before its next
+        user, so that nobody has to wait for the answer.
+
+        What a unit of work wrote is rolled back before its end is told.
+        """
+        state, entry, conn, unit = self.state, self.entry, self.conn, self.unit
+        return bool(
+            state.defers
+            and state.knows_status
+            and not callable(state.settings.reset)
+            and entry.cause is None
+            and entry.suspect is None
+            and (unit is None or not unit.wrote)
+            and state.may_leave(conn)
+            and state.driver.is_quiet(conn)
+            and state.has_traits(conn, entry.traits)
+            and not self.left()
+        )
+
+    def _only_read(self) -> bool:
+        """Whether it is certain that nothing was written in the transaction that is open, so that
+        the answer to its COMMIT says nothing that the caller does not know.
+        """
+        state, texts = self.state, self.state.driver.texts(self.conn)
+        return only_reads(texts, may_hide=state.may_hide_writes)
+
+    def defer_rollback(self, timeout: float | None = None) -> Flow[None]:
+        """Send ROLLBACK and leave its answer to the next user, or to upkeep.
+
+        The server rolls back as soon as it has read it. Raises the driver's error where it cannot
+        be sent.
+        """
+        yield from self._send_end("ROLLBACK", timeout)
+        with self.state.lock:
+            self.state.counters.rollbacks += 1
+
+    def _defer_commit(self) -> Flow[None]:
+        """Send COMMIT for a transaction that only read, and leave its answer to the next user.
+
+        It is no ROLLBACK: should a view hide a write after all, that is stored. What cannot be sent
+        is the connection's end, and no news for the caller.
+        """
+        try:
+            yield from self._send_end("COMMIT", None)
+        except Exception as exc:
+            self._unfit(exc)
+
+    def _send_end(self, sql: str, timeout: float | None) -> Flow[None]:
+        yield Call("send_end", self.conn, self.entry, timeout, (sql,))
+        self.entry.due = self.state.clock()
+
+    def _send_rollback(self, timeout: float | None) -> Flow[None]:
+        state, entry = self.state, self.entry
+        yield Call("rollback", self.conn, entry, timeout)
+        with state.lock:
+            state.counters.rollbacks += 1
+        entry.sent = entry.count()
+        entry.settled_at = entry.uses
+
+    def _unfit(self, exc: Exception) -> None:
+        """What the pool itself sent failed with *exc*. A server that refuses even that, because it
+        serves nobody, is believed: no application wrote those words.
+        """
+        fault = self.state.classify(exc)
+        if fault.kind in CANNOT_SERVE:
+            cannot_serve(self.state, self.entry, fault)
+        cause = (fault.cause or Cause.LOST) if fault.is_lost else Cause.RESET_FAILED
+        self.entry.condemn(cause, fault.text or repr(exc))

@@ -1,0 +1,23 @@
+"""The application's observers are told of each event. What they raise is logged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from unbroken.abc import Observer
+from unbroken.logs import Part
+from unbroken.messages.pool import OBSERVER_FAILED
+
+log = Part("pool")
+
+
+def tell(observers: Iterable[Observer], event: str, fields: Mapping[str, Any]) -> None:
+    """Call each of *observers* with *event* and its *fields*."""
+    for observer in observers:
+        try:
+            observer(event, fields)
+        except Exception:
+            log.exception(
+                "observer failed", OBSERVER_FAILED(f"an observer failed at {event!r}"), about=event
+            )

@@ -1,0 +1,143 @@
+"""Work that lost its connection and was not run again: the note on its error, and the log line, say
+why in the same words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from unbroken.abc import CANNOT_SERVE, Fault
+from unbroken.brain.entry import Entry
+from unbroken.ledger.subjects import Request, in_words, subjects
+from unbroken.ledger.unit import Unit
+from unbroken.ledger.verdicts import Action
+from unbroken.logs import Part
+from unbroken.messages import Message
+from unbroken.messages.units import NOT_RUN_AGAIN
+
+log = Part("replay")
+
+#: What to write so that work outside of any unit is run again.
+REMEDY = "call it by pool.run, or mark its function @unbroken.replayable"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is known of the work whose connection ended: for the log, when that is closed."""
+
+    function: str | None
+    request: str | None
+    #: why it was not run again, as its error says; None: somebody else runs it again, or says so
+    note: str | None
+
+    @property
+    def who(self) -> str:
+        """The function and the request."""
+        return in_words(self.function, self.request)
+
+
+def ending_of(unit: Unit | None, entry: Entry, conn_id: int, fault: Fault, remedy: str) -> Ending:
+    """Of the work on *entry*, which was lost with *fault*. *unit* hears what is sent there."""
+    function, request = subjects(unit)
+    if unit is not None and not unit.observing:
+        return Ending(function, request, None)
+    who = in_words(function, request)
+    reason, then = _why(unit, entry, conn_id, fault, remedy)
+    note = f"unbroken did not run {who or 'this work'} again: {reason}"
+    if then:
+        note = f"{note}. If it may run twice, {then}"
+    return Ending(function, request, NOT_RUN_AGAIN(note))
+
+
+def _why(
+    unit: Unit | None, entry: Entry, conn_id: int, fault: Fault, remedy: str
+) -> tuple[str, str]:
+    """Why nobody runs it again, by the ledger's word where there is one, and what to write."""
+    if unit is not None:
+        verdict = unit.verdict(fault, conn_id=conn_id)
+        if verdict.action is not Action.REPLAY:
+            return verdict.reason, ""
+        request = watched(unit)
+        if request is not None:
+            reason, then = request.why_not()
+            return f"{reason}; {verdict.reason}", then
+    taken = entry.place
+    is_known = taken is not None and not taken.file.startswith("<")
+    place = f" (its connection was taken at {taken})" if is_known else ""
+    return f"it is in no unit of work{place}", remedy
+
+
+def watched(unit: Any) -> Request | None:
+    """The request that *unit*, or one above it, watches."""
+    while unit is not None:
+        if isinstance(unit.subject, Request):
+            return unit.subject
+        unit = unit.above
+    return None
+
+
+def tell_on(exc: BaseException, ending: Ending | None) -> None:
+    """Say on *exc* why its work was not run again, once."""
+    if ending is None or ending.note is None or ending.note in getattr(exc, "__notes__", ()):
+        return
+    exc.add_note(NOT_RUN_AGAIN(ending.note))
+
+
+def concerns(fault: Fault) -> bool:
+    """Whether *fault* ended the connection, or the server, under somebody's work."""
+    return fault.is_lost or fault.kind in CANNOT_SERVE
+
+
+def not_replayed(unit: Unit, exc: BaseException, message: Message, text: str) -> None:
+    """Say on *exc*, and in the log, that *unit* was not run again: *text* says why."""
+    exc.add_note(message(text))
+    function, request = subjects(unit)
+    origin, entry = unit.casualty()
+    name = getattr(origin, "name", None)
+    log.warning(
+        "not replayed",
+        message(f"{name}: {text}" if name else text),
+        about=function,
+        function=function,
+        request=request,
+        fate=unit.fate().value,
+        pool=name,
+        cause=None if entry is None or entry.cause is None else entry.cause.value,
+    )
+
+
+def replayed(unit: Unit, number: int, fault: Fault) -> None:
+    """Log that *unit* is run again, for the time *number*."""
+    function, request = subjects(unit)
+    origin, entry = unit.casualty()
+    who = in_words(function, request) or "a unit of work"
+    name = getattr(origin, "name", None)
+    if origin is None or entry is None:
+        log.info(
+            "replayed",
+            f"{who} is run again ({number}): {fault.text}",
+            function=function,
+            request=request,
+            about=function,
+            attempts=number,
+            cause=fault.kind.value,
+        )
+        return
+    cause = (entry.cause or fault.cause or fault.kind).value
+    age = origin.clock() - entry.born
+    idle = min(age, max(0.0, entry.taken_at - entry.last_used))  # last_used is a tick's
+    log.info(
+        "replayed",
+        f"{name}: {who} is run again ({number}): {fault.text}; connection {entry.session or ''}"
+        f" ({cause}) was {age:.1f} s old and had been idle for {idle:.1f} s",
+        pool=name,
+        cause=cause,
+        session=entry.session,
+        age=age,
+        idle=idle,
+        about=function,
+        function=function,
+        request=request,
+        attempts=number,
+    )
