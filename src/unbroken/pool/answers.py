@@ -8,9 +8,10 @@ the first statement; by upkeep, where no user comes. Until then the entry is *du
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from unbroken.abc import Cause
+from unbroken.abc import BaseDriver, Cause, Connection
 from unbroken.brain.entry import Entry
 from unbroken.net.liveness import Liveness, judge
 
@@ -22,6 +23,18 @@ ANSWER_SOON = 0.25
 ANSWER_TAKEN_AFTER = 0.5
 #: Why a connection is closed whose transaction did not end as it should have.
 LEFT_UNFIT = "its ROLLBACK left it unfit"
+
+
+def may_leave(driver: BaseDriver) -> Callable[[Connection], bool]:
+    """How to find out, with *driver*, whether it is known what a ROLLBACK will be answered."""
+    own: Callable[[Connection], bool] | None = getattr(driver, "may_leave", None)
+    return own or (lambda conn: driver.is_in_transaction(conn) is True)
+
+
+def has_traits(driver: BaseDriver) -> Callable[[Connection, Any], bool]:
+    """How to find out, with *driver*, whether a connection is in all else as it was opened."""
+    own: Callable[[Connection, Any], bool] | None = getattr(driver, "has_traits", None)
+    return own or (lambda conn, traits: bool(driver.traits(conn) == traits))
 
 
 def is_soon(state: Any, entry: Entry, now: float) -> bool:

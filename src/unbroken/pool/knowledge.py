@@ -45,6 +45,7 @@ from unbroken.messages.server import CONNECT_REJECTED, EXHAUSTED, OWN_CONNECT, S
 from unbroken.net import liveness
 from unbroken.net.ending import Guarded, NoThreadError
 from unbroken.net.hangups import HangUps
+from unbroken.pool.answers import has_traits, may_leave
 from unbroken.pool.bounds import limits_of
 from unbroken.pool.ending import no_connection, refuse_at_the_end
 from unbroken.pool.names import names_of
@@ -173,11 +174,9 @@ class Knowledge(Guarded):
         #: whether a COMMIT or ROLLBACK can be sent now and its answer read later
         self.defers = hasattr(driver, "send_end")
         #: … as far as it is known what the answer says
-        self.may_leave: Callable[[Connection], bool] = getattr(driver, "may_leave", self._is_open)
+        self.may_leave = may_leave(driver)
         #: … as long as all else is as it was opened
-        self.has_traits: Callable[[Connection, Any], bool] = getattr(
-            driver, "has_traits", self._has_traits
-        )
+        self.has_traits = has_traits(driver)
         #: … and a statement be sent before that answer has come
         self.pipelines = getattr(driver, "pipelines", False)
         self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
@@ -242,12 +241,6 @@ class Knowledge(Guarded):
         """
         status = self.driver.is_in_transaction(conn)
         return status is False if status is not None else self._is_untouched(entry)
-
-    def _is_open(self, conn: Connection) -> bool:
-        return self.driver.is_in_transaction(conn) is True
-
-    def _has_traits(self, conn: Connection, traits: Any) -> bool:
-        return bool(self.driver.traits(conn) == traits)
 
     def is_due(self, entry: Entry, conn: Connection) -> bool:
         """Whether the answer to the COMMIT or ROLLBACK that the pool sent is still to be read."""
