@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from unbroken.ledger.statements import Kind, kind, may_hide_a_write, verb
@@ -21,5 +22,21 @@ def only_reads(texts: Sequence[str | bytes | None], *, may_hide: bool) -> bool:
         and kind(text) is Kind.READ
         and verb(text) not in ("SET", "SAVEPOINT", "RELEASE", "ROLLBACK")
         and not (may_hide and may_hide_a_write(text))
+        for text in texts
+    )
+
+
+#: Words of what takes locks that a reader may count on being free behind its COMMIT:
+#: ``FOR UPDATE``, ``LOCK IN SHARE MODE``, ``pg_advisory_xact_lock()``.
+_LOCKS = re.compile(r"lock|\bfor\s+(?:no\s+key|key|update|share)", re.IGNORECASE | re.ASCII)
+
+
+def may_lock(texts: Sequence[str | bytes | None]) -> bool:
+    """Whether statements of these *texts*, which only read, may have asked for locks by name. Pure;
+    never raises.
+    """
+    return any(
+        text is None
+        or _LOCKS.search(text if isinstance(text, str) else bytes(text).decode("latin-1"))
         for text in texts
     )

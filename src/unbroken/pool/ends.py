@@ -5,7 +5,7 @@ and whether anybody waits for its answer.
 from __future__ import annotations
 
 from unbroken.abc import CANNOT_SERVE, Cause
-from unbroken.ledger.reading import only_reads
+from unbroken.ledger.reading import may_lock, only_reads
 from unbroken.ledger.residue import NOTHING, Left
 from unbroken.pool.admission import cannot_serve
 from unbroken.pool.holding import Holding
@@ -74,12 +74,20 @@ class Ends(Holding):
             and not self.left()
         )
 
-    def _only_read(self) -> bool:
+    def may_defer_commit(self, *, goes_on: bool = False) -> bool:
         """Whether it is certain that nothing was written in the transaction that is open, so that
         the answer to its COMMIT says nothing that the caller does not know.
+
+        *goes_on*: the caller keeps the connection. It may count on its locks to be free, and on a
+        COMMIT to end the transaction, as a ``completion_type`` of the server's can keep it from
+        doing.
         """
+        if not self.may_defer or (goes_on and not self.entry.end_seen):
+            return False
         state, texts = self.state, self.state.driver.texts(self.conn)
-        return only_reads(texts, may_hide=state.may_hide_writes)
+        return only_reads(texts, may_hide=state.may_hide_writes) and not (
+            goes_on and may_lock(texts)
+        )
 
     def defer_rollback(self, timeout: float | None = None) -> Flow[None]:
         """Send ROLLBACK and leave its answer to the next user, or to upkeep.
@@ -91,12 +99,13 @@ class Ends(Holding):
         with self.state.lock:
             self.state.counters.rollbacks += 1
 
-    def _defer_commit(self) -> Flow[None]:
+    def defer_commit(self) -> Flow[None]:
         """Send COMMIT for a transaction that only read, and leave its answer to the next user.
 
         It is no ROLLBACK: should a view hide a write after all, that is stored. What cannot be sent
         is the connection's end, and no news for the caller.
         """
+        self.state.looked()
         try:
             yield from self._send_end("COMMIT", None)
         except Exception as exc:

@@ -93,6 +93,7 @@ class Finishing(Ends):
                 fate=Fate.UNKNOWN,
             ) from exc
         entry.sent, entry.settled_at = entry.count(), entry.uses
+        entry.end_seen = entry.end_seen or (state.defers and state.is_settled(entry, self.conn))
 
     def _is_in_doubt(self, exc: Exception, fault: Fault) -> bool:
         """Whether what was committed may be stored, now that COMMIT raised *exc*."""
@@ -234,8 +235,8 @@ class Finishing(Ends):
     def _succeed(self, commit: bool) -> Flow[None]:
         state = self.state
         if commit and not state.is_settled(self.entry, self.conn):
-            if self.may_defer and self._only_read() and not self.has_ended():
-                yield from self._defer_commit()
+            if self.may_defer_commit() and not self.has_ended():
+                yield from self.defer_commit()
                 return
             yield from self.commit()
         how = state.settings.reset

@@ -195,7 +195,7 @@ class Hooks:
         """Likewise; and a COMMIT whose answer is lost is called unknown, one that was never sent is
         called lost.
         """
-        ask, may_skip = self.driver.is_in_transaction, self.may_skip
+        driver, ask, may_skip = self.driver, self.driver.is_in_transaction, self.may_skip
 
         @functools.wraps(original)
         def do_commit(connection: Any) -> None:
@@ -213,6 +213,11 @@ class Hooks:
                 past.ended()
                 return
 
+            loan = Loan.of(owner, entry, entry.conn)
+            if may_skip and owner.driver is driver and loan.may_defer_commit(goes_on=True):
+                owner.run(loan.defer_commit())
+                past.ended()
+                return
             commit = Call("commit", entry.conn, entry)
 
             def do(step: Any) -> Any:
@@ -222,7 +227,7 @@ class Hooks:
                     return original(connection)
 
             try:
-                run(Loan.of(owner, entry, entry.conn).commit(commit), do)
+                run(loan.commit(commit), do)
             except Exception as exc:
                 entry.record.failed = id(exc)
                 raise
