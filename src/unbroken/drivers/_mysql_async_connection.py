@@ -41,6 +41,7 @@ def exact(
         _seen_opened: Mapping[str, Any] | None = None
         _seen_closed = False  # by the application
         _seen_due: int | None = None
+        _seen_flies = False
         _seen_texts: deque[str | bytes | None]
         _next_seq_id: int
 
@@ -55,7 +56,9 @@ def exact(
             return packet
 
         async def _execute_command(self, command: int, sql: Any) -> None:
-            if self._seen_due is not None and command != _mysql.COM_QUERY:
+            if self._seen_due is not None and not (
+                self._seen_flies and command == _mysql.COM_QUERY
+            ):
                 await self._seen_take()
             await self._seen_ready()
             exchange.note(self, command, sql)

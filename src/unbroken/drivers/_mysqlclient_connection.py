@@ -94,7 +94,7 @@ def deduced(base: Any) -> Any:
 
         def query(self, query: Any) -> None:
             state = self.__dict__
-            if not behind and state.get("_seen_due"):
+            if state.get("_seen_due") and not (behind and state.get("_seen_flies")):
                 self._seen_take()
             self._seen_refuse()
             sql = (

@@ -40,6 +40,7 @@ def exact(base: Any) -> Any:
         _seen_touched = 0
         _seen_opened: Mapping[str, Any] | None = None
         _seen_due: int | None = None
+        _seen_flies = False
         _seen_texts: deque[str | bytes | None]
         _next_seq_id: int
 
@@ -59,7 +60,9 @@ def exact(base: Any) -> Any:
             self._seen_busy = exchange.QUIET
 
         def _execute_command(self, command: int, sql: Any) -> None:
-            if self._seen_due is not None and command != _mysql.COM_QUERY:
+            if self._seen_due is not None and not (
+                self._seen_flies and command == _mysql.COM_QUERY
+            ):
                 self._seen_take()
             self._seen_ready()
             exchange.note(self, command, sql)

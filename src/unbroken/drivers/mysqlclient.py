@@ -185,6 +185,14 @@ class Driver(Blocking):
         """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
         conn._seen_leave(sql)
 
+    def let_fly(self, conn: Connection, may: bool) -> None:
+        """Whether a statement may be sent before the answer that is due was read."""
+        conn.__dict__["_seen_flies"] = may
+
+    def is_unread(self, conn: Connection) -> bool:
+        """Whether the answer that is due was never read, also where the connection has ended."""
+        return bool(conn.__dict__.get("_seen_due"))
+
     def texts(self, conn: Connection) -> Sequence[bytes | None]:
         """What was sent in the transaction that may be open; None stands for what is not known."""
         return texts_of(conn)

@@ -241,6 +241,14 @@ class Driver(Blocking):
         """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
         conn._seen_leave(sql)
 
+    def let_fly(self, conn: Connection, may: bool) -> None:
+        """Whether a statement may be sent before the answer that is due was read."""
+        conn._seen_flies = may
+
+    def is_unread(self, conn: Connection) -> bool:
+        """Whether the answer that is due was never read, also where the connection has ended."""
+        return conn._seen_due is not None
+
     def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
         """What was sent in the transaction that is open; None stands for what is not known."""
         return conn._seen_texts  # type: ignore[no-any-return]

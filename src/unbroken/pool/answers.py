@@ -13,7 +13,10 @@ from typing import Any
 
 from unbroken.abc import BaseDriver, Cause, Connection
 from unbroken.brain.entry import Entry
+from unbroken.logs import Part
 from unbroken.net.liveness import Liveness, judge
+
+log = Part("cluster")
 
 #: So many seconds after a ROLLBACK was sent, its answer is read with that to the next statement; a
 #: server that needs longer must answer it first. Most round trips between continents are shorter.
@@ -40,7 +43,14 @@ def has_traits(driver: BaseDriver) -> Callable[[Connection, Any], bool]:
 def is_soon(state: Any, entry: Entry, now: float) -> bool:
     """Whether the answer that *entry* is due may be read with that to the next statement."""
     due = entry.due
-    return bool(entry.end_seen and state.pipelines and due is not None and now - due < ANSWER_SOON)
+    return bool(entry.end_seen and due is not None and now - due < ANSWER_SOON and may_fly(state))
+
+
+def may_fly(state: Any) -> bool:
+    """Whether the driver may send a statement now before it has read the answer that is due."""
+    if state.tries_flights:
+        return bool(state.pipelines and state.server.pooler.pipelines)
+    return bool(state.pipelines)
 
 
 def is_overdue(entry: Entry, now: float) -> bool:
@@ -87,3 +97,26 @@ def heard(state: Any, entry: Entry) -> bool:
     else:
         state.defers = state.pipelines = False
     return fit
+
+
+def lost_in_flight(state: Any, entry: Entry, conn: Connection) -> None:
+    """*conn* of *entry*, which was due when it was lent, is lost: perhaps because a statement was
+    sent before that answer had come. The next connection tries that again.
+    """
+    if state.tries_flights and state.driver.is_unread(conn):
+        flight_failed(state, entry.born)
+
+
+def flight_failed(state: Any, born: float) -> None:
+    """A connection opened at *born* was lost with a statement behind one that was not answered."""
+    with state.server.lock:
+        is_news = state.server.pooler.lost_in_flight(state.clock(), born)
+    if is_news:
+        log.info(
+            "no statement ahead",
+            f"{state.name}: what answers at {state.driver.target.server} closes a connection on"
+            " which a statement comes before the last one was answered: from now on each answer is"
+            " read first",
+            pool=state.name,
+            server=state.driver.target.server,
+        )

@@ -8,6 +8,7 @@ from unbroken.abc import CANNOT_SERVE, Cause
 from unbroken.ledger.reading import may_lock, only_reads
 from unbroken.ledger.residue import NOTHING, Left
 from unbroken.pool.admission import cannot_serve
+from unbroken.pool.answers import may_fly
 from unbroken.pool.holding import Holding
 from unbroken.pool.poolers import uses_session
 from unbroken.pool.steps import Call, Flow
@@ -82,7 +83,7 @@ class Ends(Holding):
         COMMIT to end the transaction, as a ``completion_type`` of the server's can keep it from
         doing.
         """
-        if not self.may_defer or (goes_on and not self.entry.end_seen):
+        if not self.may_defer or (goes_on and not (self.entry.end_seen and may_fly(self.state))):
             return False
         state, texts = self.state, self.state.driver.texts(self.conn)
         return only_reads(texts, may_hide=state.may_hide_writes) and not (

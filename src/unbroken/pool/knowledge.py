@@ -179,6 +179,8 @@ class Knowledge(Guarded):
         self.has_traits = has_traits(driver)
         #: … and a statement be sent before that answer has come
         self.pipelines = getattr(driver, "pipelines", False)
+        #: … once that was tried with what answers at the server's address
+        self.tries_flights = hasattr(driver, "let_fly")
         self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
         self.is_tcp = driver.target.unix_socket is None
         #: whose addresses are followed
