@@ -102,7 +102,7 @@ class Order(LoadScopeScheduling):
 
 
 def _rank(scope: str) -> int:
-    """What most workers take first: long files; what waits is left to the one that is for it."""
+    """The rank of a file for most workers: long files first, files that wait last."""
     if scope == "alone":
         return len(LONG) + 2
     if scope.startswith(WAITING):
@@ -111,6 +111,6 @@ def _rank(scope: str) -> int:
 
 
 def _rank_of_waiting(scope: str) -> int:
-    """What the worker for files that wait takes first."""
+    """The rank of a file for the worker that begins with files that wait."""
     others = len(WAITING) + _rank(scope)
     return next((rank for rank, file in enumerate(WAITING) if scope.startswith(file)), others)

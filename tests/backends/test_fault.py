@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+import struct
 from typing import Any
 
 import pytest
@@ -335,6 +336,14 @@ def test_what_was_handled_before_a_connect_failed_says_nothing_of_its_arguments(
     assert os_fault(KeyError("host"), connecting=True).kind is K.MISCONFIGURED
     assert os_fault(KeyError("host"), connecting=True, is_link=True).kind is K.OTHER
     assert os_fault(KeyError("host")).kind is K.OTHER
+
+
+@pytest.mark.parametrize("error", [OverflowError("too large"), struct.error("'I' format")])
+def test_a_number_that_does_not_fit_its_field_is_a_wrong_argument(error: Exception) -> None:
+    fault = os_fault(error, connecting=True)
+    assert fault.kind is K.MISCONFIGURED
+    assert is_own(fault)
+    assert os_fault(error).kind is K.OTHER
 
 
 @pytest.mark.parametrize("error", [PermissionError(1, "x"), PermissionError(13, "x")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -77,6 +78,19 @@ def test_an_encrypted_key_is_found_before_openssl_asks_on_the_terminal(
     with_one = options_of({name: closed, "ssl_key_password": "x"}, "in the URL")
     assert asks_for_password(with_one) is None
     assert asks_for_password(options_of({name: str(files / "no")}, "in the URL")) is None
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("name", ["ssl_ca", "ssl_cert", "ssl_key"])
+def test_a_pipe_is_left_to_the_driver_for_it_can_be_read_only_once(
+    files: Path, name: str, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    cert, key = str(files / "one" / "server.pem"), str(files / "one" / "server.key")
+    options = {"ssl_cert": cert, "ssl_key": key, name: str(pipe)}
+    assert asks_for_password(options_of(options, "in the URL")) is None
+    assert found(**options) == TLS
 
 
 def test_a_file_is_not_blamed_for_what_the_network_or_the_server_said(tmp_path: Path) -> None:

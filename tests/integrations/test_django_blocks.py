@@ -74,7 +74,7 @@ class Shop:
 def shop(request: Any, mariadb: Any, postgres: Any) -> Iterator[Shop]:
     server = mariadb if request.param == "mysql" else postgres
     connections.settings["shop"] = settings_for(
-        server, request.param, OPTIONS={"unbroken": {"max_size": 1, "acquire_timeout": 5.0}}
+        server, request.param, OPTIONS={"unbroken": {"max_size": 1, "acquire_timeout": 1.0}}
     )
     site = Site.__new__(Site)
     site.kind, site.server, site.alias = request.param, server, "shop"

@@ -1056,6 +1056,44 @@ def test_what_an_attempt_wrote_that_was_run_again_does_not_count() -> None:
     assert unit.fate() is Fate.NOTHING
 
 
+@pytest.mark.parametrize("observing", [False, True])
+@pytest.mark.parametrize(
+    ("home", "sql", "keeps"),
+    [
+        (Server("mysql"), INSERT, True),
+        (Server("mariadb"), INSERT, True),
+        (Server("postgresql"), INSERT, False),
+        (Server("sqlite"), INSERT, False),
+        (None, INSERT, True),
+        (Server("mysql"), "SELECT 1", False),
+        (Server("mysql"), "SAVEPOINT a", False),
+        (Server("mysql"), LOOK, True),
+        (Server("postgresql"), LOOK, False),
+        (None, LOOK, True),
+    ],
+)
+def test_what_a_rollback_may_leave_in_tables_without_transactions_is_known_of_all_attempts(
+    home: Server | None, sql: str, keeps: bool, observing: bool
+) -> None:
+    outer = enter(Unit(observing=True)) if observing else None
+    unit = begun()
+    inner = enter(unit)
+    unit.join(1, home)
+    unit.statement(sql, False, conn_id=1)
+    unit.ended(conn_id=1, lost=True)
+    unit.begin_attempt()
+    asked = unit if outer is None else outer.unit
+    assert (asked.fate(), asked.may_keep_rows()) == (Fate.NOTHING, keeps)
+    leave(inner)
+    assert (asked.fate(), asked.may_keep_rows()) == (Fate.NOTHING, keeps)
+    if home is not None and sql == LOOK:
+        home.may_hide_writes = False  # as the server said meanwhile
+        assert not asked.may_keep_rows()
+        home.may_hide_writes = True
+    if outer is not None:
+        leave(outer)
+
+
 # -- one that watches ------------------------------------------------------------------------------
 
 

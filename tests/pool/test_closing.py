@@ -77,8 +77,8 @@ def test_an_async_close_says_at_once_whose_line_has_a_connection(
         pool = unbroken.AsyncPool(unbroken_postgres.url("asyncpg"))
         conn = await pool.acquire()
         closing = asyncio.create_task(pool.close(timeout=30.0))
-        await asyncio.sleep(0.3)
-        assert f"{__file__}:" in lines(caplog)[0].getMessage()
+        record = await asyncio.to_thread(said_within, caplog, AT_ONCE)
+        assert f"{__file__}:" in record.getMessage()
         await pool.release(conn)
         await asyncio.wait_for(closing, 5.0)
 

@@ -50,6 +50,18 @@ def is_served_at_once(face: Any, pool: Any) -> None:
     assert time.monotonic() - started < AT_ONCE
 
 
+@pytest.mark.parametrize(
+    ("driver", "name"),
+    [("pymysql", "client_flag"), ("mysqldb", "client_flag"), ("mysqlconnector", "client_flags")],
+)
+def test_a_number_that_does_not_fit_its_field_is_named_at_once(
+    driver: str, name: str, faces: Any, mariadb: Any
+) -> None:
+    face = faces(driver, mariadb)
+    text = told(face.pool(face.url(**{name: "99999999999"})), ConfigurationError)
+    assert f"{name}=99999999999 in the URL" in text
+
+
 @pytest.mark.parametrize("sound_first", [True, False])
 def test_a_file_that_is_missing_is_named_at_once_and_concerns_no_other_pool(
     face: Any, tmp_path: Path, sound_first: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno as E  # noqa: N812 - the tables below read better
 import re
+import struct
 from collections.abc import Iterable, Iterator
 
 from unbroken.abc import Cause, Fault, FaultKind
@@ -169,7 +170,7 @@ def os_fault(exc: BaseException, *, connecting: bool = False, is_link: bool = Fa
 #: What a library raises for arguments, names and modules that will not do.
 _ARGUMENTS = (
     TypeError, ValueError, LookupError, AttributeError, ImportError, NameError,
-    NotImplementedError,
+    NotImplementedError, OverflowError, struct.error,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What the outage of one server has cost so far, and when the log is told of it again."""
+"""What the outage of one server has cost so far, and when the next line about it is logged."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Toll:
     def __init__(self) -> None:
         self.attempts = 0  #: attempts to connect that failed
         self.callers = 0  #: callers that were turned away, or whose time was up
-        self.told_at = 0.0  #: when the log was told of the outage last
+        self.told_at = 0.0  #: when the last line about the outage was logged
 
     def begin(self, now: float, attempts: int = 1) -> None:
-        """An outage begins, and the log is told. *attempts* have failed."""
+        """An outage begins, and is logged. So many *attempts* have failed."""
         self.attempts, self.callers, self.told_at = attempts, 0, now
 
     def is_due(self, now: float) -> bool:
-        """Whether the log is to be told again at *now*. True only once in :data:`EVERY` seconds."""
+        """Whether another line is due at *now*. True at most once in :data:`EVERY` seconds."""
         if now - self.told_at < EVERY:
             return False
         self.told_at = now

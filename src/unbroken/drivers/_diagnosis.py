@@ -282,6 +282,8 @@ def _unfit(paths: Mapping[str, Option], options: Iterable[Option]) -> str | None
         import ssl
     except ImportError:
         return None
+    if not all(_is_regular(each.value) for each in paths.values()):
+        return None  # a pipe would be waited for, and could not be read again
     ca, cert, key = (paths.get(each) for each in ("ca", "cert", "key"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if ca is not None:
@@ -320,7 +322,16 @@ def _is_encrypted(path: Any) -> bool:
 
 def _holds(path: Any, word: str) -> bool:
     try:
+        if not _is_regular(path):
+            return False
         with open(path, "rb") as file:
             return word.encode() in file.read(65536)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _is_regular(path: Any) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError, TypeError):
         return False

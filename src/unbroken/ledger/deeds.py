@@ -37,12 +37,14 @@ class Deeds:
         "_deaths",
         "_helpers",
         "_inner",
+        "_keeps",
         "_limits",
         "_looks",
         "_meanings",
         "_notes",
         "_parts",
         "_pauses",
+        "_peeked",
         "_stored",
         "_token",
         "_unanswered",
@@ -69,6 +71,9 @@ class Deeds:
         self._inner: list[Any] = []  # entered in this observing one, and not left yet
         self._stored = False  # the server acknowledged something
         self._uncertain = False  # something may be stored, and nobody will ever say so
+        self._keeps = False  # something was written that a rollback may not undo
+        # where a SELECT may have called something that wrote so, by the origin's id
+        self._peeked: dict[int, Origin] = {}
         # writes of which nothing was heard yet: see :meth:`sends`
         self._unanswered: set[int] = set()
         self._deaths: dict[
@@ -224,6 +229,18 @@ class Deeds:
             return Fate.UNKNOWN
         return Fate.STORED if self._stored or Fate.STORED in inner else Fate.NOTHING
 
+    def may_keep_rows(self) -> bool:
+        """Whether writes of any attempt may have gone to tables without transactions: a fate of
+        NOTHING does not count their rows.
+
+        So it is on a server that may have such tables, and where the server is not known.
+        """
+        return (
+            self._keeps
+            or any(origin.may_hide_writes for origin in list(self._peeked.values()))
+            or any(unit.may_keep_rows() for unit in list(self._inner))
+        )
+
     def fate_of_open(self, conn_id: int) -> Fate:
         """What becomes of the transaction that is open on *conn_id* if the connection ends now.
 
@@ -314,6 +331,9 @@ class Deeds:
             observer._stored = True
         if self._uncertain:
             observer._uncertain = True
+        if self._keeps:
+            observer._keeps = True
+        observer._peeked.update(self._peeked)
         observer.met += self.met
         if observer._closed:
             return

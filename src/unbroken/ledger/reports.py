@@ -6,6 +6,7 @@ from unbroken.ledger import residue
 from unbroken.ledger.deeds import Deeds, joined
 from unbroken.ledger.part import Part
 from unbroken.ledger.statements import Kind, kind, may_hide_a_write, shape, verb
+from unbroken.ledger.verdicts import keeps_rows
 
 #: A statement of the kind WRITE that begins so stores nothing. Other spellings count as writes.
 _SAVEPOINTS = frozenset(
@@ -81,6 +82,10 @@ class Reports(Deeds):
     def _look(self, part: Part, autocommit: bool | None) -> None:
         """A SELECT goes out that may call something that writes."""
         part.looked = True
+        if part.origin is None:
+            self._keeps = True
+        elif keeps_rows(part.origin.backend):
+            self._peeked[id(part.origin)] = part.origin
         if autocommit is not False:
             self._commit_goes_out(part)
 
@@ -97,6 +102,8 @@ class Reports(Deeds):
     ) -> None:
         self.wrote = True
         is_savepoint = isinstance(sql, (str, bytes)) and sql[:9].upper() in _SAVEPOINTS
+        if not is_savepoint and (part.origin is None or keeps_rows(part.origin.backend)):
+            self._keeps = True
         if what is Kind.ENDS:
             self._uncertain = True
             self._bar(

@@ -38,6 +38,13 @@ class Origin(Protocol):
         """Whether the other side is known to have ended *entry*, without a round trip."""
 
 
+def keeps_rows(backend: str) -> bool:
+    """Whether a server of that kind may have tables without transactions, which keep their rows
+    when a transaction is rolled back (MyISAM, Aria, MEMORY). Which tables those are cannot be seen.
+    """
+    return backend in ("mysql", "mariadb")
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """An action and, in one line, why.

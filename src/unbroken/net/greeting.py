@@ -11,7 +11,7 @@ from unbroken.abc import Address, is_path
 
 _PORTS = {"postgresql": 5432}
 _SSL_REQUEST = struct.pack("!II", 8, 80877103)  # PostgreSQL manual, "SSLRequest"
-#: Seconds that whoever listens has for each word.
+#: Seconds for the answer to each question.
 _WORD = 0.25
 _ENOUGH = 128
 

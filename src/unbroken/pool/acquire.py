@@ -253,7 +253,8 @@ def _raise_if_hopeless(
         with state.lock:
             state.counters.timeouts += 1
         if outage.active and not _may_come_back(state):
-            state.server.toll.callers += 1
+            with state.server.lock:
+                state.server.toll.callers += 1
             raise _outage_error(state, now, started)
         raise _timeout_error(state, now, started)
     if not _may_come_back(state) and state.server.outage.turns_away(
@@ -361,21 +362,44 @@ def _look_around(state: PoolState, until: float) -> None:
         if now < state.next_look_around:
             return  # another caller has just looked, for all
         state.next_look_around = now + LOOKS_APART
+    _recover(state)
+    if _should_collect(state, until):
+        _collect(state)
+        _recover(state)
+
+
+def _should_collect(state: PoolState, until: float) -> bool:
+    """Whether only a collection can find a connection for a caller who has time *until* then.
+
+    It takes a second in a large process, and nothing else runs meanwhile. So it waits while a
+    stray is suspected, which the next look recovers.
+    """
+    now = state.clock()
+    with state.lock:
         due = now - state.last_collect > max(COLLECT_EVERY, COLLECT_SHARE * state.collect_cost)
-        collect = (
+        collects = (
             due
+            and not state.suspects
+            and not state.kernel.idle
             and len(state.kernel.entries) >= state.kernel.max_size
             and until - now > 2 * state.collect_took
         )
-        if collect:
+        if collects:
             state.last_collect = now
-    if collect:
-        began = thread_time()  # other threads and processes run meanwhile
-        gc.collect()
-        state.collect_cost = thread_time() - began
-        # from its end: on an event loop, all others have waited for it
-        state.last_collect = state.clock()
-        state.collect_took = state.last_collect - now
+    return collects
+
+
+def _collect(state: PoolState) -> None:
+    now, began = state.clock(), thread_time()  # other threads and processes run meanwhile
+    gc.collect()
+    state.collect_cost = thread_time() - began
+    # from its end: on an event loop, all others have waited for it
+    state.last_collect = state.clock()
+    state.collect_took = state.last_collect - now
+
+
+def _recover(state: PoolState) -> None:
+    """Find what was forgotten, lost or left behind, and give it to callers in line."""
     discard_forgotten(state)
     recover_strays(state)
     recover_left(state)

@@ -1,4 +1,4 @@
-"""The end of a pool by its own ``close()``: who still has connections, and the wait for them."""
+"""How a pool closes: it waits for the connections in use, and logs which lines have them."""
 
 from __future__ import annotations
 

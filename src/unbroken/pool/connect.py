@@ -32,7 +32,6 @@ from unbroken.pool.login import (
     scrub,
     text_of,
     time_left,
-    unusable,
 )
 from unbroken.pool.places import (
     after_failure,
@@ -44,6 +43,7 @@ from unbroken.pool.places import (
 )
 from unbroken.pool.poolers import compare, recognise
 from unbroken.pool.registry import every
+from unbroken.pool.rejections import GAVE
 from unbroken.pool.secrets import LoginError, late
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Connect, Flow, Wait
@@ -326,7 +326,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
 def _reject_object(state: PoolState, conn: Connection, exc: Exception) -> bool:
     """What the caller's own ``connect=`` gave is no connection of this driver."""
     text = (
-        f"connect= gave {type(conn).__name__}, which is no connection of {state.driver.name}"
+        f"{GAVE} {type(conn).__name__}, which is no connection of {state.driver.name}"
         f" ({type(exc).__name__}: {exc})"
     )
     _reject(state, exc, Fault(FaultKind.REJECTED, text=text_of(state, text)))
@@ -432,14 +432,10 @@ def _reject(state: PoolState, exc: Exception, fault: Fault) -> None:
     state.rejected_at = state.clock()
     with state.lock, state.server.lock:
         if not isinstance(exc, LoginError) and shows_server(fault):
-            ended = _end_outage(state)  # it says no, so it is there
+            ended = _end_outage(state)  # the server answered, so it is up
         let_in(state)
         state.counters.connect_failures += 1
-        tickets = state.kernel.fail(
-            lambda: (
-                unusable(state, exc) if isinstance(exc, LoginError) else state.rejection(exc, fault)
-            )
-        )
-    news.rejected(state, news.of_rejection(state, exc, fault), fault)
+        tickets = state.kernel.fail(lambda: state.rejection(exc, fault))
+    news.rejected(state, exc, fault)
     state.wake(tickets)
     _announce_end(state, ended)

@@ -263,8 +263,8 @@ class Holding:
         tell_on(exc, entry.ending)
 
     def ended_unseen(self) -> None:
-        """The connection goes back, and has ended. Its caller, who had the driver's own object, was
-        told by the driver alone, if something was under way.
+        """The caller releases a connection that has ended. If a statement was under way, only the
+        driver has told the caller so: note what was lost, for the log.
         """
         entry, driver = self.entry, self.state.driver
         if (

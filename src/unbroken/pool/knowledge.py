@@ -18,7 +18,6 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from unbroken.abc import BaseDriver, Connection, Fault, FaultKind, address
-from unbroken.backends.fault import shows_server
 from unbroken.brain import stats
 from unbroken.brain.entry import Entry
 from unbroken.brain.health import Policy
@@ -27,21 +26,16 @@ from unbroken.brain.refusals import Refusals
 from unbroken.brain.tries import Try
 from unbroken.drivers._login import Opener
 from unbroken.errors import (
-    ConfigurationError,
-    ConnectRejectedError,
     E,
     NotYoursError,
-    OutageError,
     PoolClosedError,
     UnbrokenError,
     for_driver,
 )
 from unbroken.ledger.scope import testify
 from unbroken.logs import Part
-from unbroken.messages.configuration import OPTION_TO_BLAME
 from unbroken.messages.pool import NOT_YOURS, POOL_CLOSED
 from unbroken.messages.processes import AT_THE_END
-from unbroken.messages.server import CONNECT_REJECTED, EXHAUSTED, OWN_CONNECT, STRANGER
 from unbroken.net import liveness
 from unbroken.net.ending import Guarded, NoThreadError
 from unbroken.net.hangups import HangUps
@@ -50,6 +44,7 @@ from unbroken.pool.bounds import limits_of
 from unbroken.pool.ending import no_connection, refuse_at_the_end
 from unbroken.pool.names import names_of
 from unbroken.pool.registry import every, registry
+from unbroken.pool.rejections import verdict
 from unbroken.pool.runtime import Runtime
 from unbroken.pool.secrets import NO_SECRETS, Secrets
 from unbroken.pool.servers import Server, server_of
@@ -140,9 +135,9 @@ class Knowledge(Guarded):
         self.oversee: Callable[[Any], None] = (
             _look_away  #: has that look not be later than it must be
         )
-        #: what was last heard from something else than a server of this kind, and when it was asked
         #: it was not let in while others were: what it meets is its own
         self.is_apart = False
+        #: what was last heard from something else than a server of this kind, and when it was asked
         self.stranger: tuple[Fault | None, float] = (None, -math.inf)
         self.scouting = False  #: whether one looks for another host: see :mod:`.scouting`
         self.next_scout = 0.0  #: when the place may be looked at again
@@ -399,31 +394,9 @@ class Knowledge(Guarded):
         *exc*.
         """
         what = f"cannot connect to {self.driver.target.label}"
-        if hasattr(exc, "is_strangers"):
-            told: UnbrokenError = self.error(
-                ConnectRejectedError, STRANGER(f"{what}: {fault.text}; is the port right?")
-            )
-        else:
-            told = self._rejection(what, fault)
+        told = self.error(*verdict(exc, fault, what, is_opened_outside=self.is_opened_outside))
         told.__cause__ = exc.__cause__ if hasattr(exc, "fault") else exc
         return told
-
-    def _rejection(self, what: str, fault: Fault) -> UnbrokenError:
-        if fault.kind is FaultKind.EXHAUSTED:
-            return self.error(
-                OutageError,
-                EXHAUSTED(f"{what}: this process, or its machine, has run out: {fault.text}"),
-                retry_after=1.0,
-            )
-        if not self.is_opened_outside and fault.kind is FaultKind.MISCONFIGURED:
-            return self.error(ConfigurationError, OPTION_TO_BLAME(f"{what}: {fault.text}"))
-        if self.is_opened_outside and "connect= gave" in fault.text:
-            return self.error(ConnectRejectedError, OWN_CONNECT(f"{what}: {fault.text}"))
-        if self.is_opened_outside and not shows_server(fault):
-            return self.error(
-                ConnectRejectedError, OWN_CONNECT(f"{what}: your own connect= raised {fault.text}")
-            )
-        return self.error(ConnectRejectedError, CONNECT_REJECTED(f"{what}: {fault.text}"))
 
     def describe_load(self) -> str:
         """``in use 10, idle 0, waiting 14`` for messages."""

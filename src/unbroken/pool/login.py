@@ -19,9 +19,8 @@ from unbroken.backends.system import one_line
 from unbroken.brain.outage import FRESH
 from unbroken.brain.tries import Try
 from unbroken.drivers._diagnosis import Option, asks_for_password, diagnosed
-from unbroken.errors import ConfigurationError, ConnectRejectedError, OutageError, UnbrokenError
+from unbroken.errors import ConnectRejectedError, OutageError, UnbrokenError
 from unbroken.logs import Part
-from unbroken.messages.configuration import BAD_LOGIN
 from unbroken.messages.server import LOGIN_REFUSED, NO_LOGIN, OWN_TROUBLE
 from unbroken.pool.admission import CannotServeError
 from unbroken.pool.knowledge import AT_THE_LIMIT
@@ -242,14 +241,6 @@ def _whose(state: PoolState, fault: Fault) -> str:
     if fault.kind is FaultKind.TOO_MANY:
         return "the server is there, and lets others in; the pool keeps trying"
     return "the pool has had connections before and keeps trying; the server was not asked"
-
-
-def unusable(state: PoolState, exc: LoginError) -> UnbrokenError:
-    """What a caller is told whose pool was given something that is no secret."""
-    return state.error(
-        ConfigurationError,
-        BAD_LOGIN(f"cannot connect to {state.driver.target.label}: {text_of(state, exc.fault)}"),
-    )
 
 
 def still_asking(state: PoolState) -> str | None:

@@ -6,29 +6,26 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import Any, TypedDict
 
-from unbroken.abc import Fault, FaultKind, address
-from unbroken.backends.fault import shows_server
+from unbroken.abc import Fault, address
 from unbroken.backends.system import one_line
 from unbroken.brain.entry import Entry
 from unbroken.logs import Part
-from unbroken.messages import Message
-from unbroken.messages.configuration import BAD_LOGIN, OPTION_TO_BLAME
 from unbroken.messages.pool import RESET_RAISES
-from unbroken.messages.server import (
-    CONNECT_REJECTED,
-    EXHAUSTED,
-    OUTAGE,
-    OUTAGE_ENDED,
-    OWN_CONNECT,
-    STRANGER,
-)
-from unbroken.pool.secrets import LoginError
+from unbroken.messages.server import OUTAGE, OUTAGE_ENDED
+from unbroken.pool.rejections import verdict
 
 log = Part("outage")
 fork_log = Part("fork")
 pool_log = Part("pool")
+
+
+class _Place(TypedDict):
+    """Where something happened: fields of a record, as :class:`unbroken.logs.Fields` has them."""
+
+    pool: str
+    server: str
 
 
 def opened(state: Any, entry: Entry, took: float | None = None) -> None:
@@ -59,9 +56,8 @@ def began(state: Any, fault: Fault) -> None:
         "outage began",
         OUTAGE(f"{state.name}: {server} is away: {fault.text}"),
         about=server,
-        pool=state.name,
-        server=server,
         cause=fault.kind.value,
+        **_of(state),
     )
     state.emit("outage began", {"pool": state.name, "kind": fault.kind.value, "why": fault.text})
 
@@ -79,9 +75,8 @@ def cannot_serve(state: Any, fault: Fault, *, is_again: bool) -> None:
         "outage began",
         OUTAGE(f"{state.name}: {server} cannot serve: {why}"),
         about=server,
-        pool=state.name,
-        server=server,
         cause=fault.kind.value,
+        **_of(state),
     )
     state.emit("outage began", {"pool": state.name, "kind": fault.kind.value, "why": why})
 
@@ -100,8 +95,7 @@ def goes_on(state: Any) -> None:
         "outage goes on",
         OUTAGE(f"{state.name}: {state.describe_outage(now)} ({figures})"),
         about=server,
-        pool=state.name,
-        server=server,
+        **_of(state),
         age=age,
         attempts=attempts,
         callers=callers,
@@ -118,8 +112,7 @@ def ended(state: Any, seconds: float) -> None:
         "outage ended",
         OUTAGE_ENDED(f"{state.name}: {server} is back after {seconds:.2f} s ({figures})"),
         about=server,
-        pool=state.name,
-        server=server,
+        **_of(state),
         seconds=seconds,
         attempts=attempts,
         callers=callers,
@@ -127,30 +120,20 @@ def ended(state: Any, seconds: float) -> None:
     state.emit("outage ended", {"pool": state.name, "seconds": seconds})
 
 
-def rejected(state: Any, message: Message, fault: Fault) -> None:
+def rejected(state: Any, exc: Exception, fault: Fault) -> None:
     """The server said no, or the client's own settings will not do: waiting does not help."""
-    target = state.driver.target
-    log.error(
-        "connect rejected",
-        message(f"{state.name}: cannot connect to {target.label}: {fault.text}"),
-        pool=state.name,
-        server=target.server,
-        cause=fault.kind.value,
-    )
+    what = f"{state.name}: cannot connect to {state.driver.target.label}"
+    told = verdict(exc, fault, what, is_opened_outside=state.is_opened_outside)
+    _log_rejection(state, told.message, fault)
 
 
-def of_rejection(state: Any, exc: Exception, fault: Fault) -> Message:
-    """The message that callers are told by, too."""
-    if isinstance(exc, LoginError):
-        return BAD_LOGIN
-    if hasattr(exc, "is_strangers"):
-        return STRANGER
-    if fault.kind is FaultKind.EXHAUSTED:
-        return EXHAUSTED
-    if state.is_opened_outside:
-        is_own = "connect= gave" in fault.text or not shows_server(fault)
-        return OWN_CONNECT if is_own else CONNECT_REJECTED
-    return OPTION_TO_BLAME if fault.kind is FaultKind.MISCONFIGURED else CONNECT_REJECTED
+def _log_rejection(state: Any, message: str, fault: Fault) -> None:
+    log.error("connect rejected", message, cause=fault.kind.value, **_of(state))
+
+
+def _of(state: Any) -> _Place:
+    """The fields of every line about the server of *state*."""
+    return {"pool": state.name, "server": state.driver.target.server}
 
 
 def reset_raised(state: Any, exc: Exception) -> None:

@@ -278,10 +278,7 @@ def test_pools_are_chosen_with_care(caplog: Any) -> None:
         type(pool_of("mysql+pymysql://localhost/shop", poolclass=sa.QueuePool)) is UnbrokenQueuePool
     )
     assert type(pool_of("mysql+pymysql://localhost/shop", poolclass=sa.NullPool)) is sa.NullPool
-    assert [each.levelname for each in caplog.records if "NullPool" in each.message] in (
-        [],
-        ["INFO"],
-    )
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
     assert not isinstance(pool_of("sqlite://"), UnbrokenQueuePool | AsyncUnbrokenQueuePool)
     from sqlalchemy.ext.asyncio import create_async_engine
 

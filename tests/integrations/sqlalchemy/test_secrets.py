@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
@@ -79,3 +80,21 @@ def test_the_password_is_read_at_each_connect_and_may_change(
 def test_a_password_that_sqlalchemy_would_change_is_refused_in_exact_words() -> None:
     with pytest.raises(unbroken.ConfigurationError, match="is not UTF-8 once its %-escapes"):
         sa.create_engine("mysql+pymysql://u:p%E9@h/d", plugins=["unbroken"])
+
+
+@pytest.mark.parametrize("scheme", ["mysql+pymysql", "postgresql+psycopg"])
+@pytest.mark.parametrize(
+    "password", ["hush@quiet", "hush@quiet/mute", "hush/quiet@mute", "hush@quiet:7/mute"]
+)
+def test_a_password_that_is_not_encoded_is_refused_without_a_part_of_it(
+    scheme: str, password: str
+) -> None:
+    """SQLAlchemy ends the password at its first "@": the rest is a part of the host, the database
+    or both.
+    """
+    with pytest.raises(unbroken.ConfigurationError, match=r"holds an '@'.*percent-encoded") as it:
+        sa.create_engine(f"{scheme}://app:{password}@db/shop", plugins=["unbroken"])
+    assert not any(part in str(it.value) for part in ("hush", "quiet", "mute", ":7"))
+    encoded = quote(password, safe="")
+    engine = sa.create_engine(f"{scheme}://app:{encoded}@db/shop", plugins=["unbroken"])
+    assert (engine.url.password, engine.url.host) == (password, "db")

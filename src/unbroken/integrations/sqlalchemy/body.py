@@ -33,6 +33,7 @@ from unbroken.pool import news
 from unbroken.pool.connect import connector
 from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.loan import Loan
+from unbroken.pool.secrets import LoginError
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Attempt, Flow, run
 from unbroken.pool.upkeep import schedule
@@ -216,7 +217,7 @@ class Body(PoolState):
     def rejection(self, exc: Exception, fault: Fault) -> BaseException:
         """The driver's own error, a copy for each caller; ours where that says too little."""
         is_ours = fault.kind in CLIENT_KINDS or hasattr(exc, "is_strangers")
-        if is_ours and not self.is_opened_outside:
+        if isinstance(exc, LoginError) or (is_ours and not self.is_opened_outside):
             return super().rejection(exc, fault)
         try:
             return copy.copy(exc)

@@ -15,8 +15,10 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Engine
 
 from unbroken.abc import NO_OPTIONS, Address, Login, Target, is_path
-from unbroken.drivers._addresses import USUAL, listed, of_framework
+from unbroken.drivers._addresses import ENCODE, USUAL, listed, of_framework
 from unbroken.drivers.url import BACKENDS, at
+from unbroken.errors import ConfigurationError
+from unbroken.messages.configuration import URL_HOSTS
 from unbroken.pool.secrets import NO_SECRETS, Secrets, take_secrets
 
 #: What DBAPIs call a user and a password.
@@ -27,8 +29,11 @@ def hosts_of(url: URL) -> tuple[Address, ...]:
     """The hosts that *url* names, in each spelling that SQLAlchemy lets through.
 
     Raises ConfigurationError where several cannot be read; one that cannot is the driver's
-    business, and gives nothing.
+    business, and gives nothing. Also where a part of the password stands as the database: no
+    message shows it.
     """
+    if url.host and url.password and "@" in (url.database or ""):
+        raise ConfigurationError(URL_HOSTS(f"the database's name holds an '@'; {ENCODE}"))
     backend = BACKENDS.get(url.get_backend_name(), "")
     hosts = [*_texts(url.host), *(each for text in _query(url, "host") for each in _texts(text))]
     ports = [str(url.port)] if url.port else []

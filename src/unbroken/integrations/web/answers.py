@@ -26,6 +26,7 @@ from unbroken.ledger.unit import Unit
 from unbroken.ledger.verdicts import Fate
 from unbroken.logs import Part
 from unbroken.messages.integrations import ANSWERED
+from unbroken.pool.rollbacks import EXCEPT
 
 log = Part("web")
 
@@ -84,13 +85,18 @@ _FAILED = {
 
 
 def answer_to(
-    exc: BaseException | None, heard: Iterable[BaseException], fate: Fate, method: str
+    exc: BaseException | None,
+    heard: Iterable[BaseException],
+    fate: Fate,
+    method: str,
+    *,
+    keeps: bool = False,
 ) -> Answer | None:
     """What to send for an error of the database's; None for any other error.
 
     *heard* are errors that the app did not let through. *fate* is what the ledger knows of the
     writes of the request, *method* is the request's. Only a request that stored nothing is told
-    to try again.
+    to try again. *keeps*: some of its writes may have gone to tables without transactions.
     """
     found = [*chain(exc), *(link for each in heard for link in chain(each))]
     kinds = (_is_unknown, _is_of_mongo, _is_away)  # the worst is told
@@ -112,8 +118,8 @@ def answer_to(
     elif isinstance(away, PoolTimeoutError) or _is_queue_timeout(away):
         why = "has no connection free at the moment"
     words = (
-        f"The database {why}; nothing of this request is stored. Please try again in {seconds} s."
-        f" [{code}]"
+        f"The database {why}; nothing of this request is stored{EXCEPT if keeps else ''}."
+        f" Please try again in {seconds} s. [{code}]"
     )
     return Answer(
         "503 Service Unavailable", "service unavailable", words, seconds, fate, cause, code

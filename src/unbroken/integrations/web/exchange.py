@@ -211,7 +211,8 @@ class Exchange:
 
         None: the app's own matter.
         """
-        answer = answer_to(exc, self.heard, self.fate, self.method)
+        keeps = self._token is None or self._token.unit.may_keep_rows()
+        answer = answer_to(exc, self.heard, self.fate, self.method, keeps=keeps)
         if answer is not None:
             self._say(answer, self.heard[-1] if exc is None else exc)
         return answer
