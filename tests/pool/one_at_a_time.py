@@ -7,10 +7,13 @@ from __future__ import annotations
 import selectors
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import Any, Self
 
 _HEADER = 4
+#: Seconds that each answer is on its way.
+AWAY = 0.003
 
 
 class OneAtATime:
@@ -49,14 +52,19 @@ class OneAtATime:
                 threading.Thread(target=self._pass, args=(client, server), daemon=True).start()
 
     def _pass(self, client: socket.socket, server: socket.socket) -> None:
-        commands, is_busy = _Commands(), False
+        commands, is_busy, is_late = _Commands(), False, False
         with suppress(OSError, ValueError), selectors.DefaultSelector() as selector:
             selector.register(client, selectors.EVENT_READ)
             selector.register(server, selectors.EVENT_READ)
             while True:
-                # what the server says is passed on first
-                ready = sorted(selector.select(), key=lambda each: each[0].fileobj is client)
+                ready = sorted(selector.select(), key=lambda each: each[0].fileobj is server)
                 key = ready[0][0]
+                if key.fileobj is server and not is_late:
+                    # it is on its way; what the client sends meanwhile comes first
+                    is_late = True
+                    time.sleep(AWAY)
+                    continue
+                is_late = False
                 data = key.fileobj.recv(65536)  # type: ignore[union-attr] # they are sockets
                 if not data:
                     break

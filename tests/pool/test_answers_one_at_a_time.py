@@ -13,6 +13,7 @@ import pytest
 
 from unbroken_drill.servers import MariaDB, Server
 
+from .conftest import wait_until
 from .due import DRIVERS, Bench, servers
 from .one_at_a_time import OneAtATime
 
@@ -35,7 +36,8 @@ def proxy(bench: Bench) -> Iterator[OneAtATime]:
 
 
 def through(bench: Bench, proxy: OneAtATime) -> str:
-    return bench.url().replace(f":{bench.server.port}/", f":{proxy.port}/")
+    plain = {"ssl_disabled": "true"} if bench.name == "pymysql" else {}
+    return bench.url(**plain).replace(f":{bench.server.port}/", f":{proxy.port}/")
 
 
 def read(bench: Bench, pool: Any) -> None:
@@ -51,7 +53,7 @@ def test_nobody_sees_that_the_proxy_takes_one_at_a_time(
         for _ in range(10):
             read(bench, pool)
     closed, opened = proxy.closed, proxy.opened
-    assert closed <= 2
+    assert closed == (2 if bench.state(pool).pipelines else 0)
     for _ in range(20):
         read(bench, pool)
         conn = bench.take(pool)
@@ -69,17 +71,21 @@ def test_a_proxy_that_comes_later_costs_a_connection_and_no_more(
     read(bench, pool)
     state = bench.state(pool)
     state.server.pooler.pipelines, closed = True, proxy.closed  # as before the proxy came
-    failed = []
-    for number in range(10):
+    failed: list[Exception] = []
+
+    def is_known() -> bool:
         try:
             with bench.lent(pool) as conn:
-                if not number:
-                    bench.driver.let_fly(conn, True)
+                bench.driver.let_fly(conn, bool(state.server.pooler.pipelines))
                 bench.do(conn, "SELECT n FROM stock")
         except Exception as error:
             failed.append(error)
+        return not state.server.pooler.pipelines
+
+    wait_until(is_known)
+    for _ in range(10):
+        read(bench, pool)
     assert len(failed) <= 1, failed
-    assert state.server.pooler.pipelines is not True
     assert proxy.closed - closed == len(failed)
 
 
