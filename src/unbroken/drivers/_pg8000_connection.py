@@ -59,7 +59,6 @@ def exact(base: Any) -> Any:
         _seen_alone = False  #: whether it is certain that none does
         #: how the server answers the pool's own COMMIT or ROLLBACK; None: no answer is due
         _seen_due: bytes | None = None
-        _seen_level = 0.0  #: until when transactions are known not to be serializable
 
         def _seen_new(self) -> None:
             #: Statements sent, and statements answered. Equal: nothing is under way, nothing is
@@ -73,7 +72,7 @@ def exact(base: Any) -> Any:
                 self._transaction_status = b"I"
             #: the last statements that were sent since no transaction was open
             self._seen_texts = trips.new_texts(self)
-            self._seen_due, self._seen_level = None, 0.0
+            self._seen_due = self._unbroken_level = None
 
         def handle_messages(self, context: Any) -> None:
             self._seen_error = None

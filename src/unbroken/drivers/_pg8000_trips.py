@@ -17,18 +17,17 @@ step, and never used again.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Sequence
 from functools import cache
 from struct import pack
 from typing import Any
 
-from unbroken.drivers._postgresql_texts import (
-    LEVEL_HOLDS,
+from unbroken.drivers._psycopg_texts import (
     TEXTS,
-    is_one,
-    is_weak,
+    hear_level,
+    is_one_text,
+    knows_level,
     may_set_level,
 )
 from unbroken.drivers._shared import lost
@@ -120,7 +119,7 @@ def exchange(conn: Any, statement: str, vals: Any, oids: Any, *, begins: bool = 
     data = _encoded(conn, statement, vals, oids)
     if conn._seen_due is not None and not conn._seen_alone:
         take(conn)
-    asks = begins and not _knows_level(conn)
+    asks = begins and not knows_level(conn)
     if begins:
         data = _BEGIN + (_ASK_LEVEL if asks else b"") + data
     context = core.Context(statement)
@@ -163,7 +162,7 @@ def _begun(conn: Any, context: Any, asks: bool) -> None:
             elif code not in (_PARSED, _BOUND, _COMPLETE):
                 raise out_of_step()
     if asks:
-        conn._seen_level = time.monotonic() + LEVEL_HOLDS if is_weak(level) else 0.0
+        hear_level(conn.__dict__, level)
 
 
 def _read(conn: Any) -> tuple[bytes, bytes]:
@@ -259,7 +258,7 @@ def note(conn: Any, statement: Any) -> None:
     known = isinstance(statement, str)
     texts.append(statement if known else None)
     if not known or len(statement) > LONGEST_CACHED or may_set_level(statement):
-        conn._seen_level = 0.0
+        conn.__dict__["_unbroken_level"] = None
 
 
 def new_texts(conn: Any) -> deque[str | None]:
@@ -272,15 +271,10 @@ def texts(conn: Any) -> Sequence[str | None]:
     level at which a COMMIT may fail although its transaction only read, and for a transaction in
     error, whose COMMIT is a ROLLBACK.
     """
-    if conn._transaction_status != IN_TRANSACTION or not _knows_level(conn):
+    if conn._transaction_status != IN_TRANSACTION or not knows_level(conn):
         return (None,)
     sent: Sequence[str | None] = conn._seen_texts
     return sent
-
-
-def _knows_level(conn: Any) -> bool:
-    """Whether transactions of *conn* are known not to be serializable, if nothing is said."""
-    return bool(conn._seen_level > time.monotonic())
 
 
 # -- cursors ---------------------------------------------------------------------------------------
@@ -295,7 +289,7 @@ def may_fly(conn: Any, operation: Any, args: Any) -> bool:
         and conn._usock is not None
         and conn._seen_sent == conn._seen_answered
         and isinstance(operation, str)
-        and is_one(operation, has_values=bool(args))
+        and is_one_text(operation, has_values=bool(args))
     )
 
 

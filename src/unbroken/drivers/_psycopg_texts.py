@@ -5,13 +5,28 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
-from unbroken.drivers._postgresql_texts import LEVEL_HOLDS, TEXTS, is_weak, may_set_level
-from unbroken.drivers._postgresql_texts import is_one as _is_one
-from unbroken.ledger.statements import LONGEST_CACHED
+from unbroken.ledger.statements import LONGEST_CACHED, verb
 
 _IDLE, _IN_TRANSACTION = 0, 2  # PQtransactionStatus
+
+#: So many of the last statements of a transaction are kept: one that sent more counts as unknown.
+TEXTS = 16
+#: For so many seconds the isolation level that a transaction had by itself is believed of the next
+#: ones: whoever manages the server may change its default.
+LEVEL_HOLDS = 10.0
+#: Statements that can be sent behind BEGIN. None of them changes how libpq and the server talk, as
+#: COPY does, or must come first, as SET TRANSACTION.
+_FIRST = frozenset({"SELECT", "WITH", "VALUES", "INSERT", "UPDATE", "DELETE", "MERGE", "SHOW"})
+#: Statements of which it is known what they may change.
+_PLAIN = frozenset(
+    "SELECT WITH VALUES INSERT UPDATE DELETE MERGE SHOW SET BEGIN COMMIT ROLLBACK SAVEPOINT"
+    " RELEASE".split()
+)
+#: Words in a statement that may change the level of the transactions to come.
+_LEVELS = ("isolation", "characteristics", "config")
 
 
 def note_text(conn: Any, query: Any) -> None:
@@ -52,10 +67,21 @@ def texts(conn: Any) -> Sequence[str | bytes | None]:
     if conn.__dict__["pgconn"].transaction_status != _IN_TRANSACTION:
         return (None,)
     if level is not None:
-        weak = level.name in ("READ_UNCOMMITTED", "READ_COMMITTED", "REPEATABLE_READ")
+        is_weak = level.name in ("READ_UNCOMMITTED", "READ_COMMITTED", "REPEATABLE_READ")
     else:
-        weak = knows_level(conn)
-    return sent if weak else (None,)
+        is_weak = knows_level(conn)
+    return sent if is_weak else (None,)
+
+
+@lru_cache(maxsize=1000)
+def may_set_level(text: str | bytes) -> bool:
+    """Whether a statement may change the isolation level of the transactions to come."""
+    if verb(text) not in _PLAIN:
+        return True
+    lower = text.lower()
+    if isinstance(lower, bytes):
+        return any(word.encode() in lower for word in _LEVELS)
+    return any(word in lower for word in _LEVELS)
 
 
 def knows_level(conn: Any) -> bool:
@@ -65,11 +91,30 @@ def knows_level(conn: Any) -> bool:
 
 
 def hear_level(state: dict[str, Any], level: bytes | None) -> None:
-    state["_unbroken_level"] = time.monotonic() + LEVEL_HOLDS if is_weak(level) else None
+    weak = (b"read uncommitted", b"read committed", b"repeatable read")
+    state["_unbroken_level"] = time.monotonic() + LEVEL_HOLDS if level in weak else None
 
 
 def is_one(pgq: Any) -> bool:
     """Whether the query is for certain one statement, which may follow BEGIN at once, and means the
     same in libpq's extended protocol as in the simple one.
     """
-    return _is_one(pgq.query, has_values=bool(pgq.params))
+    text: bytes = pgq.query
+    if pgq.params:
+        return (verb(text) if len(text) > LONGEST_CACHED else _verb(text)) in _FIRST
+    return len(text) <= LONGEST_CACHED and _is_single(text)
+
+
+_verb = lru_cache(maxsize=1000)(verb)
+
+
+@lru_cache(maxsize=1000)
+def _is_single(text: bytes) -> bool:
+    return verb(text) in _FIRST and b";" not in text.rstrip(b"; \t\r\n") and b"$" not in text
+
+
+def is_one_text(text: str, *, has_values: bool) -> bool:
+    """As :func:`is_one`, of a *text* that is sent as it is, with its values or without."""
+    if has_values:
+        return (verb(text) if len(text) > LONGEST_CACHED else _verb(text)) in _FIRST
+    return len(text) <= LONGEST_CACHED and _is_single(text.encode("utf-8", "replace"))

@@ -63,7 +63,7 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
 }  # fmt: skip
 _CORE, _DBAPI = "pg8000.core:CoreConnection", "pg8000.dbapi"
 _SEAMS = (
-    Seam(_CORE, "__init__", None, ("_client_encoding", "py_types", "message_types", "_usock")),
+    Seam(_CORE, "__init__", None, ("_client_encoding", "py_types", "message_types", "_xid")),
     Seam(_CORE, "handle_messages", ("self", "context"), ("_sock", "_read", "message_types")),
     Seam(_CORE, "execute_simple", ("self", "statement"), ("handle_messages",)),
     Seam(
@@ -98,7 +98,7 @@ _SEAMS = (
             "_input_oids",
             "convert_paramstyle",
             "paramstyle",
-        ),
+        ),  # fmt: skip
     ),
     Seam(f"{_DBAPI}:Cursor", "executemany", ("self", "operation", "param_sets")),
     Seam(f"{_DBAPI}:Connection", "cursor", ("self",), ("Cursor",)),
