@@ -53,13 +53,6 @@ def _library() -> Any:
     return core
 
 
-@cache
-def _dbapi() -> Any:
-    from pg8000 import dbapi
-
-    return dbapi
-
-
 def out_of_step() -> BaseException:
     """What a lost connection raises, for one whose answers can no longer be told apart."""
     from pg8000.exceptions import InterfaceError
@@ -293,37 +286,62 @@ def may_fly(conn: Any, operation: Any, args: Any) -> bool:
     )
 
 
+class _Flight:
+    """Stands for a connection before its cursor, which sends the first statement of a transaction
+    and shall send no BEGIN of its own.
+    """
+
+    __slots__ = ("_conn",)
+
+    _in_transaction = True
+
+    def __init__(self, conn: Any) -> None:
+        self._conn = conn
+
+    def execute_simple(self, statement: Any) -> Any:
+        return self._conn._seen_fly(statement, (), ())
+
+    def execute_unnamed(
+        self, statement: Any, vals: Any = (), oids: Any = (), stream: Any = None
+    ) -> Any:
+        assert stream is None
+        return self._conn._seen_fly(statement, vals, oids)
+
+    @property
+    def _sock(self) -> Any:
+        return self._conn._sock
+
+
+class _Passenger:
+    """Stands for a cursor while pg8000's own ``execute()`` works on it."""
+
+
 @cache
 def flying(base: Any) -> Any:
-    """*base*, a class of ``pg8000.dbapi``'s cursors, that sends BEGIN with the first statement of
-    a transaction; *base* itself where it does something of its own.
+    """*base*, a class of ``pg8000.dbapi``'s cursors, or of those that ``pg8000`` itself and
+    SQLAlchemy use, that sends BEGIN with the first statement of a transaction; *base* itself where
+    it does something of its own.
     """
-    dbapi = _dbapi()
-    if base.execute is not dbapi.Cursor.execute:
+    from pg8000 import dbapi, legacy
+
+    plain = base.execute
+    if plain not in (dbapi.Cursor.execute, legacy.Cursor.execute):
         return base
 
     class Cursor(base):  # type: ignore[misc] # the base is only known here
         __doc__ = base.__doc__
         __module__ = base.__module__
-        _input_oids: Any
-        input_types: Any
 
-        def execute(self, operation: Any, args: Any = (), stream: Any = None) -> None:
+        def execute(self, operation: Any, args: Any = (), stream: Any = None) -> Any:
             conn = self._c
             if stream is not None or conn is None or not may_fly(conn, operation, args):
-                super().execute(operation, args, stream)
-                return
-            statement, vals, oids = operation, (), ()
-            if len(args):
-                # paramstyle is a global of pg8000's that an application may set
-                statement, vals = dbapi.convert_paramstyle(dbapi.paramstyle, operation, args)
-                oids = self._input_oids
-            # From here on as pg8000's own, with all answers read at once
-            self._context = context = conn._seen_fly(statement, vals, oids)
-            self._row_iter = None if context.rows is None else iter(context.rows)
-            self._input_oids = ()
-            self.input_types = []
+                return plain(self, operation, args, stream)
+            stand_in = _Passenger()
+            stand_in.__dict__ = {**self.__dict__, "_c": _Flight(conn)}
+            result = plain(stand_in, operation, args)
+            self.__dict__.update({**stand_in.__dict__, "_c": conn})
+            return self if result is stand_in else result
 
-    Cursor.execute.__doc__ = base.execute.__doc__
+    Cursor.execute.__doc__ = plain.__doc__
     Cursor.__name__ = Cursor.__qualname__ = base.__name__
     return Cursor

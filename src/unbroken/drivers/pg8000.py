@@ -83,22 +83,14 @@ _SEAMS = (
     Seam(_CORE, "handle_READY_FOR_QUERY", ("self", "data", "context"), ("_transaction_status",)),
     Seam(_CORE, "handle_BACKEND_KEY_DATA", ("self", "data", "context"), ("_backend_key_data",)),
     Seam(_CORE, "close", ("self",), ("_usock", "_sock")),
-    Seam(
-        f"{_DBAPI}:Cursor",
-        "execute",
-        ("self", "operation", "args", "stream"),
-        (
-            "execute_simple",
-            "execute_unnamed",
-            "_in_transaction",
-            "autocommit",
-            "_c",
-            "_context",
-            "_row_iter",
-            "_input_oids",
-            "convert_paramstyle",
-            "paramstyle",
-        ),  # fmt: skip
+    *(
+        Seam(
+            f"{each}:Cursor",
+            "execute",
+            ("self", "operation", "args", "stream"),
+            ("execute_simple", "execute_unnamed", "_in_transaction", "autocommit", "_c"),
+        )
+        for each in (_DBAPI, "pg8000.legacy")
     ),
     Seam(f"{_DBAPI}:Cursor", "executemany", ("self", "operation", "param_sets")),
     Seam(f"{_DBAPI}:Connection", "cursor", ("self",), ("Cursor",)),
