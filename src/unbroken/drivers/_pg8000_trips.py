@@ -197,13 +197,19 @@ def send_end(conn: Any, sql: str) -> None:
 
 
 def take(conn: Any) -> None:
-    """Read the answer that is due.
+    """Read the answer that is due. What came with it unasked is nobody's, as behind a COMMIT or
+    ROLLBACK of the pool's that is waited for.
 
     Raises what a lost connection raises where it is not the one that was expected.
     """
     check_open(conn)
     conn._seen_sent += 1  # out of step from here, until all is read
+    unasked = conn.notices, conn.notifications
+    before = [len(each) for each in unasked]
     _read_due(conn)
+    for each, length in zip(unasked, before, strict=True):
+        while len(each) > length:
+            each.pop()
     conn._seen_answered = conn._seen_sent
 
 
