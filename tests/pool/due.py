@@ -14,7 +14,7 @@ from typing import Any
 import unbroken
 from unbroken.drivers import open_driver
 from unbroken_drill import FaultProxy
-from unbroken_drill.servers import MariaDB, MySQL, Server
+from unbroken_drill.servers import MariaDB, MySQL, PostgreSQL, Server
 
 from .every_driver import url_of
 
@@ -34,6 +34,15 @@ def servers() -> Iterator[Callable[[type[Server]], Server]]:
     with ExitStack() as stack:
 
         def server(kind: Any) -> Server:
+            if kind is PostgreSQL and kind not in made:
+                made[kind] = stack.enter_context(PostgreSQL(tls=True))
+                user = made[kind].user
+                for sql in (
+                    "CREATE TABLE stock (n INT)", "INSERT INTO stock VALUES (1), (2), (3)",
+                    "CREATE TABLE sold (n INT)", f'ALTER TABLE stock OWNER TO "{user}"',
+                    f'ALTER TABLE sold OWNER TO "{user}"',
+                ):  # fmt: skip
+                    made[kind].admin(sql)
             if kind not in made:
                 made[kind] = stack.enter_context(kind(OPTIONS, tls=True))
                 for sql in (
@@ -81,6 +90,10 @@ class Bench:
         """Whether :meth:`url` leads over TLS."""
         return self.name == "pymysql" or isinstance(self.server, MySQL)
 
+    @property
+    def is_postgresql(self) -> bool:
+        return isinstance(self.server, PostgreSQL)
+
     def pool(self, url: str | None = None, **settings: Any) -> Any:
         kind: Any = unbroken.AsyncPool if self.is_async else unbroken.Pool
         pool = kind(url or self.url(), **{"max_size": 1, "ping_timeout": 1.0, **settings})
@@ -89,7 +102,8 @@ class Bench:
 
     def proxy(self) -> FaultProxy:
         address = (self.server.host, self.server.port)
-        return self.stack.enter_context(FaultProxy(address, protocol="mysql"))
+        protocol = "postgresql" if self.is_postgresql else "mysql"
+        return self.stack.enter_context(FaultProxy(address, protocol=protocol))
 
     def take(self, pool: Any) -> Any:
         return self.wait(pool.acquire())
@@ -129,7 +143,8 @@ class Bench:
         return self.do(conn, sql)[0][0]
 
     def me(self, conn: Any) -> int:
-        return int(self.ask(conn, "SELECT CONNECTION_ID()"))
+        name = "pg_backend_pid" if self.is_postgresql else "CONNECTION_ID"
+        return int(self.ask(conn, f"SELECT {name}()"))
 
     def state(self, pool: Any) -> Any:
         return pool._home[1] if self.is_async else pool._state
@@ -170,5 +185,7 @@ class Bench:
 
 
 #: Each of them, on each kind of server.
-PAIRS = [(name, kind) for name in DRIVERS for kind in (MariaDB, MySQL)]
+PAIRS: list[tuple[str, type[Server]]] = [
+    *((name, kind) for name in DRIVERS for kind in (MariaDB, MySQL)), ("pg8000", PostgreSQL)
+]  # fmt: skip
 IDS = [f"{name}-{kind.__name__}" for name, kind in PAIRS]

@@ -169,6 +169,14 @@ def test_it_is_as_few_with_asyncio(line: Any) -> None:
     assert asyncio.run(main()) == (1, 2)
 
 
+def test_psycopg2_waits_for_begin_for_the_statement_and_for_commit(line: Any) -> None:
+    pytest.importorskip("psycopg2")  # which has no release for free-threaded Pythons
+    server, proxy = line
+    with unbroken.Pool(proxy.url(server.url("psycopg2")), max_size=1) as pool:
+        ask(pool)
+        assert trips(proxy, lambda: ask(pool)) == 3
+
+
 # -- COMMITs that may fail although their transaction only read ------------------------------------
 
 

@@ -39,7 +39,7 @@ def note_text(conn: Any, query: Any) -> None:
         texts.clear()
     text = query if isinstance(query, (str, bytes)) else None
     texts.append(text)
-    if text is None or len(text) > LONGEST_CACHED or _may_set_level(text):
+    if text is None or len(text) > LONGEST_CACHED or may_set_level(text):
         state["_unbroken_level"] = None
 
 
@@ -74,7 +74,7 @@ def texts(conn: Any) -> Sequence[str | bytes | None]:
 
 
 @lru_cache(maxsize=1000)
-def _may_set_level(text: str | bytes) -> bool:
+def may_set_level(text: str | bytes) -> bool:
     """Whether a statement may change the isolation level of the transactions to come."""
     if verb(text) not in _PLAIN:
         return True
@@ -111,3 +111,10 @@ _verb = lru_cache(maxsize=1000)(verb)
 @lru_cache(maxsize=1000)
 def _is_single(text: bytes) -> bool:
     return verb(text) in _FIRST and b";" not in text.rstrip(b"; \t\r\n") and b"$" not in text
+
+
+def is_one_text(text: str, *, has_values: bool) -> bool:
+    """As :func:`is_one`, of a *text* that is sent as it is, with its values or without."""
+    if has_values:
+        return (verb(text) if len(text) > LONGEST_CACHED else _verb(text)) in _FIRST
+    return len(text) <= LONGEST_CACHED and _is_single(text.encode("utf-8", "replace"))

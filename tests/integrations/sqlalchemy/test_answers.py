@@ -11,10 +11,19 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from .conftest import DRIVERS
+
 #: one way, in seconds; long, so that a slow machine counts the same round trips
 FAR = 0.025
 #: what a request of one SELECT costs with each driver
-TRIPS = {"pymysql": 1, "psycopg": 1}
+TRIPS = {"pymysql": 1, "psycopg": 1, "pg8000": 1}
+
+
+@pytest.fixture(params=[*DRIVERS, "pg8000"])
+def face(request: pytest.FixtureRequest, faces: Any) -> Any:
+    """Each driver in turn, on the shared server of its kind."""
+    kind = "postgres" if request.param in ("psycopg", "pg8000") else "mariadb"
+    return faces(request.param, request.getfixturevalue(kind))
 
 
 @pytest.fixture

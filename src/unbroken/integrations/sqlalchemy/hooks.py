@@ -37,9 +37,10 @@ from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, run
 from unbroken.pool.undone import tell_on
 
-#: DBAPIs whose COMMIT and ROLLBACK may be left out when nothing is open. Others (asyncpg's,
-#: pg8000's) keep state of their own beside the server's, and send nothing needless anyway.
+#: DBAPIs whose COMMIT and ROLLBACK may be left out when nothing is open. Others (asyncpg's)
+#: keep state of their own beside the server's, and send nothing needless anyway.
 _STATELESS = {
+    "pg8000",
     "pymysql",
     "mysqlclient",
     "aiomysql",
@@ -208,7 +209,7 @@ class Hooks:
             if status is False and may_skip:
                 past.ended()
                 return
-            if status is False:  # asyncpg's, pg8000's own bookkeeping
+            if status is False:  # asyncpg's own bookkeeping
                 original(connection)
                 past.ended()
                 return
