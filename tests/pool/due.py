@@ -18,9 +18,11 @@ from unbroken_drill.servers import MariaDB, MySQL, Server
 
 from .every_driver import url_of
 
-ASYNC = ("aiomysql", "asyncmy")
+ASYNC = ("aiomysql", "asyncmy", "mysqlconnector_async")
 #: Each driver that can leave an answer for later.
-DRIVERS = ["pymysql", "mysqldb", "aiomysql", "asyncmy"]
+DRIVERS = [
+    "pymysql", "mysqldb", "mysqlconnector", "aiomysql", "asyncmy", "mysqlconnector_async",
+]  # fmt: skip
 if find_spec("MySQLdb") is None:  # which has no release for free-threaded Pythons
     DRIVERS.remove("mysqldb")
 OPTIONS = {"local_infile": 1, "max_allowed_packet": 64 << 20}
@@ -54,6 +56,7 @@ class Bench:
     def __init__(self, name: str, server: Server, stack: ExitStack) -> None:
         self.name, self.server, self.stack = name, server, stack
         self.is_async = name in ASYNC
+        self.is_connector = name.startswith("mysqlconnector")
         self.driver: Any = open_driver(self.url(), is_async=self.is_async)
         self._runner = stack.enter_context(asyncio.Runner()) if self.is_async else None
 
@@ -79,7 +82,7 @@ class Bench:
     @property
     def has_tls(self) -> bool:
         """Whether :meth:`url` leads over TLS."""
-        return self.name == "pymysql" or isinstance(self.server, MySQL)
+        return self.name in ("pymysql", "mysqlconnector") or isinstance(self.server, MySQL)
 
     def pool(self, url: str | None = None, **settings: Any) -> Any:
         kind: Any = unbroken.AsyncPool if self.is_async else unbroken.Pool
@@ -112,8 +115,13 @@ class Bench:
             raise
         self.wait(lease.__aexit__(None, None, None))
 
+    async def cursor(self, conn: Any, *how: Any, **options: Any) -> Any:
+        """Of an asyncio driver."""
+        made = conn.cursor(*how, **options)
+        return (await made) if inspect.iscoroutine(made) else made
+
     async def _do(self, conn: Any, sql: str) -> Any:
-        async with conn.cursor() as cursor:
+        async with await self.cursor(conn) as cursor:
             await cursor.execute(sql)
             return list(await cursor.fetchall()) if cursor.description else []
 

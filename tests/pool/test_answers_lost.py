@@ -78,7 +78,8 @@ def test_an_error_in_place_of_the_answer_ends_the_connection(bench: Bench) -> No
     if isinstance(bench.server, MySQL):
         pytest.skip("the relay speaks no TLS, and MySQL lets nobody in without")
     relay = bench.stack.enter_context(relay_to(bench.server))
-    more = {"ssl_disabled": "true"} if bench.name == "pymysql" else {}
+    plain = bench.name in ("pymysql", "mysqlconnector", "mysqlconnector_async")
+    more = {"ssl_disabled": "true"} if plain else {}
     pool = bench.pool(relay.url(bench.url(**more)))
     for pause in (0.3, 0.05, 0.0):
         bench.use(pool)
