@@ -21,10 +21,12 @@ from .every_driver import url_of
 ASYNC = ("aiomysql", "asyncmy", "mysqlconnector_async")
 #: Each driver that can leave an answer for later.
 DRIVERS = [
-    "pymysql", "mysqldb", "mysqlconnector", "aiomysql", "asyncmy", "mysqlconnector_async",
+    "pymysql", "mysqldb", "mariadbconnector", "mysqlconnector", "aiomysql", "asyncmy",
+    "mysqlconnector_async",
 ]  # fmt: skip
-if find_spec("MySQLdb") is None:  # which has no release for free-threaded Pythons
-    DRIVERS.remove("mysqldb")
+for _name, _module in {"mysqldb": "MySQLdb", "mariadbconnector": "mariadb"}.items():
+    if find_spec(_module) is None:  # they have no release for free-threaded Pythons
+        DRIVERS.remove(_name)
 OPTIONS = {"local_infile": 1, "max_allowed_packet": 64 << 20}
 #: one way, in seconds; long, so that a slow machine counts the same round trips
 FAR = 0.015
@@ -57,6 +59,7 @@ class Bench:
         self.name, self.server, self.stack = name, server, stack
         self.is_async = name in ASYNC
         self.is_connector = name.startswith("mysqlconnector")
+        self.is_mariadb = name == "mariadbconnector"
         self.driver: Any = open_driver(self.url(), is_async=self.is_async)
         self._runner = stack.enter_context(asyncio.Runner()) if self.is_async else None
 

@@ -118,7 +118,8 @@ def test_a_server_on_which_each_end_chains_or_releases_answers_each_its_own(
     with bench.server.temporarily(completion_type=kind):
         pool = bench.pool()
         stored, failed = _sell(bench, pool, 10)
-        if kind == "CHAIN" or not bench.has_tls:  # a goodbye by TLS takes its time
+        # a goodbye by TLS takes its time, and a quick driver comes before the plain one
+        if kind == "CHAIN" or not (bench.has_tls or bench.is_mariadb):
             assert failed == 0
         assert bench.sold() == stored
 

@@ -18,6 +18,7 @@ from unbroken.drivers._mysql_reset import COM_RESET_CONNECTION
 from unbroken.drivers._mysqlconnector_exchange import (
     ERR,
     INIT_DB,
+    PREPARE,
     QUERY,
     UNANSWERED,
     is_answer,
@@ -84,7 +85,7 @@ def _seen(base: Any) -> Any:
             if command == INIT_DB:
                 _mysql.note_move(self, _mysql.MOVED)
             if command not in UNANSWERED:
-                self._seen_inside = False
+                self._seen_inside = command == PREPARE  # whose parameters end with one
                 self._seen_status, self._seen_busy = None, True
 
         def _seen_first(self, packet: Any) -> None:
@@ -153,6 +154,11 @@ def exact(base: Any) -> Any:
                 if self.unread_result:
                     self.get_rows()
 
+        def handle_unread_result(self) -> None:
+            if self.unread_result:
+                refuse_if_busy(self)
+            super().handle_unread_result()
+
         def _seen_drain(self) -> None:
             """Read the rest of what the application left half-read."""
             refuse_if_busy(self)
@@ -173,6 +179,8 @@ def exact(base: Any) -> Any:
             self._seen_first(packet)
             result = super()._handle_binary_result(packet, *args, **kwargs)
             self._seen_inside = False
+            if isinstance(result, tuple):  # columns; its rows are to come, as the cursor notes next
+                self.unread_result = True
             self._seen_busy = False
             return result
 
@@ -210,7 +218,6 @@ def exact(base: Any) -> Any:
 
         def cmd_stmt_prepare(self, *args: Any, **kwargs: Any) -> Any:
             status = status_of(self)
-            self._seen_inside = True
             result = super().cmd_stmt_prepare(*args, **kwargs)
             self._seen_prepared(status)
             return result
@@ -315,6 +322,11 @@ def exact_async(base: Any) -> Any:
                 if self.unread_result:
                     await self.get_rows()
 
+        async def handle_unread_result(self) -> None:
+            if self.unread_result:
+                refuse_if_busy(self)
+            await super().handle_unread_result()
+
         async def _seen_drain(self) -> None:
             """Read the rest of what the application left half-read."""
             refuse_if_busy(self)
@@ -335,6 +347,8 @@ def exact_async(base: Any) -> Any:
             self._seen_first(packet)
             result = await super()._handle_binary_result(packet, *args, **kwargs)
             self._seen_inside = False
+            if isinstance(result, tuple):  # columns; its rows are to come, as the cursor notes next
+                self.unread_result = True
             self._seen_busy = False
             return result
 
@@ -372,7 +386,6 @@ def exact_async(base: Any) -> Any:
 
         async def cmd_stmt_prepare(self, *args: Any, **kwargs: Any) -> Any:
             status = status_of(self)
-            self._seen_inside = True
             result = await super().cmd_stmt_prepare(*args, **kwargs)
             self._seen_prepared(status)
             return result

@@ -78,12 +78,8 @@ def note(conn: Any, command: int, args: tuple[Any, ...]) -> None:
     head = _head(conn) if command == QUERY else b""
     text = bytes(sent[len(head) :]) if sent.startswith(head) else None
     texts.append(text if command == QUERY else None)
-    if b"completion_type" in sent.lower() and not _is_select(text):
+    if _mysql.changes_ends(sent if text is None else text):
         _mysql.note_move(conn, _mysql.ANOTHER_USER)
-
-
-def _is_select(text: bytes | None) -> bool:
-    return text is not None and text[:6].upper() == b"SELECT"
 
 
 def may_follow(conn: Any, command: int, args: tuple[Any, ...], how: dict[str, Any]) -> bool:
