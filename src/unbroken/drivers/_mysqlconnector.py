@@ -152,7 +152,7 @@ def exact(base: Any) -> Any:
                 self._seen_leftover()
                 self._handle_result(self._socket.recv(self._read_timeout))
                 if self.unread_result:
-                    self.get_rows()
+                    self.get_rows(raw=True)
 
         def handle_unread_result(self) -> None:
             if self.unread_result:
@@ -163,7 +163,7 @@ def exact(base: Any) -> Any:
             """Read the rest of what the application left half-read."""
             refuse_if_busy(self)
             if self.unread_result:
-                self.get_rows()
+                self.get_rows(raw=True)
             self._seen_drain_results()
 
         def _handle_result(self, packet: Any, *args: Any, **kwargs: Any) -> Any:
@@ -320,7 +320,7 @@ def exact_async(base: Any) -> Any:
                 self._seen_leftover()
                 await self._handle_result(await self._socket.read(self._read_timeout))
                 if self.unread_result:
-                    await self.get_rows()
+                    await self.get_rows(raw=True)
 
         async def handle_unread_result(self) -> None:
             if self.unread_result:
@@ -331,7 +331,7 @@ def exact_async(base: Any) -> Any:
             """Read the rest of what the application left half-read."""
             refuse_if_busy(self)
             if self.unread_result:
-                await self.get_rows()
+                await self.get_rows(raw=True)
             await self._seen_drain_results()
 
         async def _handle_result(self, packet: Any, *args: Any, **kwargs: Any) -> Any:
