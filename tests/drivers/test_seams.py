@@ -180,6 +180,8 @@ FILES = {
             "_mysqlconnector_base",
             "_mysqlconnector",
             "_mysqlconnector_exchange",
+            "_mysqlconnector_due",
+            "_mysqlconnector_watch",
         ],
         ["mysql.connector"],
     ),

@@ -18,11 +18,15 @@ from unbroken_drill.servers import MariaDB, MySQL, PostgreSQL, Server
 
 from .every_driver import url_of
 
-ASYNC = ("aiomysql", "asyncmy")
+ASYNC = ("aiomysql", "asyncmy", "mysqlconnector_async")
 #: Each driver that can leave an answer for later.
-DRIVERS = ["pymysql", "mysqldb", "aiomysql", "asyncmy"]
-if find_spec("MySQLdb") is None:  # which has no release for free-threaded Pythons
-    DRIVERS.remove("mysqldb")
+DRIVERS = [
+    "pymysql", "mysqldb", "mariadbconnector", "mysqlconnector", "aiomysql", "asyncmy",
+    "mysqlconnector_async",
+]  # fmt: skip
+for _name, _module in {"mysqldb": "MySQLdb", "mariadbconnector": "mariadb"}.items():
+    if find_spec(_module) is None:  # they have no release for free-threaded Pythons
+        DRIVERS.remove(_name)
 OPTIONS = {"local_infile": 1, "max_allowed_packet": 64 << 20}
 #: one way, in seconds; long, so that a slow machine counts the same round trips
 FAR = 0.015
@@ -63,6 +67,8 @@ class Bench:
     def __init__(self, name: str, server: Server, stack: ExitStack) -> None:
         self.name, self.server, self.stack = name, server, stack
         self.is_async = name in ASYNC
+        self.is_connector = name.startswith("mysqlconnector")
+        self.is_mariadb = name == "mariadbconnector"
         self.driver: Any = open_driver(self.url(), is_async=self.is_async)
         self._runner = stack.enter_context(asyncio.Runner()) if self.is_async else None
 
@@ -88,7 +94,7 @@ class Bench:
     @property
     def has_tls(self) -> bool:
         """Whether :meth:`url` leads over TLS."""
-        return self.name == "pymysql" or isinstance(self.server, MySQL)
+        return self.name in ("pymysql", "mysqlconnector") or isinstance(self.server, MySQL)
 
     @property
     def is_postgresql(self) -> bool:
@@ -126,8 +132,13 @@ class Bench:
             raise
         self.wait(lease.__aexit__(None, None, None))
 
+    async def cursor(self, conn: Any, *how: Any, **options: Any) -> Any:
+        """Of an asyncio driver."""
+        made = conn.cursor(*how, **options)
+        return (await made) if inspect.iscoroutine(made) else made
+
     async def _do(self, conn: Any, sql: str) -> Any:
-        async with conn.cursor() as cursor:
+        async with await self.cursor(conn) as cursor:
             await cursor.execute(sql)
             return list(await cursor.fetchall()) if cursor.description else []
 

@@ -4,6 +4,7 @@ read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -165,6 +166,16 @@ def note_move(conn: Any, how: int) -> None:
     """*conn* is about to be moved to another database, or given to another user."""
     state = conn.__dict__
     state["_seen_moved"] = max(how, state.get("_seen_moved", 0))
+
+
+_COMPLETION = re.compile(r"(?!\s*SELECT\b).*completion_type", re.IGNORECASE | re.DOTALL)
+_COMPLETION_BYTES = re.compile(_COMPLETION.pattern.encode(), re.IGNORECASE | re.DOTALL)
+
+
+def changes_ends(sql: str | bytes | bytearray) -> bool:
+    """Whether *sql* may change what a COMMIT or ROLLBACK does on its session."""
+    found = (_COMPLETION if isinstance(sql, str) else _COMPLETION_BYTES).match(sql)  # type: ignore[arg-type] # each of its kind
+    return found is not None
 
 
 #: What was reported last on a connection, and is not answered yet: what :func:`answered` is told

@@ -12,13 +12,14 @@ from typing import Any
 from unbroken.abc import Capabilities, Connection, Login
 from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysql_exchange as exchange
+from unbroken.drivers._mysql_ahead import Ahead
 from unbroken.drivers._mysql_async_connection import abort_connection, transport_of
 from unbroken.drivers._mysql_driver import Awaited, unheard
 from unbroken.drivers._shared import class_of, dial_async
 from unbroken.ledger.residue import Left
 
 
-class Shared(Awaited):
+class Shared(Ahead, Awaited):
     """The part of an :class:`unbroken.abc.AsyncDriver` that both share.
 
     ``_watched`` makes the class that reports.
@@ -67,20 +68,9 @@ class Shared(Awaited):
         async with asyncio.timeout(timeout):
             await conn.ping(reconnect=False)
 
-    #: A statement may be sent behind a COMMIT or ROLLBACK whose answer is still due.
-    pipelines = True
-
     async def send_end(self, conn: Connection, sql: str) -> None:
         """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
         await conn._seen_leave(sql)
-
-    def let_fly(self, conn: Connection, may: bool) -> None:
-        """Whether a statement may be sent before the answer that is due was read."""
-        conn._seen_flies = may
-
-    def is_unread(self, conn: Connection) -> bool:
-        """Whether the answer that is due was never read, also where the connection has ended."""
-        return conn._seen_due is not None
 
     def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
         """What was sent in the transaction that is open; None stands for what is not known."""

@@ -39,9 +39,6 @@ _STAYS = re.compile(
 )
 
 
-_SETS_CHAIN = re.compile(rb"(?!\s*SELECT\b).*completion_type", re.IGNORECASE | re.DOTALL)
-
-
 _TOUCHES_MODE = re.compile(rb"autocommit|completion_type", re.IGNORECASE)
 
 
@@ -61,6 +58,15 @@ def _is_open_after(sql: bytes, before: bool | None) -> bool | None:
 
 def _is_alone(sql: bytes) -> bool:
     return b";" not in sql.rstrip(b"; \n\t\r")
+
+
+def _may_follow(sql: bytes) -> bool:
+    """Whether *sql* may be sent before the answer to the last statement was read.
+
+    MariaDB's library allows the server to ask for a file while it waits for the answer to LOAD
+    DATA, and forgets that when it reads any answer.
+    """
+    return sql[:4].lower() != b"load"
 
 
 def pipelines() -> bool:
@@ -94,13 +100,14 @@ def deduced(base: Any) -> Any:
 
         def query(self, query: Any) -> None:
             state = self.__dict__
-            if state.get("_seen_due") and not (behind and state.get("_seen_flies")):
-                self._seen_take()
-            self._seen_refuse()
             sql = (
                 query.encode("utf-8", "surrogateescape") if isinstance(query, str) else bytes(query)
             )
-            if _SETS_CHAIN.match(sql):
+            flies = behind and state.get("_seen_flies") and _may_follow(sql)
+            if state.get("_seen_due") and not flies:
+                self._seen_take()
+            self._seen_refuse()
+            if _mysql.changes_ends(sql):
                 state["_seen_chains"] = True
             _note(state, sql)
             before = state.get("_seen_open")
@@ -177,6 +184,8 @@ def deduced(base: Any) -> Any:
         def ping(self, *args: Any) -> Any:
             self._seen_settle()
             self._seen_refuse()
+            if args and args[0]:  # from now on the library may reconnect unseen
+                _mysql.note_move(self, _mysql.ANOTHER_USER)
             return super().ping(*args)
 
         def _finish(self, send: Callable[[], None]) -> None:
@@ -231,6 +240,8 @@ def deduced(base: Any) -> Any:
                 super().read_query_result()
             except self.Error as error:
                 raise self.OperationalError(2014, _mysql.OUT_OF_STEP) from error
+            if self.field_count():  # rows are no answer to that
+                raise self.OperationalError(2014, _mysql.OUT_OF_STEP)
             self.__dict__["_seen_due"] = False
 
         def _seen_refuse(self) -> None:

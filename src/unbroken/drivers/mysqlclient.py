@@ -14,6 +14,7 @@ from typing import Any
 from unbroken.abc import Capabilities, Connection, Login, Target
 from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers._login import target_of
+from unbroken.drivers._mysql_ahead import Ahead
 from unbroken.drivers._mysql_driver import Blocking, unheard
 from unbroken.drivers._mysqlclient_connection import (
     IN_CALL,
@@ -84,7 +85,7 @@ _SEAMS = (  # for the most part written in C
 )
 
 
-class Driver(Blocking):
+class Driver(Ahead, Blocking):
     """See :class:`unbroken.abc.Driver`.
 
     Connections are MySQLdb's, of a subclass that follows what is sent.
@@ -184,14 +185,6 @@ class Driver(Blocking):
     def send_end(self, conn: Connection, sql: str) -> None:
         """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
         conn._seen_leave(sql)
-
-    def let_fly(self, conn: Connection, may: bool) -> None:
-        """Whether a statement may be sent before the answer that is due was read."""
-        conn.__dict__["_seen_flies"] = may
-
-    def is_unread(self, conn: Connection) -> bool:
-        """Whether the answer that is due was never read, also where the connection has ended."""
-        return bool(conn.__dict__.get("_seen_due"))
 
     def texts(self, conn: Connection) -> Sequence[bytes | None]:
         """What was sent in the transaction that may be open; None stands for what is not known."""

@@ -13,6 +13,7 @@ from typing import Any
 from unbroken.abc import Capabilities, Connection, Login, Target
 from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysql_exchange as exchange
+from unbroken.drivers._mysql_ahead import Ahead
 from unbroken.drivers._mysql_driver import Blocking, unheard
 from unbroken.drivers._pymysql_connection import exact, watched
 from unbroken.drivers._seams import Seam
@@ -145,7 +146,7 @@ _SEAMS = (
 )
 
 
-class Driver(Blocking):
+class Driver(Ahead, Blocking):
     """See :class:`unbroken.abc.Driver`.
 
     Connections are PyMySQL's, of a subclass that keeps the server's status.
@@ -234,20 +235,9 @@ class Driver(Blocking):
             conn._read_timeout, conn._write_timeout = kept
         exchange.untouch(conn, exchange.TIMEOUTS)
 
-    #: A statement may be sent behind a COMMIT or ROLLBACK whose answer is still due.
-    pipelines = True
-
     def send_end(self, conn: Connection, sql: str) -> None:
         """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
         conn._seen_leave(sql)
-
-    def let_fly(self, conn: Connection, may: bool) -> None:
-        """Whether a statement may be sent before the answer that is due was read."""
-        conn._seen_flies = may
-
-    def is_unread(self, conn: Connection) -> bool:
-        """Whether the answer that is due was never read, also where the connection has ended."""
-        return conn._seen_due is not None
 
     def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
         """What was sent in the transaction that is open; None stands for what is not known."""
