@@ -1,5 +1,5 @@
-"""mysql-connector-python: its C extension is refused by name, as nobody could know whether an answer
-is outstanding, and a cursor costs no round trip.
+"""mysql-connector-python: its C extension is refused by name, as nobody could know whether an
+answer is outstanding, and a cursor costs no round trip.
 """
 
 from __future__ import annotations
