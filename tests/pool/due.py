@@ -135,7 +135,7 @@ class Bench:
     async def cursor(self, conn: Any, *how: Any, **options: Any) -> Any:
         """Of an asyncio driver."""
         made = conn.cursor(*how, **options)
-        return (await made) if inspect.iscoroutine(made) else made
+        return (await made) if inspect.isawaitable(made) else made
 
     async def _do(self, conn: Any, sql: str) -> Any:
         async with await self.cursor(conn) as cursor:

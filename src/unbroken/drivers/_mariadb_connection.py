@@ -50,8 +50,8 @@ def exact(base: Any) -> Any:
             return cursor
 
         _seen_rows = False  #: rows of an unbuffered cursor are still to come
-        #: statements that executemany() still tells of before it sends any: its own, and then, if
-        #: the server takes them one by one, that of the first row
+        #: statements that executemany() still tells of before it sends one: its own, and where
+        #: the server takes no bulk, that of the first row
         _seen_many = 0
         _seen_due: int | None = None  #: the status that an answer which is read later will tell
         _seen_flies = False
