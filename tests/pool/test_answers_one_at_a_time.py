@@ -36,7 +36,7 @@ def proxy(bench: Bench) -> Iterator[OneAtATime]:
 
 
 def through(bench: Bench, proxy: OneAtATime) -> str:
-    plain = {"ssl_disabled": "true"} if bench.has_tls else {}
+    plain = {"ssl_disabled": "true"} if bench.has_tls or bench.is_connector else {}
     return bench.url(**plain).replace(f":{bench.server.port}/", f":{proxy.port}/")
 
 
