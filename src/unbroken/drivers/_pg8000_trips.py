@@ -85,7 +85,7 @@ def _bind(values: Sequence[bytes | None] = ()) -> bytes:
 
 
 _BEGIN = _parse(BEGIN.encode()) + _bind() + _EXECUTE
-_ASK_LEVEL = _parse(b"SHOW transaction_isolation") + _bind() + _EXECUTE
+_ASK_LEVEL = _parse(b"SHOW TRANSACTION ISOLATION LEVEL") + _bind() + _EXECUTE
 
 
 def _encoded(conn: Any, statement: str, vals: Any, oids: Any) -> bytes:
@@ -288,7 +288,7 @@ def may_fly(conn: Any, operation: Any, args: Any) -> bool:
         and conn._usock is not None
         and conn._seen_sent == conn._seen_answered
         and isinstance(operation, str)
-        and is_one_text(operation, has_values=bool(args))
+        and is_one_text(operation, has_values=len(args) > 0)
     )
 
 
@@ -330,7 +330,7 @@ def flying(base: Any) -> Any:
     """
     from pg8000 import dbapi, legacy
 
-    plain = base.execute
+    plain: Any = getattr(base, "execute", None)
     if plain not in (dbapi.Cursor.execute, legacy.Cursor.execute):
         return base
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from typing import Any
@@ -19,7 +20,7 @@ FAR = 0.025
 TRIPS = {"pymysql": 1, "psycopg": 1, "pg8000": 1}
 
 
-@pytest.fixture(params=[*DRIVERS, "pg8000"])
+@pytest.fixture(params=[*DRIVERS, pytest.param("pg8000", marks=pytest.mark.soak)])
 def face(request: pytest.FixtureRequest, faces: Any) -> Any:
     """Each driver in turn, on the shared server of its kind."""
     kind = "postgres" if request.param in ("psycopg", "pg8000") else "mariadb"
@@ -80,6 +81,48 @@ def test_a_request_that_reads_once_costs_one_round_trip(face: Any, far: Any) -> 
             assert conn.scalar(sa.text("SELECT n FROM stock")) == 42
 
     assert trips(face, far, request) == TRIPS[face.name]
+
+
+def test_pg8000_costs_one_round_trip_too_and_two_with_a_write(
+    faces: Any, postgres: Any, until: Any
+) -> None:
+    face = faces("pg8000", postgres)
+    proxy, stock = face.proxy(), face.table("stock")
+    engine = face.engine(face.through(proxy), pool_size=1)
+    select, insert = (
+        sa.text(f"SELECT n FROM {stock} WHERE n = :n"),
+        sa.text(f"INSERT INTO {stock} VALUES (:n)"),
+    )
+    numbers = itertools.count()
+
+    def read() -> None:
+        with engine.connect() as conn:
+            assert conn.scalar(select, {"n": -1}) is None
+
+    def commit() -> None:
+        with Session(engine) as session:
+            assert session.scalar(select, {"n": -1}) is None
+            session.commit()
+
+    def write() -> None:
+        with engine.begin() as conn:
+            conn.execute(insert, {"n": next(numbers)})
+
+    for _ in range(4):
+        read()
+        time.sleep(0.02)
+    proxy.latency(0.005)
+    for request, wanted in ((read, 1), (commit, 1), (write, 2)):
+        request()
+
+        def is_as_wanted(request: Any = request, wanted: int = wanted) -> bool:
+            before = proxy.round_trips  # a pause of this machine costs one more now and then
+            for _ in range(4):
+                request()
+            return int(proxy.round_trips - before) == 4 * wanted
+
+        until(is_as_wanted, 5.0)
+    assert len(face.rows(stock)) == next(numbers)
 
 
 def test_a_session_that_is_closed_costs_one_as_well(face: Any, far: Any) -> None:
