@@ -38,6 +38,7 @@ RANK = 5  # the fastest for asyncio
 
 
 _CONNECTION, _PROTOCOL = "asyncpg.connection:Connection", "asyncpg.protocol.protocol:BaseProtocol"
+_TRANSACTION = "asyncpg.transaction:Transaction"
 _SEAMS = (
     *(
         Seam(_CONNECTION, name)
@@ -65,6 +66,11 @@ _SEAMS = (
         for name in ("set_type_codec", "reset_type_codec", "set_builtin_type_codec")
     ),
     Seam("asyncpg.protocol.protocol", "PreparedStatementState"),
+    Seam(_CONNECTION, "execute", ("self", "query", ...), ("_protocol", "query")),
+    Seam(_CONNECTION, "is_in_transaction", ("self",), ("_protocol", "is_in_transaction")),
+    Seam(_TRANSACTION, "start", ("self",), ("_top_xact", "_protocol", "execute")),
+    *(Seam(_TRANSACTION, name) for name in ("_state", "_isolation")),
+    Seam("asyncpg.transaction", "TransactionState"),
 )
 
 _OUT_OF_STEP = re.compile(r"another operation (?:\(\d+\) )?is|cannot switch to state")

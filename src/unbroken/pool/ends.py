@@ -97,6 +97,11 @@ class Ends(Holding):
         be sent.
         """
         yield from self._send_end("ROLLBACK", timeout)
+        self.left_rollback()
+
+    def left_rollback(self) -> None:
+        """The ROLLBACK that ends this use was sent, and its answer is left to the next user."""
+        self.entry.due = self.state.clock()
         with self.state.lock:
             self.state.counters.rollbacks += 1
 

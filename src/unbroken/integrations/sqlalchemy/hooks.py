@@ -8,6 +8,7 @@ These are set on one engine's dialect object, never on a class.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import event
@@ -167,9 +168,10 @@ class Hooks:
                 pass  # likewise
             else:
                 try:
-                    if not (is_at_end() and self._defer_rollback(owner, entry)):
+                    send = functools.partial(original, connection)
+                    if not (is_at_end() and self._defer_rollback(owner, entry, send)):
                         with bounded(owner, "rollback", entry):
-                            original(connection)
+                            send()
                         owner.counters.rollbacks += 1
                 except Exception as exc:
                     if not (owner.settings.heal and heal.was_lost_at_rollback(owner, entry, exc)):
@@ -181,15 +183,26 @@ class Hooks:
 
         return do_rollback
 
-    def _defer_rollback(self, owner: Any, entry: Slot) -> bool:
+    def _defer_rollback(self, owner: Any, entry: Slot, send: Callable[[], None]) -> bool:
         """Send the ROLLBACK that ends a use of *entry*, and leave its answer to the next one.
 
-        False: nothing was sent, because somebody must wait for it.
+        *send* is the dialect's own way, whose driver may leave the answer, too. False: nothing was
+        sent, because somebody must wait for it.
         """
         loan = Loan.of(owner, entry, entry.conn)
-        if not (self.may_skip and owner.driver is self.driver and loan.may_defer):
+        leaving = None if self.may_skip else getattr(self.driver, "leaving", None)
+        if (
+            owner.driver is not self.driver
+            or (leaving is None and not self.may_skip)
+            or not loan.may_defer
+        ):
             return False
-        owner.run(loan.defer_rollback())
+        if leaving is None:
+            owner.run(loan.defer_rollback())
+            return True
+        with leaving(entry.conn), bounded(owner, "rollback", entry):
+            send()
+        loan.left_rollback()
         return True
 
     def _commit(self, original: Any) -> Any:
