@@ -124,7 +124,13 @@ class Status(Awaited):
         connection.
         """
         try:
-            if conn._protocol.is_in_transaction() or not self.has_traits(conn, traits):
+            layer = conn._protocol
+            if (
+                layer.residue
+                or layer.changed_codecs
+                or layer.is_in_transaction()
+                or not self.has_traits(conn, traits)
+            ):
                 return False
             # ended by a COMMIT written as text, perhaps: asyncpg's own nesting would not know
             conn._top_xact = None
@@ -133,15 +139,17 @@ class Status(Awaited):
         return True
 
     def has_traits(self, conn: Connection, traits: Any) -> bool:
-        """Whether nothing was left on *conn* but an open transaction."""
+        """Whether nothing was left on *conn* since *traits* were seen, but an open transaction."""
         try:
             layer = conn._protocol
-            listeners, log_listeners, query_loggers, termination_listeners, _, _, _ = traits
+            listeners, log_listeners, query_loggers, termination_listeners, residue, codecs, _ = (
+                traits
+            )
             return not (
-                layer.residue
-                or layer.unsynced
+                layer.unsynced
                 or conn._stmt_exclusive_section._acquired
-                or layer.changed_codecs
+                or layer.residue != residue
+                or layer.changed_codecs != codecs
                 or not layer.is_connected()
                 or layer.broken
                 or conn._listeners != listeners
