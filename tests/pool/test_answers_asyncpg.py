@@ -246,8 +246,6 @@ def test_the_commit_of_a_serializable_transaction_is_waited_for(line: Any) -> No
     assert within(line, so_by_default, options=by_default) == 2
 
 
-
-
 # -- any first command -----------------------------------------------------------------------------
 
 

@@ -196,7 +196,9 @@ class Trips(Wire):
 
     async def _go(self, send: Callable[[], Awaitable[Any]], way: Way) -> Any:
         """Send one operation of asyncpg's, *send*, with or behind what must be sent before it."""
-        if self._expected and (way not in _TOGETHER or not self.alone):
+        if self._expected and (
+            way not in _TOGETHER or not self.alone or self.real._is_cancelling()
+        ):  # of an operation that was broken off: whether its BEGIN was refused must be known
             await self.take()
             self._check()
         if self._begin is not None and way is not Way.ASIDE:
