@@ -58,7 +58,7 @@ class Trips(Wire):
     """The operations of an asyncpg protocol, and when they are sent."""
 
     __slots__ = (
-        "_begin", "_is_flying", "_is_weak", "_texts", "alone", "leaves", "may_be_busy",
+        "_begin", "_is_weak", "_texts", "alone", "is_torn", "leaves", "may_be_busy",
         "may_have_ended",
     )  # fmt: skip
 
@@ -72,8 +72,9 @@ class Trips(Wire):
         #: whether the ROLLBACK that comes next ends a use, and nobody waits for its answer
         self.leaves = False
         self._begin: str | None = None  #: the BEGIN that waits
-        #: whether an operation was sent with its BEGIN and has not ended
-        self._is_flying = False
+        #: whether something of the pool's own is being sent, or was with an operation that has not
+        #: ended: an exception that strikes then leaves it so
+        self.is_torn = False
         #: whether the open transaction is known not to be serializable
         self._is_weak: bool | None = None
         self._texts: deque[str | None] = deque(maxlen=TEXTS)
@@ -84,11 +85,6 @@ class Trips(Wire):
             return True
         is_open: bool = self.real.is_in_transaction() if self._known is None else self._known
         return is_open
-
-    @property
-    def is_torn(self) -> bool:
-        """Whether an exception struck while a BEGIN was on its way with a statement."""
-        return self._is_flying
 
     # -- the end of a use --------------------------------------------------------------------------
 
@@ -107,11 +103,13 @@ class Trips(Wire):
 
         Raises what a lost connection raises where nothing can be sent.
         """
-        if not self.may_leave() or self._is_flying or self.broken or not self.real.is_connected():
+        if not self.may_leave() or self.is_torn or self.broken or not self.real.is_connected():
             raise out_of_step()
+        self.is_torn = True  # out of step from here, until it is sent
         self._texts.clear()
         self.may_be_busy = False
         self._send_end(sql)
+        self.is_torn = False
 
     async def take(self) -> None:
         """Read what is due.
@@ -187,7 +185,7 @@ class Trips(Wire):
             raise self._ended()
         if self.broken:
             raise out_of_step()
-        if self._is_flying:
+        if self.is_torn:
             raise asyncpg.InterfaceError(
                 "cannot perform operation: another operation is in progress"
             )
@@ -227,14 +225,14 @@ class Trips(Wire):
         """Send BEGIN and an operation together."""
         begin, self._begin = self._begin, None
         assert begin is not None
-        self._is_flying = self.may_be_busy = True  # out of step from here, until all is read
+        self.is_torn = self.may_be_busy = True  # out of step from here, until all is read
         self._send_begin(begin, wants_sync=way is Way.SIMPLE)
         try:
             result = await send()
         except BaseException as error:
             await self._crashed(error)
             raise
-        self._is_flying = False
+        self.is_torn = False
         if way is not Way.PREPARES:
             self._known = None
         return result
@@ -243,17 +241,17 @@ class Trips(Wire):
         """An operation that was sent with its BEGIN failed."""
         self._texts.append(None)
         if not self._expected:
-            self._is_flying = False
+            self.is_torn = False
             if isinstance(error, Exception):
                 self._failed(error)
         elif self.real._is_cancelling():
-            self._is_flying = False  # what is expected comes before the server is ready again
+            self.is_torn = False  # what is expected comes before the server is ready again
         elif isinstance(error, Exception) and self.real.is_connected():
             # nothing of it was sent, because its values cannot be: BEGIN is, as ever
             try:
                 await self._tell_asyncpg()
             finally:
-                self._is_flying = bool(self._expected)
+                self.is_torn = bool(self._expected)
 
     async def _begin_now(self) -> None:
         begin, self._begin = self._begin, None
