@@ -24,6 +24,7 @@ _DUE, _BEGIN, _LEVEL = range(3)
 
 _COMPLETE, _READY, _ERROR, _ROW = b"CZED"
 _PARSED, _BOUND = b"12"
+_GOODBYES = tuple(b"\0%c%s\0" % (field, each) for field in b"SV" for each in (b"FATAL", b"PANIC"))
 _ASIDE = b"NSA"  # notices, parameters and notifications may come between any two answers
 
 #: The server skips all that it reads behind an error until it reads this.
@@ -171,7 +172,7 @@ class Wire:
             if kind == _ROW:
                 self._hear_level(body)
             return True
-        if kind == _ERROR and (b"FATAL\0" in body or b"PANIC\0" in body):
+        if kind == _ERROR and any(each in b"\0" + body for each in _GOODBYES):
             self._expected.clear()  # the server's goodbye is told as it is
             return False
         if expected.to == _DUE:

@@ -202,7 +202,10 @@ class Hooks:
             return True
         with leaving(entry.conn), bounded(owner, "rollback", entry):
             send()
-        loan.left_rollback()
+        if self.driver.owes_answer(entry.conn):
+            loan.left_rollback()
+        else:  # the transaction is not one of the dialect's: it sent nothing, or waited
+            owner.counters.rollbacks += 1
         return True
 
     def _commit(self, original: Any) -> Any:
