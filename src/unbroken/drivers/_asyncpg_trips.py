@@ -147,6 +147,7 @@ class Trips(Wire):
         """Whether *sql* is a BEGIN that can wait for its first statement. It does so from now."""
         if (
             not self.alone
+            or self.refusals
             or self.may_be_busy
             or not isinstance(sql, str)
             or _BEGINS.fullmatch(sql) is None

@@ -70,6 +70,15 @@ def _without_sync(sql: str) -> bytes:
     )
 
 
+#: Classes of SQLSTATE that say that a command is not known or not supported.
+_NEVER = (b"0A", b"08", b"26", b"34", b"42")
+
+
+def _code(error: bytes) -> bytes:
+    fields = {each[:1]: each[1:] for each in error.split(b"\0")}
+    return fields.get(b"C", b"")
+
+
 class Wire:
     """The pool's own part of what goes to and comes from the server."""
 
@@ -86,6 +95,7 @@ class Wire:
         "_weak_until",
         "broken",
         "real",
+        "refusals",
     )
 
     real: Any
@@ -106,6 +116,9 @@ class Wire:
         #: until when transactions are known not to be serializable, if nothing is said
         self._weak_until = 0.0
         self._takers: list[asyncio.Future[None]] = []
+        #: SQLSTATEs with which a BEGIN was refused because of how it was sent: what stands between
+        #: us and the server may not know this form. All connections of a driver have one list.
+        self.refusals: list[bytes] = []
         self.broken = False  #: whether answers can no longer be told apart
 
     def owes_answer(self) -> bool:
@@ -181,7 +194,10 @@ class Wire:
             self._break()
             return True
         self._expected.clear()
-        self._refused = expected.to == _BEGIN
+        if expected.to == _BEGIN:
+            self._refused = True
+            if (code := _code(body))[:2] in _NEVER:
+                self.refusals.append(code)
         if self._wants_sync:
             self._transport.write(_SYNC)
         return False  # it is the answer to the statement that was skipped

@@ -96,6 +96,7 @@ class AsyncDriver(Status):
             asyncpg.InternalClientError,
         )  # fmt: skip
         self._connect = connect
+        self._refusals: list[bytes] = []
         self._asyncpg = asyncpg
         self._arguments, self._timeout = arguments(self.target)
 
@@ -134,6 +135,7 @@ class AsyncDriver(Status):
                     id(conn),
                     self._asyncpg.ConnectionDoesNotExistError,
                 )
+                layer.refusals = self._refusals
                 layer.hear()
             except AttributeError as missing:
                 self.go_blind(one_line(missing))
