@@ -199,6 +199,13 @@ def test_it_is_as_few_with_sqlalchemy(line: Any) -> None:
             async with engine.begin() as conn:
                 await conn.execute(sa.text(f"INSERT INTO {TABLE} VALUES (1)"))
 
+        async def committed() -> None:
+            async with engine.begin() as conn:
+                assert (await conn.execute(sa.text("SELECT 7"))).scalar() == 7
+            # what was left is nobody's but the transaction's that it ended
+            async with engine.begin() as conn:
+                await conn.execute(sa.text(f"INSERT INTO {TABLE} VALUES (2)"))
+
         async def strict() -> None:
             async with engine.connect() as conn:
                 conn = await conn.execution_options(isolation_level="SERIALIZABLE")
@@ -216,11 +223,11 @@ def test_it_is_as_few_with_sqlalchemy(line: Any) -> None:
             for _ in range(3):
                 await read()
                 await asyncio.sleep(0.02)
-            counts = [await trips(proxy, each) for each in (read, write, strict)]
+            counts = [await trips(proxy, each) for each in (read, write, committed, strict)]
         await engine.dispose()
         return counts
 
-    assert asyncio.run(main()) == [1, 2, 1]
+    assert asyncio.run(main()) == [1, 2, 3, 1]
 
 
 # -- COMMITs that may fail although their transaction only read ------------------------------------

@@ -103,9 +103,8 @@ class Layer(Trips):
 
     async def query(self, query: Any, timeout: Any) -> Any:
         """``execute`` without arguments, ``transaction()``."""
-        if self.leaves and query == "ROLLBACK;" and self.may_leave():
-            self.leave("ROLLBACK")
-            return "ROLLBACK"
+        if self.leaves and (end := self.left(query)) is not None:
+            return end
         if timeout is None and self._waits(query):
             return "BEGIN"
         if (answer := self._end(query)) is not None:

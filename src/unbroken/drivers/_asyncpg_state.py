@@ -259,7 +259,7 @@ class Status(Awaited):
 
     @contextmanager
     def leaving(self, conn: Connection) -> Iterator[None]:
-        """Within it, a ROLLBACK of asyncpg's own transaction object is sent as by
+        """Within it, a COMMIT or ROLLBACK of asyncpg's own transaction object is sent as by
         :meth:`send_end`: for a framework whose own books must know of it.
         """
         layer = conn._protocol

@@ -69,7 +69,7 @@ class Trips(Wire):
         self.may_have_ended = False  #: whether the last that came is the server's goodbye
         #: whether the session is known to be nobody else's: several commands can be sent at once
         self.alone = False
-        #: whether the ROLLBACK that comes next ends a use, and nobody waits for its answer
+        #: whether nobody waits for the answer to the COMMIT or ROLLBACK that comes next
         self.leaves = False
         self._begin: str | None = None  #: the BEGIN that waits
         #: whether something of the pool's own is being sent, or was with an operation that has not
@@ -110,6 +110,16 @@ class Trips(Wire):
         self.may_be_busy = False
         self._send_end(sql)
         self.is_torn = False
+
+    def left(self, sql: Any) -> str | None:
+        """What the server will answer to *sql*, the end of a transaction, which was left; None: it
+        must be waited for.
+        """
+        tag = _ENDS.get(sql) if isinstance(sql, str) else None
+        if tag is None or not self.may_leave():
+            return None
+        self.leave(tag)
+        return tag
 
     async def take(self) -> None:
         """Read what is due.

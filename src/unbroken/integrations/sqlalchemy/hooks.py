@@ -85,6 +85,8 @@ class Hooks:
         self.plan = plan
         self.driver = plan.driver
         self.may_skip = self.driver.name in _STATELESS
+        #: within it, what the dialect sends to end a transaction is not waited for
+        self.leaving: Any = getattr(self.driver, "leaving", None)
 
     def install(self) -> None:
         """Set them."""
@@ -186,33 +188,40 @@ class Hooks:
     def _defer_rollback(self, owner: Any, entry: Slot, send: Callable[[], None]) -> bool:
         """Send the ROLLBACK that ends a use of *entry*, and leave its answer to the next one.
 
-        *send* is the dialect's own way, whose driver may leave the answer, too. False: nothing was
-        sent, because somebody must wait for it.
+        *send* is the dialect's own way. False: nothing was sent, because somebody must wait for it.
         """
         loan = Loan.of(owner, entry, entry.conn)
-        leaving = None if self.may_skip else getattr(self.driver, "leaving", None)
-        if (
-            owner.driver is not self.driver
-            or (leaving is None and not self.may_skip)
-            or not loan.may_defer
-        ):
+        if not (self._may_leave(owner) and loan.may_defer):
             return False
-        if leaving is None:
+        if self.may_skip:
             owner.run(loan.defer_rollback())
-            return True
-        with leaving(entry.conn), bounded(owner, "rollback", entry):
-            send()
-        if self.driver.owes_answer(entry.conn):
-            loan.left_rollback()
-        else:  # the transaction is not one of the dialect's: it sent nothing, or waited
-            owner.counters.rollbacks += 1
+        else:
+            with self.leaving(entry.conn), bounded(owner, "rollback", entry):
+                loan.rollback_by(send)
+        return True
+
+    def _may_leave(self, owner: Any) -> bool:
+        """Whether the driver can leave an answer to the next user of a connection, and the dialect
+        knows of it.
+        """
+        return owner.driver is self.driver and (self.may_skip or self.leaving is not None)
+
+    def _defer_commit(self, owner: Any, entry: Slot, loan: Loan, send: Callable[[], None]) -> bool:
+        """As :meth:`_defer_rollback`, for the COMMIT of a transaction that only read."""
+        if not (self._may_leave(owner) and loan.may_defer_commit(goes_on=True)):
+            return False
+        if self.may_skip:
+            owner.run(loan.defer_commit())
+        else:
+            with self.leaving(entry.conn), bounded(owner, "commit", entry):
+                loan.commit_by(send)
         return True
 
     def _commit(self, original: Any) -> Any:
         """Likewise; and a COMMIT whose answer is lost is called unknown, one that was never sent is
         called lost.
         """
-        driver, ask, may_skip = self.driver, self.driver.is_in_transaction, self.may_skip
+        ask, may_skip = self.driver.is_in_transaction, self.may_skip
 
         @functools.wraps(original)
         def do_commit(connection: Any) -> None:
@@ -231,8 +240,7 @@ class Hooks:
                 return
 
             loan = Loan.of(owner, entry, entry.conn)
-            if may_skip and owner.driver is driver and loan.may_defer_commit(goes_on=True):
-                owner.run(loan.defer_commit())
+            if self._defer_commit(owner, entry, loan, functools.partial(original, connection)):
                 past.ended()
                 return
             commit = Call("commit", entry.conn, entry)
