@@ -4,6 +4,9 @@ and whether anybody waits for its answer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from unbroken.abc import CANNOT_SERVE, Cause
 from unbroken.ledger.reading import may_lock, only_reads
 from unbroken.ledger.residue import NOTHING, Left
@@ -111,6 +114,28 @@ class Ends(Holding):
             yield from self._send_end("COMMIT", None)
         except Exception as exc:
             self._unfit(exc)
+
+    def rollback_by(self, send: Callable[[], None]) -> None:
+        """As :meth:`defer_rollback`, where *send*, a framework's own way, has the driver send it."""
+        send()
+        with self.state.lock:
+            self.state.counters.rollbacks += 1
+        self._left()
+
+    def commit_by(self, send: Callable[[], None]) -> None:
+        """As :meth:`defer_commit`, likewise."""
+        self.state.looked()
+        try:
+            send()
+        except Exception as exc:
+            self._unfit(exc)
+        else:
+            self._left()
+
+    def _left(self) -> None:
+        driver: Any = self.state.driver
+        if driver.owes_answer(self.conn):  # else the transaction was not the framework's
+            self.entry.due = self.state.clock()
 
     def _send_end(self, sql: str, timeout: float | None) -> Flow[None]:
         yield Call("send_end", self.conn, self.entry, timeout, (sql,))

@@ -8,6 +8,7 @@ These are set on one engine's dialect object, never on a class.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import event
@@ -84,6 +85,8 @@ class Hooks:
         self.plan = plan
         self.driver = plan.driver
         self.may_skip = self.driver.name in _STATELESS
+        #: within it, what the dialect sends to end a transaction is not waited for
+        self.leaving: Any = getattr(self.driver, "leaving", None)
 
     def install(self) -> None:
         """Set them."""
@@ -167,9 +170,10 @@ class Hooks:
                 pass  # likewise
             else:
                 try:
-                    if not (is_at_end() and self._defer_rollback(owner, entry)):
+                    send = functools.partial(original, connection)
+                    if not (is_at_end() and self._defer_rollback(owner, entry, send)):
                         with bounded(owner, "rollback", entry):
-                            original(connection)
+                            send()
                         owner.counters.rollbacks += 1
                 except Exception as exc:
                     if not (owner.settings.heal and heal.was_lost_at_rollback(owner, entry, exc)):
@@ -181,22 +185,43 @@ class Hooks:
 
         return do_rollback
 
-    def _defer_rollback(self, owner: Any, entry: Slot) -> bool:
+    def _defer_rollback(self, owner: Any, entry: Slot, send: Callable[[], None]) -> bool:
         """Send the ROLLBACK that ends a use of *entry*, and leave its answer to the next one.
 
-        False: nothing was sent, because somebody must wait for it.
+        *send* is the dialect's own way. False: nothing was sent, because somebody must wait for it.
         """
         loan = Loan.of(owner, entry, entry.conn)
-        if not (self.may_skip and owner.driver is self.driver and loan.may_defer):
+        if not (self._may_leave(owner) and loan.may_defer):
             return False
-        owner.run(loan.defer_rollback())
+        if self.may_skip:
+            owner.run(loan.defer_rollback())
+        else:
+            with self.leaving(entry.conn), bounded(owner, "rollback", entry):
+                loan.rollback_by(send)
+        return True
+
+    def _may_leave(self, owner: Any) -> bool:
+        """Whether the driver can leave an answer to the next user of a connection, and the dialect
+        knows of it.
+        """
+        return owner.driver is self.driver and (self.may_skip or self.leaving is not None)
+
+    def _defer_commit(self, owner: Any, entry: Slot, loan: Loan, send: Callable[[], None]) -> bool:
+        """As :meth:`_defer_rollback`, for the COMMIT of a transaction that only read."""
+        if not (self._may_leave(owner) and loan.may_defer_commit(goes_on=True)):
+            return False
+        if self.may_skip:
+            owner.run(loan.defer_commit())
+        else:
+            with self.leaving(entry.conn), bounded(owner, "commit", entry):
+                loan.commit_by(send)
         return True
 
     def _commit(self, original: Any) -> Any:
         """Likewise; and a COMMIT whose answer is lost is called unknown, one that was never sent is
         called lost.
         """
-        driver, ask, may_skip = self.driver, self.driver.is_in_transaction, self.may_skip
+        ask, may_skip = self.driver.is_in_transaction, self.may_skip
 
         @functools.wraps(original)
         def do_commit(connection: Any) -> None:
@@ -215,8 +240,7 @@ class Hooks:
                 return
 
             loan = Loan.of(owner, entry, entry.conn)
-            if may_skip and owner.driver is driver and loan.may_defer_commit(goes_on=True):
-                owner.run(loan.defer_commit())
+            if self._defer_commit(owner, entry, loan, functools.partial(original, connection)):
                 past.ended()
                 return
             commit = Call("commit", entry.conn, entry)
