@@ -241,7 +241,7 @@ class Base(_Inherited):
         try:
             return not conn._unbroken_changed or is_as_opened(conn, traits)
         except AttributeError:  # another make of connection
-            return self.traits(conn) == traits
+            return bool(self.traits(conn) == traits)
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
         """libpq is idle, the lock is free and the traits are as they were."""

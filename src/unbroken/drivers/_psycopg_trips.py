@@ -143,7 +143,7 @@ def take_free(conn: Any) -> Generator[Any, Any, None] | None:
 
 
 def _take_on(pgconn: Any, due: Due, result: Any) -> Generator[Any, Any, None]:
-    """The rest of a usual answer, of which *result* was read and is to be judged, if it is given."""
+    """The rest of a usual answer; *result* is what was read of it, unless that was judged."""
     if result is not None:
         yield from _rest(pgconn)
         if not _is_as_due(result, due.tags[0]):
@@ -180,9 +180,7 @@ def _read_sync(pgconn: Any) -> Generator[Any, Any, None]:
         raise _unexpected(pgconn, result)
 
 
-def _is_synced(
-    pgconn: Any, begun: Any, answers: list[list[Any]]
-) -> Generator[Any, Any, bool]:
+def _is_synced(pgconn: Any, begun: Any, answers: list[list[Any]]) -> Generator[Any, Any, bool]:
     """Whether the server is ready again. False: it hung up behind an error, one of the answers."""
     try:
         yield from _read_sync(pgconn)
@@ -331,9 +329,8 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
     begun = yield from _one(pgconn)
     level = (yield from _one(pgconn)) if flight.asks_level else None
     answers: list[list[Any]] = []
-    fetch_many = _psycopg().generators.fetch_many
     for _ in range(statement):
-        answers.append((yield from fetch_many(pgconn)))
+        answers += [(yield from _psycopg().generators.fetch_many(pgconn))]
     # where it is not, an answer was the server's goodbye, which is raised here or by the caller
     if (yield from _is_synced(pgconn, begun, answers)):
         pgconn.exit_pipeline_mode()
