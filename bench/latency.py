@@ -6,283 +6,228 @@ The whole request counts: take a connection, SELECT, end the transaction, give t
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import statistics
-import threading
-from collections.abc import Callable, Iterator
-from time import perf_counter
-from typing import Any
+from contextlib import ExitStack
+from dataclasses import dataclass
+from html import escape
 
-from fleet_plot import COLOURS
+from contenders import MYSQL, POSTGRESQL, Contenders
 from measure import Effort, Result, Row, Table, Target
+from requesting import Apart
 
 import unbroken
 from unbroken_drill import FaultProxy
 from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 
 DELAYS = (0.0, 0.0005, 0.001, 0.002)  #: seconds each way
-#: (threads, connections of the pool)
+PROMISED = 0.001  #: the delay of which the promises speak
+#: (threads or tasks, connections of the pool)
 CROWDS = ((1, 1), (8, 4), (32, 8))
-SELECT = "SELECT n FROM stock"
+#: What is measured: round_trips counts for all.
+_LEFT_OUT = frozenset({
+    "unbroken, psycopg2", "unbroken, pg8000", "psycopg_pool", "unbroken.django, atomic",
+    "Django, health checks, atomic", "SQLAlchemy, aiomysql", "SQLAlchemy, asyncpg",
+})  # fmt: skip
+#: Ours, a peer with the same driver, and the share of its time that ours may take.
+_MYSQL = (
+    ("unbroken, pymysql", "SQLAlchemy, pymysql", 0.55),
+    ("unbroken's plugin, pymysql", "SQLAlchemy, pymysql", 0.55),
+    ("unbroken, pymysql", "SQLAlchemy, pymysql, pre_ping", 0.4),
+    ("unbroken's plugin, pymysql", "SQLAlchemy, pymysql, pre_ping", 0.4),
+)
+_POSTGRESQL = (
+    ("unbroken, psycopg", "psycopg_pool, check", 0.4),
+    ("unbroken, psycopg", "SQLAlchemy, psycopg, pre_ping", 0.4),
+    ("unbroken's plugin, psycopg", "SQLAlchemy, psycopg, pre_ping", 0.4),
+)
+_NOTE = (
+    "The columns: the network's milliseconds each way, median and 99 % of a request; the last one"
+    f" is the time for one request of all, at {PROMISED * 1e3:g} ms."
+)
+_FAIR = (
+    "With more threads than connections a median says little: unbroken serves its callers in turn,"
+    " so all of them wait; SQLAlchemy's pool lets a thread that has just given its connection back"
+    " take it again, so a few never wait and the rest do for long (99 %)."
+    " "
+)
 
-#: Does one request; several threads may call it at once.
-Request = Callable[[], Any]
-#: Makes such a function for a URL and a size of the pool, until the block ends.
-Contender = Callable[[str, int], contextlib.AbstractContextManager[Request]]
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one contender took with one delay and one crowd, in seconds."""
+
+    middle: float
+    late: float  #: 99 of 100 took less
+    each: float  #: of the crowd's time, for one request
+
+
+#: By contender, crowd and delay.
+Cells = dict[tuple[str, tuple[int, int], float], Cell]
 
 
 def run(effort: Effort) -> Result:
-    """All contenders of one server, in turns, at each delay and with each crowd."""
+    """All contenders of one kind of server, in turns, with each delay and each crowd."""
     result = Result()
-    seconds = 0.3 if effort.repeats == 1 else 2.0
-    with MariaDB() as server:
-        _measure(result, server, "pymysql", MARIADB, seconds, "SQLAlchemy, pymysql", 0.55)
-    with PostgreSQL() as server:
-        _measure(result, server, "psycopg", POSTGRESQL, seconds, "psycopg_pool, check", 0.4)
+    seconds = 0.25 if effort.repeats == 1 else 1.0
+    for kind, contenders, promises in (
+        (MariaDB, MYSQL, _MYSQL),
+        (PostgreSQL, POSTGRESQL, _POSTGRESQL),
+    ):
+        chosen = {name: each for name, each in contenders.items() if name not in _LEFT_OUT}
+        with kind({"max_connections": 300}) as server:
+            _measure(result, server, chosen, promises, seconds)
     return result
 
 
 def _measure(
     result: Result,
     server: Server,
-    driver: str,
-    contenders: dict[str, Contender],
+    contenders: Contenders,
+    promises: tuple[tuple[str, str, float], ...],
     seconds: float,
-    peer: str,
-    limit: float,
 ) -> None:
-    with unbroken.Pool(server.url(driver)) as pool, pool.connection() as conn:
-        conn.cursor().execute("CREATE TABLE stock (n INT)")
+    make_table(server)
     name = type(server).__name__
-    curves: dict[str, list[float]] = {one: [] for one in contenders}
-    with FaultProxy((server.host, server.port)) as proxy:
-        for delay in DELAYS:
-            for threads, size in CROWDS:
-                rows = [
-                    _row(one, make, proxy, server, delay, threads, size, seconds)
-                    for one, make in contenders.items()
-                ]
-                if threads == 1:
-                    for row in rows:
-                        curves[row.name].append(row.best)
-                if delay == 0.001:
-                    title = f"{name}, 1 ms each way, {threads} at once, pool of {size}"
-                    table = Table(title, "ms", rows, labels=("median", "99 %"))
-                    result.tables.append(table)
-                    if threads <= 8:
-                        result.targets.append(_target(table, peer, limit))
+    cells: Cells = {}
+    with ExitStack() as stack:
+        proxy = stack.enter_context(FaultProxy((server.host, server.port)))
+        apart = {
+            one: stack.enter_context(Apart(opener, is_async))
+            for one, (opener, is_async, _) in contenders.items()
+        }
+        url = proxy.url(server.url(None))
+        for crowd in CROWDS:
+            for one, process in apart.items():
+                proxy.heal()
+                process.open(url, crowd[1])
+                for delay in DELAYS:
+                    proxy.latency(delay)
+                    cells[one, crowd, delay] = _cell(process.times(crowd[0], seconds), crowd[0])
+                proxy.heal()
+                process.close()
+    for crowd in CROWDS:
+        result.tables.append(_table(name, contenders, cells, crowd))
+        if crowd[0] <= 8:
+            result.targets += _targets(name, cells, crowd, promises)
+    curves = {one: [cells[one, CROWDS[0], delay].middle for delay in DELAYS] for one in contenders}
     result.plots[f"latency-{name.lower()}"] = draw(curves, f"{name}: one SELECT, one thread")
 
 
-def _target(table: Table, peer: str, limit: float) -> Target:
-    ours = min(row.best for row in table.rows if row.is_ours)
-    theirs = next(row.best for row in table.rows if row.name == peer)
-    promise = f"{table.title}: the best of unbroken's beside {peer}"
-    return Target(promise, ours / theirs, limit)
+def make_table(server: Server) -> None:
+    """An empty one, to select from."""
+    driver = "psycopg" if server.backend == "postgresql" else "pymysql"
+    with unbroken.Pool(server.url(driver)) as pool, pool.connection() as conn:
+        conn.cursor().execute("CREATE TABLE stock (n INT)")
 
 
-def _row(
+def _cell(found: list[float], workers: int) -> Cell:
+    ordered = sorted(found)
+    middle, late = statistics.median(ordered), ordered[int(len(ordered) * 0.99)]
+    return Cell(middle, late, sum(ordered) / workers / len(ordered))
+
+
+def _table(name: str, contenders: Contenders, cells: Cells, crowd: tuple[int, int]) -> Table:
+    rows = []
+    for one in contenders:
+        found = [cells[one, crowd, delay] for delay in DELAYS]
+        first, *rest = [figure for cell in found for figure in (cell.middle, cell.late)]
+        each = cells[one, crowd, PROMISED].each
+        rows.append(Row(one, first, rest[0], None, (*rest[1:], each)))
+    order = {row.name: cells[row.name, crowd, PROMISED].middle for row in rows}
+    rows.sort(key=lambda row: order[row.name])
+    columns = [f"{delay * 1e3:g} ms {which}" for delay in DELAYS[1:] for which in ("50 %", "99 %")]
+    workers = "one thread" if crowd[0] == 1 else f"{crowd[0]} threads or tasks"
+    return Table(
+        f"One SELECT behind a network, {name}: {workers}, pool of {crowd[1]}",
+        "ms",
+        rows,
+        note=f"{_NOTE} {_FAIR if crowd[0] > crowd[1] else ''}{_losses(contenders, cells, crowd)}",
+        labels=("0: 50 %", "99 %"),
+        columns=(*columns, f"{PROMISED * 1e3:g} ms, each"),
+    )
+
+
+def _losses(contenders: Contenders, cells: Cells, crowd: tuple[int, int]) -> str:
+    """Where a peer is quicker: what one request costs of the crowd's time, as a share of its."""
+    lost = []
+    for one, (*_, group) in contenders.items():
+        peers = [p for p, (*_, g) in contenders.items() if g == group and not _is_ours(p)]
+        if not _is_ours(one) or not peers:
+            continue
+        for delay in DELAYS:
+            best = min(peers, key=lambda peer: cells[peer, crowd, delay].each)
+            ratio = cells[one, crowd, delay].each / cells[best, crowd, delay].each
+            if ratio > 1:
+                lost.append(f"{one} at {delay * 1e3:g} ms takes {ratio:.2f} of {best}")
+    return f"Losses: {'; '.join(lost) or 'none'}."
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("unbroken")
+
+
+def _targets(
     name: str,
-    make: Contender,
-    proxy: FaultProxy,
-    server: Server,
-    delay: float,
-    threads: int,
-    size: int,
-    seconds: float,
-) -> Row:
-    proxy.heal()
-    with make(proxy.url(server.url(None)), size) as request:
-        for _ in range(10):
-            request()  # connects, asks for limits, prepares
-        if delay:
-            proxy.latency(delay)
-        found = sorted(_timed(request, threads, seconds))
-    return Row(name, statistics.median(found), found[int(len(found) * 0.99)])
-
-
-def _timed(request: Request, threads: int, seconds: float) -> list[float]:
-    """How long each request took that *threads* threads made, one after the other each."""
-    found: list[float] = []
-    end = perf_counter() + seconds
-
-    def work() -> None:
-        while (began := perf_counter()) < end:
-            request()
-            found.append(perf_counter() - began)
-
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    cells: Cells,
+    crowd: tuple[int, int],
+    promises: tuple[tuple[str, str, float], ...],
+) -> list[Target]:
+    found = []
+    for ours, peer, limit in promises:
+        mine, theirs = cells[ours, crowd, PROMISED], cells[peer, crowd, PROMISED]
+        what = f"{name}, 1 ms each way, {crowd[0]} at once on {crowd[1]}: {ours} beside {peer}"
+        if crowd[0] == 1:
+            found.append(Target(f"{what}, median", mine.middle / theirs.middle, limit))
+        else:  # throughput
+            found.append(Target(f"{what}, time for one of all", mine.each / theirs.each, limit))
     return found
-
-
-# -- contenders ------------------------------------------------------------------------------------
-
-
-def _pool(driver: str) -> Contender:
-    @contextlib.contextmanager
-    def make(url: str, size: int) -> Iterator[Request]:
-        with unbroken.Pool(_with(url, driver), max_size=size) as pool:
-
-            def request() -> None:
-                with pool.connection() as conn, contextlib.closing(conn.cursor()) as cursor:
-                    cursor.execute(SELECT)
-                    cursor.fetchall()
-
-            yield request
-
-    return make
-
-
-def _async_pool(driver: str) -> Contender:
-    async def open_pool(url: str, size: int) -> Any:
-        return unbroken.AsyncPool(_with(url, driver), max_size=size)
-
-    async def request(pool: Any) -> None:
-        async with pool.connection() as conn:
-            if driver == "asyncpg":
-                await conn.fetch(SELECT)
-            else:
-                async with conn.cursor() as cursor:
-                    await cursor.execute(SELECT)
-                    await cursor.fetchall()
-
-    return _on_a_loop(open_pool, request)
-
-
-async def _open_asyncpg(url: str, size: int) -> Any:
-    import asyncpg
-
-    return await asyncpg.create_pool(url, min_size=size, max_size=size)
-
-
-async def _use_asyncpg(pool: Any) -> None:
-    async with pool.acquire() as conn, conn.transaction():
-        await conn.fetch(SELECT)
-
-
-def _on_a_loop(open_pool: Any, use: Any) -> Contender:
-    """An asyncio pool, on a loop of a thread of its own: the tasks are begun from there."""
-
-    @contextlib.contextmanager
-    def make(url: str, size: int) -> Iterator[Request]:
-        loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=loop.run_forever, daemon=True)
-        thread.start()
-
-        def wait(coroutine: Any) -> Any:
-            return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
-
-        pool = wait(open_pool(url, size))
-        try:
-            yield lambda: wait(use(pool))
-        finally:
-            wait(pool.close())
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
-
-    return make
-
-
-def _sqlalchemy(driver: str, **options: Any) -> Contender:
-    @contextlib.contextmanager
-    def make(url: str, size: int) -> Iterator[Request]:
-        import sqlalchemy
-
-        engine = sqlalchemy.create_engine(_with(url, driver), pool_size=size, **options)
-        try:
-
-            def request() -> None:
-                with engine.connect() as conn:
-                    conn.execute(sqlalchemy.text(SELECT)).fetchall()
-
-            yield request
-        finally:
-            engine.dispose()
-
-    return make
-
-
-@contextlib.contextmanager
-def _psycopg_pool(url: str, size: int) -> Iterator[Request]:
-    from psycopg_pool import ConnectionPool
-
-    check = ConnectionPool.check_connection
-    with ConnectionPool(url, min_size=size, max_size=size, open=True, check=check) as pool:
-        pool.wait()
-
-        def request() -> None:
-            with pool.connection() as conn:
-                conn.execute(SELECT).fetchall()
-
-        yield request
-
-
-def _with(url: str, driver: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme.partition('+')[0]}+{driver}://{rest}"
-
-
-MARIADB: dict[str, Contender] = {
-    "unbroken, pymysql": _pool("pymysql"),
-    "unbroken, mysqldb": _pool("mysqldb"),
-    "unbroken, aiomysql": _async_pool("aiomysql"),
-    "unbroken's plugin, pymysql": _sqlalchemy("pymysql", plugins=["unbroken"]),
-    "SQLAlchemy, pymysql": _sqlalchemy("pymysql"),
-    "SQLAlchemy, pymysql, pre_ping": _sqlalchemy("pymysql", pool_pre_ping=True),
-}
-POSTGRESQL: dict[str, Contender] = {
-    "unbroken, psycopg": _pool("psycopg"),
-    "unbroken, asyncpg": _async_pool("asyncpg"),
-    "unbroken's plugin, psycopg": _sqlalchemy("psycopg", plugins=["unbroken"]),
-    "SQLAlchemy, psycopg": _sqlalchemy("psycopg"),
-    "SQLAlchemy, psycopg, pre_ping": _sqlalchemy("psycopg", pool_pre_ping=True),
-    "psycopg_pool, check": _psycopg_pool,
-    "asyncpg.Pool": _on_a_loop(_open_asyncpg, _use_asyncpg),
-}
 
 
 # -- the picture -----------------------------------------------------------------------------------
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 760, 360, 60, 310
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 860, 400, 60, 560, 40, 350
+_SHADES = (
+    "#0b7a4b", "#16a085", "#2980b9", "#8e44ad", "#27ae60", "#1f618d", "#6c3483", "#117864",
+    "#2e86c1",
+)  # fmt: skip
+_PEERS = ("#c0392b", "#e67e22", "#7f6000", "#34495e", "#7f8c8d")
 
 
 def draw(curves: dict[str, list[float]], title: str) -> str:
-    """Milliseconds of a request (the median) by the network's delay."""
-    top = max(max(curve) for curve in curves.values()) * 1e3 or 1.0
-    last = DELAYS[-1] * 1e3
+    """Milliseconds of a request (the median) by the network's delay; others' pools are dashed."""
+    top, last = max(map(max, curves.values())), DELAYS[-1]
 
-    def place(delay: float, value: float) -> str:
-        x = _LEFT + (480 - _LEFT) * delay * 1e3 / last
-        return f"{x:.1f},{_BOTTOM - (_BOTTOM - 40) * value * 1e3 / top:.1f}"
+    def x(delay: float) -> float:
+        return _LEFT + (_RIGHT - _LEFT) * delay / last
+
+    def y(seconds: float) -> float:
+        return _BOTTOM - (_BOTTOM - _TOP) * seconds / top
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
         ' font-family="sans-serif" font-size="12">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        f'<text x="{_LEFT}" y="22" font-size="15">{title}</text>',
-        f'<path d="M{_LEFT},40 V{_BOTTOM} H480" fill="none" stroke="#999"/>',
-        f'<text x="8" y="36">{top:.0f} ms</text><text x="30" y="{_BOTTOM}">0</text>',
+        f'<text x="{_LEFT}" y="22" font-size="15">{escape(title)}</text>',
+        f'<path d="M{_LEFT},{_TOP} V{_BOTTOM} H{_RIGHT}" fill="none" stroke="#999"/>',
+        f'<text x="{_LEFT - 8}" y="{_TOP + 4}" text-anchor="end">{top * 1e3:.0f} ms</text>',
         *(
-            f'<text x="{_LEFT + (480 - _LEFT) * delay * 1e3 / last:.0f}" y="{_BOTTOM + 18}"'
-            f' text-anchor="middle">{delay * 1e3:g}</text>'
+            f'<text x="{x(delay):.0f}" y="{_BOTTOM + 18}" text-anchor="middle">{delay * 1e3:g}'
+            "</text>"
             for delay in DELAYS
         ),
-        f'<text x="{_LEFT}" y="{_BOTTOM + 38}">ms of delay each way</text>',
+        f'<text x="{_LEFT}" y="{_BOTTOM + 40}">ms of the network, each way</text>',
     ]
-    shades = [*COLOURS, "#8e44ad", "#2980b9", "#7f8c8d"]
-    for number, ((name, curve), shade) in enumerate(zip(curves.items(), shades, strict=False)):
-        points = " ".join(place(d, v) for d, v in zip(DELAYS, curve, strict=True))
-        dashes = "" if name.startswith("unbroken") else ' stroke-dasharray="5 4"'
-        y = 60 + number * 22
+    ours, peers = iter(_SHADES), iter(_PEERS)
+    ordered = sorted(curves.items(), key=lambda item: -item[1][-1])
+    for number, (name, curve) in enumerate(ordered):
+        is_ours = _is_ours(name)
+        shade = next(ours if is_ours else peers, "#7f8c8d")
+        points = " ".join(f"{x(d):.1f},{y(v):.1f}" for d, v in zip(DELAYS, curve, strict=True))
+        dashes = "" if is_ours else ' stroke-dasharray="6 4"'
+        line = _TOP + 14 + number * 22
         parts += [
             f'<polyline points="{points}" fill="none" stroke="{shade}" stroke-width="2"{dashes}/>',
-            f'<rect x="500" y="{y - 5}" width="16" height="4" fill="{shade}"/>'
-            f'<text x="522" y="{y}">{name}</text>',
+            f'<path d="M{_RIGHT + 20},{line - 4} h24" stroke="{shade}" stroke-width="2"{dashes}/>'
+            f'<text x="{_RIGHT + 50}" y="{line}">{escape(name)}</text>',
         ]
     return "\n".join([*parts, "</svg>", ""])

@@ -63,6 +63,7 @@ def _header(table: Table) -> list[str]:
         "",
         f"{first}, {table.unit}" if spread else table.unit,
         *spread,
+        *table.columns,
         *([f"x {table.base}"] if table.base else []),
     ]
 
@@ -74,6 +75,7 @@ def _cells(table: Table, row: Row) -> list[str]:
         row.name,
         _figure(row.best, scale),
         *spread,
+        *(_figure(value, scale) for value in row.more),
         *([f"{row.ratio:.2f}" if row.ratio is not None else ""] if table.base else []),
     ]
 

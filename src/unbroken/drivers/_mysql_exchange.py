@@ -379,6 +379,12 @@ def adopt(conn: Followed, kept: tuple[str, ...], tables: tuple[str, ...]) -> int
     return (status & _SETTLED) | touched
 
 
+def settled(conn: Followed) -> int | None:
+    """What :func:`adopt` gives, of a connection that was adopted; None where it is not known."""
+    status = conn._seen_status
+    return None if status is None else (status & _SETTLED) | conn._seen_touched
+
+
 def put_back(conn: Followed, names: tuple[str, ...], values: tuple[Any, ...]) -> None:
     """Put back the attributes of the object."""
     for name, value in (*zip(names, values, strict=True), *(conn._seen_opened or {}).items()):

@@ -236,6 +236,13 @@ class Base(_Inherited):
         except Exception:  # another make of connection
             return None
 
+    def has_traits(self, conn: Connection, traits: Any) -> bool:
+        """Whether all that is as it was when the connection was opened."""
+        try:
+            return not conn._unbroken_changed or is_as_opened(conn, traits)
+        except AttributeError:  # another make of connection
+            return bool(self.traits(conn) == traits)
+
     def is_clean(self, conn: Connection, traits: Any) -> bool:
         """libpq is idle, the lock is free and the traits are as they were."""
         try:

@@ -8,6 +8,7 @@ the traits compared one by one.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -72,6 +73,10 @@ def noting(base: Any) -> Any:
 
         @property
         def pgconn(self) -> Any:
+            state = self.__dict__
+            # as look, for the usual case
+            if state.get("_unbroken_due") is None and trips.is_friend(sys._getframe(1)):
+                return state["pgconn"]
             return trips.look(self)
 
         @pgconn.setter

@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,7 +49,12 @@ class Due(NamedTuple):
     in_pipeline: bool  #: whether more can be sent before these answers have come
 
 
-class Flight(NamedTuple):
+#: The usual ones, made once.
+_USUAL = {sql: Due((sql.encode(),), True) for sql in ("COMMIT", "ROLLBACK")}
+
+
+@dataclass(slots=True)
+class Flight:
     """What stands in libpq's buffer, or is on its way, before the first statement."""
 
     due: Due | None
@@ -69,26 +75,25 @@ def send_end(conn: Any, sql: str) -> None:
     pgconn, prepared = state["pgconn"], conn._prepared
     if state.get("_unbroken_due") is not None or conn.lock.locked() or conn._pipeline is not None:
         raise out_of_step()
-    commands = [sql.encode()]
-    in_pipeline = bool(state.get("_unbroken_alone"))
-    forgets = sql == "ROLLBACK" and bool(prepared._names)
-    if in_pipeline:
-        if forgets:  # as psycopg does after a ROLLBACK
-            commands.append(b"DEALLOCATE ALL")
+    due = _USUAL[sql]
+    if state.get("_unbroken_alone"):
+        if sql == "ROLLBACK" and prepared._names:  # as psycopg does after a ROLLBACK
+            due = Due((*due.tags, b"DEALLOCATE ALL"), in_pipeline=True)
         pgconn.enter_pipeline_mode()
-        for command in commands:
+        for command in due.tags:
             pgconn.send_query_params(command, None)
             pgconn.pipeline_sync()
     else:
-        pgconn.send_query(commands[0])
+        due = Due(due.tags, in_pipeline=False)
+        pgconn.send_query(due.tags[0])
     if pgconn.flush():
         raise out_of_step()  # the way to the server is full
     if sql == "ROLLBACK":
         prepared.clear()
-        if in_pipeline:
+        if due.in_pipeline:
             prepared._to_flush.clear()
     state["_unbroken_texts"].clear()
-    state["_unbroken_due"] = Due(tuple(commands), in_pipeline)
+    state["_unbroken_due"] = due
 
 
 def take(conn: Any) -> Generator[Any, Any, None]:
@@ -100,6 +105,55 @@ def take(conn: Any) -> Generator[Any, Any, None]:
     pgconn, due = state["pgconn"], state["_unbroken_due"]
     state["_unbroken_due"] = None  # out of step from here, until all is read
     yield from _read_due(pgconn, due)
+    _taken(pgconn, due)
+
+
+def take_free(conn: Any) -> Generator[Any, Any, None] | None:
+    """As :func:`take`, as far as the answer has come, where one is due; gives what is still to be
+    done. The caller alone has the connection.
+
+    No generator where all has come: with callers that come quickly, each answer is read here.
+    """
+    state = conn.__dict__
+    pgconn, due = state["pgconn"], state.get("_unbroken_due")
+    if due is None:
+        return None
+    if conn.lock.locked():
+        raise out_of_step()
+    if due is not _USUAL["COMMIT"] and due is not _USUAL["ROLLBACK"]:
+        return take(conn)
+    pgconn.consume_input()
+    if pgconn.is_busy():
+        return take(conn)
+    state["_unbroken_due"] = None  # out of step from here, until all is read
+    result = pgconn.get_result()
+    if result is None:
+        raise out_of_step()
+    is_whole = result.status != _FATAL and not pgconn.is_busy()
+    if is_whole:
+        if pgconn.get_result() is not None or not _is_as_due(result, due.tags[0]):
+            raise _unexpected(pgconn, result)
+        if not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None or result.status != _SYNC:
+                raise out_of_step()
+            _taken(pgconn, due)
+            return None
+    return _take_on(pgconn, due, None if is_whole else result)
+
+
+def _take_on(pgconn: Any, due: Due, result: Any) -> Generator[Any, Any, None]:
+    """The rest of a usual answer; *result* is what was read of it, unless that was judged."""
+    if result is not None:
+        yield from _rest(pgconn)
+        if not _is_as_due(result, due.tags[0]):
+            raise _unexpected(pgconn, result)
+    yield from _read_sync(pgconn)
+    _taken(pgconn, due)
+
+
+def _taken(pgconn: Any, due: Due) -> None:
+    """All that was due was read."""
     if due.in_pipeline:
         pgconn.exit_pipeline_mode()
     while (heard := pgconn.notifies()) is not None:  # as psycopg does behind each answer
@@ -107,10 +161,14 @@ def take(conn: Any) -> Generator[Any, Any, None]:
             pgconn.notify_handler(heard)
 
 
+def _is_as_due(result: Any, tag: bytes) -> bool:
+    return bool(result.status == _COMMAND_OK and result.command_status == tag)
+
+
 def _read_due(pgconn: Any, due: Due) -> Generator[Any, Any, None]:
     for tag in due.tags:
         result = yield from _one(pgconn)
-        if result.status != _COMMAND_OK or result.command_status != tag:
+        if not _is_as_due(result, tag):
             raise _unexpected(pgconn, result)
         if due.in_pipeline:
             yield from _read_sync(pgconn)
@@ -122,28 +180,23 @@ def _read_sync(pgconn: Any) -> Generator[Any, Any, None]:
         raise _unexpected(pgconn, result)
 
 
-def _is_synced(pgconn: Any, *results: Any) -> Generator[Any, Any, bool]:
-    """Whether the server is ready again. False: it hung up behind an error, one of *results*."""
-    import psycopg
-
+def _is_synced(pgconn: Any, begun: Any, answers: list[list[Any]]) -> Generator[Any, Any, bool]:
+    """Whether the server is ready again. False: it hung up behind an error, one of the answers."""
     try:
         yield from _read_sync(pgconn)
-    except psycopg.DatabaseError:
-        if pgconn.status == _OK or all(each.status != _FATAL for each in results):
+    except Exception as error:
+        failed = any(each.status == _FATAL for some in ([begun], *answers) for each in some)
+        if pgconn.status == _OK or not failed or not isinstance(error, _psycopg().DatabaseError):
             raise
         return False
     return True
 
 
 def _one(pgconn: Any) -> Generator[Any, Any, Any]:
-    if pgconn.is_busy():
+    while pgconn.is_busy():
         while not (yield _READ):
             pass
         pgconn.consume_input()
-        while pgconn.is_busy():
-            while not (yield _READ):
-                pass
-            pgconn.consume_input()
     result = pgconn.get_result()
     if result is None:
         raise out_of_step()
@@ -186,10 +239,17 @@ def _unexpected(pgconn: Any, result: Any) -> BaseException:
     return wrong
 
 
-def _server_error(pgconn: Any, result: Any) -> psycopg.Error:
-    import psycopg
+@cache
+def _psycopg() -> Any:
+    """The library. An import statement costs as much as all else of an answer's reading."""
+    import psycopg.generators
 
-    return psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
+    return psycopg
+
+
+def _server_error(pgconn: Any, result: Any) -> psycopg.Error:
+    error: psycopg.Error = _psycopg().errors.error_from_result(result, encoding=pgconn._encoding)
+    return error
 
 
 def out_of_step() -> BaseException:
@@ -259,22 +319,20 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
 
     Gives the latter. Raises the server's error where it refused BEGIN.
     """
-    from psycopg.generators import fetch_many, send
-
     state = conn.__dict__
     pgconn, flight = state["pgconn"], state.pop("_unbroken_flight")
     pgconn.pipeline_sync()
     if pgconn.flush():
-        yield from send(pgconn)
+        yield from _psycopg().generators.send(pgconn)
     if flight.due is not None:
         yield from _read_due(pgconn, flight.due)
     begun = yield from _one(pgconn)
     level = (yield from _one(pgconn)) if flight.asks_level else None
     answers: list[list[Any]] = []
     for _ in range(statement):
-        answers += [(yield from fetch_many(pgconn))]
+        answers += [(yield from _psycopg().generators.fetch_many(pgconn))]
     # where it is not, an answer was the server's goodbye, which is raised here or by the caller
-    if (yield from _is_synced(pgconn, begun, *(each for some in answers for each in some))):
+    if (yield from _is_synced(pgconn, begun, answers)):
         pgconn.exit_pipeline_mode()
     if begun.status != _COMMAND_OK:
         raise _server_error(pgconn, begun) if begun.status == _FATAL else out_of_step()
@@ -342,7 +400,7 @@ def flying(base: Any) -> Any:
                 yield from land(conn)
                 yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
                 return
-            conn.__dict__["_unbroken_flight"] = flight._replace(is_full=True)
+            flight.is_full = True
             # From here on as psycopg's own, with all answers read at once
             prep, name = self._get_prepared(pgq, prepare)
             is_new = prep is psycopg._preparing.Prepare.SHOULD
@@ -389,13 +447,18 @@ def _harmless() -> frozenset[CodeType]:
     return frozenset(each.__code__ for each in functions)
 
 
+def is_friend(frame: FrameType) -> bool:
+    """Whether that is psycopg's own code, or ours."""
+    return frame.f_globals.get("__name__", "")[:8] in _FRIENDS
+
+
 def look(conn: Any) -> Any:
     """libpq's connection for the caller's caller. The application may send something by it, of
     which nobody knows. An answer that is due is read before, so that its status is the true one.
     """
     state = conn.__dict__
     frame = sys._getframe(2)
-    if frame.f_globals.get("__name__", "")[:8] not in _FRIENDS:
+    if not is_friend(frame):
         if "_unbroken_texts" in state:
             state["_unbroken_texts"].append(None)
             state["_unbroken_level"] = None

@@ -187,6 +187,17 @@ class AsyncDriver(Shared):
     def _is_open(conn: Connection) -> bool:
         return conn._writer is not None
 
+    def has_traits(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
+        """As comparing :meth:`traits`, by one comparison; False where the status is not known."""
+        return traits == (
+            exchange.settled(conn),
+            conn.cursorclass,
+            conn._encoding,
+            conn.use_unicode,
+            conn.encoders,
+            conn.decoders,
+        )
+
     def is_clean(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
         """By one comparison.
 

@@ -154,6 +154,17 @@ class AsyncDriver(Shared):
     def _is_open(conn: Connection) -> bool:
         return bool(conn._connected)
 
+    def has_traits(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
+        """As comparing :meth:`traits`, by one comparison; False where the status is not known."""
+        return traits == (
+            exchange.settled(conn),
+            conn._cursor_cls,
+            conn._encoding,
+            conn._use_unicode,
+            conn._encoders,
+            conn._decoders,
+        )
+
     def is_clean(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
         """By one comparison.
 

@@ -144,9 +144,10 @@ class Driver(Blocking, Base):
 
     def take_answer(self, conn: Connection, timeout: float) -> None:
         """Read it."""
-        with conn.lock:
-            if trips.is_due(conn):
-                drive(self._check_usable(conn), trips.take(conn), timeout, self._timed_out)
+        left = trips.take_free(conn)
+        if left is not None:
+            with conn.lock:
+                drive(self._check_usable(conn), left, timeout, self._timed_out)
 
 
 class AsyncDriver(Awaited, Base):
@@ -286,9 +287,10 @@ class AsyncDriver(Awaited, Base):
 
     async def take_answer(self, conn: Connection, timeout: float) -> None:
         """Read it."""
-        async with conn.lock:
-            if trips.is_due(conn):
-                await self._drive(self._check_usable(conn), trips.take(conn), timeout)
+        left = trips.take_free(conn)
+        if left is not None:
+            async with conn.lock:
+                await self._drive(self._check_usable(conn), left, timeout)
 
 
 _REPORTS = (("BEGIN", False), (PROBE, False), "committing", "committed", (PROBE, True))

@@ -341,6 +341,17 @@ class Driver(Ahead, Blocking):
             getattr(conn, name) for name in _COMPARED
         )
 
+    def has_traits(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
+        """As comparing :meth:`traits`, by one comparison; False where the status is not known."""
+        return traits == (
+            exchange.settled(conn),
+            conn.cursorclass,
+            conn.encoding,
+            conn.use_unicode,
+            conn.encoders,
+            conn.decoders,
+        )
+
     def is_clean(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
         """By one comparison.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
-from unbroken.ledger.statements import Kind, kind, may_hide_a_write, verb
+from unbroken.ledger.statements import LONGEST_CACHED, Kind, kind, may_hide_a_write, verb
 
 #: More statements than this are not looked at.
 MOST = 15
+_OTHER_VERBS = frozenset({"SET", "SAVEPOINT", "RELEASE", "ROLLBACK"})
 
 
 def only_reads(texts: Sequence[str | bytes | None], *, may_hide: bool) -> bool:
@@ -17,13 +19,26 @@ def only_reads(texts: Sequence[str | bytes | None], *, may_hide: bool) -> bool:
     None among them is a statement whose text is not known. *may_hide*: a SELECT may call something
     that writes here, as far as the server said. Pure; never raises.
     """
-    return 0 < len(texts) <= MOST and all(
-        text is not None
-        and kind(text) is Kind.READ
-        and verb(text) not in ("SET", "SAVEPOINT", "RELEASE", "ROLLBACK")
+    if not 0 < len(texts) <= MOST:
+        return False
+    for text in texts:  # no generator expression: asked at the end of most transactions
+        if text is None:
+            return False
+        is_usual = type(text) in (str, bytes) and len(text) <= LONGEST_CACHED
+        if not (_cached if is_usual else _judged)(text, may_hide):
+            return False
+    return True
+
+
+def _judged(text: str | bytes, may_hide: bool) -> bool:
+    return (
+        kind(text) is Kind.READ
+        and verb(text) not in _OTHER_VERBS
         and not (may_hide and may_hide_a_write(text))
-        for text in texts
     )
+
+
+_cached = lru_cache(maxsize=2000)(_judged)
 
 
 #: Words of what takes locks that a reader may count on being free behind its COMMIT:

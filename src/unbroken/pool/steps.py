@@ -44,7 +44,7 @@ class Consult:
     dialing: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that costs a µs, several times in each request
 class Call:
     """Call a method of the driver (``ping``, ``begin``, ``commit``, ``rollback``, ``restore`` …) on
     a connection.
