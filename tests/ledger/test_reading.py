@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unbroken.ledger.reading import MOST, may_lock, only_reads
+from unbroken.ledger.reading import MOST, may_lock, only_reads, wrote_nothing
 
 SELECT = "SELECT n FROM stock WHERE id = %s"
 
@@ -91,3 +91,23 @@ def test_locks_that_are_asked_for_by_name_are_seen(text: str | bytes | None) -> 
 
 def test_a_plain_select_asks_for_no_lock() -> None:
     assert not may_lock([SELECT, b"SELECT * FROM updates WHERE shared = 1"])
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [(), ("SELECT 1",), (b"BEGIN", "SELECT n FROM t FOR UPDATE"), ("SET @a = 1", "SELECT own(1)")],
+)
+def test_a_rollback_has_nothing_to_undo(texts: tuple[str | bytes | None, ...]) -> None:
+    assert wrote_nothing(texts)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        (None,), ("INSERT INTO t VALUES (1)",), ("SELECT 1", "UPDATE t SET n = 1"), ("CALL p()",),
+        ("SELECT 1; DELETE FROM t",), ("SELECT 1",) * (MOST + 1),
+        ("LOAD DATA INFILE 'x' INTO TABLE t",),
+    ],
+)  # fmt: skip
+def test_a_rollback_may_have_something_to_undo(texts: tuple[str | bytes | None, ...]) -> None:
+    assert not wrote_nothing(texts)

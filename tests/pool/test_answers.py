@@ -92,6 +92,18 @@ def test_the_server_is_free_of_locks_while_the_answer_is_due(bench: Bench) -> No
     assert bench.is_due(pool)
 
 
+def test_who_wrote_waits_until_that_is_undone(bench: Bench) -> None:
+    pool = bench.pool()
+    session = bench.due(pool)
+    conn = bench.take(pool)
+    bench.do(conn, "SELECT n FROM stock")
+    bench.do(conn, "INSERT INTO sold SELECT n FROM stock")
+    bench.give(pool, conn)
+    assert not bench.is_due(pool)
+    assert bench.answers_its_own(pool) == session
+    assert bench.sold() == 0
+
+
 # -- the first thing that the next holder does -----------------------------------------------------
 
 

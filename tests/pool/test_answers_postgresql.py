@@ -328,6 +328,90 @@ FIRST = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("how", ["SET LOCAL", "SET"])
+def test_an_encoding_that_a_rollback_takes_back_is_known_before_the_next_text(
+    line: Any, how: str
+) -> None:
+    with warm(line) as pool:
+        line[1].latency(0.005)
+        conn = pool.acquire()
+        conn.execute(f"{how} client_encoding TO 'LATIN1'")
+        pool.release(conn)
+        for text in ("\u00e9", "\u00c3\u00a9"):  # the second is the first, read as UTF-8
+            with pool.connection() as conn:
+                assert conn.execute("SELECT %s", (text,)).fetchone() == (text,)
+
+
+async def _in_autocommit(conn: Any) -> None:
+    await conn.set_autocommit(True)
+    await conn.set_autocommit(False)
+
+
+async def _in_block(conn: Any) -> None:
+    async with conn.transaction():
+        await conn.execute("SELECT 7")
+
+
+async def _streaming(conn: Any) -> None:
+    assert [row async for row in conn.cursor().stream("SELECT 7")] == [(7,)]
+
+
+async def _in_pipeline(conn: Any) -> None:
+    async with conn.pipeline():
+        await conn.execute("SELECT 7")
+
+
+async def _in_two_phases(conn: Any) -> None:
+    await conn.tpc_begin("answers")
+    await conn.tpc_rollback()
+
+
+#: What looks at libpq before it waits for anything.
+LOOKING: dict[str, Callable[[Any], Any]] = {
+    "autocommit": _in_autocommit,
+    "block": _in_block,
+    "stream": _streaming,
+    "pipeline": _in_pipeline,
+    "two phases": _in_two_phases,
+    "level": lambda conn: conn.set_isolation_level(None),
+    "many": lambda conn: conn.cursor().executemany("SELECT %s::int", [(1,), (2,)]),
+    "server's cursor": lambda conn: conn.cursor("named").execute("SELECT 7"),
+}
+
+
+def test_no_event_loop_stops_for_an_answer_that_is_due(line: Any) -> None:
+    server, proxy = line
+    stops: dict[str, float] = {}
+
+    async def watch() -> None:
+        while True:
+            before = time.process_time(), time.monotonic()
+            await asyncio.sleep(0.001)
+            busy, passed = time.process_time() - before[0], time.monotonic() - before[1]
+            stops[name] = max(stops.get(name, 0.0), passed - busy)
+
+    async def main() -> None:
+        nonlocal name
+        async with unbroken.AsyncPool(proxy.url(server.url("psycopg")), max_size=1) as pool:
+            watching = asyncio.create_task(watch())
+            for name, work in LOOKING.items():
+                for pause in (0.05, 0.25, 0.0):
+                    async with pool.connection(transaction=False) as conn:
+                        await conn.execute("SELECT 7")
+                    await asyncio.sleep(pause)
+                proxy.latency(SLOW * 2)
+                conn = await pool.acquire()
+                assert conn.__dict__["_unbroken_due"] is not None, name
+                await work(conn)
+                proxy.latency(0.0)
+                await pool.release(conn)
+            watching.cancel()
+
+    name = ""
+    asyncio.run(main())
+    assert max(stops.values()) < SLOW * 2, stops
+
+
 def test_any_first_command_gets_its_own_answer(line: Any) -> None:
     with warm(line) as pool:
         line[1].latency(0.005)

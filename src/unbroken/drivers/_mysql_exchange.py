@@ -44,8 +44,13 @@ TEXTS = 16
 #: … and none that is longer than this: it counts as unknown.
 LONGEST_TEXT = 1 << 16
 
-#: How a statement begins that sets variables.
-_SETS = frozenset({"SET", "set", "Set", b"SET", b"set", b"Set"})
+#: How a statement begins that, if it stands alone, sets no variable of the session.
+_SETS_NOTHING: frozenset[str | bytes] = frozenset(
+    form
+    for word in "SEL INS UPD DEL REP COM ROL BEG STA SAV REL SHO DES EXP WIT".split()
+    for text in (word, word.lower(), word.title())
+    for form in (text, text.encode())
+)
 
 #: Commands that change neither data nor a transaction, so that the ledger need not hear of them.
 UNREPORTED = frozenset({_mysql.COM_PING, _mysql.COM_INIT_DB})
@@ -135,12 +140,15 @@ def note(conn: Followed, command: int, sql: Any) -> None:
     known = command == _mysql.COM_QUERY and len(sql) <= LONGEST_TEXT
     text = bytes(sql) if known and isinstance(sql, bytearray) else sql  # executemany's
     conn._seen_texts.append(text if known else None)
-    if known and text[:3] in _SETS and _changes_ends(text.lower()):
+    if known and _may_change_ends(text):
         touch(conn, OTHERS)
 
 
-def _changes_ends(sql: Any) -> bool:
-    return ("completion_type" if isinstance(sql, str) else b"completion_type") in sql
+def _may_change_ends(sql: Any) -> bool:
+    several, name = (";", "completion_type") if isinstance(sql, str) else (b";", b"completion_type")
+    if sql[:3] in _SETS_NOTHING and several not in sql:
+        return False
+    return name in sql.lower()
 
 
 def begin_writing(conn: Followed) -> None:

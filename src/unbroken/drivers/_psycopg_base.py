@@ -109,6 +109,9 @@ _SEAMS = (
     Seam("psycopg._preparing:PrepareManager", "clear", None, ("_names", "_to_flush")),
     *(Seam("psycopg.generators", each) for each in ("execute", "fetch", "fetch_many", "send")),
     Seam("psycopg.waiting", "Ready"),
+    Seam("psycopg:Connection", "wait", ("self", "gen", ...)),
+    Seam("psycopg:AsyncConnection", "wait", ("self", "gen", ...)),
+    Seam("psycopg.transaction:BaseTransaction", "__init__", None, ("_conn", "pgconn")),
 )
 
 

@@ -48,8 +48,27 @@ def note_command(conn: Any, command: Any) -> None:
     texts = conn.__dict__.get("_unbroken_texts")
     if texts is not None and isinstance(command, bytes) and command.startswith(b"BEGIN"):
         texts.clear()
+        note_encoding(conn)
     else:
         note_text(conn, command)
+
+
+_ENCODING = b"client_encoding"
+
+
+def note_encoding(conn: Any) -> None:
+    """BEGIN goes out next, and all was answered."""
+    state = conn.__dict__
+    state["_unbroken_encoding"] = state["pgconn"].parameter_status(_ENCODING)
+
+
+def keeps_encoding(conn: Any) -> bool:
+    """Whether the end of the transaction leaves the encoding of texts as it is. Where it does not,
+    a statement can only be written once the server has said so.
+    """
+    state = conn.__dict__
+    now = state["pgconn"].parameter_status(_ENCODING)
+    return now is not None and bool(state.get("_unbroken_encoding") == now)
 
 
 def new_texts() -> deque[Any]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import cache
-from inspect import isasyncgenfunction, unwrap
+from inspect import isasyncgenfunction, iscoroutinefunction, unwrap
 from typing import Any, NamedTuple
 
 from unbroken.drivers import _psycopg_trips as trips
+from unbroken.drivers._psycopg_look import is_friend, look
 from unbroken.drivers._psycopg_texts import note_command, note_text
 from unbroken.drivers._psycopg_watch import real_pgconn
 
@@ -75,9 +76,9 @@ def noting(base: Any) -> Any:
         def pgconn(self) -> Any:
             state = self.__dict__
             # as look, for the usual case
-            if state.get("_unbroken_due") is None and trips.is_friend(sys._getframe(1)):
+            if state.get("_unbroken_due") is None and is_friend(sys._getframe(1)):
                 return state["pgconn"]
-            return trips.look(self)
+            return look(self)
 
         @pgconn.setter
         def pgconn(self, value: Any) -> None:
@@ -126,6 +127,7 @@ def noting(base: Any) -> Any:
                 yield from trips.take(self)
             check_step(self)
 
+    Connection.wait = _waiting(base.wait)
     for name in ("pipeline", "_pipeline_nolock"):
         if hasattr(base, name):
             setattr(Connection, name, _counted(name, getattr(base, name)))
@@ -143,6 +145,26 @@ def noting(base: Any) -> Any:
     return Connection
 
 
+def _waiting(plain: Any) -> Any:
+    """psycopg's ``wait()``, by which all goes that its connection and its cursors send. It reads
+    what is due in its own way: what looks at libpq later would stop the event loop for that.
+    """
+
+    def wait(self: Any, work: Any, *args: Any, **kwargs: Any) -> Any:
+        if trips.is_due(self) and not trips.reads_due(work):
+            plain(self, trips.take(self))
+        return plain(self, work, *args, **kwargs)
+
+    async def wait_async(self: Any, work: Any, *args: Any, **kwargs: Any) -> Any:
+        if trips.is_due(self) and not trips.reads_due(work):
+            await plain(self, trips.take(self))
+        return await plain(self, work, *args, **kwargs)
+
+    method = wait_async if iscoroutinefunction(unwrap(plain)) else wait
+    method.__name__, method.__doc__ = "wait", plain.__doc__
+    return method
+
+
 def _counted(name: str, plain: Any) -> Any:
     """psycopg's ``pipeline()``, with a count of the blocks that are entered.
 
@@ -156,6 +178,9 @@ def _counted(name: str, plain: Any) -> Any:
 
     @contextmanager
     def pipeline(self: Any) -> Iterator[Any]:
+        if trips.is_due(self):
+            with nullcontext() if is_internal else self.lock:
+                self.wait(trips.take(self))
         with plain(self) as found:
             entered(self)
             try:
@@ -165,6 +190,9 @@ def _counted(name: str, plain: Any) -> Any:
 
     @asynccontextmanager
     async def async_pipeline(self: Any) -> AsyncIterator[Any]:
+        if trips.is_due(self):
+            async with nullcontext() if is_internal else self.lock:
+                await self.wait(trips.take(self))
         async with plain(self) as found:
             entered(self)
             try:

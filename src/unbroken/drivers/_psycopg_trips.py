@@ -15,17 +15,26 @@ pipeline is out of step: an exception struck while its answers were read. It is 
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from types import CodeType, FrameType
+from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unbroken.backends.postgresql import postgres_fault
 from unbroken.drivers._psycopg_dial import drive
-from unbroken.drivers._psycopg_texts import hear_level, is_one, knows_level
+from unbroken.drivers._psycopg_lock import ThreadLock
+from unbroken.drivers._psycopg_texts import (
+    hear_level,
+    is_one,
+    keeps_encoding,
+    knows_level,
+    note_encoding,
+)
 from unbroken.drivers._shared import lost
 
 if TYPE_CHECKING:
@@ -76,7 +85,7 @@ def send_end(conn: Any, sql: str) -> None:
     if state.get("_unbroken_due") is not None or conn.lock.locked() or conn._pipeline is not None:
         raise out_of_step()
     due = _USUAL[sql]
-    if state.get("_unbroken_alone"):
+    if state.get("_unbroken_alone") and keeps_encoding(conn):
         if sql == "ROLLBACK" and prepared._names:  # as psycopg does after a ROLLBACK
             due = Due((*due.tags, b"DEALLOCATE ALL"), in_pipeline=True)
         pgconn.enter_pipeline_mode()
@@ -103,6 +112,8 @@ def take(conn: Any) -> Generator[Any, Any, None]:
     """
     state = conn.__dict__
     pgconn, due = state["pgconn"], state["_unbroken_due"]
+    if due is None:
+        return
     state["_unbroken_due"] = None  # out of step from here, until all is read
     yield from _read_due(pgconn, due)
     _taken(pgconn, due)
@@ -298,6 +309,7 @@ def start(conn: Any) -> Generator[Any, Any, None]:
     state = conn.__dict__
     pgconn, due = state["pgconn"], state.get("_unbroken_due")
     if due is None:
+        note_encoding(conn)
         pgconn.enter_pipeline_mode()
     state["_unbroken_due"] = None  # out of step from here, until all is read
     asks = conn._isolation_level is None and not knows_level(conn)
@@ -341,6 +353,30 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
     return answers
 
 
+class _NoPipeline:
+    """What a cursor is shown of libpq by which it only asks for a pipeline of the application's."""
+
+    pipeline_status = transaction_status = _IDLE
+
+
+_NO_PIPELINE = _NoPipeline()
+
+
+@cache
+def _only_ask() -> frozenset[CodeType]:
+    from psycopg import AsyncCursor, AsyncServerCursor, Cursor, ServerCursor
+
+    kinds: tuple[Any, ...] = (Cursor, AsyncCursor, ServerCursor, AsyncServerCursor)
+    return frozenset(
+        [kind.stream.__code__ for kind in kinds] + [kind.execute.__code__ for kind in kinds[2:]]
+    )
+
+
+def reads_due(work: Any) -> bool:
+    """Whether *work*, a generator of psycopg's, reads itself what is due."""
+    return getattr(work, "__name__", None) in ("_execute_gen", "take")
+
+
 @cache
 def flying(base: Any) -> Any:
     """*base*, a class of psycopg's cursors, that sends BEGIN with its first statement and tells its
@@ -365,7 +401,9 @@ def flying(base: Any) -> Any:
 
         @property
         def _pgconn(self) -> Any:
-            if self._conn.__dict__.get("_unbroken_due") is not None:
+            if is_due(self._conn):
+                if sys._getframe(1).f_code in _only_ask():
+                    return _NO_PIPELINE
                 settle(self._conn)
             return pgconn_of(self)
 
@@ -425,74 +463,31 @@ def flying(base: Any) -> Any:
     return Flying
 
 
-# -- libpq's connection, for whoever looks at it ---------------------------------------------------
-
-
-#: How the names of the modules begin that send nothing by libpq which is not noted.
-_FRIENDS = frozenset({"psycopg", "psycopg.", "psycopg_", "unbroken"})
-
-
-@cache
-def _harmless() -> frozenset[CodeType]:
-    """psycopg's functions that may look at libpq while an answer is due."""
-    import psycopg
-    from psycopg._connection_base import BaseConnection
-
-    functions: list[Any] = [
-        BaseConnection._check_connection_ok, BaseConnection.__del__, BaseConnection.fileno,
-        vars(BaseConnection)["closed"].fget, vars(BaseConnection)["broken"].fget,
-        psycopg.Connection.wait, psycopg.AsyncConnection.wait,
-        psycopg.Connection.close, psycopg.AsyncConnection.close,
-    ]  # fmt: skip
-    return frozenset(each.__code__ for each in functions)
-
-
-def is_friend(frame: FrameType) -> bool:
-    """Whether that is psycopg's own code, or ours."""
-    return frame.f_globals.get("__name__", "")[:8] in _FRIENDS
-
-
-def look(conn: Any) -> Any:
-    """libpq's connection for the caller's caller. The application may send something by it, of
-    which nobody knows. An answer that is due is read before, so that its status is the true one.
-    """
-    state = conn.__dict__
-    frame = sys._getframe(2)
-    if not is_friend(frame):
-        if "_unbroken_texts" in state:
-            state["_unbroken_texts"].append(None)
-            state["_unbroken_level"] = None
-        if state.get("_unbroken_due") is not None:
-            settle(conn)
-    elif state.get("_unbroken_due") is not None and not _is_harmless(frame):
-        settle(conn)
-    return state["pgconn"]
-
-
-def _is_harmless(frame: FrameType) -> bool:
-    code, up = frame.f_code, frame.f_back
-    if code in _harmless():
-        return True
-    new, made = _making()
-    if code is not new:
-        return False
-    for _ in range(3):  # those that psycopg's cursor() makes become ours
-        if up is None or up.f_code in made:
-            return up is not None
-        up = up.f_back
-    return False
-
-
-@cache
-def _making() -> tuple[Any, Any]:
-    import psycopg
-    from psycopg._cursor_base import BaseCursor
-
-    made = (psycopg.Connection.cursor.__code__, psycopg.AsyncConnection.cursor.__code__)
-    return BaseCursor.__init__.__code__, made
-
-
 def settle(conn: Any) -> None:
-    """Read the answers that are due, at once: whoever asks cannot wait in its own way."""
-    pgconn = conn.__dict__["pgconn"]
-    drive(pgconn, take(conn), ANSWER_WITHIN, out_of_step)
+    """Read the answers that are due, at once: whoever asks cannot wait in its own way.
+
+    Nothing is done where another thread or task is at work on *conn*: that one reads them.
+    """
+    lock = conn.lock
+    if not isinstance(lock, ThreadLock):
+        if not lock.locked() or getattr(lock, "owner", None) == _current_task():
+            _settle(conn)  # no other task comes in between
+    elif lock.owner == threading.get_ident():
+        _settle(conn)
+    elif lock.acquire(blocking=False):
+        try:
+            _settle(conn)
+        finally:
+            lock.release()
+
+
+def _settle(conn: Any) -> None:
+    if is_due(conn):
+        drive(conn.__dict__["pgconn"], take(conn), ANSWER_WITHIN, out_of_step)
+
+
+def _current_task() -> object:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop runs
+        return None

@@ -41,6 +41,17 @@ def _judged(text: str | bytes, may_hide: bool) -> bool:
 _cached = lru_cache(maxsize=2000)(_judged)
 
 
+def wrote_nothing(texts: Sequence[str | bytes | None]) -> bool:
+    """Whether statements of these *texts*, all that were sent in one transaction, left nothing that
+    takes time to be undone. Pure; never raises.
+    """
+    return len(texts) <= MOST and all(
+        kind(text) in (Kind.READ, Kind.BEGIN)
+        or (kind(text) is Kind.WRITE and verb(text) in ("SELECT", "SET", "SAVEPOINT"))
+        for text in texts
+    )
+
+
 #: Words of what takes locks that a reader may count on being free behind its COMMIT:
 #: ``FOR UPDATE``, ``LOCK IN SHARE MODE``, ``pg_advisory_xact_lock()``.
 _LOCKS = re.compile(r"lock|\bfor\s+(?:no\s+key|key|update|share)", re.IGNORECASE | re.ASCII)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from unbroken.abc import CANNOT_SERVE, Cause
-from unbroken.ledger.reading import may_lock, only_reads
+from unbroken.ledger.reading import may_lock, only_reads, wrote_nothing
 from unbroken.ledger.residue import NOTHING, Left
 from unbroken.pool.admission import cannot_serve
 from unbroken.pool.answers import may_fly
@@ -62,7 +62,8 @@ class Ends(Holding):
         """Whether the end of its transaction is all that this connection needs before its next
         user, so that nobody has to wait for the answer.
 
-        What a unit of work wrote is rolled back before its end is told.
+        What a unit of work wrote is rolled back before its end is told. Where to undo something
+        takes as long as to do it, nobody else may come to wait for that behind this connection.
         """
         state, entry, conn, unit = self.state, self.entry, self.conn, self.unit
         return bool(
@@ -72,6 +73,7 @@ class Ends(Holding):
             and entry.cause is None
             and entry.suspect is None
             and (unit is None or not unit.wrote)
+            and (state.undoes_at_once or wrote_nothing(state.driver.texts(conn)))
             and state.may_leave(conn)
             and state.driver.is_quiet(conn)
             and state.has_traits(conn, entry.traits)
@@ -116,7 +118,7 @@ class Ends(Holding):
             self._unfit(exc)
 
     def rollback_by(self, send: Callable[[], None]) -> None:
-        """As :meth:`defer_rollback`, where *send*, a framework's own way, has the driver send it."""
+        """As :meth:`defer_rollback`, if *send*, a framework's own way, has the driver send it."""
         send()
         with self.state.lock:
             self.state.counters.rollbacks += 1

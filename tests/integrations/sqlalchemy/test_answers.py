@@ -146,6 +146,18 @@ def test_a_commit_of_nothing_but_reads_costs_none(face: Any, far: Any) -> None:
     assert trips(face, far, request) == TRIPS[face.name]
 
 
+def test_a_session_in_somebody_elses_connection_waits_for_its_rollback(face: Any, far: Any) -> None:
+    engine = far()
+
+    def request() -> None:
+        with engine.connect() as conn:
+            with Session(conn) as session:
+                assert session.scalar(sa.text("SELECT n FROM stock FOR UPDATE")) == 42
+            assert not conn.in_transaction()
+
+    assert trips(face, far, request) == TRIPS[face.name] + 1
+
+
 @pytest.mark.parametrize("statement", ["SELECT n FROM stock FOR UPDATE", "UPDATE stock SET n = 42"])
 def test_a_commit_that_frees_locks_or_stores_something_is_waited_for(
     face: Any, far: Any, statement: str

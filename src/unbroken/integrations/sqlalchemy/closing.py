@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import CodeType
+from types import FrameType
 
 from sqlalchemy.engine.base import Connection, Transaction
 from sqlalchemy.pool.base import _ConnectionFairy
@@ -32,10 +32,18 @@ def is_at_end() -> bool:
         if code is _ROLLBACK or up is None:
             return False
         if code is _CLOSE:
-            return up.f_code is _CONNECTION_CLOSE or _is_session_close(up.f_code)
+            return up.f_code is _CONNECTION_CLOSE or _is_session_close(up)
         frame = up
     return False
 
 
-def _is_session_close(code: CodeType) -> bool:
-    return code.co_name == "close" and code.co_filename.startswith(_SESSION)
+def _is_session_close(frame: FrameType) -> bool:
+    """Whether a Session is being closed that gives its connection back. One that was made for a
+    Connection leaves that to its owner, who goes on.
+    """
+    code = frame.f_code
+    return (
+        code.co_name == "close"
+        and code.co_filename.startswith(_SESSION)
+        and frame.f_locals.get("autoclose") is True
+    )
