@@ -30,7 +30,7 @@ renamed = runpy.run_path(str(PROGRAM))["renamed"]
 RENAMED = {
     "psycopg": [ "_start_query", "_exec_command", "_autocommit", "_commit_gen", "_execute_gen", "_connect_gen", "_fetch_gen", "_stream_send_gen", ],  # noqa: E501
     "pg8000": [ "execute_simple", "execute_unnamed", "execute_named", "handle_messages", "prepare_statement", "close_prepared_statement", "_transaction_status", "_usock", "_sock", "_backend_key_data", "_read", "_client_encoding", "_input_oids", ],  # noqa: E501
-    "asyncpg": ["_protocol", "_transport", "_top_xact", "_stmt_exclusive_section", "TransactionState"],
+    "asyncpg": [ "_protocol", "_transport", "_top_xact", "_stmt_exclusive_section", "TransactionState", ],  # noqa: E501
     "pymysql": [ "_execute_command", "_read_ok_packet", "_read_query_result", "_write_bytes", "write_packet", "_request_authentication", "_create_ssl_ctx", "_force_close", "_sock", "_result", "_read_timeout", "_closed", "has_next", "unbuffered_active", "_check_packet_is_eof", "_read_load_local_packet", "_finish_unbuffered_query", "get_all_data", "raise_mysql_exception", ],  # noqa: E501
     "aiomysql": [ "_execute_command", "_read_ok_packet", "_read_query_result", "_write_bytes", "write_packet", "_request_authentication", "_result", "_writer", "_charset", "_encoding", "unbuffered_active", "_check_packet_is_eof", ],  # noqa: E501
     "mysqldb": ["_query", "_get_result"],

@@ -116,7 +116,7 @@ class Ends(Holding):
             self._unfit(exc)
 
     def rollback_by(self, send: Callable[[], None]) -> None:
-        """As :meth:`defer_rollback`, where *send*, a framework's own way, has the driver send it."""
+        """As :meth:`defer_rollback`, where *send*, a framework's own way, sends it."""
         send()
         with self.state.lock:
             self.state.counters.rollbacks += 1
