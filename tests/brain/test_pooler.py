@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unbroken.brain.pooler import LARGEST, Pooler
+from unbroken.brain.pooler import LARGEST, LONGEST_REST, TRY_AGAIN, Pooler
 
 MADE_UP = [LARGEST + 1, 2**31 - 1, -1, -(2**31), 0]
 
@@ -108,3 +108,18 @@ def test_losses_that_are_far_apart_are_of_different_causes() -> None:
         pooler.pipelines = True
         assert not pooler.lost_in_flight(minute * 61.0, born=minute * 61.0 - 1.0)
         assert pooler.pipelines is None
+
+
+def test_what_closed_such_connections_is_tried_again_at_a_growing_distance() -> None:
+    pooler, now = Pooler(), 1000.0
+    assert not pooler.lost_in_flight(now, born=now - 1.0)
+    assert pooler.lost_in_flight(now + 1.0, born=now + 0.5)
+    now, rest = now + 1.0, TRY_AGAIN
+    for _ in range(20):
+        assert not pooler.wants_flight(now + rest - 1.0)
+        now += rest
+        assert pooler.wants_flight(now)
+        assert not pooler.lost_in_flight(now, born=now - 0.1)  # no news
+        assert pooler.pipelines is False
+        rest = min(2 * rest, LONGEST_REST)
+    assert rest == LONGEST_REST

@@ -209,6 +209,31 @@ def test_the_commit_after_a_statement_below_the_driver_is_waited_for(line: Any) 
         assert trips(line[1], hidden) == 3
 
 
+def test_the_commit_after_an_application_kept_libpqs_connection_is_waited_for(line: Any) -> None:
+    with warm(line) as pool:
+        with pool.connection() as conn:
+            kept = conn.pgconn
+        with pool.connection() as conn:
+            read(conn)
+        assert kept.exec_(b"SELECT 7").status == psycopg.pq.ExecStatus.TUPLES_OK
+        assert trips(line[1], lambda: ask(pool)) == 2
+
+
+def test_a_server_that_does_not_know_its_level_is_asked_once(
+    line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with warm(line) as pool:
+        monkeypatch.setattr("unbroken.drivers._psycopg_trips._ASK_LEVEL", b"SHOW no_such_setting")
+        pool.drain()
+        for number in range(5):
+            with pool.connection() as conn:
+                assert conn.execute("SELECT %s::int", (number,)).fetchone() == (number,)
+                conn.execute(f"INSERT INTO {TABLE} VALUES (%s)", (number,))
+        with pool.connection() as conn:  # the first text is none that may follow at once
+            assert conn.execute("SELECT 7;").fetchone() == (7,)
+            assert conn.execute(f"SELECT count(*) FROM {TABLE}").fetchone() == (5,)
+
+
 # -- the server is free ----------------------------------------------------------------------------
 
 

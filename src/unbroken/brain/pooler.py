@@ -25,13 +25,19 @@ LARGEST = 1 << 22
 LOST_FLIGHTS = 2
 #: … within so many seconds from one to the next.
 LOST_WITHIN = 60.0
+#: After so many seconds a new connection, which nobody has yet, tries again: a server that was
+#: killed twice looks the same. After each time that was in vain it takes twice as long, up to a
+#: day.
+TRY_AGAIN = 300.0
+LONGEST_REST = 86_400.0
 
 
 class Pooler:
     """What is known of a pooler before one server. The caller holds the lock of its record."""
 
     __slots__ = (
-        "_large_are_true", "_losses", "_lost_at", "pipelines", "shares", "stands", "told", "used",
+        "_again_at", "_large_are_true", "_losses", "_lost_at", "_rest", "pipelines", "shares",
+        "stands", "told", "used",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -46,6 +52,7 @@ class Pooler:
         #: whether a statement may be sent before the last one was answered; None: to be tried
         self.pipelines: bool | None = None
         self._losses, self._lost_at = 0, -math.inf
+        self._again_at, self._rest = math.inf, TRY_AGAIN
 
     def lost_in_flight(self, now: float, born: float) -> bool:
         """A connection that was opened at *born* was lost at *now*, with a statement behind one
@@ -55,8 +62,16 @@ class Pooler:
             return False  # by the same cause as others
         self._losses = self._losses + 1 if now - self._lost_at <= LOST_WITHIN else 1
         self._lost_at = now
-        was, self.pipelines = self.pipelines, False if self._losses >= LOST_FLIGHTS else None
+        was = self.pipelines
+        self.pipelines = False if was is False or self._losses >= LOST_FLIGHTS else None
+        if self.pipelines is False:
+            self._again_at = now + self._rest
+            self._rest = min(2 * self._rest, LONGEST_REST)
         return self.pipelines is False and was is not False
+
+    def wants_flight(self, now: float) -> bool:
+        """Whether a connection that is opened at *now* is to try it."""
+        return self.pipelines is None or (self.pipelines is False and now >= self._again_at)
 
     def judge(self, number: int | None) -> bool | None:
         """Whether a connection that was told *number* at its login goes through a pooler. None: the

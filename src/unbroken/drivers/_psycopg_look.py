@@ -45,6 +45,7 @@ def look(conn: Any) -> Any:
         if "_unbroken_texts" in state:
             state["_unbroken_texts"].append(None)
             state["_unbroken_level"] = None
+            state["_unbroken_shown"] = True  # and it may be kept
         if state.get("_unbroken_due") is not None:
             settle(conn)
     elif state.get("_unbroken_due") is not None and not _is_harmless(frame):

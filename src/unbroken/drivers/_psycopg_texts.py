@@ -78,12 +78,14 @@ def new_texts() -> deque[Any]:
 
 def texts(conn: Any) -> Sequence[str | bytes | None]:
     """What was sent in the transaction that is open; None stands for what is not known, for a
-    level at which a COMMIT may fail although its transaction only read, and for a transaction in
-    error, whose COMMIT is a ROLLBACK.
+    level at which a COMMIT may fail although its transaction only read, for a transaction in
+    error, whose COMMIT is a ROLLBACK, and for a libpq's connection that the application may have
+    kept, and that it can use by itself while no answer is due.
     """
-    sent: Sequence[str | bytes | None] = conn.__dict__["_unbroken_texts"]
+    state = conn.__dict__
+    sent: Sequence[str | bytes | None] = state["_unbroken_texts"]
     level = conn._isolation_level
-    if conn.__dict__["pgconn"].transaction_status != _IN_TRANSACTION:
+    if state["pgconn"].transaction_status != _IN_TRANSACTION or state.get("_unbroken_shown"):
         return (None,)
     if level is not None:
         is_weak = level.name in ("READ_UNCOMMITTED", "READ_COMMITTED", "REPEATABLE_READ")

@@ -17,6 +17,8 @@ from inspect import isasyncgenfunction, iscoroutinefunction, unwrap
 from typing import Any, NamedTuple
 
 from unbroken.drivers import _psycopg_trips as trips
+from unbroken.drivers._psycopg_flying import flying as make_flying
+from unbroken.drivers._psycopg_flying import reads_due
 from unbroken.drivers._psycopg_look import is_friend, look
 from unbroken.drivers._psycopg_texts import note_command, note_text
 from unbroken.drivers._psycopg_watch import real_pgconn
@@ -87,7 +89,7 @@ def noting(base: Any) -> Any:
         def cursor(self, *args: Any, **kwargs: Any) -> Any:
             cursor = super().cursor(*args, **kwargs)
             kind: Any = type(cursor)
-            cursor.__class__ = flying = trips.flying(kind)
+            cursor.__class__ = flying = make_flying(kind)
             if flying is kind and trips.is_due(self):
                 trips.settle(self)  # it looks at libpq by itself
             return cursor
@@ -151,12 +153,12 @@ def _waiting(plain: Any) -> Any:
     """
 
     def wait(self: Any, work: Any, *args: Any, **kwargs: Any) -> Any:
-        if trips.is_due(self) and not trips.reads_due(work):
+        if trips.is_due(self) and not reads_due(work):
             plain(self, trips.take(self))
         return plain(self, work, *args, **kwargs)
 
     async def wait_async(self: Any, work: Any, *args: Any, **kwargs: Any) -> Any:
-        if trips.is_due(self) and not trips.reads_due(work):
+        if trips.is_due(self) and not reads_due(work):
             await plain(self, trips.take(self))
         return await plain(self, work, *args, **kwargs)
 

@@ -16,13 +16,9 @@ pipeline is out of step: an exception struck while its answers were read. It is 
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections.abc import Generator
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unbroken.backends.postgresql import postgres_fault
@@ -30,7 +26,6 @@ from unbroken.drivers._psycopg_dial import drive
 from unbroken.drivers._psycopg_lock import ThreadLock
 from unbroken.drivers._psycopg_texts import (
     hear_level,
-    is_one,
     keeps_encoding,
     knows_level,
     note_encoding,
@@ -348,119 +343,35 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
         pgconn.exit_pipeline_mode()
     if begun.status != _COMMAND_OK:
         raise _server_error(pgconn, begun) if begun.status == _FATAL else out_of_step()
-    if level is not None and level.status == _TUPLES_OK:
+    if level is not None:
+        if level.status != _TUPLES_OK:
+            raise _not_asked(pgconn, level) if level.status == _FATAL else out_of_step()
         hear_level(state, level.get_value(0, 0))
     return answers
 
 
-class _NoPipeline:
-    """What a cursor is shown of libpq by which it only asks for a pipeline of the application's."""
-
-    pipeline_status = transaction_status = _IDLE
+class NotAskedError(Exception):
+    """A server of another make refused that question, and has not looked at what came behind."""
 
 
-_NO_PIPELINE = _NoPipeline()
+def _not_asked(pgconn: Any, refused: Any) -> BaseException:
+    error = _server_error(pgconn, refused)
+    return NotAskedError() if (error.sqlstate or "")[:2] in ("42", "0A", "22") else error
 
 
-@cache
-def _only_ask() -> frozenset[CodeType]:
-    from psycopg import AsyncCursor, AsyncServerCursor, Cursor, ServerCursor
-
-    kinds: tuple[Any, ...] = (Cursor, AsyncCursor, ServerCursor, AsyncServerCursor)
-    return frozenset(
-        [kind.stream.__code__ for kind in kinds] + [kind.execute.__code__ for kind in kinds[2:]]
-    )
-
-
-def reads_due(work: Any) -> bool:
-    """Whether *work*, a generator of psycopg's, reads itself what is due."""
-    return getattr(work, "__name__", None) in ("_execute_gen", "take")
-
-
-@cache
-def flying(base: Any) -> Any:
-    """*base*, a class of psycopg's cursors, that sends BEGIN with its first statement and tells its
-    connection the text of each; *base* itself where it does something of its own.
+def begin_again(conn: Any) -> Generator[Any, Any, None]:
+    """Begin the transaction that failed with that question once more, and ask no more on *conn*. No
+    unit of work hears of it.
     """
-    import psycopg
-    from psycopg._cursor_base import BaseCursor
+    from psycopg.generators import execute
 
-    if hasattr(base, "_flies") or not issubclass(base, (psycopg.Cursor, psycopg.AsyncCursor)):
-        return base
-    own = ("_execute_gen", "_maybe_prepare_gen", "_execute_send", "_start_query", "_send_prepare")
-    if any(getattr(base, name) is not getattr(BaseCursor, name) for name in own):
-        return base
-
-    pgconn_of = vars(BaseCursor)["_pgconn"].__get__
-
-    class Flying(base):  # type: ignore[misc] # the base is only known here
-        __slots__ = ()
-        __module__ = base.__module__
-        __doc__ = base.__doc__
-        _flies = True
-
-        @property
-        def _pgconn(self) -> Any:
-            if is_due(self._conn):
-                if sys._getframe(1).f_code in _only_ask():
-                    return _NO_PIPELINE
-                settle(self._conn)
-            return pgconn_of(self)
-
-        def _execute_gen(
-            self, query: Any, params: Any = None, **options: Any
-        ) -> Generator[Any, Any, None]:
-            conn = self._conn
-            state = conn.__dict__
-            if "_unbroken_texts" not in state:  # not one of ours
-                yield from super()._execute_gen(query, params, **options)
-                return
-            turn = getattr(conn.lock, "turns", None)
-            state["_unbroken_said"] = (turn, query, may_fly(conn))
-            try:
-                yield from super()._execute_gen(query, params, **options)
-            except Exception:
-                flight = flight_of(conn)
-                if flight is not None and not flight.is_full:  # it has values that cannot be sent
-                    with suppress(psycopg.Error):
-                        yield from land(conn)  # BEGIN is sent as ever
-                raise
-
-        def _maybe_prepare_gen(
-            self, pgq: Any, *, prepare: Any = None, binary: Any = None
-        ) -> Generator[Any, Any, None]:
-            conn = self._conn
-            flight = flight_of(conn)
-            if flight is None:
-                yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
-                return
-            if not is_one(pgq):
-                yield from land(conn)
-                yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
-                return
-            flight.is_full = True
-            # From here on as psycopg's own, with all answers read at once
-            prep, name = self._get_prepared(pgq, prepare)
-            is_new = prep is psycopg._preparing.Prepare.SHOULD
-            if prep is psycopg._preparing.Prepare.NO:
-                self._execute_send(pgq, force_extended=True, binary=binary)
-            else:
-                if is_new:
-                    self._send_prepare(name, pgq)
-                self._send_query_prepared(name, pgq, binary=binary)
-            answers = yield from land(conn, 2 if is_new else 1)
-            for result in answers[0] if is_new else ():
-                if result.status == _FATAL:
-                    raise _server_error(self._pgconn, result)
-            key = conn._prepared.maybe_add_to_cache(pgq, prep, name)
-            results = answers[-1]
-            if key is not None:
-                conn._prepared.validate(key, prep, name, results)
-            self._check_results(results)
-            self._set_results(results)
-
-    Flying.__name__ = Flying.__qualname__ = base.__name__
-    return Flying
+    state = conn.__dict__
+    state["_unbroken_alone"] = False
+    for command in (b"ROLLBACK", conn._get_tx_start_command()):
+        state["pgconn"].send_query(command)
+        results = yield from execute(state["pgconn"])
+        if any(each.status != _COMMAND_OK for each in results):
+            raise _unexpected(state["pgconn"], results[-1])
 
 
 def settle(conn: Any) -> None:

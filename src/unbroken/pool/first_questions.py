@@ -92,7 +92,7 @@ def try_flight(state: PoolState, conn: Connection, until: float = math.inf) -> F
     if not (state.tries_flights and state.pipelines):
         return True
     driver: Any = state.driver
-    if state.server.pooler.pipelines is None and driver.is_in_transaction(conn) is False:
+    if state.server.pooler.wants_flight(state.clock()) and driver.is_in_transaction(conn) is False:
         driver.let_fly(conn, True)
         began = state.clock()
         try:
@@ -101,6 +101,7 @@ def try_flight(state: PoolState, conn: Connection, until: float = math.inf) -> F
         except Exception as exc:
             fault = state.classify(exc)
             if not fault.is_lost and driver.is_quiet(conn) and not driver.owes_answer(conn):
+                driver.let_fly(conn, False)
                 return True  # it was refused: the next one tries again
             flight_failed(state, began)
             return False
