@@ -171,7 +171,8 @@ def _streamed(bench: Bench, conn: Any) -> None:
 
 
 def _begin(bench: Bench, conn: Any) -> None:
-    bench.wait(conn.start_transaction() if bench.is_connector else conn.begin())
+    # older ones of asyncio have no method for it
+    bench.wait(conn.cmd_query("START TRANSACTION") if bench.is_connector else conn.begin())
 
 
 def _select_db(bench: Bench, conn: Any) -> None:
