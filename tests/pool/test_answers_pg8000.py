@@ -518,6 +518,24 @@ def test_what_the_server_says_unasked_is_no_answer(line: Any, until: Any) -> Non
             left_due(pool)  # its answers are still left for later
 
 
+def test_a_text_is_written_in_the_encoding_that_the_end_of_a_transaction_leaves(line: Any) -> None:
+    text, proxy = "Gru\u00df", line[1]
+    with warm(line) as pool:
+        proxy.latency(0.01)
+        for sql in ("SET client_encoding TO latin1", "SET LOCAL client_encoding TO latin1"):
+            conn = pool.acquire()
+            do(conn, sql)
+            assert value(conn, "SELECT %s::text", text) == text
+            pool.release(conn)
+            driver: Any = pool._state.driver
+            assert driver.owes_answer(conn)
+            for question in ("SELECT octet_length(%s)", f"SELECT octet_length('{text}')"):
+                conn = pool.acquire()
+                assert value(conn, question, *([text] if "%" in question else [])) == 5
+                assert value(conn, "SELECT %s::text", text) == text
+                pool.release(conn)
+
+
 # -- behind a pooler -------------------------------------------------------------------------------
 
 

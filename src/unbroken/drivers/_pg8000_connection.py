@@ -59,6 +59,8 @@ def exact(base: Any) -> Any:
         _seen_alone = False  #: whether it is certain that none does
         #: how the server answers the pool's own COMMIT or ROLLBACK; None: no answer is due
         _seen_due: bytes | None = None
+        _seen_ahead = False  #: whether a statement may be sent before that answer was read
+        _seen_encoding: str | None = None  #: of texts, before the transaction began
 
         def _seen_new(self) -> None:
             #: Statements sent, and statements answered. Equal: nothing is under way, nothing is
@@ -122,8 +124,7 @@ def _followed(cls: Any, base: Any, name: str, in_step: tuple[int, ...], text: in
         if self._seen_sent != self._seen_answered:
             # pg8000 would take the answer that is still to come for this one's
             raise trips.out_of_step()
-        if self._seen_due is not None and not self._seen_alone:
-            trips.take(self)
+        trips.take_first(self)
         if text is not None:
             trips.note(self, args[text] if text < len(args) else None)
         self._seen_sent += 1

@@ -109,9 +109,8 @@ def exchange(conn: Any, statement: str, vals: Any, oids: Any, *, begins: bool = 
     """
     core = _library()
     check_open(conn)
+    take_first(conn)
     data = _encoded(conn, statement, vals, oids)
-    if conn._seen_due is not None and not conn._seen_alone:
-        take(conn)
     asks = begins and not knows_level(conn)
     if begins:
         data = _BEGIN + (_ASK_LEVEL if asks else b"") + data
@@ -191,9 +190,17 @@ def send_end(conn: Any, sql: str) -> None:
     core._write(conn._sock, _message(b"Q", tag + b"\0"))
     core._flush(conn._sock)
     conn._seen_texts.clear()
+    # else the end may take back an encoding, and a text must not be written in that
+    conn._seen_ahead = conn._seen_alone and conn._client_encoding == conn._seen_encoding
     conn._seen_due = tag
     conn._transaction_status = IDLE
     conn._seen_answered = conn._seen_sent  # last: it says that all is well
+
+
+def take_first(conn: Any) -> None:
+    """Read the answer that is due, if any, where nothing may be sent before."""
+    if conn._seen_due is not None and not (conn._seen_ahead and conn._seen_alone):
+        take(conn)
 
 
 def take(conn: Any) -> None:
@@ -252,6 +259,7 @@ def note(conn: Any, statement: Any) -> None:
     texts = conn._seen_texts
     if conn._transaction_status == IDLE:
         texts.clear()
+        conn._seen_encoding = conn._client_encoding
     if statement in (BEGIN, ""):  # pg8000's own, and a ping
         return
     known = isinstance(statement, str)
