@@ -80,7 +80,7 @@ class Shared(Awaited):
 
     def owes_answer(self, conn: Connection) -> bool:
         """Whether that answer was not read yet."""
-        return self._is_open(conn) and conn._seen_due is not None
+        return self._is_open(conn) and bool(conn._seen_due)
 
     async def take_answer(self, conn: Connection, timeout: float) -> None:
         """Read it, if it was not read yet."""
@@ -206,7 +206,7 @@ class Shared(Awaited):
         if reader is None:
             return False
         unread: Any = getattr(reader, "_buffer", b"")
-        if unread and conn._seen_due is not None:
+        if unread and conn._seen_due:
             return exchange.holds_more(unread)
         return bool(unread) or bool(reader.at_eof())
 

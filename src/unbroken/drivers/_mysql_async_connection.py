@@ -40,13 +40,14 @@ def exact(
         _seen_touched = 0
         _seen_opened: Mapping[str, Any] | None = None
         _seen_closed = False  # by the application
-        _seen_due: int | None = None
+        _seen_due: tuple[int, ...] = ()
+        _seen_wants: str | None = None
         _seen_texts: deque[str | bytes | None]
         _next_seq_id: int
 
         async def _request_authentication(self) -> Any:
-            self._seen_status = self._result = self._seen_due = None
-            self._seen_texts = deque(maxlen=exchange.TEXTS)
+            self._seen_status = self._result = None
+            self._seen_due, self._seen_texts = (), deque(maxlen=exchange.TEXTS)
             self._seen_busy, self._seen_closed = exchange.BUSY, False
             packet = await super()._request_authentication()
             # another session than the pool's
@@ -55,7 +56,7 @@ def exact(
             return packet
 
         async def _execute_command(self, command: int, sql: Any) -> None:
-            if self._seen_due is not None and command != _mysql.COM_QUERY:
+            if self._seen_due and command != _mysql.COM_QUERY:
                 await self._seen_take()
             await self._seen_ready()
             exchange.note(self, command, sql)
@@ -91,13 +92,13 @@ def exact(
             """Send *sql*, COMMIT or ROLLBACK. Its answer is read before that of the next
             statement.
             """
-            if self._seen_due is not None:
+            if self._seen_due:
                 await self._seen_take()
-            after = exchange.status_after_end(self)
+            after = exchange.status_once(self, sql)
             await Connection._execute_command(self, _mysql.COM_QUERY, sql)  # no unit hears of it
             if transport_of(self).is_closing():
                 return  # it could not be sent
-            self._seen_due = after
+            self._seen_due = (after,)
             self._seen_busy = exchange.QUIET
             self._seen_texts.clear()
             self._seen_status = after  # last: it says that all is well
@@ -119,8 +120,8 @@ def exact(
                 raise
             told = self.server_status
             more = bool(told & _mysql.MORE_RESULTS)
-            told = exchange.after_due(self, busy, told, more)
-            self._seen_due, self._next_seq_id = None, sequence
+            told = exchange.after_due(self, self._seen_due[0], told, more, behind=busy)
+            self._seen_due, self._next_seq_id = (), sequence
             self._seen_busy = busy
             self._seen_status = status if busy else told  # last, likewise
 
@@ -133,7 +134,7 @@ def exact(
                 await self.next_result()
 
         async def _read_ok_packet(self) -> Any:
-            if self._seen_due is not None:
+            if self._seen_due:
                 await self._seen_take()
             exchange.begin_reading(self)
             try:
@@ -148,7 +149,7 @@ def exact(
 
         async def _read_query_result(self, unbuffered: bool = False) -> None:
             # As the library's own, with our result class
-            if self._seen_due is not None:
+            if self._seen_due:
                 await self._seen_take()
             exchange.begin_reading(self)
             self._result = None
@@ -172,7 +173,7 @@ def exact(
             return rows
 
         async def set_charset(self, charset: str) -> None:
-            if self._seen_due is not None:
+            if self._seen_due:
                 await self._seen_take()
             exchange.touch(self, exchange.CHARSET)
             try:

@@ -108,6 +108,11 @@ def noting(base: Any) -> Any:
             note_command(self, command)
             return (yield from super()._exec_command(command, *args, **kwargs))
 
+        def _check_intrans_gen(self, attribute: str) -> Generator[Any, Any, None]:
+            # else nothing will be open, once that was answered
+            if not trips.is_due(self):
+                yield from super()._check_intrans_gen(attribute)
+
         def _commit_gen(self) -> Generator[Any, Any, None]:
             yield from self._unbroken_ready()
             yield from super()._commit_gen()

@@ -26,6 +26,7 @@ from unbroken.backends.postgresql import postgres_fault
 from unbroken.drivers._psycopg_dial import drive
 from unbroken.drivers._psycopg_texts import hear_level, is_one, knows_level
 from unbroken.drivers._shared import lost
+from unbroken.ledger.reading import reads
 
 if TYPE_CHECKING:
     import psycopg
@@ -54,6 +55,7 @@ class Flight(NamedTuple):
     due: Due | None
     turn: int  #: of the lock: a flight ends with the hold on the lock in which it began
     asks_level: bool
+    begins: bool = True  #: False: autocommit is on
     is_full: bool = False  #: whether something of the statement may stand in the buffer
 
 
@@ -208,13 +210,16 @@ def is_due(conn: Any) -> bool:
 # -- the first statement of a transaction ----------------------------------------------------------
 
 
-def may_fly(conn: Any) -> bool:
-    """Whether BEGIN and the statement that comes now can be sent together on *conn*, behind what is
+def may_fly(conn: Any, query: Any) -> bool:
+    """Whether BEGIN and *query*, which comes now, can be sent together on *conn*, behind what is
     due.
+
+    In autocommit there is no BEGIN, and only what reads is sent behind what is due: another
+    statement may still fail behind its own answer, at a deferred constraint.
     """
     state = conn.__dict__
     if (
-        conn._autocommit
+        (conn._autocommit and not (is_due(conn) and _only_reads(query)))
         or not state.get("_unbroken_alone")
         or conn._pipeline is not None
         or state.get("_unbroken_inside")
@@ -233,6 +238,10 @@ def may_fly(conn: Any) -> bool:
     )
 
 
+def _only_reads(query: Any) -> bool:
+    return isinstance(query, (str, bytes)) and reads(query, may_hide=False)
+
+
 def start(conn: Any) -> Generator[Any, Any, None]:
     """Put BEGIN into libpq's buffer, for a statement that follows at once."""
     state = conn.__dict__
@@ -240,9 +249,11 @@ def start(conn: Any) -> Generator[Any, Any, None]:
     if due is None:
         pgconn.enter_pipeline_mode()
     state["_unbroken_due"] = None  # out of step from here, until all is read
-    asks = conn._isolation_level is None and not knows_level(conn)
-    state["_unbroken_flight"] = Flight(due, conn.lock.turns, asks)
-    yield from conn._exec_command(conn._get_tx_start_command())
+    begins = not conn._autocommit
+    asks = begins and conn._isolation_level is None and not knows_level(conn)
+    state["_unbroken_flight"] = Flight(due, conn.lock.turns, asks, begins)
+    if begins:
+        yield from conn._exec_command(conn._get_tx_start_command())
     if asks:
         pgconn.send_query_params(_ASK_LEVEL, None)
 
@@ -268,15 +279,16 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
         yield from send(pgconn)
     if flight.due is not None:
         yield from _read_due(pgconn, flight.due)
-    begun = yield from _one(pgconn)
+    begun = (yield from _one(pgconn)) if flight.begins else None
     level = (yield from _one(pgconn)) if flight.asks_level else None
     answers: list[list[Any]] = []
     for _ in range(statement):
         answers += [(yield from fetch_many(pgconn))]
     # where it is not, an answer was the server's goodbye, which is raised here or by the caller
-    if (yield from _is_synced(pgconn, begun, *(each for some in answers for each in some))):
+    heard = [each for some in answers for each in some]
+    if (yield from _is_synced(pgconn, *heard, *(() if begun is None else (begun,)))):
         pgconn.exit_pipeline_mode()
-    if begun.status != _COMMAND_OK:
+    if begun is not None and begun.status != _COMMAND_OK:
         raise _server_error(pgconn, begun) if begun.status == _FATAL else out_of_step()
     if level is not None and level.status == _TUPLES_OK:
         hear_level(state, level.get_value(0, 0))
@@ -290,11 +302,15 @@ def flying(base: Any) -> Any:
     """
     import psycopg
     from psycopg._cursor_base import BaseCursor
+    from psycopg.client_cursor import ClientCursorMixin
 
     if hasattr(base, "_flies") or not issubclass(base, (psycopg.Cursor, psycopg.AsyncCursor)):
         return base
-    own = ("_execute_gen", "_maybe_prepare_gen", "_execute_send", "_start_query", "_send_prepare")
+    own = ("_execute_gen", "_maybe_prepare_gen", "_start_query", "_send_prepare")
     if any(getattr(base, name) is not getattr(BaseCursor, name) for name in own):
+        return base
+    puts_values_in = base._execute_send is ClientCursorMixin._execute_send
+    if not puts_values_in and base._execute_send is not BaseCursor._execute_send:
         return base
 
     pgconn_of = vars(BaseCursor)["_pgconn"].__get__
@@ -320,7 +336,7 @@ def flying(base: Any) -> Any:
                 yield from super()._execute_gen(query, params, **options)
                 return
             turn = getattr(conn.lock, "turns", None)
-            state["_unbroken_said"] = (turn, query, may_fly(conn))
+            state["_unbroken_said"] = (turn, query, may_fly(conn, query))
             try:
                 yield from super()._execute_gen(query, params, **options)
             except Exception:
@@ -338,7 +354,8 @@ def flying(base: Any) -> Any:
             if flight is None:
                 yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
                 return
-            if not is_one(pgq):
+            refused = puts_values_in and (self.format if binary is None else binary)
+            if refused or not is_one(pgq):
                 yield from land(conn)
                 yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
                 return

@@ -4,8 +4,13 @@ and whether anybody waits for its answer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from unbroken.abc import CANNOT_SERVE, Cause
-from unbroken.ledger.reading import only_reads
+from unbroken.drivers._shared import AUTOCOMMIT_OFF, AUTOCOMMIT_ON
+from unbroken.ledger.reading import only_reads, reads
 from unbroken.ledger.residue import NOTHING, Left
 from unbroken.pool.admission import cannot_serve
 from unbroken.pool.holding import Holding
@@ -60,26 +65,93 @@ class Ends(Holding):
 
         What a unit of work wrote is rolled back before its end is told.
         """
-        state, entry, conn, unit = self.state, self.entry, self.conn, self.unit
+        state = self.state
         return bool(
             state.defers
-            and state.knows_status
             and not callable(state.settings.reset)
+            and self._may_leave_answer()
+            and state.has_traits(self.conn, self.entry.traits)
+            and not self.left()
+        )
+
+    def _may_leave_answer(self) -> bool:
+        """Whether the open transaction can be ended by what is sent now, and the answer be read
+        later.
+        """
+        state, entry, conn, unit = self.state, self.entry, self.conn, self.unit
+        return bool(
+            state.knows_status
             and entry.cause is None
             and entry.suspect is None
             and (unit is None or not unit.wrote)
             and state.may_leave(conn)
             and state.driver.is_quiet(conn)
-            and state.has_traits(conn, entry.traits)
-            and not self.left()
         )
 
-    def _only_read(self) -> bool:
+    def _only_read(self, *, may_lock: bool = True) -> bool:
         """Whether it is certain that nothing was written in the transaction that is open, so that
         the answer to its COMMIT says nothing that the caller does not know.
         """
         state, texts = self.state, self.state.driver.texts(self.conn)
-        return only_reads(texts, may_hide=state.may_hide_writes)
+        return only_reads(texts, may_hide=state.may_hide_writes, may_lock=may_lock)
+
+    def _leave_commit(self) -> Flow[bool]:
+        """In the middle of a use: send COMMIT for a transaction that only read, and leave its
+        answer to the next statement. False: its answer is wanted, and nothing was sent.
+
+        The caller goes on, and may count on locks to be free; and the server may need to be known
+        for one that answers as others do.
+        """
+        state, unit, key = self.state, self.unit, id(self.conn)
+        if not (
+            state.defers
+            and self.entry.end_seen
+            and self._may_leave_answer()
+            and self._only_read(may_lock=False)
+            and not self.has_ended()
+        ):
+            return False
+        if unit is not None:
+            unit.committing(conn_id=key)
+        yield from self._send_end("COMMIT", None)
+        if unit is not None:
+            unit.committed(conn_id=key)
+        return True
+
+    def switch(self, *, on: bool) -> Flow[bool]:
+        """Switch autocommit in the middle of a use, where nothing is open, and wait for nothing.
+        False: the body must do it, and wait.
+
+        Off, it is switched with the next statement: behind nothing but that, if the statement only
+        reads. Else it would be stored where the switch is refused.
+        """
+        state, entry, conn, driver = self.state, self.entry, self.conn, self.state.driver
+        if not (
+            state.can_want
+            and state.knows_status
+            and entry.cause is None
+            and state.is_in_step(entry, conn)
+            and state.is_settled(entry, conn)
+            and driver.autocommits(conn) is not on
+        ):
+            return False
+        if not on:
+            self.want(AUTOCOMMIT_OFF)
+        elif driver.wants(conn):
+            driver.want(conn, None, _waits)  # nothing was sent since
+        elif not (state.defers and entry.end_seen):
+            return False
+        else:
+            yield from self._send_end(AUTOCOMMIT_ON, None)
+        return True
+
+    def want(self, sql: str) -> None:
+        """*sql* begins a transaction: it goes out with the next statement, or before it."""
+        state = self.state
+        follows: Callable[[Any], bool] = _waits
+        if state.pipelines and self.entry.end_seen:
+            follows = partial(reads, may_hide=state.may_hide_writes)
+        state.driver.want(self.conn, sql, follows)
 
     def defer_rollback(self, timeout: float | None = None) -> Flow[None]:
         """Send ROLLBACK and leave its answer to the next user, or to upkeep.
@@ -123,3 +195,8 @@ class Ends(Holding):
             cannot_serve(self.state, self.entry, fault)
         cause = (fault.cause or Cause.LOST) if fault.is_lost else Cause.RESET_FAILED
         self.entry.condemn(cause, fault.text or repr(exc))
+
+
+def _waits(_text: object) -> bool:
+    """No statement is sent before what it needs was answered."""
+    return False

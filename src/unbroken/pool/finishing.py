@@ -93,6 +93,16 @@ class Finishing(Ends):
                 fate=Fate.UNKNOWN,
             ) from exc
         entry.sent, entry.settled_at = entry.count(), entry.uses
+        if state.defers and state.is_settled(entry, self.conn):
+            entry.end_seen = True
+
+    def commit_and_go_on(self, send: Call | None = None) -> Flow[None]:
+        """As :meth:`commit`, in the middle of a use.
+
+        Nobody waits for the answer where nothing was written.
+        """
+        if not (yield from self._leave_commit()):
+            yield from self.commit(send)
 
     def _is_in_doubt(self, exc: Exception, fault: Fault) -> bool:
         """Whether what was committed may be stored, now that COMMIT raised *exc*."""
