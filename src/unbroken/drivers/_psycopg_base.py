@@ -352,6 +352,19 @@ class Base(_Inherited):
     #: A statement may be sent behind a COMMIT or ROLLBACK whose answer is still due.
     pipelines = True
 
+    def want(self, conn: Connection, sql: str | None, follows: Callable[[Any], bool]) -> None:  # noqa: ARG002 - for drivers whose server goes on behind an error
+        """*sql*, BEGIN, goes out together with the next statement. None: nothing does."""
+        trips.want(conn, sql)
+
+    def wants(self, conn: Connection) -> str | None:
+        """What goes out so."""
+        wanted: bytes | None = conn._unbroken_wants
+        return None if wanted is None else wanted.decode()
+
+    def autocommits(self, conn: Connection) -> bool:
+        """Whether autocommit is on."""
+        return bool(conn._autocommit)
+
     def owes_answer(self, conn: Connection) -> bool:
         """Whether that answer was not read yet."""
         return trips.is_due(conn)

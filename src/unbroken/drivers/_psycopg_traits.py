@@ -44,7 +44,7 @@ class Traits(NamedTuple):
 _NOTED = frozenset(
     "_autocommit _isolation_level _read_only _deferrable row_factory cursor_factory"
     " server_cursor_factory _adapters _num_transactions _tpc _pipeline _prepared lock pgconn"
-    " _unbroken_inside".split()
+    " _unbroken_inside _unbroken_wants".split()
 )
 
 
@@ -61,6 +61,7 @@ def noting(base: Any) -> Any:
         __module__ = base.__module__
         _unbroken_changed = True  #: until the first comparison
         _unbroken_inside = 0  #: how many blocks of pipeline() are entered
+        _unbroken_wants: bytes | None = None  #: what goes out with the next statement
         _unbroken_turn: int | None = (
             None  #: the one hold on the lock that the pipeline is for; None: for any
         )
@@ -94,6 +95,7 @@ def noting(base: Any) -> Any:
                 yield from trips.start(self)
             else:
                 yield from self._unbroken_ready()
+                yield from trips.begin_now(self)
                 yield from super()._start_query()
             note_text(self, said[1])
 
@@ -228,6 +230,7 @@ def is_as_opened(conn: Any, traits: Any) -> bool:
         conn._num_transactions
         or conn._tpc is not None
         or not is_out_of_pipelines(conn)
+        or conn._unbroken_wants is not None
         or traits_of(conn) != traits
     ):
         return False
@@ -252,6 +255,7 @@ def put_back(conn: Any, traits: Traits) -> bool:
         return False
     if conn.lock.locked() or conn._num_transactions or conn._tpc is not None:
         return False
+    conn._unbroken_wants = None
     conn._autocommit = traits.autocommit
     conn._isolation_level, conn._read_only, conn._deferrable = (
         traits.isolation_level,

@@ -202,6 +202,26 @@ def out_of_step() -> BaseException:
     return error
 
 
+def want(conn: Any, sql: str | None) -> None:
+    """*sql*, BEGIN, goes out together with the next statement. None: it does not."""
+    conn._unbroken_wants = None if sql is None else sql.encode()
+
+
+def begin_now(conn: Any) -> Generator[Any, Any, None]:
+    """Send what is wanted now, and wait."""
+    state = conn.__dict__
+    wanted = state.get("_unbroken_wants")
+    if wanted is None:
+        return
+    state["_unbroken_beginning"] = True
+    try:
+        yield from conn._exec_command(wanted)
+        # not before: what was broken off is sent once more
+        conn._unbroken_wants = None
+    finally:
+        state.pop("_unbroken_beginning", None)
+
+
 def is_due(conn: Any) -> bool:
     """Whether an answer to the pool's own COMMIT or ROLLBACK was not read yet."""
     return conn.__dict__.get("_unbroken_due") is not None
@@ -218,8 +238,9 @@ def may_fly(conn: Any, query: Any) -> bool:
     statement may still fail behind its own answer, at a deferred constraint.
     """
     state = conn.__dict__
+    begins = state.get("_unbroken_wants") or not conn._autocommit
     if (
-        (conn._autocommit and not (is_due(conn) and _only_reads(query)))
+        not (begins or (is_due(conn) and _only_reads(query)))
         or not state.get("_unbroken_alone")
         or conn._pipeline is not None
         or state.get("_unbroken_inside")
@@ -249,11 +270,14 @@ def start(conn: Any) -> Generator[Any, Any, None]:
     if due is None:
         pgconn.enter_pipeline_mode()
     state["_unbroken_due"] = None  # out of step from here, until all is read
-    begins = not conn._autocommit
+    wanted = state.get("_unbroken_wants")
+    begins = bool(wanted) or not conn._autocommit
     asks = begins and conn._isolation_level is None and not knows_level(conn)
     state["_unbroken_flight"] = Flight(due, conn.lock.turns, asks, begins)
+    if wanted:
+        conn._unbroken_wants = None
     if begins:
-        yield from conn._exec_command(conn._get_tx_start_command())
+        yield from conn._exec_command(wanted or conn._get_tx_start_command())
     if asks:
         pgconn.send_query_params(_ASK_LEVEL, None)
 
@@ -416,11 +440,17 @@ def look(conn: Any) -> Any:
         if "_unbroken_texts" in state:
             state["_unbroken_texts"].append(None)
             state["_unbroken_level"] = None
-        if state.get("_unbroken_due") is not None:
+        if _is_owed(state):
             settle(conn)
-    elif state.get("_unbroken_due") is not None and not _is_harmless(frame):
+    elif _is_owed(state) and not _is_harmless(frame):
         settle(conn)
     return state["pgconn"]
+
+
+def _is_owed(state: dict[str, Any]) -> bool:
+    if state.get("_unbroken_due") is not None:
+        return True
+    return state.get("_unbroken_wants") is not None and "_unbroken_beginning" not in state
 
 
 def _is_harmless(frame: FrameType) -> bool:
@@ -447,6 +477,14 @@ def _making() -> tuple[Any, Any]:
 
 
 def settle(conn: Any) -> None:
-    """Read the answers that are due, at once: whoever asks cannot wait in its own way."""
+    """Read the answers that are due and send what is wanted, at once: whoever asks cannot wait in
+    its own way.
+    """
     pgconn = conn.__dict__["pgconn"]
-    drive(pgconn, take(conn), ANSWER_WITHIN, out_of_step)
+    drive(pgconn, _settle(conn), ANSWER_WITHIN, out_of_step)
+
+
+def _settle(conn: Any) -> Generator[Any, Any, None]:
+    if is_due(conn):
+        yield from take(conn)
+    yield from begin_now(conn)

@@ -193,9 +193,13 @@ class Driver(Blocking):
         """
         conn._seen_want(sql, follows)
 
-    def wants(self, conn: Connection) -> bool:
-        """Whether something is to go out before the next command."""
-        return conn.__dict__.get("_seen_wants") is not None
+    def wants(self, conn: Connection) -> str | None:
+        """What is to go out before the next command."""
+        wanted: str | None = conn.__dict__.get("_seen_wants")
+        return wanted
+
+    #: It takes a statement to switch autocommit.
+    sends_autocommit = True
 
     def autocommits(self, conn: Connection) -> bool:
         """Whether autocommit is on, or will be once all that is due was answered."""

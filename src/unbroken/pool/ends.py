@@ -126,17 +126,10 @@ class Ends(Holding):
         reads. Else it would be stored where the switch is refused.
         """
         state, entry, conn, driver = self.state, self.entry, self.conn, self.state.driver
-        if not (
-            state.can_want
-            and state.knows_status
-            and entry.cause is None
-            and state.is_in_step(entry, conn)
-            and state.is_settled(entry, conn)
-            and driver.autocommits(conn) is not on
-        ):
+        if not (state.can_switch and self._may_begin()) or driver.autocommits(conn) is on:
             return False
         if not on:
-            self.want(AUTOCOMMIT_OFF)
+            self._want(AUTOCOMMIT_OFF)
         elif driver.wants(conn):
             driver.want(conn, None, _waits)  # nothing was sent since
         elif not (state.defers and entry.end_seen):
@@ -145,8 +138,35 @@ class Ends(Holding):
             yield from self._send_end(AUTOCOMMIT_ON, None)
         return True
 
-    def want(self, sql: str) -> None:
-        """*sql* begins a transaction: it goes out with the next statement, or before it."""
+    def begin_later(self) -> bool:
+        """Have BEGIN go out with the next statement, or right before it, where nothing is open and
+        autocommit is on. False: the body must send it.
+        """
+        state = self.state
+        if not (state.can_want and self._may_begin() and state.driver.autocommits(self.conn)):
+            return False
+        self._want("BEGIN")
+        return True
+
+    def was_not_begun(self) -> bool:
+        """Whether BEGIN has not gone out yet, so that there is nothing to end: it never does."""
+        state, conn = self.state, self.conn
+        if not state.can_want or state.driver.wants(conn) != "BEGIN":
+            return False
+        state.driver.want(conn, None, _waits)
+        return True
+
+    def _may_begin(self) -> bool:
+        state, entry, conn = self.state, self.entry, self.conn
+        return bool(
+            state.knows_status
+            and entry.cause is None
+            and state.is_in_step(entry, conn)
+            and state.is_settled(entry, conn)
+        )
+
+    def _want(self, sql: str) -> None:
+        """*sql* begins a transaction."""
         state = self.state
         follows: Callable[[Any], bool] = _waits
         if state.pipelines and self.entry.end_seen:
