@@ -16,6 +16,7 @@ from inspect import isasyncgenfunction, unwrap
 from typing import Any, NamedTuple
 
 from unbroken.drivers import _psycopg_trips as trips
+from unbroken.drivers._psycopg_look import look
 from unbroken.drivers._psycopg_texts import note_command, note_text
 from unbroken.drivers._psycopg_watch import real_pgconn
 
@@ -73,7 +74,7 @@ def noting(base: Any) -> Any:
 
         @property
         def pgconn(self) -> Any:
-            return trips.look(self)
+            return look(self)
 
         @pgconn.setter
         def pgconn(self, value: Any) -> None:

@@ -15,7 +15,8 @@ from functools import cache
 from typing import Any
 
 from unbroken.drivers import _postgresql
-from unbroken.drivers._psycopg_trips import is_due, look
+from unbroken.drivers._psycopg_look import look
+from unbroken.drivers._psycopg_trips import is_due
 from unbroken.drivers._shared import class_of, mark_call, marked
 from unbroken.ledger import scope, unit
 

@@ -26,9 +26,7 @@ def only_reads(
     never raises.
     """
     return 0 < len(texts) <= MOST and all(
-        text is not None
-        and reads(text, may_hide=may_hide)
-        and (may_lock or not _locks(text))
+        text is not None and reads(text, may_hide=may_hide) and (may_lock or not _locks(text))
         for text in texts
     )
 

@@ -95,28 +95,29 @@ class Ends(Holding):
         state, texts = self.state, self.state.driver.texts(self.conn)
         return only_reads(texts, may_hide=state.may_hide_writes, may_lock=may_lock)
 
-    def _leave_commit(self) -> Flow[bool]:
-        """In the middle of a use: send COMMIT for a transaction that only read, and leave its
-        answer to the next statement. False: its answer is wanted, and nothing was sent.
+    def _may_leave_commit(self) -> bool:
+        """Whether nobody needs the answer to a COMMIT that is sent in the middle of a use.
 
-        The caller goes on, and may count on locks to be free; and the server may need to be known
-        for one that answers as others do.
+        The caller goes on, and may count on locks to be free. How the server answers a COMMIT must
+        have been seen.
         """
-        state, unit, key = self.state, self.unit, id(self.conn)
-        if not (
-            state.defers
+        return bool(
+            self.state.defers
             and self.entry.end_seen
             and self._may_leave_answer()
             and self._only_read(may_lock=False)
-            and not self.has_ended()
-        ):
-            return False
+        )
+
+    def _leave_commit(self) -> Flow[None]:
+        """Send COMMIT for a transaction that only read, and leave its answer to the next
+        statement.
+        """
+        unit, key = self.unit, id(self.conn)
         if unit is not None:
             unit.committing(conn_id=key)
         yield from self._send_end("COMMIT", None)
         if unit is not None:
             unit.committed(conn_id=key)
-        return True
 
     def switch(self, *, on: bool) -> Flow[bool]:
         """Switch autocommit in the middle of a use, where nothing is open, and wait for nothing.
@@ -126,7 +127,11 @@ class Ends(Holding):
         reads. Else it would be stored where the switch is refused.
         """
         state, entry, conn, driver = self.state, self.entry, self.conn, self.state.driver
-        if not (state.can_switch and self._may_begin()) or driver.autocommits(conn) is on:
+        if not (
+            getattr(driver, "sends_autocommit", False)
+            and self._may_begin()
+            and driver.autocommits(conn) is not on
+        ):
             return False
         if not on:
             self._want(AUTOCOMMIT_OFF)
@@ -142,19 +147,24 @@ class Ends(Holding):
         """Have BEGIN go out with the next statement, or right before it, where nothing is open and
         autocommit is on. False: the body must send it.
         """
-        state = self.state
-        if not (state.can_want and self._may_begin() and state.driver.autocommits(self.conn)):
+        driver = self.state.driver
+        if not (hasattr(driver, "want") and self._may_begin() and driver.autocommits(self.conn)):
             return False
         self._want("BEGIN")
         return True
 
     def was_not_begun(self) -> bool:
         """Whether BEGIN has not gone out yet, so that there is nothing to end: it never does."""
-        state, conn = self.state, self.conn
-        if not state.can_want or state.driver.wants(conn) != "BEGIN":
+        if self.wanted() != "BEGIN":
             return False
-        state.driver.want(conn, None, _waits)
+        self.state.driver.want(self.conn, None, _waits)
         return True
+
+    def wanted(self) -> str | None:
+        """What begins a transaction and has not gone out, nor has anything behind it."""
+        ask = getattr(self.state.driver, "wants", None)
+        wanted: str | None = None if ask is None else ask(self.conn)
+        return wanted
 
     def _may_begin(self) -> bool:
         state, entry, conn = self.state, self.entry, self.conn

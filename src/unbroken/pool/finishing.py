@@ -101,7 +101,9 @@ class Finishing(Ends):
 
         Nobody waits for the answer where nothing was written.
         """
-        if not (yield from self._leave_commit()):
+        if self._may_leave_commit() and not self.has_ended():
+            yield from self._leave_commit()
+        else:
             yield from self.commit(send)
 
     def _is_in_doubt(self, exc: Exception, fault: Fault) -> bool:

@@ -180,10 +180,6 @@ class Knowledge(Guarded):
         )
         #: … and a statement be sent before that answer has come
         self.pipelines = getattr(driver, "pipelines", False)
-        #: whether what begins a transaction can go out with its first statement
-        self.can_want = hasattr(driver, "want")
-        #: … and that switches autocommit
-        self.can_switch = getattr(driver, "sends_autocommit", False)
         self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
         self.is_tcp = driver.target.unix_socket is None
         #: whose addresses are followed
