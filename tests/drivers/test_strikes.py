@@ -22,8 +22,8 @@ OTHERS = ["mysqldb", "mariadbconnector", "mysqlconnector", "mysqlconnector_async
 # what was struck is ended without a goodbye, and lingers for a moment
 OPTIONS = {"local_infile": 1, "max_connections": 400}
 #: What is struck at every step in the default tests; all kinds of calls are in the long ones.
-USUAL = "insert,refused,commit,restored"
-SHORT = "insert,refused,commit,driver_rollback,results,stream,restored,left_and_taken"
+USUAL = "insert,refused,commit,restored,wanted"
+SHORT = "insert,refused,commit,driver_rollback,results,stream,restored,left_and_taken,wanted"
 
 
 @pytest.fixture(scope="module")

@@ -278,10 +278,11 @@ def status_once(conn: Followed, sql: str) -> int:
     """What is kept of the server's status once *sql*, which is sent now, was answered: COMMIT,
     ROLLBACK, BEGIN, or what sets autocommit.
 
-    Only asked where the status is known.
+    Raises where the status is not known.
     """
     status = status_of(conn)
-    assert status is not None
+    if status is None:
+        raise out_of_step(conn)
     if sql == "BEGIN":
         return status | IN_TRANSACTION
     status &= ~(IN_TRANSACTION | IN_READ_ONLY)

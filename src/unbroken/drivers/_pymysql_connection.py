@@ -112,11 +112,17 @@ def exact(base: Any) -> Any:
             wanted = self._seen_wants
             if wanted is None or self._sock is None:
                 return
-            behind = command == _mysql.COM_QUERY and self._seen_follows(sql)
-            self._seen_leave(wanted)
-            if not behind:
-                self._seen_take()
-            # not before: what was broken off on its way is sent once more, which changes nothing
+            self._seen_ready()
+            if exchange.status_of(self) is None:  # this was broken off: it is sent once more
+                self._seen_busy = exchange.BUSY
+                super()._execute_command(_mysql.COM_QUERY, wanted)
+                self._seen_busy = exchange.SENT
+                self._read_ok_packet()
+            else:
+                self._seen_leave(wanted)
+                if command != _mysql.COM_QUERY or not self._seen_follows(sql):
+                    self._seen_take()
+            # not before: until then it counts as not sent
             self._seen_want(None, self._seen_follows)
 
         def _seen_leave(self, sql: str) -> None:
@@ -125,6 +131,7 @@ def exact(base: Any) -> Any:
             """
             self._seen_ready()
             after = exchange.status_once(self, sql)
+            self._seen_status = None
             self._seen_busy = exchange.BUSY
             super()._execute_command(_mysql.COM_QUERY, sql)  # no unit hears of it
             self._seen_due += (after,)
