@@ -93,9 +93,7 @@ def psycopg(postgres: Any) -> Iterator[Bench]:
 
 @pytest.fixture(params=[*NAMES, "psycopg"])
 def bench(request: Any, mariadb: Any, postgres: Any) -> Iterator[Bench]:
-    scheme, server = (
-        ("postgresql", postgres) if request.param == "psycopg" else ("mysql", mariadb)
-    )
+    scheme, server = ("postgresql", postgres) if request.param == "psycopg" else ("mysql", mariadb)
     with table(Bench(scheme, request.param, server)) as found:
         yield found
 
