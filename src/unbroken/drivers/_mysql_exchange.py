@@ -303,11 +303,14 @@ def after_due(conn: Followed, due: int, status: int, has_next: bool, *, behind: 
     return (status & KEPT) | conn._seen_touched
 
 
-def holds_more(unread: bytes | bytearray) -> bool:
-    """Whether *unread*, what was read off the socket while an answer is due, holds more than that
-    answer.
+def holds_more(unread: bytes | bytearray, answers: int) -> bool:
+    """Whether *unread*, what was read off the socket while so many *answers* are due, holds more
+    than those.
     """
-    return len(unread) > _HEADER + int.from_bytes(unread[:3], "little")
+    end = 0
+    for _ in range(answers):
+        end += _HEADER + int.from_bytes(unread[end : end + 3], "little")
+    return len(unread) > end
 
 
 def in_transaction(conn: Followed) -> bool | None:

@@ -17,6 +17,7 @@ from unbroken.aio import AsyncPool
 from unbroken.drivers._login import Opener
 from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee import pool_options, where
+from unbroken.integrations.peewee.again import begins_later
 from unbroken.integrations.peewee.aheal import AsyncHealing
 from unbroken.integrations.peewee.errors import LazyQueryError, translated
 from unbroken.integrations.peewee.heal import Refused
@@ -220,8 +221,9 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
             state, held = pwasyncio.await_(self._pin())
             try:
                 held.is_beginning = True
-                with bounded(held.owner, "begin", held.entry):
-                    super().begin(*args, **kwargs)
+                if not begins_later(super().begin, (args, kwargs), held.loan):
+                    with bounded(held.owner, "begin", held.entry):
+                        super().begin(*args, **kwargs)
                 state.conn.begins((args, kwargs))
                 return
             except Exception:
@@ -243,6 +245,9 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
         state = self._state._current()
         if state.conn is not None and state.conn.stale():
             pwasyncio.await_(self._drop(state))
+        elif state.conn is not None and state.conn.loan.was_not_begun():
+            state.conn.look()
+            pwasyncio.await_(self._settle(state))
         else:
             try:
                 with (
@@ -270,7 +275,8 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
         try:
             with peewee.__exception_wrapper__, held.listening():
                 try:
-                    await run_async(held.loan.commit(), held.owner.runtime.do)
+                    if not held.loan.was_not_begun():
+                        await run_async(held.loan.commit_and_go_on(), held.owner.runtime.do)
                 except Exception as exc:
                     if not await self._forgets_commit(held, exc):
                         raise

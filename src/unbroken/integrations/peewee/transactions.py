@@ -10,7 +10,7 @@ from typing import Any
 import peewee
 
 from unbroken.integrations.peewee import upkeep
-from unbroken.integrations.peewee.again import lost_by
+from unbroken.integrations.peewee.again import begins_later, lost_by
 from unbroken.integrations.peewee.heal import Healing
 from unbroken.integrations.peewee.slot import Pin, Slot
 from unbroken.pool.bounds import bounded
@@ -90,14 +90,10 @@ class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee shi
 
         Not where it says more, or the application's own class sends it.
         """
-        theirs: Any = super().begin
-        if theirs.__func__ not in (peewee.MySQLDatabase.begin, peewee.PostgresqlDatabase.begin):
-            return False
-        if args or kwargs or getattr(self, "_isolation_level", None):
-            return False
         slot, pin = self._ready()
         try:
-            return slot.loan is not None and not slot.raw and slot.loan.begin_later()
+            given = (args, kwargs, getattr(self, "_isolation_level", None), slot.raw)
+            return slot.loan is not None and begins_later(super().begin, given, slot.loan)
         finally:
             self._unpin(slot, pin)
 
