@@ -18,14 +18,14 @@ from unbroken.drivers._login import Opener
 from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee import pool_options, where
 from unbroken.integrations.peewee.again import begins_later
-from unbroken.integrations.peewee.aheal import AsyncHealing
+from unbroken.integrations.peewee.aheal import AsyncHealing, undone_by_closing
 from unbroken.integrations.peewee.errors import LazyQueryError, translated
 from unbroken.integrations.peewee.heal import Refused
 from unbroken.integrations.peewee.held import Held
 from unbroken.integrations.peewee.poolish import Poolish
 from unbroken.integrations.peewee.slot import Where, caller, refusal
 from unbroken.integrations.peewee.unit import unit
-from unbroken.integrations.peewee.upkeep import log, tell_replaced
+from unbroken.integrations.peewee.upkeep import tell_replaced
 from unbroken.messages.integrations import LAZY_QUERY
 from unbroken.pool.bounds import bounded
 from unbroken.pool.steps import run_async
@@ -288,20 +288,6 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
     def unit(self, function: Any = None, /, **options: Any) -> Any:
         """``@db.unit`` on an ``async def``: see :func:`unbroken.peewee.unit`."""
         return unit(self, function, **options)
-
-
-def undone_by_closing(held: Any, error: Exception) -> None:
-    """ROLLBACK failed with *error*.
-
-    The connection is closed instead, so nothing is stored: whoever rolled back need not hear of it.
-    """
-    held.entry.condemn(Cause.RESET_FAILED, str(error))
-    log.info(
-        "rollback failed",
-        f"{held.owner.name}: ROLLBACK failed, and the connection is closed instead: {error}",
-        pool=held.owner.name,
-        session=held.entry.session,
-    )
 
 
 class AsyncMySQLConnection(Held, pwasyncio.AsyncMySQLConnection):  # type: ignore[misc]
