@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from measure import Effort, Result, Row, Table, Target
+from round_trips_frameworks import rows as frameworks
 
 import unbroken
 from unbroken_drill import FaultProxy
@@ -17,6 +18,7 @@ from unbroken_drill.servers import MariaDB, PostgreSQL, Server, available
 
 REQUESTS = 20
 SELECT = "SELECT n FROM stock"
+FRAMED = "Round trips of a request with one SELECT in a framework's transaction"
 
 
 def run(_effort: Effort) -> Result:
@@ -36,6 +38,13 @@ def run(_effort: Effort) -> Result:
                 lambda url, stack: _psycopg_pool(url, stack, check=True),
             ),
         ]
+        framed = [
+            Table(
+                f"{FRAMED}: PostgreSQL",
+                "round trips",
+                frameworks(server, mysql=False),
+            )
+        ]
     tables = [Table("Round trips of a request with one SELECT: PostgreSQL", "round trips", rows)]
     if available("mariadb") is None:
         with MariaDB() as server:
@@ -52,6 +61,13 @@ def run(_effort: Effort) -> Result:
                     [*found, *_sqlalchemy(server, "pymysql")],
                 )
             )
+            framed.append(
+                Table(
+                    f"{FRAMED}: MariaDB",
+                    "round trips",
+                    frameworks(server, mysql=True),
+                )
+            )
     targets = []
     for table in tables:
         ours = max(row.best for row in table.rows if row.is_ours)
@@ -64,7 +80,10 @@ def run(_effort: Effort) -> Result:
                 "round trips",
             )
         )
-    return Result(tables, targets)
+    for table in framed:
+        ours = max(row.best for row in table.rows if row.is_ours)
+        targets.append(Target(f"{table.title}: one", ours, 1.2, "round trips"))
+    return Result([*tables, *framed], targets)
 
 
 def _make_table(server: Server, driver: str) -> None:
